@@ -120,7 +120,7 @@ class Address(_Fields):
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Return whether only the local machine can reach the address."""
         is_loopback = self.host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", self.host)
         return self.kind == "unix" or bool(is_loopback)
 
@@ -362,12 +362,12 @@ class UsedPorts:
         return self._counts[port] > 0
 
     def count(self, address: Address, step: int) -> None:
-        """Update the count after an item with this address was added (`step` is 1) or removed (-1)."""
+        """Count an item that uses `address` as added if `step` is 1, or as removed if `step` is -1."""
         if self._counts is not None:
             self._counts[address.port] += step
 
     def reset(self) -> None:
-        """Forget how many items use each port. The next call of `has` counts the items that it is given."""
+        """Discard the count of every port. The next call of `has` counts the items in its argument `items` again."""
         self._counts = None
 
 

@@ -6,7 +6,7 @@ import time
 
 
 class Clock:
-    """The system's time. Both methods give seconds."""
+    """The system's time in seconds: `monotonic` for measuring durations, `time` for the date and time of day."""
 
     def monotonic(self) -> float:
         """Seconds since an arbitrary fixed time; never goes back."""
@@ -73,12 +73,12 @@ _LATE_CHECKS = 2
 
 
 class Watchdog:
-    """Detects a hung process, which the caller pings periodically.
+    """A detector of a hung process, which the caller pings periodically.
 
-    The process must send a message within a time limit after each ping. The caller reports its messages by `received`.
-    Only time in which the watching process itself ran counts: a pause of the container, or of the whole machine,
-    does not shorten the limit. All times are on one monotonic clock. The first message must come without a ping, within
-    60 seconds or the limit, whichever is longer.
+    The caller pings the process when `should_ping` returns True, and calls `received` after each message from the
+    process. After a ping, a message must come within `silent_seconds`. The first message must come without a ping,
+    within 60 seconds or `silent_seconds`, whichever is longer. Time in which the watching process did not run, such as
+    a pause of the machine, does not count. All times are on one monotonic clock.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Watchdog:
         self.waited_seconds = 0.0  # time spent waiting for the expected answer
 
     def received(self, now: float) -> None:
-        """Record that the process has sent a message."""
+        """Note that the watched process has sent a message, so that none is awaited until the next ping."""
         self._awaited, self._patience = False, self._silent_seconds
         self._ping_at = aligned(now, self._ping_seconds)
         self.waited_seconds = 0.0
@@ -107,9 +107,9 @@ class Watchdog:
         return self._checked + min(self._check_seconds, self._patience - self.waited_seconds)
 
     def is_silent(self, now: float) -> bool:
-        """Whether the process hangs: the expected message has not come in time.
+        """Return whether the watched process hangs: the expected message has not come in time.
 
-        The caller calls it again by the time `due`, because a longer gap between two calls does not count as waiting.
+        Must be called at each time `due`. A much later call does not count the time since the previous call.
         """
         if not self._awaited:
             return False
@@ -125,7 +125,7 @@ class Watchdog:
         return self.waited_seconds >= _LATE_CHECKS * self._check_seconds
 
     def should_ping(self, now: float, *, early: bool = False) -> bool:
-        """Whether to ping the process now; if so, an answer is expected. `early` permits a ping before it is due."""
+        """Return True if the caller must ping now; `is_silent` then awaits an answer. `early` skips the interval."""
         if self._awaited or (now < self._ping_at and not early):
             return False
         self._awaited, self._checked = True, now

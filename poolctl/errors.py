@@ -88,7 +88,7 @@ class PoolError(ExceptionGroup[ServerError]):
         return f"{self.message}: {shown}" + (f"; and {hidden} more" if hidden > 0 else "")
 
     def to_list(self) -> list[dict[str, str | int]]:
-        """The children as JSON, as the command line prints them; nested groups are flattened."""
+        """Return the group's errors as JSON, as the command line prints them; nested groups are flattened."""
         found: list[dict[str, str | int]] = []
         for child in self.exceptions:
             if isinstance(child, PoolError):
@@ -106,7 +106,7 @@ class PoolParamError(PoolError):
 
 
 class PoolAddError(PoolError):
-    """The failure to add servers. `pool` is the pool with the others; None if raised by `store` or `store_new`."""
+    """The failure to add servers. `pool` has the servers that could be added; None if `store` or `store_new` failed."""
 
     code = 1321
     error = "ErrorPoolAdd"

@@ -36,10 +36,10 @@ FEATURES = (
 class LastingProcess:
     """A process of a feature that continues to serve clients while no supervisor runs.
 
-    `label` is the process's name in messages. The keeper holds a connection to the process under the name `entry`. The
-    process's socket file has a name that begins with `socket` and a dot. A supervisor that finds the process at startup
-    loads the feature, even if the configuration does not need it. `end` names a function of the pool's directory and a
-    limit in seconds. The function ends processes left without a keeper, and returns a list of (pid, ended by itself).
+    `label` is the process's name in messages, and `entry` the name of the keeper's connection to the process. The name
+    of the process's socket file begins with `socket` and a dot. A supervisor that finds the process at startup loads
+    the feature, needed or not. `end` names a function that ends processes left without a keeper. The function takes the
+    pool's directory and a limit in seconds, and returns a list of (pid, whether the process ended by itself).
     """
 
     label: str
@@ -50,7 +50,7 @@ class LastingProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """The test of a feature's process on a small temporary pool, which is upgraded before the real pool is.
+    """A rehearsal of an upgrade: before the real pool, a small temporary pool with the feature's process is upgraded.
 
     `tables` are added to the temporary pool's file. After the temporary pool's upgrade, its supervisor must execute the
     request `verb`, which fails if the feature's process does not work under the new version.
@@ -75,7 +75,7 @@ class Starter:
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """The parts of a feature as references, "module" or "module:attribute" in its package, imported on first use."""
+    """The declaration of a feature, which names each part as "module" or "module:attribute" within `package`."""
 
     package: str
     commands: Mapping[str, str] = field(default_factory=dict)  # the module of each command

@@ -38,7 +38,7 @@ class _FieldForm(NamedTuple):
 
 
 def to_json(record: object, *names: str) -> Table:
-    """Return the record as a JSON document, with only the fields `*names` if names are given.
+    """Return the record as a JSON document; if `names` are passed, the document has only the fields of these names.
 
     If the record's class has a method `finish_json`, the method is called with the document and may change it.
     """

@@ -45,9 +45,9 @@ def directory_of(path: str, *, follow_last: bool = False) -> Iterator[tuple[int,
 
 
 def open_file(path: str, flags: int, mode: int = 0o640) -> int:
-    """A descriptor of the file at a path; with O_CREAT missing directories are created as well.
+    """Open the file at `path`, and return its descriptor; with O_CREAT in `flags`, also create missing directories.
 
-    Raises OSError; UnsafePath if another user may have put the file, or a link on its path, there.
+    Raises OSError. The subclass UnsafePath means that another user may have planted the file or a link on its path.
     """
     return _open(path, flags, mode, any_owner=False)
 
@@ -126,9 +126,9 @@ def open_directory(path: str) -> int:
 
 
 def _open_of_link_owner(path: str, flags: int, refused: UnsafePath) -> int:
-    """Open `path` if it was refused for another user's symbolic link that leads to a file of the link's owner.
+    """Open a refused path if the reason was another user's link and the link's owner also owns the file.
 
-    Otherwise, raise `refused`, the error of the refusal. Also raises OSError if `path` cannot be opened.
+    Return the descriptor; otherwise raise `refused`, the given error. Raises OSError if `path` cannot be opened.
     """
     if refused.owner < 0:
         raise refused

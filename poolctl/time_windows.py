@@ -1,8 +1,8 @@
 """Time windows in cron's notation: whether a time is within one, when that changes, and the next minute in one.
 
 A window has five fields: minute, hour, day of the month, month, day of the week. A minute that matches all fields is in
-the window; if both days are restricted, it must match only one of these two, as in crontab(5). Times are local: an hour
-repeated when clocks are set back matches twice, and a skipped hour never.
+the window. If both day fields are restricted, a match of either is enough, as in crontab(5). Times are local: an hour
+repeated when clocks are set back matches twice, and a skipped hour does not match.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WINDOW_ALLOWED = 'minute, hour, day, month and weekday as in crontab(5), such as
 
 
 class BadWindow(ValueError):
-    """The text is not a window; the message names the field, `allowed` its valid values."""
+    """An invalid time window. The message names the invalid field, and `allowed` tells the field's valid values."""
 
     def __init__(self, problem: str, allowed: str) -> None:
         super().__init__(f"{problem}; allowed is {allowed}")
@@ -206,10 +206,10 @@ def _start_of_day(day: date, zone: tzinfo | None) -> float:
 
 
 def _masks(parsed: _Parsed, day: date) -> dict[str, int]:
-    """Return for each state the minutes of the day with that state, one bit for each minute.
+    """Return {state: minutes of `day` with the state}, where the minutes are a number with one bit for each minute.
 
-    A minute has the first state in `parsed` with a window that contains the minute. The state "" has the minutes that
-    are in no window.
+    `parsed` lists states with their time windows. A minute has the first listed state with a window that contains the
+    minute. A minute in no window has the state "".
     """
     rest, found = _WHOLE_DAY, {}
     for state, windows in parsed:

@@ -87,11 +87,11 @@ class Option:
 
 
 class Command:
-    """The options of a command, and its help.
+    """The options and the help of a poolctl command, such as `run`.
 
-    Its own options come first, then the selection options, then the common options, which may also precede the
-    command. With `takes_command` the words after `--` are a command to run, available as the request's value
-    `command`.
+    `options` holds first the poolctl command's own options, then the selection options, then the common options. Common
+    options may also precede the poolctl command. With `takes_command`, a program and its arguments follow after `--`.
+    The request's value `command` lists the program and the arguments.
     """
 
     def __init__(
@@ -352,7 +352,7 @@ class CommandRequest:
         return int(text)
 
     def moment(self, key: str) -> str:
-        """The time given by an option as a log timestamp, comparable as text; "" if not given. May raise UsageError."""
+        """Return a log timestamp for the time that the option `key` gives; "" without the option. Raises UsageError."""
         text = self.get(key)
         if text is None:
             return ""
@@ -543,9 +543,9 @@ def saves(request: CommandRequest) -> bool:
 def one_of(
     option: str, word: str, accepted: tuple[str, ...], final: tuple[str, ...] | None = None, hint: str = ""
 ) -> str:
-    """Return `word` if it is valid: in `final` if that is given, else in `accepted`. Otherwise raise UsageError.
+    """Return `word` if it is in `final`, by default `accepted`. Otherwise raise UsageError, which names `option`.
 
-    The error names `option` and suggests a similar word of `accepted`, or else shows `hint`, or else lists `accepted`.
+    The error suggests a similar word of `accepted`. Without a similar word, `hint` is shown, by default `accepted`.
     """
     final = final or accepted
     if word in final:

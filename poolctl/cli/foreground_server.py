@@ -99,9 +99,9 @@ class ForegroundServer:
     def become(self, part: str, *role: str, more: Iterable[socket.socket] = ()) -> NoReturn:
         """Replace this process (exec) with the server's command or, for an application, with poolctl's package `part`.
 
-        The package runs in the application's Python interpreter. Descriptor SPEC_FD holds the worker specification. The
-        listeners, the TLS files and the sockets `more` have the next numbers. The package's arguments are the words of
-        `role`, then the total number of listeners, TLS files and sockets. Raises Failure.
+        The application's Python interpreter runs the package. Descriptor SPEC_FD is the worker specification. The next
+        descriptors are the listeners, the TLS files and the sockets `more`, in this order. The package's arguments are
+        the strings `role`, followed by the number of descriptors after SPEC_FD. Raises Failure.
         """
         for name in withheld_variables():
             del os.environ[name]

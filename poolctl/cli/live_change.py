@@ -135,7 +135,7 @@ def _selected(
 def _changed_files(
     files: WriteBack, items: Sequence[Item], report: Callable[[Result], str], *, removes: bool
 ) -> Outcome:
-    """Return the outcome of changing only the files: the changed servers, and a message made by `report`."""
+    """Return the outcome to print if only the files change: the selected servers, and the message from `report`."""
     unchanged: list[str] = []
     if not removes:
         before = {each.name: each.state for each in items}
@@ -176,14 +176,14 @@ class WriteBack:
         return [name for name in names if self.draft.entry(name) is not None]
 
     def scale(self, names: Sequence[str], workers: int) -> None:
-        """Set the number of workers of these servers in `draft`, the new files."""
+        """Set the number of workers of the named servers in `self.draft`, the new content of the files."""
         as_wanted = {server.name for server in self.now if server.workers == workers}
         for name in self.keep_names_in_files(names):
             if name not in as_wanted:
                 self.draft.scale(name, workers)
 
     def disable(self, names: Sequence[str], disabled: bool) -> None:
-        """Disable these servers in `draft`, the new files; enable them if `disabled` is false."""
+        """Disable the named servers in `self.draft`, the files' new content; enable them if `disabled` is false."""
         as_wanted = {server.name for server in self.now if server.disabled == disabled}
         for name in self.keep_names_in_files(names):
             if name in as_wanted:
@@ -354,9 +354,9 @@ def _command(
     *,
     removes: bool = False,
 ) -> SimpleNamespace:
-    """Return an object with the declaration `COMMAND` and the function `perform`, as the module of a command has them.
+    """Return a substitute for a command's module: an object with the attributes `COMMAND` and `perform`.
 
-    The function `perform` calls this module's function `change` with `report`, `write` and `removes`.
+    The function `perform` calls `change`, which explains the arguments `report`, `write` and `removes`.
     """
 
     def perform(request: CommandRequest) -> Outcome:

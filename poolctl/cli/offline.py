@@ -67,7 +67,7 @@ def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:
 
 
 def select_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
-    """The selected servers in the files, stopped or still served by surviving workers.
+    """Return the selected servers in the files. Servers whose workers have outlived the supervisor count as started.
 
     Raises the exceptions of `load` and `choose`.
     """
@@ -197,9 +197,9 @@ def expressions_limited(
 ) -> Iterator[None]:
     """Context manager: raises UsageError with `problem` if regular expressions in the block take too much CPU time.
 
-    By default the limit applies to the whole block. If `text_number` is given, it applies to each searched text:
-    `text_number` returns the number of the text that is being searched, or None between searches. Outside the main
-    thread there is no limit.
+    By default the limit applies to the whole block. With `text_number`, the limit applies to the search of one text.
+    The function `text_number` must return the number of the text being searched, None if no search is in progress.
+    Outside the main thread there is no limit.
     """
     before: int | None = 0
 

@@ -47,7 +47,7 @@ class PoolWatcher:
     def __init__(
         self, request: CommandRequest, pool: PoolRef, say: Callable[[str], None], since: float
     ) -> None:
-        """Start watching. Code saved before `since` (Unix time) restarts no server, even if a worker started earlier.
+        """Start watching. Only code that is saved after `since`, a Unix time, makes a server restart.
 
         Raises Failure if files cannot be watched, NoSupervisor if the pool does not run.
         """
@@ -311,9 +311,9 @@ def _change_lines(changed: Changed) -> Iterator[str]:
 
 
 def _split_pattern(pattern: str) -> tuple[str, list[str]]:
-    """The directory in which the files matching the pattern are, with links resolved, and the pattern's further parts.
+    """Split a file pattern into a directory, with links resolved, and the list of the parts after the directory.
 
-    The directory ends before the first part with a wildcard, or before the last part if no part has one.
+    The list begins with the first part that has a wildcard, or with the last part if no part has a wildcard.
     """
     parts = pattern.split("/")
     first = next((at for at, part in enumerate(parts) if "*" in part or "?" in part), len(parts) - 1)

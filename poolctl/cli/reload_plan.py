@@ -23,7 +23,7 @@ KINDS = {
 
 
 def change_lines(result: Result, colours: bool = False) -> list[str]:
-    """Return lines about an applied change: the plan of a reload, or for a restart `~ NAME: code` per ready server."""
+    """Return the lines of `plan_text` for a reload; for a restart due to new code, `~ NAME: code` per ready server."""
     if isinstance(result, ReloadResult):
         return plan_text(result, colours, with_code=True).splitlines()
     return [f"~ {printable(item.name)}: code" for item in result.items if item.ready]

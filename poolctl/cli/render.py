@@ -58,9 +58,9 @@ def paint(text: str, colour: str) -> str:
 
 
 def show(outcome: Outcome) -> int:
-    """Print the outcome's result and its errors; returns its exit code.
+    """Print the outcome's result, warnings and errors, and return the outcome's exit code.
 
-    The result is printed in the form `outcome.form`. If that is "", the message is printed instead of the items.
+    The result is `items` in the format `form`, or `message` if `form` is ""; except for JSON, a `text` replaces both.
     """
     outcome.items = [
         _without_password(item) if is_server(item) and "@" in (item.expose or "") else item
@@ -330,7 +330,7 @@ def _place_of_error(each: ErrorEntry) -> str:
 
 
 def relative_to_cwd(path: str) -> str:
-    """The path, relative to the working directory if it lies in it, otherwise unchanged."""
+    """Return a path below the working directory relative to that directory, and any other path unchanged."""
     try:
         return relative_to(path, os.getcwd())
     except OSError:
@@ -467,9 +467,9 @@ def abbreviated_list(words: Sequence[str], most: int, noun: str = "") -> str:
 
 
 def dependents_text(result: Result, done: str = "") -> str:
-    """The number of the selected servers' dependents, as the end of a sentence: `, and 2 that depend on it`.
+    """Return a sentence's end that counts the selected servers' dependents: `, and 2 that depend on it stopped`.
 
-    Returns "" without dependents. `done`, such as "stopped", is appended.
+    The last word, "stopped" in the example, is `done`, which may be "". Returns "" if there are no dependents.
     """
     count = len(result.dependents or ())
     if not count:
@@ -499,7 +499,7 @@ AT_REST = ("stopped", "disabled", "sleeping")
 
 
 def count_ready(items: Iterable[Item]) -> tuple[int, int]:
-    """The numbers of ready and expected servers; stopped, disabled or sleeping ones are expected only if ready."""
+    """Return how many servers are ready, and how many are ready or neither stopped, disabled nor sleeping."""
     expected = [item for item in items if item.state not in AT_REST or item.ready]
     return sum(item.ready for item in expected), len(expected)
 
@@ -531,7 +531,7 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
 
 
 def address_lines(items: Iterable[object]) -> list[str]:
-    """The URLs of the first ten servers, `users http://localhost:8081`, and the number of further ones."""
+    """Return lines such as `users  http://localhost:8081` for the first ten reachable servers, and count the others."""
     found = [
         (printable(item.name), without_password(printable(item.expose)))
         for item in items

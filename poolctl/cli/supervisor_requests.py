@@ -47,10 +47,10 @@ _LAUNCHES = 4  # maximum launches of a pool that other commands stop at once
 def ask(
     request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, object] | None = None
 ) -> Result:
-    """Send the request, show its progress, and return the answer of the supervisor, or of the pool's platform.
+    """Send the request to the supervisor or, if a platform such as Kubernetes runs the pool, to the platform.
 
-    `verb` replaces the command's name, `more` is added to the options. Raises SelectorError or UsageError for a bad
-    value, NoSupervisor or another ControlError, and Failure on Ctrl-C if the change continues in the background.
+    Returns the answer. `verb` replaces the command's name, and `more` is added to the options. Raises UsageError for a
+    bad option, SelectorError for a bad selection, ControlError, and Failure if a change continues after Ctrl-C.
     """
     document = _answer_document(request, pool, verb, more)
     try:
@@ -75,7 +75,7 @@ def ask_for(
     verb: str = "",
     more: Mapping[str, object] | None = None,
 ) -> Answer:
-    """Like `ask`, but returns an instance of `kind`, the class of the verb's answer."""
+    """Send a request to the pool as `ask` does, but return the answer as an instance of the class `kind`."""
     result = value_of(kind, _answer_document(request, pool, verb, more))
     await_pool_end(result)
     return result
@@ -214,7 +214,7 @@ def _end_idle(pool: PoolRef) -> bool:
 
 
 def refuse_without_linux() -> None:
-    """Raise ControlError if processes cannot be started here; the library and other commands do not need them."""
+    """Raise ControlError unless this machine runs Linux, which is needed to run servers in processes of their own."""
     if not sys.platform.startswith("linux"):  # poolctl.platform would import socket modules
         raise ControlError(
             "only Linux can run servers in processes of their own",

@@ -1,4 +1,4 @@
-"""Reads, validates and edits a pool's configuration files. The names for other packages are imported on first use.
+"""Reads, validates and edits a pool's configuration files. Each name from a submodule is imported on first use.
 
 Subpackages: `files` (parse files, record line numbers), `values` (types and ranges of values), `model` (immutable
 classes for tables), `rules` (conflicts between servers and tables), `checks` (whether the files, users and programs

@@ -1,10 +1,10 @@
-"""Reads configuration files for the supervisor: `config`. Its standard input is a socket to the supervisor.
+"""Runs the process `poolctl-config`, which reads configuration files for the supervisor and exits with the supervisor.
 
-A separate process, because validation needs memory and libraries that load slowly. It exits when the supervisor does.
+The process is separate from the supervisor because validation needs memory and libraries that load slowly.
 
-A request is its length (8 bytes) and a pickled tuple: the name of a method of Reader and its arguments. An answer is
-a line, `poolctl VERSION LENGTH`, and a pickled value of that length. Both are sent only over a socket pair of this
-pool.
+The standard input is a socket to the supervisor, from a socket pair that only the pool has. A request is a length
+(8 bytes) and a pickled tuple: the name of a method of the class Reader, and the method's arguments. An answer is a
+line, `poolctl VERSION LENGTH`, and a pickled value of LENGTH bytes.
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ class Reader:
         base_dir: str,
         env: Mapping[str, str] | None,
     ) -> ServerConfig | PoolError:
-        """Validate the table of a server that is in no file; returns the server, or the error if it is invalid.
+        """Validate the table of a server that is in no file. Return the server, or the error if the table is invalid.
 
-        The server inherits `surroundings`; its paths are relative to `base_dir`. If `env` is None, this process's
-        environment is used.
+        The server inherits the defaults in `surroundings`. The server's paths are relative to `base_dir`. If `env` is
+        None, the environment of the current process is used.
         """
         from poolctl.config import added_server
         from poolctl.errors import PoolError
@@ -165,9 +165,9 @@ class Reader:
     def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """The place (`FILE:LINE`) of each key that the files set for these servers, by server name, then by key.
+        """Return {server: {key: `FILE:LINE`}}: the place at which `files` set each key of the servers in `names`.
 
-        Servers that are not in the files are left out. Empty if the files differ from `marks`, or cannot be loaded.
+        Servers in no file are left out. Return {} if the files changed after `marks` were taken, or cannot be loaded.
         """
         from poolctl.config import changed_files, load
         from poolctl.errors import PoolError, ServerError

@@ -192,7 +192,7 @@ class Draft:
         return masked_file("".join(lines))
 
     def write(self) -> list[str]:
-        """Write the changed files; returns their paths, and the paths that this draft wrote before a `rebase`.
+        """Write the changed files. Return the paths of all files written so far, also by drafts that `rebase` replaced.
 
         Raises FileChanged for a file modified since it was read, and OSError.
         """
@@ -210,7 +210,7 @@ class Draft:
         return entry
 
     def _source_to_change(self, entry: ServerTable, path: KeyPath) -> tuple[Document, KeyPath]:
-        """Return the file that `set` changes, and the server's path in that file."""
+        """Return the file in which to change the key `path` of server `entry`, and the server's path in the file."""
         return last_source_with(entry.parts, path) or entry.parts[-1]
 
     def _set(self, document: Document, table: KeyPath, path: KeyPath, value: Tree) -> None:
@@ -222,7 +222,7 @@ class Draft:
 
 
 def _own_path(document: Document, table: KeyPath, path: KeyPath) -> KeyPath | None:
-    """The key's path within the server at `table`, in the file's spelling; None if the file does not have the key."""
+    """Return `path`, a key of the server at `table`, as spelled in the file; None if the file does not have the key."""
     whole = document.exact((*table, *path))
     return None if whole is None else whole[len(document.prefix) + len(table) :]
 
@@ -400,10 +400,10 @@ class Changes:
             servers.append(convert(table))
 
     def first(self) -> KeyPath:
-        """Return the place of the first change, for an error message, as a path that starts in the list of servers.
+        """Return the path of the first change, for an error message. The path begins with the index of a server.
 
-        The path leads to a changed key, such as `(2, "workers")`. If no key changes, it leads to a removed server, such
-        as `(2,)`; if no server is removed either, it is ().
+        If a key changes, the path is that of the first changed key, such as `(2, "workers")`. If no key changes, the
+        path is that of the first removed server, such as `(2,)`. If no server is removed either, the path is ().
         """
         for index, pairs in self.pairs.items():
             return (index, *pairs[0][0])
@@ -437,7 +437,7 @@ def list_at(data: Tree, servers: KeyPath) -> Tree:
 
 
 class ServerLines(NamedTuple):
-    """The line numbers of a server, without and with its comments. Counted from 0; the end lines are excluded."""
+    """The 0-based lines of a server: range(first, end), or with comments range(comments_start, comments_end)."""
 
     first: int
     end: int
@@ -519,8 +519,8 @@ class Parts:
     def _remove(self, part: ServerLines) -> None:
         """Remove a server with its comments, and the empty lines that would be left over.
 
-        Empty lines below the server are removed if there is an empty line, or no line, above the server. Empty lines
-        above the server are removed if the server is the last thing in the file.
+        Empty lines below the server are removed if the server follows an empty line or begins the file. Empty lines
+        above the server are removed if the server ends the file.
         """
         start, end = part.comments_start, part.comments_end
         if start == 0 or self._is_blank(start - 1):

@@ -65,7 +65,7 @@ class ErrorEntry:
 
     @classmethod
     def of(cls, problem: ServerError) -> ErrorEntry:
-        """Convert an error to the entry that JSON documents have for it."""
+        """Convert the exception `problem` to an ErrorEntry."""
         return from_json(cls, problem.to_dict())
 
     def to_error(self) -> ServerError:
@@ -215,7 +215,7 @@ class ChangedFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStep:
-    """The present state of a server that a command waits for."""
+    """The present state of one server, sent while a command waits for the server."""
 
     name: str
     bind: str
@@ -227,9 +227,9 @@ class ServerStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressLine:
-    """A message sent to the client before the result: a progress step, a warning, a notice or an event.
+    """A message sent to the client before the result: a progress step, a warning, a notice, an event or a generation.
 
-    Exactly one of these fields is set. A notice of the verb `rollout` also has `generation`, the number of its canary.
+    Exactly one field is set, except that a `notice` of the verb `rollout` also has the canary's `generation`.
     """
 
     progress: ServerStep | None = None

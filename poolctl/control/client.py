@@ -369,9 +369,9 @@ async def ask_async(
 
 
 def options_of_this_version() -> Table:
-    """Return the options of the verb `upgrade` that name this version as the new one.
+    """Return the options of the verb `upgrade` for an upgrade to this version of poolctl.
 
-    They have its version, protocol and build, and the commands that start its keeper and supervisor.
+    The options are the version, protocol, build and Python version, and the commands for keeper and supervisor.
     """
     from poolctl import bootstrap
 
@@ -442,7 +442,7 @@ def _decode(line: bytes) -> Table:
 
 
 def progress_line(document: Table) -> ProgressLine:
-    """Convert a message that came before the result. Raises ControlError if it does not have the form of one."""
+    """Convert a message that came before the result to a ProgressLine. Raises ControlError for an invalid message."""
     from poolctl.control.answers import ProgressLine
 
     return value_of(ProgressLine, document)

@@ -51,9 +51,9 @@ Handler = Callable[[Request, Progress], Awaitable[object]]
 
 
 class DescriptorReserve:
-    """Reserves `count` descriptors for commands: the soft limit is lower by `count`, except inside `with`.
+    """Reserves `count` descriptors for commands: this process can open the last `count` only inside a `with` block.
 
-    Contexts may be nested. Does nothing if the hard limit is less than about twice `count`.
+    Blocks may be nested. Nothing is reserved if the hard limit of open files is at most twice `count`.
     """
 
     def __init__(self, count: int = OPEN_FILES_RESERVE) -> None:

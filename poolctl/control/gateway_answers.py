@@ -52,7 +52,7 @@ class RegistryResult(Result):
 class CandidatesResult(Result):
     """The answer of `routes` with the operation "explain": of the `total` routes, those that may match a request.
 
-    The gateway reads the host from the header `header_for_host`, and does not serve the host's `excluded` routes.
+    `excluded` are routes for the request's host that are not served. The header `header_for_host` has the host.
     """
 
     header_for_host: str = "Host"
@@ -63,7 +63,7 @@ class CandidatesResult(Result):
 
 
 def excluded_from(host: str, routes: Iterable[ExcludedRoute]) -> tuple[ExcludedRoute, ...]:
-    """The excluded routes (at most 100) whose host pattern covers `host`, or that have no host."""
+    """Return at most 100 of the unserved `routes`: those whose host pattern covers `host`, and those without a host."""
     from itertools import islice
 
     from poolctl.routing.match import host_pattern

@@ -42,7 +42,7 @@ _SHARE = 1 / 3
 
 
 class Change(TypedDict):
-    """A reload's change to `keys`. The `change` is "override" if the reload undoes an earlier change by a command."""
+    """A change that a reload makes to `keys`. The kind of change "override" undoes what a command has changed."""
 
     name: str
     bind: str
@@ -203,7 +203,7 @@ class PoolClient:
                 raise_for_errors("events", message["result"], PoolParamError)
 
     def monitor(self, *targets: str, selector: Selection = None) -> builtins.list[Monitor]:
-        """Return a snapshot of each selected server, as `Pool.monitor` does; `latency` is the latency of its probes."""
+        """Return a snapshot of each selected server; `latency` is the longest duration of its workers' last probes."""
         from poolctl.pool.server import Monitor
 
         items = self._ask("monitor", PoolMonitorError, targets, selector)["items"]
@@ -439,7 +439,7 @@ class PoolClient:
     def wait(
         self, *targets: str, selector: Selection = None, timeout: Timeout = None, until: str = "ready"
     ) -> Table:
-        """Return when all selected servers are in the state `until`: ready, stopped, healthy, or any other state."""
+        """Return when all selected servers are as `until` says: "ready", "healthy", or in a state like "stopped"."""
         return self._ask("wait", PoolMonitorError, targets, selector, {"timeout": timeout, "for": until})
 
     def upgrade(self, *, force: bool = False) -> Table:

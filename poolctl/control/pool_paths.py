@@ -49,7 +49,7 @@ def candidates(env: Mapping[str, str]) -> list[str]:
 
 
 def runtime_root(env: Mapping[str, str]) -> str:
-    """Return a new pool's runtime directory, created if missing. Raises ControlError (exit code 7) if none works."""
+    """Return the first writable runtime directory, created if missing. Raises ControlError (exit code 7) if none is."""
     refused = ""
     for path in candidates(env):
         try:
@@ -121,7 +121,7 @@ def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
 
 
 def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
-    """Return the directories of the pools with this name, or of the one pool with this key, whether they run or not.
+    """Return the directories of all pools called `name`, running or not; if `name` is a pool's key, only that pool's.
 
     The name is read from each pool's info.json, because only one of several pools can have the link `@NAME`.
     """

@@ -149,7 +149,7 @@ class _Generations:
         self._socket = client.open(_VERB, {"options": {"follow": True}})
 
     def first(self) -> int:
-        """Wait for the route table's generation number; return it. Raises TimeoutError, and as `newest` does."""
+        """Wait for the first generation number; return it. Raises TimeoutError and the errors of `newest`."""
         while self._generation is None:
             self._read(self._socket.recv(_READ_BYTES))
         self._socket.setblocking(False)

@@ -1,6 +1,6 @@
-"""Constants of the control protocol: its versions, its changing verbs, and options for testing an upgrade of poolctl.
+"""Constants of the control protocol: its versions, the verbs that change servers, and options to test an upgrade.
 
-Separate from the module `answers`, whose classes few commands need.
+Separate from the module `answers`, because few commands need that module, and its import takes long.
 """
 
 from __future__ import annotations

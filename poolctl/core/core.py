@@ -1,4 +1,4 @@
-"""All servers of a pool: the changes that commands and observers can make, and waiting for their results."""
+"""`Core` manages all servers of a pool. With a `Goal`, a command waits until its servers have started or stopped."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ class Core:
         self.touch(entry)
 
     def _want_no_worker(self, entry: Entry, desired: Desired) -> None:
-        """Set the desired state to one without workers, and end the canary. A server being removed keeps its state."""
+        """Set the server's state to `desired`, such as STOPPED, and end its canary. A REMOVED server stays REMOVED."""
         entry.schedule_stop_hook()
         entry.desired.stop_seconds, entry.desired.queued_start = None, None
         if not entry.removed:
@@ -294,7 +294,7 @@ class Core:
         self.start(entry, ignore_dependencies=ignore_dependencies or is_replaced, retries=retries)
 
     def run_now(self, entry: Entry, *, ignore_dependencies: bool = False) -> None:
-        """Run a job that has a schedule now; its later runs follow the schedule. The job must not be running."""
+        """Run a scheduled job that is not running. With `ignore_dependencies`, its dependencies need not be ready."""
         if entry.is_disabled or entry.removed:
             return
         self.start(entry, ignore_dependencies=ignore_dependencies)
@@ -436,7 +436,7 @@ class Core:
         return canary
 
     def _note_canary_of(self, entry: Entry, worker: Worker) -> None:
-        """Record the server's canary if `worker` belongs to a previous supervisor's canary that has its own address.
+        """Record the canary to which `worker` belongs, if a previous supervisor gave that canary its own address.
 
         Until this supervisor withdraws the canary, the gateway sends the canary the share of requests that the
         previous supervisor had recorded. If no share was recorded, the share is 0.
@@ -518,7 +518,7 @@ class Core:
     def remove(self, entry: Entry, *, ignore_dependents: bool = False) -> None:
         """Drain and stop the server; it is removed when its last worker has ended.
 
-        It waits until the workers that depend on it have ended, unless `ignore_dependents`.
+        Unless `ignore_dependents`, draining begins only when the workers of the server's dependents have ended.
         """
         entry.schedule_stop_hook()
         entry.desired.ignore_dependencies = ignore_dependents
@@ -655,7 +655,7 @@ class Core:
     # Takeover from the previous supervisor.
 
     def expect_running(self, entry: Entry) -> None:
-        """Set the desired state of a server that was found running to RUN, unless it is STOPPED or REMOVED."""
+        """Set a server's desired state to RUN because its workers were found running. STOPPED and REMOVED are kept."""
         if entry.desired.state not in (Desired.STOPPED, Desired.REMOVED):
             entry.become(Desired.RUN)
             self._queue.note(entry)
@@ -819,13 +819,13 @@ class Goal:
         return entry.settled and moved
 
     def has_failed(self, entry: Entry) -> bool:
-        """Whether an attempt to start or stop the server has failed since the command began."""
+        """Return whether an attempt to start or stop the server has failed since this goal was created."""
         if entry.on_schedule and self._kind is not PoolRestartError:
             return False  # the command has not failed if a run fails meanwhile
         return entry.observed.failures > self._failures[entry.name]
 
     def _has_ended(self, entry: Entry) -> bool:
-        """Whether the server became ready and has ended since, even if it is started again."""
+        """Return whether a server that should run has ended since this goal was created, and is not ready again."""
         if self._kind is PoolStopError or self._reached(entry) or entry in self.missing:
             return False
         return entry.state in _DOWN and entry.observed.last_exit is not self._exits_before[entry.name]
@@ -839,7 +839,7 @@ class Goal:
         return described
 
     def is_over(self, entry: Entry) -> bool:
-        """Whether the command can stop waiting for this server."""
+        """Return whether waiting for this server can end: the server has reached the goal, or will not reach it."""
         if entry.desired.queued_start is not None and self._kind is not PoolStopError:
             # A failure of the stop in progress is not a failure of the queued start.
             self._failures[entry.name] = entry.observed.failures

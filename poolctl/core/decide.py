@@ -30,7 +30,7 @@ class Desired(StrEnum):
     rests: bool
 
     def __new__(cls, word: str, wanted: bool = False, rests: bool = True) -> Desired:
-        """Create a member with these properties."""
+        """Create a desired state with the value `word` and the properties `wanted` and `rests` (see the class)."""
         case = str.__new__(cls, word)
         case._value_, case.wanted, case.rests = word, wanted, rests
         return case
@@ -272,7 +272,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Disarm:
-    """Stop watching the listener; the next workers take its waiting connections."""
+    """The action to stop watching the listener. Workers that start later accept the connections that wait there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -515,7 +515,7 @@ class Trace:
     def decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
         """Log the server's actions and changed facts. Does nothing if there is neither an action nor a changed fact.
 
-        `withheld` means that actions were decided but are not performed, because only commands may lead to actions.
+        `withheld` means that actions were decided but are not performed, because the core is `calm` (see `Core`).
         """
         changed = ", ".join(_changes(self._views.get(name), view))
         self._views[name] = view

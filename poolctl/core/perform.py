@@ -678,8 +678,8 @@ class Executor:
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Add the cause found in the worker's output to `worker.failure`, if the exit status alone explains nothing.
 
-        The output of a worker that was ready is read only if the worker is not restarted at once: the restart policy is
-        "no", or the server has been restarted within the restart window.
+        The output of a worker that failed after it was ready is read in two cases, in which no restart follows at once:
+        the restart policy is "no", or the server has been restarted within the restart window.
         """
         failure, config = worker.failure, worker.config
         since = self._clock.monotonic() - config.restart.window
@@ -720,7 +720,7 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
     def _note_socket(self, entry: Entry, worker: Worker) -> None:
-        """Record whose socket a ready program uses. Warn if the program got ready only without the pool's socket."""
+        """Record whether a ready program uses the pool's socket. Warn if the program did not start with that socket."""
         if not worker.config.command or not worker.config.listens:
             return
         if entry.observed.socket_found != "tried":
@@ -1045,7 +1045,7 @@ class Executor:
 
 
 def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
-    """Return the digests of the files in use before this worker's generation began to replace an older generation."""
+    """Return the digests of the files in use now or, during the replacement of a generation, before the replacement."""
     if any(each.generation < worker.generation for each in entry.observed.ready):
         for each in entry.observed.workers.values():
             if each.generation == worker.generation and each.files:

@@ -58,7 +58,7 @@ class SleepWindows:
         self._period_of = lru_cache(maxsize=100)(_period_of)  # most servers share the windows of [defaults]
 
     def review(self, entry: Entry) -> None:
-        """Update `entry.observed.window` for the current time; called before each decision about the entry."""
+        """Record in `entry.observed.window` whether an awake or asleep window applies to the server, and until when."""
         scale = entry.config.scale
         if not (scale.awake or scale.asleep) or entry.removed:
             if self._entries.pop(entry.name, None) is not None:

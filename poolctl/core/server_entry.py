@@ -309,7 +309,7 @@ class Entry:
 
     @property
     def wanted(self) -> bool:
-        """Whether commands want the server to run, even if it does not run."""
+        """Return whether the server was ordered to run and not stopped since. Also True if it failed or completed."""
         return self.desired.state.wanted
 
     @property
@@ -337,7 +337,7 @@ class Entry:
 
     @property
     def has_serving_generation(self) -> bool:
-        """Whether the server is wanted and has workers of its serving generation, which a restart would replace."""
+        """Return whether the server is `wanted` and has at least one worker of the generation that should serve."""
         return self.wanted and any(
             each.generation == self.desired.generation for each in self.observed.workers.values()
         )

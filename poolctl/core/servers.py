@@ -57,7 +57,7 @@ class Workqueue:
     """
 
     def __init__(self, settle: Callable[[], None] | None = None) -> None:
-        """`settle` is called before the event loop sleeps, if an entry has been queued."""
+        """Create a queue. After `touch` or `schedule`, `settle` processes it before the event loop sleeps."""
         self.commanded: set[str] = set()  # the names of servers that a command or a request has selected
         self._changed: dict[str, Entry] = {}
         self._progressed: dict[str, Entry] = {}
@@ -83,7 +83,7 @@ class Workqueue:
         self.schedule()
 
     def note(self, entry: Entry) -> None:
-        """Have `take_changed` return the entry, but queue no decision on it, because its change affects none."""
+        """Record a change that cannot lead to actions: `take_changed` returns the entry, but it is not queued."""
         self._changed[entry.name] = entry
 
     def take_changed(self) -> list[Entry]:
@@ -104,19 +104,19 @@ class Workqueue:
         self._settle()
 
     def add(self, entry: Entry, *, progressed: bool = False) -> None:
-        """Queue the entry for a decision, without calling `schedule`. `progressed`: an action on it has finished."""
+        """Queue the entry, so that `batch` yields it; `schedule` is not called. For `progressed`, see `touch`."""
         (self._progressed if progressed else self._others)[entry.name] = entry
 
     def add_all(self, entries: Iterable[Entry]) -> None:
-        """Queue each of these entries for a decision, without calling `schedule`."""
+        """Queue the entries, so that `batch` yields them; `schedule` is not called."""
         for entry in entries:
             self.add(entry)
 
     def batch(self) -> Iterator[Entry]:
-        """Yield the next entries to decide on, at most BATCH, including entries added meanwhile.
+        """Take at most BATCH entries from the queue, and yield each of them. Includes entries queued meanwhile.
 
-        The first entry has no finished action, if there is such an entry, so that these entries never wait forever.
-        After the first entry, entries with a finished action precede the others.
+        If entries without a finished action are queued, one of them comes first, so that none of them waits forever.
+        All entries with a finished action follow, and then the others.
         """
         for place in range(BATCH):
             if not self:
@@ -171,7 +171,7 @@ class Addresses:
             del self._claims[entry.config.key]
 
     def endpoints(self, key: str) -> tuple[str, ...]:
-        """The addresses that are bound for this key; empty when its listener is closed."""
+        """Return the addresses that the listener for the configured address `key` has bound; empty if it is closed."""
         return tuple(self._endpoints.get(key, ()))
 
     def adopt(self, entry: Entry, config: ServerConfig, endpoints: Sequence[str] = ()) -> None:
@@ -192,7 +192,7 @@ class Addresses:
         self._queue.touch(entry)
 
     def note_leaving(self, entry: Entry) -> None:
-        """Note that the entry is about to release an address. Servers that wait for it are queued after the release."""
+        """Note that the entry will release an address. After the release, servers waiting for an address are queued."""
         self._leaving[entry.name] = entry
 
     def review(self, entry: Entry) -> None:
@@ -246,7 +246,7 @@ class Addresses:
         return all(other.ready or other.failed for other in self._wanted_by(entry, entry.listener.bound))
 
     def neighbours(self, entry: Entry) -> list[Entry]:
-        """Return the other entries that have the same configured address, and those that wait for any address."""
+        """Return all other entries that have the same configured address or wait until any address is released."""
         others = self._claims.get(entry.config.key, {}).values()
         return [other for other in (*others, *self._waiting.values()) if other is not entry]
 
@@ -276,10 +276,10 @@ class Addresses:
         self._endpoints.pop(key, None)
 
     def take_unneeded_listener(self, entry: Entry) -> list[ServerConfig]:
-        """Return [listener] for a listener left open for this entry that nobody needs, else []. The caller closes it.
+        """Return [listener] if a listener is kept open for this entry but no server needs the listener, else [].
 
-        Nobody needs the listener if the entry is inactive (`at_rest`) and no other server wants the listener. If the
-        entry has released its previous addresses, also queues all servers that wait for an address for a decision.
+        Returns [] while the entry is not `at_rest`. The caller closes the returned listener. If the entry has released
+        its previous addresses, the method also queues all servers that wait for an address.
         """
         if entry.name in self._leaving and not self._holds_more(entry):
             del self._leaving[entry.name]
@@ -414,7 +414,7 @@ class Servers:
         self._addresses.unclaim(entry)
 
     def note_revision(self) -> None:
-        """Mark the configuration as changed, so that it is saved for a successor although no entry has changed."""
+        """Record a change to be saved for the next supervisor, although no server's configuration has changed."""
         self.revision += 1
 
     def sort(self, names: Iterable[str]) -> None:
@@ -459,10 +459,10 @@ class Servers:
         return [entry for name, entry in self.entries.items() if name in seen]
 
     def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
-        """Record, for each server that was stopped with the `disabled` servers, on which of them it depends.
+        """Record on which of the `disabled` servers each server in `stopped` depends, directly or indirectly.
 
-        The keys of `stopped` are the names of the stopped servers. Each value lists the disabled servers that were
-        recorded for the stopped server earlier; they stay recorded.
+        The keys of `stopped` are the names of servers that were stopped together with `disabled`. Each value lists the
+        disabled servers that an earlier call recorded for the key; these stay recorded.
         """
         names = [entry.name for entry in disabled]
         for name, before in stopped.items():
@@ -471,9 +471,9 @@ class Servers:
             self.entries[name].desired.stopped_with = [*before, *now]
 
     def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
-        """Return the servers that were stopped when one of the `enabled` servers, on which they depend, was disabled.
+        """Return the servers for which `note_stopped_with` has recorded one of the `enabled` servers.
 
-        Leaves out a server that was also stopped for another server which is still disabled.
+        A server is left out while another server that `note_stopped_with` recorded for that server is disabled.
         """
         names = {entry.name for entry in enabled}
         found = self.closure(filter(self.dependents, enabled), self.dependents)

@@ -52,7 +52,7 @@ class ClientReport:
         return _report(self._peer, self._scheme, host, self._element(host))
 
     def apply_to(self, headers: Fields) -> Fields:
-        """Return `headers` for an application: the fields about the client are replaced by the result of `fields`.
+        """Return a copy of `headers` whose fields about the client are replaced by those that `self.fields` returns.
 
         Header names are in lower case.
         """

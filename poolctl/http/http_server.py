@@ -311,7 +311,7 @@ class HttpServer:
     ) -> None:
         """Send the error, then discard input: closing with unread data would reset the connection (RFC 9112 §9.6).
 
-        Returns after a second, on disconnect, or after a megabyte of input (`head_bytes` if the head was too large).
+        Return when the client has disconnected, at the latest after one second or a maximum number of bytes.
         """
         status, kind, body = self._handler.refuse(error)
         response = Responder(None, writer, self._limits, keep_alive=False)

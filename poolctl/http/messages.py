@@ -105,9 +105,9 @@ class BadMessage(Exception):
 class MessageHead:
     """The head of a message.
 
-    `fields` are its lines as they were sent, each after its line break: "\\r\\nHost: a". `end` is the number of bytes
-    up to the body; `body` the length of the body, CHUNKED or UNTIL_CLOSE. `options` are the options of Connection, in
-    lower case; `keep_alive`: the sender would keep the connection open.
+    `fields` are its header lines as sent, each with the CRLF that ends the line before it: "\\r\\nHost: a". `end` is
+    the number of bytes up to the body, `body` the length of the body, CHUNKED or UNTIL_CLOSE. `options` are the options
+    of Connection, in lower case. `keep_alive` is true if the sender would keep the connection open.
     """
 
     __slots__ = ("body", "end", "fields", "http_1_1", "keep_alive", "options")
@@ -564,7 +564,7 @@ class ChunkedBody:
     def _check_end(self, data: bytes, at: int, left: int, taken: int) -> None:
         """Raise BadMessage if a received byte of the CRLF after the current chunk is wrong.
 
-        `left` bytes of the chunk and its CRLF are still to be read. The first `taken` of them begin at `data[at]`.
+        The received bytes are `data[at : at + taken]`. The CRLF ends `left` bytes after the offset `at`.
         """
         begin = at + max(0, left - 2)
         if begin < at + taken:

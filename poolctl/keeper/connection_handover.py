@@ -44,10 +44,10 @@ class NoRoom(Exception):
 class Routed(NamedTuple):
     """The routing data of a connection: the alias of its route, and the generation of the route table.
 
-    `route` is "" for a connection without a route; such a connection is sent only if `received` is not empty.
-    `received` holds bytes of the next request that a process has already read. `hops` counts the handovers since the
-    connection's last request. If `decided` is set, `route` is the route of the next request; if not, the receiver must
-    find that route. `trusted` is set if the peer is a proxy whose forwarded client address is used.
+    `received` holds bytes of the next request that a process has already read. `route` is "" for a connection without a
+    route, which can be sent only with such bytes. `hops` counts the handovers since the connection's last request. If
+    `decided` is set, `route` is the route of the next request. If not, `route` is that of an earlier request, and the
+    receiver finds the next one. `trusted` is set if the peer is a proxy whose forwarded client address is used.
     """
 
     route: str
@@ -61,9 +61,9 @@ class Routed(NamedTuple):
 class Connection(socket.socket):
     """A client connection, with a deadline if a process has set one, and with routing data if it belongs to a route.
 
-    `until` is the deadline, a monotonic time; None lets the receiver set its usual limit. Without `asked`, the head of
-    a request must be complete by then. With `asked`, a response was sent and no byte has arrived since: the next
-    request must begin by then.
+    `until` is the deadline, a monotonic time; if None, the receiver sets its usual limit. If `asked` is False, the
+    head of a request must be complete by the deadline. If `asked` is True, a response was sent and no byte has arrived
+    since: the next request must begin by the deadline.
     """
 
     # Plain numbers, because converting them to enumeration members takes a tenth of a handover's time.
@@ -85,7 +85,7 @@ class Connection(socket.socket):
         return self.family in _FAMILIES and self.type == _STREAM and self.proto in _PROTOCOLS
 
     def limits(self) -> wire.Message:
-        """Return the attributes `until` and `asked` as fields of a message; an empty message if `until` is None."""
+        """Return this connection's deadline (`until`, `asked`) as fields of a message; {} without a deadline."""
         return {} if self.until is None else {"until": self.until, "asked": self.asked}
 
     def message(self) -> tuple[wire.Message, list[int]]:
@@ -151,10 +151,10 @@ def unread_bytes(transport: asyncio.Transport) -> int:
 
 
 def take(end: socket.socket) -> Connection | None:
-    """The next connection from the socket `end`; None when the other end is closed.
+    """Return the next connection from the socket `end`; None when the other end is closed.
 
-    Raises BlockingIOError when none is queued, NoRoom, OSError, and WireError for descriptors that are not a connection
-    (they are closed): an application that holds the other end can send anything.
+    Raises BlockingIOError when no message is queued, NoRoom when no descriptor is free, and OSError if reading fails.
+    If a message is not a connection, closes the descriptors in the message and raises WireError.
     """
     try:
         # The kernel drops a descriptor that arrives when the process has reached its limit.

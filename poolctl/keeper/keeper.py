@@ -225,7 +225,7 @@ class Donor(Channel):
         self._watchdog.received(now)
 
     def check(self, now: float, *, early: bool = False) -> None:
-        """Send a ping if one is due or `early` is set, or a signal if the last ping was not answered in time."""
+        """Ping the supervisor if a ping is due or `early` is set; signal it if an answer is overdue."""
         if self._watchdog.is_silent(now):
             signal_process(self._pid, self._start, signal.SIGKILL)
             self._restart_watchdog(now)
@@ -281,7 +281,7 @@ class SupervisorProcess:
         return ours
 
     def begun(self, pid: int, now: float) -> None:
-        """Note that this child is the supervisor, and already runs."""
+        """Record that the process `pid`, a running child of the keeper, is the supervisor."""
         self.pid, self._started, self.due, self._adopted = pid, now, None, False
 
     def adopted(self) -> None:
@@ -291,8 +291,8 @@ class SupervisorProcess:
     def died(self, now: float) -> None:
         """Schedule the restart of a supervisor that has exited.
 
-        There is no delay if the supervisor had managed the pool and `calm` is not set. Otherwise the delay grows with
-        each exit, from 0 to 30 seconds. After a run of more than a minute, it begins at 0 again.
+        There is no delay if `adopted` was called and the supervisor has not crashed repeatedly (see `calm`). Otherwise
+        the delay grows with each exit, from 0 to 30 seconds, and begins at 0 again after a run of more than a minute.
         """
         self.pid = 0
         self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
@@ -459,7 +459,7 @@ def execute_next(
 
 
 def restore(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
-    """Restore the state that the previous program left in `file`; returns the open-files limits for workers."""
+    """Restore the state that was saved in `file` before execve(2); return the saved open-files limits for workers."""
     state: wire.Message = json.loads(read_file(file))
     os.close(file)
     for name, meta, fds in state["entries"]:
@@ -679,10 +679,10 @@ class Keeper:
         return True
 
     def answer(self, message: wire.Message, fds: list[int]) -> tuple[wire.Message, list[int]]:
-        """Perform one request; returns the reply and the descriptors to send with it, which the store still owns.
+        """Perform one request; return the reply and the descriptors to send with it, which the keeper still owns.
 
-        The request's own descriptors are closed unless they are put into the store. A failure is reported in the
-        reply.
+        The request's own descriptors are closed unless they are put into the keeper's store. A failure is reported in
+        the reply.
         """
         reply: wire.Message = {"id": message.get("id")}
         try:
@@ -757,7 +757,7 @@ class Keeper:
             raise ValueError(f"unknown operation {operation!r}")
 
     def _start_supervisor(self) -> None:
-        """Have `run` start the supervisor, unless it runs. Called when the donor has sent everything, or has exited."""
+        """Have `run` start the supervisor, if none runs. Called when the donor (see Keeper) is done or exits."""
         self._take_lifeline()
         if not self._supervisor.pid:
             self._supervisor.due = time.monotonic()

@@ -45,7 +45,7 @@ def sweep(directory: str) -> None:
 
 
 def find_listeners(directory: str, kind: str) -> list[str]:
-    """The paths of the pool's sockets of this kind, such as WORKER, that are listening; all if this is unknown."""
+    """Return the paths of the pool's `kind` sockets that listen. If the kernel does not tell which do, return all."""
     files = _socket_files(directory, kind)
     states = _socket_states() if files else {}
     return [path for path in files if states is None or states.get(os.fsencode(path)) == _LISTENS]

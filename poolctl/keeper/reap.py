@@ -20,9 +20,9 @@ KILLED_SECONDS = 5.0
 
 
 class Reaper:
-    """The exit reports of the pool's processes, in order, kept until they are acknowledged.
+    """Reaps children and watches other processes of the pool; keeps a report of each exit until it is acknowledged.
 
-    A child's report has an exit status or a signal. A process that is not a child is watched: both are None.
+    The report of a child has its exit status or signal. In the report of any other process, status and signal are None.
     """
 
     def __init__(self) -> None:
@@ -178,7 +178,7 @@ class Watcher:
         return True
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching all processes, and close the descriptors used for watching."""
         for fd in self._pids:
             os.close(fd)
         self._epoll.close()

@@ -93,12 +93,12 @@ def in_background(
 ) -> int:
     """Run `argv` in a new session, not as a child of this process, with `fds` at 3, 4 … as its only descriptors.
 
-    Returns its pid, or 0 if no process could be created.
+    Returns the new process's pid, or 0 if no process could be created. Without `companions`, its stderr is /dev/null.
 
-    `companions` are programs that the new process starts as its children before it executes `argv`. If there are any,
-    the limits of open files are raised, and stderr is the first companion's output file; otherwise stderr is /dev/null.
-    With companions, `argv` gets one more argument, a JSON object. Its `pids` are the pids of the companions, 0 for one
-    that could not be started. Its `open_files` are the soft and hard limits before they were raised.
+    `companions` are programs that the new process starts as its children before it executes `argv`. With companions,
+    the new process raises its limits of open files, writes stderr to the first companion's output file, and adds an
+    argument to `argv`, a JSON object: `pids` are the pids of the companions, 0 for one that could not be started;
+    `open_files` are the soft and hard limits before they were raised.
     """
     reads, writes = os.pipe()
     child = os.fork()

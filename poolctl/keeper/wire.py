@@ -86,11 +86,11 @@ def receive(
     most_bytes: int = MAX_MESSAGE_BYTES,
     most_descriptors: int = MAX_DESCRIPTORS,
 ) -> tuple[Message, list[int]] | None:
-    """The next message and its descriptors, or None at end of file. The caller owns the descriptors (close-on-exec).
+    """Return the next message and its descriptors (close-on-exec, owned by the caller), or None at end of file.
 
-    Raises BlockingIOError when no message is queued unless `wait` is set (a socket with a timeout always waits), and
-    WireError for invalid or oversized data. The descriptors of invalid data are closed before WireError is raised, by
-    close_promptly, because a sender can make an ordinary close take long.
+    Waits for a message if `wait` is set or the socket has a timeout; otherwise raises BlockingIOError when no message
+    is queued. If the data is invalid or too large, closes the descriptors that came with the data, without blocking,
+    and raises WireError.
     """
     # Not socket.recv_fds(), which ignores its flags (Python 3.11 to 3.13): every program started later would
     # inherit the received descriptors.

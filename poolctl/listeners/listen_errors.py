@@ -138,7 +138,7 @@ def name_holders(errors: Sequence[ListenError]) -> list[ListenError]:
 
 
 def _named(place: Place) -> tuple[str, str, str]:
-    """Return how a message names `place`, the command that shows which process uses it, and "path" or "port"."""
+    """Return three texts: the place's name, a command that finds its process, and "path" (Unix) or "port" (TCP)."""
     if isinstance(place, str):
         return f"the Unix socket {place}", f"ss -lxp 'src {place}'", "path"
     return f"port {place[1]}", f"ss -tanp 'sport = :{place[1]}'", "port"
@@ -158,8 +158,8 @@ class Holder(NamedTuple):
     `pid` is None if only the process's user is known. `listens` is False if the process only has a connection. An empty
     `name` stands for a connection that has ended but that the kernel has not forgotten yet: no process has it. `pool`
     is None if the process does not belong to a pool; otherwise it lists the pool's configuration files, and is empty
-    for a pool that is embedded in another program. `runtime` is the pool's runtime directory, "" if this process uses
-    the same one.
+    for a pool that is embedded in another program. `runtime` is the runtime directory of the holder's pool; "" if the
+    pool of the current process uses the same directory.
     """
 
     name: str
@@ -202,7 +202,7 @@ def local_addresses() -> list[str]:
 
 
 def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]]:
-    """Return by address or path the sockets that use it: a Holder by inode, with the user but not yet the process."""
+    """Return for each place the sockets that use it: by inode, a Holder that names the user, not yet the process."""
     found: dict[Place, dict[int, Holder]] = {place: {} for place in places}
     by_port: dict[int, list[tuple[Place, bytes]]] = {}
     for place in places:
@@ -264,7 +264,7 @@ def _of_user(uid: int, *, listens: bool = True) -> Holder:
 
 
 def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
-    """Return for each inode the first process that has the socket open; if none is found, the Holder in `wanted`."""
+    """Return by inode a Holder for the first process that has the socket open; `wanted[inode]` if none is found."""
     missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
     found = dict(wanted)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():
@@ -292,7 +292,7 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
 
 
 def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
-    """Return the `pool` and `runtime` fields (see Holder) for a process; (None, "") if it belongs to no pool."""
+    """Return the configuration files and runtime directory of a process's pool, as in Holder; (None, "") if none."""
     parent, _ = parent_and_start(pid) or (0, 0)
     # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.
     for each in (pid,) if parent == os.getppid() else (pid, parent):

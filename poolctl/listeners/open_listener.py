@@ -420,7 +420,7 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def listener_and_connection_descriptors(listeners: Sequence[socket.socket]) -> list[int]:
-    """Return this process's descriptors for the listeners and the connections accepted from them, with duplicates.
+    """Return all descriptors of this process, dup()ed ones too, of the listeners and connections accepted from them.
 
     Connections are found by their local address, not by the event loop's registrations: the loop registers a connection
     only some iterations after the accept.

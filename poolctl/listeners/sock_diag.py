@@ -67,9 +67,9 @@ async def wait_until_accepted(probe: socket.socket, listener: socket.socket | No
     """Wait until the program at the other end has accepted the new connection `probe`. Raises OSError.
 
     First shuts `probe` down for writing, so that a program that serves one client at a time is done with it at once.
-    The connection counts as accepted when the program closes it or sends data, or when the kernel (if it answers)
-    reports that a process has the other end. With `listener`, the wait also ends when another connection is accepted
-    from it: with more clients than workers the accept queue is never empty, and `probe` may wait long.
+    `probe` counts as accepted when the program closes it or sends data, or when the kernel reports that a process has
+    the other end. If `listener`, the program's listening socket, is given, the wait also ends when the program accepts
+    another connection: with many clients, `probe` may wait long in the accept queue.
     """
     import asyncio  # imported late: a command that asks who holds a port runs no event loop
 
@@ -237,9 +237,9 @@ def _ask(question: bytes) -> bytes | None:
 
 
 def _ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
-    """Yield all answers to a query about many sockets, until all are read or the monotonic time `until` has passed.
+    """Yield the answers to a query about many sockets, up to the last one or until the monotonic time `until`.
 
-    Raises TimeoutError if this time passes before the kernel answers, and OSError if the kernel refuses the query.
+    Raises TimeoutError if `until` passes during a wait for the kernel, and OSError if the kernel refuses the query.
     """
     with _netlink() as netlink:
         netlink.send(_message(question, _REQUEST_ALL))

@@ -67,7 +67,7 @@ class InternalLog(logging.Handler):
         self._write_if_allowed(f"{self.format(record)}\n".encode(errors="backslashreplace"), now)
 
     def close(self) -> None:
-        """Write how often the last message was repeated and how many were left out, if that is not written yet."""
+        """Write the counts of repeated and dropped messages that are not in the log yet; then close the handler."""
         with contextlib.suppress(Exception):
             self._report_repeated(self._clock.monotonic())
             self._report_left_out()

@@ -134,9 +134,9 @@ class _Levels:
         self._inside = False  # the previous line was within a traceback
 
     def rank(self, text: str, level: str) -> int:
-        """Return the index in LEVELS of the level of the next line; -1 if its level is unknown.
+        """Return the index in LEVELS of the level of the line `text`; -1 if its level is unknown.
 
-        `level` is the level written in `text`. If it is "", the line has the level of the line that it continues.
+        `level` is the level stated in `text`. If `level` is "", `text` has the level of the line that it continues.
         """
         if level:
             self._rank, self._inside = _RANKS.get(level, -1), False

@@ -56,7 +56,7 @@ class LogFile:
         return f"<LogFile {self.path}, {self.error or 'open'}>"
 
     def limit(self, *, max_size_bytes: int, keep: int, max_age_seconds: float) -> None:
-        """Set when the file is rotated and how many old files are kept."""
+        """Set the size and the age at which the file is rotated, and the number `keep` of old files that are kept."""
         self._max_size = max_size_bytes
         self._keep = keep
         self._max_age = max_age_seconds
@@ -194,9 +194,9 @@ class LogFile:
         return max(0, done - len(missing_end))
 
     def _cut(self, block: bytes, done: int) -> int:
-        """Remove the incomplete line with which a failed write has ended; return the size of the whole lines before it.
+        """Remove an incomplete last line from the file, after a failed write has stored `done` bytes of `block`.
 
-        `done` bytes of `block` have been written.
+        Return the size in bytes of the whole lines of `block` that were written.
         """
         whole = block.rfind(b"\n", 0, done) + 1
         self._torn = self._torn and not whole
@@ -251,7 +251,7 @@ def _exists(name: str, directory: int) -> bool:
 
 
 def stored_part(path: str, block: bytes) -> int:
-    """How many bytes of `block` a killed writer has stored: the longest prefix of `block` with which the log ends."""
+    """Return how many bytes from the start of `block` are at the end of the log at `path`; 0 if none."""
     text = _ending(path, len(block))
     head = block[:_HEAD_BYTES]
     at = text.find(head)

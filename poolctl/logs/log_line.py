@@ -42,7 +42,7 @@ def seconds_of(stamp: str) -> float:
 
 
 def clock_time(stamp: str, *, with_millis: bool = True) -> str:
-    """The local time of a timestamp: HH:MM:SS.mmm, after the date unless that is today; HH:MM:SS without millis."""
+    """Return the local time as HH:MM:SS.mmm, preceded by the date unless it is today's; as HH:MM:SS without millis."""
     moment = datetime.fromisoformat(stamp).astimezone()
     text = f"{moment:%H:%M:%S}"
     if not with_millis:

@@ -62,7 +62,7 @@ class OpenLog:
             number += 1
 
     def close(self) -> None:
-        """Close its files."""
+        """Close the descriptors in `parts`, and empty the list."""
         for fd, _ in self.parts:
             os.close(fd)
         self.parts.clear()
@@ -465,9 +465,9 @@ class Merge:
         return bool(self._held)
 
     def add(self, lines: list[LogLine]) -> list[LogLine]:
-        """Return the lines that were held back, and those new `lines` that are no newer than the last of them.
+        """Hold back `lines` until the next call, and return the lines held back before, sorted by time.
 
-        The result is sorted by time. The other new lines are held back until the next call.
+        A new line is returned at once if a line held back before is newer or has the same time.
         """
         newest = max((line.time for line in self._held), default="")
         merged = in_order(iter([*self._held, *lines]))

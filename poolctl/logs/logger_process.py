@@ -88,7 +88,7 @@ class PipeReader:
         return self._peek_by_reading(fd)
 
     def consume(self, fd: int, length: int, to: int = -1) -> None:
-        """Remove the first `length` bytes from the pipe in one step, into the pipe `to` if it is given and has room."""
+        """Remove `length` bytes from the pipe: move what fits into the pipe `to`, if it is given; drop the rest."""
         if self._blind:
             self._read[fd] = self._read[fd][length:]
             return
@@ -169,17 +169,17 @@ class Move:
         self.taken = 0
 
     def matches(self, data: bytes) -> bool:
-        """Return whether `data`, the content of the server's pipe, still begins with the lines of this move."""
+        """Return whether `data`, the content of the server's pipe, still begins with the recorded lines."""
         return len(data) >= self.length and crc32(data[: self.length]) == self.checksum
 
 
 class WriteAheadNote:
-    """A note of the lines that a logger is moving from a server's pipe into its log file, kept for the next logger.
+    """A note of the lines that a logger is moving from a server's pipe into a log file, kept for the next logger.
 
-    The note is in a memory file. Lines that are stored in the log file leave the server's pipe by one splice(2) into a
-    second pipe, whose write end is `sink`. If the logger is killed, bytes in the second pipe prove that the noted lines
-    have left the server's pipe. The memory file and the second pipe outlive the logger. Without the memory file nothing
-    is noted. Without the second pipe `sink` is -1.
+    The note is in a memory file; without the file, nothing is noted. Once the lines are in the log file, one splice(2)
+    moves them from the server's pipe into a second pipe. If the logger is killed, the next logger counts the bytes in
+    the second pipe: so many have left the server's pipe. `sink` is the write end of the second pipe, or -1 if there is
+    no second pipe.
     """
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
@@ -188,16 +188,16 @@ class WriteAheadNote:
         self.use(fds)
 
     def use(self, fds: Sequence[int]) -> None:
-        """Replace the descriptors by `fds`: a memory file for the note, then both ends of the pipe for moved lines.
+        """Close the current descriptors and use `fds`: a memory file for this note, and a pipe for stored lines.
 
-        The pipe's read end comes first. If the supervisor has another version, `fds` may lack the pipe or be empty.
+        The pipe's read end comes first. A supervisor of another version may pass only the memory file, or nothing.
         """
         self.close()
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
 
     def unfinished_move(self, id: str) -> Move | None:
-        """Return the move of stream `id` that the previous logger began and did not complete; None if there is none."""
+        """Return the record if a killed logger was moving lines of stream `id` into the log file; otherwise None."""
         return self._left if self._left is not None and self._left.id == id else None
 
     def _read(self) -> Move | None:
@@ -218,7 +218,7 @@ class WriteAheadNote:
             os.pwrite(self._fd, json.dumps((id, when, len(data), crc32(data))).encode() + b"\n", 0)
 
     def end(self) -> None:
-        """Clear the note, because the noted lines have been removed from the server's pipe."""
+        """Clear this note, after the lines recorded in it have been removed from the server's pipe."""
         self._left = None
         if self._fd >= 0:
             os.pwrite(self._fd, b"\n", 0)
@@ -439,7 +439,7 @@ class Logger:
         self._underway.close()
 
     def _await_takeover(self) -> None:
-        """Listen for a new pool that takes over the pipes: no process is left that could start another logger."""
+        """Listen for a new pool to take over the servers' pipes, after supervisor and keeper have exited."""
         if self._directory is not None and self._streams:
             with contextlib.suppress(OSError):
                 self._handover = PipeHandover(self._directory, self._epoll)
@@ -505,9 +505,9 @@ class Logger:
             os.close(fd)
 
     def _add(self, order: wire.Message, fds: list[int]) -> None:
-        """Add a stream, or update the stream with the same `id`.
+        """Carry out an order `add`: update the stream that has the same `id`, pipe and file; if there is none, add one.
 
-        The caller closes the descriptors left in `fds`; the pipe of a new stream is removed from the list.
+        The pipe is `fds[0]`. Adding a stream removes the pipe from `fds`. The caller closes what is left in `fds`.
         """
         fd, path = fds[0], str(order["path"])
         max_size, keep = int(order.get("max_size") or 0), int(order.get("keep") or 0)
@@ -623,9 +623,9 @@ class PipeHandover:
         return fd == self._listener.fileno() or fd in self._connections
 
     def serve(self, fd: int, streams: Sequence[OutputStream]) -> bool:
-        """Accept a client from the listener `fd`, or read a client's answer from its connection `fd`.
+        """Accept a client and send `streams` if `fd` is the listener; read a client's answer if `fd` is its connection.
 
-        Returns whether a client has taken over the streams.
+        Returns True if the answer says that the client has taken over the streams; otherwise False.
         """
         if fd != self._listener.fileno():
             self._read_answer(fd)

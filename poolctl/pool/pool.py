@@ -816,11 +816,10 @@ class HotReload:
         self._stops |= {future for each in gone if (handle := live_handle(each)) for future in handle.stops}
 
     def _compatible_configs(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
-        """Return the configurations in `written` that have no address conflict, and the servers that stay unchanged.
+        """Return the configurations in `written` without address conflicts, and the pool's servers to keep unchanged.
 
-        A server of the pool that has no configuration in `written` stays unchanged if an error in `_errors` names the
-        server, or if any error names no server. Without such an error, the server is removed. Each address conflict is
-        added to `_errors`.
+        A server that is not in `written` is kept if an error in `_errors` names the server, or if an error names no
+        server at all. Otherwise the caller removes the server. Each address conflict is added to `_errors`.
         """
         while True:
             names = {server.name for server in written}
@@ -989,9 +988,9 @@ class PoolConfig(Configuration):
         context: PoolContext | None = None,
         runner: Runner | None = None,
     ) -> Pool:
-        """Create a pool of the valid servers, without starting them.
+        """Create a pool of the servers, without starting them. Raises PoolAddError if there is any problem.
 
-        Raises PoolAddError with every problem; its `.pool` holds the valid servers.
+        The error lists every problem, and the error's `.pool` is a pool of the valid servers.
         """
         pool = Pool(handler=handler or self._handler, context=context or self._context, runner=runner)
         pool._shared.tls = self._tls

@@ -197,9 +197,9 @@ class Monitor:
 
     `status` is WARN while the server changes its state, else the probes' result; without probes it is OK or KO.
     `latency` is the duration of the last probe or, without probes, of connecting; None without an answer. `uptime` and
-    `downtime` are total times since the first start, in which stopped time does not count; `sli` is the share of
-    uptime, 0 to 1. `rise` and `fall` are the parts of both totals spent coming up and going down. `rises` and `falls`
-    count how often the server started and stopped answering.
+    `downtime` are total times since the first start, without stopped time; `sli` is the share of uptime, 0 to 1. `rise`
+    is the time spent coming up, and `fall` is the time spent going down; `uptime` and `downtime` include both. `rises`
+    counts how often the server began to answer, and `falls` counts how often it ceased to answer.
     """
 
     name: str
@@ -238,9 +238,9 @@ class Monitor:
 
 
 def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
-    """The time to connect to the first endpoint, and ""; if that fails, None and the reason.
+    """Connect to the first endpoint. Return (time taken, "") or, if connecting fails, (None, reason).
 
-    Returns None and "" without endpoints. Blocks for at most CONNECT_SECONDS. Raises OSError if it can open no socket.
+    Returns (None, "") if `endpoints` is empty. Blocks for at most CONNECT_SECONDS. Raises OSError if no socket opens.
     """
     if not endpoints:
         return None, ""
@@ -392,7 +392,7 @@ class Server(StartAndStop):
 
     @property
     def ready(self) -> bool:
-        """Whether the server answers, takes requests and is not ko. A job is ready when it has ended with 0."""
+        """Return whether the server takes requests and its probes do not fail. A job is ready once it exits with 0."""
         return self._observed.ready
 
     @property
@@ -407,7 +407,7 @@ class Server(StartAndStop):
 
     @property
     def endpoints(self) -> list[str]:
-        """The addresses on which its listener is open."""
+        """Return the addresses on which the server's listener is open; empty if the listener is closed."""
         return list(self._observed.endpoints)
 
     @property
@@ -686,11 +686,11 @@ class CoreHost(CoreEvents):
         return text
 
     def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool) -> bool:
-        """Create the server's entry in the core, or update it to `config`. Return whether it was created or updated.
+        """Create the server's entry in the core, or update it to `config`. Return False if neither is necessary.
 
-        The entry of a running server is updated if the user has changed the server's configuration. If only the
-        application from the pool's handler differs, the entry is updated only with `replace`. With `live`, the workers
-        continue and apply the new configuration.
+        An update is necessary if the user has changed the server's configuration. If only the application from the
+        pool's handler differs, a running server is updated only with `replace`. With `live`, the workers continue and
+        apply the new configuration.
         """
         source = handle.config
         if handle.entry is None:
@@ -727,7 +727,7 @@ class CoreHost(CoreEvents):
             self.record_state(handle)
 
     def set_dependencies(self, handle: Handle, dependencies: tuple[Dependency, ...]) -> None:
-        """Make the server depend on these servers, given by their names in the core."""
+        """Make the server depend on `dependencies`, which have the names that `reserve` returned for the servers."""
         assert handle.entry is not None
         before = self._source(handle, handle.entry.config)
         self.core.set_dependencies(handle.entry, dependencies)
@@ -802,8 +802,8 @@ def dependencies_among(
 ) -> dict[Handle, tuple[Dependency, ...]]:
     """Return, for each server in `handles`, its dependencies that are in `handles`, too.
 
-    The returned dependencies have the servers' names in the core, which `names` gives. A dependency that would close a
-    cycle is left out.
+    `names` maps each server to its name in the core, and the returned dependencies have these names. A dependency that
+    would close a cycle is left out.
     """
     by_name = {handle.name: handle for handle in handles}
     edges: dict[Handle, list[Handle]] = {}
@@ -973,11 +973,11 @@ class _PendingServer:
 class StartOrder:
     """An order to start or restart `servers`, dependencies first. `run` performs it, on the engine's loop.
 
-    `kind` is the class of the error that `run` raises. If it is PoolRestartError, running servers are restarted;
-    otherwise they are left running. `limit` is the timeout in seconds. `holds` is a function that tells whether the
-    pool still has a server; if it is None, a single server is started without its dependencies. Servers in `live` keep
-    their workers, which apply the new configuration. `beside` are other active servers, which do not change, but on
-    which `servers` may depend.
+    `kind` is the class of the error that `run` raises. If `kind` is PoolRestartError, running servers are restarted;
+    otherwise only those with a changed configuration are restarted. `limit` is the timeout in seconds. `holds` tells
+    whether a server is still in the pool; `holds` is None for a single server, which starts without its dependencies.
+    The workers of servers in `live` are not replaced, and apply the new configuration. `beside` are other active
+    servers, which the order does not change, but on which `servers` may depend.
     """
 
     def __init__(
@@ -1006,7 +1006,7 @@ class StartOrder:
     async def run(self) -> None:
         """Start or restart the servers; returns when all of them answer.
 
-        A failure does not stop the other servers. All failures are raised as one error of the order's class `kind`.
+        A failure does not stop the other servers. All failures are raised as one error of the class given as `kind`.
         """
         try:
             ordered = self._prepared()
@@ -1107,10 +1107,10 @@ class StartOrder:
         names: dict[Handle, str],
         needed: dict[Handle, tuple[Dependency, ...]],
     ) -> ServerConfig:
-        """Return the configuration to give to the core, in which servers may have other names than in the pool.
+        """Return the configuration of `each.server` for the core, where servers may have other names than in the pool.
 
-        `names` has each server's name in the core, and `needed` has each server's dependencies with their core names.
-        If a server is started alone, its dependencies in the core do not change; a server new to the core gets none.
+        `names` gives each server's name in the core, and `needed` its dependencies under such names. An order for a
+        single server ignores `needed`: the server keeps its dependencies in the core, or has none if it is new there.
         """
         dependencies = needed[each.handle]
         if self._holds is None:
@@ -1154,10 +1154,10 @@ class StartOrder:
                 each.handle.awaiting.discard(self)
 
     def _give_up(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
-        """Abandon the server's start. Return True if the caller has to wait until killed workers have ended.
+        """Abandon the server's start, unless another StartOrder waits for the server, or it has failed or is ready.
 
-        Returns False for a start that still waits for a stop in progress, and so has no workers. Does nothing and
-        returns False if another StartOrder waits for the same server, or if the server has failed or is ready.
+        Return True if the caller has to wait until killed workers have ended. Return False if nothing was abandoned, or
+        if the start had no workers yet because it waited for a stop in progress.
         """
         handle = each.handle
         handle.awaiting.discard(self)

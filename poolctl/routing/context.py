@@ -131,7 +131,7 @@ def upstream_url(scope: Scope) -> str:
 
 
 def context_headers(context: RouteContext) -> list[tuple[str, str]]:
-    """The headers that describe a route and its backend to this backend: names, and percent-encoded values."""
+    """Return the names and percent-encoded values of the headers that tell a backend its route, name and URL."""
     route = context.route
     fields = {
         _ROUTE: route.alias,

@@ -1,11 +1,11 @@
 """Selects the route of a request by its host, path, method and headers.
 
-The host decides first: the exact name, then its first label ("users"), then the longest domain ("*.example.com"), then
-patterns with "*" elsewhere (most literal characters first, then in file order), then the routes without a host.
-An IP address has neither labels nor domains. Among the routes of one host pattern the longest path prefix wins, in
-whole segments; among routes of one path, a redirect to https, then a route with a method condition, then the route with
-most header conditions, then the first of the file. If no route of a pattern takes the request, the next pattern is
-tried.
+The host decides first. Patterns are tried in this order: the exact name, the first label ("users"), the longest
+domain ("*.example.com"), patterns with "*" elsewhere, any host. Of the patterns with "*" elsewhere, the one with most
+literal characters is first, then the first of the file. An IP address has neither labels nor domains. Among the routes
+of one pattern, the longest path prefix wins, in whole segments. Among the routes of one path, a redirect to https is
+first, then a route with a method condition, then the route with most header conditions, then the first of the file.
+If no route of a pattern takes the request, the next pattern is tried.
 
 Hosts are compared in lower case without port and final dot (`normal_host`), paths in normal form (`normal_path`).
 """

@@ -91,7 +91,7 @@ class _RegistryReader:
         return iter([*self.http, *self.stream])
 
     def iter_all(self) -> Iterator[AnyRoute]:
-        """Every route: HTTP, streams, excluded."""
+        """Iterate over all routes: first HTTP routes, then streams, then excluded routes."""
         return iter([*self.iter_active(), *self.excluded])
 
     def get(self, alias: str) -> Route | StreamRoute | None:
@@ -158,7 +158,7 @@ class TableRoutes(Generic[Kind]):
         return self.get(alias) is not None
 
     def __iter__(self) -> Iterator[Kind]:
-        """The current routes, in the order of the table."""
+        """Iterate over the routes of this kind in the current route table, in the order given to `write_table`."""
         table = self._table()
         return iter(()) if table is None else (_as_own_class(self._kind, each) for each in self._every(table))
 
@@ -215,7 +215,7 @@ class TableRegistry(_RegistryReader):
 
     @property
     def generation(self) -> int:
-        """The number of the current table, which increases with each change of the routes; 0 without a table."""
+        """The current route table's number, which increases with each change of the routes; 0 if there is no table."""
         table = self._table()
         return 0 if table is None else table.generation
 
@@ -226,7 +226,7 @@ class TableRegistry(_RegistryReader):
         yield from now.stream
 
     def iter_all(self) -> Iterator[AnyRoute]:
-        """Every route: HTTP, streams, excluded."""
+        """Iterate over all routes: first HTTP routes, then streams, then excluded routes."""
         now = self.snapshot()
         yield from now.http
         yield from now.stream

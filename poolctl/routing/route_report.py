@@ -31,11 +31,11 @@ class MachineReport:
 class RouteReport:
     """One route, as reported.
 
-    `to` has server names, URLs or a redirect. `way` is how connections reach the backend by configuration: pass, proxy,
-    stream or excluded; `why` is the reason for proxy and excluded. `host` of a stream is the address where the gateway
-    listens. `state` is one of route_health.STATUSES. `passed`, `proxied` and `refused` count the actual outcomes of its
-    `requests`, `waiting` the requests in the queue of its limit. Counts and latencies combine gateway and workers; a
-    latency is None before the first request. `machines` is None without an inventory.
+    `to` has server names, URLs or a redirect. `way` is how connections reach the backend: pass, proxy, stream or
+    excluded. `why` is the reason if `way` is proxy or excluded. `host` of a stream is the address where the gateway
+    listens. `state` is one of route_health.STATUSES. `passed`, `proxied` and `refused` count what happened to the
+    `requests`; `waiting` is the number of queued requests. Counts and latencies combine gateway and workers; a latency
+    is None before the first request. `machines` is None if there is no inventory of Proxmox machines.
     """
 
     alias: str

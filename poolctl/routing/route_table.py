@@ -76,8 +76,8 @@ def write_table(
 ) -> int:
     """Write a table of these routes; returns its descriptor, which the caller closes.
 
-    Streams and excluded routes match no request, but a TableRegistry lists them. If several have one alias, only the
-    first is stored. Raises ValueError if two HTTP routes have one alias, and OSError if memory is exhausted.
+    Streams and excluded routes match no request, but can be listed. Of streams with one alias only the first is stored,
+    likewise of excluded routes. Raises ValueError if HTTP routes have one alias, OSError if memory is exhausted.
     """
     content = _Writer(routes, streams, excluded).content(generation)
     return memory_file("poolctl-routes", content, SEALS)
@@ -112,7 +112,7 @@ class _Writer:
         self._add(ROOT, json.dumps(root))
 
     def _add_others(self, kind: str, routes: Iterable[StreamRoute | ExcludedRoute]) -> tuple[int, int]:
-        """Add the first route of each alias, with the key `kind` + alias; return the first offset and the count."""
+        """Add an entry for the first route of each alias; return the first entry's offset and the number of entries."""
         start, aliases = len(self._content), set()
         for route in routes:
             if route.alias not in aliases:
@@ -121,7 +121,7 @@ class _Writer:
         return start, len(aliases)
 
     def _add_wildcards(self, patterns: list[HostPattern]) -> list[tuple[int, int]]:
-        """Add wildcard patterns by prefix and suffix, highest precedence first; return the (prefix, suffix) lengths."""
+        """Add the patterns, grouped by prefix and suffix; return each pair of a prefix's and its suffix's length."""
         found: dict[tuple[str, str], list[tuple[int, str]]] = {}
         for rank, pattern in enumerate(sorted(patterns, key=lambda each: -each.weight)):
             both = pattern.text.partition("*")[0], pattern.text.rpartition("*")[2]
@@ -200,9 +200,9 @@ class TableError(ValueError):
 class Match(NamedTuple):
     """The route that a request matched, and whether the request's connection may be passed to a worker.
 
-    `passes` is true if it may, and if requests for the same host and path match this route with any method and headers.
-    `whole_host` is true if all TLS requests for the same host match this route. `servers` are the names of the servers
-    that a passed connection may go to.
+    `passes` is true if the route allows passing, and every request for the same host and path matches this route.
+    `whole_host` is true if every TLS request for the same host matches this route. `servers` are the names of the
+    servers that a passed connection may go to.
     """
 
     route: Route
@@ -212,7 +212,7 @@ class Match(NamedTuple):
 
 
 class _Candidate:
-    """A route and its `Match`, which holds if no other host pattern, and no route with conditions, was tried before."""
+    """A route, and its Match for requests for which no other host pattern or route with conditions was tried before."""
 
     def __init__(self, route: Route, *, alone: bool) -> None:
         self.route = route
@@ -356,7 +356,7 @@ class RouteTable:
         return None if offset is None else from_json(StreamRoute, self._json(offset))
 
     def get_excluded(self, alias: str) -> ExcludedRoute | None:
-        """The excluded route of this alias, or None."""
+        """Return the route of this alias that is known but not served (excluded); None if there is no such route."""
         offset = self._find(EXCLUDED + alias)
         return None if offset is None else from_json(ExcludedRoute, self._json(offset))
 
@@ -365,7 +365,7 @@ class RouteTable:
         return (from_json(StreamRoute, table) for table in self._values(*self._others[0]))
 
     def excluded(self) -> Iterator[ExcludedRoute]:
-        """Every excluded route, in the order given to `write_table`."""
+        """Iterate over the routes that are known but not served (excluded), in the order given to `write_table`."""
         return (from_json(ExcludedRoute, table) for table in self._values(*self._others[1]))
 
     @property
@@ -380,7 +380,7 @@ class RouteTable:
 
     @cached_property
     def _root(self) -> dict[str, Any]:
-        """The value of the entry "!": a dict with "labels", "ends" and "others". Raises TableError if it is missing."""
+        """The value of the entry "!", which describes the whole table. Raises TableError if the entry is missing."""
         offset = self._find(ROOT)
         if offset is None:
             raise TableError("the route table has no root")
@@ -389,7 +389,7 @@ class RouteTable:
 
     @property
     def _others(self) -> list[list[int]]:
-        """The offset of the first entry and the number of entries, for streams and for excluded routes."""
+        """Two pairs, for streams and for excluded routes: the first entry's offset, and the number of entries."""
         found: list[list[int]] = self._root.get("others") or [[0, 0], [0, 0]]
         return found
 

@@ -26,10 +26,10 @@ CHANGING = (
 
 
 def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
-    """Return the routes with two fields set that tell why connections must stay in the gateway; "" if they need not.
+    """Return the routes, with the reasons why connections must stay in the gateway because of another user's server.
 
-    `other_user` is the reason for connections without TLS, `other_user_tls` is the reason for TLS connections.
-    `users` maps every server of the pool to its user, including servers without a route.
+    `other_user` is set to the reason for connections without TLS, `other_user_tls` to the reason for TLS connections;
+    "" means that there is none. `users` maps every server of the pool to its user, including servers without a route.
     """
     if _only_user(users.values()) is not None:
         return [
@@ -52,7 +52,7 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
 
 
 def _first_of_each_user(routes: Iterable[Route], users: Mapping[str, str]) -> dict[str, str]:
-    """Return, by user, a text that names the first of the routes' target servers that runs as this user.
+    """Return a text for each user, which names the user's first server among the targets of `routes`.
 
     The text for the key "" names the first destination that is no server of the pool, such as a URL or NO_ROUTE.
     """
@@ -95,7 +95,7 @@ class KeptHost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """Which connections workers may keep: without TLS those to `servers`, run as `user`; with TLS those in `hosts`."""
+    """The connections that workers may keep: without TLS to `servers`, which run as `user`; with TLS to `hosts`."""
 
     user: str = ""
     servers: tuple[str, ...] = ()
@@ -127,8 +127,8 @@ class Kept:
     def must_close(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
         """Return the names of the servers whose workers must close their connections before new routes are published.
 
-        They hold connections on which requests for another user's server may arrive under the new routes. `self` has
-        the connections that may be open now, `after` those that the new routes allow. `users` maps servers to users.
+        Otherwise, under the new routes, a worker could read requests for another user's server. `self` has connections
+        that may be open now, `after` has connections that the new routes allow. `users` maps servers to their users.
         """
         found = set(self.servers if self.servers and self.user != after.user else ())
         only = _only_user(users.values())
@@ -141,9 +141,9 @@ class Kept:
 
 
 def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: Collection[str]) -> Kept:
-    """Return which connections workers may keep under these routes. `routes` have to come from `separated`.
+    """Return the Kept of the connections that workers may keep under `routes`, which `separated` has returned.
 
-    `users` maps each server of the pool to its user; `secure` has the servers that speak TLS.
+    `users` maps each server of the pool to its user. `secure` has the names of the servers that speak TLS.
     """
     only = _only_user(users.values())
     user = only if only is not None else _only_user(_first_of_each_user(routes, users))
@@ -191,9 +191,9 @@ def _users_of_hosts(routes: Iterable[Route], users: Mapping[str, str]) -> dict[H
 def _other_users_patterns(
     pattern: HostPattern, user: str, places: Mapping[HostPattern, set[str]]
 ) -> tuple[str, ...]:
-    """The keys of the patterns that may cover a host of `pattern`, and that lead to another user than `user`.
+    """Return the keys of the patterns in `places` that may cover a host of `pattern`, and have another user's servers.
 
-    `places` maps each host pattern to the users of its servers. `user` is the user of the servers behind `pattern`.
+    `places` maps each host pattern to the users of its servers. All users except `user` are other users.
     """
     if pattern.tier == EXACT:
         near: Iterable[HostPattern] = [pattern]
@@ -204,9 +204,9 @@ def _other_users_patterns(
 
 
 def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None = None) -> list[Route]:
-    """Return, for the table of these servers' workers, the routes to one of these servers; with None, all routes.
+    """Return the routes that workers of `servers` need in their route table: routes to `servers`, all for None.
 
-    `to` omits URLs and other servers. A route whose connections are not passed to workers has the `mode` "proxy".
+    Targets that are URLs or other servers are left out. A route that is not passed to workers has the `mode` "proxy".
     """
     found: list[Route] = []
     for route in routes:
@@ -217,7 +217,7 @@ def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None 
 
 
 def _for_workers(route: Route, to: tuple[Target, ...]) -> Route:
-    """Return the route with the targets `to`, and only the fields for matching requests or for applications."""
+    """Return a copy of the route with the targets `to`, and only those fields that workers or applications need."""
     return Route(
         alias=route.alias,
         host=route.host,

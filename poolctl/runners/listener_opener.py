@@ -89,7 +89,7 @@ class Opener:
 async def _resolving(
     address: Address, work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None
 ) -> T:
-    """Return the result of `work`, run in a thread if the address has a host name. `undo`: see `in_daemon_thread`."""
+    """Return `work()`, run in a thread if the address has a host name. On cancellation, `undo` gets the result."""
     if address.kind == "tcp" and address.host.strip("0123456789.") and not address.is_ipv6:
         return await in_daemon_thread(work, undo=undo)
     return work()

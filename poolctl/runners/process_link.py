@@ -436,7 +436,7 @@ class KeeperLink(Link):
         self.entries[name] = (meta, list(owners))
 
     async def complete(self) -> None:
-        """Fetch entries of an earlier supervisor from the keeper, so that all are recorded for a new keeper."""
+        """Add to `entries` what earlier supervisors put into the keeper's store, so that a new keeper gets it too."""
         after = ""
         self._dropped = set()
         while True:
@@ -467,7 +467,7 @@ class KeeperLink(Link):
         }
 
     def close(self) -> None:
-        """Close the link, and forget the entries that were recorded for a new keeper."""
+        """Close the link, empty `entries`, and close the duplicates of descriptors in `entries`."""
         super().close()
         for name in list(self.entries):
             self._forget(name)
@@ -539,7 +539,7 @@ class ProcessWatchdog:
             self._set_timer()
 
     def close(self) -> None:
-        """Stop watching the process: send no more pings, and do not kill it. The link stays open."""
+        """Stop watching: send no more pings, and never kill the process. Does not close `link`."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -158,7 +158,7 @@ class Counters(Protocol):
         """The names of ended workers whose counts are not saved yet; the next supervisor reports them again."""
 
     def mark_saved(self) -> None:
-        """Note that the final counts of all workers reported so far (callback `add_up`) have been saved."""
+        """Tell the runner that all counts passed to `add_up` so far are saved, so that it can drop them."""
 
 
 class Backlogs(Protocol):
@@ -189,7 +189,7 @@ class Hooks(Protocol):
 
 
 class LogFiles(Protocol):
-    """Optional ability: output in files of this machine, where `poolctl logs` reads it."""
+    """Optional ability of a runner: workers' output is in files of this machine, which `poolctl logs` reads."""
 
     async def reopen_logs(self) -> None:
         """Reopen the log files. On return, files that were moved away are no longer written to."""
@@ -237,9 +237,9 @@ class Takeover(Protocol):
     ) -> dict[str, bool]:
         """Put orphans, workers whose keeper has died, under this pool's keeper. Stop those of unknown servers.
 
-        The next call of `adopt` adopts the orphans. Set `late` if this supervisor has already called `adopt`: its
-        successor then adopts them. Returns, by name of each server with orphans, whether one of them has an outdated
-        configuration.
+        This supervisor's call of `adopt` then adopts the orphans. Set `late` if that call has already been made: the
+        next supervisor adopts the orphans instead. Returns, by name of each server with orphans, whether one of its
+        orphans has an outdated configuration.
         """
 
     def exit_reported(self, report: Table) -> None:
@@ -309,8 +309,8 @@ class Runner(Protocol):
     async def prepare(self, server: ServerConfig, since: float) -> str:
         """Import the application of a `preload` server, before `place` creates its workers.
 
-        Returns "", or the reason why the application cannot be preloaded. Workers that are started later have code at
-        least as new as the code at `since`, in monotonic seconds. Raises ServerError or WorkerFailed.
+        Returns "", or the reason why the application cannot be preloaded. An import that began before the monotonic
+        time `since` is not used for later workers: its code may be outdated. Raises ServerError or WorkerFailed.
         """
 
     async def check(self, server: ServerConfig) -> None:
@@ -390,9 +390,9 @@ class PublishedRoutes:
     """The route tables for workers, and the socket through which workers return connections to the gateway.
 
     `tables` maps server names to in-memory files (see `route_table`); the entry "" is for servers that no longer have a
-    route. The publisher closes old files after publishing new ones. A worker sends a connection to `give_back` if its
-    next request is for another server. `context_keys` maps server names to keys. A proxied request names its route; a
-    worker trusts that name only if it was authenticated with the key of the worker's server.
+    route. The publisher closes old files after publishing new ones. A worker sends a connection through `give_back` if
+    the connection's next request is for another server. A proxied request names its route, and a worker trusts the name
+    only if it is authenticated with a secret key: the key of the worker's server in `context_keys`.
     """
 
     generation: int
@@ -405,10 +405,10 @@ class Gateway(Protocol):
     """The gateway as seen by a runner: it passes accepted connections to workers of servers that have a route."""
 
     def use_pair(self, server: str, give: socket.socket) -> None:
-        """Tell the gateway to pass the server's connections to its workers through `give`. May be called again."""
+        """Let the gateway send the server's connections to its workers through the socket `give`. Repeatable."""
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Stop passing connections through `give`; return when the socket is no longer used, or after a time limit."""
+        """Have the gateway stop using the socket `give` of `use_pair`; return when it has, or after a time limit."""
 
     async def leaving(self, server: str) -> None:
         """Tell the gateway that workers of the server will exit; return when it has confirmed, or after a time limit.
@@ -418,7 +418,7 @@ class Gateway(Protocol):
 
 
 class Routing(Protocol):
-    """The interface by which a gateway tells a runner which servers have routes, and shares their route tables."""
+    """The interface by which a gateway tells a runner which servers have routes, and the workers' route tables."""
 
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway

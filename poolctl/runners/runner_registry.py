@@ -1,8 +1,8 @@
 """The runners by name; a runner's module is imported only when it is chosen. Standard library only.
 
-The module has `make(site)`, which creates the Runner for a supervisor, and optionally:
-- `companions(files, directory, env, without)`: returns the programs to start with a pool's keeper, by name. The
-  keeper stores the link to each program under the program's name.
+A runner's module has `make(site)`, which creates the Runner for a supervisor, and optionally:
+- `companions(files, directory, env, without)`: returns, by name, the programs to start with a pool's keeper, without
+  the environment variables `without`. The keeper stores a socket to each program under the program's name.
 - `orphans_exist(directory)` and `find_orphans(directory)`: look for orphans, which are workers that continue to serve
   after their keeper and supervisor have died.
 """
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     class Orphan(Protocol):
         """A worker whose keeper and supervisor have died. Every call may block.
 
-        `pid` and `uid` are the ids of its process and of its user, which the caller checks. `said` is its own report:
-        server, ready_at and more.
+        `pid` is its process, and `uid` the user of that process. `said` is the worker's own report: server, ready_at
+        and more. The report may be forged: the caller checks that `uid` is the server's user.
         """
 
         pid: int
@@ -83,11 +83,10 @@ def make_runner(env: Mapping[str, str], site: RunnerSite) -> Runner:
 def companions(
     env: Mapping[str, str], files: Sequence[str], directory: str, without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The programs that the runner needs, to be started with the pool's keeper.
+    """Return the programs that the runner needs, by name, to be started with the pool's keeper.
 
-    The result maps names to programs; under each name the keeper's store holds the link to the program. `files` are the
-    pool's configuration files. Variables in `without` are removed from the programs' environments. Raises
-    UnknownRunner.
+    The keeper stores a socket to each program under the program's name. `files` are the pool's configuration files.
+    Variables in `without` are removed from the programs' environments. Raises UnknownRunner.
     """
     find = getattr(_module(env), "companions", None)
     found: dict[str, Companion] = find(files, directory, env, without) if find is not None else {}

@@ -93,7 +93,7 @@ class WorkerStacks:
     kernel: tuple[KernelThread, ...] = ()
 
     def shortened(self, stacks: int, frames: int) -> WorkerStacks:
-        """A copy with at most this many threads and groups of tasks, and this many calls in each."""
+        """Return a copy with at most `stacks` threads and `stacks` groups of tasks, of at most `frames` calls each."""
         return replace(
             self,
             threads=tuple(replace(each, frames=each.frames[:frames]) for each in self.threads[:stacks]),

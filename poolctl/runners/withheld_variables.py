@@ -27,7 +27,7 @@ def withheld_variables() -> list[str]:
 
 
 def withheld_values() -> list[str]:
-    """The values of the withheld variables that are set (see values_of)."""
+    """Return the values of the variables that are withheld from programs, except short values (see values_of)."""
     return values_of(_withheld_names, os.environ)
 
 

@@ -50,9 +50,9 @@ def matching(members: dict[str, Member], field: Field | str, pattern: str, regex
 
 
 def value_test(field: Field, pattern: str, search: Callable[[str], object] | None) -> Callable[[str], bool]:
-    """A function that tests a value of the field: whether it equals `pattern`, or `search` finds something in it.
+    """Return a function that is true for values equal to `pattern`, and for values in which `search` finds a match.
 
-    An address also equals its other spellings, and an exposed URL equals the same without its scheme.
+    The comparison ignores case. `pattern` may spell a bind address differently, and may omit an exposed URL's scheme.
     """
     wanted = _wanted(field, pattern)
     without_scheme = field is Field.EXPOSE and "://" not in wanted

@@ -38,9 +38,9 @@ _EXITED = Answer(_NOTHING, "the process that matches regexes has exited")
 
 
 class Matcher:
-    """Sends questions to the matching process, which answers them in order; the first question starts the process.
+    """A client of the process that matches regular expressions; the first question starts this process.
 
-    Must be created and used on the same running loop.
+    Questions are answered in order. A matcher must be created and used on the same running event loop.
     """
 
     def __init__(self, *, stuck_seconds: float = _STUCK_SECONDS, idle_seconds: float = _IDLE_SECONDS) -> None:
@@ -61,7 +61,7 @@ class Matcher:
         task.add_done_callback(self._asked.discard)
 
     async def answer(self, expressions: Sequence[str], texts: Sequence[str]) -> Answer:
-        """Ask in which texts any of the expressions is found; returns their positions, or the problem."""
+        """Return the indexes of the texts in which any expression is found; if matching fails, return the problem."""
         question = json.dumps([[*expressions], [*texts]]).encode() + b"\n"
 
         async def exchange(process: ChildProcess) -> bytes:

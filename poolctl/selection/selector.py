@@ -91,7 +91,7 @@ class Selector:
     def from_dict(cls, data: Mapping[str, Any]) -> Selector:
         """Create a selector from the result of `to_dict`. Raises SelectorError for unknown keys, values or wrong types.
 
-        Regular expressions are not compiled here, and match nothing until the caller sets `matched` (see `__init__`).
+        The caller must evaluate the regular expressions, and set `matched` to the matching values of each field.
         """
         lists = {key: _list_of_words(key, data.get(key)) for key in LISTS}
         unknown = sorted(set(data) - {*LISTS, "not", "allow_empty"})
@@ -133,9 +133,9 @@ def selection_needed(verb: str, count: int | None) -> SelectorError:
 
 
 def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], Unmatched | None]:
-    """The selected items in their order, and None; if nothing matches, an empty list and the reason (exit 4).
+    """Return the selected items in order, and None; if the selection fails, return an empty list and the reason.
 
-    If the selector's `allow_empty` is true, options that match nothing give an empty list and None.
+    A selection fails if a target matches no item or, unless the selector's `allow_empty` is true, no item is selected.
     """
     everything = list(items)
     if selector.selects_all:
@@ -270,7 +270,7 @@ class Unmatched:
 
 
 def _unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
-    """The reason for targets that name no server; the hint has similar names for the first ten."""
+    """Return a message about targets that match no server, and a hint with names similar to the first ten targets."""
     shown, more = unknown[:_SHOWN_WORDS], len(unknown) - _SHOWN_WORDS
     message = f"no server matches {', '.join(map(repr, shown))}" + (f" and {more} more" if more > 0 else "")
     near = [name for target in shown for name in _similar_targets(target, items)]
@@ -278,7 +278,7 @@ def _unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> U
 
 
 def _unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
-    """The reason for options such as --tag that match no server; the hint has tags that resemble unknown ones.
+    """Return a message about options that match no server, and a hint with tags similar to unknown tags in `tags`.
 
     A similar tag may differ in case only, because tags are case-sensitive.
     """

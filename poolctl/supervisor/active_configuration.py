@@ -68,7 +68,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ReaderFailed(Exception):
-    """Failure of the process that reads the files. `installed` is poolctl's version on disk if another one runs."""
+    """Failure of the process that reads files. `installed` is poolctl's version on disk if the supervisor's differs."""
 
     def __init__(self, message: str, hint: str, installed: str = "") -> None:
         super().__init__(message)
@@ -82,7 +82,7 @@ class ReaderFailed(Exception):
 
 
 class _Stalled(Exception):
-    """The reader process has used no processor time for too long."""
+    """The process that reads the configuration files has used no processor time for too long."""
 
 
 def _digests(reading: Reading) -> dict[str, str]:
@@ -174,7 +174,7 @@ class ConfigurationReader:
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
     ) -> tuple[int, Reading]:
-        """Read the files; return a number to pass to `outside`, and the configuration or its problems.
+        """Read the files; return a number, by which `outside` knows the reading, and the configuration or its problems.
 
         `${VAR}` refers to `env`, or to this process's environment if `env` is None. Raises ReaderFailed if the reader
         process gives no usable answer. With `first`, which the start of a pool sets, also raises ReaderFailed if the
@@ -234,7 +234,7 @@ class ConfigurationReader:
     ) -> dict[str, dict[str, str] | None]:
         """Return the FILE:LINE where each key of the named servers is set, by server and key.
 
-        Returns {} if the files have changed since they had `marks`. Raises ReaderFailed.
+        Returns {} if the files cannot be loaded, or differ from the state recorded in `marks`. Raises ReaderFailed.
         """
         found: dict[str, dict[str, str] | None]
         found = await self._ask("origins", [*files], env and dict(env), marks, [*names])
@@ -416,12 +416,12 @@ class ActiveConfiguration:
         first: bool = False,
         stopped: bool = False,
     ) -> ResolvedConfig:
-        """Read the files without activating them; return their servers, or else their problems. Raises ReaderFailed.
+        """Read the files without activating them; return their servers, or else their problems.
 
         `${VAR}` refers to `environment` if given, else to the pool's own environment. A server named in `keep` keeps
-        the port of its `auto` address reserved, even if the files no longer contain the server. With `first`, also
-        raises ReaderFailed if the reader process hangs. `stopped` means that no server runs: a server whose `auto`
-        port another program has taken then gets a new port, and `moved_ports` records the change.
+        its `auto` port even if the files no longer contain the server. Set `stopped` only if no server runs: if another
+        program has taken a server's `auto` port, the server then gets a new port, recorded in `moved_ports`.
+        Raises ReaderFailed if the reader process fails. A reader process that hangs counts as failed only with `first`.
         """
         number, reading = await self._reader.read(
             self.files,
@@ -583,10 +583,10 @@ class ActiveConfiguration:
             self._self_binding.remember(entry.config)
 
     async def remember_self_binding_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
-        """Record the servers that bind their own address without `socket = "program"`; return names recorded before.
+        """Record the servers that `start` warns of; return the names recorded before, which need no second warning.
 
-        The command `start` warns only of servers that were not recorded before. A change of the files clears the
-        record. If none of `servers` has to be recorded, returns an empty set.
+        A server is recorded if its program binds the server's address, and `socket` is not "program". A change of the
+        files clears the record. If no server in `servers` has to be recorded, returns an empty set.
         """
         found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
         return await asyncio.to_thread(self._save_warned, found) if found else found
@@ -665,7 +665,7 @@ class SelfBindingPrograms:
             write_object(self._path, self._commands)
 
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
-        """Return `servers`, with `socket = "program"` in those that `remember` has saved and that set no `socket`."""
+        """Return `servers`. Those without `socket` get `socket = "program"` if `remember` has saved their command."""
         return [server.but(socket="program") if self._opens_its_own(server) else server for server in servers]
 
     def _opens_its_own(self, server: ServerConfig) -> bool:

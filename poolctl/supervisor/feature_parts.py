@@ -1,4 +1,4 @@
-"""The parts of features that run in the supervisor."""
+"""The supervisor's parts of poolctl's features, which are optional components such as the gateway."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class FeaturePart:
         """Wait until each address of the part is open or has failed to open; `problems` has the reasons of failures."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Return `result` when the part has applied the changes of the command `verb`, with the part's warnings added.
+        """Return the command's `result` once the feature has applied the command's changes; may add warnings to it.
 
-        For `start`, the base class awaits `wait_for_opening`, and adds `problems` to the warnings. For other verbs, the
-        base class returns `result` unchanged.
+        Unless a subclass overrides this method, it waits only for the verb `start`: until each address of the feature
+        is open or has failed to open. The messages in `problems` are then added to the warnings of the result.
         """
         if verb != "start":
             return result
@@ -92,11 +92,11 @@ class FeaturePart:
         return {}
 
     async def metrics(self) -> Iterable[Family]:
-        """Return the metrics of this part of the feature, except those of the processes in `pids`."""
+        """Return the feature's metrics, except metrics of the feature's processes, whose pids `pids` returns."""
         return ()
 
     async def route_healths(self) -> Mapping[str, RouteHealth]:
-        """The health of each route that the part serves, by the route's name."""
+        """Return the health of each route that the feature serves, by the route's name."""
         return {}
 
     def flush(self) -> None:
@@ -116,7 +116,7 @@ Part = TypeVar("Part", bound=FeaturePart)
 
 
 class FeatureParts:
-    """The FeatureParts of the supervisor; a part that depends on another comes after it.
+    """The collection of a supervisor's FeaturePart objects; a part comes after the parts that it depends on.
 
     Features that the configuration does not use are not imported at a start.
     """

@@ -222,7 +222,7 @@ class SidecarManager:
         self._notify_changed()
 
     def _note_attempt(self) -> None:
-        """Let `wait_for_opening` return after an attempt to open addresses, unless the configuration has changed."""
+        """Let `wait_for_opening` return, if this attempt to open addresses was made for the newest configuration."""
         if self._settling_times == self._configured_times:
             self._tried.set()
 
@@ -261,7 +261,7 @@ class SidecarManager:
         self._watch(process)
 
     def _watch(self, process: SidecarProcess) -> None:
-        """Use this process from now on. Its connection is already in the keeper's store."""
+        """Manage `process` from now on, and handle its exit. The keeper already holds the connection to the process."""
         self._process = process
         process.exited.add_done_callback(lambda _: self._ended(process))
 

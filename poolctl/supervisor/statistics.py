@@ -191,9 +191,9 @@ class History:
         self.counts.append((now, seen.total))
 
     def values(self, *, counted: bool, with_errors: bool) -> StatsHistory:
-        """The figures of the last intervals, oldest first; rates of errors only if `with_errors`.
+        """Return the figures of the last intervals, oldest first; rates of errors only if `with_errors`.
 
-        Unless `counted`, the rates of requests and errors are None for every interval.
+        Set `counted` to False for a server whose requests are not counted: all rates are then None.
         """
         return StatsHistory(
             interval_seconds=INTERVAL_SECONDS,

@@ -468,7 +468,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
             )  # fmt: skip
 
     def identity(self) -> SupervisorIdentity:
-        """Return the identity of this supervisor and its pool; a field about a problem is None without the problem."""
+        """Return the identity of this supervisor and its pool. `keeper_problem` and `not_served` are None if empty."""
         lost_events = [f"[events]: {self.events.problem}"] if self.events.problem else []
         problems = [problem for part in self._parts for problem in part.problems]
         not_served = (*problems, *self._metrics_problems, *lost_events)
@@ -595,11 +595,11 @@ async def adopt(
     placed: Mapping[str, ServerConfig],
     searched: Mapping[str, ServerConfig] | None,
 ) -> int:
-    """Restore the recorded desired state and adopt the running workers; returns the number of adopted workers.
+    """Restore the recorded desired state and adopt the running workers; return the number of adopted workers.
 
     `placed` has, by worker id, the original configuration of workers whose server's configuration has changed. A
-    running server without a recorded state is kept running. With `searched`, orphans of these servers (workers whose
-    keeper and supervisor have died) are adopted too, and replaced if their configuration has changed.
+    running server without a recorded state is kept running. Orphans are workers whose keeper and supervisor have died:
+    those of the servers in `searched` are adopted too, and replaced if their configuration has changed.
     """
     takeover = core.runner.capabilities.takeover
     orphans = await takeover.adopt_orphans(searched) if takeover is not None and searched is not None else {}
@@ -760,9 +760,9 @@ class RuntimeFiles:
                 logger.warning("%s had vanished, at least in part, and was restored", self._directory)
 
     async def _wait_for_removal(self) -> None:
-        """Wait until a user or program may have removed the control socket or info.json, for at most a minute.
+        """Wait until any file is removed from the pool's runtime directory, for at most a minute.
 
-        Return at once if one of them is missing, or if removals cannot be watched.
+        Return at once if the control socket or info.json is missing, or if the directory cannot be watched.
         """
         loop, removed = asyncio.get_running_loop(), asyncio.Event()
         with contextlib.suppress(OSError, TimeoutError), contextlib.closing(DirectoryWatch()) as watch:

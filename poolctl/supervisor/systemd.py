@@ -102,8 +102,8 @@ class Service:
 def _count_servers(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
     """Return the number of servers that should run, and those among them that are neither ready nor asleep.
 
-    The number is 0 if every server of the pool is stopped or disabled. The number is None if other servers exist, but
-    no command has started any of them yet.
+    If no server should run, the number depends on the reason: 0 if every server is stopped, removed or disabled,
+    and None if any server still waits for its first start.
     """
     able = [
         entry

@@ -212,7 +212,7 @@ class _SmallPool:
         return found
 
     def kill_helpers(self, before: set[int]) -> None:
-        """Kill the helpers `before` that still run; empty the workers' logs, so that `check_logs` sees new lines."""
+        """Kill all helpers whose pid is in `before`; empty the workers' logs, so that `check_logs` sees new lines."""
         for pid in self.helpers() & before:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -43,12 +43,12 @@ class Given(NamedTuple):
 def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Given:
     """Read a server's specification, and apply its limits, user, environment and directory to this process.
 
-    Returns the specification with the inherited descriptors. The first argument of the process is the number of
-    descriptors after the specification. The modules that workers need are imported before the process becomes the
-    server's user, who may be unable to read them. No modules are imported if `light` is true and no user is configured.
+    Returns the specification and the inherited descriptors, whose number is the first argument of the process. Imports
+    the modules that workers need, except if `light` is true and no user is configured. The modules are imported before
+    the process becomes the server's user, who may be unable to read them.
 
-    If the environment requires a new interpreter, this process executes one, which runs `part`, a package of poolctl,
-    with the words of `role` as first arguments. Exits with the reason if this machine cannot support the specification.
+    If the environment requires a new interpreter, this process is replaced by one that runs the poolctl package `part`
+    with `role` as first arguments. Exits with the reason if this machine cannot support the specification.
     """
     count, *applied = sys.argv[1:]
     spec = read_spec_after_exec(1 + int(count))

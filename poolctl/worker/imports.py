@@ -1,8 +1,8 @@
 """Imports what workers need: common modules once, before the forks, and the server's application.
 
-The application is imported, taken from a mapping of handlers, or created by its factory. If it is imported before the
-forks, its routes are prepared as well (see warm_up), which otherwise happens in the first request of each worker. This
-calls no code of the application: no lifespan, middleware or endpoint.
+The configuration says whether the application is imported, created by a factory, or taken from a mapping of handlers.
+If the application is imported before the forks, `warm_up` prepares its routes once. Otherwise each worker prepares the
+routes in its first request. Preparing routes calls no lifespan, middleware or endpoint of the application.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ _EXPORTED_TOO = registry, route_health  # for applications only; workers do not 
 class ProvidedModules:
     """Import hook (in sys.meta_path) that makes `poolctl.gateway.routes` importable without poolctl installed.
 
-    The hook returns the modules that the worker itself uses, so that a route in an ASGI scope is an instance of the
-    class that the application imports. They are loaded before the first fork, so a later upgrade of poolctl cannot
+    The hook returns the worker's own modules. So a route in an ASGI scope is an instance of the class that the
+    application imports. The worker's modules are loaded before the first fork, so a later upgrade of poolctl cannot
     change them.
 
-    If poolctl is installed in the application's interpreter, that copy takes precedence, because the application was
-    written for it; the hook supplies only the modules that the copy lacks. The copy's functions accept the worker's
-    routes, because they read the fields by name.
+    If poolctl is also installed in the application's interpreter, the application imports the installed modules. The
+    hook then supplies only modules that the installed poolctl lacks. Functions of the installed modules accept the
+    worker's routes, because such functions read a route's fields by name.
     """
 
     def __init__(self, modules: dict[str, ModuleType], exports: CodeType) -> None:

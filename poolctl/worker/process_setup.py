@@ -96,9 +96,9 @@ def needs_exec(spec: Spec) -> bool:
 
 
 def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments: str) -> NoReturn:
-    """Replace this process with a new interpreter that runs `part`, a package of poolctl, with `arguments`.
+    """Replace this process with a new interpreter that runs the poolctl package `part` with the given arguments.
 
-    The new interpreter inherits the descriptors from SPEC_FD on; their number is `descriptors`.
+    The new interpreter inherits the descriptors SPEC_FD, SPEC_FD + 1 and so on, `descriptors` in total.
     """
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, True)

@@ -112,7 +112,7 @@ def map_page(fd: int) -> memoryview:
 
 
 def read_page(fd: int) -> Counts | None:
-    """Return the value of each slot of the tally page `fd`, limited to MOST; None if the page has another layout."""
+    """Return the value of each slot of the tally page `fd`, at most MOST each; None if the page has another layout."""
     content = os.pread(fd, SIZE_BYTES, 0)
     if len(content) < SIZE_BYTES:
         return None
@@ -129,7 +129,7 @@ def bounded(number: int) -> int:
 
 
 def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
-    """Return why no worker can get from the counts `before` to `counts` within `seconds`; "" if one can."""
+    """Return why a worker's counts cannot have grown from `before` to `counts` within `seconds`; "" if they can."""
     # Only increases are judged, because open connections also decrease.
     most = int(MOST_PER_SECOND * (seconds + 1))
     for slot in range(1, COUNTED):
@@ -170,12 +170,12 @@ def add(counts: Counts, more: Counts) -> None:
 
 
 def route_mark(alias: str) -> int:
-    """Return the number that marks the count of a route's requests on a tally page."""
+    """Return the number that identifies the request count of the route `alias` on a worker's shared page of counts."""
     return _FIRST_MARK | crc32(alias.encode())
 
 
 def error_mark(alias: str) -> int:
-    """Return the number that identifies a route's error count; on a tally page it is in the slot before the count."""
+    """Return the number that identifies the error count of the route `alias` on a worker's shared page of counts."""
     # Versions of poolctl that do not count errors ignore marks of this size.
     return _FIRST_OF_ERRORS | crc32(alias.encode())
 
@@ -212,12 +212,12 @@ def requests_by_route(counts: Counts) -> dict[int, int]:
 
 
 def is_of_requests(mark: int) -> bool:
-    """Return whether `mark`, from `by_route`, marks a count of requests; False if it marks a count of errors."""
+    """Return True if the key `mark` of `by_route` stands for a count of requests, False if for a count of errors."""
     return mark < _FIRST_OF_ERRORS
 
 
 def by_route(counts: Counts) -> dict[int, int]:
-    """Return the counts of requests and errors on each route of a gateway, by their `route_mark` or `error_mark`."""
+    """Return each route's count of requests by its `route_mark`, and each route's count of errors by `error_mark`."""
     pairs = zip(counts[ROUTES::2], counts[ROUTES + 1 :: 2], strict=False)
     # Each of them also counts among all requests and WebSockets, whose numbers have been checked.
     most = counts[STARTED] + counts[WEBSOCKETS] if counts else 0
@@ -276,13 +276,13 @@ class StackDump:
         )
 
     def prepare(self, fd: int) -> None:
-        """Set the signal handlers in this process and its forks. They write to descriptor `fd`, which `begin` opens."""
+        """Handle the signals ASK and ASK_AGAIN: write thread stacks to descriptor `fd`, once `begin` has opened it."""
         self._fd = fd
         signal.signal(ASK, self._answer)
         faulthandler.register(ASK_AGAIN, file=fd, all_threads=True, chain=False)
 
     def begin(self, page_fd: int, done: Callable[[], None]) -> None:
-        """Write stacks to the tally file `page_fd` at each ASK or ASK_AGAIN signal; `done` is called after an ASK."""
+        """Write this worker's stacks to the file `page_fd` at each later signal; after the signal ASK, call `done`."""
         os.dup2(page_fd, self._fd, inheritable=False)
         self._done = done
         promise_stacks(page_fd)  # no signal is sent before, when the number may be another file's

@@ -305,7 +305,7 @@ class ControlSocket:
         self._sock.setblocking(False)
 
     def listen(self, tally: memoryview | None) -> None:
-        """Begin to read orders. Heartbeats are answered on the tally page `tally`, or not at all if `tally` is None."""
+        """Read orders from now on. Answer heartbeats in the shared memory `tally`; if it is None, ignore heartbeats."""
         self._tally = tally
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read_order)
         # Orders that have already arrived apply to the first connection.
@@ -379,7 +379,7 @@ class ControlSocket:
 
 
 def begin(tally: memoryview | None) -> None:
-    """Record on the worker's tally page that it answers heartbeats; no effect without a page."""
+    """Record in the shared memory `tally` that this worker answers heartbeats; do nothing if `tally` is None."""
     if tally is not None:
         tally[BEAT_AT_NS] = time.monotonic_ns()
 
@@ -404,12 +404,12 @@ def answer(control: socket.socket, tally: memoryview | None) -> bool:
 class OrphanedWorker:
     """The listener of a worker without supervisor, in the pool's directory. Sends the worker's state to each client.
 
-    `bound` is a listening socket that was bound in advance; if it is None, the worker binds one itself. A new
-    supervisor adopts the worker by the order `adopt`, with a new control socket. Then the listener is closed.
+    `bound` is a socket that was bound in advance; if it is None, the worker binds one itself. A new supervisor adopts
+    the worker by the order `adopt`. Then the listener is closed.
 
-    Two more descriptors may follow the control socket. If `bound` was given, a socket follows that is bound for the
-    next time that the worker is orphaned. If the worker's output pipe has no reader, a new output pipe follows as the
-    last descriptor.
+    The order comes with up to three descriptors. The first is the worker's new control socket. If `bound` was given, a
+    bound socket follows, for the next time that the worker loses its supervisor. If nothing reads the worker's output,
+    the last descriptor is a new output pipe.
     """
 
     def __init__(self, control: ControlSocket, bound: socket.socket | None) -> None:
@@ -430,7 +430,7 @@ class OrphanedWorker:
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
-        """The listener and its connections."""
+        """The listening socket, and the sockets of the clients that are connected to it."""
         return self._listener, *self._connections
 
     def _close(self) -> None:

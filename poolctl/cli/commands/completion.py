@@ -135,7 +135,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The script as text; with --install it is written to files, which the message names."""
+    """Return the shell's completion script as text; with --install, write the script to files, and name the files."""
     shell = request.get("shell") or os.path.basename(os.environ.get("SHELL", ""))
     if not shell:
         raise UsageError("no shell is given, and $SHELL is not set", hint=f"one of: {', '.join(SCRIPTS)}")

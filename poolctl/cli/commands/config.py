@@ -73,9 +73,9 @@ def _table_as_toml(name: str, table: Table | list[Table]) -> str:
 
 
 def _with_running_state(items: list[Described], request: CommandRequest, pool: PoolRef) -> list[Described]:
-    """The servers with the state that the supervisor reports, or unchanged if it does not answer.
+    """Return `items` with the state that the supervisor reports; unchanged if the supervisor does not answer.
 
-    It is asked only if the state is printed, as in all forms but TOML, or if --state or --health selects by it.
+    The supervisor is not asked if the state has no use: for TOML output without the options --state and --health.
     """
     if request.output in ("", "toml") and not (request.get("state") or request.get("health")):
         return items

@@ -152,7 +152,7 @@ def existing_app(directory: str) -> str:
 
 
 def _wants_app(request: CommandRequest) -> bool:
-    """Whether the user wants an application as well; asked only on a terminal."""
+    """Ask whether to write a tiny application. Without a terminal, or with --quiet, return False without asking."""
     if request.quiet or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     while True:

@@ -57,7 +57,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
-    """A warning if several -c options name other files than a supervisor on this machine has read; otherwise []."""
+    """Return a warning if several -c options are given and the pool's supervisor has read other files; otherwise []."""
     if len(request.get("config") or ()) < 2 or pool.platform != LOCAL:
         return []
     files = Client(pool.socket).ping().files or pool.files

@@ -219,7 +219,7 @@ class RunSession:
 
     @property
     def _prints_logs(self) -> bool:
-        """Whether to print the servers' output: only without a user's command and without -o."""
+        """Return whether to print the servers' output: only if no command follows `--` and no option -o is given."""
         return not self.command and not self.request.output
 
     def environment(self) -> Mapping[str, str]:
@@ -604,7 +604,7 @@ class LogPrinter:
         self._thread = threading.Thread(target=self._print, name="logs", daemon=True)
 
     def start(self) -> None:
-        """Start printing in a thread; returns at once."""
+        """Start printing the servers' new output in a background thread; return at once."""
         start_with_signals_blocked(self._thread)
 
     def finish(self) -> None:
@@ -923,7 +923,7 @@ class StopSignals:
         os.close(self._waker)
 
     def wait_for_end(self, fd: int) -> None:
-        """Wait until the other end of the pipe `fd` is closed; signals raise in the meantime."""
+        """Wait until the other end of the pipe `fd` is closed. A stop signal ends the wait with an exception."""
         with contextlib.suppress(BrokenPipeError):
             while True:
                 await_readable(-1, None, fd, self.wakeup)

@@ -101,7 +101,7 @@ def _last_run(run: Table) -> str:
 
 
 def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list[str]:
-    """The values that differ from the defaults, or all values, each with its place in the files."""
+    """Return a line for each value, with its place in the files from `origin`. Without `full`, omit default values."""
     leaves = _flattened(config)
     # Places are unknown once the files have changed, and the place of a table does not apply to its keys.
     places = {key: _origin(key, origin) if origin else "" for key, _ in leaves}

@@ -70,9 +70,9 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
 
 
 def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item]) -> Sequence[Item]:
-    """The selected servers according to the files; `otherwise` if the files are invalid and no selection is given.
+    """Return the selected servers, as read from the files. With a selection, raise the errors of `select_from_files`.
 
-    Invalid files must not prevent a stop of everything. With a selection, raises Failure or PoolError for them.
+    Without a selection, return `otherwise` if the files are invalid: they must not prevent a stop of everything.
     """
     from poolctl.cli.offline import select_from_files
 

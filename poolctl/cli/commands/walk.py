@@ -177,10 +177,10 @@ def perform(request: CommandRequest) -> Outcome:
 def _run_on_platform(
     pool: PoolRef, walk: Walk, items: Sequence[Item], complete: Callable[[ServerRun, str, str], None]
 ) -> None:
-    """Run the command where the servers run; blocks. Raises ControlError.
+    """Run the command for each of `items` on the pool's platform, and wait for the results. Raises ControlError.
 
-    `complete` is called with each result. If the command could not be started, it gets the problem and its hint as
-    well, otherwise "" for both.
+    Each result is passed to `complete` with two texts. If the command could not be started, the texts are the problem
+    and a hint at the fix; otherwise both are "".
     """
     known = {item.name: item for item in items}
     runs = {

@@ -1,1 +1,1 @@
-"""Checks of things outside the files that servers refer to: interpreters, programs, users, certificates, apps."""
+"""Checks that the interpreters, programs, users, certificates and apps to which servers refer can be used."""

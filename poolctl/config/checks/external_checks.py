@@ -72,7 +72,7 @@ class ExternalChecks:
             self._check_imports([server for server in servers if id(server) not in troubled])
 
     def check_env_files(self, server: ServerKeys) -> None:
-        """Check only the server's env files."""
+        """Check the server's env files and nothing else; add the findings to `problems` and `warnings`."""
         for index, path in enumerate(server.env_file):
             self._collect(server, _check_env_file, path, index, bool(server.user))
 

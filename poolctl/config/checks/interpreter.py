@@ -219,10 +219,10 @@ def _named_by_pth(site: str) -> Iterator[str]:
 
 
 def _replaceable_component(path: str, seen: dict[str, bool]) -> str:
-    """Return the first component of a path that users other than root and the current user may replace, or "".
+    """Return the first component of a path that users other than root and the current user may replace; "" if none.
 
-    Where a component is a symbolic link, the components of its target are checked too. `seen` has components that were
-    found safe, and gets those that are.
+    If a component is a symbolic link, the components of the link's target are checked too. Components in `seen` are
+    known to be safe and are not checked. Components found safe are added to `seen`.
     """
     rest, path = os.path.abspath(path).split("/"), ""
     links = 0

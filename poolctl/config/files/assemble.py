@@ -90,7 +90,7 @@ class Document:
         return None
 
     def as_written(self, path: KeyPath) -> KeyPath:
-        """The path without the parts that a short form in the file omits, such as `bind = ":80"` instead of a list."""
+        """Return `path` without parts that the file omits, such as index 0 where `bind = ":80"` stands for a list."""
         here, found = self.data, []
         for part in path:
             if (isinstance(here, (dict, str)) and part == 0) or isinstance(here, str):
@@ -141,9 +141,9 @@ def read_documents(
 
 
 def variables_in_files(paths: Iterable[str]) -> list[str]:
-    """The variables that the files (including files of directories) refer to without a default, each once.
+    """Return the names of the variables to which configuration files refer without a default, each name once.
 
-    Files that cannot be read or parsed are left out.
+    A directory in `paths` stands for its files. Files that cannot be read or parsed are left out.
     """
     documents, _ = read_documents([*paths])
     return list(dict.fromkeys(name for document in documents for name in referenced_variables(document.text)))
@@ -346,7 +346,7 @@ class Origins:
         return document.place((*table, *path))
 
     def of_table(self, path: KeyPath) -> Place:
-        """The place of a key that belongs to no server; `path` begins with its table."""
+        """Return the file and line of a key that belongs to no server. `path` begins with the key's table."""
         parts = self._parts.get(path[:2])
         sources = parts or [(document, path[:1]) for document in self.documents]
         rest = path[2:] if parts else path[1:]
@@ -380,7 +380,7 @@ class Origins:
         return found
 
     def _keys_by_table(self, document: Document) -> dict[KeyPath, list[tuple[KeyPath, int]]]:
-        """(key path, line) of all keys of servers and of [defaults] in the file, by their table's path. Cached."""
+        """Return {path of a table: [(path within the table, line)]} for keys of servers and [defaults] in a file."""
         known = self._by_table.get(document.path)
         if known is None:
             known = self._by_table[document.path] = {}
@@ -395,10 +395,10 @@ class Origins:
 
 
 def last_source_with(sources: Sequence[Source], path: KeyPath) -> Source | None:
-    """Return the last source whose table has a value at `path`, the keys that lead to the value within the table.
+    """Return the last source whose table has a value at `path`, which is relative to the table.
 
-    If no table has all keys of `path`, return the last source whose table has the most of its leading keys. Return None
-    if no table has the first key.
+    If no table has such a value, search again for `path` without the last key, and so on. Return None if no table has
+    even the first key.
     """
     for length in range(len(path), 0, -1):
         for document, table in reversed(sources):

@@ -38,7 +38,7 @@ def stamp_of(path: str) -> Stamp:
 
 
 def marks_of(paths: Iterable[str]) -> Marks:
-    """The Mark of each of these configuration files, and of each file in these directories. Blocks on the disk."""
+    """Return {path: Mark}, the state of each file in `paths`. A directory stands for its files. Blocks on the disk."""
     return {path: _mark(path) for path in _expanded(paths)}
 
 

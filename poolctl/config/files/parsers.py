@@ -156,7 +156,7 @@ class Lines:
 
 
 class Scanner:
-    """Records the positions of keys and elements in a TOML or JSON text, which may be cut off before an error.
+    """A scanner that records the positions of keys and elements in a TOML or JSON text. The text may be incomplete.
 
     The private methods parse one element at the offset `here`, and return the offset after it. JSON is parsed like a
     TOML value, with a colon in place of the equals sign.

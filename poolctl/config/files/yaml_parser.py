@@ -195,11 +195,11 @@ class _Builder:
             frame.merges += tables
 
     def note(self, event: Event, value: Tree) -> KeyPath:
-        """Record the position of a key or a list item at its path, and return the path.
+        """Record the line and column of a key or list item in `positions`, and return the path of the key or item.
 
-        `value` is the key's text if the event is a key. The value that follows a key has the path and the position of
-        the key. The key `<<` has no position. A table merged by a key `<<` has the path of the table that contains this
-        key. The path of the whole document is ().
+        `value` is the text of the key if the event is a key. For the value of a key, only return the path of the key.
+        For the whole document, return (). No position is recorded for a key `<<`. For the table that a key `<<` merges,
+        return the path of the table that contains the key `<<`.
         """
         if not self.stack:
             return ()

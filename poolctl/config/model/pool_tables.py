@@ -86,7 +86,7 @@ _FORMER_NAMES = {"routes": "route", "streams": "stream"}
 
 @cache
 def table_names() -> tuple[str, ...]:
-    """The names of all tables of files besides pool, defaults and server."""
+    """Return the names of all tables that a configuration file may have, except pool, defaults and server."""
     return *MODELS, *(name for feature in features() for name in feature.tables)
 
 
@@ -129,7 +129,7 @@ class Tables:
 
     @property
     def stop_seconds(self) -> float:
-        """Maximum time that features need to stop after all servers have stopped, added up over the tables."""
+        """Return the sum of the tables' `stop_seconds`: the most time that features need after all servers stopped."""
         return sum(table.stop_seconds for _, table in self)
 
     def get(self, model: type[AnyTable]) -> AnyTable | None:
@@ -226,9 +226,9 @@ class TableRules:
     """Builds and checks the tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
     def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-        """Validate the tables whose validity depends on another table of the feature; the caller validates all others.
+        """Validate the tables in `raw` that depend on other tables of their feature. The caller validates the rest.
 
-        Return the validated tables by name, with None for an invalid table. Problems are added to `findings`.
+        Return {name: table}, with None for an invalid table. Problems are added to `findings`.
         """
         return {}
 
@@ -249,17 +249,17 @@ class TableRules:
     def check(
         self, servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
     ) -> tuple[list[Finding], list[Finding]]:
-        """Return problems and warnings about what tables refer to outside the pool's files. Blocks on the disk."""
+        """Check files, variables and the like that tables refer to; return (problems, warnings). Blocks on the disk."""
         return [], []
 
     def routes(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[AnyRoute] | None:
-        """The routes of these servers and tables in order of precedence; None if the feature does not define routes."""
+        """Return the routes of servers and tables in order of precedence; None if the subclass defines no routes."""
         return None
 
     def addresses(self, tables: Tables) -> Iterable[BoundAddress]:
-        """Return the addresses that tables bind, except those that `own_addresses` finds.
+        """Return the addresses of each list `bind`, as in [gateway], and of each array of tables, as in [[stream]].
 
-        Returned are those of a list `bind`, as in [gateway], and of an array of tables, as in [[stream]].
+        The address of a single table with a string `bind` is left out, because `own_addresses` finds it.
         """
         return ()
 

@@ -65,7 +65,7 @@ def required(*, description: str, derived: bool = False) -> Tree:
 
 
 def hidden(default: Tree = REQUIRED) -> Tree:
-    """Declare a value of a table that cannot be set in files."""
+    """Declare a key of a table. The key cannot be set in files."""
     return Key(default, hidden=True)
 
 
@@ -142,7 +142,7 @@ class Section:
 
     @classmethod
     def from_values(cls, values: dict[str, Tree], given: set[str]) -> Self:
-        """Create a table from all its values, which are not copied, and the names of the given keys."""
+        """Create a table from the values of all keys, without a copy. `given` names the keys not set by default."""
         made = cls.__new__(cls)
         made.__setstate__((values, given))
         return made
@@ -255,7 +255,7 @@ class Table(Section):
 
     @property
     def stop_seconds(self) -> float:
-        """Maximum time that this table adds to a stop of the pool after every server has been stopped."""
+        """Return the maximum time that the feature of this table needs to stop after every server has stopped."""
         return 0.0
 
     @property
@@ -298,9 +298,9 @@ class Table(Section):
         return False
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Problems and warnings about references outside the files; `names` are the tables that the files have.
+        """Check files, variables and the like to which the table refers; return (problems, warnings).
 
-        Blocks on the disk.
+        `names` has the names of all tables in the pool's files. Blocks on the disk.
         """
         return [], []
 
@@ -319,7 +319,7 @@ _sections: dict[type[Section], dict[str, type[Section]]] = {}
 
 
 def sections_of(kind: type[Section]) -> dict[str, type[Section]]:
-    """Return the class of the nested tables for each key of `kind` whose value is a table or a list of tables."""
+    """Return {key: class of the nested table} for each key of `kind` whose value is a table or a list of tables."""
     if kind not in _sections:
         found: dict[str, type[Section]] = {}
         for owner in reversed(kind.__mro__):
@@ -342,7 +342,7 @@ def validated(
 ) -> Kind | None:
     """Return the table as an instance of `kind`; if it is invalid, add its problems to `findings` and return None.
 
-    With `forget`, spelling suggestions for unknown keys, which are limited in number, are counted from 0 again.
+    The number of spelling suggestions is limited. If `forget` is true, earlier suggestions are no longer counted.
     """
     from pydantic import ValidationError
 
@@ -419,9 +419,9 @@ class Scale(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """Return the table as it would be written in a file.
+        """Return the keys and values of the table `scale`, as a file would contain them.
 
-        `awake`, `asleep` and `timezone` are left out where they are empty.
+        The keys `awake`, `asleep` and `timezone` are left out if empty.
         """
         return {key: value for key, value in super().to_dict().items() if value not in ([], "")}
 

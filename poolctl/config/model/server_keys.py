@@ -202,11 +202,11 @@ class ServerKeys(Section):
 
     @property
     def may_overlap(self) -> bool:
-        """Whether old and new workers may run at the same time during a restart. Never if `overlap` is false.
+        """Return whether old and new workers may run together during a restart. False if `overlap` is false.
 
-        A program may overlap only if it notifies when it is ready and does not bind its address itself, or if it has
-        several workers and no port. Otherwise both might need the same address, probes of the new one might reach the
-        old one, or a scheduler might run twice.
+        A program with one worker or with a port may overlap only if it notifies when it is ready and does not bind its
+        address itself. Otherwise both workers might need the same address, a probe might reach the wrong worker, or a
+        scheduler might run twice.
         """
         if not self.command:
             return self.overlap

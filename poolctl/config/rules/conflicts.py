@@ -207,7 +207,7 @@ def _addresses(tables: Tables) -> Iterator[BoundAddress]:
 
 
 def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
-    """(table name, address) for each address on which a table accepts connections; an argument for `conflicts`."""
+    """Return [(table name, address)] for all addresses that tables bind, except for UDP, as `conflicts` expects."""
     return [(each.name, each.address) for each in _addresses(tables) if not each.datagrams]
 
 

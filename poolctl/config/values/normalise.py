@@ -260,7 +260,7 @@ def nul_findings(value: Tree, path: KeyPath = ()) -> list[Finding]:
 
 
 def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, Tree]:
-    """The server's table for a file in `new_dir`. Its paths were relative to `base_dir`."""
+    """Return a server's table for a file in `new_dir` instead of `base_dir`: relative paths are made absolute."""
     if os.path.abspath(base_dir) == os.path.abspath(new_dir):
         return table
     found = dict(table)

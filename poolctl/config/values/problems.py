@@ -263,9 +263,9 @@ SIMILAR = 0.75
 
 
 def unknown_key(path: KeyPath, known: tuple[str, ...], table: str) -> Finding:
-    """The finding about a key that is not one of the `known` keys of its table.
+    """Return the finding about the key at `path`, which is not one of the `known` keys of its table.
 
-    `table` is the table's name in OTHER_TOOLS, which lists keys of other tools; "" means a server's table.
+    `table` is the table's name, or "" for a server. OTHER_TOOLS lists by this name which keys other tools have.
     """
     key = str(path[-1])
     parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), table)

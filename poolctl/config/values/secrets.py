@@ -58,7 +58,7 @@ def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[s
 
 
 def values_of(variables: Iterable[str], env: Mapping[str, str]) -> list[str]:
-    """The values of these variables, the longest first; short values are left out, as they occur in any text."""
+    """Return the variables' values that are to be masked, the longest first. Values too short to mask are left out."""
     found = {env.get(name, "") for name in variables}
     return sorted((each for each in found if len(each) >= _SHORTEST_HIDDEN), key=len, reverse=True)
 

@@ -203,7 +203,7 @@ class Guard:
 
 
 def _is_same_origin(headers: Headers, host: str) -> bool:
-    """Whether the headers Sec-Fetch-Site and Origin, which only browsers send, name this page or are missing."""
+    """Return False if the header Sec-Fetch-Site or Origin, which only browsers send, names another site than `host`."""
     site = headers.get("sec-fetch-site", "same-origin")
     origin = headers.get("origin")
     return site in ("same-origin", "none") and (origin is None or urlsplit(origin).netloc == host)

@@ -1,4 +1,4 @@
-"""The page and its requests: login, streams of the pool's state and of its servers' logs, actions."""
+"""Serves the dashboard: the page, login, actions, and streams of the pool's state and of the servers' logs."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class _Page:
         self._over = over
 
     def routes(self) -> list[BaseRoute]:
-        """The page's URL routes. Browsers send the session cookie only for paths below COOKIE_PATH."""
+        """Return the dashboard's URL routes. Routes that need the session cookie are below the cookie's path."""
         own = {
             "session": (self._session, "GET"),
             "stream": (self._stream, "GET"),

@@ -69,7 +69,7 @@ def level(state: str, ready: bool, health: str = "") -> str:
 
 
 class Levels:
-    """Records when each server's level (ok, warn, ko, …) changed; it is unknown before the first recorded change."""
+    """The times at which each server's level (ok, warn, ko, …) changed. The level before the first time is unknown."""
 
     def __init__(self) -> None:
         self._changes: dict[str, Changes] = {}
@@ -98,7 +98,7 @@ class Levels:
             self._changes.pop(name, None)
 
     def since(self, now: float) -> dict[str, Changes]:
-        """For each server, its level an hour before `now`, if known, followed by its changes since then."""
+        """Return {server: [(time, level)]}: the level (ok, ko, …) an hour before `now` if known, then each change."""
         return {name: _recent(changes, now - SPAN_SECONDS) for name, changes in self._changes.items()}
 
 
@@ -230,9 +230,9 @@ class Hub:
         return public_drift_line(result.changed, os.path.dirname(first))
 
     def _apply(self, result: StatsResult) -> tuple[list[str], list[str], Table]:
-        """Store the servers' statistics, the answer to the verb `stats`.
+        """Store the result of the verb `stats`. A new uptime alone does not count as a change of a server.
 
-        Return the names of servers that changed in more than uptime, the names of removed servers, and new figures.
+        Return the names of changed servers, the names of removed servers, and {name: figures} where figures changed.
         """
         before, self._items = self._items, {}
         known, self._figures, self._series = self._figures, {}, {}

@@ -117,12 +117,12 @@ class DashboardPage(SidecarManager):
         self._adopted = False
 
     def configure(self, table: Dashboard | None) -> None:
-        """Serve the page as this table specifies, in the background; None stops serving it."""
+        """Serve the dashboard in the background as `table` specifies; stop serving the dashboard if `table` is None."""
         self.table = table
         self._configured()
 
     async def settings(self) -> Settings | None:
-        """Wait until the page is served, and return its settings; None if it cannot be served, or is not configured."""
+        """Wait until the dashboard is served; return its URL and settings, or None if it is not configured or fails."""
         while self._process is None and not self.problem and self.table is not None:
             await self._changed.wait()
         if self.problem or self.table is None:
@@ -166,7 +166,7 @@ class DashboardPage(SidecarManager):
         )
 
     async def _adopt(self) -> None:
-        """Take over the listening sockets and the process of the previous supervisor from the keeper."""
+        """Take over, from the keeper, the dashboard's sockets and process that the previous supervisor left."""
         self._adopted = True
         reply, fds = await self._keeper.call({"op": "get", "name": _LISTENER})
         if not fds:
@@ -194,7 +194,7 @@ class DashboardPage(SidecarManager):
 
 
 class DashboardProcess(SidecarProcess):
-    """The process that serves the page."""
+    """The process that serves the dashboard."""
 
     part, label, output = "features.dashboard", "the dashboard", "dashboard.log"
 
@@ -246,7 +246,7 @@ def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
 
 
 def url_of(table: Dashboard) -> str:
-    """The URL of the page for a browser on this machine; for a Unix socket, which only a proxy can use, its address."""
+    """Return the dashboard's URL for a browser on this machine; for a Unix socket, return the socket's address."""
     address = parse(table.bind)
     if address.kind == "unix":
         return address.key

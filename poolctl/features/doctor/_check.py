@@ -104,10 +104,10 @@ class CheckContext:
 
     @property
     def addresses(self) -> dict[str, Address]:
-        """The addresses to check, by the name of the server or table, such as [gateway]; `auto` addresses are omitted.
+        """Return the addresses to check, by server name or by table, such as [gateway]. `auto` addresses are omitted.
 
         Tables are included only if no supervisor answers. If a process such as the gateway has outlived the supervisor,
-        only tables with a single `bind` are included, because the process may still listen on other addresses.
+        tables that may have several addresses are left out, because the process may still listen on the addresses.
         """
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
@@ -138,7 +138,7 @@ def read_number(path: str) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """The result of a check. `fix` is "" if the status is OK; `name` repeats `check`, as JSON items have a name."""
+    """A check's result. `fix` is "" if `status` is OK. `name` equals `check`, since all JSON items have a `name`."""
 
     name: str
     check: str
@@ -156,7 +156,7 @@ def ok(check: str, message: str) -> CheckResult:
 
 
 def warning(check: str, message: str, fix: str) -> CheckResult:
-    """The result for something that may become a problem."""
+    """Return a CheckResult with status WARNING, for something that may become a problem."""
     return CheckResult(name=check, check=check, status=WARNING, message=message, fix=fix)
 
 

@@ -310,7 +310,7 @@ def _ranges(text: str) -> list[tuple[int, int]]:
 
 
 def leftover_sockets(context: CheckContext) -> Iterator[CheckResult]:
-    """Check the Unix addresses of servers that do not run: only a socket on which no process listens may be there."""
+    """Check the Unix addresses of servers that do not run. A stale socket is OK; a listener or another file is not."""
     for name, address in context.addresses.items():
         if address.kind != "unix" or name in context.served or not os.path.lexists(address.path):
             continue

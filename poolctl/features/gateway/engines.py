@@ -1,4 +1,4 @@
-"""The engines of the gateway, which serve its clients: poolctl's own, and other programs, declared by features."""
+"""The gateway's engines, which serve its clients: poolctl's own engine, and external programs such as HAProxy."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def other_engine(name: str) -> Engine | None:
 
 
 def engine_names() -> tuple[str, ...]:
-    """The valid values of `engine` in [gateway]: poolctl's own engine, and the engines of features."""
+    """Return the valid values of `engine` in [gateway]: poolctl's own engine, and engines that features declare."""
     return OWN_ENGINE, *(name for feature in features() for name in feature.engines)
 
 

@@ -295,7 +295,7 @@ def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: ServerIndex)
 
 
 def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: ServerIndex) -> bool:
-    """Return whether the route, without an alias, is named after its first target, an unknown server or tag."""
+    """Return whether the route or stream has no `alias`, and its first target is an unknown server or unknown tag."""
     return not route.alias and bool(route.to) and known.servers(route.to[0].to) == []
 
 
@@ -384,9 +384,9 @@ def _covers_all_of(first: RouteConfig, second: RouteConfig) -> bool:
 def _overriding_route(
     host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]
 ) -> WrittenRoute | None:
-    """Return a route whose host has precedence, and which takes all requests for this wildcard host and path; or None.
+    """Return a route that takes every request for `host` and `path` because its own host has precedence; else None.
 
-    `everything` has the routes without conditions, such as methods or headers, by their host and path.
+    Only a WILDCARD host is overridden. `everything` maps hosts and paths to routes without conditions such as methods.
     """
     pattern = host_pattern(host)
     if pattern.tier != WILDCARD:
@@ -566,7 +566,7 @@ def _problems_of_own_engine(gateway: GatewayConfig) -> Iterator[Finding]:
 def check_gateway(
     servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
-    """The errors and the warnings about the engine and certificates, with full key paths. Reads files, so it blocks."""
+    """Return errors and warnings about the gateway's engine and certificates, with full key paths. Blocks on files."""
     problems = [*unusable_engine(tables)]
     warnings: list[Finding] = []
     names: dict[str, list[str]] = {}  # of the certificates of each listener

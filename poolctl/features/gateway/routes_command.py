@@ -77,7 +77,7 @@ class ExplainedRoute:
 
     @property
     def match(self) -> str:
-        """Whether the route matches, as "yes" or "no", for the table."""
+        """Return "yes" if the route matches the explained request, else "no", for the printed table."""
         return "yes" if self.matched else "no"
 
 
@@ -120,7 +120,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _service_warnings(result: RoutesResult) -> list[str]:
-    """Warnings about registered services that get no requests, for the first few."""
+    """Return warnings that name the first MOST_WARNED registered services without requests, and count the others."""
     found = [
         f"{each.name}: {each.url} gets no requests: {each.why or each.state}"
         for route in result.items
@@ -152,7 +152,7 @@ class ExplainedRequest:
         self.normal = normal_path(self.path)
 
     def set_host_from_header(self, header: str) -> None:
-        """Set `host` to the value of this header; without the header, to that of Host, or else to the URL's host."""
+        """Set `host` from this header if the request has it, else from the header Host, else from the URL."""
         self.host = normal_host(self.headers.get(header.lower()) or self._named)
 
     def __str__(self) -> str:

@@ -159,9 +159,9 @@ class HaproxyListener(NamedTuple):
             yield f"    http-request set-var(txn.{variable}) str({self._identifier([0])}) if {here} !{known}"
 
     def _identifier(self, numbers: Sequence[int]) -> str:
-        """Return the text that stands for the certificates with these numbers in both txn.shown and txn.wanted.
+        """Return the text that identifies, in HAProxy's rules, the certificates with these indexes in `certificates`.
 
-        The certificates share a host name. The text ends in "+" if one of them asks for a client certificate.
+        The text is the numbers joined by ".". It ends in "+" if one of the certificates asks for a client certificate.
         """
         demands = any(self.certificates[number].asks_for_certificate for number in numbers)
         return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
@@ -538,7 +538,7 @@ def _mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
 
 
 def _map_key(route: Route) -> str:
-    """The route's key in the map, compared as a prefix: the host, and the path with a slash at its end."""
+    """Return the key of the route in HAProxy's map file, a prefix of requests: host and path, ending in a slash."""
     prefix = normal_prefix(route.path)
     return f"{normal_host(route.host)}{prefix if prefix == '/' else f'{prefix}/'}"
 

@@ -283,7 +283,7 @@ class HaproxyStatistics:
         self._seen: dict[tuple[str, str, str], int] = {}
 
     def begin_process(self) -> None:
-        """Start counting for another process, whose counts begin at 0."""
+        """Expect counts that begin at 0 again, because a new HAProxy process has started."""
         self._seen.clear()
 
     def add(self, text: str, sections: Iterable[HaproxyBackend], backends: Backends) -> None:

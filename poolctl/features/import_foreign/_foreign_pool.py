@@ -100,7 +100,7 @@ def correctly_typed(
     types: Mapping[str, tuple[type, ...]],
     line: Callable[[str], int],
 ) -> dict[str, Tree]:
-    """The table without null values and values of the wrong type; the latter become remarks."""
+    """Return `table` without nulls and values of a wrong type. For each wrong type, add a remark to `server`."""
     found = {}
     for key, value in table.items():
         if isinstance(value, types.get(key, (object,))):
@@ -152,9 +152,9 @@ class PoolText:
 
 
 def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> PoolText:
-    """The pool as the text of the file `target`; relative paths of the source refer to `base_dir`. Reads files.
+    """Return the imported pool as the text of the file `target`. Relative paths in the pool refer to `base_dir`.
 
-    Invalid keys and servers are written as comments.
+    Invalid keys and servers are written as comments. Blocks on the disk.
     """
     directory = os.path.dirname(target)
     env_file = os.path.join(base_dir, pool.env_file)

@@ -54,7 +54,7 @@ Section = dict[str, Value]
 
 
 def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
-    """The pool of a supervisord.conf in `directory`; files that it includes become remarks. Raises Unreadable."""
+    """Return the pool of a supervisord.conf in `directory`. Remarks name the included files. Raises Unreadable."""
     pool = ForeignPool()
     sections = list(_sections(text))
     included = [values for name, _, values in sections if name == "include"]

@@ -152,7 +152,7 @@ def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory
 
 
 def _apply_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
-    """Set a hook from ExecStartPre or ExecStopPost; of several such commands, all but the first become remarks."""
+    """Set a hook from ExecStartPre or ExecStopPost. If the hook is already set, only add a remark to `server`."""
     hook, line = _HOOKS[setting.name], setting.value.lstrip(_PREFIXES)
     prefixes = setting.value[: len(setting.value) - len(line)]
     what = f"{setting.name}={_specifiers(setting.value, stem)}"

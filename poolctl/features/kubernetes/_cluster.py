@@ -122,9 +122,9 @@ class Cluster:
             return None
 
     async def apply(self, wanted: Table, *, force: bool) -> Table:
-        """Create the object or change its fields to these (server-side apply).
+        """Create or update the object `wanted` by a server-side apply, and return the resulting object.
 
-        Fields that another manager has set differently are a conflict (exit 8), unless `force` takes them over.
+        If another manager has set a field differently, the apply fails with exit code 8, unless `force` is true.
         """
         from lightkube.types import PatchType
 

@@ -44,7 +44,7 @@ class CompiledPool(NamedTuple):
 
 
 def settings_of(config: Configuration) -> Kubernetes:
-    """The table [kubernetes]. Raises Failure (5) if the files have none."""
+    """Return the table [kubernetes]. Raises Failure with exit code 5 if the pool has no such table."""
     settings = config.tables.get(Kubernetes)
     if settings is None:
         hint = 'add [kubernetes] with image = "registry.example.com/shop:1.4"'
@@ -145,7 +145,7 @@ def _problems(servers: Sequence[ServerConfig], pool: SharedSettings) -> Iterator
 
 
 def _secrets(server: ServerConfig, pool: SharedSettings, hidden: Sequence[str]) -> Iterator[Finding]:
-    """Problems of the server's keys that would put a secret, or a value in `hidden`, into its ConfigMap."""
+    """Yield a problem for each key of the server that would put a secret, or a value in `hidden`, into a ConfigMap."""
     (table,) = pod_configuration(server, pool)["server"]
     return secret_keys(table, hidden)
 

@@ -99,7 +99,7 @@ def secret_keys(table: Table, hidden: Sequence[str]) -> Iterator[Finding]:
 
 
 def settings_problems(settings: Kubernetes) -> Iterator[Finding]:
-    """The problems of [kubernetes] itself."""
+    """Yield the problems of the keys `gateway` and `ingress_class` in [kubernetes]."""
     if settings.gateway is not None and settings.ingress_class is not None:
         fix = "write gateway for HTTPRoutes, or ingress_class for Ingresses"
         yield Finding(("kubernetes", "ingress_class"), "routes go through gateway already", fix)

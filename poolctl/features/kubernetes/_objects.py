@@ -243,7 +243,7 @@ def _pod(
 
 
 def _wait_container(places: list[str], image: str) -> Table:
-    """The init container that waits until these addresses accept connections."""
+    """Return the init container that waits until all addresses in `places` accept connections."""
     return {
         "name": "wait",
         "image": image,

@@ -82,7 +82,7 @@ class Pod:
         self.ready_since = _seconds(self._conditions.get("Ready", {}).get("lastTransitionTime"))
 
     def details(self) -> PodDetails:
-        """The pod for `list -o json` and `show`."""
+        """Return the pod's name, node, address, phase, readiness and restarts, for `list -o json` and `show`."""
         phase = "unknown" if self.is_lost else "stopping" if self.is_leaving else self.phase.lower()
         return PodDetails(
             id=self.name,
@@ -173,7 +173,7 @@ class Workload:
 
     @property
     def live_workers(self) -> int | None:
-        """The number of workers set by a command or controller after the last apply; None if unchanged or stopped."""
+        """Return the number of workers if it was changed after the last apply. None if unchanged or if stopped."""
         applied = self.annotations.get(WORKERS)
         if (
             self.found is None
@@ -323,7 +323,7 @@ class ScheduledWorkload(Workload):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the CronJob exists and is not suspended. A scheduled job is complete even before its first run."""
+        """Return whether the CronJob exists and is not suspended, even if no run has completed yet."""
         return not self.is_stopped
 
     def failure(self) -> Problem | None:
@@ -336,7 +336,7 @@ class ScheduledWorkload(Workload):
         return Problem(f"its last run failed ({last.began}): {last.failure.message}", last.failure.hint)
 
     def item(self, now: float) -> ClusterItem:
-        """The server as commands show it. Between its runs its state is sleeping, and it counts as ready."""
+        """Return the server as commands show it. Between runs of the CronJob, the server is sleeping and ready."""
         active = [each for each in self.pods if not each.has_ended]
         runs = bool(active or self.runs_in_progress)
         if self.is_stopped:

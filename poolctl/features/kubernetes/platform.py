@@ -157,9 +157,9 @@ class KubernetesClient:
         on_progress: Progress | None = None,
         timeout: float | None = None,
     ) -> Table:
-        """The result of `verb` as a document. Blocks; raises ControlError, and Failure (5) for invalid files.
+        """Return the result of `verb` as a document. Raises ControlError; Failure with exit code 5 for invalid files.
 
-        `timeout` in seconds limits the wait for servers; each request to the cluster has its own time limit.
+        Blocks. `timeout` in seconds limits the wait for servers. Each request to the cluster has its own time limit.
         """
         given = body or {}
         selector: Table = given.get("selector") or {}  # type: ignore[assignment]
@@ -220,7 +220,7 @@ class KubernetesClient:
             json.dump({"context": cluster.context, "namespace": cluster.namespace}, file)
 
     def _refuse_other_cluster(self, cluster: Cluster) -> None:
-        """Raise ControlError (2) if the pool was started from here on another cluster, or in another namespace."""
+        """Raise ControlError with exit code 2 if the last recorded start was on another cluster or namespace."""
         directory = state_dir(self._environment, pool_key(self.files[0]))
         try:
             with open(os.path.join(directory, _STARTED), encoding="utf-8") as file:
@@ -590,7 +590,7 @@ class _ClusterPool:
         return [name for name in needed if name in names]
 
     async def _refuse_foreign(self, names: Iterable[str], found: Mapping[str, Workload]) -> None:
-        """Raise ControlError (8) if an object that these servers need exists and belongs to another owner."""
+        """Raise ControlError with exit code 8 if an object that the servers need belongs to another owner."""
         needed = [
             (name, wanted["kind"], wanted["metadata"]["name"])
             for name in names
@@ -977,7 +977,7 @@ class _BringUp:
     async def apply(
         self, names: Sequence[str], restart: frozenset[str] | set[str], *, stopped: Iterable[str] = ()
     ) -> None:
-        """Apply the servers in order, and wait; new pods for those in `restart`, none for those in `stopped`."""
+        """Apply servers and wait until all are up. Servers in `restart` get new pods; servers in `stopped` get none."""
         waits, still = self._call.options.get("wait", True), set(stopped)
         servers = self._pool.compiled.servers
         applying: dict[str, asyncio.Task[None]] = {}
@@ -1018,7 +1018,7 @@ class _BringUp:
         return frozenset(self._generations) - self.not_ready
 
     async def await_all(self, names: Sequence[str]) -> None:
-        """Wait until each server is complete or has failed; servers that exceed the call's time limit are in `late`."""
+        """Wait until each server is as applied or has failed; set `late` to the servers that exceed the timeout."""
         self.late = await self._pool.wait_until(self._call, names, self._is_over)
 
     def _is_over(self, workload: Workload) -> bool:
@@ -1058,7 +1058,7 @@ class _BringUp:
         return blocker is not None
 
     def _is_job_done(self, workload: ScheduledWorkload) -> bool:
-        """Return whether the awaited state is reached: an ended run after a restart, otherwise an active CronJob."""
+        """Return whether the run begun by a restart has ended; without a restart, whether the CronJob is active."""
         job, name = self._runs.get(workload.config.name), workload.config.name
         if job is None:
             return workload.is_complete

@@ -69,7 +69,7 @@ class Outbox:
     def record_failure(
         self, now: float, *, again: bool = True, after_seconds: float = 0.0, jitter: float = 0.0
     ) -> bool:
-        """Schedule a retry of the first message and return True; if expired or not `again`, drop it and return False.
+        """Return True if the first message will be retried; drop it and return False if it expires or `again` is false.
 
         The delay doubles with each failure, and is at least `after_seconds`. `jitter` is a random number from -1 to 1.
         """
@@ -101,7 +101,7 @@ class DeliveryTask:
     """Sends to one receiver and retries in its own task, so that receivers do not delay each other."""
 
     def __init__(self, notify: Notify, part: Notifications, left: Table) -> None:
-        """Begin to send. `left` is what `to_dict` of the receiver's previous task returned; {} for a new receiver."""
+        """Begin to send messages. `left` is what the receiver's previous task saved by `to_dict`; {} if none did."""
         self.notify = notify
         self._part = part
         self._problems = ProblemTracker(notify, part.facts)
@@ -141,7 +141,7 @@ class DeliveryTask:
                     await self._attempt(message)
 
     def to_dict(self) -> Table:
-        """The state for the receiver's next task: the open problems and the unsent messages; {} if there are none."""
+        """Return the open problems and the unsent messages, for a later task of the same receiver; {} if none."""
         found = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
         return found if any(found.values()) else {}
 

@@ -110,7 +110,7 @@ class Notify(Table):
         return True
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Return ([], warnings); the warnings are about unreadable files and variables that are missing from `env`."""
+        """Return no problems, but warnings about unreadable files and variables missing from `env`: ([], warnings)."""
         return [], [*self._missing_variables(env), *self._missing_files()]
 
     def _missing_variables(self, env: Mapping[str, str]) -> Iterator[Finding]:

@@ -100,9 +100,9 @@ class _Service:
 class OperatorClient:
     """Reports request counts to one operator: one report in flight per service, and at most one per `retry_seconds`.
 
-    Unsent counts stay in `directory` when this process ends. The next client with this directory sends them, and keeps
-    the interval since the previous client's reports. `report(kind, message, severity)` is called once when the operator
-    becomes unreachable, and once when it is reachable again. Create and use the client on the running loop.
+    Unsent counts stay in `directory` when the process ends. The next client with the same directory sends them, at the
+    earliest `retry_seconds` after a service's last report. `report(kind, message, severity)` is called once when the
+    operator becomes unreachable, and once when it is reachable again. Create and use the client on the running loop.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class OperatorClient:
                 self._postpone(service)
 
     def stop_sending(self) -> None:
-        """Stop sending but continue counting, because a new process sends. A report in progress is completed."""
+        """Begin no more reports: a new process sends them. Go on counting, and complete a report in progress."""
         self._stopped = True
         for service in self._services.values():
             if isinstance(service.sending, asyncio.TimerHandle):
@@ -176,7 +176,7 @@ class OperatorClient:
                 service.sending = None
 
     def close(self) -> None:
-        """Stop. The next process that uses the directory sends the unsent counts."""
+        """Stop sending and counting. Unsent counts stay in the client's directory, for the next process to send."""
         self.stop_sending()
         for service in self._services.values():
             if service.sending is not None:
@@ -211,7 +211,7 @@ class OperatorClient:
         return int(self._page.words[service.slot + COUNT])
 
     def _due_time(self, service: _Service) -> float:
-        """When the service may be reported, on the system's monotonic clock, which all processes share."""
+        """Return the earliest time of the service's next report, on the monotonic clock that all processes share."""
         return float(self._page.words[service.slot + DUE_NS] / 1e9)
 
     def _set_due(self, service: _Service, at: float) -> None:
@@ -322,7 +322,7 @@ class OperatorClient:
     # Predecessors, and processes that end while this process already serves.
 
     def _take_over_counts(self) -> None:
-        """Take over the counts of processes that have ended; check again later while other processes run."""
+        """Take over the unsent counts of processes that have ended. While other processes run, check again later."""
         for other in self._others:
             other.close()
         self._others, self._next_check = self._page.others(), None
@@ -440,7 +440,7 @@ class UnsentCounts:
             self._fd, self._path = -1, ""
 
     def others(self) -> list[OtherCounts]:
-        """Return the counts of all other processes in the directory: running processes, and ended ones."""
+        """Return the counts that other processes, running or ended, have in the directory of this process's counts."""
         if not self._path:
             return []
         try:
@@ -511,7 +511,7 @@ class OtherCounts:
         return {name: self._words[slot + DUE_NS] for name, _, slot in _records(self._words)}
 
     def has_ended(self) -> bool:
-        """Return whether the other process has ended; if so, lock its file, so that no third one takes its counts."""
+        """Return whether the process that wrote the counts has ended; if so, lock the file against other processes."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -527,12 +527,12 @@ class OtherCounts:
         self._words[slot + COUNT] = 0
 
     def remove(self) -> None:
-        """Delete and close the other process's file, after this process has taken over all of its counts."""
+        """Delete and close the file of counts. Call it after all counts in the file have been taken over."""
         _unlink(self.path)
         self.close()
 
     def close(self) -> None:
-        """Close the file that holds the other process's counts, without changing or deleting it."""
+        """Close the file of counts without changing or deleting it."""
         self._words.release()
         os.close(self._fd)
 

@@ -87,7 +87,7 @@ class Report(NamedTuple):
 
 
 class OperatorEndpoint(HttpEndpoint):
-    """Answers POST requests to the path `endpoint`.
+    """An HTTP endpoint that scales up a service when a client reports requests for it by a POST to the path `endpoint`.
 
     `endpoint`, `access`, `tls` and `namespace` may be changed at any time. Unless `namespace` is None, reports for
     other namespaces are answered with 404.
@@ -200,7 +200,7 @@ def access_of(table: OperatorTable, env: Mapping[str, str]) -> Access:
 
 
 def read_report(body: bytes) -> Report:
-    """Parse the body of a report. The count is 1 if missing, the namespace "". Raises ValueError."""
+    """Parse a report from JSON. A missing `count` means 1, a missing `namespace` means "". Raises ValueError."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
@@ -230,7 +230,7 @@ def _peer(sock: socket.socket) -> str:
 
 
 class PoolOperator(GatewayPart):
-    """The part that receives reports of requests at address `bind`, and has the gateway report its own to `url`."""
+    """A supervisor part that receives reports of request counts at `bind`, and has the gateway report to `url`."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)

@@ -90,7 +90,7 @@ class OperatorTable(Table):
             yield Finding(("url",), message, "add [gateway], or take url out")
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """The problems, and the warnings, about the table's token and certificates."""
+        """Return (problems, warnings) about the token, the CA file and the certificates of the table [operator]."""
         from poolctl.config.checks.certificate_checks import check_certificates
         from poolctl.config.files.read_file import read_text
 

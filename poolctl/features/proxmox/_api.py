@@ -70,7 +70,7 @@ class Guest(NamedTuple):
 
 
 class ProxmoxApi:
-    """Sends API requests with the token and timeout of [proxmox]; `environment` has the variable that may hold it."""
+    """A client of the Proxmox VE API, set up by `table`. If `token_env` is set, `environment` has the API token."""
 
     def __init__(self, table: ProxmoxTable, environment: Mapping[str, str]) -> None:
         where = urlsplit(table.url)

@@ -98,7 +98,7 @@ class MachineStarter:
         self._watch_if_needed()
 
     def follow(self, guests: Mapping[str, Guest], *, read: bool) -> None:
-        """Manage these machines, by target URL. `read` means that the API has just reported their states."""
+        """Manage the machines in `guests`, a mapping by target URL. With `read`, their states are new from the API."""
         if not read:
             # States that were seen since the inventory was read are newer.
             seen = {each.vmid: each.status for each in self._guests.values()}

@@ -109,7 +109,7 @@ def links_of(
 
 
 def has_addresses(routes: Iterable[Route | StreamRoute]) -> bool:
-    """Whether the URL of a target has an IP address, so that its machine is looked up by address."""
+    """Return whether the host in any target's URL is an IP address; loopback addresses do not count."""
     return any(_is_address(host_of(target.url)) for route in routes for target in route.to if target.url)
 
 
@@ -262,10 +262,10 @@ class ProxmoxInventory:
         self._link(read=True)
 
     async def _with_addresses(self, api: ProxmoxApi, guests: Sequence[Guest]) -> list[Guest]:
-        """Return the guests, with their IP addresses if the URL of a target has one. Raises ApiError without an answer.
+        """Return the guests with their IP addresses added. Raises ApiError if the API does not answer.
 
-        A guest that has no addresses now, such as a stopped one, gets its previous addresses, except for addresses that
-        another guest has now.
+        If `has_addresses` is False for the routes, add none. A guest without addresses now, such as a stopped one, gets
+        its previous addresses, except for addresses that another guest has now.
         """
         if not has_addresses(self._routes):
             return [*guests]
@@ -314,7 +314,7 @@ class ProxmoxInventory:
     def _link(self, *, read: bool) -> None:
         """Link the routes to machines, and record an event for each new, changed or removed link.
 
-        `read` says whether the inventory is new. If not, newer states of machines that `starter` has seen are kept.
+        With `read`, the inventory has just been read. Without it, `starter` keeps the machine states that it has.
         """
         before, self.links = self.links, links_of(self._routes, self.inventory)
         for key, link in self.links.items():

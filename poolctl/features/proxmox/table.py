@@ -72,7 +72,7 @@ class ProxmoxTable(Table):
             yield Finding((), "the API token is missing", hint)
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Return an empty list of problems, and warnings about what prevents links, such as a missing token."""
+        """Return ([], warnings): each warning says why no route can be linked to a machine, such as a missing token."""
         return [], [*_no_route(names), *self._token(env), *self._ca()]
 
     def _token(self, env: Mapping[str, str]) -> Iterator[Finding]:

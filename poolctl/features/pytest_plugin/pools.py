@@ -180,7 +180,7 @@ class Pools:
         return pool
 
     def _at_free_address(self, server: ServerConfig) -> ServerConfig:
-        """The server with an address that no other test and no running pool uses."""
+        """Return the server, moved, if it listens, to an address that no other test and no running pool uses."""
         address = server.address
         if not address.listens:
             return server

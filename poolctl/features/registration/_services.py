@@ -162,7 +162,7 @@ class Registrations:
         return self._by_name.get(service.alias, {}).get(service.url) is service
 
     def of(self, name: str, url: str = "") -> list[RegisteredService]:
-        """The services of this name, or only the one with this URL."""
+        """Return the services of this name; if `url` is given, only the service with this URL, or [] without one."""
         return [each for each in self._by_name.get(name, {}).values() if url in ("", each.settings.to)]
 
     @property
@@ -287,9 +287,9 @@ class Registrations:
     def restore(self, table: JsonTable, *, whole: bool = False, stopped: bool = False) -> None:
         """Restore a service from the state that the previous supervisor saved. Does nothing if the state is invalid.
 
-        With `whole`, a service that is not silent gets its full time-to-live again, because the last heartbeats were
-        not saved. In other cases the saved monotonic deadline applies. `stopped` means that the pool was stopped in
-        between, so that a service with a probe has to pass its probe again.
+        `whole` means that the last heartbeats were not saved: a service that is not silent then gets its full
+        time-to-live again. A silent service, and any service without `whole`, keeps its saved deadline. `stopped` means
+        that the pool was stopped meanwhile: a service with a probe then has to pass the probe again.
         """
         settings = registration_of(table.get("settings") or {}, [])
         if settings is None or table.get("state") not in _STATES:

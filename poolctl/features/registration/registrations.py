@@ -1,9 +1,9 @@
 """Manages services that register as backends of routes: the verbs, the events, and the state for the next supervisor.
 
-A service that has left, is silent or fails is taken out of the route table at once. Only such changes produce a new
-table; a heartbeat does not. At the address [registration] services register by HTTP, with the token of a client that
-may do so for certain routes. Limits apply before any input is trusted: on heads, bodies, connections, requests per
-second, services, and attempts with a wrong token.
+A service that leaves, becomes silent or fails is taken out of the gateway's route table at once. A heartbeat does not
+change the route table. Services register by HTTP at the address that the table [registration] configures. Each request
+has the token of a client, and a client may register services for its configured routes only. Limits apply before any
+input is trusted: on heads, bodies, connections, requests per second, services, and attempts with a wrong token.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class TargetRegistration(GatewayPart):
         return [found]
 
     async def stop_serving(self) -> None:
-        """Stop serving. The services are restored at the next start of the pool."""
+        """Close the address for registrations, and save the services for the next start of the pool."""
         if self._gateway is None:
             return
         await self._address.close()
@@ -229,7 +229,7 @@ class TargetRegistration(GatewayPart):
         return self._answer([service], reason, await self._await_routes(gateway, call))
 
     async def unregister(self, call: Call, owner: str = "") -> Result:
-        """Unregister a service, or this owner's services of a name; returns once the gateway has applied it."""
+        """Unregister this owner's services with the given name and, if given, URL; returns once the gateway knows."""
         if self._gateway is None:
             return await no_gateway_to_change(call)
         await self._resumed
@@ -677,7 +677,7 @@ def read_options(body: bytes, verb: str) -> Table:
 def peer_of(sock: socket.socket) -> Peer:
     """Return the IP address and the key of the sender on this connection. Raises Refused if the sender has left.
 
-    Wrong tokens are counted by key. An IPv6 sender's key is its /64 network, because one machine can use all of it.
+    Wrong tokens are counted per key. IPv6 senders in the same /64 network, which may be one machine, share a key.
     """
     if sock.family == socket.AF_UNIX:
         return Peer(None, f"uid {peer_credentials(sock)[1]}")
@@ -747,7 +747,7 @@ def addresses_of(host: str) -> list[Ip]:
 
 
 def _reaches_own_address(target: Address, ips: list[Ip], own: Address) -> bool:
-    """Whether a connection to the target, whose host has the addresses `ips`, may reach the pool's address `own`."""
+    """Return whether connecting to the target, whose host has the addresses `ips`, reaches the pool's address `own`."""
     if target.port != own.port:
         return False
     if target.host == own.host:

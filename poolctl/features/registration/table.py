@@ -95,7 +95,7 @@ class RegistrationTable(Table):
                     yield Finding(("client", index, "routes", at), message, fix, alias)
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """The problems, and the warnings, about the table's certificate and its clients' tokens."""
+        """Check the certificate and the clients' tokens of [registration]. Return the problems, and the warnings."""
         from poolctl.config.checks.certificate_checks import check_certificates
 
         problems, warnings = check_certificates(self.tls, env, datetime.now(UTC)) if self.tls else ([], [])

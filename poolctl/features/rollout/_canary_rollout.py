@@ -29,9 +29,9 @@ PROMOTED, WITHDRAWN = "promoted", "withdrawn"
 class RolloutPlan(NamedTuple):
     """A requested rollout: `canaries` workers of `config`, promoted after at least `seconds` and `min_requests`.
 
-    `apart` is the configuration of canaries with an address of their own: the gateway sends them exactly `share` of the
-    requests. If `apart` is None, a canary gets as much traffic as any other worker, and `why` tells why the gateway
-    cannot divide the requests: "" if no route leads to the server.
+    If the gateway can divide requests, `apart` is the configuration of the canaries with an address of their own, and
+    they get exactly `share` of the requests. Otherwise `apart` is None, a canary gets as much traffic as any other
+    worker, and `why` is the reason. `why` is "" if no route leads to the server.
     """
 
     config: ServerConfig

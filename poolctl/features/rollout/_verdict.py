@@ -81,7 +81,7 @@ class RolloutResult(Result):
 
 
 class Figure(NamedTuple):
-    """A figure for conditions, with functions to read, parse and show it. `is_of_requests` is false only for memory."""
+    """A figure by which canaries are judged, such as p99. `is_of_requests` is true if it is computed from requests."""
 
     of: Callable[[RolloutFigures], float | None]
     parse: Callable[[str], float]
@@ -125,7 +125,7 @@ class Condition(NamedTuple):
     limit: float
 
     def exceeded(self, canary: RolloutFigures, before: RolloutFigures, min_requests: int) -> str:
-        """Return in words how the canary exceeds the bound, else "". `before` has the figures of the other workers."""
+        """Return how a canary exceeds the allowed value, or "" if it does not. `before` has other workers' figures."""
         figure = FIGURES[self.figure]
         judged = (canary, before) if self.factor else (canary,)
         if figure.is_of_requests and any(each.requests < max(1, min_requests) for each in judged):

@@ -120,7 +120,7 @@ class Rollouts(FeaturePart):
         return await self._outcome([rollout], call, aborted=False)
 
     async def _with_own_address(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
-        """Return the plan with `apart` if the gateway can divide requests, else `why`. `force` allows any share."""
+        """Return the plan with `apart`, or `why` if the gateway cannot divide requests. `force` allows large shares."""
         obstacle = self._core.split_obstacle(entry.name)
         if obstacle != "":
             plan = plan._replace(why=obstacle or "")
@@ -235,9 +235,9 @@ def _plan_of_options(entry: Entry, options: Table) -> RolloutPlan:
 
 
 def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
-    """Return the plan for `written`, the files' configuration, if a change needs new workers; else for new code only.
+    """Return the plan for `written`, the configuration in the files, if changed keys require new workers.
 
-    Raises _NoRollout if a key has changed that all workers of the server share.
+    Otherwise return the plan for new code alone. Raises _NoRollout if a key that all workers share has changed.
     """
     keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
     if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
@@ -248,7 +248,7 @@ def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> Rollo
 
 
 def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
-    """Raise _NoRollout if canaries, treated like other workers, would get over twice `plan.share` of the traffic."""
+    """Raise _NoRollout if equal traffic for all workers would give the canaries more than twice `plan.share` of it."""
     count, share = plan.canaries, plan.share
     real = count / (count + entry.size)
     if real <= 2 * share:

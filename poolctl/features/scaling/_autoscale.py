@@ -38,7 +38,7 @@ class Load(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The number of workers `before` and `after` a decision. `value` is the figure per worker, or a latency in seconds.
+    """The workers `before` and `after` a decision. `value` is in seconds for a latency, and else a figure per worker.
 
     If more workers are needed but `scale.max` does not allow any more, `after` equals `before`.
     """
@@ -74,7 +74,7 @@ class _Window:
         return min(load.ready for load in self._samples)
 
     def value(self, trigger: str) -> float | None:
-        """Return the average of the workers' summed figure; for p50 and p99, a latency in seconds. None if unknown."""
+        """Return the average over time of all workers' sum; for p50 and p99, a latency in seconds. None if unknown."""
         found: float | None = self._sums[trigger].value
         return found
 
@@ -112,7 +112,7 @@ class Autoscale:
         self._limited_at = float("-inf")
 
     def _restart_cooldown(self, now: float) -> None:
-        """Wait for a full `cooldown.down` before the next decrease."""
+        """Restart the cooldown: the number of workers is not decreased for at least `cooldown.down` from `now`."""
         self._cooling_since = now
         # In descending order, so that the first is the greatest of the period.
         self._recent_needs: deque[_Need] = deque()
@@ -229,9 +229,9 @@ class Autoscale:
         return Decision(size, after, highest.trigger, highest.value, highest.target, self._window)
 
     def _need(self, now: float, trigger: str, target: float, size: int) -> _Need:
-        """Return the fewest workers that keep the figure below its target, over `scale.window` and a shorter time.
+        """Return the fewest workers that keep the figure of `trigger` below `target`, in the long and short window.
 
-        A latency does not tell how many are enough: the result is 1 if the latency is below its target, else `size`.
+        For a latency, return 1 if it is below `target`, so that fewer workers may be tried; otherwise return `size`.
         """
         if TRIGGERS[trigger].is_latency:
             value, fast = self._long_window.value(trigger) or 0.0, self._short_window.value(trigger) or 0.0

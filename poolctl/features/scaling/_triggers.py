@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 class RunningAverage:
-    """The average, over several samples, of a figure that each sample sums over all workers."""
+    """The average of a server's figure, such as requests in progress, over several samples."""
 
     def __init__(self) -> None:
         self._amount = self._weight = 0.0
@@ -55,7 +55,7 @@ class RunningAverage:
 
     @property
     def value(self) -> float | None:
-        """The average; None if the figure was unknown in a sample."""
+        """Return the average over the added samples; None without samples, or if a sample's amount is unknown."""
         return None if self._unknown or self._weight <= 0 else self._amount / self._weight
 
 
@@ -76,14 +76,14 @@ class Quantile:
 
     @property
     def value(self) -> float | None:
-        """The latency that the given share of the responses does not exceed; None if there are too few responses."""
+        """Return the quantile of the latencies in seconds; None if there are too few responses."""
         if self._count < _LEAST_RESPONSES:
             return None
         return quantile(BOUNDS_SECONDS, self._responses, self._share)
 
 
 class Trigger:
-    """Base class of the triggers. A target is for each worker: the sum of their figures is divided by their number."""
+    """The base class of triggers. The average figure per worker is compared with the trigger's target."""
 
     is_latency: ClassVar[bool] = False  # the target is for the responses of the whole server instead
     counts_demand: ClassVar[bool] = False  # requests that wait elsewhere for the server count as well
@@ -93,11 +93,11 @@ class Trigger:
 
     @classmethod
     def sums(cls) -> RunningAverage | Quantile:
-        """Return a new RunningAverage, to which the result of `measure` for each sample is added."""
+        """Return a new RunningAverage, which accumulates the results of `measure`."""
         return RunningAverage()
 
     def measure(self, sample: Sample) -> Part | Sequence[int]:
-        """Return what a sample adds to `sums`: by default a Part with the sum of the workers' figures."""
+        """Return a sample's contribution to the object that `sums` returns: for a RunningAverage, a Part."""
         raise NotImplementedError
 
 
@@ -163,7 +163,7 @@ class Latency(Trigger):
 
     @classmethod
     def sums(cls) -> Quantile:
-        """Return a new Quantile, to which the result of `measure` for each sample is added."""
+        """Return a new Quantile, which accumulates the results of `measure`."""
         return Quantile(cls.share)
 
     def measure(self, sample: Sample) -> Sequence[int]:

@@ -1,4 +1,4 @@
-"""The feature's part of the supervisor: samples the load of servers with triggers, and sets their number of workers."""
+"""The autoscaler in the supervisor, which samples each server's load and sets the server's number of workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AT_ONCE = 32
 
 
 class ServerLoad:
-    """Takes samples of one server's load for these triggers. The first sample covers the time from `now` on."""
+    """A sampler of one server's load, as `triggers` measure it. The first sample covers the time since `now`."""
 
     def __init__(self, core: Core, triggers: Iterable[str], now: float) -> None:
         capabilities = core.runner.capabilities
@@ -73,7 +73,7 @@ class _ScaledServer:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether the table `scale` is in force: not after it was replaced, a command set the number, or a stop."""
+        """Return False if the server is stopped, a command set its workers, or its `scale` was replaced; else True."""
         entry = self.entry
         automatic = entry.desired.overrides.workers is None and entry.config.scale is self.scale
         return bool(automatic and entry.observed.workers and not entry.desired.state.rests)

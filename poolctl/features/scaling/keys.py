@@ -83,7 +83,7 @@ class Scale(section.Scale):
 
     @classmethod
     def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:
-        """Return the keys about triggers for a server with a fixed number of workers and no own triggers; else none."""
+        """Return the trigger keys if a fixed number of workers keeps the server from inheriting them; otherwise ()."""
         scale = own.get("scale", {})
         if not isinstance(scale, dict) or "triggers" in scale:
             return ()

@@ -27,7 +27,7 @@ class StacksSocket:
     """
 
     def __init__(self, listener: socket.socket, spec: Spec) -> None:
-        """Must be called in the main thread: answers begin with the stack of the thread that called this."""
+        """Prepare to answer clients. Call in the main thread: each answer begins with the calling thread's stack."""
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, once it runs
         self._listener = listener
         self._spec = spec

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RouteRow(NamedTuple):
-    """A route with its requests and errors per second since the previous result; both rates are None without one."""
+    """A route with its requests and errors per second since the previous result, None if there is no such result."""
 
     report: RouteReport
     requests_per_second: float | None = None
@@ -239,7 +239,7 @@ def _rate(per_second: float | None, total: int) -> float:
 
 
 class PoolView:
-    """The pool that `poolctl top` shows: the list of routes if `routes` is not None, else the list of servers.
+    """The view of a pool in `poolctl top`. The view lists routes if `routes` is not None, and otherwise servers.
 
     `gateway` is None if the pool has no gateway, or if only selected servers are shown.
     """

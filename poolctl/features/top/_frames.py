@@ -367,7 +367,7 @@ _DISPENSABLE = ("p50", "mem", "cpu", "conn")
 
 
 def _gateway(gateway: GatewayStatus, width: int) -> Text:
-    """The gateway's state, and its figures or its problem."""
+    """Return one line: the gateway's state, then its problem if there is one, otherwise its figures if known."""
     sign, style = STATES.get(gateway.state, ("?", ""))
     start = Text(" ").append(f"{sign} gateway", style)
     if gateway.problem:
@@ -614,7 +614,7 @@ class LogPane:
         return self._follower.fileno()
 
     def read(self) -> bool:
-        """Read new lines; returns whether there were any."""
+        """Read new lines of the server's log; return whether any of the new lines are shown."""
         return self._take(self._follower.read()) > 0
 
     def close(self) -> None:
@@ -649,14 +649,14 @@ class LogPane:
         self.back = max(0, min(self.back + lines, len(self._lines) - 1))
 
     def show_level(self, least: str) -> None:
-        """Show lines of at least this level ("": all), from the end."""
+        """Show only lines of at least level `least`, scrolled to the newest line. The level "" shows all lines."""
         self.least, self.back = least, 0
         self._wanted = LineFilter(least=least)
         self._lines.clear()
         self._show(self._kept)
 
     def find(self, step: int, *, here: bool = False) -> None:
-        """Scroll to the next match above, or below if `step` is -1; with `here`, first try the lowest line shown."""
+        """Scroll up (`step` is 1) or down (-1) from the lowest shown line to the next match; `here` tries it first."""
         lines = list(self._lines)
         at = len(lines) - 1 - self.back - (0 if here else step)
         while 0 <= at < len(lines):

@@ -256,7 +256,7 @@ class LiveView:
         self._notice_end = self._loop.call_later(seconds, self._set_notice, None)
 
     def _set_notice(self, notice: Notice | None) -> None:
-        """Show this notice in place of the hints; None shows the hints again."""
+        """Show `notice` in place of the key hints; if `notice` is None, show the key hints again."""
         if self._notice_end is not None:
             self._notice_end.cancel()
         self._notice = notice

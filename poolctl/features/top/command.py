@@ -40,7 +40,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Show the view until the user leaves it, or print its data for `-o json`. Raises NoSupervisor."""
+    """Show the pool's live view until the user quits; with `-o json`, return its data once. Raises NoSupervisor."""
     if request.output not in ("", "json"):
         raise UsageError(f"top -o: unknown form {request.output!r}", hint="poolctl list prints tables")
     frames = _frames(request)

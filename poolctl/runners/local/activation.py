@@ -82,9 +82,9 @@ class Fetched(NamedTuple):
 class AcceptHelper(Receiver):
     """Accepts connections for all servers through one helper process.
 
-    The keeper starts the helper when it is first needed. A helper outlives its supervisor: it may send connections that
-    an earlier supervisor requested. `returned` is called with the server's key and each such connection. Must be
-    created on the running loop; no method blocks.
+    The keeper starts the helper process when it is first needed. The helper process outlives its supervisor, and may
+    send connections that an earlier supervisor requested: `returned` is then called with the server's key and the
+    connection. Must be created on the running loop; no method blocks.
     """
 
     def __init__(self, keeper: Link, directory: str, returned: Callable[[str, Connection], None]) -> None:
@@ -107,7 +107,7 @@ class AcceptHelper(Receiver):
             self._starting = asyncio.ensure_future(self._start(self._link, theirs))
 
     def adopt(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
-        """Use the previous supervisor's helper, whose link is `fd`. Returns the link's socket, which then owns `fd`."""
+        """Use the previous supervisor's helper process, through its socket `fd`. Return [the new owner of `fd`]."""
         self._pid, self._up = int(meta["pid"]), True
         self._link = Link(wire.over(fd), self)
         return [self._link.sock]
@@ -269,9 +269,9 @@ class HeldConnection:
         return made
 
     def limit_time(self, seconds: float, *, asked: bool) -> None:
-        """Limit the client's time to `seconds`, unless a limit with the same `asked` is already set.
+        """Limit the client's time to begin its next request (if `asked`) or to complete a request's head (if not).
 
-        If `asked` is set, the client must begin its next request in time; if not, it must complete the request's head.
+        A limit of the same kind that is already set stays unchanged; a limit of the other kind is replaced.
         """
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
@@ -284,16 +284,16 @@ class HeldConnection:
             self.timer = asyncio.get_running_loop().call_later(seconds, late)
 
     def stop_timer(self) -> None:
-        """Stop the timer. The connection keeps its time limit, for the process that gets it next."""
+        """Cancel the timer. The deadline stays set on `sock`, for the process that gets the connection next."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
 class HeldLimit:
-    """Limits the held connections, so that a quarter of this process's descriptors stays free for other work.
+    """Limits the connections held for sleeping servers, so that a quarter of this process's descriptors stays free.
 
-    The keeper holds each connection as well, and has the same limit.
+    The keeper also holds each of these connections, and has the same limit of descriptors.
     """
 
     def __init__(self) -> None:
@@ -319,11 +319,11 @@ class HeldLimit:
 class SleepingListener:
     """A sleeping server's listeners, and the connections accepted for it.
 
-    If `accepts` is set, connections are accepted here, and only a request wakes the server. If not, each connection
-    wakes the server, and a worker accepts it. `shared` is set if an application may hold the listeners as well. `left`
-    is the take end of the server's adoption pair, through which exited workers and the gateway pass connections; None
-    without a pair. A connection that has received a response may stay idle for `quiet_seconds`; any other connection
-    has `head_seconds` to send its request's head. The worker that gets a connection continues these limits.
+    If `accepts` is set, connections are accepted while the server sleeps, and only a request wakes it. If not, each
+    connection wakes the server, and a worker accepts it. `shared` is set if an application may hold the listeners too.
+    `left` is the socket with connections that exited workers and the gateway have passed to the server's workers, or
+    None. A connection that has received a response may stay idle for `quiet_seconds`. Any other connection must send
+    its request's head within `head_seconds`. The worker that gets a connection keeps the connection's deadline.
     """
 
     key: str
@@ -408,7 +408,7 @@ class Activator:
         return key in self._sleeping
 
     def disarm(self, key: str) -> None:
-        """Stop watching the listeners, and put the held connections into the adoption pair for the next workers."""
+        """Stop watching the server's listeners, and queue the connections held for the server for its next workers."""
         sleeping = self._sleeping.pop(key, None)
         if sleeping is None:
             return
@@ -432,7 +432,7 @@ class Activator:
         return True
 
     def watch_pair(self, key: str, left: socket.socket) -> None:
-        """Watch the server's adoption pair too: `left` is its take end. No effect if the server is not watched."""
+        """Also watch `left`, a socket with connections for the server's workers. No effect if the server is awake."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is None:
             self._unwatch_listeners(sleeping)
@@ -441,9 +441,9 @@ class Activator:
             self._watch_listeners(sleeping)
 
     def clear(self, key: str) -> None:
-        """Begin to empty the server's adoption pair: hold the connections that exited workers left in it.
+        """Begin to take all connections that exited workers left in a sleeping server's socket pair, and hold them.
 
-        When the pair is empty, it is no longer watched, and SleepingServers.emptied is called.
+        When the socket pair is empty, it is no longer watched, and SleepingServers.emptied is called.
         """
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
@@ -466,7 +466,7 @@ class Activator:
         self._servers_that_block.discard(key)
 
     def close(self) -> None:
-        """Disarm every server and close all held connections."""
+        """Stop watching all servers, and close all connections held for them."""
         for key in {*self._sleeping, *self._leaving, *(fetch.key for fetch in self._fetches)}:
             self.forget(key)
         if self._epoll is not None:
@@ -476,7 +476,7 @@ class Activator:
         self._watched.clear()
 
     def _watch(self, fd: int, sleeping: SleepingListener, held: HeldConnection | None = None) -> None:
-        """Watch the descriptor `fd` of `held`; if that is None, of a listener or pair of `sleeping`. Raises OSError."""
+        """Watch `fd`: the connection `held` or, if `held` is None, one of `sleeping.sockets`. Raises OSError."""
         if self._epoll is None:
             self._epoll = select.epoll()
             asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_events)
@@ -546,7 +546,7 @@ class Activator:
                 return
 
     def _fetch(self, fetch: Fetch) -> None:
-        """Have the accept helper, a separate process, take connections from a socket that an application shares."""
+        """Have the accept helper, a separate process, perform `fetch`: take connections from `fetch.shared`."""
         self._fetches.add(fetch)
         self._accept_helper.fetch(fetch, fetch.shared, self._limit.most_at_once)
 
@@ -791,7 +791,7 @@ class SleepingServers:
     def adopt(
         self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
     ) -> list[HasDescriptor]:
-        """Move a stored connection into its server's adoption pair. Return []: no entry remains to be recorded."""
+        """Remove a held connection from the keeper's store, and queue it for its server's next worker. Return []."""
         self.forget(f"{fd_store.HELD_CONNECTION}{number}")
         try:
             sock = from_message(meta, fds)
@@ -808,7 +808,7 @@ class SleepingServers:
     def adopt_acceptor(
         self, servers: Mapping[str, ServerConfig], meta: wire.Message, fd: int
     ) -> list[HasDescriptor]:
-        """Adopt the previous supervisor's accept helper, which may return connections of these servers."""
+        """Use the previous supervisor's accept helper, which may still send connections accepted for `servers`."""
         self._servers.update(servers)
         return self._accept_helper.adopt(meta, fd)
 
@@ -845,7 +845,7 @@ class SleepingServers:
         self._keeper.send({"op": "drop", "name": name})
 
     def emptied(self, key: str) -> None:
-        """Handle the emptied adoption pair: watch it if a gateway may still use it, otherwise close it."""
+        """Close the server's socket pair, which is empty now. If a gateway may still use the pair, watch it instead."""
         if self._adoptions.is_used_by_gateway(key):
             self.watch_pair(key)
         else:

@@ -92,7 +92,7 @@ class Certificates:
     def keep_if_ready(
         self, server: ServerConfig, generation: int, given: CertificateFiles, ready: asyncio.Future[None]
     ) -> None:
-        """Keep `given` as the server's last certificate if the worker's finished future `ready` has no exception."""
+        """Keep `given`, a worker's certificate, if the worker is ready: its finished future `ready` has a result."""
         if ready.cancelled() or ready.exception() is not None:
             return
         if self._forced.get(server.name) == generation:
@@ -100,7 +100,7 @@ class Certificates:
         self._keep_certificate(server, given)
 
     def read_current(self, server: ServerConfig) -> CertificateFiles:
-        """Read the certificate in the server's files, for running workers, and keep it. Raises ServerError."""
+        """Return the certificate in the server's files, and keep it for later workers. Raises ServerError."""
         self._forced.pop(server.name, None)
         return self._keep_certificate(server, _read_certificate(server))
 
@@ -412,9 +412,9 @@ class Forker:
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
     ) -> list[int]:
-        """Return the descriptors that the new worker process inherits; set this process's ends on `worker`.
+        """Return the descriptors that the new worker inherits. Set `notify`, `tally` and `place` of `worker` as needed.
 
-        The stack `afterwards` closes what only the worker needs; `if_failed` closes the rest if the fork fails.
+        The caller closes the stack `afterwards` after every fork, and `if_failed` only if the fork fails.
         """
         server = worker.server
         if server.command:

@@ -53,7 +53,7 @@ _LAST_WORDS_SECONDS = 0.2  # short for a worker that was ready, whose replacemen
 
 
 class RoutedServers(Routing):
-    """Sends workers of servers with a route the route table, and lets the gateway pass connections to them."""
+    """Sends the route table to workers of servers that have a route, and lets the gateway pass connections to them."""
 
     def __init__(
         self,
@@ -110,8 +110,8 @@ class RoutedServers(Routing):
     def update_pair(self, key: str) -> None:
         """Decide again whether the gateway may pass connections to a server with a route.
 
-        Passing is allowed if all ready workers follow the route table. Requests for several servers can arrive on one
-        connection, and a worker that does not follow the table would answer all of them. Nothing changes while no
+        Passing is allowed if all ready workers give back connections whose next request is for another server. A
+        worker that does not give such a connection back would answer the request itself. Nothing changes while no
         worker is ready.
         """
         if key not in self._adoptions.routed:
@@ -348,7 +348,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             self._workers[placement.id].set_in_rotation(in_rotation)
 
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
-        """Let the worker accept connections, or stop it. Has no effect on a worker that runs a command."""
+        """Allow the worker to accept connections, or forbid it. Has no effect on a worker that runs a command."""
         if placement.id in self._workers:
             self._workers[placement.id].set_accepting(accepting)
 
@@ -369,7 +369,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             self._workers[placement.id].renew_tls(server, given.contents)
 
     async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Stop the worker from accepting, and wait until it has stopped. One that runs a command may continue."""
+        """Order the worker to stop accepting, and wait until it has. A command may go on accepting until it exits."""
         if worker := self._workers.get(placement.id):
             if not replaced:
                 await self.adoptions.leaving(worker.server.key)

@@ -122,11 +122,11 @@ class Tally:
         return cls(new_page(), time.monotonic())
 
     def fileno(self) -> int:
-        """The descriptor of the memory page; -1 once it is closed."""
+        """Return the descriptor of the tally's memory page; -1 once the descriptor is closed."""
         return self.fd
 
     def counts(self) -> Counts | None:
-        """The worker's counts so far; None after `close`, or if a worker of another version has other counts."""
+        """Return the worker's counts so far; None after `close`, or for a page in another poolctl version's layout."""
         counts = read_page(self.fd) if self.fd >= 0 else None
         if counts is None:
             return None
@@ -145,7 +145,7 @@ class Tally:
             os.pwrite(self.fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), BEAT_ASKED_NS * _SLOT_BYTES)
 
     def last_beat_ns(self) -> int:
-        """The time of the worker's last heartbeat; 0 if the worker has sent none, or belongs to another version."""
+        """Return the time of the worker's last heartbeat; 0 if there was none, or when `counts` returns None."""
         return self._slot(BEAT_AT_NS)
 
     def beat_cpu_ns(self) -> int:
@@ -171,14 +171,14 @@ class Tally:
         return read_stacks(self.fd) if self.fd >= 0 else b""
 
     def close(self) -> None:
-        """Close the descriptor of the memory page. The worker's counts can no longer be read."""
+        """Close the descriptor of the tally's memory page. The worker's counts can no longer be read."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 async def wait_until_accepting(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
-    """Wait until the program is ready: it accepts a connection, or listens on its own address."""
+    """Wait until the program accepts a connection; without `listeners`, until it listens on the server's address."""
     target = listeners[0] if listeners else None
     pause = _FIRST_CONNECT_PAUSE_SECONDS
     while True:
@@ -302,7 +302,7 @@ class WorkerRoutes:
             self._fds = [routes.tables.get(server) or routes.tables[""], routes.give_back]
 
     def send(self, control: Link) -> None:
-        """Send the message to a worker. Does nothing if its descriptors are closed, because newer routes exist."""
+        """Send the message to a worker, unless newer routes have replaced it and its descriptors are closed."""
         if all(fd.fileno() >= 0 for fd in self._fds):
             control.send(self._message, self._fds)
 
@@ -371,8 +371,8 @@ class LocalWorker(Receiver):
     def adopt(self, *, reports: bool) -> None:
         """Mark this worker as started by another supervisor.
 
-        With `reports`, the worker sends its state in a message, which completes `reported`. A worker that runs a
-        command sends no such message: pass False, and `reported` is completed at once if the process still runs.
+        Set `reports` if the worker will send its state in a message, which completes the future `reported`. A worker
+        that runs a command sends none. If `reports` is False and the process still runs, `reported` is completed now.
         """
         self._taken_over = True
         pid, start = self.process
@@ -690,7 +690,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
         self._pages: dict[str, tuple[str, Descriptor]] = {}
 
     def add(self, worker: LocalWorker) -> None:
-        """Add a new or adopted worker. If its server is to have several workers, give all of them the shared page."""
+        """Add a worker. If its server is to have several workers, give all of them the page of connection counts."""
         key, protocol = worker.server.key, worker.protocol
         self[worker.placement.id] = worker
         self._by_key.setdefault(key, {})[worker] = None
@@ -755,7 +755,7 @@ class Tallies(Counters):
         return counts
 
     def ended(self, server: str, name: str, tally: Tally) -> None:
-        """Pass an exited worker's final counts to `add_up`. Store its memory page in the keeper until `mark_saved`."""
+        """Pass an exited worker's final counts to `add_up`; the keeper holds them until `mark_saved` is called."""
         counts = self._read(server, name, tally)
         if counts is not None and self.add_up is not None:
             left = completed(counts)
@@ -767,7 +767,7 @@ class Tallies(Counters):
         tally.close()
 
     def adopt(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
-        """Add up the unsaved counts of an exited worker. Return [], because `fds` are closed (see Adopter)."""
+        """Add up an exited worker's counts, which an earlier supervisor did not save. Close `fds`, and return []."""
         tally = Tally(fds[0])
         counts = tally.counts()
         tally.close()
@@ -846,7 +846,7 @@ class IdleCheck:
 
 
 class StackReader(Stacks):
-    """Reads the stacks of workers (see Stacks). `workers` maps their ids to them."""
+    """Reads the Python and kernel stacks of `workers`, which are given by worker id."""
 
     def __init__(self, children: Children, workers: Mapping[str, LocalWorker]) -> None:
         self._children = children
@@ -928,7 +928,7 @@ def _reason_not_to_ask(worker: LocalWorker) -> str:
 
 
 def _explain_missing_stacks(worker: LocalWorker, source: str) -> str:
-    """Return why the stacks are incomplete; if `source` is "", why there are none. Return "" for complete stacks."""
+    """Return why stacks are missing (`source` is "") or incomplete (from faulthandler); "" if `source` is PYTHON."""
     if source == PYTHON:
         return ""
     if worker.exited.done():

@@ -159,7 +159,7 @@ class Output(Receiver, LogFiles):
         index: int | None = None,
         hook: str = "",
     ) -> None:
-        """Have the logger read the pipe of a worker, and record the worker's process for it.
+        """Have the logger read a worker's output pipe, and record which process writes into the pipe.
 
         `start` is the process's start time (see process_start). If keeper and supervisor die, a worker that runs a
         command can be found only by this record. If the process runs one of the server's `hooks` instead of a worker,
@@ -220,9 +220,9 @@ class Output(Receiver, LogFiles):
             self._link.send({"t": "sync"})
 
     def close(self) -> None:
-        """Close the pipes here, and order the logger to store what is in them and exit. Does not wait.
+        """Close this process's output pipes, and order the logger to store their content and exit. Does not wait.
 
-        Output that workers write later is lost, unless another logger is started for this keeper.
+        Output that workers write later is lost, unless a later supervisor starts another logger.
         """
         if self._restarting is not None:
             self._restarting.cancel()

@@ -49,9 +49,9 @@ class Sockets:
         return self._open.get(server.key, [])
 
     def lend(self, server: ServerConfig) -> list[socket.socket]:
-        """The server's listeners (see `of`), to be given to a new worker.
+        """Return the server's listeners, to be given to a new worker; [] if the server has none.
 
-        From now on they count as shared, because the application and its child processes may hold them.
+        From now on `shared` is True, because the application and its child processes may hold the listeners too.
         """
         key = server.key
         if key in self._open and not self.shared(key):
@@ -61,7 +61,7 @@ class Sockets:
         return self.of(server)
 
     def shared(self, key: str) -> bool:
-        """Return whether an application may hold the listeners of this address, so that calls on them may block."""
+        """Return whether an application may hold the listeners of this address, and so make accept(2) on them block."""
         return key in self._shared or key.startswith("fd:")
 
     def keys(self) -> set[str]:
@@ -130,10 +130,10 @@ class Sockets:
 
 
 def protocol(server: ServerConfig) -> str:
-    """A text that is equal for two workers if one may hand connections to the other.
+    """Return a text with the server's use of TLS and its user: workers hand over connections only if it is equal.
 
-    It contains whether they use TLS, and their user. A process that has held an end of a socket pair can read
-    connections from the pair, so another user's workers need another pair.
+    Connections are handed over through a socket pair. A process that has held an end of the pair can read connections
+    from it, so workers of another user need another pair.
     """
     spoken = "tls" if server.tls else "plain"
     return spoken if server.user is None else f"{spoken} {server.user}"
@@ -161,7 +161,7 @@ class AdoptionPairs:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def expect_gateway(self) -> None:
-        """Treat every adoption pair as used by the gateway until `publish` says which servers have a route."""
+        """Assume that the gateway passes connections to the workers of every server, until `publish` is called."""
         self._published = asyncio.Event()
         asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
 
@@ -171,8 +171,8 @@ class AdoptionPairs:
         """Set the gateway, and the servers that have a route: `routed` maps their keys to their names.
 
         `gateway` is None for a pool without one. `give_back` is the socket through which connections return to the
-        gateway; None after the gateway has ended. The gateway gives up the adoption pairs (socket pairs for passing
-        connections to workers) of servers without a route. `show` gives it the pair of a server with a route.
+        gateway; None after the gateway has ended. The gateway stops passing connections to workers of servers without a
+        route. For a server with a route, call `show` to let the gateway begin.
         """
         self.routed, self._gateway, self._give_back = routed, gateway, give_back
         self._shown = {key: give for key, give in self._shown.items() if key in routed}
@@ -181,7 +181,7 @@ class AdoptionPairs:
             self._published = None
 
     def is_used_by_gateway(self, key: str) -> bool:
-        """Whether a gateway uses, or may use, the adoption pair of the server."""
+        """Return whether a gateway may pass connections to the server's workers through their socket pair."""
         return key in self.routed or self._published is not None
 
     def is_hidden(self, key: str) -> bool:
@@ -189,7 +189,7 @@ class AdoptionPairs:
         return key in self._withheld_keys
 
     def show(self, key: str) -> None:
-        """Let the gateway pass connections of a server with a route to its workers, through the adoption pair."""
+        """Undo `hide`, and let the gateway pass connections to the server's workers if the server has a route."""
         self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
@@ -215,7 +215,7 @@ class AdoptionPairs:
             _move(self._pairs[key][2], self._give_back)
 
     def open(self, server: ServerConfig) -> None:
-        """Create the server's adoption pair; replace it if `protocol(server)` has changed. Ignores a command."""
+        """Create the server's socket pair, or replace it if `protocol(server)` has changed. No pair for a command."""
         key = server.key
         if server.command or self.protocol(key) == protocol(server):
             return
@@ -236,10 +236,10 @@ class AdoptionPairs:
     async def _retire(
         self, key: str, give: socket.socket, take: socket.socket, *, empty: bool = False
     ) -> None:
-        """Close this process's ends of a server's adoption pair, once the gateway has stopped using the pair.
+        """Close both ends of a server's socket pair in this process, once the gateway has stopped using the pair.
 
-        If the server has a route, connections queued in the pair return to the gateway. If connections remain, they are
-        closed if `empty` is set; otherwise the workers that hold the pair take them.
+        If the server has a route, connections queued in the pair first return to the gateway. If `empty` is set, all
+        others are closed. If not, the workers that still hold the pair take the others.
         """
         with give, take:
             if self._published is not None:
@@ -259,18 +259,18 @@ class AdoptionPairs:
         task.add_done_callback(self._tasks.discard)
 
     def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
-        """Return the server's adoption pair as (give end, take end); create it if missing. Return () for a command."""
+        """Return the server's socket pair, created if missing, as (give end, take end); () if it runs a command."""
         if server.command:
             return ()
         self.open(server)
         return self._pairs[server.key][1:]
 
     def protocol(self, key: str) -> str | None:
-        """Return the protocol() text for which the server's adoption pair was created; None if it has no pair."""
+        """Return what the function `protocol` returned when the server's socket pair was created; None if no pair."""
         return self._pairs[key][0] if key in self._pairs else None
 
     def give(self, key: str, sock: connection_handover.Connection) -> bool:
-        """Queue a duplicate of the connection in the server's adoption pair. False if the pair is full or missing."""
+        """Queue a copy of the connection for the server's workers. False if their socket pair is full or missing."""
         if key not in self._pairs:
             return False
         try:
@@ -280,13 +280,13 @@ class AdoptionPairs:
         return True
 
     def adopt(self, key: str, meta: wire.Message, fds: list[int]) -> list[socket.socket]:
-        """Use the adoption pair that an earlier supervisor has stored; returns its ends, which own `fds`."""
+        """Use the socket pair that an earlier supervisor stored for the server. Return both ends, which own `fds`."""
         give, take = (socket.socket(fileno=fd) for fd in fds)
         self._pairs[key] = (str(meta["protocol"]), give, take)
         return [give, take]
 
     def take_end(self, key: str) -> socket.socket | None:
-        """Return the socket from which the server's workers take handed-over connections; None if there is no pair."""
+        """Return the socket from which the server's workers take handed-over connections; None if there is none."""
         return self._pairs[key][2] if key in self._pairs else None
 
     def queued_connections(self, key: str) -> int:
@@ -302,12 +302,12 @@ class AdoptionPairs:
         return max(1, round(total / first)) if first else 0
 
     def close_queued(self, key: str) -> None:
-        """Close every handed-over connection that waits in the server's adoption pair for a worker."""
+        """Close every handed-over connection that no worker of the server has taken yet."""
         if key in self._pairs:
             _move(self._pairs[key][2], None)
 
     async def close(self, key: str) -> None:
-        """Close the server's adoption pair here and in the keeper, with every connection queued in it.
+        """Close the server's socket pair in this process and in the keeper, and every connection queued in the pair.
 
         If the server has a route, the queued connections are first returned to the gateway.
         """
@@ -325,7 +325,7 @@ class AdoptionPairs:
         self._keeper.send({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     async def close_all(self) -> None:
-        """Close the adoption pairs of all servers, here and in the keeper."""
+        """Close the socket pairs of all servers, in this process and in the keeper."""
         await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
 
 

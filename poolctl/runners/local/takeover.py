@@ -101,9 +101,9 @@ class WorkerAdoption:
     def adopt(
         self, follow: Callable[[LocalWorker], None], name: str, meta: wire.Message, fds: list[int]
     ) -> Sequence[HasDescriptor]:
-        """Adopt a worker, and register it with `follow`. If its server is unknown, stop it instead. Owns `fds`.
+        """Adopt a worker, and pass it to `follow`. If its server is unknown, stop the worker instead. Owns `fds`.
 
-        Always returns []: the caller must not record the worker's entry (see Adopter).
+        Always returns [], so that the caller records nothing: this method itself records the entry of the worker.
         """
         if meta["server"] not in self.servers:
             self._end_unknown(name, meta, fds)
@@ -171,11 +171,11 @@ class WorkerAdoption:
 class LocalOrphan:
     """A worker whose keeper and supervisor have died.
 
-    `uid` is the user of its process. `sock` is a connection to the worker; None if it runs a command, or is too busy
-    to answer. The worker has sent the descriptors `listeners`, `pair` (both ends of its adoption pair) and `tally` (its
-    memory page of request counts). `said` is its report about itself: server, generation, state. Only the form of the
-    report is checked: it may be forged, so callers check that `uid` is the server's user. If the report was rejected,
-    `fault` is the reason, and `said` has only an empty server name.
+    `uid` is the user of its process. `sock` is a connection to the worker; None if the worker runs a command, or is too
+    busy to answer. The worker has sent its `listeners`, `pair` (the socket pair through which it gets connections) and
+    `tally` (the memory page of its request counts). `said` is the worker's report: server, generation, state. The
+    report may be forged, so callers check that `uid` is the server's user. If the report is malformed, `fault` is the
+    reason, and `said` has only an empty server name.
     """
 
     pid: int
@@ -238,7 +238,7 @@ class Pipes:
                 wire.send(sock, {"t": "taken"}, wait=True)
 
     def close(self) -> None:
-        """Close the pipes."""
+        """Close the connections to loggers, and the output pipes, in this process."""
         for sock in self.loggers:
             sock.close()
         for _, fd in self.streams.values():
@@ -246,9 +246,9 @@ class Pipes:
 
 
 def find(directory: str) -> tuple[list[LocalOrphan], Pipes]:
-    """The orphans of this directory's pool, and the pipes of their output. Blocks.
+    """Return the orphans of this directory's pool, and the pipes of their output. Blocks.
 
-    Programs, and workers whose event loop is blocked, do not answer: only the logger can name them.
+    Programs, and workers whose event loop is blocked, do not answer: they are found only if a logger names them.
     """
     answers = rendezvous.ask(directory, pool_files.WORKER, _ANSWER_SECONDS)
     found = [orphan for sock, answer in answers if (orphan := _worker(sock, answer)) is not None]
@@ -302,7 +302,7 @@ def _checked_statement(message: wire.Message, pid: int) -> wire.Message:
 
 
 def _split_descriptors(fds: list[int], count: int) -> tuple[list[int], list[int], list[int]]:
-    """The `count` listeners, the adoption pair and the page of counts among a worker's `fds`. Raises Malformed."""
+    """Split `fds` into `count` listeners, the ends of a socket pair, and a page of request counts. Raises Malformed."""
     listeners, pair, tally = fds[:count], fds[count : count + 2], fds[count + 2 :]
     if (
         (len(listeners), len(pair), len(tally)) != (count, 2, 1)
@@ -356,11 +356,11 @@ def _orphans_without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
 async def adopt_orphans(
     keeper: Link, output: Output, directory: str, servers: Mapping[str, ServerConfig], *, late: bool = False
 ) -> dict[str, bool]:
-    """Put the orphans of these servers into the keeper's store; the keeper watches them from then on.
+    """Put orphans of these servers, workers whose keeper and supervisor have died, into the keeper's store.
 
     Returns, by server name, whether an orphan of that server has an outdated configuration; servers without orphans
-    are left out. The output pipes are stored as well. If `late` is set, they are not stored when no orphan was stored:
-    no later supervisor would adopt them.
+    are left out. The keeper watches the stored orphans. The output pipes are stored too, unless `late` is set and no
+    orphan was stored.
     """
     if not any(pool_files.find_listeners(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
         return {}
@@ -384,7 +384,7 @@ async def adopt_orphans(
 
 @dataclass
 class _Intake:
-    """Puts orphans into the keeper's store. A listener or adoption pair that several orphans share is put only once."""
+    """Stores orphans, workers whose pool has died, in the keeper. Sockets that several orphans have are stored once."""
 
     directory: str
     keeper: Link
@@ -518,7 +518,7 @@ def _may_belong_to(orphan: LocalOrphan, server: ServerConfig) -> bool:
 
 
 def _listens_at_address_of(fd: int, server: ServerConfig) -> bool:
-    """Whether the listener has the server's address. A socket passed by systemd may have any address."""
+    """Return whether the listener has the server's address; always True if systemd passes the server's sockets."""
     address = server.address
     with socket.socket(fileno=os.dup(fd)) as listener:
         name = listener.getsockname()

@@ -172,7 +172,7 @@ class Children:
     async def signal(
         self, process: Process, exited: asyncio.Future[Exit], number: int, *, group: bool = False
     ) -> None:
-        """Have the keeper signal the process or its session, unless it has `exited`."""
+        """Have the keeper signal the process or, with `group`, its process group, unless the process has `exited`."""
         order = _signal_message(process, number, group=group)
         with contextlib.suppress(LinkLost, TimeoutError):
             # Repeated, because the keeper becomes the parent a moment after the fork.
@@ -226,7 +226,7 @@ class Source(NamedTuple):
 
     @classmethod
     def of(cls, key: str) -> Source:
-        """The Source whose `key` is this text."""
+        """Return the Source whose property `key` has this value."""
         found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
         return cls(key) if found is None else cls(found[3], (int(found[1]), int(found[2])))
 
@@ -287,7 +287,7 @@ class Zygotes:
         return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
 
     def discard(self, source: Source, deed: str) -> None:
-        """Stop using the zygote, because it reported a process that it cannot have forked (`deed` says which)."""
+        """Stop using the zygote, which reported a process that it cannot have forked. `deed` describes the report."""
         if (link := _link_of(self._running.get(source.key))) is not None:
             link.cut_off(deed)
 
@@ -319,10 +319,10 @@ class Zygotes:
             asyncio.get_running_loop().call_later(END_SECONDS, self._children.kill, process)
 
     def start(self, source: Source) -> asyncio.Task[Link]:
-        """The task that starts the zygote, or adopts it from the keeper; its result is the link. Does not wait.
+        """Return the task that starts or adopts the zygote; the task's result is the Link to the zygote. Does not wait.
 
-        The task is done if the zygote already runs. An adopted zygote may still send replies meant for a supervisor
-        that has exited.
+        If the zygote already runs, the returned task is already done. A zygote adopted from an earlier supervisor may
+        still send replies meant for that supervisor.
         """
         key = source.key
         without = withheld_variables()
@@ -523,7 +523,7 @@ class AppZygote(Receiver):
     async def finish(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
         """Wait for the import to finish. Returns "", or the reason why the zygote cannot fork workers.
 
-        Raises ImportFailed, once the output of the pipe with key `pipe` is in its log. If cancelled, ends the process.
+        If the import fails, raises ImportFailed once the log has the output of `pipe`. If cancelled, ends the zygote.
         """
         since = time.time()
         exit_ = None

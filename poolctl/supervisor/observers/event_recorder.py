@@ -243,7 +243,7 @@ class LostOutput:
             )
 
     def _warn(self, entry: Entry, count: int, because: str) -> None:
-        """Set the server's warning to the output lost since the command in progress began."""
+        """Make the server's warning say how many bytes of output were lost since the command in progress began."""
         before, lost = self._warnings.get(entry.name, ("", 0))
         lost = lost + count if before in entry.observed.warnings else count
         text = f"{entry.name}: {lost} bytes of output could not be written{because}"

@@ -137,7 +137,7 @@ class HeldAddress(Generic[Endpoint]):
         await self._shut()
 
     async def _serve(self) -> None:
-        """Serve the address set by `serve_at` until cancelled; try again after a failure."""
+        """Serve HTTP at the address set by `serve_at`, until cancelled; try again after a failure."""
         await self._adopt()
         while True:
             self._changed.clear()
@@ -237,7 +237,7 @@ class TableAddress(HeldAddress[Endpoint], Generic[Endpoint, OfTable]):
             await self.apply(server, self._table, self._environment.configuration.environment)
 
     async def apply(self, server: Endpoint, table: OfTable, env: Mapping[str, str]) -> None:
-        """Apply the table to the server, with these environment variables. Raises ServerError or OSError."""
+        """Set up `server` as in `table`; `env` has the variables that `table` names. Raises ServerError or OSError."""
         raise NotImplementedError
 
 

@@ -72,8 +72,8 @@ class KeeperWatch:
     def report_to(self, follow: Callable[[str], object]) -> Iterator[None]:
         """Ping the keeper at once, and report its problems to `follow` until the `with` block ends.
 
-        `follow` is called with the keeper's problem if it has one now, and with each later problem. A client's request
-        is handled in the block, so that the client learns why it waits.
+        `follow` is called with the keeper's problem if it has one now, and with each later problem. The supervisor
+        handles a client's request inside the block, and `follow` sends the problem to the client.
         """
         self._ask()
         if self.problem:
@@ -160,11 +160,11 @@ def reason_irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -
 
 
 class KeeperEndWatch:
-    """Watch for the keeper's exit: if the event loop hangs for 10 s after it, passes the hanging frame to `replace`.
+    """Watch for the keeper's exit. If the event loop hangs for 10 s after the exit, the watch calls `replace`.
 
-    The keeper is this process's parent: when it exits, the kernel sends this process SIGCONT, which a timer then
-    repeats every 2 s. SIGCONT resumes a stopped process. The handler runs even if the event loop hangs, except in
-    native code or in a system call that signals do not interrupt.
+    `replace` gets the stack frame that hangs. The kernel sends this process SIGCONT when the keeper, its parent, exits.
+    A timer then repeats SIGCONT every 2 s, because SIGCONT also resumes a stopped process. The signal's handler runs
+    even if the event loop hangs, except in native code or in a system call that signals do not interrupt.
     """
 
     def __init__(self, keeper_pid: int, replace: Callable[[FrameType | None], object]) -> None:

@@ -1,10 +1,10 @@
-"""Saves a supervisor's state in the keeper's store for its successor: configuration, desired state, totals.
+"""Saves a supervisor's state in the keeper's store for its successor: configuration, desired state, statistics.
 
 The desired state is also written to a file, in case the keeper is killed at the same time.
 
-The configuration is JSON with a version number. A table is stored as in a configuration file: only the keys that were
-set, under their names in files. Values that files cannot set, such as a server's parsed address, are added. Therefore a
-version with other keys or defaults can read the configuration like a file.
+The configuration is JSON with a version number. A table is stored as in a configuration file, with only those keys that
+the user has set: a poolctl version with other keys or defaults can read the table like a file. Values that files cannot
+set, such as a server's parsed address, are stored as well.
 
 Supervisors of protocols 1 and 2 stored the configuration as a pickle, which this module still reads.
 """
@@ -159,7 +159,7 @@ class StateStore:
         pool_files.remove_left_states(self.directory)
 
     async def totals(self) -> Table:
-        """The totals that the previous supervisor saved; empty if it saved none."""
+        """Return the servers' totals, such as request counts, saved by the previous supervisor; {} if it saved none."""
         found: Table = json.loads(await self.read(fd_store.TOTALS) or b"{}")
         return found
 

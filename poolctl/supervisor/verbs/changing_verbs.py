@@ -180,7 +180,7 @@ class Lifecycle:
     async def stop(self, call: Call) -> Result:
         """Stop the selected servers, their dependents first; without a selection, also end the supervisor.
 
-        With the option `idle`, nothing is stopped if a selected server runs or should run.
+        The option `idle` is for ending an unused pool: nothing is done if a selected server runs or should run.
         """
         chosen = selected(self._core, call.selector)
         if call.options.get("idle") and any(entry.wanted or entry.observed.workers for entry in chosen):
@@ -431,7 +431,7 @@ def verbs(context: VerbContext) -> dict[str, Verb]:
 
 
 class TooManyOpenFiles(Exception):
-    """The servers need more open files than the limit allows; carries the response."""
+    """The servers need more open files than the limit allows; `result` is the refused command's result."""
 
     def __init__(self, result: Result) -> None:
         super().__init__("too many open files")

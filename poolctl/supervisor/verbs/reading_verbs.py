@@ -235,7 +235,7 @@ def _offer(queue: asyncio.Queue[JournalEvent], wanted: EventFilter, event: Journ
 
 
 def _wanted(names: Collection[str] | None, options: Table) -> tuple[EventFilter, int]:
-    """Return the filter for events that a command wants, and the most past events to send. Raises SelectorError."""
+    """Return the filter for a command's events, and the maximum number of past events to send. Raises SelectorError."""
     lines = options.get("lines", MOST_LINES)
     wanted = parse_filter(
         servers=names, kinds=options.get("kind"), since=options.get("since"), after=options.get("after")

@@ -333,7 +333,7 @@ def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
 
 
 def _changed(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
-    """What differs between `before` and `after`, as NAME.KEY (or NAME.LABEL in a list); only NAME if not known."""
+    """Return what differs: NAME.KEY for each key of a table, NAME.LABEL for each item of a list, or NAME if unknown."""
     one, other = _named(before), _named(after)
     if not one or not other:
         return (name,)
@@ -426,7 +426,7 @@ class ConfigurationDrift:
         )
 
     async def explain(self, call: Call, result: Result) -> Result:
-        """Return a result with an error for each selected server that only the changed files contain; else `result`."""
+        """If all selected servers that the pool lacks are in the files now, return an error for each; else `result`."""
         if not call.selector.targets or (found := await self._find_changes()) is None:
             return result
         difference = await self._compared(found, _PATIENT_SECONDS)

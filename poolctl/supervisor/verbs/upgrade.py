@@ -35,8 +35,8 @@ _STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
 class TakeoverCheck:
     """The next version's report, before an upgrade, on whether it can use the active configuration.
 
-    `problem` is "" if the next version can, else the reason. `errors` are the errors that the next version finds in the
-    active configuration, or in the files, which it would read instead if there is a `problem`.
+    `problem` is why the configuration cannot be used, or "". Without a `problem`, `errors` are those in the active
+    configuration. With a `problem`, the next version would read the files, and `errors` are those in the files.
     """
 
     problem: str = ""

@@ -61,7 +61,7 @@ class Daemon(Protocol):
         """End the supervisor after the answer in progress, and then the keeper; returns the keeper's pid."""
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
-        """Let the version with the commands `keeper` and `supervisor` take over once the client has its answer."""
+        """Let another version of poolctl take over after the answer; `keeper` and `supervisor` are its commands."""
 
 
 class Call(NamedTuple):
@@ -97,7 +97,7 @@ class RunningBuild:
         return self._found.result() if self._found is not None and self._found.done() else ""
 
     async def digest(self) -> str:
-        """The digest of the running build; "" if another build was installed before the first call of this method."""
+        """Return a digest of the running build's files; "" if they had been replaced before the first call."""
         if self._found is None:
             self._found = asyncio.ensure_future(asyncio.to_thread(self._find))
         return await asyncio.shield(self._found)
@@ -128,7 +128,7 @@ class VerbContext:
 
 
 class NothingMatched(Exception):
-    """The selection is empty, or names a server that does not exist; carries the answer."""
+    """The selection is empty, or names a server that does not exist; `result` is the command's result."""
 
     def __init__(self, result: Result) -> None:
         super().__init__("nothing matched")

@@ -199,7 +199,7 @@ def peer(request: Request) -> Table:
 
 
 def _on_behalf_of(by: object) -> Table:
-    """The command, or the address of a browser, that the client claims to act for; empty if it claims none."""
+    """Return the `command` and the browser `address` in `by`, for which the client claims to act, if `by` has them."""
     if not isinstance(by, dict):
         return {}
     return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}

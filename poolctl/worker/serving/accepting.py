@@ -187,7 +187,7 @@ class AcceptedConnections:
         self._begin(make, sock, None)
 
     def cancel(self) -> None:
-        """Close the connections that have no protocol yet."""
+        """Close the connections whose protocol object is not attached yet, such as those in a TLS handshake."""
         for waits in list(self._waiting.values()):
             waits.cancel()
 
@@ -452,7 +452,7 @@ class SharedListeners:
             self._adopt(taken)
 
     def _leaves_to_others(self, evenness: Evenness) -> bool:
-        """Whether to leave the next handed-over connection to a worker with fewer connections; if so, begin a pause."""
+        """Return whether other workers should take the next handed-over connection; if so, take none for a moment."""
         seconds = evenness.pause_seconds(len(self.accepted), self._pauses)
         self._pauses = self._pauses + 1 if seconds else 0
         if seconds and self._adoption is not None:
@@ -515,7 +515,7 @@ class AcceptedSocket(NamedTuple):
 
 
 class ReadBefore(asyncio.Protocol):
-    """The initial protocol of a connection of which another worker has read bytes; passes them on to `protocol`."""
+    """The first protocol of a handed-over connection. Passes `received`, read by another worker, on to `protocol`."""
 
     def __init__(self, protocol: asyncio.Protocol, received: bytes, server_state: PoolServerState) -> None:
         self._protocol = protocol

@@ -128,10 +128,10 @@ class Drainable:
         """Return the connection to the gateway before its next request, if it came from there."""
 
     def stay(self) -> None:
-        """Keep the connection open after `linger`, unless its end has already been announced to the client."""
+        """Undo a call of `linger`: keep the connection open, unless the client was told that the connection closes."""
 
     def end_events(self) -> None:
-        """End event streams between two events; their clients reconnect."""
+        """End the responses that are event streams, without cutting off an event. The clients reconnect."""
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
         """Apply the time limit of a connection that another process has handed over. Called before `connection_made`.

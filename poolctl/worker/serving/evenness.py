@@ -2,18 +2,18 @@
 
 The kernel gives a new connection to the first worker that asks, which is often the same worker. So a worker may get
 more long-lived connections than its share: the number of all connections divided by the number of workers. Such a
-worker sends connections to a socket pair, the adoption pair, from which other workers take them. There are three cases:
+worker sends connections to a socket pair, the adoption pair, from which other workers take them. A connection can move:
 
-- A new connection is handed over before a byte of it is read, and with TLS before the handshake. TLS and HTTP/2
-  connections, and open WebSockets, cannot move later. No new connection is handed over while most are closed within
-  MOMENT_SECONDS, because a handover costs as much as serving a short connection.
-- A connection whose request opens a WebSocket is handed over if the worker has more WebSockets than its share of them,
-  even while most connections are short. With TLS, the request is read too late for a handover. Instead, a worker with
-  TLS and clearly more WebSockets than another worker hands over new connections even while most connections are short,
-  because a TLS handshake costs more than a handover.
-- An HTTP/1.1 connection without TLS is handed over between two requests if another worker has at least two connections
-  fewer. So a worker that was just added gets connections. A worker looks for such connections only after a connection
-  or a request has arrived.
+- When it is new: before its first byte is read, and with TLS before the handshake. TLS and HTTP/2 connections cannot
+  move later. A worker hands over no new connections while most connections close within MOMENT_SECONDS, because a
+  handover costs as much as serving a short connection.
+- When its request opens a WebSocket, if the worker has more WebSockets than its share of them. An open WebSocket cannot
+  move. With TLS, the request is read too late for a handover. Instead, a worker with clearly more WebSockets than
+  another worker hands over new TLS connections, because a TLS handshake costs more than a handover. WebSockets are
+  balanced even while most connections are short.
+- Between two requests, with HTTP/1.1 and without TLS, if another worker has at least two connections fewer. So a worker
+  that was just added gets connections. A worker looks for such connections only after a connection or a request has
+  arrived.
 
 A worker that does not have the fewest connections pauses before it takes a connection from the adoption pair, so that a
 worker with fewer connections can take the connection first.
@@ -141,7 +141,7 @@ class HasHandOver(Protocol):
     """A connection that may be able to move to another worker."""
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move to another worker through the socket `end` unless a request has begun. Returns whether it moved."""
+        """Move this connection to another worker through the socket `end`; return False if that is impossible now."""
 
 
 class Evenness:
@@ -171,12 +171,12 @@ class Evenness:
         self.publish()
 
     def publish(self) -> None:
-        """Publish this worker's numbers of connections and WebSockets, or that it accepts none (it may be draining)."""
+        """Publish this worker's counts of connections and WebSockets; withdraw both while it accepts no connections."""
         takes = self._accepting and not self._state.draining
         self._counts.publish(self._state.open_connections if takes else None, self._state.open_websockets)
 
     def close(self) -> None:
-        """Stop balancing connections, and free this worker's slot on the page of counts."""
+        """Stop balancing connections, and withdraw this worker's published connection counts."""
         if self._timer is not None:
             self._timer.cancel()
         self._counts.close()
@@ -212,7 +212,7 @@ class Evenness:
         return self._hand_over(connection, self._counts.others())
 
     def note_taken(self) -> None:
-        """Record that this worker has received a handed-over connection, possibly one that it sent itself."""
+        """Record that a handed-over connection has arrived, which any worker may have sent, including this worker."""
         if self._in_flight:
             self._in_flight -= 1
 
@@ -222,9 +222,9 @@ class Evenness:
             self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
-        """Return for how many seconds this worker leaves handed-over connections to others; 0 to take one now.
+        """Return for how many seconds other workers may take a handed-over connection first; 0 to take it now.
 
-        `accepted` is the number of accepted connections that are not among this worker's open connections yet. `pauses`
+        `accepted` is the number of connections that this worker has accepted but does not count as open yet. `pauses`
         is the number of pauses that this worker has made since it last took a connection.
         """
         others = self._counts.others() if self._counts.handover_announced else []
@@ -241,9 +241,9 @@ class Evenness:
 
     @property
     def _may_hand_over(self) -> bool:
-        """Whether this worker hands over connections now.
+        """Whether this worker hands over connections now. False while this worker accepts no connections.
 
-        False while it accepts none, and for a second after it had to take one itself because no other worker did.
+        Also False for a second after this worker took a handed-over connection that no other worker had taken.
         """
         return self._accepting and monotonic() - self._came_back_at > _REST_SECONDS
 
@@ -266,7 +266,7 @@ class Evenness:
         return bool(others) and mine - min(others) >= max(_LEAST_DIFFERENCE, mine // _WEBSOCKETS_PART)
 
     def _handed_over_uncounted(self, others: list[int]) -> int:
-        """Return how many handed-over connections are still missing from `others`, the counts of other workers."""
+        """Return how many handed-over connections the other workers, whose counts are `others`, do not count yet."""
         if monotonic() - self._given_at > _TAKEN_SECONDS:
             self._in_flight = 0
         return max(0, self._in_flight - max(0, sum(others) - self._others_before))

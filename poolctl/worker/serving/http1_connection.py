@@ -2,8 +2,8 @@
 
 The class for each parser combines a common mixin with uvicorn's class.
 
-A connection that is between two requests can move to another worker: it is sent through the adoption pair with its
-unread bytes, and the copy here is dropped silently, since the connection itself lives on.
+A connection that is between two requests can move to another worker through a socket pair that the workers share. This
+worker then closes its own descriptor of the connection, which the client does not notice.
 
 A keep-alive connection that is closed while the client's next request is on its way loses that request (measured: 1–2 %
 of them). So a connection that cannot move to another worker lingers: each response says `Connection: close`, and an
@@ -125,9 +125,9 @@ class Http1Connection(Drainable, Http1Protocol):
             self._answer_and_close()
 
     def stay(self) -> None:
-        """Undo `linger` for an idle connection: the keep-alive timeout applies again.
+        """Undo an earlier call of `linger` if the connection is idle: the keep-alive timeout applies again.
 
-        A connection with a request in progress is not changed: if the response says `Connection: close`, it closes.
+        Does nothing while a request is in progress: a response with `Connection: close` still closes the connection.
         """
         if self.transport is not None and not self.transport.is_closing() and self.idle:
             self.lingering = False
@@ -151,7 +151,7 @@ class Http1Connection(Drainable, Http1Protocol):
         return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
 
     def leave(self) -> None:
-        """Move to another worker once no request is in progress; `linger` if handovers are not possible now."""
+        """Move to another worker once no request is in progress. If connections cannot move, call `linger` instead."""
         if self.server_state.moves_to is None:
             self.linger()
         else:
@@ -319,9 +319,9 @@ class Http1Connection(Drainable, Http1Protocol):
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
     def time_limit(self) -> dict[str, float | bool]:
-        """Return the time limit of a connection between two requests, as the keyword arguments of `take_over`.
+        """Return the deadline of the connection's next request as keyword arguments for the method `take_over`.
 
-        {} if it has no limit.
+        Returns {} if the connection has no deadline.
         """
         if self.head is not None:
             due = self.server_state.heads.due.get(self)
@@ -338,7 +338,7 @@ class Http1Connection(Drainable, Http1Protocol):
             self.server_state.heads.end(self)
 
     def head_is_late(self) -> None:
-        """Close a connection without data, or refuse an incomplete head: with 408, or with 431 if it is too large."""
+        """Refuse an incomplete request head with 408, or 431 if too large; close the connection if no byte arrived."""
         head = self.head
         if head is not None and head.size and not self.transport.is_closing():
             self.refuse(431 if head.size > self.server_state.heads.most_bytes else 408)
@@ -347,9 +347,9 @@ class Http1Connection(Drainable, Http1Protocol):
             self.transport.close()
 
     def limit_head(self, data: bytes, size: int) -> None:
-        """Limit the time for a request head that is incomplete after `data`, and add `size` bytes to the head's size.
+        """Limit the time for an incomplete request head, and count `size` more bytes of it. `data` has just arrived.
 
-        If the body of an already answered request is still arriving, only set the keep-alive timeout.
+        If `data` belongs to the body of a request that is already answered, only set the keep-alive timeout.
         """
         heads = self.server_state.heads
         if self.transport.is_closing() or self not in self.connections:
@@ -367,9 +367,9 @@ class Http1Connection(Drainable, Http1Protocol):
         head.last = (head.last + data[-_END_BYTES:])[-_END_BYTES:]
 
     def _measured(self, data: bytes) -> int:
-        """Return the length of `data` if it continues or begins a request head; 1 if it may belong to a body.
+        """Return how many bytes `data` adds to a request head; 0 if the head becomes too large, so that it is refused.
 
-        Returns 0 if the head is too large with `data`, and is refused.
+        Returns 1 if `data` may begin with part of a body, because the number is unknown then.
         """
         heads, head = self.server_state.heads, self.head
         if head is None and (not self.idle or self.body_follows):
@@ -522,7 +522,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
     @property
     def between_requests(self) -> bool:
-        """True until the first byte arrives, then False, because the parser may hold bytes of a further request."""
+        """Whether no byte has arrived yet. Afterwards always False: the parser may hold bytes of another request."""
         return self.head is FIRST
 
     def data_received(self, data: bytes) -> None:

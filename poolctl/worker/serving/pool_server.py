@@ -188,8 +188,8 @@ class PoolServer(uvicorn.Server):
     async def run(self, listeners: Sequence[socket.socket], on_ready: Callable[[], None]) -> None:  # type: ignore[override]
         """Serve until `stop` or `drain` is called and every request is complete.
 
-        `on_ready` is called when the lifespan startup is complete and, unless `resting`, connections are accepted.
-        Raises StartupFailed when the application cannot be loaded or its startup fails.
+        `on_ready` is called after the lifespan startup. By then connections are accepted, unless the attribute
+        `resting` is true. Raises StartupFailed when the application cannot be loaded or its startup fails.
         """
         self._listeners = listeners
         await self._start()

@@ -52,7 +52,7 @@ _MOST_LINES = 50
 
 
 class RequestCounts:
-    """Counts requests on the page `tally` of a worker, which the supervisor reads."""
+    """The counter of a worker's requests in `tally`, a shared memory page that the supervisor reads."""
 
     __slots__ = ("_route_slots", "tally")
 
@@ -80,7 +80,7 @@ class RequestCounts:
         self.tally[slot] += 1
 
     def count_error(self, alias: str) -> None:
-        """Count an error among the requests of the route `alias`. Not counted if the tally page has no slot for it."""
+        """Count a failed request of the route `alias`, unless `tally` is full and has no slot for its errors."""
         if (slot := error_slot(self.tally, alias)) is not None:
             self.tally[slot] += 1
 
@@ -185,7 +185,7 @@ class LoggedRequest:
 
 
 class RequestLine(NamedTuple):
-    """A log line about a request. `seconds` is its duration, None if not measured; `name` is its ID or ""."""
+    """A log line about a request that took `seconds` (None: not measured). `name` is the request's ID ("": none)."""
 
     scope: Scope
     status: int

@@ -47,7 +47,7 @@ _BAD_REQUEST = "Invalid HTTP request received."
 class RoutedConnection(Http1Connection):
     """Mixin for a connection from the gateway; it checks that each request is for this server.
 
-    The class for each parser has it as the first base, before the class for other connections.
+    For each parser, a class combines this mixin with the parser's class for other connections, such as ZttpConnection.
     """
 
     __slots__ = ()
@@ -137,7 +137,7 @@ class RoutedConnection(Http1Connection):
         return self.routing.routes.keeps and super().hand_over(end)
 
     def linger(self) -> None:
-        """Return the idle connection to the gateway; if that is impossible, linger like other connections."""
+        """Return the connection to the gateway once it is idle; if that is impossible, close it once it is quiet."""
         if not self._return_when_idle():
             super().linger()
 
@@ -168,9 +168,9 @@ class RoutedConnection(Http1Connection):
             self.data_received(data)
 
     def _take_head(self, data: bytes) -> int:
-        """The length of the request head at the start of `data`, if this server serves the request; otherwise 0.
+        """Return the length of the request head at the start of `data` if the parser may get the head now; otherwise 0.
 
-        0 means that the head is incomplete, or that the connection waits for a table or returns to the gateway.
+        0 means: the head is incomplete, this server does not serve the request, or the worker has no route table yet.
         """
         head = canonical_head(data)
         if head is None and RequestHead.is_incomplete(data):

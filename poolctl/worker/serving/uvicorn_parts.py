@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.zttp_impl import ZttpProtocol
 
     class Http1Protocol(asyncio.Protocol):
-        """The common parts of uvicorn's protocol classes for HTTP/1.1, listed in HTTP1."""
+        """A base class for type checkers: what uvicorn's protocol classes for HTTP/1.1 have in common."""
 
         access_log: bool
         loop: asyncio.AbstractEventLoop
@@ -109,9 +109,9 @@ MODULES = (
 
 
 class UvicornParts(NamedTuple):
-    """The names that poolctl uses of one of uvicorn's protocol classes: its methods and its attributes.
+    """The names of the methods and attributes that poolctl uses in one of uvicorn's protocol classes.
 
-    `cycle` holds the attributes that poolctl uses of the object that represents a request and its response in uvicorn.
+    `cycle` names the attributes that poolctl uses in uvicorn's object for one request and its response.
     """
 
     methods: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The gateway's routes in a worker, the return of connections to the gateway, and the routes that applications see."""
+"""Keeps the gateway's route table and socket in a worker, and adds the route of each request to its ASGI scope."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ class Routes:
             connection.process_held()
 
     def close_gateway(self) -> None:
-        """Stop returning connections to the gateway."""
+        """Close the socket through which this worker returns connections to the gateway, if it is open."""
         if self.gateway is not None:
             with suppress(OSError):
                 os.close(self.gateway.detach())
             self.gateway = None
 
     def context_by_alias(self, alias: str) -> Context | None:
-        """The context of the route with this alias; None if it is not in the table."""
+        """Return the data about the route `alias` that applications see; None if the gateway's route table lacks it."""
         match = None if self.table is None else self.table.by_alias(alias)
         return None if match is None else self.context(match.route)
 
@@ -124,9 +124,9 @@ class RoutingState:
         return Routed(self.route, self.generation, self.hops, self.pending, self.decided, self.trusted)
 
     def for_gateway(self, generation: int) -> Routed:
-        """Return the routing state with which the connection goes back to the gateway before its next request.
+        """Return the routing state to send to the gateway with a connection whose next request is for another server.
 
-        `generation` is the number of the worker's route table, according to which the request is for another server.
+        `generation` is the generation number of the route table in which this worker has looked up the request.
         """
         return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
 

@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _fork_for_requests() -> bool:
-    """Fork a gateway on each request. Returns True in the forked process, False in the zygote when it is to exit."""
+    """Fork gateways until the supervisor sends "end" or disconnects. Return True in a gateway, False in the zygote."""
     link = wire.over(LINK_FD)
     # A process that waits in epoll needs no ping (see waits_for_events).
     with link, select.epoll() as requests:

@@ -115,9 +115,9 @@ class Acceptor(_ConnectionSource):
 
 
 class ReturnedConnections(_ConnectionSource):
-    """Routes connections again that workers give back, or that were left in a server's socket pair when it was closed.
+    """The connections that workers give back, and those left in a closed server's socket pair; each is routed again.
 
-    Also routes connections that the proxy hands back, or that were queued for a server that no longer takes any.
+    Connections that leave the proxy, or were queued for a server that can no longer take them, are also routed here.
     """
 
     def __init__(self, edge: Edge, take_end: socket.socket) -> None:
@@ -154,8 +154,8 @@ class ReturnedConnections(_ConnectionSource):
     def _route(self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool) -> None:
         """Route the connection by its next request, which has to arrive within `seconds`.
 
-        `routed` has the bytes that were already read from the socket. `is_new` is true if another process has just
-        returned the connection, so that it is not among this process's open connections yet.
+        `routed` has the bytes that were already read from the socket. `is_new` is true for a connection from another
+        process, and false for a connection from the proxy or a queue of this process.
         """
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:

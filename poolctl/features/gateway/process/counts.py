@@ -30,7 +30,7 @@ class Traffic:
         self.bytes_out = 0
 
     def count_start(self) -> None:
-        """Count a request that has begun; one of the following methods ends it."""
+        """Count the beginning of a request. The caller counts its outcome later, for example with `count_response`."""
         self.slots[tally.STARTED] += 1
 
     def count_response(self, status: int, seconds: float) -> None:

@@ -28,9 +28,9 @@ _LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 1024
 class DescriptorLimit:
     """The limit on this process's open files (`limit`), and how many of them each use may take.
 
-    Descriptor numbers from `mark` on are reserved for backends and the supervisor. All streams together use at most
-    `of_streams` descriptors, and UDP sessions at most `of_sessions` of these; `least_sessions` UDP sessions are always
-    possible. At most `of_handshakes` TLS handshakes are in progress.
+    Descriptor numbers from `mark` on are reserved for backends and the supervisor. All streams together use at
+    most `of_streams` descriptors, and UDP sessions at most `of_sessions`. `least_sessions` UDP sessions are possible
+    even if all streams use `of_streams`. `of_handshakes` is the maximum number of TLS handshakes in progress.
     """
 
     def __init__(self, limit: int = 0) -> None:
@@ -119,7 +119,7 @@ class StreamShare:
         self._sessions += 1
 
     def remove_session(self) -> None:
-        """Count an ended session."""
+        """Subtract a session that has ended; TCP streams that wait for room may accept again."""
         self._sessions -= 1
         self._resume_waiting()
 

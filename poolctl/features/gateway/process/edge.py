@@ -47,7 +47,7 @@ class EdgePart(Protocol):
         """Called for each request that needs a backend. Must not block."""
 
     def snapshot(self) -> Table:
-        """Return the data of this part for the gateway process's report to the supervisor."""
+        """Return the feature's data for the report that the gateway's process sends to the supervisor."""
 
     def drain(self) -> None:
         """Stop working, because a successor process does the work from now on."""
@@ -217,7 +217,7 @@ class Edge:
             part.drain()
 
     def close(self) -> None:
-        """End all connections, and close the access log, the parts of features and the route table."""
+        """End all connections, and close the access log, each feature's EdgePart and the route table."""
         self.passing.close()
         self.pool.close()
         self._log_requests("")

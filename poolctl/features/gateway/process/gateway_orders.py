@@ -54,7 +54,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
     backends: Backends
 
     def create(self) -> None:
-        """Create everything that serves clients, from the first settings."""
+        """Create `hosts`, `backends` and all else that serves clients. Called once, when `settings` is first set."""
         raise NotImplementedError
 
     def configure(self) -> None:

@@ -1,7 +1,7 @@
 """poolctl's own gateway process: serves clients with the listeners, routes and servers sent by the supervisor.
 
 All its state comes from the supervisor, which can send it again, so another process or supervisor can take over at any
-moment. If keeper and supervisor exit, the process continues with its last table until it is adopted.
+moment. If keeper and supervisor exit, the process serves with the state it has until a new supervisor adopts it.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class OpenListener:
     def _set_deferral(self, seconds: int) -> None:
         """Have the kernel hold back a connection until its first bytes have arrived, for at most `seconds`.
 
-        A connection that waits for its first bytes in this process is lost if the process is killed. A stream sets 0,
-        because its server may speak first, and the socket may still have the value of an HTTP listener.
+        If this process is killed, only the connections that it has accepted are lost. A stream needs 0 `seconds`,
+        because its server may speak first. The socket of a former HTTP listener still has another value.
         """
         for sock in self.sockets:
             if sock.type == socket.SOCK_STREAM and sock.family in _TCP_FAMILIES:
@@ -219,7 +219,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         before.close()
 
     def _apply_soon(self, *, routes: bool = False) -> None:
-        """Schedule one update of the backends (with `routes` also of the routes) after all messages received so far."""
+        """Schedule one update after all messages received so far: of the backends and, with `routes`, of the routes."""
         self._routes_changed = self._routes_changed or routes
         if self._applying is None:
             self._applying = self.edge.loop.call_soon(self._apply)
@@ -316,7 +316,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self.link.send({"t": "event", "kind": kind, "data": data})
 
     def _report(self, message: wire.Message, fds: list[int]) -> None:
-        """Send the supervisor the counts of this process. Passed requests are counted by the workers."""
+        """Answer the supervisor's message "report" with the counts and the state of this process."""
         self._apply()
         edge = self.edge
         report = {

@@ -61,9 +61,9 @@ class _Server:
 
 
 class Passing:
-    """Passes connections to servers over their socket pairs. Must be created on the running loop.
+    """The sender of connections to servers over their socket pairs. Must be created on the running loop.
 
-    `event(kind, **data)` reports a full queue. Refusals are added to `counts`.
+    `event(kind, **data)` is called when a server's queue is full. `counts` counts the connections that are refused.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Passing:
         self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
 
     def apply_table(self, table: RouteTable) -> None:
-        """Route a queued connection again if, in the new route table, its route must be proxied instead of passed."""
+        """Route each queued connection again for whose route the new route table requires the proxy."""
         for found in self._servers.values():
             if not found.queue:
                 continue
@@ -189,7 +189,7 @@ class Passing:
             self._route_again(leaving)
 
     def close(self) -> None:
-        """Refuse queued connections, and close everything."""
+        """Refuse queued connections, and close the socket pairs' sending ends and the waiting connections."""
         for found in self._servers.values():
             self._close_end(found)
             for each in self._take_queue(found):

@@ -38,7 +38,7 @@ class ListenerSettings:
 
     @property
     def role(self) -> tuple[str, str]:
-        """The protocol and the stream's alias ("" for HTTP); a listener keeps its role when its address changes."""
+        """The pair (`protocol`, `alias`), which stays the same when the listener's address changes."""
         return self.protocol, self.alias
 
 
@@ -47,9 +47,9 @@ class GatewaySettings:
     """The table [gateway] as the process needs it.
 
     `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")
-    are trusted to forward a client's address. `access_log` is the path of that file, or "". `program` is the path of
-    the `engine`'s executable, "" for poolctl's own. `http2`: HTTP/2 is offered to clients that use TLS. `parts` are the
-    settings of features' parts (`Feature.gateway`) by package; they may hold secrets.
+    are trusted to forward a client's address. `access_log` is the path of the access log, or "". `program` is the path
+    of the `engine`'s executable, "" for poolctl's own. `http2`: HTTP/2 is offered to clients that use TLS. `parts` has
+    the settings of each feature's EdgePart, by the feature's package; the settings may hold secrets.
     """
 
     directory: str

@@ -185,9 +185,9 @@ class ListenerCertificates:
         listener.put(names, context)
 
     def keep(self, bind: str, certificates: Sequence[Sequence[str]]) -> None:
-        """Keep only the listener's certificates for these sets of host names; the first becomes the default.
+        """Keep only the listener's certificates for these sets of host names; the first set's becomes the default.
 
-        If one of the sets has no certificate, nothing changes: an older certificate may still serve the set's hosts.
+        If a set has no certificate, all certificates are kept, because an older one may still serve the set's hosts.
         """
         if bind in self._listeners:
             self._listeners[bind].keep(certificates)

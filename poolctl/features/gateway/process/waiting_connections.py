@@ -76,9 +76,9 @@ class WaitingConnection:
 
 
 class WaitingConnections:
-    """The waiting connections. When there are too many, the oldest one that has sent nothing is closed first.
+    """The connections that wait for bytes from their clients, or for their clients to close them.
 
-    Must be created on the running loop.
+    If there are too many, the oldest one that has sent nothing is closed first. Must be created on the running loop.
     """
 
     def __init__(self, most: int = 0) -> None:

@@ -71,10 +71,10 @@ class RouteSet(NamedTuple):
 class ComputedRoutes:
     """The pool's routes, computed in a thread, and their route tables; `changed` is called for each new table.
 
-    `services` adds registered services to the routes; call `recompute` when these services change. A worker may keep a
-    connection that the gateway has passed to it, and then gets all later requests on the connection. Before new routes
-    lead such requests to another user's server, `end_kept` is called to end the connection. Two files in `directory`
-    are for the next supervisor. One lists the connections that workers may keep. The other has a secret from which each
+    `services` adds registered services to the routes; call `recompute` when these services change. After the gateway
+    has passed a connection to a worker, the worker gets all later requests on the connection. If new routes would lead
+    such requests to another user's server, `end_kept` is called first to end the connection. `directory` has two files
+    for the next supervisor: one lists the connections that workers may keep, the other has the secret from which each
     server's key in `context_keys` is derived. Generation numbers of tables increase even with a new supervisor and
     keeper, because surviving workers and gateways remember the earlier numbers.
     """
@@ -105,7 +105,7 @@ class ComputedRoutes:
         self._computed = asyncio.Event()  # set at the end of the computation in progress; then replaced
 
     def compute(self, source: Source) -> None:
-        """Schedule a computation of the routes. When it begins, `source` is called for the servers and the tables."""
+        """Schedule a computation of the routes, which calls `source` to get the servers and configuration tables."""
         self._source = source
         self._asked += 1
         if self._work is None or self._work.done():
@@ -127,9 +127,9 @@ class ComputedRoutes:
             await self._computed.wait()
 
     async def masked_table_descriptor(self) -> Descriptor | None:
-        """Return a descriptor of the current route table without secrets; None if no table has been computed yet.
+        """Return the file descriptor of a copy of the route table without secrets; None if no table is computed yet.
 
-        The table includes streams and excluded routes. The descriptor is valid until the routes change.
+        The copy has HTTP routes, streams and excluded routes. The descriptor may be closed when the routes change.
         """
         await self.wait_until_current()
         async with self._masking:  # each table is made only once

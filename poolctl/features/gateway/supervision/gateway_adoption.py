@@ -32,7 +32,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 @dataclass(eq=False)
 class OrphanedGateway:
-    """A gateway without a supervisor, connected by `sock`. `mark` (see GatewaySettings) is "" until it has answered."""
+    """A gateway process without a supervisor, connected by `sock`. `mark` is "" until the process has sent its mark."""
 
     pid: int
     start: int

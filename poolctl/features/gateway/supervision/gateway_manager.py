@@ -200,7 +200,7 @@ class GatewayManager(SidecarManager):
             process.report_machines(self.machines.states)
 
     async def activities(self) -> dict[str, Activity] | None:
-        """The requests of each host, so far and in progress, by its key; None if the process does not answer."""
+        """Return the Activity of each host by the host's name or URL; None if the gateway's process does not answer."""
         try:
             report = None if self.gateway is None else await self.gateway.report()
         except (LinkLost, TimeoutError):
@@ -211,10 +211,10 @@ class GatewayManager(SidecarManager):
         return {row.host: Activity(row.requests, row.in_flight + row.waiting) for row in rows}
 
     async def leaving(self, server: str) -> None:
-        """Tell the gateway that workers of the server will stop; return when it has applied this, or at a time limit.
+        """Tell the gateway that workers of `server` will stop; return when it has applied that, or at a timeout.
 
-        Only a canary, or an engine other than poolctl's, needs the notice. Otherwise return at once: the server's other
-        workers accept the connections in the backlog.
+        Return at once, without a notice, if `server` is not the name of a canary and the engine is poolctl's own: then
+        the server's other workers accept the connections in the backlog.
         """
         is_canary = server_of(server) != server
         process = await self.wait_until_serving() if is_canary else self.gateway
@@ -265,16 +265,16 @@ class GatewayManager(SidecarManager):
         routing.publish(self._servers.configs, routes, self)
 
     def _release_connections(self) -> None:
-        """Have workers give connections that must not stay with them back to the gateway before the next request."""
+        """Tell workers whether to give each connection back to the gateway before the connection's next request."""
         if (routing := self._core.runner.capabilities.routing) is not None:
             routing.release_connections_of(self._servers_returning_connections)
 
     @property
     def _servers_returning_connections(self) -> Collection[str]:
-        """The names of the servers whose workers must give each connection without TLS back before its next request.
+        """Return the servers whose workers must return connections without TLS to the gateway after each request.
 
-        If the next request may be for another user's server, all routed servers are listed. Otherwise only disabled
-        and drained servers are listed.
+        If the next request on a connection may be for another user's server, return all routed servers. Otherwise
+        return only the disabled and the drained hosts.
         """
         routes = self.routes.routes
         return self.reports.unavailable_hosts if routes.kept.user else routes.servers
@@ -282,9 +282,8 @@ class GatewayManager(SidecarManager):
     async def _end_kept_connections(self, servers: frozenset[str], *, adopted: bool) -> None:
         """End the connections that were passed to workers of these servers; returns when none is left.
 
-        The workers are replaced, and killed if they do not exit in time, because an application may keep a connection.
-        The gateway closes connections that workers give back. If `adopted`, only workers of an earlier supervisor are
-        replaced.
+        An application may hold on to a connection, so each worker is replaced, and killed if it does not exit in time.
+        With `adopted`, only the workers that an earlier supervisor has started are replaced.
         """
         while (process := self.gateway) is not None:
             try:
@@ -609,9 +608,9 @@ class GatewayPart(FeaturePart):
 
     @property
     def not_served(self) -> Iterable[str]:
-        """Messages about tables that cannot be served now; they are reported with the gateway's problems."""
+        """Return messages about present problems with the feature's configuration table, such as [proxmox]."""
         return ()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
-        """Return the feature's metrics. `reports` has features' reports from the gateway's process, by package."""
+        """Return the part's metrics. `reports` maps features' packages to their reports from the gateway's process."""
         return ()

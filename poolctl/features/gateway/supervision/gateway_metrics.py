@@ -50,7 +50,7 @@ async def gateway_metrics(
     healths: Mapping[str, RouteHealth],
     parts: Iterable[GatewayPart],
 ) -> list[Family]:
-    """The current metrics. Waits for the answer of a running process, but not for a process that is starting."""
+    """Return the gateway's current metrics. Wait for a report of the gateway's process only if the process runs."""
     report = None
     if manager.gateway is not None:
         with contextlib.suppress(LinkLost, TimeoutError):

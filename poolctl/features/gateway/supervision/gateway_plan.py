@@ -59,10 +59,10 @@ class GatewayPlan(NamedTuple):
         return found
 
     def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
-        """Return the part of the plan that can be served with these open listeners.
+        """Return a copy of the plan that has only open listeners.
 
-        While the new address of a listener is not open, the listener at the old address stays in the plan. The old
-        listener then gets the stream or the certificates that the plan has for the new address.
+        If the plan moves a listener to an address that is not open yet, the copy has the listener at the old address,
+        with the stream or the certificates that the plan has for the new address.
         """
         missing = {each.role: key for key, each in self.listeners.items() if key not in open_listeners}
         kept = {
@@ -135,7 +135,7 @@ def plan_of(
 
 
 def settings_of(gateway: Any, directory: str = "", state_directory: str = "") -> GatewaySettings:
-    """The settings of the gateway's process from [gateway], without the parts of features."""
+    """Return the settings of the gateway's process from [gateway]; `parts`, the settings of features, is empty."""
     engine = other_engine(gateway.engine)
     return GatewaySettings(
         directory=directory,

@@ -41,7 +41,7 @@ class GatewayProcess(SidecarProcess):
         super().__init__(sock, known, mark)
 
     def resync(self) -> None:
-        """Start to send everything again. At `begin_serving`, the process discards state that was not sent again."""
+        """Have all state sent again. `begin_serving` then removes servers and listeners that were not sent again."""
         self._sent.clear()
         self.link.send({"t": "resync"})
 
@@ -63,7 +63,7 @@ class GatewayProcess(SidecarProcess):
     def take_back(self, give: socket.socket, take: socket.socket) -> None:
         """Have the process receive the connections that workers give back.
 
-        Workers send to `give`, and the process receives from `take`. It holds both for a supervisor that adopts it.
+        Workers send to `give`; the process receives from `take`. A supervisor that adopts the process gets both ends.
         """
         self._send("pair", pair_number(give), {"t": "pair"}, [give, take])
 
@@ -125,14 +125,14 @@ class GatewayProcess(SidecarProcess):
     def publish(self, generation: int, table: HasDescriptor, *, keeps: bool = True) -> None:
         """Have the process route requests by this table.
 
-        `keeps` says whether workers may hold connections without TLS. If not, the process closes such a connection when
-        a worker gives it back.
+        With `keeps`, workers may hold connections without TLS. Without `keeps`, the process closes every connection
+        without TLS that a worker gives back.
         """
         message = {"t": "table", "generation": generation, "keeps": keeps}
         self._send("table", generation, message, [table])
 
     def report_server(self, facts: ServerFacts, give: socket.socket | None) -> None:
-        """Send the state of a server, and the sending end of its socket pair if connections can be passed to it."""
+        """Send a server's state to the process. `give` is the socket for passing connections to the server, if any."""
         pair = 0 if give is None else pair_number(give)
         message = {"t": "server", "facts": to_json(facts), "pair": pair}
         self._send(f"server {facts.name}", (facts, pair), message, [] if give is None else [give])
@@ -167,7 +167,7 @@ class GatewayProcess(SidecarProcess):
             os.close(fd)
 
     async def figures(self) -> Table:
-        """The current totals and the number of connections, from the process. Raises LinkLost or TimeoutError."""
+        """Return the gateway's total counts of requests, and its open connections. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_FIGURES_SECONDS):
             reply, _ = await self.link.call({"t": "figures"})
         return reply
@@ -242,7 +242,7 @@ class GatewayZygote(SidecarProcess):
 
     @staticmethod
     def mark_for(mark: str) -> str:
-        """Return a zygote's mark: the `mark` of its gateways, then the names of the withheld environment variables."""
+        """Return `mark`, which the zygote's gateways have, followed by the names of withheld environment variables."""
         return " ".join([mark, *withheld_variables()])
 
     @property

@@ -133,9 +133,9 @@ class ServerReports:
         return found
 
     def send(self, process: GatewayProcess, name: str) -> None:
-        """Send the changed facts of a server and its canary; `name` is the server's name or its `canary_name`.
+        """Send the ServerFacts of a server and its canary to the gateway's `process`, if they have changed.
 
-        If the server has no route, the process is told to forget both.
+        `name` is the server's name or its `canary_name`. If the server has no route, tell `process` to forget both.
         """
         server = server_of(name)
         entry = self._core.entries.get(server)
@@ -154,7 +154,7 @@ class ServerReports:
             process.forget(canary_name(server))
 
     def send_all(self, process: GatewayProcess) -> None:
-        """Send the changed facts of every routed server and its canary."""
+        """Send `process`, the gateway, the changed ServerFacts of all routed servers and their canaries."""
         for server in self._routes.routes.servers:
             if server in self._core.entries:
                 self.send(process, server)
@@ -220,5 +220,5 @@ class GatewayReports:
 
 
 def _event_fields(data: Table) -> Table:
-    """Return an event's `data`. If `data` has a `host`, add it as `message`, and the reason as `cause`, to a copy."""
+    """Return `data`; if it has a `host`, a copy whose `message` is by default that host, and whose `cause` is `why`."""
     return {"message": data["host"], "cause": data.get("why", ""), **data} if "host" in data else data

@@ -165,7 +165,7 @@ class GatewayStatistics:
         return sample
 
     async def passed_requests(self) -> dict[int, int]:
-        """Return each route's number of requests on connections passed to workers, by `tally.route_mark`."""
+        """Return, by `tally.route_mark` of the alias, how many requests of a route came on passed connections."""
         total = Counter[int]()
         for number, server in enumerate(self._manager.routes.routes.servers):
             if number % _SERVERS_AT_ONCE == _SERVERS_AT_ONCE - 1:
@@ -311,7 +311,7 @@ class RouteFigures:
         return replace(report, registrations=self._services.reports(route.alias) or None)
 
     def _is_passed_only_with_tls(self, route: Route) -> bool:
-        """Return whether only the route's TLS connections may be passed to workers, as servers run as several users."""
+        """Return whether all of the route's servers speak TLS, and `other_user` forbids passing other connections."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         return bool(route.other_user) and all(entry is not None and entry.config.tls for entry in entries)
 
@@ -363,9 +363,9 @@ class RouteFigures:
         return ""
 
     def _passed(self, server: str) -> tuple[Counts, dict[int, int]]:
-        """Return two counts of the requests that the server's workers got without the gateway's proxy.
+        """Return the counts of requests that the gateway did not proxy to the server: in total, and by route.
 
-        The first is a list by tally slot. The second maps each route's `tally.route_mark` and `error_mark` to a count.
+        The totals are indexed by slots such as tally.STARTED. The counts by route have the keys of `tally.by_route`.
         """
         if server not in self._of_servers:
             entry, found, routes = self._core.entries.get(server), list(_NONE), Counter[int]()
@@ -381,10 +381,10 @@ class RouteFigures:
         return self._of_servers[server]
 
     def _health(self, key: str, server: str, verdict: Table | None) -> RouteHealth:
-        """Return the health of a target: the gateway's `verdict`, combined with the supervisor's state of the server.
+        """Return the health of a target, with the status from the gateway's `verdict` on the target.
 
-        `verdict` is None if the gateway has not judged the target yet. The status is then the supervisor's for a server
-        that is neither disabled nor draining, and UNKNOWN for any other target.
+        If `verdict` is None, the gateway has not judged the target yet. The status is then UNKNOWN for a URL, and for a
+        disabled or draining server. For any other server it is the supervisor's status of the server.
         """
         entry, row = self._core.entries.get(server), self._hosts.get(key, {})
         if verdict is None and row.get("state", HostState.ACTIVE) != HostState.ACTIVE:

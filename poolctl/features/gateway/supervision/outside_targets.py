@@ -100,7 +100,7 @@ class ServiceSource(Protocol):
         """The services of a route."""
 
     def reports(self, alias: str) -> tuple[RegistrationReport, ...]:
-        """The services of a route, for output."""
+        """Return a report, for output, on each service of the route `alias`."""
 
 
 class ProbedService(Hashable, Protocol):

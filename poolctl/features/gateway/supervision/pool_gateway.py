@@ -195,9 +195,9 @@ class GatewayVerbs:
         return replace(found, connections=self.gateway.reports.connections(found.host)) if known else found
 
     async def host(self, call: Call) -> HostsResult:
-        """Disable, enable or drain hosts; returns their new states. Raises SelectorError.
+        """Disable, enable or drain hosts, and return their new states. Raises SelectorError for invalid options.
 
-        If one of them is unknown, nothing is changed, and the result has the error.
+        If the gateway does not know one of the hosts, no host is changed, and the result has an error.
         """
         order = host_order(call.options)
         if self.gateway.tables.get(GatewayConfig) is None:

@@ -55,8 +55,8 @@ class Backends:
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
         """Apply these routes and the facts about these servers. With `routes` None, the current routes stay.
 
-        Backends that remain keep their state. A current route that is missing in `routes` is removed. A route that is
-        not current is added by its first request. So a caller with very many routes may pass only those in `aliases`.
+        A current route that is missing in `routes` is removed. The backends of other routes keep their state. A caller
+        with very many routes may pass only those in `aliases`, because `of` adds any other route at its first request.
         """
         self._servers = servers
         affected: dict[RouteBackends, bool] = {}  # whether weights have changed
@@ -106,7 +106,7 @@ class Backends:
 
     @property
     def aliases(self) -> list[str]:
-        """The aliases of the current HTTP routes: those last passed to `apply`, and those passed to `of` since then."""
+        """The aliases of the current HTTP routes, which `apply` or `of` has added and no later `apply` has removed."""
         return [route.alias for route, _ in self._routes.values() if isinstance(route, Route)]
 
     @property
@@ -210,7 +210,7 @@ class Backends:
         }
 
     def queues(self) -> dict[str, int]:
-        """The number of requests that wait in the queue of each route's limit; only routes with waiting requests."""
+        """Return, by alias, the number of queued requests of each HTTP route that has queued requests."""
         return {
             route.alias: found.waiting
             for route, found in self._routes.values()
@@ -226,7 +226,7 @@ class Backends:
     def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
         """Return a new Member for each backend of the route. The weights of targets with the same backend add up.
 
-        `user` is the route's RouteBackends. `Backend.breaker` tells when a breaker of an old Member is used again.
+        `user` is the route's RouteBackends, whose old Members may pass their breakers and limiters on to the new ones.
         """
         weights: dict[str, int] = {}
         for target in route.to:

@@ -54,11 +54,11 @@ AnyRoute = Route | StreamRoute
 
 
 class CanaryTurns:
-    """Decides which requests of a server go to its canary, so that the canary gets the fraction `share` of them.
+    """The turns of a server's canary: which requests go to the canary, so that it gets the fraction `share` of all.
 
-    With `share` 0.1, each 10 requests entitle the canary to one of the next 10. This one is chosen at random: otherwise
-    a client that repeats a sequence of requests could always send the same one to the canary. A request counts even if
-    it is not sent, unless `undo` is called.
+    With `share` 0.1, after every 10 requests the canary gets one of the next 10, chosen at random. Without the random
+    choice, a client that repeats a sequence of requests could always send the same request to the canary. The caller
+    must call `undo` for a request that was counted but not sent.
     """
 
     def __init__(self, share: float, random: Random = _RANDOM) -> None:
@@ -89,7 +89,7 @@ class CanaryTurns:
     def count_kept_on_server(self) -> None:
         """Count a request that goes to the server because the client's sticky cookie names the server.
 
-        However many such requests there are, the canary gets at most one extra request for them later.
+        Such requests give turns to the canary, too. At most one unused turn is kept, to avoid a burst to the canary.
         """
         self._requests += 1
         if self._due >= 2:
@@ -197,7 +197,7 @@ class Backend:
 
     @property
     def load(self) -> int:
-        """The proxied requests and streams in flight to the backend, plus the connections of its workers."""
+        """The sum of `in_flight` and `worker_connections`."""
         return self.in_flight + self.worker_connections
 
     @property
@@ -311,10 +311,10 @@ class Backend:
     def breaker(
         self, rule: BreakerRule, previous: Member | None, on_change: Callable[[BreakerState, str], None]
     ) -> Breaker:
-        """Return the breaker with this rule. All routes to this backend with an equal rule share it.
+        """Return the breaker of a route to this backend. Routes with an equal `rule` share one breaker.
 
-        If no breaker has this rule yet, the breaker of `previous` gets the rule and keeps its state. `previous` is the
-        route's old Member. Without `previous`, or if another route uses its breaker, a new breaker is created.
+        If no breaker has `rule` yet, the breaker of `previous`, the route's old Member, gets it and keeps its state.
+        If `previous` is None, or shares its breaker with another route, a new breaker is created.
         """
         found = self._breakers.get(rule)
         if found is None:
@@ -331,10 +331,10 @@ class Backend:
         return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
     def limiter(self, limit: Limit | None, previous: Member | None) -> Limiter | None:
-        """Return the limiter with this limit, None if `limit` is None. Routes with an equal limit share the limiter.
+        """Return the limiter of a route to this backend; None if `limit` is None. Routes with an equal limit share one.
 
-        If no limiter has this limit yet, the limiter of `previous` gets it and keeps its state. `previous` is the
-        route's old Member. If `previous` has no limiter, or another route uses its limiter, a new limiter is created.
+        If no limiter has `limit` yet, the limiter of `previous`, the route's old Member, gets it and keeps its state.
+        If there is no such limiter, or `previous` shares it with another route, a new limiter is created.
         """
         if limit is None:
             return None
@@ -580,7 +580,7 @@ class _Waiter:
 
 
 class RouteBackends:
-    """The backends of one route: its policy, its limit and its queue. `acquire` is synchronous, `wait` needs a loop."""
+    """One route's backends, with the route's policy, limit and queue. `acquire` never waits; `wait` is a coroutine."""
 
     def __init__(
         self,
@@ -834,7 +834,7 @@ class RouteBackends:
         return Lease(self, member, period, self._new_cookie(member.cookie, cookie), backend)
 
     def _lease_beside_canary(self, canary: CanaryBackend, member: Member, period: int, cookie: str) -> Lease:
-        """A lease for the canary or for the server, as `canary.gets` decides. Only the server has a breaker."""
+        """Return a lease for `canary` if `canary.gets` returns True, otherwise for the server of `member`."""
         if not canary.gets(cookie if self._sticky else "", member.cookie):
             return Lease(
                 self, member, period, self._new_cookie(member.cookie, cookie), member.backend, canary
@@ -846,7 +846,7 @@ class RouteBackends:
         return value if self._sticky and value != cookie else ""
 
     def _of_canary(self, cookie: str) -> Member | None:
-        """Return the Member for the server whose canary this sticky cookie names; None if it names no canary."""
+        """Return the Member of the server whose canary has the sticky cookie value `cookie`; None if none has it."""
         for member in self.members:
             if member.backend.canary is not None and member.backend.canary.cookie == cookie:
                 return member

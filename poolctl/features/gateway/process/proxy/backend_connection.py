@@ -55,7 +55,7 @@ class Timer:
         self.deadline, self._expired = _NEVER, _nothing
 
     def close(self) -> None:
-        """Remove the deadline, and cancel the event loop's timer, so that the loop no longer refers to this object."""
+        """Remove the deadline, and cancel the event loop's timer, which refers to this object. Closes no connection."""
         self.stop()
         if self._handle is not None:
             self._handle.cancel()

@@ -140,7 +140,7 @@ class FrameBoundary:
         return not (self._left or self._header or self.lost)
 
     def forward(self, data: Buffer) -> Buffer:
-        """Track `data`; return what to send: `data`, but after `end` only the current frame and a close frame."""
+        """Return what to send for `data`: all, or after `end` the rest of an incomplete frame and a close frame."""
         if not self.ending:
             self.feed(data)
             return data
@@ -155,7 +155,7 @@ class FrameBoundary:
         return _CLOSE_1012 if self.at_boundary else b""
 
     def feed(self, data: Buffer, *, only_first: bool = False) -> int:
-        """Track these bytes; with `only_first`, up to the end of the current frame. Returns how many were tracked."""
+        """Follow the frames in `data`; return how many bytes were read. `only_first`: stop at the first boundary."""
         if self.lost:
             return len(data)
         if self._left > len(data):
@@ -583,7 +583,7 @@ class Exchange:
             connection.close(gently=self.tunnel)
 
     def _set_time_limit(self, seconds: float) -> None:
-        """Set the time limit for the next step, within the remaining total time."""
+        """Call `_expired` after `seconds` (0: never), or earlier if the route's total timeout ends earlier."""
         if self._ends:
             left = max(self._ends - monotonic(), 0.001)
             seconds = min(seconds, left) if seconds else left

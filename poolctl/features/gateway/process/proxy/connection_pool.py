@@ -25,13 +25,13 @@ class ProxiedClient(Protocol):
     """The methods of a client connection that the pool calls."""
 
     def drain(self) -> None:
-        """Close the connection after the response in progress; without one, after a few seconds without a request."""
+        """Close the connection after its current response. If there is none, wait some seconds for a request first."""
 
     def end_now(self) -> None:
         """Close now; a WebSocket gets a close frame (1012) if one can be inserted."""
 
     def close_idle(self) -> bool:
-        """Close the connection if it is idle; returns False if bytes wait to be read or sent."""
+        """Close the idle connection and return True. Return False instead if bytes wait to be read or sent."""
 
 
 class ConnectionPool:

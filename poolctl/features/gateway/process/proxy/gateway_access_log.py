@@ -80,7 +80,7 @@ class GatewayAccessLog:
         return block
 
     def _store(self, block: bytes) -> int:
-        """Write the block, in the thread; returns the number of lines lost because the disk is full."""
+        """Write these lines to the file, in a thread. Return the number of lines lost because the disk is full."""
         return block.count(b"\n", self._file.append(block))
 
     def _written(self, size: int, done: asyncio.Future[int]) -> None:

@@ -78,7 +78,7 @@ def spares_server(route: Route, method: bytes, path: bytes) -> bool:
 
 
 def report_arrival(edge: Edge, route: Route, method: bytes, path: bytes) -> None:
-    """Notify each feature's EdgePart of a request, except a request that wakes no server (see `spares_server`)."""
+    """Tell each feature's EdgePart that a request has arrived, unless `spares_server` is true for the request."""
     if edge.parts and not spares_server(route, method, path):
         for part in edge.parts.values():
             part.request_arrived(route)

@@ -193,7 +193,7 @@ def _replaced(route: Route) -> re.Pattern[bytes]:
 
 @lru_cache(maxsize=1024)
 def response_fields(headers: tuple[Header, ...]) -> tuple[bytes, re.Pattern[bytes]]:
-    """Return `headers` as lines for a response, and a regular expression for the backend's lines of these names."""
+    """Return `headers` as header lines, and a regular expression that matches all header lines with their names."""
     return _lines_of(headers), _lines_named([header.name for header in headers])
 
 
@@ -211,7 +211,7 @@ def _lines_named(names: Iterable[str]) -> re.Pattern[bytes]:
 
 
 def context_lines(route: Route, backend: Backend) -> bytes:
-    """The header lines that describe the route to the backend, to be sent if the route has `context_headers`."""
+    """Return the header lines that tell `backend` its route, name and URL; for routes with `context_headers`."""
     name = backend.name if backend.is_server else route.alias
     context = RouteContext(route, name, url_of(backend.endpoint))
     return b"".join(f"{name}: {value}\r\n".encode() for name, value in context_headers(context))

@@ -60,7 +60,7 @@ class IdleOrder(Generic[Key, Item]):
         return iter(list(self._items.values()))
 
     def add(self, key: Key, item: Item) -> None:
-        """Add an item with a new key, as the item that was used last."""
+        """Add an item with a new key. The item's idle time begins now."""
         item.used = self._now()
         self._items[key] = item
         if self._timer is None:
@@ -90,7 +90,7 @@ class IdleOrder(Generic[Key, Item]):
         return next(iter(self._items.values()))
 
     def set_idle_limit(self, seconds: float) -> None:
-        """Change the number of seconds that an item may be idle; 0 is no limit."""
+        """Set the number of seconds that a connection or session may be idle before it expires; 0 is no limit."""
         if seconds != self._seconds:
             self._seconds = seconds
             self._arm()
@@ -137,7 +137,7 @@ class BackendAddresses:
         self._names: dict[Endpoint, _ResolvedName] = {}
 
     def close(self) -> None:
-        """Cancel the name resolution in progress."""
+        """Cancel the name resolutions in progress. This object holds nothing else to close."""
         for name in self._names.values():
             if name.resolving is not None:
                 name.resolving.cancel()

@@ -160,7 +160,7 @@ class TcpStream:
         }
 
     def remove(self, connection: _StreamedConnection) -> None:
-        """Note that a connection is closed, or was passed on."""
+        """Remove a connection that is closed or was passed on, and add its bytes to the stream's counts."""
         self.bytes_in += connection.bytes_in
         self.bytes_out += connection.bytes_out
         self.open.remove(connection)
@@ -331,7 +331,7 @@ class _StreamedConnection:
         self.connect()
 
     def _pass_on(self, lease: Lease) -> None:
-        """Pass the client's connection to a worker of the backend in `lease`, which wakes a server that sleeps."""
+        """Pass the client's connection to a worker of `lease.backend`. The connection wakes the server if it sleeps."""
         self._closed = True
         self._release(RequestOutcome.PASSED)
         client = self._client

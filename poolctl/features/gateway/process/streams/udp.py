@@ -160,7 +160,7 @@ class _DatagramSocket:
         self.stream.edge.loop.remove_reader(self._sock.fileno())
 
     def answer(self, session: _Session, size: int) -> None:
-        """Send the answer in the buffer to the session's client. Raises OSError."""
+        """Send the first `size` bytes of `_BUFFER`, the backend's answer, to the session's client. Raises OSError."""
         self._sock.sendmsg((_VIEW[:size],), session.local, 0, session.client)
 
     def _read(self) -> None:
