@@ -80,8 +80,8 @@ class ControlServer:
     """Answers `POST /v1/VERB` (a JSON body) and `GET /v1/VERB` with JSON lines: progress, then the result.
 
     `handle` is awaited for each request with a function that sends one line of progress. It is cancelled when the
-    client goes away; when it raises ConnectionError the connection is closed without an answer. While a connection is
-    open, it may use the descriptors of `reserve`, so that commands are answered even if no other descriptors are left.
+    client goes away; when it raises ConnectionError the connection is closed without an answer. The
+    descriptors that `reserve` keeps free may be opened only while a connection is open: commands need them.
     """
 
     def __init__(self, handle: Handler, reserve: DescriptorReserve | None = None) -> None:

@@ -1,6 +1,6 @@
 """Checks of the objects that servers and tables refer to: files, directories, programs, users, certificates, apps.
 
-The servers' own interpreters are asked whether they can run servers, and import the apps; this process imports no app.
+Each server's own interpreter imports the app, and reports whether it can run the server. This process imports no app.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Import the app and write the answer to standard output, to which the app itself cannot write."""
+    """Import the app, and print as JSON whether that succeeded. What the app prints goes to standard error."""
     job = json.loads(sys.argv[1])
     answers = os.dup(1)
     os.dup2(2, 1)

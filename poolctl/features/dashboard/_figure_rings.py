@@ -128,7 +128,7 @@ def _figures(seen: ServerSnapshot, begun: _Begun, now: float) -> tuple[float, ..
 
 
 def _total(figures: Sequence[Sequence[float]]) -> list[float]:
-    """The pool's figures, in the order of FIGURES: the sums over its servers, except for latency the maximum."""
+    """The pool's figures, in the order of FIGURES. Each is the sum over the servers; latency is their maximum."""
     found = []
     for at, name in enumerate(FIGURES):
         known = [each[at] for each in figures if not isnan(each[at])]

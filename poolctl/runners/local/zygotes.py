@@ -521,9 +521,9 @@ class AppZygote(Receiver):
         self._children.kill_after(self.process, self.exited, 0.0)
 
     async def finish(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
-        """Wait for the import to finish. Returns "", or the reason why the zygote cannot fork workers.
+        """Wait for the import to finish. Return "", or why the imported application must not be forked.
 
-        If the import fails, raises ImportFailed once the log has the output of `pipe`. If cancelled, ends the zygote.
+        If the import fails, raise ImportFailed, after the output from `pipe` was logged. If cancelled, end the zygote.
         """
         since = time.time()
         exit_ = None

@@ -125,9 +125,9 @@ class Http1Connection(Drainable, Http1Protocol):
             self._answer_and_close()
 
     def stay(self) -> None:
-        """Undo an earlier call of `linger` if the connection is idle: the keep-alive timeout applies again.
+        """Apply the keep-alive timeout to an idle connection again, which `linger` has given a shorter one.
 
-        Does nothing while a request is in progress: a response with `Connection: close` still closes the connection.
+        While a request is in progress, do nothing: after `linger`, its response says `Connection: close`.
         """
         if self.transport is not None and not self.transport.is_closing() and self.idle:
             self.lingering = False

@@ -164,9 +164,9 @@ class ConsistentHash(Policy[C]):
 
 
 def policy_of(name: str, candidates: Sequence[C], random: Random) -> Policy[C]:
-    """The policy with this name. Raises ValueError for an unknown name.
+    """Return the policy with this name. Raises ValueError for an unknown name.
 
-    "sticky" is round robin: a policy is asked only about clients without a usable sticky cookie.
+    For "sticky" that is round robin, because only clients without a usable cookie need a policy.
     """
     match name:
         case "round-robin" | "weighted" | "sticky":
