@@ -444,7 +444,7 @@ def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Ta
 def split_option(word: str, table: Mapping[str, Option]) -> tuple[Option | None, str, str | None]:
     """Return the option in `word`, the text before its value, and the value: `-ojson` gives (-o, "-o", "json").
 
-    The value is None if the word contains none, as in `-o`. The result is (None, word, None) for an option that is not
+    The value is None if the word has no value, as in `-o`. The result is (None, word, None) for an option that is not
     in `table`, and for a flag with a value, such as `--quiet=yes`.
     """
     name, equals, value = word.partition("=")

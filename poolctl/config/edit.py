@@ -402,8 +402,8 @@ class Changes:
     def first(self) -> KeyPath:
         """Return the path of the first change, for an error message. The path begins with the index of a server.
 
-        If a key changes, the path is that of the first changed key, such as `(2, "workers")`. If no key changes, the
-        path is that of the first removed server, such as `(2,)`. If no server is removed either, the path is ().
+        If a key changes, the path names the first changed key, such as `(2, "workers")`. If no key changes, the
+        path names the first removed server, such as `(2,)`. If no server is removed either, the path is ().
         """
         for index, pairs in self.pairs.items():
             return (index, *pairs[0][0])

@@ -131,7 +131,7 @@ def in_order(lines: Iterator[LogLine]) -> list[LogLine]:
 
 
 def carry_times(lines: list[LogLine], time: str = "") -> str:
-    """Set the missing time of each line to that of the line before it (first line: `time`); returns the last time."""
+    """Give each line without a time the time of the line before it (first line: `time`); return the last time."""
     for line in lines:
         time = line.time = line.time or time
     return time

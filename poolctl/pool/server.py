@@ -432,7 +432,7 @@ class Server(StartAndStop):
     def monitor(self) -> Monitor:
         """Return the server's current state and latency.
 
-        The latency is that of the last probe. Without probes, it is the time that connecting to the server takes now,
+        The latency is the duration of the last probe. Without probes, it is the time that connecting takes now,
         which blocks for at most a second. Raises PoolMonitorError if no socket can be opened.
         """
         handle, state = live_handle(self), self.state

@@ -314,7 +314,7 @@ STACK_DUMP = StackDump()  # the only one in this process
 def describe(
     frame: FrameType | None, main: int | None = None, loop: asyncio.AbstractEventLoop | None = None
 ) -> Iterator[str]:
-    """Yield the lines that describe the stacks of all threads, the main thread first, then those of the loop's tasks.
+    """Yield the lines that describe the stacks of all threads, the main thread first, then of the loop's tasks.
 
     `main` is the main thread's identifier, and `loop` the main thread's event loop. If `main` is None, the calling
     thread is taken as the main thread, with its running loop. `frame` is the main thread's current frame; None to look

@@ -28,7 +28,7 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """The selected servers with their current state, from the supervisor.
 
-    If no supervisor runs, the servers are those of the files. A server with surviving workers is then shown as running.
+    If no supervisor runs, list the servers in the files. A server with surviving workers is then shown as running.
     """
     pool = find_pool(request)
     measured = request.output == "wide" or not {*FIGURES}.isdisjoint(request.output.split(","))

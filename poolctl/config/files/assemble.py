@@ -106,7 +106,7 @@ class Document:
     def place(self, path: KeyPath) -> Place:
         """Return file, line, column and dotted key of the value at `path`.
 
-        If the file has no such value, line and column are those of the innermost table around it that the file has.
+        If the file has no such value, return the line and column of the innermost table around it in the file.
         """
         known = self.positions()
         for length in range(len(path), -1, -1):

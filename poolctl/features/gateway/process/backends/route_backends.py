@@ -709,7 +709,7 @@ class RouteBackends:
     async def wait(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease:
         """A lease for a request, after waiting in the route's queue behind earlier requests. Raises NoBackend.
 
-        The arguments have the same meaning as those of `acquire`. The limit that the route configures also sets the
+        The arguments mean the same as in `acquire`. The limit that the route configures also sets the
         maximum time in the queue (`queue_seconds`). Cancel the call when the client leaves, to free its place.
         """
         loop = asyncio.get_running_loop()
