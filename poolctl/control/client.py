@@ -171,11 +171,8 @@ class Client:
         """Yield the messages as they arrive: progress, and finally the result. Blocks and raises as `call` does."""
         deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
         connection = self.open(verb, body or {})
-        response = ResponseReader()
         try:
-            for message in read_messages(response, self._chunks(connection, deadline)):
-                if response.status != OK:
-                    raise refusal_error(response.status, verb, message)
+            for message in read_messages(verb, self._chunks(connection, deadline)):
                 yield message
                 if "result" in message:
                     return
@@ -208,12 +205,10 @@ class Client:
         """Send a ping; returns the answer, None if the supervisor ends first. ControlError after `limit` seconds."""
         from poolctl.control.answers import PingResult
 
-        connection, response = self.open("ping", {}), ResponseReader()
+        connection = self.open("ping", {})
         try:
             connection.settimeout(limit)
-            for message in read_messages(response, iter(lambda: connection.recv(65536), b"")):
-                if response.status != OK:
-                    raise refusal_error(response.status, "ping", message)
+            for message in read_messages("ping", iter(lambda: connection.recv(65536), b"")):
                 if "result" in message:  # otherwise a notice, for example about a keeper that does not answer
                     return value_of(PingResult, message["result"])
         except TimeoutError:
@@ -403,18 +398,34 @@ def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
         ) from None
 
 
-def read_messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator[Table]:
-    """Yield the documents of the response as they arrive. Raises ControlError."""
-    rest = b""
-    for chunk in chunks:
+class AnswerReader:
+    """Splits the answer to `verb`, JSON lines in an HTTP response, into its messages as its bytes arrive."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._response = ResponseReader()
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> list[Table]:
+        """Return the messages that end in `chunk`. Raises ControlError for a refusal and for an invalid answer."""
         try:
-            response.feed(chunk)
-        except BadMessage:
+            self._response.feed(chunk)
+            *lines, self._rest = (self._rest + self._response.take_body()).split(b"\n")
+            messages: list[Table] = [json.loads(line) for line in lines if line]
+        except (BadMessage, ValueError):
             raise incompatible_answer_error() from None
-        *lines, rest = (rest + response.take_body()).split(b"\n")
-        yield from map(_decode, filter(None, lines))
-    if rest:
-        yield _decode(rest)
+        if not all(isinstance(message, dict) for message in messages):
+            raise incompatible_answer_error()
+        if messages and self._response.status != OK:
+            raise refusal_error(self._response.status, self._verb, messages[0])
+        return messages
+
+
+def read_messages(verb: str, chunks: Iterator[bytes]) -> Iterator[Table]:
+    """Yield the messages of the answer to `verb` as they arrive. Raises ControlError as AnswerReader does."""
+    answer = AnswerReader(verb)
+    for chunk in chunks:
+        yield from answer.feed(chunk)
 
 
 def refusal_error(status: int, verb: str, message: Table) -> ControlError:
@@ -429,16 +440,6 @@ def refusal_error(status: int, verb: str, message: Table) -> ControlError:
         exit_code=exit_codes.CONFLICT,
         hint="it may be of another version: poolctl version --verbose shows both",
     )
-
-
-def _decode(line: bytes) -> Table:
-    try:
-        message = json.loads(line)
-    except ValueError:
-        message = None
-    if not isinstance(message, dict):
-        raise incompatible_answer_error()
-    return message
 
 
 def progress_line(document: Table) -> ProgressLine:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import json
 import os
 import threading
 from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
@@ -17,16 +16,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Self
 
 from poolctl.control.client import (
-    OK,
+    AnswerReader,
     Client,
     SupervisorEnded,
-    incompatible_answer_error,
     raise_for_errors,
     read_messages,
-    refusal_error,
 )
 from poolctl.errors import ControlError, PoolError, PoolMonitorError
-from poolctl.http.messages import BadMessage, ResponseReader
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route_table import RouteTable
 
@@ -144,8 +140,7 @@ class _Generations:
         self.over = False  # a pool without a gateway reports nothing further
         self._path = client.socket_path
         self._generation: int | None = None
-        self._response = ResponseReader()
-        self._rest = b""
+        self._answer = AnswerReader(_VERB)
         self._socket = client.open(_VERB, {"options": {"follow": True}})
 
     def first(self) -> int:
@@ -173,15 +168,7 @@ class _Generations:
     def _read(self, chunk: bytes) -> None:
         if not chunk:
             raise SupervisorEnded(self._path)
-        try:
-            self._response.feed(chunk)
-            *lines, self._rest = (self._rest + self._response.take_body()).split(b"\n")
-            messages = [json.loads(line) for line in lines]
-        except (BadMessage, ValueError):
-            raise incompatible_answer_error() from None
-        for message in messages:
-            if self._response.status != OK:
-                raise refusal_error(self._response.status, _VERB, message)
+        for message in self._answer.feed(chunk):
             if "result" in message:
                 self.over = True
                 message = raise_for_errors(_VERB, message["result"], PoolMonitorError)
@@ -195,7 +182,7 @@ def _table_of(client: Client) -> int | None:
     connection = client.open(_VERB, {})
     fds: list[int] = []
     try:
-        for message in read_messages(ResponseReader(), _received(connection, fds)):
+        for message in read_messages(_VERB, _received(connection, fds)):
             if "result" in message:
                 raise_for_errors(_VERB, message["result"], PoolMonitorError)
                 return fds.pop() if fds else None

@@ -84,9 +84,12 @@ def test_unusable_socket_path_means_no_supervisor(tmp_path: Path) -> None:
             Client(str(path)).call("list")
 
 
-def test_a_supervisor_that_hangs_up_without_an_answer_is_said_to_have_ended(path: Path) -> None:
-    async def answer(verb: str, body: dict[str, Any], send: Send) -> None:
-        return None
+@pytest.mark.parametrize("sent", [None, b'HTTP/1.1 200 OK\r\n\r\n{"result": {"it'])
+def test_a_supervisor_that_hangs_up_without_a_whole_answer_is_said_to_have_ended(
+    path: Path, sent: bytes | None
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> bytes | None:
+        return sent
 
     with stand_in(path, answer), pytest.raises(SupervisorEnded):
         Client(str(path)).call("start")
@@ -623,7 +626,7 @@ def test_error_of_a_connection_names_its_cause_and_the_remedy(
 
 
 def test_answer_that_is_no_http_or_no_document_is_not_understood(path: Path) -> None:
-    for sent in (b"no http\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\nnot json\n", b"HTTP/1.1 200 OK\r\n\r\n[1]"):
+    for sent in (b"no http\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\nnot json\n", b"HTTP/1.1 200 OK\r\n\r\n[1]\n"):
 
         async def answer(verb: str, body: dict[str, Any], send: Send, sent: bytes = sent) -> bytes:
             return sent
