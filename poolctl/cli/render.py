@@ -139,33 +139,10 @@ def text_of(items: Sequence[object], output: str, colours: bool = False, width: 
             at = WIDE.index("workers") + 1
             figures = FIGURES if any(_is_measured(item) for item in items) else ()
             columns = (*WIDE[:at], *figures, *WIDE[at:], *sometimes)
-            return fitted_table(items, columns, (), colours, width and max(width, WIDE_COLUMNS))
-        return fitted_table(items, TABLE + sometimes, DISPENSABLE, colours, width)
+            return table(items, columns, colours, width and max(width, WIDE_COLUMNS))
+        return table(items, TABLE + sometimes, colours, width, DISPENSABLE)
     fields = output.split(",")
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
-
-
-def fitted_table(
-    items: Sequence[object], columns: Sequence[str], dispensable: Sequence[str], colours: bool, width: int
-) -> str:
-    """The items as a table that fits into `width` characters, if possible; 0 means any width.
-
-    Long cells are shortened; if that is not enough, `dispensable` columns are left out in this order.
-    """
-    if not width or not items:
-        return table(items, columns, colours)
-    widths = {
-        column: max(len(HEADINGS.get(column, column)), *(len(_cell(item, column)) for item in items))
-        for column in columns
-    }
-    limits = _shortened_columns(widths, width, _SHORT)
-    for column in dispensable:
-        if _table_width(limits) > width:
-            del widths[column]
-            limits = _shortened_columns(widths, width, _SHORT)
-    if _table_width(limits) > width:
-        limits = _shortened_columns(widths, width, _SHORTEST)
-    return table(items, [*limits], colours, limits)
 
 
 def gateway_table(
@@ -191,13 +168,54 @@ def gateway_table(
         elif dispensable:
             empty = [each for each in columns if all(getattr(line, each) == "" for line in lines)]
             dispensable = [*dict.fromkeys([*empty, *dispensable])]
-        outcome.text = fitted_table(lines, columns, dispensable, coloured(sys.stdout), width) or header
+        outcome.text = table(lines, columns, coloured(sys.stdout), width, dispensable) or header
     elif request.output == "name":
         outcome.text = "".join(f"{printable(name)}\n" for name in names)
     return outcome
 
 
 _SHORT, _SHORTEST = 16, 12  # cells are shortened to the second limit only when no more columns can be omitted
+
+
+def table(
+    items: Sequence[object],
+    columns: Sequence[str],
+    colours: bool = False,
+    width: int = 0,
+    dispensable: Iterable[str] = (),
+) -> str:
+    """A table with a header that fits into `width` characters, if possible; 0 means any width.
+
+    Long cells are shortened; if that is not enough, `dispensable` columns are left out in this order. Without items the
+    text is empty, for scripts.
+    """
+    if not items:
+        return ""
+    titles = {column: HEADINGS.get(column, column).replace("_", " ").upper() for column in columns}
+    cells = {column: [_cell(item, column) for item in items] for column in columns}
+    widths = {column: max(map(len, [titles[column], *cells[column]])) for column in columns}
+    if width:
+        widths = _fitted(widths, width, dispensable)
+    head = "  ".join(_pad(titles[column], column, widths[column]) for column in widths).rstrip()
+    lines = [paint(head, "1") if colours else head]
+    for row in zip(*(cells[column] for column in widths), strict=True):
+        texts = [_shortened(text, limit) for text, limit in zip(row, widths.values(), strict=True)]
+        padded = [_pad(text, *each) for text, each in zip(texts, widths.items(), strict=True)]
+        padded[-1] = padded[-1].rstrip()
+        if colours:
+            padded = [paint(p, COLOURS[t]) if t in COLOURS else p for p, t in zip(padded, texts, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _fitted(widths: Mapping[str, int], width: int, dispensable: Iterable[str]) -> dict[str, int]:
+    """The columns that fit into `width` characters, and their widths; `dispensable` ones are left out in order."""
+    limits = _shortened_columns(widths, width, _SHORT)
+    for column in dispensable:
+        if _table_width(limits) > width:
+            widths = {each: widths[each] for each in widths if each != column}
+            limits = _shortened_columns(widths, width, _SHORT)
+    return _shortened_columns(limits, width, _SHORTEST)
 
 
 def _shortened_columns(widths: Mapping[str, int], width: int, least: int) -> dict[str, int]:
@@ -218,31 +236,6 @@ def _shortened(text: str, limit: int) -> str:
         return text
     end = (limit - 1) // 2
     return f"{text[: limit - 1 - end]}…{text[-end:]}"
-
-
-def table(
-    items: Sequence[object],
-    columns: Sequence[str],
-    colours: bool = False,
-    limits: Mapping[str, int] | None = None,
-) -> str:
-    """A table with a header. Without items the text is empty, for scripts."""
-    if not items:
-        return ""
-    rows = [[_cell(item, column) for column in columns] for item in items]
-    if limits is not None:
-        rows = [[_shortened(text, limits[c]) for text, c in zip(row, columns, strict=True)] for row in rows]
-    titles = [HEADINGS.get(column, column).replace("_", " ").upper() for column in columns]
-    widths = [max(map(len, cells)) for cells in zip(titles, *rows, strict=True)]
-    head = "  ".join(_pad(t, c, w) for t, c, w in zip(titles, columns, widths, strict=True)).rstrip()
-    lines = [paint(head, "1") if colours else head]
-    for row in rows:
-        padded = [_pad(text, c, w) for text, c, w in zip(row, columns, widths, strict=True)]
-        padded[-1] = padded[-1].rstrip()
-        if colours:
-            padded = [paint(p, COLOURS[t]) if t in COLOURS else p for p, t in zip(padded, row, strict=True)]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines) + "\n"
 
 
 def field_text(item: object, field: str) -> str:
