@@ -13,7 +13,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import stat
 from collections.abc import Callable, Iterator
 
@@ -22,7 +21,7 @@ from poolctl.control import pool_paths
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
 from poolctl.listeners.listen_errors import name_holders
-from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener, open_listener
+from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener, is_live, open_listener
 from poolctl.platform import LINUX, copy_descriptor, proc_problem, user_name
 from poolctl.runners.runner_registry import has_orphans
 
@@ -139,9 +138,8 @@ def open_files(context: CheckContext) -> Iterator[CheckResult]:
         keeper = context.about.keeper_pid
         with contextlib.suppress(OSError):
             _, hard = resource.prlimit(int(keeper), resource.RLIMIT_NOFILE)
-    enabled = [server for server in context.servers if not server.disabled]
-    need = open_files_needed((server, server.scale.min) for server in enabled)
-    most = open_files_needed((server, server.scale.max) for server in enabled)
+    need = open_files_needed((server, server.scale.min) for server in context.servers)
+    most = open_files_needed((server, server.scale.max) for server in context.servers)
     said = f"the limit is {hard}, the pool needs {need}"
     if hard != resource.RLIM_INFINITY and need > hard:
         yield problem("open files", said, RAISE_OPEN_FILES)
@@ -318,23 +316,11 @@ def leftover_sockets(context: CheckContext) -> Iterator[CheckResult]:
             yield problem(
                 "sockets", f"{name}: {address.path} exists and is not a socket", f"move {address.path} away"
             )
-        elif has_listener(address.path):
+        elif is_live(address.path):
             said = f"{name}: another process listens on {address.path}"
             yield problem("sockets", said, f"fuser {address.path} shows the process")
         else:
             yield ok("sockets", f"{name}: {address.path} is stale and will be replaced")
-
-
-def has_listener(path: str) -> bool:
-    """Whether a process listens on the Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-    return True
 
 
 def runtime(context: CheckContext) -> Iterator[CheckResult]:
@@ -491,7 +477,7 @@ def _leftovers(root: str, context: CheckContext) -> Iterator[CheckResult]:
         if name.startswith("@"):
             if not os.path.exists(socket):
                 yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
-        elif os.path.isdir(path) and not has_listener(socket):
+        elif os.path.isdir(path) and not is_live(socket):
             if has_orphans(context.env, path):
                 said = f"{path}: its supervisor is gone, its processes still serve"
                 yield problem("leftovers", said, "poolctl start adopts them, poolctl stop stops them")

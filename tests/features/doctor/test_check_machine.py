@@ -607,17 +607,6 @@ def test_control_groups_are_those_of_the_process_and_above(machine: Machine, tmp
     assert [*_check_machine.control_groups("memory", str(tmp_path))][3:] == []
 
 
-def test_socket_answers_while_a_process_listens_on_it(tmp_path: Path) -> None:
-    path = str(tmp_path / "a.sock")
-    assert not _check_machine.has_listener(path)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        assert not _check_machine.has_listener(path)
-        listener.listen(0)
-        for _ in range(3):  # its queue is full after the first
-            assert _check_machine.has_listener(path)
-
-
 @pytest.mark.parametrize(
     ("mode", "owner", "results"),
     [
