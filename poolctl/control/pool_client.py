@@ -129,12 +129,11 @@ class PoolClient:
         Nothing matches when both are empty. `regex` is matched in the caller's thread, without a time limit. Raises
         PoolParamError if it is invalid.
         """
-        from poolctl.selection.field_filter import Row, matching
+        from poolctl.selection.field_filter import checked, compiled_search, value_test
 
         document = self.list(selector={**(selector or {}), "allow_empty": True})
-        rows = {item["bind"]: Row(item["name"], item["expose"] or "") for item in document["items"]}
-        found = matching(rows, field, pattern, regex)
-        return {**document, "items": [item for item in document["items"] if item["bind"] in found]}
+        matches = value_test(checked(field), pattern, compiled_search(regex))
+        return {**document, "items": [item for item in document["items"] if matches(item[field] or "")]}
 
     def walk(self, fn: Callable[[Table], object], *targets: str, selector: Selection = None) -> bool:
         """Call `fn` with each selected server as it is now, in order, until it returns False.

@@ -27,14 +27,6 @@ class Named(Protocol):
     _expose: str
 
 
-class Row:
-    """A server of which only the name and the exposed address are known, because it is in another process."""
-
-    def __init__(self, name: str, expose: str) -> None:
-        self._name = name
-        self._expose = expose
-
-
 Member = TypeVar("Member", bound=Named)
 
 
@@ -45,7 +37,7 @@ def matching(members: dict[str, Member], field: Field | str, pattern: str, regex
     PoolParamError for an unknown field or a bad expression.
     """
     field = checked(field)
-    matches = value_test(field, pattern, _compiled(regex))
+    matches = value_test(field, pattern, compiled_search(regex))
     return dict(compress(members.items(), map(matches, values(members, field))))
 
 
@@ -93,7 +85,8 @@ def _wanted(field: Field, pattern: str) -> str:
     return pattern.casefold()
 
 
-def _compiled(regex: str) -> Callable[[str], object] | None:
+def compiled_search(regex: str) -> Callable[[str], object] | None:
+    """The function that searches a text for `regex`, None if it is empty. Raises PoolParamError for an invalid one."""
     if not isinstance(regex, str):
         raise PoolParamError(f"a regular expression is a string, and this is {regex!r}")
     if not regex:

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from poolctl.errors import PoolParamError, ServerError
-from poolctl.selection.field_filter import Field, Row, checked, matching, values
+from poolctl.selection.field_filter import Field, checked, matching, values
+
+
+class Row:
+    """A server, of which a filter needs only these attributes."""
+
+    def __init__(self, name: str, expose: str) -> None:
+        self._name = name
+        self._expose = expose
+
 
 MEMBERS = {
     "127.0.0.1:8081": Row("Users", "http://127.0.0.1:8081"),
