@@ -64,11 +64,11 @@ class Session(NamedTuple):
 class Sessions:
     """Creates and verifies sessions. The cookie's name contains `key`, because all ports of a host share cookies."""
 
-    def __init__(self, token: str, key: str, clock: Clock, ended: EndedSessions | None = None) -> None:
+    def __init__(self, token: str, key: str, clock: Clock, ended_path: str) -> None:
         self._token = token.encode()
         self._secret = hmac.digest(self._token, b"poolctl dashboard session", hashlib.sha256)
         self._clock = clock
-        self._ended = ended or EndedSessions("", clock)
+        self._ended = EndedSessions(ended_path, clock)
         self.cookie_name = f"poolctl_{key}"
 
     def is_token(self, token: str) -> bool:
@@ -109,7 +109,7 @@ def _digest(value: bytes) -> bytes:
 
 
 class EndedSessions:
-    """The sessions that were logged out before they expired, stored in the file `path`, or only in memory if it is "".
+    """The sessions that were logged out before they expired, stored in the file `path`.
 
     The file has their identifiers and expiry in seconds since the epoch. Another process may change it at any time.
     """
@@ -128,8 +128,7 @@ class EndedSessions:
         now = self._clock.time()
         self._known = {each: end for each, end in self._known.items() if end > now} | {session: expires}
         try:
-            if self._path:
-                replace_file(self._path, json.dumps(self._known).encode())
+            replace_file(self._path, json.dumps(self._known).encode())
         except OSError as error:
             logger.error("a logout could not be stored, and may be undone by a restart: %s", error)
 
@@ -162,6 +161,8 @@ class LoginAttempts:
 class Guard:
     """Refuses requests with an unknown `Host` header, and state-changing requests from pages of other sites.
 
+    An ASGI application for HTTP alone: WebServer asks it for neither lifespan nor WebSockets.
+
     The `Host` check prevents DNS rebinding, in which an attacker's DNS name resolves to this machine. IP addresses and
     `localhost` are always accepted, other names only if they are in `hosts`.
     """
@@ -171,12 +172,6 @@ class Guard:
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})
-            return
         refusal = self._refusal(scope)
         app = self._app if refusal is None else refusal
         await app(scope, receive, _with_headers(send))

@@ -31,7 +31,7 @@ from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import Follower
 
-from ._access import COOKIE_PATH, SESSION_SECONDS, EndedSessions, Guard, LoginAttempts, Session, Sessions
+from ._access import COOKIE_PATH, SESSION_SECONDS, Guard, LoginAttempts, Session, Sessions
 from ._answers import HistoryResult, RolloutResult
 from ._state_hub import Hub, event_message
 
@@ -93,8 +93,7 @@ class _Page:
     def __init__(self, settings: PageSettings, over: asyncio.Event, clock: Clock) -> None:
         self._settings = settings
         self._hub = Hub(settings.socket_path, clock)
-        ended = EndedSessions(settings.ended_path, clock)
-        self._sessions = Sessions(settings.token, settings.key, clock, ended)
+        self._sessions = Sessions(settings.token, settings.key, clock, settings.ended_path)
         self._attempts = LoginAttempts(clock)
         self._over = over
 

@@ -27,8 +27,8 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def sessions(clock: ManualClock) -> Sessions:
-    return Sessions("a-token", "0123456789ab", clock)
+def sessions(clock: ManualClock, tmp_path: Path) -> Sessions:
+    return Sessions("a-token", "0123456789ab", clock, str(tmp_path / "ended"))
 
 
 def test_only_the_token_is_accepted(sessions: Sessions) -> None:
@@ -41,7 +41,7 @@ def test_the_cookies_of_pools_on_one_host_have_names_of_their_own(
     sessions: Sessions, clock: ManualClock
 ) -> None:
     assert sessions.cookie_name == "poolctl_0123456789ab"
-    assert Sessions("a-token", "ba9876543210", clock).cookie_name == "poolctl_ba9876543210"
+    assert Sessions("a-token", "ba9876543210", clock, "").cookie_name == "poolctl_ba9876543210"
 
 
 def test_a_cookie_is_valid_until_it_expires(sessions: Sessions, clock: ManualClock) -> None:
@@ -53,10 +53,12 @@ def test_a_cookie_is_valid_until_it_expires(sessions: Sessions, clock: ManualClo
     assert sessions.find(cookie) is None
 
 
-def test_a_cookie_outlives_the_process_that_gave_it_but_not_the_token(clock: ManualClock) -> None:
-    session, cookie = Sessions("a-token", "0123456789ab", clock).open()
-    assert Sessions("a-token", "0123456789ab", clock).find(cookie) == session
-    assert Sessions("another", "0123456789ab", clock).find(cookie) is None
+def test_a_cookie_outlives_the_process_that_gave_it_but_not_the_token(
+    sessions: Sessions, clock: ManualClock
+) -> None:
+    session, cookie = sessions.open()
+    assert Sessions("a-token", "0123456789ab", clock, "").find(cookie) == session
+    assert Sessions("another", "0123456789ab", clock, "").find(cookie) is None
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
@@ -99,12 +101,12 @@ def test_after_too_many_wrong_tokens_every_login_is_refused_for_a_while(clock: M
 
 def test_a_session_that_was_ended_stays_ended_in_the_next_process(tmp_path: Path, clock: ManualClock) -> None:
     path = str(tmp_path / "dashboard.ended")
-    here, beside = (Sessions("a-token", "key", clock, EndedSessions(path, clock)) for _ in range(2))
+    here, beside = (Sessions("a-token", "key", clock, path) for _ in range(2))
     (one, first), (_, second) = here.open(), here.open()
     assert beside.find(first) is not None
     here.end(one)
     assert beside.find(first) is None, "the old process while the new one begins"
-    successor = Sessions("a-token", "key", clock, EndedSessions(path, clock))
+    successor = Sessions("a-token", "key", clock, path)
     assert successor.find(first) is None
     assert successor.find(second) is not None
     assert Path(path).stat().st_mode & 0o777 == 0o600
@@ -132,7 +134,7 @@ def test_a_damaged_file_of_ended_sessions_is_an_empty_one(
     tmp_path: Path, clock: ManualClock, content: str
 ) -> None:
     (tmp_path / "ended").write_text(content)
-    sessions = Sessions("a-token", "key", clock, EndedSessions(str(tmp_path / "ended"), clock))
+    sessions = Sessions("a-token", "key", clock, str(tmp_path / "ended"))
     session, cookie = sessions.open()
     assert sessions.find(cookie) == session
     sessions.end(session)
@@ -140,7 +142,7 @@ def test_a_damaged_file_of_ended_sessions_is_an_empty_one(
 
 
 def test_a_session_is_ended_here_also_when_the_file_cannot_be_written(clock: ManualClock) -> None:
-    sessions = Sessions("a-token", "key", clock, EndedSessions("/no/such/directory/ended", clock))
+    sessions = Sessions("a-token", "key", clock, "/no/such/directory/ended")
     session, cookie = sessions.open()
     sessions.end(session)
     assert sessions.find(cookie) is None
@@ -211,8 +213,3 @@ def test_every_answer_has_the_headers_of_the_page_and_is_not_stored() -> None:
         assert headers[b"cache-control"] == b"no-store"
         assert headers[b"content-security-policy"].startswith(b"default-src 'none'")
         assert (b"set-cookie" in headers) == (host == "localhost")
-
-
-def test_websocket_is_closed_and_the_lifespan_passed_on() -> None:
-    assert sent_by({"type": "websocket", "headers": []}) == [{"type": "websocket.close", "code": 1008}]
-    assert [each["type"] for each in sent_by({"type": "lifespan"})] == ["lifespan.response.start"]
