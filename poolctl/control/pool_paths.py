@@ -16,7 +16,7 @@ from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from poolctl.json_form import Table
 
@@ -127,23 +127,29 @@ def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
     """
     if not name or "/" in name or name.startswith((".", "@")):
         return []
-    found: dict[str, None] = {}
+    found = []
+    for path in pool_dirs(env):
+        key_given = os.path.basename(path) == name
+        if key_given or read_info(path).get("name") == name:
+            _check_root(os.path.dirname(path), explicit=bool(env.get(RUNTIME_VARIABLE)))
+            check_private(path)
+            if key_given:
+                return [path]
+            found.append(path)
+    return found
+
+
+def pool_dirs(env: Mapping[str, str]) -> Iterator[str]:
+    """Yield the directory of each of this user's pools, running or not."""
     for root in candidates(env):
-        real = os.path.realpath(root)
         try:
-            keys = sorted(os.listdir(real))
+            keys = sorted(os.listdir(root))
         except OSError:
             continue
-        for path in (f"{real}/{key}" for key in keys if not key.startswith("@")):
-            if os.path.exists(f"{path}/{SOCKET_NAME}"):
-                key_given = path == f"{real}/{name}"
-                if key_given or read_info(path).get("name") == name:
-                    _check_root(root, explicit=bool(env.get(RUNTIME_VARIABLE)))
-                    check_private(path)
-                    if key_given:
-                        return [path]
-                    found[path] = None
-    return list(found)
+        for key in keys:
+            # @NAME is a link to another directory.
+            if not key.startswith("@") and os.path.exists(f"{root}/{key}/{SOCKET_NAME}"):
+                yield f"{root}/{key}"
 
 
 def read_info(path: str) -> Table:

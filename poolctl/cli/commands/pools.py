@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -38,7 +37,7 @@ class RunningPool:
 
 def perform(request: CommandRequest) -> Outcome:
     """All pools with name, files, the supervisor's pid, and the number of ready servers."""
-    found = [pool for path in _directories() if (pool := _pool(path)) is not None]
+    found = [pool for path in pool_paths.pool_dirs(os.environ) if (pool := _pool(path)) is not None]
     pools = [pool for pool, _ in found]
     outcome = Outcome(pools)
     if not pools and request.output not in ("json", "jsonl"):
@@ -52,18 +51,6 @@ def perform(request: CommandRequest) -> Outcome:
         ]
         outcome.text = table(rows, ("name", "pid", "ready", "files"))
     return outcome
-
-
-def _directories() -> Iterator[str]:
-    for root in pool_paths.candidates(os.environ):
-        try:
-            names = sorted(os.listdir(root))
-        except OSError:
-            continue
-        for name in names:
-            # @NAME is a link to another directory.
-            if not name.startswith("@") and os.path.exists(f"{root}/{name}/{pool_paths.SOCKET_NAME}"):
-                yield f"{root}/{name}"
 
 
 def _pool(path: str) -> tuple[RunningPool, str] | None:
