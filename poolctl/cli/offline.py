@@ -22,7 +22,7 @@ from poolctl.control.answers import ErrorEntry, Item, item
 from poolctl.control.pool_paths import state_dir
 from poolctl.json_form import Table
 from poolctl.selection.regular_expressions import FASTER, LIMIT_SECONDS
-from poolctl.selection.selector import select
+from poolctl.selection.selector import NothingMatched, select
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
@@ -59,11 +59,11 @@ def no_server_outcome(ref: PoolRef) -> Outcome:
 def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:
     """The items selected by the request. Raises Failure (exit 4) if nothing matches."""
     selector = request.selector()
-    with expressions_limited():
-        chosen, unmatched = select(items, selector)
-    if unmatched is not None:
-        raise Failure(Outcome.failed(exit_codes.NOTHING_MATCHED, unmatched.message, unmatched.hint))
-    return chosen
+    try:
+        with expressions_limited():
+            return select(items, selector)
+    except NothingMatched as nothing:
+        raise Failure(Outcome.failed(exit_codes.NOTHING_MATCHED, nothing.message, nothing.hint)) from None
 
 
 def select_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Server = TypeVar("Server", bound=Selectable)
     Test = Callable[[Selectable], bool]
 
-__all__ = ["Selector", "SelectorError", "Unmatched", "select"]
+__all__ = ["NothingMatched", "Selector", "SelectorError", "select"]
 
 # The selections by lists of words: keys of a command request, and of a selector as JSON.
 LISTS = ("targets", "name", "bind", "expose", "tag", "state", "health")
@@ -47,6 +47,15 @@ class SelectorError(ValueError):
     """A selector that cannot be understood (a usage error); ``hint`` shows the place or names the fix."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class NothingMatched(Exception):
+    """Raised if a selection is empty; ``message`` names the words without a match, ``hint`` the fix."""
+
+    def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -132,17 +141,18 @@ def selection_needed(verb: str, count: int | None) -> SelectorError:
     )
 
 
-def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], Unmatched | None]:
-    """Return the selected items in order, and None; if the selection fails, return an empty list and the reason.
+def select(items: Iterable[Server], selector: Selector) -> list[Server]:
+    """Return the selected items in order.
 
-    A selection fails if a target matches no item or, unless the selector's `allow_empty` is true, no item is selected.
+    Raises NothingMatched if a target matches no item or, unless the selector's `allow_empty` is true, no item is
+    selected.
     """
     everything = list(items)
     if selector.selects_all:
-        return everything, None
+        return everything
     wanted, unknown = _by_targets(everything, selector.targets)
     if unknown:
-        return [], _unmatched_targets(unknown, everything)
+        raise _unmatched_targets(unknown, everything)
     tests = _tests(selector)
     chosen = [
         item
@@ -150,8 +160,8 @@ def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], U
         if ((wanted is None or at in wanted) and all(test(item) for test in tests)) is not selector.invert
     ]
     if not chosen and not selector.allow_empty:
-        return [], _unmatched_options(_options_text(selector), selector.tag, everything)
-    return chosen, None
+        raise _unmatched_options(_options_text(selector), selector.tag, everything)
+    return chosen
 
 
 def _by_targets(items: Sequence[Selectable], targets: list[str]) -> tuple[set[int] | None, list[str]]:
@@ -258,27 +268,16 @@ def _options_text(selector: Selector) -> str:
     return " ".join([*words, *["--not"] * selector.invert])
 
 
-class Unmatched:
-    """Why a selection matched nothing: a message that names the words without a match, and a hint at the fix."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        self.message = message
-        self.hint = hint
-
-    def __repr__(self) -> str:
-        return f"<Unmatched: {self.message}>"
-
-
-def _unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
-    """Return a message about targets that match no server, and a hint with names similar to the first ten targets."""
+def _unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> NothingMatched:
+    """The error for targets that match no server; its hint has names similar to the first ten targets."""
     shown, more = unknown[:_SHOWN_WORDS], len(unknown) - _SHOWN_WORDS
     message = f"no server matches {', '.join(map(repr, shown))}" + (f" and {more} more" if more > 0 else "")
     near = [name for target in shown for name in _similar_targets(target, items)]
-    return Unmatched(message, _did_you_mean(near) or "poolctl list --field name shows the names")
+    return NothingMatched(message, _did_you_mean(near) or "poolctl list --field name shows the names")
 
 
-def _unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
-    """Return a message about options that match no server, and a hint with tags similar to unknown tags in `tags`.
+def _unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> NothingMatched:
+    """The error for options that match no server; its hint has tags similar to unknown tags in `tags`.
 
     A similar tag may differ in case only, because tags are case-sensitive.
     """
@@ -286,7 +285,7 @@ def _unmatched_options(options: str, tags: Sequence[str], items: Sequence[Select
     unknown = [tag for tag in tags if tag not in known][:_SHOWN_WORDS]
     hint = "poolctl list -o wide shows all servers; --allow-empty accepts that options match nothing"
     near = [name for tag in unknown for name in similar_words(tag, known)]
-    return Unmatched(f"no server matches {options}".rstrip(), _did_you_mean(near) or hint)
+    return NothingMatched(f"no server matches {options}".rstrip(), _did_you_mean(near) or hint)
 
 
 def _did_you_mean(names: Sequence[str]) -> str:

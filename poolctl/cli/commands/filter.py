@@ -54,7 +54,7 @@ def perform(request: CommandRequest) -> Outcome:
     whole = CommandRequest("list", {key: request.get(key) for key in (*_PLACE, "allow_empty")})
     everything = selected(whole, find_pool(request)).items
     with expressions_limited():
-        narrowed, _ = select(everything, selector)
+        narrowed = select(everything, selector)
         found = [item for item in narrowed if matches(field_text(item, field))]
     if request.get("invert"):
         found = [item for item in everything if item not in found]

@@ -58,7 +58,7 @@ from poolctl.exit_codes import (
 )
 from poolctl.json_form import Table, to_json
 from poolctl.logs.log_line import seconds_of, stamp
-from poolctl.selection.selector import Selector, SelectorError, select
+from poolctl.selection.selector import NothingMatched, Selector, SelectorError, select
 from poolctl.states import in_words
 
 from ._cluster import KINDS, Cluster, NotFound, first_exception
@@ -207,8 +207,9 @@ class KubernetesClient:
             }
             try:
                 result = await found[verb](call)
-            except _Unmatched as nothing:
-                return nothing.result
+            except NothingMatched as nothing:
+                error = failure(PoolParamError, nothing.message, nothing.hint)
+                return ClusterResult(errors=(error,), exit_code=NOTHING_MATCHED)
             if verb == "start":
                 self._record_cluster(cluster)
             return result
@@ -243,14 +244,6 @@ def not_on_a_cluster(verb: str) -> ControlError:
     return ControlError(
         f"{verb} is for a pool on this machine: this one runs on Kubernetes", exit_code=USAGE, hint=hint
     )
-
-
-class _Unmatched(Exception):
-    """The selection is empty, or names a server that does not exist; `result` is the command's answer."""
-
-    def __init__(self, result: Result) -> None:
-        super().__init__("nothing matched")
-        self.result = result
 
 
 class _ClusterPool:
@@ -347,13 +340,8 @@ class _ClusterPool:
                     await self._changed.wait()
 
     def _selected(self, call: Call, found: Mapping[str, Workload]) -> list[str]:
-        """The names of the selected servers. Raises _Unmatched."""
-        items = self._items(found)
-        chosen, unmatched = select(items, call.selector)
-        if unmatched is not None:
-            nothing = failure(PoolParamError, unmatched.message, unmatched.hint)
-            raise _Unmatched(ClusterResult(errors=(nothing,), exit_code=NOTHING_MATCHED))
-        return [each.name for each in chosen]
+        """The names of the selected servers. Raises NothingMatched."""
+        return [each.name for each in select(self._items(found), call.selector)]
 
     def _items(
         self, found: Mapping[str, Workload], names: Iterable[str] | None = None

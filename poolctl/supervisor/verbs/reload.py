@@ -34,7 +34,7 @@ from poolctl.errors import PoolParamError, PoolRestartError, PoolStopError, Pool
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED, TIMED_OUT
 from poolctl.json_form import to_json
 from poolctl.runners.withheld_variables import withheld_variables
-from poolctl.selection.selector import Selector, select
+from poolctl.selection.selector import NothingMatched, Selector, select
 
 from ..active_configuration import ReaderFailed, ResolvedConfig
 from .changing_verbs import ensure_open_files_for_all, expired
@@ -436,11 +436,10 @@ class ConfigurationDrift:
         new = [item(server) for server in difference.servers if server.name not in self._core.entries]
         names: dict[str, None] = {}
         for target in call.selector.targets:
-            if select(here, Selector([target]))[1] is not None:
-                chosen, unmatched = select(new, Selector([target]))
-                if unmatched is not None:
+            if not _names_matching(here, target):
+                if not (in_files := _names_matching(new, target)):
                     return replace(result, changed=to_json(_answer(found.files, difference)))
-                names.update((each.name, None) for each in chosen)
+                names.update(dict.fromkeys(in_files))
         file = self._configuration.files[0]
         errors = [_not_in_pool(name, difference.files.get(name, file)) for name in names]
         return Result(errors=tuple(errors), exit_code=NOTHING_MATCHED) if errors else result
@@ -549,6 +548,14 @@ def _is_watched(directory: str) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _names_matching(servers: Iterable[Item], target: str) -> list[str]:
+    """The names of the servers that `target` selects; empty if it matches none."""
+    try:
+        return [each.name for each in select(servers, Selector([target]))]
+    except NothingMatched:
+        return []
 
 
 def _not_in_pool(name: str, file: str) -> ErrorEntry:

@@ -18,15 +18,14 @@ from poolctl.control.answers import (
     Result,
     ServerStep,
     SupervisorIdentity,
-    failure,
 )
 from poolctl.control.control_server import Attach, Progress, cannot_attach
 from poolctl.control.server_answers import Details, LiveChanges, ProbeResult, WorkerDetails
 from poolctl.core.core import Core, Goal
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry
-from poolctl.errors import PoolError, PoolParamError, ServerError
-from poolctl.exit_codes import FAILED, NOTHING_MATCHED, TIMED_OUT
+from poolctl.errors import PoolError, ServerError
+from poolctl.exit_codes import FAILED, TIMED_OUT
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.withheld_variables import withheld_values
@@ -127,14 +126,6 @@ class VerbContext:
     build: RunningBuild = field(default_factory=RunningBuild)
 
 
-class NothingMatched(Exception):
-    """The selection is empty, or names a server that does not exist; `result` is the command's result."""
-
-    def __init__(self, result: Result) -> None:
-        super().__init__("nothing matched")
-        self.result = result
-
-
 async def match_expressions(core: Core, selector: Selector) -> None:
     """Match the selector's regular expressions in another process, and set its `matched`. Raises SelectorError."""
     given = [name for name in EXPRESSIONS if getattr(selector, name)]
@@ -154,11 +145,7 @@ def selected(core: Core, selector: Selector) -> list[Entry]:
     entries = list(core.entries.values())
     if selector.selects_all:
         return entries
-    chosen, unmatched = select(items(core, entries), selector)
-    if unmatched is not None:
-        nothing = failure(PoolParamError, unmatched.message, unmatched.hint)
-        raise NothingMatched(Result(errors=(nothing,), exit_code=NOTHING_MATCHED))
-    names = {each.name for each in chosen}
+    names = {each.name for each in select(items(core, entries), selector)}
     return [entry for entry in entries if entry.name in names]
 
 

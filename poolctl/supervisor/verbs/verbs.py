@@ -8,24 +8,25 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
-from poolctl.control.answers import ErrorEntry, Item, PingResult, Result
+from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, failure
 from poolctl.control.control_server import Progress, Request
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.core.core import Core
 from poolctl.core.servers import caused_by
-from poolctl.exit_codes import CONFLICT, FAILED, USAGE
+from poolctl.errors import PoolParamError
+from poolctl.exit_codes import CONFLICT, FAILED, NOTHING_MATCHED, USAGE
 from poolctl.feature import features
 from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import user_name
-from poolctl.selection.selector import Selector, SelectorError
+from poolctl.selection.selector import NothingMatched, Selector, SelectorError
 
 from ..active_configuration import ActiveConfiguration, ReaderFailed
 from . import changing_verbs, reading_verbs
 from .changing_verbs import TooManyOpenFiles
 from .reload import ConfigurationDrift, Reload
 from .upgrade import Upgrade
-from .verb import Call, Daemon, NothingMatched, Verb, VerbContext, match_expressions
+from .verb import Call, Daemon, Verb, VerbContext, match_expressions
 
 _SHAPE = "objects, with timeout in seconds and env as a table"
 _SHAPES = {"timeout": (int, float), "env": (dict,), "hosts": (list,)}
@@ -98,7 +99,8 @@ class Verbs:
         except SelectorError as wrong:
             return _failed(USAGE, wrong.message, wrong.hint)
         except NothingMatched as nothing:
-            return await self._drift.explain(call, nothing.result)
+            error = failure(PoolParamError, nothing.message, nothing.hint)
+            return await self._drift.explain(call, Result(errors=(error,), exit_code=NOTHING_MATCHED))
         except TooManyOpenFiles as refused:
             # A supervisor without servers ends instead, because it would keep the limit that it was started with.
             if not self._core.servers.unused:

@@ -13,15 +13,15 @@ import pytest
 
 from poolctl.cli.outcome import Failure
 from poolctl.config import load
-from poolctl.control.answers import Result
+from poolctl.control.answers import Result, failure
 from poolctl.control.pool_paths import STATE_VARIABLE
-from poolctl.errors import ControlError
+from poolctl.errors import ControlError, PoolParamError
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.features.kubernetes import platform
 from poolctl.features.kubernetes._cluster import Cluster, NotFound
 from poolctl.features.kubernetes.platform import Call, KubernetesClient, _ClusterPool, not_on_a_cluster
 from poolctl.json_form import Table
-from poolctl.selection.selector import Selector, SelectorError
+from poolctl.selection.selector import NothingMatched, Selector, SelectorError
 from tests.configuration import server
 from tests.needs import needs
 
@@ -225,8 +225,9 @@ class Stage:
         call = Call(selector, options, self.report, timeout)
         try:
             return asyncio.run(getattr(pool, verb)(call))  # type: ignore[no-any-return]
-        except platform._Unmatched as nothing:
-            return nothing.result
+        except NothingMatched as nothing:
+            error = failure(PoolParamError, nothing.message, nothing.hint)
+            return Result(errors=(error,), exit_code=NOTHING_MATCHED)
 
     def applied(self, *kinds: str) -> list[str]:
         """The changes of objects of these kinds (default: those that make pods)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from poolctl.control.answers import Item
 from poolctl.json_form import from_json
 from poolctl.selection.regular_expressions import compiled
-from poolctl.selection.selector import Selector, SelectorError, Unmatched, select, selection_needed
+from poolctl.selection.selector import NothingMatched, Selector, SelectorError, select, selection_needed
 
 
 def item(name: str, bind: str, **keys: Any) -> Item:
@@ -31,16 +32,13 @@ ITEMS = [
 
 
 def chosen(selector: Selector) -> list[str]:
-    found, unmatched = select(ITEMS, selector)
-    assert unmatched is None
-    return [each.name for each in found]
+    return [each.name for each in select(ITEMS, selector)]
 
 
-def unmatched(selector: Selector) -> Unmatched:
-    found, reason = select(ITEMS, selector)
-    assert found == []
-    assert reason is not None
-    return reason
+def unmatched(selector: Selector) -> NothingMatched:
+    with pytest.raises(NothingMatched) as caught:
+        select(ITEMS, selector)
+    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -151,11 +149,11 @@ def test_options_that_match_nothing_are_unmatched_unless_that_is_allowed() -> No
 
 def test_no_selector_means_all_also_of_nothing() -> None:
     assert chosen(Selector()) == [each.name for each in ITEMS]
-    assert select([], Selector()) == ([], None)
+    assert select([], Selector()) == []
 
 
 def test_an_item_without_the_keys_is_not_chosen_by_them() -> None:
-    assert select([from_json(Item, {})], Selector(tag=["x"], allow_empty=True)) == ([], None)
+    assert select([from_json(Item, {})], Selector(tag=["x"], allow_empty=True)) == []
 
 
 @pytest.mark.parametrize(
@@ -205,7 +203,6 @@ def test_a_selector_says_what_it_chooses() -> None:
     assert repr(Selector()) == "<Selector all>"
     assert repr(Selector(["a"], tag=["b"], invert=True)) == "<Selector targets=['a'] tag=['b'] not>"
     assert repr(Selector(allow_empty=True)) == "<Selector allow_empty>"
-    assert repr(Unmatched("no server matches 'a'", "")) == "<Unmatched: no server matches 'a'>"
     assert Selector(["a"]) != Selector(["b"])
 
 
@@ -273,11 +270,9 @@ def by_definition(each: Item, selector: Selector) -> bool:
 
 @given(items, selectors)
 def test_selecting_is_what_the_contract_says(found: list[Item], selector: Selector) -> None:
-    result, reason = select(found, selector)
-    if reason is None:
-        assert result == [each for each in found if by_definition(each, selector)]
-    else:
-        assert result == []
+    try:
+        assert select(found, selector) == [each for each in found if by_definition(each, selector)]
+    except NothingMatched as reason:
         unknown = [target for target in selector.targets if repr(target) in reason.message]
         assert unknown or not any(by_definition(each, selector) for each in found)
 
@@ -286,10 +281,14 @@ def test_selecting_is_what_the_contract_says(found: list[Item], selector: Select
 def test_a_selection_and_its_inverse_are_everything_once(found: list[Item], selector: Selector) -> None:
     one = Selector.from_dict({**selector.to_dict(), "not": False, "allow_empty": True})
     other = Selector.from_dict({**selector.to_dict(), "not": True, "allow_empty": True})
-    (kept, reason), (left, other_reason) = select(found, one), select(found, other)
-    assert (reason is None) is (other_reason is None)
-    if reason is None and not one.selects_all:
-        assert sorted(map(id, kept + left)) == sorted(map(id, found))
+    try:
+        kept = select(found, one)
+    except NothingMatched:
+        with pytest.raises(NothingMatched):
+            select(found, other)
+    else:
+        left = select(found, other)
+        assert one.selects_all or sorted(map(id, kept + left)) == sorted(map(id, found))
 
 
 @given(selectors)
@@ -300,12 +299,10 @@ def test_a_selector_survives_the_wire(selector: Selector) -> None:
 @pytest.mark.filterwarnings("ignore:Possible:FutureWarning")  # of regular expressions such as `[[`
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_any_text_is_a_target_or_an_error_and_never_a_crash(target: str, pattern: str) -> None:
-    select(ITEMS, Selector([target]))
-    try:
-        selector = Selector(name=[pattern])
-    except SelectorError:
-        return
-    select(ITEMS, selector)
+    with contextlib.suppress(NothingMatched):
+        select(ITEMS, Selector([target]))
+    with contextlib.suppress(NothingMatched, SelectorError):
+        select(ITEMS, Selector(name=[pattern]))
 
 
 @pytest.mark.parametrize("expression", ["[[a]", "[a||b]", "[a&&b]"])
