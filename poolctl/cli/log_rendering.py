@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import unicodedata
 
-from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import coloured, paint, printable
-from poolctl.control import pool_paths
 from poolctl.json_form import Table
 from poolctl.logs.line_filter import canonical_level, level_place
 from poolctl.logs.log_line import JsonRecord, LogLine, clock_time, parse_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Iterable
 
     from poolctl.control.server_answers import Described
 
@@ -185,10 +182,9 @@ def _escaped(text: str) -> str:
     )
 
 
-def log_paths(items: Sequence[Described], pool: PoolRef) -> dict[str, str]:
-    """The log file of each server by name: the configured one, else the one in the state directory."""
-    state = pool_paths.state_dir(os.environ, pool.key)
+def log_paths(items: Iterable[Described], directory: str) -> dict[str, str]:
+    """The log file of each server by name: the configured one, else the one in the pool's `directory` of logs."""
     return {
-        item.name: (item.config.get("log") or {}).get("path") or f"{state}/logs/{item.name}.log"
+        item.name: (item.config.get("log") or {}).get("path") or f"{directory}/{item.name}.log"
         for item in items
     }

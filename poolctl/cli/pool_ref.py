@@ -51,6 +51,11 @@ class PoolRef:
         """The path of the supervisor's control socket. It need not exist."""
         return f"{self.directory}/{pool_paths.SOCKET_NAME}"
 
+    @property
+    def logs_directory(self) -> str:
+        """The directory of the servers' logs, except of those with a path of their own. It need not exist."""
+        return f"{pool_paths.state_dir(os.environ, self.key)}/logs"
+
     def client(self) -> Platform:
         """A client of the supervisor, or of the platform that runs the pool. ControlError for an unknown platform."""
         if self.platform == LOCAL:

@@ -170,7 +170,7 @@ def _selected_logs(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, st
         raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
     servers = not gateway or not request.selector().selects_all
     items = _described(request, pool) if servers else ()
-    paths = log_paths(items, pool)
+    paths = log_paths(items, pool.logs_directory)
     if gateway:
         state = pool_paths.state_dir(os.environ, pool.key)
         files = f"{pool.directory}/{pool_paths.GATEWAY_LOG}", f"{state}/{pool_paths.GATEWAY_ACCESS_LOG}"

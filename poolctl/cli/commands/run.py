@@ -50,7 +50,7 @@ from poolctl.cli.supervisor_requests import (
     startup_failure,
 )
 from poolctl.config import Finding, address_parts
-from poolctl.control import pool_paths, sd_notify
+from poolctl.control import sd_notify
 from poolctl.control.answers import ErrorEntry, EventsResult, Item, ProgressLine, ReloadResult, Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, read_exit, wait_for_exit
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
@@ -361,10 +361,11 @@ class RunSession:
         chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
         try:
             items = self.client.ask(ShowResult, "show").items
-            paths = log_paths([item for item in items if item.log_files is not False], self.pool)
+            paths = log_paths(
+                [item for item in items if item.log_files is not False], self.pool.logs_directory
+            )
         except ControlError:  # the pool has already ended
-            logs = f"{pool_paths.state_dir(os.environ, self.pool.key)}/logs"
-            paths = {name: f"{logs}/{name}.log" for name in chosen}
+            paths = {name: f"{self.pool.logs_directory}/{name}.log" for name in chosen}
         return {name: paths[name] for name in chosen if name in paths}
 
     def print_conclusion(self) -> None:
@@ -617,7 +618,7 @@ class LogPrinter:
             items = self._client.ask(ShowResult, "show").items
         except ControlError:
             return  # the command waiting for the start reports the reason
-        paths = log_paths(items, self._pool)
+        paths = log_paths(items, self._pool.logs_directory)
         if self._objects:
             form = json_line
         else:  # files and log collectors of containers get the lines unchanged

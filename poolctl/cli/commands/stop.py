@@ -14,7 +14,6 @@ from poolctl.cli.render import abbreviated_list, dependents_text, servers
 from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor
-from poolctl.control.pool_paths import state_dir
 from poolctl.errors import PoolError
 from poolctl.json_form import Table, from_json
 
@@ -52,9 +51,8 @@ def perform(request: CommandRequest) -> Outcome:
     if result.exit_code and not result.items:
         return Outcome.of(result)
     message = _stopped_line(result, waited=not request.get("no_wait"))
-    logs = f"{state_dir(os.environ, pool.key)}/logs"
-    if result.ended and os.path.isdir(logs):
-        message += f"\nlogs: {logs}"
+    if result.ended and os.path.isdir(pool.logs_directory):
+        message += f"\nlogs: {pool.logs_directory}"
     return Outcome.of(result, message)
 
 

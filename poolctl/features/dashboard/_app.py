@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from poolctl.cli.log_rendering import record_lines
+from poolctl.cli.log_rendering import log_paths, record_lines
 from poolctl.clock import Clock
 from poolctl.config.values.plain import NAME_PATTERN
 from poolctl.control.answers import Result
@@ -188,12 +187,8 @@ class _Page:
         """Stream the log files of the servers in the query, or of all."""
         wanted = set(request.query_params.getlist("server"))
         result = await self._hub.ask(ShowResult, "show", [], {})
-        paths = {
-            item.name: (item.config.get("log") or {}).get("path")
-            or os.path.join(self._settings.logs_directory, f"{item.name}.log")
-            for item in result.items
-            if not wanted or item.name in wanted
-        }
+        items = [item for item in result.items if not wanted or item.name in wanted]
+        paths = log_paths(items, self._settings.logs_directory)
         if not paths:
             return JSONResponse({"error": "there is no such server"}, 404)
         return self._streamed(_log_lines(dict(list(paths.items())[:MOST_SERVERS])))

@@ -237,7 +237,7 @@ class LiveView:
         try:
             found = await self._ask(ShowResult, "show", {"selector": {"targets": [name]}})
             if self._pane is None:
-                self._pane = LogPane(name, log_paths(found.items, self._view.ref)[name])
+                self._pane = LogPane(name, log_paths(found.items, self._view.ref.logs_directory)[name])
                 if self._pane.fileno() >= 0:
                     self._loop.add_reader(self._pane.fileno(), self._news.set)
         except (ControlError, OSError) as error:
