@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from poolctl.cli.command_line import CommandRequest
     from poolctl.control.client import Platform
 
-_ANSWER_SECONDS = 1.0
-
-
 # Commands that read the files alone, whatever runs the pool.
 _OF_FILES = frozenset({"config", "doctor", "export", "serve", "validate", "version"})
 
@@ -135,13 +132,7 @@ def _is_running(pool: PoolRef) -> bool:
 
     if not os.path.isdir(pool.directory):
         return False
-    try:
-        Client(pool.socket).ping(timeout=_ANSWER_SECONDS)
-    except NoSupervisor:
-        return has_orphans(os.environ, pool.directory)
-    except ControlError:
-        pass  # it exists; the command reports the problem
-    return True
+    return pool_paths.listens(pool.socket) or has_orphans(os.environ, pool.directory)
 
 
 def _warn_of_missing(files: list[str], request: CommandRequest) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli import pool_ref
 from poolctl.cli.command_line import CommandRequest, names, parse
 from poolctl.cli.outcome import Failure, UsageError, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, same_name_warning
@@ -267,11 +266,10 @@ def test_workers_that_are_left_behind_are_a_running_pool(
     assert capsys.readouterr().err == ""
 
 
-def test_supervisor_that_does_not_answer_exists(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervisor_that_does_not_answer_exists(directory: Path) -> None:
     pool = find_pool(request_of("list"))
     Path(pool.directory).mkdir(parents=True, mode=0o700)
     (directory / "pool.toml").unlink()
-    monkeypatch.setattr(pool_ref, "_ANSWER_SECONDS", 0.05)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(pool.socket)
         listener.listen()
