@@ -65,30 +65,21 @@ class Engine:
 
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
         """Schedule `work` on the loop; returns its future, which can cancel it. The caller must hold LOCK."""
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._holds += 1  # released when the work is done
-        self.loop.call_soon_threadsafe(self._begin, work, future, context=contextvars.Context())
-        return future
+        # In an empty context, because the work may outlast its caller.
+        return contextvars.Context().run(asyncio.run_coroutine_threadsafe, self._perform(work), self.loop)
 
-    def _begin(self, work: Coroutine[None, None, T], future: concurrent.futures.Future[T]) -> None:
-        if future.cancelled():
-            work.close()
-            self._release()
-            return
-        task = self.loop.create_task(work)
+    async def _perform(self, work: Coroutine[None, None, T]) -> T:
+        task = asyncio.current_task()
+        assert task is not None
         self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-        def cancel_work(_: object) -> None:
-            if future.cancelled() and not self.loop.is_closed():
-                self.loop.call_soon_threadsafe(task.cancel)
-
-        task.add_done_callback(lambda _: _hand_over(task, future))
-        future.add_done_callback(cancel_work)
-
-    def _done(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
-        self._release()
+        try:
+            await asyncio.sleep(0)  # work that is cancelled before it has begun does not begin
+            return await work
+        finally:
+            work.close()
+            self._tasks.discard(task)
+            self._release()
 
     def hold(self) -> None:
         """Keep the engine's thread alive until the matching `release`, for a running server or a runner in use."""
@@ -121,18 +112,6 @@ class Engine:
         if endings:
             await asyncio.wait(endings, timeout=EXIT_SECONDS)
         self._over.set()
-
-
-def _hand_over(task: asyncio.Task[T], future: concurrent.futures.Future[T]) -> None:
-    if task.cancelled():
-        future.cancel()
-    error = None if task.cancelled() else task.exception()
-    if not future.set_running_or_notify_cancel():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(task.result())
 
 
 def engine() -> Engine:
