@@ -40,7 +40,7 @@ _MODULES = {
     "candidate_files default_env_file find_config foreign_format missing_file platform_of read_regular read_text "
     "variables_named_in",
     "loader": "added_server load",
-    "model.pool_tables": "EventsTable Tables pool_variables routes_of",
+    "model.pool_tables": "EventsTable MetricsTable Tables pool_variables routes_of",
     "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",
     "rules.conflicts": "Named conflicts dependency_findings longest_stop_seconds named_addresses own_addresses "
     "reference_findings users_of with_addresses",

@@ -259,9 +259,9 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         self._verbs.add("metrics", metrics.verb)
         self._verbs.add("health", health.verb)
         self._parts.add_to(self._verbs)
-        self._metrics = MetricsAddress(self._keeper, self.events, metrics, health)
-        self._configuration.follow(self._metrics.follow)
-        await self._metrics.wait_for_opening()
+        address = self._metrics = MetricsAddress(self._environment, self.events, metrics, health)
+        self._configuration.follow(lambda tables: address.follow(tables.metrics))
+        await address.wait_for_opening()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
             self._service = Service(os.environ, self.core)

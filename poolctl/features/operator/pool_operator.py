@@ -27,7 +27,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.monitor.metrics import Family, Row, families_of
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.feature_parts import PartSite
-from poolctl.supervisor.observers.held_address import HttpEndpoint, TableAddress
+from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
 
 from .client import OperatorSettings
 from .table import OperatorTable
@@ -167,7 +167,7 @@ class OperatorEndpoint(HttpEndpoint):
             self._events.record("audit", "operator client refused", message=message, severity="warning")
 
 
-class OperatorAddress(TableAddress[OperatorEndpoint, OperatorTable]):
+class OperatorAddress(HeldAddress[OperatorEndpoint, OperatorTable]):
     """Listens on the address in [operator], and serves an OperatorEndpoint there."""
 
     def __init__(self, environment: PoolEnvironment, events: Events, core: Core) -> None:

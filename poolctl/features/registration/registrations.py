@@ -51,7 +51,7 @@ from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.feature_parts import PartSite
-from poolctl.supervisor.observers.held_address import HttpEndpoint, TableAddress
+from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
 from poolctl.supervisor.verbs.verb import Call, Verb
 
 from ._answers import RegistrationsResult
@@ -620,7 +620,7 @@ class RegistrationEndpoint(HttpEndpoint):
             self._events.record("audit", "registration client refused", message=message, severity="warning")
 
 
-class RegistrationAddress(TableAddress[RegistrationEndpoint, RegistrationTable]):
+class RegistrationAddress(HeldAddress[RegistrationEndpoint, RegistrationTable]):
     """Listens on the address in [registration], and serves a RegistrationEndpoint there."""
 
     def __init__(self, environment: PoolEnvironment, events: Events, services: TargetRegistration) -> None:

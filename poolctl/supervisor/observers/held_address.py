@@ -18,7 +18,7 @@ from poolctl.http.http_server import HttpHandler, HttpServer, ServerLimits
 from poolctl.listeners.open_listener import BACKLOG, Identity, identity_of, remove_socket_file
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.listener_opener import Opener, in_daemon_thread
-from poolctl.runners.process_link import Link, LinkLost
+from poolctl.runners.process_link import LinkLost
 
 from ..active_configuration import PoolEnvironment
 
@@ -58,25 +58,33 @@ class HttpEndpoint(HttpHandler):
         """Admit every client: each request is authorized separately."""
 
 
+class BoundTable(Protocol):
+    """A table of the configuration with the address to serve at. It may have the `mode` of a Unix socket."""
+
+    @property
+    def bind(self) -> str | None: ...
+
+
 Endpoint = TypeVar("Endpoint", bound=HttpEndpoint)
+OfTable = TypeVar("OfTable", bound=BoundTable)
 
 
-class HeldAddress(Generic[Endpoint]):
-    """Serves HTTP at one address, and tries again after a failure; `problem` is why it is not served, or "".
+class HeldAddress(Generic[Endpoint, OfTable]):
+    """Serves HTTP at the address in a table of the configuration, and tries again after a failure.
 
-    `entry` is the listener's name in the keeper's store. `what` is the name of the table of the configuration that has
-    the address, such as "metrics"; it is used in messages.
+    `problem` is why the address is not served, or "". `entry` is the listener's name in the keeper's store. `what` is
+    the table's name, such as "metrics"; it is used in messages.
     """
 
-    def __init__(self, keeper: Link, events: Events, entry: str, what: str) -> None:
+    def __init__(self, environment: PoolEnvironment, events: Events, entry: str, what: str) -> None:
         self.problem = ""
-        self._keeper = keeper
+        self._environment = environment
+        self._keeper = environment.keeper
         self._events = events
         self._entry = entry
         self._what = what
         self._opener = Opener()
-        self._wanted: str | None = None
-        self._mode: int | None = None
+        self._table: OfTable | None = None
         self._open: str | None = None
         self._identity: Identity | None = None
         self._listeners: list[socket.socket] = []
@@ -90,8 +98,11 @@ class HeldAddress(Generic[Endpoint]):
         """Create the HTTP server for the address."""
         raise NotImplementedError
 
-    async def configure(self, server: Endpoint) -> None:
-        """Apply the newest settings to the server. Raises ServerError or OSError."""
+    async def apply(self, server: Endpoint, table: OfTable, env: Mapping[str, str]) -> None:
+        """Set up `server` as in `table`; `env` has the variables that `table` names. Raises ServerError or OSError.
+
+        If the token or certificate is unusable, the previous one stays in use.
+        """
         raise NotImplementedError
 
     async def use_certificate(
@@ -104,7 +115,7 @@ class HeldAddress(Generic[Endpoint]):
     ) -> None:
         """Use the certificate of `tls` for new connections of the server; with `tls` False, use plaintext.
 
-        For use in `configure`, which is called again from time to time to load renewed files. If `tls` has a `ca`,
+        For use in `apply`, which is called again from time to time to load renewed files. If `tls` has a `ca`,
         clients may present certificates; with `required` they must. Raises ServerError.
         """
         if not tls:
@@ -116,14 +127,12 @@ class HeldAddress(Generic[Endpoint]):
             self._certificate = mark
 
     async def wait_for_opening(self) -> None:
-        """Wait until the address is served, or the first attempt since `serve_at` has failed."""
+        """Wait until the address is served, or the first attempt since `follow` has failed."""
         await self._tried.wait()
 
-    def serve_at(self, bind: str | None, mode: str = "") -> None:
-        """Serve this address from now on; with None, stop serving. `mode` is the octal mode of a Unix socket, or ""."""
-        address = None if bind is None else parse(bind)
-        self._wanted = None if address is None else address.key
-        self._mode = int(mode, 8) if address is not None and address.kind == "unix" and mode else None
+    def follow(self, table: OfTable | None) -> None:
+        """Serve at the address of `table`, with its settings, from now on; with None, stop serving."""
+        self._table = table
         self._tried.clear()
         self._changed.set()
         if self._work is None:
@@ -137,13 +146,13 @@ class HeldAddress(Generic[Endpoint]):
         await self._shut()
 
     async def _serve(self) -> None:
-        """Serve HTTP at the address set by `serve_at`, until cancelled; try again after a failure."""
+        """Serve HTTP as the table set by `follow` says, until cancelled; try again after a failure."""
         await self._adopt()
         while True:
             self._changed.clear()
             pause = None
             try:
-                await self._apply(self._wanted, self._mode)
+                await self._serve_as(self._table)
                 pause = _RENEWAL_SECONDS if self._certificate is not None else None
                 self.problem = ""
             except (ServerError, OSError) as error:
@@ -166,12 +175,15 @@ class HeldAddress(Generic[Endpoint]):
             self._listeners = [socket.socket(fileno=fd) for fd in fds]
             self._identity = identity_of(_bind_of(self._open))
 
-    async def _apply(self, bind: str | None, mode: int | None) -> None:
-        wanted = None if bind is None else bind if mode is None else f"{mode:04o} {bind}"
-        if wanted is None or wanted != self._open:
+    async def _serve_as(self, table: OfTable | None) -> None:
+        if table is None or table.bind is None:
             await self._shut()
-        if bind is None or wanted is None:
             return
+        bind, written = parse(table.bind).key, getattr(table, "mode", "")
+        mode = int(written, 8) if bind.startswith("unix:") and written else None
+        wanted = bind if mode is None else f"{mode:04o} {bind}"
+        if wanted != self._open:
+            await self._shut()
         if self._open is None:
             self._listeners = await self._opener.listen(parse(bind), mode=mode)
             self._open, self._identity = wanted, identity_of(bind)
@@ -179,7 +191,7 @@ class HeldAddress(Generic[Endpoint]):
             self._keeper.send({"op": "put", "name": self._entry, "meta": wanted}, fds)
         if (server := self._server) is None:
             server, self._certificate = self.make_server(), None
-        await self.configure(server)
+        await self.apply(server, table, self._environment.configuration.environment)
         if self._server is None:
             try:
                 server.serve(self._listeners, BACKLOG)
@@ -200,45 +212,6 @@ class HeldAddress(Generic[Endpoint]):
             self._open, self._listeners = None, []
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": self._entry})
-
-
-class BoundTable(Protocol):
-    """A table of the configuration with the address to serve at, and the mode of a Unix socket."""
-
-    @property
-    def bind(self) -> str | None: ...
-
-    @property
-    def mode(self) -> str: ...
-
-
-OfTable = TypeVar("OfTable", bound=BoundTable)
-
-
-class TableAddress(HeldAddress[Endpoint], Generic[Endpoint, OfTable]):
-    """Serves HTTP at the address that a table of the configuration gives. `what` is the table's name."""
-
-    def __init__(self, environment: PoolEnvironment, events: Events, entry: str, what: str) -> None:
-        super().__init__(environment.keeper, events, entry, what)
-        self._environment = environment
-        self._table: OfTable | None = None
-
-    def follow(self, table: OfTable | None) -> None:
-        """Serve at the address of `table`, with its settings, from now on; with None, stop serving."""
-        self._table = table
-        if table is None:
-            self.serve_at(None)
-        else:
-            self.serve_at(table.bind, table.mode)
-
-    async def configure(self, server: Endpoint) -> None:
-        """Apply the newest settings. If the token or certificate is unusable, the previous one stays in use."""
-        if self._table is not None:
-            await self.apply(server, self._table, self._environment.configuration.environment)
-
-    async def apply(self, server: Endpoint, table: OfTable, env: Mapping[str, str]) -> None:
-        """Set up `server` as in `table`; `env` has the variables that `table` names. Raises ServerError or OSError."""
-        raise NotImplementedError
 
 
 def _bind_of(held: str) -> str:

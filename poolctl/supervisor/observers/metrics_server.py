@@ -14,7 +14,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from poolctl.config import Tables
+from poolctl.config import MetricsTable
 from poolctl.control.answers import SupervisorIdentity
 from poolctl.control.server_answers import HealthReport, HealthResult, MetricsResult
 from poolctl.core.core import Core
@@ -48,9 +48,9 @@ from poolctl.routing.route_health import (
     health_in_depth,
     server_health,
 )
-from poolctl.runners.process_link import Link
 from poolctl.selection.selector import Selector, SelectorError
 
+from ..active_configuration import PoolEnvironment
 from ..feature_parts import FeatureParts
 from ..statistics import Statistics
 from ..verbs.verb import Call, complaint_of, selected
@@ -201,26 +201,21 @@ def _own_health(core: Core, entry: Entry) -> RouteHealth:
     return replace(health, detail=failed) if (failed := failed_run_message(entry)) else health
 
 
-class MetricsAddress(HeldAddress["MetricsServer"]):
+class MetricsAddress(HeldAddress["MetricsServer", MetricsTable]):
     """Serves metrics and health over HTTP at the address in the table [metrics]."""
 
-    def __init__(self, keeper: Link, events: Events, metrics: PoolMetrics, health: PoolHealth) -> None:
-        super().__init__(keeper, events, fd_store.METRICS, "metrics")
+    def __init__(
+        self, environment: PoolEnvironment, events: Events, metrics: PoolMetrics, health: PoolHealth
+    ) -> None:
+        super().__init__(environment, events, fd_store.METRICS, "metrics")
         self._metrics = metrics
         self._health = health
-        self._path = ""
-
-    def follow(self, tables: Tables) -> None:
-        """Serve the address of the table [metrics] from now on; without this table, stop serving."""
-        table = tables.metrics
-        self._path = "" if table is None else table.path
-        self.serve_at(None if table is None else table.bind)
 
     def make_server(self) -> MetricsServer:
-        return MetricsServer(self._metrics, self._health, self._path)
+        return MetricsServer(self._metrics, self._health)
 
-    async def configure(self, server: MetricsServer) -> None:
-        server.path = self._path
+    async def apply(self, server: MetricsServer, table: MetricsTable, env: Mapping[str, str]) -> None:
+        server.path = table.path
 
 
 LIMITS = ServerLimits(
@@ -240,9 +235,9 @@ HEALTH = {"/health": SIMPLE, "/health/summary": SUMMARY, "/health/full": FULL}
 class MetricsServer(HttpEndpoint):
     """Answers `GET path` with the metrics, and the paths in `HEALTH` with the pool's health."""
 
-    def __init__(self, metrics: PoolMetrics, health: PoolHealth, path: str) -> None:
+    def __init__(self, metrics: PoolMetrics, health: PoolHealth) -> None:
         super().__init__(LIMITS, "scrapes of the metrics")
-        self.path = path
+        self.path = ""
         self._metrics = metrics
         self._health = health
         self._latest_health: tuple[float, HealthOfPool] | None = None

@@ -21,7 +21,7 @@ from poolctl.keeper.keeper import Store
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.listener_opener import Opener
 from poolctl.supervisor.observers import held_address
-from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint, TableAddress
+from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import run
@@ -42,36 +42,39 @@ class Greeter(HttpEndpoint):
         return 400, "text/plain", b""
 
 
-class Greetings(HeldAddress[Greeter]):
-    """Greets at an address; `wrong` is what the settings of the next configuration have wrong."""
+class Greetings(HeldAddress[Greeter, Any]):
+    """Greets at an address; `wrong` is what the settings of the next table have wrong."""
 
     def __init__(self, store: Store) -> None:
         self.link = StoreLink(store)
         self.recorded: list[str] = []
         events = Events(ManualClock())
         events.subscribe(lambda event: self.recorded.append(f"{event.kind} {event.event}: {event.message}"))
-        super().__init__(self.link, events, "greetings", "greet")
+        self.variables: dict[str, str] = {}
+        environment: Any = SimpleNamespace(
+            keeper=self.link, configuration=SimpleNamespace(environment=self.variables)
+        )
+        super().__init__(environment, events, "greetings", "greet")
         self.events = events
         self.word = "hello"
         self.made = 0
         self.wrong: Exception | None = None
         self.tls: TLSConfig | Literal[False] = False
         self.required = True
-        self.environment: dict[str, str] = {}
 
     def make_server(self) -> Greeter:
         self.made += 1
         return Greeter()
 
-    async def configure(self, server: Greeter) -> None:
+    async def apply(self, server: Greeter, table: Any, env: Mapping[str, str]) -> None:
         if self.wrong is not None:
             raise self.wrong
         server.word = self.word
-        await self.use_certificate(server, self.tls, self.environment, required=self.required)
+        await self.use_certificate(server, self.tls, env, required=self.required)
 
     async def served(self, bind: str | None, mode: str = "") -> None:
         """Serve there; returns when it has been tried."""
-        self.serve_at(bind, mode)
+        self.follow(None if bind is None else SimpleNamespace(bind=bind, mode=mode))
         await self.wait_for_opening()
 
     async def over(self) -> None:
@@ -120,7 +123,7 @@ def test_attempt_at_an_earlier_address_says_nothing_about_the_current_one(
         begun, goes_on = asyncio.Event(), asyncio.Event()
 
         class Slow(Greetings):
-            async def configure(self, server: Greeter) -> None:
+            async def apply(self, server: Greeter, table: Any, env: Mapping[str, str]) -> None:
                 if begun.is_set():
                     await asyncio.sleep(0.01)
                     return
@@ -129,9 +132,9 @@ def test_attempt_at_an_earlier_address_says_nothing_about_the_current_one(
                 raise ServerError("not here")
 
         greetings = Slow(Store())
-        greetings.serve_at(f"127.0.0.1:{free_port()}")
+        greetings.follow(SimpleNamespace(bind=f"127.0.0.1:{free_port()}"))
         await begun.wait()
-        greetings.serve_at(f"127.0.0.1:{free_port()}")
+        greetings.follow(SimpleNamespace(bind=f"127.0.0.1:{free_port()}"))
         goes_on.set()
         await greetings.wait_for_opening()
         assert greetings.problem == ""
@@ -307,7 +310,7 @@ def test_clients_present_certificates_if_that_is_required(
         )  # fmt: skip
         greetings.required = required
         server = Greeter()
-        await greetings.configure(server)
+        await greetings.apply(server, None, greetings.variables)
         assert server.tls is not None
         assert (server.tls.verify_mode, server.tls.minimum_version) == (mode, ssl.TLSVersion.TLSv1_3)
         names = {each["name"] for each in server.tls.get_ciphers()}
@@ -315,7 +318,7 @@ def test_clients_present_certificates_if_that_is_required(
         assert "ECDHE-ECDSA-AES256-GCM-SHA384" not in names
         without = Greeter()
         greetings.tls = TLSConfig(cert=str(cert), key=str(key))
-        await greetings.configure(without)
+        await greetings.apply(without, None, greetings.variables)
         assert without.tls is not None
         assert (without.tls.verify_mode, without.tls.minimum_version) == (
             ssl.CERT_NONE,
@@ -331,7 +334,7 @@ def test_certificate_that_cannot_be_used_names_its_table(tmp_path: Path) -> None
         greetings = Greetings(Store())
         greetings.tls = TLSConfig(cert=str(tmp_path / "gone.pem"))
         with pytest.raises(ServerError) as caught:
-            await greetings.configure(Greeter())
+            await greetings.apply(Greeter(), None, greetings.variables)
         assert caught.value.message.startswith("its certificate cannot be used: ")
         assert caught.value.hint == "check tls of [greet]"
         greetings.link.end()
@@ -351,13 +354,13 @@ def test_key_is_decrypted_with_the_password_of_its_variable(tmp_path: Path) -> N
         )
         greetings = Greetings(Store())
         greetings.tls = TLSConfig(cert=str(cert), key=str(key), password_env="KEY")
-        for environment in ({}, {"KEY": "wrong"}):
-            greetings.environment = environment
+        for variables in ({}, {"KEY": "wrong"}):
+            greetings.variables.update(variables)
             with pytest.raises(ServerError):
-                await greetings.configure(Greeter())
-        greetings.environment = {"KEY": "open sesame"}
+                await greetings.apply(Greeter(), None, greetings.variables)
+        greetings.variables["KEY"] = "open sesame"
         server = Greeter()
-        await greetings.configure(server)
+        await greetings.apply(server, None, greetings.variables)
         assert server.tls is not None
         greetings.link.end()
 
@@ -370,25 +373,14 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-class TableGreetings(TableAddress[Greeter, Any]):
+class TableGreetings(Greetings):
     """Greets as a table of the file says, with a variable of the environment."""
-
-    def __init__(self, store: Store) -> None:
-        self.link = StoreLink(store)
-        self.environment: Any = SimpleNamespace(
-            keeper=self.link, configuration=SimpleNamespace(environment={"NAME": "Ada"})
-        )
-        super().__init__(self.environment, Events(ManualClock()), "greetings", "greet")
-
-    def make_server(self) -> Greeter:
-        return Greeter()
 
     async def apply(self, server: Greeter, table: Any, env: Mapping[str, str]) -> None:
         server.word = f"{table.word} {env['NAME']}"
 
     async def followed(self, table: Any) -> None:
         """Follow the table; returns when its address has been tried."""
-        self._tried.clear()
         self.follow(table)
         await self.wait_for_opening()
 
@@ -397,15 +389,15 @@ def test_address_of_a_table_follows_it_and_the_newest_environment(tmp_path: Path
     async def work() -> None:
         path = tmp_path / "greet.sock"
         greetings = TableGreetings(Store())
+        greetings.variables["NAME"] = "Ada"
         table = SimpleNamespace(bind=f"unix:{path}", mode="0660", word="hello")
         await greetings.followed(table)
         assert (await greeted(str(path)), path.stat().st_mode & 0o777) == ("hello Ada", 0o660)
-        greetings.environment.configuration.environment["NAME"] = "Grace"
+        greetings.variables["NAME"] = "Grace"
         await greetings.followed(SimpleNamespace(bind=f"unix:{path}", mode="0660", word="good evening"))
         assert (await greeted(str(path)), greetings.problem) == ("good evening Grace", "")
         await greetings.followed(None)
         assert not path.exists()
-        await greetings.close()
-        greetings.link.end()
+        await greetings.over()
 
     run(work())

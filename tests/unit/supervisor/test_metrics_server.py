@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import SupervisorIdentity
 from poolctl.http.http_client import exchange
@@ -99,7 +98,8 @@ def test_pool_without_a_gateway_has_the_health_of_its_servers() -> None:
 def test_health_is_served_next_to_the_metrics_with_503_for_what_does_not_serve() -> None:
     async def work() -> None:
         routes = Routes(users=WELL)
-        server = MetricsServer(Any, PoolHealth(Desk().core, routes.healths), "/metrics")  # type: ignore[arg-type]
+        server = MetricsServer(Any, PoolHealth(Desk().core, routes.healths))  # type: ignore[arg-type]
+        server.path = "/metrics"
         listener = socket.create_server(("127.0.0.1", 0))
         where = listener.getsockname()
         server.serve([listener], 10)
@@ -196,7 +196,8 @@ class Figures:
         parts: Any = [SimpleNamespace(pids={"gateway": os.getppid()}, metrics=self._of_feature)]
         self.name = "shop"
         self.metrics = PoolMetrics(self.desk.core, Statistics(self.desk.core, totals), self._identity, parts)
-        self.server = MetricsServer(self.metrics, PoolHealth(self.desk.core, Routes().healths), "/figures")
+        self.server = MetricsServer(self.metrics, PoolHealth(self.desk.core, Routes().healths))
+        self.server.path = "/figures"
 
     def _identity(self) -> SupervisorIdentity:
         about = {"name": self.name, "python": "3.11.7", "keeper_pid": os.getpid()}
@@ -369,8 +370,8 @@ def test_what_is_no_request_is_refused_with_its_reason() -> None:
     run(work())
 
 
-def table(bind: str, path: str = "/metrics") -> Tables:
-    return Tables(metrics=MetricsTable(bind=bind, path=path))
+def table(bind: str, path: str = "/metrics") -> MetricsTable:
+    return MetricsTable(bind=bind, path=path)
 
 
 class Address:
@@ -381,7 +382,8 @@ class Address:
         self.recorded: list[str] = []
         figures.desk.events.subscribe(lambda event: self.recorded.append(f"{event.event}: {event.message}"))
         health = PoolHealth(figures.desk.core, Routes().healths)
-        self.served = MetricsAddress(self.link, figures.desk.events, figures.metrics, health)
+        environment: Any = SimpleNamespace(keeper=self.link, configuration=SimpleNamespace(environment={}))
+        self.served = MetricsAddress(environment, figures.desk.events, figures.metrics, health)
 
     async def get(self, port: int, path: str) -> int:
         async with exchange(
@@ -415,7 +417,7 @@ def test_metrics_move_with_their_table_and_the_next_supervisor_takes_over_the_li
         await until_async(lambda: after.served._open == f"127.0.0.1:{other}")
         await until_async(lambda: after.served._server is not None)
         assert await after.get(other, "/metrics") == 200
-        after.served.follow(Tables())
+        after.served.follow(None)
         await until_async(lambda: after.served._open is None)
         for each in (address, after):
             await each.served.close()
