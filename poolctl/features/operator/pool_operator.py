@@ -89,7 +89,7 @@ class Report(NamedTuple):
 class OperatorEndpoint(HttpEndpoint):
     """An HTTP endpoint that scales up a service when a client reports requests for it by a POST to the path `endpoint`.
 
-    `endpoint`, `access`, `tls` and `namespace` may be changed at any time. Unless `namespace` is None, reports for
+    `endpoint`, `access` and `namespace` may be changed at any time. Unless `namespace` is None, reports for
     other namespaces are answered with 404.
     """
 

@@ -540,7 +540,7 @@ class Refused(Exception):
 
 
 class RegistrationEndpoint(HttpEndpoint):
-    """Answers `POST /v1/register` and `/v1/unregister`. `clients` and `tls` may be changed at any time."""
+    """Answers `POST /v1/register` and `/v1/unregister`. `clients` may be changed at any time."""
 
     def __init__(self, services: TargetRegistration, events: Events) -> None:
         super().__init__(LIMITS, "registrations")

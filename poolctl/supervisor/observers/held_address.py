@@ -31,28 +31,10 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class HttpEndpoint(HttpHandler):
-    """An HTTP server at one address. `what` is its name in the log. `tls` may be changed at any time."""
+    """Answers the requests of its HTTP server, `http`. `what` is the name of the requests in the log."""
 
     def __init__(self, limits: ServerLimits, what: str) -> None:
-        self._server = HttpServer(self, limits, what=what)
-
-    @property
-    def tls(self) -> ssl.SSLContext | None:
-        """The TLS context for new connections; None for plaintext."""
-        return self._server.tls
-
-    @tls.setter
-    def tls(self, context: ssl.SSLContext | None) -> None:
-        self._server.tls = context
-
-    def serve(self, listeners: list[socket.socket], backlog: int) -> None:
-        """Accept connections on these listeners, which are closed together with the server."""
-        for sock in listeners:
-            self._server.listen(sock, backlog)
-
-    def close(self) -> None:
-        """Stop accepting, and end the requests in progress."""
-        self._server.abort()
+        self.http = HttpServer(self, limits, what=what)
 
     def admit(self, sock: socket.socket) -> None:
         """Admit every client: each request is authorized separately."""
@@ -119,11 +101,11 @@ class HeldAddress(Generic[Endpoint, OfTable]):
         clients may present certificates; with `required` they must. Raises ServerError.
         """
         if not tls:
-            server.tls, self._certificate = None, None
+            server.http.tls, self._certificate = None, None
             return
         mark = await in_daemon_thread(lambda: (tls, required, _marks_of_files(tls)))
         if mark != self._certificate:
-            server.tls = await in_daemon_thread(lambda: _context_of(tls, env, required, self._what))
+            server.http.tls = await in_daemon_thread(lambda: _context_of(tls, env, required, self._what))
             self._certificate = mark
 
     async def wait_for_opening(self) -> None:
@@ -194,15 +176,16 @@ class HeldAddress(Generic[Endpoint, OfTable]):
         await self.apply(server, table, self._environment.configuration.environment)
         if self._server is None:
             try:
-                server.serve(self._listeners, BACKLOG)
+                for sock in self._listeners:
+                    server.http.listen(sock, BACKLOG)
             except BaseException:
-                server.close()
+                server.http.abort()
                 raise
             self._server = server
 
     async def _shut(self) -> None:
         if self._server is not None:
-            self._server.close()
+            self._server.http.abort()
             self._server = self._certificate = None
         if self._open is not None:
             if self._identity is not None:

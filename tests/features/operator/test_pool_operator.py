@@ -370,7 +370,7 @@ def test_successor_continues_with_the_listener_that_the_keeper_holds(tmp_path: P
         await successor.serve(table)
         assert path.stat().st_ino == inode
         # The predecessor has ended: the next client is the successor's.
-        pool.endpoint.close()
+        pool.endpoint.http.abort()
         assert (await ask(f"unix:{path}", request())).status == 200
         assert successor.servers.demanded == [("users", 1)]
         await successor.serve(OperatorTable(bind=f"unix:{path}", mode="0660"))

@@ -550,7 +550,7 @@ class Endpoint:
         )
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
-        self.endpoint.serve([listener], 16)
+        self.endpoint.http.listen(listener, 16)
 
     async def send(self, data: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -581,7 +581,7 @@ def play_over_http(test: Callable[[Endpoint], Coroutine[Any, Any, None]]) -> Non
         try:
             await asyncio.wait_for(test(stage), 60)
         finally:
-            stage.endpoint.close()
+            stage.endpoint.http.abort()
             await asyncio.sleep(0)
 
     asyncio.run(run())

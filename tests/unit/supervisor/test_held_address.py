@@ -155,7 +155,7 @@ def test_next_supervisor_serves_the_listener_that_the_keeper_holds(free_port: Ca
         after._opener = Occupied(1000)  # nothing else is opened
         await after.served(f"127.0.0.1:{port}")
         assert after.problem == ""
-        before._server.close()  # type: ignore[union-attr]
+        before._server.http.abort()  # type: ignore[union-attr]
         assert await greeted(port) == "successor"
         for each in (before, after):
             await each.over()
@@ -275,15 +275,15 @@ def test_certificate_is_used_renewed_and_left_out_again(
         assert await greeted(port, client_of(cert)) == "hello"
         server = greetings._server
         assert server is not None
-        context = server.tls
+        context = server.http.tls
         await greetings.served(f"127.0.0.1:{port}")
-        assert server.tls is context, "the files are as they were"
+        assert server.http.tls is context, "the files are as they were"
         certificate(tmp_path)  # renewed by another program
-        await until(lambda: server.tls is not context)
+        await until(lambda: server.http.tls is not context)
         assert await greeted(port, client_of(cert)) == "hello"
         greetings.tls = False
         await greetings.served(f"127.0.0.1:{port}")
-        assert (server.tls, await greeted(port)) == (None, "hello")
+        assert (server.http.tls, await greeted(port)) == (None, "hello")
         await greetings.over()
 
     run(work())
@@ -311,16 +311,19 @@ def test_clients_present_certificates_if_that_is_required(
         greetings.required = required
         server = Greeter()
         await greetings.apply(server, None, greetings.variables)
-        assert server.tls is not None
-        assert (server.tls.verify_mode, server.tls.minimum_version) == (mode, ssl.TLSVersion.TLSv1_3)
-        names = {each["name"] for each in server.tls.get_ciphers()}
+        assert server.http.tls is not None
+        assert (server.http.tls.verify_mode, server.http.tls.minimum_version) == (
+            mode,
+            ssl.TLSVersion.TLSv1_3,
+        )
+        names = {each["name"] for each in server.http.tls.get_ciphers()}
         assert "ECDHE-ECDSA-AES128-GCM-SHA256" in names
         assert "ECDHE-ECDSA-AES256-GCM-SHA384" not in names
         without = Greeter()
         greetings.tls = TLSConfig(cert=str(cert), key=str(key))
         await greetings.apply(without, None, greetings.variables)
-        assert without.tls is not None
-        assert (without.tls.verify_mode, without.tls.minimum_version) == (
+        assert without.http.tls is not None
+        assert (without.http.tls.verify_mode, without.http.tls.minimum_version) == (
             ssl.CERT_NONE,
             ssl.TLSVersion.TLSv1_2,
         )
@@ -361,7 +364,7 @@ def test_key_is_decrypted_with_the_password_of_its_variable(tmp_path: Path) -> N
         greetings.variables["KEY"] = "open sesame"
         server = Greeter()
         await greetings.apply(server, None, greetings.variables)
-        assert server.tls is not None
+        assert server.http.tls is not None
         greetings.link.end()
 
     run(work())

@@ -102,7 +102,7 @@ def test_health_is_served_next_to_the_metrics_with_503_for_what_does_not_serve()
         server.path = "/metrics"
         listener = socket.create_server(("127.0.0.1", 0))
         where = listener.getsockname()
-        server.serve([listener], 10)
+        server.http.listen(listener, 10)
 
         async def get(path: str) -> tuple[int, Any]:
             async with exchange(where, "GET", path, [("Host", "x"), ("Connection", "close")]) as response:
@@ -119,7 +119,7 @@ def test_health_is_served_next_to_the_metrics_with_503_for_what_does_not_serve()
         })  # fmt: skip
         assert (await get("/health/full"))[1]["old"]["detail"] == "why"
         assert (await get("/health/other"))[0] == 404
-        server.close()
+        server.http.abort()
 
     run(work())
 
@@ -266,7 +266,7 @@ class Client:
     def __init__(self, server: MetricsServer) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         self._where = listener.getsockname()
-        server.serve([listener], 10)
+        server.http.listen(listener, 10)
 
     async def ask(self, path: str, method: str = "GET", **fields: str) -> tuple[int, dict[str, str], str]:
         given = [("Host", "x"), ("Connection", "close"), *fields.items()]
@@ -310,7 +310,7 @@ def test_metrics_are_served_at_their_path_in_the_form_that_the_client_prefers() 
         )
         figures.server.path = "/health"
         assert "poolctl_build_info" in (await client.ask("/health"))[2]
-        figures.server.close()
+        figures.server.http.abort()
 
     run(work())
 
@@ -343,7 +343,7 @@ def test_clients_that_scrape_at_the_same_time_get_the_same_text(monkeypatch: pyt
         for _ in range(2):
             await client.ask("/health")
         assert len(asked) == 1
-        figures.server.close()
+        figures.server.http.abort()
 
     run(work())
 
@@ -357,7 +357,7 @@ def test_detailed_health_is_refused_to_other_machines(monkeypatch: pytest.Monkey
             403, "text/plain", "addresses and errors are shown to clients of this machine alone: see /health/summary\n",
         )  # fmt: skip
         assert (await client.ask("/health/summary"))[0] == 503
-        figures.server.close()
+        figures.server.http.abort()
 
     run(work())
 
