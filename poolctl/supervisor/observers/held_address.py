@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import ssl
 from collections.abc import Mapping
 from typing import Generic, Literal, Protocol, TypeVar
 
 from poolctl.address import parse
-from poolctl.config import TLSConfig
+from poolctl.config import TLSConfig, stamp_of
 from poolctl.errors import ServerError
 from poolctl.http.http_server import HttpHandler, HttpServer, ServerLimits
 from poolctl.listeners.open_listener import BACKLOG, Identity, identity_of, remove_socket_file
@@ -103,7 +102,8 @@ class HeldAddress(Generic[Endpoint, OfTable]):
         if not tls:
             server.http.tls, self._certificate = None, None
             return
-        mark = await in_daemon_thread(lambda: (tls, required, _marks_of_files(tls)))
+        files = [path for path in (tls.cert, tls.key, tls.ca) if path]
+        mark = tls, required, await in_daemon_thread(lambda: [stamp_of(path) for path in files])
         if mark != self._certificate:
             server.http.tls = await in_daemon_thread(lambda: _context_of(tls, env, required, self._what))
             self._certificate = mark
@@ -222,16 +222,3 @@ def _context_of(tls: TLSConfig, env: Mapping[str, str], required: bool, table: s
             f"its certificate cannot be used: {error}", hint=f"check tls of [{table}]"
         ) from None
     return context
-
-
-def _marks_of_files(tls: TLSConfig) -> list[tuple[int, int]]:
-    """Fingerprints of the certificate's files, to detect changes. Blocks on the disk."""
-    found = []
-    for path in filter(None, (tls.cert, tls.key, tls.ca)):
-        try:
-            status = os.stat(path)
-        except OSError:
-            found.append((0, 0))
-        else:
-            found.append((status.st_mtime_ns, status.st_ino))
-    return found
