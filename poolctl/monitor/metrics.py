@@ -33,19 +33,20 @@ Figure = float | None
 
 
 class Family:
-    """One metric with its samples. `kind` is counter, gauge, histogram or info; `unit` is also a suffix of the name.
+    """One metric with its samples. `kind` is counter, gauge, histogram or info.
 
-    The name is the OpenMetrics name, without the suffix `_total` of counters or `_info` of infos.
+    The name is the OpenMetrics name, without the suffix `_total` of counters or `_info` of infos. It ends with the unit
+    if the metric has one.
     """
 
     __slots__ = ("help", "kind", "name", "samples", "unit")
 
-    def __init__(self, name: str, kind: str, help_: str, unit: str = "") -> None:
-        assert not unit or name.endswith(f"_{unit}"), name
+    def __init__(self, name: str, kind: str, help_: str) -> None:
+        unit = name.rpartition("_")[2]
         self.name = name
         self.kind = kind
         self.help = help_
-        self.unit = unit
+        self.unit = unit if unit in ("seconds", "bytes", "ratio") else ""
         self.samples: list[tuple[str, Labels, float]] = []
 
     def add(self, value: float | None, **labels: str) -> None:
@@ -312,9 +313,9 @@ _WORKER: Sequence[Row[_WorkerSnapshot]] = (
 
 def pool_families(name: str, python: str, servers: Sequence[ObservedServer]) -> Sequence[Family]:
     """The metrics of the pool's identity and of the number of servers in each state."""
-    info = family_of("poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it.")
+    info = Family("poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it.")
     info.add(1, pool=name, version=__version__, python=python)
-    count = family_of("poolctl_servers", "gauge", "Servers of the pool by their state.")
+    count = Family("poolctl_servers", "gauge", "Servers of the pool by their state.")
     states = [each.state for each in servers]
     for state in State:
         count.add(states.count(state.value), state=state.value)
@@ -322,8 +323,8 @@ def pool_families(name: str, python: str, servers: Sequence[ObservedServer]) -> 
 
 
 def _states(servers: Sequence[ObservedServer]) -> Iterable[Family]:
-    info = family_of("poolctl_server", "info", "What the server is: its addresses and tags.")
-    state = family_of("poolctl_server_state", "gauge", "1 for the state that the server is in.")
+    info = Family("poolctl_server", "info", "What the server is: its addresses and tags.")
+    state = Family("poolctl_server_state", "gauge", "1 for the state that the server is in.")
     for each in servers:
         config = each.snapshot.entry.config
         exposed, tags = masked_text(config.expose), ",".join(config.tags)
@@ -336,10 +337,10 @@ def _states(servers: Sequence[ObservedServer]) -> Iterable[Family]:
 def _monitor(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     """The metrics of each server's status and availability."""
     text = "1 for the status of the server: ok, warn, ko, or unknown while it is off."
-    status = family_of("poolctl_monitor_status", "gauge", text)
+    status = Family("poolctl_monitor_status", "gauge", text)
     text = "How long the newest probe of the server took."
-    latency = family_of("poolctl_monitor_latency_seconds", "gauge", text)
-    wakes = family_of("poolctl_server_wakes", "counter", "How often a request has woken the server.")
+    latency = Family("poolctl_monitor_latency_seconds", "gauge", text)
+    wakes = Family("poolctl_server_wakes", "counter", "How often a request has woken the server.")
     for each in servers:
         for value in (Status.OK, Status.WARN, Status.KO, Status.UNKNOWN):
             status.add(int(each.availability.status == value), **each.labels, status=value)
@@ -351,11 +352,11 @@ def _monitor(servers: Sequence[ObservedServer]) -> Iterable[Family]:
 
 def _requests(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     text = "Responses that have begun, by the class of their status."
-    responses = family_of("poolctl_responses", "counter", text)
+    responses = Family("poolctl_responses", "counter", text)
     text = "What went wrong: 5xx; broken off by the application; disconnected before the end; malformed."
-    errors = family_of("poolctl_request_errors", "counter", text)
+    errors = Family("poolctl_request_errors", "counter", text)
     text = "From the headers of a request to the end of its response."
-    duration = Family("poolctl_request_duration_seconds", "histogram", text, "seconds")
+    duration = Family("poolctl_request_duration_seconds", "histogram", text)
     counted = [(each.snapshot.total, each.labels) for each in servers if each.snapshot.counted]
     for counts, labels in counted:
         for digit in range(1, 6):
@@ -368,7 +369,7 @@ def _requests(servers: Sequence[ObservedServer]) -> Iterable[Family]:
 
 
 def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
-    info = family_of("poolctl_worker", "info", "The process of the worker.")
+    info = Family("poolctl_worker", "info", "The process of the worker.")
     found = []
     for server in servers:
         for each in _staying(server.snapshot):
@@ -394,17 +395,12 @@ PARTS: Sequence[Callable[[Sequence[ObservedServer]], Iterable[Family]]] = (
 )
 
 
-def family_of(name: str, kind: str, text: str) -> Family:
-    unit = name.rpartition("_")[2]
-    return Family(name, kind, text, unit if unit in ("seconds", "bytes", "ratio") else "")
-
-
 def families_of(
     rows: Iterable[Row[Subject]], subjects: Sequence[tuple[Subject, Mapping[str, str]]]
 ) -> Iterable[Family]:
     """Yield one metric per row, with one sample for each of `subjects`, labeled with that subject's labels."""
     for name, kind, text, value in rows:
-        family = family_of(name, kind, text)
+        family = Family(name, kind, text)
         for subject, labels in subjects:
             family.add(value(subject), **labels)
         yield family

@@ -42,7 +42,7 @@ from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.event_queue import Events
-from poolctl.monitor.metrics import Family, family_of
+from poolctl.monitor.metrics import Family
 from poolctl.platform import memory_file, peer_credentials, read_file, replace_file
 from poolctl.routing.route import REGISTRATION
 from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegistrationReport
@@ -151,7 +151,7 @@ class TargetRegistration(GatewayPart):
             await self._address.wait_for_opening()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
-        found = family_of("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
+        found = Family("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
         for state, count in self.services.counts().items():
             found.add(count, state=state)
         return [found]

@@ -33,7 +33,6 @@ from poolctl.monitor.metrics import (
     TEXT,
     Family,
     ObservedServer,
-    family_of,
     pool_families,
     render,
     wants_openmetrics,
@@ -110,10 +109,8 @@ class PoolMetrics:
         return await asyncio.to_thread(render, families, openmetrics=openmetrics)
 
     def _pool(self, servers: Sequence[ObservedServer]) -> Iterable[Family]:
-        memory = family_of(
-            "poolctl_process_memory_bytes", "gauge", "Memory (PSS) of the pool's own processes."
-        )
-        spent = family_of(
+        memory = Family("poolctl_process_memory_bytes", "gauge", "Memory (PSS) of the pool's own processes.")
+        spent = Family(
             "poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes."
         )
         about = self._identity()

@@ -15,7 +15,7 @@ from poolctl.features.gateway.supervision import gateway_metrics
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_metrics import GatewaySnapshot, families
 from poolctl.json_form import Table, to_json
-from poolctl.monitor.metrics import Family, family_of, render
+from poolctl.monitor.metrics import Family, render
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 from poolctl.routing.route_health import UNHEALTHY, RouteHealth
 from poolctl.routing.route_report import HostReport
@@ -170,7 +170,7 @@ class Part:
     """The part of a feature that has metrics of its own, from what its part in the process reports."""
 
     def gateway_metrics(self, parts: Table) -> list[Family]:
-        family = family_of("poolctl_part", "gauge", "Of a part.")
+        family = Family("poolctl_part", "gauge", "Of a part.")
         for name, number in parts.items():
             family.add(number, name=name)
         return [family]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from poolctl.core.core import Core
 from poolctl.json_form import Table
-from poolctl.monitor.metrics import BOUNDS_SECONDS, Family, Row, families_of, family_of
+from poolctl.monitor.metrics import BOUNDS_SECONDS, Family, Row, families_of
 from poolctl.routing.route import proxy_reason
 from poolctl.routing.route_health import STATUSES, RouteHealth
 from poolctl.routing.route_report import EXCLUDED, PASS, PROXY, STREAM, BreakerState, HostState
@@ -78,7 +78,7 @@ def families(snapshot: GatewaySnapshot) -> list[Family]:
     streams = _first(report.get("streams", {}).items())
     backends = counts.get("backends", {})
     hosts = [(row, backends.get(row["host"], {})) for row in _first(report.get("hosts", ()))]
-    omitted = family_of("poolctl_gateway_omitted", "gauge", "Routes, streams and hosts without metrics.")
+    omitted = Family("poolctl_gateway_omitted", "gauge", "Routes, streams and hosts without metrics.")
     for what, all_, shown in (
         ("routes", counts.get("routes", ()), routes),
         ("streams", report.get("streams", ()), streams),
@@ -102,11 +102,11 @@ def _first(found: Iterable[tuple[str, Table]] | Iterable[Table]) -> list:  # typ
 
 def _gateway(snapshot: GatewaySnapshot) -> Iterable[Family]:
     text = "Requests without a route that the gateway has refused, by the status; tls: failed handshakes."
-    refused = family_of("poolctl_gateway_refused", "counter", text)
+    refused = Family("poolctl_gateway_refused", "counter", text)
     if snapshot.report is not None:
         for code, count in {"404": 0, **snapshot.report["counts"].get("refused", {})}.items():
             refused.add(count, code=code)
-    routes = family_of("poolctl_gateway_routes", "gauge", "Routes by the way that connections take.")
+    routes = Family("poolctl_gateway_routes", "gauge", "Routes by the way that connections take.")
     ways = Counter(PROXY if proxy_reason(each) else PASS for each in snapshot.routes.http)
     ways[STREAM] = len(snapshot.routes.streams)
     ways[EXCLUDED] = len(snapshot.routes.excluded)
@@ -162,13 +162,13 @@ _HOST: Sequence[Row[Table]] = (
 
 def _routes(routes: Sequence[tuple[str, Table]], report: Table) -> Iterable[Family]:
     text = "Responses that the gateway has proxied, by the class of their status."
-    responses = family_of("poolctl_route_responses", "counter", text)
+    responses = Family("poolctl_route_responses", "counter", text)
     text = "Proxied requests without a complete response, by the reason."
-    errors = family_of("poolctl_route_request_errors", "counter", text)
+    errors = Family("poolctl_route_request_errors", "counter", text)
     text = "From the head of a proxied request to the end of its response."
-    duration = family_of("poolctl_route_request_duration_seconds", "histogram", text)
+    duration = Family("poolctl_route_request_duration_seconds", "histogram", text)
     text = "Requests in the queue of the route's limit now."
-    waiting = family_of("poolctl_route_requests_waiting", "gauge", text)
+    waiting = Family("poolctl_route_requests_waiting", "gauge", text)
     for alias, each in routes:
         slots = each["slots"]
         for digit in range(1, 6):
@@ -183,14 +183,14 @@ def _routes(routes: Sequence[tuple[str, Table]], report: Table) -> Iterable[Fami
 
 def _passed(snapshot: GatewaySnapshot) -> Family:
     text = "Requests of the route that workers have served on connections that the gateway passed."
-    family = family_of("poolctl_route_passed_requests", "counter", text)
+    family = Family("poolctl_route_passed_requests", "counter", text)
     for route in islice(snapshot.routes.http, MOST_LABELLED):
         family.add(snapshot.passed.get(tally.route_mark(route.alias), 0), route=route.alias)
     return family
 
 
 def _healths(snapshot: GatewaySnapshot) -> Family:
-    family = family_of("poolctl_route_health", "gauge", "1 for how the route is: see `poolctl health`.")
+    family = Family("poolctl_route_health", "gauge", "1 for how the route is: see `poolctl health`.")
     for name, health in islice(snapshot.healths.items(), MOST_LABELLED):
         for status in STATUSES:
             family.add(int(health.status == status), route=name, status=status)
@@ -198,12 +198,12 @@ def _healths(snapshot: GatewaySnapshot) -> Family:
 
 
 def _hosts(hosts: Sequence[tuple[Table, Table]], connections: Mapping[str, int]) -> Iterable[Family]:
-    state = family_of("poolctl_host_state", "gauge", "1 for the state in which the host was put.")
-    health = family_of("poolctl_host_health", "gauge", "1 for how the backend is: see `poolctl backends`.")
+    state = Family("poolctl_host_state", "gauge", "1 for the state in which the host was put.")
+    health = Family("poolctl_host_health", "gauge", "1 for how the backend is: see `poolctl backends`.")
     text = "1 for the state of the host's breaker, which has none before the first request."
-    breaker = family_of("poolctl_host_breaker", "gauge", text)
+    breaker = Family("poolctl_host_breaker", "gauge", text)
     text = "Requests proxied to the host without a complete response, by the reason."
-    errors = family_of("poolctl_host_request_errors", "counter", text)
+    errors = Family("poolctl_host_request_errors", "counter", text)
     named = []
     for row, counts in hosts:
         host = row["host"]
