@@ -495,10 +495,14 @@ class Entry:
         return self.answers and (self.desired.state.rests or not self.out)
 
     @property
+    def should_run(self) -> bool:
+        """Whether the server is neither disabled nor stopped or removed by a command."""
+        return not (self.is_disabled or self.desired.state in (Desired.STOPPED, Desired.REMOVED))
+
+    @property
     def is_missing(self) -> bool:
         """Whether the server should run but is neither ready nor asleep."""
-        at_rest = self.is_disabled or self.desired.state in (Desired.STOPPED, Desired.REMOVED)
-        return not (at_rest or self.ready or self.asleep)
+        return self.should_run and not (self.ready or self.asleep)
 
     @property
     def health(self) -> Status:

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from poolctl.control import sd_notify
 from poolctl.control.control_server import Handler, Progress, Request
 from poolctl.core.core import Core
-from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Entry
 from poolctl.states import in_words
 
@@ -105,15 +104,11 @@ def _count_servers(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
     If no server should run, the number depends on the reason: 0 if every server is stopped, removed or disabled,
     and None if any server still waits for its first start.
     """
-    able = [
-        entry
-        for entry in entries
-        if not (entry.is_disabled or entry.desired.state in (Desired.STOPPED, Desired.REMOVED))
-    ]
+    able = [entry for entry in entries if entry.should_run]
     wanted = [entry for entry in able if entry.wanted]
     if able and not wanted:
         return None, []
-    return len(wanted), [entry for entry in wanted if not (entry.ready or entry.asleep)]
+    return len(wanted), [entry for entry in wanted if entry.is_missing]
 
 
 def _sentence(wanted: int, missing: list[Entry]) -> str:

@@ -18,7 +18,6 @@ from poolctl.config import MetricsTable
 from poolctl.control.answers import SupervisorIdentity
 from poolctl.control.server_answers import HealthReport, HealthResult, MetricsResult
 from poolctl.core.core import Core
-from poolctl.core.decide import Desired
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import NOT_AS_DESIRED
@@ -192,7 +191,7 @@ def health_of(core: Core, entry: Entry) -> RouteHealth:
 
 def _own_health(core: Core, entry: Entry) -> RouteHealth:
     """The health of the server itself; unknown for a server that should not run."""
-    if entry.is_disabled or entry.desired.state in (Desired.STOPPED, Desired.REMOVED):
+    if not entry.should_run:
         return RouteHealth(detail=entry.state)
     health = health_of(core, entry)
     return replace(health, detail=failed) if (failed := failed_run_message(entry)) else health

@@ -11,7 +11,6 @@ from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ShowResult, StacksResult
 from poolctl.core.configuration_diff import date_text, expired_message
 from poolctl.core.core import Goal, goal_error, wait_until
-from poolctl.core.decide import Desired
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolMonitorError, ServerError
@@ -53,11 +52,7 @@ class Reading:
     async def status(self, call: Call) -> Result:
         """Every selected server, and a summary; exit code 3 if a server that should run is not ready."""
         entries = selected(self._core, call.selector)
-        should_run = [
-            entry
-            for entry in entries
-            if not (entry.is_disabled or entry.desired.state in (Desired.STOPPED, Desired.REMOVED))
-        ]
+        should_run = [entry for entry in entries if entry.should_run]
         counts: dict[str, int] = {}
         healths: dict[str, int] = {}
         for entry in entries:
