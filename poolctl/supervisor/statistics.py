@@ -24,6 +24,7 @@ from poolctl.control.server_answers import (
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Availability, Entry, Worker
 from poolctl.json_form import Table, from_json, to_json
+from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import (
@@ -80,7 +81,7 @@ class Totals:
 
     async def resume(self) -> None:
         """Continue the counts of the previous supervisor; called before any worker is adopted."""
-        kept = await self._store.totals()
+        kept: Table = json.loads(await self._store.read(fd_store.TOTALS) or b"{}")
         self._counts = {
             name: [tally.bounded(each) for each in (counts + [0] * tally.COUNTED)[: tally.COUNTED]]
             for name, counts in kept.get("counts", {}).items()
@@ -146,7 +147,7 @@ class Totals:
             # The pages of ended workers are kept until the totals are stored, so that a crash adds nothing twice.
             "added": self._counters.unsaved_workers if self._counters is not None else [],
         }
-        self._store.save_totals(json.dumps(totals).encode())
+        self._store.write(fd_store.TOTALS, json.dumps(totals).encode())
         if self._counters is not None:
             self._counters.mark_saved()
         self._added.clear()

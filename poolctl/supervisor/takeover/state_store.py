@@ -158,15 +158,6 @@ class StateStore:
         self._deleted = True
         pool_files.remove_left_states(self.directory)
 
-    async def totals(self) -> Table:
-        """Return the servers' totals, such as request counts, saved by the previous supervisor; {} if it saved none."""
-        found: Table = json.loads(await self.read(fd_store.TOTALS) or b"{}")
-        return found
-
-    def save_totals(self, totals: bytes) -> None:
-        """Store the totals, which are encoded as a JSON object, for the next supervisor."""
-        self.write(fd_store.TOTALS, totals)
-
     def write(self, name: str, content: bytes) -> None:
         """Store this content under a name for the next supervisor."""
         fd = memory_file(f"poolctl-{name}", content)

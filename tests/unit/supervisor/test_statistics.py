@@ -408,14 +408,14 @@ def test_change_of_a_server_that_was_only_looked_at_is_saved_with_the_next_one()
 
 
 def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path) -> None:
-    kept: dict[str, Any] = {}
+    kept: dict[str, bytes] = {}
 
     class Kept(StateStore):
-        def save_totals(self, totals: bytes) -> None:
-            kept.update(json.loads(totals))
+        def write(self, name: str, content: bytes) -> None:
+            kept[name] = content
 
-        async def totals(self) -> Any:
-            return kept
+        async def read(self, name: str) -> bytes | None:
+            return kept.get(name)
 
     async def work() -> None:
         desk = Desk(web())
@@ -450,10 +450,10 @@ def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> N
 
         after = Shop(web(), web("other"), store=store)
         writes: list[dict[str, Any]] = []
-        saves = after.totals._store.save_totals
-        after.totals._store.save_totals = lambda content: (
+        saves = after.totals._store.write
+        after.totals._store.write = lambda name, content: (
             writes.append(json.loads(content)),
-            saves(content),
+            saves(name, content),
         )[1]  # type: ignore[method-assign]
         await after.totals.resume()
         after.totals.save()
@@ -486,7 +486,7 @@ def test_totals_of_a_server_that_was_removed_are_forgotten_at_the_next_save() ->
         shop.runner.counters.add_up("three", "web", page(started=5))
         shop.totals.save()
         assert shop.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
-        found = await shop.totals._store.totals()
+        found = json.loads(await shop.totals._store.read("totals") or b"")
         assert sorted(found["counts"]) == ["web"]
         shop.link.end()
 
