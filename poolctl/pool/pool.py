@@ -89,6 +89,7 @@ from .server import (
     StartAndStop,
     StartOrder,
     Timeout,
+    error_about,
     live_handle,
     order_stop,
     with_port,
@@ -253,12 +254,8 @@ class Pool(Mapping[str, Server], StartAndStop):
             if old is None:
                 obstacle = overlapping(config.address, self._servers, self._ports)
                 if obstacle is not None:
-                    problem = ServerError(
-                        f"its address overlaps with that of {obstacle.name!r}, {obstacle.bind}",
-                        name=config.name,
-                        bind=config.bind,
-                        hint="give one of them another port",
-                    )
+                    message = f"its address overlaps with that of {obstacle.name!r}, {obstacle.bind}"
+                    problem = error_about(config, message, "give one of them another port")
                     raise PoolAddError(f"{config.name} cannot be added", [problem])
                 self._ports.count(config.address, 1)
             self._servers[config.bind] = server

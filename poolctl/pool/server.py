@@ -140,17 +140,17 @@ class Shared:
         Raises ServerError if the server cannot be started, for example because it is disabled.
         """
         if self.context is not None and self.context.cancelled:
-            raise _problem(config, "its context was cancelled", "make a new PoolContext")
+            raise error_about(config, "its context was cancelled", "make a new PoolContext")
         if config.disabled:
-            raise _problem(config, "is disabled", "take `disabled = true` out of its configuration")
+            raise error_about(config, "is disabled", "take `disabled = true` out of its configuration")
         if config.every is not None and self.runner is None:
             # Raised now, because otherwise its first run would fail, perhaps hours later.
-            raise _problem(config, "`every` cannot be honoured inside this process", _RUNS_ELSEWHERE)
+            raise error_about(config, "`every` cannot be honoured inside this process", _RUNS_ELSEWHERE)
         found: dict[str, object] = {}
         if config.tls is True:
             if self.tls is None:
                 hint = "set_default_tls(TLSConfig(…))"
-                raise _problem(config, "asks for TLS, and there is no default", hint)
+                raise error_about(config, "asks for TLS, and there is no default", hint)
             found["tls"] = self.tls
         if config.app is None and not config.command:
             app = self._handler(config)
@@ -163,26 +163,27 @@ class Shared:
         if self.handler is None:
             if config.handlers:
                 return None  # named in the file: the server's worker imports it
-            raise _problem(
+            raise error_about(
                 config, "has no app, no command and no handler", "give it an `app`, or the pool a handler"
             )
         try:
             handlers = self.handler()
         except (Exception, SystemExit) as error:  # an exit would end the loop of the other servers
-            raise _problem(config, f"the handler failed: {type(error).__name__}: {error}", "") from error
+            raise error_about(config, f"the handler failed: {type(error).__name__}: {error}", "") from error
         if not isinstance(handlers, Mapping):
             problem = f"the handler gives no mapping of applications, but {handlers!r}"
-            raise _problem(config, problem, "have it return {key: application}")
+            raise error_about(config, problem, "have it return {key: application}")
         for name in (key,) if key else _DEFAULT_KEYS:
             if name in handlers:
                 return handlers[name]
         if not key and len(handlers) == 1:
             return next(iter(handlers.values()))
         have = ", ".join(repr(name) for name in handlers) or "none"
-        raise _problem(config, f"the handler has nothing under {key!r}", f"it has: {have}")
+        raise error_about(config, f"the handler has nothing under {key!r}", f"it has: {have}")
 
 
-def _problem(config: ServerConfig, message: str, hint: str) -> ServerError:
+def error_about(config: ServerConfig, message: str, hint: str = "") -> ServerError:
+    """An error that names the server with this configuration."""
     return ServerError(message, name=config.name, bind=config.key, hint=hint)
 
 
@@ -466,11 +467,8 @@ class Server(StartAndStop):
         try:
             latency, refused = _connect(observed.endpoints)
         except OSError as error:
-            message, hint = (
-                f"no connection can be made: {error.strerror}",
-                "raise the limit of open files: ulimit -n",
-            )
-            problem = ServerError(message, name=self.name, bind=self.bind, hint=hint)
+            message = f"no connection can be made: {error.strerror}"
+            problem = error_about(self.config, message, "raise the limit of open files: ulimit -n")
             raise PoolMonitorError(f"{self.name} cannot be monitored", [problem]) from error
         return (Status.KO if refused else Status.OK), latency, refused
 
@@ -506,12 +504,8 @@ def with_port(config: ServerConfig, port_range: str = "") -> ServerConfig:
             if port not in _chosen_ports and is_free(address, port):
                 _chosen_ports.add(port)
                 return config.at(address.with_port(port))
-    raise ServerError(
-        f"no port is free in {port_range}",
-        name=config.name,
-        bind=config.bind,
-        hint='widen it: [pool] port_range = "FIRST-LAST"',
-    )
+    hint = 'widen it: [pool] port_range = "FIRST-LAST"'
+    raise error_about(config, f"no port is free in {port_range}", hint)
 
 
 Future = concurrent.futures.Future[None]
@@ -576,11 +570,6 @@ class Handle:
     def name(self) -> str:
         """The name of the server."""
         return self.config.name
-
-    @property
-    def bind(self) -> str:
-        """The address of the server, which is its key."""
-        return self.config.bind
 
     def _server_is_lost(self, _: object) -> None:
         # Called by the garbage collector, at any moment and in any thread: it takes no lock.
@@ -1121,12 +1110,8 @@ class StartOrder:
         core, entry = host.core, each.entry
         holder = core.address_holder(entry)
         if holder is not None:
-            problem = ServerError(
-                f"its address is in use by {host.with_user_names(holder.name)!r} of this process",
-                name=each.server.name,
-                bind=each.server.bind,
-                hint="stop that one first",
-            )
+            message = f"its address is in use by {host.with_user_names(holder.name)!r} of this process"
+            problem = error_about(each.server.config, message, "stop that one first")
             self._refuse(each.server, each.handle, problem)
             return
         each.handle.refusal = None
@@ -1193,14 +1178,14 @@ class StartOrder:
     def _problem(self, each: _PendingServer, goal: Goal) -> ServerError | None:
         server, entry = each.server, each.entry
         if entry in goal.missing:
-            late = ServerError(f"was not ready within {self._limit:g} s", name=server.name, bind=server.bind)
+            late = error_about(server.config, f"was not ready within {self._limit:g} s")
             late.__cause__ = TimeoutError()
             return late
         problem = goal.problem(entry)
         if problem is None:
             return None
         if goal.is_overtaken(entry):
-            return ServerError("was stopped before it was ready", name=server.name, bind=server.bind)
+            return error_about(server.config, "was stopped before it was ready")
         return _in_user_terms(each.handle, problem)
 
     def _arrived(self, host: CoreHost, each: _PendingServer) -> None:
@@ -1223,7 +1208,7 @@ def _in_user_terms(handle: Handle, problem: ServerError) -> ServerError:
     if handle.host is not None:
         message = handle.host.with_user_names(message)
     hint = problem.hint.partition("; ")[2] if problem.hint.startswith("poolctl ") else problem.hint
-    found = ServerError(message, name=handle.name, bind=handle.bind, hint=hint)
+    found = error_about(handle.config, message, hint)
     found.__cause__ = problem.__cause__
     return found
 
