@@ -254,11 +254,6 @@ class StackReports:
         self._runner = runner
         self._recorder = recorder
 
-    @property
-    def possible(self) -> bool:
-        """Whether the runner supports stack reports."""
-        return self._runner.capabilities.stacks is not None
-
     async def take(self, entry: Entry, worker: Worker) -> WorkerStacks | None:
         """The worker's stacks, or None if they are unknown. Takes at most a second, and never raises."""
         stacks = self._runner.capabilities.stacks

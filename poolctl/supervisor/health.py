@@ -215,7 +215,7 @@ class WorkerRecovery:
         known = state.problems.get(worker.id)
         if known is None or known.worker is not worker:
             state.problems[worker.id] = WorkerProblem(worker, kind, seen, self._core.clock.time())
-            if kind != MEMORY and self._core.stacks.possible and entry.config.recovery.strategy != "none":
+            if kind != MEMORY and entry.config.recovery.strategy != "none":
                 taking = self._taking[id(worker)] = asyncio.ensure_future(
                     self._core.stacks.take(entry, worker)
                 )

@@ -881,7 +881,6 @@ def test_stacks_are_shortened_kept_by_server_and_reported_with_their_place() -> 
     async def scenario() -> None:
         runner, events = StackRunner(FOUND), RecordedEvents()
         reports = StackReports(runner, events)
-        assert reports.possible
         entry, worker = hanging_worker()
         assert entry.observed.stacks is None
         found = await reports.take(entry, worker)
@@ -912,7 +911,6 @@ def test_stacks_that_cannot_be_taken_leave_the_message_as_it_is(caplog: pytest.L
             assert events == []
             assert ("the stacks of worker web.1.0 cannot be taken" in caplog.text) == logged
         reports = StackReports(ScriptedRunner(), events)
-        assert not reports.possible
         assert await reports.take(entry, worker) is None
         worker.placement = None
         assert await StackReports(StackRunner(FOUND), events).take(entry, worker) is None
