@@ -29,10 +29,10 @@ logger = logging.getLogger("poolctl.supervisor")
 class Events:
     """`record` queues an event; within 20 ms all queued events go to the journal and to the subscribers.
 
-    Without a journal they only go to the subscribers. Used on one event loop only; nothing here raises or blocks.
+    Before `write_to` they only go to the subscribers. Used on one event loop only; nothing here raises or blocks.
     """
 
-    def __init__(self, clock: Clock, journal: Journal | None = None) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.journal: Journal | None = None
         self._clock = clock
         self._seq = 0
@@ -41,8 +41,6 @@ class Events:
         self._subscribers: list[Subscriber] = []
         self._allowances: dict[str, RateLimit] = {}
         self._left_out: dict[str, int] = {}
-        if journal is not None:
-            self.write_to(journal)
 
     @property
     def seq(self) -> int:

@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 
+from poolctl.clock import Clock
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import Journal, JournalEvent, newest_first
 from tests.manual_clock import ManualClock
 
 TIME = "2023-11-14T22:13:20.000000Z"
+
+
+def written_to(clock: Clock, journal: Journal) -> Events:
+    events = Events(clock)
+    events.write_to(journal)
+    return events
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_event_is_one_json_line_with_all_its_fields(path: Path) -> None:
-    events = Events(ManualClock(), Journal(str(path)))
+    events = written_to(ManualClock(), Journal(str(path)))
     by = {"uid": 0, "pid": 42, "user": "root"}
     events.record(
         "lifecycle", "state", server="web", message="m", cause="c", by=by, before="stopped", after="running", bind="b"
@@ -41,7 +48,7 @@ def test_event_is_one_json_line_with_all_its_fields(path: Path) -> None:
 
 def test_events_recorded_together_are_written_together_and_in_order(path: Path) -> None:
     async def scenario() -> None:
-        events = Events(ManualClock(), Journal(str(path)))
+        events = written_to(ManualClock(), Journal(str(path)))
         delivered: list[int] = []
         done = asyncio.Event()
         events.subscribe(lambda event: (delivered.append(event.seq), done.set())[0])
@@ -57,7 +64,7 @@ def test_events_recorded_together_are_written_together_and_in_order(path: Path) 
 
 def test_numbers_continue_from_the_previous_supervisors_last(path: Path) -> None:
     for number in (1, 2, 3):
-        events = Events(ManualClock(), Journal(str(path)))
+        events = written_to(ManualClock(), Journal(str(path)))
         events.record("pool", f"supervisor {number}")
         events.close()
     assert [(event.seq, event.event) for event in newest_first(str(path))] == [
@@ -73,7 +80,7 @@ def test_other_journal_gets_later_events_with_numbers_above_those_of_both(
     after.write_text(json.dumps({"time": TIME, "seq": earlier, "kind": "pool", "event": "old"}) + "\n")
 
     async def scenario() -> None:
-        events = Events(ManualClock(), Journal(str(before)))
+        events = written_to(ManualClock(), Journal(str(before)))
         for name in ("one", "two", "three"):
             events.record("pool", name)
         events.write_to(Journal(str(after)))
@@ -92,25 +99,25 @@ def test_other_journal_gets_later_events_with_numbers_above_those_of_both(
 def test_a_torn_last_line_is_skipped_and_the_next_event_has_a_line_of_its_own(path: Path) -> None:
     path.parent.mkdir()
     path.write_text('{"time": "x", "seq": 7}\n7\n{"of": "another program"}\n{"time": "y", "se')
-    events = Events(ManualClock(), Journal(str(path)))
+    events = written_to(ManualClock(), Journal(str(path)))
     events.record("pool", "after")
     assert [event.seq for event in newest_first(str(path))] == [8, 7]
 
 
 def test_numbers_continue_across_rotation(path: Path) -> None:
     journal = Journal(str(path), max_size_bytes=300, keep=2)
-    events = Events(ManualClock(), journal)
+    events = written_to(ManualClock(), journal)
     for number in range(10):
         events.record("pool", f"event {number}")
     events.close()
     path.unlink()
-    assert Events(ManualClock(), Journal(str(path))).seq == 9
+    assert written_to(ManualClock(), Journal(str(path))).seq == 9
     assert not path.with_name("events.jsonl.3").exists()
 
 
 def test_journal_is_rotated_when_it_is_old(path: Path) -> None:
     clock = ManualClock()
-    events = Events(clock, Journal(str(path), max_age_seconds=3600, clock=clock))
+    events = written_to(clock, Journal(str(path), max_age_seconds=3600, clock=clock))
     events.record("pool", "old")
     clock.advance(3601)
     events.record("pool", "new")
@@ -123,7 +130,7 @@ def test_a_full_disk_loses_events_counts_them_and_says_so_when_there_is_room_aga
 ) -> None:
     link = tmp_path / "events.jsonl"
     link.symlink_to("/dev/full")
-    events = Events(ManualClock(), journal := Journal(str(link)))
+    events = written_to(ManualClock(), journal := Journal(str(link)))
     delivered: list[str] = []
     events.subscribe(lambda event: delivered.append(event.event))
     events.record("pool", "one")
@@ -147,7 +154,7 @@ def test_end_of_a_loss_is_in_the_journal_when_it_is_closed_at_once(tmp_path: Pat
     async def scenario() -> None:
         link = tmp_path / "events.jsonl"
         link.symlink_to("/dev/full")
-        events = Events(ManualClock(), journal := Journal(str(link)))
+        events = written_to(ManualClock(), journal := Journal(str(link)))
         events.record("pool", "one")
         events.flush()
         link.unlink()
@@ -165,7 +172,7 @@ def test_end_of_a_loss_is_in_the_journal_when_it_is_closed_at_once(tmp_path: Pat
 def test_directory_in_place_of_the_journal_costs_the_events_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    events = Events(ManualClock(), Journal(str(tmp_path)))
+    events = written_to(ManualClock(), Journal(str(tmp_path)))
     events.record("pool", "one")
     events.flush()
     assert events.problem == f"1 event could not be written to {tmp_path}: Is a directory"
@@ -175,7 +182,7 @@ def test_failing_subscriber_does_not_affect_the_others(path: Path, caplog: pytes
     def fails(event: JournalEvent) -> None:
         raise RuntimeError("no")
 
-    events = Events(ManualClock(), Journal(str(path)))
+    events = written_to(ManualClock(), Journal(str(path)))
     delivered: list[int] = []
     events.subscribe(fails)
     end = events.subscribe(lambda event: delivered.append(event.seq))
@@ -189,7 +196,7 @@ def test_failing_subscriber_does_not_affect_the_others(path: Path, caplog: pytes
 
 
 def test_line_that_is_no_json_is_written_as_text(path: Path) -> None:
-    events = Events(ManualClock(), Journal(str(path)))
+    events = written_to(ManualClock(), Journal(str(path)))
     events.record("pool", "odd", after={1})
     assert read(path)[0]["after"] == "{1}"
 
@@ -197,7 +204,7 @@ def test_line_that_is_no_json_is_written_as_text(path: Path) -> None:
 @pytest.mark.slow
 def test_a_flood_of_events_of_one_server_is_bounded_and_counted(path: Path) -> None:
     clock = ManualClock()
-    events = Events(clock, Journal(str(path), max_size_bytes=0))
+    events = written_to(clock, Journal(str(path), max_size_bytes=0))
     for _ in range(25_000):
         events.record("lifecycle", "worker ended", server="web", message="x" * 10_000)
     events.record("lifecycle", "running", server="other")
