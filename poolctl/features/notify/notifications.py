@@ -42,9 +42,6 @@ class Outbox:
         self._attempts = 0
         self._not_before = 0.0
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def put(self, message: Message, now: float) -> Message | None:
         """Queue a message. If too many are waiting, the oldest is dropped and returned; otherwise returns None."""
         self._waiting.append((message, now))
