@@ -130,14 +130,14 @@ def decide(policy: Recovery, situation: Situation) -> Decision:
         return Decision(Step.WAIT)
     pauses = [_pause(policy, situation, history) for history in situation.histories]
     willing = [place for place in everyone if pauses[place] == 0]
-    again = min((pause for pause in pauses if pause), default=0.0)
+    again = min((pause for pause in pauses if 0 < pause < math.inf), default=0.0)
     if not willing:
         spent = all(_is_spent(policy, situation, history) for history in situation.histories)
-        return Decision(Step.GIVE_UP if spent else Step.WAIT, everyone if spent else (), _finite(again))
+        return Decision(Step.GIVE_UP if spent else Step.WAIT, everyone if spent else (), again)
     if situation.strategy == "replace" and situation.overlaps:
-        return Decision(Step.REPLACE, willing, _finite(again))
+        return Decision(Step.REPLACE, willing, again)
     chosen = willing if situation.size == 1 else willing[: max(0, situation.ready - 1)]
-    return Decision(Step.RESTART if chosen else Step.WAIT, chosen, _finite(again))
+    return Decision(Step.RESTART if chosen else Step.WAIT, chosen, again)
 
 
 def within(times: Sequence[float], window_seconds: float, now: float) -> list[float]:
@@ -158,10 +158,6 @@ def _pause(policy: Recovery, situation: Situation, history: Sequence[float]) -> 
         return 0.0
     delay = policy.backoff.delay_seconds(len(recent), situation.jitter)
     return max(0.0, recent[-1] + delay - situation.now)
-
-
-def _finite(seconds: float) -> float:
-    return seconds if seconds < math.inf else 0.0
 
 
 class WorkerProblem(NamedTuple):
