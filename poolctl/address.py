@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections import Counter, namedtuple
+from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Iterator, Mapping
     from typing import Protocol, Self, TypeVar
 
@@ -347,39 +348,13 @@ def _covers(a: Address, b: Address) -> bool:
     return False
 
 
-class UsedPorts:
-    """Counts how many items, such as servers, use each TCP port. Counting begins with the first call of `has`."""
-
-    __slots__ = ("_counts",)
-
-    def __init__(self) -> None:
-        self._counts: Counter[int | None] | None = None
-
-    def has(self, port: int, items: Mapping[str, Item]) -> bool:
-        """Return whether an item uses this TCP port. Only the first call after creation or `reset` reads `items`."""
-        if self._counts is None:
-            self._counts = Counter(item.address.port for item in items.values())
-        return self._counts[port] > 0
-
-    def count(self, address: Address, step: int) -> None:
-        """Count an item that uses `address` as added if `step` is 1, or as removed if `step` is -1."""
-        if self._counts is not None:
-            self._counts[address.port] += step
-
-    def reset(self) -> None:
-        """Discard the count of every port. The next call of `has` counts the items in its argument `items` again."""
-        self._counts = None
-
-
-def overlapping(address: Address, items: Mapping[str, Item], ports: UsedPorts) -> Item | None:
+def overlapping(address: Address, items: Mapping[str, Item], ports: Counter[int | None]) -> Item | None:
     """Return an item whose address overlaps with `address` but has a different key; None if there is none.
 
     `items` maps address keys to items, and `ports` has the number of these items that use each TCP port. If `address`
     is a wildcard whose port no item uses, the items are not searched.
     """
-    if address.kind != "tcp" or address.port is None or address.auto:
-        return None
-    if address.is_wildcard and not ports.has(address.port, items):
+    if address.port is None or (address.is_wildcard and not ports[address.port]):
         return None
     for item in _candidates(address, items):
         other = item.address

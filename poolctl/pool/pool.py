@@ -7,6 +7,7 @@ import builtins
 import concurrent.futures
 import os
 import platform
+from collections import Counter
 from collections.abc import (
     Callable,
     Coroutine,
@@ -23,7 +24,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from poolctl.address import AddressError, UsedPorts, canonical, overlapping
+from poolctl.address import AddressError, canonical, overlapping
 from poolctl.config import (
     Configuration,
     Finding,
@@ -185,7 +186,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         self._source_pool = self if seen_of is None else seen_of  # the original pool, if this is a view
         self._servers: dict[str, Server] = {}
         self._own: set[Server] = set()  # for a view: the servers that were stored in it, not in its pool
-        self._ports = UsedPorts()
+        self._ports: Counter[int | None] = Counter()  # the number of servers with each TCP port
         self._departed: set[Handle] = set()
 
     def __repr__(self) -> str:
@@ -257,7 +258,7 @@ class Pool(Mapping[str, Server], StartAndStop):
                     message = f"its address overlaps with that of {obstacle.name!r}, {obstacle.bind}"
                     problem = error_about(config, message, "give one of them another port")
                     raise PoolAddError(f"{config.name} cannot be added", [problem])
-                self._ports.count(config.address, 1)
+                self._ports[config.address.port] += 1
             self._servers[config.bind] = server
             if self._is_view:
                 if not self._holds(server):
@@ -317,7 +318,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             if server is not None:
                 # In a view a server is stored by the address that it had when it was added.
                 del self._servers[bind if bind in self._servers else _key(bind)]
-                self._ports.count(server.config.address, -1)
+                self._ports[server.config.address.port] -= 1
                 if not self._is_view:
                     self._stop_removed([server])
             return server
@@ -327,7 +328,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         with LOCK:
             servers = list(self._servers.values())
             self._servers.clear()
-            self._ports.reset()
+            self._ports.clear()
             if not self._is_view:
                 self._stop_removed(servers)
 
@@ -339,7 +340,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         staying = set(servers)
         gone = [server for server in self._servers.values() if server not in staying]
         self._servers = {server.bind: server for server in servers}
-        self._ports.reset()
+        self._ports = Counter(server.address.port for server in servers)
         for server in servers:
             server._shared = self._shared
         self._stop_removed(gone)
@@ -439,6 +440,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         view._set_up(self._shared, seen_of=self._source_pool)
         view._own.update(self._own)
         view._servers = self._matching(field, pattern, regex)
+        view._ports = Counter(server.address.port for server in view._servers.values())
         return view
 
     def list(self, source: Field, target: Field, pattern: str = "", regex: str = "") -> builtins.list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+from collections import Counter
 from typing import NamedTuple
 
 import pytest
 
-from poolctl.address import Address, AddressError, UsedPorts, canonical, overlapping, overlaps, parse
+from poolctl.address import Address, AddressError, canonical, overlapping, overlaps, parse
 
 
 @pytest.mark.parametrize(
@@ -247,22 +248,9 @@ def test_address_that_overlaps_is_found_among_others(
     address: str, others: list[str], found: str | None
 ) -> None:
     items = held(*others)
-    found_item = overlapping(parse(address), items, UsedPorts())
+    ports = Counter(item.address.port for item in items.values())
+    found_item = overlapping(parse(address), items, ports)
     assert (None if found_item is None else found_item.address.key) == (found and parse(found).key)
-
-
-def test_ports_in_use_are_counted_as_items_come_and_go() -> None:
-    ports, items = UsedPorts(), held("10.0.0.1:80", "10.0.0.2:80")
-    ports.count(parse("10.0.0.3:81"), 1)  # before the first question nothing is counted
-    assert (ports.has(80, items), ports.has(81, items)) == (True, False)
-    ports.count(parse("10.0.0.3:81"), 1)
-    assert ports.has(81, items)
-    for _ in range(2):
-        assert ports.has(80, items)
-        ports.count(parse("10.0.0.1:80"), -1)
-    assert not ports.has(80, items)
-    ports.reset()
-    assert (ports.has(80, items), ports.has(81, items)) == (True, False)
 
 
 @pytest.mark.parametrize(

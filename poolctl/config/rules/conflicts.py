@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import pwd
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import NamedTuple, TypeVar
 
-from poolctl.address import Address, UsedPorts, overlapping, parse
+from poolctl.address import Address, overlapping, parse
 from poolctl.config.model.pool_tables import BoundAddress, Tables, rules_of
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.normalise import OPENING
@@ -38,7 +39,7 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
     """
     names: dict[str, int] = {}
     taken: dict[str, _TakenAddress] = {}
-    ports = UsedPorts()
+    ports: Counter[int | None] = Counter()
     for index, (name, address) in enumerate(servers):
         first = names.setdefault(name.casefold(), index) if name else index
         if first != index:
@@ -58,7 +59,7 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
             hint = "choose another port, or narrower addresses"
             yield index, found.order, Finding(("bind",), message, hint, address.key)
         taken[address.key] = _TakenAddress(address, index)
-        ports.count(address, 1)
+        ports[address.port] += 1
 
 
 def _spelt(address: Address) -> str:

@@ -203,6 +203,10 @@ def test_wildcards_are_checked_in_large_pools_too_while_servers_come_and_go() ->
     pool.store_new(config("s300", "127.0.0.1:300"))
     with pytest.raises(PoolAddError):
         pool.store_new(config("all", "[::]:300"))
+    view = pool.filter(Field.NAME, "s101")
+    with pytest.raises(PoolAddError):
+        view.store_new(config("all", "0.0.0.0:101"))
+    view.store_new(config("all", "0.0.0.0:102"))  # whose server is not in the view
     pool.clean()
     pool.store_new(config("all", "0.0.0.0:1"))
 
