@@ -56,7 +56,7 @@ def _duration_from_text(text: str) -> float:
     if not parts:
         return float(text)
     units = [unit for _, unit in parts]
-    if len(set(units)) != len(units) or sorted(units, key=lambda u: -SECONDS[u]) != units:
+    if units != [unit for unit in reversed(SECONDS) if unit in units]:
         raise ValueError(f"{text!r} is not a duration: each unit once, the largest first")
     return round(sum(float(number) * SECONDS[unit] for number, unit in parts), 9)
 
@@ -80,17 +80,11 @@ def parse_size(value: int | str) -> int:
 def format_duration(seconds: float) -> str:
     """The duration in the form parsed by parse_duration: `1m30s`, `500ms`, `2h`; rounded to a microsecond."""
     microseconds = round(seconds * 1_000_000)
-    if microseconds == 0:
-        return "0s"
-    sign = "-" if microseconds < 0 else ""
-    rest = abs(microseconds)
-    text = ""
-    for unit, size in (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000)):
-        count, rest = divmod(rest, size)
+    rest, text = abs(microseconds), "-" if microseconds < 0 else ""
+    for unit in ("d", "h", "m", "s", "ms", "us"):
+        count, rest = divmod(rest, round(SECONDS[unit] * 1_000_000))
         text += f"{count}{unit}" if count else ""
-    milliseconds, rest = divmod(rest, 1000)
-    text += f"{milliseconds}ms" if milliseconds else ""
-    return sign + text + (f"{rest}us" if rest else "")
+    return text or "0s"
 
 
 def format_size(size_bytes: int) -> str:
