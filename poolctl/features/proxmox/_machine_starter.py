@@ -42,11 +42,6 @@ logger = logging.getLogger("poolctl.supervisor")
 Activities = Callable[[], Awaitable[Mapping[str, Activity] | None]]
 
 
-async def unknown_activities() -> Mapping[str, Activity] | None:
-    """Return None, because no activity is known; machines then never count as idle."""
-    return None
-
-
 class _StartState:
     """The state of starting or stopping one machine, and when it may be started again."""
 
@@ -75,7 +70,7 @@ class MachineStarter:
         self._events = events
         self._changed = changed
         self._activities = activities
-        self._path = os.path.join(state_directory, _FILE) if state_directory else ""
+        self._path = os.path.join(state_directory, _FILE)
         self._table: ProxmoxTable | None = None
         self._api: ProxmoxApi | None = None
         self._guests: dict[str, Guest] = {}
@@ -390,8 +385,7 @@ class MachineStarter:
 
     def _save_started(self) -> None:
         try:
-            if self._path:
-                replace_file(self._path, json.dumps(self.started).encode())
+            replace_file(self._path, json.dumps(self.started).encode())
         except OSError as error:
             logger.warning("which machines were started is not known to the next supervisor: %s", error)
         if self._watching is None or not self.started:

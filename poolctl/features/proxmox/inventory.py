@@ -23,7 +23,7 @@ from poolctl.routing.route_report import MachineReport
 from poolctl.supervisor.feature_parts import PartSite
 
 from ._api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
-from ._machine_starter import Activities, MachineStarter, unknown_activities
+from ._machine_starter import Activities, MachineStarter
 from .table import ProxmoxTable
 
 # Known addresses are not asked for again within this time, unless the machine was started or stopped.
@@ -161,10 +161,9 @@ class ProxmoxInventory:
         self,
         events: Events,
         changed: Callable[[], None],
+        activities: Activities,
+        state_directory: str,
         clock: Clock | None = None,
-        *,
-        activities: Activities = unknown_activities,
-        state_directory: str = "",
     ) -> None:
         self.problem = ""
         self.inventory = Inventory()
@@ -360,8 +359,8 @@ class Machines(GatewayPart):
         self._inventory = ProxmoxInventory(
             self.site.events,
             gateway.report_machines,
-            activities=gateway.activities,
-            state_directory=self.site.environment.state_directory,
+            gateway.activities,
+            self.site.environment.state_directory,
         )
         self._read(self._inventory)
         gateway.use_machine_source(self._inventory)

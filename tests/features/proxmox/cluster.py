@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import Callable, Coroutine
+import tempfile
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
+from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.features.proxmox.inventory import ProxmoxInventory
 from poolctl.features.proxmox.table import ProxmoxTable
 
@@ -231,7 +233,7 @@ def _guest(kind: str, node: str, name: str, status: str) -> dict[str, Any]:
 
 
 class HasInventory(Protocol):
-    """What a test plays with, made of a cluster."""
+    """What a test plays with, made of a cluster and a state directory."""
 
     inventory: ProxmoxInventory
 
@@ -241,18 +243,24 @@ Stage = TypeVar("Stage", bound=HasInventory)
 
 def play_with(
     pair: tuple[Path, Path],
-    make: Callable[[Cluster], Stage],
+    make: Callable[[Cluster, str], Stage],
     steps: Callable[[Stage], Coroutine[Any, Any, None]],
 ) -> None:
-    """Run the steps with a cluster that has this certificate and key."""
+    """Run the steps with a cluster that has this certificate and key, and an empty state directory."""
 
-    async def run() -> None:
+    async def run(state_directory: str) -> None:
         cluster = await Cluster(*pair).start()
-        stage = make(cluster)
+        stage = make(cluster, state_directory)
         try:
             await asyncio.wait_for(steps(stage), 60)
         finally:
             stage.inventory.close()
             cluster.close()
 
-    asyncio.run(run())
+    with tempfile.TemporaryDirectory() as state_directory:
+        asyncio.run(run(state_directory))
+
+
+async def no_activities() -> Mapping[str, Activity] | None:
+    """The answer of a gateway whose activity is not known."""
+    return None

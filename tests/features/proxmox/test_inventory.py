@@ -32,7 +32,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, StreamRoute, Target
 from tests.certificates import certificate
-from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, play_with
+from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, no_activities, play_with
 from tests.manual_clock import ManualClock
 from tests.unit.supervisor.desk import part_site
 
@@ -47,14 +47,16 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 class Stage:
     """An inventory of the stand-in. It is read when a test asks for it."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, state_directory: str) -> None:
         self.cluster = cluster
         self.recorded: list[JournalEvent] = []
         self.events = Events(Clock())
         self.events.subscribe(self.recorded.append)
         self.clock = ManualClock(LONG)
         self.changes = 0
-        self.inventory = ProxmoxInventory(self.events, self._changed, self.clock)
+        self.inventory = ProxmoxInventory(
+            self.events, self._changed, no_activities, state_directory, self.clock
+        )
 
     def _changed(self) -> None:
         self.changes += 1

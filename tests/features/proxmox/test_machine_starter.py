@@ -23,7 +23,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
 from tests.certificates import certificate
-from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, play_with
+from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, no_activities, play_with
 from tests.virtual_loop import VirtualLoop
 
 WEB, ALSO_WEB, WIN, NODE = "http://web:80", "http://web:81", "http://win:80", "https://pve1:8006"
@@ -41,13 +41,13 @@ class Stage:
     `reported` are the states of WEB, each when it became another one.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, state_directory: str) -> None:
         self.cluster = cluster
         self.events = Events(Clock())
         self.recorded: list[JournalEvent] = []
         self.events.subscribe(self.recorded.append)
         self.reported: list[MachineState] = []
-        self.inventory = ProxmoxInventory(self.events, self._changed)
+        self.inventory = ProxmoxInventory(self.events, self._changed, no_activities, state_directory)
         self.starter = self.inventory.starter
         urls = (WEB, ALSO_WEB, WIN, NODE)
         self.inventory.follow_routes([Route(alias=url, to=(Target(url=url),)) for url in urls])
@@ -291,23 +291,18 @@ IDLE_SECONDS = 0.1
 class IdleStage:
     """An inventory with routes to the containers "web", which is stopped, and "db", which runs."""
 
-    def __init__(self, cluster: Cluster, state_directory: Path) -> None:
+    def __init__(self, cluster: Cluster, state_directory: str) -> None:
         self.cluster = cluster
         self.events = Events(Clock())
         self.recorded: list[JournalEvent] = []
         self.events.subscribe(self.recorded.append)
         self.activities: dict[str, Activity] | None = {}
         self.looks = 0
-        self.state_directory = state_directory
+        self.state_directory = Path(state_directory)
         self.inventory = self.make()
 
     def make(self) -> ProxmoxInventory:
-        made = ProxmoxInventory(
-            self.events,
-            lambda: None,
-            activities=self._ask,
-            state_directory=str(self.state_directory),
-        )
+        made = ProxmoxInventory(self.events, lambda: None, self._ask, str(self.state_directory))
         made.follow_routes([Route(alias=url, to=(Target(url=url),)) for url in (WEB_LAN, DB_LAN)])
         return made
 
@@ -361,11 +356,11 @@ PlayIdle = Callable[[Callable[[IdleStage], Coroutine[Any, Any, None]]], None]
 
 
 @pytest.fixture
-def play_idle(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlayIdle:
+def play_idle(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> PlayIdle:
     monkeypatch.setattr(_machine_starter, "_POLL_SECONDS", 0.001)
 
     def play_idle(steps: Callable[[IdleStage], Coroutine[Any, Any, None]]) -> None:
-        play_with(pair, lambda cluster: IdleStage(cluster, tmp_path), steps)
+        play_with(pair, IdleStage, steps)
 
     return play_idle
 
