@@ -27,7 +27,6 @@ _POLL_SECONDS = 0.5
 # The pause between two starts of a machine, doubled after each failure.
 _COOLDOWN_SECONDS = 30.0
 _LONGEST_COOLDOWN_SECONDS = 600.0
-_MOST_FAILURES = 16  # more make no difference
 # A machine whose uptime is shorter than the time since our start, by more than this, was started by someone else.
 _UPTIME_SLACK_SECONDS = 60.0
 
@@ -49,7 +48,7 @@ class _StartState:
         self.state = ""  # instead of the inventory's state: starting, stopped, failed or unknown; or ""
         self.why = ""
         self.retry_seconds = 0.0
-        self.failures = 0  # in a row
+        self.cooldown_seconds = _COOLDOWN_SECONDS  # the pause after its next failure
         self.unanswered = False  # the API has not answered the last question about its start
         self.not_before = 0.0  # when it may be started again
         self.answers = 0
@@ -265,7 +264,7 @@ class MachineStarter:
         except ApiError as error:
             why = str(error)
         else:
-            case.failures, case.not_before = 0, began + _COOLDOWN_SECONDS
+            case.cooldown_seconds, case.not_before = _COOLDOWN_SECONDS, began + _COOLDOWN_SECONDS
             self._set_status(guest, RUNNING)
             self._set_state(case, "")
             if is_ours:
@@ -280,8 +279,8 @@ class MachineStarter:
             # Perhaps it runs by now.
             self._set_state(case, MachineState.UNKNOWN)
         else:
-            pause = min(_COOLDOWN_SECONDS * 2**case.failures, _LONGEST_COOLDOWN_SECONDS)
-            case.failures = min(case.failures + 1, _MOST_FAILURES)
+            pause = case.cooldown_seconds
+            case.cooldown_seconds = min(2 * pause, _LONGEST_COOLDOWN_SECONDS)
             case.not_before = loop.time() + pause
             self._fail(case, why, pause)
         self._record("machine start failed", guest, why, severity="warning")
