@@ -7,8 +7,8 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pytest
 
@@ -140,32 +140,25 @@ class Pools:
         paths = [] if source is None else [os.fspath(source)]
         try:
             return find_config(paths, cwd=self._root)
-        except ConfigNotFound as error:
-            missing = error
-        return _fail("there is no pool", [missing])
+        except ConfigNotFound as missing:
+            raise _failure("there is no pool", [missing]) from None
 
     def _config(self, files: list[str] | None, source: Any, servers: Mapping[str, Any]) -> list[ServerConfig]:
-        problems: Sequence[Exception] = ()
-        found: list[ServerConfig] = []
         try:
             if files:
                 config = PoolConfig.load(files)
-                found = with_addresses([self._at_free_address(server) for server in config])
             else:
                 tables = [*(source or ()), *(_table(name, given) for name, given in servers.items())]
                 config = PoolConfig([self._with_free_port(table) for table in tables])
-                found = list(config)
-            problems = config.problems
         except PoolValidateError as invalid:
-            problems = invalid.exceptions
-        if problems:
-            _fail("the configuration is not valid", problems)
-        return found
+            raise _failure("the configuration is not valid", invalid.exceptions) from None
+        if config.problems:
+            raise _failure("the configuration is not valid", config.problems)
+        return with_addresses([self._at_free_address(server) for server in config]) if files else [*config]
 
     def _start(self, servers: list[ServerConfig], processes: bool) -> PoolUnderTest:
         logs_directory = os.path.join(self._private_directory(), f"logs{len(self._started)}")
         runner = ProcessRunner(logs_directory) if processes else None
-        errors: Sequence[Exception] = ()
         try:
             pool = PoolUnderTest(Pool(servers, runner=runner), runner, logs_directory)
             try:
@@ -174,9 +167,7 @@ class Pools:
                 pool.stop()
                 raise
         except PoolError as failed:
-            errors = failed.exceptions
-        if errors:
-            _fail("the pool did not start", errors)
+            raise _failure("the pool did not start", failed.exceptions) from None
         return pool
 
     def _at_free_address(self, server: ServerConfig) -> ServerConfig:
@@ -219,12 +210,12 @@ def _table(name: str, given: Any) -> dict[str, Any]:
     return {"name": name, **(given if isinstance(given, Mapping) else {"app": given})}
 
 
-def _fail(what: str, errors: Iterable[Exception]) -> NoReturn:
-    """Fail the test with every error and its hint, without a traceback through the plugin."""
+def _failure(what: str, errors: Iterable[Exception]) -> BaseException:
+    """The exception that fails the test with every error and its hint, without a traceback through the plugin."""
     lines = [what]
     for error in errors:
         name, message = getattr(error, "name", ""), getattr(error, "message", "") or str(error)
         place = str(error.place) if isinstance(error, Problem) and error.file else name
         lines.append(f"{place}: {message}" if place else message)
         lines += [f"  hint: {hint}"] if (hint := getattr(error, "hint", "")) else []
-    pytest.fail("\n".join(lines), pytrace=False)
+    return pytest.fail.Exception("\n".join(lines), pytrace=False)
