@@ -12,6 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache
 from threading import RLock
 from typing import (
     TYPE_CHECKING,
@@ -333,7 +334,6 @@ def sections_of(kind: type[Section]) -> dict[str, type[Section]]:
     return _sections[kind]
 
 
-_models: dict[type[Section], type[BaseModel]] = {}
 _lock = RLock()  # the first servers may be made by several threads at once
 
 
@@ -369,15 +369,11 @@ def _build(kind: type[Kind], table: Tree) -> Kind:
 
 def model_of(kind: type[Section]) -> type[BaseModel]:
     """The pydantic model of the keys of a class."""
-    declaration = kind.declaration
-    if declaration not in _models:
-        with _lock:
-            if declaration not in _models:
-                _models[declaration] = _new_model(declaration)
-    return _models[declaration]
+    return _declared_model(kind.declaration)  # type: ignore[arg-type]
 
 
-def _new_model(kind: type[Section]) -> type[BaseModel]:
+@cache
+def _declared_model(kind: type[Section]) -> type[BaseModel]:
     from pydantic import ConfigDict, Field, create_model
 
     from poolctl.config.values import value_types
@@ -392,7 +388,7 @@ def _new_model(kind: type[Section]) -> type[BaseModel]:
         described: Tree = Field(default, description=key.description or None)
         keys[name] = annotations[name], described
     rules = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
-    with warnings.catch_warnings():
+    with _lock, warnings.catch_warnings():
         # The warning is about a method `register` of pydantic's metaclass, which no table uses.
         warnings.filterwarnings("ignore", 'Field name "register"')
         return create_model(kind.__name__, __config__=rules, __doc__=kind.__doc__, **keys)
