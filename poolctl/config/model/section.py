@@ -122,8 +122,9 @@ class Section:
             cls.declaration, cls.keys_of = cls, {**cls.keys_of, **own}
 
     def __init__(self, /, **data: Tree) -> None:
+        reset_suggestions()
         findings: list[Finding] = []
-        made = validated(type(self), data, findings, forget=True)
+        made = validated(type(self), data, findings)
         if made is None:
             refuse(type(self).__name__, findings)
         self.__setstate__((vars(made), made.given))
@@ -337,13 +338,8 @@ def sections_of(kind: type[Section]) -> dict[str, type[Section]]:
 _lock = RLock()  # the first servers may be made by several threads at once
 
 
-def validated(
-    kind: type[Kind], table: dict[str, Tree], findings: list[Finding], *, forget: bool = False
-) -> Kind | None:
-    """Return the table as an instance of `kind`; if it is invalid, add its problems to `findings` and return None.
-
-    The number of spelling suggestions is limited. If `forget` is true, earlier suggestions are no longer counted.
-    """
+def validated(kind: type[Kind], table: dict[str, Tree], findings: list[Finding]) -> Kind | None:
+    """Return the table as an instance of `kind`; if it is invalid, add its problems to `findings` and return None."""
     from pydantic import ValidationError
 
     try:
@@ -351,8 +347,6 @@ def validated(
     except ValidationError as error:
         from poolctl.config.values.value_types import findings_of
 
-        if forget:
-            reset_suggestions()
         reported = {finding.path for finding in findings}
         found = findings_of(error, kind.keys_at, kind.table)
         findings += [finding for finding in found if finding.path not in reported]

@@ -29,7 +29,7 @@ from poolctl.config.model.section import (
     validated,
 )
 from poolctl.config.values.plain import EMPTY, INTERNAL, binds_itself, exposed_url
-from poolctl.config.values.problems import Finding, Tree
+from poolctl.config.values.problems import Finding, Tree, reset_suggestions
 from poolctl.config.values.secrets import masked_arguments
 
 if TYPE_CHECKING:
@@ -150,12 +150,13 @@ class ServerKeys(Section):
     def __init__(self, /, **data: Tree) -> None:
         from poolctl.config.values.normalise import derive, normalise, nul_findings
 
+        reset_suggestions()
         base_dir = os.getcwd()
         findings: list[Finding] = nul_findings(data)
         table = normalise(data, base_dir, findings)
         derive(table, base_dir, findings)
         findings += Scale.rules(table)
-        made = validated(ServerKeys, table, findings, forget=True)
+        made = validated(ServerKeys, table, findings)
         if findings or made is None:
             name, bind = data.get("name"), data.get("bind", data.get("listen"))
             who = name if isinstance(name, str) else "the server"

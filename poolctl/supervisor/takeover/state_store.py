@@ -336,7 +336,7 @@ class _Reader:
         for name in kind.keys_of.keys() - vars(made).keys():
             raise NotUnderstood(f"{kind.__name__} needs {name!r} now")
         findings: list[Finding] = []
-        if self._validate and validated(kind, values, findings, forget=True) is None:
+        if self._validate and validated(kind, values, findings) is None:
             found = (
                 f"{'.'.join(map(str, each.path))!r} in {kind.__name__}: {each.message}" for each in findings
             )
