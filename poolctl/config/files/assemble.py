@@ -18,7 +18,7 @@ from poolctl.config.files.read_file import (
     read_text,
     section_of,
 )
-from poolctl.config.model.pool_tables import is_listed, model_of_table, table_names
+from poolctl.config.model.pool_tables import model_of_table, table_names
 from poolctl.config.model.section import Table
 from poolctl.config.values.normalise import interpolate, merged, normalise, referenced_variables
 from poolctl.config.values.problems import (
@@ -214,26 +214,23 @@ class Assembly:
             near = nearest(str(key), known)
             hint = f"did you mean {near!r}?" if near else "a file has 'pool', 'defaults' and 'server'"
             yield Finding((key,), f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(known))
-        elif key == "server" or is_listed(key):
-            if not isinstance(value, list) or (
-                key != "server" and not all(isinstance(v, dict) for v in value)
-            ):
-                of_tables = " of tables" if key != "server" else ""
-                hint = (
-                    f"write [[{key}]], with two brackets"
-                    if document.kind == "toml"
-                    else f"write a list{of_tables}"
-                )
+            return
+        model = model_of_table(key)
+        if key == "server" or (model is not None and model.listed):
+            if not isinstance(value, list) or (model and not all(isinstance(each, dict) for each in value)):
+                hint = f"write a list{' of tables' if model else ''}"
+                if document.kind == "toml":
+                    hint = f"write [[{key}]], with two brackets"
                 yield Finding((key,), f"{key!r} is {shown(value)}, not a list of tables", hint)
-            elif key == "server":
+            elif model is None:
                 yield from self._servers(document, value, ("server",))
-            elif (model := model_of_table(key)) is not None and model.merged_by:
+            elif model.merged_by:
                 self._merge(model, document, value)
-            elif model is not None:
+            else:
                 yield from self._list_of(model, document, value)
         elif not isinstance(value, dict):
             yield Finding((key,), f"{key!r} is {shown(value)}, not a table", f"write [{key}]")
-        elif (model := model_of_table(key)) is not None:
+        elif model is not None:
             table = model.from_file(value, document.data[key], document.base_dir)
             self.tables[key] = merged(self.tables.get(key, {}), table)
         elif key == "defaults":
@@ -323,13 +320,10 @@ class Origins:
     """
 
     def __init__(
-        self,
-        documents: list[Document],
-        entries: list[ServerTable],
-        parts: Mapping[KeyPath, list[Source]] | None = None,
+        self, documents: list[Document], entries: list[ServerTable], parts: Mapping[KeyPath, list[Source]]
     ) -> None:
         self.documents = documents
-        self._parts = parts or {}
+        self._parts = parts
         self._defaults: list[Source] = [(document, ("defaults",)) for document in documents]
         self._entries = {entry.name: entry for entry in reversed(entries)}
         self._by_table: dict[str, dict[KeyPath, list[tuple[KeyPath, int]]]] = {}

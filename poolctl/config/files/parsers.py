@@ -326,10 +326,11 @@ def _explained_toml(text: str, message: str, start: int) -> Explained:
 
 
 def _table_is_there(text: str, name: str) -> tuple[str, str]:
-    from poolctl.config.model.pool_tables import is_listed
+    from poolctl.config.model.pool_tables import model_of_table
 
     listed = re.search(rf"(?m)^[ \t]*\[\[[ \t]*{re.escape(name)}[ \t]*\]\]", text)
-    if not (listed or name == "server" or is_listed(name)):
+    model = model_of_table(name)
+    if not (listed or name == "server" or (model and model.listed)):
         return f"[{name}] is there twice", "write its keys under one of them"
     message = f"[{name}] and [[{name}]] are both there" if listed else f"[{name}] is there twice"
     return message, f"write [[{name}]], with two brackets, each time"

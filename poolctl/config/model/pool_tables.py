@@ -98,12 +98,6 @@ def model_of_table(name: str) -> type[Table] | None:
     return next(found, None)
 
 
-def is_listed(name: str) -> bool:
-    """Whether files define this table as a list."""
-    model = model_of_table(name)
-    return model is not None and model.listed
-
-
 class Tables:
     """The tables of the active configuration, by name. Immutable."""
 

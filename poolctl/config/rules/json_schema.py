@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema, to_jsonable_python
 
-from poolctl.config.model.pool_tables import MODELS, PoolSettings, is_listed, rules_of, table_names
+from poolctl.config.model.pool_tables import MODELS, PoolSettings, rules_of, table_names
 from poolctl.config.model.section import Section, model_of
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.plain import INTERNAL, MOST_WORKERS
@@ -75,7 +75,7 @@ def json_schema() -> Schema:
         hidden = model.keys_of.keys() - model.written_keys()
         table = definitions[model.__name__] = _definition(model, definitions, hidden)
         tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
-        if is_listed(key):
+        if model.listed:
             tables[key] = {"type": "array", "items": tables[key], "description": table["description"]}
     for rules in rules_of(table_names()):
         rules.complete_schema(definitions)

@@ -207,9 +207,9 @@ def test_name_among_the_defaults_names_no_server(tmp_path: Path) -> None:
 
 
 def test_origins_are_equal_so_that_equal_servers_are() -> None:
-    assert Origins([], []) == Origins([], [], {})
-    assert (Origins([], []) == 3) is False
-    assert Origins([], []).of("nobody") == {}
+    assert Origins([], [], {}) == Origins([], [], {})
+    assert (Origins([], [], {}) == 3) is False
+    assert Origins([], [], {}).of("nobody") == {}
 
 
 def test_place_of_a_key_is_that_of_the_last_file_that_has_it(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_place_of_a_key_is_that_of_the_last_file_that_has_it(tmp_path: Path) -> 
     assembly = Assembly({})
     for document in documents:
         assembly.add(document)
-    origins = Origins(documents, assembly.entries)
+    origins = Origins(documents, assembly.entries, {})
 
     def place(*path: str) -> tuple[str, int]:
         found = origins.place("web", path)
@@ -343,9 +343,9 @@ def test_place_of_a_key_that_no_file_has_is_its_table_in_the_last_file_with_it(t
         Document(str(tmp_path / "a.toml"), '[pool]\nname = "x"\n'),
         Document(str(tmp_path / "b.toml"), '\n[metrics]\nbind = ":1"\n'),
     ]
-    place = Origins(documents, []).of_table(("metrics", "path"))
+    place = Origins(documents, [], {}).of_table(("metrics", "path"))
     assert (place.file, place.line, place.key) == (str(tmp_path / "b.toml"), 2, "metrics.path")
-    place = Origins(documents, []).of_table(("events", "path"))
+    place = Origins(documents, [], {}).of_table(("events", "path"))
     assert (place.file, place.line, place.key) == (str(tmp_path / "a.toml"), 1, "events.path"), (
         "no file has it"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig, json_schema
-from poolctl.config.model.pool_tables import is_listed
+from poolctl.config.model.pool_tables import model_of_table
 from poolctl.config.rules.json_schema import INTERPOLATED
 from poolctl.config.values.plain import INTERNAL
 
@@ -42,7 +42,7 @@ def test_schema_has_the_models_keys_and_no_others() -> None:
 
 def test_table_that_may_stand_several_times_is_a_list_and_any_other_is_none() -> None:
     tables = SCHEMA["properties"]
-    listed = [key for key in tables if is_listed(key)]
+    listed = [key for key in tables if (model := model_of_table(key)) and model.listed]
     assert [key for key in tables if tables[key].get("type") == "array"] == ["server", *listed]
     assert tables["metrics"]["$ref"] == "#/$defs/MetricsTable"
     for key in listed:
