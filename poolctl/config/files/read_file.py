@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from poolctl.config.values.plain import LOCAL
 from poolctl.errors import ServerError
@@ -197,23 +197,30 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def _contents(paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Path and content of each file; a directory stands for its files. Unreadable files are left out."""
+    for path in paths:
+        with contextlib.suppress(ServerError):
+            for file in files_of(path):
+                with contextlib.suppress(OSError, ValueError):
+                    yield file, read_regular(file)
+
+
 def platform_of(paths: Iterable[str], env: Mapping[str, str]) -> str:
     """The platform that runs the pool of these files: $POOLCTL_PLATFORM, or `platform` of [pool], or "local".
 
     Blocks on the disk. A file with problems is ignored here: its problems are reported when it is loaded.
     """
     found = env.get(PLATFORM_VARIABLE) or ""
-    for path in () if found else paths:
-        with contextlib.suppress(OSError, ValueError, ServerError):
-            for file in files_of(path):
-                content = read_regular(file)
-                if b"platform" in content:
-                    from poolctl.config.files.parsers import parse
+    for file, content in () if found else _contents(paths):
+        if b"platform" in content:
+            from poolctl.config.files.parsers import parse
 
-                    data = parse(content.decode("utf-8-sig"), kind_of(file))
-                    data = section_of(data) if os.path.basename(file) == PYPROJECT else data
-                    pool = data.get("pool") if isinstance(data, dict) else None
-                    found = (isinstance(pool, dict) and str(pool.get("platform") or "")) or found
+            with contextlib.suppress(ValueError, ServerError):
+                data = parse(content.decode("utf-8-sig"), kind_of(file))
+                data = section_of(data) if os.path.basename(file) == PYPROJECT else data
+                pool = data.get("pool") if isinstance(data, dict) else None
+                found = (isinstance(pool, dict) and str(pool.get("platform") or "")) or found
     return found or LOCAL
 
 
@@ -225,17 +232,7 @@ def missing_file(path: str) -> Problem:
 def variables_named_in(paths: Iterable[str]) -> set[str]:
     """The variables that `*_env` keys in these files or directories seem to name; found without parsing the files."""
     # Some processes start before the files are parsed.
-    found: set[str] = set()
-    for path in paths:
-        names = [path]
-        if os.path.isdir(path):
-            with contextlib.suppress(OSError):
-                names = [os.path.join(path, name) for name in os.listdir(path)]
-        for name in names:
-            if name == path or _suffix(name) in SUFFIXES:
-                with contextlib.suppress(OSError, ValueError):
-                    found.update(match.decode() for match in re.findall(_NAMED, read_regular(name)))
-    return found
+    return {name.decode() for _, content in _contents(paths) for name in re.findall(_NAMED, content)}
 
 
 def _problem(path: str, message: str, hint: str, before: str | None = None) -> Problem:
