@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.config.values.normalise import app_findings
+from poolctl.config.values.normalise import PROBES, app_findings
 from poolctl.config.values.plain import (
     MOST_WORKERS,
     NAME_PATTERN,
@@ -49,22 +49,22 @@ YEAR_SECONDS = 366 * 86400.0
 LARGEST_BYTES = 2**60
 
 
-def _duration(minimum: float, maximum: float = YEAR_SECONDS) -> Tree:
+def _duration(minimum: float) -> tuple[BeforeValidator, WithJsonSchema]:
     def seconds(value: Tree) -> float:
         try:
             found = parse_duration(value)
         except ValueError as problem:
             raise BadValue(str(problem), DURATION_ALLOWED) from None
-        if not minimum <= found <= maximum:
-            allowed = f"{format_duration(minimum)} to {format_duration(maximum)}"
+        if not minimum <= found <= YEAR_SECONDS:
+            allowed = f"{format_duration(minimum)} to {format_duration(YEAR_SECONDS)}"
             raise BadValue(f"{format_duration(found)} is out of range; allowed is {allowed}", allowed)
         return found
 
-    number = {"type": "number", "minimum": minimum, "maximum": maximum}
-    return Annotated[float, BeforeValidator(seconds), _schema(number, DURATION_PATTERN, "seconds")]
+    number = {"type": "number", "minimum": minimum, "maximum": YEAR_SECONDS}
+    return BeforeValidator(seconds), _schema(number, DURATION_PATTERN, "seconds")
 
 
-def _size(minimum: int, maximum: int, allowed: str) -> Tree:
+def _size(minimum: int, maximum: int, allowed: str) -> tuple[BeforeValidator, WithJsonSchema]:
     def size_bytes(value: Tree) -> int:
         try:
             found = parse_size(number_from_environment(value))
@@ -75,7 +75,7 @@ def _size(minimum: int, maximum: int, allowed: str) -> Tree:
         return found
 
     number = {"type": "integer", "minimum": minimum}
-    return Annotated[int, BeforeValidator(size_bytes), _schema(number, SIZE_PATTERN, "bytes")]
+    return BeforeValidator(size_bytes), _schema(number, SIZE_PATTERN, "bytes")
 
 
 def _schema(number: dict[str, Tree], pattern: str, unit: str) -> WithJsonSchema:
@@ -177,17 +177,11 @@ def _list(value: Tree) -> Tree:
 
 
 _from_text = BeforeValidator(number_from_environment)
-if TYPE_CHECKING:
-    Duration = float
-    Positive = float
-    Size = int
-    HeadSize = int
-else:
-    Duration = _duration(0.0)  # 0 means "none" or "at once"
-    Positive = _duration(0.001)  # for keys for which 0 is meaningless: a timeout, an interval
-    Size = _size(1, LARGEST_BYTES, "1 byte to 1 EiB")
-    # uvicorn's parsers are given at least the minimum in one piece; no client needs more than the maximum.
-    HeadSize = _size(4096, 2**30, "4KiB to 1GiB")
+Duration = Annotated[float, *_duration(0.0)]  # 0 means "none" or "at once"
+Positive = Annotated[float, *_duration(0.001)]  # for keys for which 0 is meaningless: a timeout, an interval
+Size = Annotated[int, *_size(1, LARGEST_BYTES, "1 byte to 1 EiB")]
+# uvicorn's parsers are given at least the minimum in one piece; no client needs more than the maximum.
+HeadSize = Annotated[int, *_size(4096, 2**30, "4KiB to 1GiB")]
 AtLeastOne = Annotated[int, Field(ge=1), _from_text]
 Count = Annotated[int, Field(ge=1, le=1000), _from_text]
 FileCount = Annotated[int, Field(ge=0, le=10_000), _from_text]
@@ -387,7 +381,6 @@ SHORT_FORMS = {
     "set_headers": 'a table such as { "X-Beta" = "1" }',
     "response_headers": 'a table such as { "Strict-Transport-Security" = "max-age=31536000" }',
 }
-PROBES = ("startup", "readiness", "liveness")
 
 
 def findings_of(
