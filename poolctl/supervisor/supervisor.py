@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from poolctl import __version__, bootstrap
 from poolctl.clock import Clock
-from poolctl.config import ServerConfig, Tables, longest_stop_seconds
+from poolctl.config import EventsTable, MetricsTable, ServerConfig, Tables, longest_stop_seconds
 from poolctl.control.answers import PingResult, ProgressLine, Result, SupervisorIdentity
 from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
@@ -248,7 +248,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
 
     def _set_journal(self, tables: Tables) -> None:
         path = os.path.join(self._environment.state_directory, JOURNAL)
-        self.events.write_to(Journal.configured(tables.events, path))
+        self.events.write_to(Journal.configured(tables.get(EventsTable), path))
 
     async def _prepare_answers(self) -> None:
         self._verbs = Verbs(self.core, self.events, self, self._configuration, self._parts.over)
@@ -260,7 +260,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         self._verbs.add("health", health.verb)
         self._parts.add_to(self._verbs)
         address = self._metrics = MetricsAddress(self._environment, self.events, metrics, health)
-        self._configuration.follow(lambda tables: address.follow(tables.metrics))
+        self._configuration.follow(lambda tables: address.follow(tables.get(MetricsTable)))
         await address.wait_for_opening()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:

@@ -124,10 +124,10 @@ class _EventStream:
 
 def _configured_path(pool: PoolRef) -> str:
     """The journal's path from [events]; "" if the files have no path or are invalid, so that the default is used."""
-    from poolctl.config import load
+    from poolctl.config import EventsTable, load
 
     try:
-        table = load(pool.files, os.environ).tables.events
+        table = load(pool.files, os.environ).tables.get(EventsTable)
     except (PoolError, OSError):
         return ""
     return str(table.path or "") if table else ""

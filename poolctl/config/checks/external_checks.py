@@ -29,7 +29,7 @@ from poolctl.config.checks.interpreter import (
     user_options,
 )
 from poolctl.config.files.read_file import EnvFileError, read_env_file, variables_of
-from poolctl.config.model.pool_tables import Tables, rules_of
+from poolctl.config.model.pool_tables import EventsTable, Tables, rules_of
 from poolctl.config.model.section import TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.problems import Finding
@@ -225,8 +225,8 @@ def check_tables(
         wrong, doubtful = rules.check(servers, tables, env, datetime.now(UTC))
         problems += wrong
         warnings += doubtful
-    if tables.events and tables.events.path:
-        problems += unwritable(JOURNAL_PATH, tables.events.path)
+    if (events := tables.get(EventsTable)) and events.path:
+        problems += unwritable(JOURNAL_PATH, events.path)
     names = tables.by_name().keys()
     for path, table in tables:
         wrong, doubtful = table.check(env, names)

@@ -107,16 +107,6 @@ class Tables:
         }
 
     @property
-    def metrics(self) -> MetricsTable | None:
-        """The table [metrics], or None."""
-        return self._tables.get("metrics")
-
-    @property
-    def events(self) -> EventsTable | None:
-        """The table [events], or None."""
-        return self._tables.get("events")
-
-    @property
     def routes(self) -> int:
         """The number of tables that are routes. A pool may consist only of routes."""
         return sum(table.is_route for _, table in self)

@@ -16,7 +16,7 @@ import signal
 import stat
 from collections.abc import Callable, Iterator
 
-from poolctl.config import RAISE_OPEN_FILES, open_files_needed
+from poolctl.config import RAISE_OPEN_FILES, EventsTable, open_files_needed
 from poolctl.control import pool_paths
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
@@ -394,7 +394,7 @@ def disks(context: CheckContext) -> Iterator[CheckResult]:
     """The free space on each disk of configured log and event paths, except the disk of the state directory."""
     if context.pool is None or context.config is None:
         return
-    events = context.config.tables.events
+    events = context.config.tables.get(EventsTable)
     paths = [server.log.path for server in context.servers] + [events.path if events is not None else None]
     seen = {os.stat(_nearest_existing(pool_paths.state_dir(context.env, context.pool.key))).st_dev}
     for path in filter(None, paths):

@@ -14,6 +14,7 @@ from poolctl.config import (
     BINDS_ITSELF,
     RAISE_OPEN_FILES,
     Configuration,
+    EventsTable,
     Finding,
     ServerConfig,
     Tables,
@@ -520,7 +521,8 @@ async def startup_warnings(
     """
     there = list(servers)
     chosen = [server for server in there if server.name in names]
-    journal = tables.events is not None and tables.events.path
+    events = tables.get(EventsTable)
+    journal = events is not None and events.path
     tables_checked = of_tables and bool(journal or any(each.has_startup_warnings for _, each in tables))
     checked = tables_checked or any(map(_may_be_warned_of, chosen))
     # The check takes time, and most pools need none.

@@ -23,6 +23,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.address import parse
 from poolctl.cli.pool_ref import PoolRef
+from poolctl.config import EventsTable, Tables
 from poolctl.feature import FEATURES
 from poolctl.features.doctor import _check_machine
 from poolctl.features.doctor._check import CheckResult
@@ -857,9 +858,9 @@ def test_disks_of_logs_elsewhere_are_checked_once(
     monkeypatch.setattr(os, "access", lambda path, mode: path != "/other")
     logs = [None, "/disk/a.log", "/disk/b.log", "/other/c.log"]
     machine.context.servers = [SimpleNamespace(log=SimpleNamespace(path=path)) for path in logs]
-    machine.context.config = SimpleNamespace(tables=SimpleNamespace(events=None))
+    machine.context.config = SimpleNamespace(tables=Tables())
     assert found(_check_machine.disks(machine.context)) == [("ok", "/disk, 4096 MiB left")]
-    machine.context.config = SimpleNamespace(tables=SimpleNamespace(events=SimpleNamespace(path="/disk/e")))
+    machine.context.config = SimpleNamespace(tables=Tables(events=EventsTable.unchecked({"path": "/disk/e"})))
     machine.context.servers = []
     assert found(_check_machine.disks(machine.context)) == [("ok", "/disk, 4096 MiB left")]
     machine.context.config = None

@@ -42,10 +42,10 @@ max_age = "7d"
 def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     config = load_text(tmp_path, SERVER + ALL)
     assert config.problems == []
-    tables = config.tables
-    assert tables.metrics is not None
-    assert (tables.metrics.bind, tables.metrics.path) == (":9464", "/metrics")
-    assert tables.events == EventsTable(
+    metrics = config.tables.get(MetricsTable)
+    assert metrics is not None
+    assert (metrics.bind, metrics.path) == (":9464", "/metrics")
+    assert config.tables.get(EventsTable) == EventsTable(
         path=str(tmp_path / "log/events.jsonl"), max_size=2**20, keep=2, max_age=7 * 86400
     )
 
@@ -59,10 +59,10 @@ def test_later_files_win_key_by_key(tmp_path: Path) -> None:
     first, second = tmp_path / "pool.toml", tmp_path / "prod" / "pool.toml"
     first.write_text(SERVER + ALL)
     second.write_text('[events]\nkeep = 9\npath = "e"\n')
-    tables = PoolConfig.load([first, second], {}).tables
-    assert tables.events is not None
-    assert (tables.events.keep, tables.events.max_size) == (9, 2**20)
-    assert tables.events.path == str(tmp_path / "prod" / "e")
+    events = PoolConfig.load([first, second], {}).tables.get(EventsTable)
+    assert events is not None
+    assert (events.keep, events.max_size) == (9, 2**20)
+    assert events.path == str(tmp_path / "prod" / "e")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,8 @@ def test_tables_are_known_by_their_names() -> None:
 def test_invalid_table_is_left_out_with_its_findings() -> None:
     findings: list[Finding] = []
     tables = build_tables({"metrics": {"bind": "nonsense"}, "events": {"keep": 3}}, findings)
-    assert (tables.get(MetricsTable), tables.events is not None and tables.events.keep) == (None, 3)
+    events = tables.get(EventsTable)
+    assert (tables.get(MetricsTable), events is not None and events.keep) == (None, 3)
     assert [each.path for each in findings] == [("metrics", "bind")]
 
 
@@ -209,9 +210,9 @@ def test_url_that_is_invalid_is_not_quoted_and_other_values_are() -> None:
 
 def test_tables_are_found_by_name_and_by_model_and_listed_with_their_places(tmp_path: Path) -> None:
     tables = load_text(tmp_path, SERVER + ALL).tables
-    assert tables.metrics is tables.get(MetricsTable)
-    assert tables.by_name() == {"metrics": tables.metrics, "events": tables.events}
-    assert list(tables) == [(("metrics",), tables.metrics), (("events",), tables.events)]
+    metrics, events = tables.get(MetricsTable), tables.get(EventsTable)
+    assert tables.by_name() == {"metrics": metrics, "events": events}
+    assert list(tables) == [(("metrics",), metrics), (("events",), events)]
     assert (tables.routes, tables.stop_seconds) == (0, 0.0)
-    assert repr(tables) == f"Tables(metrics={tables.metrics!r}, events={tables.events!r})"
+    assert repr(tables) == f"Tables(metrics={metrics!r}, events={events!r})"
     assert (tables == Tables(**tables.by_name()), tables == Tables(), tables == 1) == (True, False, False)

@@ -482,10 +482,8 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         configuration.follow(always.append, every_reload=True)
         (web,) = await configuration.read_first_servers()
         assert (web.name, configuration.name, configuration.problems) == ("web", "shop", [])
-        assert [None if each.metrics is None else str(each.metrics.bind) for each in followed] == [
-            None,
-            "127.0.0.1:9100",
-        ]
+        metrics = [each.get(MetricsTable) for each in followed]
+        assert [None if each is None else str(each.bind) for each in metrics] == [None, "127.0.0.1:9100"]
         configuration.accept(await configuration.read())
         assert (len(followed), len(always)) == (2, 3)
         configuration.environments["web"] = {"A": "1"}
