@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from poolctl.config import escaped
 
@@ -28,11 +28,6 @@ _call = re.compile(r"([^()]+)\((.*)\)", re.DOTALL)
 
 class _NotParsed(Exception):
     """The arguments do not match the program's documented options."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise _NotParsed(message)
 
 
 def pool_of_command(words: Sequence[str]) -> ForeignPool:
@@ -65,7 +60,7 @@ def set_command(server: ForeignServer, words: list[str], port: str = "") -> None
         known, remarks = dict(server.keys), list(server.remarks)
         try:
             reader(server, words, arguments, port)
-        except (_NotParsed, ValueError) as problem:
+        except (_NotParsed, argparse.ArgumentError, ValueError) as problem:
             server.keys, server.remarks = known, remarks
             server.remark(f"{program}: {problem}: taken over as a program like any other")
         else:
@@ -152,11 +147,12 @@ def _parsed(
     flags: Iterable[str] = (),
     switches: Iterable[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return ({long name: value}, unknown options); the key `app` has the first positional argument. Raises _NotParsed.
+    """Return ({long name: value}, unknown options); the key `app` has the first positional argument.
 
     Options in `values` and `repeated` take a value; those in `repeated` form a list. `switches` also exist as `--no-…`.
+    Raises argparse.ArgumentError.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     actions: list[tuple[Any, Iterable[str]]] = [
         ("store", values), ("append", repeated), ("store_true", flags), (argparse.BooleanOptionalAction, switches),
     ]  # fmt: skip
