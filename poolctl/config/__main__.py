@@ -109,15 +109,13 @@ class Reader:
         used. `access_log` is the default of http.access_log.
         """
         from poolctl.config import Reading, Surroundings, load, marks_of
-        from poolctl.errors import PoolError, ServerError
+        from poolctl.errors import PoolError
 
         marks = marks_of(files)  # taken before reading, so that a change in between is found later
         try:
             config = load(files, env, access_log=access_log)
         except PoolError as error:
             return Reading(marks, error.to_list())
-        except ServerError as error:
-            return Reading(marks, [error.to_dict()])
         if problems := [problem.to_dict() for problem in config.problems or config.unusable()]:
             return Reading(marks, problems)
         self._kept[number] = config
@@ -170,13 +168,13 @@ class Reader:
         Servers in no file are left out. Return {} if the files changed after `marks` were taken, or cannot be loaded.
         """
         from poolctl.config import changed_files, load
-        from poolctl.errors import PoolError, ServerError
+        from poolctl.errors import PoolError
 
         try:
             if changed_files(marks, files):
                 return {}
             servers = {server.name: server for server in load(files, env)}
-        except (PoolError, ServerError):
+        except PoolError:
             return {}
         return {name: servers[name].origin for name in names if name in servers}
 
