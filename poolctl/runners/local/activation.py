@@ -372,14 +372,19 @@ class SleepingListener:
 
 
 class Activator:
-    """Watches the listeners of all sleeping servers with one epoll instance.
+    """Watches the listeners of a runner's sleeping servers with one epoll instance, and wakes a server at a request.
 
-    Must be created on the running loop.
+    Connections that wait for a worker are also stored in the keeper process, so that they survive this process. Must
+    be created on the running loop.
     """
 
-    def __init__(self, servers: SleepingServers, accept_helper: AcceptHelper) -> None:
-        self._servers = servers
-        self._accept_helper = accept_helper
+    def __init__(self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, directory: str) -> None:
+        self._keeper = keeper
+        self._sockets = sockets
+        self._adoptions = adoptions
+        self._accept_helper = AcceptHelper(keeper, directory, self._returned)
+        self._numbers = itertools.count(os.getpid() << 32)  # different from a successor's
+        self._servers: dict[str, ServerConfig] = {}
         self._sleeping: dict[str, SleepingListener] = {}
         self._servers_that_block: set[str] = set()
         self._fetches: set[Fetch] = set()
@@ -389,8 +394,31 @@ class Activator:
         self._watched: dict[int, tuple[SleepingListener, HeldConnection | None]] = {}
         self._epoll: select.epoll | None = None
 
-    def arm(self, sleeping: SleepingListener) -> None:
-        """Watch the server for its first request; then stop watching, and call `on_request` once, on the loop."""
+    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        """Watch the server for its first request; then stop watching, and call `on_request` once, on the loop.
+
+        Connections that exited workers left open are watched too.
+        """
+        self._servers[server.key] = server
+        # A program takes connections from the listener only.
+        accepts = not server.command
+        if accepts and self._adoptions.is_used_by_gateway(server.key):
+            self._adoptions.open(server)
+        left = self._adoptions.take_end(server.key) if accepts else None
+        sleeping = SleepingListener(
+            server.key,
+            self._sockets.of(server),
+            on_request,
+            accepts=accepts,
+            shared=self._sockets.shared(server.key),
+            tls=bool(server.tls),
+            left=left,
+            quiet_seconds=server.http.keep_alive,
+            head_seconds=server.http.head_timeout,
+        )
+        self._arm(sleeping)
+
+    def _arm(self, sleeping: SleepingListener) -> None:
         self.disarm(sleeping.key)
         self._sleeping[sleeping.key] = sleeping
         # After one blocked call there is no further call: any connection wakes that server.
@@ -403,12 +431,8 @@ class Activator:
             # They were not sent before the server fell asleep again.
             self._watch_held(sleeping, held)
 
-    def is_armed(self, key: str) -> bool:
-        """Whether the server is watched for its first request."""
-        return key in self._sleeping
-
     def disarm(self, key: str) -> None:
-        """Stop watching the server's listeners, and queue the connections held for the server for its next workers."""
+        """Stop watching for a request. The server's next workers get all held connections, and accept new ones."""
         sleeping = self._sleeping.pop(key, None)
         if sleeping is None:
             return
@@ -419,37 +443,90 @@ class Activator:
             held.stop_timer()
         self._hand_over(key, sleeping.connections)
 
-    def hold(self, key: str, sock: socket.socket) -> bool:
-        """Hold a duplicate of a connection accepted by another process; False on errors, or if the server is awake."""
-        sleeping = self._sleeping.get(key)
-        if sleeping is None:
-            return False
-        try:
-            held = HeldConnection(Connection(fileno=sock.dup().detach()), unseen=False)
-        except OSError:
-            return False
-        self._hold(sleeping, held)
-        return True
+    def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
+        """Close the socket pair through which a sleeping server's workers got connections, once it is empty.
 
-    def watch_pair(self, key: str, left: socket.socket) -> None:
-        """Also watch `left`, a socket with connections for the server's workers. No effect if the server is awake."""
-        sleeping = self._sleeping.get(key)
-        if sleeping is not None and sleeping.left is None:
+        Connections that are still in the pair are fetched from it first. Nothing is done if a worker among `workers` is
+        running, if the server is awake, or if a gateway may put connections into the pair.
+        """
+        # Once the pair is empty no further connections come through it.
+        if not self._adoptions.is_used_by_gateway(key) and all(worker.exited.done() for worker in workers):
+            self._clear_pair(key)
+
+    def watch_pair(self, key: str) -> None:
+        """If the server sleeps, watch the socket pair through which a gateway passes connections to its workers."""
+        sleeping, left = self._sleeping.get(key), self._adoptions.take_end(key)
+        if sleeping is not None and sleeping.left is None and left is not None:
             self._unwatch_listeners(sleeping)
             sleeping.left = left
             self._accept_helper.warm()
             self._watch_listeners(sleeping)
 
-    def clear(self, key: str) -> None:
-        """Begin to take all connections that exited workers left in a sleeping server's socket pair, and hold them.
+    def close_waiting(self, key: str) -> None:
+        """Close all connections that wait for a worker of the server."""
+        self._close_held(key)
+        self._adoptions.close_queued(key)
 
-        When the socket pair is empty, it is no longer watched, and SleepingServers.emptied is called.
-        """
+    def close(self, key: str) -> None:
+        """Forget the server and close the connections that are held for it."""
+        self._close_held(key)
+        self.disarm(key)
+        self._servers_that_block.discard(key)
+        self._servers.pop(key, None)
+
+    def close_all(self) -> None:
+        """Forget all servers, close the connections held for them, and end the accept helper."""
+        for key in {*self._sleeping, *self._leaving, *(fetch.key for fetch in self._fetches)}:
+            self.close(key)
+        if self._epoll is not None:
+            asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+        self._watched.clear()
+        self._accept_helper.close()
+
+    def adopt(
+        self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
+    ) -> list[HasDescriptor]:
+        """Remove a held connection from the keeper's store, and queue it for its server's next worker. Return []."""
+        self._keeper.send({"op": "drop", "name": f"{fd_store.HELD_CONNECTION}{number}"})
+        try:
+            sock = from_message(meta, fds)
+        except wire.WireError:  # its client has gone
+            return []
+        try:
+            if (server := servers.get(meta["key"])) is not None:
+                self._servers[server.key] = server
+                self._give(server.key, sock)
+        finally:
+            close_promptly(sock.detach())
+        return []
+
+    def adopt_acceptor(
+        self, servers: Mapping[str, ServerConfig], meta: wire.Message, fd: int
+    ) -> list[HasDescriptor]:
+        """Use the previous supervisor's accept helper, which may still send connections accepted for `servers`."""
+        self._servers.update(servers)
+        return self._accept_helper.adopt(meta, fd)
+
+    def _returned(self, key: str, sock: Connection) -> None:
+        """Take a connection that an earlier supervisor requested. It may wake its server."""
+        if (sleeping := self._sleeping.get(key)) is not None:
+            self._hold(sleeping, HeldConnection(sock, unseen=False))
+            return
+        try:
+            if key in self._servers:
+                self._give(key, sock)
+        finally:
+            close_promptly(sock.detach())
+
+    def _clear_pair(self, key: str) -> None:
+        """Begin to take all connections that exited workers left in a sleeping server's socket pair, and hold them."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
             self._fetch(Fetch(self, sleeping, sleeping.left, clears=True))
 
-    def close_waiting(self, key: str) -> None:
+    def _close_held(self, key: str) -> None:
         """Close every connection that is held or being fetched for the server."""
         for fetch in self._fetches:
             fetch.wanted = fetch.wanted and fetch.key != key
@@ -458,22 +535,6 @@ class Activator:
                 self._close(sleeping, held)
         for held in self._leaving.pop(key, []):
             self._close_copies(held)
-
-    def forget(self, key: str) -> None:
-        """Stop watching a server that is stopped, and close all of its connections."""
-        self.close_waiting(key)
-        self.disarm(key)
-        self._servers_that_block.discard(key)
-
-    def close(self) -> None:
-        """Stop watching all servers, and close all connections held for them."""
-        for key in {*self._sleeping, *self._leaving, *(fetch.key for fetch in self._fetches)}:
-            self.forget(key)
-        if self._epoll is not None:
-            asyncio.get_running_loop().remove_reader(self._epoll.fileno())
-            self._epoll.close()
-            self._epoll = None
-        self._watched.clear()
 
     def _watch(self, fd: int, sleeping: SleepingListener, held: HeldConnection | None = None) -> None:
         """Watch `fd`: the connection `held` or, if `held` is None, one of `sleeping.sockets`. Raises OSError."""
@@ -585,10 +646,13 @@ class Activator:
         if found.empty and sleeping.left is not None:
             self._unwatch(sleeping.left.fileno())
             sleeping.left = None
-            self._servers.emptied(sleeping.key)
+            if self._adoptions.is_used_by_gateway(sleeping.key):
+                self.watch_pair(sleeping.key)
+            else:
+                self._adoptions.drop(sleeping.key)
         else:
             pause_seconds = _RETRY_SECONDS if found.junk or found.full else 0
-            asyncio.get_running_loop().call_later(pause_seconds, self.clear, sleeping.key)
+            asyncio.get_running_loop().call_later(pause_seconds, self._clear_pair, sleeping.key)
 
     def _hold(self, sleeping: SleepingListener, held: HeldConnection) -> None:
         held.sock.setblocking(False)
@@ -600,7 +664,7 @@ class Activator:
             except OSError:
                 self._close(sleeping, held)
             else:
-                held.name = self._servers.keep(sleeping.key, held.sock)
+                held.name = self._keep(sleeping.key, held.sock)
                 if self._limit.too_many(sum(len(each.connections) for each in self._sleeping.values())):
                     self._make_room(held)
 
@@ -675,8 +739,8 @@ class Activator:
             held = leaving[-1]
             # If it were sent while it is still in the store, it would be served twice if this process exited here.
             self._drop_from_store(held)
-            if not self._servers.give(key, held.sock):
-                held.name = self._servers.keep(key, held.sock)
+            if not self._give(key, held.sock):
+                held.name = self._keep(key, held.sock)
                 asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send, key)
                 return
             self._close_copies(leaving.pop())
@@ -690,8 +754,29 @@ class Activator:
 
     def _drop_from_store(self, held: HeldConnection) -> None:
         if held.name:
-            self._servers.forget(held.name)
+            self._keeper.send({"op": "drop", "name": held.name})
             held.name = ""
+
+    def _give(self, key: str, sock: Connection) -> bool:
+        """Queue a duplicate of the connection for the server's next worker. Returns False if there is no room."""
+        self._adoptions.open(self._servers[key])
+        return self._adoptions.give(key, sock)
+
+    def _keep(self, key: str, sock: Connection) -> str:
+        """Store the connection in the keeper. Returns the name of its entry, or "" if that failed."""
+        name = f"{fd_store.HELD_CONNECTION}{next(self._numbers)}"
+        try:
+            part, fds = sock.message()
+        except OSError:
+            return ""  # out of descriptors: held, but it does not survive this process
+        try:
+            self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **part}}, [sock, *fds[1:]])
+        except OSError:
+            return ""
+        finally:
+            for fd in fds[1:]:
+                os.close(fd)
+        return name
 
 
 class Fetch:
@@ -714,139 +799,3 @@ class Fetch:
 
     def ended(self, found: Fetched) -> None:
         self._activator._fetched(self, found)
-
-
-class SleepingServers:
-    """The sleeping servers of a runner, watched by one activator.
-
-    Connections that wait for a worker are also stored in the keeper process, so that they survive this process.
-    """
-
-    def __init__(self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, directory: str) -> None:
-        self._keeper = keeper
-        self._sockets = sockets
-        self._adoptions = adoptions
-        self._servers: dict[str, ServerConfig] = {}
-        self._numbers = itertools.count(os.getpid() << 32)  # different from a successor's
-        self._accept_helper = AcceptHelper(keeper, directory, self._return)
-        self._activator = Activator(self, self._accept_helper)
-
-    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """Watch the server's listeners, and connections that exited workers left open, for the first request."""
-        self._servers[server.key] = server
-        # A program takes connections from the listener only.
-        accepts = not server.command
-        if accepts and self._adoptions.is_used_by_gateway(server.key):
-            self._adoptions.open(server)
-        left = self._adoptions.take_end(server.key) if accepts else None
-        sleeping = SleepingListener(
-            server.key,
-            self._sockets.of(server),
-            on_request,
-            accepts=accepts,
-            shared=self._sockets.shared(server.key),
-            tls=bool(server.tls),
-            left=left,
-            quiet_seconds=server.http.keep_alive,
-            head_seconds=server.http.head_timeout,
-        )
-        self._activator.arm(sleeping)
-
-    def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
-        """Close the socket pair through which a sleeping server's workers got connections, once it is empty.
-
-        Connections that are still in the pair are fetched from it first. Nothing is done if a worker among `workers` is
-        running, if the server is awake, or if a gateway may put connections into the pair.
-        """
-        if not self._activator.is_armed(key) or self._adoptions.is_used_by_gateway(key):
-            return
-        if all(worker.exited.done() for worker in workers):
-            # Once the pair is empty no further connections come through it.
-            self._activator.clear(key)
-
-    def watch_pair(self, key: str) -> None:
-        """If the server sleeps, watch the socket pair through which a gateway passes connections to its workers."""
-        if (left := self._adoptions.take_end(key)) is not None:
-            self._activator.watch_pair(key, left)
-
-    def disarm(self, key: str) -> None:
-        """Stop watching for a request. The server's next workers get all held connections, and accept new ones."""
-        self._activator.disarm(key)
-
-    def close_waiting(self, key: str) -> None:
-        """Close all connections that wait for a worker of the server."""
-        self._activator.close_waiting(key)
-        self._adoptions.close_queued(key)
-
-    def close(self, key: str) -> None:
-        """Forget the server and close the connections that are held for it."""
-        self._activator.forget(key)
-        self._servers.pop(key, None)
-
-    def close_all(self) -> None:
-        """Forget all servers, close the connections held for them, and end the accept helper."""
-        self._activator.close()
-        self._accept_helper.close()
-
-    def adopt(
-        self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
-    ) -> list[HasDescriptor]:
-        """Remove a held connection from the keeper's store, and queue it for its server's next worker. Return []."""
-        self.forget(f"{fd_store.HELD_CONNECTION}{number}")
-        try:
-            sock = from_message(meta, fds)
-        except wire.WireError:  # its client has gone
-            return []
-        try:
-            if (server := servers.get(meta["key"])) is not None:
-                self._servers[server.key] = server
-                self.give(server.key, sock)
-        finally:
-            close_promptly(sock.detach())
-        return []
-
-    def adopt_acceptor(
-        self, servers: Mapping[str, ServerConfig], meta: wire.Message, fd: int
-    ) -> list[HasDescriptor]:
-        """Use the previous supervisor's accept helper, which may still send connections accepted for `servers`."""
-        self._servers.update(servers)
-        return self._accept_helper.adopt(meta, fd)
-
-    def _return(self, key: str, sock: Connection) -> None:
-        try:
-            if key in self._servers and not self._activator.hold(key, sock):
-                self.give(key, sock)
-        finally:
-            close_promptly(sock.detach())
-
-    def give(self, key: str, sock: Connection) -> bool:
-        """Queue a duplicate of the connection for the server's next worker. Returns False if there is no room."""
-        self._adoptions.open(self._servers[key])
-        return self._adoptions.give(key, sock)
-
-    def keep(self, key: str, sock: Connection) -> str:
-        """Store the connection in the keeper. Returns the name of its entry, or "" if that failed."""
-        name = f"{fd_store.HELD_CONNECTION}{next(self._numbers)}"
-        try:
-            part, fds = sock.message()
-        except OSError:
-            return ""  # out of descriptors: held, but it does not survive this process
-        try:
-            self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **part}}, [sock, *fds[1:]])
-        except OSError:
-            return ""
-        finally:
-            for fd in fds[1:]:
-                os.close(fd)
-        return name
-
-    def forget(self, name: str) -> None:
-        """Remove a held connection from the keeper's store; `name` is the name of its entry."""
-        self._keeper.send({"op": "drop", "name": name})
-
-    def emptied(self, key: str) -> None:
-        """Close the server's socket pair, which is empty now. If a gateway may still use the pair, watch it instead."""
-        if self._adoptions.is_used_by_gateway(key):
-            self.watch_pair(key)
-        else:
-            self._adoptions.drop(key)

@@ -38,7 +38,7 @@ from ..runner_protocol import (
 from ..runner_registry import RunnerSite
 from ..stack_report import Stacks, WorkerStacks
 from ..worker_spec import hook_config
-from .activation import SleepingServers
+from .activation import Activator
 from .forking import Forker
 from .local_worker import LocalWorker, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats, WorkerRoutes
 from .output_pipes import Output, last_lines
@@ -59,12 +59,12 @@ class RoutedServers(Routing):
         self,
         adoptions: AdoptionPairs,
         sockets: Sockets,
-        sleeping: SleepingServers,
+        activator: Activator,
         workers: RunnerWorkers,
     ) -> None:
         self._adoptions = adoptions
         self._sockets = sockets
-        self._sleeping = sleeping
+        self._activator = activator
         self._workers = workers
         self._routes: PublishedRoutes | None = None
         self._releasing: frozenset[str] = (
@@ -82,10 +82,10 @@ class RoutedServers(Routing):
         for server in passed:
             if server.key in open_keys:
                 self._adoptions.open(server)
-                self._sleeping.watch_pair(server.key)
+                self._activator.watch_pair(server.key)
             self.update_pair(server.key)
         for key in before.keys() - names.keys():
-            self._sleeping.tidy(key, self._workers.of(key))
+            self._activator.tidy(key, self._workers.of(key))
         self._routes = routes
         for worker in self._workers.values():
             self.send_routes(worker)
@@ -154,7 +154,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         self._check_zygotes()
         self.sockets = Sockets(keeper)
         self.adoptions = AdoptionPairs(keeper)
-        self.sleeping = SleepingServers(keeper, self.sockets, self.adoptions, site.directory)
+        self.activator = Activator(keeper, self.sockets, self.adoptions, site.directory)
         self.forker = Forker(
             site,
             self.children,
@@ -171,7 +171,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._last_outputs: dict[str, str] = {}  # by server: the output of the worker that exited last
-        self._routed = RoutedServers(self.adoptions, self.sockets, self.sleeping, self._workers)
+        self._routed = RoutedServers(self.adoptions, self.sockets, self.activator, self._workers)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -204,7 +204,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
     async def close(self, key: str) -> None:
         """Close the listeners of this address, and the connections that are queued for a worker."""
         self.app_zygotes.release(key)
-        self.sleeping.close(key)
+        self.activator.close(key)
         await self.adoptions.close(key)
         await self.sockets.close(key)
 
@@ -213,14 +213,14 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             self._workers[placement.id].watch_idleness(seconds)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        self.sleeping.arm(server, on_request)
-        self.sleeping.tidy(server.key, self._workers.of(server.key))
+        self.activator.arm(server, on_request)
+        self.activator.tidy(server.key, self._workers.of(server.key))
 
     def disarm(self, key: str) -> None:
-        self.sleeping.disarm(key)
+        self.activator.disarm(key)
 
     def close_waiting(self, key: str) -> None:
-        self.sleeping.close_waiting(key)
+        self.activator.close_waiting(key)
 
     async def check(self, server: ServerConfig) -> None:
         await self.forker.check(server)
@@ -290,7 +290,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             fd_store.ADOPTION: self.adoptions.adopt,
             fd_store.OUTPUT: self.output.adopt,
             fd_store.TALLY: self.tallies.adopt,
-            fd_store.HELD_CONNECTION: partial(self.sleeping.adopt, by_key),
+            fd_store.HELD_CONNECTION: partial(self.activator.adopt, by_key),
             fd_store.APP_ZYGOTE: self.app_zygotes.adopt,
             fd_store.WORKER: partial(adoption.adopt, self._follow),
         }
@@ -311,7 +311,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         # Last, because connections that the accept helper has accepted are put into the servers' pairs.
         reply, fds = await self.keeper.call({"op": "get", "name": fd_store.ACCEPTOR})
         if fds:
-            owners = self.sleeping.adopt_acceptor(by_key, reply["meta"], fds[0])
+            owners = self.activator.adopt_acceptor(by_key, reply["meta"], fds[0])
             self.keeper.record_entry(fd_store.ACCEPTOR, reply["meta"], owners)
         await wait_for_reports(found)
         # Close unused listeners before any server looks for an address that one of them may occupy.
@@ -425,7 +425,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
 
     async def _close_parts(self) -> None:
         """Close listeners, adoption pairs and held connections, and end the zygotes and the logger, but no worker."""
-        self.sleeping.close_all()
+        self.activator.close_all()
         await self.adoptions.close_all()
         await self.sockets.close_all()
         self.app_zygotes.close()
@@ -475,6 +475,6 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         if worker.tally is not None:
             placement = worker.placement
             self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)
-        self.sleeping.tidy(worker.server.key, self._workers.of(worker.server.key))
+        self.activator.tidy(worker.server.key, self._workers.of(worker.server.key))
         self._routed.update_pair(worker.server.key)
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{worker.placement.id}"})

@@ -38,7 +38,6 @@ from poolctl.runners.local.activation import (
     FirstBytes,
     HeldConnection,
     SleepingListener,
-    SleepingServers,
     classify_first_bytes,
 )
 from poolctl.runners.local.local_worker import LocalWorker
@@ -77,6 +76,9 @@ class Helper(AcceptHelper):
     def warm(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
     def fetch(self, fetch: Fetch, sock: Any, most: int) -> None:
         self.asked.append(fetch.kind)
         asyncio.get_running_loop().call_soon(self._answer, fetch, sock, most)
@@ -110,7 +112,7 @@ def asleep(
 
 
 class House:
-    """A listener, the pair of a server, an activator, and what came of it."""
+    """A listener, the pair of a server, an activator, and what came of it. Stands for the keeper and the pairs, too."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -126,19 +128,33 @@ class House:
         self.clients: list[socket.socket] = []
         self.helper = Helper()
         self.cleared = 0
-        self.activator = Activator(self, self.helper)
+        this: Any = self
+        self.activator = Activator(this, this, this, "")
+        self.activator._accept_helper = self.helper
 
     def close(self) -> None:
-        self.activator.close()
+        self.activator.close_all()
         for sock in (self.listener, self.left, self.worker_end, *self.clients, *self.given):
             sock.close()
 
-    def keep(self, key: str, sock: socket.socket) -> str:
-        self.kept.append(f"{key} {sock.getpeername()}")
-        return self.kept[-1]
+    def send(self, message: dict[str, Any], fds: Sequence[Any] = ()) -> None:
+        if message["op"] == "put":
+            self.kept.append(message["name"])
+        else:
+            self.kept.remove(message["name"])
 
-    def forget(self, name: str) -> None:
-        self.kept.remove(name)
+    def is_used_by_gateway(self, key: str) -> bool:
+        return False
+
+    def open(self, server: ServerConfig) -> None:
+        pass
+
+    def close_queued(self, key: str) -> None:
+        pass
+
+    def drop(self, key: str) -> None:
+        assert key == "web"
+        self.cleared += 1
 
     def give(self, key: str, sock: Connection) -> bool:
         assert key == "web"
@@ -153,14 +169,11 @@ class House:
         self.woken += 1
 
     def clear(self) -> None:
-        self.activator.clear("web")
-
-    def emptied(self, key: str) -> None:
-        assert key == "web"
-        self.cleared += 1
+        self.activator.tidy("web", ())
 
     def arm(self, **how: Any) -> None:
-        self.activator.arm(asleep([self.listener], self._wake, left=self.left, **how))
+        self.activator._servers["web"] = config()
+        self.activator._arm(asleep([self.listener], self._wake, left=self.left, **how))
 
     async def connect(self, first_bytes: bytes = b"") -> socket.socket:
         sock = socket.socket()
@@ -370,7 +383,7 @@ def test_a_listener_on_which_accept_waits_wakes_its_server_by_any_connection_fro
         house.arm(shared=True)
         await house.until(lambda: house.woken == 2)
         assert house.helper.asked == ["accept"]
-        house.activator.forget("web")  # the server that starts next may have another application
+        house.activator.close("web")  # the server that starts next may have another application
         house.arm(shared=True)
         await house.until(lambda: house.woken == 3)
         assert house.helper.asked == ["accept"] * 2
@@ -402,9 +415,7 @@ def test_a_connection_that_arrives_after_its_server_was_stopped_is_closed() -> N
         house.arm(shared=True)
         client = await house.connect()
         await house.until(lambda: house.helper.asked)
-        assert house.activator.is_armed("web")
-        house.activator.forget("web")
-        assert not house.activator.is_armed("web")
+        house.activator.close("web")
         assert await house.closed(client) == b""
         assert (house.woken, house.given, house.kept) == (0, [], [])
 
@@ -1123,7 +1134,7 @@ class Servers:
         self.pairs = AdoptionPairs(self.peer.kept)
         self.sockets = OpenListeners()
         keeper = cast(Link, self.peer.kept)
-        self.sleeping = SleepingServers(keeper, cast(Sockets, self.sockets), self.pairs, str(directory))
+        self.activator = Activator(keeper, cast(Sockets, self.sockets), self.pairs, str(directory))
         self.woken = 0
         self.clients: list[socket.socket] = []
         self.helper_end: socket.socket | None = None
@@ -1138,7 +1149,7 @@ class Servers:
         ours, self.helper_end = wire.pair()
         self.helper_end.setblocking(False)
         fd = ours.detach()
-        (sock,) = self.sleeping.adopt_acceptor({self.key: self.server}, {"pid": 12}, fd)
+        (sock,) = self.activator.adopt_acceptor({self.key: self.server}, {"pid": 12}, fd)
         assert sock.fileno() == fd
 
     def connect(self, data: bytes = b"") -> socket.socket:
@@ -1180,7 +1191,7 @@ class Servers:
         return found
 
     async def close(self) -> None:
-        self.sleeping.close_all()
+        self.activator.close_all()
         await self.pairs.close_all()
         self.sockets.listener.close()
         for client in self.clients:
@@ -1207,7 +1218,7 @@ def with_servers(directory: Path, work: Callable[[Servers], Coroutine[Any, Any, 
 
 def test_request_of_a_sleeping_server_wakes_it_and_waits_in_its_pair(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
-        servers.sleeping.arm(servers.server, servers.wake)
+        servers.activator.arm(servers.server, servers.wake)
         before = time.monotonic()
         servers.connect()
         await servers.until(lambda: servers.held)
@@ -1228,7 +1239,7 @@ def test_request_of_a_sleeping_server_wakes_it_and_waits_in_its_pair(tmp_path: P
 def test_connection_left_by_a_worker_stays_for_the_keep_alive_timeout(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
         servers.adopt_helper()
-        servers.sleeping.arm(servers.server, servers.wake)
+        servers.activator.arm(servers.server, servers.wake)
         client, theirs = servers.connection()
         with theirs:
             theirs.recv(100)
@@ -1243,6 +1254,31 @@ def test_connection_left_by_a_worker_stays_for_the_keep_alive_timeout(tmp_path: 
         client.close()
         await servers.until(lambda: not servers.held)
         assert servers.woken == 0
+
+    with_servers(tmp_path, scenario)
+
+
+def test_connection_that_an_earlier_supervisor_requested_keeps_its_deadline_and_its_request(
+    tmp_path: Path,
+) -> None:
+    async def scenario(servers: Servers) -> None:
+        servers.adopt_helper()
+        servers.activator.arm(servers.server, servers.wake)
+        assert servers.helper_end is not None
+        _, theirs = servers.connection()
+        with theirs:
+            theirs.until = time.monotonic() + 20
+            theirs.routed = connection_handover.Routed("a", received=REQUEST)
+            part, _ = theirs.message()
+            message = {"t": "conn", "n": 0, "key": servers.key, **part}
+            wire.send(servers.helper_end, message, [theirs.fileno()])
+            await servers.until(lambda: servers.woken)
+            pair = servers.pairs.take_end(servers.key)
+            assert pair is not None
+            taken = connection_handover.take(pair)
+            assert taken is not None
+            with taken:
+                assert (taken.until, taken.received) == (theirs.until, REQUEST)
 
     with_servers(tmp_path, scenario)
 
@@ -1280,7 +1316,7 @@ def test_connection_that_an_earlier_supervisor_held_goes_to_the_pair_of_its_serv
         fds = [os.dup(theirs.fileno()) for _ in range(descriptors)]
         theirs.close()
         known = {"web": servers.server}
-        assert servers.sleeping.adopt(known, "5", {"key": key}, fds) == []
+        assert servers.activator.adopt(known, "5", {"key": key}, fds) == []
         assert (servers.held, servers.taken()) == ({}, expected)
 
     with_servers(tmp_path, scenario)
@@ -1293,14 +1329,13 @@ def test_connection_with_a_long_request_is_kept_with_two_descriptors(tmp_path: P
             sock.routed = connection_handover.Routed(
                 "a", received=bytes(connection_handover.INLINE_BYTES + 1)
             )
-            name = servers.sleeping.keep("key", sock)
-            later = servers.sleeping.keep("key", sock)
+            name = servers.activator._keep("key", sock)
+            later = servers.activator._keep("key", sock)
             assert int(later.removeprefix("visitor:")) == int(name.removeprefix("visitor:")) + 1
             part, fds = sock.message()
             assert servers.held[name] == ({"key": "key", **part}, 2)
             os.close(fds[1])
-        servers.sleeping.forget(name)
-        assert list(servers.held) == [later]
+        assert list(servers.held) == [name, later]
 
     with_servers(tmp_path, scenario)
 
@@ -1334,9 +1369,9 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
         if routed:
             servers.pairs.publish({servers.key: "web"}, None, None)
         if armed:
-            servers.sleeping.arm(servers.server, servers.wake)
+            servers.activator.arm(servers.server, servers.wake)
         workers = cast(list[LocalWorker], [Exited(each) for each in exited])
-        servers.sleeping.tidy(servers.key, workers)
+        servers.activator.tidy(servers.key, workers)
         asked = []
         with contextlib.suppress(BlockingIOError):
             while received := wire.receive(servers.helper_end):
@@ -1356,23 +1391,29 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
 def test_emptied_pair_of_a_server_that_got_a_route_meanwhile_is_kept(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
         servers.adopt_helper()
-        servers.sleeping.watch_pair(servers.key)
-        servers.sleeping.arm(servers.server, servers.wake)
+        servers.activator.watch_pair(servers.key)
         servers.pairs.open(servers.server)
+        servers.activator.arm(servers.server, servers.wake)
+        assert servers.helper_end is not None
+        end = servers.helper_end
+
+        async def taking() -> dict[str, Any]:
+            await asyncio.get_running_loop().run_in_executor(None, lambda: select.select([end], [], [], 20))
+            message, fds = wire.receive(end) or ({}, [])
+            for fd in fds:
+                os.close(fd)
+            assert message["op"] == "take"
+            return message
+
+        servers.activator.tidy(servers.key, ())
+        asked = await taking()
         servers.pairs.publish({servers.key: "web"}, None, None)
-        servers.sleeping.emptied(servers.key)
+        wire.send(end, {"t": "done", "n": asked["n"], "empty": True, "junk": False, "full": False})
         _, theirs = servers.connection()
         with theirs:
             assert servers.pairs.give(servers.key, theirs)
         # The pair is watched: the helper is asked for what is in it.
-        assert servers.helper_end is not None
-        end = servers.helper_end
-        await asyncio.get_running_loop().run_in_executor(None, lambda: select.select([end], [], [], 20))
-        await asyncio.sleep(0)
-        message, fds = wire.receive(end) or ({}, [])
-        assert message["op"] == "take"
-        for fd in fds:
-            os.close(fd)
+        await taking()
         servers.pairs.publish({}, None, None)
 
     with_servers(tmp_path, scenario)
@@ -1381,7 +1422,7 @@ def test_emptied_pair_of_a_server_that_got_a_route_meanwhile_is_kept(tmp_path: P
 def test_program_is_woken_by_a_connection_that_stays_in_its_backlog(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
         program = config(command=["program"], app=None)
-        servers.sleeping.arm(program, servers.wake)
+        servers.activator.arm(program, servers.wake)
         servers.connect()
         await servers.until(lambda: servers.woken)
         assert (servers.held, servers.pairs.take_end(servers.key)) == ({}, None)
@@ -1393,11 +1434,11 @@ def test_program_is_woken_by_a_connection_that_stays_in_its_backlog(tmp_path: Pa
 def test_sleeping_server_with_a_route_gets_a_pair_and_another_has_none_yet(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
         servers.adopt_helper()
-        servers.sleeping.arm(servers.server, servers.wake)
+        servers.activator.arm(servers.server, servers.wake)
         assert servers.pairs.take_end(servers.key) is None
-        servers.sleeping.disarm(servers.key)
+        servers.activator.disarm(servers.key)
         servers.pairs.publish({servers.key: "web"}, None, None)
-        servers.sleeping.arm(servers.server, servers.wake)
+        servers.activator.arm(servers.server, servers.wake)
         assert servers.pairs.take_end(servers.key) is not None
         servers.pairs.publish({}, None, None)
 
@@ -1408,7 +1449,7 @@ def test_shared_listener_of_a_sleeping_server_is_left_to_the_helper(tmp_path: Pa
     async def scenario(servers: Servers) -> None:
         servers.sockets.is_shared = True
         servers.adopt_helper()
-        servers.sleeping.arm(servers.server, servers.wake)
+        servers.activator.arm(servers.server, servers.wake)
         servers.connect(REQUEST)
         end = servers.helper_end
         assert end is not None
@@ -1426,7 +1467,7 @@ def test_shared_listener_of_a_sleeping_server_is_left_to_the_helper(tmp_path: Pa
 @pytest.mark.parametrize("whole", [True, False])
 def test_dismissed_and_closed_servers_close_held_and_queued_connections(tmp_path: Path, whole: bool) -> None:
     async def scenario(servers: Servers) -> None:
-        servers.sleeping.arm(servers.server, servers.wake)
+        servers.activator.arm(servers.server, servers.wake)
         client = servers.connect()
         await servers.until(lambda: servers.held)
         servers.pairs.open(servers.server)
@@ -1435,9 +1476,9 @@ def test_dismissed_and_closed_servers_close_held_and_queued_connections(tmp_path
             theirs.recv(100)
             servers.pairs.give(servers.key, theirs)
         if whole:
-            servers.sleeping.close(servers.key)
+            servers.activator.close(servers.key)
         else:
-            servers.sleeping.close_waiting(servers.key)
+            servers.activator.close_waiting(servers.key)
             assert await asyncio.to_thread(queued.recv, 1) == b""
         assert servers.pairs.queued_connections(servers.key) == whole
         assert await asyncio.to_thread(client.recv, 1) == b""

@@ -21,7 +21,7 @@ from poolctl.errors import ServerError
 from poolctl.keeper import connection_handover, fd_store, wire
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local import local_runner, zygotes
-from poolctl.runners.local.activation import SleepingServers
+from poolctl.runners.local.activation import Activator
 from poolctl.runners.local.local_runner import LocalRunner, RoutedServers
 from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
@@ -93,8 +93,8 @@ class Stage:
         self.pairs = AdoptionPairs(self.peer.kept)
         self.workers = CountedWorkers()
         self.tidied: list[str] = []
-        sleeping = cast(SleepingServers, self)
-        self.routed = RoutedServers(self.pairs, cast(Sockets, self), sleeping, self.workers)
+        activator = cast(Activator, self)
+        self.routed = RoutedServers(self.pairs, cast(Sockets, self), activator, self.workers)
         self.gateway = Recorder()
         self.give_back, self.taken_back = wire.pair()
         self.table = Descriptor(os.memfd_create("routes"))
