@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import sys
+import termios
 import time
 from signal import SIGCONT
 
@@ -161,6 +162,11 @@ def last_line(fd: int) -> str:
 def read_file(fd: int) -> bytes:
     """The whole content of the file of `fd`; the descriptor stays open."""
     return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def readable_bytes(fd: int) -> int:
+    """The number of bytes that wait in a pipe or in a socket's receive buffer (pipe(7), FIONREAD). Raises OSError."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def peer_has_closed(sock: socket.socket) -> bool:

@@ -11,14 +11,10 @@ import fcntl
 import math
 import os
 import socket
-import sys
-import termios
 from binascii import a2b_base64, b2a_base64
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from poolctl.platform import memory_file
-
-from ..platform import close_promptly
+from ..platform import close_promptly, memory_file, readable_bytes
 from . import wire
 
 if TYPE_CHECKING:
@@ -141,13 +137,10 @@ def give(
 def unread_bytes(transport: asyncio.Transport) -> int:
     """The number of bytes in the receive buffer of the transport's connection; 0 if its socket is closed."""
     sock = transport.get_extra_info("socket")
-    if sock is None:
-        return 0
     try:
-        count = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4))
+        return 0 if sock is None else readable_bytes(sock.fileno())
     except OSError:
         return 0
-    return int.from_bytes(count, sys.byteorder)
 
 
 def take(end: socket.socket) -> Connection | None:

@@ -35,16 +35,14 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
-import termios
 import time
 from collections import deque
 from collections.abc import Sequence
 from zlib import crc32
 
 from poolctl.keeper import pool_files, rendezvous, wire
-from poolctl.platform import name_process, raise_descriptor_limit, tee
+from poolctl.platform import name_process, raise_descriptor_limit, readable_bytes, tee
 
 from .log_file import LogFile
 from .log_line import as_json, as_text, stamp
@@ -126,12 +124,6 @@ class PipeReader:
         return kept
 
 
-def waiting(fd: int) -> int:
-    """The number of bytes in the pipe."""
-    (found,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))
-    return int(found)
-
-
 def _resize(fd: int, size_bytes: int) -> bool:
     try:
         return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size_bytes) >= size_bytes
@@ -208,7 +200,7 @@ class WriteAheadNote:
             noted = Move(*json.loads(text))
         except (ValueError, TypeError):
             return None
-        noted.taken = waiting(self._taken) if self._taken >= 0 else 0
+        noted.taken = readable_bytes(self._taken) if self._taken >= 0 else 0
         return noted
 
     def begin(self, id: str, when: str, data: bytes) -> None:
@@ -225,7 +217,7 @@ class WriteAheadNote:
 
     def _empty(self) -> None:
         # Only now: while a move is recorded, the bytes in this pipe prove that they have left the server's pipe.
-        while self._taken >= 0 and (length := waiting(self._taken)):
+        while self._taken >= 0 and (length := readable_bytes(self._taken)):
             os.read(self._taken, length)
 
     def close(self) -> None:

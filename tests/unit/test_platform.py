@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from poolctl import platform as linux
-from poolctl.platform import age_seconds, await_readable, bounded_file
+from poolctl.platform import age_seconds, await_readable, bounded_file, readable_bytes
 from tests.deadline import wait_until
 
 
@@ -368,3 +368,13 @@ print(platform.raise_descriptor_limit() == (100, hard), resource.getrlimit(resou
 
 def test_proc_of_this_machine_works() -> None:
     assert linux.proc_problem() == ("", "")
+
+
+def test_bytes_that_wait_are_counted_in_pipes_and_sockets() -> None:
+    read, write = os.pipe()
+    ours, theirs = socket.socketpair()
+    with open(read, "rb"), open(write, "wb"), ours, theirs:
+        assert (readable_bytes(read), readable_bytes(ours.fileno())) == (0, 0)
+        os.write(write, b"x" * 300)
+        theirs.send(b"hello")
+        assert (readable_bytes(read), readable_bytes(ours.fileno())) == (300, 5)

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import socket
-import struct
-import termios
 from collections.abc import Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +18,7 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import connection_handover, fd_store, wire
 from poolctl.listeners.open_listener import Inherited, close_listener, describe, identity_of, refuse
-from poolctl.platform import close_promptly
+from poolctl.platform import close_promptly, readable_bytes
 
 from ..listener_opener import Opener
 from ..process_link import Link, LinkLost
@@ -296,7 +293,7 @@ class AdoptionPairs:
         take = self._pairs[key][2]
         try:
             first = take.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT)
-            (total,) = struct.unpack("i", fcntl.ioctl(take, termios.FIONREAD, bytes(4)))
+            total = readable_bytes(take.fileno())
         except OSError:
             return 0
         return max(1, round(total / first)) if first else 0

@@ -34,8 +34,8 @@ from poolctl.logs.logger_process import (
     PipeReader,
     WriteAheadNote,
     longest_line,
-    waiting,
 )
+from poolctl.platform import readable_bytes
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 
@@ -582,7 +582,7 @@ def test_line_is_taken_out_of_a_pipe_that_may_have_no_room_for_its_rest(interrup
         os.write(interrupted.write, b"x" * length)
         with contextlib.suppress(BlockingIOError):
             stream.pump(NOW)
-        assert waiting(interrupted.read) == left
+        assert readable_bytes(interrupted.read) == left
     os.write(interrupted.write, b"\n")
     stream.pump(NOW)
     stream.file.close()
@@ -892,7 +892,7 @@ def test_longest_line_is_a_quarter_of_the_pipe(size_pages: int, expected: int) -
     fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, size_pages * 4096)
     assert longest_line(read) == expected
     os.write(write, b"12345")
-    assert waiting(read) == 5
+    assert readable_bytes(read) == 5
     os.close(read)
     os.close(write)
     with open("/dev/null") as file:
