@@ -91,6 +91,14 @@ class Connection(socket.socket):
         """
         return _message(self.fileno(), self.limits(), self.routed)
 
+    def hand_over(self, end: socket.socket) -> bool:
+        """Send a duplicate through the socket `end` to another process; returns whether it was sent. Does not wait."""
+        try:
+            give(end, self.fileno(), self.limits(), self.routed)
+        except (OSError, wire.WireError):
+            return False
+        return True
+
 
 def from_message(message: wire.Message, fds: list[int]) -> Connection:
     """The connection that the message describes; it owns the descriptors.

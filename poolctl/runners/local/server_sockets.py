@@ -16,7 +16,8 @@ from typing import Any
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import connection_handover, fd_store, wire
+from poolctl.keeper import fd_store, wire
+from poolctl.keeper.connection_handover import Connection
 from poolctl.listeners.open_listener import Inherited, close_listener, describe, identity_of, refuse
 from poolctl.platform import close_promptly, readable_bytes
 
@@ -266,15 +267,9 @@ class AdoptionPairs:
         """Return what the function `protocol` returned when the server's socket pair was created; None if no pair."""
         return self._pairs[key][0] if key in self._pairs else None
 
-    def give(self, key: str, sock: connection_handover.Connection) -> bool:
+    def give(self, key: str, sock: Connection) -> bool:
         """Queue a copy of the connection for the server's workers. False if their socket pair is full or missing."""
-        if key not in self._pairs:
-            return False
-        try:
-            connection_handover.give(self._pairs[key][1], sock.fileno(), sock.limits(), sock.routed)
-        except BlockingIOError:
-            return False
-        return True
+        return key in self._pairs and sock.hand_over(self._pairs[key][1])
 
     def adopt(self, key: str, meta: wire.Message, fds: list[int]) -> list[socket.socket]:
         """Use the socket pair that an earlier supervisor stored for the server. Return both ends, which own `fds`."""

@@ -105,7 +105,7 @@ class TlsListener:
     `begin_tls` gets each connection, of which nothing has been read, and owns it.
     """
 
-    def __init__(self, listener: SharedListener, begin_tls: Callable[[socket.socket], None]) -> None:
+    def __init__(self, listener: SharedListener, begin_tls: Callable[[Connection], None]) -> None:
         self.sockets = (listener,)
         self._listener = listener
         self._begin_tls = begin_tls
@@ -387,7 +387,7 @@ class SharedListeners:
         while self.accepted:
             await asyncio.sleep(0)
 
-    def _serve_waiting(self, sock: connection_handover.Connection) -> None:
+    def _serve_waiting(self, sock: Connection) -> None:
         if peer_has_closed(sock):
             close_promptly(sock.detach())
         elif self._config.ssl is not None:
@@ -399,10 +399,10 @@ class SharedListeners:
     def _end_wake(self) -> None:
         self._woken = self._full  # a full worker has not accepted all of them yet
 
-    def _begin_tls(self, sock: socket.socket) -> None:
-        due = time.monotonic() + self._server_state.heads.seconds
+    def _begin_tls(self, sock: Connection) -> None:
+        due = sock.until = time.monotonic() + self._server_state.heads.seconds
         evenness = self._server_state.evenness
-        if evenness is not None and evenness.hand_over_if_too_many(AcceptedSocket(sock, due)):
+        if evenness is not None and evenness.hand_over_if_too_many(sock):
             sock.close()
         else:
             self._shake_hands(sock, due, None)
@@ -461,7 +461,7 @@ class SharedListeners:
             self._take_timer = loop.call_later(seconds, self._take)
         return bool(seconds)
 
-    def _adopt(self, taken: connection_handover.Connection) -> None:
+    def _adopt(self, taken: Connection) -> None:
         if self._woken and peer_has_closed(taken):
             close_promptly(taken.detach())
             return
@@ -497,21 +497,6 @@ class SharedListeners:
         if routed is None:
             return protocol_factory(*arguments)()
         return make_routed_connection(*arguments, self._routes, routed)
-
-
-class AcceptedSocket(NamedTuple):
-    """A connection from which nothing was read yet, and the monotonic time at which its first head is due."""
-
-    sock: socket.socket
-    due: float
-
-    def hand_over(self, end: socket.socket) -> bool:
-        """Send the connection to another worker through the socket `end`; returns whether it was sent."""
-        try:
-            connection_handover.give(end, self.sock.fileno(), {"until": self.due, "asked": False})
-        except (OSError, WireError):
-            return False
-        return True
 
 
 class ReadBefore(asyncio.Protocol):

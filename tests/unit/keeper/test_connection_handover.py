@@ -104,6 +104,25 @@ def test_descriptor_that_is_no_connected_stream_is_closed(pair: Pair) -> None:
             connection_handover.take(pair[1])
 
 
+def test_connection_hands_itself_over_unless_the_pair_is_full(pair: Pair) -> None:
+    client, accepted = socket.socketpair()
+    given = connection_handover.Connection(fileno=accepted.detach())
+    given.until = 12.5
+    given.routed = connection_handover.Routed("one", received=b"GET /")
+    with client, given:
+        sent = 0
+        while given.hand_over(pair[0]):
+            sent += 1
+        assert sent
+        for _ in range(sent):
+            taken = connection_handover.take(pair[1])
+            assert taken is not None
+            with taken:
+                assert (taken.until, taken.asked, taken.routed) == (12.5, False, given.routed)
+        client.send(b"hello")
+        assert given.recv(5) == b"hello"
+
+
 def test_connection_that_its_client_has_half_closed_is_taken(pair: Pair) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())

@@ -22,7 +22,6 @@ from poolctl.platform import peer_has_closed
 from poolctl.worker.serving import accepting, http1_connection
 from poolctl.worker.serving.accepting import (
     AcceptedConnections,
-    AcceptedSocket,
     AdoptionPair,
     ReadBefore,
     SharedListeners,
@@ -398,17 +397,6 @@ def test_worker_with_too_many_hands_over_tls_connections_before_their_handshake(
             await close_connections(shared, state)
 
     PLAIN.run(scenario())
-
-
-def test_accepted_connection_is_handed_over_unless_the_pair_is_full(pair: Pair) -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        waiting = AcceptedSocket(ours, 5.0)
-        assert waiting.hand_over(pair.give)
-        with connection_handover.take(pair.take) as taken:
-            assert (taken.until, taken.asked) == (5.0, False)
-        pair.fill()
-        assert not waiting.hand_over(pair.give)
 
 
 def test_woken_worker_begins_handshakes_only_with_clients_that_are_still_there(tmp_path: Path) -> None:
