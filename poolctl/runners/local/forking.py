@@ -431,7 +431,7 @@ class Forker:
         if not server.command:
             worker.tally = Tally.new()
             if_failed.callback(worker.tally.close)
-            fds.append(worker.tally.fd)
+            fds.append(worker.tally.fileno())
         if spec["orphanage"] is not None and spec["orphanage"]["bound"]:
             bound, worker.place = rendezvous.bind(spec["orphanage"]["directory"], pool_files.WORKER)
             fds.append(afterwards.enter_context(bound).fileno())

@@ -475,6 +475,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         if worker.tally is not None:
             placement = worker.placement
             self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)
+            worker.tally = None
         self.activator.tidy(worker.server.key, self._workers.of(worker.server.key))
         self._routed.update_pair(worker.server.key)
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{worker.placement.id}"})

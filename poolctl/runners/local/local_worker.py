@@ -101,8 +101,8 @@ _MOST_THREADS = 50
 _MOST_READING = 8  # the number of threads that read /proc, where a read may block
 
 
-class Tally:
-    """The page of memory on which one worker counts its requests. This object owns the page's descriptor.
+class Tally(Descriptor):
+    """The page of memory on which one worker counts its requests, and writes its stacks.
 
     The application can write to the page too. Once the page shows impossible counts, it is no longer trusted: `counts`
     then returns the last plausible counts as final. `since` is when counting began, in monotonic seconds; 0 if another
@@ -110,7 +110,7 @@ class Tally:
     """
 
     def __init__(self, fd: int, since: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
-        self.fd = fd
+        super().__init__(fd)
         self.refused = ""  # why its counts are not trusted, "" if they are
         self._now = now
         self._believed: Counts = [0] * COUNTED
@@ -121,13 +121,9 @@ class Tally:
         """Create a tally with a new memory page, on which all counts are zero. Counting begins now."""
         return cls(new_page(), time.monotonic())
 
-    def fileno(self) -> int:
-        """Return the descriptor of the tally's memory page; -1 once the descriptor is closed."""
-        return self.fd
-
     def counts(self) -> Counts | None:
-        """Return the worker's counts so far; None after `close`, or for a page in another poolctl version's layout."""
-        counts = read_page(self.fd) if self.fd >= 0 else None
+        """Return the worker's counts so far; None for a page in another poolctl version's layout."""
+        counts = read_page(self._fd)
         if counts is None:
             return None
         if not self.refused:
@@ -141,8 +137,7 @@ class Tally:
 
     def ask(self, asked_ns: int) -> None:
         """Record the time at which the worker is asked for a heartbeat."""
-        if self.fd >= 0:
-            os.pwrite(self.fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), BEAT_ASKED_NS * _SLOT_BYTES)
+        os.pwrite(self._fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), BEAT_ASKED_NS * _SLOT_BYTES)
 
     def last_beat_ns(self) -> int:
         """Return the time of the worker's last heartbeat; 0 if there was none, or when `counts` returns None."""
@@ -153,28 +148,21 @@ class Tally:
         return self._slot(BEAT_CPU_NS)
 
     def _slot(self, slot: int) -> int:
-        page = read_page(self.fd) if self.fd >= 0 else None
+        page = read_page(self._fd)
         return 0 if page is None else page[slot]
 
     @property
     def has_stacks(self) -> bool:
         """Whether the worker can write its stacks into its memory page when it gets a signal."""
-        return self.fd >= 0 and writes_stacks(self.fd)
+        return writes_stacks(self._fd)
 
     def clear_stacks(self) -> None:
         """Remove the stacks that the worker has written, so that it can write new ones."""
-        if self.fd >= 0:
-            clear_stacks(self.fd)
+        clear_stacks(self._fd)
 
     def stacks(self) -> bytes:
         """The stacks that the worker has written; empty if it has written none."""
-        return read_stacks(self.fd) if self.fd >= 0 else b""
-
-    def close(self) -> None:
-        """Close the descriptor of the tally's memory page. The worker's counts can no longer be read."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        return read_stacks(self._fd)
 
 
 async def wait_until_accepting(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
@@ -332,7 +320,7 @@ class LocalWorker(Receiver):
         self.protocol = protocol
         self.control: Link | None = None
         self.notify: NotifySocket | None = None
-        self.tally: Tally | None = None
+        self.tally: Tally | None = None  # None for a command, and after the exit
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self.answered: asyncio.Future[None] = loop.create_future()
         self.reported: asyncio.Future[None] = loop.create_future()  # done when it has reported or exited
@@ -761,7 +749,7 @@ class Tallies(Counters):
             left = completed(counts)
             if any(left):
                 entry = {"op": "put", "name": f"{fd_store.TALLY}{name}", "meta": {"server": server}}
-                self._keeper.send(entry, [tally.fd])
+                self._keeper.send(entry, [tally.fileno()])
                 self._open.add(name)
                 self.add_up(name, server, left)
         tally.close()
@@ -894,7 +882,8 @@ class StackReader(Stacks):
 
     async def _signal(self, worker: LocalWorker, number: int, until: float) -> bool:
         """Signal the worker to write its stacks; returns whether it did so before `until`, a time of the event loop."""
-        assert worker.tally is not None
+        if worker.tally is None:
+            return False  # it has exited
         worker.tally.clear_stacks()
         worker.wrote_stacks.clear()
         try:

@@ -163,8 +163,8 @@ else:
 )  # fmt: skip
 def test_worker_is_idle_only_in_its_event_loop(kind: str, idle: bool) -> None:
     tally, check = Tally.new(), IdleCheck()
-    argv = [sys.executable, "-c", ANSWERING, kind, str(tally.fd)]
-    with subprocess.Popen(argv, pass_fds=[tally.fd]) as process:
+    argv = [sys.executable, "-c", ANSWERING, kind, str(tally.fileno())]
+    with subprocess.Popen(argv, pass_fds=[tally.fileno()]) as process:
         try:
             wait_until(tally.last_beat_ns, what="an answer")
             if kind == "SIGSTOP":
