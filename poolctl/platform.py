@@ -39,12 +39,12 @@ _PEER_CREDENTIALS = struct.Struct("3i")
 
 def become_subreaper() -> None:
     """Make this process the parent of orphaned descendants (prctl(2), PR_SET_CHILD_SUBREAPER). Raises OSError."""
-    _checked(_c_library().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    checked(c_library().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def continue_when_parent_ends() -> None:
     """Have the kernel send this process SIGCONT when its parent ends (prctl(2), PR_SET_PDEATHSIG). Never fails."""
-    _c_library().prctl(_PR_SET_PDEATHSIG, int(SIGCONT), 0, 0, 0)
+    c_library().prctl(_PR_SET_PDEATHSIG, int(SIGCONT), 0, 0, 0)
 
 
 def continue_periodically(seconds: int) -> None:
@@ -55,7 +55,7 @@ def continue_periodically(seconds: int) -> None:
     """
     import ctypes
 
-    library, timer = _c_library(), ctypes.c_void_p()
+    library, timer = c_library(), ctypes.c_void_p()
     try:
         if not hasattr(library, "timer_create"):
             library = ctypes.CDLL("librt.so.1")  # glibc before 2.34
@@ -372,7 +372,7 @@ def copy_descriptor(pid: int, fd: int) -> int:
     """A duplicate of another process's descriptor (pidfd_getfd(2)). Raises OSError: EPERM if not permitted."""
     process = os.pidfd_open(pid)
     try:
-        return _checked(_c_library().syscall(_PIDFD_GETFD, process, fd, 0))
+        return checked(c_library().syscall(_PIDFD_GETFD, process, fd, 0))
     finally:
         os.close(process)
 
@@ -408,7 +408,7 @@ def make_room_for_descriptors(count: int = 16_384) -> None:
 
 def release_freed_memory() -> None:
     """Return freed heap memory to the system (malloc_trim(3)); takes some milliseconds."""
-    if hasattr(libc := _c_library(), "malloc_trim"):  # only in glibc
+    if hasattr(libc := c_library(), "malloc_trim"):  # only in glibc
         libc.malloc_trim(0)
 
 
@@ -427,10 +427,10 @@ def tee(source: int, target: int, length: int) -> int:
     """
     import ctypes
 
-    return _checked(_c_library().tee(source, target, ctypes.c_size_t(length), _SPLICE_F_NONBLOCK))
+    return checked(c_library().tee(source, target, ctypes.c_size_t(length), _SPLICE_F_NONBLOCK))
 
 
-def _checked(result: int) -> int:
+def checked(result: int) -> int:
     """The result of a C library function. Raises OSError with its errno if the result is negative."""
     if result < 0:
         import ctypes
@@ -441,7 +441,8 @@ def _checked(result: int) -> int:
 
 
 @functools.cache
-def _c_library() -> Any:
+def c_library() -> Any:
+    """The C library's functions (ctypes); `checked` turns their results into exceptions."""
     import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)

@@ -5,7 +5,7 @@ Only whole lines are returned, and rotations lose none; inotify(7) reports chang
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import errno
 import os
 import stat
@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from poolctl.platform import await_readable
+from poolctl.platform import await_readable, c_library, checked
 from poolctl.safe_open import UnsafePath, open_file
 
 from .log_line import LogLine, parse_line
@@ -107,11 +107,8 @@ def tail(
     wanted: LineFilter | None = None,
 ) -> list[LogLine]:
     """The last lines of the log at `path`, oldest first (see OpenLog.tail); empty if there is no log."""
-    log = OpenLog(path, most_files)
-    try:
+    with contextlib.closing(OpenLog(path, most_files)) as log:
         return log.tail(lines, since=since, name=name, wanted=wanted)
-    finally:
-        log.close()
 
 
 def merged_tail(
@@ -180,16 +177,15 @@ class DirectoryWatch:
     The constructor raises OSError where inotify is not available.
     """
 
-    __slots__ = ("_directories", "_libc", "fd")
+    __slots__ = ("_directories", "fd")
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
         self._directories: dict[int, str] = {}
-        self.fd = _checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self.fd = checked(c_library().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def add(self, directory: str, changes: int = _CHANGES) -> bool:
         """Watch a directory; returns whether it is newly watched. Raises OSError (FileNotFoundError if missing)."""
-        number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), changes))
+        number = checked(c_library().inotify_add_watch(self.fd, os.fsencode(directory), changes))
         is_new = number not in self._directories
         self._directories[number] = directory
         return is_new
@@ -214,13 +210,6 @@ class DirectoryWatch:
     def close(self) -> None:
         """Stop watching."""
         os.close(self.fd)
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
 
 
 _READ_BYTES = 256 * 1024
@@ -386,15 +375,12 @@ class Follower:
         # Watched before it is read, so that no line in between is missed.
         self._watch_directory(os.path.dirname(path))
         growing = TailedFile(path)
-        log = OpenLog(path)
-        try:
+        with contextlib.closing(OpenLog(path)) as log:
             last = [] if lines == 0 else log.tail(lines, since=since, name=name, wanted=self._wanted)
             self.first += last
             whole = log.tail(1, name=name) if lines == 0 or self._wanted is not None else last
             self._last_times[name] = carry_times(whole)
             growing.begin(log)
-        finally:
-            log.close()
         self._logs.setdefault(path, []).append((name, growing))
 
     def _watch_directory(self, directory: str) -> None:
