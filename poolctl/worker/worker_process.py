@@ -214,7 +214,7 @@ class WorkerProcess:
         except (OSError, ValueError) as error:
             self.control.send({"event": "tls", "error": str(error)[:MOST_CHARACTERS]})
             return
-        self.server.acceptor.renew(context)
+        self.server.config.ssl = context
         self.control.send({"event": "tls", "error": None})
 
     def _use_routes(self, fds: list[int], keeps: bool, context_key: str) -> None:

@@ -277,19 +277,10 @@ class SharedListeners:
         self._server_state.most_connections, self._server_state.on_full = self._most, self._stop_when_full
         await self._settle()
 
-    @property
-    def settled(self) -> bool:
-        """Whether no listener is being opened or closed."""
-        return not self._tasks
-
     def set_accepting(self, accepting: bool) -> None:
-        """Begin to accept connections, or stop and leave them to other workers; done once `settled` is true."""
+        """Begin to accept connections, or stop and leave them to other workers. Does not wait."""
         self._accepting = accepting
         self._run_in_turn(self._settle())
-
-    def renew(self, context: ssl.SSLContext) -> None:
-        """Use this TLS context for new handshakes."""
-        self._config.ssl = context
 
     async def end(self) -> None:
         """Stop accepting permanently; returns when the listeners are closed."""

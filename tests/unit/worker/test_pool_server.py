@@ -824,7 +824,7 @@ def test_resting_worker_drains_its_clients_and_accepts_no_new_ones(engine: Engin
             await client.get()
             it.server.set_accepting(False)
             assert (await client.get())[1]["connection"] == "close"
-            while not it.server.acceptor.settled:  # what connects meanwhile is still answered
+            while it.server.acceptor._tasks:  # what connects meanwhile is still answered
                 await asyncio.sleep(0)
             assert not await answers(it)
             it.server.set_in_rotation(False)

@@ -311,7 +311,7 @@ def test_new_handshakes_use_the_new_certificate_and_open_connections_go_on(
         async with served(engine, secure=old) as (server, _, port, _running):
             before = await secure(port, tmp_path, "old")
             assert (await before.get())[0] == 200
-            server.acceptor.renew(new)
+            server.config.ssl = new
             with pytest.raises(ssl.SSLCertVerificationError):
                 await secure(port, tmp_path, "old")
             after = await secure(port, tmp_path, "new")
@@ -356,7 +356,7 @@ def test_no_connection_is_lost_while_the_certificate_is_renewed(engine: Engine, 
 
             asking = [asyncio.ensure_future(ask()) for _ in range(20)]
             for turn in range(10):
-                server.acceptor.renew(contexts[turn % 2])
+                server.config.ssl = contexts[turn % 2]
                 asking.append(asyncio.ensure_future(ask()))
             assert set(await asyncio.gather(*asking)) == {200}
 
@@ -368,7 +368,7 @@ def test_connections_that_are_taken_use_the_new_certificate(engine: Engine, tmp_
 
     async def scenario() -> None:
         async with served(engine, secure=old, adoption=pair.worker()) as (server, _, _port, _running):
-            server.acceptor.renew(new)
+            server.config.ssl = new
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 connecting = asyncio.ensure_future(secure(listener.getsockname()[1], tmp_path, "new"))
                 listener.setblocking(False)
