@@ -148,26 +148,18 @@ def identity_of(key: str) -> Identity | None:
     return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
 
 
-def remove_socket_file(path: str, only: Identity | None) -> bool:
-    """Remove the socket file if its identity is `only`. Return whether it was removed; False if `only` is None."""
-    if only is None:
-        return False
+def remove_socket_file(path: str, only: Identity | None) -> None:
+    """Remove the socket file if its identity is `only`. Does nothing if `only` is None. Never raises OSError."""
     name = os.path.basename(path)
-    try:
+    with contextlib.suppress(OSError):
         # Checked and removed in the same directory, even if the path is redirected meanwhile.
         directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        if (status.st_dev, status.st_ino) != only or not stat.S_ISSOCK(status.st_mode):
-            return False
-        os.unlink(name, dir_fd=directory)
-    except OSError:
-        return False
-    finally:
-        os.close(directory)
-    return True
+        try:
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if (status.st_dev, status.st_ino) == only and stat.S_ISSOCK(status.st_mode):
+                os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(directory)
 
 
 def is_live(path: str) -> bool:
