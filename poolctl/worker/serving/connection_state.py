@@ -174,9 +174,6 @@ class Heads:
         self._timer: asyncio.TimerHandle | None = None
         self._fires = 0.0
 
-    def __len__(self) -> int:
-        return len(self.due)
-
     def wait(self, connection: Any, due: float | None = None) -> None:
         """Schedule the connection's `head_is_late` for `due`; None means in `self.seconds`. `end` cancels it."""
         now = time.monotonic()

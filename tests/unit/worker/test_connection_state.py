@@ -230,13 +230,13 @@ def test_late_head_is_ended_after_its_time(loop: VirtualLoop, heads: Heads) -> N
         each.on_late = lambda each=each: heads.end(each)  # type: ignore[misc]
     after(loop, 0, lambda: heads.wait(late))
     after(loop, 4, lambda: heads.wait(early, loop.time() + 1))
-    assert len(heads) == 2
+    assert len(heads.due) == 2
     after(loop, 1.6)
     assert (early.late, late.late) == (1, 0)
     after(loop, 4)
     assert late.late == 0
     after(loop, 1)
-    assert (early.late, late.late, len(heads)) == (1, 1, 0)
+    assert (early.late, late.late, len(heads.due)) == (1, 1, 0)
 
 
 def test_heads_are_looked_at_once_in_a_twentieth_of_their_time(loop: VirtualLoop, heads: Heads) -> None:
@@ -258,7 +258,7 @@ def test_complete_head_is_not_late(loop: VirtualLoop, heads: Heads) -> None:
     after(loop, 0, lambda: heads.wait(connection))
     after(loop, 9, lambda: heads.end(connection))
     after(loop, 60)
-    assert (connection.late, len(heads)) == (0, 0)
+    assert (connection.late, len(heads.due)) == (0, 0)
 
 
 def test_time_of_a_pipelined_head_begins_with_the_end_of_the_response_before(
@@ -280,7 +280,7 @@ def test_connection_that_was_lost_is_forgotten(loop: VirtualLoop, heads: Heads) 
     after(loop, 0, lambda: heads.wait(connection))
     connection.transport = None
     after(loop, 11)
-    assert (connection.late, len(heads)) == (0, 0)
+    assert (connection.late, len(heads.due)) == (0, 0)
 
 
 def test_head_that_waits_for_a_slow_loop_gets_one_second_once(loop: VirtualLoop, heads: Heads) -> None:

@@ -534,7 +534,7 @@ def test_connection_without_data_is_closed_without_a_response(each_engine: Engin
         async with served(each_engine, head_seconds=HEAD_SECONDS) as (server, _, port, _running):
             client = await Client.connect(port)
             assert await client.at_end()
-            assert not server.server_state.heads
+            assert not server.server_state.heads.due
 
     each_engine.run(scenario())
 
@@ -771,9 +771,9 @@ def test_time_of_a_head_includes_the_tls_handshake(each_engine: Engine, tmp_path
             assert await silent.at_end()
         async with served(each_engine, secure=context) as (server, _, port, _running):
             whole = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=trusting))
-            await until(lambda: len(server.server_state.heads) == 1)
+            await until(lambda: len(server.server_state.heads.due) == 1)
             assert (await whole.get())[0] == 200
-            assert not server.server_state.heads
+            assert not server.server_state.heads.due
             assert not server.server_state.expected
 
     each_engine.run(scenario())
@@ -1094,7 +1094,7 @@ def test_late_connection_without_data_is_closed_and_one_with_half_a_head_gets_40
     )
     assert (page[tally.MALFORMED], page[tally.STATUS + 4], page[tally.STATUS + 5]) == (1, 1, 0)
     assert (kept.wire.at_eof, kept.wire.reading, kept.protocol.head) == (True, True, None)
-    assert not kept.state.heads
+    assert not kept.state.heads.due
     kept.loop.pass_time(1.9)
     assert not kept.wire.closed
     kept.loop.pass_time(0.2)
@@ -1112,7 +1112,7 @@ def test_late_connection_that_has_sent_nothing_or_closes_gets_no_response(kept: 
     kept.loop.call_soon(kept.protocol.head_is_late)
     kept.loop.pass_time()
     assert (kept.wire.written, kept.wire.closed, kept.protocol.head) == (b"", True, None)
-    assert not kept.state.heads
+    assert not kept.state.heads.due
 
 
 def test_late_head_of_the_maximum_size_gets_408(kept: Kept) -> None:

@@ -670,7 +670,7 @@ def test_idle_connection_closes_with_the_last_stream_that_was_answered(
     connected.pass_time()
     assert connected.goaways == [(1, 0)]
     assert connected.wire.closed
-    assert not connected.state.heads
+    assert not connected.state.heads.due
 
 
 def test_connection_made_during_a_drain_answers_and_closes(
