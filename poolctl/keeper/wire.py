@@ -97,27 +97,25 @@ def receive(
     wanted = _CLOEXEC if wait else _CLOEXEC | _DONTWAIT
     payload, ancillary, flags, _ = sock.recvmsg(most_bytes, _LARGEST_ANCILLARY_BYTES, wanted)
     fds = [fd for data in ancillary for fd in _descriptors(*data)]
-    problem = ""
-    if flags & _CTRUNC or len(fds) > most_descriptors:
-        problem = "a message with more descriptors than are expected"
-    elif flags & _TRUNC:
-        problem = f"a message of more than {most_bytes} bytes"
-    if problem:
+    try:
+        if flags & _CTRUNC or len(fds) > most_descriptors:
+            raise WireError("a message with more descriptors than are expected")
+        if flags & _TRUNC:
+            raise WireError(f"a message of more than {most_bytes} bytes")
+        return (_decode(payload), fds) if payload or fds else None
+    except WireError:
         for fd in fds:
             close_promptly(fd)
-        raise WireError(problem)
-    return (_decode(payload, fds), fds) if payload or fds else None
+        raise
 
 
-def _decode(payload: bytes, fds: list[int]) -> Message:
+def _decode(payload: bytes) -> Message:
     try:
         message = json.loads(payload)
-        if not isinstance(message, dict):
-            raise WireError("a message that is not a JSON object")
-    except (WireError, ValueError, RecursionError) as error:
-        for fd in fds:
-            close_promptly(fd)
-        raise error if isinstance(error, WireError) else WireError("a message that is not JSON") from error
+    except (ValueError, RecursionError) as error:
+        raise WireError("a message that is not JSON") from error
+    if not isinstance(message, dict):
+        raise WireError("a message that is not a JSON object")
     return message
 
 
