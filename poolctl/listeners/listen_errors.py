@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from poolctl.errors import ServerError
 from poolctl.platform import parent_and_start, user_name
 
-from .sock_diag import ANY_STATE, LISTEN, tcp_sockets, unix_listeners
+from .sock_diag import ANY_STATE, LISTEN, tcp_sockets, unix_sockets
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -218,7 +218,7 @@ def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]
             if not found[place]:
                 found[place] = _connections(port, address, until)
     paths = {place for place in places if isinstance(place, str)}
-    for path, inode in unix_listeners(until) if paths else ():
+    for path, inode, _ in unix_sockets(LISTEN, until) if paths else ():
         if (known := os.path.abspath(path)) in paths:
             found[known][inode] = _of_user(-1)
     return found

@@ -187,18 +187,12 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
                 yield TcpSocket(address, number, inode, uid, cookie)
 
 
-def unix_listeners(until: float) -> Iterator[tuple[str, int]]:
-    """Yield the path and inode of each listening Unix socket. Blocks until the monotonic time `until` at most."""
-    for path, inode, _ in _unix_sockets(LISTEN, until):
-        yield path, inode
-
-
 def accepted_connections(listener: socket.socket, until: float) -> Iterator[int]:
     """Yield the socket cookies of connections accepted from `listener`. Blocks until `until` (monotonic) at most."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         # The kernel does not list connections in the accept queue.
-        for path, _, cookie in _unix_sockets(_CONNECTED, until):
+        for path, _, cookie in unix_sockets(_CONNECTED, until):
             if path == name:
                 yield cookie
     else:
@@ -208,7 +202,8 @@ def accepted_connections(listener: socket.socket, until: float) -> Iterator[int]
                 yield sock.cookie
 
 
-def _unix_sockets(states: int, until: float) -> Iterator[tuple[str, int, int]]:
+def unix_sockets(states: int, until: float) -> Iterator[tuple[str, int, int]]:
+    """Yield path, inode and cookie of each Unix socket in these states. Blocks until `until` (monotonic) at most."""
     request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, states, 0, _SHOW_NAME, *_ANY_COOKIE)
     with contextlib.suppress(OSError):
         for answer in _ask_for_all(request, until):

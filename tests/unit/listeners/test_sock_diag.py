@@ -222,10 +222,10 @@ def test_listening_unix_sockets_are_listed_by_path_and_inode() -> None:
         path = os.path.join(directory, "s")
         sock.bind(path)
         entry = path, os.fstat(sock.fileno()).st_ino
-        assert entry not in sock_diag.unix_listeners(soon())
+        assert entry not in [each[:2] for each in sock_diag.unix_sockets(LISTEN, soon())]
         sock.listen()
-        assert entry in sock_diag.unix_listeners(soon())
-        assert list(sock_diag.unix_listeners(time.monotonic())) == []
+        assert entry in [each[:2] for each in sock_diag.unix_sockets(LISTEN, soon())]
+        assert list(sock_diag.unix_sockets(LISTEN, time.monotonic())) == []
 
 
 def test_question_that_the_kernel_refuses_is_an_error() -> None:
