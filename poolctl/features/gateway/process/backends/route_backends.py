@@ -159,13 +159,14 @@ AVAILABLE = BackendVerdict(True)
 class Backend:
     """A host of one or several routes: a server of the pool, or a URL.
 
+    `name` is what other programs are shown: its key or, for a canary, its server's key.
     `in_flight` counts proxied requests to it and connections of streams; `open_connections` counts the proxy's
     connections to it, and is updated by the proxy. `worker_connections` is the last reported number of its workers'
     connections, plus the connections passed since; it is kept only for routes that balance by load.
     """
 
     def __init__(self, key: str, counts: Traffic, is_server: bool) -> None:
-        self.key = key
+        self.key = self.name = key
         self.counts = counts
         self.is_server = is_server
         self.facts: ServerFacts | None = None
@@ -273,11 +274,6 @@ class Backend:
         elif self.canary is None or not self.canary.follows(facts):
             self.canary = CanaryBackend(self, facts)
 
-    @property
-    def name(self) -> str:
-        """The backend's name as shown to other programs; for a canary, its server's name."""
-        return self.key
-
     def set_rank(self, rank: int, blocked: BackendVerdict | None) -> None:
         """Store a URL's rank (READY, STARTING or SLEEPING). `blocked` is why the URL gets no requests, or None."""
         if self.endpoint.kind != "none":
@@ -367,17 +363,12 @@ class CanaryBackend(Backend):
 
     def __init__(self, of: Backend, facts: ServerFacts) -> None:
         super().__init__(facts.canary, of.counts, is_server=True)
-        self.context_key = facts.context_key
+        self.name, self.context_key = of.key, facts.context_key
         self.endpoint = Endpoint.of_server(facts.canary_bind, facts.tls)
         self.cookie = sticky_value(self.key)
         # The turns of proxied requests, and of passed connections.
         self.requests, self.connections = CanaryTurns(facts.canary_share), CanaryTurns(facts.canary_share)
-        self._server_key = of.key
         self._share = facts.canary_share
-
-    @property
-    def name(self) -> str:
-        return self._server_key
 
     def follows(self, facts: ServerFacts) -> bool:
         """Whether these facts still describe this canary: its name, endpoint and share have not changed."""
