@@ -60,9 +60,9 @@ def test_changed_route_keeps_the_state_of_the_backends_that_stay(stage: Stage) -
     assert stage.row(URLS[0])["breaker"] == "open"
     assert (stage.row(URLS[1])["in_flight"], stage.row(URLS[1])["why"]) == (1, "disabled by request")
     stage.hosts.enable(URLS[1])
-    assert "limit" in stage.backends.available(URLS[1]).why
+    assert "limit" in stage.available(URLS[1]).why
     lease.release(RequestOutcome.ANSWERED, 0.1, 200)
-    assert stage.backends.available(URLS[1]).ok
+    assert stage.available(URLS[1]).ok
 
 
 def test_backends_that_no_route_leads_to_are_forgotten(stage: Stage) -> None:

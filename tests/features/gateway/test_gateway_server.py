@@ -439,7 +439,7 @@ def test_forgotten_server_gets_no_request_and_its_pair_is_let_go(tmp_path: Path)
             await stage.settled()
             assert not edge.passing.passes("web")
             assert await stage.get() == b"HTTP/1.1 503 Service Unavailable | 503 Service Unavailable\n"
-            assert not edge.backends.available("web").ok
+            assert [each["available"] for each in edge.backends.snapshot()] == [False]
             give.close()
             take.close()
 

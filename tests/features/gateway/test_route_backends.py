@@ -62,6 +62,9 @@ class Stage:
     def as_route(self, *urls: str, **keys: object) -> Route:
         return Route(**{"alias": "web", "to": tuple(Target(url=url) for url in urls or URLS), **keys})  # type: ignore[arg-type]
 
+    def available(self, host: str) -> BackendVerdict:
+        return self.backends._backends[host].available(self.clock.monotonic())
+
     def row(self, host: str) -> Table:
         return next(row for row in self.backends.snapshot() if row["host"] == host)
 
@@ -152,7 +155,7 @@ def test_answers_open_the_breaker_only_if_the_backend_is_to_blame(
 ) -> None:
     route = stage.route(*URLS[:2], policy="first", breaker=BreakerRule(statuses=(429,)))
     answer(route, status, 5)
-    assert stage.backends.available(URLS[0]).ok is not opens
+    assert stage.available(URLS[0]).ok is not opens
 
 
 @pytest.mark.parametrize("status", [500, 503])
@@ -224,7 +227,7 @@ def test_requests_of_clients_that_left_say_nothing_about_the_backend(stage: Stag
     route = stage.route(URLS[0])
     for _ in range(10):
         taken(route.acquire("1.1.1.1")).release(RequestOutcome.CANCELLED)
-    assert stage.backends.available(URLS[0]).ok
+    assert stage.available(URLS[0]).ok
     assert (stage.row(URLS[0])["requests"], stage.row(URLS[0])["errors"]) == (10, 0)
 
 
@@ -269,7 +272,7 @@ def test_open_breaker_matters_only_where_connections_are_not_passed(stage: Stage
     stage.backends.apply([way], {"a": facts("a")})
     fail(stage.backends.of(way))
     passes = header == "Host"
-    assert stage.backends.available("a").ok is passes
+    assert stage.available("a").ok is passes
     assert stage.backends.of(way).healths()["a"].status == ("healthy" if passes else "unhealthy")
 
 
@@ -907,7 +910,7 @@ def test_failures_of_the_canary_do_not_open_the_breaker_of_the_server(stage: Sta
         failed = lease.backend.key == CANARY
         lease.release(RequestOutcome.ANSWERED, 0.01, 500 if failed else 200)
     assert not stage.events
-    assert stage.backends.available("web").ok
+    assert stage.available("web").ok
 
 
 def test_canary_is_under_the_limits_of_its_server(stage: Stage) -> None:
@@ -1009,16 +1012,14 @@ def test_verdict_on_a_server_that_does_not_serve_says_whether_a_command_caused_i
     stage: Stage, state: str, by_command: bool
 ) -> None:
     stage.backends.apply([server_route("a")], {"a": facts("a", state)})
-    assert stage.backends.available("a") == BackendVerdict(
-        False, f"the server is {state}", 5.0, by_command=by_command
-    )
+    assert stage.available("a") == BackendVerdict(False, f"the server is {state}", 5.0, by_command=by_command)
 
 
 def test_verdict_on_a_server_that_runs_and_is_not_ready(stage: Stage) -> None:
     stage.backends.apply([server_route("a")], {"a": facts("a", ready=False)})
-    assert stage.backends.available("a") == BackendVerdict(False, "the server is not ready", 5.0)
+    assert stage.available("a") == BackendVerdict(False, "the server is not ready", 5.0)
     stage.backends.apply(None, {"a": facts("a")})
-    assert stage.backends.available("a") == AVAILABLE
+    assert stage.available("a") == AVAILABLE
 
 
 @pytest.mark.parametrize(
@@ -1032,7 +1033,7 @@ def test_verdict_on_a_server_that_cannot_be_reached(
     stage: Stage, known: dict[str, ServerFacts], why: str
 ) -> None:
     stage.backends.apply([server_route("a")], known)
-    assert stage.backends.available("a") == BackendVerdict(False, why, 5.0)
+    assert stage.available("a") == BackendVerdict(False, why, 5.0)
 
 
 @pytest.mark.parametrize("seconds", [30.0, 0.0])
@@ -1040,7 +1041,7 @@ def test_verdict_on_a_disabled_host_has_the_end_of_its_time(stage: Stage, second
     stage.clock.advance(100)
     stage.route(URLS[0])
     stage.hosts.disable(URLS[0], seconds)
-    verdict = stage.backends.available(URLS[0])
+    verdict = stage.available(URLS[0])
     assert verdict == BackendVerdict(
         False,
         "disabled by request",
@@ -1056,11 +1057,9 @@ def test_verdict_on_a_disabled_host_has_the_end_of_its_time(stage: Stage, second
 def test_verdict_on_a_draining_host(stage: Stage) -> None:
     stage.route(URLS[0])
     stage.hosts.drain(URLS[0])
-    assert stage.backends.available(URLS[0]) == BackendVerdict(
-        False, "drained by request", 5.0, by_command=True
-    )
+    assert stage.available(URLS[0]) == BackendVerdict(False, "drained by request", 5.0, by_command=True)
     stage.backends.record_probe(ProbeState(host=URLS[0], why="no answer"))
-    assert stage.backends.available(URLS[0]) == BackendVerdict(False, "no answer", 5.0)
+    assert stage.available(URLS[0]) == BackendVerdict(False, "no answer", 5.0)
 
 
 def test_verdict_on_a_server_that_is_kept_asleep_has_the_end_of_that_time(stage: Stage) -> None:
@@ -1068,22 +1067,20 @@ def test_verdict_on_a_server_that_is_kept_asleep_has_the_end_of_that_time(stage:
     route, end = server_route("a"), stage.clock.time() + 7200
     stage.backends.apply([route], {"a": facts("a", "sleeping", asleep_until=end)})
     why = f"kept asleep {until_text(end, stage.clock.time())}"
-    assert stage.backends.available("a") == BackendVerdict(
-        False, why, 86_400.0, until=7300.0, by_command=True
-    )
+    assert stage.available("a") == BackendVerdict(False, why, 86_400.0, until=7300.0, by_command=True)
     stage.backends.apply([route], {"a": facts("a", "sleeping", asleep_until=0.0)})
-    assert stage.backends.available("a") == BackendVerdict(False, "kept asleep", 86_400.0, by_command=True)
+    assert stage.available("a") == BackendVerdict(False, "kept asleep", 86_400.0, by_command=True)
 
 
 def test_verdict_of_a_host_is_the_best_of_its_routes(stage: Stage) -> None:
     strict = stage.route(URLS[0], backend_limit=Limit(concurrency=1))
     taken(strict.acquire("1.1.1.1"))
-    assert stage.backends.available(URLS[0]) == BackendVerdict(False, "its limit is reached", 1.0, True)
+    assert stage.available(URLS[0]) == BackendVerdict(False, "its limit is reached", 1.0, True)
     broken = stage.route(URLS[0], alias="broken", breaker=BreakerRule(failures=1))
     fail(broken)
-    assert stage.backends.available(URLS[0]) == BackendVerdict(False, "its limit is reached", 1.0, True)
+    assert stage.available(URLS[0]) == BackendVerdict(False, "its limit is reached", 1.0, True)
     stage.route(URLS[0], alias="free")
-    assert stage.backends.available(URLS[0]) == AVAILABLE
+    assert stage.available(URLS[0]) == AVAILABLE
 
 
 def test_health_of_each_backend_on_a_route(stage: Stage) -> None:

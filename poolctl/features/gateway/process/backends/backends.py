@@ -185,15 +185,6 @@ class Backends:
         if rank == READY and blocked is None:
             del self._ranks[url]
 
-    def available(self, host: str) -> BackendVerdict:
-        """Return a BackendVerdict: `ok` is true if the host gets requests now, otherwise `why` is the reason."""
-        backend = self._backends.get(host)
-        return (
-            BackendVerdict(False, "no route leads there")
-            if backend is None
-            else backend.available(self.now())
-        )
-
     def snapshot(self) -> list[Table]:
         """Every host with its state: the fields of HostReport."""
         now = self.now()
