@@ -47,18 +47,19 @@ async def lines_of(path: Path, count: int) -> list[str]:
     return found
 
 
-def test_proxied_request_is_logged_as_a_worker_logs_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_proxied_request_is_logged_as_a_worker_logs_it(tmp_path: Path, version: str) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok)
         client = await stage.client()
-        await client.send(GET)
+        await client.send(GET.replace(b"1.1", version.encode()))
         await client.response()
         (line,) = await lines_of(tmp_path / "log", 1)
         port = client.writer.get_extra_info("sockname")[1]
         (sent,) = re.findall(rb"\r\nX-Request-ID: (\S+)\r\n", backend.heads[0])
         scope = {
             "type": "http", "method": "GET", "path": "/a", "raw_path": b"/a", "query_string": b"b=1",
-            "http_version": "1.1", "client": ("127.0.0.1", port), "headers": [(b"x-request-id", sent)],
+            "http_version": version, "client": ("127.0.0.1", port), "headers": [(b"x-request-id", sent)],
         }  # fmt: skip
         logged = LoggedRequest(scope)
         logged.status = 200
@@ -105,10 +106,10 @@ def test_slow_disk_leaves_lines_out_and_holds_up_no_request(
         log = GatewayAccessLog(str(tmp_path / "log"))
         request = read_request(GET, 1000, 0)
         assert request is not None
-        AccessLogEntry(log, request, "client", "1.1").write(404, 0.0)
+        AccessLogEntry(log, request, "client").write(404, 0.0)
         await eventually(waits.is_set)
         for _ in range(9):
-            AccessLogEntry(log, request, "client", "1.1").write(404, 0.0)
+            AccessLogEntry(log, request, "client").write(404, 0.0)
         goes_on.set()
         lines = await lines_of(tmp_path / "log", 3)
         assert len(lines) == 3

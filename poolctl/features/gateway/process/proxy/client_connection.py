@@ -214,7 +214,7 @@ class Exchange:
         self._log_entry: AccessLogEntry | None = None
         if edge.access_log is not None:
             sender = side.forwarding.sender_of(request)
-            self._log_entry = AccessLogEntry(edge.access_log, request, sender, side.http_version)
+            self._log_entry = AccessLogEntry(edge.access_log, request, sender)
             self._head = self._log_entry.head_with_id(self._head)
         self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
         self._of_client: Limiter | None = None  # the client's, while it counts this request
@@ -384,7 +384,7 @@ class Exchange:
             self,
             head + kept if kept else head,
             head_only=request.method == b"HEAD",
-            decode=not self._client_side.takes_chunks,
+            decode=not request.http_1_1,
             may_switch=bool(request.upgrade),
         )
         if len(kept) > MOST_KEPT_BYTES:
@@ -394,7 +394,8 @@ class Exchange:
     # Its response.
 
     def interim(self, response: Response) -> None:
-        self._client_side.interim(response)
+        if self._request.http_1_1:  # HTTP/1.0 has no interim responses
+            self._client_side.interim(response)
 
     def switched(self, response: Response, data: bytes) -> None:
         self.begun = self.tunnel = True
@@ -593,13 +594,11 @@ class Exchange:
 class ClientConnection(asyncio.Protocol):
     """A client connection with one exchange at a time. Each exchange ends with `finish`, `refuse` or `cut_off`.
 
-    `takes_chunks` is true if the client accepts chunked bodies (HTTP/1.1). If it is false, a response body of unknown
-    length ends with the connection. Pipelined requests are read ahead, up to a maximum number of bytes. Their exchanges
-    take place one after another, in the order of the requests.
+    Pipelined requests are read ahead, up to a maximum number of bytes. Their exchanges take place one after another, in
+    the order of the requests.
     """
 
     def __init__(self, edge: Edge, scheme: str, received: bytes = b"", reported: Peer | None = None) -> None:
-        self.takes_chunks = True
         self._edge, self._scheme = edge, scheme
         self._timer = Timer(edge.loop)
         self._transport: asyncio.Transport
@@ -621,10 +620,6 @@ class ClientConnection(asyncio.Protocol):
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self._exchange or 'idle'}>"
-
-    @property
-    def http_version(self) -> str:
-        return "1.1" if self._request is None or self._request.http_1_1 else "1.0"
 
     # Callbacks of the loop.
 
@@ -730,8 +725,7 @@ class ClientConnection(asyncio.Protocol):
             edge.counts.count_refusal(str(error.status), found_route.route.alias if found_route else "")
             if self._request is not None and edge.access_log is not None:
                 sender = self.forwarding.sender_of(self._request)
-                entry = AccessLogEntry(edge.access_log, self._request, sender, self.http_version)
-                entry.write(error.status, 0.0)
+                AccessLogEntry(edge.access_log, self._request, sender).write(error.status, 0.0)
             self.refuse(error.status)
         return True
 
@@ -754,7 +748,6 @@ class ClientConnection(asyncio.Protocol):
             data, self._buffer = b"", data
         complete = body is None or body.done
         self._body = None if complete else body
-        self.takes_chunks = request.http_1_1
         self._body_wanted = True
         exchange = self._exchange = Exchange(self._edge, self, request, routed, self._timer)
         exchange.start(data, complete=complete)
@@ -804,8 +797,7 @@ class ClientConnection(asyncio.Protocol):
     # Responses.
 
     def interim(self, response: Response) -> None:
-        if self.takes_chunks:  # HTTP/1.0 has no interim responses
-            self._transport.write(response.lines + b"\r\n")
+        self._transport.write(response.lines + b"\r\n")
 
     def respond(self, response: Response) -> None:
         request, exchange = self._request, self._exchange
@@ -848,7 +840,8 @@ class ClientConnection(asyncio.Protocol):
     def cut_off(self) -> None:
         """Close the connection before the response is complete, so that the client sees that a part is missing."""
         self._exchange = None
-        if not self.takes_chunks:  # only this shows the client that the response is incomplete
+        assert self._request is not None
+        if not self._request.http_1_1:  # only this shows the client that the response is incomplete
             self._transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
         self._transport.abort()
 

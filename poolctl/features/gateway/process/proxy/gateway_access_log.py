@@ -95,11 +95,11 @@ class GatewayAccessLog:
 class AccessLogEntry:
     """The log line of a request that begins now. `request_id` is its X-Request-ID, or a new ID.
 
-    `client` is the client's address, `version` the HTTP version.
+    `client` is the client's address.
     """
 
-    def __init__(self, log: GatewayAccessLog, request: RequestHead, client: str, version: str) -> None:
-        self._log, self._request, self._client, self._version = log, request, client, version
+    def __init__(self, log: GatewayAccessLog, request: RequestHead, client: str) -> None:
+        self._log, self._request, self._client = log, request, client
         given = request.values(b"x-request-id")
         self._given = len(given) == 1 and _is_printable_id(given[0]) is not None
         self.request_id = given[0].decode() if self._given else os.urandom(_ID_BYTES).hex()
@@ -113,7 +113,8 @@ class AccessLogEntry:
     def write(self, status: int, seconds: float) -> None:
         """Write the line at the end of the request, with this status and the request's duration."""
         request = self._request
-        line = f'"{request.method.decode()} {request.target.decode("latin-1")} HTTP/{self._version}"'
+        version = "1.1" if request.http_1_1 else "1.0"
+        line = f'"{request.method.decode()} {request.target.decode("latin-1")} HTTP/{version}"'
         phrase = phrase_of(status)
         outcome = f"{status} {phrase}" if phrase else f"{status}"
         self._log.add(
