@@ -8,7 +8,7 @@ import re
 import ssl
 import struct
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from poolctl.json_form import Table
 from poolctl.platform import memory_file
@@ -29,8 +29,6 @@ PROTOCOLS = ["http/1.1"]
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CLIENT_AUTH = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 BUFFER_BYTES = 256 * 1024
-
-P = TypeVar("P", bound=asyncio.Protocol)
 
 
 class NoClientHello(ValueError):
@@ -268,30 +266,30 @@ def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:
     return context
 
 
-class TlsReader(asyncio.BufferedProtocol, Generic[P]):
+class TlsReader(asyncio.BufferedProtocol):
     """Passes a transport's callbacks on to `protocol`. Data is received in a buffer that all connections share."""
 
-    def __init__(self, protocol: P, buffer: memoryview) -> None:
-        self.protocol = protocol
+    def __init__(self, protocol: asyncio.Protocol, buffer: memoryview) -> None:
+        self._protocol = protocol
         self._buffer = buffer
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.protocol.data_received(bytes(self._buffer[:nbytes]))
+        self._protocol.data_received(bytes(self._buffer[:nbytes]))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.protocol.connection_made(transport)
+        self._protocol.connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.protocol.connection_lost(error)
+        self._protocol.connection_lost(error)
 
     def eof_received(self) -> bool | None:
-        return self.protocol.eof_received()
+        return self._protocol.eof_received()
 
     def pause_writing(self) -> None:
-        self.protocol.pause_writing()
+        self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        self.protocol.resume_writing()
+        self._protocol.resume_writing()
