@@ -15,7 +15,7 @@ import pytest
 
 from poolctl.features.gateway.process.proxy import client_connection
 from poolctl.features.gateway.process.proxy.serving import SharedSocketTransport, drain, serve
-from poolctl.features.gateway.process.tls import BUFFER_BYTES, ListenerCertificates
+from poolctl.features.gateway.process.tls import ListenerCertificates
 from poolctl.keeper.connection_handover import Connection
 from tests.certificates import certificate
 from tests.features.gateway import passing_stage
@@ -158,7 +158,7 @@ def test_requests_over_tls_are_reported_as_such(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bodies_over_tls_that_are_read_at_once_are_not_mixed(tmp_path: Path) -> None:
-    size = 3 * BUFFER_BYTES  # connections share the buffer
+    size = 768 * 1024  # three times the buffer that connections share
 
     async def echo(backend: Backend, wire: Wire) -> None:
         await backend.request(wire)

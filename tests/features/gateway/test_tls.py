@@ -277,8 +277,7 @@ def test_certificate_of_the_name_in_the_handshake_is_shown_even_if_it_began_with
 def test_bytes_in_the_shared_buffer_reach_the_protocol_before_others_replace_them() -> None:
     received: list[bytes] = []
     protocol: Any = SimpleNamespace(data_received=received.append)
-    shared = memoryview(bytearray(8))
-    first, second = TlsReader(protocol, shared), TlsReader(protocol, shared)
+    first, second = TlsReader(protocol), TlsReader(protocol)
     for reader, data in ((first, b"hello"), (second, b"you"), (first, b"")):
         reader.get_buffer(-1)[: len(data)] = data
         reader.buffer_updated(len(data))
@@ -294,7 +293,7 @@ def test_protocol_behind_the_reader_gets_every_callback() -> None:
 
     recorder: Any = Recorder()
     transport, error = asyncio.Transport(), OSError()
-    reader = TlsReader(recorder, memoryview(bytearray(8)))
+    reader = TlsReader(recorder)
     reader.connection_made(transport)
     reader.pause_writing()
     reader.resume_writing()

@@ -28,7 +28,7 @@ _MOST_NAME_BYTES = 255
 PROTOCOLS = ["http/1.1"]
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CLIENT_AUTH = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
-BUFFER_BYTES = 256 * 1024
+_BUFFER = memoryview(bytearray(256 * 1024))
 
 
 class NoClientHello(ValueError):
@@ -269,15 +269,14 @@ def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:
 class TlsReader(asyncio.BufferedProtocol):
     """Passes a transport's callbacks on to `protocol`. Data is received in a buffer that all connections share."""
 
-    def __init__(self, protocol: asyncio.Protocol, buffer: memoryview) -> None:
+    def __init__(self, protocol: asyncio.Protocol) -> None:
         self._protocol = protocol
-        self._buffer = buffer
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
+        return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._protocol.data_received(bytes(self._buffer[:nbytes]))
+        self._protocol.data_received(bytes(_BUFFER[:nbytes]))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._protocol.connection_made(transport)

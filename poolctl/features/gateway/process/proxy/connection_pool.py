@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from ..settings import Endpoint
-from ..tls import BUFFER_BYTES, TlsReader
+from ..tls import TlsReader
 from .backend_connection import BackendConnection
 
 # Maximum for one endpoint. Further connections are closed as soon as they are idle.
@@ -53,7 +53,6 @@ class ConnectionPool:
         self._emptied: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._contexts: dict[bool, ssl.SSLContext] = {}
-        self.tls_buffer = memoryview(bytearray(BUFFER_BYTES))
 
     def __repr__(self) -> str:
         return f"<ConnectionPool: {sum(map(len, self._idle.values()))} idle, {len(self.clients)} clients>"
@@ -76,7 +75,7 @@ class ConnectionPool:
         made = BackendConnection(self.loop)
         context = self._context(endpoint) if endpoint.tls else None
         name = endpoint.server_name or "localhost" if endpoint.tls else None
-        protocol = made if context is None else TlsReader(made, self.tls_buffer)
+        protocol = made if context is None else TlsReader(made)
         tls: dict[str, Any] = {"ssl": context, "server_hostname": name}
         if endpoint.kind == "unix":
             await self.loop.create_unix_connection(lambda: protocol, endpoint.path, **tls)

@@ -71,7 +71,7 @@ async def _serve(
     reported: Peer | None,
 ) -> None:
     client = ClientConnection(edge, "http" if context is None else "https", received, reported)
-    protocol = client if context is None else TlsReader(client, edge.pool.tls_buffer)
+    protocol = client if context is None else TlsReader(client)
     if isinstance(sock, Connection) and context is None:
         try:
             SharedSocketTransport(edge.loop, sock, client)
