@@ -55,7 +55,6 @@ class _Server:
         self.tls = False
         self.queue: deque[_Queued] = deque()
         self.full = False  # whether it was reported that the queue is full
-        self.watched = False  # whether the loop watches the end for room
         self.retry: asyncio.TimerHandle | None = None
         self.timer: asyncio.TimerHandle | None = None
 
@@ -247,17 +246,14 @@ class Passing:
             found.retry = self._loop.call_later(_RETRY_SECONDS, self._send_queued, found)
 
     def _watch(self, found: _Server) -> None:
-        if found.end is not None and not found.watched and found.retry is None:
-            found.watched = True
+        if found.end is not None and found.retry is None:
             self._loop.add_writer(found.end.fileno(), self._send_queued, found)
 
     def _unwatch(self, found: _Server) -> None:
         if found.retry is not None:
             found.retry.cancel()
             found.retry = None
-        if found.watched:
-            found.watched = False
-            assert found.end is not None
+        if found.end is not None:
             self._loop.remove_writer(found.end.fileno())
 
     def _close_end(self, found: _Server) -> None:
