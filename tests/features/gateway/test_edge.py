@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -416,16 +415,6 @@ def test_machine_is_put_and_dropped_as_reported() -> None:
         assert host in edge.machines
         edge.update_machine({"host": host, "state": ""})
         assert host not in edge.machines
-
-    with_edge(scene)
-
-
-def test_time_for_connecting_to_a_machine_is_its_own() -> None:
-    def scene(edge: Edge, _: object) -> None:
-        backend: Any = SimpleNamespace(key="http://10.0.0.1:80")
-        assert edge.connect_seconds(backend, 5.0) == 5.0
-        edge.update_machine({"host": backend.key, "state": "stopped"})
-        assert edge.connect_seconds(backend, 5.0) == 0.0
 
     with_edge(scene)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -15,6 +16,7 @@ from poolctl.features.gateway.process.settings import MachineState
 from poolctl.json_form import to_json
 from poolctl.routing.route import Route, Target
 from tests.features.gateway import proxy_stage
+from tests.features.gateway.passing_stage import until
 from tests.features.gateway.proxy_stage import Backend, Wire, ok
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -76,6 +78,9 @@ def test_requests_wait_until_the_machine_runs_and_its_service_accepts() -> None:
         stage.report("stopped")
         wires = [await stage.ask() for _ in range(3)]
         assert await stage.asked.get() == stage.url
+        # The time for connecting is the machine's.
+        clients: set[Any] = stage.edge.pool.clients  # type: ignore[assignment]
+        await until(lambda: [each._timer.deadline for each in clients] == 3 * [math.inf])
         stage.report("starting")
         stage.answer("running")
         await stage.listen()

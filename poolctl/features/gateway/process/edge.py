@@ -170,16 +170,11 @@ class Edge:
             await asyncio.sleep(0)
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
-    def connect_seconds(self, backend: Backend, seconds: float) -> float:
-        """Return the time limit in seconds that a caller of `reach` has to set; 0 if it has to set none.
-
-        The result is `seconds`, or 0 if a container or virtual machine is behind the backend's URL. Starting the
-        machine may take longer than `seconds`, and `reach` itself limits the time for it.
-        """
-        return 0.0 if backend.key in self.machines else seconds
-
     async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:
-        """Connect to a backend, after starting the machine behind its URL if necessary. Raises OSError or NoBackend."""
+        """Connect to a backend, after starting the machine behind its URL if necessary. Raises OSError or NoBackend.
+
+        The caller limits the time, except for a backend in `machines`: starting a machine may take longer.
+        """
         if backend.key in self.machines:
             return await self.machines.connect(backend, connect_seconds)
         return await self.connect(backend.endpoint)

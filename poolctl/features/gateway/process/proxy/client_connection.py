@@ -349,7 +349,8 @@ class Exchange:
         if connection is not None:
             self._use(connection)
         else:
-            self._set_time_limit(self._edge.connect_seconds(backend, self._route.timeouts.connect))
+            waits_for_machine = backend.key in self._edge.machines
+            self._set_time_limit(0 if waits_for_machine else self._route.timeouts.connect)
             self._task = self._edge.pool.start(self._connect())
 
     async def _connect(self) -> None:
