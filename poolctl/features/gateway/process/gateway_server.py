@@ -104,22 +104,16 @@ class GatewayServer(OrderedGateway[OpenListener]):
     """The process of poolctl's own gateway. Its base class OrderedGateway documents the overridden methods."""
 
     ORDERS = (*OrderedGateway.ORDERS, "machine", "loads", "reopen")
+    edge: Edge  # the state shared by all connections; made by `create`
 
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
-        self._edge: Edge | None = None
         self._returned_connections: ReturnedConnections | None = None
         self._pairs: dict[str, int] = {}  # the number of each server's pair
         self._applying: asyncio.Handle | None = None
         self._routes_changed = False
         self._asking: asyncio.TimerHandle | None = None  # sends the next request for connection counts
         self._waking: set[str] = set()
-
-    @property
-    def edge(self) -> Edge:
-        """The state shared by all connections; created with the first settings."""
-        assert self._edge is not None
-        return self._edge
 
     def performed(self, message: wire.Message) -> None:
         """Put the orders received so far into effect, then confirm this to the supervisor."""
@@ -133,9 +127,9 @@ class GatewayServer(OrderedGateway[OpenListener]):
         for handle in (self._applying, self._asking):
             if handle is not None:
                 handle.cancel()
-        if self._edge is not None:
+        if self._has_settings:
             self.stop_expiry()
-            self._edge.close()
+            self.edge.close()
 
     def _stop_taking_back(self) -> None:
         if self._returned_connections is not None:
@@ -147,10 +141,10 @@ class GatewayServer(OrderedGateway[OpenListener]):
     # The state in force.
 
     def create(self) -> None:
-        self._edge = Edge(self.settings, self._event)
-        self.hosts, self.backends = self._edge.hosts, self._edge.backends
-        self._edge.backends.on_passed = self._schedule_load_request
-        self._edge.wake = self._wake
+        edge = self.edge = Edge(self.settings, self._event)
+        self.hosts, self.backends = edge.hosts, edge.backends
+        edge.backends.on_passed = self._schedule_load_request
+        edge.wake = self._wake
 
     def configure(self) -> None:
         self.edge.configure(self.settings)
