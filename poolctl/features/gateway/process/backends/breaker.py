@@ -24,9 +24,9 @@ _PROBING_RETRY_SECONDS = 1.0
 class Breaker:
     """One backend's circuit breaker. Call `enter` before each request, and one of the `record_` methods after it.
 
-    While `is_closed` is true, a caller may read `period` instead of calling `enter`. `rule` may be replaced at any
-    time. `on_change(state, reason)` is called after each change of the state. Error responses open the breaker only if
-    `is_dispensable()` returns True, which means that other backends can take the requests.
+    `rule` may be replaced at any time. `on_change(state, reason)` is called after each change of the state. Error
+    responses open the breaker only if `is_dispensable()` returns True, which means that other backends can take the
+    requests.
     """
 
     def __init__(

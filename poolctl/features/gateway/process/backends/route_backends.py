@@ -448,11 +448,10 @@ class Member:
         if backend.blocked is not None and not (resumed and backend.draining):
             return backend.blocked
         breaker = self.breaker
-        if not breaker.is_closed:
-            seconds = breaker.refused_seconds(now)
-            if seconds:
-                by_time = breaker.state is BreakerState.OPEN
-                return BackendVerdict(False, breaker.describe(now), seconds, by_time=by_time)
+        seconds = breaker.refused_seconds(now)
+        if seconds:
+            by_time = breaker.state is BreakerState.OPEN
+            return BackendVerdict(False, breaker.describe(now), seconds, by_time=by_time)
         limiter = self.limiter
         if limiter is not None:
             seconds = limiter.refused_seconds(now)
@@ -812,7 +811,7 @@ class RouteBackends:
             untried = [each for each in self.members if each.key not in tried]
             return self._refusal(now, [(each.key, each.verdict(now)) for each in untried], tried)
         backend, breaker = member.backend, member.breaker
-        period = breaker.period if breaker.is_closed else breaker.enter()
+        period = breaker.enter()
         if member.limiter is not None:
             member.limiter.enter(now)
         if limiter is not None:
