@@ -495,7 +495,7 @@ class Lease:
         period: int,
         cookie: str,
         backend: Backend,
-        canary: CanaryBackend | None = None,
+        canary: CanaryBackend | None,
     ) -> None:
         self._route: RouteBackends | None = route
         self._member = member
@@ -819,21 +819,12 @@ class RouteBackends:
         self.in_flight += 1
         backend.in_flight += 1
         backend.counts.count_start()
-        if backend.canary is not None and not tried and breaker.is_closed:
-            return self._lease_beside_canary(backend.canary, member, period, cookie)
-        return Lease(self, member, period, self._new_cookie(member.cookie, cookie), backend)
-
-    def _lease_beside_canary(self, canary: CanaryBackend, member: Member, period: int, cookie: str) -> Lease:
-        """Return a lease for `canary` if `canary.gets` returns True, otherwise for the server of `member`."""
-        if not canary.gets(cookie if self._sticky else "", member.cookie):
-            return Lease(
-                self, member, period, self._new_cookie(member.cookie, cookie), member.backend, canary
-            )
-        return Lease(self, member, -1, self._new_cookie(canary.cookie, cookie), canary, canary)
-
-    def _new_cookie(self, value: str, cookie: str) -> str:
-        """The cookie value to set; "" if the client has it already, or the route is not sticky."""
-        return value if self._sticky and value != cookie else ""
+        canary = None if tried or not breaker.is_closed else backend.canary
+        value = member.cookie
+        if canary is not None and canary.gets(cookie if self._sticky else "", member.cookie):
+            backend, value, period = canary, canary.cookie, -1
+        new_cookie = value if self._sticky and value != cookie else ""  # "": the client has it already
+        return Lease(self, member, period, new_cookie, backend, canary)
 
     def _of_canary(self, cookie: str) -> Member | None:
         """Return the Member of the server whose canary has the sticky cookie value `cookie`; None if none has it."""
