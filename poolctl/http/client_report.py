@@ -15,7 +15,7 @@ from .messages import HOST
 CLIENT_FIELD = (
     rb"(?i:forwarded|proxy|x[-_]real[-_]ip|x[-_](?:forwarded|poolctl)[-_][!#$%&'*+.^_`|~0-9A-Za-z-]*+)"
 )
-_is_client_field = re.compile(CLIENT_FIELD).fullmatch
+is_client_field = re.compile(CLIENT_FIELD).fullmatch
 _is_host = re.compile(HOST).fullmatch
 _FOR, _PROTO, _HOST_FIELD = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
 _FORWARDED = b"forwarded"
@@ -67,11 +67,6 @@ class ClientReport:
         """The element that is added to `Forwarded` (RFC 7239 §4). `host` must not contain quotation marks."""
         named = b';host="' + host + b'"' if host else b""
         return b"for=" + self._node + b";proto=" + self._scheme + named
-
-
-def is_client_field(name: bytes) -> bool:
-    """Whether this field name is about the client, so that clients may not set it."""
-    return _is_client_field(name) is not None
 
 
 def _report(hops: bytes, scheme: bytes, host: bytes, forwarded: bytes) -> Fields:
