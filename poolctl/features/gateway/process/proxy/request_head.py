@@ -166,7 +166,7 @@ class Forwarding:
         if request.upgrade:
             framing += b"Connection: Upgrade\r\nUpgrade: " + request.upgrade + b"\r\n"
         if route.changes_headers:
-            framing += _added(route)
+            framing += _lines_of((*route.set_headers, *route.add_headers))
         return b"%b %b HTTP/1.1%b\r\n%b%b\r\n" % (request.method, target, kept, lines, framing)
 
 
@@ -178,11 +178,6 @@ def _without_hop_by_hop(request: RequestHead) -> bytes:
     if not _NO_OPTIONS.isdisjoint(named) or not all(map(_token, named)):
         raise BadMessage("an option of Connection that cannot be one")
     return without_fields(kept, named)
-
-
-@lru_cache(maxsize=1024)
-def _added(route: Route) -> bytes:
-    return _lines_of((*route.set_headers, *route.add_headers))
 
 
 @lru_cache(maxsize=1024)
