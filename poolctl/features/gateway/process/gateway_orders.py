@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -164,8 +165,8 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             self.link.send(event)
             self._report_hosts()
         self.stop_expiry()
-        if (due := self.hosts.due) is not None:
-            self._expiry = asyncio.get_running_loop().call_at(due, self.hosts.expire)
+        if self.hosts.next_expiry < math.inf:
+            self._expiry = asyncio.get_running_loop().call_at(self.hosts.next_expiry, self.hosts.expire)
 
     def stop_expiry(self) -> None:
         """Stop reactivating hosts whose disable time is over."""

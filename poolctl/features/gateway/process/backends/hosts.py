@@ -56,9 +56,9 @@ def find_host(name: str, known: Iterable[str]) -> str:
 class HostManager:
     """The state of each host (active, disabled or draining); a host is a server's name or a URL.
 
-    A host that was disabled for a limited time becomes active again when the time is over. Call `expire` at `due`, so
-    that the callbacks passed to `subscribe` are called; `state` is correct even before. `now` is a monotonic clock,
-    `wall` returns seconds since 1970.
+    A host that was disabled for a limited time becomes active again when the time is over. Call `expire` at
+    `next_expiry`, so that the callbacks passed to `subscribe` are called; `record` is correct even before. `now` is a
+    monotonic clock, `wall` returns seconds since 1970.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class HostManager:
         self._records: dict[str, HostRecord] = {}
         self._until: dict[str, float] = {}  # the monotonic times at which hosts become active again
         self._listeners: list[Listener] = []
-        self.next_expiry = math.inf  # the earliest time in `_until`
+        self.next_expiry = math.inf  # the earliest time in `_until`, infinity if there is none
 
     def configure(self, re_enable_seconds: float, header_for_host: str) -> None:
         """Set the default time for which hosts are disabled, and the request header that contains the host name."""
@@ -85,10 +85,6 @@ class HostManager:
     def subscribe(self, listener: Listener) -> None:
         """Call `listener(host, state, why)` after each change."""
         self._listeners.append(listener)
-
-    def state(self, host: str) -> HostState:
-        """The current state of the host."""
-        return HostState(self.record(host).state)
 
     def record(self, host: str) -> HostRecord:
         """The current record of the host."""
@@ -106,31 +102,24 @@ class HostManager:
         self.expire()
         return [*self._records.values()]
 
-    def disable(self, host: str, for_seconds: float | None = None) -> HostRecord:
-        """Disable the host for `for_seconds` (None: `re_enable_seconds`; 0: until `enable`); returns its new record.
+    def disable(self, host: str, for_seconds: float | None = None) -> None:
+        """Disable the host for `for_seconds` (None: `re_enable_seconds`; 0: until `enable`).
 
         New requests go to other hosts; requests in flight are completed. Raises ValueError for a negative time.
         """
         seconds = self.re_enable_seconds if for_seconds is None else for_seconds
         if not seconds >= 0:
             raise ValueError(f"a backend cannot be disabled for {seconds} seconds")
-        seconds = min(seconds, _MOST_SECONDS)
-        return self._set(host, HostState.DISABLED, "disabled by request", seconds)
+        self._set(host, HostState.DISABLED, "disabled by request", min(seconds, _MOST_SECONDS))
 
-    def drain(self, host: str) -> HostRecord:
-        """Until `enable`, send the host only clients whose sticky cookie names it; returns the host's record."""
-        return self._set(host, HostState.DRAINING, "drained by request", 0.0)
+    def drain(self, host: str) -> None:
+        """Until `enable`, send the host only clients whose sticky cookie names it."""
+        self._set(host, HostState.DRAINING, "drained by request", 0.0)
 
-    def enable(self, host: str) -> HostRecord:
-        """Send traffic to the host again; returns its record."""
-        if self.state(host) is HostState.ACTIVE:
-            return self.record(host)
-        return self._set(host, HostState.ACTIVE, "enabled by request", 0.0)
-
-    @property
-    def due(self) -> float | None:
-        """The monotonic time at which `expire` has to be called next, or None."""
-        return None if self.next_expiry == math.inf else self.next_expiry
+    def enable(self, host: str) -> None:
+        """Send traffic to the host again."""
+        if self.record(host).state != HostState.ACTIVE:
+            self._set(host, HostState.ACTIVE, "enabled by request", 0.0)
 
     def expire(self) -> None:
         """Reactivate the hosts whose disable time is over."""
@@ -169,13 +158,12 @@ class HostManager:
 
     def _set(
         self, host: str, state: HostState, why: str, seconds: float, *, since: float | None = None
-    ) -> HostRecord:
+    ) -> None:
         wall = self.wall()
         until = wall + seconds if seconds else 0.0
-        record = HostRecord(
+        self._records[host] = HostRecord(
             host=host, state=state, why=why, since=wall if since is None else since, until=until
         )
-        self._records[host] = record
         if seconds:
             self._until[host] = self._now() + seconds
         else:
@@ -183,4 +171,3 @@ class HostManager:
         self.next_expiry = min(self._until.values(), default=math.inf)
         for listener in self._listeners:
             listener(host, state, why)
-        return record
