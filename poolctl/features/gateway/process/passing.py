@@ -31,13 +31,9 @@ _SENT_AT_ONCE = 32
 # The pair has room, and the kernel takes no message: too many descriptors are in flight (unix(7), ETOOMANYREFS).
 _RETRY_SECONDS = 0.005
 _RETRY_AFTER_SECONDS = 1
-# RFC 8446 §6.2: alerts in the form that every version understands.
-_INTERNAL_ERROR, _UNRECOGNIZED_NAME = 80, 112
-
-
-def tls_alert(description: int) -> bytes:
-    """The bytes of a fatal TLS alert with this description code, in the form used before a handshake."""
-    return bytes((21, 3, 3, 0, 2, 2, description))
+# RFC 8446 §6.2: fatal alerts in the form used before a handshake, which every version understands.
+_INTERNAL_ERROR = bytes((21, 3, 3, 0, 2, 2, 80))
+_UNRECOGNIZED_NAME = bytes((21, 3, 3, 0, 2, 2, 112))
 
 
 class _Queued(NamedTuple):
@@ -166,7 +162,7 @@ class Passing:
     def refuse_tls(self, sock: socket.socket, *, unknown_name: bool = False, route: str = "") -> None:
         """Send a TLS alert in place of a handshake, close the connection, and count a refused handshake."""
         self._counts.count_refusal(TLS, route)
-        self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
+        self.waiting.refuse(sock, _UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR)
 
     def apply_table(self, table: RouteTable) -> None:
         """Route each queued connection again for whose route the new route table requires the proxy."""
