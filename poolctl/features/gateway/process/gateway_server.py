@@ -157,8 +157,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
     def _server(self, message: wire.Message, fds: list[int]) -> None:
         facts = from_json(ServerFacts, message["facts"])
         name, number = facts.name, int(message["pair"])
-        if self._servers.get(name) != facts:
-            self._servers[name] = facts
+        self._servers[name] = facts
         self._stale.discard(("forget", name))
         if not fds:
             if self._pairs.pop(name, None) is not None:
@@ -232,8 +231,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
                 known = map(self.edge.table.by_alias, self.edge.backends.aliases)
                 listed += [match.route for match in known if match is not None]
         self._routes_changed = False
-        # A new mapping each time: unchanged servers are recognised because their facts are the same objects as before.
-        self.edge.backends.apply(listed, {**self._servers})
+        self.edge.backends.apply(listed, self._servers)
 
     # Listeners.
 

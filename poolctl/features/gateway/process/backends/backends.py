@@ -62,7 +62,7 @@ class Backends:
         affected: dict[RouteBackends, bool] = {}  # whether weights have changed
         for backend in self._backends.values():
             facts = servers.get(backend.key)
-            if backend.is_server and facts is not backend.facts and facts != backend.facts:
+            if backend.is_server and facts != backend.facts:
                 weight = backend.weight
                 self._apply_reports(backend)
                 for user in backend.members:
