@@ -244,12 +244,10 @@ class BackendConnection(asyncio.Protocol):
             elif receiver is None or not expected:  # a response that was not asked for
                 self.close()
             elif expected > 0:
-                self._expected = expected - len(data)
-                if self._expected > 0:
-                    receiver.response_data(data)
-                    return
-                receiver.response_data(data if not self._expected else data[:expected])
-                self._complete(keep=not self._expected)
+                self._expected = max(0, expected - len(data))
+                receiver.response_data(data[:expected])
+                if not self._expected:
+                    self._complete(keep=len(data) == expected)
             elif expected == CHUNKED:
                 if self._buffer:
                     self._buffer += data
