@@ -43,13 +43,14 @@ class ClientReport:
 
         `values(name)` has to return the values of the request's header fields with this lower-case name.
         """
+        hops, scheme, named, elements = self._peer, self._scheme, host, self._element(host)
         if self._trusted:
-            hops = b", ".join([*values(_FOR), *([self._peer] if self._peer else [])])
-            scheme = b", ".join(values(_PROTO)) or self._scheme
-            named = b", ".join(values(_HOST_FIELD)) or host
-            elements = b", ".join([*values(_FORWARDED), self._element(host)])
-            return _report(hops, scheme, named, elements)
-        return _report(self._peer, self._scheme, host, self._element(host))
+            hops = b", ".join([*values(_FOR), *([hops] if hops else [])])
+            scheme = b", ".join(values(_PROTO)) or scheme
+            named = b", ".join(values(_HOST_FIELD)) or named
+            elements = b", ".join([*values(_FORWARDED), elements])
+        fields = [(_FOR, hops), (_PROTO, scheme), (_HOST_FIELD, named), (_FORWARDED, elements)]
+        return [field for field in fields if field[1]]
 
     def apply_to(self, headers: Fields) -> Fields:
         """Return a copy of `headers` whose fields about the client are replaced by those that `self.fields` returns.
@@ -67,8 +68,3 @@ class ClientReport:
         """The element that is added to `Forwarded` (RFC 7239 §4). `host` must not contain quotation marks."""
         named = b';host="' + host + b'"' if host else b""
         return b"for=" + self._node + b";proto=" + self._scheme + named
-
-
-def _report(hops: bytes, scheme: bytes, host: bytes, forwarded: bytes) -> Fields:
-    fields = [(_FOR, hops), (_PROTO, scheme), (_HOST_FIELD, host), (_FORWARDED, forwarded)]
-    return [field for field in fields if field[1]]
