@@ -540,10 +540,8 @@ class Exchange:
         else:
             self._status = status
             self._end(outcome, error)
-            headers = self._route.response_headers
-            self._client_side.refuse(
-                status, retry_after_seconds, response_fields(headers)[0] if headers else b""
-            )
+            fields, _ = response_fields(self._route.response_headers)
+            self._client_side.refuse(status, retry_after_seconds, fields)
 
     def _end(self, outcome: RequestOutcome, error: str = "") -> None:
         self._timer.stop()
