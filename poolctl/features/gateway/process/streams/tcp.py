@@ -193,11 +193,8 @@ class TcpStream:
 
     def _accept(self, listener: socket.socket) -> None:
         for number in range(_AT_ONCE):
+            self.update_accepting()  # connections of other streams count, too
             if not self._accepting:
-                return
-            # Connections of other streams count, too.
-            if not self.edge.stream_share.may_accept(self.update_accepting):
-                self.update_accepting()
                 return
             if self.edge.descriptors.is_low():
                 if number == 0 and not self.edge.evict():
@@ -223,7 +220,6 @@ class TcpStream:
                 connection.expect_header()
             else:
                 connection.connect()
-            self.update_accepting()
 
 
 class _StreamedConnection:
@@ -286,7 +282,6 @@ class _StreamedConnection:
         self._host = header.client or self._host
         self._reported = bool(header.client)
         self.connect()
-        self._stream.update_accepting()
 
     def connect(self) -> None:
         """Try backends one after another until one accepts the connection.
