@@ -141,7 +141,7 @@ class WorkerProcess:
         self.control.listen(self.server.server_state.tally)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal, number)
-        self.forked.loop_handles(signal.SIGTERM)
+        self.forked.loop_handler = signal.getsignal(signal.SIGTERM)
         self.control.send(_IMPORTED)
         await self.server.run(self.listeners, self._ready)
         self.control.ignore()
@@ -546,19 +546,12 @@ class ForkedChildren:
 
     def __init__(self, worker: WorkerProcess) -> None:
         self._worker = worker
-        self._loop_handlers: list[object] = []
+        self.loop_handler: object = None  # with which the event loop handles signals; None without a loop
         self._masks: dict[int, set[signal.Signals | int]] = {}  # by thread, because several may fork at once
         self._separate = False
         os.register_at_fork(
             before=self._hold_signals, after_in_parent=self._release_signals, after_in_child=self._in_child
         )
-
-    def loop_handles(self, number: int) -> None:
-        """Record the handler that the event loop has just set for signal `number`.
-
-        A forked child resets every signal that has this handler.
-        """
-        self._loop_handlers.append(signal.getsignal(number))
 
     def _hold_signals(self) -> None:
         # Until the child has its own handlers, a signal to it would go to the worker's loop.
@@ -577,8 +570,8 @@ class ForkedChildren:
     def _reset_signals(self) -> None:
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
-            # Reset only handlers of the loop, for whichever signals; all others belong to the application.
-            if signal.getsignal(number) in self._loop_handlers:
+            # Reset only the handler of the loop, for whichever signals; all others belong to the application.
+            if self.loop_handler is not None and signal.getsignal(number) == self.loop_handler:
                 signal.signal(number, signal.SIG_DFL)
 
 
