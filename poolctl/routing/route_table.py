@@ -393,20 +393,6 @@ class RouteTable:
         found: list[list[int]] = self._root.get("others") or [[0, 0], [0, 0]]
         return found
 
-    def candidates(self, host: str, path: str, *, most: int = 1000) -> list[Route]:
-        """All routes, in the table's order; if there are more than `most`, only those that cover this host and path."""
-        if len(self) <= most:
-            return list(self)
-        groups = self._hosts.get(host) or self._groups_of(host)
-        found = {
-            each.route.alias: each.route
-            for reading in readings(path)
-            for group in groups
-            for prefix in prefixes(reading, group.depth)
-            for each in group.candidates.get(prefix) or self._candidates(group, prefix)
-        }
-        return list(found.values())
-
     def _groups_of(self, host: str) -> tuple[_HostRoutes, ...]:
         """The host patterns that cover a host, in order of precedence."""
         patterns = [HostPattern(EXACT, host)]

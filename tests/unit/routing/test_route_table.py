@@ -228,20 +228,6 @@ def test_nothing_but_a_sealed_file_in_memory_is_a_table(tmp_path: Path) -> None:
     os.close(whole)
 
 
-def test_candidates_are_all_routes_of_a_small_table_and_the_covering_ones_of_a_large_one(
-    table: Callable[..., RouteTable],
-) -> None:
-    others = [route(f"{n}", host=f"h{n}.x") for n in range(50)]
-    routes = table(
-        *others, route("v1", path="/v1"), route("rest"), route("post", path="/v1", methods=("POST",))
-    )
-    for most in (53, 1000):
-        found = [each.alias for each in routes.candidates("h1.x", "/v1", most=most)]
-        assert found == [*map(str, range(50)), "v1", "rest", "post"]
-    assert [each.alias for each in routes.candidates("h1.x", "/v1", most=52)] == ["1", "post", "v1", "rest"]
-    assert [each.alias for each in routes.candidates("h.x", "/v2;/..;", most=52)] == ["rest"]
-
-
 @pytest.mark.slow
 def test_opening_a_table_makes_no_objects_of_its_routes() -> None:
     fd = write_table([route(f"{n}", host=f"h{n}.x") for n in range(3000)], 1)
