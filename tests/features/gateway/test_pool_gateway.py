@@ -180,6 +180,12 @@ class Manager(SimpleNamespace):
     async def wait_until_serving(self) -> Process | None:
         return self.gateway
 
+    async def report(self) -> Table | None:
+        try:
+            return None if self.gateway is None else await self.gateway.report()
+        except TimeoutError:
+            return None
+
     async def wait_for_opening(self) -> None:
         self.calls.append("attempted")
 

@@ -199,12 +199,16 @@ class GatewayManager(SidecarManager):
         if (process := self.gateway) is not None and self.machines is not None:
             process.report_machines(self.machines.states)
 
+    async def report(self) -> Table | None:
+        """The current counts and states from the gateway's process; None if it does not run, or does not answer."""
+        try:
+            return None if self.gateway is None else await self.gateway.report()
+        except (LinkLost, TimeoutError):
+            return None
+
     async def activities(self) -> dict[str, Activity] | None:
         """Return the Activity of each host by the host's name or URL; None if the gateway's process does not answer."""
-        try:
-            report = None if self.gateway is None else await self.gateway.report()
-        except (LinkLost, TimeoutError):
-            report = None
+        report = await self.report()
         if report is None:
             return None
         rows = (from_json(HostReport, row) for row in report["hosts"])

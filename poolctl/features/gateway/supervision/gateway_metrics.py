@@ -7,7 +7,6 @@ include the number of these requests, but no bytes, statuses or durations of the
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -19,7 +18,6 @@ from poolctl.monitor.metrics import BOUNDS_SECONDS, Family, Row, families_of
 from poolctl.routing.route import proxy_reason
 from poolctl.routing.route_health import STATUSES, RouteHealth
 from poolctl.routing.route_report import EXCLUDED, PASS, PROXY, STREAM, BreakerState, HostState
-from poolctl.runners.process_link import LinkLost
 from poolctl.worker import tally
 
 from ..process.counts import ERRORS
@@ -51,10 +49,7 @@ async def gateway_metrics(
     parts: Iterable[GatewayPart],
 ) -> list[Family]:
     """Return the gateway's current metrics. Wait for a report of the gateway's process only if the process runs."""
-    report = None
-    if manager.gateway is not None:
-        with contextlib.suppress(LinkLost, TimeoutError):
-            report = await manager.gateway.report()
+    report = await manager.report()
     hosts = [row["host"] for row in islice((report or {}).get("hosts", ()), MOST_LABELLED)]
     snapshot = GatewaySnapshot(
         report,

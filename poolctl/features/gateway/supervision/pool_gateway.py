@@ -224,11 +224,8 @@ class GatewayVerbs:
         return result
 
     async def _report(self) -> Table | None:
-        process = await self.gateway.wait_until_serving()
-        try:
-            return None if process is None else await process.report()
-        except (LinkLost, TimeoutError):
-            return None
+        await self.gateway.wait_until_serving()
+        return await self.gateway.report()
 
     def _unavailable(self) -> HostsResult:
         if self.gateway.tables.get(GatewayConfig) is None:
