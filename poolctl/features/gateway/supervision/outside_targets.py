@@ -130,7 +130,7 @@ class UrlProbe(Generic[S]):
 
 
 class UrlProbes(Generic[S]):
-    """Probes each watched service repeatedly, until `forget` or `close`. Must be created on the running loop.
+    """Probes each watched service repeatedly, until `forget` or `close`.
 
     `on_probed` is called with the service, the problem or "", and the duration in seconds.
     """
@@ -291,18 +291,11 @@ class TargetProbes:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._targets: dict[str, ProbedTarget] = {}
-        self._probes: UrlProbes[ProbedTarget] | None = None
-
-    def __iter__(self) -> Iterator[ProbedTarget]:
-        return iter(self._targets.values())
+        self._probes = UrlProbes(self._probed)
 
     def follow(self, tables: Tables) -> None:
         """Probe the targets in these configuration tables. Keeps the results of targets whose probe has not changed."""
         wanted = probed_targets(tables)
-        if not (wanted or self._targets):
-            return
-        if self._probes is None:
-            self._probes = UrlProbes(self._probed)
         for url, target in [*self._targets.items()]:
             if wanted.get(url) != target.probe:
                 self._probes.forget(target)
@@ -325,8 +318,7 @@ class TargetProbes:
 
     def close(self) -> None:
         """Stop probing."""
-        if self._probes is not None:
-            self._probes.close()
+        self._probes.close()
 
     def _probed(self, target: ProbedTarget, problem: str, latency_seconds: float) -> None:
         before = target.report
