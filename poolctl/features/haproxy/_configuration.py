@@ -31,7 +31,7 @@ from poolctl.routing.match import (
     normal_host,
     normal_prefix,
 )
-from poolctl.routing.route import HTTPS, Limit, Route, StreamRoute, Target, Timeouts
+from poolctl.routing.route import HTTPS, Limit, Route, StreamRoute, Timeouts
 
 from .engine import POLICIES
 
@@ -404,14 +404,10 @@ def _rewrites(route: Route) -> Iterator[str]:
 def _servers(
     route: Route | StreamRoute, endpoints: Mapping[str, Endpoint | None], limit: Limit | None
 ) -> tuple[HaproxyServer, ...]:
-    names, weights = set[str](), dict[Target, int]()
+    names, servers = set[str](), []
+    heaviest = max((target.weight for target in route.to), default=1)
     for target in route.to:
-        found = next((each for each in weights if each.key == target.key), target)
-        weights[found] = weights.get(found, 0) + target.weight
-    heaviest = max(weights.values(), default=1)
-    servers = []
-    for target, weight in weights.items():
-        scaled = weight if heaviest <= _HEAVIEST else max(1, weight * _HEAVIEST // heaviest)
+        scaled = target.weight if heaviest <= _HEAVIEST else max(1, target.weight * _HEAVIEST // heaviest)
         endpoint = endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
         options = [*_options(endpoint)]
         if limit is not None and limit.concurrency:

@@ -265,7 +265,7 @@ def every_rule() -> HaproxyConfiguration:
     stream = StreamRoute(
         alias="pg",
         bind="",
-        to=(Target(url="10.0.0.5:5432"), Target(url="10.0.0.5:5432")),
+        to=(Target(url="10.0.0.5:5432", weight=2),),
         max_connections=7,
         accept_proxy=True,
         idle_seconds=30.0,
@@ -404,11 +404,6 @@ def test_weights_stay_in_proportion_up_to_the_heaviest_that_haproxy_knows(
 )
 def test_server_is_reached_at_its_endpoint(endpoint: Endpoint, line: str) -> None:
     assert section_lines(Route(alias="a", to=WEB), {"web": endpoint})[-1] == line
-
-
-def test_server_that_is_named_twice_has_both_weights() -> None:
-    found = section_lines(Route(alias="a", to=(*WEB, Target(server="other"), *WEB)))
-    assert found[-2:] == ["server web 127.0.0.1:8081 weight 2", "server other ipv4@127.0.0.1:1"]
 
 
 def test_any_peer_that_is_trusted_claims_no_address_for_limits() -> None:
