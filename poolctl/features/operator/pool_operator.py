@@ -10,7 +10,6 @@ import hmac
 import json
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
 from poolctl.address import parse
@@ -25,6 +24,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.metrics import Family, Row, families_of
+from poolctl.routing.decision import is_within
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
@@ -53,29 +53,17 @@ class Access(NamedTuple):
 
     open_to_all: bool = False
     token: str = ""
-    trusted: tuple[IPv4Network | IPv6Network, ...] = ()
+    trusted: tuple[str, ...] = ()
 
     def refusal(self, request: ReceivedRequest) -> int:
         """The status with which a client is refused, 401 or 403; 0 if it may report requests."""
-        if self.open_to_all or request.certified or self.trusts(request.sock):
+        if self.open_to_all or request.certified or is_within(_peer(request.sock), self.trusted):
             return 0
         if not self.token:
             return 403
         given = request.head.get(b"authorization")
         bearer = given[:7].lower() == _BEARER
         return 0 if bearer and hmac.compare_digest(given[7:].strip(), self.token.encode()) else 401
-
-    def trusts(self, sock: socket.socket) -> bool:
-        """Whether the client's address is trusted."""
-        if not self.trusted:
-            return False
-        try:
-            address = ip_address(str(sock.getpeername()[0]).partition("%")[0])
-        except (OSError, ValueError):
-            return False
-        if isinstance(address, IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
-        return any(address in network for network in self.trusted)
 
 
 class Report(NamedTuple):
@@ -195,7 +183,7 @@ def access_of(table: OperatorTable, env: Mapping[str, str]) -> Access:
     return Access(
         open_to_all=parse(table.bind or "").kind == "unix",
         token=token,
-        trusted=tuple(ip_network(each, strict=False) for each in table.trusted),
+        trusted=tuple(map(str, table.trusted)),
     )
 
 
