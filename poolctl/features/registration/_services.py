@@ -226,10 +226,9 @@ class Registrations:
         return service.state != before
 
     @property
-    def due(self) -> float | None:
-        """The monotonic time at which `expire` next has something to do; None if never."""
-        due = min((each.deadline for each in self), default=math.inf)
-        return None if due == math.inf else due
+    def due(self) -> float:
+        """The monotonic time at which `expire` next has something to do; infinite if never."""
+        return min((each.deadline for each in self), default=math.inf)
 
     def expire(self) -> tuple[list[RegisteredService], list[RegisteredService]]:
         """Mark services without a heartbeat as silent, and remove services silent for too long; returns both lists."""

@@ -315,11 +315,11 @@ class TargetRegistration(GatewayPart):
             self._gateway.routes.recompute()
         self._save()
 
-    def _schedule_expiry(self, deadline: float | None) -> None:
+    def _schedule_expiry(self, deadline: float) -> None:
         """Schedule the next check for expired services at `deadline`, unless an earlier check is scheduled."""
-        loop = asyncio.get_running_loop()
-        if deadline is None or deadline == math.inf:
+        if deadline == math.inf:
             return
+        loop = asyncio.get_running_loop()
         at = loop.time() + max(0.0, deadline - self._clock.monotonic())
         if self._expiry is None or at < self._expiry.when():
             if self._expiry is not None:

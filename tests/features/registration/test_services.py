@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,13 @@ def test_service_is_silent_when_its_time_to_live_has_passed_and_a_heartbeat_rene
     assert stage.pass_time(31) == ([URL], [])
     assert stage.pass_time(FORGOTTEN_SECONDS - 1) == ([], [])
     assert stage.pass_time(1) == ([], [URL])
-    assert (len(stage.services), stage.services.due, stage.services.names) == (0, None, [])
+    assert (len(stage.services), stage.services.due, stage.services.names) == (0, math.inf, [])
 
 
 def test_service_without_a_time_to_live_stays_until_it_is_unregistered() -> None:
     stage = Stage()
     stage.register()
-    assert stage.services.due is None
+    assert stage.services.due == math.inf
     assert stage.register(ttl=5) == "changed"
     assert stage.register() == "changed"
     assert stage.pass_time(1e6) == ([], [])
@@ -512,7 +513,7 @@ def test_saved_service_has_all_that_the_next_supervisor_needs() -> None:
     bare = Stage()
     bare.services.restore({"settings": saved["settings"], "state": "serving"})
     (found,) = bare.services
-    assert (found.owner, found.since, found.why, bare.services.due) == ("", 0.0, "", None)
+    assert (found.owner, found.since, found.why, bare.services.due) == ("", 0.0, "", math.inf)
 
 
 def test_routes_without_a_gateway_or_services_stay_as_they_are() -> None:
