@@ -265,23 +265,19 @@ class GatewayManager(SidecarManager):
             return
         keys = self.routes.context_keys
         routes = RoutesForWorkers(self.routes.generation, tables, self._own[0], keys)
-        routing.release_connections_of(self._servers_returning_connections)
+        self._release_connections()
         routing.publish(self._servers.configs, routes, self)
 
     def _release_connections(self) -> None:
-        """Tell workers whether to give each connection back to the gateway before the connection's next request."""
-        if (routing := self._core.runner.capabilities.routing) is not None:
-            routing.release_connections_of(self._servers_returning_connections)
+        """Tell workers whether to give connections without TLS back to the gateway after each request.
 
-    @property
-    def _servers_returning_connections(self) -> Collection[str]:
-        """Return the servers whose workers must return connections without TLS to the gateway after each request.
-
-        If the next request on a connection may be for another user's server, return all routed servers. Otherwise
-        return only the disabled and the drained hosts.
+        Workers of all routed servers do, if the next request may be for another user's server. Otherwise only workers
+        of disabled and drained hosts do.
         """
-        routes = self.routes.routes
-        return self.reports.unavailable_hosts if routes.kept.user else routes.servers
+        if (routing := self._core.runner.capabilities.routing) is not None:
+            routes = self.routes.routes
+            servers = self.reports.unavailable_hosts if routes.kept.user else routes.servers
+            routing.release_connections_of(servers)
 
     async def _end_kept_connections(self, servers: frozenset[str], *, adopted: bool) -> None:
         """End the connections that were passed to workers of these servers; returns when none is left.
