@@ -223,16 +223,12 @@ class PoolOperator(GatewayPart):
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
         self._table: OperatorTable | None = None
-        self._address: OperatorAddress | None = None
+        self._address = OperatorAddress(site.environment, site.events, site.core)
 
     def apply_tables(self, tables: Tables) -> None:
         """Serve the address that [operator] configures, and apply its settings."""
         table = self._table = tables.get(OperatorTable)
-        served = table if table is not None and table.bind is not None else None
-        if self._address is None and served is not None:
-            self._address = OperatorAddress(self.site.environment, self.site.events, self.site.core)
-        if self._address is not None:
-            self._address.follow(served)
+        self._address.follow(table if table is not None and table.bind is not None else None)
 
     def connect(self, gateway: GatewayManager) -> None:
         gateway.process_parts[_PACKAGE] = self._settings
@@ -246,21 +242,18 @@ class PoolOperator(GatewayPart):
 
     @property
     def problems(self) -> Iterable[str]:
-        problem = self._address.problem if self._address is not None else ""
-        return [f"[operator]: {problem}"] if problem else []
+        return [f"[operator]: {self._address.problem}"] if self._address.problem else []
 
     async def wait_for_opening(self) -> None:
         """Wait until the endpoint's address is open, or could not be opened; returns at once if none is configured."""
-        if self._address is not None:
-            await self._address.wait_for_opening()
+        await self._address.wait_for_opening()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
         found = reports.get(_PACKAGE)
         return families_of(_METRICS, [(found, {})]) if found is not None else ()
 
     async def stop_serving(self) -> None:
-        if self._address is not None:
-            await self._address.close()
+        await self._address.close()
 
 
 def settings_of(table: OperatorTable, env: Mapping[str, str], pool_name: str) -> OperatorSettings | None:

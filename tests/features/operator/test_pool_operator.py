@@ -32,17 +32,6 @@ from tests.manual_clock import ManualClock
 from tests.ports import claim_port
 from tests.unit.supervisor.desk import part_site
 
-
-def test_reports_to_an_operator_have_figures_where_there_is_one() -> None:
-    site: Any = None
-    part = PoolOperator(site)
-    report = {"delivered": 7, "unsent": {"users": 2, "mail": 1}, "failing": {"mail": "it answers 404"}}
-    text = render(part.gateway_metrics({FEATURE.package: report}))
-    for line in ("requests_total 7", "unsent_requests 3", "failing_services 1"):
-        assert f"poolctl_gateway_operator_{line}\n" in text
-    assert [*part.gateway_metrics({})] == []
-
-
 DEADLINE = 30.0
 TOKEN = {"POOL_TOKEN": "s3cret"}
 
@@ -493,7 +482,7 @@ def test_pool_serves_the_address_of_its_table_and_closes_it_without_one() -> Non
         part = PoolOperator(part_site(core, pool.events, pool.environment))
         part.apply_tables(Tables())
         await part.wait_for_opening()
-        await part.stop_serving()
+        assert [*part.problems] == []
         table, bind = trusted()
         async with asyncio.timeout(DEADLINE):
             with socket.create_server(("127.0.0.1", int(bind.rpartition(":")[2]))):
@@ -532,5 +521,19 @@ def test_gateway_gets_the_settings_of_the_operator_that_it_informs() -> None:
         assert settings() == {
             **whole, "namespace": "shop", "ca": "", "cert": "", "key": "", "key_password": "",
         }  # fmt: skip
+        await part.stop_serving()
+
+    play(test)
+
+
+def test_reports_to_an_operator_have_figures_where_there_is_one() -> None:
+    async def test(pool: Pool) -> None:
+        core: Any = pool.servers
+        part = PoolOperator(part_site(core, pool.events, pool.environment))
+        report = {"delivered": 7, "unsent": {"users": 2, "mail": 1}, "failing": {"mail": "it answers 404"}}
+        text = render(part.gateway_metrics({FEATURE.package: report}))
+        for line in ("requests_total 7", "unsent_requests 3", "failing_services 1"):
+            assert f"poolctl_gateway_operator_{line}\n" in text
+        assert [*part.gateway_metrics({})] == []
 
     play(test)
