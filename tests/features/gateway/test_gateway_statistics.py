@@ -7,7 +7,6 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -418,15 +417,12 @@ class RoutePool:
                 traffic.count_response(200, 0.001)
 
     def report(self, route: Route) -> RouteReport:
-        with self.figures() as figures:
-            return figures.of(route)
+        return self.figures().of(route)
 
     def health(self, route: Route) -> RouteHealth:
-        with self.figures() as figures:
-            return figures.health(route)
+        return self.figures().health(route)
 
-    @contextmanager
-    def figures(self) -> Iterator[RouteFigures]:
+    def figures(self) -> RouteFigures:
         workers = {number: SimpleNamespace(placement=number or None) for number in self.workers}
         entry = SimpleNamespace(
             config=self.config, observed=SimpleNamespace(workers=workers, failure=None), state=self.state,
@@ -463,11 +459,7 @@ class RoutePool:
             "healths": self.backends.healths(),
             **self.more,
         }
-        figures = RouteFigures(gateway, core, totals, report)
-        try:
-            yield figures
-        finally:
-            figures.close()
+        return RouteFigures(gateway, core, totals, report)
 
     def _service_source(self) -> Any:
         services = self.services
@@ -593,13 +585,13 @@ def test_stream_has_the_counts_of_its_connections(stages: list[RoutePool]) -> No
         alias="db", host="127.0.0.1:5432", to=("10.0.0.1:5432",), policy="round-robin", way="stream",
         provider="file", state="napping", requests=9, passed=2, proxied=6, refused=1, errors=3,
     )  # fmt: skip
-    with stage.figures() as figures:
-        assert figures.of(db) == whole
-        none = {"passed": 0, "refused": 0, "errors": 0, "state": "unknown"}
-        assert figures.of(dns) == replace(whole, alias="dns", requests=4, proxied=4, **none)
-        assert figures.of(replace(db, alias="other")) == replace(
-            whole, alias="other", requests=0, proxied=0, **none
-        )
+    figures = stage.figures()
+    assert figures.of(db) == whole
+    none = {"passed": 0, "refused": 0, "errors": 0, "state": "unknown"}
+    assert figures.of(dns) == replace(whole, alias="dns", requests=4, proxied=4, **none)
+    assert figures.of(replace(db, alias="other")) == replace(
+        whole, alias="other", requests=0, proxied=0, **none
+    )
 
 
 def test_report_of_a_route_has_all_of_its_figures(stages: list[RoutePool]) -> None:
@@ -688,8 +680,7 @@ def test_excluded_route_lists_its_services_if_they_are_the_cause(stages: list[Ro
     report = RouteReport(alias="users", host="a.example", way="excluded", why="twice", provider=REGISTRATION)
 
     def excluded(route: ExcludedRoute) -> RouteReport:
-        with stage.figures() as figures:
-            return figures.of_excluded(route)
+        return stage.figures().of_excluded(route)
 
     assert excluded(route) == replace(report, registrations=(found.report,))
     assert excluded(replace(route, provider="file")) == replace(report, provider="file")

@@ -231,11 +231,6 @@ class RouteFigures:
         crossing = any(each.methods or each.headers for each in routes)
         self._table = RouteTable(table.fileno()) if table is not None and crossing else None
 
-    def close(self) -> None:
-        """Unmap the route table."""
-        if self._table is not None:
-            self._table.close()
-
     def of(self, route: Route | StreamRoute) -> RouteReport:
         """Return the report of a route: its state and request figures. For excluded routes see `of_excluded`."""
         report = route_report(route, tls=isinstance(route, Route) and self._is_passed_only_with_tls(route))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import replace
 
 from poolctl.config import Tables
@@ -72,15 +71,14 @@ class GatewayVerbs:
         report = await self._report() or {}
         figures = RouteFigures(self.gateway, self._core, self._totals, report)
         machines, reports = self.gateway.machines, []
-        with closing(figures):
-            for number, each in enumerate(routes.served):
-                report_of_route = figures.of(each)
-                if machines is not None:
-                    report_of_route = replace(report_of_route, machines=machines.machines(each))
-                reports.append(report_of_route)
-                if number % _AT_ONCE == _AT_ONCE - 1:
-                    await asyncio.sleep(0)
-            reports += map(figures.of_excluded, routes.excluded)
+        for number, each in enumerate(routes.served):
+            report_of_route = figures.of(each)
+            if machines is not None:
+                report_of_route = replace(report_of_route, machines=machines.machines(each))
+            reports.append(report_of_route)
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
+        reports += map(figures.of_excluded, routes.excluded)
         refused = report.get("counts", {}).get("refused")
         return RoutesResult(items=tuple(reports), generation=self.gateway.routes.generation, refused=refused)
 
@@ -112,12 +110,11 @@ class GatewayVerbs:
         report = await self._report() or {}
         figures = RouteFigures(self.gateway, self._core, self._totals, report)
         found: dict[str, RouteHealth] = {}
-        with closing(figures):
-            for number, each in enumerate(self.gateway.routes.routes.served):
-                name = each.alias if each.alias not in found else f"{each.alias} (stream)"
-                found[name] = figures.health(each)
-                if number % _AT_ONCE == _AT_ONCE - 1:
-                    await asyncio.sleep(0)
+        for number, each in enumerate(self.gateway.routes.routes.served):
+            name = each.alias if each.alias not in found else f"{each.alias} (stream)"
+            found[name] = figures.health(each)
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
         return found
 
     async def warn(self, result: Result) -> Result:
