@@ -109,17 +109,13 @@ class ServerReports:
         self.pairs: dict[str, socket.socket] = {}
         self._core = core
         self._routes = routes
-        self._canaries: dict[str, ServerConfig] = {}  # the canaries found by the last check, by server
+        self._canaries: dict[str, ServerConfig | None] = {}  # the canaries found by the last check, by server
 
     def canary_changed(self, entry: Entry) -> bool:
         """Whether the server's canary has begun, changed or ended since the last call for this server."""
-        config = entry.config_apart
-        if config is self._canaries.get(entry.name):
-            return False
-        self._canaries.pop(entry.name, None)
-        if config is not None:
-            self._canaries[entry.name] = config
-        return True
+        config, before = entry.config_apart, self._canaries.get(entry.name)
+        self._canaries[entry.name] = config
+        return config is not before
 
     @property
     def configs(self) -> list[ServerConfig]:
