@@ -80,7 +80,7 @@ def route_problems(
     probed = probed_targets(tables)
     routes: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
     for route in routes:
-        found = [*_target_problems(route, known, tables, unfinished), *_unix_problems(route)]
+        found = [*_target_problems(route, known, gateway, unfinished), *_unix_problems(route)]
         for finding in (*found, *_probe_problems(route, probed)):
             yield None, finding._replace(path=(route.table_name, route.index, *finding.path))
     yield from _taken_aliases(written, known)
@@ -104,17 +104,15 @@ def on_route(written: WrittenRoute, finding: Finding) -> Located:
 
 
 def _target_problems(
-    route: RouteConfig | StreamConfig, known: ServerIndex, tables: Tables, unfinished: Unfinished
+    route: RouteConfig | StreamConfig, known: ServerIndex, gateway: GatewayConfig, unfinished: Unfinished
 ) -> Iterator[Finding]:
-    names = tuple(known.by_name) if len(known.by_name) <= 1000 else ()
     targets: Iterable[RouteTarget | StreamTarget] = route.to
     for index, target in enumerate(targets):
         path: KeyPath = ("to", index)
         text = target.to
         found = known.servers(text)
         if found is None:
-            gateway = tables.get(GatewayConfig)
-            binds = [route] if isinstance(route, StreamConfig) else gateway.bind if gateway else ()
+            binds = [route] if isinstance(route, StreamConfig) else gateway.bind
             if is_own_address(text, [parse(each.bind) for each in binds]):
                 yield Finding(path, f"{text} is an address of the gateway itself", "name a server", text)
         elif text.startswith(TAG):
@@ -122,7 +120,7 @@ def _target_problems(
             if not found and tag not in unfinished.tags:
                 yield Finding(path, *_no_tag(tag, known), text)
         elif not found and text not in unfinished.names:
-            yield Finding(path, *_no_server(text, known, names, isinstance(route, StreamConfig)), text)
+            yield Finding(path, *_no_server(text, known, isinstance(route, StreamConfig)), text)
         elif found and not found[0].listens:
             message = f"{printable(text)!r} is {kind_without_address(found[0])}, which has no address"
             yield Finding(path, message, "name a server that listens", text)
@@ -196,8 +194,9 @@ def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe
             yield Finding(path, message, "write the same in both, or in one of them")
 
 
-def _no_server(name: str, known: ServerIndex, names: tuple[str, ...], is_stream: bool) -> tuple[str, str]:
-    message, near = f"there is no server {printable(name)!r}", nearest(name, names)
+def _no_server(name: str, known: ServerIndex, is_stream: bool) -> tuple[str, str]:
+    message = f"there is no server {printable(name)!r}"
+    near = nearest(name, tuple(known.by_name) if len(known.by_name) <= 1000 else ())
     if name in known.by_tag:
         return message, f'{name!r} is a tag: write "{TAG}{name}"'
     if near:
