@@ -161,9 +161,9 @@ class Registrations:
     def __contains__(self, service: RegisteredService) -> bool:
         return self._by_name.get(service.alias, {}).get(service.url) is service
 
-    def of(self, name: str, url: str = "") -> list[RegisteredService]:
-        """Return the services of this name; if `url` is given, only the service with this URL, or [] without one."""
-        return [each for each in self._by_name.get(name, {}).values() if url in ("", each.settings.to)]
+    def of(self, name: str) -> list[RegisteredService]:
+        """The services of this name."""
+        return [*self._by_name.get(name, {}).values()]
 
     @property
     def names(self) -> list[str]:
