@@ -83,8 +83,13 @@ def route_problems(
         found = [*_target_problems(route, known, gateway, unfinished), *_unix_problems(route)]
         for finding in (*found, *_probe_problems(route, probed)):
             yield None, finding._replace(path=(route.table_name, route.index, *finding.path))
-    yield from _taken_aliases(written, known)
-    yield from ((None, finding) for finding in _taken_stream_aliases(tables.all(StreamConfig), known))
+    yield from _taken_aliases(
+        ((each, each.config if each.server is None else None) for each in written), known
+    )
+    streams = (
+        (WrittenRoute(each.label, None, ("stream", each.index)), each) for each in tables.all(StreamConfig)
+    )
+    yield from _taken_aliases(streams, known)
     served = [(each, each.config) for each in written if each.config and not each.reason]
     yield from _unreachable([each for each in served if not _all_servers_disabled(each[1], known)])
     for each, config in served:
@@ -267,10 +272,12 @@ def _redirect_problems(route: RouteConfig) -> Iterator[Finding]:
                 yield Finding((key,), message, "take one of them out, or make two routes of it")
 
 
-def _taken_aliases(written: list[WrittenRoute], known: ServerIndex) -> Iterator[Located]:
+def _taken_aliases(
+    named: Iterable[tuple[WrittenRoute, RouteConfig | StreamConfig | None]], known: ServerIndex
+) -> Iterator[Located]:
+    """Report each route, or stream, that has the alias of an earlier one. Only those in the file have a table."""
     first: dict[str, WrittenRoute] = {}
-    for each in written:
-        config = each.config if each.server is None else None
+    for each, config in named:
         if config is not None and _is_named_after_unknown_server(config, known):
             continue
         other = first.setdefault(each.alias, each)
@@ -278,19 +285,6 @@ def _taken_aliases(written: list[WrittenRoute], known: ServerIndex) -> Iterator[
             label = "alias" if each.server is None else f"label {PREFIX}alias"
             message, fix = _taken(each.alias, _name_of(other), label, config)
             yield on_route(each, Finding(("alias",), message, fix, each.alias))
-
-
-def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: ServerIndex) -> Iterator[Finding]:
-    first: dict[str, StreamConfig] = {}
-    for stream in streams:
-        other = (
-            stream
-            if _is_named_after_unknown_server(stream, known)
-            else first.setdefault(stream.label, stream)
-        )
-        if other is not stream:
-            message, fix = _taken(stream.label, f"stream[{other.index}]", "alias", stream)
-            yield Finding(("stream", stream.index, "alias"), message, fix, stream.label)
 
 
 def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: ServerIndex) -> bool:
@@ -309,7 +303,7 @@ def _name_of(written: WrittenRoute) -> str:
     """A short reference to this route for messages about other routes, such as `route[2]`."""
     if written.server is not None:
         return f"the route in the {written.key[0]} of {written.server.name!r}"
-    return f"route[{written.key[1]}]"
+    return f"{written.key[0]}[{written.key[1]}]"
 
 
 def _all_servers_disabled(route: RouteConfig, known: ServerIndex) -> bool:
