@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from poolctl.address import Address, parse
@@ -613,8 +613,7 @@ def _other_hosts(
     places = {each.label: ("route", each.index, "host") for each in tables.all(RouteConfig)}
     routes = [each for each in routes_of(servers, tables) if isinstance(each, Route)]
     shared = Counter(each.host for each in routes)
-    certified: dict[str, list[str]] = {}  # the names of its certificates
-    missing: dict[tuple[str, str], list[Route]] = {}  # by the listener or server, and the fix
+    missing: dict[tuple[str, str, tuple[str, ...]], list[Route]] = {}  # by owner, fix, and certified names
     for route in routes:
         if host_pattern(route.host).tier not in (EXACT, DOMAIN):
             continue
@@ -627,12 +626,10 @@ def _other_hosts(
         fix = "add one to the list of its tls" if shown is names else "give it one for this host"
         for owner, known in shown.items():
             if not names_cover(known, route.host):
-                missing.setdefault((owner, fix), []).append(route)
-                certified[owner] = known
-    for (owner, fix), without in missing.items():
+                missing.setdefault((owner, fix, tuple(known)), []).append(route)
+    for (owner, fix, certified), without in missing.items():
         first, hosts = without[0], list(dict.fromkeys(each.host for each in without))
-        known = certified[owner]
-        its_names = f"its names are {_listed(known)}" if known else "it names no host"
+        its_names = f"its names are {_listed(certified)}" if certified else "it names no host"
         others = len(hosts) - SHOWN_NAMES
         more = f" and {others} more host{'s' * (others > 1)}" if others > 0 else ""
         message = f"{owner} has no certificate for {', '.join(hosts[:SHOWN_NAMES])}{more}: {its_names}"
@@ -640,5 +637,5 @@ def _other_hosts(
         yield Finding(path, message, fix, first.host)
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN_NAMES]) + (", …" if len(names) > SHOWN_NAMES else "")
