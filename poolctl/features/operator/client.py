@@ -327,21 +327,13 @@ class OperatorClient:
             other.close()
         self._others, self._next_check = self._page.others(), None
         for other in [*self._others]:
-            if other.has_ended():
+            ended, due_ns = other.has_ended(), other.due_ns()
+            if ended:
                 self._others.remove(other)
-                self._take_over(other)
-            else:
-                self._postpone_until(other.due_ns())
+                other.take_over(self.count)
+            self._postpone_until(due_ns)
         if self._others:
             self._next_check = self._loop.call_later(_OTHERS_SECONDS, self._take_over_counts)
-
-    def _take_over(self, other: OtherCounts) -> None:
-        for name, count, slot in other.counts():
-            # Both counts are in files for a moment: a kill between the two counts twice instead of losing.
-            self.count(name, count)
-            other.clear(slot)
-        self._postpone_until(other.due_ns())
-        other.remove()
 
     def _postpone_until(self, due_ns: Mapping[str, int]) -> None:
         """Postpone each service's next report to the due time recorded by another process, if that is later."""
@@ -518,16 +510,13 @@ class OtherCounts:
             return False
         return True
 
-    def counts(self) -> list[tuple[str, int, int]]:
-        """Return (service, count, slot) for each count that is not 0; the slot is its position in the file."""
-        return [each for each in _records(self._words) if each[1]]
-
-    def clear(self, slot: int) -> None:
-        """Set the count in this slot to 0, because this process has taken it over."""
-        self._words[slot + COUNT] = 0
-
-    def remove(self) -> None:
-        """Delete and close the file of counts. Call it after all counts in the file have been taken over."""
+    def take_over(self, count: Callable[[str, int], object]) -> None:
+        """Pass each service with its count to `count`, then delete the file. Its process must have ended."""
+        for name, number, slot in _records(self._words):
+            if number:
+                # Both counts are in files for a moment: a kill between the two counts twice instead of losing.
+                count(name, number)
+                self._words[slot + COUNT] = 0
         _unlink(self.path)
         self.close()
 
