@@ -7,7 +7,6 @@ same sockets, and the previous one finishes its requests. When this process exit
 from __future__ import annotations
 
 import asyncio
-import csv
 import logging
 import os
 import socket
@@ -28,7 +27,7 @@ from poolctl.runners.supervised_process import LINK_FD
 from poolctl.worker import tally
 
 from ._configuration import NO_ROUTE, HaproxyBackend, HeldCertificate, HeldListener, setup_of
-from ._program import SHOW_STATISTICS, HaproxyProgram, HaproxyRefusal
+from ._program import HaproxyProgram, HaproxyRefusal
 from .engine import HAPROXY
 
 logger = logging.getLogger("poolctl.gateway")
@@ -197,8 +196,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
             self.backends,
             self._withdrawn,
         )
-        if self.haproxy.setup is not None:
-            await self._update_counts()
+        await self._update_counts()
         await self.haproxy.follow(setup)
         process = self.haproxy.process
         if process is not None and process is not before:
@@ -217,9 +215,8 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         process, setup = self.haproxy.process, self.haproxy.setup
         if process is not None and setup is not None:
             try:
-                self.statistics.add(
-                    await process.ask(SHOW_STATISTICS), setup.configuration.backends, self.backends
-                )
+                rows = await process.statistics()
+                self.statistics.add(rows, setup.configuration.backends, self.backends)
             except HaproxyRefusal as refusal:
                 logger.warning("HAProxy does not report its figures: %s", refusal)
 
@@ -286,8 +283,8 @@ class HaproxyStatistics:
         """Expect counts that begin at 0 again, because a new HAProxy process has started."""
         self._seen.clear()
 
-    def add(self, text: str, sections: Iterable[HaproxyBackend], backends: Backends) -> None:
-        """Update the counts and the backends' states from `text`, the output of HAProxy's command `show stat`.
+    def add(self, rows: Iterable[Table], sections: Iterable[HaproxyBackend], backends: Backends) -> None:
+        """Update the counts and the backends' states from `rows`, the statistics of HAProxy's process.
 
         What HAProxy has counted since the last call is added to the counts.
         """
@@ -296,7 +293,7 @@ class HaproxyStatistics:
         down: dict[str, set[str]] = {name: set() for name in known}
         answered: dict[str, set[str]] = {name: set() for name in known}
         self.connections = 0
-        for row in csv.DictReader(text.lstrip("# ").splitlines()):
+        for row in rows:
             proxy, server = row["pxname"], row["svname"]
             section = known.get(proxy)
             if server == "FRONTEND":

@@ -24,7 +24,6 @@ _ANSWER_SECONDS = 20.0
 _EXIT_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _MOST_ALERTS = 3
-SHOW_STATISTICS = "show stat"
 # HAProxy's responses to a performed command; anything else is a refusal.
 _PERFORMED = re.compile(
     r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|Transaction created"
@@ -87,6 +86,10 @@ class HaproxyProcess:
             raise HaproxyRefusal(
                 f"its runtime socket does not answer: {error or 'no answer in time'}"
             ) from None
+
+    async def statistics(self) -> list[dict[str, str]]:
+        """A row of figures for each frontend, backend and server of a backend. Raises HaproxyRefusal."""
+        return [*csv.DictReader((await self.ask("show stat")).lstrip("# ").splitlines())]
 
     async def await_listeners_closed(self) -> None:
         """Wait until the process has closed its listeners after SIGUSR1. Its runtime socket is closed last."""
@@ -238,13 +241,12 @@ class HaproxyProgram:
 
     async def _is_serving(self, process: HaproxyProcess) -> bool:
         """Whether the process has requests in flight to the backends of routes."""
-        rows = csv.DictReader((await process.ask(SHOW_STATISTICS)).lstrip("# ").splitlines())
         streams = (
             {each.name for each in self.setup.configuration.backends if each.is_stream} if self.setup else ()
         )
         return any(
             int(row["scur"] or 0)
-            for row in rows
+            for row in await process.statistics()
             if row["svname"] == "BACKEND" and row["pxname"] not in streams
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
 import os
 import socket
 import ssl
@@ -707,8 +708,7 @@ class Counted:
         self.statistics = HaproxyStatistics(self.counts)
 
     def add(self, *rows: str) -> None:
-        text = "".join(f"{row}\n" for row in (f"# {COLUMNS}", *rows, ""))
-        self.statistics.add(text, [ROUTED, STREAMED], self.backends)
+        self.statistics.add(csv.DictReader([COLUMNS, *rows]), [ROUTED, STREAMED], self.backends)
 
     def hosts(self) -> dict[str, tuple[int, int, int, str]]:
         """Of each host the requests in flight, all requests, errors and the state of its breaker."""
