@@ -97,14 +97,6 @@ class Totals:
         """The total counts of the server's exited workers."""
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
-    def requests_passed_to_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """Return, by route, the number of requests that the gateway passed to the server's exited workers.
-
-        The keys are the routes' numbers from `tally.route_mark`.
-        """
-        found = self.counts_by_route_of_ended_workers(entry)
-        return {mark: count for mark, count in found.items() if tally.is_of_requests(mark)}
-
     def counts_by_route_of_ended_workers(self, entry: Entry) -> dict[int, int]:
         """Return, by route, the numbers of requests that the gateway passed to exited workers, and of their errors.
 

@@ -206,11 +206,6 @@ def _slot(page: memoryview, mark: int) -> int | None:
     return None
 
 
-def requests_by_route(counts: Counts) -> dict[int, int]:
-    """The number of requests that came through a gateway on each route, by `route_mark`."""
-    return {mark: count for mark, count in by_route(counts).items() if is_of_requests(mark)}
-
-
 def is_of_requests(mark: int) -> bool:
     """Return True if the key `mark` of `by_route` stands for a count of requests, False if for a count of errors."""
     return mark < _FIRST_OF_ERRORS

@@ -87,7 +87,7 @@ class Stage(Desk):
             gateway=self.process, problem="", instability="", restarts=2, listeners=listeners,
             routes=SimpleNamespace(routes=routes), tables=Tables(gateway=GatewayConfig()),
         )  # fmt: skip
-        totals: Any = SimpleNamespace(requests_passed_to_ended_workers=lambda entry: {1: 7})
+        totals: Any = SimpleNamespace(counts_by_route_of_ended_workers=lambda entry: {1: 7})
         self.statistics = GatewayStatistics(self.manager, self.core, totals)
         part = PoolGateway(part_site(self.core, self.events))
         verbs: Any = SimpleNamespace(warn=_unchanged, gateway=self.manager, statistics=self.statistics)

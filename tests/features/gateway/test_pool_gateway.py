@@ -223,7 +223,6 @@ class Stage(Desk):
         self.workers = Workers()
         super().__init__(web(), web("other"), runner=self.workers)
         totals: Any = SimpleNamespace(
-            requests_passed_to_ended_workers=lambda entry: {},
             counts_of_ended_workers=lambda entry: blank_page().tolist(),
             counts_by_route_of_ended_workers=lambda entry: {},
         )  # fmt: skip

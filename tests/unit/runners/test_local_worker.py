@@ -371,8 +371,8 @@ def test_requests_of_routes_are_no_more_than_all_requests(pool: Pool) -> None:
     pool.page[tally.STARTED], pool.page[tally.WEBSOCKETS] = 3, 4
     pool.page[tally.ROUTES + 50] = (1 << 64) - 1  # the mark of no route
     pool.page[tally.ROUTES + 51] = 1
-    assert tally.requests_by_route(pool.counts()) == {tally.route_mark("users"): 7}
-    assert tally.requests_by_route(tally.completed(pool.counts())) == {tally.route_mark("users"): 7}
+    assert tally.by_route(pool.counts()) == {tally.route_mark("users"): 7}
+    assert tally.by_route(tally.completed(pool.counts())) == {tally.route_mark("users"): 7}
 
 
 def writes_over_time() -> st.SearchStrategy[list[tuple[float, list[tuple[int, int]]]]]:

@@ -324,7 +324,7 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
             shop.runner.counters.add_up(name, "web", counts)
         shop.runner.counters.add_up("three", "gone", counts)
         assert shop.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
-        assert shop.totals.requests_passed_to_ended_workers(entry) == {mark: 8}
+        assert shop.totals.counts_by_route_of_ended_workers(entry) == {mark: 8}
         shop.runner.counters.unsaved_workers = ["two"]
         del shop.desk.core.entries["gone"]
         shop.totals.record_state_change(entry, "sleeping", "starting")
@@ -344,7 +344,7 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
         assert after.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
         assert (after.totals.wakes(entry), after.totals.wakes(gone)) == (1, 0)
-        assert after.totals.requests_passed_to_ended_workers(entry) == {mark: 8}
+        assert after.totals.counts_by_route_of_ended_workers(entry) == {mark: 8}
         after.runner.counters.add_up("two", "web", counts)
         assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20, (
             "its counts are in what was saved"
@@ -429,7 +429,7 @@ def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path)
         after = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
         await after.resume()
         entry = desk.core.entries["web"]
-        assert after.requests_passed_to_ended_workers(entry) == {tally.route_mark("shop"): 6}
+        assert after.counts_by_route_of_ended_workers(entry) == {tally.route_mark("shop"): 6}
 
     run(work())
 

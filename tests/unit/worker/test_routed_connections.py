@@ -557,7 +557,7 @@ def test_passed_requests_are_counted_by_route_and_others_are_not(engine: Engine,
         await (await Client.connect(stage.servers["one"].port)).get()
         aliases = {tally.route_mark(route.alias): route.alias for route in ROUTES}
         await until(lambda: page[tally.STARTED] == 4)
-        assert {aliases[mark]: count for mark, count in tally.requests_by_route(page.tolist()).items()} == {
+        assert {aliases[mark]: count for mark, count in tally.by_route(page.tolist()).items()} == {
             ROUTES[0].alias: 2,
             ROUTES[2].alias: 1,
         }

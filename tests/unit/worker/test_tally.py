@@ -60,8 +60,8 @@ def test_requests_of_each_route_are_counted_beside_those_of_the_worker() -> None
     counts = tally.read_page(fd) or []
     os.close(fd)
     expected = {tally.route_mark("users"): 4, tally.route_mark("orders"): 2}
-    assert tally.requests_by_route(counts) == tally.requests_by_route(tally.completed(counts)) == expected
-    assert tally.requests_by_route(tally.completed(blank_page().tolist())) == {}
+    assert tally.by_route(counts) == tally.by_route(tally.completed(counts)) == expected
+    assert tally.by_route(tally.completed(blank_page().tolist())) == {}
 
 
 def test_errors_of_each_route_are_counted_apart_from_its_requests() -> None:
@@ -70,8 +70,9 @@ def test_errors_of_each_route_are_counted_apart_from_its_requests() -> None:
     page[tally.error_slot(page, "users") or 0] += 2
     page[tally.STARTED] += 3
     counts = page.tolist()
-    assert tally.requests_by_route(counts) == {tally.route_mark("users"): 3}
-    assert tally.by_route(counts) == {tally.route_mark("users"): 3, tally.error_mark("users"): 2}
+    marks = tally.route_mark("users"), tally.error_mark("users")
+    assert tally.by_route(counts) == dict(zip(marks, (3, 2), strict=True))
+    assert [tally.is_of_requests(mark) for mark in marks] == [True, False]
     for number in range(tally.SIZE_BYTES // 8):
         tally.route_slot(page, str(number))
     assert tally.error_slot(page, "orders") is None
@@ -86,7 +87,7 @@ def test_routes_for_which_a_page_has_no_room_share_the_last_count() -> None:
     assert [tally.route_slot(page, str(number)) for number in range(3)] == slots[:3]
     page[slots[-1]] += 7
     page[tally.STARTED] += 7
-    assert 7 in tally.requests_by_route(page.tolist()).values()
+    assert 7 in tally.by_route(page.tolist()).values()
 
 
 def test_page_keeps_its_size_whatever_an_application_does_with_it() -> None:

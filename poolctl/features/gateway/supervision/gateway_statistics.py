@@ -171,10 +171,10 @@ class GatewayStatistics:
             if number % _SERVERS_AT_ONCE == _SERVERS_AT_ONCE - 1:
                 await asyncio.sleep(0)
             if (entry := self._core.entries.get(server)) is not None:
-                total.update(self._totals.requests_passed_to_ended_workers(entry))
+                total.update(self._totals.counts_by_route_of_ended_workers(entry))
                 for counts in worker_counts(self._core, entry):
-                    total.update(tally.requests_by_route(counts))
-        return total
+                    total.update(tally.by_route(counts))
+        return {mark: count for mark, count in total.items() if tally.is_of_requests(mark)}
 
     def _used(self, *, memory: bool = True) -> Usage | None:
         pid = self.serving_pid
