@@ -43,7 +43,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.metrics import Family
-from poolctl.platform import memory_file, peer_credentials, read_file, replace_file
+from poolctl.platform import peer_credentials, replace_file
 from poolctl.routing.route import REGISTRATION
 from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegistrationReport
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -110,7 +110,7 @@ class TargetRegistration(GatewayPart):
         self.services = Registrations(site.core.clock)
         self._clock = site.core.clock
         self._events = site.events
-        self._keeper = environment.keeper
+        self._store = site.store
         self._directory = environment.directory
         self._path = os.path.join(environment.state_directory, _FILE)
         self._address = RegistrationAddress(environment, site.events, self)
@@ -359,11 +359,9 @@ class TargetRegistration(GatewayPart):
         Their state is in the keeper or, if that was killed too, in a file of the runtime directory. If the pool was
         stopped, it is in a file of the state directory, which is valid for one start and is removed.
         """
-        _, fds = await self._keeper.call({"op": "get", "name": fd_store.REGISTRATIONS})
+        content = await self._store.read(fd_store.REGISTRATIONS)
         stopped = _pop_stopped(self._path)
-        if fds:
-            content = read_file(fds[0])
-            os.close(fds[0])
+        if content is not None:
             saved, stopped = json.loads(content), []
         elif (
             saved := pool_files.read_left_state(self._directory, pool_files.REGISTRATIONS).get("services")
@@ -371,7 +369,7 @@ class TargetRegistration(GatewayPart):
         ):
             stopped = []
         for number, each in enumerate(saved or stopped):
-            self.services.restore(each, whole=not fds, stopped=bool(stopped))
+            self.services.restore(each, whole=content is None, stopped=bool(stopped))
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         for service in self.services:
@@ -415,11 +413,7 @@ class TargetRegistration(GatewayPart):
             self._saving.cancel()
             self._saving = None
         content = self._content
-        fd = memory_file("poolctl-registrations", content)
-        try:
-            self._keeper.send({"op": "put", "name": fd_store.REGISTRATIONS}, [fd])
-        finally:
-            os.close(fd)
+        self._store.write(fd_store.REGISTRATIONS, content)
         return content
 
 

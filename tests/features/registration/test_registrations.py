@@ -48,6 +48,7 @@ from poolctl.routing.route_table import RouteTable
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import Selector
+from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
 from tests.features.gateway.proxy_stage import Backend, Stage, Wire, play
 from tests.manual_clock import ManualClock
@@ -120,7 +121,9 @@ class Registry:
             keeper=self.keeper, directory=self.directory, state_directory=self.state_directory
         )
         core: Any = SimpleNamespace(clock=clock or Clock())
-        self.manager = TargetRegistration(part_site(core, events, environment))
+        site = part_site(core, events, environment)
+        keeper_link: Any = self.keeper
+        self.manager = TargetRegistration(site._replace(store=StateStore(keeper_link, self.directory)))
         self.manager.connect(gateway)
         self.routes.compute(lambda: ((), tables))
         self.events = events
