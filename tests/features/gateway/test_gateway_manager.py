@@ -34,6 +34,7 @@ from poolctl.routing.route import StreamRoute, Target
 from poolctl.routing.route_report import HostReport
 from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.takeover.state_store import StateStore
 from tests.deadline import wait_until
 from tests.features.gateway.conftest import ROUTES, GatewayPool
 from tests.http_get import get
@@ -473,7 +474,7 @@ class Manager(GatewayManager):
         self.desk = Desk(web("one"), web("two"))
         keeper: Any = SimpleNamespace(send=lambda *message: None)
         environment = PoolEnvironment(self.desk.files, keeper, "/run", "/state")
-        super().__init__(environment, self.desk.core, self.desk.events)
+        super().__init__(environment, self.desk.core, self.desk.events, StateStore(keeper, ""))
 
     @property
     def gateway(self) -> Any:

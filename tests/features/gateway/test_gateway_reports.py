@@ -26,6 +26,7 @@ from poolctl.features.gateway.supervision.gateway_reports import (
 )
 from poolctl.platform import memory_file, read_file
 from poolctl.states import State, Status
+from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
 from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, turns, web
@@ -180,10 +181,14 @@ class Keeper:
         return {}, [] if content is None else [memory_file("test", content)]
 
 
+def store_of(keeper: Keeper) -> StateStore:
+    return StateStore(cast(Any, keeper), "")
+
+
 def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
     async def work() -> None:
         desk, keeper = Desk(web()), Keeper()
-        reports = GatewayReports(cast(Any, keeper), desk.core, desk.events)
+        reports = GatewayReports(store_of(keeper), desk.core, desk.events)
         told: list[str] = []
         reports.on_hosts = lambda: told.append("hosts")
         reports.on_machine_needed = told.append
@@ -193,7 +198,7 @@ def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
         process.on_report({"t": "loads", "servers": ["web"]})
         process.on_report({"t": "wake", "server": "http://10.0.0.7:80"})
         assert told == ["hosts", "{'web': 0}", "http://10.0.0.7:80"]
-        successor = GatewayReports(cast(Any, keeper), desk.core, desk.events)
+        successor = GatewayReports(store_of(keeper), desk.core, desk.events)
         await successor.adopt()
         assert successor.hosts == reports.hosts == {"hosts": [{"host": "web"}]}
         assert (successor.unavailable_hosts, successor.connections("gone")) == ({"web"}, 0)
@@ -204,7 +209,7 @@ def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
 def test_event_about_a_host_is_recorded_with_the_host_and_the_reason() -> None:
     recorded: list[tuple[str, str, dict[str, Any]]] = []
     events: Any = SimpleNamespace(record=lambda kind, event, **data: recorded.append((kind, event, data)))
-    reports = GatewayReports(cast(Any, Keeper()), cast(Any, None), events)
+    reports = GatewayReports(store_of(Keeper()), cast(Any, None), events)
     process: Any = SimpleNamespace()
     reports.follow(process)
     for data in ({"host": "web", "why": "silent"}, {"host": "web"}, {"message": "no descriptor"}):
@@ -301,7 +306,7 @@ def test_key_of_the_route_context_is_for_apps_whose_workers_check_it(
 def test_reports_leave_no_descriptor_open() -> None:
     async def work() -> None:
         desk, keeper = Desk(web()), Keeper()
-        reports = GatewayReports(cast(Any, keeper), desk.core, desk.events)
+        reports = GatewayReports(store_of(keeper), desk.core, desk.events)
         process: Any = SimpleNamespace()
         reports.follow(process)
         before = os.listdir("/proc/self/fd")
@@ -319,7 +324,7 @@ def test_request_for_a_sleeping_server_wakes_it() -> None:
         woken: list[str] = []
         core: Any = desk.core
         core.wake = lambda entry: woken.append(entry.name)
-        reports = GatewayReports(cast(Any, Keeper()), core, desk.events)
+        reports = GatewayReports(store_of(Keeper()), core, desk.events)
         process: Any = SimpleNamespace()
         reports.follow(process)
         process.on_report({"t": "wake", "server": "web"})

@@ -33,6 +33,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
+from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
@@ -211,7 +212,7 @@ def test_leaving_server_gets_nothing_after_another_supervisor_has_adopted_the_pr
             environment: Any = SimpleNamespace(keeper=None, directory="", state_directory="")
             # Which has no longer an entry for the server.
             core: Any = SimpleNamespace(observers=set(), entries={}, servers=SimpleNamespace(revision=0))
-            manager = GatewayManager(environment, core, Events(Clock()))
+            manager = GatewayManager(environment, core, Events(Clock()), StateStore(environment.keeper, ""))
             manager.tables = Tables(gateway=GatewayConfig(engine="haproxy"))
             manager._process = stage.process
             await manager.leaving("one")

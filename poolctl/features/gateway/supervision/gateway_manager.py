@@ -24,6 +24,7 @@ from poolctl.runners.worker_spec import memory_files
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.feature_parts import FeaturePart
 from poolctl.supervisor.sidecar import SidecarManager
+from poolctl.supervisor.takeover.state_store import StateStore
 
 from ..engines import Engine, engine_problem, other_engine
 from ..process.settings import ListenerSettings
@@ -60,7 +61,7 @@ class GatewayManager(SidecarManager):
     # Restarted at once: meanwhile connections wait in the backlog.
     first_pause_seconds, calm_seconds = 0.0, 1.0
 
-    def __init__(self, environment: PoolEnvironment, core: Core, events: Events) -> None:
+    def __init__(self, environment: PoolEnvironment, core: Core, events: Events, store: StateStore) -> None:
         super().__init__(environment.keeper, events)
         self.tables = Tables()
         self.machines: MachineSource | None = None
@@ -68,7 +69,7 @@ class GatewayManager(SidecarManager):
         self.process_parts: dict[str, Callable[[], Table | None]] = {}
         self._environment = environment
         self._core = core
-        self.reports = GatewayReports(environment.keeper, core, events)
+        self.reports = GatewayReports(store, core, events)
         self.reports.on_hosts = self._release_connections
         self.probes = TargetProbes(self._report_probes)
         self._listeners = GatewayListeners(environment.keeper)

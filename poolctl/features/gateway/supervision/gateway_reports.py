@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,9 +15,8 @@ from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
-from poolctl.platform import memory_file, read_file
-from poolctl.runners.process_link import Link
 from poolctl.states import State
+from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
 
 from ..process.settings import ServerFacts
@@ -165,8 +163,8 @@ class ServerReports:
 class GatewayReports:
     """The receiver of messages from the gateway's process: records events, stores hosts' states, answers requests."""
 
-    def __init__(self, keeper: Link, core: Core, events: Events) -> None:
-        self._keeper = keeper
+    def __init__(self, store: StateStore, core: Core, events: Events) -> None:
+        self._store = store
         self._core = core
         self._events = events
         # Called with a URL when a request needs the machine behind it.
@@ -176,10 +174,8 @@ class GatewayReports:
 
     async def adopt(self) -> None:
         """Load the states of hosts that were reported to the previous supervisor."""
-        _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_HOSTS})
-        for fd in fds:
-            self.hosts = json.loads(read_file(fd))
-            os.close(fd)
+        if (content := await self._store.read(fd_store.GATEWAY_HOSTS)) is not None:
+            self.hosts = json.loads(content)
 
     def follow(self, process: GatewayProcess) -> None:
         """Receive the reports of this process from now on."""
@@ -188,11 +184,7 @@ class GatewayReports:
     def _received(self, process: GatewayProcess, message: wire.Message) -> None:
         if message["t"] == "hosts":
             self.hosts = message["states"]
-            fd = memory_file("poolctl-hosts", json.dumps(self.hosts).encode())
-            try:
-                self._keeper.send({"op": "put", "name": fd_store.GATEWAY_HOSTS}, [fd])
-            finally:
-                os.close(fd)
+            self._store.write(fd_store.GATEWAY_HOSTS, json.dumps(self.hosts).encode())
             self.on_hosts()
         elif message["t"] == "loads":
             process.report_connections({name: self.connections(name) for name in message["servers"]})

@@ -56,7 +56,7 @@ class GatewayVerbs:
     """The control commands of the gateway, answered from its process's reports and the workers' counts."""
 
     def __init__(self, site: PartSite) -> None:
-        self.gateway = GatewayManager(site.environment, site.core, site.events)
+        self.gateway = GatewayManager(site.environment, site.core, site.events, site.store)
         self.statistics = GatewayStatistics(self.gateway, site.core, site.totals)
         self._core = site.core
         self._totals = site.totals
