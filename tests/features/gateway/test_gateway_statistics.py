@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -25,6 +24,7 @@ from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics, RouteFigures
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.table import GatewayConfig
+from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Header, Redirect, Route, StreamRoute, Target
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.routing.route_report import SERVING, SILENT, RegistrationReport, RouteReport
@@ -108,7 +108,7 @@ def test_state_and_addresses_are_those_of_the_process() -> None:
                 "http://0.0.0.0:80", "https://0.0.0.0:443", "udp://127.0.0.1:53", "unix:/run/shop.sock",
             ],
         }  # fmt: skip
-        assert 0 < found.pop("uptime_seconds") < time.clock_gettime(time.CLOCK_BOOTTIME)
+        assert found.pop("uptime_seconds") > 0
         assert found == whole
         stage.manager.instability = "it was restarted twice"
         routes = stage.manager.routes.routes
@@ -127,18 +127,11 @@ def test_state_and_addresses_are_those_of_the_process() -> None:
     run(scenario())
 
 
-def test_uptime_is_the_age_of_the_process_since_boot() -> None:
+def test_uptime_is_the_age_of_the_process() -> None:
     async def scenario() -> None:
         stage = Stage()
-        ticks, now = os.sysconf("SC_CLK_TCK"), time.clock_gettime(time.CLOCK_BOOTTIME)
-        stage.process.known = {"pid": 7, "start": int((now - 5) * ticks)}
-        assert 5 <= (await stage.gateway("list"))["uptime_seconds"] < 60
-        stage.process.known = {"pid": 7, "start": int((now + 1000) * ticks)}
-        assert (await stage.gateway("list"))["uptime_seconds"] == 0
-        stage.process.known = {}
-        found = await stage.gateway("list")
-        assert (found["state"], found["pid"]) == ("running", None)
-        assert found["uptime_seconds"] >= round(now, 3), "of a process that is not known yet"
+        before = age_seconds(os.getpid())
+        assert round(before, 3) <= (await stage.gateway("list"))["uptime_seconds"] < before + 60
 
     run(scenario())
 
@@ -192,9 +185,6 @@ def test_status_has_all_figures() -> None:
             "requests_total": 15, "passed_total": 7, "proxied_total": 6, "refused_total": 2, "errors_total": 3,
             "requests_per_second": None, "errors_per_second": None, "connections": 5,
         }  # fmt: skip
-        stage.process.known = {}
-        found = (await stage.gateway("status"))["stats"]
-        assert (found["memory_bytes"], found["cpu_percent"]) == (None, None)
 
     run(scenario())
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +12,7 @@ from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.core.core import Core
 from poolctl.json_form import Table, from_json
 from poolctl.monitor.metrics import Usage
+from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
 from poolctl.routing.route_health import ERROR, HEALTHY, UNKNOWN, RouteHealth, route_health
 from poolctl.routing.route_report import PASS, PROXY, HostState, RouteReport, route_key, route_report
@@ -87,7 +86,7 @@ class GatewayStatistics:
     def serving_pid(self) -> int | None:
         """The pid of the program that serves clients: the gateway's process or another engine. None if none runs."""
         process = self._manager.gateway
-        return None if process is None else self._program_pid or process.known.get("pid")
+        return None if process is None else self._program_pid or int(process.known["pid"])
 
     def status(self) -> GatewayStatus:
         """The state of the gateway (running, starting or failed), without its request statistics."""
@@ -97,10 +96,10 @@ class GatewayStatistics:
         return GatewayStatus(
             state=state,
             problem=manager.problem or manager.instability,
-            pid=None if process is None else process.known.get("pid"),
+            pid=None if process is None else int(process.known["pid"]),
             addresses=tuple(map(_url, manager.listeners)),
             routes=len(routes.http) + len(routes.streams),
-            uptime_seconds=0.0 if process is None else _uptime(process.known),
+            uptime_seconds=0.0 if process is None else round(age_seconds(int(process.known["pid"])), 3),
             restarts=manager.restarts,
         )
 
@@ -196,12 +195,6 @@ def _url(listener: ListenerSettings) -> str:
         return listener.bind
     scheme = listener.protocol if listener.protocol != HTTP else "https" if listener.tls else "http"
     return f"{scheme}://{listener.bind}"
-
-
-def _uptime(known: Table) -> float:
-    """Seconds since the process started, which may have been before this supervisor started."""
-    started = (known.get("start") or 0) / os.sysconf("SC_CLK_TCK")
-    return round(max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started), 3)
 
 
 class RouteFigures:
