@@ -13,8 +13,8 @@ from poolctl.control.client import (
     Client,
     NoSupervisor,
     SupervisorEnded,
+    failure_reason,
     incompatible_answer_error,
-    last_words,
     progress_line,
     value_of,
     wait_for_exit,
@@ -197,7 +197,7 @@ def log_size(pool: PoolRef) -> int:
 
 def startup_failure(failure: NoSupervisor | SupervisorEnded, pool: PoolRef, log_start: int) -> ControlError:
     """The failure with the reason that the supervisor logged after `log_start`; unchanged if it logged none."""
-    if not (why := last_words(f"{pool.directory}/supervisor.log", log_start)):
+    if not (why := failure_reason(f"{pool.directory}/supervisor.log", log_start)):
         return failure
     ended = SupervisorEnded(pool.socket)
     return ControlError(f"the supervisor could not start: {why}", exit_code=ended.exit_code, hint=ended.hint)

@@ -536,7 +536,7 @@ def _silence_error(socket_path: str, seconds: float) -> ControlError:
             message = f"{message}, and the keeper (pid {keeper}), which would restart it, is stopped"
             hint = f"kill -CONT {keeper}"
         elif _state(keeper) not in _DEAD:
-            why = last_words(f"{directory}/supervisor.log")
+            why = failure_reason(f"{directory}/supervisor.log")
             message = f"{message}, and cannot be restarted{f': {why}' if why else ''}"
             hint = f"the keeper tries again within 30 s; see {directory}/supervisor.log"
     return ControlError(message, exit_code=exit_codes.CONFLICT, hint=hint)
@@ -551,7 +551,7 @@ def _state(pid: int) -> str:
         return ""
 
 
-def last_words(log: str, start: int = 0) -> str:
+def failure_reason(log: str, start: int = 0) -> str:
     """The reason why a program has ended, from its log after the position `start`; "" if nothing was written since.
 
     The reason is the last line, or the fatal error and the exception of an interpreter that could not run.

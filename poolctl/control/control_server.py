@@ -31,7 +31,7 @@ Progress = Callable[[ProgressLine], None]
 Attach = Callable[[int], None]
 
 
-def cannot_attach(fd: int) -> None:
+def refuse_attachment(fd: int) -> None:
     """Refuse to attach a descriptor, for a request that did not come over a Unix socket. Raises BadMessage."""
     raise BadMessage("this client takes no descriptors")
 
@@ -44,7 +44,7 @@ class Request:
     body: Table
     pid: int
     uid: int
-    attach: Attach = cannot_attach
+    attach: Attach = refuse_attachment
 
 
 Handler = Callable[[Request, Progress], Awaitable[object]]

@@ -107,7 +107,7 @@ class Core:
             self._runs.review(entry)
             for action in self._decide(entry):
                 self._executor.perform(entry, action)
-            self._wake_neighbours(entry)
+            self._queue_neighbours(entry)
             for held in self._addresses.take_unneeded_listener(entry):
                 self._executor.close(held)
             if entry.removed and entry.at_rest and self.servers.entries.get(name) is entry:
@@ -161,7 +161,7 @@ class Core:
             abandoned=tuple(held.key for held in abandoned_listeners(entry)),
         )
 
-    def _wake_neighbours(self, entry: Entry) -> None:
+    def _queue_neighbours(self, entry: Entry) -> None:
         summary = entry.summary()
         if self._summaries.get(entry.name) != summary:
             self._summaries[entry.name] = summary

@@ -682,7 +682,9 @@ class Executor:
         if worker.ready_at is not None and waits and not exit_.ok:
             failure = worker.failure = failure_of(entry, exit_.message)
         late = worker.given_up and bool(config.command)
-        if failure is None or not (late or failure.message in (exit_.message, exit_.before_ready(""))):
+        if failure is None or not (
+            late or failure.message in (exit_.message, exit_.message_before_ready(""))
+        ):
             return
         lines = await last_lines(self._runner, entry.name, LINES_READ, worker.placed_at)
         refused = bool(exit_.status) and not late and worker.ready_at is None
@@ -779,14 +781,14 @@ class Executor:
         assert worker.placement is not None
         ending = asyncio.ensure_future(self._runner.wait_for_exit(worker.placement))
         if worker.phase is Phase.STARTING:
-            await self._become_ready(entry, worker, ending)
+            await self._wait_until_ready(entry, worker, ending)
         elif worker.phase in LEAVING:
             # The end was ordered before there was a process.
             leave = self._drain_worker if worker.phase is Phase.DRAINING else self._stop_worker
             self._queue.run(leave(entry, worker, replaced=False))
         return await ending
 
-    async def _become_ready(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
+    async def _wait_until_ready(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
         assert worker.placement is not None
         config, logs = worker.config, f"poolctl logs {entry.name}"
         silence = _reason_not_ready(config)

@@ -45,14 +45,14 @@ class ListenError(ServerError):
         self.taken = taken
 
 
-def explain_port(address: Address, host: str, error: OSError, kind: int = socket.SOCK_STREAM) -> ListenError:
+def port_error(address: Address, host: str, error: OSError, kind: int = socket.SOCK_STREAM) -> ListenError:
     """Return the ListenError for a failed bind to `host` and the port of `address`. `kind` is the socket type."""
     port = address.port or 0
     if error.errno == errno.EADDRINUSE and kind == socket.SOCK_DGRAM:
         hint = f"find the process (as root): ss -uanp 'sport = :{port}', or choose another port"
         return ListenError(f"UDP port {port} is in use", bind=address.key, hint=hint)
     if error.errno == errno.EADDRINUSE:
-        return address_in_use(address, (host, port))
+        return address_in_use_error(address, (host, port))
     if error.errno in (errno.EACCES, errno.EPERM) and port < _unprivileged_port():
         message = f"port {port} is privileged: only root may open ports below {_unprivileged_port()}"
         hint = (
@@ -80,7 +80,7 @@ def explain(address: Address, what: str, error: OSError) -> ListenError:
     return ListenError(f"{what}: {reason}", bind=address.key, hint=hints.get(error.errno or 0, ""))
 
 
-def unresolved_host(address: Address, reason: str) -> ListenError:
+def unresolved_host_error(address: Address, reason: str) -> ListenError:
     """The ListenError for a host name that does not resolve to an address."""
     return ListenError(
         f"host name {address.host!r} cannot be resolved: {reason}",
@@ -89,7 +89,7 @@ def unresolved_host(address: Address, reason: str) -> ListenError:
     )
 
 
-def address_in_use(address: Address, place: Place) -> ListenError:
+def address_in_use_error(address: Address, place: Place) -> ListenError:
     """The ListenError for an address or path in use; does not name the process that uses it (see `with_holders`)."""
     what, command, another = _named(place)
     hint = f"find the process (as root): {command}, or choose another {another}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.safe_open import is_trusted, open_directory
 
-from .listen_errors import ListenError, address_in_use, explain, explain_port, unresolved_host
+from .listen_errors import ListenError, address_in_use_error, explain, port_error, unresolved_host_error
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -192,7 +192,7 @@ def _check_path(address: Address, directory: int) -> None:
             f"{path} exists and is not a socket", bind=address.key, hint="remove it, or choose another path"
         )
     if is_live(path):
-        raise address_in_use(address, path)
+        raise address_in_use_error(address, path)
     try:
         os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
@@ -262,7 +262,7 @@ def _open_ports(address: Address, kind: int) -> list[socket.socket]:
             try:
                 opened.append(_bound(target, address.port, kind, dual=address.dual))
             except OSError as error:
-                problem = explain_port(address, target.host, error, kind)
+                problem = port_error(address, target.host, error, kind)
                 if len(wanted) == 1 or target.family != socket.AF_INET6 or error.errno not in _NO_IPV6:
                     raise problem from error
                 skipped = problem
@@ -332,9 +332,9 @@ def _resolved(address: Address, host: str) -> list[tuple[int, int, int, str, tup
         # As bytes: a str would be encoded as an internationalised name, whose tables are slow to import.
         return [*socket.getaddrinfo(host.encode(), 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
     except socket.gaierror as error:
-        raise unresolved_host(address, str(error.strerror)) from error
+        raise unresolved_host_error(address, str(error.strerror)) from error
     except UnicodeError as error:
-        raise unresolved_host(address, str(error)) from error
+        raise unresolved_host_error(address, str(error)) from error
 
 
 def _is_loopback(text: str) -> bool:

@@ -124,7 +124,7 @@ class Kept:
             hosts=tuple(each for each in self.hosts if each.server not in servers),
         )
 
-    def must_close(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
+    def servers_to_close(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
         """Return the names of the servers whose workers must close their connections before new routes are published.
 
         Otherwise, under the new routes, a worker could read requests for another user's server. `self` has connections

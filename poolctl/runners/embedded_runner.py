@@ -177,7 +177,7 @@ class ProcessRunner(LocalRunner, Counters):
             logs = self._logs_directory or os.path.join(directory, "logs")
             os.makedirs(logs, mode=0o700, exist_ok=True)
             ours, theirs = wire.pair()
-            receiver = _Keeper(self)
+            receiver = _KeeperReceiver(self)
             keeper = self.keeper = KeeperLink(ours, receiver)
             if_failed.callback(keeper.close)  # the keeper exits when its link is closed
             hello = await _launch(directory, theirs, receiver)
@@ -206,7 +206,7 @@ class ProcessRunner(LocalRunner, Counters):
         for pause in _REPLACEMENT_PAUSES_SECONDS:
             await asyncio.sleep(pause)
             ours, theirs = wire.pair()
-            receiver = _Keeper(self)
+            receiver = _KeeperReceiver(self)
             self.keeper.reconnect(ours, receiver)
             try:
                 hello = await _launch(directory, theirs, receiver)
@@ -231,7 +231,7 @@ class ProcessRunner(LocalRunner, Counters):
         self._opened = set()
 
 
-class _Keeper(Receiver):
+class _KeeperReceiver(Receiver):
     """Receives the keeper's messages for the runner, and calls `on_lost` when the keeper has died."""
 
     def __init__(self, runner: LocalRunner) -> None:
@@ -249,7 +249,7 @@ class _Keeper(Receiver):
         self.on_lost()
 
 
-async def _launch(directory: str, theirs: socket.socket, receiver: _Keeper) -> wire.Message:
+async def _launch(directory: str, theirs: socket.socket, receiver: _KeeperReceiver) -> wire.Message:
     """Start a keeper with the `theirs` end of its link, and return the first message that `receiver` gets from it.
 
     `theirs` is closed in this process. Raises OSError, or TimeoutError if no message arrives.

@@ -116,7 +116,7 @@ class InlineRunner(Runner, Sleep):
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if worker.exited.done():
             exit_ = worker.exited.result()
-            raise WorkerFailed(exit_.before_ready(worker.reason), exit=exit_)
+            raise WorkerFailed(exit_.message_before_ready(worker.reason), exit=exit_)
 
     async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
         """Do nothing: clients of a server in this process connect to it directly."""

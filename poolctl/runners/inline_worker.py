@@ -19,7 +19,7 @@ from poolctl.worker.imports import LoadFailed, load_app
 from poolctl.worker.serving.accepting import stop_reading
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
 from poolctl.worker.serving.request_records import AccessLog
-from poolctl.worker.serving.uvicorn_parts import LifespanOn, drainable, renew_context, ssl_context
+from poolctl.worker.serving.uvicorn_parts import LifespanOn, renew_context, ssl_context, with_explicit_parser
 
 from .listener_opener import in_daemon_thread
 from .runner_protocol import Exit, Placement
@@ -162,7 +162,7 @@ class InlineWorker:
         settings = uvicorn_settings(server)
         # uvicorn turns its access log off for the whole process; here the setting is per server.
         access_log = settings.pop("access_log")
-        config = uvicorn.Config(app, log_config=None, **drainable(settings))
+        config = uvicorn.Config(app, log_config=None, **with_explicit_parser(settings))
         config.load()
         config.lifespan_class = functools.partial(_Lifespan, self)
         config.access_log = False

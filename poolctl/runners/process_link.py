@@ -177,7 +177,7 @@ class Receiver:
     def lost(self) -> None:
         """Handle the loss of the other end. Called once, unless the link was closed at this end."""
 
-    def breached(self, deed: str) -> None:
+    def on_violation(self, deed: str) -> None:
         """Handle a violation of the protocol: `deed` says what the process did ("sent …"). `lost` is called next."""
 
 
@@ -290,7 +290,7 @@ class Link:
     def cut_off(self, deed: str) -> None:
         """Close an untrusted link whose process violated the protocol; `deed` says how, such as "sent no JSON"."""
         if not self._trusted and self.sock.fileno() >= 0:
-            self._receiver.breached(deed)
+            self._receiver.on_violation(deed)
             self._end(f"it {deed}")
 
     def _queue_message(self, message: Message, fds: Sequence[int | HasDescriptor]) -> None:

@@ -67,7 +67,7 @@ class Exit:
         """Whether the worker ended by itself with status 0."""
         return self.status == 0
 
-    def before_ready(self, reason: str) -> str:
+    def message_before_ready(self, reason: str) -> str:
         """The error message for a worker that ended before it was ready. It includes `reason` unless that is ""."""
         message = f"{self.message} before it was ready"
         return f"{message}: {reason}" if reason else message

@@ -38,7 +38,7 @@ from poolctl.config import (
 )
 from poolctl.config.__main__ import MOST_KEPT, encode_request, reader_command
 from poolctl.control.answers import ErrorEntry, Result, failure
-from poolctl.control.client import last_words
+from poolctl.control.client import failure_reason
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
@@ -142,7 +142,7 @@ def _exit_reason(ended: ChildEnded) -> str:
         how = "has closed its link"
     else:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    why = last_words(process.output, process.output_start)
+    why = failure_reason(process.output, process.output_start)
     return f"{how}: {why}" if why else how
 
 

@@ -82,7 +82,7 @@ class FeaturePart:
         return ()
 
     @property
-    def serves_alone(self) -> bool:
+    def serves_without_servers(self) -> bool:
         """Whether the part serves clients even if the pool has no servers."""
         return False
 
@@ -186,12 +186,12 @@ class FeatureParts:
         """
         for part in self:
             result = await part.conclude(verb, call, result)
-        return replace(result, without_servers=self.serve_alone or None)
+        return replace(result, without_servers=self.any_serves_without_servers or None)
 
     @property
-    def serve_alone(self) -> bool:
+    def any_serves_without_servers(self) -> bool:
         """Whether a part serves clients even if the pool has no servers."""
-        return any(part.serves_alone for part in self)
+        return any(part.serves_without_servers for part in self)
 
     async def route_healths(self) -> dict[str, RouteHealth]:
         """The health of each route, by its name."""

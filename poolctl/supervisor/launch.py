@@ -52,7 +52,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
         raise ControlError(f"the pool cannot be started: {problem}", exit_code=FAILED, hint=fix)
     _check_open_files(files, env)
     # Of two concurrent starts the second waits here, and then finds the supervisor of the first.
-    pool_directory, lock = _locked(env, pool_paths.pool_key(files[0]))
+    pool_directory, lock = _lock_pool_directory(env, pool_paths.pool_key(files[0]))
     path = f"{pool_directory}/{pool_paths.SOCKET_NAME}"
     try:
         if pool_paths.listens(path):
@@ -71,7 +71,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
         os.close(lock)
 
 
-def _locked(env: Mapping[str, str], key: str) -> tuple[str, int]:
+def _lock_pool_directory(env: Mapping[str, str], key: str) -> tuple[str, int]:
     """Lock the pool's directory (waits); returns its path and the lock's descriptor. Raises ControlError."""
     while True:
         pool_directory = pool_paths.make_pool_dir(env, key)

@@ -196,14 +196,14 @@ class SidecarManager:
         self._pause_seconds = self.first_pause_seconds
         self._configured_times += 1
         self._tried.clear()
-        self._schedule_settle()
+        self._schedule_reconcile()
 
-    def _schedule_settle(self) -> None:
-        task = asyncio.ensure_future(self._settle_now())
+    def _schedule_reconcile(self) -> None:
+        task = asyncio.ensure_future(self._reconcile_now())
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
-    async def _settle_now(self) -> None:
+    async def _reconcile_now(self) -> None:
         async with self._turn:
             if self._over:
                 return
@@ -250,7 +250,7 @@ class SidecarManager:
         if self._retry is not None:
             self._retry.cancel()
         if not self._over:
-            self._retry = asyncio.get_running_loop().call_later(self._pause_seconds, self._schedule_settle)
+            self._retry = asyncio.get_running_loop().call_later(self._pause_seconds, self._schedule_reconcile)
             self._pause_seconds = min(
                 max(self._pause_seconds * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS
             )

@@ -50,7 +50,7 @@ from .feature_parts import FeatureParts
 from .health import watch_health
 from .launch import listen
 from .observers.event_recorder import EventRecorder, LostOutput
-from .observers.metrics_server import MetricsAddress, PoolHealth, PoolMetrics
+from .observers.metrics_server import HealthReporter, MetricsAddress, PoolMetrics
 from .statistics import Statistics, Totals
 from .systemd import Service
 from .takeover.keeper_replacement import KeeperEndWatch, KeeperWatch, replace_keeper
@@ -255,7 +255,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         self._verbs.add("stats", self._statistics.stats)
         self._verbs.add("monitor", self._statistics.monitor)
         metrics = PoolMetrics(self.core, self._statistics, self.identity, self._parts)
-        health = PoolHealth(self.core, self._parts.route_healths)
+        health = HealthReporter(self.core, self._parts.route_healths)
         self._verbs.add("metrics", metrics.verb)
         self._verbs.add("health", health.verb)
         self._parts.add_to(self._verbs)
@@ -452,7 +452,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         return self._keeper_pid
 
     def _end_if_unused(self) -> None:
-        if self.core.servers.unused and not (self._verbs.used or self._parts.serve_alone):
+        if self.core.servers.unused and not (self._verbs.used or self._parts.any_serves_without_servers):
             self.shut_down()
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:

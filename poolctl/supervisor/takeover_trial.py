@@ -26,7 +26,7 @@ import poolctl
 from poolctl.config import Configuration, ServerConfig, interpreter, load
 from poolctl.control import pool_paths
 from poolctl.control.answers import ErrorEntry, PingResult, Result, UpgradeResult
-from poolctl.control.client import Client, last_words, options_of_this_version, wait_for_exit
+from poolctl.control.client import Client, failure_reason, options_of_this_version, wait_for_exit
 from poolctl.control.protocol import TRIED
 from poolctl.errors import ControlError, PoolError
 from poolctl.feature import features
@@ -147,7 +147,7 @@ def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> 
         assert pid is not None
         wait_for_exit(pid, _ANSWER_SECONDS)
         if pool.ask(PingResult, "ping").version != options["version"]:
-            raise TrialFailed(f"the takeover failed: {pool.last_words()}")
+            raise TrialFailed(f"the takeover failed: {pool.failure_reason()}")
         if pool.pids() != before:
             raise TrialFailed("the takeover did not keep the workers")
         pool.kill_helpers(helpers)
@@ -175,7 +175,7 @@ class _SmallPool:
         try:
             return self._client.ask(kind, verb, {"options": options or {}})
         except ControlError as error:
-            raise TrialFailed(f"no supervisor answers {verb!r}: {self.last_words()}") from error
+            raise TrialFailed(f"no supervisor answers {verb!r}: {self.failure_reason()}") from error
 
     def order(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
         """Send a command to the temporary pool's supervisor; return its answer. Raises TrialFailed if it has errors."""
@@ -226,9 +226,9 @@ class _SmallPool:
     def _logs(self) -> list[str]:
         return glob.glob(f"{glob.escape(self._directory)}/state/logs/*.log")
 
-    def last_words(self) -> str:
+    def failure_reason(self) -> str:
         """Return the reason for a failure, from the log of the temporary pool's supervisor."""
-        return last_words(f"{self._directory}/supervisor.log") or "it left no log"
+        return failure_reason(f"{self._directory}/supervisor.log") or "it left no log"
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from .process_setup import (
     start_interpreter_again,
 )
 from .serving.pool_server import PoolServer, StartupFailed, load_config
-from .serving.uvicorn_parts import drainable
+from .serving.uvicorn_parts import with_explicit_parser
 
 _APPLIED = "applied"
 _FAILED = 1
@@ -114,7 +114,7 @@ def _live(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int
         if "PYTHONBREAKPOINT" not in os.environ:
             sys.breakpointhook = _stop_here
         settings = {**spec["uvicorn"], "limit_max_requests": None}
-        config = uvicorn.Config(load_app(spec), **drainable(settings))
+        config = uvicorn.Config(load_app(spec), **with_explicit_parser(settings))
         requests = spec["requests"] and {"log": None, "answer": spec["requests"]["answer"]}
         load_config(config, requests, spec["tls"], tls_fds)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:

@@ -24,8 +24,8 @@ from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.config.checks.interpreter import (
     ids_of,
     missing_program,
+    root_trust_problem,
     start_options,
-    trusted_by_root,
     user_options,
 )
 from poolctl.config.files.read_file import EnvFileError, read_env_file, variables_of
@@ -112,7 +112,7 @@ class ExternalChecks:
         self.warnings += [(server, finding) for finding in warnings]
 
     def _check_trust(self, python: str) -> Found:
-        message, fix = trusted_by_root(python, self.env)
+        message, fix = root_trust_problem(python, self.env)
         return [], [Finding(("python",), message, fix, python)] if message else []
 
     def _check_certificates(self, tls: TLSConfig) -> Found:

@@ -103,7 +103,7 @@ def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
     return _replaceable_component(interpreter, seen)
 
 
-def trusted_by_root(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]:
+def root_trust_problem(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]:
     """(reason, fix) if other users can change code that this interpreter would run as root; else ("", "")."""
     path = changed_by(interpreter, env)
     if not path:

@@ -66,7 +66,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         now = asyncio.get_running_loop().time
         self.hosts, self.counts = HostManager(now), Counts()
         self.backends = Backends(self.hosts, now, counts=self.counts)
-        self.hosts.subscribe(lambda *_: self._follow_soon())
+        self.hosts.subscribe(lambda *_: self._schedule_apply())
         self.statistics = HaproxyStatistics(self.counts)
         directory = os.path.join(self.settings.directory, "haproxy")
         self.haproxy = HaproxyProgram(self.settings.program, directory)
@@ -78,7 +78,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         """Carry out an order; HAProxy's configuration is updated soon afterwards."""
         super().perform(message, fds)
         if message.get("t") not in ("report", "figures", "drain"):
-            self._follow_soon()
+            self._schedule_apply()
 
     def _pair(self, message: wire.Message, fds: list[int]) -> None:
         _close(self._own_pair)
@@ -144,7 +144,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
 
     # HAProxy.
 
-    def _follow_soon(self) -> None:
+    def _schedule_apply(self) -> None:
         self._behind = True
         if self._begun and self._following is None and not self._ending:
             self._following = self._start(self._follow())
@@ -169,7 +169,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         try:
             while self._behind:
                 self._behind = False
-                await self._follow_now()
+                await self._apply_setup()
         except (HaproxyRefusal, OSError) as refusal:
             logger.error("HAProxy cannot serve by the new configuration: %s", refusal)
             self.link.send(
@@ -180,7 +180,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         finally:
             self._following = None
 
-    async def _follow_now(self) -> None:
+    async def _apply_setup(self) -> None:
         streams = [each.route for each in self._listeners.values() if each.route is not None]
         self.backends.apply([*self._routes, *streams], {**self._servers})
         if not self._listeners:

@@ -235,11 +235,11 @@ class HaproxyProgram:
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(seconds):
                 # HAProxy reports no event when its last request ends.
-                while self.process is not None and await self._is_serving(self.process):
+                while self.process is not None and await self._has_requests(self.process):
                     await asyncio.sleep(_POLL_SECONDS)
         await self.end()
 
-    async def _is_serving(self, process: HaproxyProcess) -> bool:
+    async def _has_requests(self, process: HaproxyProcess) -> bool:
         """Whether the process has requests in flight to the backends of routes."""
         streams = (
             {each.name for each in self.setup.configuration.backends if each.is_stream} if self.setup else ()

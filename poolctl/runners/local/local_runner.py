@@ -119,7 +119,7 @@ class RoutedServers(Routing):
         ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):
             self._adoptions.hide(key)
-        elif ready or not self._adoptions.is_hidden(key):
+        elif ready or not self._adoptions.is_passing_forbidden(key):
             self._adoptions.show(key)
 
     def send_routes(self, worker: LocalWorker) -> None:

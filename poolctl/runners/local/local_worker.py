@@ -33,7 +33,7 @@ from poolctl.platform import (
     waits_for_events,
 )
 from poolctl.worker.process_setup import BEAT
-from poolctl.worker.serving.evenness import new_page as new_peer_page
+from poolctl.worker.serving.connection_balancer import new_page as new_peer_page
 from poolctl.worker.tally import (
     ASK,
     ASK_AGAIN,
@@ -412,10 +412,10 @@ class LocalWorker(Receiver):
         """Called when the control socket is closed: the worker has exited, or can no longer be controlled."""
         if not self.exited.done():
             loop = asyncio.get_running_loop()
-            limit = loop.call_later(_END_SECONDS, self.breached, "closed its control socket")
+            limit = loop.call_later(_END_SECONDS, self.on_violation, "closed its control socket")
             self.exited.add_done_callback(lambda _: limit.cancel())
 
-    def breached(self, deed: str) -> None:
+    def on_violation(self, deed: str) -> None:
         """Kill the worker because it violated the protocol (`deed` says how); this counts as an unexpected exit."""
         if not self.breach and not self.exited.done():
             self.breach = f"it {deed}"
@@ -652,7 +652,9 @@ class LocalWorker(Receiver):
             hint = f"poolctl logs {self.server.name}"
             if exit_.ok and not (self.server.listens or self.server.job):
                 hint = f"keep it in the foreground, or write job = true if it runs to its end; {hint}"
-            self.answered.set_exception(WorkerFailed(exit_.before_ready(self.reason), hint=hint, exit=exit_))
+            self.answered.set_exception(
+                WorkerFailed(exit_.message_before_ready(self.reason), hint=hint, exit=exit_)
+            )
         if self.control is not None:
             self.control.close()
         # Breaks a reference cycle, so that this object is freed without the garbage collector.
@@ -667,9 +669,9 @@ def _settle(future: asyncio.Future[None] | None) -> None:
 class RunnerWorkers(dict[str, LocalWorker]):
     """All workers by id; `of` returns a server's workers.
 
-    The workers of one server share a memory page with their connection counts (see evenness). This object keeps the
-    page's descriptor, for workers that are added later. After a takeover, all workers get a new page. Changed only by
-    `add` and `remove`.
+    The workers of one server share a memory page with their connection counts (see connection_balancer). This object
+    keeps the page's descriptor, for workers that are added later. After a takeover, all workers get a new page. Changed
+    only by `add` and `remove`.
     """
 
     def __init__(self) -> None:

@@ -182,7 +182,7 @@ class AdoptionPairs:
         """Return whether a gateway may pass connections to the server's workers through their socket pair."""
         return key in self.routed or self._published is not None
 
-    def is_hidden(self, key: str) -> bool:
+    def is_passing_forbidden(self, key: str) -> bool:
         """Return whether `hide` was called: the gateway must not pass the server's connections to its workers."""
         return key in self._withheld_keys
 

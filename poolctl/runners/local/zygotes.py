@@ -424,7 +424,7 @@ class _Zygote(Receiver):
             self.up.set_exception(LinkLost("the interpreter exited at its start"))
         self._zygotes.lost(self)
 
-    def breached(self, deed: str) -> None:
+    def on_violation(self, deed: str) -> None:
         logger.warning("the zygote of %s %s: replacing it", self.source.interpreter, deed)
 
 
@@ -516,7 +516,7 @@ class AppZygote(Receiver):
         self._give_up()
         self._children.kill_after(self.process, self.exited, END_SECONDS)
 
-    def breached(self, deed: str) -> None:
+    def on_violation(self, deed: str) -> None:
         logger.warning("the process that has imported %s %s: killing it", self.server, deed)
         self._children.kill_after(self.process, self.exited, 0.0)
 
@@ -539,7 +539,7 @@ class AppZygote(Receiver):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_EXIT_SECONDS):
                     exit_ = await asyncio.shield(self.exited)
-            message = exit_.before_ready(self._reason)
+            message = exit_.message_before_ready(self._reason)
             hint = ""
         except asyncio.CancelledError:
             self.end()

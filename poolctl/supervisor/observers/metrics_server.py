@@ -122,7 +122,7 @@ class PoolMetrics:
         return *pool_families(about.name, about.python, servers), memory, spent
 
 
-class HealthOfPool(NamedTuple):
+class HealthSnapshot(NamedTuple):
     """The health of all routes, by alias, and of all servers, by name.
 
     `serves` is False if a route does not serve, or a server that should run is neither ready nor asleep.
@@ -145,19 +145,19 @@ class HealthOfPool(NamedTuple):
         return health_in_depth({name: health for name, (_, health) in self.by_name.items()}, depth)
 
 
-class PoolHealth:
+class HealthReporter:
     """Answers the verb `health`, and health requests over HTTP."""
 
     def __init__(self, core: Core, route_healths: RouteHealths) -> None:
         self._core = core
         self._route_healths = route_healths
 
-    async def health(self, *, routes_only: bool = False) -> HealthOfPool:
+    async def health(self, *, routes_only: bool = False) -> HealthSnapshot:
         """The health of each route and, unless `routes_only`, of each server."""
         routes = await self._route_healths()
         entries = [] if routes_only else [*self._core.entries.values()]
         serves = all(each.serves for each in routes.values()) and not any(each.is_missing for each in entries)
-        return HealthOfPool(
+        return HealthSnapshot(
             dict(routes), {each.name: _own_health(self._core, each) for each in entries}, serves
         )
 
@@ -201,7 +201,7 @@ class MetricsAddress(HeldAddress["MetricsServer", MetricsTable]):
     """Serves metrics and health over HTTP at the address in the table [metrics]."""
 
     def __init__(
-        self, environment: PoolEnvironment, events: Events, metrics: PoolMetrics, health: PoolHealth
+        self, environment: PoolEnvironment, events: Events, metrics: PoolMetrics, health: HealthReporter
     ) -> None:
         super().__init__(environment, events, fd_store.METRICS, "metrics")
         self._metrics = metrics
@@ -231,12 +231,12 @@ HEALTH = {"/health": SIMPLE, "/health/summary": SUMMARY, "/health/full": FULL}
 class MetricsServer(HttpEndpoint):
     """Answers `GET path` with the metrics, and the paths in `HEALTH` with the pool's health."""
 
-    def __init__(self, metrics: PoolMetrics, health: PoolHealth) -> None:
+    def __init__(self, metrics: PoolMetrics, health: HealthReporter) -> None:
         super().__init__(LIMITS, "scrapes of the metrics")
         self.path = ""
         self._metrics = metrics
         self._health = health
-        self._latest_health: tuple[float, HealthOfPool] | None = None
+        self._latest_health: tuple[float, HealthSnapshot] | None = None
         self._latest: dict[bool, tuple[float, str]] = {}
         self._rendering = asyncio.Lock()
 

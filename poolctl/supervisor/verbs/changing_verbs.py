@@ -125,7 +125,7 @@ class Lifecycle:
                 self._core.start(entry)
                 left_alone.append(entry.name)
             elif entry.observed.workers:
-                refused.append(_still_runs(entry))
+                refused.append(_still_running_error(entry))
             else:
                 continue
             runnable.remove(entry)
@@ -227,7 +227,7 @@ class Lifecycle:
                 hint="a whole number from 1; poolctl stop ends all of them",
             )
         chosen = self._chosen("scale", call)
-        refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry, workers))}
+        refused = {entry.name: why for entry in chosen if (why := _worker_count_error(entry, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
         running = [entry for entry in able if not entry.rests]
         ensure_open_files(self._core, ((entry.config, workers) for entry in running))
@@ -250,7 +250,7 @@ class Lifecycle:
         chosen = self._chosen("scale", call)
         able = [entry for entry in chosen if entry.config.scale.is_automatic]
         operation = Operation(self._core, PoolStartError, [entry for entry in able if not entry.rests])
-        operation.problems += [_without_triggers(entry) for entry in chosen if entry not in able]
+        operation.problems += [_no_triggers_error(entry) for entry in chosen if entry not in able]
         for entry in able:
             self._core.override(entry, replace(entry.desired.overrides, workers=None))
         code = await operation.wait_for_outcome(call)
@@ -378,13 +378,13 @@ def _is_named(entry: Entry, call: Call) -> bool:
     return not targets.isdisjoint((entry.name.casefold(), entry.config.key.casefold()))
 
 
-def _still_runs(entry: Entry) -> ServerError:
+def _still_running_error(entry: Entry) -> ServerError:
     since = f" since {moment_text(entry.schedule.run_since)}" if entry.schedule.run_since else ""
     hint = f"wait until it has ended, or end it: poolctl stop {entry.name}"
     return server_problem(entry, f"runs{since}, and does not run twice at once", hint)
 
 
-def _without_triggers(entry: Entry) -> ServerError:
+def _no_triggers_error(entry: Entry) -> ServerError:
     hint = "add scale = { max = 4, triggers = { in_flight = 20 } } to its table, then poolctl reload"
     return server_problem(entry, "has no triggers that could change its number of workers", hint)
 
@@ -398,7 +398,7 @@ def _not_drained(entry: Entry) -> str:
     return f"{entry.name}: is {in_words(entry.state)}, {_WHEN_IT_RUNS if entry.state in _STAYS else _NEVER}"
 
 
-def _cannot_have(entry: Entry, workers: int) -> ServerError | None:
+def _worker_count_error(entry: Entry, workers: int) -> ServerError | None:
     """The error if the server cannot have this number of workers, else None."""
     config = entry.config
     if workers == 1 or not (config.job or config.binds_itself or not config.overlap):

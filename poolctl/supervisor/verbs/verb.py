@@ -19,7 +19,7 @@ from poolctl.control.answers import (
     ServerStep,
     SupervisorIdentity,
 )
-from poolctl.control.control_server import Attach, Progress, cannot_attach
+from poolctl.control.control_server import Attach, Progress, refuse_attachment
 from poolctl.control.server_answers import Details, LiveChanges, ProbeResult, WorkerDetails
 from poolctl.core.core import Core, Goal
 from poolctl.core.decide import Phase
@@ -73,7 +73,7 @@ class Call(NamedTuple):
     options: Table
     progress: Progress
     by: Callable[[], Table] = dict
-    attach: Attach = cannot_attach
+    attach: Attach = refuse_attachment
 
 
 Verb = Callable[[Call], Awaitable[Result]]

@@ -89,11 +89,11 @@ class Verbs:
         except SelectorError as wrong:
             return _failed(USAGE, wrong.message, wrong.hint)
         call = Call(selector, options, progress, partial(peer, request), request.attach)
-        return await audited(
-            self._context.events, request, call, partial(self._performed, request.verb, call)
+        return await perform_audited(
+            self._context.events, request, call, partial(self._perform_safely, request.verb, call)
         )
 
-    async def _performed(self, verb: str, call: Call) -> Result:
+    async def _perform_safely(self, verb: str, call: Call) -> Result:
         try:
             return await self.perform(verb, call)
         except SelectorError as wrong:
@@ -152,7 +152,7 @@ def _options(body: Table) -> Table:
     return options
 
 
-async def audited(events: Events, request: Request, call: Call, work: Work) -> Result:
+async def perform_audited(events: Events, request: Request, call: Call, work: Work) -> Result:
     """Do the `work` of the request; returns its result.
 
     If the verb is in AUDITED, the beginning and the end are recorded in the audit trail, even if the work fails.

@@ -30,8 +30,8 @@ from poolctl.keeper.connection_handover import Connection, Routed
 from poolctl.keeper.wire import WireError
 from poolctl.platform import close_promptly, peer_has_closed
 
+from .connection_balancer import ConnectionBalancer
 from .connection_state import Drainable, PoolServerState
-from .evenness import Evenness
 from .http2_connection import Http1Or2
 from .routed_connections import RoutedConnection, make_routed_connection
 from .uvicorn_parts import State
@@ -392,37 +392,37 @@ class SharedListeners:
 
     def _begin_tls(self, sock: Connection) -> None:
         due = sock.until = time.monotonic() + self._server_state.heads.seconds
-        evenness = self._server_state.evenness
-        if evenness is not None and evenness.hand_over_if_too_many(sock):
+        balancer = self._server_state.balancer
+        if balancer is not None and balancer.hand_over_if_too_many(sock):
             sock.close()
         else:
             self._shake_hands(sock, due, None)
 
     def _take(self) -> None:
         self._taking = True
-        self.show_taking()
+        self.publish_taking()
         if self._adoption is not None:
             asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_one)
 
     def _stop_taking(self) -> None:
         """Stop accepting connections that workers hand over; those already sent wait for other workers."""
         self._taking = False
-        self.show_taking()
+        self.publish_taking()
         if self._take_timer is not None:
             self._take_timer.cancel()
         if self._adoption is not None:
             asyncio.get_running_loop().remove_reader(self._adoption.take.fileno())
 
-    def show_taking(self) -> None:
+    def publish_taking(self) -> None:
         """Publish to the other workers whether this worker accepts connections that they hand over."""
-        if self._server_state.evenness is not None:
-            self._server_state.evenness.publish_accepting(self._taking)
+        if self._server_state.balancer is not None:
+            self._server_state.balancer.publish_accepting(self._taking)
 
     def _take_one(self) -> None:
         # One per loop iteration, so that workers share a burst.
         assert self._adoption is not None
-        evenness = self._server_state.evenness
-        if evenness is not None and self._leaves_to_others(evenness):
+        balancer = self._server_state.balancer
+        if balancer is not None and self._leaves_to_others(balancer):
             return
         # Connections without TLS that have no protocol yet are not counted as open.
         if self._server_state.room() <= len(self.accepted):
@@ -442,9 +442,9 @@ class SharedListeners:
         else:
             self._adopt(taken)
 
-    def _leaves_to_others(self, evenness: Evenness) -> bool:
+    def _leaves_to_others(self, balancer: ConnectionBalancer) -> bool:
         """Return whether other workers should take the next handed-over connection; if so, take none for a moment."""
-        seconds = evenness.pause_seconds(len(self.accepted), self._pauses)
+        seconds = balancer.pause_seconds(len(self.accepted), self._pauses)
         self._pauses = self._pauses + 1 if seconds else 0
         if seconds and self._adoption is not None:
             loop = asyncio.get_running_loop()
@@ -457,9 +457,9 @@ class SharedListeners:
             close_promptly(taken.detach())
             return
         until, asked, routed = taken.until, taken.asked, taken.routed
-        evenness = self._server_state.evenness
-        if evenness is not None:
-            evenness.note_taken()
+        balancer = self._server_state.balancer
+        if balancer is not None:
+            balancer.note_taken()
         if self._config.ssl is None:
             self.accepted.attach(functools.partial(self._make_adopted, until, asked, routed), taken)
         elif taken.received:

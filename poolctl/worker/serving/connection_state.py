@@ -18,7 +18,7 @@ from typing import Any
 from ...keeper.connection_handover import Routed, give, unread_bytes
 from ...keeper.wire import WireError
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
-from .evenness import Evenness
+from .connection_balancer import ConnectionBalancer
 from .request_records import FailedRequests, RequestCounts
 from .uvicorn_parts import ServerState
 
@@ -77,8 +77,8 @@ class Connections(set[Any]):
                 tally[WEBSOCKETS] += 1
                 tally[OPEN_WEBSOCKETS] += 1
             tally[OPEN_CONNECTIONS] = len(self)
-        if state.evenness is not None:
-            state.evenness.publish()
+        if state.balancer is not None:
+            state.balancer.publish()
 
     def discard(self, connection: Hashable) -> None:
         if connection not in self:
@@ -94,8 +94,8 @@ class Connections(set[Any]):
 
     def left(self) -> None:
         """Handle the end of a connection: publish the new count, call `on_leave`; set `changed` if none is left."""
-        if self._state.evenness is not None:
-            self._state.evenness.publish()
+        if self._state.balancer is not None:
+            self._state.balancer.publish()
         if self.on_leave is not None:
             self.on_leave()
         if not self:
@@ -163,7 +163,7 @@ class Heads:
     """Limits the time for request heads (request line and headers) on all connections of a worker, with one timer.
 
     A connection has the attributes `transport` (None while it is not connected) and `idle` (no request is in progress),
-    and a method `head_is_late`, which closes it or refuses the request when the time is over. Times are monotonic.
+    and a method `on_head_timeout`, which closes it or refuses the request when the time is over. Times are monotonic.
     """
 
     def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:
@@ -175,7 +175,7 @@ class Heads:
         self._fires = 0.0
 
     def wait(self, connection: Any, due: float | None = None) -> None:
-        """Schedule the connection's `head_is_late` for `due`; None means in `self.seconds`. `end` cancels it."""
+        """Schedule the connection's `on_head_timeout` for `due`; None means in `self.seconds`. `end` cancels it."""
         now = time.monotonic()
         self.due[connection] = due = now + self.seconds if due is None else due
         if self._timer is None or due < self._fires:
@@ -210,7 +210,7 @@ class Heads:
                 self._uncounted.add(connection)
                 self.due[connection] = now + _GRACE_SECONDS
             else:
-                connection.head_is_late()
+                connection.on_head_timeout()
         if self.due:
             self._set_timer(max(min(self.due.values()) - now, self.seconds / _COARSE))
 
@@ -238,7 +238,7 @@ class PoolServerState(ServerState):
         self.on_limit: Callable[[], None] = lambda: None
         self.draining = False  # each response is now the last of its connection
         self.moves_to: socket.socket | None = None  # the socket through which connections are handed over
-        self.evenness: Evenness | None = None  # None if the server has one worker
+        self.balancer: ConnectionBalancer | None = None  # None if the server has one worker
         self.stays = False  # the request being read came from another worker, and is not handed over again
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
@@ -278,10 +278,10 @@ class PoolServerState(ServerState):
         self.expected[connection] = due
         if self.open_connections >= self.most_connections:
             self.on_full()
-        if self.evenness is not None:
-            self.evenness.publish()
+        if self.balancer is not None:
+            self.balancer.publish()
 
-    def handshake_is_over(self, connection: object) -> float | None:
+    def end_handshake(self, connection: object) -> float | None:
         """Note the end of a TLS handshake. Returns the time at which the first head is due.
 
         None if the connection was not in a handshake.
@@ -293,7 +293,7 @@ class PoolServerState(ServerState):
 
     def forget_unfinished_handshake(self, connection: object) -> None:
         """Forget a connection whose TLS handshake has failed; do nothing if its handshake was completed."""
-        if self.handshake_is_over(connection) is not None:
+        if self.end_handshake(connection) is not None:
             self.connections.left()
 
     def note_activity(self) -> None:

@@ -193,7 +193,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def hand_over(self, end: socket.socket) -> bool:
         # A lingering connection has a shorter limit, which no longer applies.
-        limits = {} if self.lingering else self.time_limit()
+        limits = {} if self.lingering else self.deadline_arguments()
         if not self._can_move_now or not send_away(self.transport, end, limits, self.routed_state):
             return False
         self.connections.discard(self)  # no longer counted, even before the loop has noticed
@@ -201,22 +201,22 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def handle_websocket_upgrade(self, *event: Any) -> None:
         """Upgrade to a WebSocket here, or hand the connection over if this worker has too many WebSockets."""
-        if not self._upgrades_elsewhere(event):
+        if not self._hand_over_upgrade(event):
             super().handle_websocket_upgrade(*event)
 
-    def _upgrades_elsewhere(self, event: tuple[Any, ...]) -> bool:
+    def _hand_over_upgrade(self, event: tuple[Any, ...]) -> bool:
         state = self.server_state
-        if state.evenness is None or state.stays or self.scheme != "http" or self.routed_state is not None:
+        if state.balancer is None or state.stays or self.scheme != "http" or self.routed_state is not None:
             return False
-        return state.evenness.hand_over_websocket_if_too_many(Upgrade(self, *event))
+        return state.balancer.hand_over_websocket_if_too_many(Upgrade(self, *event))
 
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
     def request_begins(self, before: Any) -> None:
         """Count a new request. `before` is uvicorn's object for the previous request."""
         counts, state = self.counts, self.server_state
-        if state.evenness is not None:
-            state.evenness.schedule_check()
+        if state.balancer is not None:
+            state.balancer.schedule_check()
         if counts is not None:
             counts.tally[STARTED] += 1
             if before is None or before.response_complete:
@@ -246,7 +246,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         state = self.server_state
-        due = state.handshake_is_over(self) if state.expected else None
+        due = state.end_handshake(self) if state.expected else None
         super().connection_made(transport)
         if self._overdue:
             self.close_when_quiet(0.0)
@@ -257,12 +257,12 @@ class Http1Connection(Drainable, Http1Protocol):
             self.close_when_quiet(QUIET_SECONDS)
         if state.moves_to is not None:
             self.leave()
-        elif state.evenness is not None:
-            state.evenness.arrived(self, unread=unread and self.scheme == "http")
+        elif state.balancer is not None:
+            state.balancer.arrived(self, unread=unread and self.scheme == "http")
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.head is not None:
-            self.head_is_over()
+            self.cancel_head_timeout()
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and self.counts is not None:
             self.counts.count_unanswered(self, cycle)
@@ -307,7 +307,7 @@ class Http1Connection(Drainable, Http1Protocol):
             ):
                 self.limit_head(data, size)
             elif self.head is not None:
-                self.head_is_over()
+                self.cancel_head_timeout()
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
         if until is not None and not asked:
@@ -318,7 +318,7 @@ class Http1Connection(Drainable, Http1Protocol):
         left = self.timeout_keep_alive
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
-    def time_limit(self) -> dict[str, float | bool]:
+    def deadline_arguments(self) -> dict[str, float | bool]:
         """Return the deadline of the connection's next request as keyword arguments for the method `take_over`.
 
         Returns {} if the connection has no deadline.
@@ -331,19 +331,19 @@ class Http1Connection(Drainable, Http1Protocol):
         closes_at = self.timeout_keep_alive_task.when()
         return {"until": monotonic() + closes_at - self.loop.time(), "asked": True}
 
-    def head_is_over(self) -> None:
+    def cancel_head_timeout(self) -> None:
         """Remove the time limit for a request's head."""
         if self.head is not None:
             self.head = None
             self.server_state.heads.end(self)
 
-    def head_is_late(self) -> None:
+    def on_head_timeout(self) -> None:
         """Refuse an incomplete request head with 408, or 431 if too large; close the connection if no byte arrived."""
         head = self.head
         if head is not None and head.size and not self.transport.is_closing():
             self.refuse(431 if head.size > self.server_state.heads.most_bytes else 408)
         else:
-            self.head_is_over()
+            self.cancel_head_timeout()
             self.transport.close()
 
     def limit_head(self, data: bytes, size: int) -> None:
@@ -353,7 +353,7 @@ class Http1Connection(Drainable, Http1Protocol):
         """
         heads = self.server_state.heads
         if self.transport.is_closing() or self not in self.connections:
-            self.head_is_over()  # a WebSocket is no longer a connection of this protocol
+            self.cancel_head_timeout()  # a WebSocket is no longer a connection of this protocol
             return
         if self.idle and self.body_follows:
             self.close_when_quiet(self.timeout_keep_alive)
@@ -398,7 +398,7 @@ class Http1Connection(Drainable, Http1Protocol):
         for name, value in (*self.server_state.default_headers, *more, length, CLOSE_HEADER):
             lines.append(name + b": " + value)
         transport.write(b"\r\n".join([*lines, b"", phrase]))
-        self.head_is_over()
+        self.cancel_head_timeout()
         self.stop_timer()
         if self.counts is not None:
             self.counts.tally[MALFORMED] += status not in _NOT_MALFORMED

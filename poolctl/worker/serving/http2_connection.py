@@ -25,7 +25,7 @@ from .connection_state import Drainable, PoolServerState, send_away
 from .http1_connection import FIRST, QUIET_SECONDS, Head, wants_events
 from .request_records import RequestCounts, send_counted
 from .uvicorn_parts import State, ZttpH2Protocol
-from .worker_routes import RoutingState, show_route
+from .worker_routes import RoutingState, add_route_to_scopes
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADER_BYTES = 9  # RFC 9113 §4.1
@@ -59,7 +59,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self.head: Head | None = FIRST
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        due = self.server_state.handshake_is_over(self)
+        due = self.server_state.end_handshake(self)
         self.transport = transport
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
@@ -71,8 +71,8 @@ class Http1Or2(Drainable, asyncio.Protocol):
             self.server_state.heads.wait(self, due if self._until is None else self._until[0])
             if self.server_state.draining:
                 self.linger()
-            elif self.server_state.evenness is not None:
-                self.server_state.evenness.arrived(self, unread=self._until is None and self.routing is None)
+            elif self.server_state.balancer is not None:
+                self.server_state.balancer.arrived(self, unread=self._until is None and self.routing is None)
 
     def hand_over(self, end: socket.socket) -> bool:
         """Move the connection to another worker through the socket `end`, unless its first byte has arrived.
@@ -97,7 +97,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self.server_state.connections.discard(self)
         self._end()
 
-    def head_is_late(self) -> None:
+    def on_head_timeout(self) -> None:
         """Close the connection: no data, or only a part of the HTTP/2 preface, has arrived in time."""
         self._end()
         self.transport.close()
@@ -128,7 +128,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
             until, asked = self._until
             protocol.take_over(until, asked=asked)
         if self.routing is not None and isinstance(protocol, Drainable):
-            show_route(protocol, self.routing)
+            add_route_to_scopes(protocol, self.routing)
         self.transport.set_protocol(protocol)
         limited = due is not None and isinstance(protocol, Drainable)
         if limited:
@@ -213,7 +213,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         if self.counts is not None or self.server_state.failed is not None:
             cycle.send = partial(send_counted, self, cycle)
         self._newest = max(self._newest, event.stream_id)
-        self._head_is_over()
+        self._cancel_head_timeout()
         if self.counts is not None:
             self._begun_ns[event.stream_id] = monotonic_ns()
             self.counts.tally[STARTED] += 1
@@ -243,29 +243,29 @@ class Http2Connection(Drainable, ZttpH2Protocol):
                 self.head = Head()
                 heads.wait(self)
             elif not self._frames.within:
-                self._head_is_over()
+                self._cancel_head_timeout()
         self._close_if_quiet()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        due = self.server_state.handshake_is_over(self)
+        due = self.server_state.end_handshake(self)
         super().connection_made(transport)
         self.head = Head()
         self.server_state.heads.wait(self, due)
         if self.server_state.draining:
             self.linger()
-        elif self.server_state.evenness is not None:
-            self.server_state.evenness.arrived(self, unread=False)
+        elif self.server_state.balancer is not None:
+            self.server_state.balancer.arrived(self, unread=False)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_is_over()
+        self._cancel_head_timeout()
         super().connection_lost(exc)
 
-    def head_is_late(self) -> None:
+    def on_head_timeout(self) -> None:
         """Close with GOAWAY, because a head was not complete in time."""
-        self._head_is_over()
+        self._cancel_head_timeout()
         self._close_connection()
 
-    def _head_is_over(self) -> None:
+    def _cancel_head_timeout(self) -> None:
         if self.head is not None:
             self.head = None
             self.server_state.heads.end(self)

@@ -16,11 +16,11 @@ from typing import Any
 import uvicorn
 
 from .accepting import AcceptedConnections, AdoptionPair, SharedListeners, protocol_factory
+from .connection_balancer import ConnectionBalancer, PeerCounts
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, PoolServerState
-from .evenness import Evenness, PeerCounts
 from .http1_connection import H11Connection, Http1Connection, HttptoolsConnection, ZttpConnection
 from .http2_connection import Http2Connection
-from .request_records import CUT, FailedRequests, RequestCounts, unwatched, watch_requests
+from .request_records import CUT, FailedRequests, RequestCounts, add_access_log, unwatched
 from .uvicorn_parts import (
     CLOSE_HEADER,
     H11,
@@ -37,7 +37,7 @@ from .uvicorn_parts import (
     ZttpH2Protocol,
     ssl_context,
 )
-from .worker_routes import ANYWHERE, Routes, show_proxied_routes
+from .worker_routes import ANYWHERE, Routes, add_proxied_routes
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -105,7 +105,7 @@ def load_config(
     `requests`: arguments of AccessLog, or None; `tls`: None for no TLS. Raises StartupFailed: unusable certificate.
     """
     config.load()
-    watch_requests(config, requests)
+    add_access_log(config, requests)
     if tls is not None:
         try:
             config.ssl = ssl_context(tls, tls_fds)
@@ -267,14 +267,14 @@ class PoolServer(uvicorn.Server):
             os.close(page)
             return
         state = self.server_state
-        state.evenness = Evenness(state, self._adoption.give, counts, kept=self._can_migrate)
-        self.acceptor.show_taking()
+        state.balancer = ConnectionBalancer(state, self._adoption.give, counts, kept=self._can_migrate)
+        self.acceptor.publish_taking()
 
     def _leave_page(self) -> None:
         state = self.server_state
-        if state.evenness is not None:
-            state.evenness.close()
-            state.evenness = None
+        if state.balancer is not None:
+            state.balancer.close()
+            state.balancer = None
         if self._page is not None:
             os.close(self._page)
             self._page = None
@@ -303,7 +303,7 @@ class PoolServer(uvicorn.Server):
         if self.should_exit or self.server_state.draining is not kept:
             return
         self.server_state.draining = not kept
-        self.acceptor.show_taking()
+        self.acceptor.publish_taking()
         for connection in self._http_connections():
             connection.stay() if kept else connection.linger()
         if not kept:
@@ -336,7 +336,7 @@ class PoolServer(uvicorn.Server):
         state.http2 = http2_class() if self._http2 else None
         state.connections.http = (Drainable, kind, *([state.http2] if self._http2 else []))
         if self._routes is not None:
-            show_proxied_routes(config, self._routes)
+            add_proxied_routes(config, self._routes)
 
     def _limit_reached(self) -> None:
         logger.info("Maximum request limit of %d exceeded. Terminating process.", self.limit_max_requests)

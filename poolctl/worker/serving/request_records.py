@@ -261,7 +261,7 @@ def _write(form: str, level: str, line: RequestLine | str) -> None:
         _print(f"{level + ':':<9} {line}")
 
 
-def watch_requests(config: uvicorn.Config, wanted: dict[str, Any] | None) -> None:
+def add_access_log(config: uvicorn.Config, wanted: dict[str, Any] | None) -> None:
     """Add an access log to the application of uvicorn's loaded configuration, with the arguments in `wanted`.
 
     Does nothing if `wanted` is None, or asks for neither lines nor request IDs in responses.

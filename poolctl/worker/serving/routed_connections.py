@@ -36,7 +36,7 @@ from .http1_connection import (
 )
 from .http2_connection import Http1Or2
 from .uvicorn_parts import State
-from .worker_routes import Routes, RoutingState, show_route
+from .worker_routes import Routes, RoutingState, add_route_to_scopes
 
 _END = b"\r\n\r\n"
 _FIRST_PAUSE_SECONDS = 0.003
@@ -207,7 +207,7 @@ class RoutedConnection(Http1Connection):
         routing, routes = self.routing, self.routing.routes
         self._hold(data)
         self.stop_timer()
-        self.head_is_over()
+        self.cancel_head_timeout()
         routing.until = monotonic() + self.server_state.heads.seconds
         routing.pause = 0.0
         if routes.table is None and not routes.ended:
@@ -286,7 +286,7 @@ class RoutedConnection(Http1Connection):
         # Lingering has shortened the time limit, which no longer applies.
         asked = {"until": monotonic() + self.timeout_keep_alive, "asked": True}
         try:
-            limits = asked if self.head is None else self.time_limit()
+            limits = asked if self.head is None else self.deadline_arguments()
             self._give_back(routing.for_worker()._replace(decided=False), limits)
             return True
         except BlockingIOError:
@@ -376,5 +376,5 @@ def make_routed_connection(
     if isinstance(made, Http1Or2):
         made.routing = routing
     elif hasattr(made, "app"):
-        show_route(made, routing)
+        add_route_to_scopes(made, routing)
     return made

@@ -188,7 +188,7 @@ WEBSOCKETS = {
 BUSY_APP = "service_unavailable"
 
 
-def drainable(settings: Settings) -> Settings:
+def with_explicit_parser(settings: Settings) -> Settings:
     """The settings with a definite parser instead of `auto`, whose meaning may change in uvicorn.
 
     Connections with the chosen parser can be drained without loss.
@@ -201,7 +201,7 @@ def drainable(settings: Settings) -> Settings:
 def configure(app: App, settings: Settings) -> uvicorn.Config:
     """A uvicorn configuration for `app`, not loaded yet."""
     # Logging was set up by the preload, its level by the worker; the access log is poolctl's own.
-    return uvicorn.Config(app, log_config=None, **drainable(settings))
+    return uvicorn.Config(app, log_config=None, **with_explicit_parser(settings))
 
 
 def ssl_context(tls: Tls, fds: list[int]) -> ssl.SSLContext:

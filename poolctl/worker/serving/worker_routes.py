@@ -233,7 +233,7 @@ def proxied_app(app: App, routes: Routes) -> App:
     return serve
 
 
-def show_proxied_routes(config: uvicorn.Config, routes: Routes) -> None:
+def add_proxied_routes(config: uvicorn.Config, routes: Routes) -> None:
     """Let the loaded application see the routes of requests that the gateway has proxied."""
     app: Any = config.loaded_app
     if isinstance(app, AccessLog):  # the access log stays the outermost layer
@@ -252,7 +252,7 @@ def _take_context(scope: Scope, routes: Routes) -> None:
             scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: context}
 
 
-def show_route(connection: Any, routing: RoutingState) -> None:
+def add_route_to_scopes(connection: Any, routing: RoutingState) -> None:
     """Add the route to the scope of each request on a uvicorn connection, including WebSockets."""
     connection.app = routed_app(connection.app, routing)
     if getattr(connection, "ws_protocol_class", None) is not None:  # absent in HTTP/2

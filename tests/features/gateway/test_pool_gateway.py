@@ -527,11 +527,11 @@ def test_problems_are_those_of_the_gateway_and_of_the_parts_behind_it() -> None:
 
 def test_pool_of_routes_alone_is_served() -> None:
     async def scene(stage: Stage) -> None:
-        assert not stage.part.serves_alone
+        assert not stage.part.serves_without_servers
         stage.core.entries.clear()
-        assert not stage.part.serves_alone
+        assert not stage.part.serves_without_servers
         stage.manager.tables = Tables(route=[RouteConfig(to="http://10.0.0.7:80")])
-        assert stage.part.serves_alone
+        assert stage.part.serves_without_servers
 
     staged(scene)
 
@@ -563,7 +563,7 @@ def test_pool_without_a_gateway_has_no_routes_and_changes_none() -> None:
         result = Result(exit_code=3)
         assert await stage.extended("status", result=result) is result
         assert await stage.concluded("start", result=result) is result
-        assert (part.problems, part.pids, part.serves_alone) == ([], {}, False)
+        assert (part.problems, part.pids, part.serves_without_servers) == ([], {}, False)
         assert (await part.metrics(), await part.route_healths()) == ([], {})
         part.apply_tables(Tables())
         assert await stage.perform("routes") == Result()

@@ -23,7 +23,7 @@ from poolctl.monitor.metrics import render
 from poolctl.routing.route import BreakerRule, Route, Target
 from poolctl.routing.route_health import STATUSES, RouteHealth
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.observers.metrics_server import PoolHealth
+from poolctl.supervisor.observers.metrics_server import HealthReporter
 from poolctl.supervisor.verbs.verb import Call
 from tests.features.gateway.test_gateway_statistics import RoutePool
 from tests.unit.core.ordered_core import run
@@ -144,7 +144,7 @@ def test_choice_routes_health_hosts_and_metrics_agree(case: Case) -> None:
         assert host["available"] is chosen or case.breaker == "pause is over"
 
         async def work() -> None:
-            observed = PoolHealth(Desk().core, Routes(health).healths)
+            observed = HealthReporter(Desk().core, Routes(health).healths)
             answer = await observed.verb(Call(Selector(), {}, lambda line: None))
             serves = case.expected in ("healthy", "napping")
             assert (answer.exit_code, (await observed.health()).serves) == (0 if serves else 3, serves)

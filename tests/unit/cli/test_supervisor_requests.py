@@ -583,7 +583,8 @@ def test_supervisor_that_ends_while_it_is_asked_has_written_why(
     place.mkdir(parents=True, mode=0o700)
     (place / "supervisor.log").write_text("from earlier\n")
     monkeypatch.setattr(
-        "poolctl.cli.supervisor_requests.last_words", lambda path, start: f"{path.rpartition('/')[2]} {start}"
+        "poolctl.cli.supervisor_requests.failure_reason",
+        lambda path, start: f"{path.rpartition('/')[2]} {start}",
     )
     found, launches = launched(directory, monkeypatch, {"start": None, "stop": None})
     assert isinstance(found, ControlError)

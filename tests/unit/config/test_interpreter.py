@@ -15,8 +15,8 @@ from poolctl.config.checks.interpreter import (
     enter_as,
     interpreter,
     missing_program,
+    root_trust_problem,
     start_options,
-    trusted_by_root,
 )
 from tests.config_files import load_text
 
@@ -207,19 +207,19 @@ def test_interpreter_of_the_tests_is_judged_within_a_moment() -> None:
 
 
 def test_path_that_another_user_may_change_is_named_with_the_fix(python: Path) -> None:
-    assert trusted_by_root(str(python), {}) == ("", "")
+    assert root_trust_problem(str(python), {}) == ("", "")
     site = python.parent.parent / "lib/python3.11/site-packages"
     site.chmod(0o777)
-    assert trusted_by_root(str(python), {}) == (
+    assert root_trust_problem(str(python), {}) == (
         f"other users can modify {site}, whose code this server runs as root", f"chmod -R go-w {site}",
     )  # fmt: skip
     site.chmod(0o755)
     give(site)
-    problem, fix = trusted_by_root(str(python), {})
+    problem, fix = root_trust_problem(str(python), {})
     assert problem == f"user nobody can modify {site}, whose code this server runs as root"
     assert fix == f"chown -R root {site}, or user = 'nobody'"
     os.lchown(site, 4_000_000, 0)
-    problem, fix = trusted_by_root(str(python), {})
+    problem, fix = root_trust_problem(str(python), {})
     assert (problem.partition(" can")[0], fix) == ("user 4000000", f"chown -R root {site}")
 
 

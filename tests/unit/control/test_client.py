@@ -24,7 +24,7 @@ from poolctl.control.client import (
     SupervisorEnded,
     ask_async,
     clear_exit,
-    last_words,
+    failure_reason,
     messages_async,
     options_of_this_version,
     raise_for_errors,
@@ -331,20 +331,20 @@ Current thread 0x00007f6f8f1b8740 (most recent call first):
 )
 def test_reason_is_the_interpreters_error_or_the_last_line(tmp_path: Path, text: str, words: str) -> None:
     log = tmp_path / "supervisor.log"
-    assert last_words(str(log)) == ""
+    assert failure_reason(str(log)) == ""
     log.write_text(text)
-    assert last_words(str(log)) == words
+    assert failure_reason(str(log)) == words
 
 
 def test_reason_is_looked_for_from_a_position_on_unless_the_log_was_emptied(tmp_path: Path) -> None:
     log = tmp_path / "supervisor.log"
     log.write_text("of an earlier one\n")
     end = log.stat().st_size
-    assert last_words(str(log), end) == ""
+    assert failure_reason(str(log), end) == ""
     log.write_text("of an earlier one\nthis one\n")
-    assert last_words(str(log), end) == "this one"
+    assert failure_reason(str(log), end) == "this one"
     log.write_text("the reason\n")
-    assert last_words(str(log), end) == "the reason"
+    assert failure_reason(str(log), end) == "the reason"
 
 
 def test_end_of_a_process_is_awaited_within_the_limit() -> None:

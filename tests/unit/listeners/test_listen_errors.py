@@ -210,7 +210,7 @@ def test_missing_proc_tables_give_no_addresses() -> None:
 
 
 TCP = parse("127.0.0.1:8080")
-TAKEN = listen_errors.address_in_use(TCP, ("127.0.0.1", 8080))
+TAKEN = listen_errors.address_in_use_error(TCP, ("127.0.0.1", 8080))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ TAKEN = listen_errors.address_in_use(TCP, ("127.0.0.1", 8080))
     ],
 )
 def test_error_of_a_port_is_explained_with_its_fix(number: int, host: str, message: str, hint: str) -> None:
-    error = listen_errors.explain_port(TCP, host, OSError(number, os.strerror(number)))
+    error = listen_errors.port_error(TCP, host, OSError(number, os.strerror(number)))
     assert message in error.message
     assert hint in error.hint
     assert bool(error.hint) is bool(hint)
@@ -247,23 +247,23 @@ def test_privileged_port_is_explained_with_the_systems_limit(
     for content, port, first in (("", 1023, 1024), ("90", 89, 90)):
         limit.write_text(content)
         for number in (errno.EACCES, errno.EPERM):
-            found = listen_errors.explain_port(parse(f":{port}"), "0.0.0.0", OSError(number, ""))
+            found = listen_errors.port_error(parse(f":{port}"), "0.0.0.0", OSError(number, ""))
             assert found.message == f"port {port} is privileged: only root may open ports below {first}"
             assert f"take a port from {first} up" in found.hint
             assert f"ip_unprivileged_port_start={port}" in found.hint
-            allowed = listen_errors.explain_port(parse(f":{first}"), "0.0.0.0", OSError(number, ""))
+            allowed = listen_errors.port_error(parse(f":{first}"), "0.0.0.0", OSError(number, ""))
             assert "privileged" not in allowed.message
 
 
 def test_udp_port_and_unix_socket_have_their_own_command() -> None:
     error = OSError(errno.EADDRINUSE, "")
-    found = listen_errors.explain_port(TCP, "127.0.0.1", error, socket.SOCK_DGRAM)
+    found = listen_errors.port_error(TCP, "127.0.0.1", error, socket.SOCK_DGRAM)
     assert (found.message, found.taken) == ("UDP port 8080 is in use", None)
     assert "ss -uanp" in found.hint
-    path = listen_errors.address_in_use(parse("unix:/a/b"), "/a/b")
+    path = listen_errors.address_in_use_error(parse("unix:/a/b"), "/a/b")
     assert path.message == "the Unix socket /a/b is in use"
     assert "ss -lxp 'src /a/b', or choose another path" in path.hint
-    unknown = listen_errors.unresolved_host(parse("nowhere:80"), "no such host")
+    unknown = listen_errors.unresolved_host_error(parse("nowhere:80"), "no such host")
     assert unknown.message == "host name 'nowhere' cannot be resolved: no such host"
     assert (
         listen_errors.explain(TCP, "it failed", OSError("for a reason")).message == "it failed: for a reason"
@@ -313,7 +313,7 @@ def test_error_without_a_holder_or_a_place_stays_as_it_is() -> None:
 def test_every_address_in_use_gets_its_holder() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        taken = listen_errors.address_in_use(parse(f"127.0.0.1:{port}"), ("127.0.0.1", port))
+        taken = listen_errors.address_in_use_error(parse(f"127.0.0.1:{port}"), ("127.0.0.1", port))
         other = listen_errors.ListenError("it failed")
         named, same = listen_errors.name_holders([taken, other])
     assert f"(pid {os.getpid()})" in named.message

@@ -19,10 +19,10 @@ from poolctl.address import parse
 from poolctl.listeners.listen_errors import (
     Holder,
     Place,
-    address_in_use,
+    address_in_use_error,
     explain,
-    explain_port,
     name_holders,
+    port_error,
     with_holders,
 )
 from poolctl.listeners.open_listener import (
@@ -260,7 +260,7 @@ def test_port_in_use_error_names_the_holder_of_a_wildcard(free_port: FreePort) -
     ],
 )  # fmt: skip
 def test_holder_of_a_taken_port_decides_the_hint(found: Holder, message: str, hint: str) -> None:
-    error = with_holders(address_in_use(parse("127.0.0.1:80"), ("127.0.0.1", 80)), [found])
+    error = with_holders(address_in_use_error(parse("127.0.0.1:80"), ("127.0.0.1", 80)), [found])
     assert (error.message, error.hint) == (message, hint)
 
 
@@ -287,18 +287,18 @@ def test_unresolvable_host_name_is_reported(free_port: FreePort) -> None:
 
 
 def test_privileged_port_error_suggests_fixes() -> None:
-    error = explain_port(parse("127.0.0.1:1"), "127.0.0.1", OSError(errno.EACCES, "denied"))
+    error = port_error(parse("127.0.0.1:1"), "127.0.0.1", OSError(errno.EACCES, "denied"))
     assert "privileged" in error.message
     assert "ip_unprivileged_port_start" in error.hint
 
 
 def test_machine_without_ipv6_gets_the_hint_to_use_ipv4() -> None:
-    error = explain_port(parse("[::1]:8080"), "::1", OSError(errno.EAFNOSUPPORT, "no"))
+    error = port_error(parse("[::1]:8080"), "::1", OSError(errno.EAFNOSUPPORT, "no"))
     assert "IPv4" in error.hint
 
 
 def test_too_few_descriptors_are_explained_with_the_limit_to_raise() -> None:
-    error = explain_port(parse("127.0.0.1:8080"), "127.0.0.1", OSError(errno.EMFILE, "many"))
+    error = port_error(parse("127.0.0.1:8080"), "127.0.0.1", OSError(errno.EMFILE, "many"))
     assert error.message == "127.0.0.1:8080 cannot be opened: Too many open files"
     assert "ulimit -n" in error.hint
 
@@ -623,7 +623,7 @@ def test_command_that_a_hint_names_shows_the_holder_of_the_address(what: str, tm
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             client = stack.enter_context(socket.create_connection(listener.getsockname()))
             place = (listener if what == "listener" else client).getsockname()
-        hint = address_in_use(parse("127.0.0.1:1"), place).hint
+        hint = address_in_use_error(parse("127.0.0.1:1"), place).hint
         command = re.search(r"ss -\w+ '.*?'", hint)
         assert command is not None, hint
         done = subprocess.run(command[0], shell=True, capture_output=True, text=True, check=True)

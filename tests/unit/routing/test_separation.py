@@ -139,7 +139,7 @@ CHANGES = {
 @pytest.mark.parametrize("case", list(CHANGES))
 def test_change_ends_kept_connections_only_if_later_requests_may_lead_elsewhere(case: str) -> None:
     before, users, after, users_after, ended = CHANGES[case]
-    assert kept(*before, users=users).must_close(kept(*after, users=users_after), users_after) == ended
+    assert kept(*before, users=users).servers_to_close(kept(*after, users=users_after), users_after) == ended
 
 
 A_HOST = route("a", "a", host="a.example.com")
@@ -166,17 +166,17 @@ HOSTS = {
 def test_change_of_a_host_ends_what_a_server_has_kept_within_tls(case: str) -> None:
     before, after, ended = HOSTS[case]
     secure = set(USERS)
-    assert kept(*before, secure=secure).must_close(kept(*after, secure=secure), USERS) == ended
+    assert kept(*before, secure=secure).servers_to_close(kept(*after, secure=secure), USERS) == ended
     one_user = kept(*before, users=ONE_USER, secure=secure)
-    assert one_user.must_close(kept(*after, users=ONE_USER, secure=secure), ONE_USER) == set()
+    assert one_user.servers_to_close(kept(*after, users=ONE_USER, secure=secure), ONE_USER) == set()
 
 
 def test_connections_of_a_route_that_is_gone_count_until_they_are_ended() -> None:
     first = kept(route("any", "a"))
     second = kept(route("any", "a2")).with_earlier(first, USERS)
     third = kept(route("any", "a2"), route("b", "b", path="/b"))
-    assert second.must_close(third, USERS) == {"a", "a2"}
-    assert second.without({"a", "a2"}).must_close(third, USERS) == set()
+    assert second.servers_to_close(third, USERS) == {"a", "a2"}
+    assert second.without({"a", "a2"}).servers_to_close(third, USERS) == set()
     assert second.with_earlier(second, {"a2": "ann"}).servers == ("a2",)
 
 

@@ -1406,10 +1406,10 @@ def test_worker_that_exits_settles_everything_and_its_last_words_count(tmp_path:
         assert found.exited.result() == Exit.from_status(3)
         failure = found.answered.exception()
         assert isinstance(failure, WorkerFailed)
-        assert failure.message == Exit.from_status(3).before_ready("no such table")
+        assert failure.message == Exit.from_status(3).message_before_ready("no such table")
         assert (failure.hint, failure.exit) == ("poolctl logs web", Exit.from_status(3))
         found.mark_never_started("named pid 1")
-        found.breached("sent nonsense")
+        found.on_violation("sent nonsense")
         assert (found.breach, disowned, it.keeper.killed) == ("", [], [])
         assert found.control is not None
         assert found.control.sock.fileno() == -1
@@ -1427,8 +1427,8 @@ def test_worker_whose_zygote_lied_counts_as_exited_and_one_that_lies_is_killed_o
         it.worker.mark_never_started("named pid 1")
         assert disowned == ["its zygote named pid 1"]
         other = worker(it.keeper)
-        other.breached("sent nonsense")
-        other.breached("sent more")
+        other.on_violation("sent nonsense")
+        other.on_violation("sent more")
         assert (other.breach, it.keeper.killed) == ("it sent nonsense", [other.process])
 
     control(scenario)

@@ -78,7 +78,7 @@ class Peer(Receiver):
             raise Malformed(self._refused)
         self.heard.append(message)
 
-    def breached(self, deed: str) -> None:
+    def on_violation(self, deed: str) -> None:
         self.deeds.append(deed)
 
     def lost(self) -> None:

@@ -59,8 +59,11 @@ def test_failure_without_hint_and_exit_says_that_there_are_none() -> None:
 
 def test_exit_before_readiness_is_told_with_the_reason_of_the_worker_if_it_has_one() -> None:
     exit_ = Exit.from_status(3)
-    assert exit_.before_ready("") == "exited with status 3 before it was ready"
-    assert exit_.before_ready("no module app") == "exited with status 3 before it was ready: no module app"
+    assert exit_.message_before_ready("") == "exited with status 3 before it was ready"
+    assert (
+        exit_.message_before_ready("no module app")
+        == "exited with status 3 before it was ready: no module app"
+    )
 
 
 @pytest.mark.parametrize(

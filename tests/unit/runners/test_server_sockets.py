@@ -486,10 +486,10 @@ def test_hidden_pair_is_withdrawn_from_the_gateway_once_and_given_again_when_sho
         stage.route(server)
         stage.pairs.show(key)
         give = stage.gateway.pairs.pop("web")
-        assert not stage.pairs.is_hidden(key)
+        assert not stage.pairs.is_passing_forbidden(key)
         stage.pairs.hide(key)
         stage.pairs.hide(key)
-        assert stage.pairs.is_hidden(key)
+        assert stage.pairs.is_passing_forbidden(key)
         while not stage.gateway.withdrawn:
             await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -497,7 +497,7 @@ def test_hidden_pair_is_withdrawn_from_the_gateway_once_and_given_again_when_sho
         stage.pairs.open(config(user="daemon"))
         assert stage.gateway.pairs == {}, "a later pair is withheld too"
         stage.pairs.show(key)
-        assert not stage.pairs.is_hidden(key)
+        assert not stage.pairs.is_passing_forbidden(key)
         assert stage.gateway.pairs == {"web": stage.pairs.of(config(user="daemon"))[0]}
         await stage.close()
 

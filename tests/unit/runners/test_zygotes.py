@@ -842,7 +842,7 @@ def test_import_that_fails_is_reported_to_each_server_with_its_own_log(is_report
         web, api = await both
         assert isinstance(web, ImportFailed)
         assert isinstance(api, WorkerFailed)
-        assert web.message == api.message == exit_.before_ready("no settings")
+        assert web.message == api.message == exit_.message_before_ready("no settings")
         assert (web.hint, api.hint) == ("poolctl logs web", "poolctl logs api")
         assert web.exit == api.exit == exit_
         assert imports.written.waits == [("", 3.0)]

@@ -66,7 +66,7 @@ class NotedPart(FeaturePart):
         return [f"{self.name} is not served"]
 
     @property
-    def serves_alone(self) -> bool:
+    def serves_without_servers(self) -> bool:
         return self.alone
 
     async def route_healths(self) -> dict[str, RouteHealth]:
@@ -212,10 +212,10 @@ def test_pool_serves_without_servers_if_one_part_does(supervised: Make, log: lis
         made = supervised(
             feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
         )
-        assert not made.parts.serve_alone
+        assert not made.parts.any_serves_without_servers
         (_, two) = made.parts.of(NotedPart)
         two.alone = True
-        assert made.parts.serve_alone
+        assert made.parts.any_serves_without_servers
         assert (await made.parts.conclude("stop", LIST, Result())).without_servers is True
 
     run(work())
@@ -240,7 +240,7 @@ def test_part_that_does_nothing_serves_nothing() -> None:
 
     async def work() -> None:
         part = FeaturePart(site)
-        assert (part.verbs, part.problems, part.serves_alone, part.pids) == ({}, (), False, {})
+        assert (part.verbs, part.problems, part.serves_without_servers, part.pids) == ({}, (), False, {})
         assert (await part.metrics(), await part.route_healths()) == ((), {})
         result = Result(exit_code=3)
         assert await part.extend("list", LIST, result) is result

@@ -27,9 +27,9 @@ from poolctl.runners.runner_protocol import Capabilities
 from poolctl.selection.selector import Selector, SelectorError
 from poolctl.supervisor.observers import held_address, metrics_server
 from poolctl.supervisor.observers.metrics_server import (
+    HealthReporter,
     MetricsAddress,
     MetricsServer,
-    PoolHealth,
     PoolMetrics,
     _is_local,
 )
@@ -57,14 +57,14 @@ class Routes:
         return self.found
 
 
-async def asked(health: PoolHealth, **options: Any) -> tuple[int, list[dict[str, Any]]]:
+async def asked(health: HealthReporter, **options: Any) -> tuple[int, list[dict[str, Any]]]:
     answer = to_json(await health.verb(Call(Selector(), options, lambda line: None)))
     return answer["exit_code"], answer["items"]
 
 
 def test_health_of_routes_is_shown_in_three_depths() -> None:
     async def work() -> None:
-        health = PoolHealth(Desk().core, Routes(users=WELL, old=BROKEN).healths)
+        health = HealthReporter(Desk().core, Routes(users=WELL, old=BROKEN).healths)
         code, items = await asked(health)
         assert (code, items[0]["uptime_seconds"], items[1]["detail"]) == (3, 3.0, BROKEN.detail)
         assert "detail" not in (await asked(health, depth="summary"))[1][1]
@@ -81,7 +81,7 @@ def test_health_of_routes_is_shown_in_three_depths() -> None:
 def test_pool_without_a_gateway_has_the_health_of_its_servers() -> None:
     async def work() -> None:
         desk = Desk(web("good"), web("bad"), web("off", disabled=True))
-        health = PoolHealth(desk.core, Routes().healths)
+        health = HealthReporter(desk.core, Routes().healths)
         code, items = await asked(health, depth="simple")
         assert (code, [each["status"] for each in items]) == (3, ["unhealthy", "unhealthy", "unknown"])
         await desk.ask("start", "good")
@@ -98,7 +98,7 @@ def test_pool_without_a_gateway_has_the_health_of_its_servers() -> None:
 def test_health_is_served_next_to_the_metrics_with_503_for_what_does_not_serve() -> None:
     async def work() -> None:
         routes = Routes(users=WELL)
-        server = MetricsServer(Any, PoolHealth(Desk().core, routes.healths))  # type: ignore[arg-type]
+        server = MetricsServer(Any, HealthReporter(Desk().core, routes.healths))  # type: ignore[arg-type]
         server.path = "/metrics"
         listener = socket.create_server(("127.0.0.1", 0))
         where = listener.getsockname()
@@ -142,7 +142,7 @@ def test_details_are_for_clients_of_this_machine() -> None:
 def test_health_of_the_servers_agrees_with_status() -> None:
     async def work() -> None:
         desk = Desk(web("web"))
-        health = PoolHealth(desk.core, Routes().healths)
+        health = HealthReporter(desk.core, Routes().healths)
         seen = []
         for verb in ("start", "drain", "undrain", "stop", "start", "disable", "enable"):
             await desk.ask(verb, "web")
@@ -160,7 +160,7 @@ def test_health_of_the_servers_agrees_with_status() -> None:
 def test_servers_and_routes_are_shown_together_and_their_names_do_not_collide() -> None:
     async def work() -> None:
         desk = Desk(web("users"))
-        health = PoolHealth(desk.core, Routes(users=WELL).healths)
+        health = HealthReporter(desk.core, Routes(users=WELL).healths)
         code, items = await asked(health, depth="simple")
         assert (code, items) == (3, [
             {"name": "users", "kind": "route", "status": "healthy"},
@@ -196,7 +196,7 @@ class Figures:
         parts: Any = [SimpleNamespace(pids={"gateway": os.getppid()}, metrics=self._of_feature)]
         self.name = "shop"
         self.metrics = PoolMetrics(self.desk.core, Statistics(self.desk.core, totals), self._identity, parts)
-        self.server = MetricsServer(self.metrics, PoolHealth(self.desk.core, Routes().healths))
+        self.server = MetricsServer(self.metrics, HealthReporter(self.desk.core, Routes().healths))
         self.server.path = "/figures"
 
     def _identity(self) -> SupervisorIdentity:
@@ -381,7 +381,7 @@ class Address:
         self.link = StoreLink(store)
         self.recorded: list[str] = []
         figures.desk.events.subscribe(lambda event: self.recorded.append(f"{event.event}: {event.message}"))
-        health = PoolHealth(figures.desk.core, Routes().healths)
+        health = HealthReporter(figures.desk.core, Routes().healths)
         environment: Any = SimpleNamespace(keeper=self.link, configuration=SimpleNamespace(environment={}))
         self.served = MetricsAddress(environment, figures.desk.events, figures.metrics, health)
 

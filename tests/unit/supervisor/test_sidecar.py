@@ -56,7 +56,7 @@ def test_process_that_ends_three_times_within_ten_minutes_is_reported() -> None:
         found = [manager.instability]
         async with asyncio.timeout(60):
             for count in (1, 2, 3):
-                await manager._settle_now()
+                await manager._reconcile_now()
                 while manager.restarts < count:
                     await asyncio.sleep(0)
                 found.append(manager.instability)
@@ -129,12 +129,12 @@ def test_failure_is_a_problem_until_an_attempt_succeeds(
         seen = []
         manager.recorded.subscribe(lambda event: seen.append((event.event, event.message)))
         changed = manager._changed
-        await manager._settle_now()
+        await manager._reconcile_now()
         assert (manager.problem, [each.message for each in manager.failures]) == (problem, [problem])
         assert changed.is_set()
         assert manager._changed is not changed
         await asyncio.wait_for(manager.wait_for_opening(), 10)
-        await manager._settle_now()
+        await manager._reconcile_now()
         assert (manager.problem, manager.failures) == ("", ())
         await manager.aclose()
         manager.recorded.flush()
@@ -149,7 +149,7 @@ def test_pause_between_attempts_doubles_up_to_half_a_minute_and_a_change_resets_
         manager = Settling(*[ServerError("port taken") for _ in range(11)])
         pauses = []
         for _ in range(10):
-            await manager._settle_now()
+            await manager._reconcile_now()
             pauses.append(manager.pause_seconds)
         assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
         manager._configured()
@@ -188,12 +188,12 @@ def test_attempt_with_an_earlier_configuration_says_nothing_about_the_current_on
 def test_closed_manager_attempts_nothing_more() -> None:
     async def scenario() -> None:
         manager = Settling(ServerError("port taken"))
-        await manager._settle_now()
+        await manager._reconcile_now()
         retry = manager._retry
         await manager.aclose()
         assert retry is not None
         assert retry.cancelled()
-        await manager._settle_now()
+        await manager._reconcile_now()
         manager._schedule_retry()
         assert (manager.settled, manager.off, manager._retry) == (1, 1, retry)
 
@@ -224,7 +224,7 @@ def test_process_that_ends_is_reported_and_restarted_sooner_after_a_long_life(
     async def scenario() -> None:
         manager = Settling(*[ServerError("port taken") for _ in range(2)])
         for _ in range(2):
-            await manager._settle_now()
+            await manager._reconcile_now()
         recorded = []
         manager.recorded.subscribe(recorded.append)
         ours, theirs = wire.pair()

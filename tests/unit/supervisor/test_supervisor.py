@@ -1029,7 +1029,7 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
     whole.begin()
     whole.part.wrong = ("[gateway]: no port",)
     (address,) = addresses
-    assert address.done == [tables.metrics, "attempted"]
+    assert address.done == [tables.get(MetricsTable), "attempted"]
     whole.pass_time(1)
     found = whole.ask("ping")["not_served"]
     assert found[:2] == ["[gateway]: no port", "[metrics]: 127.0.0.1:9100 is in use"]
@@ -1043,7 +1043,7 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
     assert whole.ask("ping")["not_served"][0::1] != found
     whole.reader.reading = replace(whole.reader.reading, tables=Tables())
     whole.ask("reload")
-    assert address.done == [tables.metrics, "attempted", None]
+    assert address.done == [tables.get(MetricsTable), "attempted", None]
     assert whole.end() == 0
     assert address.done[-1] == "closed"
 

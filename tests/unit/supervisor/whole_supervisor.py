@@ -164,7 +164,7 @@ class RecordingPart(FeaturePart):
         return self.wrong
 
     @property
-    def serves_alone(self) -> bool:
+    def serves_without_servers(self) -> bool:
         return self.alone
 
     def flush(self) -> None:

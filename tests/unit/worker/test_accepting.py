@@ -27,8 +27,8 @@ from poolctl.worker.serving.accepting import (
     SharedListeners,
     connections_by_descriptors,
 )
+from poolctl.worker.serving.connection_balancer import ConnectionBalancer
 from poolctl.worker.serving.connection_state import PoolServerState
-from poolctl.worker.serving.evenness import Evenness
 from poolctl.worker.serving.pool_server import connection_class
 from poolctl.worker.serving.worker_routes import Routes
 from tests.asgi_apps import hello
@@ -326,7 +326,7 @@ def test_worker_with_more_connections_than_others_leaves_them_the_next_one_for_a
     taken: list[float] = []
 
     async def scenario() -> None:
-        state.evenness = Evenness(state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
+        state.balancer = ConnectionBalancer(state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
         Seat(page).publish(3)
         for each in range(3 + more):
             state.connections.add(each)
@@ -353,7 +353,7 @@ def test_worker_that_rests_while_it_leaves_a_connection_to_others_does_not_take_
     loop = VirtualLoop()
 
     async def scenario() -> None:
-        state.evenness = Evenness(state, pair.give, own, kept=True)  # type: ignore[arg-type]
+        state.balancer = ConnectionBalancer(state, pair.give, own, kept=True)  # type: ignore[arg-type]
         Seat(page).publish(0)
         state.connections.add("an earlier connection")
         with listener() as sock:
@@ -381,7 +381,7 @@ def test_worker_with_too_many_hands_over_tls_connections_before_their_handshake(
     async def scenario() -> None:
         shared, state = acceptor(secure=server_context(tmp_path))
         page: dict[Seat, int | None] = {}
-        state.evenness = Evenness(state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
+        state.balancer = ConnectionBalancer(state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
         Seat(page).publish(0)
         begun = time.monotonic()
         with listener() as sock:

@@ -83,7 +83,7 @@ class Kept:
         self.late = 0
         self.on_late: Callable[[], None] = lambda: None
 
-    def head_is_late(self) -> None:
+    def on_head_timeout(self) -> None:
         self.late += 1
         self.on_late()
 
@@ -181,13 +181,13 @@ def test_connections_and_watched_requests_are_activity() -> None:
 def test_handshake_passes_its_time_limit_on_once() -> None:
     server_state = PoolServerState()
     assert not server_state.expected
-    assert server_state.handshake_is_over("a") is None
+    assert server_state.end_handshake("a") is None
     assert not server_state.changed.is_set()
     server_state.expect("a", 7.5)
     assert server_state.expected
-    assert server_state.handshake_is_over("a") == 7.5
+    assert server_state.end_handshake("a") == 7.5
     assert server_state.changed.is_set()
-    assert server_state.handshake_is_over("a") is None
+    assert server_state.end_handshake("a") is None
     assert not server_state.expected
 
 

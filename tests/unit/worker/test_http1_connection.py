@@ -1086,7 +1086,7 @@ def test_late_connection_without_data_is_closed_and_one_with_half_a_head_gets_40
     kept.protocol.counts = RequestCounts(page)
     kept.ask(REQUEST[:10])
     kept.wire.pause_reading()  # the client may have to be read to its end before it reads the response
-    kept.loop.call_soon(kept.protocol.head_is_late)
+    kept.loop.call_soon(kept.protocol.on_head_timeout)
     kept.loop.pass_time()
     assert kept.wire.written == (
         b"HTTP/1.1 408 Request Timeout\r\nserver: uvicorn\r\ncontent-length: 15\r\nconnection: close\r\n\r\n"
@@ -1109,7 +1109,7 @@ def test_late_connection_that_has_sent_nothing_or_closes_gets_no_response(kept: 
     if begun:
         kept.ask(begun)
         kept.wire.closed = True
-    kept.loop.call_soon(kept.protocol.head_is_late)
+    kept.loop.call_soon(kept.protocol.on_head_timeout)
     kept.loop.pass_time()
     assert (kept.wire.written, kept.wire.closed, kept.protocol.head) == (b"", True, None)
     assert not kept.state.heads.due
@@ -1118,7 +1118,7 @@ def test_late_connection_that_has_sent_nothing_or_closes_gets_no_response(kept: 
 def test_late_head_of_the_maximum_size_gets_408(kept: Kept) -> None:
     kept.state.heads.most_bytes = len(REQUEST) - 1
     kept.ask(REQUEST[:-1])
-    kept.loop.call_soon(kept.protocol.head_is_late)
+    kept.loop.call_soon(kept.protocol.on_head_timeout)
     kept.loop.pass_time()
     assert kept.wire.written.startswith(b"HTTP/1.1 408")
     kept.loop.pass_time(3)
@@ -1155,7 +1155,7 @@ def test_pipelined_head_that_has_grown_too_large_gets_431_after_the_response_bef
         kept.ask(data)
     kept.loop.call_soon(release.set)
     kept.loop.pass_time()
-    kept.loop.call_soon(kept.protocol.head_is_late)
+    kept.loop.call_soon(kept.protocol.on_head_timeout)
     kept.loop.pass_time()
     assert re.findall(rb"HTTP/1.1 (\d+)", kept.wire.written) == [b"200", b"431"]
     kept.loop.pass_time(3)

@@ -27,8 +27,8 @@ from poolctl.routing.route_table import write_table
 from poolctl.worker import tally
 from poolctl.worker.serving import http1_connection, http2_connection
 from poolctl.worker.serving.accepting import protocol_factory
+from poolctl.worker.serving.connection_balancer import ConnectionBalancer
 from poolctl.worker.serving.connection_state import PoolServerState
-from poolctl.worker.serving.evenness import Evenness
 from poolctl.worker.serving.http2_connection import PREFACE, Http2Connection
 from poolctl.worker.serving.pool_server import connection_class
 from poolctl.worker.serving.request_records import FailedRequests, RequestCounts
@@ -534,8 +534,8 @@ def test_new_connection_moves_at_once_if_this_worker_has_too_many(
     Seat(page).publish(0)
 
     async def join() -> None:
-        made.state.evenness = Evenness(made.state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
-        made.state.evenness.publish_accepting(True)
+        made.state.balancer = ConnectionBalancer(made.state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
+        made.state.balancer.publish_accepting(True)
 
     made.loop.run_until_complete(join())
     made.state.connections.add("an earlier connection")
@@ -653,7 +653,7 @@ def test_connection_lingers_until_its_client_is_idle(connected: Connected) -> No
     assert connected.wire.closed
 
 
-@pytest.mark.parametrize("end", ["linger", "shutdown", "timeout_keep_alive_handler", "head_is_late"])
+@pytest.mark.parametrize("end", ["linger", "shutdown", "timeout_keep_alive_handler", "on_head_timeout"])
 def test_connection_that_closes_writes_nothing_more(connected: Connected, end: str) -> None:
     connected.wire.closed = True
     connected.loop.call_soon(getattr(connected.wire.protocol, end))
@@ -661,7 +661,7 @@ def test_connection_that_closes_writes_nothing_more(connected: Connected, end: s
     assert not connected.goaways
 
 
-@pytest.mark.parametrize("end", ["shutdown", "timeout_keep_alive_handler", "head_is_late"])
+@pytest.mark.parametrize("end", ["shutdown", "timeout_keep_alive_handler", "on_head_timeout"])
 def test_idle_connection_closes_with_the_last_stream_that_was_answered(
     connected: Connected, end: str
 ) -> None:

@@ -19,7 +19,7 @@ import uvicorn
 from websockets.asyncio.client import connect
 
 from poolctl.worker.serving import http1_connection, pool_server
-from poolctl.worker.serving.evenness import new_page as new_peer_page
+from poolctl.worker.serving.connection_balancer import new_page as new_peer_page
 from poolctl.worker.serving.http1_connection import H11Connection
 from poolctl.worker.serving.pool_server import (
     PoolServer,
@@ -926,18 +926,18 @@ def test_page_of_counts_is_used_until_the_server_leaves(engine: Engine, pair: Pa
             running = asyncio.ensure_future(server.run([sock], ready.set))
             await ready.wait()
             if early:
-                assert server.server_state.evenness is not None
+                assert server.server_state.balancer is not None
             server.join_counts_page(pages.pop())
-            first = server.server_state.evenness
+            first = server.server_state.balancer
             assert first is not None
             while pages:
                 server.join_counts_page(pages.pop())
-                assert server.server_state.evenness is not first
+                assert server.server_state.balancer is not first
             server.stop()
             await running
-            assert server.server_state.evenness is None
+            assert server.server_state.balancer is None
             server.join_counts_page(new_peer_page())
-            assert server.server_state.evenness is None
+            assert server.server_state.balancer is None
 
     def pages_in_memory() -> list[str]:
         return [file for file in open_descriptors().values() if "memfd" in file]
@@ -953,7 +953,7 @@ def test_page_that_cannot_be_used_is_closed(engine: Engine, pair: Pair, adopts: 
         async with served(engine, adoption=pair.worker() if adopts else None) as (server, *_):
             page = os.open(os.devnull, os.O_RDONLY) if adopts else new_peer_page()
             server.join_counts_page(page)
-            assert server.server_state.evenness is None
+            assert server.server_state.balancer is None
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(page)
 

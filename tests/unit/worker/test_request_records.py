@@ -19,8 +19,8 @@ from poolctl.worker.serving.request_records import (
     AccessLog,
     FailedRequests,
     RequestCounts,
+    add_access_log,
     unwatched,
-    watch_requests,
 )
 from tests.asgi_apps import lifespan
 from tests.serving import ENGINES, PLAIN, ZTTP, App, Client, Engine, blank_page, served, until
@@ -363,7 +363,7 @@ def test_app_without_an_access_log_is_not_wrapped() -> None:
     config = uvicorn.Config(app, log_config=None)
     config.load()
     before = config.loaded_app
-    watch_requests(config, None)
+    add_access_log(config, None)
     assert config.loaded_app is before
     assert unwatched(before) is before
     assert unwatched(AccessLog(app, log=None)) is app

@@ -28,7 +28,7 @@ from poolctl.routing.route_table import write_table
 from poolctl.runners.worker_spec import memory_files, spec_file, tls_contents, worker_spec
 from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
-from poolctl.worker.serving.evenness import PeerCounts, new_page
+from poolctl.worker.serving.connection_balancer import PeerCounts, new_page
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
 from poolctl.worker.worker_process import ControlSocket, IdleTimer, WorkerProcess, answer, begin
 from tests import serving

@@ -28,7 +28,13 @@ from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, context_line
 from poolctl.worker import tally
 from poolctl.worker.serving import worker_routes
 from poolctl.worker.serving.request_records import RequestCounts
-from poolctl.worker.serving.worker_routes import Routes, RoutingState, proxied_app, routed_app, show_route
+from poolctl.worker.serving.worker_routes import (
+    Routes,
+    RoutingState,
+    add_route_to_scopes,
+    proxied_app,
+    routed_app,
+)
 from tests.serving import ENGINES, ZTTP, Client, Engine, blank_page, served
 
 USERS = Route(alias="users", to=(Target(server="one"),))
@@ -306,8 +312,8 @@ def test_websockets_of_a_connection_see_its_route_too() -> None:
     routing.context = routes.context(USERS)
     plain, upgraded = Connection(), Connection()
     upgraded.ws_protocol_class = Connection
-    show_route(plain, routing)
-    show_route(upgraded, routing)
+    add_route_to_scopes(plain, routing)
+    add_route_to_scopes(upgraded, routing)
     assert plain.ws_protocol_class is None
     for app in (plain.app, upgraded.app, upgraded.ws_protocol_class(config=None).app):
         ask(app, scope_of())

@@ -202,7 +202,7 @@ class ComputedRoutes:
                 # An earlier version passed connections regardless of the servers' users.
                 await self._publish(routes.without_passing(unknown))
                 await self._end_kept(unknown, adopted=True)
-        ended = self._kept.must_close(routes.kept, users)
+        ended = self._kept.servers_to_close(routes.kept, users)
         if ended:
             await self._publish(self.routes.without_passing(ended))
             await self._end_kept(ended, adopted=is_first)

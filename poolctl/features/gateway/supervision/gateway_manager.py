@@ -375,7 +375,7 @@ class GatewayManager(SidecarManager):
 
     def _renew(self) -> None:
         self._renewal = None
-        self._schedule_settle()
+        self._schedule_reconcile()
 
     async def _plan(self) -> GatewayPlan | None:
         streams, directory = self.routes.routes.streams, self._environment.directory

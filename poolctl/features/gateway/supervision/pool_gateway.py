@@ -306,7 +306,7 @@ class PoolGateway(FeaturePart):
         return await verbs.warn(result) if verb == "status" else result
 
     @property
-    def serves_alone(self) -> bool:
+    def serves_without_servers(self) -> bool:
         if self._verbs is None or self.site.core.entries:
             return False
         tables = self._verbs.gateway.tables

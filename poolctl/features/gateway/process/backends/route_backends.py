@@ -238,7 +238,7 @@ class Backend:
         self.facts = facts
         self.context_key = "" if facts is None else facts.context_key
         self._facts_verdict, self.rank = None, READY
-        self._report_canary(facts)
+        self._apply_canary_report(facts)
         if facts is None:
             self._facts_verdict = BackendVerdict(False, "there is no such server", DOWN_RETRY_SECONDS)
             return
@@ -268,7 +268,7 @@ class Backend:
         for limiter in self._limiters.values():
             limiter.share = self.share
 
-    def _report_canary(self, facts: ServerFacts | None) -> None:
+    def _apply_canary_report(self, facts: ServerFacts | None) -> None:
         if facts is None or not facts.canary:
             self.canary = None
         elif self.canary is None or not self.canary.follows(facts):

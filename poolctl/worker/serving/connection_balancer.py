@@ -144,7 +144,7 @@ class HasHandOver(Protocol):
         """Move this connection to another worker through the socket `end`; return False if that is impossible now."""
 
 
-class Evenness:
+class ConnectionBalancer:
     """The balancer of one worker, which hands over connections to other workers if this worker has too many.
 
     `state` is the worker's PoolServerState. Connections are sent to other workers through the socket `give`. `counts`
@@ -219,7 +219,7 @@ class Evenness:
     def schedule_check(self) -> None:
         """Schedule a check whether connections have to be balanced."""
         if self._timer is None and not self._counts.alone:
-            self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)
+            self._timer = self._loop.call_later(MOMENT_SECONDS, self._end_interval)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
         """Return for how many seconds other workers may take a handed-over connection first; 0 to take it now.
@@ -281,7 +281,7 @@ class Evenness:
         self._given_at = monotonic()
         return True
 
-    def _moment_is_over(self) -> None:
+    def _end_interval(self) -> None:
         if self._made:
             closed = sum(each.transport is None or each.transport.is_closing() for each in self._made)
             self._short_lived = 2 * closed >= len(self._made)

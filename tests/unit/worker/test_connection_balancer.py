@@ -17,8 +17,13 @@ from typing import Any, cast
 
 import pytest
 
-from poolctl.worker.serving import evenness, http1_connection, pool_server
-from poolctl.worker.serving.evenness import MOMENT_SECONDS, Evenness, PeerCounts, new_page
+from poolctl.worker.serving import connection_balancer, http1_connection, pool_server
+from poolctl.worker.serving.connection_balancer import (
+    MOMENT_SECONDS,
+    ConnectionBalancer,
+    PeerCounts,
+    new_page,
+)
 from poolctl.worker.serving.pool_server import PoolServer
 from poolctl.worker.tally import OPEN_WEBSOCKETS
 from tests.certificates import certificate
@@ -68,8 +73,8 @@ def trusting(*protocols: str) -> ssl.SSLContext:
 
 def join(server: PoolServer, pair: Pair, page: dict[Seat, int | None]) -> None:
     state: Any = server.server_state
-    state.evenness = Evenness(state, pair.give, Seat(page), kept=server._can_migrate)  # type: ignore[arg-type]
-    server.acceptor.show_taking()
+    state.balancer = ConnectionBalancer(state, pair.give, Seat(page), kept=server._can_migrate)  # type: ignore[arg-type]
+    server.acceptor.publish_taking()
 
 
 @contextlib.asynccontextmanager
@@ -128,10 +133,10 @@ def test_websockets_among_short_connections_are_shared_with_all_that_they_have_s
                 options = {"adoption": pair.worker(), "tally": blank_page()}
                 made.append(await stack.enter_async_context(served(shared, **options)))
                 join(made[-1].server, pair, page)
-            evenness: Any = made[0].server.server_state.evenness
+            balancer: Any = made[0].server.server_state.balancer
             clients = []
             for number in range(16):
-                evenness._short_lived = True
+                balancer._short_lived = True
                 clients.append(await Client.connect(made[0].port))
                 assert (await clients[-1].get())[0] == 200
                 await clients[-1].send(f"/{number}?a=b", f"x-number: {number}", *UPGRADE)
@@ -163,7 +168,7 @@ def test_worker_with_more_websockets_hands_over_tls_connections_even_if_they_are
                 state.tally[OPEN_WEBSOCKETS] = websockets
                 before = len(made[0].app.scopes)
                 for _ in range(2):
-                    state.evenness._short_lived = True
+                    state.balancer._short_lived = True
                     client = await Client.connect(made[0].port, trusting())
                     assert (await client.get())[0] == 200
                 assert len(made[0].app.scopes) - before == staying
@@ -181,7 +186,7 @@ def test_kept_connections_move_to_a_worker_that_came_later(engine: Engine, pair:
             join(first.server, pair, page)
             async with served(engine, adoption=pair.worker()) as second:
                 join(second.server, pair, page)
-                first.server.server_state.evenness.schedule_check()  # type: ignore[union-attr]
+                first.server.server_state.balancer.schedule_check()  # type: ignore[union-attr]
                 await until(lambda: counts([first, second]) == [3, 3])
                 for each in clients:
                     assert (await each.get())[0] == 200
@@ -199,9 +204,9 @@ def test_connection_in_the_middle_of_a_request_does_not_move(engine: Engine, pai
             await until(lambda: len(first.app.scopes) == 3)
             join(first.server, pair, page)
             page[Seat(page)] = 0
-            evenness: Any = first.server.server_state.evenness
-            evenness.schedule_check()
-            await until(lambda: evenness._timer is None)
+            balancer: Any = first.server.server_state.balancer
+            balancer.schedule_check()
+            await until(lambda: balancer._timer is None)
             assert len(first.server.server_state.connections) == 3
             first.app.release.set()
             for each in clients:
@@ -218,8 +223,8 @@ def test_short_connections_are_not_handed_over(engine: Engine, pair: Pair) -> No
             client = await Client.connect(port)
             assert (await client.get())[0] == 200
             client.close()
-            evenness: Any = server.server_state.evenness
-            await asyncio.wait_for(until(lambda: evenness._timer is None), 100 * MOMENT_SECONDS)
+            balancer: Any = server.server_state.balancer
+            await asyncio.wait_for(until(lambda: balancer._timer is None), 100 * MOMENT_SECONDS)
             page[Seat(page)] = 0  # a worker that takes nothing
             clients = [await Client.connect(port) for _ in range(4)]
             await until(lambda: len(server.server_state.connections) == 4)
@@ -252,7 +257,7 @@ def test_worker_out_of_rotation_is_handed_nothing(engine: Engine, pair: Pair) ->
                 assert (await each.get())[0] == 200
             assert len(first.server.server_state.connections) == 4
             second.server.set_in_rotation(True)
-            first.server.server_state.evenness.schedule_check()  # type: ignore[union-attr]
+            first.server.server_state.balancer.schedule_check()  # type: ignore[union-attr]
             await until(lambda: counts([first, second]) == [2, 2])
 
     engine.run(scenario())
@@ -270,7 +275,7 @@ def test_tls_connections_are_shared_before_their_handshake(
             assert sum(shared) == 16
             assert shared[0] >= 2
             assert shared[-1] <= 6
-            await until(lambda: not any(each.server.server_state.evenness._timer for each in made))  # type: ignore[union-attr]
+            await until(lambda: not any(each.server.server_state.balancer._timer for each in made))  # type: ignore[union-attr]
             assert counts(made) == shared  # what is encrypted does not move
             for each in clients:
                 assert (await each.get())[0] == 200
@@ -306,7 +311,7 @@ def test_time_of_a_tls_connection_that_is_handed_over_counts_from_its_accept(
             join(giving.server, pair, page)
             page[Seat(page)] = 0
             giving.server.acceptor._stop_taking()
-            giving.server.server_state.evenness.publish_accepting(True)  # type: ignore[union-attr]
+            giving.server.server_state.balancer.publish_accepting(True)  # type: ignore[union-attr]
             silent = [await Client.connect(giving.port) for _ in range(2)]
             accepted = monotonic()
             await until(lambda: counts([giving]) == [1])
@@ -500,7 +505,7 @@ def test_worker_is_seen_although_one_that_joined_at_the_same_time_overwrote_it(p
 
 def test_announced_handover_is_over_after_a_moment(page: int, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 10**9
-    monkeypatch.setattr("poolctl.worker.serving.evenness.monotonic_ns", lambda: now)
+    monkeypatch.setattr("poolctl.worker.serving.connection_balancer.monotonic_ns", lambda: now)
     with contextlib.closing(PeerCounts(os.dup(page))) as counts:
         assert not counts.handover_announced
         counts.announce_handover()
@@ -566,8 +571,8 @@ class One:
         self.state = SimpleNamespace(
             open_connections=0, open_websockets=0, draining=False, connections=dict[Movable, None]()
         )
-        self.evenness = Evenness(self.state, cast(Any, None), cast(Any, self.others), kept=kept)
-        self.evenness.publish_accepting(True)
+        self.balancer = ConnectionBalancer(self.state, cast(Any, None), cast(Any, self.others), kept=kept)
+        self.balancer.publish_accepting(True)
 
     def has(self, count: int) -> None:
         self.state.connections = dict.fromkeys(Movable() for _ in range(count))
@@ -586,14 +591,14 @@ def decide(
         try:
             await scenario(one)
         finally:
-            one.evenness.close()
+            one.balancer.close()
         assert one.others.closed
         count = len(one.others.published)
         await asyncio.sleep(10)
         assert len(one.others.published) == count
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        monkeypatch.setattr(evenness, "monotonic", lambda: 1000.0 + runner.get_loop().time())
+        monkeypatch.setattr(connection_balancer, "monotonic", lambda: 1000.0 + runner.get_loop().time())
         runner.run(watched())
 
 
@@ -615,16 +620,16 @@ def test_connection_beyond_the_fair_share_is_handed_over(
         one.others.connections = others
         one.state.open_connections = mine
         connection = Movable()
-        assert one.evenness.hand_over_if_too_many(connection) is moves
+        assert one.balancer.hand_over_if_too_many(connection) is moves
         assert (connection.moved, one.others.announced) == (moves, moves)
         one.state.open_connections = mine + 1  # a new connection is counted when it arrives
         if not moves:
-            one.evenness.arrived(connection, unread=True)
+            one.balancer.arrived(connection, unread=True)
             assert connection.moved == 0
         else:
-            one.evenness.arrived(connection, unread=False)
-            one.evenness.publish_accepting(False)
-            assert not one.evenness.hand_over_if_too_many(connection)
+            one.balancer.arrived(connection, unread=False)
+            one.balancer.publish_accepting(False)
+            assert not one.balancer.hand_over_if_too_many(connection)
             assert connection.moved == 1
 
     decide(monkeypatch, scenario)
@@ -634,7 +639,7 @@ def test_worker_that_has_not_begun_to_accept_hands_over_nothing(monkeypatch: pyt
     async def scenario(one: One) -> None:
         one.others.connections = [0]
         one.has(5)
-        new = Evenness(one.state, cast(Any, None), cast(Any, one.others), kept=True)
+        new = ConnectionBalancer(one.state, cast(Any, None), cast(Any, one.others), kept=True)
         connection = Movable()
         assert not new.hand_over_if_too_many(connection)
         new.arrived(connection, unread=True)
@@ -665,10 +670,10 @@ def test_worker_that_is_alone_hands_over_nothing(monkeypatch: pytest.MonkeyPatch
         one.has(5)
         one.state.open_websockets = 5
         connection = Movable()
-        one.evenness.arrived(connection, unread=True)
-        one.evenness.schedule_check()
-        assert not one.evenness.hand_over_if_too_many(connection)
-        assert not one.evenness.hand_over_websocket_if_too_many(connection)
+        one.balancer.arrived(connection, unread=True)
+        one.balancer.schedule_check()
+        assert not one.balancer.hand_over_if_too_many(connection)
+        assert not one.balancer.hand_over_websocket_if_too_many(connection)
         await asyncio.sleep(1)
         assert (connection.moved, one.moved) == (0, 0)
 
@@ -684,7 +689,7 @@ def test_websocket_beyond_the_fair_share_is_handed_over(
     async def scenario(one: One) -> None:
         one.others.websockets, one.others.connections = others, [50] * len(others)
         one.state.open_websockets = mine
-        assert one.evenness.hand_over_websocket_if_too_many(Movable()) is moves
+        assert one.balancer.hand_over_websocket_if_too_many(Movable()) is moves
 
     decide(monkeypatch, scenario)
 
@@ -698,7 +703,7 @@ def test_worker_with_clearly_more_websockets_hands_over_any_connection(
     async def scenario(one: One) -> None:
         one.others.websockets, one.others.connections = [30, least], [99, 99]
         one.state.open_websockets = one.state.open_connections = mine
-        assert one.evenness.hand_over_if_too_many(Movable()) is moves
+        assert one.balancer.hand_over_if_too_many(Movable()) is moves
 
     decide(monkeypatch, scenario)
 
@@ -722,11 +727,11 @@ def test_connections_are_left_to_workers_with_fewer_while_handovers_are_announce
     async def scenario(one: One) -> None:
         one.others.connections, one.others.websockets = [3, 7], [1, 7]
         one.state.open_connections, one.state.open_websockets = mine, websockets
-        assert one.evenness.pause_seconds(accepted, pauses) == 0.0
+        assert one.balancer.pause_seconds(accepted, pauses) == 0.0
         one.others.handover_announced = True
-        assert one.evenness.pause_seconds(accepted, pauses) == seconds
+        assert one.balancer.pause_seconds(accepted, pauses) == seconds
         one.others.connections = []
-        assert one.evenness.pause_seconds(accepted, pauses) == 0.0
+        assert one.balancer.pause_seconds(accepted, pauses) == 0.0
 
     decide(monkeypatch, scenario)
 
@@ -735,16 +740,16 @@ def test_worker_whose_offers_nobody_takes_makes_none_for_a_second(monkeypatch: p
     async def scenario(one: One) -> None:
         one.others.connections, one.others.websockets, one.others.handover_announced = [0], [0], True
         one.has(5)
-        one.evenness.pause_seconds(0, 10)
+        one.balancer.pause_seconds(0, 10)
         one.state.open_websockets = 5
-        assert not one.evenness.hand_over_if_too_many(Movable())
-        assert not one.evenness.hand_over_websocket_if_too_many(Movable())
-        one.evenness.schedule_check()
+        assert not one.balancer.hand_over_if_too_many(Movable())
+        assert not one.balancer.hand_over_websocket_if_too_many(Movable())
+        one.balancer.schedule_check()
         await asyncio.sleep(1.0)
         assert one.moved == 0
         await asyncio.sleep(0.11)
         assert one.moved > 0
-        assert one.evenness.hand_over_if_too_many(Movable())
+        assert one.balancer.hand_over_if_too_many(Movable())
 
     decide(monkeypatch, scenario)
 
@@ -755,19 +760,19 @@ def test_connections_on_their_way_are_counted_until_they_are_taken_or_too_old(
     async def scenario(one: One) -> None:
         one.others.connections = [0]
         one.state.open_connections = 1
-        assert not one.evenness.hand_over_if_too_many(Movable(stays=True))
-        assert one.evenness.hand_over_if_too_many(Movable())
-        assert not one.evenness.hand_over_if_too_many(Movable()), "the other one is about to have as many"
-        one.evenness.note_taken()  # its own
-        one.evenness.note_taken()
-        assert one.evenness.hand_over_if_too_many(Movable())
+        assert not one.balancer.hand_over_if_too_many(Movable(stays=True))
+        assert one.balancer.hand_over_if_too_many(Movable())
+        assert not one.balancer.hand_over_if_too_many(Movable()), "the other one is about to have as many"
+        one.balancer.note_taken()  # its own
+        one.balancer.note_taken()
+        assert one.balancer.hand_over_if_too_many(Movable())
         await asyncio.sleep(0.02)
-        assert not one.evenness.hand_over_if_too_many(Movable())
+        assert not one.balancer.hand_over_if_too_many(Movable())
         await asyncio.sleep(0.001)
-        assert one.evenness.hand_over_if_too_many(Movable())
+        assert one.balancer.hand_over_if_too_many(Movable())
         one.others.connections = [1]  # the other one has counted it
         one.state.open_connections = 2
-        assert one.evenness.hand_over_if_too_many(Movable())
+        assert one.balancer.hand_over_if_too_many(Movable())
 
     decide(monkeypatch, scenario)
 
@@ -780,13 +785,13 @@ def test_new_connections_stay_while_half_of_them_last_less_than_a_moment(
         one.others.connections = [9]
         made = [Movable() for _ in range(4)]
         for each in made:
-            one.evenness.arrived(each, unread=True)
+            one.balancer.arrived(each, unread=True)
         for number, each in enumerate(made[:closed]):
             each.transport = None if number % 2 else SimpleNamespace(is_closing=lambda: True)
         await asyncio.sleep(MOMENT_SECONDS + 0.01)
         one.others.connections = [0]
         one.state.open_connections = 5
-        assert one.evenness.hand_over_if_too_many(Movable()) is moves
+        assert one.balancer.hand_over_if_too_many(Movable()) is moves
 
     decide(monkeypatch, scenario)
 
@@ -800,7 +805,7 @@ def test_kept_connections_move_a_moment_later_one_for_each_worker_with_two_fewer
         one.has(10)
         staying = next(iter(one.state.connections))
         staying.stays = True
-        one.evenness.schedule_check()
+        one.balancer.schedule_check()
         await asyncio.sleep(0.09)
         assert one.moved == 0
         await asyncio.sleep(0.011)
@@ -817,11 +822,11 @@ def test_number_of_connections_is_shown_unless_the_worker_is_out_of_rotation(
 ) -> None:
     async def scenario(one: One) -> None:
         one.state.open_connections, one.state.open_websockets = 3, 2
-        one.evenness.publish()
+        one.balancer.publish()
         one.state.draining = True
-        one.evenness.publish()
+        one.balancer.publish()
         one.state.draining = False
-        one.evenness.publish_accepting(False)
+        one.balancer.publish_accepting(False)
         assert one.others.published == [(0, 0), (3, 2), (None, 2), (None, 2)]
 
     decide(monkeypatch, scenario)
