@@ -99,10 +99,26 @@ def import_share_of_new_files(config: pytest.Config) -> None:
                 importlib.import_module(".".join(path.relative_to(HERE.parent).with_suffix("").parts))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """What is there by now stays: looking through it at every collection took a fifth of the unit tests' time."""
     gc.collect()
     gc.freeze()
+    if hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(NoReports(session.config))
+
+
+class NoReports:
+    """Drops the reports of finished tests in a process of pytest-xdist, which has sent them to the main process.
+
+    pytest keeps three of each test there too. Every collection of garbage looks through them, and hundreds of tests
+    begin with one.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+
+    def pytest_runtest_logfinish(self) -> None:
+        self._reporter.stats.clear()
 
 
 @pytest.fixture
