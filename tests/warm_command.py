@@ -112,8 +112,10 @@ def _become(descriptors: list[int], args: list[str], cwd: str, env: dict[str, st
 
 def _import_all() -> None:
     """Everything that a command would import first."""
+    import poolctl.cli.commands.start
     import poolctl.cli.offline
-    import poolctl.cli.typer_app  # noqa: F401
+    import poolctl.cli.typer_app
+    import poolctl.supervisor.launch  # noqa: F401
     from poolctl.config import load
 
     with tempfile.TemporaryDirectory() as directory:
