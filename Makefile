@@ -64,6 +64,7 @@ demo: venv
 	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
 
 # Fast unit tests, the contract, the documents' commands, and for each capability one test through real processes.
+# The tutorial and the longer guides are pasted as a whole in `make test-all`.
 IN_TEST := capability or not (slow or heavy or integration)
 test: JOBS := $(shell echo $$(( $(CPUS) * 2 ))) # they wait as much as they compute
 test: dev

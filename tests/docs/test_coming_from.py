@@ -39,6 +39,7 @@ def test_each_example_is_valid(tmp_path: Path, text: str) -> None:
     assert len(config) == 1
 
 
+@pytest.mark.slow
 def test_each_file_runs_with_the_program_that_it_names(real_pool: RealPool) -> None:
     pool = real_pool
     pool.env["PATH"] = f"{Path(program('gunicorn')).parent}:{pool.env['PATH']}"
@@ -62,6 +63,7 @@ def test_each_file_runs_with_the_program_that_it_names(real_pool: RealPool) -> N
     assert found == {"legacy": "legacy", "files": "files"}
 
 
+@pytest.mark.slow
 def test_each_command_of_node_runs(real_pool: RealPool) -> None:
     pool = real_pool
     pool.env["PATH"] = f"{Path(program('node')).parent}:{pool.env['PATH']}"

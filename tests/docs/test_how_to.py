@@ -63,6 +63,7 @@ def project(real_pool: RealPool) -> RealPool:
     return real_pool
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(190)
 def test_deploying_works_as_it_is_pasted(reader: Any, project: RealPool) -> None:
     project.ok("start")
@@ -72,6 +73,7 @@ def test_deploying_works_as_it_is_pasted(reader: Any, project: RealPool) -> None
     project.ok("stop")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(190)
 def test_ci_works_as_it_is_pasted(reader: Any, project: RealPool) -> None:
     output = reader("\n".join(guide("ci", "sh")))
@@ -91,6 +93,7 @@ def test_http2_works_as_it_is_pasted(reader: Any, real_pool: RealPool) -> None:
     assert reader(written + "\n".join(guide("http2", "sh"))).count("hello from") == 2
 
 
+@pytest.mark.slow
 def test_the_dashboard_for_grafana_asks_for_metrics_that_there_are(real_pool: RealPool) -> None:
     dashboard = json.loads((ROOT / "docs/grafana-dashboard.json").read_text())
     assert {"title", "uid", "schemaVersion", "templating", "panels"} <= dashboard.keys()

@@ -66,6 +66,7 @@ def test_the_example_of_programs_without_a_port_is_valid(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # many commands, each of which a busy machine gives seconds
 def test_examples_of_live_changes_and_python_run_one_after_the_other_in_one_directory(
     reader: Any, real_pool: RealPool
