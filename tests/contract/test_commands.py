@@ -164,6 +164,7 @@ def test_add_takes_keys_and_files(real_pool: RealPool, free_port: Callable[[], i
     assert [line.split()[1] for line in removed.splitlines()] == ["m1", "m2", "z"]
 
 
+@pytest.mark.slow
 def test_scale_takes_a_selector_and_a_number(real_pool: RealPool) -> None:
     real_pool.write_hello("web-1", "web-2", "db")
     real_pool.ok("start")

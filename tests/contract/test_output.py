@@ -78,8 +78,9 @@ def test_json_is_one_document_of_one_shape(pool: RealPool) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [("start nobody", 4), ("list --name (", 2), ("-c missing.toml list", 5), ("list --state wrong", 2),
-     ("start --timeout soon", 2), ("status", 3), ("wait --timeout 0.2", 124), ("--pool nobody list", 6)],
+    [pytest.param("start nobody", 4, marks=pytest.mark.slow), ("list --name (", 2), ("-c missing.toml list", 5),
+     ("list --state wrong", 2), ("start --timeout soon", 2), ("status", 3), ("wait --timeout 0.2", 124),
+     ("--pool nobody list", 6)],
 )  # fmt: skip
 def test_json_is_one_document_in_every_case(pool: RealPool, arguments: str, code: int) -> None:
     done = pool.run(*arguments.split(), "-o", "json")

@@ -114,6 +114,7 @@ def test_the_error_family() -> None:
     assert chosen.exceptions[0].hint == "mend it"
 
 
+@pytest.mark.slow
 def test_connect_is_a_client_of_the_running_pool(
     real_pool: RealPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,9 +112,8 @@ def test_a_pool_that_runs_already_is_a_conflict(pool: RealPool) -> None:
     assert all_ready(pool), "and it is left alone"
 
 
-@pytest.mark.parametrize(
-    ("script", "code"), [("exit 7", 7), pytest.param("kill -TERM $$", 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("kill -TERM $$", 143)])
 def test_run_exits_with_its_commands_code(pool: RealPool, script: str, code: int) -> None:
     done = pool.run("run", "--", "sh", "-c", script)
     assert done.code == code, str(done)
