@@ -322,6 +322,11 @@ def _settings(node: Node, place: Path) -> dict[str, str]:
         "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "serializeImagePulls": False,
         "nodeStatusUpdateFrequency": f"{_REPORT_SECONDS}s",
+        # The defaults since 1.27. Those of 1.20, 5 requests a second, delay the start of several pods by seconds.
+        "kubeAPIQPS": 50,
+        "kubeAPIBurst": 100,
+        "eventRecordQPS": 50,
+        "eventBurst": 100,
     }
     proxy = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
