@@ -19,7 +19,7 @@ from poolctl.worker.imports import LoadFailed, load_app
 from poolctl.worker.serving.accepting import stop_reading
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
 from poolctl.worker.serving.request_records import AccessLog
-from poolctl.worker.serving.uvicorn_parts import LifespanOn, renew_context, ssl_context, with_explicit_parser
+from poolctl.worker.serving.uvicorn_parts import LifespanOn, ssl_context, with_explicit_parser
 
 from .listener_opener import in_daemon_thread
 from .runner_protocol import Exit, Placement
@@ -102,13 +102,13 @@ class InlineWorker:
 
     def renew_tls(self, server: ServerConfig) -> None:
         """Use the server's current certificate files for new handshakes. Raises ServerError."""
-        context = None if self._uvicorn is None else self._uvicorn.config.ssl
         settings = tls_settings(server)
-        if context is None or settings is None:
+        if self._uvicorn is None or self._uvicorn.config.ssl is None or settings is None:
             return
         try:
             with memory_files(tls_contents(server)) as fds:
-                renew_context(context, settings, fds)
+                # A new context: the old one would still trust the client authorities that are no longer in the file.
+                self._uvicorn.config.ssl = ssl_context(settings, fds)
         except OSError as error:  # ssl.SSLError is one
             message = f"its certificates cannot be used: {error.strerror or error}"
             raise ServerError(message, name=server.name, bind=server.bind, hint="check `tls`") from error

@@ -24,7 +24,7 @@ from poolctl.keeper import wire
 from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import name_process
 from poolctl.runners.supervised_process import SupervisedProcess
-from poolctl.worker.serving.uvicorn_parts import H11Protocol, renew_context, ssl_context
+from poolctl.worker.serving.uvicorn_parts import H11Protocol, ssl_context
 
 from ._app import PageSettings, make_app
 
@@ -193,21 +193,19 @@ def tls_context(tls: Table) -> ssl.SSLContext:
 
 
 async def renew_certificates(
-    context: ssl.SSLContext | None, tls: Table, *, every_seconds: float = RENEWAL_SECONDS
+    config: uvicorn.Config, tls: Table, *, every_seconds: float = RENEWAL_SECONDS
 ) -> None:
-    """Load certificate files that have changed into the context, for new handshakes. Never returns.
+    """Give the server a new TLS context, for new handshakes, whenever certificate files have changed. Never returns.
 
     Files that do not match, for instance while they are being replaced, are tried again at the next check.
     """
-    assert context is not None
     known = _stamps(tls)
     while True:
         await asyncio.sleep(every_seconds)
         now = _stamps(tls)
         if now != known:
-            with contextlib.suppress(OSError), _opened(tls) as fds:
-                renew_context(context, tls, fds)
-                known = now
+            with contextlib.suppress(OSError):
+                config.ssl, known = tls_context(tls), now
 
 
 def _paths(tls: Table) -> list[str]:
@@ -245,7 +243,7 @@ class DashboardServer(SupervisedProcess):
             logging.basicConfig(handlers=[log], level=logging.WARNING)
             server = WebServer(make_app(settings, self.over), self.over, settings.tls)
             if settings.tls:
-                renewal = asyncio.ensure_future(renew_certificates(server.config.ssl, settings.tls))
+                renewal = asyncio.ensure_future(renew_certificates(server.config, settings.tls))
             self.link.send({"t": "up"})
             await server.serve([socket.socket(fileno=fd) for fd in fds])
         finally:

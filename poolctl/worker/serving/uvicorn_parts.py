@@ -209,27 +209,17 @@ def ssl_context(tls: Tls, fds: list[int]) -> ssl.SSLContext:
 
     Raises OSError (ssl.SSLError is one) or ValueError for unusable files.
     """
+    paths = [f"/proc/self/fd/{fd}" for fd in fds]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls["min_version"]]
-    renew_context(context, tls, fds)
+    context.load_cert_chain(paths[0], paths[1], tls["password"])
+    if len(paths) > 2:
+        context.load_verify_locations(paths[2])
     context.verify_mode = _CLIENT_AUTH[tls["client_auth"]]
     if tls["ciphers"]:
         context.set_ciphers(tls["ciphers"])
     context.set_alpn_protocols(["h2", "http/1.1"] if tls.get("http2") else ["http/1.1"])
     return context
-
-
-def renew_context(context: ssl.SSLContext, tls: Tls, fds: list[int]) -> None:
-    """Use the certificate, key and client CAs in `fds` for new handshakes; existing connections are not affected.
-
-    Raises OSError (ssl.SSLError is one) if certificate and key do not match; the context then keeps its previous ones.
-    """
-    paths = [f"/proc/self/fd/{fd}" for fd in fds]
-    # Try another context first: with a key that does not match, this context would be left without certificate and key.
-    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(paths[0], paths[1], tls["password"])
-    context.load_cert_chain(paths[0], paths[1], tls["password"])
-    if len(paths) > 2:
-        context.load_verify_locations(paths[2])
 
 
 def omit_uvicorns_lines() -> None:

@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,16 +56,16 @@ def test_renewed_files_are_used_and_broken_ones_are_not(tmp_path: Path) -> None:
     new_cert, new_key = certificate(tmp_path / "new")
 
     async def run() -> None:
-        context = tls_context(tls(cert, key))
-        keeping = asyncio.ensure_future(renew_certificates(context, tls(cert, key), every_seconds=0.01))
+        config: Any = SimpleNamespace(ssl=tls_context(tls(cert, key)))
+        keeping = asyncio.ensure_future(renew_certificates(config, tls(cert, key), every_seconds=0.01))
         await asyncio.sleep(0)
-        first = await shown(context)
+        first = await shown(config.ssl)
         new_cert.replace(cert)  # for a moment it does not fit the key
         for _ in range(5):
-            assert await shown(context) == first
+            assert await shown(config.ssl) == first
         new_key.replace(key)
         async with asyncio.timeout(60):
-            while await shown(context) == first:
+            while await shown(config.ssl) == first:
                 await asyncio.sleep(0.01)
         keeping.cancel()
 

@@ -405,3 +405,29 @@ def test_task_that_ends_by_itself_in_a_moment_is_not_cancelled(monkeypatch: pyte
         await stage.close()
 
     run(scenario())
+
+
+def test_client_authority_that_a_renewal_replaces_is_no_longer_trusted(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    first, second = (certificate(tmp_path, name) for name in ("first", "second"))
+
+    def requiring(authority: Path) -> TLSConfig:
+        return TLSConfig(cert=str(cert), key=str(key), ca=str(authority), client_auth="required")
+
+    async def answer_to(client: tuple[Path, Path], port: int) -> str:
+        context = ssl.create_default_context(cafile=str(cert))
+        context.load_cert_chain(*client)
+        connection = asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
+        return await text(Client(*await connection))
+
+    async def scenario() -> None:
+        stage = Stage(tls=requiring(first[0]))
+        stage.worker.start([stage.listener])
+        assert await answer_to(first, stage.port) == "hello"
+        stage.worker.renew_tls(stage.worker.server.but(tls=requiring(second[0])))
+        assert await answer_to(second, stage.port) == "hello"
+        with pytest.raises((OSError, EOFError)):
+            await answer_to(first, stage.port)
+        await stage.close()
+
+    run(scenario())

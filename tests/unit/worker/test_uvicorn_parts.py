@@ -257,17 +257,13 @@ def test_log_level_is_set_before_the_application_can_and_uvicorn_does_not_set_it
     assert [each.level for each in loggers] == [logging.ERROR] * 3
 
 
-def test_renewed_context_knows_the_authorities_of_its_clients(tmp_path: Path) -> None:
+def test_context_knows_the_authorities_of_its_clients(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path, "server")
     authority, _ = certificate(tmp_path, "authority")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    settings: Any = {"password": None}
-    with memory_files([cert.read_bytes(), key.read_bytes()]) as fds:
-        parts.renew_context(context, settings, fds)
-    assert context.cert_store_stats()["x509"] == 0
-    with memory_files([cert.read_bytes(), key.read_bytes(), authority.read_bytes()]) as fds:
-        parts.renew_context(context, settings, fds)
-    assert context.cert_store_stats()["x509"] == 1
+    for contents in ((cert, key), (cert, key, authority)):
+        with memory_files([each.read_bytes() for each in contents]) as fds:
+            context = ssl_context(SETTINGS, fds)
+        assert context.cert_store_stats()["x509"] == len(contents) - 2
 
 
 # A certificate is renewed while connections are open and others come.
