@@ -346,7 +346,7 @@ class Pages:
         placement = Placement.of("web", 1, len(self.workers), pid=os.getpid())
         page = Tally.new()
         self.workers[placement.id] = SimpleNamespace(tally=page)
-        self.written[placement.id] = tally.map_page(page.fd)
+        self.written[placement.id] = tally.map_page(page.fileno())
         config = self.entry.config
         self.entry.observed.workers[placement.id] = Worker(
             placement.id, 1, placement.index, config, phase=phase, placement=placement
