@@ -178,7 +178,7 @@ class AcceptedConnections:
 
         The handshake and the first head must be complete at `due`, in seconds of the system's monotonic clock.
         """
-        self._server_state.expect(protocol, due)
+        self._server_state.begin_handshake(protocol, due)
         seconds = max(_LEAST_HANDSHAKE_SECONDS, due - time.monotonic())
         self._begin(lambda: protocol, sock, protocol, ssl=context, ssl_handshake_timeout=seconds)
 
@@ -391,7 +391,7 @@ class SharedListeners:
         self._woken = self._full  # a full worker has not accepted all of them yet
 
     def _begin_tls(self, sock: Connection) -> None:
-        due = sock.until = time.monotonic() + self._server_state.heads.seconds
+        due = sock.until = time.monotonic() + self._server_state.head_timeouts.seconds
         balancer = self._server_state.balancer
         if balancer is not None and balancer.hand_over_if_too_many(sock):
             sock.close()
@@ -465,7 +465,7 @@ class SharedListeners:
         elif taken.received:
             close_promptly(taken.detach())  # a TLS connection is passed on before any byte is read
         else:
-            usual = time.monotonic() + self._server_state.heads.seconds
+            usual = time.monotonic() + self._server_state.head_timeouts.seconds
             self._shake_hands(taken, usual if until is None or asked else min(until, usual), routed)
 
     def _shake_hands(self, sock: socket.socket, due: float, routed: Routed | None) -> None:
@@ -478,7 +478,7 @@ class SharedListeners:
         made = self._make(routed)
         if until is not None or routed is None or not routed.decided:
             if isinstance(made, Drainable):
-                made.take_over(until, asked=asked)
+                made.apply_deadline(until, asked=asked)
         elif isinstance(made, RoutedConnection):
             made.head = None  # the head has arrived, so no time limit applies
         return made  # type: ignore[no-any-return]

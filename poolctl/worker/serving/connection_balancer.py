@@ -181,7 +181,7 @@ class ConnectionBalancer:
             self._timer.cancel()
         self._counts.close()
 
-    def arrived(self, connection: Any, *, unread: bool) -> None:
+    def handle_connection(self, connection: Any, *, unread: bool) -> None:
         """Handle a new connection: hand it over if this worker has too many and it is `unread` (no byte was read)."""
         if self._counts.alone:
             return

@@ -90,9 +90,9 @@ class Connections(set[Any]):
             if not isinstance(connection, self.http):
                 tally[OPEN_WEBSOCKETS] -= 1
             tally[OPEN_CONNECTIONS] = len(self)
-        self.left()
+        self.handle_end()
 
-    def left(self) -> None:
+    def handle_end(self) -> None:
         """Handle the end of a connection: publish the new count, call `on_leave`; set `changed` if none is left."""
         if self._state.balancer is not None:
             self._state.balancer.publish()
@@ -133,7 +133,7 @@ class Drainable:
     def end_events(self) -> None:
         """End the responses that are event streams, without cutting off an event. The clients reconnect."""
 
-    def take_over(self, until: float | None, *, asked: bool) -> None:
+    def apply_deadline(self, until: float | None, *, asked: bool) -> None:
         """Apply the time limit of a connection that another process has handed over. Called before `connection_made`.
 
         The limit ends at `until`, a monotonic time; None stands for the default limit. If `asked` is true, the
@@ -159,7 +159,7 @@ def send_away(
     return False
 
 
-class Heads:
+class HeadTimeouts:
     """Limits the time for request heads (request line and headers) on all connections of a worker, with one timer.
 
     A connection has the attributes `transport` (None while it is not connected) and `idle` (no request is in progress),
@@ -174,15 +174,15 @@ class Heads:
         self._timer: asyncio.TimerHandle | None = None
         self._fires = 0.0
 
-    def wait(self, connection: Any, due: float | None = None) -> None:
-        """Schedule the connection's `on_head_timeout` for `due`; None means in `self.seconds`. `end` cancels it."""
+    def start(self, connection: Any, due: float | None = None) -> None:
+        """Schedule the connection's `on_head_timeout` for `due`; None means in `self.seconds`. `cancel` undoes it."""
         now = time.monotonic()
         self.due[connection] = due = now + self.seconds if due is None else due
         if self._timer is None or due < self._fires:
             self._set_timer(due - now)
 
-    def end(self, connection: Any) -> None:
-        """Cancel the time limit that `wait` has set for the connection's request head."""
+    def cancel(self, connection: Any) -> None:
+        """Cancel the time limit that `start` has set for the connection's request head."""
         self.due.pop(connection, None)
         if self._uncounted:
             self._uncounted.discard(connection)
@@ -201,7 +201,7 @@ class Heads:
             if due > now:
                 continue
             if connection.transport is None:
-                self.end(connection)  # the connection was lost during a handover
+                self.cancel(connection)  # the connection was lost during a handover
             elif not connection.idle:
                 # A pipelined request: its time begins when the response before it is complete.
                 self.due[connection] = now + self.seconds
@@ -234,7 +234,7 @@ class PoolServerState(ServerState):
         self.counts: RequestCounts | None = None  # counts requests on `tally`
         self.failed: FailedRequests | None = None  # logs requests that failed
         self.http2: Any = None  # the class of HTTP/2 connections, if they are served
-        self.heads = Heads()
+        self.head_timeouts = HeadTimeouts()
         self.on_limit: Callable[[], None] = lambda: None
         self.draining = False  # each response is now the last of its connection
         self.moves_to: socket.socket | None = None  # the socket through which connections are handed over
@@ -273,7 +273,7 @@ class PoolServerState(ServerState):
         """The number of further connections that the limit allows."""
         return self.most_connections - self.open_connections
 
-    def expect(self, connection: object, due: float) -> None:
+    def begin_handshake(self, connection: object, due: float) -> None:
         """Record a connection whose TLS handshake begins, and the time at which its first head is due."""
         self.expected[connection] = due
         if self.open_connections >= self.most_connections:
@@ -294,7 +294,7 @@ class PoolServerState(ServerState):
     def forget_unfinished_handshake(self, connection: object) -> None:
         """Forget a connection whose TLS handshake has failed; do nothing if its handshake was completed."""
         if self.end_handshake(connection) is not None:
-            self.connections.left()
+            self.connections.handle_end()
 
     def note_activity(self) -> None:
         """Call `on_activity`, because a connection or request begins, or the last request has ended."""

@@ -250,15 +250,15 @@ class Http1Connection(Drainable, Http1Protocol):
         super().connection_made(transport)
         if self._overdue:
             self.close_when_quiet(0.0)
-        unread = self.head is FIRST and self not in state.heads.due
+        unread = self.head is FIRST and self not in state.head_timeouts.due
         if unread:
-            state.heads.wait(self, due)
+            state.head_timeouts.start(self, due)
         if state.draining:
             self.close_when_quiet(QUIET_SECONDS)
         if state.moves_to is not None:
             self.leave()
         elif state.balancer is not None:
-            state.balancer.arrived(self, unread=unread and self.scheme == "http")
+            state.balancer.handle_connection(self, unread=unread and self.scheme == "http")
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.head is not None:
@@ -309,22 +309,22 @@ class Http1Connection(Drainable, Http1Protocol):
             elif self.head is not None:
                 self.cancel_head_timeout()
 
-    def take_over(self, until: float | None, *, asked: bool) -> None:
+    def apply_deadline(self, until: float | None, *, asked: bool) -> None:
         if until is not None and not asked:
-            heads = self.server_state.heads
-            heads.wait(self, min(until, monotonic() + heads.seconds))
+            timeouts = self.server_state.head_timeouts
+            timeouts.start(self, min(until, monotonic() + timeouts.seconds))
             return
         self.head = None
         left = self.timeout_keep_alive
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
     def deadline_arguments(self) -> dict[str, float | bool]:
-        """Return the deadline of the connection's next request as keyword arguments for the method `take_over`.
+        """Return the deadline of the connection's next request as keyword arguments for the method `apply_deadline`.
 
         Returns {} if the connection has no deadline.
         """
         if self.head is not None:
-            due = self.server_state.heads.due.get(self)
+            due = self.server_state.head_timeouts.due.get(self)
             return {} if due is None else {"until": due, "asked": False}
         if self.timeout_keep_alive_task is None:
             return {}
@@ -335,13 +335,13 @@ class Http1Connection(Drainable, Http1Protocol):
         """Remove the time limit for a request's head."""
         if self.head is not None:
             self.head = None
-            self.server_state.heads.end(self)
+            self.server_state.head_timeouts.cancel(self)
 
     def on_head_timeout(self) -> None:
         """Refuse an incomplete request head with 408, or 431 if too large; close the connection if no byte arrived."""
         head = self.head
         if head is not None and head.size and not self.transport.is_closing():
-            self.refuse(431 if head.size > self.server_state.heads.most_bytes else 408)
+            self.refuse(431 if head.size > self.server_state.head_timeouts.most_bytes else 408)
         else:
             self.cancel_head_timeout()
             self.transport.close()
@@ -351,7 +351,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
         If `data` belongs to the body of a request that is already answered, only set the keep-alive timeout.
         """
-        heads = self.server_state.heads
+        timeouts = self.server_state.head_timeouts
         if self.transport.is_closing() or self not in self.connections:
             self.cancel_head_timeout()  # a WebSocket is no longer a connection of this protocol
             return
@@ -360,7 +360,7 @@ class Http1Connection(Drainable, Http1Protocol):
             return
         head = self.head
         if head is None:
-            heads.wait(self)
+            timeouts.start(self)
         if head is None or head is FIRST:
             head = self.head = Head()
         head.size += size
@@ -371,17 +371,17 @@ class Http1Connection(Drainable, Http1Protocol):
 
         Returns 1 if `data` may begin with part of a body, because the number is unknown then.
         """
-        heads, head = self.server_state.heads, self.head
+        timeouts, head = self.server_state.head_timeouts, self.head
         if head is None and (not self.idle or self.body_follows):
             return 1  # the data is part of a body, or follows one
         size = len(data)
         so_far, last = (0, b"") if head is None else (head.size, head.last)
-        if so_far + size <= heads.most_bytes:
+        if so_far + size <= timeouts.most_bytes:
             return size
         text = last + data
         begins = 0 if so_far else len(text) - len(text.lstrip(b"\r\n"))
         end = _END_OF_HEAD.search(text, begins)
-        if end is not None and so_far - len(last) + end.end() - begins <= heads.most_bytes:
+        if end is not None and so_far - len(last) + end.end() - begins <= timeouts.most_bytes:
             return size
         if self.idle:
             self.refuse(431)
@@ -468,7 +468,7 @@ class H11Connection(Http1Connection, H11Protocol):
             self.limit_head(begun, len(begun))
 
     def send_400_response(self, msg: str) -> None:
-        if len(self.conn.trailing_data[0]) > self.server_state.heads.most_bytes:
+        if len(self.conn.trailing_data[0]) > self.server_state.head_timeouts.most_bytes:
             self.refuse(431)
         else:
             super().send_400_response(msg)
@@ -532,7 +532,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
         if ahead and cycle is self.cycle:
             # Pipelined requests wait in the parser, which does not limit them.
             self._ahead += len(data)
-            if self._ahead > self.server_state.heads.most_bytes:
+            if self._ahead > self.server_state.head_timeouts.most_bytes:
                 self.flow.pause_reading()
 
     def handle_events(self, event: Any) -> None:

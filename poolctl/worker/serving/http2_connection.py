@@ -68,11 +68,13 @@ class Http1Or2(Drainable, asyncio.Protocol):
             self._set_up(self.http1)  # handed over between two requests of HTTP/1.1
         else:
             self.server_state.connections.add(self)
-            self.server_state.heads.wait(self, due if self._until is None else self._until[0])
+            self.server_state.head_timeouts.start(self, due if self._until is None else self._until[0])
             if self.server_state.draining:
                 self.linger()
             elif self.server_state.balancer is not None:
-                self.server_state.balancer.arrived(self, unread=self._until is None and self.routing is None)
+                self.server_state.balancer.handle_connection(
+                    self, unread=self._until is None and self.routing is None
+                )
 
     def hand_over(self, end: socket.socket) -> bool:
         """Move the connection to another worker through the socket `end`, unless its first byte has arrived.
@@ -81,7 +83,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         """
         if self._data or self.transport.is_closing() or self.transport.get_protocol() is not self:
             return False
-        limits = {"until": self.server_state.heads.due[self], "asked": False}
+        limits = {"until": self.server_state.head_timeouts.due[self], "asked": False}
         if not send_away(self.transport, end, limits):
             return False
         self.server_state.connections.discard(self)
@@ -102,7 +104,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self._end()
         self.transport.close()
 
-    def take_over(self, until: float | None, *, asked: bool) -> None:
+    def apply_deadline(self, until: float | None, *, asked: bool) -> None:
         self._until = until, asked
 
     def linger(self) -> None:
@@ -118,25 +120,25 @@ class Http1Or2(Drainable, asyncio.Protocol):
             self.transport.close()
 
     def _end(self) -> float | None:
-        due = self.server_state.heads.due.get(self)
-        self.server_state.heads.end(self)
+        due = self.server_state.head_timeouts.due.get(self)
+        self.server_state.head_timeouts.cancel(self)
         return due
 
     def _set_up(self, kind: Any, due: float | None = None) -> None:
         protocol = kind(*self._made_with, _loop=self._loop)
         if self._until is not None and isinstance(protocol, Drainable):
             until, asked = self._until
-            protocol.take_over(until, asked=asked)
+            protocol.apply_deadline(until, asked=asked)
         if self.routing is not None and isinstance(protocol, Drainable):
             add_route_to_scopes(protocol, self.routing)
         self.transport.set_protocol(protocol)
         limited = due is not None and isinstance(protocol, Drainable)
         if limited:
             # So that it is not treated as a connection from which nothing has been read.
-            self.server_state.heads.wait(protocol, due)
+            self.server_state.head_timeouts.start(protocol, due)
         protocol.connection_made(self.transport)
         if limited and protocol.head is not None:
-            self.server_state.heads.wait(protocol, due)
+            self.server_state.head_timeouts.start(protocol, due)
         if self._data:
             protocol.data_received(self._data)
 
@@ -230,9 +232,9 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         self._close_if_quiet()
 
     def data_received(self, data: bytes) -> None:
-        heads = self.server_state.heads
+        timeouts = self.server_state.head_timeouts
         self._frames.feed(data)
-        if self._frames.head_bytes > heads.most_bytes:
+        if self._frames.head_bytes > timeouts.most_bytes:
             self.conn.close(_ENHANCE_YOUR_CALM)
             self.flush()
             self.transport.close()
@@ -241,7 +243,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         if self._newest:
             if self._frames.within and self.head is None:
                 self.head = Head()
-                heads.wait(self)
+                timeouts.start(self)
             elif not self._frames.within:
                 self._cancel_head_timeout()
         self._close_if_quiet()
@@ -250,11 +252,11 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         due = self.server_state.end_handshake(self)
         super().connection_made(transport)
         self.head = Head()
-        self.server_state.heads.wait(self, due)
+        self.server_state.head_timeouts.start(self, due)
         if self.server_state.draining:
             self.linger()
         elif self.server_state.balancer is not None:
-            self.server_state.balancer.arrived(self, unread=False)
+            self.server_state.balancer.handle_connection(self, unread=False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_head_timeout()
@@ -268,7 +270,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
     def _cancel_head_timeout(self) -> None:
         if self.head is not None:
             self.head = None
-            self.server_state.heads.end(self)
+            self.server_state.head_timeouts.cancel(self)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, unless its receive buffer holds data of a request."""

@@ -17,10 +17,10 @@ import uvicorn
 
 from .accepting import AcceptedConnections, AdoptionPair, SharedListeners, protocol_factory
 from .connection_balancer import ConnectionBalancer, PeerCounts
-from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, PoolServerState
+from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, HeadTimeouts, PoolServerState
 from .http1_connection import H11Connection, Http1Connection, HttptoolsConnection, ZttpConnection
 from .http2_connection import Http2Connection
-from .request_records import CUT, FailedRequests, RequestCounts, add_access_log, unwatched
+from .request_records import CUT, FailedRequests, RequestCounts, add_access_log, inner_app
 from .uvicorn_parts import (
     CLOSE_HEADER,
     H11,
@@ -175,7 +175,7 @@ class PoolServer(uvicorn.Server):
         if routes is not None:
             routes.counts = self.server_state.counts
         self.server_state.failed = None if failed is None else FailedRequests(failed)
-        self.server_state.heads = Heads(head_seconds, head_bytes)
+        self.server_state.head_timeouts = HeadTimeouts(head_seconds, head_bytes)
         self._changed = self.server_state.changed
         # Separate from `changed`, which is set whenever the last request in progress ends.
         self._leaving = asyncio.Event()
@@ -315,7 +315,7 @@ class PoolServer(uvicorn.Server):
             if not config.loaded:
                 config.load()
             # h11's own limit is above the worker's, which sends the right response.
-            config.h11_max_incomplete_event_size = self.server_state.heads.most_bytes + _H11_BYTES
+            config.h11_max_incomplete_event_size = self.server_state.head_timeouts.most_bytes + _H11_BYTES
             self._prepare_protocol()
             self.lifespan = config.lifespan_class(config)
             self.lifespan.state.update(self._extra_state)
@@ -466,7 +466,7 @@ class ProbeConnections:
         self._app_state = app_state
         self._address = _address(listeners)
         self.server_state = PoolServerState()
-        self.server_state.heads = Heads(_PROBE_KEPT_SECONDS)
+        self.server_state.head_timeouts = HeadTimeouts(_PROBE_KEPT_SECONDS)
         self._accepted = AcceptedConnections(self.server_state)
 
     def answer(self, question: Message, sock: socket.socket) -> None:
@@ -481,7 +481,7 @@ class ProbeConnections:
         if self._config.ssl is None or question.get("plain"):
             self._accepted.attach(self._make_protocol, sock)
         else:
-            due = monotonic() + self.server_state.heads.seconds
+            due = monotonic() + self.server_state.head_timeouts.seconds
             self._accepted.shake_hands(self._make_protocol(), sock, self._config.ssl, due)
 
     def close(self) -> None:
@@ -494,7 +494,7 @@ class ProbeConnections:
     def _make_protocol(self) -> asyncio.Protocol:
         made = protocol_factory(self._config, self.server_state, self._app_state)()
         made.access_log = False
-        made.app = unwatched(made.app)
+        made.app = inner_app(made.app)
         made.timeout_keep_alive = _PROBE_KEPT_SECONDS
         made.connection_made = functools.partial(self._made, made)
         return made  # type: ignore[no-any-return]

@@ -273,10 +273,10 @@ def add_access_log(config: uvicorn.Config, wanted: dict[str, Any] | None) -> Non
     # uvicorn's application for responses above max_concurrency.
     module = sys.modules.get(config.http_protocol_class.__module__)
     if module is not None and hasattr(module, BUSY_APP):
-        vars(module)[BUSY_APP] = AccessLog(unwatched(getattr(module, BUSY_APP)), log=log, answer=answer)
+        vars(module)[BUSY_APP] = AccessLog(inner_app(getattr(module, BUSY_APP)), log=log, answer=answer)
 
 
-def unwatched(app: App) -> App:
+def inner_app(app: App) -> App:
     """The application inside the AccessLog middleware; `app` itself if it is not wrapped."""
     return app.inner if isinstance(app, AccessLog) else app
 

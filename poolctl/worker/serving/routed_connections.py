@@ -208,12 +208,12 @@ class RoutedConnection(Http1Connection):
         self._hold(data)
         self.stop_timer()
         self.cancel_head_timeout()
-        routing.until = monotonic() + self.server_state.heads.seconds
+        routing.until = monotonic() + self.server_state.head_timeouts.seconds
         routing.pause = 0.0
         if routes.table is None and not routes.ended:
             routes.waiting.add(self)
             routing.timer = self.loop.call_at(
-                self.loop.time() + self.server_state.heads.seconds, self._refuse, 421
+                self.loop.time() + self.server_state.head_timeouts.seconds, self._refuse, 421
             )
         else:
             self._send_back()

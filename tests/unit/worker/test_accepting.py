@@ -469,7 +469,7 @@ def test_silent_connection_is_closed_unless_the_gateway_has_seen_its_head(
             await shared.begin([sock], {}, accepting=True)
             connection_handover.give(pair.give, theirs.fileno(), routed=routed)
             await asyncio.sleep(4.9)
-            assert (len(state.connections), len(state.heads.due)) == (1, 0)
+            assert (len(state.connections), len(state.head_timeouts.due)) == (1, 0)
             await asyncio.sleep(0.2)
             assert len(state.connections) == (0 if closed else 1)
             await close_connections(shared, state)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl.worker.serving import connection_state
-from poolctl.worker.serving.connection_state import Heads, PoolServerState
+from poolctl.worker.serving.connection_state import HeadTimeouts, PoolServerState
 from poolctl.worker.tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from tests.virtual_loop import VirtualLoop
 
@@ -138,12 +138,12 @@ def test_full_worker_is_reported_with_the_connection_that_takes_the_last_place()
     server_state.on_full = lambda: seen.append(len(server_state.connections))
     assert server_state.room() == 3
     server_state.connections.add("a")
-    server_state.expect("b", 1.0)
+    server_state.begin_handshake("b", 1.0)
     assert (seen, server_state.room(), server_state.open_connections) == ([], 1, 2)
     server_state.connections.add("c")
     assert (seen, server_state.room()) == ([1], 0)
     server_state.connections.discard("c")
-    server_state.expect("d", 1.0)
+    server_state.begin_handshake("d", 1.0)
     assert seen == [1, 1]
 
 
@@ -183,7 +183,7 @@ def test_handshake_passes_its_time_limit_on_once() -> None:
     assert not server_state.expected
     assert server_state.end_handshake("a") is None
     assert not server_state.changed.is_set()
-    server_state.expect("a", 7.5)
+    server_state.begin_handshake("a", 7.5)
     assert server_state.expected
     assert server_state.end_handshake("a") == 7.5
     assert server_state.changed.is_set()
@@ -195,7 +195,7 @@ def test_failed_handshake_is_an_end_and_a_complete_one_is_none() -> None:
     server_state = PoolServerState()
     ends: list[str] = []
     server_state.connections.on_leave = lambda: ends.append("end")
-    server_state.expect("a", 1.0)
+    server_state.begin_handshake("a", 1.0)
     server_state.forget_unfinished_handshake("a")
     assert ends == ["end"]
     server_state.forget_unfinished_handshake("a")
@@ -203,12 +203,12 @@ def test_failed_handshake_is_an_end_and_a_complete_one_is_none() -> None:
 
 
 @pytest.fixture
-def heads(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> Heads:
+def timeouts(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> HeadTimeouts:
     """Time limits of 10 seconds on a clock that moves with the loop."""
     monkeypatch.setattr(time, "monotonic", loop.time)
     monkeypatch.setattr(connection_state, "unread_bytes", lambda transport: transport in UNREAD)
     UNREAD.clear()
-    return Heads(10.0)
+    return HeadTimeouts(10.0)
 
 
 UNREAD: set[Any] = set()
@@ -224,28 +224,30 @@ def after(loop: VirtualLoop, seconds: float, act: Callable[[], None] = lambda: N
     loop.run_until_complete(wait())
 
 
-def test_late_head_is_ended_after_its_time(loop: VirtualLoop, heads: Heads) -> None:
+def test_late_head_is_ended_after_its_time(loop: VirtualLoop, timeouts: HeadTimeouts) -> None:
     late, early = Kept(), Kept()
     for each in (late, early):
-        each.on_late = lambda each=each: heads.end(each)  # type: ignore[misc]
-    after(loop, 0, lambda: heads.wait(late))
-    after(loop, 4, lambda: heads.wait(early, loop.time() + 1))
-    assert len(heads.due) == 2
+        each.on_late = lambda each=each: timeouts.cancel(each)  # type: ignore[misc]
+    after(loop, 0, lambda: timeouts.start(late))
+    after(loop, 4, lambda: timeouts.start(early, loop.time() + 1))
+    assert len(timeouts.due) == 2
     after(loop, 1.6)
     assert (early.late, late.late) == (1, 0)
     after(loop, 4)
     assert late.late == 0
     after(loop, 1)
-    assert (early.late, late.late, len(heads.due)) == (1, 1, 0)
+    assert (early.late, late.late, len(timeouts.due)) == (1, 1, 0)
 
 
-def test_heads_are_looked_at_once_in_a_twentieth_of_their_time(loop: VirtualLoop, heads: Heads) -> None:
+def test_heads_are_checked_once_in_a_twentieth_of_their_time(
+    loop: VirtualLoop, timeouts: HeadTimeouts
+) -> None:
     ended: list[float] = []
 
     def wait_for(seconds: float) -> None:
         connection = Kept()
-        connection.on_late = lambda: (heads.end(connection), ended.append(loop.time() - begun))  # type: ignore[func-returns-value]
-        heads.wait(connection, begun + seconds)
+        connection.on_late = lambda: (timeouts.cancel(connection), ended.append(loop.time() - begun))  # type: ignore[func-returns-value]
+        timeouts.start(connection, begun + seconds)
 
     begun = loop.time()
     after(loop, 0, lambda: [wait_for(seconds) for seconds in (1, 1.125, 1.375, 2.75)])  # type: ignore[func-returns-value]
@@ -253,20 +255,20 @@ def test_heads_are_looked_at_once_in_a_twentieth_of_their_time(loop: VirtualLoop
     assert ended == [1, 1.5, 1.5, 2.75]
 
 
-def test_complete_head_is_not_late(loop: VirtualLoop, heads: Heads) -> None:
+def test_complete_head_is_not_late(loop: VirtualLoop, timeouts: HeadTimeouts) -> None:
     connection = Kept()
-    after(loop, 0, lambda: heads.wait(connection))
-    after(loop, 9, lambda: heads.end(connection))
+    after(loop, 0, lambda: timeouts.start(connection))
+    after(loop, 9, lambda: timeouts.cancel(connection))
     after(loop, 60)
-    assert (connection.late, len(heads.due)) == (0, 0)
+    assert (connection.late, len(timeouts.due)) == (0, 0)
 
 
 def test_time_of_a_pipelined_head_begins_with_the_end_of_the_response_before(
-    loop: VirtualLoop, heads: Heads
+    loop: VirtualLoop, timeouts: HeadTimeouts
 ) -> None:
     connection = Kept(idle=False)
-    connection.on_late = lambda: heads.end(connection)
-    after(loop, 0, lambda: heads.wait(connection))
+    connection.on_late = lambda: timeouts.cancel(connection)
+    after(loop, 0, lambda: timeouts.start(connection))
     after(loop, 11)
     connection.idle = True
     after(loop, 8.5)
@@ -275,19 +277,19 @@ def test_time_of_a_pipelined_head_begins_with_the_end_of_the_response_before(
     assert connection.late == 1
 
 
-def test_connection_that_was_lost_is_forgotten(loop: VirtualLoop, heads: Heads) -> None:
+def test_connection_that_was_lost_is_forgotten(loop: VirtualLoop, timeouts: HeadTimeouts) -> None:
     connection = Kept()
-    after(loop, 0, lambda: heads.wait(connection))
+    after(loop, 0, lambda: timeouts.start(connection))
     connection.transport = None
     after(loop, 11)
-    assert (connection.late, len(heads.due)) == (0, 0)
+    assert (connection.late, len(timeouts.due)) == (0, 0)
 
 
-def test_head_that_waits_for_a_slow_loop_gets_one_second_once(loop: VirtualLoop, heads: Heads) -> None:
+def test_head_delayed_by_a_slow_loop_gets_one_second_once(loop: VirtualLoop, timeouts: HeadTimeouts) -> None:
     connection = Kept()
-    connection.on_late = lambda: heads.end(connection)
+    connection.on_late = lambda: timeouts.cancel(connection)
     UNREAD.add(connection)
-    after(loop, 0, lambda: heads.wait(connection))
+    after(loop, 0, lambda: timeouts.start(connection))
     after(loop, 10.9)
     assert connection.late == 0
     after(loop, 0.7)

@@ -534,7 +534,7 @@ def test_connection_without_data_is_closed_without_a_response(each_engine: Engin
         async with served(each_engine, head_seconds=HEAD_SECONDS) as (server, _, port, _running):
             client = await Client.connect(port)
             assert await client.at_end()
-            assert not server.server_state.heads.due
+            assert not server.server_state.head_timeouts.due
 
     each_engine.run(scenario())
 
@@ -771,9 +771,9 @@ def test_time_of_a_head_includes_the_tls_handshake(each_engine: Engine, tmp_path
             assert await silent.at_end()
         async with served(each_engine, secure=context) as (server, _, port, _running):
             whole = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=trusting))
-            await until(lambda: len(server.server_state.heads.due) == 1)
+            await until(lambda: len(server.server_state.head_timeouts.due) == 1)
             assert (await whole.get())[0] == 200
-            assert not server.server_state.heads.due
+            assert not server.server_state.head_timeouts.due
             assert not server.server_state.expected
 
     each_engine.run(scenario())
@@ -840,7 +840,7 @@ class Kept:
         self.protocol: Any = protocol_factory(config, self.state, {})()
         self.wire.protocol = self.protocol
         for each in until:
-            self.protocol.take_over(each, asked=True)
+            self.protocol.apply_deadline(each, asked=True)
         self.protocol.connection_made(self.wire)
 
     def ask(self, data: bytes = REQUEST) -> None:
@@ -970,7 +970,7 @@ def test_lingering_connection_is_handed_over_without_a_time_limit(kept: Kept, pa
 def test_connection_before_its_first_request_is_handed_over_with_the_time_of_its_head(
     kept: Kept, pair: Pair
 ) -> None:
-    due = kept.state.heads.due[kept.protocol]
+    due = kept.state.head_timeouts.due[kept.protocol]
     assert kept.protocol.hand_over(pair.give)
     with connection_handover.take(pair.take) as taken:
         assert (taken.until, taken.asked) == (due, False)
@@ -1094,7 +1094,7 @@ def test_late_connection_without_data_is_closed_and_one_with_half_a_head_gets_40
     )
     assert (page[tally.MALFORMED], page[tally.STATUS + 4], page[tally.STATUS + 5]) == (1, 1, 0)
     assert (kept.wire.at_eof, kept.wire.reading, kept.protocol.head) == (True, True, None)
-    assert not kept.state.heads.due
+    assert not kept.state.head_timeouts.due
     kept.loop.pass_time(1.9)
     assert not kept.wire.closed
     kept.loop.pass_time(0.2)
@@ -1112,11 +1112,11 @@ def test_late_connection_that_has_sent_nothing_or_closes_gets_no_response(kept: 
     kept.loop.call_soon(kept.protocol.on_head_timeout)
     kept.loop.pass_time()
     assert (kept.wire.written, kept.wire.closed, kept.protocol.head) == (b"", True, None)
-    assert not kept.state.heads.due
+    assert not kept.state.head_timeouts.due
 
 
 def test_late_head_of_the_maximum_size_gets_408(kept: Kept) -> None:
-    kept.state.heads.most_bytes = len(REQUEST) - 1
+    kept.state.head_timeouts.most_bytes = len(REQUEST) - 1
     kept.ask(REQUEST[:-1])
     kept.loop.call_soon(kept.protocol.on_head_timeout)
     kept.loop.pass_time()
@@ -1151,7 +1151,7 @@ def released() -> tuple[asyncio.Event, Any]:
 
 def test_pipelined_head_that_has_grown_too_large_gets_431_after_the_response_before_it(kept: Kept) -> None:
     release, kept.protocol.app = released()
-    for data in (REQUEST, REQUEST[:10], b"a" * kept.state.heads.most_bytes):
+    for data in (REQUEST, REQUEST[:10], b"a" * kept.state.head_timeouts.most_bytes):
         kept.ask(data)
     kept.loop.call_soon(release.set)
     kept.loop.pass_time()
@@ -1166,10 +1166,10 @@ def test_client_that_sends_many_requests_ahead_is_read_no_further_until_they_are
     sockets: tuple[socket.socket, socket.socket], http: str
 ) -> None:
     kept = Kept(sockets[0], http=http)
-    kept.state.heads.most_bytes = 8192
+    kept.state.head_timeouts.most_bytes = 8192
     release, kept.protocol.app = released()
     kept.ask()
-    count = kept.state.heads.most_bytes // len(REQUEST) + 1
+    count = kept.state.head_timeouts.most_bytes // len(REQUEST) + 1
     kept.ask(REQUEST * count)
     assert not kept.wire.reading
     kept.loop.call_soon(release.set)
@@ -1248,7 +1248,7 @@ def test_client_that_accepts_events_wants_them(headers: list[tuple[bytes, bytes]
 def test_head_is_limited_to_the_byte_however_it_arrives(
     kept: Kept, more: int, status: bytes, asked_before: int, empty_lines: int, cut: int
 ) -> None:
-    kept.state.heads.most_bytes = 8192
+    kept.state.head_timeouts.most_bytes = 8192
     for _ in range(asked_before):
         kept.ask()
     begin = b"GET / HTTP/1.1\r\nhost: a\r\na: "
@@ -1265,7 +1265,7 @@ def test_head_is_limited_to_the_byte_however_it_arrives(
 def test_end_of_a_head_is_found_in_pieces_of_which_the_last_has_the_next_request_too(
     kept: Kept, more: int, statuses: list[bytes], cuts: tuple[int, ...]
 ) -> None:
-    kept.state.heads.most_bytes = 8192
+    kept.state.head_timeouts.most_bytes = 8192
     begin = b"GET / HTTP/1.1\r\nhost: a\r\na: "
     head = begin + b"a" * (8192 + more - len(begin) - 4) + b"\r\n\r\n"
     for start, end in itertools.pairwise((0, *cuts)):
@@ -1283,7 +1283,7 @@ def test_connection_of_another_process_closes_with_the_time_that_its_client_has_
 ) -> None:
     until = None if left_seconds is None else time.monotonic() + left_seconds
     kept = Kept(sockets[0], until)
-    assert kept.protocol not in kept.state.heads.due
+    assert kept.protocol not in kept.state.head_timeouts.due
     if open_seconds:
         kept.loop.pass_time(open_seconds - 1)
         assert not kept.wire.closed

@@ -359,10 +359,10 @@ def test_connection_that_ends_before_its_preface_is_forgotten(engine: Engine, sa
             state = server.server_state
             client = await Client.connect(port)
             client.writer.write(said)
-            await until(lambda: len(state.connections) == 1 and len(state.heads.due) == 1)
+            await until(lambda: len(state.connections) == 1 and len(state.head_timeouts.due) == 1)
             client.writer.close()
             await until(lambda: not state.connections)
-            assert not state.heads.due
+            assert not state.head_timeouts.due
             assert state.open_connections == 0
 
     engine.run(scenario())
@@ -457,7 +457,7 @@ def connected(undecided: Connected) -> Connected:
 def test_connection_without_data_is_handed_over_with_the_time_of_its_head(
     undecided: Connected, pair: Pair
 ) -> None:
-    due = undecided.state.heads.due[undecided.wire.protocol]
+    due = undecided.state.head_timeouts.due[undecided.wire.protocol]
     assert undecided.wire.protocol.hand_over(pair.give)
     with connection_handover.take(pair.take) as taken:
         assert (taken.until, taken.asked) == (due, False)
@@ -551,14 +551,14 @@ def test_new_connection_moves_at_once_if_this_worker_has_too_many(
 
 
 def test_time_of_the_first_head_goes_on_when_the_protocol_is_known(undecided: Connected) -> None:
-    due = undecided.state.heads.due[undecided.wire.protocol]
+    due = undecided.state.head_timeouts.due[undecided.wire.protocol]
     undecided.receive(PREFACE)
     assert undecided.state.connections == {undecided.wire.protocol}
     assert isinstance(undecided.wire.protocol, Http2Connection)
-    assert undecided.state.heads.due == {undecided.wire.protocol: due}
+    assert undecided.state.head_timeouts.due == {undecided.wire.protocol: due}
     undecided.receive(undecided.conn.data_to_send()[len(PREFACE) :])
     undecided.ask()
-    assert not undecided.state.heads.due
+    assert not undecided.state.head_timeouts.due
 
 
 @pytest.mark.parametrize("requests", [0, 1])
@@ -568,9 +568,9 @@ def test_connection_that_is_lost_within_a_head_is_forgotten_with_its_time_limit(
     for _ in range(requests):
         connected.ask()
     connected.receive(frame(1, b"", flags=0, stream=1 + 2 * requests)[:-1])
-    assert connected.state.heads.due
+    assert connected.state.head_timeouts.due
     connected.wire.protocol.connection_lost(OSError())
-    assert not connected.state.heads.due
+    assert not connected.state.head_timeouts.due
 
 
 def test_uvicorns_access_log_is_written_if_the_configuration_says_so(
@@ -629,7 +629,7 @@ async def slow(scope: Any, receive: Any, send: Any) -> None:
 def test_head_is_limited_to_the_byte(connected: Connected, more: int, closed: bool) -> None:
     connected.conn.send_request(b"GET", b"/", b"2", [(b"host", b"test"), (b"a", b"b" * 500)]).end_message()
     head = connected.conn.data_to_send()
-    connected.state.heads.most_bytes = int.from_bytes(head[:3], "big") - more
+    connected.state.head_timeouts.most_bytes = int.from_bytes(head[:3], "big") - more
     connected.receive(head)
     assert connected.wire.closed is closed
     assert [error for _, error in connected.goaways] == ([11] if closed else [])
@@ -670,7 +670,7 @@ def test_idle_connection_closes_with_the_last_stream_that_was_answered(
     connected.pass_time()
     assert connected.goaways == [(1, 0)]
     assert connected.wire.closed
-    assert not connected.state.heads.due
+    assert not connected.state.head_timeouts.due
 
 
 def test_connection_made_during_a_drain_answers_and_closes(

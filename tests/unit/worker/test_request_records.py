@@ -20,7 +20,7 @@ from poolctl.worker.serving.request_records import (
     FailedRequests,
     RequestCounts,
     add_access_log,
-    unwatched,
+    inner_app,
 )
 from tests.asgi_apps import lifespan
 from tests.serving import ENGINES, PLAIN, ZTTP, App, Client, Engine, blank_page, served, until
@@ -365,8 +365,8 @@ def test_app_without_an_access_log_is_not_wrapped() -> None:
     before = config.loaded_app
     add_access_log(config, None)
     assert config.loaded_app is before
-    assert unwatched(before) is before
-    assert unwatched(AccessLog(app, log=None)) is app
+    assert inner_app(before) is before
+    assert inner_app(AccessLog(app, log=None)) is app
 
 
 SCOPE = {
