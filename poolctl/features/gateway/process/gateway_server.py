@@ -85,8 +85,8 @@ class OpenListener:
             await self.stream.drain(seconds)
         self.close()
 
-    def changed(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
-        """Return True if the listener must be replaced by a new one. Otherwise apply `route` and return False.
+    def update(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
+        """Apply `route` and return True. Return False if the listener must be replaced by a new one.
 
         It must be replaced if `settings` or the sockets `fds` differ from its own, or if it changes from or to HTTP.
         """
@@ -94,10 +94,10 @@ class OpenListener:
             os.fstat(sock.fileno()).st_ino for sock in self.sockets
         ]
         if settings != self.settings or not same or (route is None) != (self.stream is None):
-            return True
+            return False
         if self.stream is not None and route is not None:
             self.stream.apply(route)
-        return False
+        return True
 
 
 class GatewayServer(OrderedGateway[OpenListener]):
@@ -240,7 +240,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         route = None if message["route"] is None else from_json(StreamRoute, message["route"])
         self._stale.discard(("unlisten", settings.key))
         before = self._listeners.get(settings.key)
-        if before is not None and not before.changed(settings, route, fds):
+        if before is not None and before.update(settings, route, fds):
             for fd in fds:
                 os.close(fd)
         else:

@@ -238,7 +238,7 @@ class Backends:
 
     def _apply_reports(self, backend: Backend) -> None:
         if backend.is_server:
-            backend.report(self._servers.get(backend.key), self.now(), self.hosts.wall())
+            backend.apply_facts(self._servers.get(backend.key), self.now(), self.hosts.wall())
         else:
             if self._ranks:
                 backend.set_rank(*self._ranks.get(backend.key, (READY, None)))

@@ -229,7 +229,7 @@ class Backend:
         ]
         return max(verdicts, key=lambda each: (each.ok, each.may_wait), default=self.blocked or AVAILABLE)
 
-    def report(self, facts: ServerFacts | None, now: float, wall_now: float) -> None:
+    def apply_facts(self, facts: ServerFacts | None, now: float, wall_now: float) -> None:
         """Store the supervisor's facts about the server. `facts` is None if the server is not in the pool.
 
         `wall_now` is the current time in seconds since 1970.
@@ -238,7 +238,7 @@ class Backend:
         self.facts = facts
         self.context_key = "" if facts is None else facts.context_key
         self._facts_verdict, self.rank = None, READY
-        self._apply_canary_report(facts)
+        self._apply_canary_facts(facts)
         if facts is None:
             self._facts_verdict = BackendVerdict(False, "there is no such server", DOWN_RETRY_SECONDS)
             return
@@ -268,10 +268,10 @@ class Backend:
         for limiter in self._limiters.values():
             limiter.share = self.share
 
-    def _apply_canary_report(self, facts: ServerFacts | None) -> None:
+    def _apply_canary_facts(self, facts: ServerFacts | None) -> None:
         if facts is None or not facts.canary:
             self.canary = None
-        elif self.canary is None or not self.canary.follows(facts):
+        elif self.canary is None or not self.canary.matches(facts):
             self.canary = CanaryBackend(self, facts)
 
     def set_rank(self, rank: int, blocked: BackendVerdict | None) -> None:
@@ -370,12 +370,12 @@ class CanaryBackend(Backend):
         self.requests, self.connections = CanaryTurns(facts.canary_share), CanaryTurns(facts.canary_share)
         self._share = facts.canary_share
 
-    def follows(self, facts: ServerFacts) -> bool:
+    def matches(self, facts: ServerFacts) -> bool:
         """Whether these facts still describe this canary: its name, endpoint and share have not changed."""
         endpoint = Endpoint.of_server(facts.canary_bind, facts.tls)
         return (self.key, self.endpoint, self._share) == (facts.canary, endpoint, facts.canary_share)
 
-    def gets(self, cookie: str, server_cookie: str) -> bool:
+    def take_request(self, cookie: str, server_cookie: str) -> bool:
         """Count a request; returns True if the request goes to the canary, False if it goes to the server.
 
         `cookie` is the value of the client's sticky cookie, or "". `server_cookie` is the value that names the server.
@@ -821,7 +821,7 @@ class RouteBackends:
         backend.counts.count_start()
         canary = None if tried or not breaker.is_closed else backend.canary
         value = member.cookie
-        if canary is not None and canary.gets(cookie if self._sticky else "", member.cookie):
+        if canary is not None and canary.take_request(cookie if self._sticky else "", member.cookie):
             backend, value, period = canary, canary.cookie, -1
         new_cookie = value if self._sticky and value != cookie else ""  # "": the client has it already
         return Lease(self, member, period, new_cookie, backend, canary)
