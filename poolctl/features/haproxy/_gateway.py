@@ -197,7 +197,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
             self._withdrawn,
         )
         await self._update_counts()
-        await self.haproxy.follow(setup)
+        await self.haproxy.apply(setup)
         process = self.haproxy.process
         if process is not None and process is not before:
             self.statistics.begin_process()

@@ -117,7 +117,7 @@ class HaproxyProgram:
         """The path of the process's runtime socket."""
         return os.path.join(self.directory, SOCKET_FILE)
 
-    async def follow(self, setup: HaproxySetup) -> None:
+    async def apply(self, setup: HaproxySetup) -> None:
         """Apply this setup: by runtime commands if they suffice, else with a new process. Raises HaproxyRefusal."""
         process, before = self.process, self.setup
         commands = None if process is None or before is None else runtime_commands(before, setup)

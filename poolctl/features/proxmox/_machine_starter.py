@@ -91,7 +91,7 @@ class MachineStarter:
         self._idle_since.clear()
         self._watch_if_needed()
 
-    def follow(self, guests: Mapping[str, Guest], *, read: bool) -> None:
+    def set_guests(self, guests: Mapping[str, Guest], *, read: bool) -> None:
         """Manage the machines in `guests`, a mapping by target URL. With `read`, their states are new from the API."""
         if not read:
             # States that were seen since the inventory was read are newer.

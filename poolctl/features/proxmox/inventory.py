@@ -178,7 +178,7 @@ class ProxmoxInventory:
         self._due = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
-    def follow(self, table: ProxmoxTable | None, environment: Mapping[str, str]) -> None:
+    def apply_table(self, table: ProxmoxTable | None, environment: Mapping[str, str]) -> None:
         """Apply `table`, and read the inventory regularly. If `table` is None, stop reading and empty the inventory."""
         self._table = table
         self._api = None if table is None else ProxmoxApi(table, environment)
@@ -193,7 +193,7 @@ class ProxmoxInventory:
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._read_periodically())
 
-    def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
+    def set_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
         """Link these routes to machines, in place of the previous routes."""
         if has_addresses(routes) and not has_addresses(self._routes):
             self._due.set()
@@ -205,7 +205,7 @@ class ProxmoxInventory:
         """The states of the machines that requests may start, by URL."""
         return self.starter.states
 
-    def ask(self, url: str) -> None:
+    def start_machine(self, url: str) -> None:
         """Begin to start the machine behind this URL if it is stopped."""
         self.starter.start_if_needed(url)
 
@@ -325,7 +325,7 @@ class ProxmoxInventory:
             if key[0] in aliases:
                 self._record("route unlinked", key, before[key])
         guests = {url: link.guest for (_, url), link in reversed(self.links.items()) if link.guest}
-        self.starter.follow(guests, read=read)
+        self.starter.set_guests(guests, read=read)
 
     def _record(self, event: str, key: tuple[str, str], link: MachineLink) -> None:
         alias, url = key
@@ -375,4 +375,4 @@ class Machines(GatewayPart):
             self._inventory.close()
 
     def _read(self, inventory: ProxmoxInventory) -> None:
-        inventory.follow(self._table, self.site.environment.configuration.environment)
+        inventory.apply_table(self._table, self.site.environment.configuration.environment)

@@ -521,7 +521,7 @@ def test_states_of_machines_are_sent_if_there_are_any() -> None:
         manager.report_machines()
         assert manager.made.sent == []
         followed: list[object] = []
-        machines: Any = SimpleNamespace(states={"a": 1}, ask=print, follow_routes=followed.append)
+        machines: Any = SimpleNamespace(states={"a": 1}, start_machine=print, set_routes=followed.append)
         manager.use_machine_source(machines)
         assert len(followed) == 1
         assert manager.reports.on_machine_needed is print
@@ -704,7 +704,7 @@ def test_process_gets_the_whole_state_in_an_order_in_which_it_can_use_it() -> No
         manager.routes.generation = 7
         table: Any = object()
         manager.routes.table = table
-        machines: Any = SimpleNamespace(states={"a": 1}, ask=print, follow_routes=print)
+        machines: Any = SimpleNamespace(states={"a": 1}, start_machine=print, set_routes=print)
         manager.machines = machines
         orders.servers = {"one", "former"}
         sockets = [socket.socket() for _ in range(2)]

@@ -193,7 +193,7 @@ def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
         reports.on_hosts = lambda: told.append("hosts")
         reports.on_machine_needed = told.append
         process: Any = SimpleNamespace(report_connections=lambda loads: told.append(str(loads)))
-        reports.follow(process)
+        reports.receive_from(process)
         process.on_report({"t": "hosts", "states": {"hosts": [{"host": "web"}]}})
         process.on_report({"t": "loads", "servers": ["web"]})
         process.on_report({"t": "wake", "server": "http://10.0.0.7:80"})
@@ -211,7 +211,7 @@ def test_event_about_a_host_is_recorded_with_the_host_and_the_reason() -> None:
     events: Any = SimpleNamespace(record=lambda kind, event, **data: recorded.append((kind, event, data)))
     reports = GatewayReports(store_of(Keeper()), cast(Any, None), events)
     process: Any = SimpleNamespace()
-    reports.follow(process)
+    reports.receive_from(process)
     for data in ({"host": "web", "why": "silent"}, {"host": "web"}, {"message": "no descriptor"}):
         process.on_report({"t": "event", "kind": "breaker opened", "data": data})
     assert recorded == [
@@ -308,7 +308,7 @@ def test_reports_leave_no_descriptor_open() -> None:
         desk, keeper = Desk(web()), Keeper()
         reports = GatewayReports(store_of(keeper), desk.core, desk.events)
         process: Any = SimpleNamespace()
-        reports.follow(process)
+        reports.receive_from(process)
         before = os.listdir("/proc/self/fd")
         process.on_report({"t": "hosts", "states": {"hosts": []}})
         await reports.adopt()
@@ -326,7 +326,7 @@ def test_request_for_a_sleeping_server_wakes_it() -> None:
         core.wake = lambda entry: woken.append(entry.name)
         reports = GatewayReports(store_of(Keeper()), core, desk.events)
         process: Any = SimpleNamespace()
-        reports.follow(process)
+        reports.receive_from(process)
         process.on_report({"t": "wake", "server": "web"})
         process.on_report({"t": "wake", "server": "http://10.0.0.7:80"})
         assert woken == ["web"]

@@ -90,7 +90,9 @@ class Stage(Desk):
         totals: Any = SimpleNamespace(counts_by_route_of_ended_workers=lambda entry: {1: 7})
         self.statistics = GatewayStatistics(self.manager, self.core, totals)
         part = PoolGateway(part_site(self.core, self.events))
-        verbs: Any = SimpleNamespace(warn=_unchanged, gateway=self.manager, statistics=self.statistics)
+        verbs: Any = SimpleNamespace(
+            with_route_warning=_unchanged, gateway=self.manager, statistics=self.statistics
+        )
         part._verbs = verbs
         self.conclude = part.extend  # type: ignore[method-assign]
 
@@ -306,14 +308,14 @@ def test_program_that_serves_is_measured_in_place_of_its_process() -> None:
 def test_samples_are_taken_while_there_is_a_gateway() -> None:
     async def scenario() -> None:
         stage = Stage()
-        stage.statistics.follow()
+        stage.statistics.update_sampling()
         await asyncio.sleep(0)
         stage.process.serve(20)
         stage.clock.advance(10)
         while (await stage.gateway("status"))["stats"]["requests_per_second"] is None:
             await asyncio.sleep(0)
         stage.manager.tables = Tables()
-        stage.statistics.follow()
+        stage.statistics.update_sampling()
         assert stage.statistics._sampling is None
 
     run(scenario())
@@ -326,8 +328,8 @@ def test_samples_are_taken_every_ten_seconds_and_dropped_while_the_gateway_is_hu
         return (await stage.gateway("status"))["stats"]["requests_per_second"]
 
     async def follow() -> None:
-        stage.statistics.follow()
-        stage.statistics.follow()
+        stage.statistics.update_sampling()
+        stage.statistics.update_sampling()
 
     def pass_time(seconds: float) -> None:
         stage.clock.advance(seconds)

@@ -87,7 +87,7 @@ def test_target_that_accepts_no_connection_fails_and_one_that_does_has_answered(
         scheme = "http://" if table == "[[route]]" else ""
         gone, there = f"{scheme}127.0.0.1:{claim_port()}", f"{scheme}127.0.0.1:{service.port}"
         text = f'{table}\nto = ["{gone}", "{there}"]\nhealth = {{ tcp = true, {FAST} }}\n'
-        stage.probes.follow(tables(text))
+        stage.probes.apply_tables(tables(text))
         assert stage.probes.reports[gone] == ProbeState(host=gone), "not known yet"
         await stage.until(there, answered=True)
         async with asyncio.timeout(60):
@@ -107,17 +107,17 @@ def test_target_is_out_after_its_failures_and_back_after_a_success() -> None:
     async def work(stage: Stage, service: Service) -> None:
         url = f"http://127.0.0.1:{service.port}"
         one = f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'
-        stage.probes.follow(tables(one))
+        stage.probes.apply_tables(tables(one))
         await stage.until(url, answered=True)
         service.status = "503 Service Unavailable"
         await stage.until(url, why="GET /up: status 503")
         service.status = "204 No Content"
         await stage.until(url, answered=True)
-        stage.probes.follow(tables(one))
+        stage.probes.apply_tables(tables(one))
         assert stage.probes.reports[url].answered, "the same probe: what is known stays"
-        stage.probes.follow(tables(one.replace("/up", "/other")))
+        stage.probes.apply_tables(tables(one.replace("/up", "/other")))
         assert stage.probes.reports == {url: ProbeState(host=url)}
-        stage.probes.follow(tables(f'[[route]]\nto = "{url}"\n'))
+        stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\n'))
         assert stage.probes.reports == {}
 
     run(work)
@@ -127,7 +127,7 @@ def test_target_is_out_after_its_failures_and_back_after_a_success() -> None:
 def test_only_a_changed_result_is_reported() -> None:
     async def work(stage: Stage, service: Service) -> None:
         url = f"http://127.0.0.1:{service.port}"
-        stage.probes.follow(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
+        stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
         await stage.until(url, answered=True)
         stage.changed.clear()
         asked = service.asked
@@ -467,10 +467,10 @@ def test_certificate_of_a_target_is_verified(tmp_path: Path) -> None:
 def test_probes_list_the_targets_of_the_tables() -> None:
     async def work(stage: Stage, service: Service) -> None:
         url = f"http://127.0.0.1:{service.port}"
-        stage.probes.follow(tables(""))
+        stage.probes.apply_tables(tables(""))
         assert stage.probes.reports == {}
         stage.changed.clear()
-        stage.probes.follow(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
+        stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
         assert [*stage.probes.reports] == [url]
         assert stage.changed.is_set()
         assert stage.probes.latency_seconds("http://other") is None

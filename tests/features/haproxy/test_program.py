@@ -130,7 +130,7 @@ def play(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 def test_files_are_the_users_alone_and_the_process_serves(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        await stage.program.follow(setup(drained=("set server route:r/one state drain",)))
+        await stage.program.apply(setup(drained=("set server route:r/one state drain",)))
         modes = {name: mode for name, mode in stage.modes().items() if name != "runtime.cfg"}
         assert modes.pop(".") == 0o700
         assert modes == dict.fromkeys(("haproxy.cfg", "map", "c.pem", "haproxy.sock"), 0o600)
@@ -143,12 +143,12 @@ def test_files_are_the_users_alone_and_the_process_serves(play: Play) -> None:
 
 def test_change_is_made_by_commands_of_the_same_process(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        await stage.program.follow(setup())
+        await stage.program.apply(setup())
         pid = stage.pid
         stage.changes = ["set server a state ready", "del server b"]
         stage.says(**{"set server a state ready": "\n", "del server b": "Server still has connections.\n"})
         after = setup(name="two")
-        await stage.program.follow(after)
+        await stage.program.apply(after)
         assert (stage.pid, stage.program.setup) == (pid, after)
         assert stage.commands() == ["set server a state ready", "del server b"]
 
@@ -159,13 +159,13 @@ def test_change_is_made_by_commands_of_the_same_process(play: Play) -> None:
 @pytest.mark.parametrize("why", ["refused", "impossible"])
 def test_change_that_no_command_makes_is_made_by_another_process(play: Play, why: str) -> None:
     async def scene(stage: Stage) -> None:
-        await stage.program.follow(setup())
+        await stage.program.apply(setup())
         before = stage.program.process
         assert before is not None
         stage.changes = ["set server a state ready"] if why == "refused" else None
         stage.says(**{"set server a state ready": "No such server.\n"})
         after = setup(name="two")
-        await stage.program.follow(after)
+        await stage.program.apply(after)
         assert (stage.pid != before.pid, stage.program.setup) == (True, after)
         assert await before.exited == 0
         assert not stage.program._draining
@@ -177,17 +177,17 @@ def test_change_that_no_command_makes_is_made_by_another_process(play: Play, why
 def test_configuration_that_is_refused_leaves_the_process_as_it_is(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         first = setup()
-        await stage.program.follow(first)
+        await stage.program.apply(first)
         pid = stage.pid
         stage.changes = None
         alerts = "".join(f"[ALERT] (1) : problem {number}\n" for number in range(5))
         stage.says(check=f"[NOTICE] (1) : a note\n{alerts}")
         with pytest.raises(HaproxyRefusal) as refused:
-            await stage.program.follow(setup(name="two"))
+            await stage.program.apply(setup(name="two"))
         assert str(refused.value) == "problem 0; problem 1; problem 2"
         stage.says(check="[NOTICE] (1) : a note\n")
         with pytest.raises(HaproxyRefusal, match="it does not say why"):
-            await stage.program.follow(setup(name="two"))
+            await stage.program.apply(setup(name="two"))
         assert (stage.pid, stage.program.setup) == (pid, first)
 
     play(scene)
@@ -197,7 +197,7 @@ def test_process_that_ends_at_its_start_is_a_refusal(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         stage.says(exits=3)
         with pytest.raises(HaproxyRefusal, match=r"ended at its start with status 3|Connection reset"):
-            await stage.program.follow(setup())
+            await stage.program.apply(setup())
         assert stage.program.process is None
 
     play(scene)
@@ -205,7 +205,7 @@ def test_process_that_ends_at_its_start_is_a_refusal(play: Play) -> None:
 
 def test_process_without_a_runtime_socket_answers_nothing(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        await stage.program.follow(setup())
+        await stage.program.apply(setup())
         process = stage.program.process
         assert process is not None
         os.unlink(process.socket_path)
@@ -219,13 +219,13 @@ def test_process_without_a_runtime_socket_answers_nothing(play: Play) -> None:
 @pytest.mark.slow
 def test_drain_waits_for_the_last_request_within_its_time(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        await stage.program.follow(setup())
+        await stage.program.apply(setup())
         process = stage.program.process
         assert process is not None
         await stage.program.drain(60.0)
         assert (stage.program.process, await process.exited) == (None, 0)
         stage.says(stays=True)
-        await stage.program.follow(setup())
+        await stage.program.apply(setup())
         process = stage.program.process
         assert process is not None
         await stage.program.drain(0.01)
@@ -239,7 +239,7 @@ def test_drain_lets_the_last_request_end_by_itself(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await stage.program.drain(60.0)
         stage.says(stays=True)
-        await stage.program.follow(setup())
+        await stage.program.apply(setup())
         process = stage.program.process
         assert process is not None
         draining = asyncio.ensure_future(stage.program.drain(60.0))
@@ -255,7 +255,7 @@ def test_drain_lets_the_last_request_end_by_itself(play: Play) -> None:
 def test_finish_waits_for_requests_to_routes_and_not_for_streams(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         stage.says(**{"show stat": STATISTICS.format(1)})
-        await stage.program.follow(setup())
+        await stage.program.apply(setup())
         process = stage.program.process
         assert process is not None
         finishing = asyncio.ensure_future(stage.program.finish(60.0))
@@ -273,7 +273,7 @@ def test_finish_waits_for_requests_to_routes_and_not_for_streams(play: Play) -> 
 def test_finish_ends_requests_after_its_time(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         stage.says(**{"show stat": STATISTICS.format(1)})
-        await stage.program.follow(setup())
+        await stage.program.apply(setup())
         process = stage.program.process
         assert process is not None
         await stage.program.finish(0.05)
@@ -286,7 +286,7 @@ def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.
     monkeypatch.setattr(_program, "_EXIT_SECONDS", 0.01)
 
     async def scene(stage: Stage) -> None:
-        await stage.program.follow(setup())
+        await stage.program.apply(setup())
         process = stage.program.process
         assert process is not None
         os.kill(process.pid, signal.SIGSTOP)  # it handles no other signal

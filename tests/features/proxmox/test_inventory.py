@@ -64,7 +64,7 @@ class Stage:
     async def read(self, table: ProxmoxTable | None = None) -> None:
         """Return once it was read again, with or without success."""
         inventory = self.inventory
-        inventory.follow(table or self.cluster.table(refresh=LONG), ENVIRONMENT)
+        inventory.apply_table(table or self.cluster.table(refresh=LONG), ENVIRONMENT)
         before, problem = self.changes, inventory.problem
         while self.changes == before and inventory.problem == problem:
             await asyncio.sleep(0.001)
@@ -92,7 +92,7 @@ def to(alias: str, *urls: str) -> Route:
 def test_routes_are_linked_when_the_inventory_is_read_and_when_they_change(pair: tuple[Path, Path]) -> None:
     async def steps(stage: Stage) -> None:
         web = to("web", "http://elsewhere:9000")
-        stage.inventory.follow_routes([web, to("ui", "https://pve1:8006"), to("none", "http://none")])
+        stage.inventory.set_routes([web, to("ui", "https://pve1:8006"), to("none", "http://none")])
         assert stage.links() == {}
         await stage.read()
         assert stage.links() == {"web": ("", 101), "ui": ("pve1", 0)}
@@ -108,7 +108,7 @@ def test_routes_are_linked_when_the_inventory_is_read_and_when_they_change(pair:
         # Names suffice: no machine was asked for its addresses.
         assert [each for each in stage.cluster.asked if "/lxc/" in each or "/qemu/" in each] == []
 
-        stage.inventory.follow_routes([web, to("win", "http://win")])
+        stage.inventory.set_routes([web, to("win", "http://win")])
         assert stage.links() == {"web": ("", 101), "win": ("", 200)}
         assert stage.happened() == [("route linked", "win (http://win): virtual machine 200 (win) on pve2")]
 
@@ -129,7 +129,7 @@ def test_machines_of_a_route_are_reported_with_the_state_that_was_read_last(pair
     async def steps(stage: Stage) -> None:
         urls = ("http://win", "http://none", "http://web:1", "http://web:2", "http://pve1", "http://win")
         route = Route(alias="all", to=(Target(server="web"), *(Target(url=url) for url in urls)))
-        stage.inventory.follow_routes([route])
+        stage.inventory.set_routes([route])
         await stage.read()
         stage.cluster.guests[101]["status"] = "running"
         await stage.read()
@@ -157,13 +157,13 @@ def test_machines_of_a_route_are_reported_with_the_state_that_was_read_last(pair
 
 def test_state_of_a_started_machine_is_newer_than_the_inventory(pair: tuple[Path, Path]) -> None:
     async def steps(stage: Stage) -> None:
-        stage.inventory.follow_routes([to("web", "http://web")])
+        stage.inventory.set_routes([to("web", "http://web")])
         await stage.read()
         assert stage.inventory.states["http://web"].state == "stopped"
-        stage.inventory.ask("http://web")
+        stage.inventory.start_machine("http://web")
         while stage.inventory.states["http://web"].state != "running":
             await asyncio.sleep(0.001)
-        stage.inventory.follow_routes([to("web", "http://web"), to("win", "http://win")])
+        stage.inventory.set_routes([to("web", "http://web"), to("win", "http://win")])
         assert {url: each.state for url, each in stage.inventory.states.items()} == {
             "http://web": "running", "http://win": "running",
         }  # fmt: skip
@@ -173,15 +173,15 @@ def test_state_of_a_started_machine_is_newer_than_the_inventory(pair: tuple[Path
 
 def test_first_target_that_is_an_address_has_the_machines_asked_at_once(pair: tuple[Path, Path]) -> None:
     async def steps(stage: Stage) -> None:
-        stage.inventory.follow_routes([to("web", "http://web")])
+        stage.inventory.set_routes([to("web", "http://web")])
         await stage.read()
         assert stage.links() == {"web": ("", 101)}
         stage.cluster.asked.clear()
-        stage.inventory.follow_routes([to("ui", "http://pve1")])
-        stage.inventory.follow_routes([to("a", "http://10.0.1.2")])
+        stage.inventory.set_routes([to("ui", "http://pve1")])
+        stage.inventory.set_routes([to("a", "http://10.0.1.2")])
         while not stage.links():
             await asyncio.sleep(0.001)
-        stage.inventory.follow_routes([to("a", "http://10.0.1.2"), to("b", "http://10.0.1.3")])
+        stage.inventory.set_routes([to("a", "http://10.0.1.2"), to("b", "http://10.0.1.3")])
         assert stage.links() == {"a": ("", 102), "b": ("", 200)}
         for _ in range(5):  # time for another reading to begin
             await asyncio.to_thread(int)
@@ -192,7 +192,7 @@ def test_first_target_that_is_an_address_has_the_machines_asked_at_once(pair: tu
 
 def test_other_nodes_than_those_of_the_table_are_left_out(pair: tuple[Path, Path]) -> None:
     async def steps(stage: Stage) -> None:
-        stage.inventory.follow_routes([to("a", "http://pve1"), to("b", "http://db"), to("c", "http://win")])
+        stage.inventory.set_routes([to("a", "http://pve1"), to("b", "http://db"), to("c", "http://win")])
         await stage.read(stage.cluster.table(nodes=("pve2",), refresh=LONG))
         assert stage.links() == {"c": ("", 200)}
 
@@ -204,9 +204,7 @@ def test_targets_that_are_addresses_are_linked_also_while_the_machine_is_stopped
 ) -> None:
     async def steps(stage: Stage) -> None:
         cluster = stage.cluster
-        stage.inventory.follow_routes(
-            [to(ip, f"http://{ip}:80") for ip in ("10.0.1.1", "10.0.1.2", "10.0.0.2")]
-        )
+        stage.inventory.set_routes([to(ip, f"http://{ip}:80") for ip in ("10.0.1.1", "10.0.1.2", "10.0.0.2")])
         await stage.read()
         linked = {"10.0.1.1": ("", 101), "10.0.1.2": ("", 102), "10.0.0.2": ("pve2", 0)}
         assert stage.links() == linked
@@ -255,7 +253,7 @@ def test_api_that_is_away_leaves_the_last_inventory_in_use(
     pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture, path: str, answer: Any, problem: str
 ) -> None:
     async def steps(stage: Stage) -> None:
-        stage.inventory.follow_routes([to("web", "http://web"), to("db", "http://10.0.1.2")])
+        stage.inventory.set_routes([to("web", "http://web"), to("db", "http://10.0.1.2")])
         await stage.read()
         links = stage.links()
         assert len(links) == 2
@@ -288,7 +286,7 @@ def test_other_machines_are_not_asked_for_addresses_once_one_has_not_answered(
         cluster = stage.cluster
         cluster.guests = {vmid: {**cluster.guests[102], "name": f"m{vmid}"} for vmid in range(300, 320)}
         cluster.answers["/nodes/pve1/lxc"] = None
-        stage.inventory.follow_routes([to("db", "http://10.0.1.2")])
+        stage.inventory.set_routes([to("db", "http://10.0.1.2")])
         # Within this time the nodes and the list of machines must be answered.
         await stage.read(cluster.table(timeout=3.0, refresh=LONG))
         assert stage.inventory.problem == "localhost: no answer within 3 s"
@@ -299,9 +297,9 @@ def test_other_machines_are_not_asked_for_addresses_once_one_has_not_answered(
 
 def test_without_the_table_nothing_is_linked_and_nothing_read(pair: tuple[Path, Path]) -> None:
     async def steps(stage: Stage) -> None:
-        stage.inventory.follow_routes([to("web", "http://web")])
+        stage.inventory.set_routes([to("web", "http://web")])
         await stage.read()
-        stage.inventory.follow(None, {})
+        stage.inventory.apply_table(None, {})
         assert stage.links() == {}
         assert stage.happened()[-1] == ("route unlinked", "web (http://web): container 101 (web) on pve1")
         await stage.read()

@@ -50,7 +50,7 @@ class Stage:
         self.inventory = ProxmoxInventory(self.events, self._changed, no_activities, state_directory)
         self.starter = self.inventory.starter
         urls = (WEB, ALSO_WEB, WIN, NODE)
-        self.inventory.follow_routes([Route(alias=url, to=(Target(url=url),)) for url in urls])
+        self.inventory.set_routes([Route(alias=url, to=(Target(url=url),)) for url in urls])
 
     def _changed(self) -> None:
         state = self.starter.states.get(WEB)
@@ -58,7 +58,7 @@ class Stage:
             self.reported.append(state)
 
     async def begin(self, **keys: Any) -> None:
-        self.inventory.follow(self.cluster.table(refresh=3600.0, **keys), ENVIRONMENT)
+        self.inventory.apply_table(self.cluster.table(refresh=3600.0, **keys), ENVIRONMENT)
         while not self.inventory.links:
             await asyncio.sleep(0.001)
 
@@ -124,7 +124,7 @@ def test_stopped_container_is_started_once_for_all_that_ask(play: Play) -> None:
         assert started[1].startswith("the container 101 (web) on pve1 runs after ")
         assert stage.starter.status(WEB) == "running"
         # It is known also when routes change before the inventory is read again.
-        stage.inventory.follow_routes([Route(alias=WEB, to=(Target(url=WEB),))])
+        stage.inventory.set_routes([Route(alias=WEB, to=(Target(url=WEB),))])
         assert stage.starter.states[WEB].state == "running"
 
     play(steps)
@@ -175,7 +175,7 @@ def test_failed_start_is_not_tried_again_for_some_time(play: Play, fails: str, a
         assert [event for event, _ in stage.happened()] == ["machine start requested", "machine start failed"]
         # Started by hand: the next reading shows it.
         stage.cluster.guests[101]["status"] = "running"
-        stage.inventory.follow(stage.cluster.table(refresh=3600.0), ENVIRONMENT)
+        stage.inventory.apply_table(stage.cluster.table(refresh=3600.0), ENVIRONMENT)
         while stage.starter.states[WEB].state != "running":
             await asyncio.sleep(0.001)
 
@@ -303,7 +303,7 @@ class IdleStage:
 
     def make(self) -> ProxmoxInventory:
         made = ProxmoxInventory(self.events, lambda: None, self._ask, str(self.state_directory))
-        made.follow_routes([Route(alias=url, to=(Target(url=url),)) for url in (WEB_LAN, DB_LAN)])
+        made.set_routes([Route(alias=url, to=(Target(url=url),)) for url in (WEB_LAN, DB_LAN)])
         return made
 
     async def _ask(self) -> Mapping[str, Activity] | None:
@@ -312,7 +312,7 @@ class IdleStage:
 
     async def begin(self, **keys: Any) -> None:
         table = self.cluster.table(refresh=3600.0, **{"idle": IDLE_SECONDS, **keys})
-        self.inventory.follow(table, ENVIRONMENT)
+        self.inventory.apply_table(table, ENVIRONMENT)
         await until(lambda: bool(self.inventory.links))
 
     async def wake(self) -> MachineState:
@@ -404,7 +404,7 @@ def test_machine_is_stopped_when_its_whole_idle_time_has_passed_since_the_last_r
 
     with closing(VirtualLoop()) as loop:
         starter = Starter(Events(Clock()), lambda: None, activities, "")
-        starter.follow({WEB: Guest("lxc", 101, "web", "pve1", "running")}, read=False)
+        starter.set_guests({WEB: Guest("lxc", 101, "web", "pve1", "running")}, read=False)
         starter.started[101] = 0.0
         watching = loop.create_task(starter._watch_idle(idle_seconds))
         loop.pass_time(stops[-1])

@@ -162,10 +162,10 @@ class GatewayManager(SidecarManager):
             return False
         return self._attempted_times == self._configured_times
 
-    def follow(self, tables: Tables) -> None:
+    def apply_tables(self, tables: Tables) -> None:
         """Start to apply these tables, and return at once."""
         self.tables = tables
-        self.probes.follow(tables)
+        self.probes.apply_tables(tables)
         self._recompute()
         self._configured()
 
@@ -192,8 +192,8 @@ class GatewayManager(SidecarManager):
     def use_machine_source(self, machines: MachineSource) -> None:
         """Use the feature `machines` from now on, which knows the machines behind routes' URLs and can start them."""
         self.machines = machines
-        self.reports.on_machine_needed = machines.ask
-        machines.follow_routes(self.routes.routes.served)
+        self.reports.on_machine_needed = machines.start_machine
+        machines.set_routes(self.routes.routes.served)
 
     def report_machines(self) -> None:
         """Send the gateway's process the states of the machines, such as VMs, that answer at routes' target URLs."""
@@ -258,7 +258,7 @@ class GatewayManager(SidecarManager):
         self._inform_workers()
         self._configured()  # a new stream needs a listener
         if self.machines is not None:
-            self.machines.follow_routes(self.routes.routes.served)
+            self.machines.set_routes(self.routes.routes.served)
 
     def _inform_workers(self) -> None:
         routing, tables = self._core.runner.capabilities.routing, self.routes.worker_tables
@@ -406,7 +406,7 @@ class GatewayManager(SidecarManager):
     async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> None:
         """Start a process, and wait until it serves; its predecessor `before` then drains."""
         process = await self._new_process(plan)
-        self.reports.follow(process)
+        self.reports.receive_from(process)
         self._sync(process)
         process.begin_serving()
         await process.wait_until_ready(self._environment.directory)
@@ -515,7 +515,7 @@ class GatewayManager(SidecarManager):
         await self._adopt_zygote()
         process = await GatewayProcess.adopt(self._keeper, self.entry)
         if process is not None:
-            self.reports.follow(process)
+            self.reports.receive_from(process)
             plan = await self._plan()
             self._current = plan and plan.limited_to(self._listeners.settings)
             self._served = tuple(self._current.listeners) if self._current else ()

@@ -177,7 +177,7 @@ class GatewayReports:
         if (content := await self._store.read(fd_store.GATEWAY_HOSTS)) is not None:
             self.hosts = json.loads(content)
 
-    def follow(self, process: GatewayProcess) -> None:
+    def receive_from(self, process: GatewayProcess) -> None:
         """Receive the reports of this process from now on."""
         process.on_report = lambda message: self._received(process, message)
 

@@ -68,7 +68,7 @@ class GatewayStatistics:
         self._samples: deque[_Sample] = deque(maxlen=3)
         self._sampling: asyncio.Task[None] | None = None
 
-    def follow(self) -> None:
+    def update_sampling(self) -> None:
         """Start or stop taking samples, if the gateway was added or removed."""
         if self._manager.tables.get(GatewayConfig) is None:
             self.close()

@@ -48,13 +48,13 @@ class MachineSource(Protocol):
     def states(self) -> Mapping[str, MachineState]:
         """The states of the machines that requests may start, by URL."""
 
-    def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
+    def set_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
         """Find the machines behind these routes. Called with all routes whenever one changes."""
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
         """The machines behind the route, for output."""
 
-    def ask(self, url: str) -> None:
+    def start_machine(self, url: str) -> None:
         """Start the machine behind this URL if it is stopped, because a request needs it."""
 
 
@@ -293,7 +293,7 @@ class TargetProbes:
         self._targets: dict[str, ProbedTarget] = {}
         self._probes = UrlProbes(self._probed)
 
-    def follow(self, tables: Tables) -> None:
+    def apply_tables(self, tables: Tables) -> None:
         """Probe the targets in these configuration tables. Keeps the results of targets whose probe has not changed."""
         wanted = probed_targets(tables)
         for url, target in [*self._targets.items()]:

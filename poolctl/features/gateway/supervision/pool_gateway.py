@@ -117,7 +117,7 @@ class GatewayVerbs:
                 await asyncio.sleep(0)
         return found
 
-    async def warn(self, result: Result) -> Result:
+    async def with_route_warning(self, result: Result) -> Result:
         """Add to the result of `status` a warning about routes that do not serve."""
         found = {name: health for name, health in (await self.healths()).items() if not health.serves}
         if not found:
@@ -147,7 +147,7 @@ class GatewayVerbs:
             header_for_host=name, generation=generation, total=len(routes), routes=found, excluded=excluded
         )
 
-    async def show(self, result: Result) -> Result:
+    async def with_routes(self, result: Result) -> Result:
         """The result of `show`, with the routes of each server added."""
         if not isinstance(result, ShowResult):
             return result
@@ -276,8 +276,8 @@ class PoolGateway(FeaturePart):
                 if part not in self._parts:
                     self._parts.append(part)
                     part.connect(verbs.gateway)
-            verbs.gateway.follow(tables)
-            verbs.statistics.follow()
+            verbs.gateway.apply_tables(tables)
+            verbs.statistics.update_sampling()
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
@@ -295,7 +295,7 @@ class PoolGateway(FeaturePart):
         if verbs.gateway.tables.get(GatewayConfig) is None:
             return result
         if verb == "show":
-            return await verbs.show(result)
+            return await verbs.with_routes(result)
         if not call.selector.selects_all:
             return result
         if verb == "list":
@@ -303,7 +303,7 @@ class PoolGateway(FeaturePart):
         if verb in ("status", "stats"):
             status = replace(verbs.statistics.status(), stats=await verbs.statistics.stats())
             result = replace(result, gateway=to_json(status))
-        return await verbs.warn(result) if verb == "status" else result
+        return await verbs.with_route_warning(result) if verb == "status" else result
 
     @property
     def serves_without_servers(self) -> bool:
