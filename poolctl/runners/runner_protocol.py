@@ -410,7 +410,7 @@ class Gateway(Protocol):
     async def withdraw(self, server: str, give: socket.socket) -> None:
         """Have the gateway stop using the socket `give` of `use_pair`; return when it has, or after a time limit."""
 
-    async def leaving(self, server: str) -> None:
+    async def announce_exit(self, server: str) -> None:
         """Tell the gateway that workers of the server will exit; return when it has confirmed, or after a time limit.
 
         Returns at once if other workers take over the waiting connections.

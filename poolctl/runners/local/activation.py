@@ -361,7 +361,7 @@ class SleepingListener:
                 oldest = oldest or each
         return oldest
 
-    def wait(self, held: HeldConnection, late: Callable[[], None], *, begun: bool) -> None:
+    def limit_wait(self, held: HeldConnection, late: Callable[[], None], *, begun: bool) -> None:
         """Set a time limit for the next request to begin or, if `begun`, for its whole head; on expiry call `late`."""
         held.begun = begun
         if begun:
@@ -701,7 +701,7 @@ class Activator:
                 if last:
                     self._close(sleeping, held)
                 else:
-                    sleeping.wait(held, on_late, begun=False)
+                    sleeping.limit_wait(held, on_late, begun=False)
                 return
         except OSError:
             head = b""
@@ -709,7 +709,7 @@ class Activator:
         if verdict is FirstBytes.REQUEST:
             self._wake(sleeping)
         elif verdict is FirstBytes.BEGINNING and not last:
-            sleeping.wait(held, on_late, begun=True)
+            sleeping.limit_wait(held, on_late, begun=True)
         else:
             self._close(sleeping, held, b"" if sleeping.tls or not head else bad_request_response(late=late))
 

@@ -118,9 +118,9 @@ class RoutedServers(Routing):
             return
         ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):
-            self._adoptions.hide(key)
+            self._adoptions.forbid_passing(key)
         elif ready or not self._adoptions.is_passing_forbidden(key):
-            self._adoptions.show(key)
+            self._adoptions.allow_passing(key)
 
     def send_routes(self, worker: LocalWorker) -> None:
         """Give the worker the current route table, if its server has a route or the worker has a table to replace.
@@ -372,7 +372,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         """Order the worker to stop accepting, and wait until it has. A command may go on accepting until it exits."""
         if worker := self._workers.get(placement.id):
             if not replaced:
-                await self.adoptions.leaving(worker.server.key)
+                await self.adoptions.announce_exit(worker.server.key)
             await worker.stop_accepting(self._receivers(worker, replaced))
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -384,7 +384,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         if worker is None:
             return Exit(message="has ended before")
         if timeout_seconds and not replaced:
-            await self.adoptions.leaving(worker.server.key)
+            await self.adoptions.announce_exit(worker.server.key)
         return await worker.stop(timeout_seconds, self._receivers(worker, replaced))
 
     def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:

@@ -170,7 +170,7 @@ class AdoptionPairs:
 
         `gateway` is None for a pool without one. `give_back` is the socket through which connections return to the
         gateway; None after the gateway has ended. The gateway stops passing connections to workers of servers without a
-        route. For a server with a route, call `show` to let the gateway begin.
+        route. For a server with a route, call `allow_passing` to let the gateway begin.
         """
         self.routed, self._gateway, self._give_back = routed, gateway, give_back
         self._shown = {key: give for key, give in self._shown.items() if key in routed}
@@ -183,29 +183,29 @@ class AdoptionPairs:
         return key in self.routed or self._published is not None
 
     def is_passing_forbidden(self, key: str) -> bool:
-        """Return whether `hide` was called: the gateway must not pass the server's connections to its workers."""
+        """Whether `forbid_passing` was called, so the gateway must not pass the server's connections to workers."""
         return key in self._withheld_keys
 
-    def show(self, key: str) -> None:
-        """Undo `hide`, and let the gateway pass connections to the server's workers if the server has a route."""
+    def allow_passing(self, key: str) -> None:
+        """Undo `forbid_passing`: let the gateway pass connections to the server's workers if the server has a route."""
         self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
             self._gateway.use_pair(self.routed[key], self._shown[key])
 
-    def hide(self, key: str) -> None:
+    def forbid_passing(self, key: str) -> None:
         """Make the gateway proxy the server's requests instead of passing its connections to workers. Does not wait."""
         self._withheld_keys.add(key)
         give = self._shown.pop(key, None)
         if give is not None and self._gateway is not None:
             self._background(self._gateway.withdraw(self.routed[key], give))
 
-    async def leaving(self, key: str) -> None:
+    async def announce_exit(self, key: str) -> None:
         """Tell the gateway that workers of this server exit without replacement; return when it has confirmed."""
         if self._published is not None:
             await self._published.wait()
         if self._gateway is not None and key in self.routed:
-            await self._gateway.leaving(self.routed[key])
+            await self._gateway.announce_exit(self.routed[key])
 
     def take_back(self, key: str) -> None:
         """Give the gateway back the connections waiting in the server's adoption pair. No effect without a gateway."""
@@ -227,7 +227,7 @@ class AdoptionPairs:
         entry = {"op": "put", "name": f"{fd_store.ADOPTION}{key}", "meta": meta}
         self._keeper.send(entry, [give, take])
         if key not in self._withheld_keys:
-            self.show(key)
+            self.allow_passing(key)
         if before is not None:
             self._background(self._retire(key, *before[1:]))
 

@@ -520,7 +520,7 @@ class AppZygote(Receiver):
         logger.warning("the process that has imported %s %s: killing it", self.server, deed)
         self._children.kill_after(self.process, self.exited, 0.0)
 
-    async def finish(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
+    async def wait_until_imported(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
         """Wait for the import to finish. Return "", or why the imported application must not be forked.
 
         If the import fails, raise ImportFailed, after the output from `pipe` was logged. If cancelled, end the zygote.
@@ -818,7 +818,7 @@ class AppZygotes:
             self._by_pid[zygote.process.pid] = zygote
 
     async def _finish(self, zygote: AppZygote, timeout_seconds: float, pipe: str = "") -> AppZygote | str:
-        problem = await zygote.finish(timeout_seconds, self._output, pipe)
+        problem = await zygote.wait_until_imported(timeout_seconds, self._output, pipe)
         if problem:
             self._unusable[zygote.key] = (zygote.code_since, problem)
             zygote.end()

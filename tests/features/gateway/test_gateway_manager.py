@@ -667,11 +667,11 @@ def test_gateway_knows_of_workers_that_leave_where_it_sends_them_requests_itself
     async def scene() -> None:
         manager = Manager()
         name = canary_name("one") if server == "canary" else server
-        await manager.leaving(name)
+        await manager.announce_exit(name)
         assert loop.time() == 0.0, "there is no process"
         manager.tables = Tables(gateway=GatewayConfig(engine=engine))
         manager.made = manager._process = Orders()
-        await manager.leaving(name)
+        await manager.announce_exit(name)
         assert (manager.made.names, loop.time()) == (orders, seconds)
 
     loop = VirtualLoop()

@@ -215,7 +215,7 @@ def test_leaving_server_gets_nothing_after_another_supervisor_has_adopted_the_pr
             manager = GatewayManager(environment, core, Events(Clock()), StateStore(environment.keeper, ""))
             manager.tables = Tables(gateway=GatewayConfig(engine="haproxy"))
             manager._process = stage.process
-            await manager.leaving("one")
+            await manager.announce_exit("one")
             assert await stage.answers() == {"two"}
 
     run(work())

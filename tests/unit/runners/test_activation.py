@@ -1085,17 +1085,17 @@ def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same(
         sleeping = asleep(quiet_seconds=40.0, head_seconds=5.0)
         connection = HeldConnection.accepted(other, 8.0)
         assert (connection.sock.until, connection.sock.asked) == (508.0, False)
-        sleeping.wait(connection, is_late, begun=False)
+        sleeping.limit_wait(connection, is_late, begun=False)
         await asyncio.sleep(1)
-        sleeping.wait(connection, is_late, begun=True)
+        sleeping.limit_wait(connection, is_late, begun=True)
         assert (connection.sock.until, connection.begun) == (508.0, True)
         await asyncio.sleep(8)
         assert late == [8.0]
         connection.stop_timer()
         connection.sock.until = None
-        sleeping.wait(connection, is_late, begun=False)
+        sleeping.limit_wait(connection, is_late, begun=False)
         assert (connection.sock.until, connection.sock.asked, connection.begun) == (549.0, True, False)
-        sleeping.wait(connection, is_late, begun=True)
+        sleeping.limit_wait(connection, is_late, begun=True)
         assert (connection.sock.until, connection.sock.asked) == (514.0, False)
         await asyncio.sleep(6)
         assert late == [8.0, 14.0]

@@ -62,7 +62,7 @@ class Recorder:
     def use_pair(self, server: str, give: socket.socket) -> None:
         self.pairs[server] = give
 
-    async def leaving(self, server: str) -> None:
+    async def announce_exit(self, server: str) -> None:
         self.left.append(server)
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
@@ -524,10 +524,10 @@ def test_gateway_is_told_before_a_worker_that_is_not_replaced_is_stopped_in_good
         (found,) = (await it.runner.adopt({"web": config()})).workers
         told: list[str] = []
 
-        async def leaving(key: str) -> None:
+        async def announce_exit(key: str) -> None:
             told.append(key)
 
-        it.runner.adoptions.leaving = leaving  # type: ignore[method-assign]
+        it.runner.adoptions.announce_exit = announce_exit  # type: ignore[method-assign]
         await order(it.runner, found.placement)
         assert told == [config().key] * is_announced
         end.close()

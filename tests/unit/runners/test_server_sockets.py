@@ -66,10 +66,10 @@ def test_connections_that_no_worker_has_taken_from_the_pair_yet_are_counted() ->
 def test_gateway_hears_of_workers_that_leave_a_routed_server_and_no_other() -> None:
     async def work() -> None:
         stage = Stage()
-        await stage.pairs.leaving(config().key)
+        await stage.pairs.announce_exit(config().key)
         stage.publish(config())
-        await stage.pairs.leaving(config().key)
-        await stage.pairs.leaving("127.0.0.1:1")
+        await stage.pairs.announce_exit(config().key)
+        await stage.pairs.announce_exit("127.0.0.1:1")
         assert stage.gateway.left == ["web"]
         stage.gateway.let_go.set()
         await stage.pairs.close_all()
@@ -484,11 +484,11 @@ def test_hidden_pair_is_withdrawn_from_the_gateway_once_and_given_again_when_sho
         server, key = config(), config().key
         stage.pairs.open(server)
         stage.route(server)
-        stage.pairs.show(key)
+        stage.pairs.allow_passing(key)
         give = stage.gateway.pairs.pop("web")
         assert not stage.pairs.is_passing_forbidden(key)
-        stage.pairs.hide(key)
-        stage.pairs.hide(key)
+        stage.pairs.forbid_passing(key)
+        stage.pairs.forbid_passing(key)
         assert stage.pairs.is_passing_forbidden(key)
         while not stage.gateway.withdrawn:
             await asyncio.sleep(0)
@@ -496,7 +496,7 @@ def test_hidden_pair_is_withdrawn_from_the_gateway_once_and_given_again_when_sho
         assert stage.gateway.withdrawn == [("web", give)]
         stage.pairs.open(config(user="daemon"))
         assert stage.gateway.pairs == {}, "a later pair is withheld too"
-        stage.pairs.show(key)
+        stage.pairs.allow_passing(key)
         assert not stage.pairs.is_passing_forbidden(key)
         assert stage.gateway.pairs == {"web": stage.pairs.of(config(user="daemon"))[0]}
         await stage.close()
@@ -509,15 +509,15 @@ def test_pair_of_a_server_without_a_route_is_not_shown() -> None:
         stage = Pairs()
         key = config().key
         stage.pairs.open(config())
-        stage.pairs.show(key)
+        stage.pairs.allow_passing(key)
         stage.route()
-        stage.pairs.show(key)
+        stage.pairs.allow_passing(key)
         stage.route(config())
-        stage.pairs.show("127.0.0.1:1")
+        stage.pairs.allow_passing("127.0.0.1:1")
         assert stage.gateway.pairs == {}
-        stage.pairs.show(key)
+        stage.pairs.allow_passing(key)
         stage.route()  # the gateway has withdrawn it itself
-        stage.pairs.hide(key)
+        stage.pairs.forbid_passing(key)
         await stage.pairs.close(key)
         assert stage.gateway.withdrawn == []
         await stage.close()
@@ -565,7 +565,7 @@ def test_gateway_of_an_earlier_supervisor_counts_as_gone_after_two_seconds_witho
         loop = asyncio.get_running_loop()
         stage.pairs.open(config())
         stage.pairs.expect_gateway()
-        await stage.pairs.leaving(config().key)
+        await stage.pairs.announce_exit(config().key)
         assert loop.time() == 2.0
         await stage.pairs.close(config().key)
         assert loop.time() == 2.0

@@ -215,7 +215,7 @@ class GatewayManager(SidecarManager):
         rows = (from_json(HostReport, row) for row in report["hosts"])
         return {row.host: Activity(row.requests, row.in_flight + row.waiting) for row in rows}
 
-    async def leaving(self, server: str) -> None:
+    async def announce_exit(self, server: str) -> None:
         """Tell the gateway that workers of `server` will stop; return when it has applied that, or at a timeout.
 
         Return at once, without a notice, if `server` is not the name of a canary and the engine is poolctl's own: then
