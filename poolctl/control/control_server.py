@@ -100,13 +100,13 @@ class ControlServer:
         """Stop accepting, and wait at most a second until current requests are finished."""
         await self._server.close(_GRACE_SECONDS)
 
-    def admit(self, sock: socket.socket) -> None:
+    def check_client(self, sock: socket.socket) -> None:
         """Raise BadMessage unless the client's user is the pool's own user or root."""
         _, uid, _ = peer_credentials(sock)
         if uid not in (0, os.geteuid()):
             raise BadMessage(f"this pool belongs to uid {os.geteuid()}", 403)
 
-    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+    def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         """Status, content type and JSON body of the response to an invalid request."""
         plain = error.status in (403, 404, 413)
         status, message = (error.status, str(error)) if plain else (400, f"not a request: {error}")

@@ -134,13 +134,13 @@ class Responder:
 class HttpHandler(Protocol):
     """Answers the requests of a server."""
 
-    def admit(self, sock: socket.socket) -> None:
+    def check_client(self, sock: socket.socket) -> None:
         """Raise BadMessage to refuse a client before reading anything from it."""
 
     async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         """Answer a request. Cancelled when the client disconnects, if the server watches for that."""
 
-    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+    def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         """Status, content type and body of the response to an invalid request."""
 
 
@@ -266,7 +266,7 @@ class HttpServer:
         while True:
             message = RequestReader(max_head_bytes=limits.head_bytes, max_body_bytes=limits.body_bytes)
             try:
-                self._handler.admit(sock)
+                self._handler.check_client(sock)
                 async with asyncio.timeout(seconds):
                     head = await _receive(message, rest, stream, writer)
             except TimeoutError:
@@ -313,7 +313,7 @@ class HttpServer:
 
         Return when the client has disconnected, at the latest after one second or a maximum number of bytes.
         """
-        status, kind, body = self._handler.refuse(error)
+        status, kind, body = self._handler.error_response(error)
         response = Responder(None, writer, self._limits, keep_alive=False)
         await response.send(status, [("content-type", kind)], body)
         if writer.can_write_eof():

@@ -32,7 +32,7 @@ def spawn(
     this process's), without the variables in `without`. With `session` it leads a new session. It inherits no other
     descriptor of this process. Raises OSError if the program cannot be executed.
     """
-    import signal  # imported late: a process that only calls in_background does not need it
+    import signal  # imported late: a process that only calls start_detached does not need it
 
     with contextlib.suppress(OSError):
         rotate_if_large(output)
@@ -88,7 +88,7 @@ class Companion:
         self.without = without
 
 
-def in_background(
+def start_detached(
     argv: list[str], env: dict[str, str], fds: Sequence[int], companions: Sequence[Companion] = ()
 ) -> int:
     """Run `argv` in a new session, not as a child of this process, with `fds` at 3, 4 … as its only descriptors.

@@ -65,11 +65,11 @@ def port_error(address: Address, host: str, error: OSError, kind: int = socket.S
     elif error.errno == errno.EAFNOSUPPORT:
         message, hint = f"this machine has no support for the address {host}", "use an IPv4 address"
     else:
-        return explain(address, f"{host}:{port} cannot be opened", error)
+        return listen_error(address, f"{host}:{port} cannot be opened", error)
     return ListenError(message, bind=address.key, hint=hint)
 
 
-def explain(address: Address, what: str, error: OSError) -> ListenError:
+def listen_error(address: Address, what: str, error: OSError) -> ListenError:
     """The ListenError for any OSError, with a fix if one is known. `what` says what failed, for the message."""
     hints = {
         errno.EMFILE: "raise the limit of open files: ulimit -n",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.safe_open import is_trusted, open_directory
 
-from .listen_errors import ListenError, address_in_use_error, explain, port_error, unresolved_host_error
+from .listen_errors import ListenError, address_in_use_error, listen_error, port_error, unresolved_host_error
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -94,7 +94,7 @@ def _listen_on_path(address: Address, mode: int | None) -> socket.socket:
             sock.listen(BACKLOG)
         except OSError as error:
             sock.close()
-            raise _explain_path(address, error) from error
+            raise _path_error(address, error) from error
     return sock
 
 
@@ -107,7 +107,7 @@ def _directory(address: Address) -> Iterator[int]:
     try:
         fd = open_directory(os.path.dirname(address.path))
     except OSError as error:
-        raise _explain_path(address, error) from error
+        raise _path_error(address, error) from error
     try:
         yield fd
     finally:
@@ -198,10 +198,10 @@ def _check_path(address: Address, directory: int) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise explain(address, f"the stale socket {path} cannot be removed", error) from error
+        raise listen_error(address, f"the stale socket {path} cannot be removed", error) from error
 
 
-def _explain_path(address: Address, error: OSError) -> ListenError:
+def _path_error(address: Address, error: OSError) -> ListenError:
     directory = os.path.dirname(address.path)
     if error.errno == errno.ELOOP:
         return ListenError(
@@ -222,7 +222,7 @@ def _explain_path(address: Address, error: OSError) -> ListenError:
             bind=address.key,
             hint=f"make {directory} writable for this user, or choose another directory",
         )
-    return explain(address, f"the Unix socket {address.path} cannot be opened", error)
+    return listen_error(address, f"the Unix socket {address.path} cannot be opened", error)
 
 
 def refuse(sockets: Iterable[socket.socket]) -> None:

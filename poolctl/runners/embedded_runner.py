@@ -15,7 +15,7 @@ from collections.abc import Callable
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig
 from poolctl.keeper import wire
-from poolctl.keeper.spawn import in_background
+from poolctl.keeper.spawn import start_detached
 from poolctl.worker.tally import Counts
 
 from .local.local_runner import LocalRunner
@@ -257,6 +257,6 @@ async def _launch(directory: str, theirs: socket.socket, receiver: _KeeperReceiv
     argv = command(sys.executable, "keeper", directory, "3", isolated=True)
     with theirs:
         # Started in the background: it is not our child, which we would have to reap, nor in our terminal's session.
-        await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
+        await asyncio.to_thread(start_detached, argv, dict(os.environ), [theirs.fileno()])
     async with asyncio.timeout(_KEEPER_SECONDS):
         return await receiver.hello

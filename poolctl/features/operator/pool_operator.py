@@ -92,7 +92,7 @@ class OperatorEndpoint(HttpEndpoint):
         self._requests = ReportLimit()  # by service
         self._refusals = ReportLimit()
 
-    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+    def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         """Status, content type and JSON body of the response to an invalid request."""
         return error.status, "application/json", _message(f"not a request: {error}")
 

@@ -545,7 +545,7 @@ class RegistrationEndpoint(HttpEndpoint):
         self._wrong = WrongTokens()
         self._refusals = ReportLimit()
 
-    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+    def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         return error.status, "application/json", _message(f"not a request: {error}")
 
     async def handle(self, request: ReceivedRequest, response: Responder) -> None:

@@ -53,10 +53,10 @@ class HealthAddress:
             server.listen(listener, _BACKLOG)
         await asyncio.get_running_loop().create_future()
 
-    def admit(self, sock: socket.socket) -> None:
+    def check_client(self, sock: socket.socket) -> None:
         """Admit every client."""
 
-    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+    def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         """Status, content type and body of the response to an invalid request."""
         return error.status, "text/plain", f"{error}\n".encode()
 

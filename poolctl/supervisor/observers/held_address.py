@@ -35,7 +35,7 @@ class HttpEndpoint(HttpHandler):
     def __init__(self, limits: ServerLimits, what: str) -> None:
         self.http = HttpServer(self, limits, what=what)
 
-    def admit(self, sock: socket.socket) -> None:
+    def check_client(self, sock: socket.socket) -> None:
         """Admit every client: each request is authorized separately."""
 
 

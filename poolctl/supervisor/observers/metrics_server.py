@@ -240,7 +240,7 @@ class MetricsServer(HttpEndpoint):
         self._latest: dict[bool, tuple[float, str]] = {}
         self._rendering = asyncio.Lock()
 
-    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+    def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         return error.status, "text/plain", f"not a request: {error}\n".encode()
 
     async def handle(self, request: ReceivedRequest, response: Responder) -> None:

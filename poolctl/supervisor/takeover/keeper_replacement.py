@@ -23,7 +23,7 @@ from poolctl import bootstrap
 from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
-from poolctl.keeper.spawn import in_background
+from poolctl.keeper.spawn import start_detached
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import continue_periodically, continue_when_parent_ends
 from poolctl.runners.process_link import KeeperLink, identity, kill
@@ -234,7 +234,7 @@ def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.sock
     ours, theirs = wire.pair()
     with ours:
         with theirs:
-            in_background(argv, dict(os.environ), [theirs.fileno()])
+            start_detached(argv, dict(os.environ), [theirs.fileno()])
         ours.settimeout(_HELLO_SECONDS)
         keeper = identity(int(_await(ours, "hello")["pid"]))
         ours.settimeout(_LATE_SECONDS)

@@ -184,7 +184,7 @@ def test_other_path_is_404_and_another_method_405(path: str) -> None:
         health = HealthAddress([], {}, "http://a")
         assert await asked(health, path) == (404, "there are /health and /health/live")
         assert await asked(health, "/health", "POST") == (405, "only GET and HEAD are answered")
-        assert health.refuse(BadMessage("too long", status=431)) == (431, "text/plain", b"too long\n")
+        assert health.error_response(BadMessage("too long", status=431)) == (431, "text/plain", b"too long\n")
 
     asyncio.run(work())
 

@@ -17,7 +17,7 @@ import pytest
 
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
-from poolctl.keeper.spawn import in_background
+from poolctl.keeper.spawn import start_detached
 from tests.deadline import wait_until
 from tests.processes import descriptors, is_alive, stat
 
@@ -33,7 +33,7 @@ class Keeper:
         self._number = 0
         with theirs:
             argv = command(sys.executable, "keeper", str(directory), "3", isolated=True)
-            in_background(argv, dict(os.environ), [theirs.fileno()])
+            start_detached(argv, dict(os.environ), [theirs.fileno()])
         self.hello = self._next()
         self.pid = int(self.hello["pid"])
 
@@ -216,7 +216,7 @@ def test_a_supervisor_that_cannot_be_started_ends_a_keeper_that_holds_nothing(tm
         }  # fmt: skip
         argv = command(sys.executable, "keeper", str(tmp_path / "gone"), json.dumps(plan), isolated=True)
         (tmp_path / "gone").mkdir()
-        in_background(argv, dict(os.environ), [control.fileno()])
+        start_detached(argv, dict(os.environ), [control.fileno()])
     mark = os.fsencode(tmp_path / "gone")
 
     def keepers() -> list[str]:

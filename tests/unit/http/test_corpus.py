@@ -94,9 +94,9 @@ class Echo:
     async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         await response.send(200, [], request.head.target + b" " + request.body)
 
-    def admit(self, sock: socket.socket) -> None: ...
+    def check_client(self, sock: socket.socket) -> None: ...
 
-    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+    def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         return error.status, "text/plain", str(error).encode()
 
 

@@ -91,11 +91,11 @@ class Handler:
             self.failures.append(str(error))
             raise
 
-    def admit(self, sock: socket.socket) -> None:
+    def check_client(self, sock: socket.socket) -> None:
         if self.refused:
             raise BadMessage(self.refused, 403)
 
-    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+    def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         return error.status, "text/plain", b"no\n"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.keeper.spawn import MAX_SIZE_BYTES, Companion, in_background, rotate_if_large, spawn
+from poolctl.keeper.spawn import MAX_SIZE_BYTES, Companion, rotate_if_large, spawn, start_detached
 from tests.deadline import wait_until
 from tests.descriptors import open_descriptors
 
@@ -185,7 +185,7 @@ def test_program_in_the_background_is_no_child_and_knows_its_companions(tmp_path
     ]
     code = f"import os; os.dup2(4, 1)\n{FOUND}"
     try:
-        pid = in_background([sys.executable, "-c", code], dict(os.environ), [given, saved], companions)
+        pid = start_detached([sys.executable, "-c", code], dict(os.environ), [given, saved], companions)
     finally:
         os.close(given)
         os.close(saved)

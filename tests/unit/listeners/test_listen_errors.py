@@ -265,9 +265,7 @@ def test_udp_port_and_unix_socket_have_their_own_command() -> None:
     assert "ss -lxp 'src /a/b', or choose another path" in path.hint
     unknown = listen_errors.unresolved_host_error(parse("nowhere:80"), "no such host")
     assert unknown.message == "host name 'nowhere' cannot be resolved: no such host"
-    assert (
-        listen_errors.explain(TCP, "it failed", OSError("for a reason")).message == "it failed: for a reason"
-    )
+    assert listen_errors.listen_error(TCP, "it failed", OSError("a reason")).message == "it failed: a reason"
 
 
 ME = os.geteuid()

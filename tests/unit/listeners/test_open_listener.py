@@ -20,7 +20,7 @@ from poolctl.listeners.listen_errors import (
     Holder,
     Place,
     address_in_use_error,
-    explain,
+    listen_error,
     name_holders,
     port_error,
     with_holders,
@@ -304,7 +304,7 @@ def test_too_few_descriptors_are_explained_with_the_limit_to_raise() -> None:
 
 
 def test_error_without_errno_keeps_its_text() -> None:
-    assert explain(parse("127.0.0.1:80"), "it", OSError("odd")).message == "it: odd"
+    assert listen_error(parse("127.0.0.1:80"), "it", OSError("odd")).message == "it: odd"
 
 
 def test_address_without_a_chosen_port_is_not_opened() -> None:

@@ -38,7 +38,7 @@ class Greeter(HttpEndpoint):
     async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         await response.send(200, [("content-type", "text/plain")], self.word.encode())
 
-    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+    def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         return 400, "text/plain", b""
 
 

@@ -348,7 +348,7 @@ def replaced(
     """Replace a keeper by these, one after the other; returns the pauses before each attempt."""
     coming, pauses = iter(keepers), []
     monkeypatch.setattr(keeper_replacement.time, "sleep", pauses.append)
-    monkeypatch.setattr(keeper_replacement, "in_background", lambda *given: next(coming).start(*given))
+    monkeypatch.setattr(keeper_replacement, "start_detached", lambda *given: next(coming).start(*given))
     keeper_replacement.replace_keeper(str(directory), ["python", "supervisor"], {}, terminate=terminate)
     return pauses
 

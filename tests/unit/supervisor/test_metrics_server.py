@@ -365,7 +365,8 @@ def test_detailed_health_is_refused_to_other_machines(monkeypatch: pytest.Monkey
 def test_what_is_no_request_is_refused_with_its_reason() -> None:
     async def work() -> None:
         error = BadMessage("a space in a name", 431)
-        assert Figures().server.refuse(error) == (431, "text/plain", f"not a request: {error}\n".encode())
+        found = Figures().server.error_response(error)
+        assert found == (431, "text/plain", f"not a request: {error}\n".encode())
 
     run(work())
 
