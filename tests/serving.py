@@ -297,7 +297,7 @@ class Pair:
     def hand_over(self, sock: socket.socket, until: float | None = None, *, asked: bool = False) -> None:
         with sock:
             limits = {} if until is None else {"until": until, "asked": asked}
-            connection_handover.give(self.give, sock.fileno(), limits)
+            connection_handover.send_connection(self.give, sock.fileno(), limits)
 
     def fill(self) -> int:
         """Put messages into the pair until it takes no more; returns how many."""

@@ -5,8 +5,8 @@ this process does, or it may hand over a descriptor whose close(2) blocks (FUSE)
 process makes the calls. A timer (setitimer(2)) kills it if a call takes too long, and the supervisor starts a new one.
 Uses only the standard library.
 
-A request carries a socket, the operation on it (`accept`, or `take` from keeper.connection_handover), the maximum
-number of connections, the request's number `n` and the server's `key`. Each connection is sent in a separate message.
+A request carries a socket, the operation on it (`accept`, or `take` a handed-over connection), the maximum number of
+connections, the request's number `n` and the server's `key`. Each connection is sent in a separate message.
 The message `done` follows, with the flags `empty` (no connection is left in the socket), `junk` (it held something
 other than connections) and `full` (no descriptor was free). The keeper process holds a duplicate of the supervisor's
 end of the request socket: after a restart of the supervisor, the new one reads the remaining answers.
@@ -53,7 +53,7 @@ def serve(requests: socket.socket) -> None:
 def fetch(requests: socket.socket, message: wire.Message, shared: socket.socket) -> None:
     """Take connections from the application's socket `shared`; send each to the supervisor, and at the end `done`."""
     empty = junk = full = False
-    next_one = _accept_one if message["op"] == "accept" else connection_handover.take
+    next_one = _accept_one if message["op"] == "accept" else connection_handover.receive_connection
     for _ in range(message["most"]):
         try:
             with _deadline():

@@ -94,7 +94,7 @@ class Connection(socket.socket):
     def hand_over(self, end: socket.socket) -> bool:
         """Send a duplicate through the socket `end` to another process; returns whether it was sent. Does not wait."""
         try:
-            give(end, self.fileno(), self.limits(), self.routed)
+            send_connection(end, self.fileno(), self.limits(), self.routed)
         except (OSError, wire.WireError):
             return False
         return True
@@ -126,7 +126,7 @@ def from_message(message: wire.Message, fds: list[int]) -> Connection:
     return sock
 
 
-def give(
+def send_connection(
     end: socket.socket, fd: int, limits: wire.Message | None = None, routed: Routed | None = None
 ) -> None:
     """Send the connection `fd` through the socket `end`, without waiting. The caller still owns `fd`, and closes it.
@@ -151,7 +151,7 @@ def unread_bytes(transport: asyncio.Transport) -> int:
         return 0
 
 
-def take(end: socket.socket) -> Connection | None:
+def receive_connection(end: socket.socket) -> Connection | None:
     """Return the next connection from the socket `end`; None when the other end is closed.
 
     Raises BlockingIOError when no message is queued, NoRoom when no descriptor is free, and OSError if reading fails.

@@ -275,23 +275,23 @@ class SupervisorProcess:
             except OSError as error:
                 ours.close()
                 log_failure(self._log, self.command, error)
-                self.died(now)
+                self.schedule_restart(now)
                 return None
         self.due = None
         return ours
 
-    def begun(self, pid: int, now: float) -> None:
+    def record_start(self, pid: int, now: float) -> None:
         """Record that the process `pid`, a running child of the keeper, is the supervisor."""
         self.pid, self._started, self.due, self._adopted = pid, now, None, False
 
-    def adopted(self) -> None:
+    def record_adoption(self) -> None:
         """Record that the supervisor now manages the pool."""
         self._adopted = True
 
-    def died(self, now: float) -> None:
+    def schedule_restart(self, now: float) -> None:
         """Schedule the restart of a supervisor that has exited.
 
-        There is no delay if `adopted` was called and the supervisor has not crashed repeatedly (see `calm`). Otherwise
+        There is no delay after `record_adoption`, unless the supervisor has crashed repeatedly (see `calm`). Otherwise
         the delay grows with each exit, from 0 to 30 seconds, and begins at 0 again after a run of more than a minute.
         """
         self.pid = 0
@@ -377,7 +377,7 @@ class Shutdown:
             self._begun_at = now
             self.due = now + ANSWER_SECONDS
 
-    def confirmed(self, seconds: float = 0.0) -> None:
+    def confirm(self, seconds: float = 0.0) -> None:
         """Set the time limit of a supervisor that has confirmed the shutdown and needs `seconds` to stop the servers.
 
         The time counts from the request for the shutdown, even if a restarted supervisor confirms the shutdown again.
@@ -501,7 +501,7 @@ class Keeper:
         self._take_lifeline()
         if begun is not None:
             pid, link = begun
-            self._supervisor.begun(pid, time.monotonic())
+            self._supervisor.record_start(pid, time.monotonic())
             self.attach(wire.over(link))
 
     def resume(self, file: int) -> None:
@@ -616,7 +616,7 @@ class Keeper:
                 while self._client is not None and self._request(self._client):
                     pass  # sent before its exit, which may be noticed first
                 self._detach()
-                self._supervisor.died(time.monotonic())
+                self._supervisor.schedule_restart(time.monotonic())
                 self._shutdown.over = self._shutdown.over or self._shutdown.last
                 self._execute_next_version()
                 self._end_if_given_up()
@@ -744,13 +744,13 @@ class Keeper:
                 # Executed once the supervisor, which is shutting down, has exited.
                 self._next = message["argv"], message["supervisor"]
         elif operation == "terminating":
-            self._shutdown.confirmed(float(message.get("seconds", 0.0)))
+            self._shutdown.confirm(float(message.get("seconds", 0.0)))
         elif operation == "terminate":
             self._terminate()
         elif operation == "whole":
             self._start_supervisor()
         elif operation == "adopted":
-            self._supervisor.adopted()
+            self._supervisor.record_adoption()
             if self._donor is not None:
                 self._donor.send({"event": "adopted"})
         elif operation not in ("ping", "pong"):

@@ -148,7 +148,7 @@ class WorkerProcess:
 
     def _ready(self) -> None:
         self.ready_at = time.monotonic()
-        begin(self.server.server_state.tally)
+        begin_heartbeats(self.server.server_state.tally)
         self.server.server_state.on_limit = self._limit_reached
         self.server.on_left = lambda: self.control.send({"event": "left"})
         self._inform(_STARTED)
@@ -324,7 +324,7 @@ class ControlSocket:
         with contextlib.suppress(OSError):
             wire.send(self._sock, message)
 
-    def adopted(self, fd: int, bound: int | None) -> None:
+    def take_orders_from(self, fd: int, bound: int | None) -> None:
         """Take orders from the socket `fd` from now on: a supervisor has adopted this worker.
 
         `bound` is a bound socket on which to listen if the worker is orphaned again; None: the worker binds one then.
@@ -351,7 +351,7 @@ class ControlSocket:
                 os.close(sock.detach())
 
     def _read_order(self) -> bool:
-        if answer(self._sock, self._tally):
+        if answer_heartbeat(self._sock, self._tally):
             return True
         try:
             received = wire.receive(self._sock)
@@ -378,13 +378,13 @@ class ControlSocket:
             self._orphan = OrphanedWorker(self, self._bound)
 
 
-def begin(tally: memoryview | None) -> None:
+def begin_heartbeats(tally: memoryview | None) -> None:
     """Record in the shared memory `tally` that this worker answers heartbeats; do nothing if `tally` is None."""
     if tally is not None:
         tally[BEAT_AT_NS] = time.monotonic_ns()
 
 
-def answer(control: socket.socket, tally: memoryview | None) -> bool:
+def answer_heartbeat(control: socket.socket, tally: memoryview | None) -> bool:
     """Read and answer the next message if it is a heartbeat, and return True; leave any other unread (False)."""
     try:
         if control.recv(len(BEAT) + 1, socket.MSG_PEEK) != BEAT:
@@ -480,7 +480,7 @@ class OrphanedWorker:
                 os.dup2(fd, 1)
                 os.dup2(fd, 2)
                 os.close(fd)
-            self._control.adopted(control, bound)
+            self._control.take_orders_from(control, bound)
         else:
             self._control.perform(message, fds)
 

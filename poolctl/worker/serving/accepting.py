@@ -428,7 +428,7 @@ class SharedListeners:
         if self._server_state.room() <= len(self.accepted):
             return
         try:
-            taken = connection_handover.take(self._adoption.take)
+            taken = connection_handover.receive_connection(self._adoption.take)
         except connection_handover.NoRoom:
             self._stop_taking()
             self._take_timer = asyncio.get_running_loop().call_later(_TAKE_AGAIN_SECONDS, self._take)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from email.utils import formatdate
 from typing import Any
 
-from ...keeper.connection_handover import Routed, give, unread_bytes
+from ...keeper.connection_handover import Routed, send_connection, unread_bytes
 from ...keeper.wire import WireError
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from .connection_balancer import ConnectionBalancer
@@ -152,7 +152,7 @@ def send_away(
     transport.pause_reading()
     if not transport.get_write_buffer_size():
         with contextlib.suppress(OSError, WireError):
-            give(end, transport.get_extra_info("socket").fileno(), limits, routed)
+            send_connection(end, transport.get_extra_info("socket").fileno(), limits, routed)
             transport.abort()
             return True
     transport.resume_reading()

@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 
 from poolctl.http.messages import BadMessage, RequestHead, canonical_head
-from poolctl.keeper.connection_handover import MOST_HOPS, Routed, give
+from poolctl.keeper.connection_handover import MOST_HOPS, Routed, send_connection
 from poolctl.keeper.wire import WireError
 from poolctl.routing.decision import admits, passable_match
 
@@ -320,7 +320,7 @@ class RoutedConnection(Http1Connection):
         transport.pause_reading()
         if transport.get_write_buffer_size():
             raise BlockingIOError
-        give(gateway, transport.get_extra_info("socket").fileno(), limits, routed)
+        send_connection(gateway, transport.get_extra_info("socket").fileno(), limits, routed)
         transport.abort()  # not noticed by the client, because the gateway has the connection
 
     def _retry(self, work: Callable[[], None]) -> None:

@@ -42,7 +42,7 @@ class Pair:
     def take_now(self) -> Connection | None:
         """The next connection, None if there is none now."""
         try:
-            return connection_handover.take(self._take)
+            return connection_handover.receive_connection(self._take)
         except BlockingIOError:
             return None
 
@@ -139,7 +139,7 @@ class Stage(proxy_stage.Stage):
 
     def give_back(self, sock: socket.socket, received: bytes = b"", hops: int = 0) -> None:
         """What a worker does with a connection whose next request is another's."""
-        connection_handover.give(
+        connection_handover.send_connection(
             self.back, sock.fileno(), routed=Routed("app", 1, hops, received, decided=False)
         )
 

@@ -44,7 +44,7 @@ def test_withdrawal_of_a_pair_that_was_replaced_leaves_the_new_one_in_use(tmp_pa
             client = asyncio.ensure_future(stage.get())
             while not client.done():
                 with contextlib.suppress(BlockingIOError):
-                    taken = connection_handover.take(new[1])
+                    taken = connection_handover.receive_connection(new[1])
                     assert taken is not None
                     with taken:
                         taken.recv(4096)

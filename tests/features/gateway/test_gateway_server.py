@@ -190,7 +190,7 @@ def test_connection_goes_into_the_pair_of_a_server_until_that_is_withdrawn(tmp_p
             client = asyncio.ensure_future(stage.get())
             while True:
                 try:
-                    taken = connection_handover.take(take)
+                    taken = connection_handover.receive_connection(take)
                     break
                 except BlockingIOError:
                     await asyncio.sleep(0.001)
@@ -632,9 +632,9 @@ def test_draining_process_leaves_new_connections_to_the_next_while_it_waits_for_
                 assert len(waiting) == 1
                 with stage.listener.accept()[0] as accepted:  # and those that workers give back
                     routed = Routed("web", received=b"", decided=False)
-                    connection_handover.give(stage.own[0], accepted.fileno(), routed=routed)
+                    connection_handover.send_connection(stage.own[0], accepted.fileno(), routed=routed)
                 await stage.settled()
-                taken = connection_handover.take(stage.own[1])
+                taken = connection_handover.receive_connection(stage.own[1])
                 assert taken is not None
                 assert taken.getpeername() == client.getsockname()
                 taken.close()

@@ -146,9 +146,9 @@ def test_request_that_no_worker_accepts_gets_421_after_the_most_hops(monkeypatch
 
     async def scene(stage: Stage) -> None:
         # Workers that decide for themselves in any case.
-        give = passing.connection_handover.give
+        give = passing.connection_handover.send_connection
         monkeypatch.setattr(
-            passing.connection_handover, "give",
+            passing.connection_handover, "send_connection",
             lambda end, fd, limits=None, routed=None: give(end, fd, limits, routed and undecided(routed)),
         )  # fmt: skip
         async with workers_of(stage) as workers:

@@ -458,7 +458,7 @@ def test_connection_for_a_server_with_tls_is_passed_on_unread(run: Run) -> None:
             async with tcp(route, edge) as (stream, at), client(at) as (_, writer):
                 writer.write(b"client hello")
                 await until(lambda: stream.passed)
-                taken = connection_handover.take(taking)
+                taken = connection_handover.receive_connection(taking)
                 assert taken is not None
                 with taken:
                     taken.setblocking(False)

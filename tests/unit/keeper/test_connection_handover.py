@@ -36,15 +36,15 @@ def test_handed_over_connection_is_taken_with_its_unread_bytes(pair: Pair) -> No
     client, accepted = socket.socketpair()
     with client, accepted:
         client.sendall(b"GET /")
-        connection_handover.give(pair[0], accepted.fileno())
-        taken = connection_handover.take(pair[1])
+        connection_handover.send_connection(pair[0], accepted.fileno())
+        taken = connection_handover.receive_connection(pair[1])
         assert taken is not None
         with taken:
             assert taken.recv(100) == b"GET /"
     with pytest.raises(BlockingIOError):
-        connection_handover.take(pair[1])
+        connection_handover.receive_connection(pair[1])
     pair[0].close()
-    assert connection_handover.take(pair[1]) is None
+    assert connection_handover.receive_connection(pair[1]) is None
 
 
 @pytest.mark.parametrize(("until", "asked"), [(None, False), (12.5, False), (12.5, True)])
@@ -56,8 +56,8 @@ def test_handed_over_connection_keeps_its_clients_remaining_time(
         given = connection_handover.Connection(fileno=accepted.detach())
         given.until, given.asked = until, asked
         with given:
-            connection_handover.give(pair[0], given.fileno(), given.limits())
-    taken = connection_handover.take(pair[1])
+            connection_handover.send_connection(pair[0], given.fileno(), given.limits())
+    taken = connection_handover.receive_connection(pair[1])
     assert taken is not None
     with taken:
         assert (taken.until, taken.asked) == (until, asked)
@@ -68,7 +68,7 @@ def test_invalid_remaining_time_is_ignored(pair: Pair, until: object) -> None:
     client, accepted = socket.socketpair()
     with client, accepted:
         wire.send(pair[0], {"t": "conn", "until": until}, [accepted.fileno()])
-    taken = connection_handover.take(pair[1])
+    taken = connection_handover.receive_connection(pair[1])
     assert taken is not None
     with taken:
         assert taken.until is None
@@ -79,7 +79,7 @@ def test_message_that_is_no_connection_is_an_error_and_leaves_nothing_open(pair:
     message = {"t": "conn"} if count != 1 else {"t": "something"}
     wire.send(pair[0], message, [pair[0].fileno()] * count)
     with pytest.raises(wire.WireError):
-        connection_handover.take(pair[1])
+        connection_handover.receive_connection(pair[1])
 
 
 def _odd_ones() -> Iterator[socket.socket | int]:
@@ -101,7 +101,7 @@ def test_descriptor_that_is_no_connected_stream_is_closed(pair: Pair) -> None:
         wire.send(pair[0], {"t": "conn"}, [fd])
         os.close(fd)
         with pytest.raises(wire.WireError):
-            connection_handover.take(pair[1])
+            connection_handover.receive_connection(pair[1])
 
 
 def test_connection_hands_itself_over_unless_the_pair_is_full(pair: Pair) -> None:
@@ -115,7 +115,7 @@ def test_connection_hands_itself_over_unless_the_pair_is_full(pair: Pair) -> Non
             sent += 1
         assert sent
         for _ in range(sent):
-            taken = connection_handover.take(pair[1])
+            taken = connection_handover.receive_connection(pair[1])
             assert taken is not None
             with taken:
                 assert (taken.until, taken.asked, taken.routed) == (12.5, False, given.routed)
@@ -130,8 +130,8 @@ def test_connection_that_its_client_has_half_closed_is_taken(pair: Pair) -> None
         with client, accepted:
             client.sendall(b"the end")
             client.shutdown(socket.SHUT_WR)
-            connection_handover.give(pair[0], accepted.fileno())
-            taken = connection_handover.take(pair[1])
+            connection_handover.send_connection(pair[0], accepted.fileno())
+            taken = connection_handover.receive_connection(pair[1])
             assert taken is not None
             with taken:
                 assert (taken.family, taken.type) == (accepted.family, accepted.type)
@@ -142,11 +142,11 @@ def test_pair_that_an_application_has_made_blocking_blocks_no_call(pair: Pair) -
     for end in pair:
         os.set_blocking(end.fileno(), True)
     with pytest.raises(BlockingIOError):
-        connection_handover.take(pair[1])
+        connection_handover.receive_connection(pair[1])
     client, accepted = socket.socketpair()
     with client, accepted, contextlib.suppress(BlockingIOError):
         while True:
-            connection_handover.give(pair[0], accepted.fileno())
+            connection_handover.send_connection(pair[0], accepted.fileno())
 
 
 def test_close_does_not_wait_for_a_connection_that_is_to_linger() -> None:
@@ -168,7 +168,7 @@ def test_close_does_not_wait_for_a_connection_that_is_to_linger() -> None:
 def test_connection_waits_when_there_is_no_room_for_its_descriptor(pair: Pair) -> None:
     client, accepted = socket.socketpair()
     with client, accepted:
-        connection_handover.give(pair[0], accepted.fileno())
+        connection_handover.send_connection(pair[0], accepted.fileno())
         _take_without_room_then_with_it(pair)
 
 
@@ -177,10 +177,10 @@ def _take_without_room_then_with_it(pair: Pair) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
         with pytest.raises(connection_handover.NoRoom):
-            connection_handover.take(pair[1])
+            connection_handover.receive_connection(pair[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    taken = connection_handover.take(pair[1])
+    taken = connection_handover.receive_connection(pair[1])
     assert taken is not None
     taken.close()
 
@@ -188,8 +188,8 @@ def _take_without_room_then_with_it(pair: Pair) -> None:
 def routed_pair(pair: Pair, routed: connection_handover.Routed) -> connection_handover.Connection:
     client, accepted = socket.socketpair()
     with client, accepted:
-        connection_handover.give(pair[0], accepted.fileno(), routed=routed)
-    taken = connection_handover.take(pair[1])
+        connection_handover.send_connection(pair[0], accepted.fileno(), routed=routed)
+    taken = connection_handover.receive_connection(pair[1])
     assert taken is not None
     return taken
 
@@ -224,8 +224,10 @@ def test_message_that_came_before_is_read_the_same_for_another_connection(pair: 
     for routed, limited in ((plain, False), (plain, True), (plain._replace(generation=8), False)) * 2:
         client, accepted = socket.socketpair()
         with client, accepted:
-            connection_handover.give(pair[0], accepted.fileno(), limits if limited else None, routed)
-            taken = connection_handover.take(pair[1])
+            connection_handover.send_connection(
+                pair[0], accepted.fileno(), limits if limited else None, routed
+            )
+            taken = connection_handover.receive_connection(pair[1])
             assert taken is not None
             with taken:
                 taken.sendall(b"here")
@@ -242,14 +244,14 @@ def test_descriptors_that_come_with_a_message_that_came_before_are_checked(pair:
         wire.send(pair[0], message, [fd])
         os.close(fd)
         with pytest.raises(wire.WireError):
-            connection_handover.take(pair[1])
+            connection_handover.receive_connection(pair[1])
     for count in (0, 2, 3):
         client, accepted = socket.socketpair()
         with client:
             with accepted:
                 wire.send(pair[0], message, [accepted.fileno()] * count)
             with pytest.raises(wire.WireError):
-                connection_handover.take(pair[1])
+                connection_handover.receive_connection(pair[1])
             assert client.recv(1) == b""
 
 
@@ -258,7 +260,7 @@ def test_connection_without_a_route_carries_nothing(pair: Pair) -> None:
     with client, accepted:
         # As an earlier version sends it.
         wire.send(pair[0], {"t": "conn"}, [accepted.fileno()])
-    taken = connection_handover.take(pair[1])
+    taken = connection_handover.receive_connection(pair[1])
     assert taken is not None
     with taken:
         assert (taken.routed, taken.received) == (None, b"")
@@ -268,7 +270,7 @@ def test_message_of_a_route_without_received_bytes_fits_an_earlier_version() -> 
     longest = connection_handover.Routed("x" * connection_handover.LONGEST_ALIAS, 2**63, 3)
     ours, theirs = wire.pair()
     with ours, theirs:
-        connection_handover.give(ours, theirs.fileno(), {"until": 1e9, "asked": True}, longest)
+        connection_handover.send_connection(ours, theirs.fileno(), {"until": 1e9, "asked": True}, longest)
         received = wire.receive(theirs, most_bytes=1024)
         assert received is not None
         os.close(received[1][0])
@@ -277,7 +279,7 @@ def test_message_of_a_route_without_received_bytes_fits_an_earlier_version() -> 
 def test_more_bytes_than_can_be_handed_over_are_an_error(pair: Pair) -> None:
     too_many = connection_handover.Routed("users", received=bytes(connection_handover.MOST_BYTES + 1))
     with pytest.raises(wire.WireError):
-        connection_handover.give(pair[0], pair[0].fileno(), routed=too_many)
+        connection_handover.send_connection(pair[0], pair[0].fileno(), routed=too_many)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_connection_with_an_invalid_part_is_closed(pair: Pair, part: wire.Messag
         with accepted:
             wire.send(pair[0], {"t": "conn", **part}, [accepted.fileno()])
         with pytest.raises(wire.WireError):
-            connection_handover.take(pair[1])
+            connection_handover.receive_connection(pair[1])
         assert client.recv(1) == b""
 
 
@@ -330,7 +332,7 @@ def test_received_bytes_are_read_from_a_sealed_file_only(pair: Pair) -> None:
                 wire.send(pair[0], {"t": "conn", "route": "users"}, [accepted.fileno(), odd])
             os.close(odd)
             with pytest.raises(wire.WireError):
-                connection_handover.take(pair[1])
+                connection_handover.receive_connection(pair[1])
             assert client.recv(1) == b""
 
 
@@ -341,7 +343,7 @@ def test_connection_with_further_descriptors_is_closed(pair: Pair) -> None:
             with accepted:
                 wire.send(pair[0], message, [accepted.fileno()] * count)
             with pytest.raises(wire.WireError):
-                connection_handover.take(pair[1])
+                connection_handover.receive_connection(pair[1])
             assert client.recv(1) == b""
 
 

@@ -189,11 +189,11 @@ def test_restart_pauses_grow_to_half_a_minute_and_start_over_after_a_steady_run(
     process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
     pauses = []
     for _ in range(9):
-        process.died(0.0)
+        process.schedule_restart(0.0)
         assert process.due is not None
         pauses.append(process.due)
     assert pauses == [0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 30.0]
-    process.died(100.0)
+    process.schedule_restart(100.0)
     assert process.due == 100.0
 
 
@@ -201,32 +201,32 @@ def test_supervisor_that_managed_the_pool_is_replaced_at_once_until_it_is_to_be_
     process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
     pauses = []
     for _ in range(6):
-        process.begun(1, 0.0)
-        process.adopted()
-        process.died(0.0)
+        process.record_start(1, 0.0)
+        process.record_adoption()
+        process.schedule_restart(0.0)
         pauses.append(process.due)
     assert pauses == [0.0, 0.0, 0.0, 0.0, 2.0, 5.0]
 
 
 def test_supervisor_that_exits_before_it_manages_the_pool_is_not_replaced_at_once(tmp_path: Path) -> None:
     process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
-    process.adopted()
-    process.died(0.0)
-    process.begun(1, 0.0)
-    process.died(0.0)
+    process.record_adoption()
+    process.schedule_restart(0.0)
+    process.record_start(1, 0.0)
+    process.schedule_restart(0.0)
     assert process.due == 0.1
 
 
 def test_fifth_crash_within_a_minute_makes_the_next_supervisor_calm(tmp_path: Path) -> None:
     process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
     for now in (0.0, 10.0, 20.0, 30.0):
-        process.died(now)
+        process.schedule_restart(now)
     assert not process.calm
-    process.died(61.0)  # the first of them is forgotten by now
+    process.schedule_restart(61.0)  # the first of them is forgotten by now
     assert not process.calm
-    process.died(62.0)
+    process.schedule_restart(62.0)
     assert process.calm
-    process.died(300.0)
+    process.schedule_restart(300.0)
     assert not process.calm
 
 
@@ -234,7 +234,7 @@ def test_calm_supervisor_is_started_with_the_calm_flag(tmp_path: Path) -> None:
     show = f"import sys; open({str(tmp_path / 'said')!r}, 'w').write(' '.join(sys.argv[1:]))"
     process = SupervisorProcess([sys.executable, "-c", show, "file"], str(tmp_path), 0.0)
     for now in range(5):
-        process.died(float(now))
+        process.schedule_restart(float(now))
     link = process.start(5.0)
     assert link is not None
     link.close()
@@ -258,7 +258,7 @@ def test_supervisor_is_pinged_and_killed_if_it_does_not_answer(tmp_path: Path) -
     keeper = Keeper(str(tmp_path), ["supervisor"], (1, 2))
     with theirs, subprocess.Popen(["sleep", "60"]) as process:
         began = time.monotonic()
-        keeper._supervisor.begun(process.pid, began)
+        keeper._supervisor.record_start(process.pid, began)
         keeper.attach(ours)
         hello = {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": [1, 2]}
         assert received(theirs) == [(hello, 0)]
@@ -319,10 +319,10 @@ def test_supervisor_that_confirms_a_shutdown_gets_the_time_of_its_servers(tmp_pa
     for said, limit in ((0.0, STOP_SECONDS), (1.0, STOP_SECONDS), (90.0, 90.0)):
         end = shutdown(tmp_path)
         end.begin(100.0)
-        end.confirmed(said)
+        end.confirm(said)
         assert not end.check(100.0 + ANSWER_SECONDS + limit - 1, 0)
         assert not end.alone
-        end.confirmed(said)  # a successor of the first, which has died at it
+        end.confirm(said)  # a successor of the first, which has died at it
         end.check(100.0 + ANSWER_SECONDS + limit, 0)
         assert end.alone
 
@@ -374,12 +374,12 @@ def test_shutdown_of_a_pool_without_workers_needs_no_second_limit(tmp_path: Path
 
 def test_confirmation_of_a_shutdown_that_nobody_requested_is_ignored(tmp_path: Path) -> None:
     end = shutdown(tmp_path)
-    end.confirmed(90.0)
+    end.confirm(90.0)
     assert not end.begun
     assert end.due is None
     end.alone = True
     end.begin(100.0)
-    end.confirmed(90.0)
+    end.confirm(90.0)
     assert end.due == 100.0 + ANSWER_SECONDS, "too late"
 
 

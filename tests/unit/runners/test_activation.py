@@ -199,7 +199,7 @@ class House:
         ours, theirs = socket.socketpair()
         self.clients.append(ours)
         with theirs:
-            connection_handover.give(self.worker_end, theirs.fileno(), routed=routed)
+            connection_handover.send_connection(self.worker_end, theirs.fileno(), routed=routed)
 
     async def until(self, condition: Callable[[], Any]) -> None:
         while not condition():
@@ -555,7 +555,7 @@ def test_a_connection_goes_to_the_worker_with_the_time_that_its_client_has_left(
                 left = Connection(fileno=elsewhere.accept()[0].detach())
                 left.until, left.asked = until, asked
                 with left:
-                    connection_handover.give(house.worker_end, left.fileno(), left.limits())
+                    connection_handover.send_connection(house.worker_end, left.fileno(), left.limits())
         await house.until(lambda: len(house.kept) == 4)
         await house.connect(REQUEST)
         await house.until(lambda: len(house.limits) == 5)
@@ -1183,7 +1183,7 @@ class Servers:
         left = self.pairs.take_end(self.key)
         with contextlib.suppress(BlockingIOError):
             while left is not None:
-                connection = connection_handover.take(left)
+                connection = connection_handover.receive_connection(left)
                 if connection is None:
                     break
                 with connection:
@@ -1275,7 +1275,7 @@ def test_connection_that_an_earlier_supervisor_requested_keeps_its_deadline_and_
             await servers.until(lambda: servers.woken)
             pair = servers.pairs.take_end(servers.key)
             assert pair is not None
-            taken = connection_handover.take(pair)
+            taken = connection_handover.receive_connection(pair)
             assert taken is not None
             with taken:
                 assert (taken.until, taken.received) == (theirs.until, REQUEST)

@@ -119,7 +119,7 @@ class Stage:
             ours = socket.create_connection(listener.getsockname())
             theirs, _ = listener.accept()
         with theirs:
-            connection_handover.give(self.gateway.pairs["web"], theirs.fileno())
+            connection_handover.send_connection(self.gateway.pairs["web"], theirs.fileno())
         ours.settimeout(60)
         return ours
 

@@ -51,7 +51,7 @@ def test_connections_that_no_worker_has_taken_from_the_pair_yet_are_counted() ->
             stage.given.append(stage.pass_one())
         take = stage.pairs.take_end(config().key)
         assert take is not None
-        connection_handover.take(take).close()
+        connection_handover.receive_connection(take).close()
         assert stage.pairs.queued_connections(config().key) == 4
         stage.publish()
         await stage.pairs.close_all()
@@ -90,7 +90,7 @@ def test_pair_is_closed_after_the_gateway_has_let_go_and_what_waits_in_it_goes_b
             stage.gateway.let_go.set()
             await closing
             assert give.fileno() < 0
-            with connection_handover.take(stage.taken_back) as taken:  # type: ignore[union-attr]
+            with connection_handover.receive_connection(stage.taken_back) as taken:  # type: ignore[union-attr]
                 client.sendall(b"x")
                 assert taken.recv(1) == b"x"
         stage.close()
@@ -419,7 +419,7 @@ def test_connection_waits_in_the_pair_until_the_pair_is_full() -> None:
             assert given > 10
             assert theirs.fileno() >= 0
             theirs.close()
-            taken = connection_handover.take(stage.pairs.take_end(key))  # type: ignore[arg-type]
+            taken = connection_handover.receive_connection(stage.pairs.take_end(key))  # type: ignore[arg-type]
             with taken:
                 ours.sendall(b"x")
                 taken.setblocking(True)
@@ -465,7 +465,7 @@ def test_message_in_a_pair_that_is_no_connection_does_not_reach_the_gateway() ->
             stage.pairs.take_back(key)
             assert is_closed(odd)
         stage.taken_back.setblocking(False)
-        taken = connection_handover.take(stage.taken_back)
+        taken = connection_handover.receive_connection(stage.taken_back)
         with taken, client:  # type: ignore[union-attr]
             client.sendall(b"x")
             taken.setblocking(True)  # type: ignore[union-attr]

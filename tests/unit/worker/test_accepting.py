@@ -390,7 +390,7 @@ def test_worker_with_too_many_hands_over_tls_connections_before_their_handshake(
                 await Client.connect(sock.getsockname()[1])
             await turns()
             assert len(state.expected) == 1
-            with connection_handover.take(pair.take) as taken:
+            with connection_handover.receive_connection(pair.take) as taken:
                 assert taken.until
                 assert begun + 10 <= taken.until <= time.monotonic() + 10
                 assert not taken.asked
@@ -445,7 +445,9 @@ def test_tls_connection_of_which_another_process_has_read_is_closed(pair: Pair, 
             await shared.begin([sock], {}, accepting=True)
             client, theirs = await accepted()
             with theirs:
-                connection_handover.give(pair.give, theirs.fileno(), routed=Routed("one", received=b"x"))
+                connection_handover.send_connection(
+                    pair.give, theirs.fileno(), routed=Routed("one", received=b"x")
+                )
             assert await client.at_end()
             assert not state.expected
             await close_connections(shared, state)
@@ -467,7 +469,7 @@ def test_silent_connection_is_closed_unless_the_gateway_has_seen_its_head(
         ours, theirs = socket.socketpair()
         with listener() as sock, ours, theirs:
             await shared.begin([sock], {}, accepting=True)
-            connection_handover.give(pair.give, theirs.fileno(), routed=routed)
+            connection_handover.send_connection(pair.give, theirs.fileno(), routed=routed)
             await asyncio.sleep(4.9)
             assert (len(state.connections), len(state.head_timeouts.due)) == (1, 0)
             await asyncio.sleep(0.2)
@@ -664,7 +666,7 @@ def test_request_that_another_worker_has_read_is_answered(any_engine: Engine, pa
             client, sock = await accepted()
             with sock:
                 routed = Routed("", received=b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-                connection_handover.give(pair.give, sock.fileno(), routed=routed)
+                connection_handover.send_connection(pair.give, sock.fileno(), routed=routed)
             assert (await client.answer())[0] == 200
             assert (await client.get())[0] == 200
 
@@ -728,7 +730,7 @@ def test_full_adoption_pair_refuses_more_and_loses_nothing(pair: Pair) -> None:
         given = 0
         with contextlib.suppress(BlockingIOError):
             while True:
-                connection_handover.give(pair.give, sock.fileno())
+                connection_handover.send_connection(pair.give, sock.fileno())
                 given += 1
         assert given > 50
         taken = 0
@@ -737,7 +739,7 @@ def test_full_adoption_pair_refuses_more_and_loses_nothing(pair: Pair) -> None:
             assert received is not None
             os.close(received[1][0])
             taken += 1
-        connection_handover.give(pair.give, sock.fileno())
+        connection_handover.send_connection(pair.give, sock.fileno())
 
 
 def test_worker_without_a_free_descriptor_takes_nothing_until_there_is_one(

@@ -405,7 +405,7 @@ def test_connection_from_another_process_is_closed_at_its_deadline_or_after_the_
             client, sock = await accepted()
             limits: Any = {} if seconds is None else {"until": time.monotonic() + seconds, "asked": True}
             with sock:
-                connection_handover.give(pair.give, sock.fileno(), limits)
+                connection_handover.send_connection(pair.give, sock.fileno(), limits)
             assert await asyncio.wait_for(client.at_end(), 30)
 
     engine.run(scenario())
@@ -905,7 +905,7 @@ def test_connection_that_stays_is_handed_over_with_its_remaining_time(kept: Kept
     kept.protocol.stay()
     kept.loop.pass_time(25)
     assert kept.protocol.hand_over(pair.give)
-    with connection_handover.take(pair.take) as taken:
+    with connection_handover.receive_connection(pair.take) as taken:
         assert taken.asked
         assert taken.until is not None
         assert taken.until - time.monotonic() == pytest.approx(50, abs=5)
@@ -951,7 +951,7 @@ def test_idle_connection_is_handed_over_with_its_remaining_time(kept: Kept, pair
     assert kept.protocol.hand_over(pair.give)
     assert (kept.wire.aborted, kept.wire.reading) == (True, False)
     assert kept.protocol not in kept.state.connections
-    with connection_handover.take(pair.take) as taken:
+    with connection_handover.receive_connection(pair.take) as taken:
         assert taken.asked
         assert taken.until is not None
         assert taken.until - time.monotonic() == pytest.approx(50, abs=5)
@@ -963,7 +963,7 @@ def test_lingering_connection_is_handed_over_without_a_time_limit(kept: Kept, pa
     kept.ask()
     kept.protocol.linger()
     assert kept.protocol.hand_over(pair.give)
-    with connection_handover.take(pair.take) as taken:
+    with connection_handover.receive_connection(pair.take) as taken:
         assert (taken.until, taken.asked) == (None, False)
 
 
@@ -972,7 +972,7 @@ def test_connection_before_its_first_request_is_handed_over_with_the_time_of_its
 ) -> None:
     due = kept.state.head_timeouts.due[kept.protocol]
     assert kept.protocol.hand_over(pair.give)
-    with connection_handover.take(pair.take) as taken:
+    with connection_handover.receive_connection(pair.take) as taken:
         assert (taken.until, taken.asked) == (due, False)
 
 
@@ -1012,7 +1012,7 @@ def test_move_is_tried_again_after_growing_pauses_until_all_is_sent(kept: Kept, 
     kept.wire.buffered = 0
     kept.loop.pass_time(0.01)
     assert kept.wire.aborted
-    connection_handover.take(pair.take).close()
+    connection_handover.receive_connection(pair.take).close()
 
 
 def test_connection_whose_pair_is_full_is_read_on_and_moves_later(kept: Kept, pair: Pair) -> None:
@@ -1025,7 +1025,7 @@ def test_connection_whose_pair_is_full_is_read_on_and_moves_later(kept: Kept, pa
     pair.empty(count)
     kept.loop.pass_time(0.05)
     assert kept.wire.aborted
-    connection_handover.take(pair.take).close()
+    connection_handover.receive_connection(pair.take).close()
 
 
 @pytest.mark.parametrize("change", ["closing", "left", "another protocol", "within a request"])
@@ -1063,7 +1063,7 @@ def test_upgrade_moves_with_the_head_of_its_request(kept: Kept, pair: Pair) -> N
     kept.wire.buffered = 0
     assert upgrade.hand_over(pair.give)
     assert (kept.wire.aborted, kept.protocol in kept.state.connections) == (True, False)
-    with connection_handover.take(pair.take) as taken:
+    with connection_handover.receive_connection(pair.take) as taken:
         assert taken.routed == connection_handover.Routed("", received=REQUEST)
         assert taken.until is None
 

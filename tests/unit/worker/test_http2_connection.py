@@ -348,7 +348,7 @@ async def _passed_tls(pair: Pair, routed: Routed, protocol: str) -> Client:
         await turns()
         sock, _ = await asyncio.to_thread(listener.accept)
     with sock:
-        connection_handover.give(pair.give, sock.fileno(), routed=routed)
+        connection_handover.send_connection(pair.give, sock.fileno(), routed=routed)
     return Client(*await connecting)
 
 
@@ -459,7 +459,7 @@ def test_connection_without_data_is_handed_over_with_the_time_of_its_head(
 ) -> None:
     due = undecided.state.head_timeouts.due[undecided.wire.protocol]
     assert undecided.wire.protocol.hand_over(pair.give)
-    with connection_handover.take(pair.take) as taken:
+    with connection_handover.receive_connection(pair.take) as taken:
         assert (taken.until, taken.asked) == (due, False)
     assert (undecided.wire.aborted, undecided.wire.reading) == (True, False)
     assert not undecided.state.connections
@@ -542,7 +542,7 @@ def test_new_connection_moves_at_once_if_this_worker_has_too_many(
     made.begin(**attributes)
     assert made.wire.aborted is moves
     if moves:
-        connection_handover.take(pair.take).close()
+        connection_handover.receive_connection(pair.take).close()
     else:
         made.send()
         assert Http2Connection in map(type, made.state.connections)

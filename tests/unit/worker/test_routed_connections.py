@@ -128,7 +128,7 @@ class Gateway:
         self.table.close()
 
     def _take(self) -> None:
-        taken = connection_handover.take(self.own.take)
+        taken = connection_handover.receive_connection(self.own.take)
         assert taken is not None
         assert taken.routed is not None
         self.returned.append(taken.routed)
@@ -147,7 +147,7 @@ class Gateway:
                 return
             routed = Routed(match.route.alias, self.table.generation, hops, received)
             (server,) = match.servers
-            connection_handover.give(self.servers[server].give, sock.fileno(), routed=routed)
+            connection_handover.send_connection(self.servers[server].give, sock.fileno(), routed=routed)
 
 
 class Stage(NamedTuple):
@@ -482,7 +482,7 @@ def test_connection_is_refused_when_the_gateway_has_ended(engine: Engine, table:
 async def passed_by_hand(stage: Stage, routed: Routed, server: str = "one") -> Client:
     client, sock = await accepted()
     with sock:
-        connection_handover.give(stage.gateway.servers[server].give, sock.fileno(), routed=routed)
+        connection_handover.send_connection(stage.gateway.servers[server].give, sock.fileno(), routed=routed)
     return client
 
 
@@ -525,7 +525,9 @@ def test_received_bytes_come_before_those_in_the_socket(engine: Engine, table: i
             await turns()
             with sock:
                 routed = Routed("one", 5, received=text[:cut])
-                connection_handover.give(stage.gateway.servers["one"].give, sock.fileno(), routed=routed)
+                connection_handover.send_connection(
+                    stage.gateway.servers["one"].give, sock.fileno(), routed=routed
+                )
             assert await all_answers(client, 2) == [b"one /x " + b"x" * size, b"one /y "]
 
     run(engine, table, scenario)
@@ -736,7 +738,7 @@ def test_connection_that_moves_keeps_what_it_carries(engine: Engine, table: int)
         await asyncio.wait_for(old.running, 10)
         found: dict[Any, Connection] = {}
         while len(found) < 3:
-            taken = connection_handover.take(pair.take)
+            taken = connection_handover.receive_connection(pair.take)
             assert taken is not None
             found[taken.getpeername()] = taken
         for client, expected in (
@@ -747,7 +749,7 @@ def test_connection_that_moves_keeps_what_it_carries(engine: Engine, table: int)
             taken = found[client.writer.get_extra_info("sockname")]
             assert taken.routed == expected
             with taken:
-                connection_handover.give(pair.give, taken.fileno(), taken.limits(), taken.routed)
+                connection_handover.send_connection(pair.give, taken.fileno(), taken.limits(), taken.routed)
         routes = stage.routes["one"]
         async with served(engine, stage.apps["one"], adoption=pair.worker(), routes=routes):
             part.writer.write(b"TP/1.1\r\nHost: one.test\r\n\r\n")
@@ -800,7 +802,7 @@ def test_tls_connection_is_served_as_it_was_passed(engine: Engine, table: int, t
         with sock:
             # The gateway has waited for the whole ClientHello, and has set this back.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-            connection_handover.give(pair.give, sock.fileno(), routed=Routed("one", 5))
+            connection_handover.send_connection(pair.give, sock.fileno(), routed=Routed("one", 5))
         client = Client(*await connecting)
         assert await stage.exchange(client, request("one.test"), request("one.test", "/x")) == [
             b"one / ",
@@ -816,7 +818,7 @@ def test_tls_connection_is_served_as_it_was_passed(engine: Engine, table: int, t
 async def taken_back(gateway: Gateway) -> Connection:
     """The next connection that a worker gives back to a gateway that takes none by itself."""
     await asyncio.get_running_loop().run_in_executor(None, select.select, [gateway.own.take], [], [], 60)
-    taken = connection_handover.take(gateway.own.take)
+    taken = connection_handover.receive_connection(gateway.own.take)
     assert taken is not None
     return taken
 

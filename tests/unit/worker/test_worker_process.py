@@ -30,7 +30,13 @@ from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
 from poolctl.worker.serving.connection_balancer import PeerCounts, new_page
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
-from poolctl.worker.worker_process import ControlSocket, IdleTimer, WorkerProcess, answer, begin
+from poolctl.worker.worker_process import (
+    ControlSocket,
+    IdleTimer,
+    WorkerProcess,
+    answer_heartbeat,
+    begin_heartbeats,
+)
 from tests import serving
 from tests.certificates import certificate
 from tests.deadline import wait_until
@@ -48,9 +54,9 @@ SECONDS = 0.15
 def test_page_shows_that_a_worker_answers_heartbeats() -> None:
     page = blank_page()
     assert page[BEAT_AT_NS] == 0
-    begin(page)
+    begin_heartbeats(page)
     assert 0 < page[BEAT_AT_NS] <= time.monotonic_ns()
-    begin(None)
+    begin_heartbeats(None)
 
 
 def test_heartbeat_is_answered_with_time_and_lag() -> None:
@@ -61,12 +67,12 @@ def test_heartbeat_is_answered_with_time_and_lag() -> None:
         asked = time.monotonic_ns() - 5_000_000
         page[BEAT_ASKED_NS] = asked
         ours.send(BEAT)
-        assert answer(theirs, page)
+        assert answer_heartbeat(theirs, page)
         assert page[BEAT_AT_NS] >= asked + 5_000_000
         assert page[BEAT_LAG_NS] == page[BEAT_AT_NS] - asked
-        assert not answer(theirs, page), "there is no second one"
+        assert not answer_heartbeat(theirs, page), "there is no second one"
         ours.send(BEAT)
-        assert answer(theirs, None), "who counts nothing reads it all the same"
+        assert answer_heartbeat(theirs, None), "who counts nothing reads it all the same"
 
 
 def test_other_messages_stay_in_the_socket_with_their_descriptors() -> None:
@@ -76,17 +82,17 @@ def test_other_messages_stay_in_the_socket_with_their_descriptors() -> None:
         for message in ({"order": "stop"}, {"order": "beat", "more": 1}):
             with open(os.devnull) as file:
                 wire.send(ours, message, [file.fileno()])
-            assert not answer(theirs, blank_page())
+            assert not answer_heartbeat(theirs, blank_page())
             received = wire.receive(theirs)
             assert received is not None
             assert received[0] == message
             (fd,) = received[1]
             os.close(fd)
         ours.send(BEAT + b" ")
-        assert not answer(theirs, blank_page())
+        assert not answer_heartbeat(theirs, blank_page())
         assert wire.receive(theirs) is not None
         ours.close()
-        assert not answer(theirs, blank_page()), "an end of the file is not a heartbeat"
+        assert not answer_heartbeat(theirs, blank_page()), "an end of the file is not a heartbeat"
 
 
 # Orders.
@@ -645,7 +651,7 @@ def test_connections_wait_in_the_pair_for_a_later_worker_if_so_ordered(
         assert ask(client, "/x") == "/x"
         worker.order(order, to="pair")
         assert worker.end() == 0
-        taken = connection_handover.take(worker.pair[1])
+        taken = connection_handover.receive_connection(worker.pair[1])
         assert taken is not None
         with taken:
             assert taken.getpeername() == client.getsockname()

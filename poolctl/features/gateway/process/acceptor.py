@@ -127,7 +127,7 @@ class ReturnedConnections(_ConnectionSource):
     def _on_readable(self) -> None:
         for _ in range(_AT_ONCE):
             try:
-                taken = connection_handover.take(self._sock)
+                taken = connection_handover.receive_connection(self._sock)
             except (BlockingIOError, InterruptedError):
                 return
             except connection_handover.NoRoom:

@@ -200,7 +200,7 @@ class Passing:
         if found.end is None:
             return False
         try:
-            connection_handover.give(found.end, sock.fileno(), routed=routed)
+            connection_handover.send_connection(found.end, sock.fileno(), routed=routed)
         except BlockingIOError:
             return False
         except wire.WireError:  # too many bytes were received
