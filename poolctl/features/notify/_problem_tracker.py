@@ -191,7 +191,7 @@ class ProblemTracker:
             times += [min(sent) + self._notify.repeat] if sent else []
         return min(times, default=None)
 
-    def due(self, now: float, *, at_once: bool = False) -> Message | None:
+    def take_due_message(self, now: float, *, at_once: bool = False) -> Message | None:
         """Return the message that is due, or with `at_once` any pending one, else None. Marks its problems as sent."""
         at = self.next_at()
         if at is None or (now < at and not at_once):

@@ -120,7 +120,7 @@ class DeliveryTask:
 
     def compose_now(self) -> None:
         """Compose and queue the pending message before it is due, because the supervisor is exiting."""
-        message = self._problems.due(self._clock.time(), at_once=True)
+        message = self._problems.take_due_message(self._clock.time(), at_once=True)
         if message is not None:
             self._put(message)
 
@@ -146,7 +146,7 @@ class DeliveryTask:
         while True:
             self._news.clear()
             now = self._clock.time()
-            composed = self._problems.due(now)
+            composed = self._problems.take_due_message(now)
             if composed is not None:
                 self._put(composed)
             message = self._outbox.due(now)

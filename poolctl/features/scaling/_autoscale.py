@@ -56,7 +56,7 @@ class _Window:
         self.seconds = seconds
         self.demand = 0  # requests that wait elsewhere, reported within the window
         self._samples: deque[Load] = deque()
-        self._sums: dict[str, Any] = {name: TRIGGERS[name].sums() for name in triggers}
+        self._accumulators: dict[str, Any] = {name: TRIGGERS[name].new_accumulator() for name in triggers}
 
     def add(self, load: Load) -> None:
         """Add a sample, and remove samples that are too old."""
@@ -67,15 +67,15 @@ class _Window:
 
     def _count(self, load: Load, sign: int) -> None:
         self.demand += sign * load.demand
-        for name, sums in self._sums.items():
-            sums.add(load.figures[name], sign)
+        for name, accumulator in self._accumulators.items():
+            accumulator.add(load.figures[name], sign)
 
     def least_ready(self) -> int:
         return min(load.ready for load in self._samples)
 
     def value(self, trigger: str) -> float | None:
         """Return the average over time of all workers' sum; for p50 and p99, a latency in seconds. None if unknown."""
-        found: float | None = self._sums[trigger].value
+        found: float | None = self._accumulators[trigger].value
         return found
 
 

@@ -92,12 +92,12 @@ class Trigger:
         self.capabilities = capabilities
 
     @classmethod
-    def sums(cls) -> RunningAverage | Quantile:
+    def new_accumulator(cls) -> RunningAverage | Quantile:
         """Return a new RunningAverage, which accumulates the results of `measure`."""
         return RunningAverage()
 
     def measure(self, sample: Sample) -> Part | Sequence[int]:
-        """Return a sample's contribution to the object that `sums` returns: for a RunningAverage, a Part."""
+        """Return a sample's contribution to the object that `new_accumulator` returns: for a RunningAverage, a Part."""
         raise NotImplementedError
 
 
@@ -162,7 +162,7 @@ class Latency(Trigger):
     share: ClassVar[float]
 
     @classmethod
-    def sums(cls) -> Quantile:
+    def new_accumulator(cls) -> Quantile:
         """Return a new Quantile, which accumulates the results of `measure`."""
         return Quantile(cls.share)
 

@@ -31,8 +31,8 @@ def test_problem_is_notified_once_after_the_delay_and_so_is_its_end() -> None:
     found = problems(delay=2)
     assert found.next_at() is None
     found.record(event("failed", cause="exited with status 3"), 100)
-    assert (found.next_at(), found.due(101.9)) == (102, None)
-    sent = found.due(102)
+    assert (found.next_at(), found.take_due_message(101.9)) == (102, None)
+    sent = found.take_due_message(102)
     assert sent == Message(
         "problem", "error", "shop: web: failed (exited with status 3)", ("web: failed (exited with status 3)",), 102,
         (event("failed", cause="exited with status 3"),),
@@ -40,10 +40,10 @@ def test_problem_is_notified_once_after_the_delay_and_so_is_its_end() -> None:
     found.record(event("failed"), 110)
     found.record(event("backoff"), 111)
     assert found.next_at() == 102 + 4 * 3600, "only to repeat it"
-    assert lines(found.due(1000)) == []
+    assert lines(found.take_due_message(1000)) == []
     found.record(event("starting"), 1000)
     found.record(event("running"), 1060)
-    over = found.due(1062)
+    over = found.take_due_message(1062)
     assert over is not None
     assert (over.status, over.severity, over.lines) == ("resolved", "info", ("web: running again after 16m",))
     assert found.next_at() is None
@@ -53,64 +53,64 @@ def test_problem_that_ends_before_it_was_notified_is_never_notified() -> None:
     found = problems(delay=1)
     found.record(event("worker ended", before="ready", status=1), 10)
     found.record(event("running"), 10.2)
-    assert found.due(12) is None
+    assert found.take_due_message(12) is None
 
 
 def test_problem_that_returns_before_its_end_was_notified_was_never_over() -> None:
     found = problems(delay=1)
     found.record(event("failed"), 10)
-    assert lines(found.due(11)) == ["web: failed"]
+    assert lines(found.take_due_message(11)) == ["web: failed"]
     found.record(event("running"), 20)
     found.record(event("failed"), 20.5)
-    assert found.due(22) is None
+    assert found.take_due_message(22) is None
     found.record(event("running"), 30)
-    assert lines(found.due(31)) == ["web: running again after 20s"]
+    assert lines(found.take_due_message(31)) == ["web: running again after 20s"]
 
 
 def test_problem_that_gets_worse_is_notified_again() -> None:
     found = problems(delay=0)
     found.record(event("backoff"), 10)
-    assert lines(found.due(10)) == ["web: backoff"]
+    assert lines(found.take_due_message(10)) == ["web: backoff"]
     found.record(event("failed"), 20)
-    assert lines(found.due(20)) == ["web: failed"]
+    assert lines(found.take_due_message(20)) == ["web: failed"]
     found.record(event("warn", kind="health"), 30)
-    assert lines(found.due(30)) == ["web: warn"], "its health is another problem"
+    assert lines(found.take_due_message(30)) == ["web: warn"], "its health is another problem"
 
 
 def test_lasting_problem_is_notified_repeatedly() -> None:
     found = problems(delay=0, repeat=100)
     found.record(event("failed"), 0)
-    found.due(0)
+    found.take_due_message(0)
     assert found.next_at() == 100
-    assert lines(found.due(100)) == ["web: failed, for 1m40s now"]
-    assert lines(found.due(150)) == []
-    assert lines(found.due(200)) == ["web: failed, for 3m20s now"]
+    assert lines(found.take_due_message(100)) == ["web: failed, for 1m40s now"]
+    assert lines(found.take_due_message(150)) == []
+    assert lines(found.take_due_message(200)) == ["web: failed, for 3m20s now"]
     assert problems(repeat=0).next_at() is None
     today = problems(delay=0, repeat=100)
     today.record(event("failed"), 1.8e9)
-    assert lines(today.due(1.8e9)) == ["web: failed"], "it is new"
+    assert lines(today.take_due_message(1.8e9)) == ["web: failed"], "it is new"
 
 
 def test_simultaneous_problems_are_one_message() -> None:
     found = problems(delay=1)
     found.record(event("failed", "c"), 0)
-    found.due(1)
+    found.take_due_message(1)
     for name in ("a", "b", "d"):
         found.record(event("failed", name), 10)
     found.record(event("stopped", "c"), 10)
     found.record(event("keeper lost", "", "pool"), 10.5)
-    sent = found.due(11)
+    sent = found.take_due_message(11)
     assert sent is not None
     assert sent.title == "shop: 4 problems, 1 resolved (a, b, d …)"
     assert sent.lines == ("a: failed", "b: failed", "d: failed", "c: stopped after 10s", "keeper lost")
     found.record(event("failed", "e"), 20)
     found.record(event("failed", "f"), 20)
-    later = found.due(21)
+    later = found.take_due_message(21)
     assert later is not None
     assert (later.title, lines(later)) == ("shop: 2 problems (e, f)", ["e: failed", "f: failed"])
     found.record(event("stopped", "e"), 30)
     found.record(event("failed", "g"), 30)
-    last = found.due(31)
+    last = found.take_due_message(31)
     assert last is not None
     assert last.title == "shop: 1 problem, 1 resolved (g, e)"
 
@@ -119,7 +119,7 @@ def test_message_has_at_most_a_thousand_events_that_are_no_lasting_problems() ->
     found = problems(delay=1, min_severity="info", events=["audit"])
     for number in range(1002):
         found.record(event(f"stop {number}", "", "audit"), 0)
-    message = found.due(1)
+    message = found.take_due_message(1)
     assert message is not None
     assert (message.title, len(message.lines)) == ("shop: 1000 news", 1000)
     assert message.lines[-1].endswith("999")
@@ -157,30 +157,30 @@ def test_receiver_is_notified_of_the_problems_it_selects(
 ) -> None:
     found = problems(delay=0, **keys)
     found.record(event_, 5)
-    assert (found.due(5) is not None) is sent
+    assert (found.take_due_message(5) is not None) is sent
 
 
 def test_newest_of_equally_severe_events_is_sent_and_no_lesser_one() -> None:
     found = problems(min_severity="warning")
     for second, word in enumerate(("ko", "ko", "warn")):
         found.record(event(word, kind="health", message=f"answer {second}"), second)
-    assert lines(found.due(100)) == ["web: ko: answer 1"]
+    assert lines(found.take_due_message(100)) == ["web: ko: answer 1"]
 
 
 def test_receiver_without_resolved_gets_no_end() -> None:
     found = problems(delay=0, resolved=False)
     found.record(event("failed"), 0)
-    found.due(0)
+    found.take_due_message(0)
     found.record(event("running"), 1)
-    assert found.due(1) is None
+    assert found.take_due_message(1) is None
 
 
 def test_problem_is_resolved_when_its_server_falls_asleep() -> None:
     found = problems(delay=0)
     found.record(event("backoff"), 0)
-    found.due(0)
+    found.take_due_message(0)
     found.record(event("sleeping", kind="wake"), 5)
-    assert lines(found.due(5)) == ["web: sleeping after 5s"]
+    assert lines(found.take_due_message(5)) == ["web: sleeping after 5s"]
 
 
 def test_failed_run_of_a_job_is_sent_with_its_last_lines_until_one_succeeds() -> None:
@@ -189,31 +189,31 @@ def test_failed_run_of_a_job_is_sent_with_its_last_lines_until_one_succeeds() ->
         event("warn", kind="health", severity="error", message="no space", output=["copying", "no space"]), 1
     )
     found.record(event("running"), 50)
-    assert lines(found.due(100)) == ["web: warn: no space\n  copying\n  no space"]
+    assert lines(found.take_due_message(100)) == ["web: warn: no space\n  copying\n  no space"]
     found.record(event("ok", kind="health"), 200)
-    assert lines(found.due(300)) == ["web: ok again after 3m19s"]
+    assert lines(found.take_due_message(300)) == ["web: ok again after 3m19s"]
 
 
 def test_stopped_server_is_not_unhealthy() -> None:
     found = problems(delay=0, events=["health"])
     found.record(event("ko", kind="health"), 0)
-    found.due(0)
+    found.take_due_message(0)
     found.record(event("failed"), 1)
-    assert found.due(1) is None
+    assert found.take_due_message(1) is None
     found.record(event("stopped"), 5)
-    assert lines(found.due(5)) == ["web: stopped after 5s"]
+    assert lines(found.take_due_message(5)) == ["web: stopped after 5s"]
 
 
 def test_successor_knows_which_problems_were_notified() -> None:
     first, second = problems(delay=0), problems(delay=0)
     first.record(event("failed"), 0)
     assert first.to_dict() == {}, "it was not sent yet"
-    first.due(0)
+    first.take_due_message(0)
     second.restore(first.to_dict())
     second.record(event("failed"), 50)
-    assert second.due(50) is None
+    assert second.take_due_message(50) is None
     second.record(event("running"), 60)
-    assert lines(second.due(60)) == ["web: running again after 1m"]
+    assert lines(second.take_due_message(60)) == ["web: running again after 1m"]
 
 
 def test_recovery_of_a_hung_worker_is_sent_with_its_innermost_calls_only() -> None:
@@ -228,7 +228,7 @@ def test_recovery_of_a_hung_worker_is_sent_with_its_innermost_calls_only() -> No
     recovered = event("recovered", "web", "recovery")._replace(message="it hung", detail={"stacks": stacks})
     tracker = problems(events=["recovery"])
     tracker.record(recovered, 0.0)
-    message = tracker.due(0.0, at_once=True)
+    message = tracker.take_due_message(0.0, at_once=True)
     assert message is not None
     first, *rest = message.text.splitlines()
     assert first.startswith("web: recovered: it hung")
@@ -242,4 +242,4 @@ def test_recovery_of_a_worker_without_stacks_is_sent_without_calls(stacks: Any) 
     tracker = problems(events=["recovery"])
     hung = event("recovered", "web", "recovery")._replace(message="it hung", detail={"stacks": stacks})
     tracker.record(hung, 0.0)
-    assert lines(tracker.due(0.0, at_once=True)) == ["web: recovered: it hung"]
+    assert lines(tracker.take_due_message(0.0, at_once=True)) == ["web: recovered: it hung"]
