@@ -80,7 +80,7 @@ class Exit:
         return cls(status=status, message=f"exited with status {status}")
 
     @classmethod
-    def reported(cls, status: int | None, number: int | None) -> Exit:
+    def from_report(cls, status: int | None, number: int | None) -> Exit:
         """Return the exit for a keeper's report. Both arguments are None if the keeper was not the worker's parent."""
         if number is not None:
             return cls.from_signal(number)
@@ -134,7 +134,7 @@ class Sleep(Protocol):
 class Heartbeats(Protocol):
     """Optional ability: a worker answers requests for a heartbeat while its event loop runs. No method blocks."""
 
-    def beat(self, placement: Placement, asked_ns: int) -> bool:
+    def request_beat(self, placement: Placement, asked_ns: int) -> bool:
         """Request a heartbeat from a worker at the time `asked_ns`. Returns False if it cannot be asked now."""
 
     def last_beat_ns(self, placement: Placement) -> int:

@@ -641,7 +641,8 @@ class Heartbeat:
                 interval *= self._chance.random()
             state.is_idle = False
             # A newly forked worker does not answer heartbeats yet, and is not considered stuck.
-            if not (self._beats.last_beat_ns(placement) and self._beats.beat(placement, int(now * _NS))):
+            asked_ns = int(now * _NS)
+            if not (self._beats.last_beat_ns(placement) and self._beats.request_beat(placement, asked_ns)):
                 return now + interval
             state.asked_at = now
         due = max(state.asked_at, self._awake_since) + policy.stuck_after

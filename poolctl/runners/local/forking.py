@@ -41,7 +41,7 @@ from ..worker_spec import (
 )
 from .local_worker import LocalWorker, NotifySocket, Tally
 from .output_pipes import Output
-from .server_sockets import AdoptionPairs, protocol
+from .server_sockets import AdoptionPairs, handover_group
 from .zygotes import AppZygote, AppZygotes, Children, Source, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -349,9 +349,9 @@ class Forker:
                 spec["index"] = index
             spec["woken"] = woken
             spec["orphanage"] = self._orphan_description(server, generation, index, output)
-            spoken = None if server.command else protocol(server)
+            group = None if server.command else handover_group(server)
             placement = Placement.of(server.name, generation, index)
-            worker = LocalWorker(self._children, self._events, placement, server, output, spoken)
+            worker = LocalWorker(self._children, self._events, placement, server, output, group)
             worker.hook = hook
             control, theirs = wire.pair()
             if_failed.enter_context(control)
@@ -366,7 +366,7 @@ class Forker:
             if_failed.pop_all()
             pid, worker.start = process
             # A program cannot report its state: if all other processes exit, the logger still knows its pid.
-            self._output.follow(output, pid, worker.start, generation=generation, index=index, hook=hook)
+            self._output.log_pipe(output, pid, worker.start, generation=generation, index=index, hook=hook)
             worker.placement = replace(
                 placement,
                 id=hook_id(server.name, hook) if hook else placement.id,
@@ -461,7 +461,7 @@ class Forker:
             "generation": generation,
             "index": index,
             "output": output,
-            "protocol": None if server.command else protocol(server),
+            "protocol": None if server.command else handover_group(server),
             # A worker of another user cannot enter the directory, so it gets a socket that is already bound there.
             "bound": not server.command and user_ids(server) is not None,
         }

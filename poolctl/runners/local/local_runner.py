@@ -239,7 +239,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             woken = not server.scale.min and not serving
             sockets = self.sockets.lend(server)
             worker = await self.forker.fork(server, generation, index, sockets, woken=woken)
-            self._follow(worker)
+            self._register(worker)
         self._routed.send_routes(worker)
         if server.command or worker.preloaded:
             worker.begin()
@@ -250,11 +250,11 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
         with self.children.forking():
             worker = await self.forker.fork(hook_config(server, hook), 0, 0, [], hook=hook)
-            self._follow(worker)
+            self._register(worker)
         worker.begin()
         return worker.placement
 
-    def _follow(self, worker: LocalWorker) -> None:
+    def _register(self, worker: LocalWorker) -> None:
         """Register a new or adopted worker. If its exit was reported before this call, handle the exit."""
         placement = worker.placement
         assert placement.pid is not None
@@ -292,7 +292,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             fd_store.TALLY: self.tallies.adopt,
             fd_store.HELD_CONNECTION: partial(self.activator.adopt, by_key),
             fd_store.APP_ZYGOTE: self.app_zygotes.adopt,
-            fd_store.WORKER: partial(adoption.adopt, self._follow),
+            fd_store.WORKER: partial(adoption.adopt, self._register),
         }
         names = await take_over(self.keeper, adopters)
         found = adoption.found
@@ -321,7 +321,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             await self.close(key)
         await self.output.start()
         return Adopted(
-            [worker.adopted() for worker in found],
+            [worker.to_adopted() for worker in found],
             {each.server.name: (each.hook, each.placement) for each in adoption.hooks},
             {key: tuple(self.sockets.endpoints(key)) for key in ours & open_keys},
         )
@@ -388,7 +388,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         return await worker.stop(timeout_seconds, self._receivers(worker, replaced))
 
     def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:
-        return self.adoptions.protocol(worker.server.key) if replaced else None
+        return self.adoptions.handover_group(worker.server.key) if replaced else None
 
     async def wait_for_exit(self, placement: Placement) -> Exit:
         """Wait for the worker's exit and, if it was never ready, for its output in the log file; returns the exit."""
@@ -458,11 +458,11 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         self._next_check = loop.call_at(aligned(loop.time(), PING_SECONDS), self._check_zygotes)
 
     def exit_reported(self, report: Message) -> None:
-        exit_ = Exit.reported(report.get("status"), report.get("signal"))
+        exit_ = Exit.from_report(report.get("status"), report.get("signal"))
         worker = self._by_pid.pop(report["pid"], None)
         if worker is not None:
             self._ended(worker, exit_)
-        elif not self.app_zygotes.exited(report["pid"], exit_):
+        elif not self.app_zygotes.handle_exit(report["pid"], exit_):
             self.children.early[report["pid"]] = exit_
         self.children.forget(report["pid"])
         self.keeper.send({"op": "heard", "sequence": report["sequence"]})

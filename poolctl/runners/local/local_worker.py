@@ -298,8 +298,8 @@ class WorkerRoutes:
 class LocalWorker(Receiver):
     """A worker process of this machine. Several tasks may await the futures `answered` (it is ready) and `exited`.
 
-    `output` is the key of its output pipe. `protocol` identifies the socket pair for handing over connections, if any
-    (see server_sockets.protocol). A worker that runs a command has no control socket; it can only be stopped.
+    `output` is the key of its output pipe. `handover_group` identifies its socket pair for handing over connections, if
+    any (see server_sockets.handover_group). A worker that runs a command has no control socket; it can only be stopped.
     """
 
     def __init__(
@@ -309,7 +309,7 @@ class LocalWorker(Receiver):
         placement: Placement,
         server: ServerConfig,
         output: str,
-        protocol: str | None = None,
+        handover_group: str | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._children = children
@@ -317,7 +317,7 @@ class LocalWorker(Receiver):
         self.placement = placement
         self.server = server
         self.output = output
-        self.protocol = protocol
+        self.handover_group = handover_group
         self.control: Link | None = None
         self.notify: NotifySocket | None = None
         self.tally: Tally | None = None  # None for a command, and after the exit
@@ -465,7 +465,7 @@ class LocalWorker(Receiver):
         """A future for the worker's confirmation of the last routes sent; None if it is already confirmed."""
         return None if self._confirmed is None or self._confirmed.done() else self._confirmed
 
-    def beat(self, asked_ns: int) -> bool:
+    def request_beat(self, asked_ns: int) -> bool:
         """Request a heartbeat from the worker; False if it cannot be asked now."""
         if self.control is None or self.tally is None:
             return False
@@ -560,11 +560,11 @@ class LocalWorker(Receiver):
     def _order_end(self, order: str, receivers: str | None) -> None:
         """Send the worker the order to drain or to stop.
 
-        `receivers` is the `protocol` attribute of the workers that stay; None if no worker stays. The worker hands its
-        connections over to them only if its own `protocol` is equal.
+        `receivers` is the `handover_group` of the workers that stay; None if no worker stays. The worker hands its
+        connections over to them only if its own is equal.
         """
         if self.control is not None:
-            same = receivers is not None and receivers == self.protocol
+            same = receivers is not None and receivers == self.handover_group
             self.control.send({"order": order, "to": "pair" if same else "none"})
 
     async def wait_until_ready(self, listeners: Sequence[socket.socket]) -> None:
@@ -599,7 +599,7 @@ class LocalWorker(Receiver):
             self.ready_at = self.ready_at or time.monotonic()
             self.answered.set_result(None)
 
-    def adopted(self) -> AdoptedWorker:
+    def to_adopted(self) -> AdoptedWorker:
         """This worker's placement, configuration and reported state, for the core to adopt."""
         return AdoptedWorker(
             self.placement, self.server, self.ready_at, self.leaving, self.idle, self.resting
@@ -619,7 +619,7 @@ class LocalWorker(Receiver):
             "start": self.start,
             "ready_at": self.ready_at,
             "output": self.output,
-            "protocol": self.protocol,
+            "protocol": self.handover_group,
             "notify": self.notify.path if self.notify is not None else None,
             "place": self.place,
             "stop_signal": self.server.stop_signal_number,
@@ -681,18 +681,20 @@ class RunnerWorkers(dict[str, LocalWorker]):
 
     def add(self, worker: LocalWorker) -> None:
         """Add a worker. If its server is to have several workers, give all of them the page of connection counts."""
-        key, protocol = worker.server.key, worker.protocol
+        key, group = worker.server.key, worker.handover_group
         self[worker.placement.id] = worker
         self._by_key.setdefault(key, {})[worker] = None
-        if protocol is None:
+        if group is None:
             return
-        peers = [each for each in self._by_key[key] if each.protocol == protocol and not each.exited.done()]
+        peers = [
+            each for each in self._by_key[key] if each.handover_group == group and not each.exited.done()
+        ]
         if len(peers) < 2 and worker.server.workers < 2:
             return
-        if key in self._pages and self._pages[key][0] != protocol:
+        if key in self._pages and self._pages[key][0] != group:
             self._pages.pop(key)[1].close()
         if key not in self._pages:
-            self._pages[key] = protocol, Descriptor(new_peer_page())
+            self._pages[key] = group, Descriptor(new_peer_page())
         for each in peers:
             each.share_page(self._pages[key][1])
 
@@ -784,9 +786,9 @@ class WorkerHeartbeats(Heartbeats):
     def __init__(self, workers: Mapping[str, LocalWorker]) -> None:
         self._workers = workers
 
-    def beat(self, placement: Placement, asked_ns: int) -> bool:
+    def request_beat(self, placement: Placement, asked_ns: int) -> bool:
         worker = self._workers.get(placement.id)
-        return worker is not None and worker.beat(asked_ns)
+        return worker is not None and worker.request_beat(asked_ns)
 
     def last_beat_ns(self, placement: Placement) -> int:
         worker = self._workers.get(placement.id)

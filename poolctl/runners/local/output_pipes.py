@@ -149,7 +149,7 @@ class Output(Receiver, LogFiles):
         self._pipes[key] = _Pipe(Descriptor(read), self.registration_message(key, server), asyncio.Event())
         return key, write
 
-    def follow(
+    def log_pipe(
         self,
         key: str,
         pid: int,
@@ -190,7 +190,7 @@ class Output(Receiver, LogFiles):
         with contextlib.suppress(OSError):  # lines that exceed the pipe are dropped
             os.write(write, "".join(f"{line}\n" for line in lines).encode())
         os.close(write)
-        self.follow(key, os.getpid())
+        self.log_pipe(key, os.getpid())
         await self.wait_until_stored(key, _APPEND_SECONDS)
 
     def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:

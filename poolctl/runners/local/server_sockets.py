@@ -127,14 +127,14 @@ class Sockets:
         return self._open[key]
 
 
-def protocol(server: ServerConfig) -> str:
+def handover_group(server: ServerConfig) -> str:
     """Return a text with the server's use of TLS and its user: workers hand over connections only if it is equal.
 
     Connections are handed over through a socket pair. A process that has held an end of the pair can read connections
     from it, so workers of another user need another pair.
     """
-    spoken = "tls" if server.tls else "plain"
-    return spoken if server.user is None else f"{spoken} {server.user}"
+    group = "tls" if server.tls else "plain"
+    return group if server.user is None else f"{group} {server.user}"
 
 
 class AdoptionPairs:
@@ -213,17 +213,17 @@ class AdoptionPairs:
             _move(self._pairs[key][2], self._give_back)
 
     def open(self, server: ServerConfig) -> None:
-        """Create the server's socket pair, or replace it if `protocol(server)` has changed. No pair for a command."""
+        """Create the server's socket pair, or replace it if its `handover_group` has changed. No pair for a command."""
         key = server.key
-        if server.command or self.protocol(key) == protocol(server):
+        if server.command or self.handover_group(key) == handover_group(server):
             return
         before = self._pairs.pop(key, None)
         give, take = wire.pair()
         # Set once, before another process has the socket: the setting is shared by all holders.
         give.setblocking(False)
         take.setblocking(False)
-        self._pairs[key] = (protocol(server), give, take)
-        meta = {"server": server.name, "protocol": protocol(server)}
+        self._pairs[key] = (handover_group(server), give, take)
+        meta = {"server": server.name, "protocol": handover_group(server)}
         entry = {"op": "put", "name": f"{fd_store.ADOPTION}{key}", "meta": meta}
         self._keeper.send(entry, [give, take])
         if key not in self._withheld_keys:
@@ -263,8 +263,8 @@ class AdoptionPairs:
         self.open(server)
         return self._pairs[server.key][1:]
 
-    def protocol(self, key: str) -> str | None:
-        """Return what the function `protocol` returned when the server's socket pair was created; None if no pair."""
+    def handover_group(self, key: str) -> str | None:
+        """The `handover_group` for which the server's socket pair was created; None without a pair."""
         return self._pairs[key][0] if key in self._pairs else None
 
     def give(self, key: str, sock: Connection) -> bool:

@@ -231,7 +231,7 @@ class Pipes:
     streams: dict[str, tuple[wire.Message, int]] = field(default_factory=dict)
     loggers: list[socket.socket] = field(default_factory=list)
 
-    def take(self) -> None:
+    def stop_loggers(self) -> None:
         """Tell each connected logger to stop reading the pipes, because another logger will read them."""
         for sock in self.loggers:
             with contextlib.suppress(OSError):
@@ -374,7 +374,7 @@ async def adopt_orphans(
                 intake.put(f"{fd_store.OUTPUT}{key}", message, [fd])
             # The reply shows that the keeper has all entries: if this process dies now, another supervisor gets them.
             await keeper.call({"op": "list", "after": "\U0010ffff"})
-            pipes.take()
+            pipes.stop_loggers()
     finally:
         for orphan in found:
             orphan.close()

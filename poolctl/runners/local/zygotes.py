@@ -705,7 +705,7 @@ class AppZygotes:
         if key is not None:
             self._end_unneeded(key)
 
-    def exited(self, pid: int, exit_: Exit) -> bool:
+    def handle_exit(self, pid: int, exit_: Exit) -> bool:
         """Handle the exit of a process. Returns whether it was an app zygote."""
         zygote = self._by_pid.pop(pid, None)
         if zygote is not None:
@@ -791,7 +791,7 @@ class AppZygotes:
             source = Source.for_user(spec["python"], spec["user"])
             process = await self._zygotes.with_retry(source, lambda: self._zygotes.fork(source, fds, "app"))
             if_failed.pop_all()
-            self._output.follow(pipe, process.pid)
+            self._output.log_pipe(pipe, process.pid)
             uid = spec["user"][0] if spec["user"] is not None else None
             zygote = AppZygote(self._keeper, self._children, link, key, process, uid, server.name)
             self._register(zygote)

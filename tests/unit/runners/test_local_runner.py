@@ -451,7 +451,7 @@ def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_s
         assert added == [("web.1.0:5", "web", 3)]
         assert await it.runner.logs("web", 5) == ["hello"]
         assert (pipe, 1) in orders(it.logger)
-        assert it.runner.adoptions.protocol(web.key) == "plain"
+        assert it.runner.adoptions.handover_group(web.key) == "plain"
         assert it.runner.adoptions.is_used_by_gateway("any"), (
             "the gateway of the earlier supervisor may use each pair"
         )

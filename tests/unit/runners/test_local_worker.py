@@ -913,11 +913,11 @@ def test_page_file_bounds_what_is_written_and_is_cleared_for_the_next_stacks() -
 class Placed:
     """A worker, and its end of the control socket."""
 
-    def __init__(self, index: int, *, protocol: str = "plain", **config: Any) -> None:
+    def __init__(self, index: int, *, handover_group: str = "plain", **config: Any) -> None:
         server = ServerConfig(name="web", bind="127.0.0.1:8080", app="web:app", **config)
         placement = Placement.of("web", 1, index, pid=2)
         self.worker = LocalWorker(
-            cast(Children, None), cast(RunnerEvents, None), placement, server, "", protocol
+            cast(Children, None), cast(RunnerEvents, None), placement, server, "", handover_group
         )
         ours, self.its = wire.pair()
         self.worker.control_by(ours)
@@ -994,7 +994,7 @@ def test_workers_of_another_user_share_no_page_with_the_earlier_ones(placed: lis
     async def scenario() -> None:
         workers = RunnerWorkers()
         first, other = (
-            place(workers, placed, 0, workers=2, protocol=each) for each in ("plain", "plain www")
+            place(workers, placed, 0, workers=2, handover_group=each) for each in ("plain", "plain www")
         )
         first.worker.begin()
         other.worker.begin()
@@ -1245,7 +1245,7 @@ def test_orders_to_a_program_have_no_effect() -> None:
         found.set_accepting(False)
         found.watch_idleness(1.0)
         found.renew_tls(found.server, [])
-        assert not found.beat(1)
+        assert not found.request_beat(1)
         found.begin()
         found.route(WorkerRoutes(None))
         assert (found.begun.done(), found.unconfirmed) == (True, None)
@@ -1271,7 +1271,7 @@ def test_worker_reports_its_state_by_messages() -> None:
         assert (done(), found.resting, found.leaving) == (set(futures), "", True)
         assert found.ready_at == ready_at
         found.received({"event": "idle"})
-        assert found.adopted() == AdoptedWorker(found.placement, found.server, ready_at, True, True, "")
+        assert found.to_adopted() == AdoptedWorker(found.placement, found.server, ready_at, True, True, "")
         found.received({"event": "busy"})
         assert it.reports.idleness == [(found.placement, True), (found.placement, False)]
         assert not found.idle
@@ -1286,7 +1286,7 @@ def test_worker_has_imported_its_application_when_it_is_ready() -> None:
     async def scenario() -> None:
         found = worker()
         assert (found.preloaded, found.imported.done()) == (False, False)
-        assert found.adopted() == AdoptedWorker(found.placement, found.server, None, False, False, "")
+        assert found.to_adopted() == AdoptedWorker(found.placement, found.server, None, False, False, "")
         found.mark_ready()
         assert found.imported.done()
         assert found.ready_at is not None
@@ -1316,14 +1316,14 @@ def test_worker_that_leaves_has_left_when_it_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "receivers", "to"),
+    ("group", "receivers", "to"),
     [("http", "http", "pair"), ("http", "tls", "none"), ("http", None, "none"), (None, None, "none")],
 )
-def test_connections_of_a_leaving_worker_go_to_workers_of_the_same_protocol(
-    protocol: str | None, receivers: str | None, to: str
+def test_connections_of_a_leaving_worker_go_to_workers_of_the_same_group(
+    group: str | None, receivers: str | None, to: str
 ) -> None:
     async def scenario(it: Controlled) -> None:
-        it.worker.protocol = protocol
+        it.worker.handover_group = group
         loop = asyncio.get_running_loop()
         await it.worker.stop_accepting(receivers)
         assert (it.orders(), loop.time()) == ([({"order": "drain", "to": to}, 0)], 3.0)
@@ -1521,13 +1521,13 @@ def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
     async def scenario(it: Controlled) -> None:
         found = it.worker
         beats = WorkerHeartbeats({found.placement.id: found})
-        assert not beats.beat(found.placement, 5)
+        assert not beats.request_beat(found.placement, 5)
         assert beats.last_beat_ns(found.placement) == 0
         assert not beats.idle_since_answer(found.placement)
         fd = tally.new_page()
         page = tally.map_page(fd)
         found.tally = Tally(fd)
-        assert beats.beat(found.placement, 7)
+        assert beats.request_beat(found.placement, 7)
         assert page[tally.BEAT_ASKED_NS] == 7
         assert it.end.recv(100) == BEAT
         page[tally.BEAT_AT_NS] = 9
@@ -1535,7 +1535,7 @@ def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
         assert not beats.idle_since_answer(found.placement)
         assert (beats.last_beat_ns(found.placement), found.tally.beat_cpu_ns()) == (9, 11)
         unknown = Placement.of("web", 9, 9)
-        assert (beats.beat(unknown, 1), beats.last_beat_ns(unknown)) == (False, 0)
+        assert (beats.request_beat(unknown, 1), beats.last_beat_ns(unknown)) == (False, 0)
         assert not beats.idle_since_answer(unknown)
         found.tally.close()
         found.tally.close()
@@ -1547,7 +1547,7 @@ def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
 def test_facts_for_another_supervisor_are_complete() -> None:
     async def scenario() -> None:
         found = worker(bind="127.0.0.1:8080", command=["serve"], stop_signal="SIGINT")
-        found.start, found.ready_at, found.protocol, found.place = 5, 1.5, "http", "/run/w.1"
+        found.start, found.ready_at, found.handover_group, found.place = 5, 1.5, "http", "/run/w.1"
         expected: dict[str, Any] = {
             "server": "web",
             "key": "127.0.0.1:8080",

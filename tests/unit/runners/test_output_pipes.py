@@ -185,8 +185,8 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
         other, other_write = stage.output.attach(server())
         assert key != other
         assert stage.output.paths == {"web": str(tmp_path / "logs" / "web.log")}
-        stage.output.follow(key, 42, 1234, generation=3, index=1)
-        stage.output.follow(other, 43, hook="before_start")
+        stage.output.log_pipe(key, 42, 1234, generation=3, index=1)
+        stage.output.log_pipe(other, 43, hook="before_start")
         usual = stage.output.registration_message(key, server(), 42) | {
             "generation": 3,
             "index": 1,
@@ -262,7 +262,7 @@ def test_next_logger_gets_every_pipe_and_reopens_the_files(tmp_path: Path) -> No
         stage = Stage(tmp_path)
         await stage.output.start()
         key, write = stage.output.attach(server())
-        stage.output.follow(key, 42)
+        stage.output.log_pipe(key, 42)
         reopening = asyncio.ensure_future(stage.output.reopen_logs())
         again = asyncio.ensure_future(stage.output.reopen_logs())
         await stage.received("reopen")

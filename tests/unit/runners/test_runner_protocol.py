@@ -77,11 +77,11 @@ def test_exit_before_readiness_is_told_with_the_reason_of_the_worker_if_it_has_o
 def test_exit_reported_by_the_keeper_is_its_signal_or_its_status(
     status: int | None, number: int | None, expected: Exit
 ) -> None:
-    assert Exit.reported(status, number) == expected
+    assert Exit.from_report(status, number) == expected
 
 
 def test_exit_of_a_process_that_was_not_the_child_of_the_keeper_is_unknown_and_not_ok() -> None:
-    exit_ = Exit.reported(None, None)
+    exit_ = Exit.from_report(None, None)
     assert (exit_.status, exit_.signal, exit_.ok) == (None, None, False)
     assert "exit status unknown" in exit_.message
 

@@ -374,7 +374,7 @@ def test_pair_is_kept_for_equal_connections_and_replaced_for_another_user_or_tls
     async def work() -> None:
         stage = Pairs()
         key = config().key
-        assert (stage.pairs.protocol(key), stage.pairs.take_end(key)) == (None, None)
+        assert (stage.pairs.handover_group(key), stage.pairs.take_end(key)) == (None, None)
         give, take = stage.pairs.of(config())
         assert (give.getblocking(), take.getblocking()) == (False, False)
         assert stage.pairs.of(config(workers=2)) == (give, take)
@@ -382,10 +382,10 @@ def test_pair_is_kept_for_equal_connections_and_replaced_for_another_user_or_tls
         assert stage.stored() == {f"adoption:{key}": {"server": "web", "protocol": "plain"}}
         other = stage.pairs.of(config(user="daemon"))
         assert other != (give, take)
-        assert stage.pairs.protocol(key) == "plain daemon"
+        assert stage.pairs.handover_group(key) == "plain daemon"
         tls = config(tls={"cert": str(tmp_path / "cert"), "key": str(tmp_path / "key")})
         assert stage.pairs.of(tls) != other
-        assert stage.pairs.protocol(key) == "tls"
+        assert stage.pairs.handover_group(key) == "tls"
         while give.fileno() >= 0 or other[0].fileno() >= 0:
             await asyncio.sleep(0)
         await stage.close()

@@ -740,7 +740,7 @@ class Written:
     def discard(self, pipe: str) -> None:
         self.discarded.append(pipe)
 
-    def follow(self, pipe: str, pid: int) -> None:
+    def log_pipe(self, pipe: str, pid: int) -> None:
         self.followed.append((pipe, pid))
 
     async def wait_until_stored(self, pipe: str, seconds: float) -> None:
@@ -793,8 +793,8 @@ def test_adopted_application_serves_all_servers_that_share_it_until_it_is_not_ne
             imports.all.release(WEB.key)
             assert not zygote.usable
             assert wire.receive(theirs) is None
-            assert imports.all.exited(HERE.pid, Exit.from_status(0))
-            assert not imports.all.exited(HERE.pid, Exit.from_status(1))
+            assert imports.all.handle_exit(HERE.pid, Exit.from_status(0))
+            assert not imports.all.handle_exit(HERE.pid, Exit.from_status(1))
             assert (imports.all.processes, zygote.exited.result()) == ([], Exit.from_status(0))
             await asyncio.sleep(3)
             assert keeper.taken() == [{"op": "drop", "name": zygote.name}], "it has not to be killed"
@@ -813,7 +813,7 @@ def test_application_that_cannot_be_shared_is_not_imported_again_until_it_is_not
             assert await imports.get(API) == "it has started a thread"
             for server in (WEB, API):
                 imports.all.release(server.key)
-            imports.all.exited(HERE.pid, Exit.from_status(0))
+            imports.all.handle_exit(HERE.pid, Exit.from_status(0))
             await asyncio.sleep(0)
             keeper.taken()
             again = imports.get()
@@ -837,7 +837,7 @@ def test_import_that_fails_is_reported_to_each_server_with_its_own_log(is_report
         await asyncio.sleep(1)
         exit_ = Exit.from_status(3) if is_reported else Exit(message="ended")
         if is_reported:
-            imports.all.exited(HERE.pid, exit_)
+            imports.all.handle_exit(HERE.pid, exit_)
         imports.theirs.close()
         web, api = await both
         assert isinstance(web, ImportFailed)

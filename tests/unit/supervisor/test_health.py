@@ -606,7 +606,7 @@ class Bodies:
         self.old: set[str] = set()
         self.idle: set[str] = set()
 
-    def beat(self, placement: Placement, asked_ns: int) -> bool:
+    def request_beat(self, placement: Placement, asked_ns: int) -> bool:
         self.asked.append(placement.id)
         if placement.id in self.deaf:
             return False
