@@ -11,6 +11,7 @@ import errno
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -50,7 +51,8 @@ class WarmCommand:
             files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(3)]
             files[0].write(stdin)
             files[0].seek(0)
-            message = json.dumps([list(args), str(cwd), dict(env)]).encode()
+            open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+            message = json.dumps([list(args), str(cwd), dict(env), open_files]).encode()
             self._requests.settimeout(timeout_seconds)
             try:
                 socket.send_fds(self._requests, [message], [file.fileno() for file in files])
@@ -94,7 +96,9 @@ def _serve(requests: socket.socket) -> None:
         requests.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
-def _become(descriptors: list[int], args: list[str], cwd: str, env: dict[str, str]) -> None:
+def _become(
+    descriptors: list[int], args: list[str], cwd: str, env: dict[str, str], open_files: tuple[int, int]
+) -> None:
     """The command, which ends this process."""
     from poolctl.cli.main import main
 
@@ -102,6 +106,7 @@ def _become(descriptors: list[int], args: list[str], cwd: str, env: dict[str, st
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.chdir(cwd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
     os.environ.clear()
     os.environ.update(env)
     script = Path(sys.executable).with_name("poolctl")
