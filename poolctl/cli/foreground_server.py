@@ -46,7 +46,7 @@ def only_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerC
         raise UsageError(
             f"{command.split()[-1]} runs one server, and {len(names)} are selected", hint=f"{command} NAME"
         )
-    problems = config.outside(names=names)
+    problems = config.check_external(names=names)
     if problems:
         raise PoolValidateError("the server cannot run", problems)
     servers = servers_of(config, pool, choose_ports=True)

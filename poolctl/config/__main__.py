@@ -116,7 +116,7 @@ class Reader:
             config = load(files, env, access_log=access_log)
         except PoolError as error:
             return Reading(marks, error.to_list())
-        if problems := [problem.to_dict() for problem in config.problems or config.unusable()]:
+        if problems := [problem.to_dict() for problem in config.problems or config.startup_problems()]:
             return Reading(marks, problems)
         self._kept[number] = config
         if len(self._kept) > MOST_KEPT:
@@ -137,7 +137,7 @@ class Reader:
         config = self._kept.get(number)
         if config is None:
             return None
-        problems = [problem.to_dict() for problem in config.outside(names=names)]
+        problems = [problem.to_dict() for problem in config.check_external(names=names)]
         return problems if names else [], [str(warning) for warning in config.warnings]
 
     def added(

@@ -66,7 +66,7 @@ class Configuration(Sequence[ServerConfig]):
         self._excluded: list[ServerConfig] = []
         self._problems: list[ServerError] = []
         self._origins: Origins | None = None
-        self._outside_warnings: list[Problem] = []
+        self._external_warnings: list[Problem] = []
         # Only set from Python.
         self._handler: Tree = None
         self._tls: TLSConfig | None = None
@@ -98,7 +98,7 @@ class Configuration(Sequence[ServerConfig]):
         A server in a file must have an app, a command or handlers. A server made in Python need not: its handler may be
         set later.
         """
-        return self._problems + (self._unserved() if self.files else [])
+        return self._problems + (self._missing_settings() if self.files else [])
 
     @property
     def warnings(self) -> list[ServerError]:
@@ -114,7 +114,7 @@ class Configuration(Sequence[ServerConfig]):
         labels = (name for each in self._servers for name in each.labels)
         for rules in rules_of(self.tables.by_name(), labels):
             problems += self.located(rules.warnings(self._servers, self.tables, complete=not self._problems))
-        return [*problems, *self._outside_warnings]
+        return [*problems, *self._external_warnings]
 
     def located(self, found: Iterable[tuple[ServerKeys | None, Finding]]) -> list[Problem]:
         """Convert findings to problems, with file and line if known.
@@ -128,7 +128,9 @@ class Configuration(Sequence[ServerConfig]):
         """The names of the environment variables with the pool's own secrets; passed only to servers that ask."""
         return pool_variables(self._servers, self.tables, self.defaults)
 
-    def outside(self, *, import_apps: bool = False, names: Container[str] | None = None) -> list[ServerError]:
+    def check_external(
+        self, *, import_apps: bool = False, names: Container[str] | None = None
+    ) -> list[ServerError]:
         """Check the files, certificates and interpreters that servers and tables refer to; returns problems. Blocks.
 
         With `import_apps`, each app is imported as a test. With `names`, only servers with these names are checked for
@@ -148,15 +150,15 @@ class Configuration(Sequence[ServerConfig]):
             # The servers of the pool run without a journal, too.
             warnings += [each for each in of_tables if each.path == JOURNAL_PATH]
             of_tables = [each for each in of_tables if each.path != JOURNAL_PATH]
-        self._outside_warnings = _distinct(self.located(checks.warnings))
-        self._outside_warnings += self.located((None, finding) for finding in warnings)
+        self._external_warnings = _distinct(self.located(checks.warnings))
+        self._external_warnings += self.located((None, finding) for finding in warnings)
         found = _distinct(self.located(checks.problems))
         return [*found, *self.located((None, finding) for finding in of_tables)]
 
-    def unusable(self) -> list[ServerError]:
+    def startup_problems(self) -> list[ServerError]:
         """Problems that prevent the pool from starting, such as a program for the gateway that is not installed."""
-        rules = rules_of(self.tables.by_name())
-        return [*self.located((None, finding) for each in rules for finding in each.unusable(self.tables))]
+        found = [each.startup_problems(self.tables) for each in rules_of(self.tables.by_name())]
+        return [*self.located((None, finding) for each in found for finding in each)]
 
     def unreadable_environments(self) -> list[ServerError]:
         """The problems of the env files of servers that are not disabled. Blocks on the disk."""
@@ -170,10 +172,10 @@ class Configuration(Sequence[ServerConfig]):
             checks.check_env_files(server)
         return [*_distinct(self.located(checks.problems))]
 
-    def _unserved(self) -> list[ServerError]:
+    def _missing_settings(self) -> list[ServerError]:
         handler, tls = self._handler is not None, self._tls is not None
-        servers = [*self._servers, *self._excluded]
-        return [self._located(each, finding) for each in servers for finding in unserved(each, handler, tls)]
+        found = ((each, missing_settings(each, handler, tls)) for each in [*self._servers, *self._excluded])
+        return [self._located(each, finding) for each, findings in found for finding in findings]
 
     def _located(self, server: ServerKeys | None, finding: Finding) -> Problem:
         if server is None:
@@ -201,7 +203,7 @@ LISTENING = frozenset(
 )
 
 
-def unserved(server: ServerKeys, handler: bool = False, tls: bool = False) -> Iterator[Finding]:
+def missing_settings(server: ServerKeys, handler: bool = False, tls: bool = False) -> Iterator[Finding]:
     """The problems of a server that has no app, command or handlers, or has `tls = true` without a certificate.
 
     `handler` is true if Python code has set a handler for the pool, `tls` if it has set a default certificate.

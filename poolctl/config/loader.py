@@ -8,7 +8,7 @@ from functools import cache
 
 from poolctl.address import Address
 from poolctl.config.checks.interpreter import default_interpreter
-from poolctl.config.configuration import Configuration, ServerConfig, Surroundings, unserved
+from poolctl.config.configuration import Configuration, ServerConfig, Surroundings, missing_settings
 from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located, read_documents
 from poolctl.config.files.read_file import default_env_file
 from poolctl.config.model.pool_tables import (
@@ -219,7 +219,7 @@ def added_server(
     whole = Defaults(surroundings.defaults, surroundings.base_dir).merged_with(own)
     python = default_interpreter(base_dir, env)
     server, _ = _server_of(whole, base_dir, surroundings.handlers, python, findings)
-    findings += unserved(server) if server else ()
+    findings += missing_settings(server) if server else ()
     if findings or server is None:
         name, bind = own.get("name"), own.get("bind")
         name = name if isinstance(name, str) else ""

@@ -659,7 +659,7 @@ class Executor:
     async def _run_worker(self, entry: Entry, worker: Worker) -> None:
         exit_ = Exit(message="was stopped before it was placed")
         if worker.phase is Phase.PLACING:
-            exit_ = await self._place(entry, worker)
+            exit_ = await self._place_and_watch(entry, worker)
         if worker.ready_at is None and worker.phase not in LEAVING and entry.observed.files == worker.files:
             # Files read by a worker that failed before it was ready are not in use.
             entry.observed.files = worker.files_before or entry.observed.files
@@ -668,7 +668,7 @@ class Executor:
         await self._record_end(entry, worker, exit_)
 
     async def _watch_adopted(self, entry: Entry, worker: Worker) -> None:
-        await self._record_end(entry, worker, await self._watch(entry, worker))
+        await self._record_end(entry, worker, await self._watch_until_exit(entry, worker))
 
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Add the cause found in the worker's output to `worker.failure`, if the exit status alone explains nothing.
@@ -732,7 +732,7 @@ class Executor:
         )
         self._report(entry, "own socket", message)
 
-    async def _place(self, entry: Entry, worker: Worker) -> Exit:
+    async def _place_and_watch(self, entry: Entry, worker: Worker) -> Exit:
         worker.placed_at = self._clock.time()
         worker.certificate_ends = certificate_ends(worker.config)
         worker.files_before, worker.files = _files_before(entry, worker), digests(worker.config)
@@ -751,7 +751,7 @@ class Executor:
         if worker.phase is Phase.PLACING:
             worker.phase = Phase.STARTING
             self._queue.touch(entry, progressed=True)
-        return await self._watch(entry, worker)
+        return await self._watch_until_exit(entry, worker)
 
     def _check_certificate(self, entry: Entry, worker: Worker) -> None:
         assert worker.placement is not None
@@ -776,7 +776,7 @@ class Executor:
             severity="warning",
         )
 
-    async def _watch(self, entry: Entry, worker: Worker) -> Exit:
+    async def _watch_until_exit(self, entry: Entry, worker: Worker) -> Exit:
         """Wait until the worker is ready (unless it is leaving already), and then until it ends; returns its exit."""
         assert worker.placement is not None
         ending = asyncio.ensure_future(self._runner.wait_for_exit(worker.placement))

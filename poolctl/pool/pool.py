@@ -974,8 +974,8 @@ class PoolConfig(Configuration):
         Blocks for as long as the apps take to import, each in its own interpreter, never in this process. Raises
         PoolValidateError with every problem of every server.
         """
-        unserved = [] if self.files else self._unserved()
-        problems = [*self.problems, *unserved, *self.outside(import_apps=import_apps)]
+        missing = [] if self.files else self._missing_settings()
+        problems = [*self.problems, *missing, *self.check_external(import_apps=import_apps)]
         if problems:
             count = len(problems)
             raise PoolValidateError(f"the configuration has {count} problem{'s' * (count > 1)}", problems)

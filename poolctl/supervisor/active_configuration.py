@@ -61,7 +61,7 @@ _STALLED_CHECKS = 20
 _LONGEST_LINE = 200
 _LINE = re.compile(rb"poolctl ([0-9A-Za-z.+?-]+) ([0-9]{1,9})")  # nine digits: less than a gigabyte
 
-OutsideFindings = tuple[list[dict[str, Any]], list[str]]
+ExternalFindings = tuple[list[dict[str, Any]], list[str]]
 _USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -174,7 +174,7 @@ class ConfigurationReader:
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
     ) -> tuple[int, Reading]:
-        """Read the files; return a number, by which `outside` knows the reading, and the configuration or its problems.
+        """Read the files; return a number for `check_external`, and the configuration or its problems.
 
         `${VAR}` refers to `env`, or to this process's environment if `env` is None. Raises ReaderFailed if the reader
         process gives no usable answer. With `first`, which the start of a pool sets, also raises ReaderFailed if the
@@ -194,14 +194,14 @@ class ConfigurationReader:
             del self._readings[next(iter(self._readings))]
         return request[1], found
 
-    async def outside(self, number: int, names: Collection[str]) -> OutsideFindings:
+    async def check_external(self, number: int, names: Collection[str]) -> ExternalFindings:
         """Check the files, users and programs that the servers called `names` refer to; return problems and warnings.
 
         `read` returns the `number` of a configuration. The warnings are about all servers of the configuration. Raises
         ReaderFailed if the check is impossible, for example because the files have changed since they were read.
         """
         request = ("outside", number, [*names])
-        found: OutsideFindings | None = await self._ask(*request)
+        found: ExternalFindings | None = await self._ask(*request)
         if found is None and number in self._readings:
             # The process that has read them has ended since.
             reading, digests = self._readings[number]
@@ -293,7 +293,7 @@ class ResolvedConfig:
     files: Mapping[str, str] = field(default_factory=dict)  # the file of each server, if there are several
     number: int = 0  # the number of the reading; 0 without a reading
     unreadable: list[ErrorEntry] = field(default_factory=list)  # problems of env files
-    remarks: list[str] = field(default_factory=list)  # warnings; see ActiveConfiguration.outside
+    remarks: list[str] = field(default_factory=list)  # warnings; see ActiveConfiguration.check_external
 
     @property
     def is_empty(self) -> bool:
@@ -451,14 +451,14 @@ class ActiveConfiguration:
             unreadable=[from_json(ErrorEntry, each) for each in reading.unreadable],
         )
 
-    async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
+    async def check_external(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
         """Check the files, users and programs that the servers called `names` refer to; returns the problems.
 
         Stores the warnings about all servers of `resolved` in `resolved.remarks`. Raises ReaderFailed.
         """
         if not resolved.number:
             return []
-        problems, resolved.remarks = await self._reader.outside(resolved.number, names)
+        problems, resolved.remarks = await self._reader.check_external(resolved.number, names)
         return [from_json(ErrorEntry, problem) for problem in problems]
 
     async def origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:

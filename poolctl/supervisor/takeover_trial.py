@@ -79,12 +79,12 @@ def check(files: list[str]) -> str | None:
     try:
         stored = decoded(sys.stdin.buffer.read(), validate=True)
         servers = stored.servers
-        errors = [each.to_dict() for each in Configuration(servers, stored.tables).unusable()]
+        errors = [each.to_dict() for each in Configuration(servers, stored.tables).startup_problems()]
     except NotUnderstood as unsupported:
         problem, servers = str(unsupported), []
         try:
             servers = config = load(files, os.environ)
-            errors = [each.to_dict() for each in config.problems or config.unusable()]
+            errors = [each.to_dict() for each in config.problems or config.startup_problems()]
         except PoolError as error:
             errors = error.to_list()
     if not errors:

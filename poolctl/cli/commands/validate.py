@@ -39,7 +39,7 @@ def perform(request: CommandRequest) -> Outcome:
         config = load(pool.files, os.environ)
     except PoolValidateError as unreadable:
         return _with_exit_code(Outcome(errors=error_entries(unreadable)))
-    outside = config.outside(import_apps=bool(request.get("import_apps")))
+    outside = config.check_external(import_apps=bool(request.get("import_apps")))
     items = [item(server) for server in servers_of(config, pool)] if request.output else []
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     outcome.errors = [ErrorEntry.of(problem) for problem in (*config.problems, *outside)]

@@ -226,7 +226,7 @@ class TableRules:
         """Problems that do not prevent a start. `complete` is false if invalid servers are missing from `servers`."""
         return ()
 
-    def unusable(self, tables: Tables) -> Iterable[Finding]:
+    def startup_problems(self, tables: Tables) -> Iterable[Finding]:
         """Problems that prevent a pool with these tables from starting. Blocks on the disk."""
         return ()
 

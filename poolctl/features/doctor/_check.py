@@ -57,7 +57,7 @@ class CheckContext:
 
         try:
             self.config = load(pool.files, self.env)
-            problems = [*self.config.problems, *self.config.outside()]
+            problems = [*self.config.problems, *self.config.check_external()]
             self.problems = [ErrorEntry.of(each) for each in problems]
         except PoolError as error:
             self.problems = error_entries(error)

@@ -37,7 +37,7 @@ class Engine:
         places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES))
         return given or shutil.which(self.program, path=places) or f"{_PLACES[0]}/{self.program}"
 
-    def unusable(self, path: str) -> tuple[str, str] | None:
+    def problem(self, path: str) -> tuple[str, str] | None:
         """Why the executable at this path cannot run, and the fix; None if it can."""
         if os.access(path, os.X_OK) and os.path.isfile(path):
             return None
@@ -62,7 +62,7 @@ def engine_problem(name: str, program: str) -> tuple[str, str] | None:
     `program` is the path of its executable; poolctl's own engine has none.
     """
     if engine := other_engine(name):
-        return engine.unusable(program)
+        return engine.problem(program)
     if name != OWN_ENGINE:
         return f"there is no engine {name!r}", f"choose one of {', '.join(engine_names())}"
     missing = [each for each in GATEWAY_LIBRARIES if find_spec(each) is None]

@@ -78,7 +78,7 @@ class GatewayRules(TableRules):
 
     problems = staticmethod(route_problems)
     warnings = staticmethod(route_warnings)
-    unusable = staticmethod(unusable_engine)
+    startup_problems = staticmethod(unusable_engine)
     check = staticmethod(check_gateway)
     routes = staticmethod(routes_of)
 

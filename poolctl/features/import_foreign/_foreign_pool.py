@@ -183,7 +183,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Poo
         ],
         remarks=len(pool.remarks) + sum(len(each.remarks) for each in pool.servers),
         unset=unset,
-        missing=[] if unset else [str(problem) for problem in config.outside()],
+        missing=[] if unset else [str(problem) for problem in config.check_external()],
     )
 
 

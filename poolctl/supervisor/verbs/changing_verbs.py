@@ -133,7 +133,7 @@ class Lifecycle:
             entry.observed.certificate_ends is not None for entry in runnable
         ):
             now = self._core.clock.time()
-            found = [await asyncio.to_thread(expired, entry, entry.config, now) for entry in runnable]
+            found = [await asyncio.to_thread(expiry_error, entry, entry.config, now) for entry in runnable]
             refused += [problem for problem in found if problem is not None]
             names = {problem.name for problem in refused}
             runnable = [entry for entry in runnable if entry.name not in names]
@@ -485,7 +485,7 @@ def _runs(entry: Entry) -> bool:
     return not (entry.rests or entry.is_disabled)
 
 
-def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
+def expiry_error(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
     """The error if the certificate in the file has expired, and the one in use is still valid; else None.
 
     `config` names the file. Blocks on the disk.
@@ -534,7 +534,7 @@ async def startup_warnings(
         if not (checked or any(changed_by(each, os.environ) for each in pythons)):
             return []
         config = Configuration(there, tables)
-        config.outside(names=())
+        config.check_external(names=())
         found: dict[str, list[str]] = {}
         for warning in config.warnings:
             if warning.message == BINDS_ITSELF and warning.name in warned:

@@ -37,7 +37,7 @@ from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.selection.selector import NothingMatched, Selector, select
 
 from ..active_configuration import ReaderFailed, ResolvedConfig
-from .changing_verbs import ensure_open_files_for_all, expired
+from .changing_verbs import ensure_open_files_for_all, expiry_error
 from .verb import Call, Operation, VerbContext, error_of_kind, items
 
 # The name of the pool itself in the plan; no server can have it.
@@ -166,9 +166,9 @@ class Reload:
         if problems := self._invalid(resolved):
             return [], problems
         changes = await self._planned(resolved)
-        problems = await self._configuration.outside(resolved, {change.name for change in changes})
+        problems = await self._configuration.check_external(resolved, {change.name for change in changes})
         if not force:
-            problems += await asyncio.to_thread(self._expired, resolved.servers, changes)
+            problems += await asyncio.to_thread(self._expiry_errors, resolved.servers, changes)
         return changes, problems
 
     def _accept(
@@ -182,7 +182,9 @@ class Reload:
                 self._configuration.environments[name] = environment
         return [name for name in withheld_variables() if name not in known]
 
-    def _expired(self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]) -> list[ErrorEntry]:
+    def _expiry_errors(
+        self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]
+    ) -> list[ErrorEntry]:
         reading = {
             each.name
             for each in changes
@@ -190,7 +192,7 @@ class Reload:
         }
         now, entries = self._core.clock.time(), self._core.entries
         found = [
-            expired(entries[server.name], server, now)
+            expiry_error(entries[server.name], server, now)
             for server in servers
             if server.name in reading and server.name in entries
         ]

@@ -67,7 +67,7 @@ def test_token_and_certificate_are_checked(tmp_path: Path) -> None:
     def found(more: str) -> tuple[list[str], list[str]]:
         path.write_text(text + more + SERVER)
         config = load(path, {"BLANK": " "})
-        problems = [*config.problems, *config.outside()]
+        problems = [*config.problems, *config.check_external()]
         return [str(each) for each in problems], [str(each) for each in config.warnings]
 
     problems, (warning,) = found("")

@@ -118,7 +118,7 @@ def test_certificates_of_tables_that_expire_soon_are_reported(tmp_path: Path) ->
     )
     context = CheckContext(None, {})
     context.config = load(tmp_path / "pool.toml", {})
-    assert (context.config.problems, context.config.outside()) == ([], [])
+    assert (context.config.problems, context.config.check_external()) == ([], [])
     found = [(each.status, each.message) for each in _check_pool.certificates(context)]
     assert [status for status, _ in found] == ["warning", "warning"]
     for table, (_, message) in zip(("[gateway]", "[operator]"), found, strict=True):
@@ -265,7 +265,7 @@ def test_certificates_without_a_warning_are_valid(tmp_path: Path) -> None:
         SERVER.format("a", 1).replace('command = ["true"]', 'app = "a:b"') + pair + SERVER.format("b", 2),
     )
     assert context.config is not None
-    context.config.outside()
+    context.config.check_external()
     assert told(_check_pool.certificates(context)) == [("ok", "certificates", "those of a are valid", "")]
 
 

@@ -42,7 +42,7 @@ def test_engine_whose_feature_was_taken_out_cannot_run(tmp_path: Path) -> None:
     config = load_text(tmp_path, "[gateway]\n")
     assert config.tables.get(GatewayConfig) is not None
     tables = Tables(gateway=config.tables.get(GatewayConfig).but(engine="gone"))
-    (problem,) = Configuration([], tables).unusable()
+    (problem,) = Configuration([], tables).startup_problems()
     assert str(problem.message) == "there is no engine 'gone'"
     assert problem.hint.startswith("choose one of poolctl")
 
@@ -57,7 +57,7 @@ def test_missing_library_is_named_with_the_extra(tmp_path: Path, monkeypatch: py
     def outside(text: str) -> list[str]:
         config = load_text(tmp_path, text)
         assert config.problems == [], "the servers can be listed, and started"
-        return [str(each).rpartition("/")[2] for each in config.outside()]
+        return [str(each).rpartition("/")[2] for each in config.check_external()]
 
     assert f"pool.toml:1:1: gateway: {problem}" in outside("[gateway]\nbind = ':1'\n" + WEB)
     assert f"pool.toml:6:1: route[0]: {problem}" in outside(WEB + route())
@@ -80,13 +80,13 @@ def test_program_is_the_given_one_the_one_of_the_path_or_where_it_is_usually_ins
 def test_program_has_to_be_an_executable_file(tmp_path: Path) -> None:
     program = tmp_path / "some-proxy"
     fix = 'apt install some-proxy, or write where it is: program = "/path/to/some-proxy"'
-    assert SOME_ENGINE.unusable(str(program)) == (f"{program} is not installed", fix)
+    assert SOME_ENGINE.problem(str(program)) == (f"{program} is not installed", fix)
     program.write_text("#!/bin/sh\n")
     program.chmod(0o644)
-    assert SOME_ENGINE.unusable(str(program)) == (f"{program} cannot be executed", fix)
-    assert SOME_ENGINE.unusable(str(tmp_path)) == (f"{tmp_path} cannot be executed", fix)
+    assert SOME_ENGINE.problem(str(program)) == (f"{program} cannot be executed", fix)
+    assert SOME_ENGINE.problem(str(tmp_path)) == (f"{tmp_path} cannot be executed", fix)
     program.chmod(0o755)
-    assert SOME_ENGINE.unusable(str(program)) is None
+    assert SOME_ENGINE.problem(str(program)) is None
 
 
 def test_engines_are_poolctls_own_and_those_of_features(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +98,7 @@ def test_engines_are_poolctls_own_and_those_of_features(monkeypatch: pytest.Monk
     assert engines.engine_names() == ("poolctl", "some")
     assert engines.other_engine("some") is SOME_ENGINE
     assert engines.other_engine("poolctl") is None
-    assert engines.engine_problem("some", "/nowhere/some-proxy") == SOME_ENGINE.unusable(
-        "/nowhere/some-proxy"
-    )
+    assert engines.engine_problem("some", "/nowhere/some-proxy") == SOME_ENGINE.problem("/nowhere/some-proxy")
     assert engines.engine_problem("other", "") == (
         "there is no engine 'other'",
         "choose one of poolctl, some",

@@ -432,7 +432,7 @@ def test_hosts_without_a_certificate_are_named_up_to_three(tmp_path: Path, count
     text = '[gateway]\nbind = { bind = ":443", tls = { cert = "a.example.pem", key = "a.example.key" } }\n'
     text += "".join(route(alias=f"r{at}", host=f"h{at}.example") for at in range(count))
     config = load_text(tmp_path, WEB + text)
-    config.outside()
+    config.check_external()
     (warning,) = map(str, config.warnings)
     hosts = "h0.example, h1.example, h2.example"
     assert (
@@ -444,7 +444,7 @@ def test_certificate_that_expires_soon_is_a_warning_at_its_place(tmp_path: Path)
     certificate(tmp_path, "a.example", days=3)
     text = '[gateway]\nbind = [":80", { bind = ":443", tls = { cert = "a.example.pem", key = "a.example.key" } }]\n'
     config = load_text(tmp_path, WEB + text)
-    assert config.outside() == []
+    assert config.check_external() == []
     (warning,) = map(str, config.warnings)
     assert "gateway.bind[1].tls" in warning
     assert "the certificate expires on" in warning
@@ -583,7 +583,7 @@ def test_certificate_has_to_be_for_the_hosts_of_the_routes(tmp_path: Path) -> No
     ]
     text += "".join(route(alias=f"r{at}", host=host) for at, host in enumerate(hosts))
     config = load_text(tmp_path, WEB + text)
-    assert (config.problems, config.outside()) == ([], [])
+    assert (config.problems, config.check_external()) == ([], [])
     (found,) = map(str, config.warnings)
     assert (
         "route[3].host: :443 has no certificate for b.example, x.y.b.example, *.a.example: "
@@ -597,7 +597,7 @@ def test_many_hosts_without_a_certificate_are_one_warning(tmp_path: Path) -> Non
     text = '[gateway]\nbind = { bind = ":443", tls = { cert = "a.example.pem", key = "a.example.key" } }\n'
     text += "".join(route(alias=f"r{at}", host=f"h{at}.example") for at in range(100))
     config = load_text(tmp_path, WEB + text)
-    assert (config.problems, config.outside()) == ([], [])
+    assert (config.problems, config.check_external()) == ([], [])
     (warning,) = map(str, config.warnings)
     assert ":443 has no certificate for h0.example, h1.example, h2.example and 97 more hosts: its" in warning
 
@@ -609,7 +609,7 @@ def test_host_that_is_passed_whole_has_its_server_s_certificate(tmp_path: Path) 
         '[gateway]\nbind = { bind = ":443", tls = { cert = "a.example.pem", key = "a.example.key" } }\n' + own
     )
     config = load_text(tmp_path, text + route(to="safe", host="a.example"))
-    assert (config.outside(), config.warnings) == ([], [])
+    assert (config.check_external(), config.warnings) == ([], [])
     for keys, message in (
         (
             {"host": "b.example"},
@@ -618,7 +618,7 @@ def test_host_that_is_passed_whole_has_its_server_s_certificate(tmp_path: Path) 
         ({"host": "b.example", "path": "/x"}, ":443 has no certificate for b.example"),
     ):
         config = load_text(tmp_path, text + route(to="safe", **keys))
-        assert config.outside() == []
+        assert config.check_external() == []
         (warning,) = config.warnings
         assert message in str(warning)
 
@@ -626,7 +626,7 @@ def test_host_that_is_passed_whole_has_its_server_s_certificate(tmp_path: Path) 
 def test_certificate_that_cannot_be_used_is_a_problem(tmp_path: Path) -> None:
     certificate(tmp_path, "a.example")
     text = '[gateway]\nbind = { bind = ":443", tls = { cert = "a.example.pem", key = "other.key" } }\n'
-    (problem,) = load_text(tmp_path, WEB + text).outside()
+    (problem,) = load_text(tmp_path, WEB + text).check_external()
     assert "gateway.bind.tls.key" in str(problem)
     assert "other.key" in str(problem)
 

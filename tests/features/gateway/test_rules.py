@@ -165,7 +165,7 @@ def test_rules_are_those_of_the_gateways_tables(tmp_path: Path) -> None:
 def test_engine_that_is_missing_is_unusable(tmp_path: Path) -> None:
     rules, servers = GatewayRules(), [*load_text(tmp_path, WEB)]
     missing = Tables(gateway=GatewayConfig(engine="haproxy", program="/no/haproxy"))
-    (finding,) = rules.unusable(missing)
+    (finding,) = rules.startup_problems(missing)
     assert finding.message == "/no/haproxy is not installed"
     assert rules.check(servers, missing, {}, datetime.now(UTC)) == ([finding], [])
 

@@ -104,7 +104,7 @@ def test_missing_program_is_found_by_validate_and_needs_no_library(
     monkeypatch.setattr(engines, "GATEWAY_LIBRARIES", ("no_such_library",))
     config = load_text(tmp_path, ENGINE + 'program = "/nowhere/haproxy"\n' + WEB)
     assert config.problems == []
-    found = "\n".join(map(str, config.outside()))
+    found = "\n".join(map(str, config.check_external()))
     assert "/nowhere/haproxy is not installed; install HAProxy" in found
     assert "no_such_library" not in found
 

@@ -133,7 +133,7 @@ def test_a_secret_that_is_not_there_is_a_warning(tmp_path: Path, monkeypatch: py
         )
     )
     config = load_text(tmp_path, SERVER + told)
-    assert config.outside() == []
+    assert config.check_external() == []
     assert [(problem.key, problem.message) for problem in config.warnings] == [  # type: ignore[attr-defined]
         ("notify[1].url_env", "the environment variable NOT_SET is not set here"),
         ("notify[3].url_file", f"{tmp_path}/none is not there"),

@@ -134,7 +134,7 @@ def test_client_without_a_gateway_is_a_problem(tmp_path: Path) -> None:
 def test_missing_token_and_certificates_are_found_outside(tmp_path: Path) -> None:
     text = SERVER + GATEWAY + '[operator]\nurl = "https://a"\ntoken_env = "POOL_T"\nca = "ca.pem"\n'
     config = load_text(tmp_path, text)
-    found = "\n".join(str(each) for each in config.outside(names=()))
+    found = "\n".join(str(each) for each in config.check_external(names=()))
     assert "the environment variable POOL_T is not set" in found
     assert "ca.pem" in found
 

@@ -78,7 +78,7 @@ def test_validation_warns_of_a_token_or_a_ca_that_cannot_be_used(
     def warned(text: str) -> str:
         config = load_text(tmp_path, text)
         assert config.problems == []
-        config.outside()
+        config.check_external()
         found = "\n".join(map(str, config.warnings))
         assert "s3cr3t" not in found
         return found

@@ -34,4 +34,4 @@ def servers(*lines: str) -> str:
 def outside(directory: Path, *lines: str, import_apps: bool = False) -> list[str]:
     config = load_text(directory, servers(*lines), env={"PATH": os.environ["PATH"]})
     assert config.problems == []
-    return [str(problem) for problem in config.outside(import_apps=import_apps)]
+    return [str(problem) for problem in config.check_external(import_apps=import_apps)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from poolctl import PoolConfig, ServerConfig, TLSConfig
 from poolctl.config import Configuration, Finding, load
-from poolctl.config.configuration import open_files_needed, unserved
+from poolctl.config.configuration import missing_settings, open_files_needed
 from poolctl.errors import PoolAddError, PoolParamError, PoolValidateError, ServerError
 from tests.certificates import certificate
 from tests.config_files import SERVER, load_text, told
@@ -225,10 +225,10 @@ def test_outside_checks_the_named_servers_and_warns_of_the_others(tmp_path: Path
         '[[server]]\nname = "b"\nbind = ":2"\ncommand = ["no-such-other"]\n',
         env={"PATH": os.environ["PATH"]},
     )
-    assert [each.name for each in config.outside()] == ["a", "b"]
-    (only,) = config.outside(names=["b"])
+    assert [each.name for each in config.check_external()] == ["a", "b"]
+    (only,) = config.check_external(names=["b"])
     assert (only.name, "no-such-other" in str(only)) == ("b", True)
-    assert config.outside(names=[]) == []
+    assert config.check_external(names=[]) == []
 
 
 def test_journal_that_cannot_be_written_is_a_warning_where_the_pool_runs_already(tmp_path: Path) -> None:
@@ -236,9 +236,9 @@ def test_journal_that_cannot_be_written_is_a_warning_where_the_pool_runs_already
     config = load_text(
         tmp_path, f'[events]\npath = "{tmp_path}/file/events.jsonl"\n{SERVER.replace("app", "# app")}'
     )
-    assert any("events.path" in str(each) for each in config.outside())
+    assert any("events.path" in str(each) for each in config.check_external())
     assert not any("events.path" in str(each) for each in config.warnings)
-    assert config.outside(names=[]) == []
+    assert config.check_external(names=[]) == []
     assert any("events.path" in str(each) for each in config.warnings)
 
 
@@ -251,7 +251,7 @@ def test_certificate_of_the_defaults_that_is_missing_is_one_problem(tmp_path: Pa
         + server.format("b", 2),
     )
     assert config.problems == []
-    assert sum("gone.pem" in str(each) for each in config.outside()) == 1
+    assert sum("gone.pem" in str(each) for each in config.check_external()) == 1
 
 
 def needed(*servers: ServerConfig, count: int = 1) -> int:
@@ -275,12 +275,14 @@ def test_open_files_grow_with_listeners_workers_and_restarts() -> None:
 
 def test_server_needs_something_to_serve_and_a_certificate_if_it_asks_for_one() -> None:
     plain = ServerConfig(name="a", bind=":1")
-    assert [each.path for each in unserved(plain)] == [("app",)]
-    assert [*unserved(plain, handler=True)] == [*unserved(plain.but(app="a:b"))] == []
-    assert [*unserved(plain.but(command=("x",)))] == [*unserved(plain.but(handlers="a:b"))] == []
+    assert [each.path for each in missing_settings(plain)] == [("app",)]
+    assert [*missing_settings(plain, handler=True)] == [*missing_settings(plain.but(app="a:b"))] == []
+    assert (
+        [*missing_settings(plain.but(command=("x",)))] == [*missing_settings(plain.but(handlers="a:b"))] == []
+    )
     asking = ServerConfig(name="a", bind=":1", app="a:b", tls=True)
-    assert [each.path for each in unserved(asking)] == [("tls",)]
-    assert [*unserved(asking, tls=True)] == []
+    assert [each.path for each in missing_settings(asking)] == [("tls",)]
+    assert [*missing_settings(asking, tls=True)] == []
 
 
 def test_places_of_servers_are_all_equal(tmp_path: Path) -> None:
@@ -300,7 +302,7 @@ def test_warnings_outside_the_files_are_those_of_servers_that_are_not_named_too(
         env={"PATH": os.environ["PATH"]},
     )
     assert config.warnings == []
-    assert config.outside(names=["b"]) == []
+    assert config.check_external(names=["b"]) == []
     (warning,) = config.warnings
     assert (warning.name, "the certificate expires on" in str(warning)) == ("soon", True)
 
@@ -549,7 +551,7 @@ def test_one_missing_default_is_one_problem_however_many_use_it(tmp_path: Path) 
     servers = SERVER + SERVER.replace("web", "b").replace("8080", "8081")
     config = load_text(tmp_path, '[defaults]\nenv_file = "gone.env"\n' + servers)
     assert config.problems == []
-    (problem,) = config.outside()
+    (problem,) = config.check_external()
     assert "pool.toml:2:" in str(problem)
     assert "defaults.env_file" in str(problem)
 
@@ -578,14 +580,14 @@ def test_server_that_clashes_with_another_is_looked_at_outside_as_well(tmp_path:
         env={"PATH": os.environ["PATH"]},
     )
     assert [server.name for server in config] == ["a"]
-    (found,) = config.outside()
+    (found,) = config.check_external()
     assert "no-such-one" in str(found)
 
 
 def test_applications_are_imported_only_on_request(tmp_path: Path) -> None:
     config = load_text(tmp_path, '[[server]]\nname = "a"\nbind = ":1"\napp = "no_such_module:app"\n')
-    assert config.outside() == []
-    (found,) = config.outside(import_apps=True)
+    assert config.check_external() == []
+    (found,) = config.check_external(import_apps=True)
     assert "no_such_module" in str(found)
 
 
@@ -624,4 +626,4 @@ def test_pool_without_rules_is_usable(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(SERVER)
     config = load(file, {})
-    assert (config.unusable(), config.warnings) == ([], [])
+    assert (config.startup_problems(), config.warnings) == ([], [])

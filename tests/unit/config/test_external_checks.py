@@ -53,10 +53,10 @@ def test_an_app_that_does_not_end_its_import_is_given_up(apps: Path) -> None:
 def test_handlers_are_imported_too(apps: Path) -> None:
     config = load_text(apps, '[pool]\nhandlers = "good:handlers"\n' + servers("", 'handler_key = "b"'))
     assert config.problems == []
-    found = {str(problem).partition(": ")[2] for problem in config.outside(import_apps=True)}
+    found = {str(problem).partition(": ")[2] for problem in config.check_external(import_apps=True)}
     assert any("[pool] handlers: good has no 'handlers'" in text for text in found)
     config = load_text(apps, '[pool]\nhandlers = "good:make"\n' + servers(""))
-    assert config.outside(import_apps=True) == []
+    assert config.check_external(import_apps=True) == []
 
 
 def test_app_is_imported_in_the_environment_without_the_withheld_variables(apps: Path) -> None:
@@ -183,10 +183,10 @@ def test_a_journal_that_cannot_be_written_is_a_problem_with_its_place(tmp_path: 
     (tmp_path / "plain.txt").touch()
     path = tmp_path / "plain.txt" / "events.jsonl"
     config = load_text(tmp_path, '[events]\nkeep = 3\npath = "plain.txt/events.jsonl"\n' + SERVER)
-    (problem,) = config.outside()
+    (problem,) = config.check_external()
     text = f"{path} cannot be written: {tmp_path}/plain.txt is not a directory; name another file"
     assert str(problem) == f"{tmp_path}/pool.toml:3:1: events.path: {text}"
-    assert config.outside(names=["web"]) == [], "its servers run without"
+    assert config.check_external(names=["web"]) == [], "its servers run without"
     assert [str(each) for each in config.warnings] == [str(problem)]
 
 
@@ -201,7 +201,7 @@ def test_programs_are_found_on_the_servers_own_path(tmp_path: Path) -> None:
 
 def test_another_user_needs_root(tmp_path: Path) -> None:
     config = load_text(tmp_path, SERVER + 'user = "daemon"\n')
-    assert config.outside() == []
+    assert config.check_external() == []
     assert bool(config.warnings) == (os.geteuid() != 0)
 
 
@@ -217,7 +217,7 @@ def test_an_app_is_imported_with_no_more_rights_than_its_server(tmp_path: Path) 
         (directory / "who.py").write_text("import os\nassert os.getuid() != 0, 'root'\napp = print\n")
         # This interpreter may lie where nobody else may look.
         text = servers('app = "who:app"\nuser = "nobody"\npython = "/usr/bin/python3"')
-        problems = [str(p) for p in load_text(directory, text).outside(import_apps=True)]
+        problems = [str(p) for p in load_text(directory, text).check_external(import_apps=True)]
         assert not any("AssertionError" in problem for problem in problems)
     finally:
         for path in sorted(directory.rglob("*"), reverse=True):
@@ -227,7 +227,7 @@ def test_an_app_is_imported_with_no_more_rights_than_its_server(tmp_path: Path) 
 
 def test_the_outside_of_a_list_made_in_python_has_no_places() -> None:
     config = PoolConfig([ServerConfig(name="a", bind=":1", command=["no-such-program-anywhere"])])
-    (problem,) = config.outside()
+    (problem,) = config.check_external()
     assert isinstance(problem, Problem)
     assert (problem.file, problem.name, problem.key) == ("", "a", "command[0]")
     assert str(problem).startswith("a: command[0]: ")
@@ -254,9 +254,9 @@ def test_problem_between_servers_hides_none_of_what_they_refer_to(
     assert first in problems[0]
     assert any("nothing to serve" in problem for problem in problems)
     assert any("no default certificate" in problem for problem in problems)
-    (outside,) = config.outside()
+    (outside,) = config.check_external()
     assert "server[1].command[0]: './gone' is not there" in str(outside)
-    assert config.outside(names=["one"]) == []
+    assert config.check_external(names=["one"]) == []
 
 
 def job(directory: Path, target: str, **more: Any) -> ImportJob:

@@ -105,7 +105,7 @@ def test_another_users_environment_gets_the_rights_of_a_server_that_root_runs(
 
     def found() -> list[str]:
         config = load_text(tmp_path, servers)
-        config.outside()
+        config.check_external()
         return [str(warning) for warning in config.warnings if "python" in str(warning)]
 
     assert found() == []

@@ -189,7 +189,11 @@ def test_rules_that_are_not_overridden_find_nothing() -> None:
     rules, tables = TableRules(), Tables()
     now = datetime(2026, 1, 1)
     assert (rules.build({}, []), rules.routes([], tables)) == ({}, None)
-    assert (rules.warnings([], tables, complete=True), rules.unusable(tables), rules.addresses(tables)) == (
+    assert (
+        rules.warnings([], tables, complete=True),
+        rules.startup_problems(tables),
+        rules.addresses(tables),
+    ) == (
         (),
         (),
         (),

@@ -150,15 +150,15 @@ def test_what_is_outside_is_looked_at_for_the_reading_that_is_asked_about(tmp_pa
         reader = ConfigurationReader(str(tmp_path))
         number, _ = await reader.read([str(file)], None, access_log=False)
         await read(reader, file)
-        problems, warnings = await reader.outside(number, ["web"])
+        problems, warnings = await reader.check_external(number, ["web"])
         assert "missing.env" in problems[0]["message"]
-        assert await reader.outside(number, []) == ([], warnings)
+        assert await reader.check_external(number, []) == ([], warnings)
         os.kill(readers()[0], signal.SIGKILL)
-        assert await reader.outside(number, ["web"]) == (problems, warnings), "it reads them again"
+        assert await reader.check_external(number, ["web"]) == (problems, warnings), "it reads them again"
         file.write_text(WEB)
         reader.close()
         with pytest.raises(ReaderFailed, match="have changed since they were read"):
-            await reader.outside(number, ["web"])
+            await reader.check_external(number, ["web"])
         reader.close()
 
     run(scenario())
@@ -727,10 +727,10 @@ def test_problems_outside_of_the_files_are_those_of_the_servers_asked_about(tmp_
     async def work(configuration: ActiveConfiguration) -> None:
         resolved = await configuration.read()
         assert resolved.number > 0
-        assert await configuration.outside(resolved, []) == []
-        (problem,) = await configuration.outside(resolved, ["web"])
+        assert await configuration.check_external(resolved, []) == []
+        (problem,) = await configuration.check_external(resolved, ["web"])
         assert "missing.env" in problem.message
-        assert await configuration.outside(ResolvedConfig("none"), ["web"]) == []
+        assert await configuration.check_external(ResolvedConfig("none"), ["web"]) == []
 
     pool.scenario(work)
 

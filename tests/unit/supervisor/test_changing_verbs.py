@@ -23,7 +23,7 @@ from poolctl.supervisor.verbs.changing_verbs import (
     TooManyOpenFiles,
     ensure_open_files,
     ensure_open_files_for_all,
-    expired,
+    expiry_error,
     size,
     startup_warnings,
 )
@@ -614,17 +614,17 @@ def test_certificate_is_exchanged_if_the_new_one_is_valid_or_the_old_one_has_exp
         desk = Desk(certificated(tmp_path, -1))
         entry, now = desk.core.entries["a"], time.time()
         entry.observed.certificate_ends = now + 1000
-        assert expired(entry, entry.config, now) is None, "nothing runs"
+        assert expiry_error(entry, entry.config, now) is None, "nothing runs"
         await desk.ask("start")
         entry.observed.certificate_ends = now + 1000
-        assert expired(entry, entry.config, now) is not None
-        assert expired(entry, entry.config.but(tls=False), now) is None
+        assert expiry_error(entry, entry.config, now) is not None
+        assert expiry_error(entry, entry.config.but(tls=False), now) is None
         for ends in (None, now, now - 1):
             entry.observed.certificate_ends = ends
-            assert expired(entry, entry.config, now) is None, ends
+            assert expiry_error(entry, entry.config, now) is None, ends
         entry.observed.certificate_ends = now + 1000
         certificate(tmp_path, days=5)
-        assert expired(entry, entry.config, now) is None
+        assert expiry_error(entry, entry.config, now) is None
 
     run(scenario())
 

@@ -883,7 +883,7 @@ class WithOutside(Files):
         self.problems_outside: list[ErrorEntry] = []
         self.asked: list[list[str]] = []
 
-    async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
+    async def check_external(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
         self.asked.append(sorted(names))
         resolved.remarks = ["a: has a remark"]
         return list(self.problems_outside)

@@ -73,7 +73,7 @@ class Reader:
             await self.may_read.wait()
         return len(self.asked), self.reading
 
-    async def outside(self, number: int, names: Collection[str]) -> Any:
+    async def check_external(self, number: int, names: Collection[str]) -> Any:
         return [], []
 
     async def origins(self, *given: Any) -> dict[str, Any]:
