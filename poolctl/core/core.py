@@ -81,7 +81,7 @@ class Core:
         )
         self._windows = SleepWindows(clock, self._queue)
         self._runs = ScheduledRuns(clock, self._queue, self.servers, recorder, calm=calm)
-        self._summaries: dict[str, tuple[object, ...]] = {}
+        self._dependency_facts: dict[str, tuple[object, ...]] = {}
 
     def touch(self, entry: Entry) -> None:
         """Note that the entry has changed; its next actions are chosen before the event loop sleeps."""
@@ -138,10 +138,10 @@ class Core:
 
     def _refresh_sleep_facts(self, entry: Entry) -> None:
         """Update the facts that decide whether the server sleeps; stop watching a listener of an old configuration."""
-        kept = entry.kept
-        entry.observed.needed = any(dependent.up for dependent in self.servers.dependents(entry))
+        kept = entry.window_demand
+        entry.observed.needed = any(each.keeps_dependencies_awake for each in self.servers.dependents(entry))
         self._windows.review(entry)
-        if entry.kept == ASLEEP:
+        if entry.window_demand == ASLEEP:
             entry.observed.called = False
             if kept != ASLEEP and entry.observed.workers:
                 # A new generation, because leaving workers keep their names until they have ended.
@@ -162,9 +162,9 @@ class Core:
         )
 
     def _queue_neighbours(self, entry: Entry) -> None:
-        summary = entry.summary()
-        if self._summaries.get(entry.name) != summary:
-            self._summaries[entry.name] = summary
+        facts = entry.dependency_facts()
+        if self._dependency_facts.get(entry.name) != facts:
+            self._dependency_facts[entry.name] = facts
             neighbours = (*self.servers.dependents(entry), *self.servers.dependencies(entry))
             for neighbour in (*neighbours, *self._addresses.neighbours(entry)):
                 self._queue.add(neighbour)
@@ -194,14 +194,14 @@ class Core:
         if entry.failed or entry.completed:
             entry.observed.restart_times.clear()
             entry.observed.called = False
-        if entry.rests:
+        if entry.wants_no_worker:
             entry.desired.code_since = self.clock.monotonic()
             entry.prepare_hooks_for_start()
         if entry.config.every is None:
             entry.skip_leaving_generation()
-            entry.become(Desired.RUN)
+            entry.set_desired(Desired.RUN)
         elif not (entry.on_schedule and entry.observed.workers):  # a run in progress continues
-            entry.become(Desired.SCHEDULED)
+            entry.set_desired(Desired.SCHEDULED)
         entry.desired.ignore_dependencies = ignore_dependencies
         entry.desired.retries = retries
         self.touch(entry)
@@ -230,7 +230,7 @@ class Core:
         entry.schedule_stop_hook()
         entry.desired.stop_seconds, entry.desired.queued_start = None, None
         if not entry.removed:
-            entry.become(desired)
+            entry.set_desired(desired)
         entry.observed.called, entry.desired.automatic = False, None
         self._end_canary(entry)
         entry.desired.overrides = replace(entry.desired.overrides, out=False)
@@ -247,7 +247,7 @@ class Core:
                 self._executor.kill(entry, worker)
         if entry.wanted and not self._executor.roll_back(entry):
             entry.schedule_stop_hook()
-            entry.become(Desired.STOPPED if failure is None else Desired.FAILED)
+            entry.set_desired(Desired.STOPPED if failure is None else Desired.FAILED)
         if failure is not None:
             entry.observed.failure = failure
         self.touch(entry)
@@ -263,7 +263,7 @@ class Core:
         stopped, failed or disabled, or a window keeps it asleep. Does not block. Raises KeyError for an unknown name.
         """
         entry = self.entries[server_name]
-        if entry.rests or entry.kept == ASLEEP:
+        if entry.wants_no_worker or entry.window_demand == ASLEEP:
             return 0
         self.wake(entry)
         if entry.scales:
@@ -495,14 +495,14 @@ class Core:
         """
         others = [each for each in self._addresses.neighbours(entry) if each.config.key == entry.config.key]
         for other in others:
-            if other.rests and not other.at_rest:
+            if other.wants_no_worker and not other.at_rest:
                 self._addresses.note_leaving(other)
-        return next((each for each in others if not each.rests), None)
+        return next((each for each in others if not each.wants_no_worker), None)
 
     def forget(self, entry: Entry) -> None:
         """Remove a server that has no active worker, hook or listener."""
         self.servers.forget(entry)
-        self._summaries.pop(entry.name, None)
+        self._dependency_facts.pop(entry.name, None)
         if self._trace is not None:
             self._trace.forget(entry.name)
 
@@ -576,7 +576,7 @@ class Core:
             elif not entry.config.job:
                 entry.order_restart()
         elif not (entry.on_schedule or runs):
-            entry.become(Desired.SCHEDULED)
+            entry.set_desired(Desired.SCHEDULED)
 
     def override(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
         """Set the changes that commands have made to the server's configuration; they replace all earlier ones."""
@@ -603,7 +603,7 @@ class Core:
     def enable(self, entry: Entry) -> None:
         """Enable and start the server, even if a command stopped it before it was disabled."""
         if entry.desired.state is Desired.STOPPED:
-            entry.become(Desired.IDLE)
+            entry.set_desired(Desired.IDLE)
         disabled = False if entry.config.disabled else None
         self.override(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
 
@@ -657,7 +657,7 @@ class Core:
     def expect_running(self, entry: Entry) -> None:
         """Set a server's desired state to RUN because its workers were found running. STOPPED and REMOVED are kept."""
         if entry.desired.state not in (Desired.STOPPED, Desired.REMOVED):
-            entry.become(Desired.RUN)
+            entry.set_desired(Desired.RUN)
             self._queue.note(entry)
 
     def adopt_listener(self, entry: Entry, config: ServerConfig, endpoints: Sequence[str] = ()) -> None:
@@ -671,7 +671,7 @@ class Core:
         if entry.removed:
             self.servers.remove(entry)
         if entry.desired.state is Desired.SCHEDULED and worker.phase not in LEAVING:
-            entry.become(Desired.RUN)  # the previous supervisor ended before it had recorded the run
+            entry.set_desired(Desired.RUN)  # the previous supervisor ended before it had recorded the run
             entry.schedule.run_since = entry.schedule.run_since or self.clock.time()
         entry.observed.workers[worker.id] = worker
         entry.observed.called = entry.observed.called or worker.phase is Phase.READY
@@ -709,7 +709,7 @@ class Core:
             else:
                 entry.skip_leaving_generation()
         if entry.desired.state is Desired.SCHEDULED and entry.config.every is None:
-            entry.become(Desired.RUN)
+            entry.set_desired(Desired.RUN)
         self._runs.resume(entry)
         if entry.wanted or entry.removed or not entry.at_rest:
             # Other entries need no decision, and would delay the servers of the first command.
@@ -812,7 +812,7 @@ class Goal:
         if self._kind is PoolStopError:
             return entry.at_rest
         if self._kind is PoolRestartError and entry.on_schedule:
-            return entry.rests  # the run has ended
+            return entry.wants_no_worker  # the run has ended
         moved = self._kind is not PoolRestartError or not (
             entry.listener.previous_configs or entry.listener.releasing
         )
@@ -858,8 +858,12 @@ class Goal:
             return None
         for dependency in self._core.servers.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.observed.failures)
-            idle = dependency.rests or dependency.observed.failures > since or dependency.name in self._stuck
-            if idle and not dependency.ready and dependency.desired.queued_start is None:
+            failed = dependency.observed.failures > since or dependency.name in self._stuck
+            if (
+                (failed or dependency.wants_no_worker)
+                and not dependency.ready
+                and dependency.desired.queued_start is None
+            ):
                 return dependency
         return None
 
@@ -885,7 +889,7 @@ def _explain_blocker(blocker: Entry) -> tuple[str, str]:
         return "is disabled", f"poolctl enable {blocker.name}"
     if blocker.completed:
         return "has ended", f"poolctl start {blocker.name}"
-    if blocker.rests and not blocker.failed:
+    if blocker.wants_no_worker and not blocker.failed:
         return "is stopped", f"poolctl start {blocker.name}"
     return "did not become ready", f"poolctl logs {blocker.name}"
 

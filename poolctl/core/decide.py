@@ -23,16 +23,16 @@ logger = logging.getLogger("poolctl.supervisor")
 class Desired(StrEnum):
     """The desired state of a server.
 
-    `wanted`: commands want it to run, even if it has failed or completed. `rests`: it should have no worker now.
+    `wanted`: commands want it to run, even if it has failed or completed. `wants_no_worker`: none should run now.
     """
 
     wanted: bool
-    rests: bool
+    wants_no_worker: bool
 
-    def __new__(cls, word: str, wanted: bool = False, rests: bool = True) -> Desired:
-        """Create a desired state with the value `word` and the properties `wanted` and `rests` (see the class)."""
+    def __new__(cls, word: str, wanted: bool = False, wants_no_worker: bool = True) -> Desired:
+        """Create a desired state with the value `word` and the properties that the class describes."""
         case = str.__new__(cls, word)
-        case._value_, case.wanted, case.rests = word, wanted, rests
+        case._value_, case.wanted, case.wants_no_worker = word, wanted, wants_no_worker
         return case
 
     # Not started yet, or stopped because it was disabled: it starts when it is enabled.
@@ -167,7 +167,7 @@ class View:
     sleepy: bool = False  # may be without a worker while there are no requests for it
     called: bool = False  # a request has arrived since it fell asleep
     needed: bool = False  # a server that depends on it is up
-    kept: str = ""  # AWAKE or ASLEEP while a window requires it, else ""
+    window_demand: str = ""  # AWAKE or ASLEEP while a window requires it, else ""
     armed: bool = False  # its listener is watched for the first request
     before_start_due: bool = False  # started by a command, and the hook has not ended with status 0 yet
     after_stop_due: bool = False  # stopped by a command, and the hook has not ended yet
@@ -184,7 +184,7 @@ class View:
     @property
     def sleeps(self) -> bool:
         """Whether the server may sleep, needs no worker now, and has none except draining and stopping workers."""
-        wakes = self.called or self.needed or self.kept == AWAKE or self.awaits_hook
+        wakes = self.called or self.needed or self.window_demand == AWAKE or self.awaits_hook
         return self.sleepy and not wakes and not self.staying
 
     @property
@@ -198,7 +198,7 @@ class View:
         return (
             self.sleepy
             and not self.needed
-            and self.kept != AWAKE
+            and self.window_demand != AWAKE
             and not self.out
             and {worker.index for worker in self.staying}.issuperset(range(self.count))
             and all(worker.idle and worker.generation == self.generation for worker in self.staying)
@@ -304,13 +304,13 @@ def decide(view: View) -> list[Action]:
 
 
 def _decide_running(view: View) -> list[Action]:
-    if view.desired.rests:
+    if view.desired.wants_no_worker:
         return _decide_at_rest(view)
     if view.desired in IN_BACKOFF:
         return _decide_in_backoff(view)
     if view.awaits_hook:
         return _run_hooks(view)
-    if view.kept == ASLEEP:
+    if view.window_demand == ASLEEP:
         # No request may wake the server, so its address refuses connections instead of letting them wait for hours.
         return _retire_then_close(view)
     may_open = view.may_open and (view.may_start or view.sleepy)
@@ -570,7 +570,7 @@ def _action_text(action: Action) -> str:
 def reason_for_no_action(view: View) -> str:
     """The reason why the server needs no action now."""
     leaving = _ids_of_workers_in(view, *LEAVING)
-    if view.desired.rests:
+    if view.desired.wants_no_worker:
         if view.workers and not view.may_stop:
             return "what depends on it has to stop first"
         return f"waits for the end of {leaving}" if leaving else f"it is {view.desired}"

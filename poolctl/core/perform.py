@@ -484,7 +484,7 @@ class Executor:
             entry.sleeps
             and entry.observed.workers
             and entry.desired.state is Desired.RUN
-            and entry.kept != ASLEEP
+            and entry.window_demand != ASLEEP
         ):
             self._on_request(entry)
 
@@ -592,7 +592,7 @@ class Executor:
             entry.observed.failed_since = begun_at
             entry.observed.last_exit, entry.observed.next_step = exit_, give_up_text(entry)
             note_failure(entry, failure_of(entry, message, hint))
-            entry.become(Desired.FAILED)
+            entry.set_desired(Desired.FAILED)
         elif not message:
             entry.hooks.before_start_due = False
         self._queue.touch(entry, progressed=True)
@@ -963,14 +963,14 @@ class Executor:
         if entry.failed:
             return  # the server has already failed because of another worker
         if entry.config.every is not None:
-            entry.become(Desired.SCHEDULED)
+            entry.set_desired(Desired.SCHEDULED)
             end_run(entry, exit_, self._clock.time())
             if not exit_.ok and entry.schedule.next_run is not None:
                 observed.next_step = f"runs again at {moment_text(entry.schedule.next_run)}"
             return
         entry.schedule.run_since = 0.0
         if entry.config.job:
-            entry.become(Desired.COMPLETED if exit_.ok else Desired.FAILED)
+            entry.set_desired(Desired.COMPLETED if exit_.ok else Desired.FAILED)
             if not exit_.ok:
                 observed.next_step = give_up_text(entry)
             return
@@ -990,7 +990,7 @@ class Executor:
             # put it to sleep. The next request wakes it.
             observed.called = False
         elif verdict.next is Next.DONE:
-            entry.become(Desired.COMPLETED)
+            entry.set_desired(Desired.COMPLETED)
             observed.next_step = "not restarted"
         elif verdict.next is Next.FAILED and observed.recovering and not was_ready and observed.ready:
             # Serving workers stay although the replacement of an unhealthy one does not start.
@@ -1013,7 +1013,7 @@ class Executor:
 
         If it may sleep, it goes to sleep after the restart window, and a request then wakes it.
         """
-        entry.become(Desired.FAILED)
+        entry.set_desired(Desired.FAILED)
         restart = entry.config.restart
         if entry.sleepy and entry.desired.retries and restart.policy != "no":
             entry.observed.called = False
@@ -1025,7 +1025,7 @@ class Executor:
         if delay_seconds <= 0:
             return
         loop = asyncio.get_running_loop()
-        entry.become(Desired.BACKOFF)
+        entry.set_desired(Desired.BACKOFF)
         entry.observed.timers.append(loop.call_later(delay_seconds, self._end_backoff, entry))
         if delay_seconds > entry.config.start_timeout:
             entry.observed.timers.append(
@@ -1033,11 +1033,11 @@ class Executor:
             )
 
     def _end_backoff(self, entry: Entry) -> None:
-        entry.become(Desired.RUN)
+        entry.set_desired(Desired.RUN)
         self._queue.touch(entry, progressed=True)
 
     def _become_refusing(self, entry: Entry) -> None:
-        entry.become(Desired.REFUSING)
+        entry.set_desired(Desired.REFUSING)
         self._queue.touch(entry, progressed=True)
 
 

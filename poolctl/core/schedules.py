@@ -89,16 +89,16 @@ def asleep_until(entry: Entry) -> float | None:
 
     Returns None if no window keeps the server asleep.
     """
-    return (entry.observed.window.until or 0.0) if entry.kept == ASLEEP and entry.wanted else None
+    return (entry.observed.window.until or 0.0) if entry.window_demand == ASLEEP and entry.wanted else None
 
 
 def window_text(entry: Entry, now: float) -> str:
     """The effect of the server's window as text, such as `kept awake until 18:00`; "" without an effect."""
-    if not entry.kept:
+    if not entry.window_demand:
         return ""
-    zone = entry.config.scale.timezone
-    text = f"kept {entry.kept} {until_text(entry.observed.window.until, now, time_zone(zone))}".rstrip()
-    return f"{text} ({zone})" if zone and entry.observed.window.until is not None else text
+    zone, until = entry.config.scale.timezone, entry.observed.window.until
+    text = f"kept {entry.window_demand} {until_text(until, now, time_zone(zone))}".rstrip()
+    return f"{text} ({zone})" if zone and until is not None else text
 
 
 # A run is due from the beginning to the end of its minute.
@@ -184,7 +184,7 @@ class ScheduledRuns:
             entry.schedule.next_run = None
             return
         if entry.desired.state is Desired.RUN and not entry.observed.workers:
-            entry.become(Desired.SCHEDULED)
+            entry.set_desired(Desired.SCHEDULED)
             end_run(entry, _UNKNOWN_END, now)
         elif planned is not None and planned <= now and not entry.observed.workers:
             self._record_skip(entry, planned, "no supervisor ran at that time")
@@ -194,7 +194,7 @@ class ScheduledRuns:
     def begin_run(self, entry: Entry) -> None:
         """Begin a run of the job now."""
         entry.next_generation()
-        entry.become(Desired.RUN)
+        entry.set_desired(Desired.RUN)
         entry.schedule.run_since = self._clock.time()
         self._queue.touch(entry)
 
@@ -229,7 +229,8 @@ class ScheduledRuns:
         """A sentence about a dependency that will not start, so that a run would wait forever; "" without one."""
         if self._servers.may_start(entry):
             return ""
-        blocking = (each for each in self._servers.dependencies(entry) if each.rests and not each.answers)
+        needed = self._servers.dependencies(entry)
+        blocking = (each for each in needed if each.wants_no_worker and not each.answers)
         return next((f"{each.name}, on which it depends, is {each.state}" for each in blocking), "")
 
     def _record_skip(self, entry: Entry, due: float, reason: str) -> None:

@@ -298,7 +298,7 @@ class Entry:
         return self.config.disabled if overridden is None else overridden
 
     @property
-    def out(self) -> bool:
+    def out_of_rotation(self) -> bool:
         """Whether the server is out of rotation."""
         return self.desired.overrides.out
 
@@ -313,9 +313,9 @@ class Entry:
         return self.desired.state.wanted
 
     @property
-    def rests(self) -> bool:
+    def wants_no_worker(self) -> bool:
         """Whether no worker of the server should run now."""
-        return self.desired.state.rests
+        return self.desired.state.wants_no_worker
 
     @property
     def active(self) -> bool:
@@ -323,7 +323,7 @@ class Entry:
 
         True while it runs, sleeps, starts, stops, or waits for a dependency, a retry or its scheduled time.
         """
-        return bool(self.observed.workers) or not self.rests or self.cleans_up or self.on_schedule
+        return bool(self.observed.workers) or not self.wants_no_worker or self.cleans_up or self.on_schedule
 
     @property
     def cleans_up(self) -> bool:
@@ -387,7 +387,7 @@ class Entry:
             sleepy=self.sleepy,
             called=self.observed.called,
             needed=self.observed.needed,
-            kept=self.kept,
+            window_demand=self.window_demand,
             armed=self.listener.armed is not None,
             before_start_due=self.hooks.before_start_due,
             after_stop_due=self.hooks.after_stop_due,
@@ -411,10 +411,10 @@ class Entry:
         )
 
     @property
-    def kept(self) -> str:
+    def window_demand(self) -> str:
         """What the server's awake and asleep windows demand now: AWAKE, ASLEEP, or "" if they demand nothing.
 
-        Windows demand nothing of a server that cannot sleep. No window keeps a server asleep while a dependent is up.
+        Windows demand nothing of a server that cannot sleep. No window keeps a server asleep while it is needed.
         """
         state = self.observed.window.state if self.sleepy else ""
         return "" if state == ASLEEP and self.observed.needed else state
@@ -423,14 +423,15 @@ class Entry:
     def sleeps(self) -> bool:
         """Whether the server may sleep, needs no worker now, and has none except draining and stopping workers.
 
-        A request at the watched listener, or a dependent server that is up, wakes a sleeping server. During an `asleep`
+        A request at the watched listener, or a dependent that needs it, wakes a sleeping server. During an `asleep`
         window of the configuration, the server's listener is closed, and no request wakes the server.
         """
         return self._may_sleep and not self.observed.staying
 
     @property
     def _may_sleep(self) -> bool:
-        wakes = self.observed.called or self.observed.needed or self.kept == AWAKE or self.awaits_hook
+        seen = self.observed
+        wakes = seen.called or seen.needed or self.window_demand == AWAKE or self.awaits_hook
         return self.sleepy and not wakes
 
     @property
@@ -439,7 +440,7 @@ class Entry:
 
         The next request wakes it, unless an `asleep` window in its configuration keeps it asleep.
         """
-        return (self.listener.armed is not None or self.kept == ASLEEP) and self.sleeps
+        return (self.listener.armed is not None or self.window_demand == ASLEEP) and self.sleeps
 
     @property
     def settled(self) -> bool:
@@ -447,14 +448,14 @@ class Entry:
         return self.complete or self.asleep
 
     @property
-    def up(self) -> bool:
-        """Whether the server runs or should run, which keeps its dependencies awake."""
-        return bool(self.observed.workers) or not (self.rests or self._may_sleep)
+    def keeps_dependencies_awake(self) -> bool:
+        """Whether the server runs or should run and not sleep."""
+        return bool(self.observed.workers) or not (self.wants_no_worker or self._may_sleep)
 
     @property
     def state(self) -> State:
         """The server's state in one word (see the documentation of states)."""
-        if self.desired.state.rests:
+        if self.desired.state.wants_no_worker:
             if self.observed.workers or self.cleans_up:
                 return State.STOPPING
             if self.failed:
@@ -467,7 +468,7 @@ class Entry:
         if self.on_schedule:
             return State.RUNNING
         if self.observed.ready:
-            return State.DRAINING if self.out else State.RUNNING
+            return State.DRAINING if self.out_of_rotation else State.RUNNING
         if self.desired.state in IN_BACKOFF:
             return State.BACKOFF
         if self.asleep:
@@ -482,7 +483,7 @@ class Entry:
         """
         if self.on_schedule:
             return True
-        if self.desired.state.rests:
+        if self.desired.state.wants_no_worker:
             return self.completed and self.config.job
         return any(not worker.ko for worker in self.observed.ready)
 
@@ -492,7 +493,7 @@ class Entry:
 
         Also true for a job that has exited with 0, and for any server that follows a schedule.
         """
-        return self.answers and (self.desired.state.rests or not self.out)
+        return self.answers and (self.desired.state.wants_no_worker or not self.out_of_rotation)
 
     @property
     def should_run(self) -> bool:
@@ -528,7 +529,7 @@ class Entry:
         listener = self.listener
         if listener.state is not Listener.CLOSED or listener.previous_configs or listener.releasing:
             return False
-        return self.rests and not (self.on_schedule or self.observed.workers or self.cleans_up)
+        return self.wants_no_worker and not (self.on_schedule or self.observed.workers or self.cleans_up)
 
     @property
     def is_stopping(self) -> bool:
@@ -542,7 +543,7 @@ class Entry:
         """Whether all workers of the serving generation are ready, and no draining worker still accepts connections."""
         if self.on_schedule:
             return True
-        if self.desired.state.rests:
+        if self.desired.state.wants_no_worker:
             return self.completed and self.config.job
         current = set()
         for worker in self.observed.workers.values():
@@ -564,13 +565,13 @@ class Entry:
         since = [worker.ready_at for worker in self.observed.ready if worker.ready_at is not None]
         return now - min(since) if since else 0.0
 
-    def summary(self) -> tuple[object, ...]:
+    def dependency_facts(self) -> tuple[object, ...]:
         """Return a tuple of the facts about this server on which decisions about other servers depend.
 
         When the tuple changes, the core decides again on dependencies, dependents and servers at the same address.
         """
         runs = bool(self.observed.workers), self.cleans_up
-        return self.desired.state, self.answers, self.ready, runs, self.started, self.up
+        return self.desired.state, self.answers, self.ready, runs, self.started, self.keeps_dependencies_awake
 
     @property
     def started(self) -> bool:
@@ -646,8 +647,8 @@ class Entry:
         if worker.generation == self.desired.restarting:
             self.observed.restarts, self.desired.restarting = self.observed.restarts + 1, 0
 
-    def become(self, desired: Desired) -> None:
-        """Change the desired state and end a backoff. Raises ImpossibleChange."""
+    def set_desired(self, desired: Desired) -> None:
+        """Set the desired state and end a backoff. Raises ImpossibleChange."""
         if desired not in ALLOWED_CHANGES[self.desired.state]:
             raise ImpossibleChange(f"{self.name}: {self.desired.state} does not become {desired}")
         if desired is not Desired.REFUSING:
@@ -732,7 +733,7 @@ class Availability:
 
     def note(self, now: float, *, state: str | None = None, health: str | None = None) -> None:
         """Record a new state or health, or both, at this time."""
-        self.settle(now)
+        self.add_elapsed(now)
         was_up, was_off = self.is_up, self.status == Status.UNKNOWN
         self.state = self.state if state is None else state
         self.health = self.health if health is None else health
@@ -742,7 +743,7 @@ class Availability:
         self.rise += self.is_up and not was_up
         self.fall += was_up and not self.is_up and status != Status.UNKNOWN and not was_off
 
-    def settle(self, now: float) -> None:
+    def add_elapsed(self, now: float) -> None:
         """Add the time since the last update to `uptime` or `downtime`, unless the server is off."""
         passed, self._since = max(0.0, now - self._since), now
         status = self.status

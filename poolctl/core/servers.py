@@ -321,7 +321,7 @@ class Addresses:
             listener.previous_configs
             or listener.releasing
             or listener.vacates
-            or (entry.rests and listener.bound is not None)
+            or (entry.wants_no_worker and listener.bound is not None)
         ):
             return True
         return any(
@@ -367,7 +367,7 @@ class Servers:
         """Add a server. A server of the same name that is being removed is kept, with this configuration."""
         entry = self.entries.get(config.name)
         if entry is not None:
-            entry.become(Desired.IDLE)
+            entry.set_desired(Desired.IDLE)
             self.removed.pop(entry.name, None)
             self.configure(entry, config)
             if any(worker.config != config for worker in entry.observed.workers.values()):
@@ -384,7 +384,7 @@ class Servers:
 
     def remove(self, entry: Entry) -> None:
         """Mark the server as being removed; it is forgotten when its last worker has ended."""
-        entry.become(Desired.REMOVED)
+        entry.set_desired(Desired.REMOVED)
         self.removed[entry.name] = entry
         self._addresses.note_leaving(entry)
 
@@ -499,7 +499,7 @@ class Servers:
 
     def _is_to_run(self, name: str) -> bool:
         entry = self.entries.get(name)
-        return entry is not None and not entry.rests
+        return entry is not None and not entry.wants_no_worker
 
     def _meets_condition(self, name: str, condition: str) -> bool:
         entry = self.entries.get(name)

@@ -607,7 +607,7 @@ class Handle:
         """How long the server has been up and down, until now."""
         with LOCK:
             found = replace(self.availability)
-            found.settle(self._clock.monotonic())
+            found.add_elapsed(self._clock.monotonic())
         return found
 
     def observe(self, observed: Snapshot) -> None:
@@ -761,7 +761,7 @@ class CoreHost(CoreEvents):
             self.engine.release()
 
     def _observed(self, handle: Handle, entry: Entry) -> Snapshot:
-        if entry.rests and not entry.observed.workers and handle.refusal is not None:
+        if entry.wants_no_worker and not entry.observed.workers and handle.refusal is not None:
             return Snapshot(State.FAILED, message=handle.refusal.message)
         state, is_ready = entry.state, entry.ready
         ready = entry.observed.ready

@@ -167,7 +167,7 @@ class CanaryRollout:
 
     def _check_promotion(self) -> None:
         entry = self.entry
-        if entry.desired.generation != self._target or entry.rests:
+        if entry.desired.generation != self._target or entry.wants_no_worker:
             why = (
                 entry.observed.failure.message
                 if entry.observed.failure is not None

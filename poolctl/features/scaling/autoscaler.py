@@ -76,7 +76,7 @@ class _ScaledServer:
         """Return False if the server is stopped, a command set its workers, or its `scale` was replaced; else True."""
         entry = self.entry
         automatic = entry.desired.overrides.workers is None and entry.config.scale is self.scale
-        return bool(automatic and entry.observed.workers and not entry.desired.state.rests)
+        return bool(automatic and entry.observed.workers and not entry.desired.state.wants_no_worker)
 
 
 class Autoscaler(FeaturePart):

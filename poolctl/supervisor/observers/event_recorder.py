@@ -22,13 +22,13 @@ _NO_CAUSE = Cause("")
 
 
 class _RecordedState:
-    __slots__ = ("kept", "known", "last_end", "mark", "size", "state")
+    __slots__ = ("known", "last_end", "mark", "size", "state", "window_demand")
 
     def __init__(self, entry: Entry, state: str) -> None:
         self.mark: object = None
         self.state = state
         self.size = entry.config.workers
-        self.kept: str | None = ""  # None if unknown, because a previous supervisor ran
+        self.window_demand: str | None = ""  # None if unknown, because a previous supervisor ran
         self.known: dict[str, tuple[Worker, Phase]] = {}
         self.last_end = ""
 
@@ -62,7 +62,7 @@ class EventRecorder:
         for entry in self._core.entries.values():
             if entry.wanted or entry.observed.workers or entry.desired.overrides.workers is not None:
                 seen = self._seen[entry.name] = _RecordedState(entry, _state_before(entry))
-                seen.mark, seen.size, seen.kept = _mark(entry), entry.size, None
+                seen.mark, seen.size, seen.window_demand = _mark(entry), entry.size, None
                 seen.known = {worker.id: (worker, worker.phase) for worker in entry.observed.workers.values()}
         self._core.observers.add(self.record_changes)
 
@@ -84,11 +84,11 @@ class EventRecorder:
         state = entry.state
         if entry.desired.cause is not None:
             seen.last_end = ""
-        kept = "" if entry.rests else entry.kept
-        if kept != seen.kept:
-            if seen.kept is not None:
+        kept = "" if entry.wants_no_worker else entry.window_demand
+        if kept != seen.window_demand:
+            if seen.window_demand is not None:
                 self._record("wake", f"kept {kept}" if kept else "window ended", entry, self._window(entry))
-            seen.kept = kept
+            seen.window_demand = kept
         if entry.size != seen.size:
             self._resized(entry, seen.size)
             seen.size = entry.size
@@ -125,7 +125,7 @@ class EventRecorder:
         kind = "wake" if slept else "lifecycle"
         failure = entry.observed.failure.message if entry.observed.failure and state in _WRONG else ""
         cause = failure or seen.last_end
-        if not cause and (slept or entry.kept == ASLEEP) and entry.desired.cause is None:
+        if not cause and (slept or entry.window_demand == ASLEEP) and entry.desired.cause is None:
             asleep = "no traffic" if state == State.SLEEPING.value else "needed"
             cause = self._window(entry) or ("a request" if entry.observed.called else asleep)
         pids = entry.pids if state == State.RUNNING.value else []
@@ -203,7 +203,7 @@ def _state_before(entry: Entry) -> str:
 def _mark(entry: Entry) -> object:
     """A value that differs whenever the state, the workers or their number may have changed."""
     return (
-        entry.desired.state, entry.is_disabled, entry.out, entry.cleans_up,
+        entry.desired.state, entry.is_disabled, entry.out_of_rotation, entry.cleans_up,
         entry.observed.called, entry.observed.needed, entry.listener.armed is None, entry.size, entry.observed.window,
         *[(id(worker), worker.phase) for worker in entry.observed.workers.values()],
     )  # fmt: skip

@@ -87,7 +87,7 @@ class Lifecycle:
                 self._core.start(entry, ignore_dependencies=not deps)
         if call.selector.targets:
             operation.problems += [disabled_error(entry) for entry in chosen if entry.is_disabled]
-            operation.problems += [drained_error(entry) for entry in chosen if entry.out]
+            operation.problems += [drained_error(entry) for entry in chosen if entry.out_of_rotation]
         complaint = self._core.health.complaint
         # A server that already runs need not be started, but may be unhealthy.
         operation.problems += [
@@ -229,7 +229,7 @@ class Lifecycle:
         chosen = self._chosen("scale", call)
         refused = {entry.name: why for entry in chosen if (why := _worker_count_error(entry, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
-        running = [entry for entry in able if not entry.rests]
+        running = [entry for entry in able if not entry.wants_no_worker]
         ensure_open_files(self._core, ((entry.config, workers) for entry in running))
         operation = Operation(self._core, PoolStartError, running)
         operation.problems += refused.values()
@@ -249,7 +249,8 @@ class Lifecycle:
     async def _scale_by_triggers(self, call: Call) -> Result:
         chosen = self._chosen("scale", call)
         able = [entry for entry in chosen if entry.config.scale.is_automatic]
-        operation = Operation(self._core, PoolStartError, [entry for entry in able if not entry.rests])
+        awaited = [entry for entry in able if not entry.wants_no_worker]
+        operation = Operation(self._core, PoolStartError, awaited)
         operation.problems += [_no_triggers_error(entry) for entry in chosen if entry not in able]
         for entry in able:
             self._core.override(entry, replace(entry.desired.overrides, workers=None))
@@ -482,7 +483,7 @@ def _ensure(before: _Servers, after: _Servers) -> None:
 
 
 def _runs(entry: Entry) -> bool:
-    return not (entry.rests or entry.is_disabled)
+    return not (entry.wants_no_worker or entry.is_disabled)
 
 
 def expiry_error(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
@@ -568,5 +569,5 @@ def kept_asleep(entries: Iterable[Entry], now: float) -> list[str]:
     return [
         f"{entry.name} is {window_text(entry, now)}; `poolctl scale {entry.name} 1` runs it in spite of that"
         for entry in entries
-        if entry.kept == ASLEEP and not entry.rests
+        if entry.window_demand == ASLEEP and not entry.wants_no_worker
     ]

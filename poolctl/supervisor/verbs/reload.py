@@ -294,7 +294,7 @@ class _ReloadRun:
 
     def _awaited(self, entry: Entry) -> bool:
         """Whether to wait for the server: it has changes, should run now, and is not a scheduled job."""
-        at_rest = entry.rests or entry.is_disabled or entry.on_schedule
+        at_rest = entry.wants_no_worker or entry.is_disabled or entry.on_schedule
         return entry.name in self._kinds and not at_rest
 
     async def renew(self) -> list[ErrorEntry]:

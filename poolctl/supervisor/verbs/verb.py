@@ -253,7 +253,7 @@ def items(core: Core, entries: Iterable[Entry]) -> tuple[Item, ...]:
 
 def _item(core: Core, entry: Entry, now: float) -> Item:
     config = entry.config
-    kept = "" if entry.rests else entry.kept
+    kept = "" if entry.wants_no_worker else entry.window_demand
     inherited = config.address.kind == "fd"
     return Item(
         name=config.name,

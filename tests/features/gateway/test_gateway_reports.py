@@ -233,7 +233,7 @@ def facts(**changes: Any) -> ServerFacts:
     config = web(bind="127.0.0.1:9000", tls=given.get("tls", False))
     entry: Any = SimpleNamespace(
         name="web", config=config, config_apart=None, state=State(given["state"]), ready=given["ready"],
-        out=given["out"], health=Status.WARN, listener=SimpleNamespace(armed=given["armed"]),
+        out_of_rotation=given["out"], health=Status.WARN, listener=SimpleNamespace(armed=given["armed"]),
         desired=SimpleNamespace(canary=None, state="running"), observed=SimpleNamespace(workers={}),
     )  # fmt: skip
     core: Any = SimpleNamespace(endpoints=lambda config: given["endpoints"])

@@ -1291,17 +1291,20 @@ def test_disabled_server_stops_until_it_is_enabled_even_if_the_files_disable_it(
         pool.core.override(entry, Overrides(out=True))
         pool.core.enable(entry)
         await turns()
-        assert (pool.states(), entry.out) == ({"web": "running" if configured else "stopped"}, False)
+        assert (pool.states(), entry.out_of_rotation) == (
+            {"web": "running" if configured else "stopped"},
+            False,
+        )
         assert entry.desired.overrides.disabled is (False if configured else None)
         await pool.start()
         pool.core.override(entry, replace(entry.desired.overrides, out=True))
         pool.core.disable(entry)
         await turns()
-        assert (pool.states(), entry.out) == ({"web": "disabled"}, False)
+        assert (pool.states(), entry.out_of_rotation) == ({"web": "disabled"}, False)
         assert entry.desired.overrides.disabled is (None if configured else True)
         pool.core.override(entry, replace(entry.desired.overrides, out=True))
         pool.core.disable(entry)
-        assert not entry.out, "although it was disabled before"
+        assert not entry.out_of_rotation, "although it was disabled before"
         pool.core.start(entry)
         await turns()
         assert pool.states() == {"web": "disabled"}
@@ -1731,7 +1734,7 @@ def test_window_that_puts_a_server_to_sleep_ends_its_workers_for_a_new_generatio
         for _ in range(2):
             pool.core.touch(entry)
             await turns()
-            assert (entry.kept, entry.observed.called, pool.runner.running) == ("asleep", False, {})
+            assert (entry.window_demand, entry.observed.called, pool.runner.running) == ("asleep", False, {})
             assert entry.desired.generation == worker.generation + 1
 
     run(scenario())

@@ -160,7 +160,7 @@ EXAMPLES = {
     "stops watching before it closes": (view(desired=Desired.STOPPED, armed=True), [Disarm(), Close()]),
     "falls asleep when it is idle": (view(IDLE, **AWAKE_NOW), [FallAsleep()]),
     "does not fall asleep while it is needed": (view(IDLE, needed=True, **AWAKE_NOW), []),
-    "does not fall asleep in a window that keeps it awake": (view(IDLE, kept=AWAKE, **AWAKE_NOW), []),
+    "does not fall asleep in a window that keeps it awake": (view(IDLE, window_demand=AWAKE, **AWAKE_NOW), []),
     "does not fall asleep out of rotation": (
         view(IDLE, out=True, **AWAKE_NOW), [Rotate("w.1.0", False)],
     ),
@@ -169,8 +169,8 @@ EXAMPLES = {
     ),
     "does not fall asleep before it is complete": (view(IDLE, count=2, **AWAKE_NOW), [Spawn(1, 1)]),
     "does not fall asleep during a restart": (view(IDLE, generation=2, **AWAKE_NOW), [Spawn(2, 0)]),
-    "drains what a window keeps asleep": (view(worker(), kept=ASLEEP, **AWAKE_NOW), [Drain("w.1.0")]),
-    "closes what a window keeps asleep": (view(sleepy=True, armed=True, kept=ASLEEP), [Disarm(), Close()]),
+    "drains what a window keeps asleep": (view(worker(), window_demand=ASLEEP, **AWAKE_NOW), [Drain("w.1.0")]),
+    "closes what a window keeps asleep": (view(sleepy=True, armed=True, window_demand=ASLEEP), [Disarm(), Close()]),
     "drains a worker whose listener is to be vacated": (view(worker(), vacates=True), [Drain("w.1.0")]),
     "closes a listener that is to be vacated before its worker has drained": (
         view(worker(phase=Phase.DRAINING), vacates=True), [Close()],
@@ -255,7 +255,7 @@ def test_ready_is_a_server_that_answers_and_a_job_that_has_completed() -> None:
     assert entry(Phase.READY).ready
     assert not entry(Phase.STARTING).ready
     assert (job.ready, job.state) == (True, State.COMPLETED.value)
-    job.become(Desired.STOPPED)
+    job.set_desired(Desired.STOPPED)
     assert (job.ready, job.state) == (False, State.STOPPED.value)
     assert not entry(desired=Desired.COMPLETED).ready
 

@@ -66,7 +66,7 @@ def applied(view: View, actions: list[Action]) -> View:
                 listener = Listener.OPENING
             case Close():
                 assert listener is Listener.OPEN
-                leaves = view.desired is Desired.REMOVED or view.vacates or view.kept == ASLEEP
+                leaves = view.desired is Desired.REMOVED or view.vacates or view.window_demand == ASLEEP
                 accepting = [each for each in view.workers if each.phase not in LEAVING or not leaves]
                 assert not accepting, "a listener outlives its workers"
                 assert not armed, "no closed listener is watched"
@@ -153,9 +153,9 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
         assert not spawns
     if before.desired is not Desired.RUN or not before.may_start:
         assert RunHook(BEFORE_START) not in actions
-    if before.hook == BEFORE_START and before.desired.rests:
+    if before.hook == BEFORE_START and before.desired.wants_no_worker:
         assert after.hook_ends
-    if before.desired.rests:
+    if before.desired.wants_no_worker:
         assert not any(isinstance(action, Open) for action in actions)
         if not before.may_stop:
             others = [action for action in actions if not isinstance(action, Release)]
@@ -167,7 +167,12 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
         assert 0 <= spawn.index < before.count
     if not before.overlap and spawns:
         assert {worker.generation for worker in before.workers} <= {before.generation}
-    if not before.overlap and not before.feasible and not before.desired.rests and not before.vacates:
+    if (
+        not before.overlap
+        and not before.feasible
+        and not before.desired.wants_no_worker
+        and not before.vacates
+    ):
         ended = {action.worker for action in actions if isinstance(action, Stop)}
         old = [each for each in serving(before) if each.generation != before.generation]
         assert ended.isdisjoint(each.id for each in old), "what serves stays until another can be started"
@@ -181,14 +186,14 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
     if FallAsleep() in actions:
         assert before.sleepy
         assert not before.needed
-        assert not before.kept
+        assert not before.window_demand
         return
-    if before.kept == ASLEEP:
+    if before.window_demand == ASLEEP:
         assert not before.desired.wanted or not any(isinstance(each, (Open, Spawn, Arm)) for each in actions)
         return
     proceeds = before.desired is Desired.RUN and not before.vacates and before.listener is Listener.OPEN
     if proceeds and before.may_start:
-        waiting = before.called or before.needed or not before.sleepy or before.kept == AWAKE
+        waiting = before.called or before.needed or not before.sleepy or before.window_demand == AWAKE
         alone = all(worker.generation == before.generation for worker in before.workers)
         if waiting and (before.overlap or (alone and before.workers == tuple(before.staying))):
             going = {worker.index for worker in before.workers if worker.generation == before.generation}
@@ -197,7 +202,7 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
         if not waiting and not before.staying:
             assert after.armed
             assert not spawns
-    if before.overlap and not before.desired.rests and not before.vacates:
+    if before.overlap and not before.desired.wants_no_worker and not before.vacates:
         # Never a gap: a decision takes no more away than is too many.
         assert len(serving(after)) >= min(before.count, len(serving(before)))
     serves = before.desired is Desired.RUN and not before.vacates and before.listener is Listener.OPEN
@@ -218,13 +223,13 @@ def reachable(view: View) -> View:
     due = {BEFORE_START: view.before_start_due, AFTER_STOP: view.after_stop_due}
     view = replace(view, hook=view.hook if due.get(view.hook) and not view.workers else "")
     view = replace(view, hook_ends=view.hook_ends and bool(view.hook))
-    impossible = not view.sleepy or (view.kept == ASLEEP and view.needed)
-    return replace(view, kept="") if impossible else view
+    impossible = not view.sleepy or (view.window_demand == ASLEEP and view.needed)
+    return replace(view, window_demand="") if impossible else view
 
 
 views = st.builds(
     View,
-    kept=st.sampled_from(["", "", "", AWAKE, ASLEEP]),
+    window_demand=st.sampled_from(["", "", "", AWAKE, ASLEEP]),
     desired=st.sampled_from([Desired.RUN] * 8 + list(Desired)),
     generation=st.integers(1, 2),
     count=st.integers(1, MOST_WORKERS),
@@ -278,7 +283,7 @@ def entry_of(view: View, *, armed: bool) -> Entry:
     entry = Entry(
         config,
         DesiredState(view.desired, Overrides(out=view.out)),
-        ObservedState(called=view.called, needed=view.needed, window=Period(view.kept)),
+        ObservedState(called=view.called, needed=view.needed, window=Period(view.window_demand)),
         ServerListener(view.listener, armed=config if armed else None),
         hooks=HookState(
             view.before_start_due, view.after_stop_due, RunningHook(view.hook) if view.hook else None
@@ -299,13 +304,13 @@ def test_state_of_a_server_agrees_with_its_workers(view: View, armed: bool) -> N
     if state is State.DRAINING and not serves:
         assert entry.asleep, "it falls asleep"
     else:
-        assert (state in (State.RUNNING, State.DRAINING)) == (serves and not entry.rests)
+        assert (state in (State.RUNNING, State.DRAINING)) == (serves and not entry.wants_no_worker)
     if state in (State.RUNNING, State.DRAINING) and serves:
         assert (state is State.DRAINING) == view.out
     if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
         assert not view.workers
     if state is State.STOPPING:
-        assert entry.rests
+        assert entry.wants_no_worker
         assert view.workers or entry.cleans_up
     if entry.ready:
         assert state is State.RUNNING or (view.job and entry.completed)

@@ -133,9 +133,9 @@ class Histories(RuleBasedStateMachine):
             assert generations or hook or not running
             again = Entry(entry.config)
             restore(again, record_of(entry))
-            assert (again.wanted, again.rests, again.desired.overrides) == (
+            assert (again.wanted, again.wants_no_worker, again.desired.overrides) == (
                 entry.wanted,
-                entry.rests,
+                entry.wants_no_worker,
                 entry.desired.overrides,
             )
             due = again.hooks.before_start_due, again.hooks.after_stop_due
@@ -170,18 +170,18 @@ class Histories(RuleBasedStateMachine):
         if state is State.DRAINING and not serves:
             assert entry.sleeps, "it falls asleep"
         else:
-            assert (state in (State.RUNNING, State.DRAINING)) == (serves and not entry.rests)
-        if serves and not entry.rests:
-            assert (state is State.DRAINING) == entry.out
+            assert (state in (State.RUNNING, State.DRAINING)) == (serves and not entry.wants_no_worker)
+        if serves and not entry.wants_no_worker:
+            assert (state is State.DRAINING) == entry.out_of_rotation
         if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
             assert not workers
         if state is State.SLEEPING:
-            assert entry.kept == ASLEEP or entry.listener.state is Listener.OPEN
+            assert entry.window_demand == ASLEEP or entry.listener.state is Listener.OPEN
             assert not entry.ready
-        if entry.wanted and entry.kept == AWAKE:
+        if entry.wanted and entry.window_demand == AWAKE:
             assert not entry.sleeps
         if state is State.STOPPING:
-            assert entry.rests
+            assert entry.wants_no_worker
             assert workers or entry.cleans_up
         if entry.ready:
             assert state is State.RUNNING
@@ -330,13 +330,15 @@ class Histories(RuleBasedStateMachine):
         phases = {worker.phase for worker in entry.observed.workers.values()}
         if entry.removed and not self.core.servers.may_stop(entry):
             return  # what depends on it goes on with it
-        if entry.rests:
+        if entry.wants_no_worker:
             assert (phases, entry.listener.state, entry.listener.bound) == (set(), Listener.CLOSED, None), (
                 entry
             )
         elif entry.asleep:
             assert (phases, entry.state) == (set(), "sleeping")
-            assert entry.listener.state is (Listener.CLOSED if entry.kept == ASLEEP else Listener.OPEN)
+            assert entry.listener.state is (
+                Listener.CLOSED if entry.window_demand == ASLEEP else Listener.OPEN
+            )
         elif self.core.servers.may_start(entry):
             assert phases == {Phase.READY}
             assert entry.complete

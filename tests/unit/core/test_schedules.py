@@ -64,7 +64,7 @@ class WindowStage:
     def state(self, name: str = "web") -> tuple[str, str, bool]:
         """Its state, what keeps it so, and whether its listener is open."""
         entry = self.entry(name)
-        return entry.state, entry.kept, str(entry.listener.state) == "open"
+        return entry.state, entry.window_demand, str(entry.listener.state) == "open"
 
     def ring(self, name: str = "web") -> None:
         """A request comes."""
@@ -143,7 +143,7 @@ def test_machine_whose_time_is_set_is_believed_at_the_next_decision(windows: Win
     assert windows.state() == ("running", "awake", True)
     windows.clock._time_seconds -= HOUR
     windows.do(windows.core.touch, windows.entry())
-    assert windows.entry().kept == ""
+    assert windows.entry().window_demand == ""
 
 
 def test_machine_whose_time_is_set_is_believed_within_an_hour(windows: WindowStage) -> None:

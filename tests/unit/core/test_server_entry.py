@@ -92,20 +92,20 @@ def test_impossible_change_of_the_desired_state_is_refused(before: Desired, afte
     server = entry()
     server.desired.state = before
     with pytest.raises(ImpossibleChange, match=f"web: {before} does not become {after}"):
-        server.become(after)
+        server.set_desired(after)
     assert server.desired.state is before
 
 
 def test_a_backoff_ends_with_its_timers() -> None:
     async def scenario() -> None:
         server = entry()
-        server.become(Desired.RUN)
-        server.become(Desired.BACKOFF)
+        server.set_desired(Desired.RUN)
+        server.set_desired(Desired.BACKOFF)
         timer = asyncio.get_running_loop().call_later(60, print)
         server.observed.timers.append(timer)
-        server.become(Desired.REFUSING)
+        server.set_desired(Desired.REFUSING)
         assert not timer.cancelled()
-        server.become(Desired.STOPPED)
+        server.set_desired(Desired.STOPPED)
         assert timer.cancelled()
         assert server.observed.timers == []
 
@@ -161,7 +161,7 @@ def changes(source: str) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr in MUTATORS:
                 targets = [node.func.value]
-            elif node.func.attr in ("become", "next_generation"):
+            elif node.func.attr in ("set_desired", "next_generation"):
                 yield node.lineno, ast.unparse(node.func)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
             yield node.lineno, ast.unparse(node)
@@ -194,7 +194,7 @@ def test_only_the_core_changes_an_entry_or_a_worker() -> None:
 def test_the_check_sees_every_kind_of_change() -> None:
     source = (
         "entry.observed.restarts += 1\nentry.desired, other = 1, 2\nentry.observed.workers['a'] = 1\n"
-        "del entry.observed.workers['a']\nentry.observed.warnings.append('x')\nentry.become(1)\n"
+        "del entry.observed.workers['a']\nentry.observed.warnings.append('x')\nentry.set_desired(1)\n"
         "setattr(entry, 'files', {})\nself.restarts = 1\nprint(entry.observed.restarts)\n"
     )
     assert [line for line, _ in changes(source)] == [1, 2, 3, 4, 5, 6, 7]
@@ -263,7 +263,7 @@ def test_state_of_a_job_that_has_ended_with_0_is_completed() -> None:
     job = Entry(ServerConfig(name="job", job=True, command=["true"]))
     job.desired.state = Desired.COMPLETED
     assert job.state == "completed"
-    assert not job.up
+    assert not job.keeps_dependencies_awake
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_server_that_starts_runs_fails_and_comes_back() -> None:
         (210, "running"),
     ):
         seen.note(at, state=state)
-    seen.settle(310)
+    seen.add_elapsed(310)
     assert (seen.uptime, seen.downtime) == (200, 10)
     assert (seen.risetime, seen.falltime) == (3, 7)
     assert (seen.rise, seen.fall) == (2, 1)
@@ -321,7 +321,7 @@ def test_while_it_is_off_no_time_is_counted_and_turning_it_off_is_no_fall() -> N
     seen.note(0, state="running")
     seen.note(10, state="stopped")
     seen.note(1000, state="running")
-    seen.settle(1010)
+    seen.add_elapsed(1010)
     assert (seen.uptime, seen.downtime, seen.fall, seen.rise) == (20, 0, 0, 2)
     assert Availability().sli is None
 
@@ -333,7 +333,7 @@ def test_asleep_it_is_up_and_a_probe_that_says_ko_makes_it_down() -> None:
     seen.note(20, state="running", health="warn")
     seen.note(25, health="ko")
     seen.note(35, health="ok")
-    seen.settle(40)
+    seen.add_elapsed(40)
     assert (seen.uptime, seen.downtime, seen.falltime) == (30, 10, 5)
     assert (seen.rise, seen.fall) == (2, 1)
 
@@ -342,7 +342,7 @@ def test_a_successor_goes_on_where_the_other_was() -> None:
     seen = Availability()
     seen.note(0, state="running")
     after = from_json(Availability, json.loads(json.dumps(to_json(seen))))
-    after.settle(50)
+    after.add_elapsed(50)
     assert after.uptime == 50
 
 
@@ -360,25 +360,25 @@ def test_further_workers_have_the_configuration_of_their_generation() -> None:
 def test_server_is_up_while_it_has_a_worker_or_should_have_one() -> None:
     server = entry()
     server.desired.state = Desired.RUN
-    assert server.up
+    assert server.keeps_dependencies_awake
     server.desired.state = Desired.STOPPED
-    assert not server.up
+    assert not server.keeps_dependencies_awake
     server.observed.workers["web.1.0"] = Worker("web.1.0", 1, 0, server.config)
-    assert server.up
+    assert server.keeps_dependencies_awake
     sleeper = Entry(ServerConfig(name="web", bind=":1", app="a:b", scale={"min": 0}))
     sleeper.desired.state = Desired.RUN
-    assert not sleeper.up
+    assert not sleeper.keeps_dependencies_awake
     sleeper.observed.called = True
-    assert sleeper.up
+    assert sleeper.keeps_dependencies_awake
 
 
 def test_time_is_counted_from_the_last_change_and_never_backwards() -> None:
     seen = Availability()
     seen.note(100, state="running")
-    seen.settle(110)
-    seen.settle(105)
+    seen.add_elapsed(110)
+    seen.add_elapsed(105)
     assert seen.uptime == 10
-    seen.settle(106)
+    seen.add_elapsed(106)
     assert seen.uptime == 11
 
 
@@ -532,10 +532,10 @@ def test_server_falls_asleep_once_its_listener_is_watched_or_a_window_keeps_it_a
     server = entry(Desired.RUN, **SLEEPER)
     assert (server.sleeps, server.asleep, server.state) == (True, False, "starting")
     server.observed.window = Period(ASLEEP, None)
-    assert (server.kept, server.asleep, server.state) == (ASLEEP, True, "sleeping")
+    assert (server.window_demand, server.asleep, server.state) == (ASLEEP, True, "sleeping")
     always = entry(Desired.RUN)
     always.observed.window = Period(ASLEEP, None)
-    assert (always.kept, always.sleeps) == ("", False)
+    assert (always.window_demand, always.sleeps) == ("", False)
 
 
 @pytest.mark.parametrize(
@@ -679,7 +679,7 @@ def test_view_has_the_facts_of_the_entry() -> None:
     found = server.view(may_start=False, may_stop=True, may_open=False, abandoned=("127.0.0.1:1",))
     assert found == View(
         Desired.RUN, 2, canary=3, canaries=2, apart=True, checking=True, may_start=False, may_open=False,
-        vacates=True, abandoned=("127.0.0.1:1",), out=True, sleepy=True, called=True, needed=True, kept=AWAKE,
+        vacates=True, abandoned=("127.0.0.1:1",), out=True, sleepy=True, called=True, needed=True, window_demand=AWAKE,
         armed=True, before_start_due=True, after_stop_due=True, hook="after_stop", hook_ends=True,
         listener=Listener.OPEN,
         workers=(WorkerView("web.2.5", 2, 5, Phase.READY, idle=True, stuck=True, ko=True),),
@@ -771,12 +771,12 @@ def test_time_while_it_comes_up_or_goes_down_is_counted_as_both() -> None:
 
 def test_summary_has_all_that_neighbours_depend_on() -> None:
     found = entry(Desired.RUN)
-    assert found.summary() == (Desired.RUN, False, False, (False, False), False, True)
+    assert found.dependency_facts() == (Desired.RUN, False, False, (False, False), False, True)
     add_worker(found, placement=Placement.of("web", 1, 0))
-    assert found.summary() == (Desired.RUN, True, True, (True, False), True, True)
+    assert found.dependency_facts() == (Desired.RUN, True, True, (True, False), True, True)
     cleaning = entry(Desired.STOPPED, hooks=HOOKS)
     cleaning.hooks.after_stop_due = True
-    assert cleaning.summary() == (Desired.STOPPED, False, False, (False, True), False, False)
+    assert cleaning.dependency_facts() == (Desired.STOPPED, False, False, (False, True), False, False)
 
 
 def test_server_without_a_record_waits_for_its_dependencies() -> None:

@@ -221,7 +221,7 @@ poolctl_worker_open_connections{server="web",worker="0"} 5
 
 def shop() -> list[ObservedServer]:
     web = entry_of("web", workers=3, tags=["api", "inner"], expose="http://ann:secret@web.example")
-    web.become(Desired.RUN)
+    web.set_desired(Desired.RUN)
     web.desired.generation = 1
     web.observed.restarts, web.observed.failures, web.observed.certificate_ends = 4, 5, 1.9e9
     pairs = [

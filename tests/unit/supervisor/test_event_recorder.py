@@ -449,7 +449,7 @@ def test_server_that_slept_under_the_previous_supervisor_falls_asleep_without_an
     async def scenario() -> None:
         desk = Desk(web("a", scale={"min": 0, "max": 1, "idle": 5}))
         entry = desk.core.entries["a"]
-        entry.become(Desired.RUN)
+        entry.set_desired(Desired.RUN)
         recording = Recording(desk)
         recording.take()
         desk.core.touch(entry)

@@ -476,7 +476,7 @@ def test_file_that_vanished_is_written_again_on_request_and_not_after_it_was_del
         link = StoreLink(Store())
         store = StateStore(link, str(tmp_path))
         entry = Entry(ServerConfig(name="a", bind=":1", app="a:b"))
-        entry.become(Desired.RUN)
+        entry.set_desired(Desired.RUN)
         store.note_changed()
         store.save({"a": entry})
         saved = {"missing": [], "servers": {"a": {"desired": "run"}}}
@@ -488,7 +488,7 @@ def test_file_that_vanished_is_written_again_on_request_and_not_after_it_was_del
         store.save({"a": entry})
         assert pool_files.read_left_state(str(tmp_path)) == saved
         store.delete_file()
-        entry.become(Desired.STOPPED)
+        entry.set_desired(Desired.STOPPED)
         store.note_changed()
         store.save({"a": entry})
         assert pool_files.read_left_state(str(tmp_path)) == {}

@@ -329,7 +329,7 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         del shop.desk.core.entries["gone"]
         shop.totals.record_state_change(entry, "sleeping", "starting")
         entry.observed.called = True
-        entry.become(Desired.RUN)
+        entry.set_desired(Desired.RUN)
         shop.totals.record_state_change(entry, "sleeping", "starting")
         shop.totals.record_state_change(entry, "starting", "running")
         assert shop.totals.wakes(entry) == 1
@@ -442,7 +442,7 @@ def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> N
             entry = shop.desk.core.entries[name]
             shop.runner.counters.add_up(name, name, page(started=5))
             entry.observed.called = True
-            entry.become(Desired.RUN)
+            entry.set_desired(Desired.RUN)
             shop.totals.record_state_change(entry, "sleeping", "running")
         shop.desk.clock.advance(4)
         shop.totals.record_state_change(shop.desk.core.entries["other"], "running", "backoff")

@@ -172,7 +172,7 @@ def test_worker_found_of_a_server_that_has_changed_is_replaced_if_the_server_is_
             await after.end()
         runner = Survivors(survivor(server), found=({"web": True},))
         after = Succession(tmp_path, runner, server)
-        after.core.entries["web"].become(Desired.STOPPED)
+        after.core.entries["web"].set_desired(Desired.STOPPED)
         await after.adopt()
         await turns(60)
         assert (after.state(), runner.log) == ("stopped", ["stop web.1.0 10"])
@@ -196,7 +196,7 @@ def test_stopped_server_of_the_record_stays_stopped_though_its_worker_still_runs
     async def work() -> None:
         server = web()
         before = Succession(tmp_path, Survivors(), server)
-        before.core.entries["web"].become(Desired.STOPPED)
+        before.core.entries["web"].set_desired(Desired.STOPPED)
         before.store.note_changed()
         before.store.save(before.core.entries)
         after = Succession(tmp_path, Survivors(survivor(server)), server)

@@ -73,7 +73,7 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
         bind=endpoints[0] if endpoints else config.key,
         tls=bool(config.tls),
         state=state,
-        ready=entry.ready and not entry.out,
+        ready=entry.ready and not entry.out_of_rotation,
         health=str(entry.health),
         asleep_until=asleep_until(entry),
         canary="" if canary is None else canary.name,
