@@ -63,7 +63,7 @@ class Core:
         self.clock = clock
         self._recorder = recorder
         self.reason = ""  # why the whole pool is being stopped, "" for a command
-        self._queue = Workqueue(self._settle)
+        self._queue = Workqueue(self._process_queue)
         self._addresses = Addresses(self._queue)
         can_watch = runner.capabilities.sleep is not None
         self.servers = Servers(servers, self._addresses, can_watch=can_watch)
@@ -97,14 +97,14 @@ class Core:
 
     # The control loop: changed entries are queued, each is decided on in turn, and its actions are performed.
 
-    def _settle(self) -> None:
+    def _process_queue(self) -> None:
         touched: dict[str, Entry] = {}
         for entry in self._queue.batch():
             name = entry.name
             touched[name] = entry
-            self._addresses.review(entry)
+            self._addresses.update_listeners(entry)
             self._refresh_sleep_facts(entry)
-            self._runs.review(entry)
+            self._runs.update_plan(entry)
             for action in self._decide(entry):
                 self._executor.perform(entry, action)
             self._queue_neighbours(entry)
@@ -140,7 +140,7 @@ class Core:
         """Update the facts that decide whether the server sleeps; stop watching a listener of an old configuration."""
         kept = entry.window_demand
         entry.observed.needed = any(each.keeps_dependencies_awake for each in self.servers.dependents(entry))
-        self._windows.review(entry)
+        self._windows.update_window(entry)
         if entry.window_demand == ASLEEP:
             entry.observed.called = False
             if kept != ASLEEP and entry.observed.workers:

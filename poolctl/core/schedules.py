@@ -57,7 +57,7 @@ class SleepWindows:
         self._timer = _Timer(clock, 3600.0, self._window_changed)
         self._period_of = lru_cache(maxsize=100)(_period_of)  # most servers share the windows of [defaults]
 
-    def review(self, entry: Entry) -> None:
+    def update_window(self, entry: Entry) -> None:
         """Record in `entry.observed.window` whether an awake or asleep window applies to the server, and until when."""
         scale = entry.config.scale
         if not (scale.awake or scale.asleep) or entry.removed:
@@ -167,7 +167,7 @@ class ScheduledRuns:
         self._timer = _Timer(clock, 30.0, self._begin_due_runs)
         self._latest = 0.0  # the latest wall-clock time so far
 
-    def review(self, entry: Entry) -> None:
+    def update_plan(self, entry: Entry) -> None:
         """Plan the entry's next run if none is planned; called before each decision about the entry."""
         if entry.on_schedule:
             self._entries[entry.name] = entry

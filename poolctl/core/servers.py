@@ -56,13 +56,13 @@ class Workqueue:
     then start its workers while listeners of other servers are still closed.
     """
 
-    def __init__(self, settle: Callable[[], None] | None = None) -> None:
-        """Create a queue. After `touch` or `schedule`, `settle` processes it before the event loop sleeps."""
+    def __init__(self, process: Callable[[], None] | None = None) -> None:
+        """Create a queue. After `touch` or `schedule`, `process` is called before the event loop sleeps."""
         self.commanded: set[str] = set()  # the names of servers that a command or a request has selected
         self._changed: dict[str, Entry] = {}
         self._progressed: dict[str, Entry] = {}
         self._others: dict[str, Entry] = {}
-        self._settle = settle
+        self._process = process
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -93,15 +93,15 @@ class Workqueue:
         return changed
 
     def schedule(self) -> None:
-        """Have `settle` called before the event loop sleeps, to decide on the queued entries."""
-        if self._settle is not None and not self._scheduled:
+        """Have `process` called before the event loop sleeps, to decide on the queued entries."""
+        if self._process is not None and not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._begin, context=NO_CAUSE)
 
     def _begin(self) -> None:
         self._scheduled = False
-        assert self._settle is not None
-        self._settle()
+        assert self._process is not None
+        self._process()
 
     def add(self, entry: Entry, *, progressed: bool = False) -> None:
         """Queue the entry, so that `batch` yields it; `schedule` is not called. For `progressed`, see `touch`."""
@@ -195,7 +195,7 @@ class Addresses:
         """Note that the entry will release an address. After the release, servers waiting for an address are queued."""
         self._leaving[entry.name] = entry
 
-    def review(self, entry: Entry) -> None:
+    def update_listeners(self, entry: Entry) -> None:
         """Update the entry's listeners if its configured address has changed."""
         listener = entry.listener
         if listener.state in (Listener.OPENING, Listener.CLOSING) or entry.config.job:

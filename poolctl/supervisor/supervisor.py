@@ -615,7 +615,7 @@ async def adopt(
         core.adopt_worker(entry, _adopted_worker(each), recorded=entry.name not in unknown)
     for name, (hook, placement) in adopted.hooks.items():
         core.adopt_hook(core.entries[name], hook, placement)
-    _listeners(core, adopted.endpoints)
+    _adopt_listeners(core, adopted.endpoints)
     for name, outdated in orphans.items():
         if outdated and core.entries[name].wanted and not core.entries[name].on_schedule:
             logger.info("%s is configured differently now: it is replaced", name)
@@ -671,7 +671,7 @@ def _adopted_worker(found: AdoptedWorker) -> Worker:
     )
 
 
-def _listeners(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
+def _adopt_listeners(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
     for entry in core.entries.values():
         for config in (entry.config, *(worker.config for worker in entry.observed.workers.values())):
             # The listener of a server for which the pool binds none counts as open once there is a worker.

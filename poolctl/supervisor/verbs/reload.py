@@ -266,7 +266,7 @@ class _ReloadRun:
         gone = [entry for name, entry in core.entries.items() if name not in self._servers]
         for entry in gone:
             core.remove(entry)
-        coming = [self._configured(server, starts) for server in self._servers.values()]
+        coming = [self._configure(server, starts) for server in self._servers.values()]
         core.servers.sort(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
         self._starting = Operation(core, PoolRestartError, awaited)
@@ -279,7 +279,7 @@ class _ReloadRun:
     def _changed_entries(self) -> list[Entry]:
         return [entry for name in self._kinds if (entry := self._core.entries.get(name)) is not None]
 
-    def _configured(self, server: ServerConfig, starts: bool) -> Entry:
+    def _configure(self, server: ServerConfig, starts: bool) -> Entry:
         entry = self._core.entries.get(server.name)
         if entry is None or entry.removed:
             entry = self._core.add(server)
