@@ -334,7 +334,7 @@ class ActiveConfiguration:
         self.turn = asyncio.Lock()  # held during a reload: one at a time
         self.tables = Tables()
         self.marks: Marks | None = None  # the state of the files when they were read; None if unknown
-        self._followers: list[tuple[Callable[[Tables], None], bool]] = []
+        self._subscribers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
         self._self_binding = SelfBindingPrograms(os.path.join(state_directory, "programs.json"))
         self._warned = os.path.join(state_directory, "warned.json")
@@ -400,13 +400,13 @@ class ActiveConfiguration:
         """End the reader process, if there is one."""
         self._reader.close()
 
-    def follow(self, follower: Callable[[Tables], None], *, every_reload: bool = False) -> None:
-        """Call `follower` with the configuration's tables, except [[server]], now and after each change.
+    def subscribe(self, subscriber: Callable[[Tables], None], *, every_reload: bool = False) -> None:
+        """Call `subscriber` with the configuration's tables, except [[server]], now and after each change.
 
         With `every_reload`, also call it after reloads without changes: files that the tables name may have changed.
         """
-        self._followers.append((follower, every_reload))
-        follower(self.tables)
+        self._subscribers.append((subscriber, every_reload))
+        subscriber(self.tables)
 
     async def read(
         self,
@@ -515,9 +515,9 @@ class ActiveConfiguration:
         self._saved_revision = -1
         self._withhold_variables(resolved.servers, resolved.tables)
         changed, self.tables = resolved.tables != self.tables, resolved.tables
-        for follower, every_reload in self._followers:
+        for subscriber, every_reload in self._subscribers:
             if changed or every_reload:
-                follower(self.tables)
+                subscriber(self.tables)
 
     def _withhold_variables(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
         """Withhold the variables that `*_env` keys name, such as tokens, from programs started from now on."""

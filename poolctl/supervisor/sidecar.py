@@ -136,8 +136,8 @@ class SidecarProcess(Receiver):
 class SidecarManager:
     """Keeps a process running as configured, and restarts it with backoff; `problem` is why it is not up, or "".
 
-    No method raises: the pool does not depend on the process. A subclass applies the configuration in `_settle`, which
-    is called again after a pause if it has failed or the process has exited.
+    No method raises: the pool does not depend on the process. A subclass applies the configuration in `_reconcile`,
+    which is called again after a pause if it has failed or the process has exited.
     """
 
     label: ClassVar[str]
@@ -159,7 +159,7 @@ class SidecarManager:
         self._changed = asyncio.Event()  # set and replaced at each change
         self._tried = asyncio.Event()  # set once it is known whether it can listen
         # Numbers of configurations: the newest, the one being applied, and the last one that was applied or failed.
-        self._configured_times = self._settling_times = self._attempted_times = 0
+        self._configured_times = self._reconciling_times = self._attempted_times = 0
         self._retry: asyncio.TimerHandle | None = None
         self._over = False
 
@@ -185,14 +185,14 @@ class SidecarManager:
         async with self._turn:
             await self._shut_down()
 
-    async def _settle(self) -> None:
+    async def _reconcile(self) -> None:
         raise NotImplementedError
 
     async def _shut_down(self) -> None:
         raise NotImplementedError
 
-    def _configured(self) -> None:
-        """Call `_settle` soon, because the configuration has changed."""
+    def _on_configured(self) -> None:
+        """Call `_reconcile` soon, because the configuration has changed."""
         self._pause_seconds = self.first_pause_seconds
         self._configured_times += 1
         self._tried.clear()
@@ -207,9 +207,9 @@ class SidecarManager:
         async with self._turn:
             if self._over:
                 return
-            times = self._settling_times = self._configured_times
+            times = self._reconciling_times = self._configured_times
             try:
-                await self._settle()
+                await self._reconcile()
             except ServerError as error:
                 self._failed(error)
             except (LinkLost, OSError, TimeoutError) as error:
@@ -223,7 +223,7 @@ class SidecarManager:
 
     def _note_attempt(self) -> None:
         """Let `wait_for_opening` return, if this attempt to open addresses was made for the newest configuration."""
-        if self._settling_times == self._configured_times:
+        if self._reconciling_times == self._configured_times:
             self._tried.set()
 
     def _notify_changed(self) -> None:

@@ -217,7 +217,7 @@ class Statistics:
         """The verb `stats`: the selected servers with their figures and, on request, the rates of their errors."""
         entries = selected(self._core, call.selector)
         with_errors = bool(call.options.get("errors"))
-        self.watch()
+        self.keep_sampling()
         snapshots = await self.measure(entries)
         return StatsResult(
             items=tuple(
@@ -254,7 +254,7 @@ class Statistics:
             message=complaint_of(self._core, entry),
         )
 
-    def watch(self) -> None:
+    def keep_sampling(self) -> None:
         """Take samples in the background until one minute from now."""
         self._asked_at = self._core.clock.monotonic()
         if self._timer is None:
@@ -264,7 +264,7 @@ class Statistics:
         """Set the function that receives each sample from now on; None removes it."""
         self._take = take
         if take is not None:
-            self.watch()
+            self.keep_sampling()
 
     def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
         """Return the server's current statistics. Without `memory`, its memory usage may be some seconds old."""

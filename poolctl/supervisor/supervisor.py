@@ -210,7 +210,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
             self._adopting_late = asyncio.ensure_future(self._adopt_late())
 
     async def _make_core(self, servers: list[ServerConfig]) -> None:
-        self._configuration.follow(self._set_journal)
+        self._configuration.subscribe(self._set_journal)
         trace = Trace.configured(os.environ)
         self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutput(self.core, self.events)
@@ -229,7 +229,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
             logger.info("adopted %d workers", adopted)
         if not self._configuration.problems:
             # Features come first, so that they receive the first events too.
-            self._configuration.follow(self._parts.apply_tables, every_reload=True)
+            self._configuration.subscribe(self._parts.apply_tables, every_reload=True)
             self._is_recording = True
             EventRecorder(self.core, self.events, self._totals).begin(adopted, self.identity())
         for name, (before, port) in self._configuration.moved_ports.items():
@@ -260,7 +260,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         self._verbs.add("health", health.verb)
         self._parts.add_to(self._verbs)
         address = self._metrics = MetricsAddress(self._environment, self.events, metrics, health)
-        self._configuration.follow(lambda tables: address.follow(tables.get(MetricsTable)))
+        self._configuration.subscribe(lambda tables: address.serve_table(tables.get(MetricsTable)))
         await address.wait_for_opening()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:

@@ -119,7 +119,7 @@ class DashboardPage(SidecarManager):
     def configure(self, table: Dashboard | None) -> None:
         """Serve the dashboard in the background as `table` specifies; stop serving the dashboard if `table` is None."""
         self.table = table
-        self._configured()
+        self._on_configured()
 
     async def settings(self) -> Settings | None:
         """Wait until the dashboard is served; return its URL and settings, or None if it is not configured or fails."""
@@ -129,7 +129,7 @@ class DashboardPage(SidecarManager):
             return None
         return await asyncio.to_thread(settings_of, self.table, self._environment)
 
-    async def _settle(self) -> None:
+    async def _reconcile(self) -> None:
         if not self._adopted:
             await self._adopt()
         table = self.table

@@ -228,7 +228,7 @@ class PoolOperator(GatewayPart):
     def apply_tables(self, tables: Tables) -> None:
         """Serve the address that [operator] configures, and apply its settings."""
         table = self._table = tables.get(OperatorTable)
-        self._address.follow(table if table is not None and table.bind is not None else None)
+        self._address.serve_table(table if table is not None and table.bind is not None else None)
 
     def connect(self, gateway: GatewayManager) -> None:
         gateway.process_parts[_PACKAGE] = self._settings

@@ -139,7 +139,7 @@ class TargetRegistration(GatewayPart):
 
     def _serve(self) -> None:
         if self._gateway is not None:
-            self._address.follow(self._table)
+            self._address.serve_table(self._table)
 
     @property
     def not_served(self) -> Iterable[str]:

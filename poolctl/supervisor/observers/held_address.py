@@ -109,10 +109,10 @@ class HeldAddress(Generic[Endpoint, OfTable]):
             self._certificate = mark
 
     async def wait_for_opening(self) -> None:
-        """Wait until the address is served, or the first attempt since `follow` has failed."""
+        """Wait until the address is served, or the first attempt since `serve_table` has failed."""
         await self._tried.wait()
 
-    def follow(self, table: OfTable | None) -> None:
+    def serve_table(self, table: OfTable | None) -> None:
         """Serve at the address of `table`, with its settings, from now on; with None, stop serving."""
         self._table = table
         self._tried.clear()

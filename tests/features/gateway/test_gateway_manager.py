@@ -483,10 +483,10 @@ class Manager(GatewayManager):
     def settles(self) -> None:
         """Have every configuration applied at once from now on."""
 
-        async def settle() -> None:
+        async def reconcile() -> None:
             self._succeeded()
 
-        self._settle = settle  # type: ignore[method-assign]
+        self._reconcile = reconcile  # type: ignore[method-assign]
 
 
 def with_manager(scene: Callable[[Manager], Coroutine[Any, Any, None]]) -> None:
@@ -1151,7 +1151,7 @@ def test_no_gateway_is_started_while_one_that_outlived_its_pool_does_not_answer(
     async def scene(manager: Manager) -> None:
         without_predecessor(manager, monkeypatch)
         with pytest.raises(TimeoutError, match="outlived keeper and supervisor does not answer yet"):
-            await manager._settle()
+            await manager._reconcile()
 
     with_manager(scene)
 
@@ -1178,7 +1178,7 @@ def test_certificates_are_read_again_every_half_minute_if_there_are_any(
         manager.made = manager._process = Orders()
         manager.made.mark = settings.mark
         for _ in range(2):
-            await manager._settle()
+            await manager._reconcile()
         await asyncio.sleep(75.0)
         assert read == times
         for each in manager._own or ():
@@ -1196,7 +1196,7 @@ def test_problem_of_a_gateway_ends_with_its_table(monkeypatch: pytest.MonkeyPatc
         without_predecessor(manager, monkeypatch)
         manager._report_problem(ServerError("port 80 is in use"))
         assert manager.problem == "port 80 is in use"
-        await manager._settle()
+        await manager._reconcile()
         assert (manager.failures, manager.problem) == ((), "")
 
     with_manager(scene)

@@ -90,7 +90,7 @@ class Pool:
         self.address = OperatorAddress(self.environment, self.events, self.servers)
 
     async def serve(self, table: OperatorTable | None) -> None:
-        self.address.follow(table)
+        self.address.serve_table(table)
         async with asyncio.timeout(DEADLINE):
             await self.address.wait_for_opening()
 

@@ -478,8 +478,8 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         assert await configuration.take_over() is None
         followed: list[Any] = []
         always: list[Any] = []
-        configuration.follow(followed.append)
-        configuration.follow(always.append, every_reload=True)
+        configuration.subscribe(followed.append)
+        configuration.subscribe(always.append, every_reload=True)
         (web,) = await configuration.read_first_servers()
         assert (web.name, configuration.name, configuration.problems) == ("web", "shop", [])
         metrics = [each.get(MetricsTable) for each in followed]

@@ -74,7 +74,7 @@ class Greetings(HeldAddress[Greeter, Any]):
 
     async def served(self, bind: str | None, mode: str = "") -> None:
         """Serve there; returns when it has been tried."""
-        self.follow(None if bind is None else SimpleNamespace(bind=bind, mode=mode))
+        self.serve_table(None if bind is None else SimpleNamespace(bind=bind, mode=mode))
         await self.wait_for_opening()
 
     async def over(self) -> None:
@@ -132,9 +132,9 @@ def test_attempt_at_an_earlier_address_says_nothing_about_the_current_one(
                 raise ServerError("not here")
 
         greetings = Slow(Store())
-        greetings.follow(SimpleNamespace(bind=f"127.0.0.1:{free_port()}"))
+        greetings.serve_table(SimpleNamespace(bind=f"127.0.0.1:{free_port()}"))
         await begun.wait()
-        greetings.follow(SimpleNamespace(bind=f"127.0.0.1:{free_port()}"))
+        greetings.serve_table(SimpleNamespace(bind=f"127.0.0.1:{free_port()}"))
         goes_on.set()
         await greetings.wait_for_opening()
         assert greetings.problem == ""
@@ -384,7 +384,7 @@ class TableGreetings(Greetings):
 
     async def followed(self, table: Any) -> None:
         """Follow the table; returns when its address has been tried."""
-        self.follow(table)
+        self.serve_table(table)
         await self.wait_for_opening()
 
 

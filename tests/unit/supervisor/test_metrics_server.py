@@ -400,25 +400,25 @@ def test_metrics_move_with_their_table_and_the_next_supervisor_takes_over_the_li
         store, figures = Store(), Figures()
         one, other = free_port(), free_port()
         address = Address(store, figures)
-        address.served.follow(table(f"127.0.0.1:{one}"))
+        address.served.serve_table(table(f"127.0.0.1:{one}"))
         await address.served.wait_for_opening()
         assert (address.served.problem, await address.get(one, "/metrics")) == ("", 200)
         assert await address.get(one, "/figures") == 404
-        address.served.follow(table(f"127.0.0.1:{one}", "/figures"))
+        address.served.serve_table(table(f"127.0.0.1:{one}", "/figures"))
         await until_async(
             lambda: address.served._server is not None and address.served._server.path == "/figures"
         )
         assert await address.get(one, "/figures") == 200
 
         after = Address(store, figures)
-        after.served.follow(table(f"127.0.0.1:{one}"))
+        after.served.serve_table(table(f"127.0.0.1:{one}"))
         await after.served.wait_for_opening()
         assert after.served.problem == "", "it is the same listener"
-        after.served.follow(table(f"127.0.0.1:{other}"))
+        after.served.serve_table(table(f"127.0.0.1:{other}"))
         await until_async(lambda: after.served._open == f"127.0.0.1:{other}")
         await until_async(lambda: after.served._server is not None)
         assert await after.get(other, "/metrics") == 200
-        after.served.follow(None)
+        after.served.serve_table(None)
         await until_async(lambda: after.served._open is None)
         for each in (address, after):
             await each.served.close()
@@ -449,7 +449,7 @@ def test_address_in_use_is_a_problem_that_is_recorded_once_and_served_when_it_is
         figures = Figures()
         address = Address(Store(), figures)
         address.served._opener = Occupied(3)
-        address.served.follow(table("127.0.0.1:9100"))
+        address.served.serve_table(table("127.0.0.1:9100"))
         await address.served.wait_for_opening()
         assert address.served.problem == "metrics cannot be served: the address is in use"
         await until_async(lambda: not address.served.problem)

@@ -38,7 +38,7 @@ class Dying(SidecarManager):
 
     label, entry = "the page", "page"
 
-    async def _settle(self) -> None:
+    async def _reconcile(self) -> None:
         if self.restarts < 3:
             ours, theirs = wire.pair()
             theirs.close()
@@ -95,7 +95,7 @@ class Settling(SidecarManager):
         self.errors = [*errors]
         self.settled = self.off = 0
 
-    async def _settle(self) -> None:
+    async def _reconcile(self) -> None:
         self.settled += 1
         if self.errors:
             raise self.errors.pop(0)
@@ -152,7 +152,7 @@ def test_pause_between_attempts_doubles_up_to_half_a_minute_and_a_change_resets_
             await manager._reconcile_now()
             pauses.append(manager.pause_seconds)
         assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
-        manager._configured()
+        manager._on_configured()
         assert not manager._tried.is_set()
         await asyncio.wait_for(manager.wait_for_opening(), 10)
         assert manager.settled == 11
@@ -168,15 +168,15 @@ def test_attempt_with_an_earlier_configuration_says_nothing_about_the_current_on
         goes_on = asyncio.Event()
 
         class Slow(Settling):
-            async def _settle(self) -> None:
+            async def _reconcile(self) -> None:
                 await goes_on.wait()
                 await asyncio.sleep(0.01)
-                await super()._settle()
+                await super()._reconcile()
 
         manager = Slow(ServerError("port taken"))
-        manager._configured()
+        manager._on_configured()
         await asyncio.sleep(0)  # the attempt has begun
-        manager._configured()
+        manager._on_configured()
         goes_on.set()
         await asyncio.wait_for(manager.wait_for_opening(), 10)
         assert (manager.settled, manager.problem) == (2, "")
@@ -202,13 +202,13 @@ def test_closed_manager_attempts_nothing_more() -> None:
 
 def test_attempt_in_progress_ends_when_the_manager_is_closed() -> None:
     class Waiting(Settling):
-        async def _settle(self) -> None:
+        async def _reconcile(self) -> None:
             self.settled += 1
             await asyncio.Event().wait()
 
     async def scenario() -> None:
         manager = Waiting()
-        manager._configured()
+        manager._on_configured()
         while not manager.settled:
             await asyncio.sleep(0)
         await asyncio.wait_for(manager.aclose(), 10)

@@ -1012,7 +1012,7 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
             self.done: list[Any] = []
             addresses.append(self)
 
-        def follow(self, table: MetricsTable | None) -> None:
+        def serve_table(self, table: MetricsTable | None) -> None:
             self.done.append(table)
 
         async def wait_for_opening(self) -> None:

@@ -129,7 +129,7 @@ class GatewayManager(SidecarManager):
         `limit_seconds`; the default and the maximum are 20 s.
         """
         if self.failures:
-            self._configured()
+            self._on_configured()
         seconds = _IN_FORCE_SECONDS if limit_seconds is None else min(limit_seconds, _IN_FORCE_SECONDS)
         try:
             async with asyncio.timeout(seconds):
@@ -167,7 +167,7 @@ class GatewayManager(SidecarManager):
         self.tables = tables
         self.probes.apply_tables(tables)
         self._recompute()
-        self._configured()
+        self._on_configured()
 
     # Requests of the runner to a gateway.
 
@@ -256,7 +256,7 @@ class GatewayManager(SidecarManager):
         if self.gateway is not None:
             self._sync(self.gateway)
         self._inform_workers()
-        self._configured()  # a new stream needs a listener
+        self._on_configured()  # a new stream needs a listener
         if self.machines is not None:
             self.machines.set_routes(self.routes.routes.served)
 
@@ -335,7 +335,7 @@ class GatewayManager(SidecarManager):
 
     # The process.
 
-    async def _settle(self) -> None:
+    async def _reconcile(self) -> None:
         if not self._adopted:
             self._adopted = True
             await self._adopt()
