@@ -1,4 +1,4 @@
-"""The engine: a background thread whose event loop manages this process's servers. It exists only while it is needed.
+"""The background thread whose event loop manages this process's servers. It exists only while it is needed.
 
 Every start, stop and restart runs on that loop, and may be called from any thread and any event loop. The thread is a
 daemon, and servers that still run when the main thread ends are stopped within EXIT_SECONDS, so that exiting never
@@ -30,11 +30,11 @@ T = TypeVar("T")
 EXIT_SECONDS = 5.0
 
 epoch = 0  # the number of forks between this process and the first
-_current: Engine | None = None
-_of_parents: list[Engine] = []
+_current: LoopThread | None = None
+_of_parents: list[LoopThread] = []
 
 
-class Engine:
+class LoopThread:
     """A thread with an event loop. It ends when each `hold` is released and all work given to `order` is done."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Engine:
         self._begun.wait()
 
     def __repr__(self) -> str:
-        return f"<Engine {len(self._tasks)} tasks>"
+        return f"<LoopThread {len(self._tasks)} tasks>"
 
     def _run_loop(self) -> None:
         # There is one main task, because anyio's worker threads live as long as the main task.
@@ -82,7 +82,7 @@ class Engine:
             self._release()
 
     def hold(self) -> None:
-        """Keep the engine's thread alive until the matching `release`, for a running server or a runner in use."""
+        """Keep the loop thread alive until the matching `release`, for a running server or a runner in use."""
         with LOCK:
             self._holds += 1
 
@@ -114,28 +114,28 @@ class Engine:
         self._over.set()
 
 
-def engine() -> Engine:
-    """Return the one Engine of this process. Starts its thread if there is no Engine yet."""
+def current() -> LoopThread:
+    """Return the one LoopThread of this process. Starts its thread if there is no LoopThread yet."""
     global _current
     with LOCK:
         if _current is None:
-            _current = Engine()
+            _current = LoopThread()
         return _current
 
 
 def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
-    """Schedule `work` on the engine, without waiting; returns a future of its result."""
+    """Schedule `work` on the loop thread, without waiting; returns a future of its result."""
     with LOCK:
-        return engine().order(work)
+        return current().order(work)
 
 
 async def run(work: Coroutine[None, None, T]) -> T:
-    """Run `work` on the engine's loop and return its result, without blocking the caller's own loop."""
+    """Run `work` on the loop thread and return its result, without blocking the caller's own loop."""
     return await asyncio.wrap_future(submit(work))
 
 
 def run_sync(work: Coroutine[None, None, T]) -> T:
-    """Run `work` on the engine's loop and return its result; blocks. Raises RuntimeError on the engine's thread."""
+    """Run `work` on the loop thread and return its result; blocks. Raises RuntimeError on the loop thread."""
     try:
         refuse_own_thread()
     except RuntimeError:
@@ -150,7 +150,7 @@ def run_sync(work: Coroutine[None, None, T]) -> T:
 
 
 def call(work: Callable[[], T]) -> T:
-    """Call `work` on the engine's thread and return its result; blocks. Without an engine, call it in this thread."""
+    """Call `work` on the loop thread and return its result; blocks. Without a loop thread, call it in this thread."""
     if _current is None or is_own_thread():
         return work()
 
@@ -161,12 +161,12 @@ def call(work: Callable[[], T]) -> T:
 
 
 def is_own_thread() -> bool:
-    """Whether the caller runs on the engine's thread."""
+    """Whether the caller runs on the loop thread."""
     return _current is not None and _current.thread is threading.current_thread()
 
 
 def refuse_own_thread() -> None:
-    """Raise RuntimeError if called on the engine's thread, where a blocking wait for servers would never end."""
+    """Raise RuntimeError if called on the loop thread, where a blocking wait for servers would never end."""
     if is_own_thread():
         raise RuntimeError(
             "this would block the loop that serves the pool; use the coroutine of the same name"

@@ -584,7 +584,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         """The current metrics of the pool's servers, in Prometheus' text format, with the names of `poolctl metrics`.
 
         Only workers in separate processes count requests. Metrics of a supervisor and a gateway are missing, because
-        the pool has neither. Blocks until the engine's thread has answered; does not block if called on that thread,
+        the pool has neither. Blocks until the loop thread has answered; does not block if called on that thread,
         as the pool's own applications may do.
         """
         observed = loop_thread.call(lambda: list(_observed(self.values())))
@@ -696,16 +696,16 @@ def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
             if worker.placement is None:
                 continue
             if stacks is None:
-                found.append(_stacks_of_this_process(host.engine, server.config, worker.placement))
+                found.append(_stacks_of_this_process(host.loop_thread, server.config, worker.placement))
             else:
                 asked.append((stacks, server.config, worker.placement))
     return found + _stacks_of_others(asked) if asked else found
 
 
 def _stacks_of_this_process(
-    engine: loop_thread.Engine, config: ServerConfig, placement: Placement
+    thread: loop_thread.LoopThread, config: ServerConfig, placement: Placement
 ) -> WorkerStacks:
-    text = "\n".join(describe(None, engine.thread.ident, engine.loop)).encode(errors="backslashreplace")
+    text = "\n".join(describe(None, thread.thread.ident, thread.loop)).encode(errors="backslashreplace")
     threads, tasks = parse(text, PYTHON, (config.app_dir, config.base_dir))
     return replace(
         _unknown_stacks(config, placement, ""),

@@ -529,7 +529,7 @@ class Snapshot:
 class Handle:
     """The runtime state of a server, created at its first start. `entry` is its state in the `Core`, None if inactive.
 
-    Changed on the engine's loop only; any thread may read it. The engine keeps the handle alive, but the handle has
+    Changed on the loop thread only; any thread may read it. The thread keeps the handle alive, but the handle has
     only a weak reference to its server: if the program drops a running server and its pool, the server is stopped.
     """
 
@@ -577,7 +577,7 @@ class Handle:
         if host is None or entry is None or not entry.wanted or self.stops or self.epoch != loop_thread.epoch:
             return
         with contextlib.suppress(RuntimeError):  # the loop has ended, and the server with it
-            host.engine.loop.call_soon_threadsafe(host.stop, self)
+            host.loop_thread.loop.call_soon_threadsafe(host.stop, self)
             warnings.warn(
                 f"{self._config.name} was running when the last reference to it and to its pool went: it is stopped; "
                 "call stop() before that, or use `async with`",
@@ -636,11 +636,11 @@ class _NullRecorder:
 
 
 class CoreHost(CoreEvents):
-    """A `Core`, which supervises servers, and a `Handle` for each of them. Used on the engine's loop only."""
+    """A `Core`, which supervises servers, and a `Handle` for each of them. Used on the loop thread only."""
 
-    def __init__(self, runner: Runner, clock: Clock, on: loop_thread.Engine) -> None:
+    def __init__(self, runner: Runner, clock: Clock, on: loop_thread.LoopThread) -> None:
         self.core = Core((), runner, clock, _NullRecorder(), trace=Trace.configured(os.environ))
-        self.engine = on
+        self.loop_thread = on
         self._handles: dict[str, Handle] = {}  # by their names in the core
         self.core.observers.add(self._changed)
         runner.events = self
@@ -656,8 +656,8 @@ class CoreHost(CoreEvents):
         if handle.entry is not None:
             return handle.entry.name
         if not self._handles:
-            self.engine.hold()
-            self.engine.on_exit[self] = self._stop_all
+            self.loop_thread.hold()
+            self.loop_thread.on_exit[self] = self._stop_all
         name = wanted = handle.name
         number = 1
         while name in self._handles:
@@ -757,8 +757,8 @@ class CoreHost(CoreEvents):
             if handle.context is not None:
                 handle.context.detach(handle)
                 handle.context = None
-        if not self._handles and self.engine.on_exit.pop(self, None) is not None:
-            self.engine.release()
+        if not self._handles and self.loop_thread.on_exit.pop(self, None) is not None:
+            self.loop_thread.release()
 
     def _observed(self, handle: Handle, entry: Entry) -> Snapshot:
         if entry.wants_no_worker and not entry.observed.workers and handle.refusal is not None:
@@ -840,27 +840,27 @@ def live_handle(server: Server) -> Handle | None:
     return handle if handle is not None and handle.epoch == loop_thread.epoch else None
 
 
-# The core host of each runner on the current engine, kept alive by its running servers. A host keeps its runner alive;
-# nothing else here may do that, or the runner would never be freed.
+# The core host of each runner on the current loop thread, kept alive by its running servers. A host keeps its runner
+# alive; nothing else here may do that, or the runner would never be freed.
 _hosts: weakref.WeakValueDictionary[int, CoreHost] = weakref.WeakValueDictionary()
-_engines_of_runners: weakref.WeakKeyDictionary[Runner, loop_thread.Engine] = weakref.WeakKeyDictionary()
+_threads_of_runners: weakref.WeakKeyDictionary[Runner, loop_thread.LoopThread] = weakref.WeakKeyDictionary()
 
 
 def core_host_of(shared: Shared) -> CoreHost:
     """Return the CoreHost for a pool's runner, created if necessary; all pools without a runner share one."""
-    current = loop_thread.engine()
+    current = loop_thread.current()
     runner = shared.runner
     if runner is None:
         from poolctl.runners.inline_runner import InlineRunner
 
         runner = current.own_runner = current.own_runner or InlineRunner()
-    elif _engines_of_runners.get(runner) is not current:
-        # The engine lives as long as the runner, which may be bound to its loop: the user may call the runner, too.
-        _engines_of_runners[runner] = current
+    elif _threads_of_runners.get(runner) is not current:
+        # The thread lives as long as the runner, which may be bound to its loop: the user may call the runner, too.
+        _threads_of_runners[runner] = current
         current.hold()
         weakref.finalize(runner, current.release).atexit = False
     host = _hosts.get(id(runner))
-    if host is None or host.engine is not current or host.core.runner is not runner:
+    if host is None or host.loop_thread is not current or host.core.runner is not runner:
         host = _hosts[id(runner)] = CoreHost(runner, shared.clock, current)
     return host
 
@@ -896,7 +896,7 @@ def order_stop(handles: Sequence[Handle], limit: float | None = None) -> Future:
     `limit` (seconds) caps each `stop_timeout`. The future may raise PoolStopError.
     """
     with LOCK:
-        # On the engine's thread at once, so that a start ordered afterwards finds the servers stopping.
+        # On the loop thread at once, so that a start ordered afterwards finds the servers stopping.
         begun = _begin_stop(handles, limit) if loop_thread.is_own_thread() else None
         future = loop_thread.submit(_stop(handles, limit, begun))
         for handle in handles:
@@ -960,7 +960,7 @@ class _PendingServer:
 
 
 class StartOrder:
-    """An order to start or restart `servers`, dependencies first. `run` performs it, on the engine's loop.
+    """An order to start or restart `servers`, dependencies first. `run` performs it, on the loop thread.
 
     `kind` is the class of the error that `run` raises. If `kind` is PoolRestartError, running servers are restarted;
     otherwise only those with a changed configuration are restarted. `limit` is the timeout in seconds. `holds` tells

@@ -52,7 +52,7 @@ from .launch import listen
 from .observers.event_recorder import EventRecorder, LostOutput
 from .observers.metrics_server import HealthReporter, MetricsAddress, PoolMetrics
 from .statistics import Statistics, Totals
-from .systemd import Service
+from .systemd import SystemdNotifier
 from .takeover.keeper_replacement import KeeperEndWatch, KeeperWatch, replace_keeper
 from .takeover.state_store import SaveTimer, StateStore
 from .verbs.verb import Call, Daemon
@@ -106,7 +106,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         self._orders: set[asyncio.Task[object]] = set()  # commands of clients that left too early
         self._metrics: MetricsAddress | None = None
         self._is_recording = False
-        self._service: Service | None = None
+        self._notifier: SystemdNotifier | None = None
 
     async def run(self) -> int:
         """Manage the pool until it ends; return the exit status 0, also if the pool ends because its files are invalid.
@@ -264,8 +264,8 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         await address.wait_for_opening()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
-            self._service = Service(os.environ, self.core)
-            self._perform = self._service.wrap(self._verbs.handle)
+            self._notifier = SystemdNotifier(os.environ, self.core)
+            self._perform = self._notifier.wrap(self._verbs.handle)
 
     def _serve_commands_only(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
@@ -369,8 +369,8 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         """Begin to stop every server in order, after which the supervisor ends. Repeated calls have no effect."""
         if not self._terminated:
             self._terminated = True
-            if self._service is not None:
-                self._service.stop()
+            if self._notifier is not None:
+                self._notifier.stop()
             self._stopping = asyncio.ensure_future(self._stop_all())
 
     def _save(self) -> None:
@@ -438,8 +438,8 @@ class Supervisor(Receiver, CoreEvents, Daemon):
     def shut_down(self) -> int:
         if not self._ending:
             self._ending = True
-            if self._service is not None:
-                self._service.stop()
+            if self._notifier is not None:
+                self._notifier.stop()
             # No further supervisor may be started: it would have nothing to do.
             self._keeper.send({"op": "last"})
             if not self._configuration.problems:

@@ -18,7 +18,7 @@ _SOON_SECONDS_OF_SERVER = 0.0006
 _PINGS_PER_PERIOD = 2  # as sd_watchdog_enabled(3) recommends
 
 
-class Service:
+class SystemdNotifier:
     """Notifies systemd of the pool's state, on the running event loop, until `stop`.
 
     It runs in the supervisor. If the supervisor dies, the keeper starts a successor at once, and the successor repeats

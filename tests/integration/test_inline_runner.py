@@ -52,7 +52,7 @@ def pool() -> Iterator[Pool]:
 
 
 def engine_threads() -> list[threading.Thread]:
-    gc.collect()  # a runner that a test made keeps the engine as long as it lives
+    gc.collect()  # a runner that a test made keeps the loop thread as long as it lives
     return [thread for thread in threading.enumerate() if thread.name == "poolctl-engine"]
 
 

@@ -30,7 +30,7 @@ _STACKS_SECONDS = 2.0
 _STACKS_AT_ONCE = 50
 
 
-class Reading:
+class ReadingVerbs:
     """The verbs that do not change servers."""
 
     def __init__(self, context: VerbContext) -> None:
@@ -242,7 +242,7 @@ def _wanted(names: Collection[str] | None, options: Table) -> tuple[EventFilter,
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
     """The functions that handle this module's verbs, by verb."""
-    reading = Reading(context)
+    reading = ReadingVerbs(context)
     return {
         "list": reading.listing,
         "show": reading.show,

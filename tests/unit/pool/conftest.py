@@ -1,4 +1,4 @@
-"""No test of the pool may leave the engine behind: something would still run."""
+"""No test of the pool may leave the loop thread behind: something would still run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.deadline import wait_until
 def _gone() -> bool:
     if loop_thread._current is None:
         return True
-    gc.collect()  # a runner created by a test keeps the engine alive
+    gc.collect()  # a runner created by a test keeps the loop thread alive
     return loop_thread._current is None
 
 
@@ -23,6 +23,6 @@ def _nothing_is_left_running() -> Iterator[None]:
     wait_until(_gone, what="what other tests left to end")
     yield
     try:
-        wait_until(_gone, what="the engine to end")
+        wait_until(_gone, what="the loop thread to end")
     finally:
         loop_thread._current = None  # so that what one test leaves behind fails that test alone

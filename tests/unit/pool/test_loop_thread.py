@@ -31,7 +31,7 @@ def test_work_is_done_on_one_thread_that_is_not_the_callers() -> None:
     there = asyncio.run(loop_thread.run(_thread()))
     assert here is there is not threading.current_thread()
     assert here.daemon
-    assert repr(loop_thread._current) == "<Engine 1 tasks>"
+    assert repr(loop_thread._current) == "<LoopThread 1 tasks>"
     loop_thread._current.loop.call_soon_threadsafe(over.set)  # type: ignore[union-attr]
     assert held.result(60) is here
     wait_until(lambda: not here.is_alive())
@@ -174,32 +174,32 @@ def test_a_pool_has_neither_thread_nor_core_before_its_first_start_and_no_entry_
     assert server._handle is handle, "how long it was up is remembered"
 
 
-def test_call_is_made_on_the_engines_thread_if_there_is_one() -> None:
+def test_call_is_made_on_the_loop_thread_if_there_is_one() -> None:
     here = threading.current_thread()
     assert loop_thread.call(threading.current_thread) is here
     assert not loop_thread.is_own_thread()
-    engine = loop_thread.engine()
-    engine.hold()
+    current = loop_thread.current()
+    current.hold()
 
     async def within() -> bool:
-        return loop_thread.is_own_thread() and loop_thread.call(threading.current_thread) is engine.thread
+        return loop_thread.is_own_thread() and loop_thread.call(threading.current_thread) is current.thread
 
     try:
-        assert loop_thread.call(threading.current_thread) is engine.thread
+        assert loop_thread.call(threading.current_thread) is current.thread
         assert loop_thread.run_sync(within())
         assert not loop_thread.is_own_thread()
     finally:
-        engine.release()
+        current.release()
 
 
 def test_servers_that_run_when_the_process_exits_are_stopped_before_the_thread_ends() -> None:
     runner = ScriptedRunner()
     pool = Pool([ServerConfig(name=f"s{n}", bind=f":{n}", app="m:app") for n in (1, 2)], runner=runner)
     pool.start_sync()
-    engine = loop_thread.engine()
+    current = loop_thread.current()
     try:
         loop_thread._finish_current()
-        assert not engine.thread.is_alive()
+        assert not current.thread.is_alive()
         assert (runner.running, runner.opened) == ({}, set())
     finally:
         loop_thread._current = None
@@ -207,43 +207,43 @@ def test_servers_that_run_when_the_process_exits_are_stopped_before_the_thread_e
 
 
 def test_thread_ends_at_exit_without_a_server() -> None:
-    engine = loop_thread.engine()
-    engine.hold()
+    current = loop_thread.current()
+    current.hold()
     try:
         loop_thread._finish_current()
-        assert not engine.thread.is_alive()
+        assert not current.thread.is_alive()
     finally:
         loop_thread._current = None
 
 
-def test_finalizer_releases_the_engine_while_another_thread_holds_the_lock() -> None:
-    engine = loop_thread.engine()
-    engine.hold()
+def test_finalizer_releases_the_loop_thread_while_another_thread_holds_the_lock() -> None:
+    current = loop_thread.current()
+    current.hold()
     with loop_thread.LOCK:
-        finalizer = threading.Thread(target=engine.release)
+        finalizer = threading.Thread(target=current.release)
         finalizer.start()
         finalizer.join(10)
         waits = finalizer.is_alive()
     assert not waits
-    engine.thread.join(60)
-    assert not engine.thread.is_alive()
+    current.thread.join(60)
+    assert not current.thread.is_alive()
 
 
 def test_child_of_a_fork_keeps_the_loop_of_its_parent_and_begins_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parents: list[loop_thread.Engine] = []
+    parents: list[loop_thread.LoopThread] = []
     monkeypatch.setattr(loop_thread, "_of_parents", parents)
     monkeypatch.setattr(loop_thread, "epoch", before := loop_thread.epoch)
     loop_thread._forget_in_child()
     assert (loop_thread.epoch, parents) == (before + 1, [])
-    engine = loop_thread.engine()
-    engine.hold()
+    current = loop_thread.current()
+    current.hold()
     try:
         loop_thread._forget_in_child()
-        assert (loop_thread.epoch, parents, loop_thread._current) == (before + 2, [engine], None)
-        assert loop_thread.run_sync(_thread()) is not engine.thread
+        assert (loop_thread.epoch, parents, loop_thread._current) == (before + 2, [current], None)
+        assert loop_thread.run_sync(_thread()) is not current.thread
     finally:
-        engine.release()
-    engine.thread.join(60)
-    assert not engine.thread.is_alive()
+        current.release()
+    current.thread.join(60)
+    assert not current.thread.is_alive()

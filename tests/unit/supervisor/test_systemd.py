@@ -10,7 +10,7 @@ import pytest
 
 from poolctl import ServerConfig, ServerError
 from poolctl.control.control_server import Request
-from poolctl.supervisor.systemd import Service
+from poolctl.supervisor.systemd import SystemdNotifier
 from tests.notify_socket import NotifySocket
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
@@ -25,17 +25,17 @@ def notified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotifySocket]
 
 
 class Served:
-    """A service over a desk, which notifies this socket."""
+    """A notifier over a desk, which notifies this socket."""
 
     def __init__(self, notified: NotifySocket, desk: Desk, **env: str) -> None:
         self.notified = notified
         self.desk = desk
-        self.service = Service({"NOTIFY_SOCKET": notified.path, **env}, desk.core)
+        self.notifier = SystemdNotifier({"NOTIFY_SOCKET": notified.path, **env}, desk.core)
 
     async def lines(self) -> list[str]:
         """The lines since the last call, after what is to be sent soon."""
         async with asyncio.timeout(20):
-            while self.service._timer is not None:
+            while self.notifier._timer is not None:
                 await asyncio.sleep(0.005)
         lines = self.notified.lines
         self.notified.forget()
@@ -53,7 +53,7 @@ def test_pool_is_ready_when_each_server_that_should_run_is(notified: NotifySocke
                 await asyncio.sleep(0.005)
         assert (await served.lines())[-1] == "STATUS=1 of 2 servers ready; b is starting"
         desk.core.entries["b"].observed.failure = ServerError("no port")
-        served.service._schedule_notification()
+        served.notifier._schedule_notification()
         assert await served.lines() == ["STATUS=1 of 2 servers ready; b is starting: no port"]
         await desk.ask("stop", "b")
         assert await served.lines() == ["READY=1", "STATUS=1 server ready"]
@@ -102,7 +102,7 @@ def test_reload_is_announced_once_the_pool_is_ready(notified: NotifySocket) -> N
             await may_end.wait()
             return request.verb
 
-        around = served.service.wrap(handle)
+        around = served.notifier.wrap(handle)
 
         def ask(verb: str, **options: Any) -> asyncio.Task[object]:
             return asyncio.ensure_future(around(Request(verb, {"options": options}, 1, 0), lambda line: None))
@@ -131,15 +131,15 @@ def test_end_is_announced_once_and_nothing_follows_it(notified: NotifySocket) ->
     async def work() -> None:
         desk = Desk(web("a"))
         served = Served(notified, desk)
-        served.service.stop()
-        served.service.stop()
+        served.notifier.stop()
+        served.notifier.stop()
         await desk.ask("start")
         assert await served.lines() == ["STOPPING=1", "STATUS=stopping"]
 
         async def handle(request: Request, progress: Any) -> object:
             return None
 
-        await served.service.wrap(handle)(Request("reload", {}, 1, 0), lambda line: None)
+        await served.notifier.wrap(handle)(Request("reload", {}, 1, 0), lambda line: None)
         assert await served.lines() == []
 
     run(work())
@@ -148,7 +148,7 @@ def test_end_is_announced_once_and_nothing_follows_it(notified: NotifySocket) ->
 def test_request_of_another_form_is_left_to_its_handler(notified: NotifySocket) -> None:
     async def work() -> None:
         desk = Desk(web("a"))
-        handle = Served(notified, desk).service.wrap(desk.verbs.handle)
+        handle = Served(notified, desk).notifier.wrap(desk.verbs.handle)
         for verb in ("reload", "list"):
             answer: Any = await handle(Request(verb, {"options": ["dry_run"]}, 1, 0), lambda line: None)
             assert answer.errors[0].message == "selector and options must be objects"
@@ -162,13 +162,13 @@ def test_reload_during_the_end_of_a_ready_pool_is_not_announced(notified: Notify
         served = Served(notified, desk)
         await desk.ask("start")
         assert "READY=1" in await served.lines()
-        served.service.stop()
+        served.notifier.stop()
         await served.lines()
 
         async def handle(request: Request, progress: Any) -> object:
             return request.verb
 
-        answer = await served.service.wrap(handle)(Request("reload", {}, 1, 0), lambda line: None)
+        answer = await served.notifier.wrap(handle)(Request("reload", {}, 1, 0), lambda line: None)
         assert (answer, await served.lines()) == ("reload", [])
 
     run(work())
@@ -191,7 +191,7 @@ def test_watchdog_is_fed_twice_in_its_interval(
         async with asyncio.timeout(20):
             while notified.lines.count("WATCHDOG=1") < 3:
                 await asyncio.sleep(0.001)
-        served.service._period_seconds = 1e9
+        served.notifier._period_seconds = 1e9
         notified.forget()
         delays.clear()
         Served(notified, Desk(*(web(f"s{number}") for number in range(10))))
