@@ -713,7 +713,8 @@ class Executor:
 
     def _change_socket(self, entry: Entry, found: str) -> None:
         entry.observed.socket_found = found
-        self._servers.configure(entry, entry.config.but(socket="program" if found == "tried" else "pool"))
+        socket = "program" if found == "tried" else "pool"
+        self._servers.configure(entry, entry.config.with_values(socket=socket))
         self._queue.touch(entry, progressed=True)
 
     def _note_socket(self, entry: Entry, worker: Worker) -> None:

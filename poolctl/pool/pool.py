@@ -879,7 +879,7 @@ def _files(server: Server) -> Mapping[str, str]:
 
 
 def _with_tls(config: ServerConfig, default: TLSConfig | None) -> ServerConfig:
-    return config.but(tls=default) if config.tls is True and default is not None else config
+    return config.with_values(tls=default) if config.tls is True and default is not None else config
 
 
 def _key(bind: str) -> str:

@@ -156,7 +156,7 @@ class Shared:
             app = self._handler(config)
             if app is not None:
                 found["app"] = app
-        return config.but(**found) if found else config
+        return config.with_values(**found) if found else config
 
     def _handler(self, config: ServerConfig) -> object:
         key = config.handler_key
@@ -804,7 +804,7 @@ def dependencies_among(
             if other is not None and not _reaches(other, handle, edges):
                 edges.setdefault(handle, []).append(other)
                 renamed = names[other] != dependency.name
-                mine.append(dependency.but(name=names[other]) if renamed else dependency)
+                mine.append(dependency.with_values(name=names[other]) if renamed else dependency)
         found[handle] = tuple(mine)
     return found
 
@@ -1104,7 +1104,7 @@ class StartOrder:
         dependencies = needed[each.handle]
         if self._holds is None:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
-        return each.config.but(name=names[each.handle], depends_on=dependencies)
+        return each.config.with_values(name=names[each.handle], depends_on=dependencies)
 
     def _order(self, host: CoreHost, each: _PendingServer, *, changed: bool) -> None:
         core, entry = host.core, each.entry

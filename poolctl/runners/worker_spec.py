@@ -74,7 +74,7 @@ def hook_id(server: str, hook: str) -> str:
 def hook_config(server: ServerConfig, hook: str) -> ServerConfig:
     """The server's configuration with the named command of its `hooks` in place of its application or command."""
     words = () if server.hooks is None else getattr(server.hooks, hook) or ()
-    return server.but(
+    return server.with_values(
         app=None,
         command=words,
         handler_key="",

@@ -666,7 +666,7 @@ class SelfBindingPrograms:
 
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
         """Return `servers`. Those without `socket` get `socket = "program"` if `remember` has saved their command."""
-        return [server.but(socket="program") if self._opens_its_own(server) else server for server in servers]
+        return [each.with_values(socket="program") if self._opens_its_own(each) else each for each in servers]
 
     def _opens_its_own(self, server: ServerConfig) -> bool:
         known = self._commands.get(server.name)

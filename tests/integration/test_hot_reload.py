@@ -70,7 +70,7 @@ def test_only_servers_that_differ_get_new_instances(pool: Pool, directory: Path)
     assert instances(servers) == before, "equal configurations touch nothing"
     assert [server.pids for server in pool.values()] == pids
     new = config(directory, "new")
-    pool.apply_sync([same, tagged.but(tags=("x",)), other.but(drain_timeout=1.0), new])
+    pool.apply_sync([same, tagged.with_values(tags=("x",)), other.with_values(drain_timeout=1.0), new])
     after = instances([same, tagged, other])
     assert after[:2] == before[:2]
     assert after[2] != before[2]
@@ -88,9 +88,9 @@ def test_a_server_that_fails_or_is_invalid_serves_on_and_the_others_change(
     pool.start_sync()
     before = instances(servers)
     changed = [
-        a.but(app="tests.asgi_apps:nothing"),
+        a.with_values(app="tests.asgi_apps:nothing"),
         {"name": "b", "bind": b.bind, "app": b.app, "workers": "many"},
-        c.but(drain_timeout=1.0),
+        c.with_values(drain_timeout=1.0),
     ]
     with pytest.raises(PoolRestartError) as caught:
         pool.apply_sync(changed)
@@ -100,7 +100,7 @@ def test_a_server_that_fails_or_is_invalid_serves_on_and_the_others_change(
     assert after[2] != before[2]
     with pytest.raises(ConnectionRefusedError):
         get(d.address.port)
-    pool.apply_sync([a, b, c.but(drain_timeout=1.0)])
+    pool.apply_sync([a, b, c.with_values(drain_timeout=1.0)])
     assert instances([a, b, c]) == after
     assert {server.state for server in pool.values()} == {State.RUNNING}
 
@@ -121,7 +121,7 @@ def test_apply_under_load_loses_no_request(pool: Pool, mode: str) -> None:
             wait_until(lambda enough=answered + 100: load.look().complete > enough)
             pool.apply_sync(
                 [
-                    changed.but(drain_timeout=20.0 + number),
+                    changed.with_values(drain_timeout=20.0 + number),
                     same,
                     ServerConfig(name=f"new-{number}", bind=f"127.0.0.1:{claim_port()}", app=same.app),
                 ]

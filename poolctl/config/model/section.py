@@ -163,7 +163,7 @@ class Section:
         """The keys that files can set."""
         return tuple(name for name, key in cls.keys_of.items() if not key.hidden)
 
-    def but(self, **changes: Tree) -> Self:
+    def with_values(self, **changes: Tree) -> Self:
         """A copy of the table with some values replaced. The new values must be valid: they are not checked."""
         return self.from_values({**vars(self), **changes}, self.given | changes.keys())
 

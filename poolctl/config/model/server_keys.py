@@ -246,14 +246,14 @@ class ServerKeys(Section):
         if made.bind == self.bind and not changes.keys() & {"bind", "listen"}:
             # `:8080` and `0.0.0.0:8080` are different addresses with the same key.
             kept["address"] = self.address
-        return made.but(**kept)
+        return made.with_values(**kept)
 
     def at(self, address: Address) -> Self:
         """A copy of the server with another address, for example with the port that was chosen for `auto`."""
         changes: dict[str, Tree] = {"address": address, "bind": address.key}
         if self.derived_expose:
             changes["expose"] = exposed_url(address, bool(self.tls))
-        return self.but(**changes)
+        return self.with_values(**changes)
 
     def __getstate__(self) -> tuple[dict[str, Tree], set[str]]:
         # The texts of the files stay where they were read.

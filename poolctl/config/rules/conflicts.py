@@ -275,7 +275,7 @@ def _with_addresses(server: Server, known: Mapping[str, Mapping[str, str]]) -> S
         changes["env"] = type(server.env)(env)
     if server.command:
         changes["command"] = tuple(_reference.sub(address, word) for word in server.command)
-    return server.but(**changes)
+    return server.with_values(**changes)
 
 
 def _texts_with_references(table: Mapping[str, Tree]) -> Iterator[tuple[KeyPath, str]]:

@@ -32,7 +32,7 @@ def _list_of(
                 hint += ", or register = true for services that register themselves, or redirect = …"
             findings.append(Finding((name, index, missing), message, hint))
         elif made is not None:
-            found.append(made.but(index=index))
+            found.append(made.with_values(index=index))
     return tuple(found)
 
 
@@ -61,7 +61,7 @@ class GatewayRules(TableRules):
         given = raw.get("gateway", {})
         gateway = _validated(GatewayConfig, given, ("gateway",), own)
         if gateway is not None and "bind" not in given and "gateway" not in raw and "route" not in raw:
-            gateway = gateway.but(bind=())  # streams have addresses of their own
+            gateway = gateway.with_values(bind=())  # streams have addresses of their own
         defaults = gateway.defaults_of_routes() if gateway else {}
         routes = _list_of(
             RouteConfig, "route", [merged(defaults, each) for each in raw.get("route", ())], own

@@ -1065,7 +1065,7 @@ def _on_cluster(server: ServerConfig) -> ServerConfig:
     """The server, with the URL of its Service as the default for `expose`; its bind address is not changed."""
     if not (server.listens and server.derived_expose):
         return server
-    return server.but(expose=server.at(parse(f"{server.name}:{server.address.port}")).expose)
+    return server.with_values(expose=server.at(parse(f"{server.name}:{server.address.port}")).expose)
 
 
 def _is_gone(workload: Workload) -> bool:

@@ -190,7 +190,7 @@ class Registrations:
                 message = f"{settings.to} is registered as {settings.name!r} by another client"
                 raise RegistrationRefused(message, "unregister it there, or with `poolctl unregister`")
             if settings.probe is None:
-                settings = settings.but(probe=service.settings.probe)
+                settings = settings.with_values(probe=service.settings.probe)
             word = CHANGED if settings != service.settings else REFRESHED
             if service.state == SILENT or settings.probe != service.settings.probe:
                 word = RECOVERED if service.state == SILENT else word

@@ -128,7 +128,7 @@ class HeldAddress(Generic[Endpoint, OfTable]):
         await self._shut()
 
     async def _serve(self) -> None:
-        """Serve HTTP as the table set by `follow` says, until cancelled; try again after a failure."""
+        """Serve HTTP as the table set by `serve_table` says, until cancelled; try again after a failure."""
         await self._adopt()
         while True:
             self._changed.clear()

@@ -161,7 +161,7 @@ def test_problem_is_over_when_the_former_page_is_wanted_again_or_none(
         if is_served:
             process: Any = SimpleNamespace(mark=f"{__version__} {before.mark}")
             page._bind, page._process = before.bind, process
-        page.configure(table.but(token_env="TOKEN"))
+        page.configure(table.with_values(token_env="TOKEN"))
         await page.wait_for_opening()
         assert page.problem == "it has no token: the environment variable TOKEN is empty"
         assert await page.settings() is None

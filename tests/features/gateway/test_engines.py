@@ -41,7 +41,7 @@ def test_unknown_engine_is_a_problem_that_names_the_known_ones(tmp_path: Path) -
 def test_engine_whose_feature_was_taken_out_cannot_run(tmp_path: Path) -> None:
     config = load_text(tmp_path, "[gateway]\n")
     assert config.tables.get(GatewayConfig) is not None
-    tables = Tables(gateway=config.tables.get(GatewayConfig).but(engine="gone"))
+    tables = Tables(gateway=config.tables.get(GatewayConfig).with_values(engine="gone"))
     (problem,) = Configuration([], tables).startup_problems()
     assert str(problem.message) == "there is no engine 'gone'"
     assert problem.hint.startswith("choose one of poolctl")

@@ -154,7 +154,7 @@ class Answering:
 
 
 PROBES = {
-    kind: Probe.with_defaults().but(http=f"/{kind}", timeout=60).to_dict()
+    kind: Probe.with_defaults().with_values(http=f"/{kind}", timeout=60).to_dict()
     for kind in ("startup", "readiness", "liveness")
 }
 START, READY, LIVE = "/startup", "/readiness", "/liveness"

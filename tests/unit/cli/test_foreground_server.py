@@ -173,7 +173,7 @@ def test_process_becomes_the_program_with_its_listener_from_3_on_and_without_the
 
 
 def test_program_that_is_gone_ends_the_process_with_the_shells_status(port: int) -> None:
-    server = only_server(*request("users"), "run").but(command=("/no/such/program",))
+    server = only_server(*request("users"), "run").with_values(command=("/no/such/program",))
 
     def become() -> None:
         ForegroundServer.prepare(server).become("worker")
@@ -196,7 +196,7 @@ def test_app_is_run_by_its_interpreter_with_specification_listeners_and_more(
     (directory / "pool.toml").write_text(
         f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "json:loads"\n'
     )
-    server = only_server(*request("web"), "run").but(python=str(python))
+    server = only_server(*request("web"), "run").with_values(python=str(python))
 
     def become() -> None:
         one, other = socket.socketpair()

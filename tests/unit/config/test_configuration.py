@@ -187,7 +187,11 @@ def test_waiting_for_a_disabled_server_is_a_warning() -> None:
     (warning,) = Configuration([db, api]).warnings
     assert "'db' is disabled, and this server waits for it" in str(warning)
     assert (warning.name, warning.hint) == ("api", "enable it, or take it out")
-    assert warnings_of(db, api.but(disabled=True)) == warnings_of(db.but(disabled=False), api) == []
+    assert (
+        warnings_of(db, api.with_values(disabled=True))
+        == warnings_of(db.with_values(disabled=False), api)
+        == []
+    )
 
 
 def test_program_that_binds_itself_is_a_warning_unless_it_is_accepted() -> None:
@@ -276,9 +280,11 @@ def test_open_files_grow_with_listeners_workers_and_restarts() -> None:
 def test_server_needs_something_to_serve_and_a_certificate_if_it_asks_for_one() -> None:
     plain = ServerConfig(name="a", bind=":1")
     assert [each.path for each in missing_settings(plain)] == [("app",)]
-    assert [*missing_settings(plain, handler=True)] == [*missing_settings(plain.but(app="a:b"))] == []
+    assert [*missing_settings(plain, handler=True)] == [*missing_settings(plain.with_values(app="a:b"))] == []
     assert (
-        [*missing_settings(plain.but(command=("x",)))] == [*missing_settings(plain.but(handlers="a:b"))] == []
+        [*missing_settings(plain.with_values(command=("x",)))]
+        == [*missing_settings(plain.with_values(handlers="a:b"))]
+        == []
     )
     asking = ServerConfig(name="a", bind=":1", app="a:b", tls=True)
     assert [each.path for each in missing_settings(asking)] == [("tls",)]

@@ -49,7 +49,7 @@ import pickle, sys
 servers, tables = pickle.load(open(sys.argv[1], "rb"))
 server = servers[0]
 assert server.health.readiness.http == "/ready"
-assert server.but(name="other").name == "other"
+assert server.with_values(name="other").name == "other"
 assert server.at(server.address.with_port(9)).bind == "127.0.0.1:9"
 assert pickle.loads(pickle.dumps(server)) == server
 assert server.to_dict()["restart"]["policy"] == "always"

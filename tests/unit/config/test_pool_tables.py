@@ -146,7 +146,7 @@ def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
 
 def test_settings_are_written_without_the_usual_platform() -> None:
     assert PoolSettings(name="shop").to_dict() == {"name": "shop", "port_range": "20000-29999"}
-    assert PoolSettings().but(platform="kubernetes").to_dict()["platform"] == "kubernetes"
+    assert PoolSettings().with_values(platform="kubernetes").to_dict()["platform"] == "kubernetes"
 
 
 def test_tables_are_known_by_their_names() -> None:

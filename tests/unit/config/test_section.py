@@ -63,10 +63,10 @@ def test_usual_table_equals_one_that_was_validated(kind: type[Section]) -> None:
 
 def test_changed_copy_differs_in_that_value_and_counts_it_as_given() -> None:
     server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b")
-    other = server.but(preload=True)
+    other = server.with_values(preload=True)
     assert (server.preload, other.preload) == (False, True)
     assert other.given - server.given == {"preload"}
-    assert server != other == server.but(preload=True)
+    assert server != other == server.with_values(preload=True)
 
 
 def test_table_does_not_change_and_refuses_what_it_does_not_know() -> None:
@@ -157,7 +157,7 @@ def test_unchecked_table_has_the_defaults_of_the_other_keys_and_lacks_required_o
     assert dict(shelf) == {"height": 2.0, "file": "", "place": "here"}
     assert shelf.given == {"height"}
     assert shelf.to_dict() == {"height": 2.0, "file": ""}
-    assert shelf.but(place="there").as_given() == {"height": 2.0}
+    assert shelf.with_values(place="there").as_given() == {"height": 2.0}
     assert repr(shelf) == "Shelf(height=2.0, file='')"
 
 

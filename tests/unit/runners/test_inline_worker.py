@@ -317,14 +317,14 @@ def test_renewed_certificate_is_used_by_new_handshakes_and_an_unusable_one_is_re
         worker.renew_tls(server)  # nothing to renew yet
         await stage.started()
         new_cert, new_key = certificate(tmp_path, "new")
-        renewed = server.but(tls=TLSConfig(cert=str(new_cert), key=str(new_key)))
+        renewed = server.with_values(tls=TLSConfig(cert=str(new_cert), key=str(new_key)))
         worker.renew_tls(renewed)
         assert await shown(stage.port) == new_cert.read_text()
         with pytest.raises(ServerError, match="its certificates cannot be used") as caught:
-            worker.renew_tls(server.but(tls=TLSConfig(cert=str(cert), key=str(new_key))))
+            worker.renew_tls(server.with_values(tls=TLSConfig(cert=str(cert), key=str(new_key))))
         assert (caught.value.name, caught.value.bind) == ("web", server.bind)
         assert await shown(stage.port) == new_cert.read_text()
-        worker.renew_tls(server.but(tls=False))
+        worker.renew_tls(server.with_values(tls=False))
         await stage.close()
 
     run(scenario())

@@ -192,7 +192,7 @@ def test_small_pool_has_a_server_of_each_kind_a_program_and_the_tables_of_featur
 
 def test_server_of_another_user_is_one_of_another_kind(trial: Trial) -> None:
     own = servers()[:1]
-    try_takeover([*own, own[0].but(name="nobody", user="nobody")], VERSION, str(trial.logs))
+    try_takeover([*own, own[0].with_values(name="nobody", user="nobody")], VERSION, str(trial.logs))
     assert [each.get("user") for each in trial.configuration["server"][:-1]] == [None, "nobody"]
 
 

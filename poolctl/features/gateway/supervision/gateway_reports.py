@@ -123,7 +123,7 @@ class ServerReports:
             if name in names:
                 found.append(entry.config)
                 if (canary := entry.config_apart) is not None:
-                    found.append(canary.but(name=canary_name(name)))
+                    found.append(canary.with_values(name=canary_name(name)))
         return found
 
     def send(self, process: GatewayProcess, name: str) -> None:
