@@ -120,7 +120,7 @@ class Watchdog:
         return self.waited_seconds >= self._patience
 
     @property
-    def is_late(self) -> bool:
+    def may_be_stopped(self) -> bool:
         """Whether a fifth of the time limit has passed without the expected answer: an early sign of a hung process."""
         return self.waited_seconds >= _LATE_CHECKS * self._check_seconds
 

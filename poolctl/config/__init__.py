@@ -42,7 +42,7 @@ _MODULES = {
     "loader": "added_server load",
     "model.pool_tables": "EventsTable MetricsTable Tables pool_variables routes_of",
     "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",
-    "rules.conflicts": "Named conflicts dependency_findings longest_stop_seconds named_addresses own_addresses "
+    "rules.conflicts": "Named conflicts dependency_findings longest_stop_seconds named_addresses single_bind_addresses "
     "reference_findings users_of with_addresses",
     "rules.json_schema": "json_schema",
     "values.normalise": "merged referenced_variables relocated",

@@ -51,7 +51,7 @@ class PoolRegistry(TableRegistry):
         self._reported: _Generations | None = None
         self._again = 0.0  # the monotonic time of the next attempt
         self._closed = False
-        self._follow()
+        self._connect()
 
     def __enter__(self) -> Self:
         return self
@@ -97,9 +97,9 @@ class PoolRegistry(TableRegistry):
                 return
         self._disconnect()  # after a fork, the connection belongs to the parent
         if monotonic() >= self._again:
-            self._follow()
+            self._connect()
 
-    def _follow(self) -> None:
+    def _connect(self) -> None:
         reported = _Generations(self._client)
         try:
             self._fetch(reported.first())

@@ -153,22 +153,22 @@ class Addresses:
     def __init__(self, queue: Workqueue) -> None:
         self._queue = queue
         # By listener key: the entries that have the address in their configuration.
-        self._claims: dict[str, dict[str, Entry]] = defaultdict(dict)
+        self._registered: dict[str, dict[str, Entry]] = defaultdict(dict)
         self._leaving: dict[str, Entry] = {}  # their address differs, or differed, from the configured one
         self._waiting: dict[str, Entry] = {}
         self._kept: dict[str, ServerConfig] = {}  # open listeners that their server has not taken over yet
         self._endpoints: dict[str, Sequence[str]] = {}  # bound addresses of open listeners, by listener key
 
-    def claim(self, entry: Entry) -> None:
+    def register(self, entry: Entry) -> None:
         """Register the configured address of the entry."""
-        self._claims[entry.config.key][entry.name] = entry
+        self._registered[entry.config.key][entry.name] = entry
 
-    def unclaim(self, entry: Entry) -> None:
+    def unregister(self, entry: Entry) -> None:
         """Remove the registration of the entry's configured address."""
-        claims = self._claims[entry.config.key]
-        claims.pop(entry.name, None)
-        if not claims:
-            del self._claims[entry.config.key]
+        registered = self._registered[entry.config.key]
+        registered.pop(entry.name, None)
+        if not registered:
+            del self._registered[entry.config.key]
 
     def endpoints(self, key: str) -> tuple[str, ...]:
         """Return the addresses that the listener for the configured address `key` has bound; empty if it is closed."""
@@ -247,7 +247,7 @@ class Addresses:
 
     def neighbours(self, entry: Entry) -> list[Entry]:
         """Return all other entries that have the same configured address or wait until any address is released."""
-        others = self._claims.get(entry.config.key, {}).values()
+        others = self._registered.get(entry.config.key, {}).values()
         return [other for other in (*others, *self._waiting.values()) if other is not entry]
 
     def release(self, entry: Entry, held: ServerConfig) -> bool:
@@ -295,7 +295,7 @@ class Addresses:
     def _wanted_by(self, entry: Entry, held: ServerConfig) -> list[Entry]:
         return [
             other
-            for other in self._claims.get(held.key, {}).values()
+            for other in self._registered.get(held.key, {}).values()
             if other is not entry and other.wanted and same_listener(other.config, held)
         ]
 
@@ -405,13 +405,13 @@ class Servers:
     def _note(self, entry: Entry) -> None:
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name][entry.name] = None
-        self._addresses.claim(entry)
+        self._addresses.register(entry)
 
     def _discard(self, entry: Entry) -> None:
         """Undo `_note`: the server is no longer found as a dependent, nor by its address."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name].pop(entry.name, None)
-        self._addresses.unclaim(entry)
+        self._addresses.unregister(entry)
 
     def note_revision(self) -> None:
         """Record a change to be saved for the next supervisor, although no server's configuration has changed."""

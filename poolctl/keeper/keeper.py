@@ -229,7 +229,7 @@ class Donor(Channel):
         if self._watchdog.is_silent(now):
             signal_process(self._pid, self._start, signal.SIGKILL)
             self._restart_watchdog(now)
-        elif self._watchdog.is_late:
+        elif self._watchdog.may_be_stopped:
             # The supervisor may have been stopped.
             signal_process(self._pid, self._start, signal.SIGCONT)
         elif self._watchdog.should_ping(now, early=early):

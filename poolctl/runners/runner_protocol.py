@@ -232,7 +232,7 @@ class Takeover(Protocol):
         Called once, before a listener is opened or a worker is started.
         """
 
-    async def adopt_orphans(
+    async def rescue_orphans(
         self, servers: Mapping[str, ServerConfig], *, late: bool = False
     ) -> dict[str, bool]:
         """Put orphans, workers whose keeper has died, under this pool's keeper. Stop those of unknown servers.

@@ -22,7 +22,7 @@ LINK_FD = 3
 _BIND_AGAIN_SECONDS = 1.0
 
 # An orphan's description of its state: messages, and the sockets sent with each.
-Holdings = Iterable[tuple[wire.Message, Sequence[socket.socket]]]
+AdoptionMessages = Iterable[tuple[wire.Message, Sequence[socket.socket]]]
 
 
 class SupervisedProcess(Receiver):
@@ -81,8 +81,8 @@ class SupervisedProcess(Receiver):
     def listen_for_adoption(self, directory: str, kind: str) -> None:
         """Begin to listen on a socket of this kind in the pool's directory, where a supervisor can adopt this process.
 
-        Does not wait. A supervisor that connects is sent the messages of `holdings`. Binding the socket is repeated if
-        it fails.
+        Does not wait. A supervisor that connects is sent the messages of `adoption_messages`. Binding the socket is
+        repeated if it fails.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -93,7 +93,7 @@ class SupervisedProcess(Receiver):
         self._orphan_listener.listen()
         loop.add_reader(self._orphan_listener.fileno(), self._accept_adopter, self._orphan_listener)
 
-    def holdings(self) -> Holdings:
+    def adoption_messages(self) -> AdoptionMessages:
         """The messages, with sockets, that give an adopting supervisor the state that it cannot recreate."""
         return ()
 
@@ -117,7 +117,7 @@ class SupervisedProcess(Receiver):
             return
         connection = _Connection(self, sock)
         self._orphan_connections.add(connection)
-        for message, sockets in self.holdings():
+        for message, sockets in self.adoption_messages():
             connection.link.send(message, sockets)
         connection.link.send({"t": "over", "mark": self.mark})
 

@@ -602,7 +602,7 @@ async def adopt(
     those of the servers in `searched` are adopted too, and replaced if their configuration has changed.
     """
     takeover = core.runner.capabilities.takeover
-    orphans = await takeover.adopt_orphans(searched) if takeover is not None and searched is not None else {}
+    orphans = await takeover.rescue_orphans(searched) if takeover is not None and searched is not None else {}
     recorded = await store.restore(core.entries)
     servers = {name: entry.config for name, entry in core.entries.items()}
     adopted = Adopted() if takeover is None else await takeover.adopt(servers, placed)
@@ -639,7 +639,7 @@ async def adopt_late_orphans(core: Core) -> bool:
             for name, entry in core.entries.items()
             if not entry.observed.workers and not core.endpoints(entry.config)
         }
-        names = await takeover.adopt_orphans(waiting, late=True)
+        names = await takeover.rescue_orphans(waiting, late=True)
         for name in names:
             # The server may have failed because these workers had its address.
             core.expect_running(core.entries[name])

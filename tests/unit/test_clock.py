@@ -118,11 +118,11 @@ def test_answer_is_late_after_a_fifth_of_the_time_for_it() -> None:
     watchdog.received(0.0)
     assert watchdog.should_ping(10.0)
     assert silent_at(watchdog, 10.0 + 0.15 * SILENT_SECONDS) is None
-    assert not watchdog.is_late
+    assert not watchdog.may_be_stopped
     assert silent_at(watchdog, 10.0 + 0.25 * SILENT_SECONDS) is None
-    assert watchdog.is_late
+    assert watchdog.may_be_stopped
     watchdog.received(10.0 + 0.25 * SILENT_SECONDS)
-    assert not watchdog.is_late
+    assert not watchdog.may_be_stopped
 
 
 def test_each_key_is_reported_at_most_once_a_minute_with_everything_since_then() -> None:

@@ -192,7 +192,7 @@ def longest_stop_seconds(servers: Iterable[ServerKeys], more_seconds: float = 0.
     return max(chains.values(), default=0.0) + more_seconds
 
 
-def own_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
+def single_bind_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
     """Yield (table name, address) for each table whose `bind` is a string, not a list."""
     for name, table in tables.by_name().items():
         bind = getattr(table, "bind", None)
@@ -201,7 +201,7 @@ def own_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
 
 
 def _addresses(tables: Tables) -> Iterator[BoundAddress]:
-    for name, address in own_addresses(tables):
+    for name, address in single_bind_addresses(tables):
         yield BoundAddress((name, "bind"), f"[{name}]", address)
     for rules in rules_of(tables.by_name()):
         yield from rules.addresses(tables)

@@ -301,14 +301,14 @@ class HaproxyStatistics:
             if section is not None and section.is_stream:
                 self._add_to_stream(section.alias, row)
             elif section is not None and server == "BACKEND":
-                self._add_to(self._counts.route(section.alias), row)
+                self._add_increase_to(self._counts.route(section.alias), row)
             elif proxy == NO_ROUTE and server == "BACKEND":
                 self._counts.count_refusal("404", times=self._increase_of(row, "stot"))
             if section is not None:
                 key = next((each.key for each in section.servers if each.name == server), None)
                 if key is not None:
                     in_flight[key] = in_flight.get(key, 0) + int(row["scur"] or 0)
-                    self._add_to(self._counts.backend(key), row)
+                    self._add_increase_to(self._counts.backend(key), row)
                     if row["status"].startswith("DOWN"):
                         down[proxy].add(key)
                     if row["check_status"].endswith("OK") or any(int(row[each] or 0) for each in _STATUSES):
@@ -318,7 +318,7 @@ class HaproxyStatistics:
             found = down[name], answered[name]
             backends.set_program_verdicts(HAPROXY.label, section.alias, *found, is_stream=section.is_stream)
 
-    def _add_to(self, traffic: Traffic, row: Table) -> None:
+    def _add_increase_to(self, traffic: Traffic, row: Table) -> None:
         traffic.slots[tally.STARTED] += self._increase_of(row, "stot")
         for kind, name in enumerate(_STATUSES, 1):
             traffic.slots[tally.STATUS + kind] += self._increase_of(row, name)

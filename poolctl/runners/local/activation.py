@@ -92,7 +92,7 @@ class AcceptHelper(Receiver):
         self._on_returned = returned
         self._output = os.path.join(directory, "helpers.log")
         self._numbers = itertools.count(time.monotonic_ns())  # greater than those of an earlier supervisor
-        self._requests: dict[int, Fetch] = {}
+        self._requests: dict[int, ConnectionFetch] = {}
         self._link: Link | None = None
         self._up = False
         self._pid: int | None = None
@@ -112,10 +112,10 @@ class AcceptHelper(Receiver):
         self._link = Link(wire.over(fd), self)
         return [self._link.sock]
 
-    def fetch(self, fetch: Fetch, sock: HasDescriptor, most: int) -> None:
+    def fetch(self, fetch: ConnectionFetch, sock: HasDescriptor, most: int) -> None:
         """Have the helper process take up to `most` connections from `sock`, a listener or one end of a socket pair.
 
-        Calls `fetch.arrived` for each connection, and then `fetch.ended` with the result.
+        Calls `fetch.connection_arrived` for each connection, and then `fetch.ended` with the result.
         """
         self.warm()
         assert self._link is not None
@@ -157,7 +157,7 @@ class AcceptHelper(Receiver):
             if request is None:
                 self._on_returned(message["key"], sock)
             else:
-                request.arrived(sock)
+                request.connection_arrived(sock)
         elif message["t"] == "done" and request is not None:
             del self._requests[message["n"]]
             self._set_timer()
@@ -387,7 +387,7 @@ class Activator:
         self._servers: dict[str, ServerConfig] = {}
         self._sleeping: dict[str, SleepingListener] = {}
         self._servers_that_block: set[str] = set()
-        self._fetches: set[Fetch] = set()
+        self._fetches: set[ConnectionFetch] = set()
         self._limit = HeldLimit()
         # Connections that wait for room in their server's adoption pair, by the server's key.
         self._leaving: dict[str, list[HeldConnection]] = {}
@@ -524,7 +524,7 @@ class Activator:
         """Begin to take all connections that exited workers left in a sleeping server's socket pair, and hold them."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
-            self._fetch(Fetch(self, sleeping, sleeping.left, clears=True))
+            self._fetch(ConnectionFetch(self, sleeping, sleeping.left, clears=True))
 
     def _close_held(self, key: str) -> None:
         """Close every connection that is held or being fetched for the server."""
@@ -588,7 +588,7 @@ class Activator:
             elif sleeping.shared or sleeping.sockets[fd] is sleeping.left:
                 self._unwatch(fd)
                 sleeping.fetched.add(fd)
-                self._fetch(Fetch(self, sleeping, sleeping.sockets[fd]))
+                self._fetch(ConnectionFetch(self, sleeping, sleeping.sockets[fd]))
             else:
                 self._accept(sleeping, sleeping.sockets[fd])
 
@@ -606,12 +606,12 @@ class Activator:
             if not sleeping.armed:
                 return
 
-    def _fetch(self, fetch: Fetch) -> None:
+    def _fetch(self, fetch: ConnectionFetch) -> None:
         """Have the accept helper, a separate process, perform `fetch`: take connections from `fetch.shared`."""
         self._fetches.add(fetch)
         self._accept_helper.fetch(fetch, fetch.shared, self._limit.most_at_once)
 
-    def _arrived(self, fetch: Fetch, sock: Connection) -> None:
+    def _arrived(self, fetch: ConnectionFetch, sock: Connection) -> None:
         unseen = fetch.kind == ACCEPT
         held = HeldConnection(sock, unseen=unseen)
         if unseen:
@@ -624,7 +624,7 @@ class Activator:
             # The server has been woken meanwhile.
             self._hand_over(fetch.key, [held])
 
-    def _fetched(self, fetch: Fetch, found: Fetched) -> None:
+    def _fetched(self, fetch: ConnectionFetch, found: Fetched) -> None:
         self._fetches.discard(fetch)
         sleeping, fd = fetch.sleeping, fetch.fd
         sleeping.fetched.discard(fd)
@@ -779,7 +779,7 @@ class Activator:
         return name
 
 
-class Fetch:
+class ConnectionFetch:
     """A pending request to the accept helper. `wanted`: keep its connections; False once the server is stopped."""
 
     def __init__(
@@ -794,7 +794,7 @@ class Fetch:
         self.wanted = True
         self._activator = activator
 
-    def arrived(self, sock: Connection) -> None:
+    def connection_arrived(self, sock: Connection) -> None:
         self._activator._arrived(self, sock)
 
     def ended(self, found: Fetched) -> None:

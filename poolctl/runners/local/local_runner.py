@@ -43,7 +43,7 @@ from .forking import Forker
 from .local_worker import LocalWorker, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats, WorkerRoutes
 from .output_pipes import Output, last_lines
 from .server_sockets import AdoptionPairs, Sockets
-from .takeover import Adopter, WorkerAdoption, adopt_orphans, inherited_sockets, take_over, wait_for_reports
+from .takeover import Adopter, WorkerAdoption, inherited_sockets, rescue_orphans, take_over, wait_for_reports
 from .zygotes import AppZygotes, Children, ImportLimit, Process, Source, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -326,12 +326,12 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             {key: tuple(self.sockets.endpoints(key)) for key in ours & open_keys},
         )
 
-    async def adopt_orphans(
+    async def rescue_orphans(
         self, servers: Mapping[str, ServerConfig], *, late: bool = False
     ) -> dict[str, bool]:
         if self._adoption_directory is None:
             return {}
-        return await adopt_orphans(self.keeper, self.output, self._adoption_directory, servers, late=late)
+        return await rescue_orphans(self.keeper, self.output, self._adoption_directory, servers, late=late)
 
     async def wait_until_begun(self, placement: Placement) -> None:
         if worker := self._workers.get(placement.id):

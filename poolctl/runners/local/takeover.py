@@ -353,7 +353,7 @@ def _orphans_without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
     return found
 
 
-async def adopt_orphans(
+async def rescue_orphans(
     keeper: Link, output: Output, directory: str, servers: Mapping[str, ServerConfig], *, late: bool = False
 ) -> dict[str, bool]:
     """Put orphans of these servers, workers whose keeper and supervisor have died, into the keeper's store.

@@ -103,7 +103,7 @@ class KeeperWatch:
             pass
         elif self._watchdog.is_silent(now):
             self._give_up(now)
-        elif self._watchdog.is_late and not self._late:
+        elif self._watchdog.may_be_stopped and not self._late:
             self._continue()
         elif self._watchdog.should_ping(now):
             self._keeper.send(_PING)

@@ -417,7 +417,7 @@ def cancel_requests(tasks: Iterable[asyncio.Task[None]], connections: Iterable[o
     uvicorn would respond with 500, as if the application had failed.
     """
     for connection, cycle in _unanswered(connections):
-        cycle.send_500_response = functools.partial(_answer, connection, cycle)
+        cycle.send_500_response = functools.partial(_answer_503, connection, cycle)
     for task in list(tasks):
         task.cancel(msg=CUT)
 
@@ -427,7 +427,7 @@ async def answer_unfinished(connections: Iterable[object]) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_SEND_SECONDS):
             for connection, cycle in list(_unanswered(connections)):
-                await _answer(connection, cycle)
+                await _answer_503(connection, cycle)
                 cycle.disconnected = True  # the application's further output is ignored
 
 
@@ -441,7 +441,7 @@ def _unanswered(connections: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
                 yield connection, cycle
 
 
-async def _answer(connection: Any, cycle: Any) -> None:
+async def _answer_503(connection: Any, cycle: Any) -> None:
     headers = list(_CUT_HEADERS)
     if hasattr(connection, "cycle") and CLOSE_HEADER not in cycle.default_headers:
         headers.append(CLOSE_HEADER)

@@ -93,14 +93,14 @@ def test_slow_disk_leaves_lines_out_and_holds_up_no_request(
 ) -> None:
     monkeypatch.setattr(gateway_access_log, "MOST_WAITING_BYTES", 300)
     goes_on, waits = threading.Event(), threading.Event()
-    store = GatewayAccessLog._store
+    store = GatewayAccessLog._append_counting_lost
 
     def slow(log: GatewayAccessLog, block: bytes) -> int:
         waits.set()
         assert goes_on.wait(DEADLINE)
         return store(log, block)
 
-    monkeypatch.setattr(GatewayAccessLog, "_store", slow)
+    monkeypatch.setattr(GatewayAccessLog, "_append_counting_lost", slow)
 
     async def scene() -> None:
         log = GatewayAccessLog(str(tmp_path / "log"))

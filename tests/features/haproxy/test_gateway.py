@@ -367,7 +367,9 @@ def test_newest_pair_for_passed_connections_is_held_for_the_next_supervisor(shor
             for pair in (first, second):
                 stage.process.take_back(*pair)
             await stage.process.wait_until_performed()
-            held = [sockets for message, sockets in stage.server.holdings() if message["t"] == "pair"]
+            held = [
+                sockets for message, sockets in stage.server.adoption_messages() if message["t"] == "pair"
+            ]
             assert [inodes(each) for each in held] == [inodes(second)]
             first[0].close()
             assert wire.receive(first[1]) is None, "of the first pair nothing is left"

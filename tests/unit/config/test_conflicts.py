@@ -20,8 +20,8 @@ from poolctl.config.rules.conflicts import (
     dependency_findings,
     longest_stop_seconds,
     named_addresses,
-    own_addresses,
     shared_users,
+    single_bind_addresses,
     table_conflicts,
     users_of,
 )
@@ -422,7 +422,9 @@ def test_stop_takes_as_long_as_the_longest_chain() -> None:
 
 def test_addresses_of_tables_are_in_conflict_with_servers_and_each_other() -> None:
     tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9464"))
-    assert [(name, address.key) for name, address in own_addresses(tables)] == [("metrics", "127.0.0.1:9464")]
+    assert [(name, address.key) for name, address in single_bind_addresses(tables)] == [
+        ("metrics", "127.0.0.1:9464")
+    ]
     assert [(name, address.key) for name, address in named_addresses(tables) if address] == [
         ("[metrics]", "127.0.0.1:9464")
     ]

@@ -33,7 +33,7 @@ from poolctl.runners.local.activation import (
     LONGEST_LINE_BYTES,
     AcceptHelper,
     Activator,
-    Fetch,
+    ConnectionFetch,
     Fetched,
     FirstBytes,
     HeldConnection,
@@ -79,11 +79,11 @@ class Helper(AcceptHelper):
     def close(self) -> None:
         pass
 
-    def fetch(self, fetch: Fetch, sock: Any, most: int) -> None:
+    def fetch(self, fetch: ConnectionFetch, sock: Any, most: int) -> None:
         self.asked.append(fetch.kind)
         asyncio.get_running_loop().call_soon(self._answer, fetch, sock, most)
 
-    def _answer(self, fetch: Fetch, shared: socket.socket, most: int) -> None:
+    def _answer(self, fetch: ConnectionFetch, shared: socket.socket, most: int) -> None:
         if self.fails:
             fetch.ended(Fetched(failed=True, blocked=True))
             return
@@ -98,7 +98,7 @@ class Helper(AcceptHelper):
                 message, fds = received
                 if message["t"] == "done":
                     break
-                fetch.arrived(connection_handover.from_message(message, fds))
+                fetch.connection_arrived(connection_handover.from_message(message, fds))
         fetch.ended(Fetched(message["empty"], message["junk"], message["full"]))
 
 
@@ -661,7 +661,7 @@ class Request:
         self._got = got
         self._done = done
 
-    def arrived(self, sock: Connection) -> None:
+    def connection_arrived(self, sock: Connection) -> None:
         self._got.append(sock)
 
     def ended(self, found: Fetched) -> None:
@@ -792,7 +792,7 @@ class AtHelper:
         sock.close()
 
     def fetch(self, name: str = "one") -> None:
-        self.acceptor.fetch(cast(Fetch, Asked(self, name)), self.sock, 5)
+        self.acceptor.fetch(cast(ConnectionFetch, Asked(self, name)), self.sock, 5)
 
     async def pass_time(self, seconds: float = 0.0) -> None:
         await asyncio.sleep(seconds)
@@ -836,7 +836,7 @@ class Asked:
         self._at = at
         self._name = name
 
-    def arrived(self, sock: Connection) -> None:
+    def connection_arrived(self, sock: Connection) -> None:
         self._at.arrived.append(self._name)
         sock.close()
 

@@ -424,7 +424,7 @@ def test_client_authority_that_a_renewal_replaces_is_no_longer_trusted(tmp_path:
         stage = Stage(tls=requiring(first[0]))
         stage.worker.start([stage.listener])
         assert await answer_to(first, stage.port) == "hello"
-        stage.worker.renew_tls(stage.worker.server.but(tls=requiring(second[0])))
+        stage.worker.renew_tls(stage.worker.server.with_values(tls=requiring(second[0])))
         assert await answer_to(second, stage.port) == "hello"
         with pytest.raises((OSError, EOFError)):
             await answer_to(first, stage.port)

@@ -594,7 +594,7 @@ def test_log_files_are_reopened_once_the_logger_says_so(tmp_path: Path) -> None:
 
 def test_runner_without_a_directory_of_orphans_finds_none(tmp_path: Path) -> None:
     async def work(it: Adopting) -> None:
-        assert await it.runner.adopt_orphans({"web": config()}) == {}
+        assert await it.runner.rescue_orphans({"web": config()}) == {}
 
     adopting(work, tmp_path)
     adopting(work, tmp_path, adoption_directory=str(tmp_path))

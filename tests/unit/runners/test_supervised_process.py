@@ -16,7 +16,7 @@ from poolctl import __version__
 from poolctl.keeper import pool_files, rendezvous, wire
 from poolctl.runners import supervised_process
 from poolctl.runners.process_link import PING, Link
-from poolctl.runners.supervised_process import Holdings, SupervisedProcess
+from poolctl.runners.supervised_process import AdoptionMessages, SupervisedProcess
 from tests.descriptors import no_descriptor_left
 
 
@@ -42,8 +42,8 @@ class Supervised(SupervisedProcess):
         else:
             self.listen_for_adoption(str(self.directory), pool_files.GATEWAY)
 
-    def holdings(self) -> Holdings:
-        return [*super().holdings(), ({"t": "held", "number": 1}, [self.held])]
+    def adoption_messages(self) -> AdoptionMessages:
+        return [*super().adoption_messages(), ({"t": "held", "number": 1}, [self.held])]
 
     def adopted(self, link: Link) -> None:
         self.events.append("adopted")

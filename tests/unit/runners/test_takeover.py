@@ -466,7 +466,7 @@ def test_program_keeps_its_listener_if_it_still_has_it(listener: socket.socket) 
 
 def test_pool_without_orphans_asks_the_keeper_nothing(tmp_path: Path) -> None:
     unused: Any = None
-    assert asyncio.run(takeover.adopt_orphans(unused, unused, str(tmp_path), {})) == {}
+    assert asyncio.run(takeover.rescue_orphans(unused, unused, str(tmp_path), {})) == {}
 
 
 def test_pipes_of_a_logger_are_taken_and_late_only_with_a_worker(
@@ -498,7 +498,7 @@ async def _take_in_from_logger(directory: str, keeper: Any, output: Any, *, late
 
     logger = asyncio.create_task(asyncio.to_thread(log))
     try:
-        assert await takeover.adopt_orphans(keeper, output, directory, {}, late=late) == {}
+        assert await takeover.rescue_orphans(keeper, output, directory, {}, late=late) == {}
         return await logger
     finally:
         os.close(read)

@@ -77,7 +77,7 @@ class Survivors(SlowRunner):
             self.running[each.placement.id] = asyncio.get_running_loop().create_future()
         return self.left
 
-    async def adopt_orphans(
+    async def rescue_orphans(
         self, servers: Mapping[str, ServerConfig], *, late: bool = False
     ) -> dict[str, bool]:
         self.searched.append((sorted(servers), late))

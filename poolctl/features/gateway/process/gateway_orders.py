@@ -17,7 +17,7 @@ from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import memory_file
 from poolctl.routing.route_report import HostState
 from poolctl.runners.process_link import Link
-from poolctl.runners.supervised_process import LINK_FD, Holdings, SupervisedProcess
+from poolctl.runners.supervised_process import LINK_FD, AdoptionMessages, SupervisedProcess
 
 from .backends.backends import Backends
 from .backends.hosts import HostManager, UnknownHost, find_host
@@ -92,7 +92,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         order(message, fds)
         self._has_settings = True
 
-    def holdings(self) -> Holdings:
+    def adoption_messages(self) -> AdoptionMessages:
         yield {"t": "pair"}, self._own_pair
         for listener in self._listeners.values():
             yield {"t": "listener", "listener": to_json(listener.settings)}, listener.sockets

@@ -439,13 +439,13 @@ class Member:
             return RouteHealth(status=HEALTHY)
         return RouteHealth(status=UNKNOWN, detail="it has not answered yet")
 
-    def verdict(self, now: float, *, resumed: bool = False) -> BackendVerdict:
+    def verdict(self, now: float, *, by_cookie: bool = False) -> BackendVerdict:
         """Whether the backend may get a request of the route: enabled, ready, breaker not open, limiter not full.
 
-        `resumed`: the client's sticky cookie names the backend, which serves such clients even while it drains.
+        `by_cookie`: the client's sticky cookie names the backend, which serves such clients even while it drains.
         """
         backend = self.backend
-        if backend.blocked is not None and not (resumed and backend.draining):
+        if backend.blocked is not None and not (by_cookie and backend.draining):
             return backend.blocked
         breaker = self.breaker
         seconds = breaker.refused_seconds(now)
@@ -836,7 +836,7 @@ class RouteBackends:
     def _choose(self, now: float, client: str, cookie: str, tried: Collection[str]) -> Member | None:
         if cookie and self._sticky:
             known = self._by_cookie.get(cookie) or self._of_canary(cookie)
-            if known is not None and known.key not in tried and known.verdict(now, resumed=True).ok:
+            if known is not None and known.key not in tried and known.verdict(now, by_cookie=True).ok:
                 return known
         return self._by_policy(client, lambda each: each.key not in tried and each.verdict(now) is AVAILABLE)
 

@@ -409,7 +409,7 @@ class Exchange:
     def response_begins(self, response: Response, *, done: bool) -> None:
         assert self._lease is not None
         status = self._status = response.status
-        if self._retries and status in _TRY_ANOTHER and self._try_another():
+        if self._retries and status in _TRY_ANOTHER and self._retry_for_status():
             return
         if self._lease.cookie:
             name = self._route.sticky_cookie
@@ -470,7 +470,7 @@ class Exchange:
             return
         self._failed(PROTOCOL if isinstance(error, BadMessage) else RESET, 502, sent=True)
 
-    def _try_another(self) -> bool:
+    def _retry_for_status(self) -> bool:
         """Send the request to another backend because of the response's status; returns False if that is impossible."""
         lease = self._lease
         assert lease is not None

@@ -60,12 +60,12 @@ class GatewayAccessLog:
         """Write the buffered lines in the background; the process does not exit before they are written."""
         if self._timer is not None:
             self._timer.cancel()
-        self._writer.submit(self._store, self._take())
+        self._writer.submit(self._append_counting_lost, self._take())
         self._writer.shutdown(wait=False)
 
     def _write(self) -> None:
         self._timer, self._writing = None, True
-        done = self._loop.run_in_executor(self._writer, self._store, self._take())
+        done = self._loop.run_in_executor(self._writer, self._append_counting_lost, self._take())
         done.add_done_callback(self._written)
 
     def _take(self) -> bytes:
@@ -78,7 +78,7 @@ class GatewayAccessLog:
         self._lines.clear()
         return block
 
-    def _store(self, block: bytes) -> int:
+    def _append_counting_lost(self, block: bytes) -> int:
         """Write these lines to the file, in a thread. Return the number of lines lost because the disk is full."""
         return block.count(b"\n", self._file.append(block))
 
