@@ -66,7 +66,6 @@ demo: venv
 # Fast unit tests, the contract, the documents' commands, and for each capability one test through real processes.
 # The tutorial and the longer guides are pasted as a whole in `make test-all`.
 IN_TEST := capability or not (slow or heavy or integration)
-test: JOBS := $(shell echo $$(( $(CPUS) * 2 ))) # they wait as much as they compute
 test: dev
 	@$(BIN)/python -m tests.other_user
 	@$(BIN)/python $(PYTEST) -m "$(IN_TEST)" $(ARGS)
