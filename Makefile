@@ -63,8 +63,8 @@ demo: venv
 	@echo "starting the pool of $(DEMO) …"
 	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
 
-# Fast unit tests, the contract, the documents' commands, and for each capability one test through real processes.
-# The tutorial and the longer guides are pasted as a whole in `make test-all`.
+# Fast unit tests, the contract, the commands of the README and of shorter pages, and for each capability one test through
+# real processes. `make test-all` also pastes the tutorial and the longer guides.
 IN_TEST := capability or not (slow or heavy or integration)
 test: dev
 	@$(BIN)/python -m tests.other_user

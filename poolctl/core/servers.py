@@ -115,7 +115,7 @@ class Workqueue:
     def batch(self) -> Iterator[Entry]:
         """Take at most BATCH entries from the queue, and yield each of them. Includes entries queued meanwhile.
 
-        If entries without a finished action are queued, one of them comes first, so that none of them waits forever.
+        If entries without a finished action are queued, one of them comes first, so that each has its turn.
         All entries with a finished action follow, and then the others.
         """
         for place in range(BATCH):

@@ -42,7 +42,7 @@ class Routed(NamedTuple):
 
     `received` holds bytes of the next request that a process has already read. `route` is "" for a connection without a
     route, which can be sent only with such bytes. `hops` counts the handovers since the connection's last request. If
-    `decided` is set, `route` is the route of the next request. If not, `route` is that of an earlier request, and the
+    `decided` is set, `route` belongs to the next request; otherwise it belongs to an earlier request, and the
     receiver finds the next one. `trusted` is set if the peer is a proxy whose forwarded client address is used.
     """
 

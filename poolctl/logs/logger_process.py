@@ -497,7 +497,7 @@ class Logger:
             os.close(fd)
 
     def _add(self, order: wire.Message, fds: list[int]) -> None:
-        """Carry out an order `add`: update the stream that has the same `id`, pipe and file; if there is none, add one.
+        """Carry out an order `add`: update the stream that has the same `id`, pipe and file, or add a new one.
 
         The pipe is `fds[0]`. Adding a stream removes the pipe from `fds`. The caller closes what is left in `fds`.
         """

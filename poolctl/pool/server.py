@@ -1099,7 +1099,7 @@ class StartOrder:
         """Return the configuration of `each.server` for the core, where servers may have other names than in the pool.
 
         `names` gives each server's name in the core, and `needed` its dependencies under such names. An order for a
-        single server ignores `needed`: the server keeps its dependencies in the core, or has none if it is new there.
+        single server ignores `needed`: the server keeps those in the core, and a new one has no dependencies.
         """
         dependencies = needed[each.handle]
         if self._holds is None:

@@ -29,7 +29,7 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
     """Return the routes, with the reasons why connections must stay in the gateway because of another user's server.
 
     `other_user` is set to the reason for connections without TLS, `other_user_tls` to the reason for TLS connections;
-    "" means that there is none. `users` maps every server of the pool to its user, including servers without a route.
+    "" means that they need not stay. `users` maps every server of the pool to its user, also servers without a route.
     """
     if _only_user(users.values()) is not None:
         return [

@@ -598,8 +598,8 @@ async def adopt(
     """Restore the recorded desired state and adopt the running workers; return the number of adopted workers.
 
     `placed` has, by worker id, the original configuration of workers whose server's configuration has changed. A
-    running server without a recorded state is kept running. Orphans are workers whose keeper and supervisor have died:
-    those of the servers in `searched` are adopted too, and replaced if their configuration has changed.
+    running server without a recorded state is kept running. Orphans, whose keeper and supervisor have died, are adopted
+    too for the servers in `searched`, and replaced if their configuration has changed.
     """
     takeover = core.runner.capabilities.takeover
     orphans = await takeover.rescue_orphans(searched) if takeover is not None and searched is not None else {}

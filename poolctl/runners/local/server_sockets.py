@@ -278,7 +278,7 @@ class AdoptionPairs:
         return [give, take]
 
     def take_end(self, key: str) -> socket.socket | None:
-        """Return the socket from which the server's workers take handed-over connections; None if there is none."""
+        """Return the socket from which the server's workers take handed-over connections, or None."""
         return self._pairs[key][2] if key in self._pairs else None
 
     def queued_connections(self, key: str) -> int:

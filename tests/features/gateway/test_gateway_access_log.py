@@ -144,7 +144,7 @@ def test_log_that_is_closed_has_every_line(tmp_path: Path) -> None:
         log.close()
 
     asyncio.run(scene())
-    asyncio.run(lines_of(tmp_path / "log", 1))
+    assert asyncio.run(lines_of(tmp_path / "log", 1)) == ["a"]
 
 
 def test_file_is_reopened_after_it_was_moved(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class HostManager:
         self._records: dict[str, HostRecord] = {}
         self._until: dict[str, float] = {}  # the monotonic times at which hosts become active again
         self._listeners: list[Listener] = []
-        self.next_expiry = math.inf  # the earliest time in `_until`, infinity if there is none
+        self.next_expiry = math.inf  # the earliest time in `_until`, or infinity
 
     def configure(self, re_enable_seconds: float, header_for_host: str) -> None:
         """Set the default time for which hosts are disabled, and the request header that contains the host name."""

@@ -484,8 +484,8 @@ class NoBackend(Exception):
 class Lease:
     """Permission to send one request to `backend`, or to hold one connection to it. It must be released, once.
 
-    `cookie` is the sticky cookie's value to set, or "". `canary` is the server's canary, or None if there is none. With
-    a canary, `backend` is the server or the canary, depending on which of them gets the request.
+    `cookie` is the sticky cookie's value to set, or "". `canary` is the server's canary, or None. With a canary,
+    `backend` is the server or the canary, depending on which of them gets the request.
     """
 
     def __init__(

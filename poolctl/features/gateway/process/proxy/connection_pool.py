@@ -25,7 +25,7 @@ class ProxiedClient(Protocol):
     """The methods of a client connection that the pool calls."""
 
     def drain(self) -> None:
-        """Close the connection after its current response. If there is none, wait some seconds for a request first."""
+        """Close the connection after its current response. Give an idle client some seconds for a last request."""
 
     def end_now(self) -> None:
         """Close now; a WebSocket gets a close frame (1012) if one can be inserted."""
