@@ -57,7 +57,7 @@ class Access(NamedTuple):
 
     def refusal(self, request: ReceivedRequest) -> int:
         """The status with which a client is refused, 401 or 403; 0 if it may report requests."""
-        if self.open_to_all or request.certified or is_within(_peer(request.sock), self.trusted):
+        if self.open_to_all or request.certified or is_within(_address_of(request.sock), self.trusted):
             return 0
         if not self.token:
             return 403
@@ -151,7 +151,8 @@ class OperatorEndpoint(HttpEndpoint):
 
     def _report_refusal(self, request: ReceivedRequest) -> None:
         if count := self._refusals.add(self.clock.monotonic()):
-            message = f"{count} reports of requests refused, the last one from {_peer(request.sock)}"
+            client = _address_of(request.sock) or "a client that has left"
+            message = f"{count} reports of requests refused, the last one from {client}"
             self._events.record("audit", "operator client refused", message=message, severity="warning")
 
 
@@ -209,12 +210,13 @@ def _message(text: str) -> bytes:
     return json.dumps({"message": text}).encode()
 
 
-def _peer(sock: socket.socket) -> str:
+def _address_of(sock: socket.socket) -> str:
+    """The client's IP address; "" for a client that has left, and for one of a Unix socket, which is never refused."""
     try:
         peer = sock.getpeername()
     except OSError:
-        return "a client that has left"
-    return str(peer[0]) if isinstance(peer, tuple) else "a Unix socket"
+        return ""
+    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 class PoolOperator(GatewayPart):
