@@ -63,9 +63,10 @@ demo: venv
 	@echo "starting the pool of $(DEMO) …"
 	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
 
-# Fast unit tests, the contract, the commands of the README and of shorter pages, and for each capability one test through
-# real processes. `make test-all` also pastes the tutorial and the longer guides.
-IN_TEST := capability or not (slow or heavy or integration)
+# Fast unit tests, each with its first parameters, the contract, the commands of the README and of shorter pages, and for
+# each capability one test through real processes. `make test-all` also runs the variants of the unit tests, and pastes
+# the tutorial and the longer guides.
+IN_TEST := capability or not (slow or heavy or integration or variant)
 test: dev
 	@$(BIN)/python -m tests.other_user
 	@$(BIN)/python $(PYTEST) -m "$(IN_TEST)" $(ARGS)

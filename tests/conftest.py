@@ -35,6 +35,10 @@ MARKS = {
     "integration": pytest.mark.integration,
 }
 
+# Directories in which each set of parameters checks something else that is documented. Elsewhere all but a test's first
+# are marked `variant`: they hardly run other lines, and `make test` leaves them out.
+DOCUMENTED = ("contract", "docs")
+
 
 def pytest_configure() -> None:
     """Let signals reach what tests start: a shell's background job and all that it starts ignore two, nohup's one."""
@@ -52,14 +56,16 @@ def other_tree_is_installed() -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    marks = {path: MARKS.get(path.relative_to(HERE).parts[0]) for path in {item.path for item in items}}
+    directories = {path: path.relative_to(HERE).parts[0] for path in {item.path for item in items}}
     seen: set[str] = set()
     for item in items:
-        if mark := marks[item.path]:
+        directory = directories[item.path]
+        if mark := MARKS.get(directory):
             item.add_marker(mark)
         function, _, parameters = item.nodeid.partition("[")
         if parameters and function in seen:
-            item.add_marker(pytest.mark.variant)
+            if directory not in DOCUMENTED:
+                item.add_marker(pytest.mark.variant)
             if item.get_closest_marker("heavy_variants"):
                 item.add_marker(pytest.mark.heavy)
         seen.add(function)

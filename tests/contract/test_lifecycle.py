@@ -192,7 +192,7 @@ def test_a_restart_replaces_the_process_and_refuses_nothing(real_pool: RealPool,
     ended = threading.Event()
 
     def ask() -> None:
-        while not ended.is_set():
+        while not ended.wait(0.005):
             try:
                 assert http_get(ports["a"]).status == 200
             except Exception as error:

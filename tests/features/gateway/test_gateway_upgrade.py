@@ -22,8 +22,8 @@ def test_upgrade_replaces_the_gateway_and_fails_no_request(gateway: GatewayPool,
     gateway.start(extra=f'app_dir = "{root}"')
     pid = gateway.until(gateway.process)
     paths = ["/one", "/two"]
-    with Load([gateway.port], paths=paths, connections=4) as kept, Load(
-        [gateway.port], "new_connection", paths=paths, connections=4
+    with Load([gateway.port], paths=paths, connections=4, pause=0.01) as kept, Load(
+        [gateway.port], "new_connection", paths=paths, connections=4, pause=0.01
     ) as short:  # fmt: skip
         done = by(newer, gateway.pool, "upgrade")
         assert done.code == 0, done

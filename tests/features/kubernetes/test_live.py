@@ -490,7 +490,7 @@ def test_rolling_restart_refuses_no_connection(cluster: Cluster, write: Any, poo
     def send() -> None:
         connection = http.client.HTTPConnection(endpoints[0], 8002, timeout=30)
         turn = 0
-        while not ended.is_set():
+        while not ended.wait(0.002):
             turn += 1
             if turn % 5 == 0 or connection.host not in endpoints:
                 connection.close()

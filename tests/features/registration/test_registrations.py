@@ -428,7 +428,7 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         assert match is not None
         assert [each.url for each in match.route.to] == ["http://10.0.0.7:9000"]
         (again,) = json.loads(registry.keeper.entries[fd_store.REGISTRATIONS])
-        assert (again["settings"], again["state"]) == (saved[0]["settings"], "serving")
+        assert (again["settings"]["to"], again["state"]) == (url, "serving")
         for each in (killed, started, successor):
             await each.close()
 

@@ -92,7 +92,7 @@ class Load:
                 thread.join()
 
     def _ask_on(self) -> None:
-        while not self._over.is_set():
+        while not self._over.wait(0.005):
             with socket.create_connection(("127.0.0.1", self.port), timeout=60) as sock:
                 sock.sendall(self.request)
                 data = b""

@@ -50,7 +50,7 @@ def asked_all_the_time(port: int) -> Iterator[list[Exception]]:
 
     def ask() -> None:
         nonlocal count
-        while not ended.is_set():
+        while not ended.wait(0.005):
             try:
                 assert get(port).status == 200
                 count += 1

@@ -48,7 +48,7 @@ def test_curl_is_answered_over_restarts(pool: RealPool, urls: list[str], tmp_pat
 
     def ask(place: int, *options: str) -> None:
         argv = ["curl", "-sSf", "-m", "60", "-o", str(tmp_path / "body"), "-w", "%{http_version}", *options]
-        while not over.is_set():
+        while not over.wait(0.01):
             done = subprocess.run([*argv, urls[place]], capture_output=True, text=True)
             counts[place] += 1
             if done.stdout != "2":

@@ -61,7 +61,7 @@ def test_pool_of_the_oldest_version_goes_on_under_this_one(pool: RealPool, oldes
     before, keeper, supervisor = facts(pool), pool.info()["keeper_pid"], pool.info()["supervisor_pid"]
     assert before.keys() == {"users", "orders", "program", "late"}
     addresses = [f"127.0.0.1:{pool.ports[name]}" for name in ("users", "orders")]
-    with Load(addresses, mode="new_connection", connections=4) as load:
+    with Load(addresses, mode="new_connection", connections=4, pause=0.01) as load:
         pool.ok("upgrade")
         pool.ok("restart", "orders")
     assert (load.report.failed, load.report.refused) == (0, 0), load.report
@@ -124,7 +124,7 @@ def test_orphans_of_the_oldest_version_are_adopted(pool: RealPool, oldest: Path)
     pool.write("pool.toml", text + '[[server]]\nname = "program"\ncommand = ["sleep", "1000"]\n')
     assert by(oldest, pool, "start").code == 0
     before = facts(pool)
-    with Load([f"127.0.0.1:{pool.ports['users']}"], mode="new_connection", connections=4) as load:
+    with Load([f"127.0.0.1:{pool.ports['users']}"], mode="new_connection", connections=4, pause=0.01) as load:
         kill_both(pool, wait_until)
         pool.ok("start")
     assert (load.report.failed, load.report.refused) == (0, 0), load.report

@@ -253,7 +253,7 @@ def test_a_stuck_worker_under_load_costs_only_the_connections_that_it_has(
 ) -> None:
     extra = f'workers = {workers}\nstop_timeout = "500ms"\nrecovery = {{ strategy = "{strategy}", {QUICK} }}'
     port = begin(real_pool, extra)
-    with Load([port], "new_connection", connections=CLIENTS, echo=False) as load:
+    with Load([port], "new_connection", connections=CLIENTS, echo=False, pause=0.005) as load:
         wait_until(lambda: load.look().complete > 500)
         stick(port)
         assert first_report(real_pool)["outcome"] == "recovered"

@@ -71,7 +71,7 @@ def asked_all_the_time(port: int) -> Iterator[list[str]]:
     over = threading.Event()
 
     def ask() -> None:
-        while not over.is_set():
+        while not over.wait(0.005):
             try:
                 answers.append(body(port))
             except (OSError, http.client.HTTPException) as error:

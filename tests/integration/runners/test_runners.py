@@ -154,7 +154,7 @@ def test_a_restart_refuses_no_connection_and_keeps_the_listener(pool: Pool) -> N
     over = threading.Event()
 
     def ask_all_the_time() -> None:
-        while not over.is_set():
+        while not over.wait(0.005):
             try:
                 answered.append(get(server.bind).text)
             except OSError as error:
@@ -216,7 +216,7 @@ def test_without_overlap_a_restart_ends_the_old_one_first_and_connections_wait(p
     failures: list[BaseException] = []
 
     def ask_all_the_time() -> None:
-        while not over.is_set():
+        while not over.wait(0.005):
             try:
                 get(server.bind)
             except OSError as error:
