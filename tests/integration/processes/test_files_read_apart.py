@@ -160,7 +160,9 @@ def test_replaced_package_is_no_reader_for_the_running_pool_until_it_is_upgraded
     assert done.code == 8, done
     assert f"poolctl {NEW} is installed, and this pool runs {poolctl.__version__}" in done.stderr
     assert "poolctl upgrade" in done.stderr
-    load = Load([f"127.0.0.1:{ports[name]}" for name in before], mode="new_connection", connections=4, pause=0.01)
+    load = Load(
+        [f"127.0.0.1:{ports[name]}" for name in before], mode="new_connection", connections=4, pause=0.01
+    )
     load.start()
     done = by(installed, pool, "upgrade")
     report = load.stop()
