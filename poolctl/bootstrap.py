@@ -70,7 +70,7 @@ def installed_build() -> str:
     return digest.hexdigest()
 
 
-def is_installed_since(moment: float) -> bool:
+def is_package_changed_since(moment: float) -> bool:
     """Whether a file of the package on disk was changed or replaced at this Unix time or later.
 
     Also True if a file cannot be examined.

@@ -45,7 +45,7 @@ class ReportLimit:
         self._counts: dict[str, int] = {}
         self._next: dict[str, float] = {}
 
-    def add(self, now: float, count: int = 1, key: str = "") -> int:
+    def count_to_report(self, now: float, count: int = 1, key: str = "") -> int:
         """Count events; returns the key's count since its last report if it may be reported now, otherwise 0."""
         total = self._counts.pop(key, 0) + count
         if not total or now < self._next.get(key, now):
@@ -55,7 +55,7 @@ class ReportLimit:
         return total
 
 
-def aligned(now: float, interval_seconds: float) -> float:
+def next_aligned_time(now: float, interval_seconds: float) -> float:
     """The first multiple of the interval that is at least a tenth of the interval after `now`.
 
     Periodic tasks aligned in this way to the system's monotonic clock share one wake-up.
@@ -75,7 +75,7 @@ _LATE_CHECKS = 2
 class Watchdog:
     """A detector of a hung process, which the caller pings periodically.
 
-    The caller pings the process when `should_ping` returns True, and calls `received` after each message from the
+    The caller pings the process when `start_ping_if_due` returns True, and calls `received` after each message from the
     process. After a ping, a message must come within `silent_seconds`. The first message must come without a ping,
     within 60 seconds or `silent_seconds`, whichever is longer. Time in which the watching process did not run, such as
     a pause of the machine, does not count. All times are on one monotonic clock.
@@ -96,17 +96,17 @@ class Watchdog:
     def received(self, now: float) -> None:
         """Note that the watched process has sent a message, so that none is awaited until the next ping."""
         self._awaited, self._patience = False, self._silent_seconds
-        self._ping_at = aligned(now, self._ping_seconds)
+        self._ping_at = next_aligned_time(now, self._ping_seconds)
         self.waited_seconds = 0.0
 
     @property
     def due(self) -> float:
-        """The time at which to call `is_silent` and `should_ping` again."""
+        """The time at which to call `check_silence` and `start_ping_if_due` again."""
         if not self._awaited:
             return self._ping_at
         return self._checked + min(self._check_seconds, self._patience - self.waited_seconds)
 
-    def is_silent(self, now: float) -> bool:
+    def check_silence(self, now: float) -> bool:
         """Return whether the watched process hangs: the expected message has not come in time.
 
         Must be called at each time `due`. A much later call does not count the time since the previous call.
@@ -124,8 +124,8 @@ class Watchdog:
         """Whether a fifth of the time limit has passed without the expected answer: an early sign of a hung process."""
         return self.waited_seconds >= _LATE_CHECKS * self._check_seconds
 
-    def should_ping(self, now: float, *, early: bool = False) -> bool:
-        """Return True if the caller must ping now; `is_silent` then awaits an answer. `early` skips the interval."""
+    def start_ping_if_due(self, now: float, *, early: bool = False) -> bool:
+        """Return True if the caller must ping now; `check_silence` awaits the answer. `early` skips the interval."""
         if self._awaited or (now < self._ping_at and not early):
             return False
         self._awaited, self._checked = True, now

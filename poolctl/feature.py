@@ -49,7 +49,7 @@ class LastingProcess:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class UpgradeRehearsal:
     """A rehearsal of an upgrade: before the real pool, a small temporary pool with the feature's process is upgraded.
 
     `tables` are added to the temporary pool's file. After the temporary pool's upgrade, its supervisor must execute the
@@ -61,7 +61,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Starter:
+class InitTemplate:
     """The template of a pool file that an option of `init` selects; `help` and `example` are for `init --help`.
 
     `module` names a module with two attributes. `POOL` is the template. `warnings` is a function that returns a list of
@@ -102,8 +102,8 @@ class Feature:
     platforms: Mapping[str, str] = field(default_factory=dict)
     # The function that `stacks` calls if no supervisor runs: it returns the WorkerStacks for the pool's directory.
     stacks: str = ""
-    trial: Trial | None = None
-    starters: Mapping[str, Starter] = field(default_factory=dict)  # by the name of the option of `init`
+    trial: UpgradeRehearsal | None = None
+    starters: Mapping[str, InitTemplate] = field(default_factory=dict)  # by the name of the option of `init`
     # The fix that `doctor` suggests for each table whose problems are warnings only, because nothing stops serving.
     warnings: Mapping[str, str] = field(default_factory=dict)
 

@@ -22,7 +22,7 @@ Record = TypeVar("Record")
 _Form = tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable[[Any], object] | None]
 
 
-class _FieldForm(NamedTuple):
+class _FieldCodec(NamedTuple):
     """How a field is converted: `missing` is its value if a document lacks it, `types` are the valid types in JSON.
 
     `read` converts from JSON and `write` to JSON; None means no conversion. If `is_optional`, a field that is None is
@@ -44,7 +44,7 @@ def to_json(record: object, *names: str) -> Table:
     """
     table: Table = {}
     kind: Any = type(record)
-    for form in _forms(kind):
+    for form in _field_codecs(kind):
         if names and form.name not in names:
             continue
         value = getattr(record, form.name)
@@ -60,7 +60,7 @@ def to_json(record: object, *names: str) -> Table:
 def from_json(kind: type[Record], table: Mapping[str, object]) -> Record:
     """A record of this class with the values of a JSON document. Raises ValueError for a value of the wrong type."""
     values: Table = {}
-    for form in _forms(kind):  # type: ignore[arg-type]
+    for form in _field_codecs(kind):  # type: ignore[arg-type]
         value = table.get(form.name)
         if value is None:
             value = form.missing
@@ -78,25 +78,25 @@ def field_names(kind: Any) -> tuple[str, ...]:
 
 
 @cache
-def _forms(kind: Any) -> tuple[_FieldForm, ...]:
+def _field_codecs(kind: Any) -> tuple[_FieldCodec, ...]:
     # Cached, because a worker removes the modules that define the types from sys.modules.
     types = get_type_hints(kind)
     found = []
     for field in fields(kind):
-        empty, accepted, read, write = _form(types[field.name])
+        empty, accepted, read, write = _type_codec(types[field.name])
         missing = empty if field.default is MISSING else field.default
-        found.append(_FieldForm(field.name, missing, accepted, read, write, field.default is None))
+        found.append(_FieldCodec(field.name, missing, accepted, read, write, field.default is None))
     return tuple(found)
 
 
-def _form(kind: Any) -> _Form:
+def _type_codec(kind: Any) -> _Form:
     if isinstance(kind, UnionType):
         (only,) = (each for each in kind.__args__ if each is not NoneType)
-        _, accepted, read, write = _form(only)
+        _, accepted, read, write = _type_codec(only)
         return None, accepted, read, write
     origin = getattr(kind, "__origin__", kind)
     if origin is tuple:
-        return _form_of_elements(kind.__args__[0])
+        return _tuple_codec(kind.__args__[0])
     if origin is dict:
         return {}, (dict,), None, None
     if kind is float:
@@ -106,8 +106,8 @@ def _form(kind: Any) -> _Form:
     return from_json(kind, {}), (dict,), lambda table: from_json(kind, table), to_json
 
 
-def _form_of_elements(kind: Any) -> _Form:
-    _, accepted, read, write = _form(kind)
+def _tuple_codec(kind: Any) -> _Form:
+    _, accepted, read, write = _type_codec(kind)
     if isinstance(kind, UnionType):
         accepted = (*accepted, NoneType)
 

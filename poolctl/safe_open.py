@@ -31,13 +31,13 @@ class UnsafePath(OSError):
 
 
 @contextlib.contextmanager
-def directory_of(path: str, *, follow_last: bool = False) -> Iterator[tuple[int, str]]:
+def open_parent_directory(path: str, *, follow_last: bool = False) -> Iterator[tuple[int, str]]:
     """Context manager: a descriptor of the directory of a file, closed at the end, and the file's name in it.
 
     With `follow_last` a link at the end of the path is followed. Raises OSError; UnsafePath for a link that another
     user may have created.
     """
-    fd, name = _walk(path, make=False, follow_last=follow_last)
+    fd, name = _open_parent(path, make=False, follow_last=follow_last)
     try:
         yield fd, name
     finally:
@@ -53,7 +53,7 @@ def open_file(path: str, flags: int, mode: int = 0o640) -> int:
 
 
 def _open(path: str, flags: int, mode: int, *, any_owner: bool) -> int:
-    directory, name = _walk(path, make=bool(flags & os.O_CREAT), follow_last=True)
+    directory, name = _open_parent(path, make=bool(flags & os.O_CREAT), follow_last=True)
     try:
         fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=directory)
         try:
@@ -69,14 +69,14 @@ def _open(path: str, flags: int, mode: int, *, any_owner: bool) -> int:
 def check_appendable(path: str) -> None:
     """Raise the OSError that `open_file` would raise when opening this file to append; changes nothing."""
     try:
-        with directory_of(path, follow_last=True) as (directory, name):
+        with open_parent_directory(path, follow_last=True) as (directory, name):
             _check_appendable(directory, name, path)
     except FileNotFoundError:
         # A directory is missing, and would be created below the last one that exists.
         above = os.path.dirname(path)
         while not os.path.exists(above):
             above = os.path.dirname(above)
-        with directory_of(f"{above}/.new") as (directory, _):
+        with open_parent_directory(f"{above}/.new") as (directory, _):
             _check_access(".", directory, os.W_OK | os.X_OK)
 
 
@@ -120,7 +120,7 @@ def open_directory(path: str) -> int:
     if os.geteuid() != 0:
         return os.open(path, anywhere)
     try:
-        return _walk(f"{path}/.d", make=False, follow_last=False)[0]
+        return _open_parent(f"{path}/.d", make=False, follow_last=False)[0]
     except UnsafePath as refused:
         return _open_of_link_owner(path, anywhere, refused)
 
@@ -139,13 +139,13 @@ def _open_of_link_owner(path: str, flags: int, refused: UnsafePath) -> int:
     raise refused
 
 
-def _walk(path: str, *, make: bool, follow_last: bool) -> tuple[int, str]:
+def _open_parent(path: str, *, make: bool, follow_last: bool) -> tuple[int, str]:
     fd = os.open("/", _TO_DIRECTORY)
     left = _parts(path if path.startswith("/") else os.path.join(os.getcwd(), path))
     links = 0
     try:
         while len(left) > 1 or follow_last:
-            target = _link(fd, left[0])
+            target = _symlink_target(fd, left[0])
             if target is not None:
                 links += 1
                 if links > _MOST_LINKS:
@@ -181,7 +181,7 @@ def _step(fd: int, name: str, *, make: bool) -> int:
     return below
 
 
-def _link(directory: int, name: str) -> str | None:
+def _symlink_target(directory: int, name: str) -> str | None:
     """The target of a symbolic link; None if `name` is no link. Raises UnsafePath if another user may have made it."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)

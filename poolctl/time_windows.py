@@ -52,7 +52,7 @@ class Window(NamedTuple):
     weekdays: frozenset[int]  # 0 is Sunday
     either_day: bool
 
-    def of(self, day: date) -> int:
+    def minute_mask_on(self, day: date) -> int:
         """The minutes of this day that are in the window, one bit each; 0 on a day outside the window."""
         if day.month not in self.months:
             return 0
@@ -141,7 +141,7 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
     since = now - now % 60 + 60
     day = datetime.fromtimestamp(since, zone).date()
     for _ in range(_HORIZON_DAYS):
-        found = _first_minute(window.of(day), day, since, zone, repeated=is_hourly)
+        found = _first_minute(window.minute_mask_on(day), day, since, zone, repeated=is_hourly)
         if found is not None:
             return found
         day += timedelta(days=1)
@@ -215,7 +215,7 @@ def _masks(parsed: _Parsed, day: date) -> dict[str, int]:
     for state, windows in parsed:
         bits = 0
         for window in windows:
-            bits |= window.of(day)
+            bits |= window.minute_mask_on(day)
         found[state] = bits & rest
         rest &= ~bits
     found[""] = rest

@@ -47,16 +47,16 @@ def serve(requests: socket.socket) -> None:
     while (received := wire.receive(requests, wait=True)) is not None:
         message, (fd,) = received
         with socket.socket(fileno=fd) as shared:
-            fetch(requests, message, shared)
+            forward_connections(requests, message, shared)
 
 
-def fetch(requests: socket.socket, message: wire.Message, shared: socket.socket) -> None:
+def forward_connections(requests: socket.socket, message: wire.Message, shared: socket.socket) -> None:
     """Take connections from the application's socket `shared`; send each to the supervisor, and at the end `done`."""
     empty = junk = full = False
     next_one = _accept_one if message["op"] == "accept" else connection_handover.receive_connection
     for _ in range(message["most"]):
         try:
-            with _deadline():
+            with _exit_on_timeout():
                 found = next_one(shared)
         except BlockingIOError:
             empty = True
@@ -79,7 +79,7 @@ def _send_connection(requests: socket.socket, message: wire.Message, found: sock
     part: wire.Message = {}
     fds = [found.fileno()]
     if isinstance(found, connection_handover.Connection):
-        part, fds = found.message()
+        part, fds = found.to_message()
     try:
         _send(requests, {"t": "conn", "n": message["n"], "key": message["key"], **part}, fds)
     finally:
@@ -101,7 +101,7 @@ def _accept_one(listener: socket.socket) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _deadline() -> Iterator[None]:
+def _exit_on_timeout() -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, DEADLINE_SECONDS)
     try:
         yield

@@ -279,7 +279,7 @@ class CommandRequest:
                 raise UsageError(
                     "--field and -o cannot be combined", hint=f"-o {field} prints that field too"
                 )
-            return one_of("--field", field, (*FIELDS, UPTIME))
+            return validate_choice("--field", field, (*FIELDS, UPTIME))
         forms = (*FORMATS, "toml") if self.verb == "config" else FORMATS
         if output is None or output in forms:
             return output or ""
@@ -287,7 +287,7 @@ class CommandRequest:
         fields = command.fields if command else FIELDS
         hint = f"--directory {output} writes the files there" if self.verb == "export" else ""
         return ",".join(
-            one_of("-o", word.strip(), (*dict.fromkeys((*forms, *fields)),), fields, hint)
+            validate_choice("-o", word.strip(), (*dict.fromkeys((*forms, *fields)),), fields, hint)
             for word in output.split(",")
         )
 
@@ -314,7 +314,7 @@ class CommandRequest:
         except ValueError as error:
             raise UsageError(f"{spelling or '--' + key.replace('_', '-')}: {error}") from None
 
-    def options(self) -> Mapping[str, object]:
+    def supervisor_options(self) -> Mapping[str, object]:
         """Return the options for the supervisor, by their names in its protocol: `wait` is the opposite of --no-wait.
 
         The options that select servers are not included. Raises UsageError for an invalid value.
@@ -330,14 +330,14 @@ class CommandRequest:
         if self.values.get("take_over"):
             options["force"] = True
         if self.values.get("goal") is not None:
-            options["for"] = one_of("--for", self.values["goal"], GOALS)
+            options["for"] = validate_choice("--for", self.values["goal"], GOALS)
         if self.values.get("env"):
             import os
 
             options["env"] = dict(os.environ)
         return options
 
-    def lines(self) -> int | None:
+    def line_limit(self) -> int | None:
         """The number of lines or events to print, from -n; None means all.
 
         The default is 100, or all with --since. Raises UsageError if the value is neither a number nor "all".
@@ -351,7 +351,7 @@ class CommandRequest:
             raise UsageError(f"-n: {text!r} is not a number of lines", hint='a number, or "all"')
         return int(text)
 
-    def moment(self, key: str) -> str:
+    def log_timestamp(self, key: str) -> str:
         """Return a log timestamp for the time that the option `key` gives; "" without the option. Raises UsageError."""
         text = self.get(key)
         if text is None:
@@ -540,7 +540,7 @@ def saves(request: CommandRequest) -> bool:
     return bool(request.get("save"))
 
 
-def one_of(
+def validate_choice(
     option: str, word: str, accepted: tuple[str, ...], final: tuple[str, ...] | None = None, hint: str = ""
 ) -> str:
     """Return `word` if it is in `final`, by default `accepted`. Otherwise raise UsageError, which names `option`.

@@ -17,7 +17,7 @@ from poolctl.cli.offline import choose, load, servers_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import ServerConfig, enter_as, interpreter, with_addresses
-from poolctl.control.answers import Result, item
+from poolctl.control.answers import Result, item_from_config
 from poolctl.control.client import Client
 from poolctl.errors import ControlError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED
@@ -41,7 +41,7 @@ def only_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerC
     config = load(pool)
     withhold_variables(config.pool_variables, only=True)
     servers = servers_of(config, pool)
-    names = [each.name for each in choose([item(each) for each in servers], request)]
+    names = [each.name for each in choose([item_from_config(each) for each in servers], request)]
     if len(names) != 1:
         raise UsageError(
             f"{command.split()[-1]} runs one server, and {len(names)} are selected", hint=f"{command} NAME"
@@ -79,7 +79,7 @@ class ForegroundServer:
     tls: list[bytes]
 
     @classmethod
-    def prepare(cls, server: ServerConfig) -> ForegroundServer:
+    def with_open_listeners(cls, server: ServerConfig) -> ForegroundServer:
         """Open the server's listeners, and read its TLS files. Raises Failure."""
         try:
             listeners = _listeners(server)
@@ -166,7 +166,7 @@ def debug(request: CommandRequest) -> NoReturn:
         if request.get(option):
             raise UsageError(f"--debug and {said} cannot be combined", hint="poolctl run --debug NAME")
     server = only_server(request, find_pool(request), "poolctl run --debug")
-    foreground = ForegroundServer.prepare(server)
+    foreground = ForegroundServer.with_open_listeners(server)
     # Developers want to see requests, in uvicorn's own format.
     foreground.spec["uvicorn"]["access_log"] = not request.get("no_access_log")
     if not request.quiet:

@@ -27,13 +27,13 @@ from poolctl.cli.command_line import (
 from poolctl.cli.offline import load, no_server_outcome, select_from_files
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import dependents_text, relative_to_cwd, servers
+from poolctl.cli.render import dependents_text, relative_to_cwd, server_count_text
 from poolctl.cli.supervisor_requests import ask, selected
 from poolctl.config import MASK, MOST_WORKERS
-from poolctl.control.answers import ErrorEntry, Item, Result, item
+from poolctl.control.answers import ErrorEntry, Item, Result, item_from_config
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError
-from poolctl.selection.selector import selection_needed
+from poolctl.selection.selector import missing_selection_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,11 +83,13 @@ def change(
                 f"{request.verb} is a live state that no file stores: nothing was written"
             )
         return outcome
-    request.selector(), request.options()  # a wrong value is reported before anything is read
+    request.selector(), request.supervisor_options()  # a wrong value is reported before anything is read
     files = WriteBack(pool, request)
     items, running = _selected(files, request, pool, works_offline=works_offline, removes=removes)
     write(files, [item.name for item in items])
-    return files.finish(live if running else lambda: _changed_files(files, items, report, removes=removes))
+    return files.apply_and_write(
+        live if running else lambda: _offline_change_outcome(files, items, report, removes=removes)
+    )
 
 
 def _require_selection(request: CommandRequest, pool: PoolRef) -> None:
@@ -96,7 +98,7 @@ def _require_selection(request: CommandRequest, pool: PoolRef) -> None:
         if request.get("all"):
             raise UsageError(f"{request.verb}: --all and a selection cannot be combined")
     elif not request.get("all"):
-        needed = selection_needed(request.verb, _count_servers(request, pool))
+        needed = missing_selection_error(request.verb, _count_servers(request, pool))
         raise UsageError(needed.message, hint=needed.hint)
 
 
@@ -132,14 +134,14 @@ def _selected(
     return chosen.items, True
 
 
-def _changed_files(
+def _offline_change_outcome(
     files: WriteBack, items: Sequence[Item], report: Callable[[Result], str], *, removes: bool
 ) -> Outcome:
     """Return the outcome to print if only the files change: the selected servers, and the message from `report`."""
     unchanged: list[str] = []
     if not removes:
         before = {each.name: each.state for each in items}
-        items = [item(server) for server in files.draft.check() if server.name in before]
+        items = [item_from_config(server) for server in files.draft.check() if server.name in before]
         unchanged = [each.name for each in items if each.state == before[each.name]]
     return Outcome(items, message=_final_line(Result(items=tuple(items), unchanged=tuple(unchanged)), report))
 
@@ -169,7 +171,7 @@ class WriteBack:
         self.warnings: list[str] = []
         self.now = load(PoolRef(self.draft.files, pool.directory), allow_empty=True)
 
-    def keep_names_in_files(self, names: Sequence[str]) -> list[str]:
+    def filter_names_by_files(self, names: Sequence[str]) -> list[str]:
         """Filter `names`: return the names of servers in the files, and add a warning about each other name."""
         why = "is not in any file: nothing to write (poolctl add --save writes it)"
         self.warnings += [f"{name} {why}" for name in names if self.draft.entry(name) is None]
@@ -178,14 +180,14 @@ class WriteBack:
     def scale(self, names: Sequence[str], workers: int) -> None:
         """Set the number of workers of the named servers in `self.draft`, the new content of the files."""
         as_wanted = {server.name for server in self.now if server.workers == workers}
-        for name in self.keep_names_in_files(names):
+        for name in self.filter_names_by_files(names):
             if name not in as_wanted:
                 self.draft.scale(name, workers)
 
-    def disable(self, names: Sequence[str], disabled: bool) -> None:
+    def set_disabled(self, names: Sequence[str], disabled: bool) -> None:
         """Disable the named servers in `self.draft`, the files' new content; enable them if `disabled` is false."""
         as_wanted = {server.name for server in self.now if server.disabled == disabled}
-        for name in self.keep_names_in_files(names):
+        for name in self.filter_names_by_files(names):
             if name in as_wanted:
                 continue
             if disabled:
@@ -199,7 +201,7 @@ class WriteBack:
             if self.draft.entry(name) is not None:
                 self.draft.remove(name)
 
-    def check(self) -> Configuration:
+    def validate_draft(self) -> Configuration:
         """Validate the draft and return its configuration. Raises PoolValidateError if it is invalid.
 
         Raises Failure with exit code 2 if a file is not TOML, 5 if no server is left, 7 if a file is not writable.
@@ -231,12 +233,12 @@ class WriteBack:
         others = [replace(ErrorEntry.of(each), code=first.code, error=first.error) for each in instructions]
         return Outcome(errors=[first, *others], exit_code=exit_codes.USAGE)
 
-    def finish(self, live: Callable[[], Outcome]) -> Outcome:
+    def apply_and_write(self, live: Callable[[], Outcome]) -> Outcome:
         """Check the new files, call `live` to change the running servers, and write the files; return the outcome.
 
         With --dry-run, only check the new files, and return their difference from the present ones.
         """
-        self.check()
+        self.validate_draft()
         if self.request.get("dry_run"):
             difference = self.draft.difference()
             code = exit_codes.NOT_AS_DESIRED if difference else exit_codes.DONE
@@ -296,17 +298,17 @@ def _enabled_lines(result: Result) -> Iterator[str]:
         ready = f", {sum(each.ready for each in enabled)} ready"
         if all(each.state == "stopped" for each in enabled):
             ready = ""  # the pool has no supervisor
-        yield f"{servers(len(enabled))} enabled{ready}{dependents_text(result, 'started')}"
+        yield f"{server_count_text(len(enabled))} enabled{ready}{dependents_text(result, 'started')}"
     known = [each for each in result.items if each.name in before]
     resting = [each for each in known if each.state in ("stopped", "failed") and not each.ready]
     if others := len(known) - len(resting):
-        yield f"{servers(others)} enabled already"
+        yield f"{server_count_text(others)} enabled already"
     if len(resting) == 1:
         (one,) = resting
         yield f"{one.name} is enabled already, and {one.state}: `poolctl start {one.name}` starts it"
     elif resting:
         names = " ".join(each.name for each in resting) if len(resting) <= _MOST_NAMES else "NAME..."
-        yield f"{servers(len(resting))} enabled already, and not running: `poolctl start {names}` starts them"
+        yield f"{server_count_text(len(resting))} enabled already, and not running: `poolctl start {names}` starts them"
 
 
 def _scale(request: CommandRequest) -> Outcome:
@@ -316,14 +318,18 @@ def _scale(request: CommandRequest) -> Outcome:
             hint = "leave out --save: a reload returns to the triggers, too"
             raise UsageError("scale: --auto changes no file", hint=hint)
         return change(
-            request, lambda result: f"{servers(len(result.items))} scaled by triggers", options={"auto": True}
+            request,
+            lambda result: f"{server_count_text(len(result.items))} scaled by triggers",
+            options={"auto": True},
         )
     *words, last = request.get("targets") or [""]
     workers = _parse_worker_count(last)
 
     def scaled_line(result: Result) -> str:
         scaled = sum(each.workers == workers for each in result.items)
-        return f"{servers(scaled, len(result.items))} scaled to {workers} worker{'s' * (workers > 1)}"
+        return (
+            f"{server_count_text(scaled, len(result.items))} scaled to {workers} worker{'s' * (workers > 1)}"
+        )
 
     return change(
         CommandRequest("scale", {**request.values, "targets": words}),
@@ -344,7 +350,7 @@ def _parse_worker_count(word: str) -> int:
     return int(word)
 
 
-def _command(
+def _make_command_module(
     section: Literal["Lifecycle", "Change"],
     help: str,
     example: str,
@@ -368,33 +374,33 @@ def _command(
 
 def _count(done: Sequence[bool], words: str) -> str:
     """A line such as `2 of 3 servers disabled`: the number of true values in `done`, then `words`."""
-    return f"{servers(sum(done), len(done))} {words}"
+    return f"{server_count_text(sum(done), len(done))} {words}"
 
 
 COMMANDS = {
-    "drain": _command(
+    "drain": _make_command_module(
         "Lifecycle",
         "Take servers out of rotation; they keep answering.",
         "poolctl drain users           then: poolctl undrain users",
         (OUTPUT, TIMEOUT, SAVE),
         lambda result: _count([each.state == "draining" for each in result.items], "out of rotation"),
     ),
-    "undrain": _command(
+    "undrain": _make_command_module(
         "Lifecycle",
         "Put drained servers back into rotation.",
         "poolctl undrain --all         every drained server",
         (OUTPUT, TIMEOUT, SAVE),
         lambda result: _count([each.ready for each in result.items], "in rotation"),
     ),
-    "enable": _command(
+    "enable": _make_command_module(
         "Lifecycle",
         "Enable servers and start them.",
         "poolctl enable --all          every disabled server",
         CHANGE_OPTIONS,
         lambda result: "\n".join(_enabled_lines(result)),
-        lambda files, names: files.disable(names, False),
+        lambda files, names: files.set_disabled(names, False),
     ),
-    "disable": _command(
+    "disable": _make_command_module(
         "Lifecycle",
         "Stop servers, and keep them stopped until enabled.",
         "poolctl disable users --save  also after the next start",
@@ -403,9 +409,9 @@ COMMANDS = {
             _count([each.state == "disabled" for each in result.items], "disabled")
             + dependents_text(result, "stopped")
         ),
-        lambda files, names: files.disable(names, True),
+        lambda files, names: files.set_disabled(names, True),
     ),
-    "remove": _command(
+    "remove": _make_command_module(
         "Change",
         "Stop servers, and take them out of the pool.",
         "poolctl remove docs --save    from the running pool and from its file",

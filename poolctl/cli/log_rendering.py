@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
-    from poolctl.control.server_answers import Described
+    from poolctl.control.server_answers import ServerDescription
 
 
 _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
@@ -29,7 +29,7 @@ _TIMED = re.compile(r"\[?(\d{4}[-/]\d\d[-/]\d\d[T ])?\d\d:\d\d:\d\d")
 _REQUEST_ID = re.compile(r"(HTTP/[\d.]+\" \d{3}[A-Za-z' -]* [\d.]+ms) \S+$")
 
 
-class PrefixedLines:
+class PrefixedLineFormatter:
     """Prefixes lines with `name | `, padded to the longest name, and on a terminal colored by server.
 
     With `records`, JSON lines are rendered as text. `times` adds a time after the name: STAMPS the full timestamp,
@@ -182,7 +182,7 @@ def _escaped(text: str) -> str:
     )
 
 
-def log_paths(items: Iterable[Described], directory: str) -> dict[str, str]:
+def log_paths(items: Iterable[ServerDescription], directory: str) -> dict[str, str]:
     """The log file of each server by name: the configured one, else the one in the pool's `directory` of logs."""
     return {
         item.name: (item.config.get("log") or {}).get("path") or f"{directory}/{item.name}.log"

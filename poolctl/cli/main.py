@@ -58,7 +58,7 @@ def _run(words: list[str]) -> int:
             from poolctl.cli.command_line import module_of
 
             return int(module_of("completion").complete(words[1:]))
-        return _finish(_perform(words))
+        return _print_outcome(_perform(words))
     except BaseException as error:
         try:
             return _explain(error, words)
@@ -93,7 +93,7 @@ def _perform(words: list[str]) -> Outcome:
     return outcome
 
 
-def _finish(outcome: Outcome) -> int:
+def _print_outcome(outcome: Outcome) -> int:
     """Print the outcome; returns the exit code. A reader that has closed the pipe (`| head`) is not a failure."""
     from poolctl.cli.render import show
 
@@ -135,7 +135,7 @@ def _explain(error: BaseException, words: list[str]) -> int:
             outcome.form = "json"
         elif isinstance(error, KeyboardInterrupt):
             outcome.errors = []  # the user knows that it was interrupted
-        return _finish(outcome)
+        return _print_outcome(outcome)
     except BrokenPipeError:
         _discard_stdout()
         return 1
@@ -185,11 +185,11 @@ def _discard_stdout() -> None:
 
 def install_ctrl_c() -> None:
     """Install the handler for Ctrl-C. Must not be called if SIGINT is ignored (nohup, `&` without job control)."""
-    signal(SIGINT, _interrupted)
-    sys.unraisablehook = _unraisable
+    signal(SIGINT, _handle_sigint)
+    sys.unraisablehook = _exit_on_discarded_interrupt
 
 
-def _interrupted(number: int, frame: FrameType | None) -> None:
+def _handle_sigint(number: int, frame: FrameType | None) -> None:
     global _ctrl_c_raises
     if not _ctrl_c_raises or _is_importing(frame):
         os._exit(INTERRUPTED)
@@ -204,7 +204,7 @@ def _is_importing(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+def _exit_on_discarded_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
     """Exit on a KeyboardInterrupt raised where Python can only report it, such as in a weak reference's callback."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         os._exit(INTERRUPTED)

@@ -18,7 +18,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import masked, values_of
-from poolctl.control.answers import ErrorEntry, Item, item
+from poolctl.control.answers import ErrorEntry, Item, item_from_config
 from poolctl.control.pool_paths import state_dir
 from poolctl.json_form import Table
 from poolctl.selection.regular_expressions import FASTER, LIMIT_SECONDS
@@ -26,7 +26,7 @@ from poolctl.selection.selector import NothingMatched, select
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
-    from poolctl.control.server_answers import Described
+    from poolctl.control.server_answers import ServerDescription
     from poolctl.runners.runner_registry import Orphan
 
 Server = TypeVar("Server", bound=Item)
@@ -60,7 +60,7 @@ def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:
     """The items selected by the request. Raises Failure (exit 4) if nothing matches."""
     selector = request.selector()
     try:
-        with expressions_limited():
+        with regex_time_limit():
             return select(items, selector)
     except NothingMatched as nothing:
         raise Failure(Outcome.failed(exit_codes.NOTHING_MATCHED, nothing.message, nothing.hint)) from None
@@ -92,21 +92,21 @@ def servers_of(config: Configuration, ref: PoolRef, *, choose_ports: bool = Fals
         if server.address.auto:
             port = ledger.known(server.name)
             if choose_ports:
-                port = ledger.port(server.name, server.address, avoid=taken)
+                port = ledger.assign_port(server.name, server.address, avoid=taken)
                 taken.add(port)
             if port is not None:
                 servers[at] = server.at(server.address.with_port(port))
     return servers
 
 
-def described(server: ServerConfig) -> Described:
+def described(server: ServerConfig) -> ServerDescription:
     """A server with its effective configuration and the origin of each value."""
-    from poolctl.control.server_answers import Described
+    from poolctl.control.server_answers import ServerDescription
 
-    return Described(**vars(item(server)), config=server.to_dict(), origin=server.origin)
+    return ServerDescription(**vars(item_from_config(server)), config=server.to_dict(), origin=server.origin)
 
 
-def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Described]:
+def described_from_files(request: CommandRequest, ref: PoolRef) -> list[ServerDescription]:
     """Descriptions of the selected servers in the files; secrets are masked unless `--reveal` is given.
 
     Raises Failure if nothing matches.
@@ -120,7 +120,7 @@ def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Describe
     return choose(items, request)
 
 
-def _with_routes(items: list[Described], config: Configuration) -> list[Described]:
+def _with_routes(items: list[ServerDescription], config: Configuration) -> list[ServerDescription]:
     from poolctl.config import routes_of
     from poolctl.control.gateway_answers import routes_to_servers
     from poolctl.routing.route import ExcludedRoute
@@ -138,7 +138,7 @@ def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     from poolctl.runners.runner_registry import find_orphans, has_orphans
 
     if not has_orphans(os.environ, ref.directory):
-        return [item(server) for server in servers]
+        return [item_from_config(server) for server in servers]
     found = find_orphans(os.environ, ref.directory)
     records = pool_files.read_left_state(ref.directory).get("servers") or {}
     items = []
@@ -149,7 +149,7 @@ def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
             if each.said["server"] == server.name and _runs_as_server_user(each, server)
         ]
         restarts = records.get(server.name, {}).get("restarts", 0)
-        items.append(_running_item(server, its, restarts) if its else item(server))
+        items.append(_running_item(server, its, restarts) if its else item_from_config(server))
     for orphan in found:
         orphan.close()
     return items
@@ -181,7 +181,7 @@ def _running_item(server: ServerConfig, its: list[Orphan], restarts: int) -> Ite
     since = [float(at) for at in ready if at is not None]
     uptime = time.monotonic() - min(since) if since else 0.0
     return replace(
-        item(server),
+        item_from_config(server),
         state="running" if since else "starting",
         ready=bool(since),
         health="ok" if since else "unknown",
@@ -192,9 +192,7 @@ def _running_item(server: ServerConfig, its: list[Orphan], restarts: int) -> Ite
 
 
 @contextmanager
-def expressions_limited(
-    problem: str = "", text_number: Callable[[], int | None] = lambda: 0
-) -> Iterator[None]:
+def regex_time_limit(problem: str = "", text_number: Callable[[], int | None] = lambda: 0) -> Iterator[None]:
     """Context manager: raises UsageError with `problem` if regular expressions in the block take too much CPU time.
 
     By default the limit applies to the whole block. With `text_number`, the limit applies to the search of one text.

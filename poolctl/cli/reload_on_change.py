@@ -24,7 +24,7 @@ from poolctl.cli.render import abbreviated_list, printable, relative_to_cwd
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.answers import ReloadResult, Result
 from poolctl.control.client import Client
-from poolctl.control.server_answers import Details, ShowResult
+from poolctl.control.server_answers import ServerDetails, ShowResult
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.json_form import Table
@@ -69,7 +69,9 @@ class PoolWatcher:
             self._lock = os.open(self._pool.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
-    def changes(self, over: Callable[[], bool] = lambda: False, *, now: bool = False) -> Iterator[Result]:
+    def apply_changes(
+        self, over: Callable[[], bool] = lambda: False, *, now: bool = False
+    ) -> Iterator[Result]:
         """Wait for changes, apply each and yield its result, until the pool ends or `over` returns true.
 
         With `now` the configuration is reloaded first.
@@ -98,7 +100,7 @@ class PoolWatcher:
 
     def _apply(self, paths: set[str] | None) -> Iterator[Result]:
         replaced: set[str] = set()
-        if self._sources.configuration_changed():
+        if self._sources.detect_configuration_change():
             replaced = yield from self._apply_configuration()
         changed = self._sources.changed_servers(paths)
         yield from self._restart({name: files for name, files in changed.items() if name not in replaced})
@@ -180,7 +182,7 @@ class WatchSet:
     """
 
     def __init__(
-        self, files: Sequence[str], items: Sequence[Details], before: WatchSet | None = None
+        self, files: Sequence[str], items: Sequence[ServerDetails], before: WatchSet | None = None
     ) -> None:
         # Servers by the directory of their code, and by the scripts in their commands.
         self._code: dict[str, list[str]] = {}
@@ -234,7 +236,7 @@ class WatchSet:
         for top in dict.fromkeys([*self._code, *self._tops]):
             yield from code_directories(top)
 
-    def configuration_changed(self) -> bool:
+    def detect_configuration_change(self) -> bool:
         """Whether the configuration or a referenced file has changed since the last check."""
         before, self._stamps = self._stamps, self._file_stamps()
         return before != self._stamps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from poolctl.cli.render import error_lines, paint, printable, relative_to, relative_to_cwd, servers
+from poolctl.cli.render import error_lines, paint, printable, relative_to, relative_to_cwd, server_count_text
 from poolctl.control.answers import ChangedFiles, PlannedChange, ReloadResult, Result
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 from poolctl.json_form import Table, from_json
@@ -73,7 +73,7 @@ def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
     if not counts:
         return "nothing to do" if dry_run else "nothing has changed"
     words = [f"{counts[kind]} {word}" for kind, (_, _, word) in KINDS.items() if kind in counts]
-    would = f"{servers(len(names))} would change: " if dry_run else ""
+    would = f"{server_count_text(len(names))} would change: " if dry_run else ""
     return would + ", ".join(words)
 
 
@@ -109,13 +109,13 @@ def _drift_line(found: ChangedFiles, names: Sequence[str], place: str) -> str:
         others = (found.problems or 1) - 1
         rest = f"and {others} more: poolctl validate" if others else "poolctl validate shows the fix"
         return f"{changed}, and {'are' if many else 'is'} not valid: {place} ({rest})"
-    counts = _numbers(found)
+    counts = _change_counts_text(found)
     if found.applied:
         return f"{what} {has} changed and no server was running: the pool has read {it} again{counts}"
     return f"{changed}; `poolctl reload` applies {it}{counts}"
 
 
-def _numbers(found: ChangedFiles) -> str:
+def _change_counts_text(found: ChangedFiles) -> str:
     if found.added is None:
         return ""
     numbers = (("+", found.added), ("~", found.changed), ("-", found.removed))

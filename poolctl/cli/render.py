@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from poolctl.cli.command_line import CommandRequest
     from poolctl.control.answers import ErrorEntry, Item, Result
-    from poolctl.control.server_answers import Measured
+    from poolctl.control.server_answers import MeasuredServer
     from poolctl.json_form import Table
 
 
@@ -106,7 +106,7 @@ def is_server(item: object) -> TypeGuard[Item]:
     return hasattr(item, "pids")
 
 
-def _is_measured(item: object) -> TypeGuard[Measured]:
+def _is_measured(item: object) -> TypeGuard[MeasuredServer]:
     return is_server(item) and getattr(item, "stats", None) is not None
 
 
@@ -145,7 +145,7 @@ def text_of(items: Sequence[object], output: str, colours: bool = False, width: 
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
 
 
-def gateway_table(
+def set_table_text(
     request: CommandRequest,
     outcome: Outcome,
     lines: Sequence[object],
@@ -446,7 +446,7 @@ def _label(word: str, colour: str, colours: bool) -> str:
     return paint(f"{word}:", f"1;{colour}") if colours else f"{word}:"
 
 
-def servers(count: int, of: int | None = None) -> str:
+def server_count_text(count: int, of: int | None = None) -> str:
     """A count such as `3 servers`, `1 server`, `2 of 3 servers`."""
     if of is not None and count != of:
         return f"{count} of {of} server{'' if of == 1 else 's'}"
@@ -516,9 +516,13 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
     }
     ready = sum(item.ready for item in items)
     count = len(items) - sum(asides.values())
-    line = f"{servers(ready, count)} {'restarted' if restarted else 'ready'}"
+    line = f"{server_count_text(ready, count)} {'restarted' if restarted else 'ready'}"
     if not waited:  # the old processes of restarting servers are still ready
-        line = f"{servers(count)} restarting" if restarted else f"{servers(count)} starting, {ready} ready"
+        line = (
+            f"{server_count_text(count)} restarting"
+            if restarted
+            else f"{server_count_text(count)} starting, {ready} ready"
+        )
     said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
     return f"{line} ({said})" if said else line
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from poolctl.control.answers import ProgressLine, Result
-    from poolctl.control.server_answers import Described
+    from poolctl.control.server_answers import ServerDescription
     from poolctl.json_form import Table
 
     Answer = TypeVar("Answer", bound=Result)
@@ -84,7 +84,7 @@ def ask_for(
 def _answer_document(
     request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[str, object] | None
 ) -> Table:
-    options = {**request.options(), **(more or {})}
+    options = {**request.supervisor_options(), **(more or {})}
     with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
         body = {
             "selector": request.selector().to_dict(),
@@ -146,7 +146,7 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
         if not pool.files or request.get("pool"):
             raise
     # mistakes in the command are reported before anything is launched
-    request.options()
+    request.supervisor_options()
     request.selector()
     log_start = log_size(pool)
     try:
@@ -247,7 +247,7 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
     return result
 
 
-def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[Described], Result | None]:
+def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[ServerDescription], Result | None]:
     """Details of the selected servers, and the supervisor's answer.
 
     If no supervisor runs, the details are read from the files, and the answer is None. Raises Failure if nothing is

@@ -297,7 +297,7 @@ def _command_hint(verb: str) -> str:
 
 def _option_hint(option: str, verb: str, words: Sequence[str]) -> str:
     """A hint for an option that `verb` rejects: its correct position, another name, or a similar option; or ""."""
-    if moved := _after_command(option, words):
+    if moved := _corrected_command_line(option, words):
         return f"options come after the command: {moved}"
     command = command_named(verb)
     accepted = [*(command.options if command else COMMON), HELP_OPTION]
@@ -315,7 +315,7 @@ def _option_hint(option: str, verb: str, words: Sequence[str]) -> str:
     return f"did you mean {near}?" if near else ""
 
 
-def _after_command(option: str, words: Sequence[str]) -> str:
+def _corrected_command_line(option: str, words: Sequence[str]) -> str:
     """The corrected command line if `option` precedes a command that accepts it, otherwise "".
 
     All words before the command are moved to the end of the line: `poolctl -n 5 logs` becomes `poolctl logs -n 5`.

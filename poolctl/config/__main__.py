@@ -58,13 +58,13 @@ def main() -> None:
     name_process("poolctl-config")
     # A supervisor of an earlier version passes the link at another descriptor.
     link = socket.socket(fileno=0 if stat.S_ISSOCK(os.fstat(0).st_mode) else _EARLIER_LINK_FD)
-    _thread.start_new_thread(_end_with, (link.fileno(),))
+    _thread.start_new_thread(_exit_on_hangup, (link.fileno(),))
     # Neither imports nor values create cyclic garbage, and collections take a tenth of the time of the first answer.
     gc.set_threshold(_GARBAGE)
     disable_pydantic_plugins()
     from poolctl.config import Surroundings
 
-    reader = Reader()
+    reader = ConfigRequestHandler()
     # Imports the validation and builds its models before the first request arrives.
     reader.added(Surroundings(), {}, "/", {})
     try:
@@ -86,7 +86,7 @@ def main() -> None:
         pass  # the supervisor has ended
 
 
-def _end_with(link: int) -> None:
+def _exit_on_hangup(link: int) -> None:
     """Exit as soon as the supervisor closes its end of the socket `link`, even while another thread is blocked."""
     poll = select.poll()
     poll.register(link, 0)  # a hang-up is always reported
@@ -94,7 +94,7 @@ def _end_with(link: int) -> None:
     os._exit(0)
 
 
-class Reader:
+class ConfigRequestHandler:
     """Handles the supervisor's requests, one public method each. Errors in a configuration are returned, not raised."""
 
     def __init__(self) -> None:

@@ -179,7 +179,7 @@ class Configuration(Sequence[ServerConfig]):
 
     def _located(self, server: ServerKeys | None, finding: Finding) -> Problem:
         if server is None:
-            return problem_of(finding, self._origins.of_table(finding.path) if self._origins else None)
+            return problem_of(finding, self._origins.place_in_table(finding.path) if self._origins else None)
         place = self._origins.place(server.name, finding.path) if self._origins else None
         return problem_of(finding, place, name=server.name, bind=server.bind)
 

@@ -28,7 +28,7 @@ from poolctl.config.files.parsers import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.loader import load
 from poolctl.config.values.problems import KeyPath, Problem, Tree
-from poolctl.config.values.secrets import masked_file
+from poolctl.config.values.secrets import masked_file_text
 from poolctl.errors import PoolValidateError, ServerError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -63,7 +63,7 @@ class Draft:
             assembly.add(document)
         self._entries = {entry.name.casefold(): entry for entry in reversed(assembly.entries)}
         self._defaults = assembly.defaults
-        self._changes: dict[str, Changes] = {}
+        self._changes: dict[str, ServerListChanges] = {}
         self._texts: dict[str, str] | None = None
         self.written: list[str] = []
         self._asked: list[tuple[Callable[..., None], tuple[Tree, ...]]] = []
@@ -89,7 +89,7 @@ class Draft:
         entry = self._existing(name)
         document, table = self._source_to_change(entry, (key,))
         own = _own_path(document, table, (key,)) or (key,)
-        homes = [part for part in entry.parts if part[0].exact((*part[1], key)) is not None]
+        homes = [part for part in entry.parts if part[0].path_as_spelled((*part[1], key)) is not None]
         alone = (
             len(homes) == 1 and key not in self._defaults and not _line_has_comment(document, (*table, key))
         )
@@ -126,7 +126,7 @@ class Draft:
         homes = [
             each
             for each in self.documents
-            if isinstance(each.data, list) or each.exact(("server",)) is not None
+            if isinstance(each.data, list) or each.path_as_spelled(("server",)) is not None
         ]
         return (homes or self.documents)[-1]
 
@@ -146,7 +146,11 @@ class Draft:
         changed = self._changed()
         if all(document.kind == "toml" for document in changed):
             return []
-        return [each for document in changed for each in _by_hand(document, self._changes[document.path])]
+        return [
+            each
+            for document in changed
+            for each in _manual_change_instructions(document, self._changes[document.path])
+        ]
 
     def texts(self) -> dict[str, str]:
         """The new text of each file that changes, by path. Raises PoolValidateError if one cannot be changed."""
@@ -165,11 +169,11 @@ class Draft:
         """Validate the changed files; returns their configuration. Raises PoolValidateError with every problem."""
         config = load(self.files, self.env, self.texts())
         if config.problems:
-            problems = [self._in_files(problem) for problem in config.problems]
+            problems = [self._translate_line_number(problem) for problem in config.problems]
             raise PoolValidateError("the changed configuration is invalid", problems)
         return config
 
-    def _in_files(self, problem: ServerError) -> ServerError:
+    def _translate_line_number(self, problem: ServerError) -> ServerError:
         """Translate the problem's line number from the new text to the current file, if the line exists in both."""
         for document in self.documents:
             if isinstance(problem, Problem) and problem.file == document.path in self.texts():
@@ -189,7 +193,7 @@ class Draft:
             if (after := self.texts().get(document.path)) is not None:
                 before, new = document.text.splitlines(keepends=True), after.splitlines(keepends=True)
                 lines += difflib.unified_diff(before, new, document.path, document.path)
-        return masked_file("".join(lines))
+        return masked_file_text("".join(lines))
 
     def write(self) -> list[str]:
         """Write the changed files. Return the paths of all files written so far, also by drafts that `rebase` replaced.
@@ -199,7 +203,7 @@ class Draft:
         texts = self.texts()
         for document in self.documents:
             if document.path in texts:
-                replace(document.path, document.text, texts[document.path])
+                replace_file_content(document.path, document.text, texts[document.path])
                 self.written = list(dict.fromkeys([*self.written, document.path]))
         return self.written
 
@@ -216,23 +220,23 @@ class Draft:
     def _set(self, document: Document, table: KeyPath, path: KeyPath, value: Tree) -> None:
         self._changes_of(document).pairs.setdefault(int(table[-1]), []).append((path, value))
 
-    def _changes_of(self, document: Document) -> Changes:
+    def _changes_of(self, document: Document) -> ServerListChanges:
         self._texts = None
-        return self._changes.setdefault(document.path, Changes())
+        return self._changes.setdefault(document.path, ServerListChanges())
 
 
 def _own_path(document: Document, table: KeyPath, path: KeyPath) -> KeyPath | None:
     """Return `path`, a key of the server at `table`, as spelled in the file; None if the file does not have the key."""
-    whole = document.exact((*table, *path))
+    whole = document.path_as_spelled((*table, *path))
     return None if whole is None else whole[len(document.prefix) + len(table) :]
 
 
 def _line_has_comment(document: Document, path: KeyPath) -> bool:
-    line, _ = document.positions()[document.exact(path) or path]
+    line, _ = document.positions()[document.path_as_spelled(path) or path]
     return "#" in document.text.splitlines()[line - 1]
 
 
-def _by_hand(document: Document, changes: Changes) -> Iterator[Problem]:
+def _manual_change_instructions(document: Document, changes: ServerListChanges) -> Iterator[Problem]:
     """The changes as instructions for a person: where to edit the file, and the text to write, with secrets masked."""
     servers = _servers_of(document)
     for index, pairs in changes.pairs.items():
@@ -242,7 +246,7 @@ def _by_hand(document: Document, changes: Changes) -> Iterator[Problem]:
         margin = " " * (column - 1 if document.kind == "yaml" else 4)
         for key in dict.fromkeys(path[0] for path, _ in pairs):
             written = key in table and f"{margin}{_pair_text(document.kind, str(key), table[key])}"
-            message = f"write this:\n{masked_file(written)}" if written else "remove this key"
+            message = f"write this:\n{masked_file_text(written)}" if written else "remove this key"
             yield Problem(
                 message, place=document.place((*servers, index, key)), name=str(table.get("name", ""))
             )
@@ -250,7 +254,7 @@ def _by_hand(document: Document, changes: Changes) -> Iterator[Problem]:
         yield Problem("remove this server", place=document.place((*servers, index)))
     if changes.added:
         count = len(document.data if not servers else document.data.get("server") or [])
-        added = masked_file(_servers_text(document, servers, changes.added, count))
+        added = masked_file_text(_servers_text(document, servers, changes.added, count))
         place = document.place((*servers, count - 1) if count else ())
         yield Problem(f"write this {'after the server' if count else 'into the file'}:\n{added}", place=place)
 
@@ -284,7 +288,7 @@ def _servers_text(document: Document, servers: KeyPath, tables: list[dict[str, T
     return "\n".join(lines)
 
 
-def edited(document: Document, changes: Changes) -> str:
+def edited(document: Document, changes: ServerListChanges) -> str:
     """The text of a TOML file with the changes applied.
 
     Raises PoolValidateError if that is not possible without changing something else.
@@ -293,11 +297,11 @@ def edited(document: Document, changes: Changes) -> str:
     crlf = 0 < text.count("\r\n") == text.count("\n")
     text = text.replace("\r\n", "\n") if crlf else text
     meant = parse(text, "toml")
-    changes.apply(list_at(meant, servers))
+    changes.apply(ensure_list_at(meant, servers))
     reason = "something else would change as well"
     edits: list[Callable[[], str]] = [
         lambda: _edited_in_parts(document, text, servers, changes),
-        lambda: _rewritten(text, servers, changes),
+        lambda: _edited_as_whole(text, servers, changes),
     ]
     for edit in edits:
         try:
@@ -306,7 +310,7 @@ def edited(document: Document, changes: Changes) -> str:
                 return found.replace("\n", "\r\n") if crlf else found
         except (ValueError, LookupError) as error:
             reason = str(error)
-    place = document.place(("server", *changes.first()))
+    place = document.place(("server", *changes.first_changed_path()))
     message = f"this cannot be changed without touching more: {reason}"
     problem = Problem(message, place=place, hint="change it by hand, then poolctl reload")
     raise PoolValidateError("the file cannot be changed", [problem])
@@ -320,7 +324,7 @@ def _without_empty(data: Tree) -> Tree:
     return [_without_empty(value) for value in data] if isinstance(data, list) else data
 
 
-def replace(path: str, before: str, after: str) -> None:
+def replace_file_content(path: str, before: str, after: str) -> None:
     """Atomically replace the file's text `before` by `after`; mode, owner and byte order mark stay.
 
     A symbolic link stays: its target is replaced. Blocks until the text is on disk. Raises FileChanged if the file's
@@ -341,7 +345,7 @@ def replace(path: str, before: str, after: str) -> None:
                 file.write(mark + after.encode())
                 file.flush()
                 os.fsync(descriptor)
-            if not _is_same_file(target, held, before):
+            if not _is_file_unchanged(target, held, before):
                 raise FileChanged(path)
             os.rename(temporary, target)
         except BaseException:
@@ -365,7 +369,7 @@ def _copy_mode_and_owner(descriptor: int, status: os.stat_result, target: str) -
                 os.setxattr(descriptor, attribute, os.getxattr(target, attribute))
 
 
-def _is_same_file(target: str, held: int, before: str) -> bool:
+def _is_file_unchanged(target: str, held: int, before: str) -> bool:
     try:
         return os.path.samestat(os.stat(target), os.fstat(held)) and read_text(target) == before
     except (OSError, Problem):
@@ -382,7 +386,7 @@ def _sync(directory: str) -> None:
             os.close(descriptor)
 
 
-class Changes:
+class ServerListChanges:
     """The changes to a file: new values by server index (`pairs`), indexes of servers to remove, and servers to add."""
 
     def __init__(self) -> None:
@@ -399,7 +403,7 @@ class Changes:
         for table in self.added:
             servers.append(convert(table))
 
-    def first(self) -> KeyPath:
+    def first_changed_path(self) -> KeyPath:
         """Return the path of the first change, for an error message. The path begins with the index of a server.
 
         If a key changes, the path names the first changed key, such as `(2, "workers")`. If no key changes, the
@@ -427,7 +431,7 @@ def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = lambda v
             at[path[-1]] = convert(value)
 
 
-def list_at(data: Tree, servers: KeyPath) -> Tree:
+def ensure_list_at(data: Tree, servers: KeyPath) -> Tree:
     """The list of servers at the path `servers` of a parsed file; an empty list is inserted if it is missing."""
     for number, key in enumerate(servers, 1):
         if data.get(key) is None:
@@ -445,7 +449,7 @@ class ServerLines(NamedTuple):
     comments_end: int
 
 
-class Parts:
+class ServerLineBlocks:
     """The lines of a text, split into the servers that it defines.
 
     Raises ValueError unless each server is a table with its own header, one after another.
@@ -500,7 +504,7 @@ class Parts:
     def _is_comment(self, at: int) -> bool:
         return self.lines[at].lstrip().startswith("#")
 
-    def change(self, changes: Changes, edit: Callable[[str, Pairs], str], added: str) -> str:
+    def change(self, changes: ServerListChanges, edit: Callable[[str, Pairs], str], added: str) -> str:
         """Apply the changes; returns the new text. `edit` changes a server's text; `added` is text to append."""
         for index, pairs in changes.pairs.items():
             part = self.servers[index]
@@ -542,7 +546,7 @@ def _lines_of(text: str) -> list[str]:
     return _line.findall(text)
 
 
-def in_layout_of(text: str, changed: str) -> str:
+def without_added_blank_lines(text: str, changed: str) -> str:
     """Return `changed`, a version of `text` edited by tomlkit, without the empty lines that tomlkit added."""
     lines, after = _lines_of(text), _lines_of(changed)
     matcher = difflib.SequenceMatcher(None, lines, after, autojunk=False)
@@ -552,32 +556,32 @@ def in_layout_of(text: str, changed: str) -> str:
     return "".join(lines)
 
 
-def _edited_in_parts(document: Document, text: str, servers: KeyPath, changes: Changes) -> str:
+def _edited_in_parts(document: Document, text: str, servers: KeyPath, changes: ServerListChanges) -> str:
     """Return `text` with the changes made server by server. Raises ValueError if `text` cannot be split by server."""
     import tomlkit
 
-    parts = Parts(text, document.positions(), servers)
+    parts = ServerLineBlocks(text, document.positions(), servers)
 
     def edit(own: str, pairs: Pairs) -> str:
         one = tomlkit.parse(own)
-        assign(list_at(one, servers)[0], pairs, _item)
-        return in_layout_of(own, one.as_string())
+        assign(ensure_list_at(one, servers)[0], pairs, _tomlkit_value)
+        return without_added_blank_lines(own, one.as_string())
 
     head = f"[[{'.'.join(key_text(str(key)) for key in servers)}]]"
     return parts.change(changes, edit, "\n".join(table_text(head, table) for table in changes.added))
 
 
-def _rewritten(text: str, servers: KeyPath, changes: Changes) -> str:
+def _edited_as_whole(text: str, servers: KeyPath, changes: ServerListChanges) -> str:
     import tomlkit
 
     whole = tomlkit.parse(text)
     if whole.as_string() != text:
         raise ValueError("the tables of its servers are not together")
-    changes.apply(list_at(whole, servers), _item)
+    changes.apply(ensure_list_at(whole, servers), _tomlkit_value)
     return whole.as_string()
 
 
-def _item(value: Tree) -> Tree:
+def _tomlkit_value(value: Tree) -> Tree:
     import tomlkit
 
     return tomlkit.value(value_text(value))

@@ -12,9 +12,9 @@ from poolctl.config.configuration import Configuration, ServerConfig, Surroundin
 from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located, read_documents
 from poolctl.config.files.read_file import default_env_file
 from poolctl.config.model.pool_tables import (
+    InvalidServerNames,
     PoolSettings,
     Tables,
-    Unfinished,
     build_tables,
     rules_of,
     table_names,
@@ -29,7 +29,7 @@ from poolctl.config.rules.conflicts import (
     table_conflicts,
     unknown_dependencies,
 )
-from poolctl.config.values.normalise import OPENING, derive, interpolate, merged, normalise
+from poolctl.config.values.normalise import OPENING, add_derived_values, interpolate, merged, normalise
 from poolctl.config.values.plain import placeholders
 from poolctl.config.values.problems import Finding, Problem, Tree, reset_suggestions
 from poolctl.errors import PoolValidateError
@@ -95,9 +95,9 @@ class Defaults:
         self.ready: dict[str, Tree] = {}
         self._tls_is_invalid = False
         if table:
-            self._check(table, base_dir)
+            self._validate_and_store(table, base_dir)
 
-    def _check(self, table: dict[str, Tree], base_dir: str) -> None:
+    def _validate_and_store(self, table: dict[str, Tree], base_dir: str) -> None:
         findings: list[Finding] = []
         trial = {"app": "a:b", **table, "name": "defaults"}
         if "command" in trial:
@@ -107,7 +107,7 @@ class Defaults:
         trial.setdefault("bind", "127.0.0.1:1")
         for key in ("job", "every"):
             trial.pop(key, None)
-        derive(trial, base_dir, findings)
+        add_derived_values(trial, base_dir, findings)
         model = validated(ServerConfig, trial, findings)
         self.findings = [finding for finding in findings if finding.path[0] in table]
         bad = {finding.path[0] for finding in self.findings}
@@ -194,7 +194,7 @@ def _sleeps(key: str, value: Tree) -> bool:
 def _server_of(
     table: dict[str, Tree], base_dir: str, handlers: str | None, python: str, findings: list[Finding]
 ) -> tuple[ServerConfig | None, Address | None]:
-    address = derive(table, base_dir, findings)
+    address = add_derived_values(table, base_dir, findings)
     findings += Scale.rules(table)
     if "env_file" not in table and (found := default_env_file(base_dir)):
         table["env_file"] = found
@@ -255,7 +255,7 @@ class _Loader:
                 self._report(entry, finding)
             self.servers.append(server)
             self.addresses.append((entry.name, address))
-        excluded = self._cross_check()
+        excluded = self._report_conflicting_servers()
         if any(OPENING in document.text for document in self.assembly.documents):
             self._check_references()
         tables = self._tables() if self.assembly.tables else None
@@ -309,7 +309,7 @@ class _Loader:
             else:
                 entries.setdefault(server.name, entry)
         tags = [self.defaults.raw.get("tags", ()), *(each.table.get("tags", ()) for each in broken)]
-        unfinished = Unfinished(
+        unfinished = InvalidServerNames(
             {each.name for each in broken},
             {tag for each in tags if broken and isinstance(each, (list, tuple)) for tag in each},
             {
@@ -324,7 +324,7 @@ class _Loader:
             for owner, finding in each.problems(servers, tables, unfinished):
                 self._report(entries[owner.name] if owner else None, finding)
 
-    def _cross_check(self) -> set[int]:
+    def _report_conflicting_servers(self) -> set[int]:
         """Report conflicting names or addresses and wrong dependencies; return the indexes of servers to exclude."""
         entries = self.assembly.entries
         excluded: set[int] = set()
@@ -367,7 +367,7 @@ class _Loader:
                 self.problems.append(located(finding, place, entry))
             return
         path = finding.path if finding.path[0] in ("pool", *table_names()) else ("defaults", *finding.path)
-        self.problems.append(located(finding, self.origins.of_table(path)))
+        self.problems.append(located(finding, self.origins.place_in_table(path)))
 
     def _order(self, problem: Problem) -> tuple[int, int, int]:
         files = [document.path for document in self.assembly.documents]

@@ -239,7 +239,7 @@ class ProgressLine:
     generation: int | None = None
 
 
-def item(config: ServerConfig) -> Item:
+def item_from_config(config: ServerConfig) -> Item:
     """The Item for a server in the files, as commands print it while no supervisor runs."""
     return Item(
         name=config.name,

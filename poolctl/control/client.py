@@ -238,7 +238,7 @@ class Client:
                 exit_code=exit_codes.CONFLICT,
                 hint="poolctl stop and poolctl start, and the servers pause; or upgrade by a version between",
             )
-        options = {**options_of_this_version(), "force": force}
+        options = {**upgrade_options(), "force": force}
         result = self.ask(UpgradeResult, "upgrade", {"options": options})
         if result.exit_code or not result.upgraded_from:
             return result
@@ -363,7 +363,7 @@ async def ask_async(
     return value_of(kind, last["result"])  # the last message, or an error was raised
 
 
-def options_of_this_version() -> Table:
+def upgrade_options() -> Table:
     """Return the options of the verb `upgrade` for an upgrade to this version of poolctl.
 
     The options are the version, protocol, build and Python version, and the commands for keeper and supervisor.
@@ -585,7 +585,7 @@ def write_exit(directory: str, *, status: int, reason: str, keeper_pid: int) -> 
 
 def read_exit(directory: str) -> Table:
     """The record of why a pool ended by itself; empty if a command ended it, or it still runs."""
-    return pool_paths.read_table(f"{directory}/{_STATUS}")
+    return pool_paths.read_json_file(f"{directory}/{_STATUS}")
 
 
 def clear_exit(directory: str) -> None:

@@ -91,7 +91,7 @@ class ControlServer:
         )
         self._server = HttpServer(self, limits, what="commands", watch=True, reserve=reserve)
 
-    def listen(self, listener: socket.socket) -> None:
+    def replace_listener(self, listener: socket.socket) -> None:
         """Accept only from this listener, which is closed with the server."""
         self._server.stop_accepting()
         self._server.listen(listener, BACKLOG)
@@ -121,7 +121,7 @@ class ControlServer:
                 _document(received.body),
                 pid,
                 uid,
-                lambda fd: response.attach(received.sock, fd, b"\n"),  # lines may be empty
+                lambda fd: response.send_with_descriptor(received.sock, fd, b"\n"),  # lines may be empty
             )
         except BadMessage as bad:
             await response.send(

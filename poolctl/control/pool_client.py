@@ -129,10 +129,10 @@ class PoolClient:
         Nothing matches when both are empty. `regex` is matched in the caller's thread, without a time limit. Raises
         PoolParamError if it is invalid.
         """
-        from poolctl.selection.field_filter import checked, compiled_search, value_test
+        from poolctl.selection.field_filter import compiled_search, parse_field, value_test
 
         document = self.list(selector={**(selector or {}), "allow_empty": True})
-        matches = value_test(checked(field), pattern, compiled_search(regex))
+        matches = value_test(parse_field(field), pattern, compiled_search(regex))
         return {**document, "items": [item for item in document["items"] if matches(item[field] or "")]}
 
     def walk(self, fn: Callable[[Table], object], *targets: str, selector: Selection = None) -> bool:
@@ -472,15 +472,15 @@ class PoolClient:
         The default is the gateway's `traffic_re_enable`. `disable_host`, `enable_host` and `drain_host` raise
         PoolParamError for an unknown host.
         """
-        return self._host("disable", hosts, seconds_of("for_seconds", for_seconds))
+        return self._change_hosts("disable", hosts, seconds_of("for_seconds", for_seconds))
 
     def enable_host(self, *hosts: str) -> Table:
         """Send traffic to the named hosts again, at once."""
-        return self._host("enable", hosts)
+        return self._change_hosts("enable", hosts)
 
     def drain_host(self, *hosts: str) -> Table:
         """Drain each of `hosts`: it still serves clients whose sticky cookie names it; new clients go to others."""
-        return self._host("drain", hosts)
+        return self._change_hosts("drain", hosts)
 
     def health_info(self, *, routes: bool = False) -> dict[str, Table]:
         """Return the status, uptime, latency and detail of each route and server; with `routes` only of routes.
@@ -538,7 +538,7 @@ class PoolClient:
             for each in found["items"]
         }
 
-    def _host(self, op: str, hosts: Sequence[str], for_seconds: float | None = None) -> Table:
+    def _change_hosts(self, op: str, hosts: Sequence[str], for_seconds: float | None = None) -> Table:
         return self._ask(
             "host", PoolMonitorError, (), None, {"op": op, "hosts": [*hosts], "for": for_seconds}
         )

@@ -38,7 +38,7 @@ def pool_key(first_file: str) -> str:
     return sha256(os.fsencode(first_file)).hexdigest()[:12]
 
 
-def candidates(env: Mapping[str, str]) -> list[str]:
+def runtime_root_candidates(env: Mapping[str, str]) -> list[str]:
     """Return the runtime directories that may hold this user's pools, the preferred one first."""
     explicit = env.get(RUNTIME_VARIABLE)
     if explicit:
@@ -51,7 +51,7 @@ def candidates(env: Mapping[str, str]) -> list[str]:
 def runtime_root(env: Mapping[str, str]) -> str:
     """Return the first writable runtime directory, created if missing. Raises ControlError (exit code 7) if none is."""
     refused = ""
-    for path in candidates(env):
+    for path in runtime_root_candidates(env):
         try:
             os.makedirs(path, mode=0o700, exist_ok=True)
         except OSError as error:
@@ -68,7 +68,7 @@ def runtime_root(env: Mapping[str, str]) -> str:
 
 def pool_dir(env: Mapping[str, str], key: str) -> str:
     """Return the directory of the pool with this key, even if it does not exist yet. Creates nothing."""
-    roots = candidates(env)
+    roots = runtime_root_candidates(env)
     for root in roots:
         path = f"{root}/{key}"
         if os.path.exists(f"{path}/{SOCKET_NAME}"):
@@ -141,7 +141,7 @@ def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
 
 def pool_dirs(env: Mapping[str, str]) -> Iterator[str]:
     """Yield the directory of each of this user's pools, running or not."""
-    for root in candidates(env):
+    for root in runtime_root_candidates(env):
         try:
             keys = sorted(os.listdir(root))
         except OSError:
@@ -154,10 +154,10 @@ def pool_dirs(env: Mapping[str, str]) -> Iterator[str]:
 
 def read_info(path: str) -> Table:
     """Return the info.json of the pool in this directory: name, files, pids; empty without one."""
-    return read_table(f"{path}/info.json")
+    return read_json_file(f"{path}/info.json")
 
 
-def read_table(path: str) -> Table:
+def read_json_file(path: str) -> Table:
     """Return the JSON object in this file; an empty one when there is none."""
     try:
         with open(path, "rb") as file:
@@ -182,7 +182,7 @@ def listens(path: str) -> bool:
     return True
 
 
-def control_socket(directory: str) -> str:
+def control_socket_path(directory: str) -> str:
     """Return the path of the control socket in a pool's directory. Raises ControlError (exit code 7) if too long."""
     path = f"{directory}/{SOCKET_NAME}"
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
@@ -225,7 +225,7 @@ def _preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
     return f"{home}/poolctl/{key}" if home.startswith("/") else None
 
 
-def make_private(path: str) -> None:
+def ensure_private_directory(path: str) -> None:
     """Create the directory, or make it private (0700) if it belongs to this user. Raises OSError."""
     os.makedirs(path, mode=0o700, exist_ok=True)
     status = os.lstat(path)

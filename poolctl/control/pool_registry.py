@@ -44,11 +44,11 @@ class PoolRegistry(TableRegistry):
 
     def __init__(self, client: Client) -> None:
         """Connect and wait for the routes. Raises NoSupervisor, another ControlError, PoolError, or OSError."""
-        super().__init__(self._newest)
+        super().__init__(self._refreshed_table)
         self._client = client
         self._lock = threading.Lock()
         self._latest: RouteTable | None = None
-        self._reported: _Generations | None = None
+        self._reported: _GenerationStream | None = None
         self._again = 0.0  # the monotonic time of the next attempt
         self._closed = False
         self._connect()
@@ -66,7 +66,7 @@ class PoolRegistry(TableRegistry):
     @property
     def connected(self) -> bool:
         """Whether the supervisor reports changes at present."""
-        self._newest()
+        self._refreshed_table()
         return self._reported is not None
 
     def close(self) -> None:
@@ -75,21 +75,21 @@ class PoolRegistry(TableRegistry):
             self._closed = True
             self._disconnect()
 
-    def _newest(self) -> RouteTable | None:
+    def _refreshed_table(self) -> RouteTable | None:
         with self._lock:
             if not self._closed:
                 try:
-                    self._update()
+                    self._fetch_or_reconnect()
                 except (ControlError, PoolError, OSError):
                     self._disconnect()
                     self._again = monotonic() + _RETRY_SECONDS
             return self._latest
 
-    def _update(self) -> None:
+    def _fetch_or_reconnect(self) -> None:
         reported = self._reported
         if reported is not None and reported.pid == os.getpid():
             try:
-                generation = reported.newest()
+                generation = reported.receive_newest()
             except SupervisorEnded:
                 self._again = 0.0  # try at once, because the next supervisor may already run
             else:
@@ -100,9 +100,9 @@ class PoolRegistry(TableRegistry):
             self._connect()
 
     def _connect(self) -> None:
-        reported = _Generations(self._client)
+        reported = _GenerationStream(self._client)
         try:
-            self._fetch(reported.first())
+            self._fetch(reported.receive_first())
         except BaseException:
             reported.close()
             raise
@@ -116,7 +116,7 @@ class PoolRegistry(TableRegistry):
         """Fetch and map the supervisor's route table, unless the mapped one has the given generation number."""
         if generation == (0 if self._latest is None else self._latest.generation):
             return
-        fd = _table_of(self._client)
+        fd = _receive_table_descriptor(self._client)
         if fd is None:
             self._latest = None
             return
@@ -132,7 +132,7 @@ class PoolRegistry(TableRegistry):
             self._reported = None
 
 
-class _Generations:
+class _GenerationStream:
     """Receives, over one connection, the generation number of each new route table of a supervisor."""
 
     def __init__(self, client: Client) -> None:
@@ -143,14 +143,14 @@ class _Generations:
         self._answer = AnswerReader(_VERB)
         self._socket = client.open(_VERB, {"options": {"follow": True}})
 
-    def first(self) -> int:
+    def receive_first(self) -> int:
         """Wait for the first generation number; return it. Raises TimeoutError and the errors of `newest`."""
         while self._generation is None:
             self._read(self._socket.recv(_READ_BYTES))
         self._socket.setblocking(False)
         return self._generation
 
-    def newest(self) -> int:
+    def receive_newest(self) -> int:
         """Read what the supervisor has sent, without waiting; return the newest generation number, or 0 if none came.
 
         Raises SupervisorEnded once the connection has ended, OSError if it is broken. Raises ControlError if the
@@ -177,12 +177,12 @@ class _Generations:
                 self._generation = int(message["generation"])
 
 
-def _table_of(client: Client) -> int | None:
+def _receive_table_descriptor(client: Client) -> int | None:
     """Return a descriptor of the supervisor's route table, which the caller closes; None if the pool has no table."""
     connection = client.open(_VERB, {})
     fds: list[int] = []
     try:
-        for message in read_messages(_VERB, _received(connection, fds)):
+        for message in read_messages(_VERB, _receive_chunks_and_descriptors(connection, fds)):
             if "result" in message:
                 raise_for_errors(_VERB, message["result"], PoolMonitorError)
                 return fds.pop() if fds else None
@@ -193,7 +193,7 @@ def _table_of(client: Client) -> int | None:
     raise SupervisorEnded(client.socket_path)
 
 
-def _received(connection: socket, fds: list[int]) -> Iterator[bytes]:
+def _receive_chunks_and_descriptors(connection: socket, fds: list[int]) -> Iterator[bytes]:
     """Yield the data as it arrives; descriptors are added to `fds`."""
     while True:
         data, messages, _, _ = connection.recvmsg(_READ_BYTES, CMSG_SPACE(_FD_BYTES), MSG_CMSG_CLOEXEC)

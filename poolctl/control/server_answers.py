@@ -55,7 +55,7 @@ class RouteToServer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Described(Item):
+class ServerDescription(Item):
     """A server with its effective configuration and the origin of each value. `routes` is None without a gateway."""
 
     config: Table
@@ -64,7 +64,7 @@ class Described(Item):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Details(Described):
+class ServerDetails(ServerDescription):
     """A running server, as `show` reports it."""
 
     overrides: LiveChanges
@@ -85,7 +85,7 @@ class Details(Described):
 class ShowResult(Result):
     """The answer of `show`."""
 
-    items: tuple[Details, ...] = ()
+    items: tuple[ServerDetails, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ class WorkerStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
+class ServerStats:
     """The figures of a server over all its workers; None means unknown. `counted`: whether requests are counted."""
 
     requests_total: int | None
@@ -149,21 +149,21 @@ class Stats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured(Item):
+class MeasuredServer(Item):
     """A server with its statistics."""
 
-    stats: Stats
+    stats: ServerStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatsResult(Result):
     """The answer of `stats`."""
 
-    items: tuple[Measured, ...] = ()
+    items: tuple[MeasuredServer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
+class ServerAvailability:
     """The status and availability of a server, as Pool.monitor reports them."""
 
     status: str
@@ -179,17 +179,17 @@ class Observed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Monitored(Item):
+class MonitoredServer(Item):
     """A server with its status and availability."""
 
-    monitor: Observed
+    monitor: ServerAvailability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorResult(Result):
     """The answer of `monitor`."""
 
-    items: tuple[Monitored, ...] = ()
+    items: tuple[MonitoredServer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,7 @@ class CurrentServer:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-def plan(
+def planned_changes(
     running: Iterable[CurrentServer],
     written: Sequence[ServerConfig],
     files: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
@@ -100,7 +100,7 @@ def _addition(server: ServerConfig, *, live: bool) -> Change:
 
 def server_changes(before: CurrentServer, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:
     """The changes that turn a current server into one with this configuration and these file digests."""
-    agreed = _agreed_keys(before, server)
+    agreed = _confirmed_override_keys(before, server)
     keys = [key for key in differences(before.config, server) if key not in agreed]
     for what, digest in files.items():
         named = any(key.partition(".")[0] == what for key in keys)
@@ -115,7 +115,7 @@ def server_changes(before: CurrentServer, server: ServerConfig, files: Mapping[s
     return found + _override_changes(before, server)
 
 
-def _agreed_keys(before: CurrentServer, server: ServerConfig) -> set[str]:
+def _confirmed_override_keys(before: CurrentServer, server: ServerConfig) -> set[str]:
     """The keys (workers, disabled) whose value set by a command is now also their value in the file."""
     return {
         key
@@ -210,7 +210,7 @@ def key_list_text(keys: Sequence[str]) -> str:
 # The files that servers name.
 
 
-def digests(config: ServerConfig) -> dict[str, str]:
+def read_file_digests(config: ServerConfig) -> dict[str, str]:
     """The digests of the files that the server names: `{"env_file": …, "tls": …}`. Blocks on the disk.
 
     A changed file counts as a difference although no key has changed.
@@ -224,7 +224,7 @@ def digests(config: ServerConfig) -> dict[str, str]:
     return found
 
 
-def certificate_ends(config: ServerConfig) -> float | None:
+def read_certificate_expiry(config: ServerConfig) -> float | None:
     """The expiry time of the server's certificate, in seconds since the epoch. Blocks on the disk.
 
     None without TLS, and for a path that cannot be read or is not a regular file: opening a FIFO would wait

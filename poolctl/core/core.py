@@ -12,10 +12,10 @@ from poolctl.config import Dependency, ServerConfig
 from poolctl.errors import PoolError, PoolRestartError, PoolStopError, ServerError
 from poolctl.json_form import Table
 from poolctl.listeners.port_ledger import free_port
-from poolctl.runners.runner_protocol import Placement, Runner, RunnerEvents
+from poolctl.runners.runner_protocol import Placement, Runner, RunnerEventHandler
 from poolctl.states import State, in_words
 
-from .configuration_diff import certificate_ends, digests
+from .configuration_diff import read_certificate_expiry, read_file_digests
 from .decide import (
     ASLEEP,
     IN_BACKOFF,
@@ -23,13 +23,13 @@ from .decide import (
     NO_OVERRIDES,
     Action,
     Arm,
+    DecisionTrace,
     Desired,
     Drain,
-    Listener,
+    ListenerState,
     Overrides,
     Phase,
     Stop,
-    Trace,
     View,
     decide,
 )
@@ -37,7 +37,7 @@ from .health_checks import HealthChecks
 from .perform import LAST_LINES, LINES_READ, Executor, StackReports, explanatory_lines, is_quoted, last_lines
 from .schedules import ScheduledRuns, SleepWindows
 from .server_entry import Canary, Entry, QueuedStart, RunningHook, Worker
-from .servers import Addresses, Recorder, Servers, Workqueue, abandoned_listeners, same_listener
+from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, abandoned_listeners, same_listener
 
 # Another program may take the port between the choice and the use of it.
 _OPEN_ATTEMPTS = 3
@@ -57,20 +57,20 @@ class Core:
         recorder: Recorder,
         *,
         calm: bool = False,
-        trace: Trace | None = None,
+        trace: DecisionTrace | None = None,
     ) -> None:
         self.runner = runner
         self.clock = clock
         self._recorder = recorder
         self.reason = ""  # why the whole pool is being stopped, "" for a command
         self._queue = Workqueue(self._process_queue)
-        self._addresses = Addresses(self._queue)
+        self._addresses = AddressRegistry(self._queue)
         can_watch = runner.capabilities.sleep is not None
-        self.servers = Servers(servers, self._addresses, can_watch=can_watch)
+        self.servers = ServerRegistry(servers, self._addresses, can_watch=can_watch)
         self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
         self.stacks = StackReports(runner, recorder)
-        self.observers: set[Callable[[Entry], None]] = {self.health.entry_changed}
+        self.observers: set[Callable[[Entry], None]] = {self.health.update_probes}
         # Given a server's name, returns why a gateway cannot send a share of the server's requests to its canary; "" if
         # the gateway can, and None if the requests do not come through a gateway. Set by a gateway.
         self.split_obstacle: Callable[[str], str | None] = lambda server: None
@@ -99,11 +99,11 @@ class Core:
 
     def _process_queue(self) -> None:
         touched: dict[str, Entry] = {}
-        for entry in self._queue.batch():
+        for entry in self._queue.take_batch():
             name = entry.name
             touched[name] = entry
             self._addresses.update_listeners(entry)
-            self._refresh_sleep_facts(entry)
+            self._update_sleep_and_disarm(entry)
             self._runs.update_plan(entry)
             for action in self._decide(entry):
                 self._executor.perform(entry, action)
@@ -133,10 +133,10 @@ class Core:
             # Watching a listener starts no worker, and the request that wakes the server counts as a command.
             actions = [action for action in decided if isinstance(action, Arm)]
         if self._trace is not None:
-            self._trace.decision(entry.name, view, actions, withheld=bool(decided) and not actions)
+            self._trace.log_decision(entry.name, view, actions, withheld=bool(decided) and not actions)
         return actions
 
-    def _refresh_sleep_facts(self, entry: Entry) -> None:
+    def _update_sleep_and_disarm(self, entry: Entry) -> None:
         """Update the facts that decide whether the server sleeps; stop watching a listener of an old configuration."""
         kept = entry.window_demand
         entry.observed.needed = any(each.keeps_dependencies_awake for each in self.servers.dependents(entry))
@@ -145,9 +145,9 @@ class Core:
             entry.observed.called = False
             if kept != ASLEEP and entry.observed.workers:
                 # A new generation, because leaving workers keep their names until they have ended.
-                entry.next_generation()
+                entry.begin_generation()
         if entry.listener.armed is not None and (
-            entry.listener.armed is not entry.config or entry.listener.state is not Listener.OPEN
+            entry.listener.armed is not entry.config or entry.listener.state is not ListenerState.OPEN
         ):
             # The server's configuration or address has changed since watching began.
             self._executor.disarm(entry)
@@ -157,7 +157,7 @@ class Core:
         return entry.view(
             may_start=self.servers.may_start(entry),
             may_stop=self.servers.may_stop(entry) and self._addresses.may_close(entry),
-            may_open=self._addresses.may_open(entry),
+            may_open=self._addresses.may_open_or_wait(entry),
             abandoned=tuple(held.key for held in abandoned_listeners(entry)),
         )
 
@@ -166,7 +166,7 @@ class Core:
         if self._dependency_facts.get(entry.name) != facts:
             self._dependency_facts[entry.name] = facts
             neighbours = (*self.servers.dependents(entry), *self.servers.dependencies(entry))
-            for neighbour in (*neighbours, *self._addresses.neighbours(entry)):
+            for neighbour in (*neighbours, *self._addresses.address_contenders(entry)):
                 self._queue.add(neighbour)
 
     # Changes of the desired state.
@@ -196,9 +196,9 @@ class Core:
             entry.observed.called = False
         if entry.wants_no_worker:
             entry.desired.code_since = self.clock.monotonic()
-            entry.prepare_hooks_for_start()
+            entry.schedule_start_hook()
         if entry.config.every is None:
-            entry.skip_leaving_generation()
+            entry.begin_generation_if_leaving()
             entry.set_desired(Desired.RUN)
         elif not (entry.on_schedule and entry.observed.workers):  # a run in progress continues
             entry.set_desired(Desired.SCHEDULED)
@@ -212,7 +212,7 @@ class Core:
         Otherwise a worker that still runs is killed after its `stop_timeout` or, if this is shorter, after
         `limit_seconds`.
         """
-        self._want_no_worker(entry, Desired.STOPPED)
+        self._request_shutdown(entry, Desired.STOPPED)
         entry.desired.stop_seconds = limit_seconds
         for worker in entry.observed.workers.values():
             if limit_seconds is not None:
@@ -225,14 +225,14 @@ class Core:
                 self._executor.kill(entry, worker)
         self.touch(entry)
 
-    def _want_no_worker(self, entry: Entry, desired: Desired) -> None:
+    def _request_shutdown(self, entry: Entry, desired: Desired) -> None:
         """Set the server's state to `desired`, such as STOPPED, and end its canary. A REMOVED server stays REMOVED."""
         entry.schedule_stop_hook()
         entry.desired.stop_seconds, entry.desired.queued_start = None, None
         if not entry.removed:
             entry.set_desired(desired)
         entry.observed.called, entry.desired.automatic = False, None
-        self._end_canary(entry)
+        self._detach_canary(entry)
         entry.desired.overrides = replace(entry.desired.overrides, out=False)
 
     def abandon_start(self, entry: Entry, failure: ServerError | None = None) -> None:
@@ -256,7 +256,7 @@ class Core:
         """Wake the server if it sleeps, as a request would."""
         self._executor.wake(entry)
 
-    def record_demand(self, server_name: str, requests: int) -> int:
+    def wake_for_requests(self, server_name: str, requests: int) -> int:
         """Record that a number of requests waits for the server in a proxy in front of the pool.
 
         Wakes a sleeping server. Returns the planned number of workers, or 0 if requests do not start the server: it is
@@ -271,7 +271,7 @@ class Core:
         return entry.size
 
     def take_demand(self, entry: Entry) -> int:
-        """Return and clear the number of waiting requests recorded by `record_demand`."""
+        """Return and clear the number of waiting requests recorded by `wake_for_requests`."""
         count, entry.observed.demand = entry.observed.demand, 0
         return count
 
@@ -306,7 +306,7 @@ class Core:
         Counts neither as failure nor as restart. Has no effect if the generation has been replaced already.
         """
         if entry.wanted and entry.desired.generation == generation:
-            entry.next_generation()
+            entry.begin_generation()
             self.touch(entry)
 
     def drain_and_replace(self, entry: Entry, worker: Worker) -> None:
@@ -405,7 +405,7 @@ class Core:
             entry.order_restart()
             desired.code_since = self.clock.monotonic()
         else:
-            self._end_canary(entry)
+            self._detach_canary(entry)
             desired.generation, desired.code_since = canary.generation, canary.code_since
             for worker in observed.ready:
                 if worker.generation == canary.generation:
@@ -416,7 +416,7 @@ class Core:
 
     def withdraw_canary(self, entry: Entry) -> None:
         """End the workers of the server's canary, if it has one; the server's own workers continue."""
-        canary = self._end_canary(entry)
+        canary = self._detach_canary(entry)
         if canary is None:
             return
         for worker in entry.observed.staying:
@@ -425,7 +425,7 @@ class Core:
                 self._executor.perform(entry, Drain(worker.id) if is_fit else Stop(worker.id))
         self._queue.touch(entry)
 
-    def _end_canary(self, entry: Entry) -> Canary | None:
+    def _detach_canary(self, entry: Entry) -> Canary | None:
         desired = entry.desired
         canary = desired.canary
         desired.canary, desired.canary_generation, desired.canary_share = None, 0, 0.0
@@ -435,7 +435,7 @@ class Core:
             self.servers.note_revision()
         return canary
 
-    def _note_canary_of(self, entry: Entry, worker: Worker) -> None:
+    def _restore_lost_canary(self, entry: Entry, worker: Worker) -> None:
         """Record the canary to which `worker` belongs, if a previous supervisor gave that canary its own address.
 
         Until this supervisor withdraws the canary, the gateway sends the canary the share of requests that the
@@ -493,7 +493,9 @@ class Core:
 
         A server that is stopping does not count.
         """
-        others = [each for each in self._addresses.neighbours(entry) if each.config.key == entry.config.key]
+        others = [
+            each for each in self._addresses.address_contenders(entry) if each.config.key == entry.config.key
+        ]
         for other in others:
             if other.wants_no_worker and not other.at_rest:
                 self._addresses.note_leaving(other)
@@ -522,8 +524,8 @@ class Core:
         """
         entry.schedule_stop_hook()
         entry.desired.ignore_dependencies = ignore_dependents
-        self.servers.remove(entry)
-        self._want_no_worker(entry, Desired.REMOVED)
+        self.servers.mark_removed(entry)
+        self._request_shutdown(entry, Desired.REMOVED)
         self.touch(entry)
 
     def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
@@ -578,7 +580,7 @@ class Core:
         elif not (entry.on_schedule or runs):
             entry.set_desired(Desired.SCHEDULED)
 
-    def override(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
+    def replace_overrides(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
         """Set the changes that commands have made to the server's configuration; they replace all earlier ones."""
         was_disabled = entry.is_disabled
         if (
@@ -592,7 +594,7 @@ class Core:
         self._apply_disabled(entry, was_disabled)
         self.touch(entry)
 
-    def scale(self, entry: Entry, workers: int | None, figures: Table | None = None) -> None:
+    def set_automatic_workers(self, entry: Entry, workers: int | None, figures: Table | None = None) -> None:
         """Set the number of workers that the scaling triggers demand; None means the minimum.
 
         It is kept within the configured bounds. `figures`, the measurements behind the decision, go into its event.
@@ -605,12 +607,12 @@ class Core:
         if entry.desired.state is Desired.STOPPED:
             entry.set_desired(Desired.IDLE)
         disabled = False if entry.config.disabled else None
-        self.override(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
+        self.replace_overrides(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
 
     def disable(self, entry: Entry) -> None:
         """Stop the server; nothing starts it until it is enabled."""
         disabled = None if entry.config.disabled else True
-        self.override(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
+        self.replace_overrides(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
 
     def _apply_disabled(self, entry: Entry, was_disabled: bool) -> None:
         """Stop a server that has just been disabled, or start a server that has just been enabled.
@@ -620,14 +622,14 @@ class Core:
         """
         stopped = entry.desired.state is Desired.STOPPED
         if entry.is_disabled and not was_disabled:
-            self._want_no_worker(entry, Desired.STOPPED if stopped else Desired.IDLE)
+            self._request_shutdown(entry, Desired.STOPPED if stopped else Desired.IDLE)
         elif was_disabled and not entry.is_disabled:
-            for each in [*([] if stopped else [entry]), *self.servers.stopped_with([entry])]:
+            for each in [*([] if stopped else [entry]), *self.servers.restartable_with([entry])]:
                 self.start(each)
 
     async def renew_tls(self, entry: Entry) -> None:
         """Load the server's current certificates into its running workers. Raises ServerError."""
-        entry.observed.files, ends = digests(entry.config), certificate_ends(entry.config)
+        entry.observed.files, ends = read_file_digests(entry.config), read_certificate_expiry(entry.config)
         self._queue.note(entry)
         for worker in entry.observed.staying:
             if worker.placement is not None:
@@ -642,7 +644,7 @@ class Core:
         """Stop attributing further changes of the server to the last command, which is complete."""
         entry.desired.cause = None
 
-    def warn(self, entry: Entry, warning: str, *, instead_of: str = "") -> None:
+    def add_command_warning(self, entry: Entry, warning: str, *, instead_of: str = "") -> None:
         """Add a warning to the result of the server's command in progress, in place of the warning `instead_of`."""
         if instead_of in entry.observed.warnings:
             entry.observed.warnings.remove(instead_of)
@@ -654,7 +656,7 @@ class Core:
 
     # Takeover from the previous supervisor.
 
-    def expect_running(self, entry: Entry) -> None:
+    def set_desired_running(self, entry: Entry) -> None:
         """Set a server's desired state to RUN because its workers were found running. STOPPED and REMOVED are kept."""
         if entry.desired.state not in (Desired.STOPPED, Desired.REMOVED):
             entry.set_desired(Desired.RUN)
@@ -669,20 +671,20 @@ class Core:
         if not recorded and worker.phase is not Phase.DRAINING:
             entry.desired.generation = max(entry.desired.generation, worker.generation)
         if entry.removed:
-            self.servers.remove(entry)
+            self.servers.mark_removed(entry)
         if entry.desired.state is Desired.SCHEDULED and worker.phase not in LEAVING:
             entry.set_desired(Desired.RUN)  # the previous supervisor ended before it had recorded the run
             entry.schedule.run_since = entry.schedule.run_since or self.clock.time()
         entry.observed.workers[worker.id] = worker
         entry.observed.called = entry.observed.called or worker.phase is Phase.READY
         entry.desired.newest = max(entry.desired.newest, worker.generation)
-        self._note_canary_of(entry, worker)
+        self._restore_lost_canary(entry, worker)
         if worker.phase is Phase.READY:
             entry.count_restart(worker)
         used, now = entry.observed.certificate_ends, self.clock.time()
         if used is not None and used > now:
             # The certificate in the file has expired; the worker may still use an earlier one that is valid.
-            ends = certificate_ends(entry.config)
+            ends = read_certificate_expiry(entry.config)
             worker.certificate_ends, worker.passed_over = (
                 used,
                 ends if ends is not None and ends <= now else None,
@@ -707,7 +709,7 @@ class Core:
             if newer:
                 entry.desired.generation = max(newer)
             else:
-                entry.skip_leaving_generation()
+                entry.begin_generation_if_leaving()
         if entry.desired.state is Desired.SCHEDULED and entry.config.every is None:
             entry.set_desired(Desired.RUN)
         self._runs.resume(entry)
@@ -724,7 +726,7 @@ def _unused_local_address(address: Address) -> Address:
     return Address("tcp", host=host, port=free_port(host))
 
 
-class CoreEvents(RunnerEvents):
+class RunnerEventForwarder(RunnerEventHandler):
     """Passes a runner's reports about workers on to the core."""
 
     core: Core
@@ -733,7 +735,7 @@ class CoreEvents(RunnerEvents):
         if entry := self.core.entries.get(placement.server):
             self.core.renew(entry, placement.generation)
 
-    def idle(self, placement: Placement, idle: bool) -> None:
+    def idle_changed(self, placement: Placement, idle: bool) -> None:
         if entry := self.core.entries.get(placement.server):
             self.core.set_idle(entry, placement.id, idle)
 
@@ -767,7 +769,9 @@ class Goal:
 
         `report` is called after each change of a server.
         """
-        self.missing = await wait_until(self._core, self._entries, self.is_over, timeout_seconds, report)
+        self.missing = await wait_and_return_unfinished(
+            self._core, self._entries, self.is_over, timeout_seconds, report
+        )
         failed = [entry for entry in self._entries if self.has_failed(entry) or self._has_ended(entry)]
         found = await asyncio.gather(
             *(
@@ -844,7 +848,7 @@ class Goal:
             # A failure of the stop in progress is not a failure of the queued start.
             self._failures[entry.name] = entry.observed.failures
             return False
-        if entry.failed and entry.listener.state is not Listener.CLOSED:
+        if entry.failed and entry.listener.state is not ListenerState.CLOSED:
             return False  # connections must be refused before the failure is reported
         if entry.failed or entry.completed or self.has_failed(entry):
             return True
@@ -894,7 +898,7 @@ def _explain_blocker(blocker: Entry) -> tuple[str, str]:
     return "did not become ready", f"poolctl logs {blocker.name}"
 
 
-async def wait_until(
+async def wait_and_return_unfinished(
     core: Core,
     entries: Iterable[Entry],
     finished: Callable[[Entry], bool],

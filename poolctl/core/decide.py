@@ -116,7 +116,7 @@ class Phase(StrEnum):
 LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
 
 
-class Listener(StrEnum):
+class ListenerState(StrEnum):
     """The state of the server's listening sockets."""
 
     CLOSED = "closed"
@@ -173,7 +173,7 @@ class View:
     after_stop_due: bool = False  # stopped by a command, and the hook has not ended yet
     hook: str = ""  # the name of the running hook, "" if none runs
     hook_ends: bool = False  # the running hook has been asked to end
-    listener: Listener = Listener.CLOSED
+    listener: ListenerState = ListenerState.CLOSED
     workers: tuple[WorkerView, ...] = ()
 
     @property
@@ -182,7 +182,7 @@ class View:
         return [worker for worker in self.workers if worker.phase not in LEAVING]
 
     @property
-    def sleeps(self) -> bool:
+    def should_sleep(self) -> bool:
         """Whether the server may sleep, needs no worker now, and has none except draining and stopping workers."""
         wakes = self.called or self.needed or self.window_demand == AWAKE or self.awaits_hook
         return self.sleepy and not wakes and not self.staying
@@ -193,7 +193,7 @@ class View:
         return self.before_start_due or self.after_stop_due or bool(self.hook)
 
     @property
-    def falls_asleep(self) -> bool:
+    def may_fall_asleep(self) -> bool:
         """Whether the server may fall asleep: all of its workers run and had no traffic for its `scale.idle`."""
         return (
             self.sleepy
@@ -314,17 +314,17 @@ def _decide_running(view: View) -> list[Action]:
         # No request may wake the server, so its address refuses connections instead of letting them wait for hours.
         return _retire_then_close(view)
     may_open = view.may_open and (view.may_start or view.sleepy)
-    if view.listener is Listener.CLOSED and may_open:
+    if view.listener is ListenerState.CLOSED and may_open:
         return [Open()]
-    if view.listener is not Listener.OPEN:
+    if view.listener is not ListenerState.OPEN:
         return []
     if view.vacates:
         return _retire_then_close(view)
-    if view.sleeps:
+    if view.should_sleep:
         return [] if view.armed else [Arm()]
-    if view.falls_asleep:
+    if view.may_fall_asleep:
         return [FallAsleep()]
-    return _disarm(view) + _rotate(view) + _choose_accepting(view) + _replace_workers(view)
+    return _disarm(view) + _rotation_actions(view) + _choose_accepting(view) + _replace_workers(view)
 
 
 def _run_hooks(view: View) -> list[Action]:
@@ -360,7 +360,7 @@ def _stop_then_close(view: View) -> list[Action]:
 
 
 def _close(view: View) -> list[Action]:
-    return [*_disarm(view), Close()] if view.listener is Listener.OPEN else []
+    return [*_disarm(view), Close()] if view.listener is ListenerState.OPEN else []
 
 
 def _disarm(view: View) -> list[Action]:
@@ -376,7 +376,7 @@ def _retire_then_close(view: View) -> list[Action]:
     return _close(view)
 
 
-def _rotate(view: View) -> list[Action]:
+def _rotation_actions(view: View) -> list[Action]:
     return [
         Rotate(worker.id, not view.out)
         for worker in view.workers
@@ -444,7 +444,7 @@ def _retire(worker: WorkerView) -> Action:
     return Drain(worker.id) if worker.phase is Phase.READY and not worker.stuck else Stop(worker.id)
 
 
-class Next(StrEnum):
+class StepAfterExit(StrEnum):
     """What to do with a server after one of its workers has exited."""
 
     RESTART = "restart"
@@ -464,7 +464,7 @@ class Verdict:
     `restarts` is the number of restarts within the policy's `window` if it has reached the policy's `limit`, else 0.
     """
 
-    next: Next
+    next: StepAfterExit
     delay_seconds: float = 0.0
     reason: str = ""
     restarts: int = 0
@@ -487,32 +487,32 @@ def judge_exit(
     is a random number from -1 to 1. With `retries` False, a worker that was never ready is not restarted.
     """
     if not (retries or was_ready):
-        return Verdict(Next.FAILED, reason=exit_.message)
+        return Verdict(StepAfterExit.FAILED, reason=exit_.message)
     if exit_.ok and policy.policy != "always":
-        return Verdict(Next.DONE)
+        return Verdict(StepAfterExit.DONE)
     if policy.policy == "no":
-        return Verdict(Next.FAILED, reason=exit_.message)
+        return Verdict(StepAfterExit.FAILED, reason=exit_.message)
     recent = [moment for moment in restarts if now - moment <= policy.window]
     if len(recent) >= policy.limit:
         reason = f"{exit_.message}; given up after {restarts_within(len(recent), policy)}"
-        return Verdict(Next.FAILED, reason=reason, restarts=len(recent))
+        return Verdict(StepAfterExit.FAILED, reason=reason, restarts=len(recent))
     if not recent and was_ready:
-        return Verdict(Next.RESTART)
-    return Verdict(Next.RESTART, policy.backoff.delay_seconds(len(recent), jitter))
+        return Verdict(StepAfterExit.RESTART)
+    return Verdict(StepAfterExit.RESTART, policy.backoff.delay_seconds(len(recent), jitter))
 
 
-class Trace:
+class DecisionTrace:
     """Logs the actions for each server, and the facts that have changed since the previous decision."""
 
     def __init__(self) -> None:
         self._views: dict[str, View] = {}
 
     @classmethod
-    def configured(cls, environment: Mapping[str, str]) -> Trace | None:
-        """Return a Trace if the environment has POOLCTL_TRACE=decisions, else None."""
+    def configured(cls, environment: Mapping[str, str]) -> DecisionTrace | None:
+        """Return a DecisionTrace if the environment has POOLCTL_TRACE=decisions, else None."""
         return cls() if environment.get("POOLCTL_TRACE") == "decisions" else None
 
-    def decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
+    def log_decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
         """Log the server's actions and changed facts. Does nothing if there is neither an action nor a changed fact.
 
         `withheld` means that actions were decided but are not performed, because the core is `calm` (see `Core`).
@@ -576,13 +576,13 @@ def reason_for_no_action(view: View) -> str:
         return f"waits for the end of {leaving}" if leaving else f"it is {view.desired}"
     if view.desired in IN_BACKOFF:
         return "it is in backoff"
-    if view.listener is Listener.CLOSED:
+    if view.listener is ListenerState.CLOSED:
         return "its address is in use" if not view.may_open else "what it depends on is not ready"
-    if view.listener is not Listener.OPEN:
+    if view.listener is not ListenerState.OPEN:
         return f"its listener is {view.listener}"
     if view.vacates and leaving:
         return f"waits for the end of {leaving}"
-    if view.sleeps:
+    if view.should_sleep:
         return f"waits for the end of {leaving}" if leaving else "asleep until the next request"
     if view.checking:
         return "waits until it is known whether a worker can start"

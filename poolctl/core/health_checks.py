@@ -40,30 +40,30 @@ class HealthChecks:
         """
         await self._make_probes(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 
-    def entry_changed(self, entry: Entry) -> None:
+    def update_probes(self, entry: Entry) -> None:
         """Start or stop probes of the entry's workers, because the entry has changed."""
         for worker in list(entry.observed.workers.values()):
             if worker.phase in LEAVING:
-                self.end(worker)
+                self.stop_probes(worker)
             elif worker.phase is Phase.READY:
                 self._update_probes(entry, worker)
         self._record_health(entry)
 
-    def end(self, worker: Worker) -> None:
+    def stop_probes(self, worker: Worker) -> None:
         """Stop the probes of the worker."""
         if worker.probes is not None:
             worker.probes.stop()
             worker.probes = None
 
-    def message(self, entry: Entry, worker: Worker) -> str:
+    def worker_problem(self, entry: Entry, worker: Worker) -> str:
         """The problem that a heartbeat or probe has found in the worker, or ""."""
         if worker.stuck:
             return _stuck_message(worker)
         return worker.probes.message if worker.probes is not None else ""
 
-    def complaint(self, entry: Entry) -> str:
+    def first_worker_problem(self, entry: Entry) -> str:
         """The first problem found in any of the server's workers, or ""."""
-        found = (self.message(entry, worker) for worker in list(entry.observed.workers.values()))
+        found = (self.worker_problem(entry, worker) for worker in list(entry.observed.workers.values()))
         return next((message for message in found if message), "")
 
     def latency_seconds(self, entry: Entry) -> float | None:
@@ -82,7 +82,7 @@ class HealthChecks:
         elif health.probed:
             self._make_probes(entry, worker).start(worker.health)
         else:
-            self.end(worker)
+            self.stop_probes(worker)
             worker.health = Status.UNKNOWN
 
     def _make_probes(self, entry: Entry, worker: Worker) -> WorkerProbes:
@@ -90,7 +90,7 @@ class HealthChecks:
         # Most pools have no probes, and need not import their module.
         from poolctl.probes.worker_probes import WorkerProbes
 
-        self.end(worker)
+        self.stop_probes(worker)
         probed = partial(self._on_probe_result, entry, worker)
         worker.probes = WorkerProbes(worker.config, worker.placement, self._runner, probed)
         return worker.probes

@@ -25,7 +25,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.runners.runner_protocol import Exit, Placement, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
 
-from .configuration_diff import certificate_ends, digests, expired_message
+from .configuration_diff import expired_message, read_certificate_expiry, read_file_digests
 from .decide import (
     ASLEEP,
     BEFORE_START,
@@ -40,22 +40,22 @@ from .decide import (
     Drain,
     EndHook,
     FallAsleep,
-    Listener,
-    Next,
+    ListenerState,
     Open,
     Phase,
     Release,
     Rotate,
     RunHook,
     Spawn,
+    StepAfterExit,
     Stop,
     judge_exit,
     restarts_within,
 )
 from .health_checks import HealthChecks
-from .schedules import end_run, moment_text
+from .schedules import moment_text, record_run_end
 from .server_entry import RUN_FAILED, Entry, RunningHook, Worker
-from .servers import Addresses, Recorder, Servers, Workqueue, caused_by
+from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, caused_by
 
 if TYPE_CHECKING:
     from poolctl.runners.stack_report import WorkerStacks
@@ -270,7 +270,7 @@ class StackReports:
         entry.observed.stacks = found.shortened(_MOST_STACKS, _MOST_FRAMES)
         return entry.observed.stacks
 
-    async def record_start_timeout(self, entry: Entry, worker: Worker, message: str) -> str:
+    async def message_with_recorded_stacks(self, entry: Entry, worker: Worker, message: str) -> str:
         """Record the stacks of a worker not ready in time; returns `message`, plus where it hangs if that is known."""
         stacks = await self.take(entry, worker)
         if stacks is None:
@@ -316,8 +316,8 @@ class Executor:
         runner: Runner,
         clock: Clock,
         queue: Workqueue,
-        addresses: Addresses,
-        servers: Servers,
+        addresses: AddressRegistry,
+        servers: ServerRegistry,
         health: HealthChecks,
         stacks: StackReports,
         recorder: Recorder,
@@ -337,21 +337,21 @@ class Executor:
         """Begin the action. The entry shows at once that it has begun."""
         match action:
             case Open():
-                entry.listener.state, entry.listener.bound = Listener.OPENING, entry.config
+                entry.listener.state, entry.listener.bound = ListenerState.OPENING, entry.config
                 self._queue.run(self._open(entry))
             case Close():
-                entry.listener.state = Listener.CLOSING
+                entry.listener.state = ListenerState.CLOSING
                 self._queue.run(self._close(entry))
             case Release(key):
                 held = next(each for each in entry.listener.previous_configs if each.key == key)
                 entry.listener.previous_configs.remove(held)
                 entry.listener.releasing.append(held)
-                self._queue.run(self._release(entry, held))
+                self._queue.run(self._close_unless_claimed(entry, held))
             case Spawn(generation, index):
                 self._spawn(entry, generation, index)
             case Check():
                 entry.observed.checking = True
-                self._queue.run(self._check(entry, entry.desired.generation))
+                self._queue.run(self._check_or_roll_back(entry, entry.desired.generation))
             case Drain(name):
                 worker = entry.observed.workers[name]
                 worker.phase = Phase.DRAINING
@@ -410,11 +410,11 @@ class Executor:
         self._addresses.closed(held.key)
         self._queue.run(self._runner.close(held.key))
 
-    async def _check(self, entry: Entry, generation: int) -> None:
+    async def _check_or_roll_back(self, entry: Entry, generation: int) -> None:
         """Check that workers of the generation can be started. If not, abandon it: the running workers stay."""
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
-                await self._runner.check(entry.config)
+                await self._runner.check_startable(entry.config)
         except Exception as error:
             if entry.wanted and entry.desired.generation == generation:
                 message, hint = message_and_hint(error)
@@ -434,7 +434,7 @@ class Executor:
         try:
             endpoints = await self._runner.open(server)
         except Exception as error:
-            entry.listener.state, entry.listener.bound = Listener.CLOSED, None
+            entry.listener.state, entry.listener.bound = ListenerState.CLOSED, None
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
                 message, hint = message_and_hint(error)
                 entry.observed.failed_since = self._clock.time()
@@ -442,18 +442,18 @@ class Executor:
                 if not self.roll_back(entry):
                     self._decide_after_exit(entry, Exit(message=message), was_ready=False)
         else:
-            entry.listener.state = Listener.OPEN
-            self._addresses.opened(entry, server.key, endpoints)
+            entry.listener.state = ListenerState.OPEN
+            self._addresses.record_opened(entry, server.key, endpoints)
         self._queue.touch(entry, progressed=True)
 
     async def _close(self, entry: Entry) -> None:
         assert entry.listener.bound is not None
-        await self._release(entry, entry.listener.bound)
-        entry.listener.state, entry.listener.bound, entry.listener.vacates = Listener.CLOSED, None, False
+        await self._close_unless_claimed(entry, entry.listener.bound)
+        entry.listener.state, entry.listener.bound, entry.listener.vacates = ListenerState.CLOSED, None, False
         self._queue.touch(entry, progressed=True)
 
-    async def _release(self, entry: Entry, held: ServerConfig) -> None:
-        if self._addresses.release(entry, held):
+    async def _close_unless_claimed(self, entry: Entry, held: ServerConfig) -> None:
+        if self._addresses.release_unless_claimed(entry, held):
             self._addresses.closed(held.key)
             await self._runner.close(held.key)
         if held in entry.listener.releasing:
@@ -481,7 +481,7 @@ class Executor:
             self.disarm(entry)
             self._on_request(entry)
         elif (
-            entry.sleeps
+            entry.should_sleep
             and entry.observed.workers
             and entry.desired.state is Desired.RUN
             and entry.window_demand != ASLEEP
@@ -498,7 +498,7 @@ class Executor:
     def _fall_asleep(self, entry: Entry) -> None:
         # The activator, or the next worker, takes over the connections of the ready workers.
         entry.observed.called, entry.desired.automatic = False, None
-        entry.next_generation()
+        entry.begin_generation()
         for worker in entry.observed.ready:
             worker.phase = Phase.DRAINING
             self._queue.run(self._drain_worker(entry, worker, replaced=True))
@@ -511,7 +511,7 @@ class Executor:
 
     async def _preload(self, entry: Entry) -> None:
         try:
-            entry.observed.preload_problem = await self._runner.prepare(
+            entry.observed.preload_problem = await self._runner.preload_application(
                 entry.config, entry.desired.code_since
             )
         except (ServerError, WorkerFailed, OSError):
@@ -574,7 +574,7 @@ class Executor:
 
     async def _run_hook(self, entry: Entry, hook: RunningHook) -> None:
         begun_at = self._clock.time()
-        exit_, hint = await self._hook_outcome(entry, hook)
+        exit_, hint = await self._start_and_await_hook(entry, hook)
         message = ""
         if not (exit_.ok or hook.ends):
             how = exit_.message if exit_.signal is None else f"was {exit_.message}"
@@ -597,7 +597,7 @@ class Executor:
             entry.hooks.before_start_due = False
         self._queue.touch(entry, progressed=True)
 
-    async def _hook_outcome(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
+    async def _start_and_await_hook(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
         config, is_start = entry.config, hook.name == BEFORE_START
         limit = config.start_timeout if is_start else config.stop_timeout
         if not is_start and entry.desired.stop_seconds is not None:
@@ -613,14 +613,14 @@ class Executor:
             except Exception as error:
                 message, hint = message_and_hint(error)
                 return Exit(message=f"cannot be run: {message}"), hint
-        exit_ = await self._end_of_hook(hook, hook.placement, limit)
+        exit_ = await self._wait_or_kill_hook(hook, hook.placement, limit)
         hint = f"poolctl logs {entry.name}"
         if exit_.status is None and exit_.signal is None:
             which = "start_timeout" if is_start else "stop_timeout"
             hint += f"; {which} says how long it may take"
         return exit_, hint
 
-    async def _end_of_hook(self, hook: RunningHook, placement: Placement, limit_seconds: float) -> Exit:
+    async def _wait_or_kill_hook(self, hook: RunningHook, placement: Placement, limit_seconds: float) -> Exit:
         """Wait until the hook has ended; returns its exit.
 
         After the time limit the hook is killed, and the returned exit has neither status nor signal.
@@ -664,13 +664,13 @@ class Executor:
             # Files read by a worker that failed before it was ready are not in use.
             entry.observed.files = worker.files_before or entry.observed.files
         if worker.phase not in LEAVING:
-            await self._find_cause(entry, worker, exit_)
-        await self._record_end(entry, worker, exit_)
+            await self._add_cause_to_failure(entry, worker, exit_)
+        await self._handle_worker_exit(entry, worker, exit_)
 
     async def _watch_adopted(self, entry: Entry, worker: Worker) -> None:
-        await self._record_end(entry, worker, await self._watch_until_exit(entry, worker))
+        await self._handle_worker_exit(entry, worker, await self._watch_until_exit(entry, worker))
 
-    async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+    async def _add_cause_to_failure(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Add the cause found in the worker's output to `worker.failure`, if the exit status alone explains nothing.
 
         The output of a worker that failed after it was ready is read in two cases, in which no restart follows at once:
@@ -735,26 +735,26 @@ class Executor:
 
     async def _place_and_watch(self, entry: Entry, worker: Worker) -> Exit:
         worker.placed_at = self._clock.time()
-        worker.certificate_ends = certificate_ends(worker.config)
-        worker.files_before, worker.files = _files_before(entry, worker), digests(worker.config)
+        worker.certificate_ends = read_certificate_expiry(worker.config)
+        worker.files_before, worker.files = _files_before(entry, worker), read_file_digests(worker.config)
         if worker.generation == entry.desired.generation:
             entry.observed.files = worker.files
             self._queue.note(entry)
         try:
-            if worker.config.preload and not await self._preload_for(entry, worker):
+            if worker.config.preload and not await self._preload_while_wanted(entry, worker):
                 return Exit(message="was stopped before its application was imported")
             app_state.set(entry.desired.app_state)  # in the context of this worker's task
             worker.placement = await self._runner.place(worker.config, worker.generation, worker.index)
         except Exception as error:
             worker.failure = failure_of(entry, *message_and_hint(error), cause=error)
             return Exit(message=worker.failure.message)
-        self._check_certificate(entry, worker)
+        self._report_expired_certificate(entry, worker)
         if worker.phase is Phase.PLACING:
             worker.phase = Phase.STARTING
             self._queue.touch(entry, progressed=True)
         return await self._watch_until_exit(entry, worker)
 
-    def _check_certificate(self, entry: Entry, worker: Worker) -> None:
+    def _report_expired_certificate(self, entry: Entry, worker: Worker) -> None:
         assert worker.placement is not None
         expired, used = worker.certificate_ends, worker.placement.certificate_ends
         if expired is None or expired > self._clock.time():
@@ -782,14 +782,14 @@ class Executor:
         assert worker.placement is not None
         ending = asyncio.ensure_future(self._runner.wait_for_exit(worker.placement))
         if worker.phase is Phase.STARTING:
-            await self._wait_until_ready(entry, worker, ending)
+            await self._mark_ready_or_stop(entry, worker, ending)
         elif worker.phase in LEAVING:
             # The end was ordered before there was a process.
             leave = self._drain_worker if worker.phase is Phase.DRAINING else self._stop_worker
             self._queue.run(leave(entry, worker, replaced=False))
         return await ending
 
-    async def _wait_until_ready(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
+    async def _mark_ready_or_stop(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
         assert worker.placement is not None
         config, logs = worker.config, f"poolctl logs {entry.name}"
         silence = _reason_not_ready(config)
@@ -806,11 +806,11 @@ class Executor:
         except Exception as error:
             message, hint = message_and_hint(error)
             if isinstance(error, TimeoutError):
-                why = self._health.message(entry, worker) or silence
+                why = self._health.worker_problem(entry, worker) or silence
                 message = (
                     f"was not ready within {format_duration(config.start_timeout)}{f': {why}' if why else ''}"
                 )
-                message = await self._stacks.record_start_timeout(entry, worker, message)
+                message = await self._stacks.message_with_recorded_stacks(entry, worker, message)
                 hint = f"{logs}; start_timeout says how long it may take"
             worker.failure = failure_of(entry, message, hint or logs, cause=error)
             worker.given_up = True
@@ -823,19 +823,19 @@ class Executor:
                 self._note_socket(entry, worker)
                 entry.count_restart(worker)
                 entry.observed.called = True
-                entry.desired.retries = entry.desired.retries or entry.complete
+                entry.desired.retries = entry.desired.retries or entry.is_fully_ready
                 if worker.generation == entry.desired.generation:
                     entry.observed.certificate_ends = worker.certificate_ends
                 self._queue.touch(entry, progressed=True)
 
-    async def _preload_for(self, entry: Entry, worker: Worker) -> bool:
+    async def _preload_while_wanted(self, entry: Entry, worker: Worker) -> bool:
         """Import the application before starting the worker; False if the worker is no longer wanted.
 
         Raises ServerError or WorkerFailed, as the runner does.
         """
         canary = entry.desired.canary if entry.is_of_canary(worker.generation) else None
         since = entry.desired.code_since if canary is None else canary.code_since
-        worker.preloading = asyncio.ensure_future(self._runner.prepare(worker.config, since))
+        worker.preloading = asyncio.ensure_future(self._runner.preload_application(worker.config, since))
         await asyncio.wait({worker.preloading})
         if worker.preloading.cancelled():
             return False
@@ -850,7 +850,7 @@ class Executor:
     async def _drain_worker(self, entry: Entry, worker: Worker, *, replaced: bool) -> None:
         """Let the worker finish its requests and then end. With `replaced`, its connections go to another worker."""
         assert worker.placement is not None
-        replaced = replaced or _is_replaced(entry, worker)
+        replaced = replaced or _has_ready_peer(entry, worker)
         await self._runner.stop_accepting(worker.placement, replaced=replaced)
         worker.stopped_accepting = True
         self._queue.touch(entry, progressed=True)
@@ -881,9 +881,9 @@ class Executor:
 
     # Workers that have ended.
 
-    async def _record_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+    async def _handle_worker_exit(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         before, last = entry.health, entry.schedule.last_run
-        self._remove_worker(entry, worker, exit_)
+        self._remove_and_handle_exit(entry, worker, exit_)
         run = entry.schedule.last_run
         if run is last or not entry.on_schedule:
             return
@@ -899,14 +899,14 @@ class Executor:
         elif after is not before:
             report("run succeeded")
 
-    def _remove_worker(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+    def _remove_and_handle_exit(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         entry.observed.workers.pop(worker.id, None)
-        self._health.end(worker)
+        self._health.stop_probes(worker)
         worker.exit = exit_
         if worker.phase not in LEAVING:
             self._handle_unexpected_exit(entry, worker, exit_)
         elif entry.schedule.run_since:
-            end_run(entry, exit_, self._clock.time(), stopped=True)
+            record_run_end(entry, exit_, self._clock.time(), stopped=True)
         self._queue.touch(entry, progressed=True)
 
     def _handle_unexpected_exit(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
@@ -965,7 +965,7 @@ class Executor:
             return  # the server has already failed because of another worker
         if entry.config.every is not None:
             entry.set_desired(Desired.SCHEDULED)
-            end_run(entry, exit_, self._clock.time())
+            record_run_end(entry, exit_, self._clock.time())
             if not exit_.ok and entry.schedule.next_run is not None:
                 observed.next_step = f"runs again at {moment_text(entry.schedule.next_run)}"
             return
@@ -984,19 +984,21 @@ class Executor:
             jitter=self._random.uniform(-1, 1),
             retries=entry.desired.retries,
         )
-        if entry.completed and verdict.next is not Next.FAILED:
+        if entry.completed and verdict.next is not StepAfterExit.FAILED:
             return
-        if verdict.next is Next.DONE and was_ready and entry.sleepy and not observed.needed:
+        if verdict.next is StepAfterExit.DONE and was_ready and entry.sleepy and not observed.needed:
             # It ended while idle, as socket-activated programs do, or because the previous supervisor had
             # put it to sleep. The next request wakes it.
             observed.called = False
-        elif verdict.next is Next.DONE:
+        elif verdict.next is StepAfterExit.DONE:
             entry.set_desired(Desired.COMPLETED)
             observed.next_step = "not restarted"
-        elif verdict.next is Next.FAILED and observed.recovering and not was_ready and observed.ready:
+        elif (
+            verdict.next is StepAfterExit.FAILED and observed.recovering and not was_ready and observed.ready
+        ):
             # Serving workers stay although the replacement of an unhealthy one does not start.
             self._back_off(entry, entry.config.restart.backoff.max)
-        elif verdict.next is Next.FAILED:
+        elif verdict.next is StepAfterExit.FAILED:
             observed.next_step = give_up_text(entry, verdict.restarts)
             self._fail(entry)
             if was_ready or (entry.desired.retries and entry.config.restart.policy != "no"):
@@ -1059,7 +1061,7 @@ def _reason_not_ready(config: ServerConfig) -> str:
     )
 
 
-def _is_replaced(entry: Entry, worker: Worker) -> bool:
+def _has_ready_peer(entry: Entry, worker: Worker) -> bool:
     return any(
         each.config.key == worker.config.key and bool(each.config.tls) is bool(worker.config.tls)
         for each in entry.observed.ready

@@ -16,7 +16,7 @@ from poolctl.time_windows import NO_PERIOD, Period, next_time, period_at, time_z
 
 from .decide import ASLEEP, AWAKE, Desired
 from .server_entry import RUN_FAILED, RUN_STOPPED, RUN_SUCCEEDED, Entry
-from .servers import Recorder, Servers, Workqueue, caused_by
+from .servers import Recorder, ServerRegistry, Workqueue, caused_by
 
 
 class _Timer:
@@ -32,7 +32,7 @@ class _Timer:
         self._fire = fire
         self._handle: asyncio.TimerHandle | None = None
 
-    def set(self, when: float | None) -> None:
+    def set_if_earlier(self, when: float | None) -> None:
         if when is None:
             return
         loop = asyncio.get_running_loop()
@@ -54,7 +54,7 @@ class SleepWindows:
         self._clock = clock
         self._queue = queue
         self._entries: dict[str, Entry] = {}
-        self._timer = _Timer(clock, 3600.0, self._window_changed)
+        self._timer = _Timer(clock, 3600.0, self._queue_changed_windows)
         self._period_of = lru_cache(maxsize=100)(_period_of)  # most servers share the windows of [defaults]
 
     def update_window(self, entry: Entry) -> None:
@@ -66,18 +66,18 @@ class SleepWindows:
             return
         self._entries[entry.name] = entry
         entry.observed.window = self._period(entry)
-        self._timer.set(entry.observed.window.until)
+        self._timer.set_if_earlier(entry.observed.window.until)
 
     def _period(self, entry: Entry) -> Period:
         scale = entry.config.scale
         return self._period_of(scale.awake, scale.asleep, scale.timezone, int(self._clock.time() // 60))
 
-    def _window_changed(self) -> None:
+    def _queue_changed_windows(self) -> None:
         for entry in list(self._entries.values()):
             if self._period(entry) != entry.observed.window:
                 self._queue.touch(entry)
             else:
-                self._timer.set(entry.observed.window.until)
+                self._timer.set_if_earlier(entry.observed.window.until)
 
 
 def _period_of(awake: Sequence[str], asleep: Sequence[str], timezone: str, minute: int) -> Period:
@@ -123,7 +123,7 @@ def reason_to_skip(entry: Entry, due: float, now: float) -> str:
     return ""
 
 
-def end_run(entry: Entry, exit_: Exit, now: float, *, stopped: bool = False) -> None:
+def record_run_end(entry: Entry, exit_: Exit, now: float, *, stopped: bool = False) -> None:
     """Record how the current run ended in `last_run`, as plain JSON. `stopped`: a command stopped it."""
     result = RUN_STOPPED if stopped else RUN_SUCCEEDED if exit_.ok else RUN_FAILED
     entry.schedule.last_run = {
@@ -156,7 +156,7 @@ class ScheduledRuns:
     """The scheduler of job runs. If `calm` is set after repeated crashes of the supervisor, it begins no due run."""
 
     def __init__(
-        self, clock: Clock, queue: Workqueue, servers: Servers, recorder: Recorder, *, calm: bool
+        self, clock: Clock, queue: Workqueue, servers: ServerRegistry, recorder: Recorder, *, calm: bool
     ) -> None:
         self._clock = clock
         self._queue = queue
@@ -173,7 +173,7 @@ class ScheduledRuns:
             self._entries[entry.name] = entry
             if entry.schedule.next_run is None:
                 self._plan_next_run(entry)
-            self._timer.set(entry.schedule.next_run)
+            self._timer.set_if_earlier(entry.schedule.next_run)
         elif self._entries.pop(entry.name, None) is not None:
             entry.schedule.next_run = None
 
@@ -185,7 +185,7 @@ class ScheduledRuns:
             return
         if entry.desired.state is Desired.RUN and not entry.observed.workers:
             entry.set_desired(Desired.SCHEDULED)
-            end_run(entry, _UNKNOWN_END, now)
+            record_run_end(entry, _UNKNOWN_END, now)
         elif planned is not None and planned <= now and not entry.observed.workers:
             self._record_skip(entry, planned, "no supervisor ran at that time")
         if planned is None or planned <= now:
@@ -193,7 +193,7 @@ class ScheduledRuns:
 
     def begin_run(self, entry: Entry) -> None:
         """Begin a run of the job now."""
-        entry.next_generation()
+        entry.begin_generation()
         entry.set_desired(Desired.RUN)
         entry.schedule.run_since = self._clock.time()
         self._queue.touch(entry)
@@ -216,7 +216,7 @@ class ScheduledRuns:
                     self._begin_or_skip(entry, due, now)
             elif is_set_back:
                 self._plan_next_run(entry)
-            self._timer.set(entry.schedule.next_run)
+            self._timer.set_if_earlier(entry.schedule.next_run)
 
     def _begin_or_skip(self, entry: Entry, due: float, now: float) -> None:
         if reason := reason_to_skip(entry, due, now) or self._blocker(entry):
@@ -230,7 +230,7 @@ class ScheduledRuns:
         if self._servers.may_start(entry):
             return ""
         needed = self._servers.dependencies(entry)
-        blocking = (each for each in needed if each.wants_no_worker and not each.answers)
+        blocking = (each for each in needed if each.wants_no_worker and not each.is_responsive)
         return next((f"{each.name}, on which it depends, is {each.state}" for each in blocking), "")
 
     def _record_skip(self, entry: Entry, due: float, reason: str) -> None:

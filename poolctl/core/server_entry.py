@@ -23,7 +23,7 @@ from .decide import (
     NO_OVERRIDES,
     Desired,
     ImpossibleChange,
-    Listener,
+    ListenerState,
     Overrides,
     Phase,
     View,
@@ -214,7 +214,7 @@ class ServerListener:
     After a change of address, previous listeners also stay open while workers are being replaced.
     """
 
-    state: Listener = transient(Listener.CLOSED)
+    state: ListenerState = transient(ListenerState.CLOSED)
     bound: ServerConfig | None = transient(None)  # the configuration that it was opened with
     # Configurations of listeners that stay open for workers being replaced.
     previous_configs: list[ServerConfig] = transient(factory=list)
@@ -231,7 +231,7 @@ class ScheduleState:
 
     next_run: float | None = persisted(None)
     run_since: float = persisted(0.0)  # when the current run began; 0 if no run is in progress
-    last_run: Table = persisted(factory=dict)  # the last finished run (see `schedules.end_run`)
+    last_run: Table = persisted(factory=dict)  # the last finished run (see `schedules.record_run_end`)
 
 
 @dataclass(slots=True)
@@ -420,7 +420,7 @@ class Entry:
         return "" if state == ASLEEP and self.observed.needed else state
 
     @property
-    def sleeps(self) -> bool:
+    def should_sleep(self) -> bool:
         """Whether the server may sleep, needs no worker now, and has none except draining and stopping workers.
 
         A request at the watched listener, or a dependent that needs it, wakes a sleeping server. During an `asleep`
@@ -435,17 +435,17 @@ class Entry:
         return self.sleepy and not wakes
 
     @property
-    def asleep(self) -> bool:
+    def is_asleep(self) -> bool:
         """Whether the server sleeps or is falling asleep.
 
         The next request wakes it, unless an `asleep` window in its configuration keeps it asleep.
         """
-        return (self.listener.armed is not None or self.window_demand == ASLEEP) and self.sleeps
+        return (self.listener.armed is not None or self.window_demand == ASLEEP) and self.should_sleep
 
     @property
     def settled(self) -> bool:
         """Whether the server is asleep, or has all the ready workers that it should have (see `complete`)."""
-        return self.complete or self.asleep
+        return self.is_fully_ready or self.is_asleep
 
     @property
     def keeps_dependencies_awake(self) -> bool:
@@ -471,12 +471,12 @@ class Entry:
             return State.DRAINING if self.out_of_rotation else State.RUNNING
         if self.desired.state in IN_BACKOFF:
             return State.BACKOFF
-        if self.asleep:
+        if self.is_asleep:
             return State.DRAINING if self.observed.workers else State.SLEEPING
         return State.STARTING
 
     @property
-    def answers(self) -> bool:
+    def is_responsive(self) -> bool:
         """Whether a ready worker, in rotation or not, is neither stuck nor failing its probes.
 
         Also true for a job that has exited with 0, and for any server that follows a schedule.
@@ -493,7 +493,7 @@ class Entry:
 
         Also true for a job that has exited with 0, and for any server that follows a schedule.
         """
-        return self.answers and (self.desired.state.wants_no_worker or not self.out_of_rotation)
+        return self.is_responsive and (self.desired.state.wants_no_worker or not self.out_of_rotation)
 
     @property
     def should_run(self) -> bool:
@@ -503,7 +503,7 @@ class Entry:
     @property
     def is_missing(self) -> bool:
         """Whether the server should run but is neither ready nor asleep."""
-        return self.should_run and not (self.ready or self.asleep)
+        return self.should_run and not (self.ready or self.is_asleep)
 
     @property
     def health(self) -> Status:
@@ -521,13 +521,13 @@ class Entry:
         ready = self.observed.ready
         if not any(worker.stuck or worker.config.health.probed for worker in ready):
             return Status.OK if self.ready else Status.UNKNOWN
-        return Status.of_all(worker.status for worker in ready) or Status.UNKNOWN
+        return Status.combine_statuses(worker.status for worker in ready) or Status.UNKNOWN
 
     @property
     def at_rest(self) -> bool:
         """Whether no worker, hook or listener of the server is active, and none is wanted."""
         listener = self.listener
-        if listener.state is not Listener.CLOSED or listener.previous_configs or listener.releasing:
+        if listener.state is not ListenerState.CLOSED or listener.previous_configs or listener.releasing:
             return False
         return self.wants_no_worker and not (self.on_schedule or self.observed.workers or self.cleans_up)
 
@@ -539,7 +539,7 @@ class Entry:
         return not any(worker.unstoppable for worker in self.observed.workers.values())
 
     @property
-    def complete(self) -> bool:
+    def is_fully_ready(self) -> bool:
         """Whether all workers of the serving generation are ready, and no draining worker still accepts connections."""
         if self.on_schedule:
             return True
@@ -571,7 +571,14 @@ class Entry:
         When the tuple changes, the core decides again on dependencies, dependents and servers at the same address.
         """
         runs = bool(self.observed.workers), self.cleans_up
-        return self.desired.state, self.answers, self.ready, runs, self.started, self.keeps_dependencies_awake
+        return (
+            self.desired.state,
+            self.is_responsive,
+            self.ready,
+            runs,
+            self.started,
+            self.keeps_dependencies_awake,
+        )
 
     @property
     def started(self) -> bool:
@@ -588,7 +595,7 @@ class Entry:
         return canary.config if canary is not None and canary.generation == generation else self.config
 
     @property
-    def config_apart(self) -> ServerConfig | None:
+    def separate_canary_config(self) -> ServerConfig | None:
         """The configuration of the canary if the canary has its own address, else None.
 
         The configuration of a withdrawn canary stays here until the canary's listener is closed.
@@ -602,12 +609,12 @@ class Entry:
         )
         return before.config if before is not None and is_open else None
 
-    def next_generation(self) -> None:
+    def begin_generation(self) -> None:
         """Begin a new generation, to which all workers started from now on belong."""
         self.desired.newest += 1
         self.desired.generation = self.desired.newest
 
-    def prepare_hooks_for_start(self) -> None:
+    def schedule_start_hook(self) -> None:
         """Have the start hook, if there is one, run before the next worker.
 
         If a worker is neither draining nor stopping, the server already runs, and only a due stop hook is cancelled.
@@ -631,16 +638,16 @@ class Entry:
 
     def order_restart(self) -> None:
         """Have the running workers replaced by a new generation."""
-        self.next_generation()
+        self.begin_generation()
         self.desired.restarting = self.desired.generation
 
-    def skip_leaving_generation(self) -> None:
+    def begin_generation_if_leaving(self) -> None:
         """Begin a new generation if workers of the current one are draining or stopping: their ids are still in use."""
         if any(
             each.generation == self.desired.generation and each.phase in LEAVING
             for each in self.observed.workers.values()
         ):
-            self.next_generation()
+            self.begin_generation()
 
     def count_restart(self, worker: Worker) -> None:
         """Count a restart that a command requested, if `worker` is the first ready worker of the new generation."""
@@ -671,7 +678,7 @@ _VALUES = {
 }
 
 
-def _persisted() -> Iterator[tuple[str, str, object]]:
+def _persisted_fields() -> Iterator[tuple[str, str, object]]:
     """Each persisted field, such as ("observed", "restarts", 0): the attribute of Entry, the field, its default."""
     for value, kind in _VALUES.items():
         for each in fields(kind):
@@ -680,7 +687,7 @@ def _persisted() -> Iterator[tuple[str, str, object]]:
                 yield value, each.name, usual
 
 
-_PLAIN = [each for each in _persisted() if each[1] not in ("state", "failure", "overrides")]
+_PLAIN = [each for each in _persisted_fields() if each[1] not in ("state", "failure", "overrides")]
 
 
 def record_of(entry: Entry) -> Table:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 
-from .decide import LEAVING, Desired, Listener
+from .decide import LEAVING, Desired, ListenerState
 from .server_entry import Cause, Entry, ServerListener
 
 BATCH = 8
@@ -112,7 +112,7 @@ class Workqueue:
         for entry in entries:
             self.add(entry)
 
-    def batch(self) -> Iterator[Entry]:
+    def take_batch(self) -> Iterator[Entry]:
         """Take at most BATCH entries from the queue, and yield each of them. Includes entries queued meanwhile.
 
         If entries without a finished action are queued, one of them comes first, so that each has its turn.
@@ -144,7 +144,7 @@ def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
     )
 
 
-class Addresses:
+class AddressRegistry:
     """Tracks which server holds or waits for which address, and queues waiting servers when one is released.
 
     Maintains the entries' `bound`, `previous_configs` and `vacates`.
@@ -179,10 +179,10 @@ class Addresses:
         listener, canary = entry.listener, entry.desired.canary
         self._endpoints[config.key] = endpoints
         if same_listener(config, entry.config):
-            listener.state, listener.bound = Listener.OPEN, entry.config
+            listener.state, listener.bound = ListenerState.OPEN, entry.config
         elif overlaps(config.address, entry.config.address):
             # Both listeners cannot be open at once, so the change of address starts again.
-            listener.state, listener.bound = Listener.OPEN, config
+            listener.state, listener.bound = ListenerState.OPEN, config
         elif canary is not None and same_listener(config, canary.config):
             return
         elif not any(same_listener(config, held) for held in listener.previous_configs):
@@ -198,7 +198,7 @@ class Addresses:
     def update_listeners(self, entry: Entry) -> None:
         """Update the entry's listeners if its configured address has changed."""
         listener = entry.listener
-        if listener.state in (Listener.OPENING, Listener.CLOSING) or entry.config.job:
+        if listener.state in (ListenerState.OPENING, ListenerState.CLOSING) or entry.config.job:
             return
         for held in listener.previous_configs:
             if same_listener(held, entry.config):
@@ -206,30 +206,32 @@ class Addresses:
                 listener.previous_configs.remove(held)
                 if listener.bound is not None:
                     listener.previous_configs.append(listener.bound)
-                listener.bound, listener.state = held, Listener.OPEN
+                listener.bound, listener.state = held, ListenerState.OPEN
                 return
         if listener.bound is None or same_listener(listener.bound, entry.config):
             listener.vacates = (
                 listener.vacates
                 and listener.bound is not None
-                and self._wanted_by(entry, listener.bound) != []
+                and self._other_claimants(entry, listener.bound) != []
             )
             return
         self._leaving[entry.name] = entry
-        if overlaps(listener.bound.address, entry.config.address) or self._wanted_by(entry, listener.bound):
+        if overlaps(listener.bound.address, entry.config.address) or self._other_claimants(
+            entry, listener.bound
+        ):
             listener.vacates = True
         else:
             listener.previous_configs.append(listener.bound)
-            listener.bound, listener.state = None, Listener.CLOSED
+            listener.bound, listener.state = None, ListenerState.CLOSED
 
-    def may_open(self, entry: Entry) -> bool:
+    def may_open_or_wait(self, entry: Entry) -> bool:
         """Whether no other server uses the entry's address, so that the entry may open its listener.
 
         If another server uses it, the entry is recorded as waiting, and is queued when an address is released.
         """
-        if not self._leaving or entry.listener.state is not Listener.CLOSED:
+        if not self._leaving or entry.listener.state is not ListenerState.CLOSED:
             return True
-        free = not any(self._in_the_way(entry, other) for other in self._leaving.values())
+        free = not any(self._is_blocked_by(entry, other) for other in self._leaving.values())
         if free:
             self._waiting.pop(entry.name, None)
         else:
@@ -243,19 +245,21 @@ class Addresses:
         """
         if not entry.removed or entry.listener.bound is None:
             return True
-        return all(other.ready or other.failed for other in self._wanted_by(entry, entry.listener.bound))
+        return all(
+            other.ready or other.failed for other in self._other_claimants(entry, entry.listener.bound)
+        )
 
-    def neighbours(self, entry: Entry) -> list[Entry]:
+    def address_contenders(self, entry: Entry) -> list[Entry]:
         """Return all other entries that have the same configured address or wait until any address is released."""
         others = self._registered.get(entry.config.key, {}).values()
         return [other for other in (*others, *self._waiting.values()) if other is not entry]
 
-    def release(self, entry: Entry, held: ServerConfig) -> bool:
+    def release_unless_claimed(self, entry: Entry, held: ServerConfig) -> bool:
         """Release a listener that the entry no longer needs.
 
         Returns whether to close it; it stays open if another server uses it or waits for it.
         """
-        claimants = self._wanted_by(entry, held)
+        claimants = self._other_claimants(entry, held)
         if any(
             claimant.listener.bound is not None and same_listener(claimant.listener.bound, held)
             for claimant in claimants
@@ -266,7 +270,7 @@ class Addresses:
             self._queue.touch(claimant)
         return not claimants
 
-    def opened(self, entry: Entry, key: str, endpoints: tuple[str, ...]) -> None:
+    def record_opened(self, entry: Entry, key: str, endpoints: tuple[str, ...]) -> None:
         """Note that the entry's configured listener is open, with this key and these addresses."""
         self._endpoints[key] = endpoints
         self._kept.pop(entry.config.key, None)
@@ -281,25 +285,25 @@ class Addresses:
         Returns [] while the entry is not `at_rest`. The caller closes the returned listener. If the entry has released
         its previous addresses, the method also queues all servers that wait for an address.
         """
-        if entry.name in self._leaving and not self._holds_more(entry):
+        if entry.name in self._leaving and not self._holds_previous_address(entry):
             del self._leaving[entry.name]
             for waiting in self._waiting.values():
                 self._queue.touch(waiting)
         if entry.at_rest:
             self._waiting.pop(entry.name, None)
             kept = self._kept.get(entry.config.key)
-            if kept is not None and not self._wanted_by(entry, kept):
+            if kept is not None and not self._other_claimants(entry, kept):
                 return [self._kept.pop(kept.key)]
         return []
 
-    def _wanted_by(self, entry: Entry, held: ServerConfig) -> list[Entry]:
+    def _other_claimants(self, entry: Entry, held: ServerConfig) -> list[Entry]:
         return [
             other
             for other in self._registered.get(held.key, {}).values()
             if other is not entry and other.wanted and same_listener(other.config, held)
         ]
 
-    def _in_the_way(self, entry: Entry, other: Entry) -> bool:
+    def _is_blocked_by(self, entry: Entry, other: Entry) -> bool:
         mine, listener = entry.config, other.listener
         held = [
             *listener.previous_configs,
@@ -315,7 +319,7 @@ class Addresses:
             for worker in other.observed.workers.values()
         )
 
-    def _holds_more(self, entry: Entry) -> bool:
+    def _holds_previous_address(self, entry: Entry) -> bool:
         listener = entry.listener
         if (
             listener.previous_configs
@@ -346,13 +350,15 @@ def abandoned_listeners(entry: Entry) -> list[ServerConfig]:
     ]
 
 
-class Servers:
+class ServerRegistry:
     """The servers of a pool, including those being removed. Starts and stops nothing.
 
     `can_watch` means that the runner can watch a listener for requests, so that a server without workers can sleep.
     """
 
-    def __init__(self, servers: Iterable[ServerConfig], addresses: Addresses, *, can_watch: bool) -> None:
+    def __init__(
+        self, servers: Iterable[ServerConfig], addresses: AddressRegistry, *, can_watch: bool
+    ) -> None:
         self._addresses = addresses
         self._can_watch = can_watch
         self.entries: dict[str, Entry] = {}
@@ -371,7 +377,7 @@ class Servers:
             self.removed.pop(entry.name, None)
             self.configure(entry, config)
             if any(worker.config != config for worker in entry.observed.workers.values()):
-                entry.next_generation()  # these still run because of a dependent
+                entry.begin_generation()  # these still run because of a dependent
             return entry
         self.revision += 1
         return self._insert(config)
@@ -379,10 +385,10 @@ class Servers:
     def _insert(self, config: ServerConfig) -> Entry:
         entry = Entry(config, listener=ServerListener(can_watch=self._can_watch))
         self.entries[entry.name] = entry
-        self._note(entry)
+        self._add_to_indexes(entry)
         return entry
 
-    def remove(self, entry: Entry) -> None:
+    def mark_removed(self, entry: Entry) -> None:
         """Mark the server as being removed; it is forgotten when its last worker has ended."""
         entry.set_desired(Desired.REMOVED)
         self.removed[entry.name] = entry
@@ -391,23 +397,23 @@ class Servers:
     def configure(self, entry: Entry, config: ServerConfig) -> None:
         """Replace the server's configuration, under the same name. It takes effect as workers are replaced."""
         self.revision += 1
-        self._discard(entry)
+        self._remove_from_indexes(entry)
         entry.config = config
-        self._note(entry)
+        self._add_to_indexes(entry)
 
     def forget(self, entry: Entry) -> None:
         """Remove a server that has been stopped for removal."""
         self.revision += 1
-        self._discard(entry)
+        self._remove_from_indexes(entry)
         del self.entries[entry.name]
         self.removed.pop(entry.name, None)
 
-    def _note(self, entry: Entry) -> None:
+    def _add_to_indexes(self, entry: Entry) -> None:
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name][entry.name] = None
         self._addresses.register(entry)
 
-    def _discard(self, entry: Entry) -> None:
+    def _remove_from_indexes(self, entry: Entry) -> None:
         """Undo `_note`: the server is no longer found as a dependent, nor by its address."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name].pop(entry.name, None)
@@ -470,7 +476,7 @@ class Servers:
             now = [each for each in names if each in needed and each not in before]
             self.entries[name].desired.stopped_with = [*before, *now]
 
-    def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
+    def restartable_with(self, enabled: Sequence[Entry]) -> list[Entry]:
         """Return the servers for which `note_stopped_with` has recorded one of the `enabled` servers.
 
         A server is left out while another server that `note_stopped_with` recorded for that server is disabled.
@@ -508,11 +514,11 @@ class Servers:
         if entry.desired.queued_start is not None:
             return False  # the workers of the previous start are still leaving
         if condition == "started":
-            return entry.answers or entry.started
+            return entry.is_responsive or entry.started
         if condition == "completed":
             return entry.completed
         # Out of rotation it is not ready, but dependents can still reach it.
-        return entry.answers
+        return entry.is_responsive
 
     def may_stop(self, entry: Entry) -> bool:
         """Whether the server may stop now, because no dependent has to stop or be replaced first."""

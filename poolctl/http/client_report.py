@@ -23,7 +23,7 @@ _FORWARDED = b"forwarded"
 Fields = list[tuple[bytes, bytes]]  # names in lower case, and values
 
 
-class ClientReport:
+class ForwardedHeaders:
     """The fields about one connection's client that are reported with each of its requests.
 
     `peer` is the address at the other end, "" for a Unix socket. A `trusted` peer is a proxy: its own fields about the
@@ -43,7 +43,7 @@ class ClientReport:
 
         `values(name)` has to return the values of the request's header fields with this lower-case name.
         """
-        hops, scheme, named, elements = self._peer, self._scheme, host, self._element(host)
+        hops, scheme, named, elements = self._peer, self._scheme, host, self._forwarded_element(host)
         if self._trusted:
             hops = b", ".join([*values(_FOR), *([hops] if hops else [])])
             scheme = b", ".join(values(_PROTO)) or scheme
@@ -52,7 +52,7 @@ class ClientReport:
         fields = [(_FOR, hops), (_PROTO, scheme), (_HOST_FIELD, named), (_FORWARDED, elements)]
         return [field for field in fields if field[1]]
 
-    def apply_to(self, headers: Fields) -> Fields:
+    def with_forwarded_fields(self, headers: Fields) -> Fields:
         """Return a copy of `headers` whose fields about the client are replaced by those that `self.fields` returns.
 
         Header names are in lower case.
@@ -64,7 +64,7 @@ class ClientReport:
             lambda wanted: [value.strip(b" \t") for name, value in headers if name == wanted],
         )
 
-    def _element(self, host: bytes) -> bytes:
+    def _forwarded_element(self, host: bytes) -> bytes:
         """The element that is added to `Forwarded` (RFC 7239 §4). `host` must not contain quotation marks."""
         named = b';host="' + host + b'"' if host else b""
         return b"for=" + self._node + b";proto=" + self._scheme + named

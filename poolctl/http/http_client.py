@@ -44,7 +44,7 @@ class StreamedResponse:
                 yield piece
             if self._message.complete:
                 return
-            await _read(self._message, self._stream)
+            await _read_more_into(self._message, self._stream)
 
 
 @contextlib.asynccontextmanager
@@ -84,7 +84,7 @@ async def exchange(
             await writer.drain()  # a server that refuses the rest has sent the reason
         message = ResponseReader(head_only=method == "HEAD")
         while message.head is None:
-            await _read(message, stream)
+            await _read_more_into(message, stream)
         yield StreamedResponse(message.head, message, stream)
     finally:
         # Not close(), which would wait for a server that does not read, or that does not end its TLS.
@@ -93,7 +93,7 @@ async def exchange(
             await writer.wait_closed()
 
 
-async def _read(message: ResponseReader, stream: asyncio.StreamReader) -> None:
+async def _read_more_into(message: ResponseReader, stream: asyncio.StreamReader) -> None:
     """Read more of the response. Raises NoResponse if it has ended early."""
     try:
         data = await stream.read(_READ_BYTES)
@@ -101,7 +101,7 @@ async def _read(message: ResponseReader, stream: asyncio.StreamReader) -> None:
         raise NoResponse(error.errno, error.strerror) from None
     if data:
         message.feed(data)
-    elif not message.end():
+    elif not message.record_disconnect():
         raise NoResponse("the connection was closed before the response was complete")
 
 

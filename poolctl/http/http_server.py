@@ -84,7 +84,7 @@ class Responder:
     def begin(self, status: int, fields: Fields) -> None:
         """Send the head of a response of unknown length."""
         framing = ("transfer-encoding", "chunked") if self._chunked else ("connection", "close")
-        self._head(status, [*fields, framing])
+        self._write_head(status, [*fields, framing])
 
     def write(self, data: bytes) -> None:
         """Send a piece of the response without waiting. Raises ClientGone above `unread_bytes` of unsent data."""
@@ -93,7 +93,7 @@ class Responder:
         if not self._bodiless:
             self._writer.write(chunk(data) if self._chunked else data)
 
-    def attach(self, sock: socket.socket, fd: int, data: bytes) -> None:
+    def send_with_descriptor(self, sock: socket.socket, fd: int, data: bytes) -> None:
         """Send a piece of the response with a file descriptor (SCM_RIGHTS). Raises ClientGone if it would block."""
         data = chunk(data) if self._chunked else data
         if self._writer.transport.get_write_buffer_size():
@@ -113,12 +113,12 @@ class Responder:
 
     async def send(self, status: int, fields: Fields, body: bytes) -> None:
         """Send a complete response, and wait until it is sent. Raises ClientGone when the client takes too long."""
-        self._head(status, [*fields, ("content-length", str(len(body)))])
+        self._write_head(status, [*fields, ("content-length", str(len(body)))])
         if not self._bodiless:
             self._writer.write(body)
         await self._drain()
 
-    def _head(self, status: int, fields: list[tuple[str, str]]) -> None:
+    def _write_head(self, status: int, fields: list[tuple[str, str]]) -> None:
         if not self.keep_alive and ("connection", "close") not in fields:
             fields.append(("connection", "close"))
         self._writer.write(response_head(status, fields))
@@ -219,12 +219,12 @@ class HttpServer:
         if most is not None and len(self._connections) >= most:
             oldest = next(iter(self._connections))
             oldest.cancel()
-            self._ended(oldest)
+            self._remove_connection(oldest)
         task = asyncio.get_running_loop().create_task(self._serve(sock))
         self._connections[task] = sock
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._remove_connection)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _remove_connection(self, task: asyncio.Task[None]) -> None:
         sock = self._connections.pop(task, None)
         if sock is not None:
             sock.close()  # it was cancelled before its first step

@@ -193,7 +193,7 @@ class MessageHead:
             decisive[name] = value
         return decisive, plain
 
-    def _read_options(self, value: bytes | None) -> None:
+    def _set_connection_options(self, value: bytes | None) -> None:
         """Read the options of Connection, of which close takes precedence (RFC 9110 §7.6.1, RFC 9112 §9.3)."""
         if value is None:
             self.options, self.keep_alive = _NO_OPTIONS, self.http_1_1
@@ -252,7 +252,7 @@ class RequestHead(MessageHead):
         if not decisive or decisive == _KEEP_ALIVE:
             self.options, self.keep_alive = _NO_OPTIONS, self.http_1_1 or bool(decisive)
         else:
-            plain = self._read_decisive(decisive) and plain
+            plain = self._apply_decisive_fields(decisive) and plain
         self.canonical = (
             plain
             and blank is None
@@ -263,10 +263,10 @@ class RequestHead(MessageHead):
     def __repr__(self) -> str:
         return f"<RequestHead {self.method.decode()} {self.target.decode()}>"
 
-    def _read_decisive(self, decisive: dict[bytes, bytes]) -> bool:
+    def _apply_decisive_fields(self, decisive: dict[bytes, bytes]) -> bool:
         options = decisive.get(b"connection")
-        self._read_options(options)
-        body = _body_of(decisive)
+        self._set_connection_options(options)
+        body = _body_length(decisive)
         if body == CHUNKED and not self.http_1_1:
             raise BadMessage("transfer-encoding in HTTP/1.0")  # RFC 9112 §6.1
         self.body = body or 0
@@ -336,16 +336,16 @@ class ResponseHead(MessageHead):
         self.fields = raw[found.end(1) : -4]
         self.http_1_1 = minor == b"1"
         decisive, _ = self._combine(_decisive_of_response(self.fields))
-        self._read_options(decisive.get(b"connection"))
+        self._set_connection_options(decisive.get(b"connection"))
         self.upgrade = decisive.get(b"upgrade", b"")
-        body = _body_of(decisive)
+        body = _body_length(decisive)
         self.status = int(status)
         self.body = UNTIL_CLOSE if body is None else body
         self.length = self.body if self.body >= 0 else -1
         if self.status < 200 or self.status in _BODILESS:
-            self.leave_out_body()
+            self.expect_no_body()
 
-    def leave_out_body(self) -> None:
+    def expect_no_body(self) -> None:
         """Expect no body, whatever the fields say: the response is to a HEAD, or its status excludes a body."""
         self.body = 0
         if self.status == 204:
@@ -371,7 +371,7 @@ def _values_of(name: bytes) -> Callable[[bytes], list[bytes]]:
     return re.compile(rb"\r\n(?i:" + re.escape(name) + rb"):[\t ]*+([^\r\n]*+)").findall
 
 
-def _body_of(decisive: dict[bytes, bytes]) -> int | None:
+def _body_length(decisive: dict[bytes, bytes]) -> int | None:
     """The Content-Length, or CHUNKED; None if the head has neither (RFC 9112 §6.3). Raises BadMessage."""
     length, coding = decisive.get(b"content-length"), decisive.get(b"transfer-encoding")
     if coding is not None:
@@ -520,17 +520,17 @@ class ChunkedBody:
                     break
                 line = _size_line(data, at)
                 if line is None:
-                    self._keep_line(data, at)
+                    self._buffer_size_line(data, at)
                     break
                 count += 1
                 digits = line[1]
                 size = int(digits, 16)
                 if not size:
                     self._limit_rate(count)
-                    last = self._end_of_pieces(pieces, data, kept, at)
+                    last = self._with_kept_bytes(pieces, data, kept, at)
                     return _joined([*last, self._read_trailers(data, line.end())])
                 if line.end(1) + 2 != line.end() or digits[:1] == b"0":
-                    self._count_extension(line.end() - line.end(1))
+                    self._limit_extensions(line.end() - line.end(1))
                     if not decode:
                         pieces += (data[kept:at], b"%x\r\n" % size)
                         kept = line.end()
@@ -554,9 +554,9 @@ class ChunkedBody:
             at += taken
         if count:
             self._limit_rate(count)
-        return _joined(self._end_of_pieces(pieces, data, kept, at))
+        return _joined(self._with_kept_bytes(pieces, data, kept, at))
 
-    def _end_of_pieces(self, pieces: list[Buffer], data: bytes, kept: int, at: int) -> list[Buffer]:
+    def _with_kept_bytes(self, pieces: list[Buffer], data: bytes, kept: int, at: int) -> list[Buffer]:
         if self._decode or at == kept:
             return pieces
         return [*pieces, memoryview(data)[kept:at] if kept or at < len(data) else data]
@@ -572,7 +572,7 @@ class ChunkedBody:
             if not expected.startswith(data[begin : at + taken]):
                 raise BadMessage("a chunk that is longer than its size")
 
-    def _keep_line(self, data: bytes, at: int) -> None:
+    def _buffer_size_line(self, data: bytes, at: int) -> None:
         """Store a chunk's incomplete size line until more bytes arrive. Raises BadMessage if it cannot become valid."""
         line = data[at:]
         if b"\n" in line or len(line) > _MAX_LINE_BYTES or self._is_unfit(data, at):
@@ -587,7 +587,7 @@ class ChunkedBody:
         # The previous call may have ended with a CR.
         return unfit(data, max(at, self._scanned - 1)) is not None
 
-    def _count_extension(self, size: int) -> None:
+    def _limit_extensions(self, size: int) -> None:
         self._extensions += size
         if size > _MAX_LINE_BYTES or self._extensions > _MAX_EXTENSION_BYTES:
             raise BadMessage("too many extensions of chunks")
@@ -702,7 +702,7 @@ class MessageReader:
         """Handle a body over `max_body_bytes`: RequestReader raises BadMessage, ResponseReader keeps the beginning."""
         raise NotImplementedError
 
-    def _frame(self, body: int) -> None:
+    def _begin_body(self, body: int) -> None:
         """Prepare to read a body of this length, CHUNKED or UNTIL_CLOSE."""
         self._framed = True
         self._left = body
@@ -714,14 +714,14 @@ class MessageReader:
         left = self._left
         if left >= 0 and len(data) > left:
             data, self.rest = data[:left], data[left:]
-        if data and self._add(data):
+        if data and self._add_until_limit(data):
             return True
         if left >= 0:
             self._left = left - len(data)
             self.complete = not self._left
         return self.complete
 
-    def _add(self, piece: bytes) -> bool:
+    def _add_until_limit(self, piece: bytes) -> bool:
         """Add a piece of the body. Return True if the body is too large, so that reading ends here; otherwise False."""
         limit = self._max_body_bytes
         room = len(piece) if limit is None else limit - self._body_bytes
@@ -734,7 +734,7 @@ class MessageReader:
 
     def _read_chunks(self, body: ChunkedBody, data: bytes) -> bool:
         piece = body.feed(data)
-        if piece and self._add(bytes(piece)):
+        if piece and self._add_until_limit(bytes(piece)):
             return True
         self.rest, self.complete = body.rest, body.done
         return self.complete
@@ -750,7 +750,7 @@ class RequestReader(MessageReader):
         if head is not None:
             if self._max_body_bytes is not None and head.body > self._max_body_bytes:
                 self._handle_too_large_body()
-            self._frame(head.body)
+            self._begin_body(head.body)
         return head
 
     def _handle_too_large_body(self) -> None:
@@ -779,7 +779,7 @@ class ResponseReader(MessageReader):
         usable = self.complete and not self._truncated and not self.rest
         return usable and self.head is not None and self.head.reusable
 
-    def end(self) -> bool:
+    def record_disconnect(self) -> bool:
         """Record that the connection has ended; returns whether the response is complete."""
         self.complete = self.complete or self._left == UNTIL_CLOSE
         return self.complete
@@ -796,9 +796,9 @@ class ResponseReader(MessageReader):
                 raise BadMessage(f"more than {MOST_INTERIM} interim responses")
             return head
         if self._head_only:
-            head.leave_out_body()
+            head.expect_no_body()
         self.head, self.status = head, head.status
-        self._frame(head.body)
+        self._begin_body(head.body)
         return head
 
     def _handle_too_large_body(self) -> None:

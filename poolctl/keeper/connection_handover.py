@@ -84,7 +84,7 @@ class Connection(socket.socket):
         """Return this connection's deadline (`until`, `asked`) as fields of a message; {} without a deadline."""
         return {} if self.until is None else {"until": self.until, "asked": self.asked}
 
-    def message(self) -> tuple[wire.Message, list[int]]:
+    def to_message(self) -> tuple[wire.Message, list[int]]:
         """The fields of a message and the descriptors from which `from_message` restores this connection.
 
         The connection keeps the first descriptor; the caller closes the others.
@@ -206,7 +206,7 @@ def _routed(message: wire.Message, files: list[int]) -> Routed:
     generation = _number(message, "generation", _MOST_GENERATION)
     hops = _number(message, "hops", MOST_HOPS)
     if files:
-        content = _content(files[0])
+        content = _read_sealed_file(files[0])
     else:
         try:
             content = a2b_base64(received, strict_mode=True) if received else b""
@@ -222,7 +222,7 @@ def _number(message: wire.Message, key: str, most: int) -> int:
     return value
 
 
-def _content(fd: int) -> bytes:
+def _read_sealed_file(fd: int) -> bytes:
     # Checked before reading: only a memfd has seals, and reading any other file may block.
     try:
         sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS

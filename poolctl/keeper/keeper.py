@@ -71,7 +71,7 @@ class Store:
         self.drop(name)
         self._entries[name] = (meta, fds)
 
-    def note(self, name: str, meta: object) -> None:
+    def replace_meta(self, name: str, meta: object) -> None:
         """Replace the value of an entry, if it exists."""
         if name in self._entries:
             self._entries[name] = (meta, self._entries[name][1])
@@ -108,7 +108,7 @@ class Store:
         return rows[: max(1, sum(size <= _PAGE_BYTES for size in sizes))]
 
 
-def fill(store: Store, plan: wire.Message) -> tuple[int, int] | None:
+def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int] | None:
     """Put the descriptors in `plan` into the store. Return the supervisor's pid and link, or None if it is not running.
 
     A child whose pid is 0 in the plan could not be started: the store gets no entry for it.
@@ -182,7 +182,7 @@ class Channel:
                 self._waiting[0] = ({"id": message.get("id"), "error": str(error)}, [])
                 continue
             except OSError:
-                self._forget()
+                self._drop_queue()
                 return
             self._waiting.popleft()
             _close(fds)
@@ -190,9 +190,9 @@ class Channel:
     def close(self) -> None:
         """Close the connection."""
         self.sock.close()
-        self._forget()
+        self._drop_queue()
 
-    def _forget(self) -> None:
+    def _drop_queue(self) -> None:
         for _, fds in self._waiting:
             _close(fds)
         self._waiting.clear()
@@ -224,15 +224,15 @@ class Donor(Channel):
         """Record that the supervisor sent a message at the time `now`."""
         self._watchdog.received(now)
 
-    def check(self, now: float, *, early: bool = False) -> None:
+    def ping_or_kill(self, now: float, *, early: bool = False) -> None:
         """Ping the supervisor if a ping is due or `early` is set; signal it if an answer is overdue."""
-        if self._watchdog.is_silent(now):
+        if self._watchdog.check_silence(now):
             signal_process(self._pid, self._start, signal.SIGKILL)
             self._restart_watchdog(now)
         elif self._watchdog.may_be_stopped:
             # The supervisor may have been stopped.
             signal_process(self._pid, self._start, signal.SIGCONT)
-        elif self._watchdog.should_ping(now, early=early):
+        elif self._watchdog.start_ping_if_due(now, early=early):
             self.send({"event": "ping"})
 
 
@@ -377,7 +377,7 @@ class Shutdown:
             self._begun_at = now
             self.due = now + ANSWER_SECONDS
 
-    def confirm(self, seconds: float = 0.0) -> None:
+    def extend_deadline(self, seconds: float = 0.0) -> None:
         """Set the time limit of a supervisor that has confirmed the shutdown and needs `seconds` to stop the servers.
 
         The time counts from the request for the shutdown, even if a restarted supervisor confirms the shutdown again.
@@ -385,7 +385,7 @@ class Shutdown:
         if self.begun and not self.alone:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
-    def check(self, now: float, supervisor: int) -> bool:
+    def enforce_time_limits(self, now: float, supervisor: int) -> bool:
         """Enforce the time limits of the shutdown. Return whether the wait for the workers is over.
 
         When the supervisor's limit has passed, the supervisor is killed and the workers are asked to stop. Then the
@@ -408,7 +408,7 @@ class Shutdown:
                 self._reaper.signal(int(meta["pid"]), number, group=False, start=meta.get("start"))
         return False
 
-    def finish(self) -> None:
+    def kill_and_clear(self) -> None:
         """Kill the watched processes, and close all stored descriptors: readers of their pipes get end of file.
 
         If a shutdown was requested, but no supervisor has completed it, also remove the files with the saved state.
@@ -497,7 +497,7 @@ class Keeper:
         if "donor" in plan:
             self._begin_from_donor(Donor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic()))
             return
-        begun = fill(self.store, plan)
+        begun = fill_and_find_supervisor(self.store, plan)
         self._take_lifeline()
         if begun is not None:
             pid, link = begun
@@ -522,7 +522,7 @@ class Keeper:
             return
         self._donor = donor
         donor.send(self._hello())
-        donor.check(time.monotonic(), early=True)
+        donor.ping_or_kill(time.monotonic(), early=True)
 
     def attach(self, sock: socket.socket) -> None:
         """Accept a new client, and send it the reports that the previous one did not acknowledge."""
@@ -541,25 +541,25 @@ class Keeper:
         """Serve until the pool has ended, or the time limit of its shutdown has passed; then kill what is left."""
         self._signals = Signals()
         # Children that exited earlier have not been reported yet.
-        self._report(self.reaper.reap())
+        self._process_exit_reports(self.reaper.reap())
         while not (self._shutdown.over and not self._supervisor.pid):
             now = time.monotonic()
             due = self._supervisor.due
             if due is not None and now >= due and not self._shutdown.over and not self._shutdown.alone:
-                self._start()
+                self._spawn_supervisor()
             self._poll()
             if self._supervisor.pid:
-                self._check_watchdog(time.monotonic())
+                self._ping_or_kill_supervisor(time.monotonic())
             if self._donor is not None:
-                self._donor.check(time.monotonic())
-            if self._shutdown.check(time.monotonic(), self._supervisor.pid):
+                self._donor.ping_or_kill(time.monotonic())
+            if self._shutdown.enforce_time_limits(time.monotonic(), self._supervisor.pid):
                 break
-        self._shutdown.finish()
+        self._shutdown.kill_and_clear()
         # If the keeper stopped the pool alone, the logger still needs time to store the servers' last output.
         kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
         pool_files.remove_traces(self._directory)
 
-    def _start(self) -> None:
+    def _spawn_supervisor(self) -> None:
         sock = self._supervisor.start(time.monotonic())
         if sock is not None:
             self.attach(sock)
@@ -571,12 +571,12 @@ class Keeper:
         if self._supervisor.given_up and not self.store.holds_work:
             self._shutdown.over = True
 
-    def _check_watchdog(self, now: float) -> None:
-        if self._watchdog.is_silent(now):
+    def _ping_or_kill_supervisor(self, now: float) -> None:
+        if self._watchdog.check_silence(now):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._supervisor.pid, signal.SIGKILL)
             self._watchdog = Watchdog(now)
-        elif self._client is not None and self._watchdog.should_ping(now):
+        elif self._client is not None and self._watchdog.start_ping_if_due(now):
             self._client.send({"event": "ping"})
 
     def _poll(self) -> None:
@@ -590,13 +590,13 @@ class Keeper:
             poll.register(self._lifeline, select.POLLIN)
         for fd, events in poll.poll(self._timeout_milliseconds()):
             if fd == self._signals.fileno():
-                self._signalled()
+                self._process_signals()
             elif fd == self.reaper.watcher.fileno():
-                self._report(self.reaper.report_exited())
+                self._process_exit_reports(self.reaper.report_exited())
             elif fd == self._lifeline:
-                self._lifeline_ended()
+                self._terminate_if_lifeline_closed()
             else:
-                self._ready(fd, events)
+                self._serve_channel(fd, events)
 
     def _timeout_milliseconds(self) -> int | None:
         due = [self._supervisor.due, self._shutdown.due, self._watchdog.due if self._supervisor.pid else None]
@@ -604,18 +604,18 @@ class Keeper:
         moments = [moment for moment in due if moment is not None]
         return max(0, int((min(moments) - time.monotonic()) * 1000) + 1) if moments else None
 
-    def _signalled(self) -> None:
+    def _process_signals(self) -> None:
         to_end = self._signals.read()
-        self._report(self.reaper.reap())
+        self._process_exit_reports(self.reaper.reap())
         if to_end:
-            self._terminate()
+            self._begin_shutdown()
 
-    def _report(self, reports: list[wire.Message]) -> None:
+    def _process_exit_reports(self, reports: list[wire.Message]) -> None:
         for report in reports:
             if report["pid"] == self._supervisor.pid:
-                while self._client is not None and self._request(self._client):
+                while self._client is not None and self._perform_next_request(self._client):
                     pass  # sent before its exit, which may be noticed first
-                self._detach()
+                self._close_client()
                 self._supervisor.schedule_restart(time.monotonic())
                 self._shutdown.over = self._shutdown.over or self._shutdown.last
                 self._execute_next_version()
@@ -629,13 +629,13 @@ class Keeper:
         if following is not None:
             execute_next(*following, self.store, self.reaper, self._open_files)
 
-    def _lifeline_ended(self) -> None:
+    def _terminate_if_lifeline_closed(self) -> None:
         if not os.read(self._lifeline, 4096):
             self.store.drop(fd_store.LIFELINE)
             self._lifeline = -1
-            self._terminate()
+            self._begin_shutdown()
 
-    def _terminate(self) -> None:
+    def _begin_shutdown(self) -> None:
         """Begin the shutdown of the pool.
 
         A connected client is asked to stop the pool. If no client is connected and the store holds no sockets or
@@ -647,15 +647,15 @@ class Keeper:
         elif not self.store.holds_work:
             self._shutdown.over = True
 
-    def _ready(self, fd: int, events: int) -> None:
+    def _serve_channel(self, fd: int, events: int) -> None:
         for channel in (self._client, self._donor):
             if channel is not None and fd == channel.sock.fileno():
                 if events & select.POLLOUT:
                     channel.flush()
                 if events & ~select.POLLOUT:
-                    self._request(channel)
+                    self._perform_next_request(channel)
 
-    def _request(self, channel: Channel) -> bool:
+    def _perform_next_request(self, channel: Channel) -> bool:
         """Perform the next request that has arrived; returns whether there was one."""
         try:
             received = wire.receive(channel.sock)
@@ -667,7 +667,7 @@ class Keeper:
         except OSError:
             received = None
         if received is None:
-            self._closed(channel)
+            self._drop_channel(channel)
             return False
         message, fds = received
         (channel if isinstance(channel, Donor) else self._watchdog).received(time.monotonic())
@@ -675,7 +675,7 @@ class Keeper:
         if message.get("id") is not None:
             channel.send(reply, found)
         if reply.get("report") is not None:
-            self._report([reply["report"]])
+            self._process_exit_reports([reply["report"]])
         return True
 
     def answer(self, message: wire.Message, fds: list[int]) -> tuple[wire.Message, list[int]]:
@@ -706,7 +706,7 @@ class Keeper:
         elif operation == "drop":
             self.store.drop(message["name"])
         elif operation == "note":
-            self.store.note(message["name"], message.get("meta"))
+            self.store.replace_meta(message["name"], message.get("meta"))
         elif operation == "list":
             reply["entries"] = self.store.page(message.get("after", ""))
         elif operation == "spawn":
@@ -730,10 +730,10 @@ class Keeper:
         elif operation == "watch":
             reply["report"] = self.reaper.watch(message["pid"], message["start"])
         else:
-            self._handle(message)
+            self._perform_lifecycle_operation(message)
         return []
 
-    def _handle(self, message: wire.Message) -> None:
+    def _perform_lifecycle_operation(self, message: wire.Message) -> None:
         operation = message["op"]
         if operation == "end":
             self._shutdown.over = True
@@ -744,11 +744,11 @@ class Keeper:
                 # Executed once the supervisor, which is shutting down, has exited.
                 self._next = message["argv"], message["supervisor"]
         elif operation == "terminating":
-            self._shutdown.confirm(float(message.get("seconds", 0.0)))
+            self._shutdown.extend_deadline(float(message.get("seconds", 0.0)))
         elif operation == "terminate":
-            self._terminate()
+            self._begin_shutdown()
         elif operation == "whole":
-            self._start_supervisor()
+            self._schedule_supervisor_start()
         elif operation == "adopted":
             self._supervisor.record_adoption()
             if self._donor is not None:
@@ -756,7 +756,7 @@ class Keeper:
         elif operation not in ("ping", "pong"):
             raise ValueError(f"unknown operation {operation!r}")
 
-    def _start_supervisor(self) -> None:
+    def _schedule_supervisor_start(self) -> None:
         """Have `run` start the supervisor, if none runs. Called when the donor (see Keeper) is done or exits."""
         self._take_lifeline()
         if not self._supervisor.pid:
@@ -766,21 +766,21 @@ class Keeper:
         _, fds = self.store.get(fd_store.LIFELINE) or (None, [])
         self._lifeline = fds[0] if fds else -1
 
-    def _closed(self, channel: Channel) -> None:
+    def _drop_channel(self, channel: Channel) -> None:
         if channel is self._donor:
             channel.close()
             self._donor = None
             if not self._supervisor.pid and self._supervisor.due is None:
                 # The donor exited before it had sent everything. The new supervisor uses the descriptors that were
                 # received, and finds the other processes itself.
-                self._start_supervisor()
+                self._schedule_supervisor_start()
                 self._shutdown.over = self._shutdown.over or self.store.get(fd_store.CONTROL) is None
             return
         # SIGCHLD also reports the exit of a supervisor; only the closed connection reports the exit of other clients.
-        self._detach()
+        self._close_client()
         self._shutdown.over = self._shutdown.over or not self._supervisor.command
 
-    def _detach(self) -> None:
+    def _close_client(self) -> None:
         if self._client is not None:
             self._client.close()
             self._client = None

@@ -26,13 +26,13 @@ _CONTROL = "control.sock"
 _LOCK = "lock"
 
 
-def forget(path: str) -> None:
+def unlink_quietly(path: str) -> None:
     """Remove a file, or do nothing if that fails: the directory's owner removes files of exited processes later."""
     with contextlib.suppress(OSError):
         os.unlink(path)
 
 
-def sweep(directory: str) -> None:
+def remove_stale_sockets(directory: str) -> None:
     """Remove the files of sockets that no process has open. The pool of this directory must not be running.
 
     Sockets that are open but not listening are kept: a worker may still be importing its application.
@@ -41,7 +41,7 @@ def sweep(directory: str) -> None:
     states = _socket_states() if files else {}
     for path in files:
         if states is not None and os.fsencode(path) not in states:
-            forget(path)
+            unlink_quietly(path)
 
 
 def find_listeners(directory: str, kind: str) -> list[str]:
@@ -94,7 +94,7 @@ def read_left_state(directory: str, name: str = DESIRED) -> wire.Message:
 def remove_left_states(directory: str) -> None:
     """Remove the desired state and the other states that a killed pool leaves behind."""
     for name in (DESIRED, REGISTRATIONS, KEPT_CONNECTIONS, CONTEXT_SECRET):
-        forget(os.path.join(directory, name))
+        unlink_quietly(os.path.join(directory, name))
 
 
 def lock(directory: str, *, patient: bool = True) -> int:
@@ -132,8 +132,8 @@ def remove_traces(directory: str) -> None:
             for name in names:
                 path = os.path.join(directory, name)
                 if ".log" in name and os.stat(path).st_size == 0:
-                    forget(path)
-            forget(os.path.join(directory, _LOCK))
+                    unlink_quietly(path)
+            unlink_quietly(os.path.join(directory, _LOCK))
             os.rmdir(directory)
         finally:
             os.close(descriptor)

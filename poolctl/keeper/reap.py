@@ -46,12 +46,12 @@ class Reaper:
             kill_group(child)
             _, status = os.waitpid(child, 0)
             code = os.waitstatus_to_exitcode(status)
-            fresh.append(self._report(child, code if code >= 0 else None, -code if code < 0 else None))
+            fresh.append(self._append_report(child, code if code >= 0 else None, -code if code < 0 else None))
         return fresh
 
     def report_exited(self) -> list[wire.Message]:
         """The new reports for watched processes that have exited, which are also appended to `unacknowledged`."""
-        return [self._report(pid, None, None) for pid in self.watcher.clean_up_exited()]
+        return [self._append_report(pid, None, None) for pid in self.watcher.clean_up_exited()]
 
     def watch(self, pid: int, start: int) -> wire.Message | None:
         """Watch a process; returns its exit report if it has exited already.
@@ -63,7 +63,7 @@ class Reaper:
         if any(report["pid"] == pid for report in self.unacknowledged):
             return None  # a child is reported elsewhere, with its exit status
         kill_rest(pid, start)
-        return self._report(pid, None, None)
+        return self._append_report(pid, None, None)
 
     def acknowledge(self, sequence: int) -> None:
         """Drop the reports up to and including number `sequence`."""
@@ -88,7 +88,7 @@ class Reaper:
             return True
         return False
 
-    def _report(self, pid: int, status: int | None, number: int | None) -> wire.Message:
+    def _append_report(self, pid: int, status: int | None, number: int | None) -> wire.Message:
         self.sequence += 1
         report = {"event": "exit", "sequence": self.sequence, "pid": pid, "status": status, "signal": number}
         self.unacknowledged.append(report)
@@ -258,7 +258,7 @@ def kill_children(patience_seconds: float) -> None:
     until = patient_until + KILLED_SECONDS
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
-        while (now := time.monotonic()) < until and _some_are_left():
+        while (now := time.monotonic()) < until and _reap_and_check_left():
             if now >= patient_until:
                 for child in children():
                     for kill in (os.killpg, os.kill):
@@ -269,7 +269,7 @@ def kill_children(patience_seconds: float) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _some_are_left() -> bool:
+def _reap_and_check_left() -> bool:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

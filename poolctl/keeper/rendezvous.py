@@ -52,7 +52,7 @@ def accept(listener: socket.socket, uids: Collection[int]) -> socket.socket | No
     return connection
 
 
-def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, Answer | None]]:
+def connect_to_all(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, Answer | None]]:
     """Connect to all listening sockets of this kind; returns each connection with its first message.
 
     All are queried in parallel, within `seconds`. The message is None if it did not arrive in time or the connection

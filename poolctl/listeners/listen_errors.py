@@ -106,7 +106,7 @@ def with_holders(error: ListenError, holders: Sequence[Holder]) -> ListenError:
     by = f"{first}{others}"
     if first.pool is not None:
         # Killing the keeper would not help: its supervisor would start a new one.
-        by, hint = _pool(first, first.pool)
+        by, hint = _describe_pool_and_fix(first, first.pool)
     elif not first.name:
         by, hint = "a connection that has ended", f"wait until the kernel forgets it, a minute: {command}"
     elif not first.listens:
@@ -119,7 +119,7 @@ def with_holders(error: ListenError, holders: Sequence[Holder]) -> ListenError:
     return ListenError(f"{what} is in use by {by}", bind=error.bind, hint=hint, taken=error.taken)
 
 
-def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
+def _describe_pool_and_fix(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
     if not files:
         return f"a pool inside another program, {holder}", "stop that program"
     user = "" if holder.uid in (-1, os.geteuid()) else f" as {user_name(holder.uid)}"
@@ -268,9 +268,9 @@ def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
     missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
     found = dict(wanted)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():
-        for inode in _sockets_of(pid, missing, until):
+        for inode in _pop_sockets_of(pid, missing, until):
             known = wanted[inode]
-            pool, runtime = _pool_of(pid)
+            pool, runtime = _pool_files_and_runtime(pid)
             name = _process_name(pid)
             found[inode] = Holder(name, pid, known.uid, listens=known.listens, pool=pool, runtime=runtime)
         if not missing or time.monotonic() >= until:
@@ -278,7 +278,7 @@ def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
     return found
 
 
-def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
+def _pop_sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
     found: set[int] = set()
     with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
         for entry in entries:
@@ -291,7 +291,7 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
     return found
 
 
-def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
+def _pool_files_and_runtime(pid: int) -> tuple[tuple[str, ...] | None, str]:
     """Return the configuration files and runtime directory of a process's pool, as in Holder; (None, "") if none."""
     parent, _ = parent_and_start(pid) or (0, 0)
     # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.

@@ -51,7 +51,7 @@ def open_listener(
     elif address.kind == "unix":
         sockets = [_listen_on_path(address, mode)]
     elif address.kind == "fd":
-        sockets = take_inherited(address, inherited or {})
+        sockets = duplicate_inherited_listeners(address, inherited or {})
     else:
         raise ListenError(f"{address.key} is not an address to listen on", bind=address.key)
     for sock in sockets:
@@ -80,14 +80,14 @@ def _listen_on_path(address: Address, mode: int | None) -> socket.socket:
     """Listen on the path; replaces a socket file on which no process listens. Raises ListenError."""
     path = address.path
     with _directory(address) as directory:
-        _check_path(address, directory)
+        _clear_socket_path(address, directory)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # The file gets the mode of the socket, less the umask. A later chmod of the path could follow a link that
             # another user has created there meanwhile.
             os.fchmod(sock.fileno(), _READ_AND_WRITE if mode is None else mode)
             sock.bind(path)
-            if os.geteuid() == 0 and not _is_there(os.path.basename(path), directory):
+            if os.geteuid() == 0 and not _is_own_socket_file(os.path.basename(path), directory):
                 raise OSError(errno.ELOOP, "its directory was replaced meanwhile")
             if mode is not None:
                 _set_mode(os.path.basename(path), directory, mode)
@@ -114,7 +114,7 @@ def _directory(address: Address) -> Iterator[int]:
         os.close(fd)
 
 
-def _is_there(name: str, directory: int) -> bool:
+def _is_own_socket_file(name: str, directory: int) -> bool:
     """Whether the new socket is in this directory; if not, another user's symbolic link has redirected its path."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -173,7 +173,7 @@ def is_live(path: str) -> bool:
     return True
 
 
-def _check_path(address: Address, directory: int) -> None:
+def _clear_socket_path(address: Address, directory: int) -> None:
     path = address.path
     size = len(os.fsencode(path))
     if size > MAX_PATH_BYTES:
@@ -256,11 +256,11 @@ def _open_ports(address: Address, kind: int) -> list[socket.socket]:
     skipped: ListenError | None = None
     if address.port is None:
         raise ListenError(f"no port was chosen for {address.key}", bind=address.key)
-    wanted = targets(address)
+    wanted = resolve_bind_targets(address)
     try:
         for target in wanted:
             try:
-                opened.append(_bound(target, address.port, kind, dual=address.dual))
+                opened.append(_open_bound_socket(target, address.port, kind, dual=address.dual))
             except OSError as error:
                 problem = port_error(address, target.host, error, kind)
                 if len(wanted) == 1 or target.family != socket.AF_INET6 or error.errno not in _NO_IPV6:
@@ -274,7 +274,7 @@ def _open_ports(address: Address, kind: int) -> list[socket.socket]:
     return opened
 
 
-def _bound(target: BindTarget, port: int, kind: int, *, dual: bool) -> socket.socket:
+def _open_bound_socket(target: BindTarget, port: int, kind: int, *, dual: bool) -> socket.socket:
     sock = socket.socket(target.family, kind)
     try:
         if (
@@ -306,7 +306,7 @@ class BindTarget(NamedTuple):
         return (self.host, port, *self.rest)
 
 
-def targets(address: Address) -> list[BindTarget]:
+def resolve_bind_targets(address: Address) -> list[BindTarget]:
     """Descriptions of the sockets to open for a TCP address, IPv4 first, without duplicates; at least one.
 
     `:8080` means both IP versions, `localhost` only the loopback addresses of the name. Raises ListenError; blocks
@@ -367,7 +367,7 @@ def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dic
     return found
 
 
-def take_inherited(address: Address, inherited: Inherited) -> list[socket.socket]:
+def duplicate_inherited_listeners(address: Address, inherited: Inherited) -> list[socket.socket]:
     """Duplicates of the inherited listeners that `fd:3` or `fd:NAME` names, at least one. Raises ListenError."""
     descriptors = inherited.get(address.name)
     if not descriptors:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from poolctl.errors import ServerError
 from poolctl.platform import read_json_object, replace_file
 
-from .open_listener import BindTarget, targets
+from .open_listener import BindTarget, resolve_bind_targets
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -42,7 +42,7 @@ class PortLedger:
     def __repr__(self) -> str:
         return f"<PortLedger {self._first}-{self._last}, {len(self._ports)} chosen>"
 
-    def port(
+    def assign_port(
         self, name: str, address: Address, *, avoid: Container[int] = (), vacated: Iterable[int] = ()
     ) -> int:
         """The stored port of server `name`, or else a newly chosen one that is free on `address`.
@@ -55,9 +55,9 @@ class PortLedger:
         if known is not None and self._first <= known <= self._last and known not in avoid:
             return known
         own = {port for owner, port in self._ports.items() if owner != name}
-        with self._ports_of_other_pools() as others:
+        with self._lock_other_pools_ports() as others:
             for last_choice in (False, True):
-                for port in self._search():
+                for port in self._candidate_ports():
                     usable = (port in others) is last_choice and port not in own and port not in avoid
                     if usable and is_free(address, port):
                         return self._chosen(name, port)
@@ -74,7 +74,7 @@ class PortLedger:
         """The stored port of server `name`, or None. Does not choose one."""
         return self._ports.get(name)
 
-    def forget_taken(self, name: str, address: Address) -> int | None:
+    def forget_port_in_use(self, name: str, address: Address) -> int | None:
         """Forget the stored port of server `name` if it is in use on `address`. Returns the forgotten port, or None.
 
         Call this only while the pool is not running, because use by its own server would count as well.
@@ -93,14 +93,14 @@ class PortLedger:
             self._ports = kept
             self._write()
 
-    def _search(self) -> Iterator[int]:
+    def _candidate_ports(self) -> Iterator[int]:
         """All ports of the range, starting at the port derived from `key`."""
         start = self._first + int(self._key, 16) % (self._last - self._first + 1)
         yield from range(start, self._last + 1)
         yield from range(self._first, start)
 
     @contextmanager
-    def _ports_of_other_pools(self) -> Iterator[set[int]]:
+    def _lock_other_pools_ports(self) -> Iterator[set[int]]:
         """Context manager: the ports stored by the user's other pools, which cannot store further ports meanwhile."""
         root, _, own = self._path.partition(f"/{self._key}/")
         if not own:
@@ -132,7 +132,7 @@ def free_port(host: str) -> int:
 
 def is_free(address: Address, port: int, *, lingering: bool = False) -> bool:
     """Whether `port` is unused on each IP address of `address`. With `lingering`, TIME_WAIT does not count as use."""
-    return all(_is_unused(target, port, lingering=lingering) for target in targets(address))
+    return all(_is_unused(target, port, lingering=lingering) for target in resolve_bind_targets(address))
 
 
 def _is_unused(target: BindTarget, port: int, *, lingering: bool) -> bool:

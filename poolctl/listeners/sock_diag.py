@@ -115,7 +115,7 @@ def accept_queue(listener: socket.socket) -> int:
 
 
 def _accepted_now(listener: socket.socket) -> set[int]:
-    return set(accepted_connections(listener, time.monotonic() + _MOST_SECONDS))
+    return set(accepted_connection_cookies(listener, time.monotonic() + _MOST_SECONDS))
 
 
 def is_accepted(sock: socket.socket) -> bool | None:
@@ -126,13 +126,13 @@ def is_accepted(sock: socket.socket) -> bool | None:
     """
     try:
         unix = sock.family == socket.AF_UNIX
-        inode = _unix_attribute(sock, _SHOW_PEER, _PEER) if unix else _tcp_peer(sock)
+        inode = _unix_attribute(sock, _SHOW_PEER, _PEER) if unix else _tcp_peer_inode(sock)
     except (OSError, struct.error):
         return None
     return None if inode is None else inode != 0
 
 
-def _tcp_peer(sock: socket.socket) -> int | None:
+def _tcp_peer_inode(sock: socket.socket) -> int | None:
     near, far = sock.getsockname(), sock.getpeername()
     scope = near[3] if len(near) > 3 else 0
     # From the point of view of the other end, whose own address is our remote address.
@@ -187,7 +187,7 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
                 yield TcpSocket(address, number, inode, uid, cookie)
 
 
-def accepted_connections(listener: socket.socket, until: float) -> Iterator[int]:
+def accepted_connection_cookies(listener: socket.socket, until: float) -> Iterator[int]:
     """Yield the socket cookies of connections accepted from `listener`. Blocks until `until` (monotonic) at most."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:

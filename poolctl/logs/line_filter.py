@@ -89,7 +89,7 @@ class LineFilter:
         self._until = until
         self._least = _RANKS[least] if least else None
         self._matches = matches
-        self._levels: dict[str, _Levels] = {}
+        self._levels: dict[str, _LevelTracker] = {}
 
     def backwards(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
         """Yield the lines that pass this filter, newest first. `lines` are the lines of one log, newest first."""
@@ -108,11 +108,11 @@ class LineFilter:
         return [
             line
             for line in lines
-            if self._passes(line, self._level(line), self._levels.setdefault(line.name, _Levels()))
+            if self._passes(line, self._level(line), self._levels.setdefault(line.name, _LevelTracker()))
         ]
 
     def _passing_in_group(self, lines: list[tuple[LogLine, str]]) -> list[LogLine]:
-        levels, time = _Levels(), ""
+        levels, time = _LevelTracker(), ""
         for line, _ in lines:
             time = line.time = line.time or time
         return [line for line, level in lines if self._passes(line, level, levels)][::-1]
@@ -120,7 +120,7 @@ class LineFilter:
     def _level(self, line: LogLine) -> str:
         return "" if self._least is None else stated_level(line.text)
 
-    def _passes(self, line: LogLine, level: str, levels: _Levels) -> bool:
+    def _passes(self, line: LogLine, level: str, levels: _LevelTracker) -> bool:
         if self._least is not None and levels.rank(line.text, level) < self._least:
             return False
         if self._until and line.time > self._until:
@@ -128,7 +128,7 @@ class LineFilter:
         return self._matches is None or self._matches(without_control(line.text))
 
 
-class _Levels:
+class _LevelTracker:
     def __init__(self) -> None:
         self._rank = -1
         self._inside = False  # the previous line was within a traceback

@@ -8,7 +8,7 @@ import stat
 from itertools import pairwise
 
 from poolctl.clock import Clock
-from poolctl.safe_open import directory_of, open_file
+from poolctl.safe_open import open_file, open_parent_directory
 
 from .log_line import parse_line, seconds_of, stamp
 from .log_tail import OpenLog
@@ -66,7 +66,7 @@ class LogFile:
         self._prepare()
         done = 0
         while done < len(block) and self._fd >= 0:
-            end = self._fitting(block, done)
+            end = self._fitting_end(block, done)
             if end == done:
                 self._rotate()
                 continue
@@ -87,7 +87,7 @@ class LogFile:
             return self._max_age
         return max(seconds_of(self._born) + self._max_age, self._rotate_at) - now
 
-    def resume(self, block: bytes) -> int:
+    def cut_to_stored_lines(self, block: bytes) -> int:
         """Return how many bytes of `block` a killed writer has stored, counted in whole lines.
 
         If the file ends with an incomplete line of `block`, this line is cut off.
@@ -115,7 +115,7 @@ class LogFile:
         now = self._clock.time()
         if self._fd >= 0 and self._regular and not self._look_at - _LOOK_EVERY_SECONDS <= now < self._look_at:
             self._look_at = now + _LOOK_EVERY_SECONDS
-            if not self._is_ours():
+            if not self._is_still_at_path():
                 self.reopen()
         if self._fd < 0:
             self._open()
@@ -136,11 +136,11 @@ class LogFile:
             return
         self._regular = stat.S_ISREG(status.st_mode)
         self._size = status.st_size if self._regular else 0
-        self._torn, self._born = self._inspect()
+        self._torn, self._born = self._torn_end_and_birth()
         self._look_at = self._clock.time() + _LOOK_EVERY_SECONDS
         self.error = ""
 
-    def _inspect(self) -> tuple[bool, str]:
+    def _torn_end_and_birth(self) -> tuple[bool, str]:
         """Whether the last line is incomplete, and the timestamp of the first line."""
         now = stamp(self._clock.time())
         if not self._size:
@@ -156,7 +156,7 @@ class LogFile:
             os.close(fd)
         return torn, parse_line(first).time or now
 
-    def _is_ours(self) -> bool:
+    def _is_still_at_path(self) -> bool:
         try:
             there = os.stat(self.path)
         except OSError:
@@ -165,7 +165,7 @@ class LogFile:
         self._size = here.st_size  # another program may have truncated it
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
-    def _fitting(self, block: bytes, start: int) -> int:
+    def _fitting_end(self, block: bytes, start: int) -> int:
         """The index up to which `block[start:]` fits, in whole lines; `start` if the file must be rotated first."""
         if not self._max_size or not self._regular or self._clock.time() < self._rotate_at:
             return len(block)
@@ -226,7 +226,7 @@ class LogFile:
 
     def _rename_old_files(self) -> None:
         # If a writer was killed during a rotation, a number is free: only files newer than that are renamed.
-        with directory_of(self.path) as (directory, name):
+        with open_parent_directory(self.path) as (directory, name):
             # Bounded, because a user may create any number of such files in a directory of their own.
             free, most = 1, self._keep + _MOST_SURPLUS_FILES
             while free < most and _exists(f"{name}.{free}", directory):

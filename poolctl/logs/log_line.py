@@ -170,17 +170,17 @@ def _level(value: object, pino: bool) -> str:
 
 def _moment(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return _of_day(value)
+        return _format_time_of_day(value)
     text = _text(value)
     if len(text) > 10 and text[4:5] == "-" and text[10] in "T ":
         try:
-            return _of_day(datetime.fromisoformat(text.replace(",", ".")).timestamp())
+            return _format_time_of_day(datetime.fromisoformat(text.replace(",", ".")).timestamp())
         except (ValueError, OverflowError, OSError):
             pass
     return text
 
 
-def _of_day(number: float) -> str:
+def _format_time_of_day(number: float) -> str:
     try:
         seconds = float(number)
         for _ in range(3):

@@ -245,10 +245,10 @@ class TailedFile:
 
     def read(self) -> list[bytes]:
         """The complete lines added since the last call, without line breaks."""
-        found = self._rest()
+        found = self._read_added_lines()
         while newer := self._newer():
             for fd in newer:
-                found += self._rest()
+                found += self._read_added_lines()
                 if self._partial:
                     found.append(self._partial)
                 if self._fd >= 0:
@@ -256,7 +256,7 @@ class TailedFile:
                 self.close()
                 self._fd, self._offset, self._partial = fd, 0, b""
                 self._inode = os.fstat(fd).st_ino
-            found += self._rest()
+            found += self._read_added_lines()
         return found
 
     def close(self) -> None:
@@ -265,7 +265,7 @@ class TailedFile:
             os.close(self._fd)
             self._fd = -1
 
-    def _rest(self) -> list[bytes]:
+    def _read_added_lines(self) -> list[bytes]:
         if self._fd < 0:
             return []
         size = os.fstat(self._fd).st_size
@@ -417,17 +417,17 @@ def follow(
     merge = Merge()
     try:
         # While one file was read, an earlier line may have been added to another.
-        yield from follower.first if len(paths) < 2 else merge.add(follower.first)
+        yield from follower.first if len(paths) < 2 else merge.hold_back(follower.first)
         over = False
         while not over:
             over = until is not None and until()
             fresh = follower.read()
-            yield from fresh if len(paths) < 2 else merge.add(fresh)
+            yield from fresh if len(paths) < 2 else merge.hold_back(fresh)
             if merge.holds:
                 time.sleep(SETTLE_SECONDS)
             elif not over:
                 follower.wait(None if until is None else _POLL_SECONDS, reader=reader)
-        yield from merge.add([])
+        yield from merge.hold_back([])
     finally:
         follower.close()
 
@@ -450,7 +450,7 @@ class Merge:
         """Whether lines are held back; then the caller calls `add` again SETTLE_SECONDS later."""
         return bool(self._held)
 
-    def add(self, lines: list[LogLine]) -> list[LogLine]:
+    def hold_back(self, lines: list[LogLine]) -> list[LogLine]:
         """Hold back `lines` until the next call, and return the lines held back before, sorted by time.
 
         A new line is returned at once if a line held back before is newer or has the same time.

@@ -206,7 +206,7 @@ class WriteAheadNote:
     def begin(self, id: str, when: str, data: bytes) -> None:
         """Record that the lines `data` of stream `id` are now moved into the log file, with the timestamp `when`."""
         if self._fd >= 0:
-            self._empty()
+            self._empty_sink_pipe()
             os.pwrite(self._fd, json.dumps((id, when, len(data), crc32(data))).encode() + b"\n", 0)
 
     def end(self) -> None:
@@ -215,7 +215,7 @@ class WriteAheadNote:
         if self._fd >= 0:
             os.pwrite(self._fd, b"\n", 0)
 
-    def _empty(self) -> None:
+    def _empty_sink_pipe(self) -> None:
         # Only now: while a move is recorded, the bytes in this pipe prove that they have left the server's pipe.
         while self._taken >= 0 and (length := readable_bytes(self._taken)):
             os.read(self._taken, length)
@@ -265,7 +265,7 @@ class OutputStream:
         if not end and not self.ended and len(data) < MOST_BYTES:
             if len(data) < self._longest or self._enlarge():
                 raise BlockingIOError
-            self._keep(data, now)
+            self._move_into_memory(data, now)
         else:
             self._move(data[: end or len(data)], now)
         return end or len(data)
@@ -284,7 +284,7 @@ class OutputStream:
             self._pipes.consume(self.fd, min(move.length - move.taken, len(data)))
         elif move.matches(data):
             block = self._form(_with_line_break(data[: move.length]), move.when)
-            rest = block[self.file.resume(block) :]
+            rest = block[self.file.cut_to_stored_lines(block) :]
             if rest:
                 self.dropped_bytes += len(rest) - self.file.append(rest)
             self._pipes.consume(self.fd, move.length, self._underway.sink)
@@ -328,7 +328,7 @@ class OutputStream:
         self._measure()
         return self._enlarged
 
-    def _keep(self, data: bytes, now: float) -> None:
+    def _move_into_memory(self, data: bytes, now: float) -> None:
         """Move an incomplete line into memory, because the pipe has no room for the rest and cannot be enlarged."""
         self._pipes.consume(self.fd, len(data))
         self._partial += data
@@ -341,9 +341,9 @@ class OutputStream:
         os.close(self.fd)
 
     def _store(self, lines: bytes, when: str) -> None:
-        if self.file.lost_bytes and not self._append(self._lost_output_line(), when):
+        if self.file.lost_bytes and not self._append_and_count_lost(self._lost_output_line(), when):
             self.file.lost_bytes = 0
-        lost = len(lines) if self.file.lost_bytes else self._append(lines, when)
+        lost = len(lines) if self.file.lost_bytes else self._append_and_count_lost(lines, when)
         self.file.lost_bytes += lost
         self.dropped_bytes += lost
 
@@ -351,7 +351,7 @@ class OutputStream:
         reason = f" ({self.file.error})" if self.file.error else ""
         return f"[poolctl: {self.file.lost_bytes} bytes of output were lost here{reason}]\n".encode()
 
-    def _append(self, lines: bytes, when: str) -> int:
+    def _append_and_count_lost(self, lines: bytes, when: str) -> int:
         """Append the lines to the file; returns how many of their bytes were not stored."""
         block = self._form(lines, when)
         stored = self.file.append(block)
@@ -403,17 +403,17 @@ class Logger:
                 self._epoll.poll(self._timeout()), key=lambda event: event[0] != self._control.fileno()
             ):
                 if fd == self._control.fileno():
-                    self._orders()
+                    self._receive_orders()
                     if not self._open:
                         self._epoll.unregister(fd)
-                        self._await_takeover()
+                        self._listen_for_takeover()
                 elif self._handover is not None and self._handover.has(fd):
                     self._end_ordered = self._handover.serve(fd, list(self._streams.values()))
                 elif fd in self._streams:
                     self._streams[fd].ended = bool(event & select.EPOLLHUP)
                     self._readable_streams[self._streams[fd]] = None
             for stream in list(self._readable_streams):
-                if not self._pump(stream):
+                if not self._pump_or_end(stream):
                     self._readable_streams.pop(stream, None)
             self._rotate_old()
             self._report_dropped()
@@ -430,7 +430,7 @@ class Logger:
         self._pipes.close()
         self._underway.close()
 
-    def _await_takeover(self) -> None:
+    def _listen_for_takeover(self) -> None:
         """Listen for a new pool to take over the servers' pipes, after supervisor and keeper have exited."""
         if self._directory is not None and self._streams:
             with contextlib.suppress(OSError):
@@ -452,7 +452,7 @@ class Logger:
         # At least once an hour, because the clock may be set.
         self._age_at = time.monotonic() + min([*pauses, _LONGEST_AGE_CHECK_SECONDS]) if pauses else None
 
-    def _orders(self) -> None:
+    def _receive_orders(self) -> None:
         while self._open:
             try:
                 order = wire.receive(self._control)
@@ -526,7 +526,7 @@ class Logger:
         self._streams[fd] = self._by_id[stream.id] = stream
         stream.recover()
 
-    def _pump(self, stream: OutputStream) -> bool:
+    def _pump_or_end(self, stream: OutputStream) -> bool:
         """Move as much output as one read returns; returns whether there may be more."""
         try:
             moved = stream.pump(time.time())
@@ -544,7 +544,7 @@ class Logger:
     def _drain(self, stream: OutputStream) -> None:
         """Move lines until the pipe has no more, but at most _SYNC_BYTES, because the server may continue writing."""
         for _ in range(_SYNC_BYTES // MOST_BYTES):
-            if not self._pump(stream):
+            if not self._pump_or_end(stream):
                 return
 
     def _end(self, stream: OutputStream, *, taken: bool = False) -> None:
@@ -639,7 +639,7 @@ class PipeHandover:
 
     def close(self) -> None:
         """Stop listening."""
-        pool_files.forget(self._path)
+        pool_files.unlink_quietly(self._path)
         for sock in (self._listener, *self._connections.values()):
             self._epoll.unregister(sock.fileno())
             sock.close()

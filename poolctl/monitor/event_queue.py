@@ -26,7 +26,7 @@ Subscriber = Callable[[JournalEvent], None]
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Events:
+class EventQueue:
     """`record` queues an event; within 20 ms all queued events go to the journal and to the subscribers.
 
     Before `write_to` they only go to the subscribers. Used on one event loop only; nothing here raises or blocks.
@@ -64,7 +64,7 @@ class Events:
 
         `kind` is one of journal.KINDS, `event` a few words; JournalEvent describes the other arguments.
         """
-        if server and not self._may_record(server):
+        if server and not self._take_event_allowance(server):
             return
         if isinstance(output := detail.get("output"), list):  # the output of a program
             detail["output"] = [_short(line) for line in output]
@@ -93,7 +93,7 @@ class Events:
         if self._timer is None:
             self._timer = loop.call_later(_GATHER_SECONDS, self.flush)
 
-    def _may_record(self, server: str) -> bool:
+    def _take_event_allowance(self, server: str) -> bool:
         """Whether the rate limit allows another event of this server; if so, records how many were dropped before."""
         if len(self._allowances) > _MOST_SERVERS:
             self._allowances.clear()  # mostly of removed servers

@@ -183,7 +183,7 @@ TakeSample = Callable[[float, Sequence[ServerSnapshot]], None]
 GiveSamples = Callable[[TakeSample | None], None]
 
 
-def snapshot(
+def measure_server(
     entry: Entry,
     ended: Counts,
     counters: Counters | None,
@@ -372,7 +372,7 @@ def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     info = Family("poolctl_worker", "info", "The process of the worker.")
     found = []
     for server in servers:
-        for each in _staying(server.snapshot):
+        for each in _current_worker_per_index(server.snapshot):
             labels = {**server.labels, "worker": str(each.worker.index)}
             found.append((each, labels))
             if each.pid is not None:
@@ -380,7 +380,7 @@ def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     return info, *families_of(_WORKER, found)
 
 
-def _staying(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
+def _current_worker_per_index(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
     """The workers, one per worker index: during a replacement the new worker, not the old one."""
     workers = sorted(seen.workers, key=lambda each: (each[0].phase not in LEAVING, each[0].generation))
     return {worker[0].index: _WorkerSnapshot(*worker) for worker in workers}.values()

@@ -114,7 +114,7 @@ class LoopThread:
         self._over.set()
 
 
-def current() -> LoopThread:
+def get_or_start() -> LoopThread:
     """Return the one LoopThread of this process. Starts its thread if there is no LoopThread yet."""
     global _current
     with LOCK:
@@ -126,7 +126,7 @@ def current() -> LoopThread:
 def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
     """Schedule `work` on the loop thread, without waiting; returns a future of its result."""
     with LOCK:
-        return current().order(work)
+        return get_or_start().order(work)
 
 
 async def run(work: Coroutine[None, None, T]) -> T:

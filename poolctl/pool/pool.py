@@ -40,7 +40,7 @@ from poolctl.config import (
     shown,
     with_addresses,
 )
-from poolctl.core.configuration_diff import Change, CurrentServer, Kind, digests, server_changes
+from poolctl.core.configuration_diff import Change, CurrentServer, Kind, read_file_digests, server_changes
 from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Availability, DesiredState, Entry, ObservedState
 from poolctl.errors import (
@@ -60,9 +60,9 @@ from poolctl.monitor.metrics import (
     Family,
     ObservedServer,
     ServerSnapshot,
+    measure_server,
     pool_families,
     render,
-    snapshot,
 )
 from poolctl.routing.route_health import (
     RouteHealth,
@@ -72,10 +72,10 @@ from poolctl.routing.route_health import (
     server_health,
 )
 from poolctl.runners.runner_protocol import Placement, Runner
-from poolctl.runners.stack_report import PYTHON, Stacks, WorkerStacks, parse, place_of
-from poolctl.selection.field_filter import Field, checked, matching, values
+from poolctl.runners.stack_report import PYTHON, Stacks, WorkerStacks, find_hang_location, parse
+from poolctl.selection.field_filter import Field, matching, parse_field, values
 from poolctl.states import State
-from poolctl.worker.tally import describe
+from poolctl.worker.tally import describe_stacks
 
 from . import loop_thread
 from .loop_thread import LOCK
@@ -332,7 +332,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             if not self._is_view:
                 self._stop_removed(servers)
 
-    def _arrange(self, servers: Sequence[Server]) -> list[Server]:
+    def _replace_members(self, servers: Sequence[Server]) -> list[Server]:
         """Make `servers` the pool's content, in this order; orders all other servers to stop, and returns those.
 
         The addresses of `servers` must not overlap. The caller must hold LOCK.
@@ -445,7 +445,7 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     def list(self, source: Field, target: Field, pattern: str = "", regex: str = "") -> builtins.list[str]:
         """The `target` field of each server whose `source` field matches `pattern` or `regex`, as in `filter`."""
-        target = checked(target)
+        target = parse_field(target)
         return [*values(self._matching(source, pattern, regex), target)]
 
     # Whole pools.
@@ -507,15 +507,15 @@ class Pool(Mapping[str, Server], StartAndStop):
         with all failures at the end; a server whose change failed continues unchanged. Raises PoolParamError if
         `configs` is not a list, or if this pool is a view from `filter`.
         """
-        reload = await asyncio.to_thread(self._hot_reload, configs)
+        reload = await asyncio.to_thread(self._plan_hot_reload, configs)
         await loop_thread.run(reload.run())
 
     def apply_sync(self, configs: Servers) -> None:
         """Like `apply`, but blocks until it is done."""
         loop_thread.refuse_own_thread()
-        loop_thread.run_sync(self._hot_reload(configs).run())
+        loop_thread.run_sync(self._plan_hot_reload(configs).run())
 
-    def _hot_reload(self, configs: Servers) -> HotReload:
+    def _plan_hot_reload(self, configs: Servers) -> HotReload:
         if self._is_view:
             raise PoolParamError("a view has no servers of its own to replace", hint="apply() on its pool")
         if isinstance(configs, Configuration):
@@ -667,7 +667,7 @@ def _live_snapshot(handle: Handle) -> ServerSnapshot:
     assert handle.host is not None
     assert handle.entry is not None
     counters, now = handle.host.core.runner.capabilities.counters, handle.host.core.clock.monotonic()
-    found = snapshot(handle.entry, [*handle.ended], counters, handle.usages, now, own_pid=os.getpid())
+    found = measure_server(handle.entry, [*handle.ended], counters, handle.usages, now, own_pid=os.getpid())
     pids = {worker.placement.pid for worker, _, _ in found.workers if worker.placement is not None}
     handle.usages = {pid: usage for pid, usage in handle.usages.items() if pid in pids}
     return found
@@ -705,12 +705,14 @@ def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
 def _stacks_of_this_process(
     thread: loop_thread.LoopThread, config: ServerConfig, placement: Placement
 ) -> WorkerStacks:
-    text = "\n".join(describe(None, thread.thread.ident, thread.loop)).encode(errors="backslashreplace")
+    text = "\n".join(describe_stacks(None, thread.thread.ident, thread.loop)).encode(
+        errors="backslashreplace"
+    )
     threads, tasks = parse(text, PYTHON, (config.app_dir, config.base_dir))
     return replace(
         _unknown_stacks(config, placement, ""),
         source=PYTHON,
-        place=place_of(threads),
+        place=find_hang_location(threads),
         threads=tuple(threads),
         tasks=tuple(tasks),
     )
@@ -756,7 +758,7 @@ class HotReload:
         self._beside: list[Handle] = []
         self._stops: set[concurrent.futures.Future[None]] = set()
         tls = configuration._tls
-        self._files = {server.name: digests(_with_tls(server, tls)) for server in configuration}
+        self._files = {server.name: read_file_digests(_with_tls(server, tls)) for server in configuration}
 
     async def run(self) -> None:
         """Apply the new configurations; returns when each server uses its new configuration, or has failed.
@@ -794,7 +796,7 @@ class HotReload:
             by_name.setdefault(server.name, []).append(server)
         in_use = {name: servers[0].config for name, servers in by_name.items()}
         written, self._errors = with_ports(configuration, in_use)
-        written, kept = self._compatible_configs(written)
+        written, kept = self._without_address_conflicts(written)
         before, after = self._pool._shared.tls, configuration._tls
         self._pool._shared.tls = after
         members: list[Server] = []
@@ -810,11 +812,13 @@ class HotReload:
             there.remove(server)
             running = CurrentServer(_with_tls(_active_config(server), before), files=_files(server))
             changes = server_changes(running, _with_tls(config, after), self._files[config.name])
-            self._change(server, config, changes[0] if changes else None)
-        gone = self._pool._arrange([*members, *kept])
+            self._schedule_change(server, config, changes[0] if changes else None)
+        gone = self._pool._replace_members([*members, *kept])
         self._stops |= {future for each in gone if (handle := live_handle(each)) for future in handle.stops}
 
-    def _compatible_configs(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
+    def _without_address_conflicts(
+        self, written: list[ServerConfig]
+    ) -> tuple[list[ServerConfig], list[Server]]:
         """Return the configurations in `written` without address conflicts, and the pool's servers to keep unchanged.
 
         A server that is not in `written` is kept if an error in `_errors` names the server, or if an error names no
@@ -839,7 +843,7 @@ class HotReload:
                 self._errors.append(problem_of(finding, name=server.name, bind=server.bind))
             written = [server for index, server in enumerate(written) if index not in found]
 
-    def _change(self, server: Server, config: ServerConfig, change: Change | None) -> None:
+    def _schedule_change(self, server: Server, config: ServerConfig, change: Change | None) -> None:
         handle = live_handle(server)
         entry = handle.entry if handle is not None else None
         is_wanted = entry is not None and (entry.wanted or entry.on_schedule)

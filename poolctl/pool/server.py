@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 from poolctl.address import Address, parse
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig, TLSConfig
-from poolctl.core.core import Core, CoreEvents, Goal, wait_until
-from poolctl.core.decide import LEAVING, Listener, Trace
+from poolctl.core.core import Core, Goal, RunnerEventForwarder, wait_and_return_unfinished
+from poolctl.core.decide import LEAVING, DecisionTrace, ListenerState
 from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import (
     PoolError,
@@ -476,9 +476,9 @@ class Server(StartAndStop):
         return [self], None
 
     @property
-    def _observed(self) -> Snapshot:
+    def _observed(self) -> ServerRuntimeState:
         handle = live_handle(self)
-        return handle.observed if handle is not None else Snapshot()
+        return handle.observed if handle is not None else ServerRuntimeState()
 
     def _put(self, config: ServerConfig) -> None:
         self._config = config
@@ -512,7 +512,7 @@ Future = concurrent.futures.Future[None]
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class ServerRuntimeState:
     """The observed state of a server at one time. Any thread may read it."""
 
     state: State = State.STOPPED
@@ -534,10 +534,10 @@ class Handle:
     """
 
     def __init__(self, server: Server) -> None:
-        self._server = weakref.ref(server, self._server_is_lost)
+        self._server = weakref.ref(server, self._stop_lost_server)
         self._config = server.config
         self.epoch = loop_thread.epoch
-        self.observed = Snapshot()
+        self.observed = ServerRuntimeState()
         self.refusal: ServerError | None = None  # why the newest order to start it has failed
         self.availability = Availability()
         self.host: CoreHost | None = None
@@ -571,7 +571,7 @@ class Handle:
         """The name of the server."""
         return self.config.name
 
-    def _server_is_lost(self, _: object) -> None:
+    def _stop_lost_server(self, _: object) -> None:
         # Called by the garbage collector, at any moment and in any thread: it takes no lock.
         host, entry = self.host, self.entry
         if host is None or entry is None or not entry.wanted or self.stops or self.epoch != loop_thread.epoch:
@@ -595,7 +595,7 @@ class Handle:
     def complaint(self) -> str:
         """The problem found by the server's probes, or ""."""
         host, entry = self.host, self.entry
-        return host.core.health.complaint(entry) if host is not None and entry is not None else ""
+        return host.core.health.first_worker_problem(entry) if host is not None and entry is not None else ""
 
     @property
     def latency_seconds(self) -> float | None:
@@ -610,7 +610,7 @@ class Handle:
             found.add_elapsed(self._clock.monotonic())
         return found
 
-    def observe(self, observed: Snapshot) -> None:
+    def observe(self, observed: ServerRuntimeState) -> None:
         """Record `observed` as the server's current state, and update the times that it was up and down."""
         with LOCK:
             self.observed = observed
@@ -618,14 +618,18 @@ class Handle:
             if (state, health) != (known.state, known.health):
                 known.note(self._clock.monotonic(), state=state, health=health)
 
-    def note_refusal(self, error: ServerError | None) -> None:
+    def record_start_failure(self, error: ServerError | None) -> None:
         """Record why the newest order to start the server has failed. When a stop begins, None clears the record.
 
         If the server is inactive, its observed state becomes FAILED for an error, and STOPPED for None.
         """
         self.refusal = error
         if self.entry is None or self.entry.at_rest:
-            self.observe(Snapshot(State.FAILED, message=error.message) if error is not None else Snapshot())
+            self.observe(
+                ServerRuntimeState(State.FAILED, message=error.message)
+                if error is not None
+                else ServerRuntimeState()
+            )
 
 
 class _NullRecorder:
@@ -635,11 +639,11 @@ class _NullRecorder:
         """Do nothing: a pool in a Python program has no journal for the event."""
 
 
-class CoreHost(CoreEvents):
+class CoreHost(RunnerEventForwarder):
     """A `Core`, which supervises servers, and a `Handle` for each of them. Used on the loop thread only."""
 
     def __init__(self, runner: Runner, clock: Clock, on: loop_thread.LoopThread) -> None:
-        self.core = Core((), runner, clock, _NullRecorder(), trace=Trace.configured(os.environ))
+        self.core = Core((), runner, clock, _NullRecorder(), trace=DecisionTrace.configured(os.environ))
         self.loop_thread = on
         self._handles: dict[str, Handle] = {}  # by their names in the core
         self.core.observers.add(self._changed)
@@ -674,7 +678,7 @@ class CoreHost(CoreEvents):
                 text = text.replace(name, handle.name)
         return text
 
-    def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool) -> bool:
+    def add_or_update(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool) -> bool:
         """Create the server's entry in the core, or update it to `config`. Return False if neither is necessary.
 
         An update is necessary if the user has changed the server's configuration. If only the application from the
@@ -708,12 +712,12 @@ class CoreHost(CoreEvents):
         entries = [handle.entry for handle in self._handles.values() if handle.entry is not None]
         for entry in entries:
             self.core.stop(entry)
-        await wait_until(self.core, entries, lambda entry: entry.at_rest, None)
+        await wait_and_return_unfinished(self.core, entries, lambda entry: entry.at_rest, None)
 
     def _changed(self, entry: Entry) -> None:
         handle = self._handles.get(entry.name)
         if handle is not None and handle.entry is entry:
-            self.record_state(handle)
+            self.sync_handle(handle)
 
     def set_dependencies(self, handle: Handle, dependencies: tuple[Dependency, ...]) -> None:
         """Make the server depend on `dependencies`, which have the names that `reserve` returned for the servers."""
@@ -723,7 +727,7 @@ class CoreHost(CoreEvents):
         if before is not None and self._source(handle, handle.entry.config) is None:
             handle.config_sources.append((handle.entry.config, before))
 
-    def record_state(self, handle: Handle) -> None:
+    def sync_handle(self, handle: Handle) -> None:
         """Copy the server's current state from its entry in the core to its handle, and remove an unneeded entry.
 
         An entry is needed while the server is active, an order for the server is in progress, or another server depends
@@ -760,14 +764,14 @@ class CoreHost(CoreEvents):
         if not self._handles and self.loop_thread.on_exit.pop(self, None) is not None:
             self.loop_thread.release()
 
-    def _observed(self, handle: Handle, entry: Entry) -> Snapshot:
+    def _observed(self, handle: Handle, entry: Entry) -> ServerRuntimeState:
         if entry.wants_no_worker and not entry.observed.workers and handle.refusal is not None:
-            return Snapshot(State.FAILED, message=handle.refusal.message)
+            return ServerRuntimeState(State.FAILED, message=handle.refusal.message)
         state, is_ready = entry.state, entry.ready
         ready = entry.observed.ready
         probed = any(worker.config.health.probed for worker in ready)
-        listening = entry.listener.bound if entry.listener.state is Listener.OPEN else None
-        return Snapshot(
+        listening = entry.listener.bound if entry.listener.state is ListenerState.OPEN else None
+        return ServerRuntimeState(
             state=state,
             ready=is_ready,
             probed=probed,
@@ -846,9 +850,9 @@ _hosts: weakref.WeakValueDictionary[int, CoreHost] = weakref.WeakValueDictionary
 _threads_of_runners: weakref.WeakKeyDictionary[Runner, loop_thread.LoopThread] = weakref.WeakKeyDictionary()
 
 
-def core_host_of(shared: Shared) -> CoreHost:
+def ensure_core_host(shared: Shared) -> CoreHost:
     """Return the CoreHost for a pool's runner, created if necessary; all pools without a runner share one."""
-    current = loop_thread.current()
+    current = loop_thread.get_or_start()
     runner = shared.runner
     if runner is None:
         from poolctl.runners.inline_runner import InlineRunner
@@ -913,7 +917,7 @@ def order_stop(handles: Sequence[Handle], limit: float | None = None) -> Future:
 def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[Goal, Handle]]:
     hosts: dict[CoreHost, dict[Handle, str]] = {}
     for handle in handles:
-        handle.note_refusal(None)
+        handle.record_start_failure(None)
         if handle.host is not None and handle.entry is not None:
             hosts.setdefault(handle.host, {})[handle] = handle.entry.name
     goals: list[tuple[Goal, Handle]] = []
@@ -942,7 +946,7 @@ async def _stop(
             continue
         if (problem := goal.problem(entry)) is not None:
             errors.append(_in_user_terms(handle, problem))
-    _raise(errors, PoolStopError, "did not stop", len(handles))
+    _raise_if_any(errors, PoolStopError, "did not stop", len(handles))
 
 
 @dataclass(slots=True)
@@ -998,16 +1002,16 @@ class StartOrder:
         A failure does not stop the other servers. All failures are raised as one error of the class given as `kind`.
         """
         try:
-            ordered = self._prepared()
+            ordered = self._prepare_servers()
             goals = self._begin(ordered)
             await self._wait(ordered, goals)
-            await self._conclude(ordered, goals)
+            await self._record_outcomes(ordered, goals)
         finally:
             for handle in self._handles:
                 handle.orders -= 1
             for handle in self._handles:
                 if handle.host is not None:
-                    handle.host.record_state(handle)
+                    handle.host.sync_handle(handle)
         for future in self._stops:
             await asyncio.shield(asyncio.wrap_future(future))
         errors = [
@@ -1016,14 +1020,14 @@ class StartOrder:
             if server in self._errors and self._is_held(server)
         ]
         what = "did not restart" if self._kind is PoolRestartError else "did not start"
-        _raise(errors, self._kind, what, len(self._servers))
+        _raise_if_any(errors, self._kind, what, len(self._servers))
 
     def _is_held(self, server: Server) -> bool:
         return self._holds is None or self._holds(server)
 
     # Orders to the core.
 
-    def _prepared(self) -> list[_PendingServer]:
+    def _prepare_servers(self) -> list[_PendingServer]:
         found: list[_PendingServer] = []
         for server in self._servers:
             with LOCK:  # a server that leaves the pool from now on is stopped
@@ -1044,7 +1048,7 @@ class StartOrder:
                 try:
                     config = server._shared.prepare(config)
                 except ServerError as error:
-                    self._refuse(server, handle, error)
+                    self._record_refusal(server, handle, error)
                     startable = False
             live = server in self._live
             # The next run of a job has the new configuration; the current run is not waited for.
@@ -1056,18 +1060,18 @@ class StartOrder:
             if each.startable or each.live or each.server.name in self._dependency_names
         ]
 
-    def _refuse(self, server: Server, handle: Handle, error: ServerError) -> None:
+    def _record_refusal(self, server: Server, handle: Handle, error: ServerError) -> None:
         if handle.observed.state is State.RUNNING:
-            error = _with_old_instance(error)
+            error = _append_old_instance_note(error)
         else:
-            handle.note_refusal(error)
+            handle.record_start_failure(error)
         self._errors[server] = error
 
     def _begin(self, ordered: Sequence[_PendingServer]) -> dict[CoreHost, Goal]:
         hosts: dict[CoreHost, list[_PendingServer]] = {}
         goals: dict[CoreHost, Goal] = {}
         for each in ordered:
-            hosts.setdefault(each.handle.host or core_host_of(each.server._shared), []).append(each)
+            hosts.setdefault(each.handle.host or ensure_core_host(each.server._shared), []).append(each)
         for host, group in hosts.items():
             around = [*self._handles, *self._beside]
             names = {each: each.entry.name for each in around if each.host is host and each.entry is not None}
@@ -1075,7 +1079,7 @@ class StartOrder:
             needed = dependencies_among(list(names), names)
             replace = self._kind is PoolRestartError
             changed = [
-                host.admit(
+                host.add_or_update(
                     each.handle,
                     self._core_configuration(each, names, needed),
                     replace=replace,
@@ -1087,7 +1091,7 @@ class StartOrder:
             goals[host] = Goal(host.core, self._kind, entries)
             for each, is_new in zip(group, changed, strict=True):
                 if each.startable:
-                    self._order(host, each, changed=is_new)
+                    self._start_or_restart(host, each, changed=is_new)
         return goals
 
     def _core_configuration(
@@ -1106,13 +1110,13 @@ class StartOrder:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
         return each.config.with_values(name=names[each.handle], depends_on=dependencies)
 
-    def _order(self, host: CoreHost, each: _PendingServer, *, changed: bool) -> None:
+    def _start_or_restart(self, host: CoreHost, each: _PendingServer, *, changed: bool) -> None:
         core, entry = host.core, each.entry
         holder = core.address_holder(entry)
         if holder is not None:
             message = f"its address is in use by {host.with_user_names(holder.name)!r} of this process"
             problem = error_about(each.server.config, message, "stop that one first")
-            self._refuse(each.server, each.handle, problem)
+            self._record_refusal(each.server, each.handle, problem)
             return
         each.handle.refusal = None
         each.handle.awaiting.add(self)
@@ -1132,13 +1136,13 @@ class StartOrder:
             await asyncio.gather(*(goal.wait(self._limit) for goal in goals.values()))
         except asyncio.CancelledError:
             for each in ordered:
-                self._give_up(each)
+                self._abandon_pending_start(each)
             raise
         finally:
             for each in ordered:
                 each.handle.awaiting.discard(self)
 
-    def _give_up(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
+    def _abandon_pending_start(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
         """Abandon the server's start, unless another StartOrder waits for the server, or it has failed or is ready.
 
         Return True if the caller has to wait until killed workers have ended. Return False if nothing was abandoned, or
@@ -1154,7 +1158,7 @@ class StartOrder:
         handle.host.core.abandon_start(each.entry, problem)
         return not waits  # otherwise it waits for the stop in progress
 
-    async def _conclude(self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, Goal]) -> None:
+    async def _record_outcomes(self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, Goal]) -> None:
         abandoned: dict[CoreHost, list[Entry]] = {}
         for each in ordered:
             handle, host = each.handle, each.handle.host
@@ -1162,18 +1166,20 @@ class StartOrder:
                 continue
             problem = self._problem(each, goals[host])
             if problem is None:
-                self._arrived(host, each)
+                self._track_started_server(host, each)
                 continue
             self._errors[each.server] = problem
-            if self._give_up(each, problem):
+            if self._abandon_pending_start(each, problem):
                 abandoned.setdefault(host, []).append(each.entry)
             if each.entry.failed:
                 handle.refusal = problem
         for host, entries in abandoned.items():
-            await wait_until(host.core, entries, lambda entry: entry.at_rest or entry.settled, _KILL_SECONDS)
+            await wait_and_return_unfinished(
+                host.core, entries, lambda entry: entry.at_rest or entry.settled, _KILL_SECONDS
+            )
         for each in ordered:
             if each.server in self._errors and each.handle.observed.state is State.RUNNING:
-                self._errors[each.server] = _with_old_instance(self._errors[each.server])
+                self._errors[each.server] = _append_old_instance_note(self._errors[each.server])
 
     def _problem(self, each: _PendingServer, goal: Goal) -> ServerError | None:
         server, entry = each.server, each.entry
@@ -1188,11 +1194,11 @@ class StartOrder:
             return error_about(server.config, "was stopped before it was ready")
         return _in_user_terms(each.handle, problem)
 
-    def _arrived(self, host: CoreHost, each: _PendingServer) -> None:
+    def _track_started_server(self, host: CoreHost, each: _PendingServer) -> None:
         handle = each.handle
         if is_leaving(each.entry):
             future = loop_thread.submit(
-                wait_until(host.core, [each.entry], lambda entry: not is_leaving(entry), None)
+                wait_and_return_unfinished(host.core, [each.entry], lambda entry: not is_leaving(entry), None)
             )
             handle.ending.add(future)
             future.add_done_callback(handle.ending.discard)
@@ -1213,7 +1219,7 @@ def _in_user_terms(handle: Handle, problem: ServerError) -> ServerError:
     return found
 
 
-def _with_old_instance(problem: ServerError) -> ServerError:
+def _append_old_instance_note(problem: ServerError) -> ServerError:
     suffix = "; the old instance serves on"
     if not problem.message.endswith(suffix):
         problem.message += suffix
@@ -1221,7 +1227,7 @@ def _with_old_instance(problem: ServerError) -> ServerError:
     return problem
 
 
-def _raise(errors: list[ServerError], kind: type[PoolError], what: str, count: int) -> None:
+def _raise_if_any(errors: list[ServerError], kind: type[PoolError], what: str, count: int) -> None:
     if errors:
         who = errors[0].name if count == 1 else f"{len(errors)} of {count} servers"
         raise kind(f"{who} {what}", errors)

@@ -107,7 +107,7 @@ class ProbeConnection(asyncio.Protocol):
             self._fail(f"the response is not valid HTTP: {error}")
 
     def eof_received(self) -> None:
-        if self._reply is not None and self._reply.end():
+        if self._reply is not None and self._reply.record_disconnect():
             self._complete()
         self._fail(_ENDED)
 
@@ -185,7 +185,7 @@ class RequestProber:
             self._open()
         else:
             reused = connection.replies > 0
-            connection.send(self._request, lambda problem: self._replied(connection, problem, reused=reused))
+            connection.send(self._request, lambda problem: self._on_reply(connection, problem, reused=reused))
 
     def cancel(self) -> None:
         """Stop waiting for the result. Close the connection, unless this is the third unanswered probe in a row.
@@ -226,9 +226,9 @@ class RequestProber:
         self._connecting = None
         context = unverified_context() if self._tls else None
         connection = self._connection = ProbeConnection(sock, context)
-        connection.send(self._request, lambda problem: self._replied(connection, problem, reused=False))
+        connection.send(self._request, lambda problem: self._on_reply(connection, problem, reused=False))
 
-    def _replied(self, connection: ProbeConnection, problem: str, *, reused: bool) -> None:
+    def _on_reply(self, connection: ProbeConnection, problem: str, *, reused: bool) -> None:
         if connection is not self._connection:
             return  # the caller cancelled before the reply was judged
         self._outstanding = False
@@ -264,7 +264,7 @@ class AcceptProber:
         self._sock: socket.socket | None = None
 
     def start(self, on_result: OnResult) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._wait(on_result))
+        self._task = asyncio.get_running_loop().create_task(self._connect_and_report(on_result))
 
     def cancel(self) -> None:
         if self._task is not None:
@@ -281,7 +281,7 @@ class AcceptProber:
         else:
             self._close_socket()
 
-    async def _wait(self, on_result: OnResult) -> None:
+    async def _connect_and_report(self, on_result: OnResult) -> None:
         try:
             if self._sock is None:
                 self._sock = await self._connect()
@@ -448,9 +448,11 @@ class HttpProbeRequest:
             on_result(f"{found}, body: {TOO_SLOW.problem}")
         else:
             text = reply.body.decode(errors="replace")
-            matcher().ask([self._body], [text], lambda matched: self._matched(matched, found, on_result))
+            matcher().ask(
+                [self._body], [text], lambda matched: self._on_match_result(matched, found, on_result)
+            )
 
-    def _matched(self, matched: Matched, found: str, on_result: OnResult) -> None:
+    def _on_match_result(self, matched: Matched, found: str, on_result: OnResult) -> None:
         if matched is TOO_SLOW:
             self._slow_until = asyncio.get_running_loop().time() + _SLOW_PAUSE_SECONDS
         if matched.problem:
@@ -480,7 +482,7 @@ class EchoExchange:
         """Process received data. Returns True, because the first byte completes the reply."""
         return True
 
-    def end(self) -> bool:
+    def record_disconnect(self) -> bool:
         return False
 
 

@@ -42,7 +42,7 @@ class Hysteresis:
         if self.status is (Status.OK if succeeded else Status.KO):
             return self.status
         self._count += 1
-        needed, status = self._step(succeeded)
+        needed, status = self._next_transition(succeeded)
         if self._count >= needed:
             self.status, self._count = status, 0
         return self.status
@@ -68,7 +68,7 @@ class Hysteresis:
         now = probe.interval_fall if self.falling else probe.interval_rise if self.rising else None
         return now or probe.interval
 
-    def _step(self, succeeded: bool) -> tuple[int, Status]:
+    def _next_transition(self, succeeded: bool) -> tuple[int, Status]:
         """How many successes (or failures) in a row change the status, and the status to which they change it."""
         probe = self._probe
         if succeeded:
@@ -170,7 +170,9 @@ class WorkerProbe:
             longest = min(longest, _UNKNOWN_SECONDS)
         self.hysteresis = Hysteresis(self.probe, status)
         # Spread the probes of workers that started together.
-        self._timer = call_at(asyncio.get_running_loop().time() + random.uniform(0, longest), self._run)
+        self._timer = call_at(
+            asyncio.get_running_loop().time() + random.uniform(0, longest), self._start_or_time_out
+        )
 
     def stop(self) -> None:
         """Stop sending probes."""
@@ -178,14 +180,14 @@ class WorkerProbe:
             self._timer.cancel()
         self._prober.close()
 
-    def _run(self) -> None:
+    def _start_or_time_out(self) -> None:
         if self._started_at is not None:
             self._prober.cancel()
             self._finished(self._timed_out)
             return
         loop = asyncio.get_running_loop()
         self._started_at = loop.time()
-        self._timer = loop.call_at(self._started_at + self.probe.timeout, self._run)
+        self._timer = loop.call_at(self._started_at + self.probe.timeout, self._start_or_time_out)
         self._prober.start(self._finished)
 
     def _finished(self, problem: str) -> None:
@@ -197,7 +199,9 @@ class WorkerProbe:
         interval = self.hysteresis.interval_seconds * (1 + probe.jitter * random.uniform(-1, 1))
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = call_at(max(started_at + interval, asyncio.get_running_loop().time()), self._run)
+        self._timer = call_at(
+            max(started_at + interval, asyncio.get_running_loop().time()), self._start_or_time_out
+        )
         self._on_result(self)
 
     def _record(self, problem: str, started_at: float) -> None:
@@ -267,7 +271,7 @@ class WorkerProbes:
 
         `ending` completes when the worker exits; if that happens first, WorkerFailed is raised, with `hint`.
         """
-        passing = asyncio.ensure_future(self._pass())
+        passing = asyncio.ensure_future(self._wait_until_passed())
         either: set[asyncio.Future[Any]] = {passing, ending}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -278,7 +282,7 @@ class WorkerProbes:
             raise WorkerFailed(f"{exit_.message} before it was ready", hint=hint, exit=exit_)
         await passing
 
-    async def _pass(self) -> None:
+    async def _wait_until_passed(self) -> None:
         if self.health.startup is not None:
             startup = self._admitting = self._make("startup", self.health.startup)
             try:

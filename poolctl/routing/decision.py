@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 
 from ..http.messages import RequestHead
 from .match import normal_host
-from .normal_path import read_path
+from .normal_path import normalize_path
 from .route import Route, passable
 from .route_table import Match, RouteTable
 
@@ -19,7 +19,7 @@ def passable_match(head: RequestHead, table: RouteTable) -> Match | None:
     segments, which a worker might not resolve.
     """
     sent = "/" if head.path == b"*" else head.path.decode("ascii")
-    path = read_path(sent)
+    path = normalize_path(sent)
     if path is None or not path.as_sent:
         return None
     # No headers: a match that depends on a header does not pass.

@@ -48,7 +48,7 @@ _NORMAL_ESCAPES = {
 }
 
 
-class ReadPath(NamedTuple):
+class NormalizedPath(NamedTuple):
     """A path in normal form.
 
     `as_sent` is true if every server interprets the path, as it was sent, in the same way. Such a path may have escapes
@@ -59,15 +59,15 @@ class ReadPath(NamedTuple):
     as_sent: bool = True
 
 
-def read_path(path: str) -> ReadPath | None:
+def normalize_path(path: str) -> NormalizedPath | None:
     """Return the path of a request, without its query, in normal form; None if it must be refused (400).
 
     An empty path is "/".
     """
     if _PLAIN.fullmatch(path) and "//" not in path and "/." not in path:
-        return ReadPath(path)
+        return NormalizedPath(path)
     if not path:
-        return ReadPath("/")
+        return NormalizedPath("/")
     if not _ALLOWED.fullmatch(path):
         return None
     if "%" in path:
@@ -76,7 +76,7 @@ def read_path(path: str) -> ReadPath | None:
     normal = _without_dot_segments(path)
     if sum(map(normal.count, _AMBIGUOUS)) > MOST_AMBIGUOUS or _HIDDEN_DOTS.search(normal):
         return None
-    return ReadPath(normal, normal == path)
+    return NormalizedPath(normal, normal == path)
 
 
 def normal_path(path: str) -> str | None:
@@ -84,7 +84,7 @@ def normal_path(path: str) -> str | None:
 
     The path is already in normal form if the result equals the argument. An empty path is "/".
     """
-    found = read_path(path)
+    found = normalize_path(path)
     return found.normal if found is not None else None
 
 

@@ -82,7 +82,7 @@ def health_info_simple(healths: Mapping[str, RouteHealth]) -> dict[str, str]:
     return {alias: health.status for alias, health in healths.items()}
 
 
-def health_in_depth(healths: Mapping[str, RouteHealth], depth: str) -> dict[str, Any]:
+def health_at_depth(healths: Mapping[str, RouteHealth], depth: str) -> dict[str, Any]:
     """The health of each route, by alias: all values ("full"), without detail ("summary"), or the status ("simple")."""
     if depth == SIMPLE:
         return health_info_simple(healths)

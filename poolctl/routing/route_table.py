@@ -79,7 +79,7 @@ def write_table(
     Streams and excluded routes match no request, but can be listed. Of streams with one alias only the first is stored,
     likewise of excluded routes. Raises ValueError if HTTP routes have one alias, OSError if memory is exhausted.
     """
-    content = _Writer(routes, streams, excluded).content(generation)
+    content = _Writer(routes, streams, excluded).finish_content(generation)
     return memory_file("poolctl-routes", content, SEALS)
 
 
@@ -103,7 +103,7 @@ class _Writer:
             paths = hosts.setdefault(host_pattern(route.host), {})
             paths.setdefault(normal_prefix(route.path), []).append((*condition_rank(route), offset))
         self._routes = len(aliases)
-        counts = self._add_others(STREAM, streams), self._add_others(EXCLUDED, excluded)
+        counts = self._add_unmatched_routes(STREAM, streams), self._add_unmatched_routes(EXCLUDED, excluded)
         for pattern, paths in hosts.items():
             self._add_host(pattern.key, paths)
         domains = [each.text.count(".") + 1 for each in hosts if each.tier == DOMAIN]
@@ -111,7 +111,9 @@ class _Writer:
         root = {"labels": max(domains, default=0), "ends": ends, "others": counts}
         self._add(ROOT, json.dumps(root))
 
-    def _add_others(self, kind: str, routes: Iterable[StreamRoute | ExcludedRoute]) -> tuple[int, int]:
+    def _add_unmatched_routes(
+        self, kind: str, routes: Iterable[StreamRoute | ExcludedRoute]
+    ) -> tuple[int, int]:
         """Add an entry for the first route of each alias; return the first entry's offset and the number of entries."""
         start, aliases = len(self._content), set()
         for route in routes:
@@ -148,7 +150,7 @@ class _Writer:
         self._slots.append(crc32(name) << 32 | offset)
         return offset
 
-    def content(self, generation: int) -> bytearray:
+    def finish_content(self, generation: int) -> bytearray:
         content = self._content
         end, count = len(content), 1 << (len(self._slots) * 2 - 1).bit_length()
         size = end + count * 8
@@ -362,21 +364,21 @@ class RouteTable:
 
     def streams(self) -> Iterator[StreamRoute]:
         """Every stream, in the order given to `write_table`."""
-        return (from_json(StreamRoute, table) for table in self._values(*self._others[0]))
+        return (from_json(StreamRoute, table) for table in self._values(*self._unmatched_ranges[0]))
 
     def excluded(self) -> Iterator[ExcludedRoute]:
         """Iterate over the routes that are known but not served (excluded), in the order given to `write_table`."""
-        return (from_json(ExcludedRoute, table) for table in self._values(*self._others[1]))
+        return (from_json(ExcludedRoute, table) for table in self._values(*self._unmatched_ranges[1]))
 
     @property
     def num_streams(self) -> int:
         """The number of streams."""
-        return self._others[0][1]
+        return self._unmatched_ranges[0][1]
 
     @property
     def num_excluded(self) -> int:
         """The number of excluded routes."""
-        return self._others[1][1]
+        return self._unmatched_ranges[1][1]
 
     @cached_property
     def _root(self) -> dict[str, Any]:
@@ -388,7 +390,7 @@ class RouteTable:
         return found
 
     @property
-    def _others(self) -> list[list[int]]:
+    def _unmatched_ranges(self) -> list[list[int]]:
         """Two pairs, for streams and for excluded routes: the first entry's offset, and the number of entries."""
         found: list[list[int]] = self._root.get("others") or [[0, 0], [0, 0]]
         return found

@@ -25,7 +25,7 @@ CHANGING = (
 )
 
 
-def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
+def with_separation_reasons(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
     """Return the routes, with the reasons why connections must stay in the gateway because of another user's server.
 
     `other_user` is set to the reason for connections without TLS, `other_user_tls` to the reason for TLS connections;
@@ -35,7 +35,7 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
         return [
             replace(each, other_user="", other_user_tls="") if each.other_user else each for each in routes
         ]
-    first = _first_of_each_user(routes, users)
+    first = _describe_first_destinations(routes, users)
     found: list[Route] = []
     for route in routes:
         own = {target.server: users[target.server] for target in route.to if target.server in users}
@@ -51,7 +51,7 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
     return found
 
 
-def _first_of_each_user(routes: Iterable[Route], users: Mapping[str, str]) -> dict[str, str]:
+def _describe_first_destinations(routes: Iterable[Route], users: Mapping[str, str]) -> dict[str, str]:
     """Return a text for each user, which names the user's first server among the targets of `routes`.
 
     The text for the key "" names the first destination that is no server of the pool, such as a URL or NO_ROUTE.
@@ -81,7 +81,7 @@ def _listed(users: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptHost:
+class TlsKeepPermission:
     """Permission for workers of `server` to keep TLS connections to the hosts that the pattern `host` covers.
 
     The server runs as `user`. `others` are the patterns of other users' routes that may cover the same hosts.
@@ -99,7 +99,7 @@ class Kept:
 
     user: str = ""
     servers: tuple[str, ...] = ()
-    hosts: tuple[KeptHost, ...] = ()
+    hosts: tuple[TlsKeepPermission, ...] = ()
 
     def with_earlier(self, earlier: Kept, users: Mapping[str, str]) -> Kept:
         """Return a Kept with the connections in `self`, and those in `earlier`, because these may still be open.
@@ -124,7 +124,7 @@ class Kept:
             hosts=tuple(each for each in self.hosts if each.server not in servers),
         )
 
-    def servers_to_close(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
+    def servers_to_disconnect(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
         """Return the names of the servers whose workers must close their connections before new routes are published.
 
         Otherwise, under the new routes, a worker could read requests for another user's server. `self` has connections
@@ -146,25 +146,25 @@ def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: 
     `users` maps each server of the pool to its user. `secure` has the names of the servers that speak TLS.
     """
     only = _only_user(users.values())
-    user = only if only is not None else _only_user(_first_of_each_user(routes, users))
+    user = only if only is not None else _only_user(_describe_first_destinations(routes, users))
     servers = {target.server: None for each in routes if passable(each) for target in each.to}
     within = [
         each
         for each in routes
         if passable(each, tls=True) and all(target.server in secure for target in each.to)
     ]
-    hosts: list[KeptHost] = []
+    hosts: list[TlsKeepPermission] = []
     places = _users_of_hosts(routes, users) if within and only is None else {}
     for route in within:
         pattern = host_pattern(route.host)
         own = users.get(route.to[0].server, "")
         others = _other_users_patterns(pattern, own, places) if places else ()
         for server in dict.fromkeys(target.server for target in route.to):
-            hosts.append(KeptHost(host=pattern.key, server=server, user=own, others=others))
+            hosts.append(TlsKeepPermission(host=pattern.key, server=server, user=own, others=others))
     return Kept(user=user or "", servers=tuple(servers) if user else (), hosts=tuple(hosts))
 
 
-def without_passing(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
+def with_passing_disabled(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
     """Return the routes, changed so that no connection of a route to one of these servers is passed to a worker."""
     return [
         replace(each, other_user=CHANGING, other_user_tls=CHANGING)

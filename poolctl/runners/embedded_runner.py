@@ -21,7 +21,7 @@ from poolctl.worker.tally import Counts
 from .local.local_runner import LocalRunner
 from .process_link import KeeperLink, Receiver, release_in_child, runners_to_forget
 from .runner_protocol import Capabilities, Counters, Placement
-from .runner_registry import RunnerSite
+from .runner_registry import RunnerContext
 from .withheld_variables import withhold_variables
 from .worker_spec import hook_id
 
@@ -88,7 +88,7 @@ class ProcessRunner(LocalRunner, Counters):
             await self.start()
             return await super().open(server)
         except BaseException:
-            self._closed(server.key)
+            self._release_server(server.key)
             raise
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
@@ -100,26 +100,26 @@ class ProcessRunner(LocalRunner, Counters):
             await self.start()
             placement = await super().begin_hook(server, hook)
         except BaseException:
-            self._closed(key)
+            self._release_server(key)
             raise
-        self._workers[placement.id].exited.add_done_callback(lambda _: self._closed(key))
+        self._workers[placement.id].exited.add_done_callback(lambda _: self._release_server(key))
         return placement
 
-    async def prepare(self, server: ServerConfig, since: float) -> str:
+    async def preload_application(self, server: ServerConfig, since: float) -> str:
         await self.start()
-        return await super().prepare(server, since)
+        return await super().preload_application(server, since)
 
-    async def check(self, server: ServerConfig) -> None:
+    async def check_startable(self, server: ServerConfig) -> None:
         await self.start()
-        await super().check(server)
+        await super().check_startable(server)
 
     async def close(self, key: str) -> None:
         if self._started is not None:
             await self.start()
             await super().close(key)
-            self._closed(key)
+            self._release_server(key)
 
-    def _closed(self, key: str) -> None:
+    def _release_server(self, key: str) -> None:
         self._opened.discard(key)
         if not self._opened:
             self._cancel_idle_end()
@@ -182,7 +182,7 @@ class ProcessRunner(LocalRunner, Counters):
             if_failed.callback(keeper.close)  # the keeper exits when its link is closed
             hello = await _launch(directory, theirs, receiver)
             soft, hard = hello["open_files"]
-            site = RunnerSite(
+            site = RunnerContext(
                 keeper=keeper,
                 keeper_pid=int(hello["pid"]),
                 open_files=(soft, hard),
@@ -192,11 +192,11 @@ class ProcessRunner(LocalRunner, Counters):
             )
             super().__init__(site)
             self.tallies.add_up = self._add_up_counts
-            receiver.on_lost = lambda: self._keeper_lost(directory)
+            receiver.on_lost = lambda: self._on_keeper_lost(directory)
             await self.output.start()
             if_failed.pop_all()
 
-    def _keeper_lost(self, directory: str) -> None:
+    def _on_keeper_lost(self, directory: str) -> None:
         if self._started is not None:
             logger.error("the keeper (pid %d) has died: another one is started", self.children.keeper_pid)
             self._replacing = asyncio.ensure_future(self._replace_keeper(directory))
@@ -213,18 +213,18 @@ class ProcessRunner(LocalRunner, Counters):
             except (OSError, TimeoutError) as error:
                 logger.error("no keeper can be started: %r", error)
                 continue
-            receiver.on_lost = lambda: self._keeper_lost(directory)
-            self.keeper_replaced(int(hello["pid"]))
+            receiver.on_lost = lambda: self._on_keeper_lost(directory)
+            self.switch_to_keeper(int(hello["pid"]))
             return
 
-    def forget_descriptors(self) -> None:
+    def release_after_fork(self) -> None:
         """In a forked child, release the listeners and the child's copy of the link to the parent's keeper.
 
         The parent's keeper exits only when all copies of the link are closed. The child has no servers afterwards;
         when it opens a server, it starts its own keeper.
         """
         if self._started is not None and hasattr(self, "keeper"):
-            held = [fd for _, fds in self.keeper.held().values() for fd in fds]
+            held = [fd for _, fds in self.keeper.recorded_entries().values() for fd in fds]
             owners = (self._started, dict(vars(self)))
             release_in_child([self.keeper.sock.fileno(), *held], owners)
         self._started = self._ending = self._idle = self._replacing = self._directory = None
@@ -243,7 +243,7 @@ class _KeeperReceiver(Receiver):
         if message.get("event") == "hello":
             self.hello.set_result(message)
         elif message.get("event") == "exit":
-            self._runner.exit_reported(message)
+            self._runner.handle_exit_report(message)
 
     def lost(self) -> None:
         self.on_lost()

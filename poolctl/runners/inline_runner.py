@@ -35,8 +35,8 @@ from .runner_protocol import (
     Exit,
     Placement,
     Runner,
-    RunnerEvents,
-    Sleep,
+    RunnerEventHandler,
+    SleepCapability,
     WorkerFailed,
     app_state,
 )
@@ -47,10 +47,10 @@ _KILL_SIGNAL = 9
 _NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file", "hooks")
 
 
-class InlineRunner(Runner, Sleep):
+class InlineRunner(Runner, SleepCapability):
     """Runs workers as tasks of this process, with real sockets and uvicorn servers."""
 
-    events = RunnerEvents()  # there is nothing to report
+    events = RunnerEventHandler()  # there is nothing to report
 
     def __init__(self) -> None:
         self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}
@@ -84,22 +84,22 @@ class InlineRunner(Runner, Sleep):
             refuse(sockets)  # a forked child of the embedding program may hold them
         close_listener(sockets, path)
 
-    async def prepare(self, server: ServerConfig, since: float) -> str:
+    async def preload_application(self, server: ServerConfig, since: float) -> str:
         """Return "" (success): this process imports a module only once, so there is nothing to prepare."""
         return ""
 
-    async def check(self, server: ServerConfig) -> None:
+    async def check_startable(self, server: ServerConfig) -> None:
         """Do nothing: a worker in this process needs no other user, interpreter or program that could be missing."""
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         _refuse_what_needs_a_process(server)
         placement = Placement.of(server.name, generation, index, pid=os.getpid())
-        worker = InlineWorker(placement, server, dict(app_state.get()), self._import_turn())
+        worker = InlineWorker(placement, server, dict(app_state.get()), self._import_semaphore())
         worker.start(self._listeners[server.key][0])
         self._workers[placement.id] = worker
         return placement
 
-    def _import_turn(self) -> asyncio.Semaphore:
+    def _import_semaphore(self) -> asyncio.Semaphore:
         loop = asyncio.get_running_loop()
         if self._turns is None or self._turns[0] is not loop:
             self._turns = loop, asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
@@ -197,7 +197,7 @@ class InlineRunner(Runner, Sleep):
         for key in list(self._listeners):
             await self.close(key)
 
-    def forget_descriptors(self) -> None:
+    def release_after_fork(self) -> None:
         """In a forked child, release every socket without touching the state shared with the parent process."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
         release_in_child(listener_and_connection_descriptors(sockets), (self._listeners, self._workers))

@@ -65,7 +65,7 @@ class InlineWorker:
         # A separate context, because the values of the caller's context must not reach requests.
         work = self._load_and_serve(listeners)
         self._task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
-        self._task.add_done_callback(self._ended)
+        self._task.add_done_callback(self._on_task_done)
 
     def end(self, *, drain: bool) -> None:
         """Let the worker stop accepting, finish current requests and end. Does not wait; may be called again.
@@ -77,7 +77,7 @@ class InlineWorker:
             self._task.cancel()  # the application is still being loaded
             return
         if self._lifespan is not None and not self.answered.done():
-            self._lifespan.give_up()
+            self._lifespan.fail_startup()
         for served in self._uvicorn.acceptor.servers:
             stop_reading(
                 served.sockets
@@ -128,7 +128,7 @@ class InlineWorker:
 
     async def _load_and_serve(self, listeners: Sequence[socket.socket]) -> Exit:
         try:
-            config = await self._configure()
+            config = await self._load_uvicorn_config()
             self._uvicorn = PoolServer(
                 config,
                 state=self._state,
@@ -149,10 +149,10 @@ class InlineWorker:
             self.reason = f"{type(error).__name__}: {error}"
             return Exit.from_status(1)
         finally:
-            self._abandon()
+            self._close_remaining_work()
         return Exit.from_status(0)
 
-    async def _configure(self) -> uvicorn.Config:
+    async def _load_uvicorn_config(self) -> uvicorn.Config:
         server = self.server
         async with self._turn:
             self.begun.set_result(None)
@@ -175,12 +175,12 @@ class InlineWorker:
                 config.ssl = ssl_context(tls, fds)
         return config
 
-    def _ended(self, task: asyncio.Task[Exit]) -> None:
+    def _on_task_done(self, task: asyncio.Task[Exit]) -> None:
         if not self.exited.done():
             exit_ = Exit(message="stopped while it was loading") if task.cancelled() else task.result()
             self.exited.set_result(self._verdict or exit_)
 
-    def _abandon(self) -> None:
+    def _close_remaining_work(self) -> None:
         """Close or cancel the listeners, connections, requests and lifespan of a server that has ended."""
         if self._lifespan is not None and self._lifespan.task is not None:
             self._lifespan.task.cancel()
@@ -204,7 +204,7 @@ class _Lifespan(LifespanOn):
         self._worker = worker
         worker._lifespan = self
 
-    def give_up(self) -> None:
+    def fail_startup(self) -> None:
         """Treat a startup that has not completed as failed, so that no request is served."""
         if not self.startup_event.is_set():
             self.startup_failed = True

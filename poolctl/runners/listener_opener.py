@@ -47,7 +47,7 @@ class Opener:
         """
         open_it = functools.partial(open_listener, address, inherited=inherited, mode=mode)
         try:
-            return await _resolving(address, open_it, undo=close_listener)
+            return await _run_resolving_work(address, open_it, undo=close_listener)
         except ListenError as error:
             if error.taken is None:
                 raise
@@ -55,13 +55,13 @@ class Opener:
 
     async def open_datagram_sockets(self, address: Address) -> list[socket.socket]:
         """Open the UDP sockets of the address, and return them. Raises ListenError. If cancelled, closes them."""
-        return await _resolving(
+        return await _run_resolving_work(
             address, functools.partial(open_datagram_sockets, address), undo=close_listener
         )
 
     async def check_bindable(self, address: Address) -> None:
         """Check that a program can bind the TCP address itself. Raise ListenError if the address is in use."""
-        if not await _resolving(address, functools.partial(is_free, address, address.port or 0)):
+        if not await _run_resolving_work(address, functools.partial(is_free, address, address.port or 0)):
             # Connections in TIME_WAIT do not prevent listening. Another listener does, and the error names its process.
             close_listener(await self.listen(address))
 
@@ -69,12 +69,12 @@ class Opener:
         loop, search = asyncio.get_running_loop(), self._searching
         if search is None or search.done() or search.get_loop() is not loop:
             self._wanted.clear()  # left by a closed loop
-            self._searching = loop.create_task(self._find())
+            self._searching = loop.create_task(self._search_wanted_holders())
         future = self._wanted.setdefault(place, loop.create_future())
         await asyncio.wait({future}, timeout=_PATIENCE_SECONDS)
         return future.result() if future.done() else []
 
-    async def _find(self) -> None:
+    async def _search_wanted_holders(self) -> None:
         while wanted := self._wanted:
             self._wanted = {}
             try:
@@ -86,7 +86,7 @@ class Opener:
                 future.set_result(found.get(place, []))
 
 
-async def _resolving(
+async def _run_resolving_work(
     address: Address, work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None
 ) -> T:
     """Return `work()`, run in a thread if the address has a host name. On cancellation, `undo` gets the result."""

@@ -55,10 +55,10 @@ def text_of(message: Message, key: str) -> str:
         return ""
     if not isinstance(value, str):
         raise _malformed_value(message, key)
-    return printable(value)
+    return sanitize_text(value)
 
 
-def printable(value: str) -> str:
+def sanitize_text(value: str) -> str:
     """Return the first 4000 characters. Each is replaced by U+FFFD unless it is printable, a tab or a line break."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}"
@@ -83,7 +83,7 @@ def number_of(message: Message, key: str, least: int, most: int) -> int:
 
 
 def _malformed_value(message: Message, key: str) -> Malformed:
-    return Malformed(f"a message with an invalid {key!r}: {printable(repr(message.get(key)))[:80]}")
+    return Malformed(f"a message with an invalid {key!r}: {sanitize_text(repr(message.get(key)))[:80]}")
 
 
 def message_allowance() -> RateLimit:
@@ -139,7 +139,7 @@ _of_parents: list[object] = []
 
 def _forget_in_child() -> None:
     for runner in list(runners_to_forget):
-        runner.forget_descriptors()
+        runner.release_after_fork()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
@@ -209,7 +209,7 @@ class Link:
         self._retry: asyncio.TimerHandle | None = None
         self._retry_seconds = _RETRY_SECONDS
         self.heard = 0  # the number of received messages
-        self._loop.add_reader(sock.fileno(), self._readable)
+        self._loop.add_reader(sock.fileno(), self._receive_messages)
 
     def send(self, message: Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
         """Send a message without waiting. The caller keeps the descriptors. Has no effect on a lost link.
@@ -225,7 +225,7 @@ class Link:
             wire.send(self.sock, message, [fd if isinstance(fd, int) else fd.fileno() for fd in fds])
         except (BlockingIOError, InterruptedError):
             self._queue_message(message, fds)
-            self._wait_for_room()
+            self._schedule_write_retry()
         except OSError:
             return  # the lost link is noticed at end of file, after messages that have already arrived
 
@@ -274,13 +274,13 @@ class Link:
         finally:
             self._pending_calls.pop(number, None)
         if reply.get("error") is not None:
-            raise Refused(printable(str(reply["error"])))
+            raise Refused(sanitize_text(str(reply["error"])))
         return reply, received
 
-    def read_rest(self) -> None:
+    def dispatch_arrived_messages(self) -> None:
         """Handle the messages that have already arrived; for a caller that is about to treat the sender as lost."""
         if self.sock.fileno() >= 0:
-            self._readable()
+            self._receive_messages()
 
     def close(self) -> None:
         """Close the link. Calls in progress raise LinkLost; the receiver is not called."""
@@ -299,7 +299,7 @@ class Link:
             return
         self._outbox.append((message, owners_of(fds)))
 
-    def _writable(self) -> None:
+    def _flush_outbox(self) -> None:
         while self._outbox:
             message, owners = self._outbox[0]
             fds = [owner.fileno() for owner in owners]
@@ -307,7 +307,7 @@ class Link:
                 if -1 not in fds:
                     wire.send(self.sock, message, fds)
             except (BlockingIOError, InterruptedError):
-                self._wait_for_room()
+                self._schedule_write_retry()
                 return
             except OSError:
                 return  # see send
@@ -315,14 +315,14 @@ class Link:
             self._retry_seconds = _RETRY_SECONDS
             close_duplicates(owners)
 
-    def _wait_for_room(self) -> None:
+    def _schedule_write_retry(self) -> None:
         if self.sock.fileno() < 0:
             return
         # Not add_writer(): the socket stays writable while too many descriptors are in flight.
-        self._retry = self._loop.call_later(self._retry_seconds, self._writable)
+        self._retry = self._loop.call_later(self._retry_seconds, self._flush_outbox)
         self._retry_seconds = min(self._retry_seconds * 2, _LONGEST_RETRY_SECONDS)
 
-    def _readable(self) -> None:
+    def _receive_messages(self) -> None:
         # A limited number of messages per loop iteration, so that a busy worker does not delay the others.
         for _ in range(64):
             try:
@@ -435,7 +435,7 @@ class KeeperLink(Link):
         self._forget(name)
         self.entries[name] = (meta, list(owners))
 
-    async def complete(self) -> None:
+    async def fetch_missing_entries(self) -> None:
         """Add to `entries` what earlier supervisors put into the keeper's store, so that a new keeper gets it too."""
         after = ""
         self._dropped = set()
@@ -459,7 +459,7 @@ class KeeperLink(Link):
             present = [owner for owner in owners if owner.fileno() >= 0]
             super().send({"op": "put", "name": name, "meta": meta}, present)
 
-    def held(self) -> dict[str, tuple[object, list[int]]]:
+    def recorded_entries(self) -> dict[str, tuple[object, list[int]]]:
         """The entries recorded for a new keeper, by name: each with its value and its open descriptors."""
         return {
             name: (meta, [fd for owner in owners if (fd := owner.fileno()) >= 0])
@@ -545,17 +545,17 @@ class ProcessWatchdog:
             self._timer = None
 
     def _set_timer(self) -> None:
-        self._timer = self._loop.call_at(self._watchdog.due, self._check)
+        self._timer = self._loop.call_at(self._watchdog.due, self._ping_or_kill)
 
-    def _check(self) -> None:
+    def _ping_or_kill(self) -> None:
         now = self._loop.time()
-        if self._watchdog.is_silent(now):
+        if self._watchdog.check_silence(now):
             self._timer = None
             if "pid" in self._known:
                 logger.error("%s (pid %d) does not answer: killing it", self._name, self._known["pid"])
                 kill(self._known)
             return
-        if self._watchdog.should_ping(now):
+        if self._watchdog.start_ping_if_due(now):
             if waits_for_events(self._known.get("pid", 0)):
                 # A process that waits for events does not hang, and need not be woken by a ping.
                 self._watchdog.received(now)

@@ -111,7 +111,7 @@ class WorkerFailed(Exception):
         return partial(type(self), hint=self.hint, exit=self.exit), (self.message,)
 
 
-class Sleep(Protocol):
+class SleepCapability(Protocol):
     """Optional ability: a server can sleep, that is, have no workers until a request wakes it."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
@@ -128,7 +128,7 @@ class Sleep(Protocol):
         """Close the connections that were accepted for the server, but not taken by a worker."""
 
     def watch_idleness(self, placement: Placement, seconds: float) -> None:
-        """Have RunnerEvents.idle called whenever the worker has had no traffic for `seconds`; 0 ends this."""
+        """Have RunnerEventHandler.idle called whenever the worker has had no traffic for `seconds`; 0 ends this."""
 
 
 class Heartbeats(Protocol):
@@ -208,7 +208,7 @@ class AdoptedWorker:
 
 
 @dataclass(frozen=True, slots=True)
-class Adopted:
+class AdoptionResult:
     """The processes and listeners taken over from an earlier supervisor.
 
     `hooks` has an item for each server whose hook is running: the name of the hook, and the placement of its process.
@@ -225,7 +225,7 @@ class Takeover(Protocol):
 
     async def adopt(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
-    ) -> Adopted:
+    ) -> AdoptionResult:
         """Adopt the workers and listeners of these servers, and end all other workers that the keeper holds.
 
         `placed` are the configurations, by worker id, of workers whose configuration differs from their server's.
@@ -242,7 +242,7 @@ class Takeover(Protocol):
         orphans has an outdated configuration.
         """
 
-    def exit_reported(self, report: Table) -> None:
+    def handle_exit_report(self, report: Table) -> None:
         """Handle the keeper's report that a child has exited."""
 
 
@@ -254,7 +254,7 @@ class Capabilities:
     their supervisor. A runner without pids creates placements without a pid.
     """
 
-    sleep: Sleep | None = None
+    sleep: SleepCapability | None = None
     heartbeats: Heartbeats | None = None
     stacks: Stacks | None = None
     counters: Counters | None = None
@@ -266,13 +266,13 @@ class Capabilities:
     routing: Routing | None = None
 
 
-class RunnerEvents:
+class RunnerEventHandler:
     """Receives the reports of a runner except exits (see `Runner.wait_for_exit`), and ignores them by default."""
 
     def expired(self, placement: Placement) -> None:
         """Handle that the worker has served its `max_requests` and should be replaced."""
 
-    def idle(self, placement: Placement, idle: bool) -> None:
+    def idle_changed(self, placement: Placement, idle: bool) -> None:
         """Handle that the worker is idle: it had no traffic for the time set by `watch_idleness`.
 
         Called with False when it has traffic again.
@@ -281,7 +281,7 @@ class RunnerEvents:
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         """Handle that `count` bytes of the server's output could not be written to `path`."""
 
-    def figures_refused(self, server: str, worker: str, reason: str) -> None:
+    def record_rejected_counts(self, server: str, worker: str, reason: str) -> None:
         """Handle impossible counts of a worker, whose further counts are ignored. Called once per worker."""
 
 
@@ -291,7 +291,7 @@ class Runner(Protocol):
     `events`, which gets the runner's reports, is set before the first server is opened.
     """
 
-    events: RunnerEvents
+    events: RunnerEventHandler
 
     @property
     def capabilities(self) -> Capabilities:
@@ -306,14 +306,14 @@ class Runner(Protocol):
     async def close(self, key: str) -> None:
         """Close the listeners of the server with this key; returns when they are closed. Ignores an unknown key."""
 
-    async def prepare(self, server: ServerConfig, since: float) -> str:
+    async def preload_application(self, server: ServerConfig, since: float) -> str:
         """Import the application of a `preload` server, before `place` creates its workers.
 
         Returns "", or the reason why the application cannot be preloaded. An import that began before the monotonic
         time `since` is not used for later workers: its code may be outdated. Raises ServerError or WorkerFailed.
         """
 
-    async def check(self, server: ServerConfig) -> None:
+    async def check_startable(self, server: ServerConfig) -> None:
         """Check whether a worker of the server could be started now, as far as possible without starting one.
 
         Raises ServerError or WorkerFailed with the obstacle.
@@ -404,11 +404,11 @@ class PublishedRoutes:
 class Gateway(Protocol):
     """The gateway as seen by a runner: it passes accepted connections to workers of servers that have a route."""
 
-    def use_pair(self, server: str, give: socket.socket) -> None:
+    def use_passing_socket(self, server: str, give: socket.socket) -> None:
         """Let the gateway send the server's connections to its workers through the socket `give`. Repeatable."""
 
-    async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Have the gateway stop using the socket `give` of `use_pair`; return when it has, or after a time limit."""
+    async def withdraw_passing_socket(self, server: str, give: socket.socket) -> None:
+        """Have the gateway stop using the socket `give`; return when it has, or after a time limit."""
 
     async def announce_exit(self, server: str) -> None:
         """Tell the gateway that workers of the server will exit; return when it has confirmed, or after a time limit.
@@ -427,19 +427,19 @@ class Routing(Protocol):
 
         Workers started or adopted later get their table too, and workers of servers that no longer have a route are
         updated. The gateway is given a socket for each server, to pass connections to its workers (see
-        Gateway.use_pair). A server whose listeners are not open yet gets its socket when they are opened. Does not
-        block.
+        Gateway.use_passing_socket). A server whose listeners are not open yet gets its socket when they are opened.
+        Does not block.
         """
 
-    def release_connections_of(self, servers: Collection[str]) -> None:
+    def set_releasing_servers(self, servers: Collection[str]) -> None:
         """Set the servers whose workers return each connection to the gateway before the connection's next request.
 
         Workers of all other servers keep their connections. The gateway must not pass connections to the given servers.
-        Does not block; `wait_until_confirmed` waits for the workers.
+        Does not block; `list_unconfirmed_after` waits for the workers.
         """
 
-    def take_back(self, servers: Collection[str]) -> None:
+    def return_queued_connections(self, servers: Collection[str]) -> None:
         """Give the gateway back all connections that wait for a worker of the named servers. Does not block."""
 
-    async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
+    async def list_unconfirmed_after(self, limit_seconds: float) -> list[str]:
         """Wait until all workers have confirmed their latest routes; returns the servers whose workers have not."""

@@ -55,7 +55,7 @@ _MODULES = {"local": "poolctl.runners.local"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerSite:
+class RunnerContext:
     """The pool that a runner works for. `open_files` are the soft and hard open-files limits of its processes.
 
     `directory` contains the pool's runtime files. `environments` holds, by server name, the environments that replace
@@ -74,7 +74,7 @@ class UnknownRunner(Exception):
     """POOLCTL_RUNNER does not name a runner; the text says why."""
 
 
-def make_runner(env: Mapping[str, str], site: RunnerSite) -> Runner:
+def make_runner(env: Mapping[str, str], site: RunnerContext) -> Runner:
     """Create the runner that the environment selects. Raises UnknownRunner."""
     runner: Runner = _module(env).make(site)
     return runner
@@ -101,18 +101,18 @@ def has_orphans(env: Mapping[str, str], directory: str) -> bool:
     processes = [each.process for each in features() if each.process is not None]
     if any(pool_files.find_listeners(directory, each.socket) for each in processes):
         return True
-    exist = _if_known(env, "orphans_exist")
+    exist = _runner_function(env, "orphans_exist")
     return exist is not None and bool(exist(directory))
 
 
 def find_orphans(env: Mapping[str, str], directory: str) -> list[Orphan]:
     """The orphaned workers of this directory's pool; empty for an unknown runner. The caller closes them. Blocks."""
-    find = _if_known(env, "find_orphans") if has_orphans(env, directory) else None
+    find = _runner_function(env, "find_orphans") if has_orphans(env, directory) else None
     found: list[Orphan] = [] if find is None else find(directory)
     return found
 
 
-def _if_known(env: Mapping[str, str], function: str) -> Callable[[str], Any] | None:
+def _runner_function(env: Mapping[str, str], function: str) -> Callable[[str], Any] | None:
     """The function of this name in the runner's module; None if the runner is unknown or has no such function."""
     try:
         found: Callable[[str], Any] | None = getattr(_module(env), function, None)

@@ -137,14 +137,14 @@ def parse(
 
     File paths are relative to the first of the application's `directories` that contains the file.
     """
-    from .process_link import printable  # late: it needs asyncio, which some commands do without
+    from .process_link import sanitize_text  # late: it needs asyncio, which some commands do without
 
     roots = [_OURS, *(os.path.join(each, "") for each in directories if each)]
     found: list[tuple[re.Match[str], list[Frame]]] = []
     for line in written.decode(errors="replace").splitlines():
         if len(line) > _LONGEST_LINE:
             continue
-        line = printable(line)
+        line = sanitize_text(line)
         if header := _HEADER.fullmatch(line):
             if len(found) == 2 * _MOST_STACKS:  # the maximum of threads, and of tasks
                 break
@@ -178,7 +178,7 @@ def parse(
     return threads, tasks[:_MOST_STACKS]
 
 
-def place_of(threads: Iterable[ThreadStack]) -> str:
+def find_hang_location(threads: Iterable[ThreadStack]) -> str:
     """The place where the main thread hangs; "" if it waits for events or its calls are unknown."""
     frames = next((each.frames for each in threads if each.main), ())
     if not frames or (frames[0].file, frames[0].function.rpartition(".")[2]) in _IDLE:

@@ -101,7 +101,7 @@ class SupervisedProcess(Receiver):
         """Use this link to the supervisor from now on."""
         self.link = link
 
-    def adopted_by(self, connection: _Connection) -> None:
+    def use_supervisor_connection(self, connection: _Connection) -> None:
         """Make this connection the link to the supervisor."""
         self.forget(connection)
         self._end_adoption()
@@ -128,7 +128,7 @@ class SupervisedProcess(Receiver):
             asyncio.get_running_loop().remove_reader(self._orphan_listener.fileno())
             self._orphan_listener.close()
             self._orphan_listener = None
-            pool_files.forget(self._orphan_path)
+            pool_files.unlink_quietly(self._orphan_path)
         for each in self._orphan_connections:
             each.link.close()
         self._orphan_connections.clear()
@@ -145,7 +145,7 @@ class _Connection(Receiver):
     def received(self, message: wire.Message, fds: list[int]) -> None:
         if not self._adopts:
             self._adopts = True
-            self._process.adopted_by(self)
+            self._process.use_supervisor_connection(self)
         self._process.received(message, fds)
 
     def lost(self) -> None:

@@ -36,7 +36,7 @@ def matching(members: dict[str, Member], field: Field | str, pattern: str, regex
     An empty `pattern` or `regex` matches nothing. The expression is matched in this thread without a time limit. Raises
     PoolParamError for an unknown field or a bad expression.
     """
-    field = checked(field)
+    field = parse_field(field)
     matches = value_test(field, pattern, compiled_search(regex))
     return dict(compress(members.items(), map(matches, values(members, field))))
 
@@ -46,7 +46,7 @@ def value_test(field: Field, pattern: str, search: Callable[[str], object] | Non
 
     The comparison ignores case. `pattern` may spell a bind address differently, and may omit an exposed URL's scheme.
     """
-    wanted = _wanted(field, pattern)
+    wanted = _normalize_pattern(field, pattern)
     without_scheme = field is Field.EXPOSE and "://" not in wanted
 
     def matches(text: str) -> bool:
@@ -58,7 +58,7 @@ def value_test(field: Field, pattern: str, search: Callable[[str], object] | Non
     return matches
 
 
-def checked(field: Field | str) -> Field:
+def parse_field(field: Field | str) -> Field:
     """The field, which may be given by its name. Raises PoolParamError."""
     try:
         return Field(field)
@@ -74,7 +74,7 @@ def values(members: Mapping[str, Member], field: Field) -> Iterable[str]:
     return (member._name if field is Field.NAME else member._expose for member in members.values())
 
 
-def _wanted(field: Field, pattern: str) -> str:
+def _normalize_pattern(field: Field, pattern: str) -> str:
     if not isinstance(pattern, str):
         raise PoolParamError(f"a pattern is a string, and this is {pattern!r}")
     if field is Field.BIND and pattern:

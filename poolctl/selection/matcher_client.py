@@ -54,13 +54,13 @@ class Matcher:
         """Ask which texts match any expression. The Answer is passed to `on_answer` later, unless `close` is called."""
 
         async def ask() -> None:
-            on_answer(await self.answer(expressions, texts))
+            on_answer(await self.find_matches(expressions, texts))
 
         task = asyncio.ensure_future(ask())
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
 
-    async def answer(self, expressions: Sequence[str], texts: Sequence[str]) -> Answer:
+    async def find_matches(self, expressions: Sequence[str], texts: Sequence[str]) -> Answer:
         """Return the indexes of the texts in which any expression is found; if matching fails, return the problem."""
         question = json.dumps([[*expressions], [*texts]]).encode() + b"\n"
 

@@ -88,13 +88,13 @@ class Selector:
         self.bind = list(bind)
         self.expose = list(expose)
         self.tag = list(tag)
-        self.state = [_one_of("state", word) for word in state]
-        self.health = [_one_of("health", word) for word in health]
+        self.state = [_canonical_choice("state", word) for word in state]
+        self.health = [_canonical_choice("health", word) for word in health]
         self.invert = bool(invert)
         self.allow_empty = bool(allow_empty)
         self.matched: dict[str, frozenset[str]] | None = None if compiles else {}
         for field in EXPRESSIONS if compiles else ():
-            searches(field, getattr(self, field))
+            compile_searches(field, getattr(self, field))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Selector:
@@ -129,7 +129,7 @@ class Selector:
         return f"<Selector {' '.join(parts) or 'all'}>"
 
 
-def selection_needed(verb: str, count: int | None) -> SelectorError:
+def missing_selection_error(verb: str, count: int | None) -> SelectorError:
     """The error for a command that got no selection and must not default to all servers.
 
     `count` is the number of servers in the pool, or None if it is unknown.
@@ -219,7 +219,7 @@ def _tests(selector: Selector) -> list[Test]:
 def _expression_test(selector: Selector, field: str) -> Test:
     if selector.matched is not None:
         return _is_one_of(field, selector.matched.get(field, frozenset()))
-    found = searches(field, getattr(selector, field))
+    found = compile_searches(field, getattr(selector, field))
     return lambda item: any(search(getattr(item, field) or "") for search in found)
 
 
@@ -227,7 +227,7 @@ def _is_one_of(field: str, words: AbstractSet[str]) -> Test:
     return lambda item: getattr(item, field) in words
 
 
-def searches(option: str, patterns: Sequence[str]) -> list[Callable[[str], object]]:
+def compile_searches(option: str, patterns: Sequence[str]) -> list[Callable[[str], object]]:
     """Return one function for each regular expression in `patterns`. The function searches a text for the expression.
 
     Raises SelectorError, which names `option`, for an invalid expression.
@@ -242,7 +242,7 @@ def searches(option: str, patterns: Sequence[str]) -> list[Callable[[str], objec
         raise SelectorError(f"{option}: {bad}", hint=bad.hint) from None
 
 
-def _one_of(field: str, word: str) -> str:
+def _canonical_choice(field: str, word: str) -> str:
     from poolctl.states import State, Status
 
     allowed = [str(member.value) for member in (State if field == "state" else Status)]

@@ -23,9 +23,11 @@ def main() -> None:
     """Run the supervisor until its pool is stopped, or run the requested test of an upgrade; then exit."""
     disable_pydantic_plugins()
     if sys.argv[1] in (CHECK, TRY):
-        from .takeover_trial import check, try_takeover_by
+        from .takeover_trial import print_takeover_check, try_takeover_by
 
-        sys.exit(check(sys.argv[2:]) if sys.argv[1] == CHECK else try_takeover_by(*sys.argv[2:]))
+        sys.exit(
+            print_takeover_check(sys.argv[2:]) if sys.argv[1] == CHECK else try_takeover_by(*sys.argv[2:])
+        )
     # Imports create no garbage, and collection would take a tenth of their time.
     gc.disable()
     directory, *files = (argument for argument in sys.argv[1:] if argument not in (CALM, READS))

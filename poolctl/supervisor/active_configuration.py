@@ -89,7 +89,7 @@ def _digests(reading: Reading) -> dict[str, str]:
     return {path: mark.digest for path, mark in reading.marks.items()}
 
 
-async def _answer(process: ChildProcess) -> Any:
+async def _receive_answer(process: ChildProcess) -> Any:
     """Wait for the answer to the last request; returns it. Raises ChildEnded, or ReaderFailed if it is unusable."""
     line = await process.read_line(_LONGEST_LINE)
     match = _LINE.fullmatch(line)
@@ -250,7 +250,7 @@ class ConfigurationReader:
         async def exchange(process: ChildProcess) -> Any:
             async with asyncio.timeout(seconds):
                 await process.send(encode_request(request))
-                answer = _answer(process)
+                answer = _receive_answer(process)
                 if stalled_seconds is not None:
                     answer = _wait_unless_stalled(answer, process.pid, stalled_seconds)
                 return await answer
@@ -388,7 +388,7 @@ class ActiveConfiguration:
             resolved = await self.read(keep=saved.added_servers, first=True, stopped=not saved.servers)
             # Servers of a pool whose keeper and supervisor were killed together may be running.
             self.problems = resolved.problems or ([] if saved.servers else resolved.unreadable)
-            self.accept(resolved)
+            self.activate(resolved)
             if self.problems:
                 return resolved.servers
             return await self._with_live_changes(resolved.servers, saved)
@@ -493,8 +493,8 @@ class ActiveConfiguration:
         resolved = []
         for server in servers:
             if server.address.auto:
-                before = ledger.forget_taken(server.name, server.address) if stopped else None
-                port = ledger.port(server.name, server.address, avoid=taken, vacated=vacated)
+                before = ledger.forget_port_in_use(server.name, server.address) if stopped else None
+                port = ledger.assign_port(server.name, server.address, avoid=taken, vacated=vacated)
                 if before is not None:
                     self.moved_ports[server.name] = before, port
                 taken.add(port)
@@ -505,7 +505,7 @@ class ActiveConfiguration:
     def _port_ledger(self, port_range: tuple[int, int]) -> PortLedger:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
 
-    def accept(self, resolved: ResolvedConfig, environment: Mapping[str, str] | None = None) -> None:
+    def activate(self, resolved: ResolvedConfig, environment: Mapping[str, str] | None = None) -> None:
         """Activate this configuration. `environment` is the one that was given to `read`, if any."""
         self.name = resolved.name
         self._surroundings, self._port_range = resolved.surroundings, resolved.port_range
@@ -574,7 +574,7 @@ class ActiveConfiguration:
 
     def _with_port(self, server: ServerConfig, taken: Collection[int]) -> ServerConfig:
         ledger = self._port_ledger(self._port_range)
-        port = ledger.port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
+        port = ledger.assign_port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
         return server.at(server.address.with_port(port))
 
     def note_self_binding(self, entry: Entry) -> None:
@@ -599,7 +599,7 @@ class ActiveConfiguration:
             write_object(self._warned, {"files": state, "names": sorted(found | before)})
         return before
 
-    def unsaved(self, core: Core) -> StoredConfiguration | None:
+    def take_unsaved(self, core: Core) -> StoredConfiguration | None:
         """The active configuration, for a successor; None if it has not changed since the last call."""
         if self._saved_revision == core.servers.revision:
             return None
@@ -677,7 +677,7 @@ def _digest(server: ServerConfig) -> str:
     return sha256(json.dumps(server.command).encode()).hexdigest()
 
 
-class PoolEnvironment(NamedTuple):
+class SupervisorContext(NamedTuple):
     """The pool's configuration, its connection to the keeper (the parent process), and its directories."""
 
     configuration: ActiveConfiguration

@@ -14,10 +14,10 @@ from poolctl.control.answers import Result
 from poolctl.core.core import Core
 from poolctl.feature import Feature, LastingProcess, features
 from poolctl.keeper import pool_files
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.metrics import GiveSamples
 
-from .active_configuration import PoolEnvironment
+from .active_configuration import SupervisorContext
 from .statistics import Totals
 from .takeover.state_store import StateStore
 from .verbs.verb import Call, Verb
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from poolctl.routing.route_health import RouteHealth
 
 
-class PartSite(NamedTuple):
+class PartContext(NamedTuple):
     """The objects that the supervisor passes to the constructor of each FeaturePart."""
 
-    environment: PoolEnvironment
+    environment: SupervisorContext
     core: Core
-    events: Events
+    events: EventQueue
     samples: GiveSamples
     totals: Totals
     store: StateStore
@@ -44,7 +44,7 @@ class PartSite(NamedTuple):
 class FeaturePart:
     """The part of a feature that runs in the supervisor. It is created when a key, a table or a verb first needs it."""
 
-    def __init__(self, site: PartSite) -> None:
+    def __init__(self, site: PartContext) -> None:
         self.site = site
 
     @property
@@ -61,7 +61,7 @@ class FeaturePart:
     async def wait_for_opening(self) -> None:
         """Wait until each address of the part is open or has failed to open; `problems` has the reasons of failures."""
 
-    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+    async def wait_for_effect(self, verb: str, call: Call, result: Result) -> Result:
         """Return the command's `result` once the feature has applied the command's changes; may add warnings to it.
 
         Unless a subclass overrides this method, it waits only for the verb `start`: until each address of the feature
@@ -121,7 +121,7 @@ class FeatureParts:
     Features that the configuration does not use are not imported at a start.
     """
 
-    def __init__(self, environment: PoolEnvironment, events: Events) -> None:
+    def __init__(self, environment: SupervisorContext, events: EventQueue) -> None:
         self._environment = environment
         self._events = events
         self._parts: dict[str, FeaturePart] = {}
@@ -132,16 +132,18 @@ class FeatureParts:
 
     def begin(self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore) -> None:
         """Create the FeaturePart of each feature that adds keys to [[server]]; others are created when first needed."""
-        self._site = PartSite(self._environment, core, self._events, samples, totals, store, self, self.over)
+        self._site = PartContext(
+            self._environment, core, self._events, samples, totals, store, self, self.over
+        )
         for feature in _features():
             if feature.sections:
-                self._part(feature)
+                self._get_or_create_part(feature)
 
     async def adopt_survivors(self) -> None:
         """Pass the features' processes that have outlived their keeper to the new keeper."""
         for feature in _features():
             if feature.process is not None and await self._is_there(feature.process):
-                await self._part(feature).adopt_survivors()
+                await self._get_or_create_part(feature).adopt_survivors()
 
     async def _is_there(self, process: LastingProcess) -> bool:
         if pool_files.find_listeners(self._environment.directory, process.socket):
@@ -155,7 +157,7 @@ class FeatureParts:
         """Apply the configuration's tables to all parts, after creating the parts that the tables need."""
         named = tables.by_name().keys()
         parts = [
-            self._part(feature)
+            self._get_or_create_part(feature)
             for feature in _features()
             if feature.package in self._parts or named & {*feature.tables, *feature.needed_with}
         ]
@@ -185,7 +187,7 @@ class FeatureParts:
         serves clients even without servers.
         """
         for part in self:
-            result = await part.conclude(verb, call, result)
+            result = await part.wait_for_effect(verb, call, result)
         return replace(result, without_servers=self.any_serves_without_servers or None)
 
     @property
@@ -200,14 +202,14 @@ class FeatureParts:
             found |= await part.route_healths()
         return found
 
-    def _part(self, feature: Feature) -> FeaturePart:
+    def _get_or_create_part(self, feature: Feature) -> FeaturePart:
         part = self._parts.get(feature.package)
         if part is None:
             part = self._parts[feature.package] = feature.load(feature.supervisor)(self._site)
         return part
 
     async def _answer(self, feature: Feature, verb: str, call: Call) -> Result:
-        return await self._part(feature).verbs[verb](call)
+        return await self._get_or_create_part(feature).verbs[verb](call)
 
 
 def modules() -> list[str]:

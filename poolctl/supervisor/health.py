@@ -20,14 +20,14 @@ from heapq import heappop, heappush
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from poolctl.clock import Clock, aligned
+from poolctl.clock import Clock, next_aligned_time
 from poolctl.core.core import Core
 from poolctl.core.decide import Phase
 from poolctl.core.perform import last_lines
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import Table, to_json
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.platform import memory_bytes
 from poolctl.runners.runner_protocol import Heartbeats
 from poolctl.runners.stack_report import WorkerStacks
@@ -53,13 +53,13 @@ _PAUSED_SECONDS = 1.0
 _NS = 1_000_000_000
 
 
-def watch_health(core: Core, events: Events) -> None:
+def watch_health(core: Core, events: EventQueue) -> None:
     """From now on, check the core's workers and recover them; continue the recoveries of the previous supervisor."""
     recovery = WorkerRecovery(core, events)
     recovery.resume(core.entries.values())
     checks = [MemoryLimit(core.clock, recovery).entry_changed]
     if (heartbeats := core.runner.capabilities.heartbeats) is not None:
-        checks.append(Heartbeat(heartbeats, core, events, recovery).entry_changed)
+        checks.append(HeartbeatMonitor(heartbeats, core, events, recovery).entry_changed)
     core.observers |= set(checks)
     for entry in core.entries.values():
         for look in checks:
@@ -128,7 +128,7 @@ def decide(policy: Recovery, situation: Situation) -> Decision:
         return Decision(Step(situation.strategy), everyone)
     if situation.under_way:
         return Decision(Step.WAIT)
-    pauses = [_pause(policy, situation, history) for history in situation.histories]
+    pauses = [_recovery_delay_seconds(policy, situation, history) for history in situation.histories]
     willing = [place for place in everyone if pauses[place] == 0]
     again = min((pause for pause in pauses if 0 < pause < math.inf), default=0.0)
     if not willing:
@@ -149,7 +149,7 @@ def _is_spent(policy: Recovery, situation: Situation, history: Sequence[float]) 
     return len(within(history, policy.window, situation.now)) >= policy.limit
 
 
-def _pause(policy: Recovery, situation: Situation, history: Sequence[float]) -> float:
+def _recovery_delay_seconds(policy: Recovery, situation: Situation, history: Sequence[float]) -> float:
     """Return the seconds until a worker with this `history` may be recovered: 0 means at once, and infinity never."""
     recent = within(history, policy.window, situation.now)
     if len(recent) >= policy.limit:
@@ -192,17 +192,19 @@ class RecoveryState:
 class WorkerRecovery:
     """Recovers workers whose liveness probe fails, and workers that are reported to `notice`."""
 
-    def __init__(self, core: Core, events: Events, chance: Random | None = None) -> None:
+    def __init__(self, core: Core, events: EventQueue, chance: Random | None = None) -> None:
         self._core = core
         self._events = events
         self._chance = chance or Random()
         self._states: dict[str, RecoveryState] = {}
         self._reading: dict[int, asyncio.Task[list[str]]] = {}  # reading last lines, by the report's id
         self._taking: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # reading stacks, by the worker's id
-        core.health.unhealthy.add(lambda entry, worker, reason: self.notice(entry, worker, LIVENESS, reason))
+        core.health.unhealthy.add(
+            lambda entry, worker, reason: self.report_worker_problem(entry, worker, LIVENESS, reason)
+        )
         core.observers.add(self.entry_changed)
 
-    def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
+    def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         """Recover a worker that has a problem, as its server's policy says. `kind` and `seen`: see WorkerProblem.
 
         The worker's stacks are read first, if possible. A further problem of the same worker is ignored.
@@ -215,10 +217,10 @@ class WorkerRecovery:
                 taking = self._taking[id(worker)] = asyncio.ensure_future(
                     self._core.stacks.take(entry, worker)
                 )
-                taking.add_done_callback(partial(self._stacks_taken, entry, worker))
+                taking.add_done_callback(partial(self._on_stacks_read, entry, worker))
         self.entry_changed(entry)
 
-    def _stacks_taken(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
+    def _on_stacks_read(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
         """Begin the recovery of the worker, now that its stacks have been read."""
         del self._taking[id(worker)]
         problems = self._states[entry.name].problems if entry.name in self._states else {}
@@ -235,7 +237,7 @@ class WorkerRecovery:
                 if worker is None or worker.placement is None or worker.placement.pid != pid:
                     continue
                 self._core.mark_stuck(entry, worker, entry.observed.recovering["stuck"])
-                self._core.health.entry_changed(entry)
+                self._core.health.update_probes(entry)
                 if entry.observed.recovering["step"] == Step.RESTART and worker.phase is Phase.READY:
                     self._core.drain_and_replace(entry, worker)
 
@@ -245,10 +247,10 @@ class WorkerRecovery:
         if state is None and not entry.observed.recovering:
             return
         if entry.observed.recovering:
-            self._conclude(entry)
+            self._conclude_if_over(entry)
         if state is not None:
             self._prune(entry, state)
-            self._decide_recovery(entry, state)
+            self._decide_and_recover(entry, state)
 
     def _prune(self, entry: Entry, state: RecoveryState) -> None:
         """Forget workers that have exited or recovered."""
@@ -258,7 +260,7 @@ class WorkerRecovery:
             _cancel(state)
             del self._states[entry.name]
 
-    def _decide_recovery(self, entry: Entry, state: RecoveryState) -> None:
+    def _decide_and_recover(self, entry: Entry, state: RecoveryState) -> None:
         current = [
             each
             for each in state.problems.values()
@@ -296,7 +298,7 @@ class WorkerRecovery:
         news = [each for each in problems if each.worker.id not in state.notified]
         if news:
             state.notified |= {each.worker.id for each in news}
-            report = self._report(entry, step, news)
+            report = self._build_report(entry, step, news)
             self._record(entry, report, "notified" if step is Step.NOTIFY else "given up")
 
     def _begin(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> None:
@@ -307,7 +309,7 @@ class WorkerRecovery:
             else entry.observed.recoveries
         )
         counts = acts and any(each.kind != MEMORY for each in problems)
-        self._core.note_recovery_begun(entry, self._report(entry, step, problems), times, counts=counts)
+        self._core.note_recovery_begun(entry, self._build_report(entry, step, problems), times, counts=counts)
         with caused_by("recovery: " + "; ".join(each.seen for each in problems)):
             self._act(entry, step, problems)
 
@@ -322,9 +324,9 @@ class WorkerRecovery:
             for dependent in core.servers.closure([entry], core.servers.dependents):
                 if dependent is not entry:
                     core.stop(dependent)
-            core.override(entry, replace(entry.desired.overrides, disabled=True))
+            core.replace_overrides(entry, replace(entry.desired.overrides, disabled=True))
 
-    def _report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
+    def _build_report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
         """Describe a recovery that is beginning, as JSON for its event. The workers' last log lines are added later."""
         workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
@@ -354,7 +356,7 @@ class WorkerRecovery:
         report["lines"] = [] if reading.cancelled() else reading.result()
         self._core.touch(entry)  # the recoveries are part of the entry's record
 
-    def _conclude(self, entry: Entry) -> None:
+    def _conclude_if_over(self, entry: Entry) -> None:
         found = _outcome(entry)
         if found is not None:
             report = entry.observed.recovering
@@ -445,7 +447,7 @@ class MemoryLimit:
             self._due[name] = (now + (NEAR_SECONDS if near else INTERVAL_SECONDS), entry, worker)
             if limit is not None and size is not None and size > limit and _is_measurable(entry, worker):
                 seen = f"worker {name} (pid {pid}) uses {format_size(size)}, and limits.memory is {format_size(limit)}"
-                self._recovery.notice(entry, worker, MEMORY, seen)
+                self._recovery.report_worker_problem(entry, worker, MEMORY, seen)
 
     def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
         """The memory of each process in bytes; None for a process that has exited. Blocks."""
@@ -545,14 +547,14 @@ class HeartbeatState:
         self.is_idle = False  # whether the last check found it idle
 
 
-class Heartbeat:
+class HeartbeatMonitor:
     """Sends heartbeats to ready workers of each server passed to `entry_changed`; reports hung ones to `recovery`."""
 
     def __init__(
         self,
         beats: Heartbeats,
         core: Core,
-        events: Events,
+        events: EventQueue,
         recovery: WorkerRecovery,
         chance: Random | None = None,
     ) -> None:
@@ -606,7 +608,7 @@ class Heartbeat:
         again = []
         while self._due and self._due[0][0] <= now + TOGETHER_SECONDS:
             state = heappop(self._due)[2]
-            when = self._ask(state, now)
+            when = self._exchange_heartbeat(state, now)
             if when is not None:
                 again.append((state, when))
         # Added after the loop, so that the common timer is set only once.
@@ -615,7 +617,7 @@ class Heartbeat:
             heappush(self._due, (when, self._number, state))
         self._set_timer()
 
-    def _ask(self, state: HeartbeatState, now: float) -> float | None:
+    def _exchange_heartbeat(self, state: HeartbeatState, now: float) -> float | None:
         """Send a heartbeat to a worker, or check its answer; returns the time of the next call, None if none is due."""
         entry, worker = state.entry, state.worker
         policy = entry.config.recovery
@@ -630,12 +632,12 @@ class Heartbeat:
         if state.asked_at is not None and self._beats.last_beat_ns(placement) >= int(state.asked_at * _NS):
             state.asked_at = None
             if worker.stuck:
-                self._report_back(entry, worker)
+                self._handle_heartbeat_return(entry, worker)
         interval = policy.heartbeat
         if state.asked_at is None:
             if self._beats.idle_since_answer(placement):
                 state.is_idle = True
-                return aligned(now, interval)
+                return next_aligned_time(now, interval)
             if state.is_idle:
                 # Not at the common time of idle workers, so that a thousand that became busy are not asked together.
                 interval *= self._chance.random()
@@ -647,20 +649,20 @@ class Heartbeat:
             state.asked_at = now
         due = max(state.asked_at, self._awake_since) + policy.stuck_after
         if now >= due and not worker.stuck:
-            self._report_lost(entry, worker, policy.stuck_after)
+            self._handle_lost_heartbeat(entry, worker, policy.stuck_after)
         return now + interval if worker.stuck else min(now + interval, due)
 
-    def _report_lost(self, entry: Entry, worker: Worker, seconds: float) -> None:
+    def _handle_lost_heartbeat(self, entry: Entry, worker: Worker, seconds: float) -> None:
         self._core.mark_stuck(entry, worker, True)
         seen = (
             f"the event loop of worker {_worker_name(worker)} has been stuck for {format_duration(seconds)}"
         )
         self._record(entry, worker, "heartbeat lost", seen, severity="error")
         # Recorded before the recovery, because a worker that is being stopped no longer counts for its server's health.
-        self._core.health.entry_changed(entry)
-        self._recovery.notice(entry, worker, HEARTBEAT, seen)
+        self._core.health.update_probes(entry)
+        self._recovery.report_worker_problem(entry, worker, HEARTBEAT, seen)
 
-    def _report_back(self, entry: Entry, worker: Worker) -> None:
+    def _handle_heartbeat_return(self, entry: Entry, worker: Worker) -> None:
         self._core.mark_stuck(entry, worker, False)
         self._record(
             entry, worker, "heartbeat back", f"worker {_worker_name(worker)} answers its heartbeat again"

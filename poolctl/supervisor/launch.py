@@ -75,7 +75,7 @@ def _lock_pool_directory(env: Mapping[str, str], key: str) -> tuple[str, int]:
     """Lock the pool's directory (waits); returns its path and the lock's descriptor. Raises ControlError."""
     while True:
         pool_directory = pool_paths.make_pool_dir(env, key)
-        pool_paths.control_socket(pool_directory)
+        pool_paths.control_socket_path(pool_directory)
         try:
             return pool_directory, pool_files.lock(pool_directory)
         except FileNotFoundError:
@@ -205,7 +205,7 @@ def remove_stale_files(pool_directory: str) -> None:
     Has no effect if the pool runs; waits while it is starting. Never raises.
     """
     if os.path.lexists(f"{pool_directory}/{pool_paths.SOCKET_NAME}"):
-        _unless_it_runs(pool_directory, _remove)
+        _unless_it_runs(pool_directory, _remove_control_files)
 
 
 def forget_running(pool_directory: str, names: Collection[str] | None = None) -> None:
@@ -239,7 +239,7 @@ def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
             os.close(lock)
 
 
-def _remove(pool_directory: str) -> None:
+def _remove_control_files(pool_directory: str) -> None:
     root, key = os.path.split(pool_directory)
     names = [
         entry.path for entry in os.scandir(root) if entry.is_symlink() and os.readlink(entry.path) == key
@@ -247,4 +247,4 @@ def _remove(pool_directory: str) -> None:
     for path in (f"{pool_directory}/{pool_paths.SOCKET_NAME}", f"{pool_directory}/info.json", *names):
         if os.path.lexists(path):
             os.unlink(path)
-    pool_files.sweep(pool_directory)
+    pool_files.remove_stale_sockets(pool_directory)

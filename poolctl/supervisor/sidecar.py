@@ -17,7 +17,7 @@ from poolctl.bootstrap import command
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.keeper import wire
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.runners.process_link import Link, LinkLost, ProcessWatchdog, Receiver, identity, kill, spawn
 from poolctl.units import format_duration
 
@@ -74,7 +74,7 @@ class SidecarProcess(Receiver):
         reply, fds = await keeper.call({"op": "get", "name": entry})
         return cls(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"])) if fds else None
 
-    def keep(self, keeper: Link, entry: str) -> None:
+    def save_to_keeper(self, keeper: Link, entry: str) -> None:
         """Put the connection to the process into the keeper's store as `entry`, for the next supervisor."""
         meta = {**self.known, "mark": self.mark}
         keeper.send({"op": "put", "name": entry, "meta": meta}, [self.link.sock.fileno()])
@@ -124,9 +124,9 @@ class SidecarProcess(Receiver):
             self._watched = None
 
     def lost(self) -> None:
-        asyncio.get_running_loop().call_soon(self._ended)
+        asyncio.get_running_loop().call_soon(self._mark_exited)
 
-    def _ended(self) -> None:
+    def _mark_exited(self) -> None:
         self._stop_watching()
         self.up.set()
         if not self.exited.done():
@@ -145,7 +145,7 @@ class SidecarManager:
     first_pause_seconds: ClassVar[float] = _FIRST_PAUSE_SECONDS
     calm_seconds: ClassVar[float] = 60.0  # after a longer life the process is restarted after the first pause
 
-    def __init__(self, keeper: Link, events: Events) -> None:
+    def __init__(self, keeper: Link, events: EventQueue) -> None:
         self.problem = ""
         self.failures: tuple[ServerError, ...] = ()  # why part of the configuration is not in force
         self.restarts = 0  # the number of exits of its process that were not ordered
@@ -218,10 +218,10 @@ class SidecarManager:
                 logger.exception("%s could not be started", self.label)
                 self._failed(ServerError(repr(error)))
             self._attempted_times = times
-            self._note_attempt()
+            self._release_opening_waiters()
         self._notify_changed()
 
-    def _note_attempt(self) -> None:
+    def _release_opening_waiters(self) -> None:
         """Let `wait_for_opening` return, if this attempt to open addresses was made for the newest configuration."""
         if self._reconciling_times == self._configured_times:
             self._tried.set()
@@ -255,17 +255,17 @@ class SidecarManager:
                 max(self._pause_seconds * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS
             )
 
-    def _use(self, process: SidecarProcess) -> None:
+    def _store_and_watch(self, process: SidecarProcess) -> None:
         """Use `process` from now on, and let the keeper hold its connection, so that the next supervisor finds it."""
-        process.keep(self._keeper, self.entry)
+        process.save_to_keeper(self._keeper, self.entry)
         self._watch(process)
 
     def _watch(self, process: SidecarProcess) -> None:
         """Manage `process` from now on, and handle its exit. The keeper already holds the connection to the process."""
         self._process = process
-        process.exited.add_done_callback(lambda _: self._ended(process))
+        process.exited.add_done_callback(lambda _: self._handle_process_exit(process))
 
-    def _ended(self, process: SidecarProcess) -> None:
+    def _handle_process_exit(self, process: SidecarProcess) -> None:
         if self._process is not process:
             return
         self._process = None

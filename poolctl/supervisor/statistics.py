@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from poolctl.control.server_answers import (
-    Measured,
-    Monitored,
+    MeasuredServer,
+    MonitoredServer,
     MonitorResult,
-    Observed,
-    Stats,
+    ServerAvailability,
+    ServerStats,
     StatsHistory,
     StatsResult,
     WorkerStats,
@@ -25,7 +25,7 @@ from poolctl.core.core import Core
 from poolctl.core.server_entry import Availability, Entry, Worker
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import fd_store
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import (
     BOUNDS_SECONDS,
@@ -35,7 +35,7 @@ from poolctl.monitor.metrics import (
     TakeSample,
     Usage,
     loop_lag_seconds,
-    snapshot,
+    measure_server,
 )
 from poolctl.states import Status
 from poolctl.worker import tally
@@ -65,7 +65,7 @@ class Totals:
     They are saved for the next supervisor after each change.
     """
 
-    def __init__(self, core: Core, events: Events, store: StateStore) -> None:
+    def __init__(self, core: Core, events: EventQueue, store: StateStore) -> None:
         self._core = core
         self._counters = counters = core.runner.capabilities.counters
         self._store = store
@@ -221,7 +221,7 @@ class Statistics:
         snapshots = await self.measure(entries)
         return StatsResult(
             items=tuple(
-                Measured(**vars(item), stats=self.figures(seen, with_errors=with_errors))
+                MeasuredServer(**vars(item), stats=self.figures(seen, with_errors=with_errors))
                 for item, seen in zip(items(self._core, entries), snapshots, strict=True)
             )
         )
@@ -234,14 +234,14 @@ class Statistics:
         entries = selected(self._core, call.selector)
         return MonitorResult(
             items=tuple(
-                Monitored(**vars(item), monitor=self._observed(entry))
+                MonitoredServer(**vars(item), monitor=self._monitor_report(entry))
                 for item, entry in zip(items(self._core, entries), entries, strict=True)
             )
         )
 
-    def _observed(self, entry: Entry) -> Observed:
+    def _monitor_report(self, entry: Entry) -> ServerAvailability:
         known = self.totals.availability(entry)
-        return Observed(
+        return ServerAvailability(
             status=known.status,
             latency_seconds=self._core.health.latency_seconds(entry),
             uptime_seconds=known.uptime,
@@ -269,9 +269,9 @@ class Statistics:
     def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
         """Return the server's current statistics. Without `memory`, its memory usage may be some seconds old."""
         ended, now = self.totals.counts_of_ended_workers(entry), self._core.clock.monotonic()
-        return snapshot(entry, ended, self._counters, self._usage, now, memory=memory)
+        return measure_server(entry, ended, self._counters, self._usage, now, memory=memory)
 
-    def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> Stats:
+    def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> ServerStats:
         """The statistics that the verb `stats` reports, from this snapshot; error rates only if `with_errors`."""
         entry = seen.entry
         history = self._histories.setdefault(entry.name, History())
@@ -281,7 +281,7 @@ class Statistics:
         seconds = self._core.clock.monotonic() - at
         total = seen.total
         counted = seen.counted
-        stats = Stats(
+        stats = ServerStats(
             requests_total=total[tally.STARTED],
             requests_per_second=round(request_rate(before, total, seconds), 3) if watched else 0.0,
             responses_total={f"{digit}xx": total[tally.STATUS + digit] for digit in range(1, 6)},

@@ -23,33 +23,33 @@ from poolctl.config import EventsTable, MetricsTable, ServerConfig, Tables, long
 from poolctl.control.answers import PingResult, ProgressLine, Result, SupervisorIdentity
 from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
-from poolctl.control.pool_paths import SOCKET_NAME, make_private, state_dir
+from poolctl.control.pool_paths import SOCKET_NAME, ensure_private_directory, state_dir
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
-from poolctl.core.core import Core, CoreEvents
-from poolctl.core.decide import Phase, Trace
+from poolctl.core.core import Core, RunnerEventForwarder
+from poolctl.core.decide import DecisionTrace, Phase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.exit_codes import FAILED
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.platform import release_freed_memory, replace_file
 from poolctl.runners.process_link import KeeperLink, LinkLost, Receiver
-from poolctl.runners.runner_protocol import Adopted, AdoptedWorker, Exit
-from poolctl.runners.runner_registry import RunnerSite, has_orphans, make_runner
+from poolctl.runners.runner_protocol import AdoptedWorker, AdoptionResult, Exit
+from poolctl.runners.runner_registry import RunnerContext, has_orphans, make_runner
 from poolctl.selection.matcher_client import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.states import Status
 from poolctl.units import format_duration
 
 from . import feature_parts
-from .active_configuration import ActiveConfiguration, ConfigurationReader, PoolEnvironment
+from .active_configuration import ActiveConfiguration, ConfigurationReader, SupervisorContext
 from .feature_parts import FeatureParts
 from .health import watch_health
 from .launch import listen
-from .observers.event_recorder import EventRecorder, LostOutput
+from .observers.event_recorder import EventRecorder, LostOutputReporter
 from .observers.metrics_server import HealthReporter, MetricsAddress, PoolMetrics
 from .statistics import Statistics, Totals
 from .systemd import SystemdNotifier
@@ -84,7 +84,7 @@ _SELDOM_SECONDS = 60.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Supervisor(Receiver, CoreEvents, Daemon):
+class Supervisor(Receiver, RunnerEventForwarder, Daemon):
     """Runs one pool: the core that controls its servers, the commands, the health checks and the observers.
 
     A `calm` supervisor, started after repeated crashes, only adopts the running workers and serves commands. `reader`
@@ -119,9 +119,9 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         keeper = self._keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self)
         hello = await self._hello
         self._keeper_pid = self._runtime_files.keeper_pid = int(hello["pid"])
-        KeeperEndWatch(self._keeper_pid, self._replace_keeper)
+        KeeperEndWatch(self._keeper_pid, self._replace_keeper_and_exit)
         with contextlib.suppress(OSError):
-            make_private(self.directory)
+            ensure_private_directory(self.directory)
         self._make_parts(hello)
         _, fds = await keeper.call({"op": "get", "name": fd_store.CONTROL})
         await self._begin(socket.socket(fileno=fds[0]))
@@ -132,12 +132,12 @@ class Supervisor(Receiver, CoreEvents, Daemon):
             self._terminate()
         # From now on this process knows everything that a replacement of the keeper needs.
         with contextlib.suppress(LinkLost):
-            await keeper.complete()
+            await keeper.fetch_missing_entries()
             keeper.send({"op": "adopted"})
         asyncio.get_running_loop().call_later(_FREED_SECONDS, release_freed_memory)
         await self._over.wait()
         if self._replacement is not None:
-            await self._replace(*self._replacement)
+            await self._upgrade_keeper_and_exit(*self._replacement)
         await self._end()
         # Awaited, because a keeper that has not received the message would start another supervisor.
         with contextlib.suppress(LinkLost, TimeoutError):
@@ -151,7 +151,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         os.makedirs(logs, mode=0o700, exist_ok=True)
         soft, hard = hello["open_files"]
         environments: dict[str, Mapping[str, str]] = {}
-        site = RunnerSite(
+        site = RunnerContext(
             keeper=self._keeper,
             keeper_pid=self._keeper_pid,
             open_files=(soft, hard),
@@ -168,10 +168,10 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         self._configuration = ActiveConfiguration(
             self.files, state_directory, self._store, environments, reader
         )
-        self._environment = PoolEnvironment(
+        self._environment = SupervisorContext(
             self._configuration, self._keeper, self.directory, state_directory
         )
-        self.events = Events(self._clock)
+        self.events = EventQueue(self._clock)
         self._parts = FeatureParts(self._environment, self.events)
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
 
@@ -185,25 +185,25 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         servers = await self._configuration.take_over()
         is_first = servers is None
         if servers is None:
-            self._control.listen(listener)
+            self._control.replace_listener(listener)
             servers = await self._configuration.read_first_servers()
         await self._make_core(servers)
         await self._adopt(servers)
         if not self._calm:
             watch_health(self.core, self.events)
-        self.core.observers.add(self._changed)
+        self.core.observers.add(self._on_entry_changed)
         for entry in self.core.entries.values():
             # Adopted workers may differ from the record, and the core may already have reported that.
-            self._changed(entry)
-        await self._prepare_answers()
+            self._on_entry_changed(entry)
+        await self._register_verbs_and_metrics()
         if not is_first:
-            self._control.listen(listener)
+            self._control.replace_listener(listener)
         self._begun.set()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
         self._restoring = asyncio.ensure_future(self._restore_runtime_files())
-        self._importing = asyncio.ensure_future(self._import_rest())
+        self._importing = asyncio.ensure_future(self._run_deferred_startup())
         if self._calm:
-            self._serve_commands_only()
+            self._schedule_calm_exit()
             return
         self.core.observers.add(self._end_if_mandatory_failed)
         if not self._configuration.problems:
@@ -211,9 +211,9 @@ class Supervisor(Receiver, CoreEvents, Daemon):
 
     async def _make_core(self, servers: list[ServerConfig]) -> None:
         self._configuration.subscribe(self._set_journal)
-        trace = Trace.configured(os.environ)
+        trace = DecisionTrace.configured(os.environ)
         self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
-        self._lost = LostOutput(self.core, self.events)
+        self._lost = LostOutputReporter(self.core, self.events)
         self._totals = Totals(self.core, self.events, self._store)
         await self._totals.resume()
         self._statistics = Statistics(self.core, self._totals)
@@ -224,7 +224,9 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         searched = None if self._configuration.problems else {each.name: each for each in servers}
         if searched is not None:
             await self._parts.adopt_survivors()
-        adopted = await adopt(self.core, self._store, self._configuration.placed, searched)
+        adopted = await restore_and_adopt_workers(
+            self.core, self._store, self._configuration.placed, searched
+        )
         if adopted:
             logger.info("adopted %d workers", adopted)
         if not self._configuration.problems:
@@ -239,7 +241,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
                 server=name, before=before, after=port, message=message, severity="warning",
             )  # fmt: skip
 
-    async def _import_rest(self) -> None:
+    async def _run_deferred_startup(self) -> None:
         """Import modules that a start does not need, before an upgrade can replace the package's files."""
         await asyncio.sleep(_AFTER_START_SECONDS)
         await self._verbs.build.digest()
@@ -250,14 +252,14 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         path = os.path.join(self._environment.state_directory, JOURNAL)
         self.events.write_to(Journal.configured(tables.get(EventsTable), path))
 
-    async def _prepare_answers(self) -> None:
+    async def _register_verbs_and_metrics(self) -> None:
         self._verbs = Verbs(self.core, self.events, self, self._configuration, self._parts.over)
         self._verbs.add("stats", self._statistics.stats)
         self._verbs.add("monitor", self._statistics.monitor)
         metrics = PoolMetrics(self.core, self._statistics, self.identity, self._parts)
         health = HealthReporter(self.core, self._parts.route_healths)
         self._verbs.add("metrics", metrics.verb)
-        self._verbs.add("health", health.verb)
+        self._verbs.add("health", health.answer_health_verb)
         self._parts.add_to(self._verbs)
         address = self._metrics = MetricsAddress(self._environment, self.events, metrics, health)
         self._configuration.subscribe(lambda tables: address.serve_table(tables.get(MetricsTable)))
@@ -267,7 +269,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
             self._notifier = SystemdNotifier(os.environ, self.core)
             self._perform = self._notifier.wrap(self._verbs.handle)
 
-    def _serve_commands_only(self) -> None:
+    def _schedule_calm_exit(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
         how_long = format_duration(_CALM_SECONDS)
         what = f"the supervisor has died too often: for {how_long} it serves commands only"
@@ -280,7 +282,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
                 return PingResult(**vars(self.identity()), reading=True)
             await self._wait_to_begin(request)
         if self._configuration.problems:
-            ended = Result(ended=True, keeper_pid=self.shut_down())
+            ended = Result(ended=True, keeper_pid=self.schedule_shutdown())
             if request.verb == "stop":
                 return ended
             problems = tuple(self._configuration.problems)
@@ -316,12 +318,12 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         async for listener in self._runtime_files.restore_when_removed():
             if listener is not None:
                 self._keeper.send({"op": "put", "name": fd_store.CONTROL}, [listener.fileno()])
-                self._control.listen(listener)
+                self._control.replace_listener(listener)
             self._store.rewrite_file()
             self._save_timer.save_now()
 
     async def _adopt_late(self) -> None:
-        if await adopt_late_orphans(self.core):
+        if await rescue_late_orphans(self.core):
             self._exit_for_successor()
 
     def _exit_for_successor(self) -> None:
@@ -330,7 +332,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         logging.shutdown()
         os._exit(0)
 
-    def _changed(self, entry: Entry) -> None:
+    def _on_entry_changed(self, entry: Entry) -> None:
         self._configuration.note_self_binding(entry)
         self._store.note_changed()
         self._save_timer.note_change()
@@ -342,7 +344,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         self._save_timer.save_now()
 
     def _save_changes(self) -> None:
-        self._store.save(self.core.entries, self._configuration.unsaved(self.core))
+        self._store.save(self.core.entries, self._configuration.take_unsaved(self.core))
         self._totals.save()
 
     async def _end(self) -> None:
@@ -370,7 +372,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         if not self._terminated:
             self._terminated = True
             if self._notifier is not None:
-                self._notifier.stop()
+                self._notifier.notify_stopping()
             self._stopping = asyncio.ensure_future(self._stop_all())
 
     def _save(self) -> None:
@@ -385,7 +387,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
     def _exit_reported(self, report: wire.Message) -> None:
         """Handle the keeper's report that it has reaped a child."""
         if (takeover := self.runner.capabilities.takeover) is not None:
-            takeover.exit_reported(report)
+            takeover.handle_exit_report(report)
 
     def _end_if_mandatory_failed(self, entry: Entry) -> None:
         """If this server is mandatory and has failed, begin to end the pool; record the status for `poolctl run`."""
@@ -409,14 +411,14 @@ class Supervisor(Receiver, CoreEvents, Daemon):
             self.events.record("pool", "stopping", cause=cause, severity=severity)
             with caused_by(cause):
                 await self._verbs.perform("stop", Call(Selector(), {}, lambda line: None))
-        self.shut_down()
+        self.schedule_shutdown()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
         self._ending = True
         self._replacement = keeper, supervisor
         asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
 
-    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+    async def finalize_result(self, verb: str, call: Call, result: Result) -> Result:
         result = await self._parts.extend(verb, call, result)
         if verb not in CHANGING_VERBS or result.ended:
             return result
@@ -435,11 +437,11 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         metrics = self._metrics
         return [f"[metrics]: {metrics.problem}"] if metrics is not None and metrics.problem else []
 
-    def shut_down(self) -> int:
+    def schedule_shutdown(self) -> int:
         if not self._ending:
             self._ending = True
             if self._notifier is not None:
-                self._notifier.stop()
+                self._notifier.notify_stopping()
             # No further supervisor may be started: it would have nothing to do.
             self._keeper.send({"op": "last"})
             if not self._configuration.problems:
@@ -453,12 +455,12 @@ class Supervisor(Receiver, CoreEvents, Daemon):
 
     def _end_if_unused(self) -> None:
         if self.core.servers.unused and not (self._verbs.used or self._parts.any_serves_without_servers):
-            self.shut_down()
+            self.schedule_shutdown()
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         self._lost.report(name, count, path, reason)
 
-    def figures_refused(self, server: str, worker: str, reason: str) -> None:
+    def record_rejected_counts(self, server: str, worker: str, reason: str) -> None:
         """Record an event: a worker reported impossible counts, so that its last valid counts stay in use."""
         message = f"worker {worker} shows impossible figures, which stay as they were: {reason}"
         if entry := self.core.entries.get(server):
@@ -513,7 +515,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         self._keeper.send({"op": "terminating", "seconds": limit + _SPARE_SECONDS})
         self._begin_to_stop()
 
-    async def _replace(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
+    async def _upgrade_keeper_and_exit(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
         """Have the keeper execute another version of itself, which starts its own supervisor; then end this process."""
         logger.info("another version takes over: %s", supervisor)
         self._save()
@@ -544,16 +546,18 @@ class Supervisor(Receiver, CoreEvents, Daemon):
             logger.error("the keeper is gone; another one is started")
             self.events.record("pool", "keeper lost", message="another one is started")
             self._save()
-        self._replace_keeper()
+        self._replace_keeper_and_exit()
 
-    def _replace_keeper(self, hung_at: FrameType | None = None) -> None:
+    def _replace_keeper_and_exit(self, hung_at: FrameType | None = None) -> None:
         """Pass all sockets and state to a new keeper, then exit. `hung_at`: the frame where the loop hangs, or None."""
         if self._replacing or self._runtime_files.withdrawn:
             return
         self._replacing = True
         if self._keeper.whole:
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
-            replace_keeper(self.directory, command, self._keeper.held(), terminate=self._terminating)
+            replace_keeper(
+                self.directory, command, self._keeper.recorded_entries(), terminate=self._terminating
+            )
         # Logging itself may be the cause of the hang.
         if hung_at is not None:
             stack = "".join(traceback.format_stack(hung_at))
@@ -589,7 +593,7 @@ def _stops_everything(request: Request) -> bool:
     return request.verb == "stop" and isinstance(selector, dict) and not any(selector.values())
 
 
-async def adopt(
+async def restore_and_adopt_workers(
     core: Core,
     store: StateStore,
     placed: Mapping[str, ServerConfig],
@@ -605,11 +609,11 @@ async def adopt(
     orphans = await takeover.rescue_orphans(searched) if takeover is not None and searched is not None else {}
     recorded = await store.restore(core.entries)
     servers = {name: entry.config for name, entry in core.entries.items()}
-    adopted = Adopted() if takeover is None else await takeover.adopt(servers, placed)
+    adopted = AdoptionResult() if takeover is None else await takeover.adopt(servers, placed)
     running = {each.placement.server for each in adopted.workers if not each.leaving}
     unknown = (running | set(orphans)) - recorded
     for name in unknown:
-        core.expect_running(core.entries[name])
+        core.set_desired_running(core.entries[name])
     for each in adopted.workers:
         entry = core.entries[each.placement.server]
         core.adopt_worker(entry, _adopted_worker(each), recorded=entry.name not in unknown)
@@ -623,7 +627,7 @@ async def adopt(
     return len(adopted.workers)
 
 
-async def adopt_late_orphans(core: Core) -> bool:
+async def rescue_late_orphans(core: Core) -> bool:
     """Search for two minutes for orphans (workers whose keeper and supervisor died) that did not answer earlier.
 
     Return True as soon as orphans are found: their sockets are then in the keeper's store, and the caller exits so that
@@ -642,7 +646,7 @@ async def adopt_late_orphans(core: Core) -> bool:
         names = await takeover.rescue_orphans(waiting, late=True)
         for name in names:
             # The server may have failed because these workers had its address.
-            core.expect_running(core.entries[name])
+            core.set_desired_running(core.entries[name])
         if names:
             logger.info("found late: %s", ", ".join(sorted(names)))
             return True
@@ -743,8 +747,8 @@ class RuntimeFiles:
                     self.publish(self._name)
                 continue
             try:
-                make_private(self._directory)
-                listener = self._missing_listener()
+                ensure_private_directory(self._directory)
+                listener = self._listen_if_socket_missing()
                 if self._name:
                     self.publish(self._name)
             except OSError as error:
@@ -778,7 +782,7 @@ class RuntimeFiles:
     def _all_files_exist(self) -> bool:
         return all(os.path.lexists(f"{self._directory}/{name}") for name in (SOCKET_NAME, "info.json"))
 
-    def _missing_listener(self) -> socket.socket | None:
+    def _listen_if_socket_missing(self) -> socket.socket | None:
         lock = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # If another process holds the lock, it is starting a pool here, and the next check will find its socket.
@@ -802,7 +806,7 @@ class RuntimeFiles:
             except OSError:
                 continue
         self._unlink_name()
-        pool_files.sweep(self._directory)
+        pool_files.remove_stale_sockets(self._directory)
 
     def _link_name(self) -> None:
         key = os.path.basename(self._directory)

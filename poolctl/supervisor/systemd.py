@@ -57,7 +57,7 @@ class SystemdNotifier:
             delay = _SOON_SECONDS + _SOON_SECONDS_OF_SERVER * len(self._core.entries)
             self._timer = asyncio.get_running_loop().call_later(delay, self._notify)
 
-    def stop(self) -> None:
+    def notify_stopping(self) -> None:
         """Notify systemd that the pool ends. From then on, only the watchdog is notified."""
         if not self._stopping:
             self._stopping = True
@@ -82,7 +82,7 @@ class SystemdNotifier:
         if self._stopping:
             return
         lines = []
-        wanted, missing = _count_servers(self._core.entries.values())
+        wanted, missing = _wanted_and_missing_servers(self._core.entries.values())
         if not missing and not self._ready and wanted is not None:
             self._ready = True
             lines.append(sd_notify.READY)
@@ -98,7 +98,7 @@ class SystemdNotifier:
         asyncio.get_running_loop().call_later(self._period_seconds, self._ping_watchdog)
 
 
-def _count_servers(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
+def _wanted_and_missing_servers(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
     """Return the number of servers that should run, and those among them that are neither ready nor asleep.
 
     If no server should run, the number depends on the reason: 0 if every server is stopped, removed or disabled,

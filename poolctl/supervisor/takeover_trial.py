@@ -26,7 +26,7 @@ import poolctl
 from poolctl.config import Configuration, ServerConfig, interpreter, load
 from poolctl.control import pool_paths
 from poolctl.control.answers import ErrorEntry, PingResult, Result, UpgradeResult
-from poolctl.control.client import Client, failure_reason, options_of_this_version, wait_for_exit
+from poolctl.control.client import Client, failure_reason, upgrade_options, wait_for_exit
 from poolctl.control.protocol import TRIED
 from poolctl.errors import ControlError, PoolError
 from poolctl.feature import features
@@ -67,7 +67,7 @@ class TrialFailed(Exception):
     """The trial takeover of a small temporary pool has failed."""
 
 
-def check(files: list[str]) -> str | None:
+def print_takeover_check(files: list[str]) -> str | None:
     """Check that this version can run this pool on this host; return an error, or None after printing a TakeoverCheck.
 
     Reads the active configuration from stdin. If it has no errors, imports every module, and tries a takeover of a
@@ -91,7 +91,7 @@ def check(files: list[str]) -> str | None:
         _import_everything()
         try:
             if TRIED not in os.environ:
-                try_takeover(servers, options_of_this_version(), _logs_of(files))
+                try_takeover(servers, upgrade_options(), _logs_of(files))
         except TrialFailed as failed:
             return str(failed)
     print(
@@ -150,7 +150,7 @@ def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> 
             raise TrialFailed(f"the takeover failed: {pool.failure_reason()}")
         if pool.pids() != before:
             raise TrialFailed("the takeover did not keep the workers")
-        pool.kill_helpers(helpers)
+        pool.kill_helpers_clear_logs(helpers)
         pool.order(Result, "restart")
         for feature in features():
             if feature.trial is not None:
@@ -169,7 +169,7 @@ class _SmallPool:
     def __init__(self, place: str, env: Mapping[str, str], names: Iterable[str]) -> None:
         self._sockets = {name: f"{place}/{number}.sock" for number, name in enumerate(names)}
         self._directory = pool_paths.pool_dir(env, pool_paths.pool_key(f"{place}/{_FILE}"))
-        self._client = Client(pool_paths.control_socket(self._directory))
+        self._client = Client(pool_paths.control_socket_path(self._directory))
 
     def ask(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
         try:
@@ -195,7 +195,7 @@ class _SmallPool:
         """Send a request to each application. Raises TrialFailed unless each answers with status 200."""
         for name, path in self._sockets.items():
             try:
-                status = asyncio.run(_status(path))
+                status = asyncio.run(_request_status(path))
             except (OSError, BadMessage) as error:
                 why = str(error) or f"nothing within {_ANSWER_SECONDS:g} s"
                 raise TrialFailed(f"{name}: its worker does not answer: {why}") from error
@@ -211,7 +211,7 @@ class _SmallPool:
                     found.add(pid)
         return found
 
-    def kill_helpers(self, before: set[int]) -> None:
+    def kill_helpers_clear_logs(self, before: set[int]) -> None:
         """Kill all helpers whose pid is in `before`; empty the workers' logs, so that `check_logs` sees new lines."""
         for pid in self.helpers() & before:
             with contextlib.suppress(ProcessLookupError):
@@ -359,7 +359,7 @@ def _write(path: str, text: str, mode: int) -> None:
     os.chmod(path, mode)
 
 
-async def _status(path: str) -> int:
+async def _request_status(path: str) -> int:
     """The status code of the application's answer on this Unix socket. Raises OSError, BadMessage."""
     fields = [("Host", "trial"), ("Connection", "close")]
     async with asyncio.timeout(_ANSWER_SECONDS), exchange(path, "GET", "/", fields) as response:

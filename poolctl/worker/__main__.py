@@ -42,10 +42,10 @@ def main() -> None:
     elif role == "debug":
         try:
             _require_uvicorn()
-            from .foreground import debug
+            from .foreground import serve_for_debugging
         except ImportError as error:
             sys.exit(_explain_import_error(error)[0])
-        debug()
+        serve_for_debugging()
     else:
         from .worker_process import run_after_exec as run_worker
 

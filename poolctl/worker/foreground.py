@@ -13,7 +13,15 @@ from typing import NamedTuple, NoReturn
 
 import uvicorn
 
-from .imports import LoadFailed, end_imports, exit_status, explain, load_app, preload, set_app_environment
+from .imports import (
+    LoadFailed,
+    exit_status,
+    explain,
+    import_worker_libraries,
+    load_app,
+    set_argv_and_path,
+    set_up_after_imports,
+)
 from .process_setup import (
     SPEC_FD,
     SetupFailed,
@@ -31,7 +39,7 @@ _FAILED = 1
 _INTERRUPTED = 130
 
 
-class Given(NamedTuple):
+class InheritedSpec(NamedTuple):
     """A server's specification and inherited descriptors: listeners, TLS files and, in `more`, further sockets."""
 
     spec: Spec
@@ -40,7 +48,7 @@ class Given(NamedTuple):
     more: list[socket.socket]
 
 
-def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Given:
+def read_and_apply_spec(part: str, *role: str, light: bool = False) -> InheritedSpec:
     """Read a server's specification, and apply its limits, user, environment and directory to this process.
 
     Returns the specification and the inherited descriptors, whose number is the first argument of the process. Imports
@@ -53,9 +61,9 @@ def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Given:
     count, *applied = sys.argv[1:]
     spec = read_spec_after_exec(1 + int(count))
     if light and spec["user"] is None:
-        end_imports()
+        set_up_after_imports()
     else:
-        preload()
+        import_worker_libraries()
     if not applied:
         try:
             apply_spec(spec)
@@ -67,7 +75,7 @@ def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Given:
     tls = listeners + spec["listeners"]
     more = tls + spec["tls_files"]
     end = listeners + int(count)
-    return Given(
+    return InheritedSpec(
         spec,
         [socket.socket(fileno=fd) for fd in range(listeners, tls)],
         list(range(tls, more)),
@@ -75,7 +83,7 @@ def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Given:
     )
 
 
-def close(listeners: Iterable[socket.socket]) -> None:
+def close_and_unlink(listeners: Iterable[socket.socket]) -> None:
     """Close the listeners, and remove the paths of Unix sockets. May be called more than once."""
     for listener in listeners:
         if listener.fileno() < 0:
@@ -87,7 +95,7 @@ def close(listeners: Iterable[socket.socket]) -> None:
                 os.unlink(path)
 
 
-def debug() -> NoReturn:
+def serve_for_debugging() -> NoReturn:
     """Serve one server for debugging, on the main thread, until Ctrl-C or SIGTERM; then exit.
 
     So `breakpoint()` works and reads from the terminal, Ctrl-C is an interrupt, and a profiler or a debugger that
@@ -95,9 +103,9 @@ def debug() -> NoReturn:
     """
     spec, listeners, tls_fds, _ = read_and_apply_spec("worker", "debug")
     try:
-        status = _live(spec, listeners, tls_fds)
+        status = _load_and_run_server(spec, listeners, tls_fds)
     finally:
-        close(listeners)
+        close_and_unlink(listeners)
     sys.exit(status)
 
 
@@ -108,9 +116,9 @@ def _stop_here() -> None:
     pdb.Pdb(nosigint=True).set_trace(sys._getframe().f_back)
 
 
-def _live(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int:
+def _load_and_run_server(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int:
     try:
-        set_app_environment(spec)
+        set_argv_and_path(spec)
         if "PYTHONBREAKPOINT" not in os.environ:
             sys.breakpointhook = _stop_here
         settings = {**spec["uvicorn"], "limit_max_requests": None}

@@ -96,19 +96,21 @@ def provide_modules() -> None:
     sys.meta_path.append(ProvidedModules(modules, code))
 
 
-def preload() -> None:
-    """Set the signal handlers for stack dumps, import uvicorn and optional libraries, and call `end_imports`."""
-    STACK_DUMP.prepare(SPEC_FD)  # the descriptor of the specification, which a worker has closed by then
+def import_worker_libraries() -> None:
+    """Install the signal handlers for stack dumps, import uvicorn and others, and call `set_up_after_imports`."""
+    STACK_DUMP.install_signal_handlers(
+        SPEC_FD
+    )  # the descriptor of the specification, which a worker has closed by then
     for name in _MODULES:
         try:
             importlib.import_module(name)
         except ImportError:
             # Optional libraries may be missing; a missing uvicorn is reported where it is needed.
             continue
-    end_imports()
+    set_up_after_imports()
 
 
-def end_imports() -> None:
+def set_up_after_imports() -> None:
     """Set up uvicorn's logging, buffer the output by lines, and enable garbage collection, after poolctl's imports."""
     logging.config.dictConfig(uvicorn_parts.LOGGING_CONFIG)
     # The worker's output will be a pipe, in which lines would otherwise wait until a buffer is full.
@@ -119,7 +121,7 @@ def end_imports() -> None:
     gc.enable()
 
 
-def prepare_for_forks() -> None:
+def hide_poolctl_from_applications() -> None:
     """Set up logging and import hooks once, before the first fork, so that workers share them.
 
     Removes poolctl from `sys.modules`, so that the application can import another version of it. Afterwards poolctl's
@@ -163,7 +165,7 @@ def _is_machinery(filename: str) -> bool:
 
 def import_app(spec: Spec) -> Any:
     """Import the application, or the function that creates it; return it without calling it. Raises LoadFailed."""
-    return _attribute(_path(spec))
+    return _import_attribute(_path(spec))
 
 
 def module_of(spec: Spec) -> str:
@@ -182,7 +184,7 @@ def load_app(spec: Spec) -> Any:
         app = _from_handlers(spec["handlers"], spec["handler_key"])
     else:
         path = f"{spec['app']}()" if spec["factory"] else spec["app"]
-        app = spec["app"] if callable(spec["app"]) else _attribute(spec["app"])
+        app = spec["app"] if callable(spec["app"]) else _import_attribute(spec["app"])
         app = _call(app, spec["app"]) if spec["factory"] else app
     if not callable(app):
         # uvicorn would accept it and answer every request with 500.
@@ -191,14 +193,14 @@ def load_app(spec: Spec) -> Any:
 
 
 def _from_handlers(path: str, key: str) -> Any:
-    mapping = _call(_attribute(path), path)
+    mapping = _call(_import_attribute(path), path)
     try:
         return mapping[key]
     except (KeyError, TypeError) as error:
         raise LoadFailed(f"{path}() has no handler {key!r}") from error
 
 
-def _attribute(path: str) -> Any:
+def _import_attribute(path: str) -> Any:
     module_name, _, attributes = path.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
@@ -229,7 +231,7 @@ def _call(function: Any, path: str) -> Any:
         raise LoadFailed(f"{path}() failed: {type(error).__name__}: {error}") from error
 
 
-def set_app_environment(spec: Spec) -> None:
+def set_argv_and_path(spec: Spec) -> None:
     """Set sys.argv, the import path and the breakpoint hook for the application.
 
     A second call, in a worker whose application was imported before the fork, changes nothing.

@@ -119,14 +119,14 @@ def read_spec(fd: int) -> Spec:
     return spec
 
 
-def wait_for_go(control: int) -> None:
+def wait_start_or_exit(control: int) -> None:
     """Wait until the supervisor has recorded this process; exit if the supervisor ends before that."""
     if os.read(control, len(GO) + 1) != GO:
         os._exit(0)
 
 
 def run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
-    place(listeners, output, _FIRST_INHERITED_FD)
+    rearrange_descriptors(listeners, output, _FIRST_INHERITED_FD)
     for fd in range(_FIRST_INHERITED_FD, _FIRST_INHERITED_FD + len(listeners)):
         os.set_inheritable(fd, True)
     become_program(spec, len(listeners))
@@ -151,7 +151,7 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def place(fds: list[int], output: int, first: int = FIRST_FD) -> None:
+def rearrange_descriptors(fds: list[int], output: int, first: int = FIRST_FD) -> None:
     """Move `fds` to the numbers from `first` on, and `output` to 1 and 2; close all other descriptors.
 
     Descriptor 0 then reads /dev/null.

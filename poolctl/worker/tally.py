@@ -185,7 +185,7 @@ def route_slot(page: memoryview, alias: str) -> int:
 
     If the page is full, new routes share its last slot.
     """
-    if slot := _slot(page, route_mark(alias)):
+    if slot := _find_or_claim_slot(page, route_mark(alias)):
         return slot
     page[_LAST_PAIR] = _OTHER_ROUTES
     return _LAST_PAIR + 1
@@ -193,10 +193,10 @@ def route_slot(page: memoryview, alias: str) -> int:
 
 def error_slot(page: memoryview, alias: str) -> int | None:
     """Return the slot of the tally page that counts the errors of the route `alias`; None if the page is full."""
-    return _slot(page, error_mark(alias))
+    return _find_or_claim_slot(page, error_mark(alias))
 
 
-def _slot(page: memoryview, mark: int) -> int | None:
+def _find_or_claim_slot(page: memoryview, mark: int) -> int | None:
     pairs = (_LAST_PAIR - ROUTES) // 2
     for step in range(pairs):
         slot = ROUTES + 2 * ((mark + step) % pairs)
@@ -219,7 +219,7 @@ def by_route(counts: Counts) -> dict[int, int]:
     return {mark: min(count, most) for mark, count in pairs if 0 < mark < _MARKS_END}
 
 
-def completed(counts: Counts) -> Counts:
+def final_counts(counts: Counts) -> Counts:
     """The final counts of a worker that has exited: no open connections; requests in progress count as DISCONNECTED."""
     left = [0, *counts[1:COUNTED]]
     left[DISCONNECTED] += in_flight(counts)
@@ -270,31 +270,33 @@ class StackDump:
             None  # the application's call, while another answer is being written
         )
 
-    def prepare(self, fd: int) -> None:
+    def install_signal_handlers(self, fd: int) -> None:
         """Handle the signals ASK and ASK_AGAIN: write thread stacks to descriptor `fd`, once `begin` has opened it."""
         self._fd = fd
-        signal.signal(ASK, self._answer)
+        signal.signal(ASK, self._on_dump_signal)
         faulthandler.register(ASK_AGAIN, file=fd, all_threads=True, chain=False)
 
-    def begin(self, page_fd: int, done: Callable[[], None]) -> None:
+    def enable_for_page(self, page_fd: int, done: Callable[[], None]) -> None:
         """Write this worker's stacks to the file `page_fd` at each later signal; after the signal ASK, call `done`."""
         os.dup2(page_fd, self._fd, inheritable=False)
         self._done = done
         promise_stacks(page_fd)  # no signal is sent before, when the number may be another file's
 
-    def end(self) -> None:
+    def disable_and_close(self) -> None:
         """Remove the signal handlers, and close the tally file. Called in a child that the application has forked."""
-        if signal.getsignal(ASK) == self._answer:
+        if signal.getsignal(ASK) == self._on_dump_signal:
             signal.signal(ASK, signal.SIG_DFL)
         faulthandler.unregister(ASK_AGAIN)
         with contextlib.suppress(OSError):
             os.close(self._fd)
 
-    def _answer(self, number: int, frame: FrameType | None) -> None:
+    def _on_dump_signal(self, number: int, frame: FrameType | None) -> None:
         before, self._interrupted = self._interrupted, self._interrupted or frame
         # No error of this function may reach the application.
         try:
-            text = "\n".join(describe(self._interrupted)).encode(errors="backslashreplace")[: STACK_BYTES - 1]
+            text = "\n".join(describe_stacks(self._interrupted)).encode(errors="backslashreplace")[
+                : STACK_BYTES - 1
+            ]
             os.pwrite(self._fd, text + b"\0", STACKS_AT)
             self._done()
         except Exception:
@@ -306,7 +308,7 @@ class StackDump:
 STACK_DUMP = StackDump()  # the only one in this process
 
 
-def describe(
+def describe_stacks(
     frame: FrameType | None, main: int | None = None, loop: asyncio.AbstractEventLoop | None = None
 ) -> Iterator[str]:
     """Yield the lines that describe the stacks of all threads, the main thread first, then of the loop's tasks.
@@ -335,7 +337,7 @@ def describe(
 def _describe_tasks(loop: asyncio.AbstractEventLoop) -> Iterator[str]:
     groups: dict[tuple[str, tuple[Location, ...]], list[str]] = {}
     for task in asyncio.all_tasks(loop):
-        key = _waits_for(task), tuple(_awaited(task.get_coro()))
+        key = _waits_for(task), tuple(_await_chain(task.get_coro()))
         groups.setdefault(key, []).append(task.get_name())
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), min(group[1])))
     for (waits_for, locations), names in ordered[:_MOST_GROUPS]:
@@ -356,7 +358,7 @@ def _waits_for(task: asyncio.Task[Any]) -> str:
     return f"waits for a {type(waiter).__name__.strip('_')}"
 
 
-def _awaited(awaitable: object) -> Iterator[Location]:
+def _await_chain(awaitable: object) -> Iterator[Location]:
     """Yield the line at which a coroutine is suspended, then the line of the coroutine that it awaits, and so on."""
     for _ in range(_MOST_FRAMES):
         if not isinstance(awaitable, _GENERATORS):

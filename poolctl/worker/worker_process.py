@@ -31,10 +31,10 @@ from .imports import (
     LoadFailed,
     exit_status,
     explain,
+    hide_poolctl_from_applications,
+    import_worker_libraries,
     load_app,
-    preload,
-    prepare_for_forks,
-    set_app_environment,
+    set_argv_and_path,
 )
 from .process_setup import (
     BEAT,
@@ -44,21 +44,21 @@ from .process_setup import (
     apply_spec,
     discard_output,
     needs_exec,
-    place,
     read_spec,
     read_spec_after_exec,
+    rearrange_descriptors,
     run_and_exit,
     run_command,
     set_index,
     spec_digest,
     start_interpreter_again,
-    wait_for_go,
+    wait_start_or_exit,
 )
 from .serving.accepting import AdoptionPair
 from .serving.connection_state import PoolServerState
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
-from .serving.uvicorn_parts import ABOVE_INFO, Tls, configure, set_log_level, ssl_context
-from .serving.worker_routes import Routes
+from .serving.uvicorn_parts import ABOVE_INFO, Tls, apply_and_drop_level, configure, ssl_context
+from .serving.worker_routes import GatewayRoutes
 from .tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_CPU_NS, BEAT_LAG_NS, STACK_DUMP, map_page
 
 # The encoded events and log lines that every worker sends.
@@ -83,14 +83,14 @@ class WorkerProcess:
         ends = [socket.socket(fileno=self.tls_fds.stop + place) for place in range(2 * spec["adoption"])]
         self.adoption = AdoptionPair(*ends) if ends else None
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
-        self.routes = Routes(spec["server"], self.listeners, secure=spec["tls"] is not None)
+        self.routes = GatewayRoutes(spec["server"], self.listeners, secure=spec["tls"] is not None)
         self.control = ControlSocket(CONTROL_FD, self, self.tally_fd + 1)
         self.signalled: int | None = None
         self.expired = False
         self.accepting_ordered = False  # whether an order has decided if this worker accepts
         self.idleness: IdleTimer | None = None
         self.ready_at: float | None = None
-        STACK_DUMP.begin(self.tally_fd, lambda: self.control.send(_STACKS))
+        STACK_DUMP.enable_for_page(self.tally_fd, lambda: self.control.send(_STACKS))
         self.forked = ForkedChildren(self)
 
     def run(self) -> int:
@@ -114,8 +114,8 @@ class WorkerProcess:
 
     def _configure(self) -> uvicorn.Config:
         spec = self.spec
-        set_app_environment(spec)
-        settings = set_log_level(spec["uvicorn"])
+        set_argv_and_path(spec)
+        settings = apply_and_drop_level(spec["uvicorn"])
         config = configure(load_app(spec), settings)
         load_config(config, spec["requests"], spec["tls"], list(self.tls_fds))
         return config
@@ -138,18 +138,18 @@ class WorkerProcess:
         serving = asyncio.current_task()
         assert serving is not None
         self.serving = serving
-        self.control.listen(self.server.server_state.tally)
+        self.control.start_reading_orders(self.server.server_state.tally)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signal, number)
+            loop.add_signal_handler(number, self._on_stop_signal, number)
         self.forked.loop_handler = signal.getsignal(signal.SIGTERM)
         self.control.send(_IMPORTED)
-        await self.server.run(self.listeners, self._ready)
+        await self.server.run(self.listeners, self._on_server_ready)
         self.control.ignore()
 
-    def _ready(self) -> None:
+    def _on_server_ready(self) -> None:
         self.ready_at = time.monotonic()
-        begin_heartbeats(self.server.server_state.tally)
-        self.server.server_state.on_limit = self._limit_reached
+        announce_heartbeats(self.server.server_state.tally)
+        self.server.server_state.on_limit = self._on_limit_reached
         self.server.on_left = lambda: self.control.send({"event": "left"})
         self._inform(_STARTED)
         self._report_routes()
@@ -157,7 +157,7 @@ class WorkerProcess:
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
 
-    def _limit_reached(self) -> None:
+    def _on_limit_reached(self) -> None:
         # The replacement starts first: this worker serves until it is ordered to drain.
         self.expired = True
         self.control.send({"event": "expired"})
@@ -187,7 +187,7 @@ class WorkerProcess:
             case "conn" if self.server.started and len(fds) == 1:
                 self.server.answer_probe(message, socket.socket(fileno=os.dup(fds[0])))
             case "tls":
-                self._renew(message.get("tls") or self.spec["tls"], fds)
+                self._renew_certificate(message.get("tls") or self.spec["tls"], fds)
             case "routes":
                 self._use_routes(fds, bool(message.get("keeps", True)), str(message.get("key", "")))
             case "peers" if len(fds) == 1:
@@ -207,7 +207,7 @@ class WorkerProcess:
         resting = {"resting": "told" if self.accepting_ordered else "new"} if self.server.resting else {}
         return {"event": "ready", "leaving": self.server.should_exit, **resting}
 
-    def _renew(self, tls: Tls, fds: list[int]) -> None:
+    def _renew_certificate(self, tls: Tls, fds: list[int]) -> None:
         """Use the certificate in `fds` for new connections; report success or the error to the supervisor."""
         try:
             context = ssl_context(tls, fds)
@@ -224,7 +224,7 @@ class WorkerProcess:
         `context_key` authenticates the routes that the gateway names in requests (see Routes.renew).
         """
         try:
-            self.routes.renew(fds, keeps=keeps, context_key=context_key)
+            self.routes.replace_route_table(fds, keeps=keeps, context_key=context_key)
         except (OSError, ValueError) as error:
             self._log(f"ERROR:    the route table cannot be used: {error}\n".encode())
         if self.server.started:
@@ -246,7 +246,7 @@ class WorkerProcess:
     def _report_idle(self, idle: bool) -> None:
         self.control.send({"event": "idle" if idle else "busy"})
 
-    def _signal(self, number: int) -> None:
+    def _on_stop_signal(self, number: int) -> None:
         # The signal was sent to this process alone, so no request need be lost. A second signal stops at once.
         if self.signalled is None and self.server.started:
             self.server.drain()
@@ -275,7 +275,7 @@ class WorkerProcess:
 
     def close_in_child(self) -> None:
         # The child must keep neither the port bound nor connections open that are closed here.
-        STACK_DUMP.end()
+        STACK_DUMP.disable_and_close()
         self.control.close_in_child()
         self.routes.close_gateway()
         sockets = [*self.listeners, *(self.adoption or ())]
@@ -296,7 +296,7 @@ class ControlSocket:
         place = worker.spec["orphanage"]
         is_bound = place is not None and place["bound"]
         self._bound = socket.socket(fileno=bound_fd) if is_bound else None
-        self._orphan: OrphanedWorker | None = None
+        self._orphan: OrphanListener | None = None
         self._tally: memoryview | None = None
         self._take(fd)
 
@@ -304,7 +304,7 @@ class ControlSocket:
         self._sock = socket.socket(fileno=fd)
         self._sock.setblocking(False)
 
-    def listen(self, tally: memoryview | None) -> None:
+    def start_reading_orders(self, tally: memoryview | None) -> None:
         """Read orders from now on. Answer heartbeats in the shared memory `tally`; if it is None, ignore heartbeats."""
         self._tally = tally
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read_order)
@@ -333,7 +333,7 @@ class ControlSocket:
         self._bound = None if bound is None else socket.socket(fileno=bound)
         self._sock.close()
         self._take(fd)
-        self.listen(self._tally)
+        self.start_reading_orders(self._tally)
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         """Carry out an order; closes the descriptors."""
@@ -364,21 +364,21 @@ class ControlSocket:
         if received is None:
             # A socket at end of file stays readable, so it must not be watched.
             self.ignore()
-            self._lost()
+            self._on_supervisor_lost()
             return False
         self.perform(*received)
         return True
 
-    def _lost(self) -> None:
+    def _on_supervisor_lost(self) -> None:
         if self.worker.spec["orphanage"] is None:
             self.worker.stop()
             return
         # Without a socket the worker cannot be found, but it still serves.
         with contextlib.suppress(OSError):
-            self._orphan = OrphanedWorker(self, self._bound)
+            self._orphan = OrphanListener(self, self._bound)
 
 
-def begin_heartbeats(tally: memoryview | None) -> None:
+def announce_heartbeats(tally: memoryview | None) -> None:
     """Record in the shared memory `tally` that this worker answers heartbeats; do nothing if `tally` is None."""
     if tally is not None:
         tally[BEAT_AT_NS] = time.monotonic_ns()
@@ -401,7 +401,7 @@ def answer_heartbeat(control: socket.socket, tally: memoryview | None) -> bool:
     return True
 
 
-class OrphanedWorker:
+class OrphanListener:
     """The listener of a worker without supervisor, in the pool's directory. Sends the worker's state to each client.
 
     `bound` is a socket that was bound in advance; if it is None, the worker binds one itself. A new supervisor adopts
@@ -426,7 +426,7 @@ class OrphanedWorker:
         self._listener, self._needs_another = bound, not self._path
         self._listener.listen()
         self._loop.add_reader(self._listener.fileno(), self._accept)
-        self._check_output()
+        self._discard_output_if_closed()
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -440,14 +440,14 @@ class OrphanedWorker:
             sock.close()
         self._connections.clear()
         if self._path:
-            pool_files.forget(self._path)
+            pool_files.unlink_quietly(self._path)
 
-    def _check_output(self) -> None:
+    def _discard_output_if_closed(self) -> None:
         # Checked repeatedly, because the logger may exit later, or may not have closed the pipe yet.
         if output_is_closed():
             # An application that prints must not fail because the logger has been killed too.
             discard_output()
-        self._checking = self._loop.call_later(_OUTPUT_CHECK_SECONDS, self._check_output)
+        self._checking = self._loop.call_later(_OUTPUT_CHECK_SECONDS, self._discard_output_if_closed)
 
     def _accept(self) -> None:
         connection = rendezvous.accept(self._listener, self._uids)
@@ -510,7 +510,7 @@ class IdleTimer:
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self.idle = False
-        server_state.on_activity = self._active
+        server_state.on_activity = self._on_activity
         self._timer = self._loop.call_later(seconds, self._check)
 
     def stop(self) -> None:
@@ -518,7 +518,7 @@ class IdleTimer:
         self._server_state.on_activity = None
         self._timer.cancel()
 
-    def _active(self) -> None:
+    def _on_activity(self) -> None:
         self._since = self._loop.time()
         if self.idle:
             self.idle = False
@@ -550,7 +550,9 @@ class ForkedChildren:
         self._masks: dict[int, set[signal.Signals | int]] = {}  # by thread, because several may fork at once
         self._separate = False
         os.register_at_fork(
-            before=self._hold_signals, after_in_parent=self._release_signals, after_in_child=self._in_child
+            before=self._hold_signals,
+            after_in_parent=self._release_signals,
+            after_in_child=self._after_fork_in_child,
         )
 
     def _hold_signals(self) -> None:
@@ -560,7 +562,7 @@ class ForkedChildren:
     def _release_signals(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.pop(threading.get_ident()))
 
-    def _in_child(self) -> None:
+    def _after_fork_in_child(self) -> None:
         if not self._separate:  # in a grandchild these numbers may belong to its own descriptors
             self._separate = True
             self._reset_signals()
@@ -580,18 +582,18 @@ def become_worker(fds: list[int], *, preloaded: bool = False) -> NoReturn:
 
     `preloaded`: this process is a fork of an app zygote, which has set up the server's user and application.
     """
-    run_and_exit(lambda: _set_up(fds, preloaded))
+    run_and_exit(lambda: _set_up_and_run(fds, preloaded))
 
 
-def _set_up(fds: list[int], preloaded: bool) -> int:
+def _set_up_and_run(fds: list[int], preloaded: bool) -> int:
     # Signals stay as they are: a preloaded application may have set handlers.
     spec_fd, control, output, *rest = fds
     spec = read_spec(spec_fd)
     name_process(spec["server"])
-    wait_for_go(control)
+    wait_start_or_exit(control)
     if spec["kind"] == "command":
         run_command(spec, output, rest)
-    place([spec_fd, control, *rest], output)
+    rearrange_descriptors([spec_fd, control, *rest], output)
     if preloaded:
         set_index(spec)
     else:
@@ -604,8 +606,8 @@ def _set_up(fds: list[int], preloaded: bool) -> int:
 def run_after_exec() -> NoReturn:
     """Run the worker in this interpreter, which was started for the server's environment (see `needs_exec`)."""
     spec = read_spec_after_exec(2 + int(sys.argv[1]))
-    preload()
-    prepare_for_forks()
+    import_worker_libraries()
+    hide_poolctl_from_applications()
     os._exit(_run(spec))
 
 

@@ -34,11 +34,11 @@ from .imports import (
     LoadFailed,
     exit_status,
     explain,
+    hide_poolctl_from_applications,
     import_app,
+    import_worker_libraries,
     module_of,
-    preload,
-    prepare_for_forks,
-    set_app_environment,
+    set_argv_and_path,
     warm_up,
 )
 from .process_setup import (
@@ -48,13 +48,13 @@ from .process_setup import (
     clear_pool_variables,
     discard_output,
     needs_exec,
-    place,
     read_spec,
     read_spec_after_exec,
+    rearrange_descriptors,
     reset_signals,
     run_and_exit,
     start_interpreter_again,
-    wait_for_go,
+    wait_start_or_exit,
 )
 from .serving.pool_server import STARTUP_FAILURE
 from .worker_process import become_worker
@@ -76,8 +76,8 @@ def serve_requests() -> None:
     # Done here instead of in every worker, because Python's own handlers are meant for programs of one process.
     reset_signals()
     clear_pool_variables()
-    preload()
-    prepare_for_forks()
+    import_worker_libraries()
+    hide_poolctl_from_applications()
     # The supervisor may have exited before this zygote is up.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         wire.send(requests, {"event": "up"}, wait=True)
@@ -86,16 +86,16 @@ def serve_requests() -> None:
 
 def become_app_zygote(fds: list[int]) -> NoReturn:
     """Become an app zygote in this newly forked process. `fds`: specification, request socket, output."""
-    run_and_exit(lambda: _set_up(fds))
+    run_and_exit(lambda: _set_up_and_serve(fds))
 
 
-def _set_up(fds: list[int]) -> int:
+def _set_up_and_serve(fds: list[int]) -> int:
     spec_fd, requests, output = fds
     spec = read_spec(spec_fd)
     name_process("poolctl-app")
     reset_signals()
-    wait_for_go(requests)
-    place([spec_fd, requests], output)
+    wait_start_or_exit(requests)
+    rearrange_descriptors([spec_fd, requests], output)
     apply_spec(spec)
     if needs_exec(spec):
         start_interpreter_again(spec, 2, "worker", "app")
@@ -106,8 +106,8 @@ def run_after_exec() -> NoReturn:
     """Run the app zygote in this interpreter, which was started for the server's environment (see `needs_exec`)."""
     spec = read_spec_after_exec(2)
     name_process("poolctl-app")
-    preload()
-    prepare_for_forks()
+    import_worker_libraries()
+    hide_poolctl_from_applications()
     run_and_exit(lambda: _import_and_serve_forks(spec))
 
 
@@ -115,18 +115,18 @@ def _import_and_serve_forks(spec: Spec) -> int:
     """Import the application, report the result, and fork workers on request; returns the exit status."""
     requests = socket.socket(fileno=_APP_REQUESTS_FD)
     os.close(SPEC_FD)
-    set_app_environment(spec)
+    set_argv_and_path(spec)
     before, origins = ProcessSnapshot.of_this_process(), ThreadOrigins(module_of(spec))
     try:
         with origins:
             warm_up(import_app(spec))
     except SystemExit as leaving:
-        return _leave(exit_status(leaving.code))
+        return _run_exit_functions(exit_status(leaving.code))
     except LoadFailed as error:
         print(explain(error), file=sys.stderr, end="")
         _send(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
-        return _leave(STARTUP_FAILURE)
-    if found := before.left_since(origins):
+        return _run_exit_functions(STARTUP_FAILURE)
+    if found := before.describe_leftovers(origins):
         return _report_unusable(requests, found, before.fix())
     gc.collect()
     gc.freeze()  # forks share these objects, and never scan them for garbage
@@ -144,12 +144,12 @@ def _report_unusable(requests: socket.socket, found: str, fix: str) -> int:
     problem = f"its import {found}, which no fork can share: each worker imports it instead"
     problem += f" ({fix})" if fix else ""
     print(f"preload = true has no effect: {problem}", file=sys.stderr)
-    _leave(0)
+    _run_exit_functions(0)
     _send(requests, {"event": "unusable", "problem": problem[:MOST_CHARACTERS]})
     return 0
 
 
-def _leave(status: int) -> int:
+def _run_exit_functions(status: int) -> int:
     """Flush the output and run the atexit functions, within a time limit; returns `status`."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -311,16 +311,18 @@ class ProcessSnapshot(NamedTuple):
         kept = frozenset(each for each in threads if thread_name(each) not in _SPARED)
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
-    def left_since(self, origins: ThreadOrigins | None = None) -> str:
+    def describe_leftovers(self, origins: ThreadOrigins | None = None) -> str:
         """Describe threads, child processes and descriptors that are newer than this snapshot; "" if there are none.
 
         Waits a moment for threads and child processes that are about to end. If there are new native threads, forks
         once, because some libraries stop their threads before a fork. `origins` tells which module started a thread.
         """
         if self._native_threads(ProcessSnapshot.of_this_process()):
-            _fork()
+            _trigger_fork_handlers()
         deadline = time.monotonic() + _ENDING_SECONDS
-        while found := self._compared_with(ProcessSnapshot.of_this_process(), origins or ThreadOrigins()):
+        while found := self._describe_new_resources(
+            ProcessSnapshot.of_this_process(), origins or ThreadOrigins()
+        ):
             if time.monotonic() >= deadline:
                 break
             time.sleep(_PAUSE_SECONDS)
@@ -334,10 +336,12 @@ class ProcessSnapshot(NamedTuple):
         python = {each.native_id for each in threading.enumerate()}
         return now.threads - self.threads - python
 
-    def _compared_with(self, now: ProcessSnapshot, origins: ThreadOrigins) -> str:
+    def _describe_new_resources(self, now: ProcessSnapshot, origins: ThreadOrigins) -> str:
         # Several threads of one library count as one.
         words = list(
-            dict.fromkeys(f"started {origins.named(each)}" for each in sorted(now.threads - self.threads))
+            dict.fromkeys(
+                f"started {origins.describe_thread(each)}" for each in sorted(now.threads - self.threads)
+            )
         )
         words += [f"started the process {each}" for each in sorted(now.children - self.children)]
         words += [
@@ -366,7 +370,7 @@ def _descriptors() -> dict[int, str]:
     return found
 
 
-def _fork() -> None:
+def _trigger_fork_handlers() -> None:
     """Fork once, so that libraries which stop their native threads before a fork do so now.
 
     For example OpenBLAS, which numpy loads, starts threads when it is loaded, and stops them before each fork
@@ -383,7 +387,7 @@ def _fork() -> None:
 
 def _describe_descriptor(fd: int, target: str) -> str:
     if target.startswith("socket:"):
-        return _socket(fd)
+        return _describe_socket(fd)
     if target == "anon_inode:[eventpoll]":
         return "an event loop"
     if target.startswith("pipe:"):
@@ -391,7 +395,7 @@ def _describe_descriptor(fd: int, target: str) -> str:
     return target.removeprefix("anon_inode:")
 
 
-def _socket(fd: int) -> str:
+def _describe_socket(fd: int) -> str:
     with contextlib.suppress(OSError):
         sock = socket.socket(fileno=os.dup(fd))
         with sock, contextlib.suppress(OSError):
@@ -431,7 +435,7 @@ class ThreadOrigins:
         self._check()
         self._last = name
 
-    def named(self, thread: int) -> str:
+    def describe_thread(self, thread: int) -> str:
         """A description of a thread, such as `the thread 'ticker' of shop.jobs`."""
         module = self._modules.get(thread, "")
         for each in threading.enumerate():
@@ -444,7 +448,9 @@ class ThreadOrigins:
 
     def _check(self, importing: str = "") -> None:
         if found := _threads() - self._modules.keys():
-            self._modules |= dict.fromkeys(found, _first_reason(self._last, importing or _importing()))
+            self._modules |= dict.fromkeys(
+                found, _first_reason(self._last, importing or _importing_module_name())
+            )
 
 
 def thread_advice() -> str:
@@ -486,7 +492,7 @@ def _first_reason(last: str, importing: str) -> str:
     return f"{last} or {importing}" if spec is not None and importing else importing or last
 
 
-def _importing() -> str:
+def _importing_module_name() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename

@@ -20,14 +20,14 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.runners.inline_runner import InlineRunner
-from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, RunnerEvents, app_state
-from poolctl.runners.runner_registry import RunnerSite
+from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, RunnerEventHandler, app_state
+from poolctl.runners.runner_registry import RunnerContext
 
 HOST = "TEST_RUNNER_HOST"
 _LENGTH = struct.Struct("!I")
 
 
-def make(site: RunnerSite) -> HostRunner:
+def make(site: RunnerContext) -> HostRunner:
     return HostRunner(os.environ[HOST])
 
 
@@ -45,7 +45,7 @@ async def received(reader: asyncio.StreamReader) -> Any:
 class HostRunner:
     """The runner in the supervisor: each method is a call to the host."""
 
-    events = RunnerEvents()
+    events = RunnerEventHandler()
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -65,10 +65,10 @@ class HostRunner:
     async def close(self, key: str) -> None:
         await self._call("close", key)
 
-    async def prepare(self, server: ServerConfig, since: float) -> str:
+    async def preload_application(self, server: ServerConfig, since: float) -> str:
         return "its host imports each application once"
 
-    async def check(self, server: ServerConfig) -> None:
+    async def check_startable(self, server: ServerConfig) -> None:
         await self._call("check", server)
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:

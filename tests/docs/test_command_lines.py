@@ -77,7 +77,7 @@ def test_command_line_is_understood(page: str, line: str) -> None:
     REQUESTS.clear()
     APPLICATION.main(words, prog_name="poolctl", standalone_mode=False, obj=own_command)
     (request,) = REQUESTS
-    request.options()
+    request.supervisor_options()
 
 
 def is_executed(line: str) -> bool:

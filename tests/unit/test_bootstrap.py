@@ -102,7 +102,7 @@ def test_build_that_cannot_be_read_is_unknown_and_counts_as_changed(package: Pat
     (package / "link").symlink_to(package / "nowhere")
     module = installed(package)
     assert module.installed_build() == ""
-    assert module.is_installed_since(4e9)
+    assert module.is_package_changed_since(4e9)
 
 
 def test_installation_is_as_new_as_its_newest_file(package: Path) -> None:
@@ -113,11 +113,11 @@ def test_installation_is_as_new_as_its_newest_file(package: Path) -> None:
         for path in package.rglob("*")
         if path.is_file() and path.parent.name != "__pycache__"
     )
-    assert module.is_installed_since(newest)
-    assert not module.is_installed_since(newest + 0.001)
+    assert module.is_package_changed_since(newest)
+    assert not module.is_package_changed_since(newest + 0.001)
     # A file that is moved here has an old modification time.
     os.utime(package / "part" / "new", (1, 1))
-    assert module.is_installed_since(newest)
+    assert module.is_package_changed_since(newest)
 
 
 @pytest.mark.parametrize("version", ["0.41.0", "0.42", "1.0.0", "0.41.0.dev1", "unknown"])

@@ -56,7 +56,7 @@ def perform(request: CommandRequest) -> Outcome:
     tables, base_dir = new_servers(request, pool)
     if not save:
         return _combined([_add_one(request, pool, table, base_dir) for table in tables])
-    request.options()  # a wrong value is reported before anything is read
+    request.supervisor_options()  # a wrong value is reported before anything is read
     from poolctl.cli.live_change import WriteBack
     from poolctl.config import relocated
 
@@ -68,8 +68,10 @@ def perform(request: CommandRequest) -> Outcome:
         _refuse_invalid(files, table, home)
         files.draft.add(table)
     if files.supervised:
-        return files.finish(lambda: _combined([_add_one(request, pool, table, home) for table in tables]))
-    return files.finish(lambda: _add_to_files(files, tables))
+        return files.apply_and_write(
+            lambda: _combined([_add_one(request, pool, table, home) for table in tables])
+        )
+    return files.apply_and_write(lambda: _offline_add_outcome(files, tables))
 
 
 def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
@@ -99,11 +101,11 @@ def _address_of_table(table: Table, base_dir: str) -> Address | None:
         return None
 
 
-def _add_to_files(files: WriteBack, tables: list[Table]) -> Outcome:
-    from poolctl.control.answers import item
+def _offline_add_outcome(files: WriteBack, tables: list[Table]) -> Outcome:
+    from poolctl.control.answers import item_from_config
 
     names = [table.get("name") for table in tables]
-    items = [item(server) for server in files.draft.check() if server.name in names]
+    items = [item_from_config(server) for server in files.draft.check() if server.name in names]
     return Outcome(items, message="\n".join(f"added {name}, not started" for name in names))
 
 

@@ -25,13 +25,13 @@ from poolctl.cli.command_line import (
     command_named,
     flag,
     names,
-    one_of,
     split_option,
+    validate_choice,
 )
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.control.client import Client
-from poolctl.control.pool_paths import candidates
+from poolctl.control.pool_paths import runtime_root_candidates
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED, NOT_PERMITTED
 
@@ -139,7 +139,7 @@ def perform(request: CommandRequest) -> Outcome:
     shell = request.get("shell") or os.path.basename(os.environ.get("SHELL", ""))
     if not shell:
         raise UsageError("no shell is given, and $SHELL is not set", hint=f"one of: {', '.join(SCRIPTS)}")
-    text = SCRIPTS[one_of("SHELL", shell, tuple(SCRIPTS))]
+    text = SCRIPTS[validate_choice("SHELL", shell, tuple(SCRIPTS))]
     if not request.get("install"):
         return Outcome(text=text)
     written = _install(shell, text, os.environ)
@@ -157,12 +157,12 @@ def _install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
     Raises Failure if they belong to another user, or cannot be written.
     """
     home = os.path.expanduser("~")
-    script, start_file, line = _places(shell, home, env)
+    script, start_file, line = _installation_plan(shell, home, env)
     try:
         for path in filter(None, (home, script, start_file)):
             _refuse_if_foreign(path)
-        changed = [script] if _write(script, text) else []
-        if start_file and _append(start_file, f"{line} {_MARK}\n"):
+        changed = [script] if _write_if_changed(script, text) else []
+        if start_file and _append_if_missing(start_file, f"{line} {_MARK}\n"):
             changed.append(start_file)
     except OSError as error:
         message = f"cannot write {error.filename}: {error.strerror}"
@@ -171,7 +171,7 @@ def _install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
     return changed
 
 
-def _places(shell: str, home: str, env: Mapping[str, str]) -> tuple[str, str, str]:
+def _installation_plan(shell: str, home: str, env: Mapping[str, str]) -> tuple[str, str, str]:
     """The paths of the script and of the shell's startup file, and the line there that loads the script.
 
     The last two are "" for fish, which needs no such line.
@@ -202,7 +202,7 @@ def _refuse_if_foreign(path: str) -> None:
             raise Failure(Outcome.failed(NOT_PERMITTED, message, hint))
 
 
-def _write(path: str, text: str) -> bool:
+def _write_if_changed(path: str, text: str) -> bool:
     """Give the file this content; returns whether that has changed the file."""
     if _content_of_file(path) == text:
         return False
@@ -212,7 +212,7 @@ def _write(path: str, text: str) -> bool:
     return True
 
 
-def _append(path: str, line: str) -> bool:
+def _append_if_missing(path: str, line: str) -> bool:
     """Add the line to the file unless it is already there; returns whether it was added."""
     before = _content_of_file(path)
     if line in before.splitlines(keepends=True):
@@ -268,7 +268,7 @@ def _offers(words: Sequence[str]) -> Iterable[Offer]:
         ]
     if not line.verb or (line.verb == "help" and not line.arguments):
         return _commands(last)
-    argument = line.argument()
+    argument = line.next_argument()
     return _values(line, argument, last) if argument else []
 
 
@@ -292,9 +292,9 @@ class _CommandLine:
         self.arguments = 0
         self.awaiting: Option | None = None
         for word in map(_unquoted, words):
-            self._take(word)
+            self._parse_word(word)
 
-    def _take(self, word: str) -> None:
+    def _parse_word(self, word: str) -> None:
         if self.awaiting:
             self.values.setdefault(self.awaiting.key, []).append(word)
             self.awaiting = None
@@ -311,7 +311,7 @@ class _CommandLine:
             if self.command:
                 self.options = by_spelling((*self.command.options, HELP_OPTION))
 
-    def argument(self) -> Option | None:
+    def next_argument(self) -> Option | None:
         declared = self.command.arguments if self.command else []
         if self.arguments < len(declared):
             return declared[self.arguments]
@@ -380,6 +380,6 @@ def _servers_in_files(paths: Sequence[str]) -> Iterator[Table]:
 
 
 def _pools() -> list[Offer]:
-    roots = [root for root in candidates(os.environ) if os.path.isdir(root)]
+    roots = [root for root in runtime_root_candidates(os.environ) if os.path.isdir(root)]
     found = {entry[1:] for root in roots for entry in os.listdir(root) if entry.startswith("@")}
     return [(name, "") for name in sorted(found)]

@@ -16,7 +16,7 @@ from poolctl.json_form import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.control.server_answers import Described
+    from poolctl.control.server_answers import ServerDescription
 
 # Fields that are not part of the configuration.
 STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")
@@ -72,7 +72,9 @@ def _table_as_toml(name: str, table: Table | list[Table]) -> str:
     )
 
 
-def _with_running_state(items: list[Described], request: CommandRequest, pool: PoolRef) -> list[Described]:
+def _with_running_state(
+    items: list[ServerDescription], request: CommandRequest, pool: PoolRef
+) -> list[ServerDescription]:
     """Return `items` with the state that the supervisor reports; unchanged if the supervisor does not answer.
 
     The supervisor is not asked if the state has no use: for TOML output without the options --state and --health.

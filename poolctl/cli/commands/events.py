@@ -16,7 +16,7 @@ from poolctl.cli.command_line import (
     Option,
     check_line_format,
     flag,
-    one_of,
+    validate_choice,
 )
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -50,8 +50,8 @@ def perform(request: CommandRequest) -> Outcome:
     """Print the last events, and with -f new ones until interrupted. `-o json` prints JSON lines."""
     check_line_format(request)
     for kind in request.get("kind") or ():
-        one_of("--kind", kind, KINDS)
-    lines, since = request.lines(), request.moment("since")
+        validate_choice("--kind", kind, KINDS)
+    lines, since = request.line_limit(), request.log_timestamp("since")
     pool = find_pool(request)
     names = None
     if not request.selector().selects_all:

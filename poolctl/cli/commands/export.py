@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from poolctl.cli.command_line import Command, CommandRequest, Option, flag, one_of, output
+from poolctl.cli.command_line import Command, CommandRequest, Option, flag, output, validate_choice
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
@@ -63,7 +63,7 @@ class ExportedFile:
 def perform(request: CommandRequest) -> Outcome:
     """Print the pool's files for the given SYSTEM, such as systemd; with --directory write them into that directory."""
     system = str(request.get("system"))
-    one_of("export", system, SYSTEMS)
+    validate_choice("export", system, SYSTEMS)
     made = next(
         (feature.load(feature.exports[system]) for feature in features() if system in feature.exports), _units
     )
@@ -197,7 +197,7 @@ def missing_variables(pool: ServicePool) -> list[str]:
 
 def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
     files = [word for file in pool.files for word in ("-c", file)]
-    unit = [("Description", text(f"Pool of HTTP servers: {pool.name}"))]
+    unit = [("Description", escape_unit_value(f"Pool of HTTP servers: {pool.name}"))]
     if not of_user:
         unit += [("Wants", "network-online.target"), ("After", "network-online.target")]
     service = [
@@ -206,9 +206,13 @@ def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
         ("NotifyAccess", "all"),
         ("ExecStart", command([*pool.poolctl, *files, "run"])),
         ("ExecReload", command([*pool.poolctl, *files, "reload"])),
-        ("WorkingDirectory", text(os.path.dirname(pool.files[0]) or "/")),
-        *([("User", text(pool.user))] if pool.user and not of_user else []),
-        *(("Environment", word(f"{name}={pool.env[name]}")) for name in _PASSED_VARIABLES if pool.env.get(name)),
+        ("WorkingDirectory", escape_unit_value(os.path.dirname(pool.files[0]) or "/")),
+        *([("User", escape_unit_value(pool.user))] if pool.user and not of_user else []),
+        *(
+            ("Environment", quote_unit_word(f"{name}={pool.env[name]}"))
+            for name in _PASSED_VARIABLES
+            if pool.env.get(name)
+        ),
         *([("EnvironmentFile", f"-{_environment_file(pool, of_user=of_user)}")] if missing_variables(pool) else []),
         *([("Sockets", " ".join(sockets))] if sockets else []),
         ("#", "The pool stops its servers itself, in order; processes that remain are then killed."),
@@ -261,7 +265,9 @@ def _sockets(pool: ServicePool, stem: str) -> dict[str, str]:
 
 
 def _socket(pool: ServicePool, stem: str, servers: Sequence[ServerConfig], name: str) -> str:
-    entries = [("ListenStream", text(_listen(pool, server))) for server in servers]
+    entries = [
+        ("ListenStream", escape_unit_value(_systemd_listen_address(pool, server))) for server in servers
+    ]
     entries += [
         (
             "#",
@@ -272,13 +278,13 @@ def _socket(pool: ServicePool, stem: str, servers: Sequence[ServerConfig], name:
         ("Service", f"{stem}.service"),
     ]
     if name:
-        entries.insert(1, ("FileDescriptorName", text(name)))
+        entries.insert(1, ("FileDescriptorName", escape_unit_value(name)))
     said = f"Sockets of the pool {pool.name}: {', '.join(server.name for server in servers)}"
-    sections = [("Unit", [("Description", text(said))]), ("Socket", entries)]
+    sections = [("Unit", [("Description", escape_unit_value(said))]), ("Socket", entries)]
     return render([MADE_BY], [*sections, ("Install", [("WantedBy", "sockets.target")])])
 
 
-def _listen(pool: ServicePool, server: ServerConfig) -> str:
+def _systemd_listen_address(pool: ServicePool, server: ServerConfig) -> str:
     """The address for systemd to listen on: from --listen, or else from the server's configured `expose`.
 
     `expose` can be used if its host is an IP address or `localhost`, and it has a port. Otherwise raises ValueError.
@@ -315,7 +321,7 @@ def render(comments: Iterable[str], sections: Iterable[Section]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def text(value: str) -> str:
+def escape_unit_value(value: str) -> str:
     """The value as the rest of a line in a systemd unit file, with `%` doubled.
 
     Raises ValueError for control characters, spaces at its ends, and a backslash at its end.
@@ -325,7 +331,7 @@ def text(value: str) -> str:
     return value.replace("%", "%%")
 
 
-def word(value: str) -> str:
+def quote_unit_word(value: str) -> str:
     """The value as one word in a systemd unit file: `%` doubled, quoted if necessary. Raises ValueError for a NUL."""
     if "\0" in value:
         raise ValueError(f"{value!r} cannot be written into a unit file")
@@ -337,7 +343,9 @@ def word(value: str) -> str:
 
 def command(argv: Sequence[str]) -> str:
     """Return `argv` as a command line for systemd. `$` is doubled except in argv[0], which systemd does not expand."""
-    return " ".join([word(argv[0]), *(word(argument.replace("$", "$$")) for argument in argv[1:])])
+    return " ".join(
+        [quote_unit_word(argv[0]), *(quote_unit_word(argument.replace("$", "$$")) for argument in argv[1:])]
+    )
 
 
 def unit_name(name: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import FILTERS, OUTPUT, Command, CommandRequest, Option, one_of
-from poolctl.cli.offline import expressions_limited
+from poolctl.cli.command_line import FILTERS, OUTPUT, Command, CommandRequest, Option, validate_choice
+from poolctl.cli.offline import regex_time_limit
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import field_text
@@ -13,7 +13,7 @@ from poolctl.cli.supervisor_requests import selected
 from poolctl.control.answers import Item
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.selection.field_filter import Field, value_test
-from poolctl.selection.selector import searches, select
+from poolctl.selection.selector import compile_searches, select
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,20 +40,20 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """The matching servers, or with --target one field of each. Selector options narrow the result further."""
-    field = one_of("FIELD", request.get("filter_field"), FIELDS)
+    field = validate_choice("FIELD", request.get("filter_field"), FIELDS)
     target = request.get("target")
     if target is not None:
-        one_of("--target", target, FIELDS)
+        validate_choice("--target", target, FIELDS)
         if request.get("output") is not None:
             raise UsageError("--target and -o cannot be combined", hint=f"-o {target} prints that field too")
     pattern = request.get("pattern") or ""
     regex = request.get("regex")
-    search = searches("--regex", [regex])[0] if regex else None
+    search = compile_searches("--regex", [regex])[0] if regex else None
     matches = value_test(Field(field), pattern, search)
     selector = CommandRequest("list", {**request.values, "invert": False, "allow_empty": True}).selector()
     whole = CommandRequest("list", {key: request.get(key) for key in (*_PLACE, "allow_empty")})
     everything = selected(whole, find_pool(request)).items
-    with expressions_limited():
+    with regex_time_limit():
         narrowed = select(everything, selector)
         found = [item for item in narrowed if matches(field_text(item, field))]
     if request.get("invert"):

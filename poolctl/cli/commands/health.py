@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option, flag, one_of
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option, flag, validate_choice
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import gateway_table, latency
+from poolctl.cli.render import latency, set_table_text
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.server_answers import HealthReport, HealthResult
 from poolctl.json_form import field_names
@@ -43,7 +43,7 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Print the health of routes and servers. Raises NoSupervisor."""
-    depth = one_of("--depth", request.get("depth") or FULL, DEPTHS)
+    depth = validate_choice("--depth", request.get("depth") or FULL, DEPTHS)
     result = ask_for(
         HealthResult,
         request,
@@ -51,11 +51,11 @@ def perform(request: CommandRequest) -> Outcome:
         more={"depth": depth, "routes": bool(request.get("routes"))},
     )
     names = (each.name for each in result.items)
-    lines = [_line(each) for each in result.items]
-    return gateway_table(request, Outcome.of(result), lines, COLUMNS[depth], names)
+    lines = [_health_row(each) for each in result.items]
+    return set_table_text(request, Outcome.of(result), lines, COLUMNS[depth], names)
 
 
-def _line(health: HealthReport) -> SimpleNamespace:
+def _health_row(health: HealthReport) -> SimpleNamespace:
     return SimpleNamespace(
         name=health.name,
         kind=health.kind,

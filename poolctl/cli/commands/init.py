@@ -98,7 +98,9 @@ def perform(request: CommandRequest) -> Outcome:
         _refuse_existing(
             [path] if os.path.lexists(path) and not request.get("force") else []
         )  # before the user is asked
-        with_app = not (found or os.path.lexists(os.path.join(directory, APP_FILE))) and _wants_app(request)
+        with_app = not (found or os.path.lexists(os.path.join(directory, APP_FILE))) and _ask_to_write_app(
+            request
+        )
     app = found or "hello:app"
     name = (
         re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(directory))).strip("-.") or "pool"
@@ -151,7 +153,7 @@ def existing_app(directory: str) -> str:
     return ""
 
 
-def _wants_app(request: CommandRequest) -> bool:
+def _ask_to_write_app(request: CommandRequest) -> bool:
     """Ask whether to write a tiny application. Without a terminal, or with --quiet, return False without asking."""
     if request.quiet or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False

@@ -17,10 +17,17 @@ from poolctl.cli.command_line import (
     Option,
     check_line_format,
     flag,
-    one_of,
+    validate_choice,
 )
-from poolctl.cli.log_rendering import NO_TIMES, SHORT_TIMES, STAMPS, PrefixedLines, log_paths, terminal_text
-from poolctl.cli.offline import expressions_limited, load
+from poolctl.cli.log_rendering import (
+    NO_TIMES,
+    SHORT_TIMES,
+    STAMPS,
+    PrefixedLineFormatter,
+    log_paths,
+    terminal_text,
+)
+from poolctl.cli.offline import load, regex_time_limit
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, stdout_fd
@@ -28,14 +35,14 @@ from poolctl.cli.supervisor_requests import ask, described
 from poolctl.config import LOCAL
 from poolctl.control import pool_paths
 from poolctl.control.client import NoSupervisor
-from poolctl.control.server_answers import Described, Details
+from poolctl.control.server_answers import ServerDescription, ServerDetails
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
 from poolctl.json_form import Table
 from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import follow, merged_tail
 from poolctl.selection.regular_expressions import SLOW
-from poolctl.selection.selector import LISTS, searches
+from poolctl.selection.selector import LISTS, compile_searches
 
 GATEWAY = "gateway"  # unless a server has the same name
 # Names shown for other logs; a server cannot have such a name.
@@ -77,17 +84,17 @@ def perform(request: CommandRequest) -> Outcome:
     _check_options(request)
     if request.get("reopen"):
         return _reopen(request)
-    lines, since = request.lines(), request.moment("since")
+    lines, since = request.line_limit(), request.log_timestamp("since")
     search = LineSearch("--grep", request.get("grep") or [])
     wanted = _filter(request, search)
     pool = find_pool(request)
     if pool.platform != LOCAL:
-        with expressions_limited(f"--grep: {SLOW}", search.text_number):
+        with regex_time_limit(f"--grep: {SLOW}", search.text_number):
             return _print_from_platform(request, pool, lines, since, wanted)
-    paths, request_ids = _logs(request, pool)
+    paths, request_ids = _find_log_files(request, pool)
     text_of = _line_formatter(request, list(paths), request_ids)
 
-    with expressions_limited(f"--grep: {SLOW}", search.text_number):
+    with regex_time_limit(f"--grep: {SLOW}", search.text_number):
         if request.get("follow"):
             try:
                 for line in follow(paths, lines=lines, since=since, wanted=wanted, reader=stdout_fd()):
@@ -143,16 +150,16 @@ def _check_options(request: CommandRequest) -> None:
 
 def _filter(request: CommandRequest, search: LineSearch) -> LineFilter | None:
     """The filter for lines; None for all lines."""
-    until, word = request.moment("until"), request.get("level")
-    least = one_of("--level", canonical_level(word), LEVELS) if word is not None else ""
+    until, word = request.log_timestamp("until"), request.get("level")
+    least = validate_choice("--level", canonical_level(word), LEVELS) if word is not None else ""
     grep = search if request.get("grep") else None
     return LineFilter(until=until, least=least, matches=grep) if until or least or grep else None
 
 
-def _logs(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
+def _find_log_files(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
     """The log files by displayed name, and the names whose lines show request IDs."""
     try:
-        return _selected_logs(request, pool)
+        return _find_selected_log_files(request, pool)
     except Failure as failure:
         targets = request.get("targets") or []
         missing = failure.outcome.exit_code == NOTHING_MATCHED and GATEWAY in targets
@@ -160,16 +167,16 @@ def _logs(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[s
             raise
     # No server has this name.
     values = {**request.values, "targets": [each for each in targets if each != GATEWAY], "gateway": True}
-    return _selected_logs(CommandRequest(request.verb, values), pool)
+    return _find_selected_log_files(CommandRequest(request.verb, values), pool)
 
 
-def _selected_logs(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
+def _find_selected_log_files(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
     gateway = bool(request.get("gateway"))
     if gateway and not _has_gateway(request, pool):
         hint = "a [gateway] or a [[route]] in the file adds one"
         raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
     servers = not gateway or not request.selector().selects_all
-    items = _described(request, pool) if servers else ()
+    items = _servers_with_log_files(request, pool) if servers else ()
     paths = log_paths(items, pool.logs_directory)
     if gateway:
         state = pool_paths.state_dir(os.environ, pool.key)
@@ -200,7 +207,9 @@ def _line_formatter(
             return lambda line: f"{line.text}\n"
         colours = coloured(sys.stdout)
         return lambda line: f"{terminal_text(line.text, colours=colours)}\n"
-    return PrefixedLines(names, times=_time_style(request), records=True, request_ids=request_ids).line
+    return PrefixedLineFormatter(
+        names, times=_time_style(request), records=True, request_ids=request_ids
+    ).line
 
 
 def _is_wide(request: CommandRequest) -> bool:
@@ -224,14 +233,14 @@ def _reopen(request: CommandRequest) -> Outcome:
     return Outcome.of(result, "" if result.exit_code else "log files reopened")
 
 
-def _described(request: CommandRequest, pool: PoolRef) -> Sequence[Described]:
+def _servers_with_log_files(request: CommandRequest, pool: PoolRef) -> Sequence[ServerDescription]:
     """The selected servers with their configuration.
 
     Raises Failure if nothing is selected, or if a server has no log files on this machine.
     """
     items, _ = described(request, pool)
     for item in items:
-        if isinstance(item, Details) and item.log_files is False:
+        if isinstance(item, ServerDetails) and item.log_files is False:
             places = ", ".join(sorted({worker.where for worker in item.worker_list if worker.where}))
             hint = f"read its output where it runs ({places})" if places else "start it, and read it there"
             message = f"{item.name}: its runner keeps no log files on this machine"
@@ -255,7 +264,7 @@ class LineSearch:
     """
 
     def __init__(self, option: str, expressions: Sequence[str]) -> None:
-        self._searches = searches(option, expressions)
+        self._searches = compile_searches(option, expressions)
         self._texts = 0
         self._is_searching = False
 

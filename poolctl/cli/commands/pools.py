@@ -37,7 +37,7 @@ class RunningPool:
 
 def perform(request: CommandRequest) -> Outcome:
     """All pools with name, files, the supervisor's pid, and the number of ready servers."""
-    found = [pool for path in pool_paths.pool_dirs(os.environ) if (pool := _pool(path)) is not None]
+    found = [pool for path in pool_paths.pool_dirs(os.environ) if (pool := _query_pool(path)) is not None]
     pools = [pool for pool, _ in found]
     outcome = Outcome(pools)
     if not pools and request.output not in ("json", "jsonl"):
@@ -53,7 +53,7 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _pool(path: str) -> tuple[RunningPool, str] | None:
+def _query_pool(path: str) -> tuple[RunningPool, str] | None:
     """The pool in this directory, and a text with its ready and expected servers, `2/3`; None if no supervisor listens.
 
     If the supervisor does not answer, the pool is read from its info file, and the text is `?`.

@@ -52,11 +52,11 @@ def perform(request: CommandRequest) -> Outcome:
     result = ask_for(ReloadResult, request, pool, more={"dry_run": dry_run})
     outcome = Outcome.of(result, plan_text(result, coloured(sys.stdout), dry_run=dry_run))
     outcome.painted = True
-    outcome.warnings += _other_files(request, pool)
+    outcome.warnings += _other_files_warnings(request, pool)
     return outcome
 
 
-def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
+def _other_files_warnings(request: CommandRequest, pool: PoolRef) -> list[str]:
     """Return a warning if several -c options are given and the pool's supervisor has read other files; otherwise []."""
     if len(request.get("config") or ()) < 2 or pool.platform != LOCAL:
         return []
@@ -80,7 +80,7 @@ def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
             print(line, file=sys.stderr)
 
     try:
-        for result in PoolWatcher(request, pool, say, time()).changes(now=True):
+        for result in PoolWatcher(request, pool, say, time()).apply_changes(now=True):
             lines = change_lines(result, coloured(sys.stdout))
             outcome = Outcome.of(result, "\n".join(lines), form=request.output)
             outcome.painted = True

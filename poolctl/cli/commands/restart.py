@@ -14,7 +14,7 @@ from poolctl.cli.command_line import (
 )
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import ready_line, run_line, servers
+from poolctl.cli.render import ready_line, run_line, server_count_text
 from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
 
 TYPE_CHECKING = False
@@ -71,4 +71,4 @@ def _restarted_line(result: Result) -> str:
     """
     failed = {error.name for error in result.errors}
     restarted = [item for item in result.items if item.ready and item.name not in failed]
-    return f"{servers(len(restarted), len(result.items))} restarted" if result.items else ""
+    return f"{server_count_text(len(restarted), len(result.items))} restarted" if result.items else ""

@@ -31,15 +31,29 @@ from poolctl.cli.command_line import (
     CommandRequest,
     Option,
     flag,
-    one_of,
+    validate_choice,
 )
-from poolctl.cli.log_rendering import NO_TIMES, STAMPS, PrefixedLines, json_line, log_paths, terminal_text
+from poolctl.cli.log_rendering import (
+    NO_TIMES,
+    STAMPS,
+    PrefixedLineFormatter,
+    json_line,
+    log_paths,
+    terminal_text,
+)
 from poolctl.cli.offline import load, no_server_outcome
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, same_name_warning
 from poolctl.cli.reload_on_change import PoolWatcher
 from poolctl.cli.reload_plan import change_lines
-from poolctl.cli.render import address_lines, coloured, print_diagnostics, printable, servers, serves_line
+from poolctl.cli.render import (
+    address_lines,
+    coloured,
+    print_diagnostics,
+    printable,
+    server_count_text,
+    serves_line,
+)
 from poolctl.cli.supervisor_requests import (
     Progress,
     await_pool_end,
@@ -112,7 +126,7 @@ def perform(request: CommandRequest) -> Outcome:
     command = request.get("command") or []
     path = program(command, os.environ) if command else ""
     pool = find_pool(request)
-    request.selector(), request.options()  # a wrong value is reported before anything runs
+    request.selector(), request.supervisor_options()  # a wrong value is reported before anything runs
     try:
         Client(pool.socket).ping()
     except NoSupervisor:
@@ -131,7 +145,7 @@ def perform(request: CommandRequest) -> Outcome:
         ):  # not a hangup of a terminal: systemd.service(5) uses SIGHUP as the order to reload
             signal.signal(signal.SIGHUP, lambda number, frame: session.reload())
         code = _run(session, path, signals)
-        session.report()  # printed here, where a reader that has stopped reading blocks nothing
+        session.flush_diagnostics()  # printed here, where a reader that has stopped reading blocks nothing
     session.outcome.exit_code = code
     return session.outcome
 
@@ -159,7 +173,7 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
             session.stop(code)
             os.close(lifeline)
             wait_for_exit(keeper_pid)  # even if the supervisor was exiting and did not answer
-            code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
+            code = INTERRUPTED if signals.interrupted else session.resolve_exit_status(code)
             session.print_conclusion()
             if session.command and sys.stderr.isatty():
                 session.say("the pool has stopped")  # not visible from the end of CMD
@@ -171,10 +185,14 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
 def _serve(session: RunSession, path: str, lifeline: int, signals: StopSignals) -> int:
     if not session.start():
         code = session.outcome.exit_code
-        session.report()
+        session.flush_diagnostics()
         return code
     session.watch()
-    return session.run_command(path, lifeline) if session.command else session.wait_for_end(lifeline, signals)
+    return (
+        session.run_command(path, lifeline)
+        if session.command
+        else session.announce_and_wait(lifeline, signals)
+    )
 
 
 # Remaining time of the stop timeout when the remaining processes are killed.
@@ -207,14 +225,14 @@ class RunSession:
         self.servers: Sequence[Item] = ()
         self._gateway: Table | None = None
         self._printer: LogPrinter | None = None
-        self._events = PoolEvents(self.client, self._print_event)
+        self._events = PoolEventFollower(self.client, self._print_event)
         self._last_logs: dict[str, str] = {}  # of the servers that explain a failure
         self._failed: list[str] = []  # servers that did not start
         self._ran = False
         self._begun = time()
         self._ending = threading.Event()
         form = request.get("log_format") or os.environ.get(FORMAT_VARIABLE) or "text"
-        self._objects = one_of("--log-format", form, ("text", "json")) == "json"
+        self._objects = validate_choice("--log-format", form, ("text", "json")) == "json"
         self._limit_seconds = limit_seconds
 
     @property
@@ -240,7 +258,7 @@ class RunSession:
 
         After a failed start, it continues only if no user's command is given and at least one server is alive.
         """
-        body = {"selector": self.request.selector().to_dict(), "options": self.request.options()}
+        body = {"selector": self.request.selector().to_dict(), "options": self.request.supervisor_options()}
         if self._prints_logs:
             self._printer = LogPrinter(
                 self.client, self.pool, times=self.request.verbose, objects=self._objects
@@ -286,7 +304,7 @@ class RunSession:
 
     def _watch(self, watcher: PoolWatcher) -> None:
         try:
-            for result in watcher.changes(self._ending.is_set):
+            for result in watcher.apply_changes(self._ending.is_set):
                 self.print_change(result)
         except Failure as failure:  # further paths cannot be watched; the pool keeps running
             self._explain(failure.outcome)
@@ -301,11 +319,11 @@ class RunSession:
         outcome.quiet = self.request.quiet
         print_diagnostics(outcome)
 
-    def wait_for_end(self, lifeline: int, signals: StopSignals) -> int:
+    def announce_and_wait(self, lifeline: int, signals: StopSignals) -> int:
         """Print addresses and problems, wait until the pool has ended, and return 0. Signals raise exceptions."""
         expected = [item for item in self.servers if item.state not in ("disabled", "sleeping")]
         ready = sum(item.ready for item in expected)
-        line = f"{servers(ready, len(expected))} ready"
+        line = f"{server_count_text(ready, len(expected))} ready"
         if not (self.request.output or self._objects):
             for address in address_lines(self.servers):
                 self.say(address)
@@ -314,11 +332,11 @@ class RunSession:
         if not self.outcome.exit_code:  # before the next line, at which a user may ask for a reload
             sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
         self.say(f"{line}, Ctrl-C to stop")
-        self.report()  # failures are printed now, while other servers run
+        self.flush_diagnostics()  # failures are printed now, while other servers run
         signals.wait_for_end(lifeline)  # the keeper holds the other end
         return DONE
 
-    def report(self) -> None:
+    def flush_diagnostics(self) -> None:
         """Print the problems so far and clear them; with -o json keep them for the document at the end."""
         if self.request.output != "json":
             self.outcome.quiet = self.request.quiet
@@ -336,7 +354,7 @@ class RunSession:
             path, self.command, environment, stdout=stdout, lifeline=lifeline, unwanted=unwanted
         )
 
-    def status_of_pool(self, code: int) -> int:
+    def resolve_exit_status(self, code: int) -> int:
         """The pool's own exit status if it has ended by itself, because a mandatory server failed; else `code`."""
         left = read_exit(self.pool.directory)
         if not left:
@@ -377,7 +395,7 @@ class RunSession:
         if not self.command:
             return
         if self._ran:
-            for line in deaths_of(self._events.died, os.path.basename(self.command[0])):
+            for line in death_lines(self._events.died, os.path.basename(self.command[0])):
                 self.say(line)
         if not self.request.quiet:
             sys.stderr.write(last_lines(self._last_logs, stamp(self._begun), objects=self._objects))
@@ -439,7 +457,7 @@ _SILENCE_SECONDS = 86400.0
 _LAST_SECONDS = 2.0
 
 
-class PoolEvents:
+class PoolEventFollower:
     """Follows the pool's events, and calls `report` once for each problem: with the event, a line and its level."""
 
     def __init__(self, client: Client, report: Callable[[JournalEvent, str, str], None]) -> None:
@@ -478,9 +496,9 @@ class PoolEvents:
 
     def _ask(self, client: Client, options: Table, timeout_seconds: float | None = None) -> None:
         body = {"options": options | {"kind": _KINDS}}
-        client.ask(EventsResult, "events", body, self._handle, timeout_seconds)
+        client.ask(EventsResult, "events", body, self._report_event, timeout_seconds)
 
-    def _handle(self, line: ProgressLine) -> None:
+    def _report_event(self, line: ProgressLine) -> None:
         if line.event is None:
             return
         event = JournalEvent.from_json(line.event)
@@ -510,7 +528,7 @@ LAST_OUTPUT_SECONDS = 2.0
 
 
 @contextlib.contextmanager
-def stream_of_its_own(stream: TextIO) -> Iterator[TextIO]:
+def reopened_stream(stream: TextIO) -> Iterator[TextIO]:
     """Context manager: another stream with the same descriptor, closed at the end.
 
     A thread that is blocked in a write holds the lock of its stream, so a flush of a shared stream would wait for it.
@@ -551,7 +569,7 @@ class BackgroundStream:
 
     def __exit__(self, *raised: object) -> None:
         if self._stuck:
-            self._hand_over("").acquire(timeout=END_SECONDS)
+            self._enqueue_text("").acquire(timeout=END_SECONDS)
 
     def write(self, text: str) -> int:
         """Have the background thread write the text, and return the text's length.
@@ -559,7 +577,7 @@ class BackgroundStream:
         Waits until it is written, unless an earlier text could not be written in time and is still pending.
         """
         if self._texts.qsize() < MOST_TEXTS:
-            written = self._hand_over(text)
+            written = self._enqueue_text(text)
             if not self._stuck:
                 self._stuck = not written.acquire(timeout=PATIENCE_SECONDS)
         return len(text)
@@ -567,7 +585,7 @@ class BackgroundStream:
     def flush(self) -> None:
         """Does nothing, because `write` buffers nothing."""
 
-    def _hand_over(self, text: str) -> threading.Lock:
+    def _enqueue_text(self, text: str) -> threading.Lock:
         """Queue the text for the background thread. Acquiring the returned lock waits until the text is written."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_texts, name="standard error", daemon=True)
@@ -579,7 +597,7 @@ class BackgroundStream:
         return written
 
     def _write_texts(self) -> None:
-        with stream_of_its_own(self._stream) as stream:
+        with reopened_stream(self._stream) as stream:
             while True:
                 text, written = self._texts.get()
                 try:
@@ -626,9 +644,9 @@ class LogPrinter:
             terminal = sys.stdout.isatty()
             asked = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}
             ids = asked if terminal and not self._times else None
-            form = PrefixedLines(list(paths), times=times, records=terminal, request_ids=ids).line
+            form = PrefixedLineFormatter(list(paths), times=times, records=terminal, request_ids=ids).line
         try:
-            with stream_of_its_own(sys.stdout) as stdout:
+            with reopened_stream(sys.stdout) as stdout:
                 for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
                     stdout.write(form(line))
                     stdout.flush()
@@ -648,7 +666,7 @@ def command_environment(
     known: dict[str, Item] = {}
     for item in there:
         if (first := known.setdefault(word(item.name), item)) is not item:
-            raise Failure(_refuse_same_variable(pool, first, item))
+            raise Failure(_same_variable_outcome(pool, first, item))
     found = {"POOLCTL_CONFIG": pool.files[0]} if pool.files else {}
     for item in there:
         try:
@@ -667,7 +685,7 @@ def word(name: str) -> str:
     return re.sub("[^A-Z0-9]", "_", name.upper())
 
 
-def _refuse_same_variable(pool: PoolRef, first: Item, second: Item) -> Outcome:
+def _same_variable_outcome(pool: PoolRef, first: Item, second: Item) -> Outcome:
     variable = f"POOLCTL_URL_{word(first.name)}"
     message = f"{variable} of the command would be the address of {first.name!r} and of {second.name!r}"
     finding = Finding(("name",), message, "rename one of them", second.name)
@@ -682,7 +700,7 @@ _LINES = 20
 _MOST_SERVERS = 10
 
 
-def deaths_of(died: Mapping[str, Sequence[str]], command: str) -> Iterator[str]:
+def death_lines(died: Mapping[str, Sequence[str]], command: str) -> Iterator[str]:
     """Yield one line for each server that died while `command` ran, with the reason for its last exit."""
     for name, reasons in died.items():
         times = f" {len(reasons)} times" if len(reasons) > 1 else ""
@@ -699,11 +717,11 @@ def last_lines(
     texts: list[str] = []
     for name, path in paths.items():
         if lines := list(tail(path, _LINES, since=since, name=name)):
-            texts += map(json_line, lines) if objects else _group(name, lines, env)
+            texts += map(json_line, lines) if objects else _foldable_log_section(name, lines, env)
     return "".join(texts)
 
 
-def _group(name: str, lines: Sequence[LogLine], env: Mapping[str, str]) -> Iterator[str]:
+def _foldable_log_section(name: str, lines: Sequence[LogLine], env: Mapping[str, str]) -> Iterator[str]:
     count = len(lines)
     head = f"last {count} lines of {name}" if count > 1 else f"last line of {name}"
     before, after = f"{head}:\n", ""
@@ -774,7 +792,7 @@ def run_to_end(
     actions = [] if stdout is None else [(os.POSIX_SPAWN_DUP2, stdout, 1)]
     try:
         pid = os.posix_spawn(path, command, env, file_actions=actions, setsigmask=before, setsigdef=_RESET)
-        if lifeline >= 0 and _start_sigio(lifeline) and unwanted():
+        if lifeline >= 0 and _enable_sigio_and_poll(lifeline) and unwanted():
             os.kill(pid, signal.SIGTERM)
         while True:
             came = signal.sigwaitinfo(watched)
@@ -797,7 +815,7 @@ def run_to_end(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_sigio(lifeline: int) -> bool:
+def _enable_sigio_and_poll(lifeline: int) -> bool:
     """Have the kernel send SIGIO when the other end of the pipe is closed (fcntl(2), O_ASYNC).
 
     Returns whether it is closed already.
@@ -903,12 +921,12 @@ class StopSignals:
         self._unraisable_before = sys.unraisablehook
 
     def __enter__(self) -> StopSignals:
-        sys.unraisablehook = self._unraisable
+        sys.unraisablehook = self._resend_discarded_signal
         self._before = {number: signal.getsignal(number) for number in (*_STOPPING, _OUTPUT_LOST)}
         for number in _STOPPING:
             if self._before[number] is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._raise_for_signal)
-        signal.signal(_OUTPUT_LOST, self._output_lost)
+        signal.signal(_OUTPUT_LOST, self._terminate_for_lost_output)
         self.wakeup, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
         self._waker_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
@@ -942,7 +960,7 @@ class StopSignals:
             return
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
-    def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+    def _resend_discarded_signal(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Raise again a signal's exception that was discarded in a finalizer or a weak reference's callback.
 
         Such callbacks run wherever an object is freed, even during imports, and a signal may arrive in one. The
@@ -960,10 +978,10 @@ class StopSignals:
 
     def _signal_again(self, number: int) -> None:
         sleep(_DISCARDED_SECONDS)
-        if sys.unraisablehook == self._unraisable:
+        if sys.unraisablehook == self._resend_discarded_signal:
             os.kill(os.getpid(), number)
 
-    def _output_lost(self, number: int, frame: FrameType | None) -> None:
+    def _terminate_for_lost_output(self, number: int, frame: FrameType | None) -> None:
         if not self._stopping:
             self._stopping = self._unasked = True
             raise Terminated

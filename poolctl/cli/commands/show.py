@@ -21,7 +21,7 @@ from poolctl.cli.render import (
 )
 from poolctl.cli.supervisor_requests import described
 from poolctl.config import masked, value_text
-from poolctl.control.server_answers import Described, Details
+from poolctl.control.server_answers import ServerDescription, ServerDetails
 from poolctl.json_form import Table
 
 TYPE_CHECKING = False
@@ -61,7 +61,7 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _text(item: Described, colours: bool, *, full: bool) -> str:
+def _text(item: ServerDescription, colours: bool, *, full: bool) -> str:
     name = printable(item.name)
     lines = [paint(name, "1") if colours else name]
     rows = [(key, field_text(item, key) or "-") for key in _RUNNING]
@@ -71,7 +71,7 @@ def _text(item: Described, colours: bool, *, full: bool) -> str:
         rows.append(("next run", next_run(item)))
     if item.last_run is not None:
         rows.append(("last run", _last_run(item.last_run)))
-    if isinstance(item, Details):
+    if isinstance(item, ServerDetails):
         if item.endpoints:
             rows.append(("endpoints", field_text(item, "endpoints")))
         if item.preload_problem:

@@ -7,7 +7,15 @@ import sys
 from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest, flag
 from poolctl.cli.outcome import Outcome, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import AT_REST, count_ready, duration, gateway_line, servers, stack_lines, width_of
+from poolctl.cli.render import (
+    AT_REST,
+    count_ready,
+    duration,
+    gateway_line,
+    server_count_text,
+    stack_lines,
+    width_of,
+)
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask, ask_for
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import NOT_AS_DESIRED
@@ -61,7 +69,7 @@ def _status(request: CommandRequest) -> Outcome:
         return Outcome(
             items,
             exit_code=NOT_AS_DESIRED,
-            message=_without_supervisor(items, pool),
+            message=_no_supervisor_line(items, pool),
             extra={"summary": summary_of(items, pool)},
         )
     outcome = Outcome.of(result)
@@ -97,23 +105,26 @@ def _stacks_of_hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item
     ]
 
 
-def _without_supervisor(items: Sequence[Item], pool: PoolRef) -> str:
+def _no_supervisor_line(items: Sequence[Item], pool: PoolRef) -> str:
     from poolctl.feature import features
     from poolctl.keeper import pool_files
 
     serving = sum(item.state != "stopped" and bool(item.pids) for item in items)
-    found = [servers(serving)] if serving else []
+    found = [server_count_text(serving)] if serving else []
     processes = [each.process for each in features() if each.process is not None]
     found += [each.label for each in processes if pool_files.find_listeners(pool.directory, each.socket)]
     if found:
         rest = f"{' and '.join(found)} {'are' if serving > 1 or len(found) > 1 else 'is'}"
         return f"no supervisor is running, but {rest} still serving; `poolctl start` adopts them"
-    return f"no supervisor is running, {servers(len(items))} stopped"
+    return f"no supervisor is running, {server_count_text(len(items))} stopped"
 
 
 def _lines(items: Sequence[Item], summary: Table) -> list[str]:
     resting = {state: sum(item.state == state and not item.ready for item in items) for state in AT_REST}
-    words = [f"{servers(*count_ready(items))} ready", *(f"{n} {state}" for state, n in resting.items() if n)]
+    words = [
+        f"{server_count_text(*count_ready(items))} ready",
+        *(f"{n} {state}" for state, n in resting.items() if n),
+    ]
     uptime = max((item.uptime_seconds for item in items), default=0)
     if uptime:
         words.append(f"up {duration(uptime)}")

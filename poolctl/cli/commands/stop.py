@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from poolctl.cli.command_line import ENDED, NO_DEPS, SELECTION, WAIT_OPTIONS, Command, CommandRequest, flag
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import abbreviated_list, dependents_text, servers
+from poolctl.cli.render import abbreviated_list, dependents_text, server_count_text
 from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor
@@ -47,7 +47,7 @@ def perform(request: CommandRequest) -> Outcome:
     try:
         result = ask(request, pool)
     except NoSupervisor:
-        return _without_supervisor(request, pool)
+        return _stop_without_supervisor(request, pool)
     if result.exit_code and not result.items:
         return Outcome.of(result)
     message = _stopped_line(result, waited=not request.get("no_wait"))
@@ -62,7 +62,7 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
     if not (active or result.dependents):
         return "no server was running: the supervisor has ended" if result.ended else "nothing was running"
     stopped = [item.name for item in active if not waited or item.state in ENDED]
-    line = f"{servers(len(stopped), len(active))} {'stopped' if waited else 'stopping'}"
+    line = f"{server_count_text(len(stopped), len(active))} {'stopped' if waited else 'stopping'}"
     names = abbreviated_list([*stopped, *(result.dependents or ())], _MOST_NAMES)
     return f"{line}{dependents_text(result)}{names and ': '}{names}"
 
@@ -82,7 +82,7 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
         raise
 
 
-def _without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
+def _stop_without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
     """Stop selected servers whose workers still run; without a selection, all of them and the features' processes."""
     from poolctl.runners.runner_registry import has_orphans
     from poolctl.supervisor.launch import forget_running, remove_stale_files
@@ -127,7 +127,7 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
         remove_stale_files(pool.directory)
     ended = {str(orphan.said["server"]) for orphan in chosen} - {""}
     items = [replace(each, **_ENDED) if each.name in ended else each for each in items]
-    what = " and ".join([servers(len(ended)), *dict.fromkeys(others)])
+    what = " and ".join([server_count_text(len(ended)), *dict.fromkeys(others)])
     message = f"{what} stopped, left over from a pool whose keeper and supervisor were killed"
     return Outcome(items, warnings=warnings, message=message)
 

@@ -6,7 +6,7 @@ from poolctl import __version__
 from poolctl.cli.command_line import OUTPUT, TIMEOUT, Command, CommandRequest, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import servers
+from poolctl.cli.render import server_count_text
 from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Result
 from poolctl.control.client import Client
@@ -46,10 +46,10 @@ def perform(request: CommandRequest) -> Outcome:
     # A running job must not be started again.
     serving = [item.name for item in result.items if item.pids and not item.bind.startswith("job:")]
     whose = "its" if len(serving) == 1 else "their"
-    how = f"{servers(len(serving))} kept {whose} workers; poolctl upgrade --restart replaces them"
+    how = f"{server_count_text(len(serving))} kept {whose} workers; poolctl upgrade --restart replaces them"
     if request.get("restart") and serving:
         values = {**request.values, "targets": serving, "force": False}
         result = ask(CommandRequest("restart", values), pool)
         failed = {error.name for error in result.errors}
-        how = f"{servers(sum(name not in failed for name in serving), of=len(serving))} restarted"
+        how = f"{server_count_text(sum(name not in failed for name in serving), of=len(serving))} restarted"
     return Outcome.of(result, f"{message}: {how}")

@@ -9,8 +9,8 @@ from poolctl.cli.command_line import ALLOW_EMPTY, OUTPUT, Command, CommandReques
 from poolctl.cli.offline import no_server_outcome, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import servers
-from poolctl.control.answers import ErrorEntry, error_entries, item
+from poolctl.cli.render import server_count_text
+from poolctl.control.answers import ErrorEntry, error_entries, item_from_config
 from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
@@ -40,30 +40,32 @@ def perform(request: CommandRequest) -> Outcome:
     except PoolValidateError as unreadable:
         return _with_exit_code(Outcome(errors=error_entries(unreadable)))
     outside = config.check_external(import_apps=bool(request.get("import_apps")))
-    items = [item(server) for server in servers_of(config, pool)] if request.output else []
+    items = [item_from_config(server) for server in servers_of(config, pool)] if request.output else []
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     outcome.errors = [ErrorEntry.of(problem) for problem in (*config.problems, *outside)]
     if not outcome.errors and config.is_empty and not request.get("allow_empty"):
         outcome.errors = no_server_outcome(pool).errors
-    outcome.message = "" if outcome.errors else f"{_content(config)}, ok{_not_imported(config, request)}"
-    outcome.notes = [] if outcome.errors else _withheld(config)
+    outcome.message = (
+        "" if outcome.errors else f"{_content_summary(config)}, ok{_not_imported_remark(config, request)}"
+    )
+    outcome.notes = [] if outcome.errors else _withheld_variables_note(config)
     return _with_exit_code(outcome)
 
 
-def _content(config: Configuration) -> str:
+def _content_summary(config: Configuration) -> str:
     routes = config.tables.routes
     if len(config) or not routes:
-        return servers(len(config))
+        return server_count_text(len(config))
     return f"no server, {routes} route{'s' * (routes > 1)}"
 
 
-def _not_imported(config: Configuration, request: CommandRequest) -> str:
+def _not_imported_remark(config: Configuration, request: CommandRequest) -> str:
     if request.get("import_apps") or all(server.command for server in config):
         return ""
     return " (applications not imported: --import)"
 
 
-def _withheld(config: Configuration) -> list[str]:
+def _withheld_variables_note(config: Configuration) -> list[str]:
     """A note about environment variables that hold secrets of the pool and are not passed to servers; [] if none.
 
     Without the note, a server that relies on such a variable would fail only when it runs in the pool.

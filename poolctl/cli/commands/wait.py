@@ -7,7 +7,7 @@ from time import monotonic, sleep
 from poolctl.cli.command_line import GOALS, OUTPUT, SELECTION, TIMEOUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import servers
+from poolctl.cli.render import server_count_text
 from poolctl.cli.supervisor_requests import ask
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT
@@ -37,7 +37,7 @@ def perform(request: CommandRequest) -> Outcome:
     """
     seconds = request.seconds("timeout")
     deadline = None if seconds is None else monotonic() + seconds
-    goal = str(request.options().get("for") or "ready")
+    goal = str(request.supervisor_options().get("for") or "ready")
     pool = find_pool(request)
     selected: list[Item] | None = None
     while True:
@@ -52,7 +52,7 @@ def perform(request: CommandRequest) -> Outcome:
 
                 selected = select_from_files(request, pool) if pool.files else []
             if goal == "stopped":
-                return Outcome(selected, message=f"{servers(len(selected))} stopped")
+                return Outcome(selected, message=f"{server_count_text(len(selected))} stopped")
             if left == 0:
                 message = f"not {goal} in time: no supervisor is running for this pool"
                 outcome = Outcome.failed(TIMED_OUT, message, "poolctl start")
@@ -67,5 +67,5 @@ def _arrived_line(goal: str, result: Result) -> str:
     asleep = 0
     if goal in ("ready", "healthy"):
         asleep = sum(item.state == "sleeping" and not item.ready for item in result.items)
-    line = f"{servers(len(result.items) - asleep)} {goal}"
+    line = f"{server_count_text(len(result.items) - asleep)} {goal}"
     return f"{line} ({asleep} sleeping)" if asleep else line

@@ -70,7 +70,7 @@ class Walk:
         # is being started leaves a thread that the thread pool does not know and does not wait for.
         self.start_lock = threading.Lock()
 
-    def runs(self, items: Sequence[Item]) -> Iterator[ServerRun]:
+    def run_for_each(self, items: Sequence[Item]) -> Iterator[ServerRun]:
         """Run the command for each item, `jobs` at once, and yield each run when it has ended.
 
         If it is interrupted, all children are stopped.
@@ -94,7 +94,7 @@ class Walk:
                 self._end_children()
 
     def _run(self, item: Item) -> ServerRun:
-        argv = arguments(self.command, item)
+        argv = expand_placeholders(self.command, item)
         try:
             child = self._begin(argv, environment(item))
         except (OSError, ValueError) as failure:
@@ -159,7 +159,7 @@ def perform(request: CommandRequest) -> Outcome:
             _print_group(run, quiet=request.quiet)
 
     if pool.platform == LOCAL:
-        for run in walk.runs(items):
+        for run in walk.run_for_each(items):
             complete(run)
     elif items:
         _run_on_platform(pool, walk, items, complete)
@@ -184,7 +184,7 @@ def _run_on_platform(
     """
     known = {item.name: item for item in items}
     runs = {
-        item.name: {"command": arguments(walk.command, item), "variables": environment(item, {})}
+        item.name: {"command": expand_placeholders(walk.command, item), "variables": environment(item, {})}
         for item in items
     }
     options = {"runs": runs, "jobs": walk.jobs, "fail_fast": walk.fail_fast, "merged": not walk.keep}
@@ -245,7 +245,7 @@ WORDS = ("name", "bind", "host", "port", "expose", "state", "pid", "pids", "tags
 _placeholder = re.compile(r"\{(" + "|".join(WORDS) + r")\}")
 
 
-def facts(item: Item) -> dict[str, str]:
+def placeholder_values(item: Item) -> dict[str, str]:
     """The values of all placeholders for one server; inapplicable values (the port of a Unix socket) are empty."""
     host, port = _host_and_port(item.bind)
     pids = item.pids
@@ -255,12 +255,12 @@ def facts(item: Item) -> dict[str, str]:
 
 def environment(item: Item, base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The command's environment for this server: `base` and a variable for each placeholder, such as POOLCTL_NAME."""
-    return {**base, **{PREFIX + word.upper(): value for word, value in facts(item).items()}}
+    return {**base, **{PREFIX + word.upper(): value for word, value in placeholder_values(item).items()}}
 
 
-def arguments(command: list[str], item: Item) -> list[str]:
+def expand_placeholders(command: list[str], item: Item) -> list[str]:
     """The command with `{name}`, `{port}` … replaced; other braces stay, so JSON needs no escaping."""
-    known = facts(item)
+    known = placeholder_values(item)
     return [_placeholder.sub(lambda match: known[match[1]], word) for word in command]
 
 

@@ -37,11 +37,11 @@ def check_certificates(
         problems.append(Finding(("tls", "password_env"), message, hint))
     if problems:
         return problems, []
-    problems += [*_pair(tls, texts, password), *_options(tls)]
-    return problems, [] if problems else _expiry(tls, texts["cert"], now)
+    problems += [*_check_key_pair(tls, texts, password), *_check_ca_and_ciphers(tls)]
+    return problems, [] if problems else _expiry_warnings(tls, texts["cert"], now)
 
 
-def _pair(tls: TLSConfig, texts: dict[str, str], password: str | None) -> list[Finding]:
+def _check_key_pair(tls: TLSConfig, texts: dict[str, str], password: str | None) -> list[Finding]:
     import ssl
 
     if BEGIN not in texts["cert"]:
@@ -72,7 +72,7 @@ def _pair(tls: TLSConfig, texts: dict[str, str], password: str | None) -> list[F
     return []
 
 
-def _options(tls: TLSConfig) -> Iterator[Finding]:
+def _check_ca_and_ciphers(tls: TLSConfig) -> Iterator[Finding]:
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -94,7 +94,7 @@ def _reason(error: Exception) -> str:
     return (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
 
 
-def _expiry(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
+def _expiry_warnings(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
     """A warning if the certificate has expired, is not valid yet, or expires within `tls.warn_before` seconds; else [].
 
     Expiry is never an error: a pool must be able to start again, for example after a power failure.
@@ -144,11 +144,11 @@ def certificate_names(text: str) -> list[str]:
     found: list[str] = []
     try:
         for _, extension in [
-            each for tag, content in _fields(text) if tag == 0xA3 for each in _inner(content)
+            each for tag, content in _fields(text) if tag == 0xA3 for each in _nested_elements(content)
         ]:
             # An identifier, an optional flag, and a value.
             parts = list(_elements(extension))
-            for tag, content in _inner(parts[-1][1]) if parts[0][1] == _SUBJECT_ALT_NAME else ():
+            for tag, content in _nested_elements(parts[-1][1]) if parts[0][1] == _SUBJECT_ALT_NAME else ():
                 if tag == _DNS_NAME:
                     found.append(content.decode("ascii").lower())
                 elif tag == _IP_ADDRESS:
@@ -162,10 +162,10 @@ def certificate_names(text: str) -> list[str]:
 def _fields(text: str) -> list[tuple[int, bytes]]:
     """Tag and content of each field of the first certificate in a PEM file (tbsCertificate in RFC 5280)."""
     der = base64.b64decode(text.partition(BEGIN)[2].partition(END)[0])
-    return list(_elements(_inner(der)[0][1]))
+    return list(_elements(_nested_elements(der)[0][1]))
 
 
-def _inner(data: bytes) -> list[tuple[int, bytes]]:
+def _nested_elements(data: bytes) -> list[tuple[int, bytes]]:
     """Tag and content of each element inside the first DER element of the data."""
     (_, content), *_ = _elements(data)
     return list(_elements(content))

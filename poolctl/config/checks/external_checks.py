@@ -74,7 +74,7 @@ class ExternalChecks:
     def check_env_files(self, server: ServerKeys) -> None:
         """Check the server's env files and nothing else; add the findings to `problems` and `warnings`."""
         for index, path in enumerate(server.env_file):
-            self._collect(server, _check_env_file, path, index, bool(server.user))
+            self._check_once(server, _check_env_file, path, index, bool(server.user))
 
     def collect_warnings(self, servers: Sequence[ServerKeys]) -> None:
         """Add the servers' warnings, and their unwritable log files, to `warnings`; discard all other problems."""
@@ -86,24 +86,24 @@ class ExternalChecks:
         del self.problems[known:]
 
     def _check_server(self, server: ServerKeys) -> None:
-        self._collect(server, _check_directory, "cwd", server.cwd)
+        self._check_once(server, _check_directory, "cwd", server.cwd)
         if server.app_dir != server.cwd:
-            self._collect(server, _check_directory, "app_dir", server.app_dir)
+            self._check_once(server, _check_directory, "app_dir", server.app_dir)
         self.check_env_files(server)
         if server.user:
-            self._collect(server, _check_user, server.user)
+            self._check_once(server, _check_user, server.user)
         if runs_python_as_root(server):
-            self._collect(server, self._check_trust, server.python or sys.executable)
+            self._check_once(server, self._check_trust, server.python or sys.executable)
         if tls := server.tls if server.tls is not True else self.default_tls:
-            self._collect(server, self._check_certificates, tls)
+            self._check_once(server, self._check_certificates, tls)
         hooks = [(("hooks", hook), words) for hook, words in server.hooks or ()]
         for path, words in ((("command",), server.command), *hooks):
             if words and (finding := missing_program(server, {**self.env, **server.env}, path, words)):
                 self.problems.append((server, finding))
         if server.log.path:
-            self._collect(server, _check_log, server.log.path)
+            self._check_once(server, _check_log, server.log.path)
 
-    def _collect(self, server: ServerKeys, check: Callable[..., Found], *at: Hashable) -> None:
+    def _check_once(self, server: ServerKeys, check: Callable[..., Found], *at: Hashable) -> None:
         key = (check.__name__, *at)  # the method itself would keep this object alive
         if key not in self._seen:
             self._seen[key] = check(*at)
@@ -226,7 +226,7 @@ def check_tables(
         problems += wrong
         warnings += doubtful
     if (events := tables.get(EventsTable)) and events.path:
-        problems += unwritable(JOURNAL_PATH, events.path)
+        problems += unwritable_file_findings(JOURNAL_PATH, events.path)
     names = tables.by_name().keys()
     for path, table in tables:
         wrong, doubtful = table.check(env, names)
@@ -236,10 +236,10 @@ def check_tables(
 
 
 def _check_log(path: str) -> Found:
-    return unwritable(_LOG_PATH, path), []
+    return unwritable_file_findings(_LOG_PATH, path), []
 
 
-def unwritable(key: tuple[str | int, ...], path: str) -> list[Finding]:
+def unwritable_file_findings(key: tuple[str | int, ...], path: str) -> list[Finding]:
     """A list with the problem if this process cannot append to the file at `path`, else an empty list.
 
     `key` is the configuration key that names the file. Changes nothing.
@@ -301,11 +301,11 @@ def check_interpreters(
     """
     wanted = [each in with_zttp for each in pythons]
     with ThreadPoolExecutor(max_workers=max(1, min(len(pythons), os.cpu_count() or 1))) as threads:
-        answers = list(threads.map(_unusable, pythons, pythons.values(), wanted))
+        answers = list(threads.map(_probe_interpreter, pythons, pythons.values(), wanted))
     return [(python, finding) for python, finding in zip(pythons, answers, strict=True) if finding]
 
 
-def _unusable(python: str, user: str | None, with_zttp: bool) -> Finding | None:
+def _probe_interpreter(python: str, user: str | None, with_zttp: bool) -> Finding | None:
     problem: tuple[str, str] | None
     other = "name an interpreter or a virtual environment"
     try:
@@ -337,11 +337,11 @@ def _unusable(python: str, user: str | None, with_zttp: bool) -> Finding | None:
         else:
             problem = uvicorn_problem(python, None if words[3] == "None" else words[3])
             if problem is None and with_zttp:
-                return _without_zttp(python, words[3], words[4] == "True")
+                return _missing_zttp_finding(python, words[3], words[4] == "True")
     return Finding(("python",), f"{python} {problem[0]}", problem[1], python) if problem else None
 
 
-def _without_zttp(python: str, uvicorn: str, has_zttp: bool) -> Finding | None:
+def _missing_zttp_finding(python: str, uvicorn: str, has_zttp: bool) -> Finding | None:
     numbers = re.match(r"(\d+)\.(\d+)", uvicorn)
     if has_zttp and (not numbers or (int(numbers[1]), int(numbers[2])) >= OLDEST_UVICORN_WITH_ZTTP):
         return None
@@ -358,12 +358,14 @@ def check_imports(jobs: Sequence[ImportJob], env: Mapping[str, str]) -> Iterator
     Blocks until the last import is done or has timed out.
     """
     with ThreadPoolExecutor(max_workers=max(1, min(len(jobs), os.cpu_count() or 1))) as threads:
-        for job, answer in zip(jobs, threads.map(lambda job: _import(job, env), jobs), strict=True):
+        for job, answer in zip(
+            jobs, threads.map(lambda job: _import_in_subprocess(job, env), jobs), strict=True
+        ):
             if answer:
                 yield job, Finding(("app",), *_message_and_fix(job, answer), found=job.target)
 
 
-def _import(job: ImportJob, env: Mapping[str, str]) -> dict[str, object]:
+def _import_in_subprocess(job: ImportJob, env: Mapping[str, str]) -> dict[str, object]:
     whole = {**env, **dict(job.env)}
     options = {"env": whole, **start_options(job.python, job.user, whole)}
     if job.user is not None and any(name.startswith(READ_AT_START) for name, _ in job.env):

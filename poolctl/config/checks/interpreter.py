@@ -97,7 +97,9 @@ def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
         if not os.path.exists(path):
             continue
         # A file is an archive of modules: its sitecustomize would run as well.
-        found = _replaceable_component(path, seen) or (_within(path) if os.path.isdir(path) else "")
+        found = _replaceable_component(path, seen) or (
+            _entry_others_may_write(path) if os.path.isdir(path) else ""
+        )
         if found:
             return found
     return _replaceable_component(interpreter, seen)
@@ -251,7 +253,7 @@ def _replaceable_component(path: str, seen: dict[str, bool]) -> str:
     return ""
 
 
-def _within(directory: str) -> str:
+def _entry_others_may_write(directory: str) -> str:
     try:
         if _others_may_write(os.stat(directory), sticky_is_safe=False):
             return directory

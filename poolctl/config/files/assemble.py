@@ -71,7 +71,7 @@ class Document:
             self._positions = positions(self.text, self.kind)
         return self._positions
 
-    def exact(self, path: KeyPath) -> KeyPath | None:
+    def path_as_spelled(self, path: KeyPath) -> KeyPath | None:
         """The path from the root of the file, with keys spelled as in the file; None if the file has no value there."""
         known = self.positions()
         whole = (*self.prefix, *path)
@@ -110,7 +110,7 @@ class Document:
         """
         known = self.positions()
         for length in range(len(path), -1, -1):
-            found = self.exact(path[:length])
+            found = self.path_as_spelled(path[:length])
             if found is not None:
                 return Place(self.path, *known[found], dotted((*found, *path[length:])))
         return Place(self.path, 1, 1, dotted((*self.prefix, *path)))
@@ -186,13 +186,13 @@ class Assembly:
         if "${" in document.text or "\\" in document.text:
             data = interpolate(data, self.env, findings)
         if isinstance(data, list):
-            findings += self._servers(document, data, ())
+            findings += self._merge_servers(document, data, ())
         elif isinstance(data, dict) and (foreign := foreign_format(document.path, data)):
             message = f"this is {foreign}, not a pool's file"
             findings.append(Finding((), message, import_hint(document.path)))
         elif isinstance(data, dict):
             for key, value in data.items():
-                findings += self._table(document, key, value)
+                findings += self._merge_table(document, key, value)
         else:
             message = f"the file holds {shown(data)}, not tables"
             findings.append(Finding((), message, "write [[server]] tables, or a list of servers"))
@@ -208,7 +208,7 @@ class Assembly:
         for finding in findings:
             self.problems.append(located(finding, document.place((*path, *finding.path)), entry))
 
-    def _table(self, document: Document, key: str, value: Tree) -> Iterator[Finding]:
+    def _merge_table(self, document: Document, key: str, value: Tree) -> Iterator[Finding]:
         known = ("pool", "defaults", "server", *table_names())
         if key not in known:
             near = nearest(str(key), known)
@@ -223,22 +223,22 @@ class Assembly:
                     hint = f"write [[{key}]], with two brackets"
                 yield Finding((key,), f"{key!r} is {shown(value)}, not a list of tables", hint)
             elif model is None:
-                yield from self._servers(document, value, ("server",))
+                yield from self._merge_servers(document, value, ("server",))
             elif model.merged_by:
                 self._merge(model, document, value)
             else:
-                yield from self._list_of(model, document, value)
+                yield from self._replace_table_list(model, document, value)
         elif not isinstance(value, dict):
             yield Finding((key,), f"{key!r} is {shown(value)}, not a table", f"write [{key}]")
         elif model is not None:
-            table = model.from_file(value, document.data[key], document.base_dir)
+            table = model.values_from_file(value, document.data[key], document.base_dir)
             self.tables[key] = merged(self.tables.get(key, {}), table)
         elif key == "defaults":
-            self._defaults(document, value)
+            self._merge_defaults(document, value)
         else:
             self.settings = merged(self.settings, value)
 
-    def _list_of(
+    def _replace_table_list(
         self, model: type[Table], document: Document, tables: list[dict[str, Tree]]
     ) -> Iterator[Finding]:
         name = model.table_name
@@ -248,7 +248,7 @@ class Assembly:
                 yield Finding((name, index, key), f"unknown key {key!r}", "take it out")
         base_dir = document.base_dir
         self.tables[name] = [
-            model.from_file(each, as_is, base_dir) for each, as_is in zip(tables, written, strict=True)
+            model.values_from_file(each, as_is, base_dir) for each, as_is in zip(tables, written, strict=True)
         ]
 
     def _merge(self, model: type[Table], document: Document, tables: list[dict[str, Tree]]) -> None:
@@ -259,7 +259,7 @@ class Assembly:
             label: at for at, each in enumerate(known) if isinstance(label := each.get(model.merged_by), str)
         }
         for index, table in enumerate(tables):
-            own = model.from_file(table, written[index], document.base_dir)
+            own = model.values_from_file(table, written[index], document.base_dir)
             label = own.get(model.merged_by)
             at = earlier.pop(label, None) if isinstance(label, str) else None
             if at is None:
@@ -269,7 +269,7 @@ class Assembly:
                 known[at] = merged(known[at], own)
             self.parts.setdefault((name, at), []).append((document, (name, index)))
 
-    def _defaults(self, document: Document, value: dict[str, Tree]) -> None:
+    def _merge_defaults(self, document: Document, value: dict[str, Tree]) -> None:
         findings: list[Finding] = []
         table = normalise(value, document.base_dir, findings)
         if "name" in table:
@@ -278,7 +278,7 @@ class Assembly:
         self._report(document, findings, ("defaults",))
         self.defaults = merged(self.defaults, table)
 
-    def _servers(self, document: Document, values: list[Tree], at: KeyPath) -> Iterator[Finding]:
+    def _merge_servers(self, document: Document, values: list[Tree], at: KeyPath) -> Iterator[Finding]:
         here: set[str] = set()
         for index, value in enumerate(values):
             path = (*at, index)
@@ -339,14 +339,14 @@ class Origins:
         document, table = last_source_with([*self._defaults, *entry.parts], path) or entry.parts[0]
         return document.place((*table, *path))
 
-    def of_table(self, path: KeyPath) -> Place:
+    def place_in_table(self, path: KeyPath) -> Place:
         """Return the file and line of a key that belongs to no server. `path` begins with the key's table."""
         parts = self._parts.get(path[:2])
         sources = parts or [(document, path[:1]) for document in self.documents]
         rest = path[2:] if parts else path[1:]
         for length in range(len(rest), -1, -1):
             for document, table in reversed(sources):
-                if document.exact(document.as_written((*table, *rest[:length]))) is not None:
+                if document.path_as_spelled(document.as_written((*table, *rest[:length]))) is not None:
                     return document.place(document.as_written((*table, *rest)))
         document, table = sources[0]
         return document.place((*table, *rest))
@@ -396,6 +396,6 @@ def last_source_with(sources: Sequence[Source], path: KeyPath) -> Source | None:
     """
     for length in range(len(path), 0, -1):
         for document, table in reversed(sources):
-            if document.exact((*table, *path[:length])) is not None:
+            if document.path_as_spelled((*table, *path[:length])) is not None:
                 return document, table
     return None

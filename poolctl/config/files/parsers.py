@@ -100,12 +100,12 @@ def parse_toml(text: str) -> Tree:
         message = str(error)
         digits = re.search(r"[0-9_]{4000,}", text) if "integer string conversion" in message else None
         if digits:
-            raise ParseError("a number of too many digits", *Lines(text).place(digits.start())) from None
+            raise ParseError("a number of too many digits", *LineIndex(text).place(digits.start())) from None
         place = re.search(_TOML_PLACE, message)
         message = message[: place.start()] if place else message.partition(";")[0]
         if place and place[1]:
             raise ParseError(message, int(place[1]), int(place[2])) from None
-        raise ParseError(message, *(Lines(text).place(len(text)) if place else (0, 0))) from None
+        raise ParseError(message, *(LineIndex(text).place(len(text)) if place else (0, 0))) from None
 
 
 def parse_json(text: str) -> Tree:
@@ -124,7 +124,7 @@ def parse_json(text: str) -> Tree:
         constant = next((found for found in re.finditer(_JSON_CONSTANT, text) if found[1]), None)
         if constant is None:
             raise ParseError("a number of too many digits") from None
-        place = Lines(text).place(constant.start(1))
+        place = LineIndex(text).place(constant.start(1))
         raise ParseError(str(error), *place, "write a number, or leave the key out") from None
 
 
@@ -143,7 +143,7 @@ def _refused(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-class Lines:
+class LineIndex:
     """Finds the line of an offset in a text, in logarithmic time."""
 
     def __init__(self, text: str) -> None:
@@ -164,7 +164,7 @@ class Scanner:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.lines = Lines(text)
+        self.lines = LineIndex(text)
         self.found: dict[KeyPath, tuple[int, int]] = {}
         # The offsets of brackets that are not closed, and the first key that its table already has, with its offset.
         self.open: list[int] = []
@@ -177,13 +177,13 @@ class Scanner:
         table: KeyPath = ()
         here = self._skip(_blank, 0)
         if kind == "json" and here < len(self.text):
-            self._value(here, ())
+            self._scan_value(here, ())
             return self.found
         while here < len(self.text):
             if self.text[here] == "[":
-                table, here = self._header(here)
+                table, here = self._scan_header(here)
             else:
-                here = self._pair(here, table)
+                here = self._scan_pair(here, table)
             here = self._skip(_blank, here)
         return self.found
 
@@ -194,7 +194,7 @@ class Scanner:
     def _note(self, path: KeyPath, offset: int) -> None:
         self.found.setdefault(path, self.lines.place(offset))
 
-    def _keys(self, here: int) -> tuple[list[tuple[str, int]], int]:
+    def _scan_dotted_key(self, here: int) -> tuple[list[tuple[str, int]], int]:
         parts: list[tuple[str, int]] = []
         while True:
             here = self._skip(_space, here)
@@ -207,10 +207,10 @@ class Scanner:
                 return parts, here
             here += 1
 
-    def _header(self, here: int) -> tuple[KeyPath, int]:
+    def _scan_header(self, here: int) -> tuple[KeyPath, int]:
         start = here
         array = self.text.startswith("[[", here)
-        parts, here = self._keys(here + 1 + array)
+        parts, here = self._scan_dotted_key(here + 1 + array)
         path: KeyPath = ()
         for number, (part, _) in enumerate(parts, 1):
             path = (*path, part)
@@ -224,8 +224,8 @@ class Scanner:
         self._note(path, start)
         return path, here + 1 + array
 
-    def _pair(self, here: int, table: KeyPath) -> int:
-        parts, after = self._keys(here)
+    def _scan_pair(self, here: int, table: KeyPath) -> int:
+        parts, after = self._scan_dotted_key(here)
         path = table
         for number, (part, offset) in enumerate(parts, 1):
             path = (*path, part)
@@ -233,16 +233,16 @@ class Scanner:
                 self.repeated = part, offset
             self._note(path, offset)
         # Past the equals sign or colon.
-        return self._value(self._skip(_blank, self._skip(_blank, after) + 1), path)
+        return self._scan_value(self._skip(_blank, self._skip(_blank, after) + 1), path)
 
-    def _value(self, here: int, path: KeyPath) -> int:
+    def _scan_value(self, here: int, path: KeyPath) -> int:
         sign = self.text[here : here + 1]
         if sign in ("[", "{"):
-            return self._inside(here, path, "]" if sign == "[" else "}")
+            return self._scan_collection(here, path, "]" if sign == "[" else "}")
         match = (_string if sign in ('"', "'") else _bare).match(self.text, here)
         return match.end() if match else here + 1
 
-    def _inside(self, here: int, path: KeyPath, end: str) -> int:
+    def _scan_collection(self, here: int, path: KeyPath, end: str) -> int:
         self.open.append(here)
         index = 0
         here = self._skip(_blank, here + 1)
@@ -250,10 +250,10 @@ class Scanner:
             if self.text[here] == ",":
                 here += 1
             elif end == "}":
-                here = self._pair(here, path)
+                here = self._scan_pair(here, path)
             else:
                 self._note((*path, index), here)
-                here = self._value(here, (*path, index))
+                here = self._scan_value(here, (*path, index))
                 index += 1
             here = self._skip(_blank, here)
         if here < len(self.text):
@@ -286,7 +286,7 @@ def _explained(text: str, kind: str, error: ParseError) -> ParseError:
     if found is None:
         return ParseError(error.message, error.line, error.column, RULES[kind])
     at, message, hint = found
-    return ParseError(message, *Lines(text).place(at), hint)
+    return ParseError(message, *LineIndex(text).place(at), hint)
 
 
 def _explained_toml(text: str, message: str, start: int) -> Explained:
@@ -296,7 +296,7 @@ def _explained_toml(text: str, message: str, start: int) -> Explained:
     ended = rest[:1] in ("", "#")
     next_statement = bool(re.match(_STATEMENT, rest))
     if message.startswith("Cannot ") and (header := re.match(_HEADER, text[begin:])):
-        return begin, *_table_is_there(text, header[1])
+        return begin, *_repeated_table_error(text, header[1])
     if message.startswith("Expected '=' after a key") and rest.startswith(":"):
         value = rest[1:].strip()[:SHOWN_CHARACTERS] or "value"
         return start, "':' where '=' belongs", f"write {before.strip()[:SHOWN_CHARACTERS]} = {value}"
@@ -307,25 +307,27 @@ def _explained_toml(text: str, message: str, start: int) -> Explained:
     if message.startswith("Expected newline or end of document"):
         value = before.partition("=")[2].lstrip()
         unquoted = value[:1] not in ("", '"', "'", "[", "{") and not value[-1].isspace()
-        return _unquoted_word(text, start - len(value)) if unquoted else None
+        return _unquoted_word_error(text, start - len(value)) if unquoted else None
     if message.startswith("Invalid value"):
         if bracket is not None and (ended or next_statement):
-            return _not_closed(text, bracket)
+            return _unclosed_bracket_error(text, bracket)
         no_value = (start, "there is no value behind the =", "write one, or take the key out")
-        return no_value if ended else _unquoted_word(text, start)
+        return no_value if ended else _unquoted_word_error(text, start)
     if message.startswith("Invalid initial character for a key part"):
         if bracket is None or text[bracket] != "{":
             return None
         return (
-            (start, "a comma before the }", "take it out") if rest[:1] == "}" else _not_closed(text, bracket)
+            (start, "a comma before the }", "take it out")
+            if rest[:1] == "}"
+            else _unclosed_bracket_error(text, bracket)
         )
     if message.startswith("Unclosed"):
         closing = ended or (next_statement and message.startswith("Unclosed array"))
-        return _not_closed(text, bracket) if bracket is not None and closing else (start, *COMMA)
+        return _unclosed_bracket_error(text, bracket) if bracket is not None and closing else (start, *COMMA)
     return None
 
 
-def _table_is_there(text: str, name: str) -> tuple[str, str]:
+def _repeated_table_error(text: str, name: str) -> tuple[str, str]:
     from poolctl.config.model.pool_tables import model_of_table
 
     listed = re.search(rf"(?m)^[ \t]*\[\[[ \t]*{re.escape(name)}[ \t]*\]\]", text)
@@ -349,11 +351,11 @@ def _explained_json(text: str, message: str, start: int) -> Explained:
         after = text[comma + 1 :].lstrip()[:1]
         if text[comma] == "," and after in ("]", "}"):
             return comma, f"a comma before the {after}", "take it out"
-        return None if text[start] in "#/'" else _unquoted_word(text, start, json=True)
+        return None if text[start] in "#/'" else _unquoted_word_error(text, start, json=True)
     return (start, *COMMA) if message.startswith("Expecting ','") and text[start] not in "#/" else None
 
 
-def _unquoted_word(text: str, start: int, *, json: bool = False) -> Explained:
+def _unquoted_word_error(text: str, start: int, *, json: bool = False) -> Explained:
     """Return the error for a word at `start` that lacks its quotes; None if there is no word at `start`.
 
     In TOML the word is a value. In JSON it is a key if a colon follows, else a value.
@@ -372,7 +374,7 @@ def _unquoted_word(text: str, start: int, *, json: bool = False) -> Explained:
     return start, f"{word!r} is no value", hint
 
 
-def _not_closed(text: str, bracket: int) -> Explained:
+def _unclosed_bracket_error(text: str, bracket: int) -> Explained:
     if text[bracket] == "[":
         return bracket, "the list that begins here is not closed", "put a ] behind its last value"
     message = "the table that begins here is not closed in its line"

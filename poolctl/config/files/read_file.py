@@ -346,6 +346,6 @@ def import_hint(path: str) -> str:
     """A hint that names the command to convert the file."""
     import shlex
 
-    from poolctl.config.values.problems import shorter
+    from poolctl.config.values.problems import path_from_working_directory
 
-    return f"`poolctl import {shlex.quote(shorter(path))} -o pool.toml` makes one of it"
+    return f"`poolctl import {shlex.quote(path_from_working_directory(path))} -o pool.toml` makes one of it"

@@ -111,9 +111,9 @@ class _Builder:
         for event in events:
             kind = type(event)
             if kind is scalar:
-                self.scalar(event)
+                self.add_scalar(event)
             elif kind is alias:
-                self.alias(event)
+                self.add_alias(event)
             elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
                 self.open({} if kind is yaml.MappingStartEvent else [], event)
             elif issubclass(kind, end):
@@ -126,12 +126,12 @@ class _Builder:
                     )
         return self.root
 
-    def scalar(self, event: Event) -> None:
+    def add_scalar(self, event: Event) -> None:
         value, stack = event.value, self.stack
         if stack and not stack[-1].waiting and type(stack[-1].values) is dict:
             pass  # a key is always text: a variable may be called NO
         elif not event.style and event.tag is None:
-            value = _plain(value, event)
+            value = _plain_scalar_value(value, event)
         elif event.tag not in _PLAIN_TAGS:
             raise _refused(event, f"the tag {event.tag!r} is not allowed", "take it out")
         if event.anchor:
@@ -145,7 +145,7 @@ class _Builder:
             raise _refused(event, *_TOO_DEEP)
         if event.anchor:
             self.anchors.pop(event.anchor, None)
-        self.stack.append(Frame(values, event.anchor, self.count, self.note(event, None)))
+        self.stack.append(Frame(values, event.anchor, self.count, self.record_position(event, None)))
 
     def close(self, event: Event) -> None:
         frame = self.stack.pop()
@@ -155,7 +155,7 @@ class _Builder:
             self.anchors[frame.anchor] = (frame.values, self.count - frame.start + 1)
         self.put(frame.values, event)
 
-    def alias(self, event: Event) -> None:
+    def add_alias(self, event: Event) -> None:
         if event.anchor not in self.anchors:
             message = f"the alias *{event.anchor} has no anchor before it, or is within what it names"
             raise _refused(event, message, f"put &{event.anchor} where its value is")
@@ -173,7 +173,7 @@ class _Builder:
             self.root = value
             return
         if not isinstance(event, yaml.CollectionEndEvent):
-            self.note(event, value)
+            self.record_position(event, value)
         frame = self.stack[-1]
         if type(frame.values) is list:
             frame.values.append(value)
@@ -194,7 +194,7 @@ class _Builder:
                 raise _refused(event, "<< merges tables, and this is none", "write << : *NAME")
             frame.merges += tables
 
-    def note(self, event: Event, value: Tree) -> KeyPath:
+    def record_position(self, event: Event, value: Tree) -> KeyPath:
         """Record the line and column of a key or list item in `positions`, and return the path of the key or item.
 
         `value` is the text of the key if the event is a key. For the value of a key, only return the path of the key.
@@ -217,7 +217,7 @@ def _merges(event: Event) -> bool:
     return getattr(event, "value", None) == MERGE and not event.style
 
 
-def _plain(text: str, event: Event) -> Tree:
+def _plain_scalar_value(text: str, event: Event) -> Tree:
     """The value of a scalar without quotes: null, a truth value, a number, or its text."""
     if text in _BOOLEANS:
         return _BOOLEANS[text]

@@ -157,9 +157,9 @@ def pool_variables(
     servers: Iterable[ServerKeys], tables: Tables, defaults: Mapping[str, Tree] | None = None
 ) -> frozenset[str]:
     """The variables named by `*_env` keys: they hold secrets of the pool, and are not passed to servers by default."""
-    found = set(_named(defaults or {}))
+    found = set(_env_key_values(defaults or {}))
     for _, table in tables:
-        found.update(_named(table))
+        found.update(_env_key_values(table))
     # In a server only the TLS table has such a key; the names in `env` are the server's own variables.
     for server in servers:
         if server.tls and server.tls is not True and server.tls.password_env:
@@ -167,7 +167,7 @@ def pool_variables(
     return frozenset(found)
 
 
-def _named(table: Section | Mapping[str, Tree]) -> Iterator[str]:
+def _env_key_values(table: Section | Mapping[str, Tree]) -> Iterator[str]:
     # Searches the tables, not the results of their `to_dict`, which would take seconds for many routes.
     for key, value in table if isinstance(table, Section) else table.items():
         if isinstance(value, str):
@@ -176,14 +176,14 @@ def _named(table: Section | Mapping[str, Tree]) -> Iterator[str]:
         elif key != "env":
             for each in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(each, (Section, dict)):
-                    yield from _named(each)
+                    yield from _env_key_values(each)
 
 
 # The server whose keys the finding concerns; if None, the finding's path starts with a table of the file.
 Located = tuple[ServerKeys | None, Finding]
 
 
-class Unfinished(NamedTuple):
+class InvalidServerNames(NamedTuple):
     """The names and tags of invalid servers, so that references to these servers are not reported as well.
 
     `tables` has the name of each array of tables, such as "route" for [[route]], that contains an invalid table.
@@ -194,7 +194,7 @@ class Unfinished(NamedTuple):
     tables: Collection[str] = ()
 
 
-NONE = Unfinished()
+NONE = InvalidServerNames()
 
 
 class BoundAddress(NamedTuple):
@@ -217,7 +217,7 @@ class TableRules:
         return {}
 
     def problems(
-        self, servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished
+        self, servers: Iterable[ServerKeys], tables: Tables, unfinished: InvalidServerNames
     ) -> Iterable[Located]:
         """Problems found by comparing the tables with each other and with the servers."""
         return ()
@@ -240,7 +240,7 @@ class TableRules:
         """Return the routes of servers and tables in order of precedence; None if the subclass defines no routes."""
         return None
 
-    def addresses(self, tables: Tables) -> Iterable[BoundAddress]:
+    def listed_bind_addresses(self, tables: Tables) -> Iterable[BoundAddress]:
         """Return the addresses of each list `bind`, as in [gateway], and of each array of tables, as in [[stream]].
 
         The address of a single table with a string `bind` is left out, because `single_bind_addresses` finds it.

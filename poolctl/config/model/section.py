@@ -266,7 +266,7 @@ class Table(Section):
         return ""
 
     @classmethod
-    def from_file(
+    def values_from_file(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
         """The table with absolute paths; relative paths start at `base_dir`, the directory of its file.

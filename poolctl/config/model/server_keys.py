@@ -148,13 +148,13 @@ class ServerKeys(Section):
     origins: Tree = hidden(None)
 
     def __init__(self, /, **data: Tree) -> None:
-        from poolctl.config.values.normalise import derive, normalise, nul_findings
+        from poolctl.config.values.normalise import add_derived_values, normalise, nul_findings
 
         reset_suggestions()
         base_dir = os.getcwd()
         findings: list[Finding] = nul_findings(data)
         table = normalise(data, base_dir, findings)
-        derive(table, base_dir, findings)
+        add_derived_values(table, base_dir, findings)
         findings += Scale.rules(table)
         made = validated(ServerKeys, table, findings)
         if findings or made is None:

@@ -204,7 +204,7 @@ def _addresses(tables: Tables) -> Iterator[BoundAddress]:
     for name, address in single_bind_addresses(tables):
         yield BoundAddress((name, "bind"), f"[{name}]", address)
     for rules in rules_of(tables.by_name()):
-        yield from rules.addresses(tables)
+        yield from rules.listed_bind_addresses(tables)
 
 
 def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:

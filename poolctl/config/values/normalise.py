@@ -23,9 +23,9 @@ from poolctl.config.values.plain import (
     exposed_url,
     host_and_port,
     is_port,
-    number_from_environment,
+    number_if_interpolated,
     placeholders,
-    truth_from_environment,
+    truth_if_interpolated,
     values_in,
 )
 from poolctl.config.values.problems import Finding, KeyPath, Tree, shown
@@ -137,7 +137,7 @@ def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) ->
 
 def _expand_workers(table: dict[str, Tree]) -> Iterator[Finding]:
     written = table.pop("workers")
-    workers = number_from_environment(written)
+    workers = number_if_interpolated(written)
     number = isinstance(workers, int) and not isinstance(workers, bool)
     if "scale" in table:
         yield Finding(("workers",), "both 'workers' and 'scale' are given", "keep one of them")
@@ -285,7 +285,7 @@ def merged(under: dict[str, Tree], over: dict[str, Tree]) -> dict[str, Tree]:
     return found
 
 
-def derive(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> Address | None:
+def add_derived_values(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> Address | None:
     """Add the derived values to a normalised table; contradictions are findings.
 
     Returns the address, or None if no address can be read.
@@ -305,12 +305,12 @@ def derive(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> Ad
     scale = table.get("scale")
     if isinstance(scale, dict) and "max" not in scale and isinstance(scale.get("min"), int):
         table["scale"] = scale | {"max": max(scale["min"], 1)}
-    findings += _expose(table, address)
+    findings += _complete_and_check_expose(table, address)
     return address
 
 
 def _address(table: dict[str, Tree], base_dir: str) -> Address | Finding | None:
-    job, text, name = truth_from_environment(table.get("job")) is True, table.get("bind"), table.get("name")
+    job, text, name = truth_if_interpolated(table.get("job")) is True, table.get("bind"), table.get("name")
     if "bind" not in table:
         if not job and (missing := missing_address(table)) is not None:
             return missing
@@ -335,7 +335,7 @@ def _address(table: dict[str, Tree], base_dir: str) -> Address | Finding | None:
     return address
 
 
-def _expose(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
+def _complete_and_check_expose(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
     expose = table.get("expose")
     if expose is None:
         table["expose"] = exposed_url(address, bool(table.get("tls"))) if address else "?"
@@ -450,7 +450,7 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
     if table.get("factory") is True and not isinstance(app, str) and not callable(app):
         yield Finding(("factory",), "factory = true needs an app", 'add app = "module:function"')
     if table.get("every") is not None:
-        yield from _every_rules(table)
+        yield from _schedule_rules(table)
     ruled = (
         ("scale", _scale_rules),
         ("tls", _tls_rules),
@@ -465,8 +465,8 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
         yield Finding(("user",), f"{shown(user)} is not name[:group]", 'write "www-data" or "www-data:web"')
 
 
-def _every_rules(table: dict[str, Tree]) -> Iterator[Finding]:
-    if truth_from_environment(table.get("job")) is not True:
+def _schedule_rules(table: dict[str, Tree]) -> Iterator[Finding]:
+    if truth_if_interpolated(table.get("job")) is not True:
         command = "" if table.get("command") is not None else ', and command = ["prog", …] instead of an app'
         message = "every is for a job: a command that runs to its end"
         yield Finding(("every",), message, f"add job = true{command}")
@@ -474,7 +474,7 @@ def _every_rules(table: dict[str, Tree]) -> Iterator[Finding]:
     if any(_part(table.get("hooks"), name) for name in HOOKS):
         message = "hooks belong to a start and a stop, which runs at certain times (every) do not have"
         yield Finding(("hooks",), message, "take hooks out, and let the command do it")
-    if truth_from_environment(table.get("mandatory")) is True:
+    if truth_if_interpolated(table.get("mandatory")) is True:
         message = "mandatory ends the pool when a server has failed, and a job with every runs again after a failed run"
         yield Finding(("mandatory",), message, "take mandatory out, and have [[notify]] report a failed run")
 

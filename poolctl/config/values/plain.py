@@ -37,7 +37,7 @@ class Interpolated(str):
     __slots__ = ()
 
 
-def number_from_environment(value: Tree) -> Tree:
+def number_if_interpolated(value: Tree) -> Tree:
     """The number in a text that came from `${VAR}`; other values are returned unchanged."""
     if type(value) is Interpolated:
         for kind in (int, float):
@@ -48,7 +48,7 @@ def number_from_environment(value: Tree) -> Tree:
     return value
 
 
-def truth_from_environment(value: Tree) -> Tree:
+def truth_if_interpolated(value: Tree) -> Tree:
     """The truth value in a text that came from `${VAR}`; other values are returned unchanged."""
     if type(value) is Interpolated:
         return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)

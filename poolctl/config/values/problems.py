@@ -49,7 +49,11 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         if not self.file:
             return self.key
-        where = f"{shorter(self.file)}:{self.line}" if self.line else shorter(self.file)
+        where = (
+            f"{path_from_working_directory(self.file)}:{self.line}"
+            if self.line
+            else path_from_working_directory(self.file)
+        )
         return f"{where}:{self.column}" if self.column else where
 
 
@@ -150,7 +154,7 @@ def shown(value: object) -> str:
     return text[:SHOWN_CHARACTERS] + ("…" if len(text) > SHOWN_CHARACTERS else "")
 
 
-def shorter(file: str) -> str:
+def path_from_working_directory(file: str) -> str:
     """The path, relative to the working directory if it is below that."""
     try:
         here = os.getcwd()

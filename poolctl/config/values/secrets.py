@@ -86,7 +86,7 @@ def masked_arguments(arguments: Sequence[Any]) -> list[Any]:
     return found
 
 
-def masked_file(text: str) -> str:
+def masked_file_text(text: str) -> str:
     """Lines of a configuration file with secrets replaced by MASK; references to variables stay."""
 
     def pair(match: re.Match[str]) -> str:

@@ -27,9 +27,9 @@ from poolctl.config.values.plain import (
     NAME_PATTERN,
     BadValue,
     FrozenDict,
-    number_from_environment,
+    number_if_interpolated,
     refuse_long_path,
-    truth_from_environment,
+    truth_if_interpolated,
 )
 from poolctl.config.values.problems import Finding, KeyPath, Tree, nearest, printable, shown, unknown_key
 from poolctl.feature import platform_names
@@ -67,7 +67,7 @@ def _duration(minimum: float) -> tuple[BeforeValidator, WithJsonSchema]:
 def _size(minimum: int, maximum: int, allowed: str) -> tuple[BeforeValidator, WithJsonSchema]:
     def size_bytes(value: Tree) -> int:
         try:
-            found = parse_size(number_from_environment(value))
+            found = parse_size(number_if_interpolated(value))
         except ValueError as problem:
             raise BadValue(str(problem), SIZE_ALLOWED) from None
         if not minimum <= found <= maximum:
@@ -84,7 +84,7 @@ def _schema(number: dict[str, Tree], pattern: str, unit: str) -> WithJsonSchema:
 
 
 def _request_log(value: Tree) -> Tree:
-    value = truth_from_environment(value)
+    value = truth_if_interpolated(value)
     if isinstance(value, bool):
         return value
     if value != "errors":
@@ -176,7 +176,7 @@ def _list(value: Tree) -> Tree:
     return tuple(value) if isinstance(value, list) else value
 
 
-_from_text = BeforeValidator(number_from_environment)
+_from_text = BeforeValidator(number_if_interpolated)
 Duration = Annotated[float, *_duration(0.0)]  # 0 means "none" or "at once"
 Positive = Annotated[float, *_duration(0.001)]  # for keys for which 0 is meaningless: a timeout, an interval
 Size = Annotated[int, *_size(1, LARGEST_BYTES, "1 byte to 1 EiB")]
@@ -192,7 +192,7 @@ MostWorkers = Annotated[int, Field(ge=1, le=MOST_WORKERS), _from_text]
 Threshold = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False), _from_text]
 Factor = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False), _from_text]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _from_text]
-Truth = Annotated[bool, BeforeValidator(truth_from_environment)]
+Truth = Annotated[bool, BeforeValidator(truth_if_interpolated)]
 RequestLog = Annotated[bool | Literal["errors"], BeforeValidator(_request_log)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -263,7 +263,7 @@ class TruthOr:
         table = get_args(form)[0] if is_list else form
 
         def either(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Tree:
-            value = truth_from_environment(value)
+            value = truth_if_interpolated(value)
             if isinstance(value, bool):
                 return value
             found = tuple(value) if is_list and isinstance(value, (list, tuple)) else (value,)

@@ -1,6 +1,6 @@
 """The dashboard: a web page about the pool, served by a process that queries the supervisor's control socket."""
 
-from poolctl.feature import Feature, Trial
+from poolctl.feature import Feature, UpgradeRehearsal
 
 FEATURE = Feature(
     package=__name__,
@@ -8,5 +8,5 @@ FEATURE = Feature(
     tables={"dashboard": "table:Dashboard"},
     supervisor="page:DashboardPart",
     verbs=("dashboard", "history"),
-    trial=Trial(tables={"dashboard": {"bind": "unix:dashboard.sock"}}, verb="dashboard"),
+    trial=UpgradeRehearsal(tables={"dashboard": {"bind": "unix:dashboard.sock"}}, verb="dashboard"),
 )

@@ -158,7 +158,7 @@ class LoginAttempts:
         self._wrong.append(self._clock.monotonic())
 
 
-class Guard:
+class SameOriginGuard:
     """Refuses requests with an unknown `Host` header, and state-changing requests from pages of other sites.
 
     An ASGI application for HTTP alone: WebServer asks it for neither lifespan nor WebSockets.
@@ -179,14 +179,14 @@ class Guard:
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or not self._is_ours(hosts[0]):
+        if len(hosts) != 1 or not self._is_allowed_host(hosts[0]):
             message = "unknown host name; add it to `hosts` in the file's [dashboard]\n"
             return PlainTextResponse(message, status_code=421)
         if scope["method"] not in _SAFE and not _is_same_origin(headers, hosts[0]):
             return PlainTextResponse("the request comes from another site's page\n", status_code=403)
         return None
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_allowed_host(self, host: str) -> bool:
         name = _host_name(host)
         if name in self._hosts:
             return True

@@ -30,7 +30,7 @@ from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import Follower
 
-from ._access import COOKIE_PATH, SESSION_SECONDS, Guard, LoginAttempts, Session, Sessions
+from ._access import COOKIE_PATH, SESSION_SECONDS, LoginAttempts, SameOriginGuard, Session, Sessions
 from ._answers import HistoryResult, RolloutResult
 from ._state_hub import Hub, event_message
 
@@ -57,7 +57,7 @@ _GATHER_SECONDS = 0.05
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class PageSettings(NamedTuple):
+class DashboardSettings(NamedTuple):
     """The dashboard process's settings, sent by the supervisor; `key` and `name` identify the pool.
 
     `tls` holds the paths `cert` and `key`, and the key's password. Logged-out sessions are stored in `ended_path`.
@@ -78,18 +78,18 @@ def _is_name(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch(NAME_PATTERN, text) is not None
 
 
-def make_app(settings: PageSettings, over: asyncio.Event, clock: Clock | None = None) -> ASGIApp:
+def make_app(settings: DashboardSettings, over: asyncio.Event, clock: Clock | None = None) -> ASGIApp:
     """The ASGI application of a dashboard. It queries the supervisor at `settings.socket_path`.
 
     Its streams end when `over` is set.
     """
-    page = _Page(settings, over, clock or Clock())
+    page = _DashboardEndpoints(settings, over, clock or Clock())
     handlers = {ControlError: _service_unavailable, TimeoutError: _service_unavailable}
-    return Guard(Starlette(routes=page.routes(), exception_handlers=handlers), settings.hosts)
+    return SameOriginGuard(Starlette(routes=page.routes(), exception_handlers=handlers), settings.hosts)
 
 
-class _Page:
-    def __init__(self, settings: PageSettings, over: asyncio.Event, clock: Clock) -> None:
+class _DashboardEndpoints:
+    def __init__(self, settings: DashboardSettings, over: asyncio.Event, clock: Clock) -> None:
         self._settings = settings
         self._hub = Hub(settings.socket_path, clock)
         self._sessions = Sessions(settings.token, settings.key, clock, settings.ended_path)
@@ -313,10 +313,10 @@ async def _log_lines(paths: Mapping[str, str]) -> AsyncGenerator[str]:
 
 
 def _lines_message(lines: Sequence[LogLine]) -> str:
-    return event_message("lines", [[line.time, line.name, *_readable(line.text)] for line in lines])
+    return event_message("lines", [[line.time, line.name, *_text_and_level(line.text)] for line in lines])
 
 
-def _readable(text: str) -> tuple[str, str]:
+def _text_and_level(text: str) -> tuple[str, str]:
     record = parse_record(text)
     if record is None:
         return text, stated_level(text)

@@ -42,7 +42,7 @@ HOUR, DAY = Span("hour", 60, 60), Span("day", 900, 96)
 SPANS = (HOUR, DAY)
 
 
-class _Begun(NamedTuple):
+class _SlotStart(NamedTuple):
     """The counters of a server at the beginning of a time slot."""
 
     at: float
@@ -57,7 +57,7 @@ class FigureRing:
         self.span = span
         self.values: dict[str, array[float]] = {}  # the figures of one slot after another, the newest last
         self.slot: int | None = None  # the current one, which has no figures yet
-        self._begun: dict[str, _Begun] = {}
+        self._begun: dict[str, _SlotStart] = {}
 
     def add_sample(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
         """Record the servers' figures at time `now`; returns whether a time slot has ended and was stored."""
@@ -65,7 +65,7 @@ class FigureRing:
         ended = before is not None and slot > before
         if before is None or slot > before:
             if before is not None:
-                self._end(now, seen)
+                self._store_ended_slot(now, seen)
                 # In skipped slots there was no supervisor.
                 skipped = _UNKNOWN * min(slot - before - 1, self.span.slots)
                 for name in self.values:
@@ -75,7 +75,7 @@ class FigureRing:
         for each in seen:
             if each.entry.name not in self._begun:
                 counts = array("q", each.total)
-                self._begun[each.entry.name] = _Begun(now, counts, each.entry.observed.restarts)
+                self._begun[each.entry.name] = _SlotStart(now, counts, each.entry.observed.restarts)
         return ended
 
     def series(self, name: str) -> dict[str, list[float | None]]:
@@ -91,7 +91,7 @@ class FigureRing:
         for name in self.values.keys() - {POOL, *names}:
             del self.values[name]
 
-    def _end(self, now: float, seen: Iterable[ServerSnapshot]) -> None:
+    def _store_ended_slot(self, now: float, seen: Iterable[ServerSnapshot]) -> None:
         begun = self._begun
         figures = {
             each.entry.name: _figures(each, begun[each.entry.name], now)
@@ -113,7 +113,7 @@ class FigureRing:
 _UNKNOWN = (nan,) * len(FIGURES)
 
 
-def _figures(seen: ServerSnapshot, begun: _Begun, now: float) -> tuple[float, ...]:
+def _figures(seen: ServerSnapshot, begun: _SlotStart, now: float) -> tuple[float, ...]:
     """Return a server's figures for the time slot from `begun` to `now`, in the order of FIGURES; nan if unknown."""
     before: Counts = begun.counts  # type: ignore[assignment]
     seconds = now - begun.at

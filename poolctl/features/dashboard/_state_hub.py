@@ -68,7 +68,7 @@ def level(state: str, ready: bool, health: str = "") -> str:
     return OK if ready else BUSY
 
 
-class Levels:
+class LevelHistory:
     """The times at which each server's level (ok, warn, ko, …) changed. The level before the first time is unknown."""
 
     def __init__(self) -> None:
@@ -115,16 +115,16 @@ class Hub:
         self._clock = clock
         self._viewers: set[asyncio.Queue[str | None]] = set()
         self._work: asyncio.Task[None] | None = None
-        self._forget()
+        self._reset_state()
 
-    def _forget(self) -> None:
+    def _reset_state(self) -> None:
         # The pool, its servers, their figures, and series of figures for charts (oldest first), as the page gets them;
         # by name in the order of the file.
         self._about: Table = {}
         self._items: dict[str, Table] = {}
         self._figures: dict[str, Table] = {}
         self._series: dict[str, Table] = {}
-        self._levels = Levels()
+        self._levels = LevelHistory()
         self._reasons: dict[str, str] = {}
         self._files = ""  # the sentence about changed files
         self._events: deque[Table] = deque(maxlen=_MOST_EVENTS)
@@ -177,12 +177,12 @@ class Hub:
                 unwatched = 0.0 if self._viewers else unwatched + INTERVAL_SECONDS
         finally:
             following.cancel()
-            self._forget()
+            self._reset_state()
             self._work = None
 
     async def _sample(self) -> None:
         try:
-            await self._query_once()
+            await self._query_and_broadcast()
         except (ControlError, TimeoutError) as error:
             reason = str(error) or "it does not answer"
             if self._gone is None or reason != self._gone:
@@ -191,7 +191,7 @@ class Hub:
         except Exception:
             logger.exception("the pool could not be queried")
 
-    async def _query_once(self) -> None:
+    async def _query_and_broadcast(self) -> None:
         is_first = self._gone is not None
         if is_first:
             about = await self.ask(PingResult, "ping", [], {})
@@ -200,8 +200,8 @@ class Hub:
             await self._load_history()
         result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
         changed, removed, figures = self._apply(result)
-        await self._explain(changed)
-        files, known_files = self._about_files(result), self._files
+        await self._load_failure_reasons(changed)
+        files, known_files = self._changed_files_warning(result), self._files
         self._files = files
         if is_first:
             self._gone = None
@@ -212,7 +212,7 @@ class Hub:
         if changed or removed:
             levels = self._levels.since(now)
             document = {
-                "items": self._shown(changed),
+                "items": self._page_items(changed),
                 "removed": removed,
                 "order": list(self._items),
                 "levels": {name: levels.get(name, []) for name in changed},
@@ -222,7 +222,7 @@ class Hub:
         if files != known_files:
             self._send_event("files", {"message": files})
 
-    def _about_files(self, result: StatsResult) -> str:
+    def _changed_files_warning(self, result: StatsResult) -> str:
         """The warning, as commands print it, that the pool's files have changed since they were read; "" if not."""
         if result.changed is None:
             return ""
@@ -254,7 +254,7 @@ class Hub:
         news = {name: each for name, each in self._figures.items() if each != known.get(name)}
         return changed, removed, news
 
-    async def _explain(self, changed: Iterable[str]) -> None:
+    async def _load_failure_reasons(self, changed: Iterable[str]) -> None:
         """Query why servers among `changed` are failing, and store the reasons."""
         failing = []
         for name in changed:
@@ -270,7 +270,7 @@ class Hub:
                 if reason:
                     self._reasons[found.name] = reason
 
-    def _shown(self, names: Iterable[str]) -> list[Table]:
+    def _page_items(self, names: Iterable[str]) -> list[Table]:
         """The servers in the form sent to the page; failing servers with the reason."""
         reasons = {name: {"reason": reason} for name, reason in self._reasons.items()}
         return [{**self._items[name], **reasons.get(name, {})} for name in names]
@@ -282,7 +282,7 @@ class Hub:
             "now": now,
             "interval_seconds": INTERVAL_SECONDS,
             "span_seconds": SPAN_SECONDS,
-            "items": self._shown(self._items),
+            "items": self._page_items(self._items),
             "figures": self._figures,
             "series": self._series,
             "levels": self._levels.since(now),
@@ -297,7 +297,7 @@ class Hub:
         """Load the last hour's events from the journal."""
         since = stamp(self._clock.time() - SPAN_SECONDS)
         async with asyncio.timeout(_ANSWER_SECONDS):
-            await self._read({"since": since, "after": self._last})
+            await self._read_events({"since": since, "after": self._last})
 
     async def _follow(self) -> None:
         """Follow the events, also after a restart of the supervisor. Never returns."""
@@ -308,10 +308,10 @@ class Hub:
             self._again.clear()
             if self._gone is None:
                 with contextlib.suppress(ControlError):
-                    await self._read({"follow": True, "after": self._last})
+                    await self._read_events({"follow": True, "after": self._last})
                 self._query_wanted.set()
 
-    async def _read(self, options: Table) -> None:
+    async def _read_events(self, options: Table) -> None:
         body = {"selector": {}, "options": options}
         async with contextlib.aclosing(messages_async(self._socket_path, "events", body)) as lines:
             async for line in lines:

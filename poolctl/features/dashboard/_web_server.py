@@ -26,7 +26,7 @@ from poolctl.platform import name_process
 from poolctl.runners.supervised_process import SupervisedProcess
 from poolctl.worker.serving.uvicorn_parts import H11Protocol, ssl_context
 
-from ._app import PageSettings, make_app
+from ._app import DashboardSettings, make_app
 
 # The limit from the connection, or a request's first byte, to the end of the request's body.
 REQUEST_SECONDS = 10.0
@@ -238,7 +238,7 @@ class DashboardServer(SupervisedProcess):
     async def _serve(self, message: Table, fds: list[int]) -> None:
         renewal: asyncio.Future[None] | None = None
         try:
-            settings = PageSettings(**message["settings"])
+            settings = DashboardSettings(**message["settings"])
             log = InternalLog(os.path.join(message["directory"], "dashboard.log"))
             logging.basicConfig(handlers=[log], level=logging.WARNING)
             server = WebServer(make_app(settings, self.over), self.over, settings.tls)

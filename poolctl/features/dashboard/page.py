@@ -25,11 +25,11 @@ from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.json_form import Table
 from poolctl.listeners.open_listener import close_listener, identity_of, refuse
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import LinkLost
-from poolctl.supervisor.active_configuration import PoolEnvironment
-from poolctl.supervisor.feature_parts import FeaturePart, PartSite
+from poolctl.supervisor.active_configuration import SupervisorContext
+from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
 from poolctl.supervisor.verbs.verb import Call, Verb
 
@@ -51,7 +51,7 @@ class DashboardPart(FeaturePart):
     In calm mode, after repeated crashes of the supervisor, the page's process is neither started nor stopped.
     """
 
-    def __init__(self, site: PartSite) -> None:
+    def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._table: Dashboard | None = None
         self._page: DashboardPage | None = None
@@ -89,8 +89,8 @@ class DashboardPart(FeaturePart):
         if self._table is None:
             return _failed("this pool has no dashboard", _HINT)
         if self._page is None:
-            found = await asyncio.to_thread(settings_of, self._table, self.site.environment)
-        elif (served := await self._page.settings()) is None:
+            found = await asyncio.to_thread(load_settings, self._table, self.site.environment)
+        elif (served := await self._page.wait_for_settings()) is None:
             return _failed(f"the dashboard: {self._page.problem}", "poolctl events")
         else:
             found = served
@@ -106,7 +106,7 @@ class DashboardPage(SidecarManager):
 
     label, entry = "the dashboard", "dashboard link"
 
-    def __init__(self, environment: PoolEnvironment, events: Events) -> None:
+    def __init__(self, environment: SupervisorContext, events: EventQueue) -> None:
         super().__init__(environment.keeper, events)
         self.table: Dashboard | None = None
         self._environment = environment
@@ -121,13 +121,13 @@ class DashboardPage(SidecarManager):
         self.table = table
         self._on_configured()
 
-    async def settings(self) -> Settings | None:
+    async def wait_for_settings(self) -> Settings | None:
         """Wait until the dashboard is served; return its URL and settings, or None if it is not configured or fails."""
         while self._process is None and not self.problem and self.table is not None:
             await self._changed.wait()
         if self.problem or self.table is None:
             return None
-        return await asyncio.to_thread(settings_of, self.table, self._environment)
+        return await asyncio.to_thread(load_settings, self.table, self._environment)
 
     async def _reconcile(self) -> None:
         if not self._adopted:
@@ -137,7 +137,7 @@ class DashboardPage(SidecarManager):
             await self._shut_down()
             self._succeeded()
             return
-        settings = await asyncio.to_thread(settings_of, table, self._environment)
+        settings = await asyncio.to_thread(load_settings, table, self._environment)
         mark = f"{__version__} {settings.mark}"
         before = self._process
         if before is not None and (self._bind, before.mark) == (settings.bind, mark):
@@ -145,9 +145,9 @@ class DashboardPage(SidecarManager):
             return
         if self._bind != settings.bind:
             await self._shut_down()
-            await self._open(settings.bind)
+            await self._open_listener(settings.bind)
             before = None
-        self._note_attempt()
+        self._release_opening_waiters()
         process = await DashboardProcess.spawn(self._keeper, self._directory, mark)
         begin = {
             "t": "begin",
@@ -157,7 +157,7 @@ class DashboardPage(SidecarManager):
         }
         process.link.send(begin, [sock.fileno() for sock in self._sockets])
         await process.wait_until_ready(self._directory)
-        self._use(process)
+        self._store_and_watch(process)
         if before is not None:
             before.end()
         self._succeeded()
@@ -177,7 +177,7 @@ class DashboardPage(SidecarManager):
         if process is not None:
             self._watch(process)
 
-    async def _open(self, bind: str) -> None:
+    async def _open_listener(self, bind: str) -> None:
         self._sockets = await self._opener.listen(parse(bind))
         self._bind = bind
         fds = [sock.fileno() for sock in self._sockets]
@@ -212,7 +212,7 @@ class Settings(NamedTuple):
     url: str
 
 
-def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
+def load_settings(table: Dashboard, environment: SupervisorContext) -> Settings:
     """The settings of the process that serves this pool's dashboard.
 
     Reads files, and creates the default token file. Raises ServerError without a token or for a bad certificate.

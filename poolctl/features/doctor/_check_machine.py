@@ -327,7 +327,7 @@ def runtime(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the directory of the control socket is usable, private, and not on a network file system."""
     try:
         if context.pool is not None:
-            pool_paths.control_socket(context.pool.directory)
+            pool_paths.control_socket_path(context.pool.directory)
             if os.path.isdir(context.pool.directory):
                 pool_paths.check_private(context.pool.directory)
         root = _runtime_root(context)
@@ -349,7 +349,7 @@ def _runtime_root(context: CheckContext) -> str:
     """Return the runtime directory, or if it is missing, the nearest one above it. Raises ControlError if unusable."""
     explicit = bool(context.env.get(pool_paths.RUNTIME_VARIABLE))
     refused = ""
-    for path in pool_paths.candidates(context.env):
+    for path in pool_paths.runtime_root_candidates(context.env):
         if os.path.lexists(path) and not explicit:
             pool_paths.check_private(path)
         there = _nearest_existing(path)
@@ -467,7 +467,9 @@ def _network_file_system(path: str) -> str:
 
 def leftovers(context: CheckContext) -> Iterator[CheckResult]:
     """Entries in the runtime directories that belong to no running pool."""
-    found = [each for root in pool_paths.candidates(context.env) for each in _leftovers(root, context)]
+    found = [
+        each for root in pool_paths.runtime_root_candidates(context.env) for each in _leftovers(root, context)
+    ]
     yield from found or [ok("leftovers", "none")]
 
 

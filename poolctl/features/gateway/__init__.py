@@ -1,6 +1,6 @@
 """The gateway: routes requests to servers by host and path, as configured in [gateway], [[route]] and [[stream]]."""
 
-from poolctl.feature import Feature, LastingProcess, Starter
+from poolctl.feature import Feature, InitTemplate, LastingProcess
 
 FEATURE = Feature(
     package=__name__,
@@ -12,7 +12,7 @@ FEATURE = Feature(
     verbs=("routes", "hosts", "registry", "host"),
     changing=("host",),
     starters={
-        "gateway": Starter(
+        "gateway": InitTemplate(
             help="Write one with a gateway: two servers behind one port.",
             example="poolctl init --app --gateway  with two servers behind one port",
             module="starter",

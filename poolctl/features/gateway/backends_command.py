@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from types import SimpleNamespace
 
-from poolctl.cli.command_line import BACKEND_ACTIONS, OUTPUT, Command, CommandRequest, Option, one_of
+from poolctl.cli.command_line import BACKEND_ACTIONS, OUTPUT, Command, CommandRequest, Option, validate_choice
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import gateway_table, printable
+from poolctl.cli.render import printable, set_table_text
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.gateway_answers import HostsResult
 from poolctl.json_form import field_names, to_json
@@ -50,13 +50,13 @@ def perform(request: CommandRequest) -> Outcome:
     """List the backends, or perform an action on the named ones and list these. Raises UsageError and NoSupervisor."""
     action, *names = request.get("words") or [""]
     if action:
-        return _change(request, one_of("backends", action, BACKEND_ACTIONS), names)
+        return _change(request, validate_choice("backends", action, BACKEND_ACTIONS), names)
     if request.get("duration") is not None:
         raise UsageError(
             "--for belongs to `backends disable`", hint="poolctl backends disable NAME --for 30s"
         )
     result = ask_for(HostsResult, request, find_pool(request), "hosts")
-    return _shown(request, result)
+    return _table_outcome(request, result)
 
 
 def _change(request: CommandRequest, action: str, names: list[str]) -> Outcome:
@@ -70,14 +70,14 @@ def _change(request: CommandRequest, action: str, names: list[str]) -> Outcome:
     options = {"op": action, "hosts": names, "for": seconds}
     result = ask_for(HostsResult, request, find_pool(request), "host", options)
     if request.output:
-        return _shown(request, result)
+        return _table_outcome(request, result)
     return Outcome.of(result, "\n".join(_sentence(each) for each in result.items))
 
 
-def _shown(request: CommandRequest, result: HostsResult) -> Outcome:
+def _table_outcome(request: CommandRequest, result: HostsResult) -> Outcome:
     lines = [_line(each) for each in result.items]
     columns, names = WIDE if request.output == "wide" else COLUMNS, (each.host for each in result.items)
-    return gateway_table(request, Outcome.of(result), lines, columns, names, DISPENSABLE)
+    return set_table_text(request, Outcome.of(result), lines, columns, names, DISPENSABLE)
 
 
 def _line(host: HostReport) -> SimpleNamespace:

@@ -9,14 +9,14 @@ from datetime import datetime
 from poolctl.address import Address, parse
 from poolctl.config.checks.certificate_checks import certificate_names, check_certificates, names_cover
 from poolctl.config.files.read_file import read_text
-from poolctl.config.model.pool_tables import NONE, Located, Tables, Unfinished
+from poolctl.config.model.pool_tables import NONE, InvalidServerNames, Located, Tables
 from poolctl.config.model.section import Probe, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.rules.conflicts import users_of
 from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, printable
 from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern, prefixes
 from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY, STICKY, Route, passable
-from poolctl.routing.separation import NO_ROUTE, separated
+from poolctl.routing.separation import NO_ROUTE, with_separation_reasons
 
 from ._route_values import TAG, UNIX
 from .engines import OWN_ENGINE, engine_names, engine_problem, other_engine
@@ -56,7 +56,7 @@ SHOWN_NAMES = 3
 
 
 def route_problems(
-    servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished = NONE
+    servers: Iterable[ServerKeys], tables: Tables, unfinished: InvalidServerNames = NONE
 ) -> Iterator[Located]:
     """Report the errors in [gateway], the routes and the streams, including routes from servers' labels and `expose`.
 
@@ -83,23 +83,25 @@ def route_problems(
         found = [*_target_problems(route, known, gateway, unfinished), *_unix_problems(route)]
         for finding in (*found, *_probe_problems(route, probed)):
             yield None, finding._replace(path=(route.table_name, route.index, *finding.path))
-    yield from _taken_aliases(
+    yield from _alias_problems(
         ((each, each.config if each.server is None else None) for each in written), known
     )
     streams = (
         (WrittenRoute(each.label, None, ("stream", each.index)), each) for each in tables.all(StreamConfig)
     )
-    yield from _taken_aliases(streams, known)
+    yield from _alias_problems(streams, known)
     served = [(each, each.config) for each in written if each.config and not each.reason]
-    yield from _unreachable([each for each in served if not _all_servers_disabled(each[1], known)])
+    yield from _unreachable_route_problems(
+        [each for each in served if not _all_servers_disabled(each[1], known)]
+    )
     for each, config in served:
         of_proxy = *_limit_problems(config), *_header_problems(config), *_redirect_problems(config)
         for finding in (*of_proxy, *_mode_problems(config, known, gateway)):
-            yield on_route(each, finding)
-    yield from _other_users(served, known)
+            yield locate_finding(each, finding)
+    yield from _other_user_problems(served, known)
 
 
-def on_route(written: WrittenRoute, finding: Finding) -> Located:
+def locate_finding(written: WrittenRoute, finding: Finding) -> Located:
     """The finding and its location: the route's key in the file, or the server's label that defines the route."""
     if written.server is None:
         return None, finding._replace(path=(*written.key, *finding.path))
@@ -109,7 +111,10 @@ def on_route(written: WrittenRoute, finding: Finding) -> Located:
 
 
 def _target_problems(
-    route: RouteConfig | StreamConfig, known: ServerIndex, gateway: GatewayConfig, unfinished: Unfinished
+    route: RouteConfig | StreamConfig,
+    known: ServerIndex,
+    gateway: GatewayConfig,
+    unfinished: InvalidServerNames,
 ) -> Iterator[Finding]:
     targets: Iterable[RouteTarget | StreamTarget] = route.to
     for index, target in enumerate(targets):
@@ -123,9 +128,9 @@ def _target_problems(
         elif text.startswith(TAG):
             tag = text.removeprefix(TAG)
             if not found and tag not in unfinished.tags:
-                yield Finding(path, *_no_tag(tag, known), text)
+                yield Finding(path, *_unknown_tag_message(tag, known), text)
         elif not found and text not in unfinished.names:
-            yield Finding(path, *_no_server(text, known, isinstance(route, StreamConfig)), text)
+            yield Finding(path, *_unknown_server_message(text, known, isinstance(route, StreamConfig)), text)
         elif found and not found[0].listens:
             message = f"{printable(text)!r} is {kind_without_address(found[0])}, which has no address"
             yield Finding(path, message, "name a server that listens", text)
@@ -199,7 +204,7 @@ def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe
             yield Finding(path, message, "write the same in both, or in one of them")
 
 
-def _no_server(name: str, known: ServerIndex, is_stream: bool) -> tuple[str, str]:
+def _unknown_server_message(name: str, known: ServerIndex, is_stream: bool) -> tuple[str, str]:
     message = f"there is no server {printable(name)!r}"
     near = nearest(name, tuple(known.by_name) if len(known.by_name) <= 1000 else ())
     if name in known.by_tag:
@@ -212,7 +217,7 @@ def _no_server(name: str, known: ServerIndex, is_stream: bool) -> tuple[str, str
     return message, f"name a server of this pool, or write {'HOST:PORT' if is_stream else 'a URL'}"
 
 
-def _no_tag(tag: str, known: ServerIndex) -> tuple[str, str]:
+def _unknown_tag_message(tag: str, known: ServerIndex) -> tuple[str, str]:
     if tag in known.by_tag:
         having = "jobs" if all(each.job for each in known.by_tag[tag]) else "servers without an address"
         return f"only {having} have the tag {printable(tag)!r}", "give it to a server that listens"
@@ -272,7 +277,7 @@ def _redirect_problems(route: RouteConfig) -> Iterator[Finding]:
                 yield Finding((key,), message, "take one of them out, or make two routes of it")
 
 
-def _taken_aliases(
+def _alias_problems(
     named: Iterable[tuple[WrittenRoute, RouteConfig | StreamConfig | None]], known: ServerIndex
 ) -> Iterator[Located]:
     """Report each route, or stream, that has the alias of an earlier one. Only those in the file have a table."""
@@ -283,8 +288,8 @@ def _taken_aliases(
         other = first.setdefault(each.alias, each)
         if other is not each:
             label = "alias" if each.server is None else f"label {PREFIX}alias"
-            message, fix = _taken(each.alias, _name_of(other), label, config)
-            yield on_route(each, Finding(("alias",), message, fix, each.alias))
+            message, fix = _taken_alias_message(each.alias, _name_of(other), label, config)
+            yield locate_finding(each, Finding(("alias",), message, fix, each.alias))
 
 
 def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: ServerIndex) -> bool:
@@ -292,7 +297,9 @@ def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: Ser
     return not route.alias and bool(route.to) and known.servers(route.to[0].to) == []
 
 
-def _taken(alias: str, other: str, label: str, route: RouteConfig | StreamConfig | None) -> tuple[str, str]:
+def _taken_alias_message(
+    alias: str, other: str, label: str, route: RouteConfig | StreamConfig | None
+) -> tuple[str, str]:
     if route is None or route.alias:
         return f"the alias {printable(alias)!r} is taken by {other}", f"add another {label}"
     message = f"it is called {printable(alias)!r} after its first target, and so is {other}"
@@ -314,7 +321,7 @@ def _all_servers_disabled(route: RouteConfig, known: ServerIndex) -> bool:
     )
 
 
-def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Located]:
+def _unreachable_route_problems(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Located]:
     """Report the routes that never get a request because another route takes all their requests."""
     groups: dict[tuple[str, str], list[tuple[WrittenRoute, RouteConfig]]] = {}
     for each in served:
@@ -337,13 +344,13 @@ def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Loc
                 message = (
                     f"never reached: {_name_of(taken)} has the same host and path, and takes its requests"
                 )
-                yield on_route(
+                yield locate_finding(
                     route, Finding(_key(config), message, "change its path or conditions, or take it out")
                 )
             elif before is not None:
                 other = before.config.host if before.config else ""
                 message = f"never reached: the host {other!r} of {_name_of(before)} comes first, and takes its requests"
-                yield on_route(
+                yield locate_finding(
                     route, Finding(("host",), message, "write the host out, or give the other one a path")
                 )
 
@@ -415,7 +422,9 @@ def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfi
         for index, target in enumerate(route.to):
             servers = known.servers(target.to)
             why = [f"{printable(target.to)} is outside the pool"] if servers is None else []
-            why += [reason for server in servers or () if (reason := _not_passed(server, route, gateway))]
+            why += [
+                reason for server in servers or () if (reason := _not_passable_reason(server, route, gateway))
+            ]
             if why:
                 message = f'mode = "pass", and {why[0]}'
                 yield Finding(
@@ -430,16 +439,18 @@ def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfi
             yield Finding(_key(route), message, "give a listener a certificate: tls = { cert = …, key = … }")
 
 
-def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: ServerIndex) -> Iterator[Located]:
+def _other_user_problems(
+    served: list[tuple[WrittenRoute, RouteConfig]], known: ServerIndex
+) -> Iterator[Located]:
     """Report `mode = "pass"` on routes where a worker could later receive requests for a server of another user."""
     if not any(config.mode == "pass" for _, config in served):
         return
     routes = []
     for each, config in served:
-        to = known.targets(config.to)[0]
+        to = known.resolve_targets(config.to)[0]
         if to or config.register:
             routes.append((each, config, build_route(each.alias, config, to, FILE)))
-    apart = separated([route for *_, route in routes], users_of(known.by_name.values()))
+    apart = with_separation_reasons([route for *_, route in routes], users_of(known.by_name.values()))
     for (each, config, _), route in zip(routes, apart, strict=True):
         secure = all(server.tls for server in known.servers_of(config))
         why = route.other_user_tls if secure else route.other_user
@@ -447,7 +458,7 @@ def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: ServerIn
             fix = 'write mode = "auto", or give the servers of all routes one user'
             if why.endswith(NO_ROUTE):
                 fix += ", and add a route for all hosts"
-            yield on_route(each, Finding(("mode",), f'mode = "pass", and {why}', fix))
+            yield locate_finding(each, Finding(("mode",), f'mode = "pass", and {why}', fix))
 
 
 def _needs_proxy(value: object) -> bool:
@@ -468,7 +479,7 @@ def _is_whole_host(route: RouteConfig) -> bool:
     )
 
 
-def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) -> str:
+def _not_passable_reason(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) -> str:
     """Why the gateway can never pass a connection of the route to this server's workers; "" if it can."""
     name = repr(printable(server.name))
     if server.command:
@@ -503,25 +514,25 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
     for each in written_routes(known, tables):
         if each.config is None or each.reason:
             continue
-        targets, reasons = known.targets(each.config.to)
+        targets, reasons = known.resolve_targets(each.config.to)
         if not complete and any(known.servers(target.to) == [] for target in each.config.to):
             continue
         leads = targets or each.config.register or each.config.redirect
         if not leads and (each.server is None or not each.server.disabled):
             message = f"the route {each.alias!r} is not served: {'; '.join(reasons)}"
-            yield on_route(each, Finding(("to",), message, "enable a server, or name another target"))
-        for finding in _without_effect(each.config, known):
-            yield on_route(each, finding)
+            yield locate_finding(each, Finding(("to",), message, "enable a server, or name another target"))
+        for finding in _no_effect_warnings(each.config, known):
+            yield locate_finding(each, finding)
         secure = [
             server.name for server in known.servers_of(each.config) if server.tls and not server.disabled
         ]
         if secure and plain and each.key != ("expose",):
             message = f"{printable(secure[0])} speaks TLS, and no address of [gateway] does: its requests are proxied"
             hint = "give an address of [gateway] tls, or take tls from the server: the gateway then passes connections"
-            yield on_route(each, Finding(("to",), message, hint))
+            yield locate_finding(each, Finding(("to",), message, hint))
 
 
-def _without_effect(route: RouteConfig, known: ServerIndex) -> Iterator[Finding]:
+def _no_effect_warnings(route: RouteConfig, known: ServerIndex) -> Iterator[Finding]:
     """Report keys that are allowed but do not have the expected effect."""
     if "*" in route.path:
         plain = route.path.partition("*")[0].rstrip("/") or "/"
@@ -560,7 +571,7 @@ def check_gateway(
     servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
     """Return errors and warnings about the gateway's engine and certificates, with full key paths. Blocks on files."""
-    problems = [*unusable_engine(tables)]
+    problems = [*engine_findings(tables)]
     warnings: list[Finding] = []
     names: dict[str, list[str]] = {}  # of the certificates of each listener
     gateway = tables.get(GatewayConfig)
@@ -573,10 +584,10 @@ def check_gateway(
             warnings += [each._replace(path=(*place, *each.path[1:])) for each in doubtful]
             if not wrong:
                 names.setdefault(listener.bind, []).extend(_names_of(tls))
-    return problems, [*warnings, *_other_hosts(tables, list(servers), names)]
+    return problems, [*warnings, *_missing_certificate_warnings(tables, list(servers), names)]
 
 
-def unusable_engine(tables: Tables) -> Iterator[Finding]:
+def engine_findings(tables: Tables) -> Iterator[Finding]:
     """Report the gateway's engine if it cannot run on this machine."""
     gateway = tables.get(GatewayConfig)
     if gateway is None:
@@ -598,7 +609,7 @@ def _names_of(tls: TLSConfig) -> list[str]:
         return []
 
 
-def _other_hosts(
+def _missing_certificate_warnings(
     tables: Tables, servers: list[ServerKeys], names: Mapping[str, list[str]]
 ) -> Iterator[Finding]:
     """Report hosts of routes for which a listener, or a server that terminates TLS itself, has no certificate.

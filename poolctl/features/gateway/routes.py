@@ -30,7 +30,7 @@ from poolctl.routing.route import (
     Target,
     Timeouts,
 )
-from poolctl.routing.separation import separated
+from poolctl.routing.separation import with_separation_reasons
 
 from ._route_values import TAG
 from .table import (
@@ -87,22 +87,24 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
         found.append(made)
     aliases.clear()
     for stream in tables.all(StreamConfig):
-        to, reasons = known.targets(stream.to)
+        to, reasons = known.resolve_targets(stream.to)
         if to and stream.label not in aliases:
             found.append(_stream(stream, to))
         else:
             reason = "; ".join(reasons) if not to else f"the alias {stream.label!r} is taken"
             found.append(ExcludedRoute(alias=stream.label, reason=reason, provider=FILE))
         aliases.add(stream.label)
-    return with_separation(found, servers)
+    return with_pass_restrictions(found, servers)
 
 
-def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -> tuple[AnyRoute, ...]:
+def with_pass_restrictions(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -> tuple[AnyRoute, ...]:
     """Return copies of the routes in which `other_user` of each HTTP route is set (see routing.separation).
 
     `other_user` is why the route's connections must not be passed to workers, or "".
     """
-    apart = iter(separated([each for each in routes if isinstance(each, Route)], users_of(servers)))
+    apart = iter(
+        with_separation_reasons([each for each in routes if isinstance(each, Route)], users_of(servers))
+    )
     return tuple(next(apart) if isinstance(each, Route) else each for each in routes)
 
 
@@ -147,7 +149,9 @@ class ServerIndex:
         """The servers that the route leads to."""
         return [server for target in route.to for server in self.servers(target.to) or ()]
 
-    def targets(self, wanted: Sequence[RouteTarget | StreamTarget]) -> tuple[tuple[Target, ...], list[str]]:
+    def resolve_targets(
+        self, wanted: Sequence[RouteTarget | StreamTarget]
+    ) -> tuple[tuple[Target, ...], list[str]]:
         """Resolve `wanted` to servers and URLs without duplicates; also returns why servers or tags are omitted."""
         found: dict[str, Target] = {}
         reasons: list[str] = []
@@ -181,7 +185,8 @@ def written_routes(known: ServerIndex, tables: Tables) -> list[WrittenRoute]:
     places = {
         (each.config.host, each.config.path): each
         for each in reversed(found)
-        if each.config and (each.config.register or each.config.redirect or known.targets(each.config.to)[0])
+        if each.config
+        and (each.config.register or each.config.redirect or known.resolve_targets(each.config.to)[0])
     }
     for server in known.by_name.values():
         exposed = None if server.derived_expose or not server.listens else _exposed_host_and_path(server)
@@ -267,7 +272,7 @@ def _route_of(written: WrittenRoute, known: ServerIndex) -> Route | ExcludedRout
     config = written.config
     if config is None or written.reason:
         return _excluded(written, written.reason)
-    to, reasons = known.targets(config.to)
+    to, reasons = known.resolve_targets(config.to)
     if not (to or config.register or config.redirect):
         return _excluded(written, "; ".join(reasons))
     return build_route(written.alias, config, to, FILE if written.server is None else SERVER)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from urllib.parse import quote
 
-from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option, one_of
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option, validate_choice
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import gateway_table, latency, printable
+from poolctl.cli.render import latency, printable, set_table_text
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import CandidatesResult, RoutesResult, excluded_from
@@ -85,7 +85,7 @@ def perform(request: CommandRequest) -> Outcome:
     """List the routes; for the action `explain`, say which one a URL takes. Raises UsageError and NoSupervisor."""
     action, *words = request.get("words") or [""]
     if action:
-        one_of("routes", action, ("explain",))
+        validate_choice("routes", action, ("explain",))
         if len(words) != 1:
             raise UsageError(
                 "routes explain: which URL?", hint="poolctl routes explain http://users.example.com/v1"
@@ -112,7 +112,7 @@ def perform(request: CommandRequest) -> Outcome:
     ]
     outcome.warnings += _service_warnings(result)
     names = (each.alias for each in result.items)
-    outcome = gateway_table(request, outcome, lines, columns, names, DISPENSABLE)
+    outcome = set_table_text(request, outcome, lines, columns, names, DISPENSABLE)
     if request.output == "wide" and result.refused:
         refused = ", ".join(f"{count} with {code}" for code, count in sorted(result.refused.items()))
         outcome.text = f"{outcome.text or ''}Refused without a route: {refused}\n"
@@ -203,7 +203,7 @@ def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
     )
     shown = [each for each in candidates if request.verbose or host_pattern(each.host).covers(asked.host)]
     others = known.total - len(shown)
-    outcome = gateway_table(request, outcome, shown, EXPLAINED, [match.route.alias] if match else [])
+    outcome = set_table_text(request, outcome, shown, EXPLAINED, [match.route.alias] if match else [])
     if request.output in ("", "table", "wide"):
         more = f"and {others} of other hosts\n" if others else ""
         more += "".join(

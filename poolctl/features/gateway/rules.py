@@ -11,7 +11,7 @@ from poolctl.config.model.section import Table, validated
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, KeyPath, Tree
 
-from .route_checks import check_gateway, route_problems, route_warnings, unusable_engine
+from .route_checks import check_gateway, engine_findings, route_problems, route_warnings
 from .routes import routes_of
 from .table import DEFAULT_BIND, INDEX, GatewayConfig, RouteConfig, StreamConfig
 
@@ -78,11 +78,11 @@ class GatewayRules(TableRules):
 
     problems = staticmethod(route_problems)
     warnings = staticmethod(route_warnings)
-    startup_problems = staticmethod(unusable_engine)
+    startup_problems = staticmethod(engine_findings)
     check = staticmethod(check_gateway)
     routes = staticmethod(routes_of)
 
-    def addresses(self, tables: Tables) -> Iterator[BoundAddress]:
+    def listed_bind_addresses(self, tables: Tables) -> Iterator[BoundAddress]:
         gateway = tables.get(GatewayConfig)
         for index, listener in enumerate(gateway.bind if gateway else ()):
             yield BoundAddress(("gateway", "bind", index), "[gateway]", parse(listener.bind))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, Strict, StringConstraints
 from pydantic_core import CoreSchema, core_schema
 
-from poolctl.config.values.plain import BadValue, number_from_environment
+from poolctl.config.values.plain import BadValue, number_if_interpolated
 from poolctl.config.values.problems import Tree, shown
 from poolctl.config.values.value_types import (
     ADDRESS_ALLOWED,
@@ -70,7 +70,7 @@ TARGETS = ShortForm("to", TARGET_ALLOWED)
 STREAM_TARGETS = ShortForm("to", STREAM_TARGET_ALLOWED)
 
 
-def _probe(value: Tree) -> Tree:
+def _expand_probe_shorthand(value: Tree) -> Tree:
     if isinstance(value, dict) and value.keys() == {"readiness"}:  # as the health of a server
         value = value["readiness"]
     return {"http": value} if isinstance(value, str) else value
@@ -80,7 +80,7 @@ def _redirect(value: Tree) -> Tree:
     return {"to": value} if isinstance(value, str) else value
 
 
-_from_text = BeforeValidator(number_from_environment)
+_from_text = BeforeValidator(number_if_interpolated)
 Host = Annotated[str, AfterValidator(route_host)]
 RoutePath = Annotated[str, AfterValidator(route_path)]
 TargetText = Annotated[str, AfterValidator(target_of)]
@@ -97,4 +97,4 @@ Methods = Annotated[tuple[Method, ...], Strict(False)]
 UrlPaths = Annotated[tuple[UrlPath, ...], Strict(False)]
 RedirectText = Annotated[str, AfterValidator(redirect_target)]
 REDIRECT = BeforeValidator(_redirect)
-PATH_OF_PROBE = BeforeValidator(_probe)
+PATH_OF_PROBE = BeforeValidator(_expand_probe_shorthand)

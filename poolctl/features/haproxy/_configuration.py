@@ -278,7 +278,7 @@ def _route_backend(route: Route, names: set[str], endpoints: Mapping[str, Endpoi
     name = _unique_name(f"route:{route.alias}", names)
     lines = [
         f"backend {name}",
-        *_admission(route),
+        *_access_and_redirect_rules(route),
         *_client_limit(route.client_limit, name),
         *_balance(route.policy),
     ]
@@ -326,7 +326,7 @@ def _balance(policy: str) -> Iterator[str]:
         yield "    hash-type consistent"
 
 
-def _admission(route: Route) -> Iterator[str]:
+def _access_and_redirect_rules(route: Route) -> Iterator[str]:
     """Rules that refuse clients outside `route.allow`, and that redirect requests if the route is a redirect."""
     if route.allow and EVERY not in route.allow:
         for networks in _network_groups(route.allow):
@@ -812,7 +812,7 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
             commands += _certificate_commands(name, content)
     added: set[tuple[str, str]] = set()
     for previous, backend in zip(old.backends, new.backends, strict=True):
-        found = _server_changes(previous, backend)
+        found = _backend_update_commands(previous, backend)
         if found is None:
             return None
         commands += found
@@ -825,7 +825,7 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
     return commands
 
 
-def _server_changes(before: HaproxyBackend, after: HaproxyBackend) -> list[str] | None:
+def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> list[str] | None:
     old, new = ({each.name: each for each in backend.servers} for backend in (before, after))
     if old.keys() != new.keys() and any(line.startswith(_FIXED) for line in after.lines):
         return None
@@ -835,7 +835,7 @@ def _server_changes(before: HaproxyBackend, after: HaproxyBackend) -> list[str] 
         if name not in new:
             commands += [f"set server {place} state {MAINTENANCE}", f"del server {place}"]
             continue
-        found = [*_differences(place, server, new[name])]
+        found = [*_server_update_commands(place, server, new[name])]
         if None in found:
             return None
         commands += filter(None, found)
@@ -847,7 +847,7 @@ def _server_changes(before: HaproxyBackend, after: HaproxyBackend) -> list[str] 
     return commands
 
 
-def _differences(place: str, before: HaproxyServer, after: HaproxyServer) -> Iterator[str | None]:
+def _server_update_commands(place: str, before: HaproxyServer, after: HaproxyServer) -> Iterator[str | None]:
     if (before.key, before.options, before.cookie) != (after.key, after.options, after.cookie):
         yield None
     if before.weight != after.weight:

@@ -16,7 +16,7 @@ from typing import Any
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.counts import Counts, Traffic
-from poolctl.features.gateway.process.gateway_orders import OrderedGateway
+from poolctl.features.gateway.process.gateway_orders import SupervisedGateway
 from poolctl.features.gateway.process.settings import ListenerSettings, ServerFacts
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import wire
@@ -33,8 +33,8 @@ from .engine import HAPROXY
 logger = logging.getLogger("poolctl.gateway")
 
 
-class HaproxyGateway(OrderedGateway[HeldListener]):
-    """The gateway process that runs HAProxy. See OrderedGateway for its methods."""
+class HaproxyGateway(SupervisedGateway[HeldListener]):
+    """The gateway process that runs HAProxy. See SupervisedGateway for its methods."""
 
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
@@ -62,7 +62,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
 
     # The state in force.
 
-    def create(self) -> None:
+    def create_hosts_and_backends(self) -> None:
         now = asyncio.get_running_loop().time
         self.hosts, self.counts = HostManager(now), Counts()
         self.backends = Backends(self.hosts, now, counts=self.counts)
@@ -147,9 +147,9 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
     def _schedule_apply(self) -> None:
         self._behind = True
         if self._begun and self._following is None and not self._ending:
-            self._following = self._start(self._follow())
+            self._following = self._spawn_task(self._apply_until_current())
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
@@ -163,9 +163,9 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
                 await asyncio.wait([self._following])
             self.link.send(reply)
 
-        self._start(send())
+        self._spawn_task(send())
 
-    async def _follow(self) -> None:
+    async def _apply_until_current(self) -> None:
         try:
             while self._behind:
                 self._behind = False
@@ -201,9 +201,9 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         process = self.haproxy.process
         if process is not None and process is not before:
             self.statistics.begin_process()
-            process.exited.add_done_callback(lambda _: self._ended(process))
+            process.exited.add_done_callback(lambda _: self._on_haproxy_exit(process))
 
-    def _ended(self, process: object) -> None:
+    def _on_haproxy_exit(self, process: object) -> None:
         """Exit, because HAProxy has exited unexpectedly: the supervisor then starts another gateway."""
         if process is self.haproxy.process and not self._ending:
             logger.error("HAProxy has ended")
@@ -216,12 +216,12 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         if process is not None and setup is not None:
             try:
                 rows = await process.statistics()
-                self.statistics.add(rows, setup.configuration.backends, self.backends)
+                self.statistics.update_from_statistics(rows, setup.configuration.backends, self.backends)
             except HaproxyRefusal as refusal:
                 logger.warning("HAProxy does not report its figures: %s", refusal)
 
     def _report(self, message: wire.Message, fds: list[int]) -> None:
-        self._start(self._count_and_report(message["id"]))
+        self._spawn_task(self._count_and_report(message["id"]))
 
     async def _count_and_report(self, number: int) -> None:
         await self._update_counts()
@@ -238,7 +238,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._send_report(number, report)
 
     def _figures(self, message: wire.Message, fds: list[int]) -> None:
-        self._start(self._send_figures(message["id"]))
+        self._spawn_task(self._send_figures(message["id"]))
 
     async def _send_figures(self, number: int) -> None:
         await self._update_counts()
@@ -283,7 +283,9 @@ class HaproxyStatistics:
         """Expect counts that begin at 0 again, because a new HAProxy process has started."""
         self._seen.clear()
 
-    def add(self, rows: Iterable[Table], sections: Iterable[HaproxyBackend], backends: Backends) -> None:
+    def update_from_statistics(
+        self, rows: Iterable[Table], sections: Iterable[HaproxyBackend], backends: Backends
+    ) -> None:
         """Update the counts and the backends' states from `rows`, the statistics of HAProxy's process.
 
         What HAProxy has counted since the last call is added to the counts.
@@ -303,7 +305,7 @@ class HaproxyStatistics:
             elif section is not None and server == "BACKEND":
                 self._add_increase_to(self._counts.route(section.alias), row)
             elif proxy == NO_ROUTE and server == "BACKEND":
-                self._counts.count_refusal("404", times=self._increase_of(row, "stot"))
+                self._counts.count_refusal("404", times=self._take_increase(row, "stot"))
             if section is not None:
                 key = next((each.key for each in section.servers if each.name == server), None)
                 if key is not None:
@@ -319,11 +321,11 @@ class HaproxyStatistics:
             backends.set_program_verdicts(HAPROXY.label, section.alias, *found, is_stream=section.is_stream)
 
     def _add_increase_to(self, traffic: Traffic, row: Table) -> None:
-        traffic.slots[tally.STARTED] += self._increase_of(row, "stot")
+        traffic.slots[tally.STARTED] += self._take_increase(row, "stot")
         for kind, name in enumerate(_STATUSES, 1):
-            traffic.slots[tally.STATUS + kind] += self._increase_of(row, name)
-        traffic.bytes_in += self._increase_of(row, "bin")
-        traffic.bytes_out += self._increase_of(row, "bout")
+            traffic.slots[tally.STATUS + kind] += self._take_increase(row, name)
+        traffic.bytes_in += self._take_increase(row, "bin")
+        traffic.bytes_out += self._take_increase(row, "bout")
 
     def _add_to_stream(self, alias: str, row: Table) -> None:
         stream = self.streams.setdefault(
@@ -332,13 +334,13 @@ class HaproxyStatistics:
         )
         if row["svname"] == "FRONTEND":
             stream["open"] = int(row["scur"] or 0)
-            stream["accepted"] += self._increase_of(row, "stot")
-            stream["bytes_in"] += self._increase_of(row, "bin")
-            stream["bytes_out"] += self._increase_of(row, "bout")
+            stream["accepted"] += self._take_increase(row, "stot")
+            stream["bytes_in"] += self._take_increase(row, "bin")
+            stream["bytes_out"] += self._take_increase(row, "bout")
         elif row["svname"] == "BACKEND":
-            stream["failed"] += self._increase_of(row, "econ")
+            stream["failed"] += self._take_increase(row, "econ")
 
-    def _increase_of(self, row: Table, column: str) -> int:
+    def _take_increase(self, row: Table, column: str) -> int:
         """The increase of the row's count in this column since the last call."""
         place, value = (row["pxname"], row["svname"], column), int(row.get(column) or 0)
         before = self._seen.get(place, 0)

@@ -136,7 +136,7 @@ class HaproxyProgram:
             await self._replace(setup)
 
     async def _replace(self, setup: HaproxySetup) -> None:
-        await self._check(setup)
+        await self._write_and_validate(setup)
         before = self.process
         self.process, self.setup = await self._start(setup), setup
         if before is not None:
@@ -146,7 +146,7 @@ class HaproxyProgram:
         os.rename(self.process.socket_path, self.socket_path)
         self.process.socket_path = self.socket_path
 
-    async def _check(self, setup: HaproxySetup) -> None:
+    async def _write_and_validate(self, setup: HaproxySetup) -> None:
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         files = {
             MAIN_FILE: setup.text.encode(),

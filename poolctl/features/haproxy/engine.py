@@ -8,7 +8,7 @@ from poolctl.config.model.pool_tables import Located, Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.problems import Finding
 from poolctl.features.gateway.engines import Engine
-from poolctl.features.gateway.route_checks import on_route
+from poolctl.features.gateway.route_checks import locate_finding
 from poolctl.features.gateway.routes import ServerIndex, written_routes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 
@@ -43,20 +43,20 @@ def haproxy_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[
     gateway = tables.get(GatewayConfig)
     if gateway is None:
         return
-    for finding in _of_gateway(gateway):
+    for finding in _unsupported_in_gateway(gateway):
         yield None, finding
     # The feature of this table may be missing.
     if getattr(tables.by_name().get("operator"), "url", None) is not None:
         yield None, Finding(("operator", "url"), "HAProxy informs no operator of requests", _TAKE_OUT)
     for each in written_routes(ServerIndex(servers), tables):
-        for finding in _of_route(each.config) if each.config and not each.reason else ():
-            yield on_route(each, finding)
+        for finding in _unsupported_in_route(each.config) if each.config and not each.reason else ():
+            yield locate_finding(each, finding)
     for stream in tables.all(StreamConfig):
-        for finding in _of_stream(stream):
+        for finding in _unsupported_in_stream(stream):
             yield None, finding
 
 
-def _of_gateway(gateway: GatewayConfig) -> Iterator[Finding]:
+def _unsupported_in_gateway(gateway: GatewayConfig) -> Iterator[Finding]:
     if gateway.access_log:
         yield Finding(("gateway", "access_log"), "HAProxy does not write this log", _TAKE_OUT)
     for index, listener in enumerate(gateway.bind):
@@ -72,7 +72,7 @@ def _of_gateway(gateway: GatewayConfig) -> Iterator[Finding]:
                 )
 
 
-def _of_route(route: RouteConfig) -> Iterator[Finding]:
+def _unsupported_in_route(route: RouteConfig) -> Iterator[Finding]:
     if route.mode == "pass":
         message = 'mode = "pass", and HAProxy proxies every connection'
         yield Finding(("mode",), message, 'write mode = "auto"')
@@ -82,12 +82,12 @@ def _of_route(route: RouteConfig) -> Iterator[Finding]:
             value = getattr(value, key)
         if value:
             yield Finding(path, message, _TAKE_OUT)
-    yield from _of_policy(route.policy)
+    yield from _unsupported_policy(route.policy)
 
 
-def _of_stream(stream: StreamConfig) -> Iterator[Finding]:
+def _unsupported_in_stream(stream: StreamConfig) -> Iterator[Finding]:
     place = ("stream", stream.index)
-    for finding in _of_policy(stream.policy):
+    for finding in _unsupported_policy(stream.policy):
         yield finding._replace(path=(*place, *finding.path))
     if stream.protocol == "udp":
         yield Finding((*place, "protocol"), "HAProxy has no streams of UDP", _TAKE_OUT)
@@ -96,7 +96,7 @@ def _of_stream(stream: StreamConfig) -> Iterator[Finding]:
         yield Finding((*place, "timeouts", "total"), message, _TAKE_OUT)
 
 
-def _of_policy(policy: str) -> Iterator[Finding]:
+def _unsupported_policy(policy: str) -> Iterator[Finding]:
     if policy not in POLICIES:
         known = ", ".join(f'"{each}"' for each in POLICIES)
         yield Finding(("policy",), f'HAProxy has no policy "{policy}"', f"choose one of {known}")

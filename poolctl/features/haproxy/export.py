@@ -40,11 +40,11 @@ def files(request: CommandRequest) -> Files:
     streams = [each for each in routes if isinstance(each, StreamRoute) and each.protocol == "tcp"]
     listeners, commands = [], []
     for number, each in enumerate(gateway.bind, 1):
-        listener, bundles = _listener(each, f"listener-{number}")
+        listener, bundles = _listener_and_commands(each, f"listener-{number}")
         listeners.append(listener)
         commands += bundles
     listeners += [
-        HaproxyListener((_bind(each.bind),), alias=each.alias, accept_proxy=each.accept_proxy)
+        HaproxyListener((_haproxy_bind_address(each.bind),), alias=each.alias, accept_proxy=each.accept_proxy)
         for each in streams
     ]
     servers = {each.name: each for each in config if each.listens}
@@ -78,7 +78,7 @@ def _failure(message: str) -> Failure:
     return Failure(Outcome.failed(FAILED, message))
 
 
-def _listener(listener: GatewayListener, name: str) -> tuple[HaproxyListener, list[str]]:
+def _listener_and_commands(listener: GatewayListener, name: str) -> tuple[HaproxyListener, list[str]]:
     """Return the listener in HAProxy's syntax, and the shell commands that create its certificate files."""
     commands, certificates = [], []
     tables: tuple[TLSConfig, ...] = () if isinstance(listener.tls, bool) else listener.tls
@@ -95,10 +95,10 @@ def _listener(listener: GatewayListener, name: str) -> tuple[HaproxyListener, li
                 tls.client_auth,
                 tls.min_version,
                 tls.ciphers or "",
-                _names(tls.cert) if demands else (),
+                _read_certificate_names(tls.cert) if demands else (),
             )
         )
-    bind = _bind(listener.bind)
+    bind = _haproxy_bind_address(listener.bind)
     made = HaproxyListener(
         (bind,),
         crt_list=f"{name}.crt-list",
@@ -108,14 +108,14 @@ def _listener(listener: GatewayListener, name: str) -> tuple[HaproxyListener, li
     return made, commands
 
 
-def _names(path: str) -> tuple[str, ...]:
+def _read_certificate_names(path: str) -> tuple[str, ...]:
     try:
         return tuple(certificate_names(read_regular(path).decode("ascii", "replace")))
     except OSError as error:
         raise _failure(f"cannot read {path}: {error.strerror or error}: its names are needed") from error
 
 
-def _bind(text: str) -> str:
+def _haproxy_bind_address(text: str) -> str:
     address = parse(text)
     if address.kind == "unix":
         return f"unix@{address.path}"

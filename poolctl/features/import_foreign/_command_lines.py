@@ -33,12 +33,12 @@ class _NotParsed(Exception):
 def pool_of_command(words: Sequence[str]) -> ForeignPool:
     """The pool of one command line, as in `poolctl import -- gunicorn …`. Raises Unreadable."""
     pool = ForeignPool()
-    own, _ = _without_prefix(list(words))
+    own, _ = _split_command_prefix(list(words))
     if not own:
         raise Unreadable("there is no command", "poolctl import -- gunicorn app:app --bind :8000")
     module = next(iter(_modules(own)), os.path.basename(own[0]))
     server = pool.add(module.partition(":")[0].rpartition(".")[2], 0)
-    set_command(server, [escaped(word) for word in words])
+    apply_command_words(server, [escaped(word) for word in words])
     return pool
 
 
@@ -46,16 +46,16 @@ def _modules(words: list[str]) -> list[str]:
     return [each for each in words[1:] if re.fullmatch(r"[A-Za-z_][\w.]*:[\w.()]+", each)]
 
 
-def set_command(server: ForeignServer, words: list[str], port: str = "") -> None:
+def apply_command_words(server: ForeignServer, words: list[str], port: str = "") -> None:
     """Set the server's app or command from the words, and the keys of pool.toml that correspond to the options.
 
     `port` is the one that the other tool assigns, "" if none; `{port}` in the words stands for it.
     """
-    words, variables = _without_prefix(words)
+    words, variables = _split_command_prefix(words)
     for name, value in variables.items():
         server.keys.setdefault("env", {})[name] = value
     program, python, arguments = _program(words)
-    reader = {"uvicorn": _uvicorn, "gunicorn": _gunicorn}.get(program)
+    reader = {"uvicorn": _apply_uvicorn_options, "gunicorn": _apply_gunicorn_options}.get(program)
     if reader is not None:
         known, remarks = dict(server.keys), list(server.remarks)
         try:
@@ -73,19 +73,19 @@ def set_command(server: ForeignServer, words: list[str], port: str = "") -> None
         server.set("bind", f"{'' if everywhere else '127.0.0.1'}:{port}")
 
 
-def set_quoted_command(server: ForeignServer, text: str) -> None:
+def apply_quoted_command(server: ForeignServer, text: str) -> None:
     """Set the server's command from a command line with quotes, for tools that start programs without a shell.
 
     If the command line cannot be split into words, the server is written only as a comment.
     """
     try:
-        set_command(server, shlex.split(text))
+        apply_command_words(server, shlex.split(text))
     except ValueError as problem:
         server.set("command", ["sh", "-c", text])
         server.leave_out(f"its command cannot be read ({problem})")
 
 
-def set_shell_command(server: ForeignServer, text: str, port: str = "") -> None:
+def apply_shell_command(server: ForeignServer, text: str, port: str = "") -> None:
     """Set the server's command from a shell command line, run by `sh -c` only if needed; `port` is its $PORT or "".
 
     A server whose line cannot be split is left out.
@@ -102,7 +102,7 @@ def set_shell_command(server: ForeignServer, text: str, port: str = "") -> None:
         if port and PORT in with_port:
             server.set("bind", f"{'' if f'0.0.0.0:{PORT}' in with_port else '127.0.0.1'}:{port}")
         return
-    set_command(server, [escaped(word) for word in words], port)
+    apply_command_words(server, [escaped(word) for word in words], port)
 
 
 def needs_shell(text: str) -> bool:
@@ -114,7 +114,7 @@ def needs_shell(text: str) -> bool:
     )
 
 
-def _without_prefix(words: list[str]) -> tuple[list[str], dict[str, str]]:
+def _split_command_prefix(words: list[str]) -> tuple[list[str], dict[str, str]]:
     """The words without a leading `exec`, `env NAME=value` or `uv run`, and the variables set there."""
     words = list(words)
     variables: dict[str, str] = {}
@@ -254,7 +254,7 @@ _SHORT = {"--workers": "-w", "--config": "-c", "--pid": "-p", "--umask": "-m"}
 _OVERRIDDEN_OPTIONS = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "--pid": 1, "--reload": 0}
 
 
-def _uvicorn(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
+def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
     given, unknown = _parsed(
         arguments,
         (*_OF_UVICORN, *_UVICORN_UNSUPPORTED, "--host", "--port", "--uds"),
@@ -274,10 +274,10 @@ def _uvicorn(server: ForeignServer, words: list[str], arguments: list[str], port
         server.set("http.proxy_headers", True)
     if given.get("--access-log"):
         server.set("http.access_log", True)
-    _remark(server, given, (*_UVICORN_UNSUPPORTED, *_FLAGS_OF_UVICORN), unknown)
+    _remark_unsupported_options(server, given, (*_UVICORN_UNSUPPORTED, *_FLAGS_OF_UVICORN), unknown)
 
 
-def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
+def _apply_gunicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
     given, unknown = _parsed(
         arguments,
         [
@@ -293,8 +293,8 @@ def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], por
     for other in binds[1:]:
         server.remark(f"--bind {other}: a server has one address")
     if str(given.get("--worker-class", "")).startswith(ASGI_WORKERS):
-        _asgi_gunicorn(server, given)
-        _remark(server, given, ("--daemon", *_GUNICORN_UNSUPPORTED), unknown)
+        _apply_asgi_gunicorn_options(server, given)
+        _remark_unsupported_options(server, given, ("--daemon", *_GUNICORN_UNSUPPORTED), unknown)
         return
     server.set("command", _without_options(words, _OVERRIDDEN_OPTIONS))
     if "--certfile" in given:
@@ -305,10 +305,10 @@ def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], por
         server.remark(f"{given['--config']}: where it has a bind, write that one here")
     for option in ("--daemon", "--pid", "--reload"):
         if option in given:
-            server.remark(_no_equivalent(option, ""))
+            server.remark(_unsupported_option_text(option, ""))
 
 
-def _asgi_gunicorn(server: ForeignServer, given: dict[str, Any]) -> None:
+def _apply_asgi_gunicorn_options(server: ForeignServer, given: dict[str, Any]) -> None:
     _set_app(server, given.get("app", ""), "application", factory=False)
     if "--chdir" in given:
         server.set("app_dir", given["--chdir"])
@@ -344,7 +344,7 @@ def _set_given(server: ForeignServer, given: Mapping[str, Any], keys: Keys) -> N
             server.set(key, convert(given[option]))
 
 
-def _remark(
+def _remark_unsupported_options(
     server: ForeignServer, given: Mapping[str, Any], options: Sequence[str], unknown: list[str]
 ) -> None:
     """Add a remark for each of the `options` that was given, and each `unknown` one: they have no equivalent."""
@@ -352,12 +352,12 @@ def _remark(
         if option in given and _DEFAULTS.get(option, option) not in (given[option], None):
             value = given[option]
             shown = "" if value is True or option in _SECRET else f" {'no' if value is False else value}"
-            server.remark(_no_equivalent(option, shown))
+            server.remark(_unsupported_option_text(option, shown))
     for word in unknown:
-        server.remark(_no_equivalent(word.partition("=")[0], ""))
+        server.remark(_unsupported_option_text(word.partition("=")[0], ""))
 
 
-def _no_equivalent(option: str, value: str) -> str:
+def _unsupported_option_text(option: str, value: str) -> str:
     fixes = {
         "--reload": "poolctl run --watch reloads the code",
         "--daemon": "poolctl start runs it in the background",
@@ -426,7 +426,7 @@ def pool_of_procfile(text: str) -> ForeignPool:
             server.set("job", True)
         port = str(FIRST_PORT + PORT_STEP * entries)
         entries += 1
-        set_shell_command(server, command, port)
+        apply_shell_command(server, command, port)
         words = server.keys.get("command", [])
         if name == WEB and "bind" not in server.keys and words:
             # The program reads PORT and binds the port itself.

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from poolctl.config import Document, escaped, read_text
 from poolctl.config.values.problems import Problem
 
-from ._command_lines import PORT, bind_address, set_command, set_shell_command
-from ._foreign_pool import ForeignPool, ForeignServer, Keys, correctly_typed, signal_name
+from ._command_lines import PORT, apply_command_words, apply_shell_command, bind_address
+from ._foreign_pool import ForeignPool, ForeignServer, Keys, drop_mistyped_values, signal_name
 
 _CONDITIONS = {
     "service_started": "started", "service_healthy": "ready", "service_completed_successfully": "completed",
@@ -54,19 +54,19 @@ class _Reader:
             server = self.pool.add(str(name), self.line("services", name))
             of_service = functools.partial(self.line, "services", name)
             table = service if isinstance(service, dict) else {}
-            services[server.name] = correctly_typed(server, table, TYPES, of_service)
+            services[server.name] = drop_mistyped_values(server, table, TYPES, of_service)
             self._service(server, name, services[server.name])
         for key in data:
             if key not in ("services", "version", "name", "networks") and not str(key).startswith("x-"):
                 self.pool.remark(f"{key}: no equivalent", self.line(key))
         for server in self.pool.servers:
-            self._depend(server, services.get(server.name, {}))
+            self._apply_dependencies(server, services.get(server.name, {}))
             self._replace_service_hosts(server)
         return self.pool
 
     def _service(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> None:
         path = ("services", name)
-        inner = self._command(server, name, service)
+        inner = self._apply_service_command(server, name, service)
         for key, value in service.items():
             server.at = self.line(*path, key)
             self._key(server, key, value)
@@ -76,13 +76,13 @@ class _Reader:
             server.at = self.line(*path, "healthcheck")
             self._health(server, service["healthcheck"], inner)
 
-    def _command(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> str:
+    def _apply_service_command(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> str:
         """Set the server's app or command; returns the port that it has within the container, "" if unknown."""
         words = [*_words(service.get("entrypoint")), *_words(service.get("command"))]
         server.at = self.line("services", name, "command" if service.get("command") else "entrypoint")
         image, build = service.get("image"), service.get("build")
         if build and not service.get("entrypoint"):
-            words = self._words_of_image(server, build, words)
+            words = self._image_words_applying_env(server, build, words)
         if not words or words[0].startswith("-"):
             of_image = f"the command of the image {image}" if image else "one"
             what = "the CMD of its Dockerfile" if build else of_image
@@ -90,9 +90,9 @@ class _Reader:
             server.leave_out(f"no command: write {what}, if that program is on this machine")
             return ""
         if words[:2] == ["sh", "-c"] and len(words) == 3:
-            set_shell_command(server, words[2].replace("$${", "${"))
+            apply_shell_command(server, words[2].replace("$${", "${"))
         else:
-            set_command(server, words)
+            apply_command_words(server, words)
         if image and "build" not in service:
             line = self.line("services", name, "image")
             server.remark(f"image: {image}: its programs have to be on this machine", line)
@@ -100,15 +100,15 @@ class _Reader:
         context = build.get("context", ".") if isinstance(build, dict) else build
         if isinstance(context, str) and "://" not in context:
             for key in ("cwd", "app_dir") if "app" in server.keys else ("cwd",):
-                server.keys.setdefault(key, _expanded(context))
+                server.keys.setdefault(key, _converted_variables(context))
         bind = str(server.keys.get("bind", ""))
         return bind.rpartition(":")[2] if bind and not bind.startswith("unix:") else ""
 
-    def _words_of_image(self, server: ForeignServer, build: Any, command: list[str]) -> list[str]:
+    def _image_words_applying_env(self, server: ForeignServer, build: Any, command: list[str]) -> list[str]:
         """The Dockerfile's ENTRYPOINT, and `command` or else its CMD; adds the variables of its ENV to the server."""
         table = build if isinstance(build, dict) else {"context": build}
         file = os.path.join(str(table.get("context", ".")), str(table.get("dockerfile", "Dockerfile")))
-        entrypoint, own, env = start_of_image(
+        entrypoint, own, env = read_dockerfile(
             os.path.join(self.document.base_dir, file), str(table.get("target", ""))
         )
         for variable, text in env.items():
@@ -121,12 +121,14 @@ class _Reader:
 
         If that is not published, use the first port that `_with_port` accepts. Other published ports become remarks.
         """
-        found = [each for each in map(_published, ports if isinstance(ports, list) else []) if each]
+        found = [
+            each for each in map(_parse_published_port, ports if isinstance(ports, list) else []) if each
+        ]
         chosen = next((each for each in found if each[2] == inner), None)
         if chosen is not None:
             server.set("bind", bind_address(*chosen[:2]))
         elif "bind" not in server.keys and not server.unusable:
-            chosen = next((each for each in found if _with_port(server, *each)), None)
+            chosen = next((each for each in found if _replace_container_port(server, *each)), None)
         why = "a server has one address" if "bind" in server.keys else "give it a bind once it takes {port}"
         for each in found:
             if each != chosen:
@@ -151,10 +153,10 @@ class _Reader:
         elif key in ("deploy", "scale"):
             self._deploy(server, value if isinstance(value, dict) else {"replicas": value})
         elif key == "user" and re.fullmatch(r"[A-Za-z_].*", str(value)):
-            server.set("user", _expanded(str(value)))
+            server.set("user", _converted_variables(str(value)))
         elif key == "labels":
             pairs = value.items() if isinstance(value, dict) else map(_pair, value)
-            labels = {str(name): _expanded(str(each or "")) for name, each in pairs}
+            labels = {str(name): _converted_variables(str(each or "")) for name, each in pairs}
             for name in [name for name in labels if name.startswith(("traefik.", "com.docker."))]:
                 if name.startswith("traefik."):
                     server.remark(f"{name}={labels[name]}: [gateway] and [[route]] do this here")
@@ -173,7 +175,9 @@ class _Reader:
         for name, text in pairs:
             if text is None or str(text) in (f"${name}", f"${{{name}}}"):
                 continue  # it is in the environment of the pool, or in .env
-            env[str(name)] = _expanded("true" if text is True else "false" if text is False else str(text))
+            env[str(name)] = _converted_variables(
+                "true" if text is True else "false" if text is False else str(text)
+            )
         if env:
             server.set("env", {**server.keys.get("env", {}), **env})
 
@@ -198,7 +202,7 @@ class _Reader:
             if is_optional and not os.path.exists(os.path.join(self.document.base_dir, str(path))):
                 server.remark(f"env_file: {path}: the file does not exist here")
             elif isinstance(path, str):
-                files.append(_expanded(path))
+                files.append(_converted_variables(path))
         server.set("env_file", files)
 
     def _deploy(self, server: ForeignServer, deploy: Mapping[str, Any]) -> None:
@@ -230,9 +234,9 @@ class _Reader:
             probe = {"http": url[2] or "/"}
         else:
             probe = {
-                "exec": ["sh", "-c", _expanded(line)]
+                "exec": ["sh", "-c", _converted_variables(line)]
                 if shell
-                else [_expanded(str(each)) for each in words[1:]]
+                else [_converted_variables(str(each)) for each in words[1:]]
             }
         for key in ("interval", "timeout"):
             if check.get(key) is not None:
@@ -241,7 +245,7 @@ class _Reader:
             probe["fall_count_ko"] = check["retries"]
         server.set("health", {"readiness": probe})
 
-    def _depend(self, server: ForeignServer, service: Mapping[str, Any]) -> None:
+    def _apply_dependencies(self, server: ForeignServer, service: Mapping[str, Any]) -> None:
         value = service.get("depends_on") or []
         wanted = value.items() if isinstance(value, dict) else ((name, {}) for name in value)
         found = []
@@ -276,11 +280,11 @@ def _words(value: Any) -> list[str]:
         try:
             value = shlex.split(value)
         except ValueError:
-            return ["sh", "-c", _expanded(value)]
-    return [_expanded(str(each)) for each in value or []]
+            return ["sh", "-c", _converted_variables(value)]
+    return [_converted_variables(str(each)) for each in value or []]
 
 
-def _with_port(server: ForeignServer, host: str, published: str, target: str) -> bool:
+def _replace_container_port(server: ForeignServer, host: str, published: str, target: str) -> bool:
     """Set `bind` to the published host and port, and replace the container's port `target` by {port} in the server.
 
     If exactly one argument of the command contains the port, the port is replaced there. Else, if the port is the value
@@ -307,7 +311,7 @@ def _pair(entry: Any) -> tuple[str, str | None]:
     return name, value if equals else None
 
 
-def _expanded(text: str) -> str:
+def _converted_variables(text: str) -> str:
     """The text with compose's references to variables in poolctl's notation; an unset one is empty, as in compose."""
 
     def replaced(match: re.Match[str]) -> str:
@@ -322,7 +326,7 @@ def _expanded(text: str) -> str:
     return _variable.sub(replaced, text)
 
 
-def _published(entry: Any) -> tuple[str, str, str] | None:
+def _parse_published_port(entry: Any) -> tuple[str, str, str] | None:
     """Host, published and inner port of an entry of `ports`; None for UDP and ranges."""
     if isinstance(entry, dict):
         host, published, target = entry.get("host_ip", ""), entry.get("published"), entry.get("target")
@@ -368,7 +372,7 @@ class ImageStart(NamedTuple):
 NO_START = ImageStart([], [], {})
 
 
-def start_of_image(path: str, target: str = "") -> ImageStart:
+def read_dockerfile(path: str, target: str = "") -> ImageStart:
     """Return ENTRYPOINT, CMD and ENV of stage `target`, else of the last stage; NO_START if the file is unreadable."""
     try:
         text = read_text(path)

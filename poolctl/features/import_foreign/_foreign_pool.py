@@ -94,7 +94,7 @@ class ForeignPool:
         self.remarks.append(Remark(line, text))
 
 
-def correctly_typed(
+def drop_mistyped_values(
     server: ForeignServer,
     table: Mapping[str, Tree],
     types: Mapping[str, tuple[type, ...]],
@@ -164,7 +164,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Poo
     for server in pool.servers:
         server.keys = relocated(server.keys, base_dir, directory)
     for _ in range(MOST_ROUNDS):
-        _drop_dependencies(pool)
+        _drop_missing_dependencies(pool)
         text = _file_text(pool, source)
         unset = sorted({name for name in referenced_variables(text) if name not in os.environ})
         config = load(target, {**dict.fromkeys(unset, "1"), **os.environ}, {target: text})
@@ -205,7 +205,7 @@ def _comment_out(servers: Sequence[ForeignServer], problems: Sequence[ServerErro
             server.remark(f"{key} = {value}: {problem.message}", server.lines.get(key, server.line))
 
 
-def _drop_dependencies(pool: ForeignPool) -> None:
+def _drop_missing_dependencies(pool: ForeignPool) -> None:
     there = {server.name for server in pool.servers if not server.unusable}
     for server in pool.servers:
         wanted = server.keys.get("depends_on", [])

@@ -9,12 +9,12 @@ from typing import Any
 
 from poolctl.config import Document, escaped
 
-from ._command_lines import PORT, set_command
+from ._command_lines import PORT, apply_command_words
 from ._foreign_pool import (
     ForeignPool,
     ForeignServer,
     Unreadable,
-    correctly_typed,
+    drop_mistyped_values,
     in_seconds,
     user_and_group,
 )
@@ -46,7 +46,7 @@ def pool_of_pm2(document: Document) -> ForeignPool:
             stem = os.path.splitext(os.path.basename(script))[0]
             server = pool.add(str(app.get("name") or stem), document.place(path).line)
             reader = _AppReader(server, document, path)
-            reader.read(correctly_typed(server, app, TYPES, reader.line))
+            reader.read(drop_mistyped_values(server, app, TYPES, reader.line))
     for key in data:
         if key != "apps":
             pool.remark(f"{key}: no equivalent", document.place((key,)).line)
@@ -73,7 +73,7 @@ class _AppReader:
                 server.remark(f"{key}: a second file with these, given by another -c, wins over this one")
             elif key not in READ:
                 self._key(key, value)
-        self._restart(app)
+        self._apply_restart_policy(app)
         if user := user_and_group(str(app.get("uid", "")), str(app.get("gid", ""))):
             server.set("user", user)
 
@@ -84,19 +84,23 @@ class _AppReader:
             server.leave_out("it has no script")
             return
         interpreter = app.get("interpreter") or app.get("exec_interpreter")
-        words = _list(script)
+        words = _as_words(script)
         if interpreter is None:
             interpreter = _INTERPRETERS.get(os.path.splitext(words[0])[1], "none")
         if interpreter != "none":
-            words = [str(interpreter), *_list(app.get("interpreter_args") or app.get("node_args")), *words]
-        words = [escaped(word) for word in [*words, *_list(app.get("args"))]]
+            words = [
+                str(interpreter),
+                *_as_words(app.get("interpreter_args") or app.get("node_args")),
+                *words,
+            ]
+        words = [escaped(word) for word in [*words, *_as_words(app.get("args"))]]
         env = {str(name): _variable(text) for name, text in (app.get("env") or {}).items()}
         port = env.pop("PORT", "")
         if env:
             server.set("env", {name: escaped(text) for name, text in env.items()})
         if app.get("cwd"):
             server.set("cwd", escaped(str(app["cwd"])))
-        set_command(server, words)
+        apply_command_words(server, words)
         if port.isdigit() and "bind" not in server.keys:
             # The program reads PORT and binds the port itself.
             server.add_env("PORT", PORT)
@@ -149,7 +153,7 @@ class _AppReader:
         elif value not in (False, None, "", [], {}):
             server.remark(f"{key}: {value}: no equivalent")
 
-    def _restart(self, app: dict[str, Any]) -> None:
+    def _apply_restart_policy(self, app: dict[str, Any]) -> None:
         server = self.server
         restart: dict[str, Any] = {"policy": "always" if app.get("autorestart", True) else "no"}
         if isinstance(app.get("max_restarts"), int):
@@ -161,7 +165,7 @@ class _AppReader:
         server.set("restart", restart)
 
 
-def _list(value: Any) -> list[str]:
+def _as_words(value: Any) -> list[str]:
     if not isinstance(value, str):
         return [str(each) for each in value or []]
     try:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from poolctl.config import escaped
 
-from ._command_lines import set_quoted_command
+from ._command_lines import apply_quoted_command
 from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, signal_name
 
 PROGRAM = "program:"
@@ -43,14 +43,14 @@ _expression = re.compile(r"%\((ENV_)?([^)]+)\)[0-9]*[a-z]|%%")
 _pair = re.compile(r"""\s*([^=,\s]+)\s*=\s*("[^"]*"|'[^']*'|[^,]*)(?:,|$)""")
 
 
-class Value(NamedTuple):
+class ValueWithLine(NamedTuple):
     """A value, and the line of its key."""
 
     text: str
     line: int
 
 
-Section = dict[str, Value]
+Section = dict[str, ValueWithLine]
 
 
 def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
@@ -71,8 +71,8 @@ def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
     for name, line, values in sections:
         if name.startswith(PROGRAM):
             program = name.removeprefix(PROGRAM).strip()
-            priority = values.get("priority", Value(str(DEFAULT_PRIORITY), 0)).text
-            for server in _servers(pool, program, line, values, inherited, directory):
+            priority = values.get("priority", ValueWithLine(str(DEFAULT_PRIORITY), 0)).text
+            for server in _add_program_servers(pool, program, line, values, inherited, directory):
                 priorities[server.name] = (
                     int(priority) if re.fullmatch(r"-?\d+", priority) else DEFAULT_PRIORITY
                 )
@@ -108,19 +108,19 @@ def _sections(text: str) -> Iterator[tuple[str, int, Section]]:
             if not sign:
                 raise Unreadable(f"{content.strip()!r} is not KEY=VALUE", "is this a supervisord.conf?", line)
             key = key.strip().lower()
-            values[key] = Value(value.strip(), line)
+            values[key] = ValueWithLine(value.strip(), line)
     if name:
         yield name, start, values
 
 
-def _servers(
+def _add_program_servers(
     pool: ForeignPool, program: str, line: int, values: Section, inherited: Section, directory: str
 ) -> Iterator[ForeignServer]:
     """Add and yield the program's server, or one server per process if the command contains the process number."""
-    count = values.get("numprocs", Value("1", line)).text
+    count = values.get("numprocs", ValueWithLine("1", line)).text
     number = int(count) if count.isdigit() else 1
-    command = values.get("command", Value("", line)).text
-    first = values.get("numprocs_start", Value("0", line)).text
+    command = values.get("command", ValueWithLine("", line)).text
+    first = values.get("numprocs_start", ValueWithLine("0", line)).text
     separate = number > 1 and "%(process_num)" in command
     for index in range(number if separate else 1):
         process = index + (int(first) if first.isdigit() else 0)
@@ -155,7 +155,7 @@ def _apply_settings(
             server.remark(f"{key}={raw}: an expression that is not understood")
             continue
         if key == "command":
-            set_quoted_command(server, text)
+            apply_quoted_command(server, text)
         elif key == "environment":
             for name, value in _pair.findall(text):
                 server.keys.setdefault("env", {})[name] = value.strip().strip("\"'")
@@ -225,7 +225,7 @@ def _expanded(raw: str, known: Mapping[str, object]) -> str:
 
 
 def _tag(pool: ForeignPool, group: str, values: Section) -> None:
-    members = [name.strip() for name in values.get("programs", Value("", 0)).text.split(",")]
+    members = [name.strip() for name in values.get("programs", ValueWithLine("", 0)).text.split(",")]
     for server in pool.servers:
         if server.name in members or set(server.keys.get("tags", ())) & set(members):
             server.set("tags", [*server.keys.get("tags", ()), re.sub(r"[\s,]+", "-", group)])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from poolctl.config import escaped, read_text
 from poolctl.config.values.problems import Problem
 
-from ._command_lines import set_quoted_command
+from ._command_lines import apply_quoted_command
 from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, signal_name, user_and_group
 
 _RESTART = {
@@ -73,7 +73,7 @@ def pool_of_unit(text: str, name: str) -> ForeignPool:
         elif each.name != "ExecStart":
             _apply_setting(server, each, stem, os.path.dirname(name))
     if user or group:
-        server.set("user", _specifiers(user_and_group(user or "root", group), stem))
+        server.set("user", _expand_specifiers(user_and_group(user or "root", group), stem))
     return pool
 
 
@@ -105,11 +105,11 @@ def _set_start(server: ForeignServer, start: str, stem: str) -> None:
         # systemd expands variables of the unit's environment; here a shell does that.
         server.set("command", ["sh", "-c", f"exec {_for_shell(line, stem)}"])
         return
-    set_quoted_command(server, _specifiers(line.replace("$$", "$"), stem))
+    apply_quoted_command(server, _expand_specifiers(line.replace("$$", "$"), stem))
 
 
 def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory: str) -> None:
-    name, value = setting.name, _specifiers(setting.value, stem)
+    name, value = setting.name, _expand_specifiers(setting.value, stem)
     try:
         words = shlex.split(value) if name == "Environment" or name in _HOOKS else []
     except ValueError as problem:
@@ -141,7 +141,7 @@ def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory
         others = [each for each in value.split() if not NETWORK.fullmatch(each)]
         sockets = [each for each in value.split() if each.endswith(".socket")]
         for unit in sockets:
-            if address := _listen_stream(os.path.join(directory, unit)):
+            if address := _read_listen_stream(os.path.join(directory, unit)):
                 server.set("bind", address)
             else:
                 server.remark(f"{name}={unit}: write its ListenStream as bind")
@@ -155,7 +155,7 @@ def _apply_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
     """Set a hook from ExecStartPre or ExecStopPost. If the hook is already set, only add a remark to `server`."""
     hook, line = _HOOKS[setting.name], setting.value.lstrip(_PREFIXES)
     prefixes = setting.value[: len(setting.value) - len(line)]
-    what = f"{setting.name}={_specifiers(setting.value, stem)}"
+    what = f"{setting.name}={_expand_specifiers(setting.value, stem)}"
     if not line:
         server.keys.get("hooks", {}).pop(hook, None)  # as systemd does
         if not server.keys.get("hooks", True):
@@ -169,7 +169,7 @@ def _apply_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
     elif _variable.search(line) and ":" not in prefixes:
         server.set(f"hooks.{hook}", ["sh", "-c", f"exec {_for_shell(line, stem)}"])
     else:
-        server.set(f"hooks.{hook}", shlex.split(_specifiers(line.replace("$$", "$"), stem)))
+        server.set(f"hooks.{hook}", shlex.split(_expand_specifiers(line.replace("$$", "$"), stem)))
 
 
 def _apply_type(server: ForeignServer, value: str) -> None:
@@ -182,7 +182,7 @@ def _apply_type(server: ForeignServer, value: str) -> None:
         server.remark(f"Type={value}: no equivalent")
 
 
-def _listen_stream(path: str) -> str:
+def _read_listen_stream(path: str) -> str:
     """The ListenStream of a socket unit in the notation of `bind`; "" if the file cannot be read or has none."""
     try:
         settings = _settings(read_text(path))
@@ -230,10 +230,10 @@ _KEYS: Keys = {
 
 def _for_shell(line: str, stem: str) -> str:
     """The command line for `sh -c`: `$$`, a dollar sign in systemd but the process id in a shell, is escaped."""
-    return _specifiers(line.replace("$$", r"\$"), stem)
+    return _expand_specifiers(line.replace("$$", r"\$"), stem)
 
 
-def _specifiers(text: str, stem: str) -> str:
+def _expand_specifiers(text: str, stem: str) -> str:
     """The text escaped for pool.toml; replaces specifiers whose values are known, such as %n (systemd.unit(5))."""
     known = {
         "%": "%",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli.command_line import Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.render import servers
+from poolctl.cli.render import server_count_text
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def perform(request: CommandRequest) -> Outcome:
         raise UsageError("import takes a file, or a command after --", hint="poolctl import Procfile")
     into = request.get("into")
     target = os.path.abspath(into or DEFAULT_TARGET)
-    _refuse(target, bool(into), force=bool(request.get("force")))
+    _check_overwrite_allowed(target, bool(into), force=bool(request.get("force")))
     from poolctl.config.values.problems import Problem
 
     from ._command_lines import pool_of_command
@@ -61,10 +61,10 @@ def perform(request: CommandRequest) -> Outcome:
         raise Failure(failed) from None
     base_dir = os.path.dirname(os.path.abspath(source)) if source else os.getcwd()
     name = os.path.basename(source) if source else shlex.join(words)
-    return _write(pool_text(pool, name, base_dir, target), into)
+    return _write_or_print(pool_text(pool, name, base_dir, target), into)
 
 
-def _refuse(target: str, written: bool, *, force: bool) -> None:
+def _check_overwrite_allowed(target: str, written: bool, *, force: bool) -> None:
     if written and not target.endswith(".toml"):
         raise UsageError(
             f"import writes a new TOML file, not {os.path.basename(target)!r}", hint="-o pool.toml"
@@ -124,7 +124,7 @@ def _export_hint(name: str) -> str:
     return f"node -p {shlex.quote(script)} > ecosystem.json prints it as JSON, which can be imported"
 
 
-def _write(found: PoolText, into: str | None) -> Outcome:
+def _write_or_print(found: PoolText, into: str | None) -> Outcome:
     """Write the new pool.toml to the file `into`; if `into` is None, return an outcome that prints it.
 
     Raises Failure if the new pool.toml would have no servers.
@@ -146,5 +146,5 @@ def _write(found: PoolText, into: str | None) -> Outcome:
     remarks = f", {found.remarks} remark{'s' * (found.remarks > 1)}" if found.remarks else ""
     is_default = os.path.abspath(into) == os.path.abspath(DEFAULT_TARGET)
     command = "poolctl start" if is_default else f"poolctl -c {shlex.quote(into)} start"
-    message = f"wrote {into}: {servers(found.servers)}{remarks}; next: read it, then {command}"
+    message = f"wrote {into}: {server_count_text(found.servers)}{remarks}; next: read it, then {command}"
     return Outcome(message=message, warnings=warnings)

@@ -89,7 +89,7 @@ class Cluster:
             # resumes a watch by itself from a version that the API server may no longer have.
             parameters = client_adapter.ConnectionParams(timeout=timeout)
             self._streams = client_adapter.AsyncClient(config, parameters)
-            self._streams.event_hooks = {"response": [self._explain_refusal]}
+            self._streams.event_hooks = {"response": [self._raise_for_refusal]}
         except Exception as error:  # lightkube checks little of what the file holds
             message = f"no cluster can be reached by the kubeconfig: {error or type(error).__name__}"
             raise ControlError(message, exit_code=NO_SUPERVISOR, hint=hint) from None
@@ -109,14 +109,14 @@ class Cluster:
 
     async def list(self, kind: str, labels: Mapping[str, str]) -> tuple[list[Table], str]:
         """The objects of this kind with these labels, and the resource version at which `watch` continues."""
-        async with self._request(f"list {KINDS[kind][2]}"):
+        async with self._within_request_timeout(f"list {KINDS[kind][2]}"):
             found = self._client.list(_resource(kind), labels=dict(labels))
             return [_as_table(each) async for each in found], found.resourceVersion
 
     async def find(self, kind: str, name: str) -> Table | None:
         """The object of this kind and name, or None."""
         try:
-            async with self._request(f"get {kind} {name}"):
+            async with self._within_request_timeout(f"get {kind} {name}"):
                 return _as_table(await self._client.get(_resource(kind), name))
         except NotFound:
             return None
@@ -129,7 +129,7 @@ class Cluster:
         from lightkube.types import PatchType
 
         kind, name = wanted["kind"], wanted["metadata"]["name"]
-        async with self._request(f"apply {kind} {name}"):
+        async with self._within_request_timeout(f"apply {kind} {name}"):
             resource, how = _resource(kind), PatchType.APPLY
             done = await self._client.patch(resource, name, resource(wanted), patch_type=how, force=force)
             return _as_table(done)
@@ -138,7 +138,7 @@ class Cluster:
         """Merge these changes into the object (JSON merge patch); None removes a field."""
         from lightkube.types import PatchType
 
-        async with self._request(f"patch {kind} {name}"):
+        async with self._within_request_timeout(f"patch {kind} {name}"):
             resource, how = _resource(kind), PatchType.MERGE
             return _as_table(await self._client.patch(resource, name, changes, patch_type=how))
 
@@ -147,7 +147,7 @@ class Cluster:
         from lightkube.types import CascadeType
 
         try:
-            async with self._request(f"delete {kind} {name}"):
+            async with self._within_request_timeout(f"delete {kind} {name}"):
                 await self._client.delete(_resource(kind), name, cascade=CascadeType.BACKGROUND)
         except NotFound:
             pass
@@ -305,7 +305,7 @@ class Cluster:
         )
         return min(max(code, 1), 255)
 
-    async def _explain_refusal(self, response: Any) -> None:
+    async def _raise_for_refusal(self, response: Any) -> None:
         """If the response is an error other than 401, read its body now and raise ControlError with the reason."""
         # Later the body cannot be read. After a 401 the token may have to be read again.
         if not response.is_error or response.status_code == _UNAUTHORIZED:
@@ -323,7 +323,7 @@ class Cluster:
         raise self._refusal(what, {"code": response.status_code, "message": message})
 
     @asynccontextmanager
-    async def _request(self, what: str) -> AsyncIterator[None]:
+    async def _within_request_timeout(self, what: str) -> AsyncIterator[None]:
         with self._translating_errors(what):
             async with asyncio.timeout(_REQUEST_SECONDS):
                 yield

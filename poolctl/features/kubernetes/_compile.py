@@ -63,15 +63,17 @@ def compile_pool(config: Configuration, files: Sequence[str]) -> CompiledPool:
     handlers = next((each.handlers for each in config if each.handlers), "")
     pool = SharedSettings(pool_name(config, files), settings, handlers)
     servers = _in_order(config)
-    _refuse(config, _problems(servers, pool))
+    _raise_if_problems(config, _problems(servers, pool))
     moved = with_service_addresses(servers)
     hidden = _environment_values(files)
-    _refuse(config, ((each, finding) for each in moved for finding in _secrets(each, pool, hidden)))
+    _raise_if_problems(
+        config, ((each, finding) for each in moved for finding in _secrets(each, pool, hidden))
+    )
     routes = CompiledRoutes([], [], [], [])
     is_routed = settings.gateway is not None or settings.ingress_class is not None
     if is_routed:
         routes = compile_routes(servers, {each.name: each for each in moved}, config.tables, pool, hidden)
-        _refuse(config, routes.problems)
+        _raise_if_problems(config, routes.problems)
     places = {each.name: f"{each.name}:{each.address.port}" for each in moved if each.listens}
     found = ((each, f) for each in servers for f in ignored_keys(each, is_routed=is_routed))
     warnings = [str(each) for each in config.located([*found, *routes.ignored])] + routes.warnings
@@ -82,7 +84,7 @@ def compile_pool(config: Configuration, files: Sequence[str]) -> CompiledPool:
         if needed.name not in places
     ]
     warnings += [
-        f"[{name}] is not exported: {_reason(name, is_routed=is_routed)}"
+        f"[{name}] is not exported: {_reason_not_exported(name, is_routed=is_routed)}"
         for name in config.tables.by_name()
         if name != Kubernetes.table_name and not (name == _ROUTE and is_routed)
     ]
@@ -95,7 +97,7 @@ def compile_pool(config: Configuration, files: Sequence[str]) -> CompiledPool:
     )
 
 
-def _reason(table: str, *, is_routed: bool) -> str:
+def _reason_not_exported(table: str, *, is_routed: bool) -> str:
     if table == _ROUTE:
         return "gateway or ingress_class in [kubernetes] says what routes go through"
     if table == _GATEWAY and is_routed:
@@ -103,7 +105,7 @@ def _reason(table: str, *, is_routed: bool) -> str:
     return "it is for a pool on one machine"
 
 
-def _refuse(config: Configuration, found: Iterable[Located]) -> None:
+def _raise_if_problems(config: Configuration, found: Iterable[Located]) -> None:
     problems = list(config.located(found))
     if problems:
         raise Failure(Outcome(errors=list(map(ErrorEntry.of, problems)), exit_code=INVALID_CONFIGURATION))

@@ -133,7 +133,7 @@ async def run_in_pods(
         async with turns:
             if failed and options["fail_fast"]:
                 return
-            done = await _run_of(cluster, workload, options["runs"][name], merged=bool(options["merged"]))
+            done = await _run_in_pod(cluster, workload, options["runs"][name], merged=bool(options["merged"]))
             failed = failed or done["exit_code"] != 0
             progress({"run": {"name": name, **done}})
 
@@ -145,7 +145,7 @@ async def run_in_pods(
         raise raised.exceptions[0] from None
 
 
-async def _run_of(cluster: Cluster, workload: Workload, wanted: Table, *, merged: bool) -> Table:
+async def _run_in_pod(cluster: Cluster, workload: Workload, wanted: Table, *, merged: bool) -> Table:
     pod = min((each.name for each in workload.pods if each.is_ready), default="")
     if not pod:
         why = workload.failure()

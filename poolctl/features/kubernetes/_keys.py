@@ -76,10 +76,10 @@ def cron_schedule(every: str) -> str | None:
         (set(window.months), range(1, 13)),
         (weekdays, range(7)),
     )
-    return " ".join(_numbers(found, every_one) for found, every_one in fields)
+    return " ".join(_cron_field(found, every_one) for found, every_one in fields)
 
 
-def _numbers(found: set[int], every_one: range) -> str:
+def _cron_field(found: set[int], every_one: range) -> str:
     if found == set(every_one):
         return "*"
     texts: list[str] = []

@@ -149,7 +149,7 @@ def objects_of(
         deployment["metadata"]["annotations"] = {WORKERS: str(replicas["replicas"])}
     yield with_revision(deployment)
     if scaled:
-        yield manifest("autoscaling/v2", "HorizontalPodAutoscaler", name, spec=_scaling(server, name))
+        yield manifest("autoscaling/v2", "HorizontalPodAutoscaler", name, spec=_autoscaler_spec(server, name))
 
 
 def with_revision(workload: Table, restarted_at: str = "") -> Table:
@@ -220,7 +220,7 @@ def _pod(
     container: dict[str, object] = {
         "name": "server",
         "image": server.image or settings.image,
-        **_execution(server, delay_seconds, port),
+        **_command_and_probes(server, delay_seconds, port),
         "workingDir": settings.directory,
         **({"envFrom": [{"secretRef": {"name": name}} for name in secrets]} if secrets else {}),
         **_resources(server, settings),
@@ -252,7 +252,7 @@ def _wait_container(places: list[str], image: str) -> Table:
     }
 
 
-def _execution(server: ServerConfig, delay_seconds: float, port: int | None) -> Table:
+def _command_and_probes(server: ServerConfig, delay_seconds: float, port: int | None) -> Table:
     """The container's command, ports, probes, and shutdown delay."""
     file = posixpath.join(CONFIG_DIRECTORY, CONFIG_FILE)
     command = ["poolctl", "-c", file, "serve", server.name]
@@ -350,7 +350,7 @@ def _quantity(size: int) -> str:
     return f"{size}{suffix}"
 
 
-def _scaling(server: ServerConfig, name: str) -> Table:
+def _autoscaler_spec(server: ServerConfig, name: str) -> Table:
     cores: float = server.scale.triggers.cpu  # type: ignore[attr-defined]  # of the feature for scaling
     target = {"type": "AverageValue", "averageValue": f"{round(cores * 1000)}m"}
     return {

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from poolctl.config import Finding, ServerConfig
 from poolctl.config.model.pool_tables import Located, Tables
-from poolctl.features.gateway.route_checks import on_route
+from poolctl.features.gateway.route_checks import locate_finding
 from poolctl.features.gateway.routes import ServerIndex, WrittenRoute, written_routes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, RouteTimeouts
 from poolctl.json_form import Table
@@ -92,14 +92,14 @@ def compile_routes(
     served: list[tuple[WrittenRoute, RouteConfig, list[tuple[str, int]]]] = []
     for written in written_routes(known, tables):
         config = written.config
-        to, reasons = known.targets(config.to) if config else ((), [])
+        to, reasons = known.resolve_targets(config.to) if config else ((), [])
         reason = written.reason or ("" if to or (config and config.redirect) else "; ".join(reasons))
         if config is None or reason:
             found.warnings.append(f"the route {written.alias} is not exported: {reason}")
             continue
         for finding in (*_unsupported(config, to, pool), *secret_keys(_headers(config), hidden)):
-            found.problems.append(on_route(written, finding))
-        found.ignored.extend(on_route(written, each) for each in _ignored_keys(config, pool))
+            found.problems.append(locate_finding(written, finding))
+        found.ignored.extend(locate_finding(written, each) for each in _ignored_keys(config, pool))
         served.append((written, config, [(each.server, each.weight) for each in to if each.server]))
     only_plain = {(config.host, config.path) for _, config, _ in served if _redirects_to_https(config)}
     for written, config, backends in () if found.problems else served:

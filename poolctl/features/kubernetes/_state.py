@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from poolctl.config import ServerConfig
-from poolctl.control.answers import Item, item
+from poolctl.control.answers import Item, item_from_config
 from poolctl.json_form import Table
 from poolctl.states import State, Status
 from poolctl.time_windows import next_time, time_zone
@@ -172,7 +172,7 @@ class Workload:
         return self.found is None or (not self.config.job and self.workers == 0)
 
     @property
-    def live_workers(self) -> int | None:
+    def workers_override(self) -> int | None:
         """Return the number of workers if it was changed after the last apply. None if unchanged or if stopped."""
         applied = self.annotations.get(WORKERS)
         if (
@@ -230,7 +230,7 @@ class Workload:
         is_ready = done or (bool(ready) and state is State.RUNNING and not self.config.job)
         return ClusterItem(
             **{
-                **vars(item(self.config)),
+                **vars(item_from_config(self.config)),
                 "state": state,
                 "ready": is_ready,
                 "health": self._health(state, len(ready)),
@@ -283,11 +283,11 @@ class ScheduledWorkload(Workload):
         self, config: ServerConfig, found: Table | None, pods: Sequence[Pod], jobs: Iterable[Table]
     ) -> None:
         super().__init__(config, found, pods)
-        runs = [self._run(each) for each in jobs]
+        runs = [self._run_from_job(each) for each in jobs]
         self.runs_in_progress = [each for each in runs if not each.ended]
         self.ended_runs = sorted((each for each in runs if each.ended), key=lambda run: run.ended)
 
-    def _run(self, job: Table) -> Run:
+    def _run_from_job(self, job: Table) -> Run:
         """Return the run that this Job stands for. A run that has not ended has a `failure` if its pod cannot start."""
         metadata, status = _member(job, "metadata"), _member(job, "status")
         name = str(metadata.get("name", ""))
@@ -349,7 +349,7 @@ class ScheduledWorkload(Workload):
             planned = next_time(str(self.config.every), now, zone)
         return ClusterItem(
             **{
-                **vars(item(self.config)),
+                **vars(item_from_config(self.config)),
                 "state": state,
                 "ready": not self.is_stopped,
                 "health": health,

@@ -35,7 +35,7 @@ from poolctl.control.answers import (
     failure,
 )
 from poolctl.control.pool_paths import pool_key, state_dir
-from poolctl.control.server_answers import Details, LiveChanges, ShowResult, StacksResult, WorkerDetails
+from poolctl.control.server_answers import LiveChanges, ServerDetails, ShowResult, StacksResult, WorkerDetails
 from poolctl.core.configuration_diff import Kind
 from poolctl.errors import (
     ControlError,
@@ -252,7 +252,7 @@ class _ClusterPool:
     def __init__(self, cluster: Cluster, config: Configuration, files: Sequence[str]) -> None:
         self._cluster = cluster
         self._config = config
-        self._servers = [_on_cluster(each) for each in config]
+        self._servers = [_with_service_url(each) for each in config]
         self._files = list(files)
         self._labels = {POOL: pool_name(config, files)}
         self._has_schedules = any(each.every is not None for each in config)
@@ -287,7 +287,7 @@ class _ClusterPool:
         try:
             async with asyncio.TaskGroup() as group:
                 watches = [group.create_task(self._watch(kind)) for kind in _WATCHED]
-                watches.append(group.create_task(self._list_again()))
+                watches.append(group.create_task(self._refresh_periodically()))
                 yield
                 for each in watches:
                     each.cancel()
@@ -309,7 +309,7 @@ class _ClusterPool:
             await asyncio.sleep(_TICK_SECONDS)
             await self.refresh()
 
-    async def _list_again(self) -> None:
+    async def _refresh_periodically(self) -> None:
         while True:
             await asyncio.sleep(_LISTED_AGAIN_SECONDS)
             await self.refresh()
@@ -390,14 +390,14 @@ class _ClusterPool:
         names = self._selected(call, found)
         return ShowResult(items=tuple(self._details(found[name]) for name in names))
 
-    def _details(self, workload: Workload) -> Details:
+    def _details(self, workload: Workload) -> ServerDetails:
         config, now = workload.config, time.time()
         item = {name: value for name, value in vars(workload.item(now)).items() if name != "worker_list"}
         why = workload.failure()
         last = next((str(text) for pod in workload.pods if (text := pod.last_exit().get("message"))), "")
-        return Details(
+        return ServerDetails(
             **item,
-            overrides=LiveChanges(workers=workload.live_workers),
+            overrides=LiveChanges(workers=workload.workers_override),
             endpoints=(f"{config.name}:{config.address.port}",) if config.listens else (),
             generation=workload.generation,
             worker_list=tuple(_worker(pod) for pod in workload.pods),
@@ -458,7 +458,7 @@ class _ClusterPool:
         if not pod.has_begun:
             return []
         found = self._cluster.log(pod.name, lines=lines, since_seconds=since_seconds, follow=False)
-        return [_line(pod, each) async for each in found]
+        return [_parse_log_line(pod, each) async for each in found]
 
     async def _follow(
         self, pod: Pod, lines: int | None, since_seconds: int | None, progress: Progress
@@ -467,7 +467,7 @@ class _ClusterPool:
             async for each in self._cluster.log(
                 pod.name, lines=lines, since_seconds=since_seconds, follow=True
             ):
-                progress(_line(pod, each))
+                progress(_parse_log_line(pod, each))
 
     async def stacks(self, call: Call) -> Result:
         """The current stacks of each worker of the selected servers."""
@@ -560,10 +560,10 @@ class _ClusterPool:
         await self._refuse_foreign(runnable, found)
         bringing = _BringUp(self, call, kind)
         async with self.watching():
-            await bringing.apply(runnable, restart)
+            await bringing.apply_and_wait(runnable, restart)
             await self._apply_routes(call, bringing)
         await self._prune(bringing.done)
-        await self._delete_unused()
+        await self._delete_unused_configuration()
         return self._result(chosen, kind, late=bringing.late, errors=[*refused, *bringing.errors])
 
     def _with_needed(self, chosen: Sequence[str], found: Mapping[str, Workload], call: Call) -> list[str]:
@@ -605,7 +605,7 @@ class _ClusterPool:
             wanted = each
             kind, called = each["kind"], each["metadata"]["name"]
             if kind in ("Deployment", "CronJob"):
-                wanted = self._workload(each, workload, restart=restart, is_stopped=is_stopped)
+                wanted = self._manifest_to_apply(each, workload, restart=restart, is_stopped=is_stopped)
             elif kind == "Job" and not restart and workload.is_named(called):
                 continue  # a Job cannot be changed
             async with self._turns:
@@ -650,7 +650,9 @@ class _ClusterPool:
                 raise
             return await self._cluster.apply(wanted, force=True)
 
-    def _workload(self, wanted: Table, workload: Workload, *, restart: bool, is_stopped: bool) -> Table:
+    def _manifest_to_apply(
+        self, wanted: Table, workload: Workload, *, restart: bool, is_stopped: bool
+    ) -> Table:
         """The Deployment or CronJob to apply; with `is_stopped`, scaled to 0 replicas or suspended.
 
         Otherwise a Deployment keeps replicas set by `scale` or an autoscaler. `restart` replaces its pods.
@@ -660,7 +662,7 @@ class _ClusterPool:
             spec["suspend"] = spec["suspend"] or is_stopped
         elif "replicas" in spec and is_stopped:
             spec["replicas"] = 0
-        elif "replicas" in spec and (live := workload.live_workers) is not None:
+        elif "replicas" in spec and (live := workload.workers_override) is not None:
             spec["replicas"] = live
         again = workload.restarted_at
         if restart and wanted["kind"] == "Deployment":
@@ -764,7 +766,7 @@ class _ClusterPool:
             for each in await self._list_if_allowed("CronJob"):
                 self._objects["CronJob"][each["metadata"]["name"]] = each
         changes, gone = self._changes(found)
-        planned = (*changes, *self._changed_routes(await self._routes_there()))
+        planned = (*changes, *self._changed_routes(await self._list_deployed_routes()))
         if call.options.get("dry_run"):
             return ReloadResult(changes=planned, exit_code=NOT_AS_DESIRED if planned else 0)
         names = [each.name for each in changes if each.change != Kind.REMOVE]
@@ -773,12 +775,12 @@ class _ClusterPool:
         bringing = _BringUp(self, call, PoolRestartError)
         stopped = {name for name in runnable if STOPPED in found[name].annotations}
         async with self.watching():
-            await bringing.apply(runnable, frozenset(), stopped=stopped)
+            await bringing.apply_and_wait(runnable, frozenset(), stopped=stopped)
             await self._apply_routes(call, bringing)
         for name in gone:
             await self._remove(name)
         await self._prune(bringing.done)
-        await self._delete_unused()
+        await self._delete_unused_configuration()
         result = self._result(list(found), PoolRestartError, late=bringing.late, errors=bringing.errors)
         return ReloadResult(
             items=result.items,
@@ -818,7 +820,7 @@ class _ClusterPool:
                 changes.append(_change(kind, name, f"has changed: {what}"))
         return changes, gone
 
-    async def _routes_there(self) -> dict[tuple[str, str], Table]:
+    async def _list_deployed_routes(self) -> dict[tuple[str, str], Table]:
         """The pool's routes on the cluster, by kind and name."""
         return {
             (kind, each["metadata"]["name"]): each
@@ -843,7 +845,7 @@ class _ClusterPool:
 
         Raises ControlError (8) if another owner's object has the name of a route's object.
         """
-        there = await self._routes_there()
+        there = await self._list_deployed_routes()
         for route in self.compiled.routes:
             kind, called = _key(route.object)
             found = there.pop((kind, called), None)
@@ -903,12 +905,12 @@ class _ClusterPool:
                 if server_of(each) in names and (kind, called) not in wanted:
                     await self._cluster.delete(kind, called)
 
-    async def _delete_unused(self) -> None:
+    async def _delete_unused_configuration(self) -> None:
         """Delete the ConfigMaps and Secrets of revisions that can no longer be rolled back to."""
         used: set[str] = set()
         for kind in (*_WORKLOADS, "ReplicaSet"):
             for each in await self._list_if_allowed(kind):
-                used |= _names_in(template_owner(each["spec"])["template"]["spec"])
+                used |= _configuration_object_names(template_owner(each["spec"])["template"]["spec"])
         for kind in ("ConfigMap", "Secret"):
             for each in (await self._cluster.list(kind, self._labels))[0]:
                 if each["metadata"]["name"] not in used:
@@ -962,7 +964,7 @@ class _BringUp:
         self._failed: dict[str, str] = {}
         self._runs: dict[str, str] = {}  # the Jobs of scheduled jobs that run now
 
-    async def apply(
+    async def apply_and_wait(
         self, names: Sequence[str], restart: frozenset[str] | set[str], *, stopped: Iterable[str] = ()
     ) -> None:
         """Apply servers and wait until all are up. Servers in `restart` get new pods; servers in `stopped` get none."""
@@ -980,8 +982,8 @@ class _BringUp:
                 waits_in_pod = all(servers[on].listens for on in direct)
                 if waits and needed and not (waits_in_pod and not self._pool.workloads()[name].pods):
                     await asyncio.gather(*(applying[on] for on in needed if on in applying))
-                    await self._pool.wait_until(self._call, needed, self._is_over)
-                if not self._is_blocked(name):
+                    await self._pool.wait_until(self._call, needed, self._note_if_over)
+                if not self._fail_if_blocked(name):
                     work = self._apply(name, restart=name in restart, is_stopped=name in still)
                     applying[name] = group.create_task(work)
         if waits:
@@ -1007,23 +1009,23 @@ class _BringUp:
 
     async def await_all(self, names: Sequence[str]) -> None:
         """Wait until each server is as applied or has failed; set `late` to the servers that exceed the timeout."""
-        self.late = await self._pool.wait_until(self._call, names, self._is_over)
+        self.late = await self._pool.wait_until(self._call, names, self._note_if_over)
 
-    def _is_over(self, workload: Workload) -> bool:
+    def _note_if_over(self, workload: Workload) -> bool:
         """Whether the server is complete or has failed."""
-        if not self._has_result(workload):
+        if not self._record_result(workload):
             return False
         self._over.add(workload.config.name)
         return True
 
-    def _has_result(self, workload: Workload) -> bool:
+    def _record_result(self, workload: Workload) -> bool:
         name = workload.config.name
-        if name in self._failed or self._is_blocked(name):
+        if name in self._failed or self._fail_if_blocked(name):
             return True
         if workload.generation < self._generations.get(name, 0):
             return False  # the watch has not reported the change yet
         if isinstance(workload, ScheduledWorkload):
-            return self._is_job_done(workload)
+            return self._record_job_result(workload)
         if workload.is_complete:
             return True
         now = time.monotonic()
@@ -1038,14 +1040,14 @@ class _BringUp:
             self._fail(name, f"was not ready within its start_timeout of {seconds}", f"poolctl logs {name}")
         return name in self._failed
 
-    def _is_blocked(self, name: str) -> bool:
+    def _fail_if_blocked(self, name: str) -> bool:
         """Whether a dependency that the server waits for has failed; the server then fails, too."""
         blocker = next((on for on in self._needed.get(name, ()) if on in self._failed), None)
         if blocker is not None:
             self._fail(name, f"waits for {blocker}: {self._failed[blocker]}", f"poolctl logs {blocker}")
         return blocker is not None
 
-    def _is_job_done(self, workload: ScheduledWorkload) -> bool:
+    def _record_job_result(self, workload: ScheduledWorkload) -> bool:
         """Return whether the run begun by a restart has ended; without a restart, whether the CronJob is active."""
         job, name = self._runs.get(workload.config.name), workload.config.name
         if job is None:
@@ -1061,7 +1063,7 @@ class _BringUp:
         self.errors.append(_error(self._pool.workloads()[name], self._kind, message, hint))
 
 
-def _on_cluster(server: ServerConfig) -> ServerConfig:
+def _with_service_url(server: ServerConfig) -> ServerConfig:
     """The server, with the URL of its Service as the default for `expose`; its bind address is not changed."""
     if not (server.listens and server.derived_expose):
         return server
@@ -1078,7 +1080,7 @@ def _is_own_conflict(message: str) -> bool:
     return bool(owners) and all(owner == "poolctl" for owner in owners)
 
 
-def _names_in(pod: Table) -> set[str]:
+def _configuration_object_names(pod: Table) -> set[str]:
     """The names of ConfigMaps and Secrets that a pod uses."""
     names = {str(each["configMap"]["name"]) for each in pod.get("volumes") or () if "configMap" in each}
     for container in pod.get("containers") or ():
@@ -1106,7 +1108,7 @@ def _change(kind: Kind, name: str, message: str) -> PlannedChange:
     return PlannedChange(name=name, bind="", change=kind, message=message)
 
 
-def _line(pod: Pod, text: str) -> Table:
+def _parse_log_line(pod: Pod, text: str) -> Table:
     """Parse a line of a pod's log, which begins with its time."""
     when, _, line = text.rstrip("\n").partition(" ")
     return {"name": pod.server, "time": stamp(seconds_of(f"{when[:26].rstrip('Z')}Z")), "line": line}

@@ -76,7 +76,7 @@ class Sender:
     async def _post(self, message: Message) -> None:
         notify = self._notify
         url = notify.url or self._secret("url") or ""
-        path, own, table = _request(
+        path, own, table = _request_parts(
             notify.type, message, self._facts().name, notify.topic or "", self._secret("token")
         )
         body = json.dumps(table, default=str).encode()
@@ -224,7 +224,7 @@ def document(message: Message, pool: str) -> Table:
     }
 
 
-def _request(
+def _request_parts(
     kind: str, message: Message, pool: str, topic: str, token: str
 ) -> tuple[str, dict[str, str], Table]:
     """The HTTP request for a receiver of this `kind`: the suffix of the path, the headers, and the JSON body."""

@@ -18,7 +18,7 @@ from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_json_object, replace_file
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
-from poolctl.supervisor.feature_parts import FeaturePart, PartSite
+from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb
 
 from ._problem_tracker import PROBLEM, RESOLVED, Message, PoolFacts, ProblemTracker
@@ -58,12 +58,12 @@ class Outbox:
         """The first message if an attempt to send it is due, else None. It stays in the queue."""
         return self._waiting[0][0] if self._waiting and now >= self._not_before else None
 
-    def remove_sent(self) -> None:
+    def remove_first(self) -> None:
         """Remove the first message, because it was delivered or is given up."""
         self._waiting.popleft()
         self._attempts, self._not_before = 0, 0.0
 
-    def record_failure(
+    def retry_or_drop(
         self, now: float, *, again: bool = True, after_seconds: float = 0.0, jitter: float = 0.0
     ) -> bool:
         """Return True if the first message will be retried; drop it and return False if it expires or `again` is false.
@@ -74,7 +74,7 @@ class Outbox:
         delay = min(INITIAL_SECONDS * 2.0 ** min(self._attempts, 30), MAX_DELAY_SECONDS)
         delay = max(delay * (1 + JITTER * jitter), min(after_seconds, 3600.0))
         if not again or now + delay - since > self._retry_for:
-            self.remove_sent()
+            self.remove_first()
             return False
         self._attempts += 1
         self._not_before = now + delay
@@ -118,7 +118,7 @@ class DeliveryTask:
         if self._problems.next_at() != before:
             self._news.set()
 
-    def compose_now(self) -> None:
+    def queue_pending_message(self) -> None:
         """Compose and queue the pending message before it is due, because the supervisor is exiting."""
         message = self._problems.take_due_message(self._clock.time(), at_once=True)
         if message is not None:
@@ -170,7 +170,7 @@ class DeliveryTask:
         try:
             await self._sender.send(message)
         except SendFailed as problem:
-            again = self._outbox.record_failure(
+            again = self._outbox.retry_or_drop(
                 self._clock.time(),
                 again=problem.again,
                 after_seconds=problem.after_seconds,
@@ -180,7 +180,7 @@ class DeliveryTask:
                 self._report("delayed" if again else "given up", message, str(problem))
             self._delayed = again
         else:
-            self._outbox.remove_sent()
+            self._outbox.remove_first()
             self._delayed = False
             self._report("sent", message)
         self._part.save()
@@ -197,7 +197,7 @@ class DeliveryTask:
 class Notifications(FeaturePart):
     """Notifies the configured receivers, and answers the verb `notify`."""
 
-    def __init__(self, site: PartSite) -> None:
+    def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._configuration = site.environment.configuration
         self._path = os.path.join(site.environment.state_directory, _FILE_NAME)
@@ -207,7 +207,7 @@ class Notifications(FeaturePart):
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
-        return {"notify": self._test}
+        return {"notify": self._send_test_notifications}
 
     def apply_tables(self, tables: Tables) -> None:
         """Notify the receivers in these configuration tables. Deliveries to unchanged receivers are not interrupted."""
@@ -229,11 +229,11 @@ class Notifications(FeaturePart):
         self.save()
         if is_first:
             self._unsubscribe = self.site.events.subscribe(self._record)
-            self._catch_up()
+            self._resolve_ended_problems()
 
     def flush(self) -> None:
         for delivery in self._deliveries.values():
-            delivery.compose_now()
+            delivery.queue_pending_message()
 
     async def aclose(self) -> None:
         """Try for two seconds to send the pending messages, and save those still unsent for the next supervisor."""
@@ -267,7 +267,7 @@ class Notifications(FeaturePart):
         for delivery in self._deliveries.values():
             delivery.record(event)
 
-    def _catch_up(self) -> None:
+    def _resolve_ended_problems(self) -> None:
         """Report the end of problems that ended while there was no supervisor."""
         core = self.site.core
         deliveries = [each.to_dict() for each in self._deliveries.values()]
@@ -277,20 +277,20 @@ class Notifications(FeaturePart):
             if kind == "health" and entry is not None:
                 # Its health has to be probed first.
                 self._unhealthy.add(name)
-                core.observers.add(self._server_changed)
+                core.observers.add(self._record_recovery)
             state = entry.state if entry is not None else State.STOPPED.value
             if state not in (State.FAILED.value, State.BACKOFF.value):
                 self._record(JournalEvent("", 0, "lifecycle", state, name, after=state))
 
-    def _server_changed(self, entry: Entry) -> None:
+    def _record_recovery(self, entry: Entry) -> None:
         if entry.name in self._unhealthy and entry.health is Status.OK:
             self._unhealthy.remove(entry.name)
             status = Status.OK.value
             self._record(JournalEvent("", 0, "health", status, entry.name, after=status))
         if not self._unhealthy:
-            self.site.core.observers.discard(self._server_changed)
+            self.site.core.observers.discard(self._record_recovery)
 
-    async def _test(self, call: Call) -> NotifyResult:
+    async def _send_test_notifications(self, call: Call) -> NotifyResult:
         """Send a test notification to each receiver, or to those named in `receivers`; returns the result of each."""
         names = call.options.get("receivers") or []
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):

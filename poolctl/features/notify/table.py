@@ -74,10 +74,10 @@ class Notify(Table):
         return found | {"url": self.written} if self.written else found
 
     @classmethod
-    def from_file(
+    def values_from_file(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        found = super().from_file(table, written, base_dir)
+        found = super().values_from_file(table, written, base_dir)
         url = written.get("url")
         return found | {"written": url} if isinstance(url, str) and "${" in url else found
 

@@ -192,9 +192,9 @@ class OperatorClient:
 
     def _add(self, name: str) -> _Service:
         self._forget_idle()
-        service = self._services[name] = _Service(name, self._page.slot(name))
+        service = self._services[name] = _Service(name, self._page.allocate_slot(name))
         due = max((other.due_ns().get(name, 0) for other in self._others), default=0)
-        self._set_due(service, self._bounded(due / 1e9))
+        self._set_due(service, self._capped_due_time(due / 1e9))
         return service
 
     def _forget_idle(self) -> None:
@@ -217,7 +217,7 @@ class OperatorClient:
     def _set_due(self, service: _Service, at: float) -> None:
         self._page.words[service.slot + DUE_NS] = max(0, int(at * 1e9))
 
-    def _bounded(self, due: float) -> float:
+    def _capped_due_time(self, due: float) -> float:
         """Return the earlier of `due`, a time that another process recorded, and now plus the longest allowed pause."""
         most = max(MOST_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
         return min(due, self._loop.time() + most)
@@ -245,11 +245,11 @@ class OperatorClient:
                 await self._post(settings, service.name, count)
             except Exception as error:  # any error: the service must not wait forever
                 why = str(error) or f"no answer within {TIMEOUT_SECONDS:g} s"
-                self._failed(service, began, settings, why)
+                self._record_failure(service, began, settings, why)
             else:
                 self._page.words[service.slot] -= count
                 self._set_due(service, began + settings.retry_seconds)
-                self._succeeded(service, count)
+                self._record_success(service, count)
         service.sending = None
         if self._unsent(service):
             self._schedule(service)
@@ -298,7 +298,7 @@ class OperatorClient:
         self._tls = await in_daemon_thread(load)
         return self._tls[1]
 
-    def _failed(self, service: _Service, began: float, settings: OperatorSettings, why: str) -> None:
+    def _record_failure(self, service: _Service, began: float, settings: OperatorSettings, why: str) -> None:
         retry = settings.retry_seconds
         most = max(MOST_PAUSE_SECONDS, retry)
         pause = min(most, retry * 2 ** min(service.failures, 20)) * self._random.uniform(1.0, 1.5)
@@ -312,7 +312,7 @@ class OperatorClient:
         service.failures += 1
         service.why = why
 
-    def _succeeded(self, service: _Service, count: int) -> None:
+    def _record_success(self, service: _Service, count: int) -> None:
         self._delivered += count
         service.failures, service.why = 0, ""
         if self._reported and not any(each.failures for each in self._services.values()):
@@ -325,9 +325,9 @@ class OperatorClient:
         """Take over the unsent counts of processes that have ended. While other processes run, check again later."""
         for other in self._others:
             other.close()
-        self._others, self._next_check = self._page.others(), None
+        self._others, self._next_check = self._page.open_other_counts(), None
         for other in [*self._others]:
-            ended, due_ns = other.has_ended(), other.due_ns()
+            ended, due_ns = other.lock_if_ended(), other.due_ns()
             if ended:
                 self._others.remove(other)
                 other.take_over(self.count)
@@ -338,7 +338,7 @@ class OperatorClient:
     def _postpone_until(self, due_ns: Mapping[str, int]) -> None:
         """Postpone each service's next report to the due time recorded by another process, if that is later."""
         for name in due_ns.keys() & self._services.keys():
-            service, due = self._services[name], self._bounded(due_ns[name] / 1e9)
+            service, due = self._services[name], self._capped_due_time(due_ns[name] / 1e9)
             if due > self._due_time(service):
                 self._set_due(service, due)
                 self._postpone(service)
@@ -404,7 +404,7 @@ class UnsentCounts:
     def __repr__(self) -> str:
         return f"<UnsentCounts: {self.words[1]} services{', ' if self._path else ''}{self._path}>"
 
-    def slot(self, service: str) -> int:
+    def allocate_slot(self, service: str) -> int:
         """Allocate a slot for a new service; returns its index in `words`."""
         name = service.encode()
         slot = self._free.pop() if self._free else self._new()
@@ -431,7 +431,7 @@ class UnsentCounts:
             os.close(self._fd)
             self._fd, self._path = -1, ""
 
-    def others(self) -> list[OtherCounts]:
+    def open_other_counts(self) -> list[OtherCounts]:
         """Return the counts that other processes, running or ended, have in the directory of this process's counts."""
         if not self._path:
             return []
@@ -502,7 +502,7 @@ class OtherCounts:
         """For each service, the monotonic time in nanoseconds at which it may be reported again."""
         return {name: self._words[slot + DUE_NS] for name, _, slot in _records(self._words)}
 
-    def has_ended(self) -> bool:
+    def lock_if_ended(self) -> bool:
         """Return whether the process that wrote the counts has ended; if so, lock the file against other processes."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,12 +22,12 @@ from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.metrics import Family, Row, families_of
 from poolctl.routing.decision import is_within
-from poolctl.supervisor.active_configuration import PoolEnvironment
-from poolctl.supervisor.feature_parts import PartSite
-from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
+from poolctl.supervisor.active_configuration import SupervisorContext
+from poolctl.supervisor.feature_parts import PartContext
+from poolctl.supervisor.observers.held_address import HttpAddressServer, HttpEndpoint
 
 from .client import OperatorSettings
 from .table import OperatorTable
@@ -55,7 +55,7 @@ class Access(NamedTuple):
     token: str = ""
     trusted: tuple[str, ...] = ()
 
-    def refusal(self, request: ReceivedRequest) -> int:
+    def refusal_status(self, request: ReceivedRequest) -> int:
         """The status with which a client is refused, 401 or 403; 0 if it may report requests."""
         if self.open_to_all or request.certified or is_within(_address_of(request.sock), self.trusted):
             return 0
@@ -66,7 +66,7 @@ class Access(NamedTuple):
         return 0 if bearer and hmac.compare_digest(given[7:].strip(), self.token.encode()) else 401
 
 
-class Report(NamedTuple):
+class DemandReport(NamedTuple):
     """A client's report of requests that have arrived for a service."""
 
     service: str
@@ -81,7 +81,7 @@ class OperatorEndpoint(HttpEndpoint):
     other namespaces are answered with 404.
     """
 
-    def __init__(self, core: Core, events: Events) -> None:
+    def __init__(self, core: Core, events: EventQueue) -> None:
         super().__init__(LIMITS, "reports of requests")
         self.endpoint = ""
         self.access = Access()
@@ -108,7 +108,7 @@ class OperatorEndpoint(HttpEndpoint):
 
     def _answer(self, request: ReceivedRequest) -> tuple[int, str]:
         head = request.head
-        if status := self.access.refusal(request):
+        if status := self.access.refusal_status(request):
             self._report_refusal(request)
             return status, "token missing or wrong" if status == 401 else "address not trusted"
         if head.path.decode() != self.endpoint:
@@ -122,17 +122,17 @@ class OperatorEndpoint(HttpEndpoint):
         if self.namespace is not None and report.namespace != self.namespace:
             return 404, f"unknown namespace: {report.namespace[:200]!r}"
         try:
-            workers = self._core.record_demand(report.service, report.requests)
+            workers = self._core.wake_for_requests(report.service, report.requests)
         except KeyError:
             return 404, f"unknown service: {report.service[:200]!r}"
-        self._report(report, workers)
+        self._record_demand_event(report, workers)
         return 200, ANSWER
 
     # Events, whose number is limited, however often clients report.
 
-    def _report(self, report: Report, workers: int) -> None:
+    def _record_demand_event(self, report: DemandReport, workers: int) -> None:
         name = report.service
-        count = self._requests.add(self.clock.monotonic(), report.requests, name)
+        count = self._requests.count_to_report(self.clock.monotonic(), report.requests, name)
         if not count:
             return
         message = f"{count} requests wait elsewhere" if count != 1 else "1 request waits elsewhere"
@@ -150,16 +150,16 @@ class OperatorEndpoint(HttpEndpoint):
         )
 
     def _report_refusal(self, request: ReceivedRequest) -> None:
-        if count := self._refusals.add(self.clock.monotonic()):
+        if count := self._refusals.count_to_report(self.clock.monotonic()):
             client = _address_of(request.sock) or "a client that has left"
             message = f"{count} reports of requests refused, the last one from {client}"
             self._events.record("audit", "operator client refused", message=message, severity="warning")
 
 
-class OperatorAddress(HeldAddress[OperatorEndpoint, OperatorTable]):
+class OperatorAddress(HttpAddressServer[OperatorEndpoint, OperatorTable]):
     """Listens on the address in [operator], and serves an OperatorEndpoint there."""
 
-    def __init__(self, environment: PoolEnvironment, events: Events, core: Core) -> None:
+    def __init__(self, environment: SupervisorContext, events: EventQueue, core: Core) -> None:
         super().__init__(environment, events, fd_store.OPERATOR, "operator")
         self._core = core
 
@@ -188,7 +188,7 @@ def access_of(table: OperatorTable, env: Mapping[str, str]) -> Access:
     )
 
 
-def read_report(body: bytes) -> Report:
+def read_report(body: bytes) -> DemandReport:
     """Parse a report from JSON. A missing `count` means 1, a missing `namespace` means "". Raises ValueError."""
     try:
         found = json.loads(body)
@@ -203,7 +203,7 @@ def read_report(body: bytes) -> Report:
         raise ValueError("count is not a number of requests")
     if not isinstance(namespace, str):
         raise ValueError("namespace is not a name")
-    return Report(service, count, namespace)
+    return DemandReport(service, count, namespace)
 
 
 def _message(text: str) -> bytes:
@@ -222,7 +222,7 @@ def _address_of(sock: socket.socket) -> str:
 class PoolOperator(GatewayPart):
     """A supervisor part that receives reports of request counts at `bind`, and has the gateway report to `url`."""
 
-    def __init__(self, site: PartSite) -> None:
+    def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._table: OperatorTable | None = None
         self._address = OperatorAddress(site.environment, site.events, site.core)
@@ -233,9 +233,9 @@ class PoolOperator(GatewayPart):
         self._address.serve_table(table if table is not None and table.bind is not None else None)
 
     def connect(self, gateway: GatewayManager) -> None:
-        gateway.process_parts[_PACKAGE] = self._settings
+        gateway.process_parts[_PACKAGE] = self._reporter_settings
 
-    def _settings(self) -> Table | None:
+    def _reporter_settings(self) -> Table | None:
         if self._table is None:
             return None
         configuration = self.site.environment.configuration

@@ -57,10 +57,10 @@ class OperatorTable(Table):
     )
 
     @classmethod
-    def from_file(
+    def values_from_file(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        found = super().from_file(table, written, base_dir)
+        found = super().values_from_file(table, written, base_dir)
         if "url" in found:
             found["url"] = NORMALISERS["bind"](found["url"], base_dir)  # it may be a Unix socket
         return found
@@ -78,7 +78,7 @@ class OperatorTable(Table):
                         (key,), f"{key} is for {other}, which is missing", f"add {other}, or take it out"
                     )
         if self.bind is not None:
-            yield from self._of_bind(self.bind, given)
+            yield from self._bind_findings(self.bind, given)
         if self.bind is not None and self.url is not None and _reaches(self.url, self.bind):
             yield Finding(
                 ("url",), "this is the address of bind: the pool would inform itself", "take one out"
@@ -105,7 +105,7 @@ class OperatorTable(Table):
                 problems.append(Finding(("ca",), f"{self.ca}: {problem.message}", problem.hint, self.ca))
         return problems, warnings
 
-    def _of_bind(self, bind: str, given: set[str]) -> Iterator[Finding]:
+    def _bind_findings(self, bind: str, given: set[str]) -> Iterator[Finding]:
         if "*" in self.trusted:
             message = 'trusted = ["*"] lets everyone who reaches it start servers'
             yield Finding(("trusted",), message, 'name networks, such as "10.0.0.0/8"', "*")

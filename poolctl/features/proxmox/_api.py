@@ -158,7 +158,7 @@ class ProxmoxApi:
                 if self._secrets is None:
                     self._secrets = await in_daemon_thread(self._read_secrets)
                 token, tls = self._secrets
-                return await self._answer(method, path, token, tls)
+                return await self._send_request(method, path, token, tls)
         except TimeoutError:
             raise ApiError(f"{self.host}: no answer within {self._table.timeout:g} s") from None
         except BadMessage:
@@ -171,7 +171,7 @@ class ProxmoxApi:
         except ValueError:
             raise ApiError(f"{self.host}: the request cannot be written") from None
 
-    async def _answer(self, method: str, path: str, token: str, tls: ssl.SSLContext) -> Any:
+    async def _send_request(self, method: str, path: str, token: str, tls: ssl.SSLContext) -> Any:
         fields = {
             "host": self._host_header,
             "user-agent": f"poolctl/{__version__}",

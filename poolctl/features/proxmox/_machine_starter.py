@@ -16,7 +16,7 @@ from functools import partial
 
 from poolctl.features.gateway.process.settings import MachineState
 from poolctl.features.gateway.supervision.outside_targets import Activity
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.platform import replace_file
 from poolctl.units import format_duration
 
@@ -64,7 +64,7 @@ class MachineStarter:
     """
 
     def __init__(
-        self, events: Events, changed: Callable[[], None], activities: Activities, state_directory: str
+        self, events: EventQueue, changed: Callable[[], None], activities: Activities, state_directory: str
     ) -> None:
         self._events = events
         self._changed = changed
@@ -124,7 +124,7 @@ class MachineStarter:
             return
         case = self._start_states.setdefault(guest.vmid, _StartState())
         if case.work is None:
-            case.work = asyncio.ensure_future(self._refresh_state(self._api, guest, case))
+            case.work = asyncio.ensure_future(self._ensure_started(self._api, guest, case))
         else:
             case.asked = True
 
@@ -158,7 +158,7 @@ class MachineStarter:
             answers=case.answers,
         )
 
-    async def _refresh_state(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
+    async def _ensure_started(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
         try:
             await self._start_if_stopped(api, guest, case)
         except ApiError:
@@ -179,7 +179,7 @@ class MachineStarter:
         self._set_state(case, MachineState.STOPPED)  # requests wait from now on
         self._changed()
         try:
-            if await is_idle() and await self._was_started_here(api, guest):
+            if await is_idle() and await self._confirm_started_here(api, guest):
                 await self._shut_down(api, guest, case)
             if case.asked:
                 await self._start_if_stopped(api, guest, case)
@@ -196,7 +196,7 @@ class MachineStarter:
         case.answers += 1
         self._changed()
 
-    async def _was_started_here(self, api: ProxmoxApi, guest: Guest) -> bool:
+    async def _confirm_started_here(self, api: ProxmoxApi, guest: Guest) -> bool:
         """Whether the machine has run continuously since poolctl started it; if not, poolctl stops managing it."""
         status, uptime_seconds = await api.status_and_uptime(guest)
         since = time.time() - self.started.get(guest.vmid, 0.0)
@@ -248,7 +248,9 @@ class MachineStarter:
         elif now >= case.not_before:
             await self._start(api, guest, case, self._table.start_timeout)
         elif case.state != MachineState.FAILED:
-            self._fail(case, f"the {guest.title} has stopped soon after its start", case.not_before - now)
+            self._enter_backoff(
+                case, f"the {guest.title} has stopped soon after its start", case.not_before - now
+            )
 
     async def _start(self, api: ProxmoxApi, guest: Guest, case: _StartState, limit_seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -282,7 +284,7 @@ class MachineStarter:
             pause = case.cooldown_seconds
             case.cooldown_seconds = min(2 * pause, _LONGEST_COOLDOWN_SECONDS)
             case.not_before = loop.time() + pause
-            self._fail(case, why, pause)
+            self._enter_backoff(case, why, pause)
         self._record("machine start failed", guest, why, severity="warning")
 
     async def _start_and_wait(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> bool:
@@ -315,7 +317,7 @@ class MachineStarter:
             if each.vmid == guest.vmid:
                 self._guests[url] = each._replace(status=status)
 
-    def _fail(self, case: _StartState, why: str, pause_seconds: float) -> None:
+    def _enter_backoff(self, case: _StartState, why: str, pause_seconds: float) -> None:
         """Refuse requests to the machine for `pause_seconds`."""
         self._set_state(case, MachineState.FAILED, why)
         case.retry_seconds = round(pause_seconds, 1)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-from poolctl.config.values.plain import BadValue, truth_from_environment
+from poolctl.config.values.plain import BadValue, truth_if_interpolated
 from poolctl.config.values.problems import Tree, shown
 
 _API_ALLOWED = '"https://HOST:8006"'
@@ -36,8 +36,8 @@ def _api_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def _verify(value: Tree) -> Tree:
-    value = truth_from_environment(value)
+def _validated_verify(value: Tree) -> Tree:
+    value = truth_if_interpolated(value)
     if value is False:
         message = "without verification anyone between here and there can take the token"
         raise BadValue(message, f"{_VERIFY_ALLOWED}; a cluster has it as {_CA_FILE}")
@@ -49,6 +49,6 @@ def _verify(value: Tree) -> Tree:
 ApiUrl = Annotated[str, AfterValidator(_api_url)]
 Verify = Annotated[
     bool | str,
-    BeforeValidator(_verify),
+    BeforeValidator(_validated_verify),
     WithJsonSchema({"anyOf": [{"const": True}, {"type": "string", "format": "path"}]}),
 ]

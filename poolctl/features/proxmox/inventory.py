@@ -17,10 +17,10 @@ from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.features.gateway.process.settings import Endpoint, MachineState
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import MachineReport
-from poolctl.supervisor.feature_parts import PartSite
+from poolctl.supervisor.feature_parts import PartContext
 
 from ._api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
 from ._machine_starter import Activities, MachineStarter
@@ -66,10 +66,10 @@ class Inventory:
     def __init__(self, nodes: Iterable[Node] = (), guests: Iterable[Guest] = ()) -> None:
         self.nodes = tuple(nodes)
         self.guests = tuple(guests)
-        self._nodes = _unambiguous(
+        self._nodes = _unambiguous_links(
             [(each.name, each.addresses, MachineLink(each.name)) for each in self.nodes]
         )
-        self._guests = _unambiguous(
+        self._guests = _unambiguous_links(
             [(each.name, each.addresses, MachineLink(each.node, each)) for each in self.guests]
         )
 
@@ -110,7 +110,9 @@ def links_of(
 
 def has_addresses(routes: Iterable[Route | StreamRoute]) -> bool:
     """Return whether the host in any target's URL is an IP address; loopback addresses do not count."""
-    return any(_is_address(host_of(target.url)) for route in routes for target in route.to if target.url)
+    return any(
+        _is_non_loopback_address(host_of(target.url)) for route in routes for target in route.to if target.url
+    )
 
 
 def host_of(url: str) -> str:
@@ -135,14 +137,14 @@ def first_label(word: str) -> str:
     return label if dot and ":" not in word and not word.rpartition(".")[2].isdigit() else ""
 
 
-def _is_address(word: str) -> bool:
+def _is_non_loopback_address(word: str) -> bool:
     try:
         return not ip_address(word.partition("%")[0]).is_loopback
     except ValueError:
         return False
 
 
-def _unambiguous(machines: Sequence[tuple[str, frozenset[str], MachineLink]]) -> dict[str, MachineLink]:
+def _unambiguous_links(machines: Sequence[tuple[str, frozenset[str], MachineLink]]) -> dict[str, MachineLink]:
     words = [
         (word, link) for name, addresses, link in machines for word in {canonical(name), *addresses} if word
     ]
@@ -159,7 +161,7 @@ class ProxmoxInventory:
 
     def __init__(
         self,
-        events: Events,
+        events: EventQueue,
         changed: Callable[[], None],
         activities: Activities,
         state_directory: str,
@@ -248,11 +250,11 @@ class ProxmoxInventory:
                 guests = [each for each in guests if each.node in table.nodes]
             guests = await self._with_addresses(api, guests)
         except ApiError as error:
-            self._unavailable(str(error))
+            self._record_unavailable(str(error))
             return
         except Exception:
             logger.exception("the inventory of %s could not be read", api.host)
-            self._unavailable(f"{api.host}: the inventory could not be read; see supervisor.log")
+            self._record_unavailable(f"{api.host}: the inventory could not be read; see supervisor.log")
             return
         if self.problem:
             self.problem = ""
@@ -303,7 +305,7 @@ class ProxmoxInventory:
             for each in guests
         ]
 
-    def _unavailable(self, why: str) -> None:
+    def _record_unavailable(self, why: str) -> None:
         if not self.problem:
             logger.warning("[proxmox]: %s", why)
             message = f"{why}; the last inventory stays in use"
@@ -344,7 +346,7 @@ class ProxmoxInventory:
 class Machines(GatewayPart):
     """Links the gateway's routes to machines, as soon as the pool has a gateway."""
 
-    def __init__(self, site: PartSite) -> None:
+    def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._table: ProxmoxTable | None = None
         self._inventory: ProxmoxInventory | None = None

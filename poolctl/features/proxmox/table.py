@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.section import Table, field, required
 from poolctl.config.values.normalise import absolute
-from poolctl.config.values.plain import truth_from_environment
+from poolctl.config.values.plain import truth_if_interpolated
 from poolctl.config.values.problems import Finding, Problem, Tree
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class ProxmoxTable(Table):
     )
 
     @classmethod
-    def from_file(
+    def values_from_file(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        found = super().from_file(table, written, base_dir)
+        found = super().values_from_file(table, written, base_dir)
         verify = table.get("verify")
-        if isinstance(verify, str) and not isinstance(truth_from_environment(verify), bool):
+        if isinstance(verify, str) and not isinstance(truth_if_interpolated(verify), bool):
             found["verify"] = absolute(verify, base_dir)
         return found
 
@@ -73,9 +73,9 @@ class ProxmoxTable(Table):
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
         """Return ([], warnings): each warning says why no route can be linked to a machine, such as a missing token."""
-        return [], [*_no_route(names), *self._token(env), *self._ca()]
+        return [], [*_missing_route_findings(names), *self._token_findings(env), *self._ca_findings()]
 
-    def _token(self, env: Mapping[str, str]) -> Iterator[Finding]:
+    def _token_findings(self, env: Mapping[str, str]) -> Iterator[Finding]:
         if name := self.token_env:
             if not env.get(name):
                 message = f"the environment variable {name} is not set here"
@@ -91,14 +91,14 @@ class ProxmoxTable(Table):
                 if not is_token(text.strip()):
                     yield _malformed("token_file", f"what {path} holds")
 
-    def _ca(self) -> Iterator[Finding]:
+    def _ca_findings(self) -> Iterator[Finding]:
         if isinstance(self.verify, str) and not os.access(self.verify, os.R_OK):
             what = "cannot be read" if os.path.exists(self.verify) else "is not there"
             hint = "copy the CA of the cluster there, or fix verify"
             yield Finding(("verify",), f"{self.verify} {what}", hint, self.verify)
 
 
-def _no_route(names: Collection[str]) -> Iterator[Finding]:
+def _missing_route_findings(names: Collection[str]) -> Iterator[Finding]:
     if "gateway" not in names:
         hint = "add a [[route]] to a URL, or take this out"
         yield Finding((), "there is no route that could be linked", hint)

@@ -13,28 +13,28 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from poolctl.features.pytest_plugin.pools import Pools
+    from poolctl.features.pytest_plugin.pools import PoolFactory
 
-_IN_USE = pytest.StashKey["dict[str, Pools]"]()  # by fixture name
+_IN_USE = pytest.StashKey["dict[str, PoolFactory]"]()  # by fixture name
 
 
 @pytest.fixture
-def poolctl_pool(request: pytest.FixtureRequest) -> Iterator[Pools]:
+def poolctl_pool(request: pytest.FixtureRequest) -> Iterator[PoolFactory]:
     """Starts pools: `poolctl_pool(users="shop.users:app").url("users")`. They are stopped after the test."""
     yield from _pools(request, "poolctl_pool")
 
 
 @pytest.fixture(scope="session")
-def poolctl_session_pool(request: pytest.FixtureRequest) -> Iterator[Pools]:
+def poolctl_session_pool(request: pytest.FixtureRequest) -> Iterator[PoolFactory]:
     """Starts pools as `poolctl_pool` does. They are stopped after the last test."""
     yield from _pools(request, "poolctl_session_pool")
 
 
-def _pools(request: pytest.FixtureRequest, name: str) -> Iterator[Pools]:
-    from poolctl.features.pytest_plugin.pools import Pools
+def _pools(request: pytest.FixtureRequest, name: str) -> Iterator[PoolFactory]:
+    from poolctl.features.pytest_plugin.pools import PoolFactory
 
     in_use = request.config.stash.setdefault(_IN_USE, {})
-    pools = in_use[name] = Pools(str(request.config.rootpath))
+    pools = in_use[name] = PoolFactory(str(request.config.rootpath))
     try:
         yield pools
     finally:

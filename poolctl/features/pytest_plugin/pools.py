@@ -91,7 +91,7 @@ class PoolUnderTest:
         return self._servers[name]
 
 
-class Pools:
+class PoolFactory:
     """The value of the fixtures `poolctl_pool` and `poolctl_session_pool`: call it to start a pool."""
 
     def __init__(self, root: str) -> None:
@@ -101,7 +101,7 @@ class Pools:
         self._directory = ""
 
     def __repr__(self) -> str:
-        return f"<Pools {len(self._started)} started>"
+        return f"<PoolFactory {len(self._started)} started>"
 
     def __call__(
         self, source: Source | None = None, /, *, processes: bool | None = None, **servers: Any

@@ -12,7 +12,7 @@ from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import Probe, Table, field, required, validated
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, Tree
-from poolctl.features.gateway.routes import build_route, with_separation
+from poolctl.features.gateway.routes import build_route, with_pass_restrictions
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.json_form import Table as JsonTable
 from poolctl.logs.log_line import stamp
@@ -180,7 +180,7 @@ class Registrations:
         self._check_place(settings)
         service = self._by_name.get(settings.name, {}).get(settings.to)
         if service is None:
-            self._check_number(owner)
+            self._check_owner_limit(owner)
             self._make_room()
             service = RegisteredService(settings, _first_state(settings), self._clock.time(), owner)
             self._by_name.setdefault(settings.name, {})[settings.to] = service
@@ -322,7 +322,7 @@ class Registrations:
                 )
             return
 
-    def _check_number(self, owner: str) -> None:
+    def _check_owner_limit(self, owner: str) -> None:
         if not owner or len(self) < self._most_of_owner:
             return
         if sum(each.owner == owner for each in self) >= self._most_of_owner:
@@ -382,7 +382,7 @@ def with_registrations(
         for route in routes
     ]
     taken = {each.alias for each in routes if isinstance(each, Route)}
-    places = _Places(each for each in routes if isinstance(each, Route))
+    places = _OccupiedPlaces(each for each in routes if isinstance(each, Route))
     defaults = gateway.defaults_of_routes()
     for name, its in backends.items():
         if name in taken:
@@ -404,7 +404,7 @@ def with_registrations(
         own = _with_backends(build_route(name, config, (), REGISTRATION), its)
         places.add(own)
         found.append(own)
-    return with_separation(found, servers)
+    return with_pass_restrictions(found, servers)
 
 
 def _with_backends(route: Route, registered: Iterable[Registered]) -> Route:
@@ -421,7 +421,7 @@ def _excluded_route(name: str, reason: str, host: str = "") -> ExcludedRoute:
     return ExcludedRoute(alias=name, reason=reason, host=host, provider=REGISTRATION)
 
 
-class _Places:
+class _OccupiedPlaces:
     """The hosts and paths of existing routes, which a registered service must not take over."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
@@ -435,12 +435,12 @@ class _Places:
 
     def problem(self, host: str, path: str) -> str:
         """Why a route for this host and path would take another route's requests, or get none; "" if it may exist."""
-        other = next(self._others(host_pattern(host), path), None)
+        other = next(self._conflicting_routes(host_pattern(host), path), None)
         if other is None:
             return ""
         return f"{host or '*'}{path} is taken by the route {other.alias!r} ({other.host or '*'}{other.path})"
 
-    def _others(self, pattern: HostPattern, path: str) -> Iterator[Route]:
+    def _conflicting_routes(self, pattern: HostPattern, path: str) -> Iterator[Route]:
         for prefix, routes in self._paths.get(pattern, {}).items():
             if prefix == path:
                 yield from (each for each in routes if not (each.methods or each.headers))

@@ -43,10 +43,10 @@ def perform(request: CommandRequest) -> Outcome:
     given = {"ttl": request.seconds("ttl"), "weight": _weight(request.get("weight"))}
     options: Table = {"name": request.get("service"), "to": absolute_url(request.get("to")), **given}
     options |= {key: request.get(key) for key in ("host", "path", "probe")}
-    return ask_about(request, options, _sentence)
+    return send_registration_request(request, options, _sentence)
 
 
-def ask_about(
+def send_registration_request(
     request: CommandRequest, options: Table, sentence: Callable[[RegistrationReport], str]
 ) -> Outcome:
     """Send the request to the supervisor; the output has a `sentence` for each service. Raises NoSupervisor."""

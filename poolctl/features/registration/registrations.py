@@ -41,7 +41,7 @@ from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store, pool_files
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.metrics import Family
 from poolctl.platform import peer_credentials, replace_file
 from poolctl.routing.route import REGISTRATION
@@ -49,9 +49,9 @@ from poolctl.routing.route_report import FAILING, SILENT, STARTING, Registration
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.active_configuration import PoolEnvironment
-from poolctl.supervisor.feature_parts import PartSite
-from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
+from poolctl.supervisor.active_configuration import SupervisorContext
+from poolctl.supervisor.feature_parts import PartContext
+from poolctl.supervisor.observers.held_address import HttpAddressServer, HttpEndpoint
 from poolctl.supervisor.verbs.verb import Call, Verb
 
 from ._answers import RegistrationsResult
@@ -104,7 +104,7 @@ Ip = IPv4Address | IPv6Address
 class TargetRegistration(GatewayPart):
     """Manages the registered services of a gateway."""
 
-    def __init__(self, site: PartSite) -> None:
+    def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         environment = site.environment
         self.services = Registrations(site.core.clock)
@@ -134,7 +134,7 @@ class TargetRegistration(GatewayPart):
         self._resumed = asyncio.ensure_future(self._resume())
         gateway.routes.services = self
         self._serve()
-        prepare = threading.Thread(target=_prepare_validation, daemon=True)
+        prepare = threading.Thread(target=_preload_validation, daemon=True)
         asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, prepare.start)
 
     def _serve(self) -> None:
@@ -208,16 +208,16 @@ class TargetRegistration(GatewayPart):
             self._save_soon()
             return self._answer([service])
         if word != REGISTERED:
-            self._record_accepted(word, service, call)
+            self._record_and_watch(word, service, call)
         reason = ""
         try:
-            reason = await self._route_problem(gateway, settings.name)
+            reason = await self._recompute_route_problem(gateway, settings.name)
         finally:
             if word == REGISTERED and service in self.services:
                 if reason:
                     self._forget([service])
                 else:
-                    self._record_accepted(word, service, call)
+                    self._record_and_watch(word, service, call)
         if reason and word == REGISTERED:
             known = settings.has_place or gateway.routes.has(settings.name)
             hint = "`poolctl routes` lists the routes; register = true lets services register"
@@ -268,12 +268,12 @@ class TargetRegistration(GatewayPart):
             return RegistrationsResult(errors=tuple(errors), exit_code=INVALID_CONFIGURATION)
         return settings
 
-    def _record_accepted(self, word: str, service: RegisteredService, call: Call) -> None:
+    def _record_and_watch(self, word: str, service: RegisteredService, call: Call) -> None:
         self._record("audit", word, service, by=call.by())
         self._save()
         self._probes.watch(service, service.settings.probe)
 
-    async def _route_problem(self, gateway: GatewayManager, name: str) -> str:
+    async def _recompute_route_problem(self, gateway: GatewayManager, name: str) -> str:
         """Recompute the routes; returns why the services of this name have no route, or "" if they have one."""
         routes = gateway.routes
         routes.recompute()
@@ -291,7 +291,7 @@ class TargetRegistration(GatewayPart):
                 async with asyncio.timeout(_PERFORMED_SECONDS):
                     await process.wait_until_performed()
                 return ""
-        return await gateway.wait_until_in_force(call.options.get("timeout"))
+        return await gateway.await_applied_or_warning(call.options.get("timeout"))
 
     def _answer(self, services: Iterable[RegisteredService], *warnings: str) -> RegistrationsResult:
         reports = tuple(map(self.services.report, services))
@@ -360,7 +360,7 @@ class TargetRegistration(GatewayPart):
         stopped, it is in a file of the state directory, which is valid for one start and is removed.
         """
         content = await self._store.read(fd_store.REGISTRATIONS)
-        stopped = _pop_stopped(self._path)
+        stopped = _pop_saved_services(self._path)
         if content is not None:
             saved, stopped = json.loads(content), []
         elif (
@@ -385,10 +385,10 @@ class TargetRegistration(GatewayPart):
 
     def _save_soon(self) -> None:
         if self._saving is None:
-            self._saving = asyncio.get_running_loop().call_later(_SAVE_SECONDS, self._save_heartbeats)
+            self._saving = asyncio.get_running_loop().call_later(_SAVE_SECONDS, self._save_to_keeper)
 
     def _save(self) -> None:
-        content = self._save_heartbeats()
+        content = self._save_to_keeper()
         try:
             pool_files.write_left_state(
                 self._directory, b'{"services": %s}' % content, pool_files.REGISTRATIONS
@@ -408,7 +408,7 @@ class TargetRegistration(GatewayPart):
     def _content(self) -> bytes:
         return b"[%s]" % b",".join(each.record for each in self.services)
 
-    def _save_heartbeats(self) -> bytes:
+    def _save_to_keeper(self) -> bytes:
         if self._saving is not None:
             self._saving.cancel()
             self._saving = None
@@ -417,7 +417,7 @@ class TargetRegistration(GatewayPart):
         return content
 
 
-def _pop_stopped(path: str) -> list[Table]:
+def _pop_saved_services(path: str) -> list[Table]:
     """Remove this file and return the services in it; [] if it cannot be read or removed."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -428,7 +428,7 @@ def _pop_stopped(path: str) -> list[Table]:
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
-def _prepare_validation() -> None:
+def _preload_validation() -> None:
     """Import and build the validation of registrations now, because an upgrade may replace the package's files."""
     registration_of({}, [])
     with contextlib.suppress(PoolValidateError):
@@ -536,7 +536,7 @@ class Refused(Exception):
 class RegistrationEndpoint(HttpEndpoint):
     """Answers `POST /v1/register` and `/v1/unregister`. `clients` may be changed at any time."""
 
-    def __init__(self, services: TargetRegistration, events: Events) -> None:
+    def __init__(self, services: TargetRegistration, events: EventQueue) -> None:
         super().__init__(LIMITS, "registrations")
         self.clients: tuple[Client, ...] = ()
         self.clock = Clock()
@@ -560,7 +560,7 @@ class RegistrationEndpoint(HttpEndpoint):
     async def _answer(self, request: ReceivedRequest) -> tuple[int, bytes]:
         """Status and body of the answer to the request. Raises Refused."""
         peer = peer_of(request.sock)
-        client = self._client(request, peer)
+        client = self._authenticate(request, peer)
         if not client.requests.take(1, self.clock.monotonic()):
             raise Refused(429, "too many requests", retry_after="1")
         head = request.head
@@ -584,7 +584,7 @@ class RegistrationEndpoint(HttpEndpoint):
             result = await self._services.unregister(call, client.name)
         return _STATUSES.get(result.exit_code, 500), json.dumps({"result": to_json(result)}).encode() + b"\n"
 
-    def _client(self, request: ReceivedRequest, peer: Peer) -> Client:
+    def _authenticate(self, request: ReceivedRequest, peer: Peer) -> Client:
         """The client that sent the request. Raises Refused."""
         now = self.clock.monotonic()
         if wait := self._wrong.wait_seconds(peer.key, now):
@@ -608,16 +608,18 @@ class RegistrationEndpoint(HttpEndpoint):
 
     def _report_refusal(self, peer: Peer, why: str) -> None:
         """Count a refusal; the refusals are recorded as at most one event a minute."""
-        if count := self._refusals.add(self.clock.monotonic()):
+        if count := self._refusals.count_to_report(self.clock.monotonic()):
             where = peer.ip or "a Unix socket"
             message = f"{count} registrations refused, the last one from {where}: {why}"
             self._events.record("audit", "registration client refused", message=message, severity="warning")
 
 
-class RegistrationAddress(HeldAddress[RegistrationEndpoint, RegistrationTable]):
+class RegistrationAddress(HttpAddressServer[RegistrationEndpoint, RegistrationTable]):
     """Listens on the address in [registration], and serves a RegistrationEndpoint there."""
 
-    def __init__(self, environment: PoolEnvironment, events: Events, services: TargetRegistration) -> None:
+    def __init__(
+        self, environment: SupervisorContext, events: EventQueue, services: TargetRegistration
+    ) -> None:
         super().__init__(environment, events, fd_store.REGISTRATION_ADDRESS, "registration")
         self._services = services
 
@@ -715,7 +717,7 @@ def target_problem(url: str, tables: Tables) -> str:
     target = parse(url.rpartition("://")[2])
     if target.kind == "unix":
         return _socket_problem(url, target, tables)
-    ips = addresses_of(target.host)
+    ips = resolve_addresses(target.host)
     for ip in ips:
         if ip.is_link_local:
             return f"{url} is a link-local address"
@@ -727,7 +729,7 @@ def target_problem(url: str, tables: Tables) -> str:
     return ""
 
 
-def addresses_of(host: str) -> list[Ip]:
+def resolve_addresses(host: str) -> list[Ip]:
     """The addresses of a host; empty for a name that cannot be resolved. Blocks."""
     with contextlib.suppress(ValueError):
         return [_unmapped(ip_address(host.partition("%")[0]))]
@@ -748,7 +750,7 @@ def _reaches_own_address(target: Address, ips: list[Ip], own: Address) -> bool:
         return True
     if own.is_wildcard:
         return any(map(_is_of_this_machine, ips))
-    return not set(ips).isdisjoint(addresses_of(own.host))
+    return not set(ips).isdisjoint(resolve_addresses(own.host))
 
 
 def _is_of_this_machine(ip: Ip) -> bool:

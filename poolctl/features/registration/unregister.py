@@ -8,7 +8,7 @@ from poolctl.cli.render import printable
 from poolctl.json_form import field_names
 from poolctl.routing.route_report import RegistrationReport, absolute_url
 
-from .register import ask_about
+from .register import send_registration_request
 
 COMMAND = Command(
     "Take out a service that has registered.",
@@ -24,6 +24,6 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Unregister the service. Raises NoSupervisor."""
     options = {"name": request.get("service"), "to": absolute_url(request.get("to") or "")}
-    return ask_about(
+    return send_registration_request(
         request, options, lambda each: f"{printable(each.name)}: {printable(each.url)} is unregistered"
     )

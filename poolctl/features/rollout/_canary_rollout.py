@@ -12,7 +12,7 @@ from poolctl.core.decide import LEAVING, Phase
 from poolctl.core.server_entry import Canary, Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import to_json
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.platform import memory_bytes
 from poolctl.runners.runner_protocol import Counters
 from poolctl.supervisor.statistics import errors, latency_seconds
@@ -50,7 +50,7 @@ class CanaryRollout:
     """Manages one canary until `is_over`. `begun` is set once the canary is ready, or the rollout is over."""
 
     def __init__(
-        self, core: Core, events: Events, entry: Entry, counters: Counters, plan: RolloutPlan
+        self, core: Core, events: EventQueue, entry: Entry, counters: Counters, plan: RolloutPlan
     ) -> None:
         self.begun, self.over = asyncio.Event(), asyncio.Event()
         self.entry = entry
@@ -72,7 +72,7 @@ class CanaryRollout:
         self._canary: Canary = core.begin_canary(
             entry, plan.config, plan.canaries, share=share, apart=plan.apart
         )
-        core.observers.add(self._server_changed)
+        core.observers.add(self._continue_or_withdraw)
         self._record("rollout started", f"{self.share_in_words}, {plan.what}")
 
     @property
@@ -116,7 +116,7 @@ class CanaryRollout:
         return RolloutReport(
             name=self.entry.name,
             state=self.state,
-            reason=self.reason or self._waiting_for(canary),
+            reason=self.reason or self._wait_reason(canary),
             what=plan.what,
             generation=self.generation,
             share_asked=plan.share,
@@ -129,7 +129,7 @@ class CanaryRollout:
             before=before,
         )
 
-    def _waiting_for(self, canary: RolloutFigures) -> str:
+    def _wait_reason(self, canary: RolloutFigures) -> str:
         is_due = self._core.clock.monotonic() - self._began_at >= self.plan.seconds
         if self.state != RUNNING or not is_due or canary.requests >= self.plan.min_requests:
             return ""
@@ -152,20 +152,20 @@ class CanaryRollout:
                 self._core.withdraw_canary(self.entry)
             self._conclude(WITHDRAWN, reason)
 
-    def _server_changed(self, entry: Entry) -> None:
+    def _continue_or_withdraw(self, entry: Entry) -> None:
         """Continue or withdraw the rollout, depending on the server's new state. Called on each change of a server."""
         if entry is not self.entry or self.is_over:
             return
         if self._state == PROMOTING:
-            self._check_promotion()
+            self._conclude_finished_promotion()
         elif entry.desired.canary is not self._canary:
             self._conclude(WITHDRAWN, "another command, or the end of the server, replaced it")
         elif self._canary.failure:
             self.withdraw(f"a worker {self._canary.failure}")
         else:
-            self._check_workers()
+            self._begin_or_withdraw()
 
-    def _check_promotion(self) -> None:
+    def _conclude_finished_promotion(self) -> None:
         entry = self.entry
         if entry.desired.generation != self._target or entry.wants_no_worker:
             why = (
@@ -175,7 +175,7 @@ class CanaryRollout:
             )
             self._end_canary()
             self._conclude(WITHDRAWN, f"its other workers were not replaced: {why}")
-        elif entry.complete and not any(
+        elif entry.is_fully_ready and not any(
             each.generation == self._base and each.phase not in LEAVING
             for each in entry.observed.workers.values()
         ):
@@ -187,7 +187,7 @@ class CanaryRollout:
             with caused_by(f"rollout: {self.reason}"):
                 self._core.withdraw_canary(self.entry)
 
-    def _check_workers(self) -> None:
+    def _begin_or_withdraw(self) -> None:
         workers = [
             each
             for each in self.entry.observed.workers.values()
@@ -195,7 +195,7 @@ class CanaryRollout:
         ]
         for worker in workers:
             if worker.phase is Phase.READY and worker.ko:
-                found = self._core.health.message(self.entry, worker)
+                found = self._core.health.worker_problem(self.entry, worker)
                 self.withdraw(f"{worker.id} is unhealthy: {found}")
                 return
         ready = sum(worker.phase is Phase.READY for worker in workers)
@@ -207,9 +207,9 @@ class CanaryRollout:
             self.begun.set()
 
     def _schedule(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(JUDGE_SECONDS, self.judge)
+        self._timer = asyncio.get_running_loop().call_later(JUDGE_SECONDS, self.apply_verdict)
 
-    def judge(self) -> None:
+    def apply_verdict(self) -> None:
         """Withdraw, promote or continue the canary, depending on the measurements so far. Called periodically."""
         if self._state != RUNNING:
             return
@@ -248,7 +248,7 @@ class CanaryRollout:
     def _conclude(self, state: str, reason: str) -> None:
         self._state, self.reason = state, reason
         self._final = self.report()
-        self._core.observers.discard(self._server_changed)
+        self._core.observers.discard(self._continue_or_withdraw)
         if self._timer is not None:
             self._timer.cancel()
         self.begun.set()

@@ -80,7 +80,7 @@ class RolloutResult(Result):
     items: tuple[RolloutReport, ...] = ()  # type: ignore[assignment]
 
 
-class Figure(NamedTuple):
+class CanaryMetric(NamedTuple):
     """A figure by which canaries are judged, such as p99. `is_of_requests` is true if it is computed from requests."""
 
     of: Callable[[RolloutFigures], float | None]
@@ -107,10 +107,10 @@ def _milliseconds(seconds: float) -> str:
 
 
 FIGURES = {
-    "errors": Figure(lambda found: found.error_rate, _share, _percent, True),
-    "p50": Figure(lambda found: found.latency_p50_seconds, parse_duration, _milliseconds, True),
-    "p99": Figure(lambda found: found.latency_p99_seconds, parse_duration, _milliseconds, True),
-    "memory": Figure(
+    "errors": CanaryMetric(lambda found: found.error_rate, _share, _percent, True),
+    "p50": CanaryMetric(lambda found: found.latency_p50_seconds, parse_duration, _milliseconds, True),
+    "p99": CanaryMetric(lambda found: found.latency_p99_seconds, parse_duration, _milliseconds, True),
+    "memory": CanaryMetric(
         lambda found: found.memory_bytes, parse_size, lambda value: format_size(round(value)), False
     ),
 }
@@ -124,7 +124,7 @@ class Condition(NamedTuple):
     factor: float
     limit: float
 
-    def exceeded(self, canary: RolloutFigures, before: RolloutFigures, min_requests: int) -> str:
+    def excess_reason(self, canary: RolloutFigures, before: RolloutFigures, min_requests: int) -> str:
         """Return how a canary exceeds the allowed value, or "" if it does not. `before` has other workers' figures."""
         figure = FIGURES[self.figure]
         judged = (canary, before) if self.factor else (canary,)
@@ -178,7 +178,7 @@ def verdict(
     Errors and latency are compared with the other workers' only if these have had `min_requests` requests, too.
     """
     for each in conditions:
-        if reason := each.exceeded(canary, before, min_requests):
+        if reason := each.excess_reason(canary, before, min_requests):
             return Verdict.WITHDRAW, reason
     if not is_over or canary.requests < min_requests:
         return Verdict.WAIT, ""

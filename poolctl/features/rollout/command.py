@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from poolctl.cli.command_line import NO_WAIT, OUTPUT, Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import gateway_table, printable
+from poolctl.cli.render import printable, set_table_text
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.json_form import field_names
 
@@ -124,16 +124,16 @@ def _count(text: str) -> int:
 
 
 def _shown(request: CommandRequest, result: RolloutResult) -> Outcome:
-    lines = [_line(each) for each in result.items]
-    return gateway_table(request, Outcome.of(result), lines, COLUMNS, (each.name for each in result.items))
+    lines = [_status_row(each) for each in result.items]
+    return set_table_text(request, Outcome.of(result), lines, COLUMNS, (each.name for each in result.items))
 
 
-def _line(rollout: RolloutReport) -> SimpleNamespace:
+def _status_row(rollout: RolloutReport) -> SimpleNamespace:
     """Return the row for `rollout status`, with each figure of the canary and of the other workers, as in "3 / 20"."""
     both = rollout.canary, rollout.before
 
     def pair(of: str) -> str:
-        return " / ".join(_figure(each, of) for each in both)
+        return " / ".join(_metric_text(each, of) for each in both)
 
     elapsed = f"{rollout.elapsed_seconds:.0f} of {rollout.for_seconds:.0f} s"
     return SimpleNamespace(
@@ -143,7 +143,7 @@ def _line(rollout: RolloutReport) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def _figure(figures: RolloutFigures, of: str) -> str:
+def _metric_text(figures: RolloutFigures, of: str) -> str:
     if of in ("requests", "errors"):
         return str(getattr(figures, of))
     figure = FIGURES[of]
@@ -155,5 +155,5 @@ def _sentence(rollout: RolloutReport) -> str:
     name, state = printable(rollout.name), rollout.state
     if rollout.is_over:
         return f"{name}: {state}: {rollout.reason}"
-    line = _line(rollout)
+    line = _status_row(rollout)
     return f"{name}: {state}, {line.share} of the traffic; `poolctl rollout status` shows it"

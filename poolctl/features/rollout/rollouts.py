@@ -16,7 +16,7 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.json_form import Table
 from poolctl.selection.selector import SelectorError
 from poolctl.states import in_words
-from poolctl.supervisor.feature_parts import FeaturePart, PartSite
+from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb, selected
 
 from ._canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
@@ -39,7 +39,7 @@ _LAST_CANARY_SECONDS = 5.0
 class Rollouts(FeaturePart):
     """The rollouts of this supervisor, one per server at a time. After a restart the next supervisor withdraws them."""
 
-    def __init__(self, site: PartSite) -> None:
+    def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._core = site.core
         self._events = site.events
@@ -79,7 +79,7 @@ class Rollouts(FeaturePart):
             else:
                 each.is_paused = operation == "pause"
         if operation in ("promote", "abort"):
-            return await self._outcome(running, call, aborted=operation == "abort")
+            return await self._await_outcome(running, call, aborted=operation == "abort")
         return RolloutResult(items=tuple(each.report() for each in running))
 
     async def rollouts(self, call: Call) -> RolloutResult:
@@ -95,7 +95,7 @@ class Rollouts(FeaturePart):
         (entry,) = chosen
         plan = _plan_of_options(entry, call.options)
         again = call.options.get("again")
-        if isinstance(again, int) and (found := await self._promoted_before(entry, again)):
+        if isinstance(again, int) and (found := await self._await_previous_promotion(entry, again)):
             return found
         if entry.desired.canary is None and not await self._await_previous_canary_closed(entry):
             raise _NoRollout(
@@ -110,16 +110,16 @@ class Rollouts(FeaturePart):
             return RolloutResult(errors=tuple(resolved.problems), exit_code=INVALID_CONFIGURATION)
         self._refuse_unfit(entry)  # it may have changed while the files were read
         written = next((each for each in resolved.servers if each.name == entry.name), entry.config)
-        plan = _with_files(entry, written, plan)
-        plan = await self._with_own_address(entry, plan, force=bool(call.options.get("force")))
+        plan = _plan_for_file_changes(entry, written, plan)
+        plan = await self._open_own_address(entry, plan, force=bool(call.options.get("force")))
         rollout = CanaryRollout(self._core, self._events, entry, counters, plan)
         self._rollouts[entry.name] = rollout
         others = "" if plan.apart is None else f"; {entry.config.key} itself is served by the others"
         notice = f"{entry.name}: {rollout.share_in_words}, {plan.what}{others}"
         call.progress(ProgressLine(notice=notice, generation=rollout.generation))
-        return await self._outcome([rollout], call, aborted=False)
+        return await self._await_outcome([rollout], call, aborted=False)
 
-    async def _with_own_address(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
+    async def _open_own_address(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
         """Return the plan with `apart`, or `why` if the gateway cannot divide requests. `force` allows large shares."""
         obstacle = self._core.split_obstacle(entry.name)
         if obstacle != "":
@@ -145,15 +145,15 @@ class Rollouts(FeaturePart):
         """Wait at most five seconds for the last canary's address to close; returns whether it is closed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_CANARY_SECONDS):
-                await self._wait_until(entry, lambda: entry.config_apart is None)
-        return entry.config_apart is None
+                await self._wait_until(entry, lambda: entry.separate_canary_config is None)
+        return entry.separate_canary_config is None
 
-    async def _promoted_before(self, entry: Entry, generation: int) -> RolloutResult | None:
+    async def _await_previous_promotion(self, entry: Entry, generation: int) -> RolloutResult | None:
         """Return the answer "promoted" if the previous supervisor promoted the canary of `generation`; else None."""
         if entry.desired.generation < generation:
             return None
         await self._wait_until(
-            entry, lambda: entry.complete or not entry.wanted or entry.desired.generation < generation
+            entry, lambda: entry.is_fully_ready or not entry.wanted or entry.desired.generation < generation
         )
         if entry.desired.generation < generation:
             return None  # its other workers could not be replaced
@@ -189,13 +189,15 @@ class Rollouts(FeaturePart):
         if entry.observed.recovering:
             message = f"a recovery of {name} is under way; only a server that runs whole has a rollout"
             raise _NoRollout(message, f"poolctl wait {name}, then repeat it")
-        if not (entry.wanted and entry.complete):
+        if not (entry.wanted and entry.is_fully_ready):
             raise _NoRollout(
                 f"{name} is {in_words(entry.state)}; only a server that runs whole has a rollout",
                 f"poolctl start {name}",
             )
 
-    async def _outcome(self, rollouts: list[CanaryRollout], call: Call, *, aborted: bool) -> RolloutResult:
+    async def _await_outcome(
+        self, rollouts: list[CanaryRollout], call: Call, *, aborted: bool
+    ) -> RolloutResult:
         """Wait until these rollouts are over, or until their canaries serve if the option `wait` is false.
 
         Returns the rollouts' reports. A withdrawn rollout is an error, but not if the client has `aborted` it.
@@ -234,7 +236,7 @@ def _plan_of_options(entry: Entry, options: Table) -> RolloutPlan:
     return RolloutPlan(entry.config, "code", share, 0, seconds, least, conditions, is_paused)
 
 
-def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
+def _plan_for_file_changes(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
     """Return the plan for `written`, the configuration in the files, if changed keys require new workers.
 
     Otherwise return the plan for new code alone. Raises _NoRollout if a key that all workers share has changed.

@@ -140,9 +140,9 @@ class Autoscale:
         if not may_grow:
             self._restart_cooldown(load.at)
             return None
-        return self._grow(load.at, size) or self._shrink(load.at, size)
+        return self._decide_growth(load.at, size) or self._decide_reduction(load.at, size)
 
-    def _grow(self, now: float, size: int) -> Decision | None:
+    def _decide_growth(self, now: float, size: int) -> Decision | None:
         above = [self._need_above(now, trigger, target, size) for trigger, target in self._targets.items()]
         needs = [each for each in above if each is not None]
         if not needs:
@@ -202,7 +202,7 @@ class Autoscale:
         latest, fast = self._latest.value(trigger), self._short_window.value(trigger)
         return latest is not None and fast is not None and fast < _FAST_MARGIN * latest
 
-    def _shrink(self, now: float, size: int) -> Decision | None:
+    def _decide_reduction(self, now: float, size: int) -> Decision | None:
         if size <= self._least:
             return None
         patience = max(self._down * self._patience, self._short_window.seconds)

@@ -10,8 +10,8 @@ from poolctl.core.decide import Desired, Phase
 from poolctl.core.server_entry import Entry
 from poolctl.core.servers import NO_CAUSE
 from poolctl.json_form import Table
-from poolctl.supervisor.feature_parts import FeaturePart, PartSite
-from poolctl.supervisor.verbs.changing_verbs import TooManyOpenFiles, ensure_open_files
+from poolctl.supervisor.feature_parts import FeaturePart, PartContext
+from poolctl.supervisor.verbs.changing_verbs import TooManyOpenFiles, check_open_file_limit
 from poolctl.units import format_duration
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
@@ -25,7 +25,7 @@ INTERVAL_SECONDS = 0.25
 _AT_ONCE = 32
 
 
-class ServerLoad:
+class LoadSampler:
     """A sampler of one server's load, as `triggers` measure it. The first sample covers the time since `now`."""
 
     def __init__(self, core: Core, triggers: Iterable[str], now: float) -> None:
@@ -67,7 +67,7 @@ class _ScaledServer:
     def __init__(self, core: Core, entry: Entry, scale: Scale, now: float) -> None:
         self.entry = entry
         self.scale = scale
-        self.load = ServerLoad(core, scale.triggers.targets, now)
+        self.load = LoadSampler(core, scale.triggers.targets, now)
         self.autoscale = Autoscale(scale, now)
         self.is_refused = False  # more workers were needed than the limit of open files allows
 
@@ -85,7 +85,7 @@ class Autoscaler(FeaturePart):
     One timer serves all servers. In calm mode, after repeated crashes of the supervisor, nothing is changed.
     """
 
-    def __init__(self, site: PartSite) -> None:
+    def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._core = site.core
         self._events = site.events
@@ -111,7 +111,9 @@ class Autoscaler(FeaturePart):
             self._servers[entry.name] = _ScaledServer(self._core, entry, scale, self._core.clock.monotonic())
             if self._core.runner.capabilities.counters is None:
                 message = "scale.triggers have no effect, because its runner counts no requests"
-                self._core.warn(entry, f"{entry.name}: {message}; write workers = N, or take triggers out")
+                self._core.add_command_warning(
+                    entry, f"{entry.name}: {message}; write workers = N, or take triggers out"
+                )
         else:
             known.scale = scale
         if self._timer is None:
@@ -121,7 +123,7 @@ class Autoscaler(FeaturePart):
         """Sample all servers, in batches between which the loop does other work."""
         # Set before the work, so that the intervals stay exact.
         self._set_timer()
-        self._look_at(list(self._servers.values()))
+        self._sample_in_batches(list(self._servers.values()))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -132,13 +134,15 @@ class Autoscaler(FeaturePart):
             loop.call_later(INTERVAL_SECONDS, self.tick, context=NO_CAUSE) if self._servers else None
         )
 
-    def _look_at(self, servers: Sequence[_ScaledServer]) -> None:
+    def _sample_in_batches(self, servers: Sequence[_ScaledServer]) -> None:
         if len(servers) > _AT_ONCE:
-            asyncio.get_running_loop().call_soon(self._look_at, servers[_AT_ONCE:], context=NO_CAUSE)
+            asyncio.get_running_loop().call_soon(
+                self._sample_in_batches, servers[_AT_ONCE:], context=NO_CAUSE
+            )
         for server in servers[:_AT_ONCE]:
-            self._sample(server)
+            self._sample_and_scale(server)
 
-    def _sample(self, server: _ScaledServer) -> None:
+    def _sample_and_scale(self, server: _ScaledServer) -> None:
         entry = server.entry
         if self._servers.get(entry.name) is not server:
             return
@@ -160,10 +164,10 @@ class Autoscaler(FeaturePart):
         if decision.after < decision.before and entry.desired.canary is not None:
             # With fewer other workers the canary would get a larger share than requested.
             return
-        figures = _figures(decision)
+        figures = _decision_fields(decision)
         if decision.after > decision.before:
             try:
-                ensure_open_files(self._core, [(entry.config, decision.after)])
+                check_open_file_limit(self._core, [(entry.config, decision.after)])
             except TooManyOpenFiles as refusal:
                 if not server.is_refused:
                     figures["message"] = refusal.result.errors[0].message
@@ -175,7 +179,7 @@ class Autoscaler(FeaturePart):
             self._record("at maximum", entry, figures)
         else:
             # The event recorder reports the change, with these figures.
-            self._core.scale(entry, decision.after, figures)
+            self._core.set_automatic_workers(entry, decision.after, figures)
 
     def _record(self, event: str, entry: Entry, figures: Table) -> None:
         self._events.record(
@@ -183,7 +187,7 @@ class Autoscaler(FeaturePart):
         )
 
 
-def _figures(decision: Decision) -> Table:
+def _decision_fields(decision: Decision) -> Table:
     is_latency = TRIGGERS[decision.trigger].is_latency
     value, target = (
         format_duration(round(figure, 3))

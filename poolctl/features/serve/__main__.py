@@ -10,12 +10,12 @@ from typing import NoReturn
 
 import uvicorn
 
-from poolctl.worker.foreground import Given, close, read_and_apply_spec
-from poolctl.worker.imports import LoadFailed, exit_status, explain, load_app, set_app_environment
+from poolctl.worker.foreground import InheritedSpec, close_and_unlink, read_and_apply_spec
+from poolctl.worker.imports import LoadFailed, exit_status, explain, load_app, set_argv_and_path
 from poolctl.worker.serving.pool_server import PoolServer, StartupFailed, load_config
-from poolctl.worker.serving.uvicorn_parts import configure, set_log_level
+from poolctl.worker.serving.uvicorn_parts import apply_and_drop_level, configure
 
-from ._health import HealthAddress
+from ._health import HealthEndpoint
 from ._stacks import StacksSocket
 
 _FAILED = 1
@@ -24,13 +24,13 @@ _FAILED = 1
 class ServeProcess:
     """One server, served by this process."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: InheritedSpec) -> None:
         self._spec = given.spec
         self._listeners = given.listeners
         self._tls_fds = given.tls_fds
         more = given.more
         self._stacks = StacksSocket(more.pop(), given.spec) if given.spec["stacks"] else None
-        self._health = HealthAddress(more, given.spec["probes"], given.spec["expose"])
+        self._health = HealthEndpoint(more, given.spec["probes"], given.spec["expose"])
         self._server: PoolServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._terminated = False
@@ -44,7 +44,7 @@ class ServeProcess:
             self._health.begin()
             if self._stacks is not None:
                 self._stacks.begin()
-            config = self._configure()
+            config = self._load_app_config()
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(self._serve(config))
         except asyncio.CancelledError:
@@ -57,14 +57,14 @@ class ServeProcess:
         except StartupFailed as error:
             return self._failed(str(error))
         finally:
-            close(self._listeners)
+            close_and_unlink(self._listeners)
             if self._stacks is not None:
                 self._stacks.close()
         return 0
 
-    def _configure(self) -> uvicorn.Config:
-        set_app_environment(self._spec)
-        settings = set_log_level(self._spec["uvicorn"] | {"access_log": False})
+    def _load_app_config(self) -> uvicorn.Config:
+        set_argv_and_path(self._spec)
+        settings = apply_and_drop_level(self._spec["uvicorn"] | {"access_log": False})
         config = configure(load_app(self._spec), settings)
         return load_config(config, self._spec["requests"], self._spec["tls"], self._tls_fds)
 
@@ -85,7 +85,7 @@ class ServeProcess:
             **spec["limits"],
         )
         # No other process accepts: connections must be refused once this one stops accepting.
-        server.on_left = lambda: close(self._listeners)
+        server.on_left = lambda: close_and_unlink(self._listeners)
         await server.run(self._listeners, lambda: self._health.set_application(server))
 
     def _terminate(self) -> None:

@@ -20,7 +20,7 @@ _TIMEOUT_SECONDS = 2.0  # as probes without a timeout of their own
 READY, ALIVE = "/health", "/health/live"
 
 
-class HealthAddress:
+class HealthEndpoint:
     """Answers `/health` with 200 while the application is ready, and `/health/live` with 200 while it is alive.
 
     Otherwise the answer is 503 with the reason as its text. `probes` are the server's HTTP probes by kind.
@@ -30,7 +30,7 @@ class HealthAddress:
         self._listeners = listeners
         self._probes = probes
         self._expose = expose
-        self._application: Application | None = None
+        self._application: ProbedApplication | None = None
         self._is_stopping = False
         self._started = "startup" not in probes
 
@@ -41,7 +41,7 @@ class HealthAddress:
 
     def set_application(self, server: PoolServer) -> None:
         """Record that the application has started. Called within its event loop."""
-        self._application = Application(server, asyncio.get_running_loop())
+        self._application = ProbedApplication(server, asyncio.get_running_loop())
 
     def report_stopping(self) -> None:
         """Answer 503 to `/health` from now on."""
@@ -94,14 +94,14 @@ class HealthAddress:
             return ""
         return await self._probe_problem("liveness", self._application)
 
-    async def _probe_problem(self, kind: str, application: Application) -> str:
+    async def _probe_problem(self, kind: str, application: ProbedApplication) -> str:
         """The problem that the probe of this kind finds, or ""; a timeout is a problem, too.
 
         Without such a probe, it is enough that the application's event loop runs.
         """
         values = self._probes.get(kind)
         if values is None:
-            return await with_timeout(application.wait_until_loop_runs(), _TIMEOUT_SECONDS)
+            return await problem_within(application.wait_until_loop_runs(), _TIMEOUT_SECONDS)
         # Imported only where it is needed: it takes 1.5 MB.
         from poolctl.config import Probe
         from poolctl.probes.prober import HttpProbeRequest, RequestProber
@@ -111,12 +111,12 @@ class HealthAddress:
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         prober.start(lambda problem: None if result.done() else result.set_result(problem))
         try:
-            return await with_timeout(result, probe.timeout)
+            return await problem_within(result, probe.timeout)
         finally:
             prober.close()
 
 
-async def with_timeout(problem: Awaitable[str], seconds: float) -> str:
+async def problem_within(problem: Awaitable[str], seconds: float) -> str:
     """Run a check with a time limit; returns its problem, or that it took too long."""
     try:
         async with asyncio.timeout(seconds):
@@ -125,7 +125,7 @@ async def with_timeout(problem: Awaitable[str], seconds: float) -> str:
         return f"no answer within {format_duration(seconds)}"
 
 
-class Application:
+class ProbedApplication:
     """A started application, as seen by probes in a thread other than its event loop's."""
 
     def __init__(self, server: PoolServer, loop: asyncio.AbstractEventLoop) -> None:

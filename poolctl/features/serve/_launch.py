@@ -37,9 +37,9 @@ def become_server(request: CommandRequest) -> NoReturn:
                 raise UsageError(f"{option} needs an app, and {server.name} is a command", hint=hint)
     if request.get("listen_on"):
         server = _listening_on(server, str(request.get("listen_on")))
-    foreground = ForegroundServer.prepare(server)
-    health = _health_listeners(str(request.get("health_address") or ""))
-    stacks = [] if server.command else _stacks_socket(pool)
+    foreground = ForegroundServer.with_open_listeners(server)
+    health = _open_health_listeners(str(request.get("health_address") or ""))
+    stacks = [] if server.command else _open_stacks_socket(pool)
     foreground.spec.update(
         expose=server.expose,
         stacks=bool(stacks),
@@ -58,7 +58,7 @@ def _listening_on(server: ServerConfig, address: str) -> ServerConfig:
         raise UsageError(f"--listen: {error}") from None
 
 
-def _health_listeners(address: str) -> list[socket.socket]:
+def _open_health_listeners(address: str) -> list[socket.socket]:
     if not address:
         return []
     try:
@@ -70,7 +70,7 @@ def _health_listeners(address: str) -> list[socket.socket]:
         raise Failure(Outcome.failed(FAILED, f"--health: {problem.message}", problem.hint)) from None
 
 
-def _stacks_socket(pool: PoolRef) -> list[socket.socket]:
+def _open_stacks_socket(pool: PoolRef) -> list[socket.socket]:
     """Return [socket] for `poolctl stacks`, in the pool's directory, which other users cannot enter; [] on failure."""
     listener = socket.socket(socket.AF_UNIX)
     try:

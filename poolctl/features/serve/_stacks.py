@@ -10,9 +10,9 @@ import socket
 import threading
 
 from poolctl.platform import peer_credentials
-from poolctl.worker.foreground import close
+from poolctl.worker.foreground import close_and_unlink
 from poolctl.worker.process_setup import Spec
-from poolctl.worker.tally import STACK_BYTES, describe
+from poolctl.worker.tally import STACK_BYTES, describe_stacks
 
 THREAD = "poolctl stacks"
 _TIMEOUT_SECONDS = 5.0  # for a client to read the answer
@@ -42,7 +42,7 @@ class StacksSocket:
     def close(self) -> None:
         """Stop answering, and remove the socket's path."""
         self._ended.set()
-        close([self._listener])
+        close_and_unlink([self._listener])
 
     def _serve(self) -> None:
         while not self._ended.is_set():
@@ -60,5 +60,5 @@ class StacksSocket:
         spec = self._spec
         directories = [spec["app_dir"], spec["cwd"]]
         head = {"name": spec["server"], "pid": os.getpid(), "directories": directories, "thread": THREAD}
-        text = "\n".join(describe(None, self._main, self.loop)).encode(errors="backslashreplace")
+        text = "\n".join(describe_stacks(None, self._main, self.loop)).encode(errors="backslashreplace")
         return json.dumps(head).encode() + b"\n" + text[:STACK_BYTES]

@@ -9,7 +9,7 @@ from socket import AF_UNIX, socket
 from time import monotonic
 
 from poolctl.control.pool_paths import check_private
-from poolctl.runners.stack_report import PYTHON, WorkerStacks, parse, place_of
+from poolctl.runners.stack_report import PYTHON, WorkerStacks, find_hang_location, parse
 
 _PREFIX, _SUFFIX = "serve-", ".sock"
 _ANSWER_SECONDS = 5.0
@@ -39,7 +39,7 @@ def _stacks_of(path: str) -> WorkerStacks | None:
     pid = name[len(_PREFIX) : -len(_SUFFIX)]
     unknown = WorkerStacks(name="", worker=f"serve {pid}", pid=int(pid) if pid.isdecimal() else None)
     try:
-        line, _, text = _read(path).partition(b"\n")
+        line, _, text = _receive_answer(path).partition(b"\n")
         head = json.loads(line)
         directories, own_thread = [str(each) for each in head["directories"]], head["thread"]
         unknown = replace(unknown, name=str(head["name"]), worker=str(head["name"]), pid=int(head["pid"]))
@@ -54,13 +54,13 @@ def _stacks_of(path: str) -> WorkerStacks | None:
     return replace(
         unknown,
         source=PYTHON if threads else "",
-        place=place_of(threads),
+        place=find_hang_location(threads),
         threads=tuple(threads),
         tasks=tuple(tasks),
     )
 
 
-def _read(path: str) -> bytes:
+def _receive_answer(path: str) -> bytes:
     """The whole answer of the process. Raises OSError, such as TimeoutError; ValueError if it exceeds _MOST_BYTES."""
     end, found = monotonic() + _ANSWER_SECONDS, b""
     with socket(AF_UNIX) as connection:

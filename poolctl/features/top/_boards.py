@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from poolctl.control.client import Client
 from poolctl.control.gateway_answers import GatewayStatus
-from poolctl.control.server_answers import Measured, StatsResult
+from poolctl.control.server_answers import MeasuredServer, StatsResult
 from poolctl.json_form import from_json
 from poolctl.routing.route_health import ERROR, STARTING, UNHEALTHY
 from poolctl.routing.route_report import STREAM, RouteReport
@@ -38,7 +38,7 @@ class Order(NamedTuple):
     falling: bool = False
 
 
-Row = TypeVar("Row", Measured, RouteRow)
+Row = TypeVar("Row", MeasuredServer, RouteRow)
 
 
 class Board(Generic[Row]):
@@ -151,7 +151,7 @@ _STATES = (
 _HEALTH = ("ko", "warn", "unknown", "ok")
 
 
-def _problem_of_server(row: Measured) -> float:
+def _problem_rank(row: MeasuredServer) -> float:
     """The server's rank by problems: 0 failed or unhealthy, 1 warning or not ready, 2 in transition, 3 otherwise."""
     if row.state in ("failed", "backoff") or row.health == "ko":
         return 0.0
@@ -165,7 +165,7 @@ def _place(order: Sequence[str], word: str) -> float:
 
 
 SERVER_ORDERS: Mapping[str, Order] = {
-    "problems": Order("P", _problem_of_server),
+    "problems": Order("P", _problem_rank),
     "name": Order("N"),
     "state": Order("S", lambda row: _place(_STATES, row.state)),
     "health": Order("H", lambda row: _place(_HEALTH, row.health)),
@@ -180,16 +180,16 @@ SERVER_ORDERS: Mapping[str, Order] = {
 }
 
 
-class ServerBoard(Board[Measured]):
+class ServerBoard(Board[MeasuredServer]):
     """The servers as rows; filters search name, address, state, health and tags."""
 
     orders = SERVER_ORDERS
 
-    def update(self, rows: Sequence[Measured]) -> None:
+    def update(self, rows: Sequence[MeasuredServer]) -> None:
         self.sample_seconds = rows[0].stats.history.interval_seconds if rows else 0.0
         super().update(rows)
 
-    def filter_text(self, row: Measured) -> str:
+    def filter_text(self, row: MeasuredServer) -> str:
         return " ".join([row.name, row.bind, row.expose, row.state, row.health, *row.tags])
 
 

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.text import Text
 
 from poolctl.cli.log_rendering import record_lines
-from poolctl.cli.render import coloured, duration, printable, servers
+from poolctl.cli.render import coloured, duration, printable, server_count_text
 from poolctl.control.gateway_answers import GatewayStatus
-from poolctl.control.server_answers import Measured
+from poolctl.control.server_answers import MeasuredServer
 from poolctl.logs.line_filter import LineFilter, canonical_level, level_place, without_control
 from poolctl.logs.log_line import LogLine, clock_time, parse_record
 from poolctl.logs.log_tail import Follower
@@ -150,7 +150,7 @@ def _figure(
 
 
 def _chart(title: str, priority: int, series: str, style: str, *, from_zero: bool = True) -> Column:
-    def cell(row: Measured, width: int) -> Styled:
+    def cell(row: MeasuredServer, width: int) -> Styled:
         values = getattr(row.stats.history, series)
         return sparkline(values, width, from_zero=from_zero), style if any(values) else FAINT
 
@@ -161,19 +161,19 @@ def _faint(title: str, sort: str, width: int, priority: int, text: Callable[[Any
     return Column(title, sort, width, priority, lambda row, width: (printable(text(row)), FAINT))
 
 
-def _state(row: Measured, width: int) -> Styled:
+def _state(row: MeasuredServer, width: int) -> Styled:
     sign, style = STATES.get(row.state, ("?", ""))
     return f"{sign} {row.state}", "yellow" if row.state == "running" and not row.ready else style
 
 
-def _workers(row: Measured, width: int) -> Styled:
+def _workers(row: MeasuredServer, width: int) -> Styled:
     there = len(row.pids)
     if there == row.workers:
         return str(there), ""
     return f"{there}/{row.workers}", "yellow" if there else FAINT
 
 
-def _of_processes(row: Measured, used: float | None) -> float | None:
+def _of_processes(row: MeasuredServer, used: float | None) -> float | None:
     return used if used or row.pids else None
 
 
@@ -312,7 +312,7 @@ def head_lines(board: ServerBoard, gateway: GatewayStatus | None, pool: str, wid
     return lines if gateway is None else [*lines, _gateway(gateway, width)]
 
 
-def _states(rows: Sequence[Measured], pool: str, width: int) -> Text:
+def _states(rows: Sequence[MeasuredServer], pool: str, width: int) -> Text:
     for words in (True, False):
         line = _counts(rows, pool, words)
         if line.cell_len <= width:
@@ -324,11 +324,11 @@ def _states(rows: Sequence[Measured], pool: str, width: int) -> Text:
     return line
 
 
-def _counts(rows: Sequence[Measured], pool: str, words: bool) -> Text:
+def _counts(rows: Sequence[MeasuredServer], pool: str, words: bool) -> Text:
     """The number of servers in each state; with `words` the state is named, else only its sign is shown."""
     counts = Counter(row.state for row in rows)
     line = Text().append(f" {pool} ", "bold reverse")
-    line.append(f"  {servers(len(rows))}", "bold")
+    line.append(f"  {server_count_text(len(rows))}", "bold")
     for state, (sign, style) in STATES.items():
         if counts[state]:
             line.append(f"  {sign} {counts[state]}{f' {state}' if words else ''}", style)
@@ -337,7 +337,7 @@ def _counts(rows: Sequence[Measured], pool: str, words: bool) -> Text:
     return line
 
 
-def _totals(rows: Sequence[Measured], width: int) -> Text:
+def _totals(rows: Sequence[MeasuredServer], width: int) -> Text:
     wide = width >= _NARROW
     chart = 24 if width >= 140 else 12 if wide else 8
     all_stats = [row.stats for row in rows]
@@ -635,7 +635,7 @@ class LogPane:
         elif key == "/":
             self.typing, self.words = True, ""
         elif key in ("n", "N"):
-            self.find(1 if key == "n" else -1)
+            self.scroll_to_match(1 if key == "n" else -1)
         elif key == "L":
             self.show_level(_LEVELS[(_LEVELS.index(self.least) + 1) % len(_LEVELS)])
         elif key == "escape" and self.words:
@@ -655,7 +655,7 @@ class LogPane:
         self._lines.clear()
         self._show(self._kept)
 
-    def find(self, step: int, *, here: bool = False) -> None:
+    def scroll_to_match(self, step: int, *, here: bool = False) -> None:
         """Scroll up (`step` is 1) or down (-1) from the lowest shown line to the next match; `here` tries it first."""
         lines = list(self._lines)
         at = len(lines) - 1 - self.back - (0 if here else step)
@@ -693,7 +693,7 @@ class LogPane:
         elif len(key) == 1:
             self.words += key
         if self.words:
-            self.find(1, here=True)
+            self.scroll_to_match(1, here=True)
 
     def _matches(self, line: Text) -> bool:
         return bool(self.words) and self.words.lower() in line.plain.lower()

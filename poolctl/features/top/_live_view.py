@@ -21,7 +21,7 @@ from poolctl.errors import ControlError
 
 from ._boards import Board, PoolView, RouteBoard
 from ._frames import LogPane, Notice, help_frame, log_frame, table_frame
-from ._terminal import Keys, Screen
+from ._terminal import KeyDecoder, Screen
 
 Answer = TypeVar("Answer")
 
@@ -78,7 +78,7 @@ class LiveView:
         self._view = view
         self._frames = frames
         self._loop = asyncio.get_running_loop()
-        self._keys = Keys()
+        self._keys = KeyDecoder()
         self._escape: asyncio.TimerHandle | None = None
         self._pane: LogPane | None = None
         self._help: int | None = None

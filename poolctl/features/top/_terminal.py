@@ -32,7 +32,7 @@ class Screen:
     """
 
     def __init__(self) -> None:
-        self._in, self.output = sys.stdin.fileno(), _non_blocking(sys.stdout.fileno())
+        self._in, self.output = sys.stdin.fileno(), _reopen_non_blocking(sys.stdout.fileno())
         self._before: list[object] | None = None
         self._drawn: list[str] = []
         self.unsent = b""
@@ -139,7 +139,7 @@ class Screen:
         self.flush()
 
 
-def _non_blocking(fd: int) -> int:
+def _reopen_non_blocking(fd: int) -> int:
     """Reopen the terminal as a non-blocking descriptor, as the shell shares `fd`; returns `fd` if this fails."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -164,7 +164,7 @@ _KEY = re.compile(r"\x1b[\[O][ -?]*[@-~]|.", re.DOTALL)
 _INCOMPLETE_SEQUENCE = re.compile(r"\x1b(?:[\[O][ -?]*)?\Z")
 
 
-class Keys:
+class KeyDecoder:
     """Turns bytes into names of keys ("up", "enter") and characters; an escape sequence may arrive in pieces."""
 
     def __init__(self) -> None:

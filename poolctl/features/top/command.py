@@ -7,7 +7,7 @@ import signal
 import sys
 from time import monotonic, sleep
 
-from poolctl.cli.command_line import SELECTION, Command, CommandRequest, Option, flag, one_of, output
+from poolctl.cli.command_line import SELECTION, Command, CommandRequest, Option, flag, output, validate_choice
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
@@ -45,7 +45,7 @@ def perform(request: CommandRequest) -> Outcome:
         raise UsageError(f"top -o: unknown form {request.output!r}", hint="poolctl list prints tables")
     frames = _frames(request)
     orders = ROUTE_ORDERS if request.get("routes") else SERVER_ORDERS
-    sort = one_of("--sort", request.get("sort") or "problems", tuple(orders))
+    sort = validate_choice("--sort", request.get("sort") or "problems", tuple(orders))
     interval_seconds = request.seconds("interval")
     if interval_seconds is None:
         interval_seconds = INTERVAL_SECONDS

@@ -14,12 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..runner_registry import RunnerSite
+    from ..runner_registry import RunnerContext
     from .local_runner import LocalRunner
     from .takeover import LocalOrphan
 
 
-def make(site: RunnerSite) -> LocalRunner:
+def make(site: RunnerContext) -> LocalRunner:
     """Create the local runner for a supervisor (see runner_registry)."""
     from .local_runner import LocalRunner
 
@@ -50,9 +50,9 @@ def orphans_exist(directory: str) -> bool:
 
 def find_orphans(directory: str) -> list[LocalOrphan]:
     """The orphaned workers of the pool in this directory; the caller closes them. Blocks."""
-    from .takeover import find
+    from .takeover import find_orphans_and_pipes
 
-    found, pipes = find(directory)
+    found, pipes = find_orphans_and_pipes(directory)
     pipes.close()
     return found
 

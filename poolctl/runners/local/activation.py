@@ -65,7 +65,7 @@ _CONNECTION = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDS = select.EPOLLRDHUP | select.EPOLLHUP
 
 
-class Fetched(NamedTuple):
+class FetchResult(NamedTuple):
     """How a request for connections, sent to the accept helper, has ended.
 
     `failed`: the helper was lost during the request, so the state of the socket is unknown. `blocked`, only with
@@ -161,7 +161,7 @@ class AcceptHelper(Receiver):
         elif message["t"] == "done" and request is not None:
             del self._requests[message["n"]]
             self._set_timer()
-            request.ended(Fetched(message["empty"], message["junk"], message["full"]))
+            request.ended(FetchResult(message["empty"], message["junk"], message["full"]))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -176,21 +176,21 @@ class AcceptHelper(Receiver):
         assert link is not None
         heard = link.heard
         # Read the answers that arrived while this process did not run.
-        link.read_rest()
+        link.dispatch_arrived_messages()
         if link is self._link and self._requests and link.heard == heard:
             link.close()
             if pid is not None:
                 self._kill(pid)
-            self._give_up(blocked=False)
+            self._replace_lost_helper(blocked=False)
 
     def _kill(self, pid: int) -> None:
         self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
 
     def lost(self) -> None:
         # Most likely ended by its own time limit, while working on the first request.
-        self._give_up(blocked=self._up)
+        self._replace_lost_helper(blocked=self._up)
 
-    def _give_up(self, *, blocked: bool) -> None:
+    def _replace_lost_helper(self, *, blocked: bool) -> None:
         """Forget the lost helper process. Pending requests end as failed.
 
         Starts another helper process if the lost one had become ready. If `blocked` is set, the first pending request
@@ -202,7 +202,7 @@ class AcceptHelper(Receiver):
         if was_up:
             self.warm()
         for place, request in enumerate(requests.values()):
-            request.ended(Fetched(failed=True, blocked=blocked and place == 0))
+            request.ended(FetchResult(failed=True, blocked=blocked and place == 0))
 
     def _forget(self) -> None:
         self._keeper.send({"op": "drop", "name": fd_store.ACCEPTOR})
@@ -211,7 +211,7 @@ class AcceptHelper(Receiver):
         self._set_timer()
 
 
-class FirstBytes(StrEnum):
+class FirstBytesKind(StrEnum):
     """The kinds of data with which a connection can begin."""
 
     REQUEST = "request"
@@ -224,28 +224,28 @@ def bad_request_response(*, late: bool) -> bytes:
     return response_head(408 if late else 400, [("Connection", "close"), ("Content-Length", "0")])
 
 
-def classify_first_bytes(head: bytes, *, tls: bool) -> FirstBytes:
+def classify_first_bytes(head: bytes, *, tls: bool) -> FirstBytesKind:
     """The kind of data with which a connection begins. The first ENOUGH_BYTES bytes suffice as `head`."""
-    return _hello(head) if tls else _request_line(head)
+    return _classify_client_hello(head) if tls else _classify_request_line(head)
 
 
-def _request_line(head: bytes) -> FirstBytes:
+def _classify_request_line(head: bytes) -> FirstBytesKind:
     # Empty lines before the request line are to be ignored (RFC 9112 §2.2).
     line, end, _ = head.lstrip(b"\r\n").partition(b"\n")
     if end:
-        return FirstBytes.REQUEST if _REQUEST_LINE.fullmatch(line) else FirstBytes.NO_REQUEST
+        return FirstBytesKind.REQUEST if _REQUEST_LINE.fullmatch(line) else FirstBytesKind.NO_REQUEST
     if not line:
-        return FirstBytes.BEGINNING if len(head) < LONGEST_LINE_BYTES else FirstBytes.NO_REQUEST
+        return FirstBytesKind.BEGINNING if len(head) < LONGEST_LINE_BYTES else FirstBytesKind.NO_REQUEST
     if not _BEGINNING.fullmatch(line):
-        return FirstBytes.NO_REQUEST
-    return FirstBytes.BEGINNING if len(line) < LONGEST_LINE_BYTES else FirstBytes.REQUEST
+        return FirstBytesKind.NO_REQUEST
+    return FirstBytesKind.BEGINNING if len(line) < LONGEST_LINE_BYTES else FirstBytesKind.REQUEST
 
 
-def _hello(head: bytes) -> FirstBytes:
+def _classify_client_hello(head: bytes) -> FirstBytesKind:
     expected = ((0, _HANDSHAKE), (1, _MAJOR), (_HELLO_AT, _CLIENT_HELLO))
     if any(head[at] != value for at, value in expected if at < len(head)):
-        return FirstBytes.NO_REQUEST
-    return FirstBytes.REQUEST if len(head) > _HELLO_AT else FirstBytes.BEGINNING
+        return FirstBytesKind.NO_REQUEST
+    return FirstBytesKind.REQUEST if len(head) > _HELLO_AT else FirstBytesKind.BEGINNING
 
 
 @dataclass(slots=True, eq=False)
@@ -382,7 +382,7 @@ class Activator:
         self._keeper = keeper
         self._sockets = sockets
         self._adoptions = adoptions
-        self._accept_helper = AcceptHelper(keeper, directory, self._returned)
+        self._accept_helper = AcceptHelper(keeper, directory, self._take_returned_connection)
         self._numbers = itertools.count(os.getpid() << 32)  # different from a successor's
         self._servers: dict[str, ServerConfig] = {}
         self._sleeping: dict[str, SleepingListener] = {}
@@ -443,7 +443,7 @@ class Activator:
             held.stop_timer()
         self._hand_over(key, sleeping.connections)
 
-    def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
+    def drain_unused_pair(self, key: str, workers: Iterable[LocalWorker]) -> None:
         """Close the socket pair through which a sleeping server's workers got connections, once it is empty.
 
         Connections that are still in the pair are fetched from it first. Nothing is done if a worker among `workers` is
@@ -485,7 +485,7 @@ class Activator:
         self._watched.clear()
         self._accept_helper.close()
 
-    def adopt(
+    def adopt_held_connection(
         self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
     ) -> list[HasDescriptor]:
         """Remove a held connection from the keeper's store, and queue it for its server's next worker. Return []."""
@@ -497,7 +497,7 @@ class Activator:
         try:
             if (server := servers.get(meta["key"])) is not None:
                 self._servers[server.key] = server
-                self._give(server.key, sock)
+                self._queue_duplicate(server.key, sock)
         finally:
             close_promptly(sock.detach())
         return []
@@ -509,14 +509,14 @@ class Activator:
         self._servers.update(servers)
         return self._accept_helper.adopt(meta, fd)
 
-    def _returned(self, key: str, sock: Connection) -> None:
+    def _take_returned_connection(self, key: str, sock: Connection) -> None:
         """Take a connection that an earlier supervisor requested. It may wake its server."""
         if (sleeping := self._sleeping.get(key)) is not None:
             self._hold(sleeping, HeldConnection(sock, unseen=False))
             return
         try:
             if key in self._servers:
-                self._give(key, sock)
+                self._queue_duplicate(key, sock)
         finally:
             close_promptly(sock.detach())
 
@@ -582,7 +582,7 @@ class Activator:
                 continue  # an earlier event of this batch has unwatched it
             sleeping, held = self._watched[fd]
             if held is not None:
-                self._classify(sleeping, held, last=bool(events & _ENDS))
+                self._wake_wait_or_close(sleeping, held, last=bool(events & _ENDS))
             elif not sleeping.accepts:
                 self._wake(sleeping)
             elif sleeping.shared or sleeping.sockets[fd] is sleeping.left:
@@ -611,7 +611,7 @@ class Activator:
         self._fetches.add(fetch)
         self._accept_helper.fetch(fetch, fetch.shared, self._limit.most_at_once)
 
-    def _arrived(self, fetch: ConnectionFetch, sock: Connection) -> None:
+    def _on_connection_arrived(self, fetch: ConnectionFetch, sock: Connection) -> None:
         unseen = fetch.kind == ACCEPT
         held = HeldConnection(sock, unseen=unseen)
         if unseen:
@@ -624,7 +624,7 @@ class Activator:
             # The server has been woken meanwhile.
             self._hand_over(fetch.key, [held])
 
-    def _fetched(self, fetch: ConnectionFetch, found: Fetched) -> None:
+    def _on_fetch_ended(self, fetch: ConnectionFetch, found: FetchResult) -> None:
         self._fetches.discard(fetch)
         sleeping, fd = fetch.sleeping, fetch.fd
         sleeping.fetched.discard(fd)
@@ -636,13 +636,13 @@ class Activator:
                 self._servers_that_block.add(sleeping.key)
             self._wake(sleeping)
         elif fetch.clears:
-            self._pair_cleared(sleeping, found)
+            self._finish_pair_clearing(sleeping, found)
         elif found.junk or found.full:
             self._pause(sleeping)
         elif not sleeping.paused and fd in sleeping.sockets:
             self._watch(fd, sleeping)
 
-    def _pair_cleared(self, sleeping: SleepingListener, found: Fetched) -> None:
+    def _finish_pair_clearing(self, sleeping: SleepingListener, found: FetchResult) -> None:
         if found.empty and sleeping.left is not None:
             self._unwatch(sleeping.left.fileno())
             sleeping.left = None
@@ -657,14 +657,14 @@ class Activator:
     def _hold(self, sleeping: SleepingListener, held: HeldConnection) -> None:
         held.sock.setblocking(False)
         sleeping.connections[held] = None
-        self._classify(sleeping, held)
+        self._wake_wait_or_close(sleeping, held)
         if held in sleeping.connections and sleeping.armed:
             try:
                 self._watch_held(sleeping, held)
             except OSError:
                 self._close(sleeping, held)
             else:
-                held.name = self._keep(sleeping.key, held.sock)
+                held.name = self._store_in_keeper(sleeping.key, held.sock)
                 if self._limit.too_many(sum(len(each.connections) for each in self._sleeping.values())):
                     self._make_room(held)
 
@@ -684,14 +684,14 @@ class Activator:
         else:
             self._close(crowded, expendable)
 
-    def _classify(
+    def _wake_wait_or_close(
         self, sleeping: SleepingListener, held: HeldConnection, *, last: bool = False, late: bool = False
     ) -> None:
         """By the first bytes of a connection, wake the server, wait for more, or close the connection.
 
         `last`: the client has closed its side. `late`: its time limit has expired.
         """
-        on_late = partial(self._classify, sleeping, held, last=True, late=True)
+        on_late = partial(self._wake_wait_or_close, sleeping, held, last=True, late=True)
         try:
             unread = held.sock.recv(ENOUGH_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             head = held.sock.received + unread
@@ -705,10 +705,10 @@ class Activator:
                 return
         except OSError:
             head = b""
-        verdict = classify_first_bytes(head, tls=sleeping.tls) if head else FirstBytes.NO_REQUEST
-        if verdict is FirstBytes.REQUEST:
+        verdict = classify_first_bytes(head, tls=sleeping.tls) if head else FirstBytesKind.NO_REQUEST
+        if verdict is FirstBytesKind.REQUEST:
             self._wake(sleeping)
-        elif verdict is FirstBytes.BEGINNING and not last:
+        elif verdict is FirstBytesKind.BEGINNING and not last:
             sleeping.limit_wait(held, on_late, begun=True)
         else:
             self._close(sleeping, held, b"" if sleeping.tls or not head else bad_request_response(late=late))
@@ -739,8 +739,8 @@ class Activator:
             held = leaving[-1]
             # If it were sent while it is still in the store, it would be served twice if this process exited here.
             self._drop_from_store(held)
-            if not self._give(key, held.sock):
-                held.name = self._keep(key, held.sock)
+            if not self._queue_duplicate(key, held.sock):
+                held.name = self._store_in_keeper(key, held.sock)
                 asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send, key)
                 return
             self._close_copies(leaving.pop())
@@ -757,16 +757,16 @@ class Activator:
             self._keeper.send({"op": "drop", "name": held.name})
             held.name = ""
 
-    def _give(self, key: str, sock: Connection) -> bool:
+    def _queue_duplicate(self, key: str, sock: Connection) -> bool:
         """Queue a duplicate of the connection for the server's next worker. Returns False if there is no room."""
         self._adoptions.open(self._servers[key])
         return self._adoptions.give(key, sock)
 
-    def _keep(self, key: str, sock: Connection) -> str:
+    def _store_in_keeper(self, key: str, sock: Connection) -> str:
         """Store the connection in the keeper. Returns the name of its entry, or "" if that failed."""
         name = f"{fd_store.HELD_CONNECTION}{next(self._numbers)}"
         try:
-            part, fds = sock.message()
+            part, fds = sock.to_message()
         except OSError:
             return ""  # out of descriptors: held, but it does not survive this process
         try:
@@ -795,7 +795,7 @@ class ConnectionFetch:
         self._activator = activator
 
     def connection_arrived(self, sock: Connection) -> None:
-        self._activator._arrived(self, sock)
+        self._activator._on_connection_arrived(self, sock)
 
-    def ended(self, found: Fetched) -> None:
-        self._activator._fetched(self, found)
+    def ended(self, found: FetchResult) -> None:
+        self._activator._on_fetch_ended(self, found)

@@ -25,8 +25,8 @@ from poolctl.keeper import fd_store, pool_files, rendezvous, wire
 from poolctl.platform import memory_file, read_file
 
 from ..process_link import HasDescriptor, Link
-from ..runner_protocol import Placement, RunnerEvents
-from ..runner_registry import RunnerSite
+from ..runner_protocol import Placement, RunnerEventHandler
+from ..runner_registry import RunnerContext
 from ..worker_spec import (
     Spec,
     app_spec,
@@ -40,9 +40,9 @@ from ..worker_spec import (
     worker_spec,
 )
 from .local_worker import LocalWorker, NotifySocket, Tally
-from .output_pipes import Output
+from .output_pipes import OutputPipes
 from .server_sockets import AdoptionPairs, handover_group
-from .zygotes import AppZygote, AppZygotes, Children, Source, Zygotes
+from .zygotes import AppZygote, AppZygotes, Children, ZygoteIdentity, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -56,7 +56,7 @@ _PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class CertificateFiles:
+class LoadedCertificate:
     """The contents of a certificate, key and client CAs, with their paths and the certificate's expiry time."""
 
     files: _Files
@@ -72,11 +72,11 @@ class Certificates:
 
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
-        self._given: dict[str, CertificateFiles] = {}
+        self._given: dict[str, LoadedCertificate] = {}
         self._forced: dict[str, int] = {}  # by server: the generation that gets an expired file's content too
         self._due: asyncio.TimerHandle | None = None
 
-    def for_worker(self, server: ServerConfig, generation: int) -> CertificateFiles:
+    def for_worker(self, server: ServerConfig, generation: int) -> LoadedCertificate:
         """Return the certificate in the server's files. If it has expired, return the kept one if that is still valid.
 
         A certificate is kept once a worker is ready with it (see `keep_if_ready`), or at once if no valid one is kept.
@@ -90,7 +90,7 @@ class Certificates:
         return before if expired and self._forced.get(server.name) != generation else found
 
     def keep_if_ready(
-        self, server: ServerConfig, generation: int, given: CertificateFiles, ready: asyncio.Future[None]
+        self, server: ServerConfig, generation: int, given: LoadedCertificate, ready: asyncio.Future[None]
     ) -> None:
         """Keep `given`, a worker's certificate, if the worker is ready: its finished future `ready` has a result."""
         if ready.cancelled() or ready.exception() is not None:
@@ -99,7 +99,7 @@ class Certificates:
             del self._forced[server.name]
         self._keep_certificate(server, given)
 
-    def read_current(self, server: ServerConfig) -> CertificateFiles:
+    def reload_certificate(self, server: ServerConfig) -> LoadedCertificate:
         """Return the certificate in the server's files, and keep it for later workers. Raises ServerError."""
         self._forced.pop(server.name, None)
         return self._keep_certificate(server, _read_certificate(server))
@@ -121,7 +121,7 @@ class Certificates:
             finally:
                 os.close(fd)
 
-    def _keep_certificate(self, server: ServerConfig, given: CertificateFiles) -> CertificateFiles:
+    def _keep_certificate(self, server: ServerConfig, given: LoadedCertificate) -> LoadedCertificate:
         if given.contents and self._given.get(server.name) != given:
             self._given[server.name] = given
             self._schedule_save()
@@ -141,7 +141,7 @@ class Certificates:
             os.close(fd)
 
 
-def _encoded(given: Mapping[str, CertificateFiles]) -> bytes:
+def _encoded(given: Mapping[str, LoadedCertificate]) -> bytes:
     """The certificates in a form that a successor of any later version can read."""
     rows = {
         name: {
@@ -154,29 +154,29 @@ def _encoded(given: Mapping[str, CertificateFiles]) -> bytes:
     return json.dumps({"version": _VERSION, "certificates": rows}).encode()
 
 
-def _decoded(content: bytes) -> dict[str, CertificateFiles]:
+def _decoded(content: bytes) -> dict[str, LoadedCertificate]:
     """The certificates, by server name, in an earlier supervisor's record. An unknown format raises an exception."""
     if not content.startswith(b"{"):
         # Written by a supervisor from before the record had a version.
-        return {name: CertificateFiles(*each) for name, each in pickle.loads(content).items()}
+        return {name: LoadedCertificate(*each) for name, each in pickle.loads(content).items()}
     record = json.loads(content)
     if record["version"] != _VERSION:
         raise ValueError(f"version {record['version']} of the record is not known")
     return {
-        name: CertificateFiles(
+        name: LoadedCertificate(
             tuple(row["files"]), [one.encode("latin-1") for one in row["contents"]], row["ends"]
         )
         for name, row in record["certificates"].items()
     }
 
 
-def _read_certificate(server: ServerConfig) -> CertificateFiles:
+def _read_certificate(server: ServerConfig) -> LoadedCertificate:
     contents, tls = tls_contents(server), server.tls
     if not contents or not tls or tls is True:
-        return CertificateFiles((), [], None)
+        return LoadedCertificate((), [], None)
     times = certificate_validity(contents[0].decode("ascii", errors="replace"))
     files = (tls.cert, tls.key, tls.ca, tls.password_env)
-    return CertificateFiles(files, contents, None if times is None else times[1].timestamp())
+    return LoadedCertificate(files, contents, None if times is None else times[1].timestamp())
 
 
 class DescriptorBudget:
@@ -229,12 +229,12 @@ class Forker:
 
     def __init__(
         self,
-        site: RunnerSite,
+        site: RunnerContext,
         children: Children,
-        events: Callable[[], RunnerEvents],
+        events: Callable[[], RunnerEventHandler],
         zygotes: Zygotes,
         app_zygotes: AppZygotes,
-        output: Output,
+        output: OutputPipes,
         adoptions: AdoptionPairs,
         adoption_directory: str | None,
     ) -> None:
@@ -278,7 +278,7 @@ class Forker:
         Raises ServerError or WorkerFailed if one is missing.
         """
         forked_from = self._source(server)
-        await self._zygotes.with_retry(forked_from, lambda: self._zygotes.wait_until_up(forked_from))
+        await self._zygotes.with_retry(forked_from, lambda: self._zygotes.ensure_zygote_up(forked_from))
         await asyncio.to_thread(self._check_files, server)
 
     def _check_files(self, server: ServerConfig) -> None:
@@ -294,22 +294,22 @@ class Forker:
         Returns "", or the reason why workers cannot be forked from a zygote. Raises ServerError, WorkerFailed.
         """
         self._code_since[server.key] = since
-        found = await self._app_zygote(server)
+        found = await self._get_or_start_zygote(server)
         return found if isinstance(found, str) else ""
 
     def warm(self, server: ServerConfig) -> None:
         """Begin to start the zygote for the server's workers, before one is needed."""
         self._zygotes.start(self._source(server))
 
-    def need(self, server: ServerConfig) -> None:
+    def retain_app_zygote(self, server: ServerConfig) -> None:
         """Record that the server uses its app zygote, so that `end_unneeded` does not end a zygote adopted for it."""
         with contextlib.suppress(ServerError):
-            self._app_zygotes.need(server, self._app_spec(server))
+            self._app_zygotes.retain(server, self._app_spec(server))
 
-    async def _app_zygote(self, server: ServerConfig) -> AppZygote | str:
+    async def _get_or_start_zygote(self, server: ServerConfig) -> AppZygote | str:
         if not server.preload or server.command:
             return ""
-        return await self._app_zygotes.get(
+        return await self._app_zygotes.get_or_import(
             server, self._app_spec(server), self._code_since.get(server.key, 0.0)
         )
 
@@ -327,11 +327,11 @@ class Forker:
         generation: int,
         index: int,
         sockets: list[socket.socket],
-        forked_from: Source,
+        forked_from: ZygoteIdentity,
         woken: bool,
         hook: str,
     ) -> LocalWorker:
-        app_zygote = await self._app_zygote(server)
+        app_zygote = await self._get_or_start_zygote(server)
         given = self.certificates.for_worker(server, generation)
         spec = worker_spec(
             server,
@@ -342,7 +342,7 @@ class Forker:
             env_base=self._site.environments.get(server.name),
         )
         with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as if_failed:
-            output, write = self._output.attach(server)
+            output, write = self._output.create_pipe(server)
             if_failed.callback(self._output.discard, output)
             afterwards.callback(os.close, write)
             if not hook:
@@ -357,7 +357,7 @@ class Forker:
             if_failed.enter_context(control)
             afterwards.enter_context(theirs)
             inherited = [theirs.fileno(), write, *(sock.fileno() for sock in sockets)]
-            fds = self._inheritance(worker, spec, inherited, given, afterwards, if_failed)
+            fds = self._prepare_inherited_descriptors(worker, spec, inherited, given, afterwards, if_failed)
             if isinstance(app_zygote, AppZygote):
                 worker.preloaded = True
                 process = await app_zygote.fork(fds)
@@ -366,7 +366,9 @@ class Forker:
             if_failed.pop_all()
             pid, worker.start = process
             # A program cannot report its state: if all other processes exit, the logger still knows its pid.
-            self._output.log_pipe(output, pid, worker.start, generation=generation, index=index, hook=hook)
+            self._output.register_pipe(
+                output, pid, worker.start, generation=generation, index=index, hook=hook
+            )
             worker.placement = replace(
                 placement,
                 id=hook_id(server.name, hook) if hook else placement.id,
@@ -378,7 +380,7 @@ class Forker:
                 functools.partial(self.certificates.keep_if_ready, server, generation, given)
             )
             if worker.notify is not None:
-                worker.listen(worker.notify)
+                worker.listen_for_readiness(worker.notify)
             # Our end, which the keeper holds too: a worker must not get end of file when its supervisor is replaced.
             ours = (None, worker.notify) if server.command else (control, worker.tally)
             kept: list[HasDescriptor] = [each for each in ours if each is not None]
@@ -400,15 +402,15 @@ class Forker:
             worker.mark_never_started(deed)
 
         if worker.preloaded or forked_from.user is not None:
-            self._children.confirm(process, on_forged)
+            self._children.schedule_parent_check(process, on_forged)
         return worker
 
-    def _inheritance(
+    def _prepare_inherited_descriptors(
         self,
         worker: LocalWorker,
         spec: Spec,
         control_output_and_listeners: list[int],
-        given: CertificateFiles,
+        given: LoadedCertificate,
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
     ) -> list[int]:
@@ -426,7 +428,7 @@ class Forker:
         file = spec_file(spec)
         afterwards.callback(os.close, file)
         certificates = afterwards.enter_context(memory_files(given.contents))
-        adoption = [sock.fileno() for sock in self._adoptions.of(server)]
+        adoption = [sock.fileno() for sock in self._adoptions.get_or_open(server)]
         fds = [file, *control_output_and_listeners, *certificates, *adoption]
         if not server.command:
             worker.tally = Tally.new()
@@ -435,18 +437,18 @@ class Forker:
         if spec["orphanage"] is not None and spec["orphanage"]["bound"]:
             bound, worker.place = rendezvous.bind(spec["orphanage"]["directory"], pool_files.WORKER)
             fds.append(afterwards.enter_context(bound).fileno())
-            if_failed.callback(pool_files.forget, worker.place)
+            if_failed.callback(pool_files.unlink_quietly, worker.place)
         return fds
 
-    def _source(self, server: ServerConfig) -> Source:
+    def _source(self, server: ServerConfig) -> ZygoteIdentity:
         """The zygote from which the server's processes are forked.
 
         It runs as the server's user if other users can change the interpreter's files.
         """
         if server.command:
             # Any zygote can execute a command, which does not need the application's interpreter.
-            return Source(sys.executable)
-        return Source.for_user(_interpreter(server), user_ids(server))
+            return ZygoteIdentity(sys.executable)
+        return ZygoteIdentity.for_user(_interpreter(server), user_ids(server))
 
     def _orphan_description(
         self, server: ServerConfig, generation: int, index: int, output: str

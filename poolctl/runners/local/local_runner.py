@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
-from poolctl.clock import PING_SECONDS, aligned
+from poolctl.clock import PING_SECONDS, next_aligned_time
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store
 from poolctl.keeper.reap import signal_process
@@ -20,7 +20,7 @@ from poolctl.platform import is_stopped
 
 from ..process_link import Message
 from ..runner_protocol import (
-    Adopted,
+    AdoptionResult,
     Backlogs,
     Capabilities,
     Exit,
@@ -31,20 +31,20 @@ from ..runner_protocol import (
     PublishedRoutes,
     Routing,
     Runner,
-    RunnerEvents,
-    Sleep,
+    RunnerEventHandler,
+    SleepCapability,
     Takeover,
 )
-from ..runner_registry import RunnerSite
+from ..runner_registry import RunnerContext
 from ..stack_report import Stacks, WorkerStacks
 from ..worker_spec import hook_config
 from .activation import Activator
 from .forking import Forker
-from .local_worker import LocalWorker, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats, WorkerRoutes
-from .output_pipes import Output, last_lines
+from .local_worker import LocalWorker, RoutesMessage, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats
+from .output_pipes import OutputPipes, last_lines
 from .server_sockets import AdoptionPairs, Sockets
 from .takeover import Adopter, WorkerAdoption, inherited_sockets, rescue_orphans, take_over, wait_for_reports
-from .zygotes import AppZygotes, Children, ImportLimit, Process, Source, Zygotes
+from .zygotes import AppZygotes, Children, ImportLimit, ProcessIdentity, ZygoteIdentity, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -52,7 +52,7 @@ _LAST_OUTPUT_SECONDS = 3.0
 _LAST_WORDS_SECONDS = 0.2  # short for a worker that was ready, whose replacement should start soon
 
 
-class RoutedServers(Routing):
+class RoutePublisher(Routing):
     """Sends the route table to workers of servers that have a route, and lets the gateway pass connections to them."""
 
     def __init__(
@@ -77,37 +77,37 @@ class RoutedServers(Routing):
         # A program has no pair: its requests are proxied.
         passed = [each for each in servers if not each.command]
         before, names = self._adoptions.routed, {each.key: each.name for each in passed}
-        self._adoptions.publish(names, gateway, None if routes is None else routes.give_back)
+        self._adoptions.set_routed_servers(names, gateway, None if routes is None else routes.give_back)
         open_keys = self._sockets.keys()
         for server in passed:
             if server.key in open_keys:
                 self._adoptions.open(server)
                 self._activator.watch_pair(server.key)
-            self.update_pair(server.key)
+            self.update_passing_permission(server.key)
         for key in before.keys() - names.keys():
-            self._activator.tidy(key, self._workers.of(key))
+            self._activator.drain_unused_pair(key, self._workers.of(key))
         self._routes = routes
         for worker in self._workers.values():
             self.send_routes(worker)
 
-    def release_connections_of(self, servers: Collection[str]) -> None:
+    def set_releasing_servers(self, servers: Collection[str]) -> None:
         before, self._releasing = self._releasing, frozenset(servers)
         for worker in self._workers.values():
             if worker.server.name in before ^ self._releasing:
                 self.send_routes(worker)
 
-    def take_back(self, servers: Collection[str]) -> None:
+    def return_queued_connections(self, servers: Collection[str]) -> None:
         for key, name in self._adoptions.routed.items():
             if name in servers:
-                self._adoptions.take_back(key)
+                self._adoptions.return_to_gateway(key)
 
-    async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
+    async def list_unconfirmed_after(self, limit_seconds: float) -> list[str]:
         waiting = {worker: it for worker in self._workers.values() if (it := worker.unconfirmed) is not None}
         if waiting:
             await asyncio.wait(waiting.values(), timeout=limit_seconds)
         return sorted({worker.server.name for worker, it in waiting.items() if not it.done()})
 
-    def update_pair(self, key: str) -> None:
+    def update_passing_permission(self, key: str) -> None:
         """Decide again whether the gateway may pass connections to a server with a route.
 
         Passing is allowed if all ready workers give back connections whose next request is for another server. A
@@ -129,29 +129,29 @@ class RoutedServers(Routing):
         """
         if worker.routes is not None or worker.server.key in self._adoptions.routed:
             name = worker.server.name
-            worker.route(WorkerRoutes(self._routes, name, keeps=name not in self._releasing))
+            worker.assign_routes(RoutesMessage(self._routes, name, keeps=name not in self._releasing))
 
 
-class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
+class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeover):
     """Runs each worker as a process of this machine, forked by a zygote of the keeper.
 
-    The keeper's exit reports must be passed to `exit_reported`. If the keeper and this process have both died, workers
-    listen on sockets in `adoption_directory`; if that is None, workers exit.
+    The keeper's exit reports must be passed to `handle_exit_report`. If the keeper and this process have both died,
+    workers listen on sockets in `adoption_directory`; if that is None, workers exit.
     """
 
-    events = RunnerEvents()
+    events = RunnerEventHandler()
 
-    def __init__(self, site: RunnerSite, adoption_directory: str | None = None) -> None:
+    def __init__(self, site: RunnerContext, adoption_directory: str | None = None) -> None:
         keeper = self.keeper = site.keeper
         self.children = Children(keeper, site.keeper_pid)
         self._turns = ImportLimit()
         self.zygotes = Zygotes(keeper, self.children, site.directory)
-        self.output = Output(
+        self.output = OutputPipes(
             keeper, site.directory, site.logs_directory, self._current_events, adoption_directory
         )
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
-        self._stopped: set[Process] = set()  # the zygotes that the last check found stopped
-        self._check_zygotes()
+        self._stopped: set[ProcessIdentity] = set()  # the zygotes that the last check found stopped
+        self._kill_stopped_zygotes()
         self.sockets = Sockets(keeper)
         self.adoptions = AdoptionPairs(keeper)
         self.activator = Activator(keeper, self.sockets, self.adoptions, site.directory)
@@ -167,11 +167,11 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         )
         self._adoption_directory = adoption_directory
         self._workers = RunnerWorkers()
-        self.tallies = Tallies(keeper, self._workers, lambda *why: self.events.figures_refused(*why))
+        self.tallies = Tallies(keeper, self._workers, lambda *why: self.events.record_rejected_counts(*why))
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._last_outputs: dict[str, str] = {}  # by server: the output of the worker that exited last
-        self._routed = RoutedServers(self.adoptions, self.sockets, self.activator, self._workers)
+        self._routed = RoutePublisher(self.adoptions, self.sockets, self.activator, self._workers)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -188,7 +188,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             routing=self._routed,
         )
 
-    def _current_events(self) -> RunnerEvents:
+    def _current_events(self) -> RunnerEventHandler:
         # `events` is set after the parts of this runner are made.
         return self.events
 
@@ -214,7 +214,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         self.activator.arm(server, on_request)
-        self.activator.tidy(server.key, self._workers.of(server.key))
+        self.activator.drain_unused_pair(server.key, self._workers.of(server.key))
 
     def disarm(self, key: str) -> None:
         self.activator.disarm(key)
@@ -222,13 +222,13 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
     def close_waiting(self, key: str) -> None:
         self.activator.close_waiting(key)
 
-    async def check(self, server: ServerConfig) -> None:
+    async def check_startable(self, server: ServerConfig) -> None:
         await self.forker.check(server)
 
     def force_certificate(self, name: str, generation: int) -> None:
         self.forker.certificates.force(name, generation)
 
-    async def prepare(self, server: ServerConfig, since: float) -> str:
+    async def preload_application(self, server: ServerConfig, since: float) -> str:
         with self.children.forking():
             return await self.forker.prepare(server, since)
 
@@ -237,7 +237,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         with self.children.forking():
             serving = any(each.ready_at and not each.left.done() for each in self._workers.of(server.key))
             woken = not server.scale.min and not serving
-            sockets = self.sockets.lend(server)
+            sockets = self.sockets.share_with_worker(server)
             worker = await self.forker.fork(server, generation, index, sockets, woken=woken)
             self._register(worker)
         self._routed.send_routes(worker)
@@ -260,19 +260,19 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         assert placement.pid is not None
         self._workers.add(worker)
         self._by_pid[placement.pid] = worker
-        worker.answered.add_done_callback(lambda _: self._note(worker))
+        worker.answered.add_done_callback(lambda _: self._save_worker_state(worker))
         worker.on_never_started = lambda: self._never_started(worker)
-        worker.on_follows_routes = lambda: self._note(worker)
-        if (early := self.children.add(placement.pid)) is not None:
-            self._ended(worker, early)
+        worker.on_follows_routes = lambda: self._save_worker_state(worker)
+        if (early := self.children.register_unless_exited(placement.pid)) is not None:
+            self._handle_worker_exit(worker, early)
 
     def _never_started(self, worker: LocalWorker) -> None:
         self._by_pid.pop(worker.placement.pid or 0, None)
-        self._ended(worker, Exit(message="was never started"))
+        self._handle_worker_exit(worker, Exit(message="was never started"))
 
-    def _note(self, worker: LocalWorker) -> None:
+    def _save_worker_state(self, worker: LocalWorker) -> None:
         """Record the worker's state in the keeper's store, and decide again whether the gateway may use its server."""
-        self._routed.update_pair(worker.server.key)
+        self._routed.update_passing_permission(worker.server.key)
         if not worker.exited.done():
             self.keeper.send(
                 {"op": "note", "name": f"{fd_store.WORKER}{worker.placement.id}", "meta": worker.meta()}
@@ -280,7 +280,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
 
     async def adopt(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
-    ) -> Adopted:
+    ) -> AdoptionResult:
         self.sockets.inherited = await inherited_sockets(self.keeper)
         await self.forker.certificates.load_saved(servers)
         by_key = {server.key: server for server in servers.values()}
@@ -289,8 +289,8 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             fd_store.LISTENER: self.sockets.adopt,
             fd_store.ADOPTION: self.adoptions.adopt,
             fd_store.OUTPUT: self.output.adopt,
-            fd_store.TALLY: self.tallies.adopt,
-            fd_store.HELD_CONNECTION: partial(self.activator.adopt, by_key),
+            fd_store.TALLY: self.tallies.collect_unsaved_counts,
+            fd_store.HELD_CONNECTION: partial(self.activator.adopt_held_connection, by_key),
             fd_store.APP_ZYGOTE: self.app_zygotes.adopt,
             fd_store.WORKER: partial(adoption.adopt, self._register),
         }
@@ -300,13 +300,13 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             self.adoptions.expect_gateway()
         zygotes = [name.removeprefix(fd_store.ZYGOTE) for name in names if name.startswith(fd_store.ZYGOTE)]
         for key in zygotes:
-            self.zygotes.start(Source.of(key))
+            self.zygotes.start(ZygoteIdentity.from_key(key))
         if found and not zygotes:
             # The zygotes exited with their keeper.
             self.forker.warm(found[0].server)
         for server in servers.values():
             if server.preload and self.sockets.endpoints(server.key):
-                self.forker.need(server)
+                self.forker.retain_app_zygote(server)
         self.app_zygotes.end_unneeded()
         # Last, because connections that the accept helper has accepted are put into the servers' pairs.
         reply, fds = await self.keeper.call({"op": "get", "name": fd_store.ACCEPTOR})
@@ -320,7 +320,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         for key in open_keys - ours:
             await self.close(key)
         await self.output.start()
-        return Adopted(
+        return AdoptionResult(
             [worker.to_adopted() for worker in found],
             {each.server.name: (each.hook, each.placement) for each in adoption.hooks},
             {key: tuple(self.sockets.endpoints(key)) for key in ours & open_keys},
@@ -365,7 +365,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         if placement.id in self._workers:
-            given = self.forker.certificates.read_current(server)
+            given = self.forker.certificates.reload_certificate(server)
             self._workers[placement.id].renew_tls(server, given.contents)
 
     async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -432,7 +432,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         self.zygotes.close()
         self.output.close()
 
-    def keeper_replaced(self, keeper_pid: int) -> None:
+    def switch_to_keeper(self, keeper_pid: int) -> None:
         """Switch to a new keeper: kill the zygotes of the dead keeper, and let the new keeper watch the workers."""
         self.children.keeper_pid = keeper_pid
         app_zygotes = self.app_zygotes.processes
@@ -443,7 +443,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         for pid, start in (*app_zygotes, *(worker.process for worker in self._workers.values())):
             self.keeper.send({"op": "watch", "pid": pid, "start": start})
 
-    def _check_zygotes(self) -> None:
+    def _kill_stopped_zygotes(self) -> None:
         """Kill zygotes that two checks in a row find stopped (SIGSTOP), so that no fork has to wait for them.
 
         They are not pinged, because each would have to fork in order to answer. The next fork starts another zygote.
@@ -455,27 +455,31 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
             logger.error("a zygote (pid %d) is stopped: killing it", process.pid)
             self.children.kill(process)
         loop = asyncio.get_running_loop()
-        self._next_check = loop.call_at(aligned(loop.time(), PING_SECONDS), self._check_zygotes)
+        self._next_check = loop.call_at(
+            next_aligned_time(loop.time(), PING_SECONDS), self._kill_stopped_zygotes
+        )
 
-    def exit_reported(self, report: Message) -> None:
+    def handle_exit_report(self, report: Message) -> None:
         exit_ = Exit.from_report(report.get("status"), report.get("signal"))
         worker = self._by_pid.pop(report["pid"], None)
         if worker is not None:
-            self._ended(worker, exit_)
+            self._handle_worker_exit(worker, exit_)
         elif not self.app_zygotes.handle_exit(report["pid"], exit_):
             self.children.early[report["pid"]] = exit_
         self.children.forget(report["pid"])
         self.keeper.send({"op": "heard", "sequence": report["sequence"]})
 
-    def _ended(self, worker: LocalWorker, exit_: Exit) -> None:
+    def _handle_worker_exit(self, worker: LocalWorker, exit_: Exit) -> None:
         if worker.breach:
             exit_ = replace(exit_, message=f"{exit_.message}: {worker.breach}")
         worker.record_exit(exit_)
         self.forker.room.release()
         if worker.tally is not None:
             placement = worker.placement
-            self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)
+            self.tallies.collect_final_counts(
+                placement.server, f"{placement.id}:{placement.pid}", worker.tally
+            )
             worker.tally = None
-        self.activator.tidy(worker.server.key, self._workers.of(worker.server.key))
-        self._routed.update_pair(worker.server.key)
+        self.activator.drain_unused_pair(worker.server.key, self._workers.of(worker.server.key))
+        self._routed.update_passing_permission(worker.server.key)
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{worker.placement.id}"})

@@ -43,7 +43,7 @@ from poolctl.worker.tally import (
     COUNTED,
     Counts,
     clear_stacks,
-    completed,
+    final_counts,
     new_page,
     read_page,
     read_stacks,
@@ -60,7 +60,7 @@ from ..process_link import (
     Receiver,
     flag_of,
     message_allowance,
-    printable,
+    sanitize_text,
     text_of,
 )
 from ..runner_protocol import (
@@ -70,12 +70,12 @@ from ..runner_protocol import (
     Heartbeats,
     Placement,
     PublishedRoutes,
-    RunnerEvents,
+    RunnerEventHandler,
     WorkerFailed,
 )
-from ..stack_report import FAULTHANDLER, PYTHON, KernelThread, Stacks, WorkerStacks, parse, place_of
+from ..stack_report import FAULTHANDLER, PYTHON, KernelThread, Stacks, WorkerStacks, find_hang_location, parse
 from ..worker_spec import memory_files, tls_settings
-from .zygotes import Children, Process
+from .zygotes import Children, ProcessIdentity
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -133,7 +133,7 @@ class Tally(Descriptor):
                 self.refused = why_impossible(counted, self._believed, now - self._at)
                 if not self.refused:
                     self._believed, self._at = counted, now
-        return [*completed(self._believed), *counts[COUNTED:]] if self.refused else counts
+        return [*final_counts(self._believed), *counts[COUNTED:]] if self.refused else counts
 
     def ask(self, asked_ns: int) -> None:
         """Record the time at which the worker is asked for a heartbeat."""
@@ -271,7 +271,7 @@ class NotifySocket:
             os.rmdir(os.path.dirname(self.path))
 
 
-class WorkerRoutes:
+class RoutesMessage:
     """The message that gives a worker its route table. If `routes` is None, the worker serves all requests itself.
 
     `server` is the name of the worker's server. If `keeps` is set, the worker returns a connection to the gateway only
@@ -305,7 +305,7 @@ class LocalWorker(Receiver):
     def __init__(
         self,
         children: Children,
-        events: Callable[[], RunnerEvents],
+        events: Callable[[], RunnerEventHandler],
         placement: Placement,
         server: ServerConfig,
         output: str,
@@ -342,7 +342,7 @@ class LocalWorker(Receiver):
         self.leaving = False
         self.resting = ""  # why it does not accept: "new" (not allowed to yet), or the order that forbids it
         self.idle = False  # without traffic for its server's scale.idle
-        self.routes: WorkerRoutes | None = None  # its routes, sent to it when it begins
+        self.routes: RoutesMessage | None = None  # its routes, sent to it when it begins
         self.follows_routes = False  # it gives back requests that its routes assign to other servers
         self._page: HasDescriptor | None = None  # see RunnerWorkers
         self._confirmed: asyncio.Future[None] | None = None  # done when it has confirmed its new `routes`
@@ -352,11 +352,11 @@ class LocalWorker(Receiver):
         self.idle_check = IdleCheck()
 
     @property
-    def process(self) -> Process:
+    def process(self) -> ProcessIdentity:
         """The worker's process."""
-        return Process(self.placement.pid or 0, self.start)
+        return ProcessIdentity(self.placement.pid or 0, self.start)
 
-    def adopt(self, *, reports: bool) -> None:
+    def mark_adopted(self, *, reports: bool) -> None:
         """Mark this worker as started by another supervisor.
 
         Set `reports` if the worker will send its state in a message, which completes the future `reported`. A worker
@@ -386,7 +386,7 @@ class LocalWorker(Receiver):
                 self._events().expired(self.placement)
         elif event in ("idle", "busy"):
             self.idle = event == "idle"
-            self._events().idle(self.placement, self.idle)
+            self._events().idle_changed(self.placement, self.idle)
         elif event == "routes":
             sent = None if self.routes is None else self.routes.generation
             if message.get("generation") == sent:
@@ -440,7 +440,7 @@ class LocalWorker(Receiver):
             self._send_page()
         _settle(self.begun)
 
-    def route(self, routes: WorkerRoutes) -> None:
+    def assign_routes(self, routes: RoutesMessage) -> None:
         """Send the worker these routes, now or when it begins its work."""
         self.routes = routes
         if self.begun.done() and self.control is not None:
@@ -627,7 +627,7 @@ class LocalWorker(Receiver):
             **({"hook": self.hook} if self.hook else {}),
         }
 
-    def listen(self, notify: NotifySocket) -> None:
+    def listen_for_readiness(self, notify: NotifySocket) -> None:
         """Listen on this socket until the program exits; its message READY=1 marks the program as ready."""
         self.notify = notify
         notify.start(self.mark_ready)
@@ -638,10 +638,10 @@ class LocalWorker(Receiver):
         if self.exited.done():
             return
         if self.place is not None:
-            pool_files.forget(self.place)
+            pool_files.unlink_quietly(self.place)
         if self.control is not None:
             # Its last messages may arrive after the report of its exit.
-            self.control.read_rest()
+            self.control.dispatch_arrived_messages()
         runs_to_its_end = self.server.job or self.hook
         if self._taken_over and exit_.ok and not (self.reported.done() or runs_to_its_end):
             exit_ = _UNSEEN
@@ -746,11 +746,11 @@ class Tallies(Counters):
             self._on_refused(server, name, tally.refused)
         return counts
 
-    def ended(self, server: str, name: str, tally: Tally) -> None:
+    def collect_final_counts(self, server: str, name: str, tally: Tally) -> None:
         """Pass an exited worker's final counts to `add_up`; the keeper holds them until `mark_saved` is called."""
         counts = self._read(server, name, tally)
         if counts is not None and self.add_up is not None:
-            left = completed(counts)
+            left = final_counts(counts)
             if any(left):
                 entry = {"op": "put", "name": f"{fd_store.TALLY}{name}", "meta": {"server": server}}
                 self._keeper.send(entry, [tally.fileno()])
@@ -758,14 +758,14 @@ class Tallies(Counters):
                 self.add_up(name, server, left)
         tally.close()
 
-    def adopt(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
+    def collect_unsaved_counts(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
         """Add up an exited worker's counts, which an earlier supervisor did not save. Close `fds`, and return []."""
         tally = Tally(fds[0])
         counts = tally.counts()
         tally.close()
         self._open.add(name)
         if counts is not None and self.add_up is not None:
-            self.add_up(name, meta["server"], completed(counts))
+            self.add_up(name, meta["server"], final_counts(counts))
         return []
 
     def mark_saved(self) -> None:
@@ -862,10 +862,10 @@ class StackReader(Stacks):
         problem, source, written = _reason_not_to_ask(worker), "", b""
         if not problem:
             until = asyncio.get_running_loop().time() + (_PYTHON_SHARE + _FAULTHANDLER_SHARE) * seconds
-            if await self._signal(worker, ASK, until - _FAULTHANDLER_SHARE * seconds):
+            if await self._request_stack_dump(worker, ASK, until - _FAULTHANDLER_SHARE * seconds):
                 source = PYTHON
             elif _handles_signal(worker, ASK_AGAIN):
-                source = PYTHON if await self._signal(worker, ASK_AGAIN, until) else FAULTHANDLER
+                source = PYTHON if await self._request_stack_dump(worker, ASK_AGAIN, until) else FAULTHANDLER
             written = worker.tally.stacks() if worker.tally is not None else b""
             problem = _explain_missing_stacks(worker, source if written else "")
         directories = (worker.server.app_dir, worker.server.base_dir)
@@ -876,7 +876,7 @@ class StackReader(Stacks):
             pid=worker.placement.pid,
             source=source if threads else "",
             problem=problem,
-            place=place_of(threads),
+            place=find_hang_location(threads),
             threads=tuple(threads),
             tasks=tuple(tasks),
             kernel=()
@@ -884,7 +884,7 @@ class StackReader(Stacks):
             else await self._kernel_threads(worker, (1 - _PYTHON_SHARE - _FAULTHANDLER_SHARE) * seconds),
         )
 
-    async def _signal(self, worker: LocalWorker, number: int, until: float) -> bool:
+    async def _request_stack_dump(self, worker: LocalWorker, number: int, until: float) -> bool:
         """Signal the worker to write its stacks; returns whether it did so before `until`, a time of the event loop."""
         if worker.tally is None:
             return False  # it has exited
@@ -906,7 +906,7 @@ class StackReader(Stacks):
                 found = await in_daemon_thread(functools.partial(kernel_threads, pid, _MOST_THREADS))
         except TimeoutError:
             return ()
-        return tuple(from_json(KernelThread, {**each, "name": printable(each["name"])}) for each in found)
+        return tuple(from_json(KernelThread, {**each, "name": sanitize_text(each["name"])}) for each in found)
 
 
 def _reason_not_to_ask(worker: LocalWorker) -> str:

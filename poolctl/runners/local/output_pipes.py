@@ -20,7 +20,7 @@ from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
 
 from ..process_link import Descriptor, Link, LinkLost, ProcessWatchdog, Receiver, spawn
-from ..runner_protocol import LogFiles, RunnerEvents
+from ..runner_protocol import LogFiles, RunnerEventHandler
 
 _RETRY_SECONDS = 0.2
 _APPEND_SECONDS = 1.0
@@ -37,7 +37,7 @@ class _Pipe(NamedTuple):
     finished: asyncio.Event
 
 
-class Output(Receiver, LogFiles):
+class OutputPipes(Receiver, LogFiles):
     """The output pipes of all workers; the logger process copies what arrives in them into files.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
@@ -50,7 +50,7 @@ class Output(Receiver, LogFiles):
         keeper: Link,
         directory: str,
         logs_directory: str,
-        events: Callable[[], RunnerEvents],
+        events: Callable[[], RunnerEventHandler],
         adoption_directory: str | None = None,
     ) -> None:
         self._keeper = keeper
@@ -77,7 +77,7 @@ class Output(Receiver, LogFiles):
         if kept:
             self._link = Link(wire.over(kept[0]), self)
         else:
-            note = await self._write_ahead_note()
+            note = await self._get_write_ahead_descriptors()
             self._link = Link(await self._spawn(), self)
             self._link.send({"t": "underway"}, note)
             for fd in note:
@@ -89,7 +89,7 @@ class Output(Receiver, LogFiles):
             self._link.send(pipe.message, [pipe.read])
         self._ask_reopen()
 
-    async def _write_ahead_note(self) -> list[int]:
+    async def _get_write_ahead_descriptors(self) -> list[int]:
         """A file and a pipe in which a logger notes each write, so that its successor can finish an interrupted one.
 
         Returns their descriptors, which the caller closes. They are taken from the keeper's store, or created and put
@@ -140,7 +140,7 @@ class Output(Receiver, LogFiles):
         """A new key for a pipe of the server; unique, because a worker and its replacement have a pipe each."""
         return f"{server.name}.{os.getpid()}.{next(self._numbers)}"
 
-    def attach(self, server: ServerConfig) -> tuple[str, int]:
+    def create_pipe(self, server: ServerConfig) -> tuple[str, int]:
         """Create a pipe for a worker; returns its key and its write end. The caller closes that end in this process."""
         read, write = os.pipe()
         os.set_blocking(read, False)
@@ -149,7 +149,7 @@ class Output(Receiver, LogFiles):
         self._pipes[key] = _Pipe(Descriptor(read), self.registration_message(key, server), asyncio.Event())
         return key, write
 
-    def log_pipe(
+    def register_pipe(
         self,
         key: str,
         pid: int,
@@ -185,12 +185,12 @@ class Output(Receiver, LogFiles):
 
         Returns when they are written, or after a time limit. Lines that exceed the capacity of a pipe are dropped.
         """
-        key, write = self.attach(server)
+        key, write = self.create_pipe(server)
         os.set_blocking(write, False)
         with contextlib.suppress(OSError):  # lines that exceed the pipe are dropped
             os.write(write, "".join(f"{line}\n" for line in lines).encode())
         os.close(write)
-        self.log_pipe(key, os.getpid())
+        self.register_pipe(key, os.getpid())
         await self.wait_until_stored(key, _APPEND_SECONDS)
 
     def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:

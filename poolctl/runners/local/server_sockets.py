@@ -46,7 +46,7 @@ class Sockets:
         """The server's listeners; empty for a command that has no address or binds its address itself."""
         return self._open.get(server.key, [])
 
-    def lend(self, server: ServerConfig) -> list[socket.socket]:
+    def share_with_worker(self, server: ServerConfig) -> list[socket.socket]:
         """Return the server's listeners, to be given to a new worker; [] if the server has none.
 
         From now on `shared` is True, because the application and its child processes may hold the listeners too.
@@ -163,7 +163,7 @@ class AdoptionPairs:
         self._published = asyncio.Event()
         asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
 
-    def publish(
+    def set_routed_servers(
         self, routed: Mapping[str, str], gateway: Gateway | None, give_back: socket.socket | None
     ) -> None:
         """Set the gateway, and the servers that have a route: `routed` maps their keys to their names.
@@ -191,14 +191,14 @@ class AdoptionPairs:
         self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
-            self._gateway.use_pair(self.routed[key], self._shown[key])
+            self._gateway.use_passing_socket(self.routed[key], self._shown[key])
 
     def forbid_passing(self, key: str) -> None:
         """Make the gateway proxy the server's requests instead of passing its connections to workers. Does not wait."""
         self._withheld_keys.add(key)
         give = self._shown.pop(key, None)
         if give is not None and self._gateway is not None:
-            self._background(self._gateway.withdraw(self.routed[key], give))
+            self._run_in_background(self._gateway.withdraw_passing_socket(self.routed[key], give))
 
     async def announce_exit(self, key: str) -> None:
         """Tell the gateway that workers of this server exit without replacement; return when it has confirmed."""
@@ -207,7 +207,7 @@ class AdoptionPairs:
         if self._gateway is not None and key in self.routed:
             await self._gateway.announce_exit(self.routed[key])
 
-    def take_back(self, key: str) -> None:
+    def return_to_gateway(self, key: str) -> None:
         """Give the gateway back the connections waiting in the server's adoption pair. No effect without a gateway."""
         if self._give_back is not None and key in self._pairs:
             _move(self._pairs[key][2], self._give_back)
@@ -229,7 +229,7 @@ class AdoptionPairs:
         if key not in self._withheld_keys:
             self.allow_passing(key)
         if before is not None:
-            self._background(self._retire(key, *before[1:]))
+            self._run_in_background(self._retire(key, *before[1:]))
 
     async def _retire(
         self, key: str, give: socket.socket, take: socket.socket, *, empty: bool = False
@@ -245,18 +245,18 @@ class AdoptionPairs:
             if self._gateway is not None and key in self.routed:
                 if self._shown.get(key) is give:
                     del self._shown[key]
-                await self._gateway.withdraw(self.routed[key], give)
+                await self._gateway.withdraw_passing_socket(self.routed[key], give)
                 if self._give_back is not None:
                     _move(take, self._give_back)
             if empty:
                 _move(take, None)
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
+    def get_or_open(self, server: ServerConfig) -> tuple[socket.socket, ...]:
         """Return the server's socket pair, created if missing, as (give end, take end); () if it runs a command."""
         if server.command:
             return ()

@@ -27,10 +27,10 @@ from poolctl.platform import close_promptly, copy_descriptor, peer_credentials, 
 from poolctl.worker.tally import is_page
 
 from ..process_link import Descriptor, HasDescriptor, KeeperLink, Link, Malformed, flag_of, number_of, text_of
-from ..runner_protocol import Placement, RunnerEvents
+from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import find_user_id, hook_config, user_ids, worker_digest
 from .local_worker import LocalWorker, NotifySocket, Tally
-from .output_pipes import Output
+from .output_pipes import OutputPipes
 from .zygotes import Children
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -92,7 +92,7 @@ class WorkerAdoption:
 
     keeper: KeeperLink
     children: Children
-    events: Callable[[], RunnerEvents]
+    events: Callable[[], RunnerEventHandler]
     servers: Mapping[str, ServerConfig]
     placed: Mapping[str, ServerConfig]
     found: list[LocalWorker] = field(default_factory=list)
@@ -134,7 +134,7 @@ class WorkerAdoption:
         worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
         owners: list[HasDescriptor] = [each for each in (sock, worker.tally) if each is not None]
         self.keeper.record_entry(f"{fd_store.WORKER}{name}", meta, owners)
-        worker.adopt(reports=sock is not None and meta["notify"] is None)
+        worker.mark_adopted(reports=sock is not None and meta["notify"] is None)
         follow(worker)
         self._resume(worker, meta, sock)
         (self.hooks if hook else self.found).append(worker)
@@ -144,7 +144,7 @@ class WorkerAdoption:
         if meta["notify"] is not None and sock is not None:
             # If its user has been removed, only root's messages count.
             uid = find_user_id(worker.server) or 0
-            worker.listen(NotifySocket(sock, str(meta["notify"]), uid))
+            worker.listen_for_readiness(NotifySocket(sock, str(meta["notify"]), uid))
         elif sock is not None:
             worker.control_by(sock)
         worker.begin()
@@ -188,7 +188,7 @@ class LocalOrphan:
     tally: list[int] = field(default_factory=list)
     fault: str = ""
 
-    def order(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> bool:
+    def send_order(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> bool:
         """Send the worker an order. Returns whether it was sent; False without a connection."""
         if self.sock is None:
             return False
@@ -200,7 +200,7 @@ class LocalOrphan:
 
     def ask_to_end(self) -> None:
         """Ask the worker to finish its requests and exit."""
-        if not self.order({"order": "stop"}):
+        if not self.send_order({"order": "stop"}):
             self._signal(int(self.said.get("stop_signal") or signal.SIGTERM))
 
     def await_end(self, timeout_seconds: float) -> bool:
@@ -225,7 +225,7 @@ class LocalOrphan:
 
 
 @dataclass
-class Pipes:
+class OrphanedPipes:
     """The output pipes, by key, of a logger that outlived its pool, with the messages that describe the pipes."""
 
     streams: dict[str, tuple[wire.Message, int]] = field(default_factory=dict)
@@ -245,18 +245,18 @@ class Pipes:
             os.close(fd)
 
 
-def find(directory: str) -> tuple[list[LocalOrphan], Pipes]:
+def find_orphans_and_pipes(directory: str) -> tuple[list[LocalOrphan], OrphanedPipes]:
     """Return the orphans of this directory's pool, and the pipes of their output. Blocks.
 
     Programs, and workers whose event loop is blocked, do not answer: they are found only if a logger names them.
     """
-    answers = rendezvous.ask(directory, pool_files.WORKER, _ANSWER_SECONDS)
-    found = [orphan for sock, answer in answers if (orphan := _worker(sock, answer)) is not None]
+    answers = rendezvous.connect_to_all(directory, pool_files.WORKER, _ANSWER_SECONDS)
+    found = [orphan for sock, answer in answers if (orphan := _identify_orphan(sock, answer)) is not None]
     pipes = _find_output_pipes(directory)
     return found + _orphans_without_socket(pipes, {orphan.pid for orphan in found}), pipes
 
 
-def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrphan | None:
+def _identify_orphan(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrphan | None:
     """The worker at the other end of the socket; None if it has exited or cannot belong to this pool."""
     message, fds = answer or ({}, [])
     # The credentials of the process that began to listen.
@@ -325,9 +325,9 @@ def _is_socket(fd: int, kind: int, *, listens: bool) -> bool:
         return False
 
 
-def _find_output_pipes(directory: str) -> Pipes:
-    pipes = Pipes()
-    for sock, answer in rendezvous.ask(directory, pool_files.LOGGER, _ANSWER_SECONDS):
+def _find_output_pipes(directory: str) -> OrphanedPipes:
+    pipes = OrphanedPipes()
+    for sock, answer in rendezvous.connect_to_all(directory, pool_files.LOGGER, _ANSWER_SECONDS):
         pipes.loggers.append(sock)
         sock.settimeout(_ANSWER_SECONDS)
         while answer is not None and answer[0].get("t") == "add" and len(answer[1]) == 1:
@@ -336,7 +336,7 @@ def _find_output_pipes(directory: str) -> Pipes:
     return pipes
 
 
-def _orphans_without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
+def _orphans_without_socket(pipes: OrphanedPipes, known: set[int]) -> list[LocalOrphan]:
     found = []
     for key, (message, _) in pipes.streams.items():
         pid, start = int(message["pid"]), message.get("start")
@@ -354,7 +354,12 @@ def _orphans_without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
 
 
 async def rescue_orphans(
-    keeper: Link, output: Output, directory: str, servers: Mapping[str, ServerConfig], *, late: bool = False
+    keeper: Link,
+    output: OutputPipes,
+    directory: str,
+    servers: Mapping[str, ServerConfig],
+    *,
+    late: bool = False,
 ) -> dict[str, bool]:
     """Put orphans of these servers, workers whose keeper and supervisor have died, into the keeper's store.
 
@@ -364,11 +369,11 @@ async def rescue_orphans(
     """
     if not any(pool_files.find_listeners(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
         return {}
-    found, pipes = await asyncio.to_thread(find, directory)
+    found, pipes = await asyncio.to_thread(find_orphans_and_pipes, directory)
     intake = _Intake(directory, keeper, output, servers, pipes)
     try:
         for orphan in found:
-            await intake.take(orphan)
+            await intake.store_or_stop(orphan)
         if intake.found or not late:
             for key, (message, fd) in pipes.streams.items():
                 intake.put(f"{fd_store.OUTPUT}{key}", message, [fd])
@@ -388,16 +393,16 @@ class _Intake:
 
     directory: str
     keeper: Link
-    output: Output
+    output: OutputPipes
     servers: Mapping[str, ServerConfig]
-    pipes: Pipes
+    pipes: OrphanedPipes
     found: dict[str, bool] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)  # entries of the store that have been handled
     outputs: set[str] = field(default_factory=set)
 
-    async def take(self, orphan: LocalOrphan) -> None:
+    async def store_or_stop(self, orphan: LocalOrphan) -> None:
         if orphan.fault:
-            self._take_faulty(orphan)
+            self._reject_faulty(orphan)
             return
         if orphan.said.get("hook"):
             # It has had no time limit since the pool died, and the next start of its server runs the hook again.
@@ -419,7 +424,7 @@ class _Intake:
             # A program reports no digest, and counts as equal to the configuration.
             self.found[server.name] = outdated or not (said is None or digest is None or said == digest)
 
-    def _take_faulty(self, orphan: LocalOrphan) -> None:
+    def _reject_faulty(self, orphan: LocalOrphan) -> None:
         """Kill an orphan that does not identify itself as a worker, if it runs as the user of one of the servers.
 
         An orphan that does not answer at all may be busy. It is left alone, and can be asked again later.
@@ -449,10 +454,10 @@ class _Intake:
                 order = self.output.registration_message(said["output"], server, orphan.pid)
                 self.pipes.streams[said["output"]] = {**order, "start": orphan.start}, read
                 fds.append(write)
-            if name in self.done or not orphan.order({"order": "adopt"}, fds):
-                orphan.order({"order": "drain"})
+            if name in self.done or not orphan.send_order({"order": "adopt"}, fds):
+                orphan.send_order({"order": "drain"})
                 if place is not None:
-                    pool_files.forget(place)
+                    pool_files.unlink_quietly(place)
                 return False
             self.put(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, orphan.listeners)
             meta = {"server": server.name, "protocol": said["protocol"]}

@@ -39,7 +39,7 @@ from ..process_link import Link, LinkLost, Malformed, Receiver, Refused, number_
 from ..runner_protocol import IMPORTS_PER_CPU, Exit, WorkerFailed
 from ..withheld_variables import withheld_variables
 from ..worker_spec import Spec, spec_file
-from .output_pipes import Output, last_lines
+from .output_pipes import OutputPipes, last_lines
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -64,7 +64,7 @@ _ADOPTED_IMPORT_SECONDS = 30.0
 T = TypeVar("T")
 
 
-class Process(NamedTuple):
+class ProcessIdentity(NamedTuple):
     """The pid and the start time (see process_start) of a process. The start time is None if it has exited."""
 
     pid: int
@@ -87,7 +87,7 @@ class Children:
         self.early: dict[int, Exit] = {}
         self._keeper = keeper
         self._known: set[int] = set()
-        self._unconfirmed: dict[Process, tuple[float, Callable[[str], None]]] = {}
+        self._unconfirmed: dict[ProcessIdentity, tuple[float, Callable[[str], None]]] = {}
         self._forks = 0  # in progress
         self._confirm_timer: asyncio.TimerHandle | None = None
         self._killing: set[asyncio.Task[None]] = set()
@@ -104,7 +104,9 @@ class Children:
         finally:
             self._forks -= 1
 
-    async def verify(self, reply: Message, uid: int | None, not_before: int | None) -> Process:
+    async def verified_process(
+        self, reply: Message, uid: int | None, not_before: int | None
+    ) -> ProcessIdentity:
         """Return the process that a zygote reports as newly forked. Raises Forged if the report must be false.
 
         The process must not be registered yet, must run as user `uid`, and must not have started before `not_before`.
@@ -127,9 +129,9 @@ class Children:
                 raise Forged(f"named pid {pid} as a new process, but it runs as another user")
             if not_before is not None and start < not_before:
                 raise Forged(f"named pid {pid} as a new process, but it is older than the request")
-        return Process(pid, start)
+        return ProcessIdentity(pid, start)
 
-    def add(self, pid: int) -> Exit | None:
+    def register_unless_exited(self, pid: int) -> Exit | None:
         """Register the process. Returns its exit if it has exited already."""
         exit_ = self.early.pop(pid, None)
         if exit_ is None:
@@ -142,16 +144,16 @@ class Children:
         for process in [each for each in self._unconfirmed if each.pid == pid]:
             del self._unconfirmed[process]
 
-    def confirm(self, process: Process, on_forged: Callable[[str], None]) -> None:
+    def schedule_parent_check(self, process: ProcessIdentity, on_forged: Callable[[str], None]) -> None:
         """Check later that the process has become the keeper's child; if not, call `on_forged` with an error text."""
         if process.start is None or not self.keeper_pid:
             return
         loop = asyncio.get_running_loop()
         self._unconfirmed[process] = loop.time() + _LAST_LOOK_SECONDS, on_forged
         if self._confirm_timer is None:
-            self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._confirm)
+            self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._check_parents)
 
-    def _confirm(self) -> None:
+    def _check_parents(self) -> None:
         loop = asyncio.get_running_loop()
         self._confirm_timer = None
         for process, (until, on_forged) in list(self._unconfirmed.items()):
@@ -162,15 +164,15 @@ class Children:
                 self._known.discard(process.pid)
                 on_forged(f"named pid {process.pid} as a new process, but it is not a process of the pool")
         if self._unconfirmed:
-            self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._confirm)
+            self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._check_parents)
 
-    def kill(self, process: Process) -> None:
+    def kill(self, process: ProcessIdentity) -> None:
         """Have the keeper kill the process and its session, if the process is still the keeper's child."""
         if process.start is not None:
             self._keeper.send(_signal_message(process, signal.SIGKILL, group=True))
 
     async def signal(
-        self, process: Process, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+        self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
     ) -> None:
         """Have the keeper signal the process or, with `group`, its process group, unless the process has `exited`."""
         order = _signal_message(process, number, group=group)
@@ -183,7 +185,7 @@ class Children:
                     return
                 await asyncio.sleep(_SIGNAL_AGAIN_SECONDS)
 
-    def kill_after(self, process: Process, exited: asyncio.Future[Exit], seconds: float) -> None:
+    def kill_after(self, process: ProcessIdentity, exited: asyncio.Future[Exit], seconds: float) -> None:
         """Kill the process and its session if it has not exited within that time. Does not wait."""
 
         async def kill_unless_exited() -> None:
@@ -196,7 +198,7 @@ class Children:
         task.add_done_callback(self._killing.discard)
 
 
-def _signal_message(process: Process, number: int, *, group: bool) -> Message:
+def _signal_message(process: ProcessIdentity, number: int, *, group: bool) -> Message:
     return {"op": "signal", "pid": process.pid, "start": process.start, "signal": number, "group": group}
 
 
@@ -208,7 +210,7 @@ class Unfit(Refused):
         self.hint = hint
 
 
-class Source(NamedTuple):
+class ZygoteIdentity(NamedTuple):
     """Identifies a zygote: its interpreter, and its `user` (uid, gid), None for the pool's user."""
 
     interpreter: str
@@ -220,13 +222,13 @@ class Source(NamedTuple):
         return self.interpreter if self.user is None else "{}:{}:{}".format(*self.user, self.interpreter)
 
     @classmethod
-    def for_user(cls, interpreter: str, user: tuple[int, int] | None) -> Source:
+    def for_user(cls, interpreter: str, user: tuple[int, int] | None) -> ZygoteIdentity:
         """Return the zygote for servers of `user`. It runs as `user` if root must not trust the interpreter's files."""
         return cls(interpreter, enter_as(interpreter, user, os.environ))
 
     @classmethod
-    def of(cls, key: str) -> Source:
-        """Return the Source whose property `key` has this value."""
+    def from_key(cls, key: str) -> ZygoteIdentity:
+        """Return the identity whose property `key` has this value."""
         found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
         return cls(key) if found is None else cls(found[3], (int(found[1]), int(found[2])))
 
@@ -239,36 +241,36 @@ class Zygotes:
         self._children = children
         self._output = os.path.join(directory, "helpers.log")
         self._running: dict[str, asyncio.Task[Link]] = {}
-        self._processes: dict[Link, Process] = {}
+        self._processes: dict[Link, ProcessIdentity] = {}
         self._without: dict[
             str, list[str]
         ] = {}  # the variables missing in a zygote's environment, by interpreter
 
-    async def fork(self, source: Source, fds: Sequence[int], role: str = "worker") -> Process:
+    async def fork(self, source: ZygoteIdentity, fds: Sequence[int], role: str = "worker") -> ProcessIdentity:
         """Fork a process that has inherited `fds` and waits for the order to begin. `role`: "worker" or "app" (zygote).
 
         Raises WorkerFailed. Raises LinkLost if the zygote exited or hung; the process may still have been forked. The
         caller may try again with another control socket.
         """
-        zygote = await self.wait_until_up(source)
+        zygote = await self.ensure_zygote_up(source)
         try:
             reply, _ = await zygote.call({"op": role}, fds, patience_seconds=SILENT_SECONDS)
             uid = None if source.user is None else source.user[0]
-            return await self._children.verify(reply, uid, self._processes[zygote].start)
+            return await self._children.verified_process(reply, uid, self._processes[zygote].start)
         except Forged as error:
             zygote.cut_off(str(error))
             raise self._worker_failed(source, error) from error
         except Refused as error:
             raise self._worker_failed(source, error) from error
 
-    async def wait_until_up(self, source: Source) -> Link:
+    async def ensure_zygote_up(self, source: ZygoteIdentity) -> Link:
         """The link to the zygote, once it can fork. Raises WorkerFailed, or LinkLost if it has exited meanwhile."""
         try:
             return await asyncio.shield(self.start(source))
         except Unfit as error:
             raise WorkerFailed(f"{source.interpreter} {error}", hint=error.hint) from error
 
-    async def with_retry(self, source: Source, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def with_retry(self, source: ZygoteIdentity, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of `attempt`, a fork that is repeated once if the zygote exits meanwhile. Raises WorkerFailed."""
         with contextlib.suppress(LinkLost):
             return await attempt()
@@ -277,7 +279,7 @@ class Zygotes:
         except LinkLost as error:
             raise self._worker_failed(source, error) from error
 
-    def _worker_failed(self, source: Source, error: LinkLost | Forged) -> WorkerFailed:
+    def _worker_failed(self, source: ZygoteIdentity, error: LinkLost | Forged) -> WorkerFailed:
         """The error for a zygote that does not start or fork; its hint leads to the cause in the zygote's output."""
         hint = f"see {self._output}"
         if source.user is not None:
@@ -286,13 +288,13 @@ class Zygotes:
             hint = f"try: setpriv --reuid={uid} --regid={gid} --init-groups {source.interpreter} -c 'import uvicorn'"
         return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
 
-    def discard(self, source: Source, deed: str) -> None:
+    def discard(self, source: ZygoteIdentity, deed: str) -> None:
         """Stop using the zygote, which reported a process that it cannot have forked. `deed` describes the report."""
         if (link := _link_of(self._running.get(source.key))) is not None:
             link.cut_off(deed)
 
     @property
-    def processes(self) -> list[Process]:
+    def processes(self) -> list[ProcessIdentity]:
         """All zygote processes that have not exited, including those that are still starting."""
         return list(self._processes.values())
 
@@ -318,7 +320,7 @@ class Zygotes:
         if process is not None:
             asyncio.get_running_loop().call_later(END_SECONDS, self._children.kill, process)
 
-    def start(self, source: Source) -> asyncio.Task[Link]:
+    def start(self, source: ZygoteIdentity) -> asyncio.Task[Link]:
         """Return the task that starts or adopts the zygote; the task's result is the Link to the zygote. Does not wait.
 
         If the zygote already runs, the returned task is already done. A zygote adopted from an earlier supervisor may
@@ -337,7 +339,7 @@ class Zygotes:
             self._running[key] = task
         return task
 
-    async def _start(self, source: Source) -> Link:
+    async def _start(self, source: ZygoteIdentity) -> Link:
         key = source.key
         kept = await self._take_from_store(key)
         # A zygote from the keeper's store has most likely been up for a long time.
@@ -360,7 +362,7 @@ class Zygotes:
             raise
         return link
 
-    def lost(self, zygote: _Zygote) -> None:
+    def forget_lost_zygote(self, zygote: _Zygote) -> None:
         """Forget a zygote that has exited or does not answer; the next fork starts another."""
         key = zygote.source.key
         if self._running.get(key) is zygote.starting:
@@ -368,7 +370,7 @@ class Zygotes:
             self._keeper.send({"op": "drop", "name": f"{fd_store.ZYGOTE}{key}"})
         self._end_process(zygote.link)
 
-    async def _take_from_store(self, key: str) -> tuple[socket.socket, Process] | None:
+    async def _take_from_store(self, key: str) -> tuple[socket.socket, ProcessIdentity] | None:
         """Return the socket and process of a zygote that an earlier supervisor stored; None if there is none to use.
 
         A zygote is not used if the variables removed from its environment differ from those that are withheld now.
@@ -383,7 +385,7 @@ class Zygotes:
             os.close(fd)
         return None
 
-    async def _spawn(self, source: Source) -> tuple[socket.socket, Process]:
+    async def _spawn(self, source: ZygoteIdentity) -> tuple[socket.socket, ProcessIdentity]:
         argv, output = command(source.interpreter, "worker", "zygote"), self._output
         without = self._without[source.key]
         if source.user is not None:
@@ -406,7 +408,7 @@ class _Zygote(Receiver):
 
     link: Link
 
-    def __init__(self, zygotes: Zygotes, source: Source) -> None:
+    def __init__(self, zygotes: Zygotes, source: ZygoteIdentity) -> None:
         self.source = source
         self.starting = asyncio.current_task()
         self.up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -422,7 +424,7 @@ class _Zygote(Receiver):
     def lost(self) -> None:
         if not self.up.done():
             self.up.set_exception(LinkLost("the interpreter exited at its start"))
-        self._zygotes.lost(self)
+        self._zygotes.forget_lost_zygote(self)
 
     def on_violation(self, deed: str) -> None:
         logger.warning("the zygote of %s %s: replacing it", self.source.interpreter, deed)
@@ -434,8 +436,8 @@ def _link_of(started: asyncio.Task[Link] | None) -> Link | None:
     return started.result() if started is not None and up else None
 
 
-def _process_of(meta: wire.Message) -> Process:
-    return Process(int(meta.get("pid", 0)), meta.get("start"))
+def _process_of(meta: wire.Message) -> ProcessIdentity:
+    return ProcessIdentity(int(meta.get("pid", 0)), meta.get("start"))
 
 
 class ImportFailed(WorkerFailed):
@@ -463,7 +465,7 @@ class AppZygote(Receiver):
         children: Children,
         sock: socket.socket,
         key: str,
-        process: Process,
+        process: ProcessIdentity,
         uid: int | None,
         server: str,
         code_since: float = math.inf,
@@ -485,7 +487,7 @@ class AppZygote(Receiver):
         self._forks = 0  # in progress
         self._ends = False
         self.link = Link(sock, self, trusted=False)
-        if (early := children.add(process.pid)) is not None:
+        if (early := children.register_unless_exited(process.pid)) is not None:
             self.exited.set_result(early)
 
     @property
@@ -520,7 +522,9 @@ class AppZygote(Receiver):
         logger.warning("the process that has imported %s %s: killing it", self.server, deed)
         self._children.kill_after(self.process, self.exited, 0.0)
 
-    async def wait_until_imported(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
+    async def wait_for_import_outcome(
+        self, timeout_seconds: float, output: OutputPipes, pipe: str = ""
+    ) -> str:
         """Wait for the import to finish. Return "", or why the imported application must not be forked.
 
         If the import fails, raise ImportFailed, after the output from `pipe` was logged. If cancelled, end the zygote.
@@ -550,12 +554,12 @@ class AppZygote(Receiver):
         printed = last_lines(path, _LAST_LINES, since) if path else []
         raise ImportFailed(message, self.server, printed, hint=hint, exit=exit_)
 
-    async def fork(self, fds: Sequence[int]) -> Process:
+    async def fork(self, fds: Sequence[int]) -> ProcessIdentity:
         """Fork a worker that inherits `fds`. Raises WorkerFailed, or LinkLost if the zygote has exited."""
         self._forks += 1
         try:
             reply, _ = await self.link.call({"op": "worker"}, fds, patience_seconds=SILENT_SECONDS)
-            return await self._children.verify(reply, self.uid, self.process.start)
+            return await self._children.verified_process(reply, self.uid, self.process.start)
         except Refused as error:
             raise WorkerFailed(f"no worker can be forked: {error}") from error
         except Forged as error:
@@ -647,7 +651,7 @@ class AppZygotes:
     """
 
     def __init__(
-        self, keeper: Link, children: Children, zygotes: Zygotes, output: Output, turns: ImportLimit
+        self, keeper: Link, children: Children, zygotes: Zygotes, output: OutputPipes, turns: ImportLimit
     ) -> None:
         self._keeper = keeper
         self._children = children
@@ -660,12 +664,12 @@ class AppZygotes:
         self._unusable: dict[str, tuple[float, str]] = {}
         self._key_of: dict[str, str] = {}  # a zygote's key by the server's address
 
-    async def get(self, server: ServerConfig, spec: Spec, since: float) -> AppZygote | str:
+    async def get_or_import(self, server: ServerConfig, spec: Spec, since: float) -> AppZygote | str:
         """A zygote with code not older than `since` (monotonic seconds), or the reason why no zygote can be used.
 
         Raises WorkerFailed if the application cannot be imported.
         """
-        key = self.need(server, spec)
+        key = self.retain(server, spec)
         present = self._present.get(key)
         if present is not None and present.usable and present.code_since >= since:
             return present
@@ -675,7 +679,7 @@ class AppZygotes:
         making = self._imports_in_progress.get(key)
         if making is None or making.code_since < since:
             making = _ImportInProgress()
-            self._begin(key, making, self._make(key, server, spec, making))
+            self._start_import_task(key, making, self._make(key, server, spec, making))
         task = making.task
         try:
             return await asyncio.shield(task)
@@ -691,7 +695,7 @@ class AppZygotes:
                 raise WorkerFailed("was stopped before its application was imported") from None
             raise
 
-    def need(self, server: ServerConfig, spec: Spec) -> str:
+    def retain(self, server: ServerConfig, spec: Spec) -> str:
         """Record that the server needs a zygote; returns the zygote's key."""
         key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
         if self._key_of.get(server.key) != key:
@@ -703,7 +707,7 @@ class AppZygotes:
         """Record that the server of this address has been stopped. A zygote that no server needs is ended."""
         key = self._key_of.pop(address, None)
         if key is not None:
-            self._end_unneeded(key)
+            self._end_if_unneeded(key)
 
     def handle_exit(self, pid: int, exit_: Exit) -> bool:
         """Handle the exit of a process. Returns whether it was an app zygote."""
@@ -713,13 +717,13 @@ class AppZygotes:
         return zygote is not None
 
     @property
-    def processes(self) -> list[Process]:
+    def processes(self) -> list[ProcessIdentity]:
         """The processes of all app zygotes that have not exited."""
         return [zygote.process for zygote in self._by_pid.values()]
 
     def adopt(self, _: str, meta: wire.Message, fds: list[int]) -> tuple[()]:
         """Adopt an earlier supervisor's app zygote. When all are adopted, the caller calls `end_unneeded`."""
-        process = Process(int(meta["pid"]), meta.get("start"))
+        process = ProcessIdentity(int(meta["pid"]), meta.get("start"))
         code_since, server, uid = float(meta["asked_at"]), str(meta["server"]), meta.get("uid")
         sock, key = wire.over(fds[0]), meta["key"]
         zygote = AppZygote(self._keeper, self._children, sock, key, process, uid, server, code_since)
@@ -733,20 +737,22 @@ class AppZygotes:
         zygote.link.send({"op": "ping"})
         if before is not None:
             before.task.cancel()
-        self._begin(zygote.key, _ImportInProgress(zygote), self._finish(zygote, _ADOPTED_IMPORT_SECONDS))
+        self._start_import_task(
+            zygote.key, _ImportInProgress(zygote), self._finish(zygote, _ADOPTED_IMPORT_SECONDS)
+        )
         return ()
 
     def end_unneeded(self) -> None:
         """End the zygotes that no server needs."""
         for key in {*self._present, *self._imports_in_progress}:
-            self._end_unneeded(key)
+            self._end_if_unneeded(key)
 
     def close(self) -> None:
         """End all app zygotes. Workers keep running."""
         self._key_of.clear()
         self.end_unneeded()
 
-    def _end_unneeded(self, key: str) -> None:
+    def _end_if_unneeded(self, key: str) -> None:
         if key in self._key_of.values():
             return
         self._unusable.pop(key, None)
@@ -755,7 +761,9 @@ class AppZygotes:
         if (zygote := self._present.pop(key, None)) is not None:
             zygote.end()
 
-    def _begin(self, key: str, making: _ImportInProgress, work: Coroutine[Any, Any, AppZygote | str]) -> None:
+    def _start_import_task(
+        self, key: str, making: _ImportInProgress, work: Coroutine[Any, Any, AppZygote | str]
+    ) -> None:
         making.task = asyncio.ensure_future(work)
         self._imports_in_progress[key] = making
 
@@ -781,17 +789,17 @@ class AppZygotes:
             link, theirs = wire.pair()
             if_failed.enter_context(link)
             ours.enter_context(theirs)
-            pipe, write = self._output.attach(server)
+            pipe, write = self._output.create_pipe(server)
             if_failed.callback(self._output.discard, pipe)
             ours.callback(os.close, write)
             file = spec_file({**spec, "server": server.name})
             ours.callback(os.close, file)
             # If the base zygote exits now, the request can be repeated.
             fds = [file, theirs.fileno(), write]
-            source = Source.for_user(spec["python"], spec["user"])
+            source = ZygoteIdentity.for_user(spec["python"], spec["user"])
             process = await self._zygotes.with_retry(source, lambda: self._zygotes.fork(source, fds, "app"))
             if_failed.pop_all()
-            self._output.log_pipe(pipe, process.pid)
+            self._output.register_pipe(pipe, process.pid)
             uid = spec["user"][0] if spec["user"] is not None else None
             zygote = AppZygote(self._keeper, self._children, link, key, process, uid, server.name)
             self._register(zygote)
@@ -801,7 +809,7 @@ class AppZygotes:
                     self._zygotes.discard(source, deed)
                     zygote.link.cut_off(deed)
 
-                self._children.confirm(process, on_forged)
+                self._children.schedule_parent_check(process, on_forged)
             meta = {
                 "key": key,
                 "asked_at": time.monotonic(),
@@ -818,7 +826,7 @@ class AppZygotes:
             self._by_pid[zygote.process.pid] = zygote
 
     async def _finish(self, zygote: AppZygote, timeout_seconds: float, pipe: str = "") -> AppZygote | str:
-        problem = await zygote.wait_until_imported(timeout_seconds, self._output, pipe)
+        problem = await zygote.wait_for_import_outcome(timeout_seconds, self._output, pipe)
         if problem:
             self._unusable[zygote.key] = (zygote.code_since, problem)
             zygote.end()

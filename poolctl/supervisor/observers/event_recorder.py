@@ -9,7 +9,7 @@ from poolctl.core.decide import ASLEEP, LEAVING, Phase
 from poolctl.core.schedules import window_text
 from poolctl.core.server_entry import Cause, Entry, Worker
 from poolctl.json_form import Table
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 
@@ -39,7 +39,7 @@ class EventRecorder:
     Each change of a server's state is also reported to `totals`.
     """
 
-    def __init__(self, core: Core, events: Events, totals: Totals | None = None) -> None:
+    def __init__(self, core: Core, events: EventQueue, totals: Totals | None = None) -> None:
         self._core = core
         self._events = events
         self._totals = totals
@@ -62,7 +62,7 @@ class EventRecorder:
         for entry in self._core.entries.values():
             if entry.wanted or entry.observed.workers or entry.desired.overrides.workers is not None:
                 seen = self._seen[entry.name] = _RecordedState(entry, _state_before(entry))
-                seen.mark, seen.size, seen.window_demand = _mark(entry), entry.size, None
+                seen.mark, seen.size, seen.window_demand = _fingerprint(entry), entry.size, None
                 seen.known = {worker.id: (worker, worker.phase) for worker in entry.observed.workers.values()}
         self._core.observers.add(self.record_changes)
 
@@ -73,14 +73,14 @@ class EventRecorder:
             seen = self._seen[entry.name] = _RecordedState(
                 entry, "disabled" if entry.config.disabled else "stopped"
             )
-        mark = _mark(entry)
+        mark = _fingerprint(entry)
         if mark != seen.mark:
             seen.mark = mark
-            self._compare(entry, seen)
+            self._record_differences(entry, seen)
         if entry.removed and self._core.entries.get(entry.name) is not entry:
             del self._seen[entry.name]
 
-    def _compare(self, entry: Entry, seen: _RecordedState) -> None:
+    def _record_differences(self, entry: Entry, seen: _RecordedState) -> None:
         state = entry.state
         if entry.desired.cause is not None:
             seen.last_end = ""
@@ -90,33 +90,33 @@ class EventRecorder:
                 self._record("wake", f"kept {kept}" if kept else "window ended", entry, self._window(entry))
             seen.window_demand = kept
         if entry.size != seen.size:
-            self._resized(entry, seen.size)
+            self._record_resize(entry, seen.size)
             seen.size = entry.size
         reported = False
         for id_, (worker, _) in list(seen.known.items()):
             if id_ not in entry.observed.workers or entry.observed.workers[id_] is not worker:
                 del seen.known[id_]
-                reported |= self._ended(entry, seen, worker)
+                reported |= self._record_worker_exit(entry, seen, worker)
         for worker in entry.observed.workers.values():
             before = seen.known.get(worker.id, (worker, None))[1]
             seen.known[worker.id] = (worker, worker.phase)
             if worker.phase is Phase.READY and before is not Phase.READY and state == seen.state:
                 # For the first worker the event about the server's state is enough.
-                self._worker("worker ready", entry, worker, cause=seen.last_end)
+                self._record_worker_event("worker ready", entry, worker, cause=seen.last_end)
         if state != seen.state:
-            self._changed(entry, seen, state, "" if reported else entry.observed.next_step)
-        if state in _RESTING or (state == State.RUNNING.value and _is_quiet(entry)):
+            self._record_state_change(entry, seen, state, "" if reported else entry.observed.next_step)
+        if state in _RESTING or (state == State.RUNNING.value and _is_rolled_out(entry)):
             # The command is complete, and must not be named as the cause of later events.
             seen.last_end = ""
             self._core.forget_cause(entry)
 
-    def _resized(self, entry: Entry, before: int) -> None:
+    def _record_resize(self, entry: Entry, before: int) -> None:
         figures: Table = {"before": before, "after": entry.size}
         if figures.items() <= entry.desired.scaling.items():
             figures = entry.desired.scaling  # the triggers have changed the number
         self._record("scale", "workers", entry, **figures)
 
-    def _changed(self, entry: Entry, seen: _RecordedState, state: str, step: str) -> None:
+    def _record_state_change(self, entry: Entry, seen: _RecordedState, state: str, step: str) -> None:
         before, seen.state = seen.state, state
         if self._totals is not None:
             self._totals.record_state_change(entry, before, state)
@@ -137,7 +137,7 @@ class EventRecorder:
     def _window(self, entry: Entry) -> str:
         return window_text(entry, self._core.clock.time())
 
-    def _ended(self, entry: Entry, seen: _RecordedState, worker: Worker) -> bool:
+    def _record_worker_exit(self, entry: Entry, seen: _RecordedState, worker: Worker) -> bool:
         """Record the exit of this worker; False if it had no process, so that no event was recorded."""
         exit_ = worker.exit or Exit()
         if worker.phase not in LEAVING:
@@ -147,7 +147,7 @@ class EventRecorder:
         if worker.placement is None:
             return False
         more = {"next": worker.next_step} if worker.next_step else {}
-        self._worker(
+        self._record_worker_event(
             "worker ended",
             entry,
             worker,
@@ -161,7 +161,7 @@ class EventRecorder:
         )
         return True
 
-    def _worker(
+    def _record_worker_event(
         self, event: str, entry: Entry, worker: Worker, *, message: str = "", cause: str = "", **more: object
     ) -> None:
         pid = worker.placement.pid if worker.placement else None
@@ -196,11 +196,11 @@ class EventRecorder:
 def _state_before(entry: Entry) -> str:
     """Return the state that the previous supervisor last recorded for the server."""
     # A server that slept is in STARTING until its listener is watched again.
-    sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.sleeps
+    sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.should_sleep
     return State.SLEEPING.value if sleeps else entry.state
 
 
-def _mark(entry: Entry) -> object:
+def _fingerprint(entry: Entry) -> object:
     """A value that differs whenever the state, the workers or their number may have changed."""
     return (
         entry.desired.state, entry.is_disabled, entry.out_of_rotation, entry.cleans_up,
@@ -209,17 +209,17 @@ def _mark(entry: Entry) -> object:
     )  # fmt: skip
 
 
-def _is_quiet(entry: Entry) -> bool:
+def _is_rolled_out(entry: Entry) -> bool:
     return all(
         worker.phase is Phase.READY and worker.generation == entry.desired.generation
         for worker in entry.observed.workers.values()
     )
 
 
-class LostOutput:
+class LostOutputReporter:
     """Reports output of servers that could not be written to their logs. The servers continue to run."""
 
-    def __init__(self, core: Core, events: Events) -> None:
+    def __init__(self, core: Core, events: EventQueue) -> None:
         self._core = core
         self._events = events
         self._warnings: dict[str, tuple[str, int]] = {}
@@ -235,7 +235,7 @@ class LostOutput:
             return
         because = f" to {path}: {reason}" if reason else f" to {path}"
         self._warn(entry, count, because)
-        if lost := self._reported.add(self._core.clock.monotonic(), count, name):
+        if lost := self._reported.count_to_report(self._core.clock.monotonic(), count, name):
             message = f"{lost} bytes of output could not be written{because}"
             bind = entry.config.key
             self._events.record(
@@ -247,5 +247,5 @@ class LostOutput:
         before, lost = self._warnings.get(entry.name, ("", 0))
         lost = lost + count if before in entry.observed.warnings else count
         text = f"{entry.name}: {lost} bytes of output could not be written{because}"
-        self._core.warn(entry, text, instead_of=before)
+        self._core.add_command_warning(entry, text, instead_of=before)
         self._warnings[entry.name] = text, lost

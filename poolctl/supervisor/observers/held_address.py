@@ -15,11 +15,11 @@ from poolctl.config import TLSConfig, stamp_of
 from poolctl.errors import ServerError
 from poolctl.http.http_server import HttpHandler, HttpServer, ServerLimits
 from poolctl.listeners.open_listener import BACKLOG, Identity, identity_of, remove_socket_file
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.runners.listener_opener import Opener, in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 
-from ..active_configuration import PoolEnvironment
+from ..active_configuration import SupervisorContext
 
 _RETRY_SECONDS = 5.0
 # The interval of checks for certificate files that other programs have renewed.
@@ -50,14 +50,14 @@ Endpoint = TypeVar("Endpoint", bound=HttpEndpoint)
 OfTable = TypeVar("OfTable", bound=BoundTable)
 
 
-class HeldAddress(Generic[Endpoint, OfTable]):
+class HttpAddressServer(Generic[Endpoint, OfTable]):
     """Serves HTTP at the address in a table of the configuration, and tries again after a failure.
 
     `problem` is why the address is not served, or "". `entry` is the listener's name in the keeper's store. `what` is
     the table's name, such as "metrics"; it is used in messages.
     """
 
-    def __init__(self, environment: PoolEnvironment, events: Events, entry: str, what: str) -> None:
+    def __init__(self, environment: SupervisorContext, events: EventQueue, entry: str, what: str) -> None:
         self.problem = ""
         self._environment = environment
         self._keeper = environment.keeper

@@ -25,7 +25,7 @@ from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import fd_store
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.metrics import (
     OPENMETRICS,
     PARTS,
@@ -43,16 +43,16 @@ from poolctl.routing.route_health import (
     SIMPLE,
     SUMMARY,
     RouteHealth,
-    health_in_depth,
+    health_at_depth,
     server_health,
 )
 from poolctl.selection.selector import Selector, SelectorError
 
-from ..active_configuration import PoolEnvironment
+from ..active_configuration import SupervisorContext
 from ..feature_parts import FeatureParts
 from ..statistics import Statistics
 from ..verbs.verb import Call, complaint_of, selected
-from .held_address import HeldAddress, HttpEndpoint
+from .held_address import HttpAddressServer, HttpEndpoint
 
 ROUTE, SERVER = "route", "server"
 
@@ -142,7 +142,7 @@ class HealthSnapshot(NamedTuple):
 
     def in_depth(self, depth: str) -> Table:
         """The health of each route and server, by name as in `by_name`. `depth` is FULL, SUMMARY or SIMPLE."""
-        return health_in_depth({name: health for name, (_, health) in self.by_name.items()}, depth)
+        return health_at_depth({name: health for name, (_, health) in self.by_name.items()}, depth)
 
 
 class HealthReporter:
@@ -161,7 +161,7 @@ class HealthReporter:
             dict(routes), {each.name: _own_health(self._core, each) for each in entries}, serves
         )
 
-    async def verb(self, call: Call) -> HealthResult:
+    async def answer_health_verb(self, call: Call) -> HealthResult:
         """The verb `health`, with the requested detail; exit code 3 if a route or server that should serve does not."""
         depth = call.options.get("depth") or FULL
         if depth not in DEPTHS:
@@ -197,11 +197,11 @@ def _own_health(core: Core, entry: Entry) -> RouteHealth:
     return replace(health, detail=failed) if (failed := failed_run_message(entry)) else health
 
 
-class MetricsAddress(HeldAddress["MetricsServer", MetricsTable]):
+class MetricsAddress(HttpAddressServer["MetricsServer", MetricsTable]):
     """Serves metrics and health over HTTP at the address in the table [metrics]."""
 
     def __init__(
-        self, environment: PoolEnvironment, events: Events, metrics: PoolMetrics, health: HealthReporter
+        self, environment: SupervisorContext, events: EventQueue, metrics: PoolMetrics, health: HealthReporter
     ) -> None:
         super().__init__(environment, events, fd_store.METRICS, "metrics")
         self._metrics = metrics

@@ -24,7 +24,7 @@ from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.spawn import start_detached
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.platform import continue_periodically, continue_when_parent_ends
 from poolctl.runners.process_link import KeeperLink, identity, kill
 
@@ -40,7 +40,7 @@ class KeeperWatch:
     """
 
     def __init__(
-        self, keeper: KeeperLink, pid: int, events: Events, watchdog: Watchdog | None = None
+        self, keeper: KeeperLink, pid: int, events: EventQueue, watchdog: Watchdog | None = None
     ) -> None:
         self._keeper = keeper
         self._process = identity(pid)
@@ -86,8 +86,8 @@ class KeeperWatch:
 
     def _ask(self) -> None:
         now = self._loop.time()
-        self._has_answered(now)
-        if self._keeper.sock.fileno() >= 0 and self._watchdog.should_ping(now, early=True):
+        self._record_keeper_answer(now)
+        if self._keeper.sock.fileno() >= 0 and self._watchdog.start_ping_if_due(now, early=True):
             self._keeper.send(_PING)
             self._set_timer()
 
@@ -99,23 +99,23 @@ class KeeperWatch:
         if self._keeper.sock.fileno() < 0:
             return
         now = self._loop.time()
-        if self._has_answered(now):
+        if self._record_keeper_answer(now):
             pass
-        elif self._watchdog.is_silent(now):
-            self._give_up(now)
+        elif self._watchdog.check_silence(now):
+            self._kill_if_replaceable(now)
         elif self._watchdog.may_be_stopped and not self._late:
-            self._continue()
-        elif self._watchdog.should_ping(now):
+            self._send_sigcont()
+        elif self._watchdog.start_ping_if_due(now):
             self._keeper.send(_PING)
         self._set_timer()
 
-    def _continue(self) -> None:
+    def _send_sigcont(self) -> None:
         self._late = True
         # The keeper may have been stopped.
         kill(self._process, signal.SIGCONT)
         self._report("keeper silent", "warning")
 
-    def _give_up(self, now: float) -> None:
+    def _kill_if_replaceable(self, now: float) -> None:
         # The ping stays in the socket, and the keeper answers it as soon as it runs.
         self._watchdog = Watchdog(now, PING_SECONDS, SILENT_SECONDS)
         self._late = True
@@ -124,7 +124,7 @@ class KeeperWatch:
             self._given_up = True
             self._report("keeper silent", "error")
 
-    def _has_answered(self, now: float) -> bool:
+    def _record_keeper_answer(self, now: float) -> bool:
         """Whether the keeper has sent anything since the last call."""
         if self._keeper.heard == self._heard:
             return False
@@ -213,7 +213,7 @@ def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, t
     for pause in chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1])):
         time.sleep(pause)
         try:
-            with _keeper(directory, supervisor) as (link, keeper):
+            with _start_new_keeper(directory, supervisor) as (link, keeper):
                 _fill(link, keeper, entries, terminate=terminate)
                 _await(link, "adopted", keeper)
                 return
@@ -226,7 +226,7 @@ def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, t
 
 
 @contextlib.contextmanager
-def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, Table]]:
+def _start_new_keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, Table]]:
     """Context manager: start a new keeper and wait for its first message; yields the link to it and its identity."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
     plan = json.dumps({"supervisor": supervisor, "donor": 3, "donor_process": identity(os.getpid())})

@@ -259,7 +259,7 @@ def encoded(configuration: StoredConfiguration) -> bytes:
         "environments": configuration.environments,
         "files": None if marks is None else {path: mark._asdict() for path, mark in marks.items()},
     }
-    return json.dumps(document, default=_written).encode()
+    return json.dumps(document, default=_section_as_json).encode()
 
 
 def decoded(content: bytes, *, validate: bool = False) -> StoredConfiguration:
@@ -288,12 +288,12 @@ def _configuration(document: Table, reader: _Reader) -> StoredConfiguration:
         tuple(document["port_range"]),
         document["environment"],
         document["environments"],
-        Tables(**{name: reader.table_of_files(name, each) for name, each in document["tables"].items()}),
+        Tables(**{name: reader.decode_table(name, each) for name, each in document["tables"].items()}),
         None if marks is None else {path: _mark(each) for path, each in marks.items()},
     )
 
 
-def _written(section: Tree) -> Table:
+def _section_as_json(section: Tree) -> Table:
     """A table as a JSON object: the keys that were set, and internal values that files cannot set."""
     if not isinstance(section, Section):
         raise TypeError(f"{type(section).__name__} has no form in JSON")
@@ -320,7 +320,7 @@ class _Reader:
         address = dict(document["address"])
         return self._table(ServerConfig, {**document, "address": Address(address.pop("kind"), **address)})
 
-    def table_of_files(self, name: str, document: Tree) -> Tree:
+    def decode_table(self, name: str, document: Tree) -> Tree:
         """Decode the table [name], or the list of tables [[name]]; not for [[server]]. Raises NotUnderstood."""
         model = model_of_table(name)
         if model is None:

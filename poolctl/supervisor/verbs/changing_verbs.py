@@ -23,7 +23,7 @@ from poolctl.config import (
     problem_of,
 )
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, error_entries, failure
-from poolctl.core.configuration_diff import certificate_ends, date_text
+from poolctl.core.configuration_diff import date_text, read_certificate_expiry
 from poolctl.core.core import Core, goal_error
 from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import moment_text, window_text
@@ -37,7 +37,7 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
-from poolctl.selection.selector import SelectorError, selection_needed
+from poolctl.selection.selector import SelectorError, missing_selection_error
 from poolctl.states import Status, in_words
 
 from ..active_configuration import obstacles_to_adding
@@ -53,7 +53,7 @@ from .verb import (
     selected,
     server_problem,
     unhealthy_error,
-    with_dependents,
+    warn_and_add_dependents,
 )
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
@@ -80,7 +80,9 @@ class Lifecycle:
         graph = self._core.servers
         needed = graph.closure(runnable, graph.dependencies) if deps else runnable
         all_of_them = [entry for entry in needed if not entry.is_disabled]
-        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in all_of_them))
+        check_open_file_limit(
+            self._core, ((entry.config, requested_worker_count(entry)) for entry in all_of_them)
+        )
         operation = Operation(self._core, PoolStartError, all_of_them)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
@@ -88,26 +90,26 @@ class Lifecycle:
         if call.selector.targets:
             operation.problems += [disabled_error(entry) for entry in chosen if entry.is_disabled]
             operation.problems += [drained_error(entry) for entry in chosen if entry.out_of_rotation]
-        complaint = self._core.health.complaint
+        complaint = self._core.health.first_worker_problem
         # A server that already runs need not be started, but may be unhealthy.
         operation.problems += [
             unhealthy_error(entry, complaint(entry))
             for entry in chosen
-            if entry.wanted and entry.complete and entry.health is Status.KO
+            if entry.wanted and entry.is_fully_ready and entry.health is Status.KO
         ]
         servers = [entry.config for entry in self._core.entries.values()]
         names = {entry.name for entry in all_of_them}
         configuration = self._context.configuration
         warned = await configuration.remember_self_binding_warned(entry.config for entry in all_of_them)
         warnings = asyncio.ensure_future(startup_warnings(servers, names, configuration.tables, warned))
-        result = await operation.conclude(chosen, call)
+        result = await operation.wait_for_result(chosen, call)
         sleepless = [
             f"{entry.name}: scale.min = 0 has no effect, because its runner cannot let servers sleep; "
             "set scale.min = 1, or leave `scale` out"
             for entry in all_of_them
             if not (entry.listener.can_watch or entry.config.scale.min)
         ]
-        asleep = kept_asleep(chosen, self._core.clock.time()) if call.selector.targets else []
+        asleep = kept_asleep_warnings(chosen, self._core.clock.time()) if call.selector.targets else []
         return replace(result, warnings=(*result.warnings, *await warnings, *sleepless, *asleep))
 
     async def restart(self, call: Call) -> Result:
@@ -139,7 +141,9 @@ class Lifecycle:
             runnable = [entry for entry in runnable if entry.name not in names]
         deps = call.options.get("deps", True)
         also = self._unready_dependencies(runnable, chosen) if deps else []
-        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in [*also, *runnable]))
+        check_open_file_limit(
+            self._core, ((entry.config, requested_worker_count(entry)) for entry in [*also, *runnable])
+        )
         operation = Operation(self._core, PoolRestartError, [*also, *runnable])
         operation.problems += refused
         for entry in also:
@@ -159,7 +163,7 @@ class Lifecycle:
         operation.problems += [
             disabled_error(entry) for entry in chosen if entry.is_disabled and call.selector.targets
         ]
-        return replace(await operation.conclude(chosen, call), unchanged=tuple(left_alone) or None)
+        return replace(await operation.wait_for_result(chosen, call), unchanged=tuple(left_alone) or None)
 
     def _unready_dependencies(self, entries: list[Entry], chosen: list[Entry]) -> list[Entry]:
         """Return the servers to start before a restart of `entries`: their dependencies, direct or not.
@@ -187,7 +191,9 @@ class Lifecycle:
         if call.options.get("idle") and any(entry.wanted or entry.observed.workers for entry in chosen):
             return Result(items=items(self._core, chosen))
         all_of_them = (
-            with_dependents(self._core, chosen, call.progress) if call.options.get("deps", True) else chosen
+            warn_and_add_dependents(self._core, chosen, call.progress)
+            if call.options.get("deps", True)
+            else chosen
         )
         selected_names = {entry.name for entry in chosen}
         also = [entry for entry in all_of_them if entry.active and entry.name not in selected_names]
@@ -195,14 +201,14 @@ class Lifecycle:
         operation = Operation(self._core, PoolStopError, all_of_them)
         for entry in all_of_them:
             self._core.stop(entry, kill=bool(call.options.get("kill")))
-        result = await operation.conclude(chosen, call)
+        result = await operation.wait_for_result(chosen, call)
         result = replace(result, dependents=names_of(also), unchanged=unchanged)
         if call.selector.selects_all and not result.exit_code and call.options.get("wait", True):
             try:
                 if not call.options.get("kill"):
                     await self._finish(call.options.get("timeout"))
             finally:
-                keeper_pid = self._context.daemon.shut_down()
+                keeper_pid = self._context.daemon.schedule_shutdown()
             return replace(result, ended=True, keeper_pid=keeper_pid)
         return result
 
@@ -230,14 +236,14 @@ class Lifecycle:
         refused = {entry.name: why for entry in chosen if (why := _worker_count_error(entry, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
         running = [entry for entry in able if not entry.wants_no_worker]
-        ensure_open_files(self._core, ((entry.config, workers) for entry in running))
+        check_open_file_limit(self._core, ((entry.config, workers) for entry in running))
         operation = Operation(self._core, PoolStartError, running)
         operation.problems += refused.values()
         for entry in able:
             # For a server that may sleep, or with triggers, the minimum is not a constant number of workers.
             fixed = entry.config.scale.min and not entry.config.scale.is_automatic
             count = None if fixed and workers == entry.config.scale.min else workers
-            self._core.override(entry, replace(entry.desired.overrides, workers=count))
+            self._core.replace_overrides(entry, replace(entry.desired.overrides, workers=count))
         code = await operation.wait_for_outcome(call)
         operation.problems += [
             goal_error(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
@@ -253,49 +259,51 @@ class Lifecycle:
         operation = Operation(self._core, PoolStartError, awaited)
         operation.problems += [_no_triggers_error(entry) for entry in chosen if entry not in able]
         for entry in able:
-            self._core.override(entry, replace(entry.desired.overrides, workers=None))
+            self._core.replace_overrides(entry, replace(entry.desired.overrides, workers=None))
         code = await operation.wait_for_outcome(call)
         return operation.result(able, code or (FAILED if operation.problems else 0))
 
     async def drain(self, call: Call) -> Result:
         """Take the selected servers out of rotation; they still answer direct requests."""
         chosen = self._chosen("drain", call)
-        warnings = tuple(filter(None, map(_not_drained, chosen)))
+        warnings = tuple(filter(None, map(_undrainable_reason, chosen)))
         for entry in chosen:
             if entry.state in _STAYS and entry.config.listens:
-                self._core.override(entry, replace(entry.desired.overrides, out=True))
+                self._core.replace_overrides(entry, replace(entry.desired.overrides, out=True))
         return Result(items=items(self._core, chosen), warnings=warnings)
 
     async def undrain(self, call: Call) -> Result:
         """Put drained servers back into rotation."""
         chosen = self._chosen("undrain", call)
         for entry in chosen:
-            self._core.override(entry, replace(entry.desired.overrides, out=False))
+            self._core.replace_overrides(entry, replace(entry.desired.overrides, out=False))
         return Result(items=items(self._core, chosen))
 
     async def enable(self, call: Call) -> Result:
         """Enable and start the selected servers that are disabled; also start dependents stopped with them."""
         chosen = self._chosen("enable", call)
         enabled = [entry for entry in chosen if entry.is_disabled]
-        also = self._core.servers.stopped_with(enabled)
+        also = self._core.servers.restartable_with(enabled)
         unchanged = names_of([entry for entry in chosen if not (entry.is_disabled or entry in also)])
         for entry in also:
             for_whom = ", ".join(entry.desired.stopped_with)
             call.progress(
                 ProgressLine(warning=f"starting {entry.name} as well, which was stopped with {for_whom}")
             )
-        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in [*enabled, *also]))
+        check_open_file_limit(
+            self._core, ((entry.config, requested_worker_count(entry)) for entry in [*enabled, *also])
+        )
         operation = Operation(self._core, PoolStartError, [*enabled, *also])
         for entry in enabled:
             self._core.enable(entry)
-        result = await operation.conclude(chosen, call)
+        result = await operation.wait_for_result(chosen, call)
         return replace(result, dependents=names_of(also), unchanged=unchanged)
 
     async def disable(self, call: Call) -> Result:
         """Stop and disable the selected servers, after stopping their dependents; returns when all have stopped."""
         chosen = self._chosen("disable", call)
         selected_names = {entry.name for entry in chosen}
-        all_of_them = with_dependents(self._core, chosen, call.progress)
+        all_of_them = warn_and_add_dependents(self._core, chosen, call.progress)
         also = [entry for entry in all_of_them if entry.name not in selected_names]
         running = [entry for entry in also if entry.active]
         stopped = {
@@ -309,7 +317,7 @@ class Lifecycle:
         for entry in chosen:
             self._core.disable(entry)
         self._core.servers.note_stopped_with(stopped, chosen)
-        return replace((await operation.conclude(chosen, call)), dependents=names_of(running))
+        return replace((await operation.wait_for_result(chosen, call)), dependents=names_of(running))
 
     async def add(self, call: Call) -> Result:
         """Add and start a server that is in no file; returns when it is ready or has failed.
@@ -331,22 +339,22 @@ class Lifecycle:
             problems = [problem_of(finding, name=config.name, bind=config.bind) for finding in findings]
             raised = PoolValidateError("the server cannot be added", problems)
             return Result(errors=error_entries(raised), exit_code=code)
-        ensure_open_files(self._core, [(config, config.scale.min)])
+        check_open_file_limit(self._core, [(config, config.scale.min)])
         entry = self._core.add(config, (table, base_dir))
-        self._core.override(entry)
+        self._core.replace_overrides(entry)
         self._core.start(entry)
         operation = Operation(self._core, PoolStartError, [entry] if entry.wanted else [])
         servers = [each.config for each in self._core.entries.values()]
         tables = self._context.configuration.tables
         warnings = asyncio.ensure_future(startup_warnings(servers, {entry.name}, tables, of_tables=False))
-        result = await operation.conclude([entry], call)
+        result = await operation.wait_for_result([entry], call)
         return replace(result, warnings=(*result.warnings, *await warnings))
 
     async def remove(self, call: Call) -> Result:
         """Stop the selected servers, their dependents first, and forget them; the result lists the removed ones."""
         chosen = self._chosen("remove", call)
         deps = call.options.get("deps", True)
-        also = with_dependents(self._core, chosen, call.progress) if deps else chosen
+        also = warn_and_add_dependents(self._core, chosen, call.progress) if deps else chosen
         operation = Operation(self._core, PoolStopError, also)
         for entry in also:
             if entry not in chosen:
@@ -356,12 +364,12 @@ class Lifecycle:
                 self._context.configuration.missing.add(entry.name)
             self._core.remove(entry, ignore_dependents=not deps)
         self._core.servers.note_revision()  # so that `missing` is saved for a successor
-        return await operation.conclude(chosen, call)
+        return await operation.wait_for_result(chosen, call)
 
     def _chosen(self, verb: str, call: Call) -> list[Entry]:
         """The selected entries. Raises SelectorError without a selection, unless the option `all` is given."""
         if call.selector.selects_all and call.options.get("all") is not True:
-            raise selection_needed(verb, len(self._core.entries))
+            raise missing_selection_error(verb, len(self._core.entries))
         return selected(self._core, call.selector)
 
     def _obstacles(self, config: ServerConfig) -> tuple[int, list[Finding]] | None:
@@ -390,7 +398,7 @@ def _no_triggers_error(entry: Entry) -> ServerError:
     return server_problem(entry, "has no triggers that could change its number of workers", hint)
 
 
-def _not_drained(entry: Entry) -> str:
+def _undrainable_reason(entry: Entry) -> str:
     """Why the server cannot drain now; "" if it can."""
     if not entry.config.listens:
         return f"{entry.name}: has no connections to drain; poolctl stop {entry.name} ends it"
@@ -440,35 +448,43 @@ class TooManyOpenFiles(Exception):
         self.result = result
 
 
-def ensure_open_files(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
+def check_open_file_limit(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
     """Raise TooManyOpenFiles if the limit of open files is too low for these servers in addition to the running ones.
 
     `coming` has each server with its number of workers.
     """
-    wanted = {entry.name: (entry.config, size(entry)) for entry in core.entries.values() if _runs(entry)}
-    _ensure(wanted, wanted | {server.name: (server, count) for server, count in coming})
+    wanted = {
+        entry.name: (entry.config, requested_worker_count(entry))
+        for entry in core.entries.values()
+        if _runs(entry)
+    }
+    _check_file_limit(wanted, wanted | {server.name: (server, count) for server, count in coming})
 
 
-def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> None:
+def check_pool_file_limit(core: Core, servers: Iterable[ServerConfig]) -> None:
     """Raise TooManyOpenFiles if the limit of open files is too low for a pool with exactly these servers."""
     entries = core.entries
-    before = {entry.name: (entry.config, size(entry)) for entry in entries.values() if _runs(entry)}
+    before = {
+        entry.name: (entry.config, requested_worker_count(entry))
+        for entry in entries.values()
+        if _runs(entry)
+    }
     after = {
         server.name: (server, server.scale.min)
         for server in servers
         if not server.disabled and (server.name not in entries or _runs(entries[server.name]))
     }
-    _ensure(before, after)
+    _check_file_limit(before, after)
 
 
-def size(entry: Entry) -> int:
+def requested_worker_count(entry: Entry) -> int:
     """The number of workers set by a command or by autoscaling; if none is set, `scale.min` (0 if it may sleep)."""
     if entry.desired.overrides.workers is None and entry.desired.automatic is None:
         return entry.config.scale.min
     return entry.size
 
 
-def _ensure(before: _Servers, after: _Servers) -> None:
+def _check_file_limit(before: _Servers, after: _Servers) -> None:
     need = open_files_needed(after.values())
     if need <= open_files_needed(before.values()):
         return
@@ -497,7 +513,7 @@ def expiry_error(entry: Entry, config: ServerConfig, now: float) -> ServerError 
         or entry.observed.certificate_ends <= now
     ):
         return None
-    ends = certificate_ends(config)
+    ends = read_certificate_expiry(config)
     if ends is None or ends > now or not config.tls or config.tls is True:
         return None
     message = (
@@ -564,7 +580,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + more
 
 
-def kept_asleep(entries: Iterable[Entry], now: float) -> list[str]:
+def kept_asleep_warnings(entries: Iterable[Entry], now: float) -> list[str]:
     """Warnings about servers that a scheduled time window keeps asleep now."""
     return [
         f"{entry.name} is {window_text(entry, now)}; `poolctl scale {entry.name} 1` runs it in spite of that"

@@ -10,7 +10,7 @@ from poolctl.control.answers import ErrorEntry, EventsResult, ProgressLine, Resu
 from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ShowResult, StacksResult
 from poolctl.core.configuration_diff import date_text, expired_message
-from poolctl.core.core import Goal, goal_error, wait_until
+from poolctl.core.core import Goal, goal_error, wait_and_return_unfinished
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolMonitorError, ServerError
@@ -76,7 +76,7 @@ class ReadingVerbs:
             items=items(self._core, entries),
             errors=tuple(map(ErrorEntry.of, problems)),
             exit_code=NOT_AS_DESIRED if missing else 0,
-            warnings=(*failed_runs, *filter(None, (expiring(entry, now) for entry in entries))),
+            warnings=(*failed_runs, *filter(None, (expiry_warning(entry, now) for entry in entries))),
             summary=summary,
         )
 
@@ -100,11 +100,13 @@ class ReadingVerbs:
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.is_disabled]
-        late = await wait_until(self._core, entries, test, call.options.get("timeout"), reporter(call, test))
+        late = await wait_and_return_unfinished(
+            self._core, entries, test, call.options.get("timeout"), reporter(call, test)
+        )
         # An earlier failure is not the reason why a running server does not stop.
         hint = "poolctl stop {}" if goal == State.STOPPED else ""
         problems = [
-            (None if goal == State.STOPPED else self._blocked(entry))
+            (None if goal == State.STOPPED else self._blocked_error(entry))
             or goal_error(entry, PoolMonitorError, self._why_not(entry, goal), hint.format(entry.name))
             for entry in late
         ]
@@ -143,7 +145,7 @@ class ReadingVerbs:
         """
         chosen = selected(self._core, call.selector)
         names = None if call.selector.selects_all else {entry.name for entry in chosen}
-        wanted, lines = _wanted(names, call.options)
+        wanted, lines = _parse_events_options(names, call.options)
         events = self._context.events
         events.flush()
         if wanted.after > events.seq:
@@ -179,18 +181,18 @@ class ReadingVerbs:
             over.cancel()
 
     def _problem(self, entry: Entry) -> ServerError | None:
-        complaint = self._core.health.complaint(entry)
+        complaint = self._core.health.first_worker_problem(entry)
         if complaint and entry.state == State.RUNNING:
             return unhealthy_error(entry, complaint)
-        return entry.observed.failure or self._blocked(entry)
+        return entry.observed.failure or self._blocked_error(entry)
 
-    def _blocked(self, entry: Entry) -> ServerError | None:
+    def _blocked_error(self, entry: Entry) -> ServerError | None:
         """The error if the server waits for a dependency that will not start, such as a disabled one; else None."""
         command = Goal(self._core, PoolMonitorError, [entry])
         return command.problem(entry) if entry.wanted and command.is_over(entry) else None
 
     def _why_not(self, entry: Entry, goal: str) -> str:
-        why = self._core.health.complaint(entry) if entry.state == State.RUNNING else ""
+        why = self._core.health.first_worker_problem(entry) if entry.state == State.RUNNING else ""
         if not why and entry.observed.failure is not None and not entry.ready:
             why = entry.observed.failure.message
         return f"is {in_words(entry.state)}, not {goal}{f': {why}' if why else ''}"
@@ -203,7 +205,7 @@ async def _stacks_of(stacks: Stacks, worker: Worker, turn: asyncio.Semaphore) ->
         return await stacks.stacks(worker.placement.id, _STACKS_SECONDS)
 
 
-def expiring(entry: Entry, now: float) -> str:
+def expiry_warning(entry: Entry, now: float) -> str:
     """The warning that a certificate in use has expired, or expires within `tls.warn_before`; "" if it does not."""
     ends, tls = entry.observed.certificate_ends, entry.config.tls
     if not entry.observed.workers or ends is None or not tls or tls is True:
@@ -229,7 +231,7 @@ def _offer(queue: asyncio.Queue[JournalEvent], wanted: EventFilter, event: Journ
         queue.put_nowait(event)
 
 
-def _wanted(names: Collection[str] | None, options: Table) -> tuple[EventFilter, int]:
+def _parse_events_options(names: Collection[str] | None, options: Table) -> tuple[EventFilter, int]:
     """Return the filter for a command's events, and the maximum number of past events to send. Raises SelectorError."""
     lines = options.get("lines", MOST_LINES)
     wanted = parse_filter(

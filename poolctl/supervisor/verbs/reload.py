@@ -23,9 +23,16 @@ from poolctl.control.answers import (
     ReloadResult,
     Result,
     failure,
-    item,
+    item_from_config,
 )
-from poolctl.core.configuration_diff import CurrentServer, Kind, digest_of, digests, key_list_text, plan
+from poolctl.core.configuration_diff import (
+    CurrentServer,
+    Kind,
+    digest_of,
+    key_list_text,
+    planned_changes,
+    read_file_digests,
+)
 from poolctl.core.core import Core
 from poolctl.core.decide import NO_OVERRIDES
 from poolctl.core.server_entry import Cause, Entry
@@ -37,7 +44,7 @@ from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.selection.selector import NothingMatched, Selector, select
 
 from ..active_configuration import ReaderFailed, ResolvedConfig
-from .changing_verbs import ensure_open_files_for_all, expiry_error
+from .changing_verbs import check_pool_file_limit, expiry_error
 from .verb import Call, Operation, VerbContext, error_of_kind, items
 
 # The name of the pool itself in the plan; no server can have it.
@@ -85,26 +92,26 @@ class Reload:
             changes, problems = await self._plan(resolved, force=force)
             if problems:
                 return self._refused(problems)
-            lines = (*self._of_the_pool(resolved), *changes)
+            lines = (*self._pool_and_table_changes(resolved), *changes)
             if call.options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
                 return ReloadResult(
                     items=self._all_items(), exit_code=code, warnings=tuple(resolved.remarks), changes=lines
                 )
-            ensure_open_files_for_all(self._core, resolved.servers)
+            check_pool_file_limit(self._core, resolved.servers)
             applied = _ReloadRun(self._core, changes, resolved.servers)
-            applied.begin(force=force)
+            applied.apply_to_core(force=force)
             self._record(lines)
             previous = self._configuration.marks
-            exposed = self._accept(resolved, call.options.get("env"), applied)
-            renewal = await applied.renew()
-        code, errors, warnings = await applied.conclude(call)
+            exposed = self._activate_returning_withheld(resolved, call.options.get("env"), applied)
+            renewal = await applied.renew_changed_certificates()
+        code, errors, warnings = await applied.wait_for_changes(call)
         if errors and await self._planned(resolved):
             # A server whose new process has failed keeps its old configuration, so the files still differ.
             self._configuration.marks = previous
             self._core.servers.note_revision()  # saved for a successor
         errors += renewal
-        warnings += [*self._exposed_to(exposed, applied.replaced), *resolved.remarks]
+        warnings += [*self._exposed_variable_warnings(exposed, applied.replaced), *resolved.remarks]
         return ReloadResult(
             items=self._all_items(),
             errors=tuple(errors),
@@ -122,10 +129,10 @@ class Reload:
                 return ReloadResult(errors=tuple(found.problems), exit_code=INVALID_CONFIGURATION)
             of_servers = [each for each in found.changes if not each.name.startswith("[")]
             applied = _ReloadRun(self._core, of_servers, resolved.servers)
-            applied.begin(force=False, starts=False)
+            applied.apply_to_core(force=False, starts=False)
             self._record(found.changes)
-            self._accept(resolved, None, applied)
-        await applied.wait_for_removed(call)
+            self._activate_returning_withheld(resolved, None, applied)
+        await applied.forget_removed_when_stopped(call)
         return ReloadResult(changes=tuple(found.changes))
 
     async def difference(self) -> Difference:
@@ -135,12 +142,12 @@ class Reload:
             return await self._difference(resolved)
 
     async def _difference(self, resolved: ResolvedConfig) -> Difference:
-        if problems := self._invalid(resolved):
+        if problems := self._configuration_errors(resolved):
             return Difference([], [], problems, resolved.marks, {})
-        changes = [*self._of_the_pool(resolved), *await self._planned(resolved)]
+        changes = [*self._pool_and_table_changes(resolved), *await self._planned(resolved)]
         return Difference(resolved.servers, changes, [], resolved.marks, resolved.files)
 
-    def _invalid(self, resolved: ResolvedConfig) -> list[ErrorEntry]:
+    def _configuration_errors(self, resolved: ResolvedConfig) -> list[ErrorEntry]:
         if resolved.is_empty and self._core.entries and not resolved.problems:
             hint = "poolctl stop ends the pool"
             return [failure(PoolValidateError, "there is no server in the files", hint)]
@@ -156,14 +163,14 @@ class Reload:
             PlannedChange(
                 name=each.name, bind=each.bind, change=each.kind.value, keys=each.keys, message=each.message
             )
-            for each in plan(now, resolved.servers, files, self._configuration.missing)
+            for each in planned_changes(now, resolved.servers, files, self._configuration.missing)
         ]
 
     async def _plan(
         self, resolved: ResolvedConfig, *, force: bool
     ) -> tuple[list[PlannedChange], list[ErrorEntry]]:
         """The changes that a reload makes, and the problems that prevent it; `force` ignores expired certificates."""
-        if problems := self._invalid(resolved):
+        if problems := self._configuration_errors(resolved):
             return [], problems
         changes = await self._planned(resolved)
         problems = await self._configuration.check_external(resolved, {change.name for change in changes})
@@ -171,12 +178,12 @@ class Reload:
             problems += await asyncio.to_thread(self._expiry_errors, resolved.servers, changes)
         return changes, problems
 
-    def _accept(
+    def _activate_returning_withheld(
         self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _ReloadRun
     ) -> list[str]:
         """Activate `resolved`; returns the environment variables that new workers no longer get."""
         known = withheld_variables()
-        self._configuration.accept(resolved, environment)
+        self._configuration.activate(resolved, environment)
         if environment:
             for name in applied.replaced:
                 self._configuration.environments[name] = environment
@@ -213,17 +220,19 @@ class Reload:
                 **where,
             )
 
-    def _of_the_pool(self, resolved: ResolvedConfig) -> Iterable[PlannedChange]:
+    def _pool_and_table_changes(self, resolved: ResolvedConfig) -> Iterable[PlannedChange]:
         if resolved.name != self._configuration.name:
             message = f"the pool's name: {self._configuration.name} → {resolved.name}"
             yield _of_pool(POOL, ("pool.name",), message)
         before, after = self._configuration.tables.by_name(), resolved.tables.by_name()
         for name in before | after:
             if before.get(name) != after.get(name):
-                keys = _changed(name, before.get(name), after.get(name))
+                keys = _changed_keys(name, before.get(name), after.get(name))
                 yield _of_pool(f"[{name}]", keys, f"[{name}]: {key_list_text(keys)}")
 
-    def _exposed_to(self, variables: Iterable[str], replaced: Collection[str]) -> Iterable[str]:
+    def _exposed_variable_warnings(
+        self, variables: Iterable[str], replaced: Collection[str]
+    ) -> Iterable[str]:
         """Warnings about running servers that still have these environment variables, except servers in `replaced`."""
         names = [
             entry.name
@@ -257,7 +266,7 @@ class _ReloadRun:
         new = {Kind.ADD, Kind.RESTART}
         return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
 
-    def begin(self, *, force: bool, starts: bool = True) -> None:
+    def apply_to_core(self, *, force: bool, starts: bool = True) -> None:
         """Make all changes in the core at once. With `force`, expired certificates are loaded too.
 
         Without `starts`, new servers are not started.
@@ -266,7 +275,7 @@ class _ReloadRun:
         gone = [entry for name, entry in core.entries.items() if name not in self._servers]
         for entry in gone:
             core.remove(entry)
-        coming = [self._configure(server, starts) for server in self._servers.values()]
+        coming = [self._add_or_change_server(server, starts) for server in self._servers.values()]
         core.servers.sort(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
         self._starting = Operation(core, PoolRestartError, awaited)
@@ -279,17 +288,17 @@ class _ReloadRun:
     def _changed_entries(self) -> list[Entry]:
         return [entry for name in self._kinds if (entry := self._core.entries.get(name)) is not None]
 
-    def _configure(self, server: ServerConfig, starts: bool) -> Entry:
+    def _add_or_change_server(self, server: ServerConfig, starts: bool) -> Entry:
         entry = self._core.entries.get(server.name)
         if entry is None or entry.removed:
             entry = self._core.add(server)
-            self._core.override(entry)
+            self._core.replace_overrides(entry)
             if starts:
                 self._core.start(entry)
         else:
             live = Kind.RESTART not in self._kinds.get(server.name, ())
             self._core.change(entry, server, live=live)
-            self._core.override(entry)
+            self._core.replace_overrides(entry)
         return entry
 
     def _awaited(self, entry: Entry) -> bool:
@@ -297,7 +306,7 @@ class _ReloadRun:
         at_rest = entry.wants_no_worker or entry.is_disabled or entry.on_schedule
         return entry.name in self._kinds and not at_rest
 
-    async def renew(self) -> list[ErrorEntry]:
+    async def renew_changed_certificates(self) -> list[ErrorEntry]:
         """Load changed certificates into running servers; returns the errors."""
         errors: list[ErrorEntry] = []
         for name, keys in self._keys.items():
@@ -311,13 +320,13 @@ class _ReloadRun:
                 errors.append(error_of_kind(PoolRestartError, problem))
         return errors
 
-    async def wait_for_removed(self, call: Call) -> None:
+    async def forget_removed_when_stopped(self, call: Call) -> None:
         """Wait until the servers that were removed from the files have stopped, and forget them."""
         await self._stopping.wait_for_outcome(call)
         for entry in [each for each in self._core.entries.values() if each.removed and each.at_rest]:
             self._core.forget(entry)
 
-    async def conclude(self, call: Call) -> tuple[int, list[ErrorEntry], list[str]]:
+    async def wait_for_changes(self, call: Call) -> tuple[int, list[ErrorEntry], list[str]]:
         """Wait until every server has reached its goal or failed; returns exit code, errors and warnings."""
         codes = await asyncio.gather(
             self._starting.wait_for_outcome(call), self._stopping.wait_for_outcome(call)
@@ -334,23 +343,23 @@ def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
     return PlannedChange(name=table, bind="", change=Kind.UPDATE.value, keys=keys, message=message)
 
 
-def _changed(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
+def _changed_keys(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
     """Return what differs: NAME.KEY for each key of a table, NAME.LABEL for each item of a list, or NAME if unknown."""
-    one, other = _named(before), _named(after)
+    one, other = _values_by_name(before), _values_by_name(after)
     if not one or not other:
         return (name,)
     changed = tuple(f"{name}.{key}" for key in {**one, **other} if one.get(key) != other.get(key))
     return changed or (name,)  # the order differs, or a secret
 
 
-def _named(table: AnyTable) -> dict[str, object]:
+def _values_by_name(table: AnyTable) -> dict[str, object]:
     if isinstance(table, tuple):
         return {each.label: each.to_dict() for each in table}
     return table.to_dict() if table is not None else {}
 
 
 def _files(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:
-    found = {server.name: digests(server) for server in servers}
+    found = {server.name: read_file_digests(server) for server in servers}
     return {name: files for name, files in found.items() if files}
 
 
@@ -376,20 +385,22 @@ class ConfigurationDrift:
         # By the paths of env files: their stamps from stat(2), and the digest of their contents.
         self._variables: dict[tuple[str, ...], tuple[list[Stamp], str]] = {}
 
-    async def report(self, verb: str, call: Call, result: Result) -> Result:
+    async def add_changed_files(self, verb: str, call: Call, result: Result) -> Result:
         """The result, with the changed files added if the command reports them and there are any."""
         if not (verb in _REPORTING or call.options.get("files") is True) or result.ended:
             return result
         if (found := await self._find_changes()) is None:
             return result
         quick = verb in _QUICK and not (self._is_saving or call.options.get("counts") is True)
-        difference = await self._compared(found, _QUICK_SECONDS if quick else _PATIENT_SECONDS)
+        difference = await self._difference_within_seconds(
+            found, _QUICK_SECONDS if quick else _PATIENT_SECONDS
+        )
         if self._is_saving and difference is not None and _is_empty(difference):
             self._is_saving = False
             self._configuration.marks = difference.marks
             self._core.servers.note_revision()  # saved for a successor
             return result
-        return replace(result, changed=to_json(_answer(found.files, difference)))
+        return replace(result, changed=to_json(_summarize_changed_files(found.files, difference)))
 
     async def apply_at_rest(self, call: Call) -> ReloadResult | None:
         """Apply changed files to a pool whose servers are all at rest; return the result of the reload.
@@ -413,7 +424,7 @@ class ConfigurationDrift:
     def _runs(self) -> bool:
         """Whether a server serves, sleeps, is scheduled, or starts without failures so far."""
         return any(
-            entry.asleep
+            entry.is_asleep
             or entry.on_schedule
             or (entry.observed.workers and not entry.observed.failures)
             or any(worker.ready_at is not None for worker in entry.observed.workers.values())
@@ -427,20 +438,22 @@ class ConfigurationDrift:
             entry.added or entry.desired.overrides != NO_OVERRIDES for entry in entries
         )
 
-    async def explain(self, call: Call, result: Result) -> Result:
+    async def explain_missing_servers(self, call: Call, result: Result) -> Result:
         """If all selected servers that the pool lacks are in the files now, return an error for each; else `result`."""
         if not call.selector.targets or (found := await self._find_changes()) is None:
             return result
-        difference = await self._compared(found, _PATIENT_SECONDS)
+        difference = await self._difference_within_seconds(found, _PATIENT_SECONDS)
         if difference is None:
             return result
         here = items(self._core, self._core.entries.values())
-        new = [item(server) for server in difference.servers if server.name not in self._core.entries]
+        new = [
+            item_from_config(server) for server in difference.servers if server.name not in self._core.entries
+        ]
         names: dict[str, None] = {}
         for target in call.selector.targets:
             if not _names_matching(here, target):
                 if not (in_files := _names_matching(new, target)):
-                    return replace(result, changed=to_json(_answer(found.files, difference)))
+                    return replace(result, changed=to_json(_summarize_changed_files(found.files, difference)))
                 names.update(dict.fromkeys(in_files))
         file = self._configuration.files[0]
         errors = [_not_in_pool(name, difference.files.get(name, file)) for name in names]
@@ -462,14 +475,16 @@ class ConfigurationDrift:
             ]
             in_use = {(tuple(entry.config.env_file), entry.observed.files["env_file"]) for entry in reading}
             variables = frozenset((entry.name, entry.observed.files["env_file"]) for entry in reading)
-            work = asyncio.to_thread(self._changed, in_use, self._core.servers.revision, variables)
+            work = asyncio.to_thread(
+                self._search_changed_inputs, in_use, self._core.servers.revision, variables
+            )
             self._search = asyncio.ensure_future(work)
         try:
             return await asyncio.wait_for(asyncio.shield(self._search), _STAT_SECONDS)
         except TimeoutError:
             return None
 
-    def _changed(
+    def _search_changed_inputs(
         self, in_use: set[tuple[tuple[str, ...], str]], revision: int, variables: frozenset[tuple[str, str]]
     ) -> _ChangedInputs | None:
         """Return the changed files; None if there are none, or if a `--watch` process is about to apply the changes.
@@ -480,7 +495,9 @@ class ConfigurationDrift:
         files = changed_files(self._configuration.marks or {}, named)
         # A missing env file is reported by every command that would read it.
         files = [path for path in files if path not in named or os.path.lexists(path)]
-        files += dict.fromkeys(path for paths, digest in in_use for path in self._differing(paths, digest))
+        files += dict.fromkeys(
+            path for paths, digest in in_use for path in self._modified_env_files(paths, digest)
+        )
         if not files:
             return None
         stamps = tuple(map(stamp_of, files))
@@ -490,7 +507,7 @@ class ConfigurationDrift:
             return None
         return _ChangedInputs(tuple(files), stamps, revision, variables)
 
-    def _differing(self, paths: tuple[str, ...], digest: str) -> list[str]:
+    def _modified_env_files(self, paths: tuple[str, ...], digest: str) -> list[str]:
         """The env files in `paths` that were modified; empty if their combined contents still have this digest."""
         before, known = self._variables.get(paths, ([], ""))
         now = [stamp_of(path) for path in paths]
@@ -501,7 +518,7 @@ class ConfigurationDrift:
             return []
         return [path for path, stamp in zip(paths, now, strict=True) if stamp not in before] or [*paths]
 
-    async def _compared(self, found: _ChangedInputs, seconds: float) -> Difference | None:
+    async def _difference_within_seconds(self, found: _ChangedInputs, seconds: float) -> Difference | None:
         """The changes that a reload of these files would make; None if they are not computed within `seconds`."""
         if self._comparing is None or self._comparing[0] != found:
             self._comparing = found, asyncio.ensure_future(self._compare())
@@ -565,7 +582,7 @@ def _not_in_pool(name: str, file: str) -> ErrorEntry:
     return failure(PoolParamError, message)
 
 
-def _answer(files: tuple[str, ...], difference: Difference | None) -> ChangedFiles:
+def _summarize_changed_files(files: tuple[str, ...], difference: Difference | None) -> ChangedFiles:
     if difference is None:
         return ChangedFiles(files=files)
     if difference.problems:

@@ -66,13 +66,13 @@ class Upgrade:
                 call.options.get("build") or ""
             ):
                 return UpgradeResult(items=items(self._core, self._core.entries.values()))
-            if problem := await self._try(call):
+            if problem := await self._test_takeover(call):
                 return problem
         async with self._configuration.turn:  # a reload in progress is completed first
             self._daemon.hand_over(call.options["keeper"], call.options["supervisor"])
         return UpgradeResult(items=items(self._core, self._core.entries.values()), upgraded_from=os.getpid())
 
-    async def _try(self, call: Call) -> Result | None:
+    async def _test_takeover(self, call: Call) -> Result | None:
         """Test the takeover: None if the next version has taken over a small pool, else the error to answer with."""
         options, on_disk = call.options, not await self._build.is_replaced()
         in_force = encoded(self._configuration.snapshot(self._core))
@@ -86,7 +86,7 @@ class Upgrade:
             else:
                 if check.errors:
                     return Result(errors=check.errors, exit_code=INVALID_CONFIGURATION)
-                if check.problem and (differs := await self._differs(call, check.problem)):
+                if check.problem and (differs := await self._refusal_if_files_differ(call, check.problem)):
                     return differs
         if on_disk and not failed:
             argv = bootstrap.command(sys.executable, "supervisor", TRY, json.dumps(options), *self._files)
@@ -97,7 +97,7 @@ class Upgrade:
         hint = "nothing has changed, the pool goes on; repair that version, then repeat poolctl upgrade"
         return _refused(message, hint)
 
-    async def _differs(self, call: Call, problem: str) -> Result | None:
+    async def _refusal_if_files_differ(self, call: Call, problem: str) -> Result | None:
         """An error if the files, which the next version would read, differ from the active configuration; else None."""
         why = (
             f"poolctl {call.options.get('version')} cannot go on with the configuration in force ({problem})"
@@ -107,7 +107,7 @@ class Upgrade:
         except ReaderFailed as failed:
             if not failed.installed:
                 raise
-            return await self._differs_by_marks(why)
+            return await self._refusal_by_marks(why)
         if plan.errors:
             return plan
         # Live changes are handed over, except added and removed servers, whose key `name` differs.
@@ -116,7 +116,7 @@ class Upgrade:
         hint = "poolctl reload --dry-run shows the difference, poolctl reload applies the files"
         return _refused(f"{why}, and the files differ from it", hint)
 
-    async def _differs_by_marks(self, why: str) -> Result | None:
+    async def _refusal_by_marks(self, why: str) -> Result | None:
         """Return an error if files have changed on disk, or commands have added or removed servers; else None.
 
         Compares the files with the marks (stat(2) and digest) of their last reading. Used if this version can no longer

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from poolctl.bootstrap import installed_build, is_installed_since
+from poolctl.bootstrap import installed_build, is_package_changed_since
 from poolctl.config import masked
 from poolctl.control.answers import (
     ErrorEntry,
@@ -20,14 +20,14 @@ from poolctl.control.answers import (
     SupervisorIdentity,
 )
 from poolctl.control.control_server import Attach, Progress, refuse_attachment
-from poolctl.control.server_answers import Details, LiveChanges, ProbeResult, WorkerDetails
+from poolctl.control.server_answers import LiveChanges, ProbeResult, ServerDetails, WorkerDetails
 from poolctl.core.core import Core, Goal
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import FAILED, TIMED_OUT
 from poolctl.json_form import Table, to_json
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.runners.withheld_variables import withheld_values
 from poolctl.runners.worker_spec import logged_requests
 from poolctl.selection.matcher_client import matcher
@@ -46,7 +46,7 @@ class Daemon(Protocol):
     def identity(self) -> SupervisorIdentity:
         """The answer to a ping, and part of `status`: the pool's name and files, versions and pids."""
 
-    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+    async def finalize_result(self, verb: str, call: Call, result: Result) -> Result:
         """Return the verb's result, with the fields that features add to it, such as the gateway's status.
 
         After a command that changes servers, wait until the features have applied its changes. The result of `start`
@@ -56,7 +56,7 @@ class Daemon(Protocol):
     async def finish(self) -> None:
         """Let the features finish requests in progress. Called as the pool ends, after all servers have stopped."""
 
-    def shut_down(self) -> int:
+    def schedule_shutdown(self) -> int:
         """End the supervisor after the answer in progress, and then the keeper; returns the keeper's pid."""
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
@@ -103,7 +103,7 @@ class RunningBuild:
 
     def _find(self) -> str:
         found = installed_build()
-        return "" if is_installed_since(self._began - _FILE_TIME_SECONDS) else found
+        return "" if is_package_changed_since(self._began - _FILE_TIME_SECONDS) else found
 
     async def is_running(self, build: str) -> bool:
         """Whether `build` is the digest of the running build; False if either is unknown."""
@@ -119,7 +119,7 @@ class VerbContext:
     """The pool that verbs act on."""
 
     core: Core
-    events: Events
+    events: EventQueue
     daemon: Daemon
     configuration: ActiveConfiguration
     over: asyncio.Event  # set when the supervisor ends
@@ -134,7 +134,7 @@ async def match_expressions(core: Core, selector: Selector) -> None:
     found = items(core, core.entries.values())
     for name in given:
         values = sorted({str(getattr(item, name)) for item in found})
-        answer = await matcher().answer(getattr(selector, name), values)
+        answer = await matcher().find_matches(getattr(selector, name), values)
         if answer.problem:
             raise SelectorError(f"{name}: {answer.problem}", hint=answer.hint)
         selector.matched[name] = frozenset(values[at] for at in answer.found)
@@ -189,7 +189,7 @@ class Operation(Goal):
         for entry in self._entries:
             core.clear_warnings(entry)
 
-    async def conclude(self, chosen: list[Entry], call: Call) -> Result:
+    async def wait_for_result(self, chosen: list[Entry], call: Call) -> Result:
         """Wait until each server has reached its goal or failed, or the timeout; return the command's result.
 
         The result lists the `chosen` servers, and has an error for each failure.
@@ -233,7 +233,7 @@ def names_of(entries: list[Entry]) -> tuple[str, ...] | None:
     return tuple(entry.name for entry in entries) or None
 
 
-def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list[Entry]:
+def warn_and_add_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list[Entry]:
     """The entries and all their dependents. The client is warned of active dependents that it did not select."""
     graph = core.servers
     all_of_them = graph.closure(chosen, graph.dependents)
@@ -277,14 +277,14 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
     )
 
 
-def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: bool) -> Details:
+def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: bool) -> ServerDetails:
     """The details that `show` reports, with the places where keys are set. Secrets are masked unless `reveal`."""
     config, live = entry.config, entry.desired.overrides
     table = config.to_dict()
     if table["http"]["access_log"] and not logged_requests(config):
         table["http"]["access_log"] = False
         origin = origin and {**origin, "http.access_log": "run --no-access-log"}
-    return Details(
+    return ServerDetails(
         **vars(_item(core, entry, core.clock.monotonic())),
         overrides=LiveChanges(
             workers=live.workers,
@@ -307,7 +307,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
             )
             for worker in entry.observed.workers.values()
         ),
-        complaint=core.health.complaint(entry),
+        complaint=core.health.first_worker_problem(entry),
         preload_problem=entry.observed.preload_problem,
         certificate_expires=_iso(entry.observed.certificate_ends),
         failure=ErrorEntry.of(entry.observed.failure) if entry.observed.failure else None,
@@ -343,7 +343,7 @@ def unhealthy_error(entry: Entry, complaint: str) -> ServerError:
 def complaint_of(core: Core, entry: Entry) -> str:
     """Why the server is unhealthy or not ready; "" if it is neither, or if the reason is unknown."""
     failure = entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
-    return core.health.complaint(entry) or failure
+    return core.health.first_worker_problem(entry) or failure
 
 
 def error_of_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:

@@ -17,7 +17,7 @@ from poolctl.errors import PoolParamError
 from poolctl.exit_codes import CONFLICT, FAILED, NOTHING_MATCHED, USAGE
 from poolctl.feature import features
 from poolctl.json_form import Table
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.platform import user_name
 from poolctl.selection.selector import NothingMatched, Selector, SelectorError
 
@@ -44,7 +44,7 @@ class Verbs:
     def __init__(
         self,
         core: Core,
-        events: Events,
+        events: EventQueue,
         daemon: Daemon,
         configuration: ActiveConfiguration,
         over: asyncio.Event,
@@ -76,7 +76,7 @@ class Verbs:
         except ImportError as error:
             if not await self.build.is_replaced():
                 raise
-            return _replaced(str(error))
+            return _build_replaced_result(str(error))
 
     async def _answer(self, request: Request, progress: Progress) -> object:
         if request.verb not in self._verbs:
@@ -100,15 +100,17 @@ class Verbs:
             return _failed(USAGE, wrong.message, wrong.hint)
         except NothingMatched as nothing:
             error = failure(PoolParamError, nothing.message, nothing.hint)
-            return await self._drift.explain(call, Result(errors=(error,), exit_code=NOTHING_MATCHED))
+            return await self._drift.explain_missing_servers(
+                call, Result(errors=(error,), exit_code=NOTHING_MATCHED)
+            )
         except TooManyOpenFiles as refused:
             # A supervisor without servers ends instead, because it would keep the limit that it was started with.
             if not self._core.servers.unused:
                 return refused.result
-            return replace(refused.result, ended=True, keeper_pid=self._daemon.shut_down())
+            return replace(refused.result, ended=True, keeper_pid=self._daemon.schedule_shutdown())
         except ReaderFailed as failed:
             if not failed.installed and await self.build.is_replaced():
-                return _replaced(str(failed))
+                return _build_replaced_result(str(failed))
             return failed.result
 
     async def perform(self, verb: str, call: Call) -> Result:
@@ -126,8 +128,8 @@ class Verbs:
         if applied is not None:
             result = replace(result, changed=applied.changed)
         else:
-            result = await self._drift.report(verb, call, result)
-        return await self._daemon.conclude(verb, call, result)
+            result = await self._drift.add_changed_files(verb, call, result)
+        return await self._daemon.finalize_result(verb, call, result)
 
 
 def _failed(code: int, message: str, hint: str = "") -> Result:
@@ -135,7 +137,7 @@ def _failed(code: int, message: str, hint: str = "") -> Result:
     return Result(errors=(error,), exit_code=code)
 
 
-def _replaced(why: str) -> Result:
+def _build_replaced_result(why: str) -> Result:
     message = f"another poolctl has been installed since this pool's supervisor was started: {why}"
     error = ErrorEntry(code=CONFLICT, error="ErrorUpgrade", message=message, hint="poolctl upgrade")
     return Result(errors=(error,), exit_code=CONFLICT)
@@ -152,7 +154,7 @@ def _options(body: Table) -> Table:
     return options
 
 
-async def perform_audited(events: Events, request: Request, call: Call, work: Work) -> Result:
+async def perform_audited(events: EventQueue, request: Request, call: Call, work: Work) -> Result:
     """Do the `work` of the request; returns its result.
 
     If the verb is in AUDITED, the beginning and the end are recorded in the audit trail, even if the work fails.
@@ -160,7 +162,9 @@ async def perform_audited(events: Events, request: Request, call: Call, work: Wo
     if request.verb not in AUDITED or call.options.get("dry_run"):
         return await work()
     by = peer(request)
-    message = " ".join([request.verb, *_words(call.selector), *_details(request.verb, call.options)])
+    message = " ".join(
+        [request.verb, *_selector_arguments(call.selector), *_option_arguments(request.verb, call.options)]
+    )
     given, recorded = _given_selection(call.selector), _recorded_options(call.options)
     events.record("audit", request.verb, message=message, by=by, selection=given, options=recorded)
     begun, is_abandoned = time.monotonic(), False
@@ -207,7 +211,7 @@ def _on_behalf_of(by: object) -> Table:
     return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}
 
 
-def _words(selector: Selector) -> list[str]:
+def _selector_arguments(selector: Selector) -> list[str]:
     given = _given_selection(selector)
     targets = given.pop("targets", [])
     words = [f"--{key} {each}" for key, values in given.items() if key != "not" for each in values]
@@ -218,7 +222,7 @@ def _given_selection(selector: Selector) -> Table:
     return {key: value for key, value in selector.to_dict().items() if value and key != "allow_empty"}
 
 
-def _details(verb: str, options: Table) -> list[str]:
+def _option_arguments(verb: str, options: Table) -> list[str]:
     if verb not in CHANGING_VERBS and "op" in options:
         return [str(options["op"]), *map(str, options.get("hosts") or ())]
     everything = ["--all"] if options.get("all") is True else []

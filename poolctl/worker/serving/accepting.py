@@ -35,7 +35,7 @@ from .connection_state import Drainable, PoolServerState
 from .http2_connection import Http1Or2
 from .routed_connections import RoutedConnection, make_routed_connection
 from .uvicorn_parts import State
-from .worker_routes import Routes
+from .worker_routes import GatewayRoutes
 
 # A full worker accepts again once a sixteenth of its connections has closed, or some time after the first has closed,
 # because opening and closing a listener costs as much as several requests.
@@ -178,20 +178,22 @@ class AcceptedConnections:
 
         The handshake and the first head must be complete at `due`, in seconds of the system's monotonic clock.
         """
-        self._server_state.begin_handshake(protocol, due)
+        self._server_state.record_handshake_start(protocol, due)
         seconds = max(_LEAST_HANDSHAKE_SECONDS, due - time.monotonic())
-        self._begin(lambda: protocol, sock, protocol, ssl=context, ssl_handshake_timeout=seconds)
+        self._connect_accepted_socket(
+            lambda: protocol, sock, protocol, ssl=context, ssl_handshake_timeout=seconds
+        )
 
     def attach(self, make: Callable[[], asyncio.BaseProtocol], sock: socket.socket) -> None:
         """Attach the protocol that `make` returns to the connection, without TLS."""
-        self._begin(make, sock, None)
+        self._connect_accepted_socket(make, sock, None)
 
     def cancel(self) -> None:
         """Close the connections whose protocol object is not attached yet, such as those in a TLS handshake."""
         for waits in list(self._waiting.values()):
             waits.cancel()
 
-    def _begin(
+    def _connect_accepted_socket(
         self, make: Callable[[], Any], sock: socket.socket, expected: asyncio.Protocol | None, **tls: Any
     ) -> None:
         work = asyncio.get_running_loop().connect_accepted_socket(make, sock, **tls)
@@ -228,7 +230,7 @@ class AdoptionPair(NamedTuple):
     take: socket.socket
 
 
-class SharedListeners:
+class ConnectionAcceptor:
     """The acceptor of a worker's connections: from its listeners, and from other workers that hand over connections.
 
     Other workers hand over connections through the socket pair `adoption`. `most` is the maximum number of connections;
@@ -244,7 +246,7 @@ class SharedListeners:
         *,
         adoption: AdoptionPair | None,
         most: int | None,
-        routes: Routes | None = None,
+        routes: GatewayRoutes | None = None,
         woken: bool = False,
     ) -> None:
         self.servers: Sequence[Listening] = ()
@@ -253,7 +255,7 @@ class SharedListeners:
         self._server_state = server_state
         self._adoption = adoption
         self._most = most
-        self._routes = routes or Routes("")
+        self._routes = routes or GatewayRoutes("")
         self.accepted = AcceptedConnections(server_state)
         self._app_state: State = {}
         self._listeners: Sequence[socket.socket] = ()
@@ -274,13 +276,16 @@ class SharedListeners:
         self._accepting = accepting
         if self._most is None:
             self._most = connections_by_descriptors()
-        self._server_state.most_connections, self._server_state.on_full = self._most, self._stop_when_full
-        await self._settle()
+        self._server_state.most_connections, self._server_state.on_full = (
+            self._most,
+            self._pause_accepting_while_full,
+        )
+        await self._apply_accepting_state()
 
     def set_accepting(self, accepting: bool) -> None:
         """Begin to accept connections, or stop and leave them to other workers. Does not wait."""
         self._accepting = accepting
-        self._run_in_turn(self._settle())
+        self._run_in_turn(self._apply_accepting_state())
 
     async def end(self) -> None:
         """Stop accepting permanently; returns when the listeners are closed."""
@@ -290,12 +295,12 @@ class SharedListeners:
             await close_all(self.servers)
         await asyncio.gather(*self._tasks)
 
-    def _stop_when_full(self) -> None:
+    def _pause_accepting_while_full(self) -> None:
         """Stop accepting because the limit of connections is reached; resumes when connections have closed."""
         if self._full or self._ended:
             return
         self._full = True
-        self._server_state.connections.on_leave = self._room
+        self._server_state.connections.on_leave = self._accept_again_if_room
         self._stop_taking()
         # Cleared at once, because the next connection is for another worker.
         before, self.servers = self.servers, ()
@@ -303,7 +308,7 @@ class SharedListeners:
             stop_reading(server.sockets)
         self._run_in_turn(close_all(before))
 
-    def _room(self) -> None:
+    def _accept_again_if_room(self) -> None:
         assert self._most is not None
         if self._server_state.open_connections <= self._most - max(1, self._most // _PART):
             self._accept_again()
@@ -317,14 +322,14 @@ class SharedListeners:
         if self._full and self._server_state.room() > 0:
             self._full = False
             self._server_state.connections.on_leave = None
-            self._run_in_turn(self._settle())
+            self._run_in_turn(self._apply_accepting_state())
 
     def _run_in_turn(self, work: Coroutine[object, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _settle(self) -> None:
+    async def _apply_accepting_state(self) -> None:
         async with self._lock:
             while not self._ended and (self._accepting and not self._full) is not bool(self.servers):
                 if self.servers:
@@ -332,11 +337,11 @@ class SharedListeners:
                     self._stop_taking()
                     await close_all(before)
                 else:
-                    self.servers = await self._accept()
+                    self.servers = await self._start_accepting_servers()
                     if not (self._full or self._ended):
-                        self._take()
+                        self._start_taking()
 
-    async def _accept(self) -> list[Listening]:
+    async def _start_accepting_servers(self) -> list[Listening]:
         if self._woken:
             await self._accept_waiting()
             if self._full or self._ended:
@@ -398,7 +403,7 @@ class SharedListeners:
         else:
             self._shake_hands(sock, due, None)
 
-    def _take(self) -> None:
+    def _start_taking(self) -> None:
         self._taking = True
         self.publish_taking()
         if self._adoption is not None:
@@ -422,7 +427,7 @@ class SharedListeners:
         # One per loop iteration, so that workers share a burst.
         assert self._adoption is not None
         balancer = self._server_state.balancer
-        if balancer is not None and self._leaves_to_others(balancer):
+        if balancer is not None and self._pause_for_others(balancer):
             return
         # Connections without TLS that have no protocol yet are not counted as open.
         if self._server_state.room() <= len(self.accepted):
@@ -431,7 +436,7 @@ class SharedListeners:
             taken = connection_handover.receive_connection(self._adoption.take)
         except connection_handover.NoRoom:
             self._stop_taking()
-            self._take_timer = asyncio.get_running_loop().call_later(_TAKE_AGAIN_SECONDS, self._take)
+            self._take_timer = asyncio.get_running_loop().call_later(_TAKE_AGAIN_SECONDS, self._start_taking)
             return
         except (BlockingIOError, InterruptedError, WireError):
             return  # usually another worker was faster
@@ -442,14 +447,14 @@ class SharedListeners:
         else:
             self._adopt(taken)
 
-    def _leaves_to_others(self, balancer: ConnectionBalancer) -> bool:
+    def _pause_for_others(self, balancer: ConnectionBalancer) -> bool:
         """Return whether other workers should take the next handed-over connection; if so, take none for a moment."""
         seconds = balancer.pause_seconds(len(self.accepted), self._pauses)
         self._pauses = self._pauses + 1 if seconds else 0
         if seconds and self._adoption is not None:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._adoption.take.fileno())
-            self._take_timer = loop.call_later(seconds, self._take)
+            self._take_timer = loop.call_later(seconds, self._start_taking)
         return bool(seconds)
 
     def _adopt(self, taken: Connection) -> None:
@@ -474,7 +479,7 @@ class SharedListeners:
 
     def _make_adopted(self, until: float | None, asked: bool, routed: Routed | None) -> asyncio.Protocol:
         if routed is not None and not routed.route:
-            return ReadBefore(self._make_adopted(None, False, None), routed.received, self._server_state)
+            return ReplayProtocol(self._make_adopted(None, False, None), routed.received, self._server_state)
         made = self._make(routed)
         if until is not None or routed is None or not routed.decided:
             if isinstance(made, Drainable):
@@ -490,7 +495,7 @@ class SharedListeners:
         return make_routed_connection(*arguments, self._routes, routed)
 
 
-class ReadBefore(asyncio.Protocol):
+class ReplayProtocol(asyncio.Protocol):
     """The first protocol of a handed-over connection. Passes `received`, read by another worker, on to `protocol`."""
 
     def __init__(self, protocol: asyncio.Protocol, received: bytes, server_state: PoolServerState) -> None:

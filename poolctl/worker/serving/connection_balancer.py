@@ -74,7 +74,7 @@ class PeerCounts:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._page = memoryview(mmap.mmap(fd, mmap.PAGESIZE)).cast("Q")
-        self._slot = self._free_slot()
+        self._slot = self._lock_free_slot()
         self.publish(None, 0)
 
     @property
@@ -122,7 +122,7 @@ class PeerCounts:
         self._page[self._slot] = 0
         os.close(self._fd)
 
-    def _free_slot(self) -> int:
+    def _lock_free_slot(self) -> int:
         for slot in range(_FIRST, _END):
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
@@ -181,7 +181,7 @@ class ConnectionBalancer:
             self._timer.cancel()
         self._counts.close()
 
-    def handle_connection(self, connection: Any, *, unread: bool) -> None:
+    def balance_new_connection(self, connection: Any, *, unread: bool) -> None:
         """Handle a new connection: hand it over if this worker has too many and it is `unread` (no byte was read)."""
         if self._counts.alone:
             return

@@ -50,7 +50,7 @@ class Tasks(set[asyncio.Task[None]]):
             self._state.changed.set()
 
 
-class Connections(set[Any]):
+class TrackedConnections(set[Any]):
     """The connections of a worker; notifies its PoolServerState before each new connection and after each end.
 
     Also counts the connections on the worker's tally page. `http` holds the classes of HTTP connections; a connection
@@ -90,9 +90,9 @@ class Connections(set[Any]):
             if not isinstance(connection, self.http):
                 tally[OPEN_WEBSOCKETS] -= 1
             tally[OPEN_CONNECTIONS] = len(self)
-        self.handle_end()
+        self.publish_connection_end()
 
-    def handle_end(self) -> None:
+    def publish_connection_end(self) -> None:
         """Handle the end of a connection: publish the new count, call `on_leave`; set `changed` if none is left."""
         if self._state.balancer is not None:
             self._state.balancer.publish()
@@ -127,10 +127,10 @@ class Drainable:
     def give_back(self) -> None:
         """Return the connection to the gateway before its next request, if it came from there."""
 
-    def stay(self) -> None:
+    def cancel_linger(self) -> None:
         """Undo a call of `linger`: keep the connection open, unless the client was told that the connection closes."""
 
-    def end_events(self) -> None:
+    def end_event_streams(self) -> None:
         """End the responses that are event streams, without cutting off an event. The clients reconnect."""
 
     def apply_deadline(self, until: float | None, *, asked: bool) -> None:
@@ -245,7 +245,7 @@ class PoolServerState(ServerState):
         self.expected: dict[object, float] = {}  # by handshake: when the first head is due
         self.most_connections = sys.maxsize
         self.on_full: Callable[[], None] = lambda: None  # called when the maximum of connections is reached
-        self.connections: Connections = Connections(self)
+        self.connections: TrackedConnections = TrackedConnections(self)
         self.tasks: Tasks = Tasks(self)
 
     @property
@@ -273,7 +273,7 @@ class PoolServerState(ServerState):
         """The number of further connections that the limit allows."""
         return self.most_connections - self.open_connections
 
-    def begin_handshake(self, connection: object, due: float) -> None:
+    def record_handshake_start(self, connection: object, due: float) -> None:
         """Record a connection whose TLS handshake begins, and the time at which its first head is due."""
         self.expected[connection] = due
         if self.open_connections >= self.most_connections:
@@ -281,7 +281,7 @@ class PoolServerState(ServerState):
         if self.balancer is not None:
             self.balancer.publish()
 
-    def end_handshake(self, connection: object) -> float | None:
+    def pop_handshake_due(self, connection: object) -> float | None:
         """Note the end of a TLS handshake. Returns the time at which the first head is due.
 
         None if the connection was not in a handshake.
@@ -293,8 +293,8 @@ class PoolServerState(ServerState):
 
     def forget_unfinished_handshake(self, connection: object) -> None:
         """Forget a connection whose TLS handshake has failed; do nothing if its handshake was completed."""
-        if self.end_handshake(connection) is not None:
-            self.connections.handle_end()
+        if self.pop_handshake_due(connection) is not None:
+            self.connections.publish_connection_end()
 
     def note_activity(self) -> None:
         """Call `on_activity`, because a connection or request begins, or the last request has ended."""

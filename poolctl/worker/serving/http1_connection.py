@@ -53,7 +53,7 @@ _REFUSALS = {
 _NOT_MALFORMED = {421: (), 503: ((b"retry-after", b"1"),)}
 
 
-class Head:
+class PartialHead:
     """An incomplete request head, of which about `size` bytes have arrived."""
 
     __slots__ = ("last", "size")
@@ -63,7 +63,7 @@ class Head:
         self.last = b""  # the last bytes: the end of a head may arrive in two pieces
 
 
-FIRST = Head()  # the head of a first request of which nothing has arrived yet
+FIRST = PartialHead()  # the head of a first request of which nothing has arrived yet
 
 
 class Http1Connection(Drainable, Http1Protocol):
@@ -87,7 +87,7 @@ class Http1Connection(Drainable, Http1Protocol):
         super().__init__(config, *arguments, **named)
         if not config.access_log:
             self.access_log = False
-        self.head: Head | None = FIRST
+        self.head: PartialHead | None = FIRST
         self.counts: RequestCounts | None = self.server_state.counts
         self.begun_ns = 0  # when the oldest request in progress began; 0 if requests are not counted
 
@@ -122,9 +122,9 @@ class Http1Connection(Drainable, Http1Protocol):
             self.lingering = True
             self.close_when_quiet(QUIET_SECONDS)
         elif not self.cycle.response_started:
-            self._answer_and_close()
+            self._close_after_response()
 
-    def stay(self) -> None:
+    def cancel_linger(self) -> None:
         """Apply the keep-alive timeout to an idle connection again, which `linger` has given a shorter one.
 
         While a request is in progress, do nothing: after `linger`, its response says `Connection: close`.
@@ -133,7 +133,7 @@ class Http1Connection(Drainable, Http1Protocol):
             self.lingering = False
             self.close_when_quiet(self.timeout_keep_alive)
 
-    def end_events(self) -> None:
+    def end_event_streams(self) -> None:
         """End an event stream between two events; its client reconnects.
 
         The application sees a disconnected client.
@@ -189,7 +189,7 @@ class Http1Connection(Drainable, Http1Protocol):
             return
         super().shutdown()
         if not self.idle:
-            self._answer_and_close()
+            self._close_after_response()
 
     def hand_over(self, end: socket.socket) -> bool:
         # A lingering connection has a shorter limit, which no longer applies.
@@ -208,11 +208,11 @@ class Http1Connection(Drainable, Http1Protocol):
         state = self.server_state
         if state.balancer is None or state.stays or self.scheme != "http" or self.routed_state is not None:
             return False
-        return state.balancer.hand_over_websocket_if_too_many(Upgrade(self, *event))
+        return state.balancer.hand_over_websocket_if_too_many(WebSocketUpgrade(self, *event))
 
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
-    def request_begins(self, before: Any) -> None:
+    def on_request_start(self, before: Any) -> None:
         """Count a new request. `before` is uvicorn's object for the previous request."""
         counts, state = self.counts, self.server_state
         if state.balancer is not None:
@@ -224,7 +224,7 @@ class Http1Connection(Drainable, Http1Protocol):
         if counts is not None or state.failed is not None:
             self.cycle.send = partial(send_counted, self, self.cycle)
         if state.draining:
-            self._last_request()
+            self._mark_last_response()
 
     def begun_at_ns(self, cycle: Any) -> int:
         """The monotonic time, in nanoseconds, at which the request began; 0 if it was not timed."""
@@ -246,7 +246,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         state = self.server_state
-        due = state.end_handshake(self) if state.expected else None
+        due = state.pop_handshake_due(self) if state.expected else None
         super().connection_made(transport)
         if self._overdue:
             self.close_when_quiet(0.0)
@@ -258,7 +258,7 @@ class Http1Connection(Drainable, Http1Protocol):
         if state.moves_to is not None:
             self.leave()
         elif state.balancer is not None:
-            state.balancer.handle_connection(self, unread=unread and self.scheme == "http")
+            state.balancer.balance_new_connection(self, unread=unread and self.scheme == "http")
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.head is not None:
@@ -275,12 +275,12 @@ class Http1Connection(Drainable, Http1Protocol):
             self.counts.tally[STATUS + 4] += 1
         super().send_400_response(msg)
 
-    def _last_request(self) -> None:
+    def _mark_last_response(self) -> None:
         """Mark the response as the last, because the request began while the worker drains."""
         if not self.idle:
-            self._answer_and_close()
+            self._close_after_response()
 
-    def _answer_and_close(self) -> None:
+    def _close_after_response(self) -> None:
         cycle = self.cycle
         cycle.keep_alive = False
         # With httptools uvicorn adds the header itself, with h11 it only closes.
@@ -296,16 +296,16 @@ class Http1Connection(Drainable, Http1Protocol):
             if cycle is not None and not cycle.response_complete and "method" in self.scope:
                 return
             if cycle is before or "method" not in self.scope:  # otherwise the response is already complete
-                self.limit_head(data, 1)  # an unknown number: data may begin with a body
+                self.track_partial_head(data, 1)  # an unknown number: data may begin with a body
             return
-        size = len(data) if self.head is FIRST and len(data) <= SMALL_BYTES else self._measured(data)
+        size = len(data) if self.head is FIRST and len(data) <= SMALL_BYTES else self._measure_or_refuse(data)
         if size:
             super().data_received(data)
             cycle = self.cycle
             if "method" not in (self.scope or ()) or (
                 cycle is before and (cycle is None or cycle.response_complete)
             ):
-                self.limit_head(data, size)
+                self.track_partial_head(data, size)
             elif self.head is not None:
                 self.cancel_head_timeout()
 
@@ -346,7 +346,7 @@ class Http1Connection(Drainable, Http1Protocol):
             self.cancel_head_timeout()
             self.transport.close()
 
-    def limit_head(self, data: bytes, size: int) -> None:
+    def track_partial_head(self, data: bytes, size: int) -> None:
         """Limit the time for an incomplete request head, and count `size` more bytes of it. `data` has just arrived.
 
         If `data` belongs to the body of a request that is already answered, only set the keep-alive timeout.
@@ -362,11 +362,11 @@ class Http1Connection(Drainable, Http1Protocol):
         if head is None:
             timeouts.start(self)
         if head is None or head is FIRST:
-            head = self.head = Head()
+            head = self.head = PartialHead()
         head.size += size
         head.last = (head.last + data[-_END_BYTES:])[-_END_BYTES:]
 
-    def _measured(self, data: bytes) -> int:
+    def _measure_or_refuse(self, data: bytes) -> int:
         """Return how many bytes `data` adds to a request head; 0 if the head becomes too large, so that it is refused.
 
         Returns 1 if `data` may begin with part of a body, because the number is unknown then.
@@ -456,7 +456,7 @@ class H11Connection(Http1Connection, H11Protocol):
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
-            self.request_begins(before)
+            self.on_request_start(before)
         if self.server_state.moves_to is not None:
             self._move()
 
@@ -465,7 +465,7 @@ class H11Connection(Http1Connection, H11Protocol):
         if self.head is None and (begun := self.conn.trailing_data[0]) and self.idle:
             # Part of the next head has arrived before this response was complete.
             self.stop_timer()
-            self.limit_head(begun, len(begun))
+            self.track_partial_head(begun, len(begun))
 
     def send_400_response(self, msg: str) -> None:
         if len(self.conn.trailing_data[0]) > self.server_state.head_timeouts.most_bytes:
@@ -500,7 +500,7 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
         if self.cycle is not before:  # otherwise an upgrade, for which uvicorn still needs the list
             # httptools adds trailers to it: the application's holds the fields of the head only (RFC 9110 §6.5.1).
             self.headers = []
-            self.request_begins(before)
+            self.on_request_start(before)
 
     def on_message_complete(self) -> None:
         HttpToolsProtocol.on_message_complete(self)
@@ -539,7 +539,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
         before = self.cycle
         super().handle_events(event)
         if self.cycle is not before:
-            self.request_begins(before)
+            self.on_request_start(before)
 
     def handle_remote_protocol_error(self) -> None:
         # zttp has its own limits: 16 KiB and a hundred headers.
@@ -553,7 +553,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
         super().on_response_complete()
 
 
-class Upgrade:
+class WebSocketUpgrade:
     """A connection whose last request asks for a WebSocket; `event` is the parser's event, None with httptools."""
 
     def __init__(self, connection: Any, event: Any = None) -> None:

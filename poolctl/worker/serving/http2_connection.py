@@ -22,7 +22,7 @@ import uvicorn
 from ...keeper.connection_handover import unread_bytes
 from ..tally import STARTED
 from .connection_state import Drainable, PoolServerState, send_away
-from .http1_connection import FIRST, QUIET_SECONDS, Head, wants_events
+from .http1_connection import FIRST, QUIET_SECONDS, PartialHead, wants_events
 from .request_records import RequestCounts, send_counted
 from .uvicorn_parts import State, ZttpH2Protocol
 from .worker_routes import RoutingState, add_route_to_scopes
@@ -56,23 +56,23 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self._loop = _loop or asyncio.get_event_loop()
         self._data = b""
         self._until: tuple[float | None, bool] | None = None
-        self.head: Head | None = FIRST
+        self.head: PartialHead | None = FIRST
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        due = self.server_state.end_handshake(self)
+        due = self.server_state.pop_handshake_due(self)
         self.transport = transport
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
-            self._set_up(self.http2 if tls.selected_alpn_protocol() == "h2" else self.http1, due)
+            self._switch_protocol(self.http2 if tls.selected_alpn_protocol() == "h2" else self.http1, due)
         elif self._until is not None and self._until[1]:
-            self._set_up(self.http1)  # handed over between two requests of HTTP/1.1
+            self._switch_protocol(self.http1)  # handed over between two requests of HTTP/1.1
         else:
             self.server_state.connections.add(self)
             self.server_state.head_timeouts.start(self, due if self._until is None else self._until[0])
             if self.server_state.draining:
                 self.linger()
             elif self.server_state.balancer is not None:
-                self.server_state.balancer.handle_connection(
+                self.server_state.balancer.balance_new_connection(
                     self, unread=self._until is None and self.routing is None
                 )
 
@@ -93,15 +93,17 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self._data += data
         if len(self._data) >= len(PREFACE) or not PREFACE.startswith(self._data):
             self.server_state.connections.discard(self)
-            self._set_up(self.http2 if self._data.startswith(PREFACE) else self.http1, self._end())
+            self._switch_protocol(
+                self.http2 if self._data.startswith(PREFACE) else self.http1, self._pop_head_deadline()
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.connections.discard(self)
-        self._end()
+        self._pop_head_deadline()
 
     def on_head_timeout(self) -> None:
         """Close the connection: no data, or only a part of the HTTP/2 preface, has arrived in time."""
-        self._end()
+        self._pop_head_deadline()
         self.transport.close()
 
     def apply_deadline(self, until: float | None, *, asked: bool) -> None:
@@ -119,12 +121,12 @@ class Http1Or2(Drainable, asyncio.Protocol):
         if self.transport.get_protocol() is self and not self._data and not unread_bytes(self.transport):
             self.transport.close()
 
-    def _end(self) -> float | None:
+    def _pop_head_deadline(self) -> float | None:
         due = self.server_state.head_timeouts.due.get(self)
         self.server_state.head_timeouts.cancel(self)
         return due
 
-    def _set_up(self, kind: Any, due: float | None = None) -> None:
+    def _switch_protocol(self, kind: Any, due: float | None = None) -> None:
         protocol = kind(*self._made_with, _loop=self._loop)
         if self._until is not None and isinstance(protocol, Drainable):
             until, asked = self._until
@@ -147,7 +149,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
     """An HTTP/2 connection. It cannot be handed over, and finishes its requests in this worker."""
 
     server_state: PoolServerState
-    head: Head | None = None
+    head: PartialHead | None = None
 
     def __init__(self, config: uvicorn.Config, *arguments: Any, **named: Any) -> None:
         super().__init__(config, *arguments, **named)
@@ -177,7 +179,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         self.flush()
         self._close_if_quiet()
 
-    def end_events(self) -> None:
+    def end_event_streams(self) -> None:
         """End the event streams; their clients reconnect."""
         for cycle in list(self.cycles.values()):
             if (
@@ -242,21 +244,21 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         super().data_received(data)
         if self._newest:
             if self._frames.within and self.head is None:
-                self.head = Head()
+                self.head = PartialHead()
                 timeouts.start(self)
             elif not self._frames.within:
                 self._cancel_head_timeout()
         self._close_if_quiet()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        due = self.server_state.end_handshake(self)
+        due = self.server_state.pop_handshake_due(self)
         super().connection_made(transport)
-        self.head = Head()
+        self.head = PartialHead()
         self.server_state.head_timeouts.start(self, due)
         if self.server_state.draining:
             self.linger()
         elif self.server_state.balancer is not None:
-            self.server_state.balancer.handle_connection(self, unread=False)
+            self.server_state.balancer.balance_new_connection(self, unread=False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_head_timeout()

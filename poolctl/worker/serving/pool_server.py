@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from .accepting import AcceptedConnections, AdoptionPair, SharedListeners, protocol_factory
+from .accepting import AcceptedConnections, AdoptionPair, ConnectionAcceptor, protocol_factory
 from .connection_balancer import ConnectionBalancer, PeerCounts
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, HeadTimeouts, PoolServerState
 from .http1_connection import H11Connection, Http1Connection, HttptoolsConnection, ZttpConnection
@@ -30,14 +30,14 @@ from .uvicorn_parts import (
     WEBSOCKETS,
     ZTTP,
     Message,
+    RequiredProtocolMembers,
     Settings,
     State,
     Tls,
-    UvicornParts,
     ZttpH2Protocol,
     ssl_context,
 )
-from .worker_routes import ANYWHERE, Routes, add_proxied_routes
+from .worker_routes import ANYWHERE, GatewayRoutes, add_proxied_routes
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -57,7 +57,7 @@ _CUT_HEADERS = [
 ]
 
 # The protocol classes, each with the parts of uvicorn's class that it uses.
-_CLASSES: list[tuple[type[asyncio.Protocol], tuple[UvicornParts, ...]]] = [
+_CLASSES: list[tuple[type[asyncio.Protocol], tuple[RequiredProtocolMembers, ...]]] = [
     (H11Connection, (HTTP1, H11)),
     (HttptoolsConnection, (HTTP1, HTTPTOOLS)),
     (ZttpConnection, (HTTP1, ZTTP)),
@@ -154,7 +154,7 @@ class PoolServer(uvicorn.Server):
         head_bytes: int = HEAD_BYTES,
         max_connections: int | None = None,
         http2: bool = False,
-        routes: Routes | None = None,
+        routes: GatewayRoutes | None = None,
         woken: bool = False,
         failed: str | None = None,
     ) -> None:
@@ -179,7 +179,7 @@ class PoolServer(uvicorn.Server):
         self._changed = self.server_state.changed
         # Separate from `changed`, which is set whenever the last request in progress ends.
         self._leaving = asyncio.Event()
-        self.acceptor = SharedListeners(
+        self.acceptor = ConnectionAcceptor(
             config, self.server_state, adoption=adoption, most=max_connections, routes=routes, woken=woken
         )
         self.lingers = self.migrates = False
@@ -291,21 +291,21 @@ class PoolServer(uvicorn.Server):
     def set_in_rotation(self, in_rotation: bool) -> None:
         """Put the worker into rotation (True), or take it out: then each connection closes after its response."""
         self._out = not in_rotation
-        self._keep_connections(in_rotation and not self.resting)
+        self._keep_or_drain_connections(in_rotation and not self.resting)
 
     def set_accepting(self, accepting: bool) -> None:
         """Accept connections, or leave them to other workers and drain the existing ones."""
         self.resting = not accepting
-        self._keep_connections(accepting and not self._out)
+        self._keep_or_drain_connections(accepting and not self._out)
         self.acceptor.set_accepting(accepting)
 
-    def _keep_connections(self, kept: bool) -> None:
+    def _keep_or_drain_connections(self, kept: bool) -> None:
         if self.should_exit or self.server_state.draining is not kept:
             return
         self.server_state.draining = not kept
         self.acceptor.publish_taking()
         for connection in self._http_connections():
-            connection.stay() if kept else connection.linger()
+            connection.cancel_linger() if kept else connection.linger()
         if not kept:
             self._close_unknown()
 
@@ -356,7 +356,7 @@ class PoolServer(uvicorn.Server):
                 connection.leave()
             self._close_unknown()
         if self.lingers:
-            await self._linger()
+            await self._wait_for_drain()
         elif self.migrates:
             # The replacement waits for the end of this server, and new clients wait for the replacement.
             self._end_events()
@@ -371,7 +371,7 @@ class PoolServer(uvicorn.Server):
         await self._wait_until_empty(_CANCELLED_TASKS_SECONDS)
         await self.lifespan.shutdown()
 
-    async def _linger(self) -> None:
+    async def _wait_for_drain(self) -> None:
         await self._wait(lambda: bool(self.server_state.expected), _HANDSHAKE_SECONDS)
         await self._wait_until_empty(self._drain_seconds, or_stopped=True)
         # The supervisor orders the stop at the end of the drain; the order may arrive before or after this line.
@@ -381,7 +381,7 @@ class PoolServer(uvicorn.Server):
 
     def _end_events(self) -> None:
         for connection in self._http_connections():
-            connection.end_events()
+            connection.end_event_streams()
 
     def _http_connections(self) -> list[Drainable]:
         return [each for each in self.server_state.connections if isinstance(each, Drainable)]
@@ -496,10 +496,10 @@ class ProbeConnections:
         made.access_log = False
         made.app = inner_app(made.app)
         made.timeout_keep_alive = _PROBE_KEPT_SECONDS
-        made.connection_made = functools.partial(self._made, made)
+        made.connection_made = functools.partial(self._on_probe_connected, made)
         return made  # type: ignore[no-any-return]
 
-    def _made(self, protocol: Any, transport: asyncio.Transport) -> None:
+    def _on_probe_connected(self, protocol: Any, transport: asyncio.Transport) -> None:
         type(protocol).connection_made(protocol, transport)
         # The application sees an address as in a client's request, not a socket pair.
         if self._address is not None:
@@ -567,28 +567,28 @@ def _refuse_handshake(websocket: WebSocket) -> None:
         started.set()  # for uvicorn's handler, which waits for it
 
 
-def _sansio(websocket: WebSocket) -> bool:
+def _close_sansio(websocket: WebSocket) -> bool:
     if not websocket.handshake_complete or websocket.close_sent:
         return False
     # Discard data that the client sends before its close frame.
     websocket.send_receive_event_to_app = websocket.frames.clear
     websocket.conn.send_close(SERVICE_RESTART)
-    _await_reply(websocket, b"".join(websocket.conn.data_to_send()))
+    _send_close_frame(websocket, b"".join(websocket.conn.data_to_send()))
     return True
 
 
-def _wsproto(websocket: WebSocket) -> bool:
+def _close_wsproto(websocket: WebSocket) -> bool:
     from wsproto.events import CloseConnection
 
     if not websocket.handshake_complete or websocket.close_sent or websocket.response_started:
         return False
     # Discard data, and also pings and pongs, which cannot be answered after the close frame.
     websocket.handle_message = websocket.handle_ping = websocket.handle_pong = lambda event: None
-    _await_reply(websocket, websocket.conn.send(CloseConnection(code=SERVICE_RESTART)))
+    _send_close_frame(websocket, websocket.conn.send(CloseConnection(code=SERVICE_RESTART)))
     return True
 
 
-def _await_reply(websocket: WebSocket, close_frame: bytes) -> None:
+def _send_close_frame(websocket: WebSocket, close_frame: bytes) -> None:
     websocket.stop_keepalive()
     websocket.queue.put_nowait({"type": "websocket.disconnect", "code": SERVICE_RESTART})
     websocket.transport.write(close_frame)
@@ -597,7 +597,7 @@ def _await_reply(websocket: WebSocket, close_frame: bytes) -> None:
     websocket.close_timer = websocket.loop.call_later(REPLY_SECONDS, websocket.transport.close)
 
 
-def _legacy(websocket: WebSocket) -> bool:
+def _close_legacy(websocket: WebSocket) -> bool:
     if not websocket.handshake_completed_event.is_set() or not websocket.open:
         return False
     websocket.ws_server.closing = True  # so the application gets this code, too
@@ -610,7 +610,7 @@ def _legacy(websocket: WebSocket) -> bool:
 
 # Indexed by the names of uvicorn_parts.WEBSOCKETS.
 _CLOSING_FUNCTIONS: dict[str, Callable[[WebSocket], bool]] = {
-    "WebSocketsSansIOProtocol": _sansio,
-    "WSProtocol": _wsproto,
-    "WebSocketProtocol": _legacy,
+    "WebSocketsSansIOProtocol": _close_sansio,
+    "WSProtocol": _close_wsproto,
+    "WebSocketProtocol": _close_legacy,
 }

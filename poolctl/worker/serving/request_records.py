@@ -131,7 +131,7 @@ class AccessLog:
                 headers = [each for each in message.get("headers", ()) if bytes(each[0]).lower() != _NAME]
                 message = {**message, "headers": headers + name}
             await send(message)
-            if seen.record(message):
+            if seen.record_and_check_end(message):
                 self._log(seen)
 
         try:
@@ -157,12 +157,12 @@ class LoggedRequest:
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
         self._begun = perf_counter()
-        self.name = _named(scope)
+        self.name = _assign_request_id(scope)
         self.status = 0
         self.left = self.logged = False
         self.cut = False  # it was cancelled because its worker had to stop
 
-    def record(self, message: Message) -> bool:
+    def record_and_check_end(self, message: Message) -> bool:
         """Record a message of the response. Returns whether the response is now complete."""
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
@@ -288,7 +288,7 @@ def _print(line: str) -> None:
         pass  # no process reads the output, which must not fail a request
 
 
-def _named(scope: Scope) -> str:
+def _assign_request_id(scope: Scope) -> str:
     given = [value for name, value in scope["headers"] if name == _NAME]
     name = given[0] if given and _GOOD.fullmatch(given[0]) else os.urandom(_SECRET_BYTES).hex().encode()
     if given != [name]:

@@ -36,7 +36,7 @@ from .http1_connection import (
 )
 from .http2_connection import Http1Or2
 from .uvicorn_parts import State
-from .worker_routes import Routes, RoutingState, add_route_to_scopes
+from .worker_routes import GatewayRoutes, RoutingState, add_route_to_scopes
 
 _END = b"\r\n\r\n"
 _FIRST_PAUSE_SECONDS = 0.003
@@ -90,7 +90,7 @@ class RoutedConnection(Http1Connection):
                 if not end:
                     return
             try:
-                end = routing.end_of_body(data, end) if routing.body else end
+                end = routing.consume_body(data, end) if routing.body else end
             except BadMessage:
                 self._refuse_body(begun=not begins)
                 return
@@ -146,9 +146,9 @@ class RoutedConnection(Http1Connection):
         if not self._return_when_idle():
             super().shutdown()
 
-    def _last_request(self) -> None:
+    def _mark_last_response(self) -> None:
         if not self._must_return:
-            super()._last_request()
+            super()._mark_last_response()
 
     @property
     def between_requests(self) -> bool:
@@ -176,7 +176,7 @@ class RoutedConnection(Http1Connection):
         if head is None and RequestHead.is_incomplete(data):
             self._await_rest(data, data)
             return 0
-        if head is None or not self._is_for_this_server(head):
+        if head is None or not self._match_route(head):
             self._wait_or_return(data)
             return 0
         self.routing.begin_body(head.body)
@@ -184,7 +184,7 @@ class RoutedConnection(Http1Connection):
             self.head = FIRST  # the whole head counts, not what arrives from now on
         return head.end
 
-    def _is_for_this_server(self, head: RequestHead) -> bool:
+    def _match_route(self, head: RequestHead) -> bool:
         """Whether this server serves the request; if so, the connection gets the route and context of the request."""
         routing, routes = self.routing, self.routing.routes
         peer = self.client[0] if self.client else ""
@@ -225,10 +225,10 @@ class RoutedConnection(Http1Connection):
     def _await_rest(self, data: bytes, arrived: bytes) -> None:
         routing = self.routing
         self.stop_timer()
-        size = self._measured(arrived)
+        size = self._measure_or_refuse(arrived)
         routing.pending, routing.partial = (data, True) if size else (b"", False)
         if size:
-            self.limit_head(arrived, size)
+            self.track_partial_head(arrived, size)
 
     def _send_back(self) -> None:
         """Return the connection to the gateway, because its next request is for another server.
@@ -354,7 +354,11 @@ for _kind in (H11Connection, HttptoolsConnection, ZttpConnection):
 
 
 def make_routed_connection(
-    config: uvicorn.Config, server_state: PoolServerState, app_state: State, routes: Routes, routed: Routed
+    config: uvicorn.Config,
+    server_state: PoolServerState,
+    app_state: State,
+    routes: GatewayRoutes,
+    routed: Routed,
 ) -> Any:
     """Create the protocol object for a connection that the gateway has passed on.
 

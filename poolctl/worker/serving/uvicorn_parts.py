@@ -108,7 +108,7 @@ MODULES = (
 )
 
 
-class UvicornParts(NamedTuple):
+class RequiredProtocolMembers(NamedTuple):
     """The names of the methods and attributes that poolctl uses in one of uvicorn's protocol classes.
 
     `cycle` names the attributes that poolctl uses in uvicorn's object for one request and its response.
@@ -145,24 +145,24 @@ _CYCLE = (
 )  # fmt: skip
 
 # The parts of every class for HTTP/1.1.
-HTTP1 = UvicornParts(
+HTTP1 = RequiredProtocolMembers(
     (*_METHODS, "send_400_response"),
     (*_ATTRIBUTES, "cycle", "scope"),
     (*_CYCLE, "on_response", "keep_alive", "default_headers"),
 )
 # Additional parts by parser.
-HTTPTOOLS = UvicornParts(
+HTTPTOOLS = RequiredProtocolMembers(
     ("on_headers_complete", "on_message_complete", "on_url", "handle_websocket_upgrade"),
     ("flow", "headers", "pipeline"),
     ("chunked_encoding",),
 )
-H11 = UvicornParts(("handle_events", "handle_websocket_upgrade"), ("conn", "headers"))
-ZTTP = UvicornParts(
+H11 = RequiredProtocolMembers(("handle_events", "handle_websocket_upgrade"), ("conn", "headers"))
+ZTTP = RequiredProtocolMembers(
     ("handle_events", "handle_remote_protocol_error", "handle_websocket_upgrade"),
     ("flow", "headers"),
     ("chunked_encoding",),
 )
-HTTP2 = UvicornParts(
+HTTP2 = RequiredProtocolMembers(
     (*_METHODS, "handle_request", "flush", "_close_connection"),
     (*_ATTRIBUTES, "conn", "cycles", "shutdown_requested"),
     (*_CYCLE, "stream"),
@@ -170,15 +170,15 @@ HTTP2 = UvicornParts(
 
 # The classes of WebSocket connections by name; only the one in use is imported.
 WEBSOCKETS = {
-    "WebSocketsSansIOProtocol": UvicornParts(
+    "WebSocketsSansIOProtocol": RequiredProtocolMembers(
         ("shutdown", "stop_keepalive", "send_receive_event_to_app", "send_500_response"),
         ("transport", "loop", "handshake_complete", "close_sent", "close_timer", "conn", "frames", "queue"),
     ),
-    "WSProtocol": UvicornParts(
+    "WSProtocol": RequiredProtocolMembers(
         ("shutdown", "stop_keepalive", "handle_message", "handle_ping", "handle_pong", "send_500_response"),
         ("transport", "loop", "handshake_complete", "close_sent", "close_timer", "conn", "queue", "response_started"),
     ),
-    "WebSocketProtocol": UvicornParts(
+    "WebSocketProtocol": RequiredProtocolMembers(
         ("shutdown", "close", "send_500_response"),
         ("transport", "loop", "handshake_completed_event", "close_timeout", "open", "tasks", "ws_server"),
     ),
@@ -239,7 +239,7 @@ def omit_uvicorns_lines() -> None:
     logging.getLogger("uvicorn.error").addFilter(is_wanted)
 
 
-def set_log_level(settings: Settings) -> Settings:
+def apply_and_drop_level(settings: Settings) -> Settings:
     """Set the configured log level before the application is imported, so that the application can override it.
 
     Returns the settings without the level: uvicorn would set it again after the import.

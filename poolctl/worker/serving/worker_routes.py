@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from poolctl.http.client_report import ClientReport
+from poolctl.http.client_report import ForwardedHeaders
 from poolctl.http.messages import CHUNKED, ChunkedBody
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, authenticated_alias, extension
@@ -30,7 +30,7 @@ ANYWHERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 Context = dict[str, Any]
 
 
-class Routes:
+class GatewayRoutes:
     """The gateway's route table in a worker, and the socket through which connections return to the gateway.
 
     `server` is the name of the worker's server in route tables. Applications get the server's URL, which is made from
@@ -51,7 +51,7 @@ class Routes:
         self.counts: RequestCounts | None = None  # counts requests by route alias
         self._contexts: dict[str, Context] = {}
 
-    def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
+    def replace_route_table(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
         """Use the route table in `fds[0]` and, if given, the gateway's socket in `fds[1]`. The caller closes `fds`.
 
         Empty `fds`: the gateway has ended. With `keeps` false, connections go back to the gateway between requests.
@@ -108,7 +108,7 @@ class RoutingState:
         "timer", "trusted", "until",
     )  # fmt: skip
 
-    def __init__(self, routes: Routes, routed: Routed) -> None:
+    def __init__(self, routes: GatewayRoutes, routed: Routed) -> None:
         self.routes = routes
         self.route, self.generation, self.hops, self.pending, self.decided, self.trusted = routed
         self.partial = False
@@ -134,7 +134,7 @@ class RoutingState:
         self.body = length
         self.chunks = ChunkedBody() if length == CHUNKED else None
 
-    def end_of_body(self, data: bytes, at: int) -> int:
+    def consume_body(self, data: bytes, at: int) -> int:
         """Consume the bytes in `data[at:]` that belong to the current message's body; return the index after them.
 
         If that is the end of `data`, the body may continue. Raises BadMessage.
@@ -170,15 +170,15 @@ def routed_app(app: App, routing: RoutingState) -> App:
     Requests, and the errors among them, are counted by route.
     """
     counts = routing.routes.counts
-    report: ClientReport | None = None
+    report: ForwardedHeaders | None = None
 
     def serve(scope: Scope, receive: Receive, send: Send) -> Any:
         nonlocal report
         if report is None:
             scheme = "https" if scope["scheme"] in _SECURE else "http"
             peer = scope["client"][0] if scope["client"] else ""
-            report = ClientReport(peer, scheme, trusted=routing.trusted)
-        scope["headers"] = report.apply_to(scope["headers"])
+            report = ForwardedHeaders(peer, scheme, trusted=routing.trusted)
+        scope["headers"] = report.with_forwarded_fields(scope["headers"])
         context = routing.context
         if context is not None:
             alias = context["route"].alias
@@ -188,13 +188,13 @@ def routed_app(app: App, routing: RoutingState) -> App:
             others = scope.get("extensions")
             scope["extensions"] = {**others, EXTENSION: context} if others else {EXTENSION: context}
             if scope["type"] == "http" and counts is not None:
-                return _counting_errors(app, scope, receive, send, alias, counts)
+                return _run_counting_errors(app, scope, receive, send, alias, counts)
         return app(scope, receive, send)
 
     return serve
 
 
-async def _counting_errors(
+async def _run_counting_errors(
     app: App, scope: Scope, receive: Receive, send: Send, alias: str, counts: RequestCounts
 ) -> None:
     failed = False
@@ -217,7 +217,7 @@ async def _counting_errors(
         raise
 
 
-def proxied_app(app: App, routes: Routes) -> App:
+def proxied_app(app: App, routes: GatewayRoutes) -> App:
     """Wrap the application for all connections: the scope of a request proxied by the gateway gets its route.
 
     The header field in which the gateway names the route is removed, even if a client has sent it.
@@ -226,14 +226,14 @@ def proxied_app(app: App, routes: Routes) -> App:
     def serve(scope: Scope, receive: Receive, send: Send) -> Any:
         for name, _ in scope.get("headers", ()):
             if name == _CONTEXT:
-                _take_context(scope, routes)
+                _apply_context_header(scope, routes)
                 break
         return app(scope, receive, send)
 
     return serve
 
 
-def add_proxied_routes(config: uvicorn.Config, routes: Routes) -> None:
+def add_proxied_routes(config: uvicorn.Config, routes: GatewayRoutes) -> None:
     """Let the loaded application see the routes of requests that the gateway has proxied."""
     app: Any = config.loaded_app
     if isinstance(app, AccessLog):  # the access log stays the outermost layer
@@ -242,7 +242,7 @@ def add_proxied_routes(config: uvicorn.Config, routes: Routes) -> None:
         config.loaded_app = proxied_app(app, routes)
 
 
-def _take_context(scope: Scope, routes: Routes) -> None:
+def _apply_context_header(scope: Scope, routes: GatewayRoutes) -> None:
     given = [value for name, value in scope["headers"] if name == _CONTEXT]
     scope["headers"] = [field for field in scope["headers"] if field[0] != _CONTEXT]
     for value in given:

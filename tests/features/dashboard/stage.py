@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from poolctl.features.dashboard._app import PageSettings, make_app
+from poolctl.features.dashboard._app import DashboardSettings, make_app
 from poolctl.features.dashboard._web_server import WebServer
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.ports import claim_port
@@ -49,7 +49,7 @@ class Stage:
             self._socket.unlink(missing_ok=True)
 
     def begin(self) -> None:
-        settings = PageSettings(
+        settings = DashboardSettings(
             str(self._socket), str(self.logs), "0123456789ab", self.pool.name, TOKEN,
             hosts=(), tls=self.tls, ended_path=str(self.logs / "dashboard.ended"),
         )  # fmt: skip

@@ -14,8 +14,8 @@ from poolctl.features.dashboard._access import (
     SESSION_SECONDS,
     WINDOW_SECONDS,
     EndedSessions,
-    Guard,
     LoginAttempts,
+    SameOriginGuard,
     Sessions,
 )
 from tests.manual_clock import ManualClock
@@ -163,7 +163,7 @@ def sent_by(scope: dict[str, Any]) -> list[dict[str, Any]]:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(app, ["Page.Example"])(scope, receive, send))
+    asyncio.run(SameOriginGuard(app, ["Page.Example"])(scope, receive, send))
     return sent
 
 

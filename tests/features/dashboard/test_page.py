@@ -20,10 +20,10 @@ import pytest
 from poolctl import __version__
 from poolctl.clock import Clock
 from poolctl.errors import ServerError
-from poolctl.features.dashboard.page import DashboardPage, DashboardProcess, settings_of, url_of
+from poolctl.features.dashboard.page import DashboardPage, DashboardProcess, load_settings, url_of
 from poolctl.features.dashboard.table import Dashboard
 from poolctl.keeper import wire
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from tests.certificates import certificate
 from tests.http_get import Reply, get
 from tests.ports import claim_port
@@ -35,7 +35,7 @@ def test_certificate_that_cannot_be_used_is_named_with_its_key(tmp_path: Path) -
     pool = SimpleNamespace(environment={"TOKEN": "x" * 40}, name="shop")
     environment: Any = SimpleNamespace(configuration=pool, directory="/run", state_directory=str(tmp_path))
     with pytest.raises(ServerError) as caught:
-        settings_of(table, environment)
+        load_settings(table, environment)
     assert caught.value.message == "tls.cert: /nowhere/cert.pem: there is no such file"
 
 
@@ -68,7 +68,7 @@ bootstrap.main()
 def settings_with(tmp_path: Path, environment: dict[str, str] | None = None, **keys: Any) -> Any:
     pool = SimpleNamespace(environment=environment or {}, name="shop")
     given: Any = SimpleNamespace(configuration=pool, directory="/run/shop", state_directory=str(tmp_path))
-    return settings_of(Dashboard(**{"bind": "127.0.0.1:8443"} | keys), given)
+    return load_settings(Dashboard(**{"bind": "127.0.0.1:8443"} | keys), given)
 
 
 def test_settings_have_the_token_from_the_environment_or_the_file(tmp_path: Path) -> None:
@@ -155,19 +155,19 @@ def test_problem_is_over_when_the_former_page_is_wanted_again_or_none(
         environment: Any = SimpleNamespace(
             configuration=pool, directory="/run/shop", state_directory=str(tmp_path), keeper=EmptyKeeper()
         )
-        page = DashboardPage(environment, Events(Clock()))
+        page = DashboardPage(environment, EventQueue(Clock()))
         table = Dashboard(bind="127.0.0.1:8443")
-        before = settings_of(table, environment)
+        before = load_settings(table, environment)
         if is_served:
             process: Any = SimpleNamespace(mark=f"{__version__} {before.mark}")
             page._bind, page._process = before.bind, process
         page.configure(table.with_values(token_env="TOKEN"))
         await page.wait_for_opening()
         assert page.problem == "it has no token: the environment variable TOKEN is empty"
-        assert await page.settings() is None
+        assert await page.wait_for_settings() is None
         page.configure(table if is_served else None)
         await page.wait_for_opening()
-        assert (page.problem, await page.settings()) == ("", before if is_served else None)
+        assert (page.problem, await page.wait_for_settings()) == ("", before if is_served else None)
         page._process = None
         await page.aclose()
 

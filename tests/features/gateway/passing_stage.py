@@ -10,8 +10,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
-from poolctl.features.gateway.process.acceptor import Acceptor, ReturnedConnections
-from poolctl.features.gateway.process.passing import Passing
+from poolctl.features.gateway.process.acceptor import Acceptor, ReturnedConnectionReceiver
+from poolctl.features.gateway.process.passing import ConnectionSender
 from poolctl.features.gateway.process.settings import ListenerSettings, ServerFacts
 from poolctl.features.gateway.process.tls import ListenerCertificates
 from poolctl.keeper import connection_handover, wire
@@ -82,7 +82,7 @@ class Stage(proxy_stage.Stage):
         super().__init__(**settings)
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.edge.event = lambda kind, **data: self.events.append((kind, data))  # type: ignore[method-assign]
-        self.edge.passing = Passing(self.edge.event, self.edge.counts)
+        self.edge.passing = ConnectionSender(self.edge.event, self.edge.counts)
         self.edge.certificates = ListenerCertificates()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
@@ -91,7 +91,7 @@ class Stage(proxy_stage.Stage):
         )
         self.back, take_end = wire.pair()
         self._back_end = take_end
-        self._returned_connections = ReturnedConnections(self.edge, take_end)
+        self._returned_connections = ReturnedConnectionReceiver(self.edge, take_end)
         self._sockets: list[socket.socket] = [self.back, take_end, self.listener]
 
     def server(self, name: str, *, tls: bool = False) -> Pair:
@@ -148,8 +148,8 @@ class Stage(proxy_stage.Stage):
         return len(self.edge.passing.waiting)
 
     def close(self) -> None:
-        self.acceptor.close()
-        self._returned_connections.close()
+        self.acceptor.stop_receiving()
+        self._returned_connections.stop_receiving()
         self.edge.passing.close()
         for sock in self._sockets:
             sock.close()

@@ -14,7 +14,7 @@ import uvloop
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, StreamShare
-from poolctl.features.gateway.process.passing import Passing
+from poolctl.features.gateway.process.passing import ConnectionSender
 from poolctl.features.gateway.process.settings import GatewaySettings, ServerFacts
 from poolctl.features.gateway.process.streams.tcp import TcpStream
 from poolctl.features.gateway.process.streams.udp import UdpStream
@@ -58,7 +58,7 @@ class StreamEdge:
         self.hosts = HostManager(self.now)
         self.backends = Backends(self.hosts, self.now)
         self.servers = dict(servers or {})
-        self.passing = Passing(lambda kind, **data: None)
+        self.passing = ConnectionSender(lambda kind, **data: None)
         self.descriptors = DescriptorLimit()
         self.stream_share = StreamShare(self.descriptors)
         self.settings = GatewaySettings(directory="/", head_seconds=60.0)

@@ -202,7 +202,7 @@ def test_closed_acceptor_leaves_new_connections_to_other_processes(
     async def scene(stage: Stage) -> None:
         if paused:
             stage.acceptor._pause()
-        stage.acceptor.close()
+        stage.acceptor.stop_receiving()
         client = await stage.connect(HEAD)
         for _ in range(10):
             await asyncio.sleep(0)
@@ -495,7 +495,7 @@ class Failing(socket.socket):
 
 def test_connection_that_is_reset_before_its_proxy_header_is_read_is_closed() -> None:
     async def scene(stage: Stage) -> None:
-        client, accepted = _connected()
+        client, accepted = _finish_connecting()
         client.send(b"PROXY UNKNOWN\r\n" + HEAD)
         settings = ListenerSettings(bind="127.0.0.1:0", accept_proxy=True)
         connection = acceptor.ProxyHeaderConnection(
@@ -503,7 +503,7 @@ def test_connection_that_is_reset_before_its_proxy_header_is_read_is_closed() ->
         )
         while not connection.has_unread():
             await asyncio.sleep(0)
-        assert not connection.on_readable(ended=False)
+        assert not connection.needs_more_after_read(ended=False)
         connection.proceed()
         assert connection.sock.fileno() == -1
         client.close()
@@ -542,7 +542,7 @@ def test_connection_waits_for_the_rest_of_its_first_bytes_until_the_client_has_e
     kind: str, sent: bytes, closes: bool, waits: bool, ended: bool
 ) -> None:
     async def scene(stage: Stage) -> None:
-        ours, theirs = _connected()
+        ours, theirs = _finish_connecting()
         ours.sendall(sent)
         if closes:
             ours.shutdown(socket.SHUT_WR)
@@ -554,7 +554,7 @@ def test_connection_waits_for_the_rest_of_its_first_bytes_until_the_client_has_e
         )
         if sent:
             await until(connection.has_unread)
-        assert connection.on_readable(ended=ended) is (waits and not ended)
+        assert connection.needs_more_after_read(ended=ended) is (waits and not ended)
         ours.close()
         theirs.close()
 
@@ -651,7 +651,7 @@ def test_connection_that_is_given_back_gets_503_when_none_is_idle() -> None:
         pending = await stage.connect(HEAD[:20])
         await until(lambda: stage.waiting and not stage.edge.passing.waiting._silent)
         for data in (HEAD, b""):
-            ours, theirs = _connected()
+            ours, theirs = _finish_connecting()
             stage.give_back(theirs, data)
             theirs.close()
             response = await stage.read(ours)
@@ -664,7 +664,7 @@ def test_connection_that_is_given_back_gets_503_when_none_is_idle() -> None:
     play(scene, max_connections=1)
 
 
-def _connected() -> tuple[socket.socket, Connection]:
+def _finish_connecting() -> tuple[socket.socket, Connection]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname())
         fd = listener.accept()[0].detach()

@@ -587,12 +587,12 @@ def test_reading_pauses_for_a_client_and_not_after_the_end(exchange: Exchange) -
 
 def test_idle_connection_is_closed_in_its_time_and_leaves_its_list(exchange: Exchange) -> None:
     idle = [exchange.connection]
-    exchange.connection.keep_in(idle, 55.0)
+    exchange.connection.start_idle_timeout(idle, 55.0)
     assert exchange.connection.idle_until == 55.0
     assert exchange.connection.reuse(certain=False)
     exchange.loop.pass_time(60.0)
     assert exchange.transport.calls == []
-    exchange.connection.keep_in(idle, 55.0)
+    exchange.connection.start_idle_timeout(idle, 55.0)
     exchange.loop.pass_time(55.0)
     assert exchange.transport.calls == ["abort"]
     exchange.lose()

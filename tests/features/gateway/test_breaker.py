@@ -18,8 +18,8 @@ RATE = BreakerRule(failures=0, rate=0.5, minimum_requests=10, window_seconds=10.
 
 
 def request(breaker: Breaker, now: float, good: bool, *, answered: bool = False) -> None:
-    assert breaker.refused_seconds(now) == 0
-    period = breaker.enter()
+    assert breaker.seconds_until_admission(now) == 0
+    period = breaker.admit_request()
     if good:
         breaker.record_success(now, period)
     else:
@@ -34,11 +34,11 @@ def test_it_opens_after_failures_in_a_row() -> None:
     assert breaker.is_closed
     request(breaker, 2.0, good=False)
     assert changes == [(BreakerState.OPEN, "3 failures")]
-    assert breaker.refused_seconds(2.0) == 10.0
-    assert breaker.refused_seconds(7.0) == 5.0
+    assert breaker.seconds_until_admission(2.0) == 10.0
+    assert breaker.seconds_until_admission(7.0) == 5.0
     assert breaker.describe(7.5) == "breaker open: 3 failures, 5 s left"
     assert breaker.describe(12.0) == "breaker open: 3 failures, the next request tries it"
-    breaker.enter()
+    breaker.admit_request()
     assert breaker.describe(12.0) == "breaker half-open after 3 failures: a request tries it"
 
 
@@ -109,7 +109,7 @@ def test_new_breaker_is_closed_and_is_shown_with_its_failures() -> None:
     assert (breaker.state, breaker.is_closed, breaker.why, breaker.by_answers) == (
         BreakerState.CLOSED, True, "", False,
     )  # fmt: skip
-    assert (breaker.refused_seconds(0.0), breaker.describe(0.0)) == (0.0, "")
+    assert (breaker.seconds_until_admission(0.0), breaker.describe(0.0)) == (0.0, "")
     request(breaker, 0.0, good=False)
     assert repr(breaker) == "<Breaker closed, 1 failures in a row>"
 
@@ -145,7 +145,7 @@ def test_open_breaker_probes_at_once_when_told_so() -> None:
     for _ in range(3):
         request(breaker, 0.0, good=False)
     breaker.probe_now(4.0)
-    assert breaker.refused_seconds(4.0) == 0.0
+    assert breaker.seconds_until_admission(4.0) == 0.0
     assert breaker.describe(4.0) == "breaker open: 3 failures, the next request tries it"
 
 
@@ -153,10 +153,10 @@ def test_breaker_that_is_kept_open_says_why_and_opens_for_no_time() -> None:
     breaker = Breaker(CONSECUTIVE)
     breaker.open_until_closed("haproxy says DOWN")
     assert (breaker.state, breaker.by_answers) == (BreakerState.OPEN, False)
-    assert breaker.refused_seconds(1e9) == float("inf")
+    assert breaker.seconds_until_admission(1e9) == float("inf")
     assert breaker.describe(0.0) == "breaker open: haproxy says DOWN"
     breaker.close("haproxy says UP")
-    assert (breaker.refused_seconds(0.0), breaker.describe(0.0)) == (0.0, "")
+    assert (breaker.seconds_until_admission(0.0), breaker.describe(0.0)) == (0.0, "")
 
 
 @pytest.mark.parametrize(
@@ -230,12 +230,12 @@ def test_half_open_lets_only_its_probes_through_and_all_of_them_must_succeed() -
     breaker = Breaker(replace(CONSECUTIVE, probes=2))
     for _ in range(3):
         request(breaker, 0.0, good=False)
-    first, second = breaker.enter(), breaker.enter()
-    assert (breaker.state, breaker.refused_seconds(10.0)) == (BreakerState.HALF_OPEN, 1.0)
+    first, second = breaker.admit_request(), breaker.admit_request()
+    assert (breaker.state, breaker.seconds_until_admission(10.0)) == (BreakerState.HALF_OPEN, 1.0)
     breaker.record_success(10.0, first)
-    assert (breaker.state, breaker.refused_seconds(10.0)) == (BreakerState.HALF_OPEN, 0.0)
-    breaker.enter()
-    assert breaker.refused_seconds(10.0) == 1.0
+    assert (breaker.state, breaker.seconds_until_admission(10.0)) == (BreakerState.HALF_OPEN, 0.0)
+    breaker.admit_request()
+    assert breaker.seconds_until_admission(10.0) == 1.0
     breaker.record_success(10.0, second)
     assert breaker.state is BreakerState.CLOSED
 
@@ -245,31 +245,31 @@ def test_failed_probe_opens_it_again_for_the_whole_time() -> None:
     for _ in range(3):
         request(breaker, 0.0, good=False)
     request(breaker, 10.0, good=False)
-    assert breaker.refused_seconds(10.0) == 10.0
+    assert breaker.seconds_until_admission(10.0) == 10.0
 
 
 def test_abandoned_probe_frees_its_place() -> None:
     breaker = Breaker(CONSECUTIVE)
     for _ in range(3):
         request(breaker, 0.0, good=False)
-    period = breaker.enter()
-    assert breaker.refused_seconds(10.0) > 0
+    period = breaker.admit_request()
+    assert breaker.seconds_until_admission(10.0) > 0
     breaker.record_no_result(period)
-    assert breaker.refused_seconds(10.0) == 0
-    breaker.enter()
-    assert breaker.refused_seconds(10.0) == 1.0
+    assert breaker.seconds_until_admission(10.0) == 0
+    breaker.admit_request()
+    assert breaker.seconds_until_admission(10.0) == 1.0
 
 
 def test_late_results_of_an_earlier_period_count_for_nothing() -> None:
     breaker = Breaker(CONSECUTIVE)
-    late = [breaker.enter() for _ in range(4)]
+    late = [breaker.admit_request() for _ in range(4)]
     for _ in range(3):
         request(breaker, 0.0, good=False)
-    probe = breaker.enter()
+    probe = breaker.admit_request()
     breaker.record_success(10.0, late[0])
     breaker.record_failure(10.0, late[1], answered=False)
     breaker.record_no_result(late[2])
-    assert (breaker.state, breaker.refused_seconds(10.0)) == (BreakerState.HALF_OPEN, 1.0)
+    assert (breaker.state, breaker.seconds_until_admission(10.0)) == (BreakerState.HALF_OPEN, 1.0)
     breaker.record_success(10.0, probe)
     breaker.record_failure(10.0, late[3], answered=False)
     assert breaker.is_closed
@@ -280,7 +280,7 @@ def test_answer_of_the_last_backend_does_not_open_its_breaker_for_earlier_failur
     request(breaker, 0.0, good=True)
     request(breaker, 0.0, good=False)
     request(breaker, 0.0, good=False)
-    breaker.record_failure(0.0, breaker.enter(), answered=True)
+    breaker.record_failure(0.0, breaker.admit_request(), answered=True)
     assert breaker.is_closed, "two of four requests did not reach it, but the last one did"
     request(breaker, 0.0, good=False)
     assert breaker.state is BreakerState.OPEN
@@ -312,10 +312,10 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule(target=requests)
     def send(self) -> object:
-        if self.breaker.refused_seconds(self.now):
+        if self.breaker.seconds_until_admission(self.now):
             return -1, BreakerState.OPEN
         before = self.breaker.state
-        period = self.breaker.enter()
+        period = self.breaker.admit_request()
         assert self.breaker.state is not BreakerState.OPEN
         if before is not BreakerState.CLOSED:
             self.probes[period] = self.probes.get(period, 0) + 1
@@ -361,9 +361,9 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def it_comes_back(self) -> None:
-        assert self.breaker.refused_seconds(self.now) <= 10.0
+        assert self.breaker.seconds_until_admission(self.now) <= 10.0
         if self.breaker.state is BreakerState.OPEN:
-            assert self.breaker.refused_seconds(self.now + 10.0) == 0
+            assert self.breaker.seconds_until_admission(self.now + 10.0) == 0
 
     @invariant()
     def states_follow_each_other_in_order(self) -> None:

@@ -26,7 +26,7 @@ from poolctl.features.gateway.process.proxy.client_connection import (
     MOST_PASSABLE,
     MOST_REQUESTS_AT_ONCE,
     ClientConnection,
-    FrameBoundary,
+    WebSocketFrameTracker,
 )
 from poolctl.features.gateway.process.proxy.serving import serve, serve_tls
 from poolctl.features.gateway.process.settings import ServerFacts
@@ -169,7 +169,7 @@ def test_failed_request_is_sent_to_another_backend_if_it_may_be(name: str, metho
             await until(lambda: first.heads)
             timer = only_connection(stage)._timer
             timer.deadline = 0.0
-            timer._fired()
+            timer._on_loop_timer()
         status = await status_of(client)
         if method == b"GET" or name == "unreachable":
             assert (status, len(other.heads)) == (200, 1)
@@ -1272,7 +1272,7 @@ def test_nothing_is_left_of_disorderly_clients_and_backends() -> None:
         while pool.clients or pool._tasks:
             await asyncio.sleep(0.01)
         assert (of_route.in_flight, of_route.waiting) == (0, 0)
-        pool.close_idle()
+        pool.close_idle_backends()
         while any(row["connections"] for row in stage.edge.backends.snapshot()):
             await asyncio.sleep(0)
         traffic = stage.edge.counts.route("app")
@@ -1565,28 +1565,28 @@ def test_the_ends_of_frames_are_known_however_they_are_split(
     for size, masked in frames:
         sent += payload(size, masked)
         ends.add(len(sent))
-    boundary, begin = FrameBoundary(), 0
+    boundary, begin = WebSocketFrameTracker(), 0
     for end in sorted({min(cut, len(sent)) for cut in cuts} | {len(sent)}):
-        assert boundary.feed(sent[begin:end]) == end - begin
+        assert boundary.track_frames(sent[begin:end]) == end - begin
         assert boundary.at_boundary == (end in ends)
         begin = end
-    first = FrameBoundary()
+    first = WebSocketFrameTracker()
     if len(sent) > 1:
-        first.feed(sent[:1])
-        assert 1 + first.feed(sent[1:], only_first=True) == min(ends - {0})
+        first.track_frames(sent[:1])
+        assert 1 + first.track_frames(sent[1:], only_first=True) == min(ends - {0})
 
 
 def test_a_long_frame_is_followed() -> None:
-    boundary = FrameBoundary()
-    boundary.feed(b"\x82\x7f" + (70_000).to_bytes(8, "big"))
-    boundary.feed(b"p" * 69_999)
+    boundary = WebSocketFrameTracker()
+    boundary.track_frames(b"\x82\x7f" + (70_000).to_bytes(8, "big"))
+    boundary.track_frames(b"p" * 69_999)
     assert not boundary.at_boundary
-    boundary.feed(b"p")
+    boundary.track_frames(b"p")
     assert boundary.at_boundary
 
 
 def test_tiny_frames_are_followed_up_to_a_number_a_read_and_then_copied_only() -> None:
-    boundary = FrameBoundary()
+    boundary = WebSocketFrameTracker()
     followed = b"\x81\x00" * MOST_FRAMES_AT_ONCE
     assert boundary.forward(followed) == followed
     assert boundary.at_boundary
@@ -1598,7 +1598,7 @@ def test_tiny_frames_are_followed_up_to_a_number_a_read_and_then_copied_only() -
 
 
 def test_close_frame_replaces_the_frames_after_the_current_one() -> None:
-    boundary, between = FrameBoundary(), FrameBoundary()
+    boundary, between = WebSocketFrameTracker(), WebSocketFrameTracker()
     assert boundary.forward(b"\x81\x05he") == b"\x81\x05he"
     assert (boundary.end(), between.end()) == (b"", CLOSE_1012)
     assert boundary.forward(b"l") == b"l"
@@ -1865,7 +1865,7 @@ def test_connection_that_waits_outside_is_closed_when_its_time_is_over(
         (waiting,) = waits._connections.values()
         now = stage.edge.loop.time()
         assert 900 < waiting.deadline - now < 1000
-        waits._put(waiting, now)
+        waits._set_deadline(waiting, now)
         assert await stage.read(client) == b""
         assert not stage.waiting
 
@@ -1919,7 +1919,7 @@ def test_idle_connection_that_would_take_the_place_of_another_stays() -> None:
             await answers(stage, client, 1)
         for connection in list(stage.edge.pool.clients):
             assert isinstance(connection, ClientConnection)
-            connection._idle_expired()
+            connection._hand_over_idle()
         assert (stage.waiting, len(stage.edge.pool.clients)) == (1, 1)
         for client in (first, second):
             await asked(stage, client, OTHER)
@@ -1938,7 +1938,7 @@ def test_idle_connection_that_cannot_wait_outside_stays_in_the_proxy(why: str) -
             await asked(stage, client, OTHER)
             stage.edge.draining = why == "draining"
             with no_descriptors_left() if why == "descriptors" else nullcontext():
-                only_connection(stage)._idle_expired()
+                only_connection(stage)._hand_over_idle()
             assert (stage.waiting, len(stage.edge.pool.clients)) == (0, 1)
             stage.edge.draining = False
         client.close()
@@ -1954,11 +1954,11 @@ def test_connection_with_unsent_bytes_does_not_leave() -> None:
         connection = only_connection(stage)
         size = 32 * 1024 * 1024  # more than the kernel takes
         connection._transport.write(bytes(size))
-        connection._idle_expired()
+        connection._hand_over_idle()
         assert len(stage.edge.pool.clients) == 1
         while size:
             size -= len(await stage.edge.loop.sock_recv(client, 1 << 20))
-        connection._idle_expired()
+        connection._hand_over_idle()
         await until(lambda: stage.waiting)
 
     passing_stage.play(scene)

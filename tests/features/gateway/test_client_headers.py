@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import write_table
 from poolctl.worker import tally
-from poolctl.worker.serving.worker_routes import Routes
+from poolctl.worker.serving.worker_routes import GatewayRoutes
 from tests.asgi_apps import lifespan
 from tests.features.gateway.passing_stage import Stage
 from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, blank_page, served
@@ -139,9 +139,9 @@ async def answered(client: Client) -> dict[str, str]:
 @asynccontextmanager
 async def way_to_worker(stage: Stage, engine: Engine, way: str) -> AsyncIterator[Way]:
     async with AsyncExitStack() as stack:
-        pair, routes, page = Pair(), Routes("app"), blank_page()
+        pair, routes, page = Pair(), GatewayRoutes("app"), blank_page()
         stack.callback(pair.close)
-        stack.callback(routes.renew, [])
+        stack.callback(routes.replace_route_table, [])
         worker = await stack.enter_async_context(
             served(engine, Reflecting(), adoption=pair.worker(), routes=routes, tally=page)
         )
@@ -153,7 +153,7 @@ async def way_to_worker(stage: Stage, engine: Engine, way: str) -> AsyncIterator
         stage.routes(route)
         stage.apply("app")
         fd = write_table([route], 1)
-        routes.renew([fd, stage.back.fileno()])
+        routes.replace_route_table([fd, stage.back.fileno()])
         os.close(fd)
         yield Way(stage.listener.getsockname()[1], page)
 

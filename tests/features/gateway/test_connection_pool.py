@@ -113,7 +113,7 @@ def test_idle_connections_to_backends_are_few_and_closed_in_time(monkeypatch: py
         for each in [*itertools.chain(*stage.edge.pool._idle.values())]:
             assert 900 < each.idle_until - stage.edge.loop.time() <= 1000
             each._timer.deadline = 0.0
-            each._timer._fired()
+            each._timer._on_loop_timer()
         while "0 idle" not in repr(stage.edge.pool):
             await asyncio.sleep(0.01)
         assert stage.edge.backends.snapshot()[0]["connections"] == 0
@@ -203,8 +203,8 @@ def test_close_ends_clients_and_tasks() -> None:
     async def scene(pool: ConnectionPool) -> None:
         client = Client()
         pool.add_client(client, idle=False)
-        task = pool.start(asyncio.sleep(1000))
-        done = pool.start(asyncio.sleep(0))
+        task = pool.start_task(asyncio.sleep(1000))
+        done = pool.start_task(asyncio.sleep(0))
         await done
         assert pool._tasks == {task}
         pool.close()
@@ -241,13 +241,15 @@ class Connections:
         return made
 
     async def end(self) -> None:
-        self.pool.close_idle()
+        self.pool.close_idle_backends()
         for each in self.servers:
             each.close()
         await asyncio.sleep(0)
 
 
-def with_connections(scene: Callable[[ConnectionPool, Connections], Coroutine[Any, Any, None]]) -> None:
+def with_connections(
+    scene: Callable[[ConnectionPool, Connections], Coroutine[Any, Any, None]],
+) -> None:
     async def work(pool: ConnectionPool) -> None:
         connections = await Connections(pool).begin()
         try:

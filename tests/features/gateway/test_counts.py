@@ -66,7 +66,7 @@ def test_total_of_all_routes_never_falls() -> None:
     counts.count_refusal("503", "users")
     counts.count_refusal("404")
     before = counts.total()
-    counts.keep(["orders"], [])
+    counts.retain_only(["orders"], [])
     assert counts.total() == before
     assert counts.refusals == (1, 1)
     counts.count_refusal("503", "orders")
@@ -81,7 +81,7 @@ def test_snapshot_names_routes_and_backends_and_forgets_those_that_are_gone() ->
         counts.route(alias).count_start()
     counts.backend("users").bytes_in += 5
     assert counts.route("web") is counts.route("web")
-    counts.keep(["web"], ["users"])
+    counts.retain_only(["web"], ["users"])
     found = counts.snapshot()
     assert (list(found["routes"]), list(found["backends"])) == (["web"], ["users"])
     assert found["backends"]["users"]["bytes_in"] == 5
@@ -101,7 +101,7 @@ def test_backend_and_route_that_come_back_begin_at_zero_and_refusals_stay() -> N
         counts.route(alias).count_start()
     counts.count_refusal("503", "web")
     counts.backend("users").count_start()
-    counts.keep([], [])
+    counts.retain_only([], [])
     assert counts.refusals == (1, 0)
     assert (counts.backend("users").requests, counts.route("web").requests) == (0, 0)
     assert counts.total()[tally.STARTED] == 3

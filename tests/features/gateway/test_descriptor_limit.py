@@ -187,15 +187,15 @@ class Datagrams:
 def test_connections_take_two_descriptors_and_wait_when_there_is_room_for_none() -> None:
     share, called = StreamShare(DescriptorLimit(16)), []  # 8 for streams, 4 for sessions
     for _ in range(3):
-        assert share.may_accept(lambda: None)
+        assert share.has_room_or_notify(lambda: None)
         share.add_connection()
     share.add_session()
     assert share.used == 7
-    assert not share.may_accept(lambda: called.append("one"))
+    assert not share.has_room_or_notify(lambda: called.append("one"))
     share.remove_session()
     assert called == ["one"], "there is room for one now"
     share.add_connection()
-    assert not share.may_accept(lambda: called.append("two"))
+    assert not share.has_room_or_notify(lambda: called.append("two"))
     share.remove_connection()
     assert (called, share.used) == (["one", "two"], 6)
 

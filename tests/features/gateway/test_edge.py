@@ -117,7 +117,7 @@ def test_client_that_leaves_the_proxy_closes_no_other() -> None:
         clients = [await idle_client(stage) for _ in range(2)]
         stage.edge.descriptors.mark = 0
         oldest: Any = next(iter(stage.edge.pool.idle_clients))
-        assert oldest._hand_over(b"", 60.0)
+        assert oldest._return_for_routing(b"", 60.0)
         await until(lambda: stage.waiting)
         for client in clients:
             assert await ask(stage, client)

@@ -54,7 +54,7 @@ class Failures(Stage):
         """Let all requests wait for longer than their timeouts."""
         for client in [*self.edge.pool.clients]:
             client._timer.deadline -= WAIT_SECONDS  # type: ignore[attr-defined]
-            client._timer._fired()  # type: ignore[attr-defined]
+            client._timer._on_loop_timer()  # type: ignore[attr-defined]
 
     async def ask(self, request: bytes = GET) -> tuple[int, bytes, dict[str, str]]:
         """The status, the body and the fields of the response to one request on a connection of its own."""

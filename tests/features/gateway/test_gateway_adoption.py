@@ -143,7 +143,7 @@ def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_re
         search = GatewaySearch(peer.kept, str(tmp_path))
         found = await search.search()
         assert found is not None
-        await search.keep(found)
+        await search.store_in_keeper(found)
         await before.over
         key = f"{fd_store.GATEWAY_LISTENER}{orphan.binding.key}"
         listener, pair, gateway = (
@@ -169,7 +169,7 @@ def test_orphaned_gateway_is_an_orphan_whatever_the_runner(tmp_path: Path) -> No
             sock.listen()
             assert has_orphans(env, str(tmp_path)) is True
             assert find_orphans(env, str(tmp_path)) == [], "no worker"
-        pool_files.forget(path)
+        pool_files.unlink_quietly(path)
 
 
 def test_process_of_another_user_is_no_orphan_and_its_connection_is_closed(
@@ -190,7 +190,7 @@ def test_process_of_another_user_is_no_orphan_and_its_connection_is_closed(
                 connection.settimeout(60)
                 while connection.recv(4096):
                     pass
-    pool_files.forget(path)
+    pool_files.unlink_quietly(path)
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -33,7 +33,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.routing.route import StreamRoute, Target
 from poolctl.routing.route_report import HostReport
 from poolctl.runners.process_link import LinkLost
-from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from tests.deadline import wait_until
 from tests.features.gateway.conftest import ROUTES, GatewayPool
@@ -446,7 +446,7 @@ class Gateway:
         self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.sent: list[tuple[str, Any]] = []
 
-    async def report(self) -> Table:
+    async def fetch_report(self) -> Table:
         if isinstance(self.known_report, Exception):
             raise self.known_report
         assert self.known_report is not None
@@ -461,7 +461,7 @@ class Gateway:
     def forget(self, server: str) -> None:
         self.sent.append(("forget", server))
 
-    async def withdraw(self, server: str, give: Any) -> None:
+    async def withdraw_passing_socket(self, server: str, give: Any) -> None:
         self.sent.append((f"withdraw {server}", give))
 
 
@@ -473,7 +473,7 @@ class Manager(GatewayManager):
     def __init__(self) -> None:
         self.desk = Desk(web("one"), web("two"))
         keeper: Any = SimpleNamespace(send=lambda *message: None)
-        environment = PoolEnvironment(self.desk.files, keeper, "/run", "/state")
+        environment = SupervisorContext(self.desk.files, keeper, "/run", "/state")
         super().__init__(environment, self.desk.core, self.desk.events, StateStore(keeper, ""))
 
     @property
@@ -555,13 +555,13 @@ def test_share_of_a_canary_is_exact_for_servers_with_routes_only() -> None:
 def test_pair_that_was_replaced_is_not_forgotten_with_the_one_before() -> None:
     async def scene(manager: Manager) -> None:
         old, new = socket.socketpair()
-        manager.use_pair("one", old)
+        manager.use_passing_socket("one", old)
         assert manager.passes_to("one")
-        manager.use_pair("one", new)
+        manager.use_passing_socket("one", new)
         manager.made = Gateway()
-        await manager.withdraw("one", old)
+        await manager.withdraw_passing_socket("one", old)
         assert manager.passes_to("one")
-        await manager.withdraw("one", new)
+        await manager.withdraw_passing_socket("one", new)
         assert not manager.passes_to("one")
         orders = [name for name, _ in manager.made.sent if name.startswith("withdraw")]
         assert orders == ["withdraw one", "withdraw one"]
@@ -594,7 +594,7 @@ def test_changes_of_addresses_are_recorded_once() -> None:
         manager.desk.events.subscribe(lambda event: messages.append(f"{event.event}: {event.message}"))
         for addresses in ((), ("a:80",), ("a:80",), ("a:80", "b:81"), ()):
             plan: Any = SimpleNamespace(listeners=dict.fromkeys(addresses))
-            manager._report_addresses(plan)
+            manager._record_served_addresses(plan)
         manager.desk.events.flush()
         assert messages == [
             "gateway started: the gateway serves a:80", "gateway moved: the gateway serves a:80, b:81",
@@ -720,7 +720,8 @@ def test_process_gets_the_whole_state_in_an_order_in_which_it_can_use_it() -> No
         marks = [(os.fstat(each.fileno()).st_ino,) for each in sockets]
         facts = ("one", None)
         assert orders.sent == [
-            ("configure", (settings,)), ("take_back", own), ("restore_hosts", ({"hosts": []},)), facts,
+            ("configure", (settings,)), ("receive_returned_connections", own),
+            ("restore_hosts", ({"hosts": []},)), facts,
             ("forget", canary_name("one")), ("report_probes", ({},)),
             ("use_certificate", ("a:1", ("a.example",), {"ciphers": None}, "digest")),
             ("keep_certificates", ({"a:1": [("a.example",)]},)), ("machines", {"a": 1}),
@@ -813,15 +814,18 @@ def test_configuration_that_is_not_in_force_in_time_is_a_warning(
 ) -> None:
     async def scene(manager: Manager) -> None:
         manager.settles()
-        assert await manager.wait_until_in_force(60.0) == "", "there is nothing to wait for"
+        assert await manager.await_applied_or_warning(60.0) == "", "there is nothing to wait for"
         manager.tables = Tables(gateway=GatewayConfig())
         if has_process:
             manager.made = manager._process = Orders()
-            assert await manager.wait_until_in_force(60.0) == ""
+            assert await manager.await_applied_or_warning(60.0) == ""
             assert manager.made.names == ["performed"]
             manager.made.performs = asyncio.Event().wait
         manager._ending_kept = ending
-        assert await manager.wait_until_in_force(0.01) == f"[gateway]: not everything is in force yet: {why}"
+        assert (
+            await manager.await_applied_or_warning(0.01)
+            == f"[gateway]: not everything is in force yet: {why}"
+        )
         manager._process = None
 
     with_manager(scene)
@@ -830,7 +834,7 @@ def test_configuration_that_is_not_in_force_in_time_is_a_warning(
 def test_process_that_ends_while_it_is_waited_for_is_waited_for_again() -> None:
     async def scene(manager: Manager) -> None:
         manager.settles()
-        assert await manager.wait_until_in_force(60.0) == ""
+        assert await manager.await_applied_or_warning(60.0) == ""
         manager.tables = Tables(gateway=GatewayConfig())
         orders = manager.made = manager._process = Orders()
 
@@ -840,7 +844,7 @@ def test_process_that_ends_while_it_is_waited_for_is_waited_for_again() -> None:
             raise LinkLost("it has ended")
 
         orders.performs = end
-        waiting = asyncio.ensure_future(manager.wait_until_in_force(60.0))
+        waiting = asyncio.ensure_future(manager.await_applied_or_warning(60.0))
         await orders.exited
         for _ in range(5):
             await asyncio.sleep(0)
@@ -863,7 +867,7 @@ def test_passed_connections_of_a_server_end_with_its_workers() -> None:
         )
         await manager.desk.ask("start")
         one = manager.desk.core.entries["one"]
-        await manager._end_kept_connections(frozenset({"one", "unknown"}), adopted=True)
+        await manager._replace_workers_with_connections(frozenset({"one", "unknown"}), adopted=True)
         manager.desk.events.flush()
         assert (recorded, one.desired.generation) == ([], 1), "its worker is this supervisor's own"
         orders = manager.made = Orders()
@@ -877,7 +881,7 @@ def test_passed_connections_of_a_server_end_with_its_workers() -> None:
             raise LinkLost("it has ended")
 
         orders.performs = end
-        await manager._end_kept_connections(frozenset({"one", "unknown"}), adopted=False)
+        await manager._replace_workers_with_connections(frozenset({"one", "unknown"}), adopted=False)
         assert (await lost, orders.names, manager._ending_kept) == ("", ["performed"] * 2, "")
         manager.desk.events.flush()
         message = "one: connections that the gateway has passed are ended, as servers of other users follow"
@@ -918,7 +922,7 @@ class Zygote:
     async def adopt(cls, keeper: object, entry: str) -> None:
         """The previous supervisor has left none."""
 
-    def keep(self, keeper: object, name: str) -> None:
+    def save_to_keeper(self, keeper: object, name: str) -> None:
         self.kept.append(name)
 
     async def fork(self, mark: str) -> str:
@@ -944,15 +948,15 @@ def test_zygote_that_is_lost_is_replaced_once(zygotes: list[Zygote]) -> None:
         settings = GatewaySettings(directory="/run")
         plan = GatewayPlan(settings, {}, {}, ())
         mark = settings.mark
-        found: Any = await manager._new_process(plan)
+        found: Any = await manager._launch_process(plan)
         assert (found, [each.mark for each in zygotes]) == (f"process {mark}", [f"zygote {mark}"])
         assert zygotes[0].kept == ["gateway zygote"]
         Zygote.lost = 1
-        found = await manager._new_process(plan)
+        found = await manager._launch_process(plan)
         assert (found, [each.ended for each in zygotes]) == (f"process {mark}", [True, False])
         Zygote.lost = 2
         with pytest.raises(LinkLost, match=r"its process ended at its start; see /run/zygote\.log"):
-            await manager._new_process(plan)
+            await manager._launch_process(plan)
         assert [each.ended for each in zygotes] == [True] * 3
         assert manager._zygote is None
 
@@ -962,10 +966,10 @@ def test_zygote_that_is_lost_is_replaced_once(zygotes: list[Zygote]) -> None:
 def test_zygote_is_replaced_when_it_has_ended_or_is_for_other_settings(zygotes: list[Zygote]) -> None:
     async def scene(manager: Manager) -> None:
         for mark in ("a", "a", "b", "b"):
-            await manager._running_zygote(mark)
+            await manager._ensure_zygote(mark)
         assert [each.mark for each in zygotes] == ["zygote a", "zygote b"]
         zygotes[1].exited.set_result(None)
-        await manager._running_zygote("b")
+        await manager._ensure_zygote("b")
         assert [(each.mark, each.ended) for each in zygotes] == [
             ("zygote a", True), ("zygote b", True), ("zygote b", False),
         ]  # fmt: skip
@@ -980,7 +984,7 @@ def test_zygote_that_has_ended_is_replaced_soon_or_later_if_it_never_came_up(
 ) -> None:
     async def scene() -> None:
         manager = Manager()
-        await manager._running_zygote(GatewaySettings(directory="/run").mark)
+        await manager._ensure_zygote(GatewaySettings(directory="/run").mark)
         zygotes[0].is_up = is_up
         zygotes[0].exited.set_result(None)
         await asyncio.sleep(seconds - 0.01)
@@ -1018,7 +1022,7 @@ def test_other_engine_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPat
 
     async def scene(manager: Manager) -> None:
         settings = GatewaySettings(directory="/run", engine="haproxy", program="/bin/true")
-        found: Any = await manager._new_process(GatewayPlan(settings, {}, {}, ()))
+        found: Any = await manager._launch_process(GatewayPlan(settings, {}, {}, ()))
         assert found == ("/run", settings.mark, "features.haproxy")
 
     with_manager(scene)
@@ -1090,8 +1094,8 @@ def test_addresses_of_an_adopted_process_are_not_recorded_again(monkeypatch: pyt
         await manager._adopt()
         assert manager._current is not None
         assert [*manager._current.listeners] == [opened.key], "the other is not open yet"
-        manager._report_addresses(manager._current)
-        manager._report_addresses(await plan())
+        manager._record_served_addresses(manager._current)
+        manager._record_served_addresses(await plan())
         manager.desk.events.flush()
         assert recorded == ["gateway moved"]
         manager._process = None
@@ -1120,7 +1124,7 @@ def test_zygote_of_the_previous_supervisor_is_used_unless_another_keeper_has_sta
         found.exited.set_result(None)
         await asyncio.sleep(0)
         assert delays == [1.0], "it had come up"
-        await manager._running_zygote("m")
+        await manager._ensure_zygote("m")
         assert len(zygotes) == 2
 
     with_manager(scene)

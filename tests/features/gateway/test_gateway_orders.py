@@ -49,12 +49,12 @@ def test_another_supervisor_sends_everything_again_and_what_it_leaves_out_is_for
 def test_hosts_are_disabled_by_order_and_their_states_are_reported_and_restored(tmp_path: Path) -> None:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
-            answer = await stage.process.order_hosts({"op": "disable", "hosts": ["web"], "for": 0})
+            answer = await stage.process.change_host_states({"op": "disable", "hosts": ["web"], "for": 0})
             assert answer["hosts"] == ["web"]
             assert (await stage.get()).startswith(b"HTTP/1.1 503 ")
             (states,) = [each["states"] for each in stage.reports if each["t"] == "hosts"]
             assert [each["kind"] for each in stage.reports if each["t"] == "event"] == ["host disabled"]
-            await stage.process.order_hosts({"op": "enable", "hosts": ["web"], "for": None})
+            await stage.process.change_host_states({"op": "enable", "hosts": ["web"], "for": None})
             assert await stage.get() == b"HTTP/1.1 200 OK | ok"
             reported = len(stage.reports)
             stage.process.restore_hosts(states)
@@ -68,7 +68,9 @@ def test_hosts_are_disabled_by_order_and_their_states_are_reported_and_restored(
 def test_unknown_host_changes_nothing(tmp_path: Path) -> None:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
-            answer = await stage.process.order_hosts({"op": "disable", "hosts": ["web", "wbe"], "for": 0})
+            answer = await stage.process.change_host_states(
+                {"op": "disable", "hosts": ["web", "wbe"], "for": 0}
+            )
             (problem,) = answer["problems"]
             assert "did you mean web?" in problem["hint"]
             assert await stage.get() == b"HTTP/1.1 200 OK | ok"
@@ -83,7 +85,7 @@ def test_draining_gateway_accepts_nothing_finishes_its_requests_and_ends_without
         async with gateway(tmp_path) as stage:
             reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
             writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
-            while not (await stage.process.report())["connections"]:
+            while not (await stage.process.fetch_report())["connections"]:
                 pass
             stage.process.drain(DEADLINE_SECONDS)
             while not stage.server.edge.draining:
@@ -119,7 +121,7 @@ def test_gateway_serves_on_without_keeper_and_supervisor_until_the_next_one_adop
         async with gateway(tmp_path) as stage:
             elsewhere = Route(alias="elsewhere", host="b", to=(Target(url="http://127.0.0.1:1"),))
             stage.publish(2, Route(alias="web", to=(Target(server="web"),)), elsewhere)
-            await stage.process.order_hosts({"op": "drain", "hosts": ["http://127.0.0.1:1"]})
+            await stage.process.change_host_states({"op": "drain", "hosts": ["http://127.0.0.1:1"]})
             reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
             marks = []
             for _ in range(2):
@@ -174,17 +176,19 @@ def test_disabled_host_is_enabled_when_its_time_is_over_and_unknown_ones_change_
 ) -> None:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
-            unknown = await stage.process.order_hosts({"op": "disable", "hosts": ["web", "x"], "for": 0})
+            unknown = await stage.process.change_host_states(
+                {"op": "disable", "hosts": ["web", "x"], "for": 0}
+            )
             assert (unknown["hosts"], len(unknown["problems"])) == (["web"], 1)
             assert await stage.get() == b"HTTP/1.1 200 OK | ok"
-            await stage.process.order_hosts({"op": "disable", "hosts": ["web"], "for": 0.01})
+            await stage.process.change_host_states({"op": "disable", "hosts": ["web"], "for": 0.01})
             async with asyncio.timeout(DEADLINE_SECONDS):
                 while [each["kind"] for each in stage.reports if each["t"] == "event"][-1:] != [
                     "host active"
                 ]:
                     await asyncio.sleep(0.001)
             assert await stage.get() == b"HTTP/1.1 200 OK | ok"
-            await stage.process.order_hosts({"op": "drain", "hosts": ["web"], "for": None})
+            await stage.process.change_host_states({"op": "drain", "hosts": ["web"], "for": None})
             kinds = [each["kind"] for each in stage.reports if each["t"] == "event"]
             assert kinds == ["host disabled", "host active", "host draining"]
 

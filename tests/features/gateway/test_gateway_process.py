@@ -40,7 +40,7 @@ def test_withdrawal_of_a_pair_that_was_replaced_leaves_the_new_one_in_use(tmp_pa
             old, new = wire.pair(), wire.pair()
             stage.process.report_server(stage.facts, old[0])
             stage.process.report_server(stage.facts, new[0])
-            await stage.process.withdraw("web", old[0])
+            await stage.process.withdraw_passing_socket("web", old[0])
             client = asyncio.ensure_future(stage.get())
             while not client.done():
                 with contextlib.suppress(BlockingIOError):
@@ -179,7 +179,7 @@ def test_pair_and_table_are_sent_again_if_they_are_others() -> None:
         pairs = [each["pair"] for each in peer.sent()]
         assert pairs == [pair_number(one[0]), pair_number(other[0]), 0]
         for _ in range(2):
-            process.take_back(*one)
+            process.receive_returned_connections(*one)
             process.publish(1, one[0], keeps=False)
         process.publish(2, one[0])
         assert [each.get("keeps") for each in peer.sent()] == [None, False, True]
@@ -244,7 +244,7 @@ def test_silent_process_holds_up_a_stop_for_a_second_only(monkeypatch: pytest.Mo
     async def scene(peer: Peer) -> None:
         give, take = wire.pair()
         peer.process.report_server(ServerFacts(name="web"), give)
-        await peer.process.withdraw("web", give)
+        await peer.process.withdraw_passing_socket("web", give)
         await peer.process.wait_until_applied()
         assert peer.kinds() == ["server", "withdraw", "performed"]
         assert peer.process.servers == set()
@@ -290,7 +290,7 @@ def test_answers_of_the_process_are_returned_and_their_descriptors_closed() -> N
     async def scene(peer: Peer) -> None:
         process = peer.process
         before = os.listdir("/proc/self/fd")
-        report = asyncio.ensure_future(process.report())
+        report = asyncio.ensure_future(process.fetch_report())
         question = await asked(peer)
         assert question == {"t": "report", "id": question["id"]}
         fd = memory_file("report", b'{"hosts": []}')
@@ -299,9 +299,9 @@ def test_answers_of_the_process_are_returned_and_their_descriptors_closed() -> N
         assert await report == {"hosts": []}
         assert not {*os.listdir("/proc/self/fd")} - {*before}
         for order, message in (
-            (process.figures(), {"t": "figures"}),
+            (process.fetch_request_totals(), {"t": "figures"}),
             (
-                process.order_hosts({"op": "enable", "hosts": ["a"]}),
+                process.change_host_states({"op": "enable", "hosts": ["a"]}),
                 {"t": "host", "op": "enable", "hosts": ["a"]},
             ),
         ):
@@ -326,7 +326,12 @@ def test_question_that_is_not_answered_in_time_is_given_up(monkeypatch: pytest.M
 
     async def scene(peer: Peer) -> None:
         process = peer.process
-        for question in (process.report(), process.figures(), process.reopen_log(), process.order_hosts({})):
+        for question in (
+            process.fetch_report(),
+            process.fetch_request_totals(),
+            process.reopen_log(),
+            process.change_host_states({}),
+        ):
             with pytest.raises(TimeoutError):
                 await question
 

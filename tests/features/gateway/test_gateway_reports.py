@@ -18,8 +18,8 @@ from poolctl.features.gateway.supervision import gateway_reports
 from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes, RouteSet
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.features.gateway.supervision.gateway_reports import (
-    GatewayReports,
-    ServerReports,
+    GatewayMessageHandler,
+    ServerReporter,
     canary_name,
     connections_of,
     facts_of,
@@ -62,7 +62,7 @@ class Stage:
         self.desk = Desk(web(), web("other"))
         self.entry: Entry = self.desk.core.entries["web"]
         self.routes: Any = SimpleNamespace(routes=RouteSet(servers=frozenset({"web"})))
-        self.reports = ServerReports(self.desk.core, cast(ComputedRoutes, self.routes))
+        self.reports = ServerReporter(self.desk.core, cast(ComputedRoutes, self.routes))
         self.process: Any = Process()
         self.pair, self._other = socket.socketpair()
         self.reports.pairs[CANARY] = self.pair
@@ -136,15 +136,18 @@ def test_another_process_gets_everything_and_a_server_without_a_route_is_forgott
         process = cast(GatewayProcess, stage.process)
         stage.reports.send_all(process)
         assert stage.process.servers == {"web", CANARY}
-        stage.reports.forget_others(process)
+        stage.reports.forget_unrouted_servers(process)
         assert stage.process.servers == {"web", CANARY}
         assert [each.name for each in stage.reports.configs] == ["web", CANARY]
-        assert (stage.reports.canary_changed(stage.entry), stage.reports.canary_changed(stage.entry)) == (
+        assert (
+            stage.reports.detect_canary_change(stage.entry),
+            stage.reports.detect_canary_change(stage.entry),
+        ) == (
             True,
             False,
         )
         stage.routes.routes = RouteSet()
-        stage.reports.forget_others(process)
+        stage.reports.forget_unrouted_servers(process)
         assert stage.process.servers == set()
         assert stage.reports.configs == []
 
@@ -188,7 +191,7 @@ def store_of(keeper: Keeper) -> StateStore:
 def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
     async def work() -> None:
         desk, keeper = Desk(web()), Keeper()
-        reports = GatewayReports(store_of(keeper), desk.core, desk.events)
+        reports = GatewayMessageHandler(store_of(keeper), desk.core, desk.events)
         told: list[str] = []
         reports.on_hosts = lambda: told.append("hosts")
         reports.on_machine_needed = told.append
@@ -198,7 +201,7 @@ def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
         process.on_report({"t": "loads", "servers": ["web"]})
         process.on_report({"t": "wake", "server": "http://10.0.0.7:80"})
         assert told == ["hosts", "{'web': 0}", "http://10.0.0.7:80"]
-        successor = GatewayReports(store_of(keeper), desk.core, desk.events)
+        successor = GatewayMessageHandler(store_of(keeper), desk.core, desk.events)
         await successor.adopt()
         assert successor.hosts == reports.hosts == {"hosts": [{"host": "web"}]}
         assert (successor.unavailable_hosts, successor.connections("gone")) == ({"web"}, 0)
@@ -209,7 +212,7 @@ def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
 def test_event_about_a_host_is_recorded_with_the_host_and_the_reason() -> None:
     recorded: list[tuple[str, str, dict[str, Any]]] = []
     events: Any = SimpleNamespace(record=lambda kind, event, **data: recorded.append((kind, event, data)))
-    reports = GatewayReports(store_of(Keeper()), cast(Any, None), events)
+    reports = GatewayMessageHandler(store_of(Keeper()), cast(Any, None), events)
     process: Any = SimpleNamespace()
     reports.receive_from(process)
     for data in ({"host": "web", "why": "silent"}, {"host": "web"}, {"message": "no descriptor"}):
@@ -232,7 +235,7 @@ def facts(**changes: Any) -> ServerFacts:
     } | changes
     config = web(bind="127.0.0.1:9000", tls=given.get("tls", False))
     entry: Any = SimpleNamespace(
-        name="web", config=config, config_apart=None, state=State(given["state"]), ready=given["ready"],
+        name="web", config=config, separate_canary_config=None, state=State(given["state"]), ready=given["ready"],
         out_of_rotation=given["out"], health=Status.WARN, listener=SimpleNamespace(armed=given["armed"]),
         desired=SimpleNamespace(canary=None, state="running"), observed=SimpleNamespace(workers={}),
     )  # fmt: skip
@@ -258,12 +261,12 @@ def test_facts_about_a_server_are_its_state_and_where_it_can_be_reached(
 
 def test_end_of_a_canary_is_a_change_as_its_begin_is(stage: Stage) -> None:
     async def work() -> None:
-        assert not stage.reports.canary_changed(stage.entry)
+        assert not stage.reports.detect_canary_change(stage.entry)
         await stage.begin()
-        assert [stage.reports.canary_changed(stage.entry) for _ in range(2)] == [True, False]
+        assert [stage.reports.detect_canary_change(stage.entry) for _ in range(2)] == [True, False]
         stage.desk.core.withdraw_canary(stage.entry)
         await turns()
-        assert [stage.reports.canary_changed(stage.entry) for _ in range(2)] == [True, False]
+        assert [stage.reports.detect_canary_change(stage.entry) for _ in range(2)] == [True, False]
 
     run(work())
 
@@ -306,7 +309,7 @@ def test_key_of_the_route_context_is_for_apps_whose_workers_check_it(
 def test_reports_leave_no_descriptor_open() -> None:
     async def work() -> None:
         desk, keeper = Desk(web()), Keeper()
-        reports = GatewayReports(store_of(keeper), desk.core, desk.events)
+        reports = GatewayMessageHandler(store_of(keeper), desk.core, desk.events)
         process: Any = SimpleNamespace()
         reports.receive_from(process)
         before = os.listdir("/proc/self/fd")
@@ -324,7 +327,7 @@ def test_request_for_a_sleeping_server_wakes_it() -> None:
         woken: list[str] = []
         core: Any = desk.core
         core.wake = lambda entry: woken.append(entry.name)
-        reports = GatewayReports(store_of(Keeper()), core, desk.events)
+        reports = GatewayMessageHandler(store_of(Keeper()), core, desk.events)
         process: Any = SimpleNamespace()
         reports.receive_from(process)
         process.on_report({"t": "wake", "server": "web"})

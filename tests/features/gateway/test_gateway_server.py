@@ -81,7 +81,7 @@ class Stage:
     async def begin(self) -> None:
         process = self.process
         process.configure(self.settings)
-        process.take_back(*self.own)
+        process.receive_returned_connections(*self.own)
         process.report_server(self.facts, None)
         self.publish(1, Route(alias="web", to=(Target(server="web"),)))
         process.listen(self.binding, None, (1,), [self.listener])
@@ -120,7 +120,7 @@ class Stage:
 
     async def settled(self) -> None:
         """Return once it has followed the orders that were sent: those of one link are followed one after the other."""
-        await self.process.report()
+        await self.process.fetch_report()
 
     async def close(self) -> None:
         self.process.end()
@@ -200,7 +200,7 @@ def test_connection_goes_into_the_pair_of_a_server_until_that_is_withdrawn(tmp_p
                 assert taken.recv(4096)
                 taken.sendall(b"HTTP/1.1 200 OK\r\n\r\npassed")
             assert await client == b"HTTP/1.1 200 OK | passed"
-            await stage.process.withdraw("web", give)
+            await stage.process.withdraw_passing_socket("web", give)
             assert await stage.get() == b"HTTP/1.1 200 OK | ok"
             give.close()
             # Nobody has the give end any more.
@@ -433,11 +433,11 @@ def test_forgotten_server_gets_no_request_and_its_pair_is_let_go(tmp_path: Path)
             stage.process.report_server(stage.facts, give)
             await stage.settled()
             edge = stage.server.edge
-            assert edge.passing.passes("web")
+            assert edge.passing.can_pass_to("web")
             stage.process.forget("web")
             stage.process.forget("web")
             await stage.settled()
-            assert not edge.passing.passes("web")
+            assert not edge.passing.can_pass_to("web")
             assert await stage.get() == b"HTTP/1.1 503 Service Unavailable | 503 Service Unavailable\n"
             assert [each["available"] for each in edge.backends.snapshot()] == [False]
             give.close()
@@ -464,13 +464,13 @@ def test_backends_are_those_of_the_routes_in_the_last_table(tmp_path: Path) -> N
         async with gateway(tmp_path) as stage:
             url = "http://127.0.0.1:1"
             stage.publish(2, Route(alias="out", to=(Target(url=url),)))
-            report = await stage.process.report()
+            report = await stage.process.fetch_report()
             assert [row["host"] for row in report["hosts"]] == [url]
             assert stage.server.edge.workers_keep
             table = Descriptor(write_table((), 3))
             stage.process.publish(3, table, keeps=False)
             table.close()
-            report = await stage.process.report()
+            report = await stage.process.fetch_report()
             assert (report["hosts"], report["queued"], report["streams"]) == ([], {}, {})
             assert not stage.server.edge.workers_keep
 
@@ -502,9 +502,9 @@ def test_requests_that_are_queued_for_a_pair_are_reported(tmp_path: Path) -> Non
                 while True:
                     wire.send(give, {"t": "none"}, [take.fileno()])
             client = asyncio.ensure_future(stage.get())
-            while not (await stage.process.report())["queued"]:
+            while not (await stage.process.fetch_report())["queued"]:
                 pass
-            assert (await stage.process.report())["queued"] == {"web": 1}
+            assert (await stage.process.fetch_report())["queued"] == {"web": 1}
             client.cancel()
             give.close()
             take.close()
@@ -535,12 +535,12 @@ def test_figures_are_the_totals_of_requests_and_of_streams_of_both_protocols(tmp
                 with pytest.raises(ConnectionResetError):
                     await reader.read()
                 writer.close()
-                figures = await stage.process.figures()
+                figures = await stage.process.fetch_request_totals()
                 slots = figures.pop("slots")
                 assert (slots[tally.STARTED], slots[tally.STATUS + 2]) == (1, 1)
                 del figures["t"], figures["id"]
                 assert figures == {"refused": [0, 1], "connections": 1, "streamed": 2, "stream_errors": 2}
-                report = await stage.process.report()
+                report = await stage.process.fetch_report()
                 assert {name: each["open"] for name, each in report["streams"].items()} == {
                     "udp": 1,
                     "tcp": 0,
@@ -587,15 +587,15 @@ def test_pair_of_a_server_stays_when_it_is_sent_again_or_an_earlier_one_is_withd
         async with gateway(tmp_path) as stage:
             (give, take), (earlier, its_take) = wire.pair(), wire.pair()
             stage.process.report_server(stage.facts, give)
-            await stage.process.withdraw("web", earlier)
-            assert stage.server.edge.passing.passes("web")
+            await stage.process.withdraw_passing_socket("web", earlier)
+            assert stage.server.edge.passing.can_pass_to("web")
             stage.process.resync()
             stage.process.report_server(stage.facts, give)
             await stage.settled()
-            assert stage.server.edge.passing.passes("web")
+            assert stage.server.edge.passing.can_pass_to("web")
             stage.process.report_server(stage.facts, None)
             await stage.settled()
-            assert not stage.server.edge.passing.passes("web")
+            assert not stage.server.edge.passing.can_pass_to("web")
             for end in (give, take, earlier, its_take):
                 end.close()
 
@@ -606,7 +606,7 @@ def test_backends_of_a_stream_are_reported_before_its_first_connection(tmp_path:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
             listener, *_ = stage.stream("10.0.0.5:5432")
-            report = await stage.process.report()
+            report = await stage.process.fetch_report()
             assert [row["host"] for row in report["hosts"]] == ["web", "10.0.0.5:5432"]
             listener.close()
 

@@ -21,7 +21,7 @@ from poolctl.features.gateway.process.backends.route_backends import READY, SLEE
 from poolctl.features.gateway.process.counts import Counts
 from poolctl.features.gateway.process.settings import UDP, ListenerSettings, ServerFacts
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
-from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics, RouteFigures
+from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics, RouteReporter
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.table import GatewayConfig
 from poolctl.platform import age_seconds
@@ -54,7 +54,7 @@ class Process:
         self.asked = 0
         self.more: dict[str, int] = {}
 
-    async def figures(self) -> dict[str, Any]:
+    async def fetch_request_totals(self) -> dict[str, Any]:
         self.asked += 1
         if self.hung:
             raise TimeoutError
@@ -94,7 +94,7 @@ class Stage(Desk):
             with_route_warning=_unchanged, gateway=self.manager, statistics=self.statistics
         )
         part._verbs = verbs
-        self.conclude = part.extend  # type: ignore[method-assign]
+        self.finalize_result = part.extend  # type: ignore[method-assign]
 
     async def gateway(self, verb: str, *targets: str) -> Any:
         return (await self.ask(verb, *targets)).get("gateway")
@@ -409,12 +409,12 @@ class RoutePool:
                 traffic.count_response(200, 0.001)
 
     def report(self, route: Route) -> RouteReport:
-        return self.figures().of(route)
+        return self.figures().report_of(route)
 
     def health(self, route: Route) -> RouteHealth:
         return self.figures().health(route)
 
-    def figures(self) -> RouteFigures:
+    def figures(self) -> RouteReporter:
         workers = {number: SimpleNamespace(placement=number or None) for number in self.workers}
         entry = SimpleNamespace(
             config=self.config, observed=SimpleNamespace(workers=workers, failure=None), state=self.state,
@@ -423,7 +423,9 @@ class RoutePool:
         counters = SimpleNamespace(counts=self.workers.get) if self.workers else None
         core: Any = SimpleNamespace(
             clock=ManualClock(),
-            health=SimpleNamespace(latency_seconds=lambda entry: self.latency, complaint=lambda entry: ""),
+            health=SimpleNamespace(
+                latency_seconds=lambda entry: self.latency, first_worker_problem=lambda entry: ""
+            ),
             entries={"web": entry},
             runner=SimpleNamespace(capabilities=SimpleNamespace(counters=counters)),
         )
@@ -451,7 +453,7 @@ class RoutePool:
             "healths": self.backends.healths(),
             **self.more,
         }
-        return RouteFigures(gateway, core, totals, report)
+        return RouteReporter(gateway, core, totals, report)
 
     def _service_source(self) -> Any:
         services = self.services
@@ -578,10 +580,10 @@ def test_stream_has_the_counts_of_its_connections(stages: list[RoutePool]) -> No
         provider="file", state="napping", requests=9, passed=2, proxied=6, refused=1, errors=3,
     )  # fmt: skip
     figures = stage.figures()
-    assert figures.of(db) == whole
+    assert figures.report_of(db) == whole
     none = {"passed": 0, "refused": 0, "errors": 0, "state": "unknown"}
-    assert figures.of(dns) == replace(whole, alias="dns", requests=4, proxied=4, **none)
-    assert figures.of(replace(db, alias="other")) == replace(
+    assert figures.report_of(dns) == replace(whole, alias="dns", requests=4, proxied=4, **none)
+    assert figures.report_of(replace(db, alias="other")) == replace(
         whole, alias="other", requests=0, proxied=0, **none
     )
 
@@ -672,7 +674,7 @@ def test_excluded_route_lists_its_services_if_they_are_the_cause(stages: list[Ro
     report = RouteReport(alias="users", host="a.example", way="excluded", why="twice", provider=REGISTRATION)
 
     def excluded(route: ExcludedRoute) -> RouteReport:
-        return stage.figures().of_excluded(route)
+        return stage.figures().report_of_excluded(route)
 
     assert excluded(route) == replace(report, registrations=(found.report,))
     assert excluded(replace(route, provider="file")) == replace(report, provider="file")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.control.answers import UpgradeResult
-from poolctl.control.client import Client, options_of_this_version
+from poolctl.control.client import Client, upgrade_options
 from tests.features.gateway.conftest import PROXIED, GatewayPool
 from tests.integration.processes.test_upgrade import by, newer
 from tests.load.load import Load
@@ -40,7 +40,7 @@ def test_upgrade_to_another_build_of_the_same_version_replaces_the_gateway(gatew
     (path,) = [each for each in gateway.pool.runtime.glob("*/control.sock") if not each.parent.is_symlink()]
     with Load([gateway.port], paths=["/one", "/two"], connections=4, pause=0.002) as kept:
         # As `upgrade --allow-same-version` does, without the trial.
-        options = {"options": {**options_of_this_version(), "tried": True}}
+        options = {"options": {**upgrade_options(), "tried": True}}
         assert not Client(str(path)).ask(UpgradeResult, "upgrade", options).errors
         gateway.until(lambda: gateway.process() not in (None, pid))
         before = kept.look().complete

@@ -32,25 +32,25 @@ def remaining_seconds(hosts: HostManager, host: str) -> float:
 
 def test_unknown_hosts_are_active(clock: ManualClock) -> None:
     hosts, _ = manager(clock)
-    assert hosts.record("a").state is ACTIVE
+    assert hosts.host_record("a").state is ACTIVE
     assert (hosts.records(), hosts.next_expiry) == ([], math.inf)
 
 
 def test_disabled_host_comes_back_by_itself_after_its_time(clock: ManualClock) -> None:
     hosts, changes = manager(clock)
     hosts.disable("a")
-    record = hosts.record("a")
+    record = hosts.host_record("a")
     assert (record.since, record.until) == (clock.time(), clock.time() + 30)
-    assert (hosts.record("a").state, remaining_seconds(hosts, "a"), hosts.next_expiry) == (
+    assert (hosts.host_record("a").state, remaining_seconds(hosts, "a"), hosts.next_expiry) == (
         DISABLED,
         30.0,
         80.0,
     )
     assert (hosts.reactivation_time("a"), hosts.reactivation_time("b")) == (80.0, 0.0)
     clock.advance(29.9)
-    assert hosts.record("a").state is DISABLED
+    assert hosts.host_record("a").state is DISABLED
     clock.advance(0.1)
-    assert hosts.record("a").state is ACTIVE
+    assert hosts.host_record("a").state is ACTIVE
     assert changes == [
         ("a", "disabled", "disabled by request"),
         ("a", "active", "the time for which it was disabled is over"),
@@ -73,16 +73,16 @@ def test_disabled_without_a_time_stays_until_it_is_enabled(clock: ManualClock) -
     hosts, _ = manager(clock)
     hosts.disable("a", 0)
     clock.advance(1e9)
-    assert (hosts.record("a").state, hosts.record("a").until) == (DISABLED, 0.0)
+    assert (hosts.host_record("a").state, hosts.host_record("a").until) == (DISABLED, 0.0)
     clock.advance(1)
     enabled = HostRecord(host="a", why="enabled by request", since=clock.time())
     hosts.enable("a")
-    assert hosts.record("a") == enabled
+    assert hosts.host_record("a") == enabled
     clock.advance(1)
     hosts.enable("a")
     hosts.enable("b")
-    assert hosts.record("a") == enabled
-    assert hosts.record("b") == HostRecord(host="b", state="active", why="", since=0.0, until=0.0)
+    assert hosts.host_record("a") == enabled
+    assert hosts.host_record("b") == HostRecord(host="b", state="active", why="", since=0.0, until=0.0)
 
 
 def test_records_are_those_of_hosts_whose_state_was_changed(clock: ManualClock) -> None:
@@ -111,7 +111,7 @@ def test_host_that_is_forgotten_is_active_and_has_no_expiry(clock: ManualClock) 
     hosts.disable("a", 10)
     hosts.disable("b", 20)
     hosts.forget(["a"])
-    assert (hosts.record("a").state, hosts.next_expiry) == (ACTIVE, clock.monotonic() + 20)
+    assert (hosts.host_record("a").state, hosts.next_expiry) == (ACTIVE, clock.monotonic() + 20)
     hosts.forget(["b"])
     assert hosts.next_expiry == math.inf
 
@@ -140,11 +140,11 @@ def test_orders_replace_each_other(clock: ManualClock) -> None:
     hosts.disable("a", 10)
     hosts.drain("a")
     clock.advance(20)
-    assert hosts.record("a").state is DRAINING
+    assert hosts.host_record("a").state is DRAINING
     hosts.disable("a", 10)
     hosts.disable("a", 60)
     clock.advance(20)
-    assert hosts.record("a").state is DISABLED
+    assert hosts.host_record("a").state is DISABLED
     hosts.enable("a")
     hosts.enable("a")
     assert [(state, why) for _, state, why in changes] == [
@@ -163,7 +163,7 @@ def test_time_that_is_none_is_refused(clock: ManualClock) -> None:
 def test_very_long_time_is_still_a_date(clock: ManualClock) -> None:
     hosts, _ = manager(clock)
     hosts.disable("a", float("inf"))
-    assert hosts.record("a").until == clock.time() + 10 * 365 * 86_400
+    assert hosts.host_record("a").until == clock.time() + 10 * 365 * 86_400
 
 
 def test_default_time_and_header_follow_the_configuration(clock: ManualClock) -> None:
@@ -191,18 +191,18 @@ def test_states_survive_a_restart_with_the_time_that_is_left(clock: ManualClock)
         ("b", "draining"),
         ("d", "disabled"),
     ]
-    assert (after.record("a").why, after.record("a").since, remaining_seconds(after, "a")) == (
+    assert (after.host_record("a").why, after.host_record("a").since, remaining_seconds(after, "a")) == (
         "disabled by request", clock.time(), 40.0,
     )  # fmt: skip
-    assert after.record("c").state is ACTIVE
+    assert after.host_record("c").state is ACTIVE
     assert (
-        after.record("d")
-        == before.record("d")
+        after.host_record("d")
+        == before.host_record("d")
         == HostRecord(host="d", state="disabled", why="disabled by request", since=clock.time())
     )
     assert remaining_seconds(after, "d") == 0.0
     later.advance(40)
-    assert after.record("a").state is ACTIVE
+    assert after.host_record("a").state is ACTIVE
 
 
 def test_clock_that_was_set_back_does_not_prolong_a_pause(clock: ManualClock) -> None:

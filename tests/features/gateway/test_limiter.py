@@ -14,7 +14,7 @@ from tests.examples import examples
 def admitted(limiter: Limiter, now: float, tries: int = 1) -> int:
     count = 0
     for _ in range(tries):
-        if not limiter.refused_seconds(now):
+        if not limiter.seconds_until_admission(now):
             limiter.enter(now)
             count += 1
     return count
@@ -35,23 +35,26 @@ def test_without_limits_all_are_admitted() -> None:
 def test_burst_is_admitted_at_once_and_then_one_each_interval() -> None:
     limiter = Limiter(Limit(requests_per_second=10, burst=3))
     assert admitted(limiter, 100.0, 10) == 3
-    assert round(limiter.refused_seconds(100.0), 6) == 0.1
+    assert round(limiter.seconds_until_admission(100.0), 6) == 0.1
     assert [admitted(limiter, 100.0 + at / 10, 5) for at in range(1, 5)] == [1, 1, 1, 1]
     assert admitted(limiter, 200.0, 10) == 3, "an idle time gives no more than the burst"
 
 
 def test_limit_of_one_request_admits_one() -> None:
     limiter = Limiter(Limit(concurrency=1))
-    assert (limiter.refused_seconds(0.0), limiter.is_full) == (0.0, False)
+    assert (limiter.seconds_until_admission(0.0), limiter.is_full) == (0.0, False)
     limiter.enter(0.0)
-    assert (limiter.refused_seconds(0.0), limiter.is_full) == (1.0, True)
+    assert (limiter.seconds_until_admission(0.0), limiter.is_full) == (1.0, True)
 
 
 def test_burst_stays_while_the_rate_is_lowered_and_one_seconds_worth_does_not() -> None:
     given, worth = Limiter(Limit(requests_per_second=10, burst=3)), Limiter(Limit(requests_per_second=10))
     given.share = worth.share = 0.5
     assert (admitted(given, 0.0, 20), admitted(worth, 0.0, 20)) == (3, 5)
-    assert (round(given.refused_seconds(0.0), 6), round(worth.refused_seconds(0.0), 6)) == (0.2, 0.2)
+    assert (round(given.seconds_until_admission(0.0), 6), round(worth.seconds_until_admission(0.0), 6)) == (
+        0.2,
+        0.2,
+    )
 
 
 def test_burst_is_one_seconds_worth_unless_given() -> None:
@@ -91,7 +94,7 @@ def test_waiting_as_long_as_it_says_is_enough(rate: int, burst: int, gaps: list[
     for gap in gaps:
         now += gap
         admitted(limiter, now, 7)
-        assert limiter.refused_seconds(now + limiter.refused_seconds(now)) == 0
+        assert limiter.seconds_until_admission(now + limiter.seconds_until_admission(now)) == 0
 
 
 LIMIT = Limit(concurrency=1)

@@ -13,10 +13,10 @@ import pytest
 from poolctl.features.gateway.process.backends.route_backends import SLEEPING, STARTING
 from poolctl.features.gateway.process.proxy.own_answers import (
     answer_of_route,
-    own_answer,
     report_arrival,
     spares_server,
     takes_waiting_page,
+    wake_and_answer,
 )
 from poolctl.features.gateway.process.proxy.request_head import read_request
 from poolctl.features.gateway.process.settings import ServerFacts
@@ -230,7 +230,7 @@ def answered(
     found = answer_of_route(route, request(text), client)
     if found is None:
         return None
-    location = re.search(rb"Location: (.*)\r\n", found.lines)
+    location = re.search(rb"Location: (.*)\r\n", found.end_to_end_lines)
     return found.status, location and location[1].decode()
 
 
@@ -306,12 +306,12 @@ def test_server_that_sleeps_or_starts_is_answered_for_or_woken(
     edge: Any = Edge()
     backend: Any = SimpleNamespace(key="web", rank=rank)
     route = Route(alias="a", waiting_page=True, probe_responses=("/up",))
-    found = own_answer(edge, backend, route, request(text))
+    found = wake_and_answer(edge, backend, route, request(text))
     assert (found.status if found is not None else None) == status
     assert edge.woken == (["web"] if woken else [])
     if found is not None:
-        assert b"Cache-Control: no-store\r\n" in found.lines
-        assert (b"Retry-After: 1\r\n" in found.lines) is (status == 503)
+        assert b"Cache-Control: no-store\r\n" in found.end_to_end_lines
+        assert (b"Retry-After: 1\r\n" in found.end_to_end_lines) is (status == 503)
         assert found.first == {200: b"sleeping\n", 404: b"404 Not Found\n"}.get(status or 0, found.first)
 
 
@@ -319,7 +319,7 @@ def test_answer_to_head_has_no_body() -> None:
     edge: Any = Edge()
     backend: Any = SimpleNamespace(key="web", rank=SLEEPING)
     route = Route(alias="a", probe_responses=("/up",))
-    found = own_answer(edge, backend, route, request("HEAD /up HTTP/1.1\r\nHost: a\r\n\r\n"))
+    found = wake_and_answer(edge, backend, route, request("HEAD /up HTTP/1.1\r\nHost: a\r\n\r\n"))
     assert found is not None
     assert (found.first, found.length) == (b"", len("sleeping\n"))
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from poolctl.features.gateway.process.passing import Passing
+from poolctl.features.gateway.process.passing import ConnectionSender
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.keeper.connection_handover import Connection, Routed
 from tests.features.gateway.passing_stage import HEAD, Stage, app_route, play, until
@@ -59,7 +59,7 @@ def test_one_full_pair_holds_up_no_other_server() -> None:
 def test_full_queue_gets_503_with_a_time_to_retry() -> None:
     async def scene(stage: Stage) -> None:
         stage.edge.passing.close()
-        stage.edge.passing = Passing(stage.edge.event, most_queued=1)
+        stage.edge.passing = ConnectionSender(stage.edge.event, most_queued=1)
         stage.server("users").fill()
         stage.route_to("users")
         queued = await stage.connect(HEAD)
@@ -80,7 +80,7 @@ def test_full_queue_gets_503_with_a_time_to_retry() -> None:
 def test_queued_connection_that_is_not_taken_in_time_gets_503() -> None:
     async def scene(stage: Stage) -> None:
         stage.edge.passing.close()
-        stage.edge.passing = Passing(stage.edge.event, queue_seconds=0.1)
+        stage.edge.passing = ConnectionSender(stage.edge.event, queue_seconds=0.1)
         stage.server("users").fill()
         stage.route_to("users")
         clients = [await stage.connect(HEAD) for _ in range(3)]
@@ -94,7 +94,7 @@ def test_queued_connection_that_is_not_taken_in_time_gets_503() -> None:
 def test_queue_that_was_empty_in_between_is_reported_again_and_its_connections_have_their_own_time() -> None:
     async def scene(stage: Stage) -> None:
         stage.edge.passing.close()
-        passing = stage.edge.passing = Passing(stage.edge.event, queue_seconds=1000.0, most_queued=1)
+        passing = stage.edge.passing = ConnectionSender(stage.edge.event, queue_seconds=1000.0, most_queued=1)
         pair = stage.server("users")
         stage.route_to("users")
 
@@ -126,7 +126,7 @@ def test_queue_that_was_empty_in_between_is_reported_again_and_its_connections_h
 def test_connection_that_is_queued_after_others_have_left_gets_503_when_its_time_is_over(way: str) -> None:
     async def scene(stage: Stage) -> None:
         stage.edge.passing.close()
-        passing = stage.edge.passing = Passing(stage.edge.event, queue_seconds=1000.0)
+        passing = stage.edge.passing = ConnectionSender(stage.edge.event, queue_seconds=1000.0)
         pair = stage.server("users")
         pair.fill()
         stage.route_to("users")
@@ -163,7 +163,7 @@ def test_withdrawn_server_has_nothing_queued_and_its_connections_go_to_another()
         done: list[bool] = []
         stage.edge.passing.withdraw("users", lambda: done.append(True))
         assert done
-        assert not stage.edge.passing.passes("users")
+        assert not stage.edge.passing.can_pass_to("users")
         taken = await other.take()
         assert taken.getpeername() == client.getsockname()
         taken.close()

@@ -16,7 +16,7 @@ from poolctl.features.gateway.process import passing
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
-from poolctl.worker.serving.worker_routes import Routes
+from poolctl.worker.serving.worker_routes import GatewayRoutes
 from tests.asgi_apps import lifespan
 from tests.features.gateway.passing_stage import Stage, play, until
 from tests.serving import Engine, Pair, served
@@ -51,7 +51,7 @@ class Workers:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self.routes = {name: Routes(name) for name in ("one", "two")}
+        self.routes = {name: GatewayRoutes(name) for name in ("one", "two")}
         self.generation = 1
 
     def publish(self, tables: Mapping[str, Iterable[Route]]) -> None:
@@ -64,7 +64,7 @@ class Workers:
                 self.stage.apply(*self.routes)
                 before.close()
             else:
-                self.routes[name].renew([fd, self.stage.back.fileno()])
+                self.routes[name].replace_route_table([fd, self.stage.back.fileno()])
             os.close(fd)
 
     def publish_to_all(self, routes: Iterable[Route]) -> None:
@@ -89,7 +89,7 @@ async def workers_of(stage: Stage) -> AsyncIterator[Workers]:
             await stack.enter_async_context(
                 served(ENGINE, Named(name), adoption=pair.worker(), routes=routes)
             )
-            stack.callback(routes.renew, [])
+            stack.callback(routes.replace_route_table, [])
         yield found
 
 

@@ -18,20 +18,20 @@ import pytest
 
 from poolctl.config import Tables
 from poolctl.control.answers import Result
-from poolctl.control.server_answers import Details, ShowResult
+from poolctl.control.server_answers import ServerDetails, ShowResult
 from poolctl.errors import ServerError
 from poolctl.exit_codes import DONE, FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.features.gateway.process.counts import Counts
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics
-from poolctl.features.gateway.supervision.pool_gateway import GatewayVerbs, PoolGateway, host_order
+from poolctl.features.gateway.supervision.pool_gateway import GatewayVerbs, PoolGateway, parse_host_change
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.json_form import Table, from_json
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 from poolctl.runners.process_link import identity
 from poolctl.runners.runner_protocol import Capabilities
 from poolctl.selection.selector import Selector, SelectorError
-from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeatureParts
 from poolctl.supervisor.verbs.verb import Call
 from tests.serving import blank_page
@@ -67,8 +67,8 @@ def test_supervisor_imports_the_parts_of_the_gateway_after_its_start() -> None:
 def test_order_names_an_operation_hosts_and_a_time() -> None:
     for seconds in (None, 0, 1.5):
         order = {"op": "disable", "hosts": ["users", "http://10.0.0.7:9000"], "for": seconds}
-        assert host_order({**order, "timeout": None}) == order
-    assert host_order({"op": "enable", "hosts": ["users"]})["for"] is None
+        assert parse_host_change({**order, "timeout": None}) == order
+    assert parse_host_change({"op": "enable", "hosts": ["users"]})["for"] is None
 
 
 NO_ORDER = ("no such order for backends", "op is one of disable, enable, drain; hosts is a list")
@@ -88,7 +88,7 @@ NO_ORDER = ("no such order for backends", "op is one of disable, enable, drain; 
 )
 def test_other_orders_are_usage_errors(wrong: Table, error: tuple[str, str]) -> None:
     with pytest.raises(SelectorError) as raised:
-        host_order({"op": "disable", "hosts": ["users"], "for": None, **wrong})
+        parse_host_change({"op": "disable", "hosts": ["users"], "for": None, **wrong})
     assert (raised.value.message, raised.value.hint) == error
 
 
@@ -121,14 +121,14 @@ class Process:
         if self.hung:
             raise TimeoutError
 
-    async def report(self) -> Table:
+    async def fetch_report(self) -> Table:
         self._answer()
         return {
             "counts": {"routes": {}, "refused": {"route": 3}}, "hosts": HOSTS, "healths": {},
             "queues": {"shop": 2}, "streams": {"out": {"opened": 4}},
         }  # fmt: skip
 
-    async def figures(self) -> Table:
+    async def fetch_request_totals(self) -> Table:
         self._answer()
         return {
             "slots": Counts().total(),
@@ -138,7 +138,7 @@ class Process:
             "stream_errors": 0,
         }
 
-    async def order_hosts(self, order: Table) -> Table:
+    async def change_host_states(self, order: Table) -> Table:
         self._answer()
         self.orders.append(order)
         return self.answer
@@ -180,16 +180,16 @@ class Manager(SimpleNamespace):
     async def wait_until_serving(self) -> Process | None:
         return self.gateway
 
-    async def report(self) -> Table | None:
+    async def fetch_report(self) -> Table | None:
         try:
-            return None if self.gateway is None else await self.gateway.report()
+            return None if self.gateway is None else await self.gateway.fetch_report()
         except TimeoutError:
             return None
 
     async def wait_for_opening(self) -> None:
         self.calls.append("attempted")
 
-    async def wait_until_in_force(self, limit_seconds: float | None) -> str:
+    async def await_applied_or_warning(self, limit_seconds: float | None) -> str:
         self.calls.append(limit_seconds)
         return self.late
 
@@ -207,7 +207,7 @@ class Workers(SlowRunner):
         super().__init__()
         self.late: list[str] = []
 
-    async def wait_until_confirmed(self, seconds: float) -> list[str]:
+    async def list_unconfirmed_after(self, seconds: float) -> list[str]:
         return self.late
 
     @property
@@ -245,7 +245,7 @@ class Stage(Desk):
     async def concluded(
         self, verb: str, *targets: str, result: Result | None = None, **options: Any
     ) -> Result:
-        return await self.part.conclude(verb, self.call(*targets, **options), result or Result())
+        return await self.part.wait_for_effect(verb, self.call(*targets, **options), result or Result())
 
     async def perform(self, verb: str, **options: Any) -> Any:
         return await self.part.verbs[verb](self.call(**options))
@@ -310,13 +310,15 @@ def test_registry_is_the_table_as_a_descriptor_or_the_generations_as_lines() -> 
         attached: list[int] = []
         lines: list[Any] = []
         call = Call(Selector.from_dict({}), {}, lines.append, attach=attached.append)
-        assert (await stage.gateway.registry(call)).generation == 7
+        assert (await stage.gateway.attach_or_follow_table(call)).generation == 7
         assert attached == []
         with socket.socket() as table:
             stage.manager.table = table
-            await stage.gateway.registry(call)
+            await stage.gateway.attach_or_follow_table(call)
             assert attached == [table.fileno()]
-        following = asyncio.ensure_future(stage.gateway.registry(call._replace(options={"follow": True})))
+        following = asyncio.ensure_future(
+            stage.gateway.attach_or_follow_table(call._replace(options={"follow": True}))
+        )
         while not lines:
             await asyncio.sleep(0)
         (report,) = stage.manager.reported
@@ -415,7 +417,7 @@ def test_status_warns_of_routes_that_do_not_serve() -> None:
 
 def test_shown_servers_have_their_routes() -> None:
     async def scene(stage: Stage) -> None:
-        items = tuple(from_json(Details, {**item(name), "config": {}}) for name in ("web", "other"))
+        items = tuple(from_json(ServerDetails, {**item(name), "config": {}}) for name in ("web", "other"))
         found = await stage.extended("show", "web", "other", result=ShowResult(items=items))
         assert [[each.alias for each in item.routes] for item in found.items] == [["shop"], []]
         assert (await stage.extended("show")).items == ()
@@ -540,7 +542,7 @@ def test_gateway_of_a_changed_file_answers_from_now_on() -> None:
     async def scene(stage: Stage) -> None:
         # It does not answer, and so the gateway does not get any further.
         keeper: Any = SimpleNamespace(send=lambda *message: None, call=lambda message: asyncio.Future())
-        environment = PoolEnvironment(stage.files, keeper, "/run", "/state")
+        environment = SupervisorContext(stage.files, keeper, "/run", "/state")
         parts = FeatureParts(environment, stage.events)
         stage.part = PoolGateway(stage.site._replace(environment=environment, parts=parts))
         stage.part.apply_tables(Tables(gateway=GatewayConfig()))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from poolctl.features.gateway.process.backends.route_backends import Backend
 from poolctl.features.gateway.process.counts import Traffic
 from poolctl.features.gateway.process.proxy.request_head import (
-    Forwarding,
+    ForwardingContext,
     RoutedRequest,
     context_lines,
     read_request,
@@ -29,7 +29,7 @@ from poolctl.features.gateway.process.settings import Endpoint
 from poolctl.features.gateway.process.tls import ServerContext
 from poolctl.http.messages import MOST_FIELDS, MOST_OPTIONS, BadMessage, RequestHead, canonical_head
 from poolctl.routing.decision import passable_match
-from poolctl.routing.normal_path import read_path
+from poolctl.routing.normal_path import normalize_path
 from poolctl.routing.route import Header, Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
 from tests.examples import examples
@@ -50,7 +50,7 @@ def read(data: bytes) -> RequestHead:
 
 def forwarded(data: bytes, peer: str = PEER, trusted: tuple[str, ...] = ()) -> bytes:
     request = read(data)
-    return Forwarding(peer, "http", trusted, 0).head(request, ROUTE, request.target)
+    return ForwardingContext(peer, "http", trusted, 0).head(request, ROUTE, request.target)
 
 
 def fields(head: bytes) -> list[tuple[bytes, bytes]]:
@@ -116,7 +116,7 @@ def test_requests_of_the_corpus_are_refused_or_read_alike_by_all(case: RequestCa
         if request is None:
             assert case.status in (0, 400)
             return
-        head = Forwarding(PEER, "http", (), 0).head(request, ROUTE, request.target)
+        head = ForwardingContext(PEER, "http", (), 0).head(request, ROUTE, request.target)
     except BadMessage as error:
         refused_with = error.status
         assert case.status not in (200, 0)
@@ -155,7 +155,7 @@ def test_head_that_reaches_a_backend_is_the_one_that_the_proxy_has_read(
         request = read_request(head, MOST, 0)
         if request is None or request.method == b"CONNECT":
             return
-        passed_on = Forwarding(PEER, "http", (), 0).head(request, ROUTE, request.target)
+        passed_on = ForwardingContext(PEER, "http", (), 0).head(request, ROUTE, request.target)
     except BadMessage:
         return
     assert_read_alike(passed_on, request)
@@ -225,7 +225,7 @@ def test_reports_of_a_trusted_proxy_are_extended() -> None:
     ],
 )
 def test_client_is_the_last_one_that_is_not_trusted(peer: str, trusted: tuple[str, ...], client: str) -> None:
-    assert Forwarding(peer, "http", trusted, 0).client(read(CLAIMING)) == client
+    assert ForwardingContext(peer, "http", trusted, 0).client(read(CLAIMING)) == client
 
 
 def claiming(hops: list[str]) -> RequestHead:
@@ -237,14 +237,14 @@ def claiming(hops: list[str]) -> RequestHead:
 )
 def test_client_is_looked_for_behind_so_many_proxies(proxies: int, client: str) -> None:
     request = claiming(["203.0.113.1", *["10.0.0.1"] * proxies])
-    assert Forwarding("10.0.0.2", "http", ("10.0.0.0/8",), 0).client(request) == client
+    assert ForwardingContext("10.0.0.2", "http", ("10.0.0.0/8",), 0).client(request) == client
 
 
 @pytest.mark.parametrize("hop", ["", "{}"])
 def test_hops_of_a_trusted_proxy_are_looked_at_in_few_steps(hop: str) -> None:
     def found(number: int) -> int:
         request = claiming([hop.format(f"10.1.{each >> 8}.{each & 255}") for each in range(number)])
-        forwarding = Forwarding("10.0.0.2", "http", ("10.0.0.0/8",), 0)
+        forwarding = ForwardingContext("10.0.0.2", "http", ("10.0.0.0/8",), 0)
         return steps_of(lambda: forwarding.client(request))
 
     assert found(5000) <= found(64) + 20
@@ -333,7 +333,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_steps_of_a_head_do_not_follow_its_size(table: RouteTable, name: str) -> None:
-    forwarding, route = Forwarding("198.51.100.7", "http", (), 0), Route(alias="a", sticky_cookie="b")
+    forwarding, route = ForwardingContext("198.51.100.7", "http", (), 0), Route(alias="a", sticky_cookie="b")
 
     def serve(data: bytes) -> None:
         head = canonical_head(data)
@@ -344,7 +344,7 @@ def test_steps_of_a_head_do_not_follow_its_size(table: RouteTable, name: str) ->
         except BadMessage:
             return
         assert request is not None
-        read = read_path(request.path.decode())
+        read = normalize_path(request.path.decode())
         if read is not None:
             table.find("a", read.normal)
             forwarding.head(request, route, request.target)
@@ -382,7 +382,7 @@ def test_fields_that_are_named_by_connection_are_removed_whatever_their_case() -
         GET + b"Connection: x-One, X-two\r\nX-ONE: 1\r\nx-Two: 2\r\nX-Three: 3\r\n\r\n", MOST_BYTES, 0
     )
     assert request is not None
-    head = Forwarding("198.51.100.7", "http", (), 0).head(request, Route(alias="a"), b"/")
+    head = ForwardingContext("198.51.100.7", "http", (), 0).head(request, Route(alias="a"), b"/")
     assert b"X-Three: 3" in head
     assert b"one" not in head.lower()
     assert b"two" not in head.lower()
@@ -390,7 +390,7 @@ def test_fields_that_are_named_by_connection_are_removed_whatever_their_case() -
         OK + b"Connection: x-One, X-two\r\nX-ONE: 1\r\nx-Two: 2\r\nX-Three: 3\r\n\r\n", 0, head_only=False
     )
     assert response is not None
-    assert response.lines == b"HTTP/1.1 200 OK\r\nX-Three: 3\r\n"
+    assert response.end_to_end_lines == b"HTTP/1.1 200 OK\r\nX-Three: 3\r\n"
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ ROUTES = (
 
 def routed(
     data: bytes,
-    forwarding: Forwarding | None = None,
+    forwarding: ForwardingContext | None = None,
     certificate: ServerContext | None = None,
     **settings: Any,
 ) -> RoutedRequest:
@@ -429,7 +429,9 @@ def routed(
     async def scene(stage: Stage) -> None:
         stage.routes(*ROUTES)
         found.append(
-            route_request(stage.edge, read(data), forwarding or Forwarding(PEER, "http", (), 0), certificate)
+            route_request(
+                stage.edge, read(data), forwarding or ForwardingContext(PEER, "http", (), 0), certificate
+            )
         )
 
     play(scene, **settings)
@@ -503,19 +505,19 @@ def test_host_can_be_taken_from_another_field(lines: list[str], alias: str) -> N
 @pytest.mark.parametrize(
     ("data", "forwarding", "servers"),
     [
-        (request_of("/"), Forwarding(PEER, "http", (), 0), {"one", "two"}),
-        (request_of("/a/../b"), Forwarding(PEER, "http", (), 0), set()),
-        (request_of("http://a/"), Forwarding(PEER, "http", (), 0), set()),
-        (request_of("/"), Forwarding(PEER, "https", (), 0), set()),
-        (request_of("/", "X-Forwarded-Proto: https"), Forwarding(PEER, "http", (PEER,), 0), set()),
-        (request_of("/app"), Forwarding(PEER, "http", (), 0), set()),
-        (request_of("/", host="c"), Forwarding("10.0.0.1", "http", (), 0), {"one"}),
-        (request_of("/", host="c"), Forwarding("10.0.0.1", "http", ("10.0.0.1",), 0), set()),
-        (request_of("/", host="c"), Forwarding(PEER, "http", (), 0), set()),
+        (request_of("/"), ForwardingContext(PEER, "http", (), 0), {"one", "two"}),
+        (request_of("/a/../b"), ForwardingContext(PEER, "http", (), 0), set()),
+        (request_of("http://a/"), ForwardingContext(PEER, "http", (), 0), set()),
+        (request_of("/"), ForwardingContext(PEER, "https", (), 0), set()),
+        (request_of("/", "X-Forwarded-Proto: https"), ForwardingContext(PEER, "http", (PEER,), 0), set()),
+        (request_of("/app"), ForwardingContext(PEER, "http", (), 0), set()),
+        (request_of("/", host="c"), ForwardingContext("10.0.0.1", "http", (), 0), {"one"}),
+        (request_of("/", host="c"), ForwardingContext("10.0.0.1", "http", ("10.0.0.1",), 0), set()),
+        (request_of("/", host="c"), ForwardingContext(PEER, "http", (), 0), set()),
     ],
 )
 def test_connection_can_be_passed_if_the_worker_reads_the_request_as_it_was_sent(
-    data: bytes, forwarding: Forwarding, servers: set[str]
+    data: bytes, forwarding: ForwardingContext, servers: set[str]
 ) -> None:
     assert routed(data, forwarding).servers == servers
 
@@ -526,7 +528,7 @@ def test_host_of_another_client_certificate_is_refused() -> None:
             return host == b"a"
 
     certificate = Certificate(ssl.PROTOCOL_TLS_SERVER)
-    forwarding = Forwarding(PEER, "https", (), 0)
+    forwarding = ForwardingContext(PEER, "https", (), 0)
     assert routed(request_of("/"), forwarding, certificate).route.alias == "rest"
     with pytest.raises(BadMessage) as refused:
         routed(request_of("/", host="c"), forwarding, certificate)
@@ -548,7 +550,7 @@ def test_request_is_secure_if_its_client_used_tls(
     proto: str, scheme: str, trusted: tuple[str, ...], secure: bool
 ) -> None:
     request = read(request_of("/", f"X-Forwarded-Proto: {proto}"))
-    assert Forwarding(PEER, scheme, trusted, 0).is_secure(request) is secure
+    assert ForwardingContext(PEER, scheme, trusted, 0).is_secure(request) is secure
 
 
 @pytest.mark.parametrize(
@@ -562,7 +564,7 @@ def test_request_is_secure_if_its_client_used_tls(
 def test_log_names_the_port_of_a_client_without_a_proxy(
     peer: str, trusted: tuple[str, ...], port: int, sender: str
 ) -> None:
-    assert Forwarding(peer, "http", trusted, port).sender_of(read(CLAIMING)) == sender
+    assert ForwardingContext(peer, "http", trusted, port).client_for_log(read(CLAIMING)) == sender
 
 
 @pytest.mark.parametrize(
@@ -574,7 +576,7 @@ def test_log_names_the_port_of_a_client_without_a_proxy(
     ],
 )
 def test_backend_gets_exactly_one_host(data: bytes, route: Route, host: bytes) -> None:
-    head = Forwarding(PEER, "http", (), 0).head(read(data), route, b"/")
+    head = ForwardingContext(PEER, "http", (), 0).head(read(data), route, b"/")
     assert [value for name, value in fields(head) if name == b"host"] == [host]
 
 
@@ -598,7 +600,7 @@ def test_fields_of_the_route_replace_those_of_the_client() -> None:
         remove_headers=("x-forwarded-host", "x-c"),
     )
     request = read(request_of("/", "X_A: mine", "X-B: mine", "x_c: mine", "X-Ca: mine"))
-    sent = fields(Forwarding(PEER, "http", (), 0).head(request, route, b"/"))
+    sent = fields(ForwardingContext(PEER, "http", (), 0).head(request, route, b"/"))
     assert [each for each in sent if each[0].startswith(b"x")] == [
         (b"x-b", b"mine"),
         (b"x-ca", b"mine"),

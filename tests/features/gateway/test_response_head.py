@@ -32,8 +32,10 @@ def test_heads_of_responses_are_read_as_the_corpus_says_or_refused(case: Respons
         assert response.body < 0 or response.status == 101
         return
     assert response.status == case.status
-    assert b"\r\n\r\n" not in response.lines
-    assert not re.search(rb"\r\n(?i:connection|transfer-encoding|content-length|keep-alive):", response.lines)
+    assert b"\r\n\r\n" not in response.end_to_end_lines
+    assert not re.search(
+        rb"\r\n(?i:connection|transfer-encoding|content-length|keep-alive):", response.end_to_end_lines
+    )
     if case.whole and response.body >= 0:
         assert response.body == len(case.body)
     if case.reusable:
@@ -65,7 +67,7 @@ def test_lines_that_keep_the_connection_alive_are_left_out(
     left_out = (b"connection:", b"keep-alive:", b"content-length:", b"transfer-encoding:")
     kept = [line for line in lines if not line.lower().startswith(left_out)]
     assert response.keep_alive
-    assert response.lines == b"".join(b"%b\r\n" % line for line in (b"HTTP/1.1 200 OK", *kept))
+    assert response.end_to_end_lines == b"".join(b"%b\r\n" % line for line in (b"HTTP/1.1 200 OK", *kept))
     assert response.first == body
 
 
@@ -84,7 +86,7 @@ def test_fields_named_by_connection_are_not_passed_on() -> None:
     )
     response = read_response(head, 0, head_only=False)
     assert response is not None
-    assert response.lines == b"HTTP/1.1 200 OK\r\nX-Hope: 2\r\n"
+    assert response.end_to_end_lines == b"HTTP/1.1 200 OK\r\nX-Hope: 2\r\n"
     assert not response.keep_alive
 
 
@@ -107,7 +109,7 @@ def test_head_says_how_the_body_ends_for_the_version_of_the_client(
     response = read_response(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % field, 0, head_only=False)
     assert response is not None
     head = b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n"
-    assert response.framed(http_1_1=http_1_1, keep=keep) == (head, stays, wraps)
+    assert response.framed_head(http_1_1=http_1_1, keep=keep) == (head, stays, wraps)
 
 
 def test_fields_of_the_route_replace_those_of_the_response_and_others_are_added() -> None:
@@ -117,7 +119,7 @@ def test_fields_of_the_route_replace_those_of_the_response_and_others_are_added(
     lines, replaced = response_fields((Header(name="X-A", value="4"),))
     response.replace(replaced, lines)
     response.add(b"X-A: 5\r\n")
-    assert response.lines == b"HTTP/1.1 200 OK\r\nX-A-B: 2\r\nX-A: 4\r\nX-A: 5\r\n"
+    assert response.end_to_end_lines == b"HTTP/1.1 200 OK\r\nX-A-B: 2\r\nX-A: 4\r\nX-A: 5\r\n"
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"

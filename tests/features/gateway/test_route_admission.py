@@ -18,7 +18,7 @@ from poolctl.routing.route_table import write_table
 from poolctl.routing.separation import routes_for_workers
 from poolctl.worker import tally
 from poolctl.worker.serving.request_records import RequestCounts
-from poolctl.worker.serving.worker_routes import Routes
+from poolctl.worker.serving.worker_routes import GatewayRoutes
 from tests.features.gateway.passing_stage import Serve, Stage, own_engine
 from tests.features.gateway.proxy_stage import DEADLINE, Backend, Script, Wire
 from tests.serving import ENGINES, Client, Engine, Pair, blank_page
@@ -187,9 +187,9 @@ def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -
     async def work() -> None:
         with closing(Stage()) as stage:
             async with AsyncExitStack() as stack:
-                pair, known, page = Pair(), Routes("app"), blank_page()
+                pair, known, page = Pair(), GatewayRoutes("app"), blank_page()
                 stack.callback(pair.close)
-                stack.callback(known.renew, [])
+                stack.callback(known.replace_route_table, [])
                 server = await stack.enter_async_context(
                     worker_served(worker, adoption=pair.worker(), routes=known)
                 )
@@ -201,7 +201,7 @@ def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -
                 )
                 stage.edge.backends.apply(list(stage.edge.table), {"app": facts})
                 fd = write_table(routes_for_workers(routes), 1)
-                known.renew([fd, stage.back.fileno()])
+                known.replace_route_table([fd, stage.back.fileno()])
                 os.close(fd)
                 address = stage.listener.getsockname()
 

@@ -63,7 +63,7 @@ class Stage:
         return Route(**{"alias": "web", "to": tuple(Target(url=url) for url in urls or URLS), **keys})  # type: ignore[arg-type]
 
     def available(self, host: str) -> BackendVerdict:
-        return self.backends._backends[host].available(self.clock.monotonic())
+        return self.backends._backends[host].best_verdict(self.clock.monotonic())
 
     def row(self, host: str) -> Table:
         return next(row for row in self.backends.snapshot() if row["host"] == host)
@@ -383,10 +383,10 @@ def test_passed_connections_count_for_least_connections_until_their_number_is_re
         taken(backends.acquire("1.1.1.1")).release(RequestOutcome.PASSED)
     assert ([each.load for each in backends.members], len(passed)) == ([2, 2], 4)
     assert stage.row("a")["requests"] == 0
-    assert stage.backends.by_load == ["a", "b"]
+    assert stage.backends.servers_balanced_by_load == ["a", "b"]
     stage.backends.set_worker_connections({"a": 9, "b": 0, "gone": 5})
     assert taken(backends.acquire("1.1.1.1")).backend.key == "b"
-    assert stage.backends.by_load == ["a"]
+    assert stage.backends.servers_balanced_by_load == ["a"]
 
 
 def test_passed_connections_of_other_policies_are_not_counted(stage: Stage) -> None:
@@ -1432,7 +1432,7 @@ def test_url_without_a_port_gets_no_request(stage: Stage) -> None:
     )  # fmt: skip
     backend = route.members[0].backend
     backend.set_rank(1, None)
-    backend.update(stage.hosts)
+    backend.update_blocked(stage.hosts)
     assert (backend.rank, backend.blocked is None) == (0, False)
 
 

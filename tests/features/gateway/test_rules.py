@@ -150,12 +150,15 @@ def test_rules_are_those_of_the_gateways_tables(tmp_path: Path) -> None:
     text = f'{WEB}[gateway]\nbind = ["127.0.0.1:80", ":443"]\n[[route]]\nto = "http://a:80"\nhealth = "/up"\n{stream}'
     config = load_text(tmp_path, text)
     tables, servers = config.tables, [*config]
-    assert [(each.path, each.name, each.address.key, each.datagrams) for each in rules.addresses(tables)] == [
+    assert [
+        (each.path, each.name, each.address.key, each.datagrams)
+        for each in rules.listed_bind_addresses(tables)
+    ] == [
         (("gateway", "bind", 0), "[gateway]", "127.0.0.1:80", False),
         (("gateway", "bind", 1), "[gateway]", "0.0.0.0:443", False),
         (("stream", 0, "bind"), "[[stream]] 10.0.0.5:53", "127.0.0.1:53", True),
     ]
-    assert [*rules.addresses(Tables())] == []
+    assert [*rules.listed_bind_addresses(Tables())] == []
     assert [each.alias for each in rules.routes(servers, tables)] == ["a:80", "10.0.0.5:53"]
     assert [*rules.problems(servers, tables, NONE)] == [*rules.warnings(servers, tables, complete=True)] == []
     assert rules.check(servers, tables, {}, datetime.now(UTC)) == ([], [])

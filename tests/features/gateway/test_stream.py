@@ -15,7 +15,7 @@ from poolctl.features.gateway.process.settings import Endpoint
 from poolctl.features.gateway.process.streams.stream import (
     FRESH_SECONDS,
     BackendAddresses,
-    IdleOrder,
+    IdleTracker,
     SocketAddress,
 )
 from tests.virtual_loop import VirtualLoop
@@ -39,7 +39,7 @@ class Sessions:
     def __init__(self, seconds: float) -> None:
         self.loop = VirtualLoop()
         self.expired: list[tuple[str, float]] = []
-        self.order: IdleOrder[str, Session] = IdleOrder(self.loop, self.loop.time, seconds, self.expire)
+        self.order: IdleTracker[str, Session] = IdleTracker(self.loop, self.loop.time, seconds, self.expire)
 
     def expire(self, session: Session) -> None:
         self.expired.append((session.name, self.loop.time()))
@@ -65,7 +65,7 @@ def sessions() -> Iterator[Sessions]:
 def test_session_expires_when_it_was_idle_for_the_time(sessions: Sessions) -> None:
     one, _ = sessions.add("one"), sessions.add("two")
     sessions.loop.pass_time(6.0)
-    sessions.order.use("one", one)
+    sessions.order.record_activity("one", one)
     assert sessions.names == ["two", "one"]
     assert sessions.order.oldest().name == "two"
     sessions.loop.pass_time(20.0)
@@ -136,7 +136,7 @@ class Resolver:
         return [(socket.AF_INET, type, 6, "", (each, port)) for each in self.found]
 
     def wait(self, endpoint: Endpoint = NAME) -> tuple[SocketAddress, ...]:
-        return self.loop.run_until_complete(self.addresses.wait(endpoint))
+        return self.loop.run_until_complete(self.addresses.wait_for_addresses(endpoint))
 
 
 @pytest.fixture
@@ -157,34 +157,36 @@ def resolver() -> Iterator[Resolver]:
     ],
 )
 def test_address_needs_no_look_up(resolver: Resolver, endpoint: Endpoint, address: SocketAddress) -> None:
-    assert resolver.addresses.known(endpoint) == resolver.wait(endpoint) == (address,)
-    assert resolver.addresses.known(Endpoint("none")) == ()
+    assert resolver.addresses.get_or_start_resolving(endpoint) == resolver.wait(endpoint) == (address,)
+    assert resolver.addresses.get_or_start_resolving(Endpoint("none")) == ()
     assert not resolver.asked
 
 
 def test_name_is_resolved_once_for_all_that_wait(resolver: Resolver) -> None:
-    assert resolver.addresses.known(NAME) is None
+    assert resolver.addresses.get_or_start_resolving(NAME) is None
 
     async def both() -> list[tuple[SocketAddress, ...]]:
-        return await asyncio.gather(resolver.addresses.wait(NAME), resolver.addresses.wait(NAME))
+        return await asyncio.gather(
+            resolver.addresses.wait_for_addresses(NAME), resolver.addresses.wait_for_addresses(NAME)
+        )
 
     assert resolver.loop.run_until_complete(both()) == [(FIRST,), (FIRST,)]
     assert resolver.asked == [("db.test", 5432, socket.SOCK_STREAM)]
-    assert resolver.addresses.known(NAME) == (FIRST,)
+    assert resolver.addresses.get_or_start_resolving(NAME) == (FIRST,)
 
 
 def test_old_addresses_serve_while_a_name_is_resolved_again(resolver: Resolver) -> None:
     resolver.wait()
     resolver.found = ["10.0.0.2"]
     resolver.loop.pass_time(FRESH_SECONDS - 0.1)
-    assert resolver.addresses.known(NAME) == (FIRST,)
+    assert resolver.addresses.get_or_start_resolving(NAME) == (FIRST,)
     assert len(resolver.asked) == 1
     resolver.loop.pass_time(0.2)
-    assert resolver.addresses.known(NAME) == (FIRST,)
-    assert resolver.addresses.known(NAME) == (FIRST,), "one look-up at a time"
+    assert resolver.addresses.get_or_start_resolving(NAME) == (FIRST,)
+    assert resolver.addresses.get_or_start_resolving(NAME) == (FIRST,), "one look-up at a time"
     resolver.loop.pass_time(1.0)
     assert len(resolver.asked) == 2
-    assert resolver.addresses.known(NAME) == (SECOND,)
+    assert resolver.addresses.get_or_start_resolving(NAME) == (SECOND,)
 
 
 def test_name_that_cannot_be_resolved_is_tried_again_and_reported_once(
@@ -213,13 +215,13 @@ def test_name_server_that_is_away_takes_no_backend_down(resolver: Resolver) -> N
     resolver.wait()
     resolver.found = OSError("no answer")
     resolver.loop.pass_time(FRESH_SECONDS)
-    resolver.addresses.known(NAME)
+    resolver.addresses.get_or_start_resolving(NAME)
     resolver.loop.pass_time(1.0)
-    assert resolver.addresses.known(NAME) == (FIRST,)
+    assert resolver.addresses.get_or_start_resolving(NAME) == (FIRST,)
 
 
 def test_resolution_in_progress_is_cancelled_at_the_end(resolver: Resolver) -> None:
-    resolver.addresses.known(NAME)
+    resolver.addresses.get_or_start_resolving(NAME)
     resolver.addresses.close()
     resolver.loop.pass_time(5.0)
     assert not resolver.addresses._names[NAME].addresses

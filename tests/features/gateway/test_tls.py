@@ -17,7 +17,7 @@ from poolctl.features.gateway.process.tls import (
     ListenerCertificates,
     NoClientHello,
     ServerContext,
-    TlsReader,
+    SharedBufferProtocol,
     read_client_hello,
 )
 from tests.certificates import certificate
@@ -255,9 +255,9 @@ def test_certificate_renewed_with_other_names_is_used_instead_of_the_one_before(
     previous, renewed = certificates.context(BIND, "old.example"), certificates.context(BIND, "new.example")
     assert certificates.context(BIND, "") is previous
     # A certificate that could not be used: every previous one stays.
-    certificates.keep(BIND, [["a.example", "unusable.example"], ["b.example"]])
+    certificates.retain_certificates(BIND, [["a.example", "unusable.example"], ["b.example"]])
     assert certificates.context(BIND, "old.example") is previous
-    certificates.keep(BIND, [["a.example", "new.example"], ["b.example"]])
+    certificates.retain_certificates(BIND, [["a.example", "new.example"], ["b.example"]])
     assert [certificates.context(BIND, name) for name in ("", "a.example", "old.example")] == [renewed] * 3
     assert certificates.context(BIND, "b.example") not in (renewed, previous)
 
@@ -277,7 +277,7 @@ def test_certificate_of_the_name_in_the_handshake_is_shown_even_if_it_began_with
 def test_bytes_in_the_shared_buffer_reach_the_protocol_before_others_replace_them() -> None:
     received: list[bytes] = []
     protocol: Any = SimpleNamespace(data_received=received.append)
-    first, second = TlsReader(protocol), TlsReader(protocol)
+    first, second = SharedBufferProtocol(protocol), SharedBufferProtocol(protocol)
     for reader, data in ((first, b"hello"), (second, b"you"), (first, b"")):
         reader.get_buffer(-1)[: len(data)] = data
         reader.buffer_updated(len(data))
@@ -293,7 +293,7 @@ def test_protocol_behind_the_reader_gets_every_callback() -> None:
 
     recorder: Any = Recorder()
     transport, error = asyncio.Transport(), OSError()
-    reader = TlsReader(recorder)
+    reader = SharedBufferProtocol(recorder)
     reader.connection_made(transport)
     reader.pause_writing()
     reader.resume_writing()
@@ -334,7 +334,7 @@ def test_requests_for_a_host_that_demands_a_client_certificate_need_the_connecti
 def test_certificate_without_names_and_the_renewed_first_one_are_the_default(tmp_path: Path) -> None:
     contents, certificates = contents_of(tmp_path, "a.example"), ListenerCertificates()
     assert certificates.context(BIND, "a.example") is None
-    certificates.keep(BIND, [["a.example"]])
+    certificates.retain_certificates(BIND, [["a.example"]])
     for names in (["a.example"], ["*.b.example"]):
         certificates.put(BIND, names, {}, contents)
     first, second = (certificates.context(BIND, name) for name in ("a.example", "x.b.example"))

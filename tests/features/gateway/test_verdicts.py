@@ -145,7 +145,7 @@ def test_choice_routes_health_hosts_and_metrics_agree(case: Case) -> None:
 
         async def work() -> None:
             observed = HealthReporter(Desk().core, Routes(health).healths)
-            answer = await observed.verb(Call(Selector(), {}, lambda line: None))
+            answer = await observed.answer_health_verb(Call(Selector(), {}, lambda line: None))
             serves = case.expected in ("healthy", "napping")
             assert (answer.exit_code, (await observed.health()).serves) == (0 if serves else 3, serves)
 

@@ -107,7 +107,7 @@ class Waits(WaitingConnection):
         self.ended: list[bool] = []
         self.served = b""
 
-    def on_readable(self, *, ended: bool) -> bool:
+    def needs_more_after_read(self, *, ended: bool) -> bool:
         self.ended.append(ended)
         return not ended and b"\n" not in self.sock.recv(100, socket.MSG_PEEK)
 

@@ -29,7 +29,7 @@ from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.haproxy._configuration import HaproxyBackend, HaproxyServer
 from poolctl.features.haproxy._gateway import HaproxyGateway, HaproxyStatistics
 from poolctl.keeper import wire
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
@@ -140,7 +140,7 @@ class Stage:
 
     async def report_when(self, condition: Callable[[Any], Any]) -> Any:
         """A report for which this is true: HAProxy counts a moment after it has answered."""
-        while not condition(report := await self.process.report()):
+        while not condition(report := await self.process.fetch_report()):
             pass
         return report
 
@@ -193,7 +193,7 @@ def test_withdrawn_server_gets_nothing_once_that_is_answered(short: Path) -> Non
     async def work() -> None:
         async with gateway(short) as stage:
             give, take = wire.pair()
-            await stage.process.withdraw("one", give)
+            await stage.process.withdraw_passing_socket("one", give)
             assert await stage.answers() == {"two"}
             stage.process.report_server(stage.facts["one"], None)
             await stage.process.wait_until_performed()
@@ -212,7 +212,9 @@ def test_leaving_server_gets_nothing_after_another_supervisor_has_adopted_the_pr
             environment: Any = SimpleNamespace(keeper=None, directory="", state_directory="")
             # Which has no longer an entry for the server.
             core: Any = SimpleNamespace(observers=set(), entries={}, servers=SimpleNamespace(revision=0))
-            manager = GatewayManager(environment, core, Events(Clock()), StateStore(environment.keeper, ""))
+            manager = GatewayManager(
+                environment, core, EventQueue(Clock()), StateStore(environment.keeper, "")
+            )
             manager.tables = Tables(gateway=GatewayConfig(engine="haproxy"))
             manager._process = stage.process
             await manager.announce_exit("one")
@@ -365,7 +367,7 @@ def test_newest_pair_for_passed_connections_is_held_for_the_next_supervisor(shor
         async with gateway(short) as stage:
             first, second = wire.pair(), wire.pair()
             for pair in (first, second):
-                stage.process.take_back(*pair)
+                stage.process.receive_returned_connections(*pair)
             await stage.process.wait_until_performed()
             held = [
                 sockets for message, sockets in stage.server.adoption_messages() if message["t"] == "pair"
@@ -382,12 +384,12 @@ def test_newest_pair_for_passed_connections_is_held_for_the_next_supervisor(shor
 def test_hosts_are_disabled_and_drained_by_order(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
-            answer = await stage.process.order_hosts({"op": "disable", "hosts": ["one"], "for": 0})
+            answer = await stage.process.change_host_states({"op": "disable", "hosts": ["one"], "for": 0})
             assert answer["hosts"] == ["one"]
             await stage.process.wait_until_performed()
             assert await stage.answers() == {"two"}
             assert [each["kind"] for each in stage.reports if each["t"] == "event"] == ["host disabled"]
-            await stage.process.order_hosts({"op": "enable", "hosts": ["one"]})
+            await stage.process.change_host_states({"op": "enable", "hosts": ["one"]})
             await stage.process.wait_until_performed()
             assert await stage.answers() == {"one", "two"}
 
@@ -399,8 +401,8 @@ def test_host_is_disabled_for_the_time_in_the_settings_unless_the_order_names_an
     async def work() -> None:
         async with gateway(short) as stage:
             stage.process.configure(replace(stage.settings, traffic_re_enable_seconds=1000.0))
-            await stage.process.order_hosts({"op": "disable", "hosts": ["one"]})
-            await stage.process.order_hosts({"op": "disable", "hosts": ["two"], "for": 2000.0})
+            await stage.process.change_host_states({"op": "disable", "hosts": ["one"]})
+            await stage.process.change_host_states({"op": "disable", "hosts": ["two"], "for": 2000.0})
             await stage.process.wait_until_performed()
             *_, states = [each["states"]["hosts"] for each in stage.reports if each["t"] == "hosts"]
             found = {each["host"]: round(each["until"] - each["since"]) for each in states}
@@ -418,7 +420,7 @@ def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
             # A change without another process, which goes on counting.
             stage.report(replace(stage.facts["one"], health="warn"))
             await stage.process.wait_until_performed()
-            report = await stage.process.report()
+            report = await stage.process.fetch_report()
             assert report["counts"]["routes"]["both"]["slots"][tally.STATUS + 2] == 4
             stage.publish(2, BOTH, Route(alias="two", path="/two", to=(Target(server="two"),)))
             await stage.process.wait_until_performed()
@@ -431,7 +433,7 @@ def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
             assert routes["both"]["slots"][tally.STATUS + 2] == 4
             assert routes["two"]["slots"][tally.STARTED] == 1
             assert {row["host"]: row["requests"] for row in report["hosts"]} == {"one": 2, "two": 3}
-            figures = await stage.process.figures()
+            figures = await stage.process.fetch_request_totals()
             assert figures["slots"][tally.STARTED] == 5
             assert figures["program_pid"] == stage.haproxy.process.pid
             stage.publish(3, Route(alias="two", path="/two", to=(Target(server="two"),)))
@@ -711,7 +713,9 @@ class Counted:
         self.statistics = HaproxyStatistics(self.counts)
 
     def add(self, *rows: str) -> None:
-        self.statistics.add(csv.DictReader([COLUMNS, *rows]), [ROUTED, STREAMED], self.backends)
+        self.statistics.update_from_statistics(
+            csv.DictReader([COLUMNS, *rows]), [ROUTED, STREAMED], self.backends
+        )
 
     def hosts(self) -> dict[str, tuple[int, int, int, str]]:
         """Of each host the requests in flight, all requests, errors and the state of its breaker."""

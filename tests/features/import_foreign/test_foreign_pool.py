@@ -12,7 +12,7 @@ from poolctl.features.import_foreign._foreign_pool import (
     ForeignPool,
     ForeignServer,
     PoolText,
-    correctly_typed,
+    drop_mistyped_values,
     in_seconds,
     pool_text,
     signal_name,
@@ -201,7 +201,7 @@ def test_value_of_another_type_is_a_remark_and_null_is_nothing() -> None:
     server = ForeignServer("web", 1)
     types = {"env": (dict,), "ports": (list, str), "name": (str,)}
     table = {"env": [], "ports": "80", "name": None, "other": 5}
-    assert correctly_typed(server, table, types, lambda key: len(key)) == {"ports": "80", "other": 5}
+    assert drop_mistyped_values(server, table, types, lambda key: len(key)) == {"ports": "80", "other": 5}
     assert server.remarks == [(3, "env: a value of another type than expected")]
 
 

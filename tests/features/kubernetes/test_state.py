@@ -300,14 +300,14 @@ def test_conditions_of_a_deployment_are_failures(condition: Table, message: str,
 
 
 def test_number_of_workers_that_others_have_set_is_a_live_one() -> None:
-    assert web(deployment()).live_workers is None
+    assert web(deployment()).workers_override is None
     scaled = deployment(5)
-    assert web(scaled).live_workers == 5
+    assert web(scaled).workers_override == 5
     stopped = deployment(0, annotations={"poolctl.dev/stopped": "true"})
-    assert web(stopped).live_workers is None
+    assert web(stopped).workers_override is None
     by_triggers = copy.deepcopy(scaled)
     del by_triggers["metadata"]["annotations"]["poolctl.dev/workers"]
-    assert web(by_triggers).live_workers is None
+    assert web(by_triggers).workers_override is None
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_attempts_are_spaced_by_twice_the_time_up_to_five_minutes() -> None:
     now, waits = 0.0, []
     for _ in range(11):
         assert box.due(now) == message()
-        assert box.record_failure(now)
+        assert box.retry_or_drop(now)
         at = box.next_at()
         assert at is not None
         waits.append(at - now)
@@ -48,7 +48,7 @@ def test_attempts_are_spread_by_jitter() -> None:
     for jitter, wait in ((-1, 0.8), (1, 1.2)):
         box = Outbox(100)
         box.put(message(), 0)
-        box.record_failure(0, jitter=jitter)
+        box.retry_or_drop(0, jitter=jitter)
         assert box.next_at() == wait
 
 
@@ -56,7 +56,7 @@ def test_receiver_may_delay_the_next_attempt_by_an_hour_at_most() -> None:
     for asked, wait in ((30.0, 30), (1e9, 3600)):
         box = Outbox(10_000)
         box.put(message(), 0)
-        assert box.record_failure(0, after_seconds=asked)
+        assert box.retry_or_drop(0, after_seconds=asked)
         assert box.next_at() == wait
 
 
@@ -64,10 +64,10 @@ def test_message_that_cannot_be_sent_in_time_is_dropped_and_the_next_one_sent() 
     box = Outbox(2.5)
     box.put(message("a"), 0)
     box.put(message("b"), 0)
-    assert box.record_failure(0)
-    assert not box.record_failure(1), "the next attempt would be at 3"
+    assert box.retry_or_drop(0)
+    assert not box.retry_or_drop(1), "the next attempt would be at 3"
     assert box.due(1) == message("b")
-    assert not box.record_failure(1, again=False)
+    assert not box.retry_or_drop(1, again=False)
     assert box.next_at() is None
 
 
@@ -84,14 +84,14 @@ def test_waiting_messages_are_left_to_a_successor() -> None:
     first.put(message(), 7)
     second.restore(json.loads(json.dumps(first.to_list())))
     assert second.due(7) == message()
-    assert not second.record_failure(107), "how long it has waited is known"
+    assert not second.retry_or_drop(107), "how long it has waited is known"
 
 
 def test_message_is_given_up_when_the_next_attempt_would_be_too_long_after_it_was_put() -> None:
     for waited, again in ((1.0, True), (2.0, True), (2.5, False)):
         box = Outbox(3.0)
         box.put(message("a"), 1000.0)
-        assert box.record_failure(1000.0 + waited) is again, waited
+        assert box.retry_or_drop(1000.0 + waited) is again, waited
         assert box.next_at() == (1001.0 + waited if again else None)
 
 
@@ -231,7 +231,7 @@ def test_messages_that_were_not_sent_are_left_to_a_successor_on_the_disk(play: P
         assert receivers.sent == [("mail", "a")]
         await receivers.until(lambda: not os.path.exists(receivers.part._path))
         await successor.aclose()
-        mail._outbox.remove_sent()
+        mail._outbox.remove_first()
 
     play(scene)
 
@@ -360,7 +360,7 @@ def test_unhealthy_server_is_resolved_once_its_health_has_been_probed(play: Play
         receivers.follow("mail")
         (mail,) = receivers.part._deliveries.values()
         assert list(mail.to_dict()["open"]) == ["health web"]
-        (observer,) = [each for each in core.observers if each == receivers.part._server_changed]
+        (observer,) = [each for each in core.observers if each == receivers.part._record_recovery]
         entry.health = Status.WARN
         observer(entry)
         assert list(mail.to_dict()["open"]) == ["health web"]

@@ -314,12 +314,12 @@ def test_counts_of_a_full_page_and_of_one_that_has_grown_are_all_taken_over(
     counts = UnsentCounts(str(tmp_path))
     names = [f"service-{number}" for number in range(services)]
     for number, name in enumerate(names):
-        slot = counts.slot(name)
+        slot = counts.allocate_slot(name)
         counts.words[slot] = number
     counts.close()
     after = UnsentCounts(str(tmp_path))
-    (other,) = after.others()
-    assert other.has_ended()
+    (other,) = after.open_other_counts()
+    assert other.lock_if_ended()
     expected = {f"service-{number}": number for number in range(1, services)}
     found: dict[str, int] = {}
     other.take_over(found.__setitem__)
@@ -366,7 +366,7 @@ def test_directory_that_cannot_be_written_leaves_counts_in_memory(tmp_path: Path
 def test_file_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / f"{PREFIX}1.x").write_text("not counts")
     counts = UnsentCounts(str(tmp_path))
-    assert counts.others() == []
+    assert counts.open_other_counts() == []
     counts.close()
     assert os.listdir(tmp_path) == [f"{PREFIX}1.x"]
 
@@ -375,7 +375,7 @@ def test_time_of_an_earlier_boot_does_not_silence_a_service(tmp_path: Path) -> N
     async def test() -> None:
         async with Operator().serving() as operator:
             with Client(operator, str(tmp_path)) as client:
-                assert client.client._bounded(1e9) <= client.client._loop.time() + 450
+                assert client.client._capped_due_time(1e9) <= client.client._loop.time() + 450
 
     run(test())
 
@@ -447,16 +447,16 @@ def test_operator_that_is_reached_again_is_reported_once_no_service_fails() -> N
 def test_new_place_has_no_count_and_a_free_one_is_used_first() -> None:
     counts = UnsentCounts("")
     assert repr(counts) == "<UnsentCounts: 0 services>"
-    first, second = counts.slot("a"), counts.slot("b")
+    first, second = counts.allocate_slot("a"), counts.allocate_slot("b")
     assert (second - first) * 8 == RECORD_BYTES
     counts.words[first], counts.words[first + DUE_NS] = 3, 5
     counts.release(first)
     assert counts.words[first] == 0
     counts.words[first] = 4
-    assert counts.slot("ä") == first
+    assert counts.allocate_slot("ä") == first
     assert (counts.words[first], counts.words[first + DUE_NS]) == (0, 0)
-    assert counts.slot("d") == second + (second - first)
-    assert (repr(counts), counts.others()) == ("<UnsentCounts: 3 services>", [])
+    assert counts.allocate_slot("d") == second + (second - first)
+    assert (repr(counts), counts.open_other_counts()) == ("<UnsentCounts: 3 services>", [])
     counts.close()
 
 
@@ -465,7 +465,7 @@ def test_page_doubles_when_all_of_its_places_are_taken(tmp_path: Path, directory
     counts = UnsentCounts(str(tmp_path) if directory else "")
     sizes = []
     for number in range(16):
-        slot = counts.slot(f"s{number}")
+        slot = counts.allocate_slot(f"s{number}")
         counts.words[slot] = number + 1
         sizes.append(counts.words.nbytes // RECORD_BYTES)
     assert sizes == [8] * 7 + [16] * 8 + [32]
@@ -480,23 +480,23 @@ def test_file_of_counts_is_the_users_alone_and_stays_only_with_counts(tmp_path: 
     assert re.fullmatch(rf"operator-counts\.{os.getpid()}\.[0-9a-f]{{8}}", name)
     assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
     assert repr(counts) == f"<UnsentCounts: 0 services, {tmp_path}/{name}>"
-    counts.slot("users")
+    counts.allocate_slot("users")
     counts.close()
     counts.close()
     assert os.listdir(tmp_path) == []
     counts = UnsentCounts(str(tmp_path))
-    counts.words[counts.slot("x" * MOST_NAME_BYTES)] = 3
-    counts.words[counts.slot("y" * (MOST_NAME_BYTES + 1))] = 4
-    slot = counts.slot("mail")
+    counts.words[counts.allocate_slot("x" * MOST_NAME_BYTES)] = 3
+    counts.words[counts.allocate_slot("y" * (MOST_NAME_BYTES + 1))] = 4
+    slot = counts.allocate_slot("mail")
     counts.words[slot + DUE_NS] = 9
     after = UnsentCounts(str(tmp_path))
-    (other,) = after.others()
-    assert not other.has_ended(), "its process still runs"
+    (other,) = after.open_other_counts()
+    assert not other.lock_if_ended(), "its process still runs"
     assert other.due_ns() == {"x" * MOST_NAME_BYTES: 0, "mail": 9}
     other.close()
     counts.close()
-    (other,) = after.others()
-    assert other.has_ended()
+    (other,) = after.open_other_counts()
+    assert other.lock_if_ended()
     found: dict[str, int] = {}
     other.take_over(found.__setitem__)
     assert found == {"x" * MOST_NAME_BYTES: 3}
@@ -510,7 +510,7 @@ def test_count_of_a_time_in_another_file_is_not_reported_before_it(tmp_path: Pat
             left = UnsentCounts(str(tmp_path))
             with Client(operator) as clock:
                 due = clock.client._loop.time() + 40
-            slot = left.slot("users")
+            slot = left.allocate_slot("users")
             left.words[slot], left.words[slot + DUE_NS] = 3, int(due * 1e9)
             left.close()
             with Client(operator, str(tmp_path)) as client:
@@ -555,8 +555,8 @@ def test_requests_of_a_route_are_reported_as_those_of_its_alias(tmp_path: Path) 
             await move(100)
             assert (len(operator.received), reported.snapshot()["unsent"]) == (1, {"users": 1})
             reported.close()
-            (left,) = UnsentCounts(str(tmp_path)).others()
-            assert left.has_ended()
+            (left,) = UnsentCounts(str(tmp_path)).open_other_counts()
+            assert left.lock_if_ended()
             left.close()
 
     run(test())
@@ -613,7 +613,7 @@ def test_closed_client_sends_nothing_and_looks_for_no_other_process(tmp_path: Pa
         async with Operator().serving() as operator:
             operator.mode = HANG
             other = UnsentCounts(str(tmp_path))
-            other.words[other.slot("mail")] = 3
+            other.words[other.allocate_slot("mail")] = 3
             with Client(operator, str(tmp_path)) as client:
                 made = client.client
                 made.count("users")
@@ -650,15 +650,15 @@ def test_full_disk_leaves_counts_in_memory(
         monkeypatch.setattr("os.posix_fallocate", fail)
     counts = UnsentCounts(str(tmp_path))
     monkeypatch.setattr("os.posix_fallocate", fail)
-    slots = [counts.slot(f"s{number}") for number in range(7)]
+    slots = [counts.allocate_slot(f"s{number}") for number in range(7)]
     for number, slot in enumerate(slots):
         counts.words[slot] = number + 1
     fd = counts._fd
-    slots.append(counts.slot("s7"))
+    slots.append(counts.allocate_slot("s7"))
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
     assert [counts.words[slot] for slot in slots] == [1, 2, 3, 4, 5, 6, 7, 0]
-    assert (repr(counts), counts.others()) == ("<UnsentCounts: 8 services>", [])
+    assert (repr(counts), counts.open_other_counts()) == ("<UnsentCounts: 8 services>", [])
     counts.close()
     assert not [name for name in os.listdir(tmp_path) if name.startswith(PREFIX)]
     (record,) = caplog.records
@@ -675,12 +675,12 @@ def test_files_that_are_no_counts_are_no_other_process(
     (tmp_path / f"{PREFIX}3.link").symlink_to(counts._path)
     (tmp_path / f"{PREFIX}4.directory").mkdir()
     with no_descriptor_left():
-        assert counts.others() == []
+        assert counts.open_other_counts() == []
     assert [each.getMessage() for each in caplog.records] == [f"{tmp_path}/{PREFIX}2.empty holds no counts"]
-    (other,) = UnsentCounts(str(tmp_path)).others()
+    (other,) = UnsentCounts(str(tmp_path)).open_other_counts()
     assert repr(other) == f"<OtherCounts {counts._path}>"
     os.unlink(counts._path)
     other.take_over({}.__setitem__)
     counts._directory = str(tmp_path / "gone")
-    assert counts.others() == []
+    assert counts.open_other_counts() == []
     counts.close()

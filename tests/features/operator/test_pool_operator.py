@@ -23,10 +23,10 @@ from poolctl.features.operator.client import OperatorClient, OperatorSettings
 from poolctl.features.operator.pool_operator import OperatorAddress, PoolOperator
 from poolctl.features.operator.table import OperatorTable
 from poolctl.http.http_server import ServerLimits
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import render
-from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.active_configuration import SupervisorContext
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.ports import claim_port
@@ -42,7 +42,7 @@ class Servers:
     def __init__(self) -> None:
         self.demanded: list[tuple[str, int]] = []
 
-    def record_demand(self, server_name: str, requests: int) -> int:
+    def wake_for_requests(self, server_name: str, requests: int) -> int:
         workers = {"users": 2, "stopped": 0}[server_name]
         self.demanded.append((server_name, requests))
         return workers
@@ -81,12 +81,12 @@ class Pool:
     """A pool that is an operator: its address, its servers and its events."""
 
     def __init__(self, env: dict[str, str], keeper: Keeper) -> None:
-        self.events = Events(Clock())
+        self.events = EventQueue(Clock())
         self._heard: list[JournalEvent] = []
         self.events.subscribe(self._heard.append)
         self.servers = Servers()
         self.keeper = keeper
-        self.environment: Any = PoolEnvironment(Environment(env), keeper, "/", "/")  # type: ignore[arg-type]
+        self.environment: Any = SupervisorContext(Environment(env), keeper, "/", "/")  # type: ignore[arg-type]
         self.address = OperatorAddress(self.environment, self.events, self.servers)
 
     async def serve(self, table: OperatorTable | None) -> None:

@@ -28,7 +28,7 @@ from poolctl.features.proxmox.inventory import (
 )
 from poolctl.features.proxmox.table import ProxmoxTable
 from poolctl.json_form import to_json
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, StreamRoute, Target
 from tests.certificates import certificate
@@ -50,7 +50,7 @@ class Stage:
     def __init__(self, cluster: Cluster, state_directory: str) -> None:
         self.cluster = cluster
         self.recorded: list[JournalEvent] = []
-        self.events = Events(Clock())
+        self.events = EventQueue(Clock())
         self.events.subscribe(self.recorded.append)
         self.clock = ManualClock(LONG)
         self.changes = 0
@@ -442,7 +442,7 @@ def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path: Path)
         configuration = SimpleNamespace(environment={})
         environment = SimpleNamespace(state_directory=str(tmp_path), configuration=configuration)
         absent: Any = None
-        machines = Machines(part_site(absent, Events(Clock()), environment))
+        machines = Machines(part_site(absent, EventQueue(Clock()), environment))
         (tmp_path / "started-machines.json").write_text('{"101": 1}')
         table = ProxmoxTable(url="https://127.0.0.1:1", token_env="PVE_TOKEN", refresh=LONG, idle=LONG)
         machines.apply_tables(Tables(proxmox=table))

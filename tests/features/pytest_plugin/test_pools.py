@@ -14,7 +14,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.errors import PoolParamError
-from poolctl.features.pytest_plugin.pools import Pools, _failure
+from poolctl.features.pytest_plugin.pools import PoolFactory, _failure
 from tests.deadline import wait_until
 
 pytest_plugins = ["pytester"]
@@ -297,14 +297,14 @@ def _has(pid: str, text: str) -> bool:
 
 
 @pytest.fixture
-def pools(tmp_path: Path) -> Iterator[Pools]:
+def pools(tmp_path: Path) -> Iterator[PoolFactory]:
     """Pools of a project in this directory, none of which is started."""
-    found = Pools(str(tmp_path))
+    found = PoolFactory(str(tmp_path))
     yield found
     found.stop()
 
 
-def test_directory_and_ports_are_given_back_at_the_end(pools: Pools) -> None:
+def test_directory_and_ports_are_given_back_at_the_end(pools: PoolFactory) -> None:
     directory, port = Path(pools._private_directory()), pools._claim_port()
     assert pools._private_directory() == str(directory)
     assert directory.is_dir()
@@ -326,7 +326,7 @@ def test_directory_and_ports_are_given_back_at_the_end(pools: Pools) -> None:
     ],
 )  # fmt: skip
 def test_server_of_a_list_gets_a_port_unless_it_has_one_or_needs_none(
-    pools: Pools, table: dict[str, Any], gets_a_port: bool
+    pools: PoolFactory, table: dict[str, Any], gets_a_port: bool
 ) -> None:
     found = pools._with_free_port(table)
     assert (found.get("bind") != table.get("bind")) is gets_a_port
@@ -334,7 +334,7 @@ def test_server_of_a_list_gets_a_port_unless_it_has_one_or_needs_none(
     assert {key: value for key, value in found.items() if key != "bind" or not gets_a_port} == table
 
 
-def test_server_of_a_file_is_moved_to_another_address_of_its_kind(pools: Pools) -> None:
+def test_server_of_a_file_is_moved_to_another_address_of_its_kind(pools: PoolFactory) -> None:
     tcp = ServerConfig(name="web", bind="0.0.0.0:80", app="a:b")
     moved = pools._at_free_address(tcp).address
     assert (moved.kind, moved.host, moved.port not in (80, 0)) == ("tcp", "127.0.0.1", True)

@@ -41,7 +41,7 @@ from poolctl.features.registration.registrations import (
 from poolctl.features.registration.table import RegistrationClient, RegistrationTable
 from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, pool_files
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
@@ -107,7 +107,7 @@ class Registry:
         self.directory = directory or tempfile.mkdtemp()
         self.state_directory = state_directory or tempfile.mkdtemp()
         self.recorded: list[JournalEvent] = []
-        events = Events(Clock())
+        events = EventQueue(Clock())
         events.subscribe(self.recorded.append)
         tables = Tables(gateway=GatewayConfig(), routes=ROUTES)
         self.routes = ComputedRoutes(
@@ -133,7 +133,7 @@ class Registry:
         self.edge.table = RouteTable(self.routes.table.fileno())
         self.edge.backends.apply([*self.edge.table], {})
 
-    async def wait_until_in_force(self, limit_seconds: float | None = None) -> str:
+    async def await_applied_or_warning(self, limit_seconds: float | None = None) -> str:
         await self.routes.wait_until_current()
         return self.late
 
@@ -285,13 +285,13 @@ def test_validation_is_prepared_soon_after_the_start(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(registrations, "_AFTER_START_SECONDS", 0)
 
     async def work(stage: Stage) -> None:
-        loop, prepare = asyncio.get_running_loop(), registrations._prepare_validation
+        loop, prepare = asyncio.get_running_loop(), registrations._preload_validation
 
         def observed() -> None:
             prepare()
             loop.call_soon_threadsafe(prepared.set)
 
-        monkeypatch.setattr(registrations, "_prepare_validation", observed)
+        monkeypatch.setattr(registrations, "_preload_validation", observed)
         registry = Registry(stage)
         await prepared.wait()
         await registry.close()
@@ -541,7 +541,7 @@ class Services:
 
 class Endpoint:
     def __init__(self) -> None:
-        self.events = Events(Clock())
+        self.events = EventQueue(Clock())
         self.recorded: list[JournalEvent] = []
         self.events.subscribe(self.recorded.append)
         self.services = Services()
@@ -915,12 +915,12 @@ def test_name_is_refused_for_each_address_that_it_has(monkeypatch: pytest.Monkey
     assert GATEWAY in problem("http://mapped.example:8443")
     assert "is a link-local address" in problem("http://near.example:80")
     assert problem("http://other.example:8443") == ""
-    found = registrations.addresses_of("near.example")
+    found = registrations.resolve_addresses("near.example")
     assert found == [ip_address("2001:db8::1"), ip_address("fe80::1")]
 
 
 def test_name_that_cannot_be_one_has_no_address() -> None:
-    assert registrations.addresses_of(f"{'a' * 64}.example") == []
+    assert registrations.resolve_addresses(f"{'a' * 64}.example") == []
 
 
 def test_every_address_of_this_machine_reaches_a_wildcard() -> None:

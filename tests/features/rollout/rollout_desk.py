@@ -11,7 +11,7 @@ from poolctl.core.decide import Phase
 from poolctl.features.rollout._canary_rollout import CanaryRollout
 from poolctl.features.rollout.rollouts import Rollouts
 from poolctl.runners.runner_protocol import Capabilities, Placement
-from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import turns, web
 from tests.unit.runners.scripted_runner import SlowRunner
@@ -48,7 +48,7 @@ class RolloutDesk(Desk):
         monkeypatch.setattr("tests.unit.supervisor.desk.SlowRunner", CountingRunner)
         super().__init__(web(workers=3), web("worker", app=None, command=["sleep", "9"]), **script)
         keeper: Any = None
-        site = part_site(self.core, self.events, PoolEnvironment(self.files, keeper, "", ""))
+        site = part_site(self.core, self.events, SupervisorContext(self.files, keeper, "", ""))
         for name, verb in Rollouts(site).verbs.items():
             self.verbs.add(name, verb)
         self.entry = self.core.entries["web"]
@@ -63,7 +63,7 @@ class RolloutDesk(Desk):
         """What a second does."""
         for each in self.core.observers:
             if isinstance(rollout := getattr(each, "__self__", None), CanaryRollout):
-                rollout.judge()
+                rollout.apply_verdict()
                 break
         await turns()
 

@@ -17,7 +17,7 @@ from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.features.scaling import autoscaler as scaling
 from poolctl.features.scaling._triggers import Part
-from poolctl.features.scaling.autoscaler import INTERVAL_SECONDS, Autoscaler, ServerLoad
+from poolctl.features.scaling.autoscaler import INTERVAL_SECONDS, Autoscaler, LoadSampler
 from poolctl.json_form import from_json
 from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.local.local_worker import Tallies, Tally
@@ -276,13 +276,13 @@ def test_demand_wakes_a_sleeping_server_and_counts_as_its_queue() -> None:
             await the.desk.ask("start")
             await turns()
             assert the.web.state == "sleeping"
-            assert the.desk.core.record_demand("web", 15) == 1
+            assert the.desk.core.wake_for_requests("web", 15) == 1
             await turns()
             assert the.web.state == "running"
             await the.pass_time(3)
             assert the.web.size == 3
             await the.desk.ask("stop", "web")
-            assert the.desk.core.record_demand("web", 15) == 0
+            assert the.desk.core.wake_for_requests("web", 15) == 0
 
     run(scenario())
 
@@ -291,7 +291,7 @@ def test_demand_of_a_server_without_triggers_only_wakes_it() -> None:
     async def scenario() -> None:
         async with stage(web(scale={"min": 0})) as the:
             await the.desk.ask("start")
-            assert the.desk.core.record_demand("web", 15) == 1
+            assert the.desk.core.wake_for_requests("web", 15) == 1
             await turns()
             assert (the.web.state, the.web.observed.demand) == ("running", 0)
 
@@ -368,7 +368,7 @@ def pages() -> Iterator[Pages]:
 
 def test_a_sample_has_the_requests_since_the_one_before_over_all_ready_workers(pages: Pages) -> None:
     first, second, starting = pages.add(), pages.add(), pages.add(Phase.STARTING)
-    load = ServerLoad(pages.core, ["in_flight", "requests_per_second", "p99"], 10.0)
+    load = LoadSampler(pages.core, ["in_flight", "requests_per_second", "p99"], 10.0)
     # An adopted worker has counted before: those are no new requests.
     pages.count(first, started=1000, answered=995)
     sample = load.sample(pages.entry, 10.25)
@@ -389,7 +389,7 @@ def test_a_sample_has_the_requests_since_the_one_before_over_all_ready_workers(p
 
 def test_counts_that_an_application_has_overwritten_do_no_harm(pages: Pages) -> None:
     worker = pages.add()
-    load = ServerLoad(pages.core, ["in_flight", "requests_per_second"], 0.0)
+    load = LoadSampler(pages.core, ["in_flight", "requests_per_second"], 0.0)
     pages.count(worker, started=2**64 - 1, answered=0)
     assert load.sample(pages.entry, 0.25).figures["in_flight"] == Part(0)
     pages.written[worker][tally.STARTED] = 0
@@ -398,4 +398,4 @@ def test_counts_that_an_application_has_overwritten_do_no_harm(pages: Pages) -> 
 
 def test_unhealthy_workers_serve_nothing(pages: Pages) -> None:
     pages.entry.observed.workers[pages.add()].stuck = True
-    assert not ServerLoad(pages.core, ["in_flight"], 0.0).sample(pages.entry, 1.0).serves
+    assert not LoadSampler(pages.core, ["in_flight"], 0.0).sample(pages.entry, 1.0).serves

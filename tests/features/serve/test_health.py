@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import Probe
-from poolctl.features.serve._health import Application, HealthAddress, with_timeout
+from poolctl.features.serve._health import HealthEndpoint, ProbedApplication, problem_within
 from poolctl.http.messages import BadMessage
 from tests.certificates import certificate
 from tests.features.serve.test_serve import refuses
@@ -120,7 +120,7 @@ class Answered:
         self.sent.append((status, headers, body))
 
 
-async def asked(health: HealthAddress, target: str = "/health", method: str = "GET") -> tuple[int, str]:
+async def asked(health: HealthEndpoint, target: str = "/health", method: str = "GET") -> tuple[int, str]:
     head: Any = SimpleNamespace(method=method.encode(), target=target.encode())
     answered: Any = Answered()
     await health.handle(SimpleNamespace(head=head), answered)  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def test_app_without_probes_is_healthy_while_its_event_loop_answers(monkeypatch:
     monkeypatch.setattr("poolctl.features.serve._health._TIMEOUT_SECONDS", 60.0)
 
     async def work() -> None:
-        health = HealthAddress([], {}, "http://a")
+        health = HealthEndpoint([], {}, "http://a")
         assert await asked(health) == (503, "the application is starting")
         assert await asked(health, "/health/live") == (200, "ok")
         health.set_application(Answering())  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def test_app_without_probes_is_healthy_while_its_event_loop_answers(monkeypatch:
 @pytest.mark.parametrize("path", ["/", "/health/", "/healthy", "/health/live/x"])
 def test_other_path_is_404_and_another_method_405(path: str) -> None:
     async def work() -> None:
-        health = HealthAddress([], {}, "http://a")
+        health = HealthEndpoint([], {}, "http://a")
         assert await asked(health, path) == (404, "there are /health and /health/live")
         assert await asked(health, "/health", "POST") == (405, "only GET and HEAD are answered")
         assert health.error_response(BadMessage("too long", status=431)) == (431, "text/plain", b"too long\n")
@@ -191,7 +191,7 @@ def test_other_path_is_404_and_another_method_405(path: str) -> None:
 
 def test_other_probes_begin_once_the_startup_probe_has_succeeded() -> None:
     async def work() -> None:
-        health = HealthAddress([], PROBES, "http://a")
+        health = HealthEndpoint([], PROBES, "http://a")
         app = Answering(startup=500, readiness=404, liveness=500)
         health.set_application(app)  # type: ignore[arg-type]
         assert await asked(health) == (503, "GET /startup: status 500")
@@ -218,7 +218,7 @@ def test_check_that_takes_too_long_says_for_how_long() -> None:
         return ""
 
     async def work() -> None:
-        assert await with_timeout(forever(), 0.01) == "no answer within 10ms"
+        assert await problem_within(forever(), 0.01) == "no answer within 10ms"
 
     asyncio.run(work())
 
@@ -226,7 +226,7 @@ def test_check_that_takes_too_long_says_for_how_long() -> None:
 def test_application_whose_event_loop_has_ended_is_not_healthy() -> None:
     ended = asyncio.new_event_loop()
     ended.close()
-    application = Application(Answering(), ended)  # type: ignore[arg-type]
+    application = ProbedApplication(Answering(), ended)  # type: ignore[arg-type]
 
     async def work() -> None:
         assert await application.wait_until_loop_runs() == "Event loop is closed"
@@ -241,7 +241,7 @@ def test_connection_to_the_application_blocks_neither_event_loop() -> None:
     server: Any = SimpleNamespace(answer_probe=lambda question, sock: taken.append(sock))
 
     async def work() -> None:
-        with await Application(server, asyncio.get_running_loop()).connect() as ours:
+        with await ProbedApplication(server, asyncio.get_running_loop()).connect() as ours:
             await asyncio.sleep(0)
             (theirs,) = taken
             with theirs:

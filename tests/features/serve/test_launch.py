@@ -94,14 +94,14 @@ def test_program_without_a_listener_cannot_be_moved() -> None:
 
 
 def test_health_address_is_opened_if_there_is_one() -> None:
-    assert _launch._health_listeners("") == []
+    assert _launch._open_health_listeners("") == []
     port = claim_port()
-    (sock,) = _launch._health_listeners(f"127.0.0.1:{port}")
+    (sock,) = _launch._open_health_listeners(f"127.0.0.1:{port}")
     with pytest.raises(Failure):
-        _launch._health_listeners(f"127.0.0.1:{port}")
+        _launch._open_health_listeners(f"127.0.0.1:{port}")
     sock.close()
     with pytest.raises(UsageError, match="--health: "):
-        _launch._health_listeners("nowhere")
+        _launch._open_health_listeners("nowhere")
 
 
 def test_probes_that_make_a_request_are_plain_values() -> None:

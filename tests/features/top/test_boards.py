@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.control.gateway_answers import GatewayStatus
-from poolctl.control.server_answers import Measured, StatsResult
+from poolctl.control.server_answers import MeasuredServer, StatsResult
 from poolctl.features.top._boards import ROUTE_ORDERS, SERVER_ORDERS, PoolView, RouteBoard, ServerBoard
 from poolctl.json_form import from_json, to_json
 from poolctl.routing.route_report import RouteReport
@@ -19,11 +19,11 @@ from tests.stand_in import Send, result, stand_in
 from tests.stand_in import item as document
 
 
-def item(*args: Any, **fields: Any) -> Measured:
-    return from_json(Measured, document(*args, **fields))
+def item(*args: Any, **fields: Any) -> MeasuredServer:
+    return from_json(MeasuredServer, document(*args, **fields))
 
 
-def board_of(*items: Measured, height: int = 10, sort: str = "file") -> ServerBoard:
+def board_of(*items: MeasuredServer, height: int = 10, sort: str = "file") -> ServerBoard:
     board = ServerBoard(sort=sort)
     board.resize(height)
     board.update(list(items))
@@ -34,7 +34,7 @@ def names(board: ServerBoard) -> list[str]:
     return [row.name for row in board.shown]
 
 
-def measured(name: str, **stats: Any) -> Measured:
+def measured(name: str, **stats: Any) -> MeasuredServer:
     return item(name, stats=stats)
 
 

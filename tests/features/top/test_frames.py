@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
-from poolctl.control.server_answers import Measured
+from poolctl.control.server_answers import MeasuredServer
 from poolctl.features.top._boards import RouteBoard, ServerBoard
 from poolctl.features.top._frames import (
     BARS,
@@ -74,7 +74,7 @@ def board_of(count: int, *, measured: bool) -> ServerBoard:
     ]
     if measured:
         items = [{**each, "stats": stats(at)} for at, each in enumerate(items)]
-    board.update([from_json(Measured, each) for each in items])
+    board.update([from_json(MeasuredServer, each) for each in items])
     return board
 
 
@@ -167,7 +167,7 @@ def test_a_server_without_a_process_uses_nothing_and_one_with_one_next_to_nothin
     board = ServerBoard()
     idle = {**stats(0), "memory_bytes": 0, "cpu_percent": 0.0}
     asleep = {**item("asleep", state="sleeping"), "pids": [], "stats": idle}
-    board.update([from_json(Measured, each) for each in (asleep, {**item("awake"), "stats": idle})])
+    board.update([from_json(MeasuredServer, each) for each in (asleep, {**item("awake"), "stats": idle})])
     asleep, awake = (line.plain for line in frame(board, (80, 24))[4:6])
     assert "0%" not in asleep
     assert "0K" not in asleep
@@ -580,7 +580,7 @@ def servers_of_every_kind(**sort: Any) -> ServerBoard:
         for at, state in enumerate([*STATES, "odd"])
     ]  # fmt: skip
     items.append(item("a-name-that-is-longer-than-the-column-of-names-is-wide", uptime_seconds=4000.0))
-    rows = [from_json(Measured, each) for each in items]
+    rows = [from_json(MeasuredServer, each) for each in items]
     some = replace(rows[5].stats, errors_per_second=1.25, latency_p99_seconds=1.5, in_flight=1200)
     some = replace(some, history=replace(some.history, interval_seconds=2.0))
     rows[0], rows[5] = replace(rows[5], stats=some), rows[0]

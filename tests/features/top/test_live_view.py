@@ -13,7 +13,7 @@ import pyte
 import pytest
 
 from poolctl.control.pool_paths import pool_key
-from poolctl.control.server_answers import Measured
+from poolctl.control.server_answers import MeasuredServer
 from poolctl.features.top._frames import Notice
 from poolctl.features.top._live_view import Action, LiveView, action_of
 from poolctl.json_form import from_json
@@ -325,7 +325,7 @@ def test_tab_shows_the_routes_of_the_gateway_and_the_servers_again(pool: RealPoo
     ],
 )
 def test_a_key_sends_its_verb(key: str, state: str, action: Action) -> None:
-    assert action_of(key, from_json(Measured, item("web", state=state, workers=2))) == action
+    assert action_of(key, from_json(MeasuredServer, item("web", state=state, workers=2))) == action
     workers = {"workers": action.workers} if action.verb == "scale" else {}
     assert action.body() == {
         "selector": {"targets": ["web"]}, "options": {"wait": True, "progress": False, **workers}
@@ -333,8 +333,8 @@ def test_a_key_sends_its_verb(key: str, state: str, action: Action) -> None:
 
 
 def test_the_last_worker_is_not_scaled_away() -> None:
-    assert action_of("-", from_json(Measured, item("web", workers=1))) is None
-    assert action_of("x", from_json(Measured, item("web"))) is None
+    assert action_of("-", from_json(MeasuredServer, item("web", workers=1))) is None
+    assert action_of("x", from_json(MeasuredServer, item("web"))) is None
 
 
 def test_notice_has_its_whole_time_after_another_one_and_a_question_stays() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from poolctl.features.top._terminal import Keys, Screen
+from poolctl.features.top._terminal import KeyDecoder, Screen
 
 
 @pytest.mark.parametrize(
@@ -32,11 +32,11 @@ from poolctl.features.top._terminal import Keys, Screen
     ],
 )
 def test_a_key_has_a_name(data: bytes, keys: list[str]) -> None:
-    assert Keys().feed(data) == keys
+    assert KeyDecoder().feed(data) == keys
 
 
 def test_escape_alone_is_a_key_once_nothing_follows() -> None:
-    keys = Keys()
+    keys = KeyDecoder()
     assert keys.feed(b"\x1b") == []
     assert keys.pending
     assert keys.flush() == ["escape"]
@@ -46,13 +46,13 @@ def test_escape_alone_is_a_key_once_nothing_follows() -> None:
 @given(st.lists(st.sampled_from([b"\x1b[A", b"\x1bOF", b"\x1b[5~", b"x", "é".encode(), b"\r"])))
 def test_a_sequence_may_come_in_pieces(sent: list[bytes]) -> None:
     data = b"".join(sent)
-    keys = Keys()
-    assert [key for at in range(len(data)) for key in keys.feed(data[at : at + 1])] == Keys().feed(data)
+    keys = KeyDecoder()
+    assert [key for at in range(len(data)) for key in keys.feed(data[at : at + 1])] == KeyDecoder().feed(data)
 
 
 @given(st.binary(max_size=40))
 def test_no_bytes_break_it(data: bytes) -> None:
-    keys = Keys()
+    keys = KeyDecoder()
     keys.feed(data)
     keys.flush()
     assert keys.feed(b"\x1b[A")[-1:] in (["up"], [])

@@ -20,7 +20,7 @@ from tests.ports import claim_port
 @pytest.fixture
 def runner() -> Iterator[ProcessRunner]:
     made = ProcessRunner()
-    host = loop_thread.current()
+    host = loop_thread.get_or_start()
     host.hold()  # also between two calls of a test's own, the runner keeps its loop
     yield made
     loop_thread.run_sync(made.aclose())

@@ -20,19 +20,19 @@ from poolctl.control.answers import (
     error_entries,
     failure,
 )
-from poolctl.control.answers import item as item_of
+from poolctl.control.answers import item_from_config as item_of
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.control.server_answers import (
-    Details,
     HealthReport,
     LiveChanges,
-    Measured,
-    Monitored,
-    Observed,
+    MeasuredServer,
+    MonitoredServer,
     ProbeResult,
+    ServerAvailability,
+    ServerDetails,
+    ServerStats,
     ShowResult,
     StacksResult,
-    Stats,
     StatsHistory,
     StatsResult,
     WorkerDetails,
@@ -109,14 +109,14 @@ FIELDS: dict[type[object], list[str]] = {
     TaskStack: ["count", "names", "waits", "frames"],
     Frame: ["function", "file", "line", "library"],
     KernelThread: ["tid", "name", "state", "wchan", "syscall", "stack"],
-    Details: [
+    ServerDetails: [
         *SERVER, "config", "origin", "overrides", "endpoints", "generation", "worker_list", "complaint",
         "preload_problem", "certificate_expires", "failure",
     ],
     WorkerDetails: ["id", "pid", "where", "phase", "health", "resting", "probes"],
     ProbeResult: ["kind", "status", "message", "latency_seconds"],
-    Measured: [*SERVER, "stats"],
-    Stats: [
+    MeasuredServer: [*SERVER, "stats"],
+    ServerStats: [
         "requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
         "connections", "connections_total", "websockets", "latency_p50_seconds", "latency_p99_seconds", "memory_bytes",
         "cpu_percent", "loop_lag_seconds", "wakes_total", "restarts_total", "counted", "history", "workers",
@@ -124,8 +124,8 @@ FIELDS: dict[type[object], list[str]] = {
     StatsHistory: ["interval_seconds", "requests_per_second", "latency_p99_seconds", "memory_bytes"],
     WorkerStats: ["id", "pid", "phase", "memory_bytes", "cpu_percent", "loop_lag_seconds"],
     LiveChanges: [],
-    Monitored: [*SERVER, "monitor"],
-    Observed: [
+    MonitoredServer: [*SERVER, "monitor"],
+    ServerAvailability: [
         "status", "latency_seconds", "uptime_seconds", "downtime_seconds", "rise_seconds", "fall_seconds", "rises",
         "falls", "sli", "message",
     ],
@@ -134,14 +134,23 @@ FIELDS: dict[type[object], list[str]] = {
 OPTIONAL: dict[type[object], list[str]] = {
     Item: ["address", "kept", "kept_until", "next_run_at", "last_run"],
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
-    Details: ["address", "kept", "kept_until", "next_run_at", "last_run", "routes", "log_files", "stacks"],
+    ServerDetails: [
+        "address",
+        "kept",
+        "kept_until",
+        "next_run_at",
+        "last_run",
+        "routes",
+        "log_files",
+        "stacks",
+    ],
     WorkerDetails: ["placed_at"],
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds", "registrations", "machines"],
     HealthReport: ["uptime_seconds", "latency_seconds", "detail"],
     RegistrationReport: ["left_seconds", "latency_seconds"],
     GatewayStatus: ["stats"],
-    Stats: ["errors_per_second"],
+    ServerStats: ["errors_per_second"],
     StatsHistory: ["errors_per_second"],
     WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],
     LiveChanges: ["workers", "disabled", "drained", "added"],
@@ -183,7 +192,7 @@ def test_a_commands_document_has_the_fields_of_its_answer(
     assert list(document) == ["schema", *extras, "items", "errors"]
     (found,) = document["items"]
     element = {
-        ShowResult: Details, StatsResult: Measured, StacksResult: WorkerStacks,
+        ShowResult: ServerDetails, StatsResult: MeasuredServer, StacksResult: WorkerStacks,
     }.get(kind, Item)  # fmt: skip
     assert sorted(found) == sorted(FIELDS[element])
     assert [sorted(each) for each in document["errors"]] == [sorted(FIELDS[ErrorEntry])] * len(errors)

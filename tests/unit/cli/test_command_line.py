@@ -27,10 +27,10 @@ from poolctl.cli.command_line import (
     help_as_option,
     names,
     nearest_word,
-    one_of,
     parse,
     saves,
     split_user_command,
+    validate_choice,
     verb_of,
     wants_json,
 )
@@ -94,10 +94,18 @@ def test_durations_are_seconds_and_a_wrong_one_is_reported_with_its_option() -> 
 
 def test_the_supervisor_gets_the_options_of_the_command_line() -> None:
     request = CommandRequest("restart", {"timeout": "5s", "no_wait": True, "no_deps": False, "env": True})
-    assert request.options() == {"timeout": 5, "wait": False, "deps": True, "env": dict(os.environ)}
-    assert CommandRequest("wait", {"goal": "healthy"}).options() == {"timeout": None, "for": "healthy"}
+    assert request.supervisor_options() == {
+        "timeout": 5,
+        "wait": False,
+        "deps": True,
+        "env": dict(os.environ),
+    }
+    assert CommandRequest("wait", {"goal": "healthy"}).supervisor_options() == {
+        "timeout": None,
+        "for": "healthy",
+    }
     with pytest.raises(UsageError, match="--for"):
-        CommandRequest("wait", {"goal": "christmas"}).options()
+        CommandRequest("wait", {"goal": "christmas"}).supervisor_options()
 
 
 def test_the_selection_is_checked_before_anything_is_asked() -> None:
@@ -114,9 +122,9 @@ def test_repr_of_a_request_shows_given_values() -> None:
 
 
 def test_near_words_are_suggested() -> None:
-    assert one_of("--x", "bind", ("name", "bind")) == "bind"
+    assert validate_choice("--x", "bind", ("name", "bind")) == "bind"
     with pytest.raises(UsageError) as caught:
-        one_of("--x", "nmae", ("name", "bind"))
+        validate_choice("--x", "nmae", ("name", "bind"))
     assert caught.value.hint == "did you mean 'name'?"
 
 
@@ -130,29 +138,29 @@ def test_near_words_are_suggested() -> None:
     ],
 )
 def test_number_of_lines(values: dict[str, Any], lines: int | None) -> None:
-    assert CommandRequest("logs", values).lines() == lines
+    assert CommandRequest("logs", values).line_limit() == lines
 
 
 def test_number_of_lines_has_nine_digits_at_most() -> None:
-    assert CommandRequest("logs", {"lines": "9" * 9}).lines() == 999_999_999
+    assert CommandRequest("logs", {"lines": "9" * 9}).line_limit() == 999_999_999
     for wrong in ("9" * 10, "-1", "1.5", "many", "", "\u0663"):
         with pytest.raises(UsageError) as caught:
-            CommandRequest("logs", {"lines": wrong}).lines()
+            CommandRequest("logs", {"lines": wrong}).line_limit()
         assert caught.value.hint == 'a number, or "all"'
 
 
 def test_moment_is_a_time_or_a_duration_before_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
-    assert CommandRequest("logs", {}).moment("since") == ""
-    assert CommandRequest("logs", {"since": "10m"}).moment("since") == "2023-11-14T22:03:20.000000Z"
+    assert CommandRequest("logs", {}).log_timestamp("since") == ""
+    assert CommandRequest("logs", {"since": "10m"}).log_timestamp("since") == "2023-11-14T22:03:20.000000Z"
     assert (
         CommandRequest("logs", {"until": "2026-01-31T13:00:00+01:00"})
-        .moment("until")
+        .log_timestamp("until")
         .startswith("2026-01-31T12:00:00")
     )
     for wrong in ("2026-13-01", "2026-", "yesterday"):
         with pytest.raises(UsageError, match=f"--since: '{wrong}' is not a time"):
-            CommandRequest("logs", {"since": wrong}).moment("since")
+            CommandRequest("logs", {"since": wrong}).log_timestamp("since")
 
 
 def test_plain_command_line_is_parsed() -> None:

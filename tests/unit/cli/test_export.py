@@ -13,13 +13,13 @@ from poolctl import ServerConfig
 from poolctl.cli.commands.export import (
     ServicePool,
     command,
+    escape_unit_value,
     missing_variables,
+    quote_unit_word,
     render,
     stop_seconds,
-    text,
     unit_name,
     units,
-    word,
 )
 
 from .conftest import Command
@@ -64,7 +64,7 @@ def read_words(line: str) -> list[str]:
 @pytest.mark.slow
 @given(st.lists(WORDS, min_size=1, max_size=4))
 def test_words_are_read_back_as_they_were(words: list[str]) -> None:
-    assert read_words(" ".join(map(word, words))) == words
+    assert read_words(" ".join(map(quote_unit_word, words))) == words
 
 
 @given(st.lists(WORDS, max_size=3))
@@ -78,17 +78,17 @@ def test_arguments_hold_no_variable(arguments: list[str]) -> None:
 @pytest.mark.parametrize("value", ["a\nb", " a", "a ", "a\\", "\x07"])
 def test_a_line_that_cannot_be_written_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="cannot be written"):
-        text(value)
+        escape_unit_value(value)
     with pytest.raises(ValueError, match="cannot be written"):
-        word("a\0b")
+        quote_unit_word("a\0b")
 
 
 def test_quotes_and_control_characters_of_a_word_are_escaped() -> None:
-    assert word('\x01\n\t\r\x1f "\\\x7f~é') == r'"\x01\n\t\r\x1f \"\\\x7f~é"'
+    assert quote_unit_word('\x01\n\t\r\x1f "\\\x7f~é') == r'"\x01\n\t\r\x1f \"\\\x7f~é"'
 
 
 def test_a_percent_sign_is_no_specifier() -> None:
-    assert text("/srv/50% off") == "/srv/50%% off"
+    assert escape_unit_value("/srv/50% off") == "/srv/50%% off"
 
 
 def test_unit_name_has_allowed_characters_only() -> None:

@@ -135,19 +135,19 @@ def test_port_of_its_own_choice_is_chosen(directory: Path) -> None:
 
 
 def test_prepared_server_listens_and_its_process_is_the_first_worker(port: int) -> None:
-    foreground = ForegroundServer.prepare(only_server(*request("users"), "run"))
+    foreground = ForegroundServer.with_open_listeners(only_server(*request("users"), "run"))
     (listener,) = foreground.listeners
     assert (listener.getsockname(), foreground.tls, foreground.spec["index"]) == (("127.0.0.1", port), [], 0)
     with socket.create_connection(("127.0.0.1", port)):
         pass
     listener.close()
-    assert ForegroundServer.prepare(only_server(*request("db"), "run")).listeners == []
+    assert ForegroundServer.with_open_listeners(only_server(*request("db"), "run")).listeners == []
 
 
 def test_address_in_use_ends_the_command_with_its_reason(port: int) -> None:
     server = only_server(*request("users"), "run")
     with socket.create_server(("127.0.0.1", port)), pytest.raises(Failure) as caught:
-        ForegroundServer.prepare(server)
+        ForegroundServer.with_open_listeners(server)
     (error,) = caught.value.outcome.errors
     assert caught.value.outcome.exit_code == 1
     assert error.message.startswith("users: ")
@@ -165,7 +165,7 @@ def test_process_becomes_the_program_with_its_listener_from_3_on_and_without_the
     monkeypatch.setenv("KEY", "secret")
 
     def become() -> None:
-        ForegroundServer.prepare(only_server(*request("users"), "run")).become("worker", "debug")
+        ForegroundServer.with_open_listeners(only_server(*request("users"), "run")).become("worker", "debug")
 
     pid, out, err = in_a_fork(become)
     assert out, err
@@ -176,7 +176,7 @@ def test_program_that_is_gone_ends_the_process_with_the_shells_status(port: int)
     server = only_server(*request("users"), "run").with_values(command=("/no/such/program",))
 
     def become() -> None:
-        ForegroundServer.prepare(server).become("worker")
+        ForegroundServer.with_open_listeners(server).become("worker")
 
     _, out, err = in_a_fork(become)
     assert (out, err) == (b"", b"cannot run '/no/such/program': No such file or directory\n")
@@ -201,7 +201,7 @@ def test_app_is_run_by_its_interpreter_with_specification_listeners_and_more(
     def become() -> None:
         one, other = socket.socketpair()
         assert other.fileno() >= 0
-        ForegroundServer.prepare(server).become("worker", "debug", more=[one])
+        ForegroundServer.with_open_listeners(server).become("worker", "debug", more=[one])
 
     _, out, err = in_a_fork(become)
     assert out, err

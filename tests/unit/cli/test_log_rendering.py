@@ -11,7 +11,7 @@ import pytest
 from poolctl.cli.log_rendering import (
     SHORT_TIMES,
     STAMPS,
-    PrefixedLines,
+    PrefixedLineFormatter,
     json_line,
     log_paths,
     record_lines,
@@ -90,7 +90,9 @@ def test_json_object_keeps_its_own_members_and_time() -> None:
 
 
 def prefixed(text: str, name: str = "web", **options: Any) -> str:
-    return PrefixedLines(["web", "users"], **options).line(LogLine(text, time=TIME, name=name, pid=None))
+    return PrefixedLineFormatter(["web", "users"], **options).line(
+        LogLine(text, time=TIME, name=name, pid=None)
+    )
 
 
 def test_prefix_is_padded_to_the_longest_name_and_an_unknown_server_has_its_own() -> None:
@@ -106,7 +108,7 @@ def test_time_is_the_stamp_or_the_time_of_day_of_lines_without_their_own() -> No
     assert prefixed("hello", times=SHORT_TIMES) == f"web   | {day} hello\n"
     for own in ("08:47:34 a", "[2026-11-20 08:47:34] a", "2026/11/20T08:47:34 a"):
         assert prefixed(own, times=SHORT_TIMES) == f"web   | {own}\n"
-    untimed = PrefixedLines(["web"], times=STAMPS).line(LogLine("a", time="", name="web", pid=None))
+    untimed = PrefixedLineFormatter(["web"], times=STAMPS).line(LogLine("a", time="", name="web", pid=None))
     assert untimed == "web | a\n"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.cli.command_line import parse
-from poolctl.cli.offline import choose, expressions_limited, load, servers_of, summary_of
+from poolctl.cli.offline import choose, load, regex_time_limit, servers_of, summary_of
 from poolctl.cli.outcome import Failure, UsageError
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.feature import FEATURES
@@ -218,7 +218,7 @@ def test_selection_that_matches_nothing_ends_the_command() -> None:
 
 def test_limit_of_expressions_applies_to_the_main_thread_and_leaves_timers_as_they_were() -> None:
     before = signal.getsignal(signal.SIGVTALRM)
-    with expressions_limited():
+    with regex_time_limit():
         assert 0 < signal.getitimer(signal.ITIMER_VIRTUAL)[0] <= LIMIT_SECONDS + 0.01
         assert signal.getitimer(signal.ITIMER_VIRTUAL)[1] == pytest.approx(LIMIT_SECONDS, rel=0.1)
         assert signal.getsignal(signal.SIGVTALRM) != before
@@ -229,7 +229,7 @@ def test_limit_of_expressions_applies_to_the_main_thread_and_leaves_timers_as_th
     seen: list[object] = []
 
     def limited() -> None:
-        with expressions_limited():
+        with regex_time_limit():
             seen.append(signal.getitimer(signal.ITIMER_VIRTUAL)[0])
 
     thread = threading.Thread(target=limited)
@@ -241,7 +241,7 @@ def test_limit_of_expressions_applies_to_the_main_thread_and_leaves_timers_as_th
 def refused(*limit: Any) -> str:
     """The problem of an expression that takes longer than two limits."""
     try:
-        with expressions_limited(*limit):
+        with regex_time_limit(*limit):
             signal.raise_signal(signal.SIGVTALRM)
             signal.raise_signal(signal.SIGVTALRM)
     except UsageError as error:
@@ -250,7 +250,7 @@ def refused(*limit: Any) -> str:
 
 
 def test_limit_is_that_of_each_text_and_its_problem_is_reported() -> None:
-    with expressions_limited("too slow", iter([1, 2]).__next__):
+    with regex_time_limit("too slow", iter([1, 2]).__next__):
         signal.raise_signal(signal.SIGVTALRM)  # during another text than at the first
     assert refused("too slow", lambda: 1) == "too slow"
     assert refused("too slow", lambda: None) == ""  # no text is being searched

@@ -116,7 +116,7 @@ class Watcher:
         self.say = say
         return self
 
-    def changes(self, *, now: bool) -> Iterator[ReloadResult]:
+    def apply_changes(self, *, now: bool) -> Iterator[ReloadResult]:
         self.now = now
         self.say("app.py has changed")
         yield from_json(ReloadResult, result(item("users"), changes=CHANGES[2:3]))

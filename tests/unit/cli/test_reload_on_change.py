@@ -74,7 +74,7 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
             watcher = PoolWatcher(request, place, watched.lines.append, 0.0)
 
             def watch() -> None:
-                for result in watcher.changes():
+                for result in watcher.apply_changes():
                     watched.changed(result)
 
             thread = threading.Thread(target=watch)
@@ -311,14 +311,14 @@ def test_a_directory_of_files_is_watched_as_a_whole(directory: Path) -> None:
     (directory / "conf").mkdir()
     (directory / "conf" / "1.toml").write_text("x")
     sources = WatchSet([str(directory / "conf")], [])
-    assert not sources.configuration_changed()
+    assert not sources.detect_configuration_change()
     (directory / "conf" / "2.toml").write_text("x")
     sources = WatchSet([str(directory / "conf")], [], sources)
-    assert sources.configuration_changed()
+    assert sources.detect_configuration_change()
     (directory / "conf" / "1.toml").unlink()
     sources = WatchSet([str(directory / "conf")], [], sources)
-    assert sources.configuration_changed()
-    assert not sources.configuration_changed()
+    assert sources.detect_configuration_change()
+    assert not sources.detect_configuration_change()
 
 
 def test_every_watched_server_is_meant_when_the_kernel_dropped_changes(directory: Path) -> None:

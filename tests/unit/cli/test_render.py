@@ -26,14 +26,14 @@ from poolctl.cli.render import (
     dependents_text,
     duration,
     gateway_line,
-    gateway_table,
     ready_line,
-    servers,
+    server_count_text,
+    set_table_text,
     width_of,
 )
 from poolctl.control.answers import ErrorEntry, Item, Result
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
-from poolctl.control.server_answers import Measured
+from poolctl.control.server_answers import MeasuredServer
 from poolctl.json_form import from_json, to_json
 from tests.stand_in import always, item, server
 
@@ -150,8 +150,8 @@ def test_a_wide_table_shows_the_rest_too() -> None:
     assert off.endswith("-")
 
 
-def measured(server: Item, **stats: Any) -> Measured:
-    return from_json(Measured, {**to_json(server), "stats": stats})
+def measured(server: Item, **stats: Any) -> MeasuredServer:
+    return from_json(MeasuredServer, {**to_json(server), "stats": stats})
 
 
 def test_a_wide_table_shows_cpu_and_memory_where_they_were_measured() -> None:
@@ -402,7 +402,8 @@ def answer(*items: Item, **members: Any) -> Result:
 
 
 def test_counts_and_lists_are_words() -> None:
-    assert [servers(1), servers(3), servers(2, 3), servers(1, 1), servers(0, 1)] == [
+    counts: list[tuple[int, ...]] = [(1,), (3,), (2, 3), (1, 1), (0, 1)]
+    assert [server_count_text(*each) for each in counts] == [
         "1 server", "3 servers", "2 of 3 servers", "1 server", "0 of 1 server",
     ]  # fmt: skip
     assert abbreviated_list(["a", "b"], 2) == "a, b"
@@ -501,7 +502,7 @@ def listed(
     monkeypatch.setenv("NO_COLOR", "1")
     request = CommandRequest("list", {"output": form or None})
     names = [str(getattr(each, "alias", "")) for each in lines]
-    return gateway_table(request, Outcome(), lines, ("alias", "last_seen"), names, ("last_seen",)).text
+    return set_table_text(request, Outcome(), lines, ("alias", "last_seen"), names, ("last_seen",)).text
 
 
 def test_table_of_routes_has_a_head_even_without_routes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,7 +519,7 @@ def test_table_of_routes_has_a_head_even_without_routes(monkeypatch: pytest.Monk
     assert listed(monkeypatch, "name", line) == "a\\x1b\n"
     assert listed(monkeypatch, "json", line) is None
     failed = Outcome.failed(1, "no")
-    assert gateway_table(CommandRequest("list", {}), failed, [line], ("alias",), []).text is None
+    assert set_table_text(CommandRequest("list", {}), failed, [line], ("alias",), []).text is None
 
 
 def test_outcome_prints_one_result_in_its_form(

@@ -25,17 +25,17 @@ from poolctl.cli.commands import run as run_command
 from poolctl.cli.commands.run import (
     BackgroundStream,
     LogPrinter,
-    PoolEvents,
+    PoolEventFollower,
     RunSession,
     StopSignals,
     Terminated,
     command_environment,
-    deaths_of,
+    death_lines,
     deferred_signals,
     last_lines,
     program,
+    reopened_stream,
     run_to_end,
-    stream_of_its_own,
 )
 from poolctl.cli.main import main
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
@@ -100,7 +100,7 @@ def test_two_names_of_one_variable_are_a_problem_with_its_place(tmp_path: Path) 
 
 def test_deaths_are_counted() -> None:
     died = {"a": ["killed by SIGKILL"], "b": ["exited with status 1", "exited with status 7"]}
-    assert [*deaths_of(died, "pytest")] == [
+    assert [*death_lines(died, "pytest")] == [
         "a died while pytest ran: killed by SIGKILL",
         "b died 2 times while pytest ran: exited with status 7",
     ]
@@ -226,7 +226,7 @@ def test_text_for_a_reader_that_is_gone_is_dropped(pipe: tuple[int, int]) -> Non
 
 
 def test_a_stream_without_a_descriptor_is_used_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with stream_of_its_own(sys.stderr) as own:
+    with reopened_stream(sys.stderr) as own:
         assert own is sys.stderr
     with BackgroundStream(sys.stderr) as stream:
         stream.write("one\n")
@@ -574,7 +574,9 @@ def test_each_problem_is_reported_once_with_its_level_and_deaths_are_kept(
 
     reported: list[tuple[str, str]] = []
     with stand_in(path, answer) as requests:
-        events = PoolEvents(Client(str(path)), lambda event, line, level: reported.append((line, level)))
+        events = PoolEventFollower(
+            Client(str(path)), lambda event, line, level: reported.append((line, level))
+        )
         events.finish()
         events.finish()
     ((verb, body),) = requests
@@ -603,7 +605,7 @@ def test_events_are_followed_again_where_they_ended_when_the_supervisor_is_repla
         return None
 
     with stand_in(path, answer) as requests:
-        events = PoolEvents(Client(str(path)), lambda event, line, level: None)
+        events = PoolEventFollower(Client(str(path)), lambda event, line, level: None)
         events.start()
         wait_until(lambda: len(requests) >= 3)
         events.finish()
@@ -719,7 +721,7 @@ def test_problems_are_reported_when_they_come_and_json_has_them_at_the_end(
     for words, said in (((), True), (("-o", "json"), False)):
         session = Session(directory, *words).run
         session.outcome = Outcome(errors=[error(1, "exited")], warnings=["slow"], exit_code=1)
-        session.report()
+        session.flush_diagnostics()
         assert ("exited" in capsys.readouterr().err) is said
         assert bool(session.outcome.errors) is bool(session.outcome.warnings) is not said
         assert session.outcome.exit_code == 1
@@ -729,10 +731,10 @@ def test_status_of_the_pool_is_that_of_a_mandatory_server_that_failed(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = Session(directory)
-    assert session.run.status_of_pool(3) == 3
+    assert session.run.resolve_exit_status(3) == 3
     Path(session.pool.directory).mkdir(parents=True)
     write_exit(session.pool.directory, status=42, reason="main has failed", keeper_pid=0)
-    assert session.run.status_of_pool(3) == 42
+    assert session.run.resolve_exit_status(3) == 42
     assert capsys.readouterr().err == "the pool has ended: main has failed\n"
 
 
@@ -1078,7 +1080,7 @@ class Watcher:
     def __init__(self, request: Any, pool: PoolRef, say: Callable[[str], None], since: float) -> None:
         self.say = say
 
-    def changes(self, over: Callable[[], bool]) -> Iterator[Result]:
+    def apply_changes(self, over: Callable[[], bool]) -> Iterator[Result]:
         assert not over()
         self.say("app.py has changed")
         yield from_json(Result, result(WEB))

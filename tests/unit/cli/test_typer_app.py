@@ -70,7 +70,7 @@ def test_an_example_is_a_command_line(line: str) -> None:
     assert request.verb == next(word for word in words if word in COMMANDS)
     assert "--" not in typed or request.get("command")
     request.selector()
-    request.options()
+    request.supervisor_options()
 
 
 def test_every_command_is_listed_under_one_heading(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.cli.commands import walk as walk_command
-from poolctl.cli.commands.walk import Walk, arguments, environment, facts
+from poolctl.cli.commands.walk import Walk, environment, expand_placeholders, placeholder_values
 from tests.deadline import wait_until
 from tests.stand_in import item, result, server
 
@@ -32,7 +32,7 @@ from .conftest import Command
     ],
 )
 def test_walk_passes_host_and_port(bind: str, host: str, port: str) -> None:
-    passed = facts(server("web", bind=bind))
+    passed = placeholder_values(server("web", bind=bind))
     assert (passed["host"], passed["port"]) == (host, port)
 
 
@@ -54,7 +54,7 @@ def test_walk_passes_every_fact_of_a_server() -> None:
 
 
 def test_placeholders_are_replaced_and_other_braces_kept() -> None:
-    assert arguments(["{name}-{port}", '{"name": {}}', "{nobody}", "{{pid}}"], server("web")) == [
+    assert expand_placeholders(["{name}-{port}", '{"name": {}}', "{nobody}", "{{pid}}"], server("web")) == [
         "web-8081", '{"name": {}}', "{nobody}", "{4242}",
     ]  # fmt: skip
 

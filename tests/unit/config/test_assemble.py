@@ -294,7 +294,7 @@ def test_label_with_dots_has_its_place_in_any_spelling(tmp_path: Path) -> None:
     for line in ('labels."a.b" = "x"', 'labels.a.b = "x"', 'labels = { "a.b" = "x" }'):
         document = Document(str(tmp_path / "pool.toml"), f"[[server]]\n{line}\n")
         assert document.place(("server", 0, "labels", "a.b")).line == 2, line
-    assert document.exact(("server", 0, "labels", "c")) is None
+    assert document.path_as_spelled(("server", 0, "labels", "c")) is None
     assert document.place(("server", 0, "labels", "c")).key == "server[0].labels.c"
 
 
@@ -343,9 +343,9 @@ def test_place_of_a_key_that_no_file_has_is_its_table_in_the_last_file_with_it(t
         Document(str(tmp_path / "a.toml"), '[pool]\nname = "x"\n'),
         Document(str(tmp_path / "b.toml"), '\n[metrics]\nbind = ":1"\n'),
     ]
-    place = Origins(documents, [], {}).of_table(("metrics", "path"))
+    place = Origins(documents, [], {}).place_in_table(("metrics", "path"))
     assert (place.file, place.line, place.key) == (str(tmp_path / "b.toml"), 2, "metrics.path")
-    place = Origins(documents, [], {}).of_table(("events", "path"))
+    place = Origins(documents, [], {}).place_in_table(("events", "path"))
     assert (place.file, place.line, place.key) == (str(tmp_path / "a.toml"), 1, "events.path"), (
         "no file has it"
     )

@@ -15,7 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.edit import Draft, FileChanged, escaped, key_text, replace, table_text, value_text
+from poolctl.config.edit import (
+    Draft,
+    FileChanged,
+    escaped,
+    key_text,
+    replace_file_content,
+    table_text,
+    value_text,
+)
 from poolctl.config.loader import load
 from poolctl.errors import PoolValidateError
 from tests.descriptors import no_descriptor_left
@@ -303,7 +311,7 @@ def test_mode_link_and_neighbours_stay_when_a_file_is_replaced(tmp_path: Path) -
     link = tmp_path / "pool.toml"
     link.symlink_to("real/pool.toml")
     with no_descriptor_left():
-        replace(str(link), POOL, "x = 1\n")
+        replace_file_content(str(link), POOL, "x = 1\n")
     assert link.is_symlink()
     assert file.read_text() == "x = 1\n"
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
@@ -326,7 +334,7 @@ def test_a_file_that_was_changed_meanwhile_is_not_overwritten(tmp_path: Path) ->
 def test_the_owner_stays_when_a_file_is_replaced(tmp_path: Path) -> None:
     file = written(tmp_path, "pool.toml", POOL)
     os.chown(file, 12345, 54321)
-    replace(str(file), POOL, "x = 1\n")
+    replace_file_content(str(file), POOL, "x = 1\n")
     assert (file.stat().st_uid, file.stat().st_gid) == (12345, 54321)
 
 
@@ -654,7 +662,7 @@ def test_file_that_cannot_be_replaced_leaves_nothing_behind(
     monkeypatch.setattr(os, "rename", fail)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(PermissionError):
-        replace(str(file), "a = 1\n", "a = 2\n")
+        replace_file_content(str(file), "a = 1\n", "a = 2\n")
     assert (file.read_text(), os.listdir(tmp_path)) == ("a = 1\n", ["pool.toml"])
     assert len(os.listdir("/proc/self/fd")) == len(before)
 

@@ -24,7 +24,7 @@ from poolctl.config.checks.external_checks import (
     check_imports,
     check_interpreters,
     runs_python_as_root,
-    unwritable,
+    unwritable_file_findings,
 )
 from poolctl.config.model.pool_tables import MetricsTable, TableRules, Tables
 from poolctl.config.model.server_keys import ServerKeys
@@ -368,9 +368,9 @@ def test_file_that_cannot_be_appended_to_has_its_reason_and_fix(
     def fail(path: str) -> None:
         raise raised
 
-    assert unwritable(("log", "path"), path) == []
+    assert unwritable_file_findings(("log", "path"), path) == []
     monkeypatch.setattr(external_checks, "check_appendable", fail)
-    assert unwritable(("log", "path"), path) == [
+    assert unwritable_file_findings(("log", "path"), path) == [
         Finding(("log", "path"), message.format(path=path), fix, path)
     ]
 
@@ -378,9 +378,9 @@ def test_file_that_cannot_be_appended_to_has_its_reason_and_fix(
 def test_file_above_a_path_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     path = f"{tmp_path}/file/more/a.log"
-    (found,) = unwritable(("x",), path)
+    (found,) = unwritable_file_findings(("x",), path)
     assert found.message == f"{path} cannot be written: {tmp_path}/file is not a directory"
-    (found,) = unwritable(("x",), str(tmp_path))
+    (found,) = unwritable_file_findings(("x",), str(tmp_path))
     assert (found.message, found.hint) == (f"{tmp_path} is a directory", "name a file in it")
 
 

@@ -15,7 +15,7 @@ from poolctl import ServerConfig
 from poolctl.config.edit import escaped
 from poolctl.config.values.normalise import (
     absolute,
-    derive,
+    add_derived_values,
     interpolate,
     merged,
     misspelt_placeholders,
@@ -281,7 +281,7 @@ def test_server_that_moves_to_another_directory_keeps_its_paths() -> None:
 )
 def test_address_that_cannot_be_is_a_finding_with_its_fix(table: dict[str, Any], said: str) -> None:
     findings: list[Finding] = []
-    derive({"name": "web", "app": "a:b"} | table, "/", findings)
+    add_derived_values({"name": "web", "app": "a:b"} | table, "/", findings)
     assert any(said in each.hint for each in findings)
 
 
@@ -289,22 +289,22 @@ def test_path_of_a_socket_may_be_as_long_as_the_system_allows() -> None:
     for length, allowed in ((107, True), (108, False)):
         findings: list[Finding] = []
         path = "/" + "x" * (length - 1)
-        address = derive({"name": "web", "app": "a:b", "bind": f"unix:{path}"}, "/", findings)
+        address = add_derived_values({"name": "web", "app": "a:b", "bind": f"unix:{path}"}, "/", findings)
         assert (address is not None and address.path == path, findings == []) == (allowed, allowed)
 
 
 def test_server_without_a_readable_address_has_a_stand_in() -> None:
     table: Any = {"name": "web", "app": "a:b", "bind": "?:?"}
     findings: list[Finding] = []
-    assert derive(table, "/", findings) is None
+    assert add_derived_values(table, "/", findings) is None
     assert [(each.path, each.found, each.allowed) for each in findings] == [
         (("bind",), "'?:?'", "an address")
     ]
     assert (table["bind"], table["expose"], table["address"].kind) == ("?", "?", "job")
     for job, kind in ((True, "job"), (False, "process")):
-        address = derive({"name": "web", "command": ["x"], "job": job}, "/", [])
+        address = add_derived_values({"name": "web", "command": ["x"], "job": job}, "/", [])
         assert (address and address.kind, address and address.name) == (kind, "web")
-    assert derive({"command": ["x"], "name": 3}, "/", []) is None
+    assert add_derived_values({"command": ["x"], "name": 3}, "/", []) is None
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_server_without_a_readable_address_has_a_stand_in() -> None:
 )
 def test_scale_without_a_maximum_is_its_minimum_but_at_least_one(scale: Any, found: Any) -> None:
     table: Any = {"name": "web", "app": "a:b", "bind": ":1", "scale": scale}
-    derive(table, "/", [])
+    add_derived_values(table, "/", [])
     assert table["scale"] == (scale if found is None else found)
 
 
@@ -339,13 +339,13 @@ def test_scale_without_a_maximum_is_its_minimum_but_at_least_one(scale: Any, fou
 def test_address_for_clients_may_be_any_of_these(expose: str) -> None:
     findings: list[Finding] = []
     table: Any = {"name": "web", "app": "a:b", "bind": ":1", "expose": expose}
-    derive(table, "/", findings)
+    add_derived_values(table, "/", findings)
     assert (findings, table["expose"]) == ([], expose)
 
 
 def test_derived_values_follow_from_the_address_and_the_file() -> None:
     table: Any = {"name": "web", "app": "a:b", "bind": ":80", "scale": {"min": 0}}
-    address = derive(table, "/base", [])
+    address = add_derived_values(table, "/base", [])
     assert address is not None
     assert (address.port, table["bind"], table["cwd"], table["app_dir"]) == (
         80,
@@ -559,7 +559,7 @@ APP: dict[str, Any] = {"app": "a:b", "bind": ":1"}
 def found_in(table: dict[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
     """Path and fix of each finding about the keys of a server."""
     findings: list[Finding] = []
-    derive({"name": "web"} | table, "/", findings)
+    add_derived_values({"name": "web"} | table, "/", findings)
     return [(each.path, f"{each.message}: {each.hint}") for each in findings]
 
 

@@ -20,10 +20,10 @@ from poolctl.config.values.plain import (
     exposed_url,
     host_and_port,
     is_port,
-    number_from_environment,
+    number_if_interpolated,
     placeholders,
     refuse_long_path,
-    truth_from_environment,
+    truth_if_interpolated,
     values_in,
 )
 
@@ -85,14 +85,14 @@ def test_command_that_reads_files_does_not_search_for_plugins(tmp_path: Path) ->
 
 
 def test_texts_from_the_environment_are_numbers_and_truth_values_and_no_others_are() -> None:
-    found = [number_from_environment(Interpolated(text)) for text in ("3", "1.5", "x", "")]
+    found = [number_if_interpolated(Interpolated(text)) for text in ("3", "1.5", "x", "")]
     assert found == [3, 1.5, "x", ""]
-    assert (number_from_environment("3"), number_from_environment(4)) == ("3", 4)
+    assert (number_if_interpolated("3"), number_if_interpolated(4)) == ("3", 4)
     truths = [
-        truth_from_environment(Interpolated(text)) for text in ("true", "TRUE", "1", "false", "0", "yes")
+        truth_if_interpolated(Interpolated(text)) for text in ("true", "TRUE", "1", "false", "0", "yes")
     ]
     assert truths == [True, True, True, False, False, "yes"]
-    assert (truth_from_environment("true"), truth_from_environment(1)) == ("true", 1)
+    assert (truth_if_interpolated("true"), truth_if_interpolated(1)) == ("true", 1)
 
 
 def test_path_of_a_unix_socket_has_at_most_107_bytes() -> None:

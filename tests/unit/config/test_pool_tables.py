@@ -192,7 +192,7 @@ def test_rules_that_are_not_overridden_find_nothing() -> None:
     assert (
         rules.warnings([], tables, complete=True),
         rules.startup_problems(tables),
-        rules.addresses(tables),
+        rules.listed_bind_addresses(tables),
     ) == (
         (),
         (),

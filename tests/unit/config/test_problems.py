@@ -14,10 +14,10 @@ from poolctl.config.values.problems import (
     Finding,
     dotted,
     nearest,
+    path_from_working_directory,
     printable,
     problem_of,
     reset_suggestions,
-    shorter,
     shown,
     similar,
     unknown_key,
@@ -138,15 +138,15 @@ def test_text_of_a_terminal_is_cut_and_escaped() -> None:
 
 def test_path_is_shown_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert shorter(str(tmp_path / "a" / "pool.toml")) == "a/pool.toml"
-    assert shorter(f"{tmp_path}x/pool.toml") == f"{tmp_path}x/pool.toml"
+    assert path_from_working_directory(str(tmp_path / "a" / "pool.toml")) == "a/pool.toml"
+    assert path_from_working_directory(f"{tmp_path}x/pool.toml") == f"{tmp_path}x/pool.toml"
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert shorter(f"{gone}/pool.toml") == f"{gone}/pool.toml"
+    assert path_from_working_directory(f"{gone}/pool.toml") == f"{gone}/pool.toml"
     monkeypatch.chdir("/")
-    assert shorter("/etc/pool.toml") == "/etc/pool.toml"
+    assert path_from_working_directory("/etc/pool.toml") == "/etc/pool.toml"
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ def test_table_of_a_file_has_no_problems_and_takes_no_time_unless_it_says_so() -
 
 def test_paths_of_a_table_are_absolute() -> None:
     table = {"file": "a", "bind": "unix:x.sock", "tls": {"cert": "c.pem"}, "other": "b"}
-    assert Shelf.from_file(table, table, "/base") == {
+    assert Shelf.values_from_file(table, table, "/base") == {
         "file": "/base/a", "bind": "unix:/base/x.sock", "tls": {"cert": "/base/c.pem"}, "other": "b",
     }  # fmt: skip
     assert table["file"] == "a"

@@ -26,10 +26,10 @@ from poolctl.control.client import (
     clear_exit,
     failure_reason,
     messages_async,
-    options_of_this_version,
     raise_for_errors,
     read_exit,
     refusal_error,
+    upgrade_options,
     value_of,
     wait_for_exit,
     write_exit,
@@ -507,7 +507,7 @@ def test_successor_is_asked_once_the_previous_supervisor_has_exited(path: Path) 
 
 
 def test_upgrade_names_this_version_and_the_commands_of_its_processes() -> None:
-    assert options_of_this_version() == {
+    assert upgrade_options() == {
         "version": __version__,
         "protocol": PROTOCOL,
         "build": bootstrap.installed_build(),

@@ -56,7 +56,7 @@ async def serving(
         listener.listen()
         listener.setblocking(False)
         running = ControlServer(handle, reserve)
-        running.listen(listener)
+        running.replace_listener(listener)
         try:
             yield place
         finally:
@@ -284,7 +284,7 @@ def test_another_user_is_refused() -> None:
             listener.bind("")
             listener.listen()
             server = ControlServer(echo)
-            server.listen(listener)
+            server.replace_listener(listener)
             os.seteuid(65534)
             try:
                 client.connect(listener.getsockname())

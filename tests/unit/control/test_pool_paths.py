@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.control import pool_paths
-from poolctl.control.pool_paths import make_private
+from poolctl.control.pool_paths import ensure_private_directory
 from poolctl.errors import ControlError
 
 
@@ -86,7 +86,7 @@ def test_runtime_directory_that_cannot_be_made_is_reported(short_path: Path) -> 
 
 def test_users_own_directories_are_searched_without_a_variable() -> None:
     uid = os.geteuid()
-    found = pool_paths.candidates({})
+    found = pool_paths.runtime_root_candidates({})
     assert found[-1] == f"/tmp/poolctl-{uid}"
     assert found[0] == ("/run/poolctl" if uid == 0 else f"/run/user/{uid}/poolctl")
     assert pool_paths.pool_dir({}, "abc").endswith("/abc")
@@ -130,9 +130,9 @@ def test_a_pool_without_usable_runtime_files_has_no_name(env: dict[str, str], te
 
 
 def test_a_socket_path_that_no_socket_can_have_is_refused() -> None:
-    assert pool_paths.control_socket("/run/poolctl/abc") == "/run/poolctl/abc/control.sock"
+    assert pool_paths.control_socket_path("/run/poolctl/abc") == "/run/poolctl/abc/control.sock"
     with pytest.raises(ControlError, match="107 bytes"):
-        pool_paths.control_socket("/run/" + "x" * 100)
+        pool_paths.control_socket_path("/run/" + "x" * 100)
 
 
 def test_state_lives_in_the_named_directory_or_next_to_the_sockets(
@@ -158,13 +158,13 @@ def test_state_directory_is_the_systems_without_variables(monkeypatch: pytest.Mo
 
 def test_directory_of_a_pool_becomes_private_again(short_path: Path) -> None:
     made = short_path / "a" / "pool"
-    make_private(str(made))
+    ensure_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o755)
-    make_private(str(made))
+    ensure_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o500)
-    make_private(str(made))
+    ensure_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o500, "others cannot enter it"
 
 
@@ -174,9 +174,9 @@ def test_directory_that_is_a_link_or_another_users_is_left_alone(
     made = short_path / "pool"
     made.mkdir(mode=0o755)
     (short_path / "link").symlink_to("pool")
-    make_private(str(short_path / "link"))
+    ensure_private_directory(str(short_path / "link"))
     monkeypatch.setattr(os, "geteuid", lambda: made.stat().st_uid + 1)
-    make_private(str(made))
+    ensure_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o755
 
 
@@ -204,11 +204,11 @@ def test_refused_directories_have_a_message_and_a_fix(
     assert refusal(lambda: pool_paths.check_private(f"{root}/gone")) == (
         f"cannot use {root}/gone: No such file or directory", 7, "it is part of poolctl's runtime directory",
     )  # fmt: skip
-    assert refusal(lambda: pool_paths.control_socket("/run/" + "x" * 90)) == (
+    assert refusal(lambda: pool_paths.control_socket_path("/run/" + "x" * 90)) == (
         f"the path of the control socket has more than 107 bytes: /run/{'x' * 90}/control.sock", 7,
         "set POOLCTL_RUNTIME_DIR to a shorter path",
     )  # fmt: skip
-    assert len(pool_paths.control_socket("/run/" + "x" * 89)) == 107
+    assert len(pool_paths.control_socket_path("/run/" + "x" * 89)) == 107
     own = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: own + 1)
     assert refusal(lambda: pool_paths.check_private(str(root))) == (
@@ -249,7 +249,7 @@ def test_directory_that_is_made_at_the_same_time_is_used(
 def roots(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The two directories of a user without a variable, which are not there."""
     found = [short_path / "system" / "poolctl", short_path / "own"]
-    monkeypatch.setattr(pool_paths, "candidates", lambda env: [*map(str, found)])
+    monkeypatch.setattr(pool_paths, "runtime_root_candidates", lambda env: [*map(str, found)])
     return found
 
 

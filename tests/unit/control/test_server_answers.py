@@ -10,7 +10,7 @@ from poolctl.control.server_answers import (
     HealthReport,
     LiveChanges,
     RouteToServer,
-    Stats,
+    ServerStats,
     StatsHistory,
     WorkerStats,
 )
@@ -40,10 +40,10 @@ def test_live_changes_are_those_that_were_made() -> None:
 
 
 def test_errors_per_second_are_there_on_request_only() -> None:
-    history, figures = from_json(StatsHistory, {}), from_json(Stats, {})
+    history, figures = from_json(StatsHistory, {}), from_json(ServerStats, {})
     assert "errors_per_second" not in to_json(history)
     assert "errors_per_second" not in to_json(figures)
-    asked = from_json(Stats, {"errors_per_second": 0.5, "history": {"errors_per_second": [0.5, None]}})
+    asked = from_json(ServerStats, {"errors_per_second": 0.5, "history": {"errors_per_second": [0.5, None]}})
     assert to_json(asked)["errors_per_second"] == 0.5
     assert to_json(asked)["history"]["errors_per_second"] == [0.5, None]
 

@@ -73,7 +73,7 @@ class SteppedRunner(ScriptedRunner):
         await self._step("close", key)
         self.opened.discard(key)
 
-    async def check(self, server: ServerConfig) -> None:
+    async def check_startable(self, server: ServerConfig) -> None:
         if not await self._step("check", server.name):
             raise WorkerFailed("no worker can be forked")
 

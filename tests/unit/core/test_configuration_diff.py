@@ -17,15 +17,15 @@ from poolctl.core.configuration_diff import (
     Change,
     CurrentServer,
     Kind,
-    certificate_ends,
     date_text,
     differences,
     digest_of,
-    digests,
     expired_message,
     is_live,
     key_list_text,
-    plan,
+    planned_changes,
+    read_certificate_expiry,
+    read_file_digests,
 )
 from poolctl.core.decide import Overrides
 from tests.certificates import certificate
@@ -72,7 +72,7 @@ def test_each_changed_key_is_named_and_restarts_only_where_it_has_to(key: str) -
     one, other, live = KEYS[key]
     before, after = web(**{field(key): one}), web(**{field(key): other})
     assert differences(before, after) == differences(after, before) == [key]
-    (change,) = plan([CurrentServer(before)], [after])
+    (change,) = planned_changes([CurrentServer(before)], [after])
     assert change.kind == (Kind.UPDATE if live else Kind.RESTART)
     assert (change.keys, change.bind) == ((key,), after.key)
     assert key in change.message
@@ -108,7 +108,7 @@ def test_other_certificates_of_a_server_that_speaks_tls_are_given_to_what_runs()
     one, other = web(tls={"cert": "/a.pem"}), web(tls={"cert": "/b.pem", "key": "/b.key"})
     assert differences(one, other) == ["tls.cert", "tls.key"]
     assert all(is_live(key, one, other) for key in ("tls.cert", "tls.key"))
-    (change,) = plan([CurrentServer(one, files={"tls": "1"})], [other], {"web": {"tls": "2"}})
+    (change,) = planned_changes([CurrentServer(one, files={"tls": "1"})], [other], {"web": {"tls": "2"}})
     assert (change.kind, change.keys) == (Kind.UPDATE, ("tls.cert", "tls.key"))
     assert not is_live("tls", web(), one)
     assert not is_live("tls.ca", one, web(tls={"cert": "/a.pem", "ca": "/ca.pem"}))
@@ -118,13 +118,13 @@ def test_other_certificates_of_a_server_that_speaks_tls_are_given_to_what_runs()
 def test_a_file_that_has_changed_is_a_difference_though_no_key_has() -> None:
     server = web(tls={"cert": "/a.pem"}, env_file="/a.env")
     before = CurrentServer(server, files={"tls": "1", "env_file": "1"})
-    assert plan([before], [server], {"web": {"tls": "1", "env_file": "1"}}) == []
-    (renewed,) = plan([before], [server], {"web": {"tls": "2", "env_file": "1"}})
+    assert planned_changes([before], [server], {"web": {"tls": "1", "env_file": "1"}}) == []
+    (renewed,) = planned_changes([before], [server], {"web": {"tls": "2", "env_file": "1"}})
     assert (renewed.kind, renewed.keys) == (Kind.UPDATE, ("tls",))
-    (other,) = plan([before], [server], {"web": {"tls": "1", "env_file": "2"}})
+    (other,) = planned_changes([before], [server], {"web": {"tls": "1", "env_file": "2"}})
     assert (other.kind, other.keys) == (Kind.RESTART, ("env_file",))
     # One that has not run has read nothing.
-    assert plan([CurrentServer(server)], [server], {"web": {"tls": "2", "env_file": "2"}}) == []
+    assert planned_changes([CurrentServer(server)], [server], {"web": {"tls": "2", "env_file": "2"}}) == []
 
 
 def test_live_changes_are_named_unless_the_file_says_the_same_by_now() -> None:
@@ -134,14 +134,17 @@ def test_live_changes_are_named_unless_the_file_says_the_same_by_now() -> None:
         (CurrentServer(file, Overrides(disabled=True)), ("disabled",)),
         (CurrentServer(file, Overrides(out=True)), ("drained",)),
     ]:
-        (change,) = plan([live], [file])
+        (change,) = planned_changes([live], [file])
         assert (change.kind, change.keys, bool(change.message)) == (Kind.OVERRIDE, keys, True)
-    assert plan([CurrentServer(file, Overrides(workers=2, disabled=False))], [file]) == []
-    assert plan([CurrentServer(file, added=True)], [file]) == []
-    assert plan([CurrentServer(file, Overrides(workers=3))], [web(workers=3)]) == []
-    assert plan([CurrentServer(file, Overrides(disabled=True))], [web(workers=2, disabled=True)]) == []
-    (gone,) = plan([CurrentServer(file, added=True)], [])
-    (back,) = plan([], [file], missing=["web"])
+    assert planned_changes([CurrentServer(file, Overrides(workers=2, disabled=False))], [file]) == []
+    assert planned_changes([CurrentServer(file, added=True)], [file]) == []
+    assert planned_changes([CurrentServer(file, Overrides(workers=3))], [web(workers=3)]) == []
+    assert (
+        planned_changes([CurrentServer(file, Overrides(disabled=True))], [web(workers=2, disabled=True)])
+        == []
+    )
+    (gone,) = planned_changes([CurrentServer(file, added=True)], [])
+    (back,) = planned_changes([], [file], missing=["web"])
     assert (gone.kind, back.kind) == (Kind.OVERRIDE, Kind.OVERRIDE)
 
 
@@ -170,7 +173,7 @@ def made(pool: dict[str, dict[str, bool]]) -> list[ServerConfig]:
 def test_the_plan_is_exactly_the_difference(
     before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]
 ) -> None:
-    changes = plan([CurrentServer(config) for config in made(before)], made(after))
+    changes = planned_changes([CurrentServer(config) for config in made(before)], made(after))
     found: dict[str, Change] = {change.name: change for change in changes}
     assert len(found) == len(changes)
     for name in before.keys() | after.keys():
@@ -191,7 +194,7 @@ def test_the_plan_is_exactly_the_difference(
 
 @given(servers)
 def test_server_that_runs_as_configured_needs_no_change(pool: dict[str, dict[str, bool]]) -> None:
-    assert plan([CurrentServer(config) for config in made(pool)], made(pool)) == []
+    assert planned_changes([CurrentServer(config) for config in made(pool)], made(pool)) == []
 
 
 # Digests and expiry of the files that servers name.
@@ -203,7 +206,7 @@ def server(cert: Path, key: Path) -> ServerConfig:
 
 
 def test_the_end_of_a_certificate_is_that_in_its_file(tmp_path: Path) -> None:
-    ends = certificate_ends(server(*certificate(tmp_path, days=30)))
+    ends = read_certificate_expiry(server(*certificate(tmp_path, days=30)))
     assert ends is not None
     assert timedelta(days=29) < datetime.fromtimestamp(ends, UTC) - datetime.now(UTC) < timedelta(days=31)
 
@@ -215,7 +218,7 @@ def test_fifo_in_place_of_a_certificate_blocks_no_process(tmp_path: Path) -> Non
     os.unlink(config.tls.cert)
     os.mkfifo(config.tls.cert)
     found: list[float | None] = []
-    thread = threading.Thread(target=lambda: found.append(certificate_ends(config)), daemon=True)
+    thread = threading.Thread(target=lambda: found.append(read_certificate_expiry(config)), daemon=True)
     thread.start()
     thread.join(60)
     assert found == [None]
@@ -238,7 +241,7 @@ def test_digests_are_of_the_files_that_the_server_names(tmp_path: Path) -> None:
         path.write_text("A=1")
 
     def found(**keys: Any) -> dict[str, str]:
-        return digests(ServerConfig(name="a", bind="127.0.0.1:8081", app="a:app", **keys))
+        return read_file_digests(ServerConfig(name="a", bind="127.0.0.1:8081", app="a:app", **keys))
 
     assert found(env_file=[]) == {}
     tls = {"cert": str(cert), "key": str(key)}
@@ -265,9 +268,9 @@ def test_message_about_an_expired_certificate_names_its_file_its_day_and_the_fix
 
 def test_server_without_a_certificate_has_no_expiry(tmp_path: Path) -> None:
     plain = ServerConfig(name="a", bind="127.0.0.1:8081", app="a:app")
-    assert certificate_ends(plain) is None
+    assert read_certificate_expiry(plain) is None
     broken = server(*certificate(tmp_path))
     assert broken.tls
     assert broken.tls is not True
     os.unlink(broken.tls.cert)
-    assert certificate_ends(broken) is None
+    assert read_certificate_expiry(broken) is None

@@ -12,8 +12,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.address import Address
-from poolctl.core.core import Core, CoreEvents, Goal
-from poolctl.core.decide import Action, Desired, Overrides, Phase, Trace, View
+from poolctl.core.core import Core, Goal, RunnerEventForwarder
+from poolctl.core.decide import Action, DecisionTrace, Desired, Overrides, Phase, View
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.core.servers import BATCH, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
@@ -218,7 +218,7 @@ def test_server_out_of_rotation_answers_is_not_ready_and_keeps_no_command_waitin
         pool = OrderedCore(web("db", workers=2), web("api", depends_on=["db"]))
         await pool.start("db")
         entry = pool.core.entries["db"]
-        pool.core.override(entry, Overrides(out=True))
+        pool.core.replace_overrides(entry, Overrides(out=True))
         await turns()
         assert pool.runner.log[-2:] == ["out db.1.0", "out db.1.1"]
         assert (entry.state, entry.ready) == ("draining", False)
@@ -227,7 +227,7 @@ def test_server_out_of_rotation_answers_is_not_ready_and_keeps_no_command_waitin
         await pool.restart("db")
         await turns()
         assert {"out db.2.0", "out db.2.1"} <= set(pool.runner.log)
-        pool.core.override(entry)
+        pool.core.replace_overrides(entry)
         await turns()
         assert pool.runner.log[-2:] == ["in db.2.0", "in db.2.1"]
         assert pool.states()["db"] == "running"
@@ -658,7 +658,7 @@ def test_sleeping_server_that_was_given_up_sleeps_again_after_the_window_and_wak
         assert pool.states() == {"web": "failed"}
         successor = OrderedCore(sleepy(restart=policy)).core.entries["web"]
         restore(successor, record_of(entry))
-        assert (successor.desired.state, successor.sleeps) == (Desired.RUN, True)
+        assert (successor.desired.state, successor.should_sleep) == (Desired.RUN, True)
         async with asyncio.timeout(60):
             while pool.states() != {"web": "sleeping"}:
                 await asyncio.sleep(0.01)
@@ -775,7 +775,7 @@ def test_restart_of_a_sleeping_server_imports_its_application_again() -> None:
             since.append(code_since)
             return ""
 
-        pool.runner.prepare = prepare  # type: ignore[attr-defined]
+        pool.runner.preload_application = prepare  # type: ignore[attr-defined]
         await pool.start()
         await turns()
         first = pool.clock.monotonic()
@@ -884,14 +884,14 @@ def test_demand_of_waiting_requests_is_summed_for_the_triggers_of_a_server_that_
         automatic = {"min": 2, "max": 5, "triggers": {"cpu": 80}}
         pool = OrderedCore(web(scale=automatic), web("fixed"))
         entry = pool.core.entries["web"]
-        assert pool.core.record_demand("web", 3) == 0, "it is stopped"
+        assert pool.core.wake_for_requests("web", 3) == 0, "it is stopped"
         await pool.start()
-        assert [pool.core.record_demand("web", count) for count in (3, 4)] == [2, 2]
+        assert [pool.core.wake_for_requests("web", count) for count in (3, 4)] == [2, 2]
         assert [pool.core.take_demand(entry) for _ in range(2)] == [7, 0]
         fixed = pool.core.entries["fixed"]
-        assert (pool.core.record_demand("fixed", 3), pool.core.take_demand(fixed)) == (1, 0)
+        assert (pool.core.wake_for_requests("fixed", 3), pool.core.take_demand(fixed)) == (1, 0)
         with pytest.raises(KeyError):
-            pool.core.record_demand("gone", 1)
+            pool.core.wake_for_requests("gone", 1)
 
     run(scenario())
 
@@ -1101,7 +1101,7 @@ def test_canary_of_a_previous_supervisor_is_adopted_as_lost_and_withdrawn() -> N
         pool = OrderedCore(web(), web("other"))
         for name in ("web", "other"):
             entry = pool.core.entries[name]
-            pool.core.expect_running(entry)
+            pool.core.set_desired_running(entry)
             pool.core.adopt_listener(entry, entry.config, [entry.config.key])
         entry = pool.core.entries["web"]
         apart = web(bind="127.0.0.1:9999")
@@ -1266,18 +1266,18 @@ def test_number_of_workers_by_command_is_where_the_triggers_continue() -> None:
         pool = OrderedCore(web(scale={"min": 1, "max": 4, "triggers": {"cpu": 80}}), web("fixed"))
         await pool.start()
         entry, fixed = pool.core.entries["web"], pool.core.entries["fixed"]
-        pool.core.scale(entry, 2, {"cpu": 90})
+        pool.core.set_automatic_workers(entry, 2, {"cpu": 90})
         await turns()
         assert (len(pool.runner.running), entry.desired.scaling) == (3, {"cpu": 90})
         for each in (entry, fixed):
-            pool.core.override(each, Overrides(workers=3))
+            pool.core.replace_overrides(each, Overrides(workers=3))
         await turns()
         assert (entry.size, fixed.size, len(pool.runner.running)) == (3, 3, 6)
         for each in (entry, fixed):
-            pool.core.override(each)
+            pool.core.replace_overrides(each)
         await turns()
         assert (entry.size, fixed.size) == (3, 1)
-        pool.core.scale(entry, None)
+        pool.core.set_automatic_workers(entry, None)
         assert (entry.size, entry.desired.scaling) == (1, {})
 
     run(scenario())
@@ -1288,7 +1288,7 @@ def test_disabled_server_stops_until_it_is_enabled_even_if_the_files_disable_it(
     async def scenario() -> None:
         pool = OrderedCore(web(disabled=configured))
         entry = pool.core.entries["web"]
-        pool.core.override(entry, Overrides(out=True))
+        pool.core.replace_overrides(entry, Overrides(out=True))
         pool.core.enable(entry)
         await turns()
         assert (pool.states(), entry.out_of_rotation) == (
@@ -1297,12 +1297,12 @@ def test_disabled_server_stops_until_it_is_enabled_even_if_the_files_disable_it(
         )
         assert entry.desired.overrides.disabled is (False if configured else None)
         await pool.start()
-        pool.core.override(entry, replace(entry.desired.overrides, out=True))
+        pool.core.replace_overrides(entry, replace(entry.desired.overrides, out=True))
         pool.core.disable(entry)
         await turns()
         assert (pool.states(), entry.out_of_rotation) == ({"web": "disabled"}, False)
         assert entry.desired.overrides.disabled is (None if configured else True)
-        pool.core.override(entry, replace(entry.desired.overrides, out=True))
+        pool.core.replace_overrides(entry, replace(entry.desired.overrides, out=True))
         pool.core.disable(entry)
         assert not entry.out_of_rotation, "although it was disabled before"
         pool.core.start(entry)
@@ -1337,7 +1337,7 @@ def test_warning_replaces_the_one_that_it_is_instead_of() -> None:
     core = OrderedCore(web()).core
     entry = core.entries["web"]
     for warning, instead_of in (("first", ""), ("second", ""), ("third", "first"), ("fourth", "gone")):
-        core.warn(entry, warning, instead_of=instead_of)
+        core.add_command_warning(entry, warning, instead_of=instead_of)
     assert entry.observed.warnings == ["second", "third", "fourth"]
     core.clear_warnings(entry)
     assert entry.observed.warnings == []
@@ -1354,7 +1354,7 @@ def test_server_that_was_found_running_is_wanted_unless_a_command_has_stopped_it
             (Desired.REMOVED, Desired.REMOVED),
         ):
             entry.desired.state = before
-            pool.core.expect_running(entry)
+            pool.core.set_desired_running(entry)
             assert entry.desired.state is after
 
     run(scenario())
@@ -1433,7 +1433,7 @@ def test_calm_core_starts_nothing_until_a_command_selects_it() -> None:
         pool = OrderedCore(web(), web("other"))
         pool.core.calm = True
         for entry in pool.core.entries.values():
-            pool.core.expect_running(entry)
+            pool.core.set_desired_running(entry)
             pool.core.resume(entry)
         await turns()
         assert pool.runner.log == []
@@ -1693,15 +1693,15 @@ def test_reports_of_the_runner_about_lifetime_and_idleness_reach_the_server() ->
         entry = pool.core.entries["web"]
         (worker,) = entry.observed.workers.values()
         assert worker.placement is not None
-        events = CoreEvents()
+        events = RunnerEventForwarder()
         events.core = pool.core
         unknown = Placement.of("gone", 1, 0)
-        events.idle(unknown, True)
+        events.idle_changed(unknown, True)
         events.expired(unknown)
         before = entry.desired.generation
         events.expired(worker.placement)
         assert entry.desired.generation == before + 1
-        events.idle(worker.placement, True)
+        events.idle_changed(worker.placement, True)
         assert worker.idle
 
     run(scenario())
@@ -1756,9 +1756,9 @@ CHANGES: dict[str, Callable[[Core, Entry], Any]] = {
     "canary": lambda core, entry: core.begin_canary(entry, entry.config, 1),
     "remove": lambda core, entry: core.remove(entry),
     "change": lambda core, entry: core.change(entry, web(tags=["new"]), live=True),
-    "override": lambda core, entry: core.override(entry),
-    "scale": lambda core, entry: core.scale(entry, 2),
-    "expect running": lambda core, entry: core.expect_running(entry),
+    "override": lambda core, entry: core.replace_overrides(entry),
+    "scale": lambda core, entry: core.set_automatic_workers(entry, 2),
+    "expect running": lambda core, entry: core.set_desired_running(entry),
     "resume": lambda core, entry: core.resume(entry),
 }
 
@@ -1799,18 +1799,18 @@ def test_triggers_keep_their_number_of_workers_through_other_live_changes() -> N
     entry, fixed = pool.core.entries.values()
 
     async def scenario() -> None:
-        pool.core.scale(entry, 3, {"cpu": 0.9})
+        pool.core.set_automatic_workers(entry, 3, {"cpu": 0.9})
         assert entry.desired.scaling == {"cpu": 0.9}
-        pool.core.override(entry, Overrides(out=True))
+        pool.core.replace_overrides(entry, Overrides(out=True))
         assert entry.desired.automatic == 3
-        pool.core.override(entry, Overrides(workers=4))
+        pool.core.replace_overrides(entry, Overrides(workers=4))
         assert entry.desired.automatic == 3
-        pool.core.override(entry)
+        pool.core.replace_overrides(entry)
         assert entry.desired.automatic == 4
-        pool.core.scale(entry, None)
+        pool.core.set_automatic_workers(entry, None)
         assert (entry.desired.automatic, entry.desired.scaling) == (None, {})
-        pool.core.override(fixed, Overrides(workers=4))
-        pool.core.override(fixed)
+        pool.core.replace_overrides(fixed, Overrides(workers=4))
+        pool.core.replace_overrides(fixed)
         assert fixed.desired.automatic is None
 
     run(scenario())
@@ -1911,14 +1911,14 @@ def test_hook_of_a_previous_supervisor_is_followed_to_its_end() -> None:
     run(scenario())
 
 
-class RecordedTrace(Trace):
+class RecordedTrace(DecisionTrace):
     """Keeps the names of the actions of each decision."""
 
     def __init__(self) -> None:
         self.decisions: list[tuple[str, list[str], bool]] = []
         self.forgotten: list[str] = []
 
-    def decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
+    def log_decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
         self.decisions.append((name, [type(each).__name__ for each in actions], withheld))
 
     def forget(self, name: str) -> None:

@@ -21,20 +21,20 @@ from poolctl.core.decide import (
     Arm,
     Check,
     Close,
+    DecisionTrace,
     Desired,
     Disarm,
     Drain,
     EndHook,
     FallAsleep,
-    Listener,
-    Next,
+    ListenerState,
     Open,
     Phase,
     Rotate,
     RunHook,
     Spawn,
+    StepAfterExit,
     Stop,
-    Trace,
     Verdict,
     View,
     WorkerView,
@@ -54,19 +54,19 @@ def worker(generation: int = 1, index: int = 0, phase: Phase = Phase.READY) -> W
 
 def view(*workers: WorkerView, **facts: Any) -> View:
     return View(
-        **{"desired": Desired.RUN, "generation": 1, "listener": Listener.OPEN} | facts, workers=workers
+        **{"desired": Desired.RUN, "generation": 1, "listener": ListenerState.OPEN} | facts, workers=workers
     )
 
 
 IDLE = replace(worker(), idle=True)
 AWAKE_NOW: dict[str, Any] = {"sleepy": True, "called": True}
 EXAMPLES = {
-    "opens before it spawns": (view(listener=Listener.CLOSED), [Open()]),
-    "waits for the listener": (view(listener=Listener.OPENING), []),
+    "opens before it spawns": (view(listener=ListenerState.CLOSED), [Open()]),
+    "waits for the listener": (view(listener=ListenerState.OPENING), []),
     "spawns what is missing": (view(worker(index=1), count=3), [Spawn(1, 0), Spawn(1, 2)]),
     "does nothing when all is there": (view(worker(), worker(index=1), count=2), []),
     "waits for a worker that starts": (view(worker(phase=Phase.STARTING)), []),
-    "waits for its dependencies with all": (view(may_start=False, listener=Listener.CLOSED), []),
+    "waits for its dependencies with all": (view(may_start=False, listener=ListenerState.CLOSED), []),
     "spawns the replacement first": (view(worker(), generation=2), [Spawn(2, 0)]),
     "keeps the old one until the new one is ready": (
         view(worker(), worker(2, phase=Phase.STARTING), generation=2), [],
@@ -89,10 +89,10 @@ EXAMPLES = {
         view(worker(phase=Phase.STARTING), generation=2, job=True), [Spawn(2, 0)],
     ),
     "runs the hook of a start before it opens": (
-        view(listener=Listener.CLOSED, before_start_due=True), [RunHook("before_start")],
+        view(listener=ListenerState.CLOSED, before_start_due=True), [RunHook("before_start")],
     ),
     "waits for its dependencies with the hook": (
-        view(listener=Listener.CLOSED, before_start_due=True, may_start=False), [],
+        view(listener=ListenerState.CLOSED, before_start_due=True, may_start=False), [],
     ),
     "waits for the hook that runs": (view(before_start_due=True, hook="before_start"), []),
     "runs the hook of a start before it sleeps": (
@@ -105,16 +105,16 @@ EXAMPLES = {
         view(before_start_due=True, after_stop_due=True), [RunHook("after_stop")],
     ),
     "runs the hook of a stop after the last worker": (
-        view(desired=Desired.STOPPED, listener=Listener.CLOSED, after_stop_due=True), [RunHook("after_stop")],
+        view(desired=Desired.STOPPED, listener=ListenerState.CLOSED, after_stop_due=True), [RunHook("after_stop")],
     ),
     "stops the last worker first": (
         view(worker(), desired=Desired.STOPPED, after_stop_due=True), [Stop("w.1.0")],
     ),
     "ends the hook of a start that is not wanted any more": (
-        view(desired=Desired.STOPPED, listener=Listener.CLOSED, hook="before_start"), [EndHook()],
+        view(desired=Desired.STOPPED, listener=ListenerState.CLOSED, hook="before_start"), [EndHook()],
     ),
     "does not end the hook of a stop": (
-        view(desired=Desired.STOPPED, listener=Listener.CLOSED, after_stop_due=True, hook="after_stop"), [],
+        view(desired=Desired.STOPPED, listener=ListenerState.CLOSED, after_stop_due=True, hook="after_stop"), [],
     ),
     "spawns a canary next to the others": (view(worker(), canary=2, canaries=1), [Spawn(2, 0)]),
     "keeps a canary and the others": (
@@ -144,14 +144,14 @@ EXAMPLES = {
     "waits for those that depend on it": (view(worker(), desired=Desired.STOPPED, may_stop=False), []),
     "closes after the last worker": (view(desired=Desired.STOPPED), [Close()]),
     "does not close before": (view(worker(phase=Phase.STOPPING), desired=Desired.STOPPED), []),
-    "rests": (view(desired=Desired.STOPPED, listener=Listener.CLOSED), []),
+    "rests": (view(desired=Desired.STOPPED, listener=ListenerState.CLOSED), []),
     "closes what has failed": (view(desired=Desired.FAILED), [Close()]),
     "closes what is done": (view(desired=Desired.COMPLETED), [Close()]),
     "holds the listener in a backoff": (view(desired=Desired.BACKOFF), []),
     "gives the listener up in a long one": (view(desired=Desired.REFUSING), [Close()]),
     "keeps it for a worker that serves on": (view(worker(), desired=Desired.REFUSING), []),
-    "opens again after a long backoff": (view(listener=Listener.CLOSED), [Open()]),
-    "does not open while it refuses": (view(listener=Listener.CLOSED, desired=Desired.REFUSING), []),
+    "opens again after a long backoff": (view(listener=ListenerState.CLOSED), [Open()]),
+    "does not open while it refuses": (view(listener=ListenerState.CLOSED, desired=Desired.REFUSING), []),
     "watches the listener when it sleeps": (view(sleepy=True), [Arm()]),
     "sleeps while the listener is watched": (view(sleepy=True, armed=True), []),
     "stops watching when a request has woken it": (
@@ -225,7 +225,7 @@ def test_decision_on_a_view_is_the_expected_one(facts: View, actions: list[Any])
 
 def entry(*phases: Phase, desired: Desired = Desired.RUN, **keys: Any) -> Entry:
     config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:8001", "app": "any:app"} | keys)
-    made = Entry(config, DesiredState(desired), listener=ServerListener(Listener.OPEN))
+    made = Entry(config, DesiredState(desired), listener=ServerListener(ListenerState.OPEN))
     for index, phase in enumerate(phases):
         made.observed.workers[f"web.1.{index}"] = Worker(f"web.1.{index}", 1, index, config, phase)
     return made
@@ -284,27 +284,33 @@ def verdict(exit_: Exit, policy: str = "on-failure", **more: Any) -> Verdict:
 @pytest.mark.parametrize(
     ("policy", "exit_", "expected"),
     [
-        ("no", GOOD, Next.DONE), ("no", BAD, Next.FAILED), ("no", TERMINATED, Next.FAILED),
-        ("on-failure", GOOD, Next.DONE), ("on-failure", BAD, Next.RESTART), ("on-failure", KILLED, Next.RESTART),
-        ("on-failure", TERMINATED, Next.RESTART), ("on-failure", Exit(), Next.RESTART),
-        ("always", GOOD, Next.RESTART), ("always", BAD, Next.RESTART), ("always", TERMINATED, Next.RESTART),
+        ("no", GOOD, StepAfterExit.DONE), ("no", BAD, StepAfterExit.FAILED), ("no", TERMINATED, StepAfterExit.FAILED),
+        ("on-failure", GOOD, StepAfterExit.DONE), ("on-failure", BAD, StepAfterExit.RESTART),
+        ("on-failure", KILLED, StepAfterExit.RESTART),
+        ("on-failure", TERMINATED, StepAfterExit.RESTART), ("on-failure", Exit(), StepAfterExit.RESTART),
+        ("always", GOOD, StepAfterExit.RESTART), ("always", BAD, StepAfterExit.RESTART),
+        ("always", TERMINATED, StepAfterExit.RESTART),
     ],
 )  # fmt: skip
 def test_policy_decides_and_an_unrequested_signal_is_a_failure(
-    policy: str, exit_: Exit, expected: Next
+    policy: str, exit_: Exit, expected: StepAfterExit
 ) -> None:
     assert verdict(exit_, policy).next is expected
 
 
 @pytest.mark.parametrize(
     ("was_ready", "retries", "expected"),
-    [(False, False, Next.FAILED), (False, True, Next.RESTART), (True, False, Next.RESTART)],
+    [
+        (False, False, StepAfterExit.FAILED),
+        (False, True, StepAfterExit.RESTART),
+        (True, False, StepAfterExit.RESTART),
+    ],
 )
 def test_worker_that_was_never_ready_is_not_replaced_if_its_start_is_not_retried(
-    was_ready: bool, retries: bool, expected: Next
+    was_ready: bool, retries: bool, expected: StepAfterExit
 ) -> None:
     found = verdict(BAD, was_ready=was_ready, retries=retries)
-    assert (found.next, found.reason) == (expected, BAD.message if expected is Next.FAILED else "")
+    assert (found.next, found.reason) == (expected, BAD.message if expected is StepAfterExit.FAILED else "")
 
 
 def test_the_first_restart_is_at_once_if_it_had_been_ready() -> None:
@@ -324,12 +330,12 @@ def test_restarts_before_the_window_do_not_count() -> None:
     old = tuple(float(number) for number in range(10))
     assert verdict(BAD, restarts=old, now=200.0, limit=3, window=60).delay_seconds == 0
     given_up = verdict(BAD, restarts=old, now=30.0, limit=3, window=60)
-    assert given_up.next is Next.FAILED
+    assert given_up.next is StepAfterExit.FAILED
     assert given_up.reason == "exited with status 1; given up after 10 restarts in 1m"
 
 
 def test_a_limit_of_nothing_never_restarts() -> None:
-    assert verdict(BAD, limit=0).next is Next.FAILED
+    assert verdict(BAD, limit=0).next is StepAfterExit.FAILED
 
 
 @given(
@@ -341,7 +347,7 @@ def test_delays_stay_within_what_is_configured(
 ) -> None:
     policy = Restart(limit=1_000_000, backoff=Backoff(initial=0.2, max=30, factor=factor, jitter=share))
     found = judge_exit(policy, BAD, was_ready=was_ready, restarts=restarts, now=now, jitter=jitter)
-    assert found.next is Next.RESTART
+    assert found.next is StepAfterExit.RESTART
     assert 0 <= found.delay_seconds <= 30 * (1 + share)
 
 
@@ -352,14 +358,14 @@ RECOVERY = Path(__file__).parents[3] / "docs" / "recovery.md"
 
 
 def test_only_the_environment_turns_it_on() -> None:
-    assert Trace.configured({}) is None
-    assert Trace.configured({"POOLCTL_TRACE": "everything"}) is None
-    assert Trace.configured({"POOLCTL_TRACE": "decisions"}) is not None
+    assert DecisionTrace.configured({}) is None
+    assert DecisionTrace.configured({"POOLCTL_TRACE": "everything"}) is None
+    assert DecisionTrace.configured({"POOLCTL_TRACE": "decisions"}) is not None
 
 
 def test_the_documented_trace_of_a_restart_is_a_real_one(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
-        pool = OrderedCore(web("api"), trace=Trace())
+        pool = OrderedCore(web("api"), trace=DecisionTrace())
         await pool.start()
         await turns()
         caplog.clear()
@@ -382,11 +388,11 @@ def test_decisions_are_not_logged_unless_traced(caplog: pytest.LogCaptureFixture
 
 
 def test_a_decision_that_repeats_the_last_one_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    view, trace = View(Desired.RUN, 1, listener=Listener.OPENING), Trace()
+    view, trace = View(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionTrace()
     with caplog.at_level(logging.INFO, "poolctl.supervisor"):
-        trace.decision("web", view, [], withheld=False)
-        trace.decision("web", view, [], withheld=False)
-        trace.decision("web", replace(view, may_stop=False), [], withheld=True)
+        trace.log_decision("web", view, [], withheld=False)
+        trace.log_decision("web", view, [], withheld=False)
+        trace.log_decision("web", replace(view, may_stop=False), [], withheld=True)
     assert caplog.messages == [
         "decision: web: desired run, listener closed -> opening => nothing: its listener is opening",
         "decision: web: may_stop yes -> no => nothing: the supervisor does only what is ordered",
@@ -394,10 +400,10 @@ def test_a_decision_that_repeats_the_last_one_is_left_out(caplog: pytest.LogCapt
 
 
 def test_server_that_is_added_again_is_traced_from_the_beginning(caplog: pytest.LogCaptureFixture) -> None:
-    view, trace = View(Desired.RUN, 1, listener=Listener.OPENING), Trace()
+    view, trace = View(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionTrace()
     with caplog.at_level(logging.INFO, "poolctl.supervisor"):
         for _ in range(2):
-            trace.decision("web", view, [], withheld=False)
+            trace.log_decision("web", view, [], withheld=False)
             trace.forget("web")
     assert len(caplog.messages) == 2
     assert len(set(caplog.messages)) == 1
@@ -405,7 +411,7 @@ def test_server_that_is_added_again_is_traced_from_the_beginning(caplog: pytest.
 
 STARTING = (WorkerView("web.1.0", 1, 0, Phase.STARTING),)
 STOPPING = (WorkerView("web.1.0", 1, 0, Phase.STOPPING),)
-OPEN = {"listener": Listener.OPEN}
+OPEN = {"listener": ListenerState.OPEN}
 REASONS: list[tuple[View, str]] = [
     (View(Desired.STOPPED, 1), "it is stopped"),
     (View(Desired.STOPPED, 1, workers=STOPPING), "waits for the end of web.1.0"),
@@ -413,7 +419,7 @@ REASONS: list[tuple[View, str]] = [
     (View(Desired.BACKOFF, 1), "it is in backoff"),
     (View(Desired.RUN, 1, may_open=False), "its address is in use"),
     (View(Desired.RUN, 1, may_start=False), "what it depends on is not ready"),
-    (View(Desired.RUN, 1, listener=Listener.CLOSING), "its listener is closing"),
+    (View(Desired.RUN, 1, listener=ListenerState.CLOSING), "its listener is closing"),
     (View(Desired.RUN, 1, workers=STARTING, **OPEN), "waits for web.1.0 to become ready"),
     (View(Desired.RUN, 1, may_start=False, **OPEN), "what it depends on is not ready"),
     (View(Desired.RUN, 1, sleepy=True, armed=True, **OPEN), "asleep until the next request"),
@@ -434,4 +440,4 @@ def test_trace_gives_the_reason_why_nothing_is_done(view: View, reason: str) -> 
 def test_verdict_after_too_many_restarts_has_their_number() -> None:
     assert verdict(BAD, restarts=(99.0, 99.5), limit=3).restarts == 0
     given_up = verdict(BAD, restarts=(1.0, 99.0, 99.5), limit=2, window=60)
-    assert (given_up.next, given_up.restarts) == (Next.FAILED, 2)
+    assert (given_up.next, given_up.restarts) == (StepAfterExit.FAILED, 2)

@@ -25,7 +25,7 @@ from poolctl.core.decide import (
     Drain,
     EndHook,
     FallAsleep,
-    Listener,
+    ListenerState,
     Open,
     Overrides,
     Phase,
@@ -62,17 +62,17 @@ def applied(view: View, actions: list[Action]) -> View:
     for action in actions:
         match action:
             case Open():
-                assert listener is Listener.CLOSED
-                listener = Listener.OPENING
+                assert listener is ListenerState.CLOSED
+                listener = ListenerState.OPENING
             case Close():
-                assert listener is Listener.OPEN
+                assert listener is ListenerState.OPEN
                 leaves = view.desired is Desired.REMOVED or view.vacates or view.window_demand == ASLEEP
                 accepting = [each for each in view.workers if each.phase not in LEAVING or not leaves]
                 assert not accepting, "a listener outlives its workers"
                 assert not armed, "no closed listener is watched"
-                listener = Listener.CLOSING
+                listener = ListenerState.CLOSING
             case Arm():
-                assert listener is Listener.OPEN
+                assert listener is ListenerState.OPEN
                 assert not armed
                 armed = True
             case Disarm():
@@ -85,7 +85,7 @@ def applied(view: View, actions: list[Action]) -> View:
                     assert worker.idle
                     workers[worker.id] = replace(worker, phase=Phase.DRAINING)
             case Spawn(generation, index):
-                assert listener is Listener.OPEN
+                assert listener is ListenerState.OPEN
                 assert not armed, "a worker and a bell are not to compete"
                 name = f"{generation}.{index}.{len(workers)}"
                 taken = {(each.generation, each.index) for each in workers.values()}
@@ -147,7 +147,7 @@ def complete(view: View) -> bool:
 def check_step(before: View, actions: list[Action], after: View) -> None:
     """The properties of every single decision."""
     spawns = [action for action in actions if isinstance(action, Spawn)]
-    if before.vacates and before.listener is Listener.OPEN:
+    if before.vacates and before.listener is ListenerState.OPEN:
         assert not spawns
     if before.desired is not Desired.RUN or not before.may_start or before.awaits_hook:
         assert not spawns
@@ -191,7 +191,7 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
     if before.window_demand == ASLEEP:
         assert not before.desired.wanted or not any(isinstance(each, (Open, Spawn, Arm)) for each in actions)
         return
-    proceeds = before.desired is Desired.RUN and not before.vacates and before.listener is Listener.OPEN
+    proceeds = before.desired is Desired.RUN and not before.vacates and before.listener is ListenerState.OPEN
     if proceeds and before.may_start:
         waiting = before.called or before.needed or not before.sleepy or before.window_demand == AWAKE
         alone = all(worker.generation == before.generation for worker in before.workers)
@@ -205,7 +205,7 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
     if before.overlap and not before.desired.wants_no_worker and not before.vacates:
         # Never a gap: a decision takes no more away than is too many.
         assert len(serving(after)) >= min(before.count, len(serving(before)))
-    serves = before.desired is Desired.RUN and not before.vacates and before.listener is Listener.OPEN
+    serves = before.desired is Desired.RUN and not before.vacates and before.listener is ListenerState.OPEN
     if serves and complete(before):
         # Two generations are ready for no longer than a swap.
         assert {worker.generation for worker in serving(after)} == {before.generation}
@@ -247,7 +247,7 @@ views = st.builds(
     after_stop_due=seldom,
     hook=st.sampled_from(["", BEFORE_START, AFTER_STOP]),
     hook_ends=seldom,
-    listener=st.sampled_from([Listener.OPEN, Listener.OPEN, *Listener]),
+    listener=st.sampled_from([ListenerState.OPEN, ListenerState.OPEN, *ListenerState]),
     workers=st.lists(
         st.tuples(st.integers(1, 2), st.integers(0, MOST_WORKERS), phases),
         max_size=6,
@@ -300,9 +300,9 @@ def entry_of(view: View, *, armed: bool) -> Entry:
 def test_state_of_a_server_agrees_with_its_workers(view: View, armed: bool) -> None:
     entry = entry_of(view, armed=armed)
     serves, state = bool(serving(view)), State(entry.state)
-    assert entry.sleeps == entry.view(may_start=True, may_stop=True, may_open=True).sleeps
+    assert entry.should_sleep == entry.view(may_start=True, may_stop=True, may_open=True).should_sleep
     if state is State.DRAINING and not serves:
-        assert entry.asleep, "it falls asleep"
+        assert entry.is_asleep, "it falls asleep"
     else:
         assert (state in (State.RUNNING, State.DRAINING)) == (serves and not entry.wants_no_worker)
     if state in (State.RUNNING, State.DRAINING) and serves:
@@ -337,6 +337,6 @@ def test_server_falls_asleep_when_complete_idle_and_not_needed(
         workers.pop()
     view = View(
         desired=Desired.RUN, generation=1, count=count, sleepy=True, called=True, needed=needed, out=out,
-        listener=Listener.OPEN, workers=tuple(workers),
+        listener=ListenerState.OPEN, workers=tuple(workers),
     )  # fmt: skip
     assert (decide(view) == [FallAsleep()]) == (not (needed or out or busy or incomplete))

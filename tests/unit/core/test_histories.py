@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from poolctl import ServerConfig
 from poolctl.core import core
 from poolctl.core.core import Core
-from poolctl.core.decide import ASLEEP, AWAKE, LEAVING, Action, Listener, Overrides, Phase, View, decide
+from poolctl.core.decide import ASLEEP, AWAKE, LEAVING, Action, ListenerState, Overrides, Phase, View, decide
 from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
@@ -168,7 +168,7 @@ class Histories(RuleBasedStateMachine):
         state, workers = State(entry.state), entry.observed.workers.values()
         serves = any(worker.phase is Phase.READY for worker in workers)
         if state is State.DRAINING and not serves:
-            assert entry.sleeps, "it falls asleep"
+            assert entry.should_sleep, "it falls asleep"
         else:
             assert (state in (State.RUNNING, State.DRAINING)) == (serves and not entry.wants_no_worker)
         if serves and not entry.wants_no_worker:
@@ -176,10 +176,10 @@ class Histories(RuleBasedStateMachine):
         if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
             assert not workers
         if state is State.SLEEPING:
-            assert entry.window_demand == ASLEEP or entry.listener.state is Listener.OPEN
+            assert entry.window_demand == ASLEEP or entry.listener.state is ListenerState.OPEN
             assert not entry.ready
         if entry.wanted and entry.window_demand == AWAKE:
-            assert not entry.sleeps
+            assert not entry.should_sleep
         if state is State.STOPPING:
             assert entry.wants_no_worker
             assert workers or entry.cleans_up
@@ -210,7 +210,9 @@ class Histories(RuleBasedStateMachine):
     def scale_or_drain(self, name: str, workers: int, out: bool) -> None:
         if entry := self.entry(name):
             count = workers if entry.config.overlap else None
-            self.command(self.core.override, entry, Overrides(count, entry.desired.overrides.disabled, out))
+            self.command(
+                self.core.replace_overrides, entry, Overrides(count, entry.desired.overrides.disabled, out)
+            )
 
     @rule(name=servers, disabled=st.booleans())
     def disable_or_enable(self, name: str, disabled: bool) -> None:
@@ -331,20 +333,22 @@ class Histories(RuleBasedStateMachine):
         if entry.removed and not self.core.servers.may_stop(entry):
             return  # what depends on it goes on with it
         if entry.wants_no_worker:
-            assert (phases, entry.listener.state, entry.listener.bound) == (set(), Listener.CLOSED, None), (
-                entry
-            )
-        elif entry.asleep:
+            assert (phases, entry.listener.state, entry.listener.bound) == (
+                set(),
+                ListenerState.CLOSED,
+                None,
+            ), entry
+        elif entry.is_asleep:
             assert (phases, entry.state) == (set(), "sleeping")
             assert entry.listener.state is (
-                Listener.CLOSED if entry.window_demand == ASLEEP else Listener.OPEN
+                ListenerState.CLOSED if entry.window_demand == ASLEEP else ListenerState.OPEN
             )
         elif self.core.servers.may_start(entry):
             assert phases == {Phase.READY}
-            assert entry.complete
+            assert entry.is_fully_ready
             assert len(entry.observed.workers) == entry.size
             assert (entry.listener.state, entry.listener.previous_configs, entry.listener.vacates) == (
-                Listener.OPEN,
+                ListenerState.OPEN,
                 [],
                 False,
             )

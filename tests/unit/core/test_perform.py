@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.configuration_diff import certificate_ends, digests, expired_message
+from poolctl.core.configuration_diff import expired_message, read_certificate_expiry, read_file_digests
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired, Phase
 from poolctl.core.perform import (
@@ -310,7 +310,7 @@ def test_stop_during_the_import_of_an_application_places_no_worker() -> None:
             await imports.wait()
             return ""
 
-        pool.runner.prepare = prepare  # type: ignore[attr-defined]
+        pool.runner.preload_application = prepare  # type: ignore[attr-defined]
         starting = pool.begin(pool.start())
         await turns()
         assert await pool.stop() == []
@@ -328,7 +328,7 @@ def test_application_that_cannot_be_preloaded_is_served_and_reported_once() -> N
         async def prepare(*_: Any) -> str:
             return "it starts threads"
 
-        pool.runner.prepare = prepare  # type: ignore[attr-defined]
+        pool.runner.preload_application = prepare  # type: ignore[attr-defined]
         assert await pool.start() == []
         assert len(pool.runner.running) == 2
         assert pool.core.entries["web"].observed.warnings == [
@@ -888,7 +888,7 @@ def test_stacks_are_shortened_kept_by_server_and_reported_with_their_place() -> 
         assert runner.asked_for == [("web.1.0", 0.9)]
         assert [len(found.threads), *(len(each.frames) for each in found.threads)] == [20] * 21
         assert entry.observed.stacks == found
-        message = await reports.record_start_timeout(entry, worker, "is not ready within 5s")
+        message = await reports.message_with_recorded_stacks(entry, worker, "is not ready within 5s")
         assert message == "is not ready within 5s, in wait (app.py:3)"
         (event,) = events
         assert (event.event, event.server, event.worker, event.pid) == (
@@ -907,7 +907,7 @@ def test_stacks_that_cannot_be_taken_leave_the_message_as_it_is(caplog: pytest.L
             reports = StackReports(StackRunner(error), events)
             entry, worker = hanging_worker()
             assert await reports.take(entry, worker) is None
-            assert await reports.record_start_timeout(entry, worker, "hangs") == "hangs"
+            assert await reports.message_with_recorded_stacks(entry, worker, "hangs") == "hangs"
             assert events == []
             assert ("the stacks of worker web.1.0 cannot be taken" in caplog.text) == logged
         reports = StackReports(ScriptedRunner(), events)
@@ -1077,7 +1077,7 @@ def test_worker_leaves_the_rotation_and_returns_once_for_each_order() -> None:
         entry = pool.core.entries["web"]
         log_of(pool)
         for out, expected in ((True, ["out web.1.0"]), (True, []), (False, ["in web.1.0"]), (False, [])):
-            pool.core.override(entry, replace(entry.desired.overrides, out=out))
+            pool.core.replace_overrides(entry, replace(entry.desired.overrides, out=out))
             await turns()
             assert log_of(pool) == expected
             assert [each.out for each in entry.observed.workers.values()] == [out]
@@ -1162,7 +1162,7 @@ def test_application_of_a_sleeping_server_is_imported_ahead(
                 raise problem
             return problem
 
-        pool.runner.prepare = prepare  # type: ignore[attr-defined]
+        pool.runner.preload_application = prepare  # type: ignore[attr-defined]
         assert await pool.start() == []
         await turns()
         entry = pool.core.entries["web"]
@@ -1259,7 +1259,7 @@ def test_worker_of_an_earlier_supervisor_is_followed_and_replaced_when_it_dies()
         pool.core.adopt_listener(entry, entry.config)
         found = Worker(placement.id, 4, 0, entry.config, Phase.READY, placement, 1.0)
         pool.core.adopt_worker(entry, found, recorded=False)
-        pool.core.expect_running(entry)
+        pool.core.set_desired_running(entry)
         pool.core.resume(entry)
         await turns()
         assert (pool.states(), pool.runner.log) == ({"web": "running"}, [])
@@ -1434,7 +1434,7 @@ def test_expired_certificate_of_a_new_worker_is_reported(
         pool.runner.place = placed  # type: ignore[method-assign]
         await pool.start()
         entry = pool.core.entries["web"]
-        ends = certificate_ends(entry.config)
+        ends = read_certificate_expiry(entry.config)
         assert ends is not None
         (worker,) = entry.observed.workers.values()
         kept = used is not None and used > ends and days < 0
@@ -1646,14 +1646,14 @@ def test_files_in_use_are_those_of_the_last_worker_that_started(tmp_path: Path, 
         pool = OrderedCore(web(env_file=[str(variables)], workers=workers), **{f"web.2.{workers - 1}": FAILS})
         await pool.start()
         entry = pool.core.entries["web"]
-        first = digests(entry.config)
+        first = read_file_digests(entry.config)
         assert entry.observed.files == first != {}
         variables.write_text("A=2")
         assert len(await pool.restart()) == 1
         await turns()
         assert ({each[:5] for each in pool.runner.running}, entry.observed.files) == ({"web.1"}, first)
         assert await pool.restart() == []
-        assert entry.observed.files == digests(entry.config) != first
+        assert entry.observed.files == read_file_digests(entry.config) != first
 
     run(scenario())
 
@@ -1666,7 +1666,7 @@ def test_files_of_one_worker_that_fails_to_start_again_are_not_in_use(tmp_path: 
         pool = OrderedCore(web(env_file=[str(variables)], workers=2, restart=again))
         await pool.start()
         entry = pool.core.entries["web"]
-        first = digests(entry.config)
+        first = read_file_digests(entry.config)
         variables.write_text("A=2")
         pool.runner.script["web.1.1"] = FAILS
         pool.runner.end("web.1.1", KILLED)
@@ -1816,7 +1816,7 @@ def test_check_that_takes_too_long_is_a_failure_and_the_running_worker_stays() -
             async def check(_: ServerConfig) -> None:
                 await asyncio.Event().wait()
 
-            pool.runner.check = check  # type: ignore[method-assign]
+            pool.runner.check_startable = check  # type: ignore[method-assign]
             pool.core.restart(entry)
 
         loop.run_until_complete(restart())

@@ -16,10 +16,10 @@ from poolctl.core.core import Core
 from poolctl.core.decide import Desired, Overrides
 from poolctl.core.schedules import (
     asleep_until,
-    end_run,
     failed_run_message,
     moment_text,
     reason_to_skip,
+    record_run_end,
     window_text,
 )
 from poolctl.core.server_entry import DesiredState, Entry, Worker, record_of, restore
@@ -119,7 +119,7 @@ def test_server_is_put_to_sleep_when_a_window_begins_and_refuses_until_its_end(w
     assert windows.state() == ("running", "", True)
     windows.pass_time(0.5 * HOUR)
     assert windows.state() == ("sleeping", "asleep", False)
-    assert windows.entry().asleep
+    assert windows.entry().is_asleep
     assert windows.runner.armed == {}
     windows.do(windows.core.wake, windows.entry())
     windows.do(windows.core.restart, windows.entry())
@@ -178,9 +178,9 @@ def test_dependency_is_woken_with_the_server_that_a_window_wakes(windows: Window
 def test_number_of_workers_that_was_ordered_overrides_windows(windows: WindowStage) -> None:
     windows.begin(sleepy(asleep="* * * * *"))
     assert windows.state() == ("sleeping", "asleep", False)
-    windows.do(windows.core.override, windows.entry(), Overrides(workers=1))
+    windows.do(windows.core.replace_overrides, windows.entry(), Overrides(workers=1))
     assert windows.state() == ("running", "", True)
-    windows.do(windows.core.override, windows.entry())
+    windows.do(windows.core.replace_overrides, windows.entry())
     assert windows.state() == ("sleeping", "asleep", False)
 
 
@@ -611,7 +611,7 @@ def test_failed_last_run_is_described_until_a_run_succeeds_or_the_schedule_ends(
     entry = Entry(job(), DesiredState(Desired.SCHEDULED))
     assert failed_run_message(entry) == ""
     entry.schedule.run_since = BEGIN
-    end_run(entry, Exit.from_status(3), BEGIN + MINUTE)
+    record_run_end(entry, Exit.from_status(3), BEGIN + MINUTE)
     text = f"its last run failed ({moment_text(BEGIN)}): exited with status 3"
     assert failed_run_message(entry) == text
     assert (entry.schedule.last_run["started_at"], entry.schedule.last_run["ended_at"]) == (
@@ -621,6 +621,6 @@ def test_failed_last_run_is_described_until_a_run_succeeds_or_the_schedule_ends(
     entry.desired.state = Desired.STOPPED
     assert failed_run_message(entry) == ""
     entry.desired.state = Desired.SCHEDULED
-    end_run(entry, Exit.from_status(3), BEGIN, stopped=True)
+    record_run_end(entry, Exit.from_status(3), BEGIN, stopped=True)
     assert failed_run_message(entry) == ""
     assert (entry.schedule.last_run["started_at"], entry.schedule.run_since) == (BEGIN, 0.0)

@@ -20,7 +20,7 @@ from poolctl.core.decide import (
     AWAKE,
     Desired,
     ImpossibleChange,
-    Listener,
+    ListenerState,
     Overrides,
     Phase,
     View,
@@ -161,7 +161,7 @@ def changes(source: str) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr in MUTATORS:
                 targets = [node.func.value]
-            elif node.func.attr in ("set_desired", "next_generation"):
+            elif node.func.attr in ("set_desired", "begin_generation"):
                 yield node.lineno, ast.unparse(node.func)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
             yield node.lineno, ast.unparse(node)
@@ -282,7 +282,7 @@ def test_server_without_a_worker_is_missing_unless_it_was_stopped(
     server = entry(desired)
     assert (server.is_missing, server.health) == (missing, health)
     assert not server.ready
-    assert not server.answers
+    assert not server.is_responsive
 
 
 def test_completed_job_is_ready_and_a_completed_server_is_not() -> None:
@@ -291,7 +291,7 @@ def test_completed_job_is_ready_and_a_completed_server_is_not() -> None:
     for each in (job, server):
         each.desired.state = Desired.COMPLETED
     assert (job.ready, job.is_missing, job.health) == (True, False, Status.OK)
-    assert (server.ready, server.answers) == (False, False)
+    assert (server.ready, server.is_responsive) == (False, False)
     assert job.at_rest
 
 
@@ -521,7 +521,7 @@ def test_server_with_scale_min_0_sleeps_unless_something_wakes_it(cause: str, sl
     server.listener.can_watch = cause != "a runner that cannot watch"
     if cause.endswith("worker"):
         add_worker(server, Phase.STOPPING if "leaving" in cause else Phase.STARTING)
-    assert (server.sleeps, server.asleep) == (sleeps, sleeps)
+    assert (server.should_sleep, server.is_asleep) == (sleeps, sleeps)
     assert server.settled is sleeps
     assert server.is_missing is not sleeps
     if sleeps:
@@ -530,12 +530,12 @@ def test_server_with_scale_min_0_sleeps_unless_something_wakes_it(cause: str, sl
 
 def test_server_falls_asleep_once_its_listener_is_watched_or_a_window_keeps_it_asleep() -> None:
     server = entry(Desired.RUN, **SLEEPER)
-    assert (server.sleeps, server.asleep, server.state) == (True, False, "starting")
+    assert (server.should_sleep, server.is_asleep, server.state) == (True, False, "starting")
     server.observed.window = Period(ASLEEP, None)
-    assert (server.window_demand, server.asleep, server.state) == (ASLEEP, True, "sleeping")
+    assert (server.window_demand, server.is_asleep, server.state) == (ASLEEP, True, "sleeping")
     always = entry(Desired.RUN)
     always.observed.window = Period(ASLEEP, None)
-    assert (always.window_demand, always.sleeps) == ("", False)
+    assert (always.window_demand, always.should_sleep) == ("", False)
 
 
 @pytest.mark.parametrize(
@@ -555,7 +555,7 @@ def test_server_answers_with_a_ready_worker_that_is_not_ko(
     server = entry(Desired.RUN, **PROBED)
     server.desired.overrides = Overrides(out=out)
     add_worker(server, health=health, stuck=stuck)
-    assert (server.answers, server.ready, server.health) == (answers, ready, status)
+    assert (server.is_responsive, server.ready, server.health) == (answers, ready, status)
     assert server.is_missing is not ready
 
 
@@ -564,17 +564,22 @@ def test_health_is_warn_while_workers_differ_and_ok_without_probes() -> None:
     add_worker(server, health=Status.OK)
     add_worker(server, index=1, health=Status.KO)
     add_worker(server, Phase.STARTING, index=2, health=Status.KO)
-    assert (server.health, server.answers) == (Status.WARN, True)
+    assert (server.health, server.is_responsive) == (Status.WARN, True)
     plain = entry(Desired.RUN)
     add_worker(plain, health=Status.KO)
-    assert (plain.health, plain.answers) == (Status.OK, True)
+    assert (plain.health, plain.is_responsive) == (Status.OK, True)
     plain.observed.workers["web.1.0"].stuck = True
-    assert (plain.health, plain.answers) == (Status.KO, False)
+    assert (plain.health, plain.is_responsive) == (Status.KO, False)
 
 
 def test_failed_run_is_a_warning_about_a_server_with_a_schedule() -> None:
     server = entry(Desired.SCHEDULED, **SCHEDULED)
-    assert (server.health, server.answers, server.ready, server.complete) == (Status.OK, True, True, True)
+    assert (server.health, server.is_responsive, server.ready, server.is_fully_ready) == (
+        Status.OK,
+        True,
+        True,
+        True,
+    )
     server.schedule.last_run = {"result": "failed"}
     assert server.health is Status.WARN
     assert not server.at_rest
@@ -586,29 +591,29 @@ def test_server_is_complete_when_every_worker_of_its_generation_is_ready_and_no_
     old = add_worker(server)
     add_worker(server, generation=2)
     starting = add_worker(server, Phase.STARTING, index=1, generation=2)
-    assert not server.complete
+    assert not server.is_fully_ready
     starting.phase = Phase.READY
-    assert server.complete
+    assert server.is_fully_ready
     old.phase = Phase.DRAINING
-    assert not server.complete
+    assert not server.is_fully_ready
     old.stopped_accepting = True
-    assert server.complete
+    assert server.is_fully_ready
     assert server.has_serving_generation
     server.desired.generation = 3
-    assert not server.complete
+    assert not server.is_fully_ready
     assert not server.has_serving_generation
-    assert not entry(Desired.STOPPED).complete
-    assert not entry(Desired.COMPLETED).complete
-    assert entry(Desired.COMPLETED, **JOB).complete
+    assert not entry(Desired.STOPPED).is_fully_ready
+    assert not entry(Desired.COMPLETED).is_fully_ready
+    assert entry(Desired.COMPLETED, **JOB).is_fully_ready
 
 
 def test_server_stops_until_it_is_at_rest_or_a_worker_cannot_be_ended() -> None:
     server = entry(Desired.STOPPED)
     assert (server.at_rest, server.is_stopping) == (True, False)
     for state, before, releasing in (
-        (Listener.OPEN, [], []),
-        (Listener.CLOSED, [server.config], []),
-        (Listener.CLOSED, [], [server.config]),
+        (ListenerState.OPEN, [], []),
+        (ListenerState.CLOSED, [server.config], []),
+        (ListenerState.CLOSED, [], [server.config]),
     ):
         server.listener.state = state
         server.listener.previous_configs, server.listener.releasing = list(before), list(releasing)
@@ -649,15 +654,15 @@ def test_canary_has_an_address_of_its_own_until_that_is_closed() -> None:
     other = ServerConfig(name="web", bind=":2", app="a:other")
     canary = Canary(generation=2, count=1, config=other, code_since=0.0, promoted=other)
     server.desired.canary = canary
-    assert server.config_apart is None
+    assert server.separate_canary_config is None
     canary.is_apart = True
-    assert server.config_apart is other
+    assert server.separate_canary_config is other
     assert server.view(may_start=True, may_stop=True, may_open=True).apart
     server.desired.canary, server.listener.withdrawn = None, canary
-    assert server.config_apart is None
+    assert server.separate_canary_config is None
     for addresses in (server.listener.previous_configs, server.listener.releasing):
         addresses.append(other)
-        assert server.config_apart is other
+        assert server.separate_canary_config is other
         addresses.clear()
 
 
@@ -670,7 +675,11 @@ def test_view_has_the_facts_of_the_entry() -> None:
     server.observed.feasible = server.desired.generation = 2
     server.observed.called = server.observed.needed = server.observed.checking = True
     server.observed.window = Period(AWAKE, None)
-    server.listener.state, server.listener.armed, server.listener.vacates = Listener.OPEN, server.config, True
+    server.listener.state, server.listener.armed, server.listener.vacates = (
+        ListenerState.OPEN,
+        server.config,
+        True,
+    )
     server.hooks.before_start_due = server.hooks.after_stop_due = True
     server.hooks.running = RunningHook("after_stop", ends=True)
     canary = Canary(3, 2, server.config, code_since=0.0, promoted=server.config, is_apart=True)
@@ -681,7 +690,7 @@ def test_view_has_the_facts_of_the_entry() -> None:
         Desired.RUN, 2, canary=3, canaries=2, apart=True, checking=True, may_start=False, may_open=False,
         vacates=True, abandoned=("127.0.0.1:1",), out=True, sleepy=True, called=True, needed=True, window_demand=AWAKE,
         armed=True, before_start_due=True, after_stop_due=True, hook="after_stop", hook_ends=True,
-        listener=Listener.OPEN,
+        listener=ListenerState.OPEN,
         workers=(WorkerView("web.2.5", 2, 5, Phase.READY, idle=True, stuck=True, ko=True),),
     )  # fmt: skip
     canary.failure = "exited with status 1"
@@ -690,16 +699,16 @@ def test_view_has_the_facts_of_the_entry() -> None:
 
 def test_start_hook_is_due_unless_the_server_keeps_running() -> None:
     server = entry(hooks=HOOKS)
-    server.prepare_hooks_for_start()
+    server.schedule_start_hook()
     assert server.hooks.before_start_due
     running = entry(Desired.RUN, hooks=HOOKS)
     add_worker(running)
     running.hooks.after_stop_due = True
-    running.prepare_hooks_for_start()
+    running.schedule_start_hook()
     assert (running.hooks.before_start_due, running.hooks.after_stop_due) == (False, False)
     for hooks in ({}, {"hooks": {"after_stop": ["true"]}}):
         without = entry(**hooks)
-        without.prepare_hooks_for_start()
+        without.schedule_start_hook()
         assert not without.hooks.before_start_due
 
 
@@ -739,12 +748,12 @@ def test_worker_that_leaves_keeps_its_name_from_further_workers() -> None:
     ):
         server = entry(Desired.RUN)
         add_worker(server, phase)
-        server.skip_leaving_generation()
+        server.begin_generation_if_leaving()
         assert server.desired.generation == generation
     server = entry(Desired.RUN)
     server.desired.generation = server.desired.newest = 2
     add_worker(server, Phase.STOPPING)
-    server.skip_leaving_generation()
+    server.begin_generation_if_leaving()
     assert server.desired.generation == 2
 
 
@@ -783,7 +792,7 @@ def test_server_without_a_record_waits_for_its_dependencies() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
         for name in ("api", "db"):
-            pool.core.expect_running(pool.core.entries[name])
+            pool.core.set_desired_running(pool.core.entries[name])
             pool.core.resume(pool.core.entries[name])
             await turns()
             assert [line for line in pool.runner.log if line.startswith("place")] == (

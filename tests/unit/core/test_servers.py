@@ -174,7 +174,7 @@ def test_dependent_waits_for_a_hung_server_out_of_rotation_and_starts_when_it_an
         pool.begin(pool.start("api"))
         await turns()
         assert pool.states() == {"db": "running", "api": "starting"}
-        pool.core.override(db, Overrides(out=True))
+        pool.core.replace_overrides(db, Overrides(out=True))
         await turns()
         assert pool.states() == {"db": "draining", "api": "starting"}
         assert not pool.core.servers.may_start(pool.core.entries["api"]), "a hung server answers no dependent"
@@ -445,8 +445,8 @@ def test_a_batch_takes_some_in_the_order_of_their_change_each_once() -> None:
     queue = Workqueue()
     queue.add_all(many := entries(BATCH + 2))
     queue.add(many[0])
-    assert names(list(queue.batch())) == names(many[:BATCH])
-    assert names(list(queue.batch())) == names(many[BATCH:])
+    assert names(list(queue.take_batch())) == names(many[:BATCH])
+    assert names(list(queue.take_batch())) == names(many[BATCH:])
     assert not queue
 
 
@@ -454,7 +454,7 @@ def test_server_with_a_finished_action_is_decided_on_before_one_that_has_not_beg
     queue = Workqueue()
     queue.add_all(many := entries(4))
     queue.add(many[3], progressed=True)
-    assert names(list(queue.batch())) == ["s0", "s3", "s1", "s2"]
+    assert names(list(queue.take_batch())) == ["s0", "s3", "s1", "s2"]
 
 
 def test_server_that_is_queued_twice_is_decided_on_once() -> None:
@@ -462,7 +462,7 @@ def test_server_that_is_queued_twice_is_decided_on_once() -> None:
     queue.add_all(many := entries(3))
     for each in many:
         queue.add(each, progressed=True)
-    assert sorted(names(list(queue.batch()))) == ["s0", "s1", "s2"]
+    assert sorted(names(list(queue.take_batch()))) == ["s0", "s1", "s2"]
 
 
 def test_none_is_passed_over_for_ever() -> None:
@@ -472,7 +472,7 @@ def test_none_is_passed_over_for_ever() -> None:
     queue.add(patient)
     turns = []
     while patient not in [entry for turn in turns for entry in turn] and len(turns) < 100:
-        turns.append(list(queue.batch()))
+        turns.append(list(queue.take_batch()))
         for entry in restless:
             queue.add(entry, progressed=True)
     assert len(turns) <= len(restless) + 1
@@ -483,7 +483,7 @@ def test_server_queued_during_a_batch_may_be_part_of_it() -> None:
     first, second = entries(2)
     queue.add(first)
     seen = []
-    for entry in queue.batch():
+    for entry in queue.take_batch():
         seen.append(entry)
         if entry is first:
             queue.add(second)
@@ -577,10 +577,10 @@ def test_servers_that_were_stopped_with_disabled_ones_start_with_the_last_of_the
     assert entries["api"].desired.stopped_with == ["db"]
     servers.note_stopped_with({"api": ["db"]}, [entries["cache"]])
     entries["db"].desired.overrides = Overrides()
-    assert servers.stopped_with([entries["db"]]) == [], "the cache is still disabled"
+    assert servers.restartable_with([entries["db"]]) == [], "the cache is still disabled"
     entries["cache"].desired.overrides = Overrides()
-    assert [entry.name for entry in servers.stopped_with([entries["cache"]])] == ["api", "site"]
-    assert servers.stopped_with([entries["site"]]) == []
+    assert [entry.name for entry in servers.restartable_with([entries["cache"]])] == ["api", "site"]
+    assert servers.restartable_with([entries["site"]]) == []
 
 
 def test_dependency_that_is_to_start_again_after_a_stop_is_awaited() -> None:
@@ -655,7 +655,7 @@ def test_removed_server_is_listed_until_it_is_forgotten() -> None:
         pool = OrderedCore(web())
         await pool.start()
         servers, entry = pool.core.servers, pool.core.entries["web"]
-        servers.remove(entry)
+        servers.mark_removed(entry)
         assert (entry.removed, servers.removed) == (True, {"web": entry})
         pool.core.remove(entry)
         await turns(40)
@@ -738,7 +738,7 @@ def test_server_waits_for_an_overlapping_listener_that_was_adopted_and_is_to_be_
         placement = await pool.runner.place(before, 1, 0)
         pool.core.adopt_worker(a, Worker(placement.id, 1, 0, before, Phase.READY, placement, 1.0))
         pool.core.adopt_listener(a, before)
-        pool.core.expect_running(a)
+        pool.core.set_desired_running(a)
         pool.core.start(b)
         await turns(40)
         assert "open b" not in pool.runner.log

@@ -6,20 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.http.client_report import ClientReport, is_client_field
+from poolctl.http.client_report import ForwardedHeaders, is_client_field
 
 NOT_A_HOST = b'a.test";for=1.1.1.1'
 
 
-def report(peer: str = "192.0.2.1", scheme: str = "http", *, trusted: bool = False) -> ClientReport:
-    return ClientReport(peer, scheme, trusted=trusted)
+def report(peer: str = "192.0.2.1", scheme: str = "http", *, trusted: bool = False) -> ForwardedHeaders:
+    return ForwardedHeaders(peer, scheme, trusted=trusted)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_host_that_is_none_cannot_add_to_forwarded(trusted: bool) -> None:
-    found = dict(report(trusted=trusted).apply_to([(b"host", b"a.test")]))
+    found = dict(report(trusted=trusted).with_forwarded_fields([(b"host", b"a.test")]))
     assert found[b"forwarded"] == b'for=192.0.2.1;proto=http;host="a.test"'
-    found = dict(report(trusted=trusted).apply_to([(b"host", NOT_A_HOST)]))
+    found = dict(report(trusted=trusted).with_forwarded_fields([(b"host", NOT_A_HOST)]))
     assert found[b"forwarded"] == b"for=192.0.2.1;proto=http"
     assert b"x-forwarded-host" not in found
 
@@ -33,7 +33,7 @@ def test_host_that_is_none_cannot_add_to_forwarded(trusted: bool) -> None:
     ],
 )
 def test_peers_of_every_kind_are_reported(peer: str, element: bytes, hops: list[bytes]) -> None:
-    found = report(peer, "https").apply_to([])
+    found = report(peer, "https").with_forwarded_fields([])
     assert found[-1] == (b"forwarded", element)
     assert [value for name, value in found if name == b"x-forwarded-for"] == hops
 
@@ -68,23 +68,23 @@ def test_peers_of_every_kind_are_reported(peer: str, element: bytes, hops: list[
 def test_trusted_report_is_extended_and_missing_fields_are_added(
     headers: list[tuple[bytes, bytes]], reported: dict[bytes, bytes]
 ) -> None:
-    found = report(trusted=True).apply_to(headers)
+    found = report(trusted=True).with_forwarded_fields(headers)
     assert found[:2] == [(b"host", b"a.test"), (b"accept", b"*/*")]
     assert dict(found[2:]) == reported
-    untrusted = report().apply_to(headers)
+    untrusted = report().with_forwarded_fields(headers)
     assert dict(untrusted[2:])[b"x-forwarded-for"] == b"192.0.2.1"
 
 
 def test_trusted_client_of_a_unix_socket_adds_no_hop() -> None:
     headers = [(b"host", b"a.test"), (b"x-forwarded-for", b"1.1.1.1")]
-    assert dict(report("", trusted=True).apply_to(headers))[b"x-forwarded-for"] == b"1.1.1.1"
+    assert dict(report("", trusted=True).with_forwarded_fields(headers))[b"x-forwarded-for"] == b"1.1.1.1"
 
 
 def test_report_of_one_request_is_no_part_of_the_next() -> None:
     client = report()
-    first = client.apply_to([(b"host", b"a.test")])
+    first = client.with_forwarded_fields([(b"host", b"a.test")])
     first.append((b"x", b"y"))
-    assert (b"x", b"y") not in client.apply_to([(b"host", b"a.test")])
+    assert (b"x", b"y") not in client.with_forwarded_fields([(b"host", b"a.test")])
 
 
 @given(st.lists(st.sampled_from("xX-_forwardedFORWARDEDrealpoctl~.1")).map("".join), st.booleans())

@@ -53,7 +53,7 @@ def read_response(cut: list[bytes], case: ResponseCase) -> tuple[int, bytes, boo
                 return reader.status, reader.body, reader.reusable and not more, True
         except BadMessage:
             return 0, b"", False, True
-    whole = reader.end()
+    whole = reader.record_disconnect()
     return reader.status, reader.body, reader.reusable, whole
 
 

@@ -70,7 +70,7 @@ class Handler:
                 response.write(bytes(2_000_000))
             with open(os.devnull) as file:  # noqa: ASYNC230
                 try:
-                    response.attach(request.sock, file.fileno(), b"here")
+                    response.send_with_descriptor(request.sock, file.fileno(), b"here")
                 except ClientGone as error:
                     self.failures.append(str(error))
                     raise

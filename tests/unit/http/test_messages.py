@@ -762,7 +762,7 @@ def test_response_is_read_to_its_end_and_says_whether_the_connection_can_be_used
         for at in range(0, len(data), step):
             reader.feed(data[at : at + step])
         assert reader.body == body
-        assert reader.end() is complete_at_end
+        assert reader.record_disconnect() is complete_at_end
         assert reader.reusable is reusable
         assert reader.head is not None
         assert (reader.status, reader.head.length) == (reader.head.status, length)

@@ -352,7 +352,7 @@ def test_connection_is_restored_from_its_message_and_descriptors(pair: Pair) -> 
     with client, connection_handover.Connection(fileno=accepted.detach()) as kept:
         kept.until, kept.asked = 12.5, True
         kept.routed = connection_handover.Routed("users", 7, received=b"GET / HTTP/1.1\r\n")
-        fields, (fd, *others) = kept.message()
+        fields, (fd, *others) = kept.to_message()
         assert (fd, others) == (kept.fileno(), [])
         with connection_handover.from_message(fields, [os.dup(fd)]) as restored:
             assert (restored.until, restored.asked, restored.routed) == (12.5, True, kept.routed)

@@ -36,7 +36,7 @@ from poolctl.keeper.keeper import (
     Store,
     SupervisorProcess,
     execute_next,
-    fill,
+    fill_and_find_supervisor,
     restore,
 )
 from poolctl.keeper.reap import Reaper
@@ -84,7 +84,7 @@ class Stored(RuleBasedStateMachine):
     @rule(name=NAMES)
     def note(self, name: str) -> None:
         self.number += 1
-        self.store.note(name, self.number)
+        self.store.replace_meta(name, self.number)
         if name in self.model:
             self.model[name] = (self.number, self.model[name][1])
 
@@ -133,7 +133,7 @@ def stopped() -> Iterator[subprocess.Popen[bytes]]:
 def watch(donor: Donor, until: float) -> None:
     """Look whenever it is due, as a keeper does that runs all the time."""
     while donor.due <= until:
-        donor.check(donor.due)
+        donor.ping_or_kill(donor.due)
 
 
 def test_silent_donor_is_continued_and_then_killed(
@@ -142,7 +142,7 @@ def test_silent_donor_is_continued_and_then_killed(
     ours, theirs = wire.pair()
     with ours, theirs:
         donor = Donor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
-        donor.check(0.0, early=True)
+        donor.ping_or_kill(0.0, early=True)
         assert wire.receive(theirs) == ({"event": "ping"}, [])
         watch(donor, SILENT_SECONDS / 10)
         assert stat(stopped.pid).state == "T"
@@ -168,8 +168,8 @@ def test_pause_of_the_keeper_does_not_count_as_silence_of_the_donor(stopped: sub
     ours, theirs = wire.pair()
     with ours, theirs:
         donor = Donor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
-        donor.check(0.0, early=True)
-        donor.check(1000.0)
+        donor.ping_or_kill(0.0, early=True)
+        donor.ping_or_kill(1000.0)
         assert stat(stopped.pid).state == "T"
 
 
@@ -181,7 +181,7 @@ def test_process_that_is_not_known_to_be_the_donor_gets_no_signal(
     with ours, theirs:
         donor = Donor(ours, {"pid": stopped.pid, "start": start}, 0.0)
         watch(donor, 3 * SILENT_SECONDS)
-        donor.check(3 * SILENT_SECONDS)
+        donor.ping_or_kill(3 * SILENT_SECONDS)
         assert stat(stopped.pid).state == "T"
 
 
@@ -264,10 +264,10 @@ def test_supervisor_is_pinged_and_killed_if_it_does_not_answer(tmp_path: Path) -
         assert received(theirs) == [(hello, 0)]
         keeper._watchdog.received(began)
         while keeper._watchdog.due < began + PING_SECONDS + SILENT_SECONDS + 1:
-            keeper._check_watchdog(keeper._watchdog.due)
+            keeper._ping_or_kill_supervisor(keeper._watchdog.due)
         assert received(theirs) == [({"event": "ping"}, 0)]
         assert process.wait(60) == -signal.SIGKILL
-    keeper._detach()
+    keeper._close_client()
     keeper.reaper.watcher.close()
 
 
@@ -305,25 +305,25 @@ def shutdown(directory: Path) -> Shutdown:
 
 def test_supervisor_that_does_not_confirm_a_shutdown_is_not_waited_for(tmp_path: Path) -> None:
     end = shutdown(tmp_path)
-    assert not end.check(1e9, 0)
+    assert not end.enforce_time_limits(1e9, 0)
     end.begin(100.0)
-    assert not end.check(100.0 + ANSWER_SECONDS - 1, 0)
+    assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS - 1, 0)
     assert not end.alone
-    assert not end.check(100.0 + ANSWER_SECONDS, 0)
+    assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS, 0)
     assert end.alone
     assert end.due == 100.0 + ANSWER_SECONDS + ALONE_SECONDS
-    assert end.check(100.0 + ANSWER_SECONDS, 0), "nobody is there"
+    assert end.enforce_time_limits(100.0 + ANSWER_SECONDS, 0), "nobody is there"
 
 
 def test_supervisor_that_confirms_a_shutdown_gets_the_time_of_its_servers(tmp_path: Path) -> None:
     for said, limit in ((0.0, STOP_SECONDS), (1.0, STOP_SECONDS), (90.0, 90.0)):
         end = shutdown(tmp_path)
         end.begin(100.0)
-        end.confirm(said)
-        assert not end.check(100.0 + ANSWER_SECONDS + limit - 1, 0)
+        end.extend_deadline(said)
+        assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS + limit - 1, 0)
         assert not end.alone
-        end.confirm(said)  # a successor of the first, which has died at it
-        end.check(100.0 + ANSWER_SECONDS + limit, 0)
+        end.extend_deadline(said)  # a successor of the first, which has died at it
+        end.enforce_time_limits(100.0 + ANSWER_SECONDS + limit, 0)
         assert end.alone
 
 
@@ -337,7 +337,7 @@ def test_keeper_that_stops_the_pool_alone_asks_each_worker_with_its_own_signal(t
             )
             end = Shutdown(store, Reaper(), str(tmp_path))
             end.begin(100.0)
-            assert not end.check(100.0 + ANSWER_SECONDS, supervisor.pid)
+            assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS, supervisor.pid)
             assert worker.wait(60) == -signal.SIGQUIT
             assert supervisor.wait(60) == -signal.SIGKILL
         finally:
@@ -352,14 +352,14 @@ def test_keeper_that_stops_the_pool_alone_waits_for_its_workers_but_not_for_ever
             store.put("worker:web.1.0", {"pid": worker.pid, "stop_signal": signal.SIGCONT}, [])
             end = Shutdown(store, Reaper(), str(tmp_path))
             end.begin(100.0)
-            assert not end.check(100.0 + ANSWER_SECONDS, 0)
-            assert not end.check(100.0 + ANSWER_SECONDS + ALONE_SECONDS - 1, 0)
+            assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS, 0)
+            assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS + ALONE_SECONDS - 1, 0)
             if ends:
                 worker.kill()
                 worker.wait(60)
-                assert end.check(100.0 + ANSWER_SECONDS + 1, 0)
+                assert end.enforce_time_limits(100.0 + ANSWER_SECONDS + 1, 0)
             else:
-                assert end.check(100.0 + ANSWER_SECONDS + ALONE_SECONDS, 0)
+                assert end.enforce_time_limits(100.0 + ANSWER_SECONDS + ALONE_SECONDS, 0)
                 worker.kill()
 
 
@@ -368,18 +368,18 @@ def test_shutdown_of_a_pool_without_workers_needs_no_second_limit(tmp_path: Path
     end.begin(100.0)
     end.begin(200.0)
     assert end.due == 100.0 + ANSWER_SECONDS
-    assert end.check(100.0 + ANSWER_SECONDS, 0)
+    assert end.enforce_time_limits(100.0 + ANSWER_SECONDS, 0)
     assert not end.alone
 
 
 def test_confirmation_of_a_shutdown_that_nobody_requested_is_ignored(tmp_path: Path) -> None:
     end = shutdown(tmp_path)
-    end.confirm(90.0)
+    end.extend_deadline(90.0)
     assert not end.begun
     assert end.due is None
     end.alone = True
     end.begin(100.0)
-    end.confirm(90.0)
+    end.extend_deadline(90.0)
     assert end.due == 100.0 + ANSWER_SECONDS, "too late"
 
 
@@ -394,7 +394,7 @@ def test_desired_state_is_removed_with_a_pool_that_was_ended(
     if begun:
         end.begin(100.0)
     end.last = last
-    end.finish()
+    end.kill_and_clear()
     assert (tmp_path / pool_files.DESIRED).exists() is kept
 
 
@@ -472,7 +472,7 @@ def test_store_holds_what_the_command_opened_and_started_before_the_keeper_ran()
         "begun": ["zygote /bin/python", "logger", "supervisor"], "pids": [os.getpid(), os.getppid(), 17],
     }  # fmt: skip
     try:
-        assert fill(store, plan) == (17, supervisor)
+        assert fill_and_find_supervisor(store, plan) == (17, supervisor)
         of_zygote = {"without": ["SECRET"], "pid": os.getpid(), "start": process_start(os.getpid())}
         assert store.rows() == [
             ("control", None, [control]),
@@ -491,7 +491,12 @@ def test_link_of_a_helper_that_could_not_be_started_is_closed() -> None:
     store = Store()
     control, link = planned(2)
     try:
-        assert fill(store, {"control": control, "inherited": [], "begun": ["logger"], "pids": [0]}) is None
+        assert (
+            fill_and_find_supervisor(
+                store, {"control": control, "inherited": [], "begun": ["logger"], "pids": [0]}
+            )
+            is None
+        )
         assert store.rows() == [("control", None, [control])]
         assert not is_open(link)
     finally:

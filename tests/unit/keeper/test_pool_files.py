@@ -41,7 +41,7 @@ def test_sweep_removes_only_sockets_that_no_process_has_open(tmp_path: Path) -> 
     bound, waiting = rendezvous.bind(str(tmp_path), pool_files.WORKER)
     sock, path = listening(tmp_path)
     with sock, bound:
-        pool_files.sweep(str(tmp_path))
+        pool_files.remove_stale_sockets(str(tmp_path))
         assert sorted(map(str, tmp_path.iterdir())) == sorted([path, waiting, str(tmp_path / "wanted.json")])
 
 
@@ -91,13 +91,13 @@ def test_sweep_removes_the_sockets_of_every_kind_of_process_and_no_other_file(tm
     for kind in (pool_files.WORKER, pool_files.LOGGER, pool_files.GATEWAY, "x"):
         rendezvous.bind(str(tmp_path), kind)[0].close()
     (tmp_path / "control.sock").touch()
-    pool_files.sweep(str(tmp_path))
+    pool_files.remove_stale_sockets(str(tmp_path))
     assert sorted(path.name.partition(".")[0] for path in tmp_path.iterdir()) == ["control", "x"]
 
 
 def test_directory_that_is_missing_holds_no_socket(tmp_path: Path) -> None:
     assert pool_files.find_listeners(str(tmp_path / "gone"), pool_files.WORKER) == []
-    pool_files.sweep(str(tmp_path / "gone"))
+    pool_files.remove_stale_sockets(str(tmp_path / "gone"))
 
 
 def test_every_socket_counts_as_open_when_the_kernels_table_cannot_be_read(
@@ -106,7 +106,7 @@ def test_every_socket_counts_as_open_when_the_kernels_table_cannot_be_read(
     sock, path = rendezvous.bind(str(tmp_path), pool_files.WORKER)
     sock.close()
     monkeypatch.setattr(pool_files, "_SOCKET_TABLE", str(tmp_path / "gone"))
-    pool_files.sweep(str(tmp_path))
+    pool_files.remove_stale_sockets(str(tmp_path))
     assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == [path]
 
 

@@ -25,7 +25,7 @@ def test_directory_that_has_vanished_is_made_again_for_its_owner_alone(tmp_path:
     sock, path = rendezvous.bind(str(tmp_path / "gone"), pool_files.WORKER)
     sock.close()
     assert (tmp_path / "gone").stat().st_mode & 0o777 == 0o700
-    pool_files.forget(path)
+    pool_files.unlink_quietly(path)
     assert list((tmp_path / "gone").iterdir()) == []
 
 
@@ -45,7 +45,7 @@ def test_sockets_are_asked_at_once_and_silent_ones_cost_one_deadline(tmp_path: P
         ours.send(b"{" if sock is rude else b'{"n":%d}' % number)
         connections.append(ours)
     began = time.monotonic()
-    asked = rendezvous.ask(str(tmp_path), pool_files.WORKER, 1.0)
+    asked = rendezvous.connect_to_all(str(tmp_path), pool_files.WORKER, 1.0)
     assert time.monotonic() - began < 20 * 1.0
     assert [answer for _, answer in asked] == [None] * 24
     connections += [sock for sock, _ in asked]
@@ -73,7 +73,7 @@ def test_answer_of_each_process_is_received_and_an_invalid_one_is_empty(tmp_path
     with ThreadPoolExecutor() as threads:
         for (listener, _), data in zip(listeners, said, strict=True):
             threads.submit(speak, listener, data)
-        asked = rendezvous.ask(str(tmp_path), pool_files.WORKER, 60.0)
+        asked = rendezvous.connect_to_all(str(tmp_path), pool_files.WORKER, 60.0)
     expected = {path: answer for (_, path), answer in zip(listeners, said.values(), strict=True)}
     assert {sock.getpeername(): answer for sock, answer in asked} == expected
     for sock, _ in asked:

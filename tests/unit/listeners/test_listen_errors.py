@@ -112,7 +112,7 @@ def test_search_ends_in_time_with_partial_results(monkeypatch: pytest.MonkeyPatc
 
     sockets = listen_errors._sockets
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr(listen_errors, "_sockets_of", look)
+        monkeypatch.setattr(listen_errors, "_pop_sockets_of", look)
         # The kernel's list of sockets is read in any case.
         monkeypatch.setattr(listen_errors, "_sockets", lambda places, until: sockets(places, until + 60))
         monkeypatch.setattr(listen_errors, "MOST_SECONDS", 0.05)
@@ -185,8 +185,8 @@ def test_process_name_cannot_control_a_terminal() -> None:
 
 def test_exited_process_has_no_name() -> None:
     assert listen_errors._process_name(2**22 + 1) == "a process"
-    assert listen_errors._sockets_of(2**22 + 1, {"socket:[1]": 1}, time.monotonic() + 1) == set()
-    assert listen_errors._pool_of(2**22 + 1) == (None, "")
+    assert listen_errors._pop_sockets_of(2**22 + 1, {"socket:[1]": 1}, time.monotonic() + 1) == set()
+    assert listen_errors._pool_files_and_runtime(2**22 + 1) == (None, "")
 
 
 def test_program_that_is_not_python_has_its_own_name() -> None:

@@ -29,9 +29,10 @@ from poolctl.listeners.open_listener import (
     BACKLOG,
     BindTarget,
     ListenError,
-    _is_there,
+    _is_own_socket_file,
     close_listener,
     describe,
+    duplicate_inherited_listeners,
     identity_of,
     inherited_descriptors,
     is_live,
@@ -40,8 +41,7 @@ from poolctl.listeners.open_listener import (
     open_listener,
     refuse,
     remove_socket_file,
-    take_inherited,
-    targets,
+    resolve_bind_targets,
 )
 from tests.descriptors import no_descriptor_left
 from tests.programs import program
@@ -145,14 +145,17 @@ def test_localhost_does_not_open_addresses_of_the_name_that_others_can_reach(
     hosts = ["10.0.0.7", "127.0.1.1", "127.0.0.1"]
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 1)) for host in hosts]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    assert [target.host for target in targets(parse("localhost:80"))] == ["127.0.1.1", "127.0.0.1"]
+    assert [target.host for target in resolve_bind_targets(parse("localhost:80"))] == [
+        "127.0.1.1",
+        "127.0.0.1",
+    ]
 
 
 def test_localhost_without_a_loopback_address_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.7", 1))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(ListenError, match="localhost has no loopback address on this machine") as caught:
-        targets(parse("localhost:80"))
+        resolve_bind_targets(parse("localhost:80"))
     assert (caught.value.bind, "/etc/hosts" in caught.value.hint) == ("localhost:80", True)
 
 
@@ -165,7 +168,7 @@ def without_ipv6(target: BindTarget, port: int, kind: int, *, dual: bool) -> soc
 def test_address_without_a_host_opens_ipv4_alone_on_a_machine_without_ipv6(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("poolctl.listeners.open_listener._bound", without_ipv6)
+    monkeypatch.setattr("poolctl.listeners.open_listener._open_bound_socket", without_ipv6)
     with opened(":80") as sockets:
         assert [sock.family for sock in sockets] == [socket.AF_INET]
     with pytest.raises(ListenError, match=r"\[::1\]:80") as caught, no_descriptor_left():
@@ -318,7 +321,7 @@ def test_job_has_nothing_to_listen_on() -> None:
 
 
 def test_target_gives_the_socket_address_of_a_port() -> None:
-    (target,) = targets(parse("127.0.0.1:80"))
+    (target,) = resolve_bind_targets(parse("127.0.0.1:80"))
     assert target.sockaddr(80) == ("127.0.0.1", 80)
     assert target.sockaddr(81) == ("127.0.0.1", 81)
 
@@ -326,7 +329,9 @@ def test_target_gives_the_socket_address_of_a_port() -> None:
 def test_target_keeps_the_interface_of_a_link_local_address(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 1, 0, 7))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    assert [target.sockaddr(80) for target in targets(parse("shop:80"))] == [("fe80::1", 80, 0, 7)]
+    assert [target.sockaddr(80) for target in resolve_bind_targets(parse("shop:80"))] == [
+        ("fe80::1", 80, 0, 7)
+    ]
 
 
 def test_host_name_that_cannot_be_encoded_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +340,7 @@ def test_host_name_that_cannot_be_encoded_is_reported(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     with pytest.raises(ListenError, match=r"'shop' cannot be resolved.*label too long"):
-        targets(parse("shop:80"))
+        resolve_bind_targets(parse("shop:80"))
 
 
 class TestUnixSockets:
@@ -442,7 +447,7 @@ class TestUnixSockets:
         directory = os.open(tmp_path, os.O_RDONLY)
         with opened(f"unix:{tmp_path}/a.sock"):
             (tmp_path / "link").symlink_to("a.sock")
-            found = [_is_there(name, directory) for name in ("a.sock", "link", "file", "none")]
+            found = [_is_own_socket_file(name, directory) for name in ("a.sock", "link", "file", "none")]
         os.close(directory)
         assert found == [True, False, False, False]
 
@@ -720,7 +725,7 @@ def test_inherited_listener_shares_its_accept_queue() -> None:
 def test_inherited_socket_that_is_only_bound_starts_to_listen() -> None:
     with socket.socket() as passed:
         passed.bind(("127.0.0.1", 0))
-        sockets = take_inherited(parse("fd:3"), {"3": [passed.fileno()]})
+        sockets = duplicate_inherited_listeners(parse("fd:3"), {"3": [passed.fileno()]})
         socket.create_connection(passed.getsockname(), timeout=60).close()
         close_listener(sockets)
 

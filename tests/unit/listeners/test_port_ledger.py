@@ -30,21 +30,21 @@ def ledger_of_pool(root: Path, key: str, first: int, count: int) -> PortLedger:
 
 def test_server_keeps_its_port_across_ledgers(tmp_path: Path, free_port: Callable[[], int]) -> None:
     first = free_port()
-    port = ledger(tmp_path, first).port("web", AUTO)
+    port = ledger(tmp_path, first).assign_port("web", AUTO)
     assert port >= first
     with socket.create_server(("127.0.0.1", port)):  # its own listener, say
-        assert ledger(tmp_path, first).port("web", AUTO) == port
+        assert ledger(tmp_path, first).assign_port("web", AUTO) == port
 
 
 def test_two_servers_never_get_one_port(tmp_path: Path, free_port: Callable[[], int]) -> None:
     book = ledger(tmp_path, free_port(), 50)
-    assert len({book.port(name, AUTO) for name in "abcde"}) == 5
+    assert len({book.assign_port(name, AUTO) for name in "abcde"}) == 5
 
 
 def test_ports_in_use_or_given_in_the_file_are_avoided(tmp_path: Path, free_port: Callable[[], int]) -> None:
     first = free_port()
     with socket.create_server(("127.0.0.1", first)):
-        chosen = ledger(tmp_path, first).port("web", AUTO, avoid={first + 1})
+        chosen = ledger(tmp_path, first).assign_port("web", AUTO, avoid={first + 1})
     assert chosen > first + 1
 
 
@@ -52,26 +52,26 @@ def test_port_that_left_the_range_or_is_taken_is_chosen_again(
     tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     first = free_port()
-    port = ledger(tmp_path, first).port("web", AUTO)
-    assert ledger(tmp_path, port + 1).port("web", AUTO) != port
-    again = ledger(tmp_path, first).port("web", AUTO)
-    assert ledger(tmp_path, first).port("web", AUTO, avoid={again}) != again
+    port = ledger(tmp_path, first).assign_port("web", AUTO)
+    assert ledger(tmp_path, port + 1).assign_port("web", AUTO) != port
+    again = ledger(tmp_path, first).assign_port("web", AUTO)
+    assert ledger(tmp_path, first).assign_port("web", AUTO, avoid={again}) != again
 
 
 def test_removed_server_gives_its_port_back(tmp_path: Path, free_port: Callable[[], int]) -> None:
     book = ledger(tmp_path, free_port())
-    old, other = book.port("old", AUTO), book.port("other", AUTO)
+    old, other = book.assign_port("old", AUTO), book.assign_port("other", AUTO)
     book.keep_only(["other"])
-    assert book.port("new", AUTO) == old
-    assert book.port("other", AUTO) == other
+    assert book.assign_port("new", AUTO) == old
+    assert book.assign_port("other", AUTO) == other
     assert repr(book).endswith("2 chosen>")
 
 
 def test_exhausted_port_range_error_names_the_setting(tmp_path: Path, free_port: Callable[[], int]) -> None:
     book = ledger(tmp_path, free_port(), 1)
-    book.port("a", AUTO)
+    book.assign_port("a", AUTO)
     with pytest.raises(ServerError, match="no port is free") as caught:
-        book.port("b", AUTO)
+        book.assign_port("b", AUTO)
     assert "port_range" in caught.value.hint
     assert caught.value.name == "b"
 
@@ -80,7 +80,7 @@ def test_exhausted_port_range_error_names_the_setting(tmp_path: Path, free_port:
 def test_damaged_ledger_counts_as_empty(content: str, tmp_path: Path, free_port: Callable[[], int]) -> None:
     (tmp_path / "ports.json").write_text(content)
     first = free_port()
-    assert first <= ledger(tmp_path, first).port("web", AUTO) < first + 10
+    assert first <= ledger(tmp_path, first).assign_port("web", AUTO) < first + 10
 
 
 def test_address_without_a_host_needs_the_port_on_both_ip_versions(free_port: Callable[[], int]) -> None:
@@ -95,15 +95,15 @@ def test_address_without_a_host_needs_the_port_on_both_ip_versions(free_port: Ca
 def test_vacated_port_is_the_last_choice(tmp_path: Path, free_port: Callable[[int], int]) -> None:
     first = free_port(2)
     book = ledger(tmp_path, first, 2)
-    old = book.port("old", AUTO)
+    old = book.assign_port("old", AUTO)
     with socket.create_server(("127.0.0.1", old)):
-        other = book.port("b", AUTO, vacated=[old])
+        other = book.assign_port("b", AUTO, vacated=[old])
         assert other != old
         with pytest.raises(ServerError):
-            book.port("new", AUTO, avoid={other})
-        assert book.port("new", AUTO, avoid={other}, vacated=[old]) == old
+            book.assign_port("new", AUTO, avoid={other})
+        assert book.assign_port("new", AUTO, avoid={other}, vacated=[old]) == old
         with pytest.raises(ServerError):
-            book.port("more", AUTO, avoid={other, old}, vacated=[old])
+            book.assign_port("more", AUTO, avoid={other, old}, vacated=[old])
     assert ledger(tmp_path, first, 2).known("new") == old
 
 
@@ -111,18 +111,18 @@ def test_search_begins_at_the_place_of_the_pool_and_wraps_around(
     tmp_path: Path, free_port: Callable[[int], int]
 ) -> None:
     first = free_port(10)
-    assert ledger_of_pool(tmp_path, "2a", first, 10).port("web", AUTO) == first + 2
+    assert ledger_of_pool(tmp_path, "2a", first, 10).assign_port("web", AUTO) == first + 2
     last = ledger_of_pool(tmp_path, "9", first, 10)
-    assert [last.port(name, AUTO) for name in ("a", "b")] == [first + 9, first]
+    assert [last.assign_port(name, AUTO) for name in ("a", "b")] == [first + 9, first]
 
 
 def test_port_that_another_pool_has_chosen_is_taken_only_if_no_other_is_left(
     tmp_path: Path, free_port: Callable[[int], int]
 ) -> None:
     first = free_port(2)
-    assert ledger_of_pool(tmp_path, "0", first, 2).port("web", AUTO) == first
+    assert ledger_of_pool(tmp_path, "0", first, 2).assign_port("web", AUTO) == first
     other = ledger_of_pool(tmp_path, "2", first, 2)
-    assert [other.port(name, AUTO) for name in ("web", "docs")] == [first + 1, first]
+    assert [other.assign_port(name, AUTO) for name in ("web", "docs")] == [first + 1, first]
 
 
 def test_pools_that_begin_at_one_place_at_once_choose_different_ports(
@@ -134,7 +134,7 @@ def test_pools_that_begin_at_one_place_at_once_choose_different_ports(
     def choose(key: str) -> None:
         book = ledger_of_pool(tmp_path, key, first, 8)
         barrier.wait(60)
-        found.append(book.port("web", AUTO))
+        found.append(book.assign_port("web", AUTO))
 
     threads = [threading.Thread(target=choose, args=(f"{number}0",)) for number in range(8)]
     for each in threads:
@@ -149,18 +149,18 @@ def test_port_that_another_program_took_is_forgotten_but_not_for_connections_tha
 ) -> None:
     first = free_port()
     book = ledger(tmp_path, first)
-    port = book.port("web", AUTO)
-    assert book.forget_taken("web", AUTO) is None
-    assert book.forget_taken("unknown", AUTO) is None
+    port = book.assign_port("web", AUTO)
+    assert book.forget_port_in_use("web", AUTO) is None
+    assert book.forget_port_in_use("unknown", AUTO) is None
     with socket.create_server(("127.0.0.1", port)) as listener:
         client = socket.create_connection(("127.0.0.1", port))
         accepted, _ = listener.accept()
-        assert book.forget_taken("web", AUTO) == port
+        assert book.forget_port_in_use("web", AUTO) == port
         accepted.close()  # first, so that this port has the connection in TIME_WAIT
         client.close()
-    assert ledger(tmp_path, first).forget_taken("web", AUTO) is None
+    assert ledger(tmp_path, first).forget_port_in_use("web", AUTO) is None
     assert not is_free(AUTO, port)
-    assert book.port("web", AUTO) != port
+    assert book.assign_port("web", AUTO) != port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -162,11 +162,11 @@ def test_connections_to_another_listener_say_nothing(listener: socket.socket) ->
         stack.enter_context(connection(other))
         stack.enter_context(connection(listener))
         stack.enter_context(other.accept()[0])
-        assert not list(sock_diag.accepted_connections(listener, time.monotonic() + 60))
+        assert not list(sock_diag.accepted_connection_cookies(listener, time.monotonic() + 60))
         first = stack.enter_context(listener.accept()[0])
-        assert len(list(sock_diag.accepted_connections(listener, time.monotonic() + 60))) == 1
+        assert len(list(sock_diag.accepted_connection_cookies(listener, time.monotonic() + 60))) == 1
         first.close()
-        assert not list(sock_diag.accepted_connections(listener, time.monotonic() + 60))
+        assert not list(sock_diag.accepted_connection_cookies(listener, time.monotonic() + 60))
 
 
 def cookie(sock: socket.socket) -> int:
@@ -195,7 +195,7 @@ def test_sockets_of_a_port_are_listed_with_their_process_and_address() -> None:
             assert listed(LISTEN) == {own.cookie: own}
             assert listed(ANY_STATE) == {own.cookie: own, connected.cookie: connected}
             assert own in tcp_sockets(LISTEN, soon())
-            assert list(sock_diag.accepted_connections(listener, soon())) == [connected.cookie]
+            assert list(sock_diag.accepted_connection_cookies(listener, soon())) == [connected.cookie]
             assert list(tcp_sockets(LISTEN, time.monotonic(), port=port)) == []
             assert client.getsockname()[1] not in {each.port for each in listed(ANY_STATE).values()}
 

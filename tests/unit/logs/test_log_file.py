@@ -330,7 +330,7 @@ def test_block_that_a_killed_writer_has_begun_is_continued_after_its_last_whole_
     file = LogFile(str(path))
     done = b"".join(LINES[:whole])
     assert stored_part(str(path), BLOCK) == stored
-    assert file.resume(BLOCK) == len(done)
+    assert file.cut_to_stored_lines(BLOCK) == len(done)
     assert path.read_bytes() == BEFORE + done
     assert file.append(BLOCK[len(done) :]) == len(BLOCK) - len(done)
     file.close()
@@ -342,7 +342,7 @@ def test_block_that_a_killed_writer_has_stored_in_two_files_is_found_in_both(pat
     path.with_name("web.log.1").write_bytes(BEFORE + LINES[0])
     path.write_bytes(LINES[1])
     file = LogFile(str(path), max_size_bytes=100, keep=2)
-    assert file.resume(BLOCK) == len(LINES[0] + LINES[1])
+    assert file.cut_to_stored_lines(BLOCK) == len(LINES[0] + LINES[1])
     file.close()
     assert path.read_bytes() == LINES[1]
 
@@ -376,7 +376,9 @@ def test_log_of_a_process_without_standard_input_is_kept_like_any_other(path: Pa
             file = LogFile(str(each), keep=3, max_age_seconds=60, clock=clock)
             assert file.append(as_text(b"one\n", stamp(clock.time()))) > 0
             numbers.add(file._fd)
-            assert file.resume(as_text(b"one\ntwo\n", stamp(clock.time()))) == each.stat().st_size
+            assert (
+                file.cut_to_stored_lines(as_text(b"one\ntwo\n", stamp(clock.time()))) == each.stat().st_size
+            )
             file.append(b"two\n")
             each.rename(each.with_name("moved"))
             clock.advance(5)

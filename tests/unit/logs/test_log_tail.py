@@ -426,13 +426,13 @@ def test_line_that_is_written_to_another_log_during_a_reading_is_in_its_place(
 def test_a_line_that_is_read_late_still_comes_before_a_newer_one(tmp_path: Path) -> None:
     merge = Merge()
     one, two, three = (parse_line(at(second, str(second))[:-1]) for second in (1, 2, 3))
-    assert merge.add([two]) == []
+    assert merge.hold_back([two]) == []
     assert merge.holds
-    assert texts(merge.add([one, three])) == ["1", "2"]
-    assert texts(merge.add([])) == ["3"]
+    assert texts(merge.hold_back([one, three])) == ["1", "2"]
+    assert texts(merge.hold_back([])) == ["3"]
     assert not merge.holds
-    assert merge.add([one]) == []
-    assert texts(merge.add([])) == ["1"]
+    assert merge.hold_back([one]) == []
+    assert texts(merge.hold_back([])) == ["1"]
 
 
 def test_several_logs_are_followed_in_the_order_of_time(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from poolctl.monitor.metrics import (
     ServerSnapshot,
     Usage,
     loop_lag_seconds,
+    measure_server,
     pool_families,
     render,
-    snapshot,
     wants_openmetrics,
 )
 from poolctl.runners.runner_protocol import Placement
@@ -401,13 +401,13 @@ def test_snapshot_adds_the_running_workers_to_those_that_have_ended() -> None:
         worker_of(entry, 1, index, pid=pid)
     worker_of(entry, 1, 3).placement = None
     usages: dict[int, Usage] = {}
-    seen = snapshot(entry, counts_of({tally.STARTED: 2}), Counted(), usages, 100.0, own_pid=os.getpid())
+    seen = measure_server(entry, counts_of({tally.STARTED: 2}), Counted(), usages, 100.0, own_pid=os.getpid())
     assert (seen.total[tally.STARTED], seen.counted, [*usages]) == (7, True, [os.getppid()])
     assert [(worker.index, counts is not None, usage is not None) for worker, counts, usage in seen.workers] == [
         (0, True, False), (1, False, True), (2, False, False),
     ]  # fmt: skip
     assert usages[os.getppid()].memory_bytes > 0
-    assert not snapshot(entry, blank_page().tolist(), None, usages, 100.0).counted
+    assert not measure_server(entry, blank_page().tolist(), None, usages, 100.0).counted
 
 
 def test_memory_is_measured_rarely_and_only_if_it_is_asked_for() -> None:

@@ -47,7 +47,7 @@ def test_errors_and_cancellation_reach_the_caller() -> None:
     async def fail() -> None:
         raise LookupError("not here")
 
-    async def give_up() -> None:
+    async def fail_startup() -> None:
         raise asyncio.CancelledError
 
     with pytest.raises(LookupError):
@@ -55,7 +55,7 @@ def test_errors_and_cancellation_reach_the_caller() -> None:
     with pytest.raises(LookupError):
         asyncio.run(loop_thread.run(fail()))
     with pytest.raises(concurrent.futures.CancelledError):
-        loop_thread.run_sync(give_up())
+        loop_thread.run_sync(fail_startup())
 
 
 def test_cancelling_the_future_cancels_the_work_and_its_cleaning_up_is_awaited() -> None:
@@ -178,7 +178,7 @@ def test_call_is_made_on_the_loop_thread_if_there_is_one() -> None:
     here = threading.current_thread()
     assert loop_thread.call(threading.current_thread) is here
     assert not loop_thread.is_own_thread()
-    current = loop_thread.current()
+    current = loop_thread.get_or_start()
     current.hold()
 
     async def within() -> bool:
@@ -196,7 +196,7 @@ def test_servers_that_run_when_the_process_exits_are_stopped_before_the_thread_e
     runner = ScriptedRunner()
     pool = Pool([ServerConfig(name=f"s{n}", bind=f":{n}", app="m:app") for n in (1, 2)], runner=runner)
     pool.start_sync()
-    current = loop_thread.current()
+    current = loop_thread.get_or_start()
     try:
         loop_thread._finish_current()
         assert not current.thread.is_alive()
@@ -207,7 +207,7 @@ def test_servers_that_run_when_the_process_exits_are_stopped_before_the_thread_e
 
 
 def test_thread_ends_at_exit_without_a_server() -> None:
-    current = loop_thread.current()
+    current = loop_thread.get_or_start()
     current.hold()
     try:
         loop_thread._finish_current()
@@ -217,7 +217,7 @@ def test_thread_ends_at_exit_without_a_server() -> None:
 
 
 def test_finalizer_releases_the_loop_thread_while_another_thread_holds_the_lock() -> None:
-    current = loop_thread.current()
+    current = loop_thread.get_or_start()
     current.hold()
     with loop_thread.LOCK:
         finalizer = threading.Thread(target=current.release)
@@ -237,7 +237,7 @@ def test_child_of_a_fork_keeps_the_loop_of_its_parent_and_begins_its_own(
     monkeypatch.setattr(loop_thread, "epoch", before := loop_thread.epoch)
     loop_thread._forget_in_child()
     assert (loop_thread.epoch, parents) == (before + 1, [])
-    current = loop_thread.current()
+    current = loop_thread.get_or_start()
     current.hold()
     try:
         loop_thread._forget_in_child()

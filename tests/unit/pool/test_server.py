@@ -32,7 +32,7 @@ from poolctl import (
     TLSConfig,
 )
 from poolctl.pool import loop_thread
-from poolctl.pool.server import Shared, _connect, core_host_of, with_port
+from poolctl.pool.server import Shared, _connect, ensure_core_host, with_port
 from poolctl.runners.inline_runner import InlineRunner
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.worker import tally
@@ -1021,7 +1021,7 @@ def test_worker_that_served_enough_is_replaced_and_its_idleness_is_known() -> No
     on_loop(
         lambda: (
             events.expired(unknown),
-            events.idle(unknown, True),
+            events.idle_changed(unknown, True),
             events.output_lost("a", 1, "/l", "full"),
         )
     )
@@ -1267,7 +1267,7 @@ def test_configurations_that_no_worker_uses_are_forgotten() -> None:
 
 def test_pools_without_a_runner_share_one() -> None:
     def hosts() -> tuple[Any, Any]:
-        return core_host_of(Shared()), core_host_of(Shared())
+        return ensure_core_host(Shared()), ensure_core_host(Shared())
 
     one, other = on_loop(hosts)
     assert one is other

@@ -13,7 +13,7 @@ from poolctl.gateway.routes import (
     route_health,
     server_health,
 )
-from poolctl.routing.route_health import DEPTHS, health_in_depth
+from poolctl.routing.route_health import DEPTHS, health_at_depth
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_health_is_shown_in_three_degrees_of_detail() -> None:
 
 def test_depth_of_a_health_page_is_full_simple_or_a_summary() -> None:
     healths = {"users": RouteHealth(status="error", detail="exited with status 3")}
-    found = {depth: health_in_depth(healths, depth) for depth in DEPTHS}
+    found = {depth: health_at_depth(healths, depth) for depth in DEPTHS}
     assert found == {
         "full": health_info(healths),
         "summary": health_info_without_detail(healths),

@@ -19,11 +19,11 @@ from poolctl.routing.route import PROXY, Header, Limit, Redirect, Route, Target,
 from poolctl.routing.route_table import RouteTable, write_table
 from poolctl.routing.separation import (
     Kept,
-    KeptHost,
+    TlsKeepPermission,
     kept_connections,
     routes_for_workers,
-    separated,
-    without_passing,
+    with_passing_disabled,
+    with_separation_reasons,
 )
 from tests.examples import examples
 
@@ -37,7 +37,7 @@ def route(alias: str, *to: str, **fields: object) -> Route:
 
 def passed(routes: list[Route], users: dict[str, str], *, tls: bool = False) -> list[str]:
     """The aliases of the routes that pass connections."""
-    return [each.alias for each in separated(routes, users) if passable(each, tls=tls)]
+    return [each.alias for each in with_separation_reasons(routes, users) if passable(each, tls=tls)]
 
 
 ANY = route("any", "a")
@@ -73,7 +73,9 @@ def test_pool_with_one_user_passes_whatever_has_no_other_reason(case: str) -> No
 
 def test_reason_of_earlier_users_is_gone_once_there_is_one_user() -> None:
     routes = [ANY, route("b", "b", path="/b")]
-    assert separated(separated(routes, USERS), dict.fromkeys(USERS, "ann")) == routes
+    assert (
+        with_separation_reasons(with_separation_reasons(routes, USERS), dict.fromkeys(USERS, "ann")) == routes
+    )
 
 
 def test_route_within_tls_passes_when_other_hosts_have_other_users() -> None:
@@ -100,11 +102,11 @@ def test_route_within_tls_passes_when_other_hosts_have_other_users() -> None:
 def test_reason_names_the_server_and_what_it_would_get_requests_for(
     others: tuple[Route, ...], reason: str
 ) -> None:
-    assert proxy_reason(separated([ANY, *others], USERS)[0]) == reason
+    assert proxy_reason(with_separation_reasons([ANY, *others], USERS)[0]) == reason
 
 
 def test_reason_of_a_route_to_two_users_names_a_server_of_each() -> None:
-    (both,) = separated([route("any", "a", "a2", "b")], USERS)
+    (both,) = with_separation_reasons([route("any", "a", "a2", "b")], USERS)
     assert proxy_reason(both) == "it leads to a (ann) and b (bob), which run as different users"
     assert proxy_reason(both, tls=True) == proxy_reason(both)
 
@@ -119,7 +121,7 @@ def test_order_of_routes_decides_nothing() -> None:
 
 
 def kept(*routes: Route, users: dict[str, str] = USERS, secure: Collection[str] = ()) -> Kept:
-    return kept_connections(separated(routes, users), users, secure)
+    return kept_connections(with_separation_reasons(routes, users), users, secure)
 
 
 ONE_USER = dict.fromkeys(USERS, "ann")
@@ -139,7 +141,10 @@ CHANGES = {
 @pytest.mark.parametrize("case", list(CHANGES))
 def test_change_ends_kept_connections_only_if_later_requests_may_lead_elsewhere(case: str) -> None:
     before, users, after, users_after, ended = CHANGES[case]
-    assert kept(*before, users=users).servers_to_close(kept(*after, users=users_after), users_after) == ended
+    assert (
+        kept(*before, users=users).servers_to_disconnect(kept(*after, users=users_after), users_after)
+        == ended
+    )
 
 
 A_HOST = route("a", "a", host="a.example.com")
@@ -166,17 +171,17 @@ HOSTS = {
 def test_change_of_a_host_ends_what_a_server_has_kept_within_tls(case: str) -> None:
     before, after, ended = HOSTS[case]
     secure = set(USERS)
-    assert kept(*before, secure=secure).servers_to_close(kept(*after, secure=secure), USERS) == ended
+    assert kept(*before, secure=secure).servers_to_disconnect(kept(*after, secure=secure), USERS) == ended
     one_user = kept(*before, users=ONE_USER, secure=secure)
-    assert one_user.servers_to_close(kept(*after, users=ONE_USER, secure=secure), ONE_USER) == set()
+    assert one_user.servers_to_disconnect(kept(*after, users=ONE_USER, secure=secure), ONE_USER) == set()
 
 
 def test_connections_of_a_route_that_is_gone_count_until_they_are_ended() -> None:
     first = kept(route("any", "a"))
     second = kept(route("any", "a2")).with_earlier(first, USERS)
     third = kept(route("any", "a2"), route("b", "b", path="/b"))
-    assert second.servers_to_close(third, USERS) == {"a", "a2"}
-    assert second.without({"a", "a2"}).servers_to_close(third, USERS) == set()
+    assert second.servers_to_disconnect(third, USERS) == {"a", "a2"}
+    assert second.without({"a", "a2"}).servers_to_disconnect(third, USERS) == set()
     assert second.with_earlier(second, {"a2": "ann"}).servers == ("a2",)
 
 
@@ -187,7 +192,7 @@ def test_kept_connections_are_read_as_they_were_written() -> None:
 
 
 def test_route_to_an_ending_server_passes_nothing() -> None:
-    first, second = without_passing([ANY, route("b", "b")], {"a"})
+    first, second = with_passing_disabled([ANY, route("b", "b")], {"a"})
     assert not passable(first)
     assert not passable(first, tls=True)
     assert passable(second)
@@ -222,7 +227,7 @@ def test_no_request_after_a_passed_one_is_for_another_user(
         route(str(n), *each["to"], **{k: v for k, v in each.items() if k != "to"})
         for n, each in enumerate(fields)
     ]
-    fd = write_table(separated(routes, users), 1)
+    fd = write_table(with_separation_reasons(routes, users), 1)
     table = RouteTable(fd)
     os.close(fd)
     several = len(set(users.values())) > 1
@@ -340,12 +345,12 @@ def test_earlier_connections_count_while_their_server_has_the_same_user() -> Non
         user="a",
         servers=("web", "gone"),
         hosts=(
-            KeptHost(host="one", server="web", user="a"),
-            KeptHost(host="two", server="db", user="b"),
-            KeptHost(host="three", server="web", user="a", others=("b",)),
+            TlsKeepPermission(host="one", server="web", user="a"),
+            TlsKeepPermission(host="two", server="db", user="b"),
+            TlsKeepPermission(host="three", server="web", user="a", others=("b",)),
         ),
     )
-    now = Kept(user="a", servers=("new",), hosts=(KeptHost(host="one", server="web", user="c"),))
+    now = Kept(user="a", servers=("new",), hosts=(TlsKeepPermission(host="one", server="web", user="c"),))
     users = {"web": "a", "new": "a", "db": "other"}
     merged = now.with_earlier(earlier, users)
     assert merged.servers == ("new", "web")

@@ -15,7 +15,7 @@ from poolctl.runners.runner_protocol import (
     Counters,
     Exit,
     Placement,
-    RunnerEvents,
+    RunnerEventHandler,
     WorkerFailed,
     app_state,
 )
@@ -26,7 +26,7 @@ READY, NEVER, FAILS, BREAKS = "ready", "never", "fails", "breaks"
 class ScriptedRunner:
     """Workers become ready at once unless `script` says otherwise, by id or by server; `log` tells what happened."""
 
-    events = RunnerEvents()
+    events = RunnerEventHandler()
     counters: Counters | None = None
     backlogs: Backlogs | None = None
 
@@ -67,7 +67,7 @@ class ScriptedRunner:
             self.opened.discard(key)
             self.log.append(f"close {key}")
 
-    async def check(self, server: ServerConfig) -> None:
+    async def check_startable(self, server: ServerConfig) -> None:
         if server.name in self.unplaceable:
             raise WorkerFailed("no worker can be forked", hint="look")
 

@@ -34,8 +34,8 @@ from poolctl.runners.local.activation import (
     AcceptHelper,
     Activator,
     ConnectionFetch,
-    Fetched,
-    FirstBytes,
+    FetchResult,
+    FirstBytesKind,
     HeldConnection,
     SleepingListener,
     classify_first_bytes,
@@ -85,21 +85,21 @@ class Helper(AcceptHelper):
 
     def _answer(self, fetch: ConnectionFetch, shared: socket.socket, most: int) -> None:
         if self.fails:
-            fetch.ended(Fetched(failed=True, blocked=True))
+            fetch.ended(FetchResult(failed=True, blocked=True))
             return
         try:
             ours, theirs = wire.pair()
         except OSError:
-            fetch.ended(Fetched(full=True))
+            fetch.ended(FetchResult(full=True))
             return
         with ours, theirs:
-            helper.fetch(theirs, {"op": fetch.kind, "n": 1, "key": "", "most": most}, shared)
+            helper.forward_connections(theirs, {"op": fetch.kind, "n": 1, "key": "", "most": most}, shared)
             while received := wire.receive(ours):
                 message, fds = received
                 if message["t"] == "done":
                     break
                 fetch.connection_arrived(connection_handover.from_message(message, fds))
-        fetch.ended(Fetched(message["empty"], message["junk"], message["full"]))
+        fetch.ended(FetchResult(message["empty"], message["junk"], message["full"]))
 
 
 def asleep(
@@ -169,7 +169,7 @@ class House:
         self.woken += 1
 
     def clear(self) -> None:
-        self.activator.tidy("web", ())
+        self.activator.drain_unused_pair("web", ())
 
     def arm(self, **how: Any) -> None:
         self.activator._servers["web"] = config()
@@ -593,10 +593,10 @@ REQUESTS = [
 
 @pytest.mark.parametrize("head", REQUESTS)
 def test_a_complete_request_line_is_a_request_and_every_beginning_of_it_a_beginning(head: bytes) -> None:
-    assert classify_first_bytes(head, tls=False) is FirstBytes.REQUEST
+    assert classify_first_bytes(head, tls=False) is FirstBytesKind.REQUEST
     line = head[: head.index(b"\n", len(head) - len(head.lstrip()))]
     assert {classify_first_bytes(line[:length], tls=False) for length in range(1, len(line) + 1)} == {
-        FirstBytes.BEGINNING
+        FirstBytesKind.BEGINNING
     }
 
 
@@ -604,12 +604,12 @@ def test_a_complete_request_line_is_a_request_and_every_beginning_of_it_a_beginn
     "head", [b"\x16\x03\x01", b"\x00", b"(", b"hello\r\n", b"GET /\r\n", b"GET  / HTTP/1.1\n"]
 )
 def test_bytes_that_begin_no_request_are_no_request(head: bytes) -> None:
-    assert classify_first_bytes(head, tls=False) is FirstBytes.NO_REQUEST
+    assert classify_first_bytes(head, tls=False) is FirstBytesKind.NO_REQUEST
 
 
 def test_a_line_without_an_end_is_left_to_the_application() -> None:
-    assert classify_first_bytes(b"GET /" + b"a" * LONGEST_LINE_BYTES, tls=False) is FirstBytes.REQUEST
-    assert classify_first_bytes(b"\r\n" * LONGEST_LINE_BYTES, tls=False) is FirstBytes.NO_REQUEST
+    assert classify_first_bytes(b"GET /" + b"a" * LONGEST_LINE_BYTES, tls=False) is FirstBytesKind.REQUEST
+    assert classify_first_bytes(b"\r\n" * LONGEST_LINE_BYTES, tls=False) is FirstBytesKind.NO_REQUEST
 
 
 def test_a_client_hello_is_the_request_of_a_server_with_tls() -> None:
@@ -618,12 +618,12 @@ def test_a_client_hello_is_the_request_of_a_server_with_tls() -> None:
     with pytest.raises(ssl.SSLWantReadError):
         client.do_handshake()
     hello = outgoing.read()
-    assert classify_first_bytes(hello, tls=True) is FirstBytes.REQUEST
+    assert classify_first_bytes(hello, tls=True) is FirstBytesKind.REQUEST
     assert [classify_first_bytes(hello[:length], tls=True) for length in range(1, 6)] == [
-        FirstBytes.BEGINNING
+        FirstBytesKind.BEGINNING
     ] * 5
-    assert classify_first_bytes(b"GET / HTTP/1.1\r\n", tls=True) is FirstBytes.NO_REQUEST
-    assert classify_first_bytes(hello, tls=False) is FirstBytes.NO_REQUEST
+    assert classify_first_bytes(b"GET / HTTP/1.1\r\n", tls=True) is FirstBytesKind.NO_REQUEST
+    assert classify_first_bytes(hello, tls=False) is FirstBytesKind.NO_REQUEST
 
 
 @given(st.binary(min_size=1, max_size=64), st.binary(max_size=16), st.booleans())
@@ -631,7 +631,7 @@ def test_a_verdict_other_than_to_wait_is_not_changed_by_what_follows(
     head: bytes, more: bytes, tls: bool
 ) -> None:
     first = classify_first_bytes(head, tls=tls)
-    if first is not FirstBytes.BEGINNING:
+    if first is not FirstBytesKind.BEGINNING:
         assert classify_first_bytes(head + more, tls=tls) is first
 
 
@@ -657,14 +657,14 @@ class Request:
 
     kind, key = ACCEPT, "key"
 
-    def __init__(self, got: list[socket.socket], done: asyncio.Future[Fetched]) -> None:
+    def __init__(self, got: list[socket.socket], done: asyncio.Future[FetchResult]) -> None:
         self._got = got
         self._done = done
 
     def connection_arrived(self, sock: Connection) -> None:
         self._got.append(sock)
 
-    def ended(self, found: Fetched) -> None:
+    def ended(self, found: FetchResult) -> None:
         self._done.set_result(found)
 
 
@@ -677,9 +677,9 @@ class Stage:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.got: list[socket.socket] = []
 
-    async def fetch(self, count: int = 1) -> Fetched:
+    async def fetch(self, count: int = 1) -> FetchResult:
         clients = [socket.create_connection(self.listener.getsockname()) for _ in range(count)]
-        done: asyncio.Future[Fetched] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[FetchResult] = asyncio.get_running_loop().create_future()
         self.acceptor.fetch(Request(self.got, done), self.listener, 8)
         found = await done
         for client in clients:
@@ -709,9 +709,9 @@ def run_helper(directory: Path, work: Callable[[Stage], Coroutine[Any, Any, None
 
 def test_connections_of_a_blocking_listener_are_handed_over_as_many_as_are_asked_for(tmp_path: Path) -> None:
     async def scenario(stage: Stage) -> None:
-        assert await stage.fetch(3) == Fetched(empty=True)
+        assert await stage.fetch(3) == FetchResult(empty=True)
         assert len(stage.got) == 3
-        assert await stage.fetch(10) == Fetched()
+        assert await stage.fetch(10) == FetchResult()
         assert len(stage.got) == 11
         assert len(stage.keeper.pids) == 1
 
@@ -724,7 +724,7 @@ def test_helper_that_does_not_answer_is_killed_and_replaced(tmp_path: Path, monk
         with monkeypatch.context() as patch:
             patch.setattr(module, "_SILENT_SECONDS", 0.1)
             os.kill(stage.keeper.pids[0], signal.SIGSTOP)
-            assert await stage.fetch() == Fetched(failed=True)
+            assert await stage.fetch() == FetchResult(failed=True)
         assert (await stage.fetch()).empty
         assert len(stage.keeper.pids) == 2
 
@@ -737,7 +737,7 @@ def test_helper_that_ends_at_a_request_says_that_a_call_has_blocked(tmp_path: Pa
         os.kill(stage.keeper.pids[0], signal.SIGSTOP)
         asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], signal.SIGALRM)
         asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], signal.SIGCONT)
-        assert await stage.fetch() == Fetched(failed=True, blocked=True)
+        assert await stage.fetch() == FetchResult(failed=True, blocked=True)
         assert (await stage.fetch()).empty
 
     run_helper(tmp_path, scenario)
@@ -784,7 +784,7 @@ class AtHelper:
         self.returned: list[tuple[str, bytes]] = []
         self.acceptor = AcceptHelper(cast(Link, self.keeper), str(directory), self._return)
         self.sock, self._client = socket.socketpair()
-        self.ended: list[tuple[str, Fetched]] = []
+        self.ended: list[tuple[str, FetchResult]] = []
         self.arrived: list[str] = []
 
     def _return(self, key: str, sock: Connection) -> None:
@@ -840,7 +840,7 @@ class Asked:
         self._at.arrived.append(self._name)
         sock.close()
 
-    def ended(self, found: Fetched) -> None:
+    def ended(self, found: FetchResult) -> None:
         self._at.ended.append((self._name, found))
 
 
@@ -894,7 +894,7 @@ def test_helper_that_has_not_started_has_ten_seconds_and_gets_no_successor_until
         await at.pass_time(9.99)
         assert at.ended == []
         await at.pass_time(0.02)
-        assert at.ended == [("one", Fetched(failed=True))]
+        assert at.ended == [("one", FetchResult(failed=True))]
         assert at.orders == [put(71), kill(71), DROP]
         assert len(at.keeper.spawned) == 1
         at.fetch("two")
@@ -915,11 +915,11 @@ def test_helper_that_has_started_may_be_silent_for_a_second_after_each_message(t
             await at.pass_time(0.99)
             await at.say({"t": "conn", "n": first["n"], "key": "web"}, [at.sock.fileno()])
         await at.say({"t": "done", "n": first["n"], "empty": True, "junk": False, "full": True})
-        assert (at.arrived, at.ended) == (["one"] * 3, [("one", Fetched(empty=True, full=True))])
+        assert (at.arrived, at.ended) == (["one"] * 3, [("one", FetchResult(empty=True, full=True))])
         await at.pass_time(0.99)
         assert len(at.ended) == 1
         await at.pass_time(0.02)
-        assert at.ended[1:] == [("two", Fetched(failed=True))]
+        assert at.ended[1:] == [("two", FetchResult(failed=True))]
         assert at.orders == [put(71), kill(71), DROP, put(72)]
 
     at_helper(tmp_path, scenario)
@@ -931,7 +931,7 @@ def test_helper_without_requests_may_be_silent_for_ever(tmp_path: Path) -> None:
         (request,) = await at.hears()
         await at.say({"t": "up"})
         await at.say({"t": "done", "n": request["n"], "empty": False, "junk": True, "full": False})
-        assert at.ended == [("one", Fetched(junk=True))]
+        assert at.ended == [("one", FetchResult(junk=True))]
         await at.pass_time(1000)
         assert at.orders == [put(71)]
 
@@ -951,8 +951,8 @@ def test_exit_of_a_helper_that_was_up_blames_the_oldest_request_and_starts_anoth
         at.keeper.ends[0].close()
         await at.pass_time()
         assert at.ended == [
-            ("one", Fetched(failed=True, blocked=up)),
-            ("two", Fetched(failed=True, blocked=False)),
+            ("one", FetchResult(failed=True, blocked=up)),
+            ("two", FetchResult(failed=True, blocked=False)),
         ]
         assert at.orders == [put(71), DROP, *([put(72)] if up else [])]
         await at.pass_time(1000)
@@ -978,7 +978,7 @@ def test_connection_of_an_earlier_supervisors_request_is_returned_with_its_key(t
         await at.pass_time(0.99)
         assert at.ended == []
         await at.pass_time(0.02)
-        assert at.ended == [("one", Fetched(failed=True))]
+        assert at.ended == [("one", FetchResult(failed=True))]
         assert at.orders == [kill(12), DROP, put(71)]
 
     at_helper(tmp_path, scenario)
@@ -1269,7 +1269,7 @@ def test_connection_that_an_earlier_supervisor_requested_keeps_its_deadline_and_
         with theirs:
             theirs.until = time.monotonic() + 20
             theirs.routed = connection_handover.Routed("a", received=REQUEST)
-            part, _ = theirs.message()
+            part, _ = theirs.to_message()
             message = {"t": "conn", "n": 0, "key": servers.key, **part}
             wire.send(servers.helper_end, message, [theirs.fileno()])
             await servers.until(lambda: servers.woken)
@@ -1316,7 +1316,7 @@ def test_connection_that_an_earlier_supervisor_held_goes_to_the_pair_of_its_serv
         fds = [os.dup(theirs.fileno()) for _ in range(descriptors)]
         theirs.close()
         known = {"web": servers.server}
-        assert servers.activator.adopt(known, "5", {"key": key}, fds) == []
+        assert servers.activator.adopt_held_connection(known, "5", {"key": key}, fds) == []
         assert (servers.held, servers.taken()) == ({}, expected)
 
     with_servers(tmp_path, scenario)
@@ -1329,10 +1329,10 @@ def test_connection_with_a_long_request_is_kept_with_two_descriptors(tmp_path: P
             sock.routed = connection_handover.Routed(
                 "a", received=bytes(connection_handover.INLINE_BYTES + 1)
             )
-            name = servers.activator._keep("key", sock)
-            later = servers.activator._keep("key", sock)
+            name = servers.activator._store_in_keeper("key", sock)
+            later = servers.activator._store_in_keeper("key", sock)
             assert int(later.removeprefix("visitor:")) == int(name.removeprefix("visitor:")) + 1
-            part, fds = sock.message()
+            part, fds = sock.to_message()
             assert servers.held[name] == ({"key": "key", **part}, 2)
             os.close(fds[1])
         assert list(servers.held) == [name, later]
@@ -1367,11 +1367,11 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
         assert servers.helper_end is not None
         servers.pairs.open(servers.server)
         if routed:
-            servers.pairs.publish({servers.key: "web"}, None, None)
+            servers.pairs.set_routed_servers({servers.key: "web"}, None, None)
         if armed:
             servers.activator.arm(servers.server, servers.wake)
         workers = cast(list[LocalWorker], [Exited(each) for each in exited])
-        servers.activator.tidy(servers.key, workers)
+        servers.activator.drain_unused_pair(servers.key, workers)
         asked = []
         with contextlib.suppress(BlockingIOError):
             while received := wire.receive(servers.helper_end):
@@ -1383,7 +1383,7 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
             wire.send(servers.helper_end, answer)
             await servers.until(lambda: servers.pairs.take_end(servers.key) is None)
             assert f"adoption:{servers.key}" not in servers.peer.kept.entries
-        servers.pairs.publish({}, None, None)
+        servers.pairs.set_routed_servers({}, None, None)
 
     with_servers(tmp_path, scenario)
 
@@ -1405,16 +1405,16 @@ def test_emptied_pair_of_a_server_that_got_a_route_meanwhile_is_kept(tmp_path: P
             assert message["op"] == "take"
             return message
 
-        servers.activator.tidy(servers.key, ())
+        servers.activator.drain_unused_pair(servers.key, ())
         asked = await taking()
-        servers.pairs.publish({servers.key: "web"}, None, None)
+        servers.pairs.set_routed_servers({servers.key: "web"}, None, None)
         wire.send(end, {"t": "done", "n": asked["n"], "empty": True, "junk": False, "full": False})
         _, theirs = servers.connection()
         with theirs:
             assert servers.pairs.give(servers.key, theirs)
         # The pair is watched: the helper is asked for what is in it.
         await taking()
-        servers.pairs.publish({}, None, None)
+        servers.pairs.set_routed_servers({}, None, None)
 
     with_servers(tmp_path, scenario)
 
@@ -1437,10 +1437,10 @@ def test_sleeping_server_with_a_route_gets_a_pair_and_another_has_none_yet(tmp_p
         servers.activator.arm(servers.server, servers.wake)
         assert servers.pairs.take_end(servers.key) is None
         servers.activator.disarm(servers.key)
-        servers.pairs.publish({servers.key: "web"}, None, None)
+        servers.pairs.set_routed_servers({servers.key: "web"}, None, None)
         servers.activator.arm(servers.server, servers.wake)
         assert servers.pairs.take_end(servers.key) is not None
-        servers.pairs.publish({}, None, None)
+        servers.pairs.set_routed_servers({}, None, None)
 
     with_servers(tmp_path, scenario)
 

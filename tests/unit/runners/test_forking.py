@@ -23,7 +23,7 @@ from poolctl.config import RAISE_OPEN_FILES, TLSConfig
 from poolctl.errors import ServerError
 from poolctl.platform import memory_file, process_start
 from poolctl.runners.embedded_runner import ProcessRunner
-from poolctl.runners.local.forking import CertificateFiles, Certificates, DescriptorBudget
+from poolctl.runners.local.forking import Certificates, DescriptorBudget, LoadedCertificate
 from poolctl.runners.runner_protocol import WorkerFailed
 from tests.certificates import certificate
 from tests.descriptors import open_descriptors
@@ -124,8 +124,8 @@ class Keeper:
         return {}, [memory_file("record", self.record)] if self.record else []
 
 
-def recalled(record: bytes) -> dict[str, CertificateFiles]:
-    async def scenario() -> dict[str, CertificateFiles]:
+def recalled(record: bytes) -> dict[str, LoadedCertificate]:
+    async def scenario() -> dict[str, LoadedCertificate]:
         certificates = Certificates(Keeper(record))  # type: ignore[arg-type]
         await certificates.load_saved(["web"])
         return certificates._given
@@ -149,12 +149,12 @@ def test_record_for_a_successor_is_json_with_a_version(tmp_path: Any) -> None:
 
     record = asyncio.run(scenario())
     assert json.loads(record)["version"] == 1
-    assert recalled(record) == {"web": CertificateFiles((cert, key, None, None), CONTENTS, None)}
+    assert recalled(record) == {"web": LoadedCertificate((cert, key, None, None), CONTENTS, None)}
 
 
 def test_record_of_a_supervisor_without_versions_is_read() -> None:
     record = pickle.dumps({"web": (FILES, CONTENTS, NEVER), "gone": (FILES, CONTENTS, None)})
-    assert recalled(record) == {"web": CertificateFiles(FILES, CONTENTS, NEVER)}
+    assert recalled(record) == {"web": LoadedCertificate(FILES, CONTENTS, NEVER)}
 
 
 def test_record_of_a_later_version_leaves_the_files_to_be_read(caplog: pytest.LogCaptureFixture) -> None:
@@ -247,7 +247,7 @@ def test_a_forced_certificate_is_forced_until_a_worker_of_that_generation_is_rea
         certificates.keep_if_ready(server, 2, valid, outcome())
         assert certificates.for_worker(server, 2) == valid
         certificates.force("web", 2)
-        assert certificates.read_current(server) == expired
+        assert certificates.reload_certificate(server) == expired
         assert certificates.for_worker(secured(tmp_path, days=30), 2) != expired
 
     with_certificates(work)
@@ -288,14 +288,14 @@ def test_certificates_of_servers_that_start_together_are_stored_together(tmp_pat
             server = secured(tmp_path / name, days=30)
             certificates.for_worker(ServerConfig(name=name, bind=":1", app="a:b", tls=server.tls), 1)
         plain = ServerConfig(name="plain", bind=":1", app="a:b")
-        assert certificates.for_worker(plain, 1) == CertificateFiles((), [], None)
+        assert certificates.for_worker(plain, 1) == LoadedCertificate((), [], None)
         async with asyncio.timeout(60):
             while not stored:
                 await asyncio.sleep(0.01)
         (record,) = stored
         assert json.loads(record)["certificates"].keys() == {"one", "two"}
         # What is stored already is not stored again.
-        certificates.read_current(
+        certificates.reload_certificate(
             ServerConfig(name="one", bind=":1", app="a:b", tls=secured(tmp_path / "one", days=60).tls)
         )
         async with asyncio.timeout(60):
@@ -357,7 +357,7 @@ def test_worker_that_cannot_be_forked_leaves_nothing(tmp_path: Path) -> None:
         cert, key = certificate(tmp_path, days=30)
         server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
         await runner.open(server)
-        await runner.check(server)
+        await runner.check_startable(server)
         entries, descriptors = (await kept(runner)).keys(), open_descriptors()
         key.unlink()
         with pytest.raises(ServerError):

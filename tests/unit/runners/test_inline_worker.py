@@ -374,7 +374,7 @@ def test_worker_that_swallows_its_cancellation_counts_as_ended(monkeypatch: pyte
 
     async def scenario() -> None:
         stage = Stage()
-        monkeypatch.setattr(InlineWorker, "_configure", swallowing)
+        monkeypatch.setattr(InlineWorker, "_load_uvicorn_config", swallowing)
         stage.worker.start([stage.listener])
         await turns()
         verdict = Exit(signal=9, message="cancelled")

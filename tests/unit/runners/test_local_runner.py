@@ -22,19 +22,19 @@ from poolctl.keeper import connection_handover, fd_store, wire
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local import local_runner, zygotes
 from poolctl.runners.local.activation import Activator
-from poolctl.runners.local.local_runner import LocalRunner, RoutedServers
+from poolctl.runners.local.local_runner import LocalRunner, RoutePublisher
 from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import Descriptor
 from poolctl.runners.runner_protocol import (
-    Adopted,
+    AdoptionResult,
     Exit,
     Placement,
     PublishedRoutes,
-    RunnerEvents,
+    RunnerEventHandler,
     WorkerFailed,
 )
-from poolctl.runners.runner_registry import RunnerSite
+from poolctl.runners.runner_registry import RunnerContext
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.worker import tally
 from tests.certificates import certificate
@@ -59,13 +59,13 @@ class Recorder:
         self.asked = asyncio.Event()
         self.let_go = asyncio.Event()
 
-    def use_pair(self, server: str, give: socket.socket) -> None:
+    def use_passing_socket(self, server: str, give: socket.socket) -> None:
         self.pairs[server] = give
 
     async def announce_exit(self, server: str) -> None:
         self.left.append(server)
 
-    async def withdraw(self, server: str, give: socket.socket) -> None:
+    async def withdraw_passing_socket(self, server: str, give: socket.socket) -> None:
         self.asked.set()
         await self.let_go.wait()
 
@@ -94,7 +94,7 @@ class Stage:
         self.workers = CountedWorkers()
         self.tidied: list[str] = []
         activator = cast(Activator, self)
-        self.routed = RoutedServers(self.pairs, cast(Sockets, self), activator, self.workers)
+        self.routed = RoutePublisher(self.pairs, cast(Sockets, self), activator, self.workers)
         self.gateway = Recorder()
         self.give_back, self.taken_back = wire.pair()
         self.table = Descriptor(os.memfd_create("routes"))
@@ -106,7 +106,7 @@ class Stage:
     def watch_pair(self, key: str) -> None:
         pass
 
-    def tidy(self, key: str, workers: object) -> None:
+    def drain_unused_pair(self, key: str, workers: object) -> None:
         self.tidied.append(key)
 
     def publish(self, *servers: ServerConfig, generation: int = 1) -> None:
@@ -198,14 +198,14 @@ def test_workers_of_a_server_whose_connections_are_released_are_to_keep_no_conne
         keeps = {"order": "routes", "generation": 1}
         returns = {**keeps, "keeps": False}
         assert orders(first)[1:] == [(keeps, 2)]
-        stage.routed.release_connections_of(["other"])
+        stage.routed.set_releasing_servers(["other"])
         assert orders(first) == []
-        stage.routed.release_connections_of(["web", "other"])
+        stage.routed.set_releasing_servers(["web", "other"])
         assert orders(first) == [(returns, 2)]
         assert orders(begin(1))[1:] == [(returns, 2)]
         stage.publish(config(), generation=2)
         assert orders(first) == [({**returns, "generation": 2}, 2)]
-        stage.routed.release_connections_of([])
+        stage.routed.set_releasing_servers([])
         assert orders(first) == [({**keeps, "generation": 2}, 2)]
         for link in links:
             link.close()
@@ -229,22 +229,22 @@ def test_table_is_confirmed_when_each_worker_that_follows_it_has_said_so_or_has_
             links += [ours, theirs]
         first, second, silent = stage.workers.values()
         stage.publish(config(), generation=1)
-        assert await stage.routed.wait_until_confirmed(20) == [], (
+        assert await stage.routed.list_unconfirmed_after(20) == [], (
             "none of them has said that it follows tables"
         )
         for each in (first, second):
             each.received({"event": "routes", "generation": 1})
         stage.publish(config(), generation=2)
-        waiting = asyncio.ensure_future(stage.routed.wait_until_confirmed(20))
+        waiting = asyncio.ensure_future(stage.routed.list_unconfirmed_after(20))
         first.received({"event": "routes", "generation": 2})
         second.received({"event": "routes", "generation": 1})
         await asyncio.sleep(0)
         assert not waiting.done()
-        assert await stage.routed.wait_until_confirmed(0) == ["web"]
+        assert await stage.routed.list_unconfirmed_after(0) == ["web"]
         second.received({"event": "routes", "generation": 2})
         assert await waiting == []
         stage.publish(config(), generation=3)
-        waiting = asyncio.ensure_future(stage.routed.wait_until_confirmed(20))
+        waiting = asyncio.ensure_future(stage.routed.list_unconfirmed_after(20))
         await asyncio.sleep(0)
         for each in (first, second, silent):
             each.record_exit(Exit(status=0))
@@ -286,12 +286,12 @@ def test_server_whose_ready_worker_does_not_follow_the_routes_is_kept_from_the_g
         ours, theirs = wire.pair()
         made.control_by(ours)
         stage.workers.add(made)
-        made.on_follows_routes = lambda: stage.routed.update_pair(config().key)
+        made.on_follows_routes = lambda: stage.routed.update_passing_permission(config().key)
         made.begin()
         stage.routed.send_routes(made)
         stage.gateway.pairs.clear()
         made.received({"event": "ready"})
-        stage.routed.update_pair(config().key)
+        stage.routed.update_passing_permission(config().key)
         await stage.gateway.asked.wait()
         stage.publish(config())
         assert stage.gateway.pairs == {}
@@ -312,9 +312,9 @@ def test_connections_in_the_pairs_of_named_servers_are_returned_to_the_gateway()
         stage.gateway.let_go.set()
         stage.publish(config())
         waiting = stage.pass_one()
-        stage.routed.take_back(["other"])
+        stage.routed.return_queued_connections(["other"])
         assert orders(stage.taken_back) == []
-        stage.routed.take_back(["web", "other"])
+        stage.routed.return_queued_connections(["web", "other"])
         assert [(message["t"], count) for message, count in orders(stage.taken_back)] == [("conn", 1)]
         waiting.close()
         await stage.pairs.close_all()
@@ -334,7 +334,7 @@ def test_event_of_a_server_looks_at_its_own_workers_only() -> None:
         stage.publish(*servers)
         stage.workers.looked_at = 0
         for server in servers:
-            stage.routed.update_pair(server.key)
+            stage.routed.update_passing_permission(server.key)
         assert stage.workers.looked_at == 200
         gone = [*stage.workers.of(servers[0].key)]
         for each in gone:
@@ -365,7 +365,7 @@ class Adopting:
         self.peer = StoringPeer()
         self.told = Told()
         self.logger = self.put(fd_store.LOGGER, {})
-        site = RunnerSite(
+        site = RunnerContext(
             keeper=self.peer.kept,
             keeper_pid=0,
             open_files=(1024, 4096),
@@ -374,7 +374,7 @@ class Adopting:
             environments={},
         )
         self.runner = LocalRunner(site, **options)
-        self.runner.events = cast(RunnerEvents, self.told)
+        self.runner.events = cast(RunnerEventHandler, self.told)
 
     def put(self, name: str, meta: Any) -> socket.socket:
         """The test's end of a link that the keeper holds."""
@@ -394,7 +394,7 @@ class Adopting:
     async def close(self) -> None:
         # Only now, because the logger has to stay until no output is read.
         for placement in [each.placement for each in self.runner._workers.values()]:
-            self.runner.exit_reported({"pid": placement.pid, "status": 0, "sequence": 9})
+            self.runner.handle_exit_report({"pid": placement.pid, "status": 0, "sequence": 9})
         await self.runner.aclose()
         self.logger.close()
         self.peer.keeper.reaper.watcher.close()
@@ -447,7 +447,7 @@ def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_s
         gateway = it.put(fd_store.GATEWAY_LINK, None)
         web, gone = servers
         adopted = await it.runner.adopt({"web": web})
-        assert adopted == Adopted([], {}, {web.key: (web.bind,)})
+        assert adopted == AdoptionResult([], {}, {web.key: (web.bind,)})
         assert added == [("web.1.0:5", "web", 3)]
         assert await it.runner.logs("web", 5) == ["hello"]
         assert (pipe, 1) in orders(it.logger)
@@ -461,7 +461,7 @@ def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_s
         while (sent := orders(zygote)) == []:
             await asyncio.sleep(0)
         assert sent == [({"op": "ping"}, 0)]
-        it.runner.adoptions.publish({}, None, None)
+        it.runner.adoptions.set_routed_servers({}, None, None)
         for each in (zygote, gateway):
             each.close()
         os.close(write)
@@ -473,7 +473,7 @@ def test_worker_whose_exit_was_reported_before_it_was_adopted_has_that_exit(tmp_
     async def work(it: Adopting) -> None:
         it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
         end = it.put_worker(config())
-        it.runner.exit_reported({"pid": 7, "status": 3, "sequence": 1})
+        it.runner.handle_exit_report({"pid": 7, "status": 3, "sequence": 1})
         (found,) = (await it.runner.adopt({"web": config()})).workers
         assert (found.placement.id, found.placement.pid) == ("web.3.1", 7)
         assert await it.runner.wait_for_exit(found.placement) == Exit.from_status(3)
@@ -489,14 +489,14 @@ def test_zygote_is_adopted_and_one_that_exited_with_its_keeper_is_replaced_where
     server = config(python=sys.executable)
 
     async def work(it: Adopting) -> None:
-        found: list[zygotes.Source] = []
+        found: list[zygotes.ZygoteIdentity] = []
         it.runner.zygotes.start = found.append  # type: ignore[assignment, method-assign]
         ends = [it.put(f"zygote {sys.executable}", {}) for _ in range(stored)]
         ends += [it.put_worker(server) for _ in range(workers)]
         for end in ends[stored:]:
             wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
         assert len((await it.runner.adopt({"web": server})).workers) == workers
-        assert found == [zygotes.Source(sys.executable)] * started
+        assert found == [zygotes.ZygoteIdentity(sys.executable)] * started
         for end in ends:
             end.close()
 
@@ -520,7 +520,7 @@ def test_gateway_is_told_before_a_worker_that_is_not_replaced_is_stopped_in_good
     async def work(it: Adopting) -> None:
         it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
         end = it.put_worker(config())
-        it.runner.exit_reported({"pid": 7, "status": 0, "sequence": 1})
+        it.runner.handle_exit_report({"pid": 7, "status": 0, "sequence": 1})
         (found,) = (await it.runner.adopt({"web": config()})).workers
         told: list[str] = []
 
@@ -554,7 +554,7 @@ def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
         wire.send(end, {"event": "idle"})
         while not it.told.events:
             await asyncio.sleep(0)
-        assert it.told.events == [("idle", found.placement, True)]
+        assert it.told.events == [("idle_changed", found.placement, True)]
         while fd_store.CERTIFICATES not in it.peer.kept.entries:
             await asyncio.sleep(0.01)
         end.close()
@@ -564,13 +564,13 @@ def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
 
 def test_runner_passes_on_what_its_logger_and_its_workers_pages_report(tmp_path: Path) -> None:
     async def work(it: Adopting) -> None:
-        key, write = it.runner.output.attach(config())
+        key, write = it.runner.output.create_pipe(config())
         os.close(write)
         it.runner.output.received({"t": "dropped", "id": key, "bytes": 3, "error": "disk full"}, [])
         it.runner.tallies._on_refused("web", "web.1.0", "slot 1")
         assert it.told.events == [
             ("output_lost", "web", 3, str(tmp_path / "web.log"), "disk full"),
-            ("figures_refused", "web", "web.1.0", "slot 1"),
+            ("record_rejected_counts", "web", "web.1.0", "slot 1"),
         ]
         abilities = it.runner.capabilities
         assert all(getattr(abilities, each.name) is not None for each in fields(abilities))
@@ -784,7 +784,7 @@ def test_job_ends_with_the_status_of_its_program(command: str, status: int) -> N
 def test_worker_that_has_served_its_requests_is_reported_and_serves_on() -> None:
     async def work(runner: ProcessRunner) -> None:
         told = Told()
-        runner.events = cast(RunnerEvents, told)
+        runner.events = cast(RunnerEventHandler, told)
         server = served(http={"max_requests": 1})
         placement = await placed(runner, server)
         await fetch(server)
@@ -887,14 +887,14 @@ def test_prepared_worker_is_forked_from_the_imported_application() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served(preload=True)
         await runner.open(server)
-        assert await runner.prepare(server, 0.0) == ""
+        assert await runner.preload_application(server, 0.0) == ""
         (imported,) = runner.app_zygotes.processes
         placement = await placed(runner, server)
         assert await fetch(server, "/pid") == str(placement.pid)
         assert runner.app_zygotes.processes == [imported]
         assert any(name.startswith("appzygote ") for name in await kept(runner))
         # Newer code is imported again.
-        assert await runner.prepare(server, time.monotonic()) == ""
+        assert await runner.preload_application(server, time.monotonic()) == ""
         assert imported not in runner.app_zygotes.processes[-1:]
         await runner.close(server.key)
         while runner.app_zygotes.processes:
@@ -936,9 +936,9 @@ def test_check_of_a_server_whose_worker_could_not_be_forked_names_what_is_missin
     keys: dict[str, Any], named: str
 ) -> None:
     async def work(runner: ProcessRunner) -> None:
-        await runner.check(served())
+        await runner.check_startable(served())
         with pytest.raises((ServerError, WorkerFailed)) as caught:
-            await runner.check(served(**keys))
+            await runner.check_startable(served(**keys))
         assert named in f"{caught.value} {caught.value.hint}"
 
     with_runner(work)

@@ -30,22 +30,22 @@ from poolctl.runners.local import local_worker as module
 from poolctl.runners.local.local_worker import (
     LocalWorker,
     NotifySocket,
+    RoutesMessage,
     RunnerWorkers,
     StackReader,
     Tallies,
     Tally,
     WorkerHeartbeats,
-    WorkerRoutes,
     wait_until_accepting,
 )
-from poolctl.runners.local.zygotes import Children, Process
+from poolctl.runners.local.zygotes import Children, ProcessIdentity
 from poolctl.runners.process_link import Descriptor, Malformed
 from poolctl.runners.runner_protocol import (
     AdoptedWorker,
     Exit,
     Placement,
     PublishedRoutes,
-    RunnerEvents,
+    RunnerEventHandler,
     WorkerFailed,
 )
 from poolctl.runners.stack_report import WorkerStacks
@@ -63,15 +63,15 @@ class Keeper:
     """Kills the processes that it is told to kill."""
 
     def __init__(self) -> None:
-        self.killed: list[Process] = []
+        self.killed: list[ProcessIdentity] = []
         self.signals: list[int] = []
 
     async def signal(
-        self, process: Process, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+        self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
     ) -> None:
         self.signals.append(number)
 
-    def kill_after(self, process: Process, exited: asyncio.Future[Exit], seconds: float) -> None:
+    def kill_after(self, process: ProcessIdentity, exited: asyncio.Future[Exit], seconds: float) -> None:
         self.killed.append(process)
 
 
@@ -97,7 +97,7 @@ def worker(
     server = ServerConfig(name=name, **(config if "command" in config else serves | config))
     return LocalWorker(
         cast(Children, keeper or Keeper()),
-        lambda: cast(RunnerEvents, events),
+        lambda: cast(RunnerEventHandler, events),
         Placement.of(name, 1, index, pid=2),
         server,
         "web",
@@ -269,7 +269,7 @@ def test_status_0_of_an_adopted_process_counts_only_if_it_was_seen_or_is_a_job(
     async def scenario() -> None:
         found = worker(**config)
         found.start = -1  # of a process that has exited
-        found.adopt(reports=reports)
+        found.mark_adopted(reports=reports)
         if says:
             found.received({"event": "ready", "leaving": False, "resting": ""})
         found.record_exit(Exit.from_status(0))
@@ -350,7 +350,7 @@ def test_counts_of_a_refused_worker_that_ends_are_those_before(pool: Pool) -> No
     pool.page[tally.OPEN_CONNECTIONS] = 2
     pool.counts()
     pool.page[tally.STARTED] = 1 << 40
-    pool.tallies.ended("web", "web:1.0:7", pool.tally)
+    pool.tallies.collect_final_counts("web", "web:1.0:7", pool.tally)
     (left,) = pool.ended
     assert (left[tally.STARTED], left[tally.DISCONNECTED], left[tally.OPEN_CONNECTIONS]) == (5, 2, 0)
     assert pool.refused[0][:2] == ("web", "web:1.0:7")
@@ -372,7 +372,7 @@ def test_requests_of_routes_are_no_more_than_all_requests(pool: Pool) -> None:
     pool.page[tally.ROUTES + 50] = (1 << 64) - 1  # the mark of no route
     pool.page[tally.ROUTES + 51] = 1
     assert tally.by_route(pool.counts()) == {tally.route_mark("users"): 7}
-    assert tally.by_route(tally.completed(pool.counts())) == {tally.route_mark("users"): 7}
+    assert tally.by_route(tally.final_counts(pool.counts())) == {tally.route_mark("users"): 7}
 
 
 def writes_over_time() -> st.SearchStrategy[list[tuple[float, list[tuple[int, int]]]]]:
@@ -397,7 +397,7 @@ def readings(steps: list[tuple[float, list[tuple[int, int]]]]) -> Iterator[tuple
             seen = list(total)
             tally.add(seen, counts)
             yield pool.now, seen
-            tally.add(total, tally.completed(counts))
+            tally.add(total, tally.final_counts(counts))
             array("q", total)
             assert pool.tally.last_beat_ns() <= tally.MOST
     finally:
@@ -643,8 +643,8 @@ secret = "hunter2"
 def begin():
     from poolctl.worker.tally import StackDump
     dump = StackDump()
-    dump.prepare(PLACE)
-    dump.begin(PAGE, lambda: control.send(b'{"event":"stacks"}'))
+    dump.install_signal_handlers(PLACE)
+    dump.enable_for_page(PAGE, lambda: control.send(b'{"event":"stacks"}'))
     control.send(b'{"event":"imported"}')
     return dump
 
@@ -699,7 +699,7 @@ class Parent(Children):
         self.page = page
 
     async def signal(
-        self, process: Process, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+        self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
     ) -> None:
         os.kill(process.pid, number)
 
@@ -708,7 +708,7 @@ class WithoutPatience(Parent):
     """Signals, and lets the time be over when faulthandler has written, or if nothing is to be expected."""
 
     async def signal(
-        self, process: Process, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+        self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
     ) -> None:
         os.kill(process.pid, number)
         if number == ASK_AGAIN:
@@ -729,7 +729,7 @@ def local_worker(process: subprocess.Popen[bytes], tally: Tally, app_dir: str = 
     """The process as a worker, which has not reported anything."""
     server = ServerConfig(name="web", bind="127.0.0.1:1", app="app:app", app_dir=app_dir)
     placement = Placement.of("web", 1, 0, pid=process.pid)
-    worker = LocalWorker(cast(Children, None), cast(RunnerEvents, None), placement, server, "")
+    worker = LocalWorker(cast(Children, None), cast(RunnerEventHandler, None), placement, server, "")
     worker.tally, worker.start = tally, process_start(process.pid)
     return worker
 
@@ -879,11 +879,11 @@ def test_child_that_is_forked_has_the_systems_handlers_unless_the_application_ha
     try:
         for handler in (None, signal.SIG_IGN):
             dump = StackDump()
-            dump.prepare(os.dup(ends[0]))
-            dump.begin(tally.fileno(), lambda: None)
+            dump.install_signal_handlers(os.dup(ends[0]))
+            dump.enable_for_page(tally.fileno(), lambda: None)
             if handler is not None:
                 signal.signal(ASK, handler)
-            dump.end()
+            dump.disable_and_close()
             assert signal.getsignal(ASK) is (handler or signal.SIG_DFL)
             assert tally.has_stacks
     finally:
@@ -917,7 +917,7 @@ class Placed:
         server = ServerConfig(name="web", bind="127.0.0.1:8080", app="web:app", **config)
         placement = Placement.of("web", 1, index, pid=2)
         self.worker = LocalWorker(
-            cast(Children, None), cast(RunnerEvents, None), placement, server, "", handover_group
+            cast(Children, None), cast(RunnerEventHandler, None), placement, server, "", handover_group
         )
         ours, self.its = wire.pair()
         self.worker.control_by(ours)
@@ -1174,7 +1174,7 @@ class Reports(Heard):
         super().__init__()
         self.idleness: list[tuple[Placement, bool]] = []
 
-    def idle(self, placement: Placement, idle: bool) -> None:
+    def idle_changed(self, placement: Placement, idle: bool) -> None:
         self.idleness.append((placement, idle))
 
 
@@ -1247,7 +1247,7 @@ def test_orders_to_a_program_have_no_effect() -> None:
         found.renew_tls(found.server, [])
         assert not found.request_beat(1)
         found.begin()
-        found.route(WorkerRoutes(None))
+        found.assign_routes(RoutesMessage(None))
         assert (found.begun.done(), found.unconfirmed) == (True, None)
 
     asyncio.run(scenario())
@@ -1300,7 +1300,7 @@ def test_adopted_program_has_reported_at_once_if_its_process_runs(lives: bool, r
         found = worker(command=["serve"])
         found.placement = replace(found.placement, pid=os.getpid())
         found.start = (process_start(os.getpid()) or 0) - (not lives)
-        found.adopt(reports=reports)
+        found.mark_adopted(reports=reports)
         assert found.reported.done() == (lives and not reports)
 
     asyncio.run(scenario())
@@ -1484,7 +1484,7 @@ def test_routes_are_confirmed_by_a_worker_that_follows_them_and_by_its_exit() ->
             socket.socket() as give_back,
         ):
             routes = PublishedRoutes(3, {"": table, "web": own}, give_back, {"web": "secret"})
-            found.route(WorkerRoutes(routes, "web", keeps=False))
+            found.assign_routes(RoutesMessage(routes, "web", keeps=False))
             assert it.orders() == []
             found.begin()
             sent = {"order": "routes", "generation": 3}
@@ -1493,7 +1493,7 @@ def test_routes_are_confirmed_by_a_worker_that_follows_them_and_by_its_exit() ->
             found.received({"event": "routes", "generation": 3})
             found.received({"event": "routes", "generation": 3})
             assert (found.follows_routes, follows) == (True, [True])
-            found.route(WorkerRoutes(replace(routes, generation=4), "api"))
+            found.assign_routes(RoutesMessage(replace(routes, generation=4), "api"))
             assert it.orders() == [({**sent, "generation": 4}, 2)]
             first = found.unconfirmed
             assert first is not None
@@ -1501,17 +1501,17 @@ def test_routes_are_confirmed_by_a_worker_that_follows_them_and_by_its_exit() ->
             assert found.unconfirmed is first
             found.received({"event": "routes", "generation": 4})
             assert (first.done(), found.unconfirmed) == (True, None)
-            found.route(WorkerRoutes(replace(routes, generation=5)))
+            found.assign_routes(RoutesMessage(replace(routes, generation=5)))
             second = found.unconfirmed
-            found.route(WorkerRoutes(replace(routes, generation=6)))
+            found.assign_routes(RoutesMessage(replace(routes, generation=6)))
             third = found.unconfirmed
             assert second is not None
             assert third is not None
             assert (second.done(), third.done()) == (True, False)
-            found.route(WorkerRoutes(None))
+            found.assign_routes(RoutesMessage(None))
             assert (third.done(), found.unconfirmed) == (True, None)
             it.orders()
-        found.route(WorkerRoutes(routes))
+        found.assign_routes(RoutesMessage(routes))
         assert it.orders() == []
 
     control(scenario)
@@ -1595,7 +1595,7 @@ def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -
             page = tally.map_page(fd)
             page[tally.STARTED] = page[tally.BUCKETS] = requests
             ended = Tally(fd)
-            tallies.ended("web", name, ended)
+            tallies.collect_final_counts("web", name, ended)
             assert ended.fileno() == -1
             assert [each for each, fds in keeper.sent if fds == [fd]] == (
                 [{"op": "put", "name": f"tally:{name}", "meta": {"server": "web"}}] if requests else []
@@ -1610,7 +1610,7 @@ def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -
         fd = tally.new_page()
         page = tally.map_page(fd)
         page[tally.STARTED] = page[tally.BUCKETS] = 4
-        assert tallies.adopt("api.1.0", {"server": "api"}, [fd]) == []
+        assert tallies.collect_unsaved_counts("api.1.0", {"server": "api"}, [fd]) == []
         del page
         assert (added[-1][:2], added[-1][2][tally.STARTED]) == (("api.1.0", "api"), 4)
         assert tallies.unsaved_workers == ["api.1.0", "web.1.0", "web.1.1"]

@@ -17,9 +17,9 @@ from poolctl import ServerConfig
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
 from poolctl.logs.log_line import stamp
-from poolctl.runners.local.output_pipes import Output, last_lines
+from poolctl.runners.local.output_pipes import OutputPipes, last_lines
 from poolctl.runners.process_link import Link, LinkLost
-from poolctl.runners.runner_protocol import RunnerEvents
+from poolctl.runners.runner_protocol import RunnerEventHandler
 from tests.descriptors import no_descriptor_left
 from tests.unit.runners.test_process_link import same
 from tests.virtual_loop import VirtualLoop
@@ -90,11 +90,11 @@ class Stage:
         self.directory = directory
         self.keeper = Keeper()
         self.events = Events()
-        self.output = Output(
+        self.output = OutputPipes(
             cast(Link, self.keeper),
             str(directory),
             str(directory / "logs"),
-            lambda: cast(RunnerEvents, self.events),
+            lambda: cast(RunnerEventHandler, self.events),
             adoption_directory,
         )
 
@@ -181,12 +181,12 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
     async def work() -> None:
         stage = Stage(tmp_path)
         await stage.output.start()
-        key, write = stage.output.attach(server())
-        other, other_write = stage.output.attach(server())
+        key, write = stage.output.create_pipe(server())
+        other, other_write = stage.output.create_pipe(server())
         assert key != other
         assert stage.output.paths == {"web": str(tmp_path / "logs" / "web.log")}
-        stage.output.log_pipe(key, 42, 1234, generation=3, index=1)
-        stage.output.log_pipe(other, 43, hook="before_start")
+        stage.output.register_pipe(key, 42, 1234, generation=3, index=1)
+        stage.output.register_pipe(other, 43, hook="before_start")
         usual = stage.output.registration_message(key, server(), 42) | {
             "generation": 3,
             "index": 1,
@@ -246,7 +246,7 @@ def test_order_names_the_file_and_its_rotation(tmp_path: Path) -> None:
 def test_pipe_of_a_worker_that_was_not_created_is_closed(tmp_path: Path) -> None:
     async def work() -> None:
         stage = Stage(tmp_path)
-        key, write = stage.output.attach(server())
+        key, write = stage.output.create_pipe(server())
         stage.output.discard(key)
         with pytest.raises(BrokenPipeError):
             os.write(write, b"x")
@@ -261,8 +261,8 @@ def test_next_logger_gets_every_pipe_and_reopens_the_files(tmp_path: Path) -> No
     async def work() -> None:
         stage = Stage(tmp_path)
         await stage.output.start()
-        key, write = stage.output.attach(server())
-        stage.output.log_pipe(key, 42)
+        key, write = stage.output.create_pipe(server())
+        stage.output.register_pipe(key, 42)
         reopening = asyncio.ensure_future(stage.output.reopen_logs())
         again = asyncio.ensure_future(stage.output.reopen_logs())
         await stage.received("reopen")
@@ -328,7 +328,7 @@ def test_logger_gets_no_order_once_the_output_is_closed_and_each_pipe_is_closed(
     async def work() -> None:
         stage = Stage(tmp_path)
         await stage.output.start()
-        _, write = stage.output.attach(server())
+        _, write = stage.output.create_pipe(server())
         stage.output.close()
         await stage.received("end")
         assert wire.receive(stage.logger) is None
@@ -344,7 +344,7 @@ def test_lost_output_is_reported_with_its_server_and_file(tmp_path: Path) -> Non
     async def work() -> None:
         stage = Stage(tmp_path)
         await stage.output.start()
-        key, write = stage.output.attach(server())
+        key, write = stage.output.create_pipe(server())
         for message in (
             {"id": key, "bytes": 5, "error": "No space left on device"},
             {"id": key},

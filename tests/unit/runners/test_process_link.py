@@ -430,10 +430,10 @@ def test_messages_that_have_arrived_are_read_at_once_on_request() -> None:
     async def scenario() -> None:
         peer = Peer()
         wire.send(peer.sock, {"event": "failed"})
-        peer.link.read_rest()
+        peer.link.dispatch_arrived_messages()
         assert peer.heard == [{"event": "failed"}]
         peer.link.close()
-        peer.link.read_rest()
+        peer.link.dispatch_arrived_messages()
         peer.close()
 
     run(scenario())
@@ -621,9 +621,9 @@ def test_entries_of_an_earlier_supervisor_are_fetched_without_zygotes() -> None:
         _, fds = await peer.kept.call({"op": "get", "name": "listener:a"})
         for fd in fds:
             os.close(fd)
-        await peer.kept.complete()
+        await peer.kept.fetch_missing_entries()
         assert sorted(peer.kept.entries) == ["lifeline", "listener:a"]
-        assert all(same(fds[0], read) for _, fds in peer.kept.held().values())
+        assert all(same(fds[0], read) for _, fds in peer.kept.recorded_entries().values())
         os.close(read)
         os.close(write)
         peer.keeper.reaper.watcher.close()
@@ -651,10 +651,10 @@ def test_a_socket_is_shared_with_its_owner_and_left_out_once_it_is_closed() -> N
         before = open_descriptors()
         peer.kept.send({"op": "put", "name": "worker:a", "meta": 1}, [ours])
         assert open_descriptors() == before
-        assert peer.kept.held() == {"worker:a": (1, [ours.fileno()])}
+        assert peer.kept.recorded_entries() == {"worker:a": (1, [ours.fileno()])}
         ours.close()
         theirs.close()
-        assert peer.kept.held() == {"worker:a": (1, [])}
+        assert peer.kept.recorded_entries() == {"worker:a": (1, [])}
         await peer.kept.call({"op": "list"})
         peer.keeper.reaper.watcher.close()
         peer.close()

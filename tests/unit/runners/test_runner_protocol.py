@@ -10,8 +10,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.runners.runner_protocol import (
-    Adopted,
     AdoptedWorker,
+    AdoptionResult,
     Capabilities,
     Exit,
     Placement,
@@ -95,7 +95,7 @@ def test_placement_and_exit_tell_what_is_unknown_by_none() -> None:
 
 def test_runner_has_no_optional_ability_and_adopts_nothing_unless_it_says_so() -> None:
     assert all(getattr(Capabilities(), each.name) is None for each in fields(Capabilities))
-    assert (Adopted().workers, Adopted().hooks, Adopted().endpoints) == ((), {}, {})
+    assert (AdoptionResult().workers, AdoptionResult().hooks, AdoptionResult().endpoints) == ((), {}, {})
     worker = AdoptedWorker(Placement.of("users", 3, 1), ServerConfig(name="users", bind=":1", app="any:app"))
     assert (worker.ready_at, worker.leaving, worker.idle, worker.resting) == (None, False, False, "")
 

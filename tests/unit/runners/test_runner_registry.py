@@ -13,7 +13,7 @@ import pytest
 
 from poolctl.runners import runner_registry
 from poolctl.runners.runner_registry import (
-    RunnerSite,
+    RunnerContext,
     UnknownRunner,
     companions,
     find_orphans,
@@ -21,7 +21,7 @@ from poolctl.runners.runner_registry import (
     make_runner,
 )
 
-SITE = cast(RunnerSite, "site")
+SITE = cast(RunnerContext, "site")
 
 
 @pytest.fixture

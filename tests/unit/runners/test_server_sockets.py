@@ -141,8 +141,8 @@ class Gateway(Recorder):
         self.let_go.set()
         self.withdrawn: list[tuple[str, socket.socket]] = []
 
-    async def withdraw(self, server: str, give: socket.socket) -> None:
-        await super().withdraw(server, give)
+    async def withdraw_passing_socket(self, server: str, give: socket.socket) -> None:
+        await super().withdraw_passing_socket(server, give)
         self.withdrawn.append((server, give))
 
 
@@ -156,11 +156,11 @@ class Pairs:
         self.give_back, self.taken_back = wire.pair()
 
     def route(self, *servers: ServerConfig) -> None:
-        self.pairs.publish({each.key: each.name for each in servers}, self.gateway, self.give_back)
+        self.pairs.set_routed_servers({each.key: each.name for each in servers}, self.gateway, self.give_back)
 
     def stored(self) -> dict[str, Any]:
         """What the keeper has been given, by name."""
-        return {name: meta for name, (meta, _) in self.peer.kept.held().items()}
+        return {name: meta for name, (meta, _) in self.peer.kept.recorded_entries().items()}
 
     async def close(self) -> None:
         await self.pairs.close_all()
@@ -211,7 +211,7 @@ class Listening:
 
     def entry(self, key: str) -> Any:
         """What the keeper knows of the listeners of an address."""
-        return self.peer.kept.held().get(f"listener:{key}", (None,))[0]
+        return self.peer.kept.recorded_entries().get(f"listener:{key}", (None,))[0]
 
     async def close(self) -> None:
         await self.sockets.close_all()
@@ -262,11 +262,11 @@ def test_lent_listener_is_shared_until_it_is_closed() -> None:
     async def work() -> None:
         stage = Listening()
         server = server_at(f"127.0.0.1:{claim_port()}")
-        assert stage.sockets.lend(server) == []
+        assert stage.sockets.share_with_worker(server) == []
         assert not stage.sockets.shared(server.key)
         await stage.sockets.open(server)
         assert not stage.sockets.shared(server.key)
-        assert stage.sockets.lend(server) == stage.sockets.of(server) != []
+        assert stage.sockets.share_with_worker(server) == stage.sockets.of(server) != []
         assert stage.sockets.shared(server.key)
         assert stage.entry(server.key) == {"server": "web", "shared": True}
         await stage.sockets.close(server.key)
@@ -375,16 +375,16 @@ def test_pair_is_kept_for_equal_connections_and_replaced_for_another_user_or_tls
         stage = Pairs()
         key = config().key
         assert (stage.pairs.handover_group(key), stage.pairs.take_end(key)) == (None, None)
-        give, take = stage.pairs.of(config())
+        give, take = stage.pairs.get_or_open(config())
         assert (give.getblocking(), take.getblocking()) == (False, False)
-        assert stage.pairs.of(config(workers=2)) == (give, take)
+        assert stage.pairs.get_or_open(config(workers=2)) == (give, take)
         assert stage.pairs.take_end(key) is take
         assert stage.stored() == {f"adoption:{key}": {"server": "web", "protocol": "plain"}}
-        other = stage.pairs.of(config(user="daemon"))
+        other = stage.pairs.get_or_open(config(user="daemon"))
         assert other != (give, take)
         assert stage.pairs.handover_group(key) == "plain daemon"
         tls = config(tls={"cert": str(tmp_path / "cert"), "key": str(tmp_path / "key")})
-        assert stage.pairs.of(tls) != other
+        assert stage.pairs.get_or_open(tls) != other
         assert stage.pairs.handover_group(key) == "tls"
         while give.fileno() >= 0 or other[0].fileno() >= 0:
             await asyncio.sleep(0)
@@ -399,7 +399,7 @@ def test_program_gets_no_pair() -> None:
         stage = Pairs()
         program = program_at("127.0.0.1:8080")
         stage.pairs.open(program)
-        assert stage.pairs.of(program) == ()
+        assert stage.pairs.get_or_open(program) == ()
         assert stage.stored() == {}
         await stage.close()
 
@@ -454,15 +454,15 @@ def test_message_in_a_pair_that_is_no_connection_does_not_reach_the_gateway() ->
     async def work() -> None:
         stage = Pairs()
         key = config().key
-        stage.pairs.take_back(key)
-        give, _ = stage.pairs.of(config())
+        stage.pairs.return_to_gateway(key)
+        give, _ = stage.pairs.get_or_open(config())
         stage.route(config())
         give.send(b"no message at all")
         with connection() as (odd, theirs):
             wire.send(give, {"t": "odd"}, [theirs.fileno()])
             theirs.close()
             client = give_one(stage.pairs, key)
-            stage.pairs.take_back(key)
+            stage.pairs.return_to_gateway(key)
             assert is_closed(odd)
         stage.taken_back.setblocking(False)
         taken = connection_handover.receive_connection(stage.taken_back)
@@ -498,7 +498,7 @@ def test_hidden_pair_is_withdrawn_from_the_gateway_once_and_given_again_when_sho
         assert stage.gateway.pairs == {}, "a later pair is withheld too"
         stage.pairs.allow_passing(key)
         assert not stage.pairs.is_passing_forbidden(key)
-        assert stage.gateway.pairs == {"web": stage.pairs.of(config(user="daemon"))[0]}
+        assert stage.gateway.pairs == {"web": stage.pairs.get_or_open(config(user="daemon"))[0]}
         await stage.close()
 
     run(work())
@@ -529,12 +529,12 @@ def test_dropped_pair_is_closed_here_and_in_the_keeper_and_made_again_when_neede
     async def work() -> None:
         stage = Pairs()
         key = config().key
-        before = stage.pairs.of(config())
+        before = stage.pairs.get_or_open(config())
         stage.pairs.drop(key)
         assert [end.fileno() for end in before] == [-1, -1]
         assert stage.stored() == {}
         stage.pairs.drop(key)
-        assert stage.pairs.of(config()) != before
+        assert stage.pairs.get_or_open(config()) != before
         assert list(stage.stored()) == [f"adoption:{key}"]
         await stage.pairs.close(key)
         assert stage.stored() == {}
@@ -549,7 +549,7 @@ def test_adopted_pair_is_the_servers() -> None:
         stage = Pairs()
         give, take = wire.pair()
         ends = stage.pairs.adopt(config().key, {"protocol": "plain"}, [give.detach(), take.detach()])
-        assert list(stage.pairs.of(config())) == ends
+        assert list(stage.pairs.get_or_open(config())) == ends
         assert stage.pairs.take_end(config().key) is ends[1]
         with give_one(stage.pairs, config().key):
             assert stage.pairs.queued_connections(config().key) == 1

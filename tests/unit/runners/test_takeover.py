@@ -23,9 +23,15 @@ from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local import takeover
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.local.local_worker import LocalWorker
-from poolctl.runners.local.takeover import LocalOrphan, Pipes, WorkerAdoption, _Intake, wait_for_reports
+from poolctl.runners.local.takeover import (
+    LocalOrphan,
+    OrphanedPipes,
+    WorkerAdoption,
+    _Intake,
+    wait_for_reports,
+)
 from poolctl.runners.process_link import Malformed
-from poolctl.runners.runner_registry import RunnerSite
+from poolctl.runners.runner_registry import RunnerContext
 from poolctl.runners.worker_spec import worker_digest
 from poolctl.worker import tally
 from tests.deadline import wait_until
@@ -123,16 +129,18 @@ def order_of(sock: socket.socket) -> tuple[str, int]:
     return received[0]["order"], len(received[1])
 
 
-def intake_of(*servers: ServerConfig, pipes: Pipes | None = None) -> tuple[_Intake, RecordingKeeper]:
+def intake_of(*servers: ServerConfig, pipes: OrphanedPipes | None = None) -> tuple[_Intake, RecordingKeeper]:
     keeper: Any = RecordingKeeper()
     output: Any = NewPipes()
-    return _Intake("", keeper, output, {each.name: each for each in servers}, pipes or Pipes()), keeper
+    return _Intake(
+        "", keeper, output, {each.name: each for each in servers}, pipes or OrphanedPipes()
+    ), keeper
 
 
 def test_worker_that_claims_anothers_output_leaves_it_to_its_owner() -> None:
     good, bad = (ServerConfig(app="app:app", bind="127.0.0.1:9001", name=name) for name in ("good", "bad"))
     unused: Any = None
-    intake = _Intake("", unused, unused, {}, Pipes({"of good": ({"name": "good"}, -1)}))
+    intake = _Intake("", unused, unused, {}, OrphanedPipes({"of good": ({"name": "good"}, -1)}))
     assert not intake._claim_pipe("of good", bad)
     assert intake._claim_pipe("of good", good)
     assert not intake._claim_pipe("of good", good), "another worker of the server writes to it"
@@ -245,13 +253,13 @@ def test_orphan_without_a_socket_is_signalled_and_one_with_a_socket_is_asked(
     process: subprocess.Popen[bytes],
 ) -> None:
     orphan = orphan_of(process, stop_signal=int(signal.SIGINT))
-    assert not orphan.order({"order": "stop"})
+    assert not orphan.send_order({"order": "stop"})
     orphan.sock, theirs = wire.pair()
     orphan.ask_to_end()
     assert order_of(theirs) == ("stop", 0)
     assert not orphan.await_end(0)
     theirs.close()
-    assert not orphan.order({"order": "stop"}), "its end is closed"
+    assert not orphan.send_order({"order": "stop"}), "its end is closed"
     orphan.ask_to_end()
     assert process.wait() == -signal.SIGINT
     assert orphan.await_end(5)
@@ -294,31 +302,31 @@ def test_program_is_known_by_the_loggers_message_and_its_start(process: subproce
         "pid": process.pid, "start": start, "name": "web", "command": True, "generation": 2, "index": 1,
         "stop_signal": 2,
     }  # fmt: skip
-    (found,) = takeover._orphans_without_socket(Pipes({"web.1": (message, -1)}), set())
+    (found,) = takeover._orphans_without_socket(OrphanedPipes({"web.1": (message, -1)}), set())
     assert (found.pid, found.uid, found.start, found.sock) == (process.pid, os.geteuid(), start, None)
     assert found.said == {
         "server": "web", "command": True, "output": "web.1", "ready_at": start / os.sysconf("SC_CLK_TCK"),
         "leaving": False, "generation": 2, "index": 1, "stop_signal": 2, "hook": None,
     }  # fmt: skip
-    hook = Pipes({"web.1": ({**message, "hook": "before_start"}, -1)})
+    hook = OrphanedPipes({"web.1": ({**message, "hook": "before_start"}, -1)})
     assert takeover._orphans_without_socket(hook, set())[0].said["ready_at"] is None
-    assert takeover._orphans_without_socket(Pipes({"web.1": (message, -1)}), {process.pid}) == []
+    assert takeover._orphans_without_socket(OrphanedPipes({"web.1": (message, -1)}), {process.pid}) == []
     for another in ({**message, "start": start + 1}, {**message, "start": None}):
-        assert takeover._orphans_without_socket(Pipes({"web.1": (another, -1)}), set()) == []
+        assert takeover._orphans_without_socket(OrphanedPipes({"web.1": (another, -1)}), set()) == []
 
 
 def test_a_hook_and_a_process_of_no_server_are_ended(listener: socket.socket) -> None:
     for said, number in (({"hook": "before_start"}, signal.SIGKILL), ({"server": "gone"}, signal.SIGTERM)):
         with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:
             intake, keeper = intake_of(server_at(listener))
-            asyncio.run(intake.take(orphan_of(process, **said)))
+            asyncio.run(intake.store_or_stop(orphan_of(process, **said)))
             assert process.wait(10) == -number
             assert (intake.found, keeper.puts) == ({}, [])
 
 
 def test_process_of_another_key_is_stopped(process: subprocess.Popen[bytes], listener: socket.socket) -> None:
     intake, _ = intake_of(server_at(listener))
-    asyncio.run(intake.take(orphan_of(process, key="another")))
+    asyncio.run(intake.store_or_stop(orphan_of(process, key="another")))
     assert process.wait(10) == -signal.SIGTERM
 
 
@@ -326,7 +334,7 @@ def test_busy_worker_without_a_socket_is_left_alone(
     process: subprocess.Popen[bytes], listener: socket.socket
 ) -> None:
     intake, keeper = intake_of(server_at(listener))
-    asyncio.run(intake.take(orphan_of(process, command=None)))
+    asyncio.run(intake.store_or_stop(orphan_of(process, command=None)))
     assert (process.poll(), intake.found, keeper.puts) == (None, {}, [])
 
 
@@ -336,14 +344,14 @@ def test_faulty_process_of_a_servers_user_is_killed_and_a_silent_one_or_a_strang
     intake, _ = intake_of(server_at(listener))
     orphan = orphan_of(process)
     orphan.fault = f"sent {takeover._SILENCE}"
-    asyncio.run(intake.take(orphan))
+    asyncio.run(intake.store_or_stop(orphan))
     assert process.poll() is None
     orphan.fault, orphan.uid = "sent an invalid time", os.geteuid() + 1
-    asyncio.run(intake.take(orphan))
+    asyncio.run(intake.store_or_stop(orphan))
     assert process.poll() is None
     assert "it is killed" not in caplog.text
     orphan.uid = os.geteuid()
-    asyncio.run(intake.take(orphan))
+    asyncio.run(intake.store_or_stop(orphan))
     assert process.wait(10) == -signal.SIGKILL
     assert "sent an invalid time: it is killed" in caplog.text
 
@@ -352,14 +360,14 @@ def test_worker_is_adopted_with_its_listener_pair_and_page(
     process: subprocess.Popen[bytes], listener: socket.socket
 ) -> None:
     server = server_at(listener)
-    pipes = Pipes({"web.1": ({"name": "web"}, -1)})
+    pipes = OrphanedPipes({"web.1": ({"name": "web"}, -1)})
     intake, keeper = intake_of(server, pipes=pipes)
     with worker_of(process, server, listener, follows_routes=True) as (orphan, theirs):
         orphan.pair, orphan.tally = (
             [os.dup(theirs.fileno()), os.dup(theirs.fileno())],
             [os.dup(theirs.fileno())],
         )
-        asyncio.run(intake.take(orphan))
+        asyncio.run(intake.store_or_stop(orphan))
         assert order_of(theirs) == ("adopt", 1)
         assert keeper.descriptors == {
             f"listener:{server.key}": 1, f"adoption:{server.key}": 2, "worker:web.3.2": 2,
@@ -378,10 +386,10 @@ def test_worker_whose_output_is_lost_gets_another_pipe(
     process: subprocess.Popen[bytes], listener: socket.socket, deaf: bool
 ) -> None:
     server = server_at(listener)
-    known = Pipes({"web.1": ({"name": "web"}, -1)} if deaf else {})
+    known = OrphanedPipes({"web.1": ({"name": "web"}, -1)} if deaf else {})
     intake, keeper = intake_of(server, pipes=known)
     with worker_of(process, server, listener, deaf=deaf) as (orphan, theirs):
-        asyncio.run(intake.take(orphan))
+        asyncio.run(intake.store_or_stop(orphan))
         assert order_of(theirs) == ("adopt", 2)
         assert keeper.entries["worker:web.3.2"]["output"] == "web.new"
         message, read = known.streams["web.new"]
@@ -401,10 +409,10 @@ def test_second_worker_with_the_same_place_is_drained(
     process: subprocess.Popen[bytes], listener: socket.socket
 ) -> None:
     server = server_at(listener)
-    intake, keeper = intake_of(server, pipes=Pipes({"web.1": ({"name": "web"}, -1)}))
+    intake, keeper = intake_of(server, pipes=OrphanedPipes({"web.1": ({"name": "web"}, -1)}))
     intake.done.add("worker:web.3.2")
     with worker_of(process, server, listener) as (orphan, theirs):
-        asyncio.run(intake.take(orphan))
+        asyncio.run(intake.store_or_stop(orphan))
         assert order_of(theirs) == ("drain", 0)
     assert (intake.found, keeper.puts, keeper.watched) == ({}, [], [])
 
@@ -415,14 +423,14 @@ def test_server_differs_if_any_of_its_workers_does(
     server = server_at(listener)
     digest = worker_digest(server)
     assert digest is not None
-    intake, keeper = intake_of(server, pipes=Pipes({f"{n}": ({"name": "web"}, -1) for n in range(3)}))
+    intake, keeper = intake_of(server, pipes=OrphanedPipes({f"{n}": ({"name": "web"}, -1) for n in range(3)}))
     expected = [False, True, True]
     for index, likeness in enumerate([digest, digest ^ 1, digest]):
         with worker_of(process, server, listener, index=index, output=f"{index}", likeness=likeness) as (
             orphan,
             _,
         ):
-            asyncio.run(intake.take(orphan))
+            asyncio.run(intake.store_or_stop(orphan))
         assert intake.found == {"web": expected[index]}
     assert keeper.puts.count(f"listener:{server.key}") == 1, "one for all its workers"
     assert [name for name in keeper.puts if name.startswith("worker:")] == [
@@ -437,7 +445,7 @@ def test_job_and_program_that_binds_itself_are_adopted_without_a_listener(
     runs = ServerConfig(name="web", command=["true"])
     for server, ready_at in ((job, None), (runs, 1.5)):
         intake, keeper = intake_of(server)
-        asyncio.run(intake.take(orphan_of(process, protocol="forged")))
+        asyncio.run(intake.store_or_stop(orphan_of(process, protocol="forged")))
         assert keeper.puts == ["worker:web.3.2"]
         meta = keeper.entries["worker:web.3.2"]
         assert (meta["ready_at"], meta["protocol"]) == (ready_at, None)
@@ -457,7 +465,7 @@ def test_program_keeps_its_listener_if_it_still_has_it(listener: socket.socket) 
                 comm = Path(f"/proc/{process.pid}/comm")
                 wait_until(lambda comm=comm: comm.read_text() == "sleep\n")
                 intake, keeper = intake_of(server)
-                asyncio.run(intake.take(orphan_of(process)))
+                asyncio.run(intake.store_or_stop(orphan_of(process)))
                 assert bool(intake.found) == adopted
                 assert keeper.puts == ([f"listener:{server.key}", "worker:web.3.2"] if adopted else [])
             finally:
@@ -503,7 +511,7 @@ async def _take_in_from_logger(directory: str, keeper: Any, output: Any, *, late
     finally:
         os.close(read)
         os.close(write)
-        pool_files.forget(place)
+        pool_files.unlink_quietly(place)
 
 
 def test_sockets_of_systemd_are_known_by_their_numbers_and_names() -> None:
@@ -531,7 +539,7 @@ def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_n
                 worker.control.close()  # its messages are the successor's
         logs = tmp_path / "logs"
         logs.mkdir()
-        site = RunnerSite(
+        site = RunnerContext(
             keeper=runner.keeper,
             keeper_pid=runner.children.keeper_pid,
             open_files=(1024, 4096),
@@ -564,12 +572,12 @@ def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_n
             pids = {each.pid for each in runner.zygotes.processes}
             assert {each.pid for each in successor.zygotes.processes} == pids
         finally:
-            await _leave(successor)
+            await _run_exit_functions(successor)
 
     with_runner(work)
 
 
-async def _leave(successor: LocalRunner) -> None:
+async def _run_exit_functions(successor: LocalRunner) -> None:
     """Close what a successor has adopted; the processes are ended by the runner, to which their exits are reported."""
     successor._next_check.cancel()
     for worker in successor._workers.values():

@@ -29,12 +29,12 @@ from poolctl.runners.local.zygotes import (
     Forged,
     ImportFailed,
     ImportLimit,
-    Process,
-    Source,
+    ProcessIdentity,
+    ZygoteIdentity,
     Zygotes,
 )
 from poolctl.runners.process_link import Link, LinkLost
-from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents, WorkerFailed
+from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.runners.worker_spec import Spec
 from tests.deadline import wait_until
@@ -83,7 +83,7 @@ def test_invalid_pid_is_refused(pid: object) -> None:
     async def scenario() -> None:
         keeper = Keeper()
         with pytest.raises(Forged, match="an invalid 'pid'"):
-            await keeper.children.verify({"pid": pid}, None, None)
+            await keeper.children.verified_process({"pid": pid}, None, None)
         keeper.close()
 
     run(scenario())
@@ -92,7 +92,9 @@ def test_invalid_pid_is_refused(pid: object) -> None:
 def test_new_process_of_the_user_is_taken_with_its_start_time(child: int) -> None:
     async def scenario() -> None:
         keeper = Keeper()
-        found = await keeper.children.verify({"pid": child}, os.geteuid(), process_start(os.getpid()))
+        found = await keeper.children.verified_process(
+            {"pid": child}, os.geteuid(), process_start(os.getpid())
+        )
         assert found == (child, process_start(child))
         keeper.close()
 
@@ -107,7 +109,7 @@ def test_process_that_the_zygote_cannot_have_forked_is_refused(child: int, case:
         keeper = Keeper()
         uid, not_before, pid = os.geteuid(), 0, child
         if case == "another of the pool":
-            keeper.children.add(child)
+            keeper.children.register_unless_exited(child)
         elif case == "another user's":
             uid += 1
         elif case == "older than the zygote":
@@ -115,7 +117,7 @@ def test_process_that_the_zygote_cannot_have_forked_is_refused(child: int, case:
         else:
             pid = (1 << 22) - 1
         with pytest.raises(Forged, match=f"pid {pid} as a new process"):
-            await keeper.children.verify({"pid": pid}, uid, not_before)
+            await keeper.children.verified_process({"pid": pid}, uid, not_before)
         keeper.close()
 
     run(scenario())
@@ -126,8 +128,8 @@ def test_process_that_exited_before_the_check_is_known_by_its_report() -> None:
         keeper = Keeper()
         pid = (1 << 22) - 1
         keeper.before = lambda: keeper.children.early.update({pid: Exit.from_status(3)})
-        assert await keeper.children.verify({"pid": pid}, 0, 0) == (pid, None)
-        assert keeper.children.add(pid) == Exit.from_status(3)
+        assert await keeper.children.verified_process({"pid": pid}, 0, 0) == (pid, None)
+        assert keeper.children.register_unless_exited(pid) == Exit.from_status(3)
         keeper.close()
 
     run(scenario())
@@ -142,9 +144,9 @@ def test_process_that_does_not_become_a_child_of_the_keeper_is_reported_once(
     async def scenario() -> None:
         keeper = Keeper()
         deeds: list[str] = []
-        keeper.children.confirm(Process(child, process_start(child)), deeds.append)
+        keeper.children.schedule_parent_check(ProcessIdentity(child, process_start(child)), deeds.append)
         parent = os.getppid()
-        keeper.children.confirm(Process(parent, process_start(parent)), deeds.append)
+        keeper.children.schedule_parent_check(ProcessIdentity(parent, process_start(parent)), deeds.append)
         while not deeds:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
@@ -168,7 +170,13 @@ def one(keeper: Link | None = None) -> tuple[AppZygote, socket.socket]:
     ours, theirs = wire.pair()
     theirs.setblocking(False)
     zygote = AppZygote(
-        keeper or cast(Link, Silent()), children(), ours, "key", Process(os.getpid(), None), None, "web"
+        keeper or cast(Link, Silent()),
+        children(),
+        ours,
+        "key",
+        ProcessIdentity(os.getpid(), None),
+        None,
+        "web",
     )
     return zygote, theirs
 
@@ -321,7 +329,7 @@ def test_zygote_that_names_a_process_it_cannot_have_forked_is_cut_off() -> None:
 def worker(index: int, **config: object) -> LocalWorker:
     server = ServerConfig(name="web", bind="127.0.0.1:8080", **(config or {"app": "web:app"}))
     return LocalWorker(
-        cast(Children, None), cast(RunnerEvents, None), Placement.of("web", 1, index), server, "web"
+        cast(Children, None), cast(RunnerEventHandler, None), Placement.of("web", 1, index), server, "web"
     )
 
 
@@ -368,7 +376,7 @@ def test_app_zygote_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
         turns, waiting = ImportLimit(at_once=1), worker(0)
         (ours, theirs), at_keeper = wire.pair(), wire.pair()
         keeper = Link(at_keeper[0])
-        zygote = AppZygote(keeper, Children(keeper, 0), ours, "key", Process(1, None), None, "web")
+        zygote = AppZygote(keeper, Children(keeper, 0), ours, "key", ProcessIdentity(1, None), None, "web")
         turns.queue(zygote.begin, zygote.imported)
         turns.queue(waiting.begin, waiting.imported)
         assert zygote.begun.done()
@@ -386,7 +394,7 @@ def test_app_zygote_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
 
 # Zygotes of a keeper in this process, whose time passes at once.
 
-HERE = Process(os.getpid(), process_start(os.getpid()))
+HERE = ProcessIdentity(os.getpid(), process_start(os.getpid()))
 
 
 class StoringKeeper:
@@ -456,11 +464,11 @@ def virtually(scenario: Callable[[StoringKeeper], Coroutine[Any, Any, None]]) ->
 
 
 KILLED = {"op": "signal", "pid": HERE.pid, "start": HERE.start, "signal": signal.SIGKILL, "group": True}
-PYTHON = Source("/usr/bin/python")
+PYTHON = ZygoteIdentity("/usr/bin/python")
 DROPPED = {"op": "drop", "name": "zygote /usr/bin/python"}
 
 
-async def started(keeper: StoringKeeper, source: Source = PYTHON) -> tuple[Link, socket.socket]:
+async def started(keeper: StoringKeeper, source: ZygoteIdentity = PYTHON) -> tuple[Link, socket.socket]:
     """The link to a new zygote that is up, and the zygote's end."""
     starting = keeper.zygotes.start(source)
     while not keeper.spawned:
@@ -484,7 +492,7 @@ def test_zygote_is_spawned_and_put_into_the_store() -> None:
                 "name": "zygote /usr/bin/python",
                 "meta": {"without": spawn["without"], "pid": HERE.pid, "start": HERE.start},
             }
-            assert await keeper.zygotes.wait_until_up(PYTHON) is link
+            assert await keeper.zygotes.ensure_zygote_up(PYTHON) is link
             assert keeper.zygotes.processes == [HERE]
             keeper.zygotes.close()
             assert wire.receive(zygote) is None
@@ -539,7 +547,7 @@ def test_zygote_that_is_not_up_in_time_is_killed_and_not_used_again(is_stored: b
             else:
                 ours.close()
             with pytest.raises(LinkLost, match=f"the interpreter was not up within {seconds} s"):
-                await keeper.zygotes.wait_until_up(PYTHON)
+                await keeper.zygotes.ensure_zygote_up(PYTHON)
             assert loop.time() == pytest.approx(seconds)
             assert keeper.zygotes.processes == []
             await asyncio.sleep(2.1)
@@ -570,7 +578,7 @@ def test_zygote_that_has_exited_is_replaced_at_the_next_start() -> None:
 
 def test_interpreter_that_is_unfit_says_why_and_how_to_fix_it() -> None:
     async def scenario(keeper: StoringKeeper) -> None:
-        starting = asyncio.ensure_future(keeper.zygotes.wait_until_up(PYTHON))
+        starting = asyncio.ensure_future(keeper.zygotes.ensure_zygote_up(PYTHON))
         while not keeper.spawned:
             await asyncio.sleep(0)
         with keeper.spawned.pop() as zygote:
@@ -631,7 +639,7 @@ def test_fork_is_tried_twice(losses: int) -> None:
         if losses < 2:
             assert await keeper.zygotes.with_retry(PYTHON, attempt) == "forked"
             return
-        source = Source("/usr/bin/python", (33, 34))
+        source = ZygoteIdentity("/usr/bin/python", (33, 34))
         with pytest.raises(WorkerFailed, match="no worker can be forked in /usr/bin/python: it ex") as failed:
             await keeper.zygotes.with_retry(source, attempt)
         command = "setpriv --reuid=33 --regid=34 --init-groups /usr/bin/python -c 'import uvicorn'"
@@ -680,7 +688,7 @@ def test_process_is_killed_after_its_time_unless_it_has_exited() -> None:
         exited: asyncio.Future[Exit] = loop.create_future()
         keeper.children.kill_after(HERE, exited, 3.0)
         keeper.children.kill_after(HERE, loop.create_future(), 4.0)
-        keeper.children.kill(Process(HERE.pid, None))
+        keeper.children.kill(ProcessIdentity(HERE.pid, None))
         await asyncio.sleep(2)
         assert keeper.taken() == []
         exited.set_result(Exit.from_status(0))
@@ -696,17 +704,21 @@ def test_foreign_process_is_reported_after_three_seconds_and_its_pid_may_be_name
     async def scenario(keeper: StoringKeeper) -> None:
         loop = asyncio.get_running_loop()
         reported: list[float] = []
-        keeper.children.confirm(HERE, lambda _: reported.append(loop.time()))  # the keeper's pid is unknown
+        keeper.children.schedule_parent_check(
+            HERE, lambda _: reported.append(loop.time())
+        )  # the keeper's pid is unknown
         keeper.children.keeper_pid = 1 << 22
-        keeper.children.confirm(Process(HERE.pid, None), lambda _: reported.append(loop.time()))  # has exited
+        keeper.children.schedule_parent_check(
+            ProcessIdentity(HERE.pid, None), lambda _: reported.append(loop.time())
+        )  # has exited
         await asyncio.sleep(5)
         assert reported == []
-        keeper.children.add(HERE.pid)
-        keeper.children.confirm(HERE, lambda _: reported.append(loop.time()))
+        keeper.children.register_unless_exited(HERE.pid)
+        keeper.children.schedule_parent_check(HERE, lambda _: reported.append(loop.time()))
         await asyncio.sleep(5)
         (at,) = reported
         assert 8.0 <= at <= 8.1001
-        assert await keeper.children.verify({"pid": HERE.pid}, None, None) == HERE
+        assert await keeper.children.verified_process({"pid": HERE.pid}, None, None) == HERE
 
     virtually(scenario)
 
@@ -715,7 +727,7 @@ def test_process_is_confirmed_once_and_may_exit_afterwards(child: int) -> None:
     async def scenario(keeper: StoringKeeper) -> None:
         deeds: list[str] = []
         keeper.children.keeper_pid = os.getpid()
-        keeper.children.confirm(Process(child, process_start(child)), deeds.append)
+        keeper.children.schedule_parent_check(ProcessIdentity(child, process_start(child)), deeds.append)
         await asyncio.sleep(0.2)
         keeper.children.keeper_pid = 1 << 22
         await asyncio.sleep(5)
@@ -734,13 +746,13 @@ class Written:
         self.discarded: list[str] = []
         self.followed: list[tuple[str, int]] = []
 
-    def attach(self, server: ServerConfig) -> tuple[str, int]:
+    def create_pipe(self, server: ServerConfig) -> tuple[str, int]:
         return server.name, os.open(os.devnull, os.O_WRONLY)
 
     def discard(self, pipe: str) -> None:
         self.discarded.append(pipe)
 
-    def log_pipe(self, pipe: str, pid: int) -> None:
+    def register_pipe(self, pipe: str, pid: int) -> None:
         self.followed.append((pipe, pid))
 
     async def wait_until_stored(self, pipe: str, seconds: float) -> None:
@@ -765,15 +777,15 @@ class Imports:
         self.all = AppZygotes(
             keeper.link, keeper.children, keeper.zygotes, cast(Any, self.written), ImportLimit(at_once=1)
         )
-        self.key = self.all.need(WEB, SPEC)
-        assert self.all.need(API, SPEC) == self.key
+        self.key = self.all.retain(WEB, SPEC)
+        assert self.all.retain(API, SPEC) == self.key
         ours, self.theirs = wire.pair()
         self.theirs.setblocking(False)
         meta = {"key": self.key, "asked_at": 5.0, "pid": HERE.pid, "start": HERE.start, "server": "web"}
         self.all.adopt("", meta, [ours.detach()])
 
     def get(self, server: ServerConfig = WEB, since: float = 5.0) -> asyncio.Task[AppZygote | str]:
-        return asyncio.ensure_future(self.all.get(server, SPEC, since))
+        return asyncio.ensure_future(self.all.get_or_import(server, SPEC, since))
 
 
 def test_adopted_application_serves_all_servers_that_share_it_until_it_is_not_needed() -> None:
@@ -879,7 +891,7 @@ def test_process_that_a_zygote_of_another_user_forked_for_an_application_is_conf
         keeper.children.keeper_pid = 1 << 22 if foreign else os.getppid()
         written, turns = Written(), ImportLimit(at_once=1)
         imports = AppZygotes(keeper.link, keeper.children, keeper.zygotes, cast(Any, written), turns)
-        importing = asyncio.ensure_future(imports.get(WEB, spec, 0.0))
+        importing = asyncio.ensure_future(imports.get_or_import(WEB, spec, 0.0))
         while not keeper.spawned:
             await asyncio.sleep(0)
         with keeper.spawned.pop() as zygote:
@@ -937,11 +949,11 @@ def test_process_with_an_application_is_killed_if_it_does_not_end(
 def test_zygote_is_started_once_serves_many_forks_and_ends_when_it_is_closed() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served(python=sys.executable)
-        await runner.check(server)
+        await runner.check_startable(server)
         (process,) = runner.zygotes.processes
-        source = Source(sys.executable)
+        source = ZygoteIdentity(sys.executable)
         entry = f"zygote {source.key}"
-        assert await runner.zygotes.wait_until_up(source) is await runner.zygotes.wait_until_up(source)
+        assert await runner.zygotes.ensure_zygote_up(source) is await runner.zygotes.ensure_zygote_up(source)
         assert (await kept(runner))[entry] == {"without": [], "pid": process.pid, "start": process.start}
         workers = [await placed(runner, server, 1 + number) for number in range(2)]
         for each in workers:
@@ -963,7 +975,7 @@ def test_zygote_is_started_once_serves_many_forks_and_ends_when_it_is_closed() -
 def test_killed_zygote_is_replaced_at_the_next_fork() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served()
-        await runner.check(server)
+        await runner.check_startable(server)
         (first,) = runner.zygotes.processes
         os.killpg(first.pid, signal.SIGKILL)  # with the process that waits to fork
         await placed(runner, server)
@@ -979,13 +991,13 @@ def test_killed_zygote_is_replaced_at_the_next_fork() -> None:
 def test_zygote_is_replaced_when_other_variables_are_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served(python=sys.executable)
-        await runner.check(server)
+        await runner.check_startable(server)
         (first,) = runner.zygotes.processes
         monkeypatch.setattr(module, "withheld_variables", lambda: ["SECRET"])
-        await runner.check(server)
+        await runner.check_startable(server)
         (second,) = runner.zygotes.processes
         assert second.pid != first.pid
-        await runner.zygotes.wait_until_up(Source(sys.executable))
+        await runner.zygotes.ensure_zygote_up(ZygoteIdentity(sys.executable))
         entries = await kept(runner)
         assert [meta["without"] for name, meta in entries.items() if name.startswith("zygote ")] == [
             ["SECRET"]
@@ -1001,7 +1013,7 @@ def test_interpreter_that_exits_at_its_start_is_named_with_its_output(tmp_path: 
 
     async def work(runner: ProcessRunner) -> None:
         with pytest.raises(WorkerFailed) as caught:
-            await runner.check(served(python=str(python)))
+            await runner.check_startable(served(python=str(python)))
         assert f"no worker can be forked in {python}: the interpreter exited" in caught.value.message
         assert "helpers.log" in caught.value.hint
         assert runner.zygotes.processes == []
@@ -1012,14 +1024,14 @@ def test_interpreter_that_exits_at_its_start_is_named_with_its_output(tmp_path: 
 @pytest.mark.parametrize(
     ("source", "key"),
     [
-        (Source("/usr/bin/python"), "/usr/bin/python"),
-        (Source("/usr/bin/python", (1, 2)), "1:2:/usr/bin/python"),
-        (Source("/a\nb", (0, 0)), "0:0:/a\nb"),
+        (ZygoteIdentity("/usr/bin/python"), "/usr/bin/python"),
+        (ZygoteIdentity("/usr/bin/python", (1, 2)), "1:2:/usr/bin/python"),
+        (ZygoteIdentity("/a\nb", (0, 0)), "0:0:/a\nb"),
     ],
 )
-def test_zygote_is_known_by_its_interpreter_and_user(source: Source, key: str) -> None:
+def test_zygote_is_known_by_its_interpreter_and_user(source: ZygoteIdentity, key: str) -> None:
     assert source.key == key
-    assert Source.of(key) == source
+    assert ZygoteIdentity.from_key(key) == source
 
 
 def test_exits_of_earlier_processes_are_forgotten_when_a_fork_begins_and_none_is_in_progress() -> None:
@@ -1039,10 +1051,10 @@ def test_exits_of_earlier_processes_are_forgotten_when_a_fork_begins_and_none_is
 def test_process_that_has_ended_may_be_named_again(child: int) -> None:
     async def scenario() -> None:
         keeper = Keeper()
-        assert keeper.children.add(child) is None
-        keeper.children.confirm(Process(child, process_start(child)), lambda deed: None)
+        assert keeper.children.register_unless_exited(child) is None
+        keeper.children.schedule_parent_check(ProcessIdentity(child, process_start(child)), lambda deed: None)
         keeper.children.forget(child)
-        assert (await keeper.children.verify({"pid": child}, None, None)).pid == child
+        assert (await keeper.children.verified_process({"pid": child}, None, None)).pid == child
         keeper.close()
 
     run(scenario())
@@ -1063,7 +1075,7 @@ def test_import_that_fails_is_explained_once_for_each_server_that_shares_it(tmp_
         for server in servers:
             await runner.open(server)
         results = await asyncio.gather(
-            *(runner.prepare(each, 0.0) for each in servers), return_exceptions=True
+            *(runner.preload_application(each, 0.0) for each in servers), return_exceptions=True
         )
         for server, result in zip(servers, results, strict=True):
             assert isinstance(result, WorkerFailed)
@@ -1083,7 +1095,7 @@ def test_import_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
         server = preloading(tmp_path, "import time\ntime.sleep(600)\n", start_timeout=0.5)
         await runner.open(server)
         with pytest.raises(ImportFailed, match="was not ready within 500ms") as caught:
-            await runner.prepare(server, 0.0)
+            await runner.preload_application(server, 0.0)
         assert "start_timeout" in caught.value.hint
         while runner.app_zygotes.processes:
             await asyncio.sleep(0.01)
@@ -1098,11 +1110,11 @@ def test_application_that_cannot_be_shared_gives_its_reason_until_its_code_is_ne
     async def work(runner: ProcessRunner) -> None:
         server = preloading(tmp_path, text + "app = None\n")
         await runner.open(server)
-        reason = await runner.prepare(server, 0.0)
+        reason = await runner.preload_application(server, 0.0)
         assert "thread" in reason
-        assert await runner.prepare(server, 0.0) == reason
+        assert await runner.preload_application(server, 0.0) == reason
         (tmp_path / "shop.py").write_text("from tests.asgi_apps import hello as app\n")
-        assert await runner.prepare(server, time.monotonic()) == ""
+        assert await runner.preload_application(server, time.monotonic()) == ""
 
     with_runner(work)
 
@@ -1112,7 +1124,7 @@ def test_import_of_a_server_that_is_stopped_ends() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served(preload=True)
         await runner.open(server)
-        preparing = asyncio.ensure_future(runner.prepare(server, 0.0))
+        preparing = asyncio.ensure_future(runner.preload_application(server, 0.0))
         while not runner.app_zygotes.processes:
             await asyncio.sleep(0)
         runner.app_zygotes.release(server.key)

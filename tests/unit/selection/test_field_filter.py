@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poolctl.errors import PoolParamError, ServerError
-from poolctl.selection.field_filter import Field, checked, matching, values
+from poolctl.selection.field_filter import Field, matching, parse_field, values
 
 
 class Row:
@@ -82,7 +82,7 @@ def test_wrong_argument_is_reported(arguments: Any, message: str, hint: str) -> 
 
 
 def test_field_may_be_given_by_its_name() -> None:
-    assert [checked(name) for name in ("name", "bind", Field.EXPOSE)] == [
+    assert [parse_field(name) for name in ("name", "bind", Field.EXPOSE)] == [
         Field.NAME,
         Field.BIND,
         Field.EXPOSE,

@@ -43,10 +43,10 @@ def test_texts_in_which_one_of_the_expressions_is_found_are_reported() -> None:
     async def scenario(matcher: Matcher) -> None:
         assert matcher.child.process is None, "nothing has been asked yet"
         texts = ["web-1", "WEB", "\ud800", "ü\n", ""]
-        assert await matcher.answer(["^web", "ü"], texts) == Answer(frozenset({0, 3}))
-        assert await matcher.answer(["[[]"], ["[", "a"]) == Answer(frozenset({0}))
-        assert await matcher.answer([], texts) == Answer(frozenset())
-        assert (await matcher.answer(["x$"], ["y" * 3_000_000 + "x"])).found == {0}
+        assert await matcher.find_matches(["^web", "ü"], texts) == Answer(frozenset({0, 3}))
+        assert await matcher.find_matches(["[[]"], ["[", "a"]) == Answer(frozenset({0}))
+        assert await matcher.find_matches([], texts) == Answer(frozenset())
+        assert (await matcher.find_matches(["x$"], ["y" * 3_000_000 + "x"])).found == {0}
 
     run(scenario)
 
@@ -62,7 +62,7 @@ def test_an_invalid_expression_is_reported_with_position_and_fix(
     expression: str, problem: str, hint: str
 ) -> None:
     async def scenario(matcher: Matcher) -> None:
-        answer = await matcher.answer(["ok", expression], ["ok"])
+        answer = await matcher.find_matches(["ok", expression], ["ok"])
         assert answer.found == frozenset()
         assert problem in answer.problem
         assert hint in answer.hint
@@ -73,9 +73,11 @@ def test_an_invalid_expression_is_reported_with_position_and_fix(
 @pytest.mark.slow
 def test_a_slow_expression_is_given_up_and_other_questions_are_answered() -> None:
     async def scenario(matcher: Matcher) -> None:
-        await matcher.answer(["a"], ["a"])
+        await matcher.find_matches(["a"], ["a"])
         first = matcher.child.process
-        asked = [matcher.answer([expression], [HOSTILE]) for expression in ("^a", SLOW, "b$", SLOW, "^b")]
+        asked = [
+            matcher.find_matches([expression], [HOSTILE]) for expression in ("^a", SLOW, "b$", SLOW, "^b")
+        ]
         answers = await asyncio.gather(*asked)
         assert [answer if answer is TOO_SLOW else answer.found for answer in answers] == [
             {0}, TOO_SLOW, {0}, TOO_SLOW, set(),
@@ -88,9 +90,9 @@ def test_a_slow_expression_is_given_up_and_other_questions_are_answered() -> Non
 @pytest.mark.slow
 def test_a_long_text_that_keeps_signals_out_ends_the_process_and_only_that_question() -> None:
     async def scenario(matcher: Matcher) -> None:
-        await matcher.answer(["a"], ["a"])
+        await matcher.find_matches(["a"], ["a"])
         first = matcher.child.process
-        asked = [matcher.answer(["[^x]*y"], [text]) for text in ("y", "z" * 1_000_000, "ay")]
+        asked = [matcher.find_matches(["[^x]*y"], [text]) for text in ("y", "z" * 1_000_000, "ay")]
         answers = await asyncio.gather(*asked)
         assert answers[1] is TOO_SLOW
         assert [answer.found for answer in answers] == [{0}, set(), {0}]
@@ -104,7 +106,7 @@ def test_the_loop_goes_on_while_an_expression_takes_too_long() -> None:
     async def scenario(matcher: Matcher) -> None:
         pid = await started(matcher)
         os.kill(pid, signal.SIGSTOP)  # however long a turn takes, there is no answer before the last one
-        question = asyncio.ensure_future(matcher.answer([SLOW], [HOSTILE]))
+        question = asyncio.ensure_future(matcher.find_matches([SLOW], [HOSTILE]))
         for _ in range(20):
             await asyncio.sleep(0.001)
         assert not question.done()
@@ -116,7 +118,7 @@ def test_the_loop_goes_on_while_an_expression_takes_too_long() -> None:
 
 async def started(matcher: Matcher) -> int:
     """The pid of its process, which has answered."""
-    assert (await matcher.answer(["a"], ["a"])).found == {0}
+    assert (await matcher.find_matches(["a"], ["a"])).found == {0}
     assert matcher.child.process is not None
     return matcher.child.process.pid
 
@@ -125,7 +127,7 @@ def test_a_process_that_does_not_run_any_more_is_replaced() -> None:
     async def scenario(matcher: Matcher) -> None:
         os.kill(await started(matcher), signal.SIGSTOP)
         matcher._stuck_seconds = 1.0
-        first, second = (asyncio.ensure_future(matcher.answer(["a"], ["a"])) for _ in range(2))
+        first, second = (asyncio.ensure_future(matcher.find_matches(["a"], ["a"])) for _ in range(2))
         await asyncio.sleep(0)  # the limit of the first question runs
         matcher._stuck_seconds = 30.0  # a busy machine may take longer to start the next process
         assert await first == TOO_SLOW
@@ -138,7 +140,7 @@ def test_a_process_that_was_killed_is_replaced() -> None:
     async def scenario(matcher: Matcher) -> None:
         pid = await started(matcher)
         os.kill(pid, signal.SIGSTOP)
-        asked = [asyncio.ensure_future(matcher.answer(["a"], ["a"])) for _ in range(2)]
+        asked = [asyncio.ensure_future(matcher.find_matches(["a"], ["a"])) for _ in range(2)]
         await asyncio.sleep(0)
         os.kill(pid, signal.SIGKILL)
         first, second = await asyncio.gather(*asked)
@@ -150,10 +152,10 @@ def test_a_process_that_was_killed_is_replaced() -> None:
 
 def test_an_idle_process_ends_and_is_started_again_on_demand() -> None:
     async def scenario(matcher: Matcher) -> None:
-        await matcher.answer(["a"], ["a"])
+        await matcher.find_matches(["a"], ["a"])
         while matcher.child.process:
             await asyncio.sleep(0.01)
-        assert (await matcher.answer(["a"], ["a"])).found == {0}
+        assert (await matcher.find_matches(["a"], ["a"])).found == {0}
 
     run(scenario, idle_seconds=0.05)
 
@@ -164,8 +166,8 @@ from poolctl.selection.matcher_client import Matcher
 
 async def ask():
     matcher = Matcher()
-    await matcher.answer(["a"], ["a"])
-    question = asyncio.ensure_future(matcher.answer([{SLOW!r}], [{HOSTILE!r}]))
+    await matcher.find_matches(["a"], ["a"])
+    question = asyncio.ensure_future(matcher.find_matches([{SLOW!r}], [{HOSTILE!r}]))
     await asyncio.sleep(0.01)
     print(matcher.child.process.pid, flush=True)
     await question
@@ -190,7 +192,7 @@ def test_process_that_ends_or_cannot_start_is_reported(monkeypatch: pytest.Monke
             ("/no/such/program", "cannot start the regex process: No such file or directory"),
         ):
             monkeypatch.setattr(bootstrap, "command", lambda *given, argv=program, **more: [argv])
-            found = await matcher.answer(["a"], ["a"])
+            found = await matcher.find_matches(["a"], ["a"])
             assert (found.found, found.problem, found.hint) == (frozenset(), problem, ""), program
 
     run(scenario)
@@ -238,7 +240,7 @@ def test_variables_of_this_process_do_not_reach_the_matching_process(monkeypatch
     monkeypatch.setenv("API_KEY", "secret")
 
     async def scenario(matcher: Matcher) -> None:
-        await matcher.answer(["a"], ["a"])
+        await matcher.find_matches(["a"], ["a"])
         process = matcher.child.process
         assert process is not None
         assert b"API_KEY" not in environment_of(process.pid)

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from poolctl.control.answers import Item
 from poolctl.json_form import from_json
 from poolctl.selection.regular_expressions import compiled
-from poolctl.selection.selector import NothingMatched, Selector, SelectorError, select, selection_needed
+from poolctl.selection.selector import (
+    NothingMatched,
+    Selector,
+    SelectorError,
+    missing_selection_error,
+    select,
+)
 
 
 def item(name: str, bind: str, **keys: Any) -> Item:
@@ -93,7 +99,7 @@ def test_of_thousands_of_unknown_targets_few_are_shown_and_explained() -> None:
     ("count", "servers"), [(None, "all servers"), (1, "the only server"), (3, "all 3 servers")]
 )
 def test_missing_selection_names_the_servers_that_would_change(count: int | None, servers: str) -> None:
-    error = selection_needed("drain", count)
+    error = missing_selection_error("drain", count)
     assert str(error) == f"drain without a selection would change {servers} of the pool"
     assert "--all" in error.hint
 

@@ -14,12 +14,12 @@ from poolctl import ServerConfig
 from poolctl.config import Tables
 from poolctl.control.answers import ErrorEntry, Result, SupervisorIdentity
 from poolctl.core.core import Core
-from poolctl.core.decide import Trace
+from poolctl.core.decide import DecisionTrace
 from poolctl.json_form import from_json, to_json
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import ActiveConfiguration, ConfigurationReader, ResolvedConfig
-from poolctl.supervisor.feature_parts import PartSite
+from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.verbs.verbs import Verbs
@@ -51,10 +51,10 @@ class Files(ActiveConfiguration):
         )
 
 
-def part_site(core: Core, events: Events, environment: Any = None) -> PartSite:
+def part_site(core: Core, events: EventQueue, environment: Any = None) -> PartContext:
     """The objects that a feature's part is made with; those that are not given are not there."""
     absent: Any = None
-    return PartSite(environment, core, events, lambda take: None, absent, absent, absent, asyncio.Event())
+    return PartContext(environment, core, events, lambda take: None, absent, absent, absent, asyncio.Event())
 
 
 class Fixed(Random):
@@ -70,13 +70,13 @@ class Desk:
     def __init__(
         self,
         *servers: ServerConfig,
-        trace: Trace | None = None,
+        trace: DecisionTrace | None = None,
         runner: SlowRunner | None = None,
         **script: str,
     ) -> None:
         self.runner = runner or SlowRunner(**script)
         self.clock = ManualClock()
-        self.events = Events(self.clock)
+        self.events = EventQueue(self.clock)
         self.core = Core(servers, self.runner, self.clock, self.events, trace=trace)
         self.over = False
         self.files = Files(servers)
@@ -85,13 +85,13 @@ class Desk:
     def identity(self) -> SupervisorIdentity:
         return from_json(SupervisorIdentity, {"keeper_pid": 1})
 
-    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+    async def finalize_result(self, verb: str, call: Call, result: Result) -> Result:
         return result
 
     async def finish(self) -> None:
         pass
 
-    def shut_down(self) -> int:
+    def schedule_shutdown(self) -> int:
         self.over = True
         return 1
 

@@ -246,7 +246,7 @@ with open({str(trace)!r}, "a") as trace:
     trace.write("x")
     trace.flush()
     if trace.tell() <= {times}:
-        part.Reader.read = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+        part.ConfigRequestHandler.read = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
 part.main()
 """
     command = [sys.executable, "-c", text, "config"]
@@ -379,7 +379,7 @@ def test_request_that_is_cancelled_ends_the_process_and_the_next_one_is_answered
 def test_process_ends_with_the_supervisor_in_the_middle_of_a_read(tmp_path: Path) -> None:
     hangs = (
         "import signal, poolctl.config.__main__ as part\n"
-        "part.Reader.read = lambda *given: (print('hangs', flush=True), signal.pause())\n"
+        "part.ConfigRequestHandler.read = lambda *given: (print('hangs', flush=True), signal.pause())\n"
         "part.main()"
     )
     log = tmp_path / "log"
@@ -484,15 +484,15 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         assert (web.name, configuration.name, configuration.problems) == ("web", "shop", [])
         metrics = [each.get(MetricsTable) for each in followed]
         assert [None if each is None else str(each.bind) for each in metrics] == [None, "127.0.0.1:9100"]
-        configuration.accept(await configuration.read())
+        configuration.activate(await configuration.read())
         assert (len(followed), len(always)) == (2, 3)
         configuration.environments["web"] = {"A": "1"}
-        configuration.accept(await configuration.read({**os.environ, "TAG": "api"}), {"TAG": "api"})
+        configuration.activate(await configuration.read({**os.environ, "TAG": "api"}), {"TAG": "api"})
         configuration.missing.add("gone")
         core = Core([web], SlowRunner(), ManualClock(), RecordedEvents())
-        left = configuration.unsaved(core)
+        left = configuration.take_unsaved(core)
         assert left is not None
-        assert configuration.unsaved(core) is None
+        assert configuration.take_unsaved(core) is None
         StateStore(pool.link, str(pool.runtime)).write(fd_store.CONFIGURATION, encoded(left))
 
         pool.file.unlink()
@@ -506,9 +506,9 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         )  # fmt: skip
         assert after.tables == configuration.tables
         assert after.marks == configuration.marks
-        again = after.unsaved(core)
+        again = after.take_unsaved(core)
         assert again is not None, "what it has taken over is what a further one gets"
-        assert (again.name, again.missing, after.unsaved(core)) == ("shop", ["gone"], None)
+        assert (again.name, again.missing, after.take_unsaved(core)) == ("shop", ["gone"], None)
         assert configuration.runtime_directory == str(pool.runtime)
 
     pool.scenario(work)
@@ -521,10 +521,10 @@ def test_variables_are_those_of_the_supervisor_until_a_command_gives_others(tmp_
         given = {**os.environ, "TAG": "api"}
         resolved = await configuration.read(given)
         assert resolved.servers[0].tags == ("api",)
-        configuration.accept(resolved, given)
+        configuration.activate(resolved, given)
         assert configuration.environment == given
         assert (await configuration.read()).servers[0].tags == ("api",)
-        configuration.accept(await configuration.read())
+        configuration.activate(await configuration.read())
         assert configuration.environment == given
 
     Pool(tmp_path).scenario(work)
@@ -645,7 +645,7 @@ def test_port_of_a_server_that_was_added_live_stays_its_own(tmp_path: Path) -> N
 def test_server_that_is_added_may_refer_to_those_that_are_there(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         resolved = await configuration.read()
-        configuration.accept(resolved)
+        configuration.activate(resolved)
         url = "http://${server.web.host}:${server.web.port}"
         table = {"name": "new", "bind": "127.0.0.1:9002", "app": "any:app", "env": {"WEB": url}}
         added = await configuration.resolve_added(table, str(tmp_path), resolved.servers)
@@ -709,7 +709,7 @@ def test_file_of_variables_that_cannot_be_read_prevents_only_the_start_of_a_pool
 def test_places_of_keys_are_empty_before_the_files_are_read_and_for_no_server(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         assert await configuration.origins(["web"]) == {}
-        configuration.accept(await configuration.read())
+        configuration.activate(await configuration.read())
         assert await configuration.origins([]) == {}
         found = (await configuration.origins(["web"]))["web"]
         assert found is not None
@@ -785,7 +785,7 @@ def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_ch
     pool = Pool(tmp_path)
 
     async def work(configuration: ActiveConfiguration) -> None:
-        configuration.accept(await configuration.read())
+        configuration.activate(await configuration.read())
         guessed = ServerConfig(name="guessed", bind="127.0.0.1:9003", command=["serve", "{port}"])
         other = ServerConfig(name="other", bind="127.0.0.1:9004", command=["serve", "{port}"])
         others = [program_of("said", "nginx", socket="program"), program_of("plain", "nginx")]
@@ -795,7 +795,7 @@ def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_ch
         ):  # fmt: skip
             assert await configuration.remember_self_binding_warned(servers) == before
         pool.file.write_text(WEB + "# changed\n")
-        configuration.accept(await configuration.read())
+        configuration.activate(await configuration.read())
         assert await configuration.remember_self_binding_warned([guessed]) == set()
 
     pool.scenario(work)

@@ -21,10 +21,10 @@ from poolctl.selection.selector import Selector, SelectorError
 from poolctl.supervisor.verbs import changing_verbs
 from poolctl.supervisor.verbs.changing_verbs import (
     TooManyOpenFiles,
-    ensure_open_files,
-    ensure_open_files_for_all,
+    check_open_file_limit,
+    check_pool_file_limit,
     expiry_error,
-    size,
+    requested_worker_count,
     startup_warnings,
 )
 from poolctl.supervisor.verbs.verb import Call
@@ -643,10 +643,10 @@ def test_servers_that_need_more_open_files_than_there_may_be_are_refused(
         )
         coming = [(desk.core.entries["a"].config, 1)]
         if not refused:
-            ensure_open_files(desk.core, coming)
+            check_open_file_limit(desk.core, coming)
             return
         with pytest.raises(TooManyOpenFiles) as caught:
-            ensure_open_files(desk.core, coming)
+            check_open_file_limit(desk.core, coming)
         (error,) = caught.value.result.errors
         assert error.message.startswith(f"1 server needs {need} open files, but this pool may have only ")
         assert (caught.value.result.exit_code, error.hint) == (1, RAISE_OPEN_FILES)
@@ -658,18 +658,18 @@ def test_open_files_are_counted_for_what_runs_and_what_comes(monkeypatch: pytest
     async def scenario() -> None:
         desk = Desk(web("a"), web("b"), web("off", disabled=True))
         configs = [entry.config for entry in desk.core.entries.values()]
-        ensure_open_files_for_all(desk.core, configs)
+        check_pool_file_limit(desk.core, configs)
         await desk.ask("start", "a")
         monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 1))
-        ensure_open_files_for_all(desk.core, configs[:2])
-        ensure_open_files(desk.core, [(configs[0], 1)])
+        check_pool_file_limit(desk.core, configs[:2])
+        check_open_file_limit(desk.core, [(configs[0], 1)])
         with pytest.raises(TooManyOpenFiles) as caught:
-            ensure_open_files(desk.core, [(configs[1], 1)])
+            check_open_file_limit(desk.core, [(configs[1], 1)])
         (error,) = caught.value.result.errors
         assert error.message.startswith("2 servers need ")
         assert error.hint.endswith("; then poolctl stop, and poolctl start")
         with pytest.raises(TooManyOpenFiles):
-            ensure_open_files_for_all(desk.core, [*configs, web("new")])
+            check_pool_file_limit(desk.core, [*configs, web("new")])
 
     run(scenario())
 
@@ -678,9 +678,9 @@ def test_size_is_the_minimum_unless_the_server_was_scaled() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", scale={"min": 0, "max": 4}), web("b", workers=3))
         a, b = desk.core.entries.values()
-        assert (size(a), size(b)) == (0, 3)
+        assert (requested_worker_count(a), requested_worker_count(b)) == (0, 3)
         await desk.ask("scale", "a", workers=2)
-        assert size(a) == 2
+        assert requested_worker_count(a) == 2
 
     run(scenario())
 
@@ -761,13 +761,13 @@ def test_start_of_a_running_server_reports_that_it_is_unhealthy() -> None:
         await desk.ask("start", "a", "b")
         (worker,) = desk.core.entries["a"].observed.workers.values()
         worker.stuck = True
-        desk.core.health.entry_changed(desk.core.entries["a"])
+        desk.core.health.update_probes(desk.core.entries["a"])
         answer = await desk.ask("start", "a", "b")
         (error,) = answer["errors"]
         assert (answer["exit_code"], error["name"], error["hint"]) == (1, "a", "poolctl logs a")
         assert error["message"].startswith("runs but is unhealthy")
         worker.stuck = False
-        desk.core.health.entry_changed(desk.core.entries["a"])
+        desk.core.health.update_probes(desk.core.entries["a"])
         assert (await desk.ask("start", "a", "b"))["errors"] == []
 
     run(scenario())
@@ -810,7 +810,7 @@ def test_stop_of_everything_lets_the_features_finish_and_ends_the_supervisor(
             if "timeout" in options:
                 await asyncio.sleep(60)
 
-        def shut_down(self) -> int:
+        def schedule_shutdown(self) -> int:
             done.append("end")
             return 7
 
@@ -1115,7 +1115,9 @@ def test_start_says_which_servers_cannot_sleep_or_are_kept_asleep(monkeypatch: p
     async def scenario() -> None:
         desk = Desk(web("a", scale={"min": 0}), web("b"))
         monkeypatch.setattr(
-            changing_verbs, "kept_asleep", lambda entries, now: [f"{each.name} sleeps" for each in entries]
+            changing_verbs,
+            "kept_asleep_warnings",
+            lambda entries, now: [f"{each.name} sleeps" for each in entries],
         )
         assert (await desk.ask("start", "a", "b"))["warnings"] == ["a sleeps", "b sleeps"]
         assert (await desk.ask("start"))["warnings"] == []

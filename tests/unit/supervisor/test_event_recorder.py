@@ -16,7 +16,7 @@ from poolctl.core.servers import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.monitor.journal import Journal
 from poolctl.runners.runner_protocol import Exit
-from poolctl.supervisor.observers.event_recorder import EventRecorder, LostOutput
+from poolctl.supervisor.observers.event_recorder import EventRecorder, LostOutputReporter
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk
@@ -464,7 +464,7 @@ def test_lost_output_is_an_event_a_minute_and_one_warning_that_counts_all_of_it(
     desk = Desk(web("a"))
     recording = Recording(desk)
     recording.take()
-    lost = LostOutput(desk.core, desk.events)
+    lost = LostOutputReporter(desk.core, desk.events)
     entry = desk.core.entries["a"]
     lost.report("nobody", 1, "/a.log", "")
     assert recording.take() == []

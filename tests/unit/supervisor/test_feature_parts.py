@@ -22,7 +22,7 @@ from poolctl.keeper.keeper import Store
 from poolctl.routing.route_health import HEALTHY, RouteHealth
 from poolctl.selection.selector import Selector
 from poolctl.supervisor import feature_parts
-from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartSite, modules
+from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartContext, modules
 from poolctl.supervisor.verbs.verb import Call, Verb
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk
@@ -37,7 +37,7 @@ class NotedPart(FeaturePart):
     log: list[str]
     name = ""
 
-    def __init__(self, site: PartSite) -> None:
+    def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self.log.append(f"make {self.name}")
         self.alone = False
@@ -228,7 +228,7 @@ def test_answer_of_a_verb_goes_through_all_parts_that_extend_it_in_their_order(
         made = supervised(
             feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
         )
-        monkeypatch.setattr(made.desk, "conclude", made.parts.extend)
+        monkeypatch.setattr(made.desk, "finalize_result", made.parts.extend)
         assert (await made.desk.ask("list"))["warnings"] == ["list one", "list two"]
         assert [*await made.parts.route_healths()] == ["one", "two"]
 
@@ -244,8 +244,8 @@ def test_part_that_does_nothing_serves_nothing() -> None:
         assert (await part.metrics(), await part.route_healths()) == ((), {})
         result = Result(exit_code=3)
         assert await part.extend("list", LIST, result) is result
-        assert await part.conclude("stop", LIST, result) is result
-        assert (await part.conclude("start", LIST, result)) == result
+        assert await part.wait_for_effect("stop", LIST, result) is result
+        assert (await part.wait_for_effect("start", LIST, result)) == result
         part.apply_tables(Tables())
         part.flush()
         await asyncio.gather(

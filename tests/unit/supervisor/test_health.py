@@ -32,7 +32,7 @@ from poolctl.supervisor.health import (
     MEMORY,
     NEAR_SECONDS,
     Decision,
-    Heartbeat,
+    HeartbeatMonitor,
     MemoryLimit,
     Situation,
     Step,
@@ -74,7 +74,7 @@ class RecoveryScenario:
 
     async def make_unhealthy(self, *names: str, kind: str = LIVENESS) -> None:
         for name in names:
-            self.recovery.notice(self.entry, self.worker(name), kind, f"{name} is not well")
+            self.recovery.report_worker_problem(self.entry, self.worker(name), kind, f"{name} is not well")
         await turns(40)
 
     async def pass_by(self, seconds: float) -> None:
@@ -480,7 +480,7 @@ class MemoryScenario:
         self.limit = Measured(self.desk.clock, self)
         self.desk.core.observers.add(self.limit.entry_changed)
 
-    def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
+    def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         self.reported.append(f"{kind}: {seen}")
 
     def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
@@ -630,13 +630,13 @@ class HeartbeatScenario:
         self.stuck: list[str] = []
         self.events: list[str] = []
         core = self.desk.core
-        self.heartbeat = Heartbeat(self.bodies, core, self.desk.events, self, Fixed())
+        self.heartbeat = HeartbeatMonitor(self.bodies, core, self.desk.events, self, Fixed())
         core.observers.add(self.heartbeat.entry_changed)
         self.desk.events.subscribe(
             lambda event: self.events.append(event.event) if event.kind == "health" else None
         )
 
-    def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
+    def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         self.stuck.append(f"{worker.id}: {seen}")
 
     async def pass_by(self, seconds: float, *, step: float = 0.25) -> None:

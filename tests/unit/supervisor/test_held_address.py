@@ -18,10 +18,10 @@ from poolctl.errors import ServerError
 from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.keeper.keeper import Store
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.runners.listener_opener import Opener
 from poolctl.supervisor.observers import held_address
-from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
+from poolctl.supervisor.observers.held_address import HttpAddressServer, HttpEndpoint
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import run
@@ -42,13 +42,13 @@ class Greeter(HttpEndpoint):
         return 400, "text/plain", b""
 
 
-class Greetings(HeldAddress[Greeter, Any]):
+class Greetings(HttpAddressServer[Greeter, Any]):
     """Greets at an address; `wrong` is what the settings of the next table have wrong."""
 
     def __init__(self, store: Store) -> None:
         self.link = StoreLink(store)
         self.recorded: list[str] = []
-        events = Events(ManualClock())
+        events = EventQueue(ManualClock())
         events.subscribe(lambda event: self.recorded.append(f"{event.kind} {event.event}: {event.message}"))
         self.variables: dict[str, str] = {}
         environment: Any = SimpleNamespace(

@@ -21,7 +21,7 @@ import pytest
 
 from poolctl.clock import Clock, Watchdog
 from poolctl.keeper import fd_store, wire
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.runners.process_link import KeeperLink, identity
 from poolctl.supervisor.takeover import keeper_replacement
 from poolctl.supervisor.takeover.keeper_replacement import KeeperWatch, reason_irreplaceable
@@ -58,7 +58,7 @@ class WatchedKeeper:
         ours, self.theirs = wire.pair()
         self.theirs.setblocking(False)
         self.link = KeeperLink(ours)
-        self._recorded = Events(Clock())
+        self._recorded = EventQueue(Clock())
         self._seen: list[tuple[str, str]] = []
         self._recorded.subscribe(lambda event: self._seen.append((event.event, event.severity)))
         watchdog = Watchdog(asyncio.get_running_loop().time(), ASK, SILENT)
@@ -419,7 +419,7 @@ class SilentKeeper:
             keeper_replacement, "kill", lambda known, number: self.signals.append((number, self.loop.time()))
         )
         self.recorded: list[tuple[str, str, str]] = []
-        events = Events(Clock())
+        events = EventQueue(Clock())
         events.subscribe(
             lambda event: self.recorded.append((event.event, event.detail["severity"], event.message))
         )

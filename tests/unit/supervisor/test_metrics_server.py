@@ -58,7 +58,7 @@ class Routes:
 
 
 async def asked(health: HealthReporter, **options: Any) -> tuple[int, list[dict[str, Any]]]:
-    answer = to_json(await health.verb(Call(Selector(), options, lambda line: None)))
+    answer = to_json(await health.answer_health_verb(Call(Selector(), options, lambda line: None)))
     return answer["exit_code"], answer["items"]
 
 

@@ -23,7 +23,7 @@ from poolctl.selection.selector import Selector, SelectorError
 from poolctl.supervisor.statistics import Statistics, Totals
 from poolctl.supervisor.takeover import state_store
 from poolctl.supervisor.takeover.state_store import StateStore
-from poolctl.supervisor.verbs.reading_verbs import expiring
+from poolctl.supervisor.verbs.reading_verbs import expiry_warning
 from poolctl.supervisor.verbs.verb import Call
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
@@ -427,14 +427,14 @@ def test_certificate_that_ends_soon_is_a_warning(ends_in: float, said: str) -> N
         await desk.ask("start")
         entry = desk.core.entries["a"]
         entry.observed.certificate_ends = now + ends_in
-        found = expiring(entry, now)
+        found = expiry_warning(entry, now)
         assert said in found
         assert bool(found) == bool(said)
         assert found == "" or found.startswith("a: ")
         desk.core.entries["plain"].observed.certificate_ends = now
-        assert expiring(desk.core.entries["plain"], now) == ""
+        assert expiry_warning(desk.core.entries["plain"], now) == ""
         await desk.ask("stop", "a")
-        assert expiring(entry, now) == ""
+        assert expiry_warning(entry, now) == ""
 
     run(work())
 
@@ -448,8 +448,10 @@ def test_certificate_in_the_file_that_has_expired_is_passed_over_with_a_warning(
         entry.observed.certificate_ends = now + 100 * DAY
         (worker,) = entry.observed.workers.values()
         worker.passed_over = now - DAY
-        assert expiring(entry, now) == f"a: {expired_message(entry.config, now - DAY, passed_over=True)}"
-        assert "expired on" in expiring(entry, now + 101 * DAY)
+        assert (
+            expiry_warning(entry, now) == f"a: {expired_message(entry.config, now - DAY, passed_over=True)}"
+        )
+        assert "expired on" in expiry_warning(entry, now + 101 * DAY)
 
     run(work())
 

@@ -21,7 +21,7 @@ from poolctl.config.files.marks import Mark
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import ErrorEntry, PlannedChange
 from poolctl.control.control_server import Request
-from poolctl.core.configuration_diff import digests
+from poolctl.core.configuration_diff import read_file_digests
 from poolctl.core.servers import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.keeper import Store
@@ -402,7 +402,7 @@ class DeskWithFiles(Desk):
         store = store or StateStore(link, str(directory))
         files = ActiveConfiguration([str(file)], str(directory), store, {})
         resolved = await files.read()
-        files.accept(resolved)
+        files.activate(resolved)
         desk = cls(*resolved.servers, runner=runner)
         desk.files, desk.file = files, file
         desk.verbs = Verbs(desk.core, desk.events, desk, files, asyncio.Event())
@@ -574,7 +574,7 @@ def test_successor_knows_what_its_predecessor_has_read(tmp_path: Path) -> None:
         link = StoreLink(Store())
         store = StateStore(link, str(tmp_path))
         desk = await DeskWithFiles.begun(tmp_path, store=store)
-        store.save(desk.core.entries, desk.files.unsaved(desk.core))
+        store.save(desk.core.entries, desk.files.take_unsaved(desk.core))
         desk.file.write_text(WEB + EXTRA)
         successor = ActiveConfiguration([str(desk.file)], str(tmp_path), StateStore(link, str(tmp_path)), {})
         assert [server.name for server in await successor.take_over() or ()] == ["web"]
@@ -848,7 +848,7 @@ def test_keys_of_a_changed_list_of_tables_are_the_names_of_those_that_differ(
     before: Any, after: Any, keys: tuple[str, ...]
 ) -> None:
     one, other = (None if each is None else tuple(Routes(*row) for row in each) for each in (before, after))
-    assert reload._changed("route", cast("Any", one), cast("Any", other)) == keys
+    assert reload._changed_keys("route", cast("Any", one), cast("Any", other)) == keys
 
 
 def test_variable_that_becomes_secret_is_reported_for_servers_that_still_have_it(
@@ -942,7 +942,7 @@ def test_reload_keeps_a_valid_certificate_instead_of_an_expired_one(tmp_path: Pa
         desk.core.entries["a"].observed.certificate_ends = desk.core.clock.time() + 1000
         certificate(tmp_path, days=-1)
         if change == "tags":
-            desk.core.entries["a"].observed.files = digests(desk.core.entries["a"].config)
+            desk.core.entries["a"].observed.files = read_file_digests(desk.core.entries["a"].config)
         keys: dict[str, Any] = {"tls": {}, "env": {"env": {"A": "1"}}, "tags": {"tags": ["x"]}}[change]
         desk.files.written = [web("a", tls=tls, **keys), web("b", tags=["x"])]
         desk.runner.log.clear()

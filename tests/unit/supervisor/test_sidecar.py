@@ -13,7 +13,7 @@ import pytest
 from poolctl.clock import Clock
 from poolctl.errors import ServerError
 from poolctl.keeper import wire
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.runners.process_link import Link, LinkLost, Receiver, identity
 from poolctl.supervisor import sidecar
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
@@ -52,7 +52,7 @@ def test_process_that_ends_three_times_within_ten_minutes_is_reported() -> None:
     async def scenario() -> None:
         ours, theirs = wire.pair()
         keeper = Link(ours, Receiver())
-        manager = Dying(keeper, Events(Clock()))
+        manager = Dying(keeper, EventQueue(Clock()))
         found = [manager.instability]
         async with asyncio.timeout(60):
             for count in (1, 2, 3):
@@ -90,7 +90,7 @@ class Settling(SidecarManager):
 
     def __init__(self, *errors: Exception) -> None:
         self.keeper: Any = Keeper()
-        self.recorded = Events(ManualClock())
+        self.recorded = EventQueue(ManualClock())
         super().__init__(self.keeper, self.recorded)
         self.errors = [*errors]
         self.settled = self.off = 0
@@ -284,7 +284,7 @@ def test_process_in_use_is_in_the_keepers_store_and_is_asked_to_end_once() -> No
         manager = Settling()
         ours, theirs = wire.pair()
         process = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
-        manager._use(process)
+        manager._store_and_watch(process)
         assert manager.keeper.sent == [
             {"op": "put", "name": "page", "meta": {"pid": 2**22 + 1, "start": 1, "mark": "mark"}, "fds": 1}
         ]
@@ -361,7 +361,7 @@ def test_process_that_the_keeper_has_started_is_adopted_by_the_next_supervisor()
         assert (process.known, process.mark) == (identity(child.pid), "mark")
         wire.send(keeper.theirs, {"t": "up"})
         await asyncio.wait_for(process.wait_until_ready("/run"), 10)
-        process.keep(keeper, "page")
+        process.save_to_keeper(keeper, "page")
         adopted = await PageProcess.adopt(keeper, "page")
         process.link.close()
         assert adopted is not None

@@ -424,7 +424,7 @@ def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path)
         page[tally.STARTED] += 3
         before = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
         for worker in ("web.1", "web.2"):
-            before._add_up(worker, "web", tally.completed(page.tolist()))
+            before._add_up(worker, "web", tally.final_counts(page.tolist()))
         before.save()
         after = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
         await after.resume()

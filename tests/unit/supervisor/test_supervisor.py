@@ -28,19 +28,19 @@ from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, messag
 from poolctl.control.control_server import Request
 from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
-from poolctl.core.decide import Desired, Listener
+from poolctl.core.decide import Desired, ListenerState
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.feature import features
 from poolctl.keeper import pool_files
 from poolctl.keeper.keeper import Store
 from poolctl.platform import memory_file
-from poolctl.runners.runner_protocol import Adopted, AdoptedWorker, Capabilities, Exit, Placement
+from poolctl.runners.runner_protocol import AdoptedWorker, AdoptionResult, Capabilities, Exit, Placement
 from poolctl.supervisor import feature_parts, supervisor
 from poolctl.supervisor.supervisor import (
     RuntimeFiles,
-    adopt,
-    adopt_late_orphans,
     import_slowly,
+    rescue_late_orphans,
+    restore_and_adopt_workers,
 )
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
@@ -53,7 +53,7 @@ from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
 from tests.virtual_loop import VirtualLoop
 
 from .test_state_store import StoreLink
-from .whole_supervisor import KEEPER_PID, Reader, RecordingPart, WholeSupervisor, own_limits
+from .whole_supervisor import KEEPER_PID, ConfigRequestHandler, RecordingPart, WholeSupervisor, own_limits
 
 
 class Survivors(SlowRunner):
@@ -61,7 +61,7 @@ class Survivors(SlowRunner):
 
     def __init__(self, *left: AdoptedWorker, found: tuple[dict[str, bool], ...] = (), **more: Any) -> None:
         super().__init__()
-        self.left = Adopted(left, **more)
+        self.left = AdoptionResult(left, **more)
         self.found = [*found]
         self.searched: list[tuple[list[str], bool]] = []
         self.moments: list[float] = []
@@ -72,7 +72,7 @@ class Survivors(SlowRunner):
 
     async def adopt(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] | None = None
-    ) -> Adopted:
+    ) -> AdoptionResult:
         for each in self.left.workers:
             self.running[each.placement.id] = asyncio.get_running_loop().create_future()
         return self.left
@@ -84,7 +84,7 @@ class Survivors(SlowRunner):
         self.moments.append(asyncio.get_running_loop().time())
         return self.found.pop(0) if self.found else {}
 
-    def exit_reported(self, report: Any) -> None:
+    def handle_exit_report(self, report: Any) -> None:
         raise AssertionError("no keeper reports to it")
 
 
@@ -102,7 +102,7 @@ class Succession:
         self.servers = {each.name: each for each in servers}
 
     async def adopt(self, *, search: bool = True) -> int:
-        return await adopt(self.core, self.store, {}, self.servers if search else None)
+        return await restore_and_adopt_workers(self.core, self.store, {}, self.servers if search else None)
 
     def state(self, name: str = "web") -> str:
         return self.core.entries[name].state
@@ -214,7 +214,7 @@ def test_workers_that_were_busy_are_looked_for_again_for_two_minutes(tmp_path: P
     loop = VirtualLoop()
     runner = Survivors()
     after = Succession(tmp_path, runner, web(), web("other"))
-    assert loop.run_until_complete(adopt_late_orphans(after.core)) is False
+    assert loop.run_until_complete(rescue_late_orphans(after.core)) is False
     assert runner.searched == [(["other", "web"], True)] * 9
     assert runner.moments == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 31.0, 61.0, 121.0]
     after.link.end()
@@ -225,7 +225,7 @@ def test_worker_found_late_is_left_to_a_successor_and_its_server_is_wanted(tmp_p
     loop = VirtualLoop()
     runner = Survivors(found=({}, {"web": False}))
     after = Succession(tmp_path, runner, web(), web("other"))
-    assert loop.run_until_complete(adopt_late_orphans(after.core)) is True
+    assert loop.run_until_complete(rescue_late_orphans(after.core)) is True
     assert len(runner.searched) == 2
     assert [each.wanted for each in after.core.entries.values()] == [True, False]
     loop.run_until_complete(after.end())
@@ -239,7 +239,7 @@ def test_server_that_serves_again_is_not_looked_for(tmp_path: Path) -> None:
     after = Succession(tmp_path, runner, server, web("other"))
     loop.run_until_complete(after.adopt())
     runner.searched.clear()
-    looking = loop.create_task(adopt_late_orphans(after.core))
+    looking = loop.create_task(rescue_late_orphans(after.core))
     loop.pass_time(0.6)
     assert runner.searched == [(["other"], True)]
     looking.cancel()
@@ -250,7 +250,7 @@ def test_server_that_serves_again_is_not_looked_for(tmp_path: Path) -> None:
 def test_runner_without_takeover_has_nothing_to_look_for(tmp_path: Path) -> None:
     loop = VirtualLoop()
     core = Core([web()], SlowRunner(), ManualClock(), RecordedEvents())
-    assert loop.run_until_complete(adopt_late_orphans(core)) is False
+    assert loop.run_until_complete(rescue_late_orphans(core)) is False
     assert loop.time() == 0
     loop.close()
 
@@ -452,7 +452,7 @@ def whole(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WholeSu
     """A supervisor in this process that has not begun; its files have one server."""
     with own_limits():
         pool = WholeSupervisor(short_path, monkeypatch, Survivors())
-        pool.reader = Reader(web(), name="shop")
+        pool.reader = ConfigRequestHandler(web(), name="shop")
         yield pool
         pool.close()
 
@@ -688,7 +688,7 @@ def test_supervisor_waits_for_the_keeper_to_hear_of_its_end_for_fifteen_seconds(
 
 
 def test_pool_without_servers_ends_after_a_minute(whole: WholeSupervisor) -> None:
-    whole.reader = Reader()
+    whole.reader = ConfigRequestHandler()
     whole.begin()
     whole.pass_time(59.9)
     assert not whole.running.done()
@@ -704,7 +704,7 @@ def test_pool_that_is_used_does_not_end_after_a_minute(whole: WholeSupervisor, u
         whole.runner = Survivors(survivor(web()))
         whole.took_over(web())
     else:
-        whole.reader = Reader()
+        whole.reader = ConfigRequestHandler()
     whole.begin()
     whole.part.alone = use == "part"
     if use == "request":
@@ -718,7 +718,7 @@ def test_supervisor_does_after_its_start_what_the_start_does_not_need(
     whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("poolctl.supervisor.verbs.verb.installed_build", lambda: "12ab")
-    monkeypatch.setattr("poolctl.supervisor.verbs.verb.is_installed_since", lambda began: False)
+    monkeypatch.setattr("poolctl.supervisor.verbs.verb.is_package_changed_since", lambda began: False)
     monkeypatch.setattr(
         Core, "withdraw_canaries_of_previous_supervisor", lambda core: whole.note("canaries withdrawn")
     )
@@ -796,7 +796,7 @@ def test_supervisor_of_wrong_files_does_not_look_for_workers_late(whole: WholeSu
 def test_pool_that_is_to_terminate_stops_its_servers_once_and_says_how_long_that_may_take(
     whole: WholeSupervisor,
 ) -> None:
-    whole.reader = Reader(web(stop_timeout=20, drain_timeout=7), web("other", stop_timeout=3))
+    whole.reader = ConfigRequestHandler(web(stop_timeout=20, drain_timeout=7), web("other", stop_timeout=3))
     whole.begin()
     whole.ask("start")
     whole.keeper.orders.clear()
@@ -839,7 +839,7 @@ def test_pool_that_is_to_terminate_before_its_supervisor_has_begun_ends(whole: W
 
 def test_exits_that_the_keeper_reports_reach_the_runner_in_order(whole: WholeSupervisor) -> None:
     reported: list[int] = []
-    whole.runner.exit_reported = lambda report: reported.append(report["pid"])
+    whole.runner.handle_exit_report = lambda report: reported.append(report["pid"])
     whole.begin(hello=False)
     whole.keeper.send("exit", pid=1)
     whole.keeper.send("hello", pid=KEEPER_PID, open_files=[100, 200])
@@ -858,7 +858,9 @@ def failed_exit(whole: WholeSupervisor) -> dict[str, Any]:
 def test_failed_mandatory_server_ends_the_pool_with_its_status(
     whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole.reader = Reader(web(), web("main", mandatory=True), web("first"), web("second", mandatory=True))
+    whole.reader = ConfigRequestHandler(
+        web(), web("main", mandatory=True), web("first"), web("second", mandatory=True)
+    )
     whole.runner.script.update({"main": NEVER, "first": FAILS, "second": NEVER})
     whole.begin()
     whole.ask("start", "web", "first")
@@ -982,7 +984,7 @@ def test_another_version_takes_over_after_the_answer_in_progress(
 
 
 def test_metrics_and_health_are_answered_for_the_selected_servers(whole: WholeSupervisor) -> None:
-    whole.reader = Reader(web(), web("other"))
+    whole.reader = ConfigRequestHandler(web(), web("other"))
     whole.begin()
     whole.ask("start", "web")
     plain = whole.ask("metrics")["text"]
@@ -1024,7 +1026,7 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
     addresses: list[Address] = []
     monkeypatch.setattr(supervisor, "MetricsAddress", Address)
     tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
-    whole.reader = Reader(web(), tables=tables)
+    whole.reader = ConfigRequestHandler(web(), tables=tables)
     (whole.state / "events.jsonl").mkdir(parents=True)
     whole.begin()
     whole.part.wrong = ("[gateway]: no port",)
@@ -1050,8 +1052,8 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
 
 def test_problems_of_workers_become_events(whole: WholeSupervisor) -> None:
     whole.begin()
-    whole.supervisor.figures_refused("web", "web.1.0", "requests went back")
-    whole.supervisor.figures_refused("gone", "gone.1.0", "requests went back")
+    whole.supervisor.record_rejected_counts("web", "web.1.0", "requests went back")
+    whole.supervisor.record_rejected_counts("gone", "gone.1.0", "requests went back")
     whole.supervisor.output_lost("web", 12, "/var/log/web.log", "disk full")
     message = "worker web.1.0 shows impossible figures, which stay as they were: requests went back"
     assert whole.events("health") == [("figures refused", "warning", message)]
@@ -1067,7 +1069,7 @@ def test_port_that_another_program_took_is_replaced_and_recorded(whole: WholeSup
         before = taken.getsockname()[1]
         whole.state.mkdir(parents=True)
         (whole.state / "ports.json").write_text(json.dumps({"web": before}))
-        whole.reader = Reader(web(bind="127.0.0.1:auto"), port_range=(before - 20, before + 20))
+        whole.reader = ConfigRequestHandler(web(bind="127.0.0.1:auto"), port_range=(before - 20, before + 20))
         whole.begin()
     after = whole.supervisor.core.entries["web"].config.address.port
     assert before != after
@@ -1109,10 +1111,10 @@ def test_state_is_saved_before_a_command_is_answered(whole: WholeSupervisor) -> 
 
 def test_state_is_saved_before_features_apply_a_change(whole: WholeSupervisor) -> None:
     class Slow(RecordingPart):
-        async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+        async def wait_for_effect(self, verb: str, call: Call, result: Result) -> Result:
             await asyncio.sleep(0.01)
             self.note(f"saved {[order['name'] for order in whole.keeper.did('put')]}")
-            return await super().conclude(verb, call, result)
+            return await super().wait_for_effect(verb, call, result)
 
     whole.part_class = Slow
     whole.begin()
@@ -1169,7 +1171,7 @@ def test_control_socket_that_vanishes_is_replaced_in_the_keeper_too(
 
 
 def test_program_that_opens_its_socket_itself_is_remembered(whole: WholeSupervisor) -> None:
-    whole.reader = Reader(web(app=None, command=["x"]))
+    whole.reader = ConfigRequestHandler(web(app=None, command=["x"]))
     whole.begin()
     whole.supervisor.core.entries["web"].observed.socket_found = "program"
     whole.ask("start")
@@ -1406,8 +1408,8 @@ def test_listener_and_hook_of_an_earlier_supervisor_are_adopted(tmp_path: Path) 
         entry, other = after.core.entries.values()
         assert entry.hooks.running is not None
         assert (entry.hooks.running.name, entry.hooks.running.placement) == ("after_stop", placement)
-        assert (entry.listener.state, after.core.endpoints(entry.config)) == (Listener.OPEN, bound)
-        assert (other.listener.state, other.hooks.running) == (Listener.CLOSED, None)
+        assert (entry.listener.state, after.core.endpoints(entry.config)) == (ListenerState.OPEN, bound)
+        assert (other.listener.state, other.hooks.running) == (ListenerState.CLOSED, None)
         runner.end(placement.id, Exit.from_status(0))
         await turns()
         assert entry.hooks.running is None
@@ -1425,7 +1427,7 @@ def test_listener_that_a_program_binds_itself_is_open_while_the_program_lives(
         after = Succession(tmp_path, Survivors(*([survivor(server)] if lives else [])), server)
         await after.adopt()
         (entry,) = after.core.entries.values()
-        assert entry.listener.state is (Listener.OPEN if lives else Listener.CLOSED)
+        assert entry.listener.state is (ListenerState.OPEN if lives else ListenerState.CLOSED)
         assert after.core.endpoints(server) == ()
         await after.end()
 

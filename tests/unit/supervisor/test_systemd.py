@@ -131,8 +131,8 @@ def test_end_is_announced_once_and_nothing_follows_it(notified: NotifySocket) ->
     async def work() -> None:
         desk = Desk(web("a"))
         served = Served(notified, desk)
-        served.notifier.stop()
-        served.notifier.stop()
+        served.notifier.notify_stopping()
+        served.notifier.notify_stopping()
         await desk.ask("start")
         assert await served.lines() == ["STOPPING=1", "STATUS=stopping"]
 
@@ -162,7 +162,7 @@ def test_reload_during_the_end_of_a_ready_pool_is_not_announced(notified: Notify
         served = Served(notified, desk)
         await desk.ask("start")
         assert "READY=1" in await served.lines()
-        served.notifier.stop()
+        served.notifier.notify_stopping()
         await served.lines()
 
         async def handle(request: Request, progress: Any) -> object:

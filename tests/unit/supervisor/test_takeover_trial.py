@@ -27,7 +27,7 @@ from poolctl.feature import features
 from poolctl.supervisor import takeover_trial
 from poolctl.supervisor.launch import Launched
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, encoded
-from poolctl.supervisor.takeover_trial import TrialFailed, check, try_takeover, try_takeover_by
+from poolctl.supervisor.takeover_trial import TrialFailed, print_takeover_check, try_takeover, try_takeover_by
 from tests.stand_in import Send, item, result, stand_in
 
 VERSION: dict[str, Any] = {"version": "9.9", "keeper": ["k"]}
@@ -154,7 +154,9 @@ def servers() -> list[ServerConfig]:
     ]
 
 
-def test_small_pool_is_asked_upgraded_restarted_and_stopped_and_leaves_nothing(trial: Trial) -> None:
+def test_small_pool_is_asked_upgraded_restarted_and_stopped_and_leaves_nothing(
+    trial: Trial,
+) -> None:
     before = set(os.listdir("/proc/self/fd"))
     try_takeover(servers(), VERSION, str(trial.logs))
     own = [feature.trial.verb for feature in features() if feature.trial is not None]
@@ -169,7 +171,9 @@ def test_small_pool_is_asked_upgraded_restarted_and_stopped_and_leaves_nothing(t
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_small_pool_has_a_server_of_each_kind_a_program_and_the_tables_of_features(trial: Trial) -> None:
+def test_small_pool_has_a_server_of_each_kind_a_program_and_the_tables_of_features(
+    trial: Trial,
+) -> None:
     try_takeover(servers(), VERSION, str(trial.logs))
     *apps, program = trial.configuration.pop("server")
     web, other = apps
@@ -396,7 +400,7 @@ def test_configuration_in_force_is_tried(
     monkeypatch.setattr(takeover_trial, "try_takeover", lambda *given: tried.append(given))
     monkeypatch.setattr(takeover_trial, "_import_everything", lambda: tried.append("imports"))
     stdin(stored(ServerConfig(name="web", bind=":1", command=["sleep", "1"])))
-    assert check([str(pool_file)]) is None
+    assert print_takeover_check([str(pool_file)]) is None
     answer = json.loads(capsys.readouterr().out)
     assert (answer["problem"], answer["errors"]) == ("", [])
     imports, (given, options, logs) = tried
@@ -409,7 +413,7 @@ def test_configuration_in_force_is_tried(
     assert logs.endswith("/upgrade-trial")
     monkeypatch.setenv(takeover_trial.TRIED, "1")
     stdin(stored())
-    assert check([str(pool_file)]) is None
+    assert print_takeover_check([str(pool_file)]) is None
     assert tried[2:] == ["imports"], "the previous version has tried it"
 
 
@@ -422,7 +426,7 @@ def test_failed_trial_is_the_error_of_the_check(
     monkeypatch.setattr(takeover_trial, "try_takeover", fail)
     monkeypatch.setattr(takeover_trial, "_import_everything", lambda: None)
     stdin(stored())
-    assert check([str(pool_file)]) == "no worker"
+    assert print_takeover_check([str(pool_file)]) == "no worker"
     assert capsys.readouterr().out == ""
     stdin(stored())
     assert try_takeover_by('{"version": "9"}', str(pool_file)) == "no worker"
@@ -435,18 +439,18 @@ def test_configuration_that_is_not_understood_is_read_from_the_files(
     monkeypatch.setattr(takeover_trial, "try_takeover", lambda *given: tried.append(given))
     monkeypatch.setattr(takeover_trial, "_import_everything", lambda: None)
     stdin(b"nonsense")
-    assert check([str(pool_file)]) is None
+    assert print_takeover_check([str(pool_file)]) is None
     answer = json.loads(capsys.readouterr().out)
     assert answer["problem"]
     assert [each.name for each in tried[0][0]] == ["web"]
     pool_file.write_text('[[server]]\nname = "web"\nbinf = "x"\n')
     stdin(b"nonsense")
-    assert check([str(pool_file)]) is None
+    assert print_takeover_check([str(pool_file)]) is None
     errors = json.loads(capsys.readouterr().out)["errors"]
     assert any("unknown key 'binf'" in each["message"] for each in errors)
     pool_file.write_text("broken [")
     stdin(b"nonsense")
-    assert check([str(pool_file)]) is None
+    assert print_takeover_check([str(pool_file)]) is None
     assert len(json.loads(capsys.readouterr().out)["errors"]) == 1
     assert len(tried) == 1, "wrong files are not tried"
 

@@ -237,7 +237,7 @@ def test_live_changes_are_handed_on_and_live_servers_are_not(monkeypatch: pytest
 
 def test_build_that_runs_already_is_kept_unless_it_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "installed_build", lambda: "this")
-    monkeypatch.setattr(verb, "is_installed_since", lambda moment: False)
+    monkeypatch.setattr(verb, "is_package_changed_since", lambda moment: False)
 
     async def scenario() -> None:
         desk = Handing()

@@ -30,7 +30,7 @@ from poolctl.supervisor.verbs.verb import (
     reporter,
     selected,
     unhealthy_error,
-    with_dependents,
+    warn_and_add_dependents,
 )
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
@@ -75,11 +75,11 @@ def test_build_that_is_on_disk_is_running_until_it_is_replaced(monkeypatch: pyte
     asked: list[float] = []
     monkeypatch.setattr(verb, "installed_build", lambda: digests[0])
 
-    def is_installed_since(moment: float) -> bool:
+    def is_package_changed_since(moment: float) -> bool:
         asked.append(moment)
         return changed[0]
 
-    monkeypatch.setattr(verb, "is_installed_since", is_installed_since)
+    monkeypatch.setattr(verb, "is_package_changed_since", is_package_changed_since)
 
     async def work() -> None:
         began = time.time()
@@ -168,7 +168,9 @@ def test_operation_ends_with_every_failure_in_the_code_of_its_command() -> None:
         for entry in entries:
             desk.core.start(entry)
         entries[0].observed.warnings.append("late")
-        result = await operation.conclude(entries[:1], Call(Selector(), {"timeout": 20}, lambda line: None))
+        result = await operation.wait_for_result(
+            entries[:1], Call(Selector(), {"timeout": 20}, lambda line: None)
+        )
         assert (result.exit_code, [each.name for each in result.items], result.warnings) == (
             1,
             ["a"],
@@ -191,7 +193,7 @@ def test_operation_that_takes_too_long_is_124() -> None:
         operation = Operation(desk.core, PoolStartError, entries)
         desk.core.start(entries[0])
         call = Call(Selector(), {"timeout": 0.01, "progress": False}, lambda line: None)
-        assert (await operation.conclude(entries, call)).exit_code == 124
+        assert (await operation.wait_for_result(entries, call)).exit_code == 124
 
     run(work())
 
@@ -208,11 +210,11 @@ def test_client_is_warned_of_running_dependents_that_it_did_not_select() -> None
         )
         await desk.ask("start", "db", "api", "other")
         lines: list[ProgressLine] = []
-        found = with_dependents(desk.core, entries[:1], lines.append)
+        found = warn_and_add_dependents(desk.core, entries[:1], lines.append)
         assert {entry.name for entry in found} == {"db", "api", "idle"}
         assert [line.warning for line in lines] == ["stopping api as well, which depends on db"]
         lines.clear()
-        with_dependents(desk.core, entries[:2], lines.append)
+        warn_and_add_dependents(desk.core, entries[:2], lines.append)
         assert lines == []
 
     run(work())
@@ -375,6 +377,6 @@ def test_complaint_is_that_of_the_health_or_the_failure_of_a_server_that_is_not_
         assert complaint_of(desk.core, entry) == ""
         (worker,) = entry.observed.workers.values()
         worker.stuck = True
-        assert complaint_of(desk.core, entry) == desk.core.health.complaint(entry) != ""
+        assert complaint_of(desk.core, entry) == desk.core.health.first_worker_problem(entry) != ""
 
     run(work())

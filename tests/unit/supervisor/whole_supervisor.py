@@ -27,9 +27,9 @@ from poolctl.keeper import fd_store, wire
 from poolctl.keeper.keeper import Keeper
 from poolctl.monitor.journal import JournalEvent, newest_first
 from poolctl.runners.process_link import Link, Receiver
-from poolctl.runners.runner_registry import VARIABLE, RunnerSite
+from poolctl.runners.runner_registry import VARIABLE, RunnerContext
 from poolctl.supervisor import supervisor
-from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartSite
+from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartContext
 from poolctl.supervisor.launch import listen
 from poolctl.supervisor.supervisor import Supervisor
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, encoded
@@ -134,7 +134,7 @@ class RecordingPart(FeaturePart):
     wrong: tuple[str, ...] = ()
     alone = False
 
-    def __init__(self, site: PartSite, note: Callable[[str], None]) -> None:
+    def __init__(self, site: PartContext, note: Callable[[str], None]) -> None:
         super().__init__(site)
         self.note = note
         site.events.subscribe(lambda event: note(event.event) if event.event == "supervisor ended" else None)
@@ -145,15 +145,15 @@ class RecordingPart(FeaturePart):
     async def scale_web(self, call: Call) -> Result:
         """A verb that changes a server at once."""
         entry = self.site.core.entries["web"]
-        self.site.core.override(entry, replace(entry.desired.overrides, workers=2))
+        self.site.core.replace_overrides(entry, replace(entry.desired.overrides, workers=2))
         return Result()
 
     def apply_tables(self, tables: Tables) -> None:
         self.note(f"apply tables {sorted(tables.by_name())}")
 
-    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+    async def wait_for_effect(self, verb: str, call: Call, result: Result) -> Result:
         self.note(f"conclude {verb}")
-        return await super().conclude(verb, call, result)
+        return await super().wait_for_effect(verb, call, result)
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
         self.note(f"extend {verb}")
@@ -193,7 +193,7 @@ class WholeSupervisor:
         self.late: list[tuple[str, float]] = []
         self.parts: list[str] = []
         self.part_class = RecordingPart
-        self.sites: list[RunnerSite] = []
+        self.sites: list[RunnerContext] = []
         self.replaced: list[Any] = []
         self.hangs: list[tuple[int, Callable[[FrameType | None], None]]] = []
         self.loop = VirtualLoop()
@@ -317,7 +317,7 @@ class WholeSupervisor:
         """The status with which the supervisor exits within this time."""
         with pytest.raises(SystemExit) as ended:
             self.pass_time(seconds)
-        self.keeper.link.read_rest()
+        self.keeper.link.dispatch_arrived_messages()
         return ended.value.code
 
     def stored(self, name: str) -> Any:

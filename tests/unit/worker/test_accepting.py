@@ -23,14 +23,14 @@ from poolctl.worker.serving import accepting, http1_connection
 from poolctl.worker.serving.accepting import (
     AcceptedConnections,
     AdoptionPair,
-    ReadBefore,
-    SharedListeners,
+    ConnectionAcceptor,
+    ReplayProtocol,
     connections_by_descriptors,
 )
 from poolctl.worker.serving.connection_balancer import ConnectionBalancer
 from poolctl.worker.serving.connection_state import PoolServerState
 from poolctl.worker.serving.pool_server import connection_class
-from poolctl.worker.serving.worker_routes import Routes
+from poolctl.worker.serving.worker_routes import GatewayRoutes
 from tests.asgi_apps import hello
 from tests.certificates import certificate
 from tests.serving import (
@@ -249,17 +249,17 @@ def test_worker_without_a_limit_leaves_a_reserve_of_descriptors() -> None:
 
 def acceptor(
     adoption: AdoptionPair | None = None, secure: ssl.SSLContext | None = None, **options: Any
-) -> tuple[SharedListeners, PoolServerState]:
+) -> tuple[ConnectionAcceptor, PoolServerState]:
     """The listeners of a worker that has room for ten connections, and its state."""
     config = uvicorn.Config(hello, http="h11", log_config=None)
     config.load()
     config.http_protocol_class = connection_class(config.http_protocol_class)  # type: ignore[arg-type]
     config.ssl = secure
     state = PoolServerState()
-    return SharedListeners(config, state, adoption=adoption, most=10, **options), state
+    return ConnectionAcceptor(config, state, adoption=adoption, most=10, **options), state
 
 
-async def close_connections(shared: SharedListeners, state: PoolServerState) -> None:
+async def close_connections(shared: ConnectionAcceptor, state: PoolServerState) -> None:
     await shared.end()
     shared.accepted.cancel()
     for each in list(state.connections):
@@ -462,7 +462,7 @@ def test_tls_connection_of_which_another_process_has_read_is_closed(pair: Pair, 
 def test_silent_connection_is_closed_unless_the_gateway_has_seen_its_head(
     pair: Pair, routed: Routed | None, closed: bool
 ) -> None:
-    shared, state = acceptor(pair.worker(), routes=Routes("one"))
+    shared, state = acceptor(pair.worker(), routes=GatewayRoutes("one"))
     loop = VirtualLoop()
 
     async def scenario() -> None:
@@ -686,7 +686,7 @@ def test_only_what_another_worker_has_read_must_stay(any_engine: Engine) -> None
                 found.append((data, state.stays))
 
         client, sock = await accepted()
-        AcceptedConnections(state).attach(lambda: ReadBefore(Reading(), b"read", state), sock)
+        AcceptedConnections(state).attach(lambda: ReplayProtocol(Reading(), b"read", state), sock)
         client.writer.write(b"unread")
         await until(lambda: len(found) == 3)
         assert found == [(b"", False), (b"read", True), (b"unread", False)]

@@ -624,10 +624,10 @@ def test_connection_beyond_the_fair_share_is_handed_over(
         assert (connection.moved, one.others.announced) == (moves, moves)
         one.state.open_connections = mine + 1  # a new connection is counted when it arrives
         if not moves:
-            one.balancer.handle_connection(connection, unread=True)
+            one.balancer.balance_new_connection(connection, unread=True)
             assert connection.moved == 0
         else:
-            one.balancer.handle_connection(connection, unread=False)
+            one.balancer.balance_new_connection(connection, unread=False)
             one.balancer.publish_accepting(False)
             assert not one.balancer.hand_over_if_too_many(connection)
             assert connection.moved == 1
@@ -642,7 +642,7 @@ def test_worker_that_has_not_begun_to_accept_hands_over_nothing(monkeypatch: pyt
         new = ConnectionBalancer(one.state, cast(Any, None), cast(Any, one.others), kept=True)
         connection = Movable()
         assert not new.hand_over_if_too_many(connection)
-        new.handle_connection(connection, unread=True)
+        new.balance_new_connection(connection, unread=True)
         await asyncio.sleep(1)
         assert (connection.moved, one.moved) == (0, 0)
         new.close()
@@ -670,7 +670,7 @@ def test_worker_that_is_alone_hands_over_nothing(monkeypatch: pytest.MonkeyPatch
         one.has(5)
         one.state.open_websockets = 5
         connection = Movable()
-        one.balancer.handle_connection(connection, unread=True)
+        one.balancer.balance_new_connection(connection, unread=True)
         one.balancer.schedule_check()
         assert not one.balancer.hand_over_if_too_many(connection)
         assert not one.balancer.hand_over_websocket_if_too_many(connection)
@@ -785,7 +785,7 @@ def test_new_connections_stay_while_half_of_them_last_less_than_a_moment(
         one.others.connections = [9]
         made = [Movable() for _ in range(4)]
         for each in made:
-            one.balancer.handle_connection(each, unread=True)
+            one.balancer.balance_new_connection(each, unread=True)
         for number, each in enumerate(made[:closed]):
             each.transport = None if number % 2 else SimpleNamespace(is_closing=lambda: True)
         await asyncio.sleep(MOMENT_SECONDS + 0.01)

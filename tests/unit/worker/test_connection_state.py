@@ -138,12 +138,12 @@ def test_full_worker_is_reported_with_the_connection_that_takes_the_last_place()
     server_state.on_full = lambda: seen.append(len(server_state.connections))
     assert server_state.room() == 3
     server_state.connections.add("a")
-    server_state.begin_handshake("b", 1.0)
+    server_state.record_handshake_start("b", 1.0)
     assert (seen, server_state.room(), server_state.open_connections) == ([], 1, 2)
     server_state.connections.add("c")
     assert (seen, server_state.room()) == ([1], 0)
     server_state.connections.discard("c")
-    server_state.begin_handshake("d", 1.0)
+    server_state.record_handshake_start("d", 1.0)
     assert seen == [1, 1]
 
 
@@ -181,13 +181,13 @@ def test_connections_and_watched_requests_are_activity() -> None:
 def test_handshake_passes_its_time_limit_on_once() -> None:
     server_state = PoolServerState()
     assert not server_state.expected
-    assert server_state.end_handshake("a") is None
+    assert server_state.pop_handshake_due("a") is None
     assert not server_state.changed.is_set()
-    server_state.begin_handshake("a", 7.5)
+    server_state.record_handshake_start("a", 7.5)
     assert server_state.expected
-    assert server_state.end_handshake("a") == 7.5
+    assert server_state.pop_handshake_due("a") == 7.5
     assert server_state.changed.is_set()
-    assert server_state.end_handshake("a") is None
+    assert server_state.pop_handshake_due("a") is None
     assert not server_state.expected
 
 
@@ -195,7 +195,7 @@ def test_failed_handshake_is_an_end_and_a_complete_one_is_none() -> None:
     server_state = PoolServerState()
     ends: list[str] = []
     server_state.connections.on_leave = lambda: ends.append("end")
-    server_state.begin_handshake("a", 1.0)
+    server_state.record_handshake_start("a", 1.0)
     server_state.forget_unfinished_handshake("a")
     assert ends == ["end"]
     server_state.forget_unfinished_handshake("a")

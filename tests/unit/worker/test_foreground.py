@@ -186,11 +186,11 @@ def test_closing_listeners_removes_the_paths_of_unix_sockets_and_may_be_repeated
         paths = [f"{directory}/one", f"{directory}/two"]
         listeners = [serving.listener(), *map(serving.listener, paths)]
         os.unlink(paths[0])
-        foreground.close(listeners)
+        foreground.close_and_unlink(listeners)
         assert [each.fileno() for each in listeners] == [-1] * 3
         assert os.listdir(directory) == []
         Path(paths[1]).touch()  # of another process
-        foreground.close(listeners)
+        foreground.close_and_unlink(listeners)
         assert os.listdir(directory) == ["two"]
 
 

@@ -22,7 +22,7 @@ from poolctl.worker import tally
 from poolctl.worker.serving import http1_connection
 from poolctl.worker.serving.accepting import AdoptionPair, protocol_factory
 from poolctl.worker.serving.connection_state import PoolServerState
-from poolctl.worker.serving.http1_connection import Upgrade, wants_events
+from poolctl.worker.serving.http1_connection import WebSocketUpgrade, wants_events
 from poolctl.worker.serving.pool_server import connection_class
 from poolctl.worker.serving.request_records import RequestCounts
 from tests.asgi_apps import answer, hello, lifespan
@@ -894,7 +894,7 @@ def test_lingering_connection_closes_sooner(kept: Kept) -> None:
 def test_connection_that_stays_has_its_full_time_again(kept: Kept) -> None:
     kept.ask()
     kept.protocol.linger()
-    kept.protocol.stay()
+    kept.protocol.cancel_linger()
     kept.loop.pass_time(74)
     assert not kept.wire.closed
 
@@ -902,7 +902,7 @@ def test_connection_that_stays_has_its_full_time_again(kept: Kept) -> None:
 def test_connection_that_stays_is_handed_over_with_its_remaining_time(kept: Kept, pair: Pair) -> None:
     kept.ask()
     kept.protocol.linger()
-    kept.protocol.stay()
+    kept.protocol.cancel_linger()
     kept.loop.pass_time(25)
     assert kept.protocol.hand_over(pair.give)
     with connection_handover.receive_connection(pair.take) as taken:
@@ -1056,7 +1056,7 @@ def test_connection_without_a_receiver_lingers_when_it_leaves(kept: Kept) -> Non
 
 def test_upgrade_moves_with_the_head_of_its_request(kept: Kept, pair: Pair) -> None:
     kept.ask()
-    upgrade = Upgrade(kept.protocol)
+    upgrade = WebSocketUpgrade(kept.protocol)
     kept.wire.buffered = 1
     assert not upgrade.hand_over(pair.give)
     assert kept.wire.reading
@@ -1071,11 +1071,11 @@ def test_upgrade_moves_with_the_head_of_its_request(kept: Kept, pair: Pair) -> N
 def test_upgrade_whose_connection_closes_or_finds_no_room_does_not_move(kept: Kept, pair: Pair) -> None:
     kept.ask()
     count = pair.fill()
-    assert not Upgrade(kept.protocol).hand_over(pair.give)
+    assert not WebSocketUpgrade(kept.protocol).hand_over(pair.give)
     pair.empty(count)
     assert (kept.wire.reading, kept.wire.aborted, kept.wire.pauses) == (True, False, 1)
     kept.wire.closed = True
-    assert not Upgrade(kept.protocol).hand_over(pair.give)
+    assert not WebSocketUpgrade(kept.protocol).hand_over(pair.give)
     assert kept.wire.pauses == 1
 
 
@@ -1211,13 +1211,13 @@ async def streaming(scope: Any, receive: Any, send: Any) -> None:
 def test_event_stream_is_ended_between_two_events_and_no_other_stream(
     kept: Kept, path: bytes, accept: bytes, rest: bytes | None
 ) -> None:
-    kept.protocol.end_events()
+    kept.protocol.end_event_streams()
     assert not kept.wire.closed, "no request is in progress"
     kept.protocol.app = streaming
     kept.ask(b"GET %b HTTP/1.1\r\nhost: a\r\naccept: %b\r\n\r\n" % (path, accept))
     before = kept.wire.written
     assert b"data: tick" in before
-    kept.loop.call_soon(kept.protocol.end_events)
+    kept.loop.call_soon(kept.protocol.end_event_streams)
     kept.loop.pass_time()
     assert kept.wire.written == before + (rest or b"")
     assert kept.wire.closed == (rest is not None)

@@ -32,7 +32,7 @@ from poolctl.worker.serving.connection_state import PoolServerState
 from poolctl.worker.serving.http2_connection import PREFACE, Http2Connection
 from poolctl.worker.serving.pool_server import connection_class
 from poolctl.worker.serving.request_records import FailedRequests, RequestCounts
-from poolctl.worker.serving.worker_routes import Routes, RoutingState
+from poolctl.worker.serving.worker_routes import GatewayRoutes, RoutingState
 from tests.asgi_apps import answer, hello, lifespan
 from tests.certificates import certificate
 from tests.serving import (
@@ -307,8 +307,8 @@ def test_application_sees_the_route_of_a_tls_connection_that_the_gateway_passed_
 ) -> None:
     route = Route(alias="one", host="one.test", to=(Target(server="one"),))
     table = write_table([route], 5)
-    routes = Routes("one")
-    routes.renew([table])
+    routes = GatewayRoutes("one")
+    routes.replace_route_table([table])
     os.close(table)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
@@ -332,7 +332,7 @@ def test_application_sees_the_route_of_a_tls_connection_that_the_gateway_passed_
                 assert headers[b"x-forwarded-for"] == b"127.0.0.1"
                 assert headers[b"x-forwarded-proto"] == b"https"
                 assert b"x-real-ip" not in headers
-        routes.renew([])
+        routes.replace_route_table([])
 
     engine.run(scenario())
 
@@ -523,7 +523,7 @@ def test_undecided_connection_is_closed_by_a_stop(undecided: Connected) -> None:
     [
         ({}, True),
         ({"_until": (None, False)}, False),
-        ({"routing": RoutingState(Routes("one"), Routed("one"))}, False),
+        ({"routing": RoutingState(GatewayRoutes("one"), Routed("one"))}, False),
     ],
 )
 def test_new_connection_moves_at_once_if_this_worker_has_too_many(
@@ -748,7 +748,7 @@ def test_event_stream_is_ended_between_two_events_and_no_other_stream(
         stream.end_message()
         connected.send()
         streams.append(stream.stream_id)
-    connected.loop.call_soon(connected.wire.protocol.end_events)
+    connected.loop.call_soon(connected.wire.protocol.end_event_streams)
     connected.pass_time()
     begun, waiting = streams
     assert [type(each) for each in connected.events[begun]] == [

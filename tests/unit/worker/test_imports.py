@@ -25,7 +25,7 @@ from poolctl.worker.imports import (
     import_app,
     load_app,
     module_of,
-    set_app_environment,
+    set_argv_and_path,
     warm_up,
 )
 
@@ -202,7 +202,7 @@ def test_application_finds_its_name_and_directory_however_often_they_are_set(
     app: str | None, name: str
 ) -> None:
     for _ in range(2):
-        set_app_environment({"app": app, "server": "web", "app_dir": "apps"})
+        set_argv_and_path({"app": app, "server": "web", "app_dir": "apps"})
         assert (sys.argv, sys.path) == ([name], ["apps", "elsewhere"])
 
 
@@ -211,7 +211,7 @@ def test_application_finds_its_name_and_directory_however_often_they_are_set(
 def test_breakpoint_names_its_place_and_the_command_that_stops_there(
     capsys: pytest.CaptureFixture[str], server: dict[str, str], name: str
 ) -> None:
-    set_app_environment({"app": "a:b", "app_dir": "apps", **server})
+    set_argv_and_path({"app": "a:b", "app_dir": "apps", **server})
     breakpoint()
     place = f"{__file__}:{sys._getframe().f_lineno - 1}"
     assert capsys.readouterr().err == (
@@ -223,7 +223,7 @@ def test_breakpoint_names_its_place_and_the_command_that_stops_there(
 def test_breakpoint_that_the_environment_sets_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = sys.breakpointhook
     monkeypatch.setenv("PYTHONBREAKPOINT", "0")
-    set_app_environment({"app": "a:b", "app_dir": "apps"})
+    set_argv_and_path({"app": "a:b", "app_dir": "apps"})
     assert sys.breakpointhook is before
 
 
@@ -342,7 +342,7 @@ import sys
 import poolctl.worker.zygote
 from poolctl.json_form import from_json
 from poolctl.routing.route import Route as used
-poolctl.worker.imports.prepare_for_forks()
+poolctl.worker.imports.hide_poolctl_from_applications()
 sys.path[:] = [path for path in sys.path if path != {str(PACKAGE.parent)!r}]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 """

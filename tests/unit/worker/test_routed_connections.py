@@ -28,7 +28,7 @@ from poolctl.routing.route_table import RouteTable, write_table
 from poolctl.worker import tally
 from poolctl.worker.serving import http1_connection, routed_connections
 from poolctl.worker.serving.routed_connections import RoutedConnection
-from poolctl.worker.serving.worker_routes import Routes
+from poolctl.worker.serving.worker_routes import GatewayRoutes
 from tests.asgi_apps import lifespan
 from tests.certificates import certificate
 from tests.examples import examples
@@ -156,7 +156,7 @@ class Stage(NamedTuple):
     gateway: Gateway
     apps: dict[str, Echo]
     servers: dict[str, Any]
-    routes: dict[str, Routes]
+    routes: dict[str, GatewayRoutes]
 
     async def client(self, first: bytes) -> Client:
         """A client whose first bytes, a whole head at least, have been passed on."""
@@ -193,9 +193,9 @@ async def staged(engine: Engine, table: int, **options: Any) -> AsyncIterator[St
         stack.callback(gateway.close)
         apps, servers, routes = {}, {}, {}
         for name, pair in pairs.items():
-            routes[name] = Routes(name)
-            routes[name].renew([table, gateway.own.give.fileno()])
-            stack.callback(routes[name].renew, [])
+            routes[name] = GatewayRoutes(name)
+            routes[name].replace_route_table([table, gateway.own.give.fileno()])
+            stack.callback(routes[name].replace_route_table, [])
             apps[name] = Echo(name)
             servers[name] = await stack.enter_async_context(
                 served(engine, apps[name], adoption=pair.worker(), routes=routes[name], **options)
@@ -218,7 +218,7 @@ def test_context_has_the_address_of_the_server(tmp_path: Path, bound: str, secur
     with socket.socket(family) as listener:
         listener.bind(path if bound == "unix" else (bound, 0))
         port = 0 if bound == "unix" else listener.getsockname()[1]
-        context = Routes("one", [listener], secure=secure).context(ROUTES[0])
+        context = GatewayRoutes("one", [listener], secure=secure).context(ROUTES[0])
     assert context["url"] == url.format(port=port, path=path)
     assert context["name"] == "one"
 
@@ -599,7 +599,7 @@ def test_request_waits_for_the_first_table(engine: Engine, table: int) -> None:
         client.writer.write(request("two.test") + request("one.test", "/y"))
         await until(lambda: routes.waiting)
         routes.table = held
-        routes.renew([table])
+        routes.replace_route_table([table])
         assert await all_answers(client, 2) == [b"two / ", b"one /y "]
 
     run(engine, table, scenario)
@@ -615,7 +615,7 @@ def test_request_that_got_its_table_is_not_refused_later(engine: Engine, table: 
         await until(lambda: routes.waiting)
         (connection,) = routes.waiting
         routes.table = held
-        routes.renew([table])
+        routes.replace_route_table([table])
         assert (await client.answer())[2] == b"one /y "
         assert connection.routing.timer is None
 
@@ -640,7 +640,7 @@ def test_server_without_a_gateway_any_more_serves_every_request(engine: Engine, 
     async def scenario(stage: Stage) -> None:
         client = await stage.client(request("one.test"))
         await client.answer()
-        stage.routes["one"].renew([])
+        stage.routes["one"].replace_route_table([])
         found = await stage.exchange(client, request("one.test"), request("two.test", "/x"))
         assert found == [b"one / ", b"one /x "]
 
@@ -656,7 +656,7 @@ def test_new_table_is_in_force_for_the_next_request(engine: Engine, table: int) 
             replace(route, to=(Target(server="two"),)) if route.alias == "leaf" else route for route in ROUTES
         ]
         newer = write_table(moved, 6)
-        stage.routes["one"].renew([newer])
+        stage.routes["one"].replace_route_table([newer])
         stage.gateway.table.close()
         stage.gateway.table = RouteTable(newer)
         os.close(newer)
@@ -898,7 +898,7 @@ def test_connection_that_the_server_must_not_keep_goes_back_before_its_next_requ
         else:
             await client.answer()
         stage.gateway.stop()
-        stage.routes["one"].renew([table], keeps=False)
+        stage.routes["one"].replace_route_table([table], keeps=False)
         one.give_back_connections()
         if path == "/slow":
             app.release.set()
@@ -918,7 +918,7 @@ def test_connection_that_the_server_must_not_keep_moves_to_no_other_worker_of_it
         client = await stage.client(request("one.test"))
         await client.answer()
         stage.gateway.stop()
-        stage.routes["one"].renew([table], keeps=False)
+        stage.routes["one"].replace_route_table([table], keeps=False)
         one.drain(migrate=True)
         with await taken_back(stage.gateway):
             await until(lambda: not one.server_state.connections)
@@ -994,7 +994,7 @@ def test_drain_without_a_gateway_finishes_a_routed_connection(engine: Engine, ta
     async def scenario(stage: Stage) -> None:
         client = await stage.client(request("one.test", "/slow"))
         await stage.apps["one"].under_way.wait()
-        stage.routes["one"].renew([])
+        stage.routes["one"].replace_route_table([])
         stage.servers["one"].server.drain()
         await leaving(stage.servers["one"].server)
         stage.apps["one"].release.set()

@@ -41,11 +41,11 @@ def test_of_a_worker_that_has_ended_nothing_is_open_and_what_was_under_way_is_lo
     page[tally.STARTED] = 5
     page[tally.BUCKETS] = 3
     page[tally.OPEN_CONNECTIONS] = page[tally.OPEN_WEBSOCKETS] = 2
-    left = tally.completed(page.tolist())
+    left = tally.final_counts(page.tolist())
     assert tally.in_flight(left) == 0
     assert left[tally.DISCONNECTED] == 2
     assert (left[tally.OPEN_CONNECTIONS], left[tally.OPEN_WEBSOCKETS]) == (0, 0)
-    total = tally.completed(blank_page().tolist())
+    total = tally.final_counts(blank_page().tolist())
     tally.add(total, left)
     tally.add(total, left)
     assert (total[tally.STARTED], tally.responses(total)) == (10, 6)
@@ -60,8 +60,8 @@ def test_requests_of_each_route_are_counted_beside_those_of_the_worker() -> None
     counts = tally.read_page(fd) or []
     os.close(fd)
     expected = {tally.route_mark("users"): 4, tally.route_mark("orders"): 2}
-    assert tally.by_route(counts) == tally.by_route(tally.completed(counts)) == expected
-    assert tally.by_route(tally.completed(blank_page().tolist())) == {}
+    assert tally.by_route(counts) == tally.by_route(tally.final_counts(counts)) == expected
+    assert tally.by_route(tally.final_counts(blank_page().tolist())) == {}
 
 
 def test_errors_of_each_route_are_counted_apart_from_its_requests() -> None:
@@ -204,7 +204,7 @@ def test_threads_and_tasks_are_described_by_their_stacks() -> None:
         tasks.append(asyncio.create_task(chain(tasks[0]), name="last"))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        found = [*tally.describe(None)]
+        found = [*tally.describe_stacks(None)]
         event.set()
         await asyncio.gather(*tasks)
         return found
@@ -228,7 +228,7 @@ def test_threads_and_tasks_are_described_by_their_stacks() -> None:
 
 def test_long_stacks_and_many_groups_of_tasks_are_cut() -> None:
     def deep(count: int) -> list[str]:
-        return deep(count - 1) if count else [*tally.describe(sys._getframe())]
+        return deep(count - 1) if count else [*tally.describe_stacks(sys._getframe())]
 
     lines = deep(200)
     first = lines.index("  ...")
@@ -258,7 +258,7 @@ from poolctl.worker import tally
 
 fd, page, done = os.open(os.devnull, os.O_RDONLY), tally.new_page(), []
 dump = tally.StackDump()
-dump.prepare(fd)
+dump.install_signal_handlers(fd)
 print(tally.writes_stacks(page))
 
 def waits():
@@ -270,19 +270,19 @@ def waits_elsewhere():
 def fail():
     raise ValueError
 
-dump.begin(page, lambda: done.append(tally.read_stacks(page)))
+dump.enable_for_page(page, lambda: done.append(tally.read_stacks(page)))
 print(tally.writes_stacks(page), os.path.sameopenfile(fd, page), os.get_inheritable(fd))
 waits()
 print(len(done), done[0].startswith(b"Current thread 0x"), b" in waits\\n" in done[0])
 tally.clear_stacks(page)
-dump.begin(page, fail)
+dump.enable_for_page(page, fail)
 waits_elsewhere()
 print(b" in waits_elsewhere\\n" in tally.read_stacks(page), b" in waits\\n" in tally.read_stacks(page))
 signal.signal(tally.ASK, signal.SIG_IGN)
-dump.end()
+dump.disable_and_close()
 print(signal.getsignal(tally.ASK) is signal.SIG_IGN, faulthandler.unregister(tally.ASK_AGAIN))
-dump.prepare(fd)
-dump.end()
+dump.install_signal_handlers(fd)
+dump.disable_and_close()
 print(signal.getsignal(tally.ASK) is signal.SIG_DFL, faulthandler.unregister(tally.ASK_AGAIN))
 print(os.path.exists(f"/proc/self/fd/{fd}"))
 """

@@ -28,7 +28,7 @@ from poolctl.worker.serving import http1_connection, pool_server, uvicorn_parts
 from poolctl.worker.serving import uvicorn_parts as parts
 from poolctl.worker.serving.http1_connection import Http1Connection
 from poolctl.worker.serving.pool_server import connection_class
-from poolctl.worker.serving.uvicorn_parts import Receive, Scope, Send, UvicornParts, ssl_context
+from poolctl.worker.serving.uvicorn_parts import Receive, RequiredProtocolMembers, Scope, Send, ssl_context
 from tests.asgi_apps import saying
 from tests.certificates import certificate
 from tests.serving import ENGINES, FAST, App, Client, Engine, Pair, blank_page, served, turns, until
@@ -64,8 +64,8 @@ WEBSOCKETS = {
 }
 
 
-def both(first: UvicornParts, second: UvicornParts) -> UvicornParts:
-    return UvicornParts(*(one + other for one, other in zip(first, second, strict=True)))
+def both(first: RequiredProtocolMembers, second: RequiredProtocolMembers) -> RequiredProtocolMembers:
+    return RequiredProtocolMembers(*(one + other for one, other in zip(first, second, strict=True)))
 
 
 def protocol(module: str, name: str) -> Any:
@@ -85,14 +85,14 @@ def test_protocol_class_for_http1_has_every_part(path: str) -> None:
 def test_request_of_http1_has_every_part(path: str) -> None:
     module, name = path.split(".")
     cycle = vars(importlib.import_module(protocol(f"http.{module}", name).__module__))["RequestResponseCycle"]
-    assert UvicornParts((), both(parts.HTTP1, HTTP[path]).cycle).missing(cycle) == set()
+    assert RequiredProtocolMembers((), both(parts.HTTP1, HTTP[path]).cycle).missing(cycle) == set()
 
 
 def test_protocol_class_for_http2_has_every_part() -> None:
     http2 = protocol("http.zttp_h2_impl", "ZttpH2Protocol")
     assert parts.HTTP2.missing(http2) == set()
     cycle = vars(importlib.import_module(http2.__module__))["RequestResponseCycle"]
-    assert UvicornParts((), parts.HTTP2.cycle).missing(cycle) == set()
+    assert RequiredProtocolMembers((), parts.HTTP2.cycle).missing(cycle) == set()
 
 
 @pytest.mark.filterwarnings("ignore::Warning")  # one of them is deprecated
@@ -251,9 +251,9 @@ def test_log_level_is_set_before_the_application_can_and_uvicorn_does_not_set_it
     for each in loggers:
         monkeypatch.setattr(each, "level", logging.INFO)
         monkeypatch.setattr(each, "_cache", {})
-    assert parts.set_log_level({"http": "h11"}) == {"http": "h11"}
+    assert parts.apply_and_drop_level({"http": "h11"}) == {"http": "h11"}
     assert [each.level for each in loggers] == [logging.INFO] * 3
-    assert parts.set_log_level({"http": "h11", "log_level": "error"}) == {"http": "h11"}
+    assert parts.apply_and_drop_level({"http": "h11", "log_level": "error"}) == {"http": "h11"}
     assert [each.level for each in loggers] == [logging.ERROR] * 3
 
 
@@ -500,7 +500,7 @@ def test_log_has_what_the_application_logs_and_not_uvicorns_start_and_stop(lines
 
 
 def test_level_that_the_application_sets_at_its_import_wins(lines: list[str]) -> None:
-    settings = uvicorn_parts.set_log_level({"loop": "auto", "log_level": "warning"})
+    settings = uvicorn_parts.apply_and_drop_level({"loop": "auto", "log_level": "warning"})
     assert settings == {"loop": "auto"}
     LOGGER.info("left out")
     LOGGER.setLevel(logging.DEBUG)
@@ -510,6 +510,6 @@ def test_level_that_the_application_sets_at_its_import_wins(lines: list[str]) ->
 
 
 def test_trace_shows_what_uvicorn_does(lines: list[str]) -> None:
-    uvicorn_parts.set_log_level({"log_level": "trace"})
+    uvicorn_parts.apply_and_drop_level({"log_level": "trace"})
     LOGGER.log(5, "a trace")
     assert [line.partition(" ")[2] for line in lines] == ["a trace"]

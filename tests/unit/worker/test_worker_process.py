@@ -34,8 +34,8 @@ from poolctl.worker.worker_process import (
     ControlSocket,
     IdleTimer,
     WorkerProcess,
+    announce_heartbeats,
     answer_heartbeat,
-    begin_heartbeats,
 )
 from tests import serving
 from tests.certificates import certificate
@@ -54,9 +54,9 @@ SECONDS = 0.15
 def test_page_shows_that_a_worker_answers_heartbeats() -> None:
     page = blank_page()
     assert page[BEAT_AT_NS] == 0
-    begin_heartbeats(page)
+    announce_heartbeats(page)
     assert 0 < page[BEAT_AT_NS] <= time.monotonic_ns()
-    begin_heartbeats(None)
+    announce_heartbeats(None)
 
 
 def test_heartbeat_is_answered_with_time_and_lag() -> None:
@@ -126,7 +126,7 @@ def test_orders_that_have_arrived_before_are_followed_at_once_and_descriptors_cl
             os.close(write)
             worker = Ordered()
             control = ControlSocket(theirs.detach(), cast(WorkerProcess, worker), -1)
-            control.listen(None)
+            control.start_reading_orders(None)
             assert worker.orders == [{"order": "rest"}, {"order": "out"}]
             assert os.read(read, 1) == b""
             wire.send(ours, {"order": "in"})
@@ -152,7 +152,7 @@ class Routed:
     def __init__(self) -> None:
         self.renewed: list[Any] = []
 
-    def renew(self, fds: list[int], *, keeps: bool, context_key: str) -> None:
+    def replace_route_table(self, fds: list[int], *, keeps: bool, context_key: str) -> None:
         self.renewed.append((keeps, context_key))
 
     def give_back_connections(self) -> None:
@@ -183,7 +183,7 @@ def test_end_of_the_control_socket_stops_the_worker_once() -> None:
         ours, theirs = wire.pair()
         worker = Ordered()
         control = ControlSocket(theirs.detach(), cast(WorkerProcess, worker), -1)
-        control.listen(None)
+        control.start_reading_orders(None)
         ours.close()
         await until(lambda: worker.stops)
         await turns()
@@ -364,12 +364,12 @@ async def refusing(scope, receive, send):
 LEAVING = "raise SystemExit(7)"
 START = """
 import sys
-from poolctl.worker.imports import preload, prepare_for_forks
+from poolctl.worker.imports import hide_poolctl_from_applications, import_worker_libraries
 from poolctl.worker.worker_process import become_worker
-preload()
+import_worker_libraries()
 from poolctl.worker.serving import http1_connection
 http1_connection.QUIET_SECONDS = 60.0
-prepare_for_forks()
+hide_poolctl_from_applications()
 become_worker({fds}, preloaded={preloaded})
 """
 

@@ -29,7 +29,7 @@ from poolctl.worker import tally
 from poolctl.worker.serving import worker_routes
 from poolctl.worker.serving.request_records import RequestCounts
 from poolctl.worker.serving.worker_routes import (
-    Routes,
+    GatewayRoutes,
     RoutingState,
     add_route_to_scopes,
     proxied_app,
@@ -41,15 +41,15 @@ USERS = Route(alias="users", to=(Target(server="one"),))
 HOST = (b"host", b"a")
 
 
-def routes_with_table(*, key: str = "") -> Routes:
-    routes = Routes("one")
+def routes_with_table(*, key: str = "") -> GatewayRoutes:
+    routes = GatewayRoutes("one")
     fd = write_table([USERS], 1)
-    routes.renew([fd], context_key=key)
+    routes.replace_route_table([fd], context_key=key)
     os.close(fd)
     return routes
 
 
-def counting(routes: Routes) -> memoryview:
+def counting(routes: GatewayRoutes) -> memoryview:
     """The page on which these routes' requests are counted from now on."""
     page = blank_page()
     routes.counts = RequestCounts(page)
@@ -107,16 +107,16 @@ def ask(app: Any, scope: dict[str, Any]) -> list[Any]:
 
 
 def test_application_sees_the_newest_table_and_an_older_one_stays_readable() -> None:
-    routes = Routes("one")
+    routes = GatewayRoutes("one")
     scope = {"extensions": {EXTENSION: routes.context(USERS)}}
     assert try_get_table(scope) is None
     seen = []
     for generation in (1, 2):
         fd = write_table([USERS], generation)
-        routes.renew([fd])
+        routes.replace_route_table([fd])
         os.close(fd)
         seen.append(try_get_table(scope))
-    routes.renew([])
+    routes.replace_route_table([])
     assert try_get_table(scope) is None
     assert [(each.generation, len(each), each.by_alias("users") is not None) for each in seen if each] == [
         (1, 1, True),
@@ -125,24 +125,24 @@ def test_application_sees_the_newest_table_and_an_older_one_stays_readable() -> 
 
 
 def test_renewal_replaces_the_gateways_end_only_when_it_is_given_or_the_gateway_has_ended() -> None:
-    routes = Routes("one")
+    routes = GatewayRoutes("one")
     assert (routes.ended, routes.keeps, routes.gateway) == (False, True, None)
     ours, theirs = wire.pair()
     table = write_table([USERS], 1)
     with ours, theirs:
-        routes.renew([table, ours.fileno()], keeps=False, context_key="k")
+        routes.replace_route_table([table, ours.fileno()], keeps=False, context_key="k")
         first = routes.gateway
         assert first is not None
         assert first.fileno() != ours.fileno(), "the caller keeps its own"
         assert not os.get_inheritable(first.fileno())
         assert (routes.ended, routes.keeps, routes.context_key) == (False, False, "k")
-        routes.renew([table])
+        routes.replace_route_table([table])
         assert (routes.gateway, routes.keeps, routes.context_key) == (first, True, "")
-        routes.renew([table, ours.fileno()])
+        routes.replace_route_table([table, ours.fileno()])
         assert routes.gateway is not first
         assert first.fileno() < 0
         second = routes.gateway
-        routes.renew([])
+        routes.replace_route_table([])
         assert second is not None
         assert (second.fileno(), routes.gateway, routes.ended, routes.table) == (-1, None, True, None)
         assert ours.fileno() > 0
@@ -151,10 +151,10 @@ def test_renewal_replaces_the_gateways_end_only_when_it_is_given_or_the_gateway_
 
 
 def test_connections_that_wait_look_once_after_each_table() -> None:
-    routes, waiting = Routes("one"), Listening()
+    routes, waiting = GatewayRoutes("one"), Listening()
     routes.waiting.add(waiting)
-    routes.renew([])
-    routes.renew([])
+    routes.replace_route_table([])
+    routes.replace_route_table([])
     assert waiting.looks == 1
     assert routes.waiting == set()
 
@@ -162,7 +162,7 @@ def test_connections_that_wait_look_once_after_each_table() -> None:
 def test_descriptor_that_is_no_table_is_refused_and_the_present_table_stays() -> None:
     routes = routes_with_table()
     with open(os.devnull, "rb") as file, pytest.raises((OSError, ValueError)):
-        routes.renew([file.fileno()])
+        routes.replace_route_table([file.fileno()])
     assert routes.context_by_alias("users") is not None
 
 
@@ -174,10 +174,10 @@ def test_context_is_found_by_alias_and_made_once_for_each_table() -> None:
     assert routes.context_by_alias("users") is found
     assert routes.context_by_alias("other") is None
     fd = write_table([USERS], 2)
-    routes.renew([fd])
+    routes.replace_route_table([fd])
     os.close(fd)
     assert routes.context_by_alias("users") is not found
-    assert Routes("one").context_by_alias("users") is None
+    assert GatewayRoutes("one").context_by_alias("users") is None
 
 
 def test_url_of_a_server_is_where_clients_of_this_machine_reach_it(tmp_path: Path) -> None:
@@ -185,45 +185,46 @@ def test_url_of_a_server_is_where_clients_of_this_machine_reach_it(tmp_path: Pat
     with socket.create_server(("0.0.0.0", 0)) as anywhere, socket.socket(socket.AF_UNIX) as unix:
         port = anywhere.getsockname()[1]
         unix.bind(str(path))
-        assert Routes("one", [anywhere]).context(USERS)["url"] == f"http://127.0.0.1:{port}"
+        assert GatewayRoutes("one", [anywhere]).context(USERS)["url"] == f"http://127.0.0.1:{port}"
         assert (
-            Routes("one", [anywhere, unix], secure=True).context(USERS)["url"] == f"https://127.0.0.1:{port}"
+            GatewayRoutes("one", [anywhere, unix], secure=True).context(USERS)["url"]
+            == f"https://127.0.0.1:{port}"
         )
-        assert Routes("one", [unix]).context(USERS)["url"] == f"unix:{path}"
-    assert Routes("one", [anywhere]).context(USERS)["url"] == ""
+        assert GatewayRoutes("one", [unix]).context(USERS)["url"] == f"unix:{path}"
+    assert GatewayRoutes("one", [anywhere]).context(USERS)["url"] == ""
     if socket.has_ipv6:
         with socket.create_server(("::1", 0), family=socket.AF_INET6) as six:
-            assert Routes("one", [six]).context(USERS)["url"] == f"http://[::1]:{six.getsockname()[1]}"
+            assert GatewayRoutes("one", [six]).context(USERS)["url"] == f"http://[::1]:{six.getsockname()[1]}"
 
 
 def test_state_of_a_connection_goes_to_another_worker_as_it_is_and_to_the_gateway_undecided() -> None:
     state = Routed("users", 3, 1, b"GET", True, True)
-    routing = RoutingState(Routes("one"), state)
+    routing = RoutingState(GatewayRoutes("one"), state)
     assert routing.for_worker() == state
     assert routing.for_gateway(4) == Routed("users", 4, 2, b"GET", decided=False)
 
 
 def test_body_with_a_length_ends_after_so_many_bytes() -> None:
-    routing = RoutingState(Routes("one"), Routed("users"))
+    routing = RoutingState(GatewayRoutes("one"), Routed("users"))
     routing.begin_body(5)
-    assert routing.end_of_body(b"__abc", 2) == 5
+    assert routing.consume_body(b"__abc", 2) == 5
     assert routing.body == 2
-    assert routing.end_of_body(b"deGET", 0) == 2
+    assert routing.consume_body(b"deGET", 0) == 2
     assert routing.body == 0
-    assert routing.end_of_body(b"GET", 0) == 0
+    assert routing.consume_body(b"GET", 0) == 0
 
 
 def test_chunked_body_ends_with_its_last_chunk() -> None:
-    routing = RoutingState(Routes("one"), Routed("users"))
+    routing = RoutingState(GatewayRoutes("one"), Routed("users"))
     routing.begin_body(CHUNKED)
-    assert routing.end_of_body(b"__2\r\nab\r\n", 2) == 9
+    assert routing.consume_body(b"__2\r\nab\r\n", 2) == 9
     assert routing.chunks is not None
-    assert routing.end_of_body(b"0\r\n\r\nGET", 0) == 5
+    assert routing.consume_body(b"0\r\n\r\nGET", 0) == 5
     assert (routing.body, routing.chunks) == (0, None)
 
 
 def test_requests_and_errors_are_counted_by_route_each_request_once() -> None:
-    routes = Routes("one")
+    routes = GatewayRoutes("one")
     page = counting(routes)
     routing = RoutingState(routes, Routed("users"))
     routing.context = routes.context(USERS)
@@ -241,7 +242,7 @@ def test_requests_and_errors_are_counted_by_route_each_request_once() -> None:
 
 
 def test_scope_has_the_route_beside_other_extensions_and_nothing_without_a_route() -> None:
-    routes, app = Routes("one"), App(200)
+    routes, app = GatewayRoutes("one"), App(200)
     page = counting(routes)
     routing = RoutingState(routes, Routed("users"))
     assert [each["type"] for each in ask(routed_app(app, routing), scope_of())] == [
@@ -272,7 +273,7 @@ def test_client_is_reported_and_only_a_trusted_peer_may_name_another(
     scheme: str, client: Any, trusted: bool, reported: tuple[bytes, bytes]
 ) -> None:
     app = App(200)
-    routing = RoutingState(Routes("one"), Routed("users"))
+    routing = RoutingState(GatewayRoutes("one"), Routed("users"))
     routing.trusted = trusted
     ask(
         routed_app(app, routing),
@@ -306,7 +307,7 @@ def test_websockets_of_a_connection_see_its_route_too() -> None:
         def __init__(self, **_: Any) -> None:
             self.app: Any = App(200)
 
-    routes = Routes("one")
+    routes = GatewayRoutes("one")
     page = counting(routes)
     routing = RoutingState(routes, Routed("users"))
     routing.context = routes.context(USERS)
@@ -337,13 +338,13 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @pytest.fixture
-def routes() -> Iterator[Routes]:
-    found = Routes("one")
+def routes() -> Iterator[GatewayRoutes]:
+    found = GatewayRoutes("one")
     fd = write_table([ROUTE], 5)
-    found.renew([fd], context_key=KEY)
+    found.replace_route_table([fd], context_key=KEY)
     os.close(fd)
     yield found
-    found.renew([])
+    found.replace_route_table([])
 
 
 GOOD = context_line(ROUTE.alias, KEY)
@@ -365,7 +366,7 @@ LINES = {
 
 @pytest.mark.parametrize("case", list(LINES))
 def test_route_of_a_proxied_request_is_the_one_that_the_gateway_names(
-    engine: Engine, routes: Routes, case: str
+    engine: Engine, routes: GatewayRoutes, case: str
 ) -> None:
     lines, known = LINES[case]
 
@@ -389,7 +390,7 @@ def test_route_of_a_proxied_request_is_the_one_that_the_gateway_names(
 
 
 def test_route_of_a_proxied_websocket_is_the_one_that_the_gateway_names(
-    engine: Engine, routes: Routes
+    engine: Engine, routes: GatewayRoutes
 ) -> None:
     async def scenario() -> None:
         async with served(engine, routes=routes) as it:
@@ -403,7 +404,7 @@ def test_route_of_a_proxied_websocket_is_the_one_that_the_gateway_names(
     engine.run(scenario())
 
 
-def test_worker_without_a_key_believes_no_request(engine: Engine, routes: Routes) -> None:
+def test_worker_without_a_key_believes_no_request(engine: Engine, routes: GatewayRoutes) -> None:
     routes.context_key = ""
 
     async def scenario() -> None:

@@ -130,7 +130,7 @@ def test_fork_request_is_refused_only_when_forking_fails_twice(
 
 
 def test_unchanged_process_has_left_nothing() -> None:
-    assert ProcessSnapshot.of_this_process().left_since() == ""
+    assert ProcessSnapshot.of_this_process().describe_leftovers() == ""
 
 
 def test_thread_is_reported_by_its_name() -> None:
@@ -138,18 +138,18 @@ def test_thread_is_reported_by_its_name() -> None:
     thread = threading.Thread(target=over.wait, name="ticker")
     thread.start()
     try:
-        assert before.left_since() == "started the thread 'ticker'"
+        assert before.describe_leftovers() == "started the thread 'ticker'"
     finally:
         over.set()
         thread.join()
     wait_until(lambda: not Path(f"/proc/self/task/{thread.native_id}").exists())
-    assert before.left_since() == ""
+    assert before.describe_leftovers() == ""
 
 
 def test_child_process_without_a_wait_is_reported() -> None:
     before = ProcessSnapshot.of_this_process()
     with subprocess.Popen(["sleep", "50"]) as child:
-        assert before.left_since() == f"started the process {child.pid}"
+        assert before.describe_leftovers() == f"started the process {child.pid}"
         child.kill()
 
 
@@ -163,8 +163,8 @@ def test_descriptors_are_called_by_what_they_are() -> None:
     ):
         port = listener.getsockname()[1]
         three = f"opened a socket, opened a connection to 127.0.0.1:{port}, opened an event loop"
-        assert before.left_since() == f"{three} and 1 more"
-    assert before.left_since() == ""
+        assert before.describe_leftovers() == f"{three} and 1 more"
+    assert before.describe_leftovers() == ""
 
 
 def test_descriptor_with_another_target_is_reported() -> None:
@@ -175,7 +175,7 @@ def test_descriptor_with_another_target_is_reported() -> None:
     for each in (read, write):
         os.close(each)
     try:
-        assert before.left_since() == "opened a pipe"
+        assert before.describe_leftovers() == "opened a pipe"
     finally:
         os.close(fd)
 
@@ -218,7 +218,7 @@ def said_of(name: str) -> str:
     before = ProcessSnapshot.of_this_process()
     with ThreadOrigins(name) as found:
         importlib.import_module(name)
-    return before.left_since(found)
+    return before.describe_leftovers(found)
 
 
 def test_native_thread_is_attributed_to_the_module_being_imported(modules: Path) -> None:

@@ -55,7 +55,7 @@ class _ConnectionSource:
         self._timer: asyncio.TimerHandle | None = None
         self._watch()
 
-    def close(self) -> None:
+    def stop_receiving(self) -> None:
         """Stop taking connections; waiting connections are left to other processes."""
         if self._timer is not None:
             self._timer.cancel()
@@ -114,7 +114,7 @@ class Acceptor(_ConnectionSource):
         return True
 
 
-class ReturnedConnections(_ConnectionSource):
+class ReturnedConnectionReceiver(_ConnectionSource):
     """The connections that workers give back, and those left in a closed server's socket pair; each is routed again.
 
     Connections that leave the proxy, or were queued for a server that can no longer take them, are also routed here.
@@ -139,7 +139,7 @@ class ReturnedConnections(_ConnectionSource):
             except OSError:
                 taken = None
             if taken is None:
-                self.close()
+                self.stop_receiving()
                 return
             settings = self._edge.settings
             seconds = settings.keep_alive_seconds if taken.asked else settings.head_seconds
@@ -174,14 +174,14 @@ class ReturnedConnections(_ConnectionSource):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             close_promptly(sock.detach())
-        elif is_new and not self._has_room():
+        elif is_new and not self._make_room_for_client():
             self._refuse(sock, first)
         elif first == _TLS_HANDSHAKE:
             _serve_or_wait(TlsConnection(self._edge, sock, client, ""), seconds)
         else:
             _serve_or_wait(PlainConnection(self._edge, sock, client, received, hops), seconds)
 
-    def _has_room(self) -> bool:
+    def _make_room_for_client(self) -> bool:
         """Whether there is room for another client, after closing an idle connection if necessary."""
         edge = self._edge
         if is_full(edge) and not edge.evict_client():
@@ -227,7 +227,7 @@ class ArrivingConnection(WaitingConnection):
         except OSError:
             return b""
 
-    def pass_on(
+    def pass_or_refuse(
         self, match: Match, head: RequestHead | None = None, hops: int = 0, received: bytes = b""
     ) -> bool:
         """Pass the connection to a worker or refuse it, and return True; return False if the proxy has to serve it.
@@ -238,7 +238,7 @@ class ArrivingConnection(WaitingConnection):
         edge, passing, tls = self.edge, self.edge.passing, head is None
         if self.reported is not None:
             return False  # a worker would take the proxy for the client
-        if not any(passing.passes(server, tls=tls) for server in match.servers):
+        if not any(passing.can_pass_to(server, tls=tls) for server in match.servers):
             return False
         route = match.route
         backends = edge.backends.of(route)
@@ -255,13 +255,13 @@ class ArrivingConnection(WaitingConnection):
         spared = (
             backend.rank == SLEEPING and head is not None and spares_server(route, head.method, head.path)
         )
-        if spared or not passing.passes(server, tls=tls):
+        if spared or not passing.can_pass_to(server, tls=tls):
             return False
         self._count(route, head)
         if backend.rank == SLEEPING:
             edge.wake(server)  # the connection wakes it, too, but later
         canary = backend.canary
-        if canary is not None and passing.passes(canary.key, tls=tls) and canary.connections.next():
+        if canary is not None and passing.can_pass_to(canary.key, tls=tls) and canary.connections.next():
             server = canary.key
         trusted = edge.is_trusted(self.client)
         generation = edge.table.generation
@@ -293,7 +293,7 @@ class PlainConnection(ArrivingConnection):
         self.hops = hops
         self.scanned = 0  # number of bytes known to contain no complete head
 
-    def on_readable(self, *, ended: bool) -> bool:
+    def needs_more_after_read(self, *, ended: bool) -> bool:
         unread = self.peek(self.edge.settings.max_head_bytes)
         if unread is None and not self.received:
             return not ended
@@ -330,7 +330,7 @@ class PlainConnection(ArrivingConnection):
             return False
         if not admits(match.route, self.client, trusted=edge.is_trusted(self.client)):
             return False
-        return self.pass_on(match, head, self.hops, self.received)
+        return self.pass_or_refuse(match, head, self.hops, self.received)
 
     def on_deadline(self) -> None:
         if self.scanned:
@@ -349,7 +349,7 @@ class TlsConnection(ArrivingConnection):
         self.bind = bind
         self.hello: ClientHello | None = None
 
-    def on_readable(self, *, ended: bool) -> bool:
+    def needs_more_after_read(self, *, ended: bool) -> bool:
         data = self.peek(MOST_BYTES)
         if data is None:
             return not ended
@@ -373,7 +373,7 @@ class TlsConnection(ArrivingConnection):
             if (
                 match is not None
                 and admits(match.route, self.client, trusted=edge.is_trusted(self.client))
-                and self.pass_on(match)
+                and self.pass_or_refuse(match)
             ):
                 return
         context = edge.certificates.context(self.bind, hello.server_name if hello is not None else "")
@@ -394,7 +394,7 @@ class ProxyHeaderConnection(ArrivingConnection):
         self.header: ProxyHeader | None = None
         self.until = edge.now() + edge.settings.head_seconds
 
-    def on_readable(self, *, ended: bool) -> bool:
+    def needs_more_after_read(self, *, ended: bool) -> bool:
         data = self.peek(MOST_HEADER_BYTES)
         if data is None:
             return not ended
@@ -438,7 +438,7 @@ def is_full(edge: Edge) -> bool:
 
 def _serve_or_wait(connection: ArrivingConnection, seconds: float) -> None:
     """Process the connection now if enough bytes have arrived, otherwise wait for them for at most `seconds`."""
-    if connection.on_readable(ended=False):
+    if connection.needs_more_after_read(ended=False):
         connection.edge.passing.waiting.add(connection, seconds)
     else:
         connection.proceed()

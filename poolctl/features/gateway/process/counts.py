@@ -104,7 +104,7 @@ class Counts:
         """The counts of a backend. The first call creates them."""
         return self._backends[key]
 
-    def keep(self, routes: Iterable[str], backends: Iterable[str]) -> None:
+    def retain_only(self, routes: Iterable[str], backends: Iterable[str]) -> None:
         """Forget all other routes and backends, which are no longer configured."""
         for alias in self._routes.keys() - {*routes}:
             gone = self._routes.pop(alias)

@@ -80,7 +80,7 @@ class StreamShare:
 
     # TCP.
 
-    def may_accept(self, resume: Callable[[], None]) -> bool:
+    def has_room_or_notify(self, resume: Callable[[], None]) -> bool:
         """Whether there is room for a connection. If not, `resume` is called when there is."""
         if self.used + _OF_STREAM <= self._descriptors.of_streams:
             return True

@@ -23,7 +23,7 @@ from .backends.route_backends import Backend, NoBackend
 from .counts import Counts
 from .descriptor_limit import DescriptorLimit, StreamShare, is_exhausted
 from .machines import Machines
-from .passing import Passing
+from .passing import ConnectionSender
 from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
 from .proxy.gateway_access_log import GatewayAccessLog
@@ -77,7 +77,7 @@ class Edge:
         self.hosts = HostManager(self.loop.time)
         self.counts = Counts()
         self.backends = Backends(self.hosts, self.loop.time, self.event, self.counts)
-        self.passing = Passing(self.event, self.counts)
+        self.passing = ConnectionSender(self.event, self.counts)
         self.pool = ConnectionPool()
         self.certificates = ListenerCertificates()
         self.descriptors = DescriptorLimit()
@@ -94,7 +94,7 @@ class Edge:
         """Apply these settings."""
         self.settings = settings
         self.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
-        self._log_requests(settings.access_log)
+        self._set_access_log(settings.access_log)
         self._configure_parts(settings.parts)
 
     def _configure_parts(self, settings: Mapping[str, Table]) -> None:
@@ -108,7 +108,7 @@ class Edge:
                 feature = next(each for each in features() if each.package == package)
                 self.parts[package] = feature.load(feature.gateway)(self, its)
 
-    def _log_requests(self, path: str) -> None:
+    def _set_access_log(self, path: str) -> None:
         if path != ("" if self.access_log is None else self.access_log.path):
             if self.access_log is not None:
                 self.access_log.close()
@@ -170,7 +170,7 @@ class Edge:
             await asyncio.sleep(0)
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
-    async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:
+    async def start_and_connect(self, backend: Backend, connect_seconds: float) -> BackendConnection:
         """Connect to a backend, after starting the machine behind its URL if necessary. Raises OSError or NoBackend.
 
         The caller limits the time, except for a backend in `machines`: starting a machine may take longer.
@@ -215,7 +215,7 @@ class Edge:
         """End all connections, and close the access log, each feature's EdgePart and the route table."""
         self.passing.close()
         self.pool.close()
-        self._log_requests("")
+        self._set_access_log("")
         self._configure_parts({})
         self.table.close()
 

@@ -39,7 +39,7 @@ class OwnedListener(Protocol):
 L = TypeVar("L", bound=OwnedListener)
 
 
-class OrderedGateway(SupervisedProcess, Generic[L]):
+class SupervisedGateway(SupervisedProcess, Generic[L]):
     """Base of gateway processes: calls a method for each message of the supervisor, `_pair` for the message "pair".
 
     A new supervisor sends the message "resync", then all servers, listeners and other state, then "begin". At "begin"
@@ -54,7 +54,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
     hosts: HostManager  # made by `create`, like the backends of all routes
     backends: Backends
 
-    def create(self) -> None:
+    def create_hosts_and_backends(self) -> None:
         """Create `hosts`, `backends` and all else that serves clients. Called once, when `settings` is first set."""
         raise NotImplementedError
 
@@ -114,7 +114,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         if not self._has_settings:
             log = InternalLog(os.path.join(self.settings.directory, "gateway.log"), stamped=True)
             logging.basicConfig(handlers=[log], level=logging.WARNING)
-            self.create()
+            self.create_hosts_and_backends()
             self.hosts.subscribe(self._host_changed)
         self.configure()
 

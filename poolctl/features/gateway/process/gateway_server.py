@@ -18,9 +18,9 @@ from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
 
-from .acceptor import Acceptor, ReturnedConnections
+from .acceptor import Acceptor, ReturnedConnectionReceiver
 from .edge import Edge
-from .gateway_orders import OrderedGateway
+from .gateway_orders import SupervisedGateway
 from .proxy.serving import drain
 from .settings import UDP, ListenerSettings, ServerFacts
 from .streams.tcp import TcpStream
@@ -68,7 +68,7 @@ class OpenListener:
     def stop(self) -> None:
         """Stop accepting; open connections stay."""
         while self._acceptors:
-            self._acceptors.pop().close()
+            self._acceptors.pop().stop_receiving()
         if self.stream is not None:
             self.stream.close()
 
@@ -85,7 +85,7 @@ class OpenListener:
             await self.stream.drain(seconds)
         self.close()
 
-    def update(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
+    def update_in_place(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
         """Apply `route` and return True. Return False if the listener must be replaced by a new one.
 
         It must be replaced if `settings` or the sockets `fds` differ from its own, or if it changes from or to HTTP.
@@ -100,22 +100,22 @@ class OpenListener:
         return True
 
 
-class GatewayServer(OrderedGateway[OpenListener]):
-    """The process of poolctl's own gateway. Its base class OrderedGateway documents the overridden methods."""
+class GatewayServer(SupervisedGateway[OpenListener]):
+    """The process of poolctl's own gateway. Its base class SupervisedGateway documents the overridden methods."""
 
-    ORDERS = (*OrderedGateway.ORDERS, "machine", "loads", "reopen")
+    ORDERS = (*SupervisedGateway.ORDERS, "machine", "loads", "reopen")
     edge: Edge  # the state shared by all connections; made by `create`
 
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
-        self._returned_connections: ReturnedConnections | None = None
+        self._returned_connections: ReturnedConnectionReceiver | None = None
         self._pairs: dict[str, int] = {}  # the number of each server's pair
         self._applying: asyncio.Handle | None = None
         self._routes_changed = False
         self._asking: asyncio.TimerHandle | None = None  # sends the next request for connection counts
         self._waking: set[str] = set()
 
-    def performed(self, message: wire.Message) -> None:
+    def confirm_performed(self, message: wire.Message) -> None:
         """Put the orders received so far into effect, then confirm this to the supervisor."""
         self._apply()
         super().performed(message)
@@ -123,7 +123,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
     async def finish(self) -> None:
         for listener in self._listeners.values():
             listener.close()
-        self._stop_taking_back()
+        self._close_return_channel()
         for handle in (self._applying, self._asking):
             if handle is not None:
                 handle.cancel()
@@ -131,16 +131,16 @@ class GatewayServer(OrderedGateway[OpenListener]):
             self.stop_expiry()
             self.edge.close()
 
-    def _stop_taking_back(self) -> None:
+    def _close_return_channel(self) -> None:
         if self._returned_connections is not None:
-            self._returned_connections.close()
+            self._returned_connections.stop_receiving()
             self._returned_connections = None
         while self._own_pair:
             self._own_pair.pop().close()
 
     # The state in force.
 
-    def create(self) -> None:
+    def create_hosts_and_backends(self) -> None:
         edge = self.edge = Edge(self.settings, self._event)
         self.hosts, self.backends = edge.hosts, edge.backends
         edge.backends.on_passed = self._schedule_load_request
@@ -150,9 +150,9 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self.edge.configure(self.settings)
 
     def _pair(self, message: wire.Message, fds: list[int]) -> None:
-        self._stop_taking_back()
+        self._close_return_channel()
         self._own_pair = [socket.socket(fileno=fd) for fd in fds]
-        self._returned_connections = ReturnedConnections(self.edge, self._own_pair[-1])
+        self._returned_connections = ReturnedConnectionReceiver(self.edge, self._own_pair[-1])
 
     def _server(self, message: wire.Message, fds: list[int]) -> None:
         facts = from_json(ServerFacts, message["facts"])
@@ -197,7 +197,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
                 os.close(fd)
 
     def _certified(self, message: wire.Message, fds: list[int]) -> None:
-        self.edge.certificates.keep(message["bind"], message["names"])
+        self.edge.certificates.retain_certificates(message["bind"], message["names"])
 
     def _table(self, message: wire.Message, fds: list[int]) -> None:
         (fd,) = fds
@@ -240,7 +240,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         route = None if message["route"] is None else from_json(StreamRoute, message["route"])
         self._stale.discard(("unlisten", settings.key))
         before = self._listeners.get(settings.key)
-        if before is not None and before.update(settings, route, fds):
+        if before is not None and before.update_in_place(settings, route, fds):
             for fd in fds:
                 os.close(fd)
         else:
@@ -256,7 +256,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
     def _close_listener(self, key: str) -> None:
         listener = self._listeners.pop(key, None)
         if listener is not None:
-            self.edge.pool.start(listener.drain(self.edge.settings.drain_seconds))
+            self.edge.pool.start_task(listener.drain(self.edge.settings.drain_seconds))
 
     def _resync(self, message: wire.Message, fds: list[int]) -> None:
         super()._resync(message, fds)
@@ -281,7 +281,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
 
     def _ask_for_loads(self) -> None:
         self._asking = None
-        self.link.send({"t": "loads", "servers": self.edge.backends.by_load})
+        self.link.send({"t": "loads", "servers": self.edge.backends.servers_balanced_by_load})
 
     def _machine(self, message: wire.Message, fds: list[int]) -> None:
         self.edge.update_machine(message["state"])
@@ -340,7 +340,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         edge, listeners = self.edge, list(self._listeners.values())
         for listener in listeners:
             listener.stop()
-        self._stop_taking_back()
+        self._close_return_channel()
         edge.drain()
         # First, because heads that become complete are still proxied or passed.
         await edge.passing.waiting.drain(min(seconds, _LAST_HEADS_SECONDS) if last else seconds)

@@ -72,7 +72,7 @@ class Machines:
         machine = self._machines.get(state.host)
         if machine is None:
             machine = self._machines[state.host] = _Machine(state)
-            self._rank(state)
+            self._apply_machine_state(state)
             return
         before, machine.state = machine.state, state
         now = self._edge.now()
@@ -83,7 +83,7 @@ class Machines:
                 machine.started_until = 0.0
             elif before.state in _RANKS:
                 machine.started_until = now + state.start_seconds
-            self._rank(state)
+            self._apply_machine_state(state)
         changed, machine.changed = machine.changed, asyncio.Event()
         changed.set()
 
@@ -98,7 +98,7 @@ class Machines:
             self.update(replace(machine.state, state=MachineState.UNKNOWN))
             del self._machines[url]
 
-    def _rank(self, state: MachineState) -> None:
+    def _apply_machine_state(self, state: MachineState) -> None:
         blocked = None
         if state.state == MachineState.FAILED:
             seconds = state.retry_seconds or DOWN_RETRY_SECONDS

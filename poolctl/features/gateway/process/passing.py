@@ -43,7 +43,7 @@ class _Queued(NamedTuple):
     tls: bool
 
 
-class _Server:
+class _ServerQueue:
     """The sending end of a server's socket pair, and the connections that wait for room in it, oldest first."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class _Server:
         self.timer: asyncio.TimerHandle | None = None
 
 
-class Passing:
+class ConnectionSender:
     """The sender of connections to servers over their socket pairs. Must be created on the running loop.
 
     `event(kind, **data)` is called when a server's queue is full. `counts` counts the connections that are refused.
@@ -74,14 +74,14 @@ class Passing:
         self._loop = asyncio.get_running_loop()
         self._most_queued = most_queued
         self._queue_seconds = queue_seconds
-        self._servers: dict[str, _Server] = {}
+        self._servers: dict[str, _ServerQueue] = {}
         self.queued_connections = 0  # of all servers
         self.waiting = WaitingConnections()
         # Routes a connection again that was queued for a withdrawn server, or that leaves the proxy. Its next request
         # has to arrive within the given seconds (None: the usual time for a head).
         self.route_again: Callable[[socket.socket, Routed, float | None], None] | None = None
 
-    def passes(self, server: str, *, tls: bool = False) -> bool:
+    def can_pass_to(self, server: str, *, tls: bool = False) -> bool:
         """Whether connections with TLS (`tls`) or without it can be passed to the server.
 
         The socket pair of a server carries either plaintext or TLS connections.
@@ -91,7 +91,7 @@ class Passing:
 
     def set_pair(self, server: str, end: socket.socket, *, tls: bool) -> None:
         """Pass connections to the server over this sending end of a socket pair, which this object now owns."""
-        found = self._servers.setdefault(server, _Server())
+        found = self._servers.setdefault(server, _ServerQueue())
         self._close_end(found)
         changed, found.end, found.tls = found.tls is not tls, end, tls
         if changed:
@@ -192,7 +192,7 @@ class Passing:
         self._servers.clear()
         self.waiting.close()
 
-    def _send(self, found: _Server, sock: socket.socket, routed: Routed) -> bool:
+    def _send(self, found: _ServerQueue, sock: socket.socket, routed: Routed) -> bool:
         """Try to send the connection's descriptor to a worker; return False if the connection has to wait.
 
         True means that the connection is done with: it was sent, or it was closed because `routed` has too many bytes.
@@ -217,7 +217,7 @@ class Passing:
             os.close(sock.detach())  # half the time of sock.close()
         return True
 
-    def _send_queued(self, found: _Server) -> None:
+    def _send_queued(self, found: _ServerQueue) -> None:
         """Send as many queued connections as there is room for, up to a maximum per loop iteration."""
         found.retry = None
         sent = 0
@@ -241,24 +241,24 @@ class Passing:
             self._unwatch(found)
             found.retry = self._loop.call_later(_RETRY_SECONDS, self._send_queued, found)
 
-    def _watch(self, found: _Server) -> None:
+    def _watch(self, found: _ServerQueue) -> None:
         if found.end is not None and found.retry is None:
             self._loop.add_writer(found.end.fileno(), self._send_queued, found)
 
-    def _unwatch(self, found: _Server) -> None:
+    def _unwatch(self, found: _ServerQueue) -> None:
         if found.retry is not None:
             found.retry.cancel()
             found.retry = None
         if found.end is not None:
             self._loop.remove_writer(found.end.fileno())
 
-    def _close_end(self, found: _Server) -> None:
+    def _close_end(self, found: _ServerQueue) -> None:
         self._unwatch(found)
         if found.end is not None:
             found.end.close()
             found.end = None
 
-    def _take_queue(self, found: _Server) -> list[_Queued]:
+    def _take_queue(self, found: _ServerQueue) -> list[_Queued]:
         if found.timer is not None:
             found.timer.cancel()
             found.timer = None
@@ -273,7 +273,7 @@ class Passing:
             else:
                 self.route_again(each.sock, each.routed, None)
 
-    def _expire(self, found: _Server) -> None:
+    def _expire(self, found: _ServerQueue) -> None:
         now, found.timer = self._loop.time(), None
         while found.queue and found.queue[0].until <= now:
             late = found.queue.popleft()
@@ -285,7 +285,7 @@ class Passing:
             found.full = False
             self._unwatch(found)
 
-    def _report_full(self, server: str, found: _Server) -> None:
+    def _report_full(self, server: str, found: _ServerQueue) -> None:
         """Report that the queue is full; not repeated until it has been empty."""
         if not found.full:
             found.full = True

@@ -44,7 +44,7 @@ class ClientHello(NamedTuple):
 
 def read_client_hello(data: bytes) -> ClientHello | None:
     """The ClientHello at the start of these bytes; None if it is incomplete. Raises NoClientHello."""
-    message = _message(data)
+    message = _read_handshake_message(data)
     if message is None:
         return None
     try:
@@ -53,7 +53,7 @@ def read_client_hello(data: bytes) -> ClientHello | None:
         raise NoClientHello("a ClientHello with wrong lengths") from None
 
 
-def _message(data: bytes) -> bytes | None:
+def _read_handshake_message(data: bytes) -> bytes | None:
     """The body of the handshake message, assembled from its records; None if it is incomplete."""
     at, message, wanted = 0, b"", _MESSAGE_HEADER_BYTES
     for _ in range(_MOST_RECORDS):
@@ -107,7 +107,7 @@ def _client_hello(message: bytes) -> ClientHello:
         if kind == _SERVER_NAME:
             name = _host_name(extensions[begin:at])
         elif kind == _ALPN:
-            protocols = _items(extensions[begin:at])
+            protocols = _alpn_protocols(extensions[begin:at])
     return ClientHello(name, tuple(each.decode("latin-1") for each in protocols))
 
 
@@ -121,7 +121,7 @@ def _host_name(content: bytes) -> str:
     return name.decode("ascii").lower()
 
 
-def _items(content: bytes) -> list[bytes]:
+def _alpn_protocols(content: bytes) -> list[bytes]:
     protocols, rest = _vector(content, 2)
     found = []
     while protocols:
@@ -182,13 +182,13 @@ class ListenerCertificates:
             listener = self._listeners[bind] = _TlsListener(context)
         listener.put(names, context)
 
-    def keep(self, bind: str, certificates: Sequence[Sequence[str]]) -> None:
+    def retain_certificates(self, bind: str, certificates: Sequence[Sequence[str]]) -> None:
         """Keep only the listener's certificates for these sets of host names; the first set's becomes the default.
 
         If a set has no certificate, all certificates are kept, because an older one may still serve the set's hosts.
         """
         if bind in self._listeners:
-            self._listeners[bind].keep(certificates)
+            self._listeners[bind].retain_certificates(certificates)
 
     def context(self, bind: str, name: str) -> ssl.SSLContext | None:
         """The context for a new connection whose client requests this name; None if the listener has no certificate."""
@@ -207,11 +207,11 @@ class _TlsListener:
         if context is self.default or not given or given == self.default.names:
             self.default = context
         context.names, context.listener = given, self
-        context.sni_callback = self._choose
+        context.sni_callback = self._switch_certificate
         self._by_names[given] = context
         self._by_name.update(dict.fromkeys(given, context))
 
-    def keep(self, certificates: Sequence[Sequence[str]]) -> None:
+    def retain_certificates(self, certificates: Sequence[Sequence[str]]) -> None:
         kept = {
             given: self._by_names[given] for given in map(_names, certificates) if given in self._by_names
         }
@@ -220,7 +220,9 @@ class _TlsListener:
         self._by_names, self.default = kept, next(iter(kept.values()))
         self._by_name = {name: context for given, context in kept.items() for name in given}
 
-    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
+    def _switch_certificate(
+        self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext
+    ) -> int | None:
         """Called by OpenSSL in the handshake: switch to the certificate for this name; returns None, or an alert.
 
         The handshake is refused if the chosen context has another rule for client certificates than the context with
@@ -266,7 +268,7 @@ def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:
     return context
 
 
-class TlsReader(asyncio.BufferedProtocol):
+class SharedBufferProtocol(asyncio.BufferedProtocol):
     """Passes a transport's callbacks on to `protocol`. Data is received in a buffer that all connections share."""
 
     def __init__(self, protocol: asyncio.Protocol) -> None:

@@ -43,7 +43,7 @@ class WaitingConnection:
         self.timer: asyncio.TimerHandle | None = None
         self.silent = True  # nothing was received from it yet
 
-    def on_readable(self, *, ended: bool) -> bool:
+    def needs_more_after_read(self, *, ended: bool) -> bool:
         """Handle new bytes, or with `ended` the client's end of file; returns whether to wait for more.
 
         After False, the connection is no longer watched, and `proceed` is called.
@@ -51,7 +51,7 @@ class WaitingConnection:
         raise NotImplementedError
 
     def proceed(self) -> None:
-        """Serve the connection after `on_readable` has returned False, or close it if nothing was received."""
+        """Serve the connection after `needs_more_after_read` returned False, or close it if nothing was received."""
         raise NotImplementedError
 
     @property
@@ -118,7 +118,7 @@ class WaitingConnections:
         self._connections[fd] = waiting
         if waiting.silent:
             self._silent[fd] = None
-        self._put(waiting, self._loop.time() + seconds)
+        self._set_deadline(waiting, self._loop.time() + seconds)
 
     def refuse(self, sock: socket.socket, answer: bytes) -> None:
         """Send this small answer and close the connection so that the client can read it."""
@@ -127,7 +127,7 @@ class WaitingConnections:
         try:
             sock.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             sock.shutdown(socket.SHUT_WR)
-            wait = refused.on_readable(ended=False)
+            wait = refused.needs_more_after_read(ended=False)
         except OSError:
             wait = False
         if wait:
@@ -177,7 +177,7 @@ class WaitingConnections:
             was_silent, waiting.silent = waiting.silent, False
             if was_silent:
                 del self._silent[fd]
-            if not waiting.on_readable(ended=bool(events & _ENDS)):
+            if not waiting.needs_more_after_read(ended=bool(events & _ENDS)):
                 self._remove(waiting)
                 waiting.proceed()
             elif was_silent:
@@ -209,9 +209,9 @@ class WaitingConnections:
         """Set an earlier deadline: the old one was for the pause between requests, and the next request has begun."""
         deadline = self._loop.time() + waiting.most_seconds
         if deadline < waiting.deadline:
-            self._put(waiting, deadline)
+            self._set_deadline(waiting, deadline)
 
-    def _put(self, waiting: WaitingConnection, deadline: float) -> None:
+    def _set_deadline(self, waiting: WaitingConnection, deadline: float) -> None:
         if waiting.timer is not None:
             waiting.timer.cancel()
         waiting.deadline = deadline
@@ -231,7 +231,7 @@ class _RefusedConnection(WaitingConnection):
         super().__init__(sock)
         self._left_bytes = _MOST_LINGERED_BYTES
 
-    def on_readable(self, *, ended: bool) -> bool:
+    def needs_more_after_read(self, *, ended: bool) -> bool:
         try:
             while self._left_bytes > 0:
                 data = self.sock.recv(_READ_BYTES, socket.MSG_DONTWAIT)

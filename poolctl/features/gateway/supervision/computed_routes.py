@@ -20,7 +20,7 @@ from poolctl.keeper.pool_files import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
 from poolctl.routing.route import AnyRoute, ExcludedRoute, Header, Route, StreamRoute
 from poolctl.routing.route_table import write_table
-from poolctl.routing.separation import Kept, kept_connections, routes_for_workers, without_passing
+from poolctl.routing.separation import Kept, kept_connections, routes_for_workers, with_passing_disabled
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 
@@ -59,7 +59,7 @@ class RouteSet(NamedTuple):
         The copy is in force while connections that were passed to these workers earlier are being ended.
         """
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
-        http = tuple(without_passing(self.http, servers))
+        http = tuple(with_passing_disabled(self.http, servers))
         return self._replace(http=http, kept=replace(self.kept, user=user))
 
     @property
@@ -137,7 +137,7 @@ class ComputedRoutes:
             if self.table is None:
                 return None
             if self._masked is None or self._masked[0] != generation:
-                make = functools.partial(_masked_table, routes, generation)
+                make = functools.partial(_write_masked_table, routes, generation)
                 made = await in_daemon_thread(make, undo=os.close)
                 if self._masked is not None:
                     self._masked[1].close()
@@ -194,15 +194,17 @@ class ComputedRoutes:
         """Have workers end the connections that `routes` does not allow; store which connections may remain."""
         is_first = self._kept is None  # connections kept so far are with workers of an earlier supervisor
         if self._kept is None:
-            self._secret = await in_daemon_thread(functools.partial(_secret, self._secret_path))
-            known = await in_daemon_thread(functools.partial(_read, self._path))
+            self._secret = await in_daemon_thread(
+                functools.partial(_load_or_create_secret, self._secret_path)
+            )
+            known = await in_daemon_thread(functools.partial(_read_kept_connections, self._path))
             self._kept = Kept() if known is None else known
             unknown = routes.servers - {each.server for each in routes.kept.hosts}
             if known is None and unknown and not routes.kept.user:
                 # An earlier version passed connections regardless of the servers' users.
                 await self._publish(routes.without_passing(unknown))
                 await self._end_kept(unknown, adopted=True)
-        ended = self._kept.servers_to_close(routes.kept, users)
+        ended = self._kept.servers_to_disconnect(routes.kept, users)
         if ended:
             await self._publish(self.routes.without_passing(ended))
             await self._end_kept(ended, adopted=is_first)
@@ -289,7 +291,7 @@ def _close(tables: Mapping[str, Descriptor]) -> None:
         each.close()
 
 
-def _secret(path: str) -> bytes:
+def _load_or_create_secret(path: str) -> bytes:
     """Read the secret in this file, or create it: the keys derived from it stay the same for the next supervisor."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if len(found := file.read(_SECRET_BYTES)) == _SECRET_BYTES:
@@ -304,7 +306,7 @@ def _key(secret: bytes, server: str, user: str) -> str:
     return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:_KEY_CHARACTERS]
 
 
-def _read(path: str) -> Kept | None:
+def _read_kept_connections(path: str) -> Kept | None:
     try:
         with open(path, "rb") as file:
             return from_json(Kept, json.load(file))
@@ -315,7 +317,7 @@ def _read(path: str) -> Kept | None:
         return None
 
 
-def _masked_table(routes: RouteSet, generation: int) -> int:
+def _write_masked_table(routes: RouteSet, generation: int) -> int:
     """Write the route table without secrets, and return its descriptor."""
     shown = map(masked_route, routes.http)
     return write_table(shown, generation, streams=routes.streams, excluded=routes.excluded)

@@ -66,7 +66,7 @@ class OrphanedGateway:
 def find(directory: str) -> list[OrphanedGateway]:
     """Find the orphaned gateways of the pool in this directory; the caller closes them. Blocks."""
     found = []
-    for sock, answer in rendezvous.ask(directory, pool_files.GATEWAY, _ANSWER_SECONDS):
+    for sock, answer in rendezvous.connect_to_all(directory, pool_files.GATEWAY, _ANSWER_SECONDS):
         pid, uid, _ = peer_credentials(sock)  # of the process that listens
         start = process_start(pid)
         if start is None or uid != os.geteuid():
@@ -115,7 +115,7 @@ class GatewaySearch:
             self.silent = False
             return None
         found = await asyncio.to_thread(find, self._directory)
-        self._wait_for([each for each in found if not each.mark])
+        self._signal_silent_gateways([each for each in found if not each.mark])
         answered = [each for each in found if each.mark]
         for each in answered[1:]:
             with contextlib.suppress(OSError):
@@ -125,12 +125,12 @@ class GatewaySearch:
                 each.close()
         return answered[0] if answered else None
 
-    async def keep(self, orphan: OrphanedGateway) -> None:
+    async def store_in_keeper(self, orphan: OrphanedGateway) -> None:
         """Store the gateway's descriptors in the keeper, where a GatewayManager finds them, and close them here."""
         with contextlib.closing(orphan):
-            await self._put(orphan)
+            await self._store_descriptors(orphan)
 
-    def _wait_for(self, silent: list[OrphanedGateway]) -> None:
+    def _signal_silent_gateways(self, silent: list[OrphanedGateway]) -> None:
         now = time.monotonic()
         if not self.silent:
             self._silent_since = now
@@ -141,7 +141,7 @@ class GatewaySearch:
             # The process may have been stopped.
             each.signal(signal.SIGKILL if late else signal.SIGCONT)
 
-    async def _put(self, orphan: OrphanedGateway) -> None:
+    async def _store_descriptors(self, orphan: OrphanedGateway) -> None:
         keeper = self._keeper
         for listener, fds in orphan.listeners:
             name = f"{fd_store.GATEWAY_LISTENER}{listener.key}"

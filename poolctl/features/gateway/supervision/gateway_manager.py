@@ -15,13 +15,13 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import fd_store, wire
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.routing.route_report import HostReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.runners.runner_protocol import PublishedRoutes as RoutesForWorkers
 from poolctl.runners.worker_spec import memory_files
-from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeaturePart
 from poolctl.supervisor.sidecar import SidecarManager
 from poolctl.supervisor.takeover.state_store import StateStore
@@ -33,7 +33,7 @@ from .computed_routes import ComputedRoutes
 from .gateway_adoption import GatewaySearch
 from .gateway_plan import GatewayListeners, GatewayPlan, plan_of
 from .gateway_process import GatewayProcess, GatewayZygote
-from .gateway_reports import GatewayReports, ServerReports, server_of
+from .gateway_reports import GatewayMessageHandler, ServerReporter, server_of
 from .outside_targets import Activity, MachineSource, TargetProbes
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class GatewayManager(SidecarManager):
     # Restarted at once: meanwhile connections wait in the backlog.
     first_pause_seconds, calm_seconds = 0.0, 1.0
 
-    def __init__(self, environment: PoolEnvironment, core: Core, events: Events, store: StateStore) -> None:
+    def __init__(
+        self, environment: SupervisorContext, core: Core, events: EventQueue, store: StateStore
+    ) -> None:
         super().__init__(environment.keeper, events)
         self.tables = Tables()
         self.machines: MachineSource | None = None
@@ -69,12 +71,14 @@ class GatewayManager(SidecarManager):
         self.process_parts: dict[str, Callable[[], Table | None]] = {}
         self._environment = environment
         self._core = core
-        self.reports = GatewayReports(store, core, events)
-        self.reports.on_hosts = self._release_connections
+        self.reports = GatewayMessageHandler(store, core, events)
+        self.reports.on_hosts = self._update_connection_release
         self.probes = TargetProbes(self._report_probes)
         self._listeners = GatewayListeners(environment.keeper)
-        self.routes = ComputedRoutes(self._published, self._end_kept_connections, environment.directory)
-        self._servers = ServerReports(core, self.routes)
+        self.routes = ComputedRoutes(
+            self._on_routes_published, self._replace_workers_with_connections, environment.directory
+        )
+        self._servers = ServerReporter(core, self.routes)
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
         self._revision = -1
         self._current: GatewayPlan | None = None
@@ -86,7 +90,7 @@ class GatewayManager(SidecarManager):
         self._zygote: GatewayZygote | None = None
         self._zygote_timer: asyncio.TimerHandle | None = None
         core.split_obstacle = self.split_obstacle
-        core.observers.add(self._server_changed)
+        core.observers.add(self._on_server_changed)
 
     @property
     def why_unavailable(self) -> str:
@@ -122,7 +126,7 @@ class GatewayManager(SidecarManager):
                     await self._changed.wait()
         return self.gateway
 
-    async def wait_until_in_force(self, limit_seconds: float | None = None) -> str:
+    async def await_applied_or_warning(self, limit_seconds: float | None = None) -> str:
         """Wait until the configuration is applied or has failed; returns "", or a warning if the time limit is reached.
 
         Failed parts are tried again first; if they fail again, `failures` has the reasons. The time limit is
@@ -133,7 +137,7 @@ class GatewayManager(SidecarManager):
         seconds = _IN_FORCE_SECONDS if limit_seconds is None else min(limit_seconds, _IN_FORCE_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                while not await self._wait_for_step():
+                while not await self._wait_and_check_applied():
                     pass
         except TimeoutError:
             why = "its process is still starting" if self._process is None else "its process does not answer"
@@ -142,7 +146,7 @@ class GatewayManager(SidecarManager):
             return f"[gateway]: not everything is in force yet: {why}"
         return ""
 
-    async def _wait_for_step(self) -> bool:
+    async def _wait_and_check_applied(self) -> bool:
         """Wait for one step of applying the configuration; returns True if none is left, or none can succeed."""
         if self._revision != self._core.servers.revision:
             self._recompute()
@@ -171,17 +175,17 @@ class GatewayManager(SidecarManager):
 
     # Requests of the runner to a gateway.
 
-    def use_pair(self, server: str, give: socket.socket) -> None:
+    def use_passing_socket(self, server: str, give: socket.socket) -> None:
         """From now on, pass the server's connections over the socket pair with this sending end."""
         self._servers.pairs[server] = give
         self._report(server)
 
-    async def withdraw(self, server: str, give: socket.socket) -> None:
+    async def withdraw_passing_socket(self, server: str, give: socket.socket) -> None:
         """Have the gateway stop sending connections to the socket `give`; returns when it has, or at a timeout."""
         if self._servers.pairs.get(server) is give:
             del self._servers.pairs[server]
         if (process := self.gateway) is not None:
-            await process.withdraw(server, give)
+            await process.withdraw_passing_socket(server, give)
             # Reported only now: an earlier report could be confused with the withdrawal of another pair.
             self._report(server)
 
@@ -200,16 +204,16 @@ class GatewayManager(SidecarManager):
         if (process := self.gateway) is not None and self.machines is not None:
             process.report_machines(self.machines.states)
 
-    async def report(self) -> Table | None:
+    async def fetch_report(self) -> Table | None:
         """The current counts and states from the gateway's process; None if it does not run, or does not answer."""
         try:
-            return None if self.gateway is None else await self.gateway.report()
+            return None if self.gateway is None else await self.gateway.fetch_report()
         except (LinkLost, TimeoutError):
             return None
 
     async def activities(self) -> dict[str, Activity] | None:
         """Return the Activity of each host by the host's name or URL; None if the gateway's process does not answer."""
-        report = await self.report()
+        report = await self.fetch_report()
         if report is None:
             return None
         rows = (from_json(HostReport, row) for row in report["hosts"])
@@ -240,11 +244,11 @@ class GatewayManager(SidecarManager):
 
     # Servers and routes.
 
-    def _server_changed(self, entry: Entry) -> None:
+    def _on_server_changed(self, entry: Entry) -> None:
         if self._revision != self._core.servers.revision:
             self._recompute()
         if entry.name in self.routes.routes.servers:
-            if self._servers.canary_changed(entry):
+            if self._servers.detect_canary_change(entry):
                 self._inform_workers()
             self._report(entry.name)
 
@@ -252,7 +256,7 @@ class GatewayManager(SidecarManager):
         self._revision = self._core.servers.revision
         self.routes.compute(lambda: ([each.config for each in self._core.entries.values()], self.tables))
 
-    def _published(self) -> None:
+    def _on_routes_published(self) -> None:
         if self.gateway is not None:
             self._sync(self.gateway)
         self._inform_workers()
@@ -266,10 +270,10 @@ class GatewayManager(SidecarManager):
             return
         keys = self.routes.context_keys
         routes = RoutesForWorkers(self.routes.generation, tables, self._own[0], keys)
-        self._release_connections()
+        self._update_connection_release()
         routing.publish(self._servers.configs, routes, self)
 
-    def _release_connections(self) -> None:
+    def _update_connection_release(self) -> None:
         """Tell workers whether to give connections without TLS back to the gateway after each request.
 
         Workers of all routed servers do, if the next request may be for another user's server. Otherwise only workers
@@ -278,9 +282,9 @@ class GatewayManager(SidecarManager):
         if (routing := self._core.runner.capabilities.routing) is not None:
             routes = self.routes.routes
             servers = self.reports.unavailable_hosts if routes.kept.user else routes.servers
-            routing.release_connections_of(servers)
+            routing.set_releasing_servers(servers)
 
-    async def _end_kept_connections(self, servers: frozenset[str], *, adopted: bool) -> None:
+    async def _replace_workers_with_connections(self, servers: frozenset[str], *, adopted: bool) -> None:
         """End the connections that were passed to workers of these servers; returns when none is left.
 
         An application may hold on to a connection, so each worker is replaced, and killed if it does not exit in time.
@@ -293,7 +297,7 @@ class GatewayManager(SidecarManager):
             except LinkLost:
                 await asyncio.wait([process.exited])
         if (routing := self._core.runner.capabilities.routing) is not None:
-            routing.take_back(servers)
+            routing.return_queued_connections(servers)
         entries = [entry for each in sorted(servers) if (entry := self._core.entries.get(each)) is not None]
         old = [
             (entry, worker)
@@ -315,11 +319,11 @@ class GatewayManager(SidecarManager):
         try:
             async with asyncio.TaskGroup() as ending:
                 for entry, worker in old:
-                    ending.create_task(self._end(entry, worker))
+                    ending.create_task(self._await_exit_or_kill(entry, worker))
         finally:
             self._ending_kept = ""
 
-    async def _end(self, entry: Entry, worker: Worker) -> None:
+    async def _await_exit_or_kill(self, entry: Entry, worker: Worker) -> None:
         """Wait until the worker exits; kill it after the drain timeout of connections."""
         task = worker.task
         if task is None:
@@ -353,7 +357,7 @@ class GatewayManager(SidecarManager):
         failures = await self._listeners.open(plan.listeners)
         if failures:
             self._report_problem(*failures)
-        self._note_attempt()
+        self._release_opening_waiters()
         self._current = plan = plan.limited_to(self._listeners.settings)
         await self.routes.wait_until_current()
         process = self.gateway
@@ -363,7 +367,7 @@ class GatewayManager(SidecarManager):
             self._sync(process)
         await self._listeners.close_others(plan.listeners)
         self._schedule_zygote()
-        self._report_addresses(plan)
+        self._record_served_addresses(plan)
         if failures:
             self._failed(*failures)
         elif self.routes.problem:
@@ -405,38 +409,38 @@ class GatewayManager(SidecarManager):
 
     async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> None:
         """Start a process, and wait until it serves; its predecessor `before` then drains."""
-        process = await self._new_process(plan)
+        process = await self._launch_process(plan)
         self.reports.receive_from(process)
         self._sync(process)
         process.begin_serving()
         await process.wait_until_ready(self._environment.directory)
-        self._use(process)
+        self._store_and_watch(process)
         # Send what has changed since it was spawned.
         self._sync(process)
         if before is not None:
             before.drain(plan.settings.drain_seconds)
         self._served = ()
 
-    async def _new_process(self, plan: GatewayPlan) -> GatewayProcess:
+    async def _launch_process(self, plan: GatewayPlan) -> GatewayProcess:
         mark, directory = plan.settings.mark, self._environment.directory
         if engine := other_engine(plan.settings.engine):
             return await GatewayProcess.spawn(self._keeper, directory, mark, engine.part)
         for _ in range(2):
-            zygote = await self._running_zygote(mark)
+            zygote = await self._ensure_zygote(mark)
             try:
                 return await zygote.fork(mark)
             except LinkLost:  # the zygote was killed, or hangs
                 self._end_zygote()
         raise LinkLost(f"its process ended at its start; see {os.path.join(directory, GatewayZygote.output)}")
 
-    async def _running_zygote(self, mark: str) -> GatewayZygote:
+    async def _ensure_zygote(self, mark: str) -> GatewayZygote:
         """Return a running zygote for gateways whose version and engine are `mark`. Start one if there is none."""
         wanted = GatewayZygote.mark_for(mark)
         if self._zygote is not None and (self._zygote.mark != wanted or self._zygote.exited.done()):
             self._end_zygote()
         if self._zygote is None:
             zygote = await GatewayZygote.spawn(self._keeper, self._environment.directory, wanted)
-            zygote.keep(self._keeper, fd_store.GATEWAY_ZYGOTE)
+            zygote.save_to_keeper(self._keeper, fd_store.GATEWAY_ZYGOTE)
             self._use_zygote(zygote)
         assert self._zygote is not None
         return self._zygote
@@ -452,20 +456,20 @@ class GatewayManager(SidecarManager):
         """Start a zygote after `seconds`. When the current gateway exits, the zygote forks its successor."""
         if self._zygote_timer is not None:
             self._zygote_timer.cancel()
-        self._zygote_timer = asyncio.get_running_loop().call_later(seconds, self._prepare)
+        self._zygote_timer = asyncio.get_running_loop().call_later(seconds, self._on_zygote_timer)
 
-    def _prepare(self) -> None:
+    def _on_zygote_timer(self) -> None:
         self._zygote_timer = None
         plan = self._current
         if plan is not None and not other_engine(plan.settings.engine) and not self._over:
-            work = asyncio.ensure_future(self._prepare_zygote(plan.settings.mark))
+            work = asyncio.ensure_future(self._ensure_zygote_in_turn(plan.settings.mark))
             self._work.add(work)
             work.add_done_callback(self._work.discard)
 
-    async def _prepare_zygote(self, mark: str) -> None:
+    async def _ensure_zygote_in_turn(self, mark: str) -> None:
         async with self._turn:
             with contextlib.suppress(LinkLost):  # the keeper is being replaced, and then this process
-                await self._running_zygote(mark)
+                await self._ensure_zygote(mark)
 
     def _end_zygote(self) -> None:
         if self._zygote is not None:
@@ -473,7 +477,7 @@ class GatewayManager(SidecarManager):
             self._zygote.end()
             self._zygote = None
 
-    def _report_addresses(self, plan: GatewayPlan) -> None:
+    def _record_served_addresses(self, plan: GatewayPlan) -> None:
         """Record an event with the served addresses, if the process is new or they have changed."""
         served = tuple(plan.listeners)
         if served and served != self._served:
@@ -486,7 +490,7 @@ class GatewayManager(SidecarManager):
         if plan is None or self._own is None:
             return
         process.configure(plan.settings)
-        process.take_back(*self._own)
+        process.receive_returned_connections(*self._own)
         process.restore_hosts(self.reports.hosts)
         self._servers.send_all(process)
         process.report_probes(self.probes.reports)
@@ -500,7 +504,7 @@ class GatewayManager(SidecarManager):
             process.publish(
                 self.routes.generation, self.routes.table, keeps=bool(self.routes.routes.kept.user)
             )
-        self._servers.forget_others(process)
+        self._servers.forget_unrouted_servers(process)
         for key, listener in plan.listeners.items():
             if sockets := self._listeners.of(key):
                 process.listen(listener, plan.streams.get(key), self._listeners.mark(key), sockets)
@@ -545,7 +549,7 @@ class GatewayManager(SidecarManager):
         if (before := self.gateway) is not None and self._current is not None:
             self._process = None
             before.drain(self._current.settings.drain_seconds)
-        await self._search.keep(found)
+        await self._search.store_in_keeper(found)
         await self._adopt()
 
     async def _adopt_pair(self) -> None:

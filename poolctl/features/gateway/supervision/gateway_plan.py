@@ -130,7 +130,7 @@ def plan_of(
         replace(settings_of(gateway, directory, state_directory), parts=parts),
         listeners,
         routes,
-        tuple(_certificates(gateway, env)),
+        tuple(_read_certificates(gateway, env)),
     )
 
 
@@ -154,7 +154,7 @@ def settings_of(gateway: Any, directory: str = "", state_directory: str = "") ->
     )
 
 
-def _certificates(gateway: Any, env: Mapping[str, str]) -> Iterable[Certificate]:
+def _read_certificates(gateway: Any, env: Mapping[str, str]) -> Iterable[Certificate]:
     for listener in gateway.bind:
         if isinstance(listener.tls, bool):
             continue
@@ -219,7 +219,7 @@ class GatewayListeners:
         for key, listener in wanted.items():
             if key in self._open and self.settings[key].dual == listener.dual:
                 if self.settings[key] != listener:
-                    self._keep(key, listener)
+                    self._store_listener(key, listener)
                 continue
             # A listener on a wider or narrower address would still hold the port.
             outdated = [
@@ -248,9 +248,9 @@ class GatewayListeners:
             sockets = await self._opener.listen(address)
         self._open[key] = sockets
         self._identities[key] = identity_of(listener.bind)
-        self._keep(key, listener)
+        self._store_listener(key, listener)
 
-    def _keep(self, key: str, listener: ListenerSettings) -> None:
+    def _store_listener(self, key: str, listener: ListenerSettings) -> None:
         self.settings[key] = listener
         name = f"{fd_store.GATEWAY_LISTENER}{key}"
         self._keeper.send({"op": "put", "name": name, "meta": to_json(listener)}, self._open[key])

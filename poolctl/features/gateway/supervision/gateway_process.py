@@ -49,7 +49,7 @@ class GatewayProcess(SidecarProcess):
         """Tell the process to serve: its whole state has been sent."""
         self.link.send({"t": "begin"})
 
-    def _send(
+    def _send_if_changed(
         self, name: str, mark: object, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()
     ) -> None:
         if self._sent.get(name) != mark:
@@ -58,14 +58,14 @@ class GatewayProcess(SidecarProcess):
 
     def configure(self, settings: GatewaySettings) -> None:
         """Have the process apply these settings."""
-        self._send("settings", settings, {"t": "settings", "settings": to_json(settings)})
+        self._send_if_changed("settings", settings, {"t": "settings", "settings": to_json(settings)})
 
-    def take_back(self, give: socket.socket, take: socket.socket) -> None:
+    def receive_returned_connections(self, give: socket.socket, take: socket.socket) -> None:
         """Have the process receive the connections that workers give back.
 
         Workers send to `give`; the process receives from `take`. A supervisor that adopts the process gets both ends.
         """
-        self._send("pair", pair_number(give), {"t": "pair"}, [give, take])
+        self._send_if_changed("pair", pair_number(give), {"t": "pair"}, [give, take])
 
     def listen(
         self,
@@ -83,7 +83,7 @@ class GatewayProcess(SidecarProcess):
             "listener": to_json(listener),
             "route": None if route is None else route.to_json(),
         }
-        self._send(f"listener {listener.key}", (listener, route, mark), message, sockets)
+        self._send_if_changed(f"listener {listener.key}", (listener, route, mark), message, sockets)
 
     def close_listener(self, key: str) -> None:
         """Have the process stop accepting on this listener."""
@@ -112,7 +112,7 @@ class GatewayProcess(SidecarProcess):
         contents, and `fds` are the descriptors of its files.
         """
         message = {"t": "certificate", "bind": bind, "names": list(names), "tls": tls}
-        self._send(f"certificate {bind} {' '.join(names)}", mark, message, fds)
+        self._send_if_changed(f"certificate {bind} {' '.join(names)}", mark, message, fds)
 
     def keep_certificates(self, names: Mapping[str, Sequence[Sequence[str]]]) -> None:
         """Have the process drop, for each listener, all certificates except those with these host names."""
@@ -120,7 +120,7 @@ class GatewayProcess(SidecarProcess):
             for names_before in self._keys(f"certificate {bind}") - {*map(" ".join, of_listener)}:
                 del self._sent[f"certificate {bind} {names_before}"]
             message = {"t": "certified", "bind": bind, "names": [*map(list, of_listener)]}
-            self._send(f"certified {bind}", message["names"], message)
+            self._send_if_changed(f"certified {bind}", message["names"], message)
 
     def publish(self, generation: int, table: HasDescriptor, *, keeps: bool = True) -> None:
         """Have the process route requests by this table.
@@ -129,20 +129,20 @@ class GatewayProcess(SidecarProcess):
         without TLS that a worker gives back.
         """
         message = {"t": "table", "generation": generation, "keeps": keeps}
-        self._send("table", generation, message, [table])
+        self._send_if_changed("table", generation, message, [table])
 
     def report_server(self, facts: ServerFacts, give: socket.socket | None) -> None:
         """Send a server's state to the process. `give` is the socket for passing connections to the server, if any."""
         pair = 0 if give is None else pair_number(give)
         message = {"t": "server", "facts": to_json(facts), "pair": pair}
-        self._send(f"server {facts.name}", (facts, pair), message, [] if give is None else [give])
+        self._send_if_changed(f"server {facts.name}", (facts, pair), message, [] if give is None else [give])
 
     def forget(self, server: str) -> None:
         """Have the process forget a server that no longer has a route."""
         if self._sent.pop(f"server {server}", None) is not None:
             self.link.send({"t": "forget", "server": server})
 
-    async def withdraw(self, server: str, give: socket.socket) -> None:
+    async def withdraw_passing_socket(self, server: str, give: socket.socket) -> None:
         """Have the process stop sending to the socket `give`; returns when it confirms or exits, or at a timeout."""
         message = {"t": "withdraw", "server": server, "pair": pair_number(give)}
         self._sent.pop(f"server {server}", None)
@@ -156,7 +156,7 @@ class GatewayProcess(SidecarProcess):
             async with asyncio.timeout(_WITHDRAW_SECONDS):
                 await self.wait_until_performed()
 
-    async def report(self) -> Table:
+    async def fetch_report(self) -> Table:
         """The current counts of routes, hosts and connections, from the process. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_REPORT_SECONDS):
             _, (fd,) = await self.link.call({"t": "report"})
@@ -166,7 +166,7 @@ class GatewayProcess(SidecarProcess):
         finally:
             os.close(fd)
 
-    async def figures(self) -> Table:
+    async def fetch_request_totals(self) -> Table:
         """Return the gateway's total counts of requests, and its open connections. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_FIGURES_SECONDS):
             reply, _ = await self.link.call({"t": "figures"})
@@ -177,7 +177,7 @@ class GatewayProcess(SidecarProcess):
         async with asyncio.timeout(_REPORT_SECONDS):
             await self.link.call({"t": "reopen"})
 
-    async def order_hosts(self, order: Table) -> Table:
+    async def change_host_states(self, order: Table) -> Table:
         """Have the process disable, enable or drain hosts; returns its answer. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_REPORT_SECONDS):
             reply, _ = await self.link.call({"t": "host", **order})
@@ -185,7 +185,9 @@ class GatewayProcess(SidecarProcess):
 
     def restore_hosts(self, states: Table) -> None:
         """Have the process set hosts to these states, which were last reported by it or by its predecessor."""
-        self._send("hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states})
+        self._send_if_changed(
+            "hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states}
+        )
 
     def report_machines(self, states: Mapping[str, MachineState]) -> None:
         """Send the states of machines, such as VMs, by the target URL of each; states sent before are replaced."""
@@ -199,7 +201,7 @@ class GatewayProcess(SidecarProcess):
         self, order: str, states: Mapping[str, Any], kind: type[MachineState] | type[ProbeState]
     ) -> None:
         for host, state in states.items():
-            self._send(f"{order} {host}", state, {"t": order, "state": to_json(state)})
+            self._send_if_changed(f"{order} {host}", state, {"t": order, "state": to_json(state)})
         for host in self._keys(order) - states.keys():
             del self._sent[f"{order} {host}"]
             self.link.send({"t": order, "state": to_json(kind(host=host))})

@@ -14,7 +14,7 @@ from poolctl.core.schedules import asleep_until
 from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
-from poolctl.monitor.event_queue import Events
+from poolctl.monitor.event_queue import EventQueue
 from poolctl.states import State
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
@@ -41,7 +41,7 @@ def canary_facts(entry: Entry) -> ServerFacts | None:
 
     The name in the facts is the server's `canary_name`.
     """
-    config = entry.config_apart
+    config = entry.separate_canary_config
     if config is None:
         return None
     return ServerFacts(name=canary_name(entry.name), bind=config.key, tls=bool(config.tls))
@@ -96,7 +96,7 @@ def connections_of(core: Core, entry: Entry) -> int:
     return sum(counts[tally.OPEN_CONNECTIONS] for counts in worker_counts(core, entry))
 
 
-class ServerReports:
+class ServerReporter:
     """Reports routed servers to the gateway's process.
 
     The gateway passes connections to a server over a socket pair. `pairs` has the sending end of each pair, by the
@@ -109,9 +109,9 @@ class ServerReports:
         self._routes = routes
         self._canaries: dict[str, ServerConfig | None] = {}  # the canaries found by the last check, by server
 
-    def canary_changed(self, entry: Entry) -> bool:
+    def detect_canary_change(self, entry: Entry) -> bool:
         """Whether the server's canary has begun, changed or ended since the last call for this server."""
-        config, before = entry.config_apart, self._canaries.get(entry.name)
+        config, before = entry.separate_canary_config, self._canaries.get(entry.name)
         self._canaries[entry.name] = config
         return config is not before
 
@@ -122,7 +122,7 @@ class ServerReports:
         for name, entry in self._core.entries.items():
             if name in names:
                 found.append(entry.config)
-                if (canary := entry.config_apart) is not None:
+                if (canary := entry.separate_canary_config) is not None:
                     found.append(canary.with_values(name=canary_name(name)))
         return found
 
@@ -153,17 +153,17 @@ class ServerReports:
             if server in self._core.entries:
                 self.send(process, server)
 
-    def forget_others(self, process: GatewayProcess) -> None:
+    def forget_unrouted_servers(self, process: GatewayProcess) -> None:
         """Tell the process to forget the servers that no longer have a route."""
         for name in process.servers:
             if server_of(name) not in self._routes.routes.servers:
                 process.forget(name)
 
 
-class GatewayReports:
+class GatewayMessageHandler:
     """The receiver of messages from the gateway's process: records events, stores hosts' states, answers requests."""
 
-    def __init__(self, store: StateStore, core: Core, events: Events) -> None:
+    def __init__(self, store: StateStore, core: Core, events: EventQueue) -> None:
         self._store = store
         self._core = core
         self._events = events
@@ -179,9 +179,9 @@ class GatewayReports:
 
     def receive_from(self, process: GatewayProcess) -> None:
         """Receive the reports of this process from now on."""
-        process.on_report = lambda message: self._received(process, message)
+        process.on_report = lambda message: self._handle_message(process, message)
 
-    def _received(self, process: GatewayProcess, message: wire.Message) -> None:
+    def _handle_message(self, process: GatewayProcess, message: wire.Message) -> None:
         if message["t"] == "hosts":
             self.hosts = message["states"]
             self._store.write(fd_store.GATEWAY_HOSTS, json.dumps(self.hosts).encode())

@@ -113,7 +113,7 @@ class GatewayStatistics:
         before = recent[-1] if recent else older[0] if older else None
         if not self._samples or now.at - self._samples[-1].at >= SAMPLE_SECONDS / 2:
             self._samples.append(now)
-        usage = self._used()
+        usage = self._measure_usage()
         seconds = now.at - before.at if before is not None else 0.0
         slots = before.slots if before is not None else [0] * tally.COUNTED
         return GatewayStats(
@@ -138,7 +138,7 @@ class GatewayStatistics:
                 self._samples.clear()
             else:
                 self._samples.append(sample)
-                self._used(memory=False)
+                self._measure_usage(memory=False)
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def _sample(self) -> _Sample | None:
@@ -146,7 +146,7 @@ class GatewayStatistics:
         if process is None:
             return None
         try:
-            found = await process.figures()
+            found = await process.fetch_request_totals()
         except (LinkLost, TimeoutError):
             return None
         self._program_pid = found.get("program_pid")
@@ -175,7 +175,7 @@ class GatewayStatistics:
                     total.update(tally.by_route(counts))
         return {mark: count for mark, count in total.items() if tally.is_of_requests(mark)}
 
-    def _used(self, *, memory: bool = True) -> Usage | None:
+    def _measure_usage(self, *, memory: bool = True) -> Usage | None:
         pid = self.serving_pid
         if pid is None:
             return None
@@ -197,7 +197,7 @@ def _url(listener: ListenerSettings) -> str:
     return f"{scheme}://{listener.bind}"
 
 
-class RouteFigures:
+class RouteReporter:
     """The figures of routes, from one `report` of the gateway's process and from the counts of workers.
 
     Workers do not measure latencies by route. So the latencies of a route include every request that the route's
@@ -224,8 +224,8 @@ class RouteFigures:
         crossing = any(each.methods or each.headers for each in routes)
         self._table = RouteTable(table.fileno()) if table is not None and crossing else None
 
-    def of(self, route: Route | StreamRoute) -> RouteReport:
-        """Return the report of a route: its state and request figures. For excluded routes see `of_excluded`."""
+    def report_of(self, route: Route | StreamRoute) -> RouteReport:
+        """Return the report of a route: its state and request figures. For excluded routes see `report_of_excluded`."""
         report = route_report(route, tls=isinstance(route, Route) and self._is_passed_only_with_tls(route))
         health = self.health(route)
         if isinstance(route, StreamRoute):
@@ -245,7 +245,7 @@ class RouteFigures:
         refused = counted.get("errors", {}).get(REFUSED, 0)
         proxied, passed, failed = total[tally.STARTED] - refused, 0, errors(total)
         for server in dict.fromkeys(target.server for target in route.to if target.server):
-            of_workers, routes = self._passed(server)
+            of_workers, routes = self._unproxied_request_counts(server)
             if count := routes.get(mark, 0):
                 passed += count
                 failed += min(routes.get(tally.error_mark(route.alias), 0), count)
@@ -254,7 +254,7 @@ class RouteFigures:
         if self._services is not None and self._services_of(route):
             changes["registrations"] = self._services.reports(route.alias)
         if report.way == PASS:
-            if why := next(self._hindrances(route), ""):
+            if why := next(self._pass_obstacles(route), ""):
                 changes |= {"way": PROXY, "why": why}
             elif proxied:
                 changes["why"] = self._why_proxied(route)
@@ -291,7 +291,7 @@ class RouteFigures:
             found.append(probed.get(target.key, health) if health.status == UNKNOWN and is_active else health)
         return route_health([*found, *(each.health for each in services if not each.is_serving)])
 
-    def of_excluded(self, route: ExcludedRoute) -> RouteReport:
+    def report_of_excluded(self, route: ExcludedRoute) -> RouteReport:
         """The report of an excluded route, with the registered services that defined it, if any."""
         report = route_report(route)
         if self._services is None or route.provider != REGISTRATION:
@@ -308,7 +308,7 @@ class RouteFigures:
             return ()
         return self._services.of(route.alias)
 
-    def _hindrances(self, route: Route) -> Iterator[str]:
+    def _pass_obstacles(self, route: Route) -> Iterator[str]:
         """The reasons why no connection of the route is passed at present, although its configuration allows it."""
         gateway = self._gateway.tables.get(GatewayConfig)
         if gateway is not None and (engine := other_engine(gateway.engine)):
@@ -321,7 +321,7 @@ class RouteFigures:
         if match is not None and match.route.alias == route.alias and not match.passes:
             yield "another route of this host and path has conditions"
         servers = [target.server for target in route.to]
-        reasons = [self._not_passed(server) for server in servers]
+        reasons = [self._server_pass_obstacle(server) for server in servers]
         if servers and all(reasons):
             yield f"{servers[0]} {reasons[0]}"
 
@@ -337,7 +337,7 @@ class RouteFigures:
             "connections that were proxied before stay so, and a path that is not in normal form is proxied"
         )
 
-    def _not_passed(self, server: str) -> str:
+    def _server_pass_obstacle(self, server: str) -> str:
         """Why connections are not passed to the server now; "" if they are, or if it does not run."""
         entry, gateway = self._core.entries.get(server), self._gateway.tables.get(GatewayConfig)
         if entry is None or gateway is None:
@@ -350,7 +350,7 @@ class RouteFigures:
             return "has workers that cannot take passed connections"
         return ""
 
-    def _passed(self, server: str) -> tuple[Counts, dict[int, int]]:
+    def _unproxied_request_counts(self, server: str) -> tuple[Counts, dict[int, int]]:
         """Return the counts of requests that the gateway did not proxy to the server: in total, and by route.
 
         The totals are indexed by slots such as tally.STARTED. The counts by route have the keys of `tally.by_route`.

@@ -151,7 +151,7 @@ class UrlProbes(Generic[S]):
         self.forget(service)
         if probe is not None:
             self._watched[service] = UrlProbe(service, probe)
-            self._begin(self._watched[service])
+            self._enqueue_probe(self._watched[service])
 
     def forget(self, service: S) -> None:
         """Stop probing the service."""
@@ -169,26 +169,26 @@ class UrlProbes(Generic[S]):
         for task in self._running:
             task.cancel()
 
-    def _begin(self, probe: UrlProbe[S]) -> None:
+    def _enqueue_probe(self, probe: UrlProbe[S]) -> None:
         self._waiting.append(probe)
         if self._pause is None:
-            self._begin_waiting()
+            self._start_queued_probes()
 
-    def _begin_waiting(self) -> None:
+    def _start_queued_probes(self) -> None:
         self._pause = None
         while self._waiting and len(self._running) < _AT_ONCE:
             if not self._allowance.take(1, _now()):
                 loop = asyncio.get_running_loop()
-                self._pause = loop.call_later(_PAUSE_SECONDS, self._begin_waiting)
+                self._pause = loop.call_later(_PAUSE_SECONDS, self._start_queued_probes)
                 return
             task = asyncio.ensure_future(self._run(self._waiting.popleft()))
             self._running.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(self._on_probe_done)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _on_probe_done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if self._pause is None:
-            self._begin_waiting()
+            self._start_queued_probes()
 
     async def _run(self, probe: UrlProbe[S]) -> None:
         service = probe.service
@@ -206,7 +206,7 @@ class UrlProbes(Generic[S]):
                 probe.pause_seconds *= _FACTOR
             # Shorter, so that a failure is found within `interval`.
             pause *= 1 - probe.probe.jitter * random.random()
-            probe.timer = call_at(max(began + pause, _now()), partial(self._begin, probe))
+            probe.timer = call_at(max(began + pause, _now()), partial(self._enqueue_probe, probe))
 
 
 def _now() -> float:
@@ -224,7 +224,7 @@ async def probe_url(url: str, probe: Probe) -> str:
     try:
         if probe.tcp:
             async with asyncio.timeout(probe.timeout):
-                await _connect(where)
+                await _probe_tcp_connection(where)
             return ""
         async with (
             asyncio.timeout(probe.timeout),
@@ -241,7 +241,7 @@ async def probe_url(url: str, probe: Probe) -> str:
         return f"no connection: {getattr(error, 'strerror', None) or error}"
 
 
-async def _connect(where: str | tuple[str, int]) -> None:
+async def _probe_tcp_connection(where: str | tuple[str, int]) -> None:
     opening = (
         asyncio.open_unix_connection(where) if isinstance(where, str) else asyncio.open_connection(*where)
     )
@@ -291,7 +291,7 @@ class TargetProbes:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._targets: dict[str, ProbedTarget] = {}
-        self._probes = UrlProbes(self._probed)
+        self._probes = UrlProbes(self._record_probe_result)
 
     def apply_tables(self, tables: Tables) -> None:
         """Probe the targets in these configuration tables. Keeps the results of targets whose probe has not changed."""
@@ -320,7 +320,7 @@ class TargetProbes:
         """Stop probing."""
         self._probes.close()
 
-    def _probed(self, target: ProbedTarget, problem: str, latency_seconds: float) -> None:
+    def _record_probe_result(self, target: ProbedTarget, problem: str, latency_seconds: float) -> None:
         before = target.report
         target.record(problem, latency_seconds)
         if target.report != before:

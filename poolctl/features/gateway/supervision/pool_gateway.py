@@ -30,14 +30,14 @@ from poolctl.routing.route_report import HostReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
-from poolctl.supervisor.feature_parts import FeaturePart, PartSite
+from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb, error_of_kind
 
 from ..table import GatewayConfig, RouteConfig, StreamConfig
 from .gateway_adoption import GatewaySearch
 from .gateway_manager import GatewayManager, GatewayPart
 from .gateway_metrics import gateway_metrics
-from .gateway_statistics import GatewayStatistics, RouteFigures
+from .gateway_statistics import GatewayStatistics, RouteReporter
 
 # If the pool has more routes, only those that match the host are explained.
 _MOST_EXPLAINED = 1000
@@ -55,7 +55,7 @@ _SERVERS_NAMED = 3
 class GatewayVerbs:
     """The control commands of the gateway, answered from its process's reports and the workers' counts."""
 
-    def __init__(self, site: PartSite) -> None:
+    def __init__(self, site: PartContext) -> None:
         self.gateway = GatewayManager(site.environment, site.core, site.events, site.store)
         self.statistics = GatewayStatistics(self.gateway, site.core, site.totals)
         self._core = site.core
@@ -69,32 +69,32 @@ class GatewayVerbs:
             return await self._candidates(call.options)
         routes = self.gateway.routes.routes
         report = await self._report() or {}
-        figures = RouteFigures(self.gateway, self._core, self._totals, report)
+        figures = RouteReporter(self.gateway, self._core, self._totals, report)
         machines, reports = self.gateway.machines, []
         for number, each in enumerate(routes.served):
-            report_of_route = figures.of(each)
+            report_of_route = figures.report_of(each)
             if machines is not None:
                 report_of_route = replace(report_of_route, machines=machines.machines(each))
             reports.append(report_of_route)
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
-        reports += map(figures.of_excluded, routes.excluded)
+        reports += map(figures.report_of_excluded, routes.excluded)
         refused = report.get("counts", {}).get("refused")
         return RoutesResult(items=tuple(reports), generation=self.gateway.routes.generation, refused=refused)
 
-    async def registry(self, call: Call) -> RegistryResult:
+    async def attach_or_follow_table(self, call: Call) -> RegistryResult:
         """Attach a descriptor of the route table, without secrets, to the answer.
 
         With the option `follow`, send the generation number of each new table instead, until the supervisor ends.
         """
         routes = self.gateway.routes
         if call.options.get("follow") is True:
-            await self._follow(call)
+            await self._stream_generations(call)
         elif (table := await routes.masked_table_descriptor()) is not None:
             call.attach(table.fileno())
         return RegistryResult(generation=routes.generation)
 
-    async def _follow(self, call: Call) -> None:
+    async def _stream_generations(self, call: Call) -> None:
         def report(generation: int) -> None:
             with contextlib.suppress(ConnectionError):  # the request will be cancelled
                 call.progress(ProgressLine(generation=generation))
@@ -108,7 +108,7 @@ class GatewayVerbs:
         """The health of each served route, by alias; a stream with the alias of an HTTP route has " (stream)" added."""
         await self.gateway.routes.wait_until_current()
         report = await self._report() or {}
-        figures = RouteFigures(self.gateway, self._core, self._totals, report)
+        figures = RouteReporter(self.gateway, self._core, self._totals, report)
         found: dict[str, RouteHealth] = {}
         for number, each in enumerate(self.gateway.routes.routes.served):
             name = each.alias if each.alias not in found else f"{each.alias} (stream)"
@@ -158,7 +158,7 @@ class GatewayVerbs:
             result, items=tuple(replace(each, routes=found.get(each.name, ())) for each in result.items)
         )
 
-    async def reopen(self, result: Result) -> Result:
+    async def reopen_access_log(self, result: Result) -> Result:
         """Reopen the gateway's access log; returns `result`, with a warning added if the process does not answer."""
         if (process := self.gateway.gateway) is None:
             return result
@@ -191,12 +191,12 @@ class GatewayVerbs:
         known = found.host in self._core.entries
         return replace(found, connections=self.gateway.reports.connections(found.host)) if known else found
 
-    async def host(self, call: Call) -> HostsResult:
+    async def change_hosts(self, call: Call) -> HostsResult:
         """Disable, enable or drain hosts, and return their new states. Raises SelectorError for invalid options.
 
         If the gateway does not know one of the hosts, no host is changed, and the result has an error.
         """
-        order = host_order(call.options)
+        order = parse_host_change(call.options)
         if self.gateway.tables.get(GatewayConfig) is None:
             hint = "a [gateway] or a [[route]] in the file adds one"
             problem = failure(PoolParamError, "the pool has no gateway", hint)
@@ -205,7 +205,7 @@ class GatewayVerbs:
         if process is None:
             return self._unavailable()
         try:
-            answer = await process.order_hosts(order)
+            answer = await process.change_host_states(order)
         except (LinkLost, TimeoutError):
             return self._unavailable()
         if problems := answer.get("problems"):
@@ -214,7 +214,7 @@ class GatewayVerbs:
         result = await self.hosts(call)
         result = replace(result, items=tuple(each for each in result.items if each.host in answer["hosts"]))
         routing = self._core.runner.capabilities.routing
-        late = [] if routing is None else await routing.wait_until_confirmed(_CONFIRMATION_SECONDS)
+        late = [] if routing is None else await routing.list_unconfirmed_after(_CONFIRMATION_SECONDS)
         if slow := [each for each in late if each in answer["hosts"]]:
             warning = f"workers of {', '.join(slow)} have not confirmed yet that they give connections back"
             result = replace(result, warnings=(*result.warnings, warning))
@@ -222,7 +222,7 @@ class GatewayVerbs:
 
     async def _report(self) -> Table | None:
         await self.gateway.wait_until_serving()
-        return await self.gateway.report()
+        return await self.gateway.fetch_report()
 
     def _unavailable(self) -> HostsResult:
         if self.gateway.tables.get(GatewayConfig) is None:
@@ -232,7 +232,7 @@ class GatewayVerbs:
         return HostsResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
 
 
-def host_order(options: Table) -> Table:
+def parse_host_change(options: Table) -> Table:
     """The action, hosts and time in seconds from the options of a request. Raises SelectorError if they are invalid."""
     operation, hosts, seconds = options.get("op"), options.get("hosts"), options.get("for")
     if (
@@ -253,7 +253,7 @@ def host_order(options: Table) -> Table:
 class PoolGateway(FeaturePart):
     """Runs the gateway if one is configured, or if an earlier configuration had one that may still be running."""
 
-    def __init__(self, site: PartSite) -> None:
+    def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._verbs: GatewayVerbs | None = None
         self._parts: list[GatewayPart] = []  # the parts that are connected with the gateway
@@ -266,7 +266,7 @@ class PoolGateway(FeaturePart):
         if pool_files.find_listeners(environment.directory, pool_files.GATEWAY):
             search = GatewaySearch(environment.keeper, environment.directory)
             if (found := await search.search()) is not None:
-                await search.keep(found)
+                await search.store_in_keeper(found)
 
     def apply_tables(self, tables: Tables) -> None:
         if self._verbs is None and (tables.get(GatewayConfig) is not None or self._is_left):
@@ -284,14 +284,19 @@ class PoolGateway(FeaturePart):
         if (found := self._verbs) is None:
             without = dict.fromkeys(("routes", "hosts", "registry"), _empty_answer)
             return {**without, "host": no_gateway_to_change}
-        return {"routes": found.routes, "hosts": found.hosts, "registry": found.registry, "host": found.host}
+        return {
+            "routes": found.routes,
+            "hosts": found.hosts,
+            "registry": found.attach_or_follow_table,
+            "host": found.change_hosts,
+        }
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
         verbs = self._verbs
         if verbs is None:
             return result
         if verb == "reopen":
-            return await verbs.reopen(result)
+            return await verbs.reopen_access_log(result)
         if verbs.gateway.tables.get(GatewayConfig) is None:
             return result
         if verb == "show":
@@ -337,7 +342,7 @@ class PoolGateway(FeaturePart):
             return {}
         return await verbs.healths()
 
-    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+    async def wait_for_effect(self, verb: str, call: Call, result: Result) -> Result:
         verbs = self._verbs
         for part in self._parts:
             await part.wait_for_opening()
@@ -348,7 +353,7 @@ class PoolGateway(FeaturePart):
             await manager.wait_for_opening()
             return self._warned(verb, result)
         late = (
-            await manager.wait_until_in_force(call.options.get("timeout"))
+            await manager.await_applied_or_warning(call.options.get("timeout"))
             or await self._unconfirmed_warning()
         )
         if late:
@@ -365,7 +370,7 @@ class PoolGateway(FeaturePart):
     async def _unconfirmed_warning(self) -> str:
         """A warning about workers that have not yet confirmed the route table, or ""."""
         routing = self.site.core.runner.capabilities.routing
-        servers = [] if routing is None else await routing.wait_until_confirmed(_CONFIRMED_SECONDS)
+        servers = [] if routing is None else await routing.list_unconfirmed_after(_CONFIRMED_SECONDS)
         listed = ", ".join(servers[:_SERVERS_NAMED]) + (" …" if len(servers) > _SERVERS_NAMED else "")
         return f"[gateway]: workers of {listed} have not confirmed the new routes yet" if servers else ""
 

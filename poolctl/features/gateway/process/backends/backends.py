@@ -22,7 +22,7 @@ from .route_backends import (
     BackendVerdict,
     Member,
     RouteBackends,
-    limits,
+    route_and_backend_limits,
 )
 
 
@@ -70,11 +70,11 @@ class Backends:
         if any(affected.values()):
             for route, known in self._routes.values():
                 if affected.get(known):
-                    known.apply(route, self._members(route, known))
+                    known.apply(route, self._create_members(route, known))
         if routes is not None:
             self._apply_routes(routes)
         for user in affected:
-            user.refresh()
+            user.update_limits_and_admit()
 
     def _apply_routes(self, routes: Iterable[AnyRoute]) -> None:
         wanted = {route_key(route): route for route in routes}
@@ -86,7 +86,7 @@ class Backends:
         for key in gone:
             del self._backends[key]
         self.hosts.forget(gone)
-        self._counts.keep([route.alias for route in wanted.values()], self._backends)
+        self._counts.retain_only([route.alias for route in wanted.values()], self._backends)
 
     def of(self, route: AnyRoute) -> RouteBackends:
         """The backends of this route; created by the first call, and updated if the route has changed."""
@@ -101,7 +101,7 @@ class Backends:
         )
         self._routes[name] = route, found
         if known is None or known[0] != route:
-            found.apply(route, self._members(route, found))
+            found.apply(route, self._create_members(route, found))
         return found
 
     @property
@@ -110,7 +110,7 @@ class Backends:
         return [route.alias for route, _ in self._routes.values() if isinstance(route, Route)]
 
     @property
-    def by_load(self) -> list[str]:
+    def servers_balanced_by_load(self) -> list[str]:
         """The names of the servers to which a route balances by load, if their `worker_connections` is not 0.
 
         The gateway counts connections that it passes to workers, but does not see them end. So the count may be too
@@ -165,7 +165,7 @@ class Backends:
             if was_blocked and backend.blocked is None:
                 backend.probe_now(self.now())
             for user in [*backend.members]:
-                user.refresh()
+                user.update_limits_and_admit()
 
     def forget_probes(self) -> None:
         """Forget all results of probes."""
@@ -181,14 +181,14 @@ class Backends:
             self._apply_reports(backend)
             backend.probe_now(self.now())
             for user in [*backend.members]:
-                user.refresh()
+                user.update_limits_and_admit()
         if rank == READY and blocked is None:
             del self._ranks[url]
 
     def snapshot(self) -> list[Table]:
         """Every host with its state: the fields of HostReport."""
         now = self.now()
-        return [to_json(self._row(each, now)) for each in self._backends.values()]
+        return [to_json(self._backend_report(each, now)) for each in self._backends.values()]
 
     def healths(self) -> dict[str, dict[str, Table]]:
         """Return, by the name of each current route or stream, the health of each of its backends by key.
@@ -214,7 +214,7 @@ class Backends:
             for route, each in backend.members.items()
         )
 
-    def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
+    def _create_members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
         """Return a new Member for each backend of the route. The weights of targets with the same backend add up.
 
         `user` is the route's RouteBackends, whose old Members may pass their breakers and limiters on to the new ones.
@@ -231,7 +231,7 @@ class Backends:
                 backend = self._backends[key] = Backend(key, self._counts.backend(key), key in servers)
                 self._apply_reports(backend)
             breaker = backend.breaker(route.breaker, previous.get(key), partial(self._breaker_changed, key))
-            limiter = backend.limiter(limits(route)[1], previous.get(key))
+            limiter = backend.limiter(route_and_backend_limits(route)[1], previous.get(key))
             made = backend.members[user] = Member(backend, weight * backend.weight, breaker, limiter)
             found.append(made)
         return found
@@ -244,12 +244,12 @@ class Backends:
                 backend.set_rank(*self._ranks.get(backend.key, (READY, None)))
             if (state := self._probes.get(backend.key)) is not None:
                 backend.record_probe(state)
-        backend.update(self.hosts)
+        backend.update_blocked(self.hosts)
 
     def _host_changed(self, host: str, state: HostState, why: str) -> None:
         backend = self._backends.get(host)
         if backend is not None:
-            backend.update(self.hosts)
+            backend.update_blocked(self.hosts)
             if state is HostState.ACTIVE:
                 backend.probe_now(self.now())
             for route in backend.members:
@@ -264,8 +264,8 @@ class Backends:
         if self._event is not None and state is not BreakerState.HALF_OPEN:
             self._event(f"breaker {'opened' if state is BreakerState.OPEN else 'closed'}", host=host, why=why)
 
-    def _row(self, backend: Backend, now: float) -> HostReport:
-        record, verdict = self.hosts.record(backend.key), backend.available(now)
+    def _backend_report(self, backend: Backend, now: float) -> HostReport:
+        record, verdict = self.hosts.host_record(backend.key), backend.best_verdict(now)
         traffic, canary = backend.counts, backend.canary
         connections = backend.open_connections + (0 if canary is None else canary.open_connections)
         return HostReport(

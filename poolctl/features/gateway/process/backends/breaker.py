@@ -43,12 +43,12 @@ class Breaker:
         self.period = 0  # increases with each change of state; results of earlier periods are ignored
         self._on_change = on_change
         self._is_dispensable = is_dispensable
-        self._forget()
+        self._reset_counts()
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state}, {self._consecutive} failures in a row>"
 
-    def refused_seconds(self, now: float) -> float:
+    def seconds_until_admission(self, now: float) -> float:
         """0 if a request may be sent now, else the seconds to wait before the next attempt."""
         if self.is_closed:
             return 0.0
@@ -56,8 +56,8 @@ class Breaker:
             return max(0.0, self._open_until - now)
         return 0.0 if self._probes < self.rule.probes else _PROBING_RETRY_SECONDS
 
-    def enter(self) -> int:
-        """Admit a request after `refused_seconds` returned 0; returns the `period` to pass to the `record_` methods."""
+    def admit_request(self) -> int:
+        """Admit a request after `seconds_until_admission` returned 0; return the period for the `record_` methods."""
         if not self.is_closed:
             if self.state is BreakerState.OPEN:
                 self._become(BreakerState.HALF_OPEN, "a request is tried")
@@ -82,7 +82,7 @@ class Breaker:
         if self.is_closed:
             self._consecutive = self._unreached_in_a_row = 0
             if now >= self._part:
-                self._advance(now)
+                self._advance_window(now)
             self._seen[-1] += 1
             return
         self._probes -= 1
@@ -101,16 +101,16 @@ class Breaker:
                 self._open(now, "it failed again", by_answers=answered)
             return
         if now >= self._part:
-            self._advance(now)
+            self._advance_window(now)
         self._consecutive += 1
         self._unreached_in_a_row = 0 if answered else self._unreached_in_a_row + 1
         self._seen[-1] += 1
         self._failed[-1] += 1
         self._unreached[-1] += not answered
         # A backend that has answered can be reached.
-        if not answered and (why := self._too_many(self._unreached_in_a_row, sum(self._unreached))):
+        if not answered and (why := self._opening_reason(self._unreached_in_a_row, sum(self._unreached))):
             self._open(now, why)
-        elif (why := self._too_many(self._consecutive, sum(self._failed))) and self._is_dispensable():
+        elif (why := self._opening_reason(self._consecutive, sum(self._failed))) and self._is_dispensable():
             self._open(now, why, by_answers=True)
 
     def record_no_result(self, period: int) -> None:
@@ -125,14 +125,14 @@ class Breaker:
 
     def close(self, why: str) -> None:
         """Close the breaker and reset its counts; `why` is passed to `on_change` as the reason."""
-        self._forget()
+        self._reset_counts()
         self._become(BreakerState.CLOSED, why)
 
     def probe_now(self, now: float) -> None:
         """Let the next request probe the backend at once, because it may have recovered."""
         self._open_until = now
 
-    def _too_many(self, consecutive: int, failed: int) -> str:
+    def _opening_reason(self, consecutive: int, failed: int) -> str:
         """The reason to open the breaker after these failures in a row or in the window; "" to leave it closed."""
         rule, seen = self.rule, sum(self._seen)
         if 0 < rule.failures <= consecutive:
@@ -154,14 +154,14 @@ class Breaker:
         if self._on_change is not None:
             self._on_change(state, why)
 
-    def _forget(self) -> None:
+    def _reset_counts(self) -> None:
         self._consecutive = self._unreached_in_a_row = 0
         self._part = float("-inf")  # the end of the newest part of the window
         self._seen: list[int] = []  # the parts of the window, filled by the first request
         self._failed: list[int] = []
         self._unreached: list[int] = []  # counted among the failed requests
 
-    def _advance(self, now: float) -> None:
+    def _advance_window(self, now: float) -> None:
         seconds = max(self.rule.window_seconds, 0.001) / _PARTS
         steps = int(min(_PARTS, (now - self._part) // seconds + 1))
         self._seen = self._seen[steps:] + [0] * steps

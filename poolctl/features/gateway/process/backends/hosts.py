@@ -86,7 +86,7 @@ class HostManager:
         """Call `listener(host, state, why)` after each change."""
         self._listeners.append(listener)
 
-    def record(self, host: str) -> HostRecord:
+    def host_record(self, host: str) -> HostRecord:
         """The current record of the host."""
         until = self._until.get(host)
         if until is not None and until <= self._now():
@@ -118,7 +118,7 @@ class HostManager:
 
     def enable(self, host: str) -> None:
         """Send traffic to the host again."""
-        if self.record(host).state != HostState.ACTIVE:
+        if self.host_record(host).state != HostState.ACTIVE:
             self._set(host, HostState.ACTIVE, "enabled by request", 0.0)
 
     def expire(self) -> None:

@@ -33,7 +33,7 @@ class Limiter:
         self.in_flight = 0
         self._full_at = float("-inf")
 
-    def refused_seconds(self, now: float) -> float:
+    def seconds_until_admission(self, now: float) -> float:
         """0 if a request may begin now, else the seconds until the next attempt (an estimate if `is_full`)."""
         if self.is_full:
             return _BUSY_RETRY_SECONDS
@@ -55,7 +55,7 @@ class Limiter:
         return max(1.0, float(limit.burst) if limit.burst > 0 else limit.requests_per_second * self.share)
 
     def enter(self, now: float) -> None:
-        """Count a request that begins, after `refused_seconds` returned 0."""
+        """Count a request that begins, after `seconds_until_admission` returned 0."""
         self.in_flight += 1
         rate = self.limit.requests_per_second * self.share
         if rate > 0:

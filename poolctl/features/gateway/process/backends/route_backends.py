@@ -221,7 +221,7 @@ class Backend:
         """The granted fraction of this backend's rate limits: less than 1 while its health is "warn", otherwise 1."""
         return WARN_SHARE if self.facts is not None and self.facts.health == Status.WARN else 1.0
 
-    def available(self, now: float) -> BackendVerdict:
+    def best_verdict(self, now: float) -> BackendVerdict:
         """The most favorable verdict of the routes to this backend: `ok` if at least one of them may use it now."""
         verdicts = [
             each.passing_verdict() if route.passes_connections else each.verdict(now)
@@ -284,9 +284,9 @@ class Backend:
         self.answered |= state.answered
         self._probe_verdict = BackendVerdict(False, state.why, DOWN_RETRY_SECONDS) if state.why else None
 
-    def update(self, hosts: HostManager) -> None:
+    def update_blocked(self, hosts: HostManager) -> None:
         """Update this backend's `draining` and `blocked` after an operator's command, a report or a probe."""
-        record = hosts.record(self.key)
+        record = hosts.host_record(self.key)
         known = self._facts_verdict or self._probe_verdict
         self.draining = record.state == HostState.DRAINING and known is None
         if record.state == HostState.DISABLED:
@@ -345,7 +345,7 @@ class Backend:
             self._limiters[limit] = found
         return found
 
-    def leave(self, route: RouteBackends) -> None:
+    def remove_route(self, route: RouteBackends) -> None:
         """Remove the route, which no longer leads to this backend."""
         self.members.pop(route, None)
         self.queued.pop(route, None)
@@ -448,13 +448,13 @@ class Member:
         if backend.blocked is not None and not (by_cookie and backend.draining):
             return backend.blocked
         breaker = self.breaker
-        seconds = breaker.refused_seconds(now)
+        seconds = breaker.seconds_until_admission(now)
         if seconds:
             by_time = breaker.state is BreakerState.OPEN
             return BackendVerdict(False, breaker.describe(now), seconds, by_time=by_time)
         limiter = self.limiter
         if limiter is not None:
-            seconds = limiter.refused_seconds(now)
+            seconds = limiter.seconds_until_admission(now)
             if seconds:
                 return BackendVerdict(
                     False, "its limit is reached", seconds, True, by_time=not limiter.is_full
@@ -518,7 +518,7 @@ class Lease:
         breaker.record_success(route.now(), self._period)
         self._period = breaker.period if breaker.is_closed else -1
         if self._member.backend.queued:
-            route.admit_queued(self._member.backend)
+            route.admit_on_all_routes(self._member.backend)
 
     def release(
         self, outcome: RequestOutcome, seconds: float = 0.0, status: int = 0, error: str = PROTOCOL
@@ -556,7 +556,7 @@ class Lease:
                 breaker.record_no_result(self._period)
         if member.limiter is not None:
             member.limiter.leave()
-        route.count_end(backend)
+        route.end_request(backend)
 
 
 @dataclass(slots=True, eq=False)
@@ -606,14 +606,14 @@ class RouteBackends:
         """Apply a changed route and these backends. Requests in flight and waiting requests stay."""
         for gone in {*self.members} - {*members}:
             if all(each.backend is not gone.backend for each in members):
-                gone.backend.leave(self)
+                gone.backend.remove_route(self)
         self.members = tuple(members)
         self._is_passable = isinstance(route, Route) and passable(route)
         self._sticky = isinstance(route, Route) and (bool(route.sticky_cookie) or route.policy == STICKY)
         self._by_cookie = {each.cookie: each for each in members}
         self.by_load = route.policy in BY_LOAD
         self._policy: Policy[Member] = policy_of(route.policy, self.members, self._random)
-        limit, of_backend = limits(route)
+        limit, of_backend = route_and_backend_limits(route)
         if limit is None:
             self._limiter = None
         elif self._limiter is None:
@@ -628,9 +628,9 @@ class RouteBackends:
             self.clients = ClientLimits(of_client)
         queue = limit if limit is not None and limit.queue else of_backend
         self._queue_size, self._queue_seconds = (queue.queue, queue.queue_seconds) if queue else (0, 0.0)
-        self.refresh()
+        self.update_limits_and_admit()
 
-    def refresh(self) -> None:
+    def update_limits_and_admit(self) -> None:
         """Recompute limits and breakers, and admit waiting requests, after a change of the backends."""
         self.close_breakers_if_none_serves()
         if self._limiter is not None and self.members:
@@ -670,7 +670,7 @@ class RouteBackends:
         for waiter in [*self._queue]:
             self._refuse(waiter, NoBackend("the route was removed", DOWN_RETRY_SECONDS))
         for member in self.members:
-            member.backend.leave(self)
+            member.backend.remove_route(self)
 
     def acquire(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease | NoBackend:
         """A lease for a request of this client, or the reason why it gets no backend now.
@@ -728,16 +728,16 @@ class RouteBackends:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        while (first := next(iter(self._queue), None)) is not None and self._serve(first):
+        while (first := next(iter(self._queue), None)) is not None and self._answer_waiter(first):
             pass
         if first is None or not first.tried:
             return
         # The first request waits for a backend that it has not tried; others may have more choice.
         for waiter in [*self._queue]:
-            if waiter is not first and not self._serve(waiter) and not waiter.tried:
+            if waiter is not first and not self._answer_waiter(waiter) and not waiter.tried:
                 return
 
-    def admit_queued(self, backend: Backend) -> None:
+    def admit_on_all_routes(self, backend: Backend) -> None:
         """Serve waiting requests of all routes that can use this backend."""
         for route in [*backend.queued]:
             # Moved to the end: the other routes come first next time.
@@ -752,17 +752,17 @@ class RouteBackends:
             backend.worker_connections += 1
             self._on_passed()
 
-    def count_end(self, backend: Backend) -> None:
+    def end_request(self, backend: Backend) -> None:
         """Count the end of a request to the backend."""
         self.in_flight -= 1
         if self._limiter is not None:
             self._limiter.leave()
         if backend.queued:
-            self.admit_queued(backend)
+            self.admit_on_all_routes(backend)
         if self._queue:
             self.admit()
 
-    def _serve(self, waiter: _Waiter) -> bool:
+    def _answer_waiter(self, waiter: _Waiter) -> bool:
         """Try to give the waiting request a backend or a refusal; returns whether it has left the queue."""
         if waiter.answer.done():  # its client has left
             self._leave_queue(waiter)
@@ -802,7 +802,7 @@ class RouteBackends:
             self._hosts.expire()
         limiter = self._limiter
         if limiter is not None:
-            seconds = limiter.refused_seconds(now)
+            seconds = limiter.seconds_until_admission(now)
             if seconds:
                 may_wait, by_time = self._queue_size > 0, not limiter.is_full
                 return NoBackend("the route's limit is reached", seconds, may_wait=may_wait, by_time=by_time)
@@ -811,7 +811,7 @@ class RouteBackends:
             untried = [each for each in self.members if each.key not in tried]
             return self._refusal(now, [(each.key, each.verdict(now)) for each in untried], tried)
         backend, breaker = member.backend, member.breaker
-        period = breaker.enter()
+        period = breaker.admit_request()
         if member.limiter is not None:
             member.limiter.enter(now)
         if limiter is not None:
@@ -826,7 +826,7 @@ class RouteBackends:
         new_cookie = value if self._sticky and value != cookie else ""  # "": the client has it already
         return Lease(self, member, period, new_cookie, backend, canary)
 
-    def _of_canary(self, cookie: str) -> Member | None:
+    def _find_by_canary_cookie(self, cookie: str) -> Member | None:
         """Return the Member of the server whose canary has the sticky cookie value `cookie`; None if none has it."""
         for member in self.members:
             if member.backend.canary is not None and member.backend.canary.cookie == cookie:
@@ -835,7 +835,7 @@ class RouteBackends:
 
     def _choose(self, now: float, client: str, cookie: str, tried: Collection[str]) -> Member | None:
         if cookie and self._sticky:
-            known = self._by_cookie.get(cookie) or self._of_canary(cookie)
+            known = self._by_cookie.get(cookie) or self._find_by_canary_cookie(cookie)
             if known is not None and known.key not in tried and known.verdict(now, by_cookie=True).ok:
                 return known
         return self._by_policy(client, lambda each: each.key not in tried and each.verdict(now) is AVAILABLE)
@@ -862,7 +862,7 @@ class RouteBackends:
         return NoBackend(why, seconds, may_wait=may_wait, by_time=by_time)
 
 
-def limits(route: AnyRoute) -> tuple[Limit | None, Limit | None]:
+def route_and_backend_limits(route: AnyRoute) -> tuple[Limit | None, Limit | None]:
     """The limit of the route, and the limit that applies to each of its backends; None is no limit."""
     if isinstance(route, Route):
         return route.limit, route.backend_limit

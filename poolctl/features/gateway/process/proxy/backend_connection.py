@@ -48,7 +48,7 @@ class Timer:
         self._expired = expired
         self.deadline = deadline = self._loop.time() + seconds if seconds else _NEVER
         if deadline < self._due:
-            self._set()
+            self._arm_loop_timer()
 
     def stop(self) -> None:
         """Remove the deadline, so that the callback given to `start` is not called."""
@@ -61,20 +61,20 @@ class Timer:
             self._handle.cancel()
             self._handle, self._due = None, _NEVER
 
-    def _set(self) -> None:
+    def _arm_loop_timer(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
         self._due = self.deadline
-        self._handle = self._loop.call_at(self._due, self._fired)
+        self._handle = self._loop.call_at(self._due, self._on_loop_timer)
 
-    def _fired(self) -> None:
+    def _on_loop_timer(self) -> None:
         self._handle, self._due = None, _NEVER
         if self.deadline <= self._loop.time():
             expired = self._expired
             self.stop()
             expired()
         elif self.deadline < _NEVER:
-            self._set()
+            self._arm_loop_timer()
 
 
 def _nothing() -> None:
@@ -141,7 +141,7 @@ class BackendConnection(asyncio.Protocol):
 
     # Methods for the pool.
 
-    def keep_in(self, idle: list[BackendConnection], seconds: float) -> None:
+    def start_idle_timeout(self, idle: list[BackendConnection], seconds: float) -> None:
         """Keep the connection in this list of idle ones, and close it after `seconds`."""
         self._idle_in = idle
         self._timer.start(seconds, self.close)
@@ -207,7 +207,7 @@ class BackendConnection(asyncio.Protocol):
         """Read again."""
         self._paused = False
         if self._chunks is not None and self._buffer:
-            self._go_on_soon()
+            self._schedule_buffer_processing()
         self._update_reading()
 
     def close(self, *, gently: bool = False) -> None:
@@ -256,7 +256,7 @@ class BackendConnection(asyncio.Protocol):
             else:
                 receiver.response_data(data)
         except BadMessage as error:
-            self._lost(error)
+            self._fail_response(error)
 
     def eof_received(self) -> bool:
         if self._expected == _TUNNEL and self._receiver is not None and self._transport.can_write_eof():
@@ -274,7 +274,7 @@ class BackendConnection(asyncio.Protocol):
         if self._expected == UNTIL_CLOSE and error is None and self._receiver is not None:
             self._complete(keep=False)
         elif not (self._expected == CHUNKED and self._buffer):  # otherwise the received bytes are read first
-            self._lost(error)
+            self._fail_response(error)
 
     # Reading a response.
 
@@ -324,7 +324,7 @@ class BackendConnection(asyncio.Protocol):
             response.first = chunks.feed(data, most=MOST_CHUNKS_AT_ONCE)
             if not chunks.done and chunks.rest:
                 self._buffer = chunks.rest
-                self._go_on_soon()
+                self._schedule_buffer_processing()
             receiver.response_begins(response, done=chunks.done)
             if chunks.done:
                 self._complete(chunks.trailers, keep=not chunks.rest)
@@ -337,20 +337,20 @@ class BackendConnection(asyncio.Protocol):
         piece = chunks.feed(data, most=MOST_CHUNKS_AT_ONCE)
         if not chunks.done and chunks.rest:
             self._buffer = chunks.rest
-            self._go_on_soon()
+            self._schedule_buffer_processing()
         if piece:
             receiver.response_data(piece)
         if chunks.done and self._receiver is receiver:
             self._complete(chunks.trailers, keep=not chunks.rest)
 
-    def _go_on_soon(self) -> None:
+    def _schedule_buffer_processing(self) -> None:
         """Pause reading, and process the rest of the buffer in the next loop iteration, after other connections."""
         if not self._turn_due:
             self._turn_due = True
-            asyncio.get_running_loop().call_soon(self._go_on)
+            asyncio.get_running_loop().call_soon(self._process_buffer)
             self._update_reading()
 
-    def _go_on(self) -> None:
+    def _process_buffer(self) -> None:
         self._turn_due = False
         receiver = self._receiver
         if receiver is not None and self._chunks is not None and self._buffer and not self._paused:
@@ -358,9 +358,9 @@ class BackendConnection(asyncio.Protocol):
             try:
                 self._read_chunks(receiver, data)
             except BadMessage as error:
-                self._lost(error)
+                self._fail_response(error)
             if self.closed and not self._buffer:
-                self._lost(None)
+                self._fail_response(None)
         self._update_reading()
 
     def _update_reading(self) -> None:
@@ -378,7 +378,7 @@ class BackendConnection(asyncio.Protocol):
         if receiver is not None:
             receiver.response_ends(trailers)
 
-    def _lost(self, error: Exception | None) -> None:
+    def _fail_response(self, error: Exception | None) -> None:
         receiver, self._receiver = self._receiver, None
         self._expected, self.reusable = 0, False
         if not self.closed:

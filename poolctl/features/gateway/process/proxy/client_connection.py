@@ -39,9 +39,9 @@ from ..edge import Edge
 from ..tls import ServerContext
 from .backend_connection import BackendConnection, Timer, close_writing
 from .gateway_access_log import CLIENT_LEFT, AccessLogEntry
-from .own_answers import answer_of_route, own_answer, report_arrival
+from .own_answers import answer_of_route, report_arrival, wake_and_answer
 from .request_head import (
-    Forwarding,
+    ForwardingContext,
     RoutedRequest,
     context_lines,
     read_request,
@@ -123,7 +123,7 @@ class RequestBody:
             raise BadMessage("the body is too large", 413)
 
 
-class FrameBoundary:
+class WebSocketFrameTracker:
     """Tracks a server's WebSocket frames. A frame may be inserted where `at_boundary` is true.
 
     `ending`: a close frame replaces the next frame. `lost`: there were too many frames to track.
@@ -142,11 +142,11 @@ class FrameBoundary:
     def forward(self, data: Buffer) -> Buffer:
         """Return what to send for `data`: all, or after `end` the rest of an incomplete frame and a close frame."""
         if not self.ending:
-            self.feed(data)
+            self.track_frames(data)
             return data
         if self.at_boundary:
             return b""
-        rest = bytes(data[: self.feed(data, only_first=True)])
+        rest = bytes(data[: self.track_frames(data, only_first=True)])
         return rest + _CLOSE_1012 if self.at_boundary else rest
 
     def end(self) -> bytes:
@@ -154,7 +154,7 @@ class FrameBoundary:
         self.ending = True
         return _CLOSE_1012 if self.at_boundary else b""
 
-    def feed(self, data: Buffer, *, only_first: bool = False) -> int:
+    def track_frames(self, data: Buffer, *, only_first: bool = False) -> int:
         """Follow the frames in `data`; return how many bytes were read. `only_first`: stop at the first boundary."""
         if self.lost:
             return len(data)
@@ -213,7 +213,7 @@ class Exchange:
         self._backends, self._counts = edge.backends.of(route), edge.counts.route(route.alias)
         self._log_entry: AccessLogEntry | None = None
         if edge.access_log is not None:
-            sender = side.forwarding.sender_of(request)
+            sender = side.forwarding.client_for_log(request)
             self._log_entry = AccessLogEntry(edge.access_log, request, sender)
             self._head = self._log_entry.head_with_id(self._head)
         self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
@@ -252,14 +252,14 @@ class Exchange:
         clients = self._backends.clients
         limiter = None if clients is None else clients.limiter(self._client)
         if limiter is not None:
-            seconds = limiter.refused_seconds(self._started)
+            seconds = limiter.seconds_until_admission(self._started)
             if seconds:
                 self._give_up(CANCELLED, 429, REFUSED, seconds)
                 return
             limiter.enter(self._started)
             self._of_client = limiter
         report_arrival(self._edge, self._route, self._request.method, self._request.path)
-        self._acquire()
+        self._acquire_and_send()
 
     def send_body(self, data: Buffer, *, complete: bool) -> None:
         """Send more of the body, framed as the head announces."""
@@ -280,13 +280,13 @@ class Exchange:
         """Handle the loss of the client: no more bytes are sent to it."""
         self._end(CANCELLED)
 
-    def client_eof(self) -> None:
+    def forward_client_eof(self) -> None:
         """Handle that the client has closed its side of the tunnel."""
         if self._connection is not None:
             self._connection.send_eof()
             self._one_end_closed()
 
-    def client_writable(self, writable: bool) -> None:
+    def set_client_writable(self, writable: bool) -> None:
         """Handle that the client stops accepting bytes, or accepts them again."""
         self._paused = not writable
         if self._connection is not None and self.begun:
@@ -302,18 +302,18 @@ class Exchange:
 
     # A backend.
 
-    def _acquire(self) -> None:
+    def _acquire_and_send(self) -> None:
         lease = self._backends.acquire(self._client, self._cookie, self._tried)
         if isinstance(lease, NoBackend):
             if lease.may_wait:
                 self._set_time_limit(0)
-                self._task = self._edge.pool.start(self._wait_for_place())
+                self._task = self._edge.pool.start_task(self._wait_for_lease())
             else:
                 self._refused(lease)
             return
-        self._assigned(lease)
+        self._send_with_lease(lease)
 
-    async def _wait_for_place(self) -> None:
+    async def _wait_for_lease(self) -> None:
         try:
             lease = await self._backends.wait(self._client, self._cookie, self._tried)
         except NoBackend as refused:
@@ -322,11 +322,11 @@ class Exchange:
             return
         self._task = None
         self._assigned_at = monotonic()
-        self._assigned(lease)
+        self._send_with_lease(lease)
 
-    def _assigned(self, lease: Lease) -> None:
+    def _send_with_lease(self, lease: Lease) -> None:
         if lease.backend.rank != READY:
-            response = own_answer(self._edge, lease.backend, self._route, self._request)
+            response = wake_and_answer(self._edge, lease.backend, self._route, self._request)
             if response is not None:
                 lease.release(UNUSED)
                 self._answer(response)
@@ -347,28 +347,28 @@ class Exchange:
         backend, certain = self._lease.backend, not self._request.idempotent
         connection = None if fresh else self._edge.pool.take(backend.endpoint, certain=certain)
         if connection is not None:
-            self._use(connection)
+            self._send_on_connection(connection)
         else:
             waits_for_machine = backend.key in self._edge.machines
             self._set_time_limit(0 if waits_for_machine else self._route.timeouts.connect)
-            self._task = self._edge.pool.start(self._connect())
+            self._task = self._edge.pool.start_task(self._connect())
 
     async def _connect(self) -> None:
         assert self._lease is not None
         try:
-            connection = await self._edge.reach(self._lease.backend, self._route.timeouts.connect)
+            connection = await self._edge.start_and_connect(self._lease.backend, self._route.timeouts.connect)
         except NoBackend as refused:
             self._task = None
             self._refused(refused)
         except (OSError, ValueError):  # ValueError: a host name that cannot be one
             self._task = None
-            self._failed(CONNECT, 502, sent=False)
+            self._retry_or_give_up(CONNECT, 502, sent=False)
         else:
             self._task = None
             connection.count_for(self._lease.backend)
-            self._use(connection)
+            self._send_on_connection(connection)
 
-    def _use(self, connection: BackendConnection) -> None:
+    def _send_on_connection(self, connection: BackendConnection) -> None:
         kept, request = self._kept, self._request
         assert kept is not None
         self._connection = connection
@@ -404,7 +404,7 @@ class Exchange:
         assert self._lease is not None
         self._lease.record_accepted()
         self._set_time_limit(self._route.timeouts.idle)
-        self._client_side.switch(response, data)
+        self._client_side.switch_protocols(response, data)
 
     def response_begins(self, response: Response, *, done: bool) -> None:
         assert self._lease is not None
@@ -468,7 +468,7 @@ class Exchange:
             self._connection = None
             self._send(fresh=True)
             return
-        self._failed(PROTOCOL if isinstance(error, BadMessage) else RESET, 502, sent=True)
+        self._retry_or_give_up(PROTOCOL if isinstance(error, BadMessage) else RESET, 502, sent=True)
 
     def _retry_for_status(self) -> bool:
         """Send the request to another backend because of the response's status; returns False if that is impossible."""
@@ -485,12 +485,12 @@ class Exchange:
         self._release_connection(keep=False)
         self._tried, self._lease, self._assigned_at = tried, None, now
         self._retries -= 1
-        self._assigned(other)
+        self._send_with_lease(other)
         return True
 
     # Its end.
 
-    def _failed(self, error: str, status: int, *, sent: bool) -> None:
+    def _retry_or_give_up(self, error: str, status: int, *, sent: bool) -> None:
         """Handle a failure of the backend: try another if the request may be sent again, or else answer with `status`.
 
         `error` is one of ERRORS, for the counts. `sent`: the backend may have received the request.
@@ -505,30 +505,30 @@ class Exchange:
         if self._retries and may_repeat and not self.begun:
             self._retries -= 1
             self._tried.append(lease.backend.key)
-            self._acquire()
+            self._acquire_and_send()
             return
         if not sent and self._kept is not None:
             # The request has had no effect, so another backend may get it, even if the route allows no retries.
             self._tried.append(lease.backend.key)
             other = self._backends.acquire(self._client, self._cookie, self._tried)
             if not isinstance(other, NoBackend):
-                self._assigned(other)
+                self._send_with_lease(other)
                 return
         self._give_up(FAILED, status, error)
 
-    def _expired(self) -> None:
+    def _handle_timeout(self) -> None:
         if self._connection is None:
             if self._task is not None:
                 self._task.cancel()
                 self._task = None
             if self._lease is not None:
-                self._failed(TIMEOUT, 504, sent=False)
+                self._retry_or_give_up(TIMEOUT, 504, sent=False)
             else:
                 self._give_up(CANCELLED, 504, TIMEOUT)
         elif self._paused if self.begun else not self.complete and not self._stuck:
             self.refuse(408)  # the client does not continue
         else:
-            self._failed(TIMEOUT, 504, sent=True)
+            self._retry_or_give_up(TIMEOUT, 504, sent=True)
 
     def _give_up(
         self, outcome: RequestOutcome, status: int, error: str = "", retry_after_seconds: float = 0
@@ -587,7 +587,7 @@ class Exchange:
         if self._ends:
             left = max(self._ends - monotonic(), 0.001)
             seconds = min(seconds, left) if seconds else left
-        self._timer.start(seconds, self._expired)
+        self._timer.start(seconds, self._handle_timeout)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -602,7 +602,7 @@ class ClientConnection(asyncio.Protocol):
         self._timer = Timer(edge.loop)
         self._transport: asyncio.Transport
         self._certificate: ServerContext | None = None
-        self.forwarding: Forwarding
+        self.forwarding: ForwardingContext
         self._buffer = received  # read ahead, the beginning of a head, or chunks for the loop's next turn
         self._reported = reported  # the client of a trusted proxy's connection
         self._scanned = 0  # number of buffered bytes known to be an incomplete head
@@ -611,7 +611,7 @@ class ClientConnection(asyncio.Protocol):
         self._body: RequestBody | None = None  # of the request, as long as more of it is to come
         self._keep = True  # whether the connection stays open after the response
         self._wraps = False  # the response's body is put into chunks
-        self._frames: FrameBoundary | None = None  # of a WebSocket, from the server
+        self._frames: WebSocketFrameTracker | None = None  # of a WebSocket, from the server
         self._writable = self._reading = self._body_wanted = True
         self._turn_due = False  # the buffer is processed further in the loop's next turn
         self._advancing, self._passable = False, 0  # requests in a row that could have been passed
@@ -626,13 +626,13 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's have no common base class
         peer = transport.get_extra_info("peername")
         address, port = self._reported or (peer[:2] if isinstance(peer, tuple) else ("", 0))
-        self.forwarding = Forwarding(address, self._scheme, self._edge.settings.trusted_proxies, port)
+        self.forwarding = ForwardingContext(address, self._scheme, self._edge.settings.trusted_proxies, port)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
             self._certificate = tls.context
         self._edge.pool.add_client(self, idle=not self._buffer)
         self._timer.start(self._edge.settings.head_seconds, self._head_expired)
-        self._advance()
+        self._process_pipelined_requests()
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
@@ -642,7 +642,7 @@ class ClientConnection(asyncio.Protocol):
                 return
             self._edge.pool.idle_clients.pop(self, None)
             self._buffer = self._buffer + data if self._buffer else data
-            self._advance()
+            self._process_pipelined_requests()
         elif exchange.tunnel:
             exchange.send_body(data, complete=False)
         elif self._body is not None and not self._buffer:
@@ -655,7 +655,7 @@ class ClientConnection(asyncio.Protocol):
         """Abort the request of a client that closed its side, as nginx does; a tunnel stays half open."""
         exchange = self._exchange
         if exchange is not None and exchange.tunnel and self._transport.can_write_eof():
-            exchange.client_eof()
+            exchange.forward_client_eof()
             return True
         return False
 
@@ -670,18 +670,18 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._writable = False
         if self._exchange is not None:
-            self._exchange.client_writable(False)
+            self._exchange.set_client_writable(False)
 
     def resume_writing(self) -> None:
         self._writable = True
         if self._exchange is not None:
-            self._exchange.client_writable(True)
+            self._exchange.set_client_writable(True)
         else:
-            self._advance()
+            self._process_pipelined_requests()
 
     # Requests.
 
-    def _advance(self) -> None:
+    def _process_pipelined_requests(self) -> None:
         """Begin the next request if it has arrived and the client has taken the responses before it."""
         if self._advancing:  # called because an exchange has ended at once: the loop below goes on
             return
@@ -692,12 +692,12 @@ class ClientConnection(asyncio.Protocol):
                 if self._exchange is not None or not self._buffer or not self._writable:
                     break
                 if number and len(self._buffer) < left:
-                    self._go_on_soon()
+                    self._schedule_buffer_processing()
                     break
                 if self._dropped is not None or not self._begin_next():
                     break
             else:
-                self._go_on_soon()
+                self._schedule_buffer_processing()
         finally:
             self._advancing = False
         if self._buffer or not self._reading:
@@ -723,7 +723,7 @@ class ClientConnection(asyncio.Protocol):
                 self._buffer = data[self._request.end :]
             edge.counts.count_refusal(str(error.status), found_route.route.alias if found_route else "")
             if self._request is not None and edge.access_log is not None:
-                sender = self.forwarding.sender_of(self._request)
+                sender = self.forwarding.client_for_log(self._request)
                 AccessLogEntry(edge.access_log, self._request, sender).write(error.status, 0.0)
             self.refuse(error.status)
         return True
@@ -733,8 +733,8 @@ class ClientConnection(asyncio.Protocol):
         self._passable = self._passable + 1 if routed.servers and self._reported is None else 0
         if (
             self._passable > MOST_PASSABLE
-            and all(map(self._edge.passing.passes, routed.servers))
-            and self._hand_over(self._buffer, self._edge.settings.head_seconds)
+            and all(map(self._edge.passing.can_pass_to, routed.servers))
+            and self._return_for_routing(self._buffer, self._edge.settings.head_seconds)
         ):
             return
         body, data = None, self._buffer[request.end :]
@@ -742,7 +742,7 @@ class ClientConnection(asyncio.Protocol):
             body = RequestBody(request.body, routed.route.max_body_bytes)
             data, self._buffer = bytes(body.feed(data)), body.rest
             if body.rest and not body.done:
-                self._go_on_soon()
+                self._schedule_buffer_processing()
         else:
             data, self._buffer = b"", data
         complete = body is None or body.done
@@ -761,22 +761,22 @@ class ClientConnection(asyncio.Protocol):
         if body.done:
             self._body = None
         elif body.rest:
-            self._go_on_soon()
+            self._schedule_buffer_processing()
         if piece or body.done:
             exchange.send_body(piece, complete=body.done)
 
-    def _go_on_soon(self) -> None:
+    def _schedule_buffer_processing(self) -> None:
         """Pause reading, and process the rest of the buffer in the next loop iteration, after other connections."""
         if not self._turn_due:
             self._turn_due = True
-            self._edge.loop.call_soon(self._go_on)
+            self._edge.loop.call_soon(self._process_buffer)
             self._update_reading()
 
-    def _go_on(self) -> None:
+    def _process_buffer(self) -> None:
         self._turn_due = False
         exchange, body = self._exchange, self._body
         if exchange is None:
-            self._advance()
+            self._process_pipelined_requests()
         elif body is not None and self._buffer and self._body_wanted:
             data, self._buffer = self._buffer, b""
             self._read_body(exchange, body, data)
@@ -796,14 +796,14 @@ class ClientConnection(asyncio.Protocol):
     # Responses.
 
     def interim(self, response: Response) -> None:
-        self._transport.write(response.lines + b"\r\n")
+        self._transport.write(response.end_to_end_lines + b"\r\n")
 
     def respond(self, response: Response) -> None:
         request, exchange = self._request, self._exchange
         assert request is not None
         assert exchange is not None
         keep = self._keep and exchange.complete and self._edge.keeps_connections
-        head, self._keep, self._wraps = response.framed(http_1_1=request.http_1_1, keep=keep)
+        head, self._keep, self._wraps = response.framed_head(http_1_1=request.http_1_1, keep=keep)
         first = chunk(response.first) if self._wraps and response.first else response.first
         self._transport.write(head + first)
 
@@ -817,7 +817,7 @@ class ClientConnection(asyncio.Protocol):
         if self._wraps:
             self._wraps = False
             self._transport.write(b"0\r\n" + trailers + b"\r\n")
-        self._response_ended(read=exchange is None or exchange.complete or exchange.tunnel)
+        self._keep_alive_or_close(read=exchange is None or exchange.complete or exchange.tunnel)
 
     def refuse(self, status: int, retry_after_seconds: float = 0, fields: bytes = b"") -> None:
         request = self._request
@@ -834,7 +834,7 @@ class ClientConnection(asyncio.Protocol):
                 fields=fields,
             )
         )
-        self._response_ended(read=complete)
+        self._keep_alive_or_close(read=complete)
 
     def cut_off(self) -> None:
         """Close the connection before the response is complete, so that the client sees that a part is missing."""
@@ -848,10 +848,10 @@ class ClientConnection(asyncio.Protocol):
         """Resume reading the request's body if `take` is true, otherwise pause it."""
         self._body_wanted = take
         if take and self._body is not None and self._buffer:
-            self._go_on_soon()
+            self._schedule_buffer_processing()
         self._update_reading()
 
-    def _response_ended(self, *, read: bool) -> None:
+    def _keep_alive_or_close(self, *, read: bool) -> None:
         """Begin the next request if the connection stays open (`_keep`); otherwise close the connection.
 
         `read` is true if the request was read to its end. Otherwise its rest is read and dropped before closing.
@@ -861,11 +861,11 @@ class ClientConnection(asyncio.Protocol):
             edge = self._edge
             seconds = QUIET_SECONDS if edge.draining else edge.settings.keep_alive_seconds
             if seconds > IDLE_SECONDS:
-                self._timer.start(IDLE_SECONDS, self._idle_expired)
+                self._timer.start(IDLE_SECONDS, self._hand_over_idle)
             else:
                 self._timer.start(seconds, self._end)
             if self._buffer or not self._reading:
-                self._advance()
+                self._process_pipelined_requests()
             if not self._buffer and self._exchange is None and self._dropped is None:
                 edge.pool.idle_clients[self] = None
             return
@@ -886,12 +886,12 @@ class ClientConnection(asyncio.Protocol):
 
     # Leaving the proxy.
 
-    def _idle_expired(self) -> None:
+    def _hand_over_idle(self) -> None:
         seconds = max(self._edge.settings.keep_alive_seconds - IDLE_SECONDS, _LEAST_SECONDS)
-        if self._reported is not None or not self._hand_over(b"", seconds):
+        if self._reported is not None or not self._return_for_routing(b"", seconds):
             self._timer.start(seconds, self._end)
 
-    def _hand_over(self, received: bytes, seconds: float) -> bool:
+    def _return_for_routing(self, received: bytes, seconds: float) -> bool:
         """Take the connection out of the proxy to be routed again; returns False if it stays.
 
         `received` are bytes of its next request, which has to arrive within `seconds`. The connection stays if it uses
@@ -917,14 +917,17 @@ class ClientConnection(asyncio.Protocol):
 
     # Another protocol.
 
-    def switch(self, response: Response, data: bytes) -> None:
+    def switch_protocols(self, response: Response, data: bytes) -> None:
         exchange = self._exchange
         assert exchange is not None
         self._keep = False
-        lines = b"%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (response.lines, response.upgrade)
+        lines = b"%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (
+            response.end_to_end_lines,
+            response.upgrade,
+        )
         self._transport.write(lines)
         if response.upgrade.lower() == b"websocket":
-            self._frames = FrameBoundary()
+            self._frames = WebSocketFrameTracker()
         if data:
             self.send_data(data)
         early, self._buffer = self._buffer, b""

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from ..settings import Endpoint
-from ..tls import TlsReader
+from ..tls import SharedBufferProtocol
 from .backend_connection import BackendConnection
 
 # Maximum for one endpoint. Further connections are closed as soon as they are idle.
@@ -75,7 +75,7 @@ class ConnectionPool:
         made = BackendConnection(self.loop)
         context = self._context(endpoint) if endpoint.tls else None
         name = endpoint.server_name or "localhost" if endpoint.tls else None
-        protocol = made if context is None else TlsReader(made)
+        protocol = made if context is None else SharedBufferProtocol(made)
         tls: dict[str, Any] = {"ssl": context, "server_hostname": name}
         if endpoint.kind == "unix":
             await self.loop.create_unix_connection(lambda: protocol, endpoint.path, **tls)
@@ -91,7 +91,7 @@ class ConnectionPool:
             connection.close()
             return
         idle.append(connection)
-        connection.keep_in(idle, IDLE_SECONDS)
+        connection.start_idle_timeout(idle, IDLE_SECONDS)
 
     def add_client(self, client: ProxiedClient, *, idle: bool) -> None:
         """Add an open connection of a client; `idle`: nothing was received on it yet."""
@@ -136,7 +136,7 @@ class ConnectionPool:
         for connection in self._idle.pop(endpoint, []):
             connection.close()
 
-    def close_idle(self) -> None:
+    def close_idle_backends(self) -> None:
         """Close the idle connections to backends."""
         for idle in self._idle.values():
             while idle:
@@ -145,13 +145,13 @@ class ConnectionPool:
 
     def close(self) -> None:
         """Close all connections."""
-        self.close_idle()
+        self.close_idle_backends()
         for client in list(self.clients):
             client.end_now()
         for task in self._tasks:
             task.cancel()
 
-    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run the coroutine as a task, and keep a reference until it is done."""
         task = self.loop.create_task(work)
         self._tasks.add(task)

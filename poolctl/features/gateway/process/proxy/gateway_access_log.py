@@ -66,7 +66,7 @@ class GatewayAccessLog:
     def _write(self) -> None:
         self._timer, self._writing = None, True
         done = self._loop.run_in_executor(self._writer, self._append_counting_lost, self._take())
-        done.add_done_callback(self._written)
+        done.add_done_callback(self._finish_write)
 
     def _take(self) -> bytes:
         if self._left_out:
@@ -82,7 +82,7 @@ class GatewayAccessLog:
         """Write these lines to the file, in a thread. Return the number of lines lost because the disk is full."""
         return block.count(b"\n", self._file.append(block))
 
-    def _written(self, done: asyncio.Future[int]) -> None:
+    def _finish_write(self, done: asyncio.Future[int]) -> None:
         self._writing = False
         self.waiting_bytes = sum(map(len, self._lines))
         if not done.cancelled() and done.exception() is None:

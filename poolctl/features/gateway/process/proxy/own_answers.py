@@ -84,7 +84,7 @@ def report_arrival(edge: Edge, route: Route, method: bytes, path: bytes) -> None
             part.request_arrived(route)
 
 
-def own_answer(edge: Edge, backend: Backend, route: Route, request: RequestHead) -> Response | None:
+def wake_and_answer(edge: Edge, backend: Backend, route: Route, request: RequestHead) -> Response | None:
     """The gateway's own response while the backend sleeps or starts; None if the request waits for the backend.
 
     Wakes a sleeping server, unless `spares_server` is true for the request.

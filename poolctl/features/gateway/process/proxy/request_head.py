@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import httptools
 
-from poolctl.http.client_report import CLIENT_FIELD, ClientReport
+from poolctl.http.client_report import CLIENT_FIELD, ForwardedHeaders
 from poolctl.http.messages import CHUNKED, HOP_BY_HOP, TOKEN, BadMessage, RequestHead, without_fields
 from poolctl.routing.context import RouteContext, context_headers
 from poolctl.routing.decision import admits, is_within
 from poolctl.routing.match import normal_host
-from poolctl.routing.normal_path import ReadPath, read_path
+from poolctl.routing.normal_path import NormalizedPath, normalize_path
 from poolctl.routing.route import Header, Route
 
 from ..backends.route_backends import Backend
@@ -85,7 +85,7 @@ def _canonical_request(head: RequestHead, raw: bytes) -> RequestHead:
 
 def _check_with_llhttp(head: RequestHead, raw: bytes) -> None:
     """Raise BadMessage if llhttp, which many servers use, refuses the request or reads it differently."""
-    reading = _Reading()
+    reading = _ParserCallbacks()
     parser = httptools.HttpRequestParser(reading)
     try:
         parser.feed_data(raw)
@@ -97,7 +97,7 @@ def _check_with_llhttp(head: RequestHead, raw: bytes) -> None:
         raise BadMessage("not read alike by all parsers")
 
 
-class _Reading:
+class _ParserCallbacks:
     """Receives the callbacks of an llhttp parser: the request target, and the end of the head."""
 
     target = b""
@@ -110,7 +110,7 @@ class _Reading:
         self.complete = True
 
 
-class Forwarding:
+class ForwardingContext:
     """The common properties of the requests of one client connection: the client, and the transport.
 
     `peer` is the address of the connection's other end, "" for a Unix socket. A `trusted` peer is a proxy whose own
@@ -123,7 +123,7 @@ class Forwarding:
         self.scheme = scheme
         self._networks = trusted_networks
         self.trusted = is_within(peer, trusted_networks)
-        self._report = ClientReport(peer, scheme, trusted=self.trusted)
+        self._report = ForwardedHeaders(peer, scheme, trusted=self.trusted)
 
     def client(self, request: RequestHead) -> str:
         """The client's address: the peer or, if it is trusted, the last address in X-Forwarded-For that is not trusted.
@@ -144,7 +144,7 @@ class Forwarding:
         said = request.get(b"x-forwarded-proto") if self.trusted else b""
         return (said.partition(b",")[0].strip().lower() or self.scheme.encode()) == b"https"
 
-    def sender_of(self, request: RequestHead) -> str:
+    def client_for_log(self, request: RequestHead) -> str:
         """The client's address for logs; with its port if the client is connected directly."""
         client = self.client(request)
         return f"{client}:{self._port}" if client == self.peer and self._port else client
@@ -183,20 +183,20 @@ def _without_hop_by_hop(request: RequestHead) -> bytes:
 @lru_cache(maxsize=1024)
 def _replaced(route: Route) -> re.Pattern[bytes]:
     """A regular expression for the header lines that the route sets or removes; - and _ in names are alike."""
-    return _lines_named([*(header.name for header in route.set_headers), *route.remove_headers])
+    return _header_lines_pattern([*(header.name for header in route.set_headers), *route.remove_headers])
 
 
 @lru_cache(maxsize=1024)
 def response_fields(headers: tuple[Header, ...]) -> tuple[bytes, re.Pattern[bytes]]:
     """Return `headers` as header lines, and a regular expression that matches all header lines with their names."""
-    return _lines_of(headers), _lines_named([header.name for header in headers])
+    return _lines_of(headers), _header_lines_pattern([header.name for header in headers])
 
 
 def _lines_of(headers: Iterable[Header]) -> bytes:
     return b"".join(f"{header.name}: {header.value}\r\n".encode() for header in headers)
 
 
-def _lines_named(names: Iterable[str]) -> re.Pattern[bytes]:
+def _header_lines_pattern(names: Iterable[str]) -> re.Pattern[bytes]:
     """Return a regular expression that matches header lines with these names, each with the CRLF in front of it.
 
     The case of a name does not matter, and "-" and "_" are alike.
@@ -253,7 +253,7 @@ class _Fields(Mapping[str, str]):
 
 
 def route_request(
-    edge: Edge, request: RequestHead, forwarding: Forwarding, certificate: ServerContext | None = None
+    edge: Edge, request: RequestHead, forwarding: ForwardingContext, certificate: ServerContext | None = None
 ) -> RoutedRequest:
     """Return the request with its route. Raises BadMessage, with the response's status, if there is no valid route.
 
@@ -268,7 +268,7 @@ def route_request(
     if certificate is not None and not certificate.admits(host):
         raise BadMessage("a host that demands another client certificate", 421)
     path = request.path.decode()
-    read = read_path(path) if path != "*" else ReadPath("/")
+    read = normalize_path(path) if path != "*" else NormalizedPath("/")
     if read is None:
         raise BadMessage("a path that is not read alike by all servers")
     normal, secure = read.normal, forwarding.is_secure(request)

@@ -27,7 +27,7 @@ class Response(ResponseHead):
     _lines: bytes
 
     @property
-    def lines(self) -> bytes:
+    def end_to_end_lines(self) -> bytes:
         """The status line, and the fields except connection and framing fields; each with its line end."""
         if not self._lines:
             lines = b"HTTP/1.1%b%b\r\n" % (self.status_line[8:], _REMOVED.sub(b"", self.fields))
@@ -35,7 +35,7 @@ class Response(ResponseHead):
             self._lines = without_fields(lines, named) if named else lines
         return self._lines
 
-    def framed(self, *, http_1_1: bool, keep: bool) -> tuple[bytes, bool, bool]:
+    def framed_head(self, *, http_1_1: bool, keep: bool) -> tuple[bytes, bool, bool]:
         """The head for the client, whether the client's connection stays open, and whether the body is sent in chunks.
 
         With `keep`, the connection stays open unless only closing it can mark the end of the body.
@@ -53,15 +53,15 @@ class Response(ResponseHead):
             framing += b"Connection: close\r\n"
         elif not http_1_1:
             framing += b"Connection: keep-alive\r\n"
-        return b"%b%b\r\n" % (self.lines, framing), keep, wraps
+        return b"%b%b\r\n" % (self.end_to_end_lines, framing), keep, wraps
 
     def replace(self, pattern: re.Pattern[bytes], lines: bytes) -> None:
         """Replace the lines that match the pattern by these fields, each with its line end."""
-        self._lines = pattern.sub(b"", self.lines[:-2]) + b"\r\n" + lines
+        self._lines = pattern.sub(b"", self.end_to_end_lines[:-2]) + b"\r\n" + lines
 
     def add(self, line: bytes) -> None:
         """Add a field, with its line end, to the fields that are passed on."""
-        self._lines = self.lines + line
+        self._lines = self.end_to_end_lines + line
 
 
 def read_response(data: bytes, scanned: int, *, head_only: bool) -> Response | None:
@@ -73,7 +73,7 @@ def read_response(data: bytes, scanned: int, *, head_only: bool) -> Response | N
     if response is None:
         return None
     if head_only:
-        response.leave_out_body()
+        response.expect_no_body()
     response.first, response._lines = data[response.end :], b""
     return response
 

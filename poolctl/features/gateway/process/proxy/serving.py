@@ -14,7 +14,7 @@ from poolctl.platform import close_promptly
 
 from ..counts import TLS
 from ..edge import Edge
-from ..tls import TlsReader
+from ..tls import SharedBufferProtocol
 from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection, Peer
 
 HANDSHAKE_SECONDS = 10.0
@@ -33,7 +33,7 @@ def serve(edge: Edge, sock: socket.socket, received: bytes = b"", reported: Peer
     `received` are bytes that were already read from it. `reported` is the client's address if a trusted proxy has
     reported it.
     """
-    edge.pool.start(_serve(edge, sock, received, None, reported))
+    edge.pool.start_task(_serve(edge, sock, received, None, reported))
 
 
 def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext, reported: Peer | None = None) -> None:
@@ -46,7 +46,7 @@ def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext, reported
         oldest = next(iter(handshakes))
         oldest.cancel()
         handshakes.pop(oldest).close()  # the task may not have begun
-    task = edge.pool.start(_serve(edge, sock, b"", context, reported))
+    task = edge.pool.start_task(_serve(edge, sock, b"", context, reported))
     handshakes[task] = sock
     task.add_done_callback(lambda task: handshakes.pop(task, None))
 
@@ -60,7 +60,7 @@ async def drain(edge: Edge, seconds: float) -> None:
         for client in list(pool.clients):
             client.end_now()
         await pool.wait_until_empty(CLOSING_SECONDS)
-    pool.close_idle()
+    pool.close_idle_backends()
 
 
 async def _serve(
@@ -71,7 +71,7 @@ async def _serve(
     reported: Peer | None,
 ) -> None:
     client = ClientConnection(edge, "http" if context is None else "https", received, reported)
-    protocol = client if context is None else TlsReader(client)
+    protocol = client if context is None else SharedBufferProtocol(client)
     if isinstance(sock, Connection) and context is None:
         try:
             SharedSocketTransport(edge.loop, sock, client)
@@ -145,7 +145,7 @@ class SharedSocketTransport(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._lose(error)
+            self._schedule_connection_lost(error)
             return
         if data:
             self._protocol.data_received(data)
@@ -173,7 +173,7 @@ class SharedSocketTransport(asyncio.Transport):
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError as error:
-                self._lose(error)
+                self._schedule_connection_lost(error)
                 return
             if sent == len(data):
                 return
@@ -194,13 +194,13 @@ class SharedSocketTransport(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._lose(error)
+            self._schedule_connection_lost(error)
             return
         del self._unsent[:sent]
         if not self._unsent:
             self._loop.remove_writer(self._fd)
             if self._closing:
-                self._lose(None)
+                self._schedule_connection_lost(None)
                 return
             if self._eof:
                 self._shut()
@@ -212,7 +212,7 @@ class SharedSocketTransport(asyncio.Transport):
         try:
             self._connection.shutdown(socket.SHUT_WR)
         except OSError as error:
-            self._lose(error)
+            self._schedule_connection_lost(error)
 
     # The end.
 
@@ -224,12 +224,12 @@ class SharedSocketTransport(asyncio.Transport):
             self._closing = True
             self._stop_reading()
             if not self._unsent:
-                self._lose(None)
+                self._schedule_connection_lost(None)
 
     def abort(self) -> None:
-        self._lose(None)
+        self._schedule_connection_lost(None)
 
-    def _lose(self, error: Exception | None) -> None:
+    def _schedule_connection_lost(self, error: Exception | None) -> None:
         if self._over:
             return
         self._over = self._closing = True

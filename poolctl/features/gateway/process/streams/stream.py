@@ -19,17 +19,17 @@ FRESH_SECONDS = 30.0
 _TRY_AGAIN_SECONDS = 1.0
 
 
-class Used(Protocol):
+class HasIdleTime(Protocol):
     """A connection or session; `used` is the time at which it last transferred data."""
 
     used: float
 
 
 Key = TypeVar("Key")
-Item = TypeVar("Item", bound=Used)
+Item = TypeVar("Item", bound=HasIdleTime)
 
 
-class IdleOrder(Generic[Key, Item]):
+class IdleTracker(Generic[Key, Item]):
     """Items by key, longest idle first. Calls `expire` with an item that was idle for `seconds` (0: no limit).
 
     The callback has to remove the item. Idle times are measured with `now`; the loop's timer only triggers the check.
@@ -66,7 +66,7 @@ class IdleOrder(Generic[Key, Item]):
         if self._timer is None:
             self._arm()
 
-    def use(self, key: Key, item: Item) -> None:
+    def record_activity(self, key: Key, item: Item) -> None:
         """Record that the connection or session `item` is transferring data, so that its idle time begins now."""
         item.used = self._now()
         self._items.move_to_end(key)
@@ -101,9 +101,9 @@ class IdleOrder(Generic[Key, Item]):
             self._timer = None
         if self._items and self._seconds:
             left = self.oldest().used + self._seconds - self._now()
-            self._timer = self._loop.call_later(max(left, 0.0), self._check_idle)
+            self._timer = self._loop.call_later(max(left, 0.0), self._expire_idle)
 
-    def _check_idle(self) -> None:
+    def _expire_idle(self) -> None:
         limit = self._now() - self._seconds
         while self._items and (item := self.oldest()).used <= limit:
             self._expire(item)
@@ -142,7 +142,7 @@ class BackendAddresses:
             if name.resolving is not None:
                 name.resolving.cancel()
 
-    def known(self, endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
+    def get_or_start_resolving(self, endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
         """The addresses of the endpoint, or None for a name that was not resolved yet (see `wait`)."""
         if (literal := _literal(endpoint)) is not None:
             return literal
@@ -151,9 +151,9 @@ class BackendAddresses:
             name.resolving = self._loop.create_task(self._resolve(endpoint, name))
         return name.addresses or None
 
-    async def wait(self, endpoint: Endpoint) -> tuple[SocketAddress, ...]:
+    async def wait_for_addresses(self, endpoint: Endpoint) -> tuple[SocketAddress, ...]:
         """The addresses of the endpoint, after waiting until its name is resolved; empty if that fails."""
-        known = self.known(endpoint)
+        known = self.get_or_start_resolving(endpoint)
         if known is not None:
             return known
         name = self._names[endpoint]

@@ -19,7 +19,7 @@ from ..counts import CONNECT, RESET
 from ..descriptor_limit import is_exhausted
 from ..edge import Edge
 from ..proxy_header import MOST_BYTES, NoProxyHeader, read_proxy_header
-from .stream import BackendAddresses, IdleOrder, SocketAddress
+from .stream import BackendAddresses, IdleTracker, SocketAddress
 
 _BUFFER = bytearray(64 * 1024)
 _VIEW = memoryview(_BUFFER)
@@ -93,7 +93,7 @@ class Flow:
         except OSError:
             self.stop()
             self.ended = True
-            self._connection.flow_ended()
+            self._connection.close_or_keep_open()
             return data[:0]
         self.copied += sent
         self._connection.mark_used()
@@ -101,7 +101,7 @@ class Flow:
 
     def _end(self) -> None:
         self.ended = True
-        if self._connection.flow_ended():
+        if self._connection.close_or_keep_open():
             with contextlib.suppress(OSError):  # the target is gone, which reading from it shows
                 self._target.shutdown(socket.SHUT_WR)
 
@@ -117,7 +117,7 @@ class TcpStream:
         self.edge = edge
         self.route = route
         self.addresses = BackendAddresses(edge.loop, socket.SOCK_STREAM)
-        self.open: IdleOrder[_StreamedConnection, _StreamedConnection] = IdleOrder(
+        self.open: IdleTracker[_StreamedConnection, _StreamedConnection] = IdleTracker(
             edge.loop, edge.now, route.idle_seconds, _StreamedConnection.close
         )
         self.accepted = self.passed = self.refused = self.failed = 0
@@ -182,7 +182,7 @@ class TcpStream:
         """Start or stop accepting: it stops when closed, at the maximum of connections, or short of descriptors."""
         room = not self.route.max_connections or len(self.open) < self.route.max_connections
         wanted = room and not self._closed and self._held_off is None
-        wanted = wanted and self.edge.stream_share.may_accept(self.update_accepting)
+        wanted = wanted and self.edge.stream_share.has_room_or_notify(self.update_accepting)
         if wanted is not self._accepting:
             self._accepting = wanted
             for listener in self._listeners:
@@ -290,11 +290,11 @@ class _StreamedConnection:
         """
         while not (self._closed or self._backend or self._up or self._resolving):
             if self._addresses:
-                self._try(self._addresses.pop(0))
+                self._start_connecting(self._addresses.pop(0))
             else:
-                self._next_backend()
+                self._try_next_backend()
 
-    def _next_backend(self) -> None:
+    def _try_next_backend(self) -> None:
         if self._lease is not None:  # none of its addresses accepted a connection
             self._stream.failed += 1
             self._release(RequestOutcome.FAILED, CONNECT)
@@ -310,18 +310,18 @@ class _StreamedConnection:
         if (
             endpoint.tls
             and not self._reported
-            and self._stream.edge.passing.passes(lease.backend.key, tls=True)
+            and self._stream.edge.passing.can_pass_to(lease.backend.key, tls=True)
         ):
             self._pass_on(lease)
             return
-        known = self._stream.addresses.known(endpoint)
+        known = self._stream.addresses.get_or_start_resolving(endpoint)
         if known is None:
             self._resolving = self._loop.create_task(self._resolve(lease))
         else:
             self._addresses = list(known)
 
     async def _resolve(self, lease: Lease) -> None:
-        found = await self._stream.addresses.wait(lease.backend.endpoint)
+        found = await self._stream.addresses.wait_for_addresses(lease.backend.endpoint)
         self._addresses, self._resolving = list(found), None
         self.connect()
 
@@ -334,7 +334,7 @@ class _StreamedConnection:
         self._stream.remove(self)
         self._stream.edge.passing.pass_on(lease.backend.key, client, self._stream.route.alias, tls=True)
 
-    def _try(self, place: SocketAddress) -> None:
+    def _start_connecting(self, place: SocketAddress) -> None:
         try:
             backend = socket.socket(place.family, _NOT_BLOCKING)
         except OSError as error:
@@ -348,16 +348,16 @@ class _StreamedConnection:
         status = backend.connect_ex(place.address)
         if status == errno.EINPROGRESS:
             if seconds := self._stream.route.timeouts.connect:
-                self._timer = self._loop.call_later(seconds, self._connected, errno.ETIMEDOUT)
-            self._loop.add_writer(backend.fileno(), self._connected)
+                self._timer = self._loop.call_later(seconds, self._finish_connecting, errno.ETIMEDOUT)
+            self._loop.add_writer(backend.fileno(), self._finish_connecting)
         else:
-            self._begin(status)
+            self._start_copying_or_discard(status)
 
-    def _connected(self, status: int | None = None) -> None:
+    def _finish_connecting(self, status: int | None = None) -> None:
         """Handle the end of a connection attempt; `status` is its error number, None to read it from the socket."""
         assert self._backend is not None
         self._stop_waiting()
-        self._begin(
+        self._start_copying_or_discard(
             self._backend.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if status is None else status
         )
         self.connect()
@@ -371,7 +371,7 @@ class _StreamedConnection:
         if self._backend is not None and self._up is None:
             self._loop.remove_writer(self._backend.fileno())
 
-    def _begin(self, status: int) -> None:
+    def _start_copying_or_discard(self, status: int) -> None:
         """Start copying in both directions or, if `status` is an error number (not 0), close the backend's socket."""
         assert self._backend is not None
         assert self._lease is not None
@@ -383,7 +383,7 @@ class _StreamedConnection:
             self._backend = None
             return
         self._lease.record_accepted()
-        self._stream.open.use(self, self)
+        self._stream.open.record_activity(self, self)
         if seconds := self._stream.route.timeouts.total:
             self._timer = self._loop.call_later(seconds, self.reset)
         self._up = Flow(self._loop, self, self._client, self._backend)
@@ -393,9 +393,9 @@ class _StreamedConnection:
 
     def mark_used(self) -> None:
         """Restart the idle time, because bytes were copied."""
-        self._stream.open.use(self, self)
+        self._stream.open.record_activity(self, self)
 
-    def flow_ended(self) -> bool:
+    def close_or_keep_open(self) -> bool:
         """Close the connection if both directions have ended; returns whether it is still open."""
         assert self._up is not None
         assert self._down is not None

@@ -13,7 +13,7 @@ from poolctl.routing.route import StreamRoute
 from ..backends.route_backends import Lease, RequestOutcome
 from ..counts import CONNECT
 from ..edge import Edge
-from .stream import BackendAddresses, IdleOrder
+from .stream import BackendAddresses, IdleTracker
 
 _NOT_BLOCKING = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 _AT_ONCE = 32  # datagrams read in one iteration of the loop
@@ -40,7 +40,7 @@ class UdpStream:
         self.edge = edge
         self.route = route
         self.addresses = BackendAddresses(edge.loop, socket.SOCK_DGRAM)
-        self.sessions: IdleOrder[_Key, _Session] = IdleOrder(
+        self.sessions: IdleTracker[_Key, _Session] = IdleTracker(
             edge.loop, edge.now, route.idle_seconds, _Session.close
         )
         self.opened = self.evicted = self.failed = self.dropped = 0
@@ -100,9 +100,9 @@ class UdpStream:
             lease = self.edge.backends.of(self.route).acquire(key[0][0], "", tried)
             if not isinstance(lease, Lease):
                 return None
-            known = self.addresses.known(lease.backend.endpoint)
+            known = self.addresses.get_or_start_resolving(lease.backend.endpoint)
             # While its name is being resolved the datagram is dropped: clients of UDP send again.
-            sock = self._socket(known[0].family) if known else None
+            sock = self._open_session_socket(known[0].family) if known else None
             if known is None or sock is None:
                 lease.release(RequestOutcome.CANCELLED)
                 return None
@@ -117,7 +117,7 @@ class UdpStream:
             self.opened += 1
             return _Session(key, listener, sock, lease)
 
-    def _socket(self, family: int) -> socket.socket | None:
+    def _open_session_socket(self, family: int) -> socket.socket | None:
         """A socket for a session; None if this process is out of descriptors and no session can be ended."""
         while True:
             try:
@@ -226,7 +226,7 @@ class _Session:
                 return True
             self._fail()
             return False
-        stream.sessions.use(self.key, self)
+        stream.sessions.record_activity(self.key, self)
         return True
 
     def _read(self) -> None:
@@ -241,7 +241,7 @@ class _Session:
         self._answers += 1
         if self._answers == 1:
             self.lease.record_accepted()
-        stream.sessions.use(self.key, self)
+        stream.sessions.record_activity(self.key, self)
         try:
             self._listener.answer(self, size)
         except OSError:
