@@ -53,7 +53,7 @@ from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
 from tests.virtual_loop import VirtualLoop
 
 from .test_state_store import StoreLink
-from .whole_supervisor import KEEPER_PID, ConfigRequestHandler, RecordingPart, WholeSupervisor, own_limits
+from .whole_supervisor import KEEPER_PID, Reader, RecordingPart, WholeSupervisor, own_limits
 
 
 class Survivors(SlowRunner):
@@ -452,7 +452,7 @@ def whole(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WholeSu
     """A supervisor in this process that has not begun; its files have one server."""
     with own_limits():
         pool = WholeSupervisor(short_path, monkeypatch, Survivors())
-        pool.reader = ConfigRequestHandler(web(), name="shop")
+        pool.reader = Reader(web(), name="shop")
         yield pool
         pool.close()
 
@@ -688,7 +688,7 @@ def test_supervisor_waits_for_the_keeper_to_hear_of_its_end_for_fifteen_seconds(
 
 
 def test_pool_without_servers_ends_after_a_minute(whole: WholeSupervisor) -> None:
-    whole.reader = ConfigRequestHandler()
+    whole.reader = Reader()
     whole.begin()
     whole.pass_time(59.9)
     assert not whole.running.done()
@@ -704,7 +704,7 @@ def test_pool_that_is_used_does_not_end_after_a_minute(whole: WholeSupervisor, u
         whole.runner = Survivors(survivor(web()))
         whole.took_over(web())
     else:
-        whole.reader = ConfigRequestHandler()
+        whole.reader = Reader()
     whole.begin()
     whole.part.alone = use == "part"
     if use == "request":
@@ -796,7 +796,7 @@ def test_supervisor_of_wrong_files_does_not_look_for_workers_late(whole: WholeSu
 def test_pool_that_is_to_terminate_stops_its_servers_once_and_says_how_long_that_may_take(
     whole: WholeSupervisor,
 ) -> None:
-    whole.reader = ConfigRequestHandler(web(stop_timeout=20, drain_timeout=7), web("other", stop_timeout=3))
+    whole.reader = Reader(web(stop_timeout=20, drain_timeout=7), web("other", stop_timeout=3))
     whole.begin()
     whole.ask("start")
     whole.keeper.orders.clear()
@@ -858,7 +858,7 @@ def failed_exit(whole: WholeSupervisor) -> dict[str, Any]:
 def test_failed_mandatory_server_ends_the_pool_with_its_status(
     whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole.reader = ConfigRequestHandler(
+    whole.reader = Reader(
         web(), web("main", mandatory=True), web("first"), web("second", mandatory=True)
     )
     whole.runner.script.update({"main": NEVER, "first": FAILS, "second": NEVER})
@@ -984,7 +984,7 @@ def test_another_version_takes_over_after_the_answer_in_progress(
 
 
 def test_metrics_and_health_are_answered_for_the_selected_servers(whole: WholeSupervisor) -> None:
-    whole.reader = ConfigRequestHandler(web(), web("other"))
+    whole.reader = Reader(web(), web("other"))
     whole.begin()
     whole.ask("start", "web")
     plain = whole.ask("metrics")["text"]
@@ -1026,7 +1026,7 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
     addresses: list[Address] = []
     monkeypatch.setattr(supervisor, "MetricsAddress", Address)
     tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
-    whole.reader = ConfigRequestHandler(web(), tables=tables)
+    whole.reader = Reader(web(), tables=tables)
     (whole.state / "events.jsonl").mkdir(parents=True)
     whole.begin()
     whole.part.wrong = ("[gateway]: no port",)
@@ -1069,7 +1069,7 @@ def test_port_that_another_program_took_is_replaced_and_recorded(whole: WholeSup
         before = taken.getsockname()[1]
         whole.state.mkdir(parents=True)
         (whole.state / "ports.json").write_text(json.dumps({"web": before}))
-        whole.reader = ConfigRequestHandler(web(bind="127.0.0.1:auto"), port_range=(before - 20, before + 20))
+        whole.reader = Reader(web(bind="127.0.0.1:auto"), port_range=(before - 20, before + 20))
         whole.begin()
     after = whole.supervisor.core.entries["web"].config.address.port
     assert before != after
@@ -1171,7 +1171,7 @@ def test_control_socket_that_vanishes_is_replaced_in_the_keeper_too(
 
 
 def test_program_that_opens_its_socket_itself_is_remembered(whole: WholeSupervisor) -> None:
-    whole.reader = ConfigRequestHandler(web(app=None, command=["x"]))
+    whole.reader = Reader(web(app=None, command=["x"]))
     whole.begin()
     whole.supervisor.core.entries["web"].observed.socket_found = "program"
     whole.ask("start")
