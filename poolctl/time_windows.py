@@ -117,7 +117,7 @@ class Period(NamedTuple):
 NO_PERIOD = Period()
 
 
-def time_zone(name: str) -> tzinfo | None:
+def parse_time_zone(name: str) -> tzinfo | None:
     """The time zone with this name (such as Europe/Berlin), None for "". Raises ValueError."""
     if not name:
         return None

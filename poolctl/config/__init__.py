@@ -43,7 +43,7 @@ _MODULES = {
     "model.pool_tables": "EventsTable MetricsTable Tables pool_variables routes_of",
     "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",
     "rules.conflicts": "Named conflicts dependency_findings longest_stop_seconds named_addresses single_bind_addresses "
-    "reference_findings users_of with_addresses",
+    "reference_findings os_users_by_server with_addresses",
     "rules.json_schema": "json_schema",
     "values.normalise": "merged referenced_variables relocated",
     "values.plain": "GATEWAY_LIBRARIES INSTALL_GATEWAY LOCAL MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from poolctl.config.configuration import Configuration
-from poolctl.config.files.assemble import Assembly, Document, ServerTable, last_source_with, read_documents
+from poolctl.config.files.assemble import Assembly, Document, ServerTable, nearest_source, read_documents
 from poolctl.config.files.parsers import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.loader import load
@@ -215,7 +215,7 @@ class Draft:
 
     def _source_to_change(self, entry: ServerTable, path: KeyPath) -> tuple[Document, KeyPath]:
         """Return the file in which to change the key `path` of server `entry`, and the server's path in the file."""
-        return last_source_with(entry.parts, path) or entry.parts[-1]
+        return nearest_source(entry.parts, path) or entry.parts[-1]
 
     def _set(self, document: Document, table: KeyPath, path: KeyPath, value: Tree) -> None:
         self._changes_of(document).pairs.setdefault(int(table[-1]), []).append((path, value))

@@ -63,7 +63,7 @@ def load(
         assembly.defaults = {"http": {"access_log": True}}  # overridden by the files
     for document in documents:
         assembly.add(document)
-    config = _Loader(assembly, env).load(files)
+    config = _ConfigurationBuilder(assembly, env).load(files)
     if unreadable:
         others = [
             problem
@@ -227,7 +227,7 @@ def added_server(
     return server
 
 
-class _Loader:
+class _ConfigurationBuilder:
     def __init__(self, assembly: Assembly, env: Mapping[str, str]) -> None:
         self.assembly = assembly
         self.origins = Origins(assembly.documents, assembly.entries, assembly.parts)

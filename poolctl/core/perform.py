@@ -561,7 +561,7 @@ class Executor:
         if hook is not None:
             hook.ends = True
             if hook.placement is not None:
-                self._queue.run(self._stop_hook(hook.placement, limit_seconds))
+                self._queue.run(self._end_hook_process(hook.placement, limit_seconds))
 
     def kill_hook(self, entry: Entry) -> None:
         """Kill the running hook at once, and cancel the after_stop hook of the stop in progress."""
@@ -628,15 +628,15 @@ class Executor:
         ending = asyncio.ensure_future(self._runner.wait_for_exit(placement))
         if hook.ends:
             # The end was ordered before the hook had a process.
-            await self._stop_hook(placement, 0)
+            await self._end_hook_process(placement, 0)
         await asyncio.wait({ending}, timeout=limit_seconds)
         if ending.done():
             return ending.result()
-        await self._stop_hook(placement, 0)
+        await self._end_hook_process(placement, 0)
         await ending
         return Exit(message=f"had not ended after {format_duration(limit_seconds)}, and was killed")
 
-    async def _stop_hook(self, placement: Placement, seconds: float) -> None:
+    async def _end_hook_process(self, placement: Placement, seconds: float) -> None:
         # Wait even for a process that SIGKILL does not end: its server cannot be started earlier.
         with contextlib.suppress(TimeoutError):
             await self._runner.stop(placement, seconds)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from poolctl.clock import Clock
 from poolctl.runners.runner_protocol import Exit
-from poolctl.time_windows import NO_PERIOD, Period, next_time, period_at, time_zone, until_text
+from poolctl.time_windows import NO_PERIOD, Period, next_time, parse_time_zone, period_at, until_text
 
 from .decide import ASLEEP, AWAKE, Desired
 from .server_entry import RUN_FAILED, RUN_STOPPED, RUN_SUCCEEDED, Entry
@@ -81,7 +81,7 @@ class SleepWindows:
 
 
 def _period_of(awake: Sequence[str], asleep: Sequence[str], timezone: str, minute: int) -> Period:
-    return period_at(((ASLEEP, asleep), (AWAKE, awake)), minute * 60.0, time_zone(timezone))
+    return period_at(((ASLEEP, asleep), (AWAKE, awake)), minute * 60.0, parse_time_zone(timezone))
 
 
 def asleep_until(entry: Entry) -> float | None:
@@ -97,7 +97,7 @@ def window_text(entry: Entry, now: float) -> str:
     if not entry.window_demand:
         return ""
     zone, until = entry.config.scale.timezone, entry.observed.window.until
-    text = f"kept {entry.window_demand} {until_text(until, now, time_zone(zone))}".rstrip()
+    text = f"kept {entry.window_demand} {until_text(until, now, parse_time_zone(zone))}".rstrip()
     return f"{text} ({zone})" if zone and until is not None else text
 
 

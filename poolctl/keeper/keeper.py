@@ -385,7 +385,7 @@ class Shutdown:
         if self.begun and not self.alone:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
-    def enforce_time_limits(self, now: float, supervisor: int) -> bool:
+    def enforce_limits_and_check_over(self, now: float, supervisor: int) -> bool:
         """Enforce the time limits of the shutdown. Return whether the wait for the workers is over.
 
         When the supervisor's limit has passed, the supervisor is killed and the workers are asked to stop. Then the
@@ -552,7 +552,7 @@ class Keeper:
                 self._ping_or_kill_supervisor(time.monotonic())
             if self._donor is not None:
                 self._donor.ping_or_kill(time.monotonic())
-            if self._shutdown.enforce_time_limits(time.monotonic(), self._supervisor.pid):
+            if self._shutdown.enforce_limits_and_check_over(time.monotonic(), self._supervisor.pid):
                 break
         self._shutdown.kill_and_clear()
         # If the keeper stopped the pool alone, the logger still needs time to store the servers' last output.

@@ -274,7 +274,7 @@ def _open_ports(address: Address, kind: int) -> list[socket.socket]:
     return opened
 
 
-def _open_bound_socket(target: BindTarget, port: int, kind: int, *, dual: bool) -> socket.socket:
+def _open_bound_socket(target: BindHost, port: int, kind: int, *, dual: bool) -> socket.socket:
     sock = socket.socket(target.family, kind)
     try:
         if (
@@ -294,7 +294,7 @@ def _open_bound_socket(target: BindTarget, port: int, kind: int, *, dual: bool) 
     return sock
 
 
-class BindTarget(NamedTuple):
+class BindHost(NamedTuple):
     """The family and address of a socket to open, without the port."""
 
     family: int
@@ -306,18 +306,18 @@ class BindTarget(NamedTuple):
         return (self.host, port, *self.rest)
 
 
-def resolve_bind_targets(address: Address) -> list[BindTarget]:
+def resolve_bind_targets(address: Address) -> list[BindHost]:
     """Descriptions of the sockets to open for a TCP address, IPv4 first, without duplicates; at least one.
 
     `:8080` means both IP versions, `localhost` only the loopback addresses of the name. Raises ListenError; blocks
     while a host name is resolved.
     """
-    found: dict[str, BindTarget] = {}
+    found: dict[str, BindHost] = {}
     for host in ["0.0.0.0", "::"] if address.dual else [address.host]:
         for family, _, _, _, sockaddr in _resolved(address, host):
             text = str(sockaddr[0])
             if address.host != "localhost" or _is_loopback(text):
-                found.setdefault(text, BindTarget(family, text, sockaddr[2:]))
+                found.setdefault(text, BindHost(family, text, sockaddr[2:]))
     if not found:
         raise ListenError(
             f"{address.host} has no loopback address on this machine",

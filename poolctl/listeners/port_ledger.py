@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from poolctl.errors import ServerError
 from poolctl.platform import read_json_object, replace_file
 
-from .open_listener import BindTarget, resolve_bind_targets
+from .open_listener import BindHost, resolve_bind_targets
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -135,7 +135,7 @@ def is_free(address: Address, port: int, *, lingering: bool = False) -> bool:
     return all(_is_unused(target, port, lingering=lingering) for target in resolve_bind_targets(address))
 
 
-def _is_unused(target: BindTarget, port: int, *, lingering: bool) -> bool:
+def _is_unused(target: BindHost, port: int, *, lingering: bool) -> bool:
     try:
         with socket.socket(target.family, socket.SOCK_STREAM) as sock:
             # Without this option, connections in TIME_WAIT count as use.

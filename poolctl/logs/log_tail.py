@@ -246,7 +246,7 @@ class TailedFile:
     def read(self) -> list[bytes]:
         """The complete lines added since the last call, without line breaks."""
         found = self._read_added_lines()
-        while newer := self._newer():
+        while newer := self._open_newer_logs():
             for fd in newer:
                 found += self._read_added_lines()
                 if self._partial:
@@ -285,7 +285,7 @@ class TailedFile:
                 self._partial = b""
         return found
 
-    def _newer(self) -> list[int]:
+    def _open_newer_logs(self) -> list[int]:
         """Open the log files that were created after the one being read; returns their descriptors, oldest first."""
         try:
             if self._fd >= 0 and os.stat(self.path).st_ino == self._inode:

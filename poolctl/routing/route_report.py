@@ -56,7 +56,7 @@ class RouteReport:
     errors: int = 0
     p50_seconds: float | None = None
     p99_seconds: float | None = None
-    registrations: tuple[RegistrationReport, ...] | None = None
+    registrations: tuple[RegisteredServiceReport, ...] | None = None
     machines: tuple[MachineReport, ...] | None = None
 
 
@@ -152,7 +152,7 @@ STARTING, SERVING, FAILING, SILENT = "starting", "serving", "failing", "silent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegistrationReport:
+class RegisteredServiceReport:
     """One service, registered as a backend of the route `name`. `state` is starting, serving, failing or silent.
 
     `why` is the problem of the last probe, or says that the service is silent. `since` is the time of the last change

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import PoolConfig, PoolValidateError, ServerConfig
-from poolctl.time_windows import BadWindow, Period, next_time, parse_window, period_at, time_zone, until_text
+from poolctl.time_windows import (
+    BadWindow,
+    Period,
+    next_time,
+    parse_time_zone,
+    parse_window,
+    period_at,
+    until_text,
+)
 from tests.examples import examples
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -170,11 +178,11 @@ def test_any_text_is_a_window_or_a_problem(text: str) -> None:
 
 
 def test_time_zone_is_looked_up_by_its_name() -> None:
-    assert time_zone("") is None
-    assert time_zone("Europe/Berlin") == BERLIN
+    assert parse_time_zone("") is None
+    assert parse_time_zone("Europe/Berlin") == BERLIN
     for wrong in ("Europe/Atlantis", "../../etc/passwd", "/etc/passwd", "Europe", "a\0b"):
         with pytest.raises(ValueError, match="is no time zone of this machine"):
-            time_zone(wrong)
+            parse_time_zone(wrong)
 
 
 @pytest.mark.parametrize(

@@ -336,7 +336,7 @@ class Origins:
     def place(self, entry: ServerTable | str, path: KeyPath) -> Place:
         """The place of a server's key, or of the server's table if no file has the key."""
         entry = self._entries[entry] if isinstance(entry, str) else entry
-        document, table = last_source_with([*self._defaults, *entry.parts], path) or entry.parts[0]
+        document, table = nearest_source([*self._defaults, *entry.parts], path) or entry.parts[0]
         return document.place((*table, *path))
 
     def place_in_table(self, path: KeyPath) -> Place:
@@ -388,7 +388,7 @@ class Origins:
         return known
 
 
-def last_source_with(sources: Sequence[Source], path: KeyPath) -> Source | None:
+def nearest_source(sources: Sequence[Source], path: KeyPath) -> Source | None:
     """Return the last source whose table has a value at `path`, which is relative to the table.
 
     If no table has such a value, search again for `path` without the last key, and so on. Return None if no table has

@@ -84,7 +84,7 @@ def shared_users(servers: Sequence[ServerKeys]) -> Iterator[tuple[ServerKeys, Fi
             yield first, Finding(("user",), message, "give each its own user if they must be isolated", user)
 
 
-def users_of(servers: Iterable[ServerKeys]) -> dict[str, str]:
+def os_users_by_server(servers: Iterable[ServerKeys]) -> dict[str, str]:
     """The name of the user that each server runs as, by the server's name. Accounts with the same uid get one name."""
     names: dict[str, str] = {}
     found: dict[str, str] = {}

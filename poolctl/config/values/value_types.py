@@ -33,7 +33,7 @@ from poolctl.config.values.plain import (
 )
 from poolctl.config.values.problems import Finding, KeyPath, Tree, nearest, printable, shown, unknown_key
 from poolctl.feature import platform_names
-from poolctl.time_windows import parse_window, time_zone
+from poolctl.time_windows import parse_time_zone, parse_window
 from poolctl.units import (
     DURATION_ALLOWED,
     DURATION_PATTERN,
@@ -148,7 +148,7 @@ def _schedule_times(text: str) -> str:
 
 def _time_zone(name: str) -> str:
     try:
-        time_zone(name)
+        parse_time_zone(name)
     except ValueError as problem:
         raise BadValue(
             str(problem), 'a name such as "Europe/Berlin" or "UTC" (tzselect(8) finds it)'

@@ -12,7 +12,7 @@ from poolctl.config.files.read_file import read_text
 from poolctl.config.model.pool_tables import NONE, InvalidServerNames, Located, Tables
 from poolctl.config.model.section import Probe, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.rules.conflicts import users_of
+from poolctl.config.rules.conflicts import os_users_by_server
 from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, printable
 from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern, prefixes
 from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY, STICKY, Route, passable
@@ -450,7 +450,9 @@ def _other_user_problems(
         to = known.resolve_targets(config.to)[0]
         if to or config.register:
             routes.append((each, config, build_route(each.alias, config, to, FILE)))
-    apart = with_separation_reasons([route for *_, route in routes], users_of(known.by_name.values()))
+    apart = with_separation_reasons(
+        [route for *_, route in routes], os_users_by_server(known.by_name.values())
+    )
     for (each, config, _), route in zip(routes, apart, strict=True):
         secure = all(server.tls for server in known.servers_of(config))
         why = route.other_user_tls if secure else route.other_user

@@ -11,7 +11,7 @@ from poolctl.address import parse
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import Probe, validated
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.rules.conflicts import users_of
+from poolctl.config.rules.conflicts import os_users_by_server
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import Interpolated
 from poolctl.config.values.problems import Finding, KeyPath, Tree
@@ -103,7 +103,9 @@ def with_pass_restrictions(routes: Sequence[AnyRoute], servers: Iterable[ServerK
     `other_user` is why the route's connections must not be passed to workers, or "".
     """
     apart = iter(
-        with_separation_reasons([each for each in routes if isinstance(each, Route)], users_of(servers))
+        with_separation_reasons(
+            [each for each in routes if isinstance(each, Route)], os_users_by_server(servers)
+        )
     )
     return tuple(next(apart) if isinstance(each, Route) else each for each in routes)
 

@@ -150,7 +150,7 @@ class RouteBreaker(StreamBreaker):
     )
 
 
-class _WithAddresses(Table):
+class _WithAbsoluteSocketPaths(Table):
     """Base of tables with addresses: relative paths of Unix sockets are made absolute, also in nested tables."""
 
     @classmethod
@@ -160,7 +160,7 @@ class _WithAddresses(Table):
         return _with_absolute_addresses(table, base_dir)
 
 
-class GatewayConfig(_WithAddresses):
+class GatewayConfig(_WithAbsoluteSocketPaths):
     """[gateway]: the addresses where clients reach the servers by host and path, and the defaults of all routes."""
 
     table: ClassVar[str] = "gateway"
@@ -267,7 +267,7 @@ class StreamTarget(Section):
     health: Probe | None = field(None, "How HOST:PORT is probed. Left out: as the stream says.")
 
 
-class RouteConfig(_WithAddresses):
+class RouteConfig(_WithAbsoluteSocketPaths):
     """[[route]]: which requests it matches, and the servers that answer them."""
 
     table: ClassVar[str] = "route"
@@ -360,7 +360,7 @@ class StreamTimeouts(Section):
     total: Duration = field(0.0, "Maximum time for the whole connection; 0 is no limit.")
 
 
-class StreamConfig(_WithAddresses):
+class StreamConfig(_WithAbsoluteSocketPaths):
     """[[stream]]: an address whose TCP connections or UDP datagrams are forwarded to other addresses."""
 
     table: ClassVar[str] = "stream"

@@ -11,7 +11,7 @@ from poolctl.config import ServerConfig
 from poolctl.control.answers import Item, item_from_config
 from poolctl.json_form import Table
 from poolctl.states import State, Status
-from poolctl.time_windows import next_time, time_zone
+from poolctl.time_windows import next_time, parse_time_zone
 
 _LABEL = "poolctl.dev"
 POOL, SERVER, REVISION = f"{_LABEL}/pool", f"{_LABEL}/server", f"{_LABEL}/revision"
@@ -345,7 +345,7 @@ class ScheduledWorkload(Workload):
         else:
             state = State.RUNNING if runs else State.SLEEPING
             health = Status.OK if self.failure() is None else Status.WARN
-            zone = time_zone(str(self._spec.get("timeZone") or "Etc/UTC"))
+            zone = parse_time_zone(str(self._spec.get("timeZone") or "Etc/UTC"))
             planned = next_time(str(self.config.every), now, zone)
         return ClusterItem(
             **{

@@ -30,7 +30,7 @@ _NAMED = 3
 _STACK_LINES = 10
 
 
-class PoolFacts(NamedTuple):
+class NotificationContext(NamedTuple):
     """Facts about a pool for its notifications: `environment` may hold secrets, and commands run in `directory`."""
 
     name: str
@@ -120,7 +120,7 @@ class TrackedProblem:
 class ProblemTracker:
     """The open problems that concern one receiver; composes the messages about them when they are due."""
 
-    def __init__(self, notify: Notify, facts: Callable[[], PoolFacts]) -> None:
+    def __init__(self, notify: Notify, facts: Callable[[], NotificationContext]) -> None:
         self._notify = notify
         self._facts = facts
         self._open: dict[str, TrackedProblem] = {}

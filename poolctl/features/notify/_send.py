@@ -30,7 +30,7 @@ from poolctl.logs.log_line import stamp
 from poolctl.platform import bounded_file, last_line
 from poolctl.runners.withheld_variables import environment_for_programs
 
-from ._problem_tracker import NEWS, RESOLVED, TEST, Message, PoolFacts
+from ._problem_tracker import NEWS, RESOLVED, TEST, Message, NotificationContext
 
 if TYPE_CHECKING:
     from .table import Notify
@@ -57,7 +57,7 @@ class SendFailed(Exception):
 class Sender:
     """Sends messages to one receiver of notifications, such as a webhook or a command."""
 
-    def __init__(self, notify: Notify, facts: Callable[[], PoolFacts]) -> None:
+    def __init__(self, notify: Notify, facts: Callable[[], NotificationContext]) -> None:
         self._notify = notify
         self._facts = facts
         self._tls: ssl.SSLContext | None = None
@@ -272,7 +272,9 @@ class NotifyResult(Result):
     receivers: tuple[ReceiverResult, ...] | None = None
 
 
-async def send_test(receivers: Sequence[Notify], names: Sequence[str], facts: PoolFacts) -> NotifyResult:
+async def send_test(
+    receivers: Sequence[Notify], names: Sequence[str], facts: NotificationContext
+) -> NotifyResult:
     """Send a test notification to the receivers with these names, or to all; the result has an outcome for each."""
     known = [each.label for each in receivers]
     if not known or not set(names) <= {*known}:

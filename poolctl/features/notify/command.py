@@ -43,11 +43,11 @@ def _send_without_supervisor(pool: PoolRef, names: list[str]) -> NotifyResult:
 
     from poolctl.cli.offline import load
 
-    from ._problem_tracker import PoolFacts
+    from ._problem_tracker import NotificationContext
     from ._send import send_test
     from .table import Notify
 
     config = load(pool, allow_empty=True)
     directory = os.path.dirname(pool.files[0])
-    facts = PoolFacts(config.settings.name or os.path.basename(directory), os.environ, directory)
+    facts = NotificationContext(config.settings.name or os.path.basename(directory), os.environ, directory)
     return asyncio.run(send_test(config.tables.all(Notify), names, facts))

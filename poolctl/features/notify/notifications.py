@@ -21,7 +21,7 @@ from poolctl.states import State, Status
 from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb
 
-from ._problem_tracker import PROBLEM, RESOLVED, Message, PoolFacts, ProblemTracker
+from ._problem_tracker import PROBLEM, RESOLVED, Message, NotificationContext, ProblemTracker
 from ._send import NotifyResult, Sender, SendFailed, send_test
 from .table import Notify
 
@@ -254,10 +254,10 @@ class Notifications(FeaturePart):
             elif os.path.exists(self._path):
                 os.unlink(self._path)
 
-    def facts(self) -> PoolFacts:
+    def facts(self) -> NotificationContext:
         """Return the pool's current name, environment, directory and tags, all of which a reload may change."""
         pool = self._configuration
-        return PoolFacts(pool.name, pool.environment, os.path.dirname(pool.files[0]), self._tags)
+        return NotificationContext(pool.name, pool.environment, os.path.dirname(pool.files[0]), self._tags)
 
     def _tags(self, server: str) -> Sequence[str]:
         entry = self.site.core.entries.get(server)

@@ -21,7 +21,7 @@ from poolctl.routing.match import DEFAULT, WILDCARD, HostPattern, covers_path, h
 from poolctl.routing.route import REGISTRATION, AnyRoute, ExcludedRoute, Route, Target
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.routing.route_health import STARTING as ROUTE_STARTING
-from poolctl.routing.route_report import FAILING, SERVING, SILENT, STARTING, RegistrationReport
+from poolctl.routing.route_report import FAILING, SERVING, SILENT, STARTING, RegisteredServiceReport
 from poolctl.states import Status
 from poolctl.units import format_duration
 
@@ -256,10 +256,10 @@ class Registrations:
             found[each.state] += 1
         return found
 
-    def report(self, service: RegisteredService) -> RegistrationReport:
+    def report(self, service: RegisteredService) -> RegisteredServiceReport:
         settings = service.settings
         left = service.deadline - self._clock.monotonic() if service.state != SILENT else 0.0
-        return RegistrationReport(
+        return RegisteredServiceReport(
             name=settings.name,
             url=settings.to,
             state=service.state,

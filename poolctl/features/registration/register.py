@@ -10,7 +10,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.json_form import Table, field_names
-from poolctl.routing.route_report import SERVING, RegistrationReport, absolute_url
+from poolctl.routing.route_report import SERVING, RegisteredServiceReport, absolute_url
 
 from ._answers import RegistrationsResult
 
@@ -27,7 +27,7 @@ COMMAND = Command(
     Option("--probe", "PATH", "Check its health with GET PATH; take it out of rotation while failing."),
     OUTPUT,
     section="Change",
-    fields=tuple(field_names(RegistrationReport)),
+    fields=tuple(field_names(RegisteredServiceReport)),
     examples=(
         "poolctl register users --to http://10.0.0.7:9000 --ttl 30s",
         "poolctl register docs --to http://10.0.0.8:90 --path /docs --probe /health",
@@ -47,7 +47,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def send_registration_request(
-    request: CommandRequest, options: Table, sentence: Callable[[RegistrationReport], str]
+    request: CommandRequest, options: Table, sentence: Callable[[RegisteredServiceReport], str]
 ) -> Outcome:
     """Send the request to the supervisor; the output has a `sentence` for each service. Raises NoSupervisor."""
     result = ask_for(RegistrationsResult, request, find_pool(request), more=options)
@@ -65,7 +65,7 @@ def _weight(text: str | None) -> int | None:
     return int(text)
 
 
-def _sentence(service: RegistrationReport) -> str:
+def _sentence(service: RegisteredServiceReport) -> str:
     from poolctl.units import format_duration
 
     for_time = f" for {format_duration(service.ttl_seconds)}" if service.ttl_seconds else ""

@@ -45,7 +45,7 @@ from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.metrics import Family
 from poolctl.platform import peer_credentials, replace_file
 from poolctl.routing.route import REGISTRATION
-from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegistrationReport
+from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegisteredServiceReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import Selector
@@ -183,7 +183,7 @@ class TargetRegistration(GatewayPart):
         """The registered services of a route."""
         return self.services.of(alias)
 
-    def reports(self, alias: str) -> tuple[RegistrationReport, ...]:
+    def reports(self, alias: str) -> tuple[RegisteredServiceReport, ...]:
         """The registered services of a route, for output."""
         return tuple(map(self.services.report, self.services.of(alias)))
 

@@ -6,7 +6,7 @@ from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import printable
 from poolctl.json_form import field_names
-from poolctl.routing.route_report import RegistrationReport, absolute_url
+from poolctl.routing.route_report import RegisteredServiceReport, absolute_url
 
 from .register import send_registration_request
 
@@ -16,7 +16,7 @@ COMMAND = Command(
     Option("--to", "URL", "Its URL. Default: every service of this name."),
     OUTPUT,
     section="Change",
-    fields=tuple(field_names(RegistrationReport)),
+    fields=tuple(field_names(RegisteredServiceReport)),
     examples=("poolctl unregister users --to http://10.0.0.7:9000",),
 )
 

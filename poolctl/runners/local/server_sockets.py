@@ -229,9 +229,9 @@ class AdoptionPairs:
         if key not in self._withheld_keys:
             self.allow_passing(key)
         if before is not None:
-            self._run_in_background(self._retire(key, *before[1:]))
+            self._run_in_background(self._close_after_use(key, *before[1:]))
 
-    async def _retire(
+    async def _close_after_use(
         self, key: str, give: socket.socket, take: socket.socket, *, empty: bool = False
     ) -> None:
         """Close both ends of a server's socket pair in this process, once the gateway has stopped using the pair.
@@ -305,7 +305,7 @@ class AdoptionPairs:
         """
         if key not in self._pairs:
             return
-        await self._retire(key, *self._pairs.pop(key)[1:], empty=True)
+        await self._close_after_use(key, *self._pairs.pop(key)[1:], empty=True)
         if key not in self._pairs:
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})

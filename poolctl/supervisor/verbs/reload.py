@@ -120,7 +120,7 @@ class Reload:
             changes=lines,
         )
 
-    async def apply_at_rest(self, call: Call) -> ReloadResult:
+    async def apply_while_none_runs(self, call: Call) -> ReloadResult:
         """Apply the files to a pool in which no server runs; returns changes or errors. New servers are not started."""
         async with self._turn:
             resolved = await self._configuration.read(keep=self._core.entries)
@@ -412,7 +412,7 @@ class ConfigurationDrift:
             return None
         if (found := await self._find_changes()) is None:
             return None
-        result = await self._reload.apply_at_rest(call)
+        result = await self._reload.apply_while_none_runs(call)
         counts = _counted(result.changes or ())
         if result.exit_code or not any(counts):
             return result

@@ -483,7 +483,7 @@ class ConnectionAcceptor:
         made = self._make(routed)
         if until is not None or routed is None or not routed.decided:
             if isinstance(made, Drainable):
-                made.apply_deadline(until, asked=asked)
+                made.limit_head_or_idle_time(until, asked=asked)
         elif isinstance(made, RoutedConnection):
             made.head = None  # the head has arrived, so no time limit applies
         return made  # type: ignore[no-any-return]

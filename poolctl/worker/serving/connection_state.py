@@ -133,7 +133,7 @@ class Drainable:
     def end_event_streams(self) -> None:
         """End the responses that are event streams, without cutting off an event. The clients reconnect."""
 
-    def apply_deadline(self, until: float | None, *, asked: bool) -> None:
+    def limit_head_or_idle_time(self, until: float | None, *, asked: bool) -> None:
         """Apply the time limit of a connection that another process has handed over. Called before `connection_made`.
 
         The limit ends at `until`, a monotonic time; None stands for the default limit. If `asked` is true, the

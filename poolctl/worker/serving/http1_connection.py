@@ -208,7 +208,7 @@ class Http1Connection(Drainable, Http1Protocol):
         state = self.server_state
         if state.balancer is None or state.stays or self.scheme != "http" or self.routed_state is not None:
             return False
-        return state.balancer.hand_over_websocket_if_too_many(WebSocketUpgrade(self, *event))
+        return state.balancer.hand_over_websocket_if_too_many(TransferableWebSocket(self, *event))
 
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
@@ -309,7 +309,7 @@ class Http1Connection(Drainable, Http1Protocol):
             elif self.head is not None:
                 self.cancel_head_timeout()
 
-    def apply_deadline(self, until: float | None, *, asked: bool) -> None:
+    def limit_head_or_idle_time(self, until: float | None, *, asked: bool) -> None:
         if until is not None and not asked:
             timeouts = self.server_state.head_timeouts
             timeouts.start(self, min(until, monotonic() + timeouts.seconds))
@@ -319,7 +319,7 @@ class Http1Connection(Drainable, Http1Protocol):
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
     def deadline_arguments(self) -> dict[str, float | bool]:
-        """Return the deadline of the connection's next request as keyword arguments for the method `apply_deadline`.
+        """Return the deadline of the connection's next request as keyword arguments for `limit_head_or_idle_time`.
 
         Returns {} if the connection has no deadline.
         """
@@ -553,7 +553,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
         super().on_response_complete()
 
 
-class WebSocketUpgrade:
+class TransferableWebSocket:
     """A connection whose last request asks for a WebSocket; `event` is the parser's event, None with httptools."""
 
     def __init__(self, connection: Any, event: Any = None) -> None:

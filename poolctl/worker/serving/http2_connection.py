@@ -106,7 +106,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self._pop_head_deadline()
         self.transport.close()
 
-    def apply_deadline(self, until: float | None, *, asked: bool) -> None:
+    def limit_head_or_idle_time(self, until: float | None, *, asked: bool) -> None:
         self._until = until, asked
 
     def linger(self) -> None:
@@ -130,7 +130,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         protocol = kind(*self._made_with, _loop=self._loop)
         if self._until is not None and isinstance(protocol, Drainable):
             until, asked = self._until
-            protocol.apply_deadline(until, asked=asked)
+            protocol.limit_head_or_idle_time(until, asked=asked)
         if self.routing is not None and isinstance(protocol, Drainable):
             add_route_to_scopes(protocol, self.routing)
         self.transport.set_protocol(protocol)

@@ -27,7 +27,7 @@ from poolctl.features.gateway.table import GatewayConfig
 from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Header, Redirect, Route, StreamRoute, Target
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
-from poolctl.routing.route_report import SERVING, SILENT, RegistrationReport, RouteReport
+from poolctl.routing.route_report import SERVING, SILENT, RegisteredServiceReport, RouteReport
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor, identity
 from poolctl.states import Status
@@ -467,7 +467,7 @@ class RoutePool:
 
 def service(url: str, health: RouteHealth, *, is_serving: bool = False) -> SimpleNamespace:
     """A probed service of the route "users"."""
-    report = RegistrationReport(name="users", url=url, state=SERVING if is_serving else SILENT)
+    report = RegisteredServiceReport(name="users", url=url, state=SERVING if is_serving else SILENT)
     return SimpleNamespace(url=url, health=health, is_serving=is_serving, is_probed=True, report=report)
 
 

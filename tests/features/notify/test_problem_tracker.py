@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.notify._problem_tracker import Message, PoolFacts, ProblemTracker
+from poolctl.features.notify._problem_tracker import Message, NotificationContext, ProblemTracker
 from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
 
@@ -16,7 +16,9 @@ def event(after: str, server: str = "web", kind: str = "lifecycle", **more: Any)
 
 
 def problems(**keys: Any) -> ProblemTracker:
-    return ProblemTracker(Notify(type="slack", url_env="A", **keys), lambda: PoolFacts("shop", {}, "/", tags))
+    return ProblemTracker(
+        Notify(type="slack", url_env="A", **keys), lambda: NotificationContext("shop", {}, "/", tags)
+    )
 
 
 def tags(server: str) -> list[str]:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from poolctl.exit_codes import NOTHING_MATCHED
-from poolctl.features.notify._problem_tracker import NEWS, RESOLVED, TEST, Message, PoolFacts
+from poolctl.features.notify._problem_tracker import NEWS, RESOLVED, TEST, Message, NotificationContext
 from poolctl.features.notify._send import Sender, SendFailed, send_test
 from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
@@ -47,7 +47,9 @@ def send(
     """What came of one attempt; None when it arrived."""
 
     async def attempt() -> None:
-        await Sender(Notify(**keys), lambda: PoolFacts("shop", env or ENV, str(directory))).send(message)
+        await Sender(Notify(**keys), lambda: NotificationContext("shop", env or ENV, str(directory))).send(
+            message
+        )
 
     try:
         asyncio.run(attempt())
@@ -328,7 +330,7 @@ def test_test_notification_goes_to_the_named_receivers(
         Notify(name="good", type="slack", url=there.url("/slack/hook")),
         Notify(name="bad", type="slack", url=there.url("/nowhere")),
     ]
-    result = asyncio.run(send_test(receivers, names, PoolFacts("shop", ENV, "/")))
+    result = asyncio.run(send_test(receivers, names, NotificationContext("shop", ENV, "/")))
     found = None if result.receivers is None else [each.name for each in result.receivers]
     assert (found, result.exit_code) == (reached, exit_code)
     assert [each.message.startswith(begin) for each, begin in zip(result.errors, errors, strict=True)] == [
@@ -343,7 +345,7 @@ def test_test_notification_goes_to_the_named_receivers(
 
 
 def test_test_notification_without_receivers_is_an_error() -> None:
-    result = asyncio.run(send_test([], (), PoolFacts("shop", ENV, "/")))
+    result = asyncio.run(send_test([], (), NotificationContext("shop", ENV, "/")))
     assert (result.exit_code, result.errors[0].message) == (
         NOTHING_MATCHED,
         "no [[notify]] receivers are configured",

@@ -22,7 +22,7 @@ from poolctl.features.registration._services import (
 )
 from poolctl.routing.route import ExcludedRoute, Route, Target
 from poolctl.routing.route_health import RouteHealth
-from poolctl.routing.route_report import RegistrationReport
+from poolctl.routing.route_report import RegisteredServiceReport
 from tests.config_files import told
 from tests.manual_clock import ManualClock
 
@@ -355,7 +355,7 @@ def test_report_of_a_service_has_the_rest_of_its_time_and_its_probe(
     report = stage.services.report(service)
     stage.clock.advance(9.5)
     later = stage.services.report(service)
-    assert report == RegistrationReport(
+    assert report == RegisteredServiceReport(
         name="users", url=URL, state="starting" if "probe" in keys else "serving", weight=keys.get("weight", 1),
         since=report.since, ttl_seconds=ttl_seconds, left_seconds=ttl_seconds or None, probe=probe,
     )  # fmt: skip

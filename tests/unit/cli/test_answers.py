@@ -40,7 +40,7 @@ from poolctl.control.server_answers import (
 )
 from poolctl.errors import PoolStartError, ServerError
 from poolctl.json_form import field_names, from_json, to_json
-from poolctl.routing.route_report import HostReport, RegistrationReport, RouteReport
+from poolctl.routing.route_report import HostReport, RegisteredServiceReport, RouteReport
 from poolctl.runners.stack_report import Frame, KernelThread, TaskStack, ThreadStack, WorkerStacks
 from tests.stand_in import always, item
 
@@ -94,7 +94,7 @@ FIELDS: dict[type[object], list[str]] = {
         "passed", "proxied", "refused", "waiting", "errors",
     ],
     HealthReport: ["name", "kind", "status"],
-    RegistrationReport: ["name", "url", "state", "why", "since", "weight", "ttl_seconds", "probe"],
+    RegisteredServiceReport: ["name", "url", "state", "why", "since", "weight", "ttl_seconds", "probe"],
     HostReport: [
         "host", "routes", "state", "since", "until", "available", "health", "why", "breaker", "connections",
         "in_flight", "waiting", "requests", "errors",
@@ -148,7 +148,7 @@ OPTIONAL: dict[type[object], list[str]] = {
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds", "registrations", "machines"],
     HealthReport: ["uptime_seconds", "latency_seconds", "detail"],
-    RegistrationReport: ["left_seconds", "latency_seconds"],
+    RegisteredServiceReport: ["left_seconds", "latency_seconds"],
     GatewayStatus: ["stats"],
     ServerStats: ["errors_per_second"],
     StatsHistory: ["errors_per_second"],

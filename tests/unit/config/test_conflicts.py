@@ -20,10 +20,10 @@ from poolctl.config.rules.conflicts import (
     dependency_findings,
     longest_stop_seconds,
     named_addresses,
+    os_users_by_server,
     shared_users,
     single_bind_addresses,
     table_conflicts,
-    users_of,
 )
 from poolctl.feature import FEATURES
 from tests.config_files import SERVER, assert_named_with_its_fix, load_text, told
@@ -394,7 +394,7 @@ def test_servers_of_one_user_in_a_pool_of_several_are_not_isolated() -> None:
 
 def test_users_are_accounts_whatever_their_spelling() -> None:
     me = pwd.getpwuid(os.geteuid()).pw_name
-    found = users_of(
+    found = os_users_by_server(
         [server("a"), server("b", user="nobody:www"), server("c", user="no-such"), server("d", user=me)]
     )
     assert found == {"a": me, "b": "nobody", "c": "no-such", "d": me}
@@ -402,7 +402,7 @@ def test_users_are_accounts_whatever_their_spelling() -> None:
 
 def test_user_without_an_account_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
-    assert users_of([server("a")]) == {"a": "4000000"}
+    assert os_users_by_server([server("a")]) == {"a": "4000000"}
 
 
 def test_stop_takes_as_long_as_the_longest_chain() -> None:

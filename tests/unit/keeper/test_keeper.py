@@ -305,14 +305,14 @@ def shutdown(directory: Path) -> Shutdown:
 
 def test_supervisor_that_does_not_confirm_a_shutdown_is_not_waited_for(tmp_path: Path) -> None:
     end = shutdown(tmp_path)
-    assert not end.enforce_time_limits(1e9, 0)
+    assert not end.enforce_limits_and_check_over(1e9, 0)
     end.begin(100.0)
-    assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS - 1, 0)
+    assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS - 1, 0)
     assert not end.alone
-    assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS, 0)
+    assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0)
     assert end.alone
     assert end.due == 100.0 + ANSWER_SECONDS + ALONE_SECONDS
-    assert end.enforce_time_limits(100.0 + ANSWER_SECONDS, 0), "nobody is there"
+    assert end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0), "nobody is there"
 
 
 def test_supervisor_that_confirms_a_shutdown_gets_the_time_of_its_servers(tmp_path: Path) -> None:
@@ -320,10 +320,10 @@ def test_supervisor_that_confirms_a_shutdown_gets_the_time_of_its_servers(tmp_pa
         end = shutdown(tmp_path)
         end.begin(100.0)
         end.extend_deadline(said)
-        assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS + limit - 1, 0)
+        assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + limit - 1, 0)
         assert not end.alone
         end.extend_deadline(said)  # a successor of the first, which has died at it
-        end.enforce_time_limits(100.0 + ANSWER_SECONDS + limit, 0)
+        end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + limit, 0)
         assert end.alone
 
 
@@ -337,7 +337,7 @@ def test_keeper_that_stops_the_pool_alone_asks_each_worker_with_its_own_signal(t
             )
             end = Shutdown(store, Reaper(), str(tmp_path))
             end.begin(100.0)
-            assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS, supervisor.pid)
+            assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, supervisor.pid)
             assert worker.wait(60) == -signal.SIGQUIT
             assert supervisor.wait(60) == -signal.SIGKILL
         finally:
@@ -352,14 +352,14 @@ def test_keeper_that_stops_the_pool_alone_waits_for_its_workers_but_not_for_ever
             store.put("worker:web.1.0", {"pid": worker.pid, "stop_signal": signal.SIGCONT}, [])
             end = Shutdown(store, Reaper(), str(tmp_path))
             end.begin(100.0)
-            assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS, 0)
-            assert not end.enforce_time_limits(100.0 + ANSWER_SECONDS + ALONE_SECONDS - 1, 0)
+            assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0)
+            assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + ALONE_SECONDS - 1, 0)
             if ends:
                 worker.kill()
                 worker.wait(60)
-                assert end.enforce_time_limits(100.0 + ANSWER_SECONDS + 1, 0)
+                assert end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + 1, 0)
             else:
-                assert end.enforce_time_limits(100.0 + ANSWER_SECONDS + ALONE_SECONDS, 0)
+                assert end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + ALONE_SECONDS, 0)
                 worker.kill()
 
 
@@ -368,7 +368,7 @@ def test_shutdown_of_a_pool_without_workers_needs_no_second_limit(tmp_path: Path
     end.begin(100.0)
     end.begin(200.0)
     assert end.due == 100.0 + ANSWER_SECONDS
-    assert end.enforce_time_limits(100.0 + ANSWER_SECONDS, 0)
+    assert end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0)
     assert not end.alone
 
 

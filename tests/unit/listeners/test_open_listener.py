@@ -27,7 +27,7 @@ from poolctl.listeners.listen_errors import (
 )
 from poolctl.listeners.open_listener import (
     BACKLOG,
-    BindTarget,
+    BindHost,
     ListenError,
     _is_own_socket_file,
     close_listener,
@@ -159,7 +159,7 @@ def test_localhost_without_a_loopback_address_is_reported(monkeypatch: pytest.Mo
     assert (caught.value.bind, "/etc/hosts" in caught.value.hint) == ("localhost:80", True)
 
 
-def without_ipv6(target: BindTarget, port: int, kind: int, *, dual: bool) -> socket.socket:
+def without_ipv6(target: BindHost, port: int, kind: int, *, dual: bool) -> socket.socket:
     if target.family == socket.AF_INET6:
         raise OSError(errno.EAFNOSUPPORT, "no IPv6")
     return socket.socket(target.family, kind)

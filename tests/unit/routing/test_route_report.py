@@ -12,7 +12,7 @@ from poolctl.routing.route import ExcludedRoute, Header, Redirect, Route, Stream
 from poolctl.routing.route_report import (
     HostReport,
     MachineReport,
-    RegistrationReport,
+    RegisteredServiceReport,
     RouteReport,
     absolute_url,
     destinations,
@@ -120,7 +120,7 @@ def test_relative_path_of_a_socket_is_made_absolute(url: str, absolute: str) -> 
         ),
         (MachineReport, {"to": "u", "kind": "node", "node": "n"}, {"vmid": 0, "name": "", "state": ""}),
         (
-            RegistrationReport,
+            RegisteredServiceReport,
             {"name": "n", "url": "u"},
             {"state": "serving", "why": "", "since": "", "weight": 1, "ttl_seconds": 0.0, "probe": ""},
         ),

@@ -858,9 +858,7 @@ def failed_exit(whole: WholeSupervisor) -> dict[str, Any]:
 def test_failed_mandatory_server_ends_the_pool_with_its_status(
     whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole.reader = Reader(
-        web(), web("main", mandatory=True), web("first"), web("second", mandatory=True)
-    )
+    whole.reader = Reader(web(), web("main", mandatory=True), web("first"), web("second", mandatory=True))
     whole.runner.script.update({"main": NEVER, "first": FAILS, "second": NEVER})
     whole.begin()
     whole.ask("start", "web", "first")

@@ -165,7 +165,7 @@ def test_modules_are_imported_before_the_process_becomes_another_user(run: Run) 
 def test_interpreter_is_started_again_once_for_variables_that_it_reads_at_its_start(
     run: Run, tmp_path: Path
 ) -> None:
-    process = run("foreground.debug()", env={"A": "2", "PYTHONSAFEPATH": "1"})
+    process = run("foreground.serve_for_debugging()", env={"A": "2", "PYTHONSAFEPATH": "1"})
     process.until("imported 2 /")
     process.until("Application startup complete")
     assert get(process.port, "/x").text == "/x"
@@ -202,7 +202,7 @@ def test_closing_listeners_removes_the_paths_of_unix_sockets_and_may_be_repeated
 def test_server_serves_until_it_is_terminated_or_interrupted(run: Run, number: int, status: int) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         path = f"{directory}/web.sock"
-        process = run("foreground.debug()", listening=path)
+        process = run("foreground.serve_for_debugging()", listening=path)
         process.until("imported 1 /")
         process.until("Application startup complete")
         assert get(f"unix:{path}", "/x").text == "/x"
@@ -216,14 +216,14 @@ def test_server_serves_until_it_is_terminated_or_interrupted(run: Run, number: i
 @pytest.mark.slow
 def test_server_with_a_certificate_serves_tls(run: Run, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
-    process = run("foreground.debug()", tls={"cert": str(cert), "key": str(key)})
+    process = run("foreground.serve_for_debugging()", tls={"cert": str(cert), "key": str(key)})
     process.until("Application startup complete")
     assert get(f"https://127.0.0.1:{process.port}", "/x").text == "/x"
 
 
 @pytest.mark.slow
 def test_debugged_server_does_not_end_after_its_maximum_of_requests(run: Run) -> None:
-    process = run("foreground.debug()", http={"max_requests": 1})
+    process = run("foreground.serve_for_debugging()", http={"max_requests": 1})
     process.until("Application startup complete")
     for _ in range(3):
         assert get(process.port, "/x").text == "/x"
@@ -241,5 +241,5 @@ def test_debugged_server_does_not_end_after_its_maximum_of_requests(run: Run) ->
     ],
 )
 def test_application_that_cannot_start_ends_the_session(run: Run, app: str, status: int, text: str) -> None:
-    ended, printed = run("foreground.debug()", app=app).end()
+    ended, printed = run("foreground.serve_for_debugging()", app=app).end()
     assert (ended, text in printed) == (status, True), printed

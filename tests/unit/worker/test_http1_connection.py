@@ -22,7 +22,7 @@ from poolctl.worker import tally
 from poolctl.worker.serving import http1_connection
 from poolctl.worker.serving.accepting import AdoptionPair, protocol_factory
 from poolctl.worker.serving.connection_state import PoolServerState
-from poolctl.worker.serving.http1_connection import WebSocketUpgrade, wants_events
+from poolctl.worker.serving.http1_connection import TransferableWebSocket, wants_events
 from poolctl.worker.serving.pool_server import connection_class
 from poolctl.worker.serving.request_records import RequestCounts
 from tests.asgi_apps import answer, hello, lifespan
@@ -840,7 +840,7 @@ class Kept:
         self.protocol: Any = protocol_factory(config, self.state, {})()
         self.wire.protocol = self.protocol
         for each in until:
-            self.protocol.apply_deadline(each, asked=True)
+            self.protocol.limit_head_or_idle_time(each, asked=True)
         self.protocol.connection_made(self.wire)
 
     def ask(self, data: bytes = REQUEST) -> None:
@@ -1056,7 +1056,7 @@ def test_connection_without_a_receiver_lingers_when_it_leaves(kept: Kept) -> Non
 
 def test_upgrade_moves_with_the_head_of_its_request(kept: Kept, pair: Pair) -> None:
     kept.ask()
-    upgrade = WebSocketUpgrade(kept.protocol)
+    upgrade = TransferableWebSocket(kept.protocol)
     kept.wire.buffered = 1
     assert not upgrade.hand_over(pair.give)
     assert kept.wire.reading
@@ -1071,11 +1071,11 @@ def test_upgrade_moves_with_the_head_of_its_request(kept: Kept, pair: Pair) -> N
 def test_upgrade_whose_connection_closes_or_finds_no_room_does_not_move(kept: Kept, pair: Pair) -> None:
     kept.ask()
     count = pair.fill()
-    assert not WebSocketUpgrade(kept.protocol).hand_over(pair.give)
+    assert not TransferableWebSocket(kept.protocol).hand_over(pair.give)
     pair.empty(count)
     assert (kept.wire.reading, kept.wire.aborted, kept.wire.pauses) == (True, False, 1)
     kept.wire.closed = True
-    assert not WebSocketUpgrade(kept.protocol).hand_over(pair.give)
+    assert not TransferableWebSocket(kept.protocol).hand_over(pair.give)
     assert kept.wire.pauses == 1
 
 

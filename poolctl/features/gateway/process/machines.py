@@ -30,7 +30,7 @@ _ANSWER_SECONDS = 5.0
 _HOLDS_SECONDS = 1.0
 
 
-class ConnectingEdge(Protocol):
+class BackendConnector(Protocol):
     """The part of the gateway's Edge that connects to backends."""
 
     wake: Callable[[str], None]
@@ -60,7 +60,7 @@ class _Machine:
 class Machines:
     """The containers and virtual machines behind backends, by URL; `connect` starts a stopped one and waits for it."""
 
-    def __init__(self, edge: ConnectingEdge) -> None:
+    def __init__(self, edge: BackendConnector) -> None:
         self._edge = edge
         self._machines: dict[str, _Machine] = {}
 

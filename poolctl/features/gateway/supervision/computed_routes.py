@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from poolctl.config import MASK, ServerConfig, Tables, masked, users_of
+from poolctl.config import MASK, ServerConfig, Tables, masked, os_users_by_server
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.pool_files import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
@@ -182,7 +182,7 @@ class ComputedRoutes:
             work = functools.partial(_compute_routes, servers, tables, with_services)
             routes = await in_daemon_thread(work)
             if routes != before:
-                await self._end_disallowed_connections(routes, users_of(servers))
+                await self._end_disallowed_connections(routes, os_users_by_server(servers))
                 await self._publish(routes)
         except Exception as error:
             logger.exception("the route table could not be made")
@@ -250,7 +250,7 @@ def _compute_routes(
     targets = [*(each.to for each in http), *(each.to for each in streams)]
     names = frozenset(target.server for to in targets for target in to if target.server)
     secure = {each.name for each in servers if each.tls}
-    users = users_of(servers)
+    users = os_users_by_server(servers)
     kept = kept_connections(http, users, secure)
     of_routed = tuple(sorted((name, users[name]) for name in names if name in users))
     return RouteSet(tuple(http), tuple(streams), tuple(excluded), names, kept, of_routed)

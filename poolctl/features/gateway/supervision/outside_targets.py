@@ -19,7 +19,7 @@ from poolctl.probes.prober import statuses
 from poolctl.probes.worker_probes import Hysteresis, call_at
 from poolctl.routing.route import AnyRoute, Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth
-from poolctl.routing.route_report import FAILING, SERVING, STARTING, MachineReport, RegistrationReport
+from poolctl.routing.route_report import FAILING, SERVING, STARTING, MachineReport, RegisteredServiceReport
 from poolctl.states import Status
 from poolctl.units import format_duration
 
@@ -99,7 +99,7 @@ class ServiceSource(Protocol):
     def of(self, alias: str) -> Sequence[RoutedService]:
         """The services of a route."""
 
-    def reports(self, alias: str) -> tuple[RegistrationReport, ...]:
+    def reports(self, alias: str) -> tuple[RegisteredServiceReport, ...]:
         """Return a report, for output, on each service of the route `alias`."""
 
 
