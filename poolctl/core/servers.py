@@ -104,11 +104,11 @@ class Workqueue:
         self._process()
 
     def add(self, entry: Entry, *, progressed: bool = False) -> None:
-        """Queue the entry, so that `batch` yields it; `schedule` is not called. For `progressed`, see `touch`."""
+        """Queue the entry, so that `take_batch` yields it; `schedule` is not called. For `progressed`, see `touch`."""
         (self._progressed if progressed else self._others)[entry.name] = entry
 
     def add_all(self, entries: Iterable[Entry]) -> None:
-        """Queue the entries, so that `batch` yields them; `schedule` is not called."""
+        """Queue the entries, so that `take_batch` yields them; `schedule` is not called."""
         for entry in entries:
             self.add(entry)
 

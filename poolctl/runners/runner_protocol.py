@@ -128,7 +128,7 @@ class SleepCapability(Protocol):
         """Close the connections that were accepted for the server, but not taken by a worker."""
 
     def watch_idleness(self, placement: Placement, seconds: float) -> None:
-        """Have RunnerEventHandler.idle called whenever the worker has had no traffic for `seconds`; 0 ends this."""
+        """Call RunnerEventHandler.idle_changed whenever the worker has had no traffic for `seconds`; 0 ends this."""
 
 
 class Heartbeats(Protocol):

@@ -221,7 +221,7 @@ class WorkerProcess:
         """Use the gateway's route table in `fds` from now on, or log why it is unusable; report the table in use.
 
         If `keeps` is false, the worker returns each connection to the gateway before the connection's next request.
-        `context_key` authenticates the routes that the gateway names in requests (see Routes.renew).
+        `context_key` authenticates the routes that the gateway names in requests.
         """
         try:
             self.routes.replace_route_table(fds, keeps=keeps, context_key=context_key)
