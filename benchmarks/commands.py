@@ -27,14 +27,14 @@ def run(options: Namespace) -> Iterator[Row]:
         project.run("stop")
     for name, samples in running.items():
         if name != "bare":
-            yield _backend_report(f"{name} of {servers} running", samples, running["bare"], most_ratio=3)
+            yield _row(f"{name} of {servers} running", samples, running["bare"], most_ratio=3)
     for name in ("validate", "list"):
-        yield _backend_report(f"{name} of {servers}, no supervisor", without[name], without["bare"])
+        yield _row(f"{name} of {servers}, no supervisor", without[name], without["bare"])
     with Project(1, disabled=many - 1) as project:
         project.run("start")
         running = _alternately(project, {"json": ("list", "-o", "json")}, repeat)
         project.run("stop")
-    yield _backend_report(f"list -o json of {many}", running["json"], running["bare"], most=100)
+    yield _row(f"list -o json of {many}", running["json"], running["bare"], most=100)
 
 
 def _alternately(
@@ -53,7 +53,7 @@ def _alternately(
     return found
 
 
-def _backend_report(
+def _row(
     what: str,
     samples: list[float],
     bare: list[float],

@@ -142,7 +142,7 @@ def run(options: Namespace) -> Iterator[Row]:
 def _measured(mode: str, ways: list[Way], ask: Callable[[Way], int], rounds: int) -> Iterator[Row]:
     found: dict[str, list[tuple[float, float]]] = {way.name: [] for way in ways}
     for way in ways:
-        _signal_silent_gateways(way, ask)
+        _wait_for(way, ask)
     for number in range(rounds):
         first = number % len(ways)
         for way in ways[first:] + ways[:first]:
@@ -163,7 +163,7 @@ def _measured(mode: str, ways: list[Way], ask: Callable[[Way], int], rounds: int
     )
 
 
-def _signal_silent_gateways(way: Way, ask: Callable[[Way], int]) -> None:
+def _wait_for(way: Way, ask: Callable[[Way], int]) -> None:
     """Retry until it answers, because the process was just started."""
     deadline = time.monotonic() + _START_SECONDS
     while True:

@@ -39,9 +39,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def pass_time(self, seconds: float = 0.0) -> None:
         """Run everything that is due within this time, and what follows from it."""
-        self.run_until_complete(self._wait_until_passed(seconds))
+        self.run_until_complete(self._pass(seconds))
 
-    async def _wait_until_passed(self, seconds: float) -> None:
+    async def _pass(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         for _ in range(5):
             await asyncio.sleep(0)

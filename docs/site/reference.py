@@ -167,7 +167,7 @@ class _Keys:
     def __init__(self, schema: Schema) -> None:
         self._tables = schema["properties"]
         self._definitions = schema["$defs"]
-        self._servers_with_log_files: dict[str, tuple[str, str]] = {}  # definitions: page, and key
+        self._described: dict[str, tuple[str, str]] = {}  # definitions: page, and key
         self._examples = _examples()
         self._of_definitions = {
             (definition, key): value
@@ -200,11 +200,11 @@ class _Keys:
             if example is not None:
                 yield _in_table(_head(table, self._tables[table]), path, example)
             for inner in _references(declared):
-                if inner in self._servers_with_log_files:
-                    page, known = self._servers_with_log_files[inner]
+                if inner in self._described:
+                    page, known = self._described[inner]
                     yield f"Its keys are those of [{known}]({page}.md#{_anchor(known)})."
                 else:
-                    self._servers_with_log_files[inner] = table, name
+                    self._described[inner] = table, name
                     yield from self._entries(table, inner, path)
 
 

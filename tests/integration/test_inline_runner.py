@@ -121,7 +121,7 @@ def test_an_app_may_restart_another_server_of_its_own_pool(pool: Pool) -> None:
 def test_cancelling_a_start_leaves_nothing_behind(pool: Pool) -> None:
     server = pool.store_new(config(app=hanging))
 
-    async def fail_startup() -> None:
+    async def give_up() -> None:
         task = asyncio.ensure_future(server.start())
         while server.state is not State.STARTING:
             await asyncio.sleep(0)
@@ -129,7 +129,7 @@ def test_cancelling_a_start_leaves_nothing_behind(pool: Pool) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(fail_startup())
+    asyncio.run(give_up())
     wait_until(lambda: server.state is State.STOPPED)
     wait_until(lambda: not engine_threads())
     assert get_refused(server)

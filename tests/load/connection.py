@@ -44,7 +44,7 @@ class Connection:
         self.is_open = False  # whether it can be written to
         self.was_open = False
         self.is_over = False
-        self._finish_connecting = False
+        self._connected = False
         self._out = bytearray()
         self._events = 0
         unix = target.startswith("unix:")
@@ -71,7 +71,7 @@ class Connection:
         """What epoll says about it."""
         try:
             if not self.is_open:
-                if not self._finish_connecting and not events & ~select.EPOLLIN:
+                if not self._connected and not events & ~select.EPOLLIN:
                     return  # the event is of an earlier connection with the same descriptor
                 self._opening()
             if self.is_open and events & select.EPOLLOUT:
@@ -96,10 +96,10 @@ class Connection:
             self.sock.close()
 
     def _opening(self) -> None:
-        if not self._finish_connecting:
+        if not self._connected:
             if error := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, errno.errorcode.get(error, "?"))
-            self._finish_connecting = True
+            self._connected = True
             if self.generator.tls is not None:
                 self.generator.forget(self)
                 self.sock = self.generator.tls.wrap_socket(

@@ -63,7 +63,7 @@ class Exchange:
             if not self._answered(response, now):
                 return None
         if responses:
-            self._process_buffer()
+            self._go_on()
         return None
 
     def ended(self, error: OSError | None) -> None:
@@ -74,7 +74,7 @@ class Exchange:
         if not self.under_way:
             if error or not self.done_at:
                 self.tally.counts["idle_reset" if error else "closed"] += 1
-            return self._run_exit_functions()
+            return self._leave()
         kind = way_of(error) if error is not None else "truncated" if self.responses.within else "dropped"
         return self._broken(kind, f"{self.target} {error or 'closed'}, request {self.under_way[0][0]}")
 
@@ -83,11 +83,11 @@ class Exchange:
         if self.under_way and now - self.under_way[0][1] > self.settings.patience:
             self._broken("unanswered", f"{self.target} request {self.under_way[0][0]}")
         elif self.done_at and now - self.done_at > CLOSES_WITHIN_SECONDS:
-            self._run_exit_functions()
+            self._leave()
 
     def finish(self) -> None:
         if not self.under_way:
-            self._run_exit_functions()
+            self._leave()
 
     def _begin(self) -> int:
         number = next(self.generator.numbers)
@@ -121,17 +121,17 @@ class Exchange:
                 )
             else:
                 self.tally.counts["closed"] += 1
-                self._run_exit_functions()
+                self._leave()
             return False
         return True
 
-    def _process_buffer(self) -> None:
+    def _go_on(self) -> None:
         if not self.keeps:
             # The next request begins before the server has closed this connection.
             self.done_at = time.monotonic()
             self.generator.later(self.settings.pause, lambda: self.generator.open(self.target))
             if self.generator.stopping:
-                self._run_exit_functions()
+                self._leave()
         elif self.generator.stopping:
             self.finish()
         elif self.settings.pause:
@@ -153,7 +153,7 @@ class Exchange:
         if not self.done_at:
             self.generator.open_after_failure(self.target)
 
-    def _run_exit_functions(self) -> None:
+    def _leave(self) -> None:
         self.generator.live.discard(self)
         self.connection.close()
         if not self.done_at:

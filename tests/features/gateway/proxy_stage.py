@@ -100,15 +100,15 @@ class Backend:
 
     async def start(self, path: str = "", context: ssl.SSLContext | None = None) -> Backend:
         if path:
-            self._server = await asyncio.start_unix_server(self._finish_connecting, path, ssl=context)
+            self._server = await asyncio.start_unix_server(self._connected, path, ssl=context)
             self.url = f"unix:{path}"
         else:
-            self._server = await asyncio.start_server(self._finish_connecting, "127.0.0.1", 0, ssl=context)
+            self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=context)
             port = self._server.sockets[0].getsockname()[1]
             self.url = f"{'https' if context else 'http'}://{'localhost' if context else '127.0.0.1'}:{port}"
         return self
 
-    async def _finish_connecting(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         wire = Wire(reader, writer)
         # uvloop raises RuntimeError for a write to a closed connection.

@@ -495,7 +495,7 @@ class Failing(socket.socket):
 
 def test_connection_that_is_reset_before_its_proxy_header_is_read_is_closed() -> None:
     async def scene(stage: Stage) -> None:
-        client, accepted = _finish_connecting()
+        client, accepted = _connected()
         client.send(b"PROXY UNKNOWN\r\n" + HEAD)
         settings = ListenerSettings(bind="127.0.0.1:0", accept_proxy=True)
         connection = acceptor.ProxyHeaderConnection(
@@ -542,7 +542,7 @@ def test_connection_waits_for_the_rest_of_its_first_bytes_until_the_client_has_e
     kind: str, sent: bytes, closes: bool, waits: bool, ended: bool
 ) -> None:
     async def scene(stage: Stage) -> None:
-        ours, theirs = _finish_connecting()
+        ours, theirs = _connected()
         ours.sendall(sent)
         if closes:
             ours.shutdown(socket.SHUT_WR)
@@ -651,7 +651,7 @@ def test_connection_that_is_given_back_gets_503_when_none_is_idle() -> None:
         pending = await stage.connect(HEAD[:20])
         await until(lambda: stage.waiting and not stage.edge.passing.waiting._silent)
         for data in (HEAD, b""):
-            ours, theirs = _finish_connecting()
+            ours, theirs = _connected()
             stage.give_back(theirs, data)
             theirs.close()
             response = await stage.read(ours)
@@ -664,7 +664,7 @@ def test_connection_that_is_given_back_gets_503_when_none_is_idle() -> None:
     play(scene, max_connections=1)
 
 
-def _finish_connecting() -> tuple[socket.socket, Connection]:
+def _connected() -> tuple[socket.socket, Connection]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname())
         fd = listener.accept()[0].detach()

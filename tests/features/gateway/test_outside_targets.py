@@ -151,12 +151,12 @@ class Listener:
         self._server: asyncio.AbstractServer
 
     async def start(self) -> None:
-        self._server = await asyncio.start_unix_server(self._finish_connecting, self._path)
+        self._server = await asyncio.start_unix_server(self._connected, self._path)
 
     def close(self) -> None:
         self._server.close()
 
-    async def _finish_connecting(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
         try:
             self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode())

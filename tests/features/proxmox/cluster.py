@@ -56,7 +56,7 @@ class Cluster:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> Cluster:
-        self._server = await asyncio.start_server(self._finish_connecting, "127.0.0.1", 0, ssl=self._context)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._context)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -74,7 +74,7 @@ class Cluster:
     def stops(self) -> list[str]:
         return [each for each in self.asked if each.startswith("POST") and each.endswith("/shutdown")]
 
-    async def _finish_connecting(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             with suppress(asyncio.IncompleteReadError, OSError):  # clients disconnect at any time
                 await self._respond(reader, writer)

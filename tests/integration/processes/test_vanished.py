@@ -16,7 +16,7 @@ from tests.processes import is_alive
 from tests.real_pool import RealPool
 
 
-def open_parent_directory(pool: RealPool) -> Path:
+def directory_of(pool: RealPool) -> Path:
     (found,) = [path for path in pool.runtime.iterdir() if path.is_dir() and not path.is_symlink()]
     return found
 
@@ -25,7 +25,7 @@ def test_a_directory_that_is_removed_is_made_again(pool: RealPool, until: Any) -
     port = pool.write_hello()["web"]
     pool.ok("start")
     before, info = pool.items(), pool.info()
-    directory = open_parent_directory(pool)
+    directory = directory_of(pool)
     shutil.rmtree(directory)
     # As a process leaves it that writes there before.
     (directory / "state" / "logs").mkdir(parents=True)
@@ -53,7 +53,7 @@ def test_desired_state_is_written_again_after_its_file_has_vanished(pool: RealPo
     pool.write_hello()
     pool.ok("start")
     pool.ok("scale", "web", "2")
-    before, directory = pool.items(), open_parent_directory(pool)
+    before, directory = pool.items(), directory_of(pool)
     shutil.rmtree(directory)
     until((directory / "wanted.json").exists)
     kill_both(pool, until)
@@ -65,7 +65,7 @@ def test_desired_state_is_written_again_after_its_file_has_vanished(pool: RealPo
 def test_a_directory_that_cannot_be_made_is_tried_again(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.ok("start")
-    directory, log = open_parent_directory(pool), Path(f"/proc/{pool.info()['supervisor_pid']}/fd/2")
+    directory, log = directory_of(pool), Path(f"/proc/{pool.info()['supervisor_pid']}/fd/2")
     shutil.rmtree(directory)
     directory.write_text("in the way")
     until(lambda: "cannot be restored" in log.read_text())
@@ -77,7 +77,7 @@ def test_a_directory_that_cannot_be_made_is_tried_again(pool: RealPool, until: A
 def test_supervisor_that_cannot_write_its_info_file_still_serves(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.ok("start")
-    before, info, directory = pool.items(), pool.info(), open_parent_directory(pool)
+    before, info, directory = pool.items(), pool.info(), directory_of(pool)
     # In the way of what is written, as a full disk would be.
     (directory / "info.json.new").mkdir()
     os.kill(info["supervisor_pid"], signal.SIGKILL)

@@ -47,7 +47,7 @@ def test_errors_and_cancellation_reach_the_caller() -> None:
     async def fail() -> None:
         raise LookupError("not here")
 
-    async def fail_startup() -> None:
+    async def give_up() -> None:
         raise asyncio.CancelledError
 
     with pytest.raises(LookupError):
@@ -55,7 +55,7 @@ def test_errors_and_cancellation_reach_the_caller() -> None:
     with pytest.raises(LookupError):
         asyncio.run(loop_thread.run(fail()))
     with pytest.raises(concurrent.futures.CancelledError):
-        loop_thread.run_sync(fail_startup())
+        loop_thread.run_sync(give_up())
 
 
 def test_cancelling_the_future_cancels_the_work_and_its_cleaning_up_is_awaited() -> None:

@@ -916,7 +916,7 @@ class PoolAgainstDict(RuleBasedStateMachine):
         self.pool = Pool()
         self.model: dict[str, str] = {}
 
-    def _is_blocked_by(self, bind: str) -> bool:
+    def _in_the_way(self, bind: str) -> bool:
         address = parse(bind)
         # Whether ":2" or "0.0.0.0:2" was stored matters for overlaps, so the server's own address is asked.
         return any(
@@ -926,7 +926,7 @@ class PoolAgainstDict(RuleBasedStateMachine):
     @rule(name=names, bind=binds, ready_made=st.booleans())
     def store(self, name: str, bind: str, ready_made: bool) -> None:
         key = canonical(bind)
-        refused = key not in self.model and self._is_blocked_by(bind)
+        refused = key not in self.model and self._in_the_way(bind)
         try:
             if ready_made:
                 self.pool.store(Server(config(name, bind)))
@@ -995,7 +995,7 @@ class PoolAgainstDict(RuleBasedStateMachine):
     @rule(name=names, bind=binds)
     def merge(self, name: str, bind: str) -> None:
         key = canonical(bind)
-        refused = key not in self.model and self._is_blocked_by(bind)
+        refused = key not in self.model and self._in_the_way(bind)
         try:
             self.pool.merge(Pool([config(name, bind)]))
         except PoolAddError:

@@ -121,7 +121,7 @@ def test_operation_that_is_no_longer_awaited_is_undone() -> None:
         gate.wait(10)
         return "made"
 
-    async def fail_startup(then_leave: bool) -> None:
+    async def give_up(then_leave: bool) -> None:
         task = asyncio.ensure_future(in_daemon_thread(work, undo=undone.append))
         await asyncio.sleep(0)
         task.cancel()
@@ -132,20 +132,20 @@ def test_operation_that_is_no_longer_awaited_is_undone() -> None:
             while not undone:
                 await asyncio.sleep(0)
 
-    asyncio.run(fail_startup(then_leave=False))
+    asyncio.run(give_up(then_leave=False))
     assert undone == ["made"]
     gate.clear()
-    asyncio.run(fail_startup(then_leave=True))
+    asyncio.run(give_up(then_leave=True))
     gate.set()
     wait_until(lambda: undone == ["made", "made"])
 
 
 def test_failure_without_a_waiter_is_dropped() -> None:
-    async def fail_startup() -> None:
+    async def give_up() -> None:
         task = asyncio.ensure_future(in_daemon_thread(_fail))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait({task})
         await in_daemon_thread(lambda: None)  # the failure has been handed over by now
 
-    asyncio.run(fail_startup())
+    asyncio.run(give_up())

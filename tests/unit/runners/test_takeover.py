@@ -572,12 +572,12 @@ def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_n
             pids = {each.pid for each in runner.zygotes.processes}
             assert {each.pid for each in successor.zygotes.processes} == pids
         finally:
-            await _run_exit_functions(successor)
+            await _leave(successor)
 
     with_runner(work)
 
 
-async def _run_exit_functions(successor: LocalRunner) -> None:
+async def _leave(successor: LocalRunner) -> None:
     """Close what a successor has adopted; the processes are ended by the runner, to which their exits are reported."""
     successor._next_check.cancel()
     for worker in successor._workers.values():
