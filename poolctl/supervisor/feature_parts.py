@@ -180,7 +180,7 @@ class FeatureParts:
         """The FeatureParts that are instances of `kind`."""
         return [part for part in self if isinstance(part, kind)]
 
-    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+    async def wait_for_effects(self, verb: str, call: Call, result: Result) -> Result:
         """Wait until every feature has applied the command's changes to servers; return the command's result.
 
         The result gets the features' warnings. Its field `without_servers` is set if a feature, such as the gateway,

@@ -423,7 +423,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         if verb not in CHANGING_VERBS or result.ended:
             return result
         self._save_at_once()
-        result = await self._parts.conclude(verb, call, result)
+        result = await self._parts.wait_for_effects(verb, call, result)
         if verb == "start":
             result = replace(result, warnings=(*result.warnings, *self._metrics_problems))
         return result

@@ -197,11 +197,11 @@ def test_answer_of_a_start_has_the_tables_that_are_not_served_and_others_have_no
         made = supervised(
             feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
         )
-        found = await made.parts.conclude("start", LIST, Result(warnings=("before",)))
+        found = await made.parts.wait_for_effects("start", LIST, Result(warnings=("before",)))
         assert found.warnings == ("before", "one is not served", "two is not served")
         assert log[2:] == ["attempted one", "attempted two"]
         assert found.without_servers is None
-        found = await made.parts.conclude("restart", LIST, Result(warnings=("before",)))
+        found = await made.parts.wait_for_effects("restart", LIST, Result(warnings=("before",)))
         assert (found.warnings, len(log)) == (("before",), 4)
 
     run(work())
@@ -216,7 +216,7 @@ def test_pool_serves_without_servers_if_one_part_does(supervised: Make, log: lis
         (_, two) = made.parts.of(NotedPart)
         two.alone = True
         assert made.parts.any_serves_without_servers
-        assert (await made.parts.conclude("stop", LIST, Result())).without_servers is True
+        assert (await made.parts.wait_for_effects("stop", LIST, Result())).without_servers is True
 
     run(work())
 
