@@ -1379,8 +1379,8 @@ import poolctl.supervisor.supervisor
 assert "importlib.metadata" not in sys.modules, "the search for pydantic's plugins"
 import poolctl.runners.local.local_runner
 from poolctl.address import parse
-from poolctl.listeners.open_listener import targets
-assert [each.host for each in targets(parse("127.0.0.1:8080"))] == ["127.0.0.1"]
+from poolctl.listeners.open_listener import resolve_bind_targets
+assert [each.host for each in resolve_bind_targets(parse("127.0.0.1:8080"))] == ["127.0.0.1"]
 for name in ("tempfile", "encodings.idna"):
     assert name not in sys.modules, name
 names = {names!r}
