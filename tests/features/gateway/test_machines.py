@@ -54,7 +54,7 @@ class Stage(proxy_stage.Stage):
     async def listen(self) -> None:
         """The service accepts connections from now on."""
         self.service = Backend(ok)
-        self._server = await asyncio.start_server(self.service._finish_connecting, sock=self._reserved.dup())
+        self._server = await asyncio.start_server(self.service._connected, sock=self._reserved.dup())
 
     async def ask(self, request: bytes = GET) -> Wire:
         wire = await self.client()
