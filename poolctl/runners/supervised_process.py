@@ -70,11 +70,11 @@ class SupervisedProcess(Receiver):
         elif message.get("t") == "end":
             self.over.set()
         elif message.get("t") == "performed":
-            self.performed(message)
+            self.confirm_performed(message)
         else:
             self.perform(message, fds)
 
-    def performed(self, message: wire.Message) -> None:
+    def confirm_performed(self, message: wire.Message) -> None:
         """Reply that all orders before this message have been carried out."""
         self.link.send({"t": "performed", "id": message["id"]})
 

@@ -45,7 +45,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         self._following: asyncio.Task[None] | None = None
         self._behind = self._ending = False
 
-    def performed(self, message: wire.Message) -> None:
+    def confirm_performed(self, message: wire.Message) -> None:
         """Answer the supervisor's `message` once HAProxy has applied all orders received before it."""
         self._reply_when_applied({"t": "performed", "id": message["id"]})
 

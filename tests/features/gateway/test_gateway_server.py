@@ -239,14 +239,25 @@ def test_listener_that_is_sent_again_after_a_resync_stays_open_and_others_are_cl
     run(work())
 
 
-def test_orders_are_confirmed_once_they_apply_to_the_next_request(tmp_path: Path) -> None:
+def test_orders_are_confirmed_once_they_apply_to_the_next_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
             backend = stage.server.backends.of(Route(alias="web", to=(Target(server="web"),))).members[0]
+            ready_at_confirmation: list[bool] = []
+            send = stage.server.link.send
+
+            def confirm(message: wire.Message, *fds: Any, **options: Any) -> None:
+                if message["t"] == "performed":
+                    ready_at_confirmation.append(backend.backend.blocked is None)
+                send(message, *fds, **options)
+
+            monkeypatch.setattr(stage.server.link, "send", confirm)
             for ready in (False, True):
                 stage.process.report_server(replace(stage.facts, ready=ready), None)
                 await stage.process.wait_until_performed()
-                assert (backend.backend.blocked is None) is ready
+            assert ready_at_confirmation == [False, True]
 
     run(work())
 

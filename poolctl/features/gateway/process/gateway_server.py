@@ -118,7 +118,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
     def confirm_performed(self, message: wire.Message) -> None:
         """Put the orders received so far into effect, then confirm this to the supervisor."""
         self._apply()
-        super().performed(message)
+        super().confirm_performed(message)
 
     async def finish(self) -> None:
         for listener in self._listeners.values():
