@@ -45,7 +45,7 @@ def run(options: Namespace) -> Iterator[Row]:
         stack.enter_context(on_one_processor(pids))
         for modes, ways in (MODES, [plain for plain, _ in found]), (TLS_MODES, [tls for _, tls in found]):
             for mode, ask in modes.items():
-                yield from _rows(mode, in_short_turns(ways, ask, rounds))
+                yield from _rows_with_string_at(mode, in_short_turns(ways, ask, rounds))
 
 
 def _plane(stack: ExitStack, engine: str) -> tuple[Way, Way]:
@@ -69,7 +69,7 @@ def _plane(stack: ExitStack, engine: str) -> tuple[Way, Way]:
     return Way(engine, plain, worker, serving), Way(engine, tls, worker, serving, context)
 
 
-def _rows(mode: str, found: dict[str, list[Turn]]) -> Iterator[Row]:
+def _rows_with_string_at(mode: str, found: dict[str, list[Turn]]) -> Iterator[Row]:
     figures: tuple[tuple[str, str, Callable[[Turn], float]], ...] = (
         ("{}, {}", "requests/s", lambda turn: turn.rate),
         ("processor time, {}, {}", "µs", lambda turn: turn.before_microseconds),

@@ -205,7 +205,7 @@ def run(options: Namespace) -> Iterator[Row]:
         yield from _latency(plain, rounds)
         for modes, ways in (MODES, plain), (TLS_MODES, tls):
             for mode, ask in modes.items():
-                yield from _rows(mode, in_short_turns(ways, ask, rounds))
+                yield from _rows_with_string_at(mode, in_short_turns(ways, ask, rounds))
 
 
 def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
@@ -337,7 +337,7 @@ def _in_turns(ways: list[Way], rounds: int) -> Iterator[Way]:
         yield from ways[first:] + ways[:first]
 
 
-def _rows(mode: str, found: dict[str, list[Turn]]) -> Iterator[Row]:
+def _rows_with_string_at(mode: str, found: dict[str, list[Turn]]) -> Iterator[Row]:
     for name, turns in found.items():
         against = DIRECT if DIRECT in found else "nginx"
         others = [] if name == against else found.get(against, [])

@@ -256,14 +256,16 @@ def _tcp(text: str) -> Address:
         host_text, closing, port_text = text[1:].partition("]")
         if not closing or not port_text.startswith(":"):
             raise AddressError(f"{text[:80]!r} has no port", 'write "[::1]:8080"')
-        return Address("tcp", host=canonical_ipv6(host_text), port=_port(port_text[1:], text))
+        return Address("tcp", host=canonical_ipv6(host_text), port=_port_or_none(port_text[1:], text))
     host_text, colon, port_text = text.rpartition(":")
     if not colon:
         fix = f'write ":{text}"' if text.isdigit() else f'write "{text[:80]}:8080"'
         raise AddressError(f"{text[:80]!r} has no port", fix)
     if ":" in host_text:
         raise AddressError(f"{text[:80]!r} is ambiguous", 'write an IPv6 address in brackets: "[::1]:8080"')
-    return Address("tcp", host=canonical_host(host_text), port=_port(port_text, text), dual=not host_text)
+    return Address(
+        "tcp", host=canonical_host(host_text), port=_port_or_none(port_text, text), dual=not host_text
+    )
 
 
 def _without_scheme(text: str) -> str:
@@ -285,7 +287,7 @@ def _without_scheme(text: str) -> str:
     return text
 
 
-def _port(text: str, whole: str) -> int | None:
+def _port_or_none(text: str, whole: str) -> int | None:
     if text.lower() == "auto":
         return None
     if text.isascii() and text.isdigit():
@@ -348,7 +350,9 @@ def _covers(a: Address, b: Address) -> bool:
     return False
 
 
-def overlapping(address: Address, items: Mapping[str, Item], ports: Counter[int | None]) -> Item | None:
+def find_overlapping_unequal(
+    address: Address, items: Mapping[str, Item], ports: Counter[int | None]
+) -> Item | None:
     """Return an item whose address overlaps with `address` but has a different key; None if there is none.
 
     `items` maps address keys to items, and `ports` has the number of these items that use each TCP port. If `address`

@@ -102,7 +102,7 @@ class ChildProcess:
         """Whether the process has exited or was killed."""
         return self._process.poll() is not None
 
-    async def wait_for_exit(self) -> int | None:
+    async def wait_briefly_for_exit(self) -> int | None:
         """Wait up to five seconds for the exit; returns the exit status, or None if the process still runs."""
         import asyncio
 
@@ -160,7 +160,7 @@ class ChildOnDemand:
             except BaseException as error:
                 # Its next answer would be taken for the answer to a later request.
                 if isinstance(error, ChildEnded):
-                    error.status = await process.wait_for_exit()
+                    error.status = await process.wait_briefly_for_exit()
                 self.close()
                 raise
             process.has_answered = True

@@ -75,8 +75,8 @@ _LATE_CHECKS = 2
 class Watchdog:
     """A detector of a hung process, which the caller pings periodically.
 
-    The caller pings the process when `start_ping_if_due` returns True, and calls `received` after each message from the
-    process. After a ping, a message must come within `silent_seconds`. The first message must come without a ping,
+    The caller pings the process when `mark_ping_sent_if_due` returns True, and calls `received` after each message from
+    the process. After a ping, a message must come within `silent_seconds`. The first message must come without a ping,
     within 60 seconds or `silent_seconds`, whichever is longer. Time in which the watching process did not run, such as
     a pause of the machine, does not count. All times are on one monotonic clock.
     """
@@ -101,7 +101,7 @@ class Watchdog:
 
     @property
     def due(self) -> float:
-        """The time at which to call `check_silence` and `start_ping_if_due` again."""
+        """The time at which to call `check_silence` and `mark_ping_sent_if_due` again."""
         if not self._awaited:
             return self._ping_at
         return self._checked + min(self._check_seconds, self._patience - self.waited_seconds)
@@ -124,7 +124,7 @@ class Watchdog:
         """Whether a fifth of the time limit has passed without the expected answer: an early sign of a hung process."""
         return self.waited_seconds >= _LATE_CHECKS * self._check_seconds
 
-    def start_ping_if_due(self, now: float, *, early: bool = False) -> bool:
+    def mark_ping_sent_if_due(self, now: float, *, early: bool = False) -> bool:
         """Return True if the caller must ping now; `check_silence` awaits the answer. `early` skips the interval."""
         if self._awaited or (now < self._ping_at and not early):
             return False

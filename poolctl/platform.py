@@ -340,7 +340,7 @@ def status_of(pid: int) -> dict[bytes, bytes]:
     return {name: value.strip() for name, _, value in (row.partition(b":") for row in rows)}
 
 
-def kernel_threads(pid: int, most: int) -> list[dict[str, Any]]:
+def kernel_state_of_threads(pid: int, most: int) -> list[dict[str, Any]]:
     """Return the kernel state of up to `most` threads of a process, main thread first; [] if it has exited. May block.
 
     Each thread has the keys tid, name, state, wchan (the function in which it waits), syscall (its system call's

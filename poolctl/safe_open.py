@@ -108,7 +108,7 @@ def open_to_read(path: str) -> int:
     try:
         return _open(path, flags, 0, any_owner=True)
     except UnsafePath as refused:
-        return _open_of_link_owner(path, flags, refused)
+        return _open_if_link_owner_matches(path, flags, refused)
 
 
 def open_directory(path: str) -> int:
@@ -122,10 +122,10 @@ def open_directory(path: str) -> int:
     try:
         return _open_parent(f"{path}/.d", make=False, follow_last=False)[0]
     except UnsafePath as refused:
-        return _open_of_link_owner(path, anywhere, refused)
+        return _open_if_link_owner_matches(path, anywhere, refused)
 
 
-def _open_of_link_owner(path: str, flags: int, refused: UnsafePath) -> int:
+def _open_if_link_owner_matches(path: str, flags: int, refused: UnsafePath) -> int:
     """Open a refused path if the reason was another user's link and the link's owner also owns the file.
 
     Return the descriptor; otherwise raise `refused`, the given error. Raises OSError if `path` cannot be opened.

@@ -47,10 +47,12 @@ def serve(requests: socket.socket) -> None:
     while (received := wire.receive(requests, wait=True)) is not None:
         message, (fd,) = received
         with socket.socket(fileno=fd) as shared:
-            forward_connections(requests, message, shared)
+            send_connections_to_supervisor(requests, message, shared)
 
 
-def forward_connections(requests: socket.socket, message: wire.Message, shared: socket.socket) -> None:
+def send_connections_to_supervisor(
+    requests: socket.socket, message: wire.Message, shared: socket.socket
+) -> None:
     """Take connections from the application's socket `shared`; send each to the supervisor, and at the end `done`."""
     empty = junk = full = False
     next_one = _accept_one if message["op"] == "accept" else connection_handover.receive_connection

@@ -375,7 +375,7 @@ class CommandRequest:
             raise UsageError(f"--{key}: {text!r} is not a time", hint=hint) from None
 
 
-def parse(args: Sequence[str]) -> CommandRequest | None:
+def parse_simple_command_line(args: Sequence[str]) -> CommandRequest | None:
     """Parse a simple command line; returns None if it is invalid or not simple, so that Typer must handle it."""
     given: Table = {}
     words = list(args)
@@ -482,13 +482,13 @@ def split_user_command(args: Sequence[str]) -> tuple[list[str], Table]:
     command = command_named(verb_of(args))
     end = args.index("--") if "--" in args else len(args)
     table = by_spelling(command.options if command else COMMON)
-    words = [_without_equals(word, table) for word in args[:end]]
+    words = [_without_short_option_equals(word, table) for word in args[:end]]
     if command is None or not command.takes_command:
         return [*words, *args[end:]], {}
     return words, {"command": list(args[end + 1 :])}
 
 
-def _without_equals(word: str, table: Mapping[str, Option]) -> str:
+def _without_short_option_equals(word: str, table: Mapping[str, Option]) -> str:
     """The word, with `-o=json` replaced by `-ojson`: most other tools accept both, Typer only the second."""
     letters, equals, value = word.partition("=")
     option = table.get(f"-{letters[-1:]}")

@@ -13,10 +13,10 @@ from typing import NoReturn
 
 from poolctl import bootstrap
 from poolctl.cli.command_line import ENDED, CommandRequest
-from poolctl.cli.offline import choose, load, servers_of
+from poolctl.cli.offline import choose, load, servers_with_chosen_ports
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.config import ServerConfig, enter_as, interpreter, with_addresses
+from poolctl.config import ServerConfig, ids_to_start_interpreter_as, interpreter, with_resolved_references
 from poolctl.control.answers import Result, item_from_config
 from poolctl.control.client import Client
 from poolctl.errors import ControlError, PoolValidateError, ServerError
@@ -39,8 +39,8 @@ def only_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerC
     PoolValidateError if this machine cannot run the server, and ControlError (exit 8) if it already runs in the pool.
     """
     config = load(pool)
-    withhold_variables(config.pool_variables, only=True)
-    servers = servers_of(config, pool)
+    withhold_variables(config.secret_variable_names, only=True)
+    servers = servers_with_chosen_ports(config, pool)
     names = [each.name for each in choose([item_from_config(each) for each in servers], request)]
     if len(names) != 1:
         raise UsageError(
@@ -49,8 +49,8 @@ def only_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerC
     problems = config.check_external(names=names)
     if problems:
         raise PoolValidateError("the server cannot run", problems)
-    servers = servers_of(config, pool, choose_ports=True)
-    (server,) = [each for each in with_addresses(servers) if each.name == names[0]]
+    servers = servers_with_chosen_ports(config, pool, choose_ports=True)
+    (server,) = [each for each in with_resolved_references(servers) if each.name == names[0]]
     _refuse_running(pool, server)
     return server
 
@@ -82,7 +82,7 @@ class ForegroundServer:
     def with_open_listeners(cls, server: ServerConfig) -> ForegroundServer:
         """Open the server's listeners, and read its TLS files. Raises Failure."""
         try:
-            listeners = _listeners(server)
+            listeners = _open_listeners(server)
             contents = tls_contents(server)
             spec = worker_spec(
                 server,
@@ -127,13 +127,13 @@ class ForegroundServer:
         python = self.spec["python"]
         _move_descriptors([spec_file(self.spec), *fds], SPEC_FD)
         argv = bootstrap.command(python, part, *role, str(len(fds)))
-        entered_as = enter_as(python, self.spec["user"], os.environ)
+        entered_as = ids_to_start_interpreter_as(python, self.spec["user"], os.environ)
         if entered_as is not None:
             argv = bootstrap.as_user(*entered_as, argv)
         os.execve(argv[0], argv, dict(os.environ))
 
 
-def _listeners(server: ServerConfig) -> list[socket.socket]:
+def _open_listeners(server: ServerConfig) -> list[socket.socket]:
     if not server.listens or server.binds_itself:
         return []
     try:

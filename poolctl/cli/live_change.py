@@ -85,7 +85,9 @@ def change(
         return outcome
     request.selector(), request.supervisor_options()  # a wrong value is reported before anything is read
     files = WriteBack(pool, request)
-    items, running = _selected(files, request, pool, works_offline=works_offline, removes=removes)
+    items, running = _selected_items_and_is_live(
+        files, request, pool, works_offline=works_offline, removes=removes
+    )
     write(files, [item.name for item in items])
     return files.apply_and_write(
         live if running else lambda: _offline_change_outcome(files, items, report, removes=removes)
@@ -113,7 +115,7 @@ def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
         return None
 
 
-def _selected(
+def _selected_items_and_is_live(
     files: WriteBack, request: CommandRequest, pool: PoolRef, *, works_offline: bool, removes: bool
 ) -> tuple[Sequence[Item], bool]:
     """Return the selected servers, and True to change the running pool or False to change only the files.

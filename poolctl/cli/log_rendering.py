@@ -10,7 +10,7 @@ import unicodedata
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.json_form import Table
 from poolctl.logs.line_filter import canonical_level, level_place
-from poolctl.logs.log_line import JsonRecord, LogLine, clock_time, parse_record
+from poolctl.logs.log_line import JsonRecord, LogLine, local_clock_time, parse_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class PrefixedLineFormatter:
             return f"{line.time} "
         if (record is not None and record.time) or _TIMED.match(line.text):
             return ""
-        time = clock_time(line.time)
+        time = local_clock_time(line.time)
         return f"{paint(time, '2') if self._colours else time} "
 
 

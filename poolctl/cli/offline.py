@@ -17,7 +17,7 @@ from poolctl import exit_codes
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.config import masked, values_of
+from poolctl.config import masked, values_to_mask
 from poolctl.control.answers import ErrorEntry, Item, item_from_config
 from poolctl.control.pool_paths import state_dir
 from poolctl.json_form import Table
@@ -72,10 +72,12 @@ def select_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
     Raises the exceptions of `load` and `choose`.
     """
     config = load(ref, allow_empty=bool(request.get("allow_empty")))
-    return choose(items_of(servers_of(config, ref), ref), request)
+    return choose(items_with_offline_state(servers_with_chosen_ports(config, ref), ref), request)
 
 
-def servers_of(config: Configuration, ref: PoolRef, *, choose_ports: bool = False) -> list[ServerConfig]:
+def servers_with_chosen_ports(
+    config: Configuration, ref: PoolRef, *, choose_ports: bool = False
+) -> list[ServerConfig]:
     """The configured servers, with the ports that an earlier start chose for `auto`.
 
     A port that was not chosen yet stays `auto`, or with `choose_ports` is chosen now.
@@ -112,10 +114,10 @@ def described_from_files(request: CommandRequest, ref: PoolRef) -> list[ServerDe
     Raises Failure if nothing matches.
     """
     config = load(ref, allow_empty=bool(request.get("allow_empty")))
-    items = [described(server) for server in servers_of(config, ref)]
+    items = [described(server) for server in servers_with_chosen_ports(config, ref)]
     items = _with_routes(items, config)
     if not request.get("reveal"):
-        hidden = values_of(config.pool_variables, os.environ)
+        hidden = values_to_mask(config.secret_variable_names, os.environ)
         items = [replace(each, config=masked(each.config, hidden=hidden)) for each in items]
     return choose(items, request)
 
@@ -132,7 +134,7 @@ def _with_routes(items: list[ServerDescription], config: Configuration) -> list[
     return [replace(each, routes=found.get(each.name, ())) for each in items]
 
 
-def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
+def items_with_offline_state(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     """The servers with their state: stopped or disabled, or served by workers that have survived their supervisor."""
     from poolctl.keeper import pool_files
     from poolctl.runners.runner_registry import find_orphans, has_orphans

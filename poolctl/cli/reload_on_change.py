@@ -64,7 +64,7 @@ class PoolWatcher:
             raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
         self._sources = WatchSet(self._files, ())
         # Files may have changed while the pool started.
-        self._is_late = self._refresh_sources().changed is not None
+        self._is_late = self._query_servers_and_watch_files().changed is not None
         with suppress(OSError):  # a lock by which the supervisor knows that changes are about to be applied
             self._lock = os.open(self._pool.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
@@ -105,13 +105,13 @@ class PoolWatcher:
         changed = self._sources.changed_servers(paths)
         yield from self._restart({name: files for name, files in changed.items() if name not in replaced})
         if any(os.path.isdir(path) for path in paths or ()):
-            self._refresh_sources()
+            self._query_servers_and_watch_files()
             yield from self._restart({})
 
     def _apply_configuration(self) -> Generator[Result, None, set[str]]:
         """Reload the configuration and yield the result; returns the names of servers that were started or replaced."""
         result = self._ask(ReloadResult, "reload", {"dry_run": False})
-        self._refresh_sources()
+        self._query_servers_and_watch_files()
         yield result
         return {each.name for each in result.changes or () if each.change in ("add", "restart")}
 
@@ -128,17 +128,17 @@ class PoolWatcher:
                 for line in _change_lines({name: changed[name] for name in running}):
                     self._say(line)
                 yield self._ask(Result, "restart", {"wait": True}, running)
-                self._refresh_sources()
+                self._query_servers_and_watch_files()
             changed = {}
 
-    def _refresh_sources(self) -> ShowResult:
+    def _query_servers_and_watch_files(self) -> ShowResult:
         """Ask the supervisor for its servers, watch their current files and directories, and return the answer."""
         shown = self._ask(ShowResult, "show", {})
         self._sources = WatchSet(self._files, shown.items, self._sources)
         new: list[str] = []
         for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
             try:
-                if self._watch.add(directory):
+                if self._watch.add_if_new(directory):
                     new.append(directory)
             except OSError as error:
                 if error.errno == errno.ENOSPC:

@@ -243,7 +243,7 @@ def field_text(item: object, field: str) -> str:
     if field == "uptime" and is_server(item):
         return duration(item.uptime_seconds) if item.uptime_seconds else ""
     if field in FIGURES and is_server(item):
-        return _usage(item, field)
+        return _cpu_or_memory_text(item, field)
     value = getattr(item, field, None)
     if value is None:
         return ""
@@ -254,7 +254,7 @@ def field_text(item: object, field: str) -> str:
     return printable(str(value))
 
 
-def _usage(item: object, field: str) -> str:
+def _cpu_or_memory_text(item: object, field: str) -> str:
     """The server's CPU usage (`1.5%`) if `field` is "cpu", else its memory usage; "" if unknown or not running."""
     if not (_is_measured(item) and item.pids):
         return ""
@@ -389,7 +389,7 @@ def last_run(item: Item) -> str:
     return f"{run['result']} {local_time(run['started_at'], '%Y-%m-%d %H:%M')}" if run else ""
 
 
-def run_line(item: Item) -> str:
+def last_run_outcome_line(item: Item) -> str:
     """The outcome of the job's last run: `backup: succeeded after 1.2s`."""
     assert item.last_run is not None
     from datetime import datetime
@@ -491,7 +491,7 @@ _INTENDED_STATES = ("sleeping", "draining", "disabled")
 AT_REST = ("stopped", "disabled", "sleeping")
 
 
-def count_ready(items: Iterable[Item]) -> tuple[int, int]:
+def count_ready_and_expected(items: Iterable[Item]) -> tuple[int, int]:
     """Return how many servers are ready, and how many are ready or neither stopped, disabled nor sleeping."""
     expected = [item for item in items if item.state not in AT_REST or item.ready]
     return sum(item.ready for item in expected), len(expected)

@@ -52,14 +52,14 @@ def ask(
     Returns the answer. `verb` replaces the command's name, and `more` is added to the options. Raises UsageError for a
     bad option, SelectorError for a bad selection, ControlError, and Failure if a change continues after Ctrl-C.
     """
-    document = _answer_document(request, pool, verb, more)
+    document = _send_request_for_document(request, pool, verb, more)
     try:
         items = [JsonObject(**each) for each in document.get("items") or ()]
         errors = [JsonObject(**each) for each in document.get("errors") or ()]
     except TypeError:
         raise incompatible_answer_error() from None
     result = _result({"exit_code": 0, "warnings": [], **document, "items": items, "errors": errors})
-    await_pool_end(result)  # so that the next command finds no remains of this pool
+    await_exit_if_pool_ends(result)  # so that the next command finds no remains of this pool
     return result
 
 
@@ -76,12 +76,12 @@ def ask_for(
     more: Mapping[str, object] | None = None,
 ) -> Answer:
     """Send a request to the pool as `ask` does, but return the answer as an instance of the class `kind`."""
-    result = value_of(kind, _answer_document(request, pool, verb, more))
-    await_pool_end(result)
+    result = value_of(kind, _send_request_for_document(request, pool, verb, more))
+    await_exit_if_pool_ends(result)
     return result
 
 
-def _answer_document(
+def _send_request_for_document(
     request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[str, object] | None
 ) -> Table:
     options = {**request.supervisor_options(), **(more or {})}
@@ -106,7 +106,7 @@ def _answer_document(
     return document
 
 
-def await_pool_end(result: Result) -> None:
+def await_exit_if_pool_ends(result: Result) -> None:
     """Wait until the pool's last process has exited if `result` says that the pool ends; otherwise return at once."""
     if result.ended:
         wait_for_exit(result.keeper_pid or 0)
@@ -209,7 +209,7 @@ def _end_idle(pool: PoolRef) -> bool:
         result = _result(Client(pool.socket).call("stop", {"options": {"idle": True}}))
     except ControlError:
         return False  # stopped by another command
-    await_pool_end(result)
+    await_exit_if_pool_ends(result)
     return bool(result.ended)
 
 
@@ -268,7 +268,7 @@ def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[ServerDe
     return result.items, result
 
 
-def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
+def notify_systemd_of_keeper_pid(pool: PoolRef, *, ready: bool) -> None:
     """Tell systemd that the service's main process is now the keeper, which runs as long as the pool.
 
     With `ready`, also report the service as ready. Does nothing unless this is the main process of a systemd service.

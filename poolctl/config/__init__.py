@@ -31,25 +31,27 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover",
-    "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter missing_program start_options",
-    "configuration": "BINDS_ITSELF Configuration Reading ServerConfig Surroundings no_certificate open_files_needed",
+    "checks.interpreter": "find_path_others_may_change default_interpreter ids_to_start_interpreter_as ids_of "
+    "interpreter missing_program start_options",
+    "configuration": "BINDS_ITSELF Configuration Reading ServerConfig Surroundings no_certificate "
+    "open_files_per_pool_process",
     "edit": "Draft FileChanged escaped table_text value_text",
-    "files.assemble": "Document read_documents variables_in_files",
+    "files.assemble": "Document read_documents variables_referenced_without_default",
     "files.marks": "Marks Stamp changed_files marks_of stamp_of",
     "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT PROCFILE PYPROJECT SUPERVISORD UNIT "
     "candidate_files default_env_file find_config foreign_format missing_file platform_of read_regular read_text "
-    "variables_named_in",
+    "variables_named_by_env_keys",
     "loader": "added_server load",
-    "model.pool_tables": "EventsTable MetricsTable Tables pool_variables routes_of",
+    "model.pool_tables": "EventsTable MetricsTable Tables secret_variable_names routes_of",
     "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",
-    "rules.conflicts": "Named conflicts dependency_findings longest_stop_seconds named_addresses single_bind_addresses "
-    "reference_findings os_users_by_server with_addresses",
+    "rules.conflicts": "ReferencedServer conflicts dependency_findings maximum_pool_stop_seconds named_addresses "
+    "single_bind_addresses reference_findings os_users_by_server with_resolved_references",
     "rules.json_schema": "json_schema",
     "values.normalise": "merged referenced_variables relocated",
     "values.plain": "GATEWAY_LIBRARIES INSTALL_GATEWAY LOCAL MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
     "RAISE_OPEN_FILES address_parts",
     "values.problems": "Finding Place Problem problem_of shown",
-    "values.secrets": "MASK masked masked_text values_of",
+    "values.secrets": "MASK masked masked_text values_to_mask",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

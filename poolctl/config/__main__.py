@@ -125,7 +125,7 @@ class ConfigRequestHandler:
         surroundings = Surroundings(config.defaults, os.path.dirname(files[0]), settings.handlers)
         return Reading(
             marks, [], settings.name, list(config), surroundings, settings.port_range, config.tables,
-            _files_of(config), [each.to_dict() for each in config.unreadable_environments()],
+            _config_file_by_server(config), [each.to_dict() for each in config.env_file_problems()],
         )  # fmt: skip
 
     def outside(self, number: int, names: Collection[str]) -> tuple[list[dict[str, Any]], list[str]] | None:
@@ -179,7 +179,7 @@ class ConfigRequestHandler:
         return {name: servers[name].origin for name in names if name in servers}
 
 
-def _files_of(servers: Sequence[ServerConfig]) -> dict[str, str]:
+def _config_file_by_server(servers: Sequence[ServerConfig]) -> dict[str, str]:
     """Each server's file, by the server's name; empty if all servers are in one file."""
     origins = servers[0].origins if servers else None
     if origins is None or len(origins.documents) < 2:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, overload
 
 from poolctl.config.files.marks import Marks
 from poolctl.config.files.read_file import variables_of
-from poolctl.config.model.pool_tables import PoolSettings, Tables, pool_variables, rules_of
+from poolctl.config.model.pool_tables import PoolSettings, Tables, rules_of, secret_variable_names
 from poolctl.config.model.section import TLSConfig, refuse
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.rules.conflicts import shared_users, with_addresses
+from poolctl.config.rules.conflicts import shared_users, with_resolved_references
 from poolctl.config.values.normalise import misspelt_placeholders
 from poolctl.config.values.plain import OPEN_FILES_OF_POOL
 from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
@@ -45,7 +45,7 @@ class ServerConfig(ServerKeys):
         # Imported here, because loading files does not need it.
         from poolctl.config.checks.external_checks import ExternalChecks
 
-        checks = ExternalChecks(os.environ, withheld=pool_variables([self], Tables()))
+        checks = ExternalChecks(os.environ, withheld=secret_variable_names([self], Tables()))
         checks.check([self], import_apps=import_app)
         if checks.problems:
             refuse(self.name, [finding for _, finding in checks.problems], self.name, self.bind)
@@ -124,9 +124,9 @@ class Configuration(Sequence[ServerConfig]):
         return [self._located(*each) for each in found]
 
     @property
-    def pool_variables(self) -> frozenset[str]:
+    def secret_variable_names(self) -> frozenset[str]:
         """The names of the environment variables with the pool's own secrets; passed only to servers that ask."""
-        return pool_variables(self._servers, self.tables, self.defaults)
+        return secret_variable_names(self._servers, self.tables, self.defaults)
 
     def check_external(
         self, *, import_apps: bool = False, names: Container[str] | None = None
@@ -138,8 +138,8 @@ class Configuration(Sequence[ServerConfig]):
         """
         from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
 
-        checks = ExternalChecks(os.environ, self._tls, self.pool_variables)
-        servers = with_addresses(self._servers)
+        checks = ExternalChecks(os.environ, self._tls, self.secret_variable_names)
+        servers = with_resolved_references(self._servers)
         if names is None:
             checks.check([*servers, *self._excluded], import_apps=import_apps)
         else:
@@ -160,7 +160,7 @@ class Configuration(Sequence[ServerConfig]):
         found = [each.startup_problems(self.tables) for each in rules_of(self.tables.by_name())]
         return [*self.located((None, finding) for each in found for finding in each)]
 
-    def unreadable_environments(self) -> list[ServerError]:
+    def env_file_problems(self) -> list[ServerError]:
         """The problems of the env files of servers that are not disabled. Blocks on the disk."""
         with_files = [each for each in self._servers if each.env_file and not each.disabled]
         if not with_files:
@@ -260,7 +260,7 @@ _DESCRIPTORS_OF_PROGRAM = 2
 REPLACED_AT_ONCE = 16
 
 
-def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
+def open_files_per_pool_process(servers: Iterable[tuple[ServerConfig, int]]) -> int:
     """How many open files the keeper process and the supervisor each need; `servers` are (server, number of workers).
 
     A sleeping server has no workers, but its listening socket stays open.

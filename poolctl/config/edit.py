@@ -169,11 +169,11 @@ class Draft:
         """Validate the changed files; returns their configuration. Raises PoolValidateError with every problem."""
         config = load(self.files, self.env, self.texts())
         if config.problems:
-            problems = [self._translate_line_number(problem) for problem in config.problems]
+            problems = [self._line_number_in_current_file(problem) for problem in config.problems]
             raise PoolValidateError("the changed configuration is invalid", problems)
         return config
 
-    def _translate_line_number(self, problem: ServerError) -> ServerError:
+    def _line_number_in_current_file(self, problem: ServerError) -> ServerError:
         """Translate the problem's line number from the new text to the current file, if the line exists in both."""
         for document in self.documents:
             if isinstance(problem, Problem) and problem.file == document.path in self.texts():

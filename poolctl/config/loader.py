@@ -22,7 +22,7 @@ from poolctl.config.model.pool_tables import (
 from poolctl.config.model.section import SLEEP_KEYS, Section, refuse, validated
 from poolctl.config.model.server_keys import Scale
 from poolctl.config.rules.conflicts import (
-    Named,
+    ReferencedServer,
     conflicts,
     dependency_findings,
     reference_findings,
@@ -130,14 +130,14 @@ class Defaults:
         """A new table: the server's `own` keys, and the defaults for the other keys; nested tables are merged."""
         table = {**self.ready, **own}
         if self.tls is not None:
-            self._resolve_tls(table, own)
+            self._apply_default_tls(table, own)
         elif self._tls_is_invalid and _lacks_certificate(own.get("tls")):
             del table["tls"]  # its certificate is in the defaults, where the problem is reported
         for key, inherited in self.raw.items():
             if isinstance(inherited, dict) and isinstance(own.get(key), dict):
                 table[key] = merged(inherited, own[key])
         if "command" in table and "bind" not in table:
-            self._leave_out_addresses(table, own)
+            self._drop_settings_needing_address(table, own)
         if "scale" in self.ready and (left_out := Scale.not_inherited(table, own)):
             scale = table["scale"] if isinstance(table["scale"], dict) else self.raw["scale"]
             table["scale"] = {key: each for key, each in scale.items() if key not in left_out}
@@ -153,7 +153,7 @@ class Defaults:
                 table.pop(key, None)
         return table
 
-    def _leave_out_addresses(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
+    def _drop_settings_needing_address(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
         """For a program without an address, remove inherited variables, probes and sleep settings that need one."""
         for key, needs in (("env", _needs_address), ("health", _needs_port), ("scale", _sleeps)):
             if isinstance(inherited := self.raw.get(key), dict):
@@ -161,7 +161,7 @@ class Defaults:
                 kept = {name: each for name, each in inherited.items() if not needs(name, each)}
                 table[key] = merged(kept, mine) if isinstance(mine, dict) else mine
 
-    def _resolve_tls(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
+    def _apply_default_tls(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
         asked = own.get("tls", self.raw.get("tls"))
         if asked is True:
             table["tls"] = self.ready["tls"]
@@ -353,7 +353,7 @@ class _ConfigurationBuilder:
     def _check_references(self) -> None:
         entries = self.assembly.entries
         named = {
-            entry.name: Named(address, entry.table.get("expose"))
+            entry.name: ReferencedServer(address, entry.table.get("expose"))
             for entry, (_, address) in zip(entries, self.addresses, strict=True)
         }
         for entry in entries:

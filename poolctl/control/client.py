@@ -172,7 +172,9 @@ class Client:
         deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
         connection = self.open(verb, body or {})
         try:
-            for message in read_messages(verb, self._chunks(connection, deadline)):
+            for message in read_messages(
+                verb, self._receive_chunks_with_liveness_checks(connection, deadline)
+            ):
                 yield message
                 if "result" in message:
                     return
@@ -282,7 +284,9 @@ class Client:
             return NoSupervisor()
         return ControlError(f"cannot use {self.socket_path}: {error}", exit_code=exit_codes.CONFLICT, hint="")
 
-    def _chunks(self, connection: socket, deadline: float | None) -> Iterator[bytes]:
+    def _receive_chunks_with_liveness_checks(
+        self, connection: socket, deadline: float | None
+    ) -> Iterator[bytes]:
         """Yield the data until the connection ends. While none arrives, check with pings that the supervisor lives.
 
         Raises ControlError (exit code 124) at the deadline, and the errors of `ping`.
@@ -506,7 +510,7 @@ def wait_for_exit(pid: int, limit_seconds: float = END_SECONDS) -> bool:
         return True
     except OSError:  # pid 0; a kernel or a sandbox without pidfd_open(2)
         deadline = monotonic() + limit_seconds
-        while _state(pid) not in _DEAD:
+        while _process_state_letter(pid) not in _DEAD:
             if monotonic() >= deadline:
                 return False
             sleep(_LOOK_SECONDS)
@@ -527,22 +531,22 @@ def _silence_error(socket_path: str, seconds: float) -> ControlError:
     supervisor, keeper = info.get("supervisor_pid", 0), info.get("keeper_pid", 0)
     message = f"the supervisor has not answered for {seconds:g} s"
     hint = f"the servers keep serving; check the process that listens on {socket_path}"
-    if supervisor and _state(supervisor) in _STOPPED:
+    if supervisor and _process_state_letter(supervisor) in _STOPPED:
         message = f"{message}: its process (pid {supervisor}) is stopped"
         hint = f"kill -CONT {supervisor}"
-    elif supervisor and _state(supervisor) in _DEAD:
+    elif supervisor and _process_state_letter(supervisor) in _DEAD:
         message = f"{message}: it has ended"
-        if _state(keeper) in _STOPPED:
+        if _process_state_letter(keeper) in _STOPPED:
             message = f"{message}, and the keeper (pid {keeper}), which would restart it, is stopped"
             hint = f"kill -CONT {keeper}"
-        elif _state(keeper) not in _DEAD:
+        elif _process_state_letter(keeper) not in _DEAD:
             why = failure_reason(f"{directory}/supervisor.log")
             message = f"{message}, and cannot be restarted{f': {why}' if why else ''}"
             hint = f"the keeper tries again within 30 s; see {directory}/supervisor.log"
     return ControlError(message, exit_code=exit_codes.CONFLICT, hint=hint)
 
 
-def _state(pid: int) -> str:
+def _process_state_letter(pid: int) -> str:
     """The state letter of the process (proc(5)); "" if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:

@@ -9,7 +9,7 @@ from poolctl.control.answers import Result
 from poolctl.control.server_answers import RouteToServer
 from poolctl.json_form import Table
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute
-from poolctl.routing.route_report import HostReport, RouteReport
+from poolctl.routing.route_report import BackendReport, RouteReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class HostsResult(Result):
     """The answer of `hosts`, and of `host`, which changes hosts."""
 
-    items: tuple[HostReport, ...] = ()  # type: ignore[assignment]
+    items: tuple[BackendReport, ...] = ()  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class RegistryResult(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CandidatesResult(Result):
+class CandidateRoutesResult(Result):
     """The answer of `routes` with the operation "explain": of the `total` routes, those that may match a request.
 
     `excluded` are routes for the request's host that are not served. The header `header_for_host` has the host.
@@ -62,7 +62,7 @@ class CandidatesResult(Result):
     excluded: tuple[ExcludedRoute, ...] = ()
 
 
-def excluded_from(host: str, routes: Iterable[ExcludedRoute]) -> tuple[ExcludedRoute, ...]:
+def excluded_routes_for_host(host: str, routes: Iterable[ExcludedRoute]) -> tuple[ExcludedRoute, ...]:
     """Return at most 100 of the unserved `routes`: those whose host pattern covers `host`, and those without a host."""
     from itertools import islice
 

@@ -24,7 +24,7 @@ from poolctl.errors import (
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 from poolctl.json_form import Table, to_json
 from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY
-from poolctl.routing.route_report import absolute_url
+from poolctl.routing.route_report import with_absolute_socket_path
 from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
@@ -516,7 +516,7 @@ class PoolClient:
         Raises PoolParamError if no route fits, PoolValidateError if invalid, ControlError (exit code 8) if refused.
         """
         given = {"ttl": seconds_of("ttl", ttl), "host": host, "path": path, "probe": probe}
-        options = {"name": name, "to": absolute_url(to), "weight": weight, **given}
+        options = {"name": name, "to": with_absolute_socket_path(to), "weight": weight, **given}
         service = RegisteredAs(self, {key: value for key, value in options.items() if value is not None})
         service.heartbeat()
         return service
@@ -526,7 +526,7 @@ class PoolClient:
 
         Raises PoolParamError if nothing is registered under that name or URL.
         """
-        options = {"name": name, "to": absolute_url(to) if to else ""}
+        options = {"name": name, "to": with_absolute_socket_path(to) if to else ""}
         return self._ask("unregister", PoolMonitorError, (), None, options)
 
     def _health(self, depth: str, routes: bool) -> dict[str, Table]:

@@ -51,7 +51,7 @@ class PoolRegistry(TableRegistry):
         self._reported: _GenerationStream | None = None
         self._again = 0.0  # the monotonic time of the next attempt
         self._closed = False
-        self._connect()
+        self._connect_and_fetch()
 
     def __enter__(self) -> Self:
         return self
@@ -97,9 +97,9 @@ class PoolRegistry(TableRegistry):
                 return
         self._disconnect()  # after a fork, the connection belongs to the parent
         if monotonic() >= self._again:
-            self._connect()
+            self._connect_and_fetch()
 
-    def _connect(self) -> None:
+    def _connect_and_fetch(self) -> None:
         reported = _GenerationStream(self._client)
         try:
             self._fetch(reported.receive_first())

@@ -74,7 +74,7 @@ def planned_changes(
     for server in written:
         before = there.get(server.name)
         if before is None:
-            found.append(_addition(server, live=server.name in missing))
+            found.append(_addition_or_undone_removal(server, live=server.name in missing))
         else:
             found += server_changes(before, server, files.get(server.name, {}))
     return found
@@ -92,7 +92,7 @@ def _removal(before: CurrentServer) -> Change:
     return _change(Kind.REMOVE, config, message="is not in the file any more")
 
 
-def _addition(server: ServerConfig, *, live: bool) -> Change:
+def _addition_or_undone_removal(server: ServerConfig, *, live: bool) -> Change:
     if live:
         return _change(Kind.OVERRIDE, server, ("name",), "removed live, in the file: added again")
     return _change(Kind.ADD, server, message="is new")

@@ -150,7 +150,7 @@ class Core:
             entry.listener.armed is not entry.config or entry.listener.state is not ListenerState.OPEN
         ):
             # The server's configuration or address has changed since watching began.
-            self._executor.disarm(entry)
+            self._executor.stop_watching_listener(entry)
 
     def view(self, entry: Entry) -> View:
         """The facts on which the next actions for the entry depend."""
@@ -256,7 +256,7 @@ class Core:
         """Wake the server if it sleeps, as a request would."""
         self._executor.wake(entry)
 
-    def wake_for_requests(self, server_name: str, requests: int) -> int:
+    def wake_and_count_planned_workers(self, server_name: str, requests: int) -> int:
         """Record that a number of requests waits for the server in a proxy in front of the pool.
 
         Wakes a sleeping server. Returns the planned number of workers, or 0 if requests do not start the server: it is
@@ -271,7 +271,7 @@ class Core:
         return entry.size
 
     def take_demand(self, entry: Entry) -> int:
-        """Return and clear the number of waiting requests recorded by `wake_for_requests`."""
+        """Return and clear the number of waiting requests recorded by `wake_and_count_planned_workers`."""
         count, entry.observed.demand = entry.observed.demand, 0
         return count
 
@@ -300,7 +300,7 @@ class Core:
         self.start(entry, ignore_dependencies=ignore_dependencies)
         self._runs.begin_run(entry)
 
-    def renew(self, entry: Entry, generation: int) -> None:
+    def replace_workers_of_generation(self, entry: Entry, generation: int) -> None:
         """Replace the workers of this generation, for example because their lifetime is over.
 
         Counts neither as failure nor as restart. Has no effect if the generation has been replaced already.
@@ -548,7 +548,7 @@ class Core:
         if config.every != before.every:
             entry.schedule.next_run = None
         if config.every is not None or before.every is not None:
-            self._change_schedule(entry, before)
+            self._apply_changed_schedule(entry, before)
         elif live:
             for worker in entry.observed.workers.values():
                 if worker.config is before:
@@ -567,7 +567,7 @@ class Core:
         self._apply_disabled(entry, was_disabled)
         self.touch(entry)
 
-    def _change_schedule(self, entry: Entry, before: ServerConfig) -> None:
+    def _apply_changed_schedule(self, entry: Entry, before: ServerConfig) -> None:
         if not entry.wanted:
             return
         entry.desired.ignore_dependencies = False
@@ -733,7 +733,7 @@ class RunnerEventForwarder(RunnerEventHandler):
 
     def expired(self, placement: Placement) -> None:
         if entry := self.core.entries.get(placement.server):
-            self.core.renew(entry, placement.generation)
+            self.core.replace_workers_of_generation(entry, placement.generation)
 
     def idle_changed(self, placement: Placement, idle: bool) -> None:
         if entry := self.core.entries.get(placement.server):

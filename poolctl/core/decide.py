@@ -300,12 +300,12 @@ Action = (
 
 def decide(view: View) -> list[Action]:
     """The actions that bring the server closer to its desired state; empty if there is nothing to do now."""
-    return [Release(key) for key in view.abandoned] + _decide_running(view)
+    return [Release(key) for key in view.abandoned] + _decide_by_desired_state(view)
 
 
-def _decide_running(view: View) -> list[Action]:
+def _decide_by_desired_state(view: View) -> list[Action]:
     if view.desired.wants_no_worker:
-        return _decide_at_rest(view)
+        return _decide_stopping(view)
     if view.desired in IN_BACKOFF:
         return _decide_in_backoff(view)
     if view.awaits_hook:
@@ -324,7 +324,7 @@ def _decide_running(view: View) -> list[Action]:
         return [] if view.armed else [Arm()]
     if view.may_fall_asleep:
         return [FallAsleep()]
-    return _disarm(view) + _rotation_actions(view) + _choose_accepting(view) + _replace_workers(view)
+    return _disarm(view) + _rotation_actions(view) + _choose_accepting(view) + _spawn_and_retire_workers(view)
 
 
 def _run_hooks(view: View) -> list[Action]:
@@ -342,7 +342,7 @@ def _run_hooks(view: View) -> list[Action]:
     return [RunHook(BEFORE_START)] if view.may_start else []
 
 
-def _decide_at_rest(view: View) -> list[Action]:
+def _decide_stopping(view: View) -> list[Action]:
     if view.hook == BEFORE_START:
         return [] if view.hook_ends else [EndHook()]
     if view.after_stop_due and not (view.hook or view.workers):
@@ -407,7 +407,7 @@ def _decide_in_backoff(view: View) -> list[Action]:
     return _close(view) if view.desired is Desired.REFUSING and not view.workers else []
 
 
-def _replace_workers(view: View) -> list[Action]:
+def _spawn_and_retire_workers(view: View) -> list[Action]:
     current = [worker for worker in view.staying if worker.generation == view.generation]
     old = [worker for worker in view.staying if worker.generation not in (view.generation, view.canary)]
     if not view.overlap and len(current) < len(view.workers):
@@ -458,7 +458,7 @@ def restarts_within(count: int, policy: Restart) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ExitDecision:
     """The decision after a worker's exit, the delay before a restart, and the reason for giving up.
 
     `restarts` is the number of restarts within the policy's `window` if it has reached the policy's `limit`, else 0.
@@ -479,7 +479,7 @@ def judge_exit(
     now: float,
     jitter: float,
     retries: bool = True,
-) -> Verdict:
+) -> ExitDecision:
     """Decide what follows the exit of a worker, if no command requested the exit.
 
     `restarts` are the times of earlier restarts, and `now` is the time of the exit, on the same clock. Restarts longer
@@ -487,18 +487,18 @@ def judge_exit(
     is a random number from -1 to 1. With `retries` False, a worker that was never ready is not restarted.
     """
     if not (retries or was_ready):
-        return Verdict(StepAfterExit.FAILED, reason=exit_.message)
+        return ExitDecision(StepAfterExit.FAILED, reason=exit_.message)
     if exit_.ok and policy.policy != "always":
-        return Verdict(StepAfterExit.DONE)
+        return ExitDecision(StepAfterExit.DONE)
     if policy.policy == "no":
-        return Verdict(StepAfterExit.FAILED, reason=exit_.message)
+        return ExitDecision(StepAfterExit.FAILED, reason=exit_.message)
     recent = [moment for moment in restarts if now - moment <= policy.window]
     if len(recent) >= policy.limit:
         reason = f"{exit_.message}; given up after {restarts_within(len(recent), policy)}"
-        return Verdict(StepAfterExit.FAILED, reason=reason, restarts=len(recent))
+        return ExitDecision(StepAfterExit.FAILED, reason=reason, restarts=len(recent))
     if not recent and was_ready:
-        return Verdict(StepAfterExit.RESTART)
-    return Verdict(StepAfterExit.RESTART, policy.backoff.delay_seconds(len(recent), jitter))
+        return ExitDecision(StepAfterExit.RESTART)
+    return ExitDecision(StepAfterExit.RESTART, policy.backoff.delay_seconds(len(recent), jitter))
 
 
 class DecisionTrace:

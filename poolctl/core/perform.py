@@ -372,9 +372,9 @@ class Executor:
                 assert worker.placement is not None
                 self._queue.run(self._runner.set_accepting(worker.placement, accepting))
             case Arm():
-                self._arm(entry)
+                self._watch_listener_for_request(entry)
             case Disarm():
-                self.disarm(entry)
+                self.stop_watching_listener(entry)
             case FallAsleep():
                 self._fall_asleep(entry)
             case RunHook(hook):
@@ -462,13 +462,13 @@ class Executor:
 
     # Sleep: the runner watches the listener, and the first request wakes the server.
 
-    def _arm(self, entry: Entry) -> None:
+    def _watch_listener_for_request(self, entry: Entry) -> None:
         assert self._sleep is not None, "entries are sleepy only with a runner that can watch listeners"
         entry.listener.armed = entry.config
         self._sleep.arm(entry.config, partial(self._on_request, entry))
         self.preload(entry)
 
-    def disarm(self, entry: Entry) -> None:
+    def stop_watching_listener(self, entry: Entry) -> None:
         """Stop watching for a request. The next workers take the waiting connections."""
         if entry.listener.armed is not None:
             if self._sleep is not None:
@@ -478,7 +478,7 @@ class Executor:
     def wake(self, entry: Entry) -> None:
         """Wake the server if it sleeps or is falling asleep, even if no connection waits for it."""
         if entry.listener.armed is not None:
-            self.disarm(entry)
+            self.stop_watching_listener(entry)
             self._on_request(entry)
         elif (
             entry.should_sleep
@@ -523,11 +523,13 @@ class Executor:
         entry.listener.armed = None
         entry.observed.called = True
         loop = asyncio.get_running_loop()
-        loop.call_later(entry.config.start_timeout, self._close_waiting, entry, entry.desired.newest)
+        loop.call_later(
+            entry.config.start_timeout, self._close_waiting_connections, entry, entry.desired.newest
+        )
         with caused_by("a request"):
             self._queue.touch(entry, progressed=True)
 
-    def _close_waiting(self, entry: Entry, newest: int) -> None:
+    def _close_waiting_connections(self, entry: Entry, newest: int) -> None:
         """Close the connections that wait for the first worker of a woken server.
 
         Does nothing if the server is ready, sleeps again, or has a generation newer than `newest`. While a worker is
@@ -537,16 +539,16 @@ class Executor:
             return
         for worker in entry.observed.workers.values():
             if worker.phase in (Phase.PLACING, Phase.STARTING):
-                self._queue.run(self._close_after_failed_start(entry, worker, newest))
+                self._queue.run(self._close_connections_after_failed_start(entry, worker, newest))
                 return
         if self._sleep is not None:
             self._sleep.close_waiting(entry.config.key)
 
-    async def _close_after_failed_start(self, entry: Entry, worker: Worker, newest: int) -> None:
+    async def _close_connections_after_failed_start(self, entry: Entry, worker: Worker, newest: int) -> None:
         assert worker.task is not None
         await asyncio.wait({worker.task})
         if worker.ready_at is None:
-            self._close_waiting(entry, newest)
+            self._close_waiting_connections(entry, newest)
 
     # Hooks, one at a time for each server. A start waits for its hook, and fails if the hook fails; a stop
     # only waits.
@@ -584,7 +586,7 @@ class Executor:
             entry.hooks.after_stop_due = False
             if message:
                 cause = entry.desired.cause.cause if entry.desired.cause is not None else ""
-                self._report(entry, "hook failed", message, cause=cause)
+                self._record_and_warn(entry, "hook failed", message, cause=cause)
         elif hook.ends:
             pass  # the hook runs again if the server has been started meanwhile
         elif message and entry.wanted:
@@ -646,7 +648,7 @@ class Executor:
         reason = cause_of(lines, entry.config).text
         return f"{message}: {reason}" if reason and not is_quoted(reason, message) else message
 
-    def _report(self, entry: Entry, event: str, message: str, **detail: str) -> None:
+    def _record_and_warn(self, entry: Entry, event: str, message: str, **detail: str) -> None:
         """Report a problem: as a warning of the current command, in the log, and as an event."""
         entry.observed.warnings.append(f"{entry.name}: {message}")
         logger.warning("%s: %s", entry.name, message)
@@ -711,13 +713,13 @@ class Executor:
             and entry.size == config.scale.min == 1
         )
 
-    def _change_socket(self, entry: Entry, found: str) -> None:
+    def _switch_socket_owner(self, entry: Entry, found: str) -> None:
         entry.observed.socket_found = found
         socket = "program" if found == "tried" else "pool"
         self._servers.configure(entry, entry.config.with_values(socket=socket))
         self._queue.touch(entry, progressed=True)
 
-    def _note_socket(self, entry: Entry, worker: Worker) -> None:
+    def _record_socket_owner(self, entry: Entry, worker: Worker) -> None:
         """Record whether a ready program uses the pool's socket. Warn if the program did not start with that socket."""
         if not worker.config.command or not worker.config.listens:
             return
@@ -731,12 +733,15 @@ class Executor:
             f"opens {entry.config.key} itself, and was started again without the pool's socket; write "
             'socket = "program" to its table: a restart ends the old process first'
         )
-        self._report(entry, "own socket", message)
+        self._record_and_warn(entry, "own socket", message)
 
     async def _place_and_watch(self, entry: Entry, worker: Worker) -> Exit:
         worker.placed_at = self._clock.time()
         worker.certificate_ends = read_certificate_expiry(worker.config)
-        worker.files_before, worker.files = _files_before(entry, worker), read_file_digests(worker.config)
+        worker.files_before, worker.files = (
+            _file_digests_before_replacement(entry, worker),
+            read_file_digests(worker.config),
+        )
         if worker.generation == entry.desired.generation:
             entry.observed.files = worker.files
             self._queue.note(entry)
@@ -820,7 +825,7 @@ class Executor:
             if worker.phase is Phase.STARTING and config.every is None:
                 worker.phase = Phase.READY
                 worker.ready_at = self._clock.monotonic()
-                self._note_socket(entry, worker)
+                self._record_socket_owner(entry, worker)
                 entry.count_restart(worker)
                 entry.observed.called = True
                 entry.desired.retries = entry.desired.retries or entry.is_fully_ready
@@ -913,11 +918,11 @@ class Executor:
         observed, was_ready = entry.observed, worker.ready_at is not None
         observed.failed_since = worker.placed_at
         if worker.address_taken and self._may_retry_without_listener(entry, worker):
-            self._change_socket(entry, "tried")
+            self._switch_socket_owner(entry, "tried")
             return
         if worker.address_taken and observed.socket_found == "tried":
             # The address is in use without the pool's listener, too.
-            self._change_socket(entry, "pool")
+            self._switch_socket_owner(entry, "pool")
         if entry.desired.canary is not None and entry.is_of_canary(worker.generation):
             when = "" if was_ready else " before it was ready"
             entry.desired.canary.failure = (
@@ -1044,7 +1049,7 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
 
-def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
+def _file_digests_before_replacement(entry: Entry, worker: Worker) -> dict[str, str]:
     """Return the digests of the files in use now or, during the replacement of a generation, before the replacement."""
     if any(each.generation < worker.generation for each in entry.observed.ready):
         for each in entry.observed.workers.values():

@@ -219,13 +219,13 @@ class ScheduledRuns:
             self._timer.set_if_earlier(entry.schedule.next_run)
 
     def _begin_or_skip(self, entry: Entry, due: float, now: float) -> None:
-        if reason := reason_to_skip(entry, due, now) or self._blocker(entry):
+        if reason := reason_to_skip(entry, due, now) or self._reason_blocked(entry):
             self._record_skip(entry, due, reason)
             return
         with caused_by(f"every {entry.config.every}"):
             self.begin_run(entry)
 
-    def _blocker(self, entry: Entry) -> str:
+    def _reason_blocked(self, entry: Entry) -> str:
         """A sentence about a dependency that will not start, so that a run would wait forever; "" without one."""
         if self._servers.may_start(entry):
             return ""

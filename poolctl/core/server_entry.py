@@ -318,7 +318,7 @@ class Entry:
         return self.desired.state.wants_no_worker
 
     @property
-    def active(self) -> bool:
+    def has_or_wants_workers(self) -> bool:
         """Whether the server has workers, or should have some.
 
         True while it runs, sleeps, starts, stops, or waits for a dependency, a retry or its scheduled time.

@@ -431,7 +431,7 @@ class ServerRegistry:
         self.entries.update(first | rest)
 
     @property
-    def unused(self) -> bool:
+    def has_never_run(self) -> bool:
         """Whether no server is running or wanted, and none has ever run."""
         return not any(
             entry.wanted or entry.observed.workers or entry.desired.generation > 1 or entry.observed.failures

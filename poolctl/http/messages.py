@@ -174,7 +174,7 @@ class MessageHead:
         """The value of this field, b"" if missing; several values are joined by a comma (RFC 9110 §5.2)."""
         return b", ".join(self.values(name))
 
-    def _combine(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
+    def _combine_and_check_plain(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
         """The values of these fields by lower-case name; repeated ones are joined by a comma.
 
         Also returns True if no field was repeated, and none had whitespace after its value; otherwise False. Raises
@@ -241,7 +241,7 @@ class RequestHead(MessageHead):
         self.fields = raw[found.end(5) : -4]
         _bound_fields(self.fields.count(b"\n"))
         self.end = len(raw)
-        decisive, plain = self._combine(_decisive_of_request(self.fields))
+        decisive, plain = self._combine_and_check_plain(_decisive_of_request(self.fields))
         # RFC 9112 §3.2: an older client may leave it out.
         host = decisive.pop(b"host", None if self.http_1_1 else b"")
         if host is None:
@@ -252,7 +252,7 @@ class RequestHead(MessageHead):
         if not decisive or decisive == _KEEP_ALIVE:
             self.options, self.keep_alive = _NO_OPTIONS, self.http_1_1 or bool(decisive)
         else:
-            plain = self._apply_decisive_fields(decisive) and plain
+            plain = self._apply_fields_and_check_canonical(decisive) and plain
         self.canonical = (
             plain
             and blank is None
@@ -263,7 +263,7 @@ class RequestHead(MessageHead):
     def __repr__(self) -> str:
         return f"<RequestHead {self.method.decode()} {self.target.decode()}>"
 
-    def _apply_decisive_fields(self, decisive: dict[bytes, bytes]) -> bool:
+    def _apply_fields_and_check_canonical(self, decisive: dict[bytes, bytes]) -> bool:
         options = decisive.get(b"connection")
         self._set_connection_options(options)
         body = _body_length(decisive)
@@ -335,7 +335,7 @@ class ResponseHead(MessageHead):
         self.status_line, minor, status = found.groups()
         self.fields = raw[found.end(1) : -4]
         self.http_1_1 = minor == b"1"
-        decisive, _ = self._combine(_decisive_of_response(self.fields))
+        decisive, _ = self._combine_and_check_plain(_decisive_of_response(self.fields))
         self._set_connection_options(decisive.get(b"connection"))
         self.upgrade = decisive.get(b"upgrade", b"")
         body = _body_length(decisive)
@@ -526,11 +526,11 @@ class ChunkedBody:
                 digits = line[1]
                 size = int(digits, 16)
                 if not size:
-                    self._limit_rate(count)
+                    self._refuse_excessive_rate(count)
                     last = self._with_kept_bytes(pieces, data, kept, at)
                     return _joined([*last, self._read_trailers(data, line.end())])
                 if line.end(1) + 2 != line.end() or digits[:1] == b"0":
-                    self._limit_extensions(line.end() - line.end(1))
+                    self._refuse_excessive_extensions(line.end() - line.end(1))
                     if not decode:
                         pieces += (data[kept:at], b"%x\r\n" % size)
                         kept = line.end()
@@ -545,7 +545,7 @@ class ChunkedBody:
                     continue
             taken = min(left, end - at)
             if left - taken < 2:
-                self._check_end(data, at, left, taken)
+                self._check_crlf_after_chunk(data, at, left, taken)
             self._left = left - taken
             size = min(taken, max(0, left - 2))
             self.size += size
@@ -553,7 +553,7 @@ class ChunkedBody:
                 pieces.append(memoryview(data)[at : at + size])
             at += taken
         if count:
-            self._limit_rate(count)
+            self._refuse_excessive_rate(count)
         return _joined(self._with_kept_bytes(pieces, data, kept, at))
 
     def _with_kept_bytes(self, pieces: list[Buffer], data: bytes, kept: int, at: int) -> list[Buffer]:
@@ -561,7 +561,7 @@ class ChunkedBody:
             return pieces
         return [*pieces, memoryview(data)[kept:at] if kept or at < len(data) else data]
 
-    def _check_end(self, data: bytes, at: int, left: int, taken: int) -> None:
+    def _check_crlf_after_chunk(self, data: bytes, at: int, left: int, taken: int) -> None:
         """Raise BadMessage if a received byte of the CRLF after the current chunk is wrong.
 
         The received bytes are `data[at : at + taken]`. The CRLF ends `left` bytes after the offset `at`.
@@ -575,24 +575,24 @@ class ChunkedBody:
     def _buffer_size_line(self, data: bytes, at: int) -> None:
         """Store a chunk's incomplete size line until more bytes arrive. Raises BadMessage if it cannot become valid."""
         line = data[at:]
-        if b"\n" in line or len(line) > _MAX_LINE_BYTES or self._is_unfit(data, at):
+        if b"\n" in line or len(line) > _MAX_LINE_BYTES or self._has_control_characters(data, at):
             raise BadMessage("a chunk without a valid size")
         digits = line.lstrip(_HEX_DIGITS)
         if len(line) - len(digits) > 15 or (digits and (digits == line or digits[:1] not in b"\t ;\r")):
             raise BadMessage("a chunk without a valid size")
         self._buffer = line
 
-    def _is_unfit(self, data: bytes, at: int) -> bool:
+    def _has_control_characters(self, data: bytes, at: int) -> bool:
         """Whether the bytes from this offset on contain a control character, or a CR or LF without the other."""
         # The previous call may have ended with a CR.
         return unfit(data, max(at, self._scanned - 1)) is not None
 
-    def _limit_extensions(self, size: int) -> None:
+    def _refuse_excessive_extensions(self, size: int) -> None:
         self._extensions += size
         if size > _MAX_LINE_BYTES or self._extensions > _MAX_EXTENSION_BYTES:
             raise BadMessage("too many extensions of chunks")
 
-    def _limit_rate(self, count: int) -> None:
+    def _refuse_excessive_rate(self, count: int) -> None:
         if not self._most_a_second:
             return
         now = self._clock()
@@ -609,7 +609,7 @@ class ChunkedBody:
         else:
             end = data.find(b"\r\n\r\n", at) + 2
             if end < 2:
-                if len(data) - at > _MAX_TRAILER_BYTES or self._is_unfit(data, at):
+                if len(data) - at > _MAX_TRAILER_BYTES or self._has_control_characters(data, at):
                     raise BadMessage("malformed trailers")
                 self._buffer, self._in_trailers = data[at:], True
                 return b""
@@ -714,14 +714,14 @@ class MessageReader:
         left = self._left
         if left >= 0 and len(data) > left:
             data, self.rest = data[:left], data[left:]
-        if data and self._add_until_limit(data):
+        if data and self._add_and_check_too_large(data):
             return True
         if left >= 0:
             self._left = left - len(data)
             self.complete = not self._left
         return self.complete
 
-    def _add_until_limit(self, piece: bytes) -> bool:
+    def _add_and_check_too_large(self, piece: bytes) -> bool:
         """Add a piece of the body. Return True if the body is too large, so that reading ends here; otherwise False."""
         limit = self._max_body_bytes
         room = len(piece) if limit is None else limit - self._body_bytes
@@ -734,7 +734,7 @@ class MessageReader:
 
     def _read_chunks(self, body: ChunkedBody, data: bytes) -> bool:
         piece = body.feed(data)
-        if piece and self._add_until_limit(bytes(piece)):
+        if piece and self._add_and_check_too_large(bytes(piece)):
             return True
         self.rest, self.complete = body.rest, body.done
         return self.complete

@@ -84,7 +84,7 @@ class Store:
         """Close and remove the entry `name`, if it exists."""
         _, fds = self._entries.pop(name, (None, []))
         for fd in fds:
-            wire.close(fd)
+            wire.close_with_unread_descriptors(fd)
 
     def values(self, prefix: str) -> list[Any]:
         """The values of the entries whose names start with `prefix`."""
@@ -108,7 +108,7 @@ class Store:
         return rows[: max(1, sum(size <= _PAGE_BYTES for size in sizes))]
 
 
-def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int] | None:
+def fill_and_find_supervisor_link(store: Store, plan: wire.Message) -> tuple[int, int] | None:
     """Put the descriptors in `plan` into the store. Return the supervisor's pid and link, or None if it is not running.
 
     A child whose pid is 0 in the plan could not be started: the store gets no entry for it.
@@ -198,7 +198,7 @@ class Channel:
         self._waiting.clear()
 
 
-class Donor(Channel):
+class DonorSupervisor(Channel):
     """The link to a supervisor whose own keeper was lost: the supervisor sends its descriptors to this keeper.
 
     `process` is the supervisor's pid and start time. A supervisor that stops answering pings gets SIGCONT, then
@@ -232,7 +232,7 @@ class Donor(Channel):
         elif self._watchdog.may_be_stopped:
             # The supervisor may have been stopped.
             signal_process(self._pid, self._start, signal.SIGCONT)
-        elif self._watchdog.start_ping_if_due(now, early=early):
+        elif self._watchdog.mark_ping_sent_if_due(now, early=early):
             self.send({"event": "ping"})
 
 
@@ -425,7 +425,7 @@ class Shutdown:
         return is_child(pid) or pid in self._reaper.watcher.starts
 
 
-def execute_next(
+def execute_next_keeper(
     argv: list[str], supervisor: list[str], store: Store, reaper: Reaper, open_files: tuple[int, int]
 ) -> None:
     """Replace this process by the next version of the keeper: `argv`, with one more argument for the state.
@@ -458,7 +458,7 @@ def execute_next(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def restore(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
+def restore_state_and_file_limits(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
     """Restore the state that was saved in `file` before execve(2); return the saved open-files limits for workers."""
     state: wire.Message = json.loads(read_file(file))
     os.close(file)
@@ -486,7 +486,7 @@ class Keeper:
         self._lifeline = -1
         self._open_files = open_files
         self._client: Channel | None = None
-        self._donor: Donor | None = None
+        self._donor: DonorSupervisor | None = None
         self._shutdown = Shutdown(self.store, self.reaper, directory)
         self._next: tuple[list[str], list[str]] | None = (
             None  # the argument vectors of the next version and its supervisor
@@ -495,9 +495,11 @@ class Keeper:
     def begin(self, plan: wire.Message) -> None:
         """If `plan` has a donor, begin to receive the donor's descriptors. Otherwise store the plan's descriptors."""
         if "donor" in plan:
-            self._begin_from_donor(Donor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic()))
+            self._begin_from_donor(
+                DonorSupervisor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic())
+            )
             return
-        begun = fill_and_find_supervisor(self.store, plan)
+        begun = fill_and_find_supervisor_link(self.store, plan)
         self._take_lifeline()
         if begun is not None:
             pid, link = begun
@@ -506,10 +508,10 @@ class Keeper:
 
     def resume(self, file: int) -> None:
         """Restore the state in `file`, written by the keeper that this process was before execve(2)."""
-        self._open_files = restore(file, self.store, self.reaper)
+        self._open_files = restore_state_and_file_limits(file, self.store, self.reaper)
         self._take_lifeline()
 
-    def _begin_from_donor(self, donor: Donor) -> None:
+    def _begin_from_donor(self, donor: DonorSupervisor) -> None:
         """Begin to receive the donor's descriptors. If another keeper holds the lock, refuse the donor and exit."""
         self._supervisor.due = None
         try:
@@ -576,7 +578,7 @@ class Keeper:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._supervisor.pid, signal.SIGKILL)
             self._watchdog = Watchdog(now)
-        elif self._client is not None and self._watchdog.start_ping_if_due(now):
+        elif self._client is not None and self._watchdog.mark_ping_sent_if_due(now):
             self._client.send({"event": "ping"})
 
     def _poll(self) -> None:
@@ -627,7 +629,7 @@ class Keeper:
         """Execute the next version, if the supervisor has requested it and exited."""
         following, self._next = self._next, None
         if following is not None:
-            execute_next(*following, self.store, self.reaper, self._open_files)
+            execute_next_keeper(*following, self.store, self.reaper, self._open_files)
 
     def _terminate_if_lifeline_closed(self) -> None:
         if not os.read(self._lifeline, 4096):
@@ -670,7 +672,7 @@ class Keeper:
             self._drop_channel(channel)
             return False
         message, fds = received
-        (channel if isinstance(channel, Donor) else self._watchdog).received(time.monotonic())
+        (channel if isinstance(channel, DonorSupervisor) else self._watchdog).received(time.monotonic())
         reply, found = self.answer(message, fds)
         if message.get("id") is not None:
             channel.send(reply, found)

@@ -62,7 +62,7 @@ class Reaper:
             return None
         if any(report["pid"] == pid for report in self.unacknowledged):
             return None  # a child is reported elsewhere, with its exit status
-        kill_rest(pid, start)
+        kill_rest_of_group(pid, start)
         return self._append_report(pid, None, None)
 
     def acknowledge(self, sequence: int) -> None:
@@ -156,7 +156,7 @@ class Watcher:
             pid = self._pids.pop(fd)
             self._epoll.unregister(fd)
             os.close(self._pidfds.pop(pid))
-            kill_rest(pid, self.starts.pop(pid))
+            kill_rest_of_group(pid, self.starts.pop(pid))
             pids.append(pid)
         return pids
 
@@ -191,7 +191,7 @@ class Watcher:
             self.clean_up_exited()
 
 
-def kill_rest(pid: int, start: int) -> None:
+def kill_rest_of_group(pid: int, start: int) -> None:
     """Kill the remaining processes of a group whose leader has exited. `start` is the leader's start time.
 
     Does nothing if another process has the leader's pid: the kernel reuses a pid only after its group is empty.

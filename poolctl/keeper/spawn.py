@@ -108,7 +108,7 @@ def start_detached(
             if pid := os.fork():
                 os.write(writes, b"%d" % pid)
             else:
-                _keep_only([*fds, *(fd for each in companions for fd in each.fds)])
+                _renumber_and_close_others([*fds, *(fd for each in companions for fd in each.fds)])
                 os.chdir("/")
                 if companions:
                     limits = raise_descriptor_limit()
@@ -134,7 +134,7 @@ def start_detached(
         return int(made.read() or 0)
 
 
-def _keep_only(fds: Sequence[int]) -> None:
+def _renumber_and_close_others(fds: Sequence[int]) -> None:
     """Renumber `fds` to 3, 4 …, not inheritable. Open descriptors 0, 1 and 2 on /dev/null, and close all others."""
     above = 3 + len(fds)
     # Just above the numbers assigned below: the limit of open files may be small.
@@ -184,13 +184,13 @@ def rotate_if_large(path: str) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):
-            _keep_old(fd, f"{path}.1")
+            _copy_tail_to(fd, f"{path}.1")
         os.ftruncate(fd, 0)
     finally:
         os.close(fd)
 
 
-def _keep_old(fd: int, path: str) -> None:
+def _copy_tail_to(fd: int, path: str) -> None:
     left_out = os.fstat(fd).st_size - MAX_SIZE_BYTES
     kept = os.pread(fd, MAX_SIZE_BYTES, left_out)
     import re  # imported late, because it is rarely needed

@@ -119,7 +119,7 @@ def _decode(payload: bytes) -> Message:
     return message
 
 
-def close(fd: int) -> None:
+def close_with_unread_descriptors(fd: int) -> None:
     """Close a descriptor. If it is a message socket, first close the descriptors in its unread messages.
 
     The kernel would close them with the last duplicate of the socket, but a sender can make such a close block. Here
@@ -132,11 +132,11 @@ def close(fd: int) -> None:
         return
     if sock.type == socket.SOCK_SEQPACKET:
         with contextlib.suppress(OSError):
-            _drain(sock)
+            _close_unread_descriptors(sock)
     close_promptly(sock.detach())
 
 
-def _drain(sock: socket.socket) -> None:
+def _close_unread_descriptors(sock: socket.socket) -> None:
     # No more messages can arrive. Credentials distinguish an empty message from end of file.
     sock.shutdown(socket.SHUT_RD)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)

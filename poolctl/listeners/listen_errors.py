@@ -91,7 +91,7 @@ def unresolved_host_error(address: Address, reason: str) -> ListenError:
 
 def address_in_use_error(address: Address, place: Place) -> ListenError:
     """The ListenError for an address or path in use; does not name the process that uses it (see `with_holders`)."""
-    what, command, another = _named(place)
+    what, command, another = _name_find_command_and_kind(place)
     hint = f"find the process (as root): {command}, or choose another {another}"
     return ListenError(f"{what} is in use", bind=address.key, hint=hint, taken=place)
 
@@ -100,7 +100,7 @@ def with_holders(error: ListenError, holders: Sequence[Holder]) -> ListenError:
     """The error with the names of the processes that use its address, and a fix; unchanged without holders."""
     if error.taken is None or not holders:
         return error
-    what, command, another = _named(error.taken)
+    what, command, another = _name_find_command_and_kind(error.taken)
     first = holders[0]
     others = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
     by = f"{first}{others}"
@@ -137,7 +137,7 @@ def name_holders(errors: Sequence[ListenError]) -> list[ListenError]:
     ]
 
 
-def _named(place: Place) -> tuple[str, str, str]:
+def _name_find_command_and_kind(place: Place) -> tuple[str, str, str]:
     """Return three texts: the place's name, a command that finds its process, and "path" (Unix) or "port" (TCP)."""
     if isinstance(place, str):
         return f"the Unix socket {place}", f"ss -lxp 'src {place}'", "path"

@@ -225,7 +225,7 @@ def _path_error(address: Address, error: OSError) -> ListenError:
     return listen_error(address, f"the Unix socket {address.path} cannot be opened", error)
 
 
-def refuse(sockets: Iterable[socket.socket]) -> None:
+def shut_down_listeners(sockets: Iterable[socket.socket]) -> None:
     """Refuse new connections, even if other processes still hold duplicates of these listeners."""
     for sock in sockets:
         with contextlib.suppress(OSError):

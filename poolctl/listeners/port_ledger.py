@@ -60,10 +60,10 @@ class PortLedger:
                 for port in self._candidate_ports():
                     usable = (port in others) is last_choice and port not in own and port not in avoid
                     if usable and is_free(address, port):
-                        return self._chosen(name, port)
+                        return self._store_chosen_port(name, port)
         for port in vacated:
             if self._first <= port <= self._last and port not in avoid:
-                return self._chosen(name, port)
+                return self._store_chosen_port(name, port)
         raise ServerError(
             f"no port is free in port_range {self._first}-{self._last}",
             name=name,
@@ -113,7 +113,7 @@ class PortLedger:
         finally:
             os.close(directory)
 
-    def _chosen(self, name: str, port: int) -> int:
+    def _store_chosen_port(self, name: str, port: int) -> int:
         self._ports[name] = port
         self._write()
         return port

@@ -131,7 +131,7 @@ class InternalLogRotation:
             if self._watch is None:
                 self._watch = DirectoryWatch()
             self._watch.changed()
-            self._watch.add(self._directory)  # again: it may have been removed and created since
+            self._watch.add_if_new(self._directory)  # again: it may have been removed and created since
             self._loop.add_reader(self._watch.fd, self._check_soon)
         except OSError:
             self._timer = self._loop.call_later(_WITHOUT_INOTIFY_SECONDS, self._watch_and_rotate)

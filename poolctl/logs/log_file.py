@@ -61,7 +61,7 @@ class LogFile:
         self._keep = keep
         self._max_age = max_age_seconds
 
-    def append(self, block: bytes) -> int:
+    def append_and_count_written(self, block: bytes) -> int:
         """Append `block`; returns how many of its bytes were written: all, or as many whole lines as possible."""
         self._prepare()
         done = 0
@@ -189,11 +189,11 @@ class LogFile:
             self._torn = False
         except OSError as error:
             self.error = error.strerror or str(error)
-            done = self._cut(block, done)
+            done = self._truncate_to_whole_lines(block, done)
         self._size += done
         return max(0, done - len(missing_end))
 
-    def _cut(self, block: bytes, done: int) -> int:
+    def _truncate_to_whole_lines(self, block: bytes, done: int) -> int:
         """Remove an incomplete last line from the file, after a failed write has stored `done` bytes of `block`.
 
         Return the size in bytes of the whole lines of `block` that were written.

@@ -41,7 +41,7 @@ def seconds_of(stamp: str) -> float:
     return datetime.fromisoformat(stamp).timestamp()
 
 
-def clock_time(stamp: str, *, with_millis: bool = True) -> str:
+def local_clock_time(stamp: str, *, with_millis: bool = True) -> str:
     """Return the local time as HH:MM:SS.mmm, preceded by the date unless it is today's; as HH:MM:SS without millis."""
     moment = datetime.fromisoformat(stamp).astimezone()
     text = f"{moment:%H:%M:%S}"
@@ -122,7 +122,7 @@ class JsonRecord:
         numbered = _take(rest, _LEVELS)
         pino = all(sign in fields for sign in _PINO_SIGNS)
         self.level = _level(numbered, pino)
-        self.time = _moment(_take(rest, _TIMES))
+        self.time = _parse_time_of_day(_take(rest, _TIMES))
         self.message = _text(_take(rest, _MESSAGES))
         texts = {key: _text(value) for key, value in rest.items()}
         self.long = {key: text for key, text in texts.items() if "\n" in text.strip("\n")}
@@ -168,7 +168,7 @@ def _level(value: object, pino: bool) -> str:
     return _text(value).upper()
 
 
-def _moment(value: object) -> str:
+def _parse_time_of_day(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _format_time_of_day(value)
     text = _text(value)

@@ -75,7 +75,7 @@ class OpenLog:
         A line without a time has the time of the previous line.
         """
         found: list[LogLine] = []
-        candidates = self._since(since, name)
+        candidates = self._lines_since_newest_first(since, name)
         for line in candidates if wanted is None else wanted.backwards(candidates):
             if lines is not None and len(found) >= lines:
                 break
@@ -84,7 +84,7 @@ class OpenLog:
         carry_times(found)
         return found
 
-    def _since(self, since: str, name: str) -> Iterator[LogLine]:
+    def _lines_since_newest_first(self, since: str, name: str) -> Iterator[LogLine]:
         for raw in self.backwards():
             line = parse_line(raw, name)
             if since and line.time and line.time < since:
@@ -183,7 +183,7 @@ class DirectoryWatch:
         self._directories: dict[int, str] = {}
         self.fd = checked(c_library().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
-    def add(self, directory: str, changes: int = _CHANGES) -> bool:
+    def add_if_new(self, directory: str, changes: int = _CHANGES) -> bool:
         """Watch a directory; returns whether it is newly watched. Raises OSError (FileNotFoundError if missing)."""
         number = checked(c_library().inotify_add_watch(self.fd, os.fsencode(directory), changes))
         is_new = number not in self._directories
@@ -237,7 +237,7 @@ class TailedFile:
 
     def begin(self, log: OpenLog) -> None:
         """Start at the end of `log`; an incomplete last line counts as read."""
-        self._older = {_finished(os.fstat(fd)) for fd, _ in log.parts[1:]}
+        self._older = {_finished_file_identity(os.fstat(fd)) for fd, _ in log.parts[1:]}
         if log.parts:
             fd, self._offset = log.parts[0]
             self._fd = os.dup(fd)
@@ -252,7 +252,7 @@ class TailedFile:
                 if self._partial:
                     found.append(self._partial)
                 if self._fd >= 0:
-                    self._older.add(_finished(os.fstat(self._fd)))
+                    self._older.add(_finished_file_identity(os.fstat(self._fd)))
                 self.close()
                 self._fd, self._offset, self._partial = fd, 0, b""
                 self._inode = os.fstat(fd).st_ino
@@ -296,7 +296,9 @@ class TailedFile:
         newer = 0
         for fd, _ in log.parts:
             status = os.fstat(fd)
-            if (self._fd >= 0 and status.st_ino == self._inode) or _finished(status) in self._older:
+            if (self._fd >= 0 and status.st_ino == self._inode) or _finished_file_identity(
+                status
+            ) in self._older:
                 break
             newer += 1
         for fd, _ in log.parts[newer:]:
@@ -304,7 +306,7 @@ class TailedFile:
         return [fd for fd, _ in reversed(log.parts[:newer])]
 
 
-def _finished(status: os.stat_result) -> Finished:
+def _finished_file_identity(status: os.stat_result) -> Finished:
     """Return the inode number, modification time and size, which identify a log file that is no longer written to."""
     # The inode number alone is soon reused.
     return status.st_ino, status.st_mtime_ns, status.st_size
@@ -339,7 +341,7 @@ class Follower:
         """The descriptor that is readable when there may be new lines; -1 without inotify."""
         return self._watch.fd if self._watch else -1
 
-    def wait(self, timeout_seconds: float | None, *, reader: int) -> bool:
+    def wait_for_new_lines(self, timeout_seconds: float | None, *, reader: int) -> bool:
         """Wait up to `timeout_seconds` for new lines; returns whether there may be any.
 
         Raises BrokenPipeError when nothing reads from the pipe or socket `reader` any longer.
@@ -387,7 +389,7 @@ class Follower:
         if self._watch is None:
             return
         try:
-            self._watch.add(directory)
+            self._watch.add_if_new(directory)
         except OSError:
             self._missing.add(directory)
         else:
@@ -426,7 +428,7 @@ def follow(
             if merge.holds:
                 time.sleep(SETTLE_SECONDS)
             elif not over:
-                follower.wait(None if until is None else _POLL_SECONDS, reader=reader)
+                follower.wait_for_new_lines(None if until is None else _POLL_SECONDS, reader=reader)
         yield from merge.hold_back([])
     finally:
         follower.close()

@@ -144,7 +144,7 @@ def longest_line(fd: int) -> int:
         return 0
 
 
-class Move:
+class LogMoveRecord:
     """The record of a move of lines from a server's pipe into its log file.
 
     `id` is the stream, `when` the timestamp of the lines, `length` their number of bytes, `checksum` their CRC. `taken`
@@ -176,7 +176,7 @@ class WriteAheadNote:
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
         self._fd = self._taken = self.sink = -1
-        self._left: Move | None = None
+        self._left: LogMoveRecord | None = None
         self.use(fds)
 
     def use(self, fds: Sequence[int]) -> None:
@@ -188,16 +188,16 @@ class WriteAheadNote:
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
 
-    def unfinished_move(self, id: str) -> Move | None:
+    def unfinished_move(self, id: str) -> LogMoveRecord | None:
         """Return the record if a killed logger was moving lines of stream `id` into the log file; otherwise None."""
         return self._left if self._left is not None and self._left.id == id else None
 
-    def _read(self) -> Move | None:
+    def _read(self) -> LogMoveRecord | None:
         if self._fd < 0:
             return None
         text = os.pread(self._fd, _NOTE_BYTES, 0).partition(b"\n")[0].strip(b"\0")
         try:
-            noted = Move(*json.loads(text))
+            noted = LogMoveRecord(*json.loads(text))
         except (ValueError, TypeError):
             return None
         noted.taken = readable_bytes(self._taken) if self._taken >= 0 else 0
@@ -286,7 +286,7 @@ class OutputStream:
             block = self._form(_with_line_break(data[: move.length]), move.when)
             rest = block[self.file.cut_to_stored_lines(block) :]
             if rest:
-                self.dropped_bytes += len(rest) - self.file.append(rest)
+                self.dropped_bytes += len(rest) - self.file.append_and_count_written(rest)
             self._pipes.consume(self.fd, move.length, self._underway.sink)
         self._underway.end()
 
@@ -354,7 +354,7 @@ class OutputStream:
     def _append_and_count_lost(self, lines: bytes, when: str) -> int:
         """Append the lines to the file; returns how many of their bytes were not stored."""
         block = self._form(lines, when)
-        stored = self.file.append(block)
+        stored = self.file.append_and_count_written(block)
         missing = block.count(b"\n", stored)
         if not missing:
             return 0
@@ -413,7 +413,7 @@ class Logger:
                     self._streams[fd].ended = bool(event & select.EPOLLHUP)
                     self._readable_streams[self._streams[fd]] = None
             for stream in list(self._readable_streams):
-                if not self._pump_or_end(stream):
+                if not self._pump_and_may_continue(stream):
                     self._readable_streams.pop(stream, None)
             self._rotate_old()
             self._report_dropped()
@@ -526,7 +526,7 @@ class Logger:
         self._streams[fd] = self._by_id[stream.id] = stream
         stream.recover()
 
-    def _pump_or_end(self, stream: OutputStream) -> bool:
+    def _pump_and_may_continue(self, stream: OutputStream) -> bool:
         """Move as much output as one read returns; returns whether there may be more."""
         try:
             moved = stream.pump(time.time())
@@ -544,7 +544,7 @@ class Logger:
     def _drain(self, stream: OutputStream) -> None:
         """Move lines until the pipe has no more, but at most _SYNC_BYTES, because the server may continue writing."""
         for _ in range(_SYNC_BYTES // MOST_BYTES):
-            if not self._pump_or_end(stream):
+            if not self._pump_and_may_continue(stream):
                 return
 
     def _end(self, stream: OutputStream, *, taken: bool = False) -> None:

@@ -186,7 +186,7 @@ class Journal:
         """Append the events in one write. Events that do not fit on the disk are lost, and counted."""
         # Unpaired surrogates become JSON escapes.
         lines = [_encoded(event.to_json()).encode(errors="backslashreplace") + b"\n" for event in events]
-        done = self._file.append(b"".join(lines))
+        done = self._file.append_and_count_written(b"".join(lines))
         if done:
             self.lost = 0
         for line in lines:

@@ -322,7 +322,7 @@ def pool_families(name: str, python: str, servers: Sequence[ObservedServer]) -> 
     return info, count
 
 
-def _states(servers: Sequence[ObservedServer]) -> Iterable[Family]:
+def _server_families(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     info = Family("poolctl_server", "info", "What the server is: its addresses and tags.")
     state = Family("poolctl_server_state", "gauge", "1 for the state that the server is in.")
     for each in servers:
@@ -388,7 +388,7 @@ def _current_worker_per_index(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]
 
 # Each function creates families for all servers. A caller with many servers can do other work between the calls.
 PARTS: Sequence[Callable[[Sequence[ObservedServer]], Iterable[Family]]] = (
-    _states,
+    _server_families,
     _monitor,
     _requests,
     _workers,

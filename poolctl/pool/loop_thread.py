@@ -101,13 +101,13 @@ class LoopThread:
                 _current = None
         self._over.set()
 
-    def finish(self) -> None:
+    def stop_servers_and_end(self) -> None:
         """Stop all servers and end the thread, within EXIT_SECONDS; blocks. Called when the process exits."""
         with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._finish()))
+            self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._run_exit_callbacks_and_end()))
         self.thread.join(EXIT_SECONDS + 1)
 
-    async def _finish(self) -> None:
+    async def _run_exit_callbacks_and_end(self) -> None:
         endings = [asyncio.ensure_future(ending()) for ending in list(self.on_exit.values())]
         if endings:
             await asyncio.wait(endings, timeout=EXIT_SECONDS)
@@ -175,7 +175,7 @@ def refuse_own_thread() -> None:
 
 def _finish_current() -> None:
     if _current is not None:
-        _current.finish()
+        _current.stop_servers_and_end()
 
 
 def _forget_in_child() -> None:

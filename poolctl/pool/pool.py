@@ -24,7 +24,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from poolctl.address import AddressError, canonical, overlapping
+from poolctl.address import AddressError, canonical, find_overlapping_unequal
 from poolctl.config import (
     Configuration,
     Finding,
@@ -38,7 +38,7 @@ from poolctl.config import (
     no_certificate,
     problem_of,
     shown,
-    with_addresses,
+    with_resolved_references,
 )
 from poolctl.core.configuration_diff import Change, CurrentServer, Kind, read_file_digests, server_changes
 from poolctl.core.decide import Desired
@@ -88,7 +88,7 @@ from .server import (
     Server,
     Shared,
     StartAndStop,
-    StartOrder,
+    StartOperation,
     Timeout,
     error_about,
     live_handle,
@@ -140,7 +140,7 @@ def with_ports(
                 servers.append(with_port(server, port_range))
         except ServerError as error:
             problems.append(error)
-    return with_addresses(servers) if configuration.files else servers, problems
+    return with_resolved_references(servers) if configuration.files else servers, problems
 
 
 Visit = Callable[[str, Server], object]
@@ -253,7 +253,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             if old is server:
                 return
             if old is None:
-                obstacle = overlapping(config.address, self._servers, self._ports)
+                obstacle = find_overlapping_unequal(config.address, self._servers, self._ports)
                 if obstacle is not None:
                     message = f"its address overlaps with that of {obstacle.name!r}, {obstacle.bind}"
                     problem = error_about(config, message, "give one of them another port")
@@ -348,7 +348,11 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     def _stop_removed(self, servers: Iterable[Server]) -> None:
         """Order the active ones among these removed servers to stop; does not wait. The caller must hold LOCK."""
-        busy = [handle for server in servers if (handle := live_handle(server)) is not None and handle.busy]
+        busy = [
+            handle
+            for server in servers
+            if (handle := live_handle(server)) is not None and handle.is_active_or_ordered
+        ]
         if busy:
             order_stop(busy)
             self._departed.update(busy)
@@ -529,7 +533,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             configuration = Configuration(made)
             configuration._problems, configuration._tls = problems, self._shared.tls
         handles = [live_handle(server) for server in self.values()]
-        runs = self._started or any(handle is not None and handle.busy for handle in handles)
+        runs = self._started or any(handle is not None and handle.is_active_or_ordered for handle in handles)
         return HotReload(self, configuration, runs=runs)
 
     # Running.
@@ -636,7 +640,7 @@ def _health_of(server: Server) -> RouteHealth:
         ready=server.ready,
         uptime_seconds=server.uptime.total_seconds(),
         latency_seconds=handle.latency_seconds,
-        why=handle.complaint or server.message,
+        why=handle.probe_problem or server.message,
     )
 
 
@@ -768,7 +772,7 @@ class HotReload:
         with LOCK:
             self._change_members()
         try:
-            await StartOrder(
+            await StartOperation(
                 self._to_start, None, self._pool._holds, PoolRestartError, self._live, self._beside
             ).run()
         except PoolRestartError as error:

@@ -92,7 +92,9 @@ class PoolContext:
         with LOCK:
             self._endings[key] = end
             if self._watcher is None or not self._watcher.is_alive():  # no thread survives a fork
-                self._watcher = threading.Thread(target=self._watch, name="poolctl-context", daemon=True)
+                self._watcher = threading.Thread(
+                    target=self._cancel_when_stop_is_set, name="poolctl-context", daemon=True
+                )
                 self._watcher.start()
         if self.stop.is_set():
             self.cancel()
@@ -102,7 +104,7 @@ class PoolContext:
         with LOCK:
             self._endings.pop(key, None)
 
-    def _watch(self) -> None:
+    def _cancel_when_stop_is_set(self) -> None:
         while True:
             if self.stop.wait(_LINGER_SECONDS):
                 self.cancel()
@@ -153,12 +155,12 @@ class Shared:
                 raise error_about(config, "asks for TLS, and there is no default", hint)
             found["tls"] = self.tls
         if config.app is None and not config.command:
-            app = self._handler(config)
+            app = self._app_from_handler(config)
             if app is not None:
                 found["app"] = app
         return config.with_values(**found) if found else config
 
-    def _handler(self, config: ServerConfig) -> object:
+    def _app_from_handler(self, config: ServerConfig) -> object:
         key = config.handler_key
         if self.handler is None:
             if config.handlers:
@@ -286,7 +288,7 @@ class StartAndStop:
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
         servers, holds = self._chosen()
-        return StartOrder(servers, seconds(timeout), holds, kind).run()
+        return StartOperation(servers, seconds(timeout), holds, kind).run()
 
     def _stop(self, timeout: Timeout) -> Coroutine[None, None, None]:
         return stop(self._chosen()[0], seconds(timeout))
@@ -463,7 +465,11 @@ class Server(StartAndStop):
             return (Status.OK if observed.ready or state is State.SLEEPING else Status.KO), None, ""
         if observed.probed:
             seconds = handle.latency_seconds
-            return observed.health, None if seconds is None else timedelta(seconds=seconds), handle.complaint
+            return (
+                observed.health,
+                None if seconds is None else timedelta(seconds=seconds),
+                handle.probe_problem,
+            )
         try:
             latency, refused = _connect(observed.endpoints)
         except OSError as error:
@@ -586,13 +592,13 @@ class Handle:
             )
 
     @property
-    def busy(self) -> bool:
+    def is_active_or_ordered(self) -> bool:
         """Whether the server should run, has a worker, hook or open listener, or an order for it is in progress."""
         entry = self.entry
         return bool(self.orders or self.stops) or (entry is not None and not entry.at_rest)
 
     @property
-    def complaint(self) -> str:
+    def probe_problem(self) -> str:
         """The problem found by the server's probes, or ""."""
         host, entry = self.host, self.entry
         return host.core.health.first_worker_problem(entry) if host is not None and entry is not None else ""
@@ -963,7 +969,7 @@ class _PendingServer:
         return self.handle.entry
 
 
-class StartOrder:
+class StartOperation:
     """An order to start or restart `servers`, dependencies first. `run` performs it, on the loop thread.
 
     `kind` is the class of the error that `run` raises. If `kind` is PoolRestartError, running servers are restarted;
@@ -1005,7 +1011,7 @@ class StartOrder:
             ordered = self._prepare_servers()
             goals = self._begin(ordered)
             await self._wait(ordered, goals)
-            await self._record_outcomes(ordered, goals)
+            await self._record_outcomes_and_abandon_failed(ordered, goals)
         finally:
             for handle in self._handles:
                 handle.orders -= 1
@@ -1136,14 +1142,14 @@ class StartOrder:
             await asyncio.gather(*(goal.wait(self._limit) for goal in goals.values()))
         except asyncio.CancelledError:
             for each in ordered:
-                self._abandon_pending_start(each)
+                self._abandon_start_and_needs_wait(each)
             raise
         finally:
             for each in ordered:
                 each.handle.awaiting.discard(self)
 
-    def _abandon_pending_start(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
-        """Abandon the server's start, unless another StartOrder waits for the server, or it has failed or is ready.
+    def _abandon_start_and_needs_wait(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
+        """Abandon the server's start, unless another StartOperation waits for the server, or it has failed or is ready.
 
         Return True if the caller has to wait until killed workers have ended. Return False if nothing was abandoned, or
         if the start had no workers yet because it waited for a stop in progress.
@@ -1158,7 +1164,9 @@ class StartOrder:
         handle.host.core.abandon_start(each.entry, problem)
         return not waits  # otherwise it waits for the stop in progress
 
-    async def _record_outcomes(self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, Goal]) -> None:
+    async def _record_outcomes_and_abandon_failed(
+        self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, Goal]
+    ) -> None:
         abandoned: dict[CoreHost, list[Entry]] = {}
         for each in ordered:
             handle, host = each.handle, each.handle.host
@@ -1169,7 +1177,7 @@ class StartOrder:
                 self._track_started_server(host, each)
                 continue
             self._errors[each.server] = problem
-            if self._abandon_pending_start(each, problem):
+            if self._abandon_start_and_needs_wait(each, problem):
                 abandoned.setdefault(host, []).append(each.entry)
             if each.entry.failed:
                 handle.refusal = problem

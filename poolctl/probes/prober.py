@@ -425,7 +425,9 @@ class HttpProbeRequest:
         self._plain = probe.body is not None and is_plain(probe.body)
         self._slow_until = 0.0
         self.payload = request_head(
-            probe.method, quote(probe.http, safe=_UNQUOTED), _fields(probe, expose, reusable=reusable).items()
+            probe.method,
+            quote(probe.http, safe=_UNQUOTED),
+            _request_header_fields(probe, expose, reusable=reusable).items(),
         )
 
     def new_reply(self) -> ResponseReader:
@@ -506,7 +508,7 @@ def speaks_tls(server: ServerConfig) -> bool:
     return bool(server.tls)
 
 
-def _fields(probe: Probe, expose: str, *, reusable: bool) -> dict[str, str]:
+def _request_header_fields(probe: Probe, expose: str, *, reusable: bool) -> dict[str, str]:
     # The host name that clients use, for applications that check it.
     host = urlsplit(expose).netloc.rpartition("@")[2] or "localhost"
     fields = {"Host": host, "User-Agent": "poolctl", "Accept": "*/*"}

@@ -88,7 +88,7 @@ _UNKNOWN_SECONDS = 0.5
 _QUEUE_PAUSE_SECONDS = 0.2
 
 
-def call_at(when: float, run: Callable[[], None]) -> asyncio.TimerHandle:
+def call_at_rounded_time(when: float, run: Callable[[], None]) -> asyncio.TimerHandle:
     """Schedule `run` for about `when` (loop time): up to 10 ms early or late, so that probes share wake-ups."""
     loop = asyncio.get_running_loop()
     moment = round(when / GRAIN_SECONDS) * GRAIN_SECONDS
@@ -126,7 +126,7 @@ class WorkerProbe:
         """The worker's status by the results of this probe: ok, warn, ko, or unknown before the first result."""
         return self.hysteresis.status
 
-    async def wait_until_ok(self) -> None:
+    async def probe_until_ok(self) -> None:
         """Probe at once, then less and less often; return after the required number of successes in a row."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
@@ -170,7 +170,7 @@ class WorkerProbe:
             longest = min(longest, _UNKNOWN_SECONDS)
         self.hysteresis = Hysteresis(self.probe, status)
         # Spread the probes of workers that started together.
-        self._timer = call_at(
+        self._timer = call_at_rounded_time(
             asyncio.get_running_loop().time() + random.uniform(0, longest), self._start_or_time_out
         )
 
@@ -199,7 +199,7 @@ class WorkerProbe:
         interval = self.hysteresis.interval_seconds * (1 + probe.jitter * random.uniform(-1, 1))
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = call_at(
+        self._timer = call_at_rounded_time(
             max(started_at + interval, asyncio.get_running_loop().time()), self._start_or_time_out
         )
         self._on_result(self)
@@ -271,7 +271,7 @@ class WorkerProbes:
 
         `ending` completes when the worker exits; if that happens first, WorkerFailed is raised, with `hint`.
         """
-        passing = asyncio.ensure_future(self._wait_until_passed())
+        passing = asyncio.ensure_future(self._probe_until_passed())
         either: set[asyncio.Future[Any]] = {passing, ending}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -282,17 +282,17 @@ class WorkerProbes:
             raise WorkerFailed(f"{exit_.message} before it was ready", hint=hint, exit=exit_)
         await passing
 
-    async def _wait_until_passed(self) -> None:
+    async def _probe_until_passed(self) -> None:
         if self.health.startup is not None:
             startup = self._admitting = self._make("startup", self.health.startup)
             try:
-                await startup.wait_until_ok()
+                await startup.probe_until_ok()
             finally:
                 startup.stop()
         readiness = self.get("readiness")
         if readiness is not None:
             self._admitting = readiness
-            await readiness.wait_until_ok()
+            await readiness.probe_until_ok()
         self._admitting = None
 
     def start(self, status: Status) -> None:

@@ -27,7 +27,7 @@ def passable_match(head: RequestHead, table: RouteTable) -> Match | None:
     return match if match is not None and match.passes else None
 
 
-def admits(route: Route, peer: str, *, trusted: bool) -> bool:
+def can_pass_peer_to_worker(route: Route, peer: str, *, trusted: bool) -> bool:
     """Whether a connection from this peer may be passed to a worker of the route.
 
     True for a route without an `allow` list. Otherwise the peer must be in the list and not be a `trusted` proxy, which
@@ -36,7 +36,7 @@ def admits(route: Route, peer: str, *, trusted: bool) -> bool:
     return not route.allow or (not trusted and is_within(peer, route.allow))
 
 
-def passable_host_match(host: str, table: RouteTable) -> Match | None:
+def passable_tls_host_match(host: str, table: RouteTable) -> Match | None:
     """The match for a TLS connection to this host, if all requests for the host go to the same servers; else None."""
     match = table.find(normal_host(host), "/", secure=True)
     return match if match is not None and match.whole_host and passable(match.route, tls=True) else None

@@ -158,7 +158,7 @@ def explain(
             if not why and secure and route.redirects_to_https:
                 why = "it redirects requests without TLS"
             if why or taken is None:
-                steps.append(ConsideredRoute(route, not why, why or _why(route)))
+                steps.append(ConsideredRoute(route, not why, why or _why_matched(route)))
                 taken = taken or (None if why else route)
             else:
                 steps.append(ConsideredRoute(route, False, _why_behind(route, taken)))
@@ -201,7 +201,7 @@ def condition_rank(route: Route) -> tuple[bool, bool, int]:
     return not route.redirects_to_https, not route.methods, -len(route.headers)
 
 
-def _why(route: Route) -> str:
+def _why_matched(route: Route) -> str:
     pattern = host_pattern(route.host)
     host = "any host" if pattern.tier == DEFAULT else f"host {route.host} ({_TIERS[pattern.tier]})"
     return f"{host}, path {route.path}"

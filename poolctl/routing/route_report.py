@@ -100,7 +100,7 @@ def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = Fals
     )
 
 
-class HostState(StrEnum):
+class RequestedBackendState(StrEnum):
     """The state that was requested for a host. A draining host gets only requests whose sticky cookie names it."""
 
     ACTIVE = "active"
@@ -117,11 +117,11 @@ class BreakerState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostReport:
+class BackendReport:
     """A backend, `host`: a server or a URL. `state` applies from `since` to `until` (times in ISO 8601, UTC, or "").
 
-    `state` is the HostState that was requested, `health` one of route_health.STATUSES. `available` is whether the host
-    gets requests now; if not, `why` is the reason. `breaker` is a BreakerState, "" before the first request.
+    `state` is what was requested, `health` one of route_health.STATUSES. `available` is whether the host gets requests
+    now; if not, `why` is the reason. `breaker` is a BreakerState, "" before the first request.
     `connections` counts the connections of a server's workers, or the gateway's own connections to a URL;
     `in_flight` counts requests that the gateway proxies to the host, `waiting` requests in the queues of its routes.
     """
@@ -171,7 +171,7 @@ class RegisteredServiceReport:
     probe: str = ""
 
 
-def absolute_url(url: str) -> str:
+def with_absolute_socket_path(url: str) -> str:
     """The URL; a relative path of a Unix socket is made absolute from this process's directory."""
     scheme, _, path = url.partition(":")
     return f"unix:{os.path.abspath(path)}" if scheme.lower() == "unix" else url

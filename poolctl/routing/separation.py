@@ -94,14 +94,14 @@ class TlsKeepPermission:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class KeepableConnections:
     """The connections that workers may keep: without TLS to `servers`, which run as `user`; with TLS to `hosts`."""
 
     user: str = ""
     servers: tuple[str, ...] = ()
     hosts: tuple[TlsKeepPermission, ...] = ()
 
-    def with_earlier(self, earlier: Kept, users: Mapping[str, str]) -> Kept:
+    def with_earlier(self, earlier: KeepableConnections, users: Mapping[str, str]) -> KeepableConnections:
         """Return a Kept with the connections in `self`, and those in `earlier`, because these may still be open.
 
         `users` maps each server of the pool to its user. A connection in `earlier` is left out if its server is no
@@ -110,21 +110,21 @@ class Kept:
         servers = dict.fromkeys((*self.servers, *(earlier.servers if self.user == earlier.user else ())))
         known = {(each.host, each.server) for each in self.hosts}
         hosts = [each for each in earlier.hosts if (each.host, each.server) not in known]
-        return Kept(
+        return KeepableConnections(
             user=self.user,
             servers=tuple(each for each in servers if each in users),
             hosts=(*self.hosts, *(each for each in hosts if users.get(each.server) == each.user)),
         )
 
-    def without(self, servers: Collection[str]) -> Kept:
+    def without(self, servers: Collection[str]) -> KeepableConnections:
         """Return a copy without the connections of these servers."""
-        return Kept(
+        return KeepableConnections(
             user=self.user,
             servers=tuple(each for each in self.servers if each not in servers),
             hosts=tuple(each for each in self.hosts if each.server not in servers),
         )
 
-    def servers_to_disconnect(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
+    def servers_to_disconnect(self, after: KeepableConnections, users: Mapping[str, str]) -> frozenset[str]:
         """Return the names of the servers whose workers must close their connections before new routes are published.
 
         Otherwise, under the new routes, a worker could read requests for another user's server. `self` has connections
@@ -140,7 +140,9 @@ class Kept:
         return frozenset(found)
 
 
-def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: Collection[str]) -> Kept:
+def kept_connections(
+    routes: Sequence[Route], users: Mapping[str, str], secure: Collection[str]
+) -> KeepableConnections:
     """Return the Kept of the connections that workers may keep under `routes`, which `separated` has returned.
 
     `users` maps each server of the pool to its user. `secure` has the names of the servers that speak TLS.
@@ -161,7 +163,7 @@ def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: 
         others = _other_users_patterns(pattern, own, places) if places else ()
         for server in dict.fromkeys(target.server for target in route.to):
             hosts.append(TlsKeepPermission(host=pattern.key, server=server, user=own, others=others))
-    return Kept(user=user or "", servers=tuple(servers) if user else (), hosts=tuple(hosts))
+    return KeepableConnections(user=user or "", servers=tuple(servers) if user else (), hosts=tuple(hosts))
 
 
 def with_passing_disabled(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:

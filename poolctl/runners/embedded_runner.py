@@ -19,7 +19,7 @@ from poolctl.keeper.spawn import start_detached
 from poolctl.worker.tally import Counts
 
 from .local.local_runner import LocalRunner
-from .process_link import KeeperLink, Receiver, release_in_child, runners_to_forget
+from .process_link import KeeperLink, Receiver, redirect_to_null_in_child, runners_to_forget
 from .runner_protocol import Capabilities, Counters, Placement
 from .runner_registry import RunnerContext
 from .withheld_variables import withhold_variables
@@ -88,7 +88,7 @@ class ProcessRunner(LocalRunner, Counters):
             await self.start()
             return await super().open(server)
         except BaseException:
-            self._release_server(server.key)
+            self._release_and_schedule_idle_end(server.key)
             raise
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
@@ -100,9 +100,11 @@ class ProcessRunner(LocalRunner, Counters):
             await self.start()
             placement = await super().begin_hook(server, hook)
         except BaseException:
-            self._release_server(key)
+            self._release_and_schedule_idle_end(key)
             raise
-        self._workers[placement.id].exited.add_done_callback(lambda _: self._release_server(key))
+        self._workers[placement.id].exited.add_done_callback(
+            lambda _: self._release_and_schedule_idle_end(key)
+        )
         return placement
 
     async def preload_application(self, server: ServerConfig, since: float) -> str:
@@ -117,9 +119,9 @@ class ProcessRunner(LocalRunner, Counters):
         if self._started is not None:
             await self.start()
             await super().close(key)
-            self._release_server(key)
+            self._release_and_schedule_idle_end(key)
 
-    def _release_server(self, key: str) -> None:
+    def _release_and_schedule_idle_end(self, key: str) -> None:
         self._opened.discard(key)
         if not self._opened:
             self._cancel_idle_end()
@@ -214,7 +216,7 @@ class ProcessRunner(LocalRunner, Counters):
                 logger.error("no keeper can be started: %r", error)
                 continue
             receiver.on_lost = lambda: self._on_keeper_lost(directory)
-            self.switch_to_keeper(int(hello["pid"]))
+            self.kill_zygotes_and_switch_keeper(int(hello["pid"]))
             return
 
     def release_after_fork(self) -> None:
@@ -226,7 +228,7 @@ class ProcessRunner(LocalRunner, Counters):
         if self._started is not None and hasattr(self, "keeper"):
             held = [fd for _, fds in self.keeper.recorded_entries().values() for fd in fds]
             owners = (self._started, dict(vars(self)))
-            release_in_child([self.keeper.sock.fileno(), *held], owners)
+            redirect_to_null_in_child([self.keeper.sock.fileno(), *held], owners)
         self._started = self._ending = self._idle = self._replacing = self._directory = None
         self._opened = set()
 

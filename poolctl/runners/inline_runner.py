@@ -22,13 +22,13 @@ from poolctl.listeners.open_listener import (
     identity_of,
     inherited_descriptors,
     listener_and_connection_descriptors,
-    refuse,
+    shut_down_listeners,
 )
 from poolctl.worker.serving.accepting import stop_reading
 
 from .inline_worker import InlineWorker
 from .listener_opener import Opener
-from .process_link import release_in_child, runners_to_forget
+from .process_link import redirect_to_null_in_child, runners_to_forget
 from .runner_protocol import (
     IMPORTS_PER_CPU,
     Capabilities,
@@ -81,7 +81,7 @@ class InlineRunner(Runner, SleepCapability):
         self.disarm(key)
         sockets, path = self._listeners.pop(key, ([], None))
         if not key.startswith("fd:"):  # an inherited socket is returned unchanged
-            refuse(sockets)  # a forked child of the embedding program may hold them
+            shut_down_listeners(sockets)  # a forked child of the embedding program may hold them
         close_listener(sockets, path)
 
     async def preload_application(self, server: ServerConfig, since: float) -> str:
@@ -200,7 +200,9 @@ class InlineRunner(Runner, SleepCapability):
     def release_after_fork(self) -> None:
         """In a forked child, release every socket without touching the state shared with the parent process."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
-        release_in_child(listener_and_connection_descriptors(sockets), (self._listeners, self._workers))
+        redirect_to_null_in_child(
+            listener_and_connection_descriptors(sockets), (self._listeners, self._workers)
+        )
         self._listeners, self._workers = {}, {}
 
 

@@ -145,7 +145,7 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def release_in_child(fds: Iterable[int], owners: object) -> None:
+def redirect_to_null_in_child(fds: Iterable[int], owners: object) -> None:
     """In a forked child, redirect these descriptors to /dev/null, which releases their files and sockets.
 
     The numbers stay in use, so that the objects that own them cannot close another file later. The child never frees
@@ -376,7 +376,7 @@ class Link:
         if self._trusted:
             self.sock.close()
         else:
-            wire.close(self.sock.detach())
+            wire.close_with_unread_descriptors(self.sock.detach())
         for _, owners in self._outbox:
             close_duplicates(owners)
         self._outbox.clear()
@@ -555,7 +555,7 @@ class ProcessWatchdog:
                 logger.error("%s (pid %d) does not answer: killing it", self._name, self._known["pid"])
                 kill(self._known)
             return
-        if self._watchdog.start_ping_if_due(now):
+        if self._watchdog.mark_ping_sent_if_due(now):
             if waits_for_events(self._known.get("pid", 0)):
                 # A process that waits for events does not hang, and need not be woken by a ping.
                 self._watchdog.received(now)

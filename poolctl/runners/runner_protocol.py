@@ -232,7 +232,7 @@ class Takeover(Protocol):
         Called once, before a listener is opened or a worker is started.
         """
 
-    async def rescue_orphans(
+    async def rescue_orphans_and_check_outdated(
         self, servers: Mapping[str, ServerConfig], *, late: bool = False
     ) -> dict[str, bool]:
         """Put orphans, workers whose keeper has died, under this pool's keeper. Stop those of unknown servers.
@@ -281,7 +281,7 @@ class RunnerEventHandler:
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         """Handle that `count` bytes of the server's output could not be written to `path`."""
 
-    def record_rejected_counts(self, server: str, worker: str, reason: str) -> None:
+    def record_impossible_counts_event(self, server: str, worker: str, reason: str) -> None:
         """Handle impossible counts of a worker, whose further counts are ignored. Called once per worker."""
 
 
@@ -410,7 +410,7 @@ class Gateway(Protocol):
     async def withdraw_passing_socket(self, server: str, give: socket.socket) -> None:
         """Have the gateway stop using the socket `give`; return when it has, or after a time limit."""
 
-    async def announce_exit(self, server: str) -> None:
+    async def announce_workers_exit(self, server: str) -> None:
         """Tell the gateway that workers of the server will exit; return when it has confirmed, or after a time limit.
 
         Returns at once if other workers take over the waiting connections.
@@ -435,11 +435,11 @@ class Routing(Protocol):
         """Set the servers whose workers return each connection to the gateway before the connection's next request.
 
         Workers of all other servers keep their connections. The gateway must not pass connections to the given servers.
-        Does not block; `list_unconfirmed_after` waits for the workers.
+        Does not block; `list_unconfirmed_servers_after` waits for the workers.
         """
 
     def return_queued_connections(self, servers: Collection[str]) -> None:
         """Give the gateway back all connections that wait for a worker of the named servers. Does not block."""
 
-    async def list_unconfirmed_after(self, limit_seconds: float) -> list[str]:
+    async def list_unconfirmed_servers_after(self, limit_seconds: float) -> list[str]:
         """Wait until all workers have confirmed their latest routes; returns the servers whose workers have not."""

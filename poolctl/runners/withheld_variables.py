@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
-from poolctl.config import values_of
+from poolctl.config import values_to_mask
 
 _withheld_names: set[str] = set()
 
@@ -27,8 +27,8 @@ def withheld_variables() -> list[str]:
 
 
 def withheld_values() -> list[str]:
-    """Return the values of the variables that are withheld from programs, except short values (see values_of)."""
-    return values_of(_withheld_names, os.environ)
+    """Return the values of the variables that are withheld from programs, except short values (see values_to_mask)."""
+    return values_to_mask(_withheld_names, os.environ)
 
 
 def environment_for_programs(base: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -23,18 +23,18 @@ from poolctl.child_process import ChildEnded, ChildOnDemand, ChildProcess
 from poolctl.config import (
     Finding,
     Marks,
-    Named,
     Reading,
+    ReferencedServer,
     ServerConfig,
     Surroundings,
     Tables,
     conflicts,
     dependency_findings,
     named_addresses,
-    pool_variables,
     reference_findings,
     refuse,
-    with_addresses,
+    secret_variable_names,
+    with_resolved_references,
 )
 from poolctl.config.__main__ import MOST_KEPT, encode_request, reader_command
 from poolctl.control.answers import ErrorEntry, Result, failure
@@ -484,7 +484,7 @@ class ActiveConfiguration:
     ) -> list[ServerConfig]:
         """The servers, with a port for each `auto` address (see `read`). Raises ServerError if no port is free."""
         if not any(server.address.auto for server in servers):
-            return with_addresses(servers)
+            return with_resolved_references(servers)
         ledger = self._port_ledger(port_range)
         names = {server.name for server in servers}
         ledger.keep_only([*names, *keep])
@@ -500,7 +500,7 @@ class ActiveConfiguration:
                 taken.add(port)
                 server = server.at(server.address.with_port(port))
             resolved.append(server)
-        return with_addresses(resolved)
+        return with_resolved_references(resolved)
 
     def _port_ledger(self, port_range: tuple[int, int]) -> PortLedger:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
@@ -521,7 +521,7 @@ class ActiveConfiguration:
 
     def _withhold_variables(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
         """Withhold the variables that `*_env` keys name, such as tokens, from programs started from now on."""
-        names = pool_variables(servers, tables or self.tables, self._surroundings.defaults)
+        names = secret_variable_names(servers, tables or self.tables, self._surroundings.defaults)
         withhold_variables({*names, ACCESS_LOG_VARIABLE, NO_ACCESS_LOG_VARIABLE}, only=True)
 
     @property
@@ -563,13 +563,13 @@ class ActiveConfiguration:
             taken = {each.address.port or 0 for each in there}
             server = await asyncio.to_thread(self._with_port, server, taken)
         named = {
-            each.name: Named(each.address, None if each.derived_expose else each.expose)
+            each.name: ReferencedServer(each.address, None if each.derived_expose else each.expose)
             for each in (*there, server)
         }
         if found := [*reference_findings(vars(server), named)]:
             refuse(server.name, found, server.name, server.bind)
-        (server,) = self._self_binding.apply_to(with_addresses([server], there))
-        withhold_variables(pool_variables([server], Tables()))
+        (server,) = self._self_binding.apply_to(with_resolved_references([server], there))
+        withhold_variables(secret_variable_names([server], Tables()))
         return server
 
     def _with_port(self, server: ServerConfig, taken: Collection[int]) -> ServerConfig:
@@ -582,16 +582,16 @@ class ActiveConfiguration:
         if entry.observed.socket_found == "program":
             self._self_binding.remember(entry.config)
 
-    async def remember_self_binding_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
+    async def remember_and_get_previously_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
         """Record the servers that `start` warns of; return the names recorded before, which need no second warning.
 
         A server is recorded if its program binds the server's address, and `socket` is not "program". A change of the
         files clears the record. If no server in `servers` has to be recorded, returns an empty set.
         """
         found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
-        return await asyncio.to_thread(self._save_warned, found) if found else found
+        return await asyncio.to_thread(self._save_and_get_previously_warned, found) if found else found
 
-    def _save_warned(self, found: set[str]) -> set[str]:
+    def _save_and_get_previously_warned(self, found: set[str]) -> set[str]:
         state = sorted(mark.digest for mark in (self.marks or {}).values())
         content = read_json_object(self._warned)
         before = set(content["names"]) if content.get("files") == state else set()

@@ -130,7 +130,9 @@ class FeatureParts:
     def __iter__(self) -> Iterator[FeaturePart]:
         return iter([*self._parts.values()])
 
-    def begin(self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore) -> None:
+    def create_initial_parts(
+        self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore
+    ) -> None:
         """Create the FeaturePart of each feature that adds keys to [[server]]; others are created when first needed."""
         self._site = PartContext(
             self._environment, core, self._events, samples, totals, store, self, self.over

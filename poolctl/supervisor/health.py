@@ -319,7 +319,7 @@ class WorkerRecovery:
             for each in problems:
                 core.drain_and_replace(entry, each.worker)
         elif step is Step.REPLACE:
-            core.renew(entry, entry.desired.generation)
+            core.replace_workers_of_generation(entry, entry.desired.generation)
         else:
             for dependent in core.servers.closure([entry], core.servers.dependents):
                 if dependent is not entry:

@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl import bootstrap
-from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_in
+from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_by_env_keys
 from poolctl.config.__main__ import READS
 from poolctl.control import pool_paths
 from poolctl.control.client import clear_exit
@@ -96,21 +96,21 @@ def _check_open_files(files: Sequence[str], env: Mapping[str, str]) -> None:
 
 
 def _open_files_needed(files: Sequence[str], env: Mapping[str, str]) -> str:
-    from poolctl.config import open_files_needed
+    from poolctl.config import open_files_per_pool_process
     from poolctl.config.loader import load
 
     try:
         servers = [server for server in load(files, env) if not server.disabled]
     except PoolError:
         return f"at least {OPEN_FILES_OF_POOL}"
-    return str(open_files_needed((server, server.scale.min) for server in servers))
+    return str(open_files_per_pool_process((server, server.scale.min) for server in servers))
 
 
 def _launch(
     files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
 ) -> Launched:
     # A guess, because only the supervisor parses the files: it replaces a zygote that lacks the wrong variables.
-    without = sorted({*variables_named_in(files), pool_paths.ACCESS_LOG_VARIABLE} & env.keys())
+    without = sorted({*variables_named_by_env_keys(files), pool_paths.ACCESS_LOG_VARIABLE} & env.keys())
     programs = _programs(files, pool_directory, env, without)
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
         fds = [ours.enter_context(listen(path)).fileno()]

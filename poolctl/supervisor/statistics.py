@@ -77,7 +77,7 @@ class Totals:
         self._changed = False
         if counters is not None:
             counters.add_up = self._add_up
-        events.subscribe(self._on_event)
+        events.subscribe(self._note_health_event)
 
     async def resume(self) -> None:
         """Continue the counts of the previous supervisor; called before any worker is adopted."""
@@ -144,7 +144,7 @@ class Totals:
             self._counters.mark_saved()
         self._added.clear()
 
-    def _on_event(self, event: JournalEvent) -> None:
+    def _note_health_event(self, event: JournalEvent) -> None:
         known = self._availability.get(event.server) if event.kind == "health" else None
         if known is not None and event.state in (Status.OK, Status.WARN, Status.KO):
             known.note(self._core.clock.monotonic(), health=event.state)

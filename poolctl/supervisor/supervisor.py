@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from poolctl import __version__, bootstrap
 from poolctl.clock import Clock
-from poolctl.config import EventsTable, MetricsTable, ServerConfig, Tables, longest_stop_seconds
+from poolctl.config import EventsTable, MetricsTable, ServerConfig, Tables, maximum_pool_stop_seconds
 from poolctl.control.answers import PingResult, ProgressLine, Result, SupervisorIdentity
 from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
@@ -129,7 +129,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         for report in self._early_exits:
             self._exit_reported(report)
         if self._terminating:
-            self._terminate()
+            self._confirm_termination_and_stop()
         # From now on this process knows everything that a replacement of the keeper needs.
         with contextlib.suppress(LinkLost):
             await keeper.fetch_missing_entries()
@@ -203,7 +203,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         self._restoring = asyncio.ensure_future(self._restore_runtime_files())
         self._importing = asyncio.ensure_future(self._run_deferred_startup())
         if self._calm:
-            self._schedule_calm_exit()
+            self._report_calm_and_schedule_restart()
             return
         self.core.observers.add(self._end_if_mandatory_failed)
         if not self._configuration.problems:
@@ -217,7 +217,9 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         self._totals = Totals(self.core, self.events, self._store)
         await self._totals.resume()
         self._statistics = Statistics(self.core, self._totals)
-        self._parts.begin(self.core, self._statistics.send_samples_to, self._totals, self._store)
+        self._parts.create_initial_parts(
+            self.core, self._statistics.send_samples_to, self._totals, self._store
+        )
 
     async def _adopt(self, servers: list[ServerConfig]) -> None:
         # While the files have problems, no worker is started, and workers of a killed pool wait.
@@ -233,7 +235,9 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
             # Features come first, so that they receive the first events too.
             self._configuration.subscribe(self._parts.apply_tables, every_reload=True)
             self._is_recording = True
-            EventRecorder(self.core, self.events, self._totals).begin(adopted, self.identity())
+            EventRecorder(self.core, self.events, self._totals).record_start_and_observe(
+                adopted, self.identity()
+            )
         for name, (before, port) in self._configuration.moved_ports.items():
             message = f"another program uses port {before}: {port} was chosen"
             self.events.record(
@@ -269,7 +273,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
             self._notifier = SystemdNotifier(os.environ, self.core)
             self._perform = self._notifier.wrap(self._verbs.handle)
 
-    def _schedule_calm_exit(self) -> None:
+    def _report_calm_and_schedule_restart(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
         how_long = format_duration(_CALM_SECONDS)
         what = f"the supervisor has died too often: for {how_long} it serves commands only"
@@ -282,7 +286,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
                 return PingResult(**vars(self.identity()), reading=True)
             await self._wait_to_begin(request)
         if self._configuration.problems:
-            ended = Result(ended=True, keeper_pid=self.schedule_shutdown())
+            ended = Result(ended=True, keeper_pid=self.schedule_shutdown_and_get_keeper_pid())
             if request.verb == "stop":
                 return ended
             problems = tuple(self._configuration.problems)
@@ -373,7 +377,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
             self._terminated = True
             if self._notifier is not None:
                 self._notifier.notify_stopping()
-            self._stopping = asyncio.ensure_future(self._stop_all())
+            self._stopping = asyncio.ensure_future(self._stop_servers_and_shut_down())
 
     def _save(self) -> None:
         """Save the whole state for a successor, including events and features."""
@@ -403,7 +407,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         self.core.reason = f"was stopped: {reason}"
         self._begin_to_stop()
 
-    async def _stop_all(self) -> None:
+    async def _stop_servers_and_shut_down(self) -> None:
         if not self._configuration.problems:
             cause = self.core.reason.removeprefix("was stopped: ") or "asked to terminate"
             # Without a reason of the core, the end was requested.
@@ -411,14 +415,14 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
             self.events.record("pool", "stopping", cause=cause, severity=severity)
             with caused_by(cause):
                 await self._verbs.perform("stop", Call(Selector(), {}, lambda line: None))
-        self.schedule_shutdown()
+        self.schedule_shutdown_and_get_keeper_pid()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
         self._ending = True
         self._replacement = keeper, supervisor
         asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
 
-    async def finalize_result(self, verb: str, call: Call, result: Result) -> Result:
+    async def await_effects_and_extend_result(self, verb: str, call: Call, result: Result) -> Result:
         result = await self._parts.extend(verb, call, result)
         if verb not in CHANGING_VERBS or result.ended:
             return result
@@ -437,7 +441,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         metrics = self._metrics
         return [f"[metrics]: {metrics.problem}"] if metrics is not None and metrics.problem else []
 
-    def schedule_shutdown(self) -> int:
+    def schedule_shutdown_and_get_keeper_pid(self) -> int:
         if not self._ending:
             self._ending = True
             if self._notifier is not None:
@@ -454,13 +458,15 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         return self._keeper_pid
 
     def _end_if_unused(self) -> None:
-        if self.core.servers.unused and not (self._verbs.used or self._parts.any_serves_without_servers):
-            self.schedule_shutdown()
+        if self.core.servers.has_never_run and not (
+            self._verbs.used or self._parts.any_serves_without_servers
+        ):
+            self.schedule_shutdown_and_get_keeper_pid()
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         self._lost.report(name, count, path, reason)
 
-    def record_rejected_counts(self, server: str, worker: str, reason: str) -> None:
+    def record_impossible_counts_event(self, server: str, worker: str, reason: str) -> None:
         """Record an event: a worker reported impossible counts, so that its last valid counts stay in use."""
         message = f"worker {worker} shows impossible figures, which stay as they were: {reason}"
         if entry := self.core.entries.get(server):
@@ -502,15 +508,15 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         elif event == "terminate":
             self._terminating = True
             if self._begun.is_set():
-                self._terminate()
+                self._confirm_termination_and_stop()
             else:
                 self._keeper.send({"op": "terminating"})
                 if hasattr(self, "_configuration"):
                     self._configuration.stop_reading()
 
-    def _terminate(self) -> None:
+    def _confirm_termination_and_stop(self) -> None:
         servers = (each.config for each in self.core.entries.values())
-        limit = longest_stop_seconds(servers, self._configuration.tables.stop_seconds)
+        limit = maximum_pool_stop_seconds(servers, self._configuration.tables.stop_seconds)
         # The keeper ends the pool by itself if the supervisor needs longer than this.
         self._keeper.send({"op": "terminating", "seconds": limit + _SPARE_SECONDS})
         self._begin_to_stop()
@@ -606,7 +612,11 @@ async def restore_and_adopt_workers(
     too for the servers in `searched`, and replaced if their configuration has changed.
     """
     takeover = core.runner.capabilities.takeover
-    orphans = await takeover.rescue_orphans(searched) if takeover is not None and searched is not None else {}
+    orphans = (
+        await takeover.rescue_orphans_and_check_outdated(searched)
+        if takeover is not None and searched is not None
+        else {}
+    )
     recorded = await store.restore(core.entries)
     servers = {name: entry.config for name, entry in core.entries.items()}
     adopted = AdoptionResult() if takeover is None else await takeover.adopt(servers, placed)
@@ -619,7 +629,7 @@ async def restore_and_adopt_workers(
         core.adopt_worker(entry, _adopted_worker(each), recorded=entry.name not in unknown)
     for name, (hook, placement) in adopted.hooks.items():
         core.adopt_hook(core.entries[name], hook, placement)
-    _adopt_listeners(core, adopted.endpoints)
+    _adopt_listeners_and_resume(core, adopted.endpoints)
     for name, outdated in orphans.items():
         if outdated and core.entries[name].wanted and not core.entries[name].on_schedule:
             logger.info("%s is configured differently now: it is replaced", name)
@@ -643,7 +653,7 @@ async def rescue_late_orphans(core: Core) -> bool:
             for name, entry in core.entries.items()
             if not entry.observed.workers and not core.endpoints(entry.config)
         }
-        names = await takeover.rescue_orphans(waiting, late=True)
+        names = await takeover.rescue_orphans_and_check_outdated(waiting, late=True)
         for name in names:
             # The server may have failed because these workers had its address.
             core.set_desired_running(core.entries[name])
@@ -675,7 +685,7 @@ def _adopted_worker(found: AdoptedWorker) -> Worker:
     )
 
 
-def _adopt_listeners(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
+def _adopt_listeners_and_resume(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
     for entry in core.entries.values():
         for config in (entry.config, *(worker.config for worker in entry.observed.workers.values())):
             # The listener of a server for which the pool binds none counts as open once there is a worker.
@@ -770,7 +780,7 @@ class RuntimeFiles:
         """
         loop, removed = asyncio.get_running_loop(), asyncio.Event()
         with contextlib.suppress(OSError, TimeoutError), contextlib.closing(DirectoryWatch()) as watch:
-            watch.add(self._directory, REMOVALS)
+            watch.add_if_new(self._directory, REMOVALS)
             loop.add_reader(watch.fd, removed.set)
             try:
                 if self._complete and self._all_files_exist():

@@ -142,21 +142,21 @@ def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> 
     with _small_pool(servers, logs) as pool:
         # Not an error yet: servers that fail to start under this version may start under the other version.
         pool.ask(Result, "start")
-        before, helpers = pool.pids(), pool.helpers()
-        pid = pool.order(UpgradeResult, "upgrade", {**options, "tried": True}).upgraded_from
+        before, helpers = pool.pids(), pool.logger_and_feature_pids()
+        pid = pool.run_verb_or_raise(UpgradeResult, "upgrade", {**options, "tried": True}).upgraded_from
         assert pid is not None
         wait_for_exit(pid, _ANSWER_SECONDS)
         if pool.ask(PingResult, "ping").version != options["version"]:
             raise TrialFailed(f"the takeover failed: {pool.failure_reason()}")
         if pool.pids() != before:
             raise TrialFailed("the takeover did not keep the workers")
-        pool.kill_helpers_clear_logs(helpers)
-        pool.order(Result, "restart")
+        pool.kill_earlier_helpers_and_clear_logs(helpers)
+        pool.run_verb_or_raise(Result, "restart")
         for feature in features():
             if feature.trial is not None:
-                pool.order(Result, feature.trial.verb)
+                pool.run_verb_or_raise(Result, feature.trial.verb)
         pool.check_answers()
-        pool.order(Result, "stop")
+        pool.run_verb_or_raise(Result, "stop")
         pool.check_logs()
 
 
@@ -177,7 +177,7 @@ class _SmallPool:
         except ControlError as error:
             raise TrialFailed(f"no supervisor answers {verb!r}: {self.failure_reason()}") from error
 
-    def order(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
+    def run_verb_or_raise(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
         """Send a command to the temporary pool's supervisor; return its answer. Raises TrialFailed if it has errors."""
         answer = self.ask(kind, verb, options)
         if answer.errors:
@@ -202,7 +202,7 @@ class _SmallPool:
             if status != 200:
                 raise TrialFailed(f"{name}: its worker answers with status {status}")
 
-    def helpers(self) -> set[int]:
+    def logger_and_feature_pids(self) -> set[int]:
         """Return the pids of the temporary pool's logger and of its processes of features, such as the gateway."""
         found = set()
         for pid in children(self.ask(PingResult, "ping").keeper_pid):
@@ -211,9 +211,9 @@ class _SmallPool:
                     found.add(pid)
         return found
 
-    def kill_helpers_clear_logs(self, before: set[int]) -> None:
+    def kill_earlier_helpers_and_clear_logs(self, before: set[int]) -> None:
         """Kill all helpers whose pid is in `before`; empty the workers' logs, so that `check_logs` sees new lines."""
-        for pid in self.helpers() & before:
+        for pid in self.logger_and_feature_pids() & before:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for path in self._logs():
@@ -249,7 +249,7 @@ def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPo
     try:
         env = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
         env[pool_paths.RUNTIME_VARIABLE] = place
-        kinds = _kinds(servers)
+        kinds = _representative_server_tables(servers)
         _write(f"{place}/trial.py", _APP, 0o644)
         _write(f"{place}/{_FILE}", _configuration(place, kinds), 0o600)
         pool = _SmallPool(place, env, kinds)
@@ -280,7 +280,7 @@ def _keep_logs(place: str, logs: str) -> None:
             shutil.copyfile(path, os.path.join(logs, os.path.basename(path)))
 
 
-def _roots() -> list[str]:
+def _writable_temporary_directories() -> list[str]:
     roots = ("/tmp", "/var/tmp", pool_paths.runtime_root(os.environ))
     usable = [each for each in roots if len(each) < _LONGEST and os.access(each, os.W_OK | os.X_OK)]
     return usable or [roots[-1]]
@@ -291,7 +291,7 @@ def _make_place() -> tuple[str, int]:
 
     Returns the path, and a descriptor that locks the directory until it is closed.
     """
-    place = tempfile.mkdtemp(prefix=_PREFIX, dir=_roots()[0])
+    place = tempfile.mkdtemp(prefix=_PREFIX, dir=_writable_temporary_directories()[0])
     lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     os.chmod(place, 0o755)
@@ -300,7 +300,11 @@ def _make_place() -> tuple[str, int]:
 
 def _remove_abandoned() -> None:
     """Remove directories that killed trials of this user have left behind."""
-    for place in [each for root in _roots() for each in glob.iglob(f"{glob.escape(root)}/{_PREFIX}*")]:
+    for place in [
+        each
+        for root in _writable_temporary_directories()
+        for each in glob.iglob(f"{glob.escape(root)}/{_PREFIX}*")
+    ]:
         with contextlib.suppress(OSError):
             lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -317,7 +321,7 @@ def _too_late(number: int, frame: object) -> None:
     raise TrialFailed(f"it did not end within {LIMIT_SECONDS} s")
 
 
-def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
+def _representative_server_tables(servers: Iterable[ServerConfig]) -> dict[str, Table]:
     """Return a server table for each combination of interpreter, user and protocol that `servers` have.
 
     The key is the name of the first server with the combination.

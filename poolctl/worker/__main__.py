@@ -25,10 +25,10 @@ def main() -> None:
     if role == "zygote":
         try:
             _require_uvicorn()
-            from .zygote import serve_requests
+            from .zygote import run_base_zygote
         except ImportError as error:
             sys.exit(_report_unfit(error))
-        serve_requests()
+        run_base_zygote()
     elif role == "app":
         from .zygote import run_after_exec as run_app_zygote
 

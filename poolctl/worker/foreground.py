@@ -15,12 +15,12 @@ import uvicorn
 
 from .imports import (
     LoadFailed,
+    configure_logging_and_garbage_collection,
     exit_status,
     explain,
-    import_worker_libraries,
+    import_libraries_and_set_up,
     load_app,
     set_argv_and_path,
-    set_up_after_imports,
 )
 from .process_setup import (
     SPEC_FD,
@@ -61,9 +61,9 @@ def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Inherited
     count, *applied = sys.argv[1:]
     spec = read_spec_after_exec(1 + int(count))
     if light and spec["user"] is None:
-        set_up_after_imports()
+        configure_logging_and_garbage_collection()
     else:
-        import_worker_libraries()
+        import_libraries_and_set_up()
     if not applied:
         try:
             apply_spec(spec)

@@ -80,7 +80,7 @@ class ProvidedModules:
             exec(self._exports, module.__dict__)
 
 
-def provide_modules() -> None:
+def make_routes_module_importable() -> None:
     """Make `poolctl.gateway.routes` importable in this process and its forks from now on (see ProvidedModules)."""
     for kind in (Route, StreamRoute, ExcludedRoute):
         from_json(kind, {})  # resolves the types of fields now, while their modules are still in sys.modules
@@ -96,8 +96,8 @@ def provide_modules() -> None:
     sys.meta_path.append(ProvidedModules(modules, code))
 
 
-def import_worker_libraries() -> None:
-    """Install the signal handlers for stack dumps, import uvicorn and others, and call `set_up_after_imports`."""
+def import_libraries_and_set_up() -> None:
+    """Install the signal handlers for stack dumps, import uvicorn and others, and configure logging and gc."""
     STACK_DUMP.install_signal_handlers(
         SPEC_FD
     )  # the descriptor of the specification, which a worker has closed by then
@@ -107,10 +107,10 @@ def import_worker_libraries() -> None:
         except ImportError:
             # Optional libraries may be missing; a missing uvicorn is reported where it is needed.
             continue
-    set_up_after_imports()
+    configure_logging_and_garbage_collection()
 
 
-def set_up_after_imports() -> None:
+def configure_logging_and_garbage_collection() -> None:
     """Set up uvicorn's logging, buffer the output by lines, and enable garbage collection, after poolctl's imports."""
     logging.config.dictConfig(uvicorn_parts.LOGGING_CONFIG)
     # The worker's output will be a pipe, in which lines would otherwise wait until a buffer is full.
@@ -128,7 +128,7 @@ def hide_poolctl_from_applications() -> None:
     own code must not import further modules of poolctl.
     """
     omit_uvicorns_lines()
-    provide_modules()
+    make_routes_module_importable()
     for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
         del sys.modules[name]
     gc.freeze()  # forks share these objects, and never scan them for garbage
@@ -240,10 +240,10 @@ def set_argv_and_path(spec: Spec) -> None:
     if sys.path[0] != spec["app_dir"]:
         sys.path.insert(0, spec["app_dir"])
     if "PYTHONBREAKPOINT" not in os.environ:
-        sys.breakpointhook = functools.partial(_pass_breakpoint, spec.get("server") or "NAME")
+        sys.breakpointhook = functools.partial(_skip_breakpoint_with_message, spec.get("server") or "NAME")
 
 
-def _pass_breakpoint(server: str, *args: object, **kwargs: object) -> None:
+def _skip_breakpoint_with_message(server: str, *args: object, **kwargs: object) -> None:
     # pdb would find no input here, and end the request with BdbQuit.
     caller = sys._getframe(1)
     where = f"{caller.f_code.co_filename}:{caller.f_lineno}"

@@ -205,7 +205,7 @@ def apply_spec(spec: Spec) -> None:
             ) from error
     if spec["env"]:
         _set_variables(spec["env"])
-    set_index(spec)
+    set_index_variable(spec)
     if "umask" in spec:
         os.umask(spec["umask"])
     try:
@@ -214,7 +214,7 @@ def apply_spec(spec: Spec) -> None:
         raise _failed(f"cannot enter {spec['cwd']}", error) from error
 
 
-def set_index(spec: Spec) -> None:
+def set_index_variable(spec: Spec) -> None:
     """Set $POOLCTL_INDEX to the index in the worker's specification; no effect if the specification has none."""
     if "index" in spec:
         os.environ["POOLCTL_INDEX"] = str(spec["index"])

@@ -88,7 +88,7 @@ MOST_OPEN = 2**24
 Counts = list[int]
 
 
-def new_page() -> int:
+def create_tally_page() -> int:
     """Create an empty page, which is a sealed memory file of counters; returns its descriptor."""
     fd = os.memfd_create("poolctl-tally", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.pwrite(fd, LAYOUT.to_bytes(8, "little"), 0)
@@ -98,7 +98,7 @@ def new_page() -> int:
     return fd
 
 
-def is_page(fd: int) -> bool:
+def is_tally_page(fd: int) -> bool:
     """Whether the descriptor is a tally page: a memory file of the expected size, sealed against resizing."""
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS and os.fstat(fd).st_size == _FILE_BYTES
@@ -111,7 +111,7 @@ def map_page(fd: int) -> memoryview:
     return memoryview(mmap.mmap(fd, SIZE_BYTES)).cast("Q")
 
 
-def read_page(fd: int) -> Counts | None:
+def read_tally_page(fd: int) -> Counts | None:
     """Return the value of each slot of the tally page `fd`, at most MOST each; None if the page has another layout."""
     content = os.pread(fd, SIZE_BYTES, 0)
     if len(content) < SIZE_BYTES:

@@ -4,7 +4,7 @@ Orders arrive and events leave through the control socket, and no call blocks. A
 message: the time is written to a page of memory that the supervisor reads. A worker whose keeper and supervisor have
 both exited continues to serve, and a later supervisor can adopt it with a new control socket.
 
-Processes that the application forks do not keep the worker's sockets and signal handlers (see ForkedChildren).
+Processes that the application forks do not keep the worker's sockets and signal handlers (see ForkedChildCleanup).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .imports import (
     exit_status,
     explain,
     hide_poolctl_from_applications,
-    import_worker_libraries,
+    import_libraries_and_set_up,
     load_app,
     set_argv_and_path,
 )
@@ -49,7 +49,7 @@ from .process_setup import (
     rearrange_descriptors,
     run_and_exit,
     run_command,
-    set_index,
+    set_index_variable,
     spec_digest,
     start_interpreter_again,
     wait_start_or_exit,
@@ -91,7 +91,7 @@ class WorkerProcess:
         self.idleness: IdleTimer | None = None
         self.ready_at: float | None = None
         STACK_DUMP.enable_for_page(self.tally_fd, lambda: self.control.send(_STACKS))
-        self.forked = ForkedChildren(self)
+        self.forked = ForkedChildCleanup(self)
 
     def run(self) -> int:
         """Serve until ordered to stop; returns the exit status."""
@@ -149,7 +149,7 @@ class WorkerProcess:
     def _on_server_ready(self) -> None:
         self.ready_at = time.monotonic()
         announce_heartbeats(self.server.server_state.tally)
-        self.server.server_state.on_limit = self._on_limit_reached
+        self.server.server_state.on_limit = self._report_request_limit_reached
         self.server.on_left = lambda: self.control.send({"event": "left"})
         self._inform(_STARTED)
         self._report_routes()
@@ -157,7 +157,7 @@ class WorkerProcess:
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
 
-    def _on_limit_reached(self) -> None:
+    def _report_request_limit_reached(self) -> None:
         # The replacement starts first: this worker serves until it is ordered to drain.
         self.expired = True
         self.control.send({"event": "expired"})
@@ -169,7 +169,7 @@ class WorkerProcess:
             "leaving": self.server.should_exit,
             "listeners": len(self.listeners),
             "tally": True,
-            "follows_routes": self.routes.table is not None and self.server.serves_only_own_requests,
+            "follows_routes": self.routes.table is not None and self.server.prevents_misrouted_requests,
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]
 
@@ -230,11 +230,11 @@ class WorkerProcess:
         if self.server.started:
             self._report_routes()
             if not keeps:
-                self.server.give_back_connections()
+                self.server.return_connections_to_gateway()
 
     def _report_routes(self) -> None:
         table = self.routes.table
-        if table is not None and self.server.serves_only_own_requests:
+        if table is not None and self.server.prevents_misrouted_requests:
             self.control.send({"event": "routes", "generation": table.generation})
 
     def _watch_idleness(self, seconds: float | None) -> None:
@@ -277,7 +277,7 @@ class WorkerProcess:
         # The child must keep neither the port bound nor connections open that are closed here.
         STACK_DUMP.disable_and_close()
         self.control.close_in_child()
-        self.routes.close_gateway()
+        self.routes.close_gateway_socket()
         sockets = [*self.listeners, *(self.adoption or ())]
         for fd in (self.tally_fd, *(each.detach() for each in sockets)):
             with contextlib.suppress(OSError):
@@ -307,9 +307,9 @@ class ControlSocket:
     def start_reading_orders(self, tally: memoryview | None) -> None:
         """Read orders from now on. Answer heartbeats in the shared memory `tally`; if it is None, ignore heartbeats."""
         self._tally = tally
-        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read_order)
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._handle_order_if_waiting)
         # Orders that have already arrived apply to the first connection.
-        while self._read_order():
+        while self._handle_order_if_waiting():
             continue
 
     def ignore(self) -> None:
@@ -350,7 +350,7 @@ class ControlSocket:
             with contextlib.suppress(OSError):
                 os.close(sock.detach())
 
-    def _read_order(self) -> bool:
+    def _handle_order_if_waiting(self) -> bool:
         if answer_heartbeat(self._sock, self._tally):
             return True
         try:
@@ -364,12 +364,12 @@ class ControlSocket:
         if received is None:
             # A socket at end of file stays readable, so it must not be watched.
             self.ignore()
-            self._on_supervisor_lost()
+            self._listen_as_orphan_or_stop()
             return False
         self.perform(*received)
         return True
 
-    def _on_supervisor_lost(self) -> None:
+    def _listen_as_orphan_or_stop(self) -> None:
         if self.worker.spec["orphanage"] is None:
             self.worker.stop()
             return
@@ -425,7 +425,7 @@ class OrphanListener:
             bound, self._path = rendezvous.bind(spec["orphanage"]["directory"], pool_files.WORKER)
         self._listener, self._needs_another = bound, not self._path
         self._listener.listen()
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._loop.add_reader(self._listener.fileno(), self._accept_and_send_greeting)
         self._discard_output_if_closed()
 
     @property
@@ -449,7 +449,7 @@ class OrphanListener:
             discard_output()
         self._checking = self._loop.call_later(_OUTPUT_CHECK_SECONDS, self._discard_output_if_closed)
 
-    def _accept(self) -> None:
+    def _accept_and_send_greeting(self) -> None:
         connection = rendezvous.accept(self._listener, self._uids)
         if connection is None:
             return
@@ -462,9 +462,9 @@ class OrphanListener:
             connection.close()
             return
         self._connections.append(connection)
-        self._loop.add_reader(connection.fileno(), self._read, connection)
+        self._loop.add_reader(connection.fileno(), self._read_and_perform_order, connection)
 
-    def _read(self, connection: socket.socket) -> None:
+    def _read_and_perform_order(self, connection: socket.socket) -> None:
         received = rendezvous.receive(connection)
         if received is None:
             self._loop.remove_reader(connection.fileno())
@@ -511,7 +511,7 @@ class IdleTimer:
         self._since = self._loop.time()
         self.idle = False
         server_state.on_activity = self._on_activity
-        self._timer = self._loop.call_later(seconds, self._check)
+        self._timer = self._loop.call_later(seconds, self._report_idle_if_due)
 
     def stop(self) -> None:
         """Stop calling `on_change`."""
@@ -522,10 +522,10 @@ class IdleTimer:
         self._since = self._loop.time()
         if self.idle:
             self.idle = False
-            self._timer = self._loop.call_at(self._since + self._seconds, self._check)
+            self._timer = self._loop.call_at(self._since + self._seconds, self._report_idle_if_due)
             self._on_change(False)
 
-    def _check(self) -> None:
+    def _report_idle_if_due(self) -> None:
         due = self._since + self._seconds
         if self._server_state.tasks:
             # A request in progress: its end will count as activity.
@@ -534,10 +534,10 @@ class IdleTimer:
             self.idle = True
             self._on_change(True)
             return
-        self._timer = self._loop.call_at(due, self._check)
+        self._timer = self._loop.call_at(due, self._report_idle_if_due)
 
 
-class ForkedChildren:
+class ForkedChildCleanup:
     """Closes the worker's sockets and resets its signal handlers in each child that the application forks.
 
     asyncio passes signals to its loop through a socket pair, which a forked child shares: without this, a SIGTERM to
@@ -595,7 +595,7 @@ def _set_up_and_run(fds: list[int], preloaded: bool) -> int:
         run_command(spec, output, rest)
     rearrange_descriptors([spec_fd, control, *rest], output)
     if preloaded:
-        set_index(spec)
+        set_index_variable(spec)
     else:
         apply_spec(spec)
         if needs_exec(spec):
@@ -606,7 +606,7 @@ def _set_up_and_run(fds: list[int], preloaded: bool) -> int:
 def run_after_exec() -> NoReturn:
     """Run the worker in this interpreter, which was started for the server's environment (see `needs_exec`)."""
     spec = read_spec_after_exec(2 + int(sys.argv[1]))
-    import_worker_libraries()
+    import_libraries_and_set_up()
     hide_poolctl_from_applications()
     os._exit(_run(spec))
 

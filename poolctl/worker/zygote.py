@@ -36,7 +36,7 @@ from .imports import (
     explain,
     hide_poolctl_from_applications,
     import_app,
-    import_worker_libraries,
+    import_libraries_and_set_up,
     module_of,
     set_argv_and_path,
     warm_up,
@@ -69,14 +69,14 @@ _CLOSE_BEHIND_MILLISECONDS = 4
 Roles = Mapping[str, Callable[[list[int]], NoReturn]]
 
 
-def serve_requests() -> None:
+def run_base_zygote() -> None:
     """Run the base zygote: fork a worker or app zygote for each request until the socket's other end is closed."""
     name_process("poolctl-zygote")
     requests = socket.socket(fileno=REQUESTS_FD)
     # Done here instead of in every worker, because Python's own handlers are meant for programs of one process.
     reset_signals()
     clear_pool_variables()
-    import_worker_libraries()
+    import_libraries_and_set_up()
     hide_poolctl_from_applications()
     # The supervisor may have exited before this zygote is up.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -106,7 +106,7 @@ def run_after_exec() -> NoReturn:
     """Run the app zygote in this interpreter, which was started for the server's environment (see `needs_exec`)."""
     spec = read_spec_after_exec(2)
     name_process("poolctl-app")
-    import_worker_libraries()
+    import_libraries_and_set_up()
     hide_poolctl_from_applications()
     run_and_exit(lambda: _import_and_serve_forks(spec))
 
@@ -127,7 +127,7 @@ def _import_and_serve_forks(spec: Spec) -> int:
         _send(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
         return _run_exit_functions(STARTUP_FAILURE)
     if found := before.describe_leftovers(origins):
-        return _report_unusable(requests, found, before.fix())
+        return _report_preload_unusable(requests, found, before.fix())
     gc.collect()
     gc.freeze()  # forks share these objects, and never scan them for garbage
     # From here only workers print, to pipes of their own; the end of this pipe shows that all output was read.
@@ -140,7 +140,7 @@ def _import_and_serve_forks(spec: Spec) -> int:
     return 0
 
 
-def _report_unusable(requests: socket.socket, found: str, fix: str) -> int:
+def _report_preload_unusable(requests: socket.socket, found: str, fix: str) -> int:
     problem = f"its import {found}, which no fork can share: each worker imports it instead"
     problem += f" ({fix})" if fix else ""
     print(f"preload = true has no effect: {problem}", file=sys.stderr)
@@ -330,7 +330,9 @@ class ProcessSnapshot(NamedTuple):
 
     def fix(self) -> str:
         """Advice on preventing the native threads started since this snapshot; "" without such threads or advice."""
-        return thread_advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
+        return (
+            library_thread_limit_advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
+        )
 
     def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:
         python = {each.native_id for each in threading.enumerate()}
@@ -428,11 +430,11 @@ class ThreadOrigins:
     ) -> None:
         with contextlib.suppress(ValueError):  # the application may have replaced the finders
             sys.meta_path.remove(self)
-        self._check(self._main)
+        self._record_new_threads(self._main)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Record threads started before the import of `name`. Returns None, so the import system asks other finders."""
-        self._check()
+        self._record_new_threads()
         self._last = name
 
     def describe_thread(self, thread: int) -> str:
@@ -446,14 +448,14 @@ class ThreadOrigins:
         known = f"a thread {name!r}" if name and name != thread_name(os.getpid()) else "a thread"
         return f"{known} in {module}" if module else f"{known} ({thread})"
 
-    def _check(self, importing: str = "") -> None:
+    def _record_new_threads(self, importing: str = "") -> None:
         if found := _threads() - self._modules.keys():
             self._modules |= dict.fromkeys(
-                found, _first_reason(self._last, importing or _importing_module_name())
+                found, _module_that_started_thread(self._last, importing or _importing_module_name())
             )
 
 
-def thread_advice() -> str:
+def library_thread_limit_advice() -> str:
     """Advice to set, for example, OPENBLAS_NUM_THREADS if OpenBLAS is loaded; "" if no loaded library is known."""
     with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
         files = {os.path.basename(row.split(None, 5)[-1].strip()) for row in maps if "/" in row}
@@ -477,7 +479,7 @@ def _threads() -> set[int]:
     return set(map(int, os.listdir(_TASKS)))
 
 
-def _first_reason(last: str, importing: str) -> str:
+def _module_that_started_thread(last: str, importing: str) -> str:
     """The module whose import probably started a new thread, or "A or B" if either of two may have.
 
     `last` is the module whose import began most recently; `importing` is the module that is being executed now.

@@ -64,7 +64,7 @@ def _round(
         watch.stop()
     finally:
         watch.abort()
-    acts.as_written()
+    acts.path_without_omitted_parts()
     leaks.same(stage, quiet)
     stage.ok("stop")
     leaks.nothing_left(stage)

@@ -75,7 +75,7 @@ class Steps:
         self.stage.ok("enable", server)
         self.stage.settled()
 
-    def as_written(self) -> None:
+    def path_without_omitted_parts(self) -> None:
         """Restore the file from the start of the round, and wait until the pool is quiet."""
         if self.stage.has_extra or self.stage.workers["several"] != 2:
             self._operate("reload", change="remove", server="plain")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from poolctl.address import Address, AddressError, canonical, overlapping, overlaps, parse
+from poolctl.address import Address, AddressError, canonical, find_overlapping_unequal, overlaps, parse
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_address_that_overlaps_is_found_among_others(
 ) -> None:
     items = held(*others)
     ports = Counter(item.address.port for item in items.values())
-    found_item = overlapping(parse(address), items, ports)
+    found_item = find_overlapping_unequal(parse(address), items, ports)
     assert (None if found_item is None else found_item.address.key) == (found and parse(found).key)
 
 

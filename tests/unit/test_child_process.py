@@ -155,7 +155,7 @@ def test_what_it_prints_is_appended_to_a_private_file(tmp_path: Path) -> None:
     log.write_text("before\n")
     process = child("print('said', file=sys.stderr); sys.exit(1)", str(log))
     assert process.output_start == len("before\n")
-    assert asyncio.run(process.wait_for_exit()) == 1
+    assert asyncio.run(process.wait_briefly_for_exit()) == 1
     assert log.read_text() == "before\nsaid\n"
     process.end()
     other = tmp_path / "other"
@@ -170,7 +170,7 @@ def test_process_gets_this_environment_or_another_one_and_a_group_of_its_own() -
         process = ChildProcess([sys.executable, "-c", text], {"WORD": "given"})
         assert (process.output, process.output_start) == ("", 0)
         assert await process.read_line(100) == b"given True"
-        assert await process.wait_for_exit() == 0
+        assert await process.wait_briefly_for_exit() == 0
         assert process.has_ended
         process.end()
 
@@ -201,7 +201,7 @@ def test_process_that_still_runs_has_no_exit_status(monkeypatch: pytest.MonkeyPa
 def test_request_to_a_process_that_has_ended_is_reported() -> None:
     async def scenario() -> None:
         process = child("")
-        assert await process.wait_for_exit() == 0
+        assert await process.wait_briefly_for_exit() == 0
         with pytest.raises(ChildEnded) as ended:
             await process.send(b"x" * 10_000_000)
         assert isinstance(ended.value.__cause__, OSError)

@@ -42,13 +42,13 @@ def silent_at(watchdog: Watchdog, until: float) -> float | None:
     while (now := watchdog.due) <= until:
         if watchdog.check_silence(now):
             return now
-        watchdog.start_ping_if_due(now)
+        watchdog.mark_ping_sent_if_due(now)
     return None
 
 
 def test_first_message_may_take_long() -> None:
     watchdog = Watchdog(100.0)
-    assert not watchdog.start_ping_if_due(100.0 + SILENT_SECONDS)
+    assert not watchdog.mark_ping_sent_if_due(100.0 + SILENT_SECONDS)
     assert silent_at(watchdog, 1000.0) == pytest.approx(100.0 + FIRST_MESSAGE_SECONDS)
 
 
@@ -56,9 +56,9 @@ def test_quiet_process_is_pinged_once() -> None:
     watchdog = Watchdog(0.0)
     watchdog.received(1.0)
     assert watchdog.due == PING_SECONDS
-    assert not watchdog.start_ping_if_due(PING_SECONDS - 0.1)
-    assert watchdog.start_ping_if_due(PING_SECONDS)
-    assert not watchdog.start_ping_if_due(PING_SECONDS)
+    assert not watchdog.mark_ping_sent_if_due(PING_SECONDS - 0.1)
+    assert watchdog.mark_ping_sent_if_due(PING_SECONDS)
+    assert not watchdog.mark_ping_sent_if_due(PING_SECONDS)
     assert silent_at(watchdog, 1000.0) == pytest.approx(PING_SECONDS + SILENT_SECONDS)
 
 
@@ -70,19 +70,19 @@ def test_periodic_moments_are_multiples_of_their_interval(now: float, moment: fl
 def test_early_ping_is_sent_at_once() -> None:
     watchdog = Watchdog(0.0)
     watchdog.received(1.0)
-    assert watchdog.start_ping_if_due(2.0, early=True)
+    assert watchdog.mark_ping_sent_if_due(2.0, early=True)
     assert silent_at(watchdog, 1000.0) == pytest.approx(2.0 + SILENT_SECONDS)
 
 
 def test_any_message_counts_as_an_answer() -> None:
     watchdog = Watchdog(0.0)
     watchdog.received(1.0)
-    assert watchdog.start_ping_if_due(10.0)
+    assert watchdog.mark_ping_sent_if_due(10.0)
     assert silent_at(watchdog, 19.0) is None
     watchdog.received(19.9)
     assert not watchdog.check_silence(1000.0)
     assert watchdog.waited_seconds == 0
-    assert watchdog.start_ping_if_due(1000.0)
+    assert watchdog.mark_ping_sent_if_due(1000.0)
     assert silent_at(watchdog, 2000.0) == pytest.approx(1000.0 + SILENT_SECONDS)
 
 
@@ -90,7 +90,7 @@ def test_any_message_counts_as_an_answer() -> None:
 def test_pause_of_the_watching_process_does_not_count(began: float) -> None:
     watchdog = Watchdog(0.0)
     watchdog.received(0.0)
-    assert watchdog.start_ping_if_due(10.0)
+    assert watchdog.mark_ping_sent_if_due(10.0)
     assert silent_at(watchdog, 10.0 + began) is None
     awake = 10.0 + began + 3600.0
     # What it answered meanwhile is read next. If it has not, it has the rest of its time.
@@ -104,7 +104,7 @@ def test_repeated_pauses_do_not_count() -> None:
     chance = random.Random(1)
     watchdog = Watchdog(0.0)
     watchdog.received(0.0)
-    assert watchdog.start_ping_if_due(5.0)
+    assert watchdog.mark_ping_sent_if_due(5.0)
     ran, now = 0.0, 5.0
     while not watchdog.check_silence(now):
         paused = chance.choice((0.0, 0.0, 7.0, 600.0))
@@ -116,7 +116,7 @@ def test_repeated_pauses_do_not_count() -> None:
 def test_answer_is_late_after_a_fifth_of_the_time_for_it() -> None:
     watchdog = Watchdog(0.0)
     watchdog.received(0.0)
-    assert watchdog.start_ping_if_due(10.0)
+    assert watchdog.mark_ping_sent_if_due(10.0)
     assert silent_at(watchdog, 10.0 + 0.15 * SILENT_SECONDS) is None
     assert not watchdog.may_be_stopped
     assert silent_at(watchdog, 10.0 + 0.25 * SILENT_SECONDS) is None

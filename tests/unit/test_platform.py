@@ -144,7 +144,7 @@ def test_process_that_is_gone_has_no_figures() -> None:
         linux.process_cpu_ns,
     )  # fmt: skip
     assert [each(GONE) for each in figures] == [None] * len(figures)
-    assert (linux.status_of(GONE), linux.kernel_threads(GONE, 1)) == ({}, [])
+    assert (linux.status_of(GONE), linux.kernel_state_of_threads(GONE, 1)) == ({}, [])
     assert not linux.waits_for_events(GONE)
     assert not linux.is_stopped(GONE)
 
@@ -183,10 +183,10 @@ def test_stopped_process_is_seen_also_in_its_parent(process: subprocess.Popen[by
 
 
 def test_threads_begin_with_the_main_one_and_are_at_most_so_many(process: subprocess.Popen[bytes]) -> None:
-    (thread,) = linux.kernel_threads(process.pid, 5)
+    (thread,) = linux.kernel_state_of_threads(process.pid, 5)
     assert (thread["tid"], thread["name"]) == (process.pid, "sleep")
     assert thread["state"] in ("S", "R", "D")
-    assert linux.kernel_threads(process.pid, 0) == []
+    assert linux.kernel_state_of_threads(process.pid, 0) == []
 
     def system_call() -> str:
         try:
@@ -194,7 +194,7 @@ def test_threads_begin_with_the_main_one_and_are_at_most_so_many(process: subpro
         except PermissionError:
             return ""
 
-    wait_until(lambda: linux.kernel_threads(process.pid, 1)[0]["syscall"] == system_call())
+    wait_until(lambda: linux.kernel_state_of_threads(process.pid, 1)[0]["syscall"] == system_call())
 
 
 def test_descriptor_of_another_process_is_copied() -> None:

@@ -79,7 +79,7 @@ def test_paths_prepared_by_another_user_are_neither_written_nor_read(
 ) -> None:
     path = laid_out(ours, theirs)
     log = LogFile(str(path), max_size_bytes=1, keep=1, max_age_seconds=1)
-    assert log.append(LINE) == 0
+    assert log.append_and_count_written(LINE) == 0
     assert log.error
     with pytest.raises(UnsafePath):
         check_appendable(str(path))
@@ -97,10 +97,10 @@ def test_a_directory_that_becomes_a_link_while_the_file_is_open_is_not_followed_
     (theirs / "logs").mkdir()
     path = theirs / "logs" / "web.log"
     log = LogFile(str(path), max_size_bytes=2 * len(LINE), keep=3)
-    assert log.append(2 * LINE) == 2 * len(LINE)
+    assert log.append_and_count_written(2 * LINE) == 2 * len(LINE)
     (theirs / "logs").rename(theirs / "away")
     link(theirs / "logs", ours.parent)
-    log.append(LINE)
+    log.append_and_count_written(LINE)
     log.close()
     assert ours.read_text() == "precious\n"
     assert os.listdir(ours.parent) == ["web.log"]
@@ -111,13 +111,13 @@ def test_a_log_in_a_directory_of_the_servers_user_is_written_rotated_and_read(th
     check_appendable(str(path))
     assert not path.parent.exists(), "nothing is made"
     log = LogFile(str(path), max_size_bytes=len(LINE), keep=1)
-    assert [log.append(LINE) for _ in range(3)] == [len(LINE)] * 3
+    assert [log.append_and_count_written(LINE) for _ in range(3)] == [len(LINE)] * 3
     log.close()
     assert sorted(os.listdir(path.parent)) == ["web.log", "web.log.1"]
     assert len(tail(str(path), None)) == 2
     (theirs / "own.log").touch()
     os.chown(theirs / "own.log", NOBODY, NOBODY)
-    assert LogFile(str(theirs / "own.log")).append(LINE) == len(LINE)
+    assert LogFile(str(theirs / "own.log")).append_and_count_written(LINE) == len(LINE)
 
 
 def test_links_of_ours_in_directories_of_ours_are_followed(ours: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_links_of_ours_in_directories_of_ours_are_followed(ours: Path, tmp_path:
     path = str(tmp_path / "relative" / "web.log")
     check_appendable(path)
     check_appendable(str(tmp_path / "relative" / "new" / "deep" / "web.log"))
-    assert LogFile(path).append(LINE) == len(LINE)
+    assert LogFile(path).append_and_count_written(LINE) == len(LINE)
     assert ours.read_text() == "precious\n" + LINE.decode()
 
 

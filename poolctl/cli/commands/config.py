@@ -6,11 +6,11 @@ import os
 from dataclasses import replace
 
 from poolctl.cli.command_line import FORMATS, REVEAL, SELECTION, Command, CommandRequest, output
-from poolctl.cli.offline import choose, described, load, servers_of
+from poolctl.cli.offline import choose, described, load, servers_with_chosen_ports
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask
-from poolctl.config import MASK, escaped, masked, table_text, values_of
+from poolctl.config import MASK, escaped, masked, table_text, values_to_mask
 from poolctl.errors import ControlError
 from poolctl.json_form import Table
 
@@ -36,14 +36,16 @@ def perform(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     config = load(pool, allow_empty=bool(request.get("allow_empty")))
     items = choose(
-        _with_running_state([described(server) for server in servers_of(config, pool)], request, pool),
+        _with_running_state(
+            [described(server) for server in servers_with_chosen_ports(config, pool)], request, pool
+        ),
         request,
     )
     settings: Table = config.settings.to_dict()
     tables = config.tables.to_dict()
     note = ""
     if not request.get("reveal"):
-        hidden = values_of(config.pool_variables, os.environ)
+        hidden = values_to_mask(config.secret_variable_names, os.environ)
         items = [replace(each, config=masked(each.config, hidden=hidden)) for each in items]
         tables = masked(tables, hidden=hidden)
         shown = repr(([each.config for each in items], tables))

@@ -74,9 +74,9 @@ class _EventStream:
     def __init__(self, pool: PoolRef, wanted: EventFilter) -> None:
         self._client = Client(pool.socket)
         self.wanted = wanted
-        self.path, self._last = self._find_journal(pool)
+        self.path, self._last = self._journal_path_and_last_seq(pool)
 
-    def _find_journal(self, pool: PoolRef) -> tuple[str, int]:
+    def _journal_path_and_last_seq(self, pool: PoolRef) -> tuple[str, int]:
         """The journal's path and its last event's number, from the supervisor's answer.
 
         Without an answer the path is the configured or the default one, and the number is read from that file.

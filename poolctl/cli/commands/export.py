@@ -13,7 +13,7 @@ from poolctl.cli.command_line import Command, CommandRequest, Option, flag, outp
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.config import ServerConfig, longest_stop_seconds, variables_in_files
+from poolctl.config import ServerConfig, maximum_pool_stop_seconds, variables_referenced_without_default
 from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 from poolctl.feature import features
@@ -192,7 +192,9 @@ def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
 
 def missing_variables(pool: ServicePool) -> list[str]:
     """The variables that the files use without a default and that the systemd unit does not set."""
-    return [name for name in variables_in_files(pool.files) if name not in _PASSED_VARIABLES]
+    return [
+        name for name in variables_referenced_without_default(pool.files) if name not in _PASSED_VARIABLES
+    ]
 
 
 def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
@@ -241,7 +243,7 @@ def _environment_file(pool: ServicePool, *, of_user: bool) -> str:
 
 def stop_seconds(servers: Sequence[ServerConfig], more_seconds: float = 0.0) -> int:
     """The maximum seconds of a whole stop: servers in dependency order, `more_seconds` for features, and a margin."""
-    return int(longest_stop_seconds(servers, more_seconds)) + _MARGIN_SECONDS
+    return int(maximum_pool_stop_seconds(servers, more_seconds)) + _MARGIN_SECONDS
 
 
 def _sockets(pool: ServicePool, stem: str) -> dict[str, str]:

@@ -85,13 +85,13 @@ def perform(request: CommandRequest) -> Outcome:
     if request.get("reopen"):
         return _reopen(request)
     lines, since = request.line_limit(), request.log_timestamp("since")
-    search = LineSearch("--grep", request.get("grep") or [])
+    search = RegexLineMatcher("--grep", request.get("grep") or [])
     wanted = _filter(request, search)
     pool = find_pool(request)
     if pool.platform != LOCAL:
         with regex_time_limit(f"--grep: {SLOW}", search.text_number):
             return _print_from_platform(request, pool, lines, since, wanted)
-    paths, request_ids = _find_log_files(request, pool)
+    paths, request_ids = _log_files_and_request_id_names(request, pool)
     text_of = _line_formatter(request, list(paths), request_ids)
 
     with regex_time_limit(f"--grep: {SLOW}", search.text_number):
@@ -148,7 +148,7 @@ def _check_options(request: CommandRequest) -> None:
         raise UsageError("--until and --follow cannot be combined", hint="--until ends before new lines")
 
 
-def _filter(request: CommandRequest, search: LineSearch) -> LineFilter | None:
+def _filter(request: CommandRequest, search: RegexLineMatcher) -> LineFilter | None:
     """The filter for lines; None for all lines."""
     until, word = request.log_timestamp("until"), request.get("level")
     least = validate_choice("--level", canonical_level(word), LEVELS) if word is not None else ""
@@ -156,10 +156,12 @@ def _filter(request: CommandRequest, search: LineSearch) -> LineFilter | None:
     return LineFilter(until=until, least=least, matches=grep) if until or least or grep else None
 
 
-def _find_log_files(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
+def _log_files_and_request_id_names(
+    request: CommandRequest, pool: PoolRef
+) -> tuple[dict[str, str], Set[str]]:
     """The log files by displayed name, and the names whose lines show request IDs."""
     try:
-        return _find_selected_log_files(request, pool)
+        return _selected_files_and_request_id_names(request, pool)
     except Failure as failure:
         targets = request.get("targets") or []
         missing = failure.outcome.exit_code == NOTHING_MATCHED and GATEWAY in targets
@@ -167,16 +169,18 @@ def _find_log_files(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, s
             raise
     # No server has this name.
     values = {**request.values, "targets": [each for each in targets if each != GATEWAY], "gateway": True}
-    return _find_selected_log_files(CommandRequest(request.verb, values), pool)
+    return _selected_files_and_request_id_names(CommandRequest(request.verb, values), pool)
 
 
-def _find_selected_log_files(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
+def _selected_files_and_request_id_names(
+    request: CommandRequest, pool: PoolRef
+) -> tuple[dict[str, str], Set[str]]:
     gateway = bool(request.get("gateway"))
     if gateway and not _has_gateway(request, pool):
         hint = "a [gateway] or a [[route]] in the file adds one"
         raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
     servers = not gateway or not request.selector().selects_all
-    items = _servers_with_log_files(request, pool) if servers else ()
+    items = _require_servers_with_log_files(request, pool) if servers else ()
     paths = log_paths(items, pool.logs_directory)
     if gateway:
         state = pool_paths.state_dir(os.environ, pool.key)
@@ -233,7 +237,7 @@ def _reopen(request: CommandRequest) -> Outcome:
     return Outcome.of(result, "" if result.exit_code else "log files reopened")
 
 
-def _servers_with_log_files(request: CommandRequest, pool: PoolRef) -> Sequence[ServerDescription]:
+def _require_servers_with_log_files(request: CommandRequest, pool: PoolRef) -> Sequence[ServerDescription]:
     """The selected servers with their configuration.
 
     Raises Failure if nothing is selected, or if a server has no log files on this machine.
@@ -257,7 +261,7 @@ def _json_line(line: LogLine) -> str:
     return json.dumps(document) + "\n"
 
 
-class LineSearch:
+class RegexLineMatcher:
     """Callable with a text; returns whether any of the user's regular expressions matches in it.
 
     The constructor raises SelectorError, which names `option`, for an invalid expression.

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.render import count_ready, relative_to_cwd, table
+from poolctl.cli.render import count_ready_and_expected, relative_to_cwd, table
 from poolctl.control import pool_paths
 from poolctl.control.answers import StatusResult
 from poolctl.control.client import Client, NoSupervisor
@@ -37,7 +37,11 @@ class RunningPool:
 
 def perform(request: CommandRequest) -> Outcome:
     """All pools with name, files, the supervisor's pid, and the number of ready servers."""
-    found = [pool for path in pool_paths.pool_dirs(os.environ) if (pool := _query_pool(path)) is not None]
+    found = [
+        pool
+        for path in pool_paths.pool_dirs(os.environ)
+        if (pool := _query_pool_and_ready_text(path)) is not None
+    ]
     pools = [pool for pool, _ in found]
     outcome = Outcome(pools)
     if not pools and request.output not in ("json", "jsonl"):
@@ -53,7 +57,7 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _query_pool(path: str) -> tuple[RunningPool, str] | None:
+def _query_pool_and_ready_text(path: str) -> tuple[RunningPool, str] | None:
     """The pool in this directory, and a text with its ready and expected servers, `2/3`; None if no supervisor listens.
 
     If the supervisor does not answer, the pool is read from its info file, and the text is `?`.
@@ -65,7 +69,7 @@ def _query_pool(path: str) -> tuple[RunningPool, str] | None:
     try:
         result = client.ask(StatusResult, "status", timeout=0.0)
         servers, ready = len(result.items), sum(item.ready for item in result.items)
-        counted = "/".join(map(str, count_ready(result.items)))
+        counted = "/".join(map(str, count_ready_and_expected(result.items)))
         info |= to_json(result, "summary").get("summary") or {}
     except NoSupervisor:
         return None

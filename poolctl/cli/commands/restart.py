@@ -14,8 +14,8 @@ from poolctl.cli.command_line import (
 )
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import ready_line, run_line, server_count_text
-from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
+from poolctl.cli.render import last_run_outcome_line, ready_line, server_count_text
+from poolctl.cli.supervisor_requests import ask_or_launch, notify_systemd_of_keeper_pid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def perform(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     result = ask_or_launch(request, pool)
     if not result.ended:
-        hand_over_to_systemd(pool, ready=not result.exit_code)
+        notify_systemd_of_keeper_pid(pool, ready=not result.exit_code)
     if result.errors:
         return Outcome.of(result, _restarted_line(result))
     return Outcome.of(result, _done_line(result, waited=not request.get("no_wait")))
@@ -55,7 +55,7 @@ def _done_line(result: Result, *, waited: bool) -> str:
     if len(jobs) < len(result.items) or not jobs:
         lines.append(ready_line(result, waited=waited, restarted=True))
     lines += [
-        run_line(item) if waited and item.last_run else f"{item.name}: runs"
+        last_run_outcome_line(item) if waited and item.last_run else f"{item.name}: runs"
         for item in jobs
         if item.name not in left_alone
     ]

@@ -56,7 +56,7 @@ from poolctl.cli.render import (
 )
 from poolctl.cli.supervisor_requests import (
     Progress,
-    await_pool_end,
+    await_exit_if_pool_ends,
     is_empty,
     log_size,
     refuse_without_linux,
@@ -157,8 +157,8 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
         with deferred_signals():  # nothing could wait for a half-launched pool
             from poolctl.supervisor.launch import launch
 
-            keeper_pid, lifeline = launch(session.pool.files, session.environment(), lifeline=True)
-        code = _serve(session, path, lifeline, signals)
+            keeper_pid, lifeline = launch(session.pool.files, session.pool_environment(), lifeline=True)
+        code = _start_and_run_until_end(session, path, lifeline, signals)
     except (ControlError, Failure) as failure:
         if isinstance(failure, (NoSupervisor, SupervisorEnded)):
             failure = startup_failure(failure, session.pool, log_start)
@@ -174,7 +174,7 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
             os.close(lifeline)
             wait_for_exit(keeper_pid)  # even if the supervisor was exiting and did not answer
             code = INTERRUPTED if signals.interrupted else session.resolve_exit_status(code)
-            session.print_conclusion()
+            session.print_deaths_and_failure_logs()
             if session.command and sys.stderr.isatty():
                 session.say("the pool has stopped")  # not visible from the end of CMD
     except (KeyboardInterrupt, Terminated):
@@ -182,8 +182,8 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
     return code
 
 
-def _serve(session: RunSession, path: str, lifeline: int, signals: StopSignals) -> int:
-    if not session.start():
+def _start_and_run_until_end(session: RunSession, path: str, lifeline: int, signals: StopSignals) -> int:
+    if not session.start_and_may_continue():
         code = session.outcome.exit_code
         session.flush_diagnostics()
         return code
@@ -240,7 +240,7 @@ class RunSession:
         """Return whether to print the servers' output: only if no command follows `--` and no option -o is given."""
         return not self.command and not self.request.output
 
-    def environment(self) -> Mapping[str, str]:
+    def pool_environment(self) -> Mapping[str, str]:
         """The environment of the pool's processes: this command's, and a variable that turns access logs on or off.
 
         --no-access-log turns them off. Otherwise they are on if the servers' output is printed to a terminal.
@@ -253,7 +253,7 @@ class RunSession:
             return {**os.environ, ACCESS_LOG_VARIABLE: "1"}
         return os.environ
 
-    def start(self) -> bool:
+    def start_and_may_continue(self) -> bool:
         """Start the selected servers and set `outcome`; returns whether to continue.
 
         After a failed start, it continues only if no user's command is given and at least one server is alive.
@@ -270,7 +270,7 @@ class RunSession:
             result = self._orders.ask(Result, "start", body, progress, self.request.seconds("timeout"))
         self.outcome, self.servers, self._gateway = Outcome.of(result), result.items, result.gateway
         self._failed = [each.name for each in result.errors if each.name]
-        await_pool_end(result)
+        await_exit_if_pool_ends(result)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
         if warning := same_name_warning(self.pool):
             self.outcome.warnings.append(warning)
@@ -386,7 +386,7 @@ class RunSession:
             paths = {name: f"{self.pool.logs_directory}/{name}.log" for name in chosen}
         return {name: paths[name] for name in chosen if name in paths}
 
-    def print_conclusion(self) -> None:
+    def print_deaths_and_failure_logs(self) -> None:
         """Print which servers died while the user's command ran, and the last lines of logs that explain a failure.
 
         These are the logs of servers that died or did not start. If no server failed but the command did, they are
@@ -432,7 +432,7 @@ class RunSession:
         if self.outcome.items and result.items:
             names = {item.name for item in self.servers}
             self.outcome.items = [item for item in result.items if item.name in names]
-        await_pool_end(result)
+        await_exit_if_pool_ends(result)
 
     def _print_event(self, event: JournalEvent, text: str, level: str) -> None:
         if self.request.quiet:
@@ -865,7 +865,7 @@ class _InitProcess:
                 return _KILLED if self._status is None else self._status
             if came is not None and came.si_signo != signal.SIGCHLD:
                 self._forward(came)
-            alone = self._reap()
+            alone = self._reap_and_check_childless()
             if self._status is not None and (alone or self._status <= 128):
                 return self._status
 
@@ -880,7 +880,7 @@ class _InitProcess:
         if self._due is None:
             self._due = monotonic() + self._limit_seconds
 
-    def _reap(self) -> bool:
+    def _reap_and_check_childless(self) -> bool:
         """Reap children; returns whether no child is left."""
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:

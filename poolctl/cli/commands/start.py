@@ -6,7 +6,7 @@ from poolctl.cli.command_line import NO_DEPS, SELECTION, TAKE_OVER, WAIT_OPTIONS
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import address_lines, printable, ready_line, serves_line
-from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
+from poolctl.cli.supervisor_requests import ask_or_launch, notify_systemd_of_keeper_pid
 
 _RETRYING_STATES = ("starting", "backoff")
 _MOST_NAMES = 3
@@ -31,7 +31,7 @@ def perform(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     result = ask_or_launch(request, pool)
     if not result.ended:
-        hand_over_to_systemd(pool, ready=not result.exit_code)
+        notify_systemd_of_keeper_pid(pool, ready=not result.exit_code)
     failed = {error.name for error in result.errors}
     found = address_lines(item for item in result.items if item.name not in failed)
     lines = [ready_line(result, waited=not request.get("no_wait")), *found]

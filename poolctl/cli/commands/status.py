@@ -9,7 +9,7 @@ from poolctl.cli.outcome import Outcome, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import (
     AT_REST,
-    count_ready,
+    count_ready_and_expected,
     duration,
     gateway_line,
     server_count_text,
@@ -122,7 +122,7 @@ def _no_supervisor_line(items: Sequence[Item], pool: PoolRef) -> str:
 def _lines(items: Sequence[Item], summary: Table) -> list[str]:
     resting = {state: sum(item.state == state and not item.ready for item in items) for state in AT_REST}
     words = [
-        f"{server_count_text(*count_ready(items))} ready",
+        f"{server_count_text(*count_ready_and_expected(items))} ready",
         *(f"{n} {state}" for state, n in resting.items() if n),
     ]
     uptime = max((item.uptime_seconds for item in items), default=0)

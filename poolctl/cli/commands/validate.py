@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command_line import ALLOW_EMPTY, OUTPUT, Command, CommandRequest, flag
-from poolctl.cli.offline import no_server_outcome, servers_of
+from poolctl.cli.offline import no_server_outcome, servers_with_chosen_ports
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import server_count_text
@@ -40,7 +40,11 @@ def perform(request: CommandRequest) -> Outcome:
     except PoolValidateError as unreadable:
         return _with_exit_code(Outcome(errors=error_entries(unreadable)))
     outside = config.check_external(import_apps=bool(request.get("import_apps")))
-    items = [item_from_config(server) for server in servers_of(config, pool)] if request.output else []
+    items = (
+        [item_from_config(server) for server in servers_with_chosen_ports(config, pool)]
+        if request.output
+        else []
+    )
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     outcome.errors = [ErrorEntry.of(problem) for problem in (*config.problems, *outside)]
     if not outcome.errors and config.is_empty and not request.get("allow_empty"):
@@ -70,7 +74,7 @@ def _withheld_variables_note(config: Configuration) -> list[str]:
 
     Without the note, a server that relies on such a variable would fail only when it runs in the pool.
     """
-    names = sorted(config.pool_variables)
+    names = sorted(config.secret_variable_names)
     if not names:
         return []
     hint = f'env = {{ {names[0]} = "${{{names[0]}}}" }} passes it to a server'

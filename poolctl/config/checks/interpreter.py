@@ -44,14 +44,14 @@ def _of_environment(directory: str) -> str:
     return os.path.join(directory, "bin", "python")
 
 
-def enter_as(
+def ids_to_start_interpreter_as(
     interpreter: str, user: tuple[int, int] | None, env: Mapping[str, str]
 ) -> tuple[int, int] | None:
     """Return the (uid, gid) with which to start a server's interpreter; None to start it as the current user.
 
     Returns `user` if poolctl runs as root but other users may change the interpreter's code: root must not run it.
     """
-    if user is None or os.geteuid() != 0 or not changed_by(interpreter, env):
+    if user is None or os.geteuid() != 0 or not find_path_others_may_change(interpreter, env):
         return None
     return user
 
@@ -59,10 +59,10 @@ def enter_as(
 def start_options(interpreter: str, user: str | None, env: Mapping[str, str]) -> dict[str, Any]:
     """The subprocess options that start the interpreter for a server of this user, USER or USER:GROUP.
 
-    Empty if the interpreter keeps the current user (see `enter_as`), or if the given user is unknown.
+    Empty if the interpreter keeps the current user (see `ids_to_start_interpreter_as`), or if the user is unknown.
     """
     try:
-        as_user = user is not None and enter_as(interpreter, ids_of(user), env) is not None
+        as_user = user is not None and ids_to_start_interpreter_as(interpreter, ids_of(user), env) is not None
     except KeyError:
         return {}  # unknown user: nothing is started for the server
     return user_options(user, env) if user is not None and as_user else {}
@@ -86,7 +86,7 @@ def ids_of(user: str) -> tuple[int, int]:
     return account.pw_uid, grp.getgrnam(group).gr_gid if group else account.pw_gid
 
 
-def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
+def find_path_others_may_change(interpreter: str, env: Mapping[str, str]) -> str:
     """The first of the interpreter's paths that users other than root and the current user may change, or "".
 
     Checks the interpreter, its library, the directories on its import path and their direct entries; missing paths are
@@ -107,7 +107,7 @@ def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
 
 def root_trust_problem(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]:
     """(reason, fix) if other users can change code that this interpreter would run as root; else ("", "")."""
-    path = changed_by(interpreter, env)
+    path = find_path_others_may_change(interpreter, env)
     if not path:
         return "", ""
     status = os.lstat(path)

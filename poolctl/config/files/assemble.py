@@ -89,7 +89,7 @@ class Document:
             return whole if whole in known else None
         return None
 
-    def as_written(self, path: KeyPath) -> KeyPath:
+    def path_without_omitted_parts(self, path: KeyPath) -> KeyPath:
         """Return `path` without parts that the file omits, such as index 0 where `bind = ":80"` stands for a list."""
         here, found = self.data, []
         for part in path:
@@ -140,7 +140,7 @@ def read_documents(
     return documents, problems
 
 
-def variables_in_files(paths: Iterable[str]) -> list[str]:
+def variables_referenced_without_default(paths: Iterable[str]) -> list[str]:
     """Return the names of the variables to which configuration files refer without a default, each name once.
 
     A directory in `paths` stands for its files. Files that cannot be read or parsed are left out.
@@ -244,7 +244,7 @@ class Assembly:
         name = model.table_name
         written = document.data[name]
         for index, table in enumerate(tables):
-            for key in table.keys() - set(model.written_keys()) & model.keys_of.keys():
+            for key in table.keys() - set(model.keys_allowed_in_files()) & model.keys_of.keys():
                 yield Finding((name, index, key), f"unknown key {key!r}", "take it out")
         base_dir = document.base_dir
         self.tables[name] = [
@@ -346,8 +346,11 @@ class Origins:
         rest = path[2:] if parts else path[1:]
         for length in range(len(rest), -1, -1):
             for document, table in reversed(sources):
-                if document.path_as_spelled(document.as_written((*table, *rest[:length]))) is not None:
-                    return document.place(document.as_written((*table, *rest)))
+                if (
+                    document.path_as_spelled(document.path_without_omitted_parts((*table, *rest[:length])))
+                    is not None
+                ):
+                    return document.place(document.path_without_omitted_parts((*table, *rest)))
         document, table = sources[0]
         return document.place((*table, *rest))
 

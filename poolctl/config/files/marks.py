@@ -39,7 +39,7 @@ def stamp_of(path: str) -> Stamp:
 
 def marks_of(paths: Iterable[str]) -> Marks:
     """Return {path: Mark}, the state of each file in `paths`. A directory stands for its files. Blocks on the disk."""
-    return {path: _mark(path) for path in _expanded(paths)}
+    return {path: _mark(path) for path in _expand_directories_to_files(paths)}
 
 
 def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
@@ -48,7 +48,7 @@ def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
     A file's content is read and compared only if its inode, size or times have changed. If the content is the same, the
     file's entry in `marks` is updated. Blocks on the disk.
     """
-    here = _expanded(paths)
+    here = _expand_directories_to_files(paths)
     changed = [path for path in marks if path not in here]
     for path in here:
         before = marks.get(path)
@@ -62,7 +62,7 @@ def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
     return changed
 
 
-def _expanded(paths: Iterable[str]) -> dict[str, None]:
+def _expand_directories_to_files(paths: Iterable[str]) -> dict[str, None]:
     found: dict[str, None] = {}
     for path in paths:
         try:

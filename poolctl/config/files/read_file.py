@@ -229,7 +229,7 @@ def missing_file(path: str) -> Problem:
     return _problem(path, _NO_FILE, "check the path, or write one with `poolctl init`")
 
 
-def variables_named_in(paths: Iterable[str]) -> set[str]:
+def variables_named_by_env_keys(paths: Iterable[str]) -> set[str]:
     """The variables that `*_env` keys in these files or directories seem to name; found without parsing the files."""
     # Some processes start before the files are parsed.
     return {name.decode() for _, content in _contents(paths) for name in re.findall(_NAMED, content)}

@@ -153,7 +153,7 @@ class Tables:
         }
 
 
-def pool_variables(
+def secret_variable_names(
     servers: Iterable[ServerKeys], tables: Tables, defaults: Mapping[str, Tree] | None = None
 ) -> frozenset[str]:
     """The variables named by `*_env` keys: they hold secrets of the pool, and are not passed to servers by default."""

@@ -156,10 +156,10 @@ class Section:
         for part in path:
             if isinstance(part, str) and here is not None:
                 here = sections_of(here).get(part)
-        return () if here is None else here.written_keys()
+        return () if here is None else here.keys_allowed_in_files()
 
     @classmethod
-    def written_keys(cls) -> tuple[str, ...]:
+    def keys_allowed_in_files(cls) -> tuple[str, ...]:
         """The keys that files can set."""
         return tuple(name for name, key in cls.keys_of.items() if not key.hidden)
 
@@ -222,7 +222,7 @@ class Section:
 
         Raises pydantic's ValidationError.
         """
-        return value if isinstance(value, cls) else _build(cls, value)
+        return value if isinstance(value, cls) else _build_validated(cls, value)
 
 
 def _as_written(value: Tree, *, given: bool) -> Tree:
@@ -310,7 +310,7 @@ class Table(Section):
 Kind = TypeVar("Kind", bound=Section)
 
 
-def extended(kind: type[Kind]) -> type[Kind]:
+def with_feature_keys(kind: type[Kind]) -> type[Kind]:
     """Return the subclass of section class `kind` with which a feature adds keys; `kind` itself if there is none."""
     name = kind.__name__
     found = (feature.load(feature.sections[name]) for feature in features() if name in feature.sections)
@@ -343,7 +343,7 @@ def validated(kind: type[Kind], table: dict[str, Tree], findings: list[Finding])
     from pydantic import ValidationError
 
     try:
-        return _build(kind, table)
+        return _build_validated(kind, table)
     except ValidationError as error:
         from poolctl.config.values.value_types import findings_of
 
@@ -353,7 +353,7 @@ def validated(kind: type[Kind], table: dict[str, Tree], findings: list[Finding])
         return None
 
 
-def _build(kind: type[Kind], table: Tree) -> Kind:
+def _build_validated(kind: type[Kind], table: Tree) -> Kind:
     """The table as an instance of `kind`. Raises pydantic's ValidationError."""
     if table == {} and not any(key.default is REQUIRED for key in kind.keys_of.values()):
         return kind.with_defaults()  # without a model, which takes milliseconds to make
@@ -392,7 +392,7 @@ SLEEP_KEYS = ("idle", "awake", "asleep", "timezone")
 
 
 class Scale(Section):
-    """How many workers a server has, and when it sleeps. A feature may add keys in a subclass (see `extended`)."""
+    """How many workers a server has, and when it sleeps. A feature may add keys (see `with_feature_keys`)."""
 
     min: LeastWorkers = field(1, "Minimum number of workers; 0 lets the server sleep.")
     max: MostWorkers = field(1, "Maximum number of workers. Left out: the same as min, at least 1.")

@@ -21,12 +21,12 @@ from poolctl.config.model.section import (
     Section,
     TLSConfig,
     Watch,
-    extended,
     field,
     hidden,
     refuse,
     required,
     validated,
+    with_feature_keys,
 )
 from poolctl.config.values.plain import EMPTY, INTERNAL, binds_itself, exposed_url
 from poolctl.config.values.problems import Finding, Tree, reset_suggestions
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from poolctl.config.model.section import Scale as Scale
     from poolctl.config.values.value_types import *
 else:
-    Scale = extended(section.Scale)
+    Scale = with_feature_keys(section.Scale)
 
 
 class ServerKeys(Section):
@@ -164,9 +164,9 @@ class ServerKeys(Section):
         self.__setstate__((vars(made), made.given))
 
     @classmethod
-    def written_keys(cls) -> tuple[str, ...]:
+    def keys_allowed_in_files(cls) -> tuple[str, ...]:
         """The keys that files can set, including the short form `workers` and the other name `listen`."""
-        names = list(super().written_keys())
+        names = list(super().keys_allowed_in_files())
         names.insert(names.index("scale"), "workers")  # of scale
         names.insert(names.index("bind") + 1, "listen")  # golib's word
         return tuple(names)

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import NamedTuple, TypeVar
 
-from poolctl.address import Address, overlapping, parse
+from poolctl.address import Address, find_overlapping_unequal, parse
 from poolctl.config.model.pool_tables import BoundAddress, Tables, rules_of
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.normalise import OPENING
@@ -54,7 +54,7 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
             message = f"the address {address.key} is taken by {servers[earlier.order][0]!r}"
             yield index, earlier.order, Finding(("bind",), message, "choose another address", address.key)
             continue
-        if (found := overlapping(address, taken, ports)) is not None:
+        if (found := find_overlapping_unequal(address, taken, ports)) is not None:
             message = f"{_spelt(address)} overlaps {_spelt(found.address)} of {servers[found.order][0]!r}"
             hint = "choose another port, or narrower addresses"
             yield index, found.order, Finding(("bind",), message, hint, address.key)
@@ -91,12 +91,12 @@ def os_users_by_server(servers: Iterable[ServerKeys]) -> dict[str, str]:
     for server in servers:
         given = (server.user or "").partition(":")[0]
         if given not in names:
-            names[given] = _user(given)
+            names[given] = _canonical_user_name(given)
         found[server.name] = names[given]
     return found
 
 
-def _user(name: str) -> str:
+def _canonical_user_name(name: str) -> str:
     try:
         uid = pwd.getpwnam(name).pw_uid if name else os.geteuid()
     except KeyError:  # a problem of its own
@@ -170,7 +170,7 @@ def cycles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
                 waiting.append(iter(graph.get(step, ())))
 
 
-def longest_stop_seconds(servers: Iterable[ServerKeys], more_seconds: float = 0.0) -> float:
+def maximum_pool_stop_seconds(servers: Iterable[ServerKeys], more_seconds: float = 0.0) -> float:
     """Return the maximum time that a stop of all servers in dependency order takes, plus `more_seconds`.
 
     It is the time of the longest chain of dependencies if every server takes its maximum time. `more_seconds` is the
@@ -230,24 +230,26 @@ _ESCAPED = f"${OPENING}"
 _reference = re.compile(rf"{re.escape(_ESCAPED)}|{re.escape(OPENING)}([^}}]*)\}}")
 
 
-class Named(NamedTuple):
+class ReferencedServer(NamedTuple):
     """The values that replace references to a server: its address (None if invalid), and its configured `expose`."""
 
     address: Address | None
     expose: Tree = None
 
 
-def reference_findings(table: Mapping[str, Tree], servers: Mapping[str, Named]) -> Iterator[Finding]:
+def reference_findings(
+    table: Mapping[str, Tree], servers: Mapping[str, ReferencedServer]
+) -> Iterator[Finding]:
     """The references in a server's table that do not resolve to the address of a server."""
     for path, text in _texts_with_references(table):
         for match in _reference.finditer(text):
             if match[1] is not None:
-                finding = _wrong(match[1], path, servers)
+                finding = _reference_problem(match[1], path, servers)
                 if finding is not None:
                     yield finding._replace(found=match[0][:60])
 
 
-def with_addresses(servers: Iterable[Server], others: Iterable[ServerKeys] = ()) -> list[Server]:
+def with_resolved_references(servers: Iterable[Server], others: Iterable[ServerKeys] = ()) -> list[Server]:
     """The servers, with `${server.NAME.…}` references in `env` and `command` replaced by addresses.
 
     References may name `servers` or `others`. A reference to a server whose port is not chosen yet stays.
@@ -259,10 +261,10 @@ def with_addresses(servers: Iterable[Server], others: Iterable[ServerKeys] = ())
     there: list[ServerKeys] = [*others, *servers]
     known = {each.name: address_parts(each.expose, each.address) for each in there if not each.address.auto}
     names = {each.name for each in referring}
-    return [_with_addresses(each, known) if each.name in names else each for each in servers]
+    return [_with_resolved_references(each, known) if each.name in names else each for each in servers]
 
 
-def _with_addresses(server: Server, known: Mapping[str, Mapping[str, str]]) -> Server:
+def _with_resolved_references(server: Server, known: Mapping[str, Mapping[str, str]]) -> Server:
     def address(match: re.Match[str]) -> str:
         if match[1] is None:
             return OPENING
@@ -288,7 +290,7 @@ def _texts_with_references(table: Mapping[str, Tree]) -> Iterator[tuple[KeyPath,
             yield ("command", index), word
 
 
-def _wrong(inside: str, path: KeyPath, servers: Mapping[str, Named]) -> Finding | None:
+def _reference_problem(inside: str, path: KeyPath, servers: Mapping[str, ReferencedServer]) -> Finding | None:
     name, _, part = inside.rpartition(".")
     shown = printable(name or inside)[:60]
     if part not in PARTS or not name:

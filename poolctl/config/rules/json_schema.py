@@ -72,7 +72,7 @@ def json_schema() -> Schema:
     for key, model in (
         MODELS | {name: each.load(part) for each in features() for name, part in each.tables.items()}
     ).items():
-        hidden = model.keys_of.keys() - model.written_keys()
+        hidden = model.keys_of.keys() - model.keys_allowed_in_files()
         table = definitions[model.__name__] = _definition(model, definitions, hidden)
         tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
         if model.listed:

@@ -79,7 +79,7 @@ def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: KeyP
     if "${" not in text:
         return text
 
-    names_servers = _of_server(path)[:1] in _NAMING_SERVERS
+    names_servers = _path_within_server(path)[:1] in _NAMING_SERVERS
 
     def replaced(match: re.Match[str]) -> str:
         if match[1] is None:
@@ -109,7 +109,7 @@ def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: KeyP
     return Interpolated(result) if result != text else text
 
 
-def _of_server(path: KeyPath) -> KeyPath:
+def _path_within_server(path: KeyPath) -> KeyPath:
     """The path within the server's table or [defaults]: `("server", 0, "http")` becomes `("http",)`."""
     if path[:1] == ("defaults",):
         return path[1:]
@@ -198,13 +198,13 @@ def _tls(value: Tree, base_dir: str) -> Tree:
     return {k: absolute(v, base_dir) if k in ("cert", "key", "ca") else v for k, v in value.items()}
 
 
-def _log(value: Tree, base_dir: str) -> Tree:
+def _log_with_absolute_path(value: Tree, base_dir: str) -> Tree:
     if not isinstance(value, dict) or "path" not in value:
         return value
     return value | {"path": absolute(value["path"], base_dir)}
 
 
-def _watch(value: Tree, base_dir: str) -> Tree:
+def _watch_with_absolute_patterns(value: Tree, base_dir: str) -> Tree:
     if not isinstance(value, dict):
         return value
     return {
@@ -220,14 +220,14 @@ def _pattern(value: Tree, base_dir: str) -> Tree:
     return absolute(value, base_dir)
 
 
-def _labels(value: Tree, base_dir: str) -> Tree:
+def _flattened_labels(value: Tree, base_dir: str) -> Tree:
     # An unquoted `route.host = "a"` in TOML is a nested table.
     if not isinstance(value, dict) or not any(isinstance(inner, dict) for inner in value.values()):
         return value
     found: dict[str, Tree] = {}
     for key, inner in value.items():
         if isinstance(inner, dict):
-            found |= {f"{key}.{name}": each for name, each in _labels(inner, base_dir).items()}
+            found |= {f"{key}.{name}": each for name, each in _flattened_labels(inner, base_dir).items()}
         else:
             found[key] = inner
     return found
@@ -239,13 +239,13 @@ NORMALISERS: dict[str, Callable[[Tree, str], Tree]] = {
     "depends_on": _depends_on,
     "env_file": _env_file,
     "health": lambda value, _: {"readiness": {"http": value}} if isinstance(value, str) else value,
-    "labels": _labels,
-    "log": _log,
+    "labels": _flattened_labels,
+    "log": _log_with_absolute_path,
     "python": _python,
     "recovery": lambda value, _: {"strategy": value} if isinstance(value, str) else value,
     "restart": _restart,
     "tls": _tls,
-    "watch": _watch,
+    "watch": _watch_with_absolute_patterns,
 }
 
 

@@ -57,7 +57,7 @@ def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[s
     return masked_text(value, hidden) if isinstance(value, str) else value
 
 
-def values_of(variables: Iterable[str], env: Mapping[str, str]) -> list[str]:
+def values_to_mask(variables: Iterable[str], env: Mapping[str, str]) -> list[str]:
     """Return the variables' values that are to be masked, the longest first. Values too short to mask are left out."""
     found = {env.get(name, "") for name in variables}
     return sorted((each for each in found if len(each) >= _SHORTEST_HIDDEN), key=len, reverse=True)

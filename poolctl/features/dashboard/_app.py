@@ -104,7 +104,7 @@ class _DashboardEndpoints:
             "logs": (self._logs, "GET"),
             "server": (self._server, "GET"),
             "history": (self._history, "GET"),
-            "rollout": (self._rollout, "GET"),
+            "rollout": (self._rollout_status, "GET"),
             "routes": (self._routes, "GET"),
             "actions": (self._act, "POST"),
             "logout": (self._logout, "POST"),
@@ -210,7 +210,7 @@ class _DashboardEndpoints:
         found = await self._hub.ask(HistoryResult, "history", [server] if server else [], {"span": span})
         return JSONResponse(to_json(found, "slot_seconds", "slots", "series"))
 
-    async def _rollout(self, request: Request) -> Response:
+    async def _rollout_status(self, request: Request) -> Response:
         """Respond with the current or else the last rollout of one server."""
         name = request.query_params.get("name", "")
         if not _is_name(name):

@@ -59,7 +59,7 @@ class FigureRing:
         self.slot: int | None = None  # the current one, which has no figures yet
         self._begun: dict[str, _SlotStart] = {}
 
-    def add_sample(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
+    def add_and_detect_slot_end(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
         """Record the servers' figures at time `now`; returns whether a time slot has ended and was stored."""
         slot, before = int(now // self.span.slot_seconds), self.slot
         ended = before is not None and slot > before
@@ -141,9 +141,9 @@ class FigureRings:
     def __init__(self) -> None:
         self.rings = {span.name: FigureRing(span) for span in SPANS}
 
-    def add_sample(self, now: float, seen: Sequence[ServerSnapshot]) -> bool:
+    def add_and_detect_slot_end(self, now: float, seen: Sequence[ServerSnapshot]) -> bool:
         """Record the figures of all servers at this time. Returns whether there is something new to save."""
-        ended = [ring.add_sample(now, seen) for ring in self.rings.values()]
+        ended = [ring.add_and_detect_slot_end(now, seen) for ring in self.rings.values()]
         if any(ended):
             for ring in self.rings.values():
                 ring.forget_others(each.entry.name for each in seen)
@@ -209,7 +209,7 @@ class FigureHistory:
             self._samples(self._add_sample)
 
     def _add_sample(self, now: float, seen: Sequence[ServerSnapshot]) -> None:
-        if self._rings is not None and self._rings.add_sample(now, seen):
+        if self._rings is not None and self._rings.add_and_detect_slot_end(now, seen):
             self._store.write(_STORED, self._rings.to_bytes())
 
     async def verb(self, call: Call) -> HistoryResult:

@@ -168,7 +168,7 @@ class Hub:
         unwatched = 0.0
         try:
             while unwatched < _LINGER_SECONDS:
-                await self._sample()
+                await self._query_or_report_gone()
                 self._query_wanted.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_RETRY_SECONDS if self._gone else INTERVAL_SECONDS):
@@ -180,7 +180,7 @@ class Hub:
             self._reset_state()
             self._work = None
 
-    async def _sample(self) -> None:
+    async def _query_or_report_gone(self) -> None:
         try:
             await self._query_and_broadcast()
         except (ControlError, TimeoutError) as error:

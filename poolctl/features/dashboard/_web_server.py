@@ -192,7 +192,7 @@ def tls_context(tls: Table) -> ssl.SSLContext:
         return ssl_context(tls, fds)
 
 
-async def renew_certificates(
+async def reload_certificates_when_changed(
     config: uvicorn.Config, tls: Table, *, every_seconds: float = RENEWAL_SECONDS
 ) -> None:
     """Give the server a new TLS context, for new handshakes, whenever certificate files have changed. Never returns.
@@ -243,7 +243,7 @@ class DashboardServer(SupervisedProcess):
             logging.basicConfig(handlers=[log], level=logging.WARNING)
             server = WebServer(make_app(settings, self.over), self.over, settings.tls)
             if settings.tls:
-                renewal = asyncio.ensure_future(renew_certificates(server.config, settings.tls))
+                renewal = asyncio.ensure_future(reload_certificates_when_changed(server.config, settings.tls))
             self.link.send({"t": "up"})
             await server.serve([socket.socket(fileno=fd) for fd in fds])
         finally:

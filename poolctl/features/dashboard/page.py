@@ -24,7 +24,7 @@ from poolctl.control.pool_paths import SOCKET_NAME
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.json_form import Table
-from poolctl.listeners.open_listener import close_listener, identity_of, refuse
+from poolctl.listeners.open_listener import close_listener, identity_of, shut_down_listeners
 from poolctl.monitor.event_queue import EventQueue
 from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import LinkLost
@@ -186,7 +186,7 @@ class DashboardPage(SidecarManager):
     async def _shut_down(self) -> None:
         self._end_process()
         if self._sockets:
-            refuse(self._sockets)  # the process that is about to end has them too
+            shut_down_listeners(self._sockets)  # the process that is about to end has them too
             close_listener(self._sockets, identity_of(self._bind))
             self._sockets, self._bind = [], ""
             with contextlib.suppress(LinkLost):

@@ -16,7 +16,7 @@ import signal
 import stat
 from collections.abc import Callable, Iterator
 
-from poolctl.config import RAISE_OPEN_FILES, EventsTable, open_files_needed
+from poolctl.config import RAISE_OPEN_FILES, EventsTable, open_files_per_pool_process
 from poolctl.control import pool_paths
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
@@ -46,7 +46,7 @@ _SCARCE_BYTES, _LOW_BYTES = 16 << 20, 256 << 20
 _SCARCE_FILES = 256
 
 
-def features(context: CheckContext) -> Iterator[CheckResult]:
+def kernel_features(context: CheckContext) -> Iterator[CheckResult]:
     """Test the system calls that a pool needs; for each one that fails, a result says what the pool cannot do."""
     if not LINUX:
         yield problem(
@@ -77,7 +77,7 @@ def _is_supported(attempt: Callable[[], None]) -> bool:
     return True
 
 
-def _pidfd() -> None:
+def _test_pidfd_support() -> None:
     fd = os.pidfd_open(os.getpid())
     try:
         signal.pidfd_send_signal(fd, 0)
@@ -90,7 +90,7 @@ def _getfd() -> None:
         os.close(copy_descriptor(os.getpid(), null.fileno()))
 
 
-def _subreaper() -> None:
+def _test_subreaper_support() -> None:
     found = ctypes.c_int()
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(found), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
@@ -102,9 +102,9 @@ def _memfd() -> None:
 
 _ADOPTION = "a command's socket is not adopted after keeper and supervisor were killed"
 _FEATURES = (
-    ("PR_SET_CHILD_SUBREAPER", "the keeper does not learn how servers exited", True, _subreaper),
+    ("PR_SET_CHILD_SUBREAPER", "the keeper does not learn how servers exited", True, _test_subreaper_support),
     ("memfd_create", "TLS keys cannot be passed on, and upgrades are impossible", True, _memfd),
-    ("pidfd_open", "workers are not adopted after their keeper was killed", False, _pidfd),
+    ("pidfd_open", "workers are not adopted after their keeper was killed", False, _test_pidfd_support),
     ("pidfd_getfd", _ADOPTION, False, _getfd),
 )
 
@@ -138,8 +138,8 @@ def open_files(context: CheckContext) -> Iterator[CheckResult]:
         keeper = context.about.keeper_pid
         with contextlib.suppress(OSError):
             _, hard = resource.prlimit(int(keeper), resource.RLIMIT_NOFILE)
-    need = open_files_needed((server, server.scale.min) for server in context.servers)
-    most = open_files_needed((server, server.scale.max) for server in context.servers)
+    need = open_files_per_pool_process((server, server.scale.min) for server in context.servers)
+    most = open_files_per_pool_process((server, server.scale.max) for server in context.servers)
     said = f"the limit is {hard}, the pool needs {need}"
     if hard != resource.RLIM_INFINITY and need > hard:
         yield problem("open files", said, RAISE_OPEN_FILES)
@@ -323,7 +323,7 @@ def leftover_sockets(context: CheckContext) -> Iterator[CheckResult]:
             yield ok("sockets", f"{name}: {address.path} is stale and will be replaced")
 
 
-def runtime(context: CheckContext) -> Iterator[CheckResult]:
+def runtime_directory_check(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the directory of the control socket is usable, private, and not on a network file system."""
     try:
         if context.pool is not None:
@@ -368,7 +368,7 @@ def _permission_problem(path: str) -> str:
     return "is on a read-only file system" if read_only else "is not writable"
 
 
-def state(context: CheckContext) -> Iterator[CheckResult]:
+def state_directory_check(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the directories of logs and event journal are writable and local, and have free space."""
     if context.pool is None:
         return
@@ -404,7 +404,7 @@ def disks(context: CheckContext) -> Iterator[CheckResult]:
             yield from _free_space("logs", there)
 
 
-def files(context: CheckContext) -> Iterator[CheckResult]:
+def pool_file_permissions(context: CheckContext) -> Iterator[CheckResult]:
     """Whether other users can change the pool's files, which define commands that the pool runs."""
     if context.pool is not None:
         found = [each for file in context.pool.files for each in _permissions(file)]
@@ -501,6 +501,6 @@ def _names(root: str) -> list[str]:
 
 
 CHECKS = (
-    features, proc, logout, open_files, processes, memory, ports, leftover_sockets, backlog, ephemeral, runtime, state,
-    disks, files, leftovers,
+    kernel_features, proc, logout, open_files, processes, memory, ports, leftover_sockets, backlog, ephemeral,
+    runtime_directory_check, state_directory_check, disks, pool_file_permissions, leftovers,
 )  # fmt: skip

@@ -68,7 +68,7 @@ def certificates(context: CheckContext) -> Iterator[CheckResult]:
         yield ok("certificates", f"those of {', '.join(tls)} are valid")
 
 
-def interpreters(context: CheckContext) -> Iterator[CheckResult]:
+def unsafe_root_interpreters(context: CheckContext) -> Iterator[CheckResult]:
     """Interpreters run by root that another user can modify."""
     for each in context.config.warnings if context.config is not None else ():
         if getattr(each, "key", "").endswith(".python"):
@@ -99,7 +99,9 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
         if (name := table.strip("[]")) in advice:
             yield warning(table, why, advice[name])
         else:
-            yield problem(table, why.removesuffix(f"; {INSTALL_GATEWAY}"), _fix(table, why))
+            yield problem(
+                table, why.removesuffix(f"; {INSTALL_GATEWAY}"), _fix_for_unserved_endpoint(table, why)
+            )
     if context.gateway is not None and not context.gateway["problem"]:
         gateway = from_json(GatewayStatus, context.gateway)
         listed = ", ".join(gateway.addresses)
@@ -108,7 +110,7 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
         )
 
 
-def _fix(table: str, why: str) -> str:
+def _fix_for_unserved_endpoint(table: str, why: str) -> str:
     """How to fix the endpoint of a table, such as [metrics], that is not served because of `why`."""
     if why.endswith(INSTALL_GATEWAY):
         return INSTALL_GATEWAY
@@ -146,7 +148,7 @@ def servers(context: CheckContext) -> Iterator[CheckResult]:
         yield ok("servers", ", ".join([f"{ready} of {len(context.items)} ready", *counts]))
 
 
-def installed(context: CheckContext) -> Iterator[CheckResult]:
+def supervisor_version_match(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the versions of this poolctl and the running supervisor match."""
     python = ".".join(map(str, sys.version_info[:3]))
     about = context.about
@@ -220,4 +222,12 @@ def _query_packages(python: str, user: str | None) -> Table | str:
     return found
 
 
-CHECKS = (configuration, certificates, interpreters, supervisor, servers, installed, packages)
+CHECKS = (
+    configuration,
+    certificates,
+    unsafe_root_interpreters,
+    supervisor,
+    servers,
+    supervisor_version_match,
+    packages,
+)

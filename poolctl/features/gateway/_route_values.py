@@ -18,7 +18,7 @@ TAG, UNIX = "tag:", "unix:"
 _label = re.compile(r"[a-z0-9_*](?:[a-z0-9_*-]{0,61}[a-z0-9_*])?")
 
 
-def route_host(text: str) -> str:
+def canonical_route_host(text: str) -> str:
     """The host of a route in its canonical form: lower case, without a dot at its end; "" for every host."""
     host = text.strip().lower().removesuffix(".")
     if host in ("", "*"):
@@ -44,7 +44,7 @@ def route_host(text: str) -> str:
     return host
 
 
-def route_path(text: str) -> str:
+def canonical_route_path(text: str) -> str:
     """The path prefix of a route in its canonical form: without a / at its end, except "/" itself."""
     if not text.startswith("/"):
         raise BadValue(f"{shown(text)} does not begin with /", PATH_ALLOWED)
@@ -70,7 +70,7 @@ def _is_server_or_tag(text: str) -> bool:
     return bool(re.fullmatch(NAME_PATTERN, text))
 
 
-def target_of(text: str) -> str:
+def canonical_target(text: str) -> str:
     """The target of a route in its canonical form: a server's name or tag:TAG as given, a URL with its port."""
     if _is_server_or_tag(text):
         return text
@@ -99,7 +99,7 @@ def target_of(text: str) -> str:
     return f"{scheme}://{_address(with_port, TARGET_ALLOWED).key}"
 
 
-def redirect_target(text: str) -> str:
+def canonical_redirect_target(text: str) -> str:
     """The target of a redirect in its canonical form: "https", or an absolute URL as given."""
     if text.lower() == "https":
         return "https"
@@ -112,7 +112,7 @@ def redirect_target(text: str) -> str:
     return text
 
 
-def stream_target_of(text: str) -> str:
+def canonical_stream_target(text: str) -> str:
     """The target of a stream in its canonical form: a server's name or tag:TAG as given, or an address."""
     if _is_server_or_tag(text):
         return text

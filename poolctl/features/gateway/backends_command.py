@@ -13,7 +13,7 @@ from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.gateway_answers import HostsResult
 from poolctl.json_form import field_names, to_json
 from poolctl.logs.log_line import seconds_of
-from poolctl.routing.route_report import HostReport, HostState
+from poolctl.routing.route_report import BackendReport, RequestedBackendState
 
 COLUMNS = (
     "backend", "routes", "state", "health", "since", "until", "breaker", "conn", "in_flight", "errors", "why",
@@ -38,7 +38,7 @@ COMMAND = Command(
     ),
     OUTPUT,
     section="Look",
-    fields=("backend", *field_names(HostReport)),
+    fields=("backend", *field_names(BackendReport)),
     examples=(
         "poolctl backends disable users --for 30s",
         "poolctl backends drain users     then: poolctl backends enable users",
@@ -80,14 +80,14 @@ def _table_outcome(request: CommandRequest, result: HostsResult) -> Outcome:
     return set_table_text(request, Outcome.of(result), lines, columns, names, DISPENSABLE)
 
 
-def _line(host: HostReport) -> SimpleNamespace:
+def _line(host: BackendReport) -> SimpleNamespace:
     times = {"since": _local_time(host.since), "until": _local_time(host.until)}
     return SimpleNamespace(**{**to_json(host), **times}, backend=host.host, conn=host.connections)
 
 
-def _sentence(host: HostReport) -> str:
+def _sentence(host: BackendReport) -> str:
     name = printable(host.host)
-    if host.state == HostState.ACTIVE:
+    if host.state == RequestedBackendState.ACTIVE:
         return f"{name}: {host.state}"
     command = f"`poolctl backends enable {name}`"
     if not host.until:

@@ -45,7 +45,7 @@ class Engine:
         return message, f'{self.install}, or write where it is: program = "/path/to/{self.program}"'
 
 
-def other_engine(name: str) -> Engine | None:
+def find_external_engine(name: str) -> Engine | None:
     """The engine with this name that a feature declares; None for poolctl's own engine and unknown names."""
     found = (feature.load(feature.engines[name]) for feature in features() if name in feature.engines)
     return next(found, None)
@@ -61,7 +61,7 @@ def engine_problem(name: str, program: str) -> tuple[str, str] | None:
 
     `program` is the path of its executable; poolctl's own engine has none.
     """
-    if engine := other_engine(name):
+    if engine := find_external_engine(name):
         return engine.problem(program)
     if name != OWN_ENGINE:
         return f"there is no engine {name!r}", f"choose one of {', '.join(engine_names())}"

@@ -19,7 +19,7 @@ from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY, STICKY, Route, passa
 from poolctl.routing.separation import NO_ROUTE, with_separation_reasons
 
 from ._route_values import TAG, UNIX
-from .engines import OWN_ENGINE, engine_names, engine_problem, other_engine
+from .engines import OWN_ENGINE, engine_names, engine_problem, find_external_engine
 from .routes import (
     PREFIX,
     ServerIndex,
@@ -73,14 +73,14 @@ def route_problems(
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
     if gateway.engine == OWN_ENGINE:
         yield from ((None, finding) for finding in _problems_of_own_engine(gateway))
-    elif engine := other_engine(gateway.engine):
+    elif engine := find_external_engine(gateway.engine):
         yield from engine.problems(servers, tables)
     for finding in _proxy_protocol_problems(gateway, tables.all(StreamConfig)):
         yield None, finding
     probed = probed_targets(tables)
     routes: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
     for route in routes:
-        found = [*_target_problems(route, known, gateway, unfinished), *_unix_problems(route)]
+        found = [*_target_problems(route, known, gateway, unfinished), *_udp_unix_socket_problems(route)]
         for finding in (*found, *_probe_problems(route, probed)):
             yield None, finding._replace(path=(route.table_name, route.index, *finding.path))
     yield from _alias_problems(
@@ -120,7 +120,7 @@ def _target_problems(
     for index, target in enumerate(targets):
         path: KeyPath = ("to", index)
         text = target.to
-        found = known.servers(text)
+        found = known.servers_or_none_if_outside(text)
         if found is None:
             binds = [route] if isinstance(route, StreamConfig) else gateway.bind
             if is_own_address(text, [parse(each.bind) for each in binds]):
@@ -162,7 +162,7 @@ def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamCon
             yield Finding(path, message, "give it one: tls = { cert = …, key = … }")
 
 
-def _unix_problems(route: RouteConfig | StreamConfig) -> Iterator[Finding]:
+def _udp_unix_socket_problems(route: RouteConfig | StreamConfig) -> Iterator[Finding]:
     """Report Unix socket addresses in a UDP stream: UDP needs HOST:PORT."""
     if isinstance(route, StreamConfig) and route.protocol == "udp":
         places: list[tuple[KeyPath, str]] = [(("bind",), route.bind)]
@@ -294,7 +294,7 @@ def _alias_problems(
 
 def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: ServerIndex) -> bool:
     """Return whether the route or stream has no `alias`, and its first target is an unknown server or unknown tag."""
-    return not route.alias and bool(route.to) and known.servers(route.to[0].to) == []
+    return not route.alias and bool(route.to) and known.servers_or_none_if_outside(route.to[0].to) == []
 
 
 def _taken_alias_message(
@@ -315,7 +315,7 @@ def _name_of(written: WrittenRoute) -> str:
 
 def _all_servers_disabled(route: RouteConfig, known: ServerIndex) -> bool:
     """Whether all servers of the route are disabled, so that another route may have the same host and path."""
-    found = [known.servers(target.to) for target in route.to]
+    found = [known.servers_or_none_if_outside(target.to) for target in route.to]
     return (
         None not in found and any(found) and all(server.disabled for each in found for server in each or ())
     )
@@ -420,7 +420,7 @@ def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfi
             message = f'mode = "pass", and [gateway] takes the host from the header {gateway.header_for_host}'
             yield Finding(("mode",), message, 'write mode = "auto"')
         for index, target in enumerate(route.to):
-            servers = known.servers(target.to)
+            servers = known.servers_or_none_if_outside(target.to)
             why = [f"{printable(target.to)} is outside the pool"] if servers is None else []
             why += [
                 reason for server in servers or () if (reason := _not_passable_reason(server, route, gateway))
@@ -432,7 +432,7 @@ def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfi
                 )
     elif gateway.bind and all(each.tls is True for each in gateway.bind):
         servers = [each for each in known.servers_of(route) if not each.disabled and each.listens]
-        if not (_is_whole_host(route) and len(servers) == 1 and servers[0].tls):
+        if not (_can_choose_by_sni(route) and len(servers) == 1 and servers[0].tls):
             message = (
                 "no listener can serve it: with tls = true they only pass whole hosts to servers with tls"
             )
@@ -447,7 +447,7 @@ def _other_user_problems(
         return
     routes = []
     for each, config in served:
-        to = known.resolve_targets(config.to)[0]
+        to = known.resolve_targets_with_reasons(config.to)[0]
         if to or config.register:
             routes.append((each, config, build_route(each.alias, config, to, FILE)))
     apart = with_separation_reasons(
@@ -471,7 +471,7 @@ def _needs_proxy(value: object) -> bool:
     return bool(value)
 
 
-def _is_whole_host(route: RouteConfig) -> bool:
+def _can_choose_by_sni(route: RouteConfig) -> bool:
     """Whether the server name (SNI) in a ClientHello is enough to choose the route."""
     return (
         bool(route.host)
@@ -516,8 +516,10 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
     for each in written_routes(known, tables):
         if each.config is None or each.reason:
             continue
-        targets, reasons = known.resolve_targets(each.config.to)
-        if not complete and any(known.servers(target.to) == [] for target in each.config.to):
+        targets, reasons = known.resolve_targets_with_reasons(each.config.to)
+        if not complete and any(
+            known.servers_or_none_if_outside(target.to) == [] for target in each.config.to
+        ):
             continue
         leads = targets or each.config.register or each.config.redirect
         if not leads and (each.server is None or not each.server.disabled):
@@ -554,7 +556,7 @@ def _no_effect_warnings(route: RouteConfig, known: ServerIndex) -> Iterator[Find
 
 def _problems_of_own_engine(gateway: GatewayConfig) -> Iterator[Finding]:
     """Report the given keys of [gateway] that poolctl's own engine does not support."""
-    others = {name: engine for name in engine_names() if (engine := other_engine(name))}
+    others = {name: engine for name in engine_names() if (engine := find_external_engine(name))}
     labels = " or ".join(each.label for each in others.values()) or "another engine"
     if gateway.program:
         fixes = [*(f'add engine = "{name}"' for name in others), "take it out"]
@@ -594,7 +596,7 @@ def engine_findings(tables: Tables) -> Iterator[Finding]:
     gateway = tables.get(GatewayConfig)
     if gateway is None:
         return
-    engine = other_engine(gateway.engine)
+    engine = find_external_engine(gateway.engine)
     if problem := engine_problem(gateway.engine, engine.path(gateway.program) if engine else ""):
         path: KeyPath = ("gateway",)
         if not gateway.given:

@@ -87,7 +87,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
         found.append(made)
     aliases.clear()
     for stream in tables.all(StreamConfig):
-        to, reasons = known.resolve_targets(stream.to)
+        to, reasons = known.resolve_targets_with_reasons(stream.to)
         if to and stream.label not in aliases:
             found.append(_stream(stream, to))
         else:
@@ -138,7 +138,7 @@ class ServerIndex:
             for tag in server.tags:
                 self.by_tag.setdefault(tag, []).append(server)
 
-    def servers(self, target: str) -> list[ServerKeys] | None:
+    def servers_or_none_if_outside(self, target: str) -> list[ServerKeys] | None:
         """The servers with this name or tag (an empty list if unknown); None for an address outside the pool."""
         if target.startswith(TAG):
             return [each for each in self.by_tag.get(target.removeprefix(TAG), ()) if each.listens]
@@ -149,16 +149,16 @@ class ServerIndex:
 
     def servers_of(self, route: RouteConfig) -> list[ServerKeys]:
         """The servers that the route leads to."""
-        return [server for target in route.to for server in self.servers(target.to) or ()]
+        return [server for target in route.to for server in self.servers_or_none_if_outside(target.to) or ()]
 
-    def resolve_targets(
+    def resolve_targets_with_reasons(
         self, wanted: Sequence[RouteTarget | StreamTarget]
     ) -> tuple[tuple[Target, ...], list[str]]:
         """Resolve `wanted` to servers and URLs without duplicates; also returns why servers or tags are omitted."""
         found: dict[str, Target] = {}
         reasons: list[str] = []
         for each in wanted:
-            servers = self.servers(each.to)
+            servers = self.servers_or_none_if_outside(each.to)
             if servers is None:
                 found.setdefault(each.to, Target(url=each.to, weight=each.weight))
                 continue
@@ -188,7 +188,11 @@ def written_routes(known: ServerIndex, tables: Tables) -> list[WrittenRoute]:
         (each.config.host, each.config.path): each
         for each in reversed(found)
         if each.config
-        and (each.config.register or each.config.redirect or known.resolve_targets(each.config.to)[0])
+        and (
+            each.config.register
+            or each.config.redirect
+            or known.resolve_targets_with_reasons(each.config.to)[0]
+        )
     }
     for server in known.by_name.values():
         exposed = None if server.derived_expose or not server.listens else _exposed_host_and_path(server)
@@ -274,7 +278,7 @@ def _route_of(written: WrittenRoute, known: ServerIndex) -> Route | ExcludedRout
     config = written.config
     if config is None or written.reason:
         return _excluded(written, written.reason)
-    to, reasons = known.resolve_targets(config.to)
+    to, reasons = known.resolve_targets_with_reasons(config.to)
     if not (to or config.register or config.redirect):
         return _excluded(written, "; ".join(reasons))
     return build_route(written.alias, config, to, FILE if written.server is None else SERVER)

@@ -26,7 +26,7 @@ def _list_of(
         if INDEX in table:
             findings.append(Finding((name, index, INDEX), f"unknown key {INDEX!r}", "take it out"))
         made = _validated(kind, table, (name, index), findings)
-        if isinstance(made, RouteConfig) and (missing := _missing(made)):
+        if isinstance(made, RouteConfig) and (missing := _name_of_missing_key(made)):
             message, hint = f"{missing!r} is missing", f"add {missing} = …"
             if missing == "to":
                 hint += ", or register = true for services that register themselves, or redirect = …"
@@ -36,7 +36,7 @@ def _list_of(
     return tuple(found)
 
 
-def _missing(route: RouteConfig) -> str:
+def _name_of_missing_key(route: RouteConfig) -> str:
     """The name of a required key that the route lacks; "" if it has all of them."""
     return (
         "" if route.to or route.redirect else "to" if not route.register else "" if route.alias else "alias"

@@ -23,11 +23,11 @@ from poolctl.routing.route import POLICIES, STICKY
 from ._route_values import (
     STREAM_TARGET_ALLOWED,
     TARGET_ALLOWED,
-    redirect_target,
-    route_host,
-    route_path,
-    stream_target_of,
-    target_of,
+    canonical_redirect_target,
+    canonical_route_host,
+    canonical_route_path,
+    canonical_stream_target,
+    canonical_target,
 )
 from .engines import engine_names
 
@@ -81,10 +81,10 @@ def _redirect(value: Tree) -> Tree:
 
 
 _from_text = BeforeValidator(number_if_interpolated)
-Host = Annotated[str, AfterValidator(route_host)]
-RoutePath = Annotated[str, AfterValidator(route_path)]
-TargetText = Annotated[str, AfterValidator(target_of)]
-StreamTargetText = Annotated[str, AfterValidator(stream_target_of)]
+Host = Annotated[str, AfterValidator(canonical_route_host)]
+RoutePath = Annotated[str, AfterValidator(canonical_route_path)]
+TargetText = Annotated[str, AfterValidator(canonical_target)]
+StreamTargetText = Annotated[str, AfterValidator(canonical_stream_target)]
 CookieName = Annotated[str, StringConstraints(pattern=COOKIE_PATTERN)]
 HostHeader = Annotated[str, StringConstraints(pattern=HOST_HEADER_PATTERN)]
 Weight = Annotated[int, Field(ge=1, le=1000), _from_text]
@@ -95,6 +95,6 @@ Statuses = Annotated[tuple[Annotated[int, Field(ge=400, le=599), _from_text], ..
 HeaderNames = Annotated[tuple[HeaderName, ...], Strict(False)]
 Methods = Annotated[tuple[Method, ...], Strict(False)]
 UrlPaths = Annotated[tuple[UrlPath, ...], Strict(False)]
-RedirectText = Annotated[str, AfterValidator(redirect_target)]
+RedirectText = Annotated[str, AfterValidator(canonical_redirect_target)]
 REDIRECT = BeforeValidator(_redirect)
 PATH_OF_PROBE = BeforeValidator(_expand_probe_shorthand)

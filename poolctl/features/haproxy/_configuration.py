@@ -41,7 +41,7 @@ _NO_LIMIT = "24d"
 _TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
 _UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
 _MISDIRECTED = "status 421 content-type text/plain string 'Misdirected Request'"
-# The end of a certificate's key (see `_identifier`) if the certificate asks for a client certificate.
+# The end of a certificate's key (see `_identifier_of_certificates`) if the certificate asks for a client certificate.
 _DEMANDS = "+"
 _NETWORKS_A_LINE = 20
 # Part of the names of binds on which trusted proxies report their clients.
@@ -81,7 +81,7 @@ class HaproxyCertificate(NamedTuple):
         return (*found,) or (_NO_NAME,)
 
     @property
-    def line(self) -> str:
+    def crt_list_line(self) -> str:
         """The certificate's line in a crt-list file."""
         options = [f"ssl-min-ver TLSv{self.min_version}"]
         if self.asks_for_certificate:
@@ -119,18 +119,20 @@ class HaproxyListener(NamedTuple):
         if not self.certificates:
             return {}
         if not self.asks_for_certificate:
-            return {self.crt_list: "".join(f"{each.line}\n" for each in self.certificates)}
+            return {self.crt_list: "".join(f"{each.crt_list_line}\n" for each in self.certificates)}
         # A line with names of its own does not apply to the names that HAProxy finds in the certificate, so that the
         # rules find the certificate that was shown to the client.
-        lines = [f"{each.line} {' '.join(each.hosts)}\n" for each in self.certificates]
+        lines = [f"{each.crt_list_line} {' '.join(each.hosts)}\n" for each in self.certificates]
         shown: dict[str, list[int]] = {}
         for number, each in enumerate(self.certificates):
             for name in each.hosts:
                 shown.setdefault(name, []).append(number)
-        found = "".join(f"{name} {self._identifier(numbers)}\n" for name, numbers in shown.items())
+        found = "".join(
+            f"{name} {self._identifier_of_certificates(numbers)}\n" for name, numbers in shown.items()
+        )
         return {self.crt_list: "".join(lines), f"{self.crt_list}.map": found}
 
-    def lines(self, *, http2: bool = False) -> Iterator[str]:
+    def bind_lines(self, *, http2: bool = False) -> Iterator[str]:
         """The listener's `bind` lines; with `http2`, clients that speak TLS may choose HTTP/2."""
         protocols = "h2,http/1.1" if http2 else "http/1.1"
         tls = f" ssl crt-list {self.crt_list} alpn {protocols}" if self.certificates else ""
@@ -150,15 +152,18 @@ class HaproxyListener(NamedTuple):
             return
         here = f"{{ so_name {self.name} }}"
         by_name = f"map_str({self.crt_list}.map)"
-        by_pattern = _quoted(f"regsub(^[^.]*,*),map_str({self.crt_list}.map,{self._identifier([0])})")
+        by_pattern = _quoted(
+            f"regsub(^[^.]*,*),map_str({self.crt_list}.map,{self._identifier_of_certificates([0])})"
+        )
         # HAProxy compares the name as it was sent, including a final dot.
         for variable, name in (("shown", "ssl_fc_sni,lower"), ("wanted", "var(txn.host)")):
             known = f"{{ var(txn.{variable}) -m found }}"
             yield f"    http-request set-var(txn.{variable}) {name},{by_name} if {here}"
             yield f"    http-request set-var(txn.{variable}) {name},{by_pattern} if {here} !{known}"
-            yield f"    http-request set-var(txn.{variable}) str({self._identifier([0])}) if {here} !{known}"
+            default = self._identifier_of_certificates([0])
+            yield f"    http-request set-var(txn.{variable}) str({default}) if {here} !{known}"
 
-    def _identifier(self, numbers: Sequence[int]) -> str:
+    def _identifier_of_certificates(self, numbers: Sequence[int]) -> str:
         """Return the text that identifies, in HAProxy's rules, the certificates with these indexes in `certificates`.
 
         The text is the numbers joined by ".". It ends in "+" if one of the certificates asks for a client certificate.
@@ -308,7 +313,12 @@ def _stream_backend(
     trusted: Sequence[str] = (),
 ) -> HaproxyBackend:
     name = _unique_name(f"stream:{route.alias}", names)
-    lines = [f"listen {name}", "    mode tcp", *listener.lines(), *_proxy_protocol_rules([listener], trusted)]
+    lines = [
+        f"listen {name}",
+        "    mode tcp",
+        *listener.bind_lines(),
+        *_proxy_protocol_rules([listener], trusted),
+    ]
     lines += _balance(route.policy)
     if route.max_connections:
         lines.append(f"    maxconn {route.max_connections}")
@@ -488,10 +498,13 @@ def configuration_of(
     mapped = _mapped_aliases(ordered) if fronts else frozenset[str]()
     if fronts:
         lines += ["", "frontend gateway"]
-        lines += [line for each in fronts for line in each.lines(http2=settings.http2)]
+        lines += [line for each in fronts for line in each.bind_lines(http2=settings.http2)]
         lines += _proxy_protocol_rules(fronts, settings.trusted_proxies)
         # A client may send its next request at the moment of a reload: it is answered, and then the connection closed.
-        lines += ["    option idle-close-on-response", *_request_rules(settings, fronts, ordered)]
+        lines += [
+            "    option idle-close-on-response",
+            *_request_rules_before_routing(settings, fronts, ordered),
+        ]
         if mapped:
             lines += _LOOK_UP
         lines += [
@@ -572,7 +585,7 @@ def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[st
     yield f"    http-error {_UNAVAILABLE} hdr retry-after 5"
 
 
-def _request_rules(
+def _request_rules_before_routing(
     settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
 ) -> Iterator[str]:
     """Rules that refuse invalid requests and set the variables for routing: host, the host's first label, and path."""

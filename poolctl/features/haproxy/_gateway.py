@@ -245,7 +245,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         streams = self.statistics.streams.values()
         figures: Table = {
             "slots": self.counts.total(),
-            "refused": self.counts.refusals,
+            "refused": self.counts.route_and_other_refusals,
             "connections": self.statistics.connections,
             "streamed": sum(each["accepted"] for each in streams),
             "stream_errors": sum(each["failed"] for each in streams),
@@ -255,7 +255,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
 
     async def drain(self, seconds: float, *, last: bool) -> None:
         self._ending = True
-        await (self.haproxy.finish(seconds) if last else self.haproxy.drain(seconds))
+        await (self.haproxy.end_after_last_request(seconds) if last else self.haproxy.drain(seconds))
 
 
 def _numbers(sockets: list[socket.socket]) -> list[int]:
@@ -318,7 +318,9 @@ class HaproxyStatistics:
         backends.set_in_flight(in_flight)
         for name, section in known.items():
             found = down[name], answered[name]
-            backends.set_program_verdicts(HAPROXY.label, section.alias, *found, is_stream=section.is_stream)
+            backends.apply_external_proxy_verdicts(
+                HAPROXY.label, section.alias, *found, is_stream=section.is_stream
+            )
 
     def _add_increase_to(self, traffic: Traffic, row: Table) -> None:
         traffic.slots[tally.STARTED] += self._take_increase(row, "stot")

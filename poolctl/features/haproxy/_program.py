@@ -227,7 +227,7 @@ class HaproxyProgram:
             await asyncio.wait([each.exited for each in self._draining], timeout=seconds)
         await self.end()
 
-    async def finish(self, seconds: float) -> None:
+    async def end_after_last_request(self, seconds: float) -> None:
         """End HAProxy once no requests are in progress, or after `seconds`; no other process takes over.
 
         Streams and idle connections are closed as well.

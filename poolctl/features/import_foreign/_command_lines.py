@@ -54,7 +54,7 @@ def apply_command_words(server: ForeignServer, words: list[str], port: str = "")
     words, variables = _split_command_prefix(words)
     for name, value in variables.items():
         server.keys.setdefault("env", {})[name] = value
-    program, python, arguments = _program(words)
+    program, python, arguments = _program_python_and_arguments(words)
     reader = {"uvicorn": _apply_uvicorn_options, "gunicorn": _apply_gunicorn_options}.get(program)
     if reader is not None:
         known, remarks = dict(server.keys), list(server.remarks)
@@ -130,7 +130,7 @@ def _split_command_prefix(words: list[str]) -> tuple[list[str], dict[str, str]]:
     return words, variables
 
 
-def _program(words: list[str]) -> tuple[str, str, list[str]]:
+def _program_python_and_arguments(words: list[str]) -> tuple[str, str, list[str]]:
     """The name of the program or `-m` module, its Python interpreter ("" if unknown), and the arguments."""
     first = words[0] if words else ""
     directory, name = os.path.split(first)

@@ -98,7 +98,7 @@ def _of_file(path: str) -> ForeignPool:
     found = foreign_format(path)
     if found == JAVASCRIPT:
         raise Unreadable(
-            "this is JavaScript, which poolctl does not run", _export_hint(os.path.basename(path))
+            "this is JavaScript, which poolctl does not run", _javascript_to_json_hint(os.path.basename(path))
         )
     if os.path.splitext(path)[1].lower() in (".yaml", ".yml", ".json"):
         document = Document(path)
@@ -115,7 +115,7 @@ def _of_file(path: str) -> ForeignPool:
     return pool_of_procfile(text) if found == PROCFILE else pool_of_supervisord(text, os.path.dirname(path))
 
 
-def _export_hint(name: str) -> str:
+def _javascript_to_json_hint(name: str) -> str:
     """Return a hint with the shell command that converts a JavaScript file to JSON by Node.js."""
     if name.endswith(".mjs"):
         script = f'import("./{name}").then(it => console.log(JSON.stringify(it.default)))'

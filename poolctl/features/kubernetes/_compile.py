@@ -12,8 +12,8 @@ from poolctl.config import (
     Configuration,
     Finding,
     ServerConfig,
-    values_of,
-    variables_in_files,
+    values_to_mask,
+    variables_referenced_without_default,
 )
 from poolctl.config.model.pool_tables import Located
 from poolctl.control.answers import ErrorEntry
@@ -154,4 +154,4 @@ def _secrets(server: ServerConfig, pool: SharedSettings, hidden: Sequence[str]) 
 
 def _environment_values(files: Iterable[str]) -> list[str]:
     """The values of the environment variables that the files use."""
-    return values_of(variables_in_files(files), os.environ)
+    return values_to_mask(variables_referenced_without_default(files), os.environ)

@@ -116,7 +116,7 @@ async def stacks_of_pods(cluster: Cluster, workloads: Iterable[Workload]) -> lis
     return [each.result() for each in tasks]
 
 
-async def run_in_pods(
+async def run_in_first_ready_pods(
     cluster: Cluster, workloads: Sequence[Workload], options: Table, progress: Callable[[Table], None]
 ) -> None:
     """Run one command per server, from `options["runs"]`, in its first ready pod; report each run to `progress`.
@@ -133,7 +133,9 @@ async def run_in_pods(
         async with turns:
             if failed and options["fail_fast"]:
                 return
-            done = await _run_in_pod(cluster, workload, options["runs"][name], merged=bool(options["merged"]))
+            done = await _run_in_first_ready_pod(
+                cluster, workload, options["runs"][name], merged=bool(options["merged"])
+            )
             failed = failed or done["exit_code"] != 0
             progress({"run": {"name": name, **done}})
 
@@ -145,7 +147,9 @@ async def run_in_pods(
         raise raised.exceptions[0] from None
 
 
-async def _run_in_pod(cluster: Cluster, workload: Workload, wanted: Table, *, merged: bool) -> Table:
+async def _run_in_first_ready_pod(
+    cluster: Cluster, workload: Workload, wanted: Table, *, merged: bool
+) -> Table:
     pod = min((each.name for each in workload.pods if each.is_ready), default="")
     if not pod:
         why = workload.failure()

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from poolctl.address import parse
-from poolctl.config import Probe, ServerConfig, with_addresses
+from poolctl.config import Probe, ServerConfig, with_resolved_references
 from poolctl.config.values.plain import EMPTY
 from poolctl.json_form import Table
 from poolctl.runners.worker_spec import environment
@@ -72,7 +72,7 @@ for place in sys.argv[1:]:
 
 def with_service_addresses(servers: Iterable[ServerConfig]) -> list[ServerConfig]:
     """The servers with the names of their Services as addresses, also in references between them."""
-    return with_addresses(
+    return with_resolved_references(
         each.at(parse(f"{each.name}:{each.address.port}")) if each.listens else each for each in servers
     )
 

@@ -92,7 +92,7 @@ def compile_routes(
     served: list[tuple[WrittenRoute, RouteConfig, list[tuple[str, int]]]] = []
     for written in written_routes(known, tables):
         config = written.config
-        to, reasons = known.resolve_targets(config.to) if config else ((), [])
+        to, reasons = known.resolve_targets_with_reasons(config.to) if config else ((), [])
         reason = written.reason or ("" if to or (config and config.redirect) else "; ".join(reasons))
         if config is None or reason:
             found.warnings.append(f"the route {written.alias} is not exported: {reason}")

@@ -49,7 +49,7 @@ class PodDetails:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterItem(Item):
+class ClusterServerItem(Item):
     """A server with its workers on the cluster."""
 
     worker_list: tuple[PodDetails, ...] = ()
@@ -79,7 +79,7 @@ class Pod:
         self.is_lost = bool(self._container.get("ready")) and not says_ready and self.phase == "Running"
         self.is_ready = says_ready and not self.is_leaving
         self.restarts = _number(self._container.get("restartCount"))
-        self.ready_since = _seconds(self._conditions.get("Ready", {}).get("lastTransitionTime"))
+        self.ready_since = _epoch_seconds_or_none(self._conditions.get("Ready", {}).get("lastTransitionTime"))
 
     def details(self) -> PodDetails:
         """Return the pod's name, node, address, phase, readiness and restarts, for `list -o json` and `show`."""
@@ -221,14 +221,14 @@ class Workload:
         """Whether the server should be ready: it is neither disabled in the file nor stopped by `stop`."""
         return not (self.config.disabled or STOPPED in self.annotations)
 
-    def item(self, now: float) -> ClusterItem:
+    def item(self, now: float) -> ClusterServerItem:
         """The server as commands show it; without pids, since its processes run on other machines."""
         ready = [each for each in self.pods if each.is_ready]
         since = [each.ready_since for each in ready if each.ready_since is not None]
         done = self.config.job and self.is_complete
         state = self._state(bool(ready))
         is_ready = done or (bool(ready) and state is State.RUNNING and not self.config.job)
-        return ClusterItem(
+        return ClusterServerItem(
             **{
                 **vars(item_from_config(self.config)),
                 "state": state,
@@ -335,7 +335,7 @@ class ScheduledWorkload(Workload):
             return None
         return Problem(f"its last run failed ({last.began}): {last.failure.message}", last.failure.hint)
 
-    def item(self, now: float) -> ClusterItem:
+    def item(self, now: float) -> ClusterServerItem:
         """Return the server as commands show it. Between runs of the CronJob, the server is sleeping and ready."""
         active = [each for each in self.pods if not each.has_ended]
         runs = bool(active or self.runs_in_progress)
@@ -347,7 +347,7 @@ class ScheduledWorkload(Workload):
             health = Status.OK if self.failure() is None else Status.WARN
             zone = parse_time_zone(str(self._spec.get("timeZone") or "Etc/UTC"))
             planned = next_time(str(self.config.every), now, zone)
-        return ClusterItem(
+        return ClusterServerItem(
             **{
                 **vars(item_from_config(self.config)),
                 "state": state,
@@ -451,7 +451,7 @@ def _timestamp(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _seconds(text: object) -> float | None:
+def _epoch_seconds_or_none(text: object) -> float | None:
     """An API timestamp (RFC 3339) in seconds since the epoch; None for anything else."""
     try:
         return datetime.fromisoformat(str(text)).timestamp()

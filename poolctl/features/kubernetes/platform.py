@@ -35,7 +35,13 @@ from poolctl.control.answers import (
     failure,
 )
 from poolctl.control.pool_paths import pool_key, state_dir
-from poolctl.control.server_answers import LiveChanges, ServerDetails, ShowResult, StacksResult, WorkerDetails
+from poolctl.control.server_answers import (
+    CommandOverrides,
+    ServerDetails,
+    ShowResult,
+    StacksResult,
+    WorkerDetails,
+)
 from poolctl.core.configuration_diff import Kind
 from poolctl.errors import (
     ControlError,
@@ -63,14 +69,14 @@ from poolctl.states import in_words
 
 from ._cluster import KINDS, Cluster, NotFound, first_exception
 from ._compile import CompiledPool, compile_pool, pool_name, settings_of
-from ._exec import run_in_pods, stacks_of_pods
+from ._exec import run_in_first_ready_pods, stacks_of_pods
 from ._objects import digest_of, with_revision
 from ._state import (
     APPLIED,
     POOL,
     SERVER,
     STOPPED,
-    ClusterItem,
+    ClusterServerItem,
     Pod,
     Problem,
     ScheduledWorkload,
@@ -120,15 +126,15 @@ class ClusterStatus(Result):
 
     PRINTED: ClassVar[tuple[str, ...]] = ("summary",)
 
-    items: tuple[ClusterItem, ...] = ()
+    items: tuple[ClusterServerItem, ...] = ()
     summary: Table | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterResult(Result):
+class ClusterServersResult(Result):
     """The answer of verbs that list servers, or that change them."""
 
-    items: tuple[ClusterItem, ...] = ()
+    items: tuple[ClusterServerItem, ...] = ()
 
 
 class Call(NamedTuple):
@@ -198,7 +204,7 @@ class KubernetesClient:
                 "wait": pool.wait,
                 "logs": pool.logs,
                 "stacks": pool.stacks,
-                "walk": pool.walk,
+                "walk": pool.run_in_each_server,
                 "start": pool.start,
                 "restart": pool.restart,
                 "stop": pool.stop,
@@ -209,7 +215,7 @@ class KubernetesClient:
                 result = await found[verb](call)
             except NothingMatched as nothing:
                 error = failure(PoolParamError, nothing.message, nothing.hint)
-                return ClusterResult(errors=(error,), exit_code=NOTHING_MATCHED)
+                return ClusterServersResult(errors=(error,), exit_code=NOTHING_MATCHED)
             if verb == "start":
                 self._record_cluster(cluster)
             return result
@@ -345,7 +351,7 @@ class _ClusterPool:
 
     def _items(
         self, found: Mapping[str, Workload], names: Iterable[str] | None = None
-    ) -> tuple[ClusterItem, ...]:
+    ) -> tuple[ClusterServerItem, ...]:
         now = time.time()
         return tuple(found[name].item(now) for name in (found if names is None else names))
 
@@ -354,7 +360,7 @@ class _ClusterPool:
     async def listing(self, call: Call) -> Result:
         """List the selected servers with their current states."""
         found = await self.refresh()
-        return ClusterResult(items=self._items(found, self._selected(call, found)))
+        return ClusterServersResult(items=self._items(found, self._selected(call, found)))
 
     async def status(self, call: Call) -> Result:
         """Summarize the selected servers; exit code 3 if one that should run is not ready."""
@@ -397,7 +403,7 @@ class _ClusterPool:
         last = next((str(text) for pod in workload.pods if (text := pod.last_exit().get("message"))), "")
         return ServerDetails(
             **item,
-            overrides=LiveChanges(workers=workload.workers_override),
+            overrides=CommandOverrides(workers=workload.workers_override),
             endpoints=(f"{config.name}:{config.address.port}",) if config.listens else (),
             generation=workload.generation,
             worker_list=tuple(_worker(pod) for pod in workload.pods),
@@ -477,14 +483,16 @@ class _ClusterPool:
         items = await stacks_of_pods(self._cluster, (found[name] for name in names))
         return StacksResult(items=tuple(items), warnings=tuple(none) if call.selector.targets else ())
 
-    async def walk(self, call: Call) -> Result:
+    async def run_in_each_server(self, call: Call) -> Result:
         """The verb `walk`: run a command once for each selected server, in its first ready worker.
 
         Each run is sent as progress.
         """
         found = await self.refresh()
         names = self._selected(call, found)
-        await run_in_pods(self._cluster, [found[name] for name in names], call.options, call.progress)
+        await run_in_first_ready_pods(
+            self._cluster, [found[name] for name in names], call.options, call.progress
+        )
         return Result()
 
     # Verbs that change servers
@@ -562,7 +570,7 @@ class _ClusterPool:
         async with self.watching():
             await bringing.apply_and_wait(runnable, restart)
             await self._apply_routes(call, bringing)
-        await self._prune(bringing.done)
+        await self._delete_obsolete_objects_of(bringing.done)
         await self._delete_unused_configuration()
         return self._result(chosen, kind, late=bringing.late, errors=[*refused, *bringing.errors])
 
@@ -703,7 +711,7 @@ class _ClusterPool:
         also = tuple(name for name in active if name not in chosen)
         unchanged = tuple(name for name in chosen if name not in active)
         result = self._result(chosen, PoolStopError, late=late)
-        return ClusterResult(
+        return ClusterServersResult(
             items=result.items,  # type: ignore[arg-type]
             errors=result.errors,
             exit_code=result.exit_code,
@@ -779,7 +787,7 @@ class _ClusterPool:
             await self._apply_routes(call, bringing)
         for name in gone:
             await self._remove(name)
-        await self._prune(bringing.done)
+        await self._delete_obsolete_objects_of(bringing.done)
         await self._delete_unused_configuration()
         result = self._result(list(found), PoolRestartError, late=bringing.late, errors=bringing.errors)
         return ReloadResult(
@@ -894,7 +902,7 @@ class _ClusterPool:
                 raise
             return []
 
-    async def _prune(self, names: Collection[str]) -> None:
+    async def _delete_obsolete_objects_of(self, names: Collection[str]) -> None:
         """Delete objects of these servers that their configuration no longer has, such as an autoscaler or Service."""
         wanted = {
             (each["kind"], each["metadata"]["name"]) for name in names for each in self.compiled.objects[name]
@@ -938,7 +946,7 @@ class _ClusterPool:
             problems.append(_error(workload, kind, message, why.hint if why else f"poolctl logs {name}"))
         code = TIMED_OUT if late else FAILED if problems else 0
         warnings = tuple(self._compiled.warnings) if self._compiled is not None else ()
-        return ClusterResult(
+        return ClusterServersResult(
             items=self._items(found, names), errors=tuple(problems), exit_code=code, warnings=warnings
         )
 
@@ -1131,7 +1139,7 @@ def _error(workload: Workload, kind: type[PoolError], message: str, hint: str = 
     )
 
 
-def _step_line(workload: Workload, item: ClusterItem, *, done: bool) -> Table:
+def _step_line(workload: Workload, item: ClusterServerItem, *, done: bool) -> Table:
     why = workload.failure()
     step = ServerStep(
         name=item.name,

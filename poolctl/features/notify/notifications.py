@@ -128,7 +128,7 @@ class DeliveryTask:
         """Stop sending."""
         self._task.cancel()
 
-    async def close(self) -> None:
+    async def send_waiting_and_stop(self) -> None:
         """Stop, after trying for two seconds to send the waiting messages."""
         self.stop()
         await asyncio.wait({self._task})
@@ -241,7 +241,7 @@ class Notifications(FeaturePart):
             return
         self._unsubscribe()
         self.flush()
-        await asyncio.gather(*[delivery.close() for delivery in self._deliveries.values()])
+        await asyncio.gather(*[delivery.send_waiting_and_stop() for delivery in self._deliveries.values()])
         self.save()
 
     def save(self) -> None:

@@ -165,7 +165,7 @@ class OperatorClient:
                 self._set_due(
                     service, min(self._due_time(service), self._loop.time() + settings.retry_seconds)
                 )
-                self._postpone(service)
+                self._reschedule_if_pending(service)
 
     def stop_sending(self) -> None:
         """Begin no more reports: a new process sends them. Go on counting, and complete a report in progress."""
@@ -341,9 +341,9 @@ class OperatorClient:
             service, due = self._services[name], self._capped_due_time(due_ns[name] / 1e9)
             if due > self._due_time(service):
                 self._set_due(service, due)
-                self._postpone(service)
+                self._reschedule_if_pending(service)
 
-    def _postpone(self, service: _Service) -> None:
+    def _reschedule_if_pending(self, service: _Service) -> None:
         """Reschedule the service's report after its due time has changed, unless the report is in progress."""
         if isinstance(service.sending, asyncio.TimerHandle):
             self._schedule(service)
@@ -407,7 +407,7 @@ class UnsentCounts:
     def allocate_slot(self, service: str) -> int:
         """Allocate a slot for a new service; returns its index in `words`."""
         name = service.encode()
-        slot = self._free.pop() if self._free else self._new()
+        slot = self._free.pop() if self._free else self._append_slot()
         # A process killed here leaves a place without a count.
         self.words[slot : slot + _NAME] = memoryview(bytes(8 * _NAME)).cast("Q")
         self.words[slot + _LENGTH] = length = len(name) if len(name) <= MOST_NAME_BYTES else 0
@@ -458,7 +458,7 @@ class UnsentCounts:
         os.posix_fallocate(self._fd, 0, size)
         self.words = memoryview(mmap.mmap(self._fd, size)).cast("Q")
 
-    def _new(self) -> int:
+    def _append_slot(self) -> int:
         number = self.words[1] + 1
         if (number + 1) * _WORDS > len(self.words):
             self._grow(2 * self.words.nbytes)

@@ -57,7 +57,7 @@ class Access(NamedTuple):
 
     def refusal_status(self, request: ReceivedRequest) -> int:
         """The status with which a client is refused, 401 or 403; 0 if it may report requests."""
-        if self.open_to_all or request.certified or is_within(_address_of(request.sock), self.trusted):
+        if self.open_to_all or request.certified or is_within(_client_ip_address(request.sock), self.trusted):
             return 0
         if not self.token:
             return 403
@@ -99,14 +99,14 @@ class OperatorEndpoint(HttpEndpoint):
     async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         """Scale the service for which the client reports requests, and send a response; refuses invalid requests."""
         fields = [("content-type", "application/json")]
-        status, message = self._answer(request)
+        status, message = self._wake_service_or_refuse(request)
         if status == 401:
             fields.append(("www-authenticate", "Bearer"))
         elif status == 405:
             fields.append(("allow", "POST"))
         await response.send(status, fields, _message(message))
 
-    def _answer(self, request: ReceivedRequest) -> tuple[int, str]:
+    def _wake_service_or_refuse(self, request: ReceivedRequest) -> tuple[int, str]:
         head = request.head
         if status := self.access.refusal_status(request):
             self._report_refusal(request)
@@ -122,7 +122,7 @@ class OperatorEndpoint(HttpEndpoint):
         if self.namespace is not None and report.namespace != self.namespace:
             return 404, f"unknown namespace: {report.namespace[:200]!r}"
         try:
-            workers = self._core.wake_for_requests(report.service, report.requests)
+            workers = self._core.wake_and_count_planned_workers(report.service, report.requests)
         except KeyError:
             return 404, f"unknown service: {report.service[:200]!r}"
         self._record_demand_event(report, workers)
@@ -151,7 +151,7 @@ class OperatorEndpoint(HttpEndpoint):
 
     def _report_refusal(self, request: ReceivedRequest) -> None:
         if count := self._refusals.count_to_report(self.clock.monotonic()):
-            client = _address_of(request.sock) or "a client that has left"
+            client = _client_ip_address(request.sock) or "a client that has left"
             message = f"{count} reports of requests refused, the last one from {client}"
             self._events.record("audit", "operator client refused", message=message, severity="warning")
 
@@ -166,7 +166,9 @@ class OperatorAddress(HttpAddressServer[OperatorEndpoint, OperatorTable]):
     def make_server(self) -> OperatorEndpoint:
         return OperatorEndpoint(self._core, self._events)
 
-    async def apply(self, server: OperatorEndpoint, table: OperatorTable, env: Mapping[str, str]) -> None:
+    async def apply_table_settings(
+        self, server: OperatorEndpoint, table: OperatorTable, env: Mapping[str, str]
+    ) -> None:
         access = access_of(table, env)
         required = not (access.token or access.trusted)
         await self.use_certificate(server, table.tls, env, required=required)
@@ -210,7 +212,7 @@ def _message(text: str) -> bytes:
     return json.dumps({"message": text}).encode()
 
 
-def _address_of(sock: socket.socket) -> str:
+def _client_ip_address(sock: socket.socket) -> str:
     """The client's IP address; "" for a client that has left, and for one of a Unix socket, which is never refused."""
     try:
         peer = sock.getpeername()

@@ -87,7 +87,8 @@ class ProxmoxApi:
     async def nodes(self) -> list[Node]:
         """The nodes of the cluster, with their addresses if the token permits reading them."""
         found = {
-            str(each["node"]): Node(str(each["node"])) for each in _rows(await self._get("/nodes"), "node")
+            str(each["node"]): Node(str(each["node"]))
+            for each in _rows_with_string_at(await self._get("/nodes"), "node")
         }
         try:
             status = await self._get("/cluster/status")
@@ -95,9 +96,9 @@ class ProxmoxApi:
             if error.status != 403:
                 raise
             status = []
-        for each in _rows(status, "name"):
+        for each in _rows_with_string_at(status, "name"):
             if each.get("type") == "node" and each["name"] in found:
-                found[each["name"]] = Node(each["name"], frozenset(_identifying([each.get("ip")])))
+                found[each["name"]] = Node(each["name"], frozenset(_identifying_addresses([each.get("ip")])))
         return list(found.values())
 
     async def guests(self) -> list[Guest]:
@@ -106,7 +107,7 @@ class ProxmoxApi:
             Guest(
                 each["type"], each["vmid"], str(each.get("name") or ""), each["node"], str(each.get("status"))
             )
-            for each in _rows(await self._get("/cluster/resources?type=vm"), "node")
+            for each in _rows_with_string_at(await self._get("/cluster/resources?type=vm"), "node")
             if each.get("type") in (LXC, QEMU)
             and isinstance(each.get("vmid"), int)
             and not each.get("template")
@@ -229,11 +230,11 @@ class ProxmoxApi:
 def interface_addresses(interfaces: Any) -> frozenset[str]:
     """The addresses in the API's list of network interfaces of a container, or of a virtual machine's guest agent."""
     texts: list[object] = []
-    for each in _rows(interfaces or [], "name"):
+    for each in _rows_with_string_at(interfaces or [], "name"):
         texts += [each.get("inet"), each.get("inet6")]
         listed = each.get("ip-addresses")
         texts += [found.get("ip-address") for found in _dicts(listed if isinstance(listed, list) else [])]
-    return frozenset(_identifying(texts))
+    return frozenset(_identifying_addresses(texts))
 
 
 def configured_addresses(config: Any) -> frozenset[str]:
@@ -243,10 +244,10 @@ def configured_addresses(config: Any) -> frozenset[str]:
         if str(key).rstrip("0123456789") in ("net", "ipconfig") and isinstance(value, str):
             options = dict(part.partition("=")[::2] for part in value.split(","))
             texts += [options.get("ip"), options.get("ip6")]
-    return frozenset(_identifying(texts))
+    return frozenset(_identifying_addresses(texts))
 
 
-def _identifying(texts: list[object]) -> list[str]:
+def _identifying_addresses(texts: list[object]) -> list[str]:
     """The addresses that identify a machine, in canonical form; without loopback, which every machine has."""
     found = []
     for text in texts:
@@ -259,7 +260,7 @@ def _identifying(texts: list[object]) -> list[str]:
     return found
 
 
-def _rows(data: Any, key: str) -> list[Table]:
+def _rows_with_string_at(data: Any, key: str) -> list[Table]:
     """The objects in the list `data` that have a string as `key`. Raises ApiError if `data` is not a list."""
     if not isinstance(data, list):
         raise ApiError("its answer has another form than that of Proxmox VE", 200)

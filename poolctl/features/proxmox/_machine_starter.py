@@ -89,7 +89,7 @@ class MachineStarter:
         """Use this API and the table's limits from now on. If they are None, no machine is started or stopped."""
         self._table, self._api = table, api
         self._idle_since.clear()
-        self._watch_if_needed()
+        self._restart_idle_watch_if_needed()
 
     def set_guests(self, guests: Mapping[str, Guest], *, read: bool) -> None:
         """Manage the machines in `guests`, a mapping by target URL. With `read`, their states are new from the API."""
@@ -260,7 +260,7 @@ class MachineStarter:
         self._record("machine start requested", guest, f"a request has the {guest.title} started")
         try:
             async with asyncio.timeout(limit_seconds):
-                is_ours = await self._start_and_wait(api, guest, case)
+                is_ours = await self._start_and_wait_unless_started(api, guest, case)
         except TimeoutError:
             why = f"it does not run after {format_duration(limit_seconds)}"
         except ApiError as error:
@@ -287,7 +287,7 @@ class MachineStarter:
             self._enter_backoff(case, why, pause)
         self._record("machine start failed", guest, why, severity="warning")
 
-    async def _start_and_wait(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> bool:
+    async def _start_and_wait_unless_started(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> bool:
         """Start the machine and wait until it runs; returns False if someone else has started it.
 
         Raises ApiError if the start is refused or fails.
@@ -346,7 +346,7 @@ class MachineStarter:
 
     # Idle machines.
 
-    def _watch_if_needed(self) -> None:
+    def _restart_idle_watch_if_needed(self) -> None:
         self._stop_watching()
         if self._table is not None and self._table.start and self._table.idle and self.started:
             self._watching = asyncio.ensure_future(self._watch_idle(self._table.idle))
@@ -390,7 +390,7 @@ class MachineStarter:
         except OSError as error:
             logger.warning("which machines were started is not known to the next supervisor: %s", error)
         if self._watching is None or not self.started:
-            self._watch_if_needed()
+            self._restart_idle_watch_if_needed()
 
     def _read_started(self) -> dict[int, float]:
         try:

@@ -108,7 +108,7 @@ def links_of(
     return found
 
 
-def has_addresses(routes: Iterable[Route | StreamRoute]) -> bool:
+def has_ip_targets(routes: Iterable[Route | StreamRoute]) -> bool:
     """Return whether the host in any target's URL is an IP address; loopback addresses do not count."""
     return any(
         _is_non_loopback_address(host_of(target.url)) for route in routes for target in route.to if target.url
@@ -189,7 +189,7 @@ class ProxmoxInventory:
             self.close()
             self.problem = ""
             self.inventory = Inventory()
-            self._link(read=True)
+            self._link_routes_to_machines(read=True)
             return
         self._due.set()
         if self._reading is None:
@@ -197,10 +197,10 @@ class ProxmoxInventory:
 
     def set_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
         """Link these routes to machines, in place of the previous routes."""
-        if has_addresses(routes) and not has_addresses(self._routes):
+        if has_ip_targets(routes) and not has_ip_targets(self._routes):
             self._due.set()
         self._routes = routes
-        self._link(read=False)
+        self._link_routes_to_machines(read=False)
 
     @property
     def states(self) -> Mapping[str, MachineState]:
@@ -260,15 +260,15 @@ class ProxmoxInventory:
             self.problem = ""
             self._events.record("pool", "proxmox available", message=f"{api.host} answers again")
         self.inventory = Inventory(nodes, guests)
-        self._link(read=True)
+        self._link_routes_to_machines(read=True)
 
     async def _with_addresses(self, api: ProxmoxApi, guests: Sequence[Guest]) -> list[Guest]:
         """Return the guests with their IP addresses added. Raises ApiError if the API does not answer.
 
-        If `has_addresses` is False for the routes, add none. A guest without addresses now, such as a stopped one, gets
-        its previous addresses, except for addresses that another guest has now.
+        If `has_ip_targets` is False for the routes, add none. A guest without addresses now, such as a stopped one,
+        gets its previous addresses, except for addresses that another guest has now.
         """
-        if not has_addresses(self._routes):
+        if not has_ip_targets(self._routes):
             return [*guests]
         limit = asyncio.Semaphore(_AT_ONCE)
         unanswered: list[ApiError] = []
@@ -312,7 +312,7 @@ class ProxmoxInventory:
             self._events.record("pool", "proxmox unavailable", message=message, severity="warning")
         self.problem = why
 
-    def _link(self, *, read: bool) -> None:
+    def _link_routes_to_machines(self, *, read: bool) -> None:
         """Link the routes to machines, and record an event for each new, changed or removed link.
 
         With `read`, the inventory has just been read. Without it, `starter` keeps the machine states that it has.
@@ -361,7 +361,7 @@ class Machines(GatewayPart):
         self._inventory = ProxmoxInventory(
             self.site.events,
             gateway.report_machines,
-            gateway.activities,
+            gateway.fetch_activity_by_host,
             self.site.environment.state_directory,
         )
         self._read(self._inventory)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.address import parse
-from poolctl.config import ConfigNotFound, Problem, ServerConfig, find_config, with_addresses
+from poolctl.config import ConfigNotFound, Problem, ServerConfig, find_config, with_resolved_references
 from poolctl.errors import PoolError, PoolValidateError
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
@@ -154,7 +154,11 @@ class PoolFactory:
             raise _failure("the configuration is not valid", invalid.exceptions) from None
         if config.problems:
             raise _failure("the configuration is not valid", config.problems)
-        return with_addresses([self._at_free_address(server) for server in config]) if files else [*config]
+        return (
+            with_resolved_references([self._at_free_address(server) for server in config])
+            if files
+            else [*config]
+        )
 
     def _start(self, servers: list[ServerConfig], processes: bool) -> PoolUnderTest:
         logs_directory = os.path.join(self._private_directory(), f"logs{len(self._started)}")

@@ -170,14 +170,14 @@ class Registrations:
         """Every name, in the order of the first registrations."""
         return [*self._by_name]
 
-    def register(self, settings: Registration, owner: str = "") -> tuple[RegisteredService, str]:
+    def register_with_outcome(self, settings: Registration, owner: str = "") -> tuple[RegisteredService, str]:
         """Register a service; returns it with the result: registered, changed, recovered, or refreshed by a heartbeat.
 
         A known service keeps its probe if the request names no probe. Raises RegistrationRefused if another service of
         its name has another host or path, the service has another owner, or a limit is reached. The owner "" may change
         all services.
         """
-        self._check_place(settings)
+        self._check_place_matches_namesakes(settings)
         service = self._by_name.get(settings.name, {}).get(settings.to)
         if service is None:
             self._check_owner_limit(owner)
@@ -206,7 +206,9 @@ class Registrations:
         if not self._by_name[service.alias]:
             del self._by_name[service.alias]
 
-    def record_probe(self, service: RegisteredService, problem: str, latency_seconds: float) -> bool:
+    def record_probe_and_check_changed(
+        self, service: RegisteredService, problem: str, latency_seconds: float
+    ) -> bool:
         """Record a probe's result: `problem` is "" if it passed. Returns whether the service's state has changed."""
         hysteresis, before = service.hysteresis, service.state
         if hysteresis is None or service.state == SILENT:
@@ -230,7 +232,7 @@ class Registrations:
         """The monotonic time at which `expire` next has something to do; infinite if never."""
         return min((each.deadline for each in self), default=math.inf)
 
-    def expire(self) -> tuple[list[RegisteredService], list[RegisteredService]]:
+    def mark_silent_and_remove_expired(self) -> tuple[list[RegisteredService], list[RegisteredService]]:
         """Mark services without a heartbeat as silent, and remove services silent for too long; returns both lists."""
         silent, forgotten = [], []
         now = self._clock.monotonic()
@@ -306,7 +308,7 @@ class Registrations:
             left = float(table["deadline"]) - self._clock.monotonic()
             self._schedule_expiry(service, min(max(left, least), most))
 
-    def _check_place(self, settings: Registration) -> None:
+    def _check_place_matches_namesakes(self, settings: Registration) -> None:
         """Raise RegistrationRefused if a service with the same name is registered for a different host or path."""
         if not settings.has_place:
             return

@@ -10,7 +10,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.json_form import Table, field_names
-from poolctl.routing.route_report import SERVING, RegisteredServiceReport, absolute_url
+from poolctl.routing.route_report import SERVING, RegisteredServiceReport, with_absolute_socket_path
 
 from ._answers import RegistrationsResult
 
@@ -41,7 +41,11 @@ def perform(request: CommandRequest) -> Outcome:
     if not request.get("to"):
         raise UsageError("register: the URL is missing", hint="poolctl register NAME --to http://HOST:PORT")
     given = {"ttl": request.seconds("ttl"), "weight": _weight(request.get("weight"))}
-    options: Table = {"name": request.get("service"), "to": absolute_url(request.get("to")), **given}
+    options: Table = {
+        "name": request.get("service"),
+        "to": with_absolute_socket_path(request.get("to")),
+        **given,
+    }
     options |= {key: request.get(key) for key in ("host", "path", "probe")}
     return send_registration_request(request, options, _sentence)
 

@@ -199,7 +199,7 @@ class TargetRegistration(GatewayPart):
         if isinstance(settings, Result):
             return settings
         try:
-            service, word = self.services.register(settings, owner)
+            service, word = self.services.register_with_outcome(settings, owner)
         except RegistrationRefused as refused:
             return _refusal(CONFLICT, str(refused), refused.hint)
         self._update_record(service)
@@ -211,7 +211,7 @@ class TargetRegistration(GatewayPart):
             self._record_and_watch(word, service, call)
         reason = ""
         try:
-            reason = await self._recompute_route_problem(gateway, settings.name)
+            reason = await self._recompute_routes_and_get_problem(gateway, settings.name)
         finally:
             if word == REGISTERED and service in self.services:
                 if reason:
@@ -273,10 +273,10 @@ class TargetRegistration(GatewayPart):
         self._save()
         self._probes.watch(service, service.settings.probe)
 
-    async def _recompute_route_problem(self, gateway: GatewayManager, name: str) -> str:
+    async def _recompute_routes_and_get_problem(self, gateway: GatewayManager, name: str) -> str:
         """Recompute the routes; returns why the services of this name have no route, or "" if they have one."""
         routes = gateway.routes
-        routes.recompute()
+        routes.schedule_recomputation()
         await routes.wait_until_current()
         own = (each for each in routes.routes.excluded if each.provider == REGISTRATION)
         return next((each.reason for each in own if each.alias == name), "")
@@ -301,7 +301,7 @@ class TargetRegistration(GatewayPart):
 
     def _record_probe(self, service: RegisteredService, problem: str, latency_seconds: float) -> None:
         before = service.state
-        if not self.services.record_probe(service, problem, latency_seconds):
+        if not self.services.record_probe_and_check_changed(service, problem, latency_seconds):
             return
         if service.state == FAILING:
             self._record("pool", "flagged", service, cause=problem, severity="warning")
@@ -312,7 +312,7 @@ class TargetRegistration(GatewayPart):
 
     def _apply_change(self) -> None:
         if self._gateway is not None:
-            self._gateway.routes.recompute()
+            self._gateway.routes.schedule_recomputation()
         self._save()
 
     def _schedule_expiry(self, deadline: float) -> None:
@@ -328,7 +328,7 @@ class TargetRegistration(GatewayPart):
 
     def _expire(self) -> None:
         self._expiry = None
-        silent, forgotten = self.services.expire()
+        silent, forgotten = self.services.mark_silent_and_remove_expired()
         for each in silent:
             self._probes.forget(each)
             self._update_record(each)
@@ -626,7 +626,7 @@ class RegistrationAddress(HttpAddressServer[RegistrationEndpoint, RegistrationTa
     def make_server(self) -> RegistrationEndpoint:
         return RegistrationEndpoint(self._services, self._events)
 
-    async def apply(
+    async def apply_table_settings(
         self, server: RegistrationEndpoint, table: RegistrationTable, env: Mapping[str, str]
     ) -> None:
         clients = clients_of(table, env)

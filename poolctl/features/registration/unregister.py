@@ -6,7 +6,7 @@ from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import printable
 from poolctl.json_form import field_names
-from poolctl.routing.route_report import RegisteredServiceReport, absolute_url
+from poolctl.routing.route_report import RegisteredServiceReport, with_absolute_socket_path
 
 from .register import send_registration_request
 
@@ -23,7 +23,7 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Unregister the service. Raises NoSupervisor."""
-    options = {"name": request.get("service"), "to": absolute_url(request.get("to") or "")}
+    options = {"name": request.get("service"), "to": with_absolute_socket_path(request.get("to") or "")}
     return send_registration_request(
         request, options, lambda each: f"{printable(each.name)}: {printable(each.url)} is unregistered"
     )

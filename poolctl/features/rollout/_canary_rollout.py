@@ -19,7 +19,7 @@ from poolctl.supervisor.statistics import errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from ._verdict import Condition, RolloutFigures, RolloutReport, Verdict, verdict
+from ._verdict import AbortCondition, RolloutFigures, RolloutReport, Verdict, verdict
 
 JUDGE_SECONDS = 1.0
 STARTING, RUNNING, PAUSED, PROMOTING = "starting", "running", "paused", "promoting"
@@ -40,7 +40,7 @@ class RolloutPlan(NamedTuple):
     canaries: int
     seconds: float
     min_requests: int
-    conditions: Sequence[Condition]
+    conditions: Sequence[AbortCondition]
     is_paused: bool
     apart: ServerConfig | None = None  # the configuration with their own address
     why: str = ""

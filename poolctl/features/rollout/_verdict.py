@@ -116,7 +116,7 @@ FIGURES = {
 }
 
 
-class Condition(NamedTuple):
+class AbortCondition(NamedTuple):
     """A condition for withdrawing a canary: its figure exceeds `limit` + `factor` × the other workers' figure."""
 
     text: str
@@ -141,7 +141,7 @@ class Condition(NamedTuple):
         return f"{self.text}: {figure.shown(value)}{beside}{requests}"
 
 
-def parse_condition(text: str) -> Condition:
+def parse_condition(text: str) -> AbortCondition:
     """Convert text such as "p99 > 2 × before" to a Condition. Raises ValueError with the reason if it is invalid."""
     found = _CONDITION.fullmatch(text.strip())
     figure = FIGURES.get(found["figure"].lower()) if found else None
@@ -153,7 +153,7 @@ def parse_condition(text: str) -> Condition:
         limit = figure.parse(written) if written else 0.0
     except ValueError as wrong:
         raise ValueError(f"{text!r}: {wrong}") from None
-    return Condition(text.strip(), found["figure"].lower(), factor, limit)
+    return AbortCondition(text.strip(), found["figure"].lower(), factor, limit)
 
 
 class Verdict(Enum):
@@ -165,7 +165,7 @@ class Verdict(Enum):
 
 
 def verdict(
-    conditions: Iterable[Condition],
+    conditions: Iterable[AbortCondition],
     canary: RolloutFigures,
     before: RolloutFigures,
     *,

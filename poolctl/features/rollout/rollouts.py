@@ -22,7 +22,7 @@ from poolctl.supervisor.verbs.verb import Call, Verb, selected
 from ._canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
 from ._verdict import (
     DEFAULT_CONDITIONS,
-    Condition,
+    AbortCondition,
     RolloutReport,
     RolloutResult,
     canaries_for,
@@ -59,7 +59,7 @@ class Rollouts(FeaturePart):
             return await (
                 self._begin(call) if operation == "begin" else self._change_rollouts(call, operation)
             )
-        except _NoRollout as refused:
+        except _RolloutRefused as refused:
             return refused.result
 
     async def _change_rollouts(self, call: Call, operation: str) -> Result:
@@ -70,7 +70,7 @@ class Rollouts(FeaturePart):
         running = [each for each in found if each is not None and not each.is_over]
         if not running:
             message = f"no rollout of {', '.join(entry.name for entry in chosen)} is under way"
-            raise _NoRollout(message, "`poolctl rollout status` lists them")
+            raise _RolloutRefused(message, "`poolctl rollout status` lists them")
         for each in running:
             if operation == "promote":
                 each.promote("promoted by hand")
@@ -95,16 +95,16 @@ class Rollouts(FeaturePart):
         (entry,) = chosen
         plan = _plan_of_options(entry, call.options)
         again = call.options.get("again")
-        if isinstance(again, int) and (found := await self._await_previous_promotion(entry, again)):
+        if isinstance(again, int) and (found := await self._await_previous_promoted_result(entry, again)):
             return found
         if entry.desired.canary is None and not await self._await_previous_canary_closed(entry):
-            raise _NoRollout(
+            raise _RolloutRefused(
                 f"{entry.name}: its last canary has not left yet", f"poolctl status {entry.name}"
             )
         self._refuse_unfit(entry)
         counters = self._core.runner.capabilities.counters
         if counters is None:
-            raise _NoRollout("the pool's runner counts no requests", "poolctl restart")
+            raise _RolloutRefused("the pool's runner counts no requests", "poolctl restart")
         resolved = await self._configuration.read(call.options.get("env"), keep=self._core.entries)
         if resolved.problems:
             return RolloutResult(errors=tuple(resolved.problems), exit_code=INVALID_CONFIGURATION)
@@ -130,12 +130,12 @@ class Rollouts(FeaturePart):
         try:
             plan = plan._replace(apart=await self._core.open_canary_address(plan.config))
         except ServerError as error:
-            raise _NoRollout(
+            raise _RolloutRefused(
                 f"{entry.name}: its canary has no address: {error.message}", error.hint
             ) from None
         try:
             self._refuse_unfit(entry)
-        except _NoRollout:
+        except _RolloutRefused:
             assert plan.apart is not None
             self._core.close_canary_address(plan.apart)
             raise
@@ -148,7 +148,7 @@ class Rollouts(FeaturePart):
                 await self._wait_until(entry, lambda: entry.separate_canary_config is None)
         return entry.separate_canary_config is None
 
-    async def _await_previous_promotion(self, entry: Entry, generation: int) -> RolloutResult | None:
+    async def _await_previous_promoted_result(self, entry: Entry, generation: int) -> RolloutResult | None:
         """Return the answer "promoted" if the previous supervisor promoted the canary of `generation`; else None."""
         if entry.desired.generation < generation:
             return None
@@ -177,20 +177,22 @@ class Rollouts(FeaturePart):
             self._core.observers.discard(look)
 
     def _refuse_unfit(self, entry: Entry) -> None:
-        """Raise _NoRollout if the server cannot have a rollout now, for example a job or a stopped server."""
+        """Raise _RolloutRefused if the server cannot have a rollout now, for example a job or a stopped server."""
         name, config = entry.name, entry.config
         if config.job or config.command:
             kind = "a job" if config.job else "a program, whose requests poolctl does not count"
-            raise _NoRollout(f"{name} is {kind}", f"poolctl restart {name}")
+            raise _RolloutRefused(f"{name} is {kind}", f"poolctl restart {name}")
         if not entry.may_overlap:
-            raise _NoRollout(f"{name}: two generations of it may not run at once", f"poolctl restart {name}")
+            raise _RolloutRefused(
+                f"{name}: two generations of it may not run at once", f"poolctl restart {name}"
+            )
         if entry.desired.canary is not None:
-            raise _NoRollout(f"a rollout of {name} is under way", "poolctl rollout status")
+            raise _RolloutRefused(f"a rollout of {name} is under way", "poolctl rollout status")
         if entry.observed.recovering:
             message = f"a recovery of {name} is under way; only a server that runs whole has a rollout"
-            raise _NoRollout(message, f"poolctl wait {name}, then repeat it")
+            raise _RolloutRefused(message, f"poolctl wait {name}, then repeat it")
         if not (entry.wanted and entry.is_fully_ready):
-            raise _NoRollout(
+            raise _RolloutRefused(
                 f"{name} is {in_words(entry.state)}; only a server that runs whole has a rollout",
                 f"poolctl start {name}",
             )
@@ -217,7 +219,7 @@ class Rollouts(FeaturePart):
         return RolloutResult(items=reports, errors=errors, exit_code=FAILED if failed else 0)
 
 
-class _NoRollout(Exception):
+class _RolloutRefused(Exception):
     """The request is valid, but the pool's current state does not allow it."""
 
     def __init__(self, message: str, hint: str) -> None:
@@ -239,18 +241,18 @@ def _plan_of_options(entry: Entry, options: Table) -> RolloutPlan:
 def _plan_for_file_changes(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
     """Return the plan for `written`, the configuration in the files, if changed keys require new workers.
 
-    Otherwise return the plan for new code alone. Raises _NoRollout if a key that all workers share has changed.
+    Otherwise return the plan for new code alone. Raises _RolloutRefused if a key that all workers share has changed.
     """
     keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
     if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
         message = f"{entry.name}: {key_list_text(common)} changed, which all of its workers have in common"
-        raise _NoRollout(message, "poolctl reload")
+        raise _RolloutRefused(message, "poolctl reload")
     plan = plan._replace(config=entry.config, canaries=canaries_for(plan.share, entry.size))
     return plan._replace(config=written, what=f"{key_list_text(keys)} changed") if keys else plan
 
 
 def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
-    """Raise _NoRollout if equal traffic for all workers would give the canaries more than twice `plan.share` of it."""
+    """Raise _RolloutRefused if equal traffic for all workers would give canaries more than twice `plan.share` of it."""
     count, share = plan.canaries, plan.share
     real = count / (count + entry.size)
     if real <= 2 * share:
@@ -261,7 +263,7 @@ def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
     )
     if plan.why:
         message = f"{message}; {plan.why}"
-    raise _NoRollout(
+    raise _RolloutRefused(
         message, f"poolctl scale {entry.name} {round(count / share) - count}, or --allow-larger-share"
     )
 
@@ -273,7 +275,7 @@ def _number(options: Table, name: str, default: float) -> float:
     return float(value)
 
 
-def _conditions(options: Mapping[str, object]) -> list[Condition]:
+def _conditions(options: Mapping[str, object]) -> list[AbortCondition]:
     texts = options.get("abort_on") or DEFAULT_CONDITIONS
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise SelectorError("abort_on must be a list of conditions", hint=_OPTIONS_HINT)

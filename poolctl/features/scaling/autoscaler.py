@@ -72,7 +72,7 @@ class _ScaledServer:
         self.is_refused = False  # more workers were needed than the limit of open files allows
 
     @property
-    def is_scaled(self) -> bool:
+    def is_still_scaled(self) -> bool:
         """Return False if the server is stopped, a command set its workers, or its `scale` was replaced; else True."""
         entry = self.entry
         automatic = entry.desired.overrides.workers is None and entry.config.scale is self.scale
@@ -146,7 +146,7 @@ class Autoscaler(FeaturePart):
         entry = server.entry
         if self._servers.get(entry.name) is not server:
             return
-        if not server.is_scaled:
+        if not server.is_still_scaled:
             del self._servers[entry.name]
             self._core.take_demand(entry)
             return

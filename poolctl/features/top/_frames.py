@@ -24,7 +24,7 @@ from poolctl.cli.render import coloured, duration, printable, server_count_text
 from poolctl.control.gateway_answers import GatewayStatus
 from poolctl.control.server_answers import MeasuredServer
 from poolctl.logs.line_filter import LineFilter, canonical_level, level_place, without_control
-from poolctl.logs.log_line import LogLine, clock_time, parse_record
+from poolctl.logs.log_line import LogLine, local_clock_time, parse_record
 from poolctl.logs.log_tail import Follower
 from poolctl.routing.route_health import ERROR, NAPPING, STARTING, UNHEALTHY
 from poolctl.routing.route_report import PASS, PROXY, STREAM
@@ -620,7 +620,7 @@ class LogPane:
     def close(self) -> None:
         self._follower.close()
 
-    def press(self, key: str, page: int) -> bool:
+    def press_and_check_stays_open(self, key: str, page: int) -> bool:
         """Handle a key; returns False for a key that closes the log. `page` is the number of lines on the screen."""
         if self.typing:
             self._type(key)
@@ -711,7 +711,7 @@ class LogPane:
 
 
 def _rendered(line: LogLine) -> list[Text]:
-    time = clock_time(line.time, with_millis=False) if line.time else ""
+    time = local_clock_time(line.time, with_millis=False) if line.time else ""
     record = parse_record(line.text)
     if record is None:
         text = printable(without_control(line.text.expandtabs(4)))

@@ -64,6 +64,6 @@ def _others_can_change(interpreter: str, env: Mapping[str, str]) -> bool:
     """
     if os.geteuid() != 0:
         return False
-    from poolctl.config import changed_by
+    from poolctl.config import find_path_others_may_change
 
-    return bool(changed_by(interpreter, env))
+    return bool(find_path_others_may_change(interpreter, env))

@@ -106,7 +106,7 @@ class AcceptHelper(Receiver):
             self._link = Link(ours, self)
             self._starting = asyncio.ensure_future(self._start(self._link, theirs))
 
-    def adopt(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
+    def adopt_helper_process(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
         """Use the previous supervisor's helper process, through its socket `fd`. Return [the new owner of `fd`]."""
         self._pid, self._up = int(meta["pid"]), True
         self._link = Link(wire.over(fd), self)
@@ -169,9 +169,11 @@ class AcceptHelper(Receiver):
             self._timer = None
         if self._requests:
             patience_seconds = _SILENT_SECONDS if self._up else _START_SECONDS
-            self._timer = asyncio.get_running_loop().call_later(patience_seconds, self._on_silence)
+            self._timer = asyncio.get_running_loop().call_later(
+                patience_seconds, self._kill_and_replace_silent_helper
+            )
 
-    def _on_silence(self) -> None:
+    def _kill_and_replace_silent_helper(self) -> None:
         link, pid = self._link, self._pid
         assert link is not None
         heard = link.heard
@@ -181,16 +183,16 @@ class AcceptHelper(Receiver):
             link.close()
             if pid is not None:
                 self._kill(pid)
-            self._replace_lost_helper(blocked=False)
+            self._fail_requests_and_replace_helper(blocked=False)
 
     def _kill(self, pid: int) -> None:
         self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
 
     def lost(self) -> None:
         # Most likely ended by its own time limit, while working on the first request.
-        self._replace_lost_helper(blocked=self._up)
+        self._fail_requests_and_replace_helper(blocked=self._up)
 
-    def _replace_lost_helper(self, *, blocked: bool) -> None:
+    def _fail_requests_and_replace_helper(self, *, blocked: bool) -> None:
         """Forget the lost helper process. Pending requests end as failed.
 
         Starts another helper process if the lost one had become ready. If `blocked` is set, the first pending request
@@ -451,7 +453,7 @@ class Activator:
         """
         # Once the pair is empty no further connections come through it.
         if not self._adoptions.is_used_by_gateway(key) and all(worker.exited.done() for worker in workers):
-            self._clear_pair(key)
+            self._fetch_connections_left_in_pair(key)
 
     def watch_pair(self, key: str) -> None:
         """If the server sleeps, watch the socket pair through which a gateway passes connections to its workers."""
@@ -467,7 +469,7 @@ class Activator:
         self._close_held(key)
         self._adoptions.close_queued(key)
 
-    def close(self, key: str) -> None:
+    def forget_and_close_held(self, key: str) -> None:
         """Forget the server and close the connections that are held for it."""
         self._close_held(key)
         self.disarm(key)
@@ -477,7 +479,7 @@ class Activator:
     def close_all(self) -> None:
         """Forget all servers, close the connections held for them, and end the accept helper."""
         for key in {*self._sleeping, *self._leaving, *(fetch.key for fetch in self._fetches)}:
-            self.close(key)
+            self.forget_and_close_held(key)
         if self._epoll is not None:
             asyncio.get_running_loop().remove_reader(self._epoll.fileno())
             self._epoll.close()
@@ -507,7 +509,7 @@ class Activator:
     ) -> list[HasDescriptor]:
         """Use the previous supervisor's accept helper, which may still send connections accepted for `servers`."""
         self._servers.update(servers)
-        return self._accept_helper.adopt(meta, fd)
+        return self._accept_helper.adopt_helper_process(meta, fd)
 
     def _take_returned_connection(self, key: str, sock: Connection) -> None:
         """Take a connection that an earlier supervisor requested. It may wake its server."""
@@ -520,7 +522,7 @@ class Activator:
         finally:
             close_promptly(sock.detach())
 
-    def _clear_pair(self, key: str) -> None:
+    def _fetch_connections_left_in_pair(self, key: str) -> None:
         """Begin to take all connections that exited workers left in a sleeping server's socket pair, and hold them."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
@@ -556,9 +558,9 @@ class Activator:
             for fd in sleeping.sockets.keys() - sleeping.fetched:
                 self._watch(fd, sleeping)
         except OSError:
-            self._pause(sleeping)
+            self._unwatch_and_retry_later(sleeping)
 
-    def _pause(self, sleeping: SleepingListener) -> None:
+    def _unwatch_and_retry_later(self, sleeping: SleepingListener) -> None:
         # Most likely out of descriptors: new connections wait in the backlog, and connections left by workers in the
         # pair.
         self._unwatch_listeners(sleeping)
@@ -600,7 +602,7 @@ class Activator:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:
-                self._pause(sleeping)
+                self._unwatch_and_retry_later(sleeping)
                 return
             self._hold(sleeping, HeldConnection.accepted(sock, sleeping.head_seconds))
             if not sleeping.armed:
@@ -638,7 +640,7 @@ class Activator:
         elif fetch.clears:
             self._finish_pair_clearing(sleeping, found)
         elif found.junk or found.full:
-            self._pause(sleeping)
+            self._unwatch_and_retry_later(sleeping)
         elif not sleeping.paused and fd in sleeping.sockets:
             self._watch(fd, sleeping)
 
@@ -649,10 +651,12 @@ class Activator:
             if self._adoptions.is_used_by_gateway(sleeping.key):
                 self.watch_pair(sleeping.key)
             else:
-                self._adoptions.drop(sleeping.key)
+                self._adoptions.close_empty_pair(sleeping.key)
         else:
             pause_seconds = _RETRY_SECONDS if found.junk or found.full else 0
-            asyncio.get_running_loop().call_later(pause_seconds, self._clear_pair, sleeping.key)
+            asyncio.get_running_loop().call_later(
+                pause_seconds, self._fetch_connections_left_in_pair, sleeping.key
+            )
 
     def _hold(self, sleeping: SleepingListener, held: HeldConnection) -> None:
         held.sock.setblocking(False)

@@ -76,7 +76,7 @@ class Certificates:
         self._forced: dict[str, int] = {}  # by server: the generation that gets an expired file's content too
         self._due: asyncio.TimerHandle | None = None
 
-    def for_worker(self, server: ServerConfig, generation: int) -> LoadedCertificate:
+    def read_certificate_unless_expired(self, server: ServerConfig, generation: int) -> LoadedCertificate:
         """Return the certificate in the server's files. If it has expired, return the kept one if that is still valid.
 
         A certificate is kept once a worker is ready with it (see `keep_if_ready`), or at once if no valid one is kept.
@@ -279,16 +279,16 @@ class Forker:
         """
         forked_from = self._source(server)
         await self._zygotes.with_retry(forked_from, lambda: self._zygotes.ensure_zygote_up(forked_from))
-        await asyncio.to_thread(self._check_files, server)
+        await asyncio.to_thread(self._check_files_and_program, server)
 
-    def _check_files(self, server: ServerConfig) -> None:
+    def _check_files_and_program(self, server: ServerConfig) -> None:
         spec = self._app_spec(server)
         tls_contents(server)
         base = os.environ if spec["env_base"] is None else spec["env_base"]
         if server.command and (finding := missing_program(server, {**base, **spec["env"]})):
             raise ServerError(finding.message, name=server.name, bind=server.bind, hint=finding.hint)
 
-    async def prepare(self, server: ServerConfig, since: float) -> str:
+    async def import_in_app_zygote(self, server: ServerConfig, since: float) -> str:
         """Import the server's application in a zygote, with code no older than `since`.
 
         Returns "", or the reason why workers cannot be forked from a zygote. Raises ServerError, WorkerFailed.
@@ -304,7 +304,7 @@ class Forker:
     def retain_app_zygote(self, server: ServerConfig) -> None:
         """Record that the server uses its app zygote, so that `end_unneeded` does not end a zygote adopted for it."""
         with contextlib.suppress(ServerError):
-            self._app_zygotes.retain(server, self._app_spec(server))
+            self._app_zygotes.retain_and_get_key(server, self._app_spec(server))
 
     async def _get_or_start_zygote(self, server: ServerConfig) -> AppZygote | str:
         if not server.preload or server.command:
@@ -332,7 +332,7 @@ class Forker:
         hook: str,
     ) -> LocalWorker:
         app_zygote = await self._get_or_start_zygote(server)
-        given = self.certificates.for_worker(server, generation)
+        given = self.certificates.read_certificate_unless_expired(server, generation)
         spec = worker_spec(
             server,
             interpreter=forked_from.interpreter,

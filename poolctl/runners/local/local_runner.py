@@ -43,7 +43,14 @@ from .forking import Forker
 from .local_worker import LocalWorker, RoutesMessage, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats
 from .output_pipes import OutputPipes, last_lines
 from .server_sockets import AdoptionPairs, Sockets
-from .takeover import Adopter, WorkerAdoption, inherited_sockets, rescue_orphans, take_over, wait_for_reports
+from .takeover import (
+    Adopter,
+    WorkerAdoption,
+    inherited_sockets,
+    rescue_orphans_and_check_outdated,
+    take_over,
+    wait_for_reports,
+)
 from .zygotes import AppZygotes, Children, ImportLimit, ProcessIdentity, ZygoteIdentity, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -83,7 +90,7 @@ class RoutePublisher(Routing):
             if server.key in open_keys:
                 self._adoptions.open(server)
                 self._activator.watch_pair(server.key)
-            self.update_passing_permission(server.key)
+            self.update_gateway_passing_permission(server.key)
         for key in before.keys() - names.keys():
             self._activator.drain_unused_pair(key, self._workers.of(key))
         self._routes = routes
@@ -101,13 +108,13 @@ class RoutePublisher(Routing):
             if name in servers:
                 self._adoptions.return_to_gateway(key)
 
-    async def list_unconfirmed_after(self, limit_seconds: float) -> list[str]:
+    async def list_unconfirmed_servers_after(self, limit_seconds: float) -> list[str]:
         waiting = {worker: it for worker in self._workers.values() if (it := worker.unconfirmed) is not None}
         if waiting:
             await asyncio.wait(waiting.values(), timeout=limit_seconds)
         return sorted({worker.server.name for worker, it in waiting.items() if not it.done()})
 
-    def update_passing_permission(self, key: str) -> None:
+    def update_gateway_passing_permission(self, key: str) -> None:
         """Decide again whether the gateway may pass connections to a server with a route.
 
         Passing is allowed if all ready workers give back connections whose next request is for another server. A
@@ -118,9 +125,9 @@ class RoutePublisher(Routing):
             return
         ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):
-            self._adoptions.forbid_passing(key)
+            self._adoptions.forbid_gateway_passing(key)
         elif ready or not self._adoptions.is_passing_forbidden(key):
-            self._adoptions.allow_passing(key)
+            self._adoptions.allow_gateway_passing(key)
 
     def send_routes(self, worker: LocalWorker) -> None:
         """Give the worker the current route table, if its server has a route or the worker has a table to replace.
@@ -167,7 +174,9 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         )
         self._adoption_directory = adoption_directory
         self._workers = RunnerWorkers()
-        self.tallies = Tallies(keeper, self._workers, lambda *why: self.events.record_rejected_counts(*why))
+        self.tallies = Tallies(
+            keeper, self._workers, lambda *why: self.events.record_impossible_counts_event(*why)
+        )
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._last_outputs: dict[str, str] = {}  # by server: the output of the worker that exited last
@@ -204,7 +213,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
     async def close(self, key: str) -> None:
         """Close the listeners of this address, and the connections that are queued for a worker."""
         self.app_zygotes.release(key)
-        self.activator.close(key)
+        self.activator.forget_and_close_held(key)
         await self.adoptions.close(key)
         await self.sockets.close(key)
 
@@ -230,7 +239,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
 
     async def preload_application(self, server: ServerConfig, since: float) -> str:
         with self.children.forking():
-            return await self.forker.prepare(server, since)
+            return await self.forker.import_in_app_zygote(server, since)
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """Fork a worker. Raises ServerError or WorkerFailed."""
@@ -260,9 +269,9 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         assert placement.pid is not None
         self._workers.add(worker)
         self._by_pid[placement.pid] = worker
-        worker.answered.add_done_callback(lambda _: self._save_worker_state(worker))
+        worker.answered.add_done_callback(lambda _: self._save_state_and_update_passing(worker))
         worker.on_never_started = lambda: self._never_started(worker)
-        worker.on_follows_routes = lambda: self._save_worker_state(worker)
+        worker.on_follows_routes = lambda: self._save_state_and_update_passing(worker)
         if (early := self.children.register_unless_exited(placement.pid)) is not None:
             self._handle_worker_exit(worker, early)
 
@@ -270,9 +279,9 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         self._by_pid.pop(worker.placement.pid or 0, None)
         self._handle_worker_exit(worker, Exit(message="was never started"))
 
-    def _save_worker_state(self, worker: LocalWorker) -> None:
+    def _save_state_and_update_passing(self, worker: LocalWorker) -> None:
         """Record the worker's state in the keeper's store, and decide again whether the gateway may use its server."""
-        self._routed.update_passing_permission(worker.server.key)
+        self._routed.update_gateway_passing_permission(worker.server.key)
         if not worker.exited.done():
             self.keeper.send(
                 {"op": "note", "name": f"{fd_store.WORKER}{worker.placement.id}", "meta": worker.meta()}
@@ -326,12 +335,14 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             {key: tuple(self.sockets.endpoints(key)) for key in ours & open_keys},
         )
 
-    async def rescue_orphans(
+    async def rescue_orphans_and_check_outdated(
         self, servers: Mapping[str, ServerConfig], *, late: bool = False
     ) -> dict[str, bool]:
         if self._adoption_directory is None:
             return {}
-        return await rescue_orphans(self.keeper, self.output, self._adoption_directory, servers, late=late)
+        return await rescue_orphans_and_check_outdated(
+            self.keeper, self.output, self._adoption_directory, servers, late=late
+        )
 
     async def wait_until_begun(self, placement: Placement) -> None:
         if worker := self._workers.get(placement.id):
@@ -372,7 +383,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         """Order the worker to stop accepting, and wait until it has. A command may go on accepting until it exits."""
         if worker := self._workers.get(placement.id):
             if not replaced:
-                await self.adoptions.announce_exit(worker.server.key)
+                await self.adoptions.announce_workers_exit(worker.server.key)
             await worker.stop_accepting(self._receivers(worker, replaced))
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -384,7 +395,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         if worker is None:
             return Exit(message="has ended before")
         if timeout_seconds and not replaced:
-            await self.adoptions.announce_exit(worker.server.key)
+            await self.adoptions.announce_workers_exit(worker.server.key)
         return await worker.stop(timeout_seconds, self._receivers(worker, replaced))
 
     def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:
@@ -432,7 +443,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         self.zygotes.close()
         self.output.close()
 
-    def switch_to_keeper(self, keeper_pid: int) -> None:
+    def kill_zygotes_and_switch_keeper(self, keeper_pid: int) -> None:
         """Switch to a new keeper: kill the zygotes of the dead keeper, and let the new keeper watch the workers."""
         self.children.keeper_pid = keeper_pid
         app_zygotes = self.app_zygotes.processes
@@ -481,5 +492,5 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             )
             worker.tally = None
         self.activator.drain_unused_pair(worker.server.key, self._workers.of(worker.server.key))
-        self._routed.update_passing_permission(worker.server.key)
+        self._routed.update_gateway_passing_permission(worker.server.key)
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{worker.placement.id}"})

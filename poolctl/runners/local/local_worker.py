@@ -25,7 +25,7 @@ from poolctl.listeners.sock_diag import wait_until_accepted
 from poolctl.platform import (
     CREDENTIALS_BYTES,
     enable_sender_credentials,
-    kernel_threads,
+    kernel_state_of_threads,
     process_cpu_ns,
     process_start,
     sender_credentials,
@@ -33,7 +33,7 @@ from poolctl.platform import (
     waits_for_events,
 )
 from poolctl.worker.process_setup import BEAT
-from poolctl.worker.serving.connection_balancer import new_page as new_peer_page
+from poolctl.worker.serving.connection_balancer import create_peer_counts_page
 from poolctl.worker.tally import (
     ASK,
     ASK_AGAIN,
@@ -43,10 +43,10 @@ from poolctl.worker.tally import (
     COUNTED,
     Counts,
     clear_stacks,
+    create_tally_page,
     final_counts,
-    new_page,
-    read_page,
     read_stacks,
+    read_tally_page,
     why_impossible,
     writes_stacks,
 )
@@ -119,11 +119,11 @@ class Tally(Descriptor):
     @classmethod
     def new(cls) -> Tally:
         """Create a tally with a new memory page, on which all counts are zero. Counting begins now."""
-        return cls(new_page(), time.monotonic())
+        return cls(create_tally_page(), time.monotonic())
 
     def counts(self) -> Counts | None:
         """Return the worker's counts so far; None for a page in another poolctl version's layout."""
-        counts = read_page(self._fd)
+        counts = read_tally_page(self._fd)
         if counts is None:
             return None
         if not self.refused:
@@ -148,7 +148,7 @@ class Tally(Descriptor):
         return self._slot(BEAT_CPU_NS)
 
     def _slot(self, slot: int) -> int:
-        page = read_page(self._fd)
+        page = read_tally_page(self._fd)
         return 0 if page is None else page[slot]
 
     @property
@@ -694,7 +694,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
         if key in self._pages and self._pages[key][0] != group:
             self._pages.pop(key)[1].close()
         if key not in self._pages:
-            self._pages[key] = group, Descriptor(new_peer_page())
+            self._pages[key] = group, Descriptor(create_peer_counts_page())
         for each in peers:
             each.share_page(self._pages[key][1])
 
@@ -903,7 +903,7 @@ class StackReader(Stacks):
         assert pid is not None
         try:
             async with asyncio.timeout(seconds), self._reading:
-                found = await in_daemon_thread(functools.partial(kernel_threads, pid, _MOST_THREADS))
+                found = await in_daemon_thread(functools.partial(kernel_state_of_threads, pid, _MOST_THREADS))
         except TimeoutError:
             return ()
         return tuple(from_json(KernelThread, {**each, "name": sanitize_text(each["name"])}) for each in found)

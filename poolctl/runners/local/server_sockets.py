@@ -18,7 +18,13 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.connection_handover import Connection
-from poolctl.listeners.open_listener import Inherited, close_listener, describe, identity_of, refuse
+from poolctl.listeners.open_listener import (
+    Inherited,
+    close_listener,
+    describe,
+    identity_of,
+    shut_down_listeners,
+)
 from poolctl.platform import close_promptly, readable_bytes
 
 from ..listener_opener import Opener
@@ -108,7 +114,7 @@ class Sockets:
             return
         if not key.startswith("fd:"):
             # A worker that is about to exit may hold one; systemd's own sockets are returned unchanged.
-            refuse(sockets)
+            shut_down_listeners(sockets)
         close_listener(sockets, self._identities.pop(key, None))
         with contextlib.suppress(LinkLost):
             await self._keeper.call({"op": "drop", "name": f"{fd_store.LISTENER}{key}"})
@@ -170,7 +176,7 @@ class AdoptionPairs:
 
         `gateway` is None for a pool without one. `give_back` is the socket through which connections return to the
         gateway; None after the gateway has ended. The gateway stops passing connections to workers of servers without a
-        route. For a server with a route, call `allow_passing` to let the gateway begin.
+        route. For a server with a route, call `allow_gateway_passing` to let the gateway begin.
         """
         self.routed, self._gateway, self._give_back = routed, gateway, give_back
         self._shown = {key: give for key, give in self._shown.items() if key in routed}
@@ -183,34 +189,34 @@ class AdoptionPairs:
         return key in self.routed or self._published is not None
 
     def is_passing_forbidden(self, key: str) -> bool:
-        """Whether `forbid_passing` was called, so the gateway must not pass the server's connections to workers."""
+        """Whether `forbid_gateway_passing` was called, so the gateway must proxy the server's connections."""
         return key in self._withheld_keys
 
-    def allow_passing(self, key: str) -> None:
-        """Undo `forbid_passing`: let the gateway pass connections to the server's workers if the server has a route."""
+    def allow_gateway_passing(self, key: str) -> None:
+        """Undo `forbid_gateway_passing`: let the gateway pass the server's connections if the server has a route."""
         self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
             self._gateway.use_passing_socket(self.routed[key], self._shown[key])
 
-    def forbid_passing(self, key: str) -> None:
+    def forbid_gateway_passing(self, key: str) -> None:
         """Make the gateway proxy the server's requests instead of passing its connections to workers. Does not wait."""
         self._withheld_keys.add(key)
         give = self._shown.pop(key, None)
         if give is not None and self._gateway is not None:
             self._run_in_background(self._gateway.withdraw_passing_socket(self.routed[key], give))
 
-    async def announce_exit(self, key: str) -> None:
+    async def announce_workers_exit(self, key: str) -> None:
         """Tell the gateway that workers of this server exit without replacement; return when it has confirmed."""
         if self._published is not None:
             await self._published.wait()
         if self._gateway is not None and key in self.routed:
-            await self._gateway.announce_exit(self.routed[key])
+            await self._gateway.announce_workers_exit(self.routed[key])
 
     def return_to_gateway(self, key: str) -> None:
         """Give the gateway back the connections waiting in the server's adoption pair. No effect without a gateway."""
         if self._give_back is not None and key in self._pairs:
-            _move(self._pairs[key][2], self._give_back)
+            _move_queued_connections(self._pairs[key][2], self._give_back)
 
     def open(self, server: ServerConfig) -> None:
         """Create the server's socket pair, or replace it if its `handover_group` has changed. No pair for a command."""
@@ -227,7 +233,7 @@ class AdoptionPairs:
         entry = {"op": "put", "name": f"{fd_store.ADOPTION}{key}", "meta": meta}
         self._keeper.send(entry, [give, take])
         if key not in self._withheld_keys:
-            self.allow_passing(key)
+            self.allow_gateway_passing(key)
         if before is not None:
             self._run_in_background(self._close_after_use(key, *before[1:]))
 
@@ -247,9 +253,9 @@ class AdoptionPairs:
                     del self._shown[key]
                 await self._gateway.withdraw_passing_socket(self.routed[key], give)
                 if self._give_back is not None:
-                    _move(take, self._give_back)
+                    _move_queued_connections(take, self._give_back)
             if empty:
-                _move(take, None)
+                _move_queued_connections(take, None)
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -296,7 +302,7 @@ class AdoptionPairs:
     def close_queued(self, key: str) -> None:
         """Close every handed-over connection that no worker of the server has taken yet."""
         if key in self._pairs:
-            _move(self._pairs[key][2], None)
+            _move_queued_connections(self._pairs[key][2], None)
 
     async def close(self, key: str) -> None:
         """Close the server's socket pair in this process and in the keeper, and every connection queued in the pair.
@@ -310,7 +316,7 @@ class AdoptionPairs:
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
-    def drop(self, key: str) -> None:
+    def close_empty_pair(self, key: str) -> None:
         """Close the server's empty adoption pair, and drop the keeper's copy. `open` can create another pair."""
         for end in self._pairs.pop(key, ("",))[1:]:
             end.close()
@@ -321,7 +327,7 @@ class AdoptionPairs:
         await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
 
 
-def _move(take: socket.socket, give: socket.socket | None) -> None:
+def _move_queued_connections(take: socket.socket, give: socket.socket | None) -> None:
     """Move queued connections from `take` to `give`; close those without room, or all of them if `give` is None."""
     # At most as many as fit into the pair, because an application could keep filling it.
     for _ in range(_MOST_IN_A_PAIR):

@@ -24,7 +24,7 @@ from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, pool_files, rendezvous, wire
 from poolctl.keeper.reap import await_exit, signal_process
 from poolctl.platform import close_promptly, copy_descriptor, peer_credentials, process_start, process_users
-from poolctl.worker.tally import is_page
+from poolctl.worker.tally import is_tally_page
 
 from ..process_link import Descriptor, HasDescriptor, KeeperLink, Link, Malformed, flag_of, number_of, text_of
 from ..runner_protocol import Placement, RunnerEventHandler
@@ -164,7 +164,7 @@ class WorkerAdoption:
         self.keeper.send({"op": "signal", "pid": meta["pid"], "signal": number, "group": False})
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{name}"})
         for fd in fds:
-            wire.close(fd)
+            wire.close_with_unread_descriptors(fd)
 
 
 @dataclass
@@ -218,7 +218,7 @@ class LocalOrphan:
     def close(self) -> None:
         """Close the descriptors; the worker continues to serve."""
         if self.sock is not None:
-            wire.close(self.sock.detach())
+            wire.close_with_unread_descriptors(self.sock.detach())
         for fds in (self.listeners, self.pair, self.tally):
             while fds:
                 close_promptly(fds.pop())
@@ -266,7 +266,7 @@ def _identify_orphan(sock: socket.socket, answer: rendezvous.Answer | None) -> L
     if start is None or process_users(pid) != {uid} or os.geteuid() not in (0, uid):
         for fd in fds:
             close_promptly(fd)
-        wire.close(sock.detach())
+        wire.close_with_unread_descriptors(sock.detach())
         return None
     try:
         if answer is None:
@@ -308,7 +308,7 @@ def _split_descriptors(fds: list[int], count: int) -> tuple[list[int], list[int]
         (len(listeners), len(pair), len(tally)) != (count, 2, 1)
         or not all(_is_socket(fd, socket.SOCK_STREAM, listens=True) for fd in listeners)
         or not all(_is_socket(fd, socket.SOCK_SEQPACKET, listens=False) for fd in pair)
-        or not is_page(tally[0])
+        or not is_tally_page(tally[0])
     ):
         raise Malformed("descriptors that a worker does not have")
     return listeners, pair, tally
@@ -353,7 +353,7 @@ def _orphans_without_socket(pipes: OrphanedPipes, known: set[int]) -> list[Local
     return found
 
 
-async def rescue_orphans(
+async def rescue_orphans_and_check_outdated(
     keeper: Link,
     output: OutputPipes,
     directory: str,
@@ -370,7 +370,7 @@ async def rescue_orphans(
     if not any(pool_files.find_listeners(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
         return {}
     found, pipes = await asyncio.to_thread(find_orphans_and_pipes, directory)
-    intake = _Intake(directory, keeper, output, servers, pipes)
+    intake = _OrphanIntake(directory, keeper, output, servers, pipes)
     try:
         for orphan in found:
             await intake.store_or_stop(orphan)
@@ -388,7 +388,7 @@ async def rescue_orphans(
 
 
 @dataclass
-class _Intake:
+class _OrphanIntake:
     """Stores orphans, workers whose pool has died, in the keeper. Sockets that several orphans have are stored once."""
 
     directory: str
@@ -402,7 +402,7 @@ class _Intake:
 
     async def store_or_stop(self, orphan: LocalOrphan) -> None:
         if orphan.fault:
-            self._reject_faulty(orphan)
+            self._kill_faulty_if_own_user(orphan)
             return
         if orphan.said.get("hook"):
             # It has had no time limit since the pool died, and the next start of its server runs the hook again.
@@ -424,7 +424,7 @@ class _Intake:
             # A program reports no digest, and counts as equal to the configuration.
             self.found[server.name] = outdated or not (said is None or digest is None or said == digest)
 
-    def _reject_faulty(self, orphan: LocalOrphan) -> None:
+    def _kill_faulty_if_own_user(self, orphan: LocalOrphan) -> None:
         """Kill an orphan that does not identify itself as a worker, if it runs as the user of one of the servers.
 
         An orphan that does not answer at all may be busy. It is left alone, and can be asked again later.

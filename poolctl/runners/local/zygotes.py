@@ -29,7 +29,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from poolctl.bootstrap import as_user, command
-from poolctl.config import ServerConfig, enter_as, masked_text
+from poolctl.config import ServerConfig, ids_to_start_interpreter_as, masked_text
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.wire import Message
 from poolctl.platform import parent_and_start, process_start, process_users
@@ -202,7 +202,7 @@ def _signal_message(process: ProcessIdentity, number: int, *, group: bool) -> Me
     return {"op": "signal", "pid": process.pid, "start": process.start, "signal": number, "group": group}
 
 
-class Unfit(Refused):
+class UnfitInterpreter(Refused):
     """An interpreter cannot run workers; `hint` says how to fix this."""
 
     def __init__(self, reason: str, hint: str) -> None:
@@ -224,7 +224,7 @@ class ZygoteIdentity(NamedTuple):
     @classmethod
     def for_user(cls, interpreter: str, user: tuple[int, int] | None) -> ZygoteIdentity:
         """Return the zygote for servers of `user`. It runs as `user` if root must not trust the interpreter's files."""
-        return cls(interpreter, enter_as(interpreter, user, os.environ))
+        return cls(interpreter, ids_to_start_interpreter_as(interpreter, user, os.environ))
 
     @classmethod
     def from_key(cls, key: str) -> ZygoteIdentity:
@@ -267,7 +267,7 @@ class Zygotes:
         """The link to the zygote, once it can fork. Raises WorkerFailed, or LinkLost if it has exited meanwhile."""
         try:
             return await asyncio.shield(self.start(source))
-        except Unfit as error:
+        except UnfitInterpreter as error:
             raise WorkerFailed(f"{source.interpreter} {error}", hint=error.hint) from error
 
     async def with_retry(self, source: ZygoteIdentity, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -419,7 +419,7 @@ class _Zygote(Receiver):
         if event == "up" and not self.up.done():
             self.up.set_result(None)
         elif event == "unfit" and not self.up.done():
-            self.up.set_exception(Unfit(text_of(message, "reason"), text_of(message, "hint")))
+            self.up.set_exception(UnfitInterpreter(text_of(message, "reason"), text_of(message, "hint")))
 
     def lost(self) -> None:
         if not self.up.done():
@@ -481,7 +481,7 @@ class AppZygote(Receiver):
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
         self.up: asyncio.Future[str] = loop.create_future()
-        self.up.add_done_callback(self._on_up_done)
+        self.up.add_done_callback(self._mark_import_finished)
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self._reason = ""
         self._forks = 0  # in progress
@@ -592,7 +592,7 @@ class AppZygote(Receiver):
         if not self.up.done():
             self.up.set_exception(LinkLost("the process has exited"))
 
-    def _on_up_done(self, up: asyncio.Future[str]) -> None:
+    def _mark_import_finished(self, up: asyncio.Future[str]) -> None:
         up.exception()  # mark it as retrieved, because there may be no caller that awaits it
         self.imported.set_result(None)
         self._mark_begun()
@@ -669,7 +669,7 @@ class AppZygotes:
 
         Raises WorkerFailed if the application cannot be imported.
         """
-        key = self.retain(server, spec)
+        key = self.retain_and_get_key(server, spec)
         present = self._present.get(key)
         if present is not None and present.usable and present.code_since >= since:
             return present
@@ -695,7 +695,7 @@ class AppZygotes:
                 raise WorkerFailed("was stopped before its application was imported") from None
             raise
 
-    def retain(self, server: ServerConfig, spec: Spec) -> str:
+    def retain_and_get_key(self, server: ServerConfig, spec: Spec) -> str:
         """Record that the server needs a zygote; returns the zygote's key."""
         key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
         if self._key_of.get(server.key) != key:

@@ -45,7 +45,7 @@ class EventRecorder:
         self._totals = totals
         self._seen: dict[str, _RecordedState] = {}
 
-    def begin(self, adopted: int, about: SupervisorIdentity) -> None:
+    def record_start_and_observe(self, adopted: int, about: SupervisorIdentity) -> None:
         """Record the start of this supervisor, described by `about`, and from now on each change of a server.
 
         Changes before the start are not recorded. `adopted` is the number of adopted workers.
@@ -61,7 +61,7 @@ class EventRecorder:
         )
         for entry in self._core.entries.values():
             if entry.wanted or entry.observed.workers or entry.desired.overrides.workers is not None:
-                seen = self._seen[entry.name] = _RecordedState(entry, _state_before(entry))
+                seen = self._seen[entry.name] = _RecordedState(entry, _state_before_takeover(entry))
                 seen.mark, seen.size, seen.window_demand = _fingerprint(entry), entry.size, None
                 seen.known = {worker.id: (worker, worker.phase) for worker in entry.observed.workers.values()}
         self._core.observers.add(self.record_changes)
@@ -193,7 +193,7 @@ class EventRecorder:
         )
 
 
-def _state_before(entry: Entry) -> str:
+def _state_before_takeover(entry: Entry) -> str:
     """Return the state that the previous supervisor last recorded for the server."""
     # A server that slept is in STARTING until its listener is watched again.
     sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.should_sleep

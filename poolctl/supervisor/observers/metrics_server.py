@@ -158,7 +158,7 @@ class HealthReporter:
         entries = [] if routes_only else [*self._core.entries.values()]
         serves = all(each.serves for each in routes.values()) and not any(each.is_missing for each in entries)
         return HealthSnapshot(
-            dict(routes), {each.name: _own_health(self._core, each) for each in entries}, serves
+            dict(routes), {each.name: _health_if_should_run(self._core, each) for each in entries}, serves
         )
 
     async def answer_health_verb(self, call: Call) -> HealthResult:
@@ -177,7 +177,7 @@ class HealthReporter:
         )
 
 
-def health_of(core: Core, entry: Entry) -> RouteHealth:
+def health_reported_for_route(core: Core, entry: Entry) -> RouteHealth:
     """The health of a server, as reported for a route that leads to it."""
     return server_health(
         entry.state,
@@ -189,11 +189,11 @@ def health_of(core: Core, entry: Entry) -> RouteHealth:
     )
 
 
-def _own_health(core: Core, entry: Entry) -> RouteHealth:
+def _health_if_should_run(core: Core, entry: Entry) -> RouteHealth:
     """The health of the server itself; unknown for a server that should not run."""
     if not entry.should_run:
         return RouteHealth(detail=entry.state)
-    health = health_of(core, entry)
+    health = health_reported_for_route(core, entry)
     return replace(health, detail=failed) if (failed := failed_run_message(entry)) else health
 
 
@@ -210,7 +210,9 @@ class MetricsAddress(HttpAddressServer["MetricsServer", MetricsTable]):
     def make_server(self) -> MetricsServer:
         return MetricsServer(self._metrics, self._health)
 
-    async def apply(self, server: MetricsServer, table: MetricsTable, env: Mapping[str, str]) -> None:
+    async def apply_table_settings(
+        self, server: MetricsServer, table: MetricsTable, env: Mapping[str, str]
+    ) -> None:
         server.path = table.path
 
 

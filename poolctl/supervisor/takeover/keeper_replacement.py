@@ -51,7 +51,7 @@ class KeeperWatch:
         self._heard = keeper.heard
         self._late = self._given_up = False
         self._followers: list[Callable[[str], object]] = []
-        self._timer = self._loop.call_at(self._watchdog.due, self._check)
+        self._timer = self._loop.call_at(self._watchdog.due, self._ping_or_signal_silent_keeper)
 
     @property
     def problem(self) -> str:
@@ -75,7 +75,7 @@ class KeeperWatch:
         `follow` is called with the keeper's problem if it has one now, and with each later problem. The supervisor
         handles a client's request inside the block, and `follow` sends the problem to the client.
         """
-        self._ask()
+        self._ping_keeper_early()
         if self.problem:
             follow(self.problem)
         self._followers.append(follow)
@@ -84,18 +84,18 @@ class KeeperWatch:
         finally:
             self._followers.remove(follow)
 
-    def _ask(self) -> None:
+    def _ping_keeper_early(self) -> None:
         now = self._loop.time()
         self._record_keeper_answer(now)
-        if self._keeper.sock.fileno() >= 0 and self._watchdog.start_ping_if_due(now, early=True):
+        if self._keeper.sock.fileno() >= 0 and self._watchdog.mark_ping_sent_if_due(now, early=True):
             self._keeper.send(_PING)
             self._set_timer()
 
     def _set_timer(self) -> None:
         self._timer.cancel()
-        self._timer = self._loop.call_at(self._watchdog.due, self._check)
+        self._timer = self._loop.call_at(self._watchdog.due, self._ping_or_signal_silent_keeper)
 
-    def _check(self) -> None:
+    def _ping_or_signal_silent_keeper(self) -> None:
         if self._keeper.sock.fileno() < 0:
             return
         now = self._loop.time()
@@ -105,7 +105,7 @@ class KeeperWatch:
             self._kill_if_replaceable(now)
         elif self._watchdog.may_be_stopped and not self._late:
             self._send_sigcont()
-        elif self._watchdog.start_ping_if_due(now):
+        elif self._watchdog.mark_ping_sent_if_due(now):
             self._keeper.send(_PING)
         self._set_timer()
 
@@ -171,11 +171,11 @@ class KeeperEndWatch:
         self._keeper_pid = keeper_pid
         self._replace = replace
         self._signals = 0
-        signal.signal(signal.SIGCONT, self._on_sigcont)
+        signal.signal(signal.SIGCONT, self._check_keeper_ended_on_sigcont)
         continue_when_parent_ends()
         signal.raise_signal(signal.SIGCONT)  # the keeper may already have ended
 
-    def _on_sigcont(self, number: int, frame: FrameType | None) -> None:
+    def _check_keeper_ended_on_sigcont(self, number: int, frame: FrameType | None) -> None:
         if os.getppid() == self._keeper_pid:
             return
         if not self._signals:

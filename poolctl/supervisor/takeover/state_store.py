@@ -283,7 +283,7 @@ def _configuration(document: Table, reader: _Reader) -> StoredConfiguration:
         {name: reader.server(each) for name, each in document["placed"].items()},
         document["missing"],
         Surroundings(
-            _defaults(defaults["values"], from_environment), defaults["base_dir"], defaults["handlers"]
+            _decode_defaults(defaults["values"], from_environment), defaults["base_dir"], defaults["handlers"]
         ),
         tuple(document["port_range"]),
         document["environment"],
@@ -367,15 +367,17 @@ def _paths_from_environment(tree: Tree, path: KeyPath = ()) -> Iterator[KeyPath]
             yield from _paths_from_environment(value, (*path, index))
 
 
-def _defaults(tree: Tree, from_environment: Collection[KeyPath], path: KeyPath = ()) -> Tree:
+def _decode_defaults(tree: Tree, from_environment: Collection[KeyPath], path: KeyPath = ()) -> Tree:
     """Convert the table [defaults] from JSON: lists become tuples.
 
     Strings that came from the environment, at the paths in `from_environment`, become Interpolated.
     """
     if isinstance(tree, dict):
-        return {key: _defaults(value, from_environment, (*path, key)) for key, value in tree.items()}
+        return {key: _decode_defaults(value, from_environment, (*path, key)) for key, value in tree.items()}
     if isinstance(tree, list):
-        return tuple(_defaults(value, from_environment, (*path, index)) for index, value in enumerate(tree))
+        return tuple(
+            _decode_defaults(value, from_environment, (*path, index)) for index, value in enumerate(tree)
+        )
     return Interpolated(tree) if path in from_environment else tree
 
 

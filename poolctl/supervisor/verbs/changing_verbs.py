@@ -18,8 +18,8 @@ from poolctl.config import (
     Finding,
     ServerConfig,
     Tables,
-    changed_by,
-    open_files_needed,
+    find_path_others_may_change,
+    open_files_per_pool_process,
     problem_of,
 )
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, error_entries, failure
@@ -100,7 +100,7 @@ class Lifecycle:
         servers = [entry.config for entry in self._core.entries.values()]
         names = {entry.name for entry in all_of_them}
         configuration = self._context.configuration
-        warned = await configuration.remember_self_binding_warned(entry.config for entry in all_of_them)
+        warned = await configuration.remember_and_get_previously_warned(entry.config for entry in all_of_them)
         warnings = asyncio.ensure_future(startup_warnings(servers, names, configuration.tables, warned))
         result = await operation.wait_for_result(chosen, call)
         sleepless = [
@@ -196,8 +196,10 @@ class Lifecycle:
             else chosen
         )
         selected_names = {entry.name for entry in chosen}
-        also = [entry for entry in all_of_them if entry.active and entry.name not in selected_names]
-        unchanged = names_of([entry for entry in chosen if not entry.active])
+        also = [
+            entry for entry in all_of_them if entry.has_or_wants_workers and entry.name not in selected_names
+        ]
+        unchanged = names_of([entry for entry in chosen if not entry.has_or_wants_workers])
         operation = Operation(self._core, PoolStopError, all_of_them)
         for entry in all_of_them:
             self._core.stop(entry, kill=bool(call.options.get("kill")))
@@ -206,13 +208,13 @@ class Lifecycle:
         if call.selector.selects_all and not result.exit_code and call.options.get("wait", True):
             try:
                 if not call.options.get("kill"):
-                    await self._finish(call.options.get("timeout"))
+                    await self._finish_features_within(call.options.get("timeout"))
             finally:
-                keeper_pid = self._context.daemon.schedule_shutdown()
+                keeper_pid = self._context.daemon.schedule_shutdown_and_get_keeper_pid()
             return replace(result, ended=True, keeper_pid=keeper_pid)
         return result
 
-    async def _finish(self, limit_seconds: float | None) -> None:
+    async def _finish_features_within(self, limit_seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_seconds):
                 await self._context.daemon.finish()
@@ -305,7 +307,7 @@ class Lifecycle:
         selected_names = {entry.name for entry in chosen}
         all_of_them = warn_and_add_dependents(self._core, chosen, call.progress)
         also = [entry for entry in all_of_them if entry.name not in selected_names]
-        running = [entry for entry in also if entry.active]
+        running = [entry for entry in also if entry.has_or_wants_workers]
         stopped = {
             entry.name: entry.desired.stopped_with
             for entry in also
@@ -485,8 +487,8 @@ def requested_worker_count(entry: Entry) -> int:
 
 
 def _check_file_limit(before: _Servers, after: _Servers) -> None:
-    need = open_files_needed(after.values())
-    if need <= open_files_needed(before.values()):
+    need = open_files_per_pool_process(after.values())
+    if need <= open_files_per_pool_process(before.values()):
         return
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY or need <= limit:
@@ -548,7 +550,7 @@ async def startup_warnings(
         return []
 
     def look() -> list[str]:
-        if not (checked or any(changed_by(each, os.environ) for each in pythons)):
+        if not (checked or any(find_path_others_may_change(each, os.environ) for each in pythons)):
             return []
         config = Configuration(there, tables)
         config.check_external(names=())

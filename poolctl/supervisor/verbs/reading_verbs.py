@@ -106,7 +106,7 @@ class ReadingVerbs:
         # An earlier failure is not the reason why a running server does not stop.
         hint = "poolctl stop {}" if goal == State.STOPPED else ""
         problems = [
-            (None if goal == State.STOPPED else self._blocked_error(entry))
+            (None if goal == State.STOPPED else self._unstartable_dependency_error(entry))
             or goal_error(entry, PoolMonitorError, self._why_not(entry, goal), hint.format(entry.name))
             for entry in late
         ]
@@ -184,9 +184,9 @@ class ReadingVerbs:
         complaint = self._core.health.first_worker_problem(entry)
         if complaint and entry.state == State.RUNNING:
             return unhealthy_error(entry, complaint)
-        return entry.observed.failure or self._blocked_error(entry)
+        return entry.observed.failure or self._unstartable_dependency_error(entry)
 
-    def _blocked_error(self, entry: Entry) -> ServerError | None:
+    def _unstartable_dependency_error(self, entry: Entry) -> ServerError | None:
         """The error if the server waits for a dependency that will not start, such as a disabled one; else None."""
         command = Goal(self._core, PoolMonitorError, [entry])
         return command.problem(entry) if entry.wanted and command.is_over(entry) else None

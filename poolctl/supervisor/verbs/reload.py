@@ -103,7 +103,7 @@ class Reload:
             applied.apply_to_core(force=force)
             self._record(lines)
             previous = self._configuration.marks
-            exposed = self._activate_returning_withheld(resolved, call.options.get("env"), applied)
+            exposed = self._activate_and_list_withheld_variables(resolved, call.options.get("env"), applied)
             renewal = await applied.renew_changed_certificates()
         code, errors, warnings = await applied.wait_for_changes(call)
         if errors and await self._planned(resolved):
@@ -131,7 +131,7 @@ class Reload:
             applied = _ReloadRun(self._core, of_servers, resolved.servers)
             applied.apply_to_core(force=False, starts=False)
             self._record(found.changes)
-            self._activate_returning_withheld(resolved, None, applied)
+            self._activate_and_list_withheld_variables(resolved, None, applied)
         await applied.forget_removed_when_stopped(call)
         return ReloadResult(changes=tuple(found.changes))
 
@@ -175,10 +175,10 @@ class Reload:
         changes = await self._planned(resolved)
         problems = await self._configuration.check_external(resolved, {change.name for change in changes})
         if not force:
-            problems += await asyncio.to_thread(self._expiry_errors, resolved.servers, changes)
+            problems += await asyncio.to_thread(self._certificate_expiry_errors, resolved.servers, changes)
         return changes, problems
 
-    def _activate_returning_withheld(
+    def _activate_and_list_withheld_variables(
         self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _ReloadRun
     ) -> list[str]:
         """Activate `resolved`; returns the environment variables that new workers no longer get."""
@@ -189,7 +189,7 @@ class Reload:
                 self._configuration.environments[name] = environment
         return [name for name in withheld_variables() if name not in known]
 
-    def _expiry_errors(
+    def _certificate_expiry_errors(
         self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]
     ) -> list[ErrorEntry]:
         reading = {
@@ -503,7 +503,7 @@ class ConfigurationDrift:
         stamps = tuple(map(stamp_of, files))
         newest = max((stamp[1] for stamp in stamps if stamp is not None), default=0)
         young = 0 <= time.time_ns() - newest < _WATCHER_SECONDS * 1e9
-        if young and _is_watched(self._configuration.runtime_directory):
+        if young and _has_watch_process(self._configuration.runtime_directory):
             return None
         return _ChangedInputs(tuple(files), stamps, revision, variables)
 
@@ -552,7 +552,7 @@ def _is_empty(difference: Difference) -> bool:
     return not (any(_counted(difference.changes)) or difference.problems)
 
 
-def _is_watched(directory: str) -> bool:
+def _has_watch_process(directory: str) -> bool:
     """Whether a `--watch` process watches the pool's files; such a process locks the pool's runtime directory."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

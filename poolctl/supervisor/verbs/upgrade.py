@@ -77,7 +77,9 @@ class Upgrade:
         options, on_disk = call.options, not await self._build.is_replaced()
         in_force = encoded(self._configuration.snapshot(self._core))
         env = {**os.environ, TRIED: "1"} if on_disk else None
-        said, failed = await _run([*options["supervisor"], CHECK, *self._files], in_force, env)
+        said, failed = await _run_and_get_output_or_error(
+            [*options["supervisor"], CHECK, *self._files], in_force, env
+        )
         if not failed:
             try:
                 check = from_json(TakeoverCheck, json.loads(said))
@@ -90,7 +92,7 @@ class Upgrade:
                     return differs
         if on_disk and not failed:
             argv = bootstrap.command(sys.executable, "supervisor", TRY, json.dumps(options), *self._files)
-            _, failed = await _run(argv, in_force)
+            _, failed = await _run_and_get_output_or_error(argv, in_force)
         if not failed:
             return None
         message = f"poolctl {options.get('version')} cannot take over: {failed}"
@@ -107,7 +109,7 @@ class Upgrade:
         except ReaderFailed as failed:
             if not failed.installed:
                 raise
-            return await self._refusal_by_marks(why)
+            return await self._refusal_if_changed_since_reading(why)
         if plan.errors:
             return plan
         # Live changes are handed over, except added and removed servers, whose key `name` differs.
@@ -116,7 +118,7 @@ class Upgrade:
         hint = "poolctl reload --dry-run shows the difference, poolctl reload applies the files"
         return _refused(f"{why}, and the files differ from it", hint)
 
-    async def _refusal_by_marks(self, why: str) -> Result | None:
+    async def _refusal_if_changed_since_reading(self, why: str) -> Result | None:
         """Return an error if files have changed on disk, or commands have added or removed servers; else None.
 
         Compares the files with the marks (stat(2) and digest) of their last reading. Used if this version can no longer
@@ -150,7 +152,9 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
-async def _run(command: list[str], given: bytes, env: dict[str, str] | None = None) -> tuple[str, str]:
+async def _run_and_get_output_or_error(
+    command: list[str], given: bytes, env: dict[str, str] | None = None
+) -> tuple[str, str]:
     """Run the command with `given` as its input; returns its output and "", or "" and why it failed."""
     try:
         process = await asyncio.create_subprocess_exec(

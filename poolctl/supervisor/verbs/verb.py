@@ -20,7 +20,7 @@ from poolctl.control.answers import (
     SupervisorIdentity,
 )
 from poolctl.control.control_server import Attach, Progress, refuse_attachment
-from poolctl.control.server_answers import LiveChanges, ProbeResult, ServerDetails, WorkerDetails
+from poolctl.control.server_answers import CommandOverrides, ProbeResult, ServerDetails, WorkerDetails
 from poolctl.core.core import Core, Goal
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry
@@ -46,7 +46,7 @@ class Daemon(Protocol):
     def identity(self) -> SupervisorIdentity:
         """The answer to a ping, and part of `status`: the pool's name and files, versions and pids."""
 
-    async def finalize_result(self, verb: str, call: Call, result: Result) -> Result:
+    async def await_effects_and_extend_result(self, verb: str, call: Call, result: Result) -> Result:
         """Return the verb's result, with the fields that features add to it, such as the gateway's status.
 
         After a command that changes servers, wait until the features have applied its changes. The result of `start`
@@ -56,7 +56,7 @@ class Daemon(Protocol):
     async def finish(self) -> None:
         """Let the features finish requests in progress. Called as the pool ends, after all servers have stopped."""
 
-    def schedule_shutdown(self) -> int:
+    def schedule_shutdown_and_get_keeper_pid(self) -> int:
         """End the supervisor after the answer in progress, and then the keeper; returns the keeper's pid."""
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
@@ -239,7 +239,7 @@ def warn_and_add_dependents(core: Core, chosen: list[Entry], progress: Progress)
     all_of_them = graph.closure(chosen, graph.dependents)
     names = {entry.name for entry in chosen}
     for entry in all_of_them:
-        if entry.name not in names and entry.active:
+        if entry.name not in names and entry.has_or_wants_workers:
             on = ", ".join(each.name for each in graph.dependencies(entry) if each in all_of_them)
             progress(ProgressLine(warning=f"stopping {entry.name} as well, which depends on {on}"))
     return all_of_them
@@ -286,7 +286,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
         origin = origin and {**origin, "http.access_log": "run --no-access-log"}
     return ServerDetails(
         **vars(_item(core, entry, core.clock.monotonic())),
-        overrides=LiveChanges(
+        overrides=CommandOverrides(
             workers=live.workers,
             disabled=live.disabled,
             drained=live.out or None,

@@ -105,9 +105,11 @@ class Verbs:
             )
         except TooManyOpenFiles as refused:
             # A supervisor without servers ends instead, because it would keep the limit that it was started with.
-            if not self._core.servers.unused:
+            if not self._core.servers.has_never_run:
                 return refused.result
-            return replace(refused.result, ended=True, keeper_pid=self._daemon.schedule_shutdown())
+            return replace(
+                refused.result, ended=True, keeper_pid=self._daemon.schedule_shutdown_and_get_keeper_pid()
+            )
         except ReaderFailed as failed:
             if not failed.installed and await self.build.is_replaced():
                 return _build_replaced_result(str(failed))
@@ -129,7 +131,7 @@ class Verbs:
             result = replace(result, changed=applied.changed)
         else:
             result = await self._drift.add_changed_files(verb, call, result)
-        return await self._daemon.finalize_result(verb, call, result)
+        return await self._daemon.await_effects_and_extend_result(verb, call, result)
 
 
 def _failed(code: int, message: str, hint: str = "") -> Result:

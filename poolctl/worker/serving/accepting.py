@@ -69,7 +69,7 @@ class Listening(Protocol):
         """Stop accepting."""
 
 
-class SharedListener(socket.socket):
+class BatchLimitedListener(socket.socket):
     """A listener that accepts only a few connections in each iteration of the event loop.
 
     asyncio counts a connection only some iterations after accepting it, so accepting more could exceed the limit.
@@ -105,7 +105,7 @@ class TlsListener:
     `begin_tls` gets each connection, of which nothing has been read, and owns it.
     """
 
-    def __init__(self, listener: SharedListener, begin_tls: Callable[[Connection], None]) -> None:
+    def __init__(self, listener: BatchLimitedListener, begin_tls: Callable[[Connection], None]) -> None:
         self.sockets = (listener,)
         self._listener = listener
         self._begin_tls = begin_tls
@@ -157,7 +157,7 @@ async def close_all(listening: Sequence[Listening]) -> None:
     await asyncio.sleep(0)
 
 
-class AcceptedConnections:
+class ConnectionsAwaitingProtocol:
     """Accepted connections that have no protocol object yet.
 
     Sets `server_state.changed` whenever a connection has got its protocol object, or has failed.
@@ -256,7 +256,7 @@ class ConnectionAcceptor:
         self._adoption = adoption
         self._most = most
         self._routes = routes or GatewayRoutes("")
-        self.accepted = AcceptedConnections(server_state)
+        self.accepted = ConnectionsAwaitingProtocol(server_state)
         self._app_state: State = {}
         self._listeners: Sequence[socket.socket] = ()
         self._accepting = self._full = self._ended = self._taking = False
@@ -275,7 +275,7 @@ class ConnectionAcceptor:
         self._app_state = app_state
         self._accepting = accepting
         if self._most is None:
-            self._most = connections_by_descriptors()
+            self._most = connection_limit_by_descriptors()
         self._server_state.most_connections, self._server_state.on_full = (
             self._most,
             self._pause_accepting_while_full,
@@ -285,12 +285,12 @@ class ConnectionAcceptor:
     def set_accepting(self, accepting: bool) -> None:
         """Begin to accept connections, or stop and leave them to other workers. Does not wait."""
         self._accepting = accepting
-        self._run_in_turn(self._apply_accepting_state())
+        self._start_background_task(self._apply_accepting_state())
 
     async def end(self) -> None:
         """Stop accepting permanently; returns when the listeners are closed."""
         self._ended = True
-        self._stop_taking()
+        self._stop_taking_handovers()
         async with self._lock:
             await close_all(self.servers)
         await asyncio.gather(*self._tasks)
@@ -301,12 +301,12 @@ class ConnectionAcceptor:
             return
         self._full = True
         self._server_state.connections.on_leave = self._accept_again_if_room
-        self._stop_taking()
+        self._stop_taking_handovers()
         # Cleared at once, because the next connection is for another worker.
         before, self.servers = self.servers, ()
         for server in before:
             stop_reading(server.sockets)
-        self._run_in_turn(close_all(before))
+        self._start_background_task(close_all(before))
 
     def _accept_again_if_room(self) -> None:
         assert self._most is not None
@@ -322,9 +322,9 @@ class ConnectionAcceptor:
         if self._full and self._server_state.room() > 0:
             self._full = False
             self._server_state.connections.on_leave = None
-            self._run_in_turn(self._apply_accepting_state())
+            self._start_background_task(self._apply_accepting_state())
 
-    def _run_in_turn(self, work: Coroutine[object, None, None]) -> None:
+    def _start_background_task(self, work: Coroutine[object, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -334,12 +334,12 @@ class ConnectionAcceptor:
             while not self._ended and (self._accepting and not self._full) is not bool(self.servers):
                 if self.servers:
                     before, self.servers = self.servers, ()
-                    self._stop_taking()
+                    self._stop_taking_handovers()
                     await close_all(before)
                 else:
                     self.servers = await self._start_accepting_servers()
                     if not (self._full or self._ended):
-                        self._start_taking()
+                        self._start_taking_handovers()
 
     async def _start_accepting_servers(self) -> list[Listening]:
         if self._woken:
@@ -349,7 +349,7 @@ class ConnectionAcceptor:
         config = self._config
         loop = asyncio.get_running_loop()
         make = protocol_factory(config, self._server_state, self._app_state)
-        sockets = [SharedListener(listener, self._server_state) for listener in self._listeners]
+        sockets = [BatchLimitedListener(listener, self._server_state) for listener in self._listeners]
         try:
             if config.ssl is not None:
                 return [TlsListener(sock, self._begin_tls) for sock in sockets]
@@ -365,7 +365,7 @@ class ConnectionAcceptor:
         """Accept the backlog, closing connections whose clients have left: asyncio's server would serve them."""
         asyncio.get_running_loop().call_later(_WAKE_SECONDS, self._end_wake)
         for listener in self._listeners:
-            with SharedListener(listener, self._server_state) as backlog:
+            with BatchLimitedListener(listener, self._server_state) as backlog:
                 waiting = select.poll()
                 waiting.register(backlog, select.POLLIN)
                 for number in range(self._config.backlog + 1):
@@ -403,27 +403,27 @@ class ConnectionAcceptor:
         else:
             self._shake_hands(sock, due, None)
 
-    def _start_taking(self) -> None:
+    def _start_taking_handovers(self) -> None:
         self._taking = True
-        self.publish_taking()
+        self.publish_taking_handovers()
         if self._adoption is not None:
-            asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_one)
+            asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_one_handover)
 
-    def _stop_taking(self) -> None:
+    def _stop_taking_handovers(self) -> None:
         """Stop accepting connections that workers hand over; those already sent wait for other workers."""
         self._taking = False
-        self.publish_taking()
+        self.publish_taking_handovers()
         if self._take_timer is not None:
             self._take_timer.cancel()
         if self._adoption is not None:
             asyncio.get_running_loop().remove_reader(self._adoption.take.fileno())
 
-    def publish_taking(self) -> None:
+    def publish_taking_handovers(self) -> None:
         """Publish to the other workers whether this worker accepts connections that they hand over."""
         if self._server_state.balancer is not None:
             self._server_state.balancer.publish_accepting(self._taking)
 
-    def _take_one(self) -> None:
+    def _take_one_handover(self) -> None:
         # One per loop iteration, so that workers share a burst.
         assert self._adoption is not None
         balancer = self._server_state.balancer
@@ -435,15 +435,17 @@ class ConnectionAcceptor:
         try:
             taken = connection_handover.receive_connection(self._adoption.take)
         except connection_handover.NoRoom:
-            self._stop_taking()
-            self._take_timer = asyncio.get_running_loop().call_later(_TAKE_AGAIN_SECONDS, self._start_taking)
+            self._stop_taking_handovers()
+            self._take_timer = asyncio.get_running_loop().call_later(
+                _TAKE_AGAIN_SECONDS, self._start_taking_handovers
+            )
             return
         except (BlockingIOError, InterruptedError, WireError):
             return  # usually another worker was faster
         except OSError:
             taken = None
         if taken is None:
-            self._stop_taking()
+            self._stop_taking_handovers()
         else:
             self._adopt(taken)
 
@@ -454,7 +456,7 @@ class ConnectionAcceptor:
         if seconds and self._adoption is not None:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._adoption.take.fileno())
-            self._take_timer = loop.call_later(seconds, self._start_taking)
+            self._take_timer = loop.call_later(seconds, self._start_taking_handovers)
         return bool(seconds)
 
     def _adopt(self, taken: Connection) -> None:
@@ -521,7 +523,7 @@ def protocol_factory(
     return functools.partial(made, config=config, server_state=server_state, app_state=app_state)
 
 
-def connections_by_descriptors() -> int:
+def connection_limit_by_descriptors() -> int:
     """The number of further connections that the limit of open descriptors allows, minus a reserve; at least 1."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:

@@ -59,7 +59,7 @@ _MOMENT_NS = 50_000_000
 _FLOCK = struct.Struct("hhqqi4x")
 
 
-def new_page() -> int:
+def create_peer_counts_page() -> int:
     """Create the memory file in which a server's workers publish their connection counts; return its descriptor."""
     fd = os.memfd_create("poolctl-peers", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.pwrite(fd, _LAYOUT.to_bytes(8, "little"), 0)
@@ -219,7 +219,7 @@ class ConnectionBalancer:
     def schedule_check(self) -> None:
         """Schedule a check whether connections have to be balanced."""
         if self._timer is None and not self._counts.alone:
-            self._timer = self._loop.call_later(MOMENT_SECONDS, self._end_interval)
+            self._timer = self._loop.call_later(MOMENT_SECONDS, self._check_lifetimes_and_even_out)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
         """Return for how many seconds other workers may take a handed-over connection first; 0 to take it now.
@@ -281,7 +281,7 @@ class ConnectionBalancer:
         self._given_at = monotonic()
         return True
 
-    def _end_interval(self) -> None:
+    def _check_lifetimes_and_even_out(self) -> None:
         if self._made:
             closed = sum(each.transport is None or each.transport.is_closing() for each in self._made)
             self._short_lived = 2 * closed >= len(self._made)

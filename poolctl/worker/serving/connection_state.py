@@ -19,7 +19,7 @@ from ...keeper.connection_handover import Routed, send_connection, unread_bytes
 from ...keeper.wire import WireError
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from .connection_balancer import ConnectionBalancer
-from .request_records import FailedRequests, RequestCounts
+from .request_records import FailedRequestLog, RequestCounts
 from .uvicorn_parts import ServerState
 
 Header = tuple[bytes, bytes]
@@ -192,9 +192,9 @@ class HeadTimeouts:
             self._timer.cancel()
         seconds = max(0.0, seconds)
         self._fires = time.monotonic() + seconds
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._fire_due_timeouts)
 
-    def _check(self) -> None:
+    def _fire_due_timeouts(self) -> None:
         self._timer = None
         now = time.monotonic()
         for connection, due in list(self.due.items()):
@@ -232,7 +232,7 @@ class PoolServerState(ServerState):
         self.date_header = True
         self.tally: memoryview | None = None  # the page of counts
         self.counts: RequestCounts | None = None  # counts requests on `tally`
-        self.failed: FailedRequests | None = None  # logs requests that failed
+        self.failed: FailedRequestLog | None = None  # logs requests that failed
         self.http2: Any = None  # the class of HTTP/2 connections, if they are served
         self.head_timeouts = HeadTimeouts()
         self.on_limit: Callable[[], None] = lambda: None

@@ -266,7 +266,7 @@ class Http1Connection(Drainable, Http1Protocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and self.counts is not None:
             self.counts.count_unanswered(self, cycle)
-        self.stop_timer()
+        self.cancel_close_when_quiet()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -399,7 +399,7 @@ class Http1Connection(Drainable, Http1Protocol):
             lines.append(name + b": " + value)
         transport.write(b"\r\n".join([*lines, b"", phrase]))
         self.cancel_head_timeout()
-        self.stop_timer()
+        self.cancel_close_when_quiet()
         if self.counts is not None:
             self.counts.tally[MALFORMED] += status not in _NOT_MALFORMED
             self.counts.tally[STATUS + status // 100] += 1
@@ -407,15 +407,15 @@ class Http1Connection(Drainable, Http1Protocol):
         if transport.can_write_eof():
             transport.write_eof()
         transport.resume_reading()
-        transport.set_protocol(RefusedConnection(self))
+        transport.set_protocol(DataDiscardingProtocol(self))
         self.loop.call_later(_READ_ON_SECONDS, transport.close)
 
     def close_when_quiet(self, seconds: float) -> None:
         """Set the timer that closes the connection if no byte arrives within this time."""
-        self.stop_timer()
+        self.cancel_close_when_quiet()
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
-    def stop_timer(self) -> None:
+    def cancel_close_when_quiet(self) -> None:
         """Cancel `close_when_quiet`."""
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
@@ -464,7 +464,7 @@ class H11Connection(Http1Connection, H11Protocol):
         super().on_response_complete()
         if self.head is None and (begun := self.conn.trailing_data[0]) and self.idle:
             # Part of the next head has arrived before this response was complete.
-            self.stop_timer()
+            self.cancel_close_when_quiet()
             self.track_partial_head(begun, len(begun))
 
     def send_400_response(self, msg: str) -> None:
@@ -585,7 +585,7 @@ class TransferableWebSocket:
         return b"".join(lines)
 
 
-class RefusedConnection(asyncio.Protocol):
+class DataDiscardingProtocol(asyncio.Protocol):
     """A protocol that discards further data from a client that has got its last response."""
 
     def __init__(self, before: Http1Connection) -> None:

@@ -157,7 +157,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
             self.access_log = False
         self.lingering = False
         self.counts: RequestCounts | None = self.server_state.counts
-        self._frames = Frames()
+        self._frames = Http2FrameTracker()
         self._newest = 0  # the highest number of a stream with a response
         self._final: int | None = None  # while draining: the highest number of a stream that gets a response
         self._begun_ns: dict[int, int] = {}
@@ -300,7 +300,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
             super()._close_connection()
 
 
-class Frames:
+class Http2FrameTracker:
     """Tracks whether the received data ends within a frame (or the preface), or within a request's head."""
 
     def __init__(self) -> None:

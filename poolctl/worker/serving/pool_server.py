@@ -15,12 +15,12 @@ from typing import Any
 
 import uvicorn
 
-from .accepting import AcceptedConnections, AdoptionPair, ConnectionAcceptor, protocol_factory
+from .accepting import AdoptionPair, ConnectionAcceptor, ConnectionsAwaitingProtocol, protocol_factory
 from .connection_balancer import ConnectionBalancer, PeerCounts
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, HeadTimeouts, PoolServerState
 from .http1_connection import H11Connection, Http1Connection, HttptoolsConnection, ZttpConnection
 from .http2_connection import Http2Connection
-from .request_records import CUT, FailedRequests, RequestCounts, add_access_log, inner_app
+from .request_records import CUT, FailedRequestLog, RequestCounts, add_access_log, inner_app
 from .uvicorn_parts import (
     CLOSE_HEADER,
     H11,
@@ -37,7 +37,7 @@ from .uvicorn_parts import (
     ZttpH2Protocol,
     ssl_context,
 )
-from .worker_routes import ANYWHERE, GatewayRoutes, add_proxied_routes
+from .worker_routes import ANYWHERE, GatewayRoutes, show_proxied_routes_to_app
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -133,7 +133,7 @@ class PoolServer(uvicorn.Server):
     `routes` is the worker's part of a gateway, for connections that the gateway passes on.
 
     `tally` is the page of memory on which requests are counted; None: they are not counted. `failed` is the form of log
-    lines about failed requests (see FailedRequests); None: none are written.
+    lines about failed requests (see FailedRequestLog); None: none are written.
 
     A request's head may take `head_seconds` and be at most `head_bytes` long. At `max_connections` the server stops
     accepting until there is room again; None stands for the number of free descriptors. With `http2` it also serves
@@ -174,7 +174,7 @@ class PoolServer(uvicorn.Server):
         self.server_state.counts = None if tally is None else RequestCounts(tally)
         if routes is not None:
             routes.counts = self.server_state.counts
-        self.server_state.failed = None if failed is None else FailedRequests(failed)
+        self.server_state.failed = None if failed is None else FailedRequestLog(failed)
         self.server_state.head_timeouts = HeadTimeouts(head_seconds, head_bytes)
         self._changed = self.server_state.changed
         # Separate from `changed`, which is set whenever the last request in progress ends.
@@ -193,7 +193,7 @@ class PoolServer(uvicorn.Server):
         """
         self._listeners = listeners
         await self._start()
-        self._join_page()
+        self._start_balancer()
         await self.acceptor.begin(listeners, self.lifespan.state, accepting=not self.resting)
         on_ready()
         try:
@@ -233,7 +233,7 @@ class PoolServer(uvicorn.Server):
         return movable and self._adoption is not None and self.config.ssl is None
 
     @property
-    def serves_only_own_requests(self) -> bool:
+    def prevents_misrouted_requests(self) -> bool:
         """Whether each request on a connection from the gateway is certainly served by the server that it is meant for.
 
         True with TLS, because all requests on a TLS connection are for one server. Without TLS, True if poolctl knows
@@ -242,19 +242,19 @@ class PoolServer(uvicorn.Server):
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(kind, Http1Connection)
 
-    def give_back_connections(self) -> None:
+    def return_connections_to_gateway(self) -> None:
         """Return to the gateway the connections that it passed on, each before its next request."""
         for connection in self._http_connections():
             connection.give_back()
 
     def join_counts_page(self, page: int) -> None:
         """Balance connections with other workers, whose counts are in the memory file `page`. Takes over `page`."""
-        self._leave_page()
+        self._stop_balancer()
         self._page = page
         if self.started:
-            self._join_page()
+            self._start_balancer()
 
-    def _join_page(self) -> None:
+    def _start_balancer(self) -> None:
         page, self._page = self._page, None
         if page is None:
             return
@@ -268,9 +268,9 @@ class PoolServer(uvicorn.Server):
             return
         state = self.server_state
         state.balancer = ConnectionBalancer(state, self._adoption.give, counts, kept=self._can_migrate)
-        self.acceptor.publish_taking()
+        self.acceptor.publish_taking_handovers()
 
-    def _leave_page(self) -> None:
+    def _stop_balancer(self) -> None:
         state = self.server_state
         if state.balancer is not None:
             state.balancer.close()
@@ -303,7 +303,7 @@ class PoolServer(uvicorn.Server):
         if self.should_exit or self.server_state.draining is not kept:
             return
         self.server_state.draining = not kept
-        self.acceptor.publish_taking()
+        self.acceptor.publish_taking_handovers()
         for connection in self._http_connections():
             connection.cancel_linger() if kept else connection.linger()
         if not kept:
@@ -316,7 +316,7 @@ class PoolServer(uvicorn.Server):
                 config.load()
             # h11's own limit is above the worker's, which sends the right response.
             config.h11_max_incomplete_event_size = self.server_state.head_timeouts.most_bytes + _H11_BYTES
-            self._prepare_protocol()
+            self._install_poolctl_protocol_classes()
             self.lifespan = config.lifespan_class(config)
             self.lifespan.state.update(self._extra_state)
             self.server_state.default_headers = config.encoded_headers
@@ -329,14 +329,14 @@ class PoolServer(uvicorn.Server):
         if self.lifespan.should_exit:  # older versions of uvicorn only set this flag
             raise StartupFailed(_NOT_STARTED)
 
-    def _prepare_protocol(self) -> None:
+    def _install_poolctl_protocol_classes(self) -> None:
         config, state = self.config, self.server_state
         kind: Any = config.http_protocol_class
         kind = config.http_protocol_class = connection_class(kind)
         state.http2 = http2_class() if self._http2 else None
         state.connections.http = (Drainable, kind, *([state.http2] if self._http2 else []))
         if self._routes is not None:
-            add_proxied_routes(config, self._routes)
+            show_proxied_routes_to_app(config, self._routes)
 
     def _limit_reached(self) -> None:
         logger.info("Maximum request limit of %d exceeded. Terminating process.", self.limit_max_requests)
@@ -345,7 +345,7 @@ class PoolServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, drain or close every connection, then run the application's own shutdown."""
         await self.acceptor.end()
-        self._leave_page()
+        self._stop_balancer()
         if self._probes is not None:
             self._probes.close()
         self.on_left()
@@ -467,7 +467,7 @@ class ProbeConnections:
         self._address = _address(listeners)
         self.server_state = PoolServerState()
         self.server_state.head_timeouts = HeadTimeouts(_PROBE_KEPT_SECONDS)
-        self._accepted = AcceptedConnections(self.server_state)
+        self._accepted = ConnectionsAwaitingProtocol(self.server_state)
 
     def answer(self, question: Message, sock: socket.socket) -> None:
         """Serve the probe's connection: as an echo if the `kind` of the question is "echo", else by HTTP.

@@ -223,7 +223,7 @@ class RequestLine(NamedTuple):
         return f"{self.scope.get('method', 'WebSocket')} {target}"
 
 
-class FailedRequests:
+class FailedRequestLog:
     """Writes a line for each failed request as its response begins; `form` is as in AccessLog.
 
     Above a limit per second, requests are only counted.

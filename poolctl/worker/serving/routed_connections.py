@@ -23,7 +23,7 @@ import uvicorn
 from poolctl.http.messages import BadMessage, RequestHead, canonical_head
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed, send_connection
 from poolctl.keeper.wire import WireError
-from poolctl.routing.decision import admits, passable_match
+from poolctl.routing.decision import can_pass_peer_to_worker, passable_match
 
 from .connection_state import PoolServerState
 from .http1_connection import (
@@ -86,7 +86,7 @@ class RoutedConnection(Http1Connection):
                 if not self.idle:
                     self._hold(data)
                     return
-                end = self._take_head(data)
+                end = self._take_head_or_defer(data)
                 if not end:
                     return
             try:
@@ -167,7 +167,7 @@ class RoutedConnection(Http1Connection):
             data, routing.pending = routing.pending, b""
             self.data_received(data)
 
-    def _take_head(self, data: bytes) -> int:
+    def _take_head_or_defer(self, data: bytes) -> int:
         """Return the length of the request head at the start of `data` if the parser may get the head now; otherwise 0.
 
         0 means: the head is incomplete, this server does not serve the request, or the worker has no route table yet.
@@ -190,7 +190,8 @@ class RoutedConnection(Http1Connection):
         peer = self.client[0] if self.client else ""
         match = None if routes.table is None else passable_match(head, routes.table)
         if match is not None and (
-            routes.server not in match.servers or not admits(match.route, peer, trusted=routing.trusted)
+            routes.server not in match.servers
+            or not can_pass_peer_to_worker(match.route, peer, trusted=routing.trusted)
         ):
             match = None
         if match is not None:
@@ -206,7 +207,7 @@ class RoutedConnection(Http1Connection):
     def _wait_or_return(self, data: bytes) -> None:
         routing, routes = self.routing, self.routing.routes
         self._hold(data)
-        self.stop_timer()
+        self.cancel_close_when_quiet()
         self.cancel_head_timeout()
         routing.until = monotonic() + self.server_state.head_timeouts.seconds
         routing.pause = 0.0
@@ -224,7 +225,7 @@ class RoutedConnection(Http1Connection):
 
     def _await_rest(self, data: bytes, arrived: bytes) -> None:
         routing = self.routing
-        self.stop_timer()
+        self.cancel_close_when_quiet()
         size = self._measure_or_refuse(arrived)
         routing.pending, routing.partial = (data, True) if size else (b"", False)
         if size:
@@ -248,7 +249,7 @@ class RoutedConnection(Http1Connection):
             if monotonic() > routing.until:
                 self._refuse(503)
             else:
-                self._retry(self._send_back)
+                self._retry_later_with_backoff(self._send_back)
         except (OSError, WireError):
             self._refuse(421)
 
@@ -291,7 +292,7 @@ class RoutedConnection(Http1Connection):
             return True
         except BlockingIOError:
             if monotonic() <= routing.until:
-                self._retry(self._keep_returning)
+                self._retry_later_with_backoff(self._keep_returning)
                 return True
         except (OSError, WireError):
             pass
@@ -323,7 +324,7 @@ class RoutedConnection(Http1Connection):
         send_connection(gateway, transport.get_extra_info("socket").fileno(), limits, routed)
         transport.abort()  # not noticed by the client, because the gateway has the connection
 
-    def _retry(self, work: Callable[[], None]) -> None:
+    def _retry_later_with_backoff(self, work: Callable[[], None]) -> None:
         routing = self.routing
         # The first time at the end of this iteration: uvloop writes then.
         routing.timer = self.loop.call_later(routing.pause, work)

@@ -63,7 +63,7 @@ class GatewayRoutes:
         self.table, self._shown, self.ended, self.keeps = table, shown, table is None, keeps
         self.context_key = context_key
         if len(fds) > 1 or table is None:
-            self.close_gateway()
+            self.close_gateway_socket()
         if len(fds) > 1:
             self.gateway = socket.socket(fileno=fcntl.fcntl(fds[1], fcntl.F_DUPFD_CLOEXEC, 0))
         self._contexts.clear()
@@ -71,7 +71,7 @@ class GatewayRoutes:
         for connection in waiting:
             connection.process_held()
 
-    def close_gateway(self) -> None:
+    def close_gateway_socket(self) -> None:
         """Close the socket through which this worker returns connections to the gateway, if it is open."""
         if self.gateway is not None:
             with suppress(OSError):
@@ -217,7 +217,7 @@ async def _run_counting_errors(
         raise
 
 
-def proxied_app(app: App, routes: GatewayRoutes) -> App:
+def app_with_proxied_routes(app: App, routes: GatewayRoutes) -> App:
     """Wrap the application for all connections: the scope of a request proxied by the gateway gets its route.
 
     The header field in which the gateway names the route is removed, even if a client has sent it.
@@ -233,13 +233,13 @@ def proxied_app(app: App, routes: GatewayRoutes) -> App:
     return serve
 
 
-def add_proxied_routes(config: uvicorn.Config, routes: GatewayRoutes) -> None:
+def show_proxied_routes_to_app(config: uvicorn.Config, routes: GatewayRoutes) -> None:
     """Let the loaded application see the routes of requests that the gateway has proxied."""
     app: Any = config.loaded_app
     if isinstance(app, AccessLog):  # the access log stays the outermost layer
-        app.inner = proxied_app(app.inner, routes)
+        app.inner = app_with_proxied_routes(app.inner, routes)
     else:
-        config.loaded_app = proxied_app(app, routes)
+        config.loaded_app = app_with_proxied_routes(app, routes)
 
 
 def _apply_context_header(scope: Scope, routes: GatewayRoutes) -> None:

@@ -20,7 +20,7 @@ from poolctl.features.dashboard._app import FIRST_LINES, STATIC, with_keepalives
 from poolctl.json_form import to_json
 from poolctl.logs.log_line import LogLine
 from poolctl.logs.log_tail import Follower
-from poolctl.routing.route_report import HostReport, RouteReport
+from poolctl.routing.route_report import BackendReport, RouteReport
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
 from tests.virtual_loop import VirtualLoop
@@ -330,7 +330,7 @@ def test_page_shows_a_limited_number_of_routes_and_hosts(
         "restarts": 0,
     }  # fmt: skip
     stage.pool.routes = [to_json(RouteReport(alias=f"r{number}")) for number in range(count)]
-    stage.pool.hosts = [to_json(HostReport(host=f"h{number}")) for number in range(count)]
+    stage.pool.hosts = [to_json(BackendReport(host=f"h{number}")) for number in range(count)]
     found = user.send("GET", "/poolctl/routes").json()
     assert [len(found[name]) for name in ("routes", "hosts")] == [count - more] * 2
     assert (found["more_routes"], found["more_hosts"], found["problem"]) == (more, more, "")

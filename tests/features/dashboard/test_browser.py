@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from poolctl.json_form import to_json
-from poolctl.routing.route_report import HostReport, RouteReport
+from poolctl.routing.route_report import BackendReport, RouteReport
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.ports import claim_port
@@ -265,7 +265,7 @@ def add_routes(stage: Stage) -> None:
         alias="api", host="api.example.com", path="/v1", to=to, why="it has two kinds of targets", state="healthy",
         requests=120, passed=100, proxied=20, waiting=4, errors=3, p50_seconds=0.004, p99_seconds=0.012,
     )  # fmt: skip
-    open_ = HostReport(
+    open_ = BackendReport(
         host=to[1], routes=("api",), available=False, health="unhealthy", why="breaker open: 5 failures",
         breaker="open", in_flight=1, waiting=2, requests=40, errors=3,
     )  # fmt: skip
@@ -278,7 +278,7 @@ def add_routes(stage: Stage) -> None:
     }  # fmt: skip
     stage.pool.routes = [to_json(route)]
     stage.pool.hosts = [
-        to_json(HostReport(host="api", routes=("api",), health="healthy", connections=7)),
+        to_json(BackendReport(host="api", routes=("api",), health="healthy", connections=7)),
         to_json(open_),
     ]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import Tables, load, pool_variables
+from poolctl.config import Tables, load, secret_variable_names
 from poolctl.features.dashboard.table import Dashboard
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.certificates import certificate
@@ -56,7 +56,7 @@ def test_problem_is_reported(tmp_path: Path, text: str, words: str) -> None:
 
 def test_variables_that_it_names_are_the_pools_own(tmp_path: Path) -> None:
     text = '[dashboard]\ntoken_env = "A"\ntls = { cert = "c", key = "k", password_env = "B" }\n'
-    assert pool_variables((), load_text(tmp_path, SERVER + text).tables) == {"A", "B"}
+    assert secret_variable_names((), load_text(tmp_path, SERVER + text).tables) == {"A", "B"}
 
 
 def test_token_and_certificate_are_checked(tmp_path: Path) -> None:

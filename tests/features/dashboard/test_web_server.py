@@ -19,7 +19,12 @@ from typing import Any
 import pytest
 
 from poolctl.features.dashboard import _web_server as web_server
-from poolctl.features.dashboard._web_server import DashboardServer, WebServer, renew_certificates, tls_context
+from poolctl.features.dashboard._web_server import (
+    DashboardServer,
+    WebServer,
+    reload_certificates_when_changed,
+    tls_context,
+)
 from poolctl.keeper import wire
 from poolctl.runners.process_link import Link, Receiver
 from tests.certificates import certificate
@@ -57,7 +62,9 @@ def test_renewed_files_are_used_and_broken_ones_are_not(tmp_path: Path) -> None:
 
     async def run() -> None:
         config: Any = SimpleNamespace(ssl=tls_context(tls(cert, key)))
-        keeping = asyncio.ensure_future(renew_certificates(config, tls(cert, key), every_seconds=0.01))
+        keeping = asyncio.ensure_future(
+            reload_certificates_when_changed(config, tls(cert, key), every_seconds=0.01)
+        )
         await asyncio.sleep(0)
         first = await shown(config.ssl)
         new_cert.replace(cert)  # for a moment it does not fit the key

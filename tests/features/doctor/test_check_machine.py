@@ -639,20 +639,24 @@ def test_kernel_without_a_call_says_what_is_lost(monkeypatch: pytest.MonkeyPatch
         ("c", "x", True, works),
     )
     monkeypatch.setattr(_check_machine, "_FEATURES", features)
-    results = list(_check_machine.features(machine.context))
+    results = list(_check_machine.kernel_features(machine.context))
     assert [(each.status, each.message, each.fix) for each in results] == [
         ("problem", "a does not work: this is lost", fix),
         ("warning", "b does not work: that is lost", fix),
     ]
     monkeypatch.setattr(_check_machine, "_FEATURES", features[2:])
     said = f"Linux {os.uname().release} has what the pool needs"
-    assert found(_check_machine.features(machine.context)) == [("ok", said)]
+    assert found(_check_machine.kernel_features(machine.context)) == [("ok", said)]
     monkeypatch.setattr(_check_machine, "LINUX", False)
-    assert found(_check_machine.features(machine.context)) == [("problem", "this is not Linux")]
+    assert found(_check_machine.kernel_features(machine.context)) == [("problem", "this is not Linux")]
 
 
 def test_kernel_of_this_machine_has_the_calls() -> None:
-    for attempt in (_check_machine._subreaper, _check_machine._memfd, _check_machine._pidfd):
+    for attempt in (
+        _check_machine._test_subreaper_support,
+        _check_machine._memfd,
+        _check_machine._test_pidfd_support,
+    ):
         before = os.listdir("/proc/self/fd")
         assert _check_machine._is_supported(attempt)
         assert len(os.listdir("/proc/self/fd")) == len(before)
@@ -757,23 +761,23 @@ def directories(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 def test_directories_of_a_pool_have_room(machine: Machine, directories: Path) -> None:
     said = f"{directories}, 4096 MiB left"
-    assert found(_check_machine.runtime(machine.context)) == [("ok", said)]
-    assert found(_check_machine.state(machine.context)) == [("ok", said)]
+    assert found(_check_machine.runtime_directory_check(machine.context)) == [("ok", said)]
+    assert found(_check_machine.state_directory_check(machine.context)) == [("ok", said)]
     machine.context.pool = None
-    assert found(_check_machine.runtime(machine.context)) == [("ok", said)]
-    assert found(_check_machine.state(machine.context)) == []
+    assert found(_check_machine.runtime_directory_check(machine.context)) == [("ok", said)]
+    assert found(_check_machine.state_directory_check(machine.context)) == []
 
 
 def test_directories_on_the_network_are_reported(
     machine: Machine, directories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_check_machine, "_network_file_system", lambda path: "nfs")
-    (runtime,) = _check_machine.runtime(machine.context)
+    (runtime,) = _check_machine.runtime_directory_check(machine.context)
     assert (runtime.status, runtime.message, runtime.fix) == (
         "problem", f"{directories} is on a network file system (nfs), where Unix sockets do not work",
         "set POOLCTL_RUNTIME_DIR to a directory on this machine",
     )  # fmt: skip
-    state, room = _check_machine.state(machine.context)
+    state, room = _check_machine.state_directory_check(machine.context)
     assert (state.status, state.message, state.fix) == (
         "warning", f"{directories} is on a network file system (nfs): no logs are written while it is unavailable",
         "set POOLCTL_STATE_DIR to a directory on this machine",
@@ -787,16 +791,17 @@ def test_directories_that_are_not_writable_are_problems(
     log = {"path": str(directories / "web.log")}
     machine.context.servers = [ServerConfig(name="web", bind="127.0.0.1:8000", app="a:b", log=log)]
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    assert [(each.status, each.message, each.fix) for each in _check_machine.state(machine.context)][1:] == [
+    found = list(_check_machine.state_directory_check(machine.context))[1:]
+    assert [(each.status, each.message, each.fix) for each in found] == [
         ("problem", f"web: its log {directories}/web.log is not writable",
          "make this user its owner, or change log.path"),
     ]  # fmt: skip
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    (state,) = _check_machine.state(machine.context)
+    (state,) = _check_machine.state_directory_check(machine.context)
     assert (state.status, state.message, state.fix) == (
         "problem", f"{directories} is not writable", "make this user its owner, or set POOLCTL_STATE_DIR",
     )  # fmt: skip
-    (runtime,) = _check_machine.runtime(machine.context)
+    (runtime,) = _check_machine.runtime_directory_check(machine.context)
     assert (runtime.status, runtime.message, runtime.fix) == (
         "problem", f"no runtime directory: {directories} is not writable",
         "set POOLCTL_RUNTIME_DIR to a writable directory",
@@ -805,19 +810,19 @@ def test_directories_that_are_not_writable_are_problems(
 
 def test_files_of_a_pool_are_named_or_missing(machine: Machine, directories: Path) -> None:
     file = f"{directories}/pool.toml"
-    assert found(_check_machine.files(machine.context)) == [("ok", file)]
+    assert found(_check_machine.pool_file_permissions(machine.context)) == [("ok", file)]
     os.chmod(file, 0o646)
-    (warning,) = _check_machine.files(machine.context)
+    (warning,) = _check_machine.pool_file_permissions(machine.context)
     assert (warning.message, warning.fix) == (
         f"any user can change {file}, and poolctl runs its commands", f"chmod o-w {file}",
     )  # fmt: skip
     os.unlink(file)
-    (missing,) = _check_machine.files(machine.context)
+    (missing,) = _check_machine.pool_file_permissions(machine.context)
     assert (missing.status, missing.message, missing.fix) == (
         "problem", f"{file}: No such file or directory", "write one with poolctl init, or name another with -c",
     )  # fmt: skip
     machine.context.pool = None
-    assert found(_check_machine.files(machine.context)) == []
+    assert found(_check_machine.pool_file_permissions(machine.context)) == []
 
 
 def test_entries_of_the_runtime_directory_that_belong_to_no_pool_are_leftovers(

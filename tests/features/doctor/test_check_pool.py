@@ -250,7 +250,7 @@ def test_without_a_pool_only_the_machine_is_checked() -> None:
     assert told(_check_pool.configuration(context)) == [("ok", "configuration", said, "")]
     for check in (
         _check_pool.certificates,
-        _check_pool.interpreters,
+        _check_pool.unsafe_root_interpreters,
         _check_pool.supervisor,
         _check_pool.servers,
     ):
@@ -366,12 +366,16 @@ UPGRADE = "poolctl upgrade: the servers keep serving"
 def test_supervisor_of_another_version_or_build_or_python_is_a_warning(
     changes: dict[str, str], status: str, message: str, fix: str
 ) -> None:
-    assert told(_check_pool.installed(running(**changes))) == [(status, "poolctl", message, fix)]
+    assert told(_check_pool.supervisor_version_match(running(**changes))) == [
+        (status, "poolctl", message, fix)
+    ]
 
 
 def test_versions_without_a_supervisor_are_those_of_this_command() -> None:
     message = f"{VERSION} on Python {PYTHON} ({sys.executable})"
-    assert told(_check_pool.installed(CheckContext(None, {}))) == [("ok", "poolctl", message, "")]
+    assert told(_check_pool.supervisor_version_match(CheckContext(None, {}))) == [
+        ("ok", "poolctl", message, "")
+    ]
 
 
 FASTER = "with uvloop and httptools: {python} -m pip install uvloop httptools"

@@ -355,7 +355,7 @@ def test_connection_in_the_queue_of_a_withdrawn_server_is_none_that_workers_may_
         client = await stage.connect(HEAD)
         await until(lambda: stage.edge.passing.queue_length("users"))
         stage.edge.workers_keep = False
-        stage.edge.passing.withdraw("users", lambda: None)
+        stage.edge.passing.remove_server_and_reroute("users", lambda: None)
         assert b" 502 " in await stage.read_head(client), "it is proxied, and the server listens nowhere else"
 
     play(scene)

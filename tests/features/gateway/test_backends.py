@@ -139,7 +139,7 @@ def test_backend_that_another_program_cannot_reach_gets_nothing_until_it_does(st
     route = stage.route(*URLS[:2])
 
     def judge(*down: str, is_stream: bool = False) -> list[tuple[bool, str, str]]:
-        stage.backends.set_program_verdicts("HAProxy", "web", down, URLS[1:], is_stream=is_stream)
+        stage.backends.apply_external_proxy_verdicts("HAProxy", "web", down, URLS[1:], is_stream=is_stream)
         rows = [stage.row(url) for url in URLS[:2]]
         return [(row["available"], row["health"], row["why"]) for row in rows]
 

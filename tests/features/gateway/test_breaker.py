@@ -19,7 +19,7 @@ RATE = BreakerRule(failures=0, rate=0.5, minimum_requests=10, window_seconds=10.
 
 def request(breaker: Breaker, now: float, good: bool, *, answered: bool = False) -> None:
     assert breaker.seconds_until_admission(now) == 0
-    period = breaker.admit_request()
+    period = breaker.admit_and_return_period()
     if good:
         breaker.record_success(now, period)
     else:
@@ -38,7 +38,7 @@ def test_it_opens_after_failures_in_a_row() -> None:
     assert breaker.seconds_until_admission(7.0) == 5.0
     assert breaker.describe(7.5) == "breaker open: 3 failures, 5 s left"
     assert breaker.describe(12.0) == "breaker open: 3 failures, the next request tries it"
-    breaker.admit_request()
+    breaker.admit_and_return_period()
     assert breaker.describe(12.0) == "breaker half-open after 3 failures: a request tries it"
 
 
@@ -230,11 +230,11 @@ def test_half_open_lets_only_its_probes_through_and_all_of_them_must_succeed() -
     breaker = Breaker(replace(CONSECUTIVE, probes=2))
     for _ in range(3):
         request(breaker, 0.0, good=False)
-    first, second = breaker.admit_request(), breaker.admit_request()
+    first, second = breaker.admit_and_return_period(), breaker.admit_and_return_period()
     assert (breaker.state, breaker.seconds_until_admission(10.0)) == (BreakerState.HALF_OPEN, 1.0)
     breaker.record_success(10.0, first)
     assert (breaker.state, breaker.seconds_until_admission(10.0)) == (BreakerState.HALF_OPEN, 0.0)
-    breaker.admit_request()
+    breaker.admit_and_return_period()
     assert breaker.seconds_until_admission(10.0) == 1.0
     breaker.record_success(10.0, second)
     assert breaker.state is BreakerState.CLOSED
@@ -252,20 +252,20 @@ def test_abandoned_probe_frees_its_place() -> None:
     breaker = Breaker(CONSECUTIVE)
     for _ in range(3):
         request(breaker, 0.0, good=False)
-    period = breaker.admit_request()
+    period = breaker.admit_and_return_period()
     assert breaker.seconds_until_admission(10.0) > 0
     breaker.record_no_result(period)
     assert breaker.seconds_until_admission(10.0) == 0
-    breaker.admit_request()
+    breaker.admit_and_return_period()
     assert breaker.seconds_until_admission(10.0) == 1.0
 
 
 def test_late_results_of_an_earlier_period_count_for_nothing() -> None:
     breaker = Breaker(CONSECUTIVE)
-    late = [breaker.admit_request() for _ in range(4)]
+    late = [breaker.admit_and_return_period() for _ in range(4)]
     for _ in range(3):
         request(breaker, 0.0, good=False)
-    probe = breaker.admit_request()
+    probe = breaker.admit_and_return_period()
     breaker.record_success(10.0, late[0])
     breaker.record_failure(10.0, late[1], answered=False)
     breaker.record_no_result(late[2])
@@ -280,7 +280,7 @@ def test_answer_of_the_last_backend_does_not_open_its_breaker_for_earlier_failur
     request(breaker, 0.0, good=True)
     request(breaker, 0.0, good=False)
     request(breaker, 0.0, good=False)
-    breaker.record_failure(0.0, breaker.admit_request(), answered=True)
+    breaker.record_failure(0.0, breaker.admit_and_return_period(), answered=True)
     assert breaker.is_closed, "two of four requests did not reach it, but the last one did"
     request(breaker, 0.0, good=False)
     assert breaker.state is BreakerState.OPEN
@@ -315,7 +315,7 @@ class BreakerMachine(RuleBasedStateMachine):
         if self.breaker.seconds_until_admission(self.now):
             return -1, BreakerState.OPEN
         before = self.breaker.state
-        period = self.breaker.admit_request()
+        period = self.breaker.admit_and_return_period()
         assert self.breaker.state is not BreakerState.OPEN
         if before is not BreakerState.CLOSED:
             self.probes[period] = self.probes.get(period, 0) + 1

@@ -1567,44 +1567,44 @@ def test_the_ends_of_frames_are_known_however_they_are_split(
         ends.add(len(sent))
     boundary, begin = WebSocketFrameTracker(), 0
     for end in sorted({min(cut, len(sent)) for cut in cuts} | {len(sent)}):
-        assert boundary.track_frames(sent[begin:end]) == end - begin
+        assert boundary.track_frames_and_count_bytes(sent[begin:end]) == end - begin
         assert boundary.at_boundary == (end in ends)
         begin = end
     first = WebSocketFrameTracker()
     if len(sent) > 1:
-        first.track_frames(sent[:1])
-        assert 1 + first.track_frames(sent[1:], only_first=True) == min(ends - {0})
+        first.track_frames_and_count_bytes(sent[:1])
+        assert 1 + first.track_frames_and_count_bytes(sent[1:], only_first=True) == min(ends - {0})
 
 
 def test_a_long_frame_is_followed() -> None:
     boundary = WebSocketFrameTracker()
-    boundary.track_frames(b"\x82\x7f" + (70_000).to_bytes(8, "big"))
-    boundary.track_frames(b"p" * 69_999)
+    boundary.track_frames_and_count_bytes(b"\x82\x7f" + (70_000).to_bytes(8, "big"))
+    boundary.track_frames_and_count_bytes(b"p" * 69_999)
     assert not boundary.at_boundary
-    boundary.track_frames(b"p")
+    boundary.track_frames_and_count_bytes(b"p")
     assert boundary.at_boundary
 
 
 def test_tiny_frames_are_followed_up_to_a_number_a_read_and_then_copied_only() -> None:
     boundary = WebSocketFrameTracker()
     followed = b"\x81\x00" * MOST_FRAMES_AT_ONCE
-    assert boundary.forward(followed) == followed
+    assert boundary.bytes_to_forward(followed) == followed
     assert boundary.at_boundary
-    assert boundary.forward(followed + b"\x81\x00") == followed + b"\x81\x00"
+    assert boundary.bytes_to_forward(followed + b"\x81\x00") == followed + b"\x81\x00"
     assert not boundary.at_boundary
-    assert boundary.forward(followed) == followed
-    assert boundary.end() == b""  # it would stand within a frame, perhaps
-    assert boundary.forward(followed) == followed
+    assert boundary.bytes_to_forward(followed) == followed
+    assert boundary.end_with_close_frame() == b""  # it would stand within a frame, perhaps
+    assert boundary.bytes_to_forward(followed) == followed
 
 
 def test_close_frame_replaces_the_frames_after_the_current_one() -> None:
     boundary, between = WebSocketFrameTracker(), WebSocketFrameTracker()
-    assert boundary.forward(b"\x81\x05he") == b"\x81\x05he"
-    assert (boundary.end(), between.end()) == (b"", CLOSE_1012)
-    assert boundary.forward(b"l") == b"l"
-    assert boundary.forward(b"lo\x81\x02hi") == b"lo" + CLOSE_1012
+    assert boundary.bytes_to_forward(b"\x81\x05he") == b"\x81\x05he"
+    assert (boundary.end_with_close_frame(), between.end_with_close_frame()) == (b"", CLOSE_1012)
+    assert boundary.bytes_to_forward(b"l") == b"l"
+    assert boundary.bytes_to_forward(b"lo\x81\x02hi") == b"lo" + CLOSE_1012
     for each in (boundary, between):
-        assert each.forward(b"\x81\x02hi") == b""
+        assert each.bytes_to_forward(b"\x81\x02hi") == b""
 
 
 @pytest.mark.parametrize("seconds", [SOON, 1000.0])
@@ -1821,7 +1821,7 @@ def test_pipelined_requests_are_answered_in_order_if_the_connection_goes_to_a_wo
 def test_server_without_a_pair_keeps_the_connection_in_the_proxy() -> None:
     async def scene(stage: passing_stage.Stage) -> None:
         await proxied_and_passed(stage)
-        stage.edge.passing.withdraw("users", lambda: None)
+        stage.edge.passing.remove_server_and_reroute("users", lambda: None)
         client = await stage.connect(USERS)
         await answers(stage, client, 1)
         for _ in range(2 * MOST_PASSABLE):

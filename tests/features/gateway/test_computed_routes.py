@@ -59,14 +59,14 @@ class Publisher:
         ended.append((set(servers), [passable(each) for each in self.published.routes.http]))
 
     async def compute(self, *names: str, route: str = "web", user: str = "root") -> None:
-        self.published.compute(lambda: source(*names, route=route, user=user))
+        self.published.schedule_computation(lambda: source(*names, route=route, user=user))
         await self.published.wait_until_current()
 
 
 def test_table_is_published_once_for_several_changes_at_a_time_and_not_for_none() -> None:
     async def work() -> None:
         publisher = Publisher()
-        publisher.published.compute(lambda: source("web"))
+        publisher.published.schedule_computation(lambda: source("web"))
         await publisher.compute("web", "other")
         await publisher.compute("web", "third")
         assert len(publisher.generations) == 1
@@ -103,7 +103,7 @@ def test_route_without_its_server_is_excluded_and_the_table_before_stays_until_t
         def broken() -> tuple[Sequence[ServerConfig], Tables]:
             raise RuntimeError("a flaw")
 
-        publisher.published.compute(broken)
+        publisher.published.schedule_computation(broken)
         await publisher.published.wait_until_current()
         assert publisher.published.generation == before
         assert "a flaw" in publisher.published.problem
@@ -146,7 +146,7 @@ def test_changes_without_an_end_do_not_delay_those_that_came_before() -> None:
 
         def change() -> None:
             route = next(names)
-            publisher.published.compute(lambda: source("web", "other", route=route))
+            publisher.published.schedule_computation(lambda: source("web", "other", route=route))
 
         publisher.published = ComputedRoutes(change, publisher.end_kept, publisher.path)
         change()
@@ -172,7 +172,7 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
 
     async def masked_of(routes: ComputedRoutes, *given: RouteConfig) -> TableRegistry:
         tables = Tables(gateway=GatewayConfig(), routes=given, streams=(stream,))
-        routes.compute(lambda: (source("web")[0], tables))
+        routes.schedule_computation(lambda: (source("web")[0], tables))
         descriptor = await routes.masked_table_descriptor()
         assert descriptor is not None
         table = RouteTable(descriptor.fileno())
@@ -238,7 +238,7 @@ def test_connections_of_a_host_are_ended_once_when_its_route_is_removed() -> Non
         second = RouteConfig(to=("other",), host="second.example")
         for routes in ((other, web), (other,), (other, second)):
             tables = Tables(gateway=GatewayConfig(), routes=routes)
-            publisher.published.compute(lambda tables=tables: (servers, tables))  # type: ignore[misc]
+            publisher.published.schedule_computation(lambda tables=tables: (servers, tables))  # type: ignore[misc]
             await publisher.published.wait_until_current()
         assert [servers for servers, _ in publisher.ended] == [{"web"}]
         publisher.published.close()
@@ -289,7 +289,7 @@ def test_workers_of_a_supervisor_that_left_no_word_keep_nothing_where_users_diff
         assert second.adopted_ended == []  # no connection is passed there
         second.published.close()
         third = Publisher()
-        third.published.compute(mixed)
+        third.published.schedule_computation(mixed)
         await third.published.wait_until_current()
         assert third.adopted_ended == [({"web", "other"}, [False, False])]
         third.published.close()
@@ -322,7 +322,7 @@ def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) 
             gateway=GatewayConfig(),
             routes=tuple(RouteConfig(to=(to,), path=f"/{to[:5]}", alias=to[:5]) for to in targets),
         )
-        routes.compute(lambda: (source("web", "third", "other", user="nobody")[0], tables))
+        routes.schedule_computation(lambda: (source("web", "third", "other", user="nobody")[0], tables))
         await routes.wait_until_current()
         assert routes.routes.users == (("other", "nobody"), ("third", "root"), ("web", "root"))
         of_workers = routes.worker_tables
@@ -343,7 +343,7 @@ def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) 
         routes.close()
         assert {each.fileno() for each in of_workers.values()} == {-1}
         successor = Publisher(str(tmp_path)).published
-        successor.compute(lambda: (source("web", "third", "other", user="root")[0], tables))
+        successor.schedule_computation(lambda: (source("web", "third", "other", user="root")[0], tables))
         await successor.wait_until_current()
         assert (tmp_path / CONTEXT_SECRET).read_bytes() == secret
         everything = ["http:", "other", "third", "web"]
@@ -387,12 +387,12 @@ def test_same_routes_from_the_same_source_make_no_other_table() -> None:
     async def work() -> None:
         publisher = Publisher()
         routes = publisher.published
-        routes.recompute()
+        routes.schedule_recomputation()
         await routes.wait_until_current()
         assert publisher.generations == [], "there is no source yet"
         await publisher.compute("web")
         table = routes.table
-        routes.recompute()
+        routes.schedule_recomputation()
         await routes.wait_until_current()
         assert (len(publisher.generations), routes.table) == (1, table)
         seen: list[int] = []

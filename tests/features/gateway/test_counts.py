@@ -68,10 +68,10 @@ def test_total_of_all_routes_never_falls() -> None:
     before = counts.total()
     counts.retain_only(["orders"], [])
     assert counts.total() == before
-    assert counts.refusals == (1, 1)
+    assert counts.route_and_other_refusals == (1, 1)
     counts.count_refusal("503", "orders")
     counts.count_refusal("404", times=3)
-    assert counts.refusals == (2, 4)
+    assert counts.route_and_other_refusals == (2, 4)
     assert (before[tally.STARTED], tally.responses(before)) == (3, 2)
 
 
@@ -92,7 +92,7 @@ def test_new_counts_are_all_zero() -> None:
     counts.route("web")
     nothing = {"slots": [0] * tally.COUNTED, "errors": {}, "bytes_in": 0, "bytes_out": 0}
     assert counts.snapshot() == {"refused": {}, "routes": {"web": nothing}, "backends": {}}
-    assert (counts.total(), counts.refusals) == ([0] * tally.COUNTED, (0, 0))
+    assert (counts.total(), counts.route_and_other_refusals) == ([0] * tally.COUNTED, (0, 0))
 
 
 def test_backend_and_route_that_come_back_begin_at_zero_and_refusals_stay() -> None:
@@ -102,6 +102,6 @@ def test_backend_and_route_that_come_back_begin_at_zero_and_refusals_stay() -> N
     counts.count_refusal("503", "web")
     counts.backend("users").count_start()
     counts.retain_only([], [])
-    assert counts.refusals == (1, 0)
+    assert counts.route_and_other_refusals == (1, 0)
     assert (counts.backend("users").requests, counts.route("web").requests) == (0, 0)
     assert counts.total()[tally.STARTED] == 3

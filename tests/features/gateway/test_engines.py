@@ -96,8 +96,8 @@ def test_engines_are_poolctls_own_and_those_of_features(monkeypatch: pytest.Monk
         Feature, "load", lambda self, name: {"gateway.test_engines:SOME_ENGINE": SOME_ENGINE}[name]
     )
     assert engines.engine_names() == ("poolctl", "some")
-    assert engines.other_engine("some") is SOME_ENGINE
-    assert engines.other_engine("poolctl") is None
+    assert engines.find_external_engine("some") is SOME_ENGINE
+    assert engines.find_external_engine("poolctl") is None
     assert engines.engine_problem("some", "/nowhere/some-proxy") == SOME_ENGINE.problem("/nowhere/some-proxy")
     assert engines.engine_problem("other", "") == (
         "there is no engine 'other'",

@@ -73,7 +73,7 @@ def stop(pid: int) -> None:
 def test_search_without_an_orphan_finds_nothing(tmp_path: Path) -> None:
     async def work() -> None:
         with search_of(tmp_path) as search:
-            assert (await search.search(), search.silent) == (None, False)
+            assert (await search.find_orphan_and_drain_others(), search.silent) == (None, False)
 
     run(work())
 
@@ -88,12 +88,12 @@ def test_orphan_that_does_not_answer_is_continued_then_killed(
     async def work() -> None:
         with search_of(tmp_path) as search:
             stop(silent.pid)
-            assert (await search.search(), search.silent) == (None, True)
+            assert (await search.find_orphan_and_drain_others(), search.silent) == (None, True)
             await asyncio.to_thread(os.waitid, os.P_PID, silent.pid, os.WCONTINUED)
             monkeypatch.setattr(gateway_adoption, "SILENT_SECONDS", 0.0)
-            assert (await search.search(), search.silent) == (None, True)
+            assert (await search.find_orphan_and_drain_others(), search.silent) == (None, True)
             assert await_exit(silent.pid, start, 30)
-            assert (await search.search(), search.silent) == (None, False)
+            assert (await search.find_orphan_and_drain_others(), search.silent) == (None, False)
 
     run(work())
 
@@ -109,7 +109,7 @@ def test_second_orphan_drains_and_ends(tmp_path: Path) -> None:
         for each in await orphans(tmp_path):
             each.close()
         with search_of(tmp_path) as search:
-            chosen = await search.search()
+            chosen = await search.find_orphan_and_drain_others()
             assert chosen is not None
             done, _ = await asyncio.wait(
                 [stage.over for stage in stages], return_when=asyncio.FIRST_COMPLETED
@@ -141,7 +141,7 @@ def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_re
         for each in await orphans(tmp_path):
             each.close()
         search = GatewaySearch(peer.kept, str(tmp_path))
-        found = await search.search()
+        found = await search.find_orphan_and_drain_others()
         assert found is not None
         await search.store_in_keeper(found)
         await before.over

@@ -11,7 +11,7 @@ from poolctl.config import load
 from poolctl.features.gateway.routes import routes_of
 from poolctl.logs.log_line import stamp
 from poolctl.routing.route import Route
-from poolctl.routing.route_report import HostReport, RouteReport
+from poolctl.routing.route_report import BackendReport, RouteReport
 from tests.stand_in import always, item
 from tests.unit.cli.conftest import Command, Supervised
 from tests.unit.cli.test_answers import FIELDS
@@ -125,8 +125,8 @@ def test_gateway_that_has_logged_nothing_is_noted(poolctl: Command, directory: P
 @pytest.mark.parametrize(
     ("command", "element", "extras"),
     [
-        ("backends", HostReport, []),
-        ("backends disable a", HostReport, []),
+        ("backends", BackendReport, []),
+        ("backends disable a", BackendReport, []),
         ("routes", RouteReport, ["generation", "refused"]),
     ],
 )

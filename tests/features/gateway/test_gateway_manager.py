@@ -31,7 +31,7 @@ from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.features.gateway.table import GatewayConfig
 from poolctl.json_form import Table, to_json
 from poolctl.routing.route import StreamRoute, Target
-from poolctl.routing.route_report import HostReport
+from poolctl.routing.route_report import BackendReport
 from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
@@ -503,13 +503,13 @@ def with_manager(scene: Callable[[Manager], Coroutine[Any, Any, None]]) -> None:
 
 def test_activities_of_hosts_are_unknown_while_the_process_does_not_answer() -> None:
     async def scene(manager: Manager) -> None:
-        assert await manager.activities() is None
-        rows = [to_json(HostReport(host="http://a:80", requests=7, in_flight=2, waiting=1))]
+        assert await manager.fetch_activity_by_host() is None
+        rows = [to_json(BackendReport(host="http://a:80", requests=7, in_flight=2, waiting=1))]
         manager.made = Gateway({"hosts": rows})
-        assert await manager.activities() == {"http://a:80": Activity(7, 3)}
+        assert await manager.fetch_activity_by_host() == {"http://a:80": Activity(7, 3)}
         for error in (LinkLost("gone"), TimeoutError()):
             manager.made = Gateway(error)
-            assert await manager.activities() is None
+            assert await manager.fetch_activity_by_host() is None
 
     with_manager(scene)
 
@@ -543,11 +543,14 @@ def test_reason_why_the_process_is_away_is_its_problem_or_its_start() -> None:
 
 def test_share_of_a_canary_is_exact_for_servers_with_routes_only() -> None:
     async def scene(manager: Manager) -> None:
-        assert manager.split_obstacle("one") is None, "there is no gateway"
+        assert manager.why_unsplittable_if_routed("one") is None, "there is no gateway"
         manager.tables = Tables(gateway=GatewayConfig())
-        assert manager.split_obstacle("one") is None
+        assert manager.why_unsplittable_if_routed("one") is None
         manager.routes.routes = RouteSet(servers=frozenset({"one"}))
-        assert (manager.split_obstacle("one"), manager.split_obstacle("two")) == ("", None)
+        assert (manager.why_unsplittable_if_routed("one"), manager.why_unsplittable_if_routed("two")) == (
+            "",
+            None,
+        )
 
     with_manager(scene)
 
@@ -594,7 +597,7 @@ def test_changes_of_addresses_are_recorded_once() -> None:
         manager.desk.events.subscribe(lambda event: messages.append(f"{event.event}: {event.message}"))
         for addresses in ((), ("a:80",), ("a:80",), ("a:80", "b:81"), ()):
             plan: Any = SimpleNamespace(listeners=dict.fromkeys(addresses))
-            manager._record_served_addresses(plan)
+            manager._record_event_if_addresses_changed(plan)
         manager.desk.events.flush()
         assert messages == [
             "gateway started: the gateway serves a:80", "gateway moved: the gateway serves a:80, b:81",
@@ -667,11 +670,11 @@ def test_gateway_knows_of_workers_that_leave_where_it_sends_them_requests_itself
     async def scene() -> None:
         manager = Manager()
         name = canary_name("one") if server == "canary" else server
-        await manager.announce_exit(name)
+        await manager.announce_workers_exit(name)
         assert loop.time() == 0.0, "there is no process"
         manager.tables = Tables(gateway=GatewayConfig(engine=engine))
         manager.made = manager._process = Orders()
-        await manager.announce_exit(name)
+        await manager.announce_workers_exit(name)
         assert (manager.made.names, loop.time()) == (orders, seconds)
 
     loop = VirtualLoop()
@@ -1094,8 +1097,8 @@ def test_addresses_of_an_adopted_process_are_not_recorded_again(monkeypatch: pyt
         await manager._adopt()
         assert manager._current is not None
         assert [*manager._current.listeners] == [opened.key], "the other is not open yet"
-        manager._record_served_addresses(manager._current)
-        manager._record_served_addresses(await plan())
+        manager._record_event_if_addresses_changed(manager._current)
+        manager._record_event_if_addresses_changed(await plan())
         manager.desk.events.flush()
         assert recorded == ["gateway moved"]
         manager._process = None
@@ -1150,7 +1153,7 @@ def test_no_gateway_is_started_while_one_that_outlived_its_pool_does_not_answer(
     async def search(self: GatewaySearch) -> None:
         self.silent = True
 
-    monkeypatch.setattr(GatewaySearch, "search", search)
+    monkeypatch.setattr(GatewaySearch, "find_orphan_and_drain_others", search)
 
     async def scene(manager: Manager) -> None:
         without_predecessor(manager, monkeypatch)

@@ -18,7 +18,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.monitor.metrics import Family, render
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 from poolctl.routing.route_health import UNHEALTHY, RouteHealth
-from poolctl.routing.route_report import HostReport
+from poolctl.routing.route_report import BackendReport
 from poolctl.worker import tally
 
 ROUTES = RouteSet(
@@ -33,7 +33,7 @@ ROUTES = RouteSet(
 HEALTHS = {"out": RouteHealth(status=UNHEALTHY)}
 
 
-def report(*hosts: HostReport) -> Table:
+def report(*hosts: BackendReport) -> Table:
     counts = Counts()
     for status in (200, 503):
         for traffic in (counts.route("out"), counts.backend("http://10.0.0.7:9000")):
@@ -58,10 +58,10 @@ def report(*hosts: HostReport) -> Table:
 
 
 def values(snapshot: GatewaySnapshot) -> dict[tuple[str, ...], float]:
-    return values_of(families(snapshot))
+    return values_to_mask(families(snapshot))
 
 
-def values_of(found: list[Family]) -> dict[tuple[str, ...], float]:
+def values_to_mask(found: list[Family]) -> dict[tuple[str, ...], float]:
     text = render(found, openmetrics=True)
     return {
         (sample.name.removeprefix("poolctl_"), *sample.labels.values()): sample.value
@@ -73,8 +73,8 @@ def values_of(found: list[Family]) -> dict[tuple[str, ...], float]:
 def test_routes_streams_and_hosts_have_their_figures() -> None:
     out = "http://10.0.0.7:9000"
     hosts = (
-        HostReport(host="api", state="draining", connections=1),
-        HostReport(host=out, breaker="half-open", health="unhealthy"),
+        BackendReport(host="api", state="draining", connections=1),
+        BackendReport(host=out, breaker="half-open", health="unhealthy"),
     )
     found = values(
         GatewaySnapshot(report(*hosts), 2, 17, ROUTES, {"api": 9}, {tally.route_mark("api"): 6}, HEALTHS)
@@ -129,9 +129,9 @@ def test_routes_are_counted_by_the_way_that_their_connections_take() -> None:
 
 WHOLE = GatewaySnapshot(
     report(
-        HostReport(host="api", state="draining", available=False, connections=1, in_flight=2, waiting=3, requests=4),
-        HostReport(host="http://10.0.0.7:9000", breaker="half-open", health="unhealthy", connections=5),
-        HostReport(host="http://10.0.0.8:9000"),
+        BackendReport(host="api", state="draining", available=False, connections=1, in_flight=2, waiting=3, requests=4),
+        BackendReport(host="http://10.0.0.7:9000", breaker="half-open", health="unhealthy", connections=5),
+        BackendReport(host="http://10.0.0.8:9000"),
     ),
     2, 17,
     ROUTES._replace(streams=(StreamRoute(alias="db", bind=":1"), StreamRoute(alias="dns", bind=":2"))),
@@ -154,7 +154,7 @@ class Manager:
     def __init__(self, answer: Table | None) -> None:
         self.restarts = 2
         self.routes = SimpleNamespace(generation=17, routes=ROUTES)
-        self.reports = SimpleNamespace(connections={"api": 9, "gone": 4}.get)
+        self.reports = SimpleNamespace(count_worker_connections={"api": 9, "gone": 4}.get)
         self._answer = answer
 
     async def fetch_report(self) -> Table | None:
@@ -176,11 +176,13 @@ def metrics(answer: Table | None) -> dict[tuple[str, ...], float]:
     core: Any = SimpleNamespace(entries={"api": None})
     part: Any = Part()
     passed = {tally.route_mark("api"): 6}
-    return values_of(asyncio.run(gateway_metrics.gateway_metrics(manager, core, passed, HEALTHS, [part])))
+    return values_to_mask(
+        asyncio.run(gateway_metrics.gateway_metrics(manager, core, passed, HEALTHS, [part]))
+    )
 
 
 def test_metrics_are_those_of_the_process_and_of_the_parts_of_features() -> None:
-    hosts = HostReport(host="api", connections=1), HostReport(host="gone", connections=2)
+    hosts = BackendReport(host="api", connections=1), BackendReport(host="gone", connections=2)
     answer = report(*hosts)
     found = metrics({**answer, "parts": {"cache": 5}})
     assert found.pop(("part", "cache")) == 5
@@ -208,7 +210,7 @@ def test_metrics_of_more_hosts_than_the_limit_are_omitted_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gateway_metrics, "MOST_LABELLED", 2)
-    hosts = [HostReport(host=f"http://10.0.0.{number}") for number in range(5)]
+    hosts = [BackendReport(host=f"http://10.0.0.{number}") for number in range(5)]
     found = values(GatewaySnapshot(report(*hosts), 0, 1, ROUTES, {}, {}, {}))
     assert [key[1] for key in found if key[0] == "host_available"] == ["http://10.0.0.0", "http://10.0.0.1"]
     assert found["gateway_omitted", "hosts"] == 3

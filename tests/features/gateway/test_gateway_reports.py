@@ -138,7 +138,7 @@ def test_another_process_gets_everything_and_a_server_without_a_route_is_forgott
         assert stage.process.servers == {"web", CANARY}
         stage.reports.forget_unrouted_servers(process)
         assert stage.process.servers == {"web", CANARY}
-        assert [each.name for each in stage.reports.configs] == ["web", CANARY]
+        assert [each.name for each in stage.reports.routed_and_canary_configs] == ["web", CANARY]
         assert (
             stage.reports.detect_canary_change(stage.entry),
             stage.reports.detect_canary_change(stage.entry),
@@ -149,7 +149,7 @@ def test_another_process_gets_everything_and_a_server_without_a_route_is_forgott
         stage.routes.routes = RouteSet()
         stage.reports.forget_unrouted_servers(process)
         assert stage.process.servers == set()
-        assert stage.reports.configs == []
+        assert stage.reports.routed_and_canary_configs == []
 
     run(work())
 
@@ -202,9 +202,9 @@ def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
         process.on_report({"t": "wake", "server": "http://10.0.0.7:80"})
         assert told == ["hosts", "{'web': 0}", "http://10.0.0.7:80"]
         successor = GatewayMessageHandler(store_of(keeper), desk.core, desk.events)
-        await successor.adopt()
+        await successor.load_host_states()
         assert successor.hosts == reports.hosts == {"hosts": [{"host": "web"}]}
-        assert (successor.unavailable_hosts, successor.connections("gone")) == ({"web"}, 0)
+        assert (successor.unavailable_hosts, successor.count_worker_connections("gone")) == ({"web"}, 0)
 
     run(work())
 
@@ -314,7 +314,7 @@ def test_reports_leave_no_descriptor_open() -> None:
         reports.receive_from(process)
         before = os.listdir("/proc/self/fd")
         process.on_report({"t": "hosts", "states": {"hosts": []}})
-        await reports.adopt()
+        await reports.load_host_states()
         assert not {*os.listdir("/proc/self/fd")} - {*before}
         assert (reports.hosts, reports.unavailable_hosts) == ({"hosts": []}, frozenset())
 

@@ -59,7 +59,7 @@ class Process:
         if self.hung:
             raise TimeoutError
         slots = self.counts.total()
-        refused = list(self.counts.refusals)
+        refused = list(self.counts.route_and_other_refusals)
         return {
             "slots": slots, "refused": refused, "connections": 5, "streamed": 2, "stream_errors": 1, **self.more,
         }  # fmt: skip
@@ -91,10 +91,10 @@ class Stage(Desk):
         self.statistics = GatewayStatistics(self.manager, self.core, totals)
         part = PoolGateway(part_site(self.core, self.events))
         verbs: Any = SimpleNamespace(
-            with_route_warning=_unchanged, gateway=self.manager, statistics=self.statistics
+            with_unhealthy_route_warning=_unchanged, gateway=self.manager, statistics=self.statistics
         )
         part._verbs = verbs
-        self.finalize_result = part.extend  # type: ignore[method-assign]
+        self.await_effects_and_extend_result = part.extend  # type: ignore[method-assign]
 
     async def gateway(self, verb: str, *targets: str) -> Any:
         return (await self.ask(verb, *targets)).get("gateway")
@@ -280,11 +280,11 @@ def test_passed_requests_are_those_of_ended_and_of_running_workers() -> None:
         counters: Any = SimpleNamespace(counts=lambda placement: pages.get(placement.id))
         stage.runner.counters = counters
         assert (await stage.gateway("status"))["stats"]["passed_total"] == 16
-        assert await stage.statistics.passed_requests() == {
+        assert await stage.statistics.passed_requests_by_route_mark() == {
             1: 7, tally.route_mark("shop"): 4, tally.route_mark("news"): 5,
         }  # fmt: skip
         pages.clear()
-        assert await stage.statistics.passed_requests() == {1: 7}, "the worker does not count"
+        assert await stage.statistics.passed_requests_by_route_mark() == {1: 7}, "the worker does not count"
 
     run(scenario())
 

@@ -8,10 +8,14 @@ import math
 import pytest
 
 from poolctl.features.gateway.process.backends.hosts import HostManager, HostRecord, UnknownHost, find_host
-from poolctl.routing.route_report import HostState
+from poolctl.routing.route_report import RequestedBackendState
 from tests.manual_clock import ManualClock
 
-ACTIVE, DISABLED, DRAINING = HostState.ACTIVE, HostState.DISABLED, HostState.DRAINING
+ACTIVE, DISABLED, DRAINING = (
+    RequestedBackendState.ACTIVE,
+    RequestedBackendState.DISABLED,
+    RequestedBackendState.DRAINING,
+)
 
 
 @pytest.fixture

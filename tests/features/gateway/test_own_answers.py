@@ -13,7 +13,7 @@ import pytest
 from poolctl.features.gateway.process.backends.route_backends import SLEEPING, STARTING
 from poolctl.features.gateway.process.proxy.own_answers import (
     answer_of_route,
-    report_arrival,
+    notify_parts_of_request,
     spares_server,
     takes_waiting_page,
     wake_and_answer,
@@ -21,7 +21,7 @@ from poolctl.features.gateway.process.proxy.own_answers import (
 from poolctl.features.gateway.process.proxy.request_head import read_request
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.http.messages import RequestHead
-from poolctl.routing.decision import passable_host_match
+from poolctl.routing.decision import passable_tls_host_match
 from poolctl.routing.route import Redirect, Route
 from tests.features.gateway import passing_stage
 from tests.features.gateway.passing_stage import app_route
@@ -212,7 +212,7 @@ def test_waiting_page_is_for_browsers_that_navigate(method: str, fields: str, ta
 def test_tls_connection_is_passed_only_if_no_probe_can_be_in_it(probes: tuple[str, ...]) -> None:
     async def scene(stage: Stage) -> None:
         await stage.sleeper(host="a.example.com", probe_responses=probes)
-        assert (passable_host_match("a.example.com", stage.edge.table) is None) is bool(probes)
+        assert (passable_tls_host_match("a.example.com", stage.edge.table) is None) is bool(probes)
 
     play(scene)
 
@@ -327,7 +327,7 @@ def test_answer_to_head_has_no_body() -> None:
 def test_request_that_wakes_no_server_is_not_reported() -> None:
     edge: Any = Edge()
     route = Route(alias="a", probe_responses=("/up",))
-    report_arrival(edge, route, b"GET", b"/up")
+    notify_parts_of_request(edge, route, b"GET", b"/up")
     assert edge.arrived == []
-    report_arrival(edge, route, b"GET", b"/")
+    notify_parts_of_request(edge, route, b"GET", b"/")
     assert edge.arrived == ["a"]

@@ -143,7 +143,7 @@ def test_connection_that_is_queued_after_others_have_left_gets_503_when_its_time
             passing._expire(server)
         else:
             stage.routes(app_route("users", other_user="another user's requests may follow"))
-            passing.apply_table(stage.edge.table)
+            passing.reroute_for_new_table(stage.edge.table)
             stage.route_to("users")
         assert passing.queue_length("users") == 0
         passing._queue_seconds = 0.01
@@ -161,13 +161,13 @@ def test_withdrawn_server_has_nothing_queued_and_its_connections_go_to_another()
         other = stage.server("other")
         stage.route_to("other")
         done: list[bool] = []
-        stage.edge.passing.withdraw("users", lambda: done.append(True))
+        stage.edge.passing.remove_server_and_reroute("users", lambda: done.append(True))
         assert done
         assert not stage.edge.passing.can_pass_to("users")
         taken = await other.take()
         assert taken.getpeername() == client.getsockname()
         taken.close()
-        stage.edge.passing.withdraw("unknown", lambda: done.append(True))
+        stage.edge.passing.remove_server_and_reroute("unknown", lambda: done.append(True))
         assert len(done) == 2
 
     play(scene)
@@ -193,10 +193,10 @@ def test_queued_connection_of_a_route_that_passes_none_any_more_takes_its_way_ag
         stage.route_to("full")
         queued = await stage.connect(HEAD)
         await until(lambda: stage.edge.passing.queue_length("full"))
-        stage.edge.passing.apply_table(stage.edge.table)
+        stage.edge.passing.reroute_for_new_table(stage.edge.table)
         assert stage.edge.passing.queue_length("full") == stage.edge.passing.queued_connections == 1
         stage.routes(app_route("full", other_user="another user's requests may follow"))
-        stage.edge.passing.apply_table(stage.edge.table)
+        stage.edge.passing.reroute_for_new_table(stage.edge.table)
         assert stage.edge.passing.queue_length("full") == stage.edge.passing.queued_connections == 0
         assert (await stage.read_head(queued)).startswith(b"HTTP/1.1 50")
         full.empty()
@@ -215,7 +215,7 @@ def test_queued_tls_connection_of_a_withdrawn_server_takes_its_way_again() -> No
         await until(lambda: stage.edge.passing.queue_length("users"))
         other = stage.server("other", tls=True)
         stage.route_to("other", host="users.example.com")
-        stage.edge.passing.withdraw("users", lambda: None)
+        stage.edge.passing.remove_server_and_reroute("users", lambda: None)
         taken = await other.take()
         assert taken.getpeername() == client.getsockname()
         assert taken.recv(10_000) == hello
@@ -229,7 +229,7 @@ def test_server_of_a_message_that_is_too_large_loses_only_that_connection() -> N
         pair = stage.server("users")
         stage.route_to("users")
         ours, theirs = socket.socketpair()
-        assert stage.edge.passing.pass_on("users", theirs, "app", received=b"x" * (2**20 + 1))
+        assert stage.edge.passing.pass_queue_or_refuse("users", theirs, "app", received=b"x" * (2**20 + 1))
         assert ours.recv(1) == b""
         ours.close()
         await stage.connect(HEAD)
@@ -248,7 +248,7 @@ def test_queued_connection_is_refused_where_nothing_decides_its_further_way(tls:
         passing = stage.edge.passing
         await until(lambda: passing.queue_length("users"))
         passing.route_again = None
-        passing.withdraw("users", lambda: None)
+        passing.remove_server_and_reroute("users", lambda: None)
         assert passing.queue_length("users") == 0
         answer = await stage.read(client)
         assert answer.startswith(b"\x15\x03" if tls else b"HTTP/1.1 503 ")
@@ -260,7 +260,7 @@ def test_connection_for_a_server_that_is_not_served_is_refused() -> None:
     async def scene(stage: Stage) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        assert not stage.edge.passing.pass_on("unknown", theirs, "app")
+        assert not stage.edge.passing.pass_queue_or_refuse("unknown", theirs, "app")
         refused = await stage.read(ours)
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nRetry-After: 1\r\n" in refused
@@ -275,7 +275,7 @@ def test_passed_connection_that_an_application_has_held_is_the_workers_alone() -
         pair = stage.server("users")
         ours, theirs = _pair()
         ours.setblocking(False)
-        assert stage.edge.passing.pass_on("users", Connection(fileno=theirs.detach()), "app")
+        assert stage.edge.passing.pass_queue_or_refuse("users", Connection(fileno=theirs.detach()), "app")
         taken = await pair.take()
         assert (taken.getpeername(), taken.routed) == (
             ours.getsockname(),

@@ -132,7 +132,7 @@ class Process:
         self._answer()
         return {
             "slots": Counts().total(),
-            "refused": list(Counts().refusals),
+            "refused": list(Counts().route_and_other_refusals),
             "connections": 5,
             "streamed": 0,
             "stream_errors": 0,
@@ -159,7 +159,7 @@ class Manager(SimpleNamespace):
         super().__init__(
             gateway=Process(), tables=Tables(gateway=GatewayConfig()), routes=routes, machines=None, listeners=[],
             restarts=0, problem="", instability="", failures=[], why_unavailable="port 80 is in use", calls=[],
-            reports=SimpleNamespace(connections=lambda host: 9, held_connections=dict),
+            reports=SimpleNamespace(count_worker_connections=lambda host: 9, held_connections=dict),
             passes_to=lambda server: True, probes=SimpleNamespace(latency_seconds=lambda url: None), late="",
         )  # fmt: skip
         self.table: socket.socket | None = None
@@ -207,7 +207,7 @@ class Workers(SlowRunner):
         super().__init__()
         self.late: list[str] = []
 
-    async def list_unconfirmed_after(self, seconds: float) -> list[str]:
+    async def list_unconfirmed_servers_after(self, seconds: float) -> list[str]:
         return self.late
 
     @property

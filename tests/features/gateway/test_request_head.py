@@ -524,7 +524,7 @@ def test_connection_can_be_passed_if_the_worker_reads_the_request_as_it_was_sent
 
 def test_host_of_another_client_certificate_is_refused() -> None:
     class Certificate(ServerContext):
-        def admits(self, host: bytes) -> bool:
+        def allows_requests_for_host(self, host: bytes) -> bool:
             return host == b"a"
 
     certificate = Certificate(ssl.PROTOCOL_TLS_SERVER)

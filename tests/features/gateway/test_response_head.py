@@ -109,7 +109,7 @@ def test_head_says_how_the_body_ends_for_the_version_of_the_client(
     response = read_response(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % field, 0, head_only=False)
     assert response is not None
     head = b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n"
-    assert response.framed_head(http_1_1=http_1_1, keep=keep) == (head, stays, wraps)
+    assert response.head_keep_alive_and_chunked(http_1_1=http_1_1, keep=keep) == (head, stays, wraps)
 
 
 def test_fields_of_the_route_replace_those_of_the_response_and_others_are_added() -> None:

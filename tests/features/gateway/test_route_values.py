@@ -13,12 +13,12 @@ from poolctl.features.gateway._route_values import (
     REDIRECT_ALLOWED,
     STREAM_TARGET_ALLOWED,
     TARGET_ALLOWED,
+    canonical_redirect_target,
+    canonical_route_host,
+    canonical_route_path,
+    canonical_stream_target,
+    canonical_target,
     name_of_target,
-    redirect_target,
-    route_host,
-    route_path,
-    stream_target_of,
-    target_of,
 )
 
 LABEL = "a" * 63
@@ -33,7 +33,7 @@ LABEL = "a" * 63
     ],
 )  # fmt: skip
 def test_host_has_a_canonical_form(text: str, host: str) -> None:
-    assert route_host(text) == host
+    assert canonical_route_host(text) == host
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_host_has_a_canonical_form(text: str, host: str) -> None:
     ],
 )
 def test_text_that_is_no_host_is_refused_with_the_reason(text: str, problem: str) -> None:
-    refused(route_host, text, problem, HOST_ALLOWED)
+    refused(canonical_route_host, text, problem, HOST_ALLOWED)
 
 
 @pytest.mark.parametrize(("text", "path"), [("/", "/"), ("/v1", "/v1"), ("/v1/", "/v1"), ("//", "/")])
 def test_path_has_no_slash_at_its_end(text: str, path: str) -> None:
-    assert route_path(text) == path
+    assert canonical_route_path(text) == path
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_path_has_no_slash_at_its_end(text: str, path: str) -> None:
     ],
 )
 def test_text_that_is_no_path_is_refused_with_the_reason(text: str, problem: str) -> None:
-    refused(route_path, text, problem, PATH_ALLOWED)
+    refused(canonical_route_path, text, problem, PATH_ALLOWED)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_text_that_is_no_path_is_refused_with_the_reason(text: str, problem: str
     ],
 )  # fmt: skip
 def test_target_is_a_server_a_tag_or_a_url_with_its_port(text: str, target: str) -> None:
-    assert target_of(text) == target
+    assert canonical_target(text) == target
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_target_is_a_server_a_tag_or_a_url_with_its_port(text: str, target: str)
     ],
 )
 def test_text_that_is_no_target_is_refused_with_the_reason(text: str, problem: str) -> None:
-    refused(target_of, text, problem, None if "longer" in problem else TARGET_ALLOWED)
+    refused(canonical_target, text, problem, None if "longer" in problem else TARGET_ALLOWED)
 
 
-@pytest.mark.parametrize("of", [target_of, stream_target_of])
+@pytest.mark.parametrize("of", [canonical_target, canonical_stream_target])
 @pytest.mark.parametrize("text", ["tag:", "tag:a b", "tag:a,b"])
 def test_tag_without_a_name_is_refused(of: Callable[[str], str], text: str) -> None:
     refused(of, text, f"'{text}' names no tag", '"tag:TAG"')
@@ -120,18 +120,18 @@ def test_tag_without_a_name_is_refused(of: Callable[[str], str], text: str) -> N
     ],
 )  # fmt: skip
 def test_target_of_a_stream_is_a_server_a_tag_or_an_address(text: str, target: str) -> None:
-    assert stream_target_of(text) == target
+    assert canonical_stream_target(text) == target
 
 
 def test_url_is_no_target_of_a_stream() -> None:
     problem = "'http://a' is a URL: a stream leads to HOST:PORT"
-    refused(stream_target_of, "http://a", problem, STREAM_TARGET_ALLOWED)
+    refused(canonical_stream_target, "http://a", problem, STREAM_TARGET_ALLOWED)
 
 
 @pytest.mark.parametrize("text", ["https", "https://b.example", "http://[::1]:81/a?b=c", "HTTP://a/b#c"])
 def test_redirect_leads_to_https_or_to_a_url(text: str) -> None:
-    assert redirect_target(text) == text
-    assert redirect_target("HTTPS") == "https"
+    assert canonical_redirect_target(text) == text
+    assert canonical_redirect_target("HTTPS") == "https"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_redirect_leads_to_https_or_to_a_url(text: str) -> None:
     ],
 )
 def test_text_that_is_no_redirect_is_refused_with_the_reason(text: str, problem: str) -> None:
-    refused(redirect_target, text, problem, REDIRECT_ALLOWED)
+    refused(canonical_redirect_target, text, problem, REDIRECT_ALLOWED)
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_tables_are_kept_for_another_process_and_can_be_loaded_again(tmp_path: P
     tables = config.tables
     assert pickle.loads(pickle.dumps(tables)) == tables
     assert list(tables.to_dict()) == ["gateway", "route", "stream"]
-    assert config.pool_variables == {"P"}
+    assert config.secret_variable_names == {"P"}
 
 
 def test_same_tables_in_yaml_and_json(tmp_path: Path) -> None:
@@ -354,9 +354,9 @@ import pickle, sys
 servers, tables = pickle.load(open(sys.argv[1], "rb"))
 bind = tables.by_name()["gateway"].bind[1]
 assert tables.to_dict()["gateway"]["bind"][1]["tls"] == [each.to_dict() for each in bind.tls]
-from poolctl.config import conflicts, named_addresses, pool_variables
+from poolctl.config import conflicts, named_addresses, secret_variable_names
 conflicts([(name, address) for name, address in named_addresses(tables)])
-assert pool_variables(servers, tables) == {"KEY", "B"}
+assert secret_variable_names(servers, tables) == {"KEY", "B"}
 found = [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pydantic_core")]
 assert not found, found
 """
@@ -366,7 +366,7 @@ def test_process_that_uses_validated_tables_imports_nothing_that_validates(tmp_p
     (tmp_path / "pool.toml").write_text(FILE)
     config = load(tmp_path / "pool.toml", {})
     assert not config.problems
-    assert sorted(config.pool_variables) == ["B", "KEY"]
+    assert sorted(config.secret_variable_names) == ["B", "KEY"]
     (tmp_path / "values").write_bytes(pickle.dumps(([*config], config.tables)))
     command = [sys.executable, "-c", USES, str(tmp_path / "values")]
     done = subprocess.run(command, capture_output=True, text=True)

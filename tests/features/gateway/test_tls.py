@@ -326,9 +326,15 @@ def test_requests_for_a_host_that_demands_a_client_certificate_need_the_connecti
     assert isinstance(of_open, ServerContext)
     assert isinstance(of_closed, ServerContext)
     for host in (b"closed.example", b"closed.example:443", b"Closed.Example."):
-        assert (of_open.admits(host), of_closed.admits(host)) == (False, True)
+        assert (of_open.allows_requests_for_host(host), of_closed.allows_requests_for_host(host)) == (
+            False,
+            True,
+        )
     for host in (b"open.example:443", b"other.example", b"10.0.0.1", b"10.0.0.1:443", b"[::1]:443", b""):
-        assert (of_open.admits(host), of_closed.admits(host)) == (True, True)
+        assert (of_open.allows_requests_for_host(host), of_closed.allows_requests_for_host(host)) == (
+            True,
+            True,
+        )
 
 
 def test_certificate_without_names_and_the_renewed_first_one_are_the_default(tmp_path: Path) -> None:

@@ -203,8 +203,10 @@ def test_names_that_differ_only_in_other_characters_stay_apart(tmp_path: Path) -
 
 def test_listener_of_a_stream_offers_no_http2() -> None:
     listener = HaproxyListener((":8443",), "pg", "pg.crt-list", (HaproxyCertificate("pg.pem"),))
-    assert list(listener.lines()) == ["    bind :8443 ssl crt-list pg.crt-list alpn http/1.1"]
-    assert list(listener.lines(http2=True)) == ["    bind :8443 ssl crt-list pg.crt-list alpn h2,http/1.1"]
+    assert list(listener.bind_lines()) == ["    bind :8443 ssl crt-list pg.crt-list alpn http/1.1"]
+    assert list(listener.bind_lines(http2=True)) == [
+        "    bind :8443 ssl crt-list pg.crt-list alpn h2,http/1.1"
+    ]
 
 
 def test_disabled_server_is_written_as_such() -> None:

@@ -217,7 +217,7 @@ def test_leaving_server_gets_nothing_after_another_supervisor_has_adopted_the_pr
             )
             manager.tables = Tables(gateway=GatewayConfig(engine="haproxy"))
             manager._process = stage.process
-            await manager.announce_exit("one")
+            await manager.announce_workers_exit("one")
             assert await stage.answers() == {"two"}
 
     run(work())

@@ -258,14 +258,14 @@ def test_finish_waits_for_requests_to_routes_and_not_for_streams(play: Play) -> 
         await stage.program.apply(setup())
         process = stage.program.process
         assert process is not None
-        finishing = asyncio.ensure_future(stage.program.finish(60.0))
+        finishing = asyncio.ensure_future(stage.program.end_after_last_request(60.0))
         while "show stat" not in (stage.directory / "commands").read_text():
             await asyncio.sleep(0.001)
         assert not finishing.done()
         stage.says(**{"show stat": STATISTICS.format(0)})
         await finishing
         assert process.exited.done()
-        await stage.program.finish(60.0)
+        await stage.program.end_after_last_request(60.0)
 
     play(scene)
 
@@ -276,7 +276,7 @@ def test_finish_ends_requests_after_its_time(play: Play) -> None:
         await stage.program.apply(setup())
         process = stage.program.process
         assert process is not None
-        await stage.program.finish(0.05)
+        await stage.program.end_after_last_request(0.05)
         assert process.exited.done()
 
     play(scene)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import EventsTable, Tables, json_schema, pool_variables
+from poolctl.config import EventsTable, Tables, json_schema, secret_variable_names
 from poolctl.config.model.pool_tables import build_tables
 from poolctl.config.values.problems import Finding
 from poolctl.features.notify.table import Notify
@@ -148,7 +148,7 @@ def test_receivers_are_kept_for_another_process(tmp_path: Path) -> None:
 
 def test_variables_of_a_receiver_are_those_of_the_pool(tmp_path: Path) -> None:
     text = '[[notify]]\ntype = "gotify"\nurl_env = "U"\ntoken_env = "T"\n'
-    assert pool_variables((), load_text(tmp_path, SERVER + text).tables) == {"U", "T"}
+    assert secret_variable_names((), load_text(tmp_path, SERVER + text).tables) == {"U", "T"}
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
@@ -171,7 +171,7 @@ def test_schema_has_a_list_of_receivers() -> None:
         "$ref": "#/$defs/Notify",
         "description": Notify.__doc__,
     }
-    assert set(schema["$defs"]["Notify"]["properties"]) == set(Notify.written_keys())
+    assert set(schema["$defs"]["Notify"]["properties"]) == set(Notify.keys_allowed_in_files())
 
 
 def test_reload_names_changed_receivers() -> None:

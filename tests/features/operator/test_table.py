@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import Tables, pool_variables
+from poolctl.config import Tables, secret_variable_names
 from poolctl.config.values.problems import Finding
 from poolctl.features.operator.pool_operator import settings_of
 from poolctl.features.operator.table import OperatorTable
@@ -174,7 +174,7 @@ def test_pool_may_inform_another_address(tmp_path: Path, url: str, bind: str) ->
 def test_variables_of_the_table_are_secrets_of_the_pool(tmp_path: Path) -> None:
     tls = 'tls = { cert = "c", key = "k", password_env = "POOL_K" }'
     found = tables(tmp_path, 'url = "https://a"', 'token_env = "POOL_T"', tls)
-    assert pool_variables((), found) == {"POOL_T", "POOL_K"}
+    assert secret_variable_names((), found) == {"POOL_T", "POOL_K"}
 
 
 def test_gateway_is_given_the_settings_and_the_name_of_the_pool(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from poolctl.features.proxmox.inventory import (
     Inventory,
     Machines,
     ProxmoxInventory,
-    has_addresses,
+    has_ip_targets,
     host_of,
     links_of,
 )
@@ -393,12 +393,12 @@ def test_targets_of_routes_are_linked_by_alias_and_url() -> None:
 
 def test_addresses_are_needed_only_for_targets_that_are_one() -> None:
     def needed(*urls: str) -> bool:
-        return has_addresses([Route(alias="a", to=tuple(Target(url=url) for url in urls))])
+        return has_ip_targets([Route(alias="a", to=tuple(Target(url=url) for url in urls))])
 
     assert needed("http://web", "http://10.0.1.1:80")
     assert needed("http://[fd00::2]:80")
     assert not needed("http://web:80", "http://127.0.0.1:80", "unix:/run/web", "http://[::1]:80")
-    assert not has_addresses([Route(alias="a", to=(Target(server="web"),))])
+    assert not has_ip_targets([Route(alias="a", to=(Target(server="web"),))])
 
 
 def test_host_of_what_is_no_url_is_empty() -> None:
@@ -437,7 +437,7 @@ def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path: Path)
     async def work() -> None:
         found: list[ProxmoxInventory] = []
         gateway: Any = SimpleNamespace(
-            report_machines=lambda: None, activities=None, use_machine_source=found.append
+            report_machines=lambda: None, fetch_activity_by_host=None, use_machine_source=found.append
         )
         configuration = SimpleNamespace(environment={})
         environment = SimpleNamespace(state_directory=str(tmp_path), configuration=configuration)

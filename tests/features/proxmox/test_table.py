@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import Tables, json_schema, pool_variables
+from poolctl.config import Tables, json_schema, secret_variable_names
 from poolctl.config.values.problems import Finding
 from poolctl.features.proxmox.table import ProxmoxTable, is_token
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
@@ -41,7 +41,7 @@ def test_table_has_defaults_and_paths_from_its_file(tmp_path: Path) -> None:
 
 def test_variable_with_the_token_is_kept_from_servers(tmp_path: Path) -> None:
     table = table_of(load_text(tmp_path, GOOD + ROUTE))
-    assert pool_variables([], Tables(proxmox=table)) == {"PVE_TOKEN"}
+    assert secret_variable_names([], Tables(proxmox=table)) == {"PVE_TOKEN"}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_process_that_uses_a_validated_table_imports_nothing_that_validates(tmp_
 def test_schema_has_the_table() -> None:
     schema = json_schema()
     assert schema["properties"]["proxmox"]["$ref"] == "#/$defs/ProxmoxTable"
-    assert set(schema["$defs"]["ProxmoxTable"]["properties"]) == set(ProxmoxTable.written_keys())
+    assert set(schema["$defs"]["ProxmoxTable"]["properties"]) == set(ProxmoxTable.keys_allowed_in_files())
 
 
 def test_token_has_a_user_a_realm_a_name_and_a_secret() -> None:

@@ -125,7 +125,7 @@ class Registry:
         keeper_link: Any = self.keeper
         self.manager = TargetRegistration(site._replace(store=StateStore(keeper_link, self.directory)))
         self.manager.connect(gateway)
-        self.routes.compute(lambda: ((), tables))
+        self.routes.schedule_computation(lambda: ((), tables))
         self.events = events
 
     def _changed(self) -> None:
@@ -506,7 +506,7 @@ def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
         for number in range(40):
             settings = registration_of({"name": f"s{number}", "to": hanging.url, "probe": FAST}, [])
             assert settings is not None
-            service = registry.manager.services.register(settings)[0]
+            service = registry.manager.services.register_with_outcome(settings)[0]
             registry.manager._probes.watch(service, settings.probe)
         await until(lambda: hanging.connections == 32)
         assert len(registry.manager._probes._waiting) == 8
@@ -723,14 +723,14 @@ def test_address_of_the_table_serves_its_clients() -> None:
             bind="127.0.0.1:8014", client=(RegistrationClient(token_env="WEB", routes=("users",)),)
         )
         endpoint = address.make_server()
-        await address.apply(endpoint, table, {"WEB": TOKEN})
+        await address.apply_table_settings(endpoint, table, {"WEB": TOKEN})
         assert [each.name for each in endpoint.clients] == ["WEB"]
         lost = RegistrationTable(
             bind="127.0.0.1:8014", tls={"cert": "/none/cert.pem", "key": "/none/key.pem"}, client=()
         )
         for other in (table, lost):
             with pytest.raises(ServerError):
-                await address.apply(endpoint, other, {})
+                await address.apply_table_settings(endpoint, other, {})
         assert [each.name for each in endpoint.clients] == ["WEB"]
         await registry.close()
 

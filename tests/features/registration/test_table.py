@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import pool_variables
+from poolctl.config import secret_variable_names
 from poolctl.config.values.problems import Finding
 from poolctl.features.registration.table import RegistrationTable
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
@@ -28,7 +28,7 @@ def test_table_has_clients_whose_variables_no_server_gets(tmp_path: Path) -> Non
     assert table is not None
     assert [each.label for each in table.client] == ["REG_TOKEN", "second"]
     assert [each.allow for each in table.client] == [("10.0.0.0/8",), ()]
-    assert {"REG_TOKEN", "SECOND_TOKEN"} <= pool_variables((), config.tables)
+    assert {"REG_TOKEN", "SECOND_TOKEN"} <= secret_variable_names((), config.tables)
     assert config.tables.to_dict()["registration"]["client"][0]["token_env"] == "REG_TOKEN"  # type: ignore[index]
 
 

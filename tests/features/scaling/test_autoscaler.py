@@ -53,7 +53,7 @@ class Stage:
         self.load = Load(self.desk)
         self.events: list[JournalEvent] = []
         self.desk.events.subscribe(self.events.append)
-        EventRecorder(self.desk.core, self.desk.events).begin(
+        EventRecorder(self.desk.core, self.desk.events).record_start_and_observe(
             0, from_json(SupervisorIdentity, {"keeper_pid": 1})
         )
         self.scaling = autoscaler(self.desk)
@@ -276,13 +276,13 @@ def test_demand_wakes_a_sleeping_server_and_counts_as_its_queue() -> None:
             await the.desk.ask("start")
             await turns()
             assert the.web.state == "sleeping"
-            assert the.desk.core.wake_for_requests("web", 15) == 1
+            assert the.desk.core.wake_and_count_planned_workers("web", 15) == 1
             await turns()
             assert the.web.state == "running"
             await the.pass_time(3)
             assert the.web.size == 3
             await the.desk.ask("stop", "web")
-            assert the.desk.core.wake_for_requests("web", 15) == 0
+            assert the.desk.core.wake_and_count_planned_workers("web", 15) == 0
 
     run(scenario())
 
@@ -291,7 +291,7 @@ def test_demand_of_a_server_without_triggers_only_wakes_it() -> None:
     async def scenario() -> None:
         async with stage(web(scale={"min": 0})) as the:
             await the.desk.ask("start")
-            assert the.desk.core.wake_for_requests("web", 15) == 1
+            assert the.desk.core.wake_and_count_planned_workers("web", 15) == 1
             await turns()
             assert (the.web.state, the.web.observed.demand) == ("running", 0)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import OPEN_FILES_OF_POOL, OPEN_FILES_RESERVE, open_files_needed
+from poolctl.config import OPEN_FILES_OF_POOL, OPEN_FILES_RESERVE, open_files_per_pool_process
 from tests.http_get import get
 from tests.integration.processes.test_keeper_killed import whole_again
 from tests.ports import claim_port
@@ -37,7 +37,7 @@ def limited(pool: RealPool, limit: int, *args: str) -> Done:
 
 def need(pool: RealPool) -> int:
     servers = PoolConfig.load(str(pool.directory / "pool.toml"))
-    return open_files_needed((server, server.scale.min) for server in servers)  # type: ignore[misc]
+    return open_files_per_pool_process((server, server.scale.min) for server in servers)  # type: ignore[misc]
 
 
 @pytest.mark.heavy

@@ -23,8 +23,8 @@ from poolctl.control.answers import (
 from poolctl.control.answers import item_from_config as item_of
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.control.server_answers import (
+    CommandOverrides,
     HealthReport,
-    LiveChanges,
     MeasuredServer,
     MonitoredServer,
     ProbeResult,
@@ -40,7 +40,7 @@ from poolctl.control.server_answers import (
 )
 from poolctl.errors import PoolStartError, ServerError
 from poolctl.json_form import field_names, from_json, to_json
-from poolctl.routing.route_report import HostReport, RegisteredServiceReport, RouteReport
+from poolctl.routing.route_report import BackendReport, RegisteredServiceReport, RouteReport
 from poolctl.runners.stack_report import Frame, KernelThread, TaskStack, ThreadStack, WorkerStacks
 from tests.stand_in import always, item
 
@@ -95,7 +95,7 @@ FIELDS: dict[type[object], list[str]] = {
     ],
     HealthReport: ["name", "kind", "status"],
     RegisteredServiceReport: ["name", "url", "state", "why", "since", "weight", "ttl_seconds", "probe"],
-    HostReport: [
+    BackendReport: [
         "host", "routes", "state", "since", "until", "available", "health", "why", "breaker", "connections",
         "in_flight", "waiting", "requests", "errors",
     ],
@@ -123,7 +123,7 @@ FIELDS: dict[type[object], list[str]] = {
     ],
     StatsHistory: ["interval_seconds", "requests_per_second", "latency_p99_seconds", "memory_bytes"],
     WorkerStats: ["id", "pid", "phase", "memory_bytes", "cpu_percent", "loop_lag_seconds"],
-    LiveChanges: [],
+    CommandOverrides: [],
     MonitoredServer: [*SERVER, "monitor"],
     ServerAvailability: [
         "status", "latency_seconds", "uptime_seconds", "downtime_seconds", "rise_seconds", "fall_seconds", "rises",
@@ -153,7 +153,7 @@ OPTIONAL: dict[type[object], list[str]] = {
     ServerStats: ["errors_per_second"],
     StatsHistory: ["errors_per_second"],
     WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],
-    LiveChanges: ["workers", "disabled", "drained", "added"],
+    CommandOverrides: ["workers", "disabled", "drained", "added"],
 }
 # Of each command that a supervisor answers: the verb's answer, and what its document has besides items and errors.
 ANSWERS: dict[str, tuple[type[Result], list[str]]] = {

@@ -27,7 +27,7 @@ from poolctl.cli.command_line import (
     help_as_option,
     names,
     nearest_word,
-    parse,
+    parse_simple_command_line,
     saves,
     split_user_command,
     validate_choice,
@@ -164,7 +164,9 @@ def test_moment_is_a_time_or_a_duration_before_now(monkeypatch: pytest.MonkeyPat
 
 
 def test_plain_command_line_is_parsed() -> None:
-    request = parse(["-c", "a.toml", "list", "web", "db", "--tag=api", "--tag", "new", "-ojson", "-q"])
+    request = parse_simple_command_line(
+        ["-c", "a.toml", "list", "web", "db", "--tag=api", "--tag", "new", "-ojson", "-q"]
+    )
     assert request is not None
     assert (request.verb, request.values["targets"]) == ("list", ["web", "db"])
     assert (request.values["tag"], request.output, request.quiet) == (["api", "new"], "json", True)
@@ -174,12 +176,12 @@ def test_plain_command_line_is_parsed() -> None:
 
 
 def test_arguments_are_taken_in_their_order() -> None:
-    request = parse(["scale", "web", "4"])
+    request = parse_simple_command_line(["scale", "web", "4"])
     assert request is not None
     assert request.values["targets"] == ["web", "4"]
-    command = parse(["run", "-t", "5s", "--", "pytest", "-x", "--", "more"])
+    command = parse_simple_command_line(["run", "-t", "5s", "--", "pytest", "-x", "--", "more"])
     assert command is None or command.values["command"] == ["pytest", "-x", "--", "more"]
-    without = parse(["run"])
+    without = parse_simple_command_line(["run"])
     assert without is not None
     assert without.values["command"] == []
 
@@ -203,7 +205,7 @@ def test_arguments_are_taken_in_their_order() -> None:
     ],
 )
 def test_other_command_lines_are_left_to_typer(other: list[str]) -> None:
-    assert parse(other) is None
+    assert parse_simple_command_line(other) is None
 
 
 def test_command_after_two_hyphens_is_the_users() -> None:
@@ -381,7 +383,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 @given(command_lines())
 @examples(200)
 def test_both_lanes_make_the_same_request_of_a_command_line(args: list[str]) -> None:
-    fast = parse(args)
+    fast = parse_simple_command_line(args)
     if fast is not None:
         assert slow(args) == fast
 
@@ -393,7 +395,7 @@ def test_every_option_is_understood_in_the_fast_lane(verb: str) -> None:
     rounds: list[list[str]] = []  # the slow lane is asked about one spelling of every option at a time
     for spelling, option in by_spelling(command.options).items():
         given = [spelling] if option.kind == "flag" else [spelling, "x"]
-        fast = parse([verb, *words, *given])
+        fast = parse_simple_command_line([verb, *words, *given])
         assert fast is not None, spelling
         assert fast.values[option.key] == {"flag": True, "value": "x", "list": ["x"]}[option.kind]
         number = option.spellings.index(spelling)
@@ -401,7 +403,7 @@ def test_every_option_is_understood_in_the_fast_lane(verb: str) -> None:
         rounds[number] = [*rounds[number], *given]
     for given in rounds:
         args = [verb, *words, *given]
-        fast = parse(args)
+        fast = parse_simple_command_line(args)
         assert fast is not None, args
         assert slow(args) == fast
 
@@ -414,14 +416,14 @@ def test_every_option_is_understood_in_the_fast_lane(verb: str) -> None:
      ["list", "--not=1"], ["-"], ["wait", "--timeout", "-1"]],
 )  # fmt: skip
 def test_unusual_spelling_is_left_to_the_slow_lane(args: list[str]) -> None:
-    assert parse(args) is None
+    assert parse_simple_command_line(args) is None
 
 
 def test_requests_do_not_share_their_lists() -> None:
-    first = parse(["list"])
+    first = parse_simple_command_line(["list"])
     assert first is not None
     first.values["tag"].append("x")
-    assert parse(["list"]) != first
+    assert parse_simple_command_line(["list"]) != first
 
 
 @pytest.mark.parametrize("verb", FREQUENT)
@@ -465,7 +467,7 @@ def test_a_short_option_may_have_its_value_after_an_equals_sign(word: str) -> No
     request = slow(["list", word])
     assert isinstance(request, CommandRequest)
     assert request.output == "json"
-    assert parse(["list", word]) in (request, None)
+    assert parse_simple_command_line(["list", word]) in (request, None)
     assert wants_json(["list", word])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.cli import foreground_server
-from poolctl.cli.command_line import CommandRequest, parse
+from poolctl.cli.command_line import CommandRequest, parse_simple_command_line
 from poolctl.cli.foreground_server import ForegroundServer, only_server
 from poolctl.cli.outcome import Failure, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -54,7 +54,7 @@ def port(directory: Path) -> int:
 
 
 def request(*words: str) -> tuple[CommandRequest, PoolRef]:
-    found = parse(["run", *words])
+    found = parse_simple_command_line(["run", *words])
     assert found is not None
     return found, find_pool(found)
 

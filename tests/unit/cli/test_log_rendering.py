@@ -18,7 +18,7 @@ from poolctl.cli.log_rendering import (
     terminal_text,
     with_coloured_level,
 )
-from poolctl.logs.log_line import LogLine, clock_time, parse_record
+from poolctl.logs.log_line import LogLine, local_clock_time, parse_record
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_prefix_is_padded_to_the_longest_name_and_an_unknown_server_has_its_own(
 
 
 def test_time_is_the_stamp_or_the_time_of_day_of_lines_without_their_own() -> None:
-    day = clock_time(TIME)
+    day = local_clock_time(TIME)
     assert prefixed("hello", times=STAMPS) == f"web   | {TIME} hello\n"
     assert prefixed("08:47:34 hello", times=STAMPS) == f"web   | {TIME} 08:47:34 hello\n"
     assert prefixed("hello", times=SHORT_TIMES) == f"web   | {day} hello\n"
@@ -119,8 +119,8 @@ def test_json_record_is_text_only_with_records_and_its_own_time_replaces_the_sho
     timed = json.dumps({"time": "2026-11-20T08:47:34Z", "message": "hello"})
     shown_as = prefixed(timed, records=True, times=SHORT_TIMES)
     assert shown_as.startswith("web   | ")
-    assert clock_time(TIME) not in shown_as.replace("08:47:34", "", 1)
-    assert clock_time(TIME) in prefixed(text, records=True, times=SHORT_TIMES)
+    assert local_clock_time(TIME) not in shown_as.replace("08:47:34", "", 1)
+    assert local_clock_time(TIME) in prefixed(text, records=True, times=SHORT_TIMES)
 
 
 def test_request_ids_are_shown_only_of_the_servers_that_answer_them() -> None:

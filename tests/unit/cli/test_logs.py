@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.commands.logs import LineSearch
+from poolctl.cli.commands.logs import RegexLineMatcher
 from poolctl.cli.log_rendering import terminal_text
 from poolctl.cli.main import main
 from poolctl.control.pool_paths import pool_key
@@ -74,11 +74,11 @@ def test_interrupt_ends_following_with_130(
 
 
 def test_search_is_in_no_text_before_and_after_it() -> None:
-    search = LineSearch("--grep", ["b+"])
+    search = RegexLineMatcher("--grep", ["b+"])
     assert search.text_number() is None
     assert (search("abc"), search("xyz"), search.text_number()) == (True, False, None)
     with pytest.raises(SelectorError, match=r"^--grep: "):
-        LineSearch("--grep", ["b", "("])
+        RegexLineMatcher("--grep", ["b", "("])
 
 
 def test_verbose_lines_carry_their_time(poolctl: Command, logs: Path) -> None:

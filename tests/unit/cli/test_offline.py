@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.command_line import parse
-from poolctl.cli.offline import choose, load, regex_time_limit, servers_of, summary_of
+from poolctl.cli.command_line import parse_simple_command_line
+from poolctl.cli.offline import choose, load, regex_time_limit, servers_with_chosen_ports, summary_of
 from poolctl.cli.outcome import Failure, UsageError
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.feature import FEATURES
@@ -182,10 +182,10 @@ def test_automatic_ports_are_those_of_an_earlier_start_or_chosen_now(
     (directory / "pool.toml").write_text(AUTO % (first, first + 1))
     ref = PoolRef([str(directory / "pool.toml")], str(directory / "run" / "abc123"))
     config = load(ref)
-    assert [each.address.port for each in servers_of(config, ref)] == [None, None]
-    chosen = [each.address.port for each in servers_of(config, ref, choose_ports=True)]
+    assert [each.address.port for each in servers_with_chosen_ports(config, ref)] == [None, None]
+    chosen = [each.address.port for each in servers_with_chosen_ports(config, ref, choose_ports=True)]
     assert sorted(filter(None, chosen)) == [first, first + 1]
-    assert [each.address.port for each in servers_of(config, ref)] == chosen
+    assert [each.address.port for each in servers_with_chosen_ports(config, ref)] == chosen
 
 
 def test_routes_of_a_server_and_masked_secrets_are_in_its_description(
@@ -208,7 +208,7 @@ def test_routes_of_a_server_and_masked_secrets_are_in_its_description(
 
 
 def test_selection_that_matches_nothing_ends_the_command() -> None:
-    request = parse(["list", "usres"])
+    request = parse_simple_command_line(["list", "usres"])
     assert request is not None
     with pytest.raises(Failure) as caught:
         choose([server("users")], request)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.command_line import CommandRequest, names, parse
+from poolctl.cli.command_line import CommandRequest, names, parse_simple_command_line
 from poolctl.cli.outcome import Failure, UsageError, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, same_name_warning
 from poolctl.cli.typer_app import perform_args
@@ -143,7 +143,7 @@ def test_a_pool_is_not_named_twice(poolctl: Command) -> None:
 
 
 def request_of(*words: str) -> CommandRequest:
-    request = parse([*words])
+    request = parse_simple_command_line([*words])
     assert request is not None
     return request
 

@@ -22,7 +22,7 @@ from poolctl.cli.outcome import JsonObject, Outcome
 from poolctl.cli.render import (
     abbreviated_list,
     address_lines,
-    count_ready,
+    count_ready_and_expected,
     dependents_text,
     duration,
     gateway_line,
@@ -86,7 +86,7 @@ def test_table_shows_when_a_job_runs_next_and_a_wide_one_how_its_last_run_ended(
     assert head.endswith("NEXT RUN              LAST RUN")
     last = datetime(2026, 11, 22, 3, tzinfo=UTC).astimezone()
     assert job.endswith(f"  failed {last:%Y-%m-%d %H:%M}")
-    assert render.run_line(backup) == "backup: failed after 1m30s"
+    assert render.last_run_outcome_line(backup) == "backup: failed after 1m30s"
 
 
 @pytest.mark.parametrize(
@@ -440,8 +440,8 @@ def test_ready_line_tells_servers_at_rest_apart() -> None:
 
 def test_servers_at_rest_are_not_expected_to_be_ready() -> None:
     rest = [server(state, ready=False, state=state) for state in ("stopped", "disabled", "sleeping")]
-    assert count_ready([server("a"), server("b", ready=False), *rest]) == (1, 2)
-    assert count_ready([server("job", state="stopped")]) == (1, 1)
+    assert count_ready_and_expected([server("a"), server("b", ready=False), *rest]) == (1, 2)
+    assert count_ready_and_expected([server("job", state="stopped")]) == (1, 1)
 
 
 def test_addresses_are_those_of_reachable_servers() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.command_line import parse
+from poolctl.cli.command_line import parse_simple_command_line
 from poolctl.cli.commands import run as run_command
 from poolctl.cli.commands.run import (
     BackgroundStream,
@@ -620,7 +620,7 @@ class Session:
     """A `run` of these words, whose supervisor answers what the test tells it to."""
 
     def __init__(self, directory: Path, *words: str, command: tuple[str, ...] = ()) -> None:
-        request = parse(["run", *words])
+        request = parse_simple_command_line(["run", *words])
         assert request is not None
         place = directory / "run" / pool_key(str(directory / "pool.toml"))
         self.pool = PoolRef([str(directory / "pool.toml")], str(place))
@@ -660,7 +660,7 @@ def test_requests_are_logged_in_a_terminal_unless_they_are_not_wanted(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def added(*words: str, command: tuple[str, ...] = ()) -> dict[str, str]:
-        found = Session(directory, *words, command=command).run.environment()
+        found = Session(directory, *words, command=command).run.pool_environment()
         return {name: value for name, value in found.items() if os.environ.get(name) != value}
 
     assert added() == {}
@@ -704,14 +704,14 @@ def test_pool_stays_if_there_is_something_to_wait_for(
 
     with supervised(reply):
         session = Session(directory, "-o", "json", *words).run
-        assert session.start() is stays
+        assert session.start_and_may_continue() is stays
         session.stop(0)
     assert session.outcome.exit_code == code
     if code != 5:
         assert session.outcome.warnings == ["slow", "old"]
     with supervised(reply):
         around = Session(directory, "-o", "json", *words, command=("true",)).run
-        assert around.start() is (stays and not code)
+        assert around.start_and_may_continue() is (stays and not code)
         around.stop(0)
 
 
@@ -1125,10 +1125,10 @@ def test_failure_of_the_command_or_of_servers_shows_their_last_lines(
 
     with supervised(answer):
         session = Session(directory, command=("/bin/pytest",)).run
-        session.start()
+        session.start_and_may_continue()
         session.stop(code)
     capsys.readouterr()
-    session.print_conclusion()
+    session.print_deaths_and_failure_logs()
     expected = "".join(f"last line of {name}:\n{name} | of {name}\n" for name in named)
     assert capsys.readouterr().err == expected
 
@@ -1143,12 +1143,12 @@ def test_last_lines_of_a_pool_that_has_ended_are_those_of_its_default_files(
     for at in range(12):
         (logs / f"s{at}.log").write_text("2999-01-01T00:00:00.000000Z a line\n")
     session.stop(1)
-    session.print_conclusion()
+    session.print_deaths_and_failure_logs()
     assert capsys.readouterr().err == "".join(f"last line of s{at}:\ns{at} | a line\n" for at in range(10))
     quiet = Session(directory, "-q", command=("false",)).run
     quiet.servers = session.servers
     quiet.stop(1)
-    quiet.print_conclusion()
+    quiet.print_deaths_and_failure_logs()
     assert capsys.readouterr().err == ""
 
 
@@ -1160,7 +1160,7 @@ def test_document_has_the_servers_as_they_were_stopped(directory: Path, supervis
 
     with supervised(answer):
         session = Session(directory, "-o", "json").run
-        session.start()
+        session.start_and_may_continue()
         session.stop(0)
     assert [(each.name, each.state) for each in session.outcome.items] == [("web", "stopped")]
 

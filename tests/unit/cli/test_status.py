@@ -128,7 +128,7 @@ def test_status_names_what_serves_without_a_supervisor(
     poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [server("users"), server("orders", state="stopped", ready=False, pids=[])]
-    monkeypatch.setattr(offline, "items_of", lambda servers, ref: found)
+    monkeypatch.setattr(offline, "items_with_offline_state", lambda servers, ref: found)
     rest = "still serving; `poolctl start` adopts them\n"
     assert poolctl("status").out == f"no supervisor is running, but 1 server is {rest}"
     found.append(server("docs"))

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from poolctl.cli import supervisor_requests
-from poolctl.cli.command_line import CommandRequest, parse
+from poolctl.cli.command_line import CommandRequest, parse_simple_command_line
 from poolctl.cli.outcome import Failure, JsonObject, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import (
@@ -26,9 +26,9 @@ from poolctl.cli.supervisor_requests import (
     ask_for,
     ask_or_launch,
     described,
-    hand_over_to_systemd,
     is_empty,
     log_size,
+    notify_systemd_of_keeper_pid,
     refuse_without_linux,
     selected,
     start_with_signals_blocked,
@@ -154,7 +154,7 @@ class Asked:
     """A command's request, of a pool in `directory` whose file need not exist."""
 
     def __init__(self, directory: Path, *words: str) -> None:
-        request = parse(words)
+        request = parse_simple_command_line(words)
         assert request is not None
         self.request = request
         place = directory / "run" / pool_key(str(directory / "pool.toml"))
@@ -431,15 +431,15 @@ def test_service_manager_is_told_the_keeper_and_whether_the_pool_is_ready(
     told.settimeout(10)
     monkeypatch.setenv("NOTIFY_SOCKET", str(directory / "notify"))
     monkeypatch.setattr(sd_notify, "is_main", lambda env: True)
-    hand_over_to_systemd(asked.pool, ready=ready)  # it has ended already
+    notify_systemd_of_keeper_pid(asked.pool, ready=ready)  # it has ended already
     with supervised(always(keeper_pid=4711)) as requests:
-        hand_over_to_systemd(asked.pool, ready=ready)
+        notify_systemd_of_keeper_pid(asked.pool, ready=ready)
         assert told.recv(1000).decode().splitlines() == ["MAINPID=4711", *(["READY=1"] if ready else [])]
         monkeypatch.setattr(sd_notify, "is_main", lambda env: False)
-        hand_over_to_systemd(asked.pool, ready=ready)
+        notify_systemd_of_keeper_pid(asked.pool, ready=ready)
         monkeypatch.delenv("NOTIFY_SOCKET")
         monkeypatch.setattr(sd_notify, "is_main", lambda env: True)
-        hand_over_to_systemd(asked.pool, ready=ready)
+        notify_systemd_of_keeper_pid(asked.pool, ready=ready)
     assert len(requests) == 1
     told.close()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from poolctl import PoolConfig, ServerConfig, TLSConfig
 from poolctl.config import Configuration, Finding, load
-from poolctl.config.configuration import missing_settings, open_files_needed
+from poolctl.config.configuration import missing_settings, open_files_per_pool_process
 from poolctl.errors import PoolAddError, PoolParamError, PoolValidateError, ServerError
 from tests.certificates import certificate
 from tests.config_files import SERVER, load_text, told
@@ -259,11 +259,11 @@ def test_certificate_of_the_defaults_that_is_missing_is_one_problem(tmp_path: Pa
 
 
 def needed(*servers: ServerConfig, count: int = 1) -> int:
-    return open_files_needed((each, count) for each in servers)
+    return open_files_per_pool_process((each, count) for each in servers)
 
 
 def test_open_files_grow_with_listeners_workers_and_restarts() -> None:
-    idle = open_files_needed([])
+    idle = open_files_per_pool_process([])
     one = command("a")
     assert idle == 64
     # A listener, two of the worker of a program, and three for one that replaces it.
@@ -607,12 +607,12 @@ def test_environment_files_that_cannot_be_read_are_problems_of_servers_that_run(
     )  # fmt: skip
     file = tmp_path / "pool.toml"
     file.write_text(text)
-    (problem,) = load(file, {}).unreadable_environments()
+    (problem,) = load(file, {}).env_file_problems()
     assert str(problem).startswith(
         f"{file}:5:26: server[0].env_file[1]: {tmp_path}/gone.env: there is no such file"
     )
     file.write_text(SERVER)
-    assert load(file, {}).unreadable_environments() == []
+    assert load(file, {}).env_file_problems() == []
 
 
 def test_findings_get_the_places_of_their_servers_and_tables(tmp_path: Path) -> None:

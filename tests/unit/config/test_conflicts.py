@@ -12,13 +12,13 @@ import pytest
 
 from poolctl import PoolConfig, ServerConfig
 from poolctl.address import parse
-from poolctl.config import Tables, with_addresses
+from poolctl.config import Tables, with_resolved_references
 from poolctl.config.edit import escaped, table_text
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.config.rules.conflicts import (
     conflicts,
     dependency_findings,
-    longest_stop_seconds,
+    maximum_pool_stop_seconds,
     named_addresses,
     os_users_by_server,
     shared_users,
@@ -131,7 +131,7 @@ def test_it_may_get_another_name_and_an_address() -> None:
 
 
 def test_it_does_not_drain() -> None:
-    assert longest_stop_seconds([queue(stop_timeout=7, drain_timeout=100)]) == 7
+    assert maximum_pool_stop_seconds([queue(stop_timeout=7, drain_timeout=100)]) == 7
 
 
 POOL = """
@@ -190,14 +190,14 @@ def test_reference_becomes_the_address_of_the_server(tmp_path: Path, written: st
     env = {"HELD": "${server.users.v1.url} $${server.a}"}
     config = load_text(tmp_path, front(written), env=env)
     assert config.problems == []
-    assert with_addresses(config)[-1].env["X"] == value
+    assert with_resolved_references(config)[-1].env["X"] == value
 
 
 def test_reference_waits_for_a_port_that_is_not_chosen(tmp_path: Path) -> None:
     config = load_text(tmp_path, front("${server.chosen.url}"))
-    assert with_addresses(config)[-1].env["X"] == "${server.chosen.url}"
+    assert with_resolved_references(config)[-1].env["X"] == "${server.chosen.url}"
     chosen = config[1].at(config[1].address.with_port(8100))
-    assert with_addresses([config[-1]], [chosen])[0].env["X"] == "http://127.0.0.1:8100"
+    assert with_resolved_references([config[-1]], [chosen])[0].env["X"] == "http://127.0.0.1:8100"
 
 
 def test_reference_works_in_a_command_and_in_defaults(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_reference_works_in_a_command_and_in_defaults(tmp_path: Path) -> None:
     )
     config = load_text(tmp_path, text)
     assert config.problems == []
-    found = with_addresses(config)
+    found = with_resolved_references(config)
     assert found[-1].command == ("c", "--to=8081", "{port}")
     assert {each.env["USERS"] for each in found} == {"http://localhost:8081"}
     assert found[-1].given == config[-1].given | {"env"}
@@ -256,7 +256,7 @@ def test_configuration_with_references_can_be_written_and_read_again(tmp_path: P
     written = "\n".join(table_text("[[server]]", escaped(each.to_dict())) for each in config)
     again = load_text(tmp_path, written)
     assert again.problems == []
-    assert with_addresses(again)[-1].env == {"X": "unix:/run/a.sock ${server.a} ${B}"}
+    assert with_resolved_references(again)[-1].env == {"X": "unix:/run/a.sock ${server.a} ${B}"}
 
 
 def test_python_pool_of_a_file_has_the_addresses(tmp_path: Path) -> None:
@@ -411,13 +411,13 @@ def test_stop_takes_as_long_as_the_longest_chain() -> None:
     api = server("api", **limits, depends_on=["db", "gone"])
     other = server("other", **limits, hooks={"after_stop": ["x"]})
     queue = ServerConfig(name="queue", command=["x"], stop_timeout=5, drain_timeout=2)
-    assert longest_stop_seconds([]) == 0.0
-    assert longest_stop_seconds([], 3.0) == 3.0
-    assert longest_stop_seconds([db]) == 7.0
-    assert longest_stop_seconds([db, api], 1.0) == 15.0
-    assert longest_stop_seconds([db, other]) == 12.0
-    assert longest_stop_seconds([queue]) == 5.0
-    assert longest_stop_seconds([server("quick", **limits, hooks={"before_start": ["x"]})]) == 7.0
+    assert maximum_pool_stop_seconds([]) == 0.0
+    assert maximum_pool_stop_seconds([], 3.0) == 3.0
+    assert maximum_pool_stop_seconds([db]) == 7.0
+    assert maximum_pool_stop_seconds([db, api], 1.0) == 15.0
+    assert maximum_pool_stop_seconds([db, other]) == 12.0
+    assert maximum_pool_stop_seconds([queue]) == 5.0
+    assert maximum_pool_stop_seconds([server("quick", **limits, hooks={"before_start": ["x"]})]) == 7.0
 
 
 def test_addresses_of_tables_are_in_conflict_with_servers_and_each_other() -> None:

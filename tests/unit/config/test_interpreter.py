@@ -11,8 +11,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config.checks.interpreter import (
-    changed_by,
-    enter_as,
+    find_path_others_may_change,
+    ids_to_start_interpreter_as,
     interpreter,
     missing_program,
     root_trust_problem,
@@ -47,19 +47,19 @@ def give(path: Path) -> None:
 
 
 def test_environment_that_only_root_can_change_is_entered_as_root(python: Path) -> None:
-    assert changed_by(str(python), {}) == ""
-    assert enter_as(str(python), (NOBODY, NOBODY), {}) is None
+    assert find_path_others_may_change(str(python), {}) == ""
+    assert ids_to_start_interpreter_as(str(python), (NOBODY, NOBODY), {}) is None
     assert start_options(str(python), "nobody", {}) == {}
 
 
 def test_what_root_owns_is_trusted_by_every_user(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    assert changed_by(str(python), {}) == ""
-    assert enter_as(str(python), (NOBODY, NOBODY), {}) is None
+    assert find_path_others_may_change(str(python), {}) == ""
+    assert ids_to_start_interpreter_as(str(python), (NOBODY, NOBODY), {}) is None
     os.chown(python.parents[1] / "lib", 12345, 0)
-    assert changed_by(str(python), {}) == ""
+    assert find_path_others_may_change(str(python), {}) == ""
     os.chown(python.parents[1] / "lib", 1, 0)
-    assert changed_by(str(python), {}) == str(python.parents[1] / "lib")
+    assert find_path_others_may_change(str(python), {}) == str(python.parents[1] / "lib")
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_what_root_owns_is_trusted_by_every_user(python: Path, monkeypatch: pyte
 def test_directory_that_another_user_owns_is_entered_as_the_servers_user(python: Path, name: str) -> None:
     root = python.parents[2]
     give(root / name)
-    assert changed_by(str(python), {}).startswith(str(root / name))
-    assert enter_as(str(python), (NOBODY, 1), {}) == (NOBODY, 1)
-    assert enter_as(str(python), None, {}) is None, "its server is root's"
+    assert find_path_others_may_change(str(python), {}).startswith(str(root / name))
+    assert ids_to_start_interpreter_as(str(python), (NOBODY, 1), {}) == (NOBODY, 1)
+    assert ids_to_start_interpreter_as(str(python), None, {}) is None, "its server is root's"
     options = start_options(str(python), "nobody:daemon", {"A": "b"})
     assert (options["user"], options["group"], options["env"]["A"]) == (NOBODY, 1, "b")
 
@@ -91,9 +91,9 @@ def test_directory_that_others_can_write_is_entered_as_the_servers_user(python: 
     site = python.parents[1] / "lib/python3.11/site-packages"
     site.chmod(mode)
     os.chown(site, 0, 50)
-    assert changed_by(str(python), {}) == str(site)
+    assert find_path_others_may_change(str(python), {}) == str(site)
     site.chmod(0o755)
-    assert changed_by(str(python), {}) == "", "its group may only read"
+    assert find_path_others_may_change(str(python), {}) == "", "its group may only read"
 
 
 def test_another_users_environment_gets_the_rights_of_a_server_that_root_runs(
@@ -140,10 +140,10 @@ def test_packages_of_system_and_user_count_where_the_interpreter_sees_them(
     env = {"HOME": f"{tmp_path}/home"}
     if name.startswith("user"):
         env["PYTHONUSERBASE"] = f"{tmp_path}/user"
-    assert changed_by(f"{tmp_path}/base/bin/python3.11", env) == str(packages)
-    assert changed_by(str(python), env) == "", "an environment without them"
+    assert find_path_others_may_change(f"{tmp_path}/base/bin/python3.11", env) == str(packages)
+    assert find_path_others_may_change(str(python), env) == "", "an environment without them"
     (tmp_path / "venv/pyvenv.cfg").write_text("Include-System-Site-Packages = true\nhome = /usr/bin\n")
-    assert changed_by(str(python), env) == str(packages)
+    assert find_path_others_may_change(str(python), env) == str(packages)
 
 
 def in_a_pth_file(venv: Path, path: Path) -> dict[str, str]:
@@ -175,12 +175,14 @@ def test_directory_that_is_put_on_the_path_counts(
     source.mkdir()
     (python.parents[1] / "lib/python3.11/site-packages/directory.pth").mkdir()
     env = name_it(python.parents[1], source)
-    assert changed_by(str(python), env) == ""
+    assert find_path_others_may_change(str(python), env) == ""
     give(source)
-    assert changed_by(str(python), env) == str(source)
+    assert find_path_others_may_change(str(python), env) == str(source)
     os.chown(source, 0, 0)
     source.chmod(0o1777)
-    assert os.path.realpath(changed_by(str(python), env)) == str(source), "others may add modules"
+    assert os.path.realpath(find_path_others_may_change(str(python), env)) == str(source), (
+        "others may add modules"
+    )
 
 
 @pytest.mark.parametrize("name_it", [in_a_pth_file, in_the_environment])
@@ -190,20 +192,20 @@ def test_archive_that_is_put_on_the_path_counts(
     archive = tmp_path / "modules.zip"
     archive.touch(0o644)
     env = name_it(python.parents[1], archive)
-    assert changed_by(str(python), env) == ""
+    assert find_path_others_may_change(str(python), env) == ""
     give(archive)
-    assert changed_by(str(python), env) == str(archive)
+    assert find_path_others_may_change(str(python), env) == str(archive)
 
 
 def test_sticky_directory_of_root_on_the_path_is_accepted(tmp_path: Path, python: Path) -> None:
     tmp_path.chmod(0o1777)
-    assert changed_by(str(python), {}) == ""
+    assert find_path_others_may_change(str(python), {}) == ""
     tmp_path.chmod(0o777)
-    assert changed_by(str(python), {}) == str(tmp_path)
+    assert find_path_others_may_change(str(python), {}) == str(tmp_path)
 
 
 def test_interpreter_of_the_tests_is_judged_within_a_moment() -> None:
-    changed_by(sys.executable, dict(os.environ))
+    find_path_others_may_change(sys.executable, dict(os.environ))
 
 
 def test_path_that_another_user_may_change_is_named_with_the_fix(python: Path) -> None:

@@ -54,9 +54,9 @@ assert server.at(server.address.with_port(9)).bind == "127.0.0.1:9"
 assert pickle.loads(pickle.dumps(server)) == server
 assert server.to_dict()["restart"]["policy"] == "always"
 assert tables.to_dict()["events"] == tables.by_name()["events"].to_dict()
-from poolctl.config import conflicts, dependency_findings, named_addresses, pool_variables
+from poolctl.config import conflicts, dependency_findings, named_addresses, secret_variable_names
 conflicts([(name, address) for name, address in named_addresses(tables)])
-assert pool_variables(servers, tables) == {"KEY"}
+assert secret_variable_names(servers, tables) == {"KEY"}
 assert not list(dependency_findings(servers))
 found = [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pydantic_core")]
 assert not found, found

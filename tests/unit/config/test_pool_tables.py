@@ -17,9 +17,9 @@ from poolctl.config.model.pool_tables import (
     TableRules,
     build_tables,
     model_of_table,
-    pool_variables,
     routes_of,
     rules_of,
+    secret_variable_names,
     table_names,
 )
 from poolctl.config.values.problems import Finding
@@ -125,8 +125,8 @@ def test_variables_of_secrets_are_found_in_tables_defaults_and_certificates() ->
         "env": {"y_env": "no"},
         "z_env": 5,
     }
-    assert pool_variables(servers, Tables()) == {"KEY"}
-    assert pool_variables([], Tables(), defaults) == {"DEFAULT", "LIST"}
+    assert secret_variable_names(servers, Tables()) == {"KEY"}
+    assert secret_variable_names([], Tables(), defaults) == {"DEFAULT", "LIST"}
 
 
 @pytest.mark.parametrize(

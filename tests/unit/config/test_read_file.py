@@ -31,7 +31,7 @@ from poolctl.config.files.read_file import (
     read_env_file,
     read_regular,
     read_text,
-    variables_named_in,
+    variables_named_by_env_keys,
     variables_of,
 )
 from poolctl.errors import PoolValidateError, ServerError
@@ -371,8 +371,8 @@ def test_variables_of_secrets_are_found_without_parsing(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text('{"token_env": "C", "token": "D"}')
     (tmp_path / "c.yaml").write_text("token_env: E\n")
     (tmp_path / "d.txt").write_text("token_env = 'F'")
-    assert variables_named_in([str(tmp_path)]) == {"A", "B_1", "C", "E"}
-    assert variables_named_in([str(tmp_path / "d.txt"), str(tmp_path / "gone.toml")]) == {"F"}
+    assert variables_named_by_env_keys([str(tmp_path)]) == {"A", "B_1", "C", "E"}
+    assert variables_named_by_env_keys([str(tmp_path / "d.txt"), str(tmp_path / "gone.toml")]) == {"F"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig
-from poolctl.config.files.read_file import variables_named_in
+from poolctl.config.files.read_file import variables_named_by_env_keys
 from poolctl.config.loader import load
 from poolctl.config.model.section import Section, model_of
 from poolctl.config.values.secrets import MASK, is_secret, masked, masked_file_text
@@ -44,7 +44,7 @@ def test_every_variable_that_an_env_key_names_is_the_pools_own(tmp_path: Path) -
     (tmp_path / "pool.toml").write_text(FILE)
     config = load(tmp_path / "pool.toml", {})
     assert not config.problems
-    assert sorted(config.pool_variables) == ["E", "G"]
+    assert sorted(config.secret_variable_names) == ["E", "G"]
 
 
 def test_no_other_key_of_a_server_names_a_variable() -> None:
@@ -57,7 +57,9 @@ def test_names_are_found_in_the_text_of_files_and_directories(tmp_path: Path) ->
     (tmp_path / "more.json").write_text('{"operator": {"token_env": "J"}}')
     (tmp_path / "more.yaml").write_text("operator:\n  token_env: Y\n")
     os.mkfifo(tmp_path / "fifo")
-    found = variables_named_in([str(tmp_path), str(tmp_path / "no such file"), str(tmp_path / "fifo")])
+    found = variables_named_by_env_keys(
+        [str(tmp_path), str(tmp_path / "no such file"), str(tmp_path / "fifo")]
+    )
     assert {"B", "D", "E", "G", "J", "Y"} <= found
 
 

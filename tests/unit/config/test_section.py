@@ -32,12 +32,12 @@ from poolctl.config.model.section import (
     Scale,
     Table,
     Watch,
-    extended,
     field,
     hidden,
     required,
     sections_of,
     validated,
+    with_feature_keys,
 )
 from poolctl.config.values.problems import Finding
 from poolctl.config.values.value_types import Positive, Text
@@ -181,7 +181,7 @@ def test_keys_that_hold_tables_are_found_by_their_annotations() -> None:
     assert sections_of(Restart) == {"backoff": Backoff}
     assert sections_of(Health) == {"startup": Probe, "readiness": Probe, "liveness": Probe}
     assert sections_of(Backoff) == {}
-    assert extended(Backoff) is Backoff
+    assert with_feature_keys(Backoff) is Backoff
 
 
 def test_table_is_written_as_it_was_given_and_as_it_applies() -> None:

@@ -341,6 +341,6 @@ def test_keys_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
 
 
 def test_keys_of_a_file_include_short_forms_next_to_the_keys_they_stand_for() -> None:
-    keys = ServerConfig.written_keys()
+    keys = ServerConfig.keys_allowed_in_files()
     assert keys[keys.index("bind") + 1] == "listen"
     assert keys[keys.index("scale") - 1] == "workers"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.control.gateway_answers import excluded_from, routes_to_servers
+from poolctl.control.gateway_answers import excluded_routes_for_host, routes_to_servers
 from poolctl.control.server_answers import RouteToServer
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 
@@ -28,9 +28,13 @@ def test_excluded_routes_of_a_host_are_those_that_cover_it() -> None:
         ExcludedRoute(alias="below", reason="r", host="*.example"),
         ExcludedRoute(alias="other", reason="r", host="docs.example"),
     ]
-    assert [each.alias for each in excluded_from("shop.example", routes)] == ["every", "same", "below"]
+    assert [each.alias for each in excluded_routes_for_host("shop.example", routes)] == [
+        "every",
+        "same",
+        "below",
+    ]
 
 
 def test_a_hundred_excluded_routes_are_the_most() -> None:
     many = [ExcludedRoute(alias=f"r{number}", reason="r") for number in range(103)]
-    assert excluded_from("shop.example", many) == tuple(many[:100])
+    assert excluded_routes_for_host("shop.example", many) == tuple(many[:100])

@@ -884,14 +884,14 @@ def test_demand_of_waiting_requests_is_summed_for_the_triggers_of_a_server_that_
         automatic = {"min": 2, "max": 5, "triggers": {"cpu": 80}}
         pool = OrderedCore(web(scale=automatic), web("fixed"))
         entry = pool.core.entries["web"]
-        assert pool.core.wake_for_requests("web", 3) == 0, "it is stopped"
+        assert pool.core.wake_and_count_planned_workers("web", 3) == 0, "it is stopped"
         await pool.start()
-        assert [pool.core.wake_for_requests("web", count) for count in (3, 4)] == [2, 2]
+        assert [pool.core.wake_and_count_planned_workers("web", count) for count in (3, 4)] == [2, 2]
         assert [pool.core.take_demand(entry) for _ in range(2)] == [7, 0]
         fixed = pool.core.entries["fixed"]
-        assert (pool.core.wake_for_requests("fixed", 3), pool.core.take_demand(fixed)) == (1, 0)
+        assert (pool.core.wake_and_count_planned_workers("fixed", 3), pool.core.take_demand(fixed)) == (1, 0)
         with pytest.raises(KeyError):
-            pool.core.wake_for_requests("gone", 1)
+            pool.core.wake_and_count_planned_workers("gone", 1)
 
     run(scenario())
 
@@ -945,15 +945,15 @@ def test_workers_whose_lifetime_is_over_are_replaced_without_counting_a_restart(
         pool = OrderedCore(web())
         await pool.start()
         entry = pool.core.entries["web"]
-        pool.core.renew(entry, 7)
+        pool.core.replace_workers_of_generation(entry, 7)
         await turns()
         assert set(pool.runner.running) == {"web.1.0"}
-        pool.core.renew(entry, 1)
+        pool.core.replace_workers_of_generation(entry, 1)
         await turns()
         assert set(pool.runner.running) == {"web.2.0"}
         assert entry.observed.restarts == 0
         await pool.stop()
-        pool.core.renew(entry, 2)
+        pool.core.replace_workers_of_generation(entry, 2)
         await turns()
         assert pool.states() == {"web": "stopped"}
 
@@ -1746,7 +1746,7 @@ CHANGES: dict[str, Callable[[Core, Entry], Any]] = {
     "stop": lambda core, entry: core.stop(entry),
     "abandon start": lambda core, entry: core.abandon_start(entry),
     "restart": lambda core, entry: core.restart(entry),
-    "renew": lambda core, entry: core.renew(entry, 1),
+    "renew": lambda core, entry: core.replace_workers_of_generation(entry, 1),
     "drain and replace": lambda core, entry: core.drain_and_replace(entry, worker_of(entry, "web.1.0")),
     "kill": lambda core, entry: core.kill(entry, worker_of(entry, "web.1.0")),
     "begin recovery": lambda core, entry: core.note_recovery_begun(entry, {}, {}, counts=False),

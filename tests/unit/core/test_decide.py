@@ -26,6 +26,7 @@ from poolctl.core.decide import (
     Disarm,
     Drain,
     EndHook,
+    ExitDecision,
     FallAsleep,
     ListenerState,
     Open,
@@ -35,7 +36,6 @@ from poolctl.core.decide import (
     Spawn,
     StepAfterExit,
     Stop,
-    Verdict,
     View,
     WorkerView,
     decide,
@@ -272,7 +272,7 @@ GOOD, BAD = Exit.from_status(0), Exit.from_status(1)
 KILLED, TERMINATED = Exit.from_signal(9), Exit.from_signal(15)
 
 
-def verdict(exit_: Exit, policy: str = "on-failure", **more: Any) -> Verdict:
+def verdict(exit_: Exit, policy: str = "on-failure", **more: Any) -> ExitDecision:
     """Of a death at 100 s, unless `now` says otherwise, without chance."""
     about = {key: more.pop(key) for key in ("was_ready", "retries", "restarts", "now") if key in more}
     rules = Restart(policy=policy, **more)

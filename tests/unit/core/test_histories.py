@@ -265,7 +265,7 @@ class Histories(RuleBasedStateMachine):
             case "relieved":
                 self.command(self.core.drain_and_replace, entry, worker)
             case "old":
-                self.command(self.core.renew, entry, worker.generation)
+                self.command(self.core.replace_workers_of_generation, entry, worker.generation)
 
     def ready_workers(self) -> list[tuple[Entry, Any]]:
         entries = self.core.entries.values() if hasattr(self, "core") else ()

@@ -429,7 +429,7 @@ def test_restart_of_the_core_only_puts_the_schedule_in_force_and_run_now_runs_it
 def test_stop_ends_the_run_and_the_schedule_until_a_start(stage: Stage) -> None:
     stage.begin(job())
     stage.pass_time(HOUR)
-    assert stage.backup.active
+    assert stage.backup.has_or_wants_workers
     stage.do(stage.core.stop, stage.backup)
     assert (stage.look[:2], stage.backup.at_rest, stage.backup.schedule.next_run) == (
         ("stopped", False),
@@ -440,7 +440,11 @@ def test_stop_ends_the_run_and_the_schedule_until_a_start(stage: Stage) -> None:
     stage.pass_time(DAY)
     assert stage.runs == 1
     stage.do(stage.core.start, stage.backup)
-    assert (stage.look[0], stage.backup.at_rest, stage.backup.active) == ("sleeping", False, True)
+    assert (stage.look[0], stage.backup.at_rest, stage.backup.has_or_wants_workers) == (
+        "sleeping",
+        False,
+        True,
+    )
     stage.pass_time(DAY)
     assert stage.runs == 2
 

@@ -444,7 +444,7 @@ def test_state_of_a_server_without_a_worker(
     desired: Desired, keys: dict[str, Any], state: str, active: bool
 ) -> None:
     server = entry(desired, **keys)
-    assert (server.state, server.active) == (state, active)
+    assert (server.state, server.has_or_wants_workers) == (state, active)
 
 
 @pytest.mark.parametrize(
@@ -463,13 +463,13 @@ def test_state_of_a_server_with_a_worker(desired: Desired, phase: Phase, out: bo
     server = entry(desired)
     server.desired.overrides = Overrides(out=out)
     add_worker(server, phase)
-    assert (server.state, server.active) == (state, True)
+    assert (server.state, server.has_or_wants_workers) == (state, True)
 
 
 def test_server_stops_until_its_last_hook_has_run() -> None:
     server = entry(Desired.STOPPED, hooks=HOOKS)
     server.hooks.after_stop_due = True
-    assert (server.state, server.active, server.awaits_hook, server.at_rest) == (
+    assert (server.state, server.has_or_wants_workers, server.awaits_hook, server.at_rest) == (
         "stopping",
         True,
         True,
@@ -477,14 +477,14 @@ def test_server_stops_until_its_last_hook_has_run() -> None:
     )
     server.hooks.after_stop_due = False
     server.hooks.running = RunningHook("after_stop")
-    assert (server.state, server.active, server.awaits_hook, server.at_rest) == (
+    assert (server.state, server.has_or_wants_workers, server.awaits_hook, server.at_rest) == (
         "stopping",
         True,
         True,
         False,
     )
     server.hooks.running = None
-    assert (server.state, server.active, server.awaits_hook, server.at_rest) == (
+    assert (server.state, server.has_or_wants_workers, server.awaits_hook, server.at_rest) == (
         "stopped",
         False,
         False,

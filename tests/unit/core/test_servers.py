@@ -549,16 +549,16 @@ def test_pool_is_unused_until_a_server_is_wanted_or_has_run() -> None:
     async def scenario() -> None:
         for script, names in (({}, ["web"]), ({"web": FAILS}, ["web"])):
             pool = OrderedCore(web(), **script)
-            assert pool.core.servers.unused
+            assert pool.core.servers.has_never_run
             pool.core.start(pool.core.entries["web"])
-            assert not pool.core.servers.unused
+            assert not pool.core.servers.has_never_run
             await turns()
-            assert not pool.core.servers.unused
+            assert not pool.core.servers.has_never_run
             await pool.stop(*names)
-            assert pool.core.servers.unused is (not script)
+            assert pool.core.servers.has_never_run is (not script)
         pool.core.entries["web"].observed.failures = 0
         pool.core.entries["web"].desired.generation = 2
-        assert not pool.core.servers.unused
+        assert not pool.core.servers.has_never_run
 
     run(scenario())
 

@@ -30,14 +30,14 @@ from poolctl.keeper.keeper import (
     STOP_SECONDS,
     VERSION,
     Channel,
-    Donor,
+    DonorSupervisor,
     Keeper,
     Shutdown,
     Store,
     SupervisorProcess,
-    execute_next,
-    fill_and_find_supervisor,
-    restore,
+    execute_next_keeper,
+    fill_and_find_supervisor_link,
+    restore_state_and_file_limits,
 )
 from poolctl.keeper.reap import Reaper
 from poolctl.platform import process_start
@@ -130,7 +130,7 @@ def stopped() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def watch(donor: Donor, until: float) -> None:
+def watch(donor: DonorSupervisor, until: float) -> None:
     """Look whenever it is due, as a keeper does that runs all the time."""
     while donor.due <= until:
         donor.ping_or_kill(donor.due)
@@ -141,7 +141,7 @@ def test_silent_donor_is_continued_and_then_killed(
 ) -> None:
     ours, theirs = wire.pair()
     with ours, theirs:
-        donor = Donor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
+        donor = DonorSupervisor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
         donor.ping_or_kill(0.0, early=True)
         assert wire.receive(theirs) == ({"event": "ping"}, [])
         watch(donor, SILENT_SECONDS / 10)
@@ -156,7 +156,7 @@ def test_silent_donor_is_continued_and_then_killed(
 def test_donor_that_answers_is_pinged_again_and_gets_no_signal(stopped: subprocess.Popen[bytes]) -> None:
     ours, theirs = wire.pair()
     with ours, theirs:
-        donor = Donor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
+        donor = DonorSupervisor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
         for asked in range(10):
             watch(donor, PING_SECONDS * (asked + 1))
             assert wire.receive(theirs) == ({"event": "ping"}, [])
@@ -167,7 +167,7 @@ def test_donor_that_answers_is_pinged_again_and_gets_no_signal(stopped: subproce
 def test_pause_of_the_keeper_does_not_count_as_silence_of_the_donor(stopped: subprocess.Popen[bytes]) -> None:
     ours, theirs = wire.pair()
     with ours, theirs:
-        donor = Donor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
+        donor = DonorSupervisor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
         donor.ping_or_kill(0.0, early=True)
         donor.ping_or_kill(1000.0)
         assert stat(stopped.pid).state == "T"
@@ -179,7 +179,7 @@ def test_process_that_is_not_known_to_be_the_donor_gets_no_signal(
 ) -> None:
     ours, theirs = wire.pair()
     with ours, theirs:
-        donor = Donor(ours, {"pid": stopped.pid, "start": start}, 0.0)
+        donor = DonorSupervisor(ours, {"pid": stopped.pid, "start": start}, 0.0)
         watch(donor, 3 * SILENT_SECONDS)
         donor.ping_or_kill(3 * SILENT_SECONDS)
         assert stat(stopped.pid).state == "T"
@@ -290,7 +290,7 @@ def test_keeper_sleeps_until_what_is_due_first(tmp_path: Path, monkeypatch: pyte
     keeper._shutdown.begin(130.0 - ANSWER_SECONDS)
     assert keeper._timeout_milliseconds() == 30_001
     with ours, theirs:
-        keeper._donor = Donor(ours, {"pid": NOBODY, "start": 1}, 115.0)
+        keeper._donor = DonorSupervisor(ours, {"pid": NOBODY, "start": 1}, 115.0)
         assert keeper._timeout_milliseconds() == 20_001
         keeper._supervisor.pid = NOBODY
         assert keeper._timeout_milliseconds() == int(SILENT_SECONDS * 100) + 1
@@ -430,7 +430,7 @@ def test_next_program_has_the_state_of_the_one_before() -> None:
         f'{{"entries": {entries}, "unheard": [], "sequence": 7, "watched": {{}}, "open_files": [64, 4096]}}'.encode(),
     )
     try:
-        assert restore(file, store, reaper) == (64, 4096)
+        assert restore_state_and_file_limits(file, store, reaper) == (64, 4096)
         assert store.rows() == [("listener:web", {"key": "tcp"}, [read])]
         assert not os.get_inheritable(read)
         assert reaper.sequence == 7
@@ -446,7 +446,7 @@ def test_keeper_that_cannot_execute_its_next_version_is_unchanged_but_for_its_zy
         fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
         for name, fd in zip(("listener:web", "zygote /bin/python", "appzygote web"), fds, strict=True):
             store.put(name, 1, [fd])
-        execute_next(["/nowhere/python"], [], store, reaper, (1, 2))
+        execute_next_keeper(["/nowhere/python"], [], store, reaper, (1, 2))
         assert store.rows() == [("listener:web", 1, fds[:1])]
         assert not os.get_inheritable(fds[0])
         store.clear()
@@ -472,7 +472,7 @@ def test_store_holds_what_the_command_opened_and_started_before_the_keeper_ran()
         "begun": ["zygote /bin/python", "logger", "supervisor"], "pids": [os.getpid(), os.getppid(), 17],
     }  # fmt: skip
     try:
-        assert fill_and_find_supervisor(store, plan) == (17, supervisor)
+        assert fill_and_find_supervisor_link(store, plan) == (17, supervisor)
         of_zygote = {"without": ["SECRET"], "pid": os.getpid(), "start": process_start(os.getpid())}
         assert store.rows() == [
             ("control", None, [control]),
@@ -492,7 +492,7 @@ def test_link_of_a_helper_that_could_not_be_started_is_closed() -> None:
     control, link = planned(2)
     try:
         assert (
-            fill_and_find_supervisor(
+            fill_and_find_supervisor_link(
                 store, {"control": control, "inherited": [], "begun": ["logger"], "pids": [0]}
             )
             is None

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.keeper.reap import Reaper, Watcher, await_exit, kill_rest, signal_process
+from poolctl.keeper.reap import Reaper, Watcher, await_exit, kill_rest_of_group, signal_process
 from poolctl.platform import process_start
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
@@ -197,7 +197,7 @@ def test_process_that_has_reused_a_pid_is_neither_watched_nor_killed(pid: int) -
         watcher = Watcher()
         assert not watcher.watch(pid, start_of(pid) - 1)
         assert watcher.starts == {}
-        kill_rest(pid, start_of(pid) - 1)
+        kill_rest_of_group(pid, start_of(pid) - 1)
         assert is_alive(pid)
         assert not watcher.signal(pid, signal.SIGKILL, group=True), "it is not watched"
         assert watcher.watch(pid, start_of(pid))

@@ -39,9 +39,9 @@ from poolctl.listeners.open_listener import (
     listener_and_connection_descriptors,
     open_datagram_sockets,
     open_listener,
-    refuse,
     remove_socket_file,
     resolve_bind_targets,
+    shut_down_listeners,
 )
 from tests.descriptors import no_descriptor_left
 from tests.programs import program
@@ -186,12 +186,12 @@ def test_listener_that_refuses_takes_no_connection_though_another_process_holds_
 ) -> None:
     port = free_port()
     with opened(f"127.0.0.1:{port}") as sockets, sockets[0].dup():
-        refuse(sockets)
+        shut_down_listeners(sockets)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=60)
         closed = socket.socket()
         closed.close()
-        refuse([closed])
+        shut_down_listeners([closed])
 
 
 def test_address_with_connections_in_time_wait_opens_again_at_once(free_port: FreePort) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.cli.log_rendering import record_lines
-from poolctl.logs.log_line import as_json, as_text, clock_time, parse_line, parse_record, stamp
+from poolctl.logs.log_line import as_json, as_text, local_clock_time, parse_line, parse_record, stamp
 
 NOW = "2026-11-20T08:47:34.123456Z"
 
@@ -171,12 +171,12 @@ def test_record_with_any_members_is_shown(fields: dict[str, Any]) -> None:
 
 
 def test_clock_time_has_the_date_unless_it_is_today() -> None:
-    shown = clock_time(NOW.replace("2026", "2020"))
+    shown = local_clock_time(NOW.replace("2026", "2020"))
     assert (len(shown), shown[-4:]) == (len("2020-11-20 08:47:34.123"), ".123")
-    assert clock_time(NOW.replace("2026", "2020"), with_millis=False) == shown[11:19]
+    assert local_clock_time(NOW.replace("2026", "2020"), with_millis=False) == shown[11:19]
     for _ in range(2):  # midnight may pass meanwhile
         now = time.time()
-        today = clock_time(stamp(now))
+        today = local_clock_time(stamp(now))
         if time.localtime(now).tm_yday == time.localtime().tm_yday:
             break
     assert today[:8] == time.strftime("%H:%M:%S", time.localtime(now))

@@ -74,7 +74,7 @@ def test_newest_files_are_read_if_there_are_too_few_descriptors(
 class TestTail:
     def test_tail_goes_back_into_rotated_files(self, path: Path) -> None:
         file = LogFile(str(path), max_size_bytes=80, keep=5)
-        file.append(b"".join(at(second, f"line {second}") for second in range(9)))
+        file.append_and_count_written(b"".join(at(second, f"line {second}") for second in range(9)))
         file.close()
         assert len(list(path.parent.iterdir())) > 3
         assert texts(tail(str(path), 4)) == ["line 5", "line 6", "line 7", "line 8"]
@@ -173,7 +173,7 @@ class TestFollower:
         assert texts(follower.first) == ["b", "c"]
         with open(path, "ab") as file:
             file.write(at(2, "d"))
-        assert follower.wait(60, reader=-1)
+        assert follower.wait_for_new_lines(60, reader=-1)
         assert texts(follower.read()) == ["d"]
         assert follower.read() == []
 
@@ -190,12 +190,12 @@ class TestFollower:
         self, path: Path, followed: Callable[..., Follower]
     ) -> None:
         file = LogFile(str(path), max_size_bytes=60, keep=9)
-        file.append(at(0, "seen"))
+        file.append_and_count_written(at(0, "seen"))
         follower = followed(path)
         for second in range(1, 9):
-            file.append(at(second, f"line {second}"))
+            file.append_and_count_written(at(second, f"line {second}"))
         assert texts(follower.read()) == [f"line {number}" for number in range(1, 9)]
-        file.append(at(9, "line 9"))
+        file.append_and_count_written(at(9, "line 9"))
         assert texts(follower.read()) == ["line 9"]
         file.close()
 
@@ -203,10 +203,10 @@ class TestFollower:
         self, path: Path, followed: Callable[..., Follower]
     ) -> None:
         file = LogFile(str(path), max_size_bytes=35, keep=1)
-        file.append(at(0, "older") + at(0, "seen"))
+        file.append_and_count_written(at(0, "older") + at(0, "seen"))
         follower = followed(path)
         for second in range(1, 5):
-            file.append(at(second, f"line {second}"))
+            file.append_and_count_written(at(second, f"line {second}"))
         assert texts(follower.read()) == ["line 3", "line 4"]
         file.close()
 
@@ -307,13 +307,13 @@ class TestFollower:
     ) -> None:
         follower = followed(tmp_path / "later" / "web.log")
         assert follower.read() == []
-        assert follower.wait(None, reader=-1)
+        assert follower.wait_for_new_lines(None, reader=-1)
         (tmp_path / "later").mkdir()
         (tmp_path / "later" / "web.log").write_bytes(at(1, "hello"))
         assert texts(follower.read()) == ["hello"]
         with open(tmp_path / "later" / "web.log", "ab") as file:
             file.write(at(2, "again"))
-        assert follower.wait(60, reader=-1)
+        assert follower.wait_for_new_lines(60, reader=-1)
         assert texts(follower.read()) == ["again"]
 
     def test_new_lines_are_merged_in_the_order_of_time(
@@ -329,16 +329,16 @@ def test_quiet_log_wakes_no_process(path: Path) -> None:
     path.touch()
     follower = Follower({"web": str(path)})
     assert follower.fileno() >= 0
-    assert not follower.wait(0.05, reader=-1)
+    assert not follower.wait_for_new_lines(0.05, reader=-1)
     follower.close()
 
 
 def test_log_whose_directory_was_missing_is_polled_no_longer_once_it_is_there(tmp_path: Path) -> None:
     follower = Follower({"web": str(tmp_path / "later" / "web.log")})
     (tmp_path / "later").mkdir()
-    assert follower.wait(0, reader=-1), "it may be there"
+    assert follower.wait_for_new_lines(0, reader=-1), "it may be there"
     assert follower.read() == []
-    assert not follower.wait(0, reader=-1)
+    assert not follower.wait_for_new_lines(0, reader=-1)
     follower.close()
 
 
@@ -349,7 +349,7 @@ def test_a_polling_follower_has_no_descriptor(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(log_tail, "DirectoryWatch", unavailable)
     follower = Follower({"web": str(path)})
     assert follower.fileno() == -1
-    assert follower.wait(0.01, reader=-1)
+    assert follower.wait_for_new_lines(0.01, reader=-1)
     follower.close()
 
 
@@ -362,14 +362,14 @@ def test_a_follower_ends_when_its_reader_has_gone(path: Path) -> None:
             path.unlink()
         follower = Follower({"web": str(path)})
         with pytest.raises(BrokenPipeError):
-            follower.wait(60, reader=writer)
+            follower.wait_for_new_lines(60, reader=writer)
         follower.close()
     os.close(writer)
 
 
 def test_no_change_is_reported_until_there_is_one(tmp_path: Path) -> None:
     watch = DirectoryWatch()
-    assert (watch.add(str(tmp_path)), watch.add(str(tmp_path))) == (True, False)
+    assert (watch.add_if_new(str(tmp_path)), watch.add_if_new(str(tmp_path))) == (True, False)
     assert watch.changed() == set()
     (tmp_path / "x").touch()
     assert watch.changed() == {str(tmp_path / "x")}
@@ -378,7 +378,7 @@ def test_no_change_is_reported_until_there_is_one(tmp_path: Path) -> None:
 
 def test_too_many_changes_to_tell_are_all_changes(tmp_path: Path) -> None:
     watch = DirectoryWatch()
-    watch.add(str(tmp_path))
+    watch.add_if_new(str(tmp_path))
     watch._directories.clear()  # as after an overflow: the event belongs to no directory
     (tmp_path / "x").touch()
     assert watch.changed() is None
@@ -555,5 +555,5 @@ class TestHostileFiles:
         assert len(log.parts) <= log_tail.MOST_FILES
         log.close()
         file = LogFile(str(path), max_size_bytes=1, keep=1)
-        assert file.append(at(10, "next")) > 0
+        assert file.append_and_count_written(at(10, "next")) > 0
         assert texts(tail(str(path), 2, most_files=2)) == ["newest", "next"]

@@ -29,7 +29,7 @@ from poolctl.logs.log_line import as_text, stamp
 from poolctl.logs.log_tail import tail
 from poolctl.logs.logger_process import (
     Logger,
-    Move,
+    LogMoveRecord,
     OutputStream,
     PipeReader,
     WriteAheadNote,
@@ -610,8 +610,8 @@ def test_logger_killed_between_two_files_leaves_every_line_once(
     whole = BLOCK.splitlines(keepends=True)
     interrupted.max_size_bytes = 2 * len(whole[0])
     file = LogFile(str(interrupted.path), max_size_bytes=interrupted.max_size_bytes, keep=9)
-    file.append(as_text(b"0 earlier\n", stamp(NOW - 1)))
-    file.append(b"".join(whole[:stored]))
+    file.append_and_count_written(as_text(b"0 earlier\n", stamp(NOW - 1)))
+    file.append_and_count_written(b"".join(whole[:stored]))
     file.close()
     interrupted.path.rename(f"{interrupted.path}.0")  # in the middle of a rotation
     for number in range(8, -1, -1):
@@ -658,7 +658,7 @@ def test_a_line_stays_in_the_pipe_until_it_is_whole(interrupted: Interrupted) ->
 def test_invalid_note_is_ignored(interrupted: Interrupted) -> None:
     fd = os.memfd_create("note")
 
-    def found() -> Move | None:
+    def found() -> LogMoveRecord | None:
         note = WriteAheadNote([os.dup(fd)])
         try:
             return note.unfinished_move("web.0")

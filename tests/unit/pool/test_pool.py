@@ -792,7 +792,7 @@ class StackRunner(ScriptedRunner):
     async def stacks(self, placement_id: str, timeout_seconds: float) -> WorkerStacks:
         return WorkerStacks(name="its", worker=placement_id, pid=7, place=f"within {timeout_seconds > 0}")
 
-    async def pass_on(self, stacks: list[WorkerStacks]) -> None:
+    async def pass_queue_or_refuse(self, stacks: list[WorkerStacks]) -> None:
         """Not needed here."""
 
 

@@ -635,7 +635,7 @@ def test_time_in_the_accept_queue_does_not_count_before_the_worker_is_ready(list
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
         probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), print)
-        passing = asyncio.ensure_future(probing.wait_until_ok())
+        passing = asyncio.ensure_future(probing.probe_until_ok())
         while not probing.message:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)
@@ -678,7 +678,7 @@ def test_pause_in_which_the_connection_was_accepted_does_not_count() -> None:
         prober = QueuedProber()
         probe = Probe(http="/", timeout=0.1)
         probing = WorkerProbe("readiness", probe, prober, print)
-        await asyncio.wait_for(probing.wait_until_ok(), 60)
+        await asyncio.wait_for(probing.probe_until_ok(), 60)
         assert prober.asked == 2
 
     run(scenario)
@@ -688,7 +688,7 @@ def test_worker_that_accepts_a_probe_and_does_not_respond_is_late(listener: sock
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
         probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), print)
-        passing = asyncio.ensure_future(probing.wait_until_ok())
+        passing = asyncio.ensure_future(probing.probe_until_ok())
         with (await asyncio.to_thread(listener.accept))[0]:
             async with asyncio.timeout(60):
                 while probing.message != "no answer within 100ms":

@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 
 from poolctl import ServerConfig
 from poolctl.config import Probe
-from poolctl.probes.worker_probes import GRAIN_SECONDS, Hysteresis, WorkerProbe, WorkerProbes, call_at
+from poolctl.probes.worker_probes import (
+    GRAIN_SECONDS,
+    Hysteresis,
+    WorkerProbe,
+    WorkerProbes,
+    call_at_rounded_time,
+)
 from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
 from poolctl.states import Status
 from tests.virtual_loop import VirtualLoop
@@ -155,7 +161,7 @@ def test_every_probe_runs_about_when_it_is_due(wishes: list[float]) -> None:
 
     async def begin() -> None:
         for place, wish in enumerate(wishes):
-            call_at(wish, lambda place=place: ran.update({place: loop.time()}))
+            call_at_rounded_time(wish, lambda place=place: ran.update({place: loop.time()}))
 
     loop.run_until_complete(begin())
     loop.pass_time(6)
@@ -172,7 +178,7 @@ def test_thousand_probes_are_served_by_few_wake_ups(loop: CountingLoop) -> None:
             run(place, (place + 20) / 1000)
 
     def run(place: int, when: float) -> None:
-        call_at(when, lambda: again(place))
+        call_at_rounded_time(when, lambda: again(place))
 
     def again(place: int) -> None:
         turns[place] += 1
@@ -190,8 +196,8 @@ def test_failing_callback_does_not_prevent_the_others(loop: CountingLoop) -> Non
     loop.set_exception_handler(lambda _, context: reported.append(context))
 
     async def begin() -> None:
-        call_at(1, lambda: 1 // 0)
-        call_at(1, lambda: ran.append(1))
+        call_at_rounded_time(1, lambda: 1 // 0)
+        call_at_rounded_time(1, lambda: ran.append(1))
 
     loop.run_until_complete(begin())
     loop.pass_time(2)
@@ -310,7 +316,7 @@ def test_probes_are_spread_over_their_interval_but_come_soon_if_the_worker_is_no
 def test_worker_that_is_not_ready_is_probed_after_growing_pauses(loop: CountingLoop) -> None:
     prober = TimedProber(loop, "not yet")
     probe = WorkerProbe("readiness", Probe(tcp=True, interval=1), prober, lambda _: None)  # type: ignore[arg-type]
-    waiting = loop.create_task(probe.wait_until_ok())
+    waiting = loop.create_task(probe.probe_until_ok())
     loop.pass_time(12)
     first, second, *_, last = prober.pauses
     assert first < second < last == pytest.approx(1)
@@ -324,7 +330,7 @@ def test_worker_that_is_not_ready_is_probed_after_growing_pauses(loop: CountingL
 def test_probe_in_progress_is_cancelled_with_the_wait_for_it(loop: CountingLoop) -> None:
     prober = TimedProber(loop, seconds=None)
     probe = WorkerProbe("readiness", Probe(tcp=True, timeout=5), prober, lambda _: None)  # type: ignore[arg-type]
-    waiting = loop.create_task(probe.wait_until_ok())
+    waiting = loop.create_task(probe.probe_until_ok())
     loop.pass_time(1)
     waiting.cancel()
     loop.pass_time(10)

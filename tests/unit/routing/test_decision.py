@@ -8,7 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from poolctl.http.messages import canonical_head
-from poolctl.routing.decision import EVERY, admits, is_within, passable_host_match, passable_match
+from poolctl.routing.decision import (
+    EVERY,
+    can_pass_peer_to_worker,
+    is_within,
+    passable_match,
+    passable_tls_host_match,
+)
 from poolctl.routing.route import Header, Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
 
@@ -70,7 +76,7 @@ def test_request_for_the_whole_server_is_decided_by_its_root(table: RouteTable) 
 
 def test_tls_is_passed_where_the_whole_host_belongs_to_one_route(table: RouteTable) -> None:
     found = {
-        host: passable_host_match(host, table)
+        host: passable_tls_host_match(host, table)
         for host in ("users.example.com", "shop.example.com", "x.example.com", "")
     }
     assert {host for host, match in found.items() if match} == {"users.example.com"}
@@ -97,8 +103,10 @@ def test_connection_is_passed_from_allowed_clients_that_come_directly(
     peer: str, trusted: bool, admitted: bool
 ) -> None:
     allowed = Route(alias="users", to=USERS, allow=("10.0.0.0/8", "2001:db8::/32"))
-    assert admits(allowed, peer, trusted=trusted) is admitted
-    assert admits(Route(alias="users", to=USERS), peer, trusted=trusted), "every client is allowed"
+    assert can_pass_peer_to_worker(allowed, peer, trusted=trusted) is admitted
+    assert can_pass_peer_to_worker(Route(alias="users", to=USERS), peer, trusted=trusted), (
+        "every client is allowed"
+    )
 
 
 def test_star_contains_every_address_but_no_unix_socket() -> None:

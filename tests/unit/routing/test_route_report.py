@@ -10,15 +10,15 @@ import pytest
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.routing.route import ExcludedRoute, Header, Redirect, Route, StreamRoute, Target
 from poolctl.routing.route_report import (
-    HostReport,
+    BackendReport,
     MachineReport,
     RegisteredServiceReport,
     RouteReport,
-    absolute_url,
     destinations,
     route_key,
     route_report,
     stream_key,
+    with_absolute_socket_path,
 )
 
 WEB = (Target(server="web"), Target(url="http://10.0.0.1:80"))
@@ -85,7 +85,7 @@ def test_machine_is_shown_in_one_text(machine: MachineReport, text: str) -> None
 
 
 def test_host_is_the_backend_of_the_table() -> None:
-    assert HostReport(host="http://10.0.0.1:80").backend == "http://10.0.0.1:80"
+    assert BackendReport(host="http://10.0.0.1:80").backend == "http://10.0.0.1:80"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_host_is_the_backend_of_the_table() -> None:
     ],
 )  # fmt: skip
 def test_relative_path_of_a_socket_is_made_absolute(url: str, absolute: str) -> None:
-    assert absolute_url(url) == absolute
+    assert with_absolute_socket_path(url) == absolute
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_relative_path_of_a_socket_is_made_absolute(url: str, absolute: str) -> 
             },
         ),
         (
-            HostReport,
+            BackendReport,
             {"host": "h"},
             {
                 "routes": [], "state": "active", "since": "", "until": "", "available": True, "health": "unknown",

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from poolctl.http.messages import canonical_head
 from poolctl.json_form import from_json, to_json
-from poolctl.routing.decision import passable_host_match, passable_match
+from poolctl.routing.decision import passable_match, passable_tls_host_match
 from poolctl.routing.route import PROXY, Header, Limit, Redirect, Route, Target, passable, proxy_reason
 from poolctl.routing.route_table import RouteTable, write_table
 from poolctl.routing.separation import (
-    Kept,
+    KeepableConnections,
     TlsKeepPermission,
     kept_connections,
     routes_for_workers,
@@ -120,7 +120,7 @@ def test_order_of_routes_decides_nothing() -> None:
         ]
 
 
-def kept(*routes: Route, users: dict[str, str] = USERS, secure: Collection[str] = ()) -> Kept:
+def kept(*routes: Route, users: dict[str, str] = USERS, secure: Collection[str] = ()) -> KeepableConnections:
     return kept_connections(with_separation_reasons(routes, users), users, secure)
 
 
@@ -188,7 +188,7 @@ def test_connections_of_a_route_that_is_gone_count_until_they_are_ended() -> Non
 def test_kept_connections_are_read_as_they_were_written() -> None:
     found = kept(A_HOST, secure={"a"})
     assert found.hosts
-    assert from_json(Kept, to_json(found)) == found
+    assert from_json(KeepableConnections, to_json(found)) == found
 
 
 def test_route_to_an_ending_server_passes_nothing() -> None:
@@ -239,7 +239,7 @@ def test_no_request_after_a_passed_one_is_for_another_user(
         reached |= {users.get(each.server, "") for each in targets} or {""}
         if match is not None and match.passes:
             passed |= {users[each] for each in match.servers}
-        within = passable_host_match(host, table)
+        within = passable_tls_host_match(host, table)
         if within is not None and several:
             assert len({users[each] for each in within.servers}) == 1
     table.close()
@@ -341,7 +341,7 @@ def test_workers_decide_by_their_table_as_the_gateway_does(
 
 
 def test_earlier_connections_count_while_their_server_has_the_same_user() -> None:
-    earlier = Kept(
+    earlier = KeepableConnections(
         user="a",
         servers=("web", "gone"),
         hosts=(
@@ -350,7 +350,9 @@ def test_earlier_connections_count_while_their_server_has_the_same_user() -> Non
             TlsKeepPermission(host="three", server="web", user="a", others=("b",)),
         ),
     )
-    now = Kept(user="a", servers=("new",), hosts=(TlsKeepPermission(host="one", server="web", user="c"),))
+    now = KeepableConnections(
+        user="a", servers=("new",), hosts=(TlsKeepPermission(host="one", server="web", user="c"),)
+    )
     users = {"web": "a", "new": "a", "db": "other"}
     merged = now.with_earlier(earlier, users)
     assert merged.servers == ("new", "web")

@@ -93,7 +93,9 @@ class Helper(AcceptHelper):
             fetch.ended(FetchResult(full=True))
             return
         with ours, theirs:
-            helper.forward_connections(theirs, {"op": fetch.kind, "n": 1, "key": "", "most": most}, shared)
+            helper.send_connections_to_supervisor(
+                theirs, {"op": fetch.kind, "n": 1, "key": "", "most": most}, shared
+            )
             while received := wire.receive(ours):
                 message, fds = received
                 if message["t"] == "done":
@@ -152,7 +154,7 @@ class House:
     def close_queued(self, key: str) -> None:
         pass
 
-    def drop(self, key: str) -> None:
+    def close_empty_pair(self, key: str) -> None:
         assert key == "web"
         self.cleared += 1
 
@@ -383,7 +385,9 @@ def test_a_listener_on_which_accept_waits_wakes_its_server_by_any_connection_fro
         house.arm(shared=True)
         await house.until(lambda: house.woken == 2)
         assert house.helper.asked == ["accept"]
-        house.activator.close("web")  # the server that starts next may have another application
+        house.activator.forget_and_close_held(
+            "web"
+        )  # the server that starts next may have another application
         house.arm(shared=True)
         await house.until(lambda: house.woken == 3)
         assert house.helper.asked == ["accept"] * 2
@@ -415,7 +419,7 @@ def test_a_connection_that_arrives_after_its_server_was_stopped_is_closed() -> N
         house.arm(shared=True)
         client = await house.connect()
         await house.until(lambda: house.helper.asked)
-        house.activator.close("web")
+        house.activator.forget_and_close_held("web")
         assert await house.closed(client) == b""
         assert (house.woken, house.given, house.kept) == (0, [], [])
 
@@ -965,7 +969,7 @@ def test_connection_of_an_earlier_supervisors_request_is_returned_with_its_key(t
     async def scenario(at: AtHelper) -> None:
         ours, theirs = wire.pair()
         at.keeper.ends.append(theirs)
-        (sock,) = at.acceptor.adopt({"pid": "12"}, ours.detach())
+        (sock,) = at.acceptor.adopt_helper_process({"pid": "12"}, ours.detach())
         client, accepted = socket.socketpair()
         client.send(b"request")
         with client, accepted:
@@ -1476,7 +1480,7 @@ def test_dismissed_and_closed_servers_close_held_and_queued_connections(tmp_path
             theirs.recv(100)
             servers.pairs.give(servers.key, theirs)
         if whole:
-            servers.activator.close(servers.key)
+            servers.activator.forget_and_close_held(servers.key)
         else:
             servers.activator.close_waiting(servers.key)
             assert await asyncio.to_thread(queued.recv, 1) == b""

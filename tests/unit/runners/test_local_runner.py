@@ -62,7 +62,7 @@ class Recorder:
     def use_passing_socket(self, server: str, give: socket.socket) -> None:
         self.pairs[server] = give
 
-    async def announce_exit(self, server: str) -> None:
+    async def announce_workers_exit(self, server: str) -> None:
         self.left.append(server)
 
     async def withdraw_passing_socket(self, server: str, give: socket.socket) -> None:
@@ -145,7 +145,7 @@ def orders(sock: socket.socket) -> list[tuple[wire.Message, int]]:
             return found
         found.append((message, len(fds)))
         for fd in fds:
-            wire.close(fd)
+            wire.close_with_unread_descriptors(fd)
 
 
 def test_workers_of_routed_servers_get_the_table_after_they_begin_and_each_later_one() -> None:
@@ -229,22 +229,22 @@ def test_table_is_confirmed_when_each_worker_that_follows_it_has_said_so_or_has_
             links += [ours, theirs]
         first, second, silent = stage.workers.values()
         stage.publish(config(), generation=1)
-        assert await stage.routed.list_unconfirmed_after(20) == [], (
+        assert await stage.routed.list_unconfirmed_servers_after(20) == [], (
             "none of them has said that it follows tables"
         )
         for each in (first, second):
             each.received({"event": "routes", "generation": 1})
         stage.publish(config(), generation=2)
-        waiting = asyncio.ensure_future(stage.routed.list_unconfirmed_after(20))
+        waiting = asyncio.ensure_future(stage.routed.list_unconfirmed_servers_after(20))
         first.received({"event": "routes", "generation": 2})
         second.received({"event": "routes", "generation": 1})
         await asyncio.sleep(0)
         assert not waiting.done()
-        assert await stage.routed.list_unconfirmed_after(0) == ["web"]
+        assert await stage.routed.list_unconfirmed_servers_after(0) == ["web"]
         second.received({"event": "routes", "generation": 2})
         assert await waiting == []
         stage.publish(config(), generation=3)
-        waiting = asyncio.ensure_future(stage.routed.list_unconfirmed_after(20))
+        waiting = asyncio.ensure_future(stage.routed.list_unconfirmed_servers_after(20))
         await asyncio.sleep(0)
         for each in (first, second, silent):
             each.record_exit(Exit(status=0))
@@ -286,12 +286,12 @@ def test_server_whose_ready_worker_does_not_follow_the_routes_is_kept_from_the_g
         ours, theirs = wire.pair()
         made.control_by(ours)
         stage.workers.add(made)
-        made.on_follows_routes = lambda: stage.routed.update_passing_permission(config().key)
+        made.on_follows_routes = lambda: stage.routed.update_gateway_passing_permission(config().key)
         made.begin()
         stage.routed.send_routes(made)
         stage.gateway.pairs.clear()
         made.received({"event": "ready"})
-        stage.routed.update_passing_permission(config().key)
+        stage.routed.update_gateway_passing_permission(config().key)
         await stage.gateway.asked.wait()
         stage.publish(config())
         assert stage.gateway.pairs == {}
@@ -334,7 +334,7 @@ def test_event_of_a_server_looks_at_its_own_workers_only() -> None:
         stage.publish(*servers)
         stage.workers.looked_at = 0
         for server in servers:
-            stage.routed.update_passing_permission(server.key)
+            stage.routed.update_gateway_passing_permission(server.key)
         assert stage.workers.looked_at == 200
         gone = [*stage.workers.of(servers[0].key)]
         for each in gone:
@@ -433,7 +433,7 @@ def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_s
                 entry = {"op": "put", "name": f"adoption:{server.key}", "meta": meta}
                 kept.send(entry, [give.fileno(), take.fileno()])
             servers.append(server)
-        fd = tally.new_page()
+        fd = tally.create_tally_page()
         tally.map_page(fd)[tally.STARTED] = 3
         kept.send({"op": "put", "name": "tally:web.1.0:5", "meta": {"server": "web"}}, [fd])
         os.close(fd)
@@ -524,10 +524,10 @@ def test_gateway_is_told_before_a_worker_that_is_not_replaced_is_stopped_in_good
         (found,) = (await it.runner.adopt({"web": config()})).workers
         told: list[str] = []
 
-        async def announce_exit(key: str) -> None:
+        async def announce_workers_exit(key: str) -> None:
             told.append(key)
 
-        it.runner.adoptions.announce_exit = announce_exit  # type: ignore[method-assign]
+        it.runner.adoptions.announce_workers_exit = announce_workers_exit  # type: ignore[method-assign]
         await order(it.runner, found.placement)
         assert told == [config().key] * is_announced
         end.close()
@@ -570,7 +570,7 @@ def test_runner_passes_on_what_its_logger_and_its_workers_pages_report(tmp_path:
         it.runner.tallies._on_refused("web", "web.1.0", "slot 1")
         assert it.told.events == [
             ("output_lost", "web", 3, str(tmp_path / "web.log"), "disk full"),
-            ("record_rejected_counts", "web", "web.1.0", "slot 1"),
+            ("record_impossible_counts_event", "web", "web.1.0", "slot 1"),
         ]
         abilities = it.runner.capabilities
         assert all(getattr(abilities, each.name) is not None for each in fields(abilities))
@@ -594,7 +594,7 @@ def test_log_files_are_reopened_once_the_logger_says_so(tmp_path: Path) -> None:
 
 def test_runner_without_a_directory_of_orphans_finds_none(tmp_path: Path) -> None:
     async def work(it: Adopting) -> None:
-        assert await it.runner.rescue_orphans({"web": config()}) == {}
+        assert await it.runner.rescue_orphans_and_check_outdated({"web": config()}) == {}
 
     adopting(work, tmp_path)
     adopting(work, tmp_path, adoption_directory=str(tmp_path))

@@ -287,7 +287,7 @@ class Pool:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        fd = tally.new_page()
+        fd = tally.create_tally_page()
         self.page = tally.map_page(fd)
         self.tally = Tally(fd, self.now, lambda: self.now)
         self.refused: list[tuple[str, str, str]] = []
@@ -357,7 +357,7 @@ def test_counts_of_a_refused_worker_that_ends_are_those_before(pool: Pool) -> No
 
 
 def test_page_of_an_earlier_supervisor_is_judged_by_the_time_since_the_machine_started() -> None:
-    fd = tally.new_page()
+    fd = tally.create_tally_page()
     page = tally.map_page(fd)
     page[tally.STARTED] = 50 * tally.MOST_PER_SECOND
     believed, refused = Tally(fd, now=lambda: 60.0), Tally(fd, now=lambda: 40.0)
@@ -1524,7 +1524,7 @@ def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
         assert not beats.request_beat(found.placement, 5)
         assert beats.last_beat_ns(found.placement) == 0
         assert not beats.idle_since_answer(found.placement)
-        fd = tally.new_page()
+        fd = tally.create_tally_page()
         page = tally.map_page(fd)
         found.tally = Tally(fd)
         assert beats.request_beat(found.placement, 7)
@@ -1591,7 +1591,7 @@ def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -
     tallies.add_up = lambda name, server, counts: added.append((name, server, counts))
     with no_descriptor_left():
         for name, requests in (("web.1.1", 3), ("web.1.0", 2), ("web.1.2", 0)):
-            fd = tally.new_page()
+            fd = tally.create_tally_page()
             page = tally.map_page(fd)
             page[tally.STARTED] = page[tally.BUCKETS] = requests
             ended = Tally(fd)
@@ -1607,7 +1607,7 @@ def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -
             ("web.1.0", "web", 2),
         ]
         assert tallies.unsaved_workers == ["web.1.0", "web.1.1"]
-        fd = tally.new_page()
+        fd = tally.create_tally_page()
         page = tally.map_page(fd)
         page[tally.STARTED] = page[tally.BUCKETS] = 4
         assert tallies.collect_unsaved_counts("api.1.0", {"server": "api"}, [fd]) == []

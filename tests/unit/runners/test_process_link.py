@@ -35,7 +35,7 @@ from poolctl.runners.process_link import (
     identity,
     kill,
     number_of,
-    release_in_child,
+    redirect_to_null_in_child,
     spawn,
     text_of,
 )
@@ -474,7 +474,7 @@ def test_program_is_started_by_the_keeper_with_its_end_of_the_link() -> None:
 def test_files_are_released_in_a_child_whose_objects_keep_their_numbers() -> None:
     with no_descriptor_left():
         read, write = os.pipe()
-        release_in_child([2**20, write], ())
+        redirect_to_null_in_child([2**20, write], ())
         assert os.read(read, 1) == b""
         assert os.path.samefile(f"/proc/self/fd/{write}", os.devnull)
         assert not os.get_inheritable(write)

@@ -66,10 +66,10 @@ def test_connections_that_no_worker_has_taken_from_the_pair_yet_are_counted() ->
 def test_gateway_hears_of_workers_that_leave_a_routed_server_and_no_other() -> None:
     async def work() -> None:
         stage = Stage()
-        await stage.pairs.announce_exit(config().key)
+        await stage.pairs.announce_workers_exit(config().key)
         stage.publish(config())
-        await stage.pairs.announce_exit(config().key)
-        await stage.pairs.announce_exit("127.0.0.1:1")
+        await stage.pairs.announce_workers_exit(config().key)
+        await stage.pairs.announce_workers_exit("127.0.0.1:1")
         assert stage.gateway.left == ["web"]
         stage.gateway.let_go.set()
         await stage.pairs.close_all()
@@ -484,11 +484,11 @@ def test_hidden_pair_is_withdrawn_from_the_gateway_once_and_given_again_when_sho
         server, key = config(), config().key
         stage.pairs.open(server)
         stage.route(server)
-        stage.pairs.allow_passing(key)
+        stage.pairs.allow_gateway_passing(key)
         give = stage.gateway.pairs.pop("web")
         assert not stage.pairs.is_passing_forbidden(key)
-        stage.pairs.forbid_passing(key)
-        stage.pairs.forbid_passing(key)
+        stage.pairs.forbid_gateway_passing(key)
+        stage.pairs.forbid_gateway_passing(key)
         assert stage.pairs.is_passing_forbidden(key)
         while not stage.gateway.withdrawn:
             await asyncio.sleep(0)
@@ -496,7 +496,7 @@ def test_hidden_pair_is_withdrawn_from_the_gateway_once_and_given_again_when_sho
         assert stage.gateway.withdrawn == [("web", give)]
         stage.pairs.open(config(user="daemon"))
         assert stage.gateway.pairs == {}, "a later pair is withheld too"
-        stage.pairs.allow_passing(key)
+        stage.pairs.allow_gateway_passing(key)
         assert not stage.pairs.is_passing_forbidden(key)
         assert stage.gateway.pairs == {"web": stage.pairs.get_or_open(config(user="daemon"))[0]}
         await stage.close()
@@ -509,15 +509,15 @@ def test_pair_of_a_server_without_a_route_is_not_shown() -> None:
         stage = Pairs()
         key = config().key
         stage.pairs.open(config())
-        stage.pairs.allow_passing(key)
+        stage.pairs.allow_gateway_passing(key)
         stage.route()
-        stage.pairs.allow_passing(key)
+        stage.pairs.allow_gateway_passing(key)
         stage.route(config())
-        stage.pairs.allow_passing("127.0.0.1:1")
+        stage.pairs.allow_gateway_passing("127.0.0.1:1")
         assert stage.gateway.pairs == {}
-        stage.pairs.allow_passing(key)
+        stage.pairs.allow_gateway_passing(key)
         stage.route()  # the gateway has withdrawn it itself
-        stage.pairs.forbid_passing(key)
+        stage.pairs.forbid_gateway_passing(key)
         await stage.pairs.close(key)
         assert stage.gateway.withdrawn == []
         await stage.close()
@@ -530,10 +530,10 @@ def test_dropped_pair_is_closed_here_and_in_the_keeper_and_made_again_when_neede
         stage = Pairs()
         key = config().key
         before = stage.pairs.get_or_open(config())
-        stage.pairs.drop(key)
+        stage.pairs.close_empty_pair(key)
         assert [end.fileno() for end in before] == [-1, -1]
         assert stage.stored() == {}
-        stage.pairs.drop(key)
+        stage.pairs.close_empty_pair(key)
         assert stage.pairs.get_or_open(config()) != before
         assert list(stage.stored()) == [f"adoption:{key}"]
         await stage.pairs.close(key)
@@ -565,7 +565,7 @@ def test_gateway_of_an_earlier_supervisor_counts_as_gone_after_two_seconds_witho
         loop = asyncio.get_running_loop()
         stage.pairs.open(config())
         stage.pairs.expect_gateway()
-        await stage.pairs.announce_exit(config().key)
+        await stage.pairs.announce_workers_exit(config().key)
         assert loop.time() == 2.0
         await stage.pairs.close(config().key)
         assert loop.time() == 2.0

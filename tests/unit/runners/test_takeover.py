@@ -27,7 +27,7 @@ from poolctl.runners.local.takeover import (
     LocalOrphan,
     OrphanedPipes,
     WorkerAdoption,
-    _Intake,
+    _OrphanIntake,
     wait_for_reports,
 )
 from poolctl.runners.process_link import Malformed
@@ -129,10 +129,12 @@ def order_of(sock: socket.socket) -> tuple[str, int]:
     return received[0]["order"], len(received[1])
 
 
-def intake_of(*servers: ServerConfig, pipes: OrphanedPipes | None = None) -> tuple[_Intake, RecordingKeeper]:
+def intake_of(
+    *servers: ServerConfig, pipes: OrphanedPipes | None = None
+) -> tuple[_OrphanIntake, RecordingKeeper]:
     keeper: Any = RecordingKeeper()
     output: Any = NewPipes()
-    return _Intake(
+    return _OrphanIntake(
         "", keeper, output, {each.name: each for each in servers}, pipes or OrphanedPipes()
     ), keeper
 
@@ -140,7 +142,7 @@ def intake_of(*servers: ServerConfig, pipes: OrphanedPipes | None = None) -> tup
 def test_worker_that_claims_anothers_output_leaves_it_to_its_owner() -> None:
     good, bad = (ServerConfig(app="app:app", bind="127.0.0.1:9001", name=name) for name in ("good", "bad"))
     unused: Any = None
-    intake = _Intake("", unused, unused, {}, OrphanedPipes({"of good": ({"name": "good"}, -1)}))
+    intake = _OrphanIntake("", unused, unused, {}, OrphanedPipes({"of good": ({"name": "good"}, -1)}))
     assert not intake._claim_pipe("of good", bad)
     assert intake._claim_pipe("of good", good)
     assert not intake._claim_pipe("of good", good), "another worker of the server writes to it"
@@ -192,7 +194,7 @@ def test_a_statement_with_an_invalid_value_is_refused_by_its_name(change: dict[s
 def test_descriptors_are_listeners_then_the_pair_then_the_page(
     listener: socket.socket, tmp_path: Path
 ) -> None:
-    page = tally.new_page()
+    page = tally.create_tally_page()
     ours, theirs = wire.pair()
     with ours, theirs, socket.socket(socket.AF_UNIX) as quiet, socket.socket(socket.AF_UNIX) as named:
         named.bind(str(tmp_path / "sock"))
@@ -474,7 +476,7 @@ def test_program_keeps_its_listener_if_it_still_has_it(listener: socket.socket) 
 
 def test_pool_without_orphans_asks_the_keeper_nothing(tmp_path: Path) -> None:
     unused: Any = None
-    assert asyncio.run(takeover.rescue_orphans(unused, unused, str(tmp_path), {})) == {}
+    assert asyncio.run(takeover.rescue_orphans_and_check_outdated(unused, unused, str(tmp_path), {})) == {}
 
 
 def test_pipes_of_a_logger_are_taken_and_late_only_with_a_worker(
@@ -506,7 +508,9 @@ async def _take_in_from_logger(directory: str, keeper: Any, output: Any, *, late
 
     logger = asyncio.create_task(asyncio.to_thread(log))
     try:
-        assert await takeover.rescue_orphans(keeper, output, directory, {}, late=late) == {}
+        assert (
+            await takeover.rescue_orphans_and_check_outdated(keeper, output, directory, {}, late=late) == {}
+        )
         return await logger
     finally:
         os.close(read)

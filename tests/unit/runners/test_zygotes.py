@@ -777,8 +777,8 @@ class Imports:
         self.all = AppZygotes(
             keeper.link, keeper.children, keeper.zygotes, cast(Any, self.written), ImportLimit(at_once=1)
         )
-        self.key = self.all.retain(WEB, SPEC)
-        assert self.all.retain(API, SPEC) == self.key
+        self.key = self.all.retain_and_get_key(WEB, SPEC)
+        assert self.all.retain_and_get_key(API, SPEC) == self.key
         ours, self.theirs = wire.pair()
         self.theirs.setblocking(False)
         meta = {"key": self.key, "asked_at": 5.0, "pid": HERE.pid, "start": HERE.start, "server": "web"}
@@ -884,7 +884,7 @@ def test_adopted_import_has_thirty_seconds() -> None:
 def test_process_that_a_zygote_of_another_user_forked_for_an_application_is_confirmed(
     foreign: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "enter_as", lambda interpreter, user, env: user)
+    monkeypatch.setattr(module, "ids_to_start_interpreter_as", lambda interpreter, user, env: user)
     spec = cast(Spec, {"python": "/usr/bin/python", "user": (os.geteuid(), os.getegid())})
 
     async def scenario(keeper: StoringKeeper) -> None:

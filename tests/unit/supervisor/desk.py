@@ -85,13 +85,13 @@ class Desk:
     def identity(self) -> SupervisorIdentity:
         return from_json(SupervisorIdentity, {"keeper_pid": 1})
 
-    async def finalize_result(self, verb: str, call: Call, result: Result) -> Result:
+    async def await_effects_and_extend_result(self, verb: str, call: Call, result: Result) -> Result:
         return result
 
     async def finish(self) -> None:
         pass
 
-    def schedule_shutdown(self) -> int:
+    def schedule_shutdown_and_get_keeper_pid(self) -> int:
         self.over = True
         return 1
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig, ServerError
-from poolctl.config import RAISE_OPEN_FILES, Tables, open_files_needed
+from poolctl.config import RAISE_OPEN_FILES, Tables, open_files_per_pool_process
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.core.server_entry import record_of, restore
 from poolctl.errors import PoolValidateError
@@ -637,7 +637,7 @@ def test_servers_that_need_more_open_files_than_there_may_be_are_refused(
 ) -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), web("b"), web("off", disabled=True))
-        need = open_files_needed([(desk.core.entries["a"].config, 1)])
+        need = open_files_per_pool_process([(desk.core.entries["a"].config, 1)])
         monkeypatch.setattr(
             resource, "getrlimit", lambda kind: (0, limit if limit < 0 else limit + need - 75)
         )
@@ -810,7 +810,7 @@ def test_stop_of_everything_lets_the_features_finish_and_ends_the_supervisor(
             if "timeout" in options:
                 await asyncio.sleep(60)
 
-        def schedule_shutdown(self) -> int:
+        def schedule_shutdown_and_get_keeper_pid(self) -> int:
             done.append("end")
             return 7
 

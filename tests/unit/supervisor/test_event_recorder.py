@@ -32,7 +32,7 @@ class Recording:
         self._desk = desk
         self.all: list[dict[str, Any]] = []
         desk.events.subscribe(lambda event: self.all.append(event.to_json()))
-        EventRecorder(desk.core, desk.events).begin(adopted, ABOUT)
+        EventRecorder(desk.core, desk.events).record_start_and_observe(adopted, ABOUT)
 
     def take(self, *kinds: str) -> list[dict[str, Any]]:
         """The events of these kinds since the last call."""

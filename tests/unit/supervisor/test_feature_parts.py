@@ -94,7 +94,7 @@ class Supervised:
         environment: Any = SimpleNamespace(directory=str(directory), keeper=self.link)
         self.parts = FeatureParts(environment, self.desk.events)
         absent: Any = None
-        self.parts.begin(self.desk.core, absent, absent, absent)
+        self.parts.create_initial_parts(self.desk.core, absent, absent, absent)
 
 
 Make = Callable[..., Supervised]
@@ -228,7 +228,7 @@ def test_answer_of_a_verb_goes_through_all_parts_that_extend_it_in_their_order(
         made = supervised(
             feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
         )
-        monkeypatch.setattr(made.desk, "finalize_result", made.parts.extend)
+        monkeypatch.setattr(made.desk, "await_effects_and_extend_result", made.parts.extend)
         assert (await made.desk.ask("list"))["warnings"] == ["list one", "list two"]
         assert [*await made.parts.route_healths()] == ["one", "two"]
 

@@ -1127,11 +1127,11 @@ def test_watcher_has_five_seconds_to_apply_a_change(
 
 
 def test_directory_that_is_missing_is_not_watched(tmp_path: Path) -> None:
-    assert not reload._is_watched(str(tmp_path / "gone"))
-    assert not reload._is_watched(str(tmp_path))
+    assert not reload._has_watch_process(str(tmp_path / "gone"))
+    assert not reload._has_watch_process(str(tmp_path))
     watcher = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(watcher, fcntl.LOCK_SH)
-    assert reload._is_watched(str(tmp_path))
+    assert reload._has_watch_process(str(tmp_path))
     os.close(watcher)
 
 

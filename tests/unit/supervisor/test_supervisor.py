@@ -77,7 +77,7 @@ class Survivors(SlowRunner):
             self.running[each.placement.id] = asyncio.get_running_loop().create_future()
         return self.left
 
-    async def rescue_orphans(
+    async def rescue_orphans_and_check_outdated(
         self, servers: Mapping[str, ServerConfig], *, late: bool = False
     ) -> dict[str, bool]:
         self.searched.append((sorted(servers), late))
@@ -1050,8 +1050,8 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
 
 def test_problems_of_workers_become_events(whole: WholeSupervisor) -> None:
     whole.begin()
-    whole.supervisor.record_rejected_counts("web", "web.1.0", "requests went back")
-    whole.supervisor.record_rejected_counts("gone", "gone.1.0", "requests went back")
+    whole.supervisor.record_impossible_counts_event("web", "web.1.0", "requests went back")
+    whole.supervisor.record_impossible_counts_event("gone", "gone.1.0", "requests went back")
     whole.supervisor.output_lost("web", 12, "/var/log/web.log", "disk full")
     message = "worker web.1.0 shows impossible figures, which stay as they were: requests went back"
     assert whole.events("health") == [("figures refused", "warning", message)]

@@ -129,7 +129,7 @@ class Trial:
 def trial(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
     root = short_path
     made = Trial(root / "kept")
-    monkeypatch.setattr(takeover_trial, "_roots", lambda: [str(root)])
+    monkeypatch.setattr(takeover_trial, "_writable_temporary_directories", lambda: [str(root)])
     monkeypatch.setattr(takeover_trial, "launch", made.launch)
     monkeypatch.setattr(takeover_trial, "kill_children", made.end)
     monkeypatch.setattr(takeover_trial, "become_subreaper", lambda: None)
@@ -324,7 +324,7 @@ def test_processes_of_the_previous_version_that_help_are_killed(
 def test_directories_of_killed_trials_are_removed_and_those_in_use_are_not(
     trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(takeover_trial, "_roots", lambda: [str(tmp_path)])
+    monkeypatch.setattr(takeover_trial, "_writable_temporary_directories", lambda: [str(tmp_path)])
     old = time.time() - takeover_trial.LIMIT_SECONDS - 10
     places = {name: tmp_path / f"poolctl-trial-{name}" for name in ("old", "new", "used")}
     for name, place in places.items():
@@ -358,16 +358,16 @@ def test_place_is_locked_and_open_to_other_users(trial: Trial) -> None:
 
 
 def test_place_is_in_a_directory_with_a_short_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    roots = takeover_trial._roots()
+    roots = takeover_trial._writable_temporary_directories()
     assert roots[0] == "/tmp"
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(tmp_path))
     long = tmp_path / ("x" * takeover_trial._LONGEST)
     long.mkdir(mode=0o700)
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(long))
-    assert str(long) not in takeover_trial._roots()
+    assert str(long) not in takeover_trial._writable_temporary_directories()
     monkeypatch.setattr(takeover_trial.pool_paths, "runtime_root", lambda env: str(long))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert takeover_trial._roots() == [str(long)], "there is no other"
+    assert takeover_trial._writable_temporary_directories() == [str(long)], "there is no other"
 
 
 Stdin = Callable[[bytes], None]

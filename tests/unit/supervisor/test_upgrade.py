@@ -264,8 +264,8 @@ def test_output_of_a_check_or_the_last_line_of_its_errors_is_its_result(
 ) -> None:
     async def scenario() -> None:
         env = {**os.environ, "WORD": "from its environment"}
-        assert await upgrade._run(["sh", "-c", program], b"given", env) == found
-        missing = await upgrade._run(["/nowhere/python"], b"")
+        assert await upgrade._run_and_get_output_or_error(["sh", "-c", program], b"given", env) == found
+        missing = await upgrade._run_and_get_output_or_error(["/nowhere/python"], b"")
         assert missing == ("", "/nowhere/python cannot be run: No such file or directory")
 
     run(scenario())
@@ -284,7 +284,7 @@ def test_check_that_does_not_finish_is_killed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(asyncio, "create_subprocess_exec", recorded)
 
     async def scenario() -> None:
-        found = await upgrade._run(["sleep", "60"], b"")
+        found = await upgrade._run_and_get_output_or_error(["sleep", "60"], b"")
         assert found == ("", "sleep did not finish within 0.05 s")
         assert [each.returncode for each in started] == [-signal.SIGKILL]
 

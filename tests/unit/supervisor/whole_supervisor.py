@@ -213,8 +213,8 @@ class WholeSupervisor:
         class Parts(FeatureParts):
             """The features' parts, with one more that is recorded."""
 
-            def begin(self, *given: Any) -> None:
-                super().begin(*given)
+            def create_initial_parts(self, *given: Any) -> None:
+                super().create_initial_parts(*given)
                 self._parts["recording"] = pool.part = pool.part_class(self._site, pool.parts.append)
 
             async def adopt_survivors(self) -> None:

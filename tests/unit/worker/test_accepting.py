@@ -21,11 +21,11 @@ from poolctl.keeper.connection_handover import Routed
 from poolctl.platform import peer_has_closed
 from poolctl.worker.serving import accepting, http1_connection
 from poolctl.worker.serving.accepting import (
-    AcceptedConnections,
     AdoptionPair,
     ConnectionAcceptor,
+    ConnectionsAwaitingProtocol,
     ReplayProtocol,
-    connections_by_descriptors,
+    connection_limit_by_descriptors,
 )
 from poolctl.worker.serving.connection_balancer import ConnectionBalancer
 from poolctl.worker.serving.connection_state import PoolServerState
@@ -237,12 +237,12 @@ def test_worker_without_a_limit_leaves_a_reserve_of_descriptors() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-        thousand = connections_by_descriptors()
+        thousand = connection_limit_by_descriptors()
         assert 700 < thousand < 1024 - 64
         resource.setrlimit(resource.RLIMIT_NOFILE, (1025, hard))
-        assert connections_by_descriptors() == thousand + 1
+        assert connection_limit_by_descriptors() == thousand + 1
         resource.setrlimit(resource.RLIMIT_NOFILE, (16, hard))
-        assert connections_by_descriptors() == 1
+        assert connection_limit_by_descriptors() == 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -527,7 +527,7 @@ def test_connection_whose_handshake_raises_at_once_is_closed_and_counted_no_more
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             ours.setblocking(False)
-            accepted = AcceptedConnections(state)
+            accepted = ConnectionsAwaitingProtocol(state)
             accepted.shake_hands(asyncio.Protocol(), ours, server_context(tmp_path), time.monotonic() + 60)
             assert ours.fileno() == -1
             assert not state.expected
@@ -544,7 +544,7 @@ def test_connection_whose_handshake_fails_later_is_counted_no_more(tmp_path: Pat
         ours, theirs = socket.socketpair()
         with theirs:
             ours.setblocking(False)
-            accepted = AcceptedConnections(state)
+            accepted = ConnectionsAwaitingProtocol(state)
             accepted.shake_hands(asyncio.Protocol(), ours, server_context(tmp_path), time.monotonic() + 60)
             assert state.expected
             theirs.send(said)
@@ -635,7 +635,7 @@ def test_connection_whose_protocol_cannot_be_made_is_closed_and_no_other_one(any
         raise OSError("as if there were no memory")
 
     async def scenario() -> None:
-        connections = AcceptedConnections(PoolServerState())
+        connections = ConnectionsAwaitingProtocol(PoolServerState())
         (failed, first), (client, second) = await accepted(), await accepted()
         connections.attach(fail, first)
         connections.attach(asyncio.Protocol, second)
@@ -650,7 +650,7 @@ def test_connection_whose_protocol_cannot_be_made_is_closed_and_no_other_one(any
 
 def test_connection_that_is_cancelled_before_it_has_its_protocol_is_closed(any_engine: Engine) -> None:
     async def scenario() -> None:
-        connections = AcceptedConnections(PoolServerState())
+        connections = ConnectionsAwaitingProtocol(PoolServerState())
         client, sock = await accepted()
         connections.attach(asyncio.Protocol, sock)
         connections.cancel()
@@ -686,7 +686,7 @@ def test_only_what_another_worker_has_read_must_stay(any_engine: Engine) -> None
                 found.append((data, state.stays))
 
         client, sock = await accepted()
-        AcceptedConnections(state).attach(lambda: ReplayProtocol(Reading(), b"read", state), sock)
+        ConnectionsAwaitingProtocol(state).attach(lambda: ReplayProtocol(Reading(), b"read", state), sock)
         client.writer.write(b"unread")
         await until(lambda: len(found) == 3)
         assert found == [(b"", False), (b"read", True), (b"unread", False)]

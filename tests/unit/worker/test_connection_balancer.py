@@ -22,7 +22,7 @@ from poolctl.worker.serving.connection_balancer import (
     MOMENT_SECONDS,
     ConnectionBalancer,
     PeerCounts,
-    new_page,
+    create_peer_counts_page,
 )
 from poolctl.worker.serving.pool_server import PoolServer
 from poolctl.worker.tally import OPEN_WEBSOCKETS
@@ -74,7 +74,7 @@ def trusting(*protocols: str) -> ssl.SSLContext:
 def join(server: PoolServer, pair: Pair, page: dict[Seat, int | None]) -> None:
     state: Any = server.server_state
     state.balancer = ConnectionBalancer(state, pair.give, Seat(page), kept=server._can_migrate)  # type: ignore[arg-type]
-    server.acceptor.publish_taking()
+    server.acceptor.publish_taking_handovers()
 
 
 @contextlib.asynccontextmanager
@@ -310,7 +310,7 @@ def test_time_of_a_tls_connection_that_is_handed_over_counts_from_its_accept(
             page: dict[Seat, int | None] = {}
             join(giving.server, pair, page)
             page[Seat(page)] = 0
-            giving.server.acceptor._stop_taking()
+            giving.server.acceptor._stop_taking_handovers()
             giving.server.server_state.balancer.publish_accepting(True)  # type: ignore[union-attr]
             silent = [await Client.connect(giving.port) for _ in range(2)]
             accepted = monotonic()
@@ -441,7 +441,7 @@ class Worker:
 
 @pytest.fixture
 def page() -> Iterator[int]:
-    fd = new_page()
+    fd = create_peer_counts_page()
     yield fd
     os.close(fd)
 
@@ -653,7 +653,7 @@ def test_worker_that_has_not_begun_to_accept_hands_over_nothing(monkeypatch: pyt
 @pytest.mark.slow
 def test_slot_is_not_accepting_at_first_and_its_descriptor_is_closed() -> None:
     with no_descriptor_left():
-        fd = new_page()
+        fd = create_peer_counts_page()
         content = os.pread(fd, 4096, 0)
         counts = PeerCounts(fd)
         assert os.pread(fd, 4096, 0)[64:] == content[64:]

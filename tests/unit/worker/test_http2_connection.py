@@ -31,7 +31,7 @@ from poolctl.worker.serving.connection_balancer import ConnectionBalancer
 from poolctl.worker.serving.connection_state import PoolServerState
 from poolctl.worker.serving.http2_connection import PREFACE, Http2Connection
 from poolctl.worker.serving.pool_server import connection_class
-from poolctl.worker.serving.request_records import FailedRequests, RequestCounts
+from poolctl.worker.serving.request_records import FailedRequestLog, RequestCounts
 from poolctl.worker.serving.worker_routes import GatewayRoutes, RoutingState
 from tests.asgi_apps import answer, hello, lifespan
 from tests.certificates import certificate
@@ -264,7 +264,7 @@ def test_frames_are_followed_however_they_are_cut() -> None:
         frame(data, b"f"),
     ]
     ends = list(itertools.accumulate(map(len, sent)))
-    frames = http2_connection.Frames()
+    frames = http2_connection.Http2FrameTracker()
     assert frames.within
     found, head_bytes = [], []
     for at, byte in enumerate(b"".join(sent), 1):
@@ -275,7 +275,7 @@ def test_frames_are_followed_however_they_are_cut() -> None:
     assert found == ends
     assert head_bytes == [0, 0, 371, 371, 20, 20]
     for size in (7, ends[-1]):
-        frames = http2_connection.Frames()
+        frames = http2_connection.Http2FrameTracker()
         for at in range(0, ends[-1], size):
             frames.feed(b"".join(sent)[at : at + size])
         assert (frames.within, frames.head_bytes) == (False, 20)
@@ -595,7 +595,7 @@ def test_requests_are_counted_with_their_status_and_latency(connected: Connected
     page = blank_page()
     protocol = connected.wire.protocol
     protocol.counts = RequestCounts(page)
-    connected.state.failed = FailedRequests("text")
+    connected.state.failed = FailedRequestLog("text")
     protocol.app = slow
     begun_ns = time.monotonic_ns()
     stream = connected.ask()

@@ -19,7 +19,7 @@ import uvicorn
 from websockets.asyncio.client import connect
 
 from poolctl.worker.serving import http1_connection, pool_server
-from poolctl.worker.serving.connection_balancer import new_page as new_peer_page
+from poolctl.worker.serving.connection_balancer import create_peer_counts_page
 from poolctl.worker.serving.http1_connection import H11Connection
 from poolctl.worker.serving.pool_server import (
     PoolServer,
@@ -917,7 +917,7 @@ def test_page_of_counts_is_used_until_the_server_leaves(engine: Engine, pair: Pa
     async def scenario() -> None:
         made = uvicorn.Config(App(), http=engine.http, loop=engine.loop, log_config=None)  # type: ignore[arg-type]
         server = PoolServer(made, adoption=adoption, **SECONDS)
-        pages = [new_peer_page() for _ in range(3)]
+        pages = [create_peer_counts_page() for _ in range(3)]
         if early:
             server.join_counts_page(pages.pop())
             server.join_counts_page(pages.pop())  # the one before is closed
@@ -936,7 +936,7 @@ def test_page_of_counts_is_used_until_the_server_leaves(engine: Engine, pair: Pa
             server.stop()
             await running
             assert server.server_state.balancer is None
-            server.join_counts_page(new_peer_page())
+            server.join_counts_page(create_peer_counts_page())
             assert server.server_state.balancer is None
 
     def pages_in_memory() -> list[str]:
@@ -951,7 +951,7 @@ def test_page_of_counts_is_used_until_the_server_leaves(engine: Engine, pair: Pa
 def test_page_that_cannot_be_used_is_closed(engine: Engine, pair: Pair, adopts: bool) -> None:
     async def scenario() -> None:
         async with served(engine, adoption=pair.worker() if adopts else None) as (server, *_):
-            page = os.open(os.devnull, os.O_RDONLY) if adopts else new_peer_page()
+            page = os.open(os.devnull, os.O_RDONLY) if adopts else create_peer_counts_page()
             server.join_counts_page(page)
             assert server.server_state.balancer is None
             with pytest.raises(OSError, match="Bad file descriptor"):

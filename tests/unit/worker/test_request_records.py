@@ -17,7 +17,7 @@ from poolctl.worker import tally
 from poolctl.worker.serving import request_records
 from poolctl.worker.serving.request_records import (
     AccessLog,
-    FailedRequests,
+    FailedRequestLog,
     RequestCounts,
     add_access_log,
     inner_app,
@@ -437,8 +437,8 @@ def test_without_a_form_no_request_has_a_line(any_engine: Engine, capfd: pytest.
 
 
 def test_line_is_an_object_where_the_log_is_of_objects(capfd: pytest.CaptureFixture[str]) -> None:
-    FailedRequests("json").log(SCOPE, 502, 0.0125)
-    FailedRequests("json").log({**SCOPE, "headers": []}, 502)
+    FailedRequestLog("json").log(SCOPE, 502, 0.0125)
+    FailedRequestLog("json").log({**SCOPE, "headers": []}, 502)
     full, short = map(json.loads, capfd.readouterr().out.splitlines())
     assert full.pop("time").endswith("Z")
     assert full == {
@@ -453,7 +453,7 @@ def test_lines_of_one_second_are_bounded_and_the_others_counted(
 ) -> None:
     now = 10.0
     monkeypatch.setattr(request_records, "monotonic", lambda: now)
-    failed = FailedRequests("text")
+    failed = FailedRequestLog("text")
     for _ in range(120):
         failed.log(SCOPE, 503)
     assert len(capfd.readouterr().out.splitlines()) == 50

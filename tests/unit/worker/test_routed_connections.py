@@ -132,9 +132,9 @@ class Gateway:
         assert taken is not None
         assert taken.routed is not None
         self.returned.append(taken.routed)
-        self.pass_on(taken, taken.received, 0 if taken.routed is None else taken.routed.hops)
+        self.pass_queue_or_refuse(taken, taken.received, 0 if taken.routed is None else taken.routed.hops)
 
-    def pass_on(self, sock: socket.socket, received: bytes = b"", hops: int = 0) -> None:
+    def pass_queue_or_refuse(self, sock: socket.socket, received: bytes = b"", hops: int = 0) -> None:
         """Decide by the head, which is complete."""
         with sock:
             data = received
@@ -164,7 +164,7 @@ class Stage(NamedTuple):
         client.writer.write(first)
         sock.setblocking(False)
         await until(lambda: canonical_head(peek(sock)))
-        self.gateway.pass_on(sock)
+        self.gateway.pass_queue_or_refuse(sock)
         return client
 
     async def exchange(self, client: Client, *messages: bytes) -> list[bytes]:
@@ -409,7 +409,7 @@ def test_any_split_of_pipelined_requests_gives_each_to_the_right_server_once(
 
 async def pass_when_complete(sock: socket.socket, gateway: Gateway) -> None:
     await until(lambda: canonical_head(peek(sock)))
-    gateway.pass_on(sock)
+    gateway.pass_queue_or_refuse(sock)
 
 
 async def all_answers(client: Client, count: int) -> list[bytes]:
@@ -575,7 +575,7 @@ def test_websocket_has_its_route_and_ends_the_look(engine: Engine, table: int, i
         connecting = loop.create_task(_connect(ours))
         theirs.setblocking(False)
         await until(lambda: canonical_head(peek(theirs)))
-        stage.gateway.pass_on(theirs)
+        stage.gateway.pass_queue_or_refuse(theirs)
         websocket = await connecting
         for text in ("hello", "GET / HTTP/1.1\r\nHost: two.test\r\n\r\n"):
             await websocket.send(text)
@@ -857,7 +857,7 @@ def test_idle_connection_of_a_worker_that_leaves_goes_back_to_the_gateway(
                 idle.writer.write(request("two.test"))
             taken.setblocking(False)
             await until(lambda taken=taken: canonical_head(taken.received + peek(taken)))
-            stage.gateway.pass_on(taken, received)
+            stage.gateway.pass_queue_or_refuse(taken, received)
         assert (await idle.answer())[2] == b"two / "
         assert (await part.answer())[2] == b"two /x "
         await until(lambda: not state.connections)
@@ -899,7 +899,7 @@ def test_connection_that_the_server_must_not_keep_goes_back_before_its_next_requ
             await client.answer()
         stage.gateway.stop()
         stage.routes["one"].replace_route_table([table], keeps=False)
-        one.give_back_connections()
+        one.return_connections_to_gateway()
         if path == "/slow":
             app.release.set()
             assert (await client.answer())[2] == b"one /slow "

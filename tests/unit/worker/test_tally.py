@@ -16,23 +16,23 @@ from tests.serving import blank_page
 
 
 def test_count_of_one_process_is_read_by_another() -> None:
-    fd = tally.new_page()
+    fd = tally.create_tally_page()
     page = tally.map_page(fd)
     page[tally.STARTED] += 3
-    counts = tally.read_page(fd)
+    counts = tally.read_tally_page(fd)
     os.close(fd)
     assert counts is not None
     assert counts[tally.STARTED] == 3
 
 
 def test_page_of_another_layout_or_size_is_not_read() -> None:
-    fd = tally.new_page()
+    fd = tally.create_tally_page()
     os.pwrite(fd, (tally.LAYOUT + 1).to_bytes(8, "little"), 0)
-    assert tally.read_page(fd) is None
+    assert tally.read_tally_page(fd) is None
     os.close(fd)
     short = os.memfd_create("short")
     os.pwrite(short, tally.LAYOUT.to_bytes(8, "little"), 0)
-    assert tally.read_page(short) is None
+    assert tally.read_tally_page(short) is None
     os.close(short)
 
 
@@ -52,12 +52,12 @@ def test_of_a_worker_that_has_ended_nothing_is_open_and_what_was_under_way_is_lo
 
 
 def test_requests_of_each_route_are_counted_beside_those_of_the_worker() -> None:
-    fd = tally.new_page()
+    fd = tally.create_tally_page()
     page = tally.map_page(fd)
     for count, alias in enumerate(("users", "orders", "users"), 1):
         page[tally.route_slot(page, alias)] += count
         page[tally.STARTED] += count
-    counts = tally.read_page(fd) or []
+    counts = tally.read_tally_page(fd) or []
     os.close(fd)
     expected = {tally.route_mark("users"): 4, tally.route_mark("orders"): 2}
     assert tally.by_route(counts) == tally.by_route(tally.final_counts(counts)) == expected
@@ -91,16 +91,16 @@ def test_routes_for_which_a_page_has_no_room_share_the_last_count() -> None:
 
 
 def test_page_keeps_its_size_whatever_an_application_does_with_it() -> None:
-    fd = tally.new_page()
+    fd = tally.create_tally_page()
     try:
-        assert tally.is_page(fd)
+        assert tally.is_tally_page(fd)
         for size in (0, 1 << 30):
             with pytest.raises(PermissionError):
                 os.ftruncate(fd, size)
         with pytest.raises(PermissionError):
             os.pwrite(fd, b"x", tally.STACKS_AT + tally.STACK_BYTES)
         tally.map_page(fd)[1] = 7
-        assert (tally.read_page(fd) or [])[1] == 7
+        assert (tally.read_tally_page(fd) or [])[1] == 7
     finally:
         os.close(fd)
 
@@ -111,24 +111,24 @@ def test_only_a_sealed_page_is_accepted_as_a_tally() -> None:
     pipe = os.pipe()
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (unsealed, *pipe, null):
-        assert not tally.is_page(fd)
+        assert not tally.is_tally_page(fd)
         os.close(fd)
 
 
 def test_worker_that_has_not_begun_writes_no_stacks() -> None:
-    fd = tally.new_page()
+    fd = tally.create_tally_page()
     assert not tally.writes_stacks(fd)
     tally.promise_stacks(fd)
     assert tally.writes_stacks(fd)
-    assert tally.read_page(fd) is not None
+    assert tally.read_tally_page(fd) is not None
     os.close(fd)
 
 
 def test_file_of_another_size_is_no_page() -> None:
-    fd, page = os.memfd_create("other", os.MFD_ALLOW_SEALING), tally.new_page()
+    fd, page = os.memfd_create("other", os.MFD_ALLOW_SEALING), tally.create_tally_page()
     os.ftruncate(fd, tally.SIZE_BYTES)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    assert [tally.is_page(each) for each in (fd, page)] == [False, True]
+    assert [tally.is_tally_page(each) for each in (fd, page)] == [False, True]
     for each in (fd, page):
         os.close(each)
 
@@ -237,7 +237,7 @@ def test_long_stacks_and_many_groups_of_tasks_are_cut() -> None:
 
 
 def test_stacks_on_a_page_are_replaced_by_later_ones() -> None:
-    fd = tally.new_page()
+    fd = tally.create_tally_page()
     assert not tally.writes_stacks(fd)
     tally.promise_stacks(fd)
     assert tally.writes_stacks(fd)
@@ -256,7 +256,7 @@ DUMP = """
 import faulthandler, os, signal
 from poolctl.worker import tally
 
-fd, page, done = os.open(os.devnull, os.O_RDONLY), tally.new_page(), []
+fd, page, done = os.open(os.devnull, os.O_RDONLY), tally.create_tally_page(), []
 dump = tally.StackDump()
 dump.install_signal_handlers(fd)
 print(tally.writes_stacks(page))

@@ -173,7 +173,7 @@ def test_names_that_connections_take_from_uvicorns_classes_are_listed() -> None:
     trees = [ast.parse((SERVING / f"{name}.py").read_text()) for name in CONNECTIONS]
     classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
     connections = [
-        each for each in classes if each.name.endswith("Connection") and each.name != "RefusedConnection"
+        each for each in classes if each.name.endswith("Connection") and each.name != "DataDiscardingProtocol"
     ]
     assert len(connections) == 5
     own = {name for each in connections for name in defined(each)}

@@ -28,7 +28,7 @@ from poolctl.routing.route_table import write_table
 from poolctl.runners.worker_spec import memory_files, spec_file, tls_contents, worker_spec
 from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
-from poolctl.worker.serving.connection_balancer import PeerCounts, new_page
+from poolctl.worker.serving.connection_balancer import PeerCounts, create_peer_counts_page
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
 from poolctl.worker.worker_process import (
     ControlSocket,
@@ -155,7 +155,7 @@ class Routed:
     def replace_route_table(self, fds: list[int], *, keeps: bool, context_key: str) -> None:
         self.renewed.append((keeps, context_key))
 
-    def give_back_connections(self) -> None:
+    def return_connections_to_gateway(self) -> None:
         self.renewed.append("given back")
 
 
@@ -364,9 +364,9 @@ async def refusing(scope, receive, send):
 LEAVING = "raise SystemExit(7)"
 START = """
 import sys
-from poolctl.worker.imports import hide_poolctl_from_applications, import_worker_libraries
+from poolctl.worker.imports import hide_poolctl_from_applications, import_libraries_and_set_up
 from poolctl.worker.worker_process import become_worker
-import_worker_libraries()
+import_libraries_and_set_up()
 from poolctl.worker.serving import http1_connection
 http1_connection.QUIET_SECONDS = 60.0
 hide_poolctl_from_applications()
@@ -403,7 +403,7 @@ class Running:
         )
         self.control, theirs = wire.pair()
         self.pair = wire.pair()
-        self.page = os.fdopen(tally.new_page(), "r+b", buffering=0)
+        self.page = os.fdopen(tally.create_tally_page(), "r+b", buffering=0)
         read, write = os.pipe()
         self.output = open(read, "rb", buffering=0)  # noqa: SIM115
         spec_fd = spec_file({**spec, "orphanage": None, "index": 3} | more)
@@ -487,7 +487,7 @@ def test_worker_becomes_ready_serves_and_stops(run_worker: RunWorker) -> None:
     assert lines == [
         "imported 3 None 0", "INFO:     Application startup complete.", "INFO:     Application shutdown complete.",
     ]  # fmt: skip
-    found = tally.read_page(worker.page.fileno())
+    found = tally.read_tally_page(worker.page.fileno())
     assert found is not None
     assert found[tally.STARTED] == 1
 
@@ -661,7 +661,7 @@ def test_connections_wait_in_the_pair_for_a_later_worker_if_so_ordered(
 def test_worker_shows_the_others_how_many_connections_it_has(run_worker: RunWorker) -> None:
     worker = run_worker()
     worker.ready()
-    page = new_page()
+    page = create_peer_counts_page()
     worker.order("peers", [page])
     with socket.create_connection(("127.0.0.1", worker.port), timeout=60) as client:
         assert ask(client, "/x") == "/x"

@@ -32,7 +32,7 @@ from poolctl.worker.serving.worker_routes import (
     GatewayRoutes,
     RoutingState,
     add_route_to_scopes,
-    proxied_app,
+    app_with_proxied_routes,
     routed_app,
 )
 from tests.serving import ENGINES, ZTTP, Client, Engine, blank_page, served
@@ -146,7 +146,7 @@ def test_renewal_replaces_the_gateways_end_only_when_it_is_given_or_the_gateway_
         assert second is not None
         assert (second.fileno(), routes.gateway, routes.ended, routes.table) == (-1, None, True, None)
         assert ours.fileno() > 0
-    routes.close_gateway()
+    routes.close_gateway_socket()
     os.close(table)
 
 
@@ -292,11 +292,14 @@ def test_route_of_a_proxied_request_is_believed_with_the_key_and_always_removed(
         ("", b" users", False),
     ):
         routes, app = routes_with_table(key=key), App(200)
-        ask(proxied_app(app, routes), scope_of(headers=[(name, value), HOST], extensions={"tls": {}}))
+        ask(
+            app_with_proxied_routes(app, routes),
+            scope_of(headers=[(name, value), HOST], extensions={"tls": {}}),
+        )
         (scope,) = app.scopes
         assert scope["headers"] == [HOST]
         assert scope["extensions"].keys() == ({"tls", EXTENSION} if found else {"tls"})
-    ask(proxied_app(app, routes), {"type": "lifespan"})
+    ask(app_with_proxied_routes(app, routes), {"type": "lifespan"})
     assert app.scopes[-1] == {"type": "lifespan"}
 
 

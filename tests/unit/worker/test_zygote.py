@@ -23,7 +23,7 @@ from poolctl.bootstrap import command
 from poolctl.keeper import wire
 from poolctl.runners.worker_spec import app_spec, spec_file, worker_spec
 from poolctl.worker import zygote
-from poolctl.worker.tally import new_page
+from poolctl.worker.tally import create_tally_page
 from poolctl.worker.zygote import ProcessSnapshot, ThreadOrigins
 from tests.deadline import wait_until
 from tests.processes import is_alive
@@ -405,7 +405,7 @@ def test_worker_of_an_app_zygote_runs_the_imported_application_as_the_import_has
     server = ServerConfig(name="web", bind="127.0.0.1:8080", app="shop:app", app_dir=str(tmp_path))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     settings = worker_spec(server, interpreter=sys.executable, listeners=0, tls_files=0, open_files=limits)
-    spec, page = spec_file({**settings, "orphanage": None, "index": 3}), new_page()
+    spec, page = spec_file({**settings, "orphanage": None, "index": 3}), create_tally_page()
     output, write = os.pipe()
     control, theirs = wire.pair()
     pair = wire.pair()

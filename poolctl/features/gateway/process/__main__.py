@@ -55,7 +55,7 @@ def _fork_for_requests() -> bool:
             message, fds = received
             if message == PING:
                 wire.send(link, {"t": "pong", "pid": os.getpid()}, wait=True)
-            elif message.get("t") == "fork" and _fork(link, message):
+            elif message.get("t") == "fork" and _fork_and_is_child(link, message):
                 (fd,) = fds
                 break
             for each in fds:
@@ -65,7 +65,7 @@ def _fork_for_requests() -> bool:
     return True
 
 
-def _fork(link: socket.socket, message: wire.Message) -> bool:
+def _fork_and_is_child(link: socket.socket, message: wire.Message) -> bool:
     """Fork twice, so that the keeper adopts the gateway process; returns True in the gateway, False in the zygote."""
     try:
         between = os.fork()

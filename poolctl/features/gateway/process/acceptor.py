@@ -16,7 +16,7 @@ from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed
 from poolctl.keeper.wire import WireError
 from poolctl.platform import close_promptly
-from poolctl.routing.decision import admits, passable_host_match, passable_match
+from poolctl.routing.decision import can_pass_peer_to_worker, passable_match, passable_tls_host_match
 from poolctl.routing.route import Route
 from poolctl.routing.route_table import Match
 
@@ -24,7 +24,7 @@ from .backends.route_backends import SLEEPING, NoBackend
 from .descriptor_limit import is_exhausted
 from .edge import Edge
 from .proxy.client_connection import Peer
-from .proxy.own_answers import report_arrival, spares_server
+from .proxy.own_answers import notify_parts_of_request, spares_server
 from .proxy.serving import serve, serve_tls
 from .proxy_header import MOST_BYTES as MOST_HEADER_BYTES
 from .proxy_header import NoProxyHeader, ProxyHeader, read_proxy_header
@@ -227,7 +227,7 @@ class ArrivingConnection(WaitingConnection):
         except OSError:
             return b""
 
-    def pass_or_refuse(
+    def try_handle_without_proxy(
         self, match: Match, head: RequestHead | None = None, hops: int = 0, received: bytes = b""
     ) -> bool:
         """Pass the connection to a worker or refuse it, and return True; return False if the proxy has to serve it.
@@ -265,7 +265,7 @@ class ArrivingConnection(WaitingConnection):
             server = canary.key
         trusted = edge.is_trusted(self.client)
         generation = edge.table.generation
-        sent = passing.pass_on(
+        sent = passing.pass_queue_or_refuse(
             server, self.sock, route.alias, generation, hops, received, tls=tls, trusted=trusted
         )
         if sent:
@@ -277,7 +277,7 @@ class ArrivingConnection(WaitingConnection):
 
     def _count(self, route: Route, head: RequestHead | None) -> None:
         method, path = (b"", b"") if head is None else (head.method, head.path)
-        report_arrival(self.edge, route, method, path)
+        notify_parts_of_request(self.edge, route, method, path)
 
 
 class PlainConnection(ArrivingConnection):
@@ -314,10 +314,10 @@ class PlainConnection(ArrivingConnection):
             message = f"a connection from {self.client} was given back by workers {self.hops} times"
             edge.throttled_event("misdirected connection closed", message=message, severity="warning")
             edge.passing.refuse(self.sock, 421)
-        elif not self._try_to_pass(data):
+        elif not self._try_handle_plain_without_proxy(data):
             serve(edge, self.sock, self.received, self.reported)
 
-    def _try_to_pass(self, data: bytes) -> bool:
+    def _try_handle_plain_without_proxy(self, data: bytes) -> bool:
         edge = self.edge
         head = canonical_head(data)
         if head is None:
@@ -328,9 +328,9 @@ class PlainConnection(ArrivingConnection):
         match = passable_match(head, edge.table)
         if match is None or edge.settings.header_for_host.lower() != _USUAL_HOST_HEADER:
             return False
-        if not admits(match.route, self.client, trusted=edge.is_trusted(self.client)):
+        if not can_pass_peer_to_worker(match.route, self.client, trusted=edge.is_trusted(self.client)):
             return False
-        return self.pass_or_refuse(match, head, self.hops, self.received)
+        return self.try_handle_without_proxy(match, head, self.hops, self.received)
 
     def on_deadline(self) -> None:
         if self.scanned:
@@ -369,11 +369,11 @@ class TlsConnection(ArrivingConnection):
             self.close()
             return
         if hello is not None and (not hello.protocols or _HTTP_1_1 in hello.protocols):
-            match = passable_host_match(hello.server_name, edge.table) if hello.server_name else None
+            match = passable_tls_host_match(hello.server_name, edge.table) if hello.server_name else None
             if (
                 match is not None
-                and admits(match.route, self.client, trusted=edge.is_trusted(self.client))
-                and self.pass_or_refuse(match)
+                and can_pass_peer_to_worker(match.route, self.client, trusted=edge.is_trusted(self.client))
+                and self.try_handle_without_proxy(match)
             ):
                 return
         context = edge.certificates.context(self.bind, hello.server_name if hello is not None else "")

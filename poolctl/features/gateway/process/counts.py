@@ -122,7 +122,7 @@ class Counts:
         ]
 
     @property
-    def refusals(self) -> tuple[int, int]:
+    def route_and_other_refusals(self) -> tuple[int, int]:
         """Two numbers: the refused requests of all routes together, and the refusals of requests without a route."""
         of_routes = sum(each.errors.get(REFUSED, 0) for each in self._routes.values())
         return self._former_refused + of_routes, sum(self._refused.values())

@@ -15,7 +15,7 @@ from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import pool_files, wire
 from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import memory_file
-from poolctl.routing.route_report import HostState
+from poolctl.routing.route_report import RequestedBackendState
 from poolctl.runners.process_link import Link
 from poolctl.runners.supervised_process import LINK_FD, AdoptionMessages, SupervisedProcess
 
@@ -159,7 +159,7 @@ class SupervisedGateway(SupervisedProcess, Generic[L]):
     def _report_hosts(self) -> None:
         self.link.send({"t": "hosts", "states": self.hosts.to_json()})
 
-    def _host_changed(self, host: str, state: HostState, why: str) -> None:
+    def _host_changed(self, host: str, state: RequestedBackendState, why: str) -> None:
         if not self._restoring:
             event = {"t": "event", "kind": f"host {state}", "data": {"host": host, "cause": why}}
             self.link.send(event)

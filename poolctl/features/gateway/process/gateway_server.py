@@ -70,7 +70,7 @@ class OpenListener:
         while self._acceptors:
             self._acceptors.pop().stop_receiving()
         if self.stream is not None:
-            self.stream.close()
+            self.stream.stop_accepting_clients()
 
     def close(self) -> None:
         """Stop accepting, and close the sockets."""
@@ -117,7 +117,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
 
     def confirm_performed(self, message: wire.Message) -> None:
         """Put the orders received so far into effect, then confirm this to the supervisor."""
-        self._apply()
+        self._apply_pending_changes()
         super().confirm_performed(message)
 
     async def finish(self) -> None:
@@ -161,7 +161,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
         self._stale.discard(("forget", name))
         if not fds:
             if self._pairs.pop(name, None) is not None:
-                self.edge.passing.withdraw(name, lambda: None)
+                self.edge.passing.remove_server_and_reroute(name, lambda: None)
         elif self._pairs.get(name) == number:
             os.close(fds[0])
         else:
@@ -173,7 +173,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
         name = message["server"]
         self._servers.pop(name, None)
         if self._pairs.pop(name, None) is not None:
-            self.edge.passing.withdraw(name, lambda: None)
+            self.edge.passing.remove_server_and_reroute(name, lambda: None)
         self._apply_soon()
 
     def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
@@ -183,7 +183,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
             self.link.send(reply)
             return
         del self._pairs[name]
-        self.edge.passing.withdraw(name, lambda: self.link.send(reply))
+        self.edge.passing.remove_server_and_reroute(name, lambda: self.link.send(reply))
 
     def _certificate(self, message: wire.Message, fds: list[int]) -> None:
         try:
@@ -207,7 +207,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
             os.close(fd)
         before, self.edge.table = self.edge.table, table
         self.edge.workers_keep = bool(message.get("keeps", True))
-        self.edge.passing.apply_table(table)
+        self.edge.passing.reroute_for_new_table(table)
         self._apply_soon(routes=True)
         before.close()
 
@@ -215,9 +215,9 @@ class GatewayServer(SupervisedGateway[OpenListener]):
         """Schedule one update after all messages received so far: of the backends and, with `routes`, of the routes."""
         self._routes_changed = self._routes_changed or routes
         if self._applying is None:
-            self._applying = self.edge.loop.call_soon(self._apply)
+            self._applying = self.edge.loop.call_soon(self._apply_pending_changes)
 
-    def _apply(self) -> None:
+    def _apply_pending_changes(self) -> None:
         if self._applying is None:
             return
         self._applying.cancel()
@@ -244,16 +244,16 @@ class GatewayServer(SupervisedGateway[OpenListener]):
             for fd in fds:
                 os.close(fd)
         else:
-            self._close_listener(settings.key)
+            self._drain_and_close_listener(settings.key)
             sockets = [socket.socket(fileno=fd) for fd in fds]
             self._listeners[settings.key] = OpenListener(self.edge, settings, route, sockets)
         if route is not None:
             self._apply_soon(routes=True)
 
     def _unlisten(self, message: wire.Message, fds: list[int]) -> None:
-        self._close_listener(message["key"])
+        self._drain_and_close_listener(message["key"])
 
-    def _close_listener(self, key: str) -> None:
+    def _drain_and_close_listener(self, key: str) -> None:
         listener = self._listeners.pop(key, None)
         if listener is not None:
             self.edge.pool.start_task(listener.drain(self.edge.settings.drain_seconds))
@@ -264,14 +264,14 @@ class GatewayServer(SupervisedGateway[OpenListener]):
 
     def _begin(self, message: wire.Message, fds: list[int]) -> None:
         self._forget_stale()
-        self._apply()
+        self._apply_pending_changes()
         self._begun = True
         self.link.send({"t": "up"})
 
     # Hosts.
 
     def _host(self, message: wire.Message, fds: list[int]) -> None:
-        self._apply()
+        self._apply_pending_changes()
         super()._host(message, fds)
 
     def _schedule_load_request(self) -> None:
@@ -309,7 +309,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
 
     def _report(self, message: wire.Message, fds: list[int]) -> None:
         """Answer the supervisor's message "report" with the counts and the state of this process."""
-        self._apply()
+        self._apply_pending_changes()
         edge = self.edge
         report = {
             **edge.snapshot(),
@@ -324,7 +324,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
         open_streams = sum(each["open"] for each in streams)
         figures: Table = {
             "slots": edge.counts.total(),
-            "refused": edge.counts.refusals,
+            "refused": edge.counts.route_and_other_refusals,
             "connections": len(edge.pool.clients) + len(edge.passing.waiting) + open_streams,
             "streamed": sum(each["accepted" if "accepted" in each else "opened"] for each in streams),
             "stream_errors": sum(each["failed"] + each.get("refused", 0) for each in streams),

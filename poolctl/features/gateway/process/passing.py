@@ -99,7 +99,7 @@ class ConnectionSender:
         else:
             self._send_queued(found)
 
-    def withdraw(self, server: str, done: Callable[[], None]) -> None:
+    def remove_server_and_reroute(self, server: str, done: Callable[[], None]) -> None:
         """Stop passing connections to the server, route those in its queue again, then call `done`."""
         found = self._servers.pop(server, None)
         if found is not None:
@@ -107,7 +107,7 @@ class ConnectionSender:
             self._route_again(self._take_queue(found))
         done()
 
-    def pass_on(
+    def pass_queue_or_refuse(
         self,
         server: str,
         sock: socket.socket,
@@ -164,7 +164,7 @@ class ConnectionSender:
         self._counts.count_refusal(TLS, route)
         self.waiting.refuse(sock, _UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR)
 
-    def apply_table(self, table: RouteTable) -> None:
+    def reroute_for_new_table(self, table: RouteTable) -> None:
         """Route each queued connection again for whose route the new route table requires the proxy."""
         for found in self._servers.values():
             if not found.queue:

@@ -146,7 +146,7 @@ class ServerContext(ssl.SSLContext):
     names: frozenset[str] = frozenset()
     listener: _TlsListener
 
-    def admits(self, host: bytes) -> bool:
+    def allows_requests_for_host(self, host: bytes) -> bool:
         """Whether requests for this host, with or without a port, may come over a connection with this certificate.
 
         False for a host of another certificate that requires client certificates: a client could otherwise avoid

@@ -20,7 +20,12 @@ from poolctl.keeper.pool_files import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
 from poolctl.routing.route import AnyRoute, ExcludedRoute, Header, Route, StreamRoute
 from poolctl.routing.route_table import write_table
-from poolctl.routing.separation import Kept, kept_connections, routes_for_workers, with_passing_disabled
+from poolctl.routing.separation import (
+    KeepableConnections,
+    kept_connections,
+    routes_for_workers,
+    with_passing_disabled,
+)
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 
@@ -50,7 +55,7 @@ class RouteSet(NamedTuple):
     streams: tuple[StreamRoute, ...] = ()
     excluded: tuple[ExcludedRoute, ...] = ()
     servers: frozenset[str] = frozenset()
-    kept: Kept = Kept()
+    kept: KeepableConnections = KeepableConnections()
     users: tuple[tuple[str, str], ...] = ()  # each server's name and user
 
     def without_passing(self, servers: frozenset[str]) -> RouteSet:
@@ -86,7 +91,7 @@ class ComputedRoutes:
         self._secret = b""
         # Keys by server name. They authenticate the route that the gateway states for a connection.
         self.context_keys: Mapping[str, str] = {}
-        self._kept: Kept | None = None  # connections that workers may keep; None: not read yet
+        self._kept: KeepableConnections | None = None  # connections that workers may keep; None: not read yet
         self.routes = RouteSet()
         self.generation = 0
         self.table: Descriptor | None = None
@@ -104,17 +109,17 @@ class ComputedRoutes:
         self._asked = self._answered = 0
         self._computed = asyncio.Event()  # set at the end of the computation in progress; then replaced
 
-    def compute(self, source: Source) -> None:
+    def schedule_computation(self, source: Source) -> None:
         """Schedule a computation of the routes, which calls `source` to get the servers and configuration tables."""
         self._source = source
         self._asked += 1
         if self._work is None or self._work.done():
-            self._work = asyncio.ensure_future(self._compute())
+            self._work = asyncio.ensure_future(self._compute_until_current())
 
-    def recompute(self) -> None:
+    def schedule_recomputation(self) -> None:
         """Schedule another computation of the routes from the same source as before."""
         if self._source is not None:
-            self.compute(self._source)
+            self.schedule_computation(self._source)
 
     def has(self, alias: str) -> bool:
         """Whether an HTTP route with this alias is served."""
@@ -165,7 +170,7 @@ class ComputedRoutes:
             self._masked[1].close()
             self._masked = None
 
-    async def _compute(self) -> None:
+    async def _compute_until_current(self) -> None:
         while self._source is not None and self._answered < self._asked:
             await asyncio.sleep(_GATHER_SECONDS)
             asked = self._asked
@@ -198,7 +203,7 @@ class ComputedRoutes:
                 functools.partial(_load_or_create_secret, self._secret_path)
             )
             known = await in_daemon_thread(functools.partial(_read_kept_connections, self._path))
-            self._kept = Kept() if known is None else known
+            self._kept = KeepableConnections() if known is None else known
             unknown = routes.servers - {each.server for each in routes.kept.hosts}
             if known is None and unknown and not routes.kept.user:
                 # An earlier version passed connections regardless of the servers' users.
@@ -306,10 +311,10 @@ def _key(secret: bytes, server: str, user: str) -> str:
     return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:_KEY_CHARACTERS]
 
 
-def _read_kept_connections(path: str) -> Kept | None:
+def _read_kept_connections(path: str) -> KeepableConnections | None:
     try:
         with open(path, "rb") as file:
-            return from_json(Kept, json.load(file))
+            return from_json(KeepableConnections, json.load(file))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:

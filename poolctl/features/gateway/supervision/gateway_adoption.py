@@ -46,7 +46,7 @@ class OrphanedGateway:
         with contextlib.suppress(OSError):
             signal_process(self.pid, self.start, number)
 
-    def end(self, timeout_seconds: float) -> bool:
+    def terminate_or_kill(self, timeout_seconds: float) -> bool:
         """Ask the process to exit, and kill it after the timeout; returns whether it exited by itself. Blocks."""
         self.signal(signal.SIGTERM)
         if await_exit(self.pid, self.start, timeout_seconds):
@@ -92,7 +92,7 @@ def end_all(directory: str, timeout_seconds: float) -> list[tuple[int, bool]]:
     """End the orphaned gateways; returns each pid, and whether that process exited by itself in time. Blocks."""
     ended = []
     for each in find(directory):
-        ended.append((each.pid, each.end(timeout_seconds)))
+        ended.append((each.pid, each.terminate_or_kill(timeout_seconds)))
         each.close()
     return ended
 
@@ -106,7 +106,7 @@ class GatewaySearch:
         self._directory = directory
         self._silent_since = 0.0
 
-    async def search(self) -> OrphanedGateway | None:
+    async def find_orphan_and_drain_others(self) -> OrphanedGateway | None:
         """Find an orphaned gateway that has answered, to be passed to `keep`; returns None if there is none.
 
         There are several if the pool was killed while one gateway replaced another; the others are told to drain.

@@ -16,7 +16,7 @@ from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import EventQueue
-from poolctl.routing.route_report import HostReport
+from poolctl.routing.route_report import BackendReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.runners.runner_protocol import PublishedRoutes as RoutesForWorkers
@@ -26,7 +26,7 @@ from poolctl.supervisor.feature_parts import FeaturePart
 from poolctl.supervisor.sidecar import SidecarManager
 from poolctl.supervisor.takeover.state_store import StateStore
 
-from ..engines import Engine, engine_problem, other_engine
+from ..engines import Engine, engine_problem, find_external_engine
 from ..process.settings import ListenerSettings
 from ..table import GatewayConfig
 from .computed_routes import ComputedRoutes
@@ -89,7 +89,7 @@ class GatewayManager(SidecarManager):
         self._renewal: asyncio.TimerHandle | None = None
         self._zygote: GatewayZygote | None = None
         self._zygote_timer: asyncio.TimerHandle | None = None
-        core.split_obstacle = self.split_obstacle
+        core.split_obstacle = self.why_unsplittable_if_routed
         core.observers.add(self._on_server_changed)
 
     @property
@@ -106,7 +106,7 @@ class GatewayManager(SidecarManager):
     def _engine(self) -> Engine | None:
         """The engine that serves the clients; None for poolctl's own."""
         gateway = self.tables.get(GatewayConfig)
-        return None if gateway is None else other_engine(gateway.engine)
+        return None if gateway is None else find_external_engine(gateway.engine)
 
     @property
     def listeners(self) -> Collection[ListenerSettings]:
@@ -211,15 +211,15 @@ class GatewayManager(SidecarManager):
         except (LinkLost, TimeoutError):
             return None
 
-    async def activities(self) -> dict[str, Activity] | None:
+    async def fetch_activity_by_host(self) -> dict[str, Activity] | None:
         """Return the Activity of each host by the host's name or URL; None if the gateway's process does not answer."""
         report = await self.fetch_report()
         if report is None:
             return None
-        rows = (from_json(HostReport, row) for row in report["hosts"])
+        rows = (from_json(BackendReport, row) for row in report["hosts"])
         return {row.host: Activity(row.requests, row.in_flight + row.waiting) for row in rows}
 
-    async def announce_exit(self, server: str) -> None:
+    async def announce_workers_exit(self, server: str) -> None:
         """Tell the gateway that workers of `server` will stop; return when it has applied that, or at a timeout.
 
         Return at once, without a notice, if `server` is not the name of a canary and the engine is poolctl's own: then
@@ -236,7 +236,7 @@ class GatewayManager(SidecarManager):
             # accepts.
             await asyncio.sleep(_ARRIVES_SECONDS)
 
-    def split_obstacle(self, server: str) -> str | None:
+    def why_unsplittable_if_routed(self, server: str) -> str | None:
         """Why the server's requests cannot be split between versions; "" if they can, None if it has no route."""
         if self.tables.get(GatewayConfig) is None or server not in self.routes.routes.servers:
             return None
@@ -249,29 +249,31 @@ class GatewayManager(SidecarManager):
             self._recompute()
         if entry.name in self.routes.routes.servers:
             if self._servers.detect_canary_change(entry):
-                self._inform_workers()
+                self._publish_routes_to_workers()
             self._report(entry.name)
 
     def _recompute(self) -> None:
         self._revision = self._core.servers.revision
-        self.routes.compute(lambda: ([each.config for each in self._core.entries.values()], self.tables))
+        self.routes.schedule_computation(
+            lambda: ([each.config for each in self._core.entries.values()], self.tables)
+        )
 
     def _on_routes_published(self) -> None:
         if self.gateway is not None:
             self._sync(self.gateway)
-        self._inform_workers()
+        self._publish_routes_to_workers()
         self._on_configured()  # a new stream needs a listener
         if self.machines is not None:
             self.machines.set_routes(self.routes.routes.served)
 
-    def _inform_workers(self) -> None:
+    def _publish_routes_to_workers(self) -> None:
         routing, tables = self._core.runner.capabilities.routing, self.routes.worker_tables
         if routing is None or not tables or self._own is None:
             return
         keys = self.routes.context_keys
         routes = RoutesForWorkers(self.routes.generation, tables, self._own[0], keys)
         self._update_connection_release()
-        routing.publish(self._servers.configs, routes, self)
+        routing.publish(self._servers.routed_and_canary_configs, routes, self)
 
     def _update_connection_release(self) -> None:
         """Tell workers whether to give connections without TLS back to the gateway after each request.
@@ -314,7 +316,7 @@ class GatewayManager(SidecarManager):
         self._events.record("pool", "passed connections ended", message=message)
         for entry in {entry.name: entry for entry, _ in old}.values():
             self._core.withdraw_canary(entry)
-            self._core.renew(entry, entry.desired.generation)
+            self._core.replace_workers_of_generation(entry, entry.desired.generation)
         self._ending_kept = names
         try:
             async with asyncio.TaskGroup() as ending:
@@ -344,7 +346,7 @@ class GatewayManager(SidecarManager):
             self._adopted = True
             await self._adopt()
         if self._process is None or self.failures:
-            await self._adopt_gateway()
+            await self._adopt_orphaned_gateway()
         plan = await self._plan()
         if plan is None:
             await self._shut_down()
@@ -353,7 +355,7 @@ class GatewayManager(SidecarManager):
         await self._check_engine(plan)
         if self._own is None:
             self._open_pair()
-            self._inform_workers()
+            self._publish_routes_to_workers()
         failures = await self._listeners.open(plan.listeners)
         if failures:
             self._report_problem(*failures)
@@ -367,7 +369,7 @@ class GatewayManager(SidecarManager):
             self._sync(process)
         await self._listeners.close_others(plan.listeners)
         self._schedule_zygote()
-        self._record_served_addresses(plan)
+        self._record_event_if_addresses_changed(plan)
         if failures:
             self._failed(*failures)
         elif self.routes.problem:
@@ -423,7 +425,7 @@ class GatewayManager(SidecarManager):
 
     async def _launch_process(self, plan: GatewayPlan) -> GatewayProcess:
         mark, directory = plan.settings.mark, self._environment.directory
-        if engine := other_engine(plan.settings.engine):
+        if engine := find_external_engine(plan.settings.engine):
             return await GatewayProcess.spawn(self._keeper, directory, mark, engine.part)
         for _ in range(2):
             zygote = await self._ensure_zygote(mark)
@@ -461,7 +463,7 @@ class GatewayManager(SidecarManager):
     def _on_zygote_timer(self) -> None:
         self._zygote_timer = None
         plan = self._current
-        if plan is not None and not other_engine(plan.settings.engine) and not self._over:
+        if plan is not None and not find_external_engine(plan.settings.engine) and not self._over:
             work = asyncio.ensure_future(self._ensure_zygote_in_turn(plan.settings.mark))
             self._work.add(work)
             work.add_done_callback(self._work.discard)
@@ -477,7 +479,7 @@ class GatewayManager(SidecarManager):
             self._zygote.end()
             self._zygote = None
 
-    def _record_served_addresses(self, plan: GatewayPlan) -> None:
+    def _record_event_if_addresses_changed(self, plan: GatewayPlan) -> None:
         """Record an event with the served addresses, if the process is new or they have changed."""
         served = tuple(plan.listeners)
         if served and served != self._served:
@@ -515,7 +517,7 @@ class GatewayManager(SidecarManager):
         await self._listeners.adopt()
         if self._own is None:
             await self._adopt_pair()
-        await self.reports.adopt()
+        await self.reports.load_host_states()
         await self._adopt_zygote()
         process = await GatewayProcess.adopt(self._keeper, self.entry)
         if process is not None:
@@ -538,9 +540,9 @@ class GatewayManager(SidecarManager):
         if not zygote.is_of_keeper:  # another keeper has started it
             self._end_zygote()
 
-    async def _adopt_gateway(self) -> None:
+    async def _adopt_orphaned_gateway(self) -> None:
         """Adopt a gateway that survived keeper and supervisor, because it may still hold the addresses."""
-        found = await self._search.search()
+        found = await self._search.find_orphan_and_drain_others()
         if found is None:
             if self._search.silent and self._process is None:
                 raise TimeoutError("the gateway that outlived keeper and supervisor does not answer yet")
@@ -557,7 +559,7 @@ class GatewayManager(SidecarManager):
         if fds:
             self._own = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
             # The table may have been computed before the pair was adopted.
-            self._inform_workers()
+            self._publish_routes_to_workers()
 
     def passes_to(self, server: str) -> bool:
         """Whether the server has a socket pair, so that connections can be passed to it."""

@@ -17,7 +17,7 @@ from poolctl.json_form import Table
 from poolctl.monitor.metrics import BOUNDS_SECONDS, Family, Row, families_of
 from poolctl.routing.route import proxy_reason
 from poolctl.routing.route_health import STATUSES, RouteHealth
-from poolctl.routing.route_report import EXCLUDED, PASS, PROXY, STREAM, BreakerState, HostState
+from poolctl.routing.route_report import EXCLUDED, PASS, PROXY, STREAM, BreakerState, RequestedBackendState
 from poolctl.worker import tally
 
 from ..process.counts import ERRORS
@@ -56,7 +56,7 @@ async def gateway_metrics(
         manager.restarts,
         manager.routes.generation,
         manager.routes.routes,
-        {host: manager.reports.connections(host) for host in hosts if host in core.entries},
+        {host: manager.reports.count_worker_connections(host) for host in hosts if host in core.entries},
         passed,
         healths,
     )
@@ -202,7 +202,7 @@ def _hosts(hosts: Sequence[tuple[Table, Table]], connections: Mapping[str, int])
     named = []
     for row, counts in hosts:
         host = row["host"]
-        for value in HostState:
+        for value in RequestedBackendState:
             state.add(int(row["state"] == value), host=host, state=value)
         for status in STATUSES:
             health.add(int(row["health"] == status), host=host, status=status)

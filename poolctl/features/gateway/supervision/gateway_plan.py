@@ -16,12 +16,12 @@ from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import fd_store
-from poolctl.listeners.open_listener import Identity, close_listener, identity_of, refuse
+from poolctl.listeners.open_listener import Identity, close_listener, identity_of, shut_down_listeners
 from poolctl.routing.route import StreamRoute
 from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import Link, LinkLost
 
-from ..engines import other_engine
+from ..engines import find_external_engine
 from ..process.settings import HTTP, UDP, GatewaySettings, ListenerSettings
 from ..table import GatewayConfig, StreamConfig
 
@@ -136,7 +136,7 @@ def plan_of(
 
 def settings_of(gateway: Any, directory: str = "", state_directory: str = "") -> GatewaySettings:
     """Return the settings of the gateway's process from [gateway]; `parts`, the settings of features, is empty."""
-    engine = other_engine(gateway.engine)
+    engine = find_external_engine(gateway.engine)
     return GatewaySettings(
         directory=directory,
         header_for_host=gateway.header_for_host,
@@ -263,7 +263,7 @@ class GatewayListeners:
         for key in keys:
             del self.settings[key]
             sockets = self._open.pop(key)
-            refuse(sockets)  # the gateway's process has duplicates
+            shut_down_listeners(sockets)  # the gateway's process has duplicates
             close_listener(sockets, self._identities.pop(key))
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})

@@ -116,7 +116,7 @@ class ServerReporter:
         return config is not before
 
     @property
-    def configs(self) -> list[ServerConfig]:
+    def routed_and_canary_configs(self) -> list[ServerConfig]:
         """The configurations of routed servers, and of canaries with their own address, named by `canary_name`."""
         names, found = self._routes.routes.servers, []
         for name, entry in self._core.entries.items():
@@ -172,7 +172,7 @@ class GatewayMessageHandler:
         self.hosts: Table = {}  # the states of the hosts, as last reported
         self.on_hosts: Callable[[], None] = lambda: None
 
-    async def adopt(self) -> None:
+    async def load_host_states(self) -> None:
         """Load the states of hosts that were reported to the previous supervisor."""
         if (content := await self._store.read(fd_store.GATEWAY_HOSTS)) is not None:
             self.hosts = json.loads(content)
@@ -187,7 +187,9 @@ class GatewayMessageHandler:
             self._store.write(fd_store.GATEWAY_HOSTS, json.dumps(self.hosts).encode())
             self.on_hosts()
         elif message["t"] == "loads":
-            process.report_connections({name: self.connections(name) for name in message["servers"]})
+            process.report_connections(
+                {name: self.count_worker_connections(name) for name in message["servers"]}
+            )
         elif message["t"] == "wake":
             if (entry := self._core.entries.get(message["server"])) is not None:
                 self._core.wake(entry)
@@ -201,7 +203,7 @@ class GatewayMessageHandler:
         """The hosts that are disabled or drained."""
         return frozenset(each["host"] for each in self.hosts.get("hosts", ()))
 
-    def connections(self, server: str) -> int:
+    def count_worker_connections(self, server: str) -> int:
         """The number of open connections of the server's workers; 0 for an unknown server."""
         entry = self._core.entries.get(server)
         return 0 if entry is None else connections_of(self._core, entry)

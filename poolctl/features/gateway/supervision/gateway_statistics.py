@@ -15,15 +15,22 @@ from poolctl.monitor.metrics import Usage
 from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
 from poolctl.routing.route_health import ERROR, HEALTHY, UNKNOWN, RouteHealth, route_health
-from poolctl.routing.route_report import PASS, PROXY, HostState, RouteReport, route_key, route_report
+from poolctl.routing.route_report import (
+    PASS,
+    PROXY,
+    RequestedBackendState,
+    RouteReport,
+    route_key,
+    route_report,
+)
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.process_link import LinkLost
-from poolctl.supervisor.observers.metrics_server import health_of
+from poolctl.supervisor.observers.metrics_server import health_reported_for_route
 from poolctl.supervisor.statistics import Totals, errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from ..engines import other_engine
+from ..engines import find_external_engine
 from ..process.counts import REFUSED
 from ..process.settings import HTTP, ListenerSettings
 from ..table import GatewayConfig
@@ -154,7 +161,7 @@ class GatewayStatistics:
             self._core.clock.monotonic(),
             found["slots"],
             tuple(found["refused"]),
-            sum((await self.passed_requests()).values()),
+            sum((await self.passed_requests_by_route_mark()).values()),
             found["streamed"],
             found["stream_errors"],
             found["connections"],
@@ -163,7 +170,7 @@ class GatewayStatistics:
             self._samples.clear()  # a new process starts counting from 0
         return sample
 
-    async def passed_requests(self) -> dict[int, int]:
+    async def passed_requests_by_route_mark(self) -> dict[int, int]:
         """Return, by `tally.route_mark` of the alias, how many requests of a route came on passed connections."""
         total = Counter[int]()
         for number, server in enumerate(self._manager.routes.routes.servers):
@@ -287,7 +294,10 @@ class RouteReporter:
         found = []
         for target in route.to:
             health = self._health(target.key, target.server, verdicts.get(target.key))
-            is_active = self._hosts.get(target.key, {}).get("state", HostState.ACTIVE) == HostState.ACTIVE
+            is_active = (
+                self._hosts.get(target.key, {}).get("state", RequestedBackendState.ACTIVE)
+                == RequestedBackendState.ACTIVE
+            )
             found.append(probed.get(target.key, health) if health.status == UNKNOWN and is_active else health)
         return route_health([*found, *(each.health for each in services if not each.is_serving)])
 
@@ -311,7 +321,7 @@ class RouteReporter:
     def _pass_obstacles(self, route: Route) -> Iterator[str]:
         """The reasons why no connection of the route is passed at present, although its configuration allows it."""
         gateway = self._gateway.tables.get(GatewayConfig)
-        if gateway is not None and (engine := other_engine(gateway.engine)):
+        if gateway is not None and (engine := find_external_engine(gateway.engine)):
             yield f"{engine.label} proxies every connection"
         if gateway is not None and gateway.header_for_host.lower() != "host":
             yield f"the host is taken from the header {gateway.header_for_host}"
@@ -375,12 +385,12 @@ class RouteReporter:
         disabled or draining server. For any other server it is the supervisor's status of the server.
         """
         entry, row = self._core.entries.get(server), self._hosts.get(key, {})
-        if verdict is None and row.get("state", HostState.ACTIVE) != HostState.ACTIVE:
+        if verdict is None and row.get("state", RequestedBackendState.ACTIVE) != RequestedBackendState.ACTIVE:
             verdict = {"status": UNKNOWN, "detail": row["why"]}
         found = RouteHealth() if verdict is None else from_json(RouteHealth, verdict)
         if entry is None:
             return replace(found, latency_seconds=self._gateway.probes.latency_seconds(key))
-        own = health_of(self._core, entry)
+        own = health_reported_for_route(self._core, entry)
         if verdict is None or own.status == found.status:
             return own
         return replace(own, status=found.status, detail=found.detail or own.detail)

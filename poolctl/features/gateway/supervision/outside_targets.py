@@ -16,7 +16,7 @@ from poolctl.config import Probe, ServerConfig, Tables
 from poolctl.http.http_client import exchange
 from poolctl.http.messages import BadMessage
 from poolctl.probes.prober import statuses
-from poolctl.probes.worker_probes import Hysteresis, call_at
+from poolctl.probes.worker_probes import Hysteresis, call_at_rounded_time
 from poolctl.routing.route import AnyRoute, Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth
 from poolctl.routing.route_report import FAILING, SERVING, STARTING, MachineReport, RegisteredServiceReport
@@ -206,7 +206,9 @@ class UrlProbes(Generic[S]):
                 probe.pause_seconds *= _FACTOR
             # Shorter, so that a failure is found within `interval`.
             pause *= 1 - probe.probe.jitter * random.random()
-            probe.timer = call_at(max(began + pause, _now()), partial(self._enqueue_probe, probe))
+            probe.timer = call_at_rounded_time(
+                max(began + pause, _now()), partial(self._enqueue_probe, probe)
+            )
 
 
 def _now() -> float:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from poolctl.config import Tables
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, failure
 from poolctl.control.gateway_answers import (
-    CandidatesResult,
+    CandidateRoutesResult,
     HostsResult,
     RegistryResult,
     RoutesResult,
-    excluded_from,
+    excluded_routes_for_host,
     routes_to_servers,
 )
 from poolctl.control.server_answers import ShowResult
@@ -26,7 +26,7 @@ from poolctl.monitor.metrics import Family
 from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.route import ExcludedRoute, Route
 from poolctl.routing.route_health import RouteHealth
-from poolctl.routing.route_report import HostReport
+from poolctl.routing.route_report import BackendReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
@@ -117,7 +117,7 @@ class GatewayVerbs:
                 await asyncio.sleep(0)
         return found
 
-    async def with_route_warning(self, result: Result) -> Result:
+    async def with_unhealthy_route_warning(self, result: Result) -> Result:
         """Add to the result of `status` a warning about routes that do not serve."""
         found = {name: health for name, health in (await self.healths()).items() if not health.serves}
         if not found:
@@ -128,7 +128,7 @@ class GatewayVerbs:
         warning = f"the route {name} is {health.status}{why}{more}: poolctl health --routes"
         return replace(result, warnings=(*result.warnings, warning))
 
-    async def _candidates(self, options: Table) -> CandidatesResult:
+    async def _candidates(self, options: Table) -> CandidateRoutesResult:
         routes, generation = self.gateway.routes.routes.http, self.gateway.routes.generation
         not_served = self.gateway.routes.routes.excluded
         gateway, headers = self.gateway.tables.get(GatewayConfig), options.get("headers")
@@ -140,10 +140,10 @@ class GatewayVerbs:
             found = routes
             if len(routes) > _MOST_EXPLAINED:
                 found = tuple(each for each in routes if host_pattern(each.host).covers(host))
-            return found, excluded_from(host, not_served)
+            return found, excluded_routes_for_host(host, not_served)
 
         found, excluded = await in_daemon_thread(covering)
-        return CandidatesResult(
+        return CandidateRoutesResult(
             header_for_host=name, generation=generation, total=len(routes), routes=found, excluded=excluded
         )
 
@@ -179,17 +179,21 @@ class GatewayVerbs:
             url, status = service.url, service.health.status
             # The gateway keeps a removed backend until its last request has ended.
             if not service.is_serving and not (url in rows and rows[url].routes):
-                row = rows.get(url) or HostReport(host=url)
+                row = rows.get(url) or BackendReport(host=url)
                 rows[url] = replace(
                     row, routes=(service.alias,), available=False, health=status, why=service.problem
                 )
         return HostsResult(items=tuple(rows.values()))
 
-    def _host_report(self, row: Table) -> HostReport:
+    def _host_report(self, row: Table) -> BackendReport:
         """The report of a backend; a server of the pool gets the number of its workers' open connections added."""
-        found = from_json(HostReport, row)
+        found = from_json(BackendReport, row)
         known = found.host in self._core.entries
-        return replace(found, connections=self.gateway.reports.connections(found.host)) if known else found
+        return (
+            replace(found, connections=self.gateway.reports.count_worker_connections(found.host))
+            if known
+            else found
+        )
 
     async def change_hosts(self, call: Call) -> HostsResult:
         """Disable, enable or drain hosts, and return their new states. Raises SelectorError for invalid options.
@@ -214,7 +218,7 @@ class GatewayVerbs:
         result = await self.hosts(call)
         result = replace(result, items=tuple(each for each in result.items if each.host in answer["hosts"]))
         routing = self._core.runner.capabilities.routing
-        late = [] if routing is None else await routing.list_unconfirmed_after(_CONFIRMATION_SECONDS)
+        late = [] if routing is None else await routing.list_unconfirmed_servers_after(_CONFIRMATION_SECONDS)
         if slow := [each for each in late if each in answer["hosts"]]:
             warning = f"workers of {', '.join(slow)} have not confirmed yet that they give connections back"
             result = replace(result, warnings=(*result.warnings, warning))
@@ -265,7 +269,7 @@ class PoolGateway(FeaturePart):
         environment = self.site.environment
         if pool_files.find_listeners(environment.directory, pool_files.GATEWAY):
             search = GatewaySearch(environment.keeper, environment.directory)
-            if (found := await search.search()) is not None:
+            if (found := await search.find_orphan_and_drain_others()) is not None:
                 await search.store_in_keeper(found)
 
     def apply_tables(self, tables: Tables) -> None:
@@ -308,7 +312,7 @@ class PoolGateway(FeaturePart):
         if verb in ("status", "stats"):
             status = replace(verbs.statistics.status(), stats=await verbs.statistics.stats())
             result = replace(result, gateway=to_json(status))
-        return await verbs.with_route_warning(result) if verb == "status" else result
+        return await verbs.with_unhealthy_route_warning(result) if verb == "status" else result
 
     @property
     def serves_without_servers(self) -> bool:
@@ -333,7 +337,7 @@ class PoolGateway(FeaturePart):
     async def metrics(self) -> Iterable[Family]:
         if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
             return []
-        passed = await verbs.statistics.passed_requests()
+        passed = await verbs.statistics.passed_requests_by_route_mark()
         healths = await verbs.healths()
         return await gateway_metrics(verbs.gateway, self.site.core, passed, healths, self._parts)
 
@@ -354,7 +358,7 @@ class PoolGateway(FeaturePart):
             return self._warned(verb, result)
         late = (
             await manager.await_applied_or_warning(call.options.get("timeout"))
-            or await self._unconfirmed_warning()
+            or await self._unconfirmed_workers_warning()
         )
         if late:
             result = replace(result, warnings=(*result.warnings, late))
@@ -367,10 +371,10 @@ class PoolGateway(FeaturePart):
         errors = [replace(error_of_kind(kind, each), name="[gateway]") for each in manager.failures]
         return replace(result, errors=(*result.errors, *errors), exit_code=result.exit_code or FAILED)
 
-    async def _unconfirmed_warning(self) -> str:
+    async def _unconfirmed_workers_warning(self) -> str:
         """A warning about workers that have not yet confirmed the route table, or ""."""
         routing = self.site.core.runner.capabilities.routing
-        servers = [] if routing is None else await routing.list_unconfirmed_after(_CONFIRMED_SECONDS)
+        servers = [] if routing is None else await routing.list_unconfirmed_servers_after(_CONFIRMED_SECONDS)
         listed = ", ".join(servers[:_SERVERS_NAMED]) + (" …" if len(servers) > _SERVERS_NAMED else "")
         return f"[gateway]: workers of {listed} have not confirmed the new routes yet" if servers else ""
 

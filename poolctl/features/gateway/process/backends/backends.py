@@ -10,7 +10,13 @@ from poolctl.json_form import Table, to_json
 from poolctl.logs.log_line import stamp
 from poolctl.routing.route import Route
 from poolctl.routing.route_health import RouteHealth, route_health
-from poolctl.routing.route_report import BreakerState, HostReport, HostState, route_key, stream_key
+from poolctl.routing.route_report import (
+    BackendReport,
+    BreakerState,
+    RequestedBackendState,
+    route_key,
+    stream_key,
+)
 
 from ..counts import Counts
 from ..settings import ProbeState, ServerFacts
@@ -132,7 +138,7 @@ class Backends:
         for backend in self._backends.values():
             backend.in_flight = requests.get(backend.key, 0)
 
-    def set_program_verdicts(
+    def apply_external_proxy_verdicts(
         self,
         label: str,
         alias: str,
@@ -163,7 +169,7 @@ class Backends:
             was_blocked = backend.blocked is not None
             self._apply_reports(backend)
             if was_blocked and backend.blocked is None:
-                backend.probe_now(self.now())
+                backend.let_breakers_probe_now(self.now())
             for user in [*backend.members]:
                 user.update_limits_and_admit()
 
@@ -179,14 +185,14 @@ class Backends:
         backend = self._backends.get(url)
         if backend is not None and not backend.is_server:
             self._apply_reports(backend)
-            backend.probe_now(self.now())
+            backend.let_breakers_probe_now(self.now())
             for user in [*backend.members]:
                 user.update_limits_and_admit()
         if rank == READY and blocked is None:
             del self._ranks[url]
 
     def snapshot(self) -> list[Table]:
-        """Every host with its state: the fields of HostReport."""
+        """Every host with its state: the fields of BackendReport."""
         now = self.now()
         return [to_json(self._backend_report(each, now)) for each in self._backends.values()]
 
@@ -246,12 +252,12 @@ class Backends:
                 backend.record_probe(state)
         backend.update_blocked(self.hosts)
 
-    def _host_changed(self, host: str, state: HostState, why: str) -> None:
+    def _host_changed(self, host: str, state: RequestedBackendState, why: str) -> None:
         backend = self._backends.get(host)
         if backend is not None:
             backend.update_blocked(self.hosts)
-            if state is HostState.ACTIVE:
-                backend.probe_now(self.now())
+            if state is RequestedBackendState.ACTIVE:
+                backend.let_breakers_probe_now(self.now())
             for route in backend.members:
                 route.close_breakers_if_none_serves()
             for route in [*backend.queued]:
@@ -264,11 +270,11 @@ class Backends:
         if self._event is not None and state is not BreakerState.HALF_OPEN:
             self._event(f"breaker {'opened' if state is BreakerState.OPEN else 'closed'}", host=host, why=why)
 
-    def _backend_report(self, backend: Backend, now: float) -> HostReport:
+    def _backend_report(self, backend: Backend, now: float) -> BackendReport:
         record, verdict = self.hosts.host_record(backend.key), backend.best_verdict(now)
         traffic, canary = backend.counts, backend.canary
         connections = backend.open_connections + (0 if canary is None else canary.open_connections)
-        return HostReport(
+        return BackendReport(
             host=backend.key,
             routes=tuple(route.alias for route in backend.members),
             state=record.state,

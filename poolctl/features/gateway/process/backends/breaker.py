@@ -56,7 +56,7 @@ class Breaker:
             return max(0.0, self._open_until - now)
         return 0.0 if self._probes < self.rule.probes else _PROBING_RETRY_SECONDS
 
-    def admit_request(self) -> int:
+    def admit_and_return_period(self) -> int:
         """Admit a request after `seconds_until_admission` returned 0; return the period for the `record_` methods."""
         if not self.is_closed:
             if self.state is BreakerState.OPEN:

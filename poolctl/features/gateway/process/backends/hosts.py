@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from poolctl.json_form import Table, from_json, to_json
-from poolctl.routing.route_report import HostState
+from poolctl.routing.route_report import RequestedBackendState
 
 # Ten years: longer than any intended pause, and short enough for a valid date.
 _MOST_SECONDS = 10 * 365 * 86_400.0
 
-Listener = Callable[[str, HostState, str], None]
+Listener = Callable[[str, RequestedBackendState, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class HostRecord:
     """A host's state, and when it began (`since`) and will end (`until`): seconds since 1970, or 0 if not set."""
 
     host: str
-    state: str = HostState.ACTIVE
+    state: str = RequestedBackendState.ACTIVE
     why: str = ""
     since: float = 0.0
     until: float = 0.0
@@ -110,22 +110,22 @@ class HostManager:
         seconds = self.re_enable_seconds if for_seconds is None else for_seconds
         if not seconds >= 0:
             raise ValueError(f"a backend cannot be disabled for {seconds} seconds")
-        self._set(host, HostState.DISABLED, "disabled by request", min(seconds, _MOST_SECONDS))
+        self._set(host, RequestedBackendState.DISABLED, "disabled by request", min(seconds, _MOST_SECONDS))
 
     def drain(self, host: str) -> None:
         """Until `enable`, send the host only clients whose sticky cookie names it."""
-        self._set(host, HostState.DRAINING, "drained by request", 0.0)
+        self._set(host, RequestedBackendState.DRAINING, "drained by request", 0.0)
 
     def enable(self, host: str) -> None:
         """Send traffic to the host again."""
-        if self.host_record(host).state != HostState.ACTIVE:
-            self._set(host, HostState.ACTIVE, "enabled by request", 0.0)
+        if self.host_record(host).state != RequestedBackendState.ACTIVE:
+            self._set(host, RequestedBackendState.ACTIVE, "enabled by request", 0.0)
 
     def expire(self) -> None:
         """Reactivate the hosts whose disable time is over."""
         now = self._now()
         for host in [host for host, until in self._until.items() if until <= now]:
-            self._set(host, HostState.ACTIVE, "the time for which it was disabled is over", 0.0)
+            self._set(host, RequestedBackendState.ACTIVE, "the time for which it was disabled is over", 0.0)
 
     def forget(self, hosts: Iterable[str]) -> None:
         """Remove hosts that are no longer configured. Callbacks passed to `subscribe` are not called."""
@@ -136,7 +136,7 @@ class HostManager:
 
     def to_json(self) -> Table:
         """The state that `restore` needs after a restart: the hosts that are not active."""
-        records = [each for each in self.records() if each.state != HostState.ACTIVE]
+        records = [each for each in self.records() if each.state != RequestedBackendState.ACTIVE]
         return {"hosts": [to_json(each) for each in records]}
 
     def restore(self, table: Table) -> None:
@@ -148,16 +148,16 @@ class HostManager:
         for entry in table.get("hosts") or ():
             try:
                 record = from_json(HostRecord, entry)
-                state = HostState(record.state)
+                state = RequestedBackendState(record.state)
             except (ValueError, AttributeError):
                 continue
             # Never longer than the time that was ordered, in case the system's clock was set back.
             left = min(record.until - wall, record.until - record.since) if record.until else 0.0
-            if state is not HostState.ACTIVE and (left > 0 or not record.until):
+            if state is not RequestedBackendState.ACTIVE and (left > 0 or not record.until):
                 self._set(record.host, state, record.why, left, since=record.since)
 
     def _set(
-        self, host: str, state: HostState, why: str, seconds: float, *, since: float | None = None
+        self, host: str, state: RequestedBackendState, why: str, seconds: float, *, since: float | None = None
     ) -> None:
         wall = self.wall()
         until = wall + seconds if seconds else 0.0

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from poolctl.routing.route import STICKY, BreakerRule, Limit, Route, StreamRoute, passable
 from poolctl.routing.route_health import ERROR, HEALTHY, NAPPING, UNHEALTHY, UNKNOWN, RouteHealth
 from poolctl.routing.route_health import STARTING as ROUTE_STARTING
-from poolctl.routing.route_report import BreakerState, HostState
+from poolctl.routing.route_report import BreakerState, RequestedBackendState
 from poolctl.states import State, Status
 from poolctl.time_windows import until_text
 
@@ -250,7 +250,7 @@ class Backend:
             return
         if facts.ready:
             if not was_ready:
-                self.probe_now(now)
+                self.let_breakers_probe_now(now)
         elif facts.asleep_until is not None:
             end = facts.asleep_until or None
             why = f"kept asleep {until_text(end, wall_now)}".rstrip()
@@ -288,8 +288,8 @@ class Backend:
         """Update this backend's `draining` and `blocked` after an operator's command, a report or a probe."""
         record = hosts.host_record(self.key)
         known = self._facts_verdict or self._probe_verdict
-        self.draining = record.state == HostState.DRAINING and known is None
-        if record.state == HostState.DISABLED:
+        self.draining = record.state == RequestedBackendState.DRAINING and known is None
+        if record.state == RequestedBackendState.DISABLED:
             until = hosts.reactivation_time(self.key)
             self.blocked = BackendVerdict(
                 False, record.why, DOWN_RETRY_SECONDS, by_time=until > 0, until=until, by_command=True
@@ -299,7 +299,7 @@ class Backend:
         else:
             self.blocked = known
 
-    def probe_now(self, now: float) -> None:
+    def let_breakers_probe_now(self, now: float) -> None:
         """Let open breakers probe the backend at once, because its state has changed."""
         for breaker in self._breakers.values():
             breaker.probe_now(now)
@@ -811,7 +811,7 @@ class RouteBackends:
             untried = [each for each in self.members if each.key not in tried]
             return self._refusal(now, [(each.key, each.verdict(now)) for each in untried], tried)
         backend, breaker = member.backend, member.breaker
-        period = breaker.admit_request()
+        period = breaker.admit_and_return_period()
         if member.limiter is not None:
             member.limiter.enter(now)
         if limiter is not None:

@@ -39,7 +39,7 @@ from ..edge import Edge
 from ..tls import ServerContext
 from .backend_connection import BackendConnection, Timer, close_writing
 from .gateway_access_log import CLIENT_LEFT, AccessLogEntry
-from .own_answers import answer_of_route, report_arrival, wake_and_answer
+from .own_answers import answer_of_route, notify_parts_of_request, wake_and_answer
 from .request_head import (
     ForwardingContext,
     RoutedRequest,
@@ -104,7 +104,7 @@ class RequestBody:
         self.rest = b""
         self._check(length)
 
-    def feed(self, data: bytes) -> Buffer:
+    def extract_body_bytes(self, data: bytes) -> Buffer:
         """Process received bytes; returns the bytes to pass on. Raises BadMessage."""
         chunks = self._chunks
         if chunks is None:
@@ -139,22 +139,22 @@ class WebSocketFrameTracker:
         """Whether the last frame is complete and the next has not begun."""
         return not (self._left or self._header or self.lost)
 
-    def forward(self, data: Buffer) -> Buffer:
+    def bytes_to_forward(self, data: Buffer) -> Buffer:
         """Return what to send for `data`: all, or after `end` the rest of an incomplete frame and a close frame."""
         if not self.ending:
-            self.track_frames(data)
+            self.track_frames_and_count_bytes(data)
             return data
         if self.at_boundary:
             return b""
-        rest = bytes(data[: self.track_frames(data, only_first=True)])
+        rest = bytes(data[: self.track_frames_and_count_bytes(data, only_first=True)])
         return rest + _CLOSE_1012 if self.at_boundary else rest
 
-    def end(self) -> bytes:
+    def end_with_close_frame(self) -> bytes:
         """End the WebSocket with status 1012 as soon as possible; returns the bytes to send now."""
         self.ending = True
         return _CLOSE_1012 if self.at_boundary else b""
 
-    def track_frames(self, data: Buffer, *, only_first: bool = False) -> int:
+    def track_frames_and_count_bytes(self, data: Buffer, *, only_first: bool = False) -> int:
         """Follow the frames in `data`; return how many bytes were read. `only_first`: stop at the first boundary."""
         if self.lost:
             return len(data)
@@ -258,7 +258,7 @@ class Exchange:
                 return
             limiter.enter(self._started)
             self._of_client = limiter
-        report_arrival(self._edge, self._route, self._request.method, self._request.path)
+        notify_parts_of_request(self._edge, self._route, self._request.method, self._request.path)
         self._acquire_and_send()
 
     def send_body(self, data: Buffer, *, complete: bool) -> None:
@@ -284,7 +284,7 @@ class Exchange:
         """Handle that the client has closed its side of the tunnel."""
         if self._connection is not None:
             self._connection.send_eof()
-            self._one_end_closed()
+            self._end_when_both_sides_closed()
 
     def set_client_writable(self, writable: bool) -> None:
         """Handle that the client stops accepting bytes, or accepts them again."""
@@ -307,13 +307,13 @@ class Exchange:
         if isinstance(lease, NoBackend):
             if lease.may_wait:
                 self._set_time_limit(0)
-                self._task = self._edge.pool.start_task(self._wait_for_lease())
+                self._task = self._edge.pool.start_task(self._wait_for_lease_and_send())
             else:
                 self._refused(lease)
             return
         self._send_with_lease(lease)
 
-    async def _wait_for_lease(self) -> None:
+    async def _wait_for_lease_and_send(self) -> None:
         try:
             lease = await self._backends.wait(self._client, self._cookie, self._tried)
         except NoBackend as refused:
@@ -351,9 +351,9 @@ class Exchange:
         else:
             waits_for_machine = backend.key in self._edge.machines
             self._set_time_limit(0 if waits_for_machine else self._route.timeouts.connect)
-            self._task = self._edge.pool.start_task(self._connect())
+            self._task = self._edge.pool.start_task(self._connect_and_send())
 
-    async def _connect(self) -> None:
+    async def _connect_and_send(self) -> None:
         assert self._lease is not None
         try:
             connection = await self._edge.start_and_connect(self._lease.backend, self._route.timeouts.connect)
@@ -441,9 +441,9 @@ class Exchange:
 
     def backend_eof(self) -> None:
         self._client_side.send_eof()
-        self._one_end_closed()
+        self._end_when_both_sides_closed()
 
-    def _one_end_closed(self) -> None:
+    def _end_when_both_sides_closed(self) -> None:
         """Handle that one side of the tunnel has closed; the exchange ends when both have."""
         if not self._half_closed:
             self._half_closed = True
@@ -740,7 +740,7 @@ class ClientConnection(asyncio.Protocol):
         body, data = None, self._buffer[request.end :]
         if request.body:
             body = RequestBody(request.body, routed.route.max_body_bytes)
-            data, self._buffer = bytes(body.feed(data)), body.rest
+            data, self._buffer = bytes(body.extract_body_bytes(data)), body.rest
             if body.rest and not body.done:
                 self._schedule_buffer_processing()
         else:
@@ -753,7 +753,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _read_body(self, exchange: Exchange, body: RequestBody, data: bytes) -> None:
         try:
-            piece = body.feed(data)
+            piece = body.extract_body_bytes(data)
         except BadMessage as error:
             exchange.refuse(error.status)
             return
@@ -803,13 +803,15 @@ class ClientConnection(asyncio.Protocol):
         assert request is not None
         assert exchange is not None
         keep = self._keep and exchange.complete and self._edge.keeps_connections
-        head, self._keep, self._wraps = response.framed_head(http_1_1=request.http_1_1, keep=keep)
+        head, self._keep, self._wraps = response.head_keep_alive_and_chunked(
+            http_1_1=request.http_1_1, keep=keep
+        )
         first = chunk(response.first) if self._wraps and response.first else response.first
         self._transport.write(head + first)
 
     def send_data(self, data: Buffer) -> None:
         if self._frames is not None:
-            data = self._frames.forward(data)
+            data = self._frames.bytes_to_forward(data)
         self._transport.write(chunk(data) if self._wraps else data)
 
     def finish(self, trailers: bytes) -> None:
@@ -863,7 +865,7 @@ class ClientConnection(asyncio.Protocol):
             if seconds > IDLE_SECONDS:
                 self._timer.start(IDLE_SECONDS, self._hand_over_idle)
             else:
-                self._timer.start(seconds, self._end)
+                self._timer.start(seconds, self._close_after_sending)
             if self._buffer or not self._reading:
                 self._process_pipelined_requests()
             if not self._buffer and self._exchange is None and self._dropped is None:
@@ -871,7 +873,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._body, self._dropped = None, 0
         if (read and not self._buffer) or not self._transport.can_write_eof():
-            self._end()
+            self._close_after_sending()
             return
         self._buffer = b""
         close_writing(self._transport)
@@ -889,7 +891,7 @@ class ClientConnection(asyncio.Protocol):
     def _hand_over_idle(self) -> None:
         seconds = max(self._edge.settings.keep_alive_seconds - IDLE_SECONDS, _LEAST_SECONDS)
         if self._reported is not None or not self._return_for_routing(b"", seconds):
-            self._timer.start(seconds, self._end)
+            self._timer.start(seconds, self._close_after_sending)
 
     def _return_for_routing(self, received: bytes, seconds: float) -> bool:
         """Take the connection out of the proxy to be routed again; returns False if it stays.
@@ -944,7 +946,7 @@ class ClientConnection(asyncio.Protocol):
     def drain(self) -> None:
         """Close after the current response, or soon if no request is in progress; a WebSocket continues."""
         if self._exchange is None and self._dropped is None:
-            self._timer.start(QUIET_SECONDS, self._end)
+            self._timer.start(QUIET_SECONDS, self._close_after_sending)
 
     def end_now(self) -> None:
         """Close now: a WebSocket with a close frame if one can be inserted, anything else at once."""
@@ -952,7 +954,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
             return
         self._timer.start(CLOSE_FRAME_SECONDS, self._transport.abort)
-        self._transport.write(self._frames.end())
+        self._transport.write(self._frames.end_with_close_frame())
 
     def close_idle(self) -> bool:
         """Close the idle connection; returns False, and leaves it open, if bytes wait to be read or sent."""
@@ -968,16 +970,16 @@ class ClientConnection(asyncio.Protocol):
             self._edge.counts.count_refusal("408")
             self.refuse(408)
         else:
-            self._end()
+            self._close_after_sending()
 
-    def _end(self) -> None:
+    def _close_after_sending(self) -> None:
         self._transport.close()
         unsent = self._transport.get_write_buffer_size()
         self._timer.start(SENDING_SECONDS if unsent else 0, partial(self._sending_expired, unsent))
 
     def _sending_expired(self, unsent: int) -> None:
         if self._transport.get_write_buffer_size() < unsent:
-            self._end()
+            self._close_after_sending()
         else:
             self._transport.abort()
 

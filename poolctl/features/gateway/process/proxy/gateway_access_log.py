@@ -80,7 +80,7 @@ class GatewayAccessLog:
 
     def _append_counting_lost(self, block: bytes) -> int:
         """Write these lines to the file, in a thread. Return the number of lines lost because the disk is full."""
-        return block.count(b"\n", self._file.append(block))
+        return block.count(b"\n", self._file.append_and_count_written(block))
 
     def _finish_write(self, done: asyncio.Future[int]) -> None:
         self._writing = False

@@ -12,7 +12,7 @@ import httptools
 from poolctl.http.client_report import CLIENT_FIELD, ForwardedHeaders
 from poolctl.http.messages import CHUNKED, HOP_BY_HOP, TOKEN, BadMessage, RequestHead, without_fields
 from poolctl.routing.context import RouteContext, context_headers
-from poolctl.routing.decision import admits, is_within
+from poolctl.routing.decision import can_pass_peer_to_worker, is_within
 from poolctl.routing.match import normal_host
 from poolctl.routing.normal_path import NormalizedPath, normalize_path
 from poolctl.routing.route import Header, Route
@@ -265,7 +265,7 @@ def route_request(
     own_header = name != _USUAL_HOST_HEADER
     if own_header:
         host = request.get(name.lower().encode()) or host
-    if certificate is not None and not certificate.admits(host):
+    if certificate is not None and not certificate.allows_requests_for_host(host):
         raise BadMessage("a host that demands another client certificate", 421)
     path = request.path.decode()
     read = normalize_path(path) if path != "*" else NormalizedPath("/")
@@ -289,7 +289,7 @@ def route_request(
         and read.as_sent
         and not own_header
         and not secure
-        and admits(route, forwarding.peer, trusted=forwarding.trusted)
+        and can_pass_peer_to_worker(route, forwarding.peer, trusted=forwarding.trusted)
     )
     return RoutedRequest(route, head, match.servers if passes else _NONE)
 

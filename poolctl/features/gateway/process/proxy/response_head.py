@@ -35,7 +35,7 @@ class Response(ResponseHead):
             self._lines = without_fields(lines, named) if named else lines
         return self._lines
 
-    def framed_head(self, *, http_1_1: bool, keep: bool) -> tuple[bytes, bool, bool]:
+    def head_keep_alive_and_chunked(self, *, http_1_1: bool, keep: bool) -> tuple[bytes, bool, bool]:
         """The head for the client, whether the client's connection stays open, and whether the body is sent in chunks.
 
         With `keep`, the connection stays open unless only closing it can mark the end of the body.

@@ -186,7 +186,7 @@ class SharedSocketTransport(asyncio.Transport):
     def write_eof(self) -> None:
         self._eof = True
         if not self._unsent:
-            self._shut()
+            self._shut_down_writing()
 
     def _flush(self) -> None:
         try:
@@ -203,12 +203,12 @@ class SharedSocketTransport(asyncio.Transport):
                 self._schedule_connection_lost(None)
                 return
             if self._eof:
-                self._shut()
+                self._shut_down_writing()
         if self._paused and len(self._unsent) <= _LOW_BYTES:
             self._paused = False
             self._protocol.resume_writing()
 
-    def _shut(self) -> None:
+    def _shut_down_writing(self) -> None:
         try:
             self._connection.shutdown(socket.SHUT_WR)
         except OSError as error:

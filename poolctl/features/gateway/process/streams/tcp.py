@@ -93,7 +93,7 @@ class Flow:
         except OSError:
             self.stop()
             self.ended = True
-            self._connection.close_or_keep_open()
+            self._connection.close_ended_and_report_open()
             return data[:0]
         self.copied += sent
         self._connection.mark_used()
@@ -101,7 +101,7 @@ class Flow:
 
     def _end(self) -> None:
         self.ended = True
-        if self._connection.close_or_keep_open():
+        if self._connection.close_ended_and_report_open():
             with contextlib.suppress(OSError):  # the target is gone, which reading from it shows
                 self._target.shutdown(socket.SHUT_WR)
 
@@ -134,14 +134,14 @@ class TcpStream:
         self.open.set_idle_limit(route.idle_seconds)
         self.update_accepting()
 
-    def close(self) -> None:
+    def stop_accepting_clients(self) -> None:
         """Stop accepting; open connections continue."""
         self._closed = True
         self.update_accepting()
 
     async def drain(self, seconds: float) -> None:
         """Stop accepting, and wait until open connections have ended; the rest are reset after `seconds`."""
-        self.close()
+        self.stop_accepting_clients()
         await self.open.wait_until_empty(seconds)
         for connection in self.open:
             connection.reset()
@@ -332,7 +332,9 @@ class _StreamedConnection:
         client = self._client
         self._stream.passed += 1
         self._stream.remove(self)
-        self._stream.edge.passing.pass_on(lease.backend.key, client, self._stream.route.alias, tls=True)
+        self._stream.edge.passing.pass_queue_or_refuse(
+            lease.backend.key, client, self._stream.route.alias, tls=True
+        )
 
     def _start_connecting(self, place: SocketAddress) -> None:
         try:
@@ -395,7 +397,7 @@ class _StreamedConnection:
         """Restart the idle time, because bytes were copied."""
         self._stream.open.record_activity(self, self)
 
-    def close_or_keep_open(self) -> bool:
+    def close_ended_and_report_open(self) -> bool:
         """Close the connection if both directions have ended; returns whether it is still open."""
         assert self._up is not None
         assert self._down is not None

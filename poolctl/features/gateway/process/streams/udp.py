@@ -62,14 +62,14 @@ class UdpStream:
     def _most_sessions(self) -> int:
         return self.route.max_connections or min(_MOST_SESSIONS, self.edge.descriptors.of_sessions)
 
-    def close(self) -> None:
+    def stop_accepting_clients(self) -> None:
         """Stop reading clients' datagrams, which a successor reads. Replies of backends are still forwarded."""
         for listener in self._listeners:
             listener.close()
 
     async def drain(self, seconds: float) -> None:
         """Stop reading datagrams of clients, and forward answers until the sessions are idle or the time has passed."""
-        self.close()
+        self.stop_accepting_clients()
         await self.sessions.wait_until_empty(seconds)
         for session in self.sessions:
             session.close()
