@@ -59,10 +59,6 @@ class Done(NamedTuple):
     __repr__ = __str__
 
 
-# These go on as processes of the pool, which are found by their environment: a fork does not show it. What `start`
-# leaves behind are other programs, which it executes with the environment of the pool.
-LASTING = (("run",), ("upgrade",))
-
 HELLO_APP = """
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -149,7 +145,7 @@ class RealPool:
         env: dict[str, str] | None = None, cwd: Path | None = None,
     ) -> Done:  # fmt: skip
         """What `poolctl ARGS` did, as one finished process. Fails the test when it hangs."""
-        if self.warm and env is None and args[:1] not in LASTING and self.python == sys.executable:
+        if self.warm and env is None and self.python == sys.executable:
             try:
                 said = warm_command().run(args, stdin, cwd or self.directory, self.env, timeout_seconds)
             except TimeoutError:

@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import warm_supervisor
+
 MOST_BYTES = 1 << 17  # the maximum size of a request: arguments and environment
 SAMPLE = '[[server]]\nname = "a"\nbind = "127.0.0.1:1"\ncommand = ["true"]\n'
 
@@ -34,8 +35,10 @@ class WarmCommand:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._one_at_a_time = threading.Lock()
         with theirs:  # it ends when the other end is closed
-            argv = [sys.executable, "-m", "tests.warm_command"]
-            self._process = subprocess.Popen(argv, cwd=ROOT, env=env, stdin=theirs, stdout=subprocess.DEVNULL)
+            argv = [sys.executable, "-m", "tests.warm_command", warm_supervisor.ROOM]
+            self._process = subprocess.Popen(
+                argv, cwd=warm_supervisor.TREE, env=env, stdin=theirs, stdout=subprocess.DEVNULL
+            )
 
     def run(
         self, args: Sequence[str], stdin: str, cwd: Path, env: Mapping[str, str], timeout_seconds: float
@@ -78,7 +81,7 @@ class WarmCommand:
 def warm_command() -> WarmCommand:
     """The one of this process."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")}
-    return WarmCommand(kept | {"LC_ALL": "C.UTF-8", "TERM": "dumb"})
+    return WarmCommand(kept | {"LC_ALL": "C.UTF-8", "TERM": "dumb", "ROOM": warm_supervisor.ROOM})
 
 
 def _serve(requests: socket.socket) -> None:
@@ -107,11 +110,9 @@ def _become(
         os.close(descriptor)
     os.chdir(cwd)
     resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
-    os.environ.clear()
-    os.environ.update(env)
     script = Path(sys.executable).with_name("poolctl")
     sys.path[0] = str(script.parent)
-    sys.argv = [str(script), *args]
+    warm_supervisor.become([str(script), *args], env)
     main()
 
 
@@ -123,10 +124,13 @@ def _import_all() -> None:
     import poolctl.supervisor.launch  # noqa: F401
     from poolctl.config import load
 
+    warm_supervisor.import_all()
+
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "pool.toml")
         path.write_text(SAMPLE)
         assert load(path, {}).problems == []
+    warm_supervisor.fork_supervisors()
 
 
 if __name__ == "__main__":

@@ -132,7 +132,11 @@ def test_a_version_that_does_not_run_takes_over_nothing(pool: RealPool, newer: P
 
 
 FLAWS = {
-    "keeper": ("keeper/keeper.py", "        self._open_files = restore(", "        exit('a flaw') #"),
+    "keeper": (
+        "keeper/keeper.py",
+        "        self._open_files = restore_state_and_file_limits(",
+        "        exit('a flaw') #",
+    ),
     "worker": (
         "worker/worker_process.py",
         "    worker = WorkerProcess(spec)",

@@ -1,0 +1,142 @@
+"""The supervisor and the reader of its files, forked from a process that has imported them (see tests/warm_command.py).
+
+Their imports are half of what the start of a pool costs. What a fork has in common with its parent is replaced as an
+exec would: descriptors, signals, the environment, and what /proc shows of it. Every later supervisor or reader of the
+pool, after a crash, an upgrade or idle time, is started as everywhere else, and so are the pool's other processes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from poolctl import bootstrap, child_process
+from poolctl.config import __main__ as config_reader
+from poolctl.keeper import spawn
+from poolctl.supervisor import __main__ as supervisor
+
+TREE = Path(__file__).resolve().parent.parent
+# The process that forks needs an argument and a variable of this size, in whose place /proc shows those of the fork.
+ROOM = " " * (1 << 15)
+_SUPERVISOR = bootstrap.command(sys.executable, "supervisor")
+_ARG_START, _ENV_START = 48, 50  # fields of /proc/self/stat (proc(5)); the fields after them are the ends
+_spawn = spawn.spawn
+
+
+def import_all() -> None:
+    """Import what a supervisor and its reader import at their start."""
+    import poolctl.supervisor.supervisor  # noqa: F401
+    from poolctl.config import Surroundings
+
+    config_reader.ConfigRequestHandler().added(Surroundings(), {}, "/", {})
+
+
+def fork_supervisors() -> None:
+    """From now on this process forks the supervisors that it starts, and those their first readers."""
+    spawn.spawn = _spawn_or_fork
+
+
+def become(argv: Sequence[str], env: Mapping[str, str]) -> None:
+    """Give this fork these arguments and this environment; /proc shows them, too."""
+    os.environ.clear()
+    os.environ.update(env)
+    time.tzset()
+    sys.argv = list(argv)
+    _show(_ARG_START, argv)
+    _show(_ENV_START, [f"{name}={value}" for name, value in env.items()])
+
+
+def _show(field: int, words: Sequence[str]) -> None:
+    numbers = Path("/proc/self/stat").read_text().rpartition(") ")[2].split()
+    start, end = int(numbers[field - 3]), int(numbers[field - 2])
+    content = b"".join(os.fsencode(word) + b"\0" for word in words)
+    assert len(content) <= end - start, "ROOM is too small"
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(start)
+        memory.write(content.ljust(end - start, b"\0"))
+
+
+def _is_plain(env: Mapping[str, str]) -> bool:
+    """Whether an interpreter with this environment would import what it imports without."""
+    return all(
+        value == str(TREE) for name, value in env.items() if name.startswith(("PYTHON", "LD_", "COVERAGE_"))
+    )
+
+
+def _spawn_or_fork(
+    argv: list[str], env: dict[str, str] | None, fds: list[int], output: str, *, session: bool,
+    without: Container[str] = (),
+) -> int:  # fmt: skip
+    if env is None or not _is_plain(env) or argv[: len(_SUPERVISOR)] != _SUPERVISOR:
+        return _spawn(argv, env, fds, output, session=session, without=without)
+    pid = os.fork()
+    if pid == 0:
+        _exit_after(lambda: _run_supervisor(argv, env, fds, output, without))
+    return pid
+
+
+def _run_supervisor(
+    argv: Sequence[str], env: Mapping[str, str], fds: Sequence[int], output: str, without: Container[str]
+) -> None:
+    spawn._renumber_and_close_others(fds)
+    for fd in range(3, 3 + len(fds)):
+        os.set_inheritable(fd, True)
+    log = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    child_process.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _FirstReader})  # type: ignore[assignment]
+    become(argv, {name: value for name, value in env.items() if name not in without})
+    del sys.argv[:3]  # the interpreter, its option, and the file, whose place the name of the part takes
+    supervisor.main()
+
+
+class _FirstReader(subprocess.Popen[bytes]):
+    """The first process that a supervisor starts by `subprocess`: its reader. It is forked."""
+
+    def _execute_child(self, args: Sequence[str], *options: Any) -> None:  # type: ignore[override]
+        child_process.subprocess = subprocess
+        assert list(args) == config_reader.reader_command()
+        streams = options[9], options[12], options[14]
+        self._child_created = True
+        self.pid = os.fork()
+        if self.pid == 0:
+            _exit_after(lambda: _run_reader(args, streams))
+
+
+def _run_reader(argv: Sequence[str], streams: Sequence[int]) -> None:
+    os.setpgid(0, 0)
+    for number, fd in enumerate(streams):
+        os.dup2(fd, number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    become(argv, dict(os.environ))
+    config_reader.main()
+
+
+def _exit_after(run: Callable[[], None]) -> NoReturn:
+    """Run this in a fork as the main program of an interpreter, and exit."""
+    status: object = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        run()
+        status = 0
+    except SystemExit as exit_:
+        status = exit_.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        os._exit(status if isinstance(status, int) else 1)
