@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.backends.route_backends import Lease, RequestOutcome
-from poolctl.routing.route import POLICIES, Limit, Route, Target
+from poolctl.routing.route import POLICIES, Route, Target, TrafficLimits
 
 from .report import Row
 
 BACKENDS = 3
 REQUESTS = 20_000
 MOST_MICROSECONDS = 3.0
-_LIMITS = {"limit": Limit(concurrency=100, queue=100), "backend_limit": Limit(requests_per_second=1e9)}
+_LIMITS = {
+    "limit": TrafficLimits(concurrency=100, queue=100),
+    "backend_limit": TrafficLimits(requests_per_second=1e9),
+}
 
 
 def run(options: Namespace) -> Iterator[Row]:

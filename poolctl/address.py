@@ -256,7 +256,7 @@ def _tcp(text: str) -> Address:
         host_text, closing, port_text = text[1:].partition("]")
         if not closing or not port_text.startswith(":"):
             raise AddressError(f"{text[:80]!r} has no port", 'write "[::1]:8080"')
-        return Address("tcp", host=canonical_ipv6(host_text), port=_port_or_none(port_text[1:], text))
+        return Address("tcp", host=canonical_ipv6(host_text), port=_port_or_none_if_auto(port_text[1:], text))
     host_text, colon, port_text = text.rpartition(":")
     if not colon:
         fix = f'write ":{text}"' if text.isdigit() else f'write "{text[:80]}:8080"'
@@ -264,7 +264,7 @@ def _tcp(text: str) -> Address:
     if ":" in host_text:
         raise AddressError(f"{text[:80]!r} is ambiguous", 'write an IPv6 address in brackets: "[::1]:8080"')
     return Address(
-        "tcp", host=canonical_host(host_text), port=_port_or_none(port_text, text), dual=not host_text
+        "tcp", host=canonical_host(host_text), port=_port_or_none_if_auto(port_text, text), dual=not host_text
     )
 
 
@@ -287,7 +287,7 @@ def _without_scheme(text: str) -> str:
     return text
 
 
-def _port_or_none(text: str, whole: str) -> int | None:
+def _port_or_none_if_auto(text: str, whole: str) -> int | None:
     if text.lower() == "auto":
         return None
     if text.isascii() and text.isdigit():

@@ -32,13 +32,13 @@ class ChildEnded(Exception):
     it; None means that the process has not ended.
     """
 
-    def __init__(self, process: ChildProcess) -> None:
+    def __init__(self, process: HelperProcess) -> None:
         super().__init__(f"process {process.pid} has ended")
         self.process = process
         self.status: int | None = None
 
 
-class ChildProcess:
+class HelperProcess:
     """A child process, started by the constructor, that answers requests of the running event loop over a socket.
 
     `end` kills the child, except when called in a fork of this process. The child's output begins at the position
@@ -73,7 +73,7 @@ class ChildProcess:
         self._received = bytearray()
         self.pid = self._process.pid
         # Kills the process even if `end` was not called, because the caller's loop may be gone.
-        self.end = weakref.finalize(self, _end_process, self._link, self._process, os.getpid())
+        self.end = weakref.finalize(self, _kill_process_if_owner, self._link, self._process, os.getpid())
         self.has_answered = False
 
     async def send(self, data: bytes) -> None:
@@ -83,10 +83,10 @@ class ChildProcess:
         except OSError as error:
             raise ChildEnded(self) from error
 
-    async def read_line(self, most_bytes: int) -> bytes:
+    async def read_line_up_to(self, most_bytes: int) -> bytes:
         """The next line without its line break; the first `most_bytes` of a longer line. Raises ChildEnded."""
         while (end := self._received.find(b"\n", 0, most_bytes)) < 0 and len(self._received) < most_bytes:
-            await self._receive()
+            await self._receive_chunk()
         found = self._consume(end if end >= 0 else most_bytes)
         del self._received[: end >= 0]
         return found
@@ -94,7 +94,7 @@ class ChildProcess:
     async def read_exactly(self, size: int) -> bytes:
         """The next `size` bytes. Raises ChildEnded."""
         while len(self._received) < size:
-            await self._receive()
+            await self._receive_chunk()
         return self._consume(size)
 
     @property
@@ -111,7 +111,7 @@ class ChildProcess:
         except subprocess.TimeoutExpired:
             return None
 
-    async def _receive(self) -> None:
+    async def _receive_chunk(self) -> None:
         try:
             data = await _running_loop().sock_recv(self._link, _CHUNK_BYTES)
         except OSError as error:
@@ -133,7 +133,7 @@ class ChildOnDemand:
     """
 
     def __init__(
-        self, start: Callable[[], ChildProcess], idle_seconds: float, process: ChildProcess | None = None
+        self, start: Callable[[], HelperProcess], idle_seconds: float, process: HelperProcess | None = None
     ) -> None:
         import asyncio
 
@@ -143,7 +143,7 @@ class ChildOnDemand:
         self._turn = asyncio.Lock()
         self._idle: TimerHandle | None = None
 
-    async def ask(self, exchange: Callable[[ChildProcess], Awaitable[T]]) -> T:
+    async def ask(self, exchange: Callable[[HelperProcess], Awaitable[T]]) -> T:
         """Call `exchange` with the child, started if necessary, once earlier requests are done; returns its result.
 
         If `exchange` raises or is cancelled, the child is ended. Raises ChildEnded with the exit status, and the
@@ -186,7 +186,7 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _end_process(link: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
+def _kill_process_if_owner(link: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() != owner:
         process.returncode = 0  # so that Popen gives no ResourceWarning: the process belongs to the parent
         return

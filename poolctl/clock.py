@@ -72,7 +72,7 @@ _CHECKS = 10
 _LATE_CHECKS = 2
 
 
-class Watchdog:
+class HungProcessDetector:
     """A detector of a hung process, which the caller pings periodically.
 
     The caller pings the process when `mark_ping_sent_if_due` returns True, and calls `received` after each message from
@@ -101,12 +101,12 @@ class Watchdog:
 
     @property
     def due(self) -> float:
-        """The time at which to call `check_silence` and `mark_ping_sent_if_due` again."""
+        """The time at which to call `check_for_hang` and `mark_ping_sent_if_due` again."""
         if not self._awaited:
             return self._ping_at
         return self._checked + min(self._check_seconds, self._patience - self.waited_seconds)
 
-    def check_silence(self, now: float) -> bool:
+    def check_for_hang(self, now: float) -> bool:
         """Return whether the watched process hangs: the expected message has not come in time.
 
         Must be called at each time `due`. A much later call does not count the time since the previous call.
@@ -125,7 +125,7 @@ class Watchdog:
         return self.waited_seconds >= _LATE_CHECKS * self._check_seconds
 
     def mark_ping_sent_if_due(self, now: float, *, early: bool = False) -> bool:
-        """Return True if the caller must ping now; `check_silence` awaits the answer. `early` skips the interval."""
+        """Return True if the caller must ping now; `check_for_hang` awaits the answer. `early` skips the interval."""
         if self._awaited or (now < self._ping_at and not early):
             return False
         self._awaited, self._checked = True, now

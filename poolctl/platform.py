@@ -393,7 +393,7 @@ def _read_quietly(path: str) -> bytes:
         return b""
 
 
-def make_room_for_descriptors(count: int = 16_384) -> None:
+def grow_descriptor_table(count: int = 16_384) -> None:
     """Grow the kernel's table of this process's descriptors to `count`, but no further than the soft limit.
 
     Call it while there is only one thread: in a process of several threads the kernel stops all of them for 10 to

@@ -152,11 +152,11 @@ def _open_parent(path: str, *, make: bool, follow_last: bool) -> tuple[int, str]
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 left = _parts(target) + left[1:]
                 if target.startswith("/"):
-                    fd = _step(fd, "/", make=False)
+                    fd = _exchange_for_subdirectory(fd, "/", make=False)
             elif len(left) == 1:
                 break
             else:
-                fd = _step(fd, left.pop(0), make=make)
+                fd = _exchange_for_subdirectory(fd, left.pop(0), make=make)
     except BaseException:
         os.close(fd)
         raise
@@ -167,7 +167,7 @@ def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part and part != "."] or ["."]
 
 
-def _step(fd: int, name: str, *, make: bool) -> int:
+def _exchange_for_subdirectory(fd: int, name: str, *, make: bool) -> int:
     """A descriptor of the subdirectory `name` of `fd`; closes `fd` if it succeeds."""
     try:
         below = os.open(name, _TO_DIRECTORY, dir_fd=fd)

@@ -107,14 +107,14 @@ def _parse_number(text: str, name: str, least: int, most: int, names: tuple[str,
     return int(text)
 
 
-class Period(NamedTuple):
+class WindowState(NamedTuple):
     """The state set by time windows ("" outside all), and the time of its end in seconds since 1970 (None: never)."""
 
     state: str = ""
     until: float | None = None
 
 
-NO_PERIOD = Period()
+NO_PERIOD = WindowState()
 
 
 def parse_time_zone(name: str) -> tzinfo | None:
@@ -180,7 +180,9 @@ def until_text(until: float | None, now: float, zone: tzinfo | None = None) -> s
     return f"until {end.strftime(form)}"
 
 
-def period_at(windows: Iterable[tuple[str, Iterable[str]]], now: float, zone: tzinfo | None = None) -> Period:
+def period_at(
+    windows: Iterable[tuple[str, Iterable[str]]], now: float, zone: tzinfo | None = None
+) -> WindowState:
     """The state at the time `now` (seconds since 1970), and when that state ends.
 
     `windows` pairs states with the texts of their windows. The state is the first one with a window that contains the
@@ -189,13 +191,15 @@ def period_at(windows: Iterable[tuple[str, Iterable[str]]], now: float, zone: tz
     parsed = [(state, [parse_window(text) for text in texts]) for state, texts in windows]
     moment = datetime.fromtimestamp(now, zone)
     day, this_minute = moment.date(), now - now % 60
-    state = next(state for state, bits in _masks(parsed, day).items() if bits & _minute_bit(moment))
+    state = next(
+        state for state, bits in _minutes_by_state(parsed, day).items() if bits & _minute_bit(moment)
+    )
     for _ in range(_HORIZON_DAYS):
-        until = _first_minute(_WHOLE_DAY & ~_masks(parsed, day)[state], day, this_minute, zone)
+        until = _first_minute(_WHOLE_DAY & ~_minutes_by_state(parsed, day)[state], day, this_minute, zone)
         if until is not None:
-            return Period(state, until)
+            return WindowState(state, until)
         day += timedelta(days=1)
-    return Period(state)
+    return WindowState(state)
 
 
 _Parsed = list[tuple[str, list[Window]]]
@@ -205,7 +209,7 @@ def _start_of_day(day: date, zone: tzinfo | None) -> float:
     return datetime.combine(day, time(), zone).timestamp()
 
 
-def _masks(parsed: _Parsed, day: date) -> dict[str, int]:
+def _minutes_by_state(parsed: _Parsed, day: date) -> dict[str, int]:
     """Return {state: minutes of `day` with the state}, where the minutes are a number with one bit for each minute.
 
     `parsed` lists states with their time windows. A minute has the first listed state with a window that contains the

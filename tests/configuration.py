@@ -9,13 +9,17 @@ from typing import Any
 def server(name: str, **keys: Any) -> str:
     """A `[[server]]` table; values as in Python, nested tables as dictionaries."""
     lines = ["[[server]]", f"name = {json.dumps(name)}"]
-    lines += [f"{key} = {_value(value)}" for key, value in keys.items()]
+    lines += [f"{key} = {_frozen_value(value)}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
 
 
-def _value(value: Any) -> str:
+def _frozen_value(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_value(each)}" for key, each in value.items()) + " }"
+        return (
+            "{ "
+            + ", ".join(f"{json.dumps(key)} = {_frozen_value(each)}" for key, each in value.items())
+            + " }"
+        )
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_value, value)) + "]"
+        return "[" + ", ".join(map(_frozen_value, value)) + "]"
     return json.dumps(value)

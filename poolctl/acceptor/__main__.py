@@ -47,10 +47,10 @@ def serve(requests: socket.socket) -> None:
     while (received := wire.receive(requests, wait=True)) is not None:
         message, (fd,) = received
         with socket.socket(fileno=fd) as shared:
-            send_connections_to_supervisor(requests, message, shared)
+            forward_connections_to_supervisor(requests, message, shared)
 
 
-def send_connections_to_supervisor(
+def forward_connections_to_supervisor(
     requests: socket.socket, message: wire.Message, shared: socket.socket
 ) -> None:
     """Take connections from the application's socket `shared`; send each to the supervisor, and at the end `done`."""

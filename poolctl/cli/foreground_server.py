@@ -32,7 +32,7 @@ from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 
 
-def only_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerConfig:
+def prepare_single_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerConfig:
     """The configuration of the only server that the request selects. `command` is the command to name in messages.
 
     Raises UsageError if several servers are selected, Failure if the configuration is invalid or no server is selected,
@@ -157,15 +157,15 @@ _NOT_WITH = {
 }  # fmt: skip
 
 
-def debug(request: CommandRequest) -> NoReturn:
+def run_server_in_foreground(request: CommandRequest) -> NoReturn:
     """Run the selected server alone in this process, as the user in its configuration, until Ctrl-C.
 
-    Raises UsageError for options of a whole pool, and the exceptions of `only_server` and `ForegroundServer`.
+    Raises UsageError for options of a whole pool, and the exceptions of `prepare_single_server` and `ForegroundServer`.
     """
     for option, said in _NOT_WITH.items():
         if request.get(option):
             raise UsageError(f"--debug and {said} cannot be combined", hint="poolctl run --debug NAME")
-    server = only_server(request, find_pool(request), "poolctl run --debug")
+    server = prepare_single_server(request, find_pool(request), "poolctl run --debug")
     foreground = ForegroundServer.with_open_listeners(server)
     # Developers want to see requests, in uvicorn's own format.
     foreground.spec["uvicorn"]["access_log"] = not request.get("no_access_log")

@@ -90,7 +90,7 @@ def change(
     )
     write(files, [item.name for item in items])
     return files.apply_and_write(
-        live if running else lambda: _offline_change_outcome(files, items, report, removes=removes)
+        live if running else lambda: _files_only_outcome(files, items, report, removes=removes)
     )
 
 
@@ -100,11 +100,11 @@ def _require_selection(request: CommandRequest, pool: PoolRef) -> None:
         if request.get("all"):
             raise UsageError(f"{request.verb}: --all and a selection cannot be combined")
     elif not request.get("all"):
-        needed = missing_selection_error(request.verb, _count_servers(request, pool))
+        needed = missing_selection_error(request.verb, _count_pool_servers(request, pool))
         raise UsageError(needed.message, hint=needed.hint)
 
 
-def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
+def _count_pool_servers(request: CommandRequest, pool: PoolRef) -> int | None:
     """The number of servers in the pool; None if no supervisor answers and the files cannot be used."""
     asked = CommandRequest(
         "list", {"config": request.get("config"), "pool": request.get("pool"), "quiet": True}
@@ -136,14 +136,14 @@ def _selected_items_and_is_live(
     return chosen.items, True
 
 
-def _offline_change_outcome(
+def _files_only_outcome(
     files: WriteBack, items: Sequence[Item], report: Callable[[Result], str], *, removes: bool
 ) -> Outcome:
     """Return the outcome to print if only the files change: the selected servers, and the message from `report`."""
     unchanged: list[str] = []
     if not removes:
         before = {each.name: each.state for each in items}
-        items = [item_from_config(server) for server in files.draft.check() if server.name in before]
+        items = [item_from_config(server) for server in files.draft.load_validated() if server.name in before]
         unchanged = [each.name for each in items if each.state == before[each.name]]
     return Outcome(items, message=_final_line(Result(items=tuple(items), unchanged=tuple(unchanged)), report))
 
@@ -179,7 +179,7 @@ class WriteBack:
         self.warnings += [f"{name} {why}" for name in names if self.draft.entry(name) is None]
         return [name for name in names if self.draft.entry(name) is not None]
 
-    def scale(self, names: Sequence[str], workers: int) -> None:
+    def scale_in_draft(self, names: Sequence[str], workers: int) -> None:
         """Set the number of workers of the named servers in `self.draft`, the new content of the files."""
         as_wanted = {server.name for server in self.now if server.workers == workers}
         for name in self.filter_names_by_files(names):
@@ -210,7 +210,7 @@ class WriteBack:
         """
         if instructions := self.draft.manual_changes():
             raise Failure(self._refusal(instructions))
-        config = self.draft.check()
+        config = self.draft.load_validated()
         if config.is_empty and not self.request.get("allow_empty"):
             raise Failure(no_server_outcome(self.pool))
         for path in self.draft.texts():
@@ -259,7 +259,7 @@ class WriteBack:
                 self.draft.write()
             except FileChanged:
                 self.draft = self.draft.rebase()
-                self.draft.check()
+                self.draft.load_validated()
             else:
                 return
         self.draft.write()
@@ -336,7 +336,7 @@ def _scale(request: CommandRequest) -> Outcome:
     return change(
         CommandRequest("scale", {**request.values, "targets": words}),
         scaled_line,
-        lambda files, names: files.scale(names, workers),
+        lambda files, names: files.scale_in_draft(names, workers),
         options={"workers": workers},
     )
 

@@ -101,7 +101,7 @@ def _print_outcome(outcome: Outcome) -> int:
         from poolctl.cli.reload_plan import drift_line
 
         outcome.notes.append(drift_line(outcome.changed))
-    if outcome.exit_code == INTERRUPTED and _stdout_is_full():
+    if outcome.exit_code == INTERRUPTED and _is_stdout_blocked():
         _discard_stdout()  # a flush would wait for a reader that has stopped reading, until a second Ctrl-C
     try:
         code = show(outcome)
@@ -161,7 +161,7 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _stdout_is_full() -> bool:
+def _is_stdout_blocked() -> bool:
     """Whether a write to standard output would block."""
     import select
 

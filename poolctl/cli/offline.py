@@ -72,7 +72,7 @@ def select_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
     Raises the exceptions of `load` and `choose`.
     """
     config = load(ref, allow_empty=bool(request.get("allow_empty")))
-    return choose(items_with_offline_state(servers_with_chosen_ports(config, ref), ref), request)
+    return choose(items_of_unsupervised_pool(servers_with_chosen_ports(config, ref), ref), request)
 
 
 def servers_with_chosen_ports(
@@ -134,7 +134,7 @@ def _with_routes(items: list[ServerDescription], config: Configuration) -> list[
     return [replace(each, routes=found.get(each.name, ())) for each in items]
 
 
-def items_with_offline_state(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
+def items_of_unsupervised_pool(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     """The servers with their state: stopped or disabled, or served by workers that have survived their supervisor."""
     from poolctl.keeper import pool_files
     from poolctl.runners.runner_registry import find_orphans, has_orphans
@@ -173,9 +173,9 @@ def summary_of(items: list[Item], ref: PoolRef) -> Table:
 
 def _runs_as_server_user(orphan: Orphan, server: ServerConfig) -> bool:
     """Whether the worker runs as the server's user. Otherwise it may only claim to be a worker of this server."""
-    from poolctl.runners.worker_spec import find_user_id
+    from poolctl.runners.worker_spec import usable_user_id
 
-    return orphan.uid == find_user_id(server)
+    return orphan.uid == usable_user_id(server)
 
 
 def _running_item(server: ServerConfig, its: list[Orphan], restarts: int) -> Item:

@@ -96,7 +96,7 @@ def find_pool(
         files = find_config(paths, env, cwd)
     except ConfigNotFound:
         for pool in (_pool_at(file, env) for file in candidate_files(cwd)):
-            if _is_running(pool):
+            if _is_running_or_orphaned(pool):
                 if not missing_ok:
                     _warn_of_missing(pool.files, request)
                 return pool
@@ -107,7 +107,7 @@ def find_pool(
         pool.client().check_supported(request.verb)
     missing = [] if missing_ok else [file for file in files if _is_missing(file)]
     if missing:
-        if not _is_running(pool):
+        if not _is_running_or_orphaned(pool):
             from poolctl.control.answers import ErrorEntry
 
             errors = [ErrorEntry.of(missing_file(file)) for file in missing]
@@ -126,7 +126,7 @@ def _is_missing(path: str) -> bool:
     return False
 
 
-def _is_running(pool: PoolRef) -> bool:
+def _is_running_or_orphaned(pool: PoolRef) -> bool:
     """Whether a supervisor listens in the pool's directory, or workers have survived it."""
     from poolctl.runners.runner_registry import has_orphans
 

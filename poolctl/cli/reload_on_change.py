@@ -110,7 +110,7 @@ class PoolWatcher:
 
     def _apply_configuration(self) -> Generator[Result, None, set[str]]:
         """Reload the configuration and yield the result; returns the names of servers that were started or replaced."""
-        result = self._ask(ReloadResult, "reload", {"dry_run": False})
+        result = self._ask_catching_errors(ReloadResult, "reload", {"dry_run": False})
         self._query_servers_and_watch_files()
         yield result
         return {each.name for each in result.changes or () if each.change in ("add", "restart")}
@@ -122,18 +122,18 @@ class PoolWatcher:
         """
         while changed := {**self._missed, **changed}:
             self._missed = {}
-            listed = self._ask(Result, "list", {}, [*changed])
+            listed = self._ask_catching_errors(Result, "list", {}, [*changed])
             running = [item.name for item in listed.items if item.state in _ALIVE]
             if running:
                 for line in _change_lines({name: changed[name] for name in running}):
                     self._say(line)
-                yield self._ask(Result, "restart", {"wait": True}, running)
+                yield self._ask_catching_errors(Result, "restart", {"wait": True}, running)
                 self._query_servers_and_watch_files()
             changed = {}
 
     def _query_servers_and_watch_files(self) -> ShowResult:
         """Ask the supervisor for its servers, watch their current files and directories, and return the answer."""
-        shown = self._ask(ShowResult, "show", {})
+        shown = self._ask_catching_errors(ShowResult, "show", {})
         self._sources = WatchSet(self._files, shown.items, self._sources)
         new: list[str] = []
         for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
@@ -149,7 +149,7 @@ class PoolWatcher:
         self._missed |= self._sources.newer_than_workers(new, self._since)
         return shown
 
-    def _ask(
+    def _ask_catching_errors(
         self, kind: type[Answer], verb: str, options: dict[str, object], names: list[str] | None = None
     ) -> Answer:
         values = {key: self._request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
@@ -259,7 +259,7 @@ class WatchSet:
         return found
 
     def _servers_of(self, path: str, places: Iterable[str]) -> Iterator[str]:
-        is_code = _is_code(path) or _holds_code(path)
+        is_code = _is_code(path) or _directory_holds_code(path)
         for place in places:
             yield from self._scripts.get(place, ())
             for top, names in self._code.items() if is_code else ():
@@ -269,7 +269,7 @@ class WatchSet:
 
     def newer_than_workers(self, directories: Iterable[str], since: float) -> Changed:
         """The servers with files in these directories that are newer than `since` and than the server's workers."""
-        saved = {path: time for directory in directories for path, time in _file_times(directory)}
+        saved = {path: time for directory in directories for path, time in _file_change_times(directory)}
         found = {
             name: [path for path in paths if saved[path] > max(since, self._placed.get(name, math.inf))]
             for name, paths in self.changed_servers(saved).items()
@@ -293,7 +293,7 @@ def _referenced_files(config: Table) -> Iterator[str]:
         yield from (tls[key] for key in ("cert", "key", "ca") if tls.get(key))
 
 
-def _file_times(directory: str) -> Iterator[tuple[str, float]]:
+def _file_change_times(directory: str) -> Iterator[tuple[str, float]]:
     """The files of the directory, with the time each was last written or renamed."""
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
@@ -398,7 +398,7 @@ def _is_code(path: str) -> bool:
     return name.endswith(CODE) and not name.startswith(".")
 
 
-def _holds_code(path: str) -> bool:
+def _directory_holds_code(path: str) -> bool:
     return (
         os.path.isdir(path)
         and _may_hold_code(path)

@@ -73,7 +73,9 @@ def show(outcome: Outcome) -> int:
     elif outcome.text is not None:
         sys.stdout.write(outcome.text)
     elif outcome.form:
-        sys.stdout.write(text_of(outcome.items, outcome.form, coloured(sys.stdout), width_of(sys.stdout)))
+        sys.stdout.write(
+            text_of(outcome.items, outcome.form, coloured(sys.stdout), terminal_width_or_zero(sys.stdout))
+        )
         if outcome.footer and outcome.form in ("table", "wide") and sys.stdout.isatty():
             sys.stdout.write(f"\n{printable(outcome.footer, keep_lines=True)}\n")
     elif outcome.message and not outcome.quiet:
@@ -83,7 +85,7 @@ def show(outcome: Outcome) -> int:
     return outcome.exit_code
 
 
-def width_of(stream: TextIO) -> int:
+def terminal_width_or_zero(stream: TextIO) -> int:
     """The width of the terminal in columns; 0, for no limit, if `stream` is not a terminal."""
     if not stream.isatty():
         return 0
@@ -162,7 +164,7 @@ def set_table_text(
         return outcome
     if request.output in ("", "table", "wide"):
         header = "  ".join(columns).replace("_", " ").upper() + "\n"
-        width = width_of(sys.stdout)
+        width = terminal_width_or_zero(sys.stdout)
         if request.output == "wide":
             dispensable, width = (), width and max(width, WIDE_COLUMNS)
         elif dispensable:

@@ -148,7 +148,7 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
     # mistakes in the command are reported before anything is launched
     request.supervisor_options()
     request.selector()
-    log_start = log_size(pool)
+    log_start = supervisor_log_size(pool)
     try:
         result = _launch_and_ask(request, pool)
     except (NoSupervisor, SupervisorEnded) as ended:
@@ -187,7 +187,7 @@ def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Result:
     raise NoSupervisor
 
 
-def log_size(pool: PoolRef) -> int:
+def supervisor_log_size(pool: PoolRef) -> int:
     """The size of the supervisor's log in bytes, 0 without a log: the next supervisor's log begins there."""
     try:
         return os.stat(f"{pool.directory}/supervisor.log").st_size
@@ -313,7 +313,7 @@ class Progress:
         if self._enabled:
             from threading import Timer
 
-            self._timer = Timer(DELAY_SECONDS, self._show)
+            self._timer = Timer(DELAY_SECONDS, self._start_status_display)
             self._timer.daemon = True
             start_with_signals_blocked(self._timer)
         return self
@@ -354,7 +354,7 @@ class Progress:
             line += f", waiting for {abbreviated_list(waiting, NAMES_SHOWN)}"
         return line
 
-    def _show(self) -> None:
+    def _start_status_display(self) -> None:
         from rich.console import Console
 
         console = Console(stderr=True, highlight=False, markup=False)

@@ -39,12 +39,12 @@ _MODULES = {
     "files.assemble": "Document read_documents variables_referenced_without_default",
     "files.marks": "Marks Stamp changed_files marks_of stamp_of",
     "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT PROCFILE PYPROJECT SUPERVISORD UNIT "
-    "candidate_files default_env_file find_config foreign_format missing_file platform_of read_regular read_text "
+    "candidate_files default_env_file find_config foreign_format missing_file platform_of read_regular_up_to read_text "
     "variables_named_by_env_keys",
     "loader": "added_server load",
     "model.pool_tables": "EventsTable MetricsTable Tables secret_variable_names routes_of",
     "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",
-    "rules.conflicts": "ReferencedServer conflicts dependency_findings maximum_pool_stop_seconds named_addresses "
+    "rules.conflicts": "ServerReferenceValues conflicts dependency_findings maximum_pool_stop_seconds named_addresses "
     "single_bind_addresses reference_findings os_users_by_server with_resolved_references",
     "rules.json_schema": "json_schema",
     "values.normalise": "merged referenced_variables relocated",

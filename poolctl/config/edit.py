@@ -165,7 +165,7 @@ class Draft:
     def _changed(self) -> list[Document]:
         return [each for each in self.documents if each.path in self._changes]
 
-    def check(self) -> Configuration:
+    def load_validated(self) -> Configuration:
         """Validate the changed files; returns their configuration. Raises PoolValidateError with every problem."""
         config = load(self.files, self.env, self.texts())
         if config.problems:
@@ -254,7 +254,7 @@ def _manual_change_instructions(document: Document, changes: ServerListChanges) 
         yield Problem("remove this server", place=document.place((*servers, index)))
     if changes.added:
         count = len(document.data if not servers else document.data.get("server") or [])
-        added = masked_file_text(_servers_text(document, servers, changes.added, count))
+        added = masked_file_text(_new_servers_text(document, servers, changes.added, count))
         place = document.place((*servers, count - 1) if count else ())
         yield Problem(f"write this {'after the server' if count else 'into the file'}:\n{added}", place=place)
 
@@ -269,7 +269,7 @@ def _pair_text(kind: str, key: str, value: Tree) -> str:
     return f"{key_text(key) if kind == 'yaml' else json_text(key)}: {json_text(value)}"  # JSON is YAML, too
 
 
-def _servers_text(document: Document, servers: KeyPath, tables: list[dict[str, Tree]], count: int) -> str:
+def _new_servers_text(document: Document, servers: KeyPath, tables: list[dict[str, Tree]], count: int) -> str:
     """The text of the new servers (`tables`), in the style of a file that already has `count` servers."""
     if document.kind == "toml":
         head = f"[[{'.'.join(map(str, (*document.prefix, 'server')))}]]"

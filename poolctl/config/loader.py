@@ -12,7 +12,7 @@ from poolctl.config.configuration import Configuration, ServerConfig, Surroundin
 from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located, read_documents
 from poolctl.config.files.read_file import default_env_file
 from poolctl.config.model.pool_tables import (
-    InvalidServerNames,
+    NamesOfInvalidServers,
     PoolSettings,
     Tables,
     build_tables,
@@ -22,7 +22,7 @@ from poolctl.config.model.pool_tables import (
 from poolctl.config.model.section import SLEEP_KEYS, Section, refuse, validated
 from poolctl.config.model.server_keys import Scale
 from poolctl.config.rules.conflicts import (
-    ReferencedServer,
+    ServerReferenceValues,
     conflicts,
     dependency_findings,
     reference_findings,
@@ -237,7 +237,7 @@ class _ConfigurationBuilder:
         self.interpreter = cache(lambda base_dir: default_interpreter(base_dir, env))
         base_dir = assembly.documents[0].base_dir if assembly.documents else os.getcwd()
         self.defaults = Defaults(assembly.defaults, base_dir)
-        self.settings = self._settings()
+        self.settings = self._validate_settings()
         # By the index of the entry: the server if it is valid, and its address if it could be read.
         self.servers: list[ServerConfig | None] = []
         self.addresses: list[tuple[str, Address | None]] = []
@@ -275,7 +275,7 @@ class _ConfigurationBuilder:
         config.files, config._origins = files, self.origins
         return config
 
-    def _settings(self) -> PoolSettings:
+    def _validate_settings(self) -> PoolSettings:
         table = self.assembly.settings
         while True:
             findings: list[Finding] = []
@@ -309,7 +309,7 @@ class _ConfigurationBuilder:
             else:
                 entries.setdefault(server.name, entry)
         tags = [self.defaults.raw.get("tags", ()), *(each.table.get("tags", ()) for each in broken)]
-        unfinished = InvalidServerNames(
+        unfinished = NamesOfInvalidServers(
             {each.name for each in broken},
             {tag for each in tags if broken and isinstance(each, (list, tuple)) for tag in each},
             {
@@ -353,7 +353,7 @@ class _ConfigurationBuilder:
     def _check_references(self) -> None:
         entries = self.assembly.entries
         named = {
-            entry.name: ReferencedServer(address, entry.table.get("expose"))
+            entry.name: ServerReferenceValues(address, entry.table.get("expose"))
             for entry, (_, address) in zip(entries, self.addresses, strict=True)
         }
         for entry in entries:

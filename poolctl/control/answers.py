@@ -169,7 +169,7 @@ class UpgradeResult(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EventsResult(Result):
+class JournalPositionResult(Result):
     """The answer of `events`: the number of the newest event, and the journal's path."""
 
     seq: int

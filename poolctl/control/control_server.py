@@ -98,7 +98,7 @@ class ControlServer:
 
     async def close(self) -> None:
         """Stop accepting, and wait at most a second until current requests are finished."""
-        await self._server.close(_GRACE_SECONDS)
+        await self._server.drain_requests(_GRACE_SECONDS)
 
     def check_client(self, sock: socket.socket) -> None:
         """Raise BadMessage unless the client's user is the pool's own user or root."""

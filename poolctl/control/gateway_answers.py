@@ -39,7 +39,7 @@ class RoutesResult(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegistryResult(Result):
+class RouteTableResult(Result):
     """The answer of `registry`: the generation of the route table, or 0 if there is no table.
 
     The supervisor sends a descriptor of the table before this answer.
@@ -49,7 +49,7 @@ class RegistryResult(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CandidateRoutesResult(Result):
+class MatchingRoutesResult(Result):
     """The answer of `routes` with the operation "explain": of the `total` routes, those that may match a request.
 
     `excluded` are routes for the request's host that are not served. The header `header_for_host` has the host.

@@ -48,7 +48,7 @@ def runtime_root_candidates(env: Mapping[str, str]) -> list[str]:
     return [first, f"/tmp/poolctl-{uid}"]
 
 
-def runtime_root(env: Mapping[str, str]) -> str:
+def ensure_runtime_root(env: Mapping[str, str]) -> str:
     """Return the first writable runtime directory, created if missing. Raises ControlError (exit code 7) if none is."""
     refused = ""
     for path in runtime_root_candidates(env):
@@ -57,7 +57,7 @@ def runtime_root(env: Mapping[str, str]) -> str:
         except OSError as error:
             refused = refused or f"{path}: {error.strerror}"
             continue
-        _check_root(path, explicit=bool(env.get(RUNTIME_VARIABLE)))
+        _refuse_unsafe_root(path, explicit=bool(env.get(RUNTIME_VARIABLE)))
         if os.access(path, os.W_OK | os.X_OK):
             return path
         refused = refused or f"{path}: not writable"
@@ -72,7 +72,7 @@ def pool_dir(env: Mapping[str, str], key: str) -> str:
     for root in roots:
         path = f"{root}/{key}"
         if os.path.exists(f"{path}/{SOCKET_NAME}"):
-            _check_root(root, explicit=bool(env.get(RUNTIME_VARIABLE)))
+            _refuse_unsafe_root(root, explicit=bool(env.get(RUNTIME_VARIABLE)))
             check_private(path)
             return path
     for root in roots:
@@ -88,7 +88,7 @@ def make_pool_dir(env: Mapping[str, str], key: str) -> str:
     if os.path.isdir(found):
         check_private(found)
         return found
-    path = f"{runtime_root(env)}/{key}"
+    path = f"{ensure_runtime_root(env)}/{key}"
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -128,10 +128,10 @@ def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
     if not name or "/" in name or name.startswith((".", "@")):
         return []
     found = []
-    for path in pool_dirs(env):
+    for path in existing_pool_directories(env):
         key_given = os.path.basename(path) == name
         if key_given or read_info(path).get("name") == name:
-            _check_root(os.path.dirname(path), explicit=bool(env.get(RUNTIME_VARIABLE)))
+            _refuse_unsafe_root(os.path.dirname(path), explicit=bool(env.get(RUNTIME_VARIABLE)))
             check_private(path)
             if key_given:
                 return [path]
@@ -139,7 +139,7 @@ def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
     return found
 
 
-def pool_dirs(env: Mapping[str, str]) -> Iterator[str]:
+def existing_pool_directories(env: Mapping[str, str]) -> Iterator[str]:
     """Yield the directory of each of this user's pools, running or not."""
     for root in runtime_root_candidates(env):
         try:
@@ -259,7 +259,7 @@ def _not_permitted(message: str, hint: str) -> ControlError:
     return ControlError(message, exit_code=NOT_PERMITTED, hint=hint)
 
 
-def _check_root(path: str, *, explicit: bool) -> None:
+def _refuse_unsafe_root(path: str, *, explicit: bool) -> None:
     # A directory named by the user may be shared, like /tmp; only the pool's own directory in it is checked.
     if not explicit:
         check_private(path)

@@ -89,7 +89,7 @@ class PoolRegistry(TableRegistry):
         reported = self._reported
         if reported is not None and reported.pid == os.getpid():
             try:
-                generation = reported.receive_newest()
+                generation = reported.receive_newest_nowait()
             except SupervisorEnded:
                 self._again = 0.0  # try at once, because the next supervisor may already run
             else:
@@ -150,7 +150,7 @@ class _GenerationStream:
         self._socket.setblocking(False)
         return self._generation
 
-    def receive_newest(self) -> int:
+    def receive_newest_nowait(self) -> int:
         """Read what the supervisor has sent, without waiting; return the newest generation number, or 0 if none came.
 
         Raises SupervisorEnded once the connection has ended, OSError if it is broken. Raises ControlError if the

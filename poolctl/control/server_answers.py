@@ -35,7 +35,7 @@ class WorkerDetails:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommandOverrides:
+class LiveOverrides:
     """The changes that commands have made to a server and that override its configuration; None if unchanged."""
 
     workers: int | None = None
@@ -67,7 +67,7 @@ class ServerDescription(Item):
 class ServerDetails(ServerDescription):
     """A running server, as `show` reports it."""
 
-    overrides: CommandOverrides
+    overrides: LiveOverrides
     endpoints: tuple[str, ...]
     generation: int
     worker_list: tuple[WorkerDetails, ...]

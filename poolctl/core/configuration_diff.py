@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
 
-from poolctl.config import Section, ServerConfig, certificate_validity, read_regular
+from poolctl.config import Section, ServerConfig, certificate_validity, read_regular_up_to
 
 from .decide import NO_OVERRIDES, Overrides
 
@@ -210,7 +210,7 @@ def key_list_text(keys: Sequence[str]) -> str:
 # The files that servers name.
 
 
-def read_file_digests(config: ServerConfig) -> dict[str, str]:
+def read_digests_by_key(config: ServerConfig) -> dict[str, str]:
     """The digests of the files that the server names: `{"env_file": …, "tls": …}`. Blocks on the disk.
 
     A changed file counts as a difference although no key has changed.
@@ -233,7 +233,7 @@ def read_certificate_expiry(config: ServerConfig) -> float | None:
     if not config.tls or config.tls is True:
         return None
     try:
-        times = certificate_validity(read_regular(config.tls.cert).decode("ascii", errors="replace"))
+        times = certificate_validity(read_regular_up_to(config.tls.cert).decode("ascii", errors="replace"))
     except OSError:
         return None
     return None if times is None else times[1].timestamp()
@@ -246,7 +246,7 @@ def digest_of(paths: Iterable[str]) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for path in paths:
         try:
-            digest.update(b"\1" + read_regular(path))
+            digest.update(b"\1" + read_regular_up_to(path))
         except OSError:
             digest.update(b"\0")  # reported by the worker that reads the file
     return digest.hexdigest()

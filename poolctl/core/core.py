@@ -15,7 +15,7 @@ from poolctl.listeners.port_ledger import free_port
 from poolctl.runners.runner_protocol import Placement, Runner, RunnerEventHandler
 from poolctl.states import State, in_words
 
-from .configuration_diff import read_certificate_expiry, read_file_digests
+from .configuration_diff import read_certificate_expiry, read_digests_by_key
 from .decide import (
     ASLEEP,
     IN_BACKOFF,
@@ -28,14 +28,14 @@ from .decide import (
     Drain,
     ListenerState,
     Overrides,
-    Phase,
     Stop,
     View,
+    WorkerPhase,
     decide,
 )
 from .health_checks import HealthChecks
 from .perform import LAST_LINES, LINES_READ, Executor, StackReports, explanatory_lines, is_quoted, last_lines
-from .schedules import ScheduledRuns, SleepWindows
+from .schedules import ScheduledRuns, SleepWindowScheduler
 from .server_entry import Canary, Entry, QueuedStart, RunningHook, Worker
 from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, abandoned_listeners, same_listener
 
@@ -70,7 +70,7 @@ class Core:
         self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
         self.stacks = StackReports(runner, recorder)
-        self.observers: set[Callable[[Entry], None]] = {self.health.update_probes}
+        self.observers: set[Callable[[Entry], None]] = {self.health.update_probes_and_health}
         # Given a server's name, returns why a gateway cannot send a share of the server's requests to its canary; "" if
         # the gateway can, and None if the requests do not come through a gateway. Set by a gateway.
         self.split_obstacle: Callable[[str], str | None] = lambda server: None
@@ -79,7 +79,7 @@ class Core:
         self._executor = Executor(
             runner, clock, self._queue, self._addresses, self.servers, self.health, self.stacks, recorder
         )
-        self._windows = SleepWindows(clock, self._queue)
+        self._windows = SleepWindowScheduler(clock, self._queue)
         self._runs = ScheduledRuns(clock, self._queue, self.servers, recorder, calm=calm)
         self._dependency_facts: dict[str, tuple[object, ...]] = {}
 
@@ -103,20 +103,20 @@ class Core:
             name = entry.name
             touched[name] = entry
             self._addresses.update_listeners(entry)
-            self._update_sleep_and_disarm(entry)
+            self._update_sleep_and_disarm_outdated(entry)
             self._runs.update_plan(entry)
             for action in self._decide(entry):
                 self._executor.perform(entry, action)
             self._queue_neighbours(entry)
             for held in self._addresses.take_unneeded_listener(entry):
                 self._executor.close(held)
-            if entry.removed and entry.at_rest and self.servers.entries.get(name) is entry:
+            if entry.removed and entry.is_fully_stopped and self.servers.entries.get(name) is entry:
                 self.forget(entry)
                 # Its dependencies no longer need to wait for it.
-                self._queue.add_all(self.servers.dependents(entry))
+                self._queue.add_all_unscheduled(self.servers.dependents(entry))
             elif not entry.removed:
                 # A dependency that stops may have waited for the last worker that needed it.
-                self._queue.add_all(self.servers.removed.values())
+                self._queue.add_all_unscheduled(self.servers.removed.values())
         if self._queue:
             self._queue.schedule()
         for entry in touched.values():
@@ -136,7 +136,7 @@ class Core:
             self._trace.log_decision(entry.name, view, actions, withheld=bool(decided) and not actions)
         return actions
 
-    def _update_sleep_and_disarm(self, entry: Entry) -> None:
+    def _update_sleep_and_disarm_outdated(self, entry: Entry) -> None:
         """Update the facts that decide whether the server sleeps; stop watching a listener of an old configuration."""
         kept = entry.window_demand
         entry.observed.needed = any(each.keeps_dependencies_awake for each in self.servers.dependents(entry))
@@ -157,7 +157,7 @@ class Core:
         return entry.view(
             may_start=self.servers.may_start(entry),
             may_stop=self.servers.may_stop(entry) and self._addresses.may_close(entry),
-            may_open=self._addresses.may_open_or_wait(entry),
+            may_open=self._addresses.check_address_free_or_wait(entry),
             abandoned=tuple(held.key for held in abandoned_listeners(entry)),
         )
 
@@ -198,7 +198,7 @@ class Core:
             entry.desired.code_since = self.clock.monotonic()
             entry.schedule_start_hook()
         if entry.config.every is None:
-            entry.begin_generation_if_leaving()
+            entry.begin_generation_if_workers_leave()
             entry.set_desired(Desired.RUN)
         elif not (entry.on_schedule and entry.observed.workers):  # a run in progress continues
             entry.set_desired(Desired.SCHEDULED)
@@ -212,7 +212,7 @@ class Core:
         Otherwise a worker that still runs is killed after its `stop_timeout` or, if this is shorter, after
         `limit_seconds`.
         """
-        self._request_shutdown(entry, Desired.STOPPED)
+        self._mark_for_shutdown(entry, Desired.STOPPED)
         entry.desired.stop_seconds = limit_seconds
         for worker in entry.observed.workers.values():
             if limit_seconds is not None:
@@ -225,7 +225,7 @@ class Core:
                 self._executor.kill(entry, worker)
         self.touch(entry)
 
-    def _request_shutdown(self, entry: Entry, desired: Desired) -> None:
+    def _mark_for_shutdown(self, entry: Entry, desired: Desired) -> None:
         """Set the server's state to `desired`, such as STOPPED, and end its canary. A REMOVED server stays REMOVED."""
         entry.schedule_stop_hook()
         entry.desired.stop_seconds, entry.desired.queued_start = None, None
@@ -243,7 +243,7 @@ class Core:
         """
         entry.desired.queued_start = None
         for worker in entry.observed.workers.values():
-            if worker.phase in (Phase.PLACING, Phase.STARTING):
+            if worker.phase in (WorkerPhase.PLACING, WorkerPhase.STARTING):
                 self._executor.kill(entry, worker)
         if entry.wanted and not self._executor.roll_back(entry):
             entry.schedule_stop_hook()
@@ -285,7 +285,7 @@ class Core:
             self.start(entry, ignore_dependencies=ignore_dependencies)
             return
         self.withdraw_canary(entry)
-        is_replaced = entry.has_serving_generation
+        is_replaced = entry.has_worker_of_serving_generation
         entry.desired.code_since = self.clock.monotonic()
         if is_replaced:
             entry.order_restart()
@@ -309,7 +309,7 @@ class Core:
             entry.begin_generation()
             self.touch(entry)
 
-    def drain_and_replace(self, entry: Entry, worker: Worker) -> None:
+    def drain_then_replace(self, entry: Entry, worker: Worker) -> None:
         """Stop this worker gracefully; its replacement starts after it has ended."""
         worker.relieved = True
         self._executor.perform(entry, Stop(worker.id))
@@ -411,7 +411,7 @@ class Core:
                 if worker.generation == canary.generation:
                     observed.files, observed.certificate_ends = worker.files, worker.certificate_ends
             observed.restarts += 1
-        self.servers.configure(entry, canary.promoted)
+        self.servers.replace_config(entry, canary.promoted)
         self._queue.touch(entry)
 
     def withdraw_canary(self, entry: Entry) -> None:
@@ -421,7 +421,7 @@ class Core:
             return
         for worker in entry.observed.staying:
             if worker.generation == canary.generation:
-                is_fit = worker.phase is Phase.READY and not worker.stuck
+                is_fit = worker.phase is WorkerPhase.READY and not worker.stuck
                 self._executor.perform(entry, Drain(worker.id) if is_fit else Stop(worker.id))
         self._queue.touch(entry)
 
@@ -435,7 +435,7 @@ class Core:
             self.servers.note_revision()
         return canary
 
-    def _restore_lost_canary(self, entry: Entry, worker: Worker) -> None:
+    def _record_inherited_canary(self, entry: Entry, worker: Worker) -> None:
         """Record the canary to which `worker` belongs, if a previous supervisor gave that canary its own address.
 
         Until this supervisor withdraws the canary, the gateway sends the canary the share of requests that the
@@ -488,7 +488,7 @@ class Core:
         self.touch(entry)
         return entry
 
-    def address_holder(self, entry: Entry) -> Entry | None:
+    def lasting_address_holder(self, entry: Entry) -> Entry | None:
         """Another server that has the entry's address and will keep it, or None.
 
         A server that is stopping does not count.
@@ -497,7 +497,7 @@ class Core:
             each for each in self._addresses.address_contenders(entry) if each.config.key == entry.config.key
         ]
         for other in others:
-            if other.wants_no_worker and not other.at_rest:
+            if other.wants_no_worker and not other.is_fully_stopped:
                 self._addresses.note_leaving(other)
         return next((each for each in others if not each.wants_no_worker), None)
 
@@ -517,7 +517,7 @@ class Core:
         """Set the values in `scope["state"]` for applications of workers started from now on."""
         entry.desired.app_state = values
 
-    def remove(self, entry: Entry, *, ignore_dependents: bool = False) -> None:
+    def schedule_removal(self, entry: Entry, *, ignore_dependents: bool = False) -> None:
         """Drain and stop the server; it is removed when its last worker has ended.
 
         Unless `ignore_dependents`, draining begins only when the workers of the server's dependents have ended.
@@ -525,7 +525,7 @@ class Core:
         entry.schedule_stop_hook()
         entry.desired.ignore_dependencies = ignore_dependents
         self.servers.mark_removed(entry)
-        self._request_shutdown(entry, Desired.REMOVED)
+        self._mark_for_shutdown(entry, Desired.REMOVED)
         self.touch(entry)
 
     def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
@@ -537,7 +537,7 @@ class Core:
         before, was_disabled = entry.config, entry.is_disabled
         self.withdraw_canary(entry)
         entry.desired.source = None
-        self.servers.configure(entry, config)
+        self.servers.replace_config(entry, config)
         if not config.scale.is_automatic:
             entry.desired.automatic = None
         if config.command != before.command:
@@ -548,7 +548,7 @@ class Core:
         if config.every != before.every:
             entry.schedule.next_run = None
         if config.every is not None or before.every is not None:
-            self._apply_changed_schedule(entry, before)
+            self._start_or_schedule(entry, before)
         elif live:
             for worker in entry.observed.workers.values():
                 if worker.config is before:
@@ -556,7 +556,7 @@ class Core:
             if config.idle_seconds != before.idle_seconds:
                 self._executor.watch_idleness(entry, config.idle_seconds)
         elif entry.wanted:
-            if entry.has_serving_generation:
+            if entry.has_worker_of_serving_generation:
                 entry.order_restart()
             entry.desired.code_since = self.clock.monotonic()
             # Its dependencies may be new as well.
@@ -567,7 +567,7 @@ class Core:
         self._apply_disabled(entry, was_disabled)
         self.touch(entry)
 
-    def _apply_changed_schedule(self, entry: Entry, before: ServerConfig) -> None:
+    def _start_or_schedule(self, entry: Entry, before: ServerConfig) -> None:
         if not entry.wanted:
             return
         entry.desired.ignore_dependencies = False
@@ -602,7 +602,7 @@ class Core:
         entry.desired.automatic, entry.desired.scaling = workers, figures or {}
         self.touch(entry)
 
-    def enable(self, entry: Entry) -> None:
+    def enable_and_start(self, entry: Entry) -> None:
         """Enable and start the server, even if a command stopped it before it was disabled."""
         if entry.desired.state is Desired.STOPPED:
             entry.set_desired(Desired.IDLE)
@@ -622,14 +622,14 @@ class Core:
         """
         stopped = entry.desired.state is Desired.STOPPED
         if entry.is_disabled and not was_disabled:
-            self._request_shutdown(entry, Desired.STOPPED if stopped else Desired.IDLE)
+            self._mark_for_shutdown(entry, Desired.STOPPED if stopped else Desired.IDLE)
         elif was_disabled and not entry.is_disabled:
-            for each in [*([] if stopped else [entry]), *self.servers.restartable_with([entry])]:
+            for each in [*([] if stopped else [entry]), *self.servers.stopped_along_with([entry])]:
                 self.start(each)
 
     async def renew_tls(self, entry: Entry) -> None:
         """Load the server's current certificates into its running workers. Raises ServerError."""
-        entry.observed.files, ends = read_file_digests(entry.config), read_certificate_expiry(entry.config)
+        entry.observed.files, ends = read_digests_by_key(entry.config), read_certificate_expiry(entry.config)
         self._queue.note(entry)
         for worker in entry.observed.staying:
             if worker.placement is not None:
@@ -656,7 +656,7 @@ class Core:
 
     # Takeover from the previous supervisor.
 
-    def set_desired_running(self, entry: Entry) -> None:
+    def mark_found_running(self, entry: Entry) -> None:
         """Set a server's desired state to RUN because its workers were found running. STOPPED and REMOVED are kept."""
         if entry.desired.state not in (Desired.STOPPED, Desired.REMOVED):
             entry.set_desired(Desired.RUN)
@@ -668,7 +668,7 @@ class Core:
 
     def adopt_worker(self, entry: Entry, worker: Worker, *, recorded: bool = True) -> None:
         """Adopt a running worker. Unless a serving generation is `recorded`, the newest adopted generation serves."""
-        if not recorded and worker.phase is not Phase.DRAINING:
+        if not recorded and worker.phase is not WorkerPhase.DRAINING:
             entry.desired.generation = max(entry.desired.generation, worker.generation)
         if entry.removed:
             self.servers.mark_removed(entry)
@@ -676,11 +676,11 @@ class Core:
             entry.set_desired(Desired.RUN)  # the previous supervisor ended before it had recorded the run
             entry.schedule.run_since = entry.schedule.run_since or self.clock.time()
         entry.observed.workers[worker.id] = worker
-        entry.observed.called = entry.observed.called or worker.phase is Phase.READY
+        entry.observed.called = entry.observed.called or worker.phase is WorkerPhase.READY
         entry.desired.newest = max(entry.desired.newest, worker.generation)
-        self._restore_lost_canary(entry, worker)
-        if worker.phase is Phase.READY:
-            entry.count_restart(worker)
+        self._record_inherited_canary(entry, worker)
+        if worker.phase is WorkerPhase.READY:
+            entry.count_requested_restart(worker)
         used, now = entry.observed.certificate_ends, self.clock.time()
         if used is not None and used > now:
             # The certificate in the file has expired; the worker may still use an earlier one that is valid.
@@ -696,7 +696,7 @@ class Core:
         """Adopt a running hook of the server that the previous supervisor started."""
         self._executor.run_hook(entry, RunningHook(name, placement))
 
-    def resume(self, entry: Entry) -> None:
+    def resume_adopted_server(self, entry: Entry) -> None:
         """Continue managing an adopted server.
 
         If no worker of the recorded serving generation is left, the newest generation with workers becomes the serving
@@ -709,11 +709,11 @@ class Core:
             if newer:
                 entry.desired.generation = max(newer)
             else:
-                entry.begin_generation_if_leaving()
+                entry.begin_generation_if_workers_leave()
         if entry.desired.state is Desired.SCHEDULED and entry.config.every is None:
             entry.set_desired(Desired.RUN)
         self._runs.resume(entry)
-        if entry.wanted or entry.removed or not entry.at_rest:
+        if entry.wanted or entry.removed or not entry.is_fully_stopped:
             # Other entries need no decision, and would delay the servers of the first command.
             self.touch(entry)
 
@@ -762,7 +762,7 @@ class Goal:
         self._stuck: dict[str, Entry] = {}
         self._last_lines: dict[str, list[str]] = {}  # by the name of a failed server
 
-    async def wait(
+    async def wait_until_settled(
         self, timeout_seconds: float | None, report: Callable[[Entry], None] = lambda entry: None
     ) -> None:
         """Wait until every server has reached its goal or failed, or the timeout has passed.
@@ -772,7 +772,11 @@ class Goal:
         self.missing = await wait_and_return_unfinished(
             self._core, self._entries, self.is_over, timeout_seconds, report
         )
-        failed = [entry for entry in self._entries if self.has_failed(entry) or self._has_ended(entry)]
+        failed = [
+            entry
+            for entry in self._entries
+            if self.has_failed(entry) or self._has_exited_since_creation(entry)
+        ]
         found = await asyncio.gather(
             *(
                 last_lines(self._core.runner, entry.name, LINES_READ, entry.observed.failed_since)
@@ -807,14 +811,14 @@ class Goal:
             return goal_error(entry, self._kind, failure.message, failure.hint)
         if entry in self.missing:
             return goal_error(entry, self._kind, f"is still {in_words(entry.state)}")
-        if self._has_ended(entry) and entry.observed.last_exit is not None:
+        if self._has_exited_since_creation(entry) and entry.observed.last_exit is not None:
             message = f"ended after it was ready: {entry.observed.last_exit.message}"
             return self._with_last_lines(entry, goal_error(entry, self._kind, message, _logs_command(entry)))
         return None
 
     def _reached(self, entry: Entry) -> bool:
         if self._kind is PoolStopError:
-            return entry.at_rest
+            return entry.is_fully_stopped
         if self._kind is PoolRestartError and entry.on_schedule:
             return entry.wants_no_worker  # the run has ended
         moved = self._kind is not PoolRestartError or not (
@@ -828,7 +832,7 @@ class Goal:
             return False  # the command has not failed if a run fails meanwhile
         return entry.observed.failures > self._failures[entry.name]
 
-    def _has_ended(self, entry: Entry) -> bool:
+    def _has_exited_since_creation(self, entry: Entry) -> bool:
         """Return whether a server that should run has ended since this goal was created, and is not ready again."""
         if self._kind is PoolStopError or self._reached(entry) or entry in self.missing:
             return False
@@ -858,7 +862,7 @@ class Goal:
         return self._reached(entry) or self.is_overtaken(entry)
 
     def _blocker(self, entry: Entry) -> Entry | None:
-        if entry.desired.ignore_dependencies or entry.has_serving_generation or not entry.wanted:
+        if entry.desired.ignore_dependencies or entry.has_worker_of_serving_generation or not entry.wanted:
             return None
         for dependency in self._core.servers.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.observed.failures)

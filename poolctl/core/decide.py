@@ -103,7 +103,7 @@ BEFORE_START, AFTER_STOP = "before_start", "after_stop"
 AWAKE, ASLEEP = "awake", "asleep"
 
 
-class Phase(StrEnum):
+class WorkerPhase(StrEnum):
     """A phase in the life of a worker."""
 
     PLACING = "placing"  # requested, no process yet
@@ -113,7 +113,7 @@ class Phase(StrEnum):
     STOPPING = "stopping"  # ends within its time limit
 
 
-LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
+LEAVING = frozenset({WorkerPhase.DRAINING, WorkerPhase.STOPPING})
 
 
 class ListenerState(StrEnum):
@@ -136,7 +136,7 @@ class WorkerView:
     id: str
     generation: int
     index: int
-    phase: Phase
+    phase: WorkerPhase
     out: bool = False  # taken out of rotation
     idle: bool = False  # ready, and without traffic for its server's `scale.idle`
     stuck: bool = False  # its event loop does not answer
@@ -354,7 +354,7 @@ def _stop_then_close(view: View) -> list[Action]:
     if view.desired is Desired.REMOVED:
         return _retire_then_close(view)
     if view.workers:
-        staying = [worker for worker in view.workers if worker.phase is not Phase.STOPPING]
+        staying = [worker for worker in view.workers if worker.phase is not WorkerPhase.STOPPING]
         return [Stop(worker.id) for worker in staying] if view.may_stop else []
     return _close(view)
 
@@ -380,13 +380,13 @@ def _rotation_actions(view: View) -> list[Action]:
     return [
         Rotate(worker.id, not view.out)
         for worker in view.workers
-        if worker.phase is Phase.READY and worker.out != view.out
+        if worker.phase is WorkerPhase.READY and worker.out != view.out
     ]
 
 
 def _choose_accepting(view: View) -> list[Action]:
     """The actions that let only healthy workers accept. If all workers are unhealthy, at least one accepts."""
-    ready = [worker for worker in view.staying if worker.phase is Phase.READY]
+    ready = [worker for worker in view.staying if worker.phase is WorkerPhase.READY]
     if view.apart:
         own = [worker for worker in ready if worker.generation != view.canary]
         return _choose_at_address(own) + _choose_at_address([worker for worker in ready if worker not in own])
@@ -413,9 +413,9 @@ def _spawn_and_retire_workers(view: View) -> list[Action]:
     if not view.overlap and len(current) < len(view.workers):
         # The old workers must end before the new worker starts; connections wait meanwhile. A worker of a
         # server that falls asleep has little to finish, and is not interrupted.
-        ending = LEAVING if view.sleepy else {Phase.STOPPING}
+        ending = LEAVING if view.sleepy else {WorkerPhase.STOPPING}
         going = [worker for worker in view.workers if worker not in current and worker.phase not in ending]
-        if not view.feasible and any(worker.phase is Phase.READY for worker in going):
+        if not view.feasible and any(worker.phase is WorkerPhase.READY for worker in going):
             # Running workers are not stopped for a replacement that cannot start.
             return [] if view.checking else [Check()]
         return [Stop(worker.id) for worker in going]
@@ -424,13 +424,13 @@ def _spawn_and_retire_workers(view: View) -> list[Action]:
         actions += _spawn_missing(view, view.generation, view.count)
         actions += _spawn_missing(view, view.canary, view.canaries)
     surplus = [worker for worker in current if worker.index >= view.count]
-    ready = {worker.index for worker in current if worker.phase is Phase.READY}
+    ready = {worker.index for worker in current if worker.phase is WorkerPhase.READY}
     if ready.issuperset(range(view.count)):
         return actions + [_retire(worker) for worker in surplus + old]
     # A surplus or superseded worker may be the only one that answers: until others answer, it is stopped
     # only if it does not serve. A running job is not interrupted in order to run it again.
     leaving = surplus if view.job else surplus + old
-    return actions + [_retire(worker) for worker in leaving if worker.phase is not Phase.READY]
+    return actions + [_retire(worker) for worker in leaving if worker.phase is not WorkerPhase.READY]
 
 
 def _spawn_missing(view: View, generation: int, count: int) -> list[Action]:
@@ -441,7 +441,7 @@ def _spawn_missing(view: View, generation: int, count: int) -> list[Action]:
 
 def _retire(worker: WorkerView) -> Action:
     # A stuck worker cannot finish anything.
-    return Drain(worker.id) if worker.phase is Phase.READY and not worker.stuck else Stop(worker.id)
+    return Drain(worker.id) if worker.phase is WorkerPhase.READY and not worker.stuck else Stop(worker.id)
 
 
 class StepAfterExit(StrEnum):
@@ -586,7 +586,7 @@ def reason_for_no_action(view: View) -> str:
         return f"waits for the end of {leaving}" if leaving else "asleep until the next request"
     if view.checking:
         return "waits until it is known whether a worker can start"
-    if coming := _ids_of_workers_in(view, Phase.PLACING, Phase.STARTING):
+    if coming := _ids_of_workers_in(view, WorkerPhase.PLACING, WorkerPhase.STARTING):
         return f"waits for {coming} to become ready"
     present = {worker.index for worker in view.workers if worker.generation == view.generation}
     if not view.may_start and not present.issuperset(range(view.count)):
@@ -594,5 +594,5 @@ def reason_for_no_action(view: View) -> str:
     return f"waits for the end of {leaving}" if leaving else "it is as desired"
 
 
-def _ids_of_workers_in(view: View, *phases: Phase) -> str:
+def _ids_of_workers_in(view: View, *phases: WorkerPhase) -> str:
     return ", ".join(worker.id for worker in view.workers if worker.phase in phases)

@@ -11,7 +11,7 @@ from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import Status
 
-from .decide import LEAVING, Phase
+from .decide import LEAVING, WorkerPhase
 from .server_entry import Entry, Worker
 from .servers import Recorder, Workqueue
 
@@ -40,14 +40,14 @@ class HealthChecks:
         """
         await self._make_probes(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 
-    def update_probes(self, entry: Entry) -> None:
+    def update_probes_and_health(self, entry: Entry) -> None:
         """Start or stop probes of the entry's workers, because the entry has changed."""
         for worker in list(entry.observed.workers.values()):
             if worker.phase in LEAVING:
                 self.stop_probes(worker)
-            elif worker.phase is Phase.READY:
+            elif worker.phase is WorkerPhase.READY:
                 self._update_probes(entry, worker)
-        self._record_health(entry)
+        self._record_health_change(entry)
 
     def stop_probes(self, worker: Worker) -> None:
         """Stop the probes of the worker."""
@@ -100,13 +100,13 @@ class HealthChecks:
     ) -> None:
         if worker.health is not probes.status:
             worker.health = probes.status
-            self._record_health(entry, worker, probe)
+            self._record_health_change(entry, worker, probe)
             self._queue.touch(entry)
         if probe.kind == "liveness" and probe.status is Status.KO:
             for observer in list(self.unhealthy):
                 observer(entry, worker, f"liveness ko: {probe.message}")
 
-    def _record_health(
+    def _record_health_change(
         self, entry: Entry, worker: Worker | None = None, probe: WorkerProbe | None = None
     ) -> None:
         """Record an event if the health of the server's workers has changed and is known.

@@ -25,7 +25,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.runners.runner_protocol import Exit, Placement, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
 
-from .configuration_diff import expired_message, read_certificate_expiry, read_file_digests
+from .configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
 from .decide import (
     ASLEEP,
     BEFORE_START,
@@ -42,13 +42,13 @@ from .decide import (
     FallAsleep,
     ListenerState,
     Open,
-    Phase,
     Release,
     Rotate,
     RunHook,
     Spawn,
     StepAfterExit,
     Stop,
+    WorkerPhase,
     judge_exit,
     restarts_within,
 )
@@ -254,7 +254,7 @@ class StackReports:
         self._runner = runner
         self._recorder = recorder
 
-    async def take(self, entry: Entry, worker: Worker) -> WorkerStacks | None:
+    async def record_stacks(self, entry: Entry, worker: Worker) -> WorkerStacks | None:
         """The worker's stacks, or None if they are unknown. Takes at most a second, and never raises."""
         stacks = self._runner.capabilities.stacks
         if stacks is None or worker.placement is None:
@@ -270,9 +270,9 @@ class StackReports:
         entry.observed.stacks = found.shortened(_MOST_STACKS, _MOST_FRAMES)
         return entry.observed.stacks
 
-    async def message_with_recorded_stacks(self, entry: Entry, worker: Worker, message: str) -> str:
+    async def record_stacks_and_extend_message(self, entry: Entry, worker: Worker, message: str) -> str:
         """Record the stacks of a worker not ready in time; returns `message`, plus where it hangs if that is known."""
-        stacks = await self.take(entry, worker)
+        stacks = await self.record_stacks(entry, worker)
         if stacks is None:
             return message
         if stacks.place:
@@ -351,10 +351,10 @@ class Executor:
                 self._spawn(entry, generation, index)
             case Check():
                 entry.observed.checking = True
-                self._queue.run(self._check_or_roll_back(entry, entry.desired.generation))
+                self._queue.run(self._check_startable_or_roll_back(entry, entry.desired.generation))
             case Drain(name):
                 worker = entry.observed.workers[name]
-                worker.phase = Phase.DRAINING
+                worker.phase = WorkerPhase.DRAINING
                 self._queue.run(self._drain_worker(entry, worker, replaced=False))
             case Stop(name):
                 worker = entry.observed.workers[name]
@@ -372,7 +372,7 @@ class Executor:
                 assert worker.placement is not None
                 self._queue.run(self._runner.set_accepting(worker.placement, accepting))
             case Arm():
-                self._watch_listener_for_request(entry)
+                self._prepare_wake_on_request(entry)
             case Disarm():
                 self.stop_watching_listener(entry)
             case FallAsleep():
@@ -390,7 +390,7 @@ class Executor:
         worker.task = self._queue.run(self._run_worker(entry, worker))
 
     def _stop(self, entry: Entry, worker: Worker, *, replaced: bool) -> None:
-        worker.phase = Phase.STOPPING
+        worker.phase = WorkerPhase.STOPPING
         if worker.placement is not None:
             self._queue.run(self._stop_worker(entry, worker, replaced=replaced))
         elif worker.preloading is not None:
@@ -410,7 +410,7 @@ class Executor:
         self._addresses.closed(held.key)
         self._queue.run(self._runner.close(held.key))
 
-    async def _check_or_roll_back(self, entry: Entry, generation: int) -> None:
+    async def _check_startable_or_roll_back(self, entry: Entry, generation: int) -> None:
         """Check that workers of the generation can be started. If not, abandon it: the running workers stay."""
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
@@ -462,7 +462,7 @@ class Executor:
 
     # Sleep: the runner watches the listener, and the first request wakes the server.
 
-    def _watch_listener_for_request(self, entry: Entry) -> None:
+    def _prepare_wake_on_request(self, entry: Entry) -> None:
         assert self._sleep is not None, "entries are sleepy only with a runner that can watch listeners"
         entry.listener.armed = entry.config
         self._sleep.arm(entry.config, partial(self._on_request, entry))
@@ -500,7 +500,7 @@ class Executor:
         entry.observed.called, entry.desired.automatic = False, None
         entry.begin_generation()
         for worker in entry.observed.ready:
-            worker.phase = Phase.DRAINING
+            worker.phase = WorkerPhase.DRAINING
             self._queue.run(self._drain_worker(entry, worker, replaced=True))
         self._queue.touch(entry, progressed=True)
 
@@ -524,12 +524,12 @@ class Executor:
         entry.observed.called = True
         loop = asyncio.get_running_loop()
         loop.call_later(
-            entry.config.start_timeout, self._close_waiting_connections, entry, entry.desired.newest
+            entry.config.start_timeout, self._close_waiting_if_not_started, entry, entry.desired.newest
         )
         with caused_by("a request"):
             self._queue.touch(entry, progressed=True)
 
-    def _close_waiting_connections(self, entry: Entry, newest: int) -> None:
+    def _close_waiting_if_not_started(self, entry: Entry, newest: int) -> None:
         """Close the connections that wait for the first worker of a woken server.
 
         Does nothing if the server is ready, sleeps again, or has a generation newer than `newest`. While a worker is
@@ -538,7 +538,7 @@ class Executor:
         if entry.desired.newest != newest or entry.ready or entry.listener.armed is not None:
             return
         for worker in entry.observed.workers.values():
-            if worker.phase in (Phase.PLACING, Phase.STARTING):
+            if worker.phase in (WorkerPhase.PLACING, WorkerPhase.STARTING):
                 self._queue.run(self._close_connections_after_failed_start(entry, worker, newest))
                 return
         if self._sleep is not None:
@@ -548,7 +548,7 @@ class Executor:
         assert worker.task is not None
         await asyncio.wait({worker.task})
         if worker.ready_at is None:
-            self._close_waiting_connections(entry, newest)
+            self._close_waiting_if_not_started(entry, newest)
 
     # Hooks, one at a time for each server. A start waits for its hook, and fails if the hook fails; a stop
     # only waits.
@@ -576,7 +576,7 @@ class Executor:
 
     async def _run_hook(self, entry: Entry, hook: RunningHook) -> None:
         begun_at = self._clock.time()
-        exit_, hint = await self._start_and_await_hook(entry, hook)
+        exit_, hint = await self._await_hook_exit_and_hint(entry, hook)
         message = ""
         if not (exit_.ok or hook.ends):
             how = exit_.message if exit_.signal is None else f"was {exit_.message}"
@@ -599,7 +599,7 @@ class Executor:
             entry.hooks.before_start_due = False
         self._queue.touch(entry, progressed=True)
 
-    async def _start_and_await_hook(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
+    async def _await_hook_exit_and_hint(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
         config, is_start = entry.config, hook.name == BEFORE_START
         limit = config.start_timeout if is_start else config.stop_timeout
         if not is_start and entry.desired.stop_seconds is not None:
@@ -607,7 +607,9 @@ class Executor:
         hooks = self._runner.capabilities.hooks
         if hook.placement is None:
             if config.hooks is None or not getattr(config.hooks, hook.name):
-                return Exit.from_status(0), ""  # a reload removed the hook while the start or the stop waited
+                return Exit.from_returncode(
+                    0
+                ), ""  # a reload removed the hook while the start or the stop waited
             if hooks is None:
                 return Exit(message="cannot be run"), _NO_HOOKS_HINT
             try:
@@ -660,7 +662,7 @@ class Executor:
 
     async def _run_worker(self, entry: Entry, worker: Worker) -> None:
         exit_ = Exit(message="was stopped before it was placed")
-        if worker.phase is Phase.PLACING:
+        if worker.phase is WorkerPhase.PLACING:
             exit_ = await self._place_and_watch(entry, worker)
         if worker.ready_at is None and worker.phase not in LEAVING and entry.observed.files == worker.files:
             # Files read by a worker that failed before it was ready are not in use.
@@ -713,13 +715,13 @@ class Executor:
             and entry.size == config.scale.min == 1
         )
 
-    def _switch_socket_owner(self, entry: Entry, found: str) -> None:
+    def _switch_socket_opener(self, entry: Entry, found: str) -> None:
         entry.observed.socket_found = found
         socket = "program" if found == "tried" else "pool"
-        self._servers.configure(entry, entry.config.with_values(socket=socket))
+        self._servers.replace_config(entry, entry.config.with_values(socket=socket))
         self._queue.touch(entry, progressed=True)
 
-    def _record_socket_owner(self, entry: Entry, worker: Worker) -> None:
+    def _record_use_of_pool_socket(self, entry: Entry, worker: Worker) -> None:
         """Record whether a ready program uses the pool's socket. Warn if the program did not start with that socket."""
         if not worker.config.command or not worker.config.listens:
             return
@@ -740,7 +742,7 @@ class Executor:
         worker.certificate_ends = read_certificate_expiry(worker.config)
         worker.files_before, worker.files = (
             _file_digests_before_replacement(entry, worker),
-            read_file_digests(worker.config),
+            read_digests_by_key(worker.config),
         )
         if worker.generation == entry.desired.generation:
             entry.observed.files = worker.files
@@ -754,8 +756,8 @@ class Executor:
             worker.failure = failure_of(entry, *message_and_hint(error), cause=error)
             return Exit(message=worker.failure.message)
         self._report_expired_certificate(entry, worker)
-        if worker.phase is Phase.PLACING:
-            worker.phase = Phase.STARTING
+        if worker.phase is WorkerPhase.PLACING:
+            worker.phase = WorkerPhase.STARTING
             self._queue.touch(entry, progressed=True)
         return await self._watch_until_exit(entry, worker)
 
@@ -786,18 +788,18 @@ class Executor:
         """Wait until the worker is ready (unless it is leaving already), and then until it ends; returns its exit."""
         assert worker.placement is not None
         ending = asyncio.ensure_future(self._runner.wait_for_exit(worker.placement))
-        if worker.phase is Phase.STARTING:
+        if worker.phase is WorkerPhase.STARTING:
             await self._mark_ready_or_stop(entry, worker, ending)
         elif worker.phase in LEAVING:
             # The end was ordered before there was a process.
-            leave = self._drain_worker if worker.phase is Phase.DRAINING else self._stop_worker
+            leave = self._drain_worker if worker.phase is WorkerPhase.DRAINING else self._stop_worker
             self._queue.run(leave(entry, worker, replaced=False))
         return await ending
 
     async def _mark_ready_or_stop(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
         assert worker.placement is not None
         config, logs = worker.config, f"poolctl logs {entry.name}"
-        silence = _reason_not_ready(config)
+        silence = _missing_readiness_sign(config)
         try:
             await self._runner.wait_until_begun(worker.placement)
             async with asyncio.timeout(None if config.job else config.start_timeout):
@@ -815,18 +817,18 @@ class Executor:
                 message = (
                     f"was not ready within {format_duration(config.start_timeout)}{f': {why}' if why else ''}"
                 )
-                message = await self._stacks.message_with_recorded_stacks(entry, worker, message)
+                message = await self._stacks.record_stacks_and_extend_message(entry, worker, message)
                 hint = f"{logs}; start_timeout says how long it may take"
             worker.failure = failure_of(entry, message, hint or logs, cause=error)
             worker.given_up = True
             await self._runner.stop(worker.placement, 0)
         else:
             # The run of a job with a schedule never becomes ready: it ends.
-            if worker.phase is Phase.STARTING and config.every is None:
-                worker.phase = Phase.READY
+            if worker.phase is WorkerPhase.STARTING and config.every is None:
+                worker.phase = WorkerPhase.READY
                 worker.ready_at = self._clock.monotonic()
-                self._record_socket_owner(entry, worker)
-                entry.count_restart(worker)
+                self._record_use_of_pool_socket(entry, worker)
+                entry.count_requested_restart(worker)
                 entry.observed.called = True
                 entry.desired.retries = entry.desired.retries or entry.is_fully_ready
                 if worker.generation == entry.desired.generation:
@@ -848,7 +850,7 @@ class Executor:
         warning = f"{entry.name}: preload = true has no effect: {entry.observed.preload_problem}"
         if entry.observed.preload_problem and warning not in entry.observed.warnings:
             entry.observed.warnings.append(warning)
-        return worker.phase is Phase.PLACING
+        return worker.phase is WorkerPhase.PLACING
 
     # Workers that are stopped.
 
@@ -918,11 +920,11 @@ class Executor:
         observed, was_ready = entry.observed, worker.ready_at is not None
         observed.failed_since = worker.placed_at
         if worker.address_taken and self._may_retry_without_listener(entry, worker):
-            self._switch_socket_owner(entry, "tried")
+            self._switch_socket_opener(entry, "tried")
             return
         if worker.address_taken and observed.socket_found == "tried":
             # The address is in use without the pool's listener, too.
-            self._switch_socket_owner(entry, "pool")
+            self._switch_socket_opener(entry, "pool")
         if entry.desired.canary is not None and entry.is_of_canary(worker.generation):
             when = "" if was_ready else " before it was ready"
             entry.desired.canary.failure = (
@@ -956,7 +958,7 @@ class Executor:
         # Its workers are replaced by forks of the existing import, even if a new import was requested
         # meanwhile.
         entry.desired.code_since = 0.0
-        self._servers.configure(entry, staying.config)
+        self._servers.replace_config(entry, staying.config)
         return True
 
     def _decide_after_exit(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
@@ -1058,7 +1060,7 @@ def _file_digests_before_replacement(entry: Entry, worker: Worker) -> dict[str, 
     return entry.observed.files
 
 
-def _reason_not_ready(config: ServerConfig) -> str:
+def _missing_readiness_sign(config: ServerConfig) -> str:
     if not config.command or config.job or not (config.notify or config.listens):
         return ""
     return (

@@ -12,14 +12,14 @@ from functools import lru_cache
 
 from poolctl.clock import Clock
 from poolctl.runners.runner_protocol import Exit
-from poolctl.time_windows import NO_PERIOD, Period, next_time, parse_time_zone, period_at, until_text
+from poolctl.time_windows import NO_PERIOD, WindowState, next_time, parse_time_zone, period_at, until_text
 
 from .decide import ASLEEP, AWAKE, Desired
 from .server_entry import RUN_FAILED, RUN_STOPPED, RUN_SUCCEEDED, Entry
 from .servers import Recorder, ServerRegistry, Workqueue, caused_by
 
 
-class _Timer:
+class _EarliestTimer:
     """One timer for the earliest of several wall-clock times.
 
     It also fires once every `longest_seconds`: the loop's clock does not know that the machine was suspended,
@@ -47,14 +47,14 @@ class _Timer:
         self._fire()
 
 
-class SleepWindows:
+class SleepWindowScheduler:
     """The awake and asleep windows of all servers. When one begins or ends, its server is queued for a decision."""
 
     def __init__(self, clock: Clock, queue: Workqueue) -> None:
         self._clock = clock
         self._queue = queue
         self._entries: dict[str, Entry] = {}
-        self._timer = _Timer(clock, 3600.0, self._queue_changed_windows)
+        self._timer = _EarliestTimer(clock, 3600.0, self._queue_changed_windows)
         self._period_of = lru_cache(maxsize=100)(_period_of)  # most servers share the windows of [defaults]
 
     def update_window(self, entry: Entry) -> None:
@@ -68,7 +68,7 @@ class SleepWindows:
         entry.observed.window = self._period(entry)
         self._timer.set_if_earlier(entry.observed.window.until)
 
-    def _period(self, entry: Entry) -> Period:
+    def _period(self, entry: Entry) -> WindowState:
         scale = entry.config.scale
         return self._period_of(scale.awake, scale.asleep, scale.timezone, int(self._clock.time() // 60))
 
@@ -80,7 +80,7 @@ class SleepWindows:
                 self._timer.set_if_earlier(entry.observed.window.until)
 
 
-def _period_of(awake: Sequence[str], asleep: Sequence[str], timezone: str, minute: int) -> Period:
+def _period_of(awake: Sequence[str], asleep: Sequence[str], timezone: str, minute: int) -> WindowState:
     return period_at(((ASLEEP, asleep), (AWAKE, awake)), minute * 60.0, parse_time_zone(timezone))
 
 
@@ -92,7 +92,7 @@ def asleep_until(entry: Entry) -> float | None:
     return (entry.observed.window.until or 0.0) if entry.window_demand == ASLEEP and entry.wanted else None
 
 
-def window_text(entry: Entry, now: float) -> str:
+def window_effect_text(entry: Entry, now: float) -> str:
     """The effect of the server's window as text, such as `kept awake until 18:00`; "" without an effect."""
     if not entry.window_demand:
         return ""
@@ -164,7 +164,7 @@ class ScheduledRuns:
         self._recorder = recorder
         self._calm = calm
         self._entries: dict[str, Entry] = {}
-        self._timer = _Timer(clock, 30.0, self._begin_due_runs)
+        self._timer = _EarliestTimer(clock, 30.0, self._begin_due_runs)
         self._latest = 0.0  # the latest wall-clock time so far
 
     def update_plan(self, entry: Entry) -> None:
@@ -219,13 +219,13 @@ class ScheduledRuns:
             self._timer.set_if_earlier(entry.schedule.next_run)
 
     def _begin_or_skip(self, entry: Entry, due: float, now: float) -> None:
-        if reason := reason_to_skip(entry, due, now) or self._reason_blocked(entry):
+        if reason := reason_to_skip(entry, due, now) or self._blocking_dependency_reason(entry):
             self._record_skip(entry, due, reason)
             return
         with caused_by(f"every {entry.config.every}"):
             self.begin_run(entry)
 
-    def _reason_blocked(self, entry: Entry) -> str:
+    def _blocking_dependency_reason(self, entry: Entry) -> str:
         """A sentence about a dependency that will not start, so that a run would wait forever; "" without one."""
         if self._servers.may_start(entry):
             return ""

@@ -12,7 +12,7 @@ from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.states import TRANSITIONAL, State, Status
-from poolctl.time_windows import NO_PERIOD, Period
+from poolctl.time_windows import NO_PERIOD, WindowState
 
 from .decide import (
     ALLOWED_CHANGES,
@@ -25,8 +25,8 @@ from .decide import (
     ImpossibleChange,
     ListenerState,
     Overrides,
-    Phase,
     View,
+    WorkerPhase,
     WorkerView,
 )
 
@@ -65,7 +65,7 @@ class Worker:
     generation: int
     index: int
     config: ServerConfig
-    phase: Phase = Phase.PLACING
+    phase: WorkerPhase = WorkerPhase.PLACING
     placement: Placement | None = None
     ready_at: float | None = None
     failure: ServerError | None = None
@@ -180,7 +180,7 @@ class ObservedState:
     demand: int = transient(0)  # waiting requests that have not been used to scale the server yet
     needed: bool = transient(False)  # a server that depends on it is up
     reported_health: Status = transient(Status.OK)  # the health in its last event
-    window: Period = transient(NO_PERIOD)  # the current period of its windows, even if it cannot sleep
+    window: WindowState = transient(NO_PERIOD)  # the current period of its windows, even if it cannot sleep
 
     timers: list[asyncio.TimerHandle] = transient(factory=list)  # timers of its backoff
     restart_times: list[float] = persisted(factory=list)  # the times of automatic restarts, monotonic
@@ -199,7 +199,7 @@ class ObservedState:
     @property
     def ready(self) -> list[Worker]:
         """The workers that are ready, in rotation or not, healthy or not."""
-        return [worker for worker in self.workers.values() if worker.phase is Phase.READY]
+        return [worker for worker in self.workers.values() if worker.phase is WorkerPhase.READY]
 
     @property
     def staying(self) -> list[Worker]:
@@ -336,7 +336,7 @@ class Entry:
         return self.hooks.before_start_due or self.cleans_up
 
     @property
-    def has_serving_generation(self) -> bool:
+    def has_worker_of_serving_generation(self) -> bool:
         """Return whether the server is `wanted` and has at least one worker of the generation that should serve."""
         return self.wanted and any(
             each.generation == self.desired.generation for each in self.observed.workers.values()
@@ -524,7 +524,7 @@ class Entry:
         return Status.combine_statuses(worker.status for worker in ready) or Status.UNKNOWN
 
     @property
-    def at_rest(self) -> bool:
+    def is_fully_stopped(self) -> bool:
         """Whether no worker, hook or listener of the server is active, and none is wanted."""
         listener = self.listener
         if listener.state is not ListenerState.CLOSED or listener.previous_configs or listener.releasing:
@@ -534,7 +534,7 @@ class Entry:
     @property
     def is_stopping(self) -> bool:
         """Whether a stop by command is in progress. False once the stop has failed to end a worker."""
-        if self.desired.state not in (Desired.IDLE, Desired.STOPPED) or self.at_rest:
+        if self.desired.state not in (Desired.IDLE, Desired.STOPPED) or self.is_fully_stopped:
             return False
         return not any(worker.unstoppable for worker in self.observed.workers.values())
 
@@ -547,9 +547,9 @@ class Entry:
             return self.completed and self.config.job
         current = set()
         for worker in self.observed.workers.values():
-            if worker.phase is Phase.DRAINING and not worker.stopped_accepting:
+            if worker.phase is WorkerPhase.DRAINING and not worker.stopped_accepting:
                 return False
-            if worker.generation == self.desired.generation and worker.phase is Phase.READY:
+            if worker.generation == self.desired.generation and worker.phase is WorkerPhase.READY:
                 current.add(worker.index)
         return current.issuperset(range(self.size))
 
@@ -641,7 +641,7 @@ class Entry:
         self.begin_generation()
         self.desired.restarting = self.desired.generation
 
-    def begin_generation_if_leaving(self) -> None:
+    def begin_generation_if_workers_leave(self) -> None:
         """Begin a new generation if workers of the current one are draining or stopping: their ids are still in use."""
         if any(
             each.generation == self.desired.generation and each.phase in LEAVING
@@ -649,7 +649,7 @@ class Entry:
         ):
             self.begin_generation()
 
-    def count_restart(self, worker: Worker) -> None:
+    def count_requested_restart(self, worker: Worker) -> None:
         """Count a restart that a command requested, if `worker` is the first ready worker of the new generation."""
         if worker.generation == self.desired.restarting:
             self.observed.restarts, self.desired.restarting = self.observed.restarts + 1, 0

@@ -96,9 +96,9 @@ class Workqueue:
         """Have `process` called before the event loop sleeps, to decide on the queued entries."""
         if self._process is not None and not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._begin, context=NO_CAUSE)
+            asyncio.get_running_loop().call_soon(self._process_now, context=NO_CAUSE)
 
-    def _begin(self) -> None:
+    def _process_now(self) -> None:
         self._scheduled = False
         assert self._process is not None
         self._process()
@@ -107,7 +107,7 @@ class Workqueue:
         """Queue the entry, so that `take_batch` yields it; `schedule` is not called. For `progressed`, see `touch`."""
         (self._progressed if progressed else self._others)[entry.name] = entry
 
-    def add_all(self, entries: Iterable[Entry]) -> None:
+    def add_all_unscheduled(self, entries: Iterable[Entry]) -> None:
         """Queue the entries, so that `take_batch` yields them; `schedule` is not called."""
         for entry in entries:
             self.add(entry)
@@ -224,7 +224,7 @@ class AddressRegistry:
             listener.previous_configs.append(listener.bound)
             listener.bound, listener.state = None, ListenerState.CLOSED
 
-    def may_open_or_wait(self, entry: Entry) -> bool:
+    def check_address_free_or_wait(self, entry: Entry) -> bool:
         """Whether no other server uses the entry's address, so that the entry may open its listener.
 
         If another server uses it, the entry is recorded as waiting, and is queued when an address is released.
@@ -289,7 +289,7 @@ class AddressRegistry:
             del self._leaving[entry.name]
             for waiting in self._waiting.values():
                 self._queue.touch(waiting)
-        if entry.at_rest:
+        if entry.is_fully_stopped:
             self._waiting.pop(entry.name, None)
             kept = self._kept.get(entry.config.key)
             if kept is not None and not self._other_claimants(entry, kept):
@@ -375,7 +375,7 @@ class ServerRegistry:
         if entry is not None:
             entry.set_desired(Desired.IDLE)
             self.removed.pop(entry.name, None)
-            self.configure(entry, config)
+            self.replace_config(entry, config)
             if any(worker.config != config for worker in entry.observed.workers.values()):
                 entry.begin_generation()  # these still run because of a dependent
             return entry
@@ -394,7 +394,7 @@ class ServerRegistry:
         self.removed[entry.name] = entry
         self._addresses.note_leaving(entry)
 
-    def configure(self, entry: Entry, config: ServerConfig) -> None:
+    def replace_config(self, entry: Entry, config: ServerConfig) -> None:
         """Replace the server's configuration, under the same name. It takes effect as workers are replaced."""
         self.revision += 1
         self._remove_from_indexes(entry)
@@ -476,7 +476,7 @@ class ServerRegistry:
             now = [each for each in names if each in needed and each not in before]
             self.entries[name].desired.stopped_with = [*before, *now]
 
-    def restartable_with(self, enabled: Sequence[Entry]) -> list[Entry]:
+    def stopped_along_with(self, enabled: Sequence[Entry]) -> list[Entry]:
         """Return the servers for which `note_stopped_with` has recorded one of the `enabled` servers.
 
         A server is left out while another server that `note_stopped_with` recorded for that server is disabled.

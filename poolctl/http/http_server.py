@@ -196,7 +196,7 @@ class HttpServer:
         for task in list(self._connections):
             task.cancel()
 
-    async def close(self, grace_seconds: float) -> None:
+    async def drain_requests(self, grace_seconds: float) -> None:
         """Stop accepting, and wait until current requests are finished, at most `grace_seconds`."""
         self.stop_accepting()
         pending = self._connections.keys() - {asyncio.current_task()}
@@ -268,7 +268,7 @@ class HttpServer:
             try:
                 self._handler.check_client(sock)
                 async with asyncio.timeout(seconds):
-                    head = await _receive(message, rest, stream, writer)
+                    head = await _receive_request(message, rest, stream, writer)
             except TimeoutError:
                 if message.started:
                     await self._refuse(BadMessage("the request did not arrive in time", 408), stream, writer)
@@ -323,7 +323,7 @@ class HttpServer:
                 await _await_disconnect(stream, self._limits.head_bytes if status == 431 else _LINGER_BYTES)
 
 
-async def _receive(
+async def _receive_request(
     message: RequestReader, rest: bytes, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> RequestHead | None:
     """Read the next request completely into `message`, and return its head. `rest` are bytes already received.

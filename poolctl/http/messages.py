@@ -138,12 +138,12 @@ class MessageHead:
             raise BadMessage("the head is too large", 431)
         if end >= 0:
             return cls(data[: end + 4])
-        if not cls.is_incomplete(data, scanned):
+        if not cls.is_incomplete_but_valid(data, scanned):
             raise cls.problem(data)
         return None
 
     @classmethod
-    def is_incomplete(cls, data: bytes, scanned: int = 0) -> bool:
+    def is_incomplete_but_valid(cls, data: bytes, scanned: int = 0) -> bool:
         """Return True if these bytes are the beginning of a head that further bytes may complete.
 
         Return False if the head is complete, or can no longer become valid. The caller limits its size. The first
@@ -526,8 +526,8 @@ class ChunkedBody:
                 digits = line[1]
                 size = int(digits, 16)
                 if not size:
-                    self._refuse_excessive_rate(count)
-                    last = self._with_kept_bytes(pieces, data, kept, at)
+                    self._refuse_excessive_chunk_rate(count)
+                    last = self._with_undecoded_bytes(pieces, data, kept, at)
                     return _joined([*last, self._read_trailers(data, line.end())])
                 if line.end(1) + 2 != line.end() or digits[:1] == b"0":
                     self._refuse_excessive_extensions(line.end() - line.end(1))
@@ -553,10 +553,10 @@ class ChunkedBody:
                 pieces.append(memoryview(data)[at : at + size])
             at += taken
         if count:
-            self._refuse_excessive_rate(count)
-        return _joined(self._with_kept_bytes(pieces, data, kept, at))
+            self._refuse_excessive_chunk_rate(count)
+        return _joined(self._with_undecoded_bytes(pieces, data, kept, at))
 
-    def _with_kept_bytes(self, pieces: list[Buffer], data: bytes, kept: int, at: int) -> list[Buffer]:
+    def _with_undecoded_bytes(self, pieces: list[Buffer], data: bytes, kept: int, at: int) -> list[Buffer]:
         if self._decode or at == kept:
             return pieces
         return [*pieces, memoryview(data)[kept:at] if kept or at < len(data) else data]
@@ -592,7 +592,7 @@ class ChunkedBody:
         if size > _MAX_LINE_BYTES or self._extensions > _MAX_EXTENSION_BYTES:
             raise BadMessage("too many extensions of chunks")
 
-    def _refuse_excessive_rate(self, count: int) -> None:
+    def _refuse_excessive_chunk_rate(self, count: int) -> None:
         if not self._most_a_second:
             return
         now = self._clock()
@@ -689,7 +689,11 @@ class MessageReader:
                 self._buffer = data
                 return False
             data, scanned = data[head.end :], 0
-        return self._read_plain(data) if self._chunks is None else self._read_chunks(self._chunks, data)
+        return (
+            self._read_plain_and_check_complete(data)
+            if self._chunks is None
+            else self._read_chunks(self._chunks, data)
+        )
 
     def _read_head(self, data: bytes, scanned: int) -> MessageHead | None:
         """The head at the beginning of these bytes, None while it is incomplete. Raises BadMessage.
@@ -710,7 +714,7 @@ class MessageReader:
             unlimited = self._max_body_bytes is None
             self._chunks = ChunkedBody(decode=True, most_a_second=0 if unlimited else MOST_CHUNKS_A_SECOND)
 
-    def _read_plain(self, data: bytes) -> bool:
+    def _read_plain_and_check_complete(self, data: bytes) -> bool:
         left = self._left
         if left >= 0 and len(data) > left:
             data, self.rest = data[:left], data[left:]

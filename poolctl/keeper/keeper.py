@@ -39,10 +39,10 @@ import sys
 import time
 from collections import deque
 
-from ..clock import Watchdog
+from ..clock import HungProcessDetector
 from ..platform import become_subreaper, name_process, process_start, raise_descriptor_limit, read_file
 from . import fd_store, pool_files, wire
-from .reap import KILLED_SECONDS, Reaper, is_child, kill_children, signal_process
+from .reap import KILLED_SECONDS, Reaper, is_child, signal_process, wait_or_kill_children
 from .spawn import log_failure, spawn
 
 TYPE_CHECKING = False
@@ -211,7 +211,7 @@ class DonorSupervisor(Channel):
         self._restart_watchdog(now)
 
     def _restart_watchdog(self, now: float) -> None:
-        self._watchdog = Watchdog(now)
+        self._watchdog = HungProcessDetector(now)
         # The donor already runs: the long timeout for the first message of a starting process does not apply.
         self._watchdog.received(now)
 
@@ -226,7 +226,7 @@ class DonorSupervisor(Channel):
 
     def ping_or_kill(self, now: float, *, early: bool = False) -> None:
         """Ping the supervisor if a ping is due or `early` is set; signal it if an answer is overdue."""
-        if self._watchdog.check_silence(now):
+        if self._watchdog.check_for_hang(now):
             signal_process(self._pid, self._start, signal.SIGKILL)
             self._restart_watchdog(now)
         elif self._watchdog.may_be_stopped:
@@ -371,7 +371,7 @@ class Shutdown:
         """Whether the shutdown has been requested."""
         return self.due is not None
 
-    def begin(self, now: float) -> None:
+    def start_confirmation_deadline(self, now: float) -> None:
         """Note that the shutdown is requested; the supervisor has ANSWER_SECONDS to confirm it (see `check`)."""
         if self.due is None:
             self._begun_at = now
@@ -482,7 +482,7 @@ class Keeper:
         self.reaper = Reaper()
         self._directory = directory
         self._supervisor = SupervisorProcess(supervisor, directory, time.monotonic())
-        self._watchdog = Watchdog(0.0)
+        self._watchdog = HungProcessDetector(0.0)
         self._lifeline = -1
         self._open_files = open_files
         self._client: Channel | None = None
@@ -492,7 +492,7 @@ class Keeper:
             None  # the argument vectors of the next version and its supervisor
         )
 
-    def begin(self, plan: wire.Message) -> None:
+    def take_over_descriptors(self, plan: wire.Message) -> None:
         """If `plan` has a donor, begin to receive the donor's descriptors. Otherwise store the plan's descriptors."""
         if "donor" in plan:
             self._begin_from_donor(
@@ -504,7 +504,7 @@ class Keeper:
         if begun is not None:
             pid, link = begun
             self._supervisor.record_start(pid, time.monotonic())
-            self.attach(wire.over(link))
+            self.begin_client_session(wire.over(link))
 
     def resume(self, file: int) -> None:
         """Restore the state in `file`, written by the keeper that this process was before execve(2)."""
@@ -526,10 +526,10 @@ class Keeper:
         donor.send(self._hello())
         donor.ping_or_kill(time.monotonic(), early=True)
 
-    def attach(self, sock: socket.socket) -> None:
+    def begin_client_session(self, sock: socket.socket) -> None:
         """Accept a new client, and send it the reports that the previous one did not acknowledge."""
         self._client = Channel(sock)
-        self._watchdog = Watchdog(time.monotonic())
+        self._watchdog = HungProcessDetector(time.monotonic())
         self._client.send(self._hello())
         for report in self.reaper.unacknowledged:
             self._client.send(report)
@@ -543,7 +543,7 @@ class Keeper:
         """Serve until the pool has ended, or the time limit of its shutdown has passed; then kill what is left."""
         self._signals = Signals()
         # Children that exited earlier have not been reported yet.
-        self._process_exit_reports(self.reaper.reap())
+        self._process_exit_reports(self.reaper.reap_and_kill_groups())
         while not (self._shutdown.over and not self._supervisor.pid):
             now = time.monotonic()
             due = self._supervisor.due
@@ -558,26 +558,26 @@ class Keeper:
                 break
         self._shutdown.kill_and_clear()
         # If the keeper stopped the pool alone, the logger still needs time to store the servers' last output.
-        kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
-        pool_files.remove_traces(self._directory)
+        wait_or_kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
+        pool_files.remove_empty_pool_directory(self._directory)
 
     def _spawn_supervisor(self) -> None:
         sock = self._supervisor.start(time.monotonic())
         if sock is not None:
-            self.attach(sock)
+            self.begin_client_session(sock)
         else:
-            self._end_if_given_up()
+            self._end_if_no_longer_needed()
 
-    def _end_if_given_up(self) -> None:
+    def _end_if_no_longer_needed(self) -> None:
         """Let `run` end if the supervisor cannot be started and the store holds no sockets or workers."""
         if self._supervisor.given_up and not self.store.holds_work:
             self._shutdown.over = True
 
     def _ping_or_kill_supervisor(self, now: float) -> None:
-        if self._watchdog.check_silence(now):
+        if self._watchdog.check_for_hang(now):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._supervisor.pid, signal.SIGKILL)
-            self._watchdog = Watchdog(now)
+            self._watchdog = HungProcessDetector(now)
         elif self._client is not None and self._watchdog.mark_ping_sent_if_due(now):
             self._client.send({"event": "ping"})
 
@@ -608,7 +608,7 @@ class Keeper:
 
     def _process_signals(self) -> None:
         to_end = self._signals.read()
-        self._process_exit_reports(self.reaper.reap())
+        self._process_exit_reports(self.reaper.reap_and_kill_groups())
         if to_end:
             self._begin_shutdown()
 
@@ -620,12 +620,12 @@ class Keeper:
                 self._close_client()
                 self._supervisor.schedule_restart(time.monotonic())
                 self._shutdown.over = self._shutdown.over or self._shutdown.last
-                self._execute_next_version()
-                self._end_if_given_up()
+                self._execute_next_version_if_requested()
+                self._end_if_no_longer_needed()
             elif self._client is not None:
                 self._client.send(report)
 
-    def _execute_next_version(self) -> None:
+    def _execute_next_version_if_requested(self) -> None:
         """Execute the next version, if the supervisor has requested it and exited."""
         following, self._next = self._next, None
         if following is not None:
@@ -643,7 +643,7 @@ class Keeper:
         A connected client is asked to stop the pool. If no client is connected and the store holds no sockets or
         workers, `run` returns.
         """
-        self._shutdown.begin(time.monotonic())
+        self._shutdown.start_confirmation_deadline(time.monotonic())
         if self._client is not None:
             self._client.send({"event": "terminate"})
         elif not self.store.holds_work:
@@ -669,7 +669,7 @@ class Keeper:
         except OSError:
             received = None
         if received is None:
-            self._drop_channel(channel)
+            self._handle_closed_channel(channel)
             return False
         message, fds = received
         (channel if isinstance(channel, DonorSupervisor) else self._watchdog).received(time.monotonic())
@@ -732,10 +732,10 @@ class Keeper:
         elif operation == "watch":
             reply["report"] = self.reaper.watch(message["pid"], message["start"])
         else:
-            self._perform_lifecycle_operation(message)
+            self._control_keeper_lifecycle(message)
         return []
 
-    def _perform_lifecycle_operation(self, message: wire.Message) -> None:
+    def _control_keeper_lifecycle(self, message: wire.Message) -> None:
         operation = message["op"]
         if operation == "end":
             self._shutdown.over = True
@@ -750,7 +750,7 @@ class Keeper:
         elif operation == "terminate":
             self._begin_shutdown()
         elif operation == "whole":
-            self._schedule_supervisor_start()
+            self._make_supervisor_due()
         elif operation == "adopted":
             self._supervisor.record_adoption()
             if self._donor is not None:
@@ -758,7 +758,7 @@ class Keeper:
         elif operation not in ("ping", "pong"):
             raise ValueError(f"unknown operation {operation!r}")
 
-    def _schedule_supervisor_start(self) -> None:
+    def _make_supervisor_due(self) -> None:
         """Have `run` start the supervisor, if none runs. Called when the donor (see Keeper) is done or exits."""
         self._take_lifeline()
         if not self._supervisor.pid:
@@ -768,14 +768,14 @@ class Keeper:
         _, fds = self.store.get(fd_store.LIFELINE) or (None, [])
         self._lifeline = fds[0] if fds else -1
 
-    def _drop_channel(self, channel: Channel) -> None:
+    def _handle_closed_channel(self, channel: Channel) -> None:
         if channel is self._donor:
             channel.close()
             self._donor = None
             if not self._supervisor.pid and self._supervisor.due is None:
                 # The donor exited before it had sent everything. The new supervisor uses the descriptors that were
                 # received, and finds the other processes itself.
-                self._schedule_supervisor_start()
+                self._make_supervisor_due()
                 self._shutdown.over = self._shutdown.over or self.store.get(fd_store.CONTROL) is None
             return
         # SIGCHLD also reports the exit of a supervisor; only the closed connection reports the exit of other clients.
@@ -812,10 +812,10 @@ def main() -> None:
             if "restored" in plan:
                 keeper.resume(plan["restored"])
             else:
-                keeper.begin(plan)
+                keeper.take_over_descriptors(plan)
         else:
             keeper = Keeper(directory, [], open_files)
-            keeper.attach(wire.over(int(argument)))
+            keeper.begin_client_session(wire.over(int(argument)))
         keeper.run()
     except BaseException:
         import traceback  # imported late, because it is rarely needed

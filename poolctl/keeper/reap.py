@@ -38,10 +38,10 @@ class Reaper:
             with contextlib.suppress(OSError):
                 self.watch(pid, start)
 
-    def reap(self) -> list[wire.Message]:
+    def reap_and_kill_groups(self) -> list[wire.Message]:
         """Reap all exited children; returns the new reports, which are also appended to `unacknowledged`."""
         fresh = []
-        while (child := _ended_child()) is not None:
+        while (child := _peek_ended_child()) is not None:
             # The rest of the worker's process group is killed before its pid can be reused.
             kill_group(child)
             _, status = os.waitpid(child, 0)
@@ -51,7 +51,7 @@ class Reaper:
 
     def report_exited(self) -> list[wire.Message]:
         """The new reports for watched processes that have exited, which are also appended to `unacknowledged`."""
-        return [self._append_report(pid, None, None) for pid in self.watcher.clean_up_exited()]
+        return [self._append_report(pid, None, None) for pid in self.watcher.unwatch_exited_and_kill_groups()]
 
     def watch(self, pid: int, start: int) -> wire.Message | None:
         """Watch a process; returns its exit report if it has exited already.
@@ -104,7 +104,7 @@ def is_child(pid: int) -> bool:
     return True
 
 
-def _ended_child() -> int | None:
+def _peek_ended_child() -> int | None:
     try:
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -122,7 +122,7 @@ class Watcher:
         self.starts: dict[int, int] = {}  # the start times of the watched processes by pid
 
     def fileno(self) -> int:
-        """The descriptor that is readable when `clean_up_exited` has something to report."""
+        """The descriptor that is readable when `unwatch_exited_and_kill_groups` has something to report."""
         return self._epoll.fileno()
 
     def watch(self, pid: int, start: int) -> bool:
@@ -149,7 +149,7 @@ class Watcher:
         self._epoll.register(fd, select.EPOLLIN)
         return True
 
-    def clean_up_exited(self) -> list[int]:
+    def unwatch_exited_and_kill_groups(self) -> list[int]:
         """The pids of processes that have exited since the last call. The rest of their process groups is killed."""
         pids = []
         for fd, _ in self._epoll.poll(0):
@@ -188,7 +188,7 @@ class Watcher:
         for pid in self.starts:
             self.signal(pid, signal.SIGKILL, group=True)
         while self.starts and self._epoll.poll(limit_seconds):
-            self.clean_up_exited()
+            self.unwatch_exited_and_kill_groups()
 
 
 def kill_rest_of_group(pid: int, start: int) -> None:
@@ -249,7 +249,7 @@ def await_exit(pid: int, start: int, timeout_seconds: float) -> bool:
         os.close(process)
 
 
-def kill_children(patience_seconds: float) -> None:
+def wait_or_kill_children(patience_seconds: float) -> None:
     """Kill and reap all children and their process groups, after giving them `patience_seconds` to exit.
 
     A process that cannot be killed, such as one blocked in the kernel on a file system, is left behind.

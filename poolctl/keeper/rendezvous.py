@@ -24,7 +24,7 @@ _MOST_DESCRIPTORS = 64
 Answer = tuple[wire.Message, list[int]]
 
 
-def bind(directory: str, kind: str) -> tuple[socket.socket, str]:
+def bind_new_socket(directory: str, kind: str) -> tuple[socket.socket, str]:
     """A bound non-blocking socket, not listening yet, and its path. Raises OSError."""
     # The path is not longer than the control socket's, whose length was checked.
     path = f"{directory}/{kind}.{os.urandom(4).hex()}"

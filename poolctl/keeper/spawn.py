@@ -63,7 +63,7 @@ def spawn(
             os.close(fd)
 
 
-class Companion:
+class CompanionSpec:
     """A program to be started as a child of another program, with `fds` as its descriptors 3, 4 …
 
     `output` is the file for its stdout and stderr. With `session` it leads its own session. The variables in
@@ -89,7 +89,7 @@ class Companion:
 
 
 def start_detached(
-    argv: list[str], env: dict[str, str], fds: Sequence[int], companions: Sequence[Companion] = ()
+    argv: list[str], env: dict[str, str], fds: Sequence[int], companions: Sequence[CompanionSpec] = ()
 ) -> int:
     """Run `argv` in a new session, not as a child of this process, with `fds` at 3, 4 … as its only descriptors.
 
@@ -147,7 +147,7 @@ def _renumber_and_close_others(fds: Sequence[int]) -> None:
     os.closerange(above, os.sysconf("SC_OPEN_MAX"))
 
 
-def _start(companion: Companion, fds: list[int], env: dict[str, str]) -> int:
+def _start(companion: CompanionSpec, fds: list[int], env: dict[str, str]) -> int:
     argv, output = companion.argv, companion.output
     try:
         return spawn(argv, env, fds, output, session=companion.session, without=companion.without)

@@ -52,7 +52,7 @@ def port_error(address: Address, host: str, error: OSError, kind: int = socket.S
         hint = f"find the process (as root): ss -uanp 'sport = :{port}', or choose another port"
         return ListenError(f"UDP port {port} is in use", bind=address.key, hint=hint)
     if error.errno == errno.EADDRINUSE:
-        return address_in_use_error(address, (host, port))
+        return unattributed_address_in_use_error(address, (host, port))
     if error.errno in (errno.EACCES, errno.EPERM) and port < _unprivileged_port():
         message = f"port {port} is privileged: only root may open ports below {_unprivileged_port()}"
         hint = (
@@ -89,7 +89,7 @@ def unresolved_host_error(address: Address, reason: str) -> ListenError:
     )
 
 
-def address_in_use_error(address: Address, place: Place) -> ListenError:
+def unattributed_address_in_use_error(address: Address, place: Place) -> ListenError:
     """The ListenError for an address or path in use; does not name the process that uses it (see `with_holders`)."""
     what, command, another = _name_find_command_and_kind(place)
     hint = f"find the process (as root): {command}, or choose another {another}"

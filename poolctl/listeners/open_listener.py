@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.safe_open import is_trusted, open_directory
 
-from .listen_errors import ListenError, address_in_use_error, listen_error, port_error, unresolved_host_error
+from .listen_errors import (
+    ListenError,
+    listen_error,
+    port_error,
+    unattributed_address_in_use_error,
+    unresolved_host_error,
+)
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -192,7 +198,7 @@ def _clear_socket_path(address: Address, directory: int) -> None:
             f"{path} exists and is not a socket", bind=address.key, hint="remove it, or choose another path"
         )
     if is_live(path):
-        raise address_in_use_error(address, path)
+        raise unattributed_address_in_use_error(address, path)
     try:
         os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
@@ -225,7 +231,7 @@ def _path_error(address: Address, error: OSError) -> ListenError:
     return listen_error(address, f"the Unix socket {address.path} cannot be opened", error)
 
 
-def shut_down_listeners(sockets: Iterable[socket.socket]) -> None:
+def refuse_new_connections(sockets: Iterable[socket.socket]) -> None:
     """Refuse new connections, even if other processes still hold duplicates of these listeners."""
     for sock in sockets:
         with contextlib.suppress(OSError):
@@ -260,7 +266,7 @@ def _open_ports(address: Address, kind: int) -> list[socket.socket]:
     try:
         for target in wanted:
             try:
-                opened.append(_open_bound_socket(target, address.port, kind, dual=address.dual))
+                opened.append(_open_bound_or_listening_socket(target, address.port, kind, dual=address.dual))
             except OSError as error:
                 problem = port_error(address, target.host, error, kind)
                 if len(wanted) == 1 or target.family != socket.AF_INET6 or error.errno not in _NO_IPV6:
@@ -274,7 +280,7 @@ def _open_ports(address: Address, kind: int) -> list[socket.socket]:
     return opened
 
 
-def _open_bound_socket(target: BindHost, port: int, kind: int, *, dual: bool) -> socket.socket:
+def _open_bound_or_listening_socket(target: BindHost, port: int, kind: int, *, dual: bool) -> socket.socket:
     sock = socket.socket(target.family, kind)
     try:
         if (

@@ -138,7 +138,7 @@ def _tcp_peer_inode(sock: socket.socket) -> int | None:
     # From the point of view of the other end, whose own address is our remote address.
     identity = struct.pack("!HH", far[1], near[1]) + _packed(sock.family, far) + _packed(sock.family, near)
     identity += struct.pack("=III", scope, *_ANY_COOKIE)
-    answer = _ask(_INET_REQUEST.pack(sock.family, socket.IPPROTO_TCP, 0, ANY_STATE) + identity)
+    answer = _query_socket(_INET_REQUEST.pack(sock.family, socket.IPPROTO_TCP, 0, ANY_STATE) + identity)
     if answer is None:
         return None
     _, state, _, _, _, _, _, _, inode = _INET_ANSWER.unpack_from(answer)
@@ -153,7 +153,7 @@ def _packed(family: int, name: tuple[str, int]) -> bytes:
 def _unix_attribute(sock: socket.socket, show: int, attribute: int) -> int | None:
     """Ask the kernel, with flag `show`, for `attribute` of a Unix socket. Return its first number; None if missing."""
     inode = os.fstat(sock.fileno()).st_ino
-    answer = _ask(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, show, *_ANY_COOKIE))
+    answer = _query_socket(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, show, *_ANY_COOKIE))
     found = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(attribute)
     return None if found is None else int(struct.unpack_from("=I", found)[0])
 
@@ -221,7 +221,7 @@ def _attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def _ask(question: bytes) -> bytes | None:
+def _query_socket(question: bytes) -> bytes | None:
     """The answer to a query about one socket, or None if there is no such socket. Does not block; raises OSError."""
     with _netlink() as netlink:
         netlink.setblocking(False)

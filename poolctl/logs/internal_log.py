@@ -124,9 +124,9 @@ class InternalLogRotation:
         self._loop = asyncio.get_running_loop()
         self._watch: DirectoryWatch | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._watch_and_rotate()
+        self._start_watch_and_rotate()
 
-    def _watch_and_rotate(self) -> None:
+    def _start_watch_and_rotate(self) -> None:
         try:
             if self._watch is None:
                 self._watch = DirectoryWatch()
@@ -134,7 +134,7 @@ class InternalLogRotation:
             self._watch.add_if_new(self._directory)  # again: it may have been removed and created since
             self._loop.add_reader(self._watch.fd, self._check_soon)
         except OSError:
-            self._timer = self._loop.call_later(_WITHOUT_INOTIFY_SECONDS, self._watch_and_rotate)
+            self._timer = self._loop.call_later(_WITHOUT_INOTIFY_SECONDS, self._start_watch_and_rotate)
         with contextlib.suppress(OSError):
             for name in os.listdir(self._directory):
                 if name.endswith(".log"):
@@ -143,7 +143,7 @@ class InternalLogRotation:
     def _check_soon(self) -> None:
         assert self._watch is not None
         self._loop.remove_reader(self._watch.fd)
-        self._timer = self._loop.call_later(_GATHER_SECONDS, self._watch_and_rotate)
+        self._timer = self._loop.call_later(_GATHER_SECONDS, self._start_watch_and_rotate)
 
     def close(self) -> None:
         """Stop checking and rotating the log files."""

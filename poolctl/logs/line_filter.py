@@ -99,9 +99,9 @@ class LineFilter:
             waiting.append((line, level))
             begins = line.time and (level or self._least is None)
             if begins or len(waiting) >= _MOST_WAITING:
-                yield from self._passing_in_group(waiting[::-1])
+                yield from self._passing_in_group_newest_first(waiting[::-1])
                 waiting = []
-        yield from self._passing_in_group(waiting[::-1])
+        yield from self._passing_in_group_newest_first(waiting[::-1])
 
     def forwards(self, lines: Iterable[LogLine]) -> list[LogLine]:
         """The lines that pass. `lines` are oldest first, and follow the lines of the previous call."""
@@ -111,7 +111,7 @@ class LineFilter:
             if self._passes(line, self._level(line), self._levels.setdefault(line.name, _LevelTracker()))
         ]
 
-    def _passing_in_group(self, lines: list[tuple[LogLine, str]]) -> list[LogLine]:
+    def _passing_in_group_newest_first(self, lines: list[tuple[LogLine, str]]) -> list[LogLine]:
         levels, time = _LevelTracker(), ""
         for line, _ in lines:
             time = line.time = line.time or time

@@ -63,7 +63,7 @@ class LogFile:
 
     def append_and_count_written(self, block: bytes) -> int:
         """Append `block`; returns how many of its bytes were written: all, or as many whole lines as possible."""
-        self._prepare()
+        self._reopen_or_rotate_if_due()
         done = 0
         while done < len(block) and self._fd >= 0:
             end = self._fitting_end(block, done)
@@ -81,18 +81,18 @@ class LogFile:
         if not self._max_age:
             return None
         if self._fd >= 0 or os.path.lexists(self.path):
-            self._prepare()
+            self._reopen_or_rotate_if_due()
         now = self._clock.time()
         if self._fd < 0 or not self._size or not self._regular:
             return self._max_age
         return max(seconds_of(self._born) + self._max_age, self._rotate_at) - now
 
-    def cut_to_stored_lines(self, block: bytes) -> int:
+    def cut_file_to_stored_lines(self, block: bytes) -> int:
         """Return how many bytes of `block` a killed writer has stored, counted in whole lines.
 
         If the file ends with an incomplete line of `block`, this line is cut off.
         """
-        self._prepare()
+        self._reopen_or_rotate_if_due()
         stored = stored_part(self.path, block)
         whole = block.rfind(b"\n", 0, stored) + 1
         if stored > whole and self._fd >= 0:
@@ -100,23 +100,23 @@ class LogFile:
                 os.ftruncate(self._fd, self._size - (stored - whole))
             except OSError:
                 pass  # the rest of that line is written before the next one
-            self.reopen()
+            self.close_for_reopen()
         return whole
 
-    def reopen(self) -> None:
+    def close_for_reopen(self) -> None:
         """Close the file, so that the next line opens its path again (for example after logrotate)."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    close = reopen
+    close = close_for_reopen
 
-    def _prepare(self) -> None:
+    def _reopen_or_rotate_if_due(self) -> None:
         now = self._clock.time()
         if self._fd >= 0 and self._regular and not self._look_at - _LOOK_EVERY_SECONDS <= now < self._look_at:
             self._look_at = now + _LOOK_EVERY_SECONDS
-            if not self._is_still_at_path():
-                self.reopen()
+            if not self._refresh_size_and_check_path():
+                self.close_for_reopen()
         if self._fd < 0:
             self._open()
         if self._fd >= 0 and self._is_old(now):
@@ -156,7 +156,7 @@ class LogFile:
             os.close(fd)
         return torn, parse_line(first).time or now
 
-    def _is_still_at_path(self) -> bool:
+    def _refresh_size_and_check_path(self) -> bool:
         try:
             there = os.stat(self.path)
         except OSError:
@@ -221,7 +221,7 @@ class LogFile:
             self.error = f"cannot be rotated: {error.strerror}"
             self._rotate_at = self._clock.time() + _ROTATE_AGAIN_AFTER_SECONDS
             return
-        self.reopen()
+        self.close_for_reopen()
         self._open()
 
     def _rename_old_files(self) -> None:

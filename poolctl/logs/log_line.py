@@ -51,7 +51,7 @@ def local_clock_time(stamp: str, *, with_millis: bool = True) -> str:
     return text if moment.date() == datetime.now().date() else f"{moment:%Y-%m-%d} {text}"
 
 
-def as_text(lines: bytes, now: str) -> bytes:
+def with_timestamp_prefix(lines: bytes, now: str) -> bytes:
     """Return the lines, each prefixed with the timestamp `now`."""
     prefix = now.encode() + b" "
     return prefix + lines[:-1].replace(b"\n", b"\n" + prefix) + b"\n"
@@ -122,7 +122,7 @@ class JsonRecord:
         numbered = _take(rest, _LEVELS)
         pino = all(sign in fields for sign in _PINO_SIGNS)
         self.level = _level(numbered, pino)
-        self.time = _parse_time_of_day(_take(rest, _TIMES))
+        self.time = _time_of_day_text(_take(rest, _TIMES))
         self.message = _text(_take(rest, _MESSAGES))
         texts = {key: _text(value) for key, value in rest.items()}
         self.long = {key: text for key, text in texts.items() if "\n" in text.strip("\n")}
@@ -168,7 +168,7 @@ def _level(value: object, pino: bool) -> str:
     return _text(value).upper()
 
 
-def _parse_time_of_day(value: object) -> str:
+def _time_of_day_text(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _format_time_of_day(value)
     text = _text(value)

@@ -416,7 +416,7 @@ def follow(
     `until`, never. Raises BrokenPipeError when nothing reads from the pipe or socket `reader` any longer.
     """
     follower = Follower(paths, lines=lines, since=since, wanted=wanted)
-    merge = Merge()
+    merge = LogReorderBuffer()
     try:
         # While one file was read, an earlier line may have been added to another.
         yield from follower.first if len(paths) < 2 else merge.hold_back(follower.first)
@@ -441,7 +441,7 @@ def _new_watch() -> DirectoryWatch | None:
         return None
 
 
-class Merge:
+class LogReorderBuffer:
     """Sorts batches of lines by time. Each batch is held back until the next one, which may contain earlier lines."""
 
     def __init__(self) -> None:

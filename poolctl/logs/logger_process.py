@@ -45,7 +45,7 @@ from poolctl.keeper import pool_files, rendezvous, wire
 from poolctl.platform import name_process, raise_descriptor_limit, readable_bytes, tee
 
 from .log_file import LogFile
-from .log_line import as_json, as_text, stamp
+from .log_line import as_json, stamp, with_timestamp_prefix
 
 CONTROL_DESCRIPTOR = 3
 _REPORT_EVERY_SECONDS = 1.0
@@ -144,7 +144,7 @@ def longest_line(fd: int) -> int:
         return 0
 
 
-class LogMoveRecord:
+class LineMoveRecord:
     """The record of a move of lines from a server's pipe into its log file.
 
     `id` is the stream, `when` the timestamp of the lines, `length` their number of bytes, `checksum` their CRC. `taken`
@@ -176,7 +176,7 @@ class WriteAheadNote:
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
         self._fd = self._taken = self.sink = -1
-        self._left: LogMoveRecord | None = None
+        self._left: LineMoveRecord | None = None
         self.use(fds)
 
     def use(self, fds: Sequence[int]) -> None:
@@ -188,16 +188,16 @@ class WriteAheadNote:
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
 
-    def unfinished_move(self, id: str) -> LogMoveRecord | None:
+    def unfinished_move(self, id: str) -> LineMoveRecord | None:
         """Return the record if a killed logger was moving lines of stream `id` into the log file; otherwise None."""
         return self._left if self._left is not None and self._left.id == id else None
 
-    def _read(self) -> LogMoveRecord | None:
+    def _read(self) -> LineMoveRecord | None:
         if self._fd < 0:
             return None
         text = os.pread(self._fd, _NOTE_BYTES, 0).partition(b"\n")[0].strip(b"\0")
         try:
-            noted = LogMoveRecord(*json.loads(text))
+            noted = LineMoveRecord(*json.loads(text))
         except (ValueError, TypeError):
             return None
         noted.taken = readable_bytes(self._taken) if self._taken >= 0 else 0
@@ -284,7 +284,7 @@ class OutputStream:
             self._pipes.consume(self.fd, min(move.length - move.taken, len(data)))
         elif move.matches(data):
             block = self._form(_with_line_break(data[: move.length]), move.when)
-            rest = block[self.file.cut_to_stored_lines(block) :]
+            rest = block[self.file.cut_file_to_stored_lines(block) :]
             if rest:
                 self.dropped_bytes += len(rest) - self.file.append_and_count_written(rest)
             self._pipes.consume(self.fd, move.length, self._underway.sink)
@@ -335,7 +335,7 @@ class OutputStream:
         if len(self._partial) >= MOST_BYTES:
             self.complete_cut_line(now)
 
-    def close(self) -> None:
+    def close_pipe(self) -> None:
         """Close the read end of the pipe; the file stays open."""
         self._pipes.forget(self.fd)
         os.close(self.fd)
@@ -361,7 +361,11 @@ class OutputStream:
         return sum(len(line) + 1 for line in lines[:-1].split(b"\n")[-missing:])
 
     def _form(self, lines: bytes, when: str) -> bytes:
-        return as_json(lines, when, self._name, self.pid) if self._format == "json" else as_text(lines, when)
+        return (
+            as_json(lines, when, self._name, self.pid)
+            if self._format == "json"
+            else with_timestamp_prefix(lines, when)
+        )
 
 
 def _with_line_break(lines: bytes) -> bytes:
@@ -481,7 +485,7 @@ class Logger:
                 fds = []
             elif kind == "reopen":
                 for file in self._files.values():
-                    file.reopen()
+                    file.close_for_reopen()
             elif kind == "end":
                 self._end_ordered = True
             elif kind == "sync":
@@ -559,7 +563,7 @@ class Logger:
         self._report_loss(stream)
         self._streams_with_loss.discard(stream)
         self._epoll.unregister(stream.fd)
-        stream.close()
+        stream.close_pipe()
         stream.file.users -= 1
         if not stream.file.users:
             stream.file.close()
@@ -605,7 +609,7 @@ class PipeHandover:
     def __init__(self, directory: str, epoll: select.epoll) -> None:
         self.taken = False
         self._epoll = epoll
-        self._listener, self._path = rendezvous.bind(directory, pool_files.LOGGER)
+        self._listener, self._path = rendezvous.bind_new_socket(directory, pool_files.LOGGER)
         self._listener.listen()
         self._connections: dict[int, socket.socket] = {}
         epoll.register(self._listener.fileno(), select.EPOLLIN)

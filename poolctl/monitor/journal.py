@@ -265,7 +265,7 @@ def recent(path: str, wanted: EventFilter, lines: int | None) -> list[JournalEve
     return found
 
 
-def parse_filter(
+def parse_filter_or_none(
     *, servers: Collection[str] | None, kinds: object, since: object, after: object
 ) -> EventFilter | None:
     """The filter described by a request; None if its values are invalid."""

@@ -40,7 +40,7 @@ from poolctl.config import (
     shown,
     with_resolved_references,
 )
-from poolctl.core.configuration_diff import Change, CurrentServer, Kind, read_file_digests, server_changes
+from poolctl.core.configuration_diff import Change, CurrentServer, Kind, read_digests_by_key, server_changes
 from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Availability, DesiredState, Entry, ObservedState
 from poolctl.errors import (
@@ -178,7 +178,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             )
         self._set_up(Shared(context, runner))
         self.handler(handler)
-        self._store_all(servers)
+        self._store_each(servers)
 
     def _set_up(self, shared: Shared, seen_of: Pool | None = None) -> None:
         self._shared = shared
@@ -282,7 +282,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         self.store(server)
         return server
 
-    def _store_all(
+    def _store_each(
         self, servers: Iterable[Server | ServerConfig], problems: Iterable[ServerError] = ()
     ) -> None:
         """Add the servers that can be added. Raises PoolAddError with `problems` and the failures, if there are any."""
@@ -332,7 +332,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             if not self._is_view:
                 self._stop_removed(servers)
 
-    def _replace_members(self, servers: Sequence[Server]) -> list[Server]:
+    def _set_members_stopping_others(self, servers: Sequence[Server]) -> list[Server]:
         """Make `servers` the pool's content, in this order; orders all other servers to stop, and returns those.
 
         The addresses of `servers` must not overlap. The caller must hold LOCK.
@@ -484,8 +484,8 @@ class Pool(Mapping[str, Server], StartAndStop):
                 if mine is None:
                     new.append(server)
                 elif server.config != mine.config:
-                    mine._put(server.config)
-            self._store_all(new)
+                    mine._set_config(server.config)
+            self._store_each(new)
 
     def handler(self, fn: Handler | None) -> None:
         """Set the function that provides apps for servers without their own, from their next start on.
@@ -519,7 +519,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         loop_thread.refuse_own_thread()
         loop_thread.run_sync(self._plan_hot_reload(configs).run())
 
-    def _plan_hot_reload(self, configs: Servers) -> HotReload:
+    def _plan_hot_reload(self, configs: Servers) -> ApplyOperation:
         if self._is_view:
             raise PoolParamError("a view has no servers of its own to replace", hint="apply() on its pool")
         if isinstance(configs, Configuration):
@@ -534,7 +534,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             configuration._problems, configuration._tls = problems, self._shared.tls
         handles = [live_handle(server) for server in self.values()]
         runs = self._started or any(handle is not None and handle.is_active_or_ordered for handle in handles)
-        return HotReload(self, configuration, runs=runs)
+        return ApplyOperation(self, configuration, runs=runs)
 
     # Running.
 
@@ -743,7 +743,7 @@ def _unknown_stacks(config: ServerConfig, placement: Placement, problem: str) ->
     return WorkerStacks(name=config.name, worker=placement.id, pid=placement.pid, problem=problem)
 
 
-class HotReload:
+class ApplyOperation:
     """Performs one call of `Pool.apply`. `runs` tells whether to start new and newly enabled servers.
 
     A server whose new configuration is invalid stays unchanged. If a problem names no server, no server is removed,
@@ -762,7 +762,7 @@ class HotReload:
         self._beside: list[Handle] = []
         self._stops: set[concurrent.futures.Future[None]] = set()
         tls = configuration._tls
-        self._files = {server.name: read_file_digests(_with_tls(server, tls)) for server in configuration}
+        self._files = {server.name: read_digests_by_key(_with_tls(server, tls)) for server in configuration}
 
     async def run(self) -> None:
         """Apply the new configurations; returns when each server uses its new configuration, or has failed.
@@ -817,7 +817,7 @@ class HotReload:
             running = CurrentServer(_with_tls(_active_config(server), before), files=_files(server))
             changes = server_changes(running, _with_tls(config, after), self._files[config.name])
             self._schedule_change(server, config, changes[0] if changes else None)
-        gone = self._pool._replace_members([*members, *kept])
+        gone = self._pool._set_members_stopping_others([*members, *kept])
         self._stops |= {future for each in gone if (handle := live_handle(each)) for future in handle.stops}
 
     def _without_address_conflicts(
@@ -852,11 +852,11 @@ class HotReload:
         entry = handle.entry if handle is not None else None
         is_wanted = entry is not None and (entry.wanted or entry.on_schedule)
         if change is None:
-            server._put(_active_config(server))
+            server._set_config(_active_config(server))
             if handle is not None and is_wanted:
                 self._beside.append(handle)
             return
-        server._put(config)
+        server._set_config(config)
         if config.disabled:
             if handle is not None and is_wanted:
                 self._stops.add(order_stop([handle]))
@@ -1001,7 +1001,7 @@ class PoolConfig(Configuration):
         """
         pool = Pool(handler=handler or self._handler, context=context or self._context, runner=runner)
         pool._shared.tls = self._tls
-        pool._store_all(*with_ports(self, {}))
+        pool._store_each(*with_ports(self, {}))
         return pool
 
 

@@ -93,7 +93,7 @@ class PoolContext:
             self._endings[key] = end
             if self._watcher is None or not self._watcher.is_alive():  # no thread survives a fork
                 self._watcher = threading.Thread(
-                    target=self._cancel_when_stop_is_set, name="poolctl-context", daemon=True
+                    target=self._wait_for_stop_then_cancel, name="poolctl-context", daemon=True
                 )
                 self._watcher.start()
         if self.stop.is_set():
@@ -104,7 +104,7 @@ class PoolContext:
         with LOCK:
             self._endings.pop(key, None)
 
-    def _cancel_when_stop_is_set(self) -> None:
+    def _wait_for_stop_then_cancel(self) -> None:
         while True:
             if self.stop.wait(_LINGER_SECONDS):
                 self.cancel()
@@ -136,7 +136,7 @@ class Shared:
         """The values that applications find in ``scope["state"]``."""
         return self.context.values if self.context is not None else {}
 
-    def prepare(self, config: ServerConfig) -> ServerConfig:
+    def with_pool_defaults(self, config: ServerConfig) -> ServerConfig:
         """Return `config` with the app from the pool's handler and the pool's default TLS where `config` needs them.
 
         Raises ServerError if the server cannot be started, for example because it is disabled.
@@ -155,12 +155,12 @@ class Shared:
                 raise error_about(config, "asks for TLS, and there is no default", hint)
             found["tls"] = self.tls
         if config.app is None and not config.command:
-            app = self._app_from_handler(config)
+            app = self._select_app_from_handlers(config)
             if app is not None:
                 found["app"] = app
         return config.with_values(**found) if found else config
 
-    def _app_from_handler(self, config: ServerConfig) -> object:
+    def _select_app_from_handlers(self, config: ServerConfig) -> object:
         key = config.handler_key
         if self.handler is None:
             if config.handlers:
@@ -343,7 +343,7 @@ class Server(StartAndStop):
         """Choose a port for `auto`. Raises ServerError if none is free, PoolParamError if not given a ServerConfig."""
         if not isinstance(config, ServerConfig):
             raise PoolParamError(f"a Server is made from a ServerConfig, and this is {config!r}")
-        self._put(with_port(config))
+        self._set_config(with_port(config))
         self._shared = _NO_POOL
         self._handle: Handle | None = None
 
@@ -486,7 +486,7 @@ class Server(StartAndStop):
         handle = live_handle(self)
         return handle.observed if handle is not None else ServerRuntimeState()
 
-    def _put(self, config: ServerConfig) -> None:
+    def _set_config(self, config: ServerConfig) -> None:
         self._config = config
         self._name = config.name
         self._expose = config.expose
@@ -595,7 +595,7 @@ class Handle:
     def is_active_or_ordered(self) -> bool:
         """Whether the server should run, has a worker, hook or open listener, or an order for it is in progress."""
         entry = self.entry
-        return bool(self.orders or self.stops) or (entry is not None and not entry.at_rest)
+        return bool(self.orders or self.stops) or (entry is not None and not entry.is_fully_stopped)
 
     @property
     def probe_problem(self) -> str:
@@ -616,7 +616,7 @@ class Handle:
             found.add_elapsed(self._clock.monotonic())
         return found
 
-    def observe(self, observed: ServerRuntimeState) -> None:
+    def record_observed_state(self, observed: ServerRuntimeState) -> None:
         """Record `observed` as the server's current state, and update the times that it was up and down."""
         with LOCK:
             self.observed = observed
@@ -630,8 +630,8 @@ class Handle:
         If the server is inactive, its observed state becomes FAILED for an error, and STOPPED for None.
         """
         self.refusal = error
-        if self.entry is None or self.entry.at_rest:
-            self.observe(
+        if self.entry is None or self.entry.is_fully_stopped:
+            self.record_observed_state(
                 ServerRuntimeState(State.FAILED, message=error.message)
                 if error is not None
                 else ServerRuntimeState()
@@ -661,7 +661,7 @@ class CoreHost(RunnerEventForwarder):
         if handle := self._handles.get(server):
             tally.add(handle.ended, counts)
 
-    def reserve(self, handle: Handle) -> str:
+    def register_under_unique_name(self, handle: Handle) -> str:
         """Register the server in the core; returns its name there: its own, or one like `web~2` if that is taken."""
         if handle.entry is not None:
             return handle.entry.name
@@ -677,7 +677,7 @@ class CoreHost(RunnerEventForwarder):
         handle.host = self
         return name
 
-    def with_user_names(self, text: str) -> str:
+    def with_configured_server_names(self, text: str) -> str:
         """The text with the core's server names replaced by the user's names."""
         for name, handle in self._handles.items():
             if name != handle.name:
@@ -718,12 +718,12 @@ class CoreHost(RunnerEventForwarder):
         entries = [handle.entry for handle in self._handles.values() if handle.entry is not None]
         for entry in entries:
             self.core.stop(entry)
-        await wait_and_return_unfinished(self.core, entries, lambda entry: entry.at_rest, None)
+        await wait_and_return_unfinished(self.core, entries, lambda entry: entry.is_fully_stopped, None)
 
     def _changed(self, entry: Entry) -> None:
         handle = self._handles.get(entry.name)
         if handle is not None and handle.entry is entry:
-            self.sync_handle(handle)
+            self.sync_or_release_handle(handle)
 
     def set_dependencies(self, handle: Handle, dependencies: tuple[Dependency, ...]) -> None:
         """Make the server depend on `dependencies`, which have the names that `reserve` returned for the servers."""
@@ -733,7 +733,7 @@ class CoreHost(RunnerEventForwarder):
         if before is not None and self._source(handle, handle.entry.config) is None:
             handle.config_sources.append((handle.entry.config, before))
 
-    def sync_handle(self, handle: Handle) -> None:
+    def sync_or_release_handle(self, handle: Handle) -> None:
         """Copy the server's current state from its entry in the core to its handle, and remove an unneeded entry.
 
         An entry is needed while the server is active, an order for the server is in progress, or another server depends
@@ -747,7 +747,7 @@ class CoreHost(RunnerEventForwarder):
             if entry is None:
                 continue
             slept = handle.observed.state is State.SLEEPING
-            handle.observe(self._observed(handle, entry))
+            handle.record_observed_state(self._observed(handle, entry))
             if (
                 slept
                 and handle.observed.state is not State.SLEEPING
@@ -755,7 +755,7 @@ class CoreHost(RunnerEventForwarder):
                 and entry.wanted
             ):
                 handle.wakes += 1
-            if handle.orders or not entry.at_rest or self.core.servers.dependents(entry):
+            if handle.orders or not entry.is_fully_stopped or self.core.servers.dependents(entry):
                 continue
             # Its dependencies may have been kept running for it.
             dependencies = [self._handles.get(each.name) for each in self.core.servers.dependencies(entry)]
@@ -943,7 +943,7 @@ async def _stop(
     handles: Sequence[Handle], limit: float | None, begun: list[tuple[Goal, Handle]] | None
 ) -> None:
     goals = _begin_stop(handles, limit) if begun is None else begun
-    await asyncio.gather(*(goal.wait(None) for goal in {goal for goal, _ in goals}))
+    await asyncio.gather(*(goal.wait_until_settled(None) for goal in {goal for goal, _ in goals}))
     errors = []
     for goal, handle in goals:
         entry = handle.entry
@@ -1008,16 +1008,16 @@ class StartOperation:
         A failure does not stop the other servers. All failures are raised as one error of the class given as `kind`.
         """
         try:
-            ordered = self._prepare_servers()
+            ordered = self._prepare_or_stop_servers()
             goals = self._begin(ordered)
-            await self._wait(ordered, goals)
+            await self._wait_or_abandon(ordered, goals)
             await self._record_outcomes_and_abandon_failed(ordered, goals)
         finally:
             for handle in self._handles:
                 handle.orders -= 1
             for handle in self._handles:
                 if handle.host is not None:
-                    handle.host.sync_handle(handle)
+                    handle.host.sync_or_release_handle(handle)
         for future in self._stops:
             await asyncio.shield(asyncio.wrap_future(future))
         errors = [
@@ -1033,7 +1033,7 @@ class StartOperation:
 
     # Orders to the core.
 
-    def _prepare_servers(self) -> list[_PendingServer]:
+    def _prepare_or_stop_servers(self) -> list[_PendingServer]:
         found: list[_PendingServer] = []
         for server in self._servers:
             with LOCK:  # a server that leaves the pool from now on is stopped
@@ -1052,7 +1052,7 @@ class StartOperation:
                 continue  # the job has already ended
             else:
                 try:
-                    config = server._shared.prepare(config)
+                    config = server._shared.with_pool_defaults(config)
                 except ServerError as error:
                     self._record_refusal(server, handle, error)
                     startable = False
@@ -1081,7 +1081,7 @@ class StartOperation:
         for host, group in hosts.items():
             around = [*self._handles, *self._beside]
             names = {each: each.entry.name for each in around if each.host is host and each.entry is not None}
-            names |= {each.handle: host.reserve(each.handle) for each in group}
+            names |= {each.handle: host.register_under_unique_name(each.handle) for each in group}
             needed = dependencies_among(list(names), names)
             replace = self._kind is PoolRestartError
             changed = [
@@ -1097,7 +1097,7 @@ class StartOperation:
             goals[host] = Goal(host.core, self._kind, entries)
             for each, is_new in zip(group, changed, strict=True):
                 if each.startable:
-                    self._start_or_restart(host, each, changed=is_new)
+                    self._start_restart_or_refuse(host, each, changed=is_new)
         return goals
 
     def _core_configuration(
@@ -1116,11 +1116,13 @@ class StartOperation:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
         return each.config.with_values(name=names[each.handle], depends_on=dependencies)
 
-    def _start_or_restart(self, host: CoreHost, each: _PendingServer, *, changed: bool) -> None:
+    def _start_restart_or_refuse(self, host: CoreHost, each: _PendingServer, *, changed: bool) -> None:
         core, entry = host.core, each.entry
-        holder = core.address_holder(entry)
+        holder = core.lasting_address_holder(entry)
         if holder is not None:
-            message = f"its address is in use by {host.with_user_names(holder.name)!r} of this process"
+            message = (
+                f"its address is in use by {host.with_configured_server_names(holder.name)!r} of this process"
+            )
             problem = error_about(each.server.config, message, "stop that one first")
             self._record_refusal(each.server, each.handle, problem)
             return
@@ -1137,9 +1139,9 @@ class StartOperation:
 
     # Waiting for the outcome.
 
-    async def _wait(self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, Goal]) -> None:
+    async def _wait_or_abandon(self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, Goal]) -> None:
         try:
-            await asyncio.gather(*(goal.wait(self._limit) for goal in goals.values()))
+            await asyncio.gather(*(goal.wait_until_settled(self._limit) for goal in goals.values()))
         except asyncio.CancelledError:
             for each in ordered:
                 self._abandon_start_and_needs_wait(each)
@@ -1183,7 +1185,7 @@ class StartOperation:
                 handle.refusal = problem
         for host, entries in abandoned.items():
             await wait_and_return_unfinished(
-                host.core, entries, lambda entry: entry.at_rest or entry.settled, _KILL_SECONDS
+                host.core, entries, lambda entry: entry.is_fully_stopped or entry.settled, _KILL_SECONDS
             )
         for each in ordered:
             if each.server in self._errors and each.handle.observed.state is State.RUNNING:
@@ -1211,7 +1213,7 @@ class StartOperation:
             handle.ending.add(future)
             future.add_done_callback(handle.ending.discard)
         context = each.server._shared.context
-        if context is not None and not each.entry.at_rest:
+        if context is not None and not each.entry.is_fully_stopped:
             handle.context = context
             context.attach(handle, lambda: order_stop([handle]))
 
@@ -1220,7 +1222,7 @@ def _in_user_terms(handle: Handle, problem: ServerError) -> ServerError:
     """The problem in terms of the Python API: with the pool's own server names, and without hints to run a command."""
     message = problem.message
     if handle.host is not None:
-        message = handle.host.with_user_names(message)
+        message = handle.host.with_configured_server_names(message)
     hint = problem.hint.partition("; ")[2] if problem.hint.startswith("poolctl ") else problem.hint
     found = error_about(handle.config, message, hint)
     found.__cause__ = problem.__cause__

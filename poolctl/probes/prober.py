@@ -21,7 +21,7 @@ from poolctl.listeners.sock_diag import is_accepted, wait_until_accepted
 from poolctl.platform import bounded_file, last_line
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.withheld_variables import environment_for_programs
-from poolctl.runners.worker_spec import environment, user_ids
+from poolctl.runners.worker_spec import added_environment, user_ids
 from poolctl.selection.matcher_client import TOO_SLOW, matcher
 from poolctl.selection.matcher_client import Answer as Matched
 from poolctl.selection.regular_expressions import is_plain
@@ -331,7 +331,7 @@ class ProgramProber:
         return subprocess.Popen(
             self._argv,
             cwd=server.cwd,
-            env={**environment_for_programs(), **environment(server), **self._values},
+            env={**environment_for_programs(), **added_environment(server), **self._values},
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,
@@ -387,7 +387,7 @@ def make_prober(
     probe: Probe, server: ServerConfig, runner: Runner, placement: Placement, env: dict[str, str]
 ) -> Prober:
     """The prober that runs `probe` on the worker `placement`. `env` is added to the environment of a program."""
-    echo = partial(runner.connect, placement, "echo", True)
+    echo = partial(runner.connect_for_probe, placement, "echo", True)
     if probe.exec is not None:
         return ProgramProber(probe.exec, server, env)
     if probe.http is not None:
@@ -395,7 +395,7 @@ def make_prober(
         requires = not server.command and getattr(server.tls, "client_auth", "none") == "required"
         tls = speaks_tls(server) and not requires
         request = HttpProbeRequest(probe, expose=server.expose, reusable=not server.command)
-        return RequestProber(request, partial(runner.connect, placement, "http", not tls), tls=tls)
+        return RequestProber(request, partial(runner.connect_for_probe, placement, "http", not tls), tls=tls)
     if server.command:
         return AcceptProber(echo)
     return RequestProber(EchoExchange(), echo, tls=False)

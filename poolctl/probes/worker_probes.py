@@ -42,7 +42,7 @@ class Hysteresis:
         if self.status is (Status.OK if succeeded else Status.KO):
             return self.status
         self._count += 1
-        needed, status = self._next_transition(succeeded)
+        needed, status = self._transition_threshold(succeeded)
         if self._count >= needed:
             self.status, self._count = status, 0
         return self.status
@@ -68,7 +68,7 @@ class Hysteresis:
         now = probe.interval_fall if self.falling else probe.interval_rise if self.rising else None
         return now or probe.interval
 
-    def _next_transition(self, succeeded: bool) -> tuple[int, Status]:
+    def _transition_threshold(self, succeeded: bool) -> tuple[int, Status]:
         """How many successes (or failures) in a row change the status, and the status to which they change it."""
         probe = self._probe
         if succeeded:

@@ -71,7 +71,7 @@ def extension(
 
 def try_get_route(scope: Scope) -> Route | None:
     """The route that the request matched, or None."""
-    context = _context(scope)
+    context = _context_or_empty(scope)
     return None if context is _NONE else context.route
 
 
@@ -95,27 +95,27 @@ def registry_of(scope: Scope) -> TableRegistry:
 
 def upstream_name(scope: Scope) -> str:
     """The name of the server that serves the request, or the alias of a route to a URL; "" without a route."""
-    return _context(scope).name
+    return _context_or_empty(scope).name
 
 
 def upstream_scheme(scope: Scope) -> str:
     """How the backend is reached: "http" or "https"; "" without a route."""
-    return _parts(scope)[0]
+    return _upstream_parts(scope)[0]
 
 
 def upstream_host(scope: Scope) -> str:
     """The host of the backend: a name or an address, without brackets; "" for a Unix socket or without a route."""
-    return _parts(scope)[1]
+    return _upstream_parts(scope)[1]
 
 
 def upstream_port(scope: Scope) -> int | None:
     """The port of the backend; None for a Unix socket or without a route."""
-    return _parts(scope)[2]
+    return _upstream_parts(scope)[2]
 
 
 def upstream_host_port(scope: Scope) -> str:
     """Host and port of the backend ("127.0.0.1:8081", "[::1]:8081"); "" for a Unix socket or without a route."""
-    _, host, port = _parts(scope)
+    _, host, port = _upstream_parts(scope)
     return "" if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -127,7 +127,7 @@ def upstream_addr(scope: Scope) -> str:
 
 def upstream_url(scope: Scope) -> str:
     """The URL of the backend; "" without a route."""
-    return _context(scope).url
+    return _context_or_empty(scope).url
 
 
 def context_headers(context: RouteContext) -> list[tuple[str, str]]:
@@ -176,7 +176,7 @@ def context_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> RouteContext |
 _NONE = RouteContext(Route(alias=""))
 
 
-def _context(scope: Scope) -> RouteContext:
+def _context_or_empty(scope: Scope) -> RouteContext:
     fields = (scope.get("extensions") or {}).get(EXTENSION)
     if not fields:
         return _NONE
@@ -187,7 +187,7 @@ def _context(scope: Scope) -> RouteContext:
     return RouteContext(route, fields["name"], fields["url"])
 
 
-def _parts(scope: Scope) -> tuple[str, str, int | None]:
+def _upstream_parts(scope: Scope) -> tuple[str, str, int | None]:
     url = upstream_url(scope)
     if url.startswith("unix:"):
         return "http", "", None

@@ -36,7 +36,7 @@ class HostPattern(NamedTuple):
             return not is_ip_address(host) and host.partition(".")[0] == self.text
         if self.tier == DOMAIN:
             return not is_ip_address(host) and host.endswith(f".{self.text}") and not host.startswith(".")
-        return self.tier == DEFAULT or covers_wildcard(self.text, host)
+        return self.tier == DEFAULT or wildcard_covers_host(self.text, host)
 
     @property
     def key(self) -> str:
@@ -73,7 +73,7 @@ def host_pattern(host: str) -> HostPattern:
     return HostPattern(EXACT if "." in text or text.startswith("[") else LABEL, text)
 
 
-def covers_wildcard(pattern: str, host: str) -> bool:
+def wildcard_covers_host(pattern: str, host: str) -> bool:
     """Whether a pattern covers the host: each "*" stands for one character or more, dots included."""
     first, *parts = pattern.split("*")
     last = parts.pop()

@@ -66,12 +66,12 @@ class HTTPRoutePool(RoutePool[Route]):
         return next((route for route in self if normal_host(route.host) == wanted), None)
 
 
-class _RegistryReader:
+class _ReadOnlyRegistry:
     """The read-only part of every registry: `http`, `stream`, and `excluded`, the known routes that are not served."""
 
     http: HTTPRoutePool | HTTPTableRoutes
-    stream: RoutePool[StreamRoute] | TableRoutes[StreamRoute]
-    excluded: RoutePool[ExcludedRoute] | TableRoutes[ExcludedRoute]
+    stream: RoutePool[StreamRoute] | RouteTableView[StreamRoute]
+    excluded: RoutePool[ExcludedRoute] | RouteTableView[ExcludedRoute]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.num_active} routes, {len(self.excluded)} excluded>"
@@ -110,7 +110,7 @@ class _RegistryReader:
         return found
 
 
-class Registry(_RegistryReader):
+class Registry(_ReadOnlyRegistry):
     """A registry to which routes can be added: to `http`, `stream`, or `excluded` (known, but not served)."""
 
     http: HTTPRoutePool
@@ -133,7 +133,7 @@ class Registry(_RegistryReader):
 GetTable = Callable[[], "RouteTable | None"]
 
 
-class TableRoutes(Generic[Kind]):
+class RouteTableView(Generic[Kind]):
     """Routes of one kind in a route table, decoded on each access; read-only."""
 
     def __init__(
@@ -172,7 +172,7 @@ class TableRoutes(Generic[Kind]):
         return None if found is None else _as_own_class(self._kind, found)
 
 
-class HTTPTableRoutes(TableRoutes[Route]):
+class HTTPTableRoutes(RouteTableView[Route]):
     """Routes for HTTP in a route table."""
 
     def __init__(self, table: GetTable) -> None:
@@ -185,27 +185,27 @@ class HTTPTableRoutes(TableRoutes[Route]):
         return None if found is None else _as_own_class(Route, found)
 
 
-class TableRegistry(_RegistryReader):
+class TableRegistry(_ReadOnlyRegistry):
     """The routes of the current route table, read-only; a newer table is used as soon as it exists.
 
     `table` returns the current table, or None. A lookup takes the same time for any number of routes.
     """
 
     http: HTTPTableRoutes
-    stream: TableRoutes[StreamRoute]
-    excluded: TableRoutes[ExcludedRoute]
+    stream: RouteTableView[StreamRoute]
+    excluded: RouteTableView[ExcludedRoute]
 
     def __init__(self, table: GetTable) -> None:
         self._table = table
         self.http = HTTPTableRoutes(table)
-        self.stream = TableRoutes(
+        self.stream = RouteTableView(
             StreamRoute,
             table,
             lambda now: now.num_streams,
             lambda now: now.streams(),
             lambda now, alias: now.get_stream(alias),
         )
-        self.excluded = TableRoutes(
+        self.excluded = RouteTableView(
             ExcludedRoute,
             table,
             lambda now: now.num_excluded,

@@ -75,7 +75,7 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
+class TrafficLimits:
     """Limits, where 0 means no limit: requests in flight, requests per second, and queued requests.
 
     `queue_seconds` is the maximum time a request is queued. With a `burst` of 0, one second's worth of requests is
@@ -151,9 +151,9 @@ class Route:
     response_headers: tuple[Header, ...] = ()  # in the place of the backend's
     sticky_cookie: str = ""
     retries: int = 0
-    limit: Limit | None = None
-    backend_limit: Limit | None = None
-    client_limit: Limit | None = None  # for each client; its requests do not wait
+    limit: TrafficLimits | None = None
+    backend_limit: TrafficLimits | None = None
+    client_limit: TrafficLimits | None = None  # for each client; its requests do not wait
     context_headers: bool = False  # the backend receives the route's context as headers
     max_body_bytes: int = 0
     redirect: Redirect | None = None  # instead of targets

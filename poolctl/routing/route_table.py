@@ -45,12 +45,12 @@ from .match import (
     WILDCARD,
     HostPattern,
     condition_rank,
-    covers_wildcard,
     host_pattern,
     is_ip_address,
     missing_condition,
     normal_prefix,
     prefixes,
+    wildcard_covers_host,
 )
 from .normal_path import readings
 from .route import ExcludedRoute, Route, StreamRoute, passable
@@ -364,21 +364,21 @@ class RouteTable:
 
     def streams(self) -> Iterator[StreamRoute]:
         """Every stream, in the order given to `write_table`."""
-        return (from_json(StreamRoute, table) for table in self._values(*self._unmatched_ranges[0]))
+        return (from_json(StreamRoute, table) for table in self._values(*self._unindexed_entry_ranges[0]))
 
     def excluded(self) -> Iterator[ExcludedRoute]:
         """Iterate over the routes that are known but not served (excluded), in the order given to `write_table`."""
-        return (from_json(ExcludedRoute, table) for table in self._values(*self._unmatched_ranges[1]))
+        return (from_json(ExcludedRoute, table) for table in self._values(*self._unindexed_entry_ranges[1]))
 
     @property
     def num_streams(self) -> int:
         """The number of streams."""
-        return self._unmatched_ranges[0][1]
+        return self._unindexed_entry_ranges[0][1]
 
     @property
     def num_excluded(self) -> int:
         """The number of excluded routes."""
-        return self._unmatched_ranges[1][1]
+        return self._unindexed_entry_ranges[1][1]
 
     @cached_property
     def _root(self) -> dict[str, Any]:
@@ -390,7 +390,7 @@ class RouteTable:
         return found
 
     @property
-    def _unmatched_ranges(self) -> list[list[int]]:
+    def _unindexed_entry_ranges(self) -> list[list[int]]:
         """Two pairs, for streams and for excluded routes: the first entry's offset, and the number of entries."""
         found: list[list[int]] = self._root.get("others") or [[0, 0], [0, 0]]
         return found
@@ -418,7 +418,7 @@ class RouteTable:
         for head, tail in self._root["ends"]:
             offset = self._find(f"{ENDS}{host[:head]}\0{host[max(0, len(host) - tail) :]}")
             found += () if offset is None else self._json(offset)
-        return [text for _, text in sorted(found) if covers_wildcard(text, host)]
+        return [text for _, text in sorted(found) if wildcard_covers_host(text, host)]
 
     def _group(self, key: str) -> _HostRoutes | None:
         group = self._groups.get(key)

@@ -19,7 +19,7 @@ from poolctl.keeper.spawn import start_detached
 from poolctl.worker.tally import Counts
 
 from .local.local_runner import LocalRunner
-from .process_link import KeeperLink, Receiver, redirect_to_null_in_child, runners_to_forget
+from .process_link import KeeperLink, LinkHandler, redirect_to_null_in_child, runners_to_forget
 from .runner_protocol import Capabilities, Counters, Placement
 from .runner_registry import RunnerContext
 from .withheld_variables import withhold_variables
@@ -70,13 +70,13 @@ class ProcessRunner(LocalRunner, Counters):
     def _add_up_counts(self, worker: str, server: str, counts: Counts) -> None:
         if self.add_up is not None:
             self.add_up(worker, server, counts)
-        self.tallies.mark_saved()  # no other supervisor adds them up again
+        self.tallies.discard_saved_counts()  # no other supervisor adds them up again
 
     @property
     def unsaved_workers(self) -> list[str]:
         return []
 
-    def mark_saved(self) -> None:
+    def discard_saved_counts(self) -> None:
         """Do nothing: the counts of an exited worker are released as soon as they have been reported."""
 
     async def open(self, server: ServerConfig) -> tuple[str, ...]:
@@ -233,7 +233,7 @@ class ProcessRunner(LocalRunner, Counters):
         self._opened = set()
 
 
-class _KeeperReceiver(Receiver):
+class _KeeperReceiver(LinkHandler):
     """Receives the keeper's messages for the runner, and calls `on_lost` when the keeper has died."""
 
     def __init__(self, runner: LocalRunner) -> None:

@@ -22,7 +22,7 @@ from poolctl.listeners.open_listener import (
     identity_of,
     inherited_descriptors,
     listener_and_connection_descriptors,
-    shut_down_listeners,
+    refuse_new_connections,
 )
 from poolctl.worker.serving.accepting import stop_reading
 
@@ -81,7 +81,7 @@ class InlineRunner(Runner, SleepCapability):
         self.disarm(key)
         sockets, path = self._listeners.pop(key, ([], None))
         if not key.startswith("fd:"):  # an inherited socket is returned unchanged
-            shut_down_listeners(sockets)  # a forked child of the embedding program may hold them
+            refuse_new_connections(sockets)  # a forked child of the embedding program may hold them
         close_listener(sockets, path)
 
     async def preload_application(self, server: ServerConfig, since: float) -> str:
@@ -125,7 +125,7 @@ class InlineRunner(Runner, SleepCapability):
         if worker := self._workers.get(placement.id):
             worker.set_accepting(accepting)
 
-    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         worker = self._workers.get(placement.id)
         if worker is None or worker.exited.done():
             raise ConnectionRefusedError("it has ended")
@@ -141,11 +141,11 @@ class InlineRunner(Runner, SleepCapability):
         `replaced` makes no difference: workers in this process do not hand connections to each other.
         """
         if worker := self._workers.get(placement.id):
-            worker.end(drain=True)
+            worker.begin_shutdown(drain=True)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         if worker := self._workers.get(placement.id):
-            worker.end(drain=True)
+            worker.begin_shutdown(drain=True)
             await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
 
     def force_certificate(self, name: str, generation: int) -> None:
@@ -177,7 +177,7 @@ class InlineRunner(Runner, SleepCapability):
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
-        worker.end(drain=False)
+        worker.begin_shutdown(drain=False)
         await asyncio.wait({worker.exited}, timeout=timeout_seconds)
         if not worker.exited.done():
             await worker.kill(Exit(signal=_KILL_SIGNAL, message=f"cancelled after {timeout_seconds:g} s"))

@@ -18,7 +18,7 @@ from poolctl.json_form import Table
 from poolctl.worker.imports import LoadFailed, load_app
 from poolctl.worker.serving.accepting import stop_reading
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
-from poolctl.worker.serving.request_records import AccessLog
+from poolctl.worker.serving.request_records import AccessLogMiddleware
 from poolctl.worker.serving.uvicorn_parts import LifespanOn, ssl_context, with_explicit_parser
 
 from .listener_opener import in_daemon_thread
@@ -67,7 +67,7 @@ class InlineWorker:
         self._task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._task.add_done_callback(self._on_task_done)
 
-    def end(self, *, drain: bool) -> None:
+    def begin_shutdown(self, *, drain: bool) -> None:
         """Let the worker stop accepting, finish current requests and end. Does not wait; may be called again.
 
         With `drain`, idle connections get time before they are closed; otherwise they are closed at once. A worker that
@@ -90,7 +90,7 @@ class InlineWorker:
     def set_accepting(self, accepting: bool) -> None:
         """Start or stop accepting connections."""
         if self._uvicorn is not None:
-            self._uvicorn.set_accepting(accepting)
+            self._uvicorn.accept_or_drain(accepting)
 
     def connect(self, kind: str, plain: bool) -> socket.socket:
         """Connect to the worker for a probe (see Runner.connect); returns the caller's end. Raises OSError."""
@@ -141,16 +141,16 @@ class InlineWorker:
             await self._uvicorn.run(listeners, functools.partial(self.answered.set_result, None))
         except (LoadFailed, StartupFailed) as error:
             self.reason = self.reason or str(error)
-            return Exit.from_status(getattr(error, "status", STARTUP_FAILURE))
+            return Exit.from_returncode(getattr(error, "status", STARTUP_FAILURE))
         except ServerError as error:
             self.reason = error.message
-            return Exit.from_status(1)
+            return Exit.from_returncode(1)
         except Exception as error:
             self.reason = f"{type(error).__name__}: {error}"
-            return Exit.from_status(1)
+            return Exit.from_returncode(1)
         finally:
             self._close_remaining_work()
-        return Exit.from_status(0)
+        return Exit.from_returncode(0)
 
     async def _load_uvicorn_config(self) -> uvicorn.Config:
         server = self.server
@@ -168,7 +168,9 @@ class InlineWorker:
         config.access_log = False
         if access_log is True or server.http.request_id:
             log = "logger" if access_log is True else None
-            config.loaded_app = AccessLog(config.loaded_app, log=log, answer=bool(server.http.request_id))
+            config.loaded_app = AccessLogMiddleware(
+                config.loaded_app, log=log, answer=bool(server.http.request_id)
+            )
         tls = tls_settings(server)
         if tls is not None:
             with memory_files(tls_contents(server)) as fds:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from poolctl.clock import RateLimit, Watchdog
+from poolctl.clock import HungProcessDetector, RateLimit
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.reap import signal_process
 from poolctl.platform import process_start, waits_for_events
@@ -48,17 +48,17 @@ class Malformed(Exception):
     """An invalid message; its text names what was received, such as "more than 100 messages at once"."""
 
 
-def text_of(message: Message, key: str) -> str:
+def printable_text_or_empty(message: Message, key: str) -> str:
     """The text under the key, made `printable`; "" if it is missing. Raises Malformed for another type."""
     value = message.get(key)
     if value is None:
         return ""
     if not isinstance(value, str):
         raise _malformed_value(message, key)
-    return sanitize_text(value)
+    return sanitize_and_truncate_text(value)
 
 
-def sanitize_text(value: str) -> str:
+def sanitize_and_truncate_text(value: str) -> str:
     """Return the first 4000 characters. Each is replaced by U+FFFD unless it is printable, a tab or a line break."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}"
@@ -83,7 +83,9 @@ def number_of(message: Message, key: str, least: int, most: int) -> int:
 
 
 def _malformed_value(message: Message, key: str) -> Malformed:
-    return Malformed(f"a message with an invalid {key!r}: {sanitize_text(repr(message.get(key)))[:80]}")
+    return Malformed(
+        f"a message with an invalid {key!r}: {sanitize_and_truncate_text(repr(message.get(key)))[:80]}"
+    )
 
 
 def message_allowance() -> RateLimit:
@@ -167,7 +169,7 @@ class Refused(LinkLost):
     """The process at the other end has answered with an error."""
 
 
-class Receiver:
+class LinkHandler:
     """Handles the events of a link."""
 
     def received(self, message: Message, fds: list[int]) -> None:
@@ -192,11 +194,11 @@ class Link:
     """
 
     def __init__(
-        self, sock: socket.socket, receiver: Receiver | None = None, *, trusted: bool = True
+        self, sock: socket.socket, receiver: LinkHandler | None = None, *, trusted: bool = True
     ) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self._receiver = receiver or Receiver()
+        self._receiver = receiver or LinkHandler()
         self._trusted = trusted
         limits = (wire.MAX_MESSAGE_BYTES, wire.MAX_DESCRIPTORS) if trusted else (MOST_BYTES, 0)
         self._most_bytes, self._most_descriptors = limits
@@ -274,7 +276,7 @@ class Link:
         finally:
             self._pending_calls.pop(number, None)
         if reply.get("error") is not None:
-            raise Refused(sanitize_text(str(reply["error"])))
+            raise Refused(sanitize_and_truncate_text(str(reply["error"])))
         return reply, received
 
     def dispatch_arrived_messages(self) -> None:
@@ -284,7 +286,7 @@ class Link:
 
     def close(self) -> None:
         """Close the link. Calls in progress raise LinkLost; the receiver is not called."""
-        self._receiver = Receiver()
+        self._receiver = LinkHandler()
         self._end()
 
     def cut_off(self, deed: str) -> None:
@@ -384,7 +386,7 @@ class Link:
             if not future.done():
                 future.set_exception(LinkLost(reason))
         # Breaks a reference cycle with the owner, so that both are freed without the garbage collector.
-        receiver, self._receiver = self._receiver, Receiver()
+        receiver, self._receiver = self._receiver, LinkHandler()
         receiver.lost()
 
 
@@ -420,7 +422,7 @@ class KeeperLink(Link):
     other object is recorded itself; once it is closed, a new keeper does not get its descriptor.
     """
 
-    def __init__(self, sock: socket.socket, receiver: Receiver | None = None) -> None:
+    def __init__(self, sock: socket.socket, receiver: LinkHandler | None = None) -> None:
         self.entries: dict[str, tuple[object, list[HasDescriptor]]] = {}
         self.whole = False  # whether `entries` is complete
         self._dropped: set[str] | None = None  # entries dropped while `complete` is running, else None
@@ -444,15 +446,15 @@ class KeeperLink(Link):
             for name, _ in reply["entries"]:
                 after = name
                 if name not in self.entries and not name.startswith(fd_store.OF_THE_VERSION):
-                    await self._fetch(name)
+                    await self._fetch_into_entries(name)
             if not reply["entries"]:
                 self._dropped = None
                 self.whole = True
                 return
 
-    def reconnect(self, sock: socket.socket, receiver: Receiver) -> None:
+    def reconnect(self, sock: socket.socket, receiver: LinkHandler) -> None:
         """Replace a dead keeper with the keeper at `sock`, and give it the recorded entries."""
-        self._receiver = Receiver()
+        self._receiver = LinkHandler()
         self._end()
         super().__init__(sock, receiver)
         for name, (meta, owners) in self.entries.items():
@@ -472,7 +474,7 @@ class KeeperLink(Link):
         for name in list(self.entries):
             self._forget(name)
 
-    async def _fetch(self, name: str) -> None:
+    async def _fetch_into_entries(self, name: str) -> None:
         reply, fds = await self.call({"op": "get", "name": name})
         if name in self.entries or name in (self._dropped or ()) or not (fds or reply["meta"] is not None):
             for fd in fds:
@@ -516,14 +518,14 @@ class ProcessWatchdog:
         known: wire.Message,
         name: str,
         found: Callable[[wire.Message], None] = lambda known: None,
-        watchdog: Watchdog | None = None,
+        watchdog: HungProcessDetector | None = None,
     ) -> None:
         self._link = link
         self._known = known
         self._name = name
         self._found = found
         self._loop = asyncio.get_running_loop()
-        self._watchdog = watchdog or Watchdog(self._loop.time())
+        self._watchdog = watchdog or HungProcessDetector(self._loop.time())
         self._timer: asyncio.TimerHandle | None = None
         link.send(PING)
         self._set_timer()
@@ -549,7 +551,7 @@ class ProcessWatchdog:
 
     def _ping_or_kill(self) -> None:
         now = self._loop.time()
-        if self._watchdog.check_silence(now):
+        if self._watchdog.check_for_hang(now):
             self._timer = None
             if "pid" in self._known:
                 logger.error("%s (pid %d) does not answer: killing it", self._name, self._known["pid"])

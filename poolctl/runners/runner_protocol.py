@@ -73,7 +73,7 @@ class Exit:
         return f"{message}: {reason}" if reason else message
 
     @classmethod
-    def from_status(cls, status: int) -> Exit:
+    def from_returncode(cls, status: int) -> Exit:
         """The exit for a status as subprocess reports it; negative values are signals."""
         if status < 0:
             return cls.from_signal(-status)
@@ -85,7 +85,7 @@ class Exit:
         if number is not None:
             return cls.from_signal(number)
         if status is not None:
-            return cls.from_status(status)
+            return cls.from_returncode(status)
         return cls(message="exit status unknown, because the keeper that had started it was killed")
 
     @classmethod
@@ -157,7 +157,7 @@ class Counters(Protocol):
     def unsaved_workers(self) -> list[str]:
         """The names of ended workers whose counts are not saved yet; the next supervisor reports them again."""
 
-    def mark_saved(self) -> None:
+    def discard_saved_counts(self) -> None:
         """Tell the runner that all counts passed to `add_up` so far are saved, so that it can drop them."""
 
 
@@ -188,7 +188,7 @@ class Hooks(Protocol):
         """
 
 
-class LogFiles(Protocol):
+class LogReopenCapability(Protocol):
     """Optional ability of a runner: workers' output is in files of this machine, which `poolctl logs` reads."""
 
     async def reopen_logs(self) -> None:
@@ -223,7 +223,7 @@ class AdoptionResult:
 class Takeover(Protocol):
     """Optional ability: workers outlive their supervisor, as children of the pool's keeper."""
 
-    async def adopt(
+    async def adopt_workers_and_end_others(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
     ) -> AdoptionResult:
         """Adopt the workers and listeners of these servers, and end all other workers that the keeper holds.
@@ -261,7 +261,7 @@ class Capabilities:
     backlogs: Backlogs | None = None
     logs: Logs | None = None
     hooks: Hooks | None = None
-    log_files: LogFiles | None = None
+    log_files: LogReopenCapability | None = None
     takeover: Takeover | None = None
     routing: Routing | None = None
 
@@ -364,7 +364,7 @@ class Runner(Protocol):
         A worker of a server with a startup or readiness probe accepts nothing until this is called.
         """
 
-    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         """A non-blocking connection to this worker for a probe, not counted as traffic; the caller closes it.
 
         With `kind` "http" the application answers, with "echo" poolctl's code in the worker. `plain`: without TLS. If a
@@ -386,7 +386,7 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedRoutes:
+class WorkerRouteTables:
     """The route tables for workers, and the socket through which workers return connections to the gateway.
 
     `tables` maps server names to in-memory files (see `route_table`); the entry "" is for servers that no longer have a
@@ -421,7 +421,7 @@ class Routing(Protocol):
     """The interface by which a gateway tells a runner which servers have routes, and the workers' route tables."""
 
     def publish(
-        self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
+        self, servers: Collection[ServerConfig], routes: WorkerRouteTables | None, gateway: Gateway
     ) -> None:
         """Send the workers of these servers their route tables. `routes` is None if the gateway has ended.
 

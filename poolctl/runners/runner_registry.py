@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Protocol
 
-    from poolctl.keeper.spawn import Companion
+    from poolctl.keeper.spawn import CompanionSpec
     from poolctl.keeper.wire import Message
 
     from .process_link import KeeperLink
@@ -82,14 +82,14 @@ def make_runner(env: Mapping[str, str], site: RunnerContext) -> Runner:
 
 def companions(
     env: Mapping[str, str], files: Sequence[str], directory: str, without: Sequence[str]
-) -> dict[str, Companion]:
+) -> dict[str, CompanionSpec]:
     """Return the programs that the runner needs, by name, to be started with the pool's keeper.
 
     The keeper stores a socket to each program under the program's name. `files` are the pool's configuration files.
     Variables in `without` are removed from the programs' environments. Raises UnknownRunner.
     """
     find = getattr(_module(env), "companions", None)
-    found: dict[str, Companion] = find(files, directory, env, without) if find is not None else {}
+    found: dict[str, CompanionSpec] = find(files, directory, env, without) if find is not None else {}
     return found
 
 

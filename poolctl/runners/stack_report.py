@@ -52,7 +52,7 @@ class ThreadStack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskStack:
+class SharedTaskStack:
     """A group of tasks of the event loop that wait at the same place, with the names of some of them."""
 
     count: int
@@ -89,7 +89,7 @@ class WorkerStacks:
     problem: str = ""
     place: str = ""
     threads: tuple[ThreadStack, ...] = ()
-    tasks: tuple[TaskStack, ...] = ()
+    tasks: tuple[SharedTaskStack, ...] = ()
     kernel: tuple[KernelThread, ...] = ()
 
     def shortened(self, stacks: int, frames: int) -> WorkerStacks:
@@ -132,19 +132,21 @@ class Stacks(Protocol):
 
 def parse(
     written: bytes, source: str, directories: Iterable[str]
-) -> tuple[list[ThreadStack], list[TaskStack]]:
+) -> tuple[list[ThreadStack], list[SharedTaskStack]]:
     """The threads, the main thread first, and the tasks in a stack dump. `source`: its writer, PYTHON or FAULTHANDLER.
 
     File paths are relative to the first of the application's `directories` that contains the file.
     """
-    from .process_link import sanitize_text  # late: it needs asyncio, which some commands do without
+    from .process_link import (
+        sanitize_and_truncate_text,
+    )  # late: it needs asyncio, which some commands do without
 
     roots = [_OURS, *(os.path.join(each, "") for each in directories if each)]
     found: list[tuple[re.Match[str], list[Frame]]] = []
     for line in written.decode(errors="replace").splitlines():
         if len(line) > _LONGEST_LINE:
             continue
-        line = sanitize_text(line)
+        line = sanitize_and_truncate_text(line)
         if header := _HEADER.fullmatch(line):
             if len(found) == 2 * _MOST_STACKS:  # the maximum of threads, and of tasks
                 break
@@ -166,7 +168,7 @@ def parse(
         for head, frames in heads[:_MOST_STACKS]
     ]
     tasks = [
-        TaskStack(
+        SharedTaskStack(
             count=int(head["count"]),
             names=tuple(head["names"].split(", ")),
             waits=head["waits"],

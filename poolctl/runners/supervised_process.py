@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from poolctl import __version__
 from poolctl.keeper import pool_files, rendezvous, wire
 
-from .process_link import PING, Link, Receiver
+from .process_link import PING, Link, LinkHandler
 
 LINK_FD = 3
 # The directory may be gone, or its file system full.
@@ -25,7 +25,7 @@ _BIND_AGAIN_SECONDS = 1.0
 AdoptionMessages = Iterable[tuple[wire.Message, Sequence[socket.socket]]]
 
 
-class SupervisedProcess(Receiver):
+class SupervisedProcess(LinkHandler):
     """Handles the supervisor's messages until `over` is set.
 
     `over` is set by the message `end`, by SIGTERM, or when keeper and supervisor have exited. The keeper also holds the
@@ -41,7 +41,7 @@ class SupervisedProcess(Receiver):
         self._orphan_connections: set[_Connection] = set()
         self._bind_again: asyncio.TimerHandle | None = None
 
-    async def run(self) -> None:
+    async def serve_supervisor(self) -> None:
         """Handle the supervisor's messages; returns when the process should exit."""
         self.over = asyncio.Event()
         # Ctrl-C in a terminal is left to the pool.
@@ -49,7 +49,7 @@ class SupervisedProcess(Receiver):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.over.set)
         self.link = Link(self._sock, self)
         await self.over.wait()
-        self._end_adoption()
+        self._stop_accepting_adopters()
         await self.finish()
         self.link.close()
 
@@ -86,7 +86,7 @@ class SupervisedProcess(Receiver):
         """
         loop = asyncio.get_running_loop()
         try:
-            self._orphan_listener, self._orphan_path = rendezvous.bind(directory, kind)
+            self._orphan_listener, self._orphan_path = rendezvous.bind_new_socket(directory, kind)
         except OSError:
             self._bind_again = loop.call_later(_BIND_AGAIN_SECONDS, self.listen_for_adoption, directory, kind)
             return
@@ -101,10 +101,10 @@ class SupervisedProcess(Receiver):
         """Use this link to the supervisor from now on."""
         self.link = link
 
-    def use_supervisor_connection(self, connection: _Connection) -> None:
+    def adopt_supervisor_connection(self, connection: _Connection) -> None:
         """Make this connection the link to the supervisor."""
         self.forget(connection)
-        self._end_adoption()
+        self._stop_accepting_adopters()
         self.adopted(connection.link)
 
     def forget(self, connection: _Connection) -> None:
@@ -121,7 +121,7 @@ class SupervisedProcess(Receiver):
             connection.link.send(message, sockets)
         connection.link.send({"t": "over", "mark": self.mark})
 
-    def _end_adoption(self) -> None:
+    def _stop_accepting_adopters(self) -> None:
         if self._bind_again is not None:
             self._bind_again.cancel()
         if self._orphan_listener is not None:
@@ -134,7 +134,7 @@ class SupervisedProcess(Receiver):
         self._orphan_connections.clear()
 
 
-class _Connection(Receiver):
+class _Connection(LinkHandler):
     """A connection to an orphaned process. The first one that sends an order becomes the link to the supervisor."""
 
     def __init__(self, process: SupervisedProcess, sock: socket.socket) -> None:
@@ -145,7 +145,7 @@ class _Connection(Receiver):
     def received(self, message: wire.Message, fds: list[int]) -> None:
         if not self._adopts:
             self._adopts = True
-            self._process.use_supervisor_connection(self)
+            self._process.adopt_supervisor_connection(self)
         self._process.received(message, fds)
 
     def lost(self) -> None:

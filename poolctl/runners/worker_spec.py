@@ -8,7 +8,7 @@ import marshal
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from poolctl.config import ServerConfig, ids_of, read_regular
+from poolctl.config import ServerConfig, ids_of, read_regular_up_to
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.platform import memory_file
@@ -45,12 +45,12 @@ def worker_spec(
     `listeners` and `tls_files` say how many listeners and TLS files the worker inherits as descriptors.
     """
     return {
-        **app_spec(server, interpreter=interpreter, open_files=open_files, env_base=env_base),
+        **preload_spec(server, interpreter=interpreter, open_files=open_files, env_base=env_base),
         "kind": "command" if server.command else "app",
         "server": server.name,
         "factory": server.factory,
         "handler_key": server.handler_key,
-        "state": _context_state(server),
+        "state": _scope_state(server),
         "listeners": listeners,
         "tls": tls_settings(server),
         "tls_files": tls_files,
@@ -94,7 +94,7 @@ def worker_digest(server: ServerConfig) -> int | None:
         return None
 
 
-def app_spec(
+def preload_spec(
     server: ServerConfig,
     *,
     interpreter: str,
@@ -114,7 +114,7 @@ def app_spec(
         "app": _import_path(server),
         "app_dir": server.app_dir,
         "handlers": server.handlers,
-        "env": environment(server),
+        "env": added_environment(server),
         "env_base": environment_for_programs(env_base) if env_base is not None else None,
         # An import does not see these variables: they are missing in the environment of the zygote.
         "without": withheld_variables(),
@@ -132,7 +132,7 @@ def _import_path(server: ServerConfig) -> str | None:
     raise _configuration_error(server, "its app is an object, and cannot go to another process", hint)
 
 
-def _context_state(server: ServerConfig) -> Table:
+def _scope_state(server: ServerConfig) -> Table:
     """The pool context's values for the application's `scope["state"]`. Raises ServerError if one has no JSON form."""
     try:
         values: Table = json.loads(json.dumps(dict(app_state.get())))
@@ -144,7 +144,7 @@ def _context_state(server: ServerConfig) -> Table:
     return values
 
 
-def environment(server: ServerConfig) -> dict[str, str]:
+def added_environment(server: ServerConfig) -> dict[str, str]:
     """The environment variables that the server adds to the pool's own."""
     # Withheld variables are removed from env files, which may contain them, but not from `env`.
     env = environment_for_programs(server.environment()) | dict(server.env)
@@ -205,7 +205,7 @@ def user_id(server: ServerConfig) -> int:
     return os.geteuid() if ids is None else ids[0]
 
 
-def find_user_id(server: ServerConfig) -> int | None:
+def usable_user_id(server: ServerConfig) -> int | None:
     """The uid of the server's processes; None if the user does not exist, or differs from ours and we are not root."""
     try:
         return user_id(server)
@@ -236,7 +236,7 @@ def tls_contents(server: ServerConfig) -> list[bytes]:
     contents = []
     for path in filter(None, (tls.cert, tls.key or tls.cert, tls.ca)):
         try:
-            contents.append(read_regular(path, for_another_user=server.user is not None))
+            contents.append(read_regular_up_to(path, for_another_user=server.user is not None))
         except OSError as error:
             raise _configuration_error(
                 server, f"cannot read {path}: {error.strerror or error}", "check `tls`"

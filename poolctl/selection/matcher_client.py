@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from poolctl import bootstrap
-from poolctl.child_process import ChildEnded, ChildOnDemand, ChildProcess
+from poolctl.child_process import ChildEnded, ChildOnDemand, HelperProcess
 from poolctl.selection.regular_expressions import FASTER, SLOW
 
 # The process limits its own CPU time. One that does not run at all is killed after this time.
@@ -64,10 +64,10 @@ class Matcher:
         """Return the indexes of the texts in which any expression is found; if matching fails, return the problem."""
         question = json.dumps([[*expressions], [*texts]]).encode() + b"\n"
 
-        async def exchange(process: ChildProcess) -> bytes:
+        async def exchange(process: HelperProcess) -> bytes:
             async with asyncio.timeout(self._stuck_seconds):
                 await process.send(question)
-                return await process.read_line(_MOST_ANSWER_BYTES)
+                return await process.read_line_up_to(_MOST_ANSWER_BYTES)
 
         try:
             found, problem, hint = json.loads(await self.child.ask(exchange))
@@ -86,10 +86,10 @@ class Matcher:
         self.child.close()
 
 
-def _start() -> ChildProcess:
+def _start() -> HelperProcess:
     # The variables of this process may hold secrets, which the matcher must not see.
     env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    return ChildProcess(bootstrap.command(sys.executable, "selection", isolated=True), env)
+    return HelperProcess(bootstrap.command(sys.executable, "selection", isolated=True), env)
 
 
 _matchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Matcher] = weakref.WeakKeyDictionary()

@@ -9,12 +9,12 @@ import gc
 import os
 import sys
 
-from poolctl.child_process import ChildProcess
+from poolctl.child_process import HelperProcess
 from poolctl.config import disable_pydantic_plugins
 from poolctl.config.__main__ import READS, reader_command
 from poolctl.control.protocol import CHECK, TRY
 from poolctl.keeper.fd_store import CALM
-from poolctl.platform import make_room_for_descriptors, name_process
+from poolctl.platform import grow_descriptor_table, name_process
 
 _GARBAGE = (20_000, 20, 20)
 
@@ -33,8 +33,8 @@ def main() -> None:
     directory, *files = (argument for argument in sys.argv[1:] if argument not in (CALM, READS))
     log = os.path.join(directory, "supervisor.log")
     # Started first, so that it loads its libraries while this process loads the rest of its own.
-    reader = ChildProcess(reader_command(), output=log) if READS in sys.argv else None
-    make_room_for_descriptors()
+    reader = HelperProcess(reader_command(), output=log) if READS in sys.argv else None
+    grow_descriptor_table()
     import asyncio
     import logging
 

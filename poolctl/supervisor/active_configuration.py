@@ -19,13 +19,13 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from poolctl import __version__
-from poolctl.child_process import ChildEnded, ChildOnDemand, ChildProcess
+from poolctl.child_process import ChildEnded, ChildOnDemand, HelperProcess
 from poolctl.config import (
     Finding,
     Marks,
     Reading,
-    ReferencedServer,
     ServerConfig,
+    ServerReferenceValues,
     Surroundings,
     Tables,
     conflicts,
@@ -51,7 +51,7 @@ from poolctl.runners.process_link import Link
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
-from .takeover.state_store import SavedState, StateStore, StoredConfiguration
+from .takeover.state_store import SavedDesiredState, StateStore, StoredConfiguration
 
 _IDLE_SECONDS = 10.0
 # Time limit of operations that do not depend on the user's disk.
@@ -89,9 +89,9 @@ def _digests(reading: Reading) -> dict[str, str]:
     return {path: mark.digest for path, mark in reading.marks.items()}
 
 
-async def _receive_answer(process: ChildProcess) -> Any:
+async def _receive_answer(process: HelperProcess) -> Any:
     """Wait for the answer to the last request; returns it. Raises ChildEnded, or ReaderFailed if it is unusable."""
-    line = await process.read_line(_LONGEST_LINE)
+    line = await process.read_line_up_to(_LONGEST_LINE)
     match = _LINE.fullmatch(line)
     if match is None:
         said = line[:60].decode(errors="replace")
@@ -157,7 +157,7 @@ class ConfigurationReader:
     def __init__(
         self,
         directory: str,
-        process: ChildProcess | None = None,
+        process: HelperProcess | None = None,
         *,
         command: Sequence[str] = (),
         idle_seconds: float = _IDLE_SECONDS,
@@ -247,7 +247,7 @@ class ConfigurationReader:
     async def _ask(
         self, *request: object, seconds: float | None = None, stalled_seconds: float | None = None
     ) -> Any:
-        async def exchange(process: ChildProcess) -> Any:
+        async def exchange(process: HelperProcess) -> Any:
             async with asyncio.timeout(seconds):
                 await process.send(encode_request(request))
                 answer = _receive_answer(process)
@@ -271,16 +271,16 @@ class ConfigurationReader:
                         raise ReaderFailed(failed, f"see {self._log}") from None
                     was_killed = True
 
-    def _start(self) -> ChildProcess:
+    def _start(self) -> HelperProcess:
         try:
-            return ChildProcess(self._command, output=self._log)
+            return HelperProcess(self._command, output=self._log)
         except OSError as error:
             failed = f"the files cannot be read: {self._command[0]} cannot be run: {error.strerror or error}"
             raise ReaderFailed(failed, "is poolctl being installed at this moment? Try again") from error
 
 
 @dataclass
-class ResolvedConfig:
+class LoadedConfiguration:
     """The result of reading the files: the servers in file order and the pool's name, or the problems."""
 
     name: str
@@ -360,7 +360,7 @@ class ActiveConfiguration:
         self.environments.update(stored.environments)
         return stored.servers
 
-    async def read_first_servers(self) -> list[ServerConfig]:
+    async def try_read_first_servers(self) -> list[ServerConfig]:
         """Read the files for the pool's start; returns their servers. If this fails, `problems` has the reasons."""
         self._reading = asyncio.ensure_future(self._read_first_servers())
         await asyncio.wait({self._reading})
@@ -374,8 +374,8 @@ class ActiveConfiguration:
         self._saved_revision = 0
         return servers
 
-    def stop_reading(self) -> None:
-        """Cancel `read_first_servers`, which then returns no servers, and says in `problems` that the pool was stopped.
+    def cancel_first_read(self) -> None:
+        """Cancel `try_read_first_servers`, which then returns no servers, and a problem: that the pool was stopped.
 
         Has no effect while the files are not being read.
         """
@@ -385,7 +385,9 @@ class ActiveConfiguration:
     async def _read_first_servers(self) -> list[ServerConfig]:
         saved = self._store.saved_state()
         try:
-            resolved = await self.read(keep=saved.added_servers, first=True, stopped=not saved.servers)
+            resolved = await self.read_without_activating(
+                keep=saved.added_servers, first=True, stopped=not saved.servers
+            )
             # Servers of a pool whose keeper and supervisor were killed together may be running.
             self.problems = resolved.problems or ([] if saved.servers else resolved.unreadable)
             self.activate(resolved)
@@ -400,7 +402,9 @@ class ActiveConfiguration:
         """End the reader process, if there is one."""
         self._reader.close()
 
-    def subscribe(self, subscriber: Callable[[Tables], None], *, every_reload: bool = False) -> None:
+    def subscribe_and_notify(
+        self, subscriber: Callable[[Tables], None], *, every_reload: bool = False
+    ) -> None:
         """Call `subscriber` with the configuration's tables, except [[server]], now and after each change.
 
         With `every_reload`, also call it after reloads without changes: files that the tables name may have changed.
@@ -408,14 +412,14 @@ class ActiveConfiguration:
         self._subscribers.append((subscriber, every_reload))
         subscriber(self.tables)
 
-    async def read(
+    async def read_without_activating(
         self,
         environment: Mapping[str, str] | None = None,
         *,
         keep: Collection[str] = (),
         first: bool = False,
         stopped: bool = False,
-    ) -> ResolvedConfig:
+    ) -> LoadedConfiguration:
         """Read the files without activating them; return their servers, or else their problems.
 
         `${VAR}` refers to `environment` if given, else to the pool's own environment. A server named in `keep` keeps
@@ -432,14 +436,14 @@ class ActiveConfiguration:
         name = default_name(self.files[0])
         problems = [from_json(ErrorEntry, problem) for problem in reading.problems]
         if problems:
-            return ResolvedConfig(name, problems=problems, marks=reading.marks)
+            return LoadedConfiguration(name, problems=problems, marks=reading.marks)
         try:
             servers = await asyncio.to_thread(
                 self._with_ports, reading.servers, reading.tables, reading.port_range, keep, stopped
             )
         except ServerError as error:
-            return ResolvedConfig(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
-        return ResolvedConfig(
+            return LoadedConfiguration(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
+        return LoadedConfiguration(
             reading.name or name,
             self._self_binding.apply_to(servers),
             surroundings=reading.surroundings,
@@ -451,7 +455,7 @@ class ActiveConfiguration:
             unreadable=[from_json(ErrorEntry, each) for each in reading.unreadable],
         )
 
-    async def check_external(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
+    async def check_external(self, resolved: LoadedConfiguration, names: Collection[str]) -> list[ErrorEntry]:
         """Check the files, users and programs that the servers called `names` refer to; returns the problems.
 
         Stores the warnings about all servers of `resolved` in `resolved.remarks`. Raises ReaderFailed.
@@ -505,7 +509,7 @@ class ActiveConfiguration:
     def _port_ledger(self, port_range: tuple[int, int]) -> PortLedger:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
 
-    def activate(self, resolved: ResolvedConfig, environment: Mapping[str, str] | None = None) -> None:
+    def activate(self, resolved: LoadedConfiguration, environment: Mapping[str, str] | None = None) -> None:
         """Activate this configuration. `environment` is the one that was given to `read`, if any."""
         self.name = resolved.name
         self._surroundings, self._port_range = resolved.surroundings, resolved.port_range
@@ -534,7 +538,9 @@ class ActiveConfiguration:
         """The variables that `${VAR}` refers to."""
         return os.environ if self._environment is None else self._environment
 
-    async def _with_live_changes(self, servers: list[ServerConfig], saved: SavedState) -> list[ServerConfig]:
+    async def _with_live_changes(
+        self, servers: list[ServerConfig], saved: SavedDesiredState
+    ) -> list[ServerConfig]:
         """Return `servers`, changed by the `add` and `remove` commands that a killed pool has left in `saved`."""
         there = {server.name: server for server in servers if server.name not in saved.missing}
         self.missing = {server.name for server in servers} - there.keys()
@@ -563,7 +569,7 @@ class ActiveConfiguration:
             taken = {each.address.port or 0 for each in there}
             server = await asyncio.to_thread(self._with_port, server, taken)
         named = {
-            each.name: ReferencedServer(each.address, None if each.derived_expose else each.expose)
+            each.name: ServerReferenceValues(each.address, None if each.derived_expose else each.expose)
             for each in (*there, server)
         }
         if found := [*reference_findings(vars(server), named)]:
@@ -577,7 +583,7 @@ class ActiveConfiguration:
         port = ledger.assign_port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
         return server.at(server.address.with_port(port))
 
-    def note_self_binding(self, entry: Entry) -> None:
+    def remember_if_self_binding(self, entry: Entry) -> None:
         """If the server's command was found to open its socket itself, remember this for later starts of the pool."""
         if entry.observed.socket_found == "program":
             self._self_binding.remember(entry.config)
@@ -596,7 +602,7 @@ class ActiveConfiguration:
         content = read_json_object(self._warned)
         before = set(content["names"]) if content.get("files") == state else set()
         if not found <= before:
-            write_object(self._warned, {"files": state, "names": sorted(found | before)})
+            try_write_object(self._warned, {"files": state, "names": sorted(found | before)})
         return before
 
     def take_unsaved(self, core: Core) -> StoredConfiguration | None:
@@ -639,7 +645,7 @@ class ActiveConfiguration:
         )
 
 
-def write_object(path: str, content: dict[str, Any]) -> None:
+def try_write_object(path: str, content: dict[str, Any]) -> None:
     """Write a JSON object to a file of the state directory. A failure is only logged."""
     try:
         replace_file(path, json.dumps(content).encode())
@@ -662,7 +668,7 @@ class SelfBindingPrograms:
         digest = _digest(server)
         if self._commands.get(server.name) != digest:
             self._commands[server.name] = digest
-            write_object(self._path, self._commands)
+            try_write_object(self._path, self._commands)
 
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
         """Return `servers`. Those without `socket` get `socket = "program"` if `remember` has saved their command."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from poolctl.config import Tables
 from poolctl.control.answers import Result
 from poolctl.core.core import Core
-from poolctl.feature import Feature, LastingProcess, features
+from poolctl.feature import DetachedProcess, Feature, features
 from poolctl.keeper import pool_files
 from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.metrics import GiveSamples
@@ -52,7 +52,7 @@ class FeaturePart:
         """The handlers of the verbs that the feature declares in `Feature.verbs`."""
         return {}
 
-    async def adopt_survivors(self) -> None:
+    async def hand_survivors_to_keeper(self) -> None:
         """Pass the sockets of the feature's process to the current keeper if the process has outlived a keeper."""
 
     def apply_tables(self, tables: Tables) -> None:
@@ -141,13 +141,13 @@ class FeatureParts:
             if feature.sections:
                 self._get_or_create_part(feature)
 
-    async def adopt_survivors(self) -> None:
+    async def hand_survivors_to_keeper(self) -> None:
         """Pass the features' processes that have outlived their keeper to the new keeper."""
         for feature in _features():
             if feature.process is not None and await self._is_there(feature.process):
-                await self._get_or_create_part(feature).adopt_survivors()
+                await self._get_or_create_part(feature).hand_survivors_to_keeper()
 
-    async def _is_there(self, process: LastingProcess) -> bool:
+    async def _is_there(self, process: DetachedProcess) -> bool:
         if pool_files.find_listeners(self._environment.directory, process.socket):
             return True
         _, fds = await self._environment.keeper.call({"op": "get", "name": process.entry})

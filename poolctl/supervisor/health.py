@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.clock import Clock, next_aligned_time
 from poolctl.core.core import Core
-from poolctl.core.decide import Phase
+from poolctl.core.decide import WorkerPhase
 from poolctl.core.perform import last_lines
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
@@ -87,7 +87,7 @@ _DONE = {
 }
 
 
-class Situation(NamedTuple):
+class RecoverySituation(NamedTuple):
     """The state of one server with unhealthy workers, from which `decide` chooses the next action.
 
     `histories` holds, for each unhealthy worker, the times at which it or its predecessor was recovered, oldest first,
@@ -115,7 +115,7 @@ class Decision(NamedTuple):
     again_seconds: float = 0.0
 
 
-def decide(policy: Recovery, situation: Situation) -> Decision:
+def decide(policy: Recovery, situation: RecoverySituation) -> Decision:
     """Decide the next action for the unhealthy workers.
 
     A restart always leaves one ready worker of a server with several workers, even if that worker is unhealthy: it may
@@ -145,11 +145,13 @@ def within(times: Sequence[float], window_seconds: float, now: float) -> list[fl
     return [moment for moment in times if now - moment < window_seconds]
 
 
-def _is_spent(policy: Recovery, situation: Situation, history: Sequence[float]) -> bool:
+def _is_spent(policy: Recovery, situation: RecoverySituation, history: Sequence[float]) -> bool:
     return len(within(history, policy.window, situation.now)) >= policy.limit
 
 
-def _recovery_delay_seconds(policy: Recovery, situation: Situation, history: Sequence[float]) -> float:
+def _recovery_delay_seconds(
+    policy: Recovery, situation: RecoverySituation, history: Sequence[float]
+) -> float:
     """Return the seconds until a worker with this `history` may be recovered: 0 means at once, and infinity never."""
     recent = within(history, policy.window, situation.now)
     if len(recent) >= policy.limit:
@@ -202,7 +204,7 @@ class WorkerRecovery:
         core.health.unhealthy.add(
             lambda entry, worker, reason: self.report_worker_problem(entry, worker, LIVENESS, reason)
         )
-        core.observers.add(self.entry_changed)
+        core.observers.add(self.update_recovery)
 
     def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         """Recover a worker that has a problem, as its server's policy says. `kind` and `seen`: see WorkerProblem.
@@ -215,10 +217,10 @@ class WorkerRecovery:
             state.problems[worker.id] = WorkerProblem(worker, kind, seen, self._core.clock.time())
             if kind != MEMORY and entry.config.recovery.strategy != "none":
                 taking = self._taking[id(worker)] = asyncio.ensure_future(
-                    self._core.stacks.take(entry, worker)
+                    self._core.stacks.record_stacks(entry, worker)
                 )
                 taking.add_done_callback(partial(self._on_stacks_read, entry, worker))
-        self.entry_changed(entry)
+        self.update_recovery(entry)
 
     def _on_stacks_read(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
         """Begin the recovery of the worker, now that its stacks have been read."""
@@ -227,7 +229,7 @@ class WorkerRecovery:
         problem = problems.get(worker.id)
         if problem is not None and problem.worker is worker and not taken.cancelled():
             problems[worker.id] = problem._replace(stacks=taken.result())
-        self.entry_changed(entry)
+        self.update_recovery(entry)
 
     def resume(self, entries: Iterable[Entry]) -> None:
         """Continue the recoveries that the previous supervisor had begun."""
@@ -237,11 +239,11 @@ class WorkerRecovery:
                 if worker is None or worker.placement is None or worker.placement.pid != pid:
                     continue
                 self._core.mark_stuck(entry, worker, entry.observed.recovering["stuck"])
-                self._core.health.update_probes(entry)
-                if entry.observed.recovering["step"] == Step.RESTART and worker.phase is Phase.READY:
-                    self._core.drain_and_replace(entry, worker)
+                self._core.health.update_probes_and_health(entry)
+                if entry.observed.recovering["step"] == Step.RESTART and worker.phase is WorkerPhase.READY:
+                    self._core.drain_then_replace(entry, worker)
 
-    def entry_changed(self, entry: Entry) -> None:
+    def update_recovery(self, entry: Entry) -> None:
         """Handle a change of the server: a recovery may be over, or a new one due."""
         state = self._states.get(entry.name)
         if state is None and not entry.observed.recovering:
@@ -249,10 +251,10 @@ class WorkerRecovery:
         if entry.observed.recovering:
             self._conclude_if_over(entry)
         if state is not None:
-            self._prune(entry, state)
+            self._forget_resolved_problems(entry, state)
             self._decide_and_recover(entry, state)
 
-    def _prune(self, entry: Entry, state: RecoveryState) -> None:
+    def _forget_resolved_problems(self, entry: Entry, state: RecoveryState) -> None:
         """Forget workers that have exited or recovered."""
         state.problems = {name: each for name, each in state.problems.items() if _is_unresolved(entry, each)}
         state.notified &= state.problems.keys()
@@ -274,7 +276,7 @@ class WorkerRecovery:
             (policy.strategy, [each for each in current if each.kind != MEMORY]),
             ("replace", [each for each in current if each.kind == MEMORY]),
         ):
-            situation = Situation(
+            situation = RecoverySituation(
                 strategy,
                 histories=[_recoveries_of(entry, each.worker) for each in problems],
                 ready=len(entry.observed.ready),
@@ -292,13 +294,13 @@ class WorkerRecovery:
             pauses.append(again)
         _cancel(state)
         if again := min(filter(None, pauses), default=0.0):
-            state.timer = asyncio.get_running_loop().call_later(again, self.entry_changed, entry)
+            state.timer = asyncio.get_running_loop().call_later(again, self.update_recovery, entry)
 
     def _notify(self, entry: Entry, state: RecoveryState, step: Step, problems: list[WorkerProblem]) -> None:
         news = [each for each in problems if each.worker.id not in state.notified]
         if news:
             state.notified |= {each.worker.id for each in news}
-            report = self._build_report(entry, step, news)
+            report = self._build_report_and_read_logs(entry, step, news)
             self._record(entry, report, "notified" if step is Step.NOTIFY else "given up")
 
     def _begin(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> None:
@@ -309,7 +311,9 @@ class WorkerRecovery:
             else entry.observed.recoveries
         )
         counts = acts and any(each.kind != MEMORY for each in problems)
-        self._core.note_recovery_begun(entry, self._build_report(entry, step, problems), times, counts=counts)
+        self._core.note_recovery_begun(
+            entry, self._build_report_and_read_logs(entry, step, problems), times, counts=counts
+        )
         with caused_by("recovery: " + "; ".join(each.seen for each in problems)):
             self._act(entry, step, problems)
 
@@ -317,7 +321,7 @@ class WorkerRecovery:
         core = self._core
         if step is Step.RESTART:
             for each in problems:
-                core.drain_and_replace(entry, each.worker)
+                core.drain_then_replace(entry, each.worker)
         elif step is Step.REPLACE:
             core.replace_workers_of_generation(entry, entry.desired.generation)
         else:
@@ -326,7 +330,7 @@ class WorkerRecovery:
                     core.stop(dependent)
             core.replace_overrides(entry, replace(entry.desired.overrides, disabled=True))
 
-    def _build_report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
+    def _build_report_and_read_logs(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
         """Describe a recovery that is beginning, as JSON for its event. The workers' last log lines are added later."""
         workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
@@ -408,7 +412,7 @@ class MemoryLimit:
             return
         for worker in entry.observed.workers.values():
             known = self._due.get(worker.id)
-            if _is_measurable(entry, worker) and (known is None or known[2] is not worker):
+            if _should_check_memory(entry, worker) and (known is None or known[2] is not worker):
                 self._due[worker.id] = (self._clock.monotonic() + FIRST_SECONDS, entry, worker)
                 self._set_timer()
 
@@ -431,7 +435,7 @@ class MemoryLimit:
     async def measure_due(self) -> None:
         """Measure, in a thread, the memory of workers whose next measurement is due; report those above their limit."""
         now = self._clock.monotonic()
-        self._due = {name: each for name, each in self._due.items() if _is_measurable(each[1], each[2])}
+        self._due = {name: each for name, each in self._due.items() if _should_check_memory(each[1], each[2])}
         pids = {
             name: worker.placement.pid
             for name, (due, _, worker) in self._due.items()
@@ -445,7 +449,12 @@ class MemoryLimit:
             limit, size = entry.config.limits.memory, found[pid]
             near = limit is not None and size is not None and size >= limit * _NEAR
             self._due[name] = (now + (NEAR_SECONDS if near else INTERVAL_SECONDS), entry, worker)
-            if limit is not None and size is not None and size > limit and _is_measurable(entry, worker):
+            if (
+                limit is not None
+                and size is not None
+                and size > limit
+                and _should_check_memory(entry, worker)
+            ):
                 seen = f"worker {name} (pid {pid}) uses {format_size(size)}, and limits.memory is {format_size(limit)}"
                 self._recovery.report_worker_problem(entry, worker, MEMORY, seen)
 
@@ -481,7 +490,7 @@ def _outcome(entry: Entry) -> tuple[str, str] | None:
     step = entry.observed.recovering["step"]
     if step == Step.DISABLE:
         if entry.is_disabled:
-            return ("disabled", "") if entry.at_rest else None
+            return ("disabled", "") if entry.is_fully_stopped else None
         return "interrupted", "it was enabled again"
     if entry.removed or not entry.wanted:
         return "interrupted", "it was stopped meanwhile"
@@ -516,7 +525,7 @@ def _duration_text(seconds: float) -> str:
 
 def _is_unresolved(entry: Entry, problem: WorkerProblem) -> bool:
     worker = problem.worker
-    if entry.observed.workers.get(worker.id) is not worker or worker.phase is not Phase.READY:
+    if entry.observed.workers.get(worker.id) is not worker or worker.phase is not WorkerPhase.READY:
         return False
     if problem.kind == HEARTBEAT:
         return worker.stuck
@@ -529,8 +538,8 @@ def _cancel(state: RecoveryState) -> None:
         state.timer = None
 
 
-def _is_measurable(entry: Entry, worker: Worker) -> bool:
-    there = entry.observed.workers.get(worker.id) is worker and worker.phase is Phase.READY
+def _should_check_memory(entry: Entry, worker: Worker) -> bool:
+    there = entry.observed.workers.get(worker.id) is worker and worker.phase is WorkerPhase.READY
     known = worker.placement is not None and worker.placement.pid is not None
     return there and known and entry.config.limits.memory is not None
 
@@ -577,7 +586,7 @@ class HeartbeatMonitor:
         if not interval or not entry.observed.workers or entry.config.command:
             return
         for worker in entry.observed.workers.values():
-            if worker.phase is Phase.READY and worker.placement is not None:
+            if worker.phase is WorkerPhase.READY and worker.placement is not None:
                 known = self._states.get(worker.id)
                 if known is None or known.worker is not worker:
                     state = self._states[worker.id] = HeartbeatState(entry, worker)
@@ -622,7 +631,7 @@ class HeartbeatMonitor:
         entry, worker = state.entry, state.worker
         policy = entry.config.recovery
         placement = worker.placement
-        there = entry.observed.workers.get(worker.id) is worker and worker.phase is Phase.READY
+        there = entry.observed.workers.get(worker.id) is worker and worker.phase is WorkerPhase.READY
         if not there or not policy.heartbeat or placement is None:
             if self._states.get(worker.id) is state:
                 del self._states[worker.id]
@@ -659,7 +668,7 @@ class HeartbeatMonitor:
         )
         self._record(entry, worker, "heartbeat lost", seen, severity="error")
         # Recorded before the recovery, because a worker that is being stopped no longer counts for its server's health.
-        self._core.health.update_probes(entry)
+        self._core.health.update_probes_and_health(entry)
         self._recovery.report_worker_problem(entry, worker, HEARTBEAT, seen)
 
     def _handle_heartbeat_return(self, entry: Entry, worker: Worker) -> None:

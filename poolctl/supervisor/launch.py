@@ -22,7 +22,7 @@ from poolctl.control.client import clear_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
 from poolctl.keeper import fd_store, pool_files, wire
-from poolctl.keeper.spawn import Companion, start_detached
+from poolctl.keeper.spawn import CompanionSpec, start_detached
 from poolctl.platform import proc_problem
 from poolctl.runners.runner_registry import VARIABLE, UnknownRunner, companions
 
@@ -50,7 +50,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
     problem, fix = proc_problem()
     if problem:
         raise ControlError(f"the pool cannot be started: {problem}", exit_code=FAILED, hint=fix)
-    _check_open_files(files, env)
+    _check_minimum_open_files(files, env)
     # Of two concurrent starts the second waits here, and then finds the supervisor of the first.
     pool_directory, lock = _lock_pool_directory(env, pool_paths.pool_key(files[0]))
     path = f"{pool_directory}/{pool_paths.SOCKET_NAME}"
@@ -64,7 +64,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
                 )
             return Launched()
         clear_exit(pool_directory)
-        return _launch(files, pool_directory, path, env, lifeline)
+        return _start_keeper(files, pool_directory, path, env, lifeline)
     except OSError as error:
         raise _unusable(pool_directory, error) from error
     finally:
@@ -84,18 +84,18 @@ def _lock_pool_directory(env: Mapping[str, str], key: str) -> tuple[str, int]:
             raise _unusable(pool_directory, error) from error
 
 
-def _check_open_files(files: Sequence[str], env: Mapping[str, str]) -> None:
+def _check_minimum_open_files(files: Sequence[str], env: Mapping[str, str]) -> None:
     """Raise ControlError if the limit of open files is too low even for a pool without servers."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= limit < OPEN_FILES_OF_POOL:
         raise ControlError(
-            f"the pool needs {_open_files_needed(files, env)} open files, but may have only {limit} here",
+            f"the pool needs {_required_open_files_text(files, env)} open files, but may have only {limit} here",
             exit_code=NOT_PERMITTED,
             hint=RAISE_OPEN_FILES,
         )
 
 
-def _open_files_needed(files: Sequence[str], env: Mapping[str, str]) -> str:
+def _required_open_files_text(files: Sequence[str], env: Mapping[str, str]) -> str:
     from poolctl.config import open_files_per_pool_process
     from poolctl.config.loader import load
 
@@ -106,7 +106,7 @@ def _open_files_needed(files: Sequence[str], env: Mapping[str, str]) -> str:
     return str(open_files_per_pool_process((server, server.scale.min) for server in servers))
 
 
-def _launch(
+def _start_keeper(
     files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
 ) -> Launched:
     # A guess, because only the supervisor parses the files: it replaces a zygote that lacks the wrong variables.
@@ -144,14 +144,14 @@ def _launch(
 
 def _programs(
     files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
-) -> dict[str, Companion]:
+) -> dict[str, CompanionSpec]:
     """Return the commands of the supervisor and of the runner's processes, such as the logger, by process name.
 
     The environment variables `without` are not passed to the runner's processes.
     """
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     programs = {
-        fd_store.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
+        fd_store.SUPERVISOR: CompanionSpec(supervisor, f"{pool_directory}/supervisor.log", session=False),
     }
     try:
         return programs | companions(env, files, pool_directory, without)

@@ -18,7 +18,7 @@ from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import EventQueue
-from poolctl.runners.process_link import Link, LinkLost, ProcessWatchdog, Receiver, identity, kill, spawn
+from poolctl.runners.process_link import Link, LinkHandler, LinkLost, ProcessWatchdog, identity, kill, spawn
 from poolctl.units import format_duration
 
 UP_SECONDS = 30.0
@@ -32,7 +32,7 @@ _UNSTABLE_SECONDS = 600.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class SidecarProcess(Receiver):
+class SidecarProcess(LinkHandler):
     """A process, such as the gateway, controlled over the socket `sock`. `mark` identifies its version and settings.
 
     `known` has its pid and start time; `part` is the package that it runs. `exited` is done when it exits by itself.

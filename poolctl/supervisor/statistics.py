@@ -139,9 +139,9 @@ class Totals:
             # The pages of ended workers are kept until the totals are stored, so that a crash adds nothing twice.
             "added": self._counters.unsaved_workers if self._counters is not None else [],
         }
-        self._store.write(fd_store.TOTALS, json.dumps(totals).encode())
+        self._store.store_for_successor(fd_store.TOTALS, json.dumps(totals).encode())
         if self._counters is not None:
-            self._counters.mark_saved()
+            self._counters.discard_saved_counts()
         self._added.clear()
 
     def _note_health_event(self, event: JournalEvent) -> None:

@@ -26,7 +26,7 @@ from poolctl.control.control_server import ControlServer, DescriptorReserve, Han
 from poolctl.control.pool_paths import SOCKET_NAME, ensure_private_directory, state_dir
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.core.core import Core, RunnerEventForwarder
-from poolctl.core.decide import DecisionTrace, Phase
+from poolctl.core.decide import DecisionTrace, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.exit_codes import FAILED
@@ -36,7 +36,7 @@ from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.platform import release_freed_memory, replace_file
-from poolctl.runners.process_link import KeeperLink, LinkLost, Receiver
+from poolctl.runners.process_link import KeeperLink, LinkHandler, LinkLost
 from poolctl.runners.runner_protocol import AdoptedWorker, AdoptionResult, Exit
 from poolctl.runners.runner_registry import RunnerContext, has_orphans, make_runner
 from poolctl.selection.matcher_client import close_matcher
@@ -53,7 +53,7 @@ from .observers.event_recorder import EventRecorder, LostOutputReporter
 from .observers.metrics_server import HealthReporter, MetricsAddress, PoolMetrics
 from .statistics import Statistics, Totals
 from .systemd import SystemdNotifier
-from .takeover.keeper_replacement import KeeperEndWatch, KeeperWatch, replace_keeper
+from .takeover.keeper_replacement import KeeperEndWatch, KeeperWatch, hand_over_to_new_keeper
 from .takeover.state_store import SaveTimer, StateStore
 from .verbs.verb import Call, Daemon
 from .verbs.verbs import AUDITED, Verbs
@@ -61,7 +61,7 @@ from .verbs.verbs import AUDITED, Verbs
 if TYPE_CHECKING:
     from types import FrameType
 
-    from poolctl.child_process import ChildProcess
+    from poolctl.child_process import HelperProcess
 
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
@@ -84,7 +84,7 @@ _SELDOM_SECONDS = 60.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Supervisor(Receiver, RunnerEventForwarder, Daemon):
+class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     """Runs one pool: the core that controls its servers, the commands, the health checks and the observers.
 
     A `calm` supervisor, started after repeated crashes, only adopts the running workers and serves commands. `reader`
@@ -92,7 +92,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
     """
 
     def __init__(
-        self, directory: str, files: Sequence[str], *, calm: bool, reader: ChildProcess | None
+        self, directory: str, files: Sequence[str], *, calm: bool, reader: HelperProcess | None
     ) -> None:
         self._calm = calm
         self._reader = reader
@@ -186,16 +186,16 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         is_first = servers is None
         if servers is None:
             self._control.replace_listener(listener)
-            servers = await self._configuration.read_first_servers()
-        await self._make_core(servers)
-        await self._adopt(servers)
+            servers = await self._configuration.try_read_first_servers()
+        await self._create_core_with_parts(servers)
+        await self._adopt_workers_and_start_recording(servers)
         if not self._calm:
             watch_health(self.core, self.events)
         self.core.observers.add(self._on_entry_changed)
         for entry in self.core.entries.values():
             # Adopted workers may differ from the record, and the core may already have reported that.
             self._on_entry_changed(entry)
-        await self._register_verbs_and_metrics()
+        await self._register_verbs_and_serve_metrics()
         if not is_first:
             self._control.replace_listener(listener)
         self._begun.set()
@@ -209,8 +209,8 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         if not self._configuration.problems:
             self._adopting_late = asyncio.ensure_future(self._adopt_late())
 
-    async def _make_core(self, servers: list[ServerConfig]) -> None:
-        self._configuration.subscribe(self._set_journal)
+    async def _create_core_with_parts(self, servers: list[ServerConfig]) -> None:
+        self._configuration.subscribe_and_notify(self._set_journal)
         trace = DecisionTrace.configured(os.environ)
         self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutputReporter(self.core, self.events)
@@ -221,11 +221,11 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
             self.core, self._statistics.send_samples_to, self._totals, self._store
         )
 
-    async def _adopt(self, servers: list[ServerConfig]) -> None:
+    async def _adopt_workers_and_start_recording(self, servers: list[ServerConfig]) -> None:
         # While the files have problems, no worker is started, and workers of a killed pool wait.
         searched = None if self._configuration.problems else {each.name: each for each in servers}
         if searched is not None:
-            await self._parts.adopt_survivors()
+            await self._parts.hand_survivors_to_keeper()
         adopted = await restore_and_adopt_workers(
             self.core, self._store, self._configuration.placed, searched
         )
@@ -233,7 +233,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
             logger.info("adopted %d workers", adopted)
         if not self._configuration.problems:
             # Features come first, so that they receive the first events too.
-            self._configuration.subscribe(self._parts.apply_tables, every_reload=True)
+            self._configuration.subscribe_and_notify(self._parts.apply_tables, every_reload=True)
             self._is_recording = True
             EventRecorder(self.core, self.events, self._totals).record_start_and_observe(
                 adopted, self.identity()
@@ -256,7 +256,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         path = os.path.join(self._environment.state_directory, JOURNAL)
         self.events.write_to(Journal.configured(tables.get(EventsTable), path))
 
-    async def _register_verbs_and_metrics(self) -> None:
+    async def _register_verbs_and_serve_metrics(self) -> None:
         self._verbs = Verbs(self.core, self.events, self, self._configuration, self._parts.over)
         self._verbs.add("stats", self._statistics.stats)
         self._verbs.add("monitor", self._statistics.monitor)
@@ -266,7 +266,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         self._verbs.add("health", health.answer_health_verb)
         self._parts.add_to(self._verbs)
         address = self._metrics = MetricsAddress(self._environment, self.events, metrics, health)
-        self._configuration.subscribe(lambda tables: address.serve_table(tables.get(MetricsTable)))
+        self._configuration.subscribe_and_notify(lambda tables: address.serve_table(tables.get(MetricsTable)))
         await address.wait_for_opening()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
@@ -296,7 +296,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
             raise ConnectionAbortedError
         with self._watch.report_to(lambda problem: progress(ProgressLine(notice=problem))):
             answer = await self._perform(request, progress)
-        self._runtime_files.rename(self._configuration.name)
+        self._runtime_files.republish_as(self._configuration.name)
         # Saved first, so that a successor knows everything that clients have been told.
         self._save_at_once()
         return answer
@@ -307,7 +307,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         If the request is to stop the whole pool, reading is cancelled, unless workers of a killed pool still run.
         """
         if _stops_everything(request) and not has_orphans(os.environ, self.directory):
-            self._configuration.stop_reading()
+            self._configuration.cancel_first_read()
         try:
             await self._begun.wait()
         except asyncio.CancelledError:
@@ -337,7 +337,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         os._exit(0)
 
     def _on_entry_changed(self, entry: Entry) -> None:
-        self._configuration.note_self_binding(entry)
+        self._configuration.remember_if_self_binding(entry)
         self._store.note_changed()
         self._save_timer.note_change()
 
@@ -464,7 +464,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
             self.schedule_shutdown_and_get_keeper_pid()
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
-        self._lost.report(name, count, path, reason)
+        self._lost.report_lost_bytes(name, count, path, reason)
 
     def record_impossible_counts_event(self, server: str, worker: str, reason: str) -> None:
         """Record an event: a worker reported impossible counts, so that its last valid counts stay in use."""
@@ -512,7 +512,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
             else:
                 self._keeper.send({"op": "terminating"})
                 if hasattr(self, "_configuration"):
-                    self._configuration.stop_reading()
+                    self._configuration.cancel_first_read()
 
     def _confirm_termination_and_stop(self) -> None:
         servers = (each.config for each in self.core.entries.values())
@@ -561,7 +561,7 @@ class Supervisor(Receiver, RunnerEventForwarder, Daemon):
         self._replacing = True
         if self._keeper.whole:
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
-            replace_keeper(
+            hand_over_to_new_keeper(
                 self.directory, command, self._keeper.recorded_entries(), terminate=self._terminating
             )
         # Logging itself may be the cause of the hang.
@@ -617,13 +617,15 @@ async def restore_and_adopt_workers(
         if takeover is not None and searched is not None
         else {}
     )
-    recorded = await store.restore(core.entries)
+    recorded = await store.restore_and_get_recorded_names(core.entries)
     servers = {name: entry.config for name, entry in core.entries.items()}
-    adopted = AdoptionResult() if takeover is None else await takeover.adopt(servers, placed)
+    adopted = (
+        AdoptionResult() if takeover is None else await takeover.adopt_workers_and_end_others(servers, placed)
+    )
     running = {each.placement.server for each in adopted.workers if not each.leaving}
     unknown = (running | set(orphans)) - recorded
     for name in unknown:
-        core.set_desired_running(core.entries[name])
+        core.mark_found_running(core.entries[name])
     for each in adopted.workers:
         entry = core.entries[each.placement.server]
         core.adopt_worker(entry, _adopted_worker(each), recorded=entry.name not in unknown)
@@ -656,7 +658,7 @@ async def rescue_late_orphans(core: Core) -> bool:
         names = await takeover.rescue_orphans_and_check_outdated(waiting, late=True)
         for name in names:
             # The server may have failed because these workers had its address.
-            core.set_desired_running(core.entries[name])
+            core.mark_found_running(core.entries[name])
         if names:
             logger.info("found late: %s", ", ".join(sorted(names)))
             return True
@@ -665,11 +667,11 @@ async def rescue_late_orphans(core: Core) -> bool:
 
 def _adopted_worker(found: AdoptedWorker) -> Worker:
     placement = found.placement
-    phase = Phase.READY if found.ready_at is not None else Phase.STARTING
+    phase = WorkerPhase.READY if found.ready_at is not None else WorkerPhase.STARTING
     if found.resting == "new" and found.server.health.gated:
-        phase = Phase.STARTING
+        phase = WorkerPhase.STARTING
     if found.leaving:
-        phase = Phase.DRAINING
+        phase = WorkerPhase.DRAINING
     return Worker(
         placement.id,
         placement.generation,
@@ -692,7 +694,7 @@ def _adopt_listeners_and_resume(core: Core, endpoints: Mapping[str, tuple[str, .
             without = (not config.listens or config.binds_itself) and entry.observed.workers
             if without or endpoints.get(config.key):
                 core.adopt_listener(entry, config, endpoints.get(config.key, ()))
-        core.resume(entry)
+        core.resume_adopted_server(entry)
 
 
 class RuntimeFiles:
@@ -736,7 +738,7 @@ class RuntimeFiles:
         self._complete = True
         self._link_name()
 
-    def rename(self, name: str) -> None:
+    def republish_as(self, name: str) -> None:
         """Publish the pool under this name, if it is published under another."""
         if self._name and name != self._name:
             self.publish(name)

@@ -33,13 +33,13 @@ from poolctl.feature import features
 from poolctl.http.http_client import exchange
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, from_json, to_json
-from poolctl.keeper.reap import children, kill_children
+from poolctl.keeper.reap import children, wait_or_kill_children
 from poolctl.platform import become_subreaper
 from poolctl.worker.process_setup import START_VARIABLES
 
 from .launch import launch
 from .takeover.state_store import NotUnderstood, decoded
-from .verbs.upgrade import TakeoverCheck
+from .verbs.upgrade import TakeoverReport
 
 LIMIT_SECONDS = 60
 _SHOWN = 500  # the number of an error's characters that are shown
@@ -68,7 +68,7 @@ class TrialFailed(Exception):
 
 
 def print_takeover_check(files: list[str]) -> str | None:
-    """Check that this version can run this pool on this host; return an error, or None after printing a TakeoverCheck.
+    """Check that this version can run this pool on this host; return an error, or None after printing a TakeoverReport.
 
     Reads the active configuration from stdin. If it has no errors, imports every module, and tries a takeover of a
     small temporary pool. If the environment variable TRIED is set, does not try the takeover, because the caller tries
@@ -97,7 +97,7 @@ def print_takeover_check(files: list[str]) -> str | None:
     print(
         json.dumps(
             to_json(
-                TakeoverCheck(problem=problem, errors=tuple(from_json(ErrorEntry, each) for each in errors))
+                TakeoverReport(problem=problem, errors=tuple(from_json(ErrorEntry, each) for each in errors))
             )
         )
     )
@@ -243,7 +243,7 @@ def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPo
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     signal.alarm(LIMIT_SECONDS)
     _remove_abandoned()
-    place, lock = _make_place()
+    place, lock = _make_locked_directory()
     lifeline = -1
     shutil.rmtree(logs, ignore_errors=True)
     try:
@@ -262,7 +262,7 @@ def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPo
         signal.alarm(0)
         if lifeline >= 0:
             os.close(lifeline)
-        kill_children(_END_SECONDS)
+        wait_or_kill_children(_END_SECONDS)
         shutil.rmtree(place, ignore_errors=True)
         os.close(lock)
 
@@ -281,12 +281,12 @@ def _keep_logs(place: str, logs: str) -> None:
 
 
 def _writable_temporary_directories() -> list[str]:
-    roots = ("/tmp", "/var/tmp", pool_paths.runtime_root(os.environ))
+    roots = ("/tmp", "/var/tmp", pool_paths.ensure_runtime_root(os.environ))
     usable = [each for each in roots if len(each) < _LONGEST and os.access(each, os.W_OK | os.X_OK)]
     return usable or [roots[-1]]
 
 
-def _make_place() -> tuple[str, int]:
+def _make_locked_directory() -> tuple[str, int]:
     """Create a directory for sockets, with a short path, that the servers' users can enter.
 
     Returns the path, and a descriptor that locks the directory until it is closed.

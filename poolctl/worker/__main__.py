@@ -27,7 +27,7 @@ def main() -> None:
             _require_uvicorn()
             from .zygote import run_base_zygote
         except ImportError as error:
-            sys.exit(_report_unfit(error))
+            sys.exit(_report_unfit_to_supervisor(error))
         run_base_zygote()
     elif role == "app":
         from .zygote import run_after_exec as run_app_zygote
@@ -63,7 +63,7 @@ def _require_uvicorn() -> None:
         raise _TooOld(*found)
 
 
-def _report_unfit(error: ImportError) -> str:
+def _report_unfit_to_supervisor(error: ImportError) -> str:
     from ..keeper import wire
 
     line, reason, hint = _explain_import_error(error)

@@ -109,7 +109,7 @@ def serve_for_debugging() -> NoReturn:
     sys.exit(status)
 
 
-def _stop_here() -> None:
+def _break_into_debugger() -> None:
     # With pdb's own handler Ctrl-C would open a prompt inside the event loop instead of ending the process.
     import pdb
 
@@ -120,7 +120,7 @@ def _load_and_run_server(spec: Spec, listeners: list[socket.socket], tls_fds: li
     try:
         set_argv_and_path(spec)
         if "PYTHONBREAKPOINT" not in os.environ:
-            sys.breakpointhook = _stop_here
+            sys.breakpointhook = _break_into_debugger
         settings = {**spec["uvicorn"], "limit_max_requests": None}
         config = uvicorn.Config(load_app(spec), **with_explicit_parser(settings))
         requests = spec["requests"] and {"log": None, "answer": spec["requests"]["answer"]}

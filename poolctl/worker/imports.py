@@ -181,7 +181,7 @@ def load_app(spec: Spec) -> Any:
     """The ASGI application that the specification names. Raises LoadFailed."""
     if spec["app"] is None:
         path = f"{spec['handlers']}()[{spec['handler_key']!r}]"
-        app = _from_handlers(spec["handlers"], spec["handler_key"])
+        app = _load_handler(spec["handlers"], spec["handler_key"])
     else:
         path = f"{spec['app']}()" if spec["factory"] else spec["app"]
         app = spec["app"] if callable(spec["app"]) else _import_attribute(spec["app"])
@@ -192,7 +192,7 @@ def load_app(spec: Spec) -> Any:
     return app
 
 
-def _from_handlers(path: str, key: str) -> Any:
+def _load_handler(path: str, key: str) -> Any:
     mapping = _call(_import_attribute(path), path)
     try:
         return mapping[key]

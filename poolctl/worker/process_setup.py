@@ -126,7 +126,7 @@ def wait_start_or_exit(control: int) -> None:
 
 
 def run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
-    rearrange_descriptors(listeners, output, _FIRST_INHERITED_FD)
+    move_descriptors_and_close_others(listeners, output, _FIRST_INHERITED_FD)
     for fd in range(_FIRST_INHERITED_FD, _FIRST_INHERITED_FD + len(listeners)):
         os.set_inheritable(fd, True)
     become_program(spec, len(listeners))
@@ -151,7 +151,7 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def rearrange_descriptors(fds: list[int], output: int, first: int = FIRST_FD) -> None:
+def move_descriptors_and_close_others(fds: list[int], output: int, first: int = FIRST_FD) -> None:
     """Move `fds` to the numbers from `first` on, and `output` to 1 and 2; close all other descriptors.
 
     Descriptor 0 then reads /dev/null.
@@ -176,7 +176,7 @@ def discard_output() -> None:
     os.close(null)
 
 
-def clear_pool_variables() -> None:
+def clear_systemd_variables() -> None:
     """Remove LISTEN_FDS, NOTIFY_SOCKET and other variables that systemd has set for the pool, not for its workers."""
     for name in _POOL_VARIABLES:
         os.environ.pop(name, None)
@@ -195,7 +195,7 @@ def apply_spec(spec: Spec) -> None:
     if spec["env_base"] is not None:
         os.environ.clear()
         _set_variables(spec["env_base"])
-        clear_pool_variables()
+        clear_systemd_variables()
     if spec["user"] is not None:
         try:
             drop_rights(*spec["user"])

@@ -151,7 +151,7 @@ def writes_stacks(fd: int) -> bool:
     return os.pread(fd, 8, _STACKS * 8) == _PROMISED
 
 
-def clear_stacks(fd: int) -> None:
+def clear_and_rewind_stacks(fd: int) -> None:
     """Remove earlier stacks, and seek to where stacks begin: faulthandler writes at the current position."""
     written = len(read_stacks(fd))
     os.pwrite(fd, bytes(min(written + 1, STACK_BYTES)), STACKS_AT)

@@ -43,10 +43,10 @@ from .process_setup import (
     Spec,
     apply_spec,
     discard_output,
+    move_descriptors_and_close_others,
     needs_exec,
     read_spec,
     read_spec_after_exec,
-    rearrange_descriptors,
     run_and_exit,
     run_command,
     set_index_variable,
@@ -90,7 +90,7 @@ class WorkerProcess:
         self.accepting_ordered = False  # whether an order has decided if this worker accepts
         self.idleness: IdleTimer | None = None
         self.ready_at: float | None = None
-        STACK_DUMP.enable_for_page(self.tally_fd, lambda: self.control.send(_STACKS))
+        STACK_DUMP.enable_for_page(self.tally_fd, lambda: self.control.send_or_drop(_STACKS))
         self.forked = ForkedChildCleanup(self)
 
     def run(self) -> int:
@@ -142,7 +142,7 @@ class WorkerProcess:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal, number)
         self.forked.loop_handler = signal.getsignal(signal.SIGTERM)
-        self.control.send(_IMPORTED)
+        self.control.send_or_drop(_IMPORTED)
         await self.server.run(self.listeners, self._on_server_ready)
         self.control.ignore()
 
@@ -150,17 +150,17 @@ class WorkerProcess:
         self.ready_at = time.monotonic()
         announce_heartbeats(self.server.server_state.tally)
         self.server.server_state.on_limit = self._report_request_limit_reached
-        self.server.on_left = lambda: self.control.send({"event": "left"})
+        self.server.on_left = lambda: self.control.send_or_drop({"event": "left"})
         self._inform(_STARTED)
-        self._report_routes()
-        self.control.send(_READY)
+        self._report_route_generation()
+        self.control.send_or_drop(_READY)
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
 
     def _report_request_limit_reached(self) -> None:
         # The replacement starts first: this worker serves until it is ordered to drain.
         self.expired = True
-        self.control.send({"event": "expired"})
+        self.control.send_or_drop({"event": "expired"})
 
     def greeting(self) -> tuple[wire.Message, list[int]]:
         held = [*self.listeners, *(self.adoption or ())]
@@ -180,26 +180,26 @@ class WorkerProcess:
             case "drain":
                 self.server.drain(migrate=message.get("to") == "pair")
             case "out" | "in" as place:
-                self.server.set_in_rotation(place == "in")
+                self.server.set_in_rotation_or_drain(place == "in")
             case "rest" | "work" as duty:
                 self.accepting_ordered = True
-                self.server.set_accepting(duty == "work")
+                self.server.accept_or_drain(duty == "work")
             case "conn" if self.server.started and len(fds) == 1:
                 self.server.answer_probe(message, socket.socket(fileno=os.dup(fds[0])))
             case "tls":
-                self._renew_certificate(message.get("tls") or self.spec["tls"], fds)
+                self._renew_certificate_and_report(message.get("tls") or self.spec["tls"], fds)
             case "routes":
                 self._use_routes(fds, bool(message.get("keeps", True)), str(message.get("key", "")))
             case "peers" if len(fds) == 1:
                 # Not a duplicate: closing any descriptor of a file releases the locks of this process on it (fcntl(2)).
-                self.server.join_counts_page(fds.pop())
+                self.server.balance_by_counts_page(fds.pop())
             case "idle":
                 self._watch_idleness(message.get("seconds"))
             case "report" if self.server.started:
-                self._report_routes()
-                self.control.send(self._state())
+                self._report_route_generation()
+                self.control.send_or_drop(self._state())
                 if self.expired:
-                    self.control.send({"event": "expired"})
+                    self.control.send_or_drop({"event": "expired"})
                 if self.idleness is not None and self.idleness.idle:
                     self._report_idle(True)
 
@@ -207,15 +207,15 @@ class WorkerProcess:
         resting = {"resting": "told" if self.accepting_ordered else "new"} if self.server.resting else {}
         return {"event": "ready", "leaving": self.server.should_exit, **resting}
 
-    def _renew_certificate(self, tls: Tls, fds: list[int]) -> None:
+    def _renew_certificate_and_report(self, tls: Tls, fds: list[int]) -> None:
         """Use the certificate in `fds` for new connections; report success or the error to the supervisor."""
         try:
             context = ssl_context(tls, fds)
         except (OSError, ValueError) as error:
-            self.control.send({"event": "tls", "error": str(error)[:MOST_CHARACTERS]})
+            self.control.send_or_drop({"event": "tls", "error": str(error)[:MOST_CHARACTERS]})
             return
         self.server.config.ssl = context
-        self.control.send({"event": "tls", "error": None})
+        self.control.send_or_drop({"event": "tls", "error": None})
 
     def _use_routes(self, fds: list[int], keeps: bool, context_key: str) -> None:
         """Use the gateway's route table in `fds` from now on, or log why it is unusable; report the table in use.
@@ -228,14 +228,14 @@ class WorkerProcess:
         except (OSError, ValueError) as error:
             self._log(f"ERROR:    the route table cannot be used: {error}\n".encode())
         if self.server.started:
-            self._report_routes()
+            self._report_route_generation()
             if not keeps:
                 self.server.return_connections_to_gateway()
 
-    def _report_routes(self) -> None:
+    def _report_route_generation(self) -> None:
         table = self.routes.table
         if table is not None and self.server.prevents_misrouted_requests:
-            self.control.send({"event": "routes", "generation": table.generation})
+            self.control.send_or_drop({"event": "routes", "generation": table.generation})
 
     def _watch_idleness(self, seconds: float | None) -> None:
         """Report when the worker has been idle for `seconds`, and when it is active again; None: stop reporting."""
@@ -244,7 +244,7 @@ class WorkerProcess:
         self.idleness = IdleTimer(self.server.server_state, seconds, self._report_idle) if seconds else None
 
     def _report_idle(self, idle: bool) -> None:
-        self.control.send({"event": "idle" if idle else "busy"})
+        self.control.send_or_drop({"event": "idle" if idle else "busy"})
 
     def _on_stop_signal(self, number: int) -> None:
         # The signal was sent to this process alone, so no request need be lost. A second signal stops at once.
@@ -270,7 +270,7 @@ class WorkerProcess:
             os.write(2, line)
 
     def _failed(self, message: str, status: int) -> int:
-        self.control.send({"event": "failed", "message": message[:MOST_CHARACTERS]})
+        self.control.send_or_drop({"event": "failed", "message": message[:MOST_CHARACTERS]})
         return status
 
     def close_in_child(self) -> None:
@@ -316,7 +316,7 @@ class ControlSocket:
         """Stop accepting orders."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
-    def send(self, message: wire.Message | bytes) -> None:
+    def send_or_drop(self, message: wire.Message | bytes) -> None:
         """Send an event, or drop it if the socket is full: a supervisor that does not read must not delay a request.
 
         Pass an event as bytes in a newly forked worker: running the JSON encoder would make shared pages private.
@@ -351,7 +351,7 @@ class ControlSocket:
                 os.close(sock.detach())
 
     def _handle_order_if_waiting(self) -> bool:
-        if answer_heartbeat(self._sock, self._tally):
+        if answer_if_heartbeat(self._sock, self._tally):
             return True
         try:
             received = wire.receive(self._sock)
@@ -384,7 +384,7 @@ def announce_heartbeats(tally: memoryview | None) -> None:
         tally[BEAT_AT_NS] = time.monotonic_ns()
 
 
-def answer_heartbeat(control: socket.socket, tally: memoryview | None) -> bool:
+def answer_if_heartbeat(control: socket.socket, tally: memoryview | None) -> bool:
     """Read and answer the next message if it is a heartbeat, and return True; leave any other unread (False)."""
     try:
         if control.recv(len(BEAT) + 1, socket.MSG_PEEK) != BEAT:
@@ -422,7 +422,7 @@ class OrphanListener:
         self._connections: list[socket.socket] = []
         self._path = ""
         if bound is None:
-            bound, self._path = rendezvous.bind(spec["orphanage"]["directory"], pool_files.WORKER)
+            bound, self._path = rendezvous.bind_new_socket(spec["orphanage"]["directory"], pool_files.WORKER)
         self._listener, self._needs_another = bound, not self._path
         self._listener.listen()
         self._loop.add_reader(self._listener.fileno(), self._accept_and_send_greeting)
@@ -433,7 +433,7 @@ class OrphanListener:
         """The listening socket, and the sockets of the clients that are connected to it."""
         return self._listener, *self._connections
 
-    def _close(self) -> None:
+    def _close_and_unlink(self) -> None:
         self._checking.cancel()
         for sock in self.sockets:
             self._loop.remove_reader(sock.fileno())
@@ -473,7 +473,7 @@ class OrphanListener:
             return
         message, fds = received
         if message.get("order") == "adopt" and fds:
-            self._close()
+            self._close_and_unlink()
             control, *output = fds
             bound = output.pop(0) if self._needs_another and output else None
             for fd in output:
@@ -565,11 +565,11 @@ class ForkedChildCleanup:
     def _after_fork_in_child(self) -> None:
         if not self._separate:  # in a grandchild these numbers may belong to its own descriptors
             self._separate = True
-            self._reset_signals()
+            self._reset_loop_signal_handlers()
             self._worker.close_in_child()
         self._release_signals()
 
-    def _reset_signals(self) -> None:
+    def _reset_loop_signal_handlers(self) -> None:
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
             # Reset only the handler of the loop, for whichever signals; all others belong to the application.
@@ -593,7 +593,7 @@ def _set_up_and_run(fds: list[int], preloaded: bool) -> int:
     wait_start_or_exit(control)
     if spec["kind"] == "command":
         run_command(spec, output, rest)
-    rearrange_descriptors([spec_fd, control, *rest], output)
+    move_descriptors_and_close_others([spec_fd, control, *rest], output)
     if preloaded:
         set_index_variable(spec)
     else:

@@ -45,12 +45,12 @@ from .process_setup import (
     SPEC_FD,
     Spec,
     apply_spec,
-    clear_pool_variables,
+    clear_systemd_variables,
     discard_output,
+    move_descriptors_and_close_others,
     needs_exec,
     read_spec,
     read_spec_after_exec,
-    rearrange_descriptors,
     reset_signals,
     run_and_exit,
     start_interpreter_again,
@@ -75,7 +75,7 @@ def run_base_zygote() -> None:
     requests = socket.socket(fileno=REQUESTS_FD)
     # Done here instead of in every worker, because Python's own handlers are meant for programs of one process.
     reset_signals()
-    clear_pool_variables()
+    clear_systemd_variables()
     import_libraries_and_set_up()
     hide_poolctl_from_applications()
     # The supervisor may have exited before this zygote is up.
@@ -95,7 +95,7 @@ def _set_up_and_serve(fds: list[int]) -> int:
     name_process("poolctl-app")
     reset_signals()
     wait_start_or_exit(requests)
-    rearrange_descriptors([spec_fd, requests], output)
+    move_descriptors_and_close_others([spec_fd, requests], output)
     apply_spec(spec)
     if needs_exec(spec):
         start_interpreter_again(spec, 2, "worker", "app")
@@ -126,8 +126,8 @@ def _import_and_serve_forks(spec: Spec) -> int:
         print(explain(error), file=sys.stderr, end="")
         _send(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
         return _run_exit_functions(STARTUP_FAILURE)
-    if found := before.describe_leftovers(origins):
-        return _report_preload_unusable(requests, found, before.fix())
+    if found := before.describe_persistent_leftovers(origins):
+        return _report_preload_unusable(requests, found, before.native_thread_advice())
     gc.collect()
     gc.freeze()  # forks share these objects, and never scan them for garbage
     # From here only workers print, to pipes of their own; the end of this pipe shows that all output was read.
@@ -308,10 +308,10 @@ class ProcessSnapshot(NamedTuple):
     def of_this_process(cls) -> ProcessSnapshot:
         """The current threads, children and descriptors of this process."""
         threads = frozenset(map(int, os.listdir("/proc/self/task")))
-        kept = frozenset(each for each in threads if thread_name(each) not in _SPARED)
+        kept = frozenset(each for each in threads if kernel_thread_name(each) not in _SPARED)
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
-    def describe_leftovers(self, origins: ThreadOrigins | None = None) -> str:
+    def describe_persistent_leftovers(self, origins: ThreadOrigins | None = None) -> str:
         """Describe threads, child processes and descriptors that are newer than this snapshot; "" if there are none.
 
         Waits a moment for threads and child processes that are about to end. If there are new native threads, forks
@@ -328,7 +328,7 @@ class ProcessSnapshot(NamedTuple):
             time.sleep(_PAUSE_SECONDS)
         return found
 
-    def fix(self) -> str:
+    def native_thread_advice(self) -> str:
         """Advice on preventing the native threads started since this snapshot; "" without such threads or advice."""
         return (
             library_thread_limit_advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
@@ -444,8 +444,8 @@ class ThreadOrigins:
             if each.native_id == thread:
                 module = _module_of(each) or module
                 return f"the thread {each.name!r}" + (f" of {module}" if module else "")
-        name = thread_name(thread)
-        known = f"a thread {name!r}" if name and name != thread_name(os.getpid()) else "a thread"
+        name = kernel_thread_name(thread)
+        known = f"a thread {name!r}" if name and name != kernel_thread_name(os.getpid()) else "a thread"
         return f"{known} in {module}" if module else f"{known} ({thread})"
 
     def _record_new_threads(self, importing: str = "") -> None:
@@ -465,7 +465,7 @@ def library_thread_limit_advice() -> str:
     return ""
 
 
-def thread_name(thread: int) -> str:
+def kernel_thread_name(thread: int) -> str:
     """The kernel's name (`comm`) for the thread of this process with this id; "" if the thread has ended.
 
     By default a thread has the name of its process.

@@ -69,7 +69,7 @@ class HostRunner:
         return "its host imports each application once"
 
     async def check_startable(self, server: ServerConfig) -> None:
-        await self._call("check", server)
+        await self._call("check_startable", server)
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         placement: Placement = await self._call(
@@ -101,7 +101,7 @@ class HostRunner:
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
         await self._call("set_accepting", placement, accepting)
 
-    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_UNIX)
         try:
@@ -219,7 +219,7 @@ class Host:
         plain: bool,
     ) -> None:
         try:
-            sock = await self._runner.connect(placement, kind, plain)
+            sock = await self._runner.connect_for_probe(placement, kind, plain)
         except OSError:
             writer.write(b"-")
             return

@@ -166,7 +166,7 @@ class GatewayChaos:
     def upgrade(self) -> None:
         """Upgrade to another version, whose gateway replaces this one."""
         before = self._gateway()
-        self._install()
+        self._install_and_list_changed_files()
         self._command("upgrade")
         wait_until(lambda: self._gateways() not in ([], [before]), timeout_seconds=SETTLED_SECONDS)
 
@@ -213,7 +213,7 @@ class GatewayChaos:
     def run(self, requests: int, events: tuple[str, ...] = ()) -> dict[str, Outcome]:
         """Run all events in rounds, in varying order, until the number of requests is complete. Raises Fault."""
         certificate(self.directory)
-        self._install()
+        self._install_and_list_changed_files()
         self._write()
         self._command("start")
         self._settle({})
@@ -292,7 +292,7 @@ class GatewayChaos:
     def _look(self) -> dict[str, Report]:
         return {name: load.look() for name, load in self.loads.items()}
 
-    def _install(self) -> None:
+    def _install_and_list_changed_files(self) -> None:
         """Use a copy of this package for commands, as the next version; the checkout may change meanwhile."""
         self.versions += 1
         place = self.room / f"version{self.versions}"

@@ -55,21 +55,21 @@ class Generator:
         self.numbers = itertools.count(1)
         self.live: set[Any] = set()  # conversations that have not ended
         self._new: Callable[[Generator, str], Any] = conversation_of(settings.mode)
-        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._valid_handlers: dict[int, Callable[[int], None]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
 
     def run(self, beside: Sequence[tuple[socket.socket, Callable[[], None]]] = ()) -> None:
         """Until stopped; `beside` are sockets to look at as well, each with what to do when it is readable."""
         for sock, act in beside:
-            self._handlers[sock.fileno()] = lambda _, act=act: act()
+            self._valid_handlers[sock.fileno()] = lambda _, act=act: act()
             self.epoll.register(sock, select.EPOLLIN)
         for number in range(self.settings.connections):
             self.open(self.settings.targets[number % len(self.settings.targets)])
         looked = time.monotonic()
         while not (self.stopping and not self.live):
             for descriptor, events in self.epoll.poll(self._until_timer(), 256):
-                if handler := self._handlers.get(descriptor):
+                if handler := self._valid_handlers.get(descriptor):
                     handler(events)
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
@@ -98,11 +98,11 @@ class Generator:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), act))
 
     def register(self, connection: Connection, events: int) -> None:
-        self._handlers[connection.sock.fileno()] = connection.handle
+        self._valid_handlers[connection.sock.fileno()] = connection.handle
         self.epoll.register(connection.sock, events)
 
     def forget(self, connection: Connection) -> None:
-        if self._handlers.pop(connection.sock.fileno(), None):
+        if self._valid_handlers.pop(connection.sock.fileno(), None):
             self.epoll.unregister(connection.sock)
 
     def _until_timer(self) -> float:

@@ -11,9 +11,9 @@ from poolctl.clock import (
     PING_SECONDS,
     SILENT_SECONDS,
     Clock,
+    HungProcessDetector,
     RateLimit,
     ReportLimit,
-    Watchdog,
     next_aligned_time,
 )
 from tests.manual_clock import ManualClock
@@ -37,23 +37,23 @@ def test_time_does_not_go_back() -> None:
         ManualClock().advance(-1)
 
 
-def silent_at(watchdog: Watchdog, until: float) -> float | None:
+def silent_at(watchdog: HungProcessDetector, until: float) -> float | None:
     """When it is given up by one who looks whenever it is due; None if not until then."""
     while (now := watchdog.due) <= until:
-        if watchdog.check_silence(now):
+        if watchdog.check_for_hang(now):
             return now
         watchdog.mark_ping_sent_if_due(now)
     return None
 
 
 def test_first_message_may_take_long() -> None:
-    watchdog = Watchdog(100.0)
+    watchdog = HungProcessDetector(100.0)
     assert not watchdog.mark_ping_sent_if_due(100.0 + SILENT_SECONDS)
     assert silent_at(watchdog, 1000.0) == pytest.approx(100.0 + FIRST_MESSAGE_SECONDS)
 
 
 def test_quiet_process_is_pinged_once() -> None:
-    watchdog = Watchdog(0.0)
+    watchdog = HungProcessDetector(0.0)
     watchdog.received(1.0)
     assert watchdog.due == PING_SECONDS
     assert not watchdog.mark_ping_sent_if_due(PING_SECONDS - 0.1)
@@ -68,19 +68,19 @@ def test_periodic_moments_are_multiples_of_their_interval(now: float, moment: fl
 
 
 def test_early_ping_is_sent_at_once() -> None:
-    watchdog = Watchdog(0.0)
+    watchdog = HungProcessDetector(0.0)
     watchdog.received(1.0)
     assert watchdog.mark_ping_sent_if_due(2.0, early=True)
     assert silent_at(watchdog, 1000.0) == pytest.approx(2.0 + SILENT_SECONDS)
 
 
 def test_any_message_counts_as_an_answer() -> None:
-    watchdog = Watchdog(0.0)
+    watchdog = HungProcessDetector(0.0)
     watchdog.received(1.0)
     assert watchdog.mark_ping_sent_if_due(10.0)
     assert silent_at(watchdog, 19.0) is None
     watchdog.received(19.9)
-    assert not watchdog.check_silence(1000.0)
+    assert not watchdog.check_for_hang(1000.0)
     assert watchdog.waited_seconds == 0
     assert watchdog.mark_ping_sent_if_due(1000.0)
     assert silent_at(watchdog, 2000.0) == pytest.approx(1000.0 + SILENT_SECONDS)
@@ -88,13 +88,13 @@ def test_any_message_counts_as_an_answer() -> None:
 
 @pytest.mark.parametrize("began", [0.0, 0.5, 3.0, 9.5])
 def test_pause_of_the_watching_process_does_not_count(began: float) -> None:
-    watchdog = Watchdog(0.0)
+    watchdog = HungProcessDetector(0.0)
     watchdog.received(0.0)
     assert watchdog.mark_ping_sent_if_due(10.0)
     assert silent_at(watchdog, 10.0 + began) is None
     awake = 10.0 + began + 3600.0
     # What it answered meanwhile is read next. If it has not, it has the rest of its time.
-    assert not watchdog.check_silence(awake)
+    assert not watchdog.check_for_hang(awake)
     given_up = silent_at(watchdog, awake + SILENT_SECONDS)
     assert given_up is not None
     assert given_up >= awake + SILENT_SECONDS - began
@@ -102,11 +102,11 @@ def test_pause_of_the_watching_process_does_not_count(began: float) -> None:
 
 def test_repeated_pauses_do_not_count() -> None:
     chance = random.Random(1)
-    watchdog = Watchdog(0.0)
+    watchdog = HungProcessDetector(0.0)
     watchdog.received(0.0)
     assert watchdog.mark_ping_sent_if_due(5.0)
     ran, now = 0.0, 5.0
-    while not watchdog.check_silence(now):
+    while not watchdog.check_for_hang(now):
         paused = chance.choice((0.0, 0.0, 7.0, 600.0))
         ran += 0.0 if paused else watchdog.due - now
         now = watchdog.due + paused
@@ -114,7 +114,7 @@ def test_repeated_pauses_do_not_count() -> None:
 
 
 def test_answer_is_late_after_a_fifth_of_the_time_for_it() -> None:
-    watchdog = Watchdog(0.0)
+    watchdog = HungProcessDetector(0.0)
     watchdog.received(0.0)
     assert watchdog.mark_ping_sent_if_due(10.0)
     assert silent_at(watchdog, 10.0 + 0.15 * SILENT_SECONDS) is None

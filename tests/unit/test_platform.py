@@ -25,11 +25,11 @@ from tests.deadline import wait_until
 def test_the_table_of_descriptors_is_made_as_large_as_it_may_get(limit: int) -> None:
     look = f"""
 import os, resource
-from poolctl.platform import make_room_for_descriptors
+from poolctl.platform import grow_descriptor_table
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min({limit}, hard), hard))
 before = os.listdir("/proc/self/fd")
-make_room_for_descriptors()
+grow_descriptor_table()
 assert os.listdir("/proc/self/fd") == before
 size = [line for line in open("/proc/self/status") if line.startswith("FDSize:")]
 print(int(size[0].split()[1]), min({limit}, hard))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from poolctl import PoolConfig, PoolValidateError, ServerConfig
 from poolctl.time_windows import (
     BadWindow,
-    Period,
+    WindowState,
     next_time,
     parse_time_zone,
     parse_window,
@@ -37,7 +37,7 @@ def at(*when: int, fold: int = 0) -> float:
     return datetime(*when, fold=fold, tzinfo=BERLIN).timestamp()  # type: ignore[misc, arg-type]
 
 
-def awake(*windows: str, now: float) -> Period:
+def awake(*windows: str, now: float) -> WindowState:
     return period_at([("awake", windows)], now, BERLIN)
 
 

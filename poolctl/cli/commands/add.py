@@ -53,7 +53,7 @@ def perform(request: CommandRequest) -> Outcome:
     """Add and start one server, or every server of a file; with --save also write them to the pool's files."""
     save = saves(request)
     pool = find_pool(request)
-    tables, base_dir = new_servers(request, pool)
+    tables, base_dir = server_tables_with_base_dir(request, pool)
     if not save:
         return _combined([_add_one(request, pool, table, base_dir) for table in tables])
     request.supervisor_options()  # a wrong value is reported before anything is read
@@ -105,11 +105,11 @@ def _offline_add_outcome(files: WriteBack, tables: list[Table]) -> Outcome:
     from poolctl.control.answers import item_from_config
 
     names = [table.get("name") for table in tables]
-    items = [item_from_config(server) for server in files.draft.check() if server.name in names]
+    items = [item_from_config(server) for server in files.draft.load_validated() if server.name in names]
     return Outcome(items, message="\n".join(f"added {name}, not started" for name in names))
 
 
-def new_servers(request: CommandRequest, pool: PoolRef) -> tuple[list[Table], str]:
+def server_tables_with_base_dir(request: CommandRequest, pool: PoolRef) -> tuple[list[Table], str]:
     """The server tables to add, as they would be in a file, and the directory to which their relative paths refer."""
     file = request.get("file")
     options = [o for o in ("server", *KEYS, "set") if request.get(o)]

@@ -142,7 +142,7 @@ def perform(request: CommandRequest) -> Outcome:
     text = SCRIPTS[validate_choice("SHELL", shell, tuple(SCRIPTS))]
     if not request.get("install"):
         return Outcome(text=text)
-    written = _install(shell, text, os.environ)
+    written = _install_and_list_changed_files(shell, text, os.environ)
     if not written:
         return Outcome(message=f"the completion of {shell} is installed already")
     return Outcome(message=f"wrote {' and '.join(written)}; new shells complete poolctl")
@@ -151,16 +151,16 @@ def perform(request: CommandRequest) -> Outcome:
 _MARK = "# completion of poolctl"
 
 
-def _install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
+def _install_and_list_changed_files(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
     """Write the script and the line that loads it; returns the paths of changed files.
 
     Raises Failure if they belong to another user, or cannot be written.
     """
     home = os.path.expanduser("~")
-    script, start_file, line = _installation_plan(shell, home, env)
+    script, start_file, line = _installation_paths_with_rc_line(shell, home, env)
     try:
         for path in filter(None, (home, script, start_file)):
-            _refuse_if_foreign(path)
+            _refuse_other_users_file(path)
         changed = [script] if _write_if_changed(script, text) else []
         if start_file and _append_if_missing(start_file, f"{line} {_MARK}\n"):
             changed.append(start_file)
@@ -171,7 +171,7 @@ def _install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
     return changed
 
 
-def _installation_plan(shell: str, home: str, env: Mapping[str, str]) -> tuple[str, str, str]:
+def _installation_paths_with_rc_line(shell: str, home: str, env: Mapping[str, str]) -> tuple[str, str, str]:
     """The paths of the script and of the shell's startup file, and the line there that loads the script.
 
     The last two are "" for fish, which needs no such line.
@@ -191,7 +191,7 @@ def _installation_plan(shell: str, home: str, env: Mapping[str, str]) -> tuple[s
     return script, path, " ".join(filter(None, words))
 
 
-def _refuse_if_foreign(path: str) -> None:
+def _refuse_other_users_file(path: str) -> None:
     """Raise Failure if the file, or the directory for a missing file, belongs to another user."""
     while not os.path.lexists(path):
         path = os.path.dirname(path) or "."
@@ -268,7 +268,7 @@ def _offers(words: Sequence[str]) -> Iterable[Offer]:
         ]
     if not line.verb or (line.verb == "help" and not line.arguments):
         return _commands(last)
-    argument = line.next_argument()
+    argument = line.next_positional()
     return _values(line, argument, last) if argument else []
 
 
@@ -311,7 +311,7 @@ class _CommandLine:
             if self.command:
                 self.options = by_spelling((*self.command.options, HELP_OPTION))
 
-    def next_argument(self) -> Option | None:
+    def next_positional(self) -> Option | None:
         declared = self.command.arguments if self.command else []
         if self.arguments < len(declared):
             return declared[self.arguments]

@@ -23,7 +23,7 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, local_time, paint, printable, stdout_fd
 from poolctl.cli.supervisor_requests import selected
 from poolctl.control import pool_paths
-from poolctl.control.answers import EventsResult, ProgressLine
+from poolctl.control.answers import JournalPositionResult, ProgressLine
 from poolctl.control.client import Client
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
@@ -82,7 +82,7 @@ class _EventStream:
         Without an answer the path is the configured or the default one, and the number is read from that file.
         """
         try:
-            answer = self._client.ask(EventsResult, "events", {"options": {"lines": 0}}, timeout=5)
+            answer = self._client.ask(JournalPositionResult, "events", {"options": {"lines": 0}}, timeout=5)
             if answer.path:
                 return answer.path, answer.seq
         except ControlError:
@@ -113,7 +113,7 @@ class _EventStream:
         while True:
             options = {"follow": True, "after": self._last, "lines": MOST_LINES}
             try:
-                client.ask(EventsResult, "events", {"options": options}, received)
+                client.ask(JournalPositionResult, "events", {"options": options}, received)
             except ControlError:
                 newest = next((event.seq for event in recent(self.path, EventFilter(), 1)), 0)
                 if newest < self._last:

@@ -206,8 +206,8 @@ def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
         ("#", "Ready when every enabled server has answered; `systemctl status` names those that have not."),
         ("Type", "notify"),
         ("NotifyAccess", "all"),
-        ("ExecStart", command([*pool.poolctl, *files, "run"])),
-        ("ExecReload", command([*pool.poolctl, *files, "reload"])),
+        ("ExecStart", systemd_command_line([*pool.poolctl, *files, "run"])),
+        ("ExecReload", systemd_command_line([*pool.poolctl, *files, "reload"])),
         ("WorkingDirectory", escape_unit_value(os.path.dirname(pool.files[0]) or "/")),
         *([("User", escape_unit_value(pool.user))] if pool.user and not of_user else []),
         *(
@@ -343,7 +343,7 @@ def quote_unit_word(value: str) -> str:
     return '"' + "".join(_ESCAPES.get(character, _escaped(character)) for character in value) + '"'
 
 
-def command(argv: Sequence[str]) -> str:
+def systemd_command_line(argv: Sequence[str]) -> str:
     """Return `argv` as a command line for systemd. `$` is doubled except in argv[0], which systemd does not expand."""
     return " ".join(
         [quote_unit_word(argv[0]), *(quote_unit_word(argument.replace("$", "$$")) for argument in argv[1:])]

@@ -7,7 +7,7 @@ import sys
 from poolctl.cli.command_line import FIELDS, OUTPUT, SELECTION, UPTIME, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import FIGURES, footer_of, width_of
+from poolctl.cli.render import FIGURES, footer_of, terminal_width_or_zero
 from poolctl.cli.supervisor_requests import selected
 
 COMMAND = Command(
@@ -41,5 +41,5 @@ def perform(request: CommandRequest) -> Outcome:
     if gateway is not None:
         outcome.extra["gateway"] = gateway
         if sys.stdout.isatty():
-            outcome.footer = footer_of(gateway, width_of(sys.stdout))
+            outcome.footer = footer_of(gateway, terminal_width_or_zero(sys.stdout))
     return outcome

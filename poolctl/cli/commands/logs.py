@@ -161,7 +161,7 @@ def _log_files_and_request_id_names(
 ) -> tuple[dict[str, str], Set[str]]:
     """The log files by displayed name, and the names whose lines show request IDs."""
     try:
-        return _selected_files_and_request_id_names(request, pool)
+        return _files_and_names_with_ids(request, pool)
     except Failure as failure:
         targets = request.get("targets") or []
         missing = failure.outcome.exit_code == NOTHING_MATCHED and GATEWAY in targets
@@ -169,12 +169,10 @@ def _log_files_and_request_id_names(
             raise
     # No server has this name.
     values = {**request.values, "targets": [each for each in targets if each != GATEWAY], "gateway": True}
-    return _selected_files_and_request_id_names(CommandRequest(request.verb, values), pool)
+    return _files_and_names_with_ids(CommandRequest(request.verb, values), pool)
 
 
-def _selected_files_and_request_id_names(
-    request: CommandRequest, pool: PoolRef
-) -> tuple[dict[str, str], Set[str]]:
+def _files_and_names_with_ids(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
     gateway = bool(request.get("gateway"))
     if gateway and not _has_gateway(request, pool):
         hint = "a [gateway] or a [[route]] in the file adds one"

@@ -39,7 +39,7 @@ def perform(request: CommandRequest) -> Outcome:
     """All pools with name, files, the supervisor's pid, and the number of ready servers."""
     found = [
         pool
-        for path in pool_paths.pool_dirs(os.environ)
+        for path in pool_paths.existing_pool_directories(os.environ)
         if (pool := _query_pool_and_ready_text(path)) is not None
     ]
     pools = [pool for pool, _ in found]

@@ -52,11 +52,11 @@ def perform(request: CommandRequest) -> Outcome:
     result = ask_for(ReloadResult, request, pool, more={"dry_run": dry_run})
     outcome = Outcome.of(result, plan_text(result, coloured(sys.stdout), dry_run=dry_run))
     outcome.painted = True
-    outcome.warnings += _other_files_warnings(request, pool)
+    outcome.warnings += _started_with_other_files_warnings(request, pool)
     return outcome
 
 
-def _other_files_warnings(request: CommandRequest, pool: PoolRef) -> list[str]:
+def _started_with_other_files_warnings(request: CommandRequest, pool: PoolRef) -> list[str]:
     """Return a warning if several -c options are given and the pool's supervisor has read other files; otherwise []."""
     if len(request.get("config") or ()) < 2 or pool.platform != LOCAL:
         return []

@@ -58,14 +58,21 @@ from poolctl.cli.supervisor_requests import (
     Progress,
     await_exit_if_pool_ends,
     is_empty,
-    log_size,
     refuse_without_linux,
     start_with_signals_blocked,
     startup_failure,
+    supervisor_log_size,
 )
 from poolctl.config import Finding, address_parts
 from poolctl.control import sd_notify
-from poolctl.control.answers import ErrorEntry, EventsResult, Item, ProgressLine, ReloadResult, Result
+from poolctl.control.answers import (
+    ErrorEntry,
+    Item,
+    JournalPositionResult,
+    ProgressLine,
+    ReloadResult,
+    Result,
+)
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, read_exit, wait_for_exit
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.control.server_answers import ShowResult
@@ -115,9 +122,9 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Run the pool until it stops. The exit code says how it ended."""
     if request.get("debug"):
-        from poolctl.cli.foreground_server import debug
+        from poolctl.cli.foreground_server import run_server_in_foreground
 
-        debug(request)
+        run_server_in_foreground(request)
     refuse_without_linux()
     limit_seconds = request.seconds("stop_timeout")
     if os.getpid() == 1:  # in a container
@@ -135,7 +142,7 @@ def perform(request: CommandRequest) -> Outcome:
         message = "a supervisor is already running for this pool"
         raise ControlError(message, exit_code=CONFLICT, hint="stop it with poolctl stop")
     with (
-        BackgroundStream(sys.stderr) as stderr,
+        BackgroundWriter(sys.stderr) as stderr,
         redirect_stderr(stderr),
         StopSignals() as signals,
     ):
@@ -152,12 +159,12 @@ def perform(request: CommandRequest) -> Outcome:
 
 def _run(session: RunSession, path: str, signals: StopSignals) -> int:
     """Launch the pool, wait for its end, the user's command or a signal, and stop it; returns the exit code."""
-    keeper_pid, lifeline, log_start = 0, -1, log_size(session.pool)
+    keeper_pid, lifeline, log_start = 0, -1, supervisor_log_size(session.pool)
     try:
         with deferred_signals():  # nothing could wait for a half-launched pool
             from poolctl.supervisor.launch import launch
 
-            keeper_pid, lifeline = launch(session.pool.files, session.pool_environment(), lifeline=True)
+            keeper_pid, lifeline = launch(session.pool.files, session.supervisor_environment(), lifeline=True)
         code = _start_and_run_until_end(session, path, lifeline, signals)
     except (ControlError, Failure) as failure:
         if isinstance(failure, (NoSupervisor, SupervisorEnded)):
@@ -173,7 +180,7 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
             session.stop(code)
             os.close(lifeline)
             wait_for_exit(keeper_pid)  # even if the supervisor was exiting and did not answer
-            code = INTERRUPTED if signals.interrupted else session.resolve_exit_status(code)
+            code = INTERRUPTED if signals.interrupted else session.wait_and_resolve_exit_status(code)
             session.print_deaths_and_failure_logs()
             if session.command and sys.stderr.isatty():
                 session.say("the pool has stopped")  # not visible from the end of CMD
@@ -240,7 +247,7 @@ class RunSession:
         """Return whether to print the servers' output: only if no command follows `--` and no option -o is given."""
         return not self.command and not self.request.output
 
-    def pool_environment(self) -> Mapping[str, str]:
+    def supervisor_environment(self) -> Mapping[str, str]:
         """The environment of the pool's processes: this command's, and a variable that turns access logs on or off.
 
         --no-access-log turns them off. Otherwise they are on if the servers' output is printed to a terminal.
@@ -285,7 +292,9 @@ class RunSession:
         """With --watch, begin to apply changes of files in a thread; returns at once."""
         if self.request.get("watch"):
             watcher = PoolWatcher(self.request, self.pool, self.say, self._begun)
-            thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
+            thread = threading.Thread(
+                target=self._apply_changes_until_end, args=(watcher,), name="watch", daemon=True
+            )
             start_with_signals_blocked(thread)
 
     def reload(self) -> None:
@@ -302,7 +311,7 @@ class RunSession:
         self.print_change(result)
         sd_notify.notify(os.environ, sd_notify.READY)
 
-    def _watch(self, watcher: PoolWatcher) -> None:
+    def _apply_changes_until_end(self, watcher: PoolWatcher) -> None:
         try:
             for result in watcher.apply_changes(self._ending.is_set):
                 self.print_change(result)
@@ -354,7 +363,7 @@ class RunSession:
             path, self.command, environment, stdout=stdout, lifeline=lifeline, unwanted=unwanted
         )
 
-    def resolve_exit_status(self, code: int) -> int:
+    def wait_and_resolve_exit_status(self, code: int) -> int:
         """The pool's own exit status if it has ended by itself, because a mandatory server failed; else `code`."""
         left = read_exit(self.pool.directory)
         if not left:
@@ -496,7 +505,7 @@ class PoolEventFollower:
 
     def _ask(self, client: Client, options: Table, timeout_seconds: float | None = None) -> None:
         body = {"options": options | {"kind": _KINDS}}
-        client.ask(EventsResult, "events", body, self._report_event, timeout_seconds)
+        client.ask(JournalPositionResult, "events", body, self._report_event, timeout_seconds)
 
     def _report_event(self, line: ProgressLine) -> None:
         if line.event is None:
@@ -548,7 +557,7 @@ def reopened_stream(stream: TextIO) -> Iterator[TextIO]:
             own.close()
 
 
-class BackgroundStream:
+class BackgroundWriter:
     """A text stream that is written in a background thread, so that a stalled reader does not block the caller.
 
     `write` waits until the text is written. Once a wait has timed out, it only queues text, and drops it when the queue
@@ -564,7 +573,7 @@ class BackgroundStream:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def __enter__(self) -> BackgroundStream:
+    def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -842,7 +851,7 @@ def continue_in_child(limit_seconds: float) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     child = os.fork()
     if child:
-        os._exit(_InitProcess(child, limit_seconds).run())
+        os._exit(_InitProcess(child, limit_seconds).forward_signals_until_exit())
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -853,7 +862,7 @@ class _InitProcess:
         self._due: float | None = None
         self._status: int | None = None
 
-    def run(self) -> int:
+    def forward_signals_until_exit(self) -> int:
         """Return the child's exit status once it has exited and, if it was killed, once its pool has ended, too.
 
         Wait at most `limit_seconds` after SIGTERM, SIGINT or the child's exit; return 137 if the child still runs then.
@@ -925,7 +934,7 @@ class StopSignals:
         self._before = {number: signal.getsignal(number) for number in (*_STOPPING, _OUTPUT_LOST)}
         for number in _STOPPING:
             if self._before[number] is not signal.SIG_IGN:  # nohup
-                signal.signal(number, self._raise_for_signal)
+                signal.signal(number, self._note_or_raise_for_signal)
         signal.signal(_OUTPUT_LOST, self._terminate_for_lost_output)
         self.wakeup, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
@@ -952,7 +961,7 @@ class StopSignals:
         """Stop, unless already stopping, because the reader of the output is gone. Callable from any thread."""
         os.kill(os.getpid(), _OUTPUT_LOST)
 
-    def _raise_for_signal(self, number: int, frame: FrameType | None) -> None:
+    def _note_or_raise_for_signal(self, number: int, frame: FrameType | None) -> None:
         unasked, self._stopping = self._unasked, True
         if unasked and number != signal.SIGALRM:
             self._unasked = False
@@ -972,11 +981,11 @@ class StopSignals:
             and threading.current_thread() is threading.main_thread()
         ):
             number = signal.SIGINT if discarded is KeyboardInterrupt else signal.SIGALRM
-            _thread.start_new_thread(self._signal_again, (number,))
+            _thread.start_new_thread(self._resend_signal_later, (number,))
         else:
             self._unraisable_before(unraisable)
 
-    def _signal_again(self, number: int) -> None:
+    def _resend_signal_later(self, number: int) -> None:
         sleep(_DISCARDED_SECONDS)
         if sys.unraisablehook == self._resend_discarded_signal:
             os.kill(os.getpid(), number)

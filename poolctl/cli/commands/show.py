@@ -115,7 +115,11 @@ def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list
         f"    {f'{key} = {text}'.ljust(width)}  {where and f'# {where}'}".rstrip()
         for key, text, where in rows
     ]
-    return lines if full else [*lines, *_defaults(key for key, _, where in every if where == _DEFAULT)]
+    return (
+        lines
+        if full
+        else [*lines, *_default_keys_comment(key for key, _, where in every if where == _DEFAULT)]
+    )
 
 
 def _default_values() -> Table:
@@ -124,7 +128,7 @@ def _default_values() -> Table:
     return dict(_flattened(Section.to_dict(ServerConfig.with_defaults())))
 
 
-def _defaults(keys: Iterable[str]) -> list[str]:
+def _default_keys_comment(keys: Iterable[str]) -> list[str]:
     """Comment lines that list the keys with default values; keys such as `env.A` appear as their table, `env`, once."""
     lines = ["    # at their defaults (shown by --full):"]
     for key in dict.fromkeys(key.partition(".")[0] for key in keys):

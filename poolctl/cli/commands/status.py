@@ -14,7 +14,7 @@ from poolctl.cli.render import (
     gateway_line,
     server_count_text,
     stack_lines,
-    width_of,
+    terminal_width_or_zero,
 )
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask, ask_for
 from poolctl.control.client import NoSupervisor
@@ -78,12 +78,12 @@ def _status(request: CommandRequest) -> Outcome:
         outcome.extra["summary"] = {"servers": 0, "ready": 0, "states": {}}
         return outcome
     outcome.extra["summary"] = summary
-    outcome.message = "\n".join(_lines(result.items, summary))
+    outcome.message = "\n".join(_summary_lines(result.items, summary))
     if request.verbose and not request.output:
         outcome.message += "".join(f"\n    {line}" for line in _stacks_of_hung(request, pool, result.items))
     if result.gateway is not None:
         outcome.extra["gateway"] = result.gateway
-        outcome.message += f"\n{gateway_line(result.gateway, width_of(sys.stdout))}"
+        outcome.message += f"\n{gateway_line(result.gateway, terminal_width_or_zero(sys.stdout))}"
     if summary.get("calm"):
         outcome.warnings.append(CRASH_LOOP)
     if problem := summary.get("keeper_problem"):
@@ -119,7 +119,7 @@ def _no_supervisor_line(items: Sequence[Item], pool: PoolRef) -> str:
     return f"no supervisor is running, {server_count_text(len(items))} stopped"
 
 
-def _lines(items: Sequence[Item], summary: Table) -> list[str]:
+def _summary_lines(items: Sequence[Item], summary: Table) -> list[str]:
     resting = {state: sum(item.state == state and not item.ready for item in items) for state in AT_REST}
     words = [
         f"{server_count_text(*count_ready_and_expected(items))} ready",

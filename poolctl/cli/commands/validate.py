@@ -52,7 +52,7 @@ def perform(request: CommandRequest) -> Outcome:
     outcome.message = (
         "" if outcome.errors else f"{_content_summary(config)}, ok{_not_imported_remark(config, request)}"
     )
-    outcome.notes = [] if outcome.errors else _withheld_variables_note(config)
+    outcome.notes = [] if outcome.errors else _secrets_not_passed_note(config)
     return _with_exit_code(outcome)
 
 
@@ -69,7 +69,7 @@ def _not_imported_remark(config: Configuration, request: CommandRequest) -> str:
     return " (applications not imported: --import)"
 
 
-def _withheld_variables_note(config: Configuration) -> list[str]:
+def _secrets_not_passed_note(config: Configuration) -> list[str]:
     """A note about environment variables that hold secrets of the pool and are not passed to servers; [] if none.
 
     Without the note, a server that relies on such a variable would fail only when it runs in the pool.

@@ -96,7 +96,7 @@ class Walk:
     def _run(self, item: Item) -> ServerRun:
         argv = expand_placeholders(self.command, item)
         try:
-            child = self._begin(argv, environment(item))
+            child = self._start_unless_ending(argv, environment(item))
         except (OSError, ValueError) as failure:
             code = NOT_EXECUTABLE if isinstance(failure, PermissionError) else NOT_FOUND
             reason = getattr(failure, "strerror", None) or str(failure)
@@ -110,7 +110,9 @@ class Walk:
             item, code, *(each.decode("utf-8", "backslashreplace") for each in (output, errors or b""))
         )
 
-    def _begin(self, argv: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes] | None:
+    def _start_unless_ending(
+        self, argv: list[str], environ: dict[str, str]
+    ) -> subprocess.Popen[bytes] | None:
         with self.start_lock:
             if self.ending:
                 return None
@@ -156,7 +158,7 @@ def perform(request: CommandRequest) -> Outcome:
         if run.exit_code:
             problems[run.name] = _failure(run, problem, hint)
         if as_text:
-            _print_group(run, quiet=request.quiet)
+            _print_server_output(run, quiet=request.quiet)
 
     if pool.platform == LOCAL:
         for run in walk.run_for_each(items):
@@ -217,7 +219,7 @@ def _parallelism(request: CommandRequest) -> int:
     return int(text)
 
 
-def _print_group(run: ServerRun, *, quiet: bool) -> None:
+def _print_server_output(run: ServerRun, *, quiet: bool) -> None:
     if not quiet:
         head = f"==> {printable(run.name)} <=="
         sys.stdout.write((paint(head, "1") if coloured(sys.stdout) else head) + "\n")

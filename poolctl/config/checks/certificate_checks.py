@@ -121,7 +121,7 @@ def certificate_validity(text: str) -> tuple[datetime, datetime] | None:
     """
     try:
         # RFC 5280 §4.1: [version], serial, algorithm, issuer, validity.
-        fields = _fields(text)
+        fields = _certificate_fields(text)
         _, times = fields[4 if fields[0][0] == 0xA0 else 3]
         begins, ends = _elements(times)
         return _parse_time(*begins), _parse_time(*ends)
@@ -144,7 +144,10 @@ def certificate_names(text: str) -> list[str]:
     found: list[str] = []
     try:
         for _, extension in [
-            each for tag, content in _fields(text) if tag == 0xA3 for each in _nested_elements(content)
+            each
+            for tag, content in _certificate_fields(text)
+            if tag == 0xA3
+            for each in _nested_elements(content)
         ]:
             # An identifier, an optional flag, and a value.
             parts = list(_elements(extension))
@@ -159,7 +162,7 @@ def certificate_names(text: str) -> list[str]:
     return found
 
 
-def _fields(text: str) -> list[tuple[int, bytes]]:
+def _certificate_fields(text: str) -> list[tuple[int, bytes]]:
     """Tag and content of each field of the first certificate in a PEM file (tbsCertificate in RFC 5280)."""
     der = base64.b64decode(text.partition(BEGIN)[2].partition(END)[0])
     return list(_elements(_nested_elements(der)[0][1]))

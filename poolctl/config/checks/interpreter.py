@@ -163,7 +163,7 @@ def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:
     bases = {real} if home is None else {real, os.path.dirname(home)}
     for library in [each for base in (prefix, *bases) for each in _libraries(base, "python3.")]:
         yield library
-        yield from _entries(library, "lib-dynload")
+        yield from _entry_paths(library, "lib-dynload")
     sites = [f"{each}/site-packages" for each in _libraries(prefix, "python3.")]
     if home is None or settings.get("include-system-site-packages") == "true":
         user_base = env.get("PYTHONUSERBASE") or os.path.join(env.get("HOME", "/"), ".local")
@@ -171,7 +171,7 @@ def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:
             sites += [
                 f"{each}/{name}-packages" for each in _libraries(base, "python3") for name in ("site", "dist")
             ]
-        sites += [f"{each}/site-packages" for each in _entries(f"{user_base}/lib", "python3.")]
+        sites += [f"{each}/site-packages" for each in _entry_paths(f"{user_base}/lib", "python3.")]
     for site in filter(os.path.lexists, sites):
         yield site
         yield from _named_by_pth(site)
@@ -180,10 +180,10 @@ def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:
 
 
 def _libraries(base: str, start: str) -> list[str]:
-    return [path for library in _entries(base, "lib") for path in _entries(library, start)]
+    return [path for library in _entry_paths(base, "lib") for path in _entry_paths(library, start)]
 
 
-def _entries(directory: str, start: str = "", end: str = "") -> list[str]:
+def _entry_paths(directory: str, start: str = "", end: str = "") -> list[str]:
     """The paths of a directory's entries whose names begin with `start` and end with `end`; [] if it cannot be read.
 
     Avoids `glob`, which is slow to import.
@@ -209,7 +209,7 @@ def _settings(path: str) -> dict[str, str]:
 
 
 def _named_by_pth(site: str) -> Iterator[str]:
-    for path in _entries(site, end=".pth"):
+    for path in _entry_paths(site, end=".pth"):
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 lines = file.read().splitlines()

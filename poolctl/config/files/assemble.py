@@ -15,8 +15,8 @@ from poolctl.config.files.read_file import (
     has_section,
     import_hint,
     kind_of,
+    pyproject_section,
     read_text,
-    section_of,
 )
 from poolctl.config.model.pool_tables import model_of_table, table_names
 from poolctl.config.model.section import Table
@@ -58,7 +58,7 @@ class Document:
         self.prefix: KeyPath = ()
         if os.path.basename(path) == PYPROJECT:
             self.prefix = SECTION
-            data = section_of(data)
+            data = pyproject_section(data)
             if data is None:
                 hint = "add [tool.poolctl], or name another file"
                 raise Problem("there is no [tool.poolctl]", place=Place(path), hint=hint)
@@ -231,10 +231,10 @@ class Assembly:
         elif not isinstance(value, dict):
             yield Finding((key,), f"{key!r} is {shown(value)}, not a table", f"write [{key}]")
         elif model is not None:
-            table = model.values_from_file(value, document.data[key], document.base_dir)
+            table = model.with_absolute_paths(value, document.data[key], document.base_dir)
             self.tables[key] = merged(self.tables.get(key, {}), table)
         elif key == "defaults":
-            self._merge_defaults(document, value)
+            self._merge_into_defaults(document, value)
         else:
             self.settings = merged(self.settings, value)
 
@@ -248,7 +248,8 @@ class Assembly:
                 yield Finding((name, index, key), f"unknown key {key!r}", "take it out")
         base_dir = document.base_dir
         self.tables[name] = [
-            model.values_from_file(each, as_is, base_dir) for each, as_is in zip(tables, written, strict=True)
+            model.with_absolute_paths(each, as_is, base_dir)
+            for each, as_is in zip(tables, written, strict=True)
         ]
 
     def _merge(self, model: type[Table], document: Document, tables: list[dict[str, Tree]]) -> None:
@@ -259,7 +260,7 @@ class Assembly:
             label: at for at, each in enumerate(known) if isinstance(label := each.get(model.merged_by), str)
         }
         for index, table in enumerate(tables):
-            own = model.values_from_file(table, written[index], document.base_dir)
+            own = model.with_absolute_paths(table, written[index], document.base_dir)
             label = own.get(model.merged_by)
             at = earlier.pop(label, None) if isinstance(label, str) else None
             if at is None:
@@ -269,7 +270,7 @@ class Assembly:
                 known[at] = merged(known[at], own)
             self.parts.setdefault((name, at), []).append((document, (name, index)))
 
-    def _merge_defaults(self, document: Document, value: dict[str, Tree]) -> None:
+    def _merge_into_defaults(self, document: Document, value: dict[str, Tree]) -> None:
         findings: list[Finding] = []
         table = normalise(value, document.base_dir, findings)
         if "name" in table:

@@ -100,12 +100,14 @@ def parse_toml(text: str) -> Tree:
         message = str(error)
         digits = re.search(r"[0-9_]{4000,}", text) if "integer string conversion" in message else None
         if digits:
-            raise ParseError("a number of too many digits", *LineIndex(text).place(digits.start())) from None
+            raise ParseError(
+                "a number of too many digits", *OffsetLocator(text).place(digits.start())
+            ) from None
         place = re.search(_TOML_PLACE, message)
         message = message[: place.start()] if place else message.partition(";")[0]
         if place and place[1]:
             raise ParseError(message, int(place[1]), int(place[2])) from None
-        raise ParseError(message, *(LineIndex(text).place(len(text)) if place else (0, 0))) from None
+        raise ParseError(message, *(OffsetLocator(text).place(len(text)) if place else (0, 0))) from None
 
 
 def parse_json(text: str) -> Tree:
@@ -124,7 +126,7 @@ def parse_json(text: str) -> Tree:
         constant = next((found for found in re.finditer(_JSON_CONSTANT, text) if found[1]), None)
         if constant is None:
             raise ParseError("a number of too many digits") from None
-        place = LineIndex(text).place(constant.start(1))
+        place = OffsetLocator(text).place(constant.start(1))
         raise ParseError(str(error), *place, "write a number, or leave the key out") from None
 
 
@@ -143,7 +145,7 @@ def _refused(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-class LineIndex:
+class OffsetLocator:
     """Finds the line of an offset in a text, in logarithmic time."""
 
     def __init__(self, text: str) -> None:
@@ -164,7 +166,7 @@ class Scanner:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.lines = LineIndex(text)
+        self.lines = OffsetLocator(text)
         self.found: dict[KeyPath, tuple[int, int]] = {}
         # The offsets of brackets that are not closed, and the first key that its table already has, with its offset.
         self.open: list[int] = []
@@ -286,7 +288,7 @@ def _explained(text: str, kind: str, error: ParseError) -> ParseError:
     if found is None:
         return ParseError(error.message, error.line, error.column, RULES[kind])
     at, message, hint = found
-    return ParseError(message, *LineIndex(text).place(at), hint)
+    return ParseError(message, *OffsetLocator(text).place(at), hint)
 
 
 def _explained_toml(text: str, message: str, start: int) -> Explained:

@@ -84,7 +84,7 @@ def candidate_files(cwd: str) -> list[str]:
 def has_section(path: str) -> bool:
     """Whether a pyproject.toml seems to have [tool.poolctl]. Searches the text, without parsing it."""
     try:
-        return re.search(_SECTION, read_regular(path, PYPROJECT_LIMIT_BYTES)) is not None
+        return re.search(_SECTION, read_regular_up_to(path, PYPROJECT_LIMIT_BYTES)) is not None
     except OSError:
         return False
 
@@ -103,7 +103,9 @@ class NotRegular(OSError):
     """The path is not a regular file."""
 
 
-def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user: bool = False) -> bytes:
+def read_regular_up_to(
+    path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user: bool = False
+) -> bytes:
     """The first `most_bytes` of a file. Raises NotRegular, other OSErrors, and ValueError for a NUL in the path.
 
     With `for_another_user` the file is read for the server of another user, who may have made a symbolic link: a link
@@ -134,10 +136,10 @@ def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user
 def read_text(path: str, *, for_another_user: bool = False, is_configuration: bool = False) -> str:
     """The whole file as text, without its byte order mark. Does not wait for special files. Raises Problem.
 
-    `for_another_user` as in `read_regular`; with `is_configuration` the problem of a missing file suggests `init`.
+    `for_another_user` as in `read_regular_up_to`; with `is_configuration` a missing file's problem suggests `init`.
     """
     try:
-        content = read_regular(path, LARGEST_BYTES + 1, for_another_user=for_another_user)
+        content = read_regular_up_to(path, LARGEST_BYTES + 1, for_another_user=for_another_user)
     except NotRegular as special:
         raise _problem(path, str(special), "name a regular file") from special
     except BlockingIOError as error:
@@ -203,7 +205,7 @@ def _contents(paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         with contextlib.suppress(ServerError):
             for file in files_of(path):
                 with contextlib.suppress(OSError, ValueError):
-                    yield file, read_regular(file)
+                    yield file, read_regular_up_to(file)
 
 
 def platform_of(paths: Iterable[str], env: Mapping[str, str]) -> str:
@@ -218,7 +220,7 @@ def platform_of(paths: Iterable[str], env: Mapping[str, str]) -> str:
 
             with contextlib.suppress(ValueError, ServerError):
                 data = parse(content.decode("utf-8-sig"), kind_of(file))
-                data = section_of(data) if os.path.basename(file) == PYPROJECT else data
+                data = pyproject_section(data) if os.path.basename(file) == PYPROJECT else data
                 pool = data.get("pool") if isinstance(data, dict) else None
                 found = (isinstance(pool, dict) and str(pool.get("platform") or "")) or found
     return found or LOCAL
@@ -258,7 +260,7 @@ class EnvFileError(ValueError):
 
 
 def read_env_file(path: str, *, for_another_user: bool) -> dict[str, str]:
-    """The variables of the file. Blocks on the disk. Raises EnvFileError. `for_another_user` as in `read_regular`.
+    """The variables of the file. Blocks on the disk. Raises EnvFileError. `for_another_user`: see `read_regular_up_to`.
 
     Blank lines and comments are skipped, `export` is allowed. In double quotes backslashes escape and a value
     may span several lines; single quotes keep everything; without quotes a value ends at ` #`.
@@ -309,7 +311,7 @@ def variables_of(server: ServerKeys) -> dict[str, str]:
     return found | server.env
 
 
-def section_of(data: Tree) -> Tree:
+def pyproject_section(data: Tree) -> Tree:
     """The value of [tool.poolctl] in a pyproject.toml; None without it."""
     for part in SECTION:
         data = data.get(part) if isinstance(data, dict) else None

@@ -183,7 +183,7 @@ def _env_key_values(table: Section | Mapping[str, Tree]) -> Iterator[str]:
 Located = tuple[ServerKeys | None, Finding]
 
 
-class InvalidServerNames(NamedTuple):
+class NamesOfInvalidServers(NamedTuple):
     """The names and tags of invalid servers, so that references to these servers are not reported as well.
 
     `tables` has the name of each array of tables, such as "route" for [[route]], that contains an invalid table.
@@ -194,7 +194,7 @@ class InvalidServerNames(NamedTuple):
     tables: Collection[str] = ()
 
 
-NONE = InvalidServerNames()
+NONE = NamesOfInvalidServers()
 
 
 class BoundAddress(NamedTuple):
@@ -209,7 +209,7 @@ class BoundAddress(NamedTuple):
 class TableRules:
     """Builds and checks the tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
-    def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
+    def build_dependent_tables(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
         """Validate the tables in `raw` that depend on other tables of their feature. The caller validates the rest.
 
         Return {name: table}, with None for an invalid table. Problems are added to `findings`.
@@ -217,7 +217,7 @@ class TableRules:
         return {}
 
     def problems(
-        self, servers: Iterable[ServerKeys], tables: Tables, unfinished: InvalidServerNames
+        self, servers: Iterable[ServerKeys], tables: Tables, unfinished: NamesOfInvalidServers
     ) -> Iterable[Located]:
         """Problems found by comparing the tables with each other and with the servers."""
         return ()
@@ -274,7 +274,7 @@ def build_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
     """The valid tables of the merged files. Problems of invalid tables are added to the findings."""
     values: dict[str, Tree] = {}
     for rules in rules_of(raw):
-        values |= rules.build(raw, findings)
+        values |= rules.build_dependent_tables(raw, findings)
     for name in table_names():
         if name in raw and name not in values and (model := model_of_table(name)) is not None:
             if model.listed:
@@ -317,6 +317,6 @@ def _table(
     # Even an invalid address may be a secret.
     own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
     if found is not None:
-        own += [*found.findings(), *found.findings_among(others)]
+        own += [*found.findings(), *found.findings_against_other_tables(others)]
     findings += [each._replace(path=(*path, *each.path)) for each in own]
     return None if own else found

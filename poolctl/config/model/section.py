@@ -266,7 +266,7 @@ class Table(Section):
         return ""
 
     @classmethod
-    def values_from_file(
+    def with_absolute_paths(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
         """The table with absolute paths; relative paths start at `base_dir`, the directory of its file.
@@ -287,7 +287,7 @@ class Table(Section):
         """Contradictions between the table's keys; their paths are relative to the table."""
         return ()
 
-    def findings_among(self, tables: Mapping[str, Tree]) -> Iterable[Finding]:
+    def findings_against_other_tables(self, tables: Mapping[str, Tree]) -> Iterable[Finding]:
         """Return contradictions between this table and other tables. The path of each finding starts in this table.
 
         `tables` has the other tables by name, with None for an invalid table.

@@ -20,7 +20,7 @@ from poolctl.config.model.pool_tables import BoundAddress, Tables, rules_of
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.normalise import OPENING
 from poolctl.config.values.plain import address_parts
-from poolctl.config.values.problems import Finding, KeyPath, Tree, nearest, printable
+from poolctl.config.values.problems import Finding, KeyPath, Tree, nearest, shortened_printable
 from poolctl.platform import user_name
 
 Server = TypeVar("Server", bound=ServerKeys)
@@ -45,7 +45,7 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
         if first != index:
             other = servers[first][0]
             by = "" if other == name else f" by {other!r} (selecting ignores case)"
-            message = f"the name {printable(name)!r} is taken{by}"
+            message = f"the name {shortened_printable(name)!r} is taken{by}"
             yield index, first, Finding(("name",), message, "choose another name", name)
         if address is None or address.auto or (first != index and not address.listens):
             continue
@@ -230,7 +230,7 @@ _ESCAPED = f"${OPENING}"
 _reference = re.compile(rf"{re.escape(_ESCAPED)}|{re.escape(OPENING)}([^}}]*)\}}")
 
 
-class ReferencedServer(NamedTuple):
+class ServerReferenceValues(NamedTuple):
     """The values that replace references to a server: its address (None if invalid), and its configured `expose`."""
 
     address: Address | None
@@ -238,7 +238,7 @@ class ReferencedServer(NamedTuple):
 
 
 def reference_findings(
-    table: Mapping[str, Tree], servers: Mapping[str, ReferencedServer]
+    table: Mapping[str, Tree], servers: Mapping[str, ServerReferenceValues]
 ) -> Iterator[Finding]:
     """The references in a server's table that do not resolve to the address of a server."""
     for path, text in _texts_with_references(table):
@@ -290,12 +290,16 @@ def _texts_with_references(table: Mapping[str, Tree]) -> Iterator[tuple[KeyPath,
             yield ("command", index), word
 
 
-def _reference_problem(inside: str, path: KeyPath, servers: Mapping[str, ReferencedServer]) -> Finding | None:
+def _reference_problem(
+    inside: str, path: KeyPath, servers: Mapping[str, ServerReferenceValues]
+) -> Finding | None:
     name, _, part = inside.rpartition(".")
-    shown = printable(name or inside)[:60]
+    shown = shortened_printable(name or inside)[:60]
     if part not in PARTS or not name:
         names = " or ".join(f"{OPENING}{shown}.{each}}}" for each in PARTS)
-        return Finding(path, f"{OPENING}{printable(inside)[:60]}}} is no reference", f"write {names}")
+        return Finding(
+            path, f"{OPENING}{shortened_printable(inside)[:60]}}} is no reference", f"write {names}"
+        )
     if name not in servers:
         return Finding(path, f"there is no server {shown!r}", _near(name, servers))
     address, expose = servers[name]

@@ -48,7 +48,7 @@ SHORT_FORMS: Schema = {
 def json_schema() -> Schema:
     """The schema of pool.toml: title, description, unit, default and range of every key."""
     definitions: dict[str, Schema] = {}
-    server = _definition(ServerKeys, definitions, INTERNAL)
+    server = _section_schema(ServerKeys, definitions, INTERNAL)
     _add_short_forms(server["properties"])
     definitions["Server"] = {**server, "title": "Server", "required": ["name"]}
     definitions["Defaults"] = {
@@ -58,7 +58,7 @@ def json_schema() -> Schema:
         "properties": {key: value for key, value in server["properties"].items() if key != "name"},
         "additionalProperties": False,
     }
-    definitions["Pool"] = {**_definition(PoolSettings, definitions), "title": "Pool"}
+    definitions["Pool"] = {**_section_schema(PoolSettings, definitions), "title": "Pool"}
     servers = {
         "type": "array",
         "items": {"$ref": "#/$defs/Server"},
@@ -73,7 +73,7 @@ def json_schema() -> Schema:
         MODELS | {name: each.load(part) for each in features() for name, part in each.tables.items()}
     ).items():
         hidden = model.keys_of.keys() - model.keys_allowed_in_files()
-        table = definitions[model.__name__] = _definition(model, definitions, hidden)
+        table = definitions[model.__name__] = _section_schema(model, definitions, hidden)
         tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
         if model.listed:
             tables[key] = {"type": "array", "items": tables[key], "description": table["description"]}
@@ -90,7 +90,9 @@ def json_schema() -> Schema:
     }
 
 
-def _definition(model: type[Section], definitions: dict[str, Schema], hidden: Collection[str] = ()) -> Schema:
+def _section_schema(
+    model: type[Section], definitions: dict[str, Schema], hidden: Collection[str] = ()
+) -> Schema:
     schema = model_of(model).model_json_schema(schema_generator=_Generator)
     inner: dict[str, Schema] = schema.pop("$defs", {})
     inner.pop("Address", None)

@@ -208,12 +208,14 @@ def _watch_with_absolute_patterns(value: Tree, base_dir: str) -> Tree:
     if not isinstance(value, dict):
         return value
     return {
-        key: [_pattern(each, base_dir) for each in inner] if isinstance(inner, (list, tuple)) else inner
+        key: [_absolute_pattern(each, base_dir) for each in inner]
+        if isinstance(inner, (list, tuple))
+        else inner
         for key, inner in value.items()
     }
 
 
-def _pattern(value: Tree, base_dir: str) -> Tree:
+def _absolute_pattern(value: Tree, base_dir: str) -> Tree:
     """A file pattern made absolute; a name without a slash matches in every directory."""
     if isinstance(value, str) and value and "/" not in value.rstrip("/"):
         value = f"**/{value}"
@@ -507,7 +509,7 @@ def _command_rules(table: dict[str, Tree], address: Address | None) -> Iterator[
         yield Finding(("command",), "both 'app' and 'command' are given", "keep one of them")
     if table.get("handler_key"):
         yield Finding(("handler_key",), "a command has no handler", "keep 'command' or 'handler_key'")
-    yield from _gunicorn_rules(command)
+    yield from _gunicorn_socket_rules(command)
     if table.get("tls"):
         fix = "take tls out, and give the program its certificates in its own way"
         yield Finding(("tls",), "a command speaks TLS itself, or does not", fix)
@@ -567,7 +569,7 @@ def _is_misspelt(written: str, known: str) -> bool:
     return meant in (rest, rest[1:]) or meant[1:] in (rest, rest[1:])
 
 
-def _gunicorn_rules(command: Tree) -> Iterator[Finding]:
+def _gunicorn_socket_rules(command: Tree) -> Iterator[Finding]:
     words = list(map(str, command)) if isinstance(command, (list, tuple)) else []
     # As in `uv run gunicorn` and `python3 -m gunicorn`.
     if not any(word.rpartition("/")[2] == "gunicorn" for word in words[:3]):

@@ -96,7 +96,7 @@ class Problem(ServerError):
         self.allowed = allowed
 
     def __str__(self) -> str:
-        who = "" if self.file or not self.name else printable(self.name)
+        who = "" if self.file or not self.name else shortened_printable(self.name)
         where = ": ".join(part for part in (str(self.place) if self.file else who, self.key) if part)
         text = f"{where}: {self.message}" if where else self.message
         return f"{text}; {self.hint}" if self.hint else text
@@ -126,11 +126,11 @@ def problem_of(finding: Finding, place: Place | None = None, *, name: str = "", 
 
 def dotted(path: KeyPath) -> str:
     """`("server", 1, "http", "root_path")` as `server[1].http.root_path`."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{printable(str(part))}" for part in path)
+    parts = (f"[{part}]" if isinstance(part, int) else f".{shortened_printable(str(part))}" for part in path)
     return "".join(parts).removeprefix(".")
 
 
-def printable(text: str) -> str:
+def shortened_printable(text: str) -> str:
     """The text shortened and escaped to fit on one line of a terminal."""
     cut = text[:SHOWN_CHARACTERS] + ("…" if len(text) > SHOWN_CHARACTERS else "")
     return cut if cut.isprintable() else repr(cut)

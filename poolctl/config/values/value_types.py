@@ -31,7 +31,15 @@ from poolctl.config.values.plain import (
     refuse_long_path,
     truth_if_interpolated,
 )
-from poolctl.config.values.problems import Finding, KeyPath, Tree, nearest, printable, shown, unknown_key
+from poolctl.config.values.problems import (
+    Finding,
+    KeyPath,
+    Tree,
+    nearest,
+    shortened_printable,
+    shown,
+    unknown_key,
+)
 from poolctl.feature import platform_names
 from poolctl.time_windows import parse_time_zone, parse_window
 from poolctl.units import (
@@ -107,14 +115,14 @@ def _proxies(value: Tree) -> Tree:
     return tuple(value)
 
 
-def _umask(value: Tree) -> Tree:
+def _refuse_numeric_umask(value: Tree) -> Tree:
     if isinstance(value, int) and not isinstance(value, bool):
         # A parsed number does not show whether it was written as octal or decimal.
         raise BadValue(f"{value} may be octal or decimal", 'octal digits in quotes: "0022"')
     return value
 
 
-def _windows(value: Tree) -> Tree:
+def _validated_windows(value: Tree) -> Tree:
     if not isinstance(value, (list, tuple)):
         return value
     for text in value:
@@ -156,7 +164,7 @@ def _time_zone(name: str) -> str:
     return name
 
 
-def _bind(text: str) -> str:
+def _checked_bind(text: str) -> str:
     try:
         address = parse(text)
     except AddressError as problem:
@@ -203,11 +211,11 @@ FilePath = Annotated[
     Field(json_schema_extra={"format": "path"}),
 ]
 Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
-Windows = Annotated[tuple[Text, ...], BeforeValidator(_windows)]
+Windows = Annotated[tuple[Text, ...], BeforeValidator(_validated_windows)]
 Schedule = Annotated[Text, AfterValidator(_schedule_times)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
 Patterns = Annotated[tuple[Text, ...], BeforeValidator(_list)]
-Bind = Annotated[str, AfterValidator(_bind)]
+Bind = Annotated[str, AfterValidator(_checked_bind)]
 Argument = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_list)]
 
 PATH_PATTERN = r"^/[^\x00-\x20\x7f]*$"
@@ -215,7 +223,7 @@ METHOD_PATTERN = r"^[A-Z]+$"
 STATUS_PATTERN = r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?(,[1-5][0-9]{2}(-[1-5][0-9]{2})?)*$"
 WORD_PATTERN = r"^[^\s,\x00-\x1f\x7f]+$"
 UMASK_PATTERN = r"^0?[0-7]{3}$"
-Umask = Annotated[str, StringConstraints(pattern=UMASK_PATTERN), BeforeValidator(_umask)]
+Umask = Annotated[str, StringConstraints(pattern=UMASK_PATTERN), BeforeValidator(_refuse_numeric_umask)]
 UrlPath = Annotated[str, Field(pattern=PATH_PATTERN)]
 # Checked by a rule, with a fix.
 RootPath = Annotated[str, Field(json_schema_extra={"pattern": r"^(?:/.*[^/]|.*\$\{.*)?$"})]
@@ -294,7 +302,7 @@ def _port_range(value: object) -> tuple[int, int]:
     return int(ports[1]), int(ports[2])
 
 
-def _handlers(value: Tree) -> Tree:
+def _valid_handlers(value: Tree) -> Tree:
     if isinstance(value, str) and app_findings(value):
         raise BadValue(f"{value[:60]!r} is not module:function", '"module:function"')
     return value
@@ -313,7 +321,7 @@ PortRange = Annotated[
     BeforeValidator(_port_range),
     WithJsonSchema({"type": "string", "pattern": r"^\s*\d{1,5}\s*-\s*\d{1,5}\s*$"}),
 ]
-Handlers = Annotated[str, BeforeValidator(_handlers)]
+Handlers = Annotated[str, BeforeValidator(_valid_handlers)]
 
 
 def _mode(value: Tree) -> Tree:
@@ -418,7 +426,7 @@ def _finding(details: Any, keys_at: Callable[[KeyPath], tuple[str, ...]], table:
         near = nearest(value, tuple(re.findall(r"'([^']*)'", context["expected"])))
         hint = f'did you mean "{near}"? {hint}' if near else hint
     if allowed == "a table" and path[-2:-1] == ("health",) and path[-1] in PROBES and isinstance(value, str):
-        hint = f'write {path[-1]} = {{ http = "{printable(value)}" }}'
+        hint = f'write {path[-1]} = {{ http = "{shortened_printable(value)}" }}'
     if allowed in FIX_BY_TYPE and isinstance(value, (str, int, float)):
         hint = f"expected {allowed}: {FIX_BY_TYPE[allowed]}"
     return Finding(path, message, hint, found, allowed)

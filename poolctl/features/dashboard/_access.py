@@ -140,7 +140,7 @@ class EndedSessions:
                 self._known |= {str(each): end for each, end in found.items() if isinstance(end, int)}
 
 
-class LoginAttempts:
+class SharedLoginThrottle:
     """Limits the rate of failed logins for all clients together, because behind a proxy they share one address."""
 
     def __init__(self, clock: Clock) -> None:
@@ -158,7 +158,7 @@ class LoginAttempts:
         self._wrong.append(self._clock.monotonic())
 
 
-class SameOriginGuard:
+class HostAndOriginGuard:
     """Refuses requests with an unknown `Host` header, and state-changing requests from pages of other sites.
 
     An ASGI application for HTTP alone: WebServer asks it for neither lifespan nor WebSockets.

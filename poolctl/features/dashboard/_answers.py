@@ -10,7 +10,7 @@ from poolctl.json_form import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DashboardLink:
+class DashboardLoginLink:
     """The address of the dashboard, and the token to log in with."""
 
     url: str
@@ -21,7 +21,7 @@ class DashboardLink:
 class DashboardResult(Result):
     PRINTED: ClassVar[tuple[str, ...]] = ("dashboard",)
 
-    dashboard: DashboardLink | None = None
+    dashboard: DashboardLoginLink | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

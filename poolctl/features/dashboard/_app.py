@@ -30,7 +30,7 @@ from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import Follower
 
-from ._access import COOKIE_PATH, SESSION_SECONDS, LoginAttempts, SameOriginGuard, Session, Sessions
+from ._access import COOKIE_PATH, SESSION_SECONDS, HostAndOriginGuard, Session, Sessions, SharedLoginThrottle
 from ._answers import HistoryResult, RolloutResult
 from ._state_hub import Hub, event_message
 
@@ -85,7 +85,7 @@ def make_app(settings: DashboardSettings, over: asyncio.Event, clock: Clock | No
     """
     page = _DashboardEndpoints(settings, over, clock or Clock())
     handlers = {ControlError: _service_unavailable, TimeoutError: _service_unavailable}
-    return SameOriginGuard(Starlette(routes=page.routes(), exception_handlers=handlers), settings.hosts)
+    return HostAndOriginGuard(Starlette(routes=page.routes(), exception_handlers=handlers), settings.hosts)
 
 
 class _DashboardEndpoints:
@@ -93,7 +93,7 @@ class _DashboardEndpoints:
         self._settings = settings
         self._hub = Hub(settings.socket_path, clock)
         self._sessions = Sessions(settings.token, settings.key, clock, settings.ended_path)
-        self._attempts = LoginAttempts(clock)
+        self._attempts = SharedLoginThrottle(clock)
         self._over = over
 
     def routes(self) -> list[BaseRoute]:
@@ -101,7 +101,7 @@ class _DashboardEndpoints:
         own = {
             "session": (self._session, "GET"),
             "stream": (self._stream, "GET"),
-            "logs": (self._logs, "GET"),
+            "logs": (self._stream_logs, "GET"),
             "server": (self._server, "GET"),
             "history": (self._history, "GET"),
             "rollout": (self._rollout_status, "GET"),
@@ -147,7 +147,7 @@ class _DashboardEndpoints:
         if wait:
             headers = {"retry-after": str(wait)}
             return JSONResponse({"error": f"too many wrong tokens; wait {wait} s"}, 429, headers)
-        token = (await _document(request)).get("token")
+        token = (await _json_body_or_empty(request)).get("token")
         if not isinstance(token, str) or not self._sessions.is_token(token.strip()):
             self._attempts.record_failure()
             return JSONResponse({"error": "wrong token"}, 401)
@@ -183,7 +183,7 @@ class _DashboardEndpoints:
     async def _stream(self, request: Request) -> Response:
         return self._streamed(self._hub.view())
 
-    async def _logs(self, request: Request) -> Response:
+    async def _stream_logs(self, request: Request) -> Response:
         """Stream the log files of the servers in the query, or of all."""
         wanted = set(request.query_params.getlist("server"))
         result = await self._hub.ask(ShowResult, "show", [], {})
@@ -234,7 +234,7 @@ class _DashboardEndpoints:
 
     async def _act(self, request: Request) -> Response:
         """Have the supervisor perform {"action": …, "servers": […]}, which the user has confirmed."""
-        wish = await _document(request)
+        wish = await _json_body_or_empty(request)
         action, servers = wish.get("action"), wish.get("servers")
         if action not in ACTIONS:
             return JSONResponse({"error": f"an action is one of {', '.join(ACTIONS)}"}, 400)
@@ -269,7 +269,7 @@ def _bearer(request: Request) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-async def _document(request: Request) -> Table:
+async def _json_body_or_empty(request: Request) -> Table:
     """The JSON object of the request's body; an empty one for anything else."""
     body = b""
     async for chunk in request.stream():

@@ -100,7 +100,7 @@ class FigureRing:
         }
         for name in {*self.values, *figures} - {POOL}:
             self._add(name, figures.get(name, _UNKNOWN))
-        self._add(POOL, _total([*figures.values()]))
+        self._add(POOL, _pool_figures([*figures.values()]))
 
     def _add(self, name: str, figures: Sequence[float]) -> None:
         values = self.values.get(name)
@@ -127,7 +127,7 @@ def _figures(seen: ServerSnapshot, begun: _SlotStart, now: float) -> tuple[float
     )
 
 
-def _total(figures: Sequence[Sequence[float]]) -> list[float]:
+def _pool_figures(figures: Sequence[Sequence[float]]) -> list[float]:
     """The pool's figures, in the order of FIGURES. Each is the sum over the servers; latency is their maximum."""
     found = []
     for at, name in enumerate(FIGURES):
@@ -193,13 +193,13 @@ class FigureHistory:
         """Start collecting, continuing the figures that the previous supervisor saved; or stop, and delete them all."""
         if enabled and self._rings is None:
             self._rings = FigureRings()
-            self._resuming = asyncio.ensure_future(self._resume(self._rings))
+            self._resuming = asyncio.ensure_future(self._restore_and_start_sampling(self._rings))
         elif not enabled and self._rings is not None:
             self._rings = None
             self._samples(None)
-            self._store.write(_STORED, b"")
+            self._store.store_for_successor(_STORED, b"")
 
-    async def _resume(self, rings: FigureRings) -> None:
+    async def _restore_and_start_sampling(self, rings: FigureRings) -> None:
         try:
             saved = await self._store.read(_STORED)
         except LinkLost:  # the keeper is being replaced
@@ -210,7 +210,7 @@ class FigureHistory:
 
     def _add_sample(self, now: float, seen: Sequence[ServerSnapshot]) -> None:
         if self._rings is not None and self._rings.add_and_detect_slot_end(now, seen):
-            self._store.write(_STORED, self._rings.to_bytes())
+            self._store.store_for_successor(_STORED, self._rings.to_bytes())
 
     async def verb(self, call: Call) -> HistoryResult:
         """Return the figures of one server or the pool in the last hour or day; empty while the history is disabled."""

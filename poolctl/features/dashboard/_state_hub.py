@@ -197,7 +197,7 @@ class Hub:
             about = await self.ask(PingResult, "ping", [], {})
             self._about = to_json(about, "name", "version", "python", "supervisor_pid", "files")
             self._items = {}
-            await self._load_history()
+            await self._load_recent_events()
         result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
         changed, removed, figures = self._apply(result)
         await self._load_failure_reasons(changed)
@@ -293,7 +293,7 @@ class Hub:
 
     # Events.
 
-    async def _load_history(self) -> None:
+    async def _load_recent_events(self) -> None:
         """Load the last hour's events from the journal."""
         since = stamp(self._clock.time() - SPAN_SECONDS)
         async with asyncio.timeout(_ANSWER_SECONDS):

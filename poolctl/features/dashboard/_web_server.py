@@ -145,10 +145,10 @@ class DashboardConnection(H11Protocol):
             self._await_request()
         super().data_received(data)
         if self._has_request():
-            self._stop_waiting()
+            self._cancel_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
+        self._cancel_deadline()
         super().connection_lost(exc)
 
     def _make_room(self) -> bool:
@@ -172,11 +172,11 @@ class DashboardConnection(H11Protocol):
         return self.conn.our_state is h11.SEND_BODY
 
     def _await_request(self) -> None:
-        self._stop_waiting()
+        self._cancel_deadline()
         self._since = self.loop.time()
         self._deadline = self.loop.call_later(REQUEST_SECONDS, self._give_up)
 
-    def _stop_waiting(self) -> None:
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -222,7 +222,7 @@ def _opened(tls: Table) -> Iterator[list[int]]:
         yield [stack.enter_context(open(path, "rb")).fileno() for path in _paths(tls)]
 
 
-class DashboardServer(SupervisedProcess):
+class DashboardServerProcess(SupervisedProcess):
     """Serves the dashboard, once the message `begin` has brought its settings and listening sockets."""
 
     _serving: asyncio.Future[None] | None = None
@@ -233,9 +233,9 @@ class DashboardServer(SupervisedProcess):
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         if message.get("t") == "begin" and self._serving is None:
-            self._serving = asyncio.ensure_future(self._serve(message, fds))
+            self._serving = asyncio.ensure_future(self._serve_dashboard(message, fds))
 
-    async def _serve(self, message: Table, fds: list[int]) -> None:
+    async def _serve_dashboard(self, message: Table, fds: list[int]) -> None:
         renewal: asyncio.Future[None] | None = None
         try:
             settings = DashboardSettings(**message["settings"])
@@ -254,4 +254,4 @@ class DashboardServer(SupervisedProcess):
 
 def main() -> None:
     name_process("poolctl-dashb.")
-    asyncio.run(DashboardServer().run())
+    asyncio.run(DashboardServerProcess().serve_supervisor())

@@ -24,7 +24,7 @@ from poolctl.control.pool_paths import SOCKET_NAME
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.json_form import Table
-from poolctl.listeners.open_listener import close_listener, identity_of, shut_down_listeners
+from poolctl.listeners.open_listener import close_listener, identity_of, refuse_new_connections
 from poolctl.monitor.event_queue import EventQueue
 from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import LinkLost
@@ -33,7 +33,7 @@ from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
 from poolctl.supervisor.verbs.verb import Call, Verb
 
-from ._answers import DashboardLink, DashboardResult
+from ._answers import DashboardLoginLink, DashboardResult
 from ._figure_rings import FigureHistory
 from .table import Dashboard
 
@@ -94,7 +94,7 @@ class DashboardPart(FeaturePart):
             return _failed(f"the dashboard: {self._page.problem}", "poolctl events")
         else:
             found = served
-        return DashboardResult(dashboard=DashboardLink(url=found.url, token=found.values["token"]))
+        return DashboardResult(dashboard=DashboardLoginLink(url=found.url, token=found.values["token"]))
 
 
 def _failed(message: str, hint: str) -> DashboardResult:
@@ -145,7 +145,7 @@ class DashboardPage(SidecarManager):
             return
         if self._bind != settings.bind:
             await self._shut_down()
-            await self._open_listener(settings.bind)
+            await self._open_listener_held_by_keeper(settings.bind)
             before = None
         self._release_opening_waiters()
         process = await DashboardProcess.spawn(self._keeper, self._directory, mark)
@@ -177,7 +177,7 @@ class DashboardPage(SidecarManager):
         if process is not None:
             self._watch(process)
 
-    async def _open_listener(self, bind: str) -> None:
+    async def _open_listener_held_by_keeper(self, bind: str) -> None:
         self._sockets = await self._opener.listen(parse(bind))
         self._bind = bind
         fds = [sock.fileno() for sock in self._sockets]
@@ -186,7 +186,7 @@ class DashboardPage(SidecarManager):
     async def _shut_down(self) -> None:
         self._end_process()
         if self._sockets:
-            shut_down_listeners(self._sockets)  # the process that is about to end has them too
+            refuse_new_connections(self._sockets)  # the process that is about to end has them too
             close_listener(self._sockets, identity_of(self._bind))
             self._sockets, self._bind = [], ""
             with contextlib.suppress(LinkLost):
@@ -262,7 +262,7 @@ def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> st
         where = table.token_file or os.path.join(state_directory, TOKEN_FILE)
         hint = f"write the token into {where}"
         if not table.token_file:
-            _create_token_file(where)
+            _ensure_token_file(where)
         try:
             with open(where, encoding="utf-8") as file:
                 token = file.read(65536).strip()
@@ -273,7 +273,7 @@ def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> st
     return token
 
 
-def _create_token_file(path: str) -> None:
+def _ensure_token_file(path: str) -> None:
     """Create the file with a random token unless it exists. Whoever can read it has full access to the page."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:

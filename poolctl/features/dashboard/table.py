@@ -53,9 +53,9 @@ class Dashboard(Table):
             from poolctl.config.checks.certificate_checks import check_certificates
 
             problems, warnings = check_certificates(self.tls, env, datetime.now(UTC))
-        return [*self._missing_token(env), *problems], warnings
+        return [*self._unusable_token(env), *problems], warnings
 
-    def _missing_token(self, env: Mapping[str, str]) -> Iterator[Finding]:
+    def _unusable_token(self, env: Mapping[str, str]) -> Iterator[Finding]:
         if self.token_env and not env.get(self.token_env, "").strip():
             message = f"the environment variable {self.token_env} is not set"
             yield Finding(("token_env",), message, f"export {self.token_env}=…")

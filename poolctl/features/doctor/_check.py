@@ -63,9 +63,11 @@ class CheckContext:
             self.problems = error_entries(error)
 
     def _ask(self, pool: PoolRef) -> None:
-        from poolctl.cli.offline import items_with_offline_state
+        from poolctl.cli.offline import items_of_unsupervised_pool
 
-        self.still_served = {item.name for item in items_with_offline_state(self.servers, pool) if item.pids}
+        self.still_served = {
+            item.name for item in items_of_unsupervised_pool(self.servers, pool) if item.pids
+        }
         self.has_orphans = any(
             pool_files.find_listeners(pool.directory, each.process.socket)
             for each in features()

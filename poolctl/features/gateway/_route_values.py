@@ -78,11 +78,11 @@ def canonical_target(text: str) -> str:
     scheme = scheme.lower()
     if not separator:
         if text.lower().startswith(UNIX):
-            return _address(text, TARGET_ALLOWED).key
+            return _connectable_address(text, TARGET_ALLOWED).key
         fix = f': write "http://{text[:60]}"' if re.fullmatch(r"[^/@\s]+:\d+", text) else ""
         raise BadValue(f"{shown(text)} is no target{fix}", TARGET_ALLOWED)
     if scheme == "unix":
-        return _address(text, TARGET_ALLOWED).key
+        return _connectable_address(text, TARGET_ALLOWED).key
     if scheme not in PORTS:
         raise BadValue(f"{shown(text)} has the scheme {scheme[:20]!r}", TARGET_ALLOWED)
     authority, _, path = rest.partition("/")
@@ -96,7 +96,7 @@ def canonical_target(text: str) -> str:
         raise BadValue(message, TARGET_ALLOWED)
     bare = authority.rpartition("]")[2] if authority.startswith("[") else authority
     with_port = authority if ":" in bare else f"{authority}:{PORTS[scheme]}"
-    return f"{scheme}://{_address(with_port, TARGET_ALLOWED).key}"
+    return f"{scheme}://{_connectable_address(with_port, TARGET_ALLOWED).key}"
 
 
 def canonical_redirect_target(text: str) -> str:
@@ -119,10 +119,10 @@ def canonical_stream_target(text: str) -> str:
     scheme, separator, _ = text.partition("://")
     if separator and scheme.lower() not in ("tcp", "udp"):
         raise BadValue(f"{shown(text)} is a URL: a stream leads to HOST:PORT", STREAM_TARGET_ALLOWED)
-    return _address(text.partition("://")[2] if separator else text, STREAM_TARGET_ALLOWED).key
+    return _connectable_address(text.partition("://")[2] if separator else text, STREAM_TARGET_ALLOWED).key
 
 
-def _address(text: str, allowed: str) -> Address:
+def _connectable_address(text: str, allowed: str) -> Address:
     try:
         address = parse(text)
     except AddressError as problem:

@@ -9,11 +9,11 @@ from datetime import datetime
 from poolctl.address import Address, parse
 from poolctl.config.checks.certificate_checks import certificate_names, check_certificates, names_cover
 from poolctl.config.files.read_file import read_text
-from poolctl.config.model.pool_tables import NONE, InvalidServerNames, Located, Tables
+from poolctl.config.model.pool_tables import NONE, Located, NamesOfInvalidServers, Tables
 from poolctl.config.model.section import Probe, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.rules.conflicts import os_users_by_server
-from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, printable
+from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, shortened_printable
 from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern, prefixes
 from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY, STICKY, Route, passable
 from poolctl.routing.separation import NO_ROUTE, with_separation_reasons
@@ -56,7 +56,7 @@ SHOWN_NAMES = 3
 
 
 def route_problems(
-    servers: Iterable[ServerKeys], tables: Tables, unfinished: InvalidServerNames = NONE
+    servers: Iterable[ServerKeys], tables: Tables, unfinished: NamesOfInvalidServers = NONE
 ) -> Iterator[Located]:
     """Report the errors in [gateway], the routes and the streams, including routes from servers' labels and `expose`.
 
@@ -83,13 +83,13 @@ def route_problems(
         found = [*_target_problems(route, known, gateway, unfinished), *_udp_unix_socket_problems(route)]
         for finding in (*found, *_probe_problems(route, probed)):
             yield None, finding._replace(path=(route.table_name, route.index, *finding.path))
-    yield from _alias_problems(
+    yield from _duplicate_alias_problems(
         ((each, each.config if each.server is None else None) for each in written), known
     )
     streams = (
         (WrittenRoute(each.label, None, ("stream", each.index)), each) for each in tables.all(StreamConfig)
     )
-    yield from _alias_problems(streams, known)
+    yield from _duplicate_alias_problems(streams, known)
     served = [(each, each.config) for each in written if each.config and not each.reason]
     yield from _unreachable_route_problems(
         [each for each in served if not _all_servers_disabled(each[1], known)]
@@ -114,7 +114,7 @@ def _target_problems(
     route: RouteConfig | StreamConfig,
     known: ServerIndex,
     gateway: GatewayConfig,
-    unfinished: InvalidServerNames,
+    unfinished: NamesOfInvalidServers,
 ) -> Iterator[Finding]:
     targets: Iterable[RouteTarget | StreamTarget] = route.to
     for index, target in enumerate(targets):
@@ -132,10 +132,12 @@ def _target_problems(
         elif not found and text not in unfinished.names:
             yield Finding(path, *_unknown_server_message(text, known, isinstance(route, StreamConfig)), text)
         elif found and not found[0].listens:
-            message = f"{printable(text)!r} is {kind_without_address(found[0])}, which has no address"
+            message = (
+                f"{shortened_printable(text)!r} is {kind_without_address(found[0])}, which has no address"
+            )
             yield Finding(path, message, "name a server that listens", text)
         if found and isinstance(route, StreamConfig) and route.protocol == "udp":
-            message = f"{printable(found[0].name)!r} takes connections, and UDP has none"
+            message = f"{shortened_printable(found[0].name)!r} takes connections, and UDP has none"
             yield Finding(path, message, 'name a "HOST:PORT", or write protocol = "tcp"', text)
 
 
@@ -185,7 +187,7 @@ def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe
         yield Finding(("health",), message, "write it in the table of the server")
     for index, target in enumerate(targets):
         if target.health is not None and not outside[index]:
-            message = f"{printable(target.to)} is probed as its own table says"
+            message = f"{shortened_printable(target.to)} is probed as its own table says"
             yield Finding(("to", index, "health"), message, "write health in the table of the server")
     probes: list[tuple[KeyPath, Probe | None]] = [(("health",), route.health)]
     probes += [(("to", index, "health"), target.health) for index, target in enumerate(targets)]
@@ -200,18 +202,18 @@ def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe
         probe = target.health or route.health
         if probe is not None and target.to in every and every[target.to] != probe:
             path = ("health",) if target.health is None else ("to", index, "health")
-            message = f"{printable(target.to)} is probed in another way by an earlier target"
+            message = f"{shortened_printable(target.to)} is probed in another way by an earlier target"
             yield Finding(path, message, "write the same in both, or in one of them")
 
 
 def _unknown_server_message(name: str, known: ServerIndex, is_stream: bool) -> tuple[str, str]:
-    message = f"there is no server {printable(name)!r}"
+    message = f"there is no server {shortened_printable(name)!r}"
     near = nearest(name, tuple(known.by_name) if len(known.by_name) <= 1000 else ())
     if name in known.by_tag:
         return message, f'{name!r} is a tag: write "{TAG}{name}"'
     if near:
         return message, f"did you mean {near!r}?"
-    address = f"{printable(name)}:PORT" if is_stream else f"http://{printable(name)}:PORT"
+    address = f"{shortened_printable(name)}:PORT" if is_stream else f"http://{shortened_printable(name)}:PORT"
     if "." in name or name == "localhost":
         return message, f'if it is a host, write the port too: "{address}"'
     return message, f"name a server of this pool, or write {'HOST:PORT' if is_stream else 'a URL'}"
@@ -220,12 +222,12 @@ def _unknown_server_message(name: str, known: ServerIndex, is_stream: bool) -> t
 def _unknown_tag_message(tag: str, known: ServerIndex) -> tuple[str, str]:
     if tag in known.by_tag:
         having = "jobs" if all(each.job for each in known.by_tag[tag]) else "servers without an address"
-        return f"only {having} have the tag {printable(tag)!r}", "give it to a server that listens"
+        return f"only {having} have the tag {shortened_printable(tag)!r}", "give it to a server that listens"
     if tag in known.by_name:
-        return f"no server has the tag {printable(tag)!r}", f'{tag!r} is a server: write "{tag}"'
+        return f"no server has the tag {shortened_printable(tag)!r}", f'{tag!r} is a server: write "{tag}"'
     near = nearest(tag, tuple(known.by_tag) if len(known.by_tag) <= 1000 else ())
     fix = f'did you mean "{TAG}{near}"?' if near else "give it to the servers that are meant"
-    return f"no server has the tag {printable(tag)!r}", fix
+    return f"no server has the tag {shortened_printable(tag)!r}", fix
 
 
 def is_own_address(target: str, binds: Iterable[Address]) -> bool:
@@ -277,7 +279,7 @@ def _redirect_problems(route: RouteConfig) -> Iterator[Finding]:
                 yield Finding((key,), message, "take one of them out, or make two routes of it")
 
 
-def _alias_problems(
+def _duplicate_alias_problems(
     named: Iterable[tuple[WrittenRoute, RouteConfig | StreamConfig | None]], known: ServerIndex
 ) -> Iterator[Located]:
     """Report each route, or stream, that has the alias of an earlier one. Only those in the file have a table."""
@@ -301,8 +303,8 @@ def _taken_alias_message(
     alias: str, other: str, label: str, route: RouteConfig | StreamConfig | None
 ) -> tuple[str, str]:
     if route is None or route.alias:
-        return f"the alias {printable(alias)!r} is taken by {other}", f"add another {label}"
-    message = f"it is called {printable(alias)!r} after its first target, and so is {other}"
+        return f"the alias {shortened_printable(alias)!r} is taken by {other}", f"add another {label}"
+    message = f"it is called {shortened_printable(alias)!r} after its first target, and so is {other}"
     return message, 'give it a name of its own: alias = "…"'
 
 
@@ -339,7 +341,7 @@ def _unreachable_route_problems(served: list[tuple[WrittenRoute, RouteConfig]]) 
         )
         for index, (route, config) in enumerate(ordered):
             earlier = ordered[max(0, index - MOST_COMPARED) : index]
-            taken = next((other for other, its in earlier if _covers_all_of(its, config)), None)
+            taken = next((other for other, its in earlier if _covers_conditions_of(its, config)), None)
             if taken is not None:
                 message = (
                     f"never reached: {_name_of(taken)} has the same host and path, and takes its requests"
@@ -368,7 +370,7 @@ def _key(config: RouteConfig) -> KeyPath:
     return ("path",) if config.path != "/" else ("host",) if config.host else ()
 
 
-def _covers_all_of(first: RouteConfig, second: RouteConfig) -> bool:
+def _covers_conditions_of(first: RouteConfig, second: RouteConfig) -> bool:
     """Whether all requests that meet the conditions of the second route also meet the first route's."""
     if _redirects_to_https(first) and not _redirects_to_https(second):
         return False
@@ -421,7 +423,7 @@ def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfi
             yield Finding(("mode",), message, 'write mode = "auto"')
         for index, target in enumerate(route.to):
             servers = known.servers_or_none_if_outside(target.to)
-            why = [f"{printable(target.to)} is outside the pool"] if servers is None else []
+            why = [f"{shortened_printable(target.to)} is outside the pool"] if servers is None else []
             why += [
                 reason for server in servers or () if (reason := _not_passable_reason(server, route, gateway))
             ]
@@ -483,7 +485,7 @@ def _can_choose_by_sni(route: RouteConfig) -> bool:
 
 def _not_passable_reason(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) -> str:
     """Why the gateway can never pass a connection of the route to this server's workers; "" if it can."""
-    name = repr(printable(server.name))
+    name = repr(shortened_printable(server.name))
     if server.command:
         return f"{name} runs a command, which cannot take over connections"
     if gateway.bind and all(bool(each.tls) != bool(server.tls) for each in gateway.bind):
@@ -531,7 +533,8 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
             server.name for server in known.servers_of(each.config) if server.tls and not server.disabled
         ]
         if secure and plain and each.key != ("expose",):
-            message = f"{printable(secure[0])} speaks TLS, and no address of [gateway] does: its requests are proxied"
+            name = shortened_printable(secure[0])
+            message = f"{name} speaks TLS, and no address of [gateway] does: its requests are proxied"
             hint = "give an address of [gateway] tls, or take tls from the server: the gateway then passes connections"
             yield locate_finding(each, Finding(("to",), message, hint))
 
@@ -540,12 +543,14 @@ def _no_effect_warnings(route: RouteConfig, known: ServerIndex) -> Iterator[Find
     """Report keys that are allowed but do not have the expected effect."""
     if "*" in route.path:
         plain = route.path.partition("*")[0].rstrip("/") or "/"
-        message = f"* in {printable(route.path)} stands for itself: the path is a prefix"
-        yield Finding(("path",), message, f'write "{printable(plain)}"', route.path)
+        message = f"* in {shortened_printable(route.path)} stands for itself: the path is a prefix"
+        yield Finding(("path",), message, f'write "{shortened_printable(plain)}"', route.path)
     for index, path in enumerate(route.probe_responses):
         if not covers_path(route.path, path):
-            message = f"{printable(path)} is outside the route's path {printable(route.path)}"
-            fix = f"write a path under {printable(route.path)}, or move it to the route that has it"
+            message = (
+                f"{shortened_printable(path)} is outside the route's path {shortened_printable(route.path)}"
+            )
+            fix = f"write a path under {shortened_printable(route.path)}, or move it to the route that has it"
             yield Finding(("probe_responses", index), message, fix, path)
     if all(server.scale.min for server in known.servers_of(route)):
         for key in ("waiting_page", "probe_responses"):
@@ -571,7 +576,7 @@ def _problems_of_own_engine(gateway: GatewayConfig) -> Iterator[Finding]:
         yield Finding(("gateway", "http2"), message, ", or ".join(fixes))
 
 
-def check_gateway(
+def check_engine_and_certificates(
     servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
     """Return errors and warnings about the gateway's engine and certificates, with full key paths. Blocks on files."""

@@ -23,12 +23,12 @@ from poolctl.routing.route import (
     BreakerRule,
     ExcludedRoute,
     Header,
-    Limit,
     Redirect,
     Route,
     StreamRoute,
     Target,
     Timeouts,
+    TrafficLimits,
 )
 from poolctl.routing.separation import with_separation_reasons
 
@@ -195,7 +195,7 @@ def written_routes(known: ServerIndex, tables: Tables) -> list[WrittenRoute]:
         )
     }
     for server in known.by_name.values():
-        exposed = None if server.derived_expose or not server.listens else _exposed_host_and_path(server)
+        exposed = None if server.derived_expose or not server.listens else _public_host_and_path(server)
         if exposed is None:
             continue
         host, path = exposed
@@ -255,7 +255,7 @@ def _validated_route(
     return validated(RouteConfig, {**table, "to": (server.name,)}, findings)
 
 
-def _exposed_host_and_path(server: ServerKeys) -> tuple[str, str] | None:
+def _public_host_and_path(server: ServerKeys) -> tuple[str, str] | None:
     """Return host and path of the URL `expose`; None for localhost, an IP address, or the server's own host or port."""
     scheme, separator, rest = server.expose.partition("://")
     if not separator or scheme.lower() not in _SCHEMES:
@@ -347,10 +347,10 @@ def _headers(given: dict[str, str]) -> tuple[Header, ...]:
     return tuple(Header(name=name.lower(), value=value) for name, value in given.items())
 
 
-def _limit(given: ClientLimit) -> Limit | None:
+def _limit(given: ClientLimit) -> TrafficLimits | None:
     if not (given.concurrency or given.requests_per_second):
         return None
-    limit = Limit(
+    limit = TrafficLimits(
         concurrency=given.concurrency, requests_per_second=given.requests_per_second, burst=given.burst
     )
     if isinstance(given, RouteLimit):

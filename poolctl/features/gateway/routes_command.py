@@ -13,7 +13,7 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import latency, printable, set_table_text
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.client import NoSupervisor
-from poolctl.control.gateway_answers import CandidateRoutesResult, RoutesResult, excluded_routes_for_host
+from poolctl.control.gateway_answers import MatchingRoutesResult, RoutesResult, excluded_routes_for_host
 from poolctl.exit_codes import DONE, NOTHING_MATCHED
 from poolctl.json_form import field_names, to_json
 from poolctl.routing.match import explain, host_pattern, normal_host
@@ -213,26 +213,26 @@ def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
     return outcome
 
 
-def _candidates(request: CommandRequest, asked: ExplainedRequest) -> CandidateRoutesResult:
+def _candidates(request: CommandRequest, asked: ExplainedRequest) -> MatchingRoutesResult:
     """The routes that may match: from the supervisor's active table or, without a supervisor, from the files."""
     pool = find_pool(request)
     try:
         options = {"op": "explain", "host": asked.host, "path": asked.normal, "headers": asked.headers}
-        return ask_for(CandidateRoutesResult, request, pool, "routes", options)
+        return ask_for(MatchingRoutesResult, request, pool, "routes", options)
     except NoSupervisor:
         if not pool.files:
             raise
         return _candidates_of_files(pool, asked)
 
 
-def _candidates_of_files(pool: PoolRef, asked: ExplainedRequest) -> CandidateRoutesResult:
+def _candidates_of_files(pool: PoolRef, asked: ExplainedRequest) -> MatchingRoutesResult:
     from poolctl.cli.offline import load
 
     config = load(pool)
     known = list(routes_of(config, config.tables))
     routes = tuple(each for each in known if isinstance(each, Route))
     gateway = config.tables.get(GatewayConfig)
-    return CandidateRoutesResult(
+    return MatchingRoutesResult(
         header_for_host=gateway.header_for_host if gateway else "Host",
         routes=routes,
         excluded=excluded_routes_for_host(
@@ -243,7 +243,7 @@ def _candidates_of_files(pool: PoolRef, asked: ExplainedRequest) -> CandidateRou
     )
 
 
-def _match(known: CandidateRoutesResult, asked: ExplainedRequest) -> Match | None:
+def _match(known: MatchingRoutesResult, asked: ExplainedRequest) -> Match | None:
     """Match the request against the known routes as the gateway does; None if no route matches."""
     fd = write_table(known.routes, known.generation)
     try:

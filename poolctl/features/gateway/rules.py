@@ -11,7 +11,7 @@ from poolctl.config.model.section import Table, validated
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, KeyPath, Tree
 
-from .route_checks import check_gateway, engine_findings, route_problems, route_warnings
+from .route_checks import check_engine_and_certificates, engine_findings, route_problems, route_warnings
 from .routes import routes_of
 from .table import DEFAULT_BIND, INDEX, GatewayConfig, RouteConfig, StreamConfig
 
@@ -56,7 +56,7 @@ def _validated(
 class GatewayRules(TableRules):
     """Builds [gateway], [[route]] and [[stream]], and checks them against the other tables and the servers."""
 
-    def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
+    def build_dependent_tables(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
         own: list[Finding] = []
         given = raw.get("gateway", {})
         gateway = _validated(GatewayConfig, given, ("gateway",), own)
@@ -79,7 +79,7 @@ class GatewayRules(TableRules):
     problems = staticmethod(route_problems)
     warnings = staticmethod(route_warnings)
     startup_problems = staticmethod(engine_findings)
-    check = staticmethod(check_gateway)
+    check = staticmethod(check_engine_and_certificates)
     routes = staticmethod(routes_of)
 
     def listed_bind_addresses(self, tables: Tables) -> Iterator[BoundAddress]:

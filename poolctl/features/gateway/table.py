@@ -154,7 +154,7 @@ class _WithAbsoluteSocketPaths(Table):
     """Base of tables with addresses: relative paths of Unix sockets are made absolute, also in nested tables."""
 
     @classmethod
-    def values_from_file(
+    def with_absolute_paths(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
         return _with_absolute_addresses(table, base_dir)

@@ -13,7 +13,7 @@ def main() -> None:
     """Serve until the supervisor orders this process to end."""
     name_process("poolctl-haproxy")
     raise_descriptor_limit()
-    asyncio.run(HaproxyGateway().run())
+    asyncio.run(HaproxyGateway().serve_supervisor())
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from poolctl.routing.match import (
     normal_host,
     normal_prefix,
 )
-from poolctl.routing.route import HTTPS, Limit, Route, StreamRoute, Timeouts
+from poolctl.routing.route import HTTPS, Route, StreamRoute, Timeouts, TrafficLimits
 
 from .engine import POLICIES
 
@@ -141,7 +141,7 @@ class HaproxyListener(NamedTuple):
         for bind in self.binds:
             yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
 
-    def misdirection_rules(self) -> Iterator[str]:
+    def certificate_variable_rules(self) -> Iterator[str]:
         """Yield rules that set txn.shown and txn.wanted; none if no certificate asks for a client certificate.
 
         txn.shown identifies the certificate for the host in the TLS handshake, txn.wanted the one for the host of the
@@ -353,7 +353,7 @@ def _access_and_redirect_rules(route: Route) -> Iterator[str]:
         yield f"    http-request redirect location {_quoted(where)} code {status}"
 
 
-def _client_limit(limit: Limit | None, table: str) -> Iterator[str]:
+def _client_limit(limit: TrafficLimits | None, table: str) -> Iterator[str]:
     """Rules that limit each client, by IPv4 address or /64 IPv6 network. Refused requests are not counted."""
     if limit is None:
         return
@@ -370,7 +370,7 @@ def _client_limit(limit: Limit | None, table: str) -> Iterator[str]:
     yield f"    http-request track-sc0 {client}"
 
 
-def _route_limit(limit: Limit | None) -> Iterator[str]:
+def _route_limit(limit: TrafficLimits | None) -> Iterator[str]:
     refuse = f"    http-request return {_UNAVAILABLE} hdr retry-after 1"
     if limit is not None and limit.concurrency:
         yield f"{refuse} if {{ be_conn gt {limit.concurrency} }}"
@@ -378,7 +378,7 @@ def _route_limit(limit: Limit | None) -> Iterator[str]:
         yield f"{refuse} if {{ be_sess_rate gt {max(1, round(limit.requests_per_second))} }}"
 
 
-def _queue_timeout(limit: Limit | None) -> Iterator[str]:
+def _queue_timeout(limit: TrafficLimits | None) -> Iterator[str]:
     """The `timeout queue` line: how long a request waits for a busy backend; nothing without a concurrency limit."""
     if limit is not None and limit.concurrency:
         yield f"    timeout queue {_duration(limit.queue_seconds if limit.queue else 0.001)}"
@@ -412,7 +412,7 @@ def _rewrites(route: Route) -> Iterator[str]:
 
 
 def _servers(
-    route: Route | StreamRoute, endpoints: Mapping[str, Endpoint | None], limit: Limit | None
+    route: Route | StreamRoute, endpoints: Mapping[str, Endpoint | None], limit: TrafficLimits | None
 ) -> tuple[HaproxyServer, ...]:
     names, servers = set[str](), []
     heaviest = max((target.weight for target in route.to), default=1)
@@ -598,7 +598,7 @@ def _request_rules_before_routing(
     no_dot = _quoted(r"regsub(\.$,)")
     yield f"    http-request set-var(txn.host) req.fhdr({field}),host_only,lower,{no_dot}"
     if any(each.asks_for_certificate for each in fronts):
-        yield from (line for each in fronts for line in each.misdirection_rules())
+        yield from (line for each in fronts for line in each.certificate_variable_rules())
         same = "{ var(txn.wanted),strcmp(txn.shown) eq 0 }"
         yield f"    http-request return {_MISDIRECTED} if {{ var(txn.wanted) -m end {_DEMANDS} }} !{same}"
     yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {_quoted(_IP_ADDRESS)} }}"
@@ -715,7 +715,7 @@ class HeldListener(NamedTuple):
     sockets: list[socket.socket]
 
 
-class HeldCertificate(NamedTuple):
+class CertificateContents(NamedTuple):
     """A certificate as the supervisor read it: the contents of the certificate, key and optional CA files."""
 
     tls: Table
@@ -725,7 +725,7 @@ class HeldCertificate(NamedTuple):
 def setup_of(
     settings: GatewaySettings,
     held: Sequence[HeldListener],
-    certificates: Mapping[tuple[str, tuple[str, ...]], HeldCertificate],
+    certificates: Mapping[tuple[str, tuple[str, ...]], CertificateContents],
     routes: Sequence[Route],
     servers: Mapping[str, ServerFacts],
     backends: Backends,
@@ -755,7 +755,7 @@ def setup_of(
 
 def _listener(
     held: HeldListener,
-    certificates: Sequence[tuple[tuple[str, ...], HeldCertificate]],
+    certificates: Sequence[tuple[tuple[str, ...], CertificateContents]],
     bundles: dict[str, bytes],
     authorities: dict[str, bytes],
 ) -> HaproxyListener:

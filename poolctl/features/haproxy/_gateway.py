@@ -15,7 +15,7 @@ from typing import Any
 
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
-from poolctl.features.gateway.process.counts import Counts, Traffic
+from poolctl.features.gateway.process.counts import Traffic, TrafficCounts
 from poolctl.features.gateway.process.gateway_orders import SupervisedGateway
 from poolctl.features.gateway.process.settings import ListenerSettings, ServerFacts
 from poolctl.json_form import Table, from_json
@@ -26,7 +26,7 @@ from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
 from poolctl.worker import tally
 
-from ._configuration import NO_ROUTE, HaproxyBackend, HeldCertificate, HeldListener, setup_of
+from ._configuration import NO_ROUTE, CertificateContents, HaproxyBackend, HeldListener, setup_of
 from ._program import HaproxyProgram, HaproxyRefusal
 from .engine import HAPROXY
 
@@ -39,7 +39,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
         self._withdrawn: set[str] = set()
-        self._certificates: dict[tuple[str, tuple[str, ...]], HeldCertificate] = {}
+        self._certificates: dict[tuple[str, tuple[str, ...]], CertificateContents] = {}
         self._routes: tuple[Route, ...] = ()
         self._work: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
@@ -55,19 +55,19 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
             task.cancel()
         if self._has_settings:
             self.stop_expiry()
-            await self.haproxy.end()
+            await self.haproxy.stop_immediately()
         for listener in self._listeners.values():
             _close(listener.sockets)
         _close(self._own_pair)
 
     # The state in force.
 
-    def create_hosts_and_backends(self) -> None:
+    def create_empty_hosts_and_backends(self) -> None:
         now = asyncio.get_running_loop().time
-        self.hosts, self.counts = HostManager(now), Counts()
+        self.hosts, self.counts = HostManager(now), TrafficCounts()
         self.backends = Backends(self.hosts, now, counts=self.counts)
         self.hosts.subscribe(lambda *_: self._schedule_apply())
-        self.statistics = HaproxyStatistics(self.counts)
+        self.statistics = HaproxyStatisticsAccumulator(self.counts)
         directory = os.path.join(self.settings.directory, "haproxy")
         self.haproxy = HaproxyProgram(self.settings.program, directory)
 
@@ -105,7 +105,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         for fd in fds:
             os.close(fd)
         names = tuple(message["names"])
-        self._certificates[message["bind"], names] = HeldCertificate(message["tls"], contents)
+        self._certificates[message["bind"], names] = CertificateContents(message["tls"], contents)
 
     def _certified(self, message: wire.Message, fds: list[int]) -> None:
         bind, kept = message["bind"], self._certificates
@@ -184,7 +184,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         streams = [each.route for each in self._listeners.values() if each.route is not None]
         self.backends.apply([*self._routes, *streams], {**self._servers})
         if not self._listeners:
-            await self.haproxy.end()
+            await self.haproxy.stop_immediately()
             return
         before = self.haproxy.process
         setup = setup_of(
@@ -201,9 +201,9 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         process = self.haproxy.process
         if process is not None and process is not before:
             self.statistics.begin_process()
-            process.exited.add_done_callback(lambda _: self._on_haproxy_exit(process))
+            process.exited.add_done_callback(lambda _: self._exit_if_haproxy_ended(process))
 
-    def _on_haproxy_exit(self, process: object) -> None:
+    def _exit_if_haproxy_ended(self, process: object) -> None:
         """Exit, because HAProxy has exited unexpectedly: the supervisor then starts another gateway."""
         if process is self.haproxy.process and not self._ending:
             logger.error("HAProxy has ended")
@@ -221,9 +221,9 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
                 logger.warning("HAProxy does not report its figures: %s", refusal)
 
     def _report(self, message: wire.Message, fds: list[int]) -> None:
-        self._spawn_task(self._count_and_report(message["id"]))
+        self._spawn_task(self._update_counts_and_send_report(message["id"]))
 
-    async def _count_and_report(self, number: int) -> None:
+    async def _update_counts_and_send_report(self, number: int) -> None:
         await self._update_counts()
         report = {
             "counts": self.counts.snapshot(),
@@ -270,10 +270,10 @@ def _close(sockets: list[socket.socket]) -> None:
 _STATUSES = ("hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx")
 
 
-class HaproxyStatistics:
+class HaproxyStatisticsAccumulator:
     """Sums up in `counts` the counts of successive HAProxy processes, each of which counts from 0."""
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: TrafficCounts) -> None:
         self.connections = 0
         self.streams: dict[str, Table] = {}
         self._counts = counts

@@ -225,7 +225,7 @@ class HaproxyProgram:
             self._retire(process)
         if self._draining:
             await asyncio.wait([each.exited for each in self._draining], timeout=seconds)
-        await self.end()
+        await self.stop_immediately()
 
     async def end_after_last_request(self, seconds: float) -> None:
         """End HAProxy once no requests are in progress, or after `seconds`; no other process takes over.
@@ -237,7 +237,7 @@ class HaproxyProgram:
                 # HAProxy reports no event when its last request ends.
                 while self.process is not None and await self._has_requests(self.process):
                     await asyncio.sleep(_POLL_SECONDS)
-        await self.end()
+        await self.stop_immediately()
 
     async def _has_requests(self, process: HaproxyProcess) -> bool:
         """Whether the process has requests in flight to the backends of routes."""
@@ -250,7 +250,7 @@ class HaproxyProgram:
             if row["svname"] == "BACKEND" and row["pxname"] not in streams
         )
 
-    async def end(self) -> None:
+    async def stop_immediately(self) -> None:
         """End all HAProxy processes immediately."""
         processes = [*self._draining, *([self.process] if self.process is not None else [])]
         self.process = None

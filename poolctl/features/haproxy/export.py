@@ -14,7 +14,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.config import (
     TLSConfig,
     certificate_names,
-    read_regular,
+    read_regular_up_to,
 )
 from poolctl.exit_codes import FAILED
 from poolctl.features.gateway.process.settings import Endpoint
@@ -40,7 +40,7 @@ def files(request: CommandRequest) -> Files:
     streams = [each for each in routes if isinstance(each, StreamRoute) and each.protocol == "tcp"]
     listeners, commands = [], []
     for number, each in enumerate(gateway.bind, 1):
-        listener, bundles = _listener_and_commands(each, f"listener-{number}")
+        listener, bundles = _listener_with_shell_commands(each, f"listener-{number}")
         listeners.append(listener)
         commands += bundles
     listeners += [
@@ -78,7 +78,7 @@ def _failure(message: str) -> Failure:
     return Failure(Outcome.failed(FAILED, message))
 
 
-def _listener_and_commands(listener: GatewayListener, name: str) -> tuple[HaproxyListener, list[str]]:
+def _listener_with_shell_commands(listener: GatewayListener, name: str) -> tuple[HaproxyListener, list[str]]:
     """Return the listener in HAProxy's syntax, and the shell commands that create its certificate files."""
     commands, certificates = [], []
     tables: tuple[TLSConfig, ...] = () if isinstance(listener.tls, bool) else listener.tls
@@ -110,7 +110,7 @@ def _listener_and_commands(listener: GatewayListener, name: str) -> tuple[Haprox
 
 def _read_certificate_names(path: str) -> tuple[str, ...]:
     try:
-        return tuple(certificate_names(read_regular(path).decode("ascii", "replace")))
+        return tuple(certificate_names(read_regular_up_to(path).decode("ascii", "replace")))
     except OSError as error:
         raise _failure(f"cannot read {path}: {error.strerror or error}: its names are needed") from error
 

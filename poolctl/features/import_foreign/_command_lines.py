@@ -139,7 +139,7 @@ def _program_python_and_arguments(words: list[str]) -> tuple[str, str, list[str]
     return name, os.path.join(directory, "python3") if directory else "", words[1:]
 
 
-def _parsed(
+def _parse_known_options(
     arguments: list[str],
     values: Iterable[str],
     *,
@@ -255,7 +255,7 @@ _OVERRIDDEN_OPTIONS = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "-
 
 
 def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
-    given, unknown = _parsed(
+    given, unknown = _parse_known_options(
         arguments,
         (*_OF_UVICORN, *_UVICORN_UNSUPPORTED, "--host", "--port", "--uds"),
         flags=("--factory", "--reload"),
@@ -278,7 +278,7 @@ def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: l
 
 
 def _apply_gunicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
-    given, unknown = _parsed(
+    given, unknown = _parse_known_options(
         arguments,
         [
             f"{_SHORT.get(each, '')} {each}"

@@ -66,7 +66,7 @@ class _Reader:
 
     def _service(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> None:
         path = ("services", name)
-        inner = self._apply_service_command(server, name, service)
+        inner = self._apply_command_returning_port(server, name, service)
         for key, value in service.items():
             server.at = self.line(*path, key)
             self._key(server, key, value)
@@ -76,7 +76,9 @@ class _Reader:
             server.at = self.line(*path, "healthcheck")
             self._health(server, service["healthcheck"], inner)
 
-    def _apply_service_command(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> str:
+    def _apply_command_returning_port(
+        self, server: ForeignServer, name: str, service: Mapping[str, Any]
+    ) -> str:
         """Set the server's app or command; returns the port that it has within the container, "" if unknown."""
         words = [*_words(service.get("entrypoint")), *_words(service.get("command"))]
         server.at = self.line("services", name, "command" if service.get("command") else "entrypoint")

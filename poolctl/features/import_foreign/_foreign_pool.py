@@ -172,7 +172,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Poo
         problems = [problem for problem in config.problems if usable]
         if not problems:
             break
-        _comment_out(usable, problems)
+        _comment_out_invalid_keys(usable, problems)
     return PoolText(
         text,
         servers=len(usable),
@@ -187,7 +187,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Poo
     )
 
 
-def _comment_out(servers: Sequence[ForeignServer], problems: Sequence[ServerError]) -> None:
+def _comment_out_invalid_keys(servers: Sequence[ForeignServer], problems: Sequence[ServerError]) -> None:
     """Remove each key that has a problem, and add a remark with its value and the problem.
 
     If the key is essential, such as `command`, the whole server is left out instead.

@@ -66,7 +66,7 @@ class _AppReader:
 
     def read(self, app: dict[str, Any]) -> None:
         server = self.server
-        self._command(app)
+        self._apply_app_settings(app)
         for key, value in app.items():
             server.at = self.line(key)
             if re.fullmatch("env_(?!file$).+", key):
@@ -77,7 +77,7 @@ class _AppReader:
         if user := user_and_group(str(app.get("uid", "")), str(app.get("gid", ""))):
             server.set("user", user)
 
-    def _command(self, app: dict[str, Any]) -> None:
+    def _apply_app_settings(self, app: dict[str, Any]) -> None:
         server, script = self.server, str(app.get("script", ""))
         server.at = self.line("script")
         if not script.strip():

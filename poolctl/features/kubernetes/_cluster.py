@@ -110,14 +110,14 @@ class Cluster:
     async def list(self, kind: str, labels: Mapping[str, str]) -> tuple[list[Table], str]:
         """The objects of this kind with these labels, and the resource version at which `watch` continues."""
         async with self._within_request_timeout(f"list {KINDS[kind][2]}"):
-            found = self._client.list(_resource(kind), labels=dict(labels))
+            found = self._client.list(_resource_class(kind), labels=dict(labels))
             return [_as_table(each) async for each in found], found.resourceVersion
 
     async def find(self, kind: str, name: str) -> Table | None:
         """The object of this kind and name, or None."""
         try:
             async with self._within_request_timeout(f"get {kind} {name}"):
-                return _as_table(await self._client.get(_resource(kind), name))
+                return _as_table(await self._client.get(_resource_class(kind), name))
         except NotFound:
             return None
 
@@ -130,7 +130,7 @@ class Cluster:
 
         kind, name = wanted["kind"], wanted["metadata"]["name"]
         async with self._within_request_timeout(f"apply {kind} {name}"):
-            resource, how = _resource(kind), PatchType.APPLY
+            resource, how = _resource_class(kind), PatchType.APPLY
             done = await self._client.patch(resource, name, resource(wanted), patch_type=how, force=force)
             return _as_table(done)
 
@@ -139,7 +139,7 @@ class Cluster:
         from lightkube.types import PatchType
 
         async with self._within_request_timeout(f"patch {kind} {name}"):
-            resource, how = _resource(kind), PatchType.MERGE
+            resource, how = _resource_class(kind), PatchType.MERGE
             return _as_table(await self._client.patch(resource, name, changes, patch_type=how))
 
     async def delete(self, kind: str, name: str) -> None:
@@ -148,7 +148,7 @@ class Cluster:
 
         try:
             async with self._within_request_timeout(f"delete {kind} {name}"):
-                await self._client.delete(_resource(kind), name, cascade=CascadeType.BACKGROUND)
+                await self._client.delete(_resource_class(kind), name, cascade=CascadeType.BACKGROUND)
         except NotFound:
             pass
 
@@ -392,7 +392,7 @@ def first_exception(raised: BaseException) -> BaseException:
     return raised
 
 
-def _resource(kind: str) -> Any:
+def _resource_class(kind: str) -> Any:
     """The lightkube resource class of this kind, whose objects are plain dictionaries."""
     from lightkube.generic_resource import GenericNamespacedResource, create_api_info
 

@@ -43,7 +43,7 @@ class CompiledPool(NamedTuple):
     warnings: list[str]
 
 
-def settings_of(config: Configuration) -> Kubernetes:
+def require_kubernetes_settings(config: Configuration) -> Kubernetes:
     """Return the table [kubernetes]. Raises Failure with exit code 5 if the pool has no such table."""
     settings = config.tables.get(Kubernetes)
     if settings is None:
@@ -59,7 +59,7 @@ def pool_name(config: Configuration, files: Sequence[str]) -> str:
 
 def compile_pool(config: Configuration, files: Sequence[str]) -> CompiledPool:
     """Compile the pool. Raises Failure (5) with all unsupported keys; ServerError for a bad `env_file`."""
-    settings = settings_of(config)
+    settings = require_kubernetes_settings(config)
     handlers = next((each.handlers for each in config if each.handlers), "")
     pool = SharedSettings(pool_name(config, files), settings, handlers)
     servers = _in_order(config)

@@ -19,7 +19,7 @@ from poolctl.address import parse
 from poolctl.config import Probe, ServerConfig, with_resolved_references
 from poolctl.config.values.plain import EMPTY
 from poolctl.json_form import Table
-from poolctl.runners.worker_spec import environment
+from poolctl.runners.worker_spec import added_environment
 
 from ._keys import cron_schedule
 from ._state import POOL, RESTARTED, REVISION, SERVER, WORKERS
@@ -89,7 +89,7 @@ def objects_of(
     if port is not None:
         server = server.with_values(address=parse(f"0.0.0.0:{port}"), bind=f"0.0.0.0:{port}")
     config = {CONFIG_FILE: json.dumps(pod_configuration(server, pool), indent=1, sort_keys=True) + "\n"}
-    variables = environment(server)
+    variables = added_environment(server)
     config_name = _with_digest(f"{pool.name}-{server.name}", config)
     secret_name = _with_digest(f"{pool.name}-{server.name}", variables)
 

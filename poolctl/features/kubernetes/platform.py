@@ -36,7 +36,7 @@ from poolctl.control.answers import (
 )
 from poolctl.control.pool_paths import pool_key, state_dir
 from poolctl.control.server_answers import (
-    CommandOverrides,
+    LiveOverrides,
     ServerDetails,
     ShowResult,
     StacksResult,
@@ -68,7 +68,7 @@ from poolctl.selection.selector import NothingMatched, Selector, SelectorError, 
 from poolctl.states import in_words
 
 from ._cluster import KINDS, Cluster, NotFound, first_exception
-from ._compile import CompiledPool, compile_pool, pool_name, settings_of
+from ._compile import CompiledPool, compile_pool, pool_name, require_kubernetes_settings
 from ._exec import run_in_first_ready_pods, stacks_of_pods
 from ._objects import digest_of, with_revision
 from ._state import (
@@ -137,7 +137,7 @@ class ClusterServersResult(Result):
     items: tuple[ClusterServerItem, ...] = ()
 
 
-class Call(NamedTuple):
+class CommandArguments(NamedTuple):
     """The arguments of a command: selected servers, options, progress callback, and time limit in seconds or None."""
 
     selector: Selector
@@ -171,11 +171,13 @@ class KubernetesClient:
         selector: Table = given.get("selector") or {}  # type: ignore[assignment]
         options: Table = given.get("options") or {}  # type: ignore[assignment]
         try:
-            call = Call(Selector.from_dict(selector), options, on_progress or (lambda line: None), timeout)
+            call = CommandArguments(
+                Selector.from_dict(selector), options, on_progress or (lambda line: None), timeout
+            )
             call.selector.matched = (
                 None  # regular expressions may be compiled here: this is the caller's own process
             )
-            return to_json(asyncio.run(self._answer(verb, call)))
+            return to_json(asyncio.run(self._perform_verb(verb, call)))
         except SelectorError as wrong:
             return to_json(
                 Result(errors=(failure(PoolParamError, wrong.message, wrong.hint),), exit_code=USAGE)
@@ -186,17 +188,17 @@ class KubernetesClient:
         if command not in _COMMANDS:
             raise not_on_a_cluster(command)
 
-    async def _answer(self, verb: str, call: Call) -> Result:
+    async def _perform_verb(self, verb: str, call: CommandArguments) -> Result:
         config = load(self.files, self._environment)
         if config.problems:
             errors = list(map(ErrorEntry.of, config.problems))
             raise Failure(Outcome(errors=errors, exit_code=INVALID_CONFIGURATION))
-        settings = settings_of(config)
+        settings = require_kubernetes_settings(config)
         async with Cluster(settings.context, settings.namespace, self._environment) as cluster:
             pool = _ClusterPool(cluster, config, self.files)
             if verb == "stop" and call.selector.selects_all and not call.options.get("yes"):
                 self._refuse_other_cluster(cluster)
-            found: Mapping[str, Callable[[Call], Awaitable[Result]]] = {
+            found: Mapping[str, Callable[[CommandArguments], Awaitable[Result]]] = {
                 "list": pool.listing,
                 "stats": pool.listing,
                 "status": pool.status,
@@ -258,7 +260,7 @@ class _ClusterPool:
     def __init__(self, cluster: Cluster, config: Configuration, files: Sequence[str]) -> None:
         self._cluster = cluster
         self._config = config
-        self._servers = [_with_service_url(each) for each in config]
+        self._servers = [_with_default_expose_url(each) for each in config]
         self._files = list(files)
         self._labels = {POOL: pool_name(config, files)}
         self._has_schedules = any(each.every is not None for each in config)
@@ -321,7 +323,7 @@ class _ClusterPool:
             await self.refresh()
 
     async def wait_until(
-        self, call: Call, names: Iterable[str], is_over: Callable[[Workload], bool]
+        self, call: CommandArguments, names: Iterable[str], is_over: Callable[[Workload], bool]
     ) -> list[str]:
         """Wait until `is_over` is true for all servers, and report progress; returns those that exceed the timeout."""
         names = list(names)
@@ -345,7 +347,7 @@ class _ClusterPool:
                 async with asyncio.timeout(_TICK_SECONDS):
                     await self._changed.wait()
 
-    def _selected(self, call: Call, found: Mapping[str, Workload]) -> list[str]:
+    def _selected(self, call: CommandArguments, found: Mapping[str, Workload]) -> list[str]:
         """The names of the selected servers. Raises NothingMatched."""
         return [each.name for each in select(self._items(found), call.selector)]
 
@@ -357,12 +359,12 @@ class _ClusterPool:
 
     # Verbs that change nothing
 
-    async def listing(self, call: Call) -> Result:
+    async def listing(self, call: CommandArguments) -> Result:
         """List the selected servers with their current states."""
         found = await self.refresh()
         return ClusterServersResult(items=self._items(found, self._selected(call, found)))
 
-    async def status(self, call: Call) -> Result:
+    async def status(self, call: CommandArguments) -> Result:
         """Summarize the selected servers; exit code 3 if one that should run is not ready."""
         found = await self.refresh()
         names = self._selected(call, found)
@@ -390,7 +392,7 @@ class _ClusterPool:
         code = NOT_AS_DESIRED if errors else 0
         return ClusterStatus(items=items, errors=tuple(errors), exit_code=code, summary=summary)
 
-    async def show(self, call: Call) -> Result:
+    async def show(self, call: CommandArguments) -> Result:
         """The selected servers with their pods, and the last output of failed ones."""
         found = await self.refresh()
         names = self._selected(call, found)
@@ -403,7 +405,7 @@ class _ClusterPool:
         last = next((str(text) for pod in workload.pods if (text := pod.last_exit().get("message"))), "")
         return ServerDetails(
             **item,
-            overrides=CommandOverrides(workers=workload.workers_override),
+            overrides=LiveOverrides(workers=workload.workers_override),
             endpoints=(f"{config.name}:{config.address.port}",) if config.listens else (),
             generation=workload.generation,
             worker_list=tuple(_worker(pod) for pod in workload.pods),
@@ -416,7 +418,7 @@ class _ClusterPool:
             log_files=False,
         )
 
-    async def wait(self, call: Call) -> Result:
+    async def wait(self, call: CommandArguments) -> Result:
         """Wait until the selected servers have reached the requested state, or the time limit has passed."""
         found = await self.refresh()
         names = self._selected(call, found)
@@ -434,7 +436,7 @@ class _ClusterPool:
             late = await self.wait_until(call, names, is_over)
         return self._result(names, PoolMonitorError, late=late, waited_for=f"not {goal}")
 
-    async def logs(self, call: Call) -> Result:
+    async def logs(self, call: CommandArguments) -> Result:
         """Send the last `lines` lines of each worker; with `follow` also new lines, including those of new workers."""
         found = await self.refresh()
         names = set(self._selected(call, found))
@@ -475,7 +477,7 @@ class _ClusterPool:
             ):
                 progress(_parse_log_line(pod, each))
 
-    async def stacks(self, call: Call) -> Result:
+    async def stacks(self, call: CommandArguments) -> Result:
         """The current stacks of each worker of the selected servers."""
         found = await self.refresh()
         names = self._selected(call, found)
@@ -483,7 +485,7 @@ class _ClusterPool:
         items = await stacks_of_pods(self._cluster, (found[name] for name in names))
         return StacksResult(items=tuple(items), warnings=tuple(none) if call.selector.targets else ())
 
-    async def run_in_each_server(self, call: Call) -> Result:
+    async def run_in_each_server(self, call: CommandArguments) -> Result:
         """The verb `walk`: run a command once for each selected server, in its first ready worker.
 
         Each run is sent as progress.
@@ -504,13 +506,13 @@ class _ClusterPool:
             self._compiled = compile_pool(self._config, self._files)
         return self._compiled
 
-    async def start(self, call: Call) -> Result:
+    async def start(self, call: CommandArguments) -> Result:
         """Start the selected servers and those that they depend on."""
         found = await self.refresh()
         chosen = self._selected(call, found)
         return await self._bring_up(call, chosen, found, PoolStartError)
 
-    async def restart(self, call: Call) -> Result:
+    async def restart(self, call: CommandArguments) -> Result:
         """Replace the workers of the selected servers, new ones first."""
         found = await self.refresh()
         chosen = self._selected(call, found)
@@ -538,7 +540,7 @@ class _ClusterPool:
 
     async def _bring_up(
         self,
-        call: Call,
+        call: CommandArguments,
         chosen: Sequence[str],
         found: Mapping[str, Workload],
         kind: type[PoolError],
@@ -550,7 +552,7 @@ class _ClusterPool:
 
         `restart` names servers whose pods are replaced; `refused` are errors to include in the result.
         """
-        names = self._with_needed(chosen, found, call)
+        names = self._with_dependencies(chosen, found, call)
         runnable = [name for name in names if not self.compiled.servers[name].disabled]
         refused = [
             *refused,
@@ -574,7 +576,9 @@ class _ClusterPool:
         await self._delete_unused_configuration()
         return self._result(chosen, kind, late=bringing.late, errors=[*refused, *bringing.errors])
 
-    def _with_needed(self, chosen: Sequence[str], found: Mapping[str, Workload], call: Call) -> list[str]:
+    def _with_dependencies(
+        self, chosen: Sequence[str], found: Mapping[str, Workload], call: CommandArguments
+    ) -> list[str]:
         """The chosen servers and their dependencies (unless excluded by an option), dependencies first."""
         needed = {each.name: [on.name for on in each.depends_on] for each in self.compiled.servers.values()}
         names, open_names = set(chosen), list(chosen)
@@ -605,7 +609,9 @@ class _ClusterPool:
         async with self._turns:
             return await self._cluster.find(kind, name)
 
-    async def apply(self, name: str, *, restart: bool, force: bool, is_stopped: bool) -> int:
+    async def apply_and_get_generation(
+        self, name: str, *, restart: bool, force: bool, is_stopped: bool
+    ) -> int:
         """Apply a server's objects; returns the new generation of its Deployment or CronJob, 0 for a Job."""
         workload = self.workloads()[name]
         generation = 0
@@ -617,7 +623,7 @@ class _ClusterPool:
             elif kind == "Job" and not restart and workload.is_named(called):
                 continue  # a Job cannot be changed
             async with self._turns:
-                done = await self._apply(wanted, force=force)
+                done = await self._apply_resolving_own_conflicts(wanted, force=force)
                 if kind in ("Deployment", "CronJob"):
                     if STOPPED in workload.annotations and not is_stopped:
                         changes = {"metadata": {"annotations": {STOPPED: None}}}
@@ -649,7 +655,7 @@ class _ClusterPool:
         self._objects["Job"][done["metadata"]["name"]] = done
         return str(done["metadata"]["name"])
 
-    async def _apply(self, wanted: Table, *, force: bool) -> Table:
+    async def _apply_resolving_own_conflicts(self, wanted: Table, *, force: bool) -> Table:
         """Apply an object, and take over fields that this pool's `scale` or `stop` has set."""
         try:
             return await self._cluster.apply(wanted, force=force)
@@ -684,7 +690,7 @@ class _ClusterPool:
         }
         return with_revision({**wanted, "metadata": metadata, "spec": spec}, again)
 
-    async def stop(self, call: Call) -> Result:
+    async def stop(self, call: CommandArguments) -> Result:
         """Stop the selected servers, their dependents first."""
         found = await self.refresh()
         chosen = self._selected(call, found)
@@ -733,7 +739,7 @@ class _ClusterPool:
                 annotations = {"metadata": {"annotations": {STOPPED: "true"}}, "spec": {"replicas": 0}}
                 await self._cluster.patch("Deployment", name, annotations)
 
-    async def scale(self, call: Call) -> Result:
+    async def scale(self, call: CommandArguments) -> Result:
         """Set the number of workers; it applies until the number in the file changes."""
         workers = call.options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
@@ -767,18 +773,18 @@ class _ClusterPool:
         async with self._turns:
             await self._cluster.patch("Deployment", deployment, {"spec": {"replicas": workers}})
 
-    async def reload(self, call: Call) -> Result:
+    async def reload(self, call: CommandArguments) -> Result:
         """Make the cluster match the files: apply changed servers, remove servers that are no longer in the files."""
         found = await self.refresh()
         if not self._has_schedules:  # a server that is no longer in the file may have one
             for each in await self._list_if_allowed("CronJob"):
                 self._objects["CronJob"][each["metadata"]["name"]] = each
-        changes, gone = self._changes(found)
+        changes, gone = self._changes_with_removed_names(found)
         planned = (*changes, *self._changed_routes(await self._list_deployed_routes()))
         if call.options.get("dry_run"):
             return ReloadResult(changes=planned, exit_code=NOT_AS_DESIRED if planned else 0)
         names = [each.name for each in changes if each.change != Kind.REMOVE]
-        runnable = [name for name in self._with_needed(names, found, call) if name in names]
+        runnable = [name for name in self._with_dependencies(names, found, call) if name in names]
         await self._refuse_foreign(runnable, found)
         bringing = _BringUp(self, call, PoolRestartError)
         stopped = {name for name in runnable if STOPPED in found[name].annotations}
@@ -798,7 +804,9 @@ class _ClusterPool:
             changes=planned,
         )
 
-    def _changes(self, found: Mapping[str, Workload]) -> tuple[list[PlannedChange], list[str]]:
+    def _changes_with_removed_names(
+        self, found: Mapping[str, Workload]
+    ) -> tuple[list[PlannedChange], list[str]]:
         """The changes that a reload would make, and the names of the servers that it would remove."""
         deployed = dict.fromkeys(
             server_of(each) for kind in _WORKLOADS for each in self._objects[kind].values()
@@ -848,7 +856,7 @@ class _ClusterPool:
         changes += [_change(Kind.UPDATE, "route", f"{name} is not in the file any more") for name in gone]
         return changes
 
-    async def _apply_routes(self, call: Call, bringing: _BringUp) -> None:
+    async def _apply_routes(self, call: CommandArguments, bringing: _BringUp) -> None:
         """Apply the changed routes whose servers have not failed, and delete routes that are no longer in the file.
 
         Raises ControlError (8) if another owner's object has the name of a route's object.
@@ -866,7 +874,9 @@ class _ClusterPool:
                 metadata = {**route.object["metadata"], "annotations": annotations}
                 force = bool(call.options.get("force"))
                 try:
-                    await self._apply({**route.object, "metadata": metadata}, force=force)
+                    await self._apply_resolving_own_conflicts(
+                        {**route.object, "metadata": metadata}, force=force
+                    )
                 except NotFound as error:
                     message = f"the route {route.alias} cannot be applied: {error.message}"
                     raise ControlError(message, exit_code=FAILED, hint=_NO_ROUTES) from None
@@ -958,7 +968,7 @@ class _BringUp:
     applied at once: its init container waits for the dependencies while the nodes fetch its image.
     """
 
-    def __init__(self, pool: _ClusterPool, call: Call, kind: type[PoolError]) -> None:
+    def __init__(self, pool: _ClusterPool, call: CommandArguments, kind: type[PoolError]) -> None:
         self._pool = pool
         self._call = call
         self._kind = kind
@@ -999,7 +1009,7 @@ class _BringUp:
 
     async def _apply(self, name: str, *, restart: bool, is_stopped: bool) -> None:
         force = bool(self._call.options.get("force"))
-        self._generations[name] = await self._pool.apply(
+        self._generations[name] = await self._pool.apply_and_get_generation(
             name, restart=restart, force=force, is_stopped=is_stopped
         )
         if self._pool.compiled.servers[name].every is not None and restart:
@@ -1071,7 +1081,7 @@ class _BringUp:
         self.errors.append(_error(self._pool.workloads()[name], self._kind, message, hint))
 
 
-def _with_service_url(server: ServerConfig) -> ServerConfig:
+def _with_default_expose_url(server: ServerConfig) -> ServerConfig:
     """The server, with the URL of its Service as the default for `expose`; its bind address is not changed."""
     if not (server.listens and server.derived_expose):
         return server

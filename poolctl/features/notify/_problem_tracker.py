@@ -197,12 +197,12 @@ class ProblemTracker:
         if at is None or (now < at and not at_once):
             return None
         self._delayed_since = None
-        lines = [*self._take_problem_lines(now), *self._resolved(), *self._news]
+        lines = [*self._collect_due_problem_lines(now), *self._resolution_lines(), *self._news]
         self._over.clear()
         self._news.clear()
         return compose(self._facts().name, lines, now) if lines else None
 
-    def _take_problem_lines(self, now: float) -> list[MessageLine]:
+    def _collect_due_problem_lines(self, now: float) -> list[MessageLine]:
         lines = []
         for problem in self._open.values():
             repeat = self._notify.repeat
@@ -215,7 +215,7 @@ class ProblemTracker:
             lines.append(MessageLine(PROBLEM, problem.severity, text, problem.event))
         return lines
 
-    def _resolved(self) -> list[MessageLine]:
+    def _resolution_lines(self) -> list[MessageLine]:
         if not self._notify.resolved:
             return []
         return [

@@ -54,7 +54,7 @@ class SendFailed(Exception):
         self.after_seconds = after_seconds
 
 
-class Sender:
+class NotificationSender:
     """Sends messages to one receiver of notifications, such as a webhook or a command."""
 
     def __init__(self, notify: Notify, facts: Callable[[], NotificationContext]) -> None:
@@ -67,7 +67,7 @@ class Sender:
         try:
             async with asyncio.timeout(self._notify.timeout):
                 if self._notify.type == "command":
-                    await self._run(message)
+                    await self._run_notify_command(message)
                 else:
                     await self._post(message)
         except TimeoutError:
@@ -136,7 +136,7 @@ class Sender:
         except (OSError, UnicodeDecodeError) as error:
             raise SendFailed(f"{what}_file: {_reason(error)}") from None
 
-    async def _run(self, message: Message) -> None:
+    async def _run_notify_command(self, message: Message) -> None:
         words = {
             "title": message.title,
             "text": message.text,
@@ -289,7 +289,7 @@ async def send_test(
     async def attempt(notify: Notify) -> ReceiverResult:
         problem = ""
         try:
-            await Sender(notify, lambda: facts).send(message)
+            await NotificationSender(notify, lambda: facts).send(message)
         except SendFailed as failed:
             problem = str(failed)
         return ReceiverResult(name=notify.label, ok=not problem, message=problem)

@@ -22,7 +22,7 @@ from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb
 
 from ._problem_tracker import PROBLEM, RESOLVED, Message, NotificationContext, ProblemTracker
-from ._send import NotifyResult, Sender, SendFailed, send_test
+from ._send import NotificationSender, NotifyResult, SendFailed, send_test
 from .table import Notify
 
 _FILE_NAME = "notify.json"
@@ -105,7 +105,7 @@ class DeliveryTask:
         self._problems.restore(left.get("open", {}))
         self._outbox = Outbox(notify.retry_for)
         self._outbox.restore(left.get("waiting", []))
-        self._sender = Sender(notify, part.facts)
+        self._sender = NotificationSender(notify, part.facts)
         self._clock = part.site.core.clock
         self._news = asyncio.Event()
         self._delayed = False
@@ -118,11 +118,11 @@ class DeliveryTask:
         if self._problems.next_at() != before:
             self._news.set()
 
-    def queue_pending_message(self) -> None:
+    def queue_pending_message_early(self) -> None:
         """Compose and queue the pending message before it is due, because the supervisor is exiting."""
         message = self._problems.take_due_message(self._clock.time(), at_once=True)
         if message is not None:
-            self._put(message)
+            self._queue_and_save(message)
 
     def stop(self) -> None:
         """Stop sending."""
@@ -148,7 +148,7 @@ class DeliveryTask:
             now = self._clock.time()
             composed = self._problems.take_due_message(now)
             if composed is not None:
-                self._put(composed)
+                self._queue_and_save(composed)
             message = self._outbox.due(now)
             if message is not None:
                 await self._attempt(message)
@@ -160,7 +160,7 @@ class DeliveryTask:
             except TimeoutError:
                 continue
 
-    def _put(self, message: Message) -> None:
+    def _queue_and_save(self, message: Message) -> None:
         given_up = self._outbox.put(message, self._clock.time())
         if given_up is not None:
             self._report("given up", given_up, "too many are waiting")
@@ -233,7 +233,7 @@ class Notifications(FeaturePart):
 
     def flush(self) -> None:
         for delivery in self._deliveries.values():
-            delivery.queue_pending_message()
+            delivery.queue_pending_message_early()
 
     async def aclose(self) -> None:
         """Try for two seconds to send the pending messages, and save those still unsent for the next supervisor."""

@@ -74,10 +74,10 @@ class Notify(Table):
         return found | {"url": self.written} if self.written else found
 
     @classmethod
-    def values_from_file(
+    def with_absolute_paths(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        found = super().values_from_file(table, written, base_dir)
+        found = super().with_absolute_paths(table, written, base_dir)
         url = written.get("url")
         return found | {"written": url} if isinstance(url, str) and "${" in url else found
 

@@ -28,7 +28,7 @@ from poolctl.json_form import Table, from_json
 from poolctl.runners.listener_opener import in_daemon_thread
 
 if TYPE_CHECKING:
-    from poolctl.features.gateway.process.edge import Edge
+    from poolctl.features.gateway.process.edge import GatewayState
     from poolctl.routing.route import Route
 
 NOT_REACHED, REACHED = "operator not reached", "operator reached again"
@@ -125,7 +125,7 @@ class OperatorClient:
         self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._tls: tuple[object, ssl.SSLContext] | None = None
         self._stopped = False
-        self._others: list[OtherCounts] = []
+        self._others: list[OtherProcessCounts] = []
         self._next_check: asyncio.TimerHandle | None = None
         self._take_over_counts()
 
@@ -165,7 +165,7 @@ class OperatorClient:
                 self._set_due(
                     service, min(self._due_time(service), self._loop.time() + settings.retry_seconds)
                 )
-                self._reschedule_if_pending(service)
+                self._reschedule_unless_sending(service)
 
     def stop_sending(self) -> None:
         """Begin no more reports: a new process sends them. Go on counting, and complete a report in progress."""
@@ -232,9 +232,9 @@ class OperatorClient:
             service.sending = self._loop.call_at(self._due_time(service), self._begin, service)
 
     def _begin(self, service: _Service) -> None:
-        service.sending = self._loop.create_task(self._send(service))
+        service.sending = self._loop.create_task(self._report_request_count(service))
 
-    async def _send(self, service: _Service) -> None:
+    async def _report_request_count(self, service: _Service) -> None:
         async with self._turns:
             settings = self._settings
             began = self._loop.time()
@@ -249,7 +249,7 @@ class OperatorClient:
             else:
                 self._page.words[service.slot] -= count
                 self._set_due(service, began + settings.retry_seconds)
-                self._record_success(service, count)
+                self._note_success_and_report_recovery(service, count)
         service.sending = None
         if self._unsent(service):
             self._schedule(service)
@@ -312,7 +312,7 @@ class OperatorClient:
         service.failures += 1
         service.why = why
 
-    def _record_success(self, service: _Service, count: int) -> None:
+    def _note_success_and_report_recovery(self, service: _Service, count: int) -> None:
         self._delivered += count
         service.failures, service.why = 0, ""
         if self._reported and not any(each.failures for each in self._services.values()):
@@ -331,19 +331,19 @@ class OperatorClient:
             if ended:
                 self._others.remove(other)
                 other.take_over(self.count)
-            self._postpone_until(due_ns)
+            self._postpone_reports_until(due_ns)
         if self._others:
             self._next_check = self._loop.call_later(_OTHERS_SECONDS, self._take_over_counts)
 
-    def _postpone_until(self, due_ns: Mapping[str, int]) -> None:
+    def _postpone_reports_until(self, due_ns: Mapping[str, int]) -> None:
         """Postpone each service's next report to the due time recorded by another process, if that is later."""
         for name in due_ns.keys() & self._services.keys():
             service, due = self._services[name], self._capped_due_time(due_ns[name] / 1e9)
             if due > self._due_time(service):
                 self._set_due(service, due)
-                self._reschedule_if_pending(service)
+                self._reschedule_unless_sending(service)
 
-    def _reschedule_if_pending(self, service: _Service) -> None:
+    def _reschedule_unless_sending(self, service: _Service) -> None:
         """Reschedule the service's report after its due time has changed, unless the report is in progress."""
         if isinstance(service.sending, asyncio.TimerHandle):
             self._schedule(service)
@@ -362,7 +362,7 @@ def _parsed_url(url: str) -> tuple[str | tuple[str, int], str, str]:
 class RequestReporter(OperatorClient):
     """The OperatorClient of a gateway's process, which counts the requests of each route. Implements EdgePart."""
 
-    def __init__(self, edge: Edge, settings: Table) -> None:
+    def __init__(self, edge: GatewayState, settings: Table) -> None:
         def report(kind: str, message: str, severity: str) -> None:
             edge.event(kind, message=message, severity=severity)
 
@@ -431,7 +431,7 @@ class UnsentCounts:
             os.close(self._fd)
             self._fd, self._path = -1, ""
 
-    def open_other_counts(self) -> list[OtherCounts]:
+    def open_other_counts(self) -> list[OtherProcessCounts]:
         """Return the counts that other processes, running or ended, have in the directory of this process's counts."""
         if not self._path:
             return []
@@ -487,7 +487,7 @@ class UnsentCounts:
         self._fd, self._path = -1, ""
 
 
-class OtherCounts:
+class OtherProcessCounts:
     """The counts in the file of another process, which this process may take over once the other has ended."""
 
     def __init__(self, path: str, fd: int, words: memoryview) -> None:
@@ -496,7 +496,7 @@ class OtherCounts:
         self._words = words
 
     def __repr__(self) -> str:
-        return f"<OtherCounts {self.path}>"
+        return f"<OtherProcessCounts {self.path}>"
 
     def due_ns(self) -> dict[str, int]:
         """For each service, the monotonic time in nanoseconds at which it may be reported again."""
@@ -526,7 +526,7 @@ class OtherCounts:
         os.close(self._fd)
 
 
-def _open_counts(path: str) -> OtherCounts | None:
+def _open_counts(path: str) -> OtherProcessCounts | None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -534,7 +534,7 @@ def _open_counts(path: str) -> OtherCounts | None:
     try:
         words = memoryview(mmap.mmap(fd, os.fstat(fd).st_size)).cast("Q")
         if words[0] == LAYOUT:
-            return OtherCounts(path, fd, words)
+            return OtherProcessCounts(path, fd, words)
     except (OSError, ValueError, IndexError, TypeError):
         logger.warning("%s holds no counts", path)
     os.close(fd)

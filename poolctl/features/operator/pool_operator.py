@@ -66,7 +66,7 @@ class Access(NamedTuple):
         return 0 if bearer and hmac.compare_digest(given[7:].strip(), self.token.encode()) else 401
 
 
-class DemandReport(NamedTuple):
+class RequestCountReport(NamedTuple):
     """A client's report of requests that have arrived for a service."""
 
     service: str
@@ -109,7 +109,7 @@ class OperatorEndpoint(HttpEndpoint):
     def _wake_service_or_refuse(self, request: ReceivedRequest) -> tuple[int, str]:
         head = request.head
         if status := self.access.refusal_status(request):
-            self._report_refusal(request)
+            self._record_refusal_event(request)
             return status, "token missing or wrong" if status == 401 else "address not trusted"
         if head.path.decode() != self.endpoint:
             return 404, f"the endpoint is {self.endpoint}"
@@ -130,7 +130,7 @@ class OperatorEndpoint(HttpEndpoint):
 
     # Events, whose number is limited, however often clients report.
 
-    def _record_demand_event(self, report: DemandReport, workers: int) -> None:
+    def _record_demand_event(self, report: RequestCountReport, workers: int) -> None:
         name = report.service
         count = self._requests.count_to_report(self.clock.monotonic(), report.requests, name)
         if not count:
@@ -149,7 +149,7 @@ class OperatorEndpoint(HttpEndpoint):
             namespace=report.namespace[:200],
         )
 
-    def _report_refusal(self, request: ReceivedRequest) -> None:
+    def _record_refusal_event(self, request: ReceivedRequest) -> None:
         if count := self._refusals.count_to_report(self.clock.monotonic()):
             client = _client_ip_address(request.sock) or "a client that has left"
             message = f"{count} reports of requests refused, the last one from {client}"
@@ -166,7 +166,7 @@ class OperatorAddress(HttpAddressServer[OperatorEndpoint, OperatorTable]):
     def make_server(self) -> OperatorEndpoint:
         return OperatorEndpoint(self._core, self._events)
 
-    async def apply_table_settings(
+    async def configure_endpoint(
         self, server: OperatorEndpoint, table: OperatorTable, env: Mapping[str, str]
     ) -> None:
         access = access_of(table, env)
@@ -190,7 +190,7 @@ def access_of(table: OperatorTable, env: Mapping[str, str]) -> Access:
     )
 
 
-def read_report(body: bytes) -> DemandReport:
+def read_report(body: bytes) -> RequestCountReport:
     """Parse a report from JSON. A missing `count` means 1, a missing `namespace` means "". Raises ValueError."""
     try:
         found = json.loads(body)
@@ -205,7 +205,7 @@ def read_report(body: bytes) -> DemandReport:
         raise ValueError("count is not a number of requests")
     if not isinstance(namespace, str):
         raise ValueError("namespace is not a name")
-    return DemandReport(service, count, namespace)
+    return RequestCountReport(service, count, namespace)
 
 
 def _message(text: str) -> bytes:

@@ -57,10 +57,10 @@ class OperatorTable(Table):
     )
 
     @classmethod
-    def values_from_file(
+    def with_absolute_paths(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        found = super().values_from_file(table, written, base_dir)
+        found = super().with_absolute_paths(table, written, base_dir)
         if "url" in found:
             found["url"] = NORMALISERS["bind"](found["url"], base_dir)  # it may be a Unix socket
         return found
@@ -84,7 +84,7 @@ class OperatorTable(Table):
                 ("url",), "this is the address of bind: the pool would inform itself", "take one out"
             )
 
-    def findings_among(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
+    def findings_against_other_tables(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
         if self.url and "gateway" not in tables:
             message = "without a gateway there are no requests to inform an operator of"
             yield Finding(("url",), message, "add [gateway], or take url out")

@@ -57,7 +57,7 @@ class _StartState:
         self.retry: asyncio.TimerHandle | None = None
 
 
-class MachineStarter:
+class MachinePowerManager:
     """Starts and stops machines. `states` are their states by URL; `changed` is called when a state changes.
 
     `started` holds the start times of the machines that it, or an earlier supervisor, has started, by VMID.
@@ -79,7 +79,7 @@ class MachineStarter:
         self.started = self._read_started()
 
     @property
-    def states(self) -> dict[str, MachineState]:
+    def states_by_url(self) -> dict[str, MachineState]:
         """The states of all machines by URL; empty if requests may not start machines."""
         if self._table is None or not self._table.start:
             return {}
@@ -107,7 +107,7 @@ class MachineStarter:
             if case is None or case.work is not None:
                 continue
             if guest.status == RUNNING or case.state != MachineState.FAILED:
-                self._set_state(case, "")
+                self._set_state_and_cancel_retry(case, "")
         self._changed()
 
     def status(self, url: str) -> str:
@@ -139,7 +139,7 @@ class MachineStarter:
         """Stop starting and stopping machines."""
         self._stop_watching()
         for case in self._start_states.values():
-            self._set_state(case, "")
+            self._set_state_and_cancel_retry(case, "")
             if case.work is not None:
                 case.work.cancel()
 
@@ -163,10 +163,10 @@ class MachineStarter:
             await self._start_if_stopped(api, guest, case)
         except ApiError:
             # Whether the machine runs is unknown, so the request tries to connect.
-            self._set_state(case, MachineState.UNKNOWN)
+            self._set_state_and_cancel_retry(case, MachineState.UNKNOWN)
         except Exception:
             logger.exception("the %s could not be started", guest.title)
-            self._set_state(case, MachineState.UNKNOWN)
+            self._set_state_and_cancel_retry(case, MachineState.UNKNOWN)
         case.work = None
         case.answers += 1
         self._changed()
@@ -176,33 +176,33 @@ class MachineStarter:
     ) -> None:
         """Stop the machine if it is idle, and start it again if a request arrives in the meantime."""
         case.asked = False
-        self._set_state(case, MachineState.STOPPED)  # requests wait from now on
+        self._set_state_and_cancel_retry(case, MachineState.STOPPED)  # requests wait from now on
         self._changed()
         try:
-            if await is_idle() and await self._confirm_started_here(api, guest):
+            if await is_idle() and await self._confirm_started_here_or_forget(api, guest):
                 await self._shut_down(api, guest, case)
             if case.asked:
                 await self._start_if_stopped(api, guest, case)
         except ApiError as error:
-            self._set_state(case, "")
+            self._set_state_and_cancel_retry(case, "")
             why = f"the {guest.title} could not be stopped: {error}"
             self._record("machine stop failed", guest, why, severity="warning")
         except Exception:
             logger.exception("the %s could not be stopped", guest.title)
-            self._set_state(case, "")
+            self._set_state_and_cancel_retry(case, "")
         if case.state == MachineState.STOPPED:
-            self._set_state(case, "")
+            self._set_state_and_cancel_retry(case, "")
         case.work = None
         case.answers += 1
         self._changed()
 
-    async def _confirm_started_here(self, api: ProxmoxApi, guest: Guest) -> bool:
+    async def _confirm_started_here_or_forget(self, api: ProxmoxApi, guest: Guest) -> bool:
         """Whether the machine has run continuously since poolctl started it; if not, poolctl stops managing it."""
         status, uptime_seconds = await api.status_and_uptime(guest)
         since = time.time() - self.started.get(guest.vmid, 0.0)
         if status == RUNNING and (uptime_seconds is None or uptime_seconds + _UPTIME_SLACK_SECONDS >= since):
             return True
-        self._set_status(guest, status)
+        self._record_status(guest, status)
         self._forget_started(guest.vmid)
         return False
 
@@ -221,7 +221,7 @@ class MachineStarter:
         except TimeoutError:
             raise ApiError(f"it runs still after {format_duration(limit_seconds)}") from None
         case.not_before = 0.0  # it did not stop by itself, so it may be started at once
-        self._set_status(guest, STOPPED)
+        self._record_status(guest, STOPPED)
         self._forget_started(guest.vmid)
         self._record(
             "machine stopped", guest, f"the {guest.title} is stopped after {loop.time() - began:.3g} s"
@@ -230,7 +230,7 @@ class MachineStarter:
     def _forget_started(self, vmid: int) -> None:
         if self.started.pop(vmid, None) is not None:
             self._idle_since.pop(vmid, None)
-            self._save_started()
+            self._save_started_and_watch_idle()
 
     def _forget_stopped(self) -> None:
         """Drop machines from the list of started ones if someone else has stopped them."""
@@ -241,10 +241,10 @@ class MachineStarter:
 
     async def _start_if_stopped(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
         status = await api.status(guest)
-        self._set_status(guest, status)
+        self._record_status(guest, status)
         now = asyncio.get_running_loop().time()
         if status != STOPPED or self._table is None or not self._table.start:
-            self._set_state(case, "")
+            self._set_state_and_cancel_retry(case, "")
         elif now >= case.not_before:
             await self._start(api, guest, case, self._table.start_timeout)
         elif case.state != MachineState.FAILED:
@@ -255,23 +255,23 @@ class MachineStarter:
     async def _start(self, api: ProxmoxApi, guest: Guest, case: _StartState, limit_seconds: float) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._set_state(case, MachineState.STARTING)
+        self._set_state_and_cancel_retry(case, MachineState.STARTING)
         self._changed()
         self._record("machine start requested", guest, f"a request has the {guest.title} started")
         try:
             async with asyncio.timeout(limit_seconds):
-                is_ours = await self._start_and_wait_unless_started(api, guest, case)
+                is_ours = await self._start_unless_started_by_others(api, guest, case)
         except TimeoutError:
             why = f"it does not run after {format_duration(limit_seconds)}"
         except ApiError as error:
             why = str(error)
         else:
             case.cooldown_seconds, case.not_before = _COOLDOWN_SECONDS, began + _COOLDOWN_SECONDS
-            self._set_status(guest, RUNNING)
-            self._set_state(case, "")
+            self._record_status(guest, RUNNING)
+            self._set_state_and_cancel_retry(case, "")
             if is_ours:
                 self.started[guest.vmid] = time.time()
-                self._save_started()
+                self._save_started_and_watch_idle()
             self._record(
                 "machine started", guest, f"the {guest.title} runs after {loop.time() - began:.3g} s"
             )
@@ -279,7 +279,7 @@ class MachineStarter:
         why = f"the {guest.title} could not be started: {why}"
         if case.unanswered:
             # Perhaps it runs by now.
-            self._set_state(case, MachineState.UNKNOWN)
+            self._set_state_and_cancel_retry(case, MachineState.UNKNOWN)
         else:
             pause = case.cooldown_seconds
             case.cooldown_seconds = min(2 * pause, _LONGEST_COOLDOWN_SECONDS)
@@ -287,7 +287,7 @@ class MachineStarter:
             self._enter_backoff(case, why, pause)
         self._record("machine start failed", guest, why, severity="warning")
 
-    async def _start_and_wait_unless_started(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> bool:
+    async def _start_unless_started_by_others(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> bool:
         """Start the machine and wait until it runs; returns False if someone else has started it.
 
         Raises ApiError if the start is refused or fails.
@@ -311,7 +311,7 @@ class MachineStarter:
                 raise ApiError(why)
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _set_status(self, guest: Guest, status: str) -> None:
+    def _record_status(self, guest: Guest, status: str) -> None:
         """Record the machine's status for every URL that leads to it."""
         for url, each in self._guests.items():
             if each.vmid == guest.vmid:
@@ -319,15 +319,15 @@ class MachineStarter:
 
     def _enter_backoff(self, case: _StartState, why: str, pause_seconds: float) -> None:
         """Refuse requests to the machine for `pause_seconds`."""
-        self._set_state(case, MachineState.FAILED, why)
+        self._set_state_and_cancel_retry(case, MachineState.FAILED, why)
         case.retry_seconds = round(pause_seconds, 1)
         case.retry = asyncio.get_running_loop().call_later(pause_seconds, self._retry, case)
 
     def _retry(self, case: _StartState) -> None:
-        self._set_state(case, "")
+        self._set_state_and_cancel_retry(case, "")
         self._changed()
 
-    def _set_state(self, case: _StartState, state: str, why: str = "") -> None:
+    def _set_state_and_cancel_retry(self, case: _StartState, state: str, why: str = "") -> None:
         case.state, case.why = state, why
         if case.retry is not None:
             case.retry.cancel()
@@ -384,7 +384,7 @@ class MachineStarter:
         its = [found.get(url, Activity(0, 0)) for url in urls]
         return Activity(sum(each.requests for each in its), sum(each.in_progress for each in its))
 
-    def _save_started(self) -> None:
+    def _save_started_and_watch_idle(self) -> None:
         try:
             replace_file(self._path, json.dumps(self.started).encode())
         except OSError as error:

@@ -23,7 +23,7 @@ from poolctl.routing.route_report import MachineReport
 from poolctl.supervisor.feature_parts import PartContext
 
 from ._api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
-from ._machine_starter import Activities, MachineStarter
+from ._machine_starter import Activities, MachinePowerManager
 from .table import ProxmoxTable
 
 # Known addresses are not asked for again within this time, unless the machine was started or stopped.
@@ -170,7 +170,7 @@ class ProxmoxInventory:
         self.problem = ""
         self.inventory = Inventory()
         self.links: dict[tuple[str, str], MachineLink] = {}  # by the alias of the route and the URL
-        self.starter = MachineStarter(events, changed, activities, state_directory)
+        self.starter = MachinePowerManager(events, changed, activities, state_directory)
         self._events = events
         self._clock = clock or Clock()
         self._table: ProxmoxTable | None = None
@@ -205,7 +205,7 @@ class ProxmoxInventory:
     @property
     def states(self) -> Mapping[str, MachineState]:
         """The states of the machines that requests may start, by URL."""
-        return self.starter.states
+        return self.starter.states_by_url
 
     def start_machine(self, url: str) -> None:
         """Begin to start the machine behind this URL if it is stopped."""

@@ -55,10 +55,10 @@ class ProxmoxTable(Table):
     )
 
     @classmethod
-    def values_from_file(
+    def with_absolute_paths(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        found = super().values_from_file(table, written, base_dir)
+        found = super().with_absolute_paths(table, written, base_dir)
         verify = table.get("verify")
         if isinstance(verify, str) and not isinstance(truth_if_interpolated(verify), bool):
             found["verify"] = absolute(verify, base_dir)
@@ -73,7 +73,7 @@ class ProxmoxTable(Table):
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
         """Return ([], warnings): each warning says why no route can be linked to a machine, such as a missing token."""
-        return [], [*_missing_route_findings(names), *self._token_findings(env), *self._ca_findings()]
+        return [], [*_no_route_findings(names), *self._token_findings(env), *self._ca_findings()]
 
     def _token_findings(self, env: Mapping[str, str]) -> Iterator[Finding]:
         if name := self.token_env:
@@ -98,7 +98,7 @@ class ProxmoxTable(Table):
             yield Finding(("verify",), f"{self.verify} {what}", hint, self.verify)
 
 
-def _missing_route_findings(names: Collection[str]) -> Iterator[Finding]:
+def _no_route_findings(names: Collection[str]) -> Iterator[Finding]:
     if "gateway" not in names:
         hint = "add a [[route]] to a URL, or take this out"
         yield Finding((), "there is no route that could be linked", hint)

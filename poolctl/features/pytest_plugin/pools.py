@@ -114,7 +114,7 @@ class PoolFactory:
         `processes`, the default for a file, each server is a process; otherwise servers run in the test's process.
         Another call with the same file and the same `processes` returns the pool that already runs.
         """
-        files = self._files(source) if not servers and _names_files(source) else None
+        files = self._find_config_files(source) if not servers and _names_files(source) else None
         processes = files is not None if processes is None else processes
         key = (tuple(files), processes) if files else object()
         if key not in self._started:
@@ -136,7 +136,7 @@ class PoolFactory:
         """Titles and texts for a test report: the log of each server of all pools, if it has output."""
         return [section for started in self._started.values() for section in started.sections(since)]
 
-    def _files(self, source: Any) -> list[str]:
+    def _find_config_files(self, source: Any) -> list[str]:
         paths = [] if source is None else [os.fspath(source)]
         try:
             return find_config(paths, cwd=self._root)

@@ -47,7 +47,7 @@ _HEALTH = {SERVING: HEALTHY, STARTING: ROUTE_STARTING}
 _NOT_PROBED = ("exec", "tcp", "body")
 
 
-class Registration(Table):
+class RegistrationRequest(Table):
     """A service's request: the route that it wants to be a backend of, its URL, and its time-to-live."""
 
     table: ClassVar[str] = "registration"
@@ -66,9 +66,9 @@ class Registration(Table):
         return self.host is not None or self.path is not None
 
 
-def registration_of(given: dict[str, Tree], findings: list[Finding]) -> Registration | None:
+def registration_of(given: dict[str, Tree], findings: list[Finding]) -> RegistrationRequest | None:
     """The registration with these keys; None if it is invalid, with the reasons added to `findings`."""
-    made = validated(Registration, given, findings)
+    made = validated(RegistrationRequest, given, findings)
     probe = None if made is None else made.probe
     if probe is not None and (probe.http is None or any(getattr(probe, key) for key in _NOT_PROBED)):
         message = "a registered service is probed by http alone"
@@ -89,7 +89,7 @@ class RegistrationRefused(Exception):
 class RegisteredService:
     """A registered service."""
 
-    settings: Registration
+    settings: RegistrationRequest
     state: str
     since: float  # when this state began, in seconds since the epoch
     owner: str = ""  # the client of [registration] that has registered it; "" for the control socket
@@ -137,7 +137,7 @@ class RegisteredService:
         return RouteHealth(status=status, latency_seconds=self.latency_seconds, detail=self.why)
 
 
-def _hysteresis(settings: Registration, state: str) -> Hysteresis | None:
+def _hysteresis(settings: RegistrationRequest, state: str) -> Hysteresis | None:
     if settings.probe is None:
         return None
     known = {SERVING: Status.OK, FAILING: Status.KO}
@@ -170,7 +170,9 @@ class Registrations:
         """Every name, in the order of the first registrations."""
         return [*self._by_name]
 
-    def register_with_outcome(self, settings: Registration, owner: str = "") -> tuple[RegisteredService, str]:
+    def register_with_outcome(
+        self, settings: RegistrationRequest, owner: str = ""
+    ) -> tuple[RegisteredService, str]:
         """Register a service; returns it with the result: registered, changed, recovered, or refreshed by a heartbeat.
 
         A known service keeps its probe if the request names no probe. Raises RegistrationRefused if another service of
@@ -181,7 +183,7 @@ class Registrations:
         service = self._by_name.get(settings.name, {}).get(settings.to)
         if service is None:
             self._check_owner_limit(owner)
-            self._make_room()
+            self._evict_silent_or_refuse()
             service = RegisteredService(settings, _first_state(settings), self._clock.time(), owner)
             self._by_name.setdefault(settings.name, {})[settings.to] = service
             word = REGISTERED
@@ -252,7 +254,7 @@ class Registrations:
     def backends(self) -> tuple[Registered, ...]:
         return tuple((each.settings, each.is_serving) for each in self)
 
-    def counts(self) -> dict[str, int]:
+    def counts_by_state(self) -> dict[str, int]:
         found = dict.fromkeys(_STATES, 0)
         for each in self:
             found[each.state] += 1
@@ -285,7 +287,7 @@ class Registrations:
             "deadline": None if service.deadline == math.inf else service.deadline,
         }
 
-    def restore(self, table: JsonTable, *, whole: bool = False, stopped: bool = False) -> None:
+    def restore_service(self, table: JsonTable, *, whole: bool = False, stopped: bool = False) -> None:
         """Restore a service from the state that the previous supervisor saved. Does nothing if the state is invalid.
 
         `whole` means that the last heartbeats were not saved: a service that is not silent then gets its full
@@ -308,7 +310,7 @@ class Registrations:
             left = float(table["deadline"]) - self._clock.monotonic()
             self._schedule_expiry(service, min(max(left, least), most))
 
-    def _check_place_matches_namesakes(self, settings: Registration) -> None:
+    def _check_place_matches_namesakes(self, settings: RegistrationRequest) -> None:
         """Raise RegistrationRefused if a service with the same name is registered for a different host or path."""
         if not settings.has_place:
             return
@@ -333,7 +335,7 @@ class Registrations:
                 f"{owner} has registered {self._most_of_owner:,} services already", hint
             )
 
-    def _make_room(self) -> None:
+    def _evict_silent_or_refuse(self) -> None:
         if len(self) < self._most:
             return
         silent = next((each for each in self if each.state == SILENT), None)
@@ -350,12 +352,12 @@ class Registrations:
         service.deadline = self._clock.monotonic() + seconds
 
 
-def _first_state(settings: Registration) -> str:
+def _first_state(settings: RegistrationRequest) -> str:
     return SERVING if settings.probe is None else STARTING
 
 
 # A service as routes have it: its registration, and whether it gets requests now. If not, its route stays.
-Registered = tuple[Registration, bool]
+Registered = tuple[RegistrationRequest, bool]
 
 
 def with_registrations(

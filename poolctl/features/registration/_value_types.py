@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, StringConstraints
 
 from poolctl.config.values.plain import BadValue
-from poolctl.config.values.problems import printable, shown
+from poolctl.config.values.problems import shortened_printable, shown
 from poolctl.config.values.value_types import Duration, Word
 from poolctl.features.gateway.value_types import PATH_OF_PROBE, Host, RoutePath, TargetText, Weight
 
@@ -19,7 +19,7 @@ _LONGEST_NAME = 200
 
 def _url(text: str) -> str:
     if ":" not in text or text.startswith("tag:"):
-        raise BadValue(f"{printable(text[:60])!r} is no URL", _URL_ALLOWED)
+        raise BadValue(f"{shortened_printable(text[:60])!r} is no URL", _URL_ALLOWED)
     if not text.isprintable():
         raise BadValue(f"{shown(text)} holds a control character", _URL_ALLOWED)
     return text

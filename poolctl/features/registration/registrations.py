@@ -59,8 +59,8 @@ from ._services import (
     REFRESHED,
     REGISTERED,
     RegisteredService,
-    Registration,
     RegistrationRefused,
+    RegistrationRequest,
     Registrations,
     registration_of,
     with_registrations,
@@ -152,7 +152,7 @@ class TargetRegistration(GatewayPart):
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
         found = Family("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
-        for state, count in self.services.counts().items():
+        for state, count in self.services.counts_by_state().items():
             found.add(count, state=state)
         return [found]
 
@@ -203,12 +203,12 @@ class TargetRegistration(GatewayPart):
         except RegistrationRefused as refused:
             return _refusal(CONFLICT, str(refused), refused.hint)
         self._update_record(service)
-        self._schedule_expiry(service.deadline)
+        self._schedule_expiry_check(service.deadline)
         if word == REFRESHED:
             self._save_soon()
             return self._answer([service])
         if word != REGISTERED:
-            self._record_and_watch(word, service, call)
+            self._record_save_and_watch(word, service, call)
         reason = ""
         try:
             reason = await self._recompute_routes_and_get_problem(gateway, settings.name)
@@ -217,7 +217,7 @@ class TargetRegistration(GatewayPart):
                 if reason:
                     self._forget([service])
                 else:
-                    self._record_and_watch(word, service, call)
+                    self._record_save_and_watch(word, service, call)
         if reason and word == REGISTERED:
             known = settings.has_place or gateway.routes.has(settings.name)
             hint = "`poolctl routes` lists the routes; register = true lets services register"
@@ -252,7 +252,7 @@ class TargetRegistration(GatewayPart):
         late = await self._await_routes(self._gateway, call)
         return replace(answer, warnings=(late,) if late else ())
 
-    async def _settings(self, options: Table, tables: Tables) -> Registration | Result:
+    async def _settings(self, options: Table, tables: Tables) -> RegistrationRequest | Result:
         findings: list[Finding] = []
         given = {
             key: value for key, value in options.items() if key not in _OF_REQUESTS and value is not None
@@ -268,7 +268,7 @@ class TargetRegistration(GatewayPart):
             return RegistrationsResult(errors=tuple(errors), exit_code=INVALID_CONFIGURATION)
         return settings
 
-    def _record_and_watch(self, word: str, service: RegisteredService, call: Call) -> None:
+    def _record_save_and_watch(self, word: str, service: RegisteredService, call: Call) -> None:
         self._record("audit", word, service, by=call.by())
         self._save()
         self._probes.watch(service, service.settings.probe)
@@ -308,14 +308,14 @@ class TargetRegistration(GatewayPart):
         else:
             self._record("pool", "ready" if before == STARTING else "recovered", service)
         self._update_record(service)
-        self._apply_change()
+        self._publish_and_save_change()
 
-    def _apply_change(self) -> None:
+    def _publish_and_save_change(self) -> None:
         if self._gateway is not None:
             self._gateway.routes.schedule_recomputation()
         self._save()
 
-    def _schedule_expiry(self, deadline: float) -> None:
+    def _schedule_expiry_check(self, deadline: float) -> None:
         """Schedule the next check for expired services at `deadline`, unless an earlier check is scheduled."""
         if deadline == math.inf:
             return
@@ -336,14 +336,14 @@ class TargetRegistration(GatewayPart):
         for each in forgotten:
             self._record("pool", "forgotten", each, cause=each.why)
         if silent or forgotten:
-            self._apply_change()
-        self._schedule_expiry(self.services.due)
+            self._publish_and_save_change()
+        self._schedule_expiry_check(self.services.due)
 
     def _forget(self, services: Iterable[RegisteredService]) -> None:
         for each in services:
             self.services.remove(each)
             self._probes.forget(each)
-        self._apply_change()
+        self._publish_and_save_change()
 
     def _record(self, kind: str, word: str, service: RegisteredService, **more: Any) -> None:
         settings = service.settings
@@ -369,14 +369,14 @@ class TargetRegistration(GatewayPart):
         ):
             stopped = []
         for number, each in enumerate(saved or stopped):
-            self.services.restore(each, whole=content is None, stopped=bool(stopped))
+            self.services.restore_service(each, whole=content is None, stopped=bool(stopped))
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         for service in self.services:
             self._update_record(service)
             if service.state != SILENT:
                 self._probes.watch(service, service.settings.probe)
-        self._schedule_expiry(self.services.due)
+        self._schedule_expiry_check(self.services.due)
         if len(self.services):
             self._save()
 
@@ -413,7 +413,7 @@ class TargetRegistration(GatewayPart):
             self._saving.cancel()
             self._saving = None
         content = self._content
-        self._store.write(fd_store.REGISTRATIONS, content)
+        self._store.store_for_successor(fd_store.REGISTRATIONS, content)
         return content
 
 
@@ -626,15 +626,15 @@ class RegistrationAddress(HttpAddressServer[RegistrationEndpoint, RegistrationTa
     def make_server(self) -> RegistrationEndpoint:
         return RegistrationEndpoint(self._services, self._events)
 
-    async def apply_table_settings(
+    async def configure_endpoint(
         self, server: RegistrationEndpoint, table: RegistrationTable, env: Mapping[str, str]
     ) -> None:
-        clients = clients_of(table, env)
+        clients = authorized_clients(table, env)
         await self.use_certificate(server, table.tls, env, required=True)
         server.clients = clients
 
 
-def clients_of(table: RegistrationTable, env: Mapping[str, str]) -> tuple[Client, ...]:
+def authorized_clients(table: RegistrationTable, env: Mapping[str, str]) -> tuple[Client, ...]:
     """The clients with their tokens. Raises ServerError for a missing token."""
     found = []
     for each in table.client:

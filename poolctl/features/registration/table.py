@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from poolctl.address import parse
 from poolctl.config.model.section import Section, Table, TLSConfig, field, required
-from poolctl.config.values.problems import Finding, Tree, printable
+from poolctl.config.values.problems import Finding, Tree, shortened_printable
 
 if TYPE_CHECKING:
     from poolctl.config.values.value_types import AS_TUPLE, Bind, FileMode, Name, Proxies, Text, Words
@@ -81,7 +81,7 @@ class RegistrationTable(Table):
                     "name a route with register = true",
                 )
 
-    def findings_among(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
+    def findings_against_other_tables(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
         if "gateway" not in tables:
             message = "without a gateway there are no routes to register for"
             yield Finding((), message, "add a [[route]] with register = true, or take the table out")
@@ -90,8 +90,8 @@ class RegistrationTable(Table):
         for index, each in enumerate(self.client):
             for at, alias in enumerate(each.routes):
                 if alias not in accepting:
-                    message = f"no route {printable(alias)!r} of the files accepts services"
-                    fix = f'add [[route]] with alias = "{printable(alias)}" and register = true'
+                    message = f"no route {shortened_printable(alias)!r} of the files accepts services"
+                    fix = f'add [[route]] with alias = "{shortened_printable(alias)}" and register = true'
                     yield Finding(("client", index, "routes", at), message, fix, alias)
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:

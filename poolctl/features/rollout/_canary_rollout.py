@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.core.core import Core
-from poolctl.core.decide import LEAVING, Phase
+from poolctl.core.decide import LEAVING, WorkerPhase
 from poolctl.core.server_entry import Canary, Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import to_json
@@ -135,7 +135,7 @@ class CanaryRollout:
             return ""
         return f"waits until its workers have had {self.plan.min_requests} requests"
 
-    def promote(self, reason: str) -> None:
+    def begin_promotion(self, reason: str) -> None:
         """Begin to replace the other workers by the new generation, unless the rollout is over or being promoted."""
         if self._state in (STARTING, RUNNING):
             self._start_measuring()
@@ -194,11 +194,11 @@ class CanaryRollout:
             if each.generation == self._canary.generation
         ]
         for worker in workers:
-            if worker.phase is Phase.READY and worker.ko:
+            if worker.phase is WorkerPhase.READY and worker.ko:
                 found = self._core.health.worker_problem(self.entry, worker)
                 self.withdraw(f"{worker.id} is unhealthy: {found}")
                 return
-        ready = sum(worker.phase is Phase.READY for worker in workers)
+        ready = sum(worker.phase is WorkerPhase.READY for worker in workers)
         if self._state == STARTING and ready == self.plan.canaries:
             self._state = RUNNING
             self._start_measuring()
@@ -226,7 +226,7 @@ class CanaryRollout:
         if found is Verdict.WITHDRAW:
             self.withdraw(reason)
         elif found is Verdict.PROMOTE:
-            self.promote(reason)
+            self.begin_promotion(reason)
         else:
             self._schedule()
 

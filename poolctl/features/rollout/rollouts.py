@@ -57,7 +57,7 @@ class Rollouts(FeaturePart):
         operation = call.options.get("op", "begin")
         try:
             return await (
-                self._begin(call) if operation == "begin" else self._change_rollouts(call, operation)
+                self._run_rollout(call) if operation == "begin" else self._change_rollouts(call, operation)
             )
         except _RolloutRefused as refused:
             return refused.result
@@ -73,7 +73,7 @@ class Rollouts(FeaturePart):
             raise _RolloutRefused(message, "`poolctl rollout status` lists them")
         for each in running:
             if operation == "promote":
-                each.promote("promoted by hand")
+                each.begin_promotion("promoted by hand")
             elif operation == "abort":
                 each.withdraw("aborted by hand")
             else:
@@ -88,7 +88,7 @@ class Rollouts(FeaturePart):
         reports = (each.report() for name, each in self._rollouts.items() if name in names)
         return RolloutResult(items=tuple(reports))
 
-    async def _begin(self, call: Call) -> Result:
+    async def _run_rollout(self, call: Call) -> Result:
         chosen = selected(self._core, call.selector)
         if len(chosen) != 1:
             raise SelectorError(f"a rollout is of one server, and {len(chosen)} are selected")
@@ -105,7 +105,9 @@ class Rollouts(FeaturePart):
         counters = self._core.runner.capabilities.counters
         if counters is None:
             raise _RolloutRefused("the pool's runner counts no requests", "poolctl restart")
-        resolved = await self._configuration.read(call.options.get("env"), keep=self._core.entries)
+        resolved = await self._configuration.read_without_activating(
+            call.options.get("env"), keep=self._core.entries
+        )
         if resolved.problems:
             return RolloutResult(errors=tuple(resolved.problems), exit_code=INVALID_CONFIGURATION)
         self._refuse_unfit(entry)  # it may have changed while the files were read

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
-from poolctl.core.decide import Phase
+from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry
 from poolctl.monitor.metrics import BOUNDS_SECONDS
 from poolctl.platform import cpu_seconds
@@ -38,7 +38,7 @@ class Part(NamedTuple):
     weight: float = 1.0
 
 
-class RunningAverage:
+class MovingAverage:
     """The average of a server's figure, such as requests in progress, over several samples."""
 
     def __init__(self) -> None:
@@ -92,12 +92,12 @@ class Trigger:
         self.capabilities = capabilities
 
     @classmethod
-    def new_accumulator(cls) -> RunningAverage | Quantile:
-        """Return a new RunningAverage, which accumulates the results of `measure`."""
-        return RunningAverage()
+    def new_accumulator(cls) -> MovingAverage | Quantile:
+        """Return a new MovingAverage, which accumulates the results of `measure`."""
+        return MovingAverage()
 
     def measure(self, sample: Sample) -> Part | Sequence[int]:
-        """Return a sample's contribution to the object that `new_accumulator` returns: for a RunningAverage, a Part."""
+        """Return a sample's contribution to the object that `new_accumulator` returns: for a MovingAverage, a Part."""
         raise NotImplementedError
 
 
@@ -108,7 +108,7 @@ class InFlight(Trigger):
         return Part(sample.in_flight)
 
 
-class Queue(Trigger):
+class QueuedConnections(Trigger):
     """The trigger whose figure is the number of connections in the backlog, which no worker has accepted yet."""
 
     counts_demand = True
@@ -149,7 +149,7 @@ def _processor_seconds(entry: Entry) -> dict[int, float]:
     pids = [
         worker.placement.pid
         for worker in entry.observed.workers.values()
-        if worker.phase is Phase.READY and worker.placement is not None
+        if worker.phase is WorkerPhase.READY and worker.placement is not None
     ]
     found = {pid: cpu_seconds(pid) for pid in pids if pid is not None}
     return {pid: spent for pid, spent in found.items() if spent is not None}
@@ -186,7 +186,7 @@ class P99(Latency):
 
 TRIGGERS: Mapping[str, type[Trigger]] = {
     "in_flight": InFlight,
-    "queue": Queue,
+    "queue": QueuedConnections,
     "requests_per_second": RequestsPerSecond,
     "p50": P50,
     "p99": P99,

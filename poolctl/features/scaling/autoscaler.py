@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from poolctl.core.core import Core
-from poolctl.core.decide import Desired, Phase
+from poolctl.core.decide import Desired, WorkerPhase
 from poolctl.core.server_entry import Entry
 from poolctl.core.servers import NO_CAUSE
 from poolctl.json_form import Table
@@ -41,7 +41,7 @@ class LoadSampler:
         counted = [0] * tally.COUNTED
         in_flight, serves = 0, False
         for worker in entry.observed.workers.values():
-            if worker.phase is not Phase.READY or worker.placement is None or self._counters is None:
+            if worker.phase is not WorkerPhase.READY or worker.placement is None or self._counters is None:
                 continue
             serves = serves or not worker.ko
             found = self._counters.counts(worker.placement)
@@ -123,7 +123,7 @@ class Autoscaler(FeaturePart):
         """Sample all servers, in batches between which the loop does other work."""
         # Set before the work, so that the intervals stay exact.
         self._set_timer()
-        self._sample_in_batches(list(self._servers.values()))
+        self._sample_and_scale_in_batches(list(self._servers.values()))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -134,10 +134,10 @@ class Autoscaler(FeaturePart):
             loop.call_later(INTERVAL_SECONDS, self.tick, context=NO_CAUSE) if self._servers else None
         )
 
-    def _sample_in_batches(self, servers: Sequence[_ScaledServer]) -> None:
+    def _sample_and_scale_in_batches(self, servers: Sequence[_ScaledServer]) -> None:
         if len(servers) > _AT_ONCE:
             asyncio.get_running_loop().call_soon(
-                self._sample_in_batches, servers[_AT_ONCE:], context=NO_CAUSE
+                self._sample_and_scale_in_batches, servers[_AT_ONCE:], context=NO_CAUSE
             )
         for server in servers[:_AT_ONCE]:
             self._sample_and_scale(server)

@@ -30,7 +30,7 @@ class HealthEndpoint:
         self._listeners = listeners
         self._probes = probes
         self._expose = expose
-        self._application: ProbedApplication | None = None
+        self._application: ApplicationProbeTarget | None = None
         self._is_stopping = False
         self._started = "startup" not in probes
 
@@ -41,7 +41,7 @@ class HealthEndpoint:
 
     def set_application(self, server: PoolServer) -> None:
         """Record that the application has started. Called within its event loop."""
-        self._application = ProbedApplication(server, asyncio.get_running_loop())
+        self._application = ApplicationProbeTarget(server, asyncio.get_running_loop())
 
     def report_stopping(self) -> None:
         """Answer 503 to `/health` from now on."""
@@ -94,7 +94,7 @@ class HealthEndpoint:
             return ""
         return await self._probe_problem("liveness", self._application)
 
-    async def _probe_problem(self, kind: str, application: ProbedApplication) -> str:
+    async def _probe_problem(self, kind: str, application: ApplicationProbeTarget) -> str:
         """The problem that the probe of this kind finds, or ""; a timeout is a problem, too.
 
         Without such a probe, it is enough that the application's event loop runs.
@@ -125,7 +125,7 @@ async def problem_within(problem: Awaitable[str], seconds: float) -> str:
         return f"no answer within {format_duration(seconds)}"
 
 
-class ProbedApplication:
+class ApplicationProbeTarget:
     """A started application, as seen by probes in a thread other than its event loop's."""
 
     def __init__(self, server: PoolServer, loop: asyncio.AbstractEventLoop) -> None:

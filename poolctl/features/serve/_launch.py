@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from poolctl.address import AddressError, parse
 from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.foreground_server import ForegroundServer, only_server
+from poolctl.cli.foreground_server import ForegroundServer, prepare_single_server
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import Probe, ServerConfig
@@ -26,9 +26,9 @@ _OF_APPS = {"health_address": "--health", "stop_delay": "--stop-delay"}
 
 
 def become_server(request: CommandRequest) -> NoReturn:
-    """Replace this process by the selected server (exec). Raises UsageError, Failure, and errors of `only_server`."""
+    """Replace this process by the selected server (exec). Raises UsageError and Failure."""
     pool = find_pool(request)
-    server = only_server(request, pool, "poolctl serve")
+    server = prepare_single_server(request, pool, "poolctl serve")
     delay_seconds = request.seconds("stop_delay") or 0.0
     if server.command:
         for key, option in _OF_APPS.items():

@@ -103,7 +103,7 @@ class Board(Generic[Row]):
         self.filter = text
         self._arrange()
 
-    def sort_by(self, sort: str) -> None:
+    def toggle_sort(self, sort: str) -> None:
         """Sort by an order, or reverse it if it is the current one, and select the first row."""
         self.reverse = self.sort == sort and not self.reverse
         self.sort = sort
@@ -112,7 +112,7 @@ class Board(Generic[Row]):
 
     def sort_next(self, step: int) -> None:
         orders = list(self.orders)
-        self.sort_by(orders[(orders.index(self.sort) + step) % len(orders)])
+        self.toggle_sort(orders[(orders.index(self.sort) + step) % len(orders)])
 
     def _arrange(self) -> None:
         before = self.selected

@@ -105,11 +105,11 @@ def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = T
     least = 0.0 if from_zero else min(known, default=0.0)
     span = top if from_zero else max(top - least, top * _LEAST_SPAN)
     base = (top + least - span) / 2
-    bars = "".join(" " if value is None else _bar(value - base, span) for value in shown)
+    bars = "".join(" " if value is None else _bar_character(value - base, span) for value in shown)
     return bars.rjust(width)
 
 
-def _bar(value: float, span: float) -> str:
+def _bar_character(value: float, span: float) -> str:
     if span <= 0 or value <= 0:
         return BARS[0]
     return BARS[min(len(BARS) - 1, int(value / span * (len(BARS) - 1) + 0.5))]

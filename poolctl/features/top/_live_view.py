@@ -196,10 +196,10 @@ class LiveView:
                     await self._due.wait()
             self._due.clear()
             if not self._paused:
-                await asyncio.gather(self._update_servers(), self._update_routes())
+                await asyncio.gather(self._fetch_server_stats(), self._update_routes())
             self._news.set()
 
-    async def _update_servers(self) -> None:
+    async def _fetch_server_stats(self) -> None:
         try:
             self._view.update(await self._ask(StatsResult, "stats", self._view.request))
         except NoSupervisor:
@@ -313,7 +313,7 @@ class LiveView:
             board.sort_next(1 if key in (">", "right") else -1)
             self._notify(f"sorted by {board.sort}")
         elif sort := next((name for name, order in board.orders.items() if order.key == key), ""):
-            board.sort_by(sort)
+            board.toggle_sort(sort)
             self._notify(f"sorted by {board.sort}{', reversed' if board.reverse else ''}")
         elif key == " ":
             self._paused = not self._paused

@@ -8,7 +8,7 @@ import sys
 from poolctl import bootstrap
 from poolctl.config import default_interpreter
 from poolctl.keeper import fd_store, pool_files
-from poolctl.keeper.spawn import Companion
+from poolctl.keeper.spawn import CompanionSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,16 +28,16 @@ def make(site: RunnerContext) -> LocalRunner:
 
 def companions(
     files: Sequence[str], directory: str, env: Mapping[str, str], without: Sequence[str]
-) -> dict[str, Companion]:
+) -> dict[str, CompanionSpec]:
     """The programs to start with the keeper (see runner_registry): the logger and the default interpreter's zygote."""
     interpreter = default_interpreter(os.path.dirname(files[0]), env)
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", directory, isolated=True)
     programs = {
-        fd_store.LOGGER: Companion(logger, f"{directory}/logger.log", session=True, without=without),
+        fd_store.LOGGER: CompanionSpec(logger, f"{directory}/logger.log", session=True, without=without),
     }
-    if not _others_can_change(interpreter, env):
-        programs[f"{fd_store.ZYGOTE}{interpreter}"] = Companion(
+    if not _is_unsafe_for_root(interpreter, env):
+        programs[f"{fd_store.ZYGOTE}{interpreter}"] = CompanionSpec(
             zygote, f"{directory}/helpers.log", session=True, without=without
         )
     return programs
@@ -57,7 +57,7 @@ def find_orphans(directory: str) -> list[LocalOrphan]:
     return found
 
 
-def _others_can_change(interpreter: str, env: Mapping[str, str]) -> bool:
+def _is_unsafe_for_root(interpreter: str, env: Mapping[str, str]) -> bool:
     """Return whether this process runs as root, and other users can change the interpreter.
 
     The zygote of such an interpreter runs as its server's user, so it is started only when a server needs it.

@@ -35,7 +35,7 @@ from poolctl.keeper import fd_store, wire
 from poolctl.keeper.connection_handover import Connection, from_message
 from poolctl.platform import close_promptly
 
-from ..process_link import HasDescriptor, Link, LinkLost, Receiver, spawn
+from ..process_link import HasDescriptor, Link, LinkHandler, LinkLost, spawn
 from .local_worker import LocalWorker
 from .server_sockets import AdoptionPairs, Sockets
 
@@ -65,7 +65,7 @@ _CONNECTION = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDS = select.EPOLLRDHUP | select.EPOLLHUP
 
 
-class FetchResult(NamedTuple):
+class FetchOutcome(NamedTuple):
     """How a request for connections, sent to the accept helper, has ended.
 
     `failed`: the helper was lost during the request, so the state of the socket is unknown. `blocked`, only with
@@ -79,7 +79,7 @@ class FetchResult(NamedTuple):
     blocked: bool = False
 
 
-class AcceptHelper(Receiver):
+class AcceptHelper(LinkHandler):
     """Accepts connections for all servers through one helper process.
 
     The keeper starts the helper process when it is first needed. The helper process outlives its supervisor, and may
@@ -104,7 +104,7 @@ class AcceptHelper(Receiver):
         if self._link is None:
             ours, theirs = wire.pair()
             self._link = Link(ours, self)
-            self._starting = asyncio.ensure_future(self._start(self._link, theirs))
+            self._starting = asyncio.ensure_future(self._spawn_helper(self._link, theirs))
 
     def adopt_helper_process(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
         """Use the previous supervisor's helper process, through its socket `fd`. Return [the new owner of `fd`]."""
@@ -123,7 +123,7 @@ class AcceptHelper(Receiver):
         self._requests[number] = fetch
         self._link.send({"op": fetch.kind, "n": number, "key": fetch.key, "most": most}, [sock])
         if self._timer is None:
-            self._set_timer()
+            self._set_silence_timer()
 
     def close(self) -> None:
         """Let the helper process end. Pending requests get no result."""
@@ -132,7 +132,7 @@ class AcceptHelper(Receiver):
             self._link.close()
             self._forget()
 
-    async def _start(self, link: Link, theirs: socket.socket) -> None:
+    async def _spawn_helper(self, link: Link, theirs: socket.socket) -> None:
         argv = command(sys.executable, "acceptor", isolated=True)
         try:
             pid = await spawn(self._keeper, argv, self._output, theirs)
@@ -146,7 +146,7 @@ class AcceptHelper(Receiver):
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         request = self._requests.get(message.get("n", 0))
-        self._set_timer()
+        self._set_silence_timer()
         if message["t"] == "up":
             self._up = True
         elif message["t"] == "conn":
@@ -160,10 +160,10 @@ class AcceptHelper(Receiver):
                 request.connection_arrived(sock)
         elif message["t"] == "done" and request is not None:
             del self._requests[message["n"]]
-            self._set_timer()
-            request.ended(FetchResult(message["empty"], message["junk"], message["full"]))
+            self._set_silence_timer()
+            request.ended(FetchOutcome(message["empty"], message["junk"], message["full"]))
 
-    def _set_timer(self) -> None:
+    def _set_silence_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -204,13 +204,13 @@ class AcceptHelper(Receiver):
         if was_up:
             self.warm()
         for place, request in enumerate(requests.values()):
-            request.ended(FetchResult(failed=True, blocked=blocked and place == 0))
+            request.ended(FetchOutcome(failed=True, blocked=blocked and place == 0))
 
     def _forget(self) -> None:
         self._keeper.send({"op": "drop", "name": fd_store.ACCEPTOR})
         self._link = None
         self._up, self._pid = False, None
-        self._set_timer()
+        self._set_silence_timer()
 
 
 class FirstBytesKind(StrEnum):
@@ -421,7 +421,7 @@ class Activator:
         self._arm(sleeping)
 
     def _arm(self, sleeping: SleepingListener) -> None:
-        self.disarm(sleeping.key)
+        self.disarm_and_hand_over(sleeping.key)
         self._sleeping[sleeping.key] = sleeping
         # After one blocked call there is no further call: any connection wakes that server.
         sleeping.accepts = sleeping.accepts and sleeping.key not in self._servers_that_block
@@ -433,7 +433,7 @@ class Activator:
             # They were not sent before the server fell asleep again.
             self._watch_held(sleeping, held)
 
-    def disarm(self, key: str) -> None:
+    def disarm_and_hand_over(self, key: str) -> None:
         """Stop watching for a request. The server's next workers get all held connections, and accept new ones."""
         sleeping = self._sleeping.pop(key, None)
         if sleeping is None:
@@ -445,7 +445,7 @@ class Activator:
             held.stop_timer()
         self._hand_over(key, sleeping.connections)
 
-    def drain_unused_pair(self, key: str, workers: Iterable[LocalWorker]) -> None:
+    def close_unused_socket_pair(self, key: str, workers: Iterable[LocalWorker]) -> None:
         """Close the socket pair through which a sleeping server's workers got connections, once it is empty.
 
         Connections that are still in the pair are fetched from it first. Nothing is done if a worker among `workers` is
@@ -466,17 +466,17 @@ class Activator:
 
     def close_waiting(self, key: str) -> None:
         """Close all connections that wait for a worker of the server."""
-        self._close_held(key)
+        self._close_held_connections(key)
         self._adoptions.close_queued(key)
 
     def forget_and_close_held(self, key: str) -> None:
         """Forget the server and close the connections that are held for it."""
-        self._close_held(key)
-        self.disarm(key)
+        self._close_held_connections(key)
+        self.disarm_and_hand_over(key)
         self._servers_that_block.discard(key)
         self._servers.pop(key, None)
 
-    def close_all(self) -> None:
+    def forget_all_and_close_held(self) -> None:
         """Forget all servers, close the connections held for them, and end the accept helper."""
         for key in {*self._sleeping, *self._leaving, *(fetch.key for fetch in self._fetches)}:
             self.forget_and_close_held(key)
@@ -487,7 +487,7 @@ class Activator:
         self._watched.clear()
         self._accept_helper.close()
 
-    def adopt_held_connection(
+    def requeue_held_connection(
         self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
     ) -> list[HasDescriptor]:
         """Remove a held connection from the keeper's store, and queue it for its server's next worker. Return []."""
@@ -528,7 +528,7 @@ class Activator:
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
             self._fetch(ConnectionFetch(self, sleeping, sleeping.left, clears=True))
 
-    def _close_held(self, key: str) -> None:
+    def _close_held_connections(self, key: str) -> None:
         """Close every connection that is held or being fetched for the server."""
         for fetch in self._fetches:
             fetch.wanted = fetch.wanted and fetch.key != key
@@ -626,7 +626,7 @@ class Activator:
             # The server has been woken meanwhile.
             self._hand_over(fetch.key, [held])
 
-    def _on_fetch_ended(self, fetch: ConnectionFetch, found: FetchResult) -> None:
+    def _on_fetch_ended(self, fetch: ConnectionFetch, found: FetchOutcome) -> None:
         self._fetches.discard(fetch)
         sleeping, fd = fetch.sleeping, fetch.fd
         sleeping.fetched.discard(fd)
@@ -638,20 +638,20 @@ class Activator:
                 self._servers_that_block.add(sleeping.key)
             self._wake(sleeping)
         elif fetch.clears:
-            self._finish_pair_clearing(sleeping, found)
+            self._finish_or_retry_pair_clearing(sleeping, found)
         elif found.junk or found.full:
             self._unwatch_and_retry_later(sleeping)
         elif not sleeping.paused and fd in sleeping.sockets:
             self._watch(fd, sleeping)
 
-    def _finish_pair_clearing(self, sleeping: SleepingListener, found: FetchResult) -> None:
+    def _finish_or_retry_pair_clearing(self, sleeping: SleepingListener, found: FetchOutcome) -> None:
         if found.empty and sleeping.left is not None:
             self._unwatch(sleeping.left.fileno())
             sleeping.left = None
             if self._adoptions.is_used_by_gateway(sleeping.key):
                 self.watch_pair(sleeping.key)
             else:
-                self._adoptions.close_empty_pair(sleeping.key)
+                self._adoptions.close_pair(sleeping.key)
         else:
             pause_seconds = _RETRY_SECONDS if found.junk or found.full else 0
             asyncio.get_running_loop().call_later(
@@ -670,13 +670,13 @@ class Activator:
             else:
                 held.name = self._store_in_keeper(sleeping.key, held.sock)
                 if self._limit.too_many(sum(len(each.connections) for each in self._sleeping.values())):
-                    self._make_room(held)
+                    self._evict_or_wake_most_crowded(held)
 
     def _watch_held(self, sleeping: SleepingListener, held: HeldConnection) -> None:
         sleeping.connections[held] = None
         self._watch(held.sock.fileno(), sleeping, held)
 
-    def _make_room(self, newest: HeldConnection) -> None:
+    def _evict_or_wake_most_crowded(self, newest: HeldConnection) -> None:
         """Close a connection (not `newest`) of the server for which most connections are held.
 
         If all of this server's connections are sending requests, wake the server instead.
@@ -729,15 +729,15 @@ class Activator:
         self._close_copies(held)
 
     def _wake(self, sleeping: SleepingListener) -> None:
-        self.disarm(sleeping.key)
+        self.disarm_and_hand_over(sleeping.key)
         sleeping.on_request()
 
     def _hand_over(self, key: str, connections: Iterable[HeldConnection]) -> None:
         """Put connections into the server's adoption pair for its next worker. While the pair is full, retry later."""
         self._leaving.setdefault(key, []).extend(connections)
-        self._send(key)
+        self._send_held_connections(key)
 
-    def _send(self, key: str) -> None:
+    def _send_held_connections(self, key: str) -> None:
         leaving = self._leaving.get(key, [])
         while leaving:
             held = leaving[-1]
@@ -745,7 +745,7 @@ class Activator:
             self._drop_from_store(held)
             if not self._queue_duplicate(key, held.sock):
                 held.name = self._store_in_keeper(key, held.sock)
-                asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send, key)
+                asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send_held_connections, key)
                 return
             self._close_copies(leaving.pop())
         self._leaving.pop(key, None)
@@ -801,5 +801,5 @@ class ConnectionFetch:
     def connection_arrived(self, sock: Connection) -> None:
         self._activator._on_connection_arrived(self, sock)
 
-    def ended(self, found: FetchResult) -> None:
+    def ended(self, found: FetchOutcome) -> None:
         self._activator._on_fetch_ended(self, found)

@@ -29,10 +29,10 @@ from ..runner_protocol import Placement, RunnerEventHandler
 from ..runner_registry import RunnerContext
 from ..worker_spec import (
     Spec,
-    app_spec,
     argument_vector,
     hook_id,
     memory_files,
+    preload_spec,
     spec_file,
     tls_contents,
     user_id,
@@ -42,7 +42,7 @@ from ..worker_spec import (
 from .local_worker import LocalWorker, NotifySocket, Tally
 from .output_pipes import OutputPipes
 from .server_sockets import AdoptionPairs, handover_group
-from .zygotes import AppZygote, AppZygotes, Children, ZygoteIdentity, Zygotes
+from .zygotes import AppZygote, AppZygotes, Children, InterpreterZygoteIdentity, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -76,7 +76,7 @@ class Certificates:
         self._forced: dict[str, int] = {}  # by server: the generation that gets an expired file's content too
         self._due: asyncio.TimerHandle | None = None
 
-    def read_certificate_unless_expired(self, server: ServerConfig, generation: int) -> LoadedCertificate:
+    def read_certificate_with_fallback(self, server: ServerConfig, generation: int) -> LoadedCertificate:
         """Return the certificate in the server's files. If it has expired, return the kept one if that is still valid.
 
         A certificate is kept once a worker is ready with it (see `keep_if_ready`), or at once if no valid one is kept.
@@ -85,7 +85,7 @@ class Certificates:
         found, before = _read_certificate(server), self._given.get(server.name)
         now = time.time()
         if before is None or before.files != found.files or before.ends is None or before.ends <= now:
-            return self._keep_certificate(server, found)
+            return self._store_certificate(server, found)
         expired = found.ends is not None and found.ends <= now
         return before if expired and self._forced.get(server.name) != generation else found
 
@@ -97,12 +97,12 @@ class Certificates:
             return
         if self._forced.get(server.name) == generation:
             del self._forced[server.name]
-        self._keep_certificate(server, given)
+        self._store_certificate(server, given)
 
     def reload_certificate(self, server: ServerConfig) -> LoadedCertificate:
         """Return the certificate in the server's files, and keep it for later workers. Raises ServerError."""
         self._forced.pop(server.name, None)
-        return self._keep_certificate(server, _read_certificate(server))
+        return self._store_certificate(server, _read_certificate(server))
 
     def force(self, name: str, generation: int) -> None:
         """Give workers of this generation of server `name` the certificate in its files, even an expired one."""
@@ -121,7 +121,7 @@ class Certificates:
             finally:
                 os.close(fd)
 
-    def _keep_certificate(self, server: ServerConfig, given: LoadedCertificate) -> LoadedCertificate:
+    def _store_certificate(self, server: ServerConfig, given: LoadedCertificate) -> LoadedCertificate:
         if given.contents and self._given.get(server.name) != given:
             self._given[server.name] = given
             self._schedule_save()
@@ -272,7 +272,7 @@ class Forker:
             forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from, woken, hook)
         )
 
-    async def check(self, server: ServerConfig) -> None:
+    async def check_worker_prerequisites(self, server: ServerConfig) -> None:
         """Check that the interpreter, the user, the files and the program that a new worker needs exist.
 
         Raises ServerError or WorkerFailed if one is missing.
@@ -314,7 +314,7 @@ class Forker:
         )
 
     def _app_spec(self, server: ServerConfig) -> Spec:
-        return app_spec(
+        return preload_spec(
             server,
             interpreter=_interpreter(server),
             open_files=self._site.open_files,
@@ -327,12 +327,12 @@ class Forker:
         generation: int,
         index: int,
         sockets: list[socket.socket],
-        forked_from: ZygoteIdentity,
+        forked_from: InterpreterZygoteIdentity,
         woken: bool,
         hook: str,
     ) -> LocalWorker:
         app_zygote = await self._get_or_start_zygote(server)
-        given = self.certificates.read_certificate_unless_expired(server, generation)
+        given = self.certificates.read_certificate_with_fallback(server, generation)
         spec = worker_spec(
             server,
             interpreter=forked_from.interpreter,
@@ -435,20 +435,22 @@ class Forker:
             if_failed.callback(worker.tally.close)
             fds.append(worker.tally.fileno())
         if spec["orphanage"] is not None and spec["orphanage"]["bound"]:
-            bound, worker.place = rendezvous.bind(spec["orphanage"]["directory"], pool_files.WORKER)
+            bound, worker.place = rendezvous.bind_new_socket(
+                spec["orphanage"]["directory"], pool_files.WORKER
+            )
             fds.append(afterwards.enter_context(bound).fileno())
             if_failed.callback(pool_files.unlink_quietly, worker.place)
         return fds
 
-    def _source(self, server: ServerConfig) -> ZygoteIdentity:
+    def _source(self, server: ServerConfig) -> InterpreterZygoteIdentity:
         """The zygote from which the server's processes are forked.
 
         It runs as the server's user if other users can change the interpreter's files.
         """
         if server.command:
             # Any zygote can execute a command, which does not need the application's interpreter.
-            return ZygoteIdentity(sys.executable)
-        return ZygoteIdentity.for_user(_interpreter(server), user_ids(server))
+            return InterpreterZygoteIdentity(sys.executable)
+        return InterpreterZygoteIdentity.for_user(_interpreter(server), user_ids(server))
 
     def _orphan_description(
         self, server: ServerConfig, generation: int, index: int, output: str

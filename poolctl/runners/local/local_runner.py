@@ -28,12 +28,12 @@ from ..runner_protocol import (
     Hooks,
     Logs,
     Placement,
-    PublishedRoutes,
     Routing,
     Runner,
     RunnerEventHandler,
     SleepCapability,
     Takeover,
+    WorkerRouteTables,
 )
 from ..runner_registry import RunnerContext
 from ..stack_report import Stacks, WorkerStacks
@@ -46,12 +46,12 @@ from .server_sockets import AdoptionPairs, Sockets
 from .takeover import (
     Adopter,
     WorkerAdoption,
-    inherited_sockets,
     rescue_orphans_and_check_outdated,
+    systemd_sockets,
     take_over,
     wait_for_reports,
 )
-from .zygotes import AppZygotes, Children, ImportLimit, ProcessIdentity, ZygoteIdentity, Zygotes
+from .zygotes import AppZygotes, Children, ImportLimit, InterpreterZygoteIdentity, ProcessIdentity, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -73,13 +73,13 @@ class RoutePublisher(Routing):
         self._sockets = sockets
         self._activator = activator
         self._workers = workers
-        self._routes: PublishedRoutes | None = None
+        self._routes: WorkerRouteTables | None = None
         self._releasing: frozenset[str] = (
             frozenset()
         )  # the names of servers whose workers give connections back
 
     def publish(
-        self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
+        self, servers: Collection[ServerConfig], routes: WorkerRouteTables | None, gateway: Gateway
     ) -> None:
         # A program has no pair: its requests are proxied.
         passed = [each for each in servers if not each.command]
@@ -92,7 +92,7 @@ class RoutePublisher(Routing):
                 self._activator.watch_pair(server.key)
             self.update_gateway_passing_permission(server.key)
         for key in before.keys() - names.keys():
-            self._activator.drain_unused_pair(key, self._workers.of(key))
+            self._activator.close_unused_socket_pair(key, self._workers.of(key))
         self._routes = routes
         for worker in self._workers.values():
             self.send_routes(worker)
@@ -223,27 +223,27 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         self.activator.arm(server, on_request)
-        self.activator.drain_unused_pair(server.key, self._workers.of(server.key))
+        self.activator.close_unused_socket_pair(server.key, self._workers.of(server.key))
 
     def disarm(self, key: str) -> None:
-        self.activator.disarm(key)
+        self.activator.disarm_and_hand_over(key)
 
     def close_waiting(self, key: str) -> None:
         self.activator.close_waiting(key)
 
     async def check_startable(self, server: ServerConfig) -> None:
-        await self.forker.check(server)
+        await self.forker.check_worker_prerequisites(server)
 
     def force_certificate(self, name: str, generation: int) -> None:
         self.forker.certificates.force(name, generation)
 
     async def preload_application(self, server: ServerConfig, since: float) -> str:
-        with self.children.forking():
+        with self.children.recording_early_exits():
             return await self.forker.import_in_app_zygote(server, since)
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """Fork a worker. Raises ServerError or WorkerFailed."""
-        with self.children.forking():
+        with self.children.recording_early_exits():
             serving = any(each.ready_at and not each.left.done() for each in self._workers.of(server.key))
             woken = not server.scale.min and not serving
             sockets = self.sockets.share_with_worker(server)
@@ -251,16 +251,16 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             self._register(worker)
         self._routed.send_routes(worker)
         if server.command or worker.preloaded:
-            worker.begin()
+            worker.order_to_begin()
         else:
-            self._turns.queue(worker.begin, worker.imported)
+            self._turns.queue(worker.order_to_begin, worker.imported)
         return worker.placement
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
-        with self.children.forking():
+        with self.children.recording_early_exits():
             worker = await self.forker.fork(hook_config(server, hook), 0, 0, [], hook=hook)
             self._register(worker)
-        worker.begin()
+        worker.order_to_begin()
         return worker.placement
 
     def _register(self, worker: LocalWorker) -> None:
@@ -287,10 +287,10 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
                 {"op": "note", "name": f"{fd_store.WORKER}{worker.placement.id}", "meta": worker.meta()}
             )
 
-    async def adopt(
+    async def adopt_workers_and_end_others(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
     ) -> AdoptionResult:
-        self.sockets.inherited = await inherited_sockets(self.keeper)
+        self.sockets.inherited = await systemd_sockets(self.keeper)
         await self.forker.certificates.load_saved(servers)
         by_key = {server.key: server for server in servers.values()}
         adoption = WorkerAdoption(self.keeper, self.children, self._current_events, servers, placed)
@@ -298,18 +298,18 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             fd_store.LISTENER: self.sockets.adopt,
             fd_store.ADOPTION: self.adoptions.adopt,
             fd_store.OUTPUT: self.output.adopt,
-            fd_store.TALLY: self.tallies.collect_unsaved_counts,
-            fd_store.HELD_CONNECTION: partial(self.activator.adopt_held_connection, by_key),
+            fd_store.TALLY: self.tallies.add_up_unsaved_counts,
+            fd_store.HELD_CONNECTION: partial(self.activator.requeue_held_connection, by_key),
             fd_store.APP_ZYGOTE: self.app_zygotes.adopt,
             fd_store.WORKER: partial(adoption.adopt, self._register),
         }
         names = await take_over(self.keeper, adopters)
         found = adoption.found
         if fd_store.GATEWAY_LINK in names:
-            self.adoptions.expect_gateway()
+            self.adoptions.assume_gateway_passes_to_all()
         zygotes = [name.removeprefix(fd_store.ZYGOTE) for name in names if name.startswith(fd_store.ZYGOTE)]
         for key in zygotes:
-            self.zygotes.start(ZygoteIdentity.from_key(key))
+            self.zygotes.start(InterpreterZygoteIdentity.from_key(key))
         if found and not zygotes:
             # The zygotes exited with their keeper.
             self.forker.warm(found[0].server)
@@ -363,7 +363,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         if placement.id in self._workers:
             self._workers[placement.id].set_accepting(accepting)
 
-    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         """Connect to the worker. Raises OSError.
 
         A worker that runs a command is reached through its server's listener or, if the command binds its address
@@ -372,7 +372,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         worker = self._workers.get(placement.id)
         if worker is None:
             raise ConnectionRefusedError("it has exited")
-        return await worker.connect(kind, plain, self.sockets.of(worker.server))
+        return await worker.connect_for_probe(kind, plain, self.sockets.of(worker.server))
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         if placement.id in self._workers:
@@ -383,7 +383,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         """Order the worker to stop accepting, and wait until it has. A command may go on accepting until it exits."""
         if worker := self._workers.get(placement.id):
             if not replaced:
-                await self.adoptions.announce_workers_exit(worker.server.key)
+                await self.adoptions.notify_gateway_of_workers_exit(worker.server.key)
             await worker.stop_accepting(self._receivers(worker, replaced))
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -395,7 +395,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         if worker is None:
             return Exit(message="has ended before")
         if timeout_seconds and not replaced:
-            await self.adoptions.announce_workers_exit(worker.server.key)
+            await self.adoptions.notify_gateway_of_workers_exit(worker.server.key)
         return await worker.stop(timeout_seconds, self._receivers(worker, replaced))
 
     def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:
@@ -436,7 +436,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
 
     async def _close_parts(self) -> None:
         """Close listeners, adoption pairs and held connections, and end the zygotes and the logger, but no worker."""
-        self.activator.close_all()
+        self.activator.forget_all_and_close_held()
         await self.adoptions.close_all()
         await self.sockets.close_all()
         self.app_zygotes.close()
@@ -491,6 +491,6 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
                 placement.server, f"{placement.id}:{placement.pid}", worker.tally
             )
             worker.tally = None
-        self.activator.drain_unused_pair(worker.server.key, self._workers.of(worker.server.key))
+        self.activator.close_unused_socket_pair(worker.server.key, self._workers.of(worker.server.key))
         self._routed.update_gateway_passing_permission(worker.server.key)
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{worker.placement.id}"})

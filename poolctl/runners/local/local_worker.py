@@ -42,7 +42,7 @@ from poolctl.worker.tally import (
     BEAT_CPU_NS,
     COUNTED,
     Counts,
-    clear_stacks,
+    clear_and_rewind_stacks,
     create_tally_page,
     final_counts,
     read_stacks,
@@ -56,12 +56,12 @@ from ..process_link import (
     Descriptor,
     HasDescriptor,
     Link,
+    LinkHandler,
     Message,
-    Receiver,
     flag_of,
     message_allowance,
-    sanitize_text,
-    text_of,
+    printable_text_or_empty,
+    sanitize_and_truncate_text,
 )
 from ..runner_protocol import (
     AdoptedWorker,
@@ -69,9 +69,9 @@ from ..runner_protocol import (
     Exit,
     Heartbeats,
     Placement,
-    PublishedRoutes,
     RunnerEventHandler,
     WorkerFailed,
+    WorkerRouteTables,
 )
 from ..stack_report import FAULTHANDLER, PYTHON, KernelThread, Stacks, WorkerStacks, find_hang_location, parse
 from ..worker_spec import memory_files, tls_settings
@@ -158,7 +158,7 @@ class Tally(Descriptor):
 
     def clear_stacks(self) -> None:
         """Remove the stacks that the worker has written, so that it can write new ones."""
-        clear_stacks(self._fd)
+        clear_and_rewind_stacks(self._fd)
 
     def stacks(self) -> bytes:
         """The stacks that the worker has written; empty if it has written none."""
@@ -278,7 +278,7 @@ class RoutesMessage:
     when its next request is for another server. If not, the worker returns each connection before its next request.
     """
 
-    def __init__(self, routes: PublishedRoutes | None, server: str = "", *, keeps: bool = True) -> None:
+    def __init__(self, routes: WorkerRouteTables | None, server: str = "", *, keeps: bool = True) -> None:
         self.generation = 0 if routes is None else routes.generation
         self._message: Message = {"order": "routes", "generation": self.generation}
         if not keeps:
@@ -295,7 +295,7 @@ class RoutesMessage:
             control.send(self._message, self._fds)
 
 
-class LocalWorker(Receiver):
+class LocalWorker(LinkHandler):
     """A worker process of this machine. Several tasks may await the futures `answered` (it is ready) and `exited`.
 
     `output` is the key of its output pipe. `handover_group` identifies its socket pair for handing over connections, if
@@ -349,7 +349,7 @@ class LocalWorker(Receiver):
         self.hook = ""  # the hook of its server that it runs; "" for a worker
         self.preloaded = False  # forked from a process that had already imported the application
         self._taken_over = False  # started by another supervisor
-        self.idle_check = IdleCheck()
+        self.idle_check = EventLoopIdleDetector()
 
     @property
     def process(self) -> ProcessIdentity:
@@ -372,10 +372,10 @@ class LocalWorker(Receiver):
         self.control = Link(sock, self, trusted=False)
 
     def received(self, message: Message, fds: Sequence[int] = ()) -> None:
-        event = text_of(message, "event")
+        event = printable_text_or_empty(message, "event")
         if event == "ready":
             self.leaving = flag_of(message, "leaving")
-            self.resting = text_of(message, "resting")
+            self.resting = printable_text_or_empty(message, "resting")
             if self.leaving:
                 _settle(self.left)
             _settle(self.reported)
@@ -401,12 +401,12 @@ class LocalWorker(Receiver):
         elif event == "stacks":
             self.wrote_stacks.set()
         elif event == "tls":
-            error = text_of(message, "error") if self._renewing else ""
+            error = printable_text_or_empty(message, "error") if self._renewing else ""
             self._renewing = False
             if error:
                 logger.error("%s: its certificate cannot be used: %s", self.placement.id, error)
         elif event == "failed":
-            self.reason = masked_text(text_of(message, "message"))
+            self.reason = masked_text(printable_text_or_empty(message, "message"))
 
     def lost(self) -> None:
         """Called when the control socket is closed: the worker has exited, or can no longer be controlled."""
@@ -430,7 +430,7 @@ class LocalWorker(Receiver):
             self.breach = f"its zygote {deed}"
             self.on_never_started()
 
-    def begin(self) -> None:
+    def order_to_begin(self) -> None:
         """Order the waiting process to begin its work."""
         if self.control is not None:
             self.control.send({"order": "go"})
@@ -497,7 +497,9 @@ class LocalWorker(Receiver):
             self._renewing = True
             self.control.send({"order": "tls", "tls": tls_settings(server)}, fds)
 
-    async def connect(self, kind: str, plain: bool, listeners: Sequence[socket.socket]) -> socket.socket:
+    async def connect_for_probe(
+        self, kind: str, plain: bool, listeners: Sequence[socket.socket]
+    ) -> socket.socket:
         """Connect to the worker, and return the caller's end of the connection. Raises OSError.
 
         A worker that runs a command is reached through the first of `listeners` or, if there is none, at the address
@@ -718,8 +720,8 @@ class RunnerWorkers(dict[str, LocalWorker]):
 class Tallies(Counters):
     """Reads the request counts of running `workers`, and adds up the counts of exited workers (see Counters).
 
-    Each worker counts on a page of memory. The keeper holds the page of an exited worker until `mark_saved`, so that a
-    successor of this supervisor can add up unsaved counts. `on_refused` is called once for each worker whose counts are
+    Each worker counts on a page of memory. The keeper holds an exited worker's page until its counts are saved, for a
+    successor of this supervisor to add them up. `on_refused` is called once for each worker whose counts are
     no longer trusted, with its server, its name and the reason.
     """
 
@@ -747,7 +749,7 @@ class Tallies(Counters):
         return counts
 
     def collect_final_counts(self, server: str, name: str, tally: Tally) -> None:
-        """Pass an exited worker's final counts to `add_up`; the keeper holds them until `mark_saved` is called."""
+        """Pass an exited worker's final counts to `add_up`; the keeper holds them until `discard_saved_counts`."""
         counts = self._read(server, name, tally)
         if counts is not None and self.add_up is not None:
             left = final_counts(counts)
@@ -758,7 +760,7 @@ class Tallies(Counters):
                 self.add_up(name, server, left)
         tally.close()
 
-    def collect_unsaved_counts(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
+    def add_up_unsaved_counts(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
         """Add up an exited worker's counts, which an earlier supervisor did not save. Close `fds`, and return []."""
         tally = Tally(fds[0])
         counts = tally.counts()
@@ -768,7 +770,7 @@ class Tallies(Counters):
             self.add_up(name, meta["server"], final_counts(counts))
         return []
 
-    def mark_saved(self) -> None:
+    def discard_saved_counts(self) -> None:
         """Let the keeper drop the counts of exited workers, because all of them have been saved."""
         for name in self._open:
             self._keeper.send({"op": "drop", "name": f"{fd_store.TALLY}{name}"})
@@ -801,7 +803,7 @@ class WorkerHeartbeats(Heartbeats):
         return worker.idle_check.is_idle(placement.pid, worker.tally)
 
 
-class IdleCheck:
+class EventLoopIdleDetector:
     """Detects whether a worker's event loop is idle, without sending it a message.
 
     A worker is found idle when its main thread waits for events in the loop, and the process has used hardly any
@@ -906,7 +908,10 @@ class StackReader(Stacks):
                 found = await in_daemon_thread(functools.partial(kernel_state_of_threads, pid, _MOST_THREADS))
         except TimeoutError:
             return ()
-        return tuple(from_json(KernelThread, {**each, "name": sanitize_text(each["name"])}) for each in found)
+        return tuple(
+            from_json(KernelThread, {**each, "name": sanitize_and_truncate_text(each["name"])})
+            for each in found
+        )
 
 
 def _reason_not_to_ask(worker: LocalWorker) -> str:

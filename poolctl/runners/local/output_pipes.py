@@ -19,8 +19,8 @@ from poolctl.logs.internal_log import InternalLogRotation
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
 
-from ..process_link import Descriptor, Link, LinkLost, ProcessWatchdog, Receiver, spawn
-from ..runner_protocol import LogFiles, RunnerEventHandler
+from ..process_link import Descriptor, Link, LinkHandler, LinkLost, ProcessWatchdog, spawn
+from ..runner_protocol import LogReopenCapability, RunnerEventHandler
 
 _RETRY_SECONDS = 0.2
 _APPEND_SECONDS = 1.0
@@ -37,7 +37,7 @@ class _Pipe(NamedTuple):
     finished: asyncio.Event
 
 
-class OutputPipes(Receiver, LogFiles):
+class OutputPipes(LinkHandler, LogReopenCapability):
     """The output pipes of all workers; the logger process copies what arrives in them into files.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
@@ -77,7 +77,7 @@ class OutputPipes(Receiver, LogFiles):
         if kept:
             self._link = Link(wire.over(kept[0]), self)
         else:
-            note = await self._get_write_ahead_descriptors()
+            note = await self._open_write_ahead_log()
             self._link = Link(await self._spawn(), self)
             self._link.send({"t": "underway"}, note)
             for fd in note:
@@ -89,7 +89,7 @@ class OutputPipes(Receiver, LogFiles):
             self._link.send(pipe.message, [pipe.read])
         self._ask_reopen()
 
-    async def _get_write_ahead_descriptors(self) -> list[int]:
+    async def _open_write_ahead_log(self) -> list[int]:
         """A file and a pipe in which a logger notes each write, so that its successor can finish an interrupted one.
 
         Returns their descriptors, which the caller closes. They are taken from the keeper's store, or created and put

@@ -23,7 +23,7 @@ from poolctl.listeners.open_listener import (
     close_listener,
     describe,
     identity_of,
-    shut_down_listeners,
+    refuse_new_connections,
 )
 from poolctl.platform import close_promptly, readable_bytes
 
@@ -114,7 +114,7 @@ class Sockets:
             return
         if not key.startswith("fd:"):
             # A worker that is about to exit may hold one; systemd's own sockets are returned unchanged.
-            shut_down_listeners(sockets)
+            refuse_new_connections(sockets)
         close_listener(sockets, self._identities.pop(key, None))
         with contextlib.suppress(LinkLost):
             await self._keeper.call({"op": "drop", "name": f"{fd_store.LISTENER}{key}"})
@@ -164,7 +164,7 @@ class AdoptionPairs:
         self._shown: dict[str, socket.socket] = {}  # the pairs that the gateway has
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def expect_gateway(self) -> None:
+    def assume_gateway_passes_to_all(self) -> None:
         """Assume that the gateway passes connections to the workers of every server, until `publish` is called."""
         self._published = asyncio.Event()
         asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
@@ -206,7 +206,7 @@ class AdoptionPairs:
         if give is not None and self._gateway is not None:
             self._run_in_background(self._gateway.withdraw_passing_socket(self.routed[key], give))
 
-    async def announce_workers_exit(self, key: str) -> None:
+    async def notify_gateway_of_workers_exit(self, key: str) -> None:
         """Tell the gateway that workers of this server exit without replacement; return when it has confirmed."""
         if self._published is not None:
             await self._published.wait()
@@ -235,9 +235,9 @@ class AdoptionPairs:
         if key not in self._withheld_keys:
             self.allow_gateway_passing(key)
         if before is not None:
-            self._run_in_background(self._close_after_use(key, *before[1:]))
+            self._run_in_background(self._withdraw_and_close_pair(key, *before[1:]))
 
-    async def _close_after_use(
+    async def _withdraw_and_close_pair(
         self, key: str, give: socket.socket, take: socket.socket, *, empty: bool = False
     ) -> None:
         """Close both ends of a server's socket pair in this process, once the gateway has stopped using the pair.
@@ -311,12 +311,12 @@ class AdoptionPairs:
         """
         if key not in self._pairs:
             return
-        await self._close_after_use(key, *self._pairs.pop(key)[1:], empty=True)
+        await self._withdraw_and_close_pair(key, *self._pairs.pop(key)[1:], empty=True)
         if key not in self._pairs:
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
-    def close_empty_pair(self, key: str) -> None:
+    def close_pair(self, key: str) -> None:
         """Close the server's empty adoption pair, and drop the keeper's copy. `open` can create another pair."""
         for end in self._pairs.pop(key, ("",))[1:]:
             end.close()

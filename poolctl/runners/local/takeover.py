@@ -26,9 +26,18 @@ from poolctl.keeper.reap import await_exit, signal_process
 from poolctl.platform import close_promptly, copy_descriptor, peer_credentials, process_start, process_users
 from poolctl.worker.tally import is_tally_page
 
-from ..process_link import Descriptor, HasDescriptor, KeeperLink, Link, Malformed, flag_of, number_of, text_of
+from ..process_link import (
+    Descriptor,
+    HasDescriptor,
+    KeeperLink,
+    Link,
+    Malformed,
+    flag_of,
+    number_of,
+    printable_text_or_empty,
+)
 from ..runner_protocol import Placement, RunnerEventHandler
-from ..worker_spec import find_user_id, hook_config, user_ids, worker_digest
+from ..worker_spec import hook_config, usable_user_id, user_ids, worker_digest
 from .local_worker import LocalWorker, NotifySocket, Tally
 from .output_pipes import OutputPipes
 from .zygotes import Children
@@ -61,7 +70,7 @@ async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list
                     keeper.record_entry(name, meta, owners)
 
 
-async def inherited_sockets(keeper: Link) -> dict[str, list[int]]:
+async def systemd_sockets(keeper: Link) -> dict[str, list[int]]:
     """The sockets that systemd passed to the pool, by descriptor number ("3" is the first) and by name, if any."""
     reply, fds = await keeper.call({"op": "get", "name": fd_store.INHERITED})
     found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
@@ -143,11 +152,11 @@ class WorkerAdoption:
     def _resume(self, worker: LocalWorker, meta: wire.Message, sock: socket.socket | None) -> None:
         if meta["notify"] is not None and sock is not None:
             # If its user has been removed, only root's messages count.
-            uid = find_user_id(worker.server) or 0
+            uid = usable_user_id(worker.server) or 0
             worker.listen_for_readiness(NotifySocket(sock, str(meta["notify"]), uid))
         elif sock is not None:
             worker.control_by(sock)
-        worker.begin()
+        worker.order_to_begin()
         if worker.control is not None:
             worker.control.send({"order": "report"})
         if meta["ready_at"] is not None and not worker.exited.done():
@@ -231,7 +240,7 @@ class OrphanedPipes:
     streams: dict[str, tuple[wire.Message, int]] = field(default_factory=dict)
     loggers: list[socket.socket] = field(default_factory=list)
 
-    def stop_loggers(self) -> None:
+    def detach_loggers(self) -> None:
         """Tell each connected logger to stop reading the pipes, because another logger will read them."""
         for sock in self.loggers:
             with contextlib.suppress(OSError):
@@ -252,7 +261,7 @@ def find_orphans_and_pipes(directory: str) -> tuple[list[LocalOrphan], OrphanedP
     """
     answers = rendezvous.connect_to_all(directory, pool_files.WORKER, _ANSWER_SECONDS)
     found = [orphan for sock, answer in answers if (orphan := _identify_orphan(sock, answer)) is not None]
-    pipes = _find_output_pipes(directory)
+    pipes = _receive_pipes_from_loggers(directory)
     return found + _orphans_without_socket(pipes, {orphan.pid for orphan in found}), pipes
 
 
@@ -282,13 +291,13 @@ def _identify_orphan(sock: socket.socket, answer: rendezvous.Answer | None) -> L
 def _checked_statement(message: wire.Message, pid: int) -> wire.Message:
     if message.get("event") != "orphan" or message.get("pid") != pid:
         raise Malformed("a message that is not its status")
-    ready_at, protocol = message.get("ready_at"), text_of(message, "protocol")
+    ready_at, protocol = message.get("ready_at"), printable_text_or_empty(message, "protocol")
     if ready_at is not None and (not isinstance(ready_at, float) or not 0 <= ready_at <= time.monotonic()):
         raise Malformed("an invalid time")
     if protocol.partition(" ")[0] not in ("plain", "tls"):
         raise Malformed("an unknown protocol")
     return {
-        **{key: text_of(message, key) for key in ("server", "key", "output")},
+        **{key: printable_text_or_empty(message, key) for key in ("server", "key", "output")},
         "generation": number_of(message, "generation", 1, 1_000_000_000),
         "index": number_of(message, "index", 0, 1_000_000_000),
         "listeners": number_of(message, "listeners", 0, 1_000_000_000),
@@ -325,7 +334,7 @@ def _is_socket(fd: int, kind: int, *, listens: bool) -> bool:
         return False
 
 
-def _find_output_pipes(directory: str) -> OrphanedPipes:
+def _receive_pipes_from_loggers(directory: str) -> OrphanedPipes:
     pipes = OrphanedPipes()
     for sock, answer in rendezvous.connect_to_all(directory, pool_files.LOGGER, _ANSWER_SECONDS):
         pipes.loggers.append(sock)
@@ -370,16 +379,16 @@ async def rescue_orphans_and_check_outdated(
     if not any(pool_files.find_listeners(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
         return {}
     found, pipes = await asyncio.to_thread(find_orphans_and_pipes, directory)
-    intake = _OrphanIntake(directory, keeper, output, servers, pipes)
+    intake = _OrphanTriage(directory, keeper, output, servers, pipes)
     try:
         for orphan in found:
             await intake.store_or_stop(orphan)
         if intake.found or not late:
             for key, (message, fd) in pipes.streams.items():
-                intake.put(f"{fd_store.OUTPUT}{key}", message, [fd])
+                intake.store_in_keeper_once(f"{fd_store.OUTPUT}{key}", message, [fd])
             # The reply shows that the keeper has all entries: if this process dies now, another supervisor gets them.
             await keeper.call({"op": "list", "after": "\U0010ffff"})
-            pipes.stop_loggers()
+            pipes.detach_loggers()
     finally:
         for orphan in found:
             orphan.close()
@@ -388,7 +397,7 @@ async def rescue_orphans_and_check_outdated(
 
 
 @dataclass
-class _OrphanIntake:
+class _OrphanTriage:
     """Stores orphans, workers whose pool has died, in the keeper. Sockets that several orphans have are stored once."""
 
     directory: str
@@ -402,7 +411,7 @@ class _OrphanIntake:
 
     async def store_or_stop(self, orphan: LocalOrphan) -> None:
         if orphan.fault:
-            self._kill_faulty_if_own_user(orphan)
+            self._kill_faulty_if_server_user(orphan)
             return
         if orphan.said.get("hook"):
             # It has had no time limit since the pool died, and the next start of its server runs the hook again.
@@ -424,12 +433,12 @@ class _OrphanIntake:
             # A program reports no digest, and counts as equal to the configuration.
             self.found[server.name] = outdated or not (said is None or digest is None or said == digest)
 
-    def _kill_faulty_if_own_user(self, orphan: LocalOrphan) -> None:
+    def _kill_faulty_if_server_user(self, orphan: LocalOrphan) -> None:
         """Kill an orphan that does not identify itself as a worker, if it runs as the user of one of the servers.
 
         An orphan that does not answer at all may be busy. It is left alone, and can be asked again later.
         """
-        ours = orphan.uid in {find_user_id(server) for server in self.servers.values()}
+        ours = orphan.uid in {usable_user_id(server) for server in self.servers.values()}
         killed = ours and _SILENCE not in orphan.fault
         logger.warning(
             "pid %d (uid %d), which still serves without its pool, %s%s",
@@ -444,7 +453,7 @@ class _OrphanIntake:
         with control, theirs, contextlib.ExitStack() as closing:
             fds, place = [theirs.fileno()], None
             if user_ids(server) is not None:
-                bound, place = rendezvous.bind(self.directory, pool_files.WORKER)
+                bound, place = rendezvous.bind_new_socket(self.directory, pool_files.WORKER)
                 fds.append(closing.enter_context(bound).fileno())
             if said["deaf"] or not self._claim_pipe(said["output"], server):
                 said["output"] = self.output.new_key(server)
@@ -459,9 +468,11 @@ class _OrphanIntake:
                 if place is not None:
                     pool_files.unlink_quietly(place)
                 return False
-            self.put(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, orphan.listeners)
+            self.store_in_keeper_once(
+                f"{fd_store.LISTENER}{server.key}", {"server": server.name}, orphan.listeners
+            )
             meta = {"server": server.name, "protocol": said["protocol"]}
-            self.put(f"{fd_store.ADOPTION}{server.key}", meta, orphan.pair)
+            self.store_in_keeper_once(f"{fd_store.ADOPTION}{server.key}", meta, orphan.pair)
             await self._put_worker(name, orphan, [control.fileno(), *orphan.tally], place)
         return True
 
@@ -487,7 +498,9 @@ class _OrphanIntake:
                         fd, server
                     ):
                         raise OSError(errno.EINVAL, "it is another socket now")
-                    self.put(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, [fd])
+                    self.store_in_keeper_once(
+                        f"{fd_store.LISTENER}{server.key}", {"server": server.name}, [fd]
+                    )
             except OSError as error:
                 logger.warning(
                     "%s: pid %d still serves, but its socket cannot be taken over (%s); stop it by hand",
@@ -503,10 +516,10 @@ class _OrphanIntake:
         kept = ("server", "generation", "index", "ready_at", "output", "protocol", "follows_routes")
         meta = {key: orphan.said.get(key) for key in kept}
         meta |= {"pid": orphan.pid, "start": orphan.start, "notify": None, "place": place}
-        self.put(name, meta, fds)
+        self.store_in_keeper_once(name, meta, fds)
         await self.keeper.call({"op": "watch", "pid": orphan.pid, "start": orphan.start})
 
-    def put(self, name: str, meta: wire.Message, fds: list[int]) -> None:
+    def store_in_keeper_once(self, name: str, meta: wire.Message, fds: list[int]) -> None:
         """Put an entry into the keeper's store, unless `put` was called for an entry of this name before."""
         if name not in self.done:
             self.done.add(name)
@@ -516,7 +529,7 @@ class _OrphanIntake:
 def _may_belong_to(orphan: LocalOrphan, server: ServerConfig) -> bool:
     """Whether the orphan may belong to the server: its user, and the address of its listeners, must match."""
     return (
-        orphan.uid == find_user_id(server)
+        orphan.uid == usable_user_id(server)
         and orphan.said.get("key", server.key) == server.key
         and all(_listens_at_address_of(fd, server) for fd in orphan.listeners)
     )

@@ -35,7 +35,16 @@ from poolctl.keeper.wire import Message
 from poolctl.platform import parent_and_start, process_start, process_users
 from poolctl.units import format_duration
 
-from ..process_link import Link, LinkLost, Malformed, Receiver, Refused, number_of, spawn, text_of
+from ..process_link import (
+    Link,
+    LinkHandler,
+    LinkLost,
+    Malformed,
+    Refused,
+    number_of,
+    printable_text_or_empty,
+    spawn,
+)
 from ..runner_protocol import IMPORTS_PER_CPU, Exit, WorkerFailed
 from ..withheld_variables import withheld_variables
 from ..worker_spec import Spec, spec_file
@@ -94,7 +103,7 @@ class Children:
         self._sees_processes = process_start(os.getpid()) is not None
 
     @contextlib.contextmanager
-    def forking(self) -> Iterator[None]:
+    def recording_early_exits(self) -> Iterator[None]:
         """Context manager: record the exits of unknown processes while a fork is in progress."""
         if not self._forks:
             self.early.clear()  # earlier exits are of other processes, whose pids may be reused
@@ -210,7 +219,7 @@ class UnfitInterpreter(Refused):
         self.hint = hint
 
 
-class ZygoteIdentity(NamedTuple):
+class InterpreterZygoteIdentity(NamedTuple):
     """Identifies a zygote: its interpreter, and its `user` (uid, gid), None for the pool's user."""
 
     interpreter: str
@@ -222,12 +231,12 @@ class ZygoteIdentity(NamedTuple):
         return self.interpreter if self.user is None else "{}:{}:{}".format(*self.user, self.interpreter)
 
     @classmethod
-    def for_user(cls, interpreter: str, user: tuple[int, int] | None) -> ZygoteIdentity:
+    def for_user(cls, interpreter: str, user: tuple[int, int] | None) -> InterpreterZygoteIdentity:
         """Return the zygote for servers of `user`. It runs as `user` if root must not trust the interpreter's files."""
         return cls(interpreter, ids_to_start_interpreter_as(interpreter, user, os.environ))
 
     @classmethod
-    def from_key(cls, key: str) -> ZygoteIdentity:
+    def from_key(cls, key: str) -> InterpreterZygoteIdentity:
         """Return the identity whose property `key` has this value."""
         found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
         return cls(key) if found is None else cls(found[3], (int(found[1]), int(found[2])))
@@ -246,7 +255,9 @@ class Zygotes:
             str, list[str]
         ] = {}  # the variables missing in a zygote's environment, by interpreter
 
-    async def fork(self, source: ZygoteIdentity, fds: Sequence[int], role: str = "worker") -> ProcessIdentity:
+    async def fork(
+        self, source: InterpreterZygoteIdentity, fds: Sequence[int], role: str = "worker"
+    ) -> ProcessIdentity:
         """Fork a process that has inherited `fds` and waits for the order to begin. `role`: "worker" or "app" (zygote).
 
         Raises WorkerFailed. Raises LinkLost if the zygote exited or hung; the process may still have been forked. The
@@ -263,14 +274,14 @@ class Zygotes:
         except Refused as error:
             raise self._worker_failed(source, error) from error
 
-    async def ensure_zygote_up(self, source: ZygoteIdentity) -> Link:
+    async def ensure_zygote_up(self, source: InterpreterZygoteIdentity) -> Link:
         """The link to the zygote, once it can fork. Raises WorkerFailed, or LinkLost if it has exited meanwhile."""
         try:
             return await asyncio.shield(self.start(source))
         except UnfitInterpreter as error:
             raise WorkerFailed(f"{source.interpreter} {error}", hint=error.hint) from error
 
-    async def with_retry(self, source: ZygoteIdentity, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def with_retry(self, source: InterpreterZygoteIdentity, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of `attempt`, a fork that is repeated once if the zygote exits meanwhile. Raises WorkerFailed."""
         with contextlib.suppress(LinkLost):
             return await attempt()
@@ -279,7 +290,7 @@ class Zygotes:
         except LinkLost as error:
             raise self._worker_failed(source, error) from error
 
-    def _worker_failed(self, source: ZygoteIdentity, error: LinkLost | Forged) -> WorkerFailed:
+    def _worker_failed(self, source: InterpreterZygoteIdentity, error: LinkLost | Forged) -> WorkerFailed:
         """The error for a zygote that does not start or fork; its hint leads to the cause in the zygote's output."""
         hint = f"see {self._output}"
         if source.user is not None:
@@ -288,7 +299,7 @@ class Zygotes:
             hint = f"try: setpriv --reuid={uid} --regid={gid} --init-groups {source.interpreter} -c 'import uvicorn'"
         return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
 
-    def discard(self, source: ZygoteIdentity, deed: str) -> None:
+    def discard(self, source: InterpreterZygoteIdentity, deed: str) -> None:
         """Stop using the zygote, which reported a process that it cannot have forked. `deed` describes the report."""
         if (link := _link_of(self._running.get(source.key))) is not None:
             link.cut_off(deed)
@@ -320,7 +331,7 @@ class Zygotes:
         if process is not None:
             asyncio.get_running_loop().call_later(END_SECONDS, self._children.kill, process)
 
-    def start(self, source: ZygoteIdentity) -> asyncio.Task[Link]:
+    def start(self, source: InterpreterZygoteIdentity) -> asyncio.Task[Link]:
         """Return the task that starts or adopts the zygote; the task's result is the Link to the zygote. Does not wait.
 
         If the zygote already runs, the returned task is already done. A zygote adopted from an earlier supervisor may
@@ -339,12 +350,12 @@ class Zygotes:
             self._running[key] = task
         return task
 
-    async def _start(self, source: ZygoteIdentity) -> Link:
+    async def _start(self, source: InterpreterZygoteIdentity) -> Link:
         key = source.key
         kept = await self._take_from_store(key)
         # A zygote from the keeper's store has most likely been up for a long time.
         limit_seconds = START_SECONDS if kept is None else SILENT_SECONDS
-        sock, process = kept or await self._spawn(source)
+        sock, process = kept or await self._spawn_and_store(source)
         zygote = _Zygote(self, source)
         zygote.link = link = Link(sock, zygote, trusted=False)
         self._processes[link] = process
@@ -362,7 +373,7 @@ class Zygotes:
             raise
         return link
 
-    def forget_lost_zygote(self, zygote: _Zygote) -> None:
+    def end_lost_zygote(self, zygote: _Zygote) -> None:
         """Forget a zygote that has exited or does not answer; the next fork starts another."""
         key = zygote.source.key
         if self._running.get(key) is zygote.starting:
@@ -385,7 +396,9 @@ class Zygotes:
             os.close(fd)
         return None
 
-    async def _spawn(self, source: ZygoteIdentity) -> tuple[socket.socket, ProcessIdentity]:
+    async def _spawn_and_store(
+        self, source: InterpreterZygoteIdentity
+    ) -> tuple[socket.socket, ProcessIdentity]:
         argv, output = command(source.interpreter, "worker", "zygote"), self._output
         without = self._without[source.key]
         if source.user is not None:
@@ -403,28 +416,32 @@ class Zygotes:
         return ours, _process_of(meta)
 
 
-class _Zygote(Receiver):
+class _Zygote(LinkHandler):
     """Receives the messages of one zygote. `up` is done once the zygote can fork."""
 
     link: Link
 
-    def __init__(self, zygotes: Zygotes, source: ZygoteIdentity) -> None:
+    def __init__(self, zygotes: Zygotes, source: InterpreterZygoteIdentity) -> None:
         self.source = source
         self.starting = asyncio.current_task()
         self.up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._zygotes = zygotes
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        event = text_of(message, "event")
+        event = printable_text_or_empty(message, "event")
         if event == "up" and not self.up.done():
             self.up.set_result(None)
         elif event == "unfit" and not self.up.done():
-            self.up.set_exception(UnfitInterpreter(text_of(message, "reason"), text_of(message, "hint")))
+            self.up.set_exception(
+                UnfitInterpreter(
+                    printable_text_or_empty(message, "reason"), printable_text_or_empty(message, "hint")
+                )
+            )
 
     def lost(self) -> None:
         if not self.up.done():
             self.up.set_exception(LinkLost("the interpreter exited at its start"))
-        self._zygotes.forget_lost_zygote(self)
+        self._zygotes.end_lost_zygote(self)
 
     def on_violation(self, deed: str) -> None:
         logger.warning("the zygote of %s %s: replacing it", self.source.interpreter, deed)
@@ -451,7 +468,7 @@ class ImportFailed(WorkerFailed):
         self.printed = printed
 
 
-class AppZygote(Receiver):
+class AppZygote(LinkHandler):
     """A process that imports an application and forks workers from it.
 
     `code_since` is a monotonic time: the process has imported code that was current then, or newer code. It is infinite
@@ -500,18 +517,18 @@ class AppZygote(Receiver):
         """Whether the zygote can be asked to fork."""
         return not self._ends and self.link.sock.fileno() >= 0
 
-    def begin(self) -> None:
+    def begin_import(self) -> None:
         """Order the zygote to import the application."""
         self.code_since = min(self.code_since, time.monotonic())
         self.link.send({"order": "go"})
         self._mark_begun()
 
     def received(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
-        event = text_of(message, "event")
+        event = printable_text_or_empty(message, "event")
         if event == "failed":
-            self._reason = masked_text(text_of(message, "message"))
+            self._reason = masked_text(printable_text_or_empty(message, "message"))
         elif event in ("up", "unusable") and not self.up.done():
-            self.up.set_result(text_of(message, "problem"))
+            self.up.set_result(printable_text_or_empty(message, "problem"))
 
     def lost(self) -> None:
         self._keeper.send({"op": "drop", "name": self.name})
@@ -571,18 +588,18 @@ class AppZygote(Receiver):
         finally:
             self._forks -= 1
             if self._ends:
-                self._close_after_forks()
+                self._close_if_no_forks_pending()
 
     def end(self) -> None:
         """Let the process exit after the forks in progress; a process that is importing is killed."""
         importing = not self.up.done()
         seconds = END_SECONDS + (SILENT_SECONDS if self._forks else 0.0)
         self._ends = True
-        self._close_after_forks()
+        self._close_if_no_forks_pending()
         self._give_up()
         self._children.kill_after(self.process, self.exited, 0.0 if importing else seconds)
 
-    def _close_after_forks(self) -> None:
+    def _close_if_no_forks_pending(self) -> None:
         if not self._forks:
             self.link.close()
             # Only now: the keeper shuts down a socket that it drops, and our descriptor refers to the same socket.
@@ -732,7 +749,7 @@ class AppZygotes:
         if before is not None and before.code_since > zygote.code_since:
             zygote.end()
             return ()
-        zygote.begin()
+        zygote.begin_import()
         # A ping, because it may have reported to another supervisor that it is up.
         zygote.link.send({"op": "ping"})
         if before is not None:
@@ -779,11 +796,13 @@ class AppZygotes:
     async def _make(
         self, key: str, server: ServerConfig, spec: Spec, making: _ImportInProgress
     ) -> AppZygote | str:
-        making.zygote, pipe = await self._fork(key, server, spec)
-        self._turns.queue(making.zygote.begin, making.zygote.imported)
+        making.zygote, pipe = await self._fork_with_output_pipe(key, server, spec)
+        self._turns.queue(making.zygote.begin_import, making.zygote.imported)
         return await self._finish(making.zygote, server.start_timeout, pipe)
 
-    async def _fork(self, key: str, server: ServerConfig, spec: Spec) -> tuple[AppZygote, str]:
+    async def _fork_with_output_pipe(
+        self, key: str, server: ServerConfig, spec: Spec
+    ) -> tuple[AppZygote, str]:
         """Fork a process that waits for its turn to import, and return it with the key of its output pipe."""
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
             link, theirs = wire.pair()
@@ -796,7 +815,7 @@ class AppZygotes:
             ours.callback(os.close, file)
             # If the base zygote exits now, the request can be repeated.
             fds = [file, theirs.fileno(), write]
-            source = ZygoteIdentity.for_user(spec["python"], spec["user"])
+            source = InterpreterZygoteIdentity.for_user(spec["python"], spec["user"])
             process = await self._zygotes.with_retry(source, lambda: self._zygotes.fork(source, fds, "app"))
             if_failed.pop_all()
             self._output.register_pipe(pipe, process.pid)

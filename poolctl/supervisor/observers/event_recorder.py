@@ -5,8 +5,8 @@ from __future__ import annotations
 from poolctl.clock import ReportLimit
 from poolctl.control.answers import SupervisorIdentity
 from poolctl.core.core import Core
-from poolctl.core.decide import ASLEEP, LEAVING, Phase
-from poolctl.core.schedules import window_text
+from poolctl.core.decide import ASLEEP, LEAVING, WorkerPhase
+from poolctl.core.schedules import window_effect_text
 from poolctl.core.server_entry import Cause, Entry, Worker
 from poolctl.json_form import Table
 from poolctl.monitor.event_queue import EventQueue
@@ -29,7 +29,7 @@ class _RecordedState:
         self.state = state
         self.size = entry.config.workers
         self.window_demand: str | None = ""  # None if unknown, because a previous supervisor ran
-        self.known: dict[str, tuple[Worker, Phase]] = {}
+        self.known: dict[str, tuple[Worker, WorkerPhase]] = {}
         self.last_end = ""
 
 
@@ -100,7 +100,7 @@ class EventRecorder:
         for worker in entry.observed.workers.values():
             before = seen.known.get(worker.id, (worker, None))[1]
             seen.known[worker.id] = (worker, worker.phase)
-            if worker.phase is Phase.READY and before is not Phase.READY and state == seen.state:
+            if worker.phase is WorkerPhase.READY and before is not WorkerPhase.READY and state == seen.state:
                 # For the first worker the event about the server's state is enough.
                 self._record_worker_event("worker ready", entry, worker, cause=seen.last_end)
         if state != seen.state:
@@ -135,7 +135,7 @@ class EventRecorder:
         self._record(kind, state, entry, f"{before} → {state}", cause, before=before, after=state, **more)
 
     def _window(self, entry: Entry) -> str:
-        return window_text(entry, self._core.clock.time())
+        return window_effect_text(entry, self._core.clock.time())
 
     def _record_worker_exit(self, entry: Entry, seen: _RecordedState, worker: Worker) -> bool:
         """Record the exit of this worker; False if it had no process, so that no event was recorded."""
@@ -211,7 +211,7 @@ def _fingerprint(entry: Entry) -> object:
 
 def _is_rolled_out(entry: Entry) -> bool:
     return all(
-        worker.phase is Phase.READY and worker.generation == entry.desired.generation
+        worker.phase is WorkerPhase.READY and worker.generation == entry.desired.generation
         for worker in entry.observed.workers.values()
     )
 
@@ -225,7 +225,7 @@ class LostOutputReporter:
         self._warnings: dict[str, tuple[str, int]] = {}
         self._reported = ReportLimit()  # bytes, by server
 
-    def report(self, name: str, count: int, path: str, reason: str) -> None:
+    def report_lost_bytes(self, name: str, count: int, path: str, reason: str) -> None:
         """Report lost output of the server: `count` bytes that could not be written to `path`.
 
         A command in progress warns of the output lost since it began; events report lost output at most once a minute.

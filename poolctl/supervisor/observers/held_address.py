@@ -79,7 +79,7 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
         """Create the HTTP server for the address."""
         raise NotImplementedError
 
-    async def apply_table_settings(self, server: Endpoint, table: OfTable, env: Mapping[str, str]) -> None:
+    async def configure_endpoint(self, server: Endpoint, table: OfTable, env: Mapping[str, str]) -> None:
         """Set up `server` as in `table`; `env` has the variables that `table` names. Raises ServerError or OSError.
 
         If the token or certificate is unusable, the previous one stays in use.
@@ -173,7 +173,7 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
             self._keeper.send({"op": "put", "name": self._entry, "meta": wanted}, fds)
         if (server := self._server) is None:
             server, self._certificate = self.make_server(), None
-        await self.apply_table_settings(server, table, self._environment.configuration.environment)
+        await self.configure_endpoint(server, table, self._environment.configuration.environment)
         if self._server is None:
             try:
                 for sock in self._listeners:

@@ -133,7 +133,7 @@ class HealthSnapshot(NamedTuple):
     serves: bool
 
     @property
-    def by_name(self) -> dict[str, tuple[str, RouteHealth]]:
+    def kind_and_health_by_name(self) -> dict[str, tuple[str, RouteHealth]]:
         """The kind (ROUTE or SERVER) and health, by name; a server named like a route has the suffix " (server)"."""
         found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
         for name, health in self.servers.items():
@@ -142,7 +142,9 @@ class HealthSnapshot(NamedTuple):
 
     def in_depth(self, depth: str) -> Table:
         """The health of each route and server, by name as in `by_name`. `depth` is FULL, SUMMARY or SIMPLE."""
-        return health_at_depth({name: health for name, (_, health) in self.by_name.items()}, depth)
+        return health_at_depth(
+            {name: health for name, (_, health) in self.kind_and_health_by_name.items()}, depth
+        )
 
 
 class HealthReporter:
@@ -168,7 +170,11 @@ class HealthReporter:
             raise SelectorError(f"there is no depth {depth!r}", hint=f"one of: {', '.join(DEPTHS)}")
         found = await self.health(routes_only=bool(call.options.get("routes")))
         rows = (
-            {"name": name, "kind": found.by_name[name][0], **({"status": each} if depth == SIMPLE else each)}
+            {
+                "name": name,
+                "kind": found.kind_and_health_by_name[name][0],
+                **({"status": each} if depth == SIMPLE else each),
+            }
             for name, each in found.in_depth(depth).items()
         )
         return HealthResult(
@@ -210,7 +216,7 @@ class MetricsAddress(HttpAddressServer["MetricsServer", MetricsTable]):
     def make_server(self) -> MetricsServer:
         return MetricsServer(self._metrics, self._health)
 
-    async def apply_table_settings(
+    async def configure_endpoint(
         self, server: MetricsServer, table: MetricsTable, env: Mapping[str, str]
     ) -> None:
         server.path = table.path

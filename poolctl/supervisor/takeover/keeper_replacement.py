@@ -20,7 +20,7 @@ from itertools import chain, repeat
 from types import FrameType
 
 from poolctl import bootstrap
-from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
+from poolctl.clock import PING_SECONDS, SILENT_SECONDS, HungProcessDetector
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.spawn import start_detached
@@ -40,13 +40,13 @@ class KeeperWatch:
     """
 
     def __init__(
-        self, keeper: KeeperLink, pid: int, events: EventQueue, watchdog: Watchdog | None = None
+        self, keeper: KeeperLink, pid: int, events: EventQueue, watchdog: HungProcessDetector | None = None
     ) -> None:
         self._keeper = keeper
         self._process = identity(pid)
         self._events = events
         self._loop = asyncio.get_running_loop()
-        self._watchdog = watchdog or Watchdog(self._loop.time(), PING_SECONDS, SILENT_SECONDS)
+        self._watchdog = watchdog or HungProcessDetector(self._loop.time(), PING_SECONDS, SILENT_SECONDS)
         self._watchdog.received(self._loop.time())
         self._heard = keeper.heard
         self._late = self._given_up = False
@@ -101,28 +101,28 @@ class KeeperWatch:
         now = self._loop.time()
         if self._record_keeper_answer(now):
             pass
-        elif self._watchdog.check_silence(now):
-            self._kill_if_replaceable(now)
+        elif self._watchdog.check_for_hang(now):
+            self._kill_or_resume_silent_keeper(now)
         elif self._watchdog.may_be_stopped and not self._late:
-            self._send_sigcont()
+            self._report_and_resume_keeper()
         elif self._watchdog.mark_ping_sent_if_due(now):
             self._keeper.send(_PING)
         self._set_timer()
 
-    def _send_sigcont(self) -> None:
+    def _report_and_resume_keeper(self) -> None:
         self._late = True
         # The keeper may have been stopped.
         kill(self._process, signal.SIGCONT)
-        self._report("keeper silent", "warning")
+        self._announce_problem("keeper silent", "warning")
 
-    def _kill_if_replaceable(self, now: float) -> None:
+    def _kill_or_resume_silent_keeper(self, now: float) -> None:
         # The ping stays in the socket, and the keeper answers it as soon as it runs.
-        self._watchdog = Watchdog(now, PING_SECONDS, SILENT_SECONDS)
+        self._watchdog = HungProcessDetector(now, PING_SECONDS, SILENT_SECONDS)
         self._late = True
         kill(self._process, signal.SIGCONT if self.reason_irreplaceable() else signal.SIGKILL)
         if not self._given_up:
             self._given_up = True
-            self._report("keeper silent", "error")
+            self._announce_problem("keeper silent", "error")
 
     def _record_keeper_answer(self, now: float) -> bool:
         """Whether the keeper has sent anything since the last call."""
@@ -137,7 +137,7 @@ class KeeperWatch:
             self._events.record("pool", "keeper back", message=message, severity="info")
         return True
 
-    def _report(self, event: str, severity: str) -> None:
+    def _announce_problem(self, event: str, severity: str) -> None:
         problem = self.problem
         logger.error(problem)
         self._events.record("pool", event, message=problem, severity=severity)
@@ -202,7 +202,9 @@ class _Refused(Exception):
     """The new keeper has refused to take over, because another keeper exists."""
 
 
-def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:
+def hand_over_to_new_keeper(
+    directory: str, supervisor: list[str], entries: Entries, *, terminate: bool
+) -> None:
     """Pass `entries` to a new keeper, which starts a new supervisor; the caller should then exit.
 
     `supervisor` is the new supervisor's command. Blocks on purpose: the state must not change during the handover.
@@ -246,16 +248,16 @@ def _fill(link: socket.socket, keeper: Table, entries: Entries, *, terminate: bo
     # a worker for an unwanted worker.
     for name in sorted(entries, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
         meta, fds = entries[name]
-        _send(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)
+        _send_with_retries(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)
     for name, (meta, _) in entries.items():
         if name.startswith((fd_store.WORKER, fd_store.GATEWAY_LINK)) and isinstance(meta, dict):
-            _send(link, keeper, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
+            _send_with_retries(link, keeper, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
     if terminate:
-        _send(link, keeper, {"op": "terminate"})
-    _send(link, keeper, {"op": "whole"})
+        _send_with_retries(link, keeper, {"op": "terminate"})
+    _send_with_retries(link, keeper, {"op": "whole"})
 
 
-def _send(
+def _send_with_retries(
     link: socket.socket,
     keeper: Table,
     message: wire.Message,
@@ -295,4 +297,4 @@ def _await(link: socket.socket, event: str, keeper: Table | None = None) -> wire
         if message.get("event") == "refused":
             raise _Refused
         if message.get("event") == "ping" and keeper is not None:
-            _send(link, keeper, {"op": "pong"})
+            _send_with_retries(link, keeper, {"op": "pong"})

@@ -53,7 +53,7 @@ Kind = TypeVar("Kind", bound=Section)
 
 
 @dataclass
-class SavedState:
+class SavedDesiredState:
     """Each server's desired state, by name; `missing` names servers that are in the files but removed by a command."""
 
     servers: dict[str, Table]
@@ -98,9 +98,9 @@ class StateStore:
     def save_first_configuration(self, configuration: StoredConfiguration) -> None:
         """Store the configuration of a new pool, before anything is started."""
         self._missing, self._stale = configuration.missing, True
-        self.write(fd_store.CONFIGURATION, encoded(configuration))
+        self.store_for_successor(fd_store.CONFIGURATION, encoded(configuration))
 
-    async def restore(self, entries: dict[str, Entry]) -> set[str]:
+    async def restore_and_get_recorded_names(self, entries: dict[str, Entry]) -> set[str]:
         """Restore the desired state of the entries that have a record; return the names of all records."""
         stored = await self.read(fd_store.WANTED)
         records: Table = self.saved_state().servers if stored is None else json.loads(stored)
@@ -123,14 +123,14 @@ class StateStore:
         if self._stale:
             self._save_desired(entries)
         if configuration is not None:
-            self.write(fd_store.CONFIGURATION, encoded(configuration))
+            self.store_for_successor(fd_store.CONFIGURATION, encoded(configuration))
 
     def _save_desired(self, entries: Mapping[str, Entry]) -> None:
         self._stale = False
         content = _json({name: record_of(entry) for name, entry in entries.items()})
         if content != self._stored:
             self._stored = content
-            self.write(fd_store.WANTED, content)
+            self.store_for_successor(fd_store.WANTED, content)
         state = b'{"missing": %s, "servers": %s}' % (_json(self._missing), content)
         if state != self._written and not self._deleted:
             self._written = state
@@ -145,20 +145,20 @@ class StateStore:
         """Make the next `save` write the file even if nothing has changed, because it may have been deleted."""
         self._written, self._stale = b"", True
 
-    def saved_state(self) -> SavedState:
+    def saved_state(self) -> SavedDesiredState:
         """The content of the file: the state that a pool left when keeper and supervisor were killed together.
 
         Empty if there is no such file.
         """
         found = pool_files.read_left_state(self.directory)
-        return SavedState(dict(found.get("servers") or {}), list(found.get("missing") or ()))
+        return SavedDesiredState(dict(found.get("servers") or {}), list(found.get("missing") or ()))
 
     def delete_file(self) -> None:
         """Delete the file for good, because the pool is shut down on purpose and no later pool continues it."""
         self._deleted = True
         pool_files.remove_left_states(self.directory)
 
-    def write(self, name: str, content: bytes) -> None:
+    def store_for_successor(self, name: str, content: bytes) -> None:
         """Store this content under a name for the next supervisor."""
         fd = memory_file(f"poolctl-{name}", content)
         try:
@@ -250,7 +250,7 @@ def encoded(configuration: StoredConfiguration) -> bytes:
         "defaults": {
             "values": defaults,
             # Paths of strings that came from the environment, and may stand for numbers and booleans.
-            "from_environment": list(_paths_from_environment(defaults)),
+            "from_environment": list(_interpolated_key_paths(defaults)),
             "base_dir": configuration.surroundings.base_dir,
             "handlers": configuration.surroundings.handlers,
         },
@@ -325,11 +325,11 @@ class _Reader:
         model = model_of_table(name)
         if model is None:
             raise NotUnderstood(f"there is no [{name}] any more")
-        return self._value(model, document)
+        return self._frozen_value(model, document)
 
     def _table(self, kind: type[Kind], document: Table) -> Kind:
         sections = sections_of(kind)
-        values = {name: self._value(sections.get(name), value) for name, value in document.items()}
+        values = {name: self._frozen_value(sections.get(name), value) for name, value in document.items()}
         for name in values.keys() - kind.keys_of.keys():
             raise NotUnderstood(f"there is no {name!r} in {kind.__name__} any more")
         made = kind.unchecked(values)
@@ -343,9 +343,9 @@ class _Reader:
             raise NotUnderstood("; ".join(found))
         return made
 
-    def _value(self, kind: type[Section] | None, value: Tree) -> Tree:
+    def _frozen_value(self, kind: type[Section] | None, value: Tree) -> Tree:
         if isinstance(value, list):
-            return tuple(self._value(kind, each) for each in value)
+            return tuple(self._frozen_value(kind, each) for each in value)
         if isinstance(value, dict):
             return FrozenDict(value) if kind is None else self._table(kind, value)
         return value
@@ -356,15 +356,15 @@ def _mark(document: Table) -> Mark:
     return Mark(stamp and tuple(stamp), document["digest"])
 
 
-def _paths_from_environment(tree: Tree, path: KeyPath = ()) -> Iterator[KeyPath]:
+def _interpolated_key_paths(tree: Tree, path: KeyPath = ()) -> Iterator[KeyPath]:
     if type(tree) is Interpolated:
         yield path
     elif isinstance(tree, dict):
         for key, value in tree.items():
-            yield from _paths_from_environment(value, (*path, key))
+            yield from _interpolated_key_paths(value, (*path, key))
     elif isinstance(tree, (list, tuple)):
         for index, value in enumerate(tree):
-            yield from _paths_from_environment(value, (*path, index))
+            yield from _interpolated_key_paths(value, (*path, index))
 
 
 def _decode_defaults(tree: Tree, from_environment: Collection[KeyPath], path: KeyPath = ()) -> Tree:
@@ -384,7 +384,7 @@ def _decode_defaults(tree: Tree, from_environment: Collection[KeyPath], path: Ke
 def unpickled(content: bytes) -> StoredConfiguration:
     """Decode a pickled configuration, possibly of another version. Raises NotUnderstood."""
     try:
-        found: Any = _Unpickler(io.BytesIO(content)).load()
+        found: Any = _RenamingUnpickler(io.BytesIO(content)).load()
     except Exception as error:
         raise NotUnderstood(f"it cannot be read: {error!r}") from error
     if isinstance(found, tuple):
@@ -400,7 +400,7 @@ def unpickled(content: bytes) -> StoredConfiguration:
 _RENAMED = {"Patience": "RecoveryBackoff"}
 
 
-class _Unpickler(pickle.Unpickler):
+class _RenamingUnpickler(pickle.Unpickler):
     # For a successor of another version, the pickle has the keys that were set, with the class of each table. A class
     # that has moved to another module since then is found by its name.
     def find_class(self, module: str, name: str) -> Any:

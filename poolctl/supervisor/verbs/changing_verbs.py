@@ -26,7 +26,7 @@ from poolctl.control.answers import ErrorEntry, ProgressLine, Result, error_entr
 from poolctl.core.configuration_diff import date_text, read_certificate_expiry
 from poolctl.core.core import Core, goal_error
 from poolctl.core.decide import ASLEEP
-from poolctl.core.schedules import moment_text, window_text
+from poolctl.core.schedules import moment_text, window_effect_text
 from poolctl.core.server_entry import Entry
 from poolctl.errors import (
     PoolError,
@@ -127,7 +127,7 @@ class Lifecycle:
                 self._core.start(entry)
                 left_alone.append(entry.name)
             elif entry.observed.workers:
-                refused.append(_still_running_error(entry))
+                refused.append(_already_running_error(entry))
             else:
                 continue
             runnable.remove(entry)
@@ -135,7 +135,10 @@ class Lifecycle:
             entry.observed.certificate_ends is not None for entry in runnable
         ):
             now = self._core.clock.time()
-            found = [await asyncio.to_thread(expiry_error, entry, entry.config, now) for entry in runnable]
+            found = [
+                await asyncio.to_thread(expired_replacement_error, entry, entry.config, now)
+                for entry in runnable
+            ]
             refused += [problem for problem in found if problem is not None]
             names = {problem.name for problem in refused}
             runnable = [entry for entry in runnable if entry.name not in names]
@@ -174,7 +177,7 @@ class Lifecycle:
         graph = self._core.servers
         names = {entry.name for entry in chosen}
         needed = graph.closure(
-            [entry for entry in entries if not entry.has_serving_generation], graph.dependencies
+            [entry for entry in entries if not entry.has_worker_of_serving_generation], graph.dependencies
         )
         return [
             entry
@@ -285,7 +288,7 @@ class Lifecycle:
         """Enable and start the selected servers that are disabled; also start dependents stopped with them."""
         chosen = self._chosen("enable", call)
         enabled = [entry for entry in chosen if entry.is_disabled]
-        also = self._core.servers.restartable_with(enabled)
+        also = self._core.servers.stopped_along_with(enabled)
         unchanged = names_of([entry for entry in chosen if not (entry.is_disabled or entry in also)])
         for entry in also:
             for_whom = ", ".join(entry.desired.stopped_with)
@@ -297,7 +300,7 @@ class Lifecycle:
         )
         operation = Operation(self._core, PoolStartError, [*enabled, *also])
         for entry in enabled:
-            self._core.enable(entry)
+            self._core.enable_and_start(entry)
         result = await operation.wait_for_result(chosen, call)
         return replace(result, dependents=names_of(also), unchanged=unchanged)
 
@@ -364,7 +367,7 @@ class Lifecycle:
         for entry in chosen:
             if not entry.added:
                 self._context.configuration.missing.add(entry.name)
-            self._core.remove(entry, ignore_dependents=not deps)
+            self._core.schedule_removal(entry, ignore_dependents=not deps)
         self._core.servers.note_revision()  # so that `missing` is saved for a successor
         return await operation.wait_for_result(chosen, call)
 
@@ -389,7 +392,7 @@ def _is_named(entry: Entry, call: Call) -> bool:
     return not targets.isdisjoint((entry.name.casefold(), entry.config.key.casefold()))
 
 
-def _still_running_error(entry: Entry) -> ServerError:
+def _already_running_error(entry: Entry) -> ServerError:
     since = f" since {moment_text(entry.schedule.run_since)}" if entry.schedule.run_since else ""
     hint = f"wait until it has ended, or end it: poolctl stop {entry.name}"
     return server_problem(entry, f"runs{since}, and does not run twice at once", hint)
@@ -504,7 +507,7 @@ def _runs(entry: Entry) -> bool:
     return not (entry.wants_no_worker or entry.is_disabled)
 
 
-def expiry_error(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
+def expired_replacement_error(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
     """The error if the certificate in the file has expired, and the one in use is still valid; else None.
 
     `config` names the file. Blocks on the disk.
@@ -543,7 +546,7 @@ async def startup_warnings(
     events = tables.get(EventsTable)
     journal = events is not None and events.path
     tables_checked = of_tables and bool(journal or any(each.has_startup_warnings for _, each in tables))
-    checked = tables_checked or any(map(_may_be_warned_of, chosen))
+    checked = tables_checked or any(map(_may_have_warnings, chosen))
     # The check takes time, and most pools need none.
     pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
     if not (checked or pythons):
@@ -566,7 +569,7 @@ async def startup_warnings(
     return await asyncio.to_thread(look)
 
 
-def _may_be_warned_of(server: ServerConfig) -> bool:
+def _may_have_warnings(server: ServerConfig) -> bool:
     named = server.tls or server.depends_on or server.log.path
     words = (*server.command, *server.env.values()) if server.command else ()
     braces = any("{" in word for word in words)
@@ -585,7 +588,7 @@ def _listed(names: list[str]) -> str:
 def kept_asleep_warnings(entries: Iterable[Entry], now: float) -> list[str]:
     """Warnings about servers that a scheduled time window keeps asleep now."""
     return [
-        f"{entry.name} is {window_text(entry, now)}; `poolctl scale {entry.name} 1` runs it in spite of that"
+        f"{entry.name} is {window_effect_text(entry, now)}; `poolctl scale {entry.name} 1` runs it in spite of that"
         for entry in entries
         if entry.window_demand == ASLEEP and not entry.wants_no_worker
     ]

@@ -6,7 +6,14 @@ import asyncio
 from collections.abc import Callable, Collection
 from functools import partial
 
-from poolctl.control.answers import ErrorEntry, EventsResult, ProgressLine, Result, StatusResult, Summary
+from poolctl.control.answers import (
+    ErrorEntry,
+    JournalPositionResult,
+    ProgressLine,
+    Result,
+    StatusResult,
+    Summary,
+)
 from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ShowResult, StacksResult
 from poolctl.core.configuration_diff import date_text, expired_message
@@ -16,7 +23,7 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.json_form import Table
-from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter, recent
+from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter_or_none, recent
 from poolctl.runners.stack_report import Stacks, WorkerStacks
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status, in_words
@@ -95,7 +102,7 @@ class ReadingVerbs:
             "healthy": lambda entry: (
                 (entry.ready and entry.health is Status.OK) or entry.state == State.SLEEPING
             ),
-            "stopped": lambda entry: entry.at_rest and not entry.failed,
+            "stopped": lambda entry: entry.is_fully_stopped and not entry.failed,
         }
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
@@ -138,7 +145,7 @@ class ReadingVerbs:
             warnings=tuple(warnings) if call.selector.targets else (),
         )
 
-    async def events(self, call: Call) -> EventsResult:
+    async def events(self, call: Call) -> JournalPositionResult:
         """Send the last `lines` matching events (at most 10,000), and with `follow` each new event.
 
         The result has the journal's path and the number of its last event.
@@ -164,7 +171,7 @@ class ReadingVerbs:
                 await self._follow(queue, call.progress)
         finally:
             end()
-        return EventsResult(seq=events.seq, path=path)
+        return JournalPositionResult(seq=events.seq, path=path)
 
     async def _follow(self, queue: asyncio.Queue[JournalEvent], progress: Progress) -> None:
         over = asyncio.ensure_future(self._context.over.wait())
@@ -234,7 +241,7 @@ def _offer(queue: asyncio.Queue[JournalEvent], wanted: EventFilter, event: Journ
 def _parse_events_options(names: Collection[str] | None, options: Table) -> tuple[EventFilter, int]:
     """Return the filter for a command's events, and the maximum number of past events to send. Raises SelectorError."""
     lines = options.get("lines", MOST_LINES)
-    wanted = parse_filter(
+    wanted = parse_filter_or_none(
         servers=names, kinds=options.get("kind"), since=options.get("since"), after=options.get("after")
     )
     if wanted is None or not isinstance(lines, int) or isinstance(lines, bool) or lines < 0:

@@ -31,7 +31,7 @@ from poolctl.core.configuration_diff import (
     digest_of,
     key_list_text,
     planned_changes,
-    read_file_digests,
+    read_digests_by_key,
 )
 from poolctl.core.core import Core
 from poolctl.core.decide import NO_OVERRIDES
@@ -43,8 +43,8 @@ from poolctl.json_form import to_json
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.selection.selector import NothingMatched, Selector, select
 
-from ..active_configuration import ReaderFailed, ResolvedConfig
-from .changing_verbs import check_pool_file_limit, expiry_error
+from ..active_configuration import LoadedConfiguration, ReaderFailed
+from .changing_verbs import check_pool_file_limit, expired_replacement_error
 from .verb import Call, Operation, VerbContext, error_of_kind, items
 
 # The name of the pool itself in the plan; no server can have it.
@@ -65,7 +65,7 @@ _WATCHER_SECONDS = 5.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Difference(NamedTuple):
+class PlannedReload(NamedTuple):
     """The files' servers, and the changes that a reload would make; both are empty if the files have `problems`."""
 
     servers: list[ServerConfig]
@@ -88,7 +88,9 @@ class Reload:
         """Apply the changes in the files or, with `dry_run`, only list them. Files with problems are refused."""
         force = bool(call.options.get("force"))
         async with self._turn:
-            resolved = await self._configuration.read(call.options.get("env"), keep=self._core.entries)
+            resolved = await self._configuration.read_without_activating(
+                call.options.get("env"), keep=self._core.entries
+            )
             changes, problems = await self._plan(resolved, force=force)
             if problems:
                 return self._refused(problems)
@@ -123,7 +125,7 @@ class Reload:
     async def apply_while_none_runs(self, call: Call) -> ReloadResult:
         """Apply the files to a pool in which no server runs; returns changes or errors. New servers are not started."""
         async with self._turn:
-            resolved = await self._configuration.read(keep=self._core.entries)
+            resolved = await self._configuration.read_without_activating(keep=self._core.entries)
             found = await self._difference(resolved)
             if found.problems:
                 return ReloadResult(errors=tuple(found.problems), exit_code=INVALID_CONFIGURATION)
@@ -135,25 +137,25 @@ class Reload:
         await applied.forget_removed_when_stopped(call)
         return ReloadResult(changes=tuple(found.changes))
 
-    async def difference(self) -> Difference:
+    async def difference(self) -> PlannedReload:
         """Return the changes that a reload would make, without checking the users and programs that servers name."""
         async with self._turn:
-            resolved = await self._configuration.read(keep=self._core.entries)
+            resolved = await self._configuration.read_without_activating(keep=self._core.entries)
             return await self._difference(resolved)
 
-    async def _difference(self, resolved: ResolvedConfig) -> Difference:
+    async def _difference(self, resolved: LoadedConfiguration) -> PlannedReload:
         if problems := self._configuration_errors(resolved):
-            return Difference([], [], problems, resolved.marks, {})
+            return PlannedReload([], [], problems, resolved.marks, {})
         changes = [*self._pool_and_table_changes(resolved), *await self._planned(resolved)]
-        return Difference(resolved.servers, changes, [], resolved.marks, resolved.files)
+        return PlannedReload(resolved.servers, changes, [], resolved.marks, resolved.files)
 
-    def _configuration_errors(self, resolved: ResolvedConfig) -> list[ErrorEntry]:
+    def _configuration_errors(self, resolved: LoadedConfiguration) -> list[ErrorEntry]:
         if resolved.is_empty and self._core.entries and not resolved.problems:
             hint = "poolctl stop ends the pool"
             return [failure(PoolValidateError, "there is no server in the files", hint)]
         return resolved.problems
 
-    async def _planned(self, resolved: ResolvedConfig) -> list[PlannedChange]:
+    async def _planned(self, resolved: LoadedConfiguration) -> list[PlannedChange]:
         files = await asyncio.to_thread(_files, resolved.servers)
         now = [
             CurrentServer(each.config, each.desired.overrides, each.added, each.observed.files)
@@ -167,7 +169,7 @@ class Reload:
         ]
 
     async def _plan(
-        self, resolved: ResolvedConfig, *, force: bool
+        self, resolved: LoadedConfiguration, *, force: bool
     ) -> tuple[list[PlannedChange], list[ErrorEntry]]:
         """The changes that a reload makes, and the problems that prevent it; `force` ignores expired certificates."""
         if problems := self._configuration_errors(resolved):
@@ -179,7 +181,7 @@ class Reload:
         return changes, problems
 
     def _activate_and_list_withheld_variables(
-        self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _ReloadRun
+        self, resolved: LoadedConfiguration, environment: Mapping[str, str] | None, applied: _ReloadRun
     ) -> list[str]:
         """Activate `resolved`; returns the environment variables that new workers no longer get."""
         known = withheld_variables()
@@ -199,7 +201,7 @@ class Reload:
         }
         now, entries = self._core.clock.time(), self._core.entries
         found = [
-            expiry_error(entries[server.name], server, now)
+            expired_replacement_error(entries[server.name], server, now)
             for server in servers
             if server.name in reading and server.name in entries
         ]
@@ -220,7 +222,7 @@ class Reload:
                 **where,
             )
 
-    def _pool_and_table_changes(self, resolved: ResolvedConfig) -> Iterable[PlannedChange]:
+    def _pool_and_table_changes(self, resolved: LoadedConfiguration) -> Iterable[PlannedChange]:
         if resolved.name != self._configuration.name:
             message = f"the pool's name: {self._configuration.name} → {resolved.name}"
             yield _of_pool(POOL, ("pool.name",), message)
@@ -274,12 +276,12 @@ class _ReloadRun:
         core = self._core
         gone = [entry for name, entry in core.entries.items() if name not in self._servers]
         for entry in gone:
-            core.remove(entry)
+            core.schedule_removal(entry)
         coming = [self._add_or_change_server(server, starts) for server in self._servers.values()]
         core.servers.sort(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
         self._starting = Operation(core, PoolRestartError, awaited)
-        stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]
+        stopping = [entry for entry in coming if entry.is_disabled and not entry.is_fully_stopped]
         self._stopping = Operation(core, PoolStopError, [*gone, *stopping])
         if force:
             for entry in self._changed_entries():
@@ -323,7 +325,7 @@ class _ReloadRun:
     async def forget_removed_when_stopped(self, call: Call) -> None:
         """Wait until the servers that were removed from the files have stopped, and forget them."""
         await self._stopping.wait_for_outcome(call)
-        for entry in [each for each in self._core.entries.values() if each.removed and each.at_rest]:
+        for entry in [each for each in self._core.entries.values() if each.removed and each.is_fully_stopped]:
             self._core.forget(entry)
 
     async def wait_for_changes(self, call: Call) -> tuple[int, list[ErrorEntry], list[str]]:
@@ -359,7 +361,7 @@ def _values_by_name(table: AnyTable) -> dict[str, object]:
 
 
 def _files(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:
-    found = {server.name: read_file_digests(server) for server in servers}
+    found = {server.name: read_digests_by_key(server) for server in servers}
     return {name: files for name, files in found.items() if files}
 
 
@@ -381,7 +383,7 @@ class ConfigurationDrift:
         self._reload = Reload(context)
         self._is_saving = False
         self._search: asyncio.Future[_ChangedInputs | None] | None = None
-        self._comparing: tuple[_ChangedInputs, asyncio.Task[Difference | None]] | None = None
+        self._comparing: tuple[_ChangedInputs, asyncio.Task[PlannedReload | None]] | None = None
         # By the paths of env files: their stamps from stat(2), and the digest of their contents.
         self._variables: dict[tuple[str, ...], tuple[list[Stamp], str]] = {}
 
@@ -408,7 +410,7 @@ class ConfigurationDrift:
         Return None, and apply nothing, if a server runs, the pool is empty, or no file has changed. Also return None if
         commands have changed servers, because such changes stay in effect until a reload.
         """
-        if not self._core.entries or self._is_changed_live or self._runs:
+        if not self._core.entries or self._is_changed_live or self._has_working_server:
             return None
         if (found := await self._find_changes()) is None:
             return None
@@ -421,7 +423,7 @@ class ConfigurationDrift:
         return replace(result, changed=to_json(applied))
 
     @property
-    def _runs(self) -> bool:
+    def _has_working_server(self) -> bool:
         """Whether a server serves, sleeps, is scheduled, or starts without failures so far."""
         return any(
             entry.is_asleep
@@ -518,7 +520,7 @@ class ConfigurationDrift:
             return []
         return [path for path, stamp in zip(paths, now, strict=True) if stamp not in before] or [*paths]
 
-    async def _difference_within_seconds(self, found: _ChangedInputs, seconds: float) -> Difference | None:
+    async def _difference_within_seconds(self, found: _ChangedInputs, seconds: float) -> PlannedReload | None:
         """The changes that a reload of these files would make; None if they are not computed within `seconds`."""
         if self._comparing is None or self._comparing[0] != found:
             self._comparing = found, asyncio.ensure_future(self._compare())
@@ -527,7 +529,7 @@ class ConfigurationDrift:
         except TimeoutError:
             return None
 
-    async def _compare(self) -> Difference | None:
+    async def _compare(self) -> PlannedReload | None:
         try:
             async with asyncio.timeout(_COMPARE_SECONDS):
                 return await self._reload.difference()
@@ -548,7 +550,7 @@ def _counted(changes: Sequence[PlannedChange]) -> tuple[int, int, int]:
     return added, removed, changed
 
 
-def _is_empty(difference: Difference) -> bool:
+def _is_empty(difference: PlannedReload) -> bool:
     return not (any(_counted(difference.changes)) or difference.problems)
 
 
@@ -582,7 +584,7 @@ def _not_in_pool(name: str, file: str) -> ErrorEntry:
     return failure(PoolParamError, message)
 
 
-def _summarize_changed_files(files: tuple[str, ...], difference: Difference | None) -> ChangedFiles:
+def _summarize_changed_files(files: tuple[str, ...], difference: PlannedReload | None) -> ChangedFiles:
     if difference is None:
         return ChangedFiles(files=files)
     if difference.problems:

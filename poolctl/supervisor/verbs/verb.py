@@ -20,9 +20,9 @@ from poolctl.control.answers import (
     SupervisorIdentity,
 )
 from poolctl.control.control_server import Attach, Progress, refuse_attachment
-from poolctl.control.server_answers import CommandOverrides, ProbeResult, ServerDetails, WorkerDetails
+from poolctl.control.server_answers import LiveOverrides, ProbeResult, ServerDetails, WorkerDetails
 from poolctl.core.core import Core, Goal
-from poolctl.core.decide import Phase
+from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import FAILED, TIMED_OUT
@@ -83,7 +83,7 @@ Verb = Callable[[Call], Awaitable[Result]]
 _FILE_TIME_SECONDS = 0.02
 
 
-class RunningBuild:
+class RunningPoolctlBuild:
     """The build of poolctl in this process; the build on disk may be newer."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class VerbContext:
     daemon: Daemon
     configuration: ActiveConfiguration
     over: asyncio.Event  # set when the supervisor ends
-    build: RunningBuild = field(default_factory=RunningBuild)
+    build: RunningPoolctlBuild = field(default_factory=RunningPoolctlBuild)
 
 
 async def match_expressions(core: Core, selector: Selector) -> None:
@@ -212,7 +212,7 @@ class Operation(Goal):
         """
         if not call.options.get("wait", True):
             return 0
-        await self.wait(call.options.get("timeout"), reporter(call, self.is_over))
+        await self.wait_until_settled(call.options.get("timeout"), reporter(call, self.is_over))
         found = (self.problem(entry) for entry in self._entries)
         self.problems += [problem for problem in found if problem is not None]
         return TIMED_OUT if self.missing else FAILED if self.problems else 0
@@ -286,7 +286,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
         origin = origin and {**origin, "http.access_log": "run --no-access-log"}
     return ServerDetails(
         **vars(_item(core, entry, core.clock.monotonic())),
-        overrides=CommandOverrides(
+        overrides=LiveOverrides(
             workers=live.workers,
             disabled=live.disabled,
             drained=live.out or None,
@@ -300,7 +300,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
                 pid=worker.placement.pid if worker.placement else None,
                 where=worker.placement.where if worker.placement else "",
                 phase=worker.phase.value,
-                health=worker.status.value if worker.phase is Phase.READY else Status.UNKNOWN.value,
+                health=worker.status.value if worker.phase is WorkerPhase.READY else Status.UNKNOWN.value,
                 resting=worker.resting,
                 probes=_probes(worker.probes),
                 placed_at=worker.placed_at or None,

@@ -76,7 +76,7 @@ class Verbs:
         except ImportError as error:
             if not await self.build.is_replaced():
                 raise
-            return _build_replaced_result(str(error))
+            return _build_upgrade_required_result(str(error))
 
     async def _answer(self, request: Request, progress: Progress) -> object:
         if request.verb not in self._verbs:
@@ -112,7 +112,7 @@ class Verbs:
             )
         except ReaderFailed as failed:
             if not failed.installed and await self.build.is_replaced():
-                return _build_replaced_result(str(failed))
+                return _build_upgrade_required_result(str(failed))
             return failed.result
 
     async def perform(self, verb: str, call: Call) -> Result:
@@ -139,7 +139,7 @@ def _failed(code: int, message: str, hint: str = "") -> Result:
     return Result(errors=(error,), exit_code=code)
 
 
-def _build_replaced_result(why: str) -> Result:
+def _build_upgrade_required_result(why: str) -> Result:
     message = f"another poolctl has been installed since this pool's supervisor was started: {why}"
     error = ErrorEntry(code=CONFLICT, error="ErrorUpgrade", message=message, hint="poolctl upgrade")
     return Result(errors=(error,), exit_code=CONFLICT)

@@ -4,7 +4,7 @@ Through the adoption pair, a socket pair, workers hand over connections. A full 
 refuses nothing: connections wait in the backlog, or in the pair, for other workers.
 
 Without TLS, asyncio's server accepts connections. With TLS it would begin the handshake at once, after which a
-connection cannot be handed over; so `TlsListener` accepts, and gives each connection to the worker unread.
+connection cannot be handed over; so `TlsConnectionAcceptor` accepts, and gives each connection to the worker unread.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ class BatchLimitedListener(socket.socket):
         fd, address = self._accept()  # type: ignore[attr-defined]
         return socket.socket(*self._kind, fileno=fd), address
 
-    def accept_one(self) -> Connection:
+    def accept_without_batch_limit(self) -> Connection:
         """Accept the next connection. Raises OSError; BlockingIOError if no connection is waiting."""
         fd, _ = self._accept()  # type: ignore[attr-defined]
         return Connection(*self._kind, fd)
 
 
-class TlsListener:
+class TlsConnectionAcceptor:
     """Accepts TLS connections until it is closed, or `stop_reading` is called for its socket.
 
     `begin_tls` gets each connection, of which nothing has been read, and owns it.
@@ -125,7 +125,7 @@ class TlsListener:
     def _accept(self) -> None:
         # One per loop iteration: the handshake takes far longer, and another worker may accept the next connection.
         try:
-            sock = self._listener.accept_one()
+            sock = self._listener.accept_without_batch_limit()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:  # usually because no descriptor is free
@@ -300,7 +300,7 @@ class ConnectionAcceptor:
         if self._full or self._ended:
             return
         self._full = True
-        self._server_state.connections.on_leave = self._accept_again_if_room
+        self._server_state.connections.on_leave = self._accept_again_now_or_soon
         self._stop_taking_handovers()
         # Cleared at once, because the next connection is for another worker.
         before, self.servers = self.servers, ()
@@ -308,7 +308,7 @@ class ConnectionAcceptor:
             stop_reading(server.sockets)
         self._start_background_task(close_all(before))
 
-    def _accept_again_if_room(self) -> None:
+    def _accept_again_now_or_soon(self) -> None:
         assert self._most is not None
         if self._server_state.open_connections <= self._most - max(1, self._most // _PART):
             self._accept_again()
@@ -352,7 +352,7 @@ class ConnectionAcceptor:
         sockets = [BatchLimitedListener(listener, self._server_state) for listener in self._listeners]
         try:
             if config.ssl is not None:
-                return [TlsListener(sock, self._begin_tls) for sock in sockets]
+                return [TlsConnectionAcceptor(sock, self._begin_tls_or_hand_over) for sock in sockets]
             return [await loop.create_server(make, sock=sock, backlog=config.backlog) for sock in sockets]
         except BaseException:
             # If create_server is cancelled at the wrong moment, the loop keeps a reader for a closed socket.
@@ -375,7 +375,7 @@ class ConnectionAcceptor:
                     if not waiting.poll(0):
                         break
                     try:
-                        self._serve_waiting(backlog.accept_one())
+                        self._serve_waiting(backlog.accept_without_batch_limit())
                     except OSError:
                         break
                     if number % _AT_ONCE == 0:
@@ -387,7 +387,7 @@ class ConnectionAcceptor:
         if peer_has_closed(sock):
             close_promptly(sock.detach())
         elif self._config.ssl is not None:
-            self._begin_tls(sock)
+            self._begin_tls_or_hand_over(sock)
         else:
             make = protocol_factory(self._config, self._server_state, self._app_state)
             self.accepted.attach(make, sock)
@@ -395,7 +395,7 @@ class ConnectionAcceptor:
     def _end_wake(self) -> None:
         self._woken = self._full  # a full worker has not accepted all of them yet
 
-    def _begin_tls(self, sock: Connection) -> None:
+    def _begin_tls_or_hand_over(self, sock: Connection) -> None:
         due = sock.until = time.monotonic() + self._server_state.head_timeouts.seconds
         balancer = self._server_state.balancer
         if balancer is not None and balancer.hand_over_if_too_many(sock):

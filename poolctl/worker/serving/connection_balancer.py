@@ -219,7 +219,7 @@ class ConnectionBalancer:
     def schedule_check(self) -> None:
         """Schedule a check whether connections have to be balanced."""
         if self._timer is None and not self._counts.alone:
-            self._timer = self._loop.call_later(MOMENT_SECONDS, self._check_lifetimes_and_even_out)
+            self._timer = self._loop.call_later(MOMENT_SECONDS, self._detect_short_lived_and_even_out)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
         """Return for how many seconds other workers may take a handed-over connection first; 0 to take it now.
@@ -281,7 +281,7 @@ class ConnectionBalancer:
         self._given_at = monotonic()
         return True
 
-    def _check_lifetimes_and_even_out(self) -> None:
+    def _detect_short_lived_and_even_out(self) -> None:
         if self._made:
             closed = sum(each.transport is None or each.transport.is_closing() for each in self._made)
             self._short_lived = 2 * closed >= len(self._made)

@@ -40,13 +40,13 @@ class Tasks(set[asyncio.Task[None]]):
         self._state = state
 
     def add(self, task: asyncio.Task[None]) -> None:
-        self._state.note_activity()
+        self._state.report_activity()
         super().add(task)
 
     def discard(self, task: object) -> None:
         super().discard(task)
         if not self:
-            self._state.note_activity()
+            self._state.report_activity()
             self._state.changed.set()
 
 
@@ -67,7 +67,7 @@ class TrackedConnections(set[Any]):
         state = self._state
         if state.open_connections + 1 >= state.most_connections:
             state.on_full()
-        state.note_activity()
+        state.report_activity()
         super().add(connection)
         tally = state.tally
         if tally is not None and self.http:
@@ -90,9 +90,9 @@ class TrackedConnections(set[Any]):
             if not isinstance(connection, self.http):
                 tally[OPEN_WEBSOCKETS] -= 1
             tally[OPEN_CONNECTIONS] = len(self)
-        self.publish_connection_end()
+        self.handle_connection_end()
 
-    def publish_connection_end(self) -> None:
+    def handle_connection_end(self) -> None:
         """Handle the end of a connection: publish the new count, call `on_leave`; set `changed` if none is left."""
         if self._state.balancer is not None:
             self._state.balancer.publish()
@@ -112,13 +112,13 @@ class Drainable:
 
     transport: Any
 
-    def linger(self) -> None:
+    def close_when_idle(self) -> None:
         """Close when the response in progress is complete and no more data arrives, so that no request is lost."""
         raise NotImplementedError
 
-    def leave(self) -> None:
-        """Begin to leave this worker: hand the connection over if possible, otherwise `linger`."""
-        self.linger()
+    def move_or_close_when_idle(self) -> None:
+        """Begin to leave this worker: hand the connection over if possible, otherwise `close_when_idle`."""
+        self.close_when_idle()
 
     def hand_over(self, end: socket.socket) -> bool:
         """Move to another worker through the socket `end` if no request is in progress. Returns whether it moved."""
@@ -127,8 +127,8 @@ class Drainable:
     def give_back(self) -> None:
         """Return the connection to the gateway before its next request, if it came from there."""
 
-    def cancel_linger(self) -> None:
-        """Undo a call of `linger`: keep the connection open, unless the client was told that the connection closes."""
+    def cancel_close_when_idle(self) -> None:
+        """Undo a call of `close_when_idle`: keep the connection open, unless the client was told that it closes."""
 
     def end_event_streams(self) -> None:
         """End the responses that are event streams, without cutting off an event. The clients reconnect."""
@@ -281,7 +281,7 @@ class PoolServerState(ServerState):
         if self.balancer is not None:
             self.balancer.publish()
 
-    def pop_handshake_due(self, connection: object) -> float | None:
+    def record_handshake_end(self, connection: object) -> float | None:
         """Note the end of a TLS handshake. Returns the time at which the first head is due.
 
         None if the connection was not in a handshake.
@@ -293,10 +293,10 @@ class PoolServerState(ServerState):
 
     def forget_unfinished_handshake(self, connection: object) -> None:
         """Forget a connection whose TLS handshake has failed; do nothing if its handshake was completed."""
-        if self.pop_handshake_due(connection) is not None:
-            self.connections.publish_connection_end()
+        if self.record_handshake_end(connection) is not None:
+            self.connections.handle_connection_end()
 
-    def note_activity(self) -> None:
+    def report_activity(self) -> None:
         """Call `on_activity`, because a connection or request begins, or the last request has ended."""
         if self.on_activity is not None:
             self.on_activity()

@@ -111,7 +111,7 @@ class Http1Connection(Drainable, Http1Protocol):
         """Whether the newest request's body is still incomplete, which is possible even after its response."""
         return self.cycle is not None and self.cycle.more_body
 
-    def linger(self) -> None:
+    def close_when_idle(self) -> None:
         """Begin to close the connection: it closes when no byte arrives for QUIET_SECONDS while it is idle.
 
         A response that has not begun yet says `Connection: close`, and closes the connection at its end.
@@ -124,10 +124,10 @@ class Http1Connection(Drainable, Http1Protocol):
         elif not self.cycle.response_started:
             self._close_after_response()
 
-    def cancel_linger(self) -> None:
-        """Apply the keep-alive timeout to an idle connection again, which `linger` has given a shorter one.
+    def cancel_close_when_idle(self) -> None:
+        """Apply the keep-alive timeout to an idle connection again, which `close_when_idle` has given a shorter one.
 
-        While a request is in progress, do nothing: after `linger`, its response says `Connection: close`.
+        While a request is in progress, do nothing: after `close_when_idle`, its response says `Connection: close`.
         """
         if self.transport is not None and not self.transport.is_closing() and self.idle:
             self.lingering = False
@@ -150,10 +150,10 @@ class Http1Connection(Drainable, Http1Protocol):
         """The bytes that end the current response if it is chunked; b"" otherwise."""
         return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
 
-    def leave(self) -> None:
-        """Move to another worker once no request is in progress. If connections cannot move, call `linger` instead."""
+    def move_or_close_when_idle(self) -> None:
+        """Move to another worker once no request is in progress. If it cannot move, call `close_when_idle`."""
         if self.server_state.moves_to is None:
-            self.linger()
+            self.close_when_idle()
         else:
             self._move()
 
@@ -201,10 +201,10 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def handle_websocket_upgrade(self, *event: Any) -> None:
         """Upgrade to a WebSocket here, or hand the connection over if this worker has too many WebSockets."""
-        if not self._hand_over_upgrade(event):
+        if not self._hand_over_upgrade_if_too_many(event):
             super().handle_websocket_upgrade(*event)
 
-    def _hand_over_upgrade(self, event: tuple[Any, ...]) -> bool:
+    def _hand_over_upgrade_if_too_many(self, event: tuple[Any, ...]) -> bool:
         state = self.server_state
         if state.balancer is None or state.stays or self.scheme != "http" or self.routed_state is not None:
             return False
@@ -242,11 +242,11 @@ class Http1Connection(Drainable, Http1Protocol):
             self.close_when_quiet(QUIET_SECONDS)
         if state.moves_to is not None:
             # Before more is read, because a client that never pauses would keep this worker running.
-            self.leave()
+            self.move_or_close_when_idle()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         state = self.server_state
-        due = state.pop_handshake_due(self) if state.expected else None
+        due = state.record_handshake_end(self) if state.expected else None
         super().connection_made(transport)
         if self._overdue:
             self.close_when_quiet(0.0)
@@ -256,7 +256,7 @@ class Http1Connection(Drainable, Http1Protocol):
         if state.draining:
             self.close_when_quiet(QUIET_SECONDS)
         if state.moves_to is not None:
-            self.leave()
+            self.move_or_close_when_idle()
         elif state.balancer is not None:
             state.balancer.balance_new_connection(self, unread=unread and self.scheme == "http")
 

@@ -25,7 +25,7 @@ from .connection_state import Drainable, PoolServerState, send_away
 from .http1_connection import FIRST, QUIET_SECONDS, PartialHead, wants_events
 from .request_records import RequestCounts, send_counted
 from .uvicorn_parts import State, ZttpH2Protocol
-from .worker_routes import RoutingState, add_route_to_scopes
+from .worker_routes import ConnectionRoutingState, add_route_to_scopes
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADER_BYTES = 9  # RFC 9113 §4.1
@@ -38,7 +38,9 @@ _HIGHEST_STREAM = 2**31 - 1
 class Http1Or2(Drainable, asyncio.Protocol):
     """A connection whose protocol is not known yet. An HTTP/1.1 or HTTP/2 protocol object then takes its place."""
 
-    routing: RoutingState | None = None  # the routing state, for a connection passed on by the gateway
+    routing: ConnectionRoutingState | None = (
+        None  # the routing state, for a connection passed on by the gateway
+    )
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self.head: PartialHead | None = FIRST
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        due = self.server_state.pop_handshake_due(self)
+        due = self.server_state.record_handshake_end(self)
         self.transport = transport
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
@@ -70,7 +72,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
             self.server_state.connections.add(self)
             self.server_state.head_timeouts.start(self, due if self._until is None else self._until[0])
             if self.server_state.draining:
-                self.linger()
+                self.close_when_idle()
             elif self.server_state.balancer is not None:
                 self.server_state.balancer.balance_new_connection(
                     self, unread=self._until is None and self.routing is None
@@ -109,7 +111,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
     def limit_head_or_idle_time(self, until: float | None, *, asked: bool) -> None:
         self._until = until, asked
 
-    def linger(self) -> None:
+    def close_when_idle(self) -> None:
         """Begin to close: the connection closes after QUIET_SECONDS if no data has arrived by then."""
         self._loop.call_later(QUIET_SECONDS, self._close_if_silent)
 
@@ -167,7 +169,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         """Whether every request has a complete response, and no data is waiting to be sent."""
         return not self.cycles and not self.conn.has_pending_send()
 
-    def linger(self) -> None:
+    def close_when_idle(self) -> None:
         """Finish current requests and close when the client is idle.
 
         Cannot be undone, since a GOAWAY cannot be revoked.
@@ -251,12 +253,12 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         self._close_if_quiet()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        due = self.server_state.pop_handshake_due(self)
+        due = self.server_state.record_handshake_end(self)
         super().connection_made(transport)
         self.head = PartialHead()
         self.server_state.head_timeouts.start(self, due)
         if self.server_state.draining:
-            self.linger()
+            self.close_when_idle()
         elif self.server_state.balancer is not None:
             self.server_state.balancer.balance_new_connection(self, unread=False)
 

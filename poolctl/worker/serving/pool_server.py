@@ -102,7 +102,8 @@ def load_config(
 ) -> uvicorn.Config:
     """Load and return the configuration, with access log and TLS as specified; closes the descriptors `tls_fds`.
 
-    `requests`: arguments of AccessLog, or None; `tls`: None for no TLS. Raises StartupFailed: unusable certificate.
+    `requests`: arguments of AccessLogMiddleware, or None; `tls`: None for no TLS. Raises StartupFailed if the
+    certificate is unusable.
     """
     config.load()
     add_access_log(config, requests)
@@ -192,7 +193,7 @@ class PoolServer(uvicorn.Server):
         `resting` is true. Raises StartupFailed when the application cannot be loaded or its startup fails.
         """
         self._listeners = listeners
-        await self._start()
+        await self._start_application()
         self._start_balancer()
         await self.acceptor.begin(listeners, self.lifespan.state, accepting=not self.resting)
         on_ready()
@@ -247,7 +248,7 @@ class PoolServer(uvicorn.Server):
         for connection in self._http_connections():
             connection.give_back()
 
-    def join_counts_page(self, page: int) -> None:
+    def balance_by_counts_page(self, page: int) -> None:
         """Balance connections with other workers, whose counts are in the memory file `page`. Takes over `page`."""
         self._stop_balancer()
         self._page = page
@@ -286,14 +287,14 @@ class PoolServer(uvicorn.Server):
             return
         if self._probes is None:  # most workers are never probed
             self._probes = ProbeConnections(self.config, self.lifespan.state, self._listeners)
-        self._probes.answer(question, sock)
+        self._probes.serve_connection(question, sock)
 
-    def set_in_rotation(self, in_rotation: bool) -> None:
+    def set_in_rotation_or_drain(self, in_rotation: bool) -> None:
         """Put the worker into rotation (True), or take it out: then each connection closes after its response."""
         self._out = not in_rotation
         self._keep_or_drain_connections(in_rotation and not self.resting)
 
-    def set_accepting(self, accepting: bool) -> None:
+    def accept_or_drain(self, accepting: bool) -> None:
         """Accept connections, or leave them to other workers and drain the existing ones."""
         self.resting = not accepting
         self._keep_or_drain_connections(accepting and not self._out)
@@ -305,11 +306,11 @@ class PoolServer(uvicorn.Server):
         self.server_state.draining = not kept
         self.acceptor.publish_taking_handovers()
         for connection in self._http_connections():
-            connection.cancel_linger() if kept else connection.linger()
+            connection.cancel_close_when_idle() if kept else connection.close_when_idle()
         if not kept:
-            self._close_unknown()
+            self._close_non_drainable_connections()
 
-    async def _start(self) -> None:
+    async def _start_application(self) -> None:
         config = self.config
         try:
             if not config.loaded:
@@ -353,8 +354,8 @@ class PoolServer(uvicorn.Server):
             self.server_state.moves_to = self._adoption.give if self._adoption and self.migrates else None
             self.server_state.draining = not self.migrates
             for connection in self._http_connections():
-                connection.leave()
-            self._close_unknown()
+                connection.move_or_close_when_idle()
+            self._close_non_drainable_connections()
         if self.lingers:
             await self._wait_for_drain()
         elif self.migrates:
@@ -362,7 +363,7 @@ class PoolServer(uvicorn.Server):
             self._end_events()
         self.server_state.draining = self.server_state.moves_to is None
         for connection in list(self.server_state.connections):
-            close_websocket(connection)
+            close_websocket_for_restart(connection)
         await self._wait_until_empty(self._stop_seconds)
         self._end_events()
         cancel_requests(self.server_state.tasks, self.server_state.connections)
@@ -386,7 +387,7 @@ class PoolServer(uvicorn.Server):
     def _http_connections(self) -> list[Drainable]:
         return [each for each in self.server_state.connections if isinstance(each, Drainable)]
 
-    def _close_unknown(self) -> None:
+    def _close_non_drainable_connections(self) -> None:
         """Close HTTP connections whose Python class is not a Drainable, each after its response in progress."""
         connections = self.server_state.connections
         for each in list(connections):
@@ -469,7 +470,7 @@ class ProbeConnections:
         self.server_state.head_timeouts = HeadTimeouts(_PROBE_KEPT_SECONDS)
         self._accepted = ConnectionsAwaitingProtocol(self.server_state)
 
-    def answer(self, question: Message, sock: socket.socket) -> None:
+    def serve_connection(self, question: Message, sock: socket.socket) -> None:
         """Serve the probe's connection: as an echo if the `kind` of the question is "echo", else by HTTP.
 
         An echo shows that the event loop runs. If the question has `plain`, HTTP is served without TLS in any case.
@@ -531,7 +532,7 @@ SERVICE_RESTART = 1012  # from IANA's registry of close codes (RFC 6455 §11.7)
 WebSocket = Any  # a connection of a class of uvicorn_parts.WEBSOCKETS
 
 
-def close_websocket(websocket: WebSocket) -> None:
+def close_websocket_for_restart(websocket: WebSocket) -> None:
     """Close one of uvicorn's WebSockets with code 1012; shut down any other connection as uvicorn does.
 
     uvicorn would close a WebSocket's socket right after the close frame: if the receive buffer has unread data, this
@@ -573,7 +574,7 @@ def _close_sansio(websocket: WebSocket) -> bool:
     # Discard data that the client sends before its close frame.
     websocket.send_receive_event_to_app = websocket.frames.clear
     websocket.conn.send_close(SERVICE_RESTART)
-    _send_close_frame(websocket, b"".join(websocket.conn.data_to_send()))
+    _begin_close_handshake(websocket, b"".join(websocket.conn.data_to_send()))
     return True
 
 
@@ -584,11 +585,11 @@ def _close_wsproto(websocket: WebSocket) -> bool:
         return False
     # Discard data, and also pings and pongs, which cannot be answered after the close frame.
     websocket.handle_message = websocket.handle_ping = websocket.handle_pong = lambda event: None
-    _send_close_frame(websocket, websocket.conn.send(CloseConnection(code=SERVICE_RESTART)))
+    _begin_close_handshake(websocket, websocket.conn.send(CloseConnection(code=SERVICE_RESTART)))
     return True
 
 
-def _send_close_frame(websocket: WebSocket, close_frame: bytes) -> None:
+def _begin_close_handshake(websocket: WebSocket, close_frame: bytes) -> None:
     websocket.stop_keepalive()
     websocket.queue.put_nowait({"type": "websocket.disconnect", "code": SERVICE_RESTART})
     websocket.transport.write(close_frame)
@@ -597,7 +598,7 @@ def _send_close_frame(websocket: WebSocket, close_frame: bytes) -> None:
     websocket.close_timer = websocket.loop.call_later(REPLY_SECONDS, websocket.transport.close)
 
 
-def _close_legacy(websocket: WebSocket) -> bool:
+def _close_legacy_if_open(websocket: WebSocket) -> bool:
     if not websocket.handshake_completed_event.is_set() or not websocket.open:
         return False
     websocket.ws_server.closing = True  # so the application gets this code, too
@@ -612,5 +613,5 @@ def _close_legacy(websocket: WebSocket) -> bool:
 _CLOSING_FUNCTIONS: dict[str, Callable[[WebSocket], bool]] = {
     "WebSocketsSansIOProtocol": _close_sansio,
     "WSProtocol": _close_wsproto,
-    "WebSocketProtocol": _close_legacy,
+    "WebSocketProtocol": _close_legacy_if_open,
 }

@@ -100,7 +100,7 @@ def send_counted(connection: Any, cycle: Any, message: Message) -> Awaitable[Non
     return type(cycle).send(cycle, message)  # type: ignore[no-any-return]
 
 
-class AccessLog:
+class AccessLogMiddleware:
     """ASGI middleware that gives each request an ID, and writes a line when the request is complete.
 
     The ID is taken from the header X-Request-ID, or generated if the header is missing or unprintable. The application
@@ -224,7 +224,7 @@ class RequestLine(NamedTuple):
 
 
 class FailedRequestLog:
-    """Writes a line for each failed request as its response begins; `form` is as in AccessLog.
+    """Writes a line for each failed request as its response begins; `form` is as in AccessLogMiddleware.
 
     Above a limit per second, requests are only counted.
     """
@@ -269,16 +269,18 @@ def add_access_log(config: uvicorn.Config, wanted: dict[str, Any] | None) -> Non
     if wanted is None or not (wanted["log"] or wanted["answer"]):
         return
     log, answer = wanted["log"], wanted["answer"]
-    config.loaded_app = AccessLog(config.loaded_app, log=log, answer=answer)
+    config.loaded_app = AccessLogMiddleware(config.loaded_app, log=log, answer=answer)
     # uvicorn's application for responses above max_concurrency.
     module = sys.modules.get(config.http_protocol_class.__module__)
     if module is not None and hasattr(module, BUSY_APP):
-        vars(module)[BUSY_APP] = AccessLog(inner_app(getattr(module, BUSY_APP)), log=log, answer=answer)
+        vars(module)[BUSY_APP] = AccessLogMiddleware(
+            inner_app(getattr(module, BUSY_APP)), log=log, answer=answer
+        )
 
 
 def inner_app(app: App) -> App:
-    """The application inside the AccessLog middleware; `app` itself if it is not wrapped."""
-    return app.inner if isinstance(app, AccessLog) else app
+    """The application inside the AccessLogMiddleware middleware; `app` itself if it is not wrapped."""
+    return app.inner if isinstance(app, AccessLogMiddleware) else app
 
 
 def _print(line: str) -> None:

@@ -36,7 +36,7 @@ from .http1_connection import (
 )
 from .http2_connection import Http1Or2
 from .uvicorn_parts import State
-from .worker_routes import GatewayRoutes, RoutingState, add_route_to_scopes
+from .worker_routes import ConnectionRoutingState, GatewayRoutes, add_route_to_scopes
 
 _END = b"\r\n\r\n"
 _FIRST_PAUSE_SECONDS = 0.003
@@ -52,7 +52,7 @@ class RoutedConnection(Http1Connection):
 
     __slots__ = ()
 
-    routing: RoutingState
+    routing: ConnectionRoutingState
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -60,7 +60,7 @@ class RoutedConnection(Http1Connection):
         if self.routing.pending:
             self.loop.call_soon(self.process_held)
         elif self.server_state.draining:
-            self.loop.call_soon(self._return_when_idle)
+            self.loop.call_soon(self._return_now_or_when_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
         routing = self.routing
@@ -86,7 +86,7 @@ class RoutedConnection(Http1Connection):
                 if not self.idle:
                     self._hold(data)
                     return
-                end = self._take_head_or_defer(data)
+                end = self._route_head_or_defer(data)
                 if not end:
                     return
             try:
@@ -102,28 +102,28 @@ class RoutedConnection(Http1Connection):
             if protocol is not self or self.transport.is_closing():
                 return
         if self.server_state.draining:
-            self._return_when_idle()  # a body may end after its response
+            self._return_now_or_when_idle()  # a body may end after its response
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if (self.server_state.draining or not self.routing.routes.keeps) and self._return_when_idle():
+        if (self.server_state.draining or not self.routing.routes.keeps) and self._return_now_or_when_idle():
             return
         if self.routing.pending:
             self.process_held()
 
     def give_back(self) -> None:
         """Return the connection to the gateway before its next request, if that is possible."""
-        self._return_when_idle()
+        self._return_now_or_when_idle()
 
-    def leave(self) -> None:
+    def move_or_close_when_idle(self) -> None:
         """Begin to move the connection to another worker.
 
-        If connections return to the gateway between requests, the connection returns there instead (see `linger`).
+        If connections return to the gateway between requests, it returns there instead (see `close_when_idle`).
         """
         if self.routing.routes.keeps:
-            super().leave()
+            super().move_or_close_when_idle()
         else:
-            self.linger()
+            self.close_when_idle()
 
     def _move(self) -> None:
         if self.routing.routes.keeps:
@@ -136,14 +136,14 @@ class RoutedConnection(Http1Connection):
         """
         return self.routing.routes.keeps and super().hand_over(end)
 
-    def linger(self) -> None:
+    def close_when_idle(self) -> None:
         """Return the connection to the gateway once it is idle; if that is impossible, close it once it is quiet."""
-        if not self._return_when_idle():
-            super().linger()
+        if not self._return_now_or_when_idle():
+            super().close_when_idle()
 
     def shutdown(self) -> None:
         """Return the connection to the gateway once it is idle; if that is impossible, close it."""
-        if not self._return_when_idle():
+        if not self._return_now_or_when_idle():
             super().shutdown()
 
     def _mark_last_response(self) -> None:
@@ -167,17 +167,17 @@ class RoutedConnection(Http1Connection):
             data, routing.pending = routing.pending, b""
             self.data_received(data)
 
-    def _take_head_or_defer(self, data: bytes) -> int:
+    def _route_head_or_defer(self, data: bytes) -> int:
         """Return the length of the request head at the start of `data` if the parser may get the head now; otherwise 0.
 
         0 means: the head is incomplete, this server does not serve the request, or the worker has no route table yet.
         """
         head = canonical_head(data)
-        if head is None and RequestHead.is_incomplete(data):
+        if head is None and RequestHead.is_incomplete_but_valid(data):
             self._await_rest(data, data)
             return 0
         if head is None or not self._match_route(head):
-            self._wait_or_return(data)
+            self._await_routes_or_return(data)
             return 0
         self.routing.begin_body(head.body)
         if self.head is not None:
@@ -204,7 +204,7 @@ class RoutedConnection(Http1Connection):
         routing.hops, routing.decided = 0, False
         return True
 
-    def _wait_or_return(self, data: bytes) -> None:
+    def _await_routes_or_return(self, data: bytes) -> None:
         routing, routes = self.routing, self.routing.routes
         self._hold(data)
         self.cancel_close_when_quiet()
@@ -262,7 +262,7 @@ class RoutedConnection(Http1Connection):
             return False
         return transport is not None and not transport.is_closing() and transport.get_protocol() is self
 
-    def _return_when_idle(self) -> bool:
+    def _return_now_or_when_idle(self) -> bool:
         """Return the connection to the gateway at once if it is idle, otherwise after its response.
 
         The result is False if the connection cannot go back to the gateway.
@@ -292,14 +292,14 @@ class RoutedConnection(Http1Connection):
             return True
         except BlockingIOError:
             if monotonic() <= routing.until:
-                self._retry_later_with_backoff(self._keep_returning)
+                self._retry_later_with_backoff(self._retry_return_or_serve)
                 return True
         except (OSError, WireError):
             pass
         self.transport.resume_reading()
         return False
 
-    def _keep_returning(self) -> None:
+    def _retry_return_or_serve(self) -> None:
         routing = self.routing
         routing.timer = None
         if not self._is_idle or (self._must_return and self._return_to_gateway()):
@@ -307,7 +307,7 @@ class RoutedConnection(Http1Connection):
         if routing.pending and not routing.partial:
             self.process_held()
         elif self.server_state.draining:
-            super().linger()
+            super().close_when_idle()
 
     def _give_back(self, routed: Routed, limits: dict[str, float | bool] | None = None) -> None:
         """Send the connection to the gateway, with its routing data `routed` and its deadline `limits`.
@@ -372,7 +372,7 @@ def make_routed_connection(
         kind = _ROUTED[kind]
     elif server_state.http2 is not None:
         kind = Http1Or2
-    routing = RoutingState(routes, routed)
+    routing = ConnectionRoutingState(routes, routed)
     made = kind(config=config, server_state=server_state, app_state=app_state)
     if isinstance(made, RoutedConnection):
         made.routing = routing

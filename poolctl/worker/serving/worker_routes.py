@@ -20,7 +20,7 @@ from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, authenticated_alia
 from poolctl.routing.route import Route
 from poolctl.routing.route_table import RouteTable
 
-from .request_records import AccessLog, RequestCounts
+from .request_records import AccessLogMiddleware, RequestCounts
 from .uvicorn_parts import App, Message, Receive, Scope, Send
 
 _CONTEXT = CONTEXT_FIELD.encode()
@@ -94,7 +94,7 @@ class GatewayRoutes:
         return found
 
 
-class RoutingState:
+class ConnectionRoutingState:
     """The routing state of a connection from the gateway.
 
     `pending` holds the received bytes that the parser has not seen yet. If `partial` is true, they are an incomplete
@@ -164,7 +164,7 @@ def _url(listener: socket.socket, *, secure: bool) -> str:
     return f"{'https' if secure else 'http'}://{host}:{address[1]}"
 
 
-def routed_app(app: App, routing: RoutingState) -> App:
+def routed_app(app: App, routing: ConnectionRoutingState) -> App:
     """Wrap the application for one connection: each scope gets the route, and data about the client.
 
     Requests, and the errors among them, are counted by route.
@@ -188,13 +188,13 @@ def routed_app(app: App, routing: RoutingState) -> App:
             others = scope.get("extensions")
             scope["extensions"] = {**others, EXTENSION: context} if others else {EXTENSION: context}
             if scope["type"] == "http" and counts is not None:
-                return _run_counting_errors(app, scope, receive, send, alias, counts)
+                return _run_counting_server_errors(app, scope, receive, send, alias, counts)
         return app(scope, receive, send)
 
     return serve
 
 
-async def _run_counting_errors(
+async def _run_counting_server_errors(
     app: App, scope: Scope, receive: Receive, send: Send, alias: str, counts: RequestCounts
 ) -> None:
     failed = False
@@ -226,7 +226,7 @@ def app_with_proxied_routes(app: App, routes: GatewayRoutes) -> App:
     def serve(scope: Scope, receive: Receive, send: Send) -> Any:
         for name, _ in scope.get("headers", ()):
             if name == _CONTEXT:
-                _apply_context_header(scope, routes)
+                _extract_context_header(scope, routes)
                 break
         return app(scope, receive, send)
 
@@ -236,13 +236,13 @@ def app_with_proxied_routes(app: App, routes: GatewayRoutes) -> App:
 def show_proxied_routes_to_app(config: uvicorn.Config, routes: GatewayRoutes) -> None:
     """Let the loaded application see the routes of requests that the gateway has proxied."""
     app: Any = config.loaded_app
-    if isinstance(app, AccessLog):  # the access log stays the outermost layer
+    if isinstance(app, AccessLogMiddleware):  # the access log stays the outermost layer
         app.inner = app_with_proxied_routes(app.inner, routes)
     else:
         config.loaded_app = app_with_proxied_routes(app, routes)
 
 
-def _apply_context_header(scope: Scope, routes: GatewayRoutes) -> None:
+def _extract_context_header(scope: Scope, routes: GatewayRoutes) -> None:
     given = [value for name, value in scope["headers"] if name == _CONTEXT]
     scope["headers"] = [field for field in scope["headers"] if field[0] != _CONTEXT]
     for value in given:
@@ -252,7 +252,7 @@ def _apply_context_header(scope: Scope, routes: GatewayRoutes) -> None:
             scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: context}
 
 
-def add_route_to_scopes(connection: Any, routing: RoutingState) -> None:
+def add_route_to_scopes(connection: Any, routing: ConnectionRoutingState) -> None:
     """Add the route to the scope of each request on a uvicorn connection, including WebSockets."""
     connection.app = routed_app(connection.app, routing)
     if getattr(connection, "ws_protocol_class", None) is not None:  # absent in HTTP/2
@@ -261,7 +261,7 @@ def add_route_to_scopes(connection: Any, routing: RoutingState) -> None:
         )
 
 
-def _routed_websocket(protocol: Any, routing: RoutingState, **arguments: Any) -> Any:
+def _routed_websocket(protocol: Any, routing: ConnectionRoutingState, **arguments: Any) -> Any:
     made = protocol(**arguments)
     made.app = routed_app(made.app, routing)
     return made

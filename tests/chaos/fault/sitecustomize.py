@@ -29,7 +29,7 @@ def _perform(deed: str) -> None:
         os.kill(os.getpid() if deed == "self" else os.getppid(), signal.SIGKILL)
 
 
-def _install() -> None:
+def _install_and_list_changed_files() -> None:
     send, replace, fork = socket.socket.sendmsg, os.replace, os.fork
     left: list[int] = []
     keeper = os.getppid()
@@ -79,4 +79,4 @@ def _install() -> None:
 
 
 if _FILE and "supervisor" in sys.orig_argv:
-    _install()
+    _install_and_list_changed_files()

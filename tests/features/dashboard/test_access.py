@@ -14,9 +14,9 @@ from poolctl.features.dashboard._access import (
     SESSION_SECONDS,
     WINDOW_SECONDS,
     EndedSessions,
-    LoginAttempts,
-    SameOriginGuard,
+    HostAndOriginGuard,
     Sessions,
+    SharedLoginThrottle,
 )
 from tests.manual_clock import ManualClock
 
@@ -88,7 +88,7 @@ def test_each_session_has_a_csrf_token_of_its_own(sessions: Sessions) -> None:
 
 
 def test_after_too_many_wrong_tokens_every_login_is_refused_for_a_while(clock: ManualClock) -> None:
-    attempts = LoginAttempts(clock)
+    attempts = SharedLoginThrottle(clock)
     for _ in range(MOST_FAILURES):
         assert attempts.wait_seconds() == 0
         attempts.record_failure()
@@ -163,7 +163,7 @@ def sent_by(scope: dict[str, Any]) -> list[dict[str, Any]]:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(SameOriginGuard(app, ["Page.Example"])(scope, receive, send))
+    asyncio.run(HostAndOriginGuard(app, ["Page.Example"])(scope, receive, send))
     return sent
 
 

@@ -330,7 +330,7 @@ class Store:
             raise LinkLost("the keeper is being replaced")
         return self.content
 
-    def write(self, name: str, content: bytes) -> None:
+    def store_for_successor(self, name: str, content: bytes) -> None:
         self.written.append((name, content))
 
 

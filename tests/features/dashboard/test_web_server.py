@@ -20,13 +20,13 @@ import pytest
 
 from poolctl.features.dashboard import _web_server as web_server
 from poolctl.features.dashboard._web_server import (
-    DashboardServer,
+    DashboardServerProcess,
     WebServer,
     reload_certificates_when_changed,
     tls_context,
 )
 from poolctl.keeper import wire
-from poolctl.runners.process_link import Link, Receiver
+from poolctl.runners.process_link import Link, LinkHandler
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
@@ -338,11 +338,11 @@ def test_listener_rests_for_a_second_without_descriptors_and_ends_when_it_is_shu
 def test_process_serves_from_the_order_to_begin_to_the_order_to_end(tmp_path: Path) -> None:
     async def run() -> None:
         ours, theirs = wire.pair()
-        process = DashboardServer(theirs.detach())
-        running = asyncio.ensure_future(process.run())
+        process = DashboardServerProcess(theirs.detach())
+        running = asyncio.ensure_future(process.serve_supervisor())
         messages: list[Any] = []
 
-        class Supervisor(Receiver):
+        class Supervisor(LinkHandler):
             def received(self, message: wire.Message, fds: list[int]) -> None:
                 messages.append(message)
 

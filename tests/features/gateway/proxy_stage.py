@@ -15,10 +15,10 @@ import uvloop
 
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
-from poolctl.features.gateway.process.counts import Counts
+from poolctl.features.gateway.process.counts import TrafficCounts
 from poolctl.features.gateway.process.descriptor_limit import lowest_free
-from poolctl.features.gateway.process.edge import Edge
-from poolctl.features.gateway.process.proxy.connection_pool import ConnectionPool
+from poolctl.features.gateway.process.edge import GatewayState
+from poolctl.features.gateway.process.proxy.connection_pool import ProxyConnections
 from poolctl.features.gateway.process.proxy.serving import serve, serve_tls
 from poolctl.features.gateway.process.settings import GatewaySettings
 from poolctl.routing.route import Route, Target, Timeouts
@@ -133,12 +133,12 @@ class Stage:
 
     def __init__(self, **settings: Any) -> None:
         given = GatewaySettings(**{"directory": "/", **settings})
-        self.edge = Edge(given, lambda kind, data: None)
+        self.edge = GatewayState(given, lambda kind, data: None)
         self.edge.configure(given)
         self.edge.hosts = HostManager(self.edge.now)
-        self.edge.counts = Counts()
+        self.edge.counts = TrafficCounts()
         self.edge.backends = Backends(self.edge.hosts, self.edge.now, None, self.edge.counts)
-        self.edge.pool = ConnectionPool()
+        self.edge.pool = ProxyConnections()
         self._backends: list[Backend] = []
         self._wires: list[Wire] = []
 

@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.process.proxy import backend_connection, client_connection
-from poolctl.features.gateway.process.proxy.backend_connection import BackendConnection, Timer, close_writing
+from poolctl.features.gateway.process.proxy.backend_connection import (
+    BackendConnection,
+    Timer,
+    write_eof_or_close,
+)
 from poolctl.features.gateway.process.proxy.response_head import Response
 from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, MOST_INTERIM, ChunkedBody
 from tests.features.gateway.proxy_stage import Backend, Stage, Wire, play
@@ -623,10 +627,10 @@ def test_tunnel_is_closed_gently_but_not_for_ever(exchange: Exchange) -> None:
 def test_end_of_one_direction_closes_what_has_no_such_end(exchange: Exchange) -> None:
     transport = exchange.transport
     transport.ends_alone = False
-    close_writing(transport)
+    write_eof_or_close(transport)
     assert transport.calls == ["close"]
     transport.ends_alone = True
-    close_writing(transport)
+    write_eof_or_close(transport)
     assert transport.calls == ["close"], "it closes already"
 
 

@@ -10,7 +10,7 @@ from poolctl.features.gateway.process.backends.route_backends import (
     RequestOutcome,
 )
 from poolctl.features.gateway.process.settings import ProbeState
-from poolctl.routing.route import BreakerRule, Limit, StreamRoute, Target
+from poolctl.routing.route import BreakerRule, StreamRoute, Target, TrafficLimits
 from tests.features.gateway.test_route_backends import (
     URLS,
     Stage,
@@ -45,7 +45,9 @@ def test_host_says_why_it_gets_nothing_and_nothing_once_it_does(stage: Stage) ->
 
 def test_changed_route_keeps_the_state_of_the_backends_that_stay(stage: Stage) -> None:
     rule = BreakerRule(failures=1, open_seconds=60)
-    before = stage.as_route(*URLS[:2], policy="first", breaker=rule, backend_limit=Limit(concurrency=2))
+    before = stage.as_route(
+        *URLS[:2], policy="first", breaker=rule, backend_limit=TrafficLimits(concurrency=2)
+    )
     stage.backends.apply([before], {})
     fail(stage.backends.of(before))
     lease = taken(stage.backends.of(before).acquire("1.1.1.1"))
@@ -54,7 +56,7 @@ def test_changed_route_keeps_the_state_of_the_backends_that_stay(stage: Stage) -
         before,
         to=tuple(Target(url=url) for url in URLS),
         breaker=replace(rule, failures=2),
-        backend_limit=Limit(concurrency=1),
+        backend_limit=TrafficLimits(concurrency=1),
     )
     stage.backends.apply([changed], {})
     assert stage.row(URLS[0])["breaker"] == "open"

@@ -35,7 +35,7 @@ from poolctl.features.gateway.process.waiting_connections import WaitingConnecti
 from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
 from poolctl.keeper.connection_handover import Connection
 from poolctl.routing.context import context_line
-from poolctl.routing.route import BreakerRule, Header, Limit, Redirect, Route, Target
+from poolctl.routing.route import BreakerRule, Header, Redirect, Route, Target, TrafficLimits
 from poolctl.worker import tally
 from tests.certificates import certificate
 from tests.examples import examples
@@ -507,7 +507,7 @@ def test_requests_that_are_no_proxys_are_refused() -> None:
 
 def test_full_limit_is_refused_with_a_time_to_come_back() -> None:
     async def scene(stage: Stage) -> None:
-        backend = await stage.route(hanging, limit=Limit(concurrency=1))
+        backend = await stage.route(hanging, limit=TrafficLimits(concurrency=1))
         first, second = await stage.client(), await stage.client()
         await first.send(GET)
         while not backend.heads:
@@ -530,7 +530,7 @@ def test_request_in_the_queue_is_sent_when_its_turn_comes() -> None:
             await wire.send(OK + b"Content-Length: 0\r\n\r\n")
             await ok(backend, wire)
 
-        backend = await stage.route(later, limit=Limit(concurrency=1, queue=5, queue_seconds=20.0))
+        backend = await stage.route(later, limit=TrafficLimits(concurrency=1, queue=5, queue_seconds=20.0))
         clients = [await stage.client() for _ in range(3)]
         for each in clients:
             await each.send(GET)
@@ -549,7 +549,7 @@ def test_request_in_the_queue_is_sent_when_its_turn_comes() -> None:
 
 def test_request_in_the_queue_is_a_gateway_timeout_when_its_time_is_over() -> None:
     async def scene(stage: Stage) -> None:
-        limit = Limit(concurrency=1, queue=1, queue_seconds=20.0)
+        limit = TrafficLimits(concurrency=1, queue=1, queue_seconds=20.0)
         backend = await stage.route(ok, limit=limit, timeouts={"total": SOON})
         backends = stage.edge.backends.of(next(iter(stage.edge.table)))
         lease = backends.acquire("")
@@ -1263,7 +1263,7 @@ def test_nothing_is_left_of_disorderly_clients_and_backends() -> None:
 
     async def scene(stage: Stage) -> None:
         backends = [await stage.backend(disorderly_backend(random)) for _ in range(2)]
-        limit = Limit(concurrency=10, queue=5, queue_seconds=0.2)
+        limit = TrafficLimits(concurrency=10, queue=5, queue_seconds=0.2)
         timeouts = {"idle": 0.3, "head": 0.3}
         rule = BreakerRule(failures=0, rate=0.0)
         stage.routes(route(*backends, retries=1, breaker=rule, limit=limit, timeouts=timeouts))
@@ -1272,7 +1272,7 @@ def test_nothing_is_left_of_disorderly_clients_and_backends() -> None:
         while pool.clients or pool._tasks:
             await asyncio.sleep(0.01)
         assert (of_route.in_flight, of_route.waiting) == (0, 0)
-        pool.close_idle_backends()
+        pool.close_idle_connections()
         while any(row["connections"] for row in stage.edge.backends.snapshot()):
             await asyncio.sleep(0)
         traffic = stage.edge.counts.route("app")
@@ -1588,23 +1588,23 @@ def test_a_long_frame_is_followed() -> None:
 def test_tiny_frames_are_followed_up_to_a_number_a_read_and_then_copied_only() -> None:
     boundary = WebSocketFrameTracker()
     followed = b"\x81\x00" * MOST_FRAMES_AT_ONCE
-    assert boundary.bytes_to_forward(followed) == followed
+    assert boundary.bytes_to_forward_until_close(followed) == followed
     assert boundary.at_boundary
-    assert boundary.bytes_to_forward(followed + b"\x81\x00") == followed + b"\x81\x00"
+    assert boundary.bytes_to_forward_until_close(followed + b"\x81\x00") == followed + b"\x81\x00"
     assert not boundary.at_boundary
-    assert boundary.bytes_to_forward(followed) == followed
+    assert boundary.bytes_to_forward_until_close(followed) == followed
     assert boundary.end_with_close_frame() == b""  # it would stand within a frame, perhaps
-    assert boundary.bytes_to_forward(followed) == followed
+    assert boundary.bytes_to_forward_until_close(followed) == followed
 
 
 def test_close_frame_replaces_the_frames_after_the_current_one() -> None:
     boundary, between = WebSocketFrameTracker(), WebSocketFrameTracker()
-    assert boundary.bytes_to_forward(b"\x81\x05he") == b"\x81\x05he"
+    assert boundary.bytes_to_forward_until_close(b"\x81\x05he") == b"\x81\x05he"
     assert (boundary.end_with_close_frame(), between.end_with_close_frame()) == (b"", CLOSE_1012)
-    assert boundary.bytes_to_forward(b"l") == b"l"
-    assert boundary.bytes_to_forward(b"lo\x81\x02hi") == b"lo" + CLOSE_1012
+    assert boundary.bytes_to_forward_until_close(b"l") == b"l"
+    assert boundary.bytes_to_forward_until_close(b"lo\x81\x02hi") == b"lo" + CLOSE_1012
     for each in (boundary, between):
-        assert each.bytes_to_forward(b"\x81\x02hi") == b""
+        assert each.bytes_to_forward_until_close(b"\x81\x02hi") == b""
 
 
 @pytest.mark.parametrize("seconds", [SOON, 1000.0])
@@ -1919,7 +1919,7 @@ def test_idle_connection_that_would_take_the_place_of_another_stays() -> None:
             await answers(stage, client, 1)
         for connection in list(stage.edge.pool.clients):
             assert isinstance(connection, ClientConnection)
-            connection._hand_over_idle()
+            connection._hand_over_idle_or_set_timeout()
         assert (stage.waiting, len(stage.edge.pool.clients)) == (1, 1)
         for client in (first, second):
             await asked(stage, client, OTHER)
@@ -1938,7 +1938,7 @@ def test_idle_connection_that_cannot_wait_outside_stays_in_the_proxy(why: str) -
             await asked(stage, client, OTHER)
             stage.edge.draining = why == "draining"
             with no_descriptors_left() if why == "descriptors" else nullcontext():
-                only_connection(stage)._hand_over_idle()
+                only_connection(stage)._hand_over_idle_or_set_timeout()
             assert (stage.waiting, len(stage.edge.pool.clients)) == (0, 1)
             stage.edge.draining = False
         client.close()
@@ -1954,11 +1954,11 @@ def test_connection_with_unsent_bytes_does_not_leave() -> None:
         connection = only_connection(stage)
         size = 32 * 1024 * 1024  # more than the kernel takes
         connection._transport.write(bytes(size))
-        connection._hand_over_idle()
+        connection._hand_over_idle_or_set_timeout()
         assert len(stage.edge.pool.clients) == 1
         while size:
             size -= len(await stage.edge.loop.sock_recv(client, 1 << 20))
-        connection._hand_over_idle()
+        connection._hand_over_idle_or_set_timeout()
         await until(lambda: stage.waiting)
 
     passing_stage.play(scene)
@@ -2028,7 +2028,7 @@ def test_bytes_of_bodies_that_come_in_pieces_are_counted_for_route_and_backend()
 
 def test_client_over_its_limit_is_refused_without_a_backend_until_its_time_has_come() -> None:
     async def scene(stage: Stage) -> None:
-        backend = await stage.route(ok, client_limit=Limit(requests_per_second=0.001, burst=2))
+        backend = await stage.route(ok, client_limit=TrafficLimits(requests_per_second=0.001, burst=2))
         client = await stage.client()
         for _ in range(2):
             await client.send(GET)
@@ -2046,12 +2046,12 @@ def test_client_over_its_limit_is_refused_without_a_backend_until_its_time_has_c
 
 def test_request_that_has_ended_makes_room_for_the_next_of_its_client() -> None:
     async def scene(stage: Stage) -> None:
-        await stage.route(ok, client_limit=Limit(concurrency=1))
+        await stage.route(ok, client_limit=TrafficLimits(concurrency=1))
         client = await stage.client()
         for _ in range(3):
             await client.send(GET)
             assert await status_of(client) == 200
-        backend = await stage.route(hanging, client_limit=Limit(concurrency=1))
+        backend = await stage.route(hanging, client_limit=TrafficLimits(concurrency=1))
         await client.send(GET)
         while not backend.heads:
             await asyncio.sleep(0)

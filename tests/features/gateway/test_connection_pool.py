@@ -13,7 +13,7 @@ import pytest
 
 from poolctl.features.gateway.process.proxy import connection_pool
 from poolctl.features.gateway.process.proxy.backend_connection import BackendConnection
-from poolctl.features.gateway.process.proxy.connection_pool import ConnectionPool
+from poolctl.features.gateway.process.proxy.connection_pool import ProxyConnections
 from poolctl.features.gateway.process.settings import Endpoint
 from tests.certificates import certificate
 from tests.features.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, ok, play, route
@@ -139,9 +139,9 @@ class Client:
         return self.closes
 
 
-def with_pool(scene: Callable[[ConnectionPool], Coroutine[Any, Any, None]]) -> None:
+def with_pool(scene: Callable[[ProxyConnections], Coroutine[Any, Any, None]]) -> None:
     async def work() -> None:
-        pool = ConnectionPool()
+        pool = ProxyConnections()
         try:
             async with asyncio.timeout(DEADLINE):
                 await scene(pool)
@@ -152,12 +152,12 @@ def with_pool(scene: Callable[[ConnectionPool], Coroutine[Any, Any, None]]) -> N
 
 
 def test_clients_are_idle_only_before_their_first_bytes_and_closed_in_that_order() -> None:
-    async def scene(pool: ConnectionPool) -> None:
+    async def scene(pool: ProxyConnections) -> None:
         first, busy, second = Client(), Client(), Client()
         for client in (first, second):
             pool.add_client(client, idle=True)
         pool.add_client(busy, idle=False)
-        assert repr(pool) == "<ConnectionPool: 0 idle, 3 clients>"
+        assert repr(pool) == "<ProxyConnections: 0 idle, 3 clients>"
         assert pool.close_idle_client()
         assert (first.calls, second.calls) == (["close"], [])
         assert pool.clients == {busy, second}
@@ -169,7 +169,7 @@ def test_clients_are_idle_only_before_their_first_bytes_and_closed_in_that_order
 
 
 def test_client_with_unread_bytes_is_passed_over_and_becomes_the_last() -> None:
-    async def scene(pool: ConnectionPool) -> None:
+    async def scene(pool: ProxyConnections) -> None:
         unread, idle = Client(closes=False), Client()
         for client in (unread, idle):
             pool.add_client(client, idle=True)
@@ -182,7 +182,7 @@ def test_client_with_unread_bytes_is_passed_over_and_becomes_the_last() -> None:
 
 
 def test_end_of_the_last_client_is_waited_for_within_a_time() -> None:
-    async def scene(pool: ConnectionPool) -> None:
+    async def scene(pool: ProxyConnections) -> None:
         assert await pool.wait_until_empty(0.0)
         clients = [Client(), Client()]
         for client in clients:
@@ -200,7 +200,7 @@ def test_end_of_the_last_client_is_waited_for_within_a_time() -> None:
 
 
 def test_close_ends_clients_and_tasks() -> None:
-    async def scene(pool: ConnectionPool) -> None:
+    async def scene(pool: ProxyConnections) -> None:
         client = Client()
         pool.add_client(client, idle=False)
         task = pool.start_task(asyncio.sleep(1000))
@@ -218,7 +218,7 @@ def test_close_ends_clients_and_tasks() -> None:
 class Connections:
     """Idle connections to two servers that keep them."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: ProxyConnections) -> None:
         self.pool = pool
 
     async def begin(self) -> Connections:
@@ -235,22 +235,22 @@ class Connections:
             writer.close()
 
     async def idle(self, to: int, count: int = 1) -> list[BackendConnection]:
-        made = [await self.pool.connect(self.endpoints[to]) for _ in range(count)]
+        made = [await self.pool.open_backend_connection(self.endpoints[to]) for _ in range(count)]
         for each in made:
             self.pool.give_back(each)
         return made
 
     async def end(self) -> None:
-        self.pool.close_idle_backends()
+        self.pool.close_idle_connections()
         for each in self.servers:
             each.close()
         await asyncio.sleep(0)
 
 
 def with_connections(
-    scene: Callable[[ConnectionPool, Connections], Coroutine[Any, Any, None]],
+    scene: Callable[[ProxyConnections, Connections], Coroutine[Any, Any, None]],
 ) -> None:
-    async def work(pool: ConnectionPool) -> None:
+    async def work(pool: ProxyConnections) -> None:
         connections = await Connections(pool).begin()
         try:
             await scene(pool, connections)
@@ -263,7 +263,7 @@ def with_connections(
 
 
 def test_last_used_connection_to_the_endpoint_is_taken_first() -> None:
-    async def scene(pool: ConnectionPool, connections: Connections) -> None:
+    async def scene(pool: ProxyConnections, connections: Connections) -> None:
         first, second = await connections.idle(0, 2)
         (other,) = await connections.idle(1)
         one, two = connections.endpoints
@@ -277,7 +277,7 @@ def test_last_used_connection_to_the_endpoint_is_taken_first() -> None:
 
 
 def test_connection_that_is_idle_longest_is_closed_for_others() -> None:
-    async def scene(pool: ConnectionPool, connections: Connections) -> None:
+    async def scene(pool: ProxyConnections, connections: Connections) -> None:
         assert not pool.close_idle_backend()
         (first,) = await connections.idle(0)
         (second,) = await connections.idle(1)
@@ -293,7 +293,7 @@ def test_connection_that_is_idle_longest_is_closed_for_others() -> None:
 
 
 def test_connections_to_one_backend_are_closed_and_no_others() -> None:
-    async def scene(pool: ConnectionPool, connections: Connections) -> None:
+    async def scene(pool: ProxyConnections, connections: Connections) -> None:
         closed = await connections.idle(0, 2)
         (kept,) = await connections.idle(1)
         pool.close_idle_to(connections.endpoints[0])
@@ -307,7 +307,7 @@ def test_connections_to_one_backend_are_closed_and_no_others() -> None:
 def test_superfluous_connection_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_pool, "MOST_IDLE", 2)
 
-    async def scene(pool: ConnectionPool, connections: Connections) -> None:
+    async def scene(pool: ProxyConnections, connections: Connections) -> None:
         made = await connections.idle(0, 3)
         assert [each._transport.is_closing() for each in made] == [False, False, True]
 
@@ -315,7 +315,7 @@ def test_superfluous_connection_is_closed_at_once(monkeypatch: pytest.MonkeyPatc
 
 
 def test_certificates_of_other_hosts_are_verified_and_those_of_the_pools_servers_are_not() -> None:
-    async def scene(pool: ConnectionPool) -> None:
+    async def scene(pool: ProxyConnections) -> None:
         other = pool._context(Endpoint("tcp", "a.test", 443, tls=True, server_name="a.test"))
         own = pool._context(Endpoint("tcp", "127.0.0.1", 443, tls=True))
         assert (other.verify_mode, other.check_hostname) == (ssl.CERT_REQUIRED, True)

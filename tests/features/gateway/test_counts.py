@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.features.gateway.process.counts import REFUSED, TLS, Counts
+from poolctl.features.gateway.process.counts import REFUSED, TLS, TrafficCounts
 from poolctl.worker import tally
 
 
 def test_proxied_requests_add_up_with_those_of_a_worker() -> None:
-    traffic = Counts().route("web")
+    traffic = TrafficCounts().route("web")
     for status, seconds in ((200, 0.0004), (204, 0.003), (503, 20.0)):
         traffic.count_start()
         traffic.count_response(status, seconds)
@@ -29,7 +29,7 @@ def test_proxied_requests_add_up_with_those_of_a_worker() -> None:
 
 
 def test_latency_at_a_bound_belongs_to_its_bucket() -> None:
-    traffic = Counts().backend("a")
+    traffic = TrafficCounts().backend("a")
     traffic.count_response(200, 0.001)
     assert traffic.slots[tally.BUCKETS + tally.BOUNDS_NS.index(1_000_000)] == 1
 
@@ -40,7 +40,7 @@ def test_latency_at_a_bound_belongs_to_its_bucket() -> None:
 def test_answer_is_counted_by_the_class_of_its_status_and_with_its_latency(
     status: int, at: int | None
 ) -> None:
-    traffic = Counts().backend("a")
+    traffic = TrafficCounts().backend("a")
     traffic.count_response(status, 0.25)
     traffic.count_response(status, 0.5)
     assert traffic.slots[tally.STATUS + 1 : tally.STATUS + 6] == [2 * (each == at) for each in range(1, 6)]
@@ -49,7 +49,7 @@ def test_answer_is_counted_by_the_class_of_its_status_and_with_its_latency(
 
 
 def test_refused_requests_are_errors_of_their_route_or_counted_by_their_status() -> None:
-    counts = Counts()
+    counts = TrafficCounts()
     for code, alias in (("503", "web"), ("404", ""), ("404", ""), (TLS, "")):
         counts.count_refusal(code, alias)
     web = counts.route("web")
@@ -58,7 +58,7 @@ def test_refused_requests_are_errors_of_their_route_or_counted_by_their_status()
 
 
 def test_total_of_all_routes_never_falls() -> None:
-    counts = Counts()
+    counts = TrafficCounts()
     for alias in ("users", "orders"):
         counts.route(alias).count_start()
         counts.route(alias).count_response(200, 0.001)
@@ -76,7 +76,7 @@ def test_total_of_all_routes_never_falls() -> None:
 
 
 def test_snapshot_names_routes_and_backends_and_forgets_those_that_are_gone() -> None:
-    counts = Counts()
+    counts = TrafficCounts()
     for alias in ("web", "old"):
         counts.route(alias).count_start()
     counts.backend("users").bytes_in += 5
@@ -88,7 +88,7 @@ def test_snapshot_names_routes_and_backends_and_forgets_those_that_are_gone() ->
 
 
 def test_new_counts_are_all_zero() -> None:
-    counts = Counts()
+    counts = TrafficCounts()
     counts.route("web")
     nothing = {"slots": [0] * tally.COUNTED, "errors": {}, "bytes_in": 0, "bytes_out": 0}
     assert counts.snapshot() == {"refused": {}, "routes": {"web": nothing}, "backends": {}}
@@ -96,7 +96,7 @@ def test_new_counts_are_all_zero() -> None:
 
 
 def test_backend_and_route_that_come_back_begin_at_zero_and_refusals_stay() -> None:
-    counts = Counts()
+    counts = TrafficCounts()
     for alias in ("web", "plain"):
         counts.route(alias).count_start()
     counts.count_refusal("503", "web")

@@ -16,7 +16,7 @@ from poolctl.feature import Feature
 from poolctl.features.gateway.process import acceptor
 from poolctl.features.gateway.process import edge as edge_module
 from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, lowest_free
-from poolctl.features.gateway.process.edge import Edge
+from poolctl.features.gateway.process.edge import GatewayState
 from poolctl.features.gateway.process.settings import GatewaySettings
 from poolctl.json_form import Table
 from poolctl.routing.route import BreakerRule, Route, Target
@@ -265,12 +265,12 @@ def settings(**keys: Any) -> GatewaySettings:
     return GatewaySettings(**{"directory": "/", **keys})
 
 
-def with_edge(scene: Callable[[Edge, list[tuple[str, Table]]], None], **keys: Any) -> None:
+def with_edge(scene: Callable[[GatewayState, list[tuple[str, Table]]], None], **keys: Any) -> None:
     """Call it with the state of a gateway's process, and the events that it reports."""
 
     async def work() -> None:
         reported: list[tuple[str, Table]] = []
-        edge = Edge(settings(**keys), lambda kind, data: reported.append((kind, data)))
+        edge = GatewayState(settings(**keys), lambda kind, data: reported.append((kind, data)))
         try:
             scene(edge, reported)
         finally:
@@ -280,7 +280,7 @@ def with_edge(scene: Callable[[Edge, list[tuple[str, Table]]], None], **keys: An
 
 
 def test_event_that_comes_at_any_rate_is_reported_every_ten_seconds() -> None:
-    def scene(edge: Edge, reported: list[tuple[str, Table]]) -> None:
+    def scene(edge: GatewayState, reported: list[tuple[str, Table]]) -> None:
         now = 100.0
         edge.now = lambda: now  # type: ignore[method-assign]
         for now in (100.0, 100.0, 109.9, 110.0, 119.9):
@@ -295,7 +295,7 @@ def test_event_that_comes_at_any_rate_is_reported_every_ten_seconds() -> None:
 
 
 def test_eviction_is_counted_and_reported() -> None:
-    def scene(edge: Edge, reported: list[tuple[str, Table]]) -> None:
+    def scene(edge: GatewayState, reported: list[tuple[str, Table]]) -> None:
         assert not edge.evict()
         assert edge.evicted == 0
         (event,) = reported
@@ -315,7 +315,7 @@ def test_eviction_is_counted_and_reported() -> None:
 
 
 def test_access_log_is_opened_kept_and_closed_as_the_settings_say(tmp_path: Path) -> None:
-    def scene(edge: Edge, _: object) -> None:
+    def scene(edge: GatewayState, _: object) -> None:
         path = str(tmp_path / "access.log")
         edge.configure(settings())
         assert edge.access_log is None
@@ -336,7 +336,7 @@ def test_access_log_is_opened_kept_and_closed_as_the_settings_say(tmp_path: Path
 class CountingPart:
     """A feature's part that records what it is told."""
 
-    def __init__(self, edge: Edge, its: Table) -> None:
+    def __init__(self, edge: GatewayState, its: Table) -> None:
         self.told: list[object] = [its]
 
     def configure(self, its: Table) -> None:
@@ -356,7 +356,7 @@ class CountingPart:
 
 
 def test_hosts_follow_the_settings() -> None:
-    def scene(edge: Edge, _: object) -> None:
+    def scene(edge: GatewayState, _: object) -> None:
         edge.configure(settings(traffic_re_enable_seconds=11.0, header_for_host="X-Host"))
         assert (edge.hosts.re_enable_seconds, edge.hosts.header_for_host) == (11.0, "X-Host")
 
@@ -368,13 +368,13 @@ def test_parts_of_features_exist_as_long_as_they_have_settings(monkeypatch: pyte
     monkeypatch.setattr(edge_module, "features", lambda: (Feature(package="features.other"), feature))
     monkeypatch.setitem(sys.modules, "poolctl.features.some.part", sys.modules[__name__])
 
-    def scene(edge: Edge, _: object) -> None:
+    def scene(edge: GatewayState, _: object) -> None:
         edge.configure(settings(parts={"poolctl.features.some": {"a": 1}}))
         part: Any = edge.parts["poolctl.features.some"]
         edge.configure(settings(parts={"poolctl.features.some": {"a": 2}}))
         assert edge.parts == {"poolctl.features.some": part}
         assert edge.snapshot()["parts"] == {"poolctl.features.some": {"told": 2}}
-        edge.drain()
+        edge.drain_connections()
         assert edge.draining
         edge.configure(settings())
         assert part.told == [{"a": 1}, {"a": 2}, "drain", "close"]
@@ -385,16 +385,16 @@ def test_parts_of_features_exist_as_long_as_they_have_settings(monkeypatch: pyte
 
 
 def test_connections_are_kept_unless_the_gateway_drains_or_keeps_none() -> None:
-    def scene(edge: Edge, _: object) -> None:
+    def scene(edge: GatewayState, _: object) -> None:
         assert edge.keeps_connections
-        edge.drain()
+        edge.drain_connections()
         assert not edge.keeps_connections
 
     with_edge(scene)
     with_edge(lambda edge, _: none_is_kept(edge), keep_alive_seconds=0.0)
 
 
-def none_is_kept(edge: Edge) -> None:
+def none_is_kept(edge: GatewayState) -> None:
     assert not edge.keeps_connections
 
 
@@ -402,14 +402,14 @@ def none_is_kept(edge: Edge) -> None:
     ("proxies", "trusted"), [((), False), (("10.0.0.0/8",), True), (("10.1.0.0/16",), False)]
 )
 def test_proxies_of_the_settings_are_trusted(proxies: tuple[str, ...], trusted: bool) -> None:
-    def scene(edge: Edge, _: object) -> None:
+    def scene(edge: GatewayState, _: object) -> None:
         assert edge.is_trusted("10.0.0.1") is trusted
 
     with_edge(scene, trusted_proxies=proxies)
 
 
 def test_machine_is_put_and_dropped_as_reported() -> None:
-    def scene(edge: Edge, _: object) -> None:
+    def scene(edge: GatewayState, _: object) -> None:
         host = "http://10.0.0.1:80"
         edge.update_machine({"host": host, "state": "stopped"})
         assert host in edge.machines
@@ -420,7 +420,7 @@ def test_machine_is_put_and_dropped_as_reported() -> None:
 
 
 def test_snapshot_has_the_present_numbers() -> None:
-    def scene(edge: Edge, _: object) -> None:
+    def scene(edge: GatewayState, _: object) -> None:
         found = edge.snapshot()
         assert (found["connections"], found["waiting"], found["hosts"], found["queues"]) == (0, 0, [], {})
         edge.pool.add_client(Client(), idle=False)

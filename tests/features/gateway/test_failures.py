@@ -16,7 +16,7 @@ import pytest
 
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
-from poolctl.routing.route import BreakerRule, Limit, Route, Target
+from poolctl.routing.route import BreakerRule, Route, Target, TrafficLimits
 from tests.features.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, ok, play, route
 from tests.manual_clock import ManualClock
 from tests.ports import claim_port
@@ -290,7 +290,7 @@ def test_clients_beyond_the_limit_wait_and_those_beyond_the_queue_are_refused() 
                 await free.wait()
                 await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-        bad = await stage.route(slow, limit=Limit(concurrency=2, queue=3, queue_seconds=DEADLINE))
+        bad = await stage.route(slow, limit=TrafficLimits(concurrency=2, queue=3, queue_seconds=DEADLINE))
         route = stage.edge.backends.of(stage.edge.table.by_alias("app").route)
         clients = []
         for number in range(5):

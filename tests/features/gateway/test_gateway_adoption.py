@@ -32,7 +32,7 @@ __all__ = ["patient"]
 SILENT = """
 import sys
 from poolctl.keeper import pool_files, fd_store, rendezvous
-sock, _ = rendezvous.bind(sys.argv[1], pool_files.GATEWAY)
+sock, _ = rendezvous.bind_new_socket(sys.argv[1], pool_files.GATEWAY)
 sock.listen()
 print(flush=True)
 sys.stdin.read()
@@ -163,7 +163,7 @@ def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_re
 
 def test_orphaned_gateway_is_an_orphan_whatever_the_runner(tmp_path: Path) -> None:
     for env in ({}, {runner_registry.VARIABLE: "not.there"}):
-        sock, path = rendezvous.bind(str(tmp_path), pool_files.GATEWAY)
+        sock, path = rendezvous.bind_new_socket(str(tmp_path), pool_files.GATEWAY)
         with sock:
             assert has_orphans(env, str(tmp_path)) is False, "it does not listen yet"
             sock.listen()
@@ -176,7 +176,7 @@ def test_process_of_another_user_is_no_orphan_and_its_connection_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway_adoption, "_ANSWER_SECONDS", 0.01)
-    sock, path = rendezvous.bind(str(tmp_path), pool_files.GATEWAY)
+    sock, path = rendezvous.bind_new_socket(str(tmp_path), pool_files.GATEWAY)
     with sock:
         sock.listen()
         (found,) = gateway_adoption.find(str(tmp_path))

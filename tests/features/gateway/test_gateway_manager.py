@@ -723,7 +723,7 @@ def test_process_gets_the_whole_state_in_an_order_in_which_it_can_use_it() -> No
         marks = [(os.fstat(each.fileno()).st_ino,) for each in sockets]
         facts = ("one", None)
         assert orders.sent == [
-            ("configure", (settings,)), ("receive_returned_connections", own),
+            ("configure", (settings,)), ("set_return_socket_pair", own),
             ("restore_hosts", ({"hosts": []},)), facts,
             ("forget", canary_name("one")), ("report_probes", ({},)),
             ("use_certificate", ("a:1", ("a.example",), {"ciphers": None}, "digest")),
@@ -754,14 +754,14 @@ def test_pair_for_passed_connections_is_kept_for_the_next_supervisor_and_dropped
 
         keeper: Any = manager._keeper
         keeper.send, keeper.call = send, call
-        await manager._adopt_pair()
+        await manager._adopt_pair_if_stored()
         assert manager._own is None
-        manager._open_pair()
+        manager._create_and_store_pair()
         assert manager._own is not None
         give, take = manager._own
         assert [give.getblocking(), take.getblocking()] == [False, False]
         assert kept == [({"op": "put", "name": "gateway pair"}, [give.fileno(), take.fileno()])]
-        await manager._adopt_pair()
+        await manager._adopt_pair_if_stored()
         adopted = manager._own
         assert [os.fstat(each.fileno()).st_ino for each in adopted] == [
             os.fstat(each.fileno()).st_ino for each in (give, take)
@@ -1066,7 +1066,7 @@ def test_adopted_process_is_sent_everything_again(monkeypatch: pytest.MonkeyPatc
         keeper: Any = manager._keeper
         keeper.call = call
         await manager._adopt()
-        assert orders.names == ["resync", "begin_serving"], "nothing is planned"
+        assert orders.names == ["begin_resync", "begin_serving"], "nothing is planned"
         process: Any = manager._process
         assert process is orders
         assert (manager._current, manager._served) == (None, ())

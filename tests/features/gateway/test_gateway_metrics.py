@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
-from poolctl.features.gateway.process.counts import TIMEOUT, Counts
+from poolctl.features.gateway.process.counts import TIMEOUT, TrafficCounts
 from poolctl.features.gateway.supervision import gateway_metrics
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_metrics import GatewaySnapshot, families
@@ -34,7 +34,7 @@ HEALTHS = {"out": RouteHealth(status=UNHEALTHY)}
 
 
 def report(*hosts: BackendReport) -> Table:
-    counts = Counts()
+    counts = TrafficCounts()
     for status in (200, 503):
         for traffic in (counts.route("out"), counts.backend("http://10.0.0.7:9000")):
             traffic.count_start()
@@ -203,7 +203,9 @@ def test_gateway_that_does_not_answer_is_down() -> None:
     found = values(GatewaySnapshot(None, 1, 17, ROUTES, {}, {}, {}))
     assert found["gateway_up",] == 0
     assert found["gateway_restarts_total",] == 1
-    assert not [key for key in found if key[0].startswith(("route_request", "host_", "gateway_connections"))]
+    assert not [
+        key for key in found if key[0].startswith(("route_or_refuse_request", "host_", "gateway_connections"))
+    ]
 
 
 def test_metrics_of_more_hosts_than_the_limit_are_omitted_and_counted(

@@ -34,7 +34,7 @@ def test_another_supervisor_sends_everything_again_and_what_it_leaves_out_is_for
             link = stage.process.link.sock.dup()
             stage.process.link.close()
             stage.supervise(link)
-            stage.process.resync()
+            stage.process.begin_resync()
             await stage.begin()
             assert await stage.get() == b"HTTP/1.1 200 OK | ok"
             other.setblocking(True)
@@ -140,7 +140,7 @@ def test_gateway_serves_on_without_keeper_and_supervisor_until_the_next_one_adop
                 assert list(map(inode, orphan.pair)) == [inode(end.fileno()) for end in stage.own]
                 stage.supervise(orphan.sock.dup())
                 orphan.close()
-                stage.process.resync()
+                stage.process.begin_resync()
                 stage.settings = replace(stage.settings, program="program")
                 await stage.begin()
                 assert pool_files.find_listeners(str(tmp_path), pool_files.GATEWAY) == []

@@ -199,7 +199,7 @@ def test_plan_has_a_listener_for_each_address_and_stream() -> None:
     )
     assert found.listeners == by_key(*listeners)
     assert found.streams == {listeners[2].key: db, listeners[3].key: dns}
-    assert (found.certificates, found.certificate_names) == ((), {})
+    assert (found.certificates, found.certificate_names_by_listener) == ((), {})
     assert found.settings.parts == {"cache": {"size": 1}}
     assert plan_of(Tables(), (), "/run", "/state", {}, {}) is None
 
@@ -234,7 +234,9 @@ def test_plan_has_the_contents_of_certificates(tmp_path: Path) -> None:
             (contents[2], contents[2], contents[0]), "",
         ),
     ]  # fmt: skip
-    assert found.certificate_names == {key: [("a.example", "127.0.0.1"), ("b.example", "127.0.0.1")]}
+    assert found.certificate_names_by_listener == {
+        key: [("a.example", "127.0.0.1"), ("b.example", "127.0.0.1")]
+    }
     digests = [each.digest for each in found.certificates]
     assert [each.digest for each in made(SECRET="s").certificates] == digests
     other = [each.digest for each in made().certificates]

@@ -139,7 +139,7 @@ def test_what_has_not_changed_is_not_sent_again() -> None:
 def test_everything_is_sent_again_after_a_resync() -> None:
     async def scene(peer: Peer) -> None:
         peer.process.report_server(ServerFacts(name="web"), None)
-        peer.process.resync()
+        peer.process.begin_resync()
         peer.process.report_server(ServerFacts(name="web"), None)
         peer.process.begin_serving()
         assert peer.kinds() == ["server", "resync", "server", "begin"]
@@ -179,7 +179,7 @@ def test_pair_and_table_are_sent_again_if_they_are_others() -> None:
         pairs = [each["pair"] for each in peer.sent()]
         assert pairs == [pair_number(one[0]), pair_number(other[0]), 0]
         for _ in range(2):
-            process.receive_returned_connections(*one)
+            process.set_return_socket_pair(*one)
             process.publish(1, one[0], keeps=False)
         process.publish(2, one[0])
         assert [each.get("keeps") for each in peer.sent()] == [None, False, True]

@@ -19,7 +19,7 @@ from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes,
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.features.gateway.supervision.gateway_reports import (
     GatewayMessageHandler,
-    ServerReporter,
+    ServerFactsSender,
     canary_name,
     connections_of,
     facts_of,
@@ -62,7 +62,7 @@ class Stage:
         self.desk = Desk(web(), web("other"))
         self.entry: Entry = self.desk.core.entries["web"]
         self.routes: Any = SimpleNamespace(routes=RouteSet(servers=frozenset({"web"})))
-        self.reports = ServerReporter(self.desk.core, cast(ComputedRoutes, self.routes))
+        self.reports = ServerFactsSender(self.desk.core, cast(ComputedRoutes, self.routes))
         self.process: Any = Process()
         self.pair, self._other = socket.socketpair()
         self.reports.pairs[CANARY] = self.pair

@@ -62,7 +62,7 @@ class Stage:
         self.reports: list[wire.Message] = []
         ours, theirs = wire.pair()
         self.server = GatewayServer(theirs.detach())
-        self.over = asyncio.ensure_future(self.server.run())
+        self.over = asyncio.ensure_future(self.server.serve_supervisor())
         self.own = wire.pair()
         self.first = ours
 
@@ -81,7 +81,7 @@ class Stage:
     async def begin(self) -> None:
         process = self.process
         process.configure(self.settings)
-        process.receive_returned_connections(*self.own)
+        process.set_return_socket_pair(*self.own)
         process.report_server(self.facts, None)
         self.publish(1, Route(alias="web", to=(Target(server="web"),)))
         process.listen(self.binding, None, (1,), [self.listener])
@@ -226,7 +226,7 @@ def test_listener_that_is_sent_again_after_a_resync_stays_open_and_others_are_cl
             other, binding, _ = stage.stream("127.0.0.1:1")
             await stage.settled()
             before = stage.server._listeners[stage.binding.key]
-            stage.process.resync()
+            stage.process.begin_resync()
             stage.process.report_server(stage.facts, None)
             stage.process.listen(stage.binding, None, (1,), [stage.listener])
             stage.process.begin_serving()
@@ -429,7 +429,7 @@ def test_states_of_machines_are_those_of_the_present_supervisor(tmp_path: Path) 
             stage.process.report_machines({found.host: found})
             await stage.settled()
             assert found.host in machines
-            stage.process.resync()
+            stage.process.begin_resync()
             await stage.begin()
             await stage.settled()
             assert found.host not in machines
@@ -600,7 +600,7 @@ def test_pair_of_a_server_stays_when_it_is_sent_again_or_an_earlier_one_is_withd
             stage.process.report_server(stage.facts, give)
             await stage.process.withdraw_passing_socket("web", earlier)
             assert stage.server.edge.passing.can_pass_to("web")
-            stage.process.resync()
+            stage.process.begin_resync()
             stage.process.report_server(stage.facts, give)
             await stage.settled()
             assert stage.server.edge.passing.can_pass_to("web")

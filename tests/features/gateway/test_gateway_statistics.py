@@ -18,7 +18,7 @@ from poolctl.control.answers import Result
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.backends.route_backends import READY, SLEEPING, STARTING
-from poolctl.features.gateway.process.counts import Counts
+from poolctl.features.gateway.process.counts import TrafficCounts
 from poolctl.features.gateway.process.settings import UDP, ListenerSettings, ServerFacts
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics, RouteReporter
@@ -49,7 +49,7 @@ class Process:
 
     def __init__(self) -> None:
         self.known = identity(os.getpid())
-        self.counts = Counts()
+        self.counts = TrafficCounts()
         self.hung = False
         self.asked = 0
         self.more: dict[str, int] = {}
@@ -378,7 +378,7 @@ class RoutePool:
         self.pairs = {"web"}
         self.config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:9001", "app": "any:app"} | keys)
         self.counted = blank_page().tolist()
-        self.counts = Counts()
+        self.counts = TrafficCounts()
         self.clock = ManualClock()
         self.hosts = HostManager(self.clock.monotonic, wall=self.clock.time)
         self.backends = Backends(self.hosts, self.clock.monotonic, counts=self.counts)

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.features.gateway.process.backends.limiter import ClientLimits, Limiter
-from poolctl.routing.route import Limit
+from poolctl.features.gateway.process.backends.limiter import ClientLimits, RequestLimiter
+from poolctl.routing.route import TrafficLimits
 from tests.examples import examples
 
 
-def admitted(limiter: Limiter, now: float, tries: int = 1) -> int:
+def admitted(limiter: RequestLimiter, now: float, tries: int = 1) -> int:
     count = 0
     for _ in range(tries):
         if not limiter.seconds_until_admission(now):
@@ -21,7 +21,7 @@ def admitted(limiter: Limiter, now: float, tries: int = 1) -> int:
 
 
 def test_no_more_requests_are_in_flight_than_the_limit_says() -> None:
-    limiter = Limiter(Limit(concurrency=2))
+    limiter = RequestLimiter(TrafficLimits(concurrency=2))
     assert admitted(limiter, 0.0, 5) == 2
     assert limiter.is_full
     limiter.leave()
@@ -29,11 +29,11 @@ def test_no_more_requests_are_in_flight_than_the_limit_says() -> None:
 
 
 def test_without_limits_all_are_admitted() -> None:
-    assert admitted(Limiter(Limit()), 0.0, 1000) == 1000
+    assert admitted(RequestLimiter(TrafficLimits()), 0.0, 1000) == 1000
 
 
 def test_burst_is_admitted_at_once_and_then_one_each_interval() -> None:
-    limiter = Limiter(Limit(requests_per_second=10, burst=3))
+    limiter = RequestLimiter(TrafficLimits(requests_per_second=10, burst=3))
     assert admitted(limiter, 100.0, 10) == 3
     assert round(limiter.seconds_until_admission(100.0), 6) == 0.1
     assert [admitted(limiter, 100.0 + at / 10, 5) for at in range(1, 5)] == [1, 1, 1, 1]
@@ -41,14 +41,17 @@ def test_burst_is_admitted_at_once_and_then_one_each_interval() -> None:
 
 
 def test_limit_of_one_request_admits_one() -> None:
-    limiter = Limiter(Limit(concurrency=1))
+    limiter = RequestLimiter(TrafficLimits(concurrency=1))
     assert (limiter.seconds_until_admission(0.0), limiter.is_full) == (0.0, False)
     limiter.enter(0.0)
     assert (limiter.seconds_until_admission(0.0), limiter.is_full) == (1.0, True)
 
 
 def test_burst_stays_while_the_rate_is_lowered_and_one_seconds_worth_does_not() -> None:
-    given, worth = Limiter(Limit(requests_per_second=10, burst=3)), Limiter(Limit(requests_per_second=10))
+    given, worth = (
+        RequestLimiter(TrafficLimits(requests_per_second=10, burst=3)),
+        RequestLimiter(TrafficLimits(requests_per_second=10)),
+    )
     given.share = worth.share = 0.5
     assert (admitted(given, 0.0, 20), admitted(worth, 0.0, 20)) == (3, 5)
     assert (round(given.seconds_until_admission(0.0), 6), round(worth.seconds_until_admission(0.0), 6)) == (
@@ -58,12 +61,12 @@ def test_burst_stays_while_the_rate_is_lowered_and_one_seconds_worth_does_not() 
 
 
 def test_burst_is_one_seconds_worth_unless_given() -> None:
-    assert admitted(Limiter(Limit(requests_per_second=10)), 0.0, 50) == 10
-    assert admitted(Limiter(Limit(requests_per_second=0.1)), 0.0, 50) == 1
+    assert admitted(RequestLimiter(TrafficLimits(requests_per_second=10)), 0.0, 50) == 10
+    assert admitted(RequestLimiter(TrafficLimits(requests_per_second=0.1)), 0.0, 50) == 1
 
 
 def test_rate_is_lowered_at_once_by_its_share() -> None:
-    limiter = Limiter(Limit(requests_per_second=10, burst=1))
+    limiter = RequestLimiter(TrafficLimits(requests_per_second=10, burst=1))
     limiter.share = 0.5
     assert sum(admitted(limiter, at / 10, 3) for at in range(100)) == 50
     limiter.share = 1.0
@@ -77,7 +80,7 @@ def test_rate_is_lowered_at_once_by_its_share() -> None:
 )
 @examples(100)
 def test_no_interval_admits_more_than_burst_and_rate(rate: int, burst: int, gaps: list[float]) -> None:
-    limiter, now = Limiter(Limit(requests_per_second=rate, burst=burst)), 0.0
+    limiter, now = RequestLimiter(TrafficLimits(requests_per_second=rate, burst=burst)), 0.0
     times: list[float] = []
     for gap in gaps:
         now += gap
@@ -90,14 +93,14 @@ def test_no_interval_admits_more_than_burst_and_rate(rate: int, burst: int, gaps
 @given(st.integers(1, 50), st.integers(1, 20), st.lists(st.floats(0, 2, allow_nan=False), max_size=60))
 @examples(100)
 def test_waiting_as_long_as_it_says_is_enough(rate: int, burst: int, gaps: list[float]) -> None:
-    limiter, now = Limiter(Limit(requests_per_second=rate, burst=burst)), 0.0
+    limiter, now = RequestLimiter(TrafficLimits(requests_per_second=rate, burst=burst)), 0.0
     for gap in gaps:
         now += gap
         admitted(limiter, now, 7)
         assert limiter.seconds_until_admission(now + limiter.seconds_until_admission(now)) == 0
 
 
-LIMIT = Limit(concurrency=1)
+LIMIT = TrafficLimits(concurrency=1)
 
 
 @pytest.mark.parametrize(

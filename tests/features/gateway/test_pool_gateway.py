@@ -21,7 +21,7 @@ from poolctl.control.answers import Result
 from poolctl.control.server_answers import ServerDetails, ShowResult
 from poolctl.errors import ServerError
 from poolctl.exit_codes import DONE, FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
-from poolctl.features.gateway.process.counts import Counts
+from poolctl.features.gateway.process.counts import TrafficCounts
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics
 from poolctl.features.gateway.supervision.pool_gateway import GatewayVerbs, PoolGateway, parse_host_change
@@ -131,8 +131,8 @@ class Process:
     async def fetch_request_totals(self) -> Table:
         self._answer()
         return {
-            "slots": Counts().total(),
-            "refused": list(Counts().route_and_other_refusals),
+            "slots": TrafficCounts().total(),
+            "refused": list(TrafficCounts().route_and_other_refusals),
             "connections": 5,
             "streamed": 0,
             "stream_errors": 0,

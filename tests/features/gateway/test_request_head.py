@@ -22,7 +22,7 @@ from poolctl.features.gateway.process.proxy.request_head import (
     context_lines,
     read_request,
     response_fields,
-    route_request,
+    route_or_refuse_request,
 )
 from poolctl.features.gateway.process.proxy.response_head import read_response
 from poolctl.features.gateway.process.settings import Endpoint
@@ -429,7 +429,7 @@ def routed(
     async def scene(stage: Stage) -> None:
         stage.routes(*ROUTES)
         found.append(
-            route_request(
+            route_or_refuse_request(
                 stage.edge, read(data), forwarding or ForwardingContext(PEER, "http", (), 0), certificate
             )
         )

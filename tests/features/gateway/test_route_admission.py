@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from poolctl.features.gateway.process.settings import ServerFacts
-from poolctl.routing.route import BreakerRule, Limit, Redirect, Route, Target
+from poolctl.routing.route import BreakerRule, Redirect, Route, Target, TrafficLimits
 from poolctl.routing.route_table import write_table
 from poolctl.routing.separation import routes_for_workers
 from poolctl.worker import tally
@@ -229,7 +229,7 @@ def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -
 
 
 def of_client(**limit: Any) -> Route:
-    return Route(alias="a", client_limit=Limit(**limit))
+    return Route(alias="a", client_limit=TrafficLimits(**limit))
 
 
 def test_client_has_a_rate_of_its_own(engine: Serve, tmp_path: Path) -> None:

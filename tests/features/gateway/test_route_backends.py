@@ -26,10 +26,10 @@ from poolctl.features.gateway.process.backends.route_backends import (
     RequestOutcome,
     RouteBackends,
 )
-from poolctl.features.gateway.process.counts import Counts, Traffic
+from poolctl.features.gateway.process.counts import Traffic, TrafficCounts
 from poolctl.features.gateway.process.settings import Endpoint, ProbeState, ServerFacts
 from poolctl.json_form import Table
-from poolctl.routing.route import POLICIES, BreakerRule, Limit, Route, StreamRoute, Target
+from poolctl.routing.route import POLICIES, BreakerRule, Route, StreamRoute, Target, TrafficLimits
 from poolctl.routing.route_health import RouteHealth
 from poolctl.time_windows import until_text
 from tests.features.gateway import passing_stage, proxy_stage
@@ -47,7 +47,7 @@ class Stage:
         self.clock = ManualClock()
         self.events: list[tuple[str, Table]] = []
         self.hosts = HostManager(self.clock.monotonic, wall=self.clock.time)
-        self.counts = Counts()
+        self.counts = TrafficCounts()
         self.backends = Backends(
             self.hosts,
             self.clock.monotonic,
@@ -105,7 +105,7 @@ def test_backends_are_used_in_turn(stage: Stage) -> None:
 
 
 def test_second_release_of_a_lease_does_nothing(stage: Stage) -> None:
-    route = stage.route(limit=Limit(concurrency=1))
+    route = stage.route(limit=TrafficLimits(concurrency=1))
     lease = taken(route.acquire("1.1.1.1"))
     for _ in range(3):
         lease.release(RequestOutcome.ANSWERED, 0.01, 200)
@@ -350,7 +350,7 @@ def test_routes_with_the_same_rule_share_a_breaker_and_others_do_not(stage: Stag
 
 
 def test_rate_of_a_route_is_halved_while_its_backends_are_unwell(stage: Stage) -> None:
-    route = server_route("a", limit=Limit(requests_per_second=10))
+    route = server_route("a", limit=TrafficLimits(requests_per_second=10))
     for health, expected in (("ok", 10), ("warn", 5), ("ok", 10)):
         stage.backends.apply([route], {"a": facts("a", health=health)})
         stage.clock.advance(10)
@@ -367,7 +367,7 @@ def test_lasting_connection_proves_its_backend_at_its_beginning(stage: Stage) ->
     stage.clock.advance(10)
     lease = taken(backends.acquire("1.1.1.1"))
     refused(backends.acquire("1.1.1.1"))
-    lease.record_accepted()
+    lease.record_long_lived_accepted()
     taken(backends.acquire("1.1.1.1"))
     lease.release(RequestOutcome.FAILED)
     refused(backends.acquire("1.1.1.1"))
@@ -429,7 +429,7 @@ def test_server_without_an_address_gets_no_request(stage: Stage) -> None:
 TWO_URLS = ("http://10.0.0.1:80", "http://10.0.0.2:80")
 
 
-ONE_AT_ONCE = Limit(concurrency=1, queue=3, queue_seconds=5.0)
+ONE_AT_ONCE = TrafficLimits(concurrency=1, queue=3, queue_seconds=5.0)
 
 
 def as_route(*urls: str, **keys: object) -> Route:
@@ -553,7 +553,7 @@ def test_newcomer_does_not_overtake_those_that_wait(queue: Queue) -> None:
 
 
 def test_rate_lets_those_that_wait_through_in_time(queue: Queue) -> None:
-    limit = Limit(requests_per_second=10, burst=1, queue=10, queue_seconds=5.0)
+    limit = TrafficLimits(requests_per_second=10, burst=1, queue=10, queue_seconds=5.0)
     route = queue.backends.of(as_route(limit=limit))
     tasks = [queue.wait(route) for _ in range(5)]
     for count in range(1, 6):
@@ -562,7 +562,7 @@ def test_rate_lets_those_that_wait_through_in_time(queue: Queue) -> None:
 
 
 def test_place_that_another_route_frees_is_used(queue: Queue) -> None:
-    limit = Limit(concurrency=1, queue=3)
+    limit = TrafficLimits(concurrency=1, queue=3)
     one = queue.backends.of(as_route(alias="one", backend_limit=limit))
     other = queue.backends.of(as_route(alias="other", backend_limit=limit))
     first, second, third = queue.wait(one), queue.wait(other), queue.wait(other)
@@ -575,7 +575,10 @@ def test_place_that_another_route_frees_is_used(queue: Queue) -> None:
 
 
 def test_backend_that_accepts_a_long_request_after_its_failures_serves_those_that_wait(queue: Queue) -> None:
-    limit, rule = Limit(concurrency=2, queue=3, queue_seconds=60.0), BreakerRule(failures=1, open_seconds=5.0)
+    limit, rule = (
+        TrafficLimits(concurrency=2, queue=3, queue_seconds=60.0),
+        BreakerRule(failures=1, open_seconds=5.0),
+    )
     route = queue.backends.of(as_route(*TWO_URLS, policy="first", backend_limit=limit, breaker=rule))
     taken(route.acquire("10.1.1.1")).release(RequestOutcome.FAILED)
     others = [taken(route.acquire("10.1.1.1")) for _ in range(2)]
@@ -583,13 +586,13 @@ def test_backend_that_accepts_a_long_request_after_its_failures_serves_those_tha
     queue.loop.pass_time(5.0)
     probe, waiting = taken(route.acquire("10.1.1.1")), queue.wait(route)
     assert (probe.backend.key, waiting.done()) == (TWO_URLS[0], False)
-    probe.record_accepted(101)
+    probe.record_long_lived_accepted(101)
     queue.loop.pass_time()
     assert waiting.result().backend.key == TWO_URLS[0]
 
 
 def test_retry_that_waits_for_another_backend_does_not_hold_up_the_others(queue: Queue) -> None:
-    route = queue.backends.of(as_route(*TWO_URLS, backend_limit=Limit(concurrency=1, queue=3)))
+    route = queue.backends.of(as_route(*TWO_URLS, backend_limit=TrafficLimits(concurrency=1, queue=3)))
     first, _ = queue.wait(route), queue.wait(route)
     retry, newcomer = queue.wait(route, TWO_URLS[0]), queue.wait(route)
     assert not retry.done()
@@ -661,8 +664,8 @@ class Machine(RuleBasedStateMachine):
         )
     )  # fmt: skip
     def begin(self, of_route: int, of_backend: int, queue: int, policy: str) -> None:
-        self.limit = Limit(concurrency=of_route, queue=queue, queue_seconds=5.0)
-        self.of_backend = Limit(concurrency=of_backend)
+        self.limit = TrafficLimits(concurrency=of_route, queue=queue, queue_seconds=5.0)
+        self.of_backend = TrafficLimits(concurrency=of_backend)
         self.rule = BreakerRule(failures=2, rate=0.0, open_seconds=10.0)
         self.policy = policy
         self.apply()
@@ -721,7 +724,7 @@ class Machine(RuleBasedStateMachine):
     @rule(concurrency=st.integers(0, 3), of_backend=st.integers(1, 2))
     def reload(self, concurrency: int, of_backend: int) -> None:
         self.limit = replace(self.limit, concurrency=concurrency)
-        self.of_backend = Limit(concurrency=of_backend)
+        self.of_backend = TrafficLimits(concurrency=of_backend)
         self.lowered = True
         self.apply()
         self.settle()
@@ -915,7 +918,7 @@ def test_failures_of_the_canary_do_not_open_the_breaker_of_the_server(stage: Sta
 
 def test_canary_is_under_the_limits_of_its_server(stage: Stage) -> None:
     (route,) = shared_routes(
-        stage, Route(alias="one", to=(SERVER,), backend_limit=Limit(concurrency=2)), share=0.5
+        stage, Route(alias="one", to=(SERVER,), backend_limit=TrafficLimits(concurrency=2)), share=0.5
     )
     lease = taken(route.acquire("1.1.1.1"))
     while lease.backend.key != CANARY:
@@ -1073,7 +1076,7 @@ def test_verdict_on_a_server_that_is_kept_asleep_has_the_end_of_that_time(stage:
 
 
 def test_verdict_of_a_host_is_the_best_of_its_routes(stage: Stage) -> None:
-    strict = stage.route(URLS[0], backend_limit=Limit(concurrency=1))
+    strict = stage.route(URLS[0], backend_limit=TrafficLimits(concurrency=1))
     taken(strict.acquire("1.1.1.1"))
     assert stage.available(URLS[0]) == BackendVerdict(False, "its limit is reached", 1.0, True)
     broken = stage.route(URLS[0], alias="broken", breaker=BreakerRule(failures=1))
@@ -1110,7 +1113,7 @@ def test_health_of_each_backend_on_a_route(stage: Stage) -> None:
 
 
 def test_backends_and_routes_are_shown_with_their_state(stage: Stage) -> None:
-    route = stage.route(URLS[0], limit=Limit(concurrency=1), breaker=BreakerRule(failures=1))
+    route = stage.route(URLS[0], limit=TrafficLimits(concurrency=1), breaker=BreakerRule(failures=1))
     taken(route.acquire("1.1.1.1"))
     assert repr(route) == "<RouteBackends web: 1 in flight, 0 wait>"
     backend = route.members[0].backend
@@ -1155,7 +1158,7 @@ def seen(found: Lease | NoBackend) -> tuple[str, int, bool, float | None]:
 
 @pytest.mark.parametrize("queue", [0, 1])
 def test_full_route_refuses_or_lets_wait_for_the_end_of_another_request(stage: Stage, queue: int) -> None:
-    route = stage.route(limit=Limit(concurrency=2, queue=queue))
+    route = stage.route(limit=TrafficLimits(concurrency=2, queue=queue))
     first = taken(route.acquire("1.1.1.1"))
     taken(route.acquire("1.1.1.1"))
     assert seen(route.acquire("1.1.1.1")) == ("the route's limit is reached", 1, queue > 0, None)
@@ -1166,7 +1169,7 @@ def test_full_route_refuses_or_lets_wait_for_the_end_of_another_request(stage: S
 
 @pytest.mark.parametrize("queue", [0, 1])
 def test_rate_of_a_route_says_when_the_next_request_may_begin(stage: Stage, queue: int) -> None:
-    route = stage.route(limit=Limit(requests_per_second=0.25, burst=1, queue=queue))
+    route = stage.route(limit=TrafficLimits(requests_per_second=0.25, burst=1, queue=queue))
     taken(route.acquire("1.1.1.1"))
     stage.clock.advance(0.5)
     assert seen(route.acquire("1.1.1.1")) == ("the route's limit is reached", 4, queue > 0, 3.5)
@@ -1186,7 +1189,7 @@ def test_open_breaker_says_when_the_next_request_may_try_it_unless_one_does(stag
 
 @pytest.mark.parametrize("queue", [0, 1])
 def test_full_backends_refuse_or_let_wait(stage: Stage, queue: int) -> None:
-    route = stage.route(*URLS[:2], backend_limit=Limit(concurrency=1, queue=queue))
+    route = stage.route(*URLS[:2], backend_limit=TrafficLimits(concurrency=1, queue=queue))
     for _ in range(2):
         taken(route.acquire("1.1.1.1"))
     why = f"{URLS[0]}: its limit is reached; and 1 more"
@@ -1198,7 +1201,7 @@ def test_full_backends_refuse_or_let_wait(stage: Stage, queue: int) -> None:
 
 
 def test_rates_of_backends_say_when_the_first_of_them_has_room(stage: Stage) -> None:
-    route = stage.route(*URLS[:2], backend_limit=Limit(requests_per_second=0.25, burst=1, queue=1))
+    route = stage.route(*URLS[:2], backend_limit=TrafficLimits(requests_per_second=0.25, burst=1, queue=1))
     taken(route.acquire("1.1.1.1"))
     stage.clock.advance(0.5)
     taken(route.acquire("1.1.1.1"))
@@ -1226,11 +1229,11 @@ def test_beginning_of_a_response_proves_its_backend_unless_its_status_is_a_failu
     fail(route)
     stage.clock.advance(10)
     lease = taken(route.acquire("1.1.1.1"))
-    lease.record_accepted(status)
+    lease.record_long_lived_accepted(status)
     assert stage.row(URLS[0])["breaker"] == ("closed" if proves else "half-open")
     assert route.healths()[URLS[0]].status == ("healthy" if proves else "unhealthy")
     lease.release(RequestOutcome.CANCELLED)
-    lease.record_accepted(200)
+    lease.record_long_lived_accepted(200)
     assert stage.row(URLS[0])["breaker"] == ("closed" if proves else "half-open")
 
 
@@ -1239,10 +1242,10 @@ def test_one_of_two_probes_that_has_begun_is_not_counted_again_at_its_end(stage:
     fail(route)
     stage.clock.advance(10)
     first, second = taken(route.acquire("1.1.1.1")), taken(route.acquire("1.1.1.1"))
-    first.record_accepted(200)
+    first.record_long_lived_accepted(200)
     first.release(RequestOutcome.ANSWERED, 0.1, 200)
     assert stage.row(URLS[0])["breaker"] == "half-open"
-    second.record_accepted(200)
+    second.record_long_lived_accepted(200)
     assert stage.row(URLS[0])["breaker"] == "closed"
     second.release(RequestOutcome.FAILED)
     assert stage.row(URLS[0])["breaker"] == "open", (
@@ -1269,16 +1272,17 @@ def test_breaker_continues_under_a_new_rule_unless_another_route_uses_it(stage: 
 
 def test_limit_of_backends_continues_under_a_new_value_unless_another_route_uses_it(stage: Stage) -> None:
     one, other = (
-        stage.as_route(URLS[0], alias=alias, backend_limit=Limit(concurrency=1)) for alias in ("one", "other")
+        stage.as_route(URLS[0], alias=alias, backend_limit=TrafficLimits(concurrency=1))
+        for alias in ("one", "other")
     )
     stage.backends.apply([one, other], {})
     held = taken(stage.backends.of(one).acquire("1.1.1.1"))
-    changed = replace(one, backend_limit=Limit(concurrency=2))
+    changed = replace(one, backend_limit=TrafficLimits(concurrency=2))
     stage.backends.apply([changed, other], {})
     leases = [taken(stage.backends.of(changed).acquire("1.1.1.1")) for _ in range(2)]
     refused(stage.backends.of(changed).acquire("1.1.1.1"))
     refused(stage.backends.of(other).acquire("1.1.1.1"))
-    again = replace(one, backend_limit=Limit(concurrency=3))
+    again = replace(one, backend_limit=TrafficLimits(concurrency=3))
     stage.backends.apply([again, other], {})
     leases.append(taken(stage.backends.of(again).acquire("1.1.1.1")))
     refused(stage.backends.of(again).acquire("1.1.1.1"))
@@ -1294,7 +1298,7 @@ def test_limit_of_a_route_that_is_new_counts_the_requests_in_flight(stage: Stage
     route = stage.as_route(URLS[0])
     stage.backends.apply([route], {})
     leases = [taken(stage.backends.of(route).acquire("1.1.1.1")) for _ in range(2)]
-    limited = replace(route, limit=Limit(concurrency=3))
+    limited = replace(route, limit=TrafficLimits(concurrency=3))
     stage.backends.apply([limited], {})
     found = stage.backends.of(limited)
     leases.append(taken(found.acquire("1.1.1.1")))
@@ -1307,7 +1311,7 @@ def test_limit_of_a_route_that_is_new_counts_the_requests_in_flight(stage: Stage
 
 
 def test_rate_of_a_route_falls_with_the_share_of_its_backends_that_warn(stage: Stage) -> None:
-    route = server_route("a", "b", limit=Limit(requests_per_second=8))
+    route = server_route("a", "b", limit=TrafficLimits(requests_per_second=8))
     for healths, expected in ((("ok", "ok"), 8), (("ok", "warn"), 6), (("warn", "warn"), 4)):
         known = {name: facts(name, health=health) for name, health in zip("ab", healths, strict=True)}
         stage.backends.apply([route], known)
@@ -1317,13 +1321,13 @@ def test_rate_of_a_route_falls_with_the_share_of_its_backends_that_warn(stage: S
 
 
 def test_rate_of_a_backend_is_halved_while_it_warns(stage: Stage) -> None:
-    route = server_route("a", backend_limit=Limit(requests_per_second=8))
+    route = server_route("a", backend_limit=TrafficLimits(requests_per_second=8))
     for health, expected in (("warn", 4), ("ok", 8), ("warn", 4)):
         stage.backends.apply([route], {"a": facts("a", health=health)})
         stage.clock.advance(10)
         found = stage.backends.of(route)
         assert sum(isinstance(found.acquire("1.1.1.1"), Lease) for _ in range(20)) == expected
-    one_more = server_route("a", alias="more", backend_limit=Limit(requests_per_second=6))
+    one_more = server_route("a", alias="more", backend_limit=TrafficLimits(requests_per_second=6))
     stage.backends.apply([route, one_more], {"a": facts("a", health="warn")})
     found = stage.backends.of(one_more)
     assert sum(isinstance(found.acquire("1.1.1.1"), Lease) for _ in range(20)) == 3
@@ -1394,7 +1398,7 @@ def test_context_key_of_a_server_is_the_one_that_was_last_reported(stage: Stage)
 
 
 def test_limits_of_clients_are_kept_until_they_change(stage: Stage) -> None:
-    limit = Limit(concurrency=1)
+    limit = TrafficLimits(concurrency=1)
     route = stage.as_route(client_limit=limit)
     found = stage.backends.of(route)
     clients = found.clients
@@ -1402,9 +1406,9 @@ def test_limits_of_clients_are_kept_until_they_change(stage: Stage) -> None:
     assert clients.limit == limit
     stage.backends.apply([replace(route, retries=1)], {})
     assert found.clients is clients
-    stage.backends.apply([replace(route, client_limit=Limit(concurrency=2))], {})
+    stage.backends.apply([replace(route, client_limit=TrafficLimits(concurrency=2))], {})
     assert found.clients is not None
-    assert found.clients.limit == Limit(concurrency=2)
+    assert found.clients.limit == TrafficLimits(concurrency=2)
     stage.backends.apply([replace(route, client_limit=None)], {})
     assert found.clients is None
 

@@ -17,12 +17,12 @@ from poolctl.routing.route import (
     BreakerRule,
     ExcludedRoute,
     Header,
-    Limit,
     Redirect,
     Route,
     StreamRoute,
     Target,
     Timeouts,
+    TrafficLimits,
     proxy_reason,
 )
 from tests.config_files import load_text, told
@@ -98,9 +98,9 @@ probe_responses = ["/health"]
     assert found.remove_headers == ("x-gone",)
     assert found.response_headers == (Header(name="strict-transport-security", value="max-age=1"),)
     assert (found.retries, found.max_body_bytes) == (2, 2**20)
-    assert found.limit == Limit(concurrency=100, queue=10, queue_seconds=2.0)
-    assert found.client_limit == Limit(requests_per_second=2.0, burst=3)
-    assert found.backend_limit == Limit(requests_per_second=5.0, burst=3)
+    assert found.limit == TrafficLimits(concurrency=100, queue=10, queue_seconds=2.0)
+    assert found.client_limit == TrafficLimits(requests_per_second=2.0, burst=3)
+    assert found.backend_limit == TrafficLimits(requests_per_second=5.0, burst=3)
     times = found.timeouts
     assert (times.connect, times.head, times.idle, times.total) == (1, 2, 3, 60)
     rule = found.breaker

@@ -91,7 +91,7 @@ def test_server_to_which_a_route_leads_is_not_removed(tmp_path: Path) -> None:
     draft = Draft([str(path)], {})
     draft.remove("web")
     with pytest.raises(PoolValidateError) as refused:
-        draft.check()
+        draft.load_validated()
     (problem,) = refused.value.exceptions
     assert str(problem).startswith(f"{path}:10:7: route[0].to[0]: there is no server 'web'")
 

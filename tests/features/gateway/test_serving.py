@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.process.proxy import client_connection
-from poolctl.features.gateway.process.proxy.serving import SharedSocketTransport, drain, serve
+from poolctl.features.gateway.process.proxy.serving import SharedSocketTransport, drain_clients, serve
 from poolctl.features.gateway.process.tls import ListenerCertificates
 from poolctl.keeper.connection_handover import Connection
 from tests.certificates import certificate
@@ -49,8 +49,8 @@ def test_idle_connections_end_while_draining_and_others_after_their_response(
         await busy.send(GET)
         while not backend.heads:
             await asyncio.sleep(0)
-        stage.edge.drain()
-        draining = asyncio.create_task(drain(stage.edge, 20.0))
+        stage.edge.drain_connections()
+        draining = asyncio.create_task(drain_clients(stage.edge, 20.0))
         assert await idle.rest() == b""
         go_on.set()
         head, body = await busy.response()
@@ -84,8 +84,8 @@ def test_websocket_ends_with_1012_when_the_time_for_draining_is_over(
         await client.send(UPGRADE % b"websocket")
         await client.head()
         await client.exactly(4 if split else 7)
-        stage.edge.drain()
-        draining = asyncio.create_task(drain(stage.edge, SOON))
+        stage.edge.drain_connections()
+        draining = asyncio.create_task(drain_clients(stage.edge, SOON))
         connection = next(iter(stage.edge.pool.clients))
         while not connection._frames.ending:
             await asyncio.sleep(0.01)

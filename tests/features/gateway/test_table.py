@@ -267,7 +267,7 @@ def test_saved_change_of_a_server_keeps_the_tables(tmp_path: Path) -> None:
     draft = Draft([str(path)], {})
     draft.scale("web", 3)
     draft.add({"name": "more", "bind": "127.0.0.1:9002", "app": "a:b"})
-    draft.check()
+    draft.load_validated()
     draft.write()
     config = PoolConfig.load(path, {})
     assert [(each.name, each.workers) for each in config] == [("web", 3), ("more", 1)]
@@ -304,7 +304,7 @@ def test_reload_names_the_routes_that_change() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
         found: list[Tables] = []
-        desk.files.subscribe(found.append)
+        desk.files.subscribe_and_notify(found.append)
 
         async def changes(tables: Tables) -> list[tuple[str, list[str]]]:
             desk.files.tables_of_files = tables

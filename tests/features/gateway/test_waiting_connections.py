@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.process import waiting_connections
-from poolctl.features.gateway.process.waiting_connections import WaitingConnection, WaitingConnections
+from poolctl.features.gateway.process.waiting_connections import ConnectionAwaitingInput, WaitingConnections
 from tests.features.gateway.passing_stage import DEADLINE, HEAD, Stage, play, until
 from tests.features.gateway.proxy_stage import _pair
 
@@ -97,7 +97,7 @@ def test_drain_serves_heads_that_have_begun_and_closes_silent_connections(
     play(scene)
 
 
-class Waits(WaitingConnection):
+class Waits(ConnectionAwaitingInput):
     """Waits for a line; keeps what became of it."""
 
     most_seconds = 20.0

@@ -20,11 +20,11 @@ from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.features.haproxy._configuration import (
+    CertificateContents,
     HaproxyCertificate,
     HaproxyConfiguration,
     HaproxyListener,
     HaproxySetup,
-    HeldCertificate,
     HeldListener,
     configuration_of,
     runtime_commands,
@@ -32,7 +32,16 @@ from poolctl.features.haproxy._configuration import (
 )
 from poolctl.routing.match import explain, normal_host
 from poolctl.routing.normal_path import normal_path
-from poolctl.routing.route import BreakerRule, Header, Limit, Redirect, Route, StreamRoute, Target, Timeouts
+from poolctl.routing.route import (
+    BreakerRule,
+    Header,
+    Redirect,
+    Route,
+    StreamRoute,
+    Target,
+    Timeouts,
+    TrafficLimits,
+)
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.programs import program
@@ -121,7 +130,7 @@ RULES = [
         ["retries 2", "retry-on conn-failure empty-response junk-response"],
     ),
     (
-        Route(alias="a", to=WEB, backend_limit=Limit(concurrency=4, queue=9, queue_seconds=2.0)),
+        Route(alias="a", to=WEB, backend_limit=TrafficLimits(concurrency=4, queue=9, queue_seconds=2.0)),
         ["timeout queue 2000ms", "server web 127.0.0.1:8081 maxconn 4 maxqueue 9"],
     ),
     (
@@ -252,9 +261,9 @@ def every_rule() -> HaproxyConfiguration:
             response_headers=(Header(name="x-res", value="r%"),),
             allow=("10.0.0.0/8",),
             retries=2,
-            limit=Limit(concurrency=9, requests_per_second=2.5),
-            backend_limit=Limit(concurrency=4, queue=0),
-            client_limit=Limit(concurrency=3, requests_per_second=0.4),
+            limit=TrafficLimits(concurrency=9, requests_per_second=2.5),
+            backend_limit=TrafficLimits(concurrency=4, queue=0),
+            client_limit=TrafficLimits(concurrency=3, requests_per_second=0.4),
             timeouts=Timeouts(connect=0.0001, head=0.0, idle=5.0),
             sticky_cookie="c",
         ),
@@ -348,12 +357,12 @@ def test_clients_are_refused_and_redirected_first(
     ("rules", "lines"),
     [
         ({}, []),
-        ({"limit": Limit(concurrency=3)}, ["{ be_conn gt 3 }"]),
-        ({"limit": Limit(requests_per_second=0.2)}, ["{ be_sess_rate gt 1 }"]),
-        ({"limit": Limit(requests_per_second=7.0)}, ["{ be_sess_rate gt 7 }"]),
-        ({"backend_limit": Limit(requests_per_second=7.0, queue=3)}, []),
-        ({"backend_limit": Limit(concurrency=1, queue=1, queue_seconds=0.0)}, ["timeout queue 24d"]),
-        ({"backend_limit": Limit(concurrency=1)}, ["timeout queue 1ms"]),
+        ({"limit": TrafficLimits(concurrency=3)}, ["{ be_conn gt 3 }"]),
+        ({"limit": TrafficLimits(requests_per_second=0.2)}, ["{ be_sess_rate gt 1 }"]),
+        ({"limit": TrafficLimits(requests_per_second=7.0)}, ["{ be_sess_rate gt 7 }"]),
+        ({"backend_limit": TrafficLimits(requests_per_second=7.0, queue=3)}, []),
+        ({"backend_limit": TrafficLimits(concurrency=1, queue=1, queue_seconds=0.0)}, ["timeout queue 24d"]),
+        ({"backend_limit": TrafficLimits(concurrency=1)}, ["timeout queue 1ms"]),
     ],
 )
 def test_limit_of_a_route_and_of_its_backends(rules: dict[str, Any], lines: list[str]) -> None:
@@ -415,7 +424,9 @@ def test_any_peer_that_is_trusted_claims_no_address_for_limits() -> None:
     assert not any("client_is_proxy" in line for line in lines)
     lines = made(Route(alias="a", to=WEB, allow=("10.0.0.0/8",))).lines
     assert not any("client_is_proxy" in line for line in lines), "no proxy is trusted"
-    limited = made(Route(alias="a", to=WEB, client_limit=Limit(concurrency=1)), Route(alias="b", to=WEB))
+    limited = made(
+        Route(alias="a", to=WEB, client_limit=TrafficLimits(concurrency=1)), Route(alias="b", to=WEB)
+    )
     assert "    http-request set-var(txn.client) src" in limited.lines
     assert "txn.client" not in made(Route(alias="a", to=WEB)).text()
 
@@ -698,14 +709,14 @@ def test_trusted_proxies_may_use_the_proxy_protocol_where_it_is_accepted(
 @pytest.mark.parametrize(
     ("limit", "stored", "refused"),
     [
-        (Limit(requests_per_second=5.0), "expire 2s store http_req_rate(1s),conn_cur", ["ge 5 }"]),
-        (Limit(requests_per_second=0.25), "expire 5s store http_req_rate(4s),conn_cur", ["ge 1 }"]),
-        (Limit(concurrency=3), "expire 2s store http_req_rate(1s),conn_cur", ["ge 3 }"]),
-        (Limit(concurrency=3, requests_per_second=5.0), "expire 2s store", ["ge 3 }", "ge 5 }"]),
+        (TrafficLimits(requests_per_second=5.0), "expire 2s store http_req_rate(1s),conn_cur", ["ge 5 }"]),
+        (TrafficLimits(requests_per_second=0.25), "expire 5s store http_req_rate(4s),conn_cur", ["ge 1 }"]),
+        (TrafficLimits(concurrency=3), "expire 2s store http_req_rate(1s),conn_cur", ["ge 3 }"]),
+        (TrafficLimits(concurrency=3, requests_per_second=5.0), "expire 2s store", ["ge 3 }", "ge 5 }"]),
     ],
 )
 def test_limit_of_a_client_is_counted_over_whole_seconds(
-    limit: Limit, stored: str, refused: list[str]
+    limit: TrafficLimits, stored: str, refused: list[str]
 ) -> None:
     text = made(Route(alias="a", to=WEB, client_limit=limit)).text(())
     assert stored in text
@@ -878,9 +889,11 @@ class Held:
             ),
         ]
         self.certificates = {
-            (":8443", ("a.example",)): HeldCertificate(_rules(), [b"CERT\n\n", b"KEY\n"]),
-            (":8443", ()): HeldCertificate(_rules("optional", "1.3", "AES"), [b"BOTH\n", b"BOTH\n", b"CA\n"]),
-            (":9443", ("b.example",)): HeldCertificate(_rules(), [b"other", b"other"]),
+            (":8443", ("a.example",)): CertificateContents(_rules(), [b"CERT\n\n", b"KEY\n"]),
+            (":8443", ()): CertificateContents(
+                _rules("optional", "1.3", "AES"), [b"BOTH\n", b"BOTH\n", b"CA\n"]
+            ),
+            (":9443", ("b.example",)): CertificateContents(_rules(), [b"other", b"other"]),
         }
         self.routes = [Route(alias="r", to=(ONE, TWO, Target(server="gone"), URL))]
         self.servers = {

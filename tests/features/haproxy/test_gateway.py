@@ -21,13 +21,13 @@ from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
-from poolctl.features.gateway.process.counts import Counts
+from poolctl.features.gateway.process.counts import TrafficCounts
 from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.haproxy._configuration import HaproxyBackend, HaproxyServer
-from poolctl.features.haproxy._gateway import HaproxyGateway, HaproxyStatistics
+from poolctl.features.haproxy._gateway import HaproxyGateway, HaproxyStatisticsAccumulator
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import EventQueue
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
@@ -62,7 +62,7 @@ class Stage:
         self.reports: list[wire.Message] = []
         ours, theirs = wire.pair()
         self.server = HaproxyGateway(theirs.detach())
-        self.over = asyncio.ensure_future(self.server.run())
+        self.over = asyncio.ensure_future(self.server.serve_supervisor())
         self.process = GatewayProcess(ours, {}, "1")
         self.process.on_report = self.reports.append
         self.facts: dict[str, ServerFacts] = {}
@@ -367,7 +367,7 @@ def test_newest_pair_for_passed_connections_is_held_for_the_next_supervisor(shor
         async with gateway(short) as stage:
             first, second = wire.pair(), wire.pair()
             for pair in (first, second):
-                stage.process.receive_returned_connections(*pair)
+                stage.process.set_return_socket_pair(*pair)
             await stage.process.wait_until_performed()
             held = [
                 sockets for message, sockets in stage.server.adoption_messages() if message["t"] == "pair"
@@ -702,7 +702,7 @@ class Counted:
 
     def __init__(self) -> None:
         clock = ManualClock()
-        self.counts = Counts()
+        self.counts = TrafficCounts()
         self.backends = Backends(
             HostManager(clock.monotonic, wall=clock.time), clock.monotonic, counts=self.counts
         )
@@ -710,7 +710,7 @@ class Counted:
         stream = StreamRoute(alias="pg", bind="127.0.0.1:5432", to=(Target(url="10.0.0.5:5432"),))
         facts = ServerFacts(name="one", bind="127.0.0.1:1", state="running", ready=True)
         self.backends.apply([replace(BOTH, to=servers), stream], {"one": facts})
-        self.statistics = HaproxyStatistics(self.counts)
+        self.statistics = HaproxyStatisticsAccumulator(self.counts)
 
     def add(self, *rows: str) -> None:
         self.statistics.update_from_statistics(

@@ -121,7 +121,7 @@ def play(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
                 async with asyncio.timeout(60):
                     await scene(stage)
             finally:
-                await stage.program.end()
+                await stage.program.stop_immediately()
 
         asyncio.run(work())
 
@@ -290,7 +290,7 @@ def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.
         process = stage.program.process
         assert process is not None
         os.kill(process.pid, signal.SIGSTOP)  # it handles no other signal
-        await stage.program.end()
+        await stage.program.stop_immediately()
         assert await process.exited == -signal.SIGKILL
         assert stage.program.process is None
         process.signal(signal.SIGTERM)  # which has no effect

@@ -11,7 +11,12 @@ import pytest
 from poolctl.cli.outcome import Failure
 from poolctl.config import load
 from poolctl.errors import ServerError
-from poolctl.features.kubernetes._compile import CompiledPool, compile_pool, pool_name, settings_of
+from poolctl.features.kubernetes._compile import (
+    CompiledPool,
+    compile_pool,
+    pool_name,
+    require_kubernetes_settings,
+)
 from tests.configuration import server
 from tests.needs import needs
 
@@ -216,7 +221,7 @@ def test_pool_without_a_name_has_that_of_its_directory_or_file(compiled: Compile
     path = directory / "mail.toml"
     path.write_text('[kubernetes]\nimage = "a:1"\n' + app("web"))
     config = load([str(path)])
-    assert settings_of(config).image == "a:1"
+    assert require_kubernetes_settings(config).image == "a:1"
     name = pool_name(config, [str(path)])
     found = compile_pool(config, [str(path)])
     assert found.pool.name == name

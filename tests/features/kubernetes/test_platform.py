@@ -19,7 +19,12 @@ from poolctl.errors import ControlError, PoolParamError
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.features.kubernetes import platform
 from poolctl.features.kubernetes._cluster import Cluster, NotFound
-from poolctl.features.kubernetes.platform import Call, KubernetesClient, _ClusterPool, not_on_a_cluster
+from poolctl.features.kubernetes.platform import (
+    CommandArguments,
+    KubernetesClient,
+    _ClusterPool,
+    not_on_a_cluster,
+)
 from poolctl.json_form import Table
 from poolctl.selection.selector import NothingMatched, Selector, SelectorError
 from tests.configuration import server
@@ -222,7 +227,7 @@ class Stage:
         config = load([str(self.path)])
         assert not config.problems
         pool = _ClusterPool(self.api, config, [str(self.path)])
-        call = Call(selector, options, self.report, timeout)
+        call = CommandArguments(selector, options, self.report, timeout)
         try:
             return asyncio.run(getattr(pool, verb)(call))  # type: ignore[no-any-return]
         except NothingMatched as nothing:

@@ -119,7 +119,7 @@ class Receivers:
                     raise receivers.refusal
                 receivers.sent.append((self.label, message.title))
 
-        monkeypatch.setattr(notifications, "Sender", Recording)
+        monkeypatch.setattr(notifications, "NotificationSender", Recording)
 
     def follow(self, *names: str) -> None:
         tables = [Notify(type="webhook", name=each, url="http://127.0.0.1:1/") for each in names]
@@ -160,7 +160,7 @@ def test_message_is_sent_to_its_receiver_and_reported(play: Play) -> None:
     async def scene(receivers: Receivers) -> None:
         receivers.follow("mail", "chat")
         (mail, _) = receivers.part._deliveries.values()
-        mail._put(message("web failed"))
+        mail._queue_and_save(message("web failed"))
         mail._news.set()
         await receivers.until(lambda: receivers.sent)
         assert receivers.sent == [("mail", "web failed")]
@@ -189,7 +189,7 @@ def test_refused_message_is_reported_once_and_given_up_if_it_will_never_be_taken
         receivers.follow("mail")
         (mail,) = receivers.part._deliveries.values()
         mail.stop()
-        mail._put(message("a"))
+        mail._queue_and_save(message("a"))
         receivers.refusal = SendFailed("status 503", again=True)
         for _ in range(2):
             await mail._attempt(message("a"))
@@ -208,7 +208,7 @@ def test_oldest_of_too_many_messages_is_given_up_and_reported(play: Play) -> Non
         (mail,) = receivers.part._deliveries.values()
         mail.stop()
         for number in range(MAX_WAITING + 1):
-            mail._put(message(str(number)))
+            mail._queue_and_save(message(str(number)))
         assert receivers.reported() == [("given up", "mail: 0", "too many are waiting")]
 
     play(scene)
@@ -219,7 +219,7 @@ def test_messages_that_were_not_sent_are_left_to_a_successor_on_the_disk(play: P
         receivers.follow("mail")
         (mail,) = receivers.part._deliveries.values()
         mail.stop()
-        mail._put(message("a"))
+        mail._queue_and_save(message("a"))
         left = json.loads((tmp_path / "notify.json").read_text())
         assert list(left) == ["mail"]
         assert [each["title"] if isinstance(each, dict) else each for each in left["mail"]["waiting"]]
@@ -399,7 +399,7 @@ def test_state_of_a_receiver_that_is_replaced_goes_on_with_its_successor(play: P
         receivers.follow("mail")
         (mail,) = receivers.part._deliveries.values()
         mail.stop()
-        mail._put(message("a"))
+        mail._queue_and_save(message("a"))
         changed = Notify(type="webhook", name="mail", url="http://127.0.0.1:2/")
         receivers.part.apply_tables(Tables(notify=(changed,)))
         await receivers.until(lambda: receivers.sent)
@@ -416,7 +416,7 @@ def test_message_that_is_taken_after_a_refusal_is_reported_and_the_next_refusal_
         refusal = SendFailed("status 503", again=True)
         for receivers.refusal in (refusal, None, refusal):
             if mail._outbox.next_at() is None:
-                mail._put(message("a"))
+                mail._queue_and_save(message("a"))
             await mail._attempt(message("a"))
         assert receivers.reported() == [
             ("delayed", "mail: a", "status 503"), ("sent", "mail: a", ""), ("delayed", "mail: a", "status 503"),
@@ -431,12 +431,12 @@ def test_title_of_news_names_its_status_and_only_what_is_sent_is_no_warning(play
         (mail,) = receivers.part._deliveries.values()
         mail.stop()
         for status in ("news", "problem", "resolved"):
-            mail._put(message("a")._replace(status=status))
+            mail._queue_and_save(message("a")._replace(status=status))
             await mail._attempt(message("a")._replace(status=status))
         receivers.desk.events.flush()
         found = [(each.message, each.severity) for each in receivers.events if each.kind == "notify"]
         assert found == [("mail: news: a", "info"), ("mail: a", "info"), ("mail: a", "info")]
-        mail._put(message("a"))
+        mail._queue_and_save(message("a"))
         receivers.refusal = SendFailed("no", again=False)
         await mail._attempt(message("a"))
         receivers.desk.events.flush()

@@ -18,7 +18,7 @@ import pytest
 
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.features.notify._problem_tracker import NEWS, RESOLVED, TEST, Message, NotificationContext
-from poolctl.features.notify._send import Sender, SendFailed, send_test
+from poolctl.features.notify._send import NotificationSender, SendFailed, send_test
 from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
 from tests.certificates import certificate
@@ -47,9 +47,9 @@ def send(
     """What came of one attempt; None when it arrived."""
 
     async def attempt() -> None:
-        await Sender(Notify(**keys), lambda: NotificationContext("shop", env or ENV, str(directory))).send(
-            message
-        )
+        await NotificationSender(
+            Notify(**keys), lambda: NotificationContext("shop", env or ENV, str(directory))
+        ).send(message)
 
     try:
         asyncio.run(attempt())

@@ -678,7 +678,7 @@ def test_files_that_are_no_counts_are_no_other_process(
         assert counts.open_other_counts() == []
     assert [each.getMessage() for each in caplog.records] == [f"{tmp_path}/{PREFIX}2.empty holds no counts"]
     (other,) = UnsentCounts(str(tmp_path)).open_other_counts()
-    assert repr(other) == f"<OtherCounts {counts._path}>"
+    assert repr(other) == f"<OtherProcessCounts {counts._path}>"
     os.unlink(counts._path)
     other.take_over({}.__setitem__)
     counts._directory = str(tmp_path / "gone")

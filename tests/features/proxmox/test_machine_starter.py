@@ -17,7 +17,7 @@ from poolctl.features.gateway.process.settings import MachineState
 from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.features.proxmox import _machine_starter
 from poolctl.features.proxmox._api import Guest
-from poolctl.features.proxmox._machine_starter import MachineStarter
+from poolctl.features.proxmox._machine_starter import MachinePowerManager
 from poolctl.features.proxmox.inventory import ProxmoxInventory
 from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.journal import JournalEvent
@@ -53,7 +53,7 @@ class Stage:
         self.inventory.set_routes([Route(alias=url, to=(Target(url=url),)) for url in urls])
 
     def _changed(self) -> None:
-        state = self.starter.states.get(WEB)
+        state = self.starter.states_by_url.get(WEB)
         if state is not None and self.reported[-1:] != [state]:
             self.reported.append(state)
 
@@ -64,11 +64,11 @@ class Stage:
 
     async def ask(self, url: str = WEB) -> MachineState:
         """The answer to a wake."""
-        answers = self.starter.states[url].answers
+        answers = self.starter.states_by_url[url].answers
         self.starter.start_if_needed(url)
-        while self.starter.states[url].answers == answers:
+        while self.starter.states_by_url[url].answers == answers:
             await asyncio.sleep(0.001)
-        return self.starter.states[url]
+        return self.starter.states_by_url[url]
 
     def states(self) -> list[str]:
         found = [each.state for each in self.reported]
@@ -102,14 +102,14 @@ Play = Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], None]
 def test_stopped_container_is_started_once_for_all_that_ask(play: Play) -> None:
     async def steps(stage: Stage) -> None:
         await stage.begin()
-        assert {url: each.state for url, each in stage.starter.states.items()} == {
+        assert {url: each.state for url, each in stage.starter.states_by_url.items()} == {
             WEB: "stopped", ALSO_WEB: "stopped", WIN: "running",
         }  # fmt: skip
         stage.cluster.may_start.clear()
         asked = [asyncio.ensure_future(stage.ask(url)) for url in (WEB, WEB, ALSO_WEB)]
         while stage.cluster.starts() == []:
             await asyncio.sleep(0.001)
-        assert {stage.starter.states[url].state for url in (WEB, ALSO_WEB)} == {"starting"}
+        assert {stage.starter.states_by_url[url].state for url in (WEB, ALSO_WEB)} == {"starting"}
         assert [stage.starter.status(url) for url in (WEB, WIN, NODE)] == ["starting", "running", ""]
         stage.cluster.may_start.set()
         assert {each.state for each in await asyncio.gather(*asked)} == {"running"}
@@ -125,7 +125,7 @@ def test_stopped_container_is_started_once_for_all_that_ask(play: Play) -> None:
         assert stage.starter.status(WEB) == "running"
         # It is known also when routes change before the inventory is read again.
         stage.inventory.set_routes([Route(alias=WEB, to=(Target(url=WEB),))])
-        assert stage.starter.states[WEB].state == "running"
+        assert stage.starter.states_by_url[WEB].state == "running"
 
     play(steps)
 
@@ -176,7 +176,7 @@ def test_failed_start_is_not_tried_again_for_some_time(play: Play, fails: str, a
         # Started by hand: the next reading shows it.
         stage.cluster.guests[101]["status"] = "running"
         stage.inventory.apply_table(stage.cluster.table(refresh=3600.0), ENVIRONMENT)
-        while stage.starter.states[WEB].state != "running":
+        while stage.starter.states_by_url[WEB].state != "running":
             await asyncio.sleep(0.001)
 
     play(steps)
@@ -192,7 +192,7 @@ def test_after_the_cooldown_which_doubles_it_is_tried_again(
         stage.cluster.fails = "no space"
         for _ in range(2):
             await stage.ask()
-            while stage.starter.states[WEB].state == "failed":
+            while stage.starter.states_by_url[WEB].state == "failed":
                 await asyncio.sleep(0.001)
         pauses = [each.retry_seconds for each in stage.reported if each.state == "failed"]
         assert pauses == [0.1, 0.2]
@@ -210,7 +210,7 @@ def test_failure_of_a_start_is_forgotten_when_the_inventory_is_closed(play: Play
         stage.cluster.fails = "no space"
         assert (await stage.ask()).state == "failed"
         stage.inventory.close()
-        state = stage.starter.states[WEB]
+        state = stage.starter.states_by_url[WEB]
         assert (state.state, state.why, state.retry_seconds) == ("stopped", "", 0.0)
 
     play(steps)
@@ -273,7 +273,7 @@ def test_api_that_goes_away_during_a_start_refuses_no_request(play: Play) -> Non
 def test_without_start_no_machine_is_reported_or_started(play: Play) -> None:
     async def steps(stage: Stage) -> None:
         await stage.begin(start=False)
-        assert stage.starter.states == {}
+        assert stage.starter.states_by_url == {}
         stage.starter.start_if_needed(WEB)
         while "GET /nodes/pve1/lxc/101/status/current" not in stage.cluster.asked:
             await asyncio.sleep(0.001)
@@ -318,10 +318,10 @@ class IdleStage:
     async def wake(self) -> MachineState:
         """The answer to a wake."""
         starter = self.inventory.starter
-        answers = starter.states[WEB_LAN].answers
+        answers = starter.states_by_url[WEB_LAN].answers
         starter.start_if_needed(WEB_LAN)
-        await until(lambda: starter.states[WEB_LAN].answers != answers)
-        return starter.states[WEB_LAN]
+        await until(lambda: starter.states_by_url[WEB_LAN].answers != answers)
+        return starter.states_by_url[WEB_LAN]
 
     async def stopped(self) -> None:
         """Return when it is stopped, and nothing is under way."""
@@ -371,7 +371,7 @@ def test_machine_that_a_request_has_had_started_is_stopped_when_it_is_idle(play_
         assert (await idle.wake()).state == "running"
         await idle.stopped()
         assert idle.cluster.stops() == ["POST /nodes/pve1/lxc/101/status/shutdown"]
-        assert idle.inventory.starter.states[WEB_LAN].state == "stopped"
+        assert idle.inventory.starter.states_by_url[WEB_LAN].state == "stopped"
         # The next request starts it at once: it has not stopped by itself.
         assert (await idle.wake()).state == "running"
         await idle.stopped()
@@ -395,7 +395,7 @@ def test_machine_is_stopped_when_its_whole_idle_time_has_passed_since_the_last_r
 ) -> None:
     stopped: list[tuple[float, int]] = []
 
-    class Starter(MachineStarter):
+    class Starter(MachinePowerManager):
         def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
             stopped.append((loop.time(), vmid))
 
@@ -442,20 +442,24 @@ def test_request_at_the_last_moment_keeps_it_running_and_one_after_it_has_it_sta
 
         def answering(idle: bool) -> Callable[[], Coroutine[Any, Any, bool]]:
             async def is_idle() -> bool:
-                states.append(starter.states[WEB_LAN].state)
+                states.append(starter.states_by_url[WEB_LAN].state)
                 return idle
 
             return is_idle
 
-        answers = starter.states[WEB_LAN].answers
+        answers = starter.states_by_url[WEB_LAN].answers
         starter.stop(101, answering(False))
-        await until(lambda: starter.states[WEB_LAN].answers != answers)
-        assert (states, starter.states[WEB_LAN].state, idle.cluster.stops()) == (["stopped"], "running", [])
+        await until(lambda: starter.states_by_url[WEB_LAN].answers != answers)
+        assert (states, starter.states_by_url[WEB_LAN].state, idle.cluster.stops()) == (
+            ["stopped"],
+            "running",
+            [],
+        )
         # Requests wait while it is being stopped.
         idle.cluster.may_stop.clear()
         starter.stop(101, answering(True))
         await until(lambda: idle.cluster.stops() != [])
-        assert starter.states[WEB_LAN].state == "stopped"
+        assert starter.states_by_url[WEB_LAN].state == "stopped"
         asked = asyncio.ensure_future(idle.wake())
         await asyncio.sleep(0)
         idle.cluster.may_stop.set()
@@ -540,7 +544,7 @@ def test_stop_that_takes_too_long_has_failed(play_idle: PlayIdle) -> None:
         assert idle.recorded[-1].message == (
             "the container 101 (web) on pve1 could not be stopped: it runs still after 100ms"
         )
-        assert idle.inventory.starter.states[WEB_LAN].state == "running"
+        assert idle.inventory.starter.states_by_url[WEB_LAN].state == "running"
 
     play_idle(steps)
 

@@ -34,7 +34,7 @@ from poolctl.features.registration.registrations import (
     RegistrationEndpoint,
     TargetRegistration,
     WrongTokens,
-    clients_of,
+    authorized_clients,
     peer_of,
     target_problem,
 )
@@ -700,7 +700,7 @@ def test_each_client_has_its_token_its_routes_and_its_networks() -> None:
             RegistrationClient(token_env="FAR", routes=("a", "b"), allow=("10.0.0.0/8",)),
         ),
     )
-    web, far = clients_of(table, {"WEB": f" {TOKEN}\n", "FAR": OTHER})
+    web, far = authorized_clients(table, {"WEB": f" {TOKEN}\n", "FAR": OTHER})
     assert (web.name, web.digest, web.routes) == ("web", Client("", TOKEN, ()).digest, {"users"})
     assert (far.name, far.digest, far.routes) == ("FAR", Client("", OTHER, ()).digest, {"a", "b"})
     assert (web.allows(AWAY.ip), web.allows(NEAR.ip), far.allows(AWAY.ip), far.allows(NEAR.ip)) == (
@@ -711,7 +711,7 @@ def test_each_client_has_its_token_its_routes_and_its_networks() -> None:
     )
     for env in ({"WEB": TOKEN}, {"WEB": TOKEN, "FAR": " "}):
         with pytest.raises(ServerError, match="variable FAR is not set") as raised:
-            clients_of(table, env)
+            authorized_clients(table, env)
         assert raised.value.hint == "export FAR=… before poolctl start"
 
 
@@ -723,14 +723,14 @@ def test_address_of_the_table_serves_its_clients() -> None:
             bind="127.0.0.1:8014", client=(RegistrationClient(token_env="WEB", routes=("users",)),)
         )
         endpoint = address.make_server()
-        await address.apply_table_settings(endpoint, table, {"WEB": TOKEN})
+        await address.configure_endpoint(endpoint, table, {"WEB": TOKEN})
         assert [each.name for each in endpoint.clients] == ["WEB"]
         lost = RegistrationTable(
             bind="127.0.0.1:8014", tls={"cert": "/none/cert.pem", "key": "/none/key.pem"}, client=()
         )
         for other in (table, lost):
             with pytest.raises(ServerError):
-                await address.apply_table_settings(endpoint, other, {})
+                await address.configure_endpoint(endpoint, other, {})
         assert [each.name for each in endpoint.clients] == ["WEB"]
         await registry.close()
 

@@ -14,8 +14,8 @@ from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.features.registration._services import (
     FORGOTTEN_SECONDS,
     Registered,
-    Registration,
     RegistrationRefused,
+    RegistrationRequest,
     Registrations,
     registration_of,
     with_registrations,
@@ -29,7 +29,7 @@ from tests.manual_clock import ManualClock
 URL = "http://10.0.0.7:9000"
 
 
-def settings(name: str = "users", to: str = URL, **keys: Any) -> Registration:
+def settings(name: str = "users", to: str = URL, **keys: Any) -> RegistrationRequest:
     found = registration_of({"name": name, "to": to, **keys}, [])
     assert found is not None
     return found
@@ -172,7 +172,7 @@ def test_next_supervisor_continues_with_states_and_deadlines() -> None:
     successor = Stage()
     successor.clock.advance(29)
     for each in saved:
-        successor.services.restore(each)
+        successor.services.restore_service(each)
     assert [each.state for each in successor.services] == ["serving", "failing", "silent"]
     assert [each.settings for each in successor.services] == [each.settings for each in stage.services]
     assert successor.pass_time(1.9) == ([], []), "a heartbeat may have come while there was no supervisor"
@@ -180,14 +180,14 @@ def test_next_supervisor_continues_with_states_and_deadlines() -> None:
     _, restored, _ = successor.services
     assert successor.services.record_probe_and_check_changed(restored, "", 0.0)
     for wrong in ({"settings": {"name": "users"}}, {"state": "other"}):
-        successor.services.restore({**saved[0], **wrong})
+        successor.services.restore_service({**saved[0], **wrong})
     assert len(successor.services) == 3
     after_both = Stage()
-    after_both.services.restore(saved[0], whole=True)
+    after_both.services.restore_service(saved[0], whole=True)
     assert after_both.services.due == 30.0
     after_stop = Stage()
     for each in saved:
-        after_stop.services.restore(each, whole=True, stopped=True)
+        after_stop.services.restore_service(each, whole=True, stopped=True)
     assert [each.state for each in after_stop.services] == ["serving", "starting", "silent"]
     assert [each.settings for each in after_stop.services] == [each.settings for each in stage.services]
 
@@ -197,7 +197,7 @@ WEB = ServerConfig(name="web", bind="127.0.0.1:8000", app="a:b")
 
 def service(name: str = "users", url: str = "http://10.0.0.7:9000", **keys: Any) -> Registered:
     is_serving = keys.pop("serving", True)
-    return Registration(name=name, to=url, **keys), is_serving
+    return RegistrationRequest(name=name, to=url, **keys), is_serving
 
 
 def made(*services: Registered, routes: tuple[RouteConfig, ...]) -> dict[str, Route | ExcludedRoute]:
@@ -390,7 +390,7 @@ def test_service_says_what_it_is_and_how_it_is() -> None:
     assert (other.is_probed, other.problem) == (False, "serving")
     assert not stage.services.record_probe_and_check_changed(other, "down", 1.0), "it has no probe"
     assert (other.latency_seconds, other.why) == (None, "")
-    assert stage.services.counts() == {"starting": 0, "serving": 1, "failing": 1, "silent": 0}
+    assert stage.services.counts_by_state() == {"starting": 0, "serving": 1, "failing": 1, "silent": 0}
 
 
 def test_silent_service_takes_no_result_of_a_probe() -> None:
@@ -500,19 +500,21 @@ def test_saved_service_has_all_that_the_next_supervisor_needs() -> None:
     }  # fmt: skip
     successor = Stage()
     successor.clock.advance(10)
-    successor.services.restore(saved)
+    successor.services.restore_service(saved)
     (again,) = successor.services
     assert successor.services.to_json(again) == saved
     stopped = Stage()
-    stopped.services.restore({**saved, "state": "silent", "deadline": 5000.0}, stopped=True, whole=True)
+    stopped.services.restore_service(
+        {**saved, "state": "silent", "deadline": 5000.0}, stopped=True, whole=True
+    )
     (silent,) = stopped.services
     assert (silent.state, stopped.services.due) == ("silent", FORGOTTEN_SECONDS)
     for deadline, due in ((-5.0, 2.0), (1.0, 2.0), (29.0, 29.0), (99.0, 30.0)):
         late = Stage()
-        late.services.restore({**saved, "deadline": deadline})
+        late.services.restore_service({**saved, "deadline": deadline})
         assert late.services.due == due
     bare = Stage()
-    bare.services.restore({"settings": saved["settings"], "state": "serving"})
+    bare.services.restore_service({"settings": saved["settings"], "state": "serving"})
     (found,) = bare.services
     assert (found.owner, found.since, found.why, bare.services.due) == ("", 0.0, "", math.inf)
 

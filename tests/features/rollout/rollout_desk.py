@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.core.decide import Phase
+from poolctl.core.decide import WorkerPhase
 from poolctl.features.rollout._canary_rollout import CanaryRollout
 from poolctl.features.rollout.rollouts import Rollouts
 from poolctl.runners.runner_protocol import Capabilities, Placement
@@ -69,7 +69,9 @@ class RolloutDesk(Desk):
 
     @property
     def serving(self) -> list[str]:
-        return sorted(each.id for each in self.entry.observed.workers.values() if each.phase is Phase.READY)
+        return sorted(
+            each.id for each in self.entry.observed.workers.values() if each.phase is WorkerPhase.READY
+        )
 
 
 class Split:

@@ -78,7 +78,7 @@ def test_canary_that_does_not_start_is_withdrawn(monkeypatch: pytest.MonkeyPatch
         outcome = desk.rollout()
         await turns()
         if behaviour == NEVER:
-            desk.runner.end("web.2.0", Exit.from_status(7))
+            desk.runner.end("web.2.0", Exit.from_returncode(7))
         (item,) = (await outcome)["items"]
         assert item["state"] == "withdrawn"
         assert item["reason"].startswith("a worker exited with status ")
@@ -94,7 +94,7 @@ def test_canary_that_crashes_is_withdrawn_and_not_started_again(desk: RolloutDes
         await desk.started()
         outcome = desk.rollout()
         await turns()
-        desk.runner.end("web.2.0", Exit.from_status(9))
+        desk.runner.end("web.2.0", Exit.from_returncode(9))
         assert (await outcome)["items"][0]["state"] == "withdrawn"
         assert desk.serving == ["web.1.0", "web.1.1", "web.1.2"]
         assert desk.entry.observed.restarts == 0
@@ -110,7 +110,7 @@ def test_worker_of_the_others_that_dies_is_replaced_during_a_rollout(monkeypatch
         await desk.started()
         desk.rollout()
         await turns()
-        desk.runner.end("web.1.1", Exit.from_status(1))
+        desk.runner.end("web.1.1", Exit.from_returncode(1))
         await turns()
         assert desk.serving == ["web.1.0", "web.1.1", "web.1.2", "web.2.0"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl.control.answers import ErrorEntry
-from poolctl.core.decide import Phase
+from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.features.gateway.supervision.gateway_reports import facts_of
 from poolctl.features.rollout import rollouts
@@ -297,11 +297,13 @@ def adopt(successor: Desk, before: Entry) -> None:
     """What the successor does with the workers and the listeners of its predecessor."""
     entry = successor.core.entries[before.name]
     for each in before.observed.workers.values():
-        worker = Worker(each.id, each.generation, each.index, each.config, Phase.READY, each.placement, 1.0)
+        worker = Worker(
+            each.id, each.generation, each.index, each.config, WorkerPhase.READY, each.placement, 1.0
+        )
         successor.core.adopt_worker(entry, worker)
     for each in before.observed.workers.values():
         successor.core.adopt_listener(entry, each.config, (each.config.key,))
-    successor.core.resume(entry)
+    successor.core.resume_adopted_server(entry)
 
 
 def test_next_supervisor_withdraws_a_canary_with_its_own_address_after_it_has_adopted_it(

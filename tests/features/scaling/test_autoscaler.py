@@ -13,7 +13,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.control.answers import SupervisorIdentity
-from poolctl.core.decide import Phase
+from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.features.scaling import autoscaler as scaling
 from poolctl.features.scaling._triggers import Part
@@ -261,7 +261,7 @@ def test_a_server_in_backoff_gets_no_more_workers() -> None:
             await the.pass_time(5, in_flight=5)
             for _ in range(2):
                 for worker in list(the.desk.runner.running):
-                    the.desk.runner.end(worker, Exit.from_status(1))
+                    the.desk.runner.end(worker, Exit.from_returncode(1))
                 await turns()
             assert the.web.state == "backoff"
             await the.pass_time(5, in_flight=100, backlog=100)
@@ -342,7 +342,7 @@ class Pages:
             )
         )
 
-    def add(self, phase: Phase = Phase.READY) -> str:
+    def add(self, phase: WorkerPhase = WorkerPhase.READY) -> str:
         placement = Placement.of("web", 1, len(self.workers), pid=os.getpid())
         page = Tally.new()
         self.workers[placement.id] = SimpleNamespace(tally=page)
@@ -367,7 +367,7 @@ def pages() -> Iterator[Pages]:
 
 
 def test_a_sample_has_the_requests_since_the_one_before_over_all_ready_workers(pages: Pages) -> None:
-    first, second, starting = pages.add(), pages.add(), pages.add(Phase.STARTING)
+    first, second, starting = pages.add(), pages.add(), pages.add(WorkerPhase.STARTING)
     load = LoadSampler(pages.core, ["in_flight", "requests_per_second", "p99"], 10.0)
     # An adopted worker has counted before: those are no new requests.
     pages.count(first, started=1000, answered=995)

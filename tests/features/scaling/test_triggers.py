@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from poolctl.core.decide import Phase
+from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.features.scaling import _triggers
-from poolctl.features.scaling._triggers import TRIGGERS, Cpu, Part, Quantile, RunningAverage, Sample
+from poolctl.features.scaling._triggers import TRIGGERS, Cpu, MovingAverage, Part, Quantile, Sample
 from poolctl.features.scaling.keys import Triggers
 from poolctl.monitor.metrics import BOUNDS_SECONDS
 from poolctl.runners.runner_protocol import Capabilities, Placement
@@ -23,7 +23,7 @@ from tests.unit.core.ordered_core import web
 PID = os.getpid()
 
 
-def entry_of(*phases: Phase, pid: int | None = PID) -> Entry:
+def entry_of(*phases: WorkerPhase, pid: int | None = PID) -> Entry:
     """A server with a worker in each of these phases; all of them are this process."""
     entry = Entry(web())
     for index, phase in enumerate(phases):
@@ -50,7 +50,7 @@ def processor_seconds(monkeypatch: pytest.MonkeyPatch) -> dict[int, float | None
 
 def test_processor_time_counts_from_the_second_measurement() -> None:
     cpu = Cpu(Capabilities())
-    busy = sample_of(entry_of(Phase.READY), in_flight=1)
+    busy = sample_of(entry_of(WorkerPhase.READY), in_flight=1)
     assert cpu.measure(busy) == Part(None)
     assert cpu.measure(busy._replace(now=0.25)) == Part(None)
     spent = os.times().user
@@ -64,7 +64,7 @@ def test_processor_time_counts_from_the_second_measurement() -> None:
 def test_processor_time_is_the_cores_in_use_between_two_measurements(
     processor_seconds: dict[int, float | None],
 ) -> None:
-    cpu, entry = Cpu(Capabilities()), entry_of(Phase.READY, Phase.STARTING)
+    cpu, entry = Cpu(Capabilities()), entry_of(WorkerPhase.READY, WorkerPhase.STARTING)
     cpu.measure(sample_of(entry, 1.0, in_flight=1))
     processor_seconds[PID] = 11.0
     assert cpu.measure(sample_of(entry, 1.5, in_flight=1)) == Part(2.0)
@@ -82,7 +82,7 @@ def test_processor_time_is_the_cores_in_use_between_two_measurements(
 def test_processor_time_of_an_idle_server_is_measured_less_often(
     processor_seconds: dict[int, float | None], load: dict[str, int], seconds: float, measured: bool
 ) -> None:
-    cpu, entry = Cpu(Capabilities()), entry_of(Phase.READY)
+    cpu, entry = Cpu(Capabilities()), entry_of(WorkerPhase.READY)
     cpu.measure(sample_of(entry))
     assert (cpu.measure(sample_of(entry, seconds, **load)).amount is not None) is measured
 
@@ -90,9 +90,9 @@ def test_processor_time_of_an_idle_server_is_measured_less_often(
 @pytest.mark.parametrize(
     ("entry", "spent"),
     [
-        (entry_of(Phase.STARTING), 10.0),
-        (entry_of(Phase.READY, pid=None), 10.0),
-        (entry_of(Phase.READY), None),
+        (entry_of(WorkerPhase.STARTING), 10.0),
+        (entry_of(WorkerPhase.READY, pid=None), 10.0),
+        (entry_of(WorkerPhase.READY), None),
     ],
     ids=["starting", "without a process", "ended"],
 )
@@ -127,7 +127,7 @@ def test_latency_is_the_number_of_responses_by_their_time() -> None:
 
 
 def test_average_is_of_all_parts_by_their_weights_and_unknown_with_an_unknown_part() -> None:
-    average = RunningAverage()
+    average = MovingAverage()
     assert average.value is None
     average.add(Part(6, 0.5), 1)
     average.add(Part(2, 1.5), 1)
@@ -164,7 +164,7 @@ def test_latencies_are_the_quantiles_of_their_names() -> None:
     rarely_slow: Any = TRIGGERS["p99"].new_accumulator()
     rarely_slow.add([199, *[0] * (len(BOUNDS_SECONDS) - 1), 1], 1)
     assert rarely_slow.value <= BOUNDS_SECONDS[0], "it is one of two hundred"
-    assert isinstance(TRIGGERS["cpu"].new_accumulator(), RunningAverage)
+    assert isinstance(TRIGGERS["cpu"].new_accumulator(), MovingAverage)
 
 
 def test_each_key_has_a_trigger() -> None:

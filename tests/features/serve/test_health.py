@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import Probe
-from poolctl.features.serve._health import HealthEndpoint, ProbedApplication, problem_within
+from poolctl.features.serve._health import ApplicationProbeTarget, HealthEndpoint, problem_within
 from poolctl.http.messages import BadMessage
 from tests.certificates import certificate
 from tests.features.serve.test_serve import refuses
@@ -226,7 +226,7 @@ def test_check_that_takes_too_long_says_for_how_long() -> None:
 def test_application_whose_event_loop_has_ended_is_not_healthy() -> None:
     ended = asyncio.new_event_loop()
     ended.close()
-    application = ProbedApplication(Answering(), ended)  # type: ignore[arg-type]
+    application = ApplicationProbeTarget(Answering(), ended)  # type: ignore[arg-type]
 
     async def work() -> None:
         assert await application.wait_until_loop_runs() == "Event loop is closed"
@@ -241,7 +241,7 @@ def test_connection_to_the_application_blocks_neither_event_loop() -> None:
     server: Any = SimpleNamespace(answer_probe=lambda question, sock: taken.append(sock))
 
     async def work() -> None:
-        with await ProbedApplication(server, asyncio.get_running_loop()).connect() as ours:
+        with await ApplicationProbeTarget(server, asyncio.get_running_loop()).connect() as ours:
             await asyncio.sleep(0)
             (theirs,) = taken
             with theirs:

@@ -47,14 +47,14 @@ def test_the_largest_figures_come_first_and_unknown_ones_last() -> None:
     items = [measured("a", latency_p99_seconds=1), measured("b"), measured("c", latency_p99_seconds=9)]
     board = board_of(*items, sort="latency")
     assert names(board) == ["c", "a", "b"]
-    board.sort_by("latency")
+    board.toggle_sort("latency")
     assert names(board) == ["a", "c", "b"]
 
 
 def test_failed_and_unhealthy_servers_come_first_by_state_and_by_health() -> None:
     board = board_of(item("a"), item("b", state="failed"), item("c", health="ko"), sort="state")
     assert names(board) == ["b", "a", "c"]
-    board.sort_by("health")
+    board.toggle_sort("health")
     assert names(board) == ["c", "a", "b"]
 
 
@@ -108,10 +108,10 @@ def test_first_row_is_selected_and_shown_before_the_size_of_the_screen_is_known(
 def test_sorting_goes_to_the_first_row() -> None:
     board = board_of(*(item(f"{number:03}") for number in range(50)), height=5)
     board.move(30)
-    board.sort_by("name")
+    board.toggle_sort("name")
     assert (board.top, selected(board)) == (0, "000")
     board.move(30)
-    board.sort_by("name")
+    board.toggle_sort("name")
     assert (board.top, selected(board)) == (0, "049")
 
 
@@ -135,7 +135,7 @@ def test_the_selection_is_always_on_the_screen() -> None:
             st.tuples(st.just("move"), st.integers(-30, 30)),
             st.tuples(st.just("resize"), st.integers(-3, 30)),
             st.tuples(st.just("set_filter"), st.sampled_from(["", "1", "2", "x"])),
-            st.tuples(st.just("sort_by"), st.sampled_from(list(SERVER_ORDERS))),
+            st.tuples(st.just("toggle_sort"), st.sampled_from(list(SERVER_ORDERS))),
             st.tuples(st.just("sort_next"), st.sampled_from([1, -1])),
             st.tuples(st.just("update"), st.integers(0, 40)),
         )
@@ -180,7 +180,7 @@ def test_figures_are_sorted_from_the_largest(
     board = board_of(item("a", stats=none), item("b", stats=stats, **fields), sort=sort)
     assert names(board) == ["b", "a"]
     assert board.falling
-    board.sort_by(sort)
+    board.toggle_sort(sort)
     assert names(board) == ["a", "b"]
     assert not board.falling
 

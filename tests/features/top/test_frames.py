@@ -145,7 +145,7 @@ def test_errors_a_second_are_a_column_and_a_total() -> None:
         for at, row in enumerate(board.rows)
     ]
     board.update(rows)
-    board.sort_by("errors")
+    board.toggle_sort("errors")
     lines = [line.plain for line in frame(board, (80, 24))]
     assert "err/s 1.5" in lines[1]
     assert "ERR/S▾" in lines[3]
@@ -481,7 +481,7 @@ def test_rates_are_those_between_two_results() -> None:
     assert [row.requests_per_second for row in board.rows] == [10.0, 0.0, 5.0], "a new process counts from 0"
     assert [row.errors_per_second for row in board.rows] == [0.0, 0.0, 0.0]
     board.receive([replace(ROUTES[0], errors=3), replace(ROUTES[1], errors=4)], 104.0)
-    board.sort_by("errors")
+    board.toggle_sort("errors")
     assert [(row.name, row.errors_per_second) for row in board.shown] == [("shop", 1.5), ("out", 0.5)]
 
 

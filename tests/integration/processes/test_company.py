@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from poolctl.keeper import wire
-from poolctl.keeper.spawn import Companion, start_detached
+from poolctl.keeper.spawn import CompanionSpec, start_detached
 from tests.deadline import wait_until
 
 # Writes into its first argument who its parent is, what it holds and may hold, and its other arguments; stays until
@@ -41,7 +41,7 @@ def company(directory: Path, *companions: list[str]) -> tuple[dict[str, Any], di
         fds = [read, *(ours.fileno() for ours, _ in links)]
         output = str(directory / "output")
         accompanied = [
-            Companion(argv, output, session=True, fds=[theirs.fileno()])
+            CompanionSpec(argv, output, session=True, fds=[theirs.fileno()])
             for argv, (_, theirs) in zip(companions, links, strict=True)
         ]
         start_detached(say(program), dict(os.environ), fds, accompanied)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl.platform import process_cpu_ns
-from poolctl.runners.local.local_worker import IdleCheck, Tally
+from poolctl.runners.local.local_worker import EventLoopIdleDetector, Tally
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
 
@@ -162,7 +162,7 @@ else:
      ("an earlier epoll", False), ("poll", False), ("work", False), ("SIGSTOP", False)],
 )  # fmt: skip
 def test_worker_is_idle_only_in_its_event_loop(kind: str, idle: bool) -> None:
-    tally, check = Tally.new(), IdleCheck()
+    tally, check = Tally.new(), EventLoopIdleDetector()
     argv = [sys.executable, "-c", ANSWERING, kind, str(tally.fileno())]
     with subprocess.Popen(argv, pass_fds=[tally.fileno()]) as process:
         try:

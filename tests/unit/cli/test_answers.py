@@ -23,8 +23,8 @@ from poolctl.control.answers import (
 from poolctl.control.answers import item_from_config as item_of
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.control.server_answers import (
-    CommandOverrides,
     HealthReport,
+    LiveOverrides,
     MeasuredServer,
     MonitoredServer,
     ProbeResult,
@@ -41,7 +41,7 @@ from poolctl.control.server_answers import (
 from poolctl.errors import PoolStartError, ServerError
 from poolctl.json_form import field_names, from_json, to_json
 from poolctl.routing.route_report import BackendReport, RegisteredServiceReport, RouteReport
-from poolctl.runners.stack_report import Frame, KernelThread, TaskStack, ThreadStack, WorkerStacks
+from poolctl.runners.stack_report import Frame, KernelThread, SharedTaskStack, ThreadStack, WorkerStacks
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -106,7 +106,7 @@ FIELDS: dict[type[object], list[str]] = {
     ],
     WorkerStacks: ["name", "worker", "pid", "source", "problem", "place", "threads", "tasks", "kernel"],
     ThreadStack: ["name", "main", "frames"],
-    TaskStack: ["count", "names", "waits", "frames"],
+    SharedTaskStack: ["count", "names", "waits", "frames"],
     Frame: ["function", "file", "line", "library"],
     KernelThread: ["tid", "name", "state", "wchan", "syscall", "stack"],
     ServerDetails: [
@@ -123,7 +123,7 @@ FIELDS: dict[type[object], list[str]] = {
     ],
     StatsHistory: ["interval_seconds", "requests_per_second", "latency_p99_seconds", "memory_bytes"],
     WorkerStats: ["id", "pid", "phase", "memory_bytes", "cpu_percent", "loop_lag_seconds"],
-    CommandOverrides: [],
+    LiveOverrides: [],
     MonitoredServer: [*SERVER, "monitor"],
     ServerAvailability: [
         "status", "latency_seconds", "uptime_seconds", "downtime_seconds", "rise_seconds", "fall_seconds", "rises",
@@ -153,7 +153,7 @@ OPTIONAL: dict[type[object], list[str]] = {
     ServerStats: ["errors_per_second"],
     StatsHistory: ["errors_per_second"],
     WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],
-    CommandOverrides: ["workers", "disabled", "drained", "added"],
+    LiveOverrides: ["workers", "disabled", "drained", "added"],
 }
 # Of each command that a supervisor answers: the verb's answer, and what its document has besides items and errors.
 ANSWERS: dict[str, tuple[type[Result], list[str]]] = {

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from poolctl import ServerConfig
 from poolctl.cli.commands.export import (
     ServicePool,
-    command,
     escape_unit_value,
     missing_variables,
     quote_unit_word,
     render,
     stop_seconds,
+    systemd_command_line,
     unit_name,
     units,
 )
@@ -69,7 +69,7 @@ def test_words_are_read_back_as_they_were(words: list[str]) -> None:
 
 @given(st.lists(WORDS, max_size=3))
 def test_arguments_hold_no_variable(arguments: list[str]) -> None:
-    path, *read = read_words(command(["/usr/bin/pool$ctl", *arguments]))
+    path, *read = read_words(systemd_command_line(["/usr/bin/pool$ctl", *arguments]))
     assert path == "/usr/bin/pool$ctl"
     assert [argument.replace("$$", "") for argument in read] == [each.replace("$", "") for each in arguments]
     assert [argument.replace("$$", "$") for argument in read] == arguments

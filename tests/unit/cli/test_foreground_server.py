@@ -14,7 +14,7 @@ import pytest
 
 from poolctl.cli import foreground_server
 from poolctl.cli.command_line import CommandRequest, parse_simple_command_line
-from poolctl.cli.foreground_server import ForegroundServer, only_server
+from poolctl.cli.foreground_server import ForegroundServer, prepare_single_server
 from poolctl.cli.outcome import Failure, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.errors import ControlError, PoolValidateError
@@ -83,7 +83,7 @@ def in_a_fork(work: Callable[[], Any]) -> tuple[int, bytes, bytes]:
 
 
 def test_selected_server_is_returned_with_the_addresses_of_others(port: int) -> None:
-    server = only_server(*request("users"), "poolctl run --debug")
+    server = prepare_single_server(*request("users"), "poolctl run --debug")
     assert (server.name, server.address.port) == ("users", port)
 
 
@@ -92,7 +92,7 @@ def test_selected_server_is_returned_with_the_addresses_of_others(port: int) -> 
 )
 def test_anything_but_one_server_is_a_usage_error(port: int, words: list[str], count: int) -> None:
     with pytest.raises(UsageError) as caught:
-        only_server(*request(*words), "poolctl run --debug")
+        prepare_single_server(*request(*words), "poolctl run --debug")
     assert caught.value.message == f"--debug runs one server, and {count} are selected"
     assert caught.value.hint == "poolctl run --debug NAME"
 
@@ -102,9 +102,9 @@ def test_server_that_this_machine_cannot_run_is_refused_with_its_own_problems_on
 ) -> None:
     text = (directory / "pool.toml").read_text()
     (directory / "pool.toml").write_text(text.replace('"sleep"', '"no-such-program"'))
-    assert only_server(*request("users"), "run").name == "users"
+    assert prepare_single_server(*request("users"), "run").name == "users"
     with pytest.raises(PoolValidateError, match="the server cannot run") as caught:
-        only_server(*request("db"), "run")
+        prepare_single_server(*request("db"), "run")
     (problem,) = caught.value.exceptions
     assert "no-such-program" in str(problem)
 
@@ -112,7 +112,7 @@ def test_server_that_this_machine_cannot_run_is_refused_with_its_own_problems_on
 @pytest.mark.parametrize("state", ["running", "starting", "backoff", "sleeping", "draining"])
 def test_server_that_runs_in_the_pool_is_refused(port: int, supervised: Supervised, state: str) -> None:
     with supervised(always(item("users", state=state))) as requests, pytest.raises(ControlError) as caught:
-        only_server(*request("users"), "run")
+        prepare_single_server(*request("users"), "run")
     assert caught.value.exit_code == 8
     assert caught.value.message.startswith("users is ")
     assert caught.value.hint == "poolctl stop users"
@@ -122,30 +122,30 @@ def test_server_that_runs_in_the_pool_is_refused(port: int, supervised: Supervis
 @pytest.mark.parametrize("state", ["stopped", "failed", "disabled", "completed"])
 def test_server_that_rests_in_the_pool_is_free(port: int, supervised: Supervised, state: str) -> None:
     with supervised(always(item("users", state=state, ready=False))):
-        assert only_server(*request("users"), "run").name == "users"
+        assert prepare_single_server(*request("users"), "run").name == "users"
 
 
 def test_port_of_its_own_choice_is_chosen(directory: Path) -> None:
     (directory / "pool.toml").write_text(
         '[[server]]\nname = "a"\nbind = "127.0.0.1:auto"\ncommand = ["sleep", "1"]\n'
     )
-    server = only_server(*request("a"), "run")
+    server = prepare_single_server(*request("a"), "run")
     assert server.address.port
-    assert only_server(*request("a"), "run").address.port == server.address.port
+    assert prepare_single_server(*request("a"), "run").address.port == server.address.port
 
 
 def test_prepared_server_listens_and_its_process_is_the_first_worker(port: int) -> None:
-    foreground = ForegroundServer.with_open_listeners(only_server(*request("users"), "run"))
+    foreground = ForegroundServer.with_open_listeners(prepare_single_server(*request("users"), "run"))
     (listener,) = foreground.listeners
     assert (listener.getsockname(), foreground.tls, foreground.spec["index"]) == (("127.0.0.1", port), [], 0)
     with socket.create_connection(("127.0.0.1", port)):
         pass
     listener.close()
-    assert ForegroundServer.with_open_listeners(only_server(*request("db"), "run")).listeners == []
+    assert ForegroundServer.with_open_listeners(prepare_single_server(*request("db"), "run")).listeners == []
 
 
 def test_address_in_use_ends_the_command_with_its_reason(port: int) -> None:
-    server = only_server(*request("users"), "run")
+    server = prepare_single_server(*request("users"), "run")
     with socket.create_server(("127.0.0.1", port)), pytest.raises(Failure) as caught:
         ForegroundServer.with_open_listeners(server)
     (error,) = caught.value.outcome.errors
@@ -165,7 +165,9 @@ def test_process_becomes_the_program_with_its_listener_from_3_on_and_without_the
     monkeypatch.setenv("KEY", "secret")
 
     def become() -> None:
-        ForegroundServer.with_open_listeners(only_server(*request("users"), "run")).become("worker", "debug")
+        ForegroundServer.with_open_listeners(prepare_single_server(*request("users"), "run")).become(
+            "worker", "debug"
+        )
 
     pid, out, err = in_a_fork(become)
     assert out, err
@@ -173,7 +175,7 @@ def test_process_becomes_the_program_with_its_listener_from_3_on_and_without_the
 
 
 def test_program_that_is_gone_ends_the_process_with_the_shells_status(port: int) -> None:
-    server = only_server(*request("users"), "run").with_values(command=("/no/such/program",))
+    server = prepare_single_server(*request("users"), "run").with_values(command=("/no/such/program",))
 
     def become() -> None:
         ForegroundServer.with_open_listeners(server).become("worker")
@@ -196,7 +198,7 @@ def test_app_is_run_by_its_interpreter_with_specification_listeners_and_more(
     (directory / "pool.toml").write_text(
         f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "json:loads"\n'
     )
-    server = only_server(*request("web"), "run").with_values(python=str(python))
+    server = prepare_single_server(*request("web"), "run").with_values(python=str(python))
 
     def become() -> None:
         one, other = socket.socketpair()

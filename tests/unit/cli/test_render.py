@@ -29,7 +29,7 @@ from poolctl.cli.render import (
     ready_line,
     server_count_text,
     set_table_text,
-    width_of,
+    terminal_width_or_zero,
 )
 from poolctl.control.answers import ErrorEntry, Item, Result
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
@@ -464,15 +464,15 @@ class Screen(io.StringIO):
 
 def test_width_is_that_of_the_terminal_or_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "77")
-    assert (width_of(Screen()), width_of(io.StringIO())) == (77, 0)
+    assert (terminal_width_or_zero(Screen()), terminal_width_or_zero(io.StringIO())) == (77, 0)
     monkeypatch.setenv("COLUMNS", "wide")
-    assert width_of(Screen()) == 0
+    assert terminal_width_or_zero(Screen()) == 0
     monkeypatch.delenv("COLUMNS")
-    assert width_of(Screen()) == 0
+    assert terminal_width_or_zero(Screen()) == 0
     control, screen = os.openpty()
     termios.tcsetwinsize(screen, (24, 91))
     with open(screen, "w") as terminal:
-        assert width_of(terminal) == 91
+        assert terminal_width_or_zero(terminal) == 91
     os.close(control)
 
 

@@ -23,7 +23,7 @@ import pytest
 from poolctl.cli.command_line import parse_simple_command_line
 from poolctl.cli.commands import run as run_command
 from poolctl.cli.commands.run import (
-    BackgroundStream,
+    BackgroundWriter,
     LogPrinter,
     PoolEventFollower,
     RunSession,
@@ -158,7 +158,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def test_a_text_has_been_written_when_write_returns(pipe: tuple[int, int]) -> None:
     read, write = pipe
-    with open(write, "w", closefd=False) as stderr, BackgroundStream(stderr) as stream:
+    with open(write, "w", closefd=False) as stderr, BackgroundWriter(stderr) as stream:
         for text in ("one\n", "two\n"):
             assert stream.write(text) == len(text)
             assert select.select([read], [], [], 0)[0] == [read]
@@ -174,7 +174,7 @@ def test_a_stuck_reader_delays_once_and_gets_everything_in_the_end(
     read, write = pipe
     with open(write, "w", closefd=False) as stderr:
         begun = time.monotonic()
-        with BackgroundStream(stderr) as stream:
+        with BackgroundWriter(stderr) as stream:
             for _ in range(60):
                 stream.write(LINE)
             assert time.monotonic() - begun < 10, "twenty delays are ten seconds"
@@ -194,7 +194,7 @@ def test_reader_that_reads_again_is_waited_for_again(
         while size:
             size -= len(os.read(read, size))
 
-    with open(write, "w", closefd=False) as stderr, BackgroundStream(stderr) as stream:
+    with open(write, "w", closefd=False) as stderr, BackgroundWriter(stderr) as stream:
         monkeypatch.setattr(run_command, "PATIENCE_SECONDS", 0.0)
         for _ in range(60):
             stream.write(LINE)
@@ -221,14 +221,14 @@ def test_reader_that_reads_again_is_waited_for_again(
 def test_text_for_a_reader_that_is_gone_is_dropped(pipe: tuple[int, int]) -> None:
     read, write = pipe
     os.close(read)
-    with open(write, "w", closefd=False) as stderr, BackgroundStream(stderr) as stream:
+    with open(write, "w", closefd=False) as stderr, BackgroundWriter(stderr) as stream:
         assert [stream.write(LINE) for _ in range(3)] == [len(LINE)] * 3
 
 
 def test_a_stream_without_a_descriptor_is_used_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     with reopened_stream(sys.stderr) as own:
         assert own is sys.stderr
-    with BackgroundStream(sys.stderr) as stream:
+    with BackgroundWriter(sys.stderr) as stream:
         stream.write("one\n")
     assert capsys.readouterr().err == "one\n"
 
@@ -660,7 +660,7 @@ def test_requests_are_logged_in_a_terminal_unless_they_are_not_wanted(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def added(*words: str, command: tuple[str, ...] = ()) -> dict[str, str]:
-        found = Session(directory, *words, command=command).run.pool_environment()
+        found = Session(directory, *words, command=command).run.supervisor_environment()
         return {name: value for name, value in found.items() if os.environ.get(name) != value}
 
     assert added() == {}
@@ -731,10 +731,10 @@ def test_status_of_the_pool_is_that_of_a_mandatory_server_that_failed(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = Session(directory)
-    assert session.run.resolve_exit_status(3) == 3
+    assert session.run.wait_and_resolve_exit_status(3) == 3
     Path(session.pool.directory).mkdir(parents=True)
     write_exit(session.pool.directory, status=42, reason="main has failed", keeper_pid=0)
-    assert session.run.resolve_exit_status(3) == 42
+    assert session.run.wait_and_resolve_exit_status(3) == 42
     assert capsys.readouterr().err == "the pool has ended: main has failed\n"
 
 

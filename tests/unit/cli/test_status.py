@@ -10,7 +10,7 @@ import pytest
 from poolctl import feature
 from poolctl.cli import offline
 from poolctl.cli.commands import status
-from poolctl.feature import Feature, LastingProcess
+from poolctl.feature import DetachedProcess, Feature
 from poolctl.keeper import pool_files
 from tests.stand_in import Send, always, item, result, server
 
@@ -128,12 +128,12 @@ def test_status_names_what_serves_without_a_supervisor(
     poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [server("users"), server("orders", state="stopped", ready=False, pids=[])]
-    monkeypatch.setattr(offline, "items_with_offline_state", lambda servers, ref: found)
+    monkeypatch.setattr(offline, "items_of_unsupervised_pool", lambda servers, ref: found)
     rest = "still serving; `poolctl start` adopts them\n"
     assert poolctl("status").out == f"no supervisor is running, but 1 server is {rest}"
     found.append(server("docs"))
     assert poolctl("status").out == f"no supervisor is running, but 2 servers are {rest}"
-    process = LastingProcess(label="the gateway", entry="g", socket="g", end="end")
+    process = DetachedProcess(label="the gateway", entry="g", socket="g", end="end")
     monkeypatch.setattr(
         feature, "features", lambda: (Feature(package="x", process=process), Feature(package="y"))
     )

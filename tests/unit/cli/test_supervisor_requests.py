@@ -27,12 +27,12 @@ from poolctl.cli.supervisor_requests import (
     ask_or_launch,
     described,
     is_empty,
-    log_size,
     notify_systemd_of_keeper_pid,
     refuse_without_linux,
     selected,
     start_with_signals_blocked,
     startup_failure,
+    supervisor_log_size,
 )
 from poolctl.control import sd_notify
 from poolctl.control.answers import ProgressLine, Result, ServerStep
@@ -365,9 +365,9 @@ def test_reason_of_a_failed_launch_is_what_its_supervisor_wrote_last(directory: 
     assert startup_failure(ended, asked.pool, 0) is ended
     place = Path(asked.pool.directory)
     place.mkdir(parents=True)
-    assert log_size(asked.pool) == 0
+    assert supervisor_log_size(asked.pool) == 0
     (place / "supervisor.log").write_text("an earlier one\n")
-    begin = log_size(asked.pool)
+    begin = supervisor_log_size(asked.pool)
     assert begin == 15
     assert startup_failure(ended, asked.pool, begin) is ended
     with (place / "supervisor.log").open("a") as log:

@@ -282,12 +282,12 @@ def test_changed_configuration_is_checked_before_it_is_written(tmp_path: Path) -
     draft = drafted(file)
     draft.add({"name": "x", "bind": "127.0.0.1:8081", "app": "a:b"})
     with pytest.raises(PoolValidateError) as caught:
-        draft.check()
+        draft.load_validated()
     assert "pool.toml:32:1: " in str(caught.value)
     assert "is taken" in str(caught.value)
     draft = drafted(file)
     draft.scale("users", 2)
-    assert draft.check()[0].workers == 2
+    assert draft.load_validated()[0].workers == 2
     assert "+workers = 2" in draft.difference()
     assert file.read_text() == POOL
 
@@ -322,7 +322,7 @@ def test_a_file_that_was_changed_meanwhile_is_not_overwritten(tmp_path: Path) ->
     file = written(tmp_path, "pool.toml", POOL)
     draft = drafted(file)
     draft.scale("users", 2)
-    draft.check()
+    draft.load_validated()
     file.write_text("[pool]\n")
     with pytest.raises(FileChanged, match="meanwhile"):
         draft.write()
@@ -412,7 +412,7 @@ def test_problem_of_a_change_is_reported_at_its_line_in_the_file(tmp_path: Path)
     draft = drafted(file)
     draft.remove("db")
     with pytest.raises(PoolValidateError) as raised:
-        draft.check()
+        draft.load_validated()
     (problem,) = raised.value.exceptions
     assert (getattr(problem, "line", None), "db" in str(problem)) == (10, True)
 

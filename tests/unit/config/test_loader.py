@@ -11,7 +11,7 @@ import pytest
 
 from poolctl import PoolConfig
 from poolctl.config import Surroundings, TLSConfig, added_server, load, loader
-from poolctl.config.model.pool_tables import InvalidServerNames, Located, MetricsTable, TableRules, Tables
+from poolctl.config.model.pool_tables import Located, MetricsTable, NamesOfInvalidServers, TableRules, Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.problems import Finding
 from poolctl.errors import PoolValidateError
@@ -241,10 +241,10 @@ class Rules(TableRules):
     """Rules that find a problem of the first server, and one of [metrics]."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[list[str], InvalidServerNames]] = []
+        self.asked: list[tuple[list[str], NamesOfInvalidServers]] = []
 
     def problems(
-        self, servers: Iterable[ServerKeys], tables: Tables, unfinished: InvalidServerNames
+        self, servers: Iterable[ServerKeys], tables: Tables, unfinished: NamesOfInvalidServers
     ) -> Iterator[Located]:
         self.asked.append(([each.name for each in servers], unfinished))
         yield next(iter(servers)), Finding(("bind",), "is not right", "change it")
@@ -267,7 +267,7 @@ def test_rules_between_tables_and_servers_know_which_of_them_have_problems(
     ((names, unfinished),) = rules.asked
     assert (names, unfinished) == (
         ["a", "c"],
-        InvalidServerNames({"b", "d"}, {"d", "t"}, set()),
+        NamesOfInvalidServers({"b", "d"}, {"d", "t"}, set()),
     )
     for line in (
         "4:1: metrics.bind: is not right; change it",
@@ -275,7 +275,7 @@ def test_rules_between_tables_and_servers_know_which_of_them_have_problems(
     ):
         assert f"{tmp_path}/pool.toml:{line}" in lines
     told(tmp_path, '[defaults]\ntags = ["d"]\n[metrics]\nbind = "127.0.0.1:9"\n' + table("a", 1))
-    assert rules.asked[1] == (["a"], InvalidServerNames(set(), set(), set())), "every server is valid"
+    assert rules.asked[1] == (["a"], NamesOfInvalidServers(set(), set(), set())), "every server is valid"
 
 
 def test_each_load_suggests_words_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

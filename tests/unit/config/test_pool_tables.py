@@ -93,7 +93,7 @@ def test_reload_names_the_tables_that_change_and_calls_their_followers() -> None
     async def scenario() -> None:
         desk = Desk(web("a"))
         told: list[Tables] = []
-        desk.files.subscribe(told.append)
+        desk.files.subscribe_and_notify(told.append)
         told.clear()
         then = Tables(metrics=MetricsTable(), events=EventsTable(keep=3))
         desk.files.tables_of_files = then
@@ -188,7 +188,7 @@ def test_routes_are_those_of_the_features_with_tables(tmp_path: Path) -> None:
 def test_rules_that_are_not_overridden_find_nothing() -> None:
     rules, tables = TableRules(), Tables()
     now = datetime(2026, 1, 1)
-    assert (rules.build({}, []), rules.routes([], tables)) == ({}, None)
+    assert (rules.build_dependent_tables({}, []), rules.routes([], tables)) == ({}, None)
     assert (
         rules.warnings([], tables, complete=True),
         rules.startup_problems(tables),

@@ -15,9 +15,9 @@ from poolctl.config.values.problems import (
     dotted,
     nearest,
     path_from_working_directory,
-    printable,
     problem_of,
     reset_suggestions,
+    shortened_printable,
     shown,
     similar,
     unknown_key,
@@ -129,9 +129,9 @@ def test_value_that_cannot_be_printed_is_shown_by_its_type() -> None:
 
 
 def test_text_of_a_terminal_is_cut_and_escaped() -> None:
-    assert printable("a b") == "a b"
-    assert printable(LONG) == LONG[:60] + "…"
-    assert printable("a\x1b[31m\n") == r"'a\x1b[31m\n'"
+    assert shortened_printable("a b") == "a b"
+    assert shortened_printable(LONG) == LONG[:60] + "…"
+    assert shortened_printable("a\x1b[31m\n") == r"'a\x1b[31m\n'"
     assert dotted(("server", 1, "http", "root\npath")) == r"server[1].http.'root\npath'"
     assert dotted((1, "bind")) == "[1].bind"
 

@@ -29,7 +29,7 @@ from poolctl.config.files.read_file import (
     missing_file,
     platform_of,
     read_env_file,
-    read_regular,
+    read_regular_up_to,
     read_text,
     variables_named_by_env_keys,
     variables_of,
@@ -450,7 +450,7 @@ def test_file_is_read_up_to_a_limit_also_for_another_user(tmp_path: Path) -> Non
     path = str(tmp_path / "x.env")
     (tmp_path / "x.env").write_text("A=1\n")
     for for_another_user in (False, True):
-        assert read_regular(path, 2, for_another_user=for_another_user) == b"A="
+        assert read_regular_up_to(path, 2, for_another_user=for_another_user) == b"A="
         assert read_env_file(path, for_another_user=for_another_user) == {"A": "1"}
 
 
@@ -466,4 +466,4 @@ def test_missing_configuration_is_written_by_init(tmp_path: Path) -> None:
 def test_no_more_of_a_large_file_is_read_than_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(bytes(2**20 + 9))
-    assert len(read_regular(str(path), 2**20 + 5)) == 2**20 + 5
+    assert len(read_regular_up_to(str(path), 2**20 + 5)) == 2**20 + 5

@@ -266,12 +266,16 @@ def test_table_of_a_file_has_no_problems_and_takes_no_time_unless_it_says_so() -
         (),
         False,
     )
-    assert (shelf.findings(), shelf.findings_among({}), shelf.check({}, ())) == ((), (), ([], []))
+    assert (shelf.findings(), shelf.findings_against_other_tables({}), shelf.check({}, ())) == (
+        (),
+        (),
+        ([], []),
+    )
 
 
 def test_paths_of_a_table_are_absolute() -> None:
     table = {"file": "a", "bind": "unix:x.sock", "tls": {"cert": "c.pem"}, "other": "b"}
-    assert Shelf.values_from_file(table, table, "/base") == {
+    assert Shelf.with_absolute_paths(table, table, "/base") == {
         "file": "/base/a", "bind": "unix:/base/x.sock", "tls": {"cert": "/base/c.pem"}, "other": "b",
     }  # fmt: skip
     assert table["file"] == "a"

@@ -191,7 +191,7 @@ def test_refused_directories_have_a_message_and_a_fix(
 ) -> None:
     root = short_path / "run"
     root.touch()
-    assert refusal(lambda: pool_paths.runtime_root(env)) == (
+    assert refusal(lambda: pool_paths.ensure_runtime_root(env)) == (
         f"no runtime directory: {root}: File exists", 7,
         "set POOLCTL_RUNTIME_DIR to a directory that you may write to",
     )  # fmt: skip
@@ -257,13 +257,13 @@ def test_second_runtime_directory_is_used_where_the_first_cannot_be_made(roots: 
     system, own = roots
     system.parent.touch()
     assert pool_paths.pool_dir({}, "abc") == f"{own}/abc"
-    assert pool_paths.runtime_root({}) == str(own)
+    assert pool_paths.ensure_runtime_root({}) == str(own)
     assert own.stat().st_mode & 0o777 == 0o700
     own.rmdir()
     system.parent.unlink()
     system.parent.mkdir()
     assert pool_paths.pool_dir({}, "abc") == f"{system}/abc"
-    assert pool_paths.runtime_root({}) == str(system)
+    assert pool_paths.ensure_runtime_root({}) == str(system)
 
 
 def test_runtime_directory_that_others_can_enter_is_refused_unless_a_variable_names_it(
@@ -272,9 +272,9 @@ def test_runtime_directory_that_others_can_enter_is_refused_unless_a_variable_na
     system = roots[0]
     system.mkdir(mode=0o755, parents=True)
     mode = (f"{system} can be entered by others (mode 0755)", 7, f"chmod 700 {system}")
-    assert refusal(lambda: pool_paths.runtime_root({})) == mode
+    assert refusal(lambda: pool_paths.ensure_runtime_root({})) == mode
     named = {"POOLCTL_RUNTIME_DIR": str(system)}
-    assert pool_paths.runtime_root(named) == str(system)
+    assert pool_paths.ensure_runtime_root(named) == str(system)
     made = system / "abc"
     made.mkdir(mode=0o700)
     (made / "control.sock").touch()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from poolctl.control.server_answers import (
-    CommandOverrides,
     HealthReport,
+    LiveOverrides,
     RouteToServer,
     ServerStats,
     StatsHistory,
@@ -35,8 +35,8 @@ def test_health_has_a_latency_in_each_depth_that_shows_figures(
 
 
 def test_live_changes_are_those_that_were_made() -> None:
-    assert to_json(CommandOverrides()) == {}
-    assert to_json(CommandOverrides(workers=0, disabled=False)) == {"workers": 0, "disabled": False}
+    assert to_json(LiveOverrides()) == {}
+    assert to_json(LiveOverrides(workers=0, disabled=False)) == {"workers": 0, "disabled": False}
 
 
 def test_errors_per_second_are_there_on_request_only() -> None:

@@ -67,7 +67,7 @@ class OrderedCore:
         goal = Goal(self.core, kind, entries)
         for entry in entries:
             order(entry)
-        await goal.wait(None)
+        await goal.wait_until_settled(None)
         return [problem for entry in entries if (problem := goal.problem(entry)) is not None]
 
     def _selected(self, names: tuple[str, ...]) -> list[Entry]:

@@ -53,7 +53,7 @@ class SteppedRunner(ScriptedRunner):
         self.hooks: list[asyncio.Task[None]] = []
         self.watched: dict[str, str] = {}  # the names of servers by the keys of their listeners
 
-    async def _step(self, kind: str, what: str) -> bool:
+    async def _exchange_for_subdirectory(self, kind: str, what: str) -> bool:
         step = Step(kind, what, asyncio.get_running_loop().create_future())
         self.steps.append(step)
         try:
@@ -63,24 +63,24 @@ class SteppedRunner(ScriptedRunner):
 
     async def open(self, server: ServerConfig) -> tuple[str, ...]:
         assert server.key not in self.opened, "it is open already"
-        if not await self._step("open", server.key):
+        if not await self._exchange_for_subdirectory("open", server.key):
             raise ServerError("port is in use", hint="choose another")
         self.opened.add(server.key)
         return (server.key,)
 
     async def close(self, key: str) -> None:
         assert key in self.opened, "it is not open"
-        await self._step("close", key)
+        await self._exchange_for_subdirectory("close", key)
         self.opened.discard(key)
 
     async def check_startable(self, server: ServerConfig) -> None:
-        if not await self._step("check", server.name):
+        if not await self._exchange_for_subdirectory("check", server.name):
             raise WorkerFailed("no worker can be forked")
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         assert server.key in self.opened, "a worker needs its listener"
         assert server.name not in self.armed, "a worker and what watches its listener are not to compete"
-        if not await self._step("place", f"{server.name}.{generation}.{index}"):
+        if not await self._exchange_for_subdirectory("place", f"{server.name}.{generation}.{index}"):
             raise ServerError("no worker can be forked")
         placement = Placement.of(server.name, generation, index, where="nowhere", pid=1000 + generation)
         assert placement.id not in self.running, "an id is not used twice"
@@ -91,7 +91,7 @@ class SteppedRunner(ScriptedRunner):
         ended = self.running.get(placement.id)
         if ended is None:
             raise WorkerFailed("has ended")
-        step = asyncio.ensure_future(self._step("ready", placement.id))
+        step = asyncio.ensure_future(self._exchange_for_subdirectory("ready", placement.id))
         try:
             await asyncio.wait({step, ended}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -99,20 +99,20 @@ class SteppedRunner(ScriptedRunner):
         if ended.done():
             raise WorkerFailed(f"{ended.result().message} before it was ready", exit=ended.result())
         if not step.result():
-            self.end(placement.id, Exit.from_status(3))
-            raise WorkerFailed("exited with status 3 before it was ready", exit=Exit.from_status(3))
+            self.end(placement.id, Exit.from_returncode(3))
+            raise WorkerFailed("exited with status 3 before it was ready", exit=Exit.from_returncode(3))
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         if placement.id in self.running:
-            await self._step("drain", placement.id)
+            await self._exchange_for_subdirectory("drain", placement.id)
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         ended = self.running.get(placement.id)
         if ended is None:
-            return Exit.from_status(0)
+            return Exit.from_returncode(0)
         if timeout_seconds:
-            await self._step("stop", placement.id)
-        self.end(placement.id, Exit.from_status(0))
+            await self._exchange_for_subdirectory("stop", placement.id)
+        self.end(placement.id, Exit.from_returncode(0))
         return ended.result()
 
     @property
@@ -123,19 +123,19 @@ class SteppedRunner(ScriptedRunner):
         name = f"{server.name}.{hook}"
         assert not any(each.startswith(f"{server.name}.") for each in self.running), "a hook runs alone"
         assert getattr(server.hooks, hook, None), "it is not in the configuration any more"
-        if not await self._step("hook", name):
+        if not await self._exchange_for_subdirectory("hook", name):
             raise ServerError("no process can be made")
         self.running[name] = asyncio.get_running_loop().create_future()
         self.hooks.append(asyncio.ensure_future(self._hook(name, self.running[name])))
         return Placement(name, server.name, 0, 0, "nowhere")
 
     async def _hook(self, name: str, ended: asyncio.Future[Exit]) -> None:
-        step = asyncio.ensure_future(self._step("run", name))
+        step = asyncio.ensure_future(self._exchange_for_subdirectory("run", name))
         await asyncio.wait({step, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not step.done():
             step.cancel()
             return
-        self.end(name, Exit.from_status(0 if step.result() else 3))
+        self.end(name, Exit.from_returncode(0 if step.result() else 3))
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         assert server.name not in self.armed, "it is watched already"

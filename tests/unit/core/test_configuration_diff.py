@@ -25,7 +25,7 @@ from poolctl.core.configuration_diff import (
     key_list_text,
     planned_changes,
     read_certificate_expiry,
-    read_file_digests,
+    read_digests_by_key,
 )
 from poolctl.core.decide import Overrides
 from tests.certificates import certificate
@@ -241,7 +241,7 @@ def test_digests_are_of_the_files_that_the_server_names(tmp_path: Path) -> None:
         path.write_text("A=1")
 
     def found(**keys: Any) -> dict[str, str]:
-        return read_file_digests(ServerConfig(name="a", bind="127.0.0.1:8081", app="a:app", **keys))
+        return read_digests_by_key(ServerConfig(name="a", bind="127.0.0.1:8081", app="a:app", **keys))
 
     assert found(env_file=[]) == {}
     tls = {"cert": str(cert), "key": str(key)}

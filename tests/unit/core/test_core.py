@@ -13,7 +13,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.address import Address
 from poolctl.core.core import Core, Goal, RunnerEventForwarder
-from poolctl.core.decide import Action, DecisionTrace, Desired, Overrides, Phase, View
+from poolctl.core.decide import Action, DecisionTrace, Desired, Overrides, View, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.core.servers import BATCH, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
@@ -89,7 +89,7 @@ def test_a_supervisor_counts_the_restart_whose_replacement_it_finds_ready() -> N
         pool = OrderedCore(web())
         entry = pool.core.entries["web"]
         entry.order_restart()
-        pool.core.adopt_worker(entry, Worker("web.2.0", 2, 0, entry.config, Phase.READY, ready_at=1.0))
+        pool.core.adopt_worker(entry, Worker("web.2.0", 2, 0, entry.config, WorkerPhase.READY, ready_at=1.0))
         assert (entry.observed.restarts, entry.desired.restarting) == (1, 0)
 
     run(scenario())
@@ -109,7 +109,7 @@ def test_a_removed_server_finishes_what_it_has_and_is_forgotten_with_its_edges()
     async def scenario() -> None:
         pool = OrderedCore(web("db"), web("api", depends_on=["db"]), web("other"))
         await pool.start()
-        pool.core.remove(pool.core.entries["api"])
+        pool.core.schedule_removal(pool.core.entries["api"])
         await turns()
         assert [line for line in pool.runner.log if "api" in line][-2:] == [
             "drain api.1.0",
@@ -138,7 +138,7 @@ def test_server_that_is_added_again_while_it_leaves_runs_next_to_the_leaving_one
         pool = OrderedCore(web())
         await pool.start()
         pool.runner.may_end.clear()
-        pool.core.remove(pool.core.entries["web"])
+        pool.core.schedule_removal(pool.core.entries["web"])
         await turns()
         pool.core.start(pool.core.add(web(tags=["again"])))
         await turns()
@@ -240,7 +240,7 @@ def test_servers_are_started_in_the_order_of_the_file_right_after_a_boot_that_fo
         names = [f"s{number}" for number in range(20)]
         pool = OrderedCore(*(web(name, bind=f"127.0.0.1:{8100 + place}") for place, name in enumerate(names)))
         for entry in pool.core.entries.values():
-            pool.core.resume(entry)
+            pool.core.resume_adopted_server(entry)
         await turns(1)
         await pool.start()
         assert [line for line in pool.runner.log if line.startswith("place")] == [
@@ -260,13 +260,13 @@ def test_adopted_server_continues_with_the_generation_that_serves() -> None:
             generation = 2 if leaving is None else 1
             restore(entry, {"desired": "run", "generation": generation, "newest": 2})
             await pool.runner.open(entry.config)
-            for generation, phase in ((leaving, Phase.DRAINING), (staying, Phase.READY)):
+            for generation, phase in ((leaving, WorkerPhase.DRAINING), (staying, WorkerPhase.READY)):
                 if generation is not None:
                     placement = await pool.runner.place(entry.config, generation, 0)
                     worker = Worker(placement.id, generation, 0, entry.config, phase, placement, 1.0)
                     pool.core.adopt_worker(entry, worker)
             pool.core.adopt_listener(entry, entry.config)
-            pool.core.resume(entry)
+            pool.core.resume_adopted_server(entry)
             await turns(40)
             assert set(pool.runner.running) == {f"web.{expected}.0"}
             assert pool.states() == {"web": "running"}
@@ -609,11 +609,11 @@ def test_one_that_has_had_enough_by_itself_sleeps_and_one_that_is_needed_does_no
         )
         await pool.start()
         await woken(pool, "web")
-        pool.runner.end("web.1.0", Exit.from_status(0))
+        pool.runner.end("web.1.0", Exit.from_returncode(0))
         await turns()
         assert pool.states()["web"] == "sleeping"
         await woken(pool, "web")
-        pool.runner.end("db.1.0", Exit.from_status(0))
+        pool.runner.end("db.1.0", Exit.from_returncode(0))
         await turns()
         assert pool.states()["db"] == "stopped"
 
@@ -960,7 +960,7 @@ def test_workers_whose_lifetime_is_over_are_replaced_without_counting_a_restart(
     run(scenario())
 
 
-@pytest.mark.parametrize(("order", "seconds"), [("drain_and_replace", "10"), ("kill", "0")])
+@pytest.mark.parametrize(("order", "seconds"), [("drain_then_replace", "10"), ("kill", "0")])
 def test_one_worker_is_ended_and_then_replaced(order: str, seconds: str) -> None:
     async def scenario() -> None:
         pool = OrderedCore(web(workers=2, restart="always"))
@@ -971,7 +971,7 @@ def test_one_worker_is_ended_and_then_replaced(order: str, seconds: str) -> None
         await turns()
         assert f"stop web.1.1 {seconds}" in pool.runner.log
         assert "web.1.0" in pool.runner.running
-        if order == "drain_and_replace":
+        if order == "drain_then_replace":
             assert len(pool.runner.running) == 2
             assert any(line.startswith("place") for line in pool.runner.log)
 
@@ -1101,14 +1101,14 @@ def test_canary_of_a_previous_supervisor_is_adopted_as_lost_and_withdrawn() -> N
         pool = OrderedCore(web(), web("other"))
         for name in ("web", "other"):
             entry = pool.core.entries[name]
-            pool.core.set_desired_running(entry)
+            pool.core.mark_found_running(entry)
             pool.core.adopt_listener(entry, entry.config, [entry.config.key])
         entry = pool.core.entries["web"]
         apart = web(bind="127.0.0.1:9999")
         pool.runner.opened |= {entry.config.key, apart.key}
         for generation, config in ((1, entry.config), (2, apart)):
             placement = await pool.runner.place(config, generation, 0)
-            found = Worker(placement.id, generation, 0, config, Phase.READY, placement)
+            found = Worker(placement.id, generation, 0, config, WorkerPhase.READY, placement)
             pool.core.adopt_worker(entry, found)
         canary = entry.desired.canary
         assert canary is not None
@@ -1144,11 +1144,11 @@ def test_address_is_held_by_another_server_that_runs_and_not_by_one_that_stops()
         await pool.start()
         old = pool.core.entries["old"]
         new = pool.core.add(web("new", bind=":9100"))
-        assert pool.core.address_holder(new) is old
-        assert pool.core.address_holder(old) is None
+        assert pool.core.lasting_address_holder(new) is old
+        assert pool.core.lasting_address_holder(old) is None
         pool.runner.may_end.clear()
         pool.core.stop(old)
-        assert pool.core.address_holder(new) is None
+        assert pool.core.lasting_address_holder(new) is None
         pool.core.start(new)
         await turns()
         assert set(pool.runner.running) == {"old.1.0"}, "the new server waits for the address"
@@ -1165,7 +1165,7 @@ def test_question_about_an_address_makes_no_server_wait_for_one_that_runs() -> N
         await pool.start()
         new = pool.core.add(web("new", bind=":9100"))
         await turns()
-        assert pool.core.address_holder(new) is pool.core.entries["old"]
+        assert pool.core.lasting_address_holder(new) is pool.core.entries["old"]
         other = pool.core.add(web("other", bind="127.0.0.1:9100"))
         pool.core.start(other)
         await turns(40)
@@ -1289,7 +1289,7 @@ def test_disabled_server_stops_until_it_is_enabled_even_if_the_files_disable_it(
         pool = OrderedCore(web(disabled=configured))
         entry = pool.core.entries["web"]
         pool.core.replace_overrides(entry, Overrides(out=True))
-        pool.core.enable(entry)
+        pool.core.enable_and_start(entry)
         await turns()
         assert (pool.states(), entry.out_of_rotation) == (
             {"web": "running" if configured else "stopped"},
@@ -1309,7 +1309,7 @@ def test_disabled_server_stops_until_it_is_enabled_even_if_the_files_disable_it(
         await turns()
         assert pool.states() == {"web": "disabled"}
         await pool.stop()
-        pool.core.enable(entry)
+        pool.core.enable_and_start(entry)
         await turns()
         assert pool.states() == {"web": "running"}
 
@@ -1322,7 +1322,7 @@ def test_certificates_are_renewed_in_every_worker_that_stays() -> None:
         await pool.start()
         entry = pool.core.entries["web"]
         leaving = worker_of(entry, "web.1.1")
-        leaving.phase = Phase.STOPPING
+        leaving.phase = WorkerPhase.STOPPING
         worker_of(entry, "web.1.0").passed_over = 5.0
         pool.core.take_changed()
         await pool.core.renew_tls(entry)
@@ -1354,7 +1354,7 @@ def test_server_that_was_found_running_is_wanted_unless_a_command_has_stopped_it
             (Desired.REMOVED, Desired.REMOVED),
         ):
             entry.desired.state = before
-            pool.core.set_desired_running(entry)
+            pool.core.mark_found_running(entry)
             assert entry.desired.state is after
 
     run(scenario())
@@ -1372,7 +1372,7 @@ def test_adopted_worker_determines_the_serving_generation_only_without_a_record(
         pool.core.adopt_listener(entry, entry.config, [entry.config.key])
         pool.runner.opened.add(entry.config.key)
         assert pool.core.endpoints(entry.config) == (entry.config.key,)
-        for number, phase in ((3, Phase.READY), (4, Phase.DRAINING)):
+        for number, phase in ((3, WorkerPhase.READY), (4, WorkerPhase.DRAINING)):
             placement = await pool.runner.place(entry.config, number, 0)
             worker = Worker(placement.id, number, 0, entry.config, phase, placement)
             pool.core.adopt_worker(entry, worker, recorded=recorded)
@@ -1389,7 +1389,7 @@ def test_adopted_run_of_a_schedule_that_was_not_recorded_began_now() -> None:
         entry = pool.core.entries["job"]
         entry.desired.state = Desired.SCHEDULED
         placement = await pool.runner.place(job, 1, 0)
-        pool.core.adopt_worker(entry, Worker(placement.id, 1, 0, job, Phase.STARTING, placement))
+        pool.core.adopt_worker(entry, Worker(placement.id, 1, 0, job, WorkerPhase.STARTING, placement))
         assert (entry.desired.state, entry.schedule.run_since) == (Desired.RUN, pool.clock.time())
 
     run(scenario())
@@ -1407,10 +1407,10 @@ def test_resumed_server_continues_with_the_newest_generation_that_stays(
         entry = pool.core.entries["web"]
         entry.desired.state = Desired.RUN
         for generation, what in generations.items():
-            phase = Phase.READY if what == "ready" else Phase.DRAINING
+            phase = WorkerPhase.READY if what == "ready" else WorkerPhase.DRAINING
             worker = Worker(f"web.{generation}.0", generation, 0, entry.config, phase)
             entry.observed.workers[worker.id] = worker
-        pool.core.resume(entry)
+        pool.core.resume_adopted_server(entry)
         assert entry.desired.generation == serving
 
     run(scenario())
@@ -1421,7 +1421,7 @@ def test_resumed_server_whose_schedule_was_taken_out_runs() -> None:
         pool = OrderedCore(web())
         entry = pool.core.entries["web"]
         entry.desired.state = Desired.SCHEDULED
-        pool.core.resume(entry)
+        pool.core.resume_adopted_server(entry)
         await turns()
         assert pool.states() == {"web": "running"}
 
@@ -1433,8 +1433,8 @@ def test_calm_core_starts_nothing_until_a_command_selects_it() -> None:
         pool = OrderedCore(web(), web("other"))
         pool.core.calm = True
         for entry in pool.core.entries.values():
-            pool.core.set_desired_running(entry)
-            pool.core.resume(entry)
+            pool.core.mark_found_running(entry)
+            pool.core.resume_adopted_server(entry)
         await turns()
         assert pool.runner.log == []
         with caused_by("start"):
@@ -1450,7 +1450,7 @@ def test_server_that_ends_by_itself_before_it_is_ready_ends_the_wait_for_it() ->
         pool = OrderedCore(web(), web="never")
         starting = pool.begin(pool.start())
         await turns()
-        pool.runner.end("web.1.0", Exit.from_status(0))
+        pool.runner.end("web.1.0", Exit.from_returncode(0))
         (problem,) = await starting
         assert "exited with status 0" in problem.message
 
@@ -1514,7 +1514,7 @@ def test_resumed_job_with_a_schedule_keeps_its_state(desired: Desired) -> None:
         pool = OrderedCore(ServerConfig(name="job", job=True, command=["true"], every="0 3 * * *"))
         entry = pool.core.entries["job"]
         entry.desired.state = desired
-        pool.core.resume(entry)
+        pool.core.resume_adopted_server(entry)
         assert entry.desired.state is desired
         if desired is Desired.SCHEDULED:
             assert entry.schedule.next_run is not None
@@ -1526,20 +1526,20 @@ def test_resumed_server_that_was_stopped_stays_so() -> None:
     pool = OrderedCore(web())
     entry = pool.core.entries["web"]
     entry.desired.state = Desired.STOPPED
-    pool.core.resume(entry)
+    pool.core.resume_adopted_server(entry)
     assert entry.desired.state is Desired.STOPPED
 
 
 @pytest.mark.parametrize(
     ("bind", "generation", "phase"),
     [
-        (":9999", 1, Phase.READY),
-        ("", 2, Phase.READY),
-        (":9999", 2, Phase.DRAINING),
+        (":9999", 1, WorkerPhase.READY),
+        ("", 2, WorkerPhase.READY),
+        (":9999", 2, WorkerPhase.DRAINING),
     ],
 )
 def test_worker_of_the_server_itself_is_not_adopted_as_a_canary(
-    bind: str, generation: int, phase: Phase
+    bind: str, generation: int, phase: WorkerPhase
 ) -> None:
     async def scenario() -> None:
         pool = OrderedCore(web())
@@ -1611,7 +1611,9 @@ def test_worker_of_a_recorded_canary_with_a_share_is_adopted_as_one_although_the
         apart = web(bind="127.0.0.1:9999")
         pool.runner.opened |= {entry.config.key, apart.key}
         placement = await pool.runner.place(apart, generation, 0)
-        pool.core.adopt_worker(entry, Worker(placement.id, generation, 0, apart, Phase.READY, placement))
+        pool.core.adopt_worker(
+            entry, Worker(placement.id, generation, 0, apart, WorkerPhase.READY, placement)
+        )
         canary = entry.desired.canary
         assert (canary is not None) is adopted
         if canary is not None:
@@ -1643,7 +1645,7 @@ def test_server_that_is_not_ready_at_the_timeout_is_missing_and_reported_with_it
             pool.core.start(entry)
         await turns()
         observers = set(pool.core.observers)
-        await goal.wait(0.001)
+        await goal.wait_until_settled(0.001)
         assert (goal.missing, pool.core.observers) == ([entries[0]], observers)
         problem = goal.problem(entries[0])
         assert problem is not None
@@ -1656,7 +1658,7 @@ def test_server_whose_dependency_has_ended_by_itself_names_it_and_the_fix() -> N
     async def scenario() -> None:
         pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
         await pool.start("db")
-        pool.runner.end("db.1.0", Exit.from_status(0))
+        pool.runner.end("db.1.0", Exit.from_returncode(0))
         await turns()
         assert pool.core.entries["db"].completed
         api = pool.core.entries["api"]
@@ -1674,7 +1676,7 @@ def test_certificate_in_use_is_known_of_an_adopted_worker_until_it_expires() -> 
         entry.observed.certificate_ends = used_until
         pool.runner.opened.add(entry.config.key)
         placement = await pool.runner.place(entry.config, 1, 0)
-        found = Worker(placement.id, 1, 0, entry.config, Phase.READY, placement)
+        found = Worker(placement.id, 1, 0, entry.config, WorkerPhase.READY, placement)
         pool.core.adopt_worker(entry, found)
         assert (found.certificate_ends, found.passed_over) == (expected, None)
 
@@ -1747,19 +1749,19 @@ CHANGES: dict[str, Callable[[Core, Entry], Any]] = {
     "abandon start": lambda core, entry: core.abandon_start(entry),
     "restart": lambda core, entry: core.restart(entry),
     "renew": lambda core, entry: core.replace_workers_of_generation(entry, 1),
-    "drain and replace": lambda core, entry: core.drain_and_replace(entry, worker_of(entry, "web.1.0")),
+    "drain and replace": lambda core, entry: core.drain_then_replace(entry, worker_of(entry, "web.1.0")),
     "kill": lambda core, entry: core.kill(entry, worker_of(entry, "web.1.0")),
     "begin recovery": lambda core, entry: core.note_recovery_begun(entry, {}, {}, counts=False),
     "end recovery": lambda core, entry: core.note_recovery_ended(entry),
     "stuck": lambda core, entry: core.mark_stuck(entry, worker_of(entry, "web.1.0"), True),
     "idle": lambda core, entry: core.set_idle(entry, "web.1.0", True),
     "canary": lambda core, entry: core.begin_canary(entry, entry.config, 1),
-    "remove": lambda core, entry: core.remove(entry),
+    "remove": lambda core, entry: core.schedule_removal(entry),
     "change": lambda core, entry: core.change(entry, web(tags=["new"]), live=True),
     "override": lambda core, entry: core.replace_overrides(entry),
     "scale": lambda core, entry: core.set_automatic_workers(entry, 2),
-    "expect running": lambda core, entry: core.set_desired_running(entry),
-    "resume": lambda core, entry: core.resume(entry),
+    "expect running": lambda core, entry: core.mark_found_running(entry),
+    "resume": lambda core, entry: core.resume_adopted_server(entry),
 }
 
 
@@ -1837,7 +1839,7 @@ def test_order_to_run_a_job_with_a_schedule_is_complete_when_the_run_has_ended()
         await turns()
         (name,) = pool.runner.running
         assert not running.done()
-        pool.runner.end(name, Exit.from_status(0))
+        pool.runner.end(name, Exit.from_returncode(0))
         assert await running == []
 
     run(scenario())
@@ -1881,10 +1883,12 @@ def test_adopted_worker_of_a_removed_server_ends_and_the_server_is_forgotten() -
         restore(entry, {"desired": "removed"})
         await pool.runner.open(entry.config)
         placement = await pool.runner.place(entry.config, 1, 0)
-        pool.core.adopt_worker(entry, Worker(placement.id, 1, 0, entry.config, Phase.READY, placement, 1.0))
+        pool.core.adopt_worker(
+            entry, Worker(placement.id, 1, 0, entry.config, WorkerPhase.READY, placement, 1.0)
+        )
         assert pool.core.servers.removed == {"web": entry}
         pool.core.adopt_listener(entry, entry.config)
-        pool.core.resume(entry)
+        pool.core.resume_adopted_server(entry)
         await turns(40)
         assert (pool.core.entries, pool.runner.running, pool.runner.opened) == ({}, {}, set())
 
@@ -1899,12 +1903,12 @@ def test_hook_of_a_previous_supervisor_is_followed_to_its_end() -> None:
         placement = Placement.of("hook", 1, 0, where="nowhere", pid=7)
         pool.runner.running[placement.id] = asyncio.get_running_loop().create_future()
         pool.core.adopt_hook(entry, "before_start", placement)
-        pool.core.resume(entry)
+        pool.core.resume_adopted_server(entry)
         await turns()
         assert entry.hooks.running is not None
         assert (entry.hooks.running.name, entry.hooks.running.placement) == ("before_start", placement)
         assert pool.states() == {"web": "starting"}
-        pool.runner.end(placement.id, Exit.from_status(0))
+        pool.runner.end(placement.id, Exit.from_returncode(0))
         await turns(40)
         assert (entry.hooks.running, pool.states()) == (None, {"web": "running"})
 
@@ -1939,7 +1943,7 @@ def test_trace_has_the_decisions_and_what_a_calm_core_withholds() -> None:
         await turns()
         assert ("web", ["Open"], False) in trace.decisions[1:]
         assert trace.decisions[-1] == ("web", [], False)
-        pool.core.remove(entry)
+        pool.core.schedule_removal(entry)
         await turns(40)
         assert trace.forgotten == ["web"]
 

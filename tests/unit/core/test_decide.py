@@ -30,13 +30,13 @@ from poolctl.core.decide import (
     FallAsleep,
     ListenerState,
     Open,
-    Phase,
     Rotate,
     RunHook,
     Spawn,
     StepAfterExit,
     Stop,
     View,
+    WorkerPhase,
     WorkerView,
     decide,
     judge_exit,
@@ -48,7 +48,7 @@ from poolctl.states import State
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 
 
-def worker(generation: int = 1, index: int = 0, phase: Phase = Phase.READY) -> WorkerView:
+def worker(generation: int = 1, index: int = 0, phase: WorkerPhase = WorkerPhase.READY) -> WorkerView:
     return WorkerView(f"w.{generation}.{index}", generation, index, phase)
 
 
@@ -65,28 +65,28 @@ EXAMPLES = {
     "waits for the listener": (view(listener=ListenerState.OPENING), []),
     "spawns what is missing": (view(worker(index=1), count=3), [Spawn(1, 0), Spawn(1, 2)]),
     "does nothing when all is there": (view(worker(), worker(index=1), count=2), []),
-    "waits for a worker that starts": (view(worker(phase=Phase.STARTING)), []),
+    "waits for a worker that starts": (view(worker(phase=WorkerPhase.STARTING)), []),
     "waits for its dependencies with all": (view(may_start=False, listener=ListenerState.CLOSED), []),
     "spawns the replacement first": (view(worker(), generation=2), [Spawn(2, 0)]),
     "keeps the old one until the new one is ready": (
-        view(worker(), worker(2, phase=Phase.STARTING), generation=2), [],
+        view(worker(), worker(2, phase=WorkerPhase.STARTING), generation=2), [],
     ),
     "drains the old one when the new one is ready": (view(worker(), worker(2), generation=2), [Drain("w.1.0")]),
     "drains the old ones when all new ones are ready": (
-        view(worker(), worker(1, 1), worker(2), worker(2, 1, Phase.STARTING), generation=2, count=2), [],
+        view(worker(), worker(1, 1), worker(2), worker(2, 1, WorkerPhase.STARTING), generation=2, count=2), [],
     ),
     "stops an old one that was never ready": (
-        view(worker(phase=Phase.STARTING), worker(2), generation=2), [Stop("w.1.0")],
+        view(worker(phase=WorkerPhase.STARTING), worker(2), generation=2), [Stop("w.1.0")],
     ),
     "stops a superseded one that was never ready": (
-        view(worker(), worker(2, phase=Phase.STARTING), worker(3, phase=Phase.STARTING), generation=3),
+        view(worker(), worker(2, phase=WorkerPhase.STARTING), worker(3, phase=WorkerPhase.STARTING), generation=3),
         [Stop("w.2.0")],
     ),
     "leaves a superseded one that serves": (
-        view(worker(), worker(2), worker(3, phase=Phase.STARTING), generation=3), [],
+        view(worker(), worker(2), worker(3, phase=WorkerPhase.STARTING), generation=3), [],
     ),
     "does not interrupt a job that is run again": (
-        view(worker(phase=Phase.STARTING), generation=2, job=True), [Spawn(2, 0)],
+        view(worker(phase=WorkerPhase.STARTING), generation=2, job=True), [Spawn(2, 0)],
     ),
     "runs the hook of a start before it opens": (
         view(listener=ListenerState.CLOSED, before_start_due=True), [RunHook("before_start")],
@@ -99,7 +99,7 @@ EXAMPLES = {
         view(before_start_due=True, sleepy=True), [RunHook("before_start")],
     ),
     "lets a stop end before the next start begins": (
-        view(worker(phase=Phase.STOPPING), before_start_due=True, after_stop_due=True), [],
+        view(worker(phase=WorkerPhase.STOPPING), before_start_due=True, after_stop_due=True), [],
     ),
     "runs the hook of that stop first": (
         view(before_start_due=True, after_stop_due=True), [RunHook("after_stop")],
@@ -125,7 +125,7 @@ EXAMPLES = {
     ),
     "starts no other canary for one that has failed": (view(worker(), canary=2), []),
     "drains a canary that was withdrawn": (view(worker(), worker(2)), [Drain("w.2.0")]),
-    "does not repeat itself": (view(worker(phase=Phase.DRAINING), worker(2), generation=2), []),
+    "does not repeat itself": (view(worker(phase=WorkerPhase.DRAINING), worker(2), generation=2), []),
     "ends the old one first without overlap": (view(worker(), generation=2, overlap=False), [Stop("w.1.0")]),
     "sees first whether the new one can be started without overlap": (
         view(worker(), generation=2, overlap=False, feasible=False), [Check()],
@@ -134,16 +134,16 @@ EXAMPLES = {
         view(worker(), generation=2, overlap=False, feasible=False, checking=True), [],
     ),
     "ends one that does not serve without that": (
-        view(worker(phase=Phase.STARTING), generation=2, overlap=False, feasible=False), [Stop("w.1.0")],
+        view(worker(phase=WorkerPhase.STARTING), generation=2, overlap=False, feasible=False), [Stop("w.1.0")],
     ),
     "waits for the old one without overlap": (
-        view(worker(phase=Phase.STOPPING), generation=2, overlap=False), [],
+        view(worker(phase=WorkerPhase.STOPPING), generation=2, overlap=False), [],
     ),
     "stops what is not wanted": (view(worker(), desired=Desired.STOPPED), [Stop("w.1.0")]),
-    "stops what drains, too": (view(worker(phase=Phase.DRAINING), desired=Desired.STOPPED), [Stop("w.1.0")]),
+    "stops what drains, too": (view(worker(phase=WorkerPhase.DRAINING), desired=Desired.STOPPED), [Stop("w.1.0")]),
     "waits for those that depend on it": (view(worker(), desired=Desired.STOPPED, may_stop=False), []),
     "closes after the last worker": (view(desired=Desired.STOPPED), [Close()]),
-    "does not close before": (view(worker(phase=Phase.STOPPING), desired=Desired.STOPPED), []),
+    "does not close before": (view(worker(phase=WorkerPhase.STOPPING), desired=Desired.STOPPED), []),
     "rests": (view(desired=Desired.STOPPED, listener=ListenerState.CLOSED), []),
     "closes what has failed": (view(desired=Desired.FAILED), [Close()]),
     "closes what is done": (view(desired=Desired.COMPLETED), [Close()]),
@@ -173,17 +173,17 @@ EXAMPLES = {
     "closes what a window keeps asleep": (view(sleepy=True, armed=True, window_demand=ASLEEP), [Disarm(), Close()]),
     "drains a worker whose listener is to be vacated": (view(worker(), vacates=True), [Drain("w.1.0")]),
     "closes a listener that is to be vacated before its worker has drained": (
-        view(worker(phase=Phase.DRAINING), vacates=True), [Close()],
+        view(worker(phase=WorkerPhase.DRAINING), vacates=True), [Close()],
     ),
     "drains what is removed": (view(worker(), desired=Desired.REMOVED), [Drain("w.1.0")]),
     "stops what is removed before it is ready": (
-        view(worker(phase=Phase.STARTING), desired=Desired.REMOVED), [Stop("w.1.0")],
+        view(worker(phase=WorkerPhase.STARTING), desired=Desired.REMOVED), [Stop("w.1.0")],
     ),
     "keeps what is removed until its dependents have ended": (
         view(worker(), desired=Desired.REMOVED, may_stop=False), [],
     ),
     "takes a ready worker out of rotation": (
-        view(worker(), worker(index=1, phase=Phase.STARTING), count=2, out=True), [Rotate("w.1.0", False)],
+        view(worker(), worker(index=1, phase=WorkerPhase.STARTING), count=2, out=True), [Rotate("w.1.0", False)],
     ),
     "puts a worker back into rotation": (view(replace(worker(), out=True)), [Rotate("w.1.0", True)]),
     "leaves a worker in rotation": (view(worker()), []),
@@ -223,7 +223,7 @@ def test_decision_on_a_view_is_the_expected_one(facts: View, actions: list[Any])
     assert decide(facts) == actions
 
 
-def entry(*phases: Phase, desired: Desired = Desired.RUN, **keys: Any) -> Entry:
+def entry(*phases: WorkerPhase, desired: Desired = Desired.RUN, **keys: Any) -> Entry:
     config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:8001", "app": "any:app"} | keys)
     made = Entry(config, DesiredState(desired), listener=ServerListener(ListenerState.OPEN))
     for index, phase in enumerate(phases):
@@ -232,7 +232,12 @@ def entry(*phases: Phase, desired: Desired = Desired.RUN, **keys: Any) -> Entry:
 
 
 def test_state_follows_from_the_desired_state_and_the_workers() -> None:
-    ready, starting, stopping, draining = Phase.READY, Phase.STARTING, Phase.STOPPING, Phase.DRAINING
+    ready, starting, stopping, draining = (
+        WorkerPhase.READY,
+        WorkerPhase.STARTING,
+        WorkerPhase.STOPPING,
+        WorkerPhase.DRAINING,
+    )
     for found, state in [
         (entry(ready), State.RUNNING),
         (entry(starting), State.STARTING),
@@ -252,8 +257,8 @@ def test_state_follows_from_the_desired_state_and_the_workers() -> None:
 
 def test_ready_is_a_server_that_answers_and_a_job_that_has_completed() -> None:
     job = Entry(ServerConfig(name="job", command=["migrate"], job=True), DesiredState(Desired.COMPLETED))
-    assert entry(Phase.READY).ready
-    assert not entry(Phase.STARTING).ready
+    assert entry(WorkerPhase.READY).ready
+    assert not entry(WorkerPhase.STARTING).ready
     assert (job.ready, job.state) == (True, State.COMPLETED.value)
     job.set_desired(Desired.STOPPED)
     assert (job.ready, job.state) == (False, State.STOPPED.value)
@@ -261,14 +266,14 @@ def test_ready_is_a_server_that_answers_and_a_job_that_has_completed() -> None:
 
 
 def test_workers_of_a_canary_with_its_own_address_do_not_accept_for_those_of_the_server() -> None:
-    own = WorkerView("w.1.0", 1, 0, Phase.READY, resting=True, ko=True)
-    canary = WorkerView("w.2.0", 2, 0, Phase.READY, resting=True)
+    own = WorkerView("w.1.0", 1, 0, WorkerPhase.READY, resting=True, ko=True)
+    canary = WorkerView("w.2.0", 2, 0, WorkerPhase.READY, resting=True)
     facts = {"canary": 2, "canaries": 1}
     assert decide(view(own, canary, **facts)) == [Accept("w.2.0", True)]
     assert decide(view(own, canary, apart=True, **facts)) == [Accept("w.1.0", True), Accept("w.2.0", True)]
 
 
-GOOD, BAD = Exit.from_status(0), Exit.from_status(1)
+GOOD, BAD = Exit.from_returncode(0), Exit.from_returncode(1)
 KILLED, TERMINATED = Exit.from_signal(9), Exit.from_signal(15)
 
 
@@ -409,8 +414,8 @@ def test_server_that_is_added_again_is_traced_from_the_beginning(caplog: pytest.
     assert len(set(caplog.messages)) == 1
 
 
-STARTING = (WorkerView("web.1.0", 1, 0, Phase.STARTING),)
-STOPPING = (WorkerView("web.1.0", 1, 0, Phase.STOPPING),)
+STARTING = (WorkerView("web.1.0", 1, 0, WorkerPhase.STARTING),)
+STOPPING = (WorkerView("web.1.0", 1, 0, WorkerPhase.STOPPING),)
 OPEN = {"listener": ListenerState.OPEN}
 REASONS: list[tuple[View, str]] = [
     (View(Desired.STOPPED, 1), "it is stopped"),

@@ -28,13 +28,13 @@ from poolctl.core.decide import (
     ListenerState,
     Open,
     Overrides,
-    Phase,
     Release,
     Rotate,
     RunHook,
     Spawn,
     Stop,
     View,
+    WorkerPhase,
     WorkerView,
     decide,
 )
@@ -48,7 +48,7 @@ from poolctl.core.server_entry import (
     Worker,
 )
 from poolctl.states import State
-from poolctl.time_windows import Period
+from poolctl.time_windows import WindowState
 from tests.examples import examples
 
 MOST_WORKERS = 3
@@ -81,9 +81,9 @@ def applied(view: View, actions: list[Action]) -> View:
             case FallAsleep():
                 facts = {"called": False, "generation": view.generation + 100}
                 for worker in view.staying:
-                    assert worker.phase is Phase.READY
+                    assert worker.phase is WorkerPhase.READY
                     assert worker.idle
-                    workers[worker.id] = replace(worker, phase=Phase.DRAINING)
+                    workers[worker.id] = replace(worker, phase=WorkerPhase.DRAINING)
             case Spawn(generation, index):
                 assert listener is ListenerState.OPEN
                 assert not armed, "a worker and a bell are not to compete"
@@ -91,7 +91,7 @@ def applied(view: View, actions: list[Action]) -> View:
                 taken = {(each.generation, each.index) for each in workers.values()}
                 assert (generation, index) not in taken, "what leaves keeps its name until it has gone"
                 # As one does that has a probe to pass first.
-                workers[name] = WorkerView(name, generation, index, Phase.PLACING, resting=True)
+                workers[name] = WorkerView(name, generation, index, WorkerPhase.PLACING, resting=True)
             case RunHook(hook):
                 assert not view.hook, "one of a server at a time"
                 assert not workers, "hooks run before the first worker and after the last one"
@@ -106,24 +106,24 @@ def applied(view: View, actions: list[Action]) -> View:
                 assert not view.checking
                 facts["checking"] = True
             case Drain(name):
-                assert workers[name].phase is Phase.READY
+                assert workers[name].phase is WorkerPhase.READY
                 assert not workers[name].stuck, "it can finish nothing"
                 assert name not in leaving
                 leaving.add(name)
-                workers[name] = replace(workers[name], phase=Phase.DRAINING)
+                workers[name] = replace(workers[name], phase=WorkerPhase.DRAINING)
             case Stop(name):
-                assert workers[name].phase is not Phase.STOPPING
+                assert workers[name].phase is not WorkerPhase.STOPPING
                 assert name not in leaving
                 leaving.add(name)
-                workers[name] = replace(workers[name], phase=Phase.STOPPING)
+                workers[name] = replace(workers[name], phase=WorkerPhase.STOPPING)
             case Release(key):
                 assert key in view.abandoned
             case Rotate(name, in_rotation):
-                assert workers[name].phase is Phase.READY
+                assert workers[name].phase is WorkerPhase.READY
                 assert workers[name].out is in_rotation
                 workers[name] = replace(workers[name], out=not in_rotation)
             case Accept(name, accepting):
-                assert workers[name].phase is Phase.READY
+                assert workers[name].phase is WorkerPhase.READY
                 assert workers[name].resting is accepting
                 well = [each for each in serving(view) if not each.ko]
                 assert accepting or (workers[name].ko and well), "only who is ko rests, and never all of them"
@@ -135,7 +135,7 @@ def applied(view: View, actions: list[Action]) -> View:
 
 
 def serving(view: View) -> list[WorkerView]:
-    return [worker for worker in view.workers if worker.phase is Phase.READY]
+    return [worker for worker in view.workers if worker.phase is WorkerPhase.READY]
 
 
 def complete(view: View) -> bool:
@@ -215,7 +215,7 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
 # Most views are of servers that should run, because those have the interesting cases.
 seldom = st.sampled_from([False, False, False, True])
 mostly = seldom.map(lambda value: not value)
-phases = st.sampled_from([Phase.READY, Phase.READY, *Phase])
+phases = st.sampled_from([WorkerPhase.READY, WorkerPhase.READY, *WorkerPhase])
 
 
 def reachable(view: View) -> View:
@@ -255,7 +255,7 @@ views = st.builds(
     ).flatmap(
         lambda rows: st.lists(mostly, min_size=len(rows), max_size=len(rows)).map(
             lambda idle: tuple(
-                WorkerView(f"{g}.{i}", g, i, phase, idle=phase is Phase.READY and still)
+                WorkerView(f"{g}.{i}", g, i, phase, idle=phase is WorkerPhase.READY and still)
                 for (g, i, phase), still in zip(rows, idle, strict=True)
             )
         )
@@ -283,7 +283,7 @@ def entry_of(view: View, *, armed: bool) -> Entry:
     entry = Entry(
         config,
         DesiredState(view.desired, Overrides(out=view.out)),
-        ObservedState(called=view.called, needed=view.needed, window=Period(view.window_demand)),
+        ObservedState(called=view.called, needed=view.needed, window=WindowState(view.window_demand)),
         ServerListener(view.listener, armed=config if armed else None),
         hooks=HookState(
             view.before_start_due, view.after_stop_due, RunningHook(view.hook) if view.hook else None
@@ -330,7 +330,7 @@ def test_a_decision_that_is_under_way_is_not_taken_again(view: View) -> None:
 def test_server_falls_asleep_when_complete_idle_and_not_needed(
     count: int, needed: bool, out: bool, busy: bool, incomplete: bool
 ) -> None:
-    workers = [WorkerView(f"1.{n}", 1, n, Phase.READY, out=out, idle=True) for n in range(count)]
+    workers = [WorkerView(f"1.{n}", 1, n, WorkerPhase.READY, out=out, idle=True) for n in range(count)]
     if busy:
         workers[0] = replace(workers[0], idle=False)
     if incomplete:

@@ -179,7 +179,7 @@ def test_a_worker_that_dies_while_it_is_asked_is_a_failure_of_the_start() -> Non
             it.statuses["web.1.0"] = 503
             start = it.pool.begin(it.pool.start())
             await it.until(lambda: it.answered)
-            it.pool.runner.end("web.1.0", Exit.from_status(7))
+            it.pool.runner.end("web.1.0", Exit.from_returncode(7))
             (problem,) = await start
             assert "exited with status 7 before it was ready" in problem.message
 

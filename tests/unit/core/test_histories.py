@@ -16,7 +16,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from poolctl import ServerConfig
 from poolctl.core import core
 from poolctl.core.core import Core
-from poolctl.core.decide import ASLEEP, AWAKE, LEAVING, Action, ListenerState, Overrides, Phase, View, decide
+from poolctl.core.decide import (
+    ASLEEP,
+    AWAKE,
+    LEAVING,
+    Action,
+    ListenerState,
+    Overrides,
+    View,
+    WorkerPhase,
+    decide,
+)
 from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
@@ -125,7 +135,9 @@ class Histories(RuleBasedStateMachine):
                 not each.config.overlap for each in entry.observed.workers.values()
             ):
                 ready = {
-                    each.generation for each in entry.observed.workers.values() if each.phase is Phase.READY
+                    each.generation
+                    for each in entry.observed.workers.values()
+                    if each.phase is WorkerPhase.READY
                 }
                 assert len(ready) <= 1, "two generations that must not run at once"
             running = [each for each in self.runner.running if each.startswith(f"{entry.name}.")]
@@ -166,7 +178,7 @@ class Histories(RuleBasedStateMachine):
         """The state in one word agrees with the workers."""
         assert entry.desired.queued_start is None or entry.is_stopping
         state, workers = State(entry.state), entry.observed.workers.values()
-        serves = any(worker.phase is Phase.READY for worker in workers)
+        serves = any(worker.phase is WorkerPhase.READY for worker in workers)
         if state is State.DRAINING and not serves:
             assert entry.should_sleep, "it falls asleep"
         else:
@@ -217,7 +229,7 @@ class Histories(RuleBasedStateMachine):
     @rule(name=servers, disabled=st.booleans())
     def disable_or_enable(self, name: str, disabled: bool) -> None:
         if entry := self.entry(name):
-            self.command(self.core.disable if disabled else self.core.enable, entry)
+            self.command(self.core.disable if disabled else self.core.enable_and_start, entry)
 
     @rule(name=servers, given=options)
     def reload(self, name: str, given: dict[str, Any]) -> None:
@@ -232,7 +244,7 @@ class Histories(RuleBasedStateMachine):
     @rule(name=servers)
     def remove(self, name: str) -> None:
         if entry := self.entry(name):
-            self.command(self.core.remove, entry)
+            self.command(self.core.schedule_removal, entry)
 
     # Outcomes of the actions, and events without an action.
 
@@ -246,7 +258,7 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data(), status=st.sampled_from([0, 1]))
     def worker_dies(self, data: st.DataObject, status: int) -> None:
         worker = data.draw(st.sampled_from(sorted(self.runner.running)))
-        self.command(self.runner.end, worker, Exit.from_status(status))
+        self.command(self.runner.end, worker, Exit.from_returncode(status))
 
     @precondition(lambda self: self.runner.armed)
     @rule(data=st.data())
@@ -263,7 +275,7 @@ class Histories(RuleBasedStateMachine):
             case "stuck":
                 self.command(self.core.mark_stuck, entry, worker, not worker.stuck)
             case "relieved":
-                self.command(self.core.drain_and_replace, entry, worker)
+                self.command(self.core.drain_then_replace, entry, worker)
             case "old":
                 self.command(self.core.replace_workers_of_generation, entry, worker.generation)
 
@@ -273,7 +285,7 @@ class Histories(RuleBasedStateMachine):
             (entry, each)
             for entry in entries
             for each in entry.observed.workers.values()
-            if each.phase is Phase.READY
+            if each.phase is WorkerPhase.READY
         ]
 
     @rule(seconds=st.sampled_from([1.0, 10.0, 35.0]))
@@ -344,7 +356,7 @@ class Histories(RuleBasedStateMachine):
                 ListenerState.CLOSED if entry.window_demand == ASLEEP else ListenerState.OPEN
             )
         elif self.core.servers.may_start(entry):
-            assert phases == {Phase.READY}
+            assert phases == {WorkerPhase.READY}
             assert entry.is_fully_ready
             assert len(entry.observed.workers) == entry.size
             assert (entry.listener.state, entry.listener.previous_configs, entry.listener.vacates) == (

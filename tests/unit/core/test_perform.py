@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.configuration_diff import expired_message, read_certificate_expiry, read_file_digests
+from poolctl.core.configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
 from poolctl.core.core import Core
-from poolctl.core.decide import Desired, Phase
+from poolctl.core.decide import Desired, WorkerPhase
 from poolctl.core.perform import (
     StackReports,
     cause_of,
@@ -167,12 +167,12 @@ def test_server_whose_worker_exits_with_status_0_is_stopped_and_not_restarted_on
     async def scenario() -> None:
         pool = OrderedCore(web(restart=AT_ONCE))
         await pool.start()
-        pool.runner.end("web.1.0", Exit.from_status(0))
+        pool.runner.end("web.1.0", Exit.from_returncode(0))
         await turns()
         observed = pool.core.entries["web"].observed
         assert pool.states() == {"web": "stopped"}
         assert (observed.restarts, observed.next_step, observed.failure) == (0, "not restarted", None)
-        assert (observed.last_exit, pool.runner.running) == (Exit.from_status(0), {})
+        assert (observed.last_exit, pool.runner.running) == (Exit.from_returncode(0), {})
 
     run(scenario())
 
@@ -544,7 +544,7 @@ def test_kill_does_not_wait_for_hooks_and_says_so(stage: Stage) -> None:
     started(stage)
     stage.order(stage.core.stop, stage.web, kill=True)
     stage.finish("close")
-    assert stage.web.at_rest
+    assert stage.web.is_fully_stopped
     assert stage.web.observed.warnings == ["web: was killed: hooks.after_stop was not run to its end"]
 
 
@@ -553,7 +553,7 @@ def test_kill_ends_the_hook_that_runs(stage: Stage) -> None:
     stage.order(stage.core.stop, stage.web)
     stage.finish("stop", "close", "hook")
     stage.order(stage.core.stop, stage.web, kill=True)
-    assert stage.web.at_rest
+    assert stage.web.is_fully_stopped
     assert stage.runner.running.keys() == {"db.1.0"}
 
 
@@ -563,16 +563,16 @@ def test_limit_of_a_stop_is_that_of_its_hook_too(stage: Stage) -> None:
     stage.finish("stop", "close", "hook")
     stage.clock.advance(1.9)
     stage.loop.settle()
-    assert not stage.web.at_rest
+    assert not stage.web.is_fully_stopped
     stage.clock.advance(0.2)
     stage.loop.settle()
-    assert stage.web.at_rest
+    assert stage.web.is_fully_stopped
     assert stage.web.observed.warnings == ["web: hooks.after_stop had not ended after 2s, and was killed"]
 
 
 def test_stop_of_a_server_that_has_failed_runs_the_hook_unless_the_other_one_is_why(stage: Stage) -> None:
     started(stage)
-    stage.order(stage.runner.end, "web.1.0", Exit.from_status(1))
+    stage.order(stage.runner.end, "web.1.0", Exit.from_returncode(1))
     stage.finish("close")
     assert stage.web.state == "failed"
     stage.order(stage.core.stop, stage.web)
@@ -883,12 +883,12 @@ def test_stacks_are_shortened_kept_by_server_and_reported_with_their_place() -> 
         reports = StackReports(runner, events)
         entry, worker = hanging_worker()
         assert entry.observed.stacks is None
-        found = await reports.take(entry, worker)
+        found = await reports.record_stacks(entry, worker)
         assert found is not None
         assert runner.asked_for == [("web.1.0", 0.9)]
         assert [len(found.threads), *(len(each.frames) for each in found.threads)] == [20] * 21
         assert entry.observed.stacks == found
-        message = await reports.message_with_recorded_stacks(entry, worker, "is not ready within 5s")
+        message = await reports.record_stacks_and_extend_message(entry, worker, "is not ready within 5s")
         assert message == "is not ready within 5s, in wait (app.py:3)"
         (event,) = events
         assert (event.event, event.server, event.worker, event.pid) == (
@@ -906,14 +906,14 @@ def test_stacks_that_cannot_be_taken_leave_the_message_as_it_is(caplog: pytest.L
             events = RecordedEvents()
             reports = StackReports(StackRunner(error), events)
             entry, worker = hanging_worker()
-            assert await reports.take(entry, worker) is None
-            assert await reports.message_with_recorded_stacks(entry, worker, "hangs") == "hangs"
+            assert await reports.record_stacks(entry, worker) is None
+            assert await reports.record_stacks_and_extend_message(entry, worker, "hangs") == "hangs"
             assert events == []
             assert ("the stacks of worker web.1.0 cannot be taken" in caplog.text) == logged
         reports = StackReports(ScriptedRunner(), events)
-        assert await reports.take(entry, worker) is None
+        assert await reports.record_stacks(entry, worker) is None
         worker.placement = None
-        assert await StackReports(StackRunner(FOUND), events).take(entry, worker) is None
+        assert await StackReports(StackRunner(FOUND), events).record_stacks(entry, worker) is None
 
     run(scenario())
 
@@ -956,7 +956,7 @@ def test_cause_of_a_death_is_read_from_the_output_unless_the_worker_is_replaced_
         entry = pool.core.entries["web"]
         for death in range(1, deaths + 1):
             (worker,) = pool.runner.running
-            pool.runner.end(worker, Exit.from_status(1))
+            pool.runner.end(worker, Exit.from_returncode(1))
             await turns()
             text = "" if entry.observed.failure is None else str(entry.observed.failure)
             assert ("KeyError: 'db'" in text) == (death >= explained_since)
@@ -966,7 +966,7 @@ def test_cause_of_a_death_is_read_from_the_output_unless_the_worker_is_replaced_
 
 @pytest.mark.parametrize(
     ("was_ready", "exit_", "is_cause"),
-    [(True, Exit.from_status(1), False), (False, Exit.from_status(1), True), (False, KILLED, False)],
+    [(True, Exit.from_returncode(1), False), (False, Exit.from_returncode(1), True), (False, KILLED, False)],
 )
 def test_last_line_is_the_cause_only_of_a_worker_that_refuses_to_start(
     was_ready: bool, exit_: Exit, is_cause: bool
@@ -992,7 +992,7 @@ def test_worker_that_exits_with_status_0_has_no_cause() -> None:
     async def scenario() -> None:
         pool = LoggedCore(web())
         await pool.start()
-        pool.runner.end("web.1.0", Exit.from_status(0))
+        pool.runner.end("web.1.0", Exit.from_returncode(0))
         await turns()
         assert pool.core.entries["web"].observed.failure is None
 
@@ -1009,7 +1009,7 @@ def test_run_of_a_scheduled_job_is_reported_when_it_fails_and_when_the_next_one_
             pool.core.run_now(entry)
             await turns()
             (worker,) = pool.runner.running
-            pool.runner.end(worker, Exit.from_status(status))
+            pool.runner.end(worker, Exit.from_returncode(status))
             await turns()
         reports = [event for event in pool.events if event.event.startswith("run ")]
         assert [each.event for each in reports] == ["run failed", "run failed", "run succeeded"]
@@ -1181,7 +1181,7 @@ def test_program_that_ends_while_it_is_idle_is_started_again_by_the_next_request
         pool.runner.ring("web")
         await turns()
         log_of(pool)
-        pool.runner.end("web.1.0", Exit.from_status(0))
+        pool.runner.end("web.1.0", Exit.from_returncode(0))
         await turns()
         entry = pool.core.entries["web"]
         assert (log_of(pool), pool.states()) == (["arm web"], {"web": "sleeping"})
@@ -1223,11 +1223,11 @@ def test_job_is_completed_or_failed_by_its_exit(status: int, state: str) -> None
         entry = pool.core.entries["job"]
         pool.core.start(entry)
         await turns()
-        pool.runner.end("job.1.0", Exit.from_status(status))
+        pool.runner.end("job.1.0", Exit.from_returncode(status))
         await turns()
         assert pool.states() == {"job": state}
         given = "not restarted: poolctl logs job" if status else ""
-        assert (entry.observed.next_step, entry.observed.last_exit) == (given, Exit.from_status(status))
+        assert (entry.observed.next_step, entry.observed.last_exit) == (given, Exit.from_returncode(status))
         assert (entry.observed.failure is None) == (status == 0)
 
     run(scenario())
@@ -1257,10 +1257,10 @@ def test_worker_of_an_earlier_supervisor_is_followed_and_replaced_when_it_dies()
         pool.runner.opened.add(entry.config.key)
         pool.runner.running[placement.id] = asyncio.get_running_loop().create_future()
         pool.core.adopt_listener(entry, entry.config)
-        found = Worker(placement.id, 4, 0, entry.config, Phase.READY, placement, 1.0)
+        found = Worker(placement.id, 4, 0, entry.config, WorkerPhase.READY, placement, 1.0)
         pool.core.adopt_worker(entry, found, recorded=False)
-        pool.core.set_desired_running(entry)
-        pool.core.resume(entry)
+        pool.core.mark_found_running(entry)
+        pool.core.resume_adopted_server(entry)
         await turns()
         assert (pool.states(), pool.runner.log) == ({"web": "running"}, [])
         pool.runner.end(placement.id, KILLED)
@@ -1526,7 +1526,7 @@ ALL_ORDERS = ["leave", "drain", "stop"]
         ({}, "kill", []),
         ({}, "restart", ALL_ORDERS),
         ({"overlap": False}, "restart", ["stop"]),
-        ({}, "drain_and_replace", ["stop"]),
+        ({}, "drain_then_replace", ["stop"]),
         ({"scale": ASLEEP_SOON}, "sleep", ALL_ORDERS),
         ({}, "move", []),
     ],
@@ -1545,7 +1545,7 @@ def test_connections_of_a_worker_go_to_another_one_if_there_will_be_one_at_its_a
             pool.core.set_idle(entry, worker.id, True)
         elif order == "move":
             pool.core.change(entry, web(bind="127.0.0.1:9999"), live=False)
-        elif order in ("kill", "drain_and_replace"):
+        elif order in ("kill", "drain_then_replace"):
             getattr(pool.core, order)(entry, worker)
         else:
             getattr(pool.core, order)(entry)
@@ -1590,7 +1590,7 @@ def test_output_that_cannot_be_read_does_not_hide_a_failure(error: Exception) ->
 
 
 def test_worker_that_another_supervisor_was_ending_is_ended_in_the_same_way() -> None:
-    async def scenario(phase: Phase, expected: list[str]) -> None:
+    async def scenario(phase: WorkerPhase, expected: list[str]) -> None:
         pool = OrderedCore(web(stop_timeout=7))
         entry = pool.core.entries["web"]
         pool.runner.opened.add(entry.config.key)
@@ -1601,8 +1601,8 @@ def test_worker_that_another_supervisor_was_ending_is_ended_in_the_same_way() ->
         assert log_of(pool)[: len(expected)] == expected
         assert (entry.observed.workers, pool.runner.replaced) == ({}, [])
 
-    run(scenario(Phase.DRAINING, ["drain web.1.0", "stop web.1.0 7"]))
-    run(scenario(Phase.STOPPING, ["stop web.1.0 7"]))
+    run(scenario(WorkerPhase.DRAINING, ["drain web.1.0", "stop web.1.0 7"]))
+    run(scenario(WorkerPhase.STOPPING, ["stop web.1.0 7"]))
 
 
 def test_replacement_of_an_unhealthy_worker_that_does_not_start_is_retried_after_the_longest_backoff() -> (
@@ -1619,7 +1619,7 @@ def test_replacement_of_an_unhealthy_worker_that_does_not_start_is_retried_after
         async def recover() -> None:
             pool.core.note_recovery_begun(entry, {"worker": "web.1.0"}, {}, counts=False)
             pool.runner.script["web.1.0"] = FAILS
-            pool.core.drain_and_replace(entry, entry.observed.workers["web.1.0"])
+            pool.core.drain_then_replace(entry, entry.observed.workers["web.1.0"])
             await turns()
 
         loop.run_until_complete(recover())
@@ -1646,14 +1646,14 @@ def test_files_in_use_are_those_of_the_last_worker_that_started(tmp_path: Path, 
         pool = OrderedCore(web(env_file=[str(variables)], workers=workers), **{f"web.2.{workers - 1}": FAILS})
         await pool.start()
         entry = pool.core.entries["web"]
-        first = read_file_digests(entry.config)
+        first = read_digests_by_key(entry.config)
         assert entry.observed.files == first != {}
         variables.write_text("A=2")
         assert len(await pool.restart()) == 1
         await turns()
         assert ({each[:5] for each in pool.runner.running}, entry.observed.files) == ({"web.1"}, first)
         assert await pool.restart() == []
-        assert entry.observed.files == read_file_digests(entry.config) != first
+        assert entry.observed.files == read_digests_by_key(entry.config) != first
 
     run(scenario())
 
@@ -1666,7 +1666,7 @@ def test_files_of_one_worker_that_fails_to_start_again_are_not_in_use(tmp_path: 
         pool = OrderedCore(web(env_file=[str(variables)], workers=2, restart=again))
         await pool.start()
         entry = pool.core.entries["web"]
-        first = read_file_digests(entry.config)
+        first = read_digests_by_key(entry.config)
         variables.write_text("A=2")
         pool.runner.script["web.1.1"] = FAILS
         pool.runner.end("web.1.1", KILLED)
@@ -1723,7 +1723,7 @@ def test_worker_knows_the_consequence_of_its_exit_unless_the_exit_was_ordered() 
         assert (worker.next_step, worker.exit) == ("restarting", KILLED)
         (worker,) = pool.core.entries["web"].observed.workers.values()
         await pool.stop()
-        assert (worker.next_step, worker.exit) == ("", Exit.from_status(0))
+        assert (worker.next_step, worker.exit) == ("", Exit.from_returncode(0))
 
     run(scenario())
 

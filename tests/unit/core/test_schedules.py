@@ -20,7 +20,7 @@ from poolctl.core.schedules import (
     moment_text,
     reason_to_skip,
     record_run_end,
-    window_text,
+    window_effect_text,
 )
 from poolctl.core.server_entry import DesiredState, Entry, Worker, record_of, restore
 from poolctl.runners.runner_protocol import Exit
@@ -100,7 +100,7 @@ def test_server_is_woken_when_a_window_begins_and_sleeps_when_idle_after_its_end
     assert windows.state() == ("sleeping", "", True)
     windows.pass_time(1)
     assert windows.state() == ("running", "awake", True)
-    assert window_text(windows.entry(), windows.clock.time()) == "kept awake until 18:00 (UTC)"
+    assert window_effect_text(windows.entry(), windows.clock.time()) == "kept awake until 18:00 (UTC)"
     windows.quiet()
     assert windows.state() == ("running", "awake", True)
     windows.pass_time(10 * HOUR)
@@ -214,7 +214,7 @@ def test_effect_of_a_window_has_its_end_in_the_servers_time_zone_if_there_is_one
         ServerConfig(name="local", bind="127.0.0.1:9001", app="any:app", scale=scale),
     )  # fmt: skip
     now = windows.clock.time()
-    assert {name: window_text(entry, now) for name, entry in windows.core.entries.items()} == {
+    assert {name: window_effect_text(entry, now) for name, entry in windows.core.entries.items()} == {
         "zone": "kept asleep until 08:00 (UTC)",
         "never": "kept asleep",
         "none": "",
@@ -279,7 +279,7 @@ class Stage:
 
     def end(self, status: int = 0) -> None:
         for name in [each for each in self.runner.running if each.startswith("backup.")]:
-            self.do(self.runner.end, name, Exit.from_status(status))
+            self.do(self.runner.end, name, Exit.from_returncode(status))
 
     def close(self) -> None:
         """End what still runs, on this loop and on those of its successors."""
@@ -431,7 +431,7 @@ def test_stop_ends_the_run_and_the_schedule_until_a_start(stage: Stage) -> None:
     stage.pass_time(HOUR)
     assert stage.backup.has_or_wants_workers
     stage.do(stage.core.stop, stage.backup)
-    assert (stage.look[:2], stage.backup.at_rest, stage.backup.schedule.next_run) == (
+    assert (stage.look[:2], stage.backup.is_fully_stopped, stage.backup.schedule.next_run) == (
         ("stopped", False),
         True,
         None,
@@ -440,7 +440,7 @@ def test_stop_ends_the_run_and_the_schedule_until_a_start(stage: Stage) -> None:
     stage.pass_time(DAY)
     assert stage.runs == 1
     stage.do(stage.core.start, stage.backup)
-    assert (stage.look[0], stage.backup.at_rest, stage.backup.has_or_wants_workers) == (
+    assert (stage.look[0], stage.backup.is_fully_stopped, stage.backup.has_or_wants_workers) == (
         "sleeping",
         False,
         True,
@@ -453,7 +453,7 @@ def test_disabled_job_does_not_run(stage: Stage) -> None:
     stage.begin(job(disabled=True))
     stage.pass_time(HOUR)
     assert (stage.look[0], stage.runs) == ("disabled", 0)
-    stage.do(stage.core.enable, stage.backup)
+    stage.do(stage.core.enable_and_start, stage.backup)
     stage.pass_time(DAY)
     assert stage.runs == 1
 
@@ -532,7 +532,7 @@ class TestTakeover:
                 placement=running.placement,
             )
             after.core.adopt_worker(after.backup, found)
-        after.core.resume(after.backup)
+        after.core.resume_adopted_server(after.backup)
 
     def successor(self, stage: Stage, record: dict[str, Any] | None = None, *, runs: bool = False) -> Stage:
         """Another supervisor that knows the newest record of the first one, or this one, and finds what `runs`."""
@@ -615,7 +615,7 @@ def test_failed_last_run_is_described_until_a_run_succeeds_or_the_schedule_ends(
     entry = Entry(job(), DesiredState(Desired.SCHEDULED))
     assert failed_run_message(entry) == ""
     entry.schedule.run_since = BEGIN
-    record_run_end(entry, Exit.from_status(3), BEGIN + MINUTE)
+    record_run_end(entry, Exit.from_returncode(3), BEGIN + MINUTE)
     text = f"its last run failed ({moment_text(BEGIN)}): exited with status 3"
     assert failed_run_message(entry) == text
     assert (entry.schedule.last_run["started_at"], entry.schedule.last_run["ended_at"]) == (
@@ -625,6 +625,6 @@ def test_failed_last_run_is_described_until_a_run_succeeds_or_the_schedule_ends(
     entry.desired.state = Desired.STOPPED
     assert failed_run_message(entry) == ""
     entry.desired.state = Desired.SCHEDULED
-    record_run_end(entry, Exit.from_status(3), BEGIN, stopped=True)
+    record_run_end(entry, Exit.from_returncode(3), BEGIN, stopped=True)
     assert failed_run_message(entry) == ""
     assert (entry.schedule.last_run["started_at"], entry.schedule.run_since) == (BEGIN, 0.0)

@@ -22,8 +22,8 @@ from poolctl.core.decide import (
     ImpossibleChange,
     ListenerState,
     Overrides,
-    Phase,
     View,
+    WorkerPhase,
     WorkerView,
 )
 from poolctl.core.server_entry import (
@@ -44,7 +44,7 @@ from poolctl.errors import ServerError
 from poolctl.json_form import from_json, to_json
 from poolctl.runners.runner_protocol import Placement
 from poolctl.states import Status
-from poolctl.time_windows import Period
+from poolctl.time_windows import WindowState
 from tests.needs import needs
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 
@@ -57,7 +57,12 @@ def entry(desired: Desired = Desired.IDLE, **keys: Any) -> Entry:
 
 
 def add_worker(
-    server: Entry, phase: Phase = Phase.READY, index: int = 0, *, generation: int = 1, **values: Any
+    server: Entry,
+    phase: WorkerPhase = WorkerPhase.READY,
+    index: int = 0,
+    *,
+    generation: int = 1,
+    **values: Any,
 ) -> Worker:
     worker = Worker(f"web.{generation}.{index}", generation, index, server.config, phase, **values)
     server.observed.workers[worker.id] = worker
@@ -292,7 +297,7 @@ def test_completed_job_is_ready_and_a_completed_server_is_not() -> None:
         each.desired.state = Desired.COMPLETED
     assert (job.ready, job.is_missing, job.health) == (True, False, Status.OK)
     assert (server.ready, server.is_responsive) == (False, False)
-    assert job.at_rest
+    assert job.is_fully_stopped
 
 
 # Up and down, rise and fall, over the life of a server; time is given.
@@ -450,16 +455,16 @@ def test_state_of_a_server_without_a_worker(
 @pytest.mark.parametrize(
     ("desired", "phase", "out", "state"),
     [
-        (Desired.RUN, Phase.READY, False, "running"),
-        (Desired.RUN, Phase.READY, True, "draining"),
-        (Desired.RUN, Phase.STARTING, False, "starting"),
-        (Desired.BACKOFF, Phase.READY, False, "running"),
-        (Desired.BACKOFF, Phase.STOPPING, False, "backoff"),
-        (Desired.STOPPED, Phase.STOPPING, False, "stopping"),
-        (Desired.FAILED, Phase.STOPPING, False, "stopping"),
+        (Desired.RUN, WorkerPhase.READY, False, "running"),
+        (Desired.RUN, WorkerPhase.READY, True, "draining"),
+        (Desired.RUN, WorkerPhase.STARTING, False, "starting"),
+        (Desired.BACKOFF, WorkerPhase.READY, False, "running"),
+        (Desired.BACKOFF, WorkerPhase.STOPPING, False, "backoff"),
+        (Desired.STOPPED, WorkerPhase.STOPPING, False, "stopping"),
+        (Desired.FAILED, WorkerPhase.STOPPING, False, "stopping"),
     ],
 )
-def test_state_of_a_server_with_a_worker(desired: Desired, phase: Phase, out: bool, state: str) -> None:
+def test_state_of_a_server_with_a_worker(desired: Desired, phase: WorkerPhase, out: bool, state: str) -> None:
     server = entry(desired)
     server.desired.overrides = Overrides(out=out)
     add_worker(server, phase)
@@ -469,7 +474,7 @@ def test_state_of_a_server_with_a_worker(desired: Desired, phase: Phase, out: bo
 def test_server_stops_until_its_last_hook_has_run() -> None:
     server = entry(Desired.STOPPED, hooks=HOOKS)
     server.hooks.after_stop_due = True
-    assert (server.state, server.has_or_wants_workers, server.awaits_hook, server.at_rest) == (
+    assert (server.state, server.has_or_wants_workers, server.awaits_hook, server.is_fully_stopped) == (
         "stopping",
         True,
         True,
@@ -477,14 +482,14 @@ def test_server_stops_until_its_last_hook_has_run() -> None:
     )
     server.hooks.after_stop_due = False
     server.hooks.running = RunningHook("after_stop")
-    assert (server.state, server.has_or_wants_workers, server.awaits_hook, server.at_rest) == (
+    assert (server.state, server.has_or_wants_workers, server.awaits_hook, server.is_fully_stopped) == (
         "stopping",
         True,
         True,
         False,
     )
     server.hooks.running = None
-    assert (server.state, server.has_or_wants_workers, server.awaits_hook, server.at_rest) == (
+    assert (server.state, server.has_or_wants_workers, server.awaits_hook, server.is_fully_stopped) == (
         "stopped",
         False,
         False,
@@ -514,13 +519,13 @@ def test_server_with_scale_min_0_sleeps_unless_something_wakes_it(cause: str, sl
     server.observed.called = cause == "a request"
     server.observed.needed = cause.endswith("a dependent")
     if "window" in cause:
-        server.observed.window = Period(ASLEEP if "asleep" in cause else AWAKE, None)
+        server.observed.window = WindowState(ASLEEP if "asleep" in cause else AWAKE, None)
     server.hooks.before_start_due = cause == "a start hook"
     if cause.startswith("a number"):
         server.desired.overrides = Overrides(workers=1)
     server.listener.can_watch = cause != "a runner that cannot watch"
     if cause.endswith("worker"):
-        add_worker(server, Phase.STOPPING if "leaving" in cause else Phase.STARTING)
+        add_worker(server, WorkerPhase.STOPPING if "leaving" in cause else WorkerPhase.STARTING)
     assert (server.should_sleep, server.is_asleep) == (sleeps, sleeps)
     assert server.settled is sleeps
     assert server.is_missing is not sleeps
@@ -531,10 +536,10 @@ def test_server_with_scale_min_0_sleeps_unless_something_wakes_it(cause: str, sl
 def test_server_falls_asleep_once_its_listener_is_watched_or_a_window_keeps_it_asleep() -> None:
     server = entry(Desired.RUN, **SLEEPER)
     assert (server.should_sleep, server.is_asleep, server.state) == (True, False, "starting")
-    server.observed.window = Period(ASLEEP, None)
+    server.observed.window = WindowState(ASLEEP, None)
     assert (server.window_demand, server.is_asleep, server.state) == (ASLEEP, True, "sleeping")
     always = entry(Desired.RUN)
-    always.observed.window = Period(ASLEEP, None)
+    always.observed.window = WindowState(ASLEEP, None)
     assert (always.window_demand, always.should_sleep) == ("", False)
 
 
@@ -563,7 +568,7 @@ def test_health_is_warn_while_workers_differ_and_ok_without_probes() -> None:
     server = entry(Desired.RUN, **PROBED)
     add_worker(server, health=Status.OK)
     add_worker(server, index=1, health=Status.KO)
-    add_worker(server, Phase.STARTING, index=2, health=Status.KO)
+    add_worker(server, WorkerPhase.STARTING, index=2, health=Status.KO)
     assert (server.health, server.is_responsive) == (Status.WARN, True)
     plain = entry(Desired.RUN)
     add_worker(plain, health=Status.KO)
@@ -582,7 +587,7 @@ def test_failed_run_is_a_warning_about_a_server_with_a_schedule() -> None:
     )
     server.schedule.last_run = {"result": "failed"}
     assert server.health is Status.WARN
-    assert not server.at_rest
+    assert not server.is_fully_stopped
 
 
 def test_server_is_complete_when_every_worker_of_its_generation_is_ready_and_no_other_accepts() -> None:
@@ -590,18 +595,18 @@ def test_server_is_complete_when_every_worker_of_its_generation_is_ready_and_no_
     server.desired.generation = 2
     old = add_worker(server)
     add_worker(server, generation=2)
-    starting = add_worker(server, Phase.STARTING, index=1, generation=2)
+    starting = add_worker(server, WorkerPhase.STARTING, index=1, generation=2)
     assert not server.is_fully_ready
-    starting.phase = Phase.READY
+    starting.phase = WorkerPhase.READY
     assert server.is_fully_ready
-    old.phase = Phase.DRAINING
+    old.phase = WorkerPhase.DRAINING
     assert not server.is_fully_ready
     old.stopped_accepting = True
     assert server.is_fully_ready
-    assert server.has_serving_generation
+    assert server.has_worker_of_serving_generation
     server.desired.generation = 3
     assert not server.is_fully_ready
-    assert not server.has_serving_generation
+    assert not server.has_worker_of_serving_generation
     assert not entry(Desired.STOPPED).is_fully_ready
     assert not entry(Desired.COMPLETED).is_fully_ready
     assert entry(Desired.COMPLETED, **JOB).is_fully_ready
@@ -609,7 +614,7 @@ def test_server_is_complete_when_every_worker_of_its_generation_is_ready_and_no_
 
 def test_server_stops_until_it_is_at_rest_or_a_worker_cannot_be_ended() -> None:
     server = entry(Desired.STOPPED)
-    assert (server.at_rest, server.is_stopping) == (True, False)
+    assert (server.is_fully_stopped, server.is_stopping) == (True, False)
     for state, before, releasing in (
         (ListenerState.OPEN, [], []),
         (ListenerState.CLOSED, [server.config], []),
@@ -617,24 +622,24 @@ def test_server_stops_until_it_is_at_rest_or_a_worker_cannot_be_ended() -> None:
     ):
         server.listener.state = state
         server.listener.previous_configs, server.listener.releasing = list(before), list(releasing)
-        assert (server.at_rest, server.is_stopping) == (False, True)
+        assert (server.is_fully_stopped, server.is_stopping) == (False, True)
     server.listener.releasing = []
-    worker = add_worker(server, Phase.STOPPING)
-    assert (server.at_rest, server.is_stopping) == (False, True)
+    worker = add_worker(server, WorkerPhase.STOPPING)
+    assert (server.is_fully_stopped, server.is_stopping) == (False, True)
     worker.unstoppable = True
     assert not server.is_stopping
     running = entry(Desired.RUN)
-    assert (running.at_rest, running.is_stopping) == (False, False)
+    assert (running.is_fully_stopped, running.is_stopping) == (False, False)
 
 
 def test_pids_and_uptime_are_those_of_the_workers_that_stay() -> None:
     server = entry(Desired.RUN)
     for index, (phase, pid, ready_at) in enumerate(
         [
-            (Phase.READY, 12, 50.0),
-            (Phase.STOPPING, 13, 10.0),
-            (Phase.READY, 11, 40.0),
-            (Phase.STARTING, None, None),
+            (WorkerPhase.READY, 12, 50.0),
+            (WorkerPhase.STOPPING, 13, 10.0),
+            (WorkerPhase.READY, 11, 40.0),
+            (WorkerPhase.STARTING, None, None),
         ]
     ):
         placement = Placement.of("web", 1, index, pid=pid) if pid else None
@@ -643,7 +648,7 @@ def test_pids_and_uptime_are_those_of_the_workers_that_stay() -> None:
     assert server.uptime_seconds(100.0) == 60.0
     assert server.started
     for worker in server.observed.workers.values():
-        worker.phase = Phase.STOPPING
+        worker.phase = WorkerPhase.STOPPING
     assert server.pids == [11, 13, 12]
     assert server.uptime_seconds(100.0) == 0.0
     assert not entry().started
@@ -674,7 +679,7 @@ def test_view_has_the_facts_of_the_entry() -> None:
     server.desired.overrides = Overrides(out=True)
     server.observed.feasible = server.desired.generation = 2
     server.observed.called = server.observed.needed = server.observed.checking = True
-    server.observed.window = Period(AWAKE, None)
+    server.observed.window = WindowState(AWAKE, None)
     server.listener.state, server.listener.armed, server.listener.vacates = (
         ListenerState.OPEN,
         server.config,
@@ -691,7 +696,7 @@ def test_view_has_the_facts_of_the_entry() -> None:
         vacates=True, abandoned=("127.0.0.1:1",), out=True, sleepy=True, called=True, needed=True, window_demand=AWAKE,
         armed=True, before_start_due=True, after_stop_due=True, hook="after_stop", hook_ends=True,
         listener=ListenerState.OPEN,
-        workers=(WorkerView("web.2.5", 2, 5, Phase.READY, idle=True, stuck=True, ko=True),),
+        workers=(WorkerView("web.2.5", 2, 5, WorkerPhase.READY, idle=True, stuck=True, ko=True),),
     )  # fmt: skip
     canary.failure = "exited with status 1"
     assert server.view(may_start=True, may_stop=True, may_open=True).canaries == 0
@@ -735,25 +740,25 @@ def test_restart_counts_once_when_the_first_worker_of_its_generation_is_ready() 
     assert (server.desired.generation, server.desired.newest, server.desired.restarting) == (2, 2, 2)
     first, second = (add_worker(server, index=index, generation=2) for index in range(2))
     for worker, restarts in ((old, 0), (first, 1), (second, 1)):
-        server.count_restart(worker)
+        server.count_requested_restart(worker)
         assert server.observed.restarts == restarts
 
 
 def test_worker_that_leaves_keeps_its_name_from_further_workers() -> None:
     for phase, generation in (
-        (Phase.READY, 1),
-        (Phase.STARTING, 1),
-        (Phase.STOPPING, 2),
-        (Phase.DRAINING, 2),
+        (WorkerPhase.READY, 1),
+        (WorkerPhase.STARTING, 1),
+        (WorkerPhase.STOPPING, 2),
+        (WorkerPhase.DRAINING, 2),
     ):
         server = entry(Desired.RUN)
         add_worker(server, phase)
-        server.begin_generation_if_leaving()
+        server.begin_generation_if_workers_leave()
         assert server.desired.generation == generation
     server = entry(Desired.RUN)
     server.desired.generation = server.desired.newest = 2
-    add_worker(server, Phase.STOPPING)
-    server.begin_generation_if_leaving()
+    add_worker(server, WorkerPhase.STOPPING)
+    server.begin_generation_if_workers_leave()
     assert server.desired.generation == 2
 
 
@@ -792,8 +797,8 @@ def test_server_without_a_record_waits_for_its_dependencies() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
         for name in ("api", "db"):
-            pool.core.set_desired_running(pool.core.entries[name])
-            pool.core.resume(pool.core.entries[name])
+            pool.core.mark_found_running(pool.core.entries[name])
+            pool.core.resume_adopted_server(pool.core.entries[name])
             await turns()
             assert [line for line in pool.runner.log if line.startswith("place")] == (
                 [] if name == "api" else ["place db.1.0", "place api.1.0"]
@@ -806,12 +811,12 @@ def test_new_server_has_no_restart_no_canary_and_no_run_in_progress() -> None:
     new = Entry(web())
     assert (new.desired.restarting, new.desired.canary_generation, new.desired.canary_share) == (0, 0, 0.0)
     assert (new.desired.code_since, new.schedule.run_since, new.schedule.next_run) == (0.0, 0.0, None)
-    new.count_restart(add_worker(new, Phase.READY))
+    new.count_requested_restart(add_worker(new, WorkerPhase.READY))
     assert new.observed.restarts == 0
 
 
 def test_new_worker_has_neither_failed_nor_been_asked_to_end() -> None:
-    worker = add_worker(entry(), Phase.PLACING)
+    worker = add_worker(entry(), WorkerPhase.PLACING)
     assert [worker.given_up, worker.address_taken, worker.idle, worker.relieved] == [False] * 4
     assert (worker.placed_at, worker.ready_at, worker.failure, worker.exit) == (0.0, None, None, None)
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.decide import Desired, Overrides, Phase
+from poolctl.core.decide import Desired, Overrides, WorkerPhase
 from poolctl.core.server_entry import Canary, Entry, Worker, restore
 from poolctl.core.servers import BATCH, Workqueue, abandoned_listeners, caused_by
 from poolctl.errors import PoolStartError
@@ -49,7 +49,7 @@ def test_completed_waits_for_the_end_of_a_job_and_that_it_was_good() -> None:
         pool.begin(pool.start())
         await turns()
         assert pool.states() == {"api": "starting", "migrate": "starting"}
-        pool.runner.end("migrate.1.0", Exit.from_status(1))
+        pool.runner.end("migrate.1.0", Exit.from_returncode(1))
         await turns()
         assert pool.states() == {"api": "starting", "migrate": "failed"}
         pool.runner.script.clear()
@@ -79,7 +79,7 @@ def test_job_that_fails_after_a_takeover_keeps_no_command_waiting() -> None:
         await turns()
         # It was taken over as one that runs: there is no failure to become ready.
         worker = pool.core.entries["migrate"].observed.workers["migrate.1.0"]
-        worker.phase, worker.ready_at = Phase.READY, 0.0
+        worker.phase, worker.ready_at = WorkerPhase.READY, 0.0
         pool.runner.end("migrate.1.0", Exit(message="ended"))
         assert [problem.name for problem in await starting] == ["api", "migrate"]
 
@@ -136,7 +136,7 @@ def test_a_server_starts_when_the_removed_one_that_it_depends_on_is_gone() -> No
         pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
         await pool.start("db")
         pool.runner.may_close.clear()
-        pool.core.remove(pool.core.entries["db"])
+        pool.core.schedule_removal(pool.core.entries["db"])
         await turns()
         pool.core.start(pool.core.entries["api"])
         await turns()
@@ -153,7 +153,7 @@ def test_removed_server_waits_for_its_dependents_unless_they_are_ignored(ignored
     async def scenario() -> None:
         pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
         await pool.start()
-        pool.core.remove(pool.core.entries["db"], ignore_dependents=ignored)
+        pool.core.schedule_removal(pool.core.entries["db"], ignore_dependents=ignored)
         await turns(60)
         states = {"api": "running"} if ignored else {"db": "stopping", "api": "running"}
         assert pool.states() == states
@@ -322,7 +322,7 @@ def test_a_server_that_is_renamed_answers_under_its_new_name_before_the_old_one_
         pool = OrderedCore(web("old", bind=A))
         await pool.start()
         pool.runner.log.clear()
-        pool.core.remove(pool.core.entries["old"])
+        pool.core.schedule_removal(pool.core.entries["old"])
         pool.core.start(pool.core.add(web("new", bind=A)))
         await turns(60)
         assert pool.runner.log == ["place new.1.0", "drain old.1.0", "stop old.1.0 10"]
@@ -337,7 +337,7 @@ def test_renamed_server_that_fails_does_not_keep_the_old_one() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web("old", bind=A), new=FAILS)
         await pool.start()
-        pool.core.remove(pool.core.entries["old"])
+        pool.core.schedule_removal(pool.core.entries["old"])
         pool.core.start(pool.core.add(web("new", bind=A)))
         await turns(60)
         assert (pool.states(), pool.runner.opened) == ({"new": "failed"}, set())
@@ -398,9 +398,11 @@ def test_a_move_goes_on_under_another_supervisor() -> None:
             restore(entry, {"desired": "run", "generation": 2, "newest": 2})
             await pool.runner.open(before)
             placement = await pool.runner.place(before, 1, 0)
-            pool.core.adopt_worker(entry, Worker(placement.id, 1, 0, before, Phase.READY, placement, 1.0))
+            pool.core.adopt_worker(
+                entry, Worker(placement.id, 1, 0, before, WorkerPhase.READY, placement, 1.0)
+            )
             pool.core.adopt_listener(entry, before)
-            pool.core.resume(entry)
+            pool.core.resume_adopted_server(entry)
             await turns(80)
             assert set(pool.runner.running) == {"web.2.0"}
             assert (pool.states(), pool.runner.opened) == ({"web": "running"}, {address})
@@ -414,8 +416,8 @@ def test_removed_server_added_again_at_another_address_before_it_could_stop_move
         await pool.start()
         db, api = pool.core.entries["db"], pool.core.entries["api"]
         pool.runner.may_drain = asyncio.Event()
-        pool.core.remove(db)
-        pool.core.remove(api)
+        pool.core.schedule_removal(db)
+        pool.core.schedule_removal(api)
         await turns()
         assert set(pool.runner.running) == {"db.1.0", "api.1.0"}, "its dependent has to end first"
         pool.core.start(pool.core.add(web("db", bind="127.0.0.1:8001")))
@@ -443,7 +445,7 @@ def names(turn: list[Entry]) -> list[str]:
 
 def test_a_batch_takes_some_in_the_order_of_their_change_each_once() -> None:
     queue = Workqueue()
-    queue.add_all(many := entries(BATCH + 2))
+    queue.add_all_unscheduled(many := entries(BATCH + 2))
     queue.add(many[0])
     assert names(list(queue.take_batch())) == names(many[:BATCH])
     assert names(list(queue.take_batch())) == names(many[BATCH:])
@@ -452,14 +454,14 @@ def test_a_batch_takes_some_in_the_order_of_their_change_each_once() -> None:
 
 def test_server_with_a_finished_action_is_decided_on_before_one_that_has_not_begun() -> None:
     queue = Workqueue()
-    queue.add_all(many := entries(4))
+    queue.add_all_unscheduled(many := entries(4))
     queue.add(many[3], progressed=True)
     assert names(list(queue.take_batch())) == ["s0", "s3", "s1", "s2"]
 
 
 def test_server_that_is_queued_twice_is_decided_on_once() -> None:
     queue = Workqueue()
-    queue.add_all(many := entries(3))
+    queue.add_all_unscheduled(many := entries(3))
     for each in many:
         queue.add(each, progressed=True)
     assert sorted(names(list(queue.take_batch()))) == ["s0", "s1", "s2"]
@@ -468,7 +470,7 @@ def test_server_that_is_queued_twice_is_decided_on_once() -> None:
 def test_none_is_passed_over_for_ever() -> None:
     queue = Workqueue()
     *restless, patient = entries(BATCH + 3)
-    queue.add_all(restless)
+    queue.add_all_unscheduled(restless)
     queue.add(patient)
     turns = []
     while patient not in [entry for turn in turns for entry in turn] and len(turns) < 100:
@@ -530,7 +532,7 @@ def test_revision_changes_with_every_change_of_the_configuration_and_never_goes_
     servers = pool.core.servers
     seen = [servers.revision]
     for change in (
-        lambda: servers.configure(servers.entries["one"], web("one", tags=["new"])),
+        lambda: servers.replace_config(servers.entries["one"], web("one", tags=["new"])),
         servers.note_revision,
         lambda: servers.forget(servers.entries["one"]),
     ):
@@ -577,10 +579,10 @@ def test_servers_that_were_stopped_with_disabled_ones_start_with_the_last_of_the
     assert entries["api"].desired.stopped_with == ["db"]
     servers.note_stopped_with({"api": ["db"]}, [entries["cache"]])
     entries["db"].desired.overrides = Overrides()
-    assert servers.restartable_with([entries["db"]]) == [], "the cache is still disabled"
+    assert servers.stopped_along_with([entries["db"]]) == [], "the cache is still disabled"
     entries["cache"].desired.overrides = Overrides()
-    assert [entry.name for entry in servers.restartable_with([entries["cache"]])] == ["api", "site"]
-    assert servers.restartable_with([entries["site"]]) == []
+    assert [entry.name for entry in servers.stopped_along_with([entries["cache"]])] == ["api", "site"]
+    assert servers.stopped_along_with([entries["site"]]) == []
 
 
 def test_dependency_that_is_to_start_again_after_a_stop_is_awaited() -> None:
@@ -642,7 +644,7 @@ def test_server_is_commanded_if_its_change_has_a_cause() -> None:
 def test_address_of_a_withdrawn_canary_is_needed_until_its_last_worker_has_stopped_accepting() -> None:
     entry, apart = Entry(web()), web(bind="127.0.0.1:7001")
     entry.listener.previous_configs.append(apart)
-    worker = entry.observed.workers["web.2.0"] = Worker("web.2.0", 2, 0, apart, Phase.DRAINING)
+    worker = entry.observed.workers["web.2.0"] = Worker("web.2.0", 2, 0, apart, WorkerPhase.DRAINING)
     assert abandoned_listeners(entry) == [apart], "workers that were replaced do not need it"
     entry.listener.withdrawn = Canary(2, 1, apart, 0.0, entry.config, is_apart=True)
     assert abandoned_listeners(entry) == []
@@ -657,7 +659,7 @@ def test_removed_server_is_listed_until_it_is_forgotten() -> None:
         servers, entry = pool.core.servers, pool.core.entries["web"]
         servers.mark_removed(entry)
         assert (entry.removed, servers.removed) == (True, {"web": entry})
-        pool.core.remove(entry)
+        pool.core.schedule_removal(entry)
         await turns(40)
         assert (servers.removed, servers.entries, pool.runner.opened) == ({}, {}, set())
 
@@ -669,7 +671,7 @@ def test_new_server_waits_for_the_overlapping_address_of_a_removed_one() -> None
         pool = OrderedCore(web("old", bind=A))
         await pool.start()
         pool.runner.may_close.clear()
-        pool.core.remove(pool.core.entries["old"])
+        pool.core.schedule_removal(pool.core.entries["old"])
         new = pool.core.add(web("new", bind="0.0.0.0:8001"))
         pool.core.start(new)
         await turns(40)
@@ -736,9 +738,9 @@ def test_server_waits_for_an_overlapping_listener_that_was_adopted_and_is_to_be_
         pool.runner.opened.add(A)
         pool.runner.may_close.clear()
         placement = await pool.runner.place(before, 1, 0)
-        pool.core.adopt_worker(a, Worker(placement.id, 1, 0, before, Phase.READY, placement, 1.0))
+        pool.core.adopt_worker(a, Worker(placement.id, 1, 0, before, WorkerPhase.READY, placement, 1.0))
         pool.core.adopt_listener(a, before)
-        pool.core.set_desired_running(a)
+        pool.core.mark_found_running(a)
         pool.core.start(b)
         await turns(40)
         assert "open b" not in pool.runner.log

@@ -110,7 +110,7 @@ async def served(path: Path, keep_alive_seconds: float = 60.0) -> AsyncIterator[
     try:
         yield str(path)
     finally:
-        await server.close(5.0)
+        await server.drain_requests(5.0)
 
 
 async def answers(path: str, data: bytes) -> list[tuple[int, bytes]]:

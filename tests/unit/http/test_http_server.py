@@ -120,7 +120,7 @@ async def served(
             yield handler
     finally:
         server.abort()
-        await server.close(5.0)
+        await server.drain_requests(5.0)
 
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -354,8 +354,8 @@ def test_closing_server_accepts_no_more_and_lets_requests_finish(tmp_path: Path)
             stream, writer = await ask(tmp_path / "s", b"GET /gate HTTP/1.0\r\n\r\n")
             other, idle = await ask(tmp_path / "s", GET)
             assert (await other.readuntil(b"<>")).startswith(b"HTTP/1.1 200 OK")
-            await handler.server.close(0.001)
-            closing = asyncio.create_task(handler.server.close(60.0))
+            await handler.server.drain_requests(0.001)
+            closing = asyncio.create_task(handler.server.drain_requests(60.0))
             await asyncio.sleep(0)
             with pytest.raises(ConnectionRefusedError):
                 await ask(tmp_path / "s", GET)

@@ -128,7 +128,7 @@ def test_canonical_head_is_read_as_both_parsers_read_it(head: bytes) -> None:
 @pytest.mark.parametrize("head", OTHER.values(), ids=OTHER)
 def test_head_in_another_form_is_not_canonical(head: bytes) -> None:
     assert canonical_head(head) is None
-    assert not RequestHead.is_incomplete(head)
+    assert not RequestHead.is_incomplete_but_valid(head)
 
 
 @pytest.mark.parametrize(
@@ -163,19 +163,19 @@ def test_beginning_of_a_head_is_incomplete_wherever_it_is_cut() -> None:
     for head in CANONICAL.values():
         for end in range(len(head)):
             assert canonical_head(head[:end]) is None
-            assert RequestHead.is_incomplete(head[:end])
-            assert RequestHead.is_incomplete(head[:end], max(0, end - 1))
-            assert not RequestHead.is_incomplete(head, end)
-        assert not RequestHead.is_incomplete(head)
+            assert RequestHead.is_incomplete_but_valid(head[:end])
+            assert RequestHead.is_incomplete_but_valid(head[:end], max(0, end - 1))
+            assert not RequestHead.is_incomplete_but_valid(head, end)
+        assert not RequestHead.is_incomplete_but_valid(head)
 
 
 @pytest.mark.parametrize(
     "data", [b"\x16\x03\x01", b"GET / HTTP/1.1\n", b"GET /\r", b"\r", b"\n", b"GET / HTTP/1.1\r\nX: \0"]
 )
 def test_beginning_that_no_more_bytes_can_make_valid_is_not_incomplete(data: bytes) -> None:
-    assert RequestHead.is_incomplete(data) == (data in (b"GET /\r", b"\r"))  # the LF may still come
-    assert not RequestHead.is_incomplete(data + b"a")
-    assert not RequestHead.is_incomplete(data + b"a", len(data))
+    assert RequestHead.is_incomplete_but_valid(data) == (data in (b"GET /\r", b"\r"))  # the LF may still come
+    assert not RequestHead.is_incomplete_but_valid(data + b"a")
+    assert not RequestHead.is_incomplete_but_valid(data + b"a", len(data))
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def parsing_seconds(data: bytes) -> float:
     began = thread_time()
     canonical_head(data + b"\r\n\r\n")
     canonical_head(data)
-    RequestHead.is_incomplete(data)
+    RequestHead.is_incomplete_but_valid(data)
     return thread_time() - began
 
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import integers, sampled_from
 
 from poolctl.bootstrap import command
-from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
+from poolctl.clock import PING_SECONDS, SILENT_SECONDS, HungProcessDetector
 from poolctl.keeper import keeper as keeper_module
 from poolctl.keeper import pool_files, wire
 from poolctl.keeper.fd_store import CALM
@@ -259,7 +259,7 @@ def test_supervisor_is_pinged_and_killed_if_it_does_not_answer(tmp_path: Path) -
     with theirs, subprocess.Popen(["sleep", "60"]) as process:
         began = time.monotonic()
         keeper._supervisor.record_start(process.pid, began)
-        keeper.attach(ours)
+        keeper.begin_client_session(ours)
         hello = {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": [1, 2]}
         assert received(theirs) == [(hello, 0)]
         keeper._watchdog.received(began)
@@ -279,7 +279,7 @@ def test_keeper_sleeps_until_what_is_due_first(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(keeper_module, "time", SimpleNamespace(monotonic=lambda: now))
     ours, theirs = wire.pair()
     keeper = Keeper(str(tmp_path), [], (1, 2))
-    keeper._watchdog = Watchdog(now)
+    keeper._watchdog = HungProcessDetector(now)
     assert keeper._timeout_milliseconds() is None, "there is no supervisor to ask"
     keeper._supervisor.due = 100.0
     assert keeper._timeout_milliseconds() == 1
@@ -287,7 +287,7 @@ def test_keeper_sleeps_until_what_is_due_first(tmp_path: Path, monkeypatch: pyte
     assert keeper._timeout_milliseconds() == 0
     keeper._supervisor.due = 140.0
     assert keeper._timeout_milliseconds() == 40_001, "not a moment too early"
-    keeper._shutdown.begin(130.0 - ANSWER_SECONDS)
+    keeper._shutdown.start_confirmation_deadline(130.0 - ANSWER_SECONDS)
     assert keeper._timeout_milliseconds() == 30_001
     with ours, theirs:
         keeper._donor = DonorSupervisor(ours, {"pid": NOBODY, "start": 1}, 115.0)
@@ -306,7 +306,7 @@ def shutdown(directory: Path) -> Shutdown:
 def test_supervisor_that_does_not_confirm_a_shutdown_is_not_waited_for(tmp_path: Path) -> None:
     end = shutdown(tmp_path)
     assert not end.enforce_limits_and_check_over(1e9, 0)
-    end.begin(100.0)
+    end.start_confirmation_deadline(100.0)
     assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS - 1, 0)
     assert not end.alone
     assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0)
@@ -318,7 +318,7 @@ def test_supervisor_that_does_not_confirm_a_shutdown_is_not_waited_for(tmp_path:
 def test_supervisor_that_confirms_a_shutdown_gets_the_time_of_its_servers(tmp_path: Path) -> None:
     for said, limit in ((0.0, STOP_SECONDS), (1.0, STOP_SECONDS), (90.0, 90.0)):
         end = shutdown(tmp_path)
-        end.begin(100.0)
+        end.start_confirmation_deadline(100.0)
         end.extend_deadline(said)
         assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + limit - 1, 0)
         assert not end.alone
@@ -336,7 +336,7 @@ def test_keeper_that_stops_the_pool_alone_asks_each_worker_with_its_own_signal(t
                 "worker:web.1.0", {"pid": worker.pid, "start": started, "stop_signal": signal.SIGQUIT}, []
             )
             end = Shutdown(store, Reaper(), str(tmp_path))
-            end.begin(100.0)
+            end.start_confirmation_deadline(100.0)
             assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, supervisor.pid)
             assert worker.wait(60) == -signal.SIGQUIT
             assert supervisor.wait(60) == -signal.SIGKILL
@@ -351,7 +351,7 @@ def test_keeper_that_stops_the_pool_alone_waits_for_its_workers_but_not_for_ever
             store = Store()
             store.put("worker:web.1.0", {"pid": worker.pid, "stop_signal": signal.SIGCONT}, [])
             end = Shutdown(store, Reaper(), str(tmp_path))
-            end.begin(100.0)
+            end.start_confirmation_deadline(100.0)
             assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0)
             assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + ALONE_SECONDS - 1, 0)
             if ends:
@@ -365,8 +365,8 @@ def test_keeper_that_stops_the_pool_alone_waits_for_its_workers_but_not_for_ever
 
 def test_shutdown_of_a_pool_without_workers_needs_no_second_limit(tmp_path: Path) -> None:
     end = Shutdown(Store(), Reaper(), str(tmp_path))
-    end.begin(100.0)
-    end.begin(200.0)
+    end.start_confirmation_deadline(100.0)
+    end.start_confirmation_deadline(200.0)
     assert end.due == 100.0 + ANSWER_SECONDS
     assert end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0)
     assert not end.alone
@@ -378,7 +378,7 @@ def test_confirmation_of_a_shutdown_that_nobody_requested_is_ignored(tmp_path: P
     assert not end.begun
     assert end.due is None
     end.alone = True
-    end.begin(100.0)
+    end.start_confirmation_deadline(100.0)
     end.extend_deadline(90.0)
     assert end.due == 100.0 + ANSWER_SECONDS, "too late"
 
@@ -392,7 +392,7 @@ def test_desired_state_is_removed_with_a_pool_that_was_ended(
     end = shutdown(tmp_path)
     (tmp_path / pool_files.DESIRED).write_text("{}")
     if begun:
-        end.begin(100.0)
+        end.start_confirmation_deadline(100.0)
     end.last = last
     end.kill_and_clear()
     assert (tmp_path / pool_files.DESIRED).exists() is kept

@@ -18,7 +18,7 @@ from tests.unit.keeper.test_rendezvous import listening
 
 
 def test_listening_socket_is_found_and_one_that_is_only_bound_is_not(tmp_path: Path) -> None:
-    bound, path = rendezvous.bind(str(tmp_path), pool_files.WORKER)
+    bound, path = rendezvous.bind_new_socket(str(tmp_path), pool_files.WORKER)
     with bound:
         assert os.path.dirname(path) == str(tmp_path)
         assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == []
@@ -36,9 +36,9 @@ def test_listening_socket_is_found_and_one_that_is_only_bound_is_not(tmp_path: P
 
 def test_sweep_removes_only_sockets_that_no_process_has_open(tmp_path: Path) -> None:
     (tmp_path / "wanted.json").write_text("{}")
-    stale, _ = rendezvous.bind(str(tmp_path), pool_files.WORKER)
+    stale, _ = rendezvous.bind_new_socket(str(tmp_path), pool_files.WORKER)
     stale.close()
-    bound, waiting = rendezvous.bind(str(tmp_path), pool_files.WORKER)
+    bound, waiting = rendezvous.bind_new_socket(str(tmp_path), pool_files.WORKER)
     sock, path = listening(tmp_path)
     with sock, bound:
         pool_files.remove_stale_sockets(str(tmp_path))
@@ -89,7 +89,7 @@ def test_unreadable_desired_state_is_empty(tmp_path: Path, text: str) -> None:
 
 def test_sweep_removes_the_sockets_of_every_kind_of_process_and_no_other_file(tmp_path: Path) -> None:
     for kind in (pool_files.WORKER, pool_files.LOGGER, pool_files.GATEWAY, "x"):
-        rendezvous.bind(str(tmp_path), kind)[0].close()
+        rendezvous.bind_new_socket(str(tmp_path), kind)[0].close()
     (tmp_path / "control.sock").touch()
     pool_files.remove_stale_sockets(str(tmp_path))
     assert sorted(path.name.partition(".")[0] for path in tmp_path.iterdir()) == ["control", "x"]
@@ -103,7 +103,7 @@ def test_directory_that_is_missing_holds_no_socket(tmp_path: Path) -> None:
 def test_every_socket_counts_as_open_when_the_kernels_table_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sock, path = rendezvous.bind(str(tmp_path), pool_files.WORKER)
+    sock, path = rendezvous.bind_new_socket(str(tmp_path), pool_files.WORKER)
     sock.close()
     monkeypatch.setattr(pool_files, "_SOCKET_TABLE", str(tmp_path / "gone"))
     pool_files.remove_stale_sockets(str(tmp_path))
@@ -185,9 +185,9 @@ def test_directory_without_logs_is_removed_with_its_lock(tmp_path: Path) -> None
     directory.mkdir()
     for name in ("web.log", "web.log.1", "lock"):
         (directory / name).touch()
-    pool_files.remove_traces(str(directory))
+    pool_files.remove_empty_pool_directory(str(directory))
     assert not directory.exists()
-    pool_files.remove_traces(str(directory))
+    pool_files.remove_empty_pool_directory(str(directory))
     assert not directory.exists()
 
 
@@ -197,7 +197,7 @@ def test_log_with_lines_and_files_of_others_stay_in_the_directory(tmp_path: Path
     for name in ("empty.log", "lock"):
         (tmp_path / name).touch()
     before = open_descriptors()
-    pool_files.remove_traces(str(tmp_path))
+    pool_files.remove_empty_pool_directory(str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"web.log", "notes"}
     assert open_descriptors() == before
 
@@ -206,13 +206,13 @@ def test_log_with_lines_and_files_of_others_stay_in_the_directory(tmp_path: Path
 def test_directory_of_a_running_or_killed_pool_keeps_its_files(tmp_path: Path, name: str) -> None:
     for each in (name, "web.log"):
         (tmp_path / each).touch()
-    pool_files.remove_traces(str(tmp_path))
+    pool_files.remove_empty_pool_directory(str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {name, "web.log", "lock"}
 
 
 def test_directory_in_which_a_pool_is_being_started_keeps_its_files(tmp_path: Path) -> None:
     held = pool_files.lock(str(tmp_path))
     (tmp_path / "web.log").touch()
-    pool_files.remove_traces(str(tmp_path))
+    pool_files.remove_empty_pool_directory(str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"web.log", "lock"}
     os.close(held)

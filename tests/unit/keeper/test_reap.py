@@ -37,7 +37,7 @@ def reaped(reaper, count=1):
     found = []
     deadline = time.monotonic() + 40
     while len(found) < count and time.monotonic() < deadline:
-        found += reaper.reap()
+        found += reaper.reap_and_kill_groups()
         time.sleep(0.002)
     return found
 reaper = Reaper()
@@ -141,7 +141,7 @@ def test_reaping_without_children_reports_nothing(monkeypatch: Any) -> None:
         raise ChildProcessError
 
     monkeypatch.setattr(os, "waitid", no_children)
-    assert Reaper().reap() == []
+    assert Reaper().reap_and_kill_groups() == []
     assert Reaper().signal(4242, signal.SIGTERM, group=False) is False
 
 
@@ -177,18 +177,18 @@ def pid() -> Iterator[int]:
 
 def ended(watcher: Watcher) -> list[int]:
     assert select.select([watcher], [], [], 60)[0]
-    return watcher.clean_up_exited()
+    return watcher.unwatch_exited_and_kill_groups()
 
 
 def test_exit_of_a_watched_process_is_reported_once(pid: int) -> None:
     watcher = Watcher()
     assert watcher.watch(pid, start_of(pid))
     assert watcher.watch(pid, start_of(pid)), "to say it again is no error"
-    assert watcher.clean_up_exited() == []
+    assert watcher.unwatch_exited_and_kill_groups() == []
     assert list(watcher.starts) == [pid]
     assert watcher.signal(pid, signal.SIGTERM, group=False)
     assert ended(watcher) == [pid]
-    assert watcher.clean_up_exited() == []
+    assert watcher.unwatch_exited_and_kill_groups() == []
     assert not watcher.signal(pid, signal.SIGTERM, group=False)
 
 
@@ -295,7 +295,7 @@ def test_process_that_cannot_be_looked_at_is_not_said_to_have_ended() -> None:
 
 def test_remaining_children_get_their_time_and_are_then_killed_and_reaped() -> None:
     in_a_process_of_its_own("""
-from poolctl.keeper.reap import children, kill_children
+from poolctl.keeper.reap import children, wait_or_kill_children
 def never():
     while True:
         signal.pause()
@@ -307,15 +307,15 @@ assert set(children()) >= {slow, leader}
 assert children(leader) is not None
 blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 began = time.monotonic()
-kill_children(0.3)
+wait_or_kill_children(0.3)
 assert time.monotonic() - began >= 0.3
 assert children() == []
 assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
 child(lambda: os._exit(0))
 began = time.monotonic()
-kill_children(60.0)
+wait_or_kill_children(60.0)
 assert time.monotonic() - began < 30
-kill_children(0.0)
+wait_or_kill_children(0.0)
 """)
 
 

@@ -16,13 +16,13 @@ from tests.descriptors import open_descriptors
 
 
 def listening(directory: Path, kind: str = pool_files.WORKER) -> tuple[socket.socket, str]:
-    sock, path = rendezvous.bind(str(directory), kind)
+    sock, path = rendezvous.bind_new_socket(str(directory), kind)
     sock.listen()
     return sock, path
 
 
 def test_directory_that_has_vanished_is_made_again_for_its_owner_alone(tmp_path: Path) -> None:
-    sock, path = rendezvous.bind(str(tmp_path / "gone"), pool_files.WORKER)
+    sock, path = rendezvous.bind_new_socket(str(tmp_path / "gone"), pool_files.WORKER)
     sock.close()
     assert (tmp_path / "gone").stat().st_mode & 0o777 == 0o700
     pool_files.unlink_quietly(path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.keeper.spawn import MAX_SIZE_BYTES, Companion, rotate_if_large, spawn, start_detached
+from poolctl.keeper.spawn import MAX_SIZE_BYTES, CompanionSpec, rotate_if_large, spawn, start_detached
 from tests.deadline import wait_until
 from tests.descriptors import open_descriptors
 
@@ -180,8 +180,8 @@ def test_program_in_the_background_is_no_child_and_knows_its_companions(tmp_path
     os.lseek(given, 0, os.SEEK_SET)
     saved = os.open(result, os.O_WRONLY | os.O_CREAT)
     companions = [
-        Companion([sys.executable, "-c", FOUND], str(output), session=True, fds=[given]),
-        Companion(["/does/not/exist"], str(tmp_path / "other.log"), session=True),
+        CompanionSpec([sys.executable, "-c", FOUND], str(output), session=True, fds=[given]),
+        CompanionSpec(["/does/not/exist"], str(tmp_path / "other.log"), session=True),
     ]
     code = f"import os; os.dup2(4, 1)\n{FOUND}"
     try:

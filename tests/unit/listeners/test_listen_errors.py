@@ -210,7 +210,7 @@ def test_missing_proc_tables_give_no_addresses() -> None:
 
 
 TCP = parse("127.0.0.1:8080")
-TAKEN = listen_errors.address_in_use_error(TCP, ("127.0.0.1", 8080))
+TAKEN = listen_errors.unattributed_address_in_use_error(TCP, ("127.0.0.1", 8080))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_udp_port_and_unix_socket_have_their_own_command() -> None:
     found = listen_errors.port_error(TCP, "127.0.0.1", error, socket.SOCK_DGRAM)
     assert (found.message, found.taken) == ("UDP port 8080 is in use", None)
     assert "ss -uanp" in found.hint
-    path = listen_errors.address_in_use_error(parse("unix:/a/b"), "/a/b")
+    path = listen_errors.unattributed_address_in_use_error(parse("unix:/a/b"), "/a/b")
     assert path.message == "the Unix socket /a/b is in use"
     assert "ss -lxp 'src /a/b', or choose another path" in path.hint
     unknown = listen_errors.unresolved_host_error(parse("nowhere:80"), "no such host")
@@ -311,7 +311,9 @@ def test_error_without_a_holder_or_a_place_stays_as_it_is() -> None:
 def test_every_address_in_use_gets_its_holder() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        taken = listen_errors.address_in_use_error(parse(f"127.0.0.1:{port}"), ("127.0.0.1", port))
+        taken = listen_errors.unattributed_address_in_use_error(
+            parse(f"127.0.0.1:{port}"), ("127.0.0.1", port)
+        )
         other = listen_errors.ListenError("it failed")
         named, same = listen_errors.name_holders([taken, other])
     assert f"(pid {os.getpid()})" in named.message

@@ -19,10 +19,10 @@ from poolctl.address import parse
 from poolctl.listeners.listen_errors import (
     Holder,
     Place,
-    address_in_use_error,
     listen_error,
     name_holders,
     port_error,
+    unattributed_address_in_use_error,
     with_holders,
 )
 from poolctl.listeners.open_listener import (
@@ -39,9 +39,9 @@ from poolctl.listeners.open_listener import (
     listener_and_connection_descriptors,
     open_datagram_sockets,
     open_listener,
+    refuse_new_connections,
     remove_socket_file,
     resolve_bind_targets,
-    shut_down_listeners,
 )
 from tests.descriptors import no_descriptor_left
 from tests.programs import program
@@ -168,7 +168,7 @@ def without_ipv6(target: BindHost, port: int, kind: int, *, dual: bool) -> socke
 def test_address_without_a_host_opens_ipv4_alone_on_a_machine_without_ipv6(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("poolctl.listeners.open_listener._open_bound_socket", without_ipv6)
+    monkeypatch.setattr("poolctl.listeners.open_listener._open_bound_or_listening_socket", without_ipv6)
     with opened(":80") as sockets:
         assert [sock.family for sock in sockets] == [socket.AF_INET]
     with pytest.raises(ListenError, match=r"\[::1\]:80") as caught, no_descriptor_left():
@@ -186,12 +186,12 @@ def test_listener_that_refuses_takes_no_connection_though_another_process_holds_
 ) -> None:
     port = free_port()
     with opened(f"127.0.0.1:{port}") as sockets, sockets[0].dup():
-        shut_down_listeners(sockets)
+        refuse_new_connections(sockets)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=60)
         closed = socket.socket()
         closed.close()
-        shut_down_listeners([closed])
+        refuse_new_connections([closed])
 
 
 def test_address_with_connections_in_time_wait_opens_again_at_once(free_port: FreePort) -> None:
@@ -263,7 +263,7 @@ def test_port_in_use_error_names_the_holder_of_a_wildcard(free_port: FreePort) -
     ],
 )  # fmt: skip
 def test_holder_of_a_taken_port_decides_the_hint(found: Holder, message: str, hint: str) -> None:
-    error = with_holders(address_in_use_error(parse("127.0.0.1:80"), ("127.0.0.1", 80)), [found])
+    error = with_holders(unattributed_address_in_use_error(parse("127.0.0.1:80"), ("127.0.0.1", 80)), [found])
     assert (error.message, error.hint) == (message, hint)
 
 
@@ -628,7 +628,7 @@ def test_command_that_a_hint_names_shows_the_holder_of_the_address(what: str, tm
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             client = stack.enter_context(socket.create_connection(listener.getsockname()))
             place = (listener if what == "listener" else client).getsockname()
-        hint = address_in_use_error(parse("127.0.0.1:1"), place).hint
+        hint = unattributed_address_in_use_error(parse("127.0.0.1:1"), place).hint
         command = re.search(r"ss -\w+ '.*?'", hint)
         assert command is not None, hint
         done = subprocess.run(command[0], shell=True, capture_output=True, text=True, check=True)

@@ -231,7 +231,7 @@ def test_listening_unix_sockets_are_listed_by_path_and_inode() -> None:
 def test_question_that_the_kernel_refuses_is_an_error() -> None:
     with pytest.raises(OSError, match="sock_diag"):
         list(sock_diag._ask_for_all(b"", soon()))
-    assert sock_diag._ask(b"") is None
+    assert sock_diag._query_socket(b"") is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.logs.log_file import LogFile, stored_part
-from poolctl.logs.log_line import as_text, stamp
+from poolctl.logs.log_line import stamp, with_timestamp_prefix
 from poolctl.logs.log_tail import tail
 from tests.manual_clock import ManualClock
 
@@ -133,7 +133,7 @@ def test_file_that_another_program_moved_away_is_opened_again(path: Path) -> Non
     clock.advance(1)
     file.append_and_count_written(b"three\n")
     path.rename(path.with_name("again"))
-    file.reopen()
+    file.close_for_reopen()
     file.append_and_count_written(b"four\n")
     file.close()
     assert (path.with_name("moved").read_text(), path.with_name("again").read_text()) == (
@@ -305,8 +305,8 @@ def test_file_whose_last_line_is_whole_is_continued_without_an_empty_line(path: 
     assert path.read_text() == "whole\nnext\n"
 
 
-BEFORE = as_text(b"before\n", stamp(1_790_000_000.0))
-LINES = [as_text(line, stamp(1_790_000_001.0)) for line in (b"one\n", b"two\n", b"three\n")]
+BEFORE = with_timestamp_prefix(b"before\n", stamp(1_790_000_000.0))
+LINES = [with_timestamp_prefix(line, stamp(1_790_000_001.0)) for line in (b"one\n", b"two\n", b"three\n")]
 BLOCK = b"".join(LINES)
 
 
@@ -330,7 +330,7 @@ def test_block_that_a_killed_writer_has_begun_is_continued_after_its_last_whole_
     file = LogFile(str(path))
     done = b"".join(LINES[:whole])
     assert stored_part(str(path), BLOCK) == stored
-    assert file.cut_to_stored_lines(BLOCK) == len(done)
+    assert file.cut_file_to_stored_lines(BLOCK) == len(done)
     assert path.read_bytes() == BEFORE + done
     assert file.append_and_count_written(BLOCK[len(done) :]) == len(BLOCK) - len(done)
     file.close()
@@ -342,7 +342,7 @@ def test_block_that_a_killed_writer_has_stored_in_two_files_is_found_in_both(pat
     path.with_name("web.log.1").write_bytes(BEFORE + LINES[0])
     path.write_bytes(LINES[1])
     file = LogFile(str(path), max_size_bytes=100, keep=2)
-    assert file.cut_to_stored_lines(BLOCK) == len(LINES[0] + LINES[1])
+    assert file.cut_file_to_stored_lines(BLOCK) == len(LINES[0] + LINES[1])
     file.close()
     assert path.read_bytes() == LINES[1]
 
@@ -374,15 +374,16 @@ def test_log_of_a_process_without_standard_input_is_kept_like_any_other(path: Pa
             os.close(0)
             clock = ManualClock()
             file = LogFile(str(each), keep=3, max_age_seconds=60, clock=clock)
-            assert file.append_and_count_written(as_text(b"one\n", stamp(clock.time()))) > 0
+            assert file.append_and_count_written(with_timestamp_prefix(b"one\n", stamp(clock.time()))) > 0
             numbers.add(file._fd)
             assert (
-                file.cut_to_stored_lines(as_text(b"one\ntwo\n", stamp(clock.time()))) == each.stat().st_size
+                file.cut_file_to_stored_lines(with_timestamp_prefix(b"one\ntwo\n", stamp(clock.time())))
+                == each.stat().st_size
             )
             file.append_and_count_written(b"two\n")
             each.rename(each.with_name("moved"))
             clock.advance(5)
-            file.append_and_count_written(as_text(b"three\n", stamp(clock.time())))
+            file.append_and_count_written(with_timestamp_prefix(b"three\n", stamp(clock.time())))
             clock.advance(61)
             file.rotate_when_old()
             file.append_and_count_written(b"four\n")

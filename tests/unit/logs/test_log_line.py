@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.cli.log_rendering import record_lines
-from poolctl.logs.log_line import as_json, as_text, local_clock_time, parse_line, parse_record, stamp
+from poolctl.logs.log_line import (
+    as_json,
+    local_clock_time,
+    parse_line,
+    parse_record,
+    stamp,
+    with_timestamp_prefix,
+)
 
 NOW = "2026-11-20T08:47:34.123456Z"
 
@@ -31,7 +38,7 @@ def test_moments_sort_as_text(moments: list[float]) -> None:
 
 @given(st.lists(st.binary(max_size=30).map(lambda raw: raw.replace(b"\n", b" ")), min_size=1, max_size=5))
 def test_every_line_comes_back_from_the_text_form(lines: list[bytes]) -> None:
-    block = as_text(b"".join(line + b"\n" for line in lines), NOW)
+    block = with_timestamp_prefix(b"".join(line + b"\n" for line in lines), NOW)
     parsed = [parse_line(raw, "web") for raw in block[:-1].split(b"\n")]
     assert [line.text for line in parsed] == [line.decode("utf-8", "backslashreplace") for line in lines]
     assert {line.time for line in parsed} == {NOW}

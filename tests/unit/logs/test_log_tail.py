@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from poolctl.logs import log_tail
 from poolctl.logs.line_filter import LineFilter
 from poolctl.logs.log_file import LogFile
-from poolctl.logs.log_line import LogLine, as_text, parse_line, stamp
+from poolctl.logs.log_line import LogLine, parse_line, stamp, with_timestamp_prefix
 from poolctl.logs.log_tail import (
     DirectoryWatch,
     Follower,
-    Merge,
+    LogReorderBuffer,
     OpenLog,
     TailedFile,
     follow,
@@ -31,7 +31,7 @@ from tests.descriptors import no_descriptor_left
 
 
 def at(second: int, *texts: str) -> bytes:
-    return as_text("".join(f"{text}\n" for text in texts).encode(), stamp(second))
+    return with_timestamp_prefix("".join(f"{text}\n" for text in texts).encode(), stamp(second))
 
 
 def texts(lines: list[LogLine]) -> list[str]:
@@ -424,7 +424,7 @@ def test_line_that_is_written_to_another_log_during_a_reading_is_in_its_place(
 
 
 def test_a_line_that_is_read_late_still_comes_before_a_newer_one(tmp_path: Path) -> None:
-    merge = Merge()
+    merge = LogReorderBuffer()
     one, two, three = (parse_line(at(second, str(second))[:-1]) for second in (1, 2, 3))
     assert merge.hold_back([two]) == []
     assert merge.holds

@@ -25,11 +25,11 @@ from poolctl.bootstrap import command
 from poolctl.keeper import pool_files, rendezvous, wire
 from poolctl.logs import logger_process
 from poolctl.logs.log_file import LogFile
-from poolctl.logs.log_line import as_text, stamp
+from poolctl.logs.log_line import stamp, with_timestamp_prefix
 from poolctl.logs.log_tail import tail
 from poolctl.logs.logger_process import (
+    LineMoveRecord,
     Logger,
-    LogMoveRecord,
     OutputStream,
     PipeReader,
     WriteAheadNote,
@@ -419,7 +419,7 @@ def test_the_logger_raises_its_own_limit_of_open_files(tmp_path: Path) -> None:
 
 NOW = 1_790_000_000.0
 LINES = b"".join(b"%d tick\n" % (number // 3) for number in range(9))  # some are the same
-BLOCK = as_text(LINES, stamp(NOW))
+BLOCK = with_timestamp_prefix(LINES, stamp(NOW))
 
 
 class Interrupted:
@@ -483,7 +483,7 @@ EXPECTED = ["0 earlier", *LINES.decode().splitlines(), "9 later"]
 
 @pytest.mark.parametrize("stored", range(0, len(BLOCK) + 1, 7))
 def test_logger_killed_while_storing_leaves_every_line_once(interrupted: Interrupted, stored: int) -> None:
-    interrupted.path.write_bytes(as_text(b"0 earlier\n", stamp(NOW - 1)) + BLOCK[:stored])
+    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)) + BLOCK[:stored])
     os.write(interrupted.write, LINES + b"9 later\n")
     interrupted.note.begin("web.0", stamp(NOW), LINES)
     interrupted.recover()
@@ -491,7 +491,7 @@ def test_logger_killed_while_storing_leaves_every_line_once(interrupted: Interru
 
 
 def test_logger_killed_after_taking_lines_does_not_wait_for_them(interrupted: Interrupted) -> None:
-    interrupted.path.write_bytes(as_text(b"0 earlier\n", stamp(NOW - 1)) + BLOCK)
+    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)) + BLOCK)
     os.write(interrupted.write, b"9 later\n")
     interrupted.note.begin("web.0", stamp(NOW), LINES)
     interrupted.recover()
@@ -500,7 +500,7 @@ def test_logger_killed_after_taking_lines_does_not_wait_for_them(interrupted: In
 
 @pytest.mark.parametrize("taken", [len(LINES), len(LINES) - 1, 1])
 def test_equal_lines_after_those_of_a_killed_logger_are_kept(interrupted: Interrupted, taken: int) -> None:
-    interrupted.path.write_bytes(as_text(b"0 earlier\n", stamp(NOW - 1)) + BLOCK)
+    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)) + BLOCK)
     os.write(interrupted.write, LINES)
     interrupted.note.begin("web.0", stamp(NOW), LINES)
     interrupted.pipes.consume(interrupted.read, taken, interrupted.note.sink)
@@ -514,7 +514,7 @@ def test_equal_lines_after_those_of_a_killed_logger_are_kept(interrupted: Interr
 def test_bytes_taken_by_an_earlier_move_do_not_count_as_those_of_the_next_one(
     interrupted: Interrupted,
 ) -> None:
-    interrupted.path.write_bytes(as_text(b"0 earlier\n", stamp(NOW - 1)))
+    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)))
     os.write(interrupted.write, b"0 earlier\n" + LINES + b"9 later\n")
     interrupted.note.begin("web.0", stamp(NOW - 1), b"0 earlier\n")
     interrupted.pipes.consume(interrupted.read, len(b"0 earlier\n"), interrupted.note.sink)
@@ -528,7 +528,7 @@ def test_bytes_taken_by_an_earlier_move_do_not_count_as_those_of_the_next_one(
 def test_logger_killed_at_an_incomplete_last_line_leaves_it_once(
     interrupted: Interrupted, stored: int
 ) -> None:
-    interrupted.path.write_bytes(as_text(b"last words\n", stamp(NOW))[:stored])
+    interrupted.path.write_bytes(with_timestamp_prefix(b"last words\n", stamp(NOW))[:stored])
     os.write(interrupted.write, b"last words")
     interrupted.note.begin("web.0", stamp(NOW), b"last words")
     interrupted.recover()
@@ -610,7 +610,7 @@ def test_logger_killed_between_two_files_leaves_every_line_once(
     whole = BLOCK.splitlines(keepends=True)
     interrupted.max_size_bytes = 2 * len(whole[0])
     file = LogFile(str(interrupted.path), max_size_bytes=interrupted.max_size_bytes, keep=9)
-    file.append_and_count_written(as_text(b"0 earlier\n", stamp(NOW - 1)))
+    file.append_and_count_written(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)))
     file.append_and_count_written(b"".join(whole[:stored]))
     file.close()
     interrupted.path.rename(f"{interrupted.path}.0")  # in the middle of a rotation
@@ -658,7 +658,7 @@ def test_a_line_stays_in_the_pipe_until_it_is_whole(interrupted: Interrupted) ->
 def test_invalid_note_is_ignored(interrupted: Interrupted) -> None:
     fd = os.memfd_create("note")
 
-    def found() -> LogMoveRecord | None:
+    def found() -> LineMoveRecord | None:
         note = WriteAheadNote([os.dup(fd)])
         try:
             return note.unfinished_move("web.0")

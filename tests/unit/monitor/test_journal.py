@@ -17,7 +17,7 @@ from poolctl.monitor.journal import (
     JournalEvent,
     newest_first,
     parse_event,
-    parse_filter,
+    parse_filter_or_none,
     recent,
 )
 from tests.manual_clock import ManualClock
@@ -156,7 +156,8 @@ def test_a_requests_filter_is_refused_unless_each_value_is_valid(
     request_: dict[str, Any], wanted: EventFilter | None
 ) -> None:
     assert (
-        parse_filter(servers=["web"], **({"kinds": None, "since": None, "after": None} | request_)) == wanted
+        parse_filter_or_none(servers=["web"], **({"kinds": None, "since": None, "after": None} | request_))
+        == wanted
     )
 
 

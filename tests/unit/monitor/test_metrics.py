@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as text_fami
 
 import poolctl
 from poolctl import ServerConfig
-from poolctl.core.decide import Desired, Phase
+from poolctl.core.decide import Desired, WorkerPhase
 from poolctl.core.server_entry import Availability, Entry, Worker
 from poolctl.monitor.metrics import (
     PARTS,
@@ -147,7 +147,7 @@ def entry_of(name: str, **keys: Any) -> Entry:
 
 
 def worker_of(
-    entry: Entry, generation: int, index: int, phase: Phase = Phase.READY, pid: int | None = 71
+    entry: Entry, generation: int, index: int, phase: WorkerPhase = WorkerPhase.READY, pid: int | None = 71
 ) -> Worker:
     placement = Placement.of(entry.name, generation, index, pid=pid)
     worker = Worker(placement.id, generation, index, entry.config, phase, placement, 1.0)
@@ -347,7 +347,7 @@ def test_during_a_replacement_the_worker_that_stays_is_shown_for_its_index() -> 
     for leaving, staying in ((1, 2), (2, 1)):
         entry.observed.workers.clear()
         workers = [
-            (worker_of(entry, leaving, 0, Phase.DRAINING, pid=7), None, None),
+            (worker_of(entry, leaving, 0, WorkerPhase.DRAINING, pid=7), None, None),
             (worker_of(entry, staying, 0, pid=8), None, None),
         ]
         for order in (workers, workers[::-1]):
@@ -392,7 +392,7 @@ class Counted:
     def counts(self, placement: Placement) -> list[int] | None:
         return counts_of({tally.STARTED: 5}) if placement.index == 0 else None
 
-    def mark_saved(self) -> None: ...
+    def discard_saved_counts(self) -> None: ...
 
 
 def test_snapshot_adds_the_running_workers_to_those_that_have_ended() -> None:

@@ -180,10 +180,10 @@ def test_a_worker_that_dies_is_replaced_as_the_restart_policy_says() -> None:
     runner = ScriptedRunner()
     pool = made(runner, config("a", workers=2, restart={"limit": 1}))
     pool.start_sync()
-    on_loop(lambda: runner.end("a.1.1", Exit.from_status(1)))
+    on_loop(lambda: runner.end("a.1.1", Exit.from_returncode(1)))
     wait_until(lambda: runner.log.count("place a.1.1") == 2)
     wait_until(lambda: only(pool).ready and len(runner.running) == 2)
-    on_loop(lambda: runner.end("a.1.1", Exit.from_status(1)))
+    on_loop(lambda: runner.end("a.1.1", Exit.from_returncode(1)))
     wait_until(lambda: only(pool).state is State.FAILED)
     assert only(pool).message == "exited with status 1; given up after 1 restart in 1m"
     assert runner.running == {}
@@ -194,7 +194,7 @@ def test_a_failed_replacement_of_a_dead_worker_is_tried_again_and_a_failed_start
     pool = made(runner, config("a", restart={"backoff": {"initial": 0.01, "jitter": 0}}))
     pool.start_sync()
     runner.script["a"] = FAILS
-    on_loop(lambda: runner.end("a.1.0", Exit.from_status(1)))
+    on_loop(lambda: runner.end("a.1.0", Exit.from_returncode(1)))
     wait_until(lambda: runner.log.count("place a.1.0") >= 3)
     del runner.script["a"]
     wait_until(lambda: only(pool).ready)
@@ -227,7 +227,7 @@ def test_a_server_that_may_sleep_wakes_at_a_request_and_is_stopped_asleep() -> N
     wait_until(lambda: only(pool).ready)
     assert (counted("wakes"), counted("restarts")) == (["1"], ["0"])
     (worker,) = runner.running
-    on_loop(lambda: runner.end(worker, Exit.from_status(1)))
+    on_loop(lambda: runner.end(worker, Exit.from_returncode(1)))
     wait_until(lambda: counted("restarts") == ["1"] and only(pool).ready)
     assert counted("wakes") == ["1"], "no request was needed for that"
     pool.stop_sync()
@@ -894,7 +894,7 @@ def test_event_of_a_context_is_watched_by_one_thread_and_in_a_child_by_another()
 
 
 def prepared(shared: Shared, **keys: Any) -> ServerConfig:
-    return shared.prepare(ServerConfig(**{"name": "a", "bind": ":1", **keys}))
+    return shared.with_pool_defaults(ServerConfig(**{"name": "a", "bind": ":1", **keys}))
 
 
 @pytest.mark.parametrize(
@@ -921,7 +921,7 @@ def test_server_that_cannot_be_prepared_says_why(keys: dict[str, Any], handler: 
     keys = {key: value for key, value in keys.items() if value is not None}
     given = {"name": "a", **({} if keys.get("job") else {"bind": ":1"}), **keys}
     with pytest.raises(ServerError) as caught:
-        shared.prepare(ServerConfig(**given))
+        shared.with_pool_defaults(ServerConfig(**given))
     assert caught.value.message.startswith(problem)
     assert caught.value.name == "a"
 
@@ -941,11 +941,11 @@ def test_server_is_completed_by_the_handler_and_the_default_certificate() -> Non
     made = prepared(shared, app="m:app", tls=True)
     assert made.tls is shared.tls
     plain = ServerConfig(name="a", bind=":1", app="m:app")
-    assert shared.prepare(plain) is plain
+    assert shared.with_pool_defaults(plain) is plain
     assert shared.context is not None
     shared.context.cancel()
     with pytest.raises(ServerError, match="its context was cancelled"):
-        shared.prepare(plain)
+        shared.with_pool_defaults(plain)
 
 
 OBSERVED = {
@@ -1034,7 +1034,7 @@ def test_start_of_a_server_in_backoff_starts_it_at_once() -> None:
     pool.start_sync()
     runner.script["a"] = FAILS
     for _ in range(2):
-        on_loop(lambda: runner.end("a.1.0", Exit.from_status(1)))
+        on_loop(lambda: runner.end("a.1.0", Exit.from_returncode(1)))
     wait_until(lambda: only(pool).state is State.BACKOFF)
     assert only(pool).message.startswith("exited with status 3")
     del runner.script["a"]
@@ -1048,7 +1048,7 @@ def test_message_of_a_server_whose_worker_was_replaced_is_empty() -> None:
     runner = ScriptedRunner()
     pool = made(runner, config("a"))
     pool.start_sync()
-    on_loop(lambda: runner.end("a.1.0", Exit.from_status(1)))
+    on_loop(lambda: runner.end("a.1.0", Exit.from_returncode(1)))
     wait_until(lambda: runner.log.count("place a.1.0") == 2)
     wait_until(lambda: only(pool).ready)
     assert (only(pool).message, only(pool).state) == ("", State.RUNNING)
@@ -1111,8 +1111,8 @@ class ProbedRunner(ScriptedRunner):
         self.statuses: dict[str, int] = {}
         self.answering: set[asyncio.Task[None]] = set()
 
-    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
-        ours = await super().connect(placement, kind, plain)
+    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+        ours = await super().connect_for_probe(placement, kind, plain)
         self.answering.add(asyncio.ensure_future(self._answer(placement.id, self.asked.pop()[2])))
         return ours
 
@@ -1233,7 +1233,7 @@ class EndedCounts:
     def counts(self, placement: Placement) -> None:
         return None
 
-    def mark_saved(self) -> None:
+    def discard_saved_counts(self) -> None:
         return None
 
 

@@ -57,7 +57,7 @@ class Probed:
         assert readiness is not None
         return make_prober(readiness, server, self, None, {"WHO": "web"})  # type: ignore[arg-type]
 
-    async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(self, placement: Any, kind: str, plain: bool) -> socket.socket:
         if self.refuses:
             raise ConnectionRefusedError(111, "Connection refused")
         ours, theirs = socket.socketpair()
@@ -305,7 +305,7 @@ def test_connection_that_is_being_opened_is_given_up_with_its_probe() -> None:
     asked: list[tuple[str, bool]] = []
 
     class Runner:
-        async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+        async def connect_for_probe(self, placement: Any, kind: str, plain: bool) -> socket.socket:
             asked.append((kind, plain))
             try:
                 return await asyncio.Future()
@@ -383,7 +383,7 @@ class Connecting:
         self.port = port
         self.asked: list[tuple[str, bool]] = []
 
-    async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(self, placement: Any, kind: str, plain: bool) -> socket.socket:
         self.asked.append((kind, plain))
         sock = socket.create_connection(("127.0.0.1", self.port))
         sock.setblocking(False)
@@ -479,7 +479,7 @@ def prober_of_command(listener: socket.socket, **readiness: Any) -> Prober:
     """A prober of a program that was given this listener."""
 
     class Runner:
-        async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+        async def connect_for_probe(self, placement: Any, kind: str, plain: bool) -> socket.socket:
             ours = socket.create_connection(listener.getsockname())
             ours.setblocking(False)
             return ours
@@ -543,7 +543,7 @@ def test_program_that_does_not_listen_is_a_problem() -> None:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             runner = Connecting(unused.getsockname()[1])
-            prober = AcceptProber(partial(runner.connect, None, "echo", True))
+            prober = AcceptProber(partial(runner.connect_for_probe, None, "echo", True))
             prober.start(results.append)
             async with asyncio.timeout(60):
                 while not results:

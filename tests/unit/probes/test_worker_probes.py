@@ -359,7 +359,7 @@ def worker_probes(**health: Any) -> WorkerProbes:
 
 
 class Refusing:
-    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.routing import route_table
-from poolctl.routing.match import covers_wildcard, explain
+from poolctl.routing.match import explain, wildcard_covers_host
 from poolctl.routing.normal_path import readings
 from poolctl.routing.route import HTTPS, Header, Redirect, Route, Target, passable
 from poolctl.routing.route_table import Match, RouteTable, write_table
@@ -247,7 +247,7 @@ def test_reason_of_a_match_names_the_host_by_its_kind_and_the_path() -> None:
 def test_each_star_of_a_pattern_stands_for_at_least_one_character(
     pattern: str, host: str, covers: bool
 ) -> None:
-    assert covers_wildcard(pattern, host) is covers
+    assert wildcard_covers_host(pattern, host) is covers
 
 
 def test_reason_of_a_route_that_does_not_match_names_what_the_request_lacks() -> None:

@@ -15,12 +15,12 @@ from poolctl.routing.route import (
     POLICIES,
     ExcludedRoute,
     Header,
-    Limit,
     Redirect,
     Route,
     StreamRoute,
     Target,
     Timeouts,
+    TrafficLimits,
     passable,
     proxy_reason,
 )
@@ -44,9 +44,9 @@ WEB = (Target(server="web"),)
         ({"to": WEB, "response_headers": (Header(name="a"),)}, "it changes responses"),
         ({"to": WEB, "sticky_cookie": "c"}, "it has a sticky cookie"),
         ({"to": WEB, "retries": 1}, "it has retries"),
-        ({"to": WEB, "limit": Limit()}, "it has a limit"),
-        ({"to": WEB, "client_limit": Limit()}, "it has a limit"),
-        ({"to": WEB, "backend_limit": Limit()}, "it has a limit"),
+        ({"to": WEB, "limit": TrafficLimits()}, "it has a limit"),
+        ({"to": WEB, "client_limit": TrafficLimits()}, "it has a limit"),
+        ({"to": WEB, "backend_limit": TrafficLimits()}, "it has a limit"),
         ({"to": WEB, "context_headers": True}, "it sends its context as headers"),
         ({"to": WEB, "max_body_bytes": 1}, "it limits the size of bodies"),
         ({"to": WEB, "waiting_page": True}, "it has a waiting page"),
@@ -130,7 +130,7 @@ def test_defaults_are_the_documented_ones() -> None:
     breaker = route.breaker
     assert (breaker.failures, breaker.rate, breaker.minimum_requests, breaker.probes) == (5, 0.5, 20, 1)
     assert (breaker.window_seconds, breaker.open_seconds, breaker.max_open) == (10, 10, 0.5)
-    assert (Limit().queue_seconds, Redirect(to="https").status, Target().weight) == (5, 308, 1)
+    assert (TrafficLimits().queue_seconds, Redirect(to="https").status, Target().weight) == (5, 308, 1)
 
 
 def test_streams_are_not_sent_the_headers_of_a_proxy_unless_they_are_asked_for() -> None:
@@ -168,7 +168,8 @@ BREAKER = {
                 "idle_seconds": 600.0, "max_connections": 0, "timeouts": TIMEOUTS, "breaker": BREAKER,
             },
         ),
-        (Limit, {}, {"concurrency": 0, "requests_per_second": 0.0, "burst": 0, "queue": 0, "queue_seconds": 5.0}),
+        (TrafficLimits, {},
+         {"concurrency": 0, "requests_per_second": 0.0, "burst": 0, "queue": 0, "queue_seconds": 5.0}),
         (Target, {}, {"server": "", "url": "", "weight": 1}),
         (Redirect, {"to": "https"}, {"status": 308}),
         (ExcludedRoute, {"alias": "a", "reason": "r"}, {"host": "", "provider": "file"}),

@@ -21,12 +21,12 @@ from poolctl.routing.route import (
     HTTPS,
     ExcludedRoute,
     Header,
-    Limit,
     Redirect,
     Route,
     StreamRoute,
     Target,
     Timeouts,
+    TrafficLimits,
 )
 from poolctl.routing.route_table import ENTRY, HEADER, Match, RouteTable, TableError, depth_of, write_table
 from tests.examples import examples
@@ -146,7 +146,7 @@ def test_route_comes_back_from_the_table_as_it_was_given(table: Callable[..., Ro
         path="/v1/",
         methods=("GET",),
         headers=(Header(name="x", value="ä\x80"),),
-        limit=Limit(concurrency=3),
+        limit=TrafficLimits(concurrency=3),
         timeouts=Timeouts(connect=1.5),
         waiting_page=True,
     )

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from poolctl.http.messages import canonical_head
 from poolctl.json_form import from_json, to_json
 from poolctl.routing.decision import passable_match, passable_tls_host_match
-from poolctl.routing.route import PROXY, Header, Limit, Redirect, Route, Target, passable, proxy_reason
+from poolctl.routing.route import (
+    PROXY,
+    Header,
+    Redirect,
+    Route,
+    Target,
+    TrafficLimits,
+    passable,
+    proxy_reason,
+)
 from poolctl.routing.route_table import RouteTable, write_table
 from poolctl.routing.separation import (
     KeepableConnections,
@@ -265,7 +274,7 @@ def test_table_of_workers_holds_no_headers_urls_or_limits() -> None:
         Route(alias="added", host="a.test", to=(TO_A,), add_headers=(added,)),
         Route(alias="condition", host="b.test", to=(TO_A,), headers=(Header(name="x-key", value=SECRET),)),
         Route(alias="host", host="c.test", to=(TO_A,), host_header=SECRET, sticky_cookie=SECRET),
-        Route(alias="url", host="d.test", to=(URL, TO_A), limit=Limit(concurrency=7)),
+        Route(alias="url", host="d.test", to=(URL, TO_A), limit=TrafficLimits(concurrency=7)),
         Route(alias="plain", host="e.test", to=(TO_A,), other_user=SECRET),
         Route(alias="moved", host="f.test", to=(TO_A,), redirect=Redirect(to=f"https://{SECRET}")),
     ]

@@ -92,12 +92,12 @@ class ScriptedRunner:
     async def wait_until_ready(self, placement: Placement) -> None:
         behaviour = self.script.get(placement.id, self.script.get(placement.server, READY))
         if placement.id in self.jobs and behaviour == READY:
-            self.end(placement.id, Exit.from_status(0))
+            self.end(placement.id, Exit.from_returncode(0))
         if behaviour == NEVER:
             exit_ = await self.wait_for_exit(placement)
             raise WorkerFailed(f"{exit_.message} before it was ready", exit=exit_)
         if behaviour == FAILS:
-            self.end(placement.id, Exit.from_status(3))
+            self.end(placement.id, Exit.from_returncode(3))
             raise WorkerFailed("exited with status 3 before it was ready", hint="look", exit=Exit(3))
         if behaviour == BREAKS:
             raise OSError("the wire is cut")
@@ -108,7 +108,7 @@ class ScriptedRunner:
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
         self.log.append(f"{'work' if accepting else 'rest'} {placement.id}")
 
-    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         if placement.id not in self.running:
             raise ConnectionRefusedError("it has ended")
         ours, theirs = socket.socketpair()
@@ -156,8 +156,8 @@ class ScriptedRunner:
             await self.may_stop.wait()
         if placement.server in self.deaf:
             raise TimeoutError
-        self.end(placement.id, Exit.from_status(0))
-        return Exit.from_status(0)
+        self.end(placement.id, Exit.from_returncode(0))
+        return Exit.from_returncode(0)
 
     def _note_replaced(self, order: str, placement: Placement, replaced: bool) -> None:
         if replaced:
@@ -179,7 +179,7 @@ class ScriptedRunner:
 
     async def aclose(self) -> None:
         for placement_id in list(self.running):
-            self.end(placement_id, Exit.from_status(0))
+            self.end(placement_id, Exit.from_returncode(0))
         self.opened.clear()
 
 

@@ -34,7 +34,7 @@ from poolctl.runners.local.activation import (
     AcceptHelper,
     Activator,
     ConnectionFetch,
-    FetchResult,
+    FetchOutcome,
     FirstBytesKind,
     HeldConnection,
     SleepingListener,
@@ -85,15 +85,15 @@ class Helper(AcceptHelper):
 
     def _answer(self, fetch: ConnectionFetch, shared: socket.socket, most: int) -> None:
         if self.fails:
-            fetch.ended(FetchResult(failed=True, blocked=True))
+            fetch.ended(FetchOutcome(failed=True, blocked=True))
             return
         try:
             ours, theirs = wire.pair()
         except OSError:
-            fetch.ended(FetchResult(full=True))
+            fetch.ended(FetchOutcome(full=True))
             return
         with ours, theirs:
-            helper.send_connections_to_supervisor(
+            helper.forward_connections_to_supervisor(
                 theirs, {"op": fetch.kind, "n": 1, "key": "", "most": most}, shared
             )
             while received := wire.receive(ours):
@@ -101,7 +101,7 @@ class Helper(AcceptHelper):
                 if message["t"] == "done":
                     break
                 fetch.connection_arrived(connection_handover.from_message(message, fds))
-        fetch.ended(FetchResult(message["empty"], message["junk"], message["full"]))
+        fetch.ended(FetchOutcome(message["empty"], message["junk"], message["full"]))
 
 
 def asleep(
@@ -135,7 +135,7 @@ class House:
         self.activator._accept_helper = self.helper
 
     def close(self) -> None:
-        self.activator.close_all()
+        self.activator.forget_all_and_close_held()
         for sock in (self.listener, self.left, self.worker_end, *self.clients, *self.given):
             sock.close()
 
@@ -154,7 +154,7 @@ class House:
     def close_queued(self, key: str) -> None:
         pass
 
-    def close_empty_pair(self, key: str) -> None:
+    def close_pair(self, key: str) -> None:
         assert key == "web"
         self.cleared += 1
 
@@ -171,7 +171,7 @@ class House:
         self.woken += 1
 
     def clear(self) -> None:
-        self.activator.drain_unused_pair("web", ())
+        self.activator.close_unused_socket_pair("web", ())
 
     def arm(self, **how: Any) -> None:
         self.activator._servers["web"] = config()
@@ -449,7 +449,7 @@ def test_time_limit_of_a_connection_without_room_in_the_pair_is_left_to_its_work
         house.arm(head_seconds=6)
         await house.connect()
         await house.until(lambda: house.kept)
-        house.activator.disarm("web")
+        house.activator.disarm_and_hand_over("web")
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: time.monotonic() + 7)
         for _ in range(5):
             await asyncio.sleep(0)
@@ -485,7 +485,7 @@ def test_disarmed_listener_hands_connections_over_and_dismissed_one_closes_them(
         assert await house.closed(first) == b""
         await house.connect()
         await house.until(lambda: house.kept)
-        house.activator.disarm("web")
+        house.activator.disarm_and_hand_over("web")
         assert (len(house.given), house.woken, house.kept) == (1, 0, [])
 
     run(scenario)
@@ -661,14 +661,14 @@ class Request:
 
     kind, key = ACCEPT, "key"
 
-    def __init__(self, got: list[socket.socket], done: asyncio.Future[FetchResult]) -> None:
+    def __init__(self, got: list[socket.socket], done: asyncio.Future[FetchOutcome]) -> None:
         self._got = got
         self._done = done
 
     def connection_arrived(self, sock: Connection) -> None:
         self._got.append(sock)
 
-    def ended(self, found: FetchResult) -> None:
+    def ended(self, found: FetchOutcome) -> None:
         self._done.set_result(found)
 
 
@@ -681,9 +681,9 @@ class Stage:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.got: list[socket.socket] = []
 
-    async def fetch(self, count: int = 1) -> FetchResult:
+    async def fetch(self, count: int = 1) -> FetchOutcome:
         clients = [socket.create_connection(self.listener.getsockname()) for _ in range(count)]
-        done: asyncio.Future[FetchResult] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[FetchOutcome] = asyncio.get_running_loop().create_future()
         self.acceptor.fetch(Request(self.got, done), self.listener, 8)
         found = await done
         for client in clients:
@@ -713,9 +713,9 @@ def run_helper(directory: Path, work: Callable[[Stage], Coroutine[Any, Any, None
 
 def test_connections_of_a_blocking_listener_are_handed_over_as_many_as_are_asked_for(tmp_path: Path) -> None:
     async def scenario(stage: Stage) -> None:
-        assert await stage.fetch(3) == FetchResult(empty=True)
+        assert await stage.fetch(3) == FetchOutcome(empty=True)
         assert len(stage.got) == 3
-        assert await stage.fetch(10) == FetchResult()
+        assert await stage.fetch(10) == FetchOutcome()
         assert len(stage.got) == 11
         assert len(stage.keeper.pids) == 1
 
@@ -728,7 +728,7 @@ def test_helper_that_does_not_answer_is_killed_and_replaced(tmp_path: Path, monk
         with monkeypatch.context() as patch:
             patch.setattr(module, "_SILENT_SECONDS", 0.1)
             os.kill(stage.keeper.pids[0], signal.SIGSTOP)
-            assert await stage.fetch() == FetchResult(failed=True)
+            assert await stage.fetch() == FetchOutcome(failed=True)
         assert (await stage.fetch()).empty
         assert len(stage.keeper.pids) == 2
 
@@ -741,7 +741,7 @@ def test_helper_that_ends_at_a_request_says_that_a_call_has_blocked(tmp_path: Pa
         os.kill(stage.keeper.pids[0], signal.SIGSTOP)
         asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], signal.SIGALRM)
         asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], signal.SIGCONT)
-        assert await stage.fetch() == FetchResult(failed=True, blocked=True)
+        assert await stage.fetch() == FetchOutcome(failed=True, blocked=True)
         assert (await stage.fetch()).empty
 
     run_helper(tmp_path, scenario)
@@ -788,7 +788,7 @@ class AtHelper:
         self.returned: list[tuple[str, bytes]] = []
         self.acceptor = AcceptHelper(cast(Link, self.keeper), str(directory), self._return)
         self.sock, self._client = socket.socketpair()
-        self.ended: list[tuple[str, FetchResult]] = []
+        self.ended: list[tuple[str, FetchOutcome]] = []
         self.arrived: list[str] = []
 
     def _return(self, key: str, sock: Connection) -> None:
@@ -844,7 +844,7 @@ class Asked:
         self._at.arrived.append(self._name)
         sock.close()
 
-    def ended(self, found: FetchResult) -> None:
+    def ended(self, found: FetchOutcome) -> None:
         self._at.ended.append((self._name, found))
 
 
@@ -898,7 +898,7 @@ def test_helper_that_has_not_started_has_ten_seconds_and_gets_no_successor_until
         await at.pass_time(9.99)
         assert at.ended == []
         await at.pass_time(0.02)
-        assert at.ended == [("one", FetchResult(failed=True))]
+        assert at.ended == [("one", FetchOutcome(failed=True))]
         assert at.orders == [put(71), kill(71), DROP]
         assert len(at.keeper.spawned) == 1
         at.fetch("two")
@@ -919,11 +919,11 @@ def test_helper_that_has_started_may_be_silent_for_a_second_after_each_message(t
             await at.pass_time(0.99)
             await at.say({"t": "conn", "n": first["n"], "key": "web"}, [at.sock.fileno()])
         await at.say({"t": "done", "n": first["n"], "empty": True, "junk": False, "full": True})
-        assert (at.arrived, at.ended) == (["one"] * 3, [("one", FetchResult(empty=True, full=True))])
+        assert (at.arrived, at.ended) == (["one"] * 3, [("one", FetchOutcome(empty=True, full=True))])
         await at.pass_time(0.99)
         assert len(at.ended) == 1
         await at.pass_time(0.02)
-        assert at.ended[1:] == [("two", FetchResult(failed=True))]
+        assert at.ended[1:] == [("two", FetchOutcome(failed=True))]
         assert at.orders == [put(71), kill(71), DROP, put(72)]
 
     at_helper(tmp_path, scenario)
@@ -935,7 +935,7 @@ def test_helper_without_requests_may_be_silent_for_ever(tmp_path: Path) -> None:
         (request,) = await at.hears()
         await at.say({"t": "up"})
         await at.say({"t": "done", "n": request["n"], "empty": False, "junk": True, "full": False})
-        assert at.ended == [("one", FetchResult(junk=True))]
+        assert at.ended == [("one", FetchOutcome(junk=True))]
         await at.pass_time(1000)
         assert at.orders == [put(71)]
 
@@ -955,8 +955,8 @@ def test_exit_of_a_helper_that_was_up_blames_the_oldest_request_and_starts_anoth
         at.keeper.ends[0].close()
         await at.pass_time()
         assert at.ended == [
-            ("one", FetchResult(failed=True, blocked=up)),
-            ("two", FetchResult(failed=True, blocked=False)),
+            ("one", FetchOutcome(failed=True, blocked=up)),
+            ("two", FetchOutcome(failed=True, blocked=False)),
         ]
         assert at.orders == [put(71), DROP, *([put(72)] if up else [])]
         await at.pass_time(1000)
@@ -982,7 +982,7 @@ def test_connection_of_an_earlier_supervisors_request_is_returned_with_its_key(t
         await at.pass_time(0.99)
         assert at.ended == []
         await at.pass_time(0.02)
-        assert at.ended == [("one", FetchResult(failed=True))]
+        assert at.ended == [("one", FetchOutcome(failed=True))]
         assert at.orders == [kill(12), DROP, put(71)]
 
     at_helper(tmp_path, scenario)
@@ -1195,7 +1195,7 @@ class Servers:
         return found
 
     async def close(self) -> None:
-        self.activator.close_all()
+        self.activator.forget_all_and_close_held()
         await self.pairs.close_all()
         self.sockets.listener.close()
         for client in self.clients:
@@ -1320,7 +1320,7 @@ def test_connection_that_an_earlier_supervisor_held_goes_to_the_pair_of_its_serv
         fds = [os.dup(theirs.fileno()) for _ in range(descriptors)]
         theirs.close()
         known = {"web": servers.server}
-        assert servers.activator.adopt_held_connection(known, "5", {"key": key}, fds) == []
+        assert servers.activator.requeue_held_connection(known, "5", {"key": key}, fds) == []
         assert (servers.held, servers.taken()) == ({}, expected)
 
     with_servers(tmp_path, scenario)
@@ -1375,7 +1375,7 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
         if armed:
             servers.activator.arm(servers.server, servers.wake)
         workers = cast(list[LocalWorker], [Exited(each) for each in exited])
-        servers.activator.drain_unused_pair(servers.key, workers)
+        servers.activator.close_unused_socket_pair(servers.key, workers)
         asked = []
         with contextlib.suppress(BlockingIOError):
             while received := wire.receive(servers.helper_end):
@@ -1409,7 +1409,7 @@ def test_emptied_pair_of_a_server_that_got_a_route_meanwhile_is_kept(tmp_path: P
             assert message["op"] == "take"
             return message
 
-        servers.activator.drain_unused_pair(servers.key, ())
+        servers.activator.close_unused_socket_pair(servers.key, ())
         asked = await taking()
         servers.pairs.set_routed_servers({servers.key: "web"}, None, None)
         wire.send(end, {"t": "done", "n": asked["n"], "empty": True, "junk": False, "full": False})
@@ -1440,7 +1440,7 @@ def test_sleeping_server_with_a_route_gets_a_pair_and_another_has_none_yet(tmp_p
         servers.adopt_helper()
         servers.activator.arm(servers.server, servers.wake)
         assert servers.pairs.take_end(servers.key) is None
-        servers.activator.disarm(servers.key)
+        servers.activator.disarm_and_hand_over(servers.key)
         servers.pairs.set_routed_servers({servers.key: "web"}, None, None)
         servers.activator.arm(servers.server, servers.wake)
         assert servers.pairs.take_end(servers.key) is not None

@@ -141,7 +141,7 @@ def test_record_for_a_successor_is_json_with_a_version(tmp_path: Any) -> None:
 
     async def scenario() -> bytes:
         keeper = Keeper()
-        Certificates(keeper).read_certificate_unless_expired(server, 1)  # type: ignore[arg-type]
+        Certificates(keeper).read_certificate_with_fallback(server, 1)  # type: ignore[arg-type]
         async with asyncio.timeout(60):
             while not keeper.record:
                 await asyncio.sleep(0.01)
@@ -187,12 +187,12 @@ def outcome(error: Exception | None = None, *, cancelled: bool = False) -> async
 
 def test_a_worker_gets_the_last_valid_certificate_while_the_files_hold_an_expired_one(tmp_path: Path) -> None:
     def work(certificates: Certificates) -> None:
-        valid = certificates.read_certificate_unless_expired(secured(tmp_path, days=30), 1)
+        valid = certificates.read_certificate_with_fallback(secured(tmp_path, days=30), 1)
         server = secured(tmp_path, days=-1)
-        assert certificates.read_certificate_unless_expired(server, 2) == valid
+        assert certificates.read_certificate_with_fallback(server, 2) == valid
         certificates.force("web", 3)
-        assert certificates.read_certificate_unless_expired(server, 2) == valid
-        expired = certificates.read_certificate_unless_expired(server, 3)
+        assert certificates.read_certificate_with_fallback(server, 2) == valid
+        expired = certificates.read_certificate_with_fallback(server, 3)
         assert expired != valid
         assert expired.ends is not None
         assert valid.ends is not None
@@ -203,33 +203,33 @@ def test_a_worker_gets_the_last_valid_certificate_while_the_files_hold_an_expire
 
 def test_an_expired_certificate_is_given_when_there_was_no_valid_one(tmp_path: Path) -> None:
     def work(certificates: Certificates) -> None:
-        first = certificates.read_certificate_unless_expired(secured(tmp_path, days=-2), 1)
-        assert certificates.read_certificate_unless_expired(secured(tmp_path, days=-1), 2) != first
+        first = certificates.read_certificate_with_fallback(secured(tmp_path, days=-2), 1)
+        assert certificates.read_certificate_with_fallback(secured(tmp_path, days=-1), 2) != first
 
     with_certificates(work)
 
 
 def test_a_certificate_in_other_files_is_given_even_if_it_has_expired(tmp_path: Path) -> None:
     def work(certificates: Certificates) -> None:
-        valid = certificates.read_certificate_unless_expired(secured(tmp_path, days=30), 1)
+        valid = certificates.read_certificate_with_fallback(secured(tmp_path, days=30), 1)
         (tmp_path / "other").mkdir()
-        assert certificates.read_certificate_unless_expired(secured(tmp_path / "other", days=-1), 2) != valid
+        assert certificates.read_certificate_with_fallback(secured(tmp_path / "other", days=-1), 2) != valid
 
     with_certificates(work)
 
 
 def test_a_renewed_certificate_is_kept_once_a_worker_is_ready_with_it(tmp_path: Path) -> None:
     def work(certificates: Certificates) -> None:
-        old = certificates.read_certificate_unless_expired(secured(tmp_path, days=30), 1)
+        old = certificates.read_certificate_with_fallback(secured(tmp_path, days=30), 1)
         server = secured(tmp_path, days=60)
-        new = certificates.read_certificate_unless_expired(server, 2)
+        new = certificates.read_certificate_with_fallback(server, 2)
         assert new != old
         expired = secured(tmp_path, days=-1)
         certificates.keep_if_ready(server, 2, new, outcome(WorkerFailed("it fails")))
         certificates.keep_if_ready(server, 2, new, outcome(cancelled=True))
-        assert certificates.read_certificate_unless_expired(expired, 3) == old
+        assert certificates.read_certificate_with_fallback(expired, 3) == old
         certificates.keep_if_ready(server, 2, new, outcome())
-        assert certificates.read_certificate_unless_expired(expired, 3) == new
+        assert certificates.read_certificate_with_fallback(expired, 3) == new
 
     with_certificates(work)
 
@@ -238,17 +238,17 @@ def test_a_forced_certificate_is_forced_until_a_worker_of_that_generation_is_rea
     tmp_path: Path,
 ) -> None:
     def work(certificates: Certificates) -> None:
-        valid = certificates.read_certificate_unless_expired(secured(tmp_path, days=30), 1)
+        valid = certificates.read_certificate_with_fallback(secured(tmp_path, days=30), 1)
         server = secured(tmp_path, days=-1)
         certificates.force("web", 2)
         certificates.keep_if_ready(server, 1, valid, outcome())
-        expired = certificates.read_certificate_unless_expired(server, 2)
+        expired = certificates.read_certificate_with_fallback(server, 2)
         assert expired != valid
         certificates.keep_if_ready(server, 2, valid, outcome())
-        assert certificates.read_certificate_unless_expired(server, 2) == valid
+        assert certificates.read_certificate_with_fallback(server, 2) == valid
         certificates.force("web", 2)
         assert certificates.reload_certificate(server) == expired
-        assert certificates.read_certificate_unless_expired(secured(tmp_path, days=30), 2) != expired
+        assert certificates.read_certificate_with_fallback(secured(tmp_path, days=30), 2) != expired
 
     with_certificates(work)
 
@@ -286,11 +286,11 @@ def test_certificates_of_servers_that_start_together_are_stored_together(tmp_pat
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
             server = secured(tmp_path / name, days=30)
-            certificates.read_certificate_unless_expired(
+            certificates.read_certificate_with_fallback(
                 ServerConfig(name=name, bind=":1", app="a:b", tls=server.tls), 1
             )
         plain = ServerConfig(name="plain", bind=":1", app="a:b")
-        assert certificates.read_certificate_unless_expired(plain, 1) == LoadedCertificate((), [], None)
+        assert certificates.read_certificate_with_fallback(plain, 1) == LoadedCertificate((), [], None)
         async with asyncio.timeout(60):
             while not stored:
                 await asyncio.sleep(0.01)

@@ -92,7 +92,7 @@ def test_worker_is_placed_on_its_listener_with_the_state_of_the_caller() -> None
         assert placement == Placement.of("web", 1, 0, pid=os.getpid())
         client = await client_of(config)
         assert (await client.get("/state"))[2] == b"{'database': 'here'}"
-        with await runner.connect(placement, "http", True) as probe:
+        with await runner.connect_for_probe(placement, "http", True) as probe:
             probe.setblocking(False)
             asking = Client(*await asyncio.open_connection(sock=probe.dup()))
             assert (await asking.get())[0] == 200

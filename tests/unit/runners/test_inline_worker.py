@@ -81,10 +81,10 @@ def test_worker_serves_with_its_state_and_ends_with_status_0_when_it_is_stopped(
         stage = Stage(state={"database": "here"})
         client = await stage.started()
         assert await text(client, "/state") == "{'database': 'here'}"
-        stage.worker.end(drain=False)
-        assert await stage.ended() == Exit.from_status(0)
+        stage.worker.begin_shutdown(drain=False)
+        assert await stage.ended() == Exit.from_returncode(0)
         assert await client.at_end()
-        stage.worker.end(drain=False)
+        stage.worker.begin_shutdown(drain=False)
         await stage.close()
 
     run(scenario())
@@ -112,7 +112,7 @@ def test_drained_worker_answers_once_more_on_each_connection_and_a_stopped_one_d
             stage = Stage(drain_timeout=60)
             client = await stage.started()
             await client.get()
-            stage.worker.end(drain=drain)
+            stage.worker.begin_shutdown(drain=drain)
             await turns()
             await client.send()
             data = await client.reader.read()
@@ -130,12 +130,12 @@ def test_worker_that_is_stopped_while_it_loads_or_starts_has_not_started() -> No
         await waiting.turn.acquire()
         waiting.worker.start([waiting.listener])
         await turns()
-        waiting.worker.end(drain=False)
+        waiting.worker.begin_shutdown(drain=False)
         assert await waiting.ended() == Exit(message="stopped while it was loading")
         starting = Stage(hanging)
         starting.worker.start([starting.listener])
         await turns()
-        starting.worker.end(drain=False)
+        starting.worker.begin_shutdown(drain=False)
         assert (await starting.ended()).status == 3
         assert not starting.worker.answered.done()
         for stage in (waiting, starting):
@@ -167,7 +167,7 @@ def test_reason_of_an_application_that_does_not_start_is_its_own() -> None:
         ):
             stage = Stage(app, **keys)
             exit_, found = await stage.failed()
-            assert (exit_, reason in found) == (Exit.from_status(status), True), found
+            assert (exit_, reason in found) == (Exit.from_returncode(status), True), found
             await stage.close()
 
     run(scenario())
@@ -180,7 +180,7 @@ def test_error_of_an_unusable_setting_is_the_reason(monkeypatch: pytest.MonkeyPa
     async def scenario() -> None:
         stage = Stage()
         monkeypatch.setattr(module, "uvicorn_settings", fail)
-        assert await stage.failed() == (Exit.from_status(1), "ValueError: unusable")
+        assert await stage.failed() == (Exit.from_returncode(1), "ValueError: unusable")
         await stage.close()
 
     run(scenario())
@@ -230,7 +230,7 @@ def test_access_log_and_request_ids_are_a_servers_own(
         stage = Stage(http=http)
         client = await stage.started()
         _, headers, _ = await client.get("/x")
-        stage.worker.end(drain=False)
+        stage.worker.begin_shutdown(drain=False)
         await stage.ended()
         await stage.close()
         return headers
@@ -350,7 +350,7 @@ def test_killed_worker_ends_as_ordered_with_its_requests_connections_and_lifespa
         worker = stage.worker
         await until(lambda: worker._uvicorn is not None and worker._uvicorn.server_state.tasks)
         verdict = Exit(signal=9, message="cancelled")
-        worker.end(drain=False)
+        worker.begin_shutdown(drain=False)
         await stage.worker.kill(verdict)
         assert stage.worker.exited.result() == verdict
         await until(lambda: sorted(cancelled) == ["http", "lifespan"])
@@ -397,10 +397,10 @@ def test_task_that_ends_by_itself_in_a_moment_is_not_cancelled(monkeypatch: pyte
     async def scenario() -> None:
         stage = Stage()
         await stage.started()
-        stage.worker.end(drain=False)
+        stage.worker.begin_shutdown(drain=False)
         await stage.worker.kill(Exit(message="killed"))
         assert not stage.worker._task.cancelled()
-        assert stage.worker._task.result() == Exit.from_status(0)
+        assert stage.worker._task.result() == Exit.from_returncode(0)
         assert stage.worker.exited.result() == Exit(message="killed")
         await stage.close()
 

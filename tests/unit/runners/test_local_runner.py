@@ -30,9 +30,9 @@ from poolctl.runners.runner_protocol import (
     AdoptionResult,
     Exit,
     Placement,
-    PublishedRoutes,
     RunnerEventHandler,
     WorkerFailed,
+    WorkerRouteTables,
 )
 from poolctl.runners.runner_registry import RunnerContext
 from poolctl.runners.withheld_variables import withheld_variables
@@ -106,11 +106,11 @@ class Stage:
     def watch_pair(self, key: str) -> None:
         pass
 
-    def drain_unused_pair(self, key: str, workers: object) -> None:
+    def close_unused_socket_pair(self, key: str, workers: object) -> None:
         self.tidied.append(key)
 
     def publish(self, *servers: ServerConfig, generation: int = 1) -> None:
-        routes = PublishedRoutes(generation, {"": self.table}, self.give_back)
+        routes = WorkerRouteTables(generation, {"": self.table}, self.give_back)
         self.routed.publish(servers, routes, self.gateway)
 
     def pass_one(self) -> socket.socket:
@@ -157,7 +157,7 @@ def test_workers_of_routed_servers_get_the_table_after_they_begin_and_each_later
         stage.workers.add(made)
         stage.publish(config(), generation=1)
         assert orders(theirs) == []
-        made.begin()
+        made.order_to_begin()
         routes = {"order": "routes", "generation": 1}
         assert orders(theirs) == [({"order": "go"}, 0), (routes, 2)]
         # One whose server has lost its route needs the table in which it no longer is.
@@ -189,7 +189,7 @@ def test_workers_of_a_server_whose_connections_are_released_are_to_keep_no_conne
             made.control_by(ours)
             stage.workers.add(made)
             stage.routed.send_routes(made)
-            made.begin()
+            made.order_to_begin()
             links.extend([ours, theirs])
             return theirs
 
@@ -225,7 +225,7 @@ def test_table_is_confirmed_when_each_worker_that_follows_it_has_said_so_or_has_
             made = worker(index=number)
             stage.workers.add(made)
             made.control_by(ours)
-            made.begin()
+            made.order_to_begin()
             links += [ours, theirs]
         first, second, silent = stage.workers.values()
         stage.publish(config(), generation=1)
@@ -263,7 +263,7 @@ def test_worker_of_a_server_without_a_route_gets_nothing() -> None:
         made = worker()
         ours, theirs = wire.pair()
         made.control_by(ours)
-        made.begin()
+        made.order_to_begin()
         stage.workers.add(made)
         stage.publish()
         assert orders(theirs) == [({"order": "go"}, 0)]
@@ -287,7 +287,7 @@ def test_server_whose_ready_worker_does_not_follow_the_routes_is_kept_from_the_g
         made.control_by(ours)
         stage.workers.add(made)
         made.on_follows_routes = lambda: stage.routed.update_gateway_passing_permission(config().key)
-        made.begin()
+        made.order_to_begin()
         stage.routed.send_routes(made)
         stage.gateway.pairs.clear()
         made.received({"event": "ready"})
@@ -446,7 +446,7 @@ def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_s
         )
         gateway = it.put(fd_store.GATEWAY_LINK, None)
         web, gone = servers
-        adopted = await it.runner.adopt({"web": web})
+        adopted = await it.runner.adopt_workers_and_end_others({"web": web})
         assert adopted == AdoptionResult([], {}, {web.key: (web.bind,)})
         assert added == [("web.1.0:5", "web", 3)]
         assert await it.runner.logs("web", 5) == ["hello"]
@@ -474,9 +474,9 @@ def test_worker_whose_exit_was_reported_before_it_was_adopted_has_that_exit(tmp_
         it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
         end = it.put_worker(config())
         it.runner.handle_exit_report({"pid": 7, "status": 3, "sequence": 1})
-        (found,) = (await it.runner.adopt({"web": config()})).workers
+        (found,) = (await it.runner.adopt_workers_and_end_others({"web": config()})).workers
         assert (found.placement.id, found.placement.pid) == ("web.3.1", 7)
-        assert await it.runner.wait_for_exit(found.placement) == Exit.from_status(3)
+        assert await it.runner.wait_for_exit(found.placement) == Exit.from_returncode(3)
         end.close()
 
     adopting(work, tmp_path)
@@ -489,14 +489,14 @@ def test_zygote_is_adopted_and_one_that_exited_with_its_keeper_is_replaced_where
     server = config(python=sys.executable)
 
     async def work(it: Adopting) -> None:
-        found: list[zygotes.ZygoteIdentity] = []
+        found: list[zygotes.InterpreterZygoteIdentity] = []
         it.runner.zygotes.start = found.append  # type: ignore[assignment, method-assign]
         ends = [it.put(f"zygote {sys.executable}", {}) for _ in range(stored)]
         ends += [it.put_worker(server) for _ in range(workers)]
         for end in ends[stored:]:
             wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
-        assert len((await it.runner.adopt({"web": server})).workers) == workers
-        assert found == [zygotes.ZygoteIdentity(sys.executable)] * started
+        assert len((await it.runner.adopt_workers_and_end_others({"web": server})).workers) == workers
+        assert found == [zygotes.InterpreterZygoteIdentity(sys.executable)] * started
         for end in ends:
             end.close()
 
@@ -521,13 +521,13 @@ def test_gateway_is_told_before_a_worker_that_is_not_replaced_is_stopped_in_good
         it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
         end = it.put_worker(config())
         it.runner.handle_exit_report({"pid": 7, "status": 0, "sequence": 1})
-        (found,) = (await it.runner.adopt({"web": config()})).workers
+        (found,) = (await it.runner.adopt_workers_and_end_others({"web": config()})).workers
         told: list[str] = []
 
         async def announce_workers_exit(key: str) -> None:
             told.append(key)
 
-        it.runner.adoptions.announce_workers_exit = announce_workers_exit  # type: ignore[method-assign]
+        it.runner.adoptions.notify_gateway_of_workers_exit = announce_workers_exit  # type: ignore[method-assign]
         await order(it.runner, found.placement)
         assert told == [config().key] * is_announced
         end.close()
@@ -542,7 +542,7 @@ def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
         it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
         end = it.put_worker(server)
         wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
-        (found,) = (await it.runner.adopt({"web": server})).workers
+        (found,) = (await it.runner.adopt_workers_and_end_others({"web": server})).workers
         assert orders(end) == [({"order": "go"}, 0), ({"order": "report"}, 0)]
         await it.runner.wait_until_begun(found.placement)
         it.runner.watch_idleness(found.placement, 5.0)
@@ -580,7 +580,7 @@ def test_runner_passes_on_what_its_logger_and_its_workers_pages_report(tmp_path:
 
 def test_log_files_are_reopened_once_the_logger_says_so(tmp_path: Path) -> None:
     async def work(it: Adopting) -> None:
-        await it.runner.adopt({})
+        await it.runner.adopt_workers_and_end_others({})
         orders(it.logger)
         reopening = asyncio.ensure_future(it.runner.output.reopen_logs())
         await asyncio.sleep(0)
@@ -625,7 +625,7 @@ def test_worker_is_placed_becomes_ready_serves_and_leaves_nothing_when_its_serve
         assert (stacks.pid, stacks.source) == (placement.pid, "python")
         watching = asyncio.ensure_future(runner.wait_for_exit(placement))
         exit_ = await runner.stop(placement, 20.0)
-        assert exit_ == await watching == Exit.from_status(0)
+        assert exit_ == await watching == Exit.from_returncode(0)
         assert "Application shutdown complete." in (await runner.logs("web", 5))[-1]
         assert "Application startup complete." in (await runner.logs("web", 5, 0.0))[0]
         assert await runner.logs("web", 5, time.time() + 60) == []
@@ -652,7 +652,7 @@ def test_orders_to_a_worker_that_has_exited_have_no_effect() -> None:
         assert (await runner.stop(placement, 5.0)).message == "has ended before"
         assert (await runner.wait_for_exit(placement)).message == "has ended before"
         with pytest.raises(ConnectionRefusedError, match="has exited"):
-            await runner.connect(placement, "http", plain=True)
+            await runner.connect_for_probe(placement, "http", plain=True)
 
     with_runner(work)
 
@@ -735,7 +735,7 @@ def test_hook_runs_as_a_process_of_its_own_beside_the_workers(tmp_path: Path) ->
         hooks = {"before_start": ["sh", "-c", f"echo $0 ran > {tmp_path}/hook"], "after_stop": ["false"]}
         server = served(hooks=hooks)
         placement = await runner.begin_hook(server, "before_start")
-        assert await runner.wait_for_exit(placement) == Exit.from_status(0)
+        assert await runner.wait_for_exit(placement) == Exit.from_returncode(0)
         assert (tmp_path / "hook").read_text() == "sh ran\n"
         failing = await runner.begin_hook(server, "after_stop")
         assert failing.id != placement.id
@@ -754,7 +754,7 @@ def test_program_is_reached_at_its_port_and_gets_the_listener() -> None:
         )
         server = served(command=[sys.executable, "-c", script, "{fd}"], stop_timeout=5)
         placement = await placed(runner, server)
-        with await runner.connect(placement, "probe", plain=True) as sock:
+        with await runner.connect_for_probe(placement, "probe", plain=True) as sock:
             sock.setblocking(True)
             assert await asyncio.to_thread(sock.recv, 100) == str(placement.pid).encode()
         await runner.set_in_rotation(placement, False)
@@ -775,7 +775,7 @@ def test_job_ends_with_the_status_of_its_program(command: str, status: int) -> N
         placement = await runner.place(job, 1, 0)
         with pytest.raises(WorkerFailed) as caught:
             await runner.wait_until_ready(placement)
-        assert caught.value.exit == await runner.wait_for_exit(placement) == Exit.from_status(status)
+        assert caught.value.exit == await runner.wait_for_exit(placement) == Exit.from_returncode(status)
 
     with_runner(work)
 

@@ -44,12 +44,12 @@ from poolctl.runners.runner_protocol import (
     AdoptedWorker,
     Exit,
     Placement,
-    PublishedRoutes,
     RunnerEventHandler,
     WorkerFailed,
+    WorkerRouteTables,
 )
 from poolctl.runners.stack_report import WorkerStacks
-from poolctl.runners.worker_spec import argument_vector, environment
+from poolctl.runners.worker_spec import added_environment, argument_vector
 from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
 from poolctl.worker.tally import ASK, ASK_AGAIN, STACK_BYTES, StackDump, promise_stacks, read_stacks
@@ -166,7 +166,7 @@ def test_worker_that_closes_its_control_socket_and_lives_on_misbehaves(
             theirs.close()
             await asyncio.sleep(0)
             if ends:
-                found.record_exit(Exit.from_status(0))
+                found.record_exit(Exit.from_returncode(0))
             await asyncio.sleep(0.05)
             assert keeper.killed == ([] if ends else [found.process])
             assert found.breach == ("" if ends else "it closed its control socket")
@@ -218,7 +218,7 @@ def test_program_without_a_port_that_ends_at_once_has_not_started(
 ) -> None:
     async def scenario() -> None:
         found = worker(command=["celery"])
-        asyncio.get_running_loop().call_later(0.9, found.record_exit, Exit.from_status(status))
+        asyncio.get_running_loop().call_later(0.9, found.record_exit, Exit.from_returncode(status))
         with pytest.raises(WorkerFailed) as raised:
             await found.wait_until_ready([])
         assert raised.value.message == message
@@ -234,7 +234,7 @@ def test_program_without_a_port_has_nothing_to_drain_and_gets_one_signal() -> No
         await found.stop_accepting(None)
         await found.drain(None)
         assert (keeper.signals, asyncio.get_running_loop().time()) == ([], 0)
-        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_status(0))
+        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(0))
         assert (await found.stop(9, None)).ok
         assert keeper.signals == [signal.SIGTERM]
 
@@ -272,7 +272,7 @@ def test_status_0_of_an_adopted_process_counts_only_if_it_was_seen_or_is_a_job(
         found.mark_adopted(reports=reports)
         if says:
             found.received({"event": "ready", "leaving": False, "resting": ""})
-        found.record_exit(Exit.from_status(0))
+        found.record_exit(Exit.from_returncode(0))
         found.answered.exception()
         assert found.exited.result().ok is not unseen
 
@@ -443,13 +443,13 @@ def test_placeholders_are_filled_in_and_other_braces_stay(bind: str, word: str, 
 def test_placeholders_of_the_address_are_filled_in_in_the_environment_too(tmp_path: Path) -> None:
     (tmp_path / "its.env").write_text("FROM_FILE={port}\n")
     env = {"URL": "http://{host}:{port}", "AT": "{bind}", "FORMAT": "{name} {message}"}
-    found = environment(server("prog", env=env, env_file=str(tmp_path / "its.env")))
+    found = added_environment(server("prog", env=env, env_file=str(tmp_path / "its.env")))
     assert found == {
         "FROM_FILE": "{port}", "URL": "http://127.0.0.1:8123", "AT": "127.0.0.1:8123", "FORMAT": "{name} {message}",
         "HOST": "127.0.0.1", "PORT": "8123",
     }  # fmt: skip
     app = ServerConfig(name="web", bind=":1", app="m:app", env={"AT": "{port}"}, env_file=[])
-    assert environment(app) == {"AT": "{port}"}
+    assert added_environment(app) == {"AT": "{port}"}
 
 
 @pytest.fixture
@@ -533,7 +533,7 @@ def test_program_is_looked_for_after_pauses_that_grow_to_a_fifth_of_a_second(sho
 def test_program_with_a_port_that_ends_before_it_listens_has_not_started(short_path: Path) -> None:
     async def scenario() -> None:
         found = worker(command=["serve"], bind=f"unix:{short_path}/program.sock")
-        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_status(3))
+        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(3))
         with pytest.raises(WorkerFailed, match="exited with status 3 before it was ready"):
             await found.wait_until_ready([])
         assert asyncio.get_running_loop().time() == 5
@@ -966,8 +966,8 @@ def test_page_is_sent_once_the_worker_has_begun_and_to_all_the_same(placed: list
         workers = RunnerWorkers()
         first, second = (place(workers, placed, index, workers=2) for index in (0, 1))
         assert first.orders() == second.orders() == []
-        first.worker.begin()
-        second.worker.begin()
+        first.worker.order_to_begin()
+        second.worker.order_to_begin()
         orders = first.orders()
         assert [each.split()[0] for each in orders] == ["go", "peers"]
         assert second.orders() == orders
@@ -980,10 +980,10 @@ def test_single_worker_gets_a_page_when_a_second_one_comes(placed: list[Placed])
     async def scenario() -> None:
         workers = RunnerWorkers()
         first = place(workers, placed, 0)
-        first.worker.begin()
+        first.worker.order_to_begin()
         assert first.orders() == ["go"]
         second = place(workers, placed, 1)
-        second.worker.begin()
+        second.worker.order_to_begin()
         assert first.orders() == second.orders()[1:] != []
         end(workers, placed)
 
@@ -996,8 +996,8 @@ def test_workers_of_another_user_share_no_page_with_the_earlier_ones(placed: lis
         first, other = (
             place(workers, placed, 0, workers=2, handover_group=each) for each in ("plain", "plain www")
         )
-        first.worker.begin()
-        other.worker.begin()
+        first.worker.order_to_begin()
+        other.worker.order_to_begin()
         sent = [each for each in (*first.orders(), *other.orders()) if each.startswith("peers")]
         assert len(set(sent)) == len(sent)
         end(workers, placed)
@@ -1011,7 +1011,7 @@ def test_worker_that_has_ended_makes_no_second_one(placed: list[Placed]) -> None
         first = place(workers, placed, 0)
         first.worker.exited.set_result(Exit(status=0))
         second = place(workers, placed, 0)
-        second.worker.begin()
+        second.worker.order_to_begin()
         assert second.orders() == ["go"]
         end(workers, placed)
 
@@ -1023,12 +1023,12 @@ def test_worker_that_is_removed_leaves_the_others_and_their_page(placed: list[Pl
         workers = RunnerWorkers()
         first, second = (place(workers, placed, index, workers=2) for index in (0, 1))
         key = first.worker.server.key
-        second.worker.begin()
+        second.worker.order_to_begin()
         for _ in range(2):
             workers.remove(first.worker)
             assert list(workers.values()) == list(workers.of(key)) == [second.worker]
         third = place(workers, placed, 2, workers=2)
-        third.worker.begin()
+        third.worker.order_to_begin()
         assert second.orders() == third.orders()
         end(workers, placed)
         assert (dict(workers), list(workers.of(key))) == ({}, [])
@@ -1062,7 +1062,7 @@ class Kernel:
 def test_idle_worker_stays_idle_while_its_processor_time_does_not_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kernel, check = Kernel(monkeypatch), module.IdleCheck()
+    kernel, check = Kernel(monkeypatch), module.EventLoopIdleDetector()
     assert check.is_idle(7, cast(Tally, kernel))
     kernel.waits = False
     assert check.is_idle(7, cast(Tally, kernel)), "it has not run since"
@@ -1085,10 +1085,10 @@ def test_worker_that_waits_without_another_answer_or_has_run_is_not_idle(
         ([1000, 1001], True, False),
         ([None], True, False),
     ):
-        kernel, check = Kernel(monkeypatch), module.IdleCheck()
+        kernel, check = Kernel(monkeypatch), module.EventLoopIdleDetector()
         kernel.used_ns, kernel.waits = list(used), waits
         assert check.is_idle(7, cast(Tally, kernel)) == idle, used
-    kernel, check = Kernel(monkeypatch), module.IdleCheck()
+    kernel, check = Kernel(monkeypatch), module.EventLoopIdleDetector()
     kernel.waits = False
     assert not check.is_idle(7, cast(Tally, kernel))
     kernel.waits, kernel.used_ns = True, [1001]
@@ -1132,7 +1132,7 @@ def test_program_is_reached_through_its_listener_or_at_its_address(short_path: P
                         assert probe.getsockname() == address
             for listeners in ([], [tcp]):
                 program = worker(command=["serve"], bind=f"127.0.0.1:{port}")
-                with await program.connect("http", False, listeners), tcp.accept()[0]:
+                with await program.connect_for_probe("http", False, listeners), tcp.accept()[0]:
                     pass
             tcp.close()
             with pytest.raises(ConnectionRefusedError):
@@ -1246,7 +1246,7 @@ def test_orders_to_a_program_have_no_effect() -> None:
         found.watch_idleness(1.0)
         found.renew_tls(found.server, [])
         assert not found.request_beat(1)
-        found.begin()
+        found.order_to_begin()
         found.assign_routes(RoutesMessage(None))
         assert (found.begun.done(), found.unconfirmed) == (True, None)
 
@@ -1338,7 +1338,7 @@ def test_connections_of_a_leaving_worker_go_to_workers_of_the_same_group(
 def test_drain_ends_when_the_worker_has_exited() -> None:
     async def scenario(it: Controlled) -> None:
         loop = asyncio.get_running_loop()
-        loop.call_later(2, it.worker.record_exit, Exit.from_status(0))
+        loop.call_later(2, it.worker.record_exit, Exit.from_returncode(0))
         await it.worker.drain(None)
         assert loop.time() == 2.0
 
@@ -1364,8 +1364,8 @@ def test_worker_that_has_not_answered_yet_is_stopped_by_a_signal_too(is_ready: b
     async def scenario(it: Controlled) -> None:
         if is_ready:
             it.worker.mark_ready()
-        asyncio.get_running_loop().call_later(4, it.worker.record_exit, Exit.from_status(0))
-        assert await it.worker.stop(5, None) == Exit.from_status(0)
+        asyncio.get_running_loop().call_later(4, it.worker.record_exit, Exit.from_returncode(0))
+        assert await it.worker.stop(5, None) == Exit.from_returncode(0)
         assert it.orders() == [({"order": "stop", "to": "none"}, 0)]
         assert it.keeper.signals == ([] if is_ready else [signal.SIGTERM])
 
@@ -1399,22 +1399,22 @@ def test_worker_that_exits_settles_everything_and_its_last_words_count(tmp_path:
         wire.send(it.end, {"event": "failed", "message": "no such table"})
         disowned: list[str] = []
         found.on_never_started = lambda: disowned.append("disowned")
-        found.record_exit(Exit.from_status(3))
-        found.record_exit(Exit.from_status(4))
+        found.record_exit(Exit.from_returncode(3))
+        found.record_exit(Exit.from_returncode(4))
         futures = (found.reported, found.begun, found.imported, found.left)
         assert all(future.done() for future in futures)
-        assert found.exited.result() == Exit.from_status(3)
+        assert found.exited.result() == Exit.from_returncode(3)
         failure = found.answered.exception()
         assert isinstance(failure, WorkerFailed)
-        assert failure.message == Exit.from_status(3).message_before_ready("no such table")
-        assert (failure.hint, failure.exit) == ("poolctl logs web", Exit.from_status(3))
+        assert failure.message == Exit.from_returncode(3).message_before_ready("no such table")
+        assert (failure.hint, failure.exit) == ("poolctl logs web", Exit.from_returncode(3))
         found.mark_never_started("named pid 1")
         found.on_violation("sent nonsense")
         assert (found.breach, disowned, it.keeper.killed) == ("", [], [])
         assert found.control is not None
         assert found.control.sock.fileno() == -1
         with pytest.raises(ConnectionRefusedError, match="it has exited"):
-            await found.connect("http", False, [])
+            await found.connect_for_probe("http", False, [])
 
     control(scenario)
     assert not place.exists()
@@ -1438,20 +1438,20 @@ def test_worker_whose_zygote_lied_counts_as_exited_and_one_that_lies_is_killed_o
 def test_job_is_never_ready_and_a_failed_one_says_why(status: int) -> None:
     async def scenario() -> None:
         found = worker(command=["migrate"], job=True)
-        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_status(status))
+        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(status))
         with pytest.raises(WorkerFailed) as raised:
             await found.wait_until_ready([])
         assert asyncio.get_running_loop().time() == 5
         before = "" if status else " before it was ready"
         assert raised.value.message == f"exited with status {status}{before}"
-        assert (raised.value.hint, raised.value.exit) == ("poolctl logs web", Exit.from_status(status))
+        assert (raised.value.hint, raised.value.exit) == ("poolctl logs web", Exit.from_returncode(status))
 
     _run_virtually(scenario())
 
 
 def test_probe_gets_a_connection_of_its_own_to_the_worker() -> None:
     async def scenario(it: Controlled) -> None:
-        with await it.worker.connect("echo", True, []) as ours:
+        with await it.worker.connect_for_probe("echo", True, []) as ours:
             received = wire.receive(it.end)
             assert received is not None
             message, (fd,) = received
@@ -1469,7 +1469,7 @@ def test_worker_that_reads_no_orders_is_not_sent_more_connections() -> None:
         while not it.worker.control.waits:
             it.worker.set_in_rotation(True)
         with pytest.raises(BlockingIOError, match="it has not read earlier commands"):
-            await it.worker.connect("echo", True, [])
+            await it.worker.connect_for_probe("echo", True, [])
 
     control(scenario)
 
@@ -1483,10 +1483,10 @@ def test_routes_are_confirmed_by_a_worker_that_follows_them_and_by_its_exit() ->
             contextlib.closing(Descriptor(os.memfd_create("web's"))) as own,
             socket.socket() as give_back,
         ):
-            routes = PublishedRoutes(3, {"": table, "web": own}, give_back, {"web": "secret"})
+            routes = WorkerRouteTables(3, {"": table, "web": own}, give_back, {"web": "secret"})
             found.assign_routes(RoutesMessage(routes, "web", keeps=False))
             assert it.orders() == []
-            found.begin()
+            found.order_to_begin()
             sent = {"order": "routes", "generation": 3}
             assert it.orders() == [({"order": "go"}, 0), ({**sent, "keeps": False, "key": "secret"}, 2)]
             assert found.unconfirmed is None
@@ -1610,11 +1610,11 @@ def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -
         fd = tally.create_tally_page()
         page = tally.map_page(fd)
         page[tally.STARTED] = page[tally.BUCKETS] = 4
-        assert tallies.collect_unsaved_counts("api.1.0", {"server": "api"}, [fd]) == []
+        assert tallies.add_up_unsaved_counts("api.1.0", {"server": "api"}, [fd]) == []
         del page
         assert (added[-1][:2], added[-1][2][tally.STARTED]) == (("api.1.0", "api"), 4)
         assert tallies.unsaved_workers == ["api.1.0", "web.1.0", "web.1.1"]
-        tallies.mark_saved()
+        tallies.discard_saved_counts()
         dropped = sorted(message["name"] for message, _ in keeper.sent if message["op"] == "drop")
         assert dropped == ["tally:api.1.0", "tally:web.1.0", "tally:web.1.1"]
         assert tallies.unsaved_workers == []

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.clock import Watchdog
+from poolctl.clock import HungProcessDetector
 from poolctl.keeper import wire
 from poolctl.keeper.keeper import Keeper
 from poolctl.platform import waits_for_events
@@ -26,18 +26,18 @@ from poolctl.runners.process_link import (
     Descriptor,
     KeeperLink,
     Link,
+    LinkHandler,
     LinkLost,
     Malformed,
     ProcessWatchdog,
-    Receiver,
     Refused,
     flag_of,
     identity,
     kill,
     number_of,
+    printable_text_or_empty,
     redirect_to_null_in_child,
     spawn,
-    text_of,
 )
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left, open_descriptors
@@ -62,7 +62,7 @@ def paused(seconds: float) -> None:
     loop.pause(seconds)
 
 
-class Peer(Receiver):
+class Peer(LinkHandler):
     """The other end, and what arrived at this one."""
 
     def __init__(self, *, trusted: bool = True, refused: str = "") -> None:
@@ -567,7 +567,7 @@ def test_another_keeper_gets_the_entries_and_what_was_put_while_there_was_none()
         peer.kept.send({"op": "put", "name": "output:b", "meta": {"n": 2}}, [write])
         other.kept.close()
         lost: list[bool] = []
-        receiver = Receiver()
+        receiver = LinkHandler()
         receiver.lost = lambda: lost.append(True)  # type: ignore[method-assign]
         asyncio.get_running_loop().remove_reader(other.sock)
         other.sock.close()
@@ -595,7 +595,7 @@ def test_another_keeper_gets_the_entries_and_what_was_put_while_there_was_none()
 def test_keeper_that_is_replaced_while_it_lives_is_not_reported_as_lost() -> None:
     async def work() -> None:
         lost: list[str] = []
-        receivers = Receiver(), Receiver()
+        receivers = LinkHandler(), LinkHandler()
         for receiver, name in zip(receivers, ("old", "new"), strict=True):
             receiver.lost = lambda name=name: lost.append(name)  # type: ignore[method-assign, misc]
         (ours, old), (next_ours, new) = wire.pair(), wire.pair()
@@ -702,13 +702,15 @@ async def asked(
     loop = asyncio.get_running_loop()
     loop.add_reader(theirs.fileno(), hear)
 
-    class Answers(Receiver):
+    class Answers(LinkHandler):
         def received(self, message: wire.Message, fds: list[int]) -> None:
             watched.received(message)
 
     link = Link(ours, Answers())
     found: list[dict[str, Any]] = []
-    watched = ProcessWatchdog(link, known, "it", found.append, Watchdog(loop.time(), 0.02, silence_seconds))
+    watched = ProcessWatchdog(
+        link, known, "it", found.append, HungProcessDetector(loop.time(), 0.02, silence_seconds)
+    )
     deadline = loop.time() + (30 if until_end_of or answers == most else 0.5)
     while loop.time() < deadline and count < most and not (until_end_of and until_end_of.poll() is not None):
         await asyncio.sleep(0.01)
@@ -784,9 +786,9 @@ def test_process_that_sleeps_in_its_event_loop_is_not_pinged_again() -> None:
         (flag_of, False, False),
         (flag_of, None, Malformed),
         (flag_of, 1, Malformed),
-        (text_of, "a\tb\n\x1b", "a\tb\n\N{REPLACEMENT CHARACTER}"),
-        (text_of, None, ""),
-        (text_of, 5, Malformed),
+        (printable_text_or_empty, "a\tb\n\x1b", "a\tb\n\N{REPLACEMENT CHARACTER}"),
+        (printable_text_or_empty, None, ""),
+        (printable_text_or_empty, 5, Malformed),
         (partial(number_of, least=2, most=4), 2, 2),
         (partial(number_of, least=2, most=4), 4, 4),
         (partial(number_of, least=2, most=4), 1, Malformed),
@@ -805,6 +807,6 @@ def test_values_of_messages_are_checked(read: Any, value: object, found: Any) ->
 
 def test_missing_value_is_the_usual_one_but_a_number_has_to_be_there() -> None:
     assert flag_of({}, "key") is False
-    assert text_of({}, "key") == ""
+    assert printable_text_or_empty({}, "key") == ""
     with pytest.raises(Malformed):
         number_of({}, "key", 0, 4)

@@ -33,9 +33,9 @@ def test_a_placement_is_named_by_server_generation_and_index() -> None:
 @pytest.mark.parametrize(
     ("exit_", "message", "ok"),
     [
-        (Exit.from_status(0), "exited with status 0", True),
-        (Exit.from_status(3), "exited with status 3", False),
-        (Exit.from_status(-9), "killed by SIGKILL", False),
+        (Exit.from_returncode(0), "exited with status 0", True),
+        (Exit.from_returncode(3), "exited with status 3", False),
+        (Exit.from_returncode(-9), "killed by SIGKILL", False),
         (Exit.from_signal(15), "killed by SIGTERM", False),
         (Exit.from_signal(63), "killed by signal 63", False),
         (Exit(message="has ended before"), "has ended before", False),
@@ -46,9 +46,9 @@ def test_exit_message_names_status_or_signal(exit_: Exit, message: str, ok: bool
 
 
 def test_failure_keeps_its_reason_when_it_is_copied_or_sent() -> None:
-    failure = WorkerFailed("gone", hint="look", exit=Exit.from_status(3))
+    failure = WorkerFailed("gone", hint="look", exit=Exit.from_returncode(3))
     for again in (copy.copy(failure), pickle.loads(pickle.dumps(failure))):
-        assert (again.message, again.hint, again.exit) == ("gone", "look", Exit.from_status(3))
+        assert (again.message, again.hint, again.exit) == ("gone", "look", Exit.from_returncode(3))
     assert str(failure) == "gone"
 
 
@@ -58,7 +58,7 @@ def test_failure_without_hint_and_exit_says_that_there_are_none() -> None:
 
 
 def test_exit_before_readiness_is_told_with_the_reason_of_the_worker_if_it_has_one() -> None:
-    exit_ = Exit.from_status(3)
+    exit_ = Exit.from_returncode(3)
     assert exit_.message_before_ready("") == "exited with status 3 before it was ready"
     assert (
         exit_.message_before_ready("no module app")
@@ -90,7 +90,7 @@ def test_placement_and_exit_tell_what_is_unknown_by_none() -> None:
     placement = Placement.of("users", 3, 1)
     assert (placement.server, placement.generation, placement.index) == ("users", 3, 1)
     assert (placement.pid, placement.certificate_ends) == (None, None)
-    assert (Exit.from_signal(9).status, Exit.from_status(-9).signal) == (None, 9)
+    assert (Exit.from_signal(9).status, Exit.from_returncode(-9).signal) == (None, 9)
 
 
 def test_runner_has_no_optional_ability_and_adopts_nothing_unless_it_says_so() -> None:

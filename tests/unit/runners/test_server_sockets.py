@@ -66,10 +66,10 @@ def test_connections_that_no_worker_has_taken_from_the_pair_yet_are_counted() ->
 def test_gateway_hears_of_workers_that_leave_a_routed_server_and_no_other() -> None:
     async def work() -> None:
         stage = Stage()
-        await stage.pairs.announce_workers_exit(config().key)
+        await stage.pairs.notify_gateway_of_workers_exit(config().key)
         stage.publish(config())
-        await stage.pairs.announce_workers_exit(config().key)
-        await stage.pairs.announce_workers_exit("127.0.0.1:1")
+        await stage.pairs.notify_gateway_of_workers_exit(config().key)
+        await stage.pairs.notify_gateway_of_workers_exit("127.0.0.1:1")
         assert stage.gateway.left == ["web"]
         stage.gateway.let_go.set()
         await stage.pairs.close_all()
@@ -119,7 +119,7 @@ def test_replaced_pair_is_announced_at_once_and_the_old_one_closed_once_the_gate
 def test_after_a_takeover_a_pair_is_in_use_until_the_first_table_says_otherwise() -> None:
     async def work() -> None:
         stage = Stage()
-        stage.pairs.expect_gateway()
+        stage.pairs.assume_gateway_passes_to_all()
         stage.pairs.open(config())
         assert stage.pairs.is_used_by_gateway(config().key)
         closing = asyncio.ensure_future(stage.pairs.close(config().key))
@@ -530,10 +530,10 @@ def test_dropped_pair_is_closed_here_and_in_the_keeper_and_made_again_when_neede
         stage = Pairs()
         key = config().key
         before = stage.pairs.get_or_open(config())
-        stage.pairs.close_empty_pair(key)
+        stage.pairs.close_pair(key)
         assert [end.fileno() for end in before] == [-1, -1]
         assert stage.stored() == {}
-        stage.pairs.close_empty_pair(key)
+        stage.pairs.close_pair(key)
         assert stage.pairs.get_or_open(config()) != before
         assert list(stage.stored()) == [f"adoption:{key}"]
         await stage.pairs.close(key)
@@ -564,8 +564,8 @@ def test_gateway_of_an_earlier_supervisor_counts_as_gone_after_two_seconds_witho
         stage = Pairs()
         loop = asyncio.get_running_loop()
         stage.pairs.open(config())
-        stage.pairs.expect_gateway()
-        await stage.pairs.announce_workers_exit(config().key)
+        stage.pairs.assume_gateway_passes_to_all()
+        await stage.pairs.notify_gateway_of_workers_exit(config().key)
         assert loop.time() == 2.0
         await stage.pairs.close(config().key)
         assert loop.time() == 2.0

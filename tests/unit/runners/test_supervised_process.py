@@ -64,7 +64,7 @@ class Stage:
     def __init__(self, directory: Path | None = None) -> None:
         self.supervisor, theirs = wire.pair()
         self.process = Supervised(theirs.detach(), directory)
-        self.running = asyncio.ensure_future(self.process.run())
+        self.running = asyncio.ensure_future(self.process.serve_supervisor())
 
     async def close(self) -> None:
         self.process.over.set()

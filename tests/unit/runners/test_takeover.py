@@ -27,7 +27,7 @@ from poolctl.runners.local.takeover import (
     LocalOrphan,
     OrphanedPipes,
     WorkerAdoption,
-    _OrphanIntake,
+    _OrphanTriage,
     wait_for_reports,
 )
 from poolctl.runners.process_link import Malformed
@@ -131,10 +131,10 @@ def order_of(sock: socket.socket) -> tuple[str, int]:
 
 def intake_of(
     *servers: ServerConfig, pipes: OrphanedPipes | None = None
-) -> tuple[_OrphanIntake, RecordingKeeper]:
+) -> tuple[_OrphanTriage, RecordingKeeper]:
     keeper: Any = RecordingKeeper()
     output: Any = NewPipes()
-    return _OrphanIntake(
+    return _OrphanTriage(
         "", keeper, output, {each.name: each for each in servers}, pipes or OrphanedPipes()
     ), keeper
 
@@ -142,7 +142,7 @@ def intake_of(
 def test_worker_that_claims_anothers_output_leaves_it_to_its_owner() -> None:
     good, bad = (ServerConfig(app="app:app", bind="127.0.0.1:9001", name=name) for name in ("good", "bad"))
     unused: Any = None
-    intake = _OrphanIntake("", unused, unused, {}, OrphanedPipes({"of good": ({"name": "good"}, -1)}))
+    intake = _OrphanTriage("", unused, unused, {}, OrphanedPipes({"of good": ({"name": "good"}, -1)}))
     assert not intake._claim_pipe("of good", bad)
     assert intake._claim_pipe("of good", good)
     assert not intake._claim_pipe("of good", good), "another worker of the server writes to it"
@@ -492,7 +492,7 @@ def test_pipes_of_a_logger_are_taken_and_late_only_with_a_worker(
 
 async def _take_in_from_logger(directory: str, keeper: Any, output: Any, *, late: bool) -> bool:
     """Whether a logger with one pipe, of a process that has ended, is told that it was taken."""
-    sock, place = rendezvous.bind(directory, pool_files.LOGGER)
+    sock, place = rendezvous.bind_new_socket(directory, pool_files.LOGGER)
     sock.listen()
     read, write = os.pipe()
 
@@ -523,7 +523,7 @@ def test_sockets_of_systemd_are_known_by_their_numbers_and_names() -> None:
         async def call(self, message: wire.Message) -> tuple[wire.Message, list[int]]:
             return {"meta": ["web", "", "web"]}, [11, 12, 13]
 
-    found = asyncio.run(takeover.inherited_sockets(cast(Any, Keeper())))
+    found = asyncio.run(takeover.systemd_sockets(cast(Any, Keeper())))
     assert found == {"3": [11], "4": [12], "5": [13], "web": [11, 13]}
 
 
@@ -553,7 +553,7 @@ def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_n
         )
         successor = LocalRunner(site)
         try:
-            adopted = await successor.adopt({"web": server, "silent": silent})
+            adopted = await successor.adopt_workers_and_end_others({"web": server, "silent": silent})
             (found,) = adopted.workers
             assert (found.placement.id, found.placement.pid) == ("web.3.1", placement.pid)
             assert (found.placement.generation, found.placement.index) == (3, 1)

@@ -70,9 +70,9 @@ def test_placeholders_of_a_command_are_its_name_address_and_descriptor() -> None
 
 
 def test_program_finds_its_address_in_its_environment_unless_it_has_its_own() -> None:
-    found = specs.environment(program_of("x", env={"URL": "http://{host}:{port}", "PORT": "1"}))
+    found = specs.added_environment(program_of("x", env={"URL": "http://{host}:{port}", "PORT": "1"}))
     assert (found["URL"], found["HOST"], found["PORT"]) == ("http://127.0.0.1:8080", "127.0.0.1", "1")
-    assert specs.environment(server_of(env={"A": "{host}"})) == {"A": "{host}"}
+    assert specs.added_environment(server_of(env={"A": "{host}"})) == {"A": "{host}"}
 
 
 def test_hook_runs_as_a_program_of_the_server_that_is_no_job_and_has_no_certificate() -> None:
@@ -92,11 +92,11 @@ def test_hook_runs_as_a_program_of_the_server_that_is_no_job_and_has_no_certific
 
 def test_user_that_is_the_pools_own_or_missing_is_no_other_user() -> None:
     assert specs.user_ids(server_of()) is None
-    assert specs.user_id(server_of()) == specs.find_user_id(server_of()) == os.geteuid()
+    assert specs.user_id(server_of()) == specs.usable_user_id(server_of()) == os.geteuid()
     unknown = server_of(user="nobody-of-this-name")
     with pytest.raises(ServerError, match="there is no user or group 'nobody-of-this-name'"):
         specs.user_ids(unknown)
-    assert specs.find_user_id(unknown) is None
+    assert specs.usable_user_id(unknown) is None
 
 
 def test_object_cannot_go_to_another_process() -> None:
@@ -104,19 +104,19 @@ def test_object_cannot_go_to_another_process() -> None:
 
     assert specs.worker_digest(server_of(app=app)) is None
     with pytest.raises(ServerError, match="its app is an object") as caught:
-        specs.app_spec(server_of(app=app), interpreter="", open_files=(1, 2))
+        specs.preload_spec(server_of(app=app), interpreter="", open_files=(1, 2))
     assert caught.value.name == "web"
 
 
 def test_more_open_files_raise_the_hard_limit_and_fewer_keep_it() -> None:
     for limit, expected in ((None, [20, 40]), (30, [30, 40]), (60, [60, 60])):
         server = server_of(limits={} if limit is None else {"open_files": limit})
-        assert specs.app_spec(server, interpreter="", open_files=(20, 40))["open_files"] == expected
+        assert specs.preload_spec(server, interpreter="", open_files=(20, 40))["open_files"] == expected
 
 
 def test_file_mode_mask_is_octal_and_left_out_if_not_set() -> None:
-    assert specs.app_spec(server_of(umask="027"), interpreter="", open_files=(1, 2))["umask"] == 0o27
-    assert "umask" not in specs.app_spec(server_of(), interpreter="", open_files=(1, 2))
+    assert specs.preload_spec(server_of(umask="027"), interpreter="", open_files=(1, 2))["umask"] == 0o27
+    assert "umask" not in specs.preload_spec(server_of(), interpreter="", open_files=(1, 2))
 
 
 def test_settings_for_uvicorn_are_those_of_the_http_table() -> None:

@@ -29,8 +29,8 @@ from poolctl.runners.local.zygotes import (
     Forged,
     ImportFailed,
     ImportLimit,
+    InterpreterZygoteIdentity,
     ProcessIdentity,
-    ZygoteIdentity,
     Zygotes,
 )
 from poolctl.runners.process_link import Link, LinkLost
@@ -127,9 +127,9 @@ def test_process_that_exited_before_the_check_is_known_by_its_report() -> None:
     async def scenario() -> None:
         keeper = Keeper()
         pid = (1 << 22) - 1
-        keeper.before = lambda: keeper.children.early.update({pid: Exit.from_status(3)})
+        keeper.before = lambda: keeper.children.early.update({pid: Exit.from_returncode(3)})
         assert await keeper.children.verified_process({"pid": pid}, 0, 0) == (pid, None)
-        assert keeper.children.register_unless_exited(pid) == Exit.from_status(3)
+        assert keeper.children.register_unless_exited(pid) == Exit.from_returncode(3)
         keeper.close()
 
     run(scenario())
@@ -346,7 +346,7 @@ def test_a_worker_begins_when_another_has_its_application() -> None:
     async def run() -> None:
         turns, workers = ImportLimit(at_once=2), [worker(index) for index in range(4)]
         for each in workers:
-            turns.queue(each.begin, each.imported)
+            turns.queue(each.order_to_begin, each.imported)
         assert begun(workers) == [True, True, False, False]
         workers[1].received({"event": "imported"}, [])
         await a_moment()
@@ -362,7 +362,7 @@ def test_a_worker_that_ends_gives_up_its_turn_and_one_that_ended_before_takes_no
     async def run() -> None:
         turns, workers = ImportLimit(at_once=1), [worker(index) for index in range(4)]
         for each in workers:
-            turns.queue(each.begin, each.imported)
+            turns.queue(each.order_to_begin, each.imported)
         workers[1].record_exit(Exit(status=1))
         workers[0].record_exit(Exit(status=1))
         await a_moment()
@@ -377,15 +377,17 @@ def test_app_zygote_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
         (ours, theirs), at_keeper = wire.pair(), wire.pair()
         keeper = Link(at_keeper[0])
         zygote = AppZygote(keeper, Children(keeper, 0), ours, "key", ProcessIdentity(1, None), None, "web")
-        turns.queue(zygote.begin, zygote.imported)
-        turns.queue(waiting.begin, waiting.imported)
+        turns.queue(zygote.begin_import, zygote.imported)
+        turns.queue(waiting.order_to_begin, waiting.imported)
         assert zygote.begun.done()
         assert not waiting.begun.done()
         theirs.close()
         async with asyncio.timeout(60):
             await waiting.begun
         assert isinstance(zygote.up.exception(), LinkLost)
-        turns.queue(zygote.begin, zygote.imported)  # one that has ended while it waited begins, to no effect
+        turns.queue(
+            zygote.begin_import, zygote.imported
+        )  # one that has ended while it waited begins, to no effect
         keeper.close()
         at_keeper[1].close()
 
@@ -464,11 +466,13 @@ def virtually(scenario: Callable[[StoringKeeper], Coroutine[Any, Any, None]]) ->
 
 
 KILLED = {"op": "signal", "pid": HERE.pid, "start": HERE.start, "signal": signal.SIGKILL, "group": True}
-PYTHON = ZygoteIdentity("/usr/bin/python")
+PYTHON = InterpreterZygoteIdentity("/usr/bin/python")
 DROPPED = {"op": "drop", "name": "zygote /usr/bin/python"}
 
 
-async def started(keeper: StoringKeeper, source: ZygoteIdentity = PYTHON) -> tuple[Link, socket.socket]:
+async def started(
+    keeper: StoringKeeper, source: InterpreterZygoteIdentity = PYTHON
+) -> tuple[Link, socket.socket]:
     """The link to a new zygote that is up, and the zygote's end."""
     starting = keeper.zygotes.start(source)
     while not keeper.spawned:
@@ -639,7 +643,7 @@ def test_fork_is_tried_twice(losses: int) -> None:
         if losses < 2:
             assert await keeper.zygotes.with_retry(PYTHON, attempt) == "forked"
             return
-        source = ZygoteIdentity("/usr/bin/python", (33, 34))
+        source = InterpreterZygoteIdentity("/usr/bin/python", (33, 34))
         with pytest.raises(WorkerFailed, match="no worker can be forked in /usr/bin/python: it ex") as failed:
             await keeper.zygotes.with_retry(source, attempt)
         command = "setpriv --reuid=33 --regid=34 --init-groups /usr/bin/python -c 'import uvicorn'"
@@ -669,7 +673,7 @@ def test_signal_is_given_up_when_the_process_has_exited_or_the_keeper_does_not_a
         loop = asyncio.get_running_loop()
         exited: asyncio.Future[Exit] = loop.create_future()
         keeper.sent = [False]
-        exited.set_result(Exit.from_status(0))
+        exited.set_result(Exit.from_returncode(0))
         await keeper.children.signal(HERE, exited, signal.SIGTERM)
         assert len(keeper.taken()) == 1
         keeper.answers = False
@@ -691,7 +695,7 @@ def test_process_is_killed_after_its_time_unless_it_has_exited() -> None:
         keeper.children.kill(ProcessIdentity(HERE.pid, None))
         await asyncio.sleep(2)
         assert keeper.taken() == []
-        exited.set_result(Exit.from_status(0))
+        exited.set_result(Exit.from_returncode(0))
         await asyncio.sleep(1.9)
         assert keeper.taken() == []
         await asyncio.sleep(0.2)
@@ -805,9 +809,9 @@ def test_adopted_application_serves_all_servers_that_share_it_until_it_is_not_ne
             imports.all.release(WEB.key)
             assert not zygote.usable
             assert wire.receive(theirs) is None
-            assert imports.all.handle_exit(HERE.pid, Exit.from_status(0))
-            assert not imports.all.handle_exit(HERE.pid, Exit.from_status(1))
-            assert (imports.all.processes, zygote.exited.result()) == ([], Exit.from_status(0))
+            assert imports.all.handle_exit(HERE.pid, Exit.from_returncode(0))
+            assert not imports.all.handle_exit(HERE.pid, Exit.from_returncode(1))
+            assert (imports.all.processes, zygote.exited.result()) == ([], Exit.from_returncode(0))
             await asyncio.sleep(3)
             assert keeper.taken() == [{"op": "drop", "name": zygote.name}], "it has not to be killed"
 
@@ -825,7 +829,7 @@ def test_application_that_cannot_be_shared_is_not_imported_again_until_it_is_not
             assert await imports.get(API) == "it has started a thread"
             for server in (WEB, API):
                 imports.all.release(server.key)
-            imports.all.handle_exit(HERE.pid, Exit.from_status(0))
+            imports.all.handle_exit(HERE.pid, Exit.from_returncode(0))
             await asyncio.sleep(0)
             keeper.taken()
             again = imports.get()
@@ -847,7 +851,7 @@ def test_import_that_fails_is_reported_to_each_server_with_its_own_log(is_report
         wire.send(imports.theirs, {"event": "failed", "message": "no settings"})
         both = asyncio.gather(imports.get(), imports.get(API), return_exceptions=True)
         await asyncio.sleep(1)
-        exit_ = Exit.from_status(3) if is_reported else Exit(message="ended")
+        exit_ = Exit.from_returncode(3) if is_reported else Exit(message="ended")
         if is_reported:
             imports.all.handle_exit(HERE.pid, exit_)
         imports.theirs.close()
@@ -951,7 +955,7 @@ def test_zygote_is_started_once_serves_many_forks_and_ends_when_it_is_closed() -
         server = served(python=sys.executable)
         await runner.check_startable(server)
         (process,) = runner.zygotes.processes
-        source = ZygoteIdentity(sys.executable)
+        source = InterpreterZygoteIdentity(sys.executable)
         entry = f"zygote {source.key}"
         assert await runner.zygotes.ensure_zygote_up(source) is await runner.zygotes.ensure_zygote_up(source)
         assert (await kept(runner))[entry] == {"without": [], "pid": process.pid, "start": process.start}
@@ -997,7 +1001,7 @@ def test_zygote_is_replaced_when_other_variables_are_withheld(monkeypatch: pytes
         await runner.check_startable(server)
         (second,) = runner.zygotes.processes
         assert second.pid != first.pid
-        await runner.zygotes.ensure_zygote_up(ZygoteIdentity(sys.executable))
+        await runner.zygotes.ensure_zygote_up(InterpreterZygoteIdentity(sys.executable))
         entries = await kept(runner)
         assert [meta["without"] for name, meta in entries.items() if name.startswith("zygote ")] == [
             ["SECRET"]
@@ -1024,25 +1028,25 @@ def test_interpreter_that_exits_at_its_start_is_named_with_its_output(tmp_path: 
 @pytest.mark.parametrize(
     ("source", "key"),
     [
-        (ZygoteIdentity("/usr/bin/python"), "/usr/bin/python"),
-        (ZygoteIdentity("/usr/bin/python", (1, 2)), "1:2:/usr/bin/python"),
-        (ZygoteIdentity("/a\nb", (0, 0)), "0:0:/a\nb"),
+        (InterpreterZygoteIdentity("/usr/bin/python"), "/usr/bin/python"),
+        (InterpreterZygoteIdentity("/usr/bin/python", (1, 2)), "1:2:/usr/bin/python"),
+        (InterpreterZygoteIdentity("/a\nb", (0, 0)), "0:0:/a\nb"),
     ],
 )
-def test_zygote_is_known_by_its_interpreter_and_user(source: ZygoteIdentity, key: str) -> None:
+def test_zygote_is_known_by_its_interpreter_and_user(source: InterpreterZygoteIdentity, key: str) -> None:
     assert source.key == key
-    assert ZygoteIdentity.from_key(key) == source
+    assert InterpreterZygoteIdentity.from_key(key) == source
 
 
 def test_exits_of_earlier_processes_are_forgotten_when_a_fork_begins_and_none_is_in_progress() -> None:
     async def scenario() -> None:
         found = children()
-        with found.forking():
-            found.early[7] = Exit.from_status(0)
-            with found.forking():
+        with found.recording_early_exits():
+            found.early[7] = Exit.from_returncode(0)
+            with found.recording_early_exits():
                 assert 7 in found.early
             assert 7 in found.early
-        with found.forking():
+        with found.recording_early_exits():
             assert found.early == {}
 
     run(scenario())

@@ -18,7 +18,11 @@ from poolctl.core.decide import DecisionTrace
 from poolctl.json_form import from_json, to_json
 from poolctl.monitor.event_queue import EventQueue
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.active_configuration import ActiveConfiguration, ConfigurationReader, ResolvedConfig
+from poolctl.supervisor.active_configuration import (
+    ActiveConfiguration,
+    ConfigurationReader,
+    LoadedConfiguration,
+)
 from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
@@ -41,12 +45,12 @@ class Files(ActiveConfiguration):
         self.tables_of_files = Tables()
         self.reads: list[Mapping[str, str] | None] = []
 
-    async def read(
+    async def read_without_activating(
         self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
-    ) -> ResolvedConfig:
+    ) -> LoadedConfiguration:
         self.reads.append(environment)
         await asyncio.sleep(0)
-        return ResolvedConfig(
+        return LoadedConfiguration(
             self.name, [] if self.wrong else list(self.written), list(self.wrong), tables=self.tables_of_files
         )
 

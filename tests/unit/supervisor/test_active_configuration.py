@@ -18,7 +18,7 @@ import pytest
 
 import poolctl
 from poolctl import ServerConfig
-from poolctl.child_process import ChildProcess
+from poolctl.child_process import HelperProcess
 from poolctl.config import Reading, Surroundings, Tables
 from poolctl.config.__main__ import encode_request, reader_command
 from poolctl.config.model.pool_tables import MetricsTable
@@ -33,12 +33,12 @@ from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.supervisor.active_configuration import (
     ActiveConfiguration,
     ConfigurationReader,
+    LoadedConfiguration,
     ReaderFailed,
-    ResolvedConfig,
     SelfBindingPrograms,
     default_name,
     obstacles_to_adding,
-    write_object,
+    try_write_object,
 )
 from poolctl.supervisor.takeover.state_store import StateStore, encoded
 from tests.deadline import wait_until
@@ -270,7 +270,7 @@ def test_process_that_was_started_before_answers_the_first_request(tmp_path: Pat
     file.write_text(WEB)
 
     async def scenario() -> None:
-        process = ChildProcess(reader_command(), output=str(tmp_path / "log"))
+        process = HelperProcess(reader_command(), output=str(tmp_path / "log"))
         reader = ConfigurationReader(str(tmp_path), process)
         assert len((await read(reader, file)).servers) == 1
         assert readers() == [process.pid]
@@ -385,9 +385,9 @@ def test_process_ends_with_the_supervisor_in_the_middle_of_a_read(tmp_path: Path
     log = tmp_path / "log"
     supervisor = (
         "import asyncio, os, signal\n"
-        "from poolctl.child_process import ChildProcess\n"
+        "from poolctl.child_process import HelperProcess\n"
         "from poolctl.config.__main__ import encode_request\n"
-        f"process = ChildProcess([{sys.executable!r}, '-c', {hangs!r}], output={str(log)!r})\n"
+        f"process = HelperProcess([{sys.executable!r}, '-c', {hangs!r}], output={str(log)!r})\n"
         "print(process.pid, flush=True)\n"
         "asyncio.run(process.send(encode_request(('read', 1, ['pool.toml'], None, False))))\n"
         "signal.pause()"
@@ -478,22 +478,24 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         assert await configuration.take_over() is None
         followed: list[Any] = []
         always: list[Any] = []
-        configuration.subscribe(followed.append)
-        configuration.subscribe(always.append, every_reload=True)
-        (web,) = await configuration.read_first_servers()
+        configuration.subscribe_and_notify(followed.append)
+        configuration.subscribe_and_notify(always.append, every_reload=True)
+        (web,) = await configuration.try_read_first_servers()
         assert (web.name, configuration.name, configuration.problems) == ("web", "shop", [])
         metrics = [each.get(MetricsTable) for each in followed]
         assert [None if each is None else str(each.bind) for each in metrics] == [None, "127.0.0.1:9100"]
-        configuration.activate(await configuration.read())
+        configuration.activate(await configuration.read_without_activating())
         assert (len(followed), len(always)) == (2, 3)
         configuration.environments["web"] = {"A": "1"}
-        configuration.activate(await configuration.read({**os.environ, "TAG": "api"}), {"TAG": "api"})
+        configuration.activate(
+            await configuration.read_without_activating({**os.environ, "TAG": "api"}), {"TAG": "api"}
+        )
         configuration.missing.add("gone")
         core = Core([web], SlowRunner(), ManualClock(), RecordedEvents())
         left = configuration.take_unsaved(core)
         assert left is not None
         assert configuration.take_unsaved(core) is None
-        StateStore(pool.link, str(pool.runtime)).write(fd_store.CONFIGURATION, encoded(left))
+        StateStore(pool.link, str(pool.runtime)).store_for_successor(fd_store.CONFIGURATION, encoded(left))
 
         pool.file.unlink()
         pool.environments = {}
@@ -519,12 +521,12 @@ def test_variables_are_those_of_the_supervisor_until_a_command_gives_others(tmp_
     async def work(configuration: ActiveConfiguration) -> None:
         assert configuration.environment is os.environ
         given = {**os.environ, "TAG": "api"}
-        resolved = await configuration.read(given)
+        resolved = await configuration.read_without_activating(given)
         assert resolved.servers[0].tags == ("api",)
         configuration.activate(resolved, given)
         assert configuration.environment == given
-        assert (await configuration.read()).servers[0].tags == ("api",)
-        configuration.activate(await configuration.read())
+        assert (await configuration.read_without_activating()).servers[0].tags == ("api",)
+        configuration.activate(await configuration.read_without_activating())
         assert configuration.environment == given
 
     Pool(tmp_path).scenario(work)
@@ -535,10 +537,10 @@ def test_wrong_files_are_problems_of_the_first_reading_with_the_name_of_the_pool
     pool = Pool(tmp_path, "[[server]]\nbinf = 1\n")
 
     async def work(configuration: ActiveConfiguration) -> None:
-        assert await configuration.read_first_servers() == []
+        assert await configuration.try_read_first_servers() == []
         assert configuration.problems
         assert (configuration.exit_code, configuration.name) == (INVALID_CONFIGURATION, tmp_path.name)
-        resolved = await configuration.read()
+        resolved = await configuration.read_without_activating()
         assert (resolved.problems, resolved.marks is not None) == (configuration.problems, True)
         assert resolved.is_empty
 
@@ -547,10 +549,10 @@ def test_wrong_files_are_problems_of_the_first_reading_with_the_name_of_the_pool
 
 def test_stop_during_the_first_reading_is_its_result_and_later_it_does_nothing(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
-        configuration.stop_reading()
-        reading = asyncio.ensure_future(configuration.read_first_servers())
+        configuration.cancel_first_read()
+        reading = asyncio.ensure_future(configuration.try_read_first_servers())
         await asyncio.sleep(0)
-        configuration.stop_reading()
+        configuration.cancel_first_read()
         assert await reading == []
         (problem,) = configuration.problems
         assert (problem.message, problem.hint, configuration.exit_code) == (
@@ -563,7 +565,7 @@ def test_stop_during_the_first_reading_is_its_result_and_later_it_does_nothing(t
 def test_files_that_no_process_can_read_are_a_conflict(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         configuration._reader = ConfigurationReader(str(tmp_path), command=["/nowhere/python"])
-        assert await configuration.read_first_servers() == []
+        assert await configuration.try_read_first_servers() == []
         assert configuration.exit_code == CONFLICT
         assert "/nowhere/python cannot be run" in configuration.problems[0].message
 
@@ -580,18 +582,26 @@ def test_automatic_ports_stay_until_another_program_has_taken_them_while_the_poo
     pool = Pool(tmp_path, AUTO.format("a") + AUTO.format("b"))
 
     async def work(configuration: ActiveConfiguration) -> None:
-        first = {each.name: each.address.port for each in (await configuration.read()).servers}
+        first = {
+            each.name: each.address.port for each in (await configuration.read_without_activating()).servers
+        }
         assert len({*first.values()}) == 2
         assert None not in first.values()
         pool.file.write_text(AUTO.format("b") + AUTO.format("c") + AUTO.format("a"))
-        again = {each.name: each.address.port for each in (await configuration.read()).servers}
+        again = {
+            each.name: each.address.port for each in (await configuration.read_without_activating()).servers
+        }
         assert {name: again[name] for name in first} == first
         assert again["c"] not in first.values()
         with socket.create_server(("127.0.0.1", first["a"])):
-            running = {each.name: each.address.port for each in (await configuration.read()).servers}
+            running = {
+                each.name: each.address.port
+                for each in (await configuration.read_without_activating()).servers
+            }
             assert (running, configuration.moved_ports) == (again, {})
             stopped = {
-                each.name: each.address.port for each in (await configuration.read(stopped=True)).servers
+                each.name: each.address.port
+                for each in (await configuration.read_without_activating(stopped=True)).servers
             }
         assert stopped["a"] != first["a"]
         assert {name: port for name, port in stopped.items() if name != "a"} == {
@@ -616,9 +626,9 @@ def test_automatic_port_that_the_file_gives_to_another_address_is_chosen_again(
     pool = Pool(tmp_path, AUTO.format("a"))
 
     async def work(configuration: ActiveConfiguration) -> None:
-        (before,) = (await configuration.read()).servers
+        (before,) = (await configuration.read_without_activating()).servers
         pool.file.write_text(AUTO.format("a") + owner.format(before.address.port))
-        reading = await configuration.read()
+        reading = await configuration.read_without_activating()
         assert reading.problems == []
         assert reading.servers[0].address.port not in (None, before.address.port)
 
@@ -630,12 +640,12 @@ def test_port_of_a_server_that_was_added_live_stays_its_own(tmp_path: Path) -> N
     pool = Pool(tmp_path, AUTO.format("a"))
 
     async def work(configuration: ActiveConfiguration) -> None:
-        there = (await configuration.read()).servers
+        there = (await configuration.read_without_activating()).servers
         table = {"name": "live", "bind": "127.0.0.1:auto", "app": "any:app"}
         live = await configuration.resolve_added(table, str(tmp_path), there)
         assert live.address.port not in (None, there[0].address.port)
         pool.file.write_text(AUTO.format("a") + AUTO.format("b"))
-        servers = (await configuration.read(keep={"live"})).servers
+        servers = (await configuration.read_without_activating(keep={"live"})).servers
         assert live.address.port not in {each.address.port for each in servers}
 
     pool.scenario(work)
@@ -644,7 +654,7 @@ def test_port_of_a_server_that_was_added_live_stays_its_own(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_server_that_is_added_may_refer_to_those_that_are_there(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
-        resolved = await configuration.read()
+        resolved = await configuration.read_without_activating()
         configuration.activate(resolved)
         url = "http://${server.web.host}:${server.web.port}"
         table = {"name": "new", "bind": "127.0.0.1:9002", "app": "any:app", "env": {"WEB": url}}
@@ -680,7 +690,7 @@ def test_live_changes_outlive_keeper_and_supervisor_unless_the_files_contradict_
     )
 
     async def work(configuration: ActiveConfiguration) -> None:
-        found = await configuration.read_first_servers()
+        found = await configuration.try_read_first_servers()
         assert [each.name for each in found] == ["web", "live"]
         assert configuration.missing == {"gone"}
         assert "taken, which was added live, is dropped: it conflicts with the files" in caplog.text
@@ -699,7 +709,7 @@ def test_file_of_variables_that_cannot_be_read_prevents_only_the_start_of_a_pool
         pool_files.write_left_state(str(pool.runtime), b'{"missing": [], "servers": {"web": {}}}')
 
     async def work(configuration: ActiveConfiguration) -> None:
-        await configuration.read_first_servers()
+        await configuration.try_read_first_servers()
         assert bool(configuration.problems) is not ran
 
     pool.scenario(work)
@@ -709,7 +719,7 @@ def test_file_of_variables_that_cannot_be_read_prevents_only_the_start_of_a_pool
 def test_places_of_keys_are_empty_before_the_files_are_read_and_for_no_server(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         assert await configuration.origins(["web"]) == {}
-        configuration.activate(await configuration.read())
+        configuration.activate(await configuration.read_without_activating())
         assert await configuration.origins([]) == {}
         found = (await configuration.origins(["web"]))["web"]
         assert found is not None
@@ -725,12 +735,12 @@ def test_problems_outside_of_the_files_are_those_of_the_servers_asked_about(tmp_
     pool = Pool(tmp_path, WEB + 'env_file = "missing.env"\n')
 
     async def work(configuration: ActiveConfiguration) -> None:
-        resolved = await configuration.read()
+        resolved = await configuration.read_without_activating()
         assert resolved.number > 0
         assert await configuration.check_external(resolved, []) == []
         (problem,) = await configuration.check_external(resolved, ["web"])
         assert "missing.env" in problem.message
-        assert await configuration.check_external(ResolvedConfig("none"), ["web"]) == []
+        assert await configuration.check_external(LoadedConfiguration("none"), ["web"]) == []
 
     pool.scenario(work)
 
@@ -769,14 +779,14 @@ def test_damaged_or_missing_object_of_the_state_directory_is_empty(
     if content is not None:
         path.write_text(content)
     assert read_json_object(str(path)) == {}
-    write_object(str(path), {"a": 1})
+    try_write_object(str(path), {"a": 1})
     assert read_json_object(str(path)) == {"a": 1}
 
 
 def test_object_that_cannot_be_written_is_a_line_of_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_object(str(tmp_path / "none" / "object.json"), {})
+    try_write_object(str(tmp_path / "none" / "object.json"), {})
     assert "object.json cannot be written" in caplog.text
 
 
@@ -785,7 +795,7 @@ def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_ch
     pool = Pool(tmp_path)
 
     async def work(configuration: ActiveConfiguration) -> None:
-        configuration.activate(await configuration.read())
+        configuration.activate(await configuration.read_without_activating())
         guessed = ServerConfig(name="guessed", bind="127.0.0.1:9003", command=["serve", "{port}"])
         other = ServerConfig(name="other", bind="127.0.0.1:9004", command=["serve", "{port}"])
         others = [program_of("said", "nginx", socket="program"), program_of("plain", "nginx")]
@@ -795,7 +805,7 @@ def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_ch
         ):  # fmt: skip
             assert await configuration.remember_and_get_previously_warned(servers) == before
         pool.file.write_text(WEB + "# changed\n")
-        configuration.activate(await configuration.read())
+        configuration.activate(await configuration.read_without_activating())
         assert await configuration.remember_and_get_previously_warned([guessed]) == set()
 
     pool.scenario(work)

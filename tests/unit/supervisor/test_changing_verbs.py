@@ -23,7 +23,7 @@ from poolctl.supervisor.verbs.changing_verbs import (
     TooManyOpenFiles,
     check_open_file_limit,
     check_pool_file_limit,
-    expiry_error,
+    expired_replacement_error,
     requested_worker_count,
     startup_warnings,
 )
@@ -395,7 +395,7 @@ def test_a_server_that_ends_by_itself_meanwhile_is_not_waited_for() -> None:
         await desk.ask("start")
         scaling = desk.begin("scale", "web", workers=2)
         await turns()
-        desk.runner.end("web.1.0", Exit.from_status(0))
+        desk.runner.end("web.1.0", Exit.from_returncode(0))
         await scaling
         await turns()
         assert desk.states() == {"web": "stopped"}
@@ -614,17 +614,17 @@ def test_certificate_is_exchanged_if_the_new_one_is_valid_or_the_old_one_has_exp
         desk = Desk(certificated(tmp_path, -1))
         entry, now = desk.core.entries["a"], time.time()
         entry.observed.certificate_ends = now + 1000
-        assert expiry_error(entry, entry.config, now) is None, "nothing runs"
+        assert expired_replacement_error(entry, entry.config, now) is None, "nothing runs"
         await desk.ask("start")
         entry.observed.certificate_ends = now + 1000
-        assert expiry_error(entry, entry.config, now) is not None
-        assert expiry_error(entry, entry.config.with_values(tls=False), now) is None
+        assert expired_replacement_error(entry, entry.config, now) is not None
+        assert expired_replacement_error(entry, entry.config.with_values(tls=False), now) is None
         for ends in (None, now, now - 1):
             entry.observed.certificate_ends = ends
-            assert expiry_error(entry, entry.config, now) is None, ends
+            assert expired_replacement_error(entry, entry.config, now) is None, ends
         entry.observed.certificate_ends = now + 1000
         certificate(tmp_path, days=5)
-        assert expiry_error(entry, entry.config, now) is None
+        assert expired_replacement_error(entry, entry.config, now) is None
 
     run(scenario())
 
@@ -761,13 +761,13 @@ def test_start_of_a_running_server_reports_that_it_is_unhealthy() -> None:
         await desk.ask("start", "a", "b")
         (worker,) = desk.core.entries["a"].observed.workers.values()
         worker.stuck = True
-        desk.core.health.update_probes(desk.core.entries["a"])
+        desk.core.health.update_probes_and_health(desk.core.entries["a"])
         answer = await desk.ask("start", "a", "b")
         (error,) = answer["errors"]
         assert (answer["exit_code"], error["name"], error["hint"]) == (1, "a", "poolctl logs a")
         assert error["message"].startswith("runs but is unhealthy")
         worker.stuck = False
-        desk.core.health.update_probes(desk.core.entries["a"])
+        desk.core.health.update_probes_and_health(desk.core.entries["a"])
         assert (await desk.ask("start", "a", "b"))["errors"] == []
 
     run(scenario())
@@ -1139,7 +1139,7 @@ def test_restart_of_a_stopped_server_reports_the_dependency_that_was_starting_an
         await turns()
         restarting = desk.begin("restart", "api")
         await turns()
-        desk.runner.end("db.1.0", Exit.from_status(1))
+        desk.runner.end("db.1.0", Exit.from_returncode(1))
         assert [error["name"] for error in (await restarting)["errors"]] == ["db", "api"]
         assert (await starting)["exit_code"] == 1
 

@@ -334,7 +334,7 @@ def test_worker_that_ended_is_recorded_with_its_process_its_exit_and_what_follow
         recording = Recording(desk)
         await ask(desk, "start")
         recording.take()
-        desk.runner.end("a.1.0", Exit.from_status(7))
+        desk.runner.end("a.1.0", Exit.from_returncode(7))
         await turns()
         ended, failed = recording.take("lifecycle")
         names = (
@@ -466,9 +466,9 @@ def test_lost_output_is_an_event_a_minute_and_one_warning_that_counts_all_of_it(
     recording.take()
     lost = LostOutputReporter(desk.core, desk.events)
     entry = desk.core.entries["a"]
-    lost.report("nobody", 1, "/a.log", "")
+    lost.report_lost_bytes("nobody", 1, "/a.log", "")
     assert recording.take() == []
-    lost.report("a", 100, "/a.log", "disk full")
+    lost.report_lost_bytes("a", 100, "/a.log", "disk full")
     (event,) = recording.take()
     assert (event["kind"], event["event"], event["server"], event["cause"], event["severity"]) == (
         "pool", "output lost", "a", "disk full", "error",
@@ -477,15 +477,15 @@ def test_lost_output_is_an_event_a_minute_and_one_warning_that_counts_all_of_it(
     assert event["bind"] == entry.config.key
     assert [*entry.observed.warnings] == ["a: 100 bytes of output could not be written to /a.log: disk full"]
     desk.clock.advance(59)
-    lost.report("a", 20, "/a.log", "disk full")
+    lost.report_lost_bytes("a", 20, "/a.log", "disk full")
     assert recording.take() == []
     assert [*entry.observed.warnings] == ["a: 120 bytes of output could not be written to /a.log: disk full"]
     desk.clock.advance(1)
-    lost.report("a", 3, "/a.log", "")
+    lost.report_lost_bytes("a", 3, "/a.log", "")
     (event,) = recording.take()
     assert event["message"] == "23 bytes of output could not be written to /a.log"
     entry.observed.warnings.clear()
-    lost.report("a", 4, "/a.log", "")
+    lost.report_lost_bytes("a", 4, "/a.log", "")
     assert [*entry.observed.warnings] == ["a: 4 bytes of output could not be written to /a.log"]
 
 

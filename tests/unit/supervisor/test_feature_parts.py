@@ -17,7 +17,7 @@ import pytest
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
-from poolctl.feature import Feature, LastingProcess
+from poolctl.feature import DetachedProcess, Feature
 from poolctl.keeper.keeper import Store
 from poolctl.routing.route_health import HEALTHY, RouteHealth
 from poolctl.selection.selector import Selector
@@ -49,7 +49,7 @@ class NotedPart(FeaturePart):
     async def greet(self, call: Call) -> Result:
         return Result(warnings=(f"hello from {self.name}",))
 
-    async def adopt_survivors(self) -> None:
+    async def hand_survivors_to_keeper(self) -> None:
         self.log.append(f"take in {self.name}")
 
     def apply_tables(self, tables: Tables) -> None:
@@ -165,8 +165,8 @@ def test_verb_makes_the_part_that_answers_it(supervised: Make, log: list[str]) -
 def test_process_that_outlived_keeper_or_supervisor_is_taken_in(
     supervised: Make, log: list[str], tmp_path: Path
 ) -> None:
-    def lasting(name: str) -> LastingProcess:
-        return LastingProcess(label=name, entry=name, socket=name, end="")
+    def lasting(name: str) -> DetachedProcess:
+        return DetachedProcess(label=name, entry=name, socket=name, end="")
 
     async def work() -> None:
         made = supervised(
@@ -180,7 +180,7 @@ def test_process_that_outlived_keeper_or_supervisor_is_taken_in(
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(tmp_path / "f.1"))
             listener.listen()
-            await made.parts.adopt_survivors()
+            await made.parts.hand_survivors_to_keeper()
         assert log == ["make held", "take in held", "make found", "take in found"]
         assert len(os.listdir("/proc/self/fd")) == before, "descriptors of the keeper are closed"
         os.close(read)
@@ -249,7 +249,7 @@ def test_part_that_does_nothing_serves_nothing() -> None:
         part.apply_tables(Tables())
         part.flush()
         await asyncio.gather(
-            part.adopt_survivors(),
+            part.hand_survivors_to_keeper(),
             part.wait_for_opening(),
             part.finish(),
             part.stop_serving(),

@@ -18,7 +18,7 @@ from poolctl import ServerConfig
 from poolctl.clock import Clock
 from poolctl.config import Recovery, RecoveryBackoff
 from poolctl.core import perform
-from poolctl.core.decide import Phase
+from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.platform import memory_bytes
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
@@ -34,7 +34,7 @@ from poolctl.supervisor.health import (
     Decision,
     HeartbeatMonitor,
     MemoryLimit,
-    Situation,
+    RecoverySituation,
     Step,
     WorkerRecovery,
     _sentence,
@@ -79,7 +79,7 @@ class RecoveryScenario:
 
     async def pass_by(self, seconds: float) -> None:
         self.desk.clock.advance(seconds)
-        self.recovery.entry_changed(self.entry)
+        self.recovery.update_recovery(self.entry)
         await turns(40)
 
     def outcomes(self) -> list[str]:
@@ -222,7 +222,7 @@ def test_a_replacement_that_dies_again_and_again_does_not_make_the_others_fail()
         await it.make_unhealthy("web.1.0")
         for _ in range(4):
             assert "web.1.0" in it.desk.runner.running
-            it.desk.runner.end("web.1.0", Exit.from_status(1))
+            it.desk.runner.end("web.1.0", Exit.from_returncode(1))
             await turns(40)
         assert it.desk.states() == {"web": "running"}
         assert "web.1.1" in it.desk.runner.running
@@ -673,7 +673,7 @@ def thousand() -> HeartbeatScenario:
     for n in range(1000):
         placement = Placement.of("web", 1, n)
         entry.observed.workers[placement.id] = Worker(placement.id, 1, n, entry.config, placement=placement)
-        entry.observed.workers[placement.id].phase = Phase.READY
+        entry.observed.workers[placement.id].phase = WorkerPhase.READY
     it.heartbeat.entry_changed(entry)
     return it
 
@@ -921,13 +921,15 @@ def test_a_thousand_are_asked_in_a_few_wakings_a_second() -> None:
     run(scenario())
 
 
-def seen(*histories: list[float], **facts: Any) -> Situation:
+def seen(*histories: list[float], **facts: Any) -> RecoverySituation:
     alone = {"strategy": "restart", "ready": 1, "size": 1, "overlaps": True, "under_way": False}
-    return Situation(**{"histories": histories or ([],), "now": 1000.0, "jitter": 0.0} | alone | facts)
+    return RecoverySituation(
+        **{"histories": histories or ([],), "now": 1000.0, "jitter": 0.0} | alone | facts
+    )
 
 
 situations = st.builds(
-    Situation,
+    RecoverySituation,
     strategy=st.sampled_from(["restart", "replace", "disable", "notify", "none"]),
     histories=st.lists(st.lists(st.floats(0, 1000), max_size=6).map(sorted), max_size=4),
     ready=st.integers(0, 6),
@@ -989,7 +991,7 @@ def test_recovery_waits_while_another_is_under_way() -> None:
 
 
 @given(situations)
-def test_decision_never_stops_more_workers_than_allowed(situation: Situation) -> None:
+def test_decision_never_stops_more_workers_than_allowed(situation: RecoverySituation) -> None:
     step, chosen, again = decide(POLICY, situation)
     assert set(chosen) <= set(range(len(situation.histories)))
     assert again >= 0
@@ -1286,7 +1288,7 @@ def test_hung_worker_is_recorded_recovered_and_recorded_again() -> None:
     ],
 )  # fmt: skip
 def test_decision_has_its_workers_and_the_time_of_the_next(
-    policy: Recovery, situation: Situation, decision: Decision
+    policy: Recovery, situation: RecoverySituation, decision: Decision
 ) -> None:
     assert decide(policy, situation) == decision
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.clock import Clock, Watchdog
+from poolctl.clock import Clock, HungProcessDetector
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import EventQueue
 from poolctl.runners.process_link import KeeperLink, identity
@@ -61,7 +61,7 @@ class WatchedKeeper:
         self._recorded = EventQueue(Clock())
         self._seen: list[tuple[str, str]] = []
         self._recorded.subscribe(lambda event: self._seen.append((event.event, event.severity)))
-        watchdog = Watchdog(asyncio.get_running_loop().time(), ASK, SILENT)
+        watchdog = HungProcessDetector(asyncio.get_running_loop().time(), ASK, SILENT)
         self.watch = ReplaceableOrNot(self.link, process.pid, self._recorded, watchdog)
         self.watch.reason = reason
 
@@ -349,7 +349,9 @@ def replaced(
     coming, pauses = iter(keepers), []
     monkeypatch.setattr(keeper_replacement.time, "sleep", pauses.append)
     monkeypatch.setattr(keeper_replacement, "start_detached", lambda *given: next(coming).start(*given))
-    keeper_replacement.replace_keeper(str(directory), ["python", "supervisor"], {}, terminate=terminate)
+    keeper_replacement.hand_over_to_new_keeper(
+        str(directory), ["python", "supervisor"], {}, terminate=terminate
+    )
     return pauses
 
 

@@ -16,7 +16,7 @@ from poolctl.control import pool_paths
 from poolctl.control.pool_paths import listens, pool_key
 from poolctl.errors import ControlError
 from poolctl.keeper import pool_files
-from poolctl.keeper.spawn import Companion
+from poolctl.keeper.spawn import CompanionSpec
 from poolctl.supervisor import launch as launching
 from poolctl.supervisor.launch import (
     Launched,
@@ -37,11 +37,11 @@ class Keeper:
         self.env: dict[str, str] = {}
         self.fds: list[int] = []
         self.kinds: list[str] = []
-        self.companions: list[Companion] = []
+        self.companions: list[CompanionSpec] = []
         self.fails: OSError | None = None
 
     def __call__(
-        self, argv: list[str], env: dict[str, str], fds: list[int], companions: list[Companion]
+        self, argv: list[str], env: dict[str, str], fds: list[int], companions: list[CompanionSpec]
     ) -> int:
         if self.fails is not None:
             raise self.fails

@@ -82,7 +82,7 @@ def test_one_that_dies_is_replaced_and_one_that_ends_with_0_follows_its_policy()
         desk = Desk(queue(), queue(name="once", restart="on-failure"))
         await desk.ask("start")
         for name in ("queue.1.0", "once.1.0"):
-            desk.runner.end(name, Exit.from_status(0))
+            desk.runner.end(name, Exit.from_returncode(0))
         await turns()
         assert desk.states() == {"queue": "running", "once": "stopped"}
         assert (await desk.ask("status"))["exit_code"] == 3

@@ -21,12 +21,12 @@ from poolctl.config.files.marks import Mark
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import ErrorEntry, PlannedChange
 from poolctl.control.control_server import Request
-from poolctl.core.configuration_diff import read_file_digests
+from poolctl.core.configuration_diff import read_digests_by_key
 from poolctl.core.servers import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.keeper import Store
 from poolctl.runners.runner_protocol import Placement
-from poolctl.supervisor.active_configuration import ActiveConfiguration, ReaderFailed, ResolvedConfig
+from poolctl.supervisor.active_configuration import ActiveConfiguration, LoadedConfiguration, ReaderFailed
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs import reload
 from poolctl.supervisor.verbs.verbs import Verbs
@@ -284,14 +284,14 @@ def test_the_pools_name_is_a_change_of_the_pool() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
         desk.files.name = "old"
-        read = desk.files.read
+        read = desk.files.read_without_activating
 
         async def renamed(*args: Any, **more: Any) -> Any:
             settled = await read(*args, **more)
             settled.name = "shop"
             return settled
 
-        desk.files.read = renamed  # type: ignore[method-assign]
+        desk.files.read_without_activating = renamed  # type: ignore[method-assign]
         assert changes_of(await desk.ask("reload")) == [("[pool]", "update", ["pool.name"])]
         assert desk.files.name == "shop"
 
@@ -401,7 +401,7 @@ class DeskWithFiles(Desk):
         link: Any = None
         store = store or StateStore(link, str(directory))
         files = ActiveConfiguration([str(file)], str(directory), store, {})
-        resolved = await files.read()
+        resolved = await files.read_without_activating()
         files.activate(resolved)
         desk = cls(*resolved.servers, runner=runner)
         desk.files, desk.file = files, file
@@ -806,12 +806,12 @@ def test_event_of_a_change_names_its_keys_its_place_and_who_ordered_it() -> None
 def test_new_name_of_the_pool_is_a_change_with_both_names() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
-        read = desk.files.read
+        read = desk.files.read_without_activating
 
         async def renamed(*args: Any, **more: Any) -> Any:
             return replace(await read(*args, **more), name="shop")
 
-        desk.files.read = renamed  # type: ignore[method-assign]
+        desk.files.read_without_activating = renamed  # type: ignore[method-assign]
         before = desk.files.name
         assert (await desk.ask("reload", dry_run=True))["changes"] == [
             {
@@ -883,7 +883,7 @@ class WithOutside(Files):
         self.problems_outside: list[ErrorEntry] = []
         self.asked: list[list[str]] = []
 
-    async def check_external(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
+    async def check_external(self, resolved: LoadedConfiguration, names: Collection[str]) -> list[ErrorEntry]:
         self.asked.append(sorted(names))
         resolved.remarks = ["a: has a remark"]
         return list(self.problems_outside)
@@ -942,7 +942,7 @@ def test_reload_keeps_a_valid_certificate_instead_of_an_expired_one(tmp_path: Pa
         desk.core.entries["a"].observed.certificate_ends = desk.core.clock.time() + 1000
         certificate(tmp_path, days=-1)
         if change == "tags":
-            desk.core.entries["a"].observed.files = read_file_digests(desk.core.entries["a"].config)
+            desk.core.entries["a"].observed.files = read_digests_by_key(desk.core.entries["a"].config)
         keys: dict[str, Any] = {"tls": {}, "env": {"env": {"A": "1"}}, "tags": {"tags": ["x"]}}[change]
         desk.files.written = [web("a", tls=tls, **keys), web("b", tags=["x"])]
         desk.runner.log.clear()
@@ -1007,19 +1007,19 @@ def test_changed_files_are_reported_by_name_if_they_cannot_be_compared(
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path)
         await desk.ask("start")
-        read = desk.files.read
+        read = desk.files.read_without_activating
 
         async def failing(*args: Any, **more: Any) -> Any:
             raise error
 
-        desk.files.read = failing
+        desk.files.read_without_activating = failing
         for error in (ReaderFailed("the process has ended", "try again"), KeyError("what")):
             desk.file.write_text(WEB + f"# {error!r}\n" + EXTRA)
             assert await desk.changed("list", counts=True) == {"files": [str(desk.file)]}
             answer = await desk.handled("list", "extra")
             assert [each["message"] for each in answer["errors"]] == ["no server matches 'extra'"]
         assert caplog.text.count("the changed files cannot be compared with the configuration in force") == 1
-        desk.files.read = read
+        desk.files.read_without_activating = read
         desk.file.write_text(WEB + EXTRA + "workers = 2\n")
         assert await desk.changed("list", counts=True) == {
             "files": [str(desk.file)], "added": 1, "removed": 0, "changed": 0,
@@ -1044,13 +1044,13 @@ def test_quick_command_does_not_wait_for_the_comparison(
         desk = await DeskWithFiles.begun(tmp_path)
         desk.verbs.add("stats", desk.verbs._verbs["list"])
         await desk.ask("start")
-        read, may_read = desk.files.read, asyncio.Event()
+        read, may_read = desk.files.read_without_activating, asyncio.Event()
 
         async def waiting(*args: Any, **more: Any) -> Any:
             await may_read.wait()
             return await read(*args, **more)
 
-        desk.files.read = waiting
+        desk.files.read_without_activating = waiting
         desk.file.write_text(WEB + EXTRA)
         asking = asyncio.ensure_future(desk.changed(verb, **options))
         if waits:

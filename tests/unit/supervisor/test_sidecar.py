@@ -14,7 +14,7 @@ from poolctl.clock import Clock
 from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import EventQueue
-from poolctl.runners.process_link import Link, LinkLost, Receiver, identity
+from poolctl.runners.process_link import Link, LinkHandler, LinkLost, identity
 from poolctl.supervisor import sidecar
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
 from tests.manual_clock import ManualClock
@@ -51,7 +51,7 @@ class Dying(SidecarManager):
 def test_process_that_ends_three_times_within_ten_minutes_is_reported() -> None:
     async def scenario() -> None:
         ours, theirs = wire.pair()
-        keeper = Link(ours, Receiver())
+        keeper = Link(ours, LinkHandler())
         manager = Dying(keeper, EventQueue(Clock()))
         found = [manager.instability]
         async with asyncio.timeout(60):

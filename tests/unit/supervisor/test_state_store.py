@@ -97,7 +97,7 @@ class History:
         link = StoreLink(self.store)
         store = StateStore(link, self.directory)
         entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
-        await store.restore(entries)
+        await store.restore_and_get_recorded_names(entries)
         for name, values in self.wanted.items():
             for key, value in values.items():
                 value_name, field = key.split(".")
@@ -158,7 +158,7 @@ def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path
             killed.save({"a": entry}, StoredConfiguration("pool", [entry.config]))
         successor, found = StateStore(link, str(tmp_path)), Entry(before)
         configuration = await successor.configuration()
-        await successor.restore({"a": found})
+        await successor.restore_and_get_recorded_names({"a": found})
         assert found.desired.generation == 7
         assert configuration is not None
         assert configuration.servers[0].app == "a:b"
@@ -180,7 +180,11 @@ def test_record_of_the_previous_supervisor_is_restored_into_new_entries() -> Non
         link.send({"op": "put", "name": fd_store.WANTED}, [fd])
         os.close(fd)
         entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
-        assert await StateStore(link, "/nowhere").restore(entries) == {"a", "b", "gone"}
+        assert await StateStore(link, "/nowhere").restore_and_get_recorded_names(entries) == {
+            "a",
+            "b",
+            "gone",
+        }
         link.end()
         assert (entries["a"].desired.state, entries["a"].size) == (Desired.RUN, 2)
         assert [entries[name].desired.state for name in "bcd"] == [
@@ -270,7 +274,7 @@ class Kept(StateStore):
         super().__init__(StoreLink(Store()), str(directory))
         self.kept = kept
 
-    def write(self, name: str, content: bytes) -> None:
+    def store_for_successor(self, name: str, content: bytes) -> None:
         assert name == fd_store.TOTALS
         self.kept.clear()
         self.kept.update(json.loads(content))
@@ -443,7 +447,7 @@ def test_configuration_that_is_not_understood_is_read_from_the_files_again(
         link = StoreLink(Store())
         store = StateStore(link, str(tmp_path))
         assert (await store.configuration(), caplog.text) == (None, "")
-        store.write(fd_store.CONFIGURATION, b'{"version": 99, "defaults": {}, "files": null}')
+        store.store_for_successor(fd_store.CONFIGURATION, b'{"version": 99, "defaults": {}, "files": null}')
         assert await store.configuration() is None
         said = "the configuration in force is read from the files again: version 99 of its form is not known"
         assert said in caplog.text

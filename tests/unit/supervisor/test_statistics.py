@@ -147,7 +147,7 @@ class Counting:
     def counts(self, placement: Placement) -> list[int] | None:
         return self.pages.get(placement.index)
 
-    def mark_saved(self) -> None:
+    def discard_saved_counts(self) -> None:
         self.settlements += 1
         self.unsaved_workers = []
 
@@ -411,7 +411,7 @@ def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path)
     kept: dict[str, bytes] = {}
 
     class Kept(StateStore):
-        def write(self, name: str, content: bytes) -> None:
+        def store_for_successor(self, name: str, content: bytes) -> None:
             kept[name] = content
 
         async def read(self, name: str) -> bytes | None:
@@ -450,8 +450,8 @@ def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> N
 
         after = Shop(web(), web("other"), store=store)
         writes: list[dict[str, Any]] = []
-        saves = after.totals._store.write
-        after.totals._store.write = lambda name, content: (
+        saves = after.totals._store.store_for_successor
+        after.totals._store.store_for_successor = lambda name, content: (
             writes.append(json.loads(content)),
             saves(name, content),
         )[1]  # type: ignore[method-assign]

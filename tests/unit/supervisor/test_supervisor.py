@@ -70,7 +70,7 @@ class Survivors(SlowRunner):
     def capabilities(self) -> Capabilities:
         return replace(super().capabilities, takeover=self)
 
-    async def adopt(
+    async def adopt_workers_and_end_others(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] | None = None
     ) -> AdoptionResult:
         for each in self.left.workers:
@@ -322,13 +322,13 @@ def test_published_pool_is_found_by_its_name_with_its_files_and_processes(place:
 
 
 def test_renamed_pool_is_no_longer_found_by_its_previous_name(place: Place) -> None:
-    place.files.rename("early")
+    place.files.republish_as("early")
     assert not (place.directory / "info.json").exists()
     place.files.publish("shop")
     written = (place.directory / "info.json").stat().st_ino
-    place.files.rename("shop")
+    place.files.republish_as("shop")
     assert (place.directory / "info.json").stat().st_ino == written
-    place.files.rename("store")
+    place.files.republish_as("store")
     assert (place.names(), place.info()["name"]) == ({"@store": place.key}, "store")
 
 
@@ -869,7 +869,7 @@ def test_failed_mandatory_server_ends_the_pool_with_its_status(
     whole.pass_time(1)
     assert (failed_exit(whole), whole.running.done()) == ({}, False)
     for name in ("main", "second"):
-        whole.runner.end(f"{name}.1.0", Exit.from_status(3))
+        whole.runner.end(f"{name}.1.0", Exit.from_returncode(3))
     whole.pass_time(1)
     reason = "main has failed, and it is mandatory: exited with status 3"
     assert failed_exit(whole) == {"status": 3, "reason": reason, "keeper_pid": KEEPER_PID}
@@ -924,13 +924,13 @@ def test_supervisor_that_hung_while_its_keeper_ended_replaces_it_once_and_says_w
     whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole.begin()
-    ((_, replace_keeper),) = whole.hangs
+    ((_, hand_over_to_new_keeper),) = whole.hangs
     with pytest.raises(SystemExit) as ended:
-        replace_keeper(sys._getframe())
+        hand_over_to_new_keeper(sys._getframe())
     assert (ended.value.code, len(whole.replaced)) == (0, 1)
     assert "the keeper ended while this process hung here:\n" in caplog.text
     assert "in test_supervisor_that_hung_while_its_keeper_ended_replaces_it_once" in caplog.text
-    replace_keeper(None)
+    hand_over_to_new_keeper(None)
     assert len(whole.replaced) == 1
 
 
@@ -939,8 +939,8 @@ def test_supervisor_whose_files_are_withdrawn_ends_with_its_keeper(whole: WholeS
     whole.ask("stop")
     whole.keeper.link.close()
     whole.pass_time(1)
-    ((_, replace_keeper),) = whole.hangs
-    replace_keeper(None)
+    ((_, hand_over_to_new_keeper),) = whole.hangs
+    hand_over_to_new_keeper(None)
     assert (whole.running.result(), whole.replaced) == (0, [])
 
 
@@ -1134,7 +1134,7 @@ def test_change_of_a_server_is_saved_though_no_command_made_it(whole: WholeSuper
     whole.ask("start")
     whole.pass_time(5)
     whole.keeper.orders.clear()
-    whole.runner.end("web.1.0", Exit.from_status(3))
+    whole.runner.end("web.1.0", Exit.from_returncode(3))
     whole.pass_time(0.04)
     assert whole.keeper.did("put") == []
     whole.pass_time(1)
@@ -1408,7 +1408,7 @@ def test_listener_and_hook_of_an_earlier_supervisor_are_adopted(tmp_path: Path) 
         assert (entry.hooks.running.name, entry.hooks.running.placement) == ("after_stop", placement)
         assert (entry.listener.state, after.core.endpoints(entry.config)) == (ListenerState.OPEN, bound)
         assert (other.listener.state, other.hooks.running) == (ListenerState.CLOSED, None)
-        runner.end(placement.id, Exit.from_status(0))
+        runner.end(placement.id, Exit.from_returncode(0))
         await turns()
         assert entry.hooks.running is None
         await after.end()

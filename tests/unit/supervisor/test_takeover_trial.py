@@ -131,7 +131,7 @@ def trial(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
     made = Trial(root / "kept")
     monkeypatch.setattr(takeover_trial, "_writable_temporary_directories", lambda: [str(root)])
     monkeypatch.setattr(takeover_trial, "launch", made.launch)
-    monkeypatch.setattr(takeover_trial, "kill_children", made.end)
+    monkeypatch.setattr(takeover_trial, "wait_or_kill_children", made.end)
     monkeypatch.setattr(takeover_trial, "become_subreaper", lambda: None)
     monkeypatch.setattr(takeover_trial, "children", lambda pid: [])
     before = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM)
@@ -347,7 +347,7 @@ def test_directories_of_killed_trials_are_removed_and_those_in_use_are_not(
 
 
 def test_place_is_locked_and_open_to_other_users(trial: Trial) -> None:
-    place, lock = takeover_trial._make_place()
+    place, lock = takeover_trial._make_locked_directory()
     other = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     with pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -365,7 +365,7 @@ def test_place_is_in_a_directory_with_a_short_path(tmp_path: Path, monkeypatch: 
     long.mkdir(mode=0o700)
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(long))
     assert str(long) not in takeover_trial._writable_temporary_directories()
-    monkeypatch.setattr(takeover_trial.pool_paths, "runtime_root", lambda env: str(long))
+    monkeypatch.setattr(takeover_trial.pool_paths, "ensure_runtime_root", lambda env: str(long))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert takeover_trial._writable_temporary_directories() == [str(long)], "there is no other"
 

@@ -18,7 +18,7 @@ from poolctl.supervisor.verbs import verb
 from poolctl.supervisor.verbs.verb import (
     Call,
     Operation,
-    RunningBuild,
+    RunningPoolctlBuild,
     complaint_of,
     details,
     disabled_error,
@@ -83,7 +83,7 @@ def test_build_that_is_on_disk_is_running_until_it_is_replaced(monkeypatch: pyte
 
     async def work() -> None:
         began = time.time()
-        build = RunningBuild()
+        build = RunningPoolctlBuild()
         assert build.known == ""
         assert await build.digest() == "one"
         assert build.known == "one"
@@ -94,7 +94,7 @@ def test_build_that_is_on_disk_is_running_until_it_is_replaced(monkeypatch: pyte
         assert await build.digest() == "one"
         assert await build.is_replaced()
         changed[0] = True
-        late = RunningBuild()
+        late = RunningPoolctlBuild()
         assert await late.digest() == "", "it was replaced before it was read"
         assert not await late.is_running("")
 

@@ -26,7 +26,7 @@ from poolctl.control.client import messages_async
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.keeper import Keeper
 from poolctl.monitor.journal import JournalEvent, newest_first
-from poolctl.runners.process_link import Link, Receiver
+from poolctl.runners.process_link import Link, LinkHandler
 from poolctl.runners.runner_registry import VARIABLE, RunnerContext
 from poolctl.supervisor import supervisor
 from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartContext
@@ -83,7 +83,7 @@ class Reader:
         self.is_closed = True
 
 
-class KeeperEnd(Receiver):
+class KeeperEnd(LinkHandler):
     """The keeper's end of the link, over a real keeper's store; `orders` are the messages that it got."""
 
     def __init__(self, directory: str) -> None:
@@ -139,7 +139,7 @@ class RecordingPart(FeaturePart):
         self.note = note
         site.events.subscribe(lambda event: note(event.event) if event.event == "supervisor ended" else None)
 
-    async def adopt_survivors(self) -> None:
+    async def hand_survivors_to_keeper(self) -> None:
         self.note("adopt survivors")
 
     async def scale_web(self, call: Call) -> Result:
@@ -217,9 +217,9 @@ class WholeSupervisor:
                 super().create_initial_parts(*given)
                 self._parts["recording"] = pool.part = pool.part_class(self._site, pool.parts.append)
 
-            async def adopt_survivors(self) -> None:
-                await super().adopt_survivors()
-                await pool.part.adopt_survivors()
+            async def hand_survivors_to_keeper(self) -> None:
+                await super().hand_survivors_to_keeper()
+                await pool.part.hand_survivors_to_keeper()
 
             def apply_tables(self, tables: Tables) -> None:
                 super().apply_tables(tables)
@@ -251,7 +251,7 @@ class WholeSupervisor:
         monkeypatch.setattr(supervisor, "Clock", lambda: self.clock)
         monkeypatch.setattr(supervisor, "ConfigurationReader", lambda directory, process: self.reader)
         monkeypatch.setattr(supervisor, "KeeperEndWatch", lambda *given: self.hangs.append(given))
-        monkeypatch.setattr(supervisor, "replace_keeper", replaces)
+        monkeypatch.setattr(supervisor, "hand_over_to_new_keeper", replaces)
         monkeypatch.setattr(supervisor, "close_matcher", lambda: self.parts.append("matcher closed"))
         monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))
         monkeypatch.setattr(supervisor, "import_module", lambda name: self.note(f"import {name}"))

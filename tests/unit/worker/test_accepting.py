@@ -135,7 +135,7 @@ def test_woken_worker_executes_no_request_of_clients_that_have_left(
                 pair.hand_over(first)
                 pair.hand_over(second)
                 staying += [in_backlog[1], stays]
-            server.set_accepting(True)
+            server.accept_or_drain(True)
             until_time = time.monotonic() + 0.4
             await asyncio.gather(*(answered(client, until_time) for client in staying))
             assert len(app.scopes) == len(staying)
@@ -169,8 +169,8 @@ def test_full_worker_drains_rests_and_accepts_again(engine: Engine, monkeypatch:
             client = await Client.connect(port)
             await client.get()
             await settled(server)
-            server.set_accepting(False)
-            server.set_accepting(True)
+            server.accept_or_drain(False)
+            server.accept_or_drain(True)
             await settled(server)
             assert not server.acceptor.servers
             client.close()
@@ -558,14 +558,14 @@ def test_connection_whose_handshake_fails_later_is_counted_no_more(tmp_path: Pat
 def test_resting_worker_leaves_the_connections_of_the_pair_to_others(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with served(engine, adoption=pair.worker()) as (server, _, _port, _running):
-            server.set_accepting(False)
+            server.accept_or_drain(False)
             await until(lambda: not server.acceptor.servers)
             client, sock = await accepted()
             pair.hand_over(sock)
             await client.send()
             await asyncio.sleep(0.05)
             assert pair.take.recv(1, socket.MSG_PEEK), "it still waits in the pair"
-            server.set_accepting(True)
+            server.accept_or_drain(True)
             assert (await client.answer())[0] == 200
 
     engine.run(scenario())

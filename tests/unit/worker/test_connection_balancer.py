@@ -251,12 +251,12 @@ def test_worker_that_has_more_takes_what_no_other_one_does(engine: Engine, pair:
 def test_worker_out_of_rotation_is_handed_nothing(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with workers(engine, pair, 2) as (first, second):
-            second.server.set_in_rotation(False)
+            second.server.set_in_rotation_or_drain(False)
             clients = [await Client.connect(first.port) for _ in range(4)]
             for each in clients:
                 assert (await each.get())[0] == 200
             assert len(first.server.server_state.connections) == 4
-            second.server.set_in_rotation(True)
+            second.server.set_in_rotation_or_drain(True)
             first.server.server_state.balancer.schedule_check()  # type: ignore[union-attr]
             await until(lambda: counts([first, second]) == [2, 2])
 

@@ -181,13 +181,13 @@ def test_connections_and_watched_requests_are_activity() -> None:
 def test_handshake_passes_its_time_limit_on_once() -> None:
     server_state = PoolServerState()
     assert not server_state.expected
-    assert server_state.pop_handshake_due("a") is None
+    assert server_state.record_handshake_end("a") is None
     assert not server_state.changed.is_set()
     server_state.record_handshake_start("a", 7.5)
     assert server_state.expected
-    assert server_state.pop_handshake_due("a") == 7.5
+    assert server_state.record_handshake_end("a") == 7.5
     assert server_state.changed.is_set()
-    assert server_state.pop_handshake_due("a") is None
+    assert server_state.record_handshake_end("a") is None
     assert not server_state.expected
 
 

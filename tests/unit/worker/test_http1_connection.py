@@ -417,7 +417,7 @@ def test_connection_from_another_process_is_closed_at_its_deadline_or_after_the_
 def test_out_of_rotation_a_new_connection_is_answered_and_closed(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
-            server.set_in_rotation(False)
+            server.set_in_rotation_or_drain(False)
             for _ in range(2):
                 client = await Client.connect(port)
                 status, headers, _body = await client.get()
@@ -438,12 +438,12 @@ def test_out_of_rotation_an_idle_connection_is_answered_once_more_or_closed_when
             quiet, talking = await Client.connect(port), await Client.connect(port)
             await quiet.get()
             await talking.get()
-            server.set_in_rotation(False)
+            server.set_in_rotation_or_drain(False)
             assert (await talking.get())[1]["connection"] == "close"
             assert await talking.at_end()
             monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 0.15)
-            server.set_in_rotation(True)
-            server.set_in_rotation(False)
+            server.set_in_rotation_or_drain(True)
+            server.set_in_rotation_or_drain(False)
             assert await quiet.at_end()
 
     engine.run(scenario())
@@ -456,8 +456,8 @@ def test_back_in_rotation_connections_are_kept_again(engine: Engine, monkeypatch
         async with served(engine) as (server, _, port, _running):
             client = await Client.connect(port)
             await client.get()
-            server.set_in_rotation(False)
-            server.set_in_rotation(True)
+            server.set_in_rotation_or_drain(False)
+            server.set_in_rotation_or_drain(True)
             assert await client.stays_open(0.15)
             for _ in range(2):
                 assert "connection" not in (await client.get())[1]
@@ -472,7 +472,7 @@ def test_websocket_stays_open_out_of_rotation(engine: Engine) -> None:
             connect(f"ws://127.0.0.1:{port}/", proxy=None) as client,
         ):
             await app.under_way.wait()
-            server.set_in_rotation(False)
+            server.set_in_rotation_or_drain(False)
             await turns()
             assert client.close_code is None
 
@@ -488,7 +488,7 @@ def test_draining_worker_does_not_return_to_rotation(engine: Engine, monkeypatch
             await client.get()
             server.drain()
             await leaving(server)
-            server.set_in_rotation(True)
+            server.set_in_rotation_or_drain(True)
             assert (await client.get())[1]["connection"] == "close"
             await running
 
@@ -884,7 +884,7 @@ def test_connection_closes_when_the_last_response_is_as_old_as_the_timeout(kept:
 
 def test_lingering_connection_closes_sooner(kept: Kept) -> None:
     kept.ask()
-    kept.protocol.linger()
+    kept.protocol.close_when_idle()
     kept.loop.pass_time(1)
     assert not kept.wire.closed
     kept.loop.pass_time(2)
@@ -893,16 +893,16 @@ def test_lingering_connection_closes_sooner(kept: Kept) -> None:
 
 def test_connection_that_stays_has_its_full_time_again(kept: Kept) -> None:
     kept.ask()
-    kept.protocol.linger()
-    kept.protocol.cancel_linger()
+    kept.protocol.close_when_idle()
+    kept.protocol.cancel_close_when_idle()
     kept.loop.pass_time(74)
     assert not kept.wire.closed
 
 
 def test_connection_that_stays_is_handed_over_with_its_remaining_time(kept: Kept, pair: Pair) -> None:
     kept.ask()
-    kept.protocol.linger()
-    kept.protocol.cancel_linger()
+    kept.protocol.close_when_idle()
+    kept.protocol.cancel_close_when_idle()
     kept.loop.pass_time(25)
     assert kept.protocol.hand_over(pair.give)
     with connection_handover.receive_connection(pair.take) as taken:
@@ -961,7 +961,7 @@ def test_idle_connection_is_handed_over_with_its_remaining_time(kept: Kept, pair
 
 def test_lingering_connection_is_handed_over_without_a_time_limit(kept: Kept, pair: Pair) -> None:
     kept.ask()
-    kept.protocol.linger()
+    kept.protocol.close_when_idle()
     assert kept.protocol.hand_over(pair.give)
     with connection_handover.receive_connection(pair.take) as taken:
         assert (taken.until, taken.asked) == (None, False)
@@ -1002,11 +1002,11 @@ def test_move_is_tried_again_after_growing_pauses_until_all_is_sent(kept: Kept, 
     kept.wire.buffered = 1
     begun = kept.loop.time()
     kept.wire.looked_at.clear()
-    kept.loop.call_soon(kept.protocol.leave)
+    kept.loop.call_soon(kept.protocol.move_or_close_when_idle)
     kept.loop.pass_time(0.2)
     found = [round(each - begun, 6) for each in kept.wire.looked_at]
     assert found == [0, 0, 0.003, 0.009, 0.021, 0.045, 0.093, 0.143, 0.193]
-    kept.loop.call_soon(kept.protocol.leave)  # takes the place of the attempt that is due
+    kept.loop.call_soon(kept.protocol.move_or_close_when_idle)  # takes the place of the attempt that is due
     kept.loop.pass_time(0.049)
     assert len(kept.wire.looked_at) == len(found) + 1
     kept.wire.buffered = 0
@@ -1019,7 +1019,7 @@ def test_connection_whose_pair_is_full_is_read_on_and_moves_later(kept: Kept, pa
     kept.ask()
     count = pair.fill()
     kept.state.moves_to = pair.give
-    kept.loop.call_soon(kept.protocol.leave)
+    kept.loop.call_soon(kept.protocol.move_or_close_when_idle)
     kept.loop.pass_time(0.01)
     assert (kept.wire.reading, kept.wire.aborted) == (True, False)
     pair.empty(count)
@@ -1040,14 +1040,14 @@ def test_connection_that_has_become_something_else_does_not_move(kept: Kept, pai
         kept.wire.protocol = asyncio.Protocol()
     else:
         kept.protocol.data_received(REQUEST[:10])
-    kept.loop.call_soon(kept.protocol.leave)
+    kept.loop.call_soon(kept.protocol.move_or_close_when_idle)
     kept.loop.pass_time(1)
     assert (kept.wire.pauses, kept.wire.aborted) == (0, False)
 
 
 def test_connection_without_a_receiver_lingers_when_it_leaves(kept: Kept) -> None:
     kept.ask()
-    kept.loop.call_soon(kept.protocol.leave)
+    kept.loop.call_soon(kept.protocol.move_or_close_when_idle)
     kept.loop.pass_time(1.9)
     assert (kept.protocol.lingering, kept.wire.closed) == (True, False)
     kept.loop.pass_time(0.2)

@@ -32,7 +32,7 @@ from poolctl.worker.serving.connection_state import PoolServerState
 from poolctl.worker.serving.http2_connection import PREFACE, Http2Connection
 from poolctl.worker.serving.pool_server import connection_class
 from poolctl.worker.serving.request_records import FailedRequestLog, RequestCounts
-from poolctl.worker.serving.worker_routes import GatewayRoutes, RoutingState
+from poolctl.worker.serving.worker_routes import ConnectionRoutingState, GatewayRoutes
 from tests.asgi_apps import answer, hello, lifespan
 from tests.certificates import certificate
 from tests.serving import (
@@ -498,7 +498,7 @@ def test_connection_that_stays_silent_is_closed_by_a_drain(
     made.state.draining = draining
     made.begin()
     if not draining:
-        made.wire.protocol.linger()
+        made.wire.protocol.close_when_idle()
     if begun == "unread":
         sockets[1].send(b"G")
     elif begun == "preface":
@@ -523,7 +523,7 @@ def test_undecided_connection_is_closed_by_a_stop(undecided: Connected) -> None:
     [
         ({}, True),
         ({"_until": (None, False)}, False),
-        ({"routing": RoutingState(GatewayRoutes("one"), Routed("one"))}, False),
+        ({"routing": ConnectionRoutingState(GatewayRoutes("one"), Routed("one"))}, False),
     ],
 )
 def test_new_connection_moves_at_once_if_this_worker_has_too_many(
@@ -638,8 +638,8 @@ def test_head_is_limited_to_the_byte(connected: Connected, more: int, closed: bo
 
 def test_connection_lingers_until_its_client_is_idle(connected: Connected) -> None:
     stream = connected.ask("/slow")
-    connected.loop.call_soon(connected.wire.protocol.linger)
-    connected.loop.call_soon(connected.wire.protocol.linger)
+    connected.loop.call_soon(connected.wire.protocol.close_when_idle)
+    connected.loop.call_soon(connected.wire.protocol.close_when_idle)
     connected.pass_time(0.2)
     assert connected.goaways == [(HIGHEST, 0)]
     connected.pass_time(0.11)
@@ -653,7 +653,9 @@ def test_connection_lingers_until_its_client_is_idle(connected: Connected) -> No
     assert connected.wire.closed
 
 
-@pytest.mark.parametrize("end", ["linger", "shutdown", "timeout_keep_alive_handler", "on_head_timeout"])
+@pytest.mark.parametrize(
+    "end", ["close_when_idle", "shutdown", "timeout_keep_alive_handler", "on_head_timeout"]
+)
 def test_connection_that_closes_writes_nothing_more(connected: Connected, end: str) -> None:
     connected.wire.closed = True
     connected.loop.call_soon(getattr(connected.wire.protocol, end))
@@ -694,7 +696,7 @@ def test_idle_connection_that_holds_data_of_a_request_stays_open(
     seconds = 0.15 if lingering else 75
     connected.ask()
     if lingering:
-        connected.wire.protocol.linger()
+        connected.wire.protocol.close_when_idle()
     if holds == "unread data":
         sockets[1].send(b"\0")
     else:
@@ -718,7 +720,7 @@ def test_response_that_waits_for_its_client_is_sent_before_the_connection_closes
     stream = connected.ask()
     for each in range(3):
         connected.loop.call_soon(
-            connected.wire.protocol.shutdown if each == 0 else connected.wire.protocol.linger
+            connected.wire.protocol.shutdown if each == 0 else connected.wire.protocol.close_when_idle
         )
         connected.pass_time(0.2)
         assert not connected.wire.closed

@@ -24,7 +24,7 @@ from poolctl.worker.serving.http1_connection import H11Connection
 from poolctl.worker.serving.pool_server import (
     PoolServer,
     StartupFailed,
-    close_websocket,
+    close_websocket_for_restart,
     connection_class,
     http2_class,
     load_config,
@@ -808,10 +808,10 @@ def test_worker_that_starts_out_of_rotation_accepts_when_put_into_it(
             waiting = await Client.connect(it.port)
             await waiting.send()
             assert not await answers(it)
-            it.server.set_accepting(True)
+            it.server.accept_or_drain(True)
             assert (await waiting.answer())[0] == 200
-            it.server.set_accepting(False)
-            it.server.set_accepting(True)
+            it.server.accept_or_drain(False)
+            it.server.accept_or_drain(True)
             assert await answers(it, 10)
 
     engine.run(scenario())
@@ -822,16 +822,16 @@ def test_resting_worker_drains_its_clients_and_accepts_no_new_ones(engine: Engin
         async with served(engine) as it:
             client = await Client.connect(it.port)
             await client.get()
-            it.server.set_accepting(False)
+            it.server.accept_or_drain(False)
             assert (await client.get())[1]["connection"] == "close"
             while it.server.acceptor._tasks:  # what connects meanwhile is still answered
                 await asyncio.sleep(0)
             assert not await answers(it)
-            it.server.set_in_rotation(False)
-            it.server.set_accepting(True)
+            it.server.set_in_rotation_or_drain(False)
+            it.server.accept_or_drain(True)
             other = await Client.connect(it.port)
             assert (await other.get())[1]["connection"] == "close"  # out of rotation all the same
-            it.server.set_in_rotation(True)
+            it.server.set_in_rotation_or_drain(True)
             assert "connection" not in (await (await Client.connect(it.port)).get())[1]
 
     engine.run(scenario())
@@ -840,7 +840,7 @@ def test_resting_worker_drains_its_clients_and_accepts_no_new_ones(engine: Engin
 def test_worker_that_is_stopped_while_out_of_rotation_ends(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, resting=True) as (server, _app, _port, running):
-            server.set_accepting(True)
+            server.accept_or_drain(True)
             server.stop()
             await asyncio.wait_for(running, 15)
             assert server.servers == [] or not any(each.is_serving() for each in server.servers)
@@ -919,24 +919,24 @@ def test_page_of_counts_is_used_until_the_server_leaves(engine: Engine, pair: Pa
         server = PoolServer(made, adoption=adoption, **SECONDS)
         pages = [create_peer_counts_page() for _ in range(3)]
         if early:
-            server.join_counts_page(pages.pop())
-            server.join_counts_page(pages.pop())  # the one before is closed
+            server.balance_by_counts_page(pages.pop())
+            server.balance_by_counts_page(pages.pop())  # the one before is closed
         with listener() as sock:
             ready = asyncio.Event()
             running = asyncio.ensure_future(server.run([sock], ready.set))
             await ready.wait()
             if early:
                 assert server.server_state.balancer is not None
-            server.join_counts_page(pages.pop())
+            server.balance_by_counts_page(pages.pop())
             first = server.server_state.balancer
             assert first is not None
             while pages:
-                server.join_counts_page(pages.pop())
+                server.balance_by_counts_page(pages.pop())
                 assert server.server_state.balancer is not first
             server.stop()
             await running
             assert server.server_state.balancer is None
-            server.join_counts_page(create_peer_counts_page())
+            server.balance_by_counts_page(create_peer_counts_page())
             assert server.server_state.balancer is None
 
     def pages_in_memory() -> list[str]:
@@ -952,7 +952,7 @@ def test_page_that_cannot_be_used_is_closed(engine: Engine, pair: Pair, adopts: 
     async def scenario() -> None:
         async with served(engine, adoption=pair.worker() if adopts else None) as (server, *_):
             page = os.open(os.devnull, os.O_RDONLY) if adopts else create_peer_counts_page()
-            server.join_counts_page(page)
+            server.balance_by_counts_page(page)
             assert server.server_state.balancer is None
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(page)
@@ -981,7 +981,7 @@ def test_connection_that_fails_to_close_is_aborted_with_a_warning(caplog: pytest
             raise RuntimeError("no")
 
     broken = Broken()
-    close_websocket(broken)
+    close_websocket_for_restart(broken)
     assert broken.transport.aborted
     (record,) = caplog.records
     assert record.getMessage() == "aborting a connection of class Broken"

@@ -166,7 +166,7 @@ def test_descriptors_are_moved_to_their_places_and_all_others_closed() -> None:
         # In an order in which moving one by one would overwrite the others.
         first, second = os.dup2(read, FIRST_FD + 1), os.dup2(other, FIRST_FD)
         files = [os.fstat(fd).st_ino for fd in (first, second, output)]
-        process_setup.rearrange_descriptors([first, second], output)
+        process_setup.move_descriptors_and_close_others([first, second], output)
         found = sorted(int(name) for name in os.listdir("/proc/self/fd"))
         places = [os.fstat(fd).st_ino for fd in (FIRST_FD, FIRST_FD + 1, 1, 2)]
         inherits = [os.get_inheritable(fd) for fd in (FIRST_FD, FIRST_FD + 1, 1, 2)]
@@ -226,7 +226,7 @@ def test_interpreter_that_is_started_again_finds_its_descriptors(tmp_path: Path)
             os.write(fd, text)
             os.lseek(fd, 0, os.SEEK_SET)
             files.append(fd)
-        process_setup.rearrange_descriptors(files, 1)
+        process_setup.move_descriptors_and_close_others(files, 1)
         os.environ["MARK"] = "marked"
         process_setup.start_interpreter_again({"python": str(shell)}, 1, "worker", "serve", "1")
 
@@ -238,7 +238,7 @@ def test_descriptors_are_private_again_after_the_exec() -> None:
     def act() -> list[Any]:
         spec_fd, others = os.memfd_create("spec"), os.pipe()
         os.write(spec_fd, marshal.dumps({"server": "web"}))
-        process_setup.rearrange_descriptors([spec_fd, *others], 1)
+        process_setup.move_descriptors_and_close_others([spec_fd, *others], 1)
         for fd in range(SPEC_FD, SPEC_FD + 3):
             os.set_inheritable(fd, True)
         found = process_setup.read_spec_after_exec(2)

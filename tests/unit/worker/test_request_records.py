@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from poolctl.worker import tally
 from poolctl.worker.serving import request_records
 from poolctl.worker.serving.request_records import (
-    AccessLog,
+    AccessLogMiddleware,
     FailedRequestLog,
     RequestCounts,
     add_access_log,
@@ -137,7 +137,7 @@ def test_access_log_leaves_the_lifespan_to_the_application() -> None:
         seen.extend((scope, receive, send))
 
     scope, receive, send = {"type": "lifespan"}, cast(Any, object()), cast(Any, object())
-    asyncio.run(AccessLog(app, log=None)(cast(Any, scope), receive, send))
+    asyncio.run(AccessLogMiddleware(app, log=None)(cast(Any, scope), receive, send))
     assert seen == [scope, receive, send]
     assert scope == {"type": "lifespan"}
 
@@ -286,7 +286,7 @@ def test_request_id_is_taken_or_made_and_found_by_application_and_client(
 ) -> None:
     async def scenario() -> None:
         app = Told()
-        async with served(engine, AccessLog(app, log="text", answer=True)) as (
+        async with served(engine, AccessLogMiddleware(app, log="text", answer=True)) as (
             _,
             _app,
             port,
@@ -318,7 +318,7 @@ def test_request_id_is_taken_or_made_and_found_by_application_and_client(
 
 def test_line_gives_the_status_even_of_a_request_without_a_response(engine: Engine, lines: list[str]) -> None:
     async def scenario() -> None:
-        begun, inner = monotonic(), AccessLog(Told(), log="json")
+        begun, inner = monotonic(), AccessLogMiddleware(Told(), log="json")
         async with served(engine, inner) as (_, _app, port, _running):
             client = await Client.connect(port)
             status, headers, _ = await client.get("/fails")
@@ -345,7 +345,7 @@ def test_line_gives_the_status_even_of_a_request_without_a_response(engine: Engi
 
 def test_line_of_a_request_that_a_stop_cuts_off_has_503(engine: Engine, lines: list[str]) -> None:
     async def scenario() -> None:
-        inner = AccessLog(App(), log="json")
+        inner = AccessLogMiddleware(App(), log="json")
         async with served(engine, inner, stop_seconds=0.1) as (server, _app, port, running):
             client = await Client.connect(port)
             await client.send("/slow")
@@ -366,7 +366,7 @@ def test_app_without_an_access_log_is_not_wrapped() -> None:
     add_access_log(config, None)
     assert config.loaded_app is before
     assert inner_app(before) is before
-    assert inner_app(AccessLog(app, log=None)) is app
+    assert inner_app(AccessLogMiddleware(app, log=None)) is app
 
 
 SCOPE = {

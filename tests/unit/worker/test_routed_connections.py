@@ -826,8 +826,8 @@ async def taken_back(gateway: Gateway) -> Connection:
 LEAVE = {
     "drain": lambda server: server.drain(),
     "stop": lambda server: server.stop(),
-    "out of rotation": lambda server: server.set_in_rotation(False),
-    "rest": lambda server: server.set_accepting(False),
+    "out of rotation": lambda server: server.set_in_rotation_or_drain(False),
+    "rest": lambda server: server.accept_or_drain(False),
 }
 
 

@@ -243,11 +243,11 @@ def test_stacks_on_a_page_are_replaced_by_later_ones() -> None:
     assert tally.writes_stacks(fd)
     os.pwrite(fd, b"first stacks\0", tally.STACKS_AT)
     assert tally.read_stacks(fd) == b"first stacks"
-    tally.clear_stacks(fd)
+    tally.clear_and_rewind_stacks(fd)
     assert tally.read_stacks(fd) == b""
     assert os.lseek(fd, 0, os.SEEK_CUR) == tally.STACKS_AT
     os.pwrite(fd, b"x" * tally.STACK_BYTES, tally.STACKS_AT)
-    tally.clear_stacks(fd)
+    tally.clear_and_rewind_stacks(fd)
     assert tally.read_stacks(fd) == b""
     os.close(fd)
 
@@ -274,7 +274,7 @@ dump.enable_for_page(page, lambda: done.append(tally.read_stacks(page)))
 print(tally.writes_stacks(page), os.path.sameopenfile(fd, page), os.get_inheritable(fd))
 waits()
 print(len(done), done[0].startswith(b"Current thread 0x"), b" in waits\\n" in done[0])
-tally.clear_stacks(page)
+tally.clear_and_rewind_stacks(page)
 dump.enable_for_page(page, fail)
 waits_elsewhere()
 print(b" in waits_elsewhere\\n" in tally.read_stacks(page), b" in waits\\n" in tally.read_stacks(page))

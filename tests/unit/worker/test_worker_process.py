@@ -35,7 +35,7 @@ from poolctl.worker.worker_process import (
     IdleTimer,
     WorkerProcess,
     announce_heartbeats,
-    answer_heartbeat,
+    answer_if_heartbeat,
 )
 from tests import serving
 from tests.certificates import certificate
@@ -67,12 +67,12 @@ def test_heartbeat_is_answered_with_time_and_lag() -> None:
         asked = time.monotonic_ns() - 5_000_000
         page[BEAT_ASKED_NS] = asked
         ours.send(BEAT)
-        assert answer_heartbeat(theirs, page)
+        assert answer_if_heartbeat(theirs, page)
         assert page[BEAT_AT_NS] >= asked + 5_000_000
         assert page[BEAT_LAG_NS] == page[BEAT_AT_NS] - asked
-        assert not answer_heartbeat(theirs, page), "there is no second one"
+        assert not answer_if_heartbeat(theirs, page), "there is no second one"
         ours.send(BEAT)
-        assert answer_heartbeat(theirs, None), "who counts nothing reads it all the same"
+        assert answer_if_heartbeat(theirs, None), "who counts nothing reads it all the same"
 
 
 def test_other_messages_stay_in_the_socket_with_their_descriptors() -> None:
@@ -82,17 +82,17 @@ def test_other_messages_stay_in_the_socket_with_their_descriptors() -> None:
         for message in ({"order": "stop"}, {"order": "beat", "more": 1}):
             with open(os.devnull) as file:
                 wire.send(ours, message, [file.fileno()])
-            assert not answer_heartbeat(theirs, blank_page())
+            assert not answer_if_heartbeat(theirs, blank_page())
             received = wire.receive(theirs)
             assert received is not None
             assert received[0] == message
             (fd,) = received[1]
             os.close(fd)
         ours.send(BEAT + b" ")
-        assert not answer_heartbeat(theirs, blank_page())
+        assert not answer_if_heartbeat(theirs, blank_page())
         assert wire.receive(theirs) is not None
         ours.close()
-        assert not answer_heartbeat(theirs, blank_page()), "an end of the file is not a heartbeat"
+        assert not answer_if_heartbeat(theirs, blank_page()), "an end of the file is not a heartbeat"
 
 
 # Orders.
@@ -136,7 +136,7 @@ def test_orders_that_have_arrived_before_are_followed_at_once_and_descriptors_cl
             await turns()
             assert len(worker.orders) == 3
             control.close_in_child()
-            control.send({"event": "lost"})
+            control.send_or_drop({"event": "lost"})
         os.close(read)
 
     with no_descriptor_left():
@@ -853,7 +853,7 @@ def test_worker_of_another_user_listens_on_the_sockets_that_were_bound_for_it(
     run_worker: RunWorker, tmp_path: Path
 ) -> None:
     directory = tmp_path / "pool"
-    bound, path = rendezvous.bind(str(directory), pool_files.WORKER)
+    bound, path = rendezvous.bind_new_socket(str(directory), pool_files.WORKER)
     user = (0, 0) if os.geteuid() == 0 else None  # a worker of another user follows root alone
     worker = run_worker(bound=bound, orphanage={"directory": str(directory), "bound": True}, user=user)
     bound.close()
@@ -865,7 +865,7 @@ def test_worker_of_another_user_listens_on_the_sockets_that_were_bound_for_it(
             os.close(fd)
         os.unlink(path)  # by the supervisor
         worker.control, theirs = wire.pair()
-        bound, path = rendezvous.bind(str(directory), pool_files.WORKER)
+        bound, path = rendezvous.bind_new_socket(str(directory), pool_files.WORKER)
         with theirs, bound:
             wire.send(sock, {"order": "adopt"}, [theirs.fileno(), bound.fileno()])
         worker.order("report")

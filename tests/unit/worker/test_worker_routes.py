@@ -29,8 +29,8 @@ from poolctl.worker import tally
 from poolctl.worker.serving import worker_routes
 from poolctl.worker.serving.request_records import RequestCounts
 from poolctl.worker.serving.worker_routes import (
+    ConnectionRoutingState,
     GatewayRoutes,
-    RoutingState,
     add_route_to_scopes,
     app_with_proxied_routes,
     routed_app,
@@ -199,13 +199,13 @@ def test_url_of_a_server_is_where_clients_of_this_machine_reach_it(tmp_path: Pat
 
 def test_state_of_a_connection_goes_to_another_worker_as_it_is_and_to_the_gateway_undecided() -> None:
     state = Routed("users", 3, 1, b"GET", True, True)
-    routing = RoutingState(GatewayRoutes("one"), state)
+    routing = ConnectionRoutingState(GatewayRoutes("one"), state)
     assert routing.for_worker() == state
     assert routing.for_gateway(4) == Routed("users", 4, 2, b"GET", decided=False)
 
 
 def test_body_with_a_length_ends_after_so_many_bytes() -> None:
-    routing = RoutingState(GatewayRoutes("one"), Routed("users"))
+    routing = ConnectionRoutingState(GatewayRoutes("one"), Routed("users"))
     routing.begin_body(5)
     assert routing.consume_body(b"__abc", 2) == 5
     assert routing.body == 2
@@ -215,7 +215,7 @@ def test_body_with_a_length_ends_after_so_many_bytes() -> None:
 
 
 def test_chunked_body_ends_with_its_last_chunk() -> None:
-    routing = RoutingState(GatewayRoutes("one"), Routed("users"))
+    routing = ConnectionRoutingState(GatewayRoutes("one"), Routed("users"))
     routing.begin_body(CHUNKED)
     assert routing.consume_body(b"__2\r\nab\r\n", 2) == 9
     assert routing.chunks is not None
@@ -226,7 +226,7 @@ def test_chunked_body_ends_with_its_last_chunk() -> None:
 def test_requests_and_errors_are_counted_by_route_each_request_once() -> None:
     routes = GatewayRoutes("one")
     page = counting(routes)
-    routing = RoutingState(routes, Routed("users"))
+    routing = ConnectionRoutingState(routes, Routed("users"))
     routing.context = routes.context(USERS)
     ask(routed_app(App(200), routing), scope_of())
     ask(routed_app(App(499), routing), scope_of())
@@ -244,7 +244,7 @@ def test_requests_and_errors_are_counted_by_route_each_request_once() -> None:
 def test_scope_has_the_route_beside_other_extensions_and_nothing_without_a_route() -> None:
     routes, app = GatewayRoutes("one"), App(200)
     page = counting(routes)
-    routing = RoutingState(routes, Routed("users"))
+    routing = ConnectionRoutingState(routes, Routed("users"))
     assert [each["type"] for each in ask(routed_app(app, routing), scope_of())] == [
         "http.response.start",
         "http.response.body",
@@ -273,7 +273,7 @@ def test_client_is_reported_and_only_a_trusted_peer_may_name_another(
     scheme: str, client: Any, trusted: bool, reported: tuple[bytes, bytes]
 ) -> None:
     app = App(200)
-    routing = RoutingState(GatewayRoutes("one"), Routed("users"))
+    routing = ConnectionRoutingState(GatewayRoutes("one"), Routed("users"))
     routing.trusted = trusted
     ask(
         routed_app(app, routing),
@@ -312,7 +312,7 @@ def test_websockets_of_a_connection_see_its_route_too() -> None:
 
     routes = GatewayRoutes("one")
     page = counting(routes)
-    routing = RoutingState(routes, Routed("users"))
+    routing = ConnectionRoutingState(routes, Routed("users"))
     routing.context = routes.context(USERS)
     plain, upgraded = Connection(), Connection()
     upgraded.ws_protocol_class = Connection

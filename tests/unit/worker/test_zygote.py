@@ -21,7 +21,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
-from poolctl.runners.worker_spec import app_spec, spec_file, worker_spec
+from poolctl.runners.worker_spec import preload_spec, spec_file, worker_spec
 from poolctl.worker import zygote
 from poolctl.worker.tally import create_tally_page
 from poolctl.worker.zygote import ProcessSnapshot, ThreadOrigins
@@ -130,7 +130,7 @@ def test_fork_request_is_refused_only_when_forking_fails_twice(
 
 
 def test_unchanged_process_has_left_nothing() -> None:
-    assert ProcessSnapshot.of_this_process().describe_leftovers() == ""
+    assert ProcessSnapshot.of_this_process().describe_persistent_leftovers() == ""
 
 
 def test_thread_is_reported_by_its_name() -> None:
@@ -138,18 +138,18 @@ def test_thread_is_reported_by_its_name() -> None:
     thread = threading.Thread(target=over.wait, name="ticker")
     thread.start()
     try:
-        assert before.describe_leftovers() == "started the thread 'ticker'"
+        assert before.describe_persistent_leftovers() == "started the thread 'ticker'"
     finally:
         over.set()
         thread.join()
     wait_until(lambda: not Path(f"/proc/self/task/{thread.native_id}").exists())
-    assert before.describe_leftovers() == ""
+    assert before.describe_persistent_leftovers() == ""
 
 
 def test_child_process_without_a_wait_is_reported() -> None:
     before = ProcessSnapshot.of_this_process()
     with subprocess.Popen(["sleep", "50"]) as child:
-        assert before.describe_leftovers() == f"started the process {child.pid}"
+        assert before.describe_persistent_leftovers() == f"started the process {child.pid}"
         child.kill()
 
 
@@ -163,8 +163,8 @@ def test_descriptors_are_called_by_what_they_are() -> None:
     ):
         port = listener.getsockname()[1]
         three = f"opened a socket, opened a connection to 127.0.0.1:{port}, opened an event loop"
-        assert before.describe_leftovers() == f"{three} and 1 more"
-    assert before.describe_leftovers() == ""
+        assert before.describe_persistent_leftovers() == f"{three} and 1 more"
+    assert before.describe_persistent_leftovers() == ""
 
 
 def test_descriptor_with_another_target_is_reported() -> None:
@@ -175,7 +175,7 @@ def test_descriptor_with_another_target_is_reported() -> None:
     for each in (read, write):
         os.close(each)
     try:
-        assert before.describe_leftovers() == "opened a pipe"
+        assert before.describe_persistent_leftovers() == "opened a pipe"
     finally:
         os.close(fd)
 
@@ -218,7 +218,7 @@ def said_of(name: str) -> str:
     before = ProcessSnapshot.of_this_process()
     with ThreadOrigins(name) as found:
         importlib.import_module(name)
-    return before.describe_leftovers(found)
+    return before.describe_persistent_leftovers(found)
 
 
 def test_native_thread_is_attributed_to_the_module_being_imported(modules: Path) -> None:
@@ -278,12 +278,12 @@ def test_failing_import_has_its_usual_traceback_and_leaves_no_finder(modules: Pa
 
 def test_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ProcessSnapshot.of_this_process()
-    assert before.fix() == ""
+    assert before.native_thread_advice() == ""
     (modules / "shop.py").write_text(NATIVE)
     importlib.import_module("shop")
-    assert before.fix() == ""
+    assert before.native_thread_advice() == ""
     monkeypatch.setitem(zygote._LIBRARIES, os.path.basename("libc.so"), "SO_MANY")
-    assert before.fix() == 'env = { SO_MANY = "1" } may prevent it'
+    assert before.native_thread_advice() == 'env = { SO_MANY = "1" } may prevent it'
 
 
 def test_native_thread_has_the_name_that_its_library_gave_it(modules: Path) -> None:
@@ -323,7 +323,7 @@ class Imported:
         self.control.settimeout(60)
         self._output, write = os.pipe()
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        settings = app_spec(server, interpreter=sys.executable, open_files=limits)
+        settings = preload_spec(server, interpreter=sys.executable, open_files=limits)
         spec = spec_file({**settings, "server": server.name})
         with theirs:
             wire.send(zygote.requests, {"op": "app", "id": 1}, [spec, theirs.fileno(), write])

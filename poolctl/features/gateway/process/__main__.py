@@ -37,7 +37,7 @@ def main() -> None:
         return
     name_process("poolctl-gateway")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(GatewayServer().run())
+        runner.run(GatewayServer().serve_supervisor())
 
 
 def _fork_for_requests() -> bool:

@@ -22,7 +22,7 @@ from poolctl.routing.route_table import Match
 
 from .backends.route_backends import SLEEPING, NoBackend
 from .descriptor_limit import is_exhausted
-from .edge import Edge
+from .edge import GatewayState
 from .proxy.client_connection import Peer
 from .proxy.own_answers import notify_parts_of_request, spares_server
 from .proxy.serving import serve, serve_tls
@@ -30,7 +30,7 @@ from .proxy_header import MOST_BYTES as MOST_HEADER_BYTES
 from .proxy_header import NoProxyHeader, ProxyHeader, read_proxy_header
 from .settings import ListenerSettings
 from .tls import MOST_BYTES, ClientHello, NoClientHello, read_client_hello
-from .waiting_connections import WaitingConnection
+from .waiting_connections import ConnectionAwaitingInput
 
 _AT_ONCE = 16
 # Pause after running out of descriptors or memory, or reaching the maximum number of connections.
@@ -49,7 +49,7 @@ _HTTP_1_1 = "http/1.1"
 class _ConnectionSource:
     """Takes connections from `sock` whenever it is readable. `close` leaves the socket open."""
 
-    def __init__(self, edge: Edge, sock: socket.socket) -> None:
+    def __init__(self, edge: GatewayState, sock: socket.socket) -> None:
         self._edge = edge
         self._sock = sock
         self._timer: asyncio.TimerHandle | None = None
@@ -75,7 +75,7 @@ class _ConnectionSource:
 class Acceptor(_ConnectionSource):
     """Accepts the connections of a listener."""
 
-    def __init__(self, edge: Edge, listener: socket.socket, settings: ListenerSettings) -> None:
+    def __init__(self, edge: GatewayState, listener: socket.socket, settings: ListenerSettings) -> None:
         self._settings = settings
         super().__init__(edge, listener)
 
@@ -120,7 +120,7 @@ class ReturnedConnectionReceiver(_ConnectionSource):
     Connections that leave the proxy, or were queued for a server that can no longer take them, are also routed here.
     """
 
-    def __init__(self, edge: Edge, take_end: socket.socket) -> None:
+    def __init__(self, edge: GatewayState, take_end: socket.socket) -> None:
         edge.passing.route_again = self._route_again
         super().__init__(edge, take_end)
 
@@ -198,12 +198,12 @@ class ReturnedConnectionReceiver(_ConnectionSource):
             close_promptly(sock.detach())
 
 
-class ArrivingConnection(WaitingConnection):
+class ArrivingConnection(ConnectionAwaitingInput):
     """A connection whose request head, or ClientHello, has not yet arrived completely."""
 
     __slots__ = ("client", "data", "edge", "reported")
 
-    def __init__(self, edge: Edge, sock: socket.socket, client: str) -> None:
+    def __init__(self, edge: GatewayState, sock: socket.socket, client: str) -> None:
         super().__init__(sock)
         self.edge = edge
         self.client = client
@@ -214,7 +214,7 @@ class ArrivingConnection(WaitingConnection):
     def most_seconds(self) -> float:
         return self.edge.settings.head_seconds
 
-    def peek(self, most_bytes: int) -> bytes | None:
+    def peek_nowait(self, most_bytes: int) -> bytes | None:
         """At most `most_bytes` of the socket's unread bytes, which stay there.
 
         None if no byte has arrived yet, b"" at end of file or after an error.
@@ -286,7 +286,7 @@ class PlainConnection(ArrivingConnection):
     __slots__ = ("hops", "received", "scanned")
 
     def __init__(
-        self, edge: Edge, sock: socket.socket, client: str, received: bytes = b"", hops: int = 0
+        self, edge: GatewayState, sock: socket.socket, client: str, received: bytes = b"", hops: int = 0
     ) -> None:
         super().__init__(edge, sock, client)
         self.received = received
@@ -294,11 +294,14 @@ class PlainConnection(ArrivingConnection):
         self.scanned = 0  # number of bytes known to contain no complete head
 
     def needs_more_after_read(self, *, ended: bool) -> bool:
-        unread = self.peek(self.edge.settings.max_head_bytes)
+        unread = self.peek_nowait(self.edge.settings.max_head_bytes)
         if unread is None and not self.received:
             return not ended
         data = self.received + unread if unread else self.received
-        if RequestHead.is_incomplete(data, self.scanned) and len(data) < self.edge.settings.max_head_bytes:
+        if (
+            RequestHead.is_incomplete_but_valid(data, self.scanned)
+            and len(data) < self.edge.settings.max_head_bytes
+        ):
             self.scanned = len(data)
             self.silent = self.silent and not data
             # A client that has closed its side has not sent a request.
@@ -321,7 +324,7 @@ class PlainConnection(ArrivingConnection):
         edge = self.edge
         head = canonical_head(data)
         if head is None:
-            if RequestHead.is_incomplete(data):
+            if RequestHead.is_incomplete_but_valid(data):
                 edge.passing.refuse(self.sock, 431)
                 return True
             return False
@@ -344,13 +347,13 @@ class TlsConnection(ArrivingConnection):
 
     __slots__ = ("bind", "hello")
 
-    def __init__(self, edge: Edge, sock: socket.socket, client: str, bind: str) -> None:
+    def __init__(self, edge: GatewayState, sock: socket.socket, client: str, bind: str) -> None:
         super().__init__(edge, sock, client)
         self.bind = bind
         self.hello: ClientHello | None = None
 
     def needs_more_after_read(self, *, ended: bool) -> bool:
-        data = self.peek(MOST_BYTES)
+        data = self.peek_nowait(MOST_BYTES)
         if data is None:
             return not ended
         self.data = data
@@ -388,14 +391,16 @@ class ProxyHeaderConnection(ArrivingConnection):
 
     __slots__ = ("header", "settings", "until")
 
-    def __init__(self, edge: Edge, sock: socket.socket, client: str, settings: ListenerSettings) -> None:
+    def __init__(
+        self, edge: GatewayState, sock: socket.socket, client: str, settings: ListenerSettings
+    ) -> None:
         super().__init__(edge, sock, client)
         self.settings = settings
         self.header: ProxyHeader | None = None
         self.until = edge.now() + edge.settings.head_seconds
 
     def needs_more_after_read(self, *, ended: bool) -> bool:
-        data = self.peek(MOST_HEADER_BYTES)
+        data = self.peek_nowait(MOST_HEADER_BYTES)
         if data is None:
             return not ended
         try:
@@ -421,14 +426,14 @@ class ProxyHeaderConnection(ArrivingConnection):
 
 
 def _new_connection(
-    edge: Edge, sock: socket.socket, client: str, settings: ListenerSettings
+    edge: GatewayState, sock: socket.socket, client: str, settings: ListenerSettings
 ) -> ArrivingConnection:
     if settings.tls:
         return TlsConnection(edge, sock, client, settings.bind)
     return PlainConnection(edge, sock, client)
 
 
-def is_full(edge: Edge) -> bool:
+def is_full(edge: GatewayState) -> bool:
     """Whether the maximum number of clients is connected."""
     most, passing, pool = edge.settings.max_connections, edge.passing, edge.pool
     return bool(most) and (

@@ -74,7 +74,7 @@ class Traffic:
         }
 
 
-class Counts:
+class TrafficCounts:
     """The traffic of all routes and backends. Callers may keep the objects that `route` and `backend` return."""
 
     def __init__(self) -> None:

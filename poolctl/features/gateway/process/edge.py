@@ -20,12 +20,12 @@ from poolctl.routing.route_table import RouteTable, write_table
 from .backends.backends import Backends
 from .backends.hosts import HostManager
 from .backends.route_backends import Backend, NoBackend
-from .counts import Counts
+from .counts import TrafficCounts
 from .descriptor_limit import DescriptorLimit, StreamShare, is_exhausted
 from .machines import Machines
 from .passing import ConnectionSender
 from .proxy.backend_connection import BackendConnection
-from .proxy.connection_pool import ConnectionPool
+from .proxy.connection_pool import ProxyConnections
 from .proxy.gateway_access_log import GatewayAccessLog
 from .settings import Endpoint, GatewaySettings, MachineState
 from .tls import ListenerCertificates
@@ -56,7 +56,7 @@ class EdgePart(Protocol):
         """Stop, and release everything."""
 
 
-class Edge:
+class GatewayState:
     """The gateway's shared state. `table` and `settings` are replaced as a whole, so do not keep references to them.
 
     Must be created on the loop that uses it. `report` sends an event to the supervisor.
@@ -75,10 +75,10 @@ class Edge:
         # Asks the supervisor to wake the sleeping server, or to start the machine behind the URL. Never blocks.
         self.wake: Callable[[str], None] = lambda server: None
         self.hosts = HostManager(self.loop.time)
-        self.counts = Counts()
+        self.counts = TrafficCounts()
         self.backends = Backends(self.hosts, self.loop.time, self.event, self.counts)
         self.passing = ConnectionSender(self.event, self.counts)
-        self.pool = ConnectionPool()
+        self.pool = ProxyConnections()
         self.certificates = ListenerCertificates()
         self.descriptors = DescriptorLimit()
         self.stream_share = StreamShare(self.descriptors)
@@ -95,9 +95,9 @@ class Edge:
         self.settings = settings
         self.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
         self._set_access_log(settings.access_log)
-        self._configure_parts(settings.parts)
+        self._reconcile_parts(settings.parts)
 
-    def _configure_parts(self, settings: Mapping[str, Table]) -> None:
+    def _reconcile_parts(self, settings: Mapping[str, Table]) -> None:
         """Configure the EdgePart of each feature in `settings`, or create it if it does not exist; close all others."""
         for package in self.parts.keys() - settings.keys():
             self.parts.pop(package).close()
@@ -161,7 +161,7 @@ class Edge:
         for _ in range(_CONNECT_ATTEMPTS):
             try:
                 if not self.descriptors.exhausted():
-                    return await self.pool.connect(endpoint)
+                    return await self.pool.open_backend_connection(endpoint)
             except OSError as error:
                 if not is_exhausted(error):
                     raise
@@ -205,7 +205,7 @@ class Edge:
         parts = {package: part.snapshot() for package, part in self.parts.items()}
         return {**found, "parts": parts} if parts else found
 
-    def drain(self) -> None:
+    def drain_connections(self) -> None:
         """Close each client connection after its next response, and call `drain` of each feature's EdgePart."""
         self.draining = True
         for part in self.parts.values():
@@ -216,7 +216,7 @@ class Edge:
         self.passing.close()
         self.pool.close()
         self._set_access_log("")
-        self._configure_parts({})
+        self._reconcile_parts({})
         self.table.close()
 
 

@@ -54,7 +54,7 @@ class SupervisedGateway(SupervisedProcess, Generic[L]):
     hosts: HostManager  # made by `create`, like the backends of all routes
     backends: Backends
 
-    def create_hosts_and_backends(self) -> None:
+    def create_empty_hosts_and_backends(self) -> None:
         """Create `hosts`, `backends` and all else that serves clients. Called once, when `settings` is first set."""
         raise NotImplementedError
 
@@ -114,7 +114,7 @@ class SupervisedGateway(SupervisedProcess, Generic[L]):
         if not self._has_settings:
             log = InternalLog(os.path.join(self.settings.directory, "gateway.log"), stamped=True)
             logging.basicConfig(handlers=[log], level=logging.WARNING)
-            self.create_hosts_and_backends()
+            self.create_empty_hosts_and_backends()
             self.hosts.subscribe(self._host_changed)
         self.configure()
 

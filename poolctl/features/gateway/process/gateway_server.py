@@ -19,9 +19,9 @@ from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
 
 from .acceptor import Acceptor, ReturnedConnectionReceiver
-from .edge import Edge
+from .edge import GatewayState
 from .gateway_orders import SupervisedGateway
-from .proxy.serving import drain
+from .proxy.serving import drain_clients
 from .settings import UDP, ListenerSettings, ServerFacts
 from .streams.tcp import TcpStream
 from .streams.udp import UdpStream
@@ -41,7 +41,11 @@ class OpenListener:
     """The sockets of a listener, with an acceptor for each (HTTP) or with one stream for all (TCP and UDP)."""
 
     def __init__(
-        self, edge: Edge, settings: ListenerSettings, route: StreamRoute | None, sockets: list[socket.socket]
+        self,
+        edge: GatewayState,
+        settings: ListenerSettings,
+        route: StreamRoute | None,
+        sockets: list[socket.socket],
     ) -> None:
         self.settings = settings
         self.sockets = sockets
@@ -78,7 +82,7 @@ class OpenListener:
         for sock in self.sockets:
             sock.close()
 
-    async def drain(self, seconds: float) -> None:
+    async def drain_and_close(self, seconds: float) -> None:
         """Stop accepting, wait at most `seconds` for the connections of `stream` to end, and close the sockets."""
         self.stop()
         if self.stream is not None:
@@ -104,7 +108,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
     """The process of poolctl's own gateway. Its base class SupervisedGateway documents the overridden methods."""
 
     ORDERS = (*SupervisedGateway.ORDERS, "machine", "loads", "reopen")
-    edge: Edge  # the state shared by all connections; made by `create`
+    edge: GatewayState  # the state shared by all connections; made by `create`
 
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
@@ -140,8 +144,8 @@ class GatewayServer(SupervisedGateway[OpenListener]):
 
     # The state in force.
 
-    def create_hosts_and_backends(self) -> None:
-        edge = self.edge = Edge(self.settings, self._event)
+    def create_empty_hosts_and_backends(self) -> None:
+        edge = self.edge = GatewayState(self.settings, self._event)
         self.hosts, self.backends = edge.hosts, edge.backends
         edge.backends.on_passed = self._schedule_load_request
         edge.wake = self._wake
@@ -256,7 +260,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
     def _drain_and_close_listener(self, key: str) -> None:
         listener = self._listeners.pop(key, None)
         if listener is not None:
-            self.edge.pool.start_task(listener.drain(self.edge.settings.drain_seconds))
+            self.edge.pool.start_task(listener.drain_and_close(self.edge.settings.drain_seconds))
 
     def _resync(self, message: wire.Message, fds: list[int]) -> None:
         super()._resync(message, fds)
@@ -341,9 +345,10 @@ class GatewayServer(SupervisedGateway[OpenListener]):
         for listener in listeners:
             listener.stop()
         self._close_return_channel()
-        edge.drain()
+        edge.drain_connections()
         # First, because heads that become complete are still proxied or passed.
         await edge.passing.waiting.drain(min(seconds, _LAST_HEADS_SECONDS) if last else seconds)
         await asyncio.gather(
-            drain(edge, seconds), *(each.drain(0.0 if last else seconds) for each in listeners)
+            drain_clients(edge, seconds),
+            *(each.drain_and_close(0.0 if last else seconds) for each in listeners),
         )

@@ -19,7 +19,7 @@ from .backends.route_backends import (
     NoBackend,
 )
 from .proxy.backend_connection import BackendConnection
-from .proxy.connection_pool import ConnectionPool
+from .proxy.connection_pool import ProxyConnections
 from .settings import Endpoint, MachineState
 
 _RANKS = {MachineState.STOPPED: SLEEPING, MachineState.STARTING: STARTING}
@@ -35,7 +35,7 @@ class BackendConnector(Protocol):
 
     wake: Callable[[str], None]
     backends: Backends
-    pool: ConnectionPool
+    pool: ProxyConnections
 
     def now(self) -> float: ...
 
@@ -72,7 +72,7 @@ class Machines:
         machine = self._machines.get(state.host)
         if machine is None:
             machine = self._machines[state.host] = _Machine(state)
-            self._apply_machine_state(state)
+            self._apply_state_to_backend(state)
             return
         before, machine.state = machine.state, state
         now = self._edge.now()
@@ -83,7 +83,7 @@ class Machines:
                 machine.started_until = 0.0
             elif before.state in _RANKS:
                 machine.started_until = now + state.start_seconds
-            self._apply_machine_state(state)
+            self._apply_state_to_backend(state)
         changed, machine.changed = machine.changed, asyncio.Event()
         changed.set()
 
@@ -98,7 +98,7 @@ class Machines:
             self.update(replace(machine.state, state=MachineState.UNKNOWN))
             del self._machines[url]
 
-    def _apply_machine_state(self, state: MachineState) -> None:
+    def _apply_state_to_backend(self, state: MachineState) -> None:
         blocked = None
         if state.state == MachineState.FAILED:
             seconds = state.retry_seconds or DOWN_RETRY_SECONDS
@@ -125,7 +125,7 @@ class Machines:
                 raise NoBackend(state.why, state.retry_seconds)
             if not machine.is_up:
                 edge.wake(backend.key)
-                await self._wait_for_change(machine, ends)
+                await self._wait_for_change_or_raise(machine, ends)
                 waited = True
                 continue
             try:
@@ -148,7 +148,7 @@ class Machines:
                 machine.started_until = 0.0
                 return connection
 
-    async def _wait_for_change(self, machine: _Machine, ends: float) -> None:
+    async def _wait_for_change_or_raise(self, machine: _Machine, ends: float) -> None:
         try:
             async with asyncio.timeout_at(ends):
                 await machine.changed.wait()

@@ -19,7 +19,7 @@ from poolctl.platform import close_promptly
 from poolctl.routing.route import passable
 from poolctl.routing.route_table import RouteTable
 
-from .counts import TLS, Counts
+from .counts import TLS, TrafficCounts
 from .descriptor_limit import is_exhausted
 from .proxy.response_head import whole_response
 from .waiting_connections import WaitingConnections
@@ -64,13 +64,13 @@ class ConnectionSender:
     def __init__(
         self,
         event: Callable[..., None],
-        counts: Counts | None = None,
+        counts: TrafficCounts | None = None,
         *,
         queue_seconds: float = QUEUE_SECONDS,
         most_queued: int = MOST_QUEUED,
     ) -> None:
         self._event = event
-        self._counts = counts or Counts()
+        self._counts = counts or TrafficCounts()
         self._loop = asyncio.get_running_loop()
         self._most_queued = most_queued
         self._queue_seconds = queue_seconds
@@ -130,7 +130,7 @@ class ConnectionSender:
             self._refuse(sock, tls, route)
             return False
         routed = Routed(route, generation, hops, received, trusted=trusted)
-        if not found.queue and self._send(found, sock, routed):
+        if not found.queue and self._try_send_or_close(found, sock, routed):
             return True
         if len(found.queue) >= self._most_queued:
             self._report_full(server, found)
@@ -192,7 +192,7 @@ class ConnectionSender:
         self._servers.clear()
         self.waiting.close()
 
-    def _send(self, found: _ServerQueue, sock: socket.socket, routed: Routed) -> bool:
+    def _try_send_or_close(self, found: _ServerQueue, sock: socket.socket, routed: Routed) -> bool:
         """Try to send the connection's descriptor to a worker; return False if the connection has to wait.
 
         True means that the connection is done with: it was sent, or it was closed because `routed` has too many bytes.
@@ -223,7 +223,7 @@ class ConnectionSender:
         sent = 0
         while found.queue and sent < _SENT_AT_ONCE:
             first = found.queue[0]
-            if not self._send(found, first.sock, first.routed):
+            if not self._try_send_or_close(found, first.sock, first.routed):
                 break
             found.queue.popleft()
             sent += 1

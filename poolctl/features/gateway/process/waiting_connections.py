@@ -32,7 +32,7 @@ QUIET_SECONDS = 2.0
 _MOST = 100_000
 
 
-class WaitingConnection:
+class ConnectionAwaitingInput:
     """A connection that waits for bytes from the client, or for the client to close it."""
 
     __slots__ = ("deadline", "silent", "sock", "timer")
@@ -87,7 +87,7 @@ class WaitingConnections:
         # The remaining descriptors are for proxied connections, and for connections being accepted.
         self._most = most or max(16, min(_MOST, soft // 2))
         self._epoll: select.epoll | None = None
-        self._connections: dict[int, WaitingConnection] = {}  # by descriptor, in the order of arrival
+        self._connections: dict[int, ConnectionAwaitingInput] = {}  # by descriptor, in the order of arrival
         self._silent: dict[int, None] = {}
         self._emptied: asyncio.Future[None] | None = None  # resolved when no connection is left
 
@@ -99,7 +99,7 @@ class WaitingConnections:
         """Whether a further connection would replace the oldest."""
         return len(self._connections) >= self._most
 
-    def add(self, waiting: WaitingConnection, seconds: float) -> None:
+    def add(self, waiting: ConnectionAwaitingInput, seconds: float) -> None:
         """Watch the connection, without blocking; bytes that have already arrived are reported to it, too.
 
         If it still waits after `seconds`, its `on_deadline` is called.
@@ -123,7 +123,7 @@ class WaitingConnections:
     def refuse(self, sock: socket.socket, answer: bytes) -> None:
         """Send this small answer and close the connection so that the client can read it."""
         # Closing with unread bytes would reset the connection, and the answer with it (RFC 9112 §9.6).
-        refused = _RefusedConnection(sock)
+        refused = _LingeringConnection(sock)
         try:
             sock.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             sock.shutdown(socket.SHUT_WR)
@@ -183,7 +183,7 @@ class WaitingConnections:
             elif was_silent:
                 self._shorten_deadline(waiting)
 
-    def _remove(self, waiting: WaitingConnection) -> None:
+    def _remove(self, waiting: ConnectionAwaitingInput) -> None:
         fd = waiting.sock.fileno()
         del self._connections[fd]
         self._silent.pop(fd, None)
@@ -201,28 +201,28 @@ class WaitingConnections:
             if not waiting.has_unread():
                 self._end(waiting)
 
-    def _end(self, waiting: WaitingConnection) -> None:
+    def _end(self, waiting: ConnectionAwaitingInput) -> None:
         self._remove(waiting)
         waiting.close()
 
-    def _shorten_deadline(self, waiting: WaitingConnection) -> None:
+    def _shorten_deadline(self, waiting: ConnectionAwaitingInput) -> None:
         """Set an earlier deadline: the old one was for the pause between requests, and the next request has begun."""
         deadline = self._loop.time() + waiting.most_seconds
         if deadline < waiting.deadline:
             self._set_deadline(waiting, deadline)
 
-    def _set_deadline(self, waiting: WaitingConnection, deadline: float) -> None:
+    def _set_deadline(self, waiting: ConnectionAwaitingInput, deadline: float) -> None:
         if waiting.timer is not None:
             waiting.timer.cancel()
         waiting.deadline = deadline
         waiting.timer = self._loop.call_at(deadline, self._on_time, waiting)
 
-    def _on_time(self, waiting: WaitingConnection) -> None:
+    def _on_time(self, waiting: ConnectionAwaitingInput) -> None:
         self._remove(waiting)
         waiting.on_deadline()
 
 
-class _RefusedConnection(WaitingConnection):
+class _LingeringConnection(ConnectionAwaitingInput):
     """A refused connection, whose remaining bytes are read and discarded until the client closes it."""
 
     __slots__ = ("_left_bytes",)

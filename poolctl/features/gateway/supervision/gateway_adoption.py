@@ -115,7 +115,7 @@ class GatewaySearch:
             self.silent = False
             return None
         found = await asyncio.to_thread(find, self._directory)
-        self._signal_silent_gateways([each for each in found if not each.mark])
+        self._revive_or_kill_silent_gateways([each for each in found if not each.mark])
         answered = [each for each in found if each.mark]
         for each in answered[1:]:
             with contextlib.suppress(OSError):
@@ -128,9 +128,9 @@ class GatewaySearch:
     async def store_in_keeper(self, orphan: OrphanedGateway) -> None:
         """Store the gateway's descriptors in the keeper, where a GatewayManager finds them, and close them here."""
         with contextlib.closing(orphan):
-            await self._store_descriptors(orphan)
+            await self._store_orphan_and_drain_superseded(orphan)
 
-    def _signal_silent_gateways(self, silent: list[OrphanedGateway]) -> None:
+    def _revive_or_kill_silent_gateways(self, silent: list[OrphanedGateway]) -> None:
         now = time.monotonic()
         if not self.silent:
             self._silent_since = now
@@ -141,7 +141,7 @@ class GatewaySearch:
             # The process may have been stopped.
             each.signal(signal.SIGKILL if late else signal.SIGCONT)
 
-    async def _store_descriptors(self, orphan: OrphanedGateway) -> None:
+    async def _store_orphan_and_drain_superseded(self, orphan: OrphanedGateway) -> None:
         keeper = self._keeper
         for listener, fds in orphan.listeners:
             name = f"{fd_store.GATEWAY_LISTENER}{listener.key}"

@@ -19,7 +19,7 @@ from poolctl.monitor.event_queue import EventQueue
 from poolctl.routing.route_report import BackendReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
-from poolctl.runners.runner_protocol import PublishedRoutes as RoutesForWorkers
+from poolctl.runners.runner_protocol import WorkerRouteTables as RoutesForWorkers
 from poolctl.runners.worker_spec import memory_files
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeaturePart
@@ -33,7 +33,7 @@ from .computed_routes import ComputedRoutes
 from .gateway_adoption import GatewaySearch
 from .gateway_plan import GatewayListeners, GatewayPlan, plan_of
 from .gateway_process import GatewayProcess, GatewayZygote
-from .gateway_reports import GatewayMessageHandler, ServerReporter, server_of
+from .gateway_reports import GatewayMessageHandler, ServerFactsSender, server_of
 from .outside_targets import Activity, MachineSource, TargetProbes
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ class GatewayManager(SidecarManager):
         self.probes = TargetProbes(self._report_probes)
         self._listeners = GatewayListeners(environment.keeper)
         self.routes = ComputedRoutes(
-            self._on_routes_published, self._replace_workers_with_connections, environment.directory
+            self._on_routes_computed, self._replace_workers_with_connections, environment.directory
         )
-        self._servers = ServerReporter(core, self.routes)
+        self._servers = ServerFactsSender(core, self.routes)
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
         self._revision = -1
         self._current: GatewayPlan | None = None
@@ -137,7 +137,7 @@ class GatewayManager(SidecarManager):
         seconds = _IN_FORCE_SECONDS if limit_seconds is None else min(limit_seconds, _IN_FORCE_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                while not await self._wait_and_check_applied():
+                while not await self._await_step_and_check_applied():
                     pass
         except TimeoutError:
             why = "its process is still starting" if self._process is None else "its process does not answer"
@@ -146,10 +146,10 @@ class GatewayManager(SidecarManager):
             return f"[gateway]: not everything is in force yet: {why}"
         return ""
 
-    async def _wait_and_check_applied(self) -> bool:
+    async def _await_step_and_check_applied(self) -> bool:
         """Wait for one step of applying the configuration; returns True if none is left, or none can succeed."""
         if self._revision != self._core.servers.revision:
-            self._recompute()
+            self._schedule_recomputation()
         await self.routes.wait_until_current()
         process = self.gateway
         is_starting = process is None and self.tables.get(GatewayConfig) is not None and not self.failures
@@ -170,7 +170,7 @@ class GatewayManager(SidecarManager):
         """Start to apply these tables, and return at once."""
         self.tables = tables
         self.probes.apply_tables(tables)
-        self._recompute()
+        self._schedule_recomputation()
         self._on_configured()
 
     # Requests of the runner to a gateway.
@@ -246,19 +246,19 @@ class GatewayManager(SidecarManager):
 
     def _on_server_changed(self, entry: Entry) -> None:
         if self._revision != self._core.servers.revision:
-            self._recompute()
+            self._schedule_recomputation()
         if entry.name in self.routes.routes.servers:
             if self._servers.detect_canary_change(entry):
                 self._publish_routes_to_workers()
             self._report(entry.name)
 
-    def _recompute(self) -> None:
+    def _schedule_recomputation(self) -> None:
         self._revision = self._core.servers.revision
         self.routes.schedule_computation(
             lambda: ([each.config for each in self._core.entries.values()], self.tables)
         )
 
-    def _on_routes_published(self) -> None:
+    def _on_routes_computed(self) -> None:
         if self.gateway is not None:
             self._sync(self.gateway)
         self._publish_routes_to_workers()
@@ -354,7 +354,7 @@ class GatewayManager(SidecarManager):
             return
         await self._check_engine(plan)
         if self._own is None:
-            self._open_pair()
+            self._create_and_store_pair()
             self._publish_routes_to_workers()
         failures = await self._listeners.open(plan.listeners)
         if failures:
@@ -492,14 +492,14 @@ class GatewayManager(SidecarManager):
         if plan is None or self._own is None:
             return
         process.configure(plan.settings)
-        process.receive_returned_connections(*self._own)
+        process.set_return_socket_pair(*self._own)
         process.restore_hosts(self.reports.hosts)
         self._servers.send_all(process)
         process.report_probes(self.probes.reports)
         for each in plan.certificates:
             with memory_files(each.contents) as fds:
                 process.use_certificate(each.bind, each.names, each.settings, each.digest, fds)
-        process.keep_certificates(plan.certificate_names)
+        process.keep_certificates(plan.certificate_names_by_listener)
         if self.machines is not None:
             process.report_machines(self.machines.states)
         if self.routes.table is not None:
@@ -516,7 +516,7 @@ class GatewayManager(SidecarManager):
     async def _adopt(self) -> None:
         await self._listeners.adopt()
         if self._own is None:
-            await self._adopt_pair()
+            await self._adopt_pair_if_stored()
         await self.reports.load_host_states()
         await self._adopt_zygote()
         process = await GatewayProcess.adopt(self._keeper, self.entry)
@@ -526,7 +526,7 @@ class GatewayManager(SidecarManager):
             self._current = plan and plan.limited_to(self._listeners.settings)
             self._served = tuple(self._current.listeners) if self._current else ()
             await self.routes.wait_until_current()
-            process.resync()
+            process.begin_resync()
             self._sync(process)
             process.begin_serving()
             self._watch(process)
@@ -554,7 +554,7 @@ class GatewayManager(SidecarManager):
         await self._search.store_in_keeper(found)
         await self._adopt()
 
-    async def _adopt_pair(self) -> None:
+    async def _adopt_pair_if_stored(self) -> None:
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
         if fds:
             self._own = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
@@ -565,7 +565,7 @@ class GatewayManager(SidecarManager):
         """Whether the server has a socket pair, so that connections can be passed to it."""
         return server in self._servers.pairs
 
-    def _open_pair(self) -> None:
+    def _create_and_store_pair(self) -> None:
         give, take = wire.pair()
         give.setblocking(False)
         take.setblocking(False)

@@ -84,7 +84,7 @@ def families(snapshot: GatewaySnapshot) -> list[Family]:
         *_gateway(snapshot),
         omitted,
         *_routes(routes, report),
-        _passed(snapshot),
+        _passed_requests_family(snapshot),
         _healths(snapshot),
         *families_of(_STREAM, [(each, {"stream": alias}) for alias, each in streams]),
         *_hosts(hosts, snapshot.connections),
@@ -176,7 +176,7 @@ def _routes(routes: Sequence[tuple[str, Table]], report: Table) -> Iterable[Fami
     return *families_of(_ROUTE, named), responses, errors, duration, waiting
 
 
-def _passed(snapshot: GatewaySnapshot) -> Family:
+def _passed_requests_family(snapshot: GatewaySnapshot) -> Family:
     text = "Requests of the route that workers have served on connections that the gateway passed."
     family = Family("poolctl_route_passed_requests", "counter", text)
     for route in islice(snapshot.routes.http, MOST_LABELLED):

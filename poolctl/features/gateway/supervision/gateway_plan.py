@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from poolctl.address import overlaps, parse
-from poolctl.config import Tables, certificate_names, read_regular
+from poolctl.config import Tables, certificate_names, read_regular_up_to
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import fd_store
-from poolctl.listeners.open_listener import Identity, close_listener, identity_of, shut_down_listeners
+from poolctl.listeners.open_listener import Identity, close_listener, identity_of, refuse_new_connections
 from poolctl.routing.route import StreamRoute
 from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import Link, LinkLost
@@ -51,7 +51,7 @@ class GatewayPlan(NamedTuple):
     certificates: tuple[Certificate, ...]
 
     @property
-    def certificate_names(self) -> dict[str, list[tuple[str, ...]]]:
+    def certificate_names_by_listener(self) -> dict[str, list[tuple[str, ...]]]:
         """For each listener's key, the listener's certificates in order, each as a tuple of its host names."""
         found: dict[str, list[tuple[str, ...]]] = {}
         for each in self.certificates:
@@ -162,7 +162,7 @@ def _read_certificates(gateway: Any, env: Mapping[str, str]) -> Iterable[Certifi
             contents = []
             for path in filter(None, (tls.cert, tls.key or tls.cert, tls.ca)):
                 try:
-                    contents.append(read_regular(path))
+                    contents.append(read_regular_up_to(path))
                 except OSError as error:
                     message = f"cannot read {path}: {error.strerror or error}"
                     raise ServerError(message, hint="check `tls` of [gateway]") from error
@@ -219,7 +219,7 @@ class GatewayListeners:
         for key, listener in wanted.items():
             if key in self._open and self.settings[key].dual == listener.dual:
                 if self.settings[key] != listener:
-                    self._store_listener(key, listener)
+                    self._store_listener_in_keeper(key, listener)
                 continue
             # A listener on a wider or narrower address would still hold the port.
             outdated = [
@@ -248,9 +248,9 @@ class GatewayListeners:
             sockets = await self._opener.listen(address)
         self._open[key] = sockets
         self._identities[key] = identity_of(listener.bind)
-        self._store_listener(key, listener)
+        self._store_listener_in_keeper(key, listener)
 
-    def _store_listener(self, key: str, listener: ListenerSettings) -> None:
+    def _store_listener_in_keeper(self, key: str, listener: ListenerSettings) -> None:
         self.settings[key] = listener
         name = f"{fd_store.GATEWAY_LISTENER}{key}"
         self._keeper.send({"op": "put", "name": name, "meta": to_json(listener)}, self._open[key])
@@ -263,7 +263,7 @@ class GatewayListeners:
         for key in keys:
             del self.settings[key]
             sockets = self._open.pop(key)
-            shut_down_listeners(sockets)  # the gateway's process has duplicates
+            refuse_new_connections(sockets)  # the gateway's process has duplicates
             close_listener(sockets, self._identities.pop(key))
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})

@@ -40,7 +40,7 @@ class GatewayProcess(SidecarProcess):
         self.on_report: Callable[[wire.Message], None] = lambda message: None  # receives events and requests
         super().__init__(sock, known, mark)
 
-    def resync(self) -> None:
+    def begin_resync(self) -> None:
         """Have all state sent again. `begin_serving` then removes servers and listeners that were not sent again."""
         self._sent.clear()
         self.link.send({"t": "resync"})
@@ -60,7 +60,7 @@ class GatewayProcess(SidecarProcess):
         """Have the process apply these settings."""
         self._send_if_changed("settings", settings, {"t": "settings", "settings": to_json(settings)})
 
-    def receive_returned_connections(self, give: socket.socket, take: socket.socket) -> None:
+    def set_return_socket_pair(self, give: socket.socket, take: socket.socket) -> None:
         """Have the process receive the connections that workers give back.
 
         Workers send to `give`; the process receives from `take`. A supervisor that adopts the process gets both ends.

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from poolctl.config import ServerConfig
 from poolctl.core.core import Core
-from poolctl.core.decide import Phase
+from poolctl.core.decide import WorkerPhase
 from poolctl.core.schedules import asleep_until
 from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
@@ -53,7 +53,7 @@ def _share_of_canary(entry: Entry) -> float:
     if canary is None or canary.failure:
         return 0.0
     workers = (each for each in entry.observed.workers.values() if each.generation == canary.generation)
-    return canary.share if any(each.phase is Phase.READY and not each.ko for each in workers) else 0.0
+    return canary.share if any(each.phase is WorkerPhase.READY and not each.ko for each in workers) else 0.0
 
 
 def facts_of(core: Core, entry: Entry) -> ServerFacts:
@@ -96,7 +96,7 @@ def connections_of(core: Core, entry: Entry) -> int:
     return sum(counts[tally.OPEN_CONNECTIONS] for counts in worker_counts(core, entry))
 
 
-class ServerReporter:
+class ServerFactsSender:
     """Reports routed servers to the gateway's process.
 
     The gateway passes connections to a server over a socket pair. `pairs` has the sending end of each pair, by the
@@ -184,7 +184,7 @@ class GatewayMessageHandler:
     def _handle_message(self, process: GatewayProcess, message: wire.Message) -> None:
         if message["t"] == "hosts":
             self.hosts = message["states"]
-            self._store.write(fd_store.GATEWAY_HOSTS, json.dumps(self.hosts).encode())
+            self._store.store_for_successor(fd_store.GATEWAY_HOSTS, json.dumps(self.hosts).encode())
             self.on_hosts()
         elif message["t"] == "loads":
             process.report_connections(

@@ -119,7 +119,7 @@ class ProbedService(Hashable, Protocol):
 S = TypeVar("S", bound=ProbedService)
 
 
-class UrlProbe(Generic[S]):
+class UrlProbeState(Generic[S]):
     """The repeated probe of one service."""
 
     def __init__(self, service: S, probe: Probe) -> None:
@@ -137,8 +137,8 @@ class UrlProbes(Generic[S]):
 
     def __init__(self, on_probed: Callable[[S, str, float], None]) -> None:
         self._on_probed = on_probed
-        self._watched: dict[S, UrlProbe[S]] = {}
-        self._waiting: deque[UrlProbe[S]] = deque()
+        self._watched: dict[S, UrlProbeState[S]] = {}
+        self._waiting: deque[UrlProbeState[S]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._allowance = RateLimit(_PER_SECOND, _PER_SECOND)
         self._pause: asyncio.TimerHandle | None = None
@@ -150,7 +150,7 @@ class UrlProbes(Generic[S]):
             return
         self.forget(service)
         if probe is not None:
-            self._watched[service] = UrlProbe(service, probe)
+            self._watched[service] = UrlProbeState(service, probe)
             self._enqueue_probe(self._watched[service])
 
     def forget(self, service: S) -> None:
@@ -169,7 +169,7 @@ class UrlProbes(Generic[S]):
         for task in self._running:
             task.cancel()
 
-    def _enqueue_probe(self, probe: UrlProbe[S]) -> None:
+    def _enqueue_probe(self, probe: UrlProbeState[S]) -> None:
         self._waiting.append(probe)
         if self._pause is None:
             self._start_queued_probes()
@@ -181,7 +181,7 @@ class UrlProbes(Generic[S]):
                 loop = asyncio.get_running_loop()
                 self._pause = loop.call_later(_PAUSE_SECONDS, self._start_queued_probes)
                 return
-            task = asyncio.ensure_future(self._run(self._waiting.popleft()))
+            task = asyncio.ensure_future(self._probe_and_schedule_next(self._waiting.popleft()))
             self._running.add(task)
             task.add_done_callback(self._on_probe_done)
 
@@ -190,7 +190,7 @@ class UrlProbes(Generic[S]):
         if self._pause is None:
             self._start_queued_probes()
 
-    async def _run(self, probe: UrlProbe[S]) -> None:
+    async def _probe_and_schedule_next(self, probe: UrlProbeState[S]) -> None:
         service = probe.service
         if self._watched.get(service) is not probe:
             return

@@ -10,10 +10,10 @@ from dataclasses import replace
 from poolctl.config import Tables
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, failure
 from poolctl.control.gateway_answers import (
-    CandidateRoutesResult,
     HostsResult,
-    RegistryResult,
+    MatchingRoutesResult,
     RoutesResult,
+    RouteTableResult,
     excluded_routes_for_host,
     routes_to_servers,
 )
@@ -82,7 +82,7 @@ class GatewayVerbs:
         refused = report.get("counts", {}).get("refused")
         return RoutesResult(items=tuple(reports), generation=self.gateway.routes.generation, refused=refused)
 
-    async def attach_or_follow_table(self, call: Call) -> RegistryResult:
+    async def attach_or_follow_table(self, call: Call) -> RouteTableResult:
         """Attach a descriptor of the route table, without secrets, to the answer.
 
         With the option `follow`, send the generation number of each new table instead, until the supervisor ends.
@@ -92,7 +92,7 @@ class GatewayVerbs:
             await self._stream_generations(call)
         elif (table := await routes.masked_table_descriptor()) is not None:
             call.attach(table.fileno())
-        return RegistryResult(generation=routes.generation)
+        return RouteTableResult(generation=routes.generation)
 
     async def _stream_generations(self, call: Call) -> None:
         def report(generation: int) -> None:
@@ -128,7 +128,7 @@ class GatewayVerbs:
         warning = f"the route {name} is {health.status}{why}{more}: poolctl health --routes"
         return replace(result, warnings=(*result.warnings, warning))
 
-    async def _candidates(self, options: Table) -> CandidateRoutesResult:
+    async def _candidates(self, options: Table) -> MatchingRoutesResult:
         routes, generation = self.gateway.routes.routes.http, self.gateway.routes.generation
         not_served = self.gateway.routes.routes.excluded
         gateway, headers = self.gateway.tables.get(GatewayConfig), options.get("headers")
@@ -143,7 +143,7 @@ class GatewayVerbs:
             return found, excluded_routes_for_host(host, not_served)
 
         found, excluded = await in_daemon_thread(covering)
-        return CandidateRoutesResult(
+        return MatchingRoutesResult(
             header_for_host=name, generation=generation, total=len(routes), routes=found, excluded=excluded
         )
 
@@ -264,7 +264,7 @@ class PoolGateway(FeaturePart):
         # If the supervisor was killed during a reload, the file may no longer have a gateway.
         self._is_left = False
 
-    async def adopt_survivors(self) -> None:
+    async def hand_survivors_to_keeper(self) -> None:
         self._is_left = True
         environment = self.site.environment
         if pool_files.find_listeners(environment.directory, pool_files.GATEWAY):

@@ -52,7 +52,7 @@ def write_python_image(file: Path, name: str, debs: Path, app: Mapping[str, str]
         (tree / "etc/passwd").write_text(f"root:x:0:0::/:/bin/sh\napp:x:{_USER}:{_USER}::/app:/bin/sh\n")
         for called, text in app.items():
             (tree / "app" / called).write_text(text)
-        _install(tree / _PACKAGES, Path(directory))
+        _install_and_list_changed_files(tree / _PACKAGES, Path(directory))
         command = tree / "usr/bin/poolctl"
         command.write_text(_COMMAND)
         command.chmod(0o755)
@@ -62,7 +62,7 @@ def write_python_image(file: Path, name: str, debs: Path, app: Mapping[str, str]
         _write(file, name, tree, {"Env": environment, "WorkingDir": "/app", "User": _USER})
 
 
-def _install(packages: Path, directory: Path) -> None:
+def _install_and_list_changed_files(packages: Path, directory: Path) -> None:
     """Install a wheel of this tree, and the libraries that it needs."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheels = directory / "wheels"

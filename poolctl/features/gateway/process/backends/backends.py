@@ -18,7 +18,7 @@ from poolctl.routing.route_report import (
     stream_key,
 )
 
-from ..counts import Counts
+from ..counts import TrafficCounts
 from ..settings import ProbeState, ServerFacts
 from .hosts import HostManager
 from .route_backends import (
@@ -40,7 +40,7 @@ class Backends:
         hosts: HostManager,
         now: Callable[[], float],
         event: Callable[..., None] | None = None,
-        counts: Counts | None = None,
+        counts: TrafficCounts | None = None,
         random: Random | None = None,
     ) -> None:
         self.hosts = hosts
@@ -50,7 +50,7 @@ class Backends:
         # Called after each passed connection of a route that balances by load; the passed connections are counted as
         # open until `set_worker_connections` brings the real number.
         self.on_passed: Callable[[], None] = lambda: None
-        self._counts = counts or Counts()
+        self._counts = counts or TrafficCounts()
         self._routes: dict[str, tuple[AnyRoute, RouteBackends]] = {}
         self._backends: dict[str, Backend] = {}
         self._servers: Mapping[str, ServerFacts] = {}
@@ -236,7 +236,9 @@ class Backends:
             if backend is None:
                 backend = self._backends[key] = Backend(key, self._counts.backend(key), key in servers)
                 self._apply_reports(backend)
-            breaker = backend.breaker(route.breaker, previous.get(key), partial(self._breaker_changed, key))
+            breaker = backend.breaker(
+                route.breaker, previous.get(key), partial(self._handle_breaker_change, key)
+            )
             limiter = backend.limiter(route_and_backend_limits(route)[1], previous.get(key))
             made = backend.members[user] = Member(backend, weight * backend.weight, breaker, limiter)
             found.append(made)
@@ -263,7 +265,7 @@ class Backends:
             for route in [*backend.queued]:
                 route.admit()
 
-    def _breaker_changed(self, host: str, state: BreakerState, why: str) -> None:
+    def _handle_breaker_change(self, host: str, state: BreakerState, why: str) -> None:
         if state is BreakerState.OPEN and (backend := self._backends.get(host)) is not None:
             for route in backend.members:
                 route.close_breakers_if_none_serves()

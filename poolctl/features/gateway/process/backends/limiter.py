@@ -6,7 +6,7 @@ from collections import OrderedDict
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
-from poolctl.routing.route import Limit
+from poolctl.routing.route import TrafficLimits
 
 # While a backend's health is warn, it gets this share of its requests per second.
 WARN_SHARE = 0.5
@@ -20,14 +20,14 @@ MOST_CLIENTS = 32_768
 _IPV6_CLIENT_BITS = 64
 
 
-class Limiter:
+class RequestLimiter:
     """Limits the number of requests in flight, and the rate of requests with a burst.
 
     For the rate it stores a single number: the time at which the token bucket is full again (GCRA, as in redis-cell).
     This is exact and cheap. `limit` and `share` (the fraction of the rate to grant) may be replaced at any time.
     """
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: TrafficLimits) -> None:
         self.limit = limit
         self.share = 1.0
         self.in_flight = 0
@@ -72,15 +72,15 @@ class ClientLimits:
     Clients of a Unix socket have no address, and no limit.
     """
 
-    def __init__(self, limit: Limit, *, most: int = MOST_CLIENTS) -> None:
+    def __init__(self, limit: TrafficLimits, *, most: int = MOST_CLIENTS) -> None:
         self.limit = limit
         self._most = most
-        self._limiters: OrderedDict[str, Limiter] = OrderedDict()
+        self._limiters: OrderedDict[str, RequestLimiter] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._limiters)
 
-    def limiter(self, client: str) -> Limiter | None:
+    def limiter(self, client: str) -> RequestLimiter | None:
         """The limiter of the client with this address; None for "", the address of clients of a Unix socket."""
         key = _key(client)
         if not key:
@@ -89,7 +89,7 @@ class ClientLimits:
         if found is None:
             if len(self._limiters) >= self._most:
                 self._limiters.popitem(last=False)  # its requests in flight keep using that limiter
-            found = self._limiters[key] = Limiter(self.limit)
+            found = self._limiters[key] = RequestLimiter(self.limit)
         else:
             self._limiters.move_to_end(key)
         return found

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from random import Random
 from typing import NamedTuple
 
-from poolctl.routing.route import STICKY, BreakerRule, Limit, Route, StreamRoute, passable
+from poolctl.routing.route import STICKY, BreakerRule, Route, StreamRoute, TrafficLimits, passable
 from poolctl.routing.route_health import ERROR, HEALTHY, NAPPING, UNHEALTHY, UNKNOWN, RouteHealth
 from poolctl.routing.route_health import STARTING as ROUTE_STARTING
 from poolctl.routing.route_report import BreakerState, RequestedBackendState
@@ -24,7 +24,7 @@ from ..settings import Endpoint, ProbeState, ServerFacts
 from .balance import BY_LOAD, Policy, policy_of
 from .breaker import Breaker
 from .hosts import HostManager
-from .limiter import WARN_SHARE, ClientLimits, Limiter
+from .limiter import WARN_SHARE, ClientLimits, RequestLimiter
 
 # Tolerance for shares of a number, which are not exact as binary fractions: three tenths of ten are three.
 _ROUNDING = 1e-9
@@ -183,7 +183,7 @@ class Backend:
         # The routes that lead here and have queued requests.
         self.queued: dict[RouteBackends, None] = {}
         self._breakers: dict[BreakerRule, Breaker] = {}
-        self._limiters: dict[Limit, Limiter] = {}
+        self._limiters: dict[TrafficLimits, RequestLimiter] = {}
         self._facts_verdict: BackendVerdict | None = None
         self._probe_verdict: BackendVerdict | None = None
         if not is_server:
@@ -326,7 +326,7 @@ class Backend:
         """Whether each route that uses the breaker can do without this backend (see `can_spare`)."""
         return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
-    def limiter(self, limit: Limit | None, previous: Member | None) -> Limiter | None:
+    def limiter(self, limit: TrafficLimits | None, previous: Member | None) -> RequestLimiter | None:
         """Return the limiter of a route to this backend; None if `limit` is None. Routes with an equal limit share one.
 
         If no limiter has `limit` yet, the limiter of `previous`, the route's old Member, gets it and keeps its state.
@@ -336,7 +336,7 @@ class Backend:
             return None
         found = self._limiters.get(limit)
         if found is None:
-            found, used = Limiter(limit), previous.limiter if previous is not None else None
+            found, used = RequestLimiter(limit), previous.limiter if previous is not None else None
             others = [each.limiter for each in self.members.values() if each is not previous]
             if used is not None and used not in others:
                 found = self._limiters.pop(used.limit, found)
@@ -395,7 +395,9 @@ class CanaryBackend(Backend):
 class Member:
     """A backend as used by one route: its weight, and its breaker and limiter, which other routes may share."""
 
-    def __init__(self, backend: Backend, weight: int, breaker: Breaker, limiter: Limiter | None) -> None:
+    def __init__(
+        self, backend: Backend, weight: int, breaker: Breaker, limiter: RequestLimiter | None
+    ) -> None:
         self.backend = backend
         self.key = backend.key
         self.weight = weight
@@ -504,7 +506,7 @@ class Lease:
         self.backend = backend
         self.cookie = cookie
 
-    def record_accepted(self, status: int = 0) -> None:
+    def record_long_lived_accepted(self, status: int = 0) -> None:
         """Record that the backend accepted a long-lived request; a half-open breaker counts this as a success at once.
 
         `status` is the status of the response that has begun, or 0 for a stream or a tunnel.
@@ -587,7 +589,7 @@ class RouteBackends:
         self._on_passed = on_passed
         self.in_flight = 0
         self.members: tuple[Member, ...] = ()
-        self._limiter: Limiter | None = None
+        self._limiter: RequestLimiter | None = None
         self.clients: ClientLimits | None = None
         # Not a plain dictionary: finding its first entry steps over every entry that was removed before it.
         self._queue: OrderedDict[_Waiter, None] = OrderedDict()
@@ -617,7 +619,7 @@ class RouteBackends:
         if limit is None:
             self._limiter = None
         elif self._limiter is None:
-            self._limiter = Limiter(limit)
+            self._limiter = RequestLimiter(limit)
             self._limiter.in_flight = self.in_flight
         else:
             self._limiter.limit = limit
@@ -862,8 +864,8 @@ class RouteBackends:
         return NoBackend(why, seconds, may_wait=may_wait, by_time=by_time)
 
 
-def route_and_backend_limits(route: AnyRoute) -> tuple[Limit | None, Limit | None]:
+def route_and_backend_limits(route: AnyRoute) -> tuple[TrafficLimits | None, TrafficLimits | None]:
     """The limit of the route, and the limit that applies to each of its backends; None is no limit."""
     if isinstance(route, Route):
         return route.limit, route.backend_limit
-    return (Limit(concurrency=route.max_connections), None) if route.max_connections else (None, None)
+    return (TrafficLimits(concurrency=route.max_connections), None) if route.max_connections else (None, None)

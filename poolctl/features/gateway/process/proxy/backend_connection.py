@@ -196,7 +196,7 @@ class BackendConnection(asyncio.Protocol):
 
     def send_eof(self) -> None:
         """Close this side of the tunnel, because the client has closed its own."""
-        close_writing(self._transport)
+        write_eof_or_close(self._transport)
 
     def pause_reading(self) -> None:
         """Pause reading, because the client does not accept data."""
@@ -306,9 +306,9 @@ class BackendConnection(asyncio.Protocol):
             data = data[response.end :]
             if not data:
                 return
-        self._begin(receiver, response)
+        self._begin_response(receiver, response)
 
-    def _begin(self, receiver: ResponseReceiver, response: Response) -> None:
+    def _begin_response(self, receiver: ResponseReceiver, response: Response) -> None:
         data, body = bytes(response.first), response.body
         self._expected, self.reusable = body, response.reusable
         if body >= 0:
@@ -387,7 +387,7 @@ class BackendConnection(asyncio.Protocol):
             receiver.backend_lost(error)
 
 
-def close_writing(transport: asyncio.Transport) -> None:
+def write_eof_or_close(transport: asyncio.Transport) -> None:
     """Close the sending direction after the buffered bytes; with TLS, which cannot do that, the whole connection."""
     if not transport.can_write_eof():
         transport.close()

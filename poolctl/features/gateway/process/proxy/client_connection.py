@@ -23,7 +23,7 @@ from poolctl.http.messages import (
 from poolctl.keeper.connection_handover import Connection, Routed, unread_bytes
 from poolctl.routing.context import context_line
 
-from ..backends.limiter import Limiter
+from ..backends.limiter import RequestLimiter
 from ..backends.route_backends import (
     ANSWERED,
     CANCELLED,
@@ -35,9 +35,9 @@ from ..backends.route_backends import (
     RequestOutcome,
 )
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
-from ..edge import Edge
+from ..edge import GatewayState
 from ..tls import ServerContext
-from .backend_connection import BackendConnection, Timer, close_writing
+from .backend_connection import BackendConnection, Timer, write_eof_or_close
 from .gateway_access_log import CLIENT_LEFT, AccessLogEntry
 from .own_answers import answer_of_route, notify_parts_of_request, wake_and_answer
 from .request_head import (
@@ -46,7 +46,7 @@ from .request_head import (
     context_lines,
     read_request,
     response_fields,
-    route_request,
+    route_or_refuse_request,
 )
 from .response_head import Response, whole_response
 
@@ -139,7 +139,7 @@ class WebSocketFrameTracker:
         """Whether the last frame is complete and the next has not begun."""
         return not (self._left or self._header or self.lost)
 
-    def bytes_to_forward(self, data: Buffer) -> Buffer:
+    def bytes_to_forward_until_close(self, data: Buffer) -> Buffer:
         """Return what to send for `data`: all, or after `end` the rest of an incomplete frame and a close frame."""
         if not self.ending:
             self.track_frames_and_count_bytes(data)
@@ -204,7 +204,12 @@ class Exchange:
     """
 
     def __init__(
-        self, edge: Edge, side: ClientConnection, request: RequestHead, routed: RoutedRequest, timer: Timer
+        self,
+        edge: GatewayState,
+        side: ClientConnection,
+        request: RequestHead,
+        routed: RoutedRequest,
+        timer: Timer,
     ) -> None:
         self._edge, self._client_side, self._request, self._timer = edge, side, request, timer
         route, self._head, _ = routed
@@ -217,7 +222,7 @@ class Exchange:
             self._log_entry = AccessLogEntry(edge.access_log, request, sender)
             self._head = self._log_entry.head_with_id(self._head)
         self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
-        self._of_client: Limiter | None = None  # the client's, while it counts this request
+        self._of_client: RequestLimiter | None = None  # the client's, while it counts this request
         self._connection: BackendConnection | None = None
         self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None  # waits for a place, or connects
@@ -311,7 +316,7 @@ class Exchange:
             else:
                 self._refused(lease)
             return
-        self._send_with_lease(lease)
+        self._send_or_wake_backend(lease)
 
     async def _wait_for_lease_and_send(self) -> None:
         try:
@@ -322,9 +327,9 @@ class Exchange:
             return
         self._task = None
         self._assigned_at = monotonic()
-        self._send_with_lease(lease)
+        self._send_or_wake_backend(lease)
 
-    def _send_with_lease(self, lease: Lease) -> None:
+    def _send_or_wake_backend(self, lease: Lease) -> None:
         if lease.backend.rank != READY:
             response = wake_and_answer(self._edge, lease.backend, self._route, self._request)
             if response is not None:
@@ -402,7 +407,7 @@ class Exchange:
         self.begun = self.tunnel = True
         self._status, self._kept, self._sent = 101, None, len(data)
         assert self._lease is not None
-        self._lease.record_accepted()
+        self._lease.record_long_lived_accepted()
         self._set_time_limit(self._route.timeouts.idle)
         self._client_side.switch_protocols(response, data)
 
@@ -420,7 +425,7 @@ class Exchange:
         self._kept = None
         if not done:
             self._set_time_limit(self._route.timeouts.idle)
-            self._lease.record_accepted(status)
+            self._lease.record_long_lived_accepted(status)
         self._sent = len(response.first)
         self._respond(response)
 
@@ -428,7 +433,7 @@ class Exchange:
         if self._route.response_headers:
             lines, replaced = response_fields(self._route.response_headers)
             response.replace(replaced, lines)
-        self._client_side.respond(response)
+        self._client_side.start_response(response)
 
     def response_data(self, data: Buffer) -> None:
         self._set_time_limit(self._route.timeouts.idle)
@@ -485,7 +490,7 @@ class Exchange:
         self._release_connection(keep=False)
         self._tried, self._lease, self._assigned_at = tried, None, now
         self._retries -= 1
-        self._send_with_lease(other)
+        self._send_or_wake_backend(other)
         return True
 
     # Its end.
@@ -512,7 +517,7 @@ class Exchange:
             self._tried.append(lease.backend.key)
             other = self._backends.acquire(self._client, self._cookie, self._tried)
             if not isinstance(other, NoBackend):
-                self._send_with_lease(other)
+                self._send_or_wake_backend(other)
                 return
         self._give_up(FAILED, status, error)
 
@@ -597,7 +602,9 @@ class ClientConnection(asyncio.Protocol):
     the order of the requests.
     """
 
-    def __init__(self, edge: Edge, scheme: str, received: bytes = b"", reported: Peer | None = None) -> None:
+    def __init__(
+        self, edge: GatewayState, scheme: str, received: bytes = b"", reported: Peer | None = None
+    ) -> None:
         self._edge, self._scheme = edge, scheme
         self._timer = Timer(edge.loop)
         self._transport: asyncio.Transport
@@ -716,7 +723,7 @@ class ClientConnection(asyncio.Protocol):
                 return False
             self._scanned = 0
             self._keep = found.keep_alive
-            found_route = routed = route_request(edge, found, self.forwarding, self._certificate)
+            found_route = routed = route_or_refuse_request(edge, found, self.forwarding, self._certificate)
             self._begin(found, routed)
         except BadMessage as error:
             if self._request is not None:
@@ -798,7 +805,7 @@ class ClientConnection(asyncio.Protocol):
     def interim(self, response: Response) -> None:
         self._transport.write(response.end_to_end_lines + b"\r\n")
 
-    def respond(self, response: Response) -> None:
+    def start_response(self, response: Response) -> None:
         request, exchange = self._request, self._exchange
         assert request is not None
         assert exchange is not None
@@ -811,7 +818,7 @@ class ClientConnection(asyncio.Protocol):
 
     def send_data(self, data: Buffer) -> None:
         if self._frames is not None:
-            data = self._frames.bytes_to_forward(data)
+            data = self._frames.bytes_to_forward_until_close(data)
         self._transport.write(chunk(data) if self._wraps else data)
 
     def finish(self, trailers: bytes) -> None:
@@ -863,7 +870,7 @@ class ClientConnection(asyncio.Protocol):
             edge = self._edge
             seconds = QUIET_SECONDS if edge.draining else edge.settings.keep_alive_seconds
             if seconds > IDLE_SECONDS:
-                self._timer.start(IDLE_SECONDS, self._hand_over_idle)
+                self._timer.start(IDLE_SECONDS, self._hand_over_idle_or_set_timeout)
             else:
                 self._timer.start(seconds, self._close_after_sending)
             if self._buffer or not self._reading:
@@ -876,7 +883,7 @@ class ClientConnection(asyncio.Protocol):
             self._close_after_sending()
             return
         self._buffer = b""
-        close_writing(self._transport)
+        write_eof_or_close(self._transport)
         self._timer.start(LINGER_SECONDS, self._transport.abort)
         self._update_reading()
 
@@ -888,7 +895,7 @@ class ClientConnection(asyncio.Protocol):
 
     # Leaving the proxy.
 
-    def _hand_over_idle(self) -> None:
+    def _hand_over_idle_or_set_timeout(self) -> None:
         seconds = max(self._edge.settings.keep_alive_seconds - IDLE_SECONDS, _LEAST_SECONDS)
         if self._reported is not None or not self._return_for_routing(b"", seconds):
             self._timer.start(seconds, self._close_after_sending)
@@ -939,7 +946,7 @@ class ClientConnection(asyncio.Protocol):
 
     def send_eof(self) -> None:
         """Close this side of the tunnel, because the backend has closed its own."""
-        close_writing(self._transport)
+        write_eof_or_close(self._transport)
 
     # Ends.
 

@@ -21,7 +21,7 @@ IDLE_SECONDS = 55.0
 _LOOKED_AT = 32
 
 
-class ProxiedClient(Protocol):
+class DrainableClient(Protocol):
     """The methods of a client connection that the pool calls."""
 
     def drain(self) -> None:
@@ -34,7 +34,7 @@ class ProxiedClient(Protocol):
         """Close the idle connection and return True. Return False instead if bytes wait to be read or sent."""
 
 
-class ConnectionPool:
+class ProxyConnections:
     """Idle connections to backends, by endpoint, and all proxied connections of clients.
 
     The most recently used backend connection is reused first, so that surplus ones expire. Must be created on the loop
@@ -43,9 +43,9 @@ class ConnectionPool:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.clients: set[ProxiedClient] = set()
+        self.clients: set[DrainableClient] = set()
         # Client connections between two requests, the least recently used first.
-        self.idle_clients: dict[ProxiedClient, None] = {}
+        self.idle_clients: dict[DrainableClient, None] = {}
         self.arriving = 0  # number of accepted connections that are not among `clients` yet
         # TLS handshakes in progress, the oldest first.
         self.handshakes: dict[asyncio.Task[None], socket.socket] = {}
@@ -55,7 +55,7 @@ class ConnectionPool:
         self._contexts: dict[bool, ssl.SSLContext] = {}
 
     def __repr__(self) -> str:
-        return f"<ConnectionPool: {sum(map(len, self._idle.values()))} idle, {len(self.clients)} clients>"
+        return f"<ProxyConnections: {sum(map(len, self._idle.values()))} idle, {len(self.clients)} clients>"
 
     def take(self, endpoint: Endpoint, *, certain: bool) -> BackendConnection | None:
         """The most recently used idle connection to the endpoint, or None.
@@ -70,7 +70,7 @@ class ConnectionPool:
                 return connection
         return None
 
-    async def connect(self, endpoint: Endpoint) -> BackendConnection:
+    async def open_backend_connection(self, endpoint: Endpoint) -> BackendConnection:
         """A new connection to the endpoint. Raises OSError (ssl.SSLError is one)."""
         made = BackendConnection(self.loop)
         context = self._context(endpoint) if endpoint.tls else None
@@ -93,13 +93,13 @@ class ConnectionPool:
         idle.append(connection)
         connection.start_idle_timeout(idle, IDLE_SECONDS)
 
-    def add_client(self, client: ProxiedClient, *, idle: bool) -> None:
+    def add_client(self, client: DrainableClient, *, idle: bool) -> None:
         """Add an open connection of a client; `idle`: nothing was received on it yet."""
         self.clients.add(client)
         if idle:
             self.idle_clients[client] = None
 
-    def remove_client(self, client: ProxiedClient) -> None:
+    def remove_client(self, client: DrainableClient) -> None:
         """Remove a client's connection that was closed, or has left the proxy."""
         self.clients.discard(client)
         self.idle_clients.pop(client, None)
@@ -136,7 +136,7 @@ class ConnectionPool:
         for connection in self._idle.pop(endpoint, []):
             connection.close()
 
-    def close_idle_backends(self) -> None:
+    def close_idle_connections(self) -> None:
         """Close the idle connections to backends."""
         for idle in self._idle.values():
             while idle:
@@ -145,7 +145,7 @@ class ConnectionPool:
 
     def close(self) -> None:
         """Close all connections."""
-        self.close_idle_backends()
+        self.close_idle_connections()
         for client in list(self.clients):
             client.end_now()
         for task in self._tasks:

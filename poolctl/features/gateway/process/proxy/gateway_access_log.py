@@ -54,7 +54,7 @@ class GatewayAccessLog:
 
     def reopen(self) -> asyncio.Future[None]:
         """Close the file, so that later lines reopen its path; the returned future is done when it is closed."""
-        return self._loop.run_in_executor(self._writer, self._file.reopen)
+        return self._loop.run_in_executor(self._writer, self._file.close_for_reopen)
 
     def close(self) -> None:
         """Write the buffered lines in the background; the process does not exit before they are written."""

@@ -12,7 +12,7 @@ from poolctl.routing.normal_path import normal_path
 from poolctl.routing.route import Route
 
 from ..backends.route_backends import SLEEPING, Backend
-from ..edge import Edge
+from ..edge import GatewayState
 from .response_head import PLAIN_TEXT, Response, read_response, whole_response
 
 RELOAD_SECONDS = 1
@@ -77,14 +77,16 @@ def spares_server(route: Route, method: bytes, path: bytes) -> bool:
     return method in (b"GET", b"HEAD") and (path.endswith(b"/favicon.ico") or _is_probe(route, path))
 
 
-def notify_parts_of_request(edge: Edge, route: Route, method: bytes, path: bytes) -> None:
+def notify_parts_of_request(edge: GatewayState, route: Route, method: bytes, path: bytes) -> None:
     """Tell each feature's EdgePart that a request has arrived, unless `spares_server` is true for the request."""
     if edge.parts and not spares_server(route, method, path):
         for part in edge.parts.values():
             part.request_arrived(route)
 
 
-def wake_and_answer(edge: Edge, backend: Backend, route: Route, request: RequestHead) -> Response | None:
+def wake_and_answer(
+    edge: GatewayState, backend: Backend, route: Route, request: RequestHead
+) -> Response | None:
     """The gateway's own response while the backend sleeps or starts; None if the request waits for the backend.
 
     Wakes a sleeping server, unless `spares_server` is true for the request.

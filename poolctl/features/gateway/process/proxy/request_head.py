@@ -18,7 +18,7 @@ from poolctl.routing.normal_path import NormalizedPath, normalize_path
 from poolctl.routing.route import Header, Route
 
 from ..backends.route_backends import Backend
-from ..edge import Edge
+from ..edge import GatewayState
 from ..settings import Endpoint
 from ..tls import ServerContext
 
@@ -252,8 +252,11 @@ class _Fields(Mapping[str, str]):
         return len(list(iter(self)))
 
 
-def route_request(
-    edge: Edge, request: RequestHead, forwarding: ForwardingContext, certificate: ServerContext | None = None
+def route_or_refuse_request(
+    edge: GatewayState,
+    request: RequestHead,
+    forwarding: ForwardingContext,
+    certificate: ServerContext | None = None,
 ) -> RoutedRequest:
     """Return the request with its route. Raises BadMessage, with the response's status, if there is no valid route.
 

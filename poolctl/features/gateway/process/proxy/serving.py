@@ -13,7 +13,7 @@ from poolctl.keeper.connection_handover import Connection
 from poolctl.platform import close_promptly
 
 from ..counts import TLS
-from ..edge import Edge
+from ..edge import GatewayState
 from ..tls import SharedBufferProtocol
 from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection, Peer
 
@@ -27,16 +27,20 @@ _HIGH_BYTES, _LOW_BYTES = 64 * 1024, 16 * 1024
 _RESET = struct.pack("ii", 1, 0)
 
 
-def serve(edge: Edge, sock: socket.socket, received: bytes = b"", reported: Peer | None = None) -> None:
+def serve(
+    edge: GatewayState, sock: socket.socket, received: bytes = b"", reported: Peer | None = None
+) -> None:
     """Start to serve the connection, and return at once. Takes ownership of the socket.
 
     `received` are bytes that were already read from it. `reported` is the client's address if a trusted proxy has
     reported it.
     """
-    edge.pool.start_task(_serve(edge, sock, received, None, reported))
+    edge.pool.start_task(_start_client_connection(edge, sock, received, None, reported))
 
 
-def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext, reported: Peer | None = None) -> None:
+def serve_tls(
+    edge: GatewayState, sock: socket.socket, context: ssl.SSLContext, reported: Peer | None = None
+) -> None:
     """Start a TLS handshake, after which the connection is served, and return at once. Takes ownership of the socket.
 
     The context chooses the certificate. At the maximum number of handshakes in progress, the oldest is aborted.
@@ -46,12 +50,12 @@ def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext, reported
         oldest = next(iter(handshakes))
         oldest.cancel()
         handshakes.pop(oldest).close()  # the task may not have begun
-    task = edge.pool.start_task(_serve(edge, sock, b"", context, reported))
+    task = edge.pool.start_task(_start_client_connection(edge, sock, b"", context, reported))
     handshakes[task] = sock
     task.add_done_callback(lambda task: handshakes.pop(task, None))
 
 
-async def drain(edge: Edge, seconds: float) -> None:
+async def drain_clients(edge: GatewayState, seconds: float) -> None:
     """End client connections: idle ones soon, others after their response, and the rest after `seconds`."""
     pool = edge.pool
     for client in list(pool.clients):
@@ -60,11 +64,11 @@ async def drain(edge: Edge, seconds: float) -> None:
         for client in list(pool.clients):
             client.end_now()
         await pool.wait_until_empty(CLOSING_SECONDS)
-    pool.close_idle_backends()
+    pool.close_idle_connections()
 
 
-async def _serve(
-    edge: Edge,
+async def _start_client_connection(
+    edge: GatewayState,
     sock: socket.socket,
     received: bytes,
     context: ssl.SSLContext | None,

@@ -17,7 +17,7 @@ from poolctl.routing.route import StreamRoute
 from ..backends.route_backends import Lease, RequestOutcome
 from ..counts import CONNECT, RESET
 from ..descriptor_limit import is_exhausted
-from ..edge import Edge
+from ..edge import GatewayState
 from ..proxy_header import MOST_BYTES, NoProxyHeader, read_proxy_header
 from .stream import BackendAddresses, IdleTracker, SocketAddress
 
@@ -113,7 +113,7 @@ class TcpStream:
     listeners.
     """
 
-    def __init__(self, edge: Edge, listeners: Sequence[socket.socket], route: StreamRoute) -> None:
+    def __init__(self, edge: GatewayState, listeners: Sequence[socket.socket], route: StreamRoute) -> None:
         self.edge = edge
         self.route = route
         self.addresses = BackendAddresses(edge.loop, socket.SOCK_STREAM)
@@ -187,11 +187,11 @@ class TcpStream:
             self._accepting = wanted
             for listener in self._listeners:
                 if wanted:
-                    self.edge.loop.add_reader(listener.fileno(), self._accept, listener)
+                    self.edge.loop.add_reader(listener.fileno(), self._accept_waiting_connections, listener)
                 else:
                     self.edge.loop.remove_reader(listener.fileno())
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept_waiting_connections(self, listener: socket.socket) -> None:
         for number in range(_AT_ONCE):
             self.update_accepting()  # connections of other streams count, too
             if not self._accepting:
@@ -312,7 +312,7 @@ class _StreamedConnection:
             and not self._reported
             and self._stream.edge.passing.can_pass_to(lease.backend.key, tls=True)
         ):
-            self._pass_on(lease)
+            self._pass_client_to_worker(lease)
             return
         known = self._stream.addresses.get_or_start_resolving(endpoint)
         if known is None:
@@ -325,7 +325,7 @@ class _StreamedConnection:
         self._addresses, self._resolving = list(found), None
         self.connect()
 
-    def _pass_on(self, lease: Lease) -> None:
+    def _pass_client_to_worker(self, lease: Lease) -> None:
         """Pass the client's connection to a worker of `lease.backend`. The connection wakes the server if it sleeps."""
         self._closed = True
         self._release(RequestOutcome.PASSED)
@@ -384,7 +384,7 @@ class _StreamedConnection:
             self._backend.close()
             self._backend = None
             return
-        self._lease.record_accepted()
+        self._lease.record_long_lived_accepted()
         self._stream.open.record_activity(self, self)
         if seconds := self._stream.route.timeouts.total:
             self._timer = self._loop.call_later(seconds, self.reset)

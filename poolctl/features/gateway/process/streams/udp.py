@@ -12,7 +12,7 @@ from poolctl.routing.route import StreamRoute
 
 from ..backends.route_backends import Lease, RequestOutcome
 from ..counts import CONNECT
-from ..edge import Edge
+from ..edge import GatewayState
 from .stream import BackendAddresses, IdleTracker
 
 _NOT_BLOCKING = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -36,7 +36,7 @@ class UdpStream:
     longest. The caller owns the sockets. A datagram without an available backend is dropped.
     """
 
-    def __init__(self, edge: Edge, listeners: Sequence[socket.socket], route: StreamRoute) -> None:
+    def __init__(self, edge: GatewayState, listeners: Sequence[socket.socket], route: StreamRoute) -> None:
         self.edge = edge
         self.route = route
         self.addresses = BackendAddresses(edge.loop, socket.SOCK_DGRAM)
@@ -240,7 +240,7 @@ class _Session:
             return
         self._answers += 1
         if self._answers == 1:
-            self.lease.record_accepted()
+            self.lease.record_long_lived_accepted()
         stream.sessions.record_activity(self.key, self)
         try:
             self._listener.answer(self, size)
