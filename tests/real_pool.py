@@ -79,7 +79,9 @@ class RealPool:
         self.directory = directory
         self.runtime = runtime
         self.python = sys.executable  # the interpreter that runs poolctl
-        self.warm = False  # whether commands are forked from a running one (tests/warm_command.py)
+        self.warm = (
+            True  # whether commands are forked from one that has imported them (tests/warm_command.py)
+        )
         self.ports: dict[str, int] = {}  # ports by server, from the last call of write_hello
         self.env = {
             k: v for k, v in os.environ.items() if not k.startswith(("POOLCTL_", "PYTEST_", "LISTEN_"))
@@ -145,7 +147,8 @@ class RealPool:
         env: dict[str, str] | None = None, cwd: Path | None = None,
     ) -> Done:  # fmt: skip
         """What `poolctl ARGS` did, as one finished process. Fails the test when it hangs."""
-        if self.warm and env is None and self.python == sys.executable:
+        measured = "COVERAGE_PROCESS_CONFIG" in self.env
+        if self.warm and env is None and self.python == sys.executable and not measured:
             try:
                 said = warm_command().run(args, stdin, cwd or self.directory, self.env, timeout_seconds)
             except TimeoutError:

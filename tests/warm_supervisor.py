@@ -8,6 +8,7 @@ pool, after a crash, an upgrade or idle time, is started as everywhere else, and
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import signal
 import subprocess
@@ -60,16 +61,12 @@ def _show(field: int, words: Sequence[str]) -> None:
     start, end = int(numbers[field - 3]), int(numbers[field - 2])
     content = b"".join(os.fsencode(word) + b"\0" for word in words)
     assert len(content) <= end - start, "ROOM is too small"
-    with open("/proc/self/mem", "r+b", buffering=0) as memory:
-        memory.seek(start)
-        memory.write(content.ljust(end - start, b"\0"))
+    ctypes.memmove(start, content.ljust(end - start, b"\0"), end - start)
 
 
 def _is_plain(env: Mapping[str, str]) -> bool:
     """Whether an interpreter with this environment would import what it imports without."""
-    return all(
-        value == str(TREE) for name, value in env.items() if name.startswith(("PYTHON", "LD_", "COVERAGE_"))
-    )
+    return all(value == str(TREE) for name, value in env.items() if name.startswith(("PYTHON", "LD_")))
 
 
 def _spawn_or_fork(

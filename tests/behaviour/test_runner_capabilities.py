@@ -14,7 +14,6 @@ def test_commands_answer_over_a_runner_that_can_only_serve(
 ) -> None:
     site = Site(tmp_path)
     real_pool.env |= host
-    real_pool.warm = True
     real_pool.write("pool.json", json.dumps({"server": [site.server("web", scale={"min": 0, "idle": 1})]}))
     assert "web: scale.min = 0 has no effect" in real_pool.ok("start").stderr
     assert site.instance("web")

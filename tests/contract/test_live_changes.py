@@ -42,7 +42,6 @@ def changes(done: Done) -> dict[str, tuple[str, list[str]]]:
 @pytest.fixture(scope="module")
 def shared_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
     with pool_in(tmp_path_factory.mktemp("pool")) as pool:
-        pool.warm = True
         pool.write_hello("a", "b")
         yield pool
 

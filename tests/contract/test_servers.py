@@ -66,7 +66,6 @@ def serve(real_pool: RealPool) -> Serve:
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
     """One pool for all tests that do not depend on how the server was started."""
     with pool_in(tmp_path_factory.mktemp("pool")) as shared:
-        shared.warm = True
         yield shared
 
 

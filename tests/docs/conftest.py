@@ -15,12 +15,6 @@ from tests.real_pool import RealPool
 
 
 @pytest.fixture
-def real_pool(real_pool: RealPool) -> RealPool:
-    real_pool.warm = True
-    return real_pool
-
-
-@pytest.fixture
 def reader(real_pool: RealPool, free_port: Any) -> Any:
     """A reader's shell in an empty directory: `reader(script)`; free ports take the place of the README's."""
     ports: dict[str, str] = {}

@@ -35,7 +35,6 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str,
     """An object of each kind, by the title of its section."""
     need_gateway()
     with pool_in(tmp_path_factory.mktemp("pool")) as real_pool:
-        real_pool.warm = True
         yield documents_of(real_pool)
 
 

@@ -41,13 +41,6 @@ path = "/two"
 PROXIED = ROUTES + 'mode = "proxy"\n'  # the route of "two"
 
 
-@pytest.fixture
-def real_pool(real_pool: RealPool) -> RealPool:
-    """Whose commands to a running pool are forked: these tests are of the gateway, not of the command."""
-    real_pool.warm = True
-    return real_pool
-
-
 class GatewayPool:
     """Requests to /one go to the server "one", those to /two to "two"; the rest has no route."""
 

@@ -90,7 +90,6 @@ def backend(text: bytes) -> Iterator[int]:
 @pytest.fixture(scope="module")
 def shared_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayPool]:
     with pool_in(tmp_path_factory.mktemp("pool")) as pool:
-        pool.warm = True
         yield GatewayPool(pool, wait_until)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests import leaving_clients
-from tests.features.gateway.conftest import ROUTES, GatewayPool, gateway, real_pool
+from tests.features.gateway.conftest import ROUTES, GatewayPool, gateway
 from tests.load.load import Load
 from tests.processes import is_alive
 from tests.programs import program
 
-__all__ = ["gateway", "real_pool"]
+__all__ = ["gateway"]
 
 HAPROXY = 'engine = "haproxy"'
 

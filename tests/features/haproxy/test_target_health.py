@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.features.gateway.conftest import gateway, real_pool
+from tests.features.gateway.conftest import gateway
 from tests.features.gateway.test_target_health import (
     service,
     test_probe_decides_about_a_target_outside_the_pool_without_any_request,
@@ -13,7 +13,6 @@ from tests.programs import program
 
 __all__ = [
     "gateway",
-    "real_pool",
     "service",
     "test_probe_decides_about_a_target_outside_the_pool_without_any_request",
 ]

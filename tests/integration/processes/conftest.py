@@ -10,13 +10,6 @@ from tests.real_pool import RealPool, pool_in
 
 
 @pytest.fixture
-def real_pool(real_pool: RealPool) -> RealPool:
-    """Whose commands to a running pool are forked: these tests are of its processes, not of the command's."""
-    real_pool.warm = True
-    return real_pool
-
-
-@pytest.fixture
 def pool(real_pool: RealPool) -> Iterator[RealPool]:
     """As `real_pool`; fails when one of the pool's own processes wrote a traceback or an asyncio complaint."""
     yield real_pool
@@ -26,7 +19,6 @@ def pool(real_pool: RealPool) -> Iterator[RealPool]:
 @pytest.fixture(scope="module")
 def pool_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
     with pool_in(tmp_path_factory.mktemp("pool")) as pool:
-        pool.warm = True
         yield pool
         look_for_complaints(pool)
 

@@ -74,7 +74,6 @@ def test_a_keeper_that_cannot_be_continued_is_replaced_and_every_server_serves(
     said = pool.ok("status").stderr
     assert "does not answer" not in said or time.monotonic() - began > LATE_SECONDS / 2
     reported = {"status": False, "doctor": False}
-    pool.warm = True  # commands are forked: a busy machine needs longer to start one than it takes to replace a keeper
 
     def both_report_it() -> bool:
         hold_keeper()  # another one, if it was replaced before both were asked

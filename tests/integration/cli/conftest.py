@@ -1,4 +1,4 @@
-"""The contract tests check the output of hundreds of commands, most of which run in this process."""
+"""The tests of the command line start the installed command, as users do."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.real_pool import RealPool
 
 @pytest.fixture
 def real_pool(real_pool: RealPool) -> RealPool:
-    real_pool.warm = True
+    real_pool.warm = False
     return real_pool
