@@ -488,9 +488,8 @@ class Keeper:
         self._client: Channel | None = None
         self._donor: DonorSupervisor | None = None
         self._shutdown = Shutdown(self.store, self.reaper, directory)
-        self._next: tuple[list[str], list[str]] | None = (
-            None  # the argument vectors of the next version and its supervisor
-        )
+        # The argument vectors of the next version and its supervisor.
+        self._next: tuple[list[str], list[str]] | None = None
 
     def take_over_descriptors(self, plan: wire.Message) -> None:
         """If `plan` has a donor, begin to receive the donor's descriptors. Otherwise store the plan's descriptors."""

@@ -283,9 +283,8 @@ def _open_ports(address: Address, kind: int) -> list[socket.socket]:
 def _open_bound_or_listening_socket(target: BindHost, port: int, kind: int, *, dual: bool) -> socket.socket:
     sock = socket.socket(target.family, kind)
     try:
-        if (
-            kind == socket.SOCK_STREAM
-        ):  # two UDP sockets with this option would share the port, and one of them would receive nothing
+        if kind == socket.SOCK_STREAM:
+            # Two UDP sockets with this option would share the port, and one of them would receive nothing.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if target.family == socket.AF_INET6:
             # Always set, so that `[::]` does not depend on the system's default (net.ipv6.bindv6only).

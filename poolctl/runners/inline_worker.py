@@ -79,9 +79,8 @@ class InlineWorker:
         if self._lifespan is not None and not self.answered.done():
             self._lifespan.fail_startup()
         for served in self._uvicorn.acceptor.servers:
-            stop_reading(
-                served.sockets
-            )  # at once, so that connections after a restart reach the new instance
+            # At once, so that connections after a restart reach the new instance.
+            stop_reading(served.sockets)
         if drain:
             self._uvicorn.drain()
         else:

@@ -137,9 +137,8 @@ def parse(
 
     File paths are relative to the first of the application's `directories` that contains the file.
     """
-    from .process_link import (
-        sanitize_and_truncate_text,
-    )  # late: it needs asyncio, which some commands do without
+    # Imported late: it needs asyncio, which some commands do without.
+    from .process_link import sanitize_and_truncate_text
 
     roots = [_OURS, *(os.path.join(each, "") for each in directories if each)]
     found: list[tuple[re.Match[str], list[Frame]]] = []

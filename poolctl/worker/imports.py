@@ -98,9 +98,8 @@ def make_routes_module_importable() -> None:
 
 def import_libraries_and_set_up() -> None:
     """Install the signal handlers for stack dumps, import uvicorn and others, and configure logging and gc."""
-    STACK_DUMP.install_signal_handlers(
-        SPEC_FD
-    )  # the descriptor of the specification, which a worker has closed by then
+    # The descriptor of the specification, which a worker has closed by then.
+    STACK_DUMP.install_signal_handlers(SPEC_FD)
     for name in _MODULES:
         try:
             importlib.import_module(name)

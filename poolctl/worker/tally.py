@@ -40,17 +40,15 @@ STARTED = 1  # requests whose headers have arrived
 DISCONNECTED = 2  # requests without a complete response because the client disconnected
 BROKEN = 3  # requests without a complete response because the application failed
 MALFORMED = 4  # inputs that were not valid requests
-LATENCY_NS = (
-    5  # the sum over all complete responses, from the headers of the request to the end of the response
-)
+# The sum over all complete responses, from the headers of the request to the end of the response.
+LATENCY_NS = 5
 CONNECTIONS = 6  # connections accepted, or handed over by another worker
 OPEN_CONNECTIONS = 7
 WEBSOCKETS = 8
 OPEN_WEBSOCKETS = 9
 STATUS = 10  # responses by the first digit of their status: slot 11 counts 1xx, slot 15 counts 5xx
-BUCKETS = (
-    16  # complete responses by latency: the first of BOUNDS_NS that it does not exceed; the last slot if none
-)
+# Complete responses by latency: the first of BOUNDS_NS that it does not exceed; the last slot if none.
+BUCKETS = 16
 BOUNDS_NS = tuple(
     int(milliseconds * 1_000_000)
     for milliseconds in (0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000)
@@ -266,9 +264,8 @@ class StackDump:
     def __init__(self) -> None:
         self._fd = -1
         self._done: Callable[[], None] = lambda: None
-        self._interrupted: FrameType | None = (
-            None  # the application's call, while another answer is being written
-        )
+        # The application's call, while another answer is being written.
+        self._interrupted: FrameType | None = None
 
     def install_signal_handlers(self, fd: int) -> None:
         """Handle the signals ASK and ASK_AGAIN: write thread stacks to descriptor `fd`, once `begin` has opened it."""

@@ -74,9 +74,8 @@ class RoutePublisher(Routing):
         self._activator = activator
         self._workers = workers
         self._routes: WorkerRouteTables | None = None
-        self._releasing: frozenset[str] = (
-            frozenset()
-        )  # the names of servers whose workers give connections back
+        # The names of servers whose workers give connections back.
+        self._releasing: frozenset[str] = frozenset()
 
     def publish(
         self, servers: Collection[ServerConfig], routes: WorkerRouteTables | None, gateway: Gateway

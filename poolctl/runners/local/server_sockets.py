@@ -154,9 +154,8 @@ class AdoptionPairs:
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
         self._pairs: dict[str, tuple[str, socket.socket, socket.socket]] = {}
-        self.routed: Mapping[str, str] = MappingProxyType(
-            {}
-        )  # the names of the servers that have a route, by key
+        # The names of the servers that have a route, by key.
+        self.routed: Mapping[str, str] = MappingProxyType({})
         self._gateway: Gateway | None = None
         self._give_back: socket.socket | None = None
         self._published: asyncio.Event | None = None

@@ -251,9 +251,8 @@ class Zygotes:
         self._output = os.path.join(directory, "helpers.log")
         self._running: dict[str, asyncio.Task[Link]] = {}
         self._processes: dict[Link, ProcessIdentity] = {}
-        self._without: dict[
-            str, list[str]
-        ] = {}  # the variables missing in a zygote's environment, by interpreter
+        # The variables missing in a zygote's environment, by interpreter.
+        self._without: dict[str, list[str]] = {}
 
     async def fork(
         self, source: InterpreterZygoteIdentity, fds: Sequence[int], role: str = "worker"

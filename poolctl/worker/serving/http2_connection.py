@@ -38,9 +38,8 @@ _HIGHEST_STREAM = 2**31 - 1
 class Http1Or2(Drainable, asyncio.Protocol):
     """A connection whose protocol is not known yet. An HTTP/1.1 or HTTP/2 protocol object then takes its place."""
 
-    routing: ConnectionRoutingState | None = (
-        None  # the routing state, for a connection passed on by the gateway
-    )
+    # The routing state, for a connection passed on by the gateway.
+    routing: ConnectionRoutingState | None = None
 
     def __init__(
         self,
