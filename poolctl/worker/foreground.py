@@ -13,24 +13,9 @@ from typing import NamedTuple, NoReturn
 
 import uvicorn
 
-from .imports import (
-    LoadFailed,
-    configure_logging_and_garbage_collection,
-    exit_status,
-    explain,
-    import_libraries_and_set_up,
-    load_app,
-    set_argv_and_path,
-)
-from .process_setup import (
-    SPEC_FD,
-    SetupFailed,
-    Spec,
-    apply_spec,
-    needs_exec,
-    read_spec_after_exec,
-    start_interpreter_again,
-)
+from . import imports, process_setup
+from .imports import LoadFailed
+from .process_setup import Spec
 from .serving.pool_server import PoolServer, StartupFailed, load_config
 from .serving.uvicorn_parts import with_explicit_parser
 
@@ -59,19 +44,19 @@ def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Inherited
     with `role` as first arguments. Exits with the reason if this machine cannot support the specification.
     """
     count, *applied = sys.argv[1:]
-    spec = read_spec_after_exec(1 + int(count))
+    spec = process_setup.read_spec_after_exec(1 + int(count))
     if light and spec["user"] is None:
-        configure_logging_and_garbage_collection()
+        imports.configure_logging_and_garbage_collection()
     else:
-        import_libraries_and_set_up()
+        imports.import_libraries_and_set_up()
     if not applied:
         try:
-            apply_spec(spec)
-        except SetupFailed as failure:
+            process_setup.apply_spec(spec)
+        except process_setup.SetupFailed as failure:
             sys.exit(str(failure))
-        if needs_exec(spec):
-            start_interpreter_again(spec, 1 + int(count), part, *role, count, _APPLIED)
-    listeners = SPEC_FD + 1
+        if process_setup.needs_exec(spec):
+            process_setup.start_interpreter_again(spec, 1 + int(count), part, *role, count, _APPLIED)
+    listeners = process_setup.SPEC_FD + 1
     tls = listeners + spec["listeners"]
     more = tls + spec["tls_files"]
     end = listeners + int(count)
@@ -118,11 +103,11 @@ def _break_into_debugger() -> None:
 
 def _load_and_run_server(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int:
     try:
-        set_argv_and_path(spec)
+        imports.set_argv_and_path(spec)
         if "PYTHONBREAKPOINT" not in os.environ:
             sys.breakpointhook = _break_into_debugger
         settings = {**spec["uvicorn"], "limit_max_requests": None}
-        config = uvicorn.Config(load_app(spec), **with_explicit_parser(settings))
+        config = uvicorn.Config(imports.load_app(spec), **with_explicit_parser(settings))
         requests = spec["requests"] and {"log": None, "answer": spec["requests"]["answer"]}
         load_config(config, requests, spec["tls"], tls_fds)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -130,9 +115,9 @@ def _load_and_run_server(spec: Spec, listeners: list[socket.socket], tls_fds: li
     except KeyboardInterrupt:
         return _INTERRUPTED
     except SystemExit as leaving:
-        return exit_status(leaving.code)
+        return imports.exit_status(leaving.code)
     except LoadFailed as error:
-        print(explain(error), file=sys.stderr, end="")
+        print(imports.explain(error), file=sys.stderr, end="")
         return _FAILED
     except StartupFailed:
         return _FAILED  # uvicorn has logged the reason

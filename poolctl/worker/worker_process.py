@@ -26,34 +26,8 @@ import uvicorn
 
 from ..keeper import pool_files, rendezvous, wire
 from ..platform import name_process
-from .imports import (
-    MOST_CHARACTERS,
-    LoadFailed,
-    exit_status,
-    explain,
-    hide_poolctl_from_applications,
-    import_libraries_and_set_up,
-    load_app,
-    set_argv_and_path,
-)
-from .process_setup import (
-    BEAT,
-    CONTROL_FD,
-    FIRST_LISTENER_FD,
-    Spec,
-    apply_spec,
-    discard_output,
-    move_descriptors_and_close_others,
-    needs_exec,
-    read_spec,
-    read_spec_after_exec,
-    run_and_exit,
-    run_command,
-    set_index_variable,
-    spec_digest,
-    start_interpreter_again,
-    wait_start_or_exit,
-)
+from . import imports, process_setup
+from .process_setup import BEAT, FIRST_LISTENER_FD, Spec, spec_digest
 from .serving.accepting import AdoptionPair
 from .serving.connection_state import PoolServerState
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
@@ -84,7 +58,7 @@ class WorkerProcess:
         self.adoption = AdoptionPair(*ends) if ends else None
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
         self.routes = GatewayRoutes(spec["server"], self.listeners, secure=spec["tls"] is not None)
-        self.control = ControlSocket(CONTROL_FD, self, self.tally_fd + 1)
+        self.control = ControlSocket(process_setup.CONTROL_FD, self, self.tally_fd + 1)
         self.signalled: int | None = None
         self.expired = False
         self.accepting_ordered = False  # whether an order has decided if this worker accepts
@@ -103,9 +77,9 @@ class WorkerProcess:
             return STARTUP_FAILURE
         except SystemExit as leaving:
             # The application has called sys.exit(), during its import or later.
-            return exit_status(leaving.code)
-        except LoadFailed as error:
-            print(explain(error), file=sys.stderr, end="")
+            return imports.exit_status(leaving.code)
+        except imports.LoadFailed as error:
+            print(imports.explain(error), file=sys.stderr, end="")
             return self._failed(str(error), STARTUP_FAILURE)
         except StartupFailed as error:
             return self._failed(str(error), error.status)
@@ -114,9 +88,9 @@ class WorkerProcess:
 
     def _configure(self) -> uvicorn.Config:
         spec = self.spec
-        set_argv_and_path(spec)
+        imports.set_argv_and_path(spec)
         settings = apply_and_drop_level(spec["uvicorn"])
-        config = configure(load_app(spec), settings)
+        config = configure(imports.load_app(spec), settings)
         load_config(config, spec["requests"], spec["tls"], list(self.tls_fds))
         return config
 
@@ -212,7 +186,7 @@ class WorkerProcess:
         try:
             context = ssl_context(tls, fds)
         except (OSError, ValueError) as error:
-            self.control.send_or_drop({"event": "tls", "error": str(error)[:MOST_CHARACTERS]})
+            self.control.send_or_drop({"event": "tls", "error": str(error)[: imports.MOST_CHARACTERS]})
             return
         self.server.config.ssl = context
         self.control.send_or_drop({"event": "tls", "error": None})
@@ -270,7 +244,7 @@ class WorkerProcess:
             os.write(2, line)
 
     def _failed(self, message: str, status: int) -> int:
-        self.control.send_or_drop({"event": "failed", "message": message[:MOST_CHARACTERS]})
+        self.control.send_or_drop({"event": "failed", "message": message[: imports.MOST_CHARACTERS]})
         return status
 
     def close_in_child(self) -> None:
@@ -446,7 +420,7 @@ class OrphanListener:
         # Checked repeatedly, because the logger may exit later, or may not have closed the pipe yet.
         if output_is_closed():
             # An application that prints must not fail because the logger has been killed too.
-            discard_output()
+            process_setup.discard_output()
         self._checking = self._loop.call_later(_OUTPUT_CHECK_SECONDS, self._discard_output_if_closed)
 
     def _accept_and_send_greeting(self) -> None:
@@ -582,32 +556,32 @@ def become_worker(fds: list[int], *, preloaded: bool = False) -> NoReturn:
 
     `preloaded`: this process is a fork of an app zygote, which has set up the server's user and application.
     """
-    run_and_exit(lambda: _set_up_and_run(fds, preloaded))
+    process_setup.run_and_exit(lambda: _set_up_and_run(fds, preloaded))
 
 
 def _set_up_and_run(fds: list[int], preloaded: bool) -> int:
     # Signals stay as they are: a preloaded application may have set handlers.
     spec_fd, control, output, *rest = fds
-    spec = read_spec(spec_fd)
+    spec = process_setup.read_spec(spec_fd)
     name_process(spec["server"])
-    wait_start_or_exit(control)
+    process_setup.wait_start_or_exit(control)
     if spec["kind"] == "command":
-        run_command(spec, output, rest)
-    move_descriptors_and_close_others([spec_fd, control, *rest], output)
+        process_setup.run_command(spec, output, rest)
+    process_setup.move_descriptors_and_close_others([spec_fd, control, *rest], output)
     if preloaded:
-        set_index_variable(spec)
+        process_setup.set_index_variable(spec)
     else:
-        apply_spec(spec)
-        if needs_exec(spec):
-            start_interpreter_again(spec, 2 + len(rest), "worker", "serve", str(len(rest)))
+        process_setup.apply_spec(spec)
+        if process_setup.needs_exec(spec):
+            process_setup.start_interpreter_again(spec, 2 + len(rest), "worker", "serve", str(len(rest)))
     return _run(spec)
 
 
 def run_after_exec() -> NoReturn:
     """Run the worker in this interpreter, which was started for the server's environment (see `needs_exec`)."""
-    spec = read_spec_after_exec(2 + int(sys.argv[1]))
-    import_libraries_and_set_up()
-    hide_poolctl_from_applications()
+    spec = process_setup.read_spec_after_exec(2 + int(sys.argv[1]))
+    imports.import_libraries_and_set_up()
+    imports.hide_poolctl_from_applications()
     os._exit(_run(spec))
 
 

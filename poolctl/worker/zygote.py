@@ -29,33 +29,8 @@ from typing import NamedTuple, NoReturn
 
 from ..keeper import wire
 from ..platform import name_process
-from .imports import (
-    MOST_CHARACTERS,
-    LoadFailed,
-    exit_status,
-    explain,
-    hide_poolctl_from_applications,
-    import_app,
-    import_libraries_and_set_up,
-    module_of,
-    set_argv_and_path,
-    warm_up,
-)
-from .process_setup import (
-    SPEC_FD,
-    Spec,
-    apply_spec,
-    clear_systemd_variables,
-    discard_output,
-    move_descriptors_and_close_others,
-    needs_exec,
-    read_spec,
-    read_spec_after_exec,
-    reset_signals,
-    run_and_exit,
-    start_interpreter_again,
-    wait_start_or_exit,
-)
+from . import imports, process_setup
+from .process_setup import SPEC_FD, Spec
 from .serving.pool_server import STARTUP_FAILURE
 from .worker_process import become_worker
 
@@ -74,10 +49,10 @@ def run_base_zygote() -> None:
     name_process("poolctl-zygote")
     requests = socket.socket(fileno=REQUESTS_FD)
     # Done here instead of in every worker, because Python's own handlers are meant for programs of one process.
-    reset_signals()
-    clear_systemd_variables()
-    import_libraries_and_set_up()
-    hide_poolctl_from_applications()
+    process_setup.reset_signals()
+    process_setup.clear_systemd_variables()
+    imports.import_libraries_and_set_up()
+    imports.hide_poolctl_from_applications()
     # The supervisor may have exited before this zygote is up.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         wire.send(requests, {"event": "up"}, wait=True)
@@ -86,45 +61,45 @@ def run_base_zygote() -> None:
 
 def become_app_zygote(fds: list[int]) -> NoReturn:
     """Become an app zygote in this newly forked process. `fds`: specification, request socket, output."""
-    run_and_exit(lambda: _set_up_and_serve(fds))
+    process_setup.run_and_exit(lambda: _set_up_and_serve(fds))
 
 
 def _set_up_and_serve(fds: list[int]) -> int:
     spec_fd, requests, output = fds
-    spec = read_spec(spec_fd)
+    spec = process_setup.read_spec(spec_fd)
     name_process("poolctl-app")
-    reset_signals()
-    wait_start_or_exit(requests)
-    move_descriptors_and_close_others([spec_fd, requests], output)
-    apply_spec(spec)
-    if needs_exec(spec):
-        start_interpreter_again(spec, 2, "worker", "app")
+    process_setup.reset_signals()
+    process_setup.wait_start_or_exit(requests)
+    process_setup.move_descriptors_and_close_others([spec_fd, requests], output)
+    process_setup.apply_spec(spec)
+    if process_setup.needs_exec(spec):
+        process_setup.start_interpreter_again(spec, 2, "worker", "app")
     return _import_and_serve_forks(spec)
 
 
 def run_after_exec() -> NoReturn:
     """Run the app zygote in this interpreter, which was started for the server's environment (see `needs_exec`)."""
-    spec = read_spec_after_exec(2)
+    spec = process_setup.read_spec_after_exec(2)
     name_process("poolctl-app")
-    import_libraries_and_set_up()
-    hide_poolctl_from_applications()
-    run_and_exit(lambda: _import_and_serve_forks(spec))
+    imports.import_libraries_and_set_up()
+    imports.hide_poolctl_from_applications()
+    process_setup.run_and_exit(lambda: _import_and_serve_forks(spec))
 
 
 def _import_and_serve_forks(spec: Spec) -> int:
     """Import the application, report the result, and fork workers on request; returns the exit status."""
     requests = socket.socket(fileno=_APP_REQUESTS_FD)
     os.close(SPEC_FD)
-    set_argv_and_path(spec)
-    before, origins = ProcessSnapshot.of_this_process(), ThreadOrigins(module_of(spec))
+    imports.set_argv_and_path(spec)
+    before, origins = ProcessSnapshot.of_this_process(), ThreadOrigins(imports.module_of(spec))
     try:
         with origins:
-            warm_up(import_app(spec))
+            imports.warm_up(imports.import_app(spec))
     except SystemExit as leaving:
-        return _run_exit_functions(exit_status(leaving.code))
-    except LoadFailed as error:
-        print(explain(error), file=sys.stderr, end="")
-        _send(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
+        return _run_exit_functions(imports.exit_status(leaving.code))
+    except imports.LoadFailed as error:
+        print(imports.explain(error), file=sys.stderr, end="")
+        _send(requests, {"event": "failed", "message": str(error)[: imports.MOST_CHARACTERS]})
         return _run_exit_functions(STARTUP_FAILURE)
     if found := before.describe_persistent_leftovers(origins):
         return _report_preload_unusable(requests, found, before.native_thread_advice())
@@ -133,7 +108,7 @@ def _import_and_serve_forks(spec: Spec) -> int:
     # From here only workers print, to pipes of their own; the end of this pipe shows that all output was read.
     sys.stdout.flush()
     sys.stderr.flush()
-    discard_output()
+    process_setup.discard_output()
     if _send(requests, {"event": "up"}):
         serve_forks(requests, {"worker": lambda fds: become_worker(fds, preloaded=True)})
     # The application's exit functions run only in its workers.
@@ -145,7 +120,7 @@ def _report_preload_unusable(requests: socket.socket, found: str, fix: str) -> i
     problem += f" ({fix})" if fix else ""
     print(f"preload = true has no effect: {problem}", file=sys.stderr)
     _run_exit_functions(0)
-    _send(requests, {"event": "unusable", "problem": problem[:MOST_CHARACTERS]})
+    _send(requests, {"event": "unusable", "problem": problem[: imports.MOST_CHARACTERS]})
     return 0
 
 

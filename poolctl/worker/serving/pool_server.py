@@ -15,28 +15,14 @@ from typing import Any
 
 import uvicorn
 
+from . import uvicorn_parts
 from .accepting import AdoptionPair, ConnectionAcceptor, ConnectionsAwaitingProtocol, protocol_factory
 from .connection_balancer import ConnectionBalancer, PeerCounts
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, HeadTimeouts, PoolServerState
 from .http1_connection import H11Connection, Http1Connection, HttptoolsConnection, ZttpConnection
 from .http2_connection import Http2Connection
 from .request_records import CUT, FailedRequestLog, RequestCounts, add_access_log, inner_app
-from .uvicorn_parts import (
-    CLOSE_HEADER,
-    H11,
-    HTTP1,
-    HTTP2,
-    HTTPTOOLS,
-    WEBSOCKETS,
-    ZTTP,
-    Message,
-    RequiredProtocolMembers,
-    Settings,
-    State,
-    Tls,
-    ZttpH2Protocol,
-    ssl_context,
-)
+from .uvicorn_parts import Message, RequiredProtocolMembers, Settings, State, Tls, ZttpH2Protocol, ssl_context
 from .worker_routes import ANYWHERE, GatewayRoutes, show_proxied_routes_to_app
 
 logger = logging.getLogger("uvicorn.error")
@@ -58,10 +44,10 @@ _CUT_HEADERS = [
 
 # The protocol classes, each with the parts of uvicorn's class that it uses.
 _CLASSES: list[tuple[type[asyncio.Protocol], tuple[RequiredProtocolMembers, ...]]] = [
-    (H11Connection, (HTTP1, H11)),
-    (HttptoolsConnection, (HTTP1, HTTPTOOLS)),
-    (ZttpConnection, (HTTP1, ZTTP)),
-    (Http2Connection, (HTTP2,)),
+    (H11Connection, (uvicorn_parts.HTTP1, uvicorn_parts.H11)),
+    (HttptoolsConnection, (uvicorn_parts.HTTP1, uvicorn_parts.HTTPTOOLS)),
+    (ZttpConnection, (uvicorn_parts.HTTP1, uvicorn_parts.ZTTP)),
+    (Http2Connection, (uvicorn_parts.HTTP2,)),
 ]
 
 
@@ -444,8 +430,8 @@ def _unanswered(connections: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
 
 async def _answer_503(connection: Any, cycle: Any) -> None:
     headers = list(_CUT_HEADERS)
-    if hasattr(connection, "cycle") and CLOSE_HEADER not in cycle.default_headers:
-        headers.append(CLOSE_HEADER)
+    if hasattr(connection, "cycle") and uvicorn_parts.CLOSE_HEADER not in cycle.default_headers:
+        headers.append(uvicorn_parts.CLOSE_HEADER)
     await cycle.send({"type": "http.response.start", "status": _CUT_STATUS, "headers": headers})
     await cycle.send({"type": "http.response.body", "body": _CUT_BODY, "more_body": False})
 
@@ -554,7 +540,7 @@ def close_websocket_for_restart(websocket: WebSocket) -> None:
 @functools.cache
 def _closing_function(protocol: Any) -> Callable[[WebSocket], bool] | None:
     """The function that closes WebSockets of class `protocol`; None if the class is unknown or lacks needed members."""
-    parts = WEBSOCKETS.get(protocol.__name__)
+    parts = uvicorn_parts.WEBSOCKETS.get(protocol.__name__)
     return None if parts is None or parts.missing(protocol) else _CLOSING_FUNCTIONS[protocol.__name__]
 
 

@@ -16,26 +16,9 @@ from typing import Any, NamedTuple
 
 import uvicorn
 
-from ..tally import (
-    BOUNDS_NS,
-    BROKEN,
-    BUCKETS,
-    DISCONNECTED,
-    LATENCY_NS,
-    STATUS,
-    error_slot,
-    route_slot,
-)
-from .uvicorn_parts import (
-    BUSY_APP,
-    App,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    get_client_addr,
-    get_path_with_query_string,
-)
+from .. import tally
+from . import uvicorn_parts
+from .uvicorn_parts import App, Message, Receive, Scope, Send
 
 logger = logging.getLogger("uvicorn.access")
 
@@ -62,26 +45,26 @@ class RequestCounts:
 
     def count_response(self, latency_ns: int) -> None:
         """Count a complete response."""
-        self.tally[LATENCY_NS] += latency_ns
-        self.tally[BUCKETS + bisect_left(BOUNDS_NS, latency_ns)] += 1
+        self.tally[tally.LATENCY_NS] += latency_ns
+        self.tally[tally.BUCKETS + bisect_left(tally.BOUNDS_NS, latency_ns)] += 1
 
     def count_unanswered(self, connection: object, newest: Any) -> None:
         """Count the unanswered requests of a closed connection: the newest, and pipelined ones."""
         # uvicorn resets this when the application has returned.
         awaited = getattr(newest.on_response, "__self__", None) is connection
-        kind = DISCONNECTED if awaited or newest.disconnected else BROKEN
+        kind = tally.DISCONNECTED if awaited or newest.disconnected else tally.BROKEN
         self.tally[kind] += 1 + len(getattr(connection, "pipeline", ()))
 
     def count_routed(self, alias: str) -> None:
         """Count a request that came through a gateway on the route `alias`."""
         slot = self._route_slots.get(alias)
         if slot is None:
-            slot = self._route_slots[alias] = route_slot(self.tally, alias)
+            slot = self._route_slots[alias] = tally.route_slot(self.tally, alias)
         self.tally[slot] += 1
 
     def count_error(self, alias: str) -> None:
         """Count a failed request of the route `alias`, unless `tally` is full and has no slot for its errors."""
-        if (slot := error_slot(self.tally, alias)) is not None:
+        if (slot := tally.error_slot(self.tally, alias)) is not None:
             self.tally[slot] += 1
 
 
@@ -92,7 +75,7 @@ def send_counted(connection: Any, cycle: Any, message: Message) -> Awaitable[Non
         status = message["status"]
         if 100 <= status < 600:  # uvicorn raises an error for any other status
             if connection.counts is not None:
-                connection.counts.tally[STATUS + status // 100] += 1
+                connection.counts.tally[tally.STATUS + status // 100] += 1
             failed = connection.server_state.failed
             if status >= LEAST_FAILURE and failed is not None:
                 begun_ns = connection.begun_at_ns(cycle)
@@ -198,7 +181,7 @@ class RequestLine(NamedTuple):
             phrase = f" {HTTPStatus(self.status).phrase}"
         except ValueError:
             phrase = ""
-        client = get_client_addr(self.scope) or "-"  # type: ignore[arg-type]
+        client = uvicorn_parts.get_client_addr(self.scope) or "-"  # type: ignore[arg-type]
         request = f'"{self._method_and_target()} HTTP/{self.scope["http_version"]}"'
         duration = "" if self.seconds is None else f" {1000 * self.seconds:.1f}ms"
         return f"{client} - {request} {int(self.status)}{phrase}{duration} {self.name}".rstrip()
@@ -209,9 +192,9 @@ class RequestLine(NamedTuple):
         found = {
             "message": f"{self._method_and_target()} {int(self.status)}",
             "request_id": self.name or None,
-            "client": get_client_addr(self.scope),  # type: ignore[arg-type]
+            "client": uvicorn_parts.get_client_addr(self.scope),  # type: ignore[arg-type]
             "method": self.scope.get("method", "WebSocket"),
-            "target": get_path_with_query_string(self.scope),  # type: ignore[arg-type]
+            "target": uvicorn_parts.get_path_with_query_string(self.scope),  # type: ignore[arg-type]
             "http_version": self.scope["http_version"],
             "status": int(self.status),
             "duration_seconds": None if seconds is None else round(seconds, 6),
@@ -219,7 +202,7 @@ class RequestLine(NamedTuple):
         return {name: value for name, value in found.items() if value is not None}
 
     def _method_and_target(self) -> str:
-        target = get_path_with_query_string(self.scope)  # type: ignore[arg-type]
+        target = uvicorn_parts.get_path_with_query_string(self.scope)  # type: ignore[arg-type]
         return f"{self.scope.get('method', 'WebSocket')} {target}"
 
 
@@ -272,9 +255,9 @@ def add_access_log(config: uvicorn.Config, wanted: dict[str, Any] | None) -> Non
     config.loaded_app = AccessLogMiddleware(config.loaded_app, log=log, answer=answer)
     # uvicorn's application for responses above max_concurrency.
     module = sys.modules.get(config.http_protocol_class.__module__)
-    if module is not None and hasattr(module, BUSY_APP):
-        vars(module)[BUSY_APP] = AccessLogMiddleware(
-            inner_app(getattr(module, BUSY_APP)), log=log, answer=answer
+    if module is not None and hasattr(module, uvicorn_parts.BUSY_APP):
+        vars(module)[uvicorn_parts.BUSY_APP] = AccessLogMiddleware(
+            inner_app(getattr(module, uvicorn_parts.BUSY_APP)), log=log, answer=answer
         )
 
 
