@@ -15,15 +15,8 @@ from typing import Any
 
 from poolctl.config import ServerConfig, default_env_file, default_interpreter
 from poolctl.errors import ServerError
-from poolctl.listeners.open_listener import (
-    Identity,
-    close_listener,
-    describe,
-    identity_of,
-    inherited_descriptors,
-    listener_and_connection_descriptors,
-    refuse_new_connections,
-)
+from poolctl.listeners import open_listener
+from poolctl.listeners.open_listener import Identity, inherited_descriptors
 from poolctl.worker.serving.accepting import stop_reading
 
 from .inline_worker import InlineWorker
@@ -74,15 +67,16 @@ class InlineRunner(Runner, SleepCapability):
             address = server.address
             inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
             sockets = await self._opener.listen(address, inherited)
-            self._listeners[key] = (sockets, identity_of(key))
-        return tuple(map(describe, self._listeners[key][0]))
+            self._listeners[key] = (sockets, open_listener.identity_of(key))
+        return tuple(map(open_listener.describe, self._listeners[key][0]))
 
     async def close(self, key: str) -> None:
         self.disarm(key)
         sockets, path = self._listeners.pop(key, ([], None))
         if not key.startswith("fd:"):  # an inherited socket is returned unchanged
-            refuse_new_connections(sockets)  # a forked child of the embedding program may hold them
-        close_listener(sockets, path)
+            # A forked child of the embedding program may hold them.
+            open_listener.refuse_new_connections(sockets)
+        open_listener.close_listener(sockets, path)
 
     async def preload_application(self, server: ServerConfig, since: float) -> str:
         """Return "" (success): this process imports a module only once, so there is nothing to prepare."""
@@ -201,7 +195,7 @@ class InlineRunner(Runner, SleepCapability):
         """In a forked child, release every socket without touching the state shared with the parent process."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
         redirect_to_null_in_child(
-            listener_and_connection_descriptors(sockets), (self._listeners, self._workers)
+            open_listener.listener_and_connection_descriptors(sockets), (self._listeners, self._workers)
         )
         self._listeners, self._workers = {}, {}
 

@@ -21,16 +21,10 @@ from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, Star
 from poolctl.worker.serving.request_records import AccessLogMiddleware
 from poolctl.worker.serving.uvicorn_parts import LifespanOn, ssl_context, with_explicit_parser
 
+from . import worker_spec
 from .listener_opener import in_daemon_thread
 from .runner_protocol import Exit, Placement
-from .worker_spec import (
-    connection_limits,
-    memory_files,
-    stop_seconds,
-    tls_contents,
-    tls_settings,
-    uvicorn_settings,
-)
+from .worker_spec import uvicorn_settings
 
 _CANCEL_SECONDS = 0.2
 _CANCEL_ATTEMPTS = 25
@@ -101,11 +95,11 @@ class InlineWorker:
 
     def renew_tls(self, server: ServerConfig) -> None:
         """Use the server's current certificate files for new handshakes. Raises ServerError."""
-        settings = tls_settings(server)
+        settings = worker_spec.tls_settings(server)
         if self._uvicorn is None or self._uvicorn.config.ssl is None or settings is None:
             return
         try:
-            with memory_files(tls_contents(server)) as fds:
+            with worker_spec.memory_files(worker_spec.tls_contents(server)) as fds:
                 # A new context: the old one would still trust the client authorities that are no longer in the file.
                 self._uvicorn.config.ssl = ssl_context(settings, fds)
         except OSError as error:  # ssl.SSLError is one
@@ -132,10 +126,10 @@ class InlineWorker:
                 config,
                 state=self._state,
                 drain_seconds=self.server.drain_timeout,
-                stop_seconds=stop_seconds(self.server),
+                stop_seconds=worker_spec.stop_seconds(self.server),
                 resting=self.server.health.gated,
                 failed="logger" if self.server.http.access_log == "errors" else None,
-                **connection_limits(self.server),
+                **worker_spec.connection_limits(self.server),
             )
             await self._uvicorn.run(listeners, functools.partial(self.answered.set_result, None))
         except (LoadFailed, StartupFailed) as error:
@@ -170,9 +164,9 @@ class InlineWorker:
             config.loaded_app = AccessLogMiddleware(
                 config.loaded_app, log=log, answer=bool(server.http.request_id)
             )
-        tls = tls_settings(server)
+        tls = worker_spec.tls_settings(server)
         if tls is not None:
-            with memory_files(tls_contents(server)) as fds:
+            with worker_spec.memory_files(worker_spec.tls_contents(server)) as fds:
                 config.ssl = ssl_context(tls, fds)
         return config
 

@@ -24,21 +24,11 @@ from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, pool_files, rendezvous, wire
 from poolctl.platform import memory_file, read_file
 
+from .. import worker_spec
 from ..process_link import HasDescriptor, Link
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..runner_registry import RunnerContext
-from ..worker_spec import (
-    Spec,
-    argument_vector,
-    hook_id,
-    memory_files,
-    preload_spec,
-    spec_file,
-    tls_contents,
-    user_id,
-    user_ids,
-    worker_spec,
-)
+from ..worker_spec import Spec
 from .local_worker import LocalWorker, NotifySocket, Tally
 from .output_pipes import OutputPipes
 from .server_sockets import AdoptionPairs, handover_group
@@ -171,7 +161,7 @@ def _decoded(content: bytes) -> dict[str, LoadedCertificate]:
 
 
 def _read_certificate(server: ServerConfig) -> LoadedCertificate:
-    contents, tls = tls_contents(server), server.tls
+    contents, tls = worker_spec.tls_contents(server), server.tls
     if not contents or not tls or tls is True:
         return LoadedCertificate((), [], None)
     times = certificate_validity(contents[0].decode("ascii", errors="replace"))
@@ -283,7 +273,7 @@ class Forker:
 
     def _check_files_and_program(self, server: ServerConfig) -> None:
         spec = self._app_spec(server)
-        tls_contents(server)
+        worker_spec.tls_contents(server)
         base = os.environ if spec["env_base"] is None else spec["env_base"]
         if server.command and (finding := missing_program(server, {**base, **spec["env"]})):
             raise ServerError(finding.message, name=server.name, bind=server.bind, hint=finding.hint)
@@ -314,7 +304,7 @@ class Forker:
         )
 
     def _app_spec(self, server: ServerConfig) -> Spec:
-        return preload_spec(
+        return worker_spec.preload_spec(
             server,
             interpreter=_interpreter(server),
             open_files=self._site.open_files,
@@ -333,7 +323,7 @@ class Forker:
     ) -> LocalWorker:
         app_zygote = await self._get_or_start_zygote(server)
         given = self.certificates.read_certificate_with_fallback(server, generation)
-        spec = worker_spec(
+        spec = worker_spec.worker_spec(
             server,
             interpreter=forked_from.interpreter,
             listeners=len(sockets),
@@ -371,7 +361,7 @@ class Forker:
             )
             worker.placement = replace(
                 placement,
-                id=hook_id(server.name, hook) if hook else placement.id,
+                id=worker_spec.hook_id(server.name, hook) if hook else placement.id,
                 where=f"pid {pid}",
                 pid=pid,
                 certificate_ends=given.ends,
@@ -420,14 +410,14 @@ class Forker:
         """
         server = worker.server
         if server.command:
-            spec["argv"] = argument_vector(server)
+            spec["argv"] = worker_spec.argument_vector(server)
             if server.notify:
-                worker.notify = NotifySocket.open(user_id(server))
+                worker.notify = NotifySocket.open(worker_spec.user_id(server))
                 if_failed.callback(worker.notify.close)
                 spec["env"]["NOTIFY_SOCKET"] = worker.notify.path
-        file = spec_file(spec)
+        file = worker_spec.spec_file(spec)
         afterwards.callback(os.close, file)
-        certificates = afterwards.enter_context(memory_files(given.contents))
+        certificates = afterwards.enter_context(worker_spec.memory_files(given.contents))
         adoption = [sock.fileno() for sock in self._adoptions.get_or_open(server)]
         fds = [file, *control_output_and_listeners, *certificates, *adoption]
         if not server.command:
@@ -450,7 +440,7 @@ class Forker:
         if server.command:
             # Any zygote can execute a command, which does not need the application's interpreter.
             return InterpreterZygoteIdentity(sys.executable)
-        return InterpreterZygoteIdentity.for_user(_interpreter(server), user_ids(server))
+        return InterpreterZygoteIdentity.for_user(_interpreter(server), worker_spec.user_ids(server))
 
     def _orphan_description(
         self, server: ServerConfig, generation: int, index: int, output: str
@@ -467,7 +457,7 @@ class Forker:
             "output": output,
             "protocol": None if server.command else handover_group(server),
             # A worker of another user cannot enter the directory, so it gets a socket that is already bound there.
-            "bound": not server.command and user_ids(server) is not None,
+            "bound": not server.command and worker_spec.user_ids(server) is not None,
         }
 
 

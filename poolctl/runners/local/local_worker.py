@@ -18,51 +18,20 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from poolctl import platform
 from poolctl.config import ServerConfig, masked_text
 from poolctl.json_form import from_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.listeners.sock_diag import wait_until_accepted
-from poolctl.platform import (
-    CREDENTIALS_BYTES,
-    enable_sender_credentials,
-    kernel_state_of_threads,
-    process_cpu_ns,
-    process_start,
-    sender_credentials,
-    status_of,
-    waits_for_events,
-)
+from poolctl.platform import process_cpu_ns, waits_for_events
+from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
 from poolctl.worker.serving.connection_balancer import create_peer_counts_page
-from poolctl.worker.tally import (
-    ASK,
-    ASK_AGAIN,
-    BEAT_ASKED_NS,
-    BEAT_AT_NS,
-    BEAT_CPU_NS,
-    COUNTED,
-    Counts,
-    clear_and_rewind_stacks,
-    create_tally_page,
-    final_counts,
-    read_stacks,
-    read_tally_page,
-    why_impossible,
-    writes_stacks,
-)
+from poolctl.worker.tally import ASK, ASK_AGAIN, COUNTED, Counts, final_counts
 
+from .. import process_link
 from ..listener_opener import in_daemon_thread
-from ..process_link import (
-    Descriptor,
-    HasDescriptor,
-    Link,
-    LinkHandler,
-    Message,
-    flag_of,
-    message_allowance,
-    printable_text_or_empty,
-    sanitize_and_truncate_text,
-)
+from ..process_link import Descriptor, HasDescriptor, Link, LinkHandler, Message, printable_text_or_empty
 from ..runner_protocol import (
     AdoptedWorker,
     Counters,
@@ -119,50 +88,50 @@ class Tally(Descriptor):
     @classmethod
     def new(cls) -> Tally:
         """Create a tally with a new memory page, on which all counts are zero. Counting begins now."""
-        return cls(create_tally_page(), time.monotonic())
+        return cls(tally.create_tally_page(), time.monotonic())
 
     def counts(self) -> Counts | None:
         """Return the worker's counts so far; None for a page in another poolctl version's layout."""
-        counts = read_tally_page(self._fd)
+        counts = tally.read_tally_page(self._fd)
         if counts is None:
             return None
         if not self.refused:
             counted = counts[:COUNTED]
             if counted != self._believed:
                 now = self._now()
-                self.refused = why_impossible(counted, self._believed, now - self._at)
+                self.refused = tally.why_impossible(counted, self._believed, now - self._at)
                 if not self.refused:
                     self._believed, self._at = counted, now
         return [*final_counts(self._believed), *counts[COUNTED:]] if self.refused else counts
 
     def ask(self, asked_ns: int) -> None:
         """Record the time at which the worker is asked for a heartbeat."""
-        os.pwrite(self._fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), BEAT_ASKED_NS * _SLOT_BYTES)
+        os.pwrite(self._fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), tally.BEAT_ASKED_NS * _SLOT_BYTES)
 
     def last_beat_ns(self) -> int:
         """Return the time of the worker's last heartbeat; 0 if there was none, or when `counts` returns None."""
-        return self._slot(BEAT_AT_NS)
+        return self._slot(tally.BEAT_AT_NS)
 
     def beat_cpu_ns(self) -> int:
         """The processor time that the worker had used at its last heartbeat; 0 if unknown."""
-        return self._slot(BEAT_CPU_NS)
+        return self._slot(tally.BEAT_CPU_NS)
 
     def _slot(self, slot: int) -> int:
-        page = read_tally_page(self._fd)
+        page = tally.read_tally_page(self._fd)
         return 0 if page is None else page[slot]
 
     @property
     def has_stacks(self) -> bool:
         """Whether the worker can write its stacks into its memory page when it gets a signal."""
-        return writes_stacks(self._fd)
+        return tally.writes_stacks(self._fd)
 
     def clear_stacks(self) -> None:
         """Remove the stacks that the worker has written, so that it can write new ones."""
-        clear_and_rewind_stacks(self._fd)
+        tally.clear_and_rewind_stacks(self._fd)
 
     def stacks(self) -> bytes:
         """The stacks that the worker has written; empty if it has written none."""
-        return read_stacks(self._fd)
+        return tally.read_stacks(self._fd)
 
 
 async def wait_until_accepting(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
@@ -209,12 +178,12 @@ class NotifySocket:
 
     def __init__(self, sock: socket.socket, path: str, uid: int) -> None:
         sock.setblocking(False)
-        enable_sender_credentials(sock)
+        platform.enable_sender_credentials(sock)
         self.path = path
         self._sock = sock
         self._uids = {0, uid}
         self._on_ready: Callable[[], None] = lambda: None
-        self._allowance = message_allowance()
+        self._allowance = process_link.message_allowance()
         self._pause: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -245,14 +214,14 @@ class NotifySocket:
 
     def _readable(self) -> None:
         loop = asyncio.get_running_loop()
-        space = socket.CMSG_SPACE(CREDENTIALS_BYTES)
+        space = socket.CMSG_SPACE(platform.CREDENTIALS_BYTES)
         with contextlib.suppress(BlockingIOError):
             while self._allowance.take(1, loop.time()):
                 # No buffer for descriptors is given, so the kernel drops them.
                 data, ancillary, _, _ = self._sock.recvmsg(
                     _MOST_NOTIFICATION_BYTES, space, socket.MSG_DONTWAIT
                 )
-                sender = sender_credentials(ancillary)
+                sender = platform.sender_credentials(ancillary)
                 if sender is not None and sender[1] in self._uids and b"READY=1" in data.splitlines():
                     self._on_ready()
             loop.remove_reader(self._sock.fileno())
@@ -364,7 +333,7 @@ class LocalWorker(LinkHandler):
         """
         self._taken_over = True
         pid, start = self.process
-        if not reports and start is not None and process_start(pid) == start:
+        if not reports and start is not None and platform.process_start(pid) == start:
             _settle(self.reported)
 
     def control_by(self, sock: socket.socket) -> None:
@@ -374,7 +343,7 @@ class LocalWorker(LinkHandler):
     def received(self, message: Message, fds: Sequence[int] = ()) -> None:
         event = printable_text_or_empty(message, "event")
         if event == "ready":
-            self.leaving = flag_of(message, "leaving")
+            self.leaving = process_link.flag_of(message, "leaving")
             self.resting = printable_text_or_empty(message, "resting")
             if self.leaving:
                 _settle(self.left)
@@ -611,7 +580,7 @@ class LocalWorker(LinkHandler):
         """The value of this worker's entry in the keeper's store, from which a later supervisor adopts it."""
         placement = self.placement
         if self.start is None and placement.pid is not None:
-            self.start = process_start(placement.pid)
+            self.start = platform.process_start(placement.pid)
         return {
             "server": placement.server,
             "key": self.server.key,
@@ -905,11 +874,13 @@ class StackReader(Stacks):
         assert pid is not None
         try:
             async with asyncio.timeout(seconds), self._reading:
-                found = await in_daemon_thread(functools.partial(kernel_state_of_threads, pid, _MOST_THREADS))
+                found = await in_daemon_thread(
+                    functools.partial(platform.kernel_state_of_threads, pid, _MOST_THREADS)
+                )
         except TimeoutError:
             return ()
         return tuple(
-            from_json(KernelThread, {**each, "name": sanitize_and_truncate_text(each["name"])})
+            from_json(KernelThread, {**each, "name": process_link.sanitize_and_truncate_text(each["name"])})
             for each in found
         )
 
@@ -918,7 +889,7 @@ def _reason_not_to_ask(worker: LocalWorker) -> str:
     """The reason why the worker cannot be asked for its stacks; "" if it can."""
     if worker.server.command:
         return "a program has no Python stacks here; its threads, as the kernel sees them:"
-    if status_of(worker.placement.pid or 0).get(b"State", b"").startswith((b"T", b"t")):
+    if platform.status_of(worker.placement.pid or 0).get(b"State", b"").startswith((b"T", b"t")):
         return "it is stopped (SIGSTOP, or a debugger): kill -CONT lets it continue"
     if worker.tally is None or not worker.tally.has_stacks:
         return "it cannot be asked: it has just been forked"
@@ -940,5 +911,5 @@ def _explain_missing_stacks(worker: LocalWorker, source: str) -> str:
 
 def _handles_signal(worker: LocalWorker, number: int) -> bool:
     """Whether the process handles the signal, which would otherwise end it."""
-    caught = status_of(worker.placement.pid or 0).get(b"SigCgt", b"0")
+    caught = platform.status_of(worker.placement.pid or 0).get(b"SigCgt", b"0")
     return bool(int(caught, 16) >> (number - 1) & 1)

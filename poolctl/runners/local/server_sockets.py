@@ -18,13 +18,8 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.connection_handover import Connection
-from poolctl.listeners.open_listener import (
-    Inherited,
-    close_listener,
-    describe,
-    identity_of,
-    refuse_new_connections,
-)
+from poolctl.listeners import open_listener
+from poolctl.listeners.open_listener import Inherited
 from poolctl.platform import close_promptly, readable_bytes
 
 from ..listener_opener import Opener
@@ -74,7 +69,7 @@ class Sockets:
 
     def endpoints(self, key: str) -> list[str]:
         """The addresses to which the listeners with this key are bound; empty if there are no listeners."""
-        return [describe(sock) for sock in self._open.get(key, ())]
+        return [open_listener.describe(sock) for sock in self._open.get(key, ())]
 
     async def open(self, server: ServerConfig) -> None:
         """Open the server's listeners, unless they are open or the server has none. Raises ServerError.
@@ -96,7 +91,7 @@ class Sockets:
             # Blocking, as programs expect (sd_listen_fds(3)): the flag is shared by all processes that have the socket.
             for sock in self._open[key]:
                 sock.setblocking(True)
-        self._identities[key] = identity_of(key)
+        self._identities[key] = open_listener.identity_of(key)
         self._keeper.send(
             {
                 "op": "put",
@@ -114,8 +109,8 @@ class Sockets:
             return
         if not key.startswith("fd:"):
             # A worker that is about to exit may hold one; systemd's own sockets are returned unchanged.
-            refuse_new_connections(sockets)
-        close_listener(sockets, self._identities.pop(key, None))
+            open_listener.refuse_new_connections(sockets)
+        open_listener.close_listener(sockets, self._identities.pop(key, None))
         with contextlib.suppress(LinkLost):
             await self._keeper.call({"op": "drop", "name": f"{fd_store.LISTENER}{key}"})
 
@@ -129,7 +124,7 @@ class Sockets:
             self._shared.add(key)
         # The socket's options stay unchanged, because processes that accept from it rely on them.
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
-        self._identities[key] = identity_of(key)
+        self._identities[key] = open_listener.identity_of(key)
         return self._open[key]
 
 

@@ -35,16 +35,8 @@ from poolctl.keeper.wire import Message
 from poolctl.platform import parent_and_start, process_start, process_users
 from poolctl.units import format_duration
 
-from ..process_link import (
-    Link,
-    LinkHandler,
-    LinkLost,
-    Malformed,
-    Refused,
-    number_of,
-    printable_text_or_empty,
-    spawn,
-)
+from .. import process_link
+from ..process_link import Link, LinkHandler, LinkLost, Refused, printable_text_or_empty
 from ..runner_protocol import IMPORTS_PER_CPU, Exit, WorkerFailed
 from ..withheld_variables import withheld_variables
 from ..worker_spec import Spec, spec_file
@@ -122,8 +114,8 @@ class Children:
         A check is omitted if its value is None. Raises LinkLost if the keeper is gone.
         """
         try:
-            pid = number_of(reply, "pid", 2, _MOST_PID)
-        except Malformed as error:
+            pid = process_link.number_of(reply, "pid", 2, _MOST_PID)
+        except process_link.Malformed as error:
             raise Forged(f"answered with {error}") from None
         if pid in self._known:
             raise Forged(f"named pid {pid} as a new process, but it is another process of the pool")
@@ -404,7 +396,7 @@ class Zygotes:
             argv, output = as_user(*source.user, argv), os.devnull
         ours, theirs = wire.pair()
         try:
-            pid = await spawn(self._keeper, argv, output, theirs, without)
+            pid = await process_link.spawn(self._keeper, argv, output, theirs, without)
         except BaseException:
             ours.close()
             raise
