@@ -15,24 +15,9 @@ from poolctl.listeners.port_ledger import free_port
 from poolctl.runners.runner_protocol import Placement, Runner, RunnerEventHandler
 from poolctl.states import State, in_words
 
+from . import decide
 from .configuration_diff import read_certificate_expiry, read_digests_by_key
-from .decide import (
-    ASLEEP,
-    IN_BACKOFF,
-    LEAVING,
-    NO_OVERRIDES,
-    Action,
-    Arm,
-    DecisionTrace,
-    Desired,
-    Drain,
-    ListenerState,
-    Overrides,
-    Stop,
-    View,
-    WorkerPhase,
-    decide,
-)
+from .decide import ASLEEP, IN_BACKOFF, LEAVING, Desired, Drain, ListenerState, Overrides, Stop, WorkerPhase
 from .health_checks import HealthChecks
 from .perform import LAST_LINES, LINES_READ, Executor, StackReports, explanatory_lines, is_quoted, last_lines
 from .schedules import ScheduledRuns, SleepWindowScheduler
@@ -57,7 +42,7 @@ class Core:
         recorder: Recorder,
         *,
         calm: bool = False,
-        trace: DecisionTrace | None = None,
+        trace: decide.DecisionTrace | None = None,
     ) -> None:
         self.runner = runner
         self.clock = clock
@@ -126,12 +111,12 @@ class Core:
             if queued is not None and not entry.is_stopping:
                 self.start(entry, ignore_dependencies=queued.ignore_dependencies, retries=queued.retries)
 
-    def _decide(self, entry: Entry) -> list[Action]:
+    def _decide(self, entry: Entry) -> list[decide.Action]:
         view = self.view(entry)
-        decided = actions = decide(view)
+        decided = actions = decide.decide(view)
         if self.calm and entry.name not in self._queue.commanded:
             # Watching a listener starts no worker, and the request that wakes the server counts as a command.
-            actions = [action for action in decided if isinstance(action, Arm)]
+            actions = [action for action in decided if isinstance(action, decide.Arm)]
         if self._trace is not None:
             self._trace.log_decision(entry.name, view, actions, withheld=bool(decided) and not actions)
         return actions
@@ -152,7 +137,7 @@ class Core:
             # The server's configuration or address has changed since watching began.
             self._executor.stop_watching_listener(entry)
 
-    def view(self, entry: Entry) -> View:
+    def view(self, entry: Entry) -> decide.View:
         """The facts on which the next actions for the entry depend."""
         return entry.view(
             may_start=self.servers.may_start(entry),
@@ -580,7 +565,7 @@ class Core:
         elif not (entry.on_schedule or runs):
             entry.set_desired(Desired.SCHEDULED)
 
-    def replace_overrides(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
+    def replace_overrides(self, entry: Entry, overrides: Overrides = decide.NO_OVERRIDES) -> None:
         """Set the changes that commands have made to the server's configuration; they replace all earlier ones."""
         was_disabled = entry.is_disabled
         if (

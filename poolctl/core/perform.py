@@ -25,33 +25,9 @@ from poolctl.json_form import Table, to_json
 from poolctl.runners.runner_protocol import Exit, Placement, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
 
+from . import decide
 from .configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
-from .decide import (
-    ASLEEP,
-    BEFORE_START,
-    LEAVING,
-    Accept,
-    Action,
-    Arm,
-    Check,
-    Close,
-    Desired,
-    Disarm,
-    Drain,
-    EndHook,
-    FallAsleep,
-    ListenerState,
-    Open,
-    Release,
-    Rotate,
-    RunHook,
-    Spawn,
-    StepAfterExit,
-    Stop,
-    WorkerPhase,
-    judge_exit,
-    restarts_within,
-)
+from .decide import ASLEEP, BEFORE_START, LEAVING, Action, Desired, ListenerState, WorkerPhase
 from .health_checks import HealthChecks
 from .schedules import moment_text, record_run_end
 from .server_entry import RUN_FAILED, Entry, RunningHook, Worker
@@ -157,10 +133,8 @@ def restart_text(delay_seconds: float, count: int) -> str:
 
 def give_up_text(entry: Entry, restarts: int = 0) -> str:
     """A sentence about a final exit: the number of restarts before it, and where to find the output."""
-    after = (
-        f"given up after {restarts_within(restarts, entry.config.restart)}" if restarts else "not restarted"
-    )
-    return f"{after}: poolctl logs {entry.name}"
+    counted = decide.restarts_within(restarts, entry.config.restart)
+    return f"{f'given up after {counted}' if restarts else 'not restarted'}: poolctl logs {entry.name}"
 
 
 def _ordinal(number: int) -> str:
@@ -336,50 +310,50 @@ class Executor:
     def perform(self, entry: Entry, action: Action) -> None:
         """Begin the action. The entry shows at once that it has begun."""
         match action:
-            case Open():
+            case decide.Open():
                 entry.listener.state, entry.listener.bound = ListenerState.OPENING, entry.config
                 self._queue.run(self._open(entry))
-            case Close():
+            case decide.Close():
                 entry.listener.state = ListenerState.CLOSING
                 self._queue.run(self._close(entry))
-            case Release(key):
+            case decide.Release(key):
                 held = next(each for each in entry.listener.previous_configs if each.key == key)
                 entry.listener.previous_configs.remove(held)
                 entry.listener.releasing.append(held)
                 self._queue.run(self._close_unless_claimed(entry, held))
-            case Spawn(generation, index):
+            case decide.Spawn(generation, index):
                 self._spawn(entry, generation, index)
-            case Check():
+            case decide.Check():
                 entry.observed.checking = True
                 self._queue.run(self._check_startable_or_roll_back(entry, entry.desired.generation))
-            case Drain(name):
+            case decide.Drain(name):
                 worker = entry.observed.workers[name]
                 worker.phase = WorkerPhase.DRAINING
                 self._queue.run(self._drain_worker(entry, worker, replaced=False))
-            case Stop(name):
+            case decide.Stop(name):
                 worker = entry.observed.workers[name]
                 # A replacement that waits for the worker's end takes over its connections.
                 successor = entry.wanted and (worker.relieved or not worker.config.overlap)
                 self._stop(entry, worker, replaced=successor)
-            case Rotate(name, in_rotation):
+            case decide.Rotate(name, in_rotation):
                 worker = entry.observed.workers[name]
                 worker.out = not in_rotation
                 assert worker.placement is not None
                 self._queue.run(self._runner.set_in_rotation(worker.placement, in_rotation))
-            case Accept(name, accepting):
+            case decide.Accept(name, accepting):
                 worker = entry.observed.workers[name]
                 worker.resting = not accepting
                 assert worker.placement is not None
                 self._queue.run(self._runner.set_accepting(worker.placement, accepting))
-            case Arm():
+            case decide.Arm():
                 self._prepare_wake_on_request(entry)
-            case Disarm():
+            case decide.Disarm():
                 self.stop_watching_listener(entry)
-            case FallAsleep():
+            case decide.FallAsleep():
                 self._fall_asleep(entry)
-            case RunHook(hook):
+            case decide.RunHook(hook):
                 self.run_hook(entry, RunningHook(hook))
-            case EndHook():
+            case decide.EndHook():
                 self._end_hook(entry, entry.config.stop_timeout)
 
     def _spawn(self, entry: Entry, generation: int, index: int) -> None:
@@ -982,7 +956,7 @@ class Executor:
             if not exit_.ok:
                 observed.next_step = give_up_text(entry)
             return
-        verdict = judge_exit(
+        verdict = decide.judge_exit(
             entry.config.restart,
             exit_,
             was_ready=was_ready,
@@ -991,21 +965,21 @@ class Executor:
             jitter=self._random.uniform(-1, 1),
             retries=entry.desired.retries,
         )
-        if entry.completed and verdict.next is not StepAfterExit.FAILED:
+        is_done = verdict.next is decide.StepAfterExit.DONE
+        is_final = verdict.next is decide.StepAfterExit.FAILED
+        if entry.completed and not is_final:
             return
-        if verdict.next is StepAfterExit.DONE and was_ready and entry.sleepy and not observed.needed:
+        if is_done and was_ready and entry.sleepy and not observed.needed:
             # It ended while idle, as socket-activated programs do, or because the previous supervisor had
             # put it to sleep. The next request wakes it.
             observed.called = False
-        elif verdict.next is StepAfterExit.DONE:
+        elif is_done:
             entry.set_desired(Desired.COMPLETED)
             observed.next_step = "not restarted"
-        elif (
-            verdict.next is StepAfterExit.FAILED and observed.recovering and not was_ready and observed.ready
-        ):
+        elif is_final and observed.recovering and not was_ready and observed.ready:
             # Serving workers stay although the replacement of an unhealthy one does not start.
             self._back_off(entry, entry.config.restart.backoff.max)
-        elif verdict.next is StepAfterExit.FAILED:
+        elif is_final:
             observed.next_step = give_up_text(entry, verdict.restarts)
             self._fail(entry)
             if was_ready or (entry.desired.retries and entry.config.restart.policy != "no"):

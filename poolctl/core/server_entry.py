@@ -14,21 +14,8 @@ from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.states import TRANSITIONAL, State, Status
 from poolctl.time_windows import NO_PERIOD, WindowState
 
-from .decide import (
-    ALLOWED_CHANGES,
-    ASLEEP,
-    AWAKE,
-    IN_BACKOFF,
-    LEAVING,
-    NO_OVERRIDES,
-    Desired,
-    ImpossibleChange,
-    ListenerState,
-    Overrides,
-    View,
-    WorkerPhase,
-    WorkerView,
-)
+from . import decide
+from .decide import ASLEEP, IN_BACKOFF, LEAVING, NO_OVERRIDES, Desired, ListenerState, Overrides, WorkerPhase
 
 if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbes
@@ -364,10 +351,10 @@ class Entry:
 
     def view(
         self, *, may_start: bool, may_stop: bool, may_open: bool, abandoned: tuple[str, ...] = ()
-    ) -> View:
+    ) -> decide.View:
         """The facts that the next actions for the server depend on. The arguments become fields of the result."""
         canary, hook = self.desired.canary, self.hooks.running
-        return View(
+        return decide.View(
             desired=self.desired.state,
             generation=self.desired.generation,
             count=self.size,
@@ -395,7 +382,7 @@ class Entry:
             hook_ends=hook is not None and hook.ends,
             listener=self.listener.state,
             workers=tuple(
-                WorkerView(
+                decide.WorkerView(
                     each.id, each.generation, each.index, each.phase, each.out, each.idle, each.stuck,
                     each.resting, each.ko,
                 )
@@ -431,7 +418,7 @@ class Entry:
     @property
     def _may_sleep(self) -> bool:
         seen = self.observed
-        wakes = seen.called or seen.needed or self.window_demand == AWAKE or self.awaits_hook
+        wakes = seen.called or seen.needed or self.window_demand == decide.AWAKE or self.awaits_hook
         return self.sleepy and not wakes
 
     @property
@@ -656,8 +643,8 @@ class Entry:
 
     def set_desired(self, desired: Desired) -> None:
         """Set the desired state and end a backoff. Raises ImpossibleChange."""
-        if desired not in ALLOWED_CHANGES[self.desired.state]:
-            raise ImpossibleChange(f"{self.name}: {self.desired.state} does not become {desired}")
+        if desired not in decide.ALLOWED_CHANGES[self.desired.state]:
+            raise decide.ImpossibleChange(f"{self.name}: {self.desired.state} does not become {desired}")
         if desired is not Desired.REFUSING:
             for timer in self.observed.timers:
                 timer.cancel()

@@ -91,8 +91,8 @@ class Histories(RuleBasedStateMachine):
         self.clock = ManualClock()
         self.loop = SteppedLoop(self.clock)
         self.runner = SteppedRunner()
-        self.decide: Callable[[View], list[Action]] = core.decide
-        core.decide = self.checked
+        self.decide: Callable[[View], list[Action]] = core.decide.decide
+        core.decide.decide = self.checked
 
     @initialize(db=options, api=options, depends=st.booleans(), runs=st.booleans())
     def begin(self, db: dict[str, Any], api: dict[str, Any], depends: bool, runs: bool) -> None:
@@ -336,7 +336,7 @@ class Histories(RuleBasedStateMachine):
                 ]
                 assert self.runner.opened == set(held), "no listener is forgotten"
         finally:
-            core.decide = self.decide
+            core.decide.decide = self.decide
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
 
