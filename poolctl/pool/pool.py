@@ -55,22 +55,8 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.json_form import Table
-from poolctl.monitor.metrics import (
-    PARTS,
-    Family,
-    ObservedServer,
-    ServerSnapshot,
-    measure_server,
-    pool_families,
-    render,
-)
-from poolctl.routing.route_health import (
-    RouteHealth,
-    health_info,
-    health_info_simple,
-    health_info_without_detail,
-    server_health,
-)
+from poolctl.monitor import metrics
+from poolctl.routing import route_health
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.stack_report import PYTHON, Stacks, WorkerStacks, find_hang_location, parse
 from poolctl.selection.field_filter import Field, matching, parse_field, values
@@ -592,10 +578,9 @@ class Pool(Mapping[str, Server], StartAndStop):
         as the pool's own applications may do.
         """
         observed = loop_thread.call(lambda: list(_observed(self.values())))
-        families: builtins.list[Family] = [*pool_families("", platform.python_version(), observed)]
-        for part in PARTS:
-            families += part(observed)
-        return render(families)
+        families = metrics.pool_families("", platform.python_version(), observed)
+        parts = (family for part in metrics.PARTS for family in part(observed))
+        return metrics.render([*families, *parts])
 
     def monitor(self) -> builtins.list[Monitor]:
         """A snapshot of each server, as from `Server.monitor`; blocks. Raises PoolMonitorError with every failure."""
@@ -616,25 +601,25 @@ class Pool(Mapping[str, Server], StartAndStop):
         A status is unknown, healthy, napping (asleep until a request comes), starting, unhealthy or error. If several
         servers have the same name, the later ones are numbered, as in `web~2`.
         """
-        return health_info(self._healths())
+        return route_health.health_info(self._healths())
 
     def health_info_without_detail(self) -> dict[str, Table]:
         """Return the status, uptime and latency of each server, by its name; errors and other details are left out."""
-        return health_info_without_detail(self._healths())
+        return route_health.health_info_without_detail(self._healths())
 
     def health_info_simple(self) -> dict[str, str]:
         """Return the status of each server, by its name."""
-        return health_info_simple(self._healths())
+        return route_health.health_info_simple(self._healths())
 
-    def _healths(self) -> dict[str, RouteHealth]:
+    def _healths(self) -> dict[str, route_health.RouteHealth]:
         return {name: _health_of(server) for name, server in _numbered(self.values())}
 
 
-def _health_of(server: Server) -> RouteHealth:
+def _health_of(server: Server) -> route_health.RouteHealth:
     state, handle = server.state, live_handle(server)
     if handle is None or state in (State.STOPPED, State.DISABLED):
-        return RouteHealth(detail=server.message)
-    return server_health(
+        return route_health.RouteHealth(detail=server.message)
+    return route_health.server_health(
         state.value,
         server.health.value,
         ready=server.ready,
@@ -652,10 +637,10 @@ def _numbered(servers: Iterable[Server]) -> Iterator[tuple[str, Server]]:
         yield server.name if number == 1 else f"{server.name}~{number}", server
 
 
-def _observed(servers: Iterable[Server]) -> Iterable[ObservedServer]:
+def _observed(servers: Iterable[Server]) -> Iterable[metrics.ObservedServer]:
     for name, server in _numbered(servers):
         handle = live_handle(server)
-        yield ObservedServer(
+        yield metrics.ObservedServer(
             name=name,
             state=server.state.value,
             snapshot=_snapshot_at_rest(server, handle)
@@ -667,24 +652,26 @@ def _observed(servers: Iterable[Server]) -> Iterable[ObservedServer]:
         )
 
 
-def _live_snapshot(handle: Handle) -> ServerSnapshot:
+def _live_snapshot(handle: Handle) -> metrics.ServerSnapshot:
     assert handle.host is not None
     assert handle.entry is not None
     counters, now = handle.host.core.runner.capabilities.counters, handle.host.core.clock.monotonic()
-    found = measure_server(handle.entry, [*handle.ended], counters, handle.usages, now, own_pid=os.getpid())
+    found = metrics.measure_server(
+        handle.entry, [*handle.ended], counters, handle.usages, now, own_pid=os.getpid()
+    )
     pids = {worker.placement.pid for worker, _, _ in found.workers if worker.placement is not None}
     handle.usages = {pid: usage for pid, usage in handle.usages.items() if pid in pids}
     return found
 
 
-def _snapshot_at_rest(server: Server, handle: Handle | None) -> ServerSnapshot:
+def _snapshot_at_rest(server: Server, handle: Handle | None) -> metrics.ServerSnapshot:
     """The values for the metrics of a server that is not running, with the totals of its earlier runs."""
     if handle is None:
-        return ServerSnapshot(Entry(server.config), [], [], counts=False)
+        return metrics.ServerSnapshot(Entry(server.config), [], [], counts=False)
     desired = DesiredState(Desired.COMPLETED if handle.observed.ready else Desired.IDLE)
     observed = ObservedState(restarts=handle.restarts, failures=handle.failures)
     entry = Entry(server.config, desired, observed)
-    return ServerSnapshot(entry, handle.ended, [], counts=any(handle.ended))
+    return metrics.ServerSnapshot(entry, handle.ended, [], counts=any(handle.ended))
 
 
 def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
