@@ -182,14 +182,9 @@ def is_live(key: str, before: ServerConfig, after: ServerConfig) -> bool:
     """Whether a change of the key takes effect without starting a new process."""
     if key in _CERTIFICATE:
         # A worker decides at its start whether it speaks TLS, and whether it asks clients for certificates.
-        return (
-            _loads_certificates_live(before)
-            and _loads_certificates_live(after)
-            and (
-                key != "tls.ca"
-                or _asks_for_client_certificates(before) == _asks_for_client_certificates(after)
-            )
-        )
+        asks_as_before = _asks_for_client_certificates(before) == _asks_for_client_certificates(after)
+        loads_live = _loads_certificates_live(before) and _loads_certificates_live(after)
+        return loads_live and (asks_as_before or key != "tls.ca")
     return key in LIVE_KEYS or key.partition(".")[0] in LIVE_KEYS
 
 

@@ -567,14 +567,10 @@ class Core:
 
     def replace_overrides(self, entry: Entry, overrides: Overrides = decide.NO_OVERRIDES) -> None:
         """Set the changes that commands have made to the server's configuration; they replace all earlier ones."""
-        was_disabled = entry.is_disabled
-        if (
-            overrides.workers is None
-            and entry.desired.overrides.workers is not None
-            and entry.config.scale.is_automatic
-        ):
+        was_disabled, before = entry.is_disabled, entry.desired.overrides
+        if overrides.workers is None and before.workers is not None and entry.config.scale.is_automatic:
             # The triggers continue from the number of workers that was set by command.
-            entry.desired.automatic = entry.desired.overrides.workers
+            entry.desired.automatic = before.workers
         entry.desired.overrides = overrides
         self._apply_disabled(entry, was_disabled)
         self.touch(entry)
@@ -670,10 +666,8 @@ class Core:
         if used is not None and used > now:
             # The certificate in the file has expired; the worker may still use an earlier one that is valid.
             ends = read_certificate_expiry(entry.config)
-            worker.certificate_ends, worker.passed_over = (
-                used,
-                ends if ends is not None and ends <= now else None,
-            )
+            worker.certificate_ends = used
+            worker.passed_over = ends if ends is not None and ends <= now else None
         self._executor.adopt(entry, worker)
         self.touch(entry)
 
@@ -806,10 +800,8 @@ class Goal:
             return entry.is_fully_stopped
         if self._kind is PoolRestartError and entry.on_schedule:
             return entry.wants_no_worker  # the run has ended
-        moved = self._kind is not PoolRestartError or not (
-            entry.listener.previous_configs or entry.listener.releasing
-        )
-        return entry.settled and moved
+        has_previous = bool(entry.listener.previous_configs or entry.listener.releasing)
+        return entry.settled and not (has_previous and self._kind is PoolRestartError)
 
     def has_failed(self, entry: Entry) -> bool:
         """Return whether an attempt to start or stop the server has failed since this goal was created."""
@@ -852,11 +844,8 @@ class Goal:
         for dependency in self._core.servers.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.observed.failures)
             failed = dependency.observed.failures > since or dependency.name in self._stuck
-            if (
-                (failed or dependency.wants_no_worker)
-                and not dependency.ready
-                and dependency.desired.queued_start is None
-            ):
+            starts = dependency.ready or dependency.desired.queued_start is not None
+            if (failed or dependency.wants_no_worker) and not starts:
                 return dependency
         return None
 

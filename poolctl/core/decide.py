@@ -55,13 +55,8 @@ class Desired(StrEnum):
 
 IN_BACKOFF = (Desired.BACKOFF, Desired.REFUSING)
 
-_ORDERED = {
-    Desired.IDLE,
-    Desired.STOPPED,
-    Desired.RUN,
-    Desired.SCHEDULED,
-    Desired.REMOVED,
-}  # states that commands can request
+# The states that commands can request.
+_ORDERED = {Desired.IDLE, Desired.STOPPED, Desired.RUN, Desired.SCHEDULED, Desired.REMOVED}
 _ENDED = {Desired.COMPLETED, Desired.FAILED}
 ALLOWED_CHANGES = MappingProxyType(
     {

@@ -451,15 +451,11 @@ class Executor:
 
     def wake(self, entry: Entry) -> None:
         """Wake the server if it sleeps or is falling asleep, even if no connection waits for it."""
+        falls_asleep = entry.should_sleep and entry.observed.workers and entry.window_demand != ASLEEP
         if entry.listener.armed is not None:
             self.stop_watching_listener(entry)
             self._on_request(entry)
-        elif (
-            entry.should_sleep
-            and entry.observed.workers
-            and entry.desired.state is Desired.RUN
-            and entry.window_demand != ASLEEP
-        ):
+        elif falls_asleep and entry.desired.state is Desired.RUN:
             self._on_request(entry)
 
     def watch_idleness(self, entry: Entry, seconds: float) -> None:
@@ -484,10 +480,9 @@ class Executor:
             self._queue.run(self._preload(entry))
 
     async def _preload(self, entry: Entry) -> None:
+        config, since = entry.config, entry.desired.code_since
         try:
-            entry.observed.preload_problem = await self._runner.preload_application(
-                entry.config, entry.desired.code_since
-            )
+            entry.observed.preload_problem = await self._runner.preload_application(config, since)
         except (ServerError, WorkerFailed, OSError):
             # The next start reports the problem; until then it is only in the server's log.
             return
@@ -581,9 +576,8 @@ class Executor:
         hooks = self._runner.capabilities.hooks
         if hook.placement is None:
             if config.hooks is None or not getattr(config.hooks, hook.name):
-                return Exit.from_returncode(
-                    0
-                ), ""  # a reload removed the hook while the start or the stop waited
+                # A reload removed the hook while the start or the stop waited.
+                return Exit.from_returncode(0), ""
             if hooks is None:
                 return Exit(message="cannot be run"), _NO_HOOKS_HINT
             try:
@@ -714,10 +708,8 @@ class Executor:
     async def _place_and_watch(self, entry: Entry, worker: Worker) -> Exit:
         worker.placed_at = self._clock.time()
         worker.certificate_ends = read_certificate_expiry(worker.config)
-        worker.files_before, worker.files = (
-            _file_digests_before_replacement(entry, worker),
-            read_digests_by_key(worker.config),
-        )
+        worker.files_before = _file_digests_before_replacement(entry, worker)
+        worker.files = read_digests_by_key(worker.config)
         if worker.generation == entry.desired.generation:
             entry.observed.files = worker.files
             self._queue.note(entry)

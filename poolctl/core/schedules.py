@@ -115,11 +115,8 @@ def reason_to_skip(entry: Entry, due: float, now: float) -> str:
     if now >= due + MINUTE_SECONDS:
         return "its time has passed: the machine was suspended, or its clock was set"
     if entry.desired.state is Desired.RUN or entry.observed.workers:
-        return (
-            f"the run of {moment_text(entry.schedule.run_since)} has not ended"
-            if entry.schedule.run_since
-            else "it still runs"
-        )
+        since = entry.schedule.run_since
+        return f"the run of {moment_text(since)} has not ended" if since else "it still runs"
     return ""
 
 

@@ -590,11 +590,8 @@ class Entry:
         if self.desired.canary is not None and self.desired.canary.is_apart:
             return self.desired.canary.config
         before = self.listener.withdrawn
-        is_open = before is not None and before.config in (
-            *self.listener.previous_configs,
-            *self.listener.releasing,
-        )
-        return before.config if before is not None and is_open else None
+        still_open = [*self.listener.previous_configs, *self.listener.releasing]
+        return before.config if before is not None and before.config in still_open else None
 
     def begin_generation(self) -> None:
         """Begin a new generation, to which all workers started from now on belong."""

@@ -414,7 +414,7 @@ class ServerRegistry:
         self._addresses.register(entry)
 
     def _remove_from_indexes(self, entry: Entry) -> None:
-        """Undo `_note`: the server is no longer found as a dependent, nor by its address."""
+        """Undo `_add_to_indexes`: the server is no longer found as a dependent, nor by its address."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name].pop(entry.name, None)
         self._addresses.unregister(entry)
