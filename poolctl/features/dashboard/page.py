@@ -149,12 +149,7 @@ class DashboardPage(SidecarManager):
             before = None
         self._release_opening_waiters()
         process = await DashboardProcess.spawn(self._keeper, self._directory, mark)
-        begin = {
-            "t": "begin",
-            "bind": settings.bind,
-            "directory": self._directory,
-            "settings": settings.values,
-        }
+        begin = {"t": "begin", "directory": self._directory, "settings": settings.values}
         process.link.send(begin, [sock.fileno() for sock in self._sockets])
         await process.wait_until_ready(self._directory)
         self._store_and_watch(process)
