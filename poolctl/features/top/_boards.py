@@ -88,11 +88,8 @@ class Board(Generic[Row]):
         self._arrange()
 
     def move(self, rows: int) -> None:
+        """Select the row this many rows below, or above if negative; at most the last or the first row."""
         self._select(self._at + rows)
-
-    def move_to(self, at: int) -> None:
-        """Select the row with this index; -1 is the last."""
-        self._select(len(self.shown) - 1 if at < 0 else at)
 
     def resize(self, height: int) -> None:
         self.height = max(1, height)

@@ -339,11 +339,8 @@ class LiveView:
     def _move(self, key: str) -> bool:
         """Move the selection if this key moves it; returns whether it does."""
         board = self._board
-        steps = {"up": -1, "down": 1, "page up": -board.height, "page down": board.height}
+        page, whole = board.height, len(board.shown)
+        steps = {"up": -1, "down": 1, "page up": -page, "page down": page, "home": -whole, "end": whole}
         if key in steps:
             board.move(steps[key])
-        elif key in ("home", "end"):
-            board.move_to(0 if key == "home" else -1)
-        else:
-            return False
-        return True
+        return key in steps

@@ -119,13 +119,13 @@ def test_the_selection_is_always_on_the_screen() -> None:
     board = board_of(*(item(f"{number:03}") for number in range(500)), height=20)
     board.move(25)
     assert (board.top, selected(board)) == (6, "025")
-    board.move_to(-1)
+    board.move(1000)
     assert (board.top, selected(board)) == (480, "499")
     board.resize(5)
     assert selected(board) in [row.name for row in board.visible]
     board.resize(400)
     assert len(board.visible) == 400
-    board.move_to(0)
+    board.move(-1000)
     assert (board.top, selected(board)) == (0, "000")
 
 
