@@ -69,21 +69,9 @@ class EventQueue:
         if isinstance(output := detail.get("output"), list):  # the output of a program
             detail["output"] = [_short(line) for line in output]
         self._seq += 1
-        time = stamp(self._clock.time())
+        time, message, cause = stamp(self._clock.time()), _short(message), _short(cause)
         self._pending.append(
-            JournalEvent(
-                time,
-                self._seq,
-                kind,
-                event,
-                server,
-                _short(message),
-                _short(cause),
-                by,
-                before,
-                after,
-                detail,
-            )
+            JournalEvent(time, self._seq, kind, event, server, message, cause, by, before, after, detail)
         )
         try:
             loop = asyncio.get_running_loop()

@@ -234,13 +234,8 @@ class RequestProber:
         self._outstanding = False
         if connection.replies:
             self._unanswered = 0
-        if (
-            problem
-            and reused
-            and connection.closed
-            and self._on_result is not None
-            and not connection.replying
-        ):
+        is_cut_off = problem and connection.closed and not connection.replying
+        if is_cut_off and reused and self._on_result is not None:
             # The worker closed an idle connection while the request was on its way, which is not a failure.
             self._open()
             return
@@ -286,12 +281,11 @@ class AcceptProber:
             if self._sock is None:
                 self._sock = await self._connect()
             await wait_until_accepted(self._sock)
+            problem = ""
         except OSError as error:
-            self._close_socket()
-            on_result(f"no connection: {error.strerror or error}")
-        else:
-            self._close_socket()
-            on_result("")
+            problem = f"no connection: {error.strerror or error}"
+        self._close_socket()
+        on_result(problem)
 
     def _close_socket(self) -> None:
         if self._sock is not None:

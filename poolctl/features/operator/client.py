@@ -162,9 +162,8 @@ class OperatorClient:
             self._tls = None
             for service in self._services.values():
                 service.failures = 0
-                self._set_due(
-                    service, min(self._due_time(service), self._loop.time() + settings.retry_seconds)
-                )
+                latest = self._loop.time() + settings.retry_seconds
+                self._set_due(service, min(self._due_time(service), latest))
                 self._reschedule_unless_sending(service)
 
     def stop_sending(self) -> None:
@@ -283,10 +282,8 @@ class OperatorClient:
         """The TLS context, created again when one of its files has changed. Reads them in a thread; raises OSError."""
 
         def load() -> tuple[object, ssl.SSLContext]:
-            mark = (
-                settings,
-                [os.stat(path).st_mtime_ns for path in (settings.ca, settings.cert, settings.key) if path],
-            )
+            paths = filter(None, (settings.ca, settings.cert, settings.key))
+            mark = settings, [os.stat(path).st_mtime_ns for path in paths]
             if self._tls is not None and self._tls[0] == mark:
                 return self._tls
             context = ssl.create_default_context(cafile=settings.ca or None)
@@ -554,7 +551,5 @@ def _records(words: memoryview) -> list[tuple[str, int, int]]:
 
 
 def _unlink(path: str) -> None:
-    try:
+    with contextlib.suppress(OSError):
         os.unlink(path)
-    except OSError:
-        pass
