@@ -214,11 +214,9 @@ class FigureHistory:
 
     async def verb(self, call: Call) -> HistoryResult:
         """Return the figures of one server or the pool in the last hour or day; empty while the history is disabled."""
-        names = (
-            [POOL]
-            if call.selector.selects_all
-            else [each.name for each in selected(self._core, call.selector)]
-        )
+        names = [POOL]
+        if not call.selector.selects_all:
+            names = [each.name for each in selected(self._core, call.selector)]
         span = next((each for each in SPANS if each.name == call.options.get("span", HOUR.name)), None)
         if span is None or len(names) != 1:
             raise SelectorError("history takes one server or the whole pool, and a span of hour or day")

@@ -141,7 +141,7 @@ class DashboardConnection(H11Protocol):
         self._await_request()
 
     def data_received(self, data: bytes) -> None:
-        if self._deadline is None and not self._is_answering():
+        if self._deadline is None and self.conn.our_state is not h11.SEND_BODY:
             self._await_request()
         super().data_received(data)
         if self._has_request():
@@ -167,9 +167,6 @@ class DashboardConnection(H11Protocol):
     def _has_request(self) -> bool:
         """Whether a complete request has arrived, even if it is answered already."""
         return self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
-
-    def _is_answering(self) -> bool:
-        return self.conn.our_state is h11.SEND_BODY
 
     def _await_request(self) -> None:
         self._cancel_deadline()

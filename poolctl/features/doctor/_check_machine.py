@@ -155,24 +155,17 @@ def open_files(context: CheckContext) -> Iterator[CheckResult]:
     for server in context.servers:
         wanted = server.limits.open_files
         if wanted and wanted > hard != resource.RLIM_INFINITY and os.geteuid():
-            yield problem(
-                "open files",
-                f"{server.name} is configured for {wanted}, above the limit of {hard}",
-                RAISE_OPEN_FILES,
-            )
+            said = f"{server.name} is configured for {wanted}, above the limit of {hard}"
+            yield problem("open files", said, RAISE_OPEN_FILES)
 
 
 def processes(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the limits of this user and this control group leave room for the processes that the pool needs."""
     need = context.processes
     limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    if (
-        limit != resource.RLIM_INFINITY
-        and os.geteuid()
-        and not context.items
-        and limit - _threads_of_user() < need
-    ):
-        said = f"this user may have {limit} and has {_threads_of_user()}; the pool needs about {need} more"
+    is_limited = limit != resource.RLIM_INFINITY and os.geteuid() and not context.items
+    if is_limited and limit - (threads := _threads_of_user()) < need:
+        said = f"this user may have {limit} and has {threads}; the pool needs about {need} more"
         yield problem("processes", said, "ulimit -u, or nproc in /etc/security/limits.conf")
         return
     for directory in control_groups("pids"):
@@ -334,13 +327,10 @@ def runtime_directory_check(context: CheckContext) -> Iterator[CheckResult]:
     except ControlError as error:
         yield problem("runtime directory", error.message, error.hint)
         return
-    elsewhere = f"set {pool_paths.RUNTIME_VARIABLE} to a directory on this machine"
     if kind := _network_file_system(root):
-        yield problem(
-            "runtime directory",
-            f"{root} is on a network file system ({kind}), where Unix sockets do not work",
-            elsewhere,
-        )
+        said = f"{root} is on a network file system ({kind}), where Unix sockets do not work"
+        fix = f"set {pool_paths.RUNTIME_VARIABLE} to a directory on this machine"
+        yield problem("runtime directory", said, fix)
         return
     yield from _free_space("runtime directory", root)
 

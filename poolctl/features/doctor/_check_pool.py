@@ -196,10 +196,8 @@ def _package_result(python: str, servers: list[ServerConfig]) -> CheckResult:
     slow = [name for name in ("uvloop", "httptools") if found[name] is None]
     said = f"{python}: Python {version}, uvicorn {found['uvicorn']}"
     if slow:
-        return ok(
-            "interpreter",
-            f"{said}; faster with {' and '.join(slow)}: {python} -m pip install {' '.join(slow)}",
-        )
+        advice = f"faster with {' and '.join(slow)}: {python} -m pip install {' '.join(slow)}"
+        return ok("interpreter", f"{said}; {advice}")
     return ok("interpreter", f"{said}, uvloop {found['uvloop']}, httptools {found['httptools']}")
 
 
@@ -223,11 +221,5 @@ def _query_packages(python: str, user: str | None) -> Table | str:
 
 
 CHECKS = (
-    configuration,
-    certificates,
-    unsafe_root_interpreters,
-    supervisor,
-    servers,
-    supervisor_version_match,
-    packages,
-)
+    configuration, certificates, unsafe_root_interpreters, supervisor, servers, supervisor_version_match, packages,
+)  # fmt: skip

@@ -256,11 +256,7 @@ def fit_columns(width: int, names: int, all_columns: Sequence[Column]) -> list[t
 
 
 def table_lines(
-    board: Board[Any],
-    width: int,
-    all_columns: Sequence[Column],
-    *,
-    is_printed: bool = False,
+    board: Board[Any], width: int, all_columns: Sequence[Column], *, is_printed: bool = False
 ) -> list[Text]:
     """The header and the rows: all if `is_printed`, else those on the screen, with the selected one highlighted."""
     rows = board.shown if is_printed else board.visible
@@ -276,9 +272,7 @@ def _head(columns: Iterable[tuple[Column, int]], board: Board[Any]) -> Text:
         title = column.title
         if column.chart and board.sample_seconds:
             title += f" {width * board.sample_seconds:.0f}s"
-        is_sorted = (
-            bool(column.sort) and column.sort == board.sort and column.sort not in ("file", "problems")
-        )
+        is_sorted = column.sort == board.sort and column.sort not in ("file", "problems")
         if is_sorted:
             title += "▾" if board.falling else "▴"
         cells.append(_cell(title, "bold cyan" if is_sorted else "bold bright_black", column, width))
@@ -745,11 +739,8 @@ def log_frame(pane: LogPane, size: tuple[int, int]) -> list[Text]:
     body += [Text()] * (height - 2 - len(body))
     if pane.typing:
         found = f"  {pane.found} found" if pane.words else ""
-        return [
-            title,
-            *body,
-            Text.assemble((" search ", "bold cyan"), pane.words, ("_", "blink"), (found, FAINT)),
-        ]
+        search = Text.assemble((" search ", "bold cyan"), pane.words, ("_", "blink"), (found, FAINT))
+        return [title, *body, search]
     parts = [
         f"{pane.least} and above" if pane.least else "",
         f"{pane.found} found" if pane.words else "",
