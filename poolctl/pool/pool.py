@@ -643,18 +643,16 @@ def _observed(servers: Iterable[Server]) -> Iterable[metrics.ObservedServer]:
         yield metrics.ObservedServer(
             name=name,
             state=server.state.value,
-            snapshot=_snapshot_at_rest(server, handle)
-            if handle is None or handle.entry is None
-            else _live_snapshot(handle),
+            snapshot=_snapshot(server, handle),
             availability=Availability() if handle is None else handle.availability_now(),
             latency_seconds=None if handle is None else handle.latency_seconds,
             wakes=0 if handle is None else handle.wakes,
         )
 
 
-def _live_snapshot(handle: Handle) -> metrics.ServerSnapshot:
-    assert handle.host is not None
-    assert handle.entry is not None
+def _snapshot(server: Server, handle: Handle | None) -> metrics.ServerSnapshot:
+    if handle is None or handle.host is None or handle.entry is None:
+        return _snapshot_at_rest(server, handle)
     counters, now = handle.host.core.runner.capabilities.counters, handle.host.core.clock.monotonic()
     found = metrics.measure_server(
         handle.entry, [*handle.ended], counters, handle.usages, now, own_pid=os.getpid()
@@ -696,9 +694,8 @@ def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
 def _stacks_of_this_process(
     thread: loop_thread.LoopThread, config: ServerConfig, placement: Placement
 ) -> WorkerStacks:
-    text = "\n".join(describe_stacks(None, thread.thread.ident, thread.loop)).encode(
-        errors="backslashreplace"
-    )
+    lines = describe_stacks(None, thread.thread.ident, thread.loop)
+    text = "\n".join(lines).encode(errors="backslashreplace")
     threads, tasks = parse(text, PYTHON, (config.app_dir, config.base_dir))
     return replace(
         _unknown_stacks(config, placement, ""),
@@ -719,10 +716,8 @@ def _stacks_of_others(asked: list[tuple[Stacks, ServerConfig, Placement]]) -> li
         found = future.result(_LOOP_SECONDS)
     except TimeoutError:
         future.cancel()
-        return [
-            _unknown_stacks(config, each, "this process's own loop does not answer")
-            for _, config, each in asked
-        ]
+        problem = "this process's own loop does not answer"
+        return [_unknown_stacks(config, each, problem) for _, config, each in asked]
     return [replace(each, name=config.name) for each, (_, config, _) in zip(found, asked, strict=True)]
 
 
@@ -758,10 +753,9 @@ class ApplyOperation:
         """
         with LOCK:
             self._change_members()
+        holds, live = self._pool._holds, self._live
         try:
-            await StartOperation(
-                self._to_start, None, self._pool._holds, PoolRestartError, self._live, self._beside
-            ).run()
+            await StartOperation(self._to_start, None, holds, PoolRestartError, live, self._beside).run()
         except PoolRestartError as error:
             self._errors += error.exceptions
         for server in self._certificates:
@@ -830,8 +824,7 @@ class ApplyOperation:
             if not found:
                 return written, kept
             for index, finding in found.items():
-                server = written[index]
-                self._errors.append(problem_of(finding, name=server.name, bind=server.bind))
+                self._errors.append(_problem(written[index], finding))
             written = [server for index, server in enumerate(written) if index not in found]
 
     def _schedule_change(self, server: Server, config: ServerConfig, change: Change | None) -> None:

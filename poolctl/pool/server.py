@@ -465,11 +465,8 @@ class Server(StartAndStop):
             return (Status.OK if observed.ready or state is State.SLEEPING else Status.KO), None, ""
         if observed.probed:
             seconds = handle.latency_seconds
-            return (
-                observed.health,
-                None if seconds is None else timedelta(seconds=seconds),
-                handle.probe_problem,
-            )
+            latency = None if seconds is None else timedelta(seconds=seconds)
+            return observed.health, latency, handle.probe_problem
         try:
             latency, refused = _connect(observed.endpoints)
         except OSError as error:
@@ -631,11 +628,8 @@ class Handle:
         """
         self.refusal = error
         if self.entry is None or self.entry.is_fully_stopped:
-            self.record_observed_state(
-                ServerRuntimeState(State.FAILED, message=error.message)
-                if error is not None
-                else ServerRuntimeState()
-            )
+            failed = None if error is None else ServerRuntimeState(State.FAILED, message=error.message)
+            self.record_observed_state(failed or ServerRuntimeState())
 
 
 class _NullRecorder:
@@ -748,12 +742,8 @@ class CoreHost(RunnerEventForwarder):
                 continue
             slept = handle.observed.state is State.SLEEPING
             handle.record_observed_state(self._observed(handle, entry))
-            if (
-                slept
-                and handle.observed.state is not State.SLEEPING
-                and entry.observed.called
-                and entry.wanted
-            ):
+            sleeps = handle.observed.state is State.SLEEPING
+            if slept and not sleeps and entry.observed.called and entry.wanted:
                 handle.wakes += 1
             if handle.orders or not entry.is_fully_stopped or self.core.servers.dependents(entry):
                 continue
@@ -1020,11 +1010,8 @@ class StartOperation:
                     handle.host.sync_or_release_handle(handle)
         for future in self._stops:
             await asyncio.shield(asyncio.wrap_future(future))
-        errors = [
-            self._errors[server]
-            for server in self._servers
-            if server in self._errors and self._is_held(server)
-        ]
+        failed = [each for each in self._servers if each in self._errors and self._is_held(each)]
+        errors = [self._errors[server] for server in failed]
         what = "did not restart" if self._kind is PoolRestartError else "did not start"
         _raise_if_any(errors, self._kind, what, len(self._servers))
 
@@ -1060,11 +1047,8 @@ class StartOperation:
             # The next run of a job has the new configuration; the current run is not waited for.
             startable = startable and not (live and config.every is not None)
             found.append(_PendingServer(server, handle, config, startable, live))
-        return [
-            each
-            for each in found
-            if each.startable or each.live or each.server.name in self._dependency_names
-        ]
+        needed = self._dependency_names
+        return [each for each in found if each.startable or each.live or each.server.name in needed]
 
     def _record_refusal(self, server: Server, handle: Handle, error: ServerError) -> None:
         if handle.observed.state is State.RUNNING:
@@ -1084,15 +1068,10 @@ class StartOperation:
             names |= {each.handle: host.register_under_unique_name(each.handle) for each in group}
             needed = dependencies_among(list(names), names)
             replace = self._kind is PoolRestartError
-            changed = [
-                host.add_or_update(
-                    each.handle,
-                    self._core_configuration(each, names, needed),
-                    replace=replace,
-                    live=each.live,
-                )
-                for each in group
-            ]
+            changed = []
+            for each in group:
+                config = self._core_configuration(each, names, needed)
+                changed.append(host.add_or_update(each.handle, config, replace=replace, live=each.live))
             entries = [each.entry for each in group if each.startable]
             goals[host] = Goal(host.core, self._kind, entries)
             for each, is_new in zip(group, changed, strict=True):
@@ -1101,10 +1080,7 @@ class StartOperation:
         return goals
 
     def _core_configuration(
-        self,
-        each: _PendingServer,
-        names: dict[Handle, str],
-        needed: dict[Handle, tuple[Dependency, ...]],
+        self, each: _PendingServer, names: dict[Handle, str], needed: dict[Handle, tuple[Dependency, ...]]
     ) -> ServerConfig:
         """Return the configuration of `each.server` for the core, where servers may have other names than in the pool.
 
@@ -1120,9 +1096,8 @@ class StartOperation:
         core, entry = host.core, each.entry
         holder = core.lasting_address_holder(entry)
         if holder is not None:
-            message = (
-                f"its address is in use by {host.with_configured_server_names(holder.name)!r} of this process"
-            )
+            name = host.with_configured_server_names(holder.name)
+            message = f"its address is in use by {name!r} of this process"
             problem = error_about(each.server.config, message, "stop that one first")
             self._record_refusal(each.server, each.handle, problem)
             return
