@@ -751,21 +751,15 @@ class Goal:
         self.missing = await wait_and_return_unfinished(
             self._core, self._entries, self.is_over, timeout_seconds, report
         )
-        failed = [
-            entry
-            for entry in self._entries
-            if self.has_failed(entry) or self._has_exited_since_creation(entry)
+        ended = [
+            each for each in self._entries if self.has_failed(each) or self._has_exited_since_creation(each)
         ]
-        found = await asyncio.gather(
-            *(
-                last_lines(self._core.runner, entry.name, LINES_READ, entry.observed.failed_since)
-                for entry in failed
-            )
-        )
-        self._last_lines = {
-            entry.name: explanatory_lines(lines)[-LAST_LINES:]
-            for entry, lines in zip(failed, found, strict=True)
-        }
+        await asyncio.gather(*map(self._read_last_lines, ended))
+
+    async def _read_last_lines(self, entry: Entry) -> None:
+        runner, since = self._core.runner, entry.observed.failed_since
+        lines = await last_lines(runner, entry.name, LINES_READ, since)
+        self._last_lines[entry.name] = explanatory_lines(lines)[-LAST_LINES:]
 
     def is_overtaken(self, entry: Entry) -> bool:
         """Whether another command has meanwhile stopped a server that is to run, or started one that is to stop."""
