@@ -993,28 +993,23 @@ class Executor:
         restart = entry.config.restart
         if entry.sleepy and entry.desired.retries and restart.policy != "no":
             entry.observed.called = False
-            loop = asyncio.get_running_loop()
-            entry.observed.timers.append(loop.call_later(restart.window, self._end_backoff, entry))
+            self._set_desired_later(entry, restart.window, Desired.RUN)
 
     def _back_off(self, entry: Entry, delay_seconds: float) -> None:
         entry.observed.next_step = restart_text(delay_seconds, len(entry.observed.restart_times))
         if delay_seconds <= 0:
             return
-        loop = asyncio.get_running_loop()
         entry.set_desired(Desired.BACKOFF)
-        entry.observed.timers.append(loop.call_later(delay_seconds, self._end_backoff, entry))
+        self._set_desired_later(entry, delay_seconds, Desired.RUN)
         if delay_seconds > entry.config.start_timeout:
-            entry.observed.timers.append(
-                loop.call_later(entry.config.start_timeout, self._become_refusing, entry)
-            )
+            self._set_desired_later(entry, entry.config.start_timeout, Desired.REFUSING)
 
-    def _end_backoff(self, entry: Entry) -> None:
-        entry.set_desired(Desired.RUN)
-        self._queue.touch(entry, progressed=True)
+    def _set_desired_later(self, entry: Entry, delay_seconds: float, desired: Desired) -> None:
+        def change() -> None:
+            entry.set_desired(desired)
+            self._queue.touch(entry, progressed=True)
 
-    def _become_refusing(self, entry: Entry) -> None:
-        entry.set_desired(Desired.REFUSING)
-        self._queue.touch(entry, progressed=True)
+        entry.observed.timers.append(asyncio.get_running_loop().call_later(delay_seconds, change))
 
 
 def _file_digests_before_replacement(entry: Entry, worker: Worker) -> dict[str, str]:
