@@ -273,10 +273,8 @@ class Entry:
     @property
     def may_overlap(self) -> bool:
         """Whether two generations may run at once: neither the configuration nor a running worker forbids it."""
-        for worker in self.observed.workers.values():
-            if worker.config is not self.config and not worker.config.may_overlap:
-                return False
-        return self.config.may_overlap
+        workers = self.observed.workers.values()
+        return self.config.may_overlap and all(each.config.may_overlap for each in workers)
 
     @property
     def is_disabled(self) -> bool:
