@@ -7,28 +7,12 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, Strict, StringConstraints
 from pydantic_core import CoreSchema, core_schema
 
+from poolctl.config.values import value_types
 from poolctl.config.values.plain import BadValue, number_if_interpolated
 from poolctl.config.values.problems import Tree, shown
-from poolctl.config.values.value_types import (
-    ADDRESS_ALLOWED,
-    COOKIE_PATTERN,
-    HOST_HEADER_PATTERN,
-    HeaderName,
-    Method,
-    TruthOr,
-    UrlPath,
-)
 from poolctl.routing.route import POLICIES, STICKY
 
-from ._route_values import (
-    STREAM_TARGET_ALLOWED,
-    TARGET_ALLOWED,
-    canonical_redirect_target,
-    canonical_route_host,
-    canonical_route_path,
-    canonical_stream_target,
-    canonical_target,
-)
+from . import _route_values
 from .engines import engine_names
 
 _ENGINES = engine_names()
@@ -64,10 +48,12 @@ class ShortForm:
         return core_schema.no_info_before_validator_function(tables, handler(source))
 
 
-TRUTH_OR_CERTIFICATES = TruthOr('{ cert = "FILE", key = "FILE" }, a list of such tables, true or false')
-LISTENERS = ShortForm("bind", ADDRESS_ALLOWED)
-TARGETS = ShortForm("to", TARGET_ALLOWED)
-STREAM_TARGETS = ShortForm("to", STREAM_TARGET_ALLOWED)
+TRUTH_OR_CERTIFICATES = value_types.TruthOr(
+    '{ cert = "FILE", key = "FILE" }, a list of such tables, true or false'
+)
+LISTENERS = ShortForm("bind", value_types.ADDRESS_ALLOWED)
+TARGETS = ShortForm("to", _route_values.TARGET_ALLOWED)
+STREAM_TARGETS = ShortForm("to", _route_values.STREAM_TARGET_ALLOWED)
 
 
 def _expand_probe_shorthand(value: Tree) -> Tree:
@@ -81,20 +67,20 @@ def _redirect(value: Tree) -> Tree:
 
 
 _from_text = BeforeValidator(number_if_interpolated)
-Host = Annotated[str, AfterValidator(canonical_route_host)]
-RoutePath = Annotated[str, AfterValidator(canonical_route_path)]
-TargetText = Annotated[str, AfterValidator(canonical_target)]
-StreamTargetText = Annotated[str, AfterValidator(canonical_stream_target)]
-CookieName = Annotated[str, StringConstraints(pattern=COOKIE_PATTERN)]
-HostHeader = Annotated[str, StringConstraints(pattern=HOST_HEADER_PATTERN)]
+Host = Annotated[str, AfterValidator(_route_values.canonical_route_host)]
+RoutePath = Annotated[str, AfterValidator(_route_values.canonical_route_path)]
+TargetText = Annotated[str, AfterValidator(_route_values.canonical_target)]
+StreamTargetText = Annotated[str, AfterValidator(_route_values.canonical_stream_target)]
+CookieName = Annotated[str, StringConstraints(pattern=value_types.COOKIE_PATTERN)]
+HostHeader = Annotated[str, StringConstraints(pattern=value_types.HOST_HEADER_PATTERN)]
 Weight = Annotated[int, Field(ge=1, le=1000), _from_text]
 Number = Annotated[int, Field(ge=0, le=1_000_000), _from_text]
 Retries = Annotated[int, Field(ge=0, le=10), _from_text]
 Rate = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False), _from_text]
 Statuses = Annotated[tuple[Annotated[int, Field(ge=400, le=599), _from_text], ...], Strict(False)]
-HeaderNames = Annotated[tuple[HeaderName, ...], Strict(False)]
-Methods = Annotated[tuple[Method, ...], Strict(False)]
-UrlPaths = Annotated[tuple[UrlPath, ...], Strict(False)]
-RedirectText = Annotated[str, AfterValidator(canonical_redirect_target)]
+HeaderNames = Annotated[tuple[value_types.HeaderName, ...], Strict(False)]
+Methods = Annotated[tuple[value_types.Method, ...], Strict(False)]
+UrlPaths = Annotated[tuple[value_types.UrlPath, ...], Strict(False)]
+RedirectText = Annotated[str, AfterValidator(_route_values.canonical_redirect_target)]
 REDIRECT = BeforeValidator(_redirect)
 PATH_OF_PROBE = BeforeValidator(_expand_probe_shorthand)

@@ -19,18 +19,8 @@ from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.route_backends import sticky_value
 from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.json_form import Table
+from poolctl.routing import match
 from poolctl.routing.decision import EVERY
-from poolctl.routing.match import (
-    DEFAULT,
-    DOMAIN,
-    EXACT,
-    LABEL,
-    host_pattern,
-    in_order,
-    is_ip_address,
-    normal_host,
-    normal_prefix,
-)
 from poolctl.routing.route import HTTPS, Route, StreamRoute, Timeouts, TrafficLimits
 
 from .engine import POLICIES
@@ -454,7 +444,7 @@ def _options(endpoint: Endpoint | None) -> Iterator[str]:
         yield "init-addr last,libc,none"  # a name that cannot be resolved now must not keep the others from serving
     if endpoint.tls and endpoint.server_name:
         name = endpoint.server_name
-        sni = "" if is_ip_address(name) or ":" in name else f" sni str({name}) check-sni {name}"
+        sni = "" if match.is_ip_address(name) or ":" in name else f" sni str({name}) check-sni {name}"
         yield f"ssl verify required ca-file @system-ca{sni} verifyhost {name}"
     elif endpoint.tls:
         yield "ssl verify none"
@@ -490,7 +480,7 @@ def configuration_of(
     endpoints: Mapping[str, Endpoint | None],
 ) -> HaproxyConfiguration:
     """The configuration for these routes. `endpoints` are the endpoints of the pool's servers, by name."""
-    ordered, names = in_order(routes), set[str]()
+    ordered, names = match.in_order(routes), set[str]()
     backends = [(route, _route_backend(route, names, endpoints)) for route in ordered]
     fronts = [each for each in listeners if not each.alias]
     resumes = not any(each.asks_for_certificate for each in listeners)
@@ -538,18 +528,20 @@ def _mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
 
     A route is suitable if its host has no wildcard, and no route of the host has a condition other than the path.
     """
-    exact = [each for each in routes if host_pattern(each.host).tier == EXACT]
+    exact = [each for each in routes if match.host_pattern(each.host).tier == match.EXACT]
     conditioned = {
-        normal_host(each.host) for each in exact if each.methods or each.headers or each.redirects_to_https
+        match.normal_host(each.host)
+        for each in exact
+        if each.methods or each.headers or each.redirects_to_https
     }
-    found = [each.alias for each in exact if normal_host(each.host) not in conditioned]
+    found = [each.alias for each in exact if match.normal_host(each.host) not in conditioned]
     return frozenset(found if len(found) > _FEW_ROUTES else ())
 
 
 def _map_key(route: Route) -> str:
     """Return the key of the route in HAProxy's map file, a prefix of requests: host and path, ending in a slash."""
-    prefix = normal_prefix(route.path)
-    return f"{normal_host(route.host)}{prefix if prefix == '/' else f'{prefix}/'}"
+    prefix = match.normal_prefix(route.path)
+    return f"{match.normal_host(route.host)}{prefix if prefix == '/' else f'{prefix}/'}"
 
 
 def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
@@ -652,17 +644,17 @@ def _client_address(trusted: Sequence[str]) -> Iterator[str]:
 def _condition(route: Route) -> str:
     """Return the condition " if …" that a request must meet to take the route, or "" if every request may take it."""
     tests = []
-    pattern = host_pattern(route.host)
-    if pattern.tier == EXACT:
+    pattern = match.host_pattern(route.host)
+    if pattern.tier == match.EXACT:
         tests.append(_test("var(txn.host)", "str", pattern.text))
-    elif pattern.tier == LABEL:
+    elif pattern.tier == match.LABEL:
         tests.append(_test("var(txn.label)", "str", pattern.text))
-    elif pattern.tier == DOMAIN:
+    elif pattern.tier == match.DOMAIN:
         tests += [_test("var(txn.name)", "end", f".{pattern.text}"), "!" + _test("var(txn.name)", "beg", ".")]
-    elif pattern.tier != DEFAULT:
+    elif pattern.tier != match.DEFAULT:
         expression = ".+".join(map(re.escape, pattern.text.split("*")))
         tests.append(_test("var(txn.host)", "reg", f"^{expression}$"))
-    if (prefix := normal_prefix(route.path)) != "/":
+    if (prefix := match.normal_prefix(route.path)) != "/":
         tests.append(_test("var(txn.path)", "beg", f"{prefix}/"))
     if route.redirects_to_https:
         tests.append("!" + _test("req.hdr(x-forwarded-proto,1)", "str -i", HTTPS))

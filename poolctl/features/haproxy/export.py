@@ -11,11 +11,7 @@ from poolctl.cli.commands.export import Files, refuse_systemd_options
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.config import (
-    TLSConfig,
-    certificate_names,
-    read_regular_up_to,
-)
+from poolctl.config import TLSConfig, certificate_names, read_regular_up_to
 from poolctl.exit_codes import FAILED
 from poolctl.features.gateway.process.settings import Endpoint
 from poolctl.features.gateway.routes import routes_of

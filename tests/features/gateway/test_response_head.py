@@ -7,8 +7,8 @@ import re
 import pytest
 
 from poolctl.features.gateway.process.proxy.request_head import response_fields
-from poolctl.features.gateway.process.proxy.response_head import phrase_of, read_response, whole_response
-from poolctl.http.messages import MOST_FIELDS, MOST_OPTIONS, UNTIL_CLOSE, BadMessage
+from poolctl.features.gateway.process.proxy.response_head import read_response, whole_response
+from poolctl.http.messages import MOST_FIELDS, MOST_OPTIONS, UNTIL_CLOSE, BadMessage, phrase_of
 from poolctl.routing.route import Header
 from tests.features.gateway.test_request_head import options
 from tests.http_corpus import RESPONSES, ResponseCase

@@ -5,25 +5,17 @@ from __future__ import annotations
 import re
 from math import ceil
 
-from poolctl.http.messages import (
-    CHUNKED,
-    HOP_BY_HOP,
-    UNTIL_CLOSE,
-    Buffer,
-    ResponseHead,
-    phrase_of,
-    without_fields,
-)
+from poolctl.http import messages
 
-_REMOVED = re.compile(rb"\r\n(?i:content-length|" + HOP_BY_HOP + rb"):[^\r\n]*+")
+_REMOVED = re.compile(rb"\r\n(?i:content-length|" + messages.HOP_BY_HOP + rb"):[^\r\n]*+")
 _PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade"))
 PLAIN_TEXT = "text/plain; charset=utf-8"
 
 
-class Response(ResponseHead):
+class Response(messages.ResponseHead):
     """The head of a response, and the part of its body that was received with it (`first`)."""
 
-    first: Buffer
+    first: messages.Buffer
     _lines: bytes
 
     @property
@@ -32,7 +24,7 @@ class Response(ResponseHead):
         if not self._lines:
             lines = b"HTTP/1.1%b%b\r\n" % (self.status_line[8:], _REMOVED.sub(b"", self.fields))
             named = self.options - _PLAIN_OPTIONS
-            self._lines = without_fields(lines, named) if named else lines
+            self._lines = messages.without_fields(lines, named) if named else lines
         return self._lines
 
     def head_keep_alive_and_chunked(self, *, http_1_1: bool, keep: bool) -> tuple[bytes, bool, bool]:
@@ -41,10 +33,10 @@ class Response(ResponseHead):
         With `keep`, the connection stays open unless only closing it can mark the end of the body.
         """
         framing, wraps = b"", False
-        if self.body in (CHUNKED, UNTIL_CLOSE):
+        if self.body in (messages.CHUNKED, messages.UNTIL_CLOSE):
             if http_1_1:
                 framing = b"Transfer-Encoding: chunked\r\n"
-                wraps = self.body == UNTIL_CLOSE
+                wraps = self.body == messages.UNTIL_CLOSE
             else:
                 keep = False
         elif self.length >= 0:
@@ -92,7 +84,7 @@ def whole_response(
 
     Without `keep_alive` it has `Connection: close`. `fields` are further header lines, each with its line end.
     """
-    phrase = phrase_of(status)
+    phrase = messages.phrase_of(status)
     body = body or f"{status} {phrase}\n".encode()
     lines = [f"HTTP/1.1 {status} {phrase}", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
     if retry_after_seconds:
