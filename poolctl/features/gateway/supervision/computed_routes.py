@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hmac
 import json
 import logging
@@ -142,8 +141,7 @@ class ComputedRoutes:
             if self.table is None:
                 return None
             if self._masked is None or self._masked[0] != generation:
-                make = functools.partial(_write_masked_table, routes, generation)
-                made = await in_daemon_thread(make, undo=os.close)
+                made = await in_daemon_thread(lambda: _write_masked_table(routes, generation), undo=os.close)
                 if self._masked is not None:
                     self._masked[1].close()
                 self._masked = generation, Descriptor(made)
@@ -184,8 +182,7 @@ class ComputedRoutes:
         try:
             servers, tables = source()
             with_services = None if self.services is None else await self.services.route_extender()
-            work = functools.partial(_compute_routes, servers, tables, with_services)
-            routes = await in_daemon_thread(work)
+            routes = await in_daemon_thread(lambda: _compute_routes(servers, tables, with_services))
             if routes != before:
                 await self._end_disallowed_connections(routes, os_users_by_server(servers))
                 await self._publish(routes)
@@ -199,10 +196,8 @@ class ComputedRoutes:
         """Have workers end the connections that `routes` does not allow; store which connections may remain."""
         is_first = self._kept is None  # connections kept so far are with workers of an earlier supervisor
         if self._kept is None:
-            self._secret = await in_daemon_thread(
-                functools.partial(_load_or_create_secret, self._secret_path)
-            )
-            known = await in_daemon_thread(functools.partial(_read_kept_connections, self._path))
+            self._secret = await in_daemon_thread(lambda: _load_or_create_secret(self._secret_path))
+            known = await in_daemon_thread(lambda: _read_kept_connections(self._path))
             self._kept = KeepableConnections() if known is None else known
             unknown = routes.servers - {each.server for each in routes.kept.hosts}
             if known is None and unknown and not routes.kept.user:
@@ -217,13 +212,12 @@ class ComputedRoutes:
         kept = routes.kept.with_earlier(self._kept, users)
         if kept != self._kept:
             content = json.dumps(to_json(kept)).encode()
-            await in_daemon_thread(functools.partial(replace_file, self._path, content))
+            await in_daemon_thread(lambda: replace_file(self._path, content))
             self._kept = kept
 
     async def _publish(self, routes: RouteSet) -> None:
         generation = max(self.generation + 1, time.time_ns() // 1_000_000)
-        work = functools.partial(_write_tables, routes, generation)
-        fds = await in_daemon_thread(work, undo=_discard)
+        fds = await in_daemon_thread(lambda: _write_tables(routes, generation), undo=_discard)
         outdated, outdated_too = self.table, self.worker_tables
         self.table, *workers = map(Descriptor, fds)
         by_user = dict(zip(["", *_users_of(routes)], workers, strict=True))
