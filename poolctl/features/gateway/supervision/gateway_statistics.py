@@ -122,15 +122,15 @@ class GatewayStatistics:
             self._samples.append(now)
         usage = self._measure_usage()
         seconds = now.at - before.at if before is not None else 0.0
-        slots = before.slots if before is not None else [0] * tally.COUNTED
+        slots = before.slots if before is not None else _NONE
         return GatewayStats(
             requests_total=now.requests,
             passed_total=now.passed,
             proxied_total=now.requests - now.passed - sum(now.refused),
             refused_total=sum(now.refused),
             errors_total=now.errors,
-            requests_per_second=_rate(now.requests - before.requests, seconds) if before else None,
-            errors_per_second=_rate(now.errors - before.errors, seconds) if before else None,
+            requests_per_second=round((now.requests - before.requests) / seconds, 3) if before else None,
+            errors_per_second=round((now.errors - before.errors) / seconds, 3) if before else None,
             latency_p50_seconds=latency_seconds(now.slots, slots, 0.5),
             latency_p99_seconds=latency_seconds(now.slots, slots, 0.99),
             connections=now.connections,
@@ -191,10 +191,6 @@ class GatewayStatistics:
         usage = self._usage[1]
         usage.measure(pid, self._core.clock.monotonic(), memory=memory)
         return usage
-
-
-def _rate(count: int, seconds: float) -> float:
-    return round(count / seconds, 3)
 
 
 def _url(listener: ListenerSettings) -> str:
