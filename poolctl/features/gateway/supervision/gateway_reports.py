@@ -196,7 +196,10 @@ class GatewayMessageHandler:
             else:
                 self.on_machine_needed(message["server"])
         else:
-            self._events.record("pool", str(message["kind"]), **_event_fields(message["data"]))
+            data = message["data"]
+            if "host" in data:
+                data = {"message": data["host"], "cause": data.get("why", ""), **data}
+            self._events.record("pool", str(message["kind"]), **data)
 
     @property
     def unavailable_hosts(self) -> frozenset[str]:
@@ -207,8 +210,3 @@ class GatewayMessageHandler:
         """The number of open connections of the server's workers; 0 for an unknown server."""
         entry = self._core.entries.get(server)
         return 0 if entry is None else connections_of(self._core, entry)
-
-
-def _event_fields(data: Table) -> Table:
-    """Return `data`; if it has a `host`, a copy whose `message` is by default that host, and whose `cause` is `why`."""
-    return {"message": data["host"], "cause": data.get("why", ""), **data} if "host" in data else data
