@@ -175,7 +175,8 @@ class _DatagramSocket:
         stream = self.stream
         session = stream.sessions.get(key)
         stream.bytes_in += size
-        if session is not None and stream.route.timeouts.total and session.is_past_total_timeout():
+        most_seconds = stream.route.timeouts.total
+        if session is not None and most_seconds and stream.edge.now() - session.began >= most_seconds:
             session.close()
             session = None
         if session is None:
@@ -203,15 +204,10 @@ class _Session:
         self._answers = 0
         self._ended = False
         stream = listener.stream
-        self._began = stream.edge.now()
+        self.began = stream.edge.now()
         stream.sessions.add(key, self)
         stream.edge.stream_share.add_session()
         stream.edge.loop.add_reader(sock.fileno(), self._read)
-
-    def is_past_total_timeout(self) -> bool:
-        """Whether the maximum duration has passed, so that the next datagram begins a new session."""
-        stream = self._listener.stream
-        return stream.edge.now() - self._began >= stream.route.timeouts.total
 
     def send(self, size: int) -> bool:
         """Send the datagram in the buffer to the backend; False if it is unreachable, which ends the session."""
@@ -266,7 +262,7 @@ class _Session:
         self._sock.close()
         stream.sessions.remove(self.key)
         stream.edge.stream_share.remove_session()
-        self.lease.release(outcome, stream.edge.now() - self._began, 0, error)
+        self.lease.release(outcome, stream.edge.now() - self.began, 0, error)
 
 
 def _source_address_message(local: bytes) -> tuple[int, int, bytes]:
