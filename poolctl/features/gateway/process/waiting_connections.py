@@ -181,7 +181,9 @@ class WaitingConnections:
                 self._remove(waiting)
                 waiting.proceed()
             elif was_silent:
-                self._shorten_deadline(waiting)
+                # The deadline was for the pause between requests, and the next request has begun.
+                deadline = self._loop.time() + waiting.most_seconds
+                self._set_deadline(waiting, min(waiting.deadline, deadline))
 
     def _remove(self, waiting: ConnectionAwaitingInput) -> None:
         fd = waiting.sock.fileno()
@@ -204,12 +206,6 @@ class WaitingConnections:
     def _end(self, waiting: ConnectionAwaitingInput) -> None:
         self._remove(waiting)
         waiting.close()
-
-    def _shorten_deadline(self, waiting: ConnectionAwaitingInput) -> None:
-        """Set an earlier deadline: the old one was for the pause between requests, and the next request has begun."""
-        deadline = self._loop.time() + waiting.most_seconds
-        if deadline < waiting.deadline:
-            self._set_deadline(waiting, deadline)
 
     def _set_deadline(self, waiting: ConnectionAwaitingInput, deadline: float) -> None:
         if waiting.timer is not None:
