@@ -248,9 +248,8 @@ def _names(names: Sequence[str]) -> frozenset[str]:
 def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.get("min_version", "1.2")]
-    context.num_tickets = (
-        1  # a second one costs a twentieth of a handshake, and the next connection brings another
-    )
+    # A second one costs a twentieth of a handshake, and the next connection brings another.
+    context.num_tickets = 1
     context.verify_mode = _CLIENT_AUTH[tls.get("client_auth", "none")]
     if tls.get("ciphers"):
         context.set_ciphers(tls["ciphers"])
