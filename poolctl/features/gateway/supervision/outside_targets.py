@@ -226,7 +226,11 @@ async def probe_url(url: str, probe: Probe) -> str:
     try:
         if probe.tcp:
             async with asyncio.timeout(probe.timeout):
-                await _probe_tcp_connection(where)
+                if isinstance(where, str):
+                    _, writer = await asyncio.open_unix_connection(where)
+                else:
+                    _, writer = await asyncio.open_connection(*where)
+                writer.close()
             return ""
         async with (
             asyncio.timeout(probe.timeout),
@@ -241,14 +245,6 @@ async def probe_url(url: str, probe: Probe) -> str:
         return f"{label}: the response is not valid HTTP: {error}"
     except (OSError, ValueError) as error:
         return f"no connection: {getattr(error, 'strerror', None) or error}"
-
-
-async def _probe_tcp_connection(where: str | tuple[str, int]) -> None:
-    opening = (
-        asyncio.open_unix_connection(where) if isinstance(where, str) else asyncio.open_connection(*where)
-    )
-    _, writer = await opening
-    writer.close()
 
 
 @cache
