@@ -128,7 +128,27 @@ class GatewaySearch:
     async def store_in_keeper(self, orphan: OrphanedGateway) -> None:
         """Store the gateway's descriptors in the keeper, where a GatewayManager finds them, and close them here."""
         with contextlib.closing(orphan):
-            await self._store_orphan_and_drain_superseded(orphan)
+            keeper = self._keeper
+            for listener, fds in orphan.listeners:
+                name = f"{fd_store.GATEWAY_LISTENER}{listener.key}"
+                keeper.send({"op": "put", "name": name, "meta": to_json(listener)}, fds)
+            _, held = await keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
+            for fd in held:
+                os.close(fd)
+            if orphan.pair and not held:
+                keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, orphan.pair)
+            _, links = await keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
+            for fd in links:
+                # The process that the orphan was to replace. Closing only its link would make it an orphan, too.
+                with wire.over(fd) as link, contextlib.suppress(OSError):
+                    wire.send(link, {"t": "drain", "seconds": _DRAIN_SECONDS})
+            known = {"pid": orphan.pid, "start": orphan.start}
+            message = {"op": "put", "name": fd_store.GATEWAY_LINK, "meta": {**known, "mark": orphan.mark}}
+            keeper.send(message, [orphan.sock.fileno()])
+            logger.info("the gateway (pid %d) has outlived its pool: it is adopted", orphan.pid)
+            # The answer confirms that the keeper has everything: if we die now, the next supervisor finds it there.
+            with contextlib.suppress(Refused):
+                await keeper.call({"op": "watch", **known})
 
     def _revive_or_kill_silent_gateways(self, silent: list[OrphanedGateway]) -> None:
         now = time.monotonic()
@@ -140,26 +160,3 @@ class GatewaySearch:
             logger.warning("the gateway that outlived its pool (pid %d) does not answer", each.pid)
             # The process may have been stopped.
             each.signal(signal.SIGKILL if late else signal.SIGCONT)
-
-    async def _store_orphan_and_drain_superseded(self, orphan: OrphanedGateway) -> None:
-        keeper = self._keeper
-        for listener, fds in orphan.listeners:
-            name = f"{fd_store.GATEWAY_LISTENER}{listener.key}"
-            keeper.send({"op": "put", "name": name, "meta": to_json(listener)}, fds)
-        _, held = await keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
-        for fd in held:
-            os.close(fd)
-        if orphan.pair and not held:
-            keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, orphan.pair)
-        _, links = await keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
-        for fd in links:
-            # The process that the orphan was to replace. If only its link were closed, it would become an orphan, too.
-            with wire.over(fd) as link, contextlib.suppress(OSError):
-                wire.send(link, {"t": "drain", "seconds": _DRAIN_SECONDS})
-        known = {"pid": orphan.pid, "start": orphan.start}
-        message = {"op": "put", "name": fd_store.GATEWAY_LINK, "meta": {**known, "mark": orphan.mark}}
-        keeper.send(message, [orphan.sock.fileno()])
-        logger.info("the gateway (pid %d) has outlived its pool: it is adopted", orphan.pid)
-        # The answer confirms that the keeper has everything: if we die now, the next supervisor finds it there.
-        with contextlib.suppress(Refused):
-            await keeper.call({"op": "watch", **known})
