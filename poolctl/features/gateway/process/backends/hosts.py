@@ -61,17 +61,10 @@ class HostManager:
     monotonic clock, `wall` returns seconds since 1970.
     """
 
-    def __init__(
-        self,
-        now: Callable[[], float],
-        *,
-        re_enable_seconds: float = 30.0,
-        header_for_host: str = "Host",
-        wall: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, now: Callable[[], float], *, wall: Callable[[], float] = time.time) -> None:
         self._now = now
         self.wall = wall
-        self.configure(re_enable_seconds, header_for_host)
+        self.configure(re_enable_seconds=30.0, header_for_host="Host")
         self._records: dict[str, HostRecord] = {}
         self._until: dict[str, float] = {}  # the monotonic times at which hosts become active again
         self._listeners: list[Listener] = []
