@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence, Set
 
+from poolctl.cli import log_rendering
 from poolctl.cli.command_line import (
     FOLLOW,
     LINES_OUTPUT,
@@ -18,14 +19,6 @@ from poolctl.cli.command_line import (
     check_line_format,
     flag,
     validate_choice,
-)
-from poolctl.cli.log_rendering import (
-    NO_TIMES,
-    SHORT_TIMES,
-    STAMPS,
-    PrefixedLineFormatter,
-    log_paths,
-    terminal_text,
 )
 from poolctl.cli.offline import load, regex_time_limit
 from poolctl.cli.outcome import Failure, Outcome, UsageError
@@ -179,7 +172,7 @@ def _files_and_names_with_ids(request: CommandRequest, pool: PoolRef) -> tuple[d
         raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
     servers = not gateway or not request.selector().selects_all
     items = _require_servers_with_log_files(request, pool) if servers else ()
-    paths = log_paths(items, pool.logs_directory)
+    paths = log_rendering.log_paths(items, pool.logs_directory)
     if gateway:
         state = pool_paths.state_dir(os.environ, pool.key)
         files = f"{pool.directory}/{pool_paths.GATEWAY_LOG}", f"{state}/{pool_paths.GATEWAY_ACCESS_LOG}"
@@ -208,8 +201,8 @@ def _line_formatter(
         if not sys.stdout.isatty():
             return lambda line: f"{line.text}\n"
         colours = coloured(sys.stdout)
-        return lambda line: f"{terminal_text(line.text, colours=colours)}\n"
-    return PrefixedLineFormatter(
+        return lambda line: f"{log_rendering.terminal_text(line.text, colours=colours)}\n"
+    return log_rendering.PrefixedLineFormatter(
         names, times=_time_style(request), records=True, request_ids=request_ids
     ).line
 
@@ -220,10 +213,10 @@ def _is_wide(request: CommandRequest) -> bool:
 
 def _time_style(request: CommandRequest) -> str:
     if request.get("no_timestamps"):
-        return NO_TIMES
+        return log_rendering.NO_TIMES
     if request.get("timestamps") or _is_wide(request):
-        return STAMPS
-    return SHORT_TIMES if sys.stdout.isatty() else NO_TIMES
+        return log_rendering.STAMPS
+    return log_rendering.SHORT_TIMES if sys.stdout.isatty() else log_rendering.NO_TIMES
 
 
 def _reopen(request: CommandRequest) -> Outcome:

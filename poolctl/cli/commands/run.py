@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from poolctl.address import AddressError, parse
+from poolctl.cli import log_rendering, render
 from poolctl.cli.command_line import (
     NO_DEPS,
     OUTPUT,
@@ -33,27 +34,11 @@ from poolctl.cli.command_line import (
     flag,
     validate_choice,
 )
-from poolctl.cli.log_rendering import (
-    NO_TIMES,
-    STAMPS,
-    PrefixedLineFormatter,
-    json_line,
-    log_paths,
-    terminal_text,
-)
 from poolctl.cli.offline import load, no_server_outcome
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, same_name_warning
 from poolctl.cli.reload_on_change import PoolWatcher
 from poolctl.cli.reload_plan import change_lines
-from poolctl.cli.render import (
-    address_lines,
-    coloured,
-    print_diagnostics,
-    printable,
-    server_count_text,
-    serves_line,
-)
 from poolctl.cli.supervisor_requests import (
     Progress,
     await_exit_if_pool_ends,
@@ -320,23 +305,23 @@ class RunSession:
 
     def print_change(self, result: Result) -> None:
         """Print the outcome of a change of the files, between the servers' output."""
-        for line in change_lines(result, coloured(sys.stderr) and not self._objects):
+        for line in change_lines(result, render.coloured(sys.stderr) and not self._objects):
             self.say(line)
         self._explain(Outcome.of(result))
 
     def _explain(self, outcome: Outcome) -> None:
         outcome.quiet = self.request.quiet
-        print_diagnostics(outcome)
+        render.print_diagnostics(outcome)
 
     def announce_and_wait(self, lifeline: int, signals: StopSignals) -> int:
         """Print addresses and problems, wait until the pool has ended, and return 0. Signals raise exceptions."""
         expected = [item for item in self.servers if item.state not in ("disabled", "sleeping")]
         ready = sum(item.ready for item in expected)
-        line = f"{server_count_text(ready, len(expected))} ready"
+        line = f"{render.server_count_text(ready, len(expected))} ready"
         if not (self.request.output or self._objects):
-            for address in address_lines(self.servers):
+            for address in render.address_lines(self.servers):
                 self.say(address)
-        if self._gateway is not None and (serves := serves_line(self._gateway)):
+        if self._gateway is not None and (serves := render.serves_line(self._gateway)):
             self.say(serves)
         if not self.outcome.exit_code:  # before the next line, at which a user may ask for a reload
             sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
@@ -349,7 +334,7 @@ class RunSession:
         """Print the problems so far and clear them; with -o json keep them for the document at the end."""
         if self.request.output != "json":
             self.outcome.quiet = self.request.quiet
-            print_diagnostics(self.outcome)
+            render.print_diagnostics(self.outcome)
             self.outcome.errors, self.outcome.warnings = [], []
 
     def run_command(self, path: str, lifeline: int) -> int:
@@ -388,7 +373,7 @@ class RunSession:
         chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
         try:
             items = self.client.ask(ShowResult, "show").items
-            paths = log_paths(
+            paths = log_rendering.log_paths(
                 [item for item in items if item.log_files is not False], self.pool.logs_directory
             )
         except ControlError:  # the pool has already ended
@@ -449,12 +434,12 @@ class RunSession:
         if self._objects:
             document = {"time": event.time, "server": event.server, "message": text, "level": level}
             text = json.dumps(document)
-        sys.stderr.write(f"{printable(text)}\n")
+        sys.stderr.write(f"{render.printable(text)}\n")
 
     def say(self, text: str) -> None:
         if not self.request.quiet:
             if self._objects:
-                text = json_line(LogLine(text, time=stamp(time()), name="")).rstrip()
+                text = log_rendering.json_line(LogLine(text, time=stamp(time()), name="")).rstrip()
             sys.stderr.write(f"{text}\n")
 
 
@@ -645,15 +630,17 @@ class LogPrinter:
             items = self._client.ask(ShowResult, "show").items
         except ControlError:
             return  # the command waiting for the start reports the reason
-        paths = log_paths(items, self._pool.logs_directory)
+        paths = log_rendering.log_paths(items, self._pool.logs_directory)
         if self._objects:
-            form = json_line
+            form = log_rendering.json_line
         else:  # files and log collectors of containers get the lines unchanged
-            times = STAMPS if self._times else NO_TIMES
+            times = log_rendering.STAMPS if self._times else log_rendering.NO_TIMES
             terminal = sys.stdout.isatty()
             asked = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}
             ids = asked if terminal and not self._times else None
-            form = PrefixedLineFormatter(list(paths), times=times, records=terminal, request_ids=ids).line
+            form = log_rendering.PrefixedLineFormatter(
+                list(paths), times=times, records=terminal, request_ids=ids
+            ).line
         try:
             with reopened_stream(sys.stdout) as stdout:
                 for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
@@ -713,7 +700,7 @@ def death_lines(died: Mapping[str, Sequence[str]], command: str) -> Iterator[str
     """Yield one line for each server that died while `command` ran, with the reason for its last exit."""
     for name, reasons in died.items():
         times = f" {len(reasons)} times" if len(reasons) > 1 else ""
-        yield printable(f"{name} died{times} while {command} ran: {reasons[-1]}")
+        yield render.printable(f"{name} died{times} while {command} ran: {reasons[-1]}")
 
 
 def last_lines(
@@ -726,7 +713,9 @@ def last_lines(
     texts: list[str] = []
     for name, path in paths.items():
         if lines := list(tail(path, _LINES, since=since, name=name)):
-            texts += map(json_line, lines) if objects else _foldable_log_section(name, lines, env)
+            texts += (
+                map(log_rendering.json_line, lines) if objects else _foldable_log_section(name, lines, env)
+            )
     return "".join(texts)
 
 
@@ -742,7 +731,7 @@ def _foldable_log_section(name: str, lines: Sequence[LogLine], env: Mapping[str,
         after = f"\x1b[0Ksection_end:{moment}:{section}\r\x1b[0K\n"
     yield before
     # The name at the beginning of each line also prevents output from being taken as GitHub workflow commands.
-    yield from (f"{name} | {terminal_text(line.text, colours=False)}\n" for line in lines)
+    yield from (f"{name} | {log_rendering.terminal_text(line.text, colours=False)}\n" for line in lines)
     yield after
 
 
