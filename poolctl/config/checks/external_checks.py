@@ -21,13 +21,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
-from poolctl.config.checks.interpreter import (
-    ids_of,
-    missing_program,
-    root_trust_problem,
-    start_options,
-    user_options,
-)
+from poolctl.config.checks import interpreter
 from poolctl.config.files.read_file import EnvFileError, read_env_file, variables_of
 from poolctl.config.model.pool_tables import EventsTable, Tables, rules_of
 from poolctl.config.model.section import TLSConfig
@@ -98,7 +92,9 @@ class ExternalChecks:
             self._check_once(server, self._check_certificates, tls)
         hooks = [(("hooks", hook), words) for hook, words in server.hooks or ()]
         for path, words in ((("command",), server.command), *hooks):
-            if words and (finding := missing_program(server, {**self.env, **server.env}, path, words)):
+            if words and (
+                finding := interpreter.missing_program(server, {**self.env, **server.env}, path, words)
+            ):
                 self.problems.append((server, finding))
         if server.log.path:
             self._check_once(server, _check_log, server.log.path)
@@ -112,7 +108,7 @@ class ExternalChecks:
         self.warnings += [(server, finding) for finding in warnings]
 
     def _check_trust(self, python: str) -> Found:
-        message, fix = root_trust_problem(python, self.env)
+        message, fix = interpreter.root_trust_problem(python, self.env)
         return [], [Finding(("python",), message, fix, python)] if message else []
 
     def _check_certificates(self, tls: TLSConfig) -> Found:
@@ -168,7 +164,7 @@ def runs_python_as_root(server: ServerKeys) -> bool:
     if os.geteuid() != 0 or server.command or callable(server.app):
         return False
     try:
-        return server.user is None or ids_of(server.user)[0] == 0
+        return server.user is None or interpreter.ids_of(server.user)[0] == 0
     except KeyError:
         return False
 
@@ -318,7 +314,7 @@ def _probe_interpreter(python: str, user: str | None, with_zttp: bool) -> Findin
             timeout=PROBE_SECONDS,
             cwd="/",
             check=False,
-            **start_options(python, user, os.environ),
+            **interpreter.start_options(python, user, os.environ),
         )
     except FileNotFoundError:
         problem = "is not there", other
@@ -367,9 +363,9 @@ def check_imports(jobs: Sequence[ImportJob], env: Mapping[str, str]) -> Iterator
 
 def _import_in_subprocess(job: ImportJob, env: Mapping[str, str]) -> dict[str, object]:
     whole = {**env, **dict(job.env)}
-    options = {"env": whole, **start_options(job.python, job.user, whole)}
+    options = {"env": whole, **interpreter.start_options(job.python, job.user, whole)}
     if job.user is not None and any(name.startswith(READ_AT_START) for name, _ in job.env):
-        options |= user_options(job.user, whole)
+        options |= interpreter.user_options(job.user, whole)
     options["env"] = {_encoded(name): _encoded(value) for name, value in options["env"].items()}
     # The environment may hold secrets, so it is not passed as an argument, which every user can read.
     request = {key: getattr(job, key) for key in ("target", "app_dir", "cwd", "user")}

@@ -6,18 +6,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from poolctl.config.files import read_file
 from poolctl.config.files.parsers import parse, positions
-from poolctl.config.files.read_file import (
-    PYPROJECT,
-    SECTION,
-    files_of,
-    foreign_format,
-    has_section,
-    import_hint,
-    kind_of,
-    pyproject_section,
-    read_text,
-)
 from poolctl.config.model.pool_tables import model_of_table, table_names
 from poolctl.config.model.section import Table
 from poolctl.config.values.normalise import interpolate, merged, normalise, referenced_variables
@@ -46,8 +36,8 @@ class Document:
         """Read and parse the file, or parse `text` in its place. Raises Problem."""
         self.path = path
         self.base_dir = os.path.dirname(path)
-        self.kind = kind_of(path)
-        self.text = read_text(path, is_configuration=True) if text is None else text
+        self.kind = read_file.kind_of(path)
+        self.text = read_file.read_text(path, is_configuration=True) if text is None else text
         try:
             data = parse(self.text, self.kind)
         except ParseError as error:
@@ -56,9 +46,9 @@ class Document:
             message, hint = masked_quotes(error.message, line), masked_quotes(error.hint, line)
             raise Problem(message, place=place, hint=hint) from None
         self.prefix: KeyPath = ()
-        if os.path.basename(path) == PYPROJECT:
-            self.prefix = SECTION
-            data = pyproject_section(data)
+        if os.path.basename(path) == read_file.PYPROJECT:
+            self.prefix = read_file.SECTION
+            data = read_file.pyproject_section(data)
             if data is None:
                 hint = "add [tool.poolctl], or name another file"
                 raise Problem("there is no [tool.poolctl]", place=Place(path), hint=hint)
@@ -127,12 +117,12 @@ def read_documents(
     problems: list[Problem] = []
     for path in paths:
         try:
-            files = files_of(path)
+            files = read_file.files_of(path)
         except Problem as problem:
             files = []
             problems.append(problem)
         for file in files:
-            if file == path or os.path.basename(file) != PYPROJECT or has_section(file):
+            if file == path or os.path.basename(file) != read_file.PYPROJECT or read_file.has_section(file):
                 try:
                     documents.append(Document(file, (texts or {}).get(file)))
                 except Problem as problem:
@@ -187,9 +177,9 @@ class Assembly:
             data = interpolate(data, self.env, findings)
         if isinstance(data, list):
             findings += self._merge_servers(document, data, ())
-        elif isinstance(data, dict) and (foreign := foreign_format(document.path, data)):
+        elif isinstance(data, dict) and (foreign := read_file.foreign_format(document.path, data)):
             message = f"this is {foreign}, not a pool's file"
-            findings.append(Finding((), message, import_hint(document.path)))
+            findings.append(Finding((), message, read_file.import_hint(document.path)))
         elif isinstance(data, dict):
             for key, value in data.items():
                 findings += self._merge_table(document, key, value)

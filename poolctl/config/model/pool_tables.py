@@ -3,6 +3,7 @@
 A feature's tables are in modules of the feature, which are imported only when a file has such a table.
 """
 
+# ruff: noqa: F403, F405 (the types of keys)
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,18 +20,7 @@ from poolctl.feature import features
 from poolctl.routing.route import AnyRoute
 
 if TYPE_CHECKING:
-    from poolctl.config.values.value_types import (
-        Bind,
-        FileCount,
-        FilePath,
-        Handlers,
-        MetricsPath,
-        Name,
-        PlatformName,
-        PortRange,
-        Positive,
-        Size,
-    )
+    from poolctl.config.values.value_types import *
 
 
 AnyTable = TypeVar("AnyTable", bound=Table)

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from poolctl import units
 from poolctl.address import Address, AddressError, parse
 from poolctl.config.values.normalise import PROBES, app_findings
 from poolctl.config.values.plain import (
@@ -42,15 +43,6 @@ from poolctl.config.values.problems import (
 )
 from poolctl.feature import platform_names
 from poolctl.time_windows import parse_time_zone, parse_window
-from poolctl.units import (
-    DURATION_ALLOWED,
-    DURATION_PATTERN,
-    SIZE_ALLOWED,
-    SIZE_PATTERN,
-    format_duration,
-    parse_duration,
-    parse_size,
-)
 
 ADDRESS_ALLOWED = '"HOST:PORT", ":PORT" or "unix:/PATH"'
 YEAR_SECONDS = 366 * 86400.0
@@ -60,30 +52,30 @@ LARGEST_BYTES = 2**60
 def _duration(minimum: float) -> tuple[BeforeValidator, WithJsonSchema]:
     def seconds(value: Tree) -> float:
         try:
-            found = parse_duration(value)
+            found = units.parse_duration(value)
         except ValueError as problem:
-            raise BadValue(str(problem), DURATION_ALLOWED) from None
+            raise BadValue(str(problem), units.DURATION_ALLOWED) from None
         if not minimum <= found <= YEAR_SECONDS:
-            allowed = f"{format_duration(minimum)} to {format_duration(YEAR_SECONDS)}"
-            raise BadValue(f"{format_duration(found)} is out of range; allowed is {allowed}", allowed)
+            allowed = f"{units.format_duration(minimum)} to {units.format_duration(YEAR_SECONDS)}"
+            raise BadValue(f"{units.format_duration(found)} is out of range; allowed is {allowed}", allowed)
         return found
 
     number = {"type": "number", "minimum": minimum, "maximum": YEAR_SECONDS}
-    return BeforeValidator(seconds), _schema(number, DURATION_PATTERN, "seconds")
+    return BeforeValidator(seconds), _schema(number, units.DURATION_PATTERN, "seconds")
 
 
 def _size(minimum: int, maximum: int, allowed: str) -> tuple[BeforeValidator, WithJsonSchema]:
     def size_bytes(value: Tree) -> int:
         try:
-            found = parse_size(number_if_interpolated(value))
+            found = units.parse_size(number_if_interpolated(value))
         except ValueError as problem:
-            raise BadValue(str(problem), SIZE_ALLOWED) from None
+            raise BadValue(str(problem), units.SIZE_ALLOWED) from None
         if not minimum <= found <= maximum:
             raise BadValue(f"{found} bytes is out of range", allowed)
         return found
 
     number = {"type": "integer", "minimum": minimum}
-    return BeforeValidator(size_bytes), _schema(number, SIZE_PATTERN, "bytes")
+    return BeforeValidator(size_bytes), _schema(number, units.SIZE_PATTERN, "bytes")
 
 
 def _schema(number: dict[str, Tree], pattern: str, unit: str) -> WithJsonSchema:
