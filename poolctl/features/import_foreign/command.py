@@ -76,16 +76,7 @@ def _check_overwrite_allowed(target: str, written: bool, *, force: bool) -> None
 
 def _of_file(path: str) -> ForeignPool:
     """The pool of the file, whose format is detected from its name or content. Raises Problem and Unreadable."""
-    from poolctl.config import (
-        COMPOSE,
-        ECOSYSTEM,
-        JAVASCRIPT,
-        PROCFILE,
-        UNIT,
-        Document,
-        foreign_format,
-        read_text,
-    )
+    from poolctl import config
 
     from ._command_lines import pool_of_procfile
     from ._compose import pool_of_compose
@@ -95,24 +86,26 @@ def _of_file(path: str) -> ForeignPool:
     from ._systemd import pool_of_unit
 
     path = os.path.abspath(path)
-    found = foreign_format(path)
-    if found == JAVASCRIPT:
+    found = config.foreign_format(path)
+    if found == config.JAVASCRIPT:
         raise Unreadable(
             "this is JavaScript, which poolctl does not run", _javascript_to_json_hint(os.path.basename(path))
         )
     if os.path.splitext(path)[1].lower() in (".yaml", ".yml", ".json"):
-        document = Document(path)
-        found = foreign_format(path, document.data if isinstance(document.data, dict) else {})
-        if found not in (COMPOSE, ECOSYSTEM):
+        document = config.Document(path)
+        found = config.foreign_format(path, document.data if isinstance(document.data, dict) else {})
+        if found not in (config.COMPOSE, config.ECOSYSTEM):
             message = "it has neither services (docker compose) nor apps (pm2)"
             raise Unreadable(message, "poolctl import --help names the files")
-        return pool_of_compose(document) if found == COMPOSE else pool_of_pm2(document)
-    text = read_text(path)
+        return pool_of_compose(document) if found == config.COMPOSE else pool_of_pm2(document)
+    text = config.read_text(path)
     if not found:
         raise Unreadable("not a file of another tool by its name", "poolctl import --help names the files")
-    if found == UNIT:
+    if found == config.UNIT:
         return pool_of_unit(text, path)
-    return pool_of_procfile(text) if found == PROCFILE else pool_of_supervisord(text, os.path.dirname(path))
+    if found == config.PROCFILE:
+        return pool_of_procfile(text)
+    return pool_of_supervisord(text, os.path.dirname(path))
 
 
 def _javascript_to_json_hint(name: str) -> str:
