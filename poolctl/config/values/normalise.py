@@ -192,16 +192,10 @@ def _env_file(value: Tree, base_dir: str) -> Tree:
     return (absolute(value, base_dir),) if isinstance(value, str) and value else value
 
 
-def _tls(value: Tree, base_dir: str) -> Tree:
-    if not isinstance(value, dict):
-        return value
-    return {k: absolute(v, base_dir) if k in ("cert", "key", "ca") else v for k, v in value.items()}
-
-
-def _log_with_absolute_path(value: Tree, base_dir: str) -> Tree:
-    if not isinstance(value, dict) or "path" not in value:
-        return value
-    return value | {"path": absolute(value["path"], base_dir)}
+def _with_absolute_paths(table: Tree, base_dir: str, *keys: str) -> Tree:
+    if not isinstance(table, dict):
+        return table
+    return {key: absolute(value, base_dir) if key in keys else value for key, value in table.items()}
 
 
 def _watch_with_absolute_patterns(value: Tree, base_dir: str) -> Tree:
@@ -242,11 +236,11 @@ NORMALISERS: dict[str, Callable[[Tree, str], Tree]] = {
     "env_file": _env_file,
     "health": lambda value, _: {"readiness": {"http": value}} if isinstance(value, str) else value,
     "labels": _flattened_labels,
-    "log": _log_with_absolute_path,
+    "log": lambda value, base_dir: _with_absolute_paths(value, base_dir, "path"),
     "python": _python,
     "recovery": lambda value, _: {"strategy": value} if isinstance(value, str) else value,
     "restart": _restart,
-    "tls": _tls,
+    "tls": lambda value, base_dir: _with_absolute_paths(value, base_dir, "cert", "key", "ca"),
     "watch": _watch_with_absolute_patterns,
 }
 
