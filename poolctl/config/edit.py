@@ -35,7 +35,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 Pairs = list[tuple[KeyPath, Tree]]
 # The value that stands for the removal of a key.
 REMOVED = object()
-_line = re.compile(r"[^\n]*\n|[^\n]+\Z")
+_lines_of: Callable[[str], list[str]] = re.compile(r"[^\n]*\n|[^\n]+\Z").findall
 
 
 class FileChanged(Exception):
@@ -540,10 +540,6 @@ class ServerLineBlocks:
         unended = at == len(self.lines) > 0 and not self.lines[-1].endswith("\n")
         follows = at < len(self.lines) and not self._is_blank(at)
         self._new[at] = "\n" * unended + "\n" * bool(at) + text + "\n" * follows + self._new[at]
-
-
-def _lines_of(text: str) -> list[str]:
-    return _line.findall(text)
 
 
 def without_added_blank_lines(text: str, changed: str) -> str:
