@@ -15,8 +15,6 @@ from poolctl.exit_codes import INVALID_CONFIGURATION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from poolctl.cli.command_line import CommandRequest
     from poolctl.control.client import Platform
 
@@ -70,9 +68,7 @@ class PoolRef:
         )
 
 
-def find_pool(
-    request: CommandRequest, env: Mapping[str, str] = os.environ, *, missing_ok: bool = False
-) -> PoolRef:
+def find_pool(request: CommandRequest, *, missing_ok: bool = False) -> PoolRef:
     """Find the pool named by -c, --pool or $POOLCTL_CONFIG, or else the pool of the working directory.
 
     A running pool is found even if its files are missing, with a warning. If the pool does not run, raises
@@ -87,22 +83,22 @@ def find_pool(
             raise UsageError(
                 "--pool and -c cannot be combined", hint="--pool names a running pool, -c a file"
             )
-        return _named(name, env)
+        return _named(name)
     try:
         cwd = os.getcwd()
     except OSError:
         cwd = os.environ.get("PWD") or "/"  # it may have been removed; PWD still names it
     try:
-        files = find_config(paths, env, cwd)
+        files = find_config(paths, os.environ, cwd)
     except ConfigNotFound:
-        for pool in (_pool_at(file, env) for file in candidate_files(cwd)):
+        for pool in map(_pool_at, candidate_files(cwd)):
             if _is_running_or_orphaned(pool):
                 if not missing_ok:
                     _warn_of_missing(pool.files, request)
                 return pool
         raise
-    pool = PoolRef(files, _pool_at(files[0], env).directory)
-    pool.platform = platform_of(files, env)
+    pool = PoolRef(files, _pool_at(files[0]).directory)
+    pool.platform = platform_of(files, os.environ)
     if pool.platform != LOCAL and request.verb not in _OF_FILES:
         pool.client().check_supported(request.verb)
     missing = [] if missing_ok else [file for file in files if _is_missing(file)]
@@ -143,12 +139,12 @@ def _warn_of_missing(files: list[str], request: CommandRequest) -> None:
             )
 
 
-def _pool_at(first: str, env: Mapping[str, str]) -> PoolRef:
-    return PoolRef([first], pool_paths.pool_dir(env, pool_paths.pool_key(first)))
+def _pool_at(first: str) -> PoolRef:
+    return PoolRef([first], pool_paths.pool_dir(os.environ, pool_paths.pool_key(first)))
 
 
-def _named(name: str, env: Mapping[str, str]) -> PoolRef:
-    found = pool_paths.named_pool_dir(env, name)
+def _named(name: str) -> PoolRef:
+    found = pool_paths.named_pool_dir(os.environ, name)
     if found is None:
         raise NoSupervisor(
             f"no running pool is named {name!r}", hint="start it from its file: poolctl -c FILE start"
@@ -156,10 +152,12 @@ def _named(name: str, env: Mapping[str, str]) -> PoolRef:
     return PoolRef(_files_of(found), found)
 
 
-def same_name_warning(pool: PoolRef, env: Mapping[str, str] = os.environ) -> str:
+def same_name_warning(pool: PoolRef) -> str:
     """A warning about other running pools with the same name, which make --pool ambiguous; "" without any."""
     name = str(pool_paths.read_info(pool.directory).get("name") or "")
-    others = [path for path in pool_paths.pool_dirs_named(env, name) if os.path.basename(path) != pool.key]
+    others = [
+        path for path in pool_paths.pool_dirs_named(os.environ, name) if os.path.basename(path) != pool.key
+    ]
     if not others:
         return ""
     files = ", ".join(file for path in others for file in _files_of(path) or [path])
