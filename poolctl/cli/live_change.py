@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Literal
 
-    from poolctl.config import Configuration, Problem
+    from poolctl.config import Problem
 
 # A change that was made is saved, even if not for every server or not in time.
 _SAVED_EXIT_CODES = (exit_codes.DONE, exit_codes.FAILED, exit_codes.TIMED_OUT)
@@ -203,8 +203,8 @@ class WriteBack:
             if self.draft.entry(name) is not None:
                 self.draft.remove(name)
 
-    def validate_draft(self) -> Configuration:
-        """Validate the draft and return its configuration. Raises PoolValidateError if it is invalid.
+    def validate_draft(self) -> None:
+        """Validate the draft. Raises PoolValidateError if it is invalid.
 
         Raises Failure with exit code 2 if a file is not TOML, 5 if no server is left, 7 if a file is not writable.
         """
@@ -216,13 +216,9 @@ class WriteBack:
         for path in self.draft.texts():
             directory = os.path.dirname(os.path.realpath(path))
             if not os.access(directory, os.W_OK):
+                message = f"{relative_to_cwd(path)} cannot be written"
                 hint = f"fix the permissions of {directory}: a file is replaced as a whole"
-                raise Failure(
-                    Outcome.failed(
-                        exit_codes.NOT_PERMITTED, f"{relative_to_cwd(path)} cannot be written", hint
-                    )
-                )
-        return config
+                raise Failure(Outcome.failed(exit_codes.NOT_PERMITTED, message, hint))
 
     def _refusal(self, instructions: Sequence[Problem]) -> Outcome:
         """The error outcome for files that are not TOML; it lists the changes that the user has to make by hand."""
