@@ -141,15 +141,15 @@ def items_of_unsupervised_pool(servers: Iterable[ServerConfig], ref: PoolRef) ->
 
     if not has_orphans(os.environ, ref.directory):
         return [item_from_config(server) for server in servers]
+    from poolctl.runners.worker_spec import usable_user_id
+
     found = find_orphans(os.environ, ref.directory)
     records = pool_files.read_left_state(ref.directory).get("servers") or {}
     items = []
     for server in servers:
-        its = [
-            each
-            for each in found
-            if each.said["server"] == server.name and _runs_as_server_user(each, server)
-        ]
+        # A worker of another user may only claim to be a worker of this server.
+        uid = usable_user_id(server)
+        its = [each for each in found if each.said["server"] == server.name and each.uid == uid]
         restarts = records.get(server.name, {}).get("restarts", 0)
         items.append(_running_item(server, its, restarts) if its else item_from_config(server))
     for orphan in found:
@@ -169,13 +169,6 @@ def summary_of(items: list[Item], ref: PoolRef) -> Table:
         "states": Counter(item.state for item in items),
         "health": Counter(item.health for item in items),
     }
-
-
-def _runs_as_server_user(orphan: Orphan, server: ServerConfig) -> bool:
-    """Whether the worker runs as the server's user. Otherwise it may only claim to be a worker of this server."""
-    from poolctl.runners.worker_spec import usable_user_id
-
-    return orphan.uid == usable_user_id(server)
 
 
 def _running_item(server: ServerConfig, its: list[Orphan], restarts: int) -> Item:
