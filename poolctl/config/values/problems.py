@@ -49,12 +49,8 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         if not self.file:
             return self.key
-        where = (
-            f"{path_from_working_directory(self.file)}:{self.line}"
-            if self.line
-            else path_from_working_directory(self.file)
-        )
-        return f"{where}:{self.column}" if self.column else where
+        numbers = [str(number) for number in (self.line, self.column) if number]
+        return ":".join([path_from_working_directory(self.file), *numbers])
 
 
 NOWHERE = Place()
