@@ -202,14 +202,11 @@ def period_at(
     return WindowState(state)
 
 
-_Parsed = list[tuple[str, list[Window]]]
-
-
 def _start_of_day(day: date, zone: tzinfo | None) -> float:
     return datetime.combine(day, time(), zone).timestamp()
 
 
-def _minutes_by_state(parsed: _Parsed, day: date) -> dict[str, int]:
+def _minutes_by_state(parsed: list[tuple[str, list[Window]]], day: date) -> dict[str, int]:
     """Return {state: minutes of `day` with the state}, where the minutes are a number with one bit for each minute.
 
     `parsed` lists states with their time windows. A minute has the first listed state with a window that contains the

@@ -24,7 +24,6 @@ from poolctl.config.values.problems import Finding, KeyPath, Tree, nearest, shor
 from poolctl.platform import user_name
 
 Server = TypeVar("Server", bound=ServerKeys)
-Conflict = tuple[int, int, Finding]
 
 
 class _TakenAddress(NamedTuple):
@@ -32,7 +31,7 @@ class _TakenAddress(NamedTuple):
     order: int
 
 
-def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflict]:
+def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[tuple[int, int, Finding]]:
     """(index, earlier index, finding) for each server whose name or address conflicts with an earlier server.
 
     A server is given by its name and address. A missing name ("") or address (None) conflicts with no other.
