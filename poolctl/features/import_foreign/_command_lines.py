@@ -36,14 +36,11 @@ def pool_of_command(words: Sequence[str]) -> ForeignPool:
     own, _ = _split_command_prefix(list(words))
     if not own:
         raise Unreadable("there is no command", "poolctl import -- gunicorn app:app --bind :8000")
-    module = next(iter(_modules(own)), os.path.basename(own[0]))
+    modules = (word for word in own[1:] if re.fullmatch(r"[A-Za-z_][\w.]*:[\w.()]+", word))
+    module = next(modules, os.path.basename(own[0]))
     server = pool.add(module.partition(":")[0].rpartition(".")[2], 0)
     apply_command_words(server, [escaped(word) for word in words])
     return pool
-
-
-def _modules(words: list[str]) -> list[str]:
-    return [each for each in words[1:] if re.fullmatch(r"[A-Za-z_][\w.]*:[\w.()]+", each)]
 
 
 def apply_command_words(server: ForeignServer, words: list[str], port: str = "") -> None:
