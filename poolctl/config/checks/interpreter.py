@@ -12,6 +12,8 @@ import pwd
 import stat
 import sys
 
+from poolctl.platform import user_name
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -111,17 +113,13 @@ def root_trust_problem(interpreter: str, env: Mapping[str, str]) -> tuple[str, s
     if not path:
         return "", ""
     status = os.lstat(path)
-    fix = f"chown -R root {path}"
-    if status.st_uid != 0:
-        try:
-            owner = pwd.getpwuid(status.st_uid).pw_name
-        except KeyError:
-            owner = str(status.st_uid)
-        else:
-            fix += f", or user = {owner!r}"
-        who = f"user {owner}"
-    else:
+    if status.st_uid == 0:
         who, fix = "other users", f"chmod -R go-w {path}"
+    else:
+        owner = user_name(status.st_uid)
+        who, fix = f"user {owner}", f"chown -R root {path}"
+        if owner != str(status.st_uid):
+            fix += f", or user = {owner!r}"
     return f"{who} can modify {path}, whose code this server runs as root", fix
 
 
