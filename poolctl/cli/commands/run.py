@@ -752,8 +752,6 @@ SI_KERNEL = 0x80
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
 # Docker kills the container after ten.
 STOP_SECONDS = 8.0
-_KILLED = 128 + signal.SIGKILL
-_ENDING = (signal.SIGTERM, signal.SIGINT)
 _WATCHED = (signal.SIGCHLD, *FORWARDED_SIGNALS)
 
 
@@ -860,7 +858,7 @@ class _InitProcess:
             patience = 3600.0 if self._due is None else self._due - monotonic()
             came = signal.sigtimedwait(_WATCHED, max(0.0, patience))
             if self._due is not None and monotonic() >= self._due:
-                return _KILLED if self._status is None else self._status
+                return 128 + signal.SIGKILL if self._status is None else self._status
             if came is not None and came.si_signo != signal.SIGCHLD:
                 self._forward(came)
             alone = self._reap_and_check_childless()
@@ -871,7 +869,7 @@ class _InitProcess:
         # The terminal sends its signals to the child as well.
         if came.si_code != SI_KERNEL and self._status is None:
             os.kill(self._child, came.si_signo)
-        if came.si_signo in _ENDING:
+        if came.si_signo in (signal.SIGTERM, signal.SIGINT):
             self._end_soon()
 
     def _end_soon(self) -> None:
