@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -34,8 +33,6 @@ _SHAPES = {"timeout": (int, float), "env": (dict,), "hosts": (list,)}
 AUDITED = CHANGING_VERBS | {"upgrade", *(verb for feature in features() for verb in feature.changing)}
 # Options that are recorded with their values; others may hold secrets, such as an environment.
 _RECORDED = ("timeout", "wait", "deps", "kill", "workers", "auto", "all")
-
-Work = Callable[[], Awaitable[Result]]
 
 
 class Verbs:
@@ -89,9 +86,43 @@ class Verbs:
         except SelectorError as wrong:
             return _failed(USAGE, wrong.message, wrong.hint)
         call = Call(selector, options, progress, partial(peer, request), request.attach)
-        return await perform_audited(
-            self._context.events, request, call, partial(self._perform_safely, request.verb, call)
+        return await self._perform_audited(request.verb, call)
+
+    async def _perform_audited(self, verb: str, call: Call) -> Result:
+        """Perform the verb; return its result.
+
+        If the verb is in AUDITED, the beginning and the end are recorded in the audit trail, even if the verb fails.
+        """
+        if verb not in AUDITED or call.options.get("dry_run"):
+            return await self._perform_safely(verb, call)
+        by, events = call.by(), self._context.events
+        message = " ".join(
+            [verb, *_selector_arguments(call.selector), *_option_arguments(verb, call.options)]
         )
+        given = _given_selection(call.selector)
+        recorded = {key: call.options[key] for key in _RECORDED if call.options.get(key) is not None}
+        events.record("audit", verb, message=message, by=by, selection=given, options=recorded)
+        begun, is_abandoned = time.monotonic(), False
+        outcome = _failed(FAILED, "an internal error of the supervisor")
+        try:
+            with caused_by(message, by):
+                outcome = await self._perform_safely(verb, call)
+            return outcome
+        except asyncio.CancelledError:
+            outcome, is_abandoned = _failed(FAILED, "the client disconnected"), True
+            raise
+        finally:
+            word = "abandoned" if is_abandoned else "failed" if outcome.exit_code else "done"
+            events.record(
+                "audit",
+                f"{verb} {word}",
+                message=message,
+                by=by,
+                cause=outcome.errors[0].message.partition("\n")[0] if outcome.errors else "",
+                exit_code=None if is_abandoned else outcome.exit_code,
+                servers=[item.name for item in outcome.items if isinstance(item, Item)],
+                duration_seconds=round(time.monotonic() - begun, 3),
+            )
 
     async def _perform_safely(self, verb: str, call: Call) -> Result:
         try:
@@ -156,42 +187,6 @@ def _options(body: Table) -> Table:
     return options
 
 
-async def perform_audited(events: EventQueue, request: Request, call: Call, work: Work) -> Result:
-    """Do the `work` of the request; returns its result.
-
-    If the verb is in AUDITED, the beginning and the end are recorded in the audit trail, even if the work fails.
-    """
-    if request.verb not in AUDITED or call.options.get("dry_run"):
-        return await work()
-    by = peer(request)
-    message = " ".join(
-        [request.verb, *_selector_arguments(call.selector), *_option_arguments(request.verb, call.options)]
-    )
-    given, recorded = _given_selection(call.selector), _recorded_options(call.options)
-    events.record("audit", request.verb, message=message, by=by, selection=given, options=recorded)
-    begun, is_abandoned = time.monotonic(), False
-    outcome = _failed(FAILED, "an internal error of the supervisor")
-    try:
-        with caused_by(message, by):
-            outcome = await work()
-        return outcome
-    except asyncio.CancelledError:
-        outcome, is_abandoned = _failed(FAILED, "the client disconnected"), True
-        raise
-    finally:
-        word = "abandoned" if is_abandoned else "failed" if outcome.exit_code else "done"
-        events.record(
-            "audit",
-            f"{request.verb} {word}",
-            message=message,
-            by=by,
-            cause=outcome.errors[0].message.partition("\n")[0] if outcome.errors else "",
-            exit_code=None if is_abandoned else outcome.exit_code,
-            servers=[item.name for item in outcome.items if isinstance(item, Item)],
-            duration_seconds=round(time.monotonic() - begun, 3),
-        )
-
-
 def peer(request: Request) -> Table:
     """Return the client's uid and pid as the kernel reports them, the user's name, and the client's command.
 
@@ -234,7 +229,3 @@ def _option_arguments(verb: str, options: Table) -> list[str]:
         return everything
     server = options.get("server")
     return [str(server.get("name", ""))] if verb == "add" and isinstance(server, dict) else []
-
-
-def _recorded_options(options: Table) -> Table:
-    return {key: options[key] for key in _RECORDED if options.get(key) is not None}
