@@ -7,7 +7,7 @@ import contextlib
 import os
 import resource
 import sys
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Set
 from dataclasses import replace
 
 from poolctl.config import (
@@ -62,7 +62,7 @@ _STAYS = _RUNS | {"starting", "backoff"}
 _WHEN_IT_RUNS, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
 _NAMES_SHOWN = 3
 
-_Servers = Mapping[str, tuple[ServerConfig, int]]
+_Servers = dict[str, tuple[ServerConfig, int]]
 
 
 class Lifecycle:
@@ -131,13 +131,12 @@ class Lifecycle:
             else:
                 continue
             runnable.remove(entry)
-        if not call.options.get("force") and any(
-            entry.observed.certificate_ends is not None for entry in runnable
-        ):
+        if not call.options.get("force"):
             now = self._core.clock.time()
             found = [
                 await asyncio.to_thread(expired_replacement_error, entry, entry.config, now)
                 for entry in runnable
+                if entry.observed.certificate_ends is not None
             ]
             refused += [problem for problem in found if problem is not None]
             names = {problem.name for problem in refused}
@@ -458,28 +457,27 @@ def check_open_file_limit(core: Core, coming: Iterable[tuple[ServerConfig, int]]
 
     `coming` has each server with its number of workers.
     """
-    wanted = {
-        entry.name: (entry.config, requested_worker_count(entry))
-        for entry in core.entries.values()
-        if _runs(entry)
-    }
-    _check_file_limit(wanted, wanted | {server.name: (server, count) for server, count in coming})
+    before = _running_servers(core)
+    _check_file_limit(before, before | {server.name: (server, count) for server, count in coming})
 
 
 def check_pool_file_limit(core: Core, servers: Iterable[ServerConfig]) -> None:
     """Raise TooManyOpenFiles if the limit of open files is too low for a pool with exactly these servers."""
-    entries = core.entries
-    before = {
-        entry.name: (entry.config, requested_worker_count(entry))
-        for entry in entries.values()
-        if _runs(entry)
-    }
+    before = _running_servers(core)
     after = {
         server.name: (server, server.scale.min)
         for server in servers
-        if not server.disabled and (server.name not in entries or _runs(entries[server.name]))
+        if not server.disabled and (server.name not in core.entries or server.name in before)
     }
     _check_file_limit(before, after)
+
+
+def _running_servers(core: Core) -> _Servers:
+    return {
+        entry.name: (entry.config, requested_worker_count(entry))
+        for entry in core.entries.values()
+        if not (entry.wants_no_worker or entry.is_disabled)
+    }
 
 
 def requested_worker_count(entry: Entry) -> int:
@@ -501,10 +499,6 @@ def _check_file_limit(before: _Servers, after: _Servers) -> None:
     hint = f"{RAISE_OPEN_FILES}; then poolctl stop, and poolctl start" if before else RAISE_OPEN_FILES
     problem = failure(PoolStartError, message, hint)
     raise TooManyOpenFiles(Result(errors=(problem,), exit_code=FAILED))
-
-
-def _runs(entry: Entry) -> bool:
-    return not (entry.wants_no_worker or entry.is_disabled)
 
 
 def expired_replacement_error(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
