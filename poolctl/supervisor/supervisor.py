@@ -55,7 +55,7 @@ from .statistics import Statistics, Totals
 from .systemd import SystemdNotifier
 from .takeover.keeper_replacement import KeeperEndWatch, KeeperWatch, hand_over_to_new_keeper
 from .takeover.state_store import SaveTimer, StateStore
-from .verbs.verb import Call, Daemon
+from .verbs.verb import Call, Daemon, VerbContext
 from .verbs.verbs import AUDITED, Verbs
 
 if TYPE_CHECKING:
@@ -257,7 +257,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self.events.write_to(Journal.configured(tables.get(EventsTable), path))
 
     async def _register_verbs_and_serve_metrics(self) -> None:
-        self._verbs = Verbs(self.core, self.events, self, self._configuration, self._parts.over)
+        context = VerbContext(self.core, self.events, self, self._configuration, self._parts.over)
+        self._verbs = Verbs(context)
         self._verbs.add("stats", self._statistics.stats)
         self._verbs.add("monitor", self._statistics.monitor)
         metrics = PoolMetrics(self.core, self._statistics, self.identity, self._parts)

@@ -10,22 +10,20 @@ from functools import partial
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, failure
 from poolctl.control.control_server import Progress, Request
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
-from poolctl.core.core import Core
 from poolctl.core.servers import caused_by
 from poolctl.errors import PoolParamError
 from poolctl.exit_codes import CONFLICT, FAILED, NOTHING_MATCHED, USAGE
 from poolctl.feature import features
 from poolctl.json_form import Table
-from poolctl.monitor.event_queue import EventQueue
 from poolctl.platform import user_name
 from poolctl.selection.selector import NothingMatched, Selector, SelectorError
 
-from ..active_configuration import ActiveConfiguration, ReaderFailed
+from ..active_configuration import ReaderFailed
 from . import changing_verbs, reading_verbs
 from .changing_verbs import TooManyOpenFiles
 from .reload import ConfigurationDrift, Reload
 from .upgrade import Upgrade
-from .verb import Call, Daemon, Verb, VerbContext, match_expressions
+from .verb import Call, Verb, VerbContext, match_expressions
 
 _SHAPE = "objects, with timeout in seconds and env as a table"
 _SHAPES = {"timeout": (int, float), "env": (dict,), "hosts": (list,)}
@@ -38,25 +36,18 @@ _RECORDED = ("timeout", "wait", "deps", "kill", "workers", "auto", "all")
 class Verbs:
     """The request handler of the control socket."""
 
-    def __init__(
-        self,
-        core: Core,
-        events: EventQueue,
-        daemon: Daemon,
-        configuration: ActiveConfiguration,
-        over: asyncio.Event,
-    ) -> None:
-        self._daemon = daemon
-        self._core = core
+    def __init__(self, context: VerbContext) -> None:
+        self._daemon = context.daemon
+        self._core = context.core
+        self._events = context.events
         self.used = False
-        self._context = VerbContext(core, events, daemon, configuration, over)
-        self.build = self._context.build
-        self._drift = ConfigurationDrift(self._context)
+        self.build = context.build
+        self._drift = ConfigurationDrift(context)
         self._verbs: dict[str, Verb] = {
-            **reading_verbs.verbs(self._context),
-            **changing_verbs.verbs(self._context),
-            "reload": Reload(self._context).reload,
-            "upgrade": Upgrade(self._context).upgrade,
+            **reading_verbs.verbs(context),
+            **changing_verbs.verbs(context),
+            "reload": Reload(context).reload,
+            "upgrade": Upgrade(context).upgrade,
         }
 
     def add(self, name: str, verb: Verb) -> None:
@@ -95,13 +86,13 @@ class Verbs:
         """
         if verb not in AUDITED or call.options.get("dry_run"):
             return await self._perform_safely(verb, call)
-        by, events = call.by(), self._context.events
+        by = call.by()
         message = " ".join(
             [verb, *_selector_arguments(call.selector), *_option_arguments(verb, call.options)]
         )
         given = _given_selection(call.selector)
         recorded = {key: call.options[key] for key in _RECORDED if call.options.get(key) is not None}
-        events.record("audit", verb, message=message, by=by, selection=given, options=recorded)
+        self._events.record("audit", verb, message=message, by=by, selection=given, options=recorded)
         begun, is_abandoned = time.monotonic(), False
         outcome = _failed(FAILED, "an internal error of the supervisor")
         try:
@@ -113,7 +104,7 @@ class Verbs:
             raise
         finally:
             word = "abandoned" if is_abandoned else "failed" if outcome.exit_code else "done"
-            events.record(
+            self._events.record(
                 "audit",
                 f"{verb} {word}",
                 message=message,

@@ -25,7 +25,7 @@ from poolctl.supervisor.active_configuration import (
 )
 from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.takeover.state_store import StateStore
-from poolctl.supervisor.verbs.verb import Call
+from poolctl.supervisor.verbs.verb import Call, VerbContext
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import SlowRunner
@@ -84,7 +84,8 @@ class Desk:
         self.core = Core(servers, self.runner, self.clock, self.events, trace=trace)
         self.over = False
         self.files = Files(servers)
-        self.verbs = Verbs(self.core, self.events, self, self.files, asyncio.Event())
+        self.supervisor_over = asyncio.Event()
+        self.verbs = Verbs(VerbContext(self.core, self.events, self, self.files, self.supervisor_over))
 
     def identity(self) -> SupervisorIdentity:
         return from_json(SupervisorIdentity, {"keeper_pid": 1})

@@ -27,7 +27,7 @@ from poolctl.supervisor.verbs.changing_verbs import (
     requested_worker_count,
     startup_warnings,
 )
-from poolctl.supervisor.verbs.verb import Call
+from poolctl.supervisor.verbs.verb import Call, VerbContext
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.certificates import certificate
 from tests.needs import needs
@@ -1012,7 +1012,7 @@ class AddingFiles(Files):
 def adding(*servers: ServerConfig, **script: str) -> tuple[Desk, AddingFiles]:
     desk, files = Desk(*servers, **script), AddingFiles(servers)
     desk.files = files
-    desk.verbs = Verbs(desk.core, desk.events, desk, files, asyncio.Event())
+    desk.verbs = Verbs(VerbContext(desk.core, desk.events, desk, files, asyncio.Event()))
     return desk, files
 
 

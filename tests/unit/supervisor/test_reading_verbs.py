@@ -348,7 +348,7 @@ def test_past_events_are_those_that_are_asked_for(tmp_path: Path) -> None:
 def test_new_events_follow_until_the_supervisor_ends(tmp_path: Path) -> None:
     async def work() -> None:
         desk = recorded(tmp_path)
-        over = desk.verbs._context.over
+        over = desk.supervisor_over
         client = Following(desk, "b", follow=True, lines=1)
         async with asyncio.timeout(20):
             while len(client.seen) < 1:

@@ -29,6 +29,7 @@ from poolctl.runners.runner_protocol import Placement
 from poolctl.supervisor.active_configuration import ActiveConfiguration, LoadedConfiguration, ReaderFailed
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs import reload
+from poolctl.supervisor.verbs.verb import VerbContext
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.certificates import certificate
 from tests.deadline import wait_until
@@ -405,7 +406,7 @@ class DeskWithFiles(Desk):
         files.activate(resolved)
         desk = cls(*resolved.servers, runner=runner)
         desk.files, desk.file = files, file
-        desk.verbs = Verbs(desk.core, desk.events, desk, files, asyncio.Event())
+        desk.verbs = Verbs(VerbContext(desk.core, desk.events, desk, files, asyncio.Event()))
         return desk
 
     file: Path
@@ -892,7 +893,7 @@ class WithOutside(Files):
 def desk_with_outside(*servers: ServerConfig) -> tuple[Desk, WithOutside]:
     desk, files = Desk(*servers), WithOutside([*servers])
     desk.files = files
-    desk.verbs = Verbs(desk.core, desk.events, desk, files, asyncio.Event())
+    desk.verbs = Verbs(VerbContext(desk.core, desk.events, desk, files, asyncio.Event()))
     return desk, files
 
 
