@@ -82,18 +82,19 @@ class Reload:
         self._core = context.core
         self._events = context.events
         self._configuration = context.configuration
-        self._turn = context.configuration.turn
 
     async def reload(self, call: Call) -> ReloadResult:
         """Apply the changes in the files or, with `dry_run`, only list them. Files with problems are refused."""
         force = bool(call.options.get("force"))
-        async with self._turn:
+        async with self._configuration.turn:
             resolved = await self._configuration.read_without_activating(
                 call.options.get("env"), keep=self._core.entries
             )
             changes, problems = await self._plan(resolved, force=force)
             if problems:
-                return self._refused(problems)
+                return ReloadResult(
+                    items=self._all_items(), errors=tuple(problems), exit_code=INVALID_CONFIGURATION
+                )
             lines = (*self._pool_and_table_changes(resolved), *changes)
             if call.options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
@@ -124,7 +125,7 @@ class Reload:
 
     async def apply_while_none_runs(self, call: Call) -> ReloadResult:
         """Apply the files to a pool in which no server runs; returns changes or errors. New servers are not started."""
-        async with self._turn:
+        async with self._configuration.turn:
             resolved = await self._configuration.read_without_activating(keep=self._core.entries)
             found = await self._difference(resolved)
             if found.problems:
@@ -139,7 +140,7 @@ class Reload:
 
     async def difference(self) -> PlannedReload:
         """Return the changes that a reload would make, without checking the users and programs that servers name."""
-        async with self._turn:
+        async with self._configuration.turn:
             resolved = await self._configuration.read_without_activating(keep=self._core.entries)
             return await self._difference(resolved)
 
@@ -245,9 +246,6 @@ class Reload:
             for variable in variables:
                 yield f"{variable} is still in the environment of {', '.join(names)}; poolctl restart removes it"
 
-    def _refused(self, problems: list[ErrorEntry]) -> ReloadResult:
-        return ReloadResult(items=self._all_items(), errors=tuple(problems), exit_code=INVALID_CONFIGURATION)
-
     def _all_items(self) -> tuple[Item, ...]:
         return items(self._core, self._core.entries.values())
 
@@ -283,12 +281,9 @@ class _ReloadRun:
         self._starting = Operation(core, PoolRestartError, awaited)
         stopping = [entry for entry in coming if entry.is_disabled and not entry.is_fully_stopped]
         self._stopping = Operation(core, PoolStopError, [*gone, *stopping])
-        if force:
-            for entry in self._changed_entries():
-                core.runner.force_certificate(entry.name, entry.desired.generation)
-
-    def _changed_entries(self) -> list[Entry]:
-        return [entry for name in self._kinds if (entry := self._core.entries.get(name)) is not None]
+        for name in self._kinds if force else ():
+            if (changed := core.entries.get(name)) is not None:
+                core.runner.force_certificate(name, changed.desired.generation)
 
     def _add_or_change_server(self, server: ServerConfig, starts: bool) -> Entry:
         entry = self._core.entries.get(server.name)
@@ -458,7 +453,11 @@ class ConfigurationDrift:
                     return replace(result, changed=to_json(_summarize_changed_files(found.files, difference)))
                 names.update(dict.fromkeys(in_files))
         file = self._configuration.files[0]
-        errors = [_not_in_pool(name, difference.files.get(name, file)) for name in names]
+        errors = []
+        for name in names:
+            written = os.path.basename(difference.files.get(name, file))
+            message = f"{name} is in {written} but not in the running pool: poolctl reload"
+            errors.append(failure(PoolParamError, message))
         return Result(errors=tuple(errors), exit_code=NOTHING_MATCHED) if errors else result
 
     def ignore_next_change(self) -> None:
@@ -577,11 +576,6 @@ def _names_matching(servers: Iterable[Item], target: str) -> list[str]:
         return [each.name for each in select(servers, Selector([target]))]
     except NothingMatched:
         return []
-
-
-def _not_in_pool(name: str, file: str) -> ErrorEntry:
-    message = f"{name} is in {os.path.basename(file)} but not in the running pool: poolctl reload"
-    return failure(PoolParamError, message)
 
 
 def _summarize_changed_files(files: tuple[str, ...], difference: PlannedReload | None) -> ChangedFiles:
