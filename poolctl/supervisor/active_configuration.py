@@ -438,9 +438,7 @@ class ActiveConfiguration:
         if problems:
             return LoadedConfiguration(name, problems=problems, marks=reading.marks)
         try:
-            servers = await asyncio.to_thread(
-                self._with_ports, reading.servers, reading.tables, reading.port_range, keep, stopped
-            )
+            servers = await asyncio.to_thread(self._with_ports, reading, keep, stopped)
         except ServerError as error:
             return LoadedConfiguration(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
         return LoadedConfiguration(
@@ -478,22 +476,16 @@ class ActiveConfiguration:
             logger.warning("%s", failed)
             return {}
 
-    def _with_ports(
-        self,
-        servers: list[ServerConfig],
-        tables: Tables,
-        port_range: tuple[int, int],
-        keep: Collection[str],
-        stopped: bool,
-    ) -> list[ServerConfig]:
+    def _with_ports(self, reading: Reading, keep: Collection[str], stopped: bool) -> list[ServerConfig]:
         """The servers, with a port for each `auto` address (see `read`). Raises ServerError if no port is free."""
+        servers = reading.servers
         if not any(server.address.auto for server in servers):
             return with_resolved_references(servers)
-        ledger = self._port_ledger(port_range)
+        ledger = self._port_ledger(reading.port_range)
         names = {server.name for server in servers}
         ledger.keep_only([*names, *keep])
         vacated = [port for name in keep if name not in names and (port := ledger.known(name)) is not None]
-        taken = {server.address.port for server in servers if server.address.port} | _ports(tables)
+        taken = {server.address.port for server in servers if server.address.port} | _ports(reading.tables)
         resolved = []
         for server in servers:
             if server.address.auto:
