@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
 
@@ -60,19 +61,14 @@ class ReadingVerbs:
         """Every selected server, and a summary; exit code 3 if a server that should run is not ready."""
         entries = selected(self._core, call.selector)
         should_run = [entry for entry in entries if entry.should_run]
-        counts: dict[str, int] = {}
-        healths: dict[str, int] = {}
-        for entry in entries:
-            counts[entry.state] = counts.get(entry.state, 0) + 1
-            healths[entry.health.value] = healths.get(entry.health.value, 0) + 1
         missing = [entry for entry in entries if entry.is_missing]
         summary = Summary(
             **vars(self._context.daemon.identity()),
             servers=len(entries),
             should_run=len(should_run),
             ready=sum(entry.ready for entry in should_run),
-            states=counts,
-            health=healths,
+            states=dict(Counter(entry.state for entry in entries)),
+            health=dict(Counter(entry.health.value for entry in entries)),
         )
         failed_runs = [
             f"{entry.name}: {failed}" for entry in entries if (failed := failed_run_message(entry))
