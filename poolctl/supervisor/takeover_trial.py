@@ -94,13 +94,8 @@ def print_takeover_check(files: list[str]) -> str | None:
                 try_takeover(servers, upgrade_options(), _logs_of(files))
         except TrialFailed as failed:
             return str(failed)
-    print(
-        json.dumps(
-            to_json(
-                TakeoverReport(problem=problem, errors=tuple(from_json(ErrorEntry, each) for each in errors))
-            )
-        )
-    )
+    entries = tuple(from_json(ErrorEntry, each) for each in errors)
+    print(json.dumps(to_json(TakeoverReport(problem=problem, errors=entries))))
     return None
 
 

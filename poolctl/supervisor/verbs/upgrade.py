@@ -138,12 +138,10 @@ def refusal_of_older(version: str, protocol: object) -> Result | None:
     spoken = protocol if isinstance(protocol, int) else OLDEST_PROTOCOL
     if spoken >= PROTOCOL and _release(version) >= _release(__version__):
         return None
-    older = (
-        f"poolctl {version} is older"
-        if version != __version__
-        else f"this build of poolctl {version} is older"
+    which = "this build of " if version == __version__ else ""
+    message = (
+        f"the pool runs poolctl {__version__}, and {which}poolctl {version} is older: it cannot take over"
     )
-    message = f"the pool runs poolctl {__version__}, and {older}: it cannot take over"
     return _refused(message, f"install {__version__} or a newer one; or {_STOP_AND_START}")
 
 
@@ -173,9 +171,8 @@ async def _run_and_get_output_or_error(
         return "", f"{command[0]} did not finish within {_TRIAL_SECONDS:g} s"
     if process.returncode == 0:
         return said.decode(errors="replace"), ""
-    return "", failed.decode(errors="replace").strip().rpartition("\n")[
-        2
-    ] or f"exit status {process.returncode}"
+    reason = failed.decode(errors="replace").strip().rpartition("\n")[2]
+    return "", reason or f"exit status {process.returncode}"
 
 
 def _refused(message: str, hint: str) -> Result:
