@@ -494,15 +494,11 @@ def _outcome(entry: Entry) -> tuple[str, str] | None:
         return "interrupted", "it was enabled again"
     if entry.removed or not entry.wanted:
         return "interrupted", "it was stopped meanwhile"
+    failure = entry.observed.failure.message if entry.observed.failure else ""
     if entry.failed or entry.completed:
-        return "failed", entry.observed.failure.message if entry.observed.failure else ""
+        return "failed", failure
     if step == Step.REPLACE and entry.desired.generation == entry.observed.recovering["generation"]:
-        return (
-            "failed",
-            entry.observed.failure.message
-            if entry.observed.failure
-            else "its replacement did not become ready",
-        )
+        return "failed", failure or "its replacement did not become ready"
     return ("recovered", "") if entry.settled else None
 
 
@@ -620,10 +616,9 @@ class HeartbeatMonitor:
             when = self._exchange_heartbeat(state, now)
             if when is not None:
                 again.append((state, when))
-        # Added after the loop, so that the common timer is set only once.
+        # Added after the loop, because the next heartbeat of a worker may already be due again.
         for state, when in again:
-            self._number += 1
-            heappush(self._due, (when, self._number, state))
+            self._schedule(state, when)
         self._set_timer()
 
     def _exchange_heartbeat(self, state: HeartbeatState, now: float) -> float | None:

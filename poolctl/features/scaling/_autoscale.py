@@ -160,11 +160,9 @@ class Autoscale:
             was_limited = now - self._limited_at <= max(self._window, self._up)
             self._limited_at = now
             self._restart_cooldown(now)
-            return (
-                None
-                if was_limited
-                else Decision(size, size, trigger, value, target, self._short_window.seconds)
-            )
+            if was_limited:
+                return None
+            return Decision(size, size, trigger, value, target, self._short_window.seconds)
         if now - self._increased_at < self._up:
             return None
         if now - self._decreased_at < self._down * self._patience:
