@@ -15,13 +15,7 @@ from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
-from poolctl.control.client import (
-    AnswerReader,
-    Client,
-    SupervisorEnded,
-    raise_for_errors,
-    read_messages,
-)
+from poolctl.control.client import AnswerReader, Client, SupervisorEnded, raise_for_errors, read_messages
 from poolctl.errors import ControlError, PoolError, PoolMonitorError
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route_table import RouteTable

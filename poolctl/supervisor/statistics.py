@@ -11,32 +11,15 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from poolctl.control.server_answers import (
-    MeasuredServer,
-    MonitoredServer,
-    MonitorResult,
-    ServerAvailability,
-    ServerStats,
-    StatsHistory,
-    StatsResult,
-    WorkerStats,
-)
+from poolctl.control import server_answers
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Availability, Entry, Worker
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import fd_store
+from poolctl.monitor import metrics
 from poolctl.monitor.event_queue import EventQueue
 from poolctl.monitor.journal import JournalEvent
-from poolctl.monitor.metrics import (
-    BOUNDS_SECONDS,
-    INTERVAL_SECONDS,
-    Figure,
-    ServerSnapshot,
-    TakeSample,
-    Usage,
-    loop_lag_seconds,
-    measure_server,
-)
+from poolctl.monitor.metrics import BOUNDS_SECONDS, INTERVAL_SECONDS, Figure, ServerSnapshot, Usage
 from poolctl.states import Status
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
@@ -183,12 +166,12 @@ class History:
             self.memory_bytes.append(seen.memory_bytes)
         self.counts.append((now, seen.total))
 
-    def values(self, *, counted: bool, with_errors: bool) -> StatsHistory:
+    def values(self, *, counted: bool, with_errors: bool) -> server_answers.StatsHistory:
         """Return the figures of the last intervals, oldest first; rates of errors only if `with_errors`.
 
         Set `counted` to False for a server whose requests are not counted: all rates are then None.
         """
-        return StatsHistory(
+        return server_answers.StatsHistory(
             interval_seconds=INTERVAL_SECONDS,
             requests_per_second=_rounded(self.requests_per_second, counted=counted),
             errors_per_second=_rounded(self.errors_per_second, counted=counted) if with_errors else None,
@@ -204,7 +187,7 @@ class Statistics:
     """
 
     def __init__(self, core: Core, totals: Totals) -> None:
-        self._take: TakeSample | None = None
+        self._take: metrics.TakeSample | None = None
         self._core = core
         self.totals = totals
         self._counters = core.runner.capabilities.counters
@@ -213,35 +196,35 @@ class Statistics:
         self._asked_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
 
-    async def stats(self, call: Call) -> StatsResult:
+    async def stats(self, call: Call) -> server_answers.StatsResult:
         """The verb `stats`: the selected servers with their figures and, on request, the rates of their errors."""
         entries = selected(self._core, call.selector)
         with_errors = bool(call.options.get("errors"))
         self.keep_sampling()
         snapshots = await self.measure(entries)
-        return StatsResult(
+        return server_answers.StatsResult(
             items=tuple(
-                MeasuredServer(**vars(item), stats=self.figures(seen, with_errors=with_errors))
+                server_answers.MeasuredServer(**vars(item), stats=self.figures(seen, with_errors=with_errors))
                 for item, seen in zip(items(self._core, entries), snapshots, strict=True)
             )
         )
 
-    async def monitor(self, call: Call) -> MonitorResult:
+    async def monitor(self, call: Call) -> server_answers.MonitorResult:
         """The verb `monitor`: the last probe results of the selected servers, and their availability.
 
         Sends no probe.
         """
         entries = selected(self._core, call.selector)
-        return MonitorResult(
+        return server_answers.MonitorResult(
             items=tuple(
-                MonitoredServer(**vars(item), monitor=self._monitor_report(entry))
+                server_answers.MonitoredServer(**vars(item), monitor=self._monitor_report(entry))
                 for item, entry in zip(items(self._core, entries), entries, strict=True)
             )
         )
 
-    def _monitor_report(self, entry: Entry) -> ServerAvailability:
+    def _monitor_report(self, entry: Entry) -> server_answers.ServerAvailability:
         known = self.totals.availability(entry)
-        return ServerAvailability(
+        return server_answers.ServerAvailability(
             status=known.status,
             latency_seconds=self._core.health.latency_seconds(entry),
             uptime_seconds=known.uptime,
@@ -260,7 +243,7 @@ class Statistics:
         if self._timer is None:
             self._sample()
 
-    def send_samples_to(self, take: TakeSample | None) -> None:
+    def send_samples_to(self, take: metrics.TakeSample | None) -> None:
         """Set the function that receives each sample from now on; None removes it."""
         self._take = take
         if take is not None:
@@ -269,9 +252,9 @@ class Statistics:
     def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
         """Return the server's current statistics. Without `memory`, its memory usage may be some seconds old."""
         ended, now = self.totals.counts_of_ended_workers(entry), self._core.clock.monotonic()
-        return measure_server(entry, ended, self._counters, self._usage, now, memory=memory)
+        return metrics.measure_server(entry, ended, self._counters, self._usage, now, memory=memory)
 
-    def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> ServerStats:
+    def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> server_answers.ServerStats:
         """The statistics that the verb `stats` reports, from this snapshot; error rates only if `with_errors`."""
         entry = seen.entry
         history = self._histories.setdefault(entry.name, History())
@@ -281,7 +264,7 @@ class Statistics:
         seconds = self._core.clock.monotonic() - at
         total = seen.total
         counted = seen.counted
-        stats = ServerStats(
+        stats = server_answers.ServerStats(
             requests_total=total[tally.STARTED],
             requests_per_second=round(request_rate(before, total, seconds), 3) if watched else 0.0,
             responses_total={f"{digit}xx": total[tally.STATUS + digit] for digit in range(1, 6)},
@@ -371,14 +354,14 @@ def _rounded(rates: Iterable[float], *, counted: bool) -> tuple[Figure, ...]:
     return tuple(round(each, 3) if counted else None for each in rates)
 
 
-def _worker_stats(worker: Worker, counts: Counts | None, usage: Usage | None) -> WorkerStats:
-    return WorkerStats(
+def _worker_stats(worker: Worker, counts: Counts | None, usage: Usage | None) -> server_answers.WorkerStats:
+    return server_answers.WorkerStats(
         id=worker.id,
         pid=worker.placement.pid if worker.placement is not None else None,
         phase=worker.phase.value,
         memory_bytes=None if usage is None else usage.memory_bytes,
         cpu_percent=None if usage is None else round(usage.cpu_percent, 2),
-        loop_lag_seconds=loop_lag_seconds(counts),
+        loop_lag_seconds=metrics.loop_lag_seconds(counts),
         requests_total=None if counts is None else counts[tally.STARTED],
         errors_total=None if counts is None else errors(counts),
         in_flight=None if counts is None else tally.in_flight(counts),

@@ -54,17 +54,9 @@ from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.observers.held_address import HttpAddressServer, HttpEndpoint
 from poolctl.supervisor.verbs.verb import Call, Verb
 
+from . import _services
 from ._answers import RegistrationsResult
-from ._services import (
-    REFRESHED,
-    REGISTERED,
-    RegisteredService,
-    RegistrationRefused,
-    RegistrationRequest,
-    Registrations,
-    registration_of,
-    with_registrations,
-)
+from ._services import REGISTERED, RegisteredService, registration_of
 from .table import RegistrationTable
 
 # Options of every request, not of the service.
@@ -107,7 +99,7 @@ class TargetRegistration(GatewayPart):
     def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         environment = site.environment
-        self.services = Registrations(site.core.clock)
+        self.services = _services.Registrations(site.core.clock)
         self._clock = site.core.clock
         self._events = site.events
         self._store = site.store
@@ -174,7 +166,7 @@ class TargetRegistration(GatewayPart):
     async def route_extender(self) -> WithServices:
         """Wait until the services are restored; return a function that adds the registered services to routes."""
         await self._resumed
-        return partial(with_registrations, registered=self.services.backends())
+        return partial(_services.with_registrations, registered=self.services.backends())
 
     def __iter__(self) -> Iterator[RegisteredService]:
         return iter(self.services)
@@ -200,11 +192,11 @@ class TargetRegistration(GatewayPart):
             return settings
         try:
             service, word = self.services.register_with_outcome(settings, owner)
-        except RegistrationRefused as refused:
+        except _services.RegistrationRefused as refused:
             return _refusal(CONFLICT, str(refused), refused.hint)
         self._update_record(service)
         self._schedule_expiry_check(service.deadline)
-        if word == REFRESHED:
+        if word == _services.REFRESHED:
             self._save_soon()
             return self._answer([service])
         if word != REGISTERED:
@@ -252,7 +244,7 @@ class TargetRegistration(GatewayPart):
         late = await self._await_routes(self._gateway, call)
         return replace(answer, warnings=(late,) if late else ())
 
-    async def _settings(self, options: Table, tables: Tables) -> RegistrationRequest | Result:
+    async def _settings(self, options: Table, tables: Tables) -> _services.RegistrationRequest | Result:
         findings: list[Finding] = []
         given = {
             key: value for key, value in options.items() if key not in _OF_REQUESTS and value is not None

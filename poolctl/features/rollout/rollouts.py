@@ -19,15 +19,9 @@ from poolctl.states import in_words
 from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb, selected
 
+from . import _verdict
 from ._canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
-from ._verdict import (
-    DEFAULT_CONDITIONS,
-    AbortCondition,
-    RolloutReport,
-    RolloutResult,
-    canaries_for,
-    parse_condition,
-)
+from ._verdict import RolloutResult
 
 _OPTIONS_HINT = "op is begin, promote, abort, pause or resume; share, seconds and min_requests are numbers"
 # Keys shared by all workers of a server: its socket, and who may use the connections passed to it.
@@ -160,7 +154,7 @@ class Rollouts(FeaturePart):
         if entry.desired.generation < generation:
             return None  # its other workers could not be replaced
         reason = "promoted before the supervisor was replaced"
-        report = RolloutReport(name=entry.name, state=PROMOTED, reason=reason, generation=generation)
+        report = _verdict.RolloutReport(name=entry.name, state=PROMOTED, reason=reason, generation=generation)
         return RolloutResult(items=(report,))
 
     async def _wait_until(self, entry: Entry, condition: Callable[[], bool]) -> None:
@@ -249,7 +243,7 @@ def _plan_for_file_changes(entry: Entry, written: ServerConfig, plan: RolloutPla
     if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
         message = f"{entry.name}: {key_list_text(common)} changed, which all of its workers have in common"
         raise _RolloutRefused(message, "poolctl reload")
-    plan = plan._replace(config=entry.config, canaries=canaries_for(plan.share, entry.size))
+    plan = plan._replace(config=entry.config, canaries=_verdict.canaries_for(plan.share, entry.size))
     return plan._replace(config=written, what=f"{key_list_text(keys)} changed") if keys else plan
 
 
@@ -277,11 +271,11 @@ def _number(options: Table, name: str, default: float) -> float:
     return float(value)
 
 
-def _conditions(options: Mapping[str, object]) -> list[AbortCondition]:
-    texts = options.get("abort_on") or DEFAULT_CONDITIONS
+def _conditions(options: Mapping[str, object]) -> list[_verdict.AbortCondition]:
+    texts = options.get("abort_on") or _verdict.DEFAULT_CONDITIONS
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise SelectorError("abort_on must be a list of conditions", hint=_OPTIONS_HINT)
     try:
-        return [parse_condition(text) for text in texts]
+        return [_verdict.parse_condition(text) for text in texts]
     except ValueError as wrong:
         raise SelectorError(str(wrong)) from None

@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from poolctl.bootstrap import installed_build, is_package_changed_since
 from poolctl.config import masked
-from poolctl.control.answers import (
-    ErrorEntry,
-    Item,
-    ProgressLine,
-    Result,
-    ServerStep,
-    SupervisorIdentity,
-)
+from poolctl.control.answers import ErrorEntry, Item, ProgressLine, Result, ServerStep, SupervisorIdentity
 from poolctl.control.control_server import Attach, Progress, refuse_attachment
 from poolctl.control.server_answers import LiveOverrides, ProbeResult, ServerDetails, WorkerDetails
 from poolctl.core.core import Core, Goal
