@@ -11,8 +11,9 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from poolctl.config import MetricsTable
 from poolctl.control.answers import SupervisorIdentity
@@ -55,6 +56,8 @@ from ..verbs.verb import Call, complaint_of, selected
 from .held_address import HttpAddressServer, HttpEndpoint
 
 ROUTE, SERVER = "route", "server"
+
+Fresh = TypeVar("Fresh")
 
 # The health of each route, by its name.
 RouteHealths = Callable[[], Awaitable[Mapping[str, RouteHealth]]]
@@ -169,13 +172,10 @@ class HealthReporter:
         if depth not in DEPTHS:
             raise SelectorError(f"there is no depth {depth!r}", hint=f"one of: {', '.join(DEPTHS)}")
         found = await self.health(routes_only=bool(call.options.get("routes")))
+        named, reports = found.kind_and_health_by_name, found.in_depth(depth)
         rows = (
-            {
-                "name": name,
-                "kind": found.kind_and_health_by_name[name][0],
-                **({"status": each} if depth == SIMPLE else each),
-            }
-            for name, each in found.in_depth(depth).items()
+            {"name": name, "kind": named[name][0], **({"status": each} if depth == SIMPLE else each)}
+            for name, each in reports.items()
         )
         return HealthResult(
             items=tuple(from_json(HealthReport, row) for row in rows),
@@ -244,8 +244,7 @@ class MetricsServer(HttpEndpoint):
         self.path = ""
         self._metrics = metrics
         self._health = health
-        self._latest_health: tuple[float, HealthSnapshot] | None = None
-        self._latest: dict[bool, tuple[float, str]] = {}
+        self._latest: dict[str, tuple[float, Any]] = {}
         self._rendering = asyncio.Lock()
 
     def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
@@ -264,8 +263,9 @@ class MetricsServer(HttpEndpoint):
             await response.send(404, [plain], f"the metrics are at {self.path}\n".encode())
         else:
             openmetrics = wants_openmetrics(head.get(b"accept").decode("latin-1"))
-            kind = ("content-type", OPENMETRICS if openmetrics else TEXT)
-            await response.send(200, [kind, ("vary", "accept")], (await self._fresh(openmetrics)).encode())
+            kind = OPENMETRICS if openmetrics else TEXT
+            text = await self._fresh(kind, partial(self._metrics.text, openmetrics))
+            await response.send(200, [("content-type", kind), ("vary", "accept")], text.encode())
 
     async def _send_health(self, depth: str, request: ReceivedRequest, response: Responder) -> None:
         if depth == FULL and not _is_local(request.sock):
@@ -274,24 +274,20 @@ class MetricsServer(HttpEndpoint):
             )
             await response.send(403, [("content-type", "text/plain")], message)
             return
-        async with self._rendering:
-            now = asyncio.get_running_loop().time()
-            if self._latest_health is None or now - self._latest_health[0] >= _FRESH_SECONDS:
-                self._latest_health = now, await self._health.health()
-            found = self._latest_health[1]
+        found = await self._fresh("health", self._health.health)
         body = json.dumps(found.in_depth(depth)).encode() + b"\n"
         fields = [("content-type", "application/json"), ("cache-control", "no-store")]
         await response.send(200 if found.serves else 503, fields, body)
 
-    async def _fresh(self, openmetrics: bool) -> str:
-        # Clients that scrape at the same time get the same text.
+    async def _fresh(self, what: str, make: Callable[[], Awaitable[Fresh]]) -> Fresh:
+        # Clients that ask at the same time get the same answer.
         async with self._rendering:
             loop = asyncio.get_running_loop()
-            at, text = self._latest.get(openmetrics, (float("-inf"), ""))
-            if loop.time() - at >= _FRESH_SECONDS:
-                text = await self._metrics.text(openmetrics)
-                self._latest[openmetrics] = loop.time(), text
-            return text
+            at, found = self._latest.get(what, (float("-inf"), None))
+            if at + _FRESH_SECONDS <= loop.time():
+                found = await make()
+                self._latest[what] = loop.time(), found
+            return cast(Fresh, found)
 
 
 def _is_local(sock: socket.socket) -> bool:

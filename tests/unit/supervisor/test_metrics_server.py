@@ -110,7 +110,7 @@ def test_health_is_served_next_to_the_metrics_with_503_for_what_does_not_serve()
                 return response.status, json.loads(body) if response.status in (200, 503) else body
 
         assert await get("/health") == (200, {"users": "healthy"})
-        server._latest_health = None
+        server._latest.clear()
         routes.found = {"users": WELL, "old": RouteHealth(status=ERROR, detail="why")}
         assert await get("/health") == (503, {"users": "healthy", "old": "error"})
         assert await get("/health/summary") == (503, {
