@@ -8,6 +8,7 @@ pool, after a crash, an upgrade or idle time, is started as everywhere else, and
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
 import signal
@@ -35,9 +36,16 @@ _spawn = spawn.spawn
 
 def import_all() -> None:
     """Import what a supervisor and its reader import at their start."""
+    import poolctl.logs.internal_log
+    import poolctl.runners.local.local_runner
     import poolctl.supervisor.supervisor  # noqa: F401
     from poolctl.config import Surroundings
+    from poolctl.feature import features
 
+    for feature in features():
+        if feature.supervisor:
+            with contextlib.suppress(ImportError):  # a library of an extra, on a plain installation
+                feature.load(feature.supervisor)
     config_reader.ConfigRequestHandler().added(Surroundings(), {}, "/", {})
 
 
