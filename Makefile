@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo          an example pool with a live table; Ctrl-C ends it"
-	@echo "make test          the tests: four to five minutes on two cores"
+	@echo "make test          the tests: three to four minutes on two cores"
 	@echo "make test-all      every test but those of make heavy, with coverage"
 	@echo "make heavy         chaos, floods, long pauses, every benchmark once, rarer failures, and properties"
 	@echo "make properties    the property tests with all of their examples, others each time"

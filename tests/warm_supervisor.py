@@ -1,8 +1,8 @@
-"""The supervisor and the reader of its files, forked from a process that has imported them (see tests/warm_command.py).
+"""The supervisor, its reader and the logger, forked from a process that has imported them (see tests/warm_command.py).
 
 Their imports are half of what the start of a pool costs. What a fork has in common with its parent is replaced as an
-exec would: descriptors, signals, the environment, and what /proc shows of it. Every later supervisor or reader of the
-pool, after a crash, an upgrade or idle time, is started as everywhere else, and so are the pool's other processes.
+exec would: descriptors, signals, the environment, and what /proc shows of it. Every later one of the pool, after a
+crash, an upgrade or idle time, is started as everywhere else, and so are the pool's other processes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ from typing import Any, NoReturn
 from poolctl import bootstrap, child_process
 from poolctl.config import __main__ as config_reader
 from poolctl.keeper import spawn
+from poolctl.logs import logger_process
 from poolctl.supervisor import __main__ as supervisor
 
 TREE = Path(__file__).resolve().parent.parent
 # The process that forks needs an argument and a variable of this size, in whose place /proc shows those of the fork.
 ROOM = " " * (1 << 15)
-_SUPERVISOR = bootstrap.command(sys.executable, "supervisor")
+_FORKED = (
+    (bootstrap.command(sys.executable, "supervisor"), supervisor.main),
+    (bootstrap.command(sys.executable, "logs", isolated=True), logger_process.main),
+)
 _ARG_START, _ENV_START = 48, 50  # fields of /proc/self/stat (proc(5)); the fields after them are the ends
 _spawn = spawn.spawn
 
@@ -50,7 +54,7 @@ def import_all() -> None:
 
 
 def fork_supervisors() -> None:
-    """From now on this process forks the supervisors that it starts, and those their first readers."""
+    """From now on this process forks the supervisors and loggers that it starts, and supervisors fork their readers."""
     spawn.spawn = _spawn_or_fork
 
 
@@ -81,16 +85,20 @@ def _spawn_or_fork(
     argv: list[str], env: dict[str, str] | None, fds: list[int], output: str, *, session: bool,
     without: Container[str] = (),
 ) -> int:  # fmt: skip
-    if env is None or not _is_plain(env) or argv[: len(_SUPERVISOR)] != _SUPERVISOR:
+    main = next((main for command, main in _FORKED if argv[: len(command)] == command), None)
+    if main is None or env is None or not _is_plain(env):
         return _spawn(argv, env, fds, output, session=session, without=without)
     pid = os.fork()
     if pid == 0:
-        _exit_after(lambda: _run_supervisor(argv, env, fds, output, without))
+        if session:
+            os.setsid()
+        variables = {name: value for name, value in env.items() if name not in without}
+        _exit_after(lambda: _run(main, argv, variables, fds, output))
     return pid
 
 
-def _run_supervisor(
-    argv: Sequence[str], env: Mapping[str, str], fds: Sequence[int], output: str, without: Container[str]
+def _run(
+    main: Callable[[], None], argv: Sequence[str], env: Mapping[str, str], fds: Sequence[int], output: str
 ) -> None:
     spawn._renumber_and_close_others(fds)
     for fd in range(3, 3 + len(fds)):
@@ -100,9 +108,9 @@ def _run_supervisor(
     os.dup2(log, 2)
     os.close(log)
     child_process.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _FirstReader})  # type: ignore[assignment]
-    become(argv, {name: value for name, value in env.items() if name not in without})
+    become(argv, env)
     del sys.argv[:3]  # the interpreter, its option, and the file, whose place the name of the part takes
-    supervisor.main()
+    main()
 
 
 class _FirstReader(subprocess.Popen[bytes]):
