@@ -169,7 +169,7 @@ class TcpSocket(NamedTuple):
 
 
 def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSocket]:
-    """Yield the TCP sockets in these states, on all ports or only on `port` (filtered by the kernel). Blocks.
+    """Yield the TCP sockets in these states, on all ports or only on `port`. Blocks.
 
     Ends early at `until`, a time on the monotonic clock, or if the kernel does not answer.
     """
@@ -183,6 +183,8 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
                 if len(address) == 16 and address.startswith(bytes(10) + b"\xff\xff"):
                     address = address[12:]
                 (number,) = struct.unpack_from("!H", answer, 4)
+                if port and number != port:
+                    continue  # the kernel has filtered by port, but not the sockets that are only bound (Linux 6.8)
                 (cookie,) = struct.unpack_from("=Q", answer, _COOKIE_AT)
                 yield TcpSocket(address, number, inode, uid, cookie)
 
