@@ -28,18 +28,14 @@ from poolctl.logs import logger_process
 from poolctl.supervisor import __main__ as supervisor
 
 TREE = Path(__file__).resolve().parent.parent
-# The process that forks needs an argument and a variable of this size, in whose place /proc shows those of the fork.
+# An extra argument and variable of the process that forks. A fork writes its own arguments and environment over them.
 ROOM = " " * (1 << 15)
-_FORKED = (
-    (bootstrap.command(sys.executable, "supervisor"), supervisor.main),
-    (bootstrap.command(sys.executable, "logs", isolated=True), logger_process.main),
-)
 _ARG_START, _ENV_START = 48, 50  # fields of /proc/self/stat (proc(5)); the fields after them are the ends
 _spawn = spawn.spawn
 
 
 def import_all() -> None:
-    """Import what a supervisor and its reader import at their start."""
+    """Import what a supervisor, its reader and the logger import when they start."""
     import poolctl.logs.internal_log
     import poolctl.runners.local.local_runner
     import poolctl.supervisor.supervisor  # noqa: F401
@@ -77,7 +73,7 @@ def _show(field: int, words: Sequence[str]) -> None:
 
 
 def _is_plain(env: Mapping[str, str]) -> bool:
-    """Whether an interpreter with this environment would import what it imports without."""
+    """Whether no variable changes what an interpreter imports. The tree's own PYTHONPATH does not."""
     return all(value == str(TREE) for name, value in env.items() if name.startswith(("PYTHON", "LD_")))
 
 
@@ -107,10 +103,21 @@ def _run(
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    child_process.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _FirstReader})  # type: ignore[assignment]
     become(argv, env)
     del sys.argv[:3]  # the interpreter, its option, and the file, whose place the name of the part takes
     main()
+
+
+def _supervise() -> None:
+    child_process.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _FirstReader})  # type: ignore[assignment]
+    supervisor.main()
+
+
+# The main functions of forked processes, by the beginning of the command that would execute them.
+_FORKED = (
+    (bootstrap.command(sys.executable, "supervisor"), _supervise),
+    (bootstrap.command(sys.executable, "logs", isolated=True), logger_process.main),
+)
 
 
 class _FirstReader(subprocess.Popen[bytes]):
