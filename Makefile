@@ -86,7 +86,7 @@ test-measured: dev
 	@$(BIN)/python -m tests.other_user
 	@export COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info > (3, 12) else "ctrace")'); \
 	status=0; \
-	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "$(MEASURED)" $(ARGS) || status=1; \
+	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "$(MEASURED)" tests/unit tests/features $(ARGS) || status=1; \
 	$(BIN)/python .ci/drop-cut-off .coverage.d/all; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 

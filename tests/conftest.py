@@ -88,7 +88,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 
 def import_share_of_new_files(config: pytest.Config) -> None:
-    """In a tree where tests have never run, import this process's share of the test files before the others' shares.
+    """In a tree where this Python has never run tests, import a share of the test files before those of others.
 
     pytest rewrites the assertions of each file that it imports, and stores the result for later runs. Processes that
     import all files in the same order would each rewrite all of them, which takes a process 12 seconds.
@@ -100,7 +100,7 @@ def import_share_of_new_files(config: pytest.Config) -> None:
     asked = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
     files = sorted(path for path in HERE.rglob("test_*.py") if not {path, *path.parents}.isdisjoint(asked))
     for path in files[number::count]:
-        if not any(path.parent.glob(f"__pycache__/{path.stem}.*-pytest-*")):
+        if not any(path.parent.glob(f"__pycache__/{path.stem}.{sys.implementation.cache_tag}-pytest-*")):
             with contextlib.suppress(Exception, pytest.skip.Exception):  # reported when it is collected
                 importlib.import_module(".".join(path.relative_to(HERE.parent).with_suffix("").parts))
 
