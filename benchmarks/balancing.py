@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from poolctl.features.gateway.process.backends.backends import Backends
-from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.hosts import HostStates
 from poolctl.features.gateway.process.backends.route_backends import Lease, RequestOutcome
 from poolctl.routing.route import POLICIES, Route, Target, TrafficLimits
 
@@ -34,7 +34,7 @@ def run(options: Namespace) -> Iterator[Row]:
 
 def _microseconds(requests: int, keys: dict[str, object]) -> float:
     """The processor time of one request."""
-    backends = Backends(HostManager(time.monotonic), time.monotonic)
+    backends = Backends(HostStates(time.monotonic), time.monotonic)
     targets = tuple(Target(url=f"http://10.0.0.{number}:80") for number in range(1, BACKENDS + 1))
     route = Route(**{"alias": "web", "to": targets, **keys})  # type: ignore[arg-type]
     gc.collect()

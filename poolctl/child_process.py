@@ -83,7 +83,7 @@ class HelperProcess:
         except OSError as error:
             raise ChildEnded(self) from error
 
-    async def read_line_up_to(self, most_bytes: int) -> bytes:
+    async def read_line_truncated(self, most_bytes: int) -> bytes:
         """The next line without its line break; the first `most_bytes` of a longer line. Raises ChildEnded."""
         while (end := self._received.find(b"\n", 0, most_bytes)) < 0 and len(self._received) < most_bytes:
             await self._receive_chunk()
@@ -186,8 +186,8 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _kill_process_if_owner(link: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
-    if os.getpid() != owner:
+def _kill_process_if_owner(link: socket.socket, process: subprocess.Popen[bytes], owner_pid: int) -> None:
+    if os.getpid() != owner_pid:
         process.returncode = 0  # so that Popen gives no ResourceWarning: the process belongs to the parent
         return
     link.close()

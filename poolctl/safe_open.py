@@ -77,23 +77,23 @@ def check_appendable(path: str) -> None:
         while not os.path.exists(above):
             above = os.path.dirname(above)
         with open_parent_directory(f"{above}/.new") as (directory, _):
-            _check_access(".", directory, os.W_OK | os.X_OK)
+            _require_access(".", directory, os.W_OK | os.X_OK)
 
 
 def _check_appendable(directory: int, name: str, path: str) -> None:
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
-        _check_access(".", directory, os.W_OK | os.X_OK)
+        _require_access(".", directory, os.W_OK | os.X_OK)
         return
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     _check(status, os.fstat(directory), path, any_owner=False)
-    _check_access(name, directory, os.W_OK)
+    _require_access(name, directory, os.W_OK)
 
 
-def _check_access(name: str, directory: int, mode: int) -> None:
-    if not os.access(name, mode, dir_fd=directory, effective_ids=True):
+def _require_access(name: str, directory: int, wanted_access: int) -> None:
+    if not os.access(name, wanted_access, dir_fd=directory, effective_ids=True):
         read_only = os.fstatvfs(directory).f_flag & os.ST_RDONLY
         number = errno.EROFS if read_only else errno.EACCES
         raise OSError(number, os.strerror(number))

@@ -42,7 +42,7 @@ class Status(StrEnum):
     KO = "ko"
 
     @classmethod
-    def combine_statuses(cls, found: Iterable[Status]) -> Status | None:
+    def common_or_warn(cls, found: Iterable[Status]) -> Status | None:
         """The common status of several workers: WARN if their known statuses differ; None without workers."""
         statuses = set(found)
         if len(statuses) > 1:

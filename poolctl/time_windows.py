@@ -117,16 +117,16 @@ class WindowState(NamedTuple):
 NO_PERIOD = WindowState()
 
 
-def parse_time_zone(name: str) -> tzinfo | None:
+def parse_time_zone(name_or_empty: str) -> tzinfo | None:
     """The time zone with this name (such as Europe/Berlin), None for "". Raises ValueError."""
-    if not name:
+    if not name_or_empty:
         return None
     from zoneinfo import ZoneInfo
 
     try:
-        return ZoneInfo(name)
+        return ZoneInfo(name_or_empty)
     except (OSError, ValueError, LookupError):
-        raise ValueError(f"{name[:60]!r} is no time zone of this machine") from None
+        raise ValueError(f"{name_or_empty[:60]!r} is no time zone of this machine") from None
 
 
 def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None:
@@ -192,10 +192,12 @@ def period_at(
     moment = datetime.fromtimestamp(now, zone)
     day, this_minute = moment.date(), now - now % 60
     state = next(
-        state for state, bits in _minutes_by_state(parsed, day).items() if bits & _minute_bit(moment)
+        state for state, bits in _minute_masks_by_state(parsed, day).items() if bits & _minute_bit(moment)
     )
     for _ in range(_HORIZON_DAYS):
-        until = _first_minute(_WHOLE_DAY & ~_minutes_by_state(parsed, day)[state], day, this_minute, zone)
+        until = _first_minute(
+            _WHOLE_DAY & ~_minute_masks_by_state(parsed, day)[state], day, this_minute, zone
+        )
         if until is not None:
             return WindowState(state, until)
         day += timedelta(days=1)
@@ -206,7 +208,7 @@ def _start_of_day(day: date, zone: tzinfo | None) -> float:
     return datetime.combine(day, time(), zone).timestamp()
 
 
-def _minutes_by_state(parsed: list[tuple[str, list[Window]]], day: date) -> dict[str, int]:
+def _minute_masks_by_state(parsed: list[tuple[str, list[Window]]], day: date) -> dict[str, int]:
     """Return {state: minutes of `day` with the state}, where the minutes are a number with one bit for each minute.
 
     `parsed` lists states with their time windows. A minute has the first listed state with a window that contains the

@@ -55,7 +55,7 @@ def forward_connections_to_supervisor(
 ) -> None:
     """Take connections from the application's socket `shared`; send each to the supervisor, and at the end `done`."""
     empty = junk = full = False
-    next_one = _accept_one if message["op"] == "accept" else connection_handover.receive_connection
+    next_one = _accept_nowait if message["op"] == "accept" else connection_handover.receive_connection
     for _ in range(message["most"]):
         try:
             with _exit_on_timeout():
@@ -89,7 +89,7 @@ def _send_connection(requests: socket.socket, message: wire.Message, found: sock
             os.close(fd)
 
 
-def _accept_one(listener: socket.socket) -> socket.socket:
+def _accept_nowait(listener: socket.socket) -> socket.socket:
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     if not poll.poll(0):

@@ -314,7 +314,7 @@ class CommandRequest:
         except ValueError as error:
             raise UsageError(f"{spelling or '--' + key.replace('_', '-')}: {error}") from None
 
-    def supervisor_options(self) -> Mapping[str, object]:
+    def verb_options(self) -> Mapping[str, object]:
         """Return the options for the supervisor, by their names in its protocol: `wait` is the opposite of --no-wait.
 
         The options that select servers are not included. Raises UsageError for an invalid value.
@@ -477,7 +477,7 @@ def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
     return words, notes
 
 
-def split_user_command(args: Sequence[str]) -> tuple[list[str], Table]:
+def split_off_user_command(args: Sequence[str]) -> tuple[list[str], Table]:
     """Return the words before `--`, and {"command": words after it}; all words and {} if no user command is allowed."""
     command = command_named(verb_of(args))
     end = args.index("--") if "--" in args else len(args)
@@ -541,14 +541,14 @@ def saves(request: CommandRequest) -> bool:
 
 
 def validate_choice(
-    option: str, word: str, accepted: tuple[str, ...], final: tuple[str, ...] | None = None, hint: str = ""
+    option: str, word: str, accepted: tuple[str, ...], allowed: tuple[str, ...] | None = None, hint: str = ""
 ) -> str:
-    """Return `word` if it is in `final`, by default `accepted`. Otherwise raise UsageError, which names `option`.
+    """Return `word` if it is in `allowed`, by default `accepted`. Otherwise raise UsageError, which names `option`.
 
     The error suggests a similar word of `accepted`. Without a similar word, `hint` is shown, by default `accepted`.
     """
-    final = final or accepted
-    if word in final:
+    allowed = allowed or accepted
+    if word in allowed:
         return word
     near = nearest_word(word, accepted)
     if near and near != word:

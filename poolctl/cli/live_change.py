@@ -83,7 +83,7 @@ def change(
                 f"{request.verb} is a live state that no file stores: nothing was written"
             )
         return outcome
-    request.selector(), request.supervisor_options()  # a wrong value is reported before anything is read
+    request.selector(), request.verb_options()  # a wrong value is reported before anything is read
     files = WriteBack(pool, request)
     items, running = _selected_items_and_is_live(
         files, request, pool, works_offline=works_offline, removes=removes
@@ -197,7 +197,7 @@ class WriteBack:
             else:
                 self.draft.reset(name, "disabled", False)
 
-    def remove(self, names: Sequence[str]) -> None:
+    def remove_in_draft(self, names: Sequence[str]) -> None:
         """Remove the servers from `self.draft`, the new content of the files. Skip servers that are in no file."""
         for name in names:
             if self.draft.entry(name) is not None:
@@ -415,7 +415,7 @@ COMMANDS = {
         "poolctl remove docs --save    from the running pool and from its file",
         (*CHANGE_OPTIONS, NO_DEPS),
         lambda result: "\n".join(f"removed {each.name} {each.bind}" for each in result.items),
-        lambda files, names: files.remove(names),
+        lambda files, names: files.remove_in_draft(names),
         removes=True,
     ),
     "scale": SimpleNamespace(

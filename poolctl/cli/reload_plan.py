@@ -86,7 +86,7 @@ def drift_line(table: Table) -> str:
     return _drift_line(found, [relative_to_cwd(path) for path in found.files], place)
 
 
-def public_drift_line(table: Table, directory: str) -> str:
+def drift_line_without_values(table: Table, directory: str) -> str:
     """A line such as `pool.toml has changed since the pool read it; …`, which shows no value from the files.
 
     For an invalid file it has only path and line of the problem. Paths below `directory` are relative to it.

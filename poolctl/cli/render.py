@@ -368,7 +368,7 @@ def latency(seconds: float | None) -> str:
     return f"{seconds * 1e3:.1f}ms" if seconds < 1 else f"{seconds:.1f}s"
 
 
-def kept_until(item: Item) -> str:
+def window_end_text(item: Item) -> str:
     """`until 18:00`: when the time window ends that keeps the server running or asleep, in local time; "" if none."""
     if not item.kept_until:
         return ""
@@ -429,7 +429,7 @@ def _cell(item: object, column: str) -> str:
         if column == "workers" and len(item.pids) not in (0, item.workers):
             return f"{len(item.pids)}/{item.workers}"
         if column == KEPT and item.kept:
-            return f"{item.kept} {kept_until(item)}".rstrip()
+            return f"{item.kept} {window_end_text(item)}".rstrip()
         if column == NEXT_RUN:
             return next_run(item) or "-"
         if column == LAST_RUN:

@@ -84,7 +84,7 @@ def ask_for(
 def _send_request_for_document(
     request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[str, object] | None
 ) -> Table:
-    options = {**request.supervisor_options(), **(more or {})}
+    options = {**request.verb_options(), **(more or {})}
     with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
         body = {
             "selector": request.selector().to_dict(),
@@ -146,7 +146,7 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
         if not pool.files or request.get("pool"):
             raise
     # mistakes in the command are reported before anything is launched
-    request.supervisor_options()
+    request.verb_options()
     request.selector()
     log_start = supervisor_log_size(pool)
     try:
@@ -247,7 +247,9 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
     return result
 
 
-def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[ServerDescription], Result | None]:
+def ask_or_read_files(
+    request: CommandRequest, pool: PoolRef
+) -> tuple[Sequence[ServerDescription], Result | None]:
     """Details of the selected servers, and the supervisor's answer.
 
     If no supervisor runs, the details are read from the files, and the answer is None. Raises Failure if nothing is

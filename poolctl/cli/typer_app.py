@@ -29,7 +29,7 @@ from poolctl.cli.command_line import (
     names,
     nearest_word,
     perform,
-    split_user_command,
+    split_off_user_command,
     verb_of,
 )
 from poolctl.cli.outcome import Outcome, UsageError
@@ -57,7 +57,7 @@ def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
 
     Raises UsageError for an invalid command line, and every exception that the command raises.
     """
-    words, own_command = split_user_command(help_as_option(list(args)))
+    words, own_command = split_off_user_command(help_as_option(list(args)))
     application = build(perform)
     if not words:
         with contextlib.redirect_stdout(sys.stderr):
@@ -78,7 +78,7 @@ def build(perform: Perform = perform) -> typer.core.TyperGroup:
     """The application. Its commands are created on demand, and pass their requests to `perform`."""
     app = typer.Typer(
         name="poolctl",
-        cls=_Group,
+        cls=_LazyGroup,
         add_completion=False,
         rich_markup_mode=None,
         context_settings=HELP,
@@ -98,7 +98,7 @@ def build(perform: Perform = perform) -> typer.core.TyperGroup:
     _set_signature(before, {**_parameters(COMMON), **flags})
     app.callback()(before)
     application = typer.main.get_group(app)
-    assert isinstance(application, _Group)
+    assert isinstance(application, _LazyGroup)
     application.perform = perform
     return application
 
@@ -119,7 +119,7 @@ def _print_all_help(ctx: typer.Context, wanted: bool) -> None:
 _ALL_COMMANDS = "poolctl.all_commands"
 
 
-class _Group(typer.core.TyperGroup):
+class _LazyGroup(typer.core.TyperGroup):
     """Creates a command when it is named, because Typer is slow to create all of them.
 
     The help lists commands by section: the most important ones, or with `help --all` all of them.

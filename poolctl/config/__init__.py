@@ -39,15 +39,15 @@ _MODULES = {
     "files.assemble": "Document read_documents variables_referenced_without_default",
     "files.marks": "Marks Stamp changed_files marks_of stamp_of",
     "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT PROCFILE PYPROJECT SUPERVISORD UNIT "
-    "candidate_files default_env_file find_config foreign_format missing_file platform_of read_regular_up_to read_text "
-    "variables_named_by_env_keys",
+    "candidate_files default_env_file find_config foreign_format missing_file platform_of read_regular_truncated "
+    "read_text variables_named_by_env_keys",
     "loader": "added_server load",
     "model.pool_tables": "EventsTable MetricsTable Tables secret_variable_names routes_of",
     "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",
     "rules.conflicts": "ServerReferenceValues conflicts dependency_findings maximum_pool_stop_seconds named_addresses "
-    "single_bind_addresses reference_findings os_users_by_server with_resolved_references",
+    "scalar_bind_addresses reference_findings os_users_by_server with_resolved_references",
     "rules.json_schema": "json_schema",
-    "values.normalise": "merged referenced_variables relocated",
+    "values.normalise": "merged required_variables relocated",
     "values.plain": "GATEWAY_LIBRARIES INSTALL_GATEWAY LOCAL MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
     "RAISE_OPEN_FILES address_parts",
     "values.problems": "Finding Place Problem problem_of shown",

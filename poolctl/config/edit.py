@@ -241,7 +241,7 @@ def _manual_change_instructions(document: Document, changes: ServerListChanges) 
     servers = _servers_of(document)
     for index, pairs in changes.pairs.items():
         table = copy.deepcopy(document.data if not servers else document.data["server"])[index]
-        assign(table, pairs)
+        set_or_remove(table, pairs)
         column = document.place((*servers, index)).column
         margin = " " * (column - 1 if document.kind == "yaml" else 4)
         for key in dict.fromkeys(path[0] for path, _ in pairs):
@@ -397,7 +397,7 @@ class ServerListChanges:
     def apply(self, servers: Tree, convert: Callable[[Tree], Tree] = lambda value: value) -> None:
         """Apply the changes to a parsed list of servers; `convert` makes new values into the parser's own objects."""
         for index, pairs in self.pairs.items():
-            assign(servers[index], pairs, convert)
+            set_or_remove(servers[index], pairs, convert)
         for index in sorted(self.removed, reverse=True):
             del servers[index]
         for table in self.added:
@@ -414,7 +414,7 @@ class ServerListChanges:
         return tuple(sorted(self.removed)[:1])
 
 
-def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = lambda value: value) -> None:
+def set_or_remove(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = lambda value: value) -> None:
     """Set keys of a table, or remove those whose new value is REMOVED; missing tables on their paths are created."""
     for path, value in pairs:
         at = table
@@ -560,7 +560,7 @@ def _edited_in_parts(document: Document, text: str, servers: KeyPath, changes: S
 
     def edit(own: str, pairs: Pairs) -> str:
         one = tomlkit.parse(own)
-        assign(ensure_list_at(one, servers)[0], pairs, _tomlkit_value)
+        set_or_remove(ensure_list_at(one, servers)[0], pairs, _tomlkit_value)
         return without_added_blank_lines(own, one.as_string())
 
     head = f"[[{'.'.join(key_text(str(key)) for key in servers)}]]"

@@ -257,7 +257,7 @@ class _ConfigurationBuilder:
             self.addresses.append((entry.name, address))
         excluded = self._report_conflicting_servers()
         if any(OPENING in document.text for document in self.assembly.documents):
-            self._check_references()
+            self._check_address_references()
         tables = self._tables() if self.assembly.tables else None
         if tables is not None:
             self._check_tables(tables)
@@ -350,7 +350,7 @@ class _ConfigurationBuilder:
                     self._report(entry, finding)
         return excluded
 
-    def _check_references(self) -> None:
+    def _check_address_references(self) -> None:
         entries = self.assembly.entries
         named = {
             entry.name: ServerReferenceValues(address, entry.table.get("expose"))

@@ -198,12 +198,12 @@ class Client:
         Raises ControlError (exit code 8) after `timeout` seconds, and SupervisorEnded if the successor ends too.
         """
         limit = self._silence_seconds if timeout is None else timeout
-        answer = self._ping_once(limit) or self._ping_once(limit)
+        answer = self._ping_unless_ended(limit) or self._ping_unless_ended(limit)
         if answer is None:
             raise SupervisorEnded(self.socket_path)
         return answer
 
-    def _ping_once(self, limit: float) -> PingResult | None:
+    def _ping_unless_ended(self, limit: float) -> PingResult | None:
         """Send a ping; returns the answer, None if the supervisor ends first. ControlError after `limit` seconds."""
         from poolctl.control.answers import PingResult
 
@@ -555,13 +555,13 @@ def _process_state_letter(pid: int) -> str:
         return ""
 
 
-def failure_reason(log: str, start: int = 0) -> str:
+def failure_reason(log_path: str, start: int = 0) -> str:
     """The reason why a program has ended, from its log after the position `start`; "" if nothing was written since.
 
     The reason is the last line, or the fatal error and the exception of an interpreter that could not run.
     """
     try:
-        with open(log, "rb") as file:
+        with open(log_path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             # A log that is shorter than before was emptied because it had become too large.
             file.seek(max(0 if start > size else start, size - _LOG_BYTES))

@@ -156,7 +156,7 @@ class PoolClient:
         """
         from poolctl.logs.log_line import stamp
         from poolctl.logs.log_tail import follow as follow_logs
-        from poolctl.logs.log_tail import merged_tail
+        from poolctl.logs.log_tail import merged_tails
 
         state = pool_paths.state_dir(os.environ, os.path.basename(os.path.dirname(self._client.socket_path)))
         paths = {
@@ -164,7 +164,7 @@ class PoolClient:
             for item in self.show(*targets, selector=selector)["items"]
         }
         moment = "" if since is None else stamp(since.timestamp())
-        read = follow_logs if follow else merged_tail
+        read = follow_logs if follow else merged_tails
         for line in read(paths, lines=lines, since=moment):
             yield {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
 

@@ -82,7 +82,7 @@ def pool_dir(env: Mapping[str, str], key: str) -> str:
     return f"{roots[0]}/{key}"
 
 
-def make_pool_dir(env: Mapping[str, str], key: str) -> str:
+def ensure_pool_dir(env: Mapping[str, str], key: str) -> str:
     """Return the pool's private directory, created if missing. Raises ControlError (exit code 7) on failure."""
     found = pool_dir(env, key)
     if os.path.isdir(found):
@@ -225,7 +225,7 @@ def _preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
     return f"{home}/poolctl/{key}" if home.startswith("/") else None
 
 
-def ensure_private_directory(path: str) -> None:
+def create_private_directory(path: str) -> None:
     """Create the directory, or make it private (0700) if it belongs to this user. Raises OSError."""
     os.makedirs(path, mode=0o700, exist_ok=True)
     status = os.lstat(path)

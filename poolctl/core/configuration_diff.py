@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
 
-from poolctl.config import Section, ServerConfig, certificate_validity, read_regular_up_to
+from poolctl.config import Section, ServerConfig, certificate_validity, read_regular_truncated
 
 from .decide import NO_OVERRIDES, Overrides
 
@@ -228,7 +228,9 @@ def read_certificate_expiry(config: ServerConfig) -> float | None:
     if not config.tls or config.tls is True:
         return None
     try:
-        times = certificate_validity(read_regular_up_to(config.tls.cert).decode("ascii", errors="replace"))
+        times = certificate_validity(
+            read_regular_truncated(config.tls.cert).decode("ascii", errors="replace")
+        )
     except OSError:
         return None
     return None if times is None else times[1].timestamp()
@@ -241,7 +243,7 @@ def digest_of(paths: Iterable[str]) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for path in paths:
         try:
-            digest.update(b"\1" + read_regular_up_to(path))
+            digest.update(b"\1" + read_regular_truncated(path))
         except OSError:
             digest.update(b"\0")  # reported by the worker that reads the file
     return digest.hexdigest()

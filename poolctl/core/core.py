@@ -21,7 +21,7 @@ from .decide import ASLEEP, IN_BACKOFF, LEAVING, Desired, Drain, ListenerState, 
 from .health_checks import HealthChecks
 from .perform import LAST_LINES, LINES_READ, Executor, StackReports, explanatory_lines, is_quoted, last_lines
 from .schedules import ScheduledRuns, SleepWindowScheduler
-from .server_entry import Canary, Entry, QueuedStart, RunningHook, Worker
+from .server_entry import Canary, Entry, RunningHook, StartAfterStop, Worker
 from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, abandoned_listeners, same_listener
 
 # Another program may take the port between the choice and the use of it.
@@ -87,7 +87,7 @@ class Core:
         for entry in self._queue.take_batch():
             name = entry.name
             touched[name] = entry
-            self._addresses.update_listeners(entry)
+            self._addresses.plan_address_change(entry)
             self._update_sleep_and_disarm_outdated(entry)
             self._runs.update_plan(entry)
             for action in self._decide(entry):
@@ -137,7 +137,7 @@ class Core:
             # The server's configuration or address has changed since watching began.
             self._executor.stop_watching_listener(entry)
 
-    def view(self, entry: Entry) -> decide.View:
+    def view(self, entry: Entry) -> decide.ServerView:
         """The facts on which the next actions for the entry depend."""
         return entry.view(
             may_start=self.servers.may_start(entry),
@@ -173,7 +173,7 @@ class Core:
         if entry.is_disabled or entry.removed:
             return
         if after_stop and entry.is_stopping:
-            entry.desired.queued_start = QueuedStart(ignore_dependencies, retries)
+            entry.desired.queued_start = StartAfterStop(ignore_dependencies, retries)
             return
         entry.desired.queued_start = None
         if entry.failed or entry.completed:
@@ -205,7 +205,7 @@ class Core:
             if worker.unstoppable:
                 self._executor.perform(entry, Stop(worker.id))
         if kill:
-            self._executor.kill_hook(entry)
+            self._executor.abort_hooks(entry)
             for worker in entry.observed.workers.values():
                 self._executor.kill(entry, worker)
         self.touch(entry)
@@ -647,9 +647,12 @@ class Core:
         """Adopt a listener that the previous supervisor opened for the entry, under this configuration."""
         self._addresses.adopt(entry, config, endpoints)
 
-    def adopt_worker(self, entry: Entry, worker: Worker, *, recorded: bool = True) -> None:
-        """Adopt a running worker. Unless a serving generation is `recorded`, the newest adopted generation serves."""
-        if not recorded and worker.phase is not WorkerPhase.DRAINING:
+    def adopt_worker(self, entry: Entry, worker: Worker, *, generation_recorded: bool = True) -> None:
+        """Adopt a running worker.
+
+        Without `generation_recorded`, no serving generation is recorded: the newest adopted generation serves.
+        """
+        if not generation_recorded and worker.phase is not WorkerPhase.DRAINING:
             entry.desired.generation = max(entry.desired.generation, worker.generation)
         if entry.removed:
             self.servers.mark_removed(entry)
@@ -661,7 +664,7 @@ class Core:
         entry.desired.newest = max(entry.desired.newest, worker.generation)
         self._record_inherited_canary(entry, worker)
         if worker.phase is WorkerPhase.READY:
-            entry.count_requested_restart(worker)
+            entry.count_restart_if_commanded(worker)
         used, now = entry.observed.certificate_ends, self.clock.time()
         if used is not None and used > now:
             # The certificate in the file has expired; the worker may still use an earlier one that is valid.
@@ -722,7 +725,7 @@ class RunnerEventForwarder(RunnerEventHandler):
 _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)
 
 
-class Goal:
+class CommandGoal:
     """The state that a command wants its servers to reach.
 
     Create a goal before the command changes the core, so that only later failures count. `kind` is the class of the

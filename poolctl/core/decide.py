@@ -140,7 +140,7 @@ class WorkerView:
 
 
 @dataclass(slots=True)
-class View:
+class ServerView:
     """All facts that the decision about one server depends on."""
 
     desired: Desired
@@ -293,12 +293,12 @@ Action = (
 )  # fmt: skip
 
 
-def decide(view: View) -> list[Action]:
+def decide(view: ServerView) -> list[Action]:
     """The actions that bring the server closer to its desired state; empty if there is nothing to do now."""
     return [Release(key) for key in view.abandoned] + _decide_by_desired_state(view)
 
 
-def _decide_by_desired_state(view: View) -> list[Action]:
+def _decide_by_desired_state(view: ServerView) -> list[Action]:
     if view.desired.wants_no_worker:
         return _decide_stopping(view)
     if view.desired in IN_BACKOFF:
@@ -319,10 +319,12 @@ def _decide_by_desired_state(view: View) -> list[Action]:
         return [] if view.armed else [Arm()]
     if view.may_fall_asleep:
         return [FallAsleep()]
-    return _disarm(view) + _rotation_actions(view) + _choose_accepting(view) + _spawn_and_retire_workers(view)
+    return (
+        _disarm(view) + _in_rotation_changes(view) + _choose_accepting(view) + _spawn_and_retire_workers(view)
+    )
 
 
-def _run_hooks(view: View) -> list[Action]:
+def _run_hooks(view: ServerView) -> list[Action]:
     """Return the next actions for a server that is to run and has a due hook.
 
     A hook runs only while the server has no workers, so workers are stopped first. If both hooks are due, AFTER_STOP
@@ -337,7 +339,7 @@ def _run_hooks(view: View) -> list[Action]:
     return [RunHook(BEFORE_START)] if view.may_start else []
 
 
-def _decide_stopping(view: View) -> list[Action]:
+def _decide_stopping(view: ServerView) -> list[Action]:
     if view.hook == BEFORE_START:
         return [] if view.hook_ends else [EndHook()]
     if view.after_stop_due and not (view.hook or view.workers):
@@ -345,7 +347,7 @@ def _decide_stopping(view: View) -> list[Action]:
     return _stop_then_close(view)
 
 
-def _stop_then_close(view: View) -> list[Action]:
+def _stop_then_close(view: ServerView) -> list[Action]:
     if view.desired is Desired.REMOVED:
         return _retire_then_close(view)
     if view.workers:
@@ -354,15 +356,15 @@ def _stop_then_close(view: View) -> list[Action]:
     return _close(view)
 
 
-def _close(view: View) -> list[Action]:
+def _close(view: ServerView) -> list[Action]:
     return [*_disarm(view), Close()] if view.listener is ListenerState.OPEN else []
 
 
-def _disarm(view: View) -> list[Action]:
+def _disarm(view: ServerView) -> list[Action]:
     return [Disarm()] if view.armed else []
 
 
-def _retire_then_close(view: View) -> list[Action]:
+def _retire_then_close(view: ServerView) -> list[Action]:
     if not view.may_stop:
         return []
     if view.staying:
@@ -371,7 +373,7 @@ def _retire_then_close(view: View) -> list[Action]:
     return _close(view)
 
 
-def _rotation_actions(view: View) -> list[Action]:
+def _in_rotation_changes(view: ServerView) -> list[Action]:
     return [
         Rotate(worker.id, not view.out)
         for worker in view.workers
@@ -379,7 +381,7 @@ def _rotation_actions(view: View) -> list[Action]:
     ]
 
 
-def _choose_accepting(view: View) -> list[Action]:
+def _choose_accepting(view: ServerView) -> list[Action]:
     """The actions that let only healthy workers accept. If all workers are unhealthy, at least one accepts."""
     ready = [worker for worker in view.staying if worker.phase is WorkerPhase.READY]
     if view.apart:
@@ -397,12 +399,12 @@ def _choose_at_address(ready: list[WorkerView]) -> list[Action]:
     return []
 
 
-def _decide_in_backoff(view: View) -> list[Action]:
+def _decide_in_backoff(view: ServerView) -> list[Action]:
     # A worker that still serves continues; connections to a server without one wait until it refuses them.
     return _close(view) if view.desired is Desired.REFUSING and not view.workers else []
 
 
-def _spawn_and_retire_workers(view: View) -> list[Action]:
+def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
     current = [worker for worker in view.staying if worker.generation == view.generation]
     old = [worker for worker in view.staying if worker.generation not in (view.generation, view.canary)]
     if not view.overlap and len(current) < len(view.workers):
@@ -428,7 +430,7 @@ def _spawn_and_retire_workers(view: View) -> list[Action]:
     return actions + [_retire(worker) for worker in leaving if worker.phase is not WorkerPhase.READY]
 
 
-def _spawn_missing(view: View, generation: int, count: int) -> list[Action]:
+def _spawn_missing(view: ServerView, generation: int, count: int) -> list[Action]:
     # A leaving worker keeps its name until it has ended.
     present = {worker.index for worker in view.workers if worker.generation == generation}
     return [Spawn(generation, index) for index in range(count) if index not in present]
@@ -500,14 +502,14 @@ class DecisionTrace:
     """Logs the actions for each server, and the facts that have changed since the previous decision."""
 
     def __init__(self) -> None:
-        self._views: dict[str, View] = {}
+        self._views: dict[str, ServerView] = {}
 
     @classmethod
     def configured(cls, environment: Mapping[str, str]) -> DecisionTrace | None:
         """Return a DecisionTrace if the environment has POOLCTL_TRACE=decisions, else None."""
         return cls() if environment.get("POOLCTL_TRACE") == "decisions" else None
 
-    def log_decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
+    def log_decision(self, name: str, view: ServerView, actions: Sequence[Action], *, withheld: bool) -> None:
         """Log the server's actions and changed facts. Does nothing if there is neither an action nor a changed fact.
 
         `withheld` means that actions were decided but are not performed, because the core is `calm` (see `Core`).
@@ -529,8 +531,8 @@ class DecisionTrace:
         self._views.pop(name, None)
 
 
-def _changes(before: View | None, after: View) -> Iterator[str]:
-    old = before or View(after.desired, after.generation, feasible=after.feasible)
+def _changes(before: ServerView | None, after: ServerView) -> Iterator[str]:
+    old = before or ServerView(after.desired, after.generation, feasible=after.feasible)
     if before is None:
         yield f"desired {after.desired}"
     yield from _field_changes(old, after)
@@ -545,7 +547,7 @@ def _changes(before: View | None, after: View) -> Iterator[str]:
         yield f"{gone} gone"
 
 
-def _field_changes(before: View | WorkerView, after: View | WorkerView) -> Iterator[str]:
+def _field_changes(before: ServerView | WorkerView, after: ServerView | WorkerView) -> Iterator[str]:
     for each in fields(before):
         old, new = getattr(before, each.name), getattr(after, each.name)
         if old != new and each.name != "workers":
@@ -562,7 +564,7 @@ def _action_text(action: Action) -> str:
     return " ".join([type(action).__name__.lower(), *values])
 
 
-def reason_for_no_action(view: View) -> str:
+def reason_for_no_action(view: ServerView) -> str:
     """The reason why the server needs no action now."""
     leaving = _ids_of_workers_in(view, *LEAVING)
     if view.desired.wants_no_worker:
@@ -589,5 +591,5 @@ def reason_for_no_action(view: View) -> str:
     return f"waits for the end of {leaving}" if leaving else "it is as desired"
 
 
-def _ids_of_workers_in(view: View, *phases: WorkerPhase) -> str:
+def _ids_of_workers_in(view: ServerView, *phases: WorkerPhase) -> str:
     return ", ".join(worker.id for worker in view.workers if worker.phase in phases)

@@ -357,7 +357,7 @@ class Executor:
                 self._end_hook(entry, entry.config.stop_timeout)
 
     def _spawn(self, entry: Entry, generation: int, index: int) -> None:
-        config = entry.config_of(generation)
+        config = entry.config_to_start(generation)
         worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, config)
         worker.resting = config.health.gated and not config.command
         entry.observed.workers[worker.id] = worker
@@ -534,7 +534,7 @@ class Executor:
             if hook.placement is not None:
                 self._queue.run(self._end_hook_process(hook.placement, limit_seconds))
 
-    def kill_hook(self, entry: Entry) -> None:
+    def abort_hooks(self, entry: Entry) -> None:
         """Kill the running hook at once, and cancel the after_stop hook of the stop in progress."""
         if entry.hooks.after_stop_due:
             entry.observed.warnings.append(
@@ -545,7 +545,7 @@ class Executor:
 
     async def _run_hook(self, entry: Entry, hook: RunningHook) -> None:
         begun_at = self._clock.time()
-        exit_, hint = await self._await_hook_exit_and_hint(entry, hook)
+        exit_, hint = await self._run_hook_until_exit(entry, hook)
         message = ""
         if not (exit_.ok or hook.ends):
             how = exit_.message if exit_.signal is None else f"was {exit_.message}"
@@ -568,7 +568,7 @@ class Executor:
             entry.hooks.before_start_due = False
         self._queue.touch(entry, progressed=True)
 
-    async def _await_hook_exit_and_hint(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
+    async def _run_hook_until_exit(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
         config, is_start = entry.config, hook.name == BEFORE_START
         limit = config.start_timeout if is_start else config.stop_timeout
         if not is_start and entry.desired.stop_seconds is not None:
@@ -689,7 +689,7 @@ class Executor:
         self._servers.replace_config(entry, entry.config.with_values(socket=socket))
         self._queue.touch(entry, progressed=True)
 
-    def _record_use_of_pool_socket(self, entry: Entry, worker: Worker) -> None:
+    def _check_use_of_pool_socket(self, entry: Entry, worker: Worker) -> None:
         """Record whether a ready program uses the pool's socket. Warn if the program did not start with that socket."""
         if not worker.config.command or not worker.config.listens:
             return
@@ -721,13 +721,13 @@ class Executor:
         except Exception as error:
             worker.failure = failure_of(entry, *message_and_hint(error), cause=error)
             return Exit(message=worker.failure.message)
-        self._report_expired_certificate(entry, worker)
+        self._report_certificate_if_expired(entry, worker)
         if worker.phase is WorkerPhase.PLACING:
             worker.phase = WorkerPhase.STARTING
             self._queue.touch(entry, progressed=True)
         return await self._watch_until_exit(entry, worker)
 
-    def _report_expired_certificate(self, entry: Entry, worker: Worker) -> None:
+    def _report_certificate_if_expired(self, entry: Entry, worker: Worker) -> None:
         assert worker.placement is not None
         expired, used = worker.certificate_ends, worker.placement.certificate_ends
         if expired is None or expired > self._clock.time():
@@ -767,7 +767,7 @@ class Executor:
         config, logs = worker.config, f"poolctl logs {entry.name}"
         silence = _missing_readiness_sign(config)
         try:
-            await self._runner.wait_until_begun(worker.placement)
+            await self._runner.wait_for_begin_or_exit(worker.placement)
             async with asyncio.timeout(None if config.job else config.start_timeout):
                 await self._runner.wait_until_ready(worker.placement)
                 silence = ""
@@ -793,8 +793,8 @@ class Executor:
             if worker.phase is WorkerPhase.STARTING and config.every is None:
                 worker.phase = WorkerPhase.READY
                 worker.ready_at = self._clock.monotonic()
-                self._record_use_of_pool_socket(entry, worker)
-                entry.count_requested_restart(worker)
+                self._check_use_of_pool_socket(entry, worker)
+                entry.count_restart_if_commanded(worker)
                 entry.observed.called = True
                 entry.desired.retries = entry.desired.retries or entry.is_fully_ready
                 if worker.generation == entry.desired.generation:
@@ -824,7 +824,7 @@ class Executor:
         """Let the worker finish its requests and then end. With `replaced`, its connections go to another worker."""
         assert worker.placement is not None
         replaced = replaced or _has_ready_peer(entry, worker)
-        await self._runner.stop_accepting(worker.placement, replaced=replaced)
+        await self._runner.begin_drain(worker.placement, replaced=replaced)
         worker.stopped_accepting = True
         self._queue.touch(entry, progressed=True)
         await self._runner.drain(worker.placement, replaced=replaced)

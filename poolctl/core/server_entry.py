@@ -112,7 +112,7 @@ class Canary:
     is_lost: bool = False
 
 
-class QueuedStart(NamedTuple):
+class StartAfterStop(NamedTuple):
     """A start that follows the stop in progress (see `Core.start`)."""
 
     ignore_dependencies: bool
@@ -133,7 +133,7 @@ class DesiredState:
     stopped_with: list[str] = persisted(factory=list)  # disabled dependencies; enabling them starts it again
     retries: bool = transient(True)  # a failed start is retried, as the restart policy says
     stop_seconds: float | None = transient(None)  # the time limit given by a stop command
-    queued_start: QueuedStart | None = transient(None)
+    queued_start: StartAfterStop | None = transient(None)
     # The values that a Python pool gives to its applications.
     app_state: Mapping[str, object] = transient(factory=dict)
     cause: Cause | None = transient(None)  # the command or decision that causes its changes
@@ -349,10 +349,10 @@ class Entry:
 
     def view(
         self, *, may_start: bool, may_stop: bool, may_open: bool, abandoned: tuple[str, ...] = ()
-    ) -> decide.View:
+    ) -> decide.ServerView:
         """The facts that the next actions for the server depend on. The arguments become fields of the result."""
         canary, hook = self.desired.canary, self.hooks.running
-        return decide.View(
+        return decide.ServerView(
             desired=self.desired.state,
             generation=self.desired.generation,
             count=self.size,
@@ -506,7 +506,7 @@ class Entry:
         ready = self.observed.ready
         if not any(worker.stuck or worker.config.health.probed for worker in ready):
             return Status.OK if self.ready else Status.UNKNOWN
-        return Status.combine_statuses(worker.status for worker in ready) or Status.UNKNOWN
+        return Status.common_or_warn(worker.status for worker in ready) or Status.UNKNOWN
 
     @property
     def is_fully_stopped(self) -> bool:
@@ -574,7 +574,7 @@ class Entry:
         """Whether this is the generation of the server's canary."""
         return self.desired.canary is not None and self.desired.canary.generation == generation
 
-    def config_of(self, generation: int) -> ServerConfig:
+    def config_to_start(self, generation: int) -> ServerConfig:
         """The configuration for further workers of this generation."""
         canary = self.desired.canary
         return canary.config if canary is not None and canary.generation == generation else self.config
@@ -631,7 +631,7 @@ class Entry:
         ):
             self.begin_generation()
 
-    def count_requested_restart(self, worker: Worker) -> None:
+    def count_restart_if_commanded(self, worker: Worker) -> None:
         """Count a restart that a command requested, if `worker` is the first ready worker of the new generation."""
         if worker.generation == self.desired.restarting:
             self.observed.restarts, self.desired.restarting = self.observed.restarts + 1, 0

@@ -195,7 +195,7 @@ class AddressRegistry:
         """Note that the entry will release an address. After the release, servers waiting for an address are queued."""
         self._leaving[entry.name] = entry
 
-    def update_listeners(self, entry: Entry) -> None:
+    def plan_address_change(self, entry: Entry) -> None:
         """Update the entry's listeners if its configured address has changed."""
         listener = entry.listener
         if listener.state in (ListenerState.OPENING, ListenerState.CLOSING) or entry.config.job:

@@ -174,7 +174,9 @@ class MessageHead:
         """The value of this field, b"" if missing; several values are joined by a comma (RFC 9110 §5.2)."""
         return b", ".join(self.values(name))
 
-    def _combine_and_check_plain(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
+    def _combine_and_check_canonical(
+        self, sent: list[tuple[bytes, bytes]]
+    ) -> tuple[dict[bytes, bytes], bool]:
         """The values of these fields by lower-case name; repeated ones are joined by a comma.
 
         Also returns True if no field was repeated, and none had whitespace after its value; otherwise False. Raises
@@ -241,7 +243,7 @@ class RequestHead(MessageHead):
         self.fields = raw[found.end(5) : -4]
         _bound_fields(self.fields.count(b"\n"))
         self.end = len(raw)
-        decisive, plain = self._combine_and_check_plain(_decisive_of_request(self.fields))
+        decisive, plain = self._combine_and_check_canonical(_decisive_of_request(self.fields))
         # RFC 9112 §3.2: an older client may leave it out.
         host = decisive.pop(b"host", None if self.http_1_1 else b"")
         if host is None:
@@ -266,7 +268,7 @@ class RequestHead(MessageHead):
     def _apply_fields_and_check_canonical(self, decisive: dict[bytes, bytes]) -> bool:
         options = decisive.get(b"connection")
         self._set_connection_options(options)
-        body = _body_length(decisive)
+        body = _length_or_chunked(decisive)
         if body == CHUNKED and not self.http_1_1:
             raise BadMessage("transfer-encoding in HTTP/1.0")  # RFC 9112 §6.1
         self.body = body or 0
@@ -335,10 +337,10 @@ class ResponseHead(MessageHead):
         self.status_line, minor, status = found.groups()
         self.fields = raw[found.end(1) : -4]
         self.http_1_1 = minor == b"1"
-        decisive, _ = self._combine_and_check_plain(_decisive_of_response(self.fields))
+        decisive, _ = self._combine_and_check_canonical(_decisive_of_response(self.fields))
         self._set_connection_options(decisive.get(b"connection"))
         self.upgrade = decisive.get(b"upgrade", b"")
-        body = _body_length(decisive)
+        body = _length_or_chunked(decisive)
         self.status = int(status)
         self.body = UNTIL_CLOSE if body is None else body
         self.length = self.body if self.body >= 0 else -1
@@ -371,7 +373,7 @@ def _values_of(name: bytes) -> Callable[[bytes], list[bytes]]:
     return re.compile(rb"\r\n(?i:" + re.escape(name) + rb"):[\t ]*+([^\r\n]*+)").findall
 
 
-def _body_length(decisive: dict[bytes, bytes]) -> int | None:
+def _length_or_chunked(decisive: dict[bytes, bytes]) -> int | None:
     """The Content-Length, or CHUNKED; None if the head has neither (RFC 9112 §6.3). Raises BadMessage."""
     length, coding = decisive.get(b"content-length"), decisive.get(b"transfer-encoding")
     if coding is not None:
@@ -491,11 +493,11 @@ class ChunkedBody:
         self.trailers = b""
         self.size = 0
 
-    def feed(self, data: bytes, at: int = 0, most: int = 0) -> Buffer:
+    def feed(self, data: bytes, at: int = 0, most_chunks: int = 0) -> Buffer:
         """Process the data from the offset `at` on, and return the part to be passed on. Raises BadMessage.
 
-        At most `most` chunks are processed, 0 for any number. Further bytes are left in `rest`; pass them to the next
-        call.
+        At most `most_chunks` chunks are processed, 0 for any number. Further bytes are left in `rest`; pass them to the
+        next call.
         """
         self.rest = b""
         self._scanned = len(self._buffer)
@@ -503,7 +505,7 @@ class ChunkedBody:
             data, self._buffer, at = self._buffer + data[at:], b"", 0
         if self._in_trailers:
             return self._read_trailers(data, at)
-        return self._read_chunks(data, at, most or len(data))
+        return self._read_chunks(data, at, most_chunks or len(data))
 
     def _read_chunks(self, data: bytes, at: int, most: int) -> Buffer:
         pieces: list[Buffer] = []

@@ -112,7 +112,7 @@ def from_message(message: wire.Message, fds: list[int]) -> Connection:
         routed = _routed(message, fds[1:]) if "route" in message else None
         if routed is None and len(fds) > 1:
             raise wire.WireError("a descriptor that is not part of a connection")
-        sock = _connection(fds[0])
+        sock = _connected_stream(fds[0])
         sock.routed = routed
     except wire.WireError:
         for fd in fds:
@@ -234,7 +234,7 @@ def _read_sealed_file(fd: int) -> bytes:
     raise wire.WireError("a connection with bytes that are not in a sealed file")
 
 
-def _connection(fd: int) -> Connection:
+def _connected_stream(fd: int) -> Connection:
     """The stream socket with this descriptor. Raises WireError if it is not a connected stream, and leaves it open."""
     try:
         sock = Connection(fileno=fd)

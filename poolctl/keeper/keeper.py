@@ -377,7 +377,7 @@ class Shutdown:
             self._begun_at = now
             self.due = now + ANSWER_SECONDS
 
-    def extend_deadline(self, seconds: float = 0.0) -> None:
+    def set_stop_deadline(self, seconds: float = 0.0) -> None:
         """Set the time limit of a supervisor that has confirmed the shutdown and needs `seconds` to stop the servers.
 
         The time counts from the request for the shutdown, even if a restarted supervisor confirms the shutdown again.
@@ -408,7 +408,7 @@ class Shutdown:
                 self._reaper.signal(int(meta["pid"]), number, group=False, start=meta.get("start"))
         return False
 
-    def kill_and_clear(self) -> None:
+    def kill_and_close_store(self) -> None:
         """Kill the watched processes, and close all stored descriptors: readers of their pipes get end of file.
 
         If a shutdown was requested, but no supervisor has completed it, also remove the files with the saved state.
@@ -555,7 +555,7 @@ class Keeper:
                 self._donor.ping_or_kill(time.monotonic())
             if self._shutdown.enforce_limits_and_check_over(time.monotonic(), self._supervisor.pid):
                 break
-        self._shutdown.kill_and_clear()
+        self._shutdown.kill_and_close_store()
         # If the keeper stopped the pool alone, the logger still needs time to store the servers' last output.
         wait_or_kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
         pool_files.remove_empty_pool_directory(self._directory)
@@ -745,11 +745,11 @@ class Keeper:
                 # Executed once the supervisor, which is shutting down, has exited.
                 self._next = message["argv"], message["supervisor"]
         elif operation == "terminating":
-            self._shutdown.extend_deadline(float(message.get("seconds", 0.0)))
+            self._shutdown.set_stop_deadline(float(message.get("seconds", 0.0)))
         elif operation == "terminate":
             self._begin_shutdown()
         elif operation == "whole":
-            self._make_supervisor_due()
+            self._schedule_supervisor_start()
         elif operation == "adopted":
             self._supervisor.record_adoption()
             if self._donor is not None:
@@ -757,7 +757,7 @@ class Keeper:
         elif operation not in ("ping", "pong"):
             raise ValueError(f"unknown operation {operation!r}")
 
-    def _make_supervisor_due(self) -> None:
+    def _schedule_supervisor_start(self) -> None:
         """Have `run` start the supervisor, if none runs. Called when the donor (see Keeper) is done or exits."""
         self._take_lifeline()
         if not self._supervisor.pid:
@@ -774,7 +774,7 @@ class Keeper:
             if not self._supervisor.pid and self._supervisor.due is None:
                 # The donor exited before it had sent everything. The new supervisor uses the descriptors that were
                 # received, and finds the other processes itself.
-                self._make_supervisor_due()
+                self._schedule_supervisor_start()
                 self._shutdown.over = self._shutdown.over or self.store.get(fd_store.CONTROL) is None
             return
         # SIGCHLD also reports the exit of a supervisor; only the closed connection reports the exit of other clients.

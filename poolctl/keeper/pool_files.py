@@ -38,7 +38,7 @@ def remove_stale_sockets(directory: str) -> None:
     Sockets that are open but not listening are kept: a worker may still be importing its application.
     """
     files = _socket_files(directory, WORKER, LOGGER, GATEWAY)
-    states = _socket_states() if files else {}
+    states = _unix_socket_flags() if files else {}
     for path in files:
         if states is not None and os.fsencode(path) not in states:
             unlink_quietly(path)
@@ -47,7 +47,7 @@ def remove_stale_sockets(directory: str) -> None:
 def find_listeners(directory: str, kind: str) -> list[str]:
     """Return the paths of the pool's `kind` sockets that listen. If the kernel does not tell which do, return all."""
     files = _socket_files(directory, kind)
-    states = _socket_states() if files else {}
+    states = _unix_socket_flags() if files else {}
     return [path for path in files if states is None or states.get(os.fsencode(path)) == _LISTENS]
 
 
@@ -59,7 +59,7 @@ def _socket_files(directory: str, *kinds: str) -> list[str]:
         return []
 
 
-def _socket_states() -> dict[bytes, bytes] | None:
+def _unix_socket_flags() -> dict[bytes, bytes] | None:
     """The flags of all Unix sockets that have a path, by path; None if the kernel's table cannot be read."""
     try:
         with open(_SOCKET_TABLE, "rb") as table:

@@ -90,7 +90,7 @@ def connect(path: str) -> socket.socket | None:
     return sock
 
 
-def receive(sock: socket.socket) -> Answer | None:
+def receive_or_none(sock: socket.socket) -> Answer | None:
     """Like wire.receive, but returns None for any error: the other end is not trusted."""
     try:
         return _receive(sock)

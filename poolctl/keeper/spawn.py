@@ -35,7 +35,7 @@ def spawn(
     import signal  # imported late: a process that only calls start_detached does not need it
 
     with contextlib.suppress(OSError):
-        rotate_if_large(output)
+        copytruncate_if_large(output)
     # Moved to high numbers first: one descriptor may occupy the number that another needs.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
     try:
@@ -113,7 +113,7 @@ def start_detached(
                 if companions:
                     limits = raise_descriptor_limit()
                     numbers = itertools.count(3 + len(fds))
-                    pids = [_start(each, [next(numbers) for _ in each.fds], env) for each in companions]
+                    pids = [_try_start(each, [next(numbers) for _ in each.fds], env) for each in companions]
                     argv = [*argv, json.dumps({"pids": pids, "open_files": limits})]
                 for fd in range(3, 3 + len(fds)):
                     os.set_inheritable(fd, True)
@@ -147,7 +147,7 @@ def _renumber_and_close_others(fds: Sequence[int]) -> None:
     os.closerange(above, os.sysconf("SC_OPEN_MAX"))
 
 
-def _start(companion: CompanionSpec, fds: list[int], env: dict[str, str]) -> int:
+def _try_start(companion: CompanionSpec, fds: list[int], env: dict[str, str]) -> int:
     argv, output = companion.argv, companion.output
     try:
         return spawn(argv, env, fds, output, session=companion.session, without=companion.without)
@@ -172,7 +172,7 @@ MAX_SIZE_BYTES = 1024 * 1024
 # Several of the pool's own processes append to one log file, which must not fill the disk.
 
 
-def rotate_if_large(path: str) -> None:
+def copytruncate_if_large(path: str) -> None:
     """Move the last MAX_SIZE_BYTES of a larger file to `path.1`, and empty the file; do nothing for a smaller file.
 
     In `path.1` a count replaces repeated lines. The file is truncated, not replaced: other processes keep it open

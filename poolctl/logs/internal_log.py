@@ -9,7 +9,7 @@ import os
 import sys
 
 from poolctl.clock import Clock, RateLimit
-from poolctl.keeper.spawn import rotate_if_large
+from poolctl.keeper.spawn import copytruncate_if_large
 
 from .log_line import stamp
 from .log_tail import DirectoryWatch
@@ -99,7 +99,7 @@ class InternalLog(logging.Handler):
     def _write(self, line: bytes) -> None:
         sys.stderr.flush()
         with contextlib.suppress(OSError):
-            rotate_if_large(self._path)
+            copytruncate_if_large(self._path)
         with contextlib.suppress(OSError):  # a full disk
             os.write(_STDERR, line)
 
@@ -138,7 +138,7 @@ class InternalLogRotation:
         with contextlib.suppress(OSError):
             for name in os.listdir(self._directory):
                 if name.endswith(".log"):
-                    rotate_if_large(os.path.join(self._directory, name))
+                    copytruncate_if_large(os.path.join(self._directory, name))
 
     def _check_soon(self) -> None:
         assert self._watch is not None

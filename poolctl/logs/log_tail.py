@@ -111,7 +111,7 @@ def tail(
         return log.tail(lines, since=since, name=name, wanted=wanted)
 
 
-def merged_tail(
+def merged_tails(
     paths: Mapping[str, str], lines: int | None, *, since: str = "", wanted: LineFilter | None = None
 ) -> list[LogLine]:
     """The last `lines` lines of each of the logs (their paths by server name), in the order of time."""

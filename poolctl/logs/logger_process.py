@@ -60,7 +60,7 @@ _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 _NOTE_BYTES = 1024
 
 
-class PipeReader:
+class PeekingPipeReader:
     """Reads pipes without consuming their content, through an internal pipe (tee(2)); not thread-safe.
 
     In a sandbox without tee(2), the pipes are read normally, and bytes not yet taken are kept in memory.
@@ -144,7 +144,7 @@ def longest_line(fd: int) -> int:
         return 0
 
 
-class LineMoveRecord:
+class PipeToLogRecord:
     """The record of a move of lines from a server's pipe into its log file.
 
     `id` is the stream, `when` the timestamp of the lines, `length` their number of bytes, `checksum` their CRC. `taken`
@@ -176,7 +176,7 @@ class WriteAheadNote:
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
         self._fd = self._taken = self.sink = -1
-        self._left: LineMoveRecord | None = None
+        self._left: PipeToLogRecord | None = None
         self.use(fds)
 
     def use(self, fds: Sequence[int]) -> None:
@@ -188,16 +188,16 @@ class WriteAheadNote:
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
 
-    def unfinished_move(self, id: str) -> LineMoveRecord | None:
+    def unfinished_move(self, id: str) -> PipeToLogRecord | None:
         """Return the record if a killed logger was moving lines of stream `id` into the log file; otherwise None."""
         return self._left if self._left is not None and self._left.id == id else None
 
-    def _read(self) -> LineMoveRecord | None:
+    def _read(self) -> PipeToLogRecord | None:
         if self._fd < 0:
             return None
         text = os.pread(self._fd, _NOTE_BYTES, 0).partition(b"\n")[0].strip(b"\0")
         try:
-            noted = LineMoveRecord(*json.loads(text))
+            noted = PipeToLogRecord(*json.loads(text))
         except (ValueError, TypeError):
             return None
         noted.taken = readable_bytes(self._taken) if self._taken >= 0 else 0
@@ -236,7 +236,7 @@ class OutputStream:
     """
 
     def __init__(
-        self, order: wire.Message, fd: int, file: LogFile, pipes: PipeReader, underway: WriteAheadNote
+        self, order: wire.Message, fd: int, file: LogFile, pipes: PeekingPipeReader, underway: WriteAheadNote
     ) -> None:
         self.id, self.pid = str(order["id"]), int(order["pid"])
         self.fd = fd
@@ -265,7 +265,7 @@ class OutputStream:
         if not end and not self.ended and len(data) < MOST_BYTES:
             if len(data) < self._longest or self._enlarge():
                 raise BlockingIOError
-            self._move_into_memory(data, now)
+            self._buffer_partial_line(data, now)
         else:
             self._move(data[: end or len(data)], now)
         return end or len(data)
@@ -290,7 +290,7 @@ class OutputStream:
             self._pipes.consume(self.fd, move.length, self._underway.sink)
         self._underway.end()
 
-    def finish(self, now: float) -> None:
+    def store_rest(self, now: float) -> None:
         """Store the remaining output, including an incomplete last line. No other process must be reading the pipe."""
         self.ended = True
         try:
@@ -328,7 +328,7 @@ class OutputStream:
         self._measure()
         return self._enlarged
 
-    def _move_into_memory(self, data: bytes, now: float) -> None:
+    def _buffer_partial_line(self, data: bytes, now: float) -> None:
         """Move an incomplete line into memory, because the pipe has no room for the rest and cannot be enlarged."""
         self._pipes.consume(self.fd, len(data))
         self._partial += data
@@ -341,9 +341,9 @@ class OutputStream:
         os.close(self.fd)
 
     def _store(self, lines: bytes, when: str) -> None:
-        if self.file.lost_bytes and not self._append_and_count_lost(self._lost_output_line(), when):
+        if self.file.lost_bytes and not self._append_and_count_lost_bytes(self._lost_output_line(), when):
             self.file.lost_bytes = 0
-        lost = len(lines) if self.file.lost_bytes else self._append_and_count_lost(lines, when)
+        lost = len(lines) if self.file.lost_bytes else self._append_and_count_lost_bytes(lines, when)
         self.file.lost_bytes += lost
         self.dropped_bytes += lost
 
@@ -351,7 +351,7 @@ class OutputStream:
         reason = f" ({self.file.error})" if self.file.error else ""
         return f"[poolctl: {self.file.lost_bytes} bytes of output were lost here{reason}]\n".encode()
 
-    def _append_and_count_lost(self, lines: bytes, when: str) -> int:
+    def _append_and_count_lost_bytes(self, lines: bytes, when: str) -> int:
         """Append the lines to the file; returns how many of their bytes were not stored."""
         block = self._form(lines, when)
         stored = self.file.append_and_count_written(block)
@@ -391,7 +391,7 @@ class Logger:
         self._streams_with_loss: set[OutputStream] = set()
         self._age_at: float | None = None  # when to check for files old enough to rotate
         self._readable_streams: dict[OutputStream, None] = {}  # streams that may have more output, in turn
-        self._pipes = PipeReader()
+        self._pipes = PeekingPipeReader()
         self._underway = WriteAheadNote()
         self._open = True
         self._end_ordered = False
@@ -559,7 +559,7 @@ class Logger:
         if taken:
             stream.complete_cut_line(time.time())
         else:
-            stream.finish(time.time())
+            stream.store_rest(time.time())
         self._report_loss(stream)
         self._streams_with_loss.discard(stream)
         self._epoll.unregister(stream.fd)
@@ -624,7 +624,7 @@ class PipeHandover:
         Returns True if the answer says that the client has taken over the streams; otherwise False.
         """
         if fd != self._listener.fileno():
-            self._read_answer(fd)
+            self._finish_handover(fd)
             return self.taken
         connection = rendezvous.accept(self._listener, {0, os.geteuid()})
         if connection is None:
@@ -649,8 +649,8 @@ class PipeHandover:
             sock.close()
         self._connections.clear()
 
-    def _read_answer(self, fd: int) -> None:
-        received = rendezvous.receive(self._connections[fd])
+    def _finish_handover(self, fd: int) -> None:
+        received = rendezvous.receive_or_none(self._connections[fd])
         self.taken = received is not None and received[0].get("t") == "taken"
         self._epoll.unregister(fd)
         self._connections.pop(fd).close()

@@ -185,7 +185,7 @@ GiveSamples = Callable[[TakeSample | None], None]
 
 def measure_server(
     entry: Entry,
-    ended: Counts,
+    total_from_ended: Counts,
     counters: Counters | None,
     usages: MutableMapping[int, Usage],
     now: float,
@@ -195,9 +195,9 @@ def measure_server(
 ) -> ServerSnapshot:
     """Return a server's statistics at the monotonic time `now`. If `memory` is false, memory use is not measured.
 
-    `ended` holds the counts of the server's exited workers; the counts of its current workers are added to `ended`.
-    `usages` holds the usage of each process by its pid; the caller passes the same mapping to each call. Workers inside
-    the process `own_pid` have no usage of their own.
+    `total_from_ended` holds the counts of the server's exited workers; the counts of its current workers are added to
+    `total_from_ended`. `usages` holds the usage of each process by its pid; the caller passes the same mapping to each
+    call. Workers inside the process `own_pid` have no usage of their own.
     """
     workers: list[WorkerUsage] = []
     for worker in entry.observed.workers.values():
@@ -206,13 +206,13 @@ def measure_server(
             continue
         counts = counters.counts(placement) if counters is not None else None
         if counts is not None:
-            tally.add(ended, counts)
+            tally.add(total_from_ended, counts)
         usage = None
         if placement.pid is not None and placement.pid != own_pid:
             usage = usages.setdefault(placement.pid, Usage())
             usage.measure(placement.pid, now, memory=memory)
         workers.append((worker, counts, usage))
-    return ServerSnapshot(entry, ended, workers, counts=counters is not None)
+    return ServerSnapshot(entry, total_from_ended, workers, counts=counters is not None)
 
 
 def loop_lag_seconds(counts: Counts | None) -> Figure:

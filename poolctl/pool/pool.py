@@ -59,7 +59,7 @@ from poolctl.monitor import metrics
 from poolctl.routing import route_health
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.stack_report import PYTHON, Stacks, WorkerStacks, find_hang_location, parse
-from poolctl.selection.field_filter import Field, matching, parse_field, values
+from poolctl.selection.field_filter import Field, matching, member_values, parse_field
 from poolctl.states import State
 from poolctl.worker.tally import describe_stacks
 
@@ -436,7 +436,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def list(self, source: Field, target: Field, pattern: str = "", regex: str = "") -> builtins.list[str]:
         """The `target` field of each server whose `source` field matches `pattern` or `regex`, as in `filter`."""
         target = parse_field(target)
-        return [*values(self._matching(source, pattern, regex), target)]
+        return [*member_values(self._matching(source, pattern, regex), target)]
 
     # Whole pools.
 

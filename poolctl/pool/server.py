@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from poolctl.address import Address, parse
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig, TLSConfig
-from poolctl.core.core import Core, Goal, RunnerEventForwarder, wait_and_return_unfinished
+from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder, wait_and_return_unfinished
 from poolctl.core.decide import LEAVING, DecisionTrace, ListenerState
 from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import (
@@ -136,7 +136,7 @@ class Shared:
         """The values that applications find in ``scope["state"]``."""
         return self.context.values if self.context is not None else {}
 
-    def with_pool_defaults(self, config: ServerConfig) -> ServerConfig:
+    def startable_config(self, config: ServerConfig) -> ServerConfig:
         """Return `config` with the app from the pool's handler and the pool's default TLS where `config` needs them.
 
         Raises ServerError if the server cannot be started, for example because it is disabled.
@@ -910,19 +910,19 @@ def order_stop(handles: Sequence[Handle], limit: float | None = None) -> Future:
     return future
 
 
-def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[Goal, Handle]]:
+def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[CommandGoal, Handle]]:
     hosts: dict[CoreHost, dict[Handle, str]] = {}
     for handle in handles:
         handle.record_start_failure(None)
         if handle.host is not None and handle.entry is not None:
             hosts.setdefault(handle.host, {})[handle] = handle.entry.name
-    goals: list[tuple[Goal, Handle]] = []
+    goals: list[tuple[CommandGoal, Handle]] = []
     for host, names in hosts.items():
         # Servers stopped together end in the order of their dependencies, even if started without them.
         for handle, needed in dependencies_among(list(names), names).items():
             host.set_dependencies(handle, needed)
         entries = [handle.entry for handle in names if handle.entry is not None]
-        goal = Goal(host.core, PoolStopError, entries)
+        goal = CommandGoal(host.core, PoolStopError, entries)
         goals += [(goal, handle) for handle in names]
         for entry in entries:
             host.core.stop(entry, limit_seconds=limit)
@@ -930,9 +930,9 @@ def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[Go
 
 
 async def _stop(
-    handles: Sequence[Handle], limit: float | None, begun: list[tuple[Goal, Handle]] | None
+    handles: Sequence[Handle], limit: float | None, already_begun: list[tuple[CommandGoal, Handle]] | None
 ) -> None:
-    goals = _begin_stop(handles, limit) if begun is None else begun
+    goals = _begin_stop(handles, limit) if already_begun is None else already_begun
     await asyncio.gather(*(goal.wait_until_settled(None) for goal in {goal for goal, _ in goals}))
     errors = []
     for goal, handle in goals:
@@ -998,7 +998,7 @@ class StartOperation:
         A failure does not stop the other servers. All failures are raised as one error of the class given as `kind`.
         """
         try:
-            ordered = self._prepare_or_stop_servers()
+            ordered = self._prepare_or_stop_disabled()
             goals = self._begin(ordered)
             await self._wait_or_abandon(ordered, goals)
             await self._record_outcomes_and_abandon_failed(ordered, goals)
@@ -1020,7 +1020,7 @@ class StartOperation:
 
     # Orders to the core.
 
-    def _prepare_or_stop_servers(self) -> list[_PendingServer]:
+    def _prepare_or_stop_disabled(self) -> list[_PendingServer]:
         found: list[_PendingServer] = []
         for server in self._servers:
             with LOCK:  # a server that leaves the pool from now on is stopped
@@ -1039,7 +1039,7 @@ class StartOperation:
                 continue  # the job has already ended
             else:
                 try:
-                    config = server._shared.with_pool_defaults(config)
+                    config = server._shared.startable_config(config)
                 except ServerError as error:
                     self._record_refusal(server, handle, error)
                     startable = False
@@ -1057,9 +1057,9 @@ class StartOperation:
             handle.record_start_failure(error)
         self._errors[server] = error
 
-    def _begin(self, ordered: Sequence[_PendingServer]) -> dict[CoreHost, Goal]:
+    def _begin(self, ordered: Sequence[_PendingServer]) -> dict[CoreHost, CommandGoal]:
         hosts: dict[CoreHost, list[_PendingServer]] = {}
-        goals: dict[CoreHost, Goal] = {}
+        goals: dict[CoreHost, CommandGoal] = {}
         for each in ordered:
             hosts.setdefault(each.handle.host or ensure_core_host(each.server._shared), []).append(each)
         for host, group in hosts.items():
@@ -1073,7 +1073,7 @@ class StartOperation:
                 config = self._core_configuration(each, names, needed)
                 changed.append(host.add_or_update(each.handle, config, replace=replace, live=each.live))
             entries = [each.entry for each in group if each.startable]
-            goals[host] = Goal(host.core, self._kind, entries)
+            goals[host] = CommandGoal(host.core, self._kind, entries)
             for each, is_new in zip(group, changed, strict=True):
                 if each.startable:
                     self._start_restart_or_refuse(host, each, changed=is_new)
@@ -1114,7 +1114,9 @@ class StartOperation:
 
     # Waiting for the outcome.
 
-    async def _wait_or_abandon(self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, Goal]) -> None:
+    async def _wait_or_abandon(
+        self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, CommandGoal]
+    ) -> None:
         try:
             await asyncio.gather(*(goal.wait_until_settled(self._limit) for goal in goals.values()))
         except asyncio.CancelledError:
@@ -1142,7 +1144,7 @@ class StartOperation:
         return not waits  # otherwise it waits for the stop in progress
 
     async def _record_outcomes_and_abandon_failed(
-        self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, Goal]
+        self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, CommandGoal]
     ) -> None:
         abandoned: dict[CoreHost, list[Entry]] = {}
         for each in ordered:
@@ -1166,7 +1168,7 @@ class StartOperation:
             if each.server in self._errors and each.handle.observed.state is State.RUNNING:
                 self._errors[each.server] = _append_old_instance_note(self._errors[each.server])
 
-    def _problem(self, each: _PendingServer, goal: Goal) -> ServerError | None:
+    def _problem(self, each: _PendingServer, goal: CommandGoal) -> ServerError | None:
         server, entry = each.server, each.entry
         if entry in goal.missing:
             late = error_about(server.config, f"was not ready within {self._limit:g} s")

@@ -388,7 +388,7 @@ def make_prober(
         # poolctl has no client certificate: servers that require one are probed without TLS.
         requires = not server.command and getattr(server.tls, "client_auth", "none") == "required"
         tls = speaks_tls(server) and not requires
-        request = HttpProbeRequest(probe, expose=server.expose, reusable=not server.command)
+        request = HttpProbeRequest(probe, exposed_url=server.expose, reusable=not server.command)
         return RequestProber(request, partial(runner.connect_for_probe, placement, "http", not tls), tls=tls)
     if server.command:
         return AcceptProber(echo)
@@ -410,7 +410,7 @@ class HttpProbeRequest:
 
     __slots__ = ("_body", "_head_only", "_label", "_plain", "_slow_until", "_statuses", "payload")
 
-    def __init__(self, probe: Probe, *, expose: str, reusable: bool = True) -> None:
+    def __init__(self, probe: Probe, *, exposed_url: str, reusable: bool = True) -> None:
         assert probe.http is not None
         self._label = f"{probe.method} {probe.http}"
         self._head_only = probe.method == "HEAD"
@@ -421,7 +421,7 @@ class HttpProbeRequest:
         self.payload = request_head(
             probe.method,
             quote(probe.http, safe=_UNQUOTED),
-            _request_header_fields(probe, expose, reusable=reusable).items(),
+            _request_header_fields(probe, exposed_url, reusable=reusable).items(),
         )
 
     def new_reply(self) -> ResponseReader:
@@ -502,9 +502,9 @@ def speaks_tls(server: ServerConfig) -> bool:
     return bool(server.tls)
 
 
-def _request_header_fields(probe: Probe, expose: str, *, reusable: bool) -> dict[str, str]:
+def _request_header_fields(probe: Probe, exposed_url: str, *, reusable: bool) -> dict[str, str]:
     # The host name that clients use, for applications that check it.
-    host = urlsplit(expose).netloc.rpartition("@")[2] or "localhost"
+    host = urlsplit(exposed_url).netloc.rpartition("@")[2] or "localhost"
     fields = {"Host": host, "User-Agent": "poolctl", "Accept": "*/*"}
     if not reusable:
         # A program that serves one client at a time must not wait for the next probe.

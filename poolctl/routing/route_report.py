@@ -13,7 +13,7 @@ PASS, PROXY, STREAM, EXCLUDED = "pass", "proxy", "stream", "excluded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MachineReport:
+class TargetMachineReport:
     """The Proxmox machine of a route's target `to`: a node (`vmid` 0), or a container (lxc) or VM (qemu)."""
 
     to: str
@@ -57,7 +57,7 @@ class RouteReport:
     p50_seconds: float | None = None
     p99_seconds: float | None = None
     registrations: tuple[RegisteredServiceReport, ...] | None = None
-    machines: tuple[MachineReport, ...] | None = None
+    machines: tuple[TargetMachineReport, ...] | None = None
 
 
 def destinations(route: Route | StreamRoute) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def stream_key(alias: str) -> str:
     return f"stream {alias}"
 
 
-def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = False) -> RouteReport:
+def static_route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = False) -> RouteReport:
     """A report from the route alone: its state is unknown, and its figures are 0.
 
     `tls`: the route's servers speak TLS, so the gateway selects the route by the connection's host name (SNI).

@@ -35,7 +35,7 @@ def with_separation_reasons(routes: Sequence[Route], users: Mapping[str, str]) -
         return [
             replace(each, other_user="", other_user_tls="") if each.other_user else each for each in routes
         ]
-    first = _describe_first_destinations(routes, users)
+    first = _first_destination_by_user(routes, users)
     found: list[Route] = []
     for route in routes:
         own = {target.server: users[target.server] for target in route.to if target.server in users}
@@ -51,7 +51,7 @@ def with_separation_reasons(routes: Sequence[Route], users: Mapping[str, str]) -
     return found
 
 
-def _describe_first_destinations(routes: Iterable[Route], users: Mapping[str, str]) -> dict[str, str]:
+def _first_destination_by_user(routes: Iterable[Route], user_by_server: Mapping[str, str]) -> dict[str, str]:
     """Return a text for each user, which names the user's first server among the targets of `routes`.
 
     The text for the key "" names the first destination that is no server of the pool, such as a URL or NO_ROUTE.
@@ -62,7 +62,7 @@ def _describe_first_destinations(routes: Iterable[Route], users: Mapping[str, st
         if host_pattern(route.host).tier == DEFAULT and route.path == "/":
             unanswered = unanswered and bool(route.methods or route.headers)
         for target in route.to:
-            user = users.get(target.server, "")
+            user = user_by_server.get(target.server, "")
             found.setdefault(user, f"{target.server} ({user})" if user else target.key)
         if route.registers:
             found.setdefault("", f"services that register for {route.alias}")
@@ -148,7 +148,7 @@ def kept_connections(
     `users` maps each server of the pool to its user. `secure` has the names of the servers that speak TLS.
     """
     only = _only_user(users.values())
-    user = only if only is not None else _only_user(_describe_first_destinations(routes, users))
+    user = only if only is not None else _only_user(_first_destination_by_user(routes, users))
     servers = {target.server: None for each in routes if passable(each) for target in each.to}
     within = [
         each

@@ -133,7 +133,7 @@ class ProcessRunner(LocalRunner, Counters):
 
     def _end_if_idle(self) -> None:
         if not self._opened and self._ending is None:
-            self._ending = asyncio.ensure_future(self._end())
+            self._ending = asyncio.ensure_future(self._end_keeper())
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """The last lines of the server's output (see Logs); empty if no keeper has been started yet."""
@@ -143,13 +143,13 @@ class ProcessRunner(LocalRunner, Counters):
         """End every worker and the keeper. A server that is opened afterwards starts another keeper."""
         if self._ending is None:
             self._opened.clear()
-            self._ending = asyncio.ensure_future(self._end())
+            self._ending = asyncio.ensure_future(self._end_keeper())
         await self._ending
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
 
-    async def _end(self) -> None:
+    async def _end_keeper(self) -> None:
         started, self._started = self._started, None
         self._cancel_idle_end()
         try:
@@ -247,7 +247,7 @@ class _KeeperReceiver(LinkHandler):
         elif message.get("event") == "exit":
             self._runner.handle_exit_report(message)
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         self.on_lost()
 
 

@@ -99,7 +99,7 @@ class InlineRunner(Runner, SleepCapability):
             self._turns = loop, asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
         return self._turns[1]
 
-    async def wait_until_begun(self, placement: Placement) -> None:
+    async def wait_for_begin_or_exit(self, placement: Placement) -> None:
         if worker := self._workers.get(placement.id):
             either: set[asyncio.Future[Any]] = {worker.begun, worker.exited}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -129,7 +129,7 @@ class InlineRunner(Runner, SleepCapability):
         if worker := self._workers.get(placement.id):
             worker.renew_tls(server)
 
-    async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
+    async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Let the worker stop accepting now, and end once its requests are finished. Does not wait.
 
         `replaced` makes no difference: workers in this process do not hand connections to each other.

@@ -176,7 +176,7 @@ class LinkHandler:
         """Handle a message that is not a reply, and own its descriptors. Raises Malformed for an invalid message."""
         _close(fds)
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         """Handle the loss of the other end. Called once, unless the link was closed at this end."""
 
     def on_violation(self, deed: str) -> None:
@@ -387,7 +387,7 @@ class Link:
                 future.set_exception(LinkLost(reason))
         # Breaks a reference cycle with the owner, so that both are freed without the garbage collector.
         receiver, self._receiver = self._receiver, LinkHandler()
-        receiver.lost()
+        receiver.on_link_lost()
 
 
 async def spawn(
@@ -395,14 +395,14 @@ async def spawn(
     argv: Sequence[str],
     output: str,
     theirs: socket.socket,
-    without: Sequence[str] | None = None,
+    unset_variables: Sequence[str] | None = None,
 ) -> int:
     """Have the keeper start a program in a new session, with `theirs` as its descriptor 3, and return its pid.
 
-    `theirs` is closed here. The program's output is appended to the file `output`. The variables in `without`, by
-    default the withheld variables, are removed from its environment. Raises LinkLost.
+    `theirs` is closed here. The program's output is appended to the file `output`. The variables in `unset_variables`,
+    by default the withheld variables, are removed from its environment. Raises LinkLost.
     """
-    left_out = withheld_variables() if without is None else without
+    left_out = withheld_variables() if unset_variables is None else unset_variables
     order = {"op": "spawn", "argv": argv, "output": output, "session": True, "without": left_out}
     with theirs:
         reply, _ = await keeper.call(order, [theirs])
@@ -432,7 +432,7 @@ class KeeperLink(Link):
         self._record(message, fds)
         super().send(message, fds)
 
-    def record_entry(self, name: str, meta: object, owners: Sequence[HasDescriptor]) -> None:
+    def remember_entry(self, name: str, meta: object, owners: Sequence[HasDescriptor]) -> None:
         """Record an entry, so that a new keeper can get it: the value `meta` and the descriptors of `owners`."""
         self._forget(name)
         self.entries[name] = (meta, list(owners))
@@ -485,7 +485,7 @@ class KeeperLink(Link):
     def _record(self, message: wire.Message, fds: Sequence[int | HasDescriptor]) -> None:
         operation, name = message["op"], message.get("name", "")
         if operation == "put" and not name.startswith(fd_store.OF_THE_VERSION):
-            self.record_entry(name, message.get("meta"), owners_of(fds))
+            self.remember_entry(name, message.get("meta"), owners_of(fds))
         elif operation == "note" and name in self.entries:
             self.entries[name] = (message.get("meta"), self.entries[name][1])
         elif operation == "drop":

@@ -322,7 +322,7 @@ class Runner(Protocol):
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed."""
 
-    async def wait_until_begun(self, placement: Placement) -> None:
+    async def wait_for_begin_or_exit(self, placement: Placement) -> None:
         """Wait until the worker begins to load its application (others may have to load first) or has ended."""
 
     async def wait_until_ready(self, placement: Placement) -> None:
@@ -331,7 +331,7 @@ class Runner(Protocol):
         A worker may have ended, and `wait_for_exit` returned, even before this is called.
         """
 
-    async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
+    async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Stop the worker from accepting; return when that is done, or after drain_timeout. `replaced`: see `drain`."""
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:

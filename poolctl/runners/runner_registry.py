@@ -81,15 +81,17 @@ def make_runner(env: Mapping[str, str], site: RunnerContext) -> Runner:
 
 
 def companions(
-    env: Mapping[str, str], files: Sequence[str], directory: str, without: Sequence[str]
+    env: Mapping[str, str], files: Sequence[str], directory: str, withheld_variables: Sequence[str]
 ) -> dict[str, CompanionSpec]:
     """Return the programs that the runner needs, by name, to be started with the pool's keeper.
 
     The keeper stores a socket to each program under the program's name. `files` are the pool's configuration files.
-    Variables in `without` are removed from the programs' environments. Raises UnknownRunner.
+    Variables in `withheld_variables` are removed from the programs' environments. Raises UnknownRunner.
     """
     find = getattr(_module(env), "companions", None)
-    found: dict[str, CompanionSpec] = find(files, directory, env, without) if find is not None else {}
+    found: dict[str, CompanionSpec] = (
+        find(files, directory, env, withheld_variables) if find is not None else {}
+    )
     return found
 
 

@@ -52,7 +52,7 @@ class ThreadStack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharedTaskStack:
+class SameStackTasks:
     """A group of tasks of the event loop that wait at the same place, with the names of some of them."""
 
     count: int
@@ -89,7 +89,7 @@ class WorkerStacks:
     problem: str = ""
     place: str = ""
     threads: tuple[ThreadStack, ...] = ()
-    tasks: tuple[SharedTaskStack, ...] = ()
+    tasks: tuple[SameStackTasks, ...] = ()
     kernel: tuple[KernelThread, ...] = ()
 
     def shortened(self, stacks: int, frames: int) -> WorkerStacks:
@@ -132,7 +132,7 @@ class Stacks(Protocol):
 
 def parse(
     written: bytes, source: str, directories: Iterable[str]
-) -> tuple[list[ThreadStack], list[SharedTaskStack]]:
+) -> tuple[list[ThreadStack], list[SameStackTasks]]:
     """The threads, the main thread first, and the tasks in a stack dump. `source`: its writer, PYTHON or FAULTHANDLER.
 
     File paths are relative to the first of the application's `directories` that contains the file.
@@ -167,7 +167,7 @@ def parse(
         for head, frames in heads[:_MOST_STACKS]
     ]
     tasks = [
-        SharedTaskStack(
+        SameStackTasks(
             count=int(head["count"]),
             names=tuple(head["names"].split(", ")),
             waits=head["waits"],

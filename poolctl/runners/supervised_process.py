@@ -38,7 +38,7 @@ class SupervisedProcess(LinkHandler):
         # For an orphan: the socket on which it listens, its path, and the connections.
         self._orphan_listener: socket.socket | None = None
         self._orphan_path = ""
-        self._orphan_connections: set[_Connection] = set()
+        self._orphan_connections: set[_AdopterConnection] = set()
         self._bind_again: asyncio.TimerHandle | None = None
 
     async def serve_supervisor(self) -> None:
@@ -60,7 +60,7 @@ class SupervisedProcess(LinkHandler):
         """Carry out a message specific to this kind of process, and take ownership of the descriptors `fds`."""
         raise NotImplementedError
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         """Exit, because keeper and supervisor have both exited. A subclass may wait to be adopted instead."""
         self.over.set()
 
@@ -81,7 +81,7 @@ class SupervisedProcess(LinkHandler):
     def listen_for_adoption(self, directory: str, kind: str) -> None:
         """Begin to listen on a socket of this kind in the pool's directory, where a supervisor can adopt this process.
 
-        Does not wait. A supervisor that connects is sent the messages of `adoption_messages`. Binding the socket is
+        Does not wait. A supervisor that connects is sent the messages of `messages_for_adopter`. Binding the socket is
         repeated if it fails.
         """
         loop = asyncio.get_running_loop()
@@ -93,7 +93,7 @@ class SupervisedProcess(LinkHandler):
         self._orphan_listener.listen()
         loop.add_reader(self._orphan_listener.fileno(), self._accept_adopter, self._orphan_listener)
 
-    def adoption_messages(self) -> AdoptionMessages:
+    def messages_for_adopter(self) -> AdoptionMessages:
         """The messages, with sockets, that give an adopting supervisor the state that it cannot recreate."""
         return ()
 
@@ -101,13 +101,13 @@ class SupervisedProcess(LinkHandler):
         """Use this link to the supervisor from now on."""
         self.link = link
 
-    def adopt_supervisor_connection(self, connection: _Connection) -> None:
+    def adopt_supervisor_connection(self, connection: _AdopterConnection) -> None:
         """Make this connection the link to the supervisor."""
         self.forget(connection)
         self._stop_accepting_adopters()
         self.adopted(connection.link)
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: _AdopterConnection) -> None:
         """Forget a connection that has been closed."""
         self._orphan_connections.discard(connection)
 
@@ -115,9 +115,9 @@ class SupervisedProcess(LinkHandler):
         sock = rendezvous.accept(listener, {0, os.geteuid()})
         if sock is None:
             return
-        connection = _Connection(self, sock)
+        connection = _AdopterConnection(self, sock)
         self._orphan_connections.add(connection)
-        for message, sockets in self.adoption_messages():
+        for message, sockets in self.messages_for_adopter():
             connection.link.send(message, sockets)
         connection.link.send({"t": "over", "mark": self.mark})
 
@@ -134,7 +134,7 @@ class SupervisedProcess(LinkHandler):
         self._orphan_connections.clear()
 
 
-class _Connection(LinkHandler):
+class _AdopterConnection(LinkHandler):
     """A connection to an orphaned process. The first one that sends an order becomes the link to the supervisor."""
 
     def __init__(self, process: SupervisedProcess, sock: socket.socket) -> None:
@@ -148,8 +148,8 @@ class _Connection(LinkHandler):
             self._process.adopt_supervisor_connection(self)
         self._process.received(message, fds)
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         if self._adopts:
-            self._process.lost()
+            self._process.on_link_lost()
         else:
             self._process.forget(self)

@@ -8,7 +8,7 @@ import marshal
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from poolctl.config import ServerConfig, ids_of, read_regular_up_to
+from poolctl.config import ServerConfig, ids_of, read_regular_truncated
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.platform import memory_file
@@ -111,7 +111,7 @@ def preload_spec(
         hard = max(soft, hard)
     return {
         "python": interpreter,
-        "app": _import_path(server),
+        "app": _app_import_string(server),
         "app_dir": server.app_dir,
         "handlers": server.handlers,
         "env": added_environment(server),
@@ -125,7 +125,7 @@ def preload_spec(
     }
 
 
-def _import_path(server: ServerConfig) -> str | None:
+def _app_import_string(server: ServerConfig) -> str | None:
     if server.app is None or isinstance(server.app, str):
         return server.app
     hint = 'give it as "module:attribute", or run the server in this process'
@@ -236,7 +236,7 @@ def tls_contents(server: ServerConfig) -> list[bytes]:
     contents = []
     for path in filter(None, (tls.cert, tls.key or tls.cert, tls.ca)):
         try:
-            contents.append(read_regular_up_to(path, for_another_user=server.user is not None))
+            contents.append(read_regular_truncated(path, for_another_user=server.user is not None))
         except OSError as error:
             raise _configuration_error(
                 server, f"cannot read {path}: {error.strerror or error}", "check `tls`"

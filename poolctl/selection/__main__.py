@@ -37,12 +37,12 @@ def main() -> None:
     try:
         with connection.makefile("rb") as questions:
             for question in questions:
-                connection.sendall(json.dumps(answer(*json.loads(question))).encode() + b"\n")
+                connection.sendall(json.dumps(find_positions(*json.loads(question))).encode() + b"\n")
     except OSError:
         pass  # the client has closed the socket
 
 
-def answer(expressions: list[str], texts: list[str]) -> list[Any]:
+def find_positions(expressions: list[str], texts: list[str]) -> list[Any]:
     """[positions, "", ""] with the positions of the texts in which any expression is found, or [[], problem, fix]."""
     try:
         try:

@@ -20,14 +20,14 @@ class Field(StrEnum):
     EXPOSE = "expose"
 
 
-class Named(Protocol):
+class Filterable(Protocol):
     """A server with its name and the address that clients use."""
 
     _name: str
     _expose: str
 
 
-Member = TypeVar("Member", bound=Named)
+Member = TypeVar("Member", bound=Filterable)
 
 
 def matching(members: dict[str, Member], field: Field | str, pattern: str, regex: str) -> dict[str, Member]:
@@ -38,7 +38,7 @@ def matching(members: dict[str, Member], field: Field | str, pattern: str, regex
     """
     field = parse_field(field)
     matches = value_test(field, pattern, compiled_search(regex))
-    return dict(compress(members.items(), map(matches, values(members, field))))
+    return dict(compress(members.items(), map(matches, member_values(members, field))))
 
 
 def value_test(field: Field, pattern: str, search: Callable[[str], object] | None) -> Callable[[str], bool]:
@@ -67,7 +67,7 @@ def parse_field(field: Field | str) -> Field:
         raise PoolParamError(f"{field!r} is no field of a server; one of: {allowed}") from None
 
 
-def values(members: Mapping[str, Member], field: Field) -> Iterable[str]:
+def member_values(members: Mapping[str, Member], field: Field) -> Iterable[str]:
     """The values of the field, one for each member in order."""
     if field is Field.BIND:
         return members

@@ -67,7 +67,7 @@ class Matcher:
         async def exchange(process: HelperProcess) -> bytes:
             async with asyncio.timeout(self._stuck_seconds):
                 await process.send(question)
-                return await process.read_line_up_to(_MOST_ANSWER_BYTES)
+                return await process.read_line_truncated(_MOST_ANSWER_BYTES)
 
         try:
             found, problem, hint = json.loads(await self.child.ask(exchange))

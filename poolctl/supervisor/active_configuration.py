@@ -91,7 +91,7 @@ def _digests(reading: Reading) -> dict[str, str]:
 
 async def _receive_answer(process: HelperProcess) -> Any:
     """Wait for the answer to the last request; returns it. Raises ChildEnded, or ReaderFailed if it is unusable."""
-    line = await process.read_line_up_to(_LONGEST_LINE)
+    line = await process.read_line_truncated(_LONGEST_LINE)
     match = _LINE.fullmatch(line)
     if match is None:
         said = line[:60].decode(errors="replace")
@@ -336,7 +336,7 @@ class ActiveConfiguration:
         self.marks: Marks | None = None  # the state of the files when they were read; None if unknown
         self._subscribers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
-        self._self_binding = SelfBindingPrograms(os.path.join(state_directory, "programs.json"))
+        self._self_binding = SelfBindingProgramsFile(os.path.join(state_directory, "programs.json"))
         self._warned = os.path.join(state_directory, "warned.json")
         self._store = store
         self._reader = reader or ConfigurationReader(store.directory)
@@ -362,7 +362,7 @@ class ActiveConfiguration:
 
     async def try_read_first_servers(self) -> list[ServerConfig]:
         """Read the files for the pool's start; returns their servers. If this fails, `problems` has the reasons."""
-        self._reading = asyncio.ensure_future(self._read_first_servers())
+        self._reading = asyncio.ensure_future(self._read_and_activate())
         await asyncio.wait({self._reading})
         servers = []
         if self._reading.cancelled():
@@ -382,7 +382,7 @@ class ActiveConfiguration:
         if self._reading is not None:
             self._reading.cancel()
 
-    async def _read_first_servers(self) -> list[ServerConfig]:
+    async def _read_and_activate(self) -> list[ServerConfig]:
         saved = self._store.saved_state()
         try:
             resolved = await self.read_without_activating(
@@ -463,7 +463,7 @@ class ActiveConfiguration:
         problems, resolved.remarks = await self._reader.check_external(resolved.number, names)
         return [from_json(ErrorEntry, problem) for problem in problems]
 
-    async def origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
+    async def key_origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
         """Return the FILE:LINE where each key of the named servers is set, by server and key.
 
         Returns {} if the files have changed since the pool read them, or cannot be read.
@@ -645,7 +645,7 @@ def try_write_object(path: str, content: dict[str, Any]) -> None:
         logger.warning("%s cannot be written: %s", path, error)
 
 
-class SelfBindingPrograms:
+class SelfBindingProgramsFile:
     """Remembers in a file which servers' commands open their sockets themselves, for later starts of the pool.
 
     What was remembered of a server is ignored once its command has changed.

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
-class Launched(NamedTuple):
+class LaunchedKeeper(NamedTuple):
     """The keeper's pid (0: the pool already ran), and a descriptor that ends the pool when closed (-1: none)."""
 
     keeper_pid: int = 0
     lifeline: int = -1
 
 
-def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> Launched:
+def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> LaunchedKeeper:
     """Start a supervisor for the pool of `files`, unless one is running; on return its control socket is open.
 
     The supervisor's first answer reports whether the files are valid. With `lifeline`, the pool ends when the returned
@@ -62,7 +62,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
                     exit_code=CONFLICT,
                     hint="poolctl stop ends it; poolctl status shows it",
                 )
-            return Launched()
+            return LaunchedKeeper()
         clear_exit(pool_directory)
         return _start_keeper(files, pool_directory, path, env, lifeline)
     except OSError as error:
@@ -74,7 +74,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 def _lock_pool_directory(env: Mapping[str, str], key: str) -> tuple[str, int]:
     """Lock the pool's directory (waits); returns its path and the lock's descriptor. Raises ControlError."""
     while True:
-        pool_directory = pool_paths.make_pool_dir(env, key)
+        pool_directory = pool_paths.ensure_pool_dir(env, key)
         pool_paths.control_socket_path(pool_directory)
         try:
             return pool_directory, pool_files.lock(pool_directory)
@@ -108,7 +108,7 @@ def _required_open_files_text(files: Sequence[str], env: Mapping[str, str]) -> s
 
 def _start_keeper(
     files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
-) -> Launched:
+) -> LaunchedKeeper:
     # A guess, because only the supervisor parses the files: it replaces a zygote that lacks the wrong variables.
     without = sorted({*variables_named_by_env_keys(files), pool_paths.ACCESS_LOG_VARIABLE} & env.keys())
     programs = _programs(files, pool_directory, env, without)
@@ -139,7 +139,7 @@ def _start_keeper(
         supervisor.argv = [*supervisor.argv, READS]  # its successors adopt the configuration that it has read
         keeper_pid = start_detached(keeper, _for_the_keeper(env), fds, [*programs.values()])
         if_failed.pop_all()
-        return Launched(keeper_pid, write)
+        return LaunchedKeeper(keeper_pid, write)
 
 
 def _programs(
@@ -208,21 +208,21 @@ def remove_stale_files(pool_directory: str) -> None:
         _unless_it_runs(pool_directory, _remove_control_files)
 
 
-def forget_running(pool_directory: str, names: Collection[str] | None = None) -> None:
-    """Forget that the servers called `names`, or with None all servers, were to run when the pool was killed.
+def forget_servers_to_run(pool_directory: str, server_names: Collection[str] | None = None) -> None:
+    """Forget that the servers called `server_names`, or with None all servers, were to run when the pool was killed.
 
     Has no effect if the pool runs. Never raises.
     """
     left = pool_files.read_left_state(pool_directory)
     if not left:
         return
-    if names is None:
+    if server_names is None:
         _unless_it_runs(pool_directory, pool_files.remove_left_states)
         return
     from poolctl.core.decide import Desired
 
     for name, wanted in left.get("servers", {}).items():
-        if name in names:
+        if name in server_names:
             wanted["desired"] = Desired.STOPPED.value
     content = json.dumps(left).encode()
     _unless_it_runs(pool_directory, lambda place: pool_files.write_left_state(place, content))

@@ -123,7 +123,7 @@ class SidecarProcess(LinkHandler):
             self._watched.close()
             self._watched = None
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         asyncio.get_running_loop().call_soon(self._mark_exited)
 
     def _mark_exited(self) -> None:

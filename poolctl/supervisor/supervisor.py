@@ -23,7 +23,7 @@ from poolctl.config import EventsTable, MetricsTable, ServerConfig, Tables, maxi
 from poolctl.control.answers import PingResult, ProgressLine, Result, SupervisorIdentity
 from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
-from poolctl.control.pool_paths import SOCKET_NAME, ensure_private_directory, state_dir
+from poolctl.control.pool_paths import SOCKET_NAME, create_private_directory, state_dir
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.core.core import Core, RunnerEventForwarder
 from poolctl.core.decide import DecisionTrace, WorkerPhase
@@ -50,10 +50,10 @@ from .feature_parts import FeatureParts
 from .health import watch_health
 from .launch import listen
 from .observers.event_recorder import EventRecorder, LostOutputReporter
-from .observers.metrics_server import HealthReporter, MetricsAddress, PoolMetrics
+from .observers.metrics_server import HealthReporter, MetricsAddressServer, PoolMetrics
 from .statistics import Statistics, Totals
 from .systemd import SystemdNotifier
-from .takeover.keeper_replacement import KeeperEndWatch, KeeperWatch, hand_over_to_new_keeper
+from .takeover.keeper_replacement import KeeperExitWatchdog, KeeperWatch, hand_over_to_new_keeper
 from .takeover.state_store import SaveTimer, StateStore
 from .verbs.verb import Call, Daemon, VerbContext
 from .verbs.verbs import AUDITED, Verbs
@@ -104,7 +104,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         # The commands of the keeper and supervisor that take over when this process ends.
         self._replacement: tuple[list[str], list[str]] | None = None
         self._orders: set[asyncio.Task[object]] = set()  # commands of clients that left too early
-        self._metrics: MetricsAddress | None = None
+        self._metrics: MetricsAddressServer | None = None
         self._is_recording = False
         self._notifier: SystemdNotifier | None = None
 
@@ -119,9 +119,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         keeper = self._keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self)
         hello = await self._hello
         self._keeper_pid = self._runtime_files.keeper_pid = int(hello["pid"])
-        KeeperEndWatch(self._keeper_pid, self._replace_keeper_and_exit)
+        KeeperExitWatchdog(self._keeper_pid, self._replace_keeper_and_exit)
         with contextlib.suppress(OSError):
-            ensure_private_directory(self.directory)
+            create_private_directory(self.directory)
         self._make_parts(hello)
         _, fds = await keeper.call({"op": "get", "name": fd_store.CONTROL})
         await self._begin(socket.socket(fileno=fds[0]))
@@ -266,7 +266,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._verbs.add("metrics", metrics.verb)
         self._verbs.add("health", health.answer_health_verb)
         self._parts.add_to(self._verbs)
-        address = self._metrics = MetricsAddress(self._environment, self.events, metrics, health)
+        address = self._metrics = MetricsAddressServer(self._environment, self.events, metrics, health)
         self._configuration.subscribe_and_notify(lambda tables: address.serve_table(tables.get(MetricsTable)))
         await address.wait_for_opening()
         self._perform: Handler = self._verbs.handle
@@ -328,7 +328,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self._save_timer.save_now()
 
     async def _adopt_late(self) -> None:
-        if await rescue_late_orphans(self.core):
+        if await store_late_orphans(self.core):
             self._exit_for_successor()
 
     def _exit_for_successor(self) -> None:
@@ -543,7 +543,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         logging.shutdown()
         os._exit(0)
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         """Handle the exit of the keeper."""
         if self._runtime_files.withdrawn:
             self._over.set()
@@ -555,8 +555,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self._save()
         self._replace_keeper_and_exit()
 
-    def _replace_keeper_and_exit(self, hung_at: FrameType | None = None) -> None:
-        """Pass all sockets and state to a new keeper, then exit. `hung_at`: the frame where the loop hangs, or None."""
+    def _replace_keeper_and_exit(self, hung_loop_frame: FrameType | None = None) -> None:
+        """Pass all sockets and state to a new keeper, then exit. `hung_loop_frame` is where the loop hangs, or None."""
         if self._replacing or self._runtime_files.withdrawn:
             return
         self._replacing = True
@@ -566,8 +566,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
                 self.directory, command, self._keeper.recorded_entries(), terminate=self._terminating
             )
         # Logging itself may be the cause of the hang.
-        if hung_at is not None:
-            stack = "".join(traceback.format_stack(hung_at))
+        if hung_loop_frame is not None:
+            stack = "".join(traceback.format_stack(hung_loop_frame))
             logger.error("the keeper ended while this process hung here:\n%s", stack)
         if not self._keeper.whole:
             logger.error("the keeper is gone, and not everything is known here that it held")
@@ -629,7 +629,7 @@ async def restore_and_adopt_workers(
         core.mark_found_running(core.entries[name])
     for each in adopted.workers:
         entry = core.entries[each.placement.server]
-        core.adopt_worker(entry, _adopted_worker(each), recorded=entry.name not in unknown)
+        core.adopt_worker(entry, _adopted_worker(each), generation_recorded=entry.name not in unknown)
     for name, (hook, placement) in adopted.hooks.items():
         core.adopt_hook(core.entries[name], hook, placement)
     _adopt_listeners_and_resume(core, adopted.endpoints)
@@ -640,7 +640,7 @@ async def restore_and_adopt_workers(
     return len(adopted.workers)
 
 
-async def rescue_late_orphans(core: Core) -> bool:
+async def store_late_orphans(core: Core) -> bool:
     """Search for two minutes for orphans (workers whose keeper and supervisor died) that did not answer earlier.
 
     Return True as soon as orphans are found: their sockets are then in the keeper's store, and the caller exits so that
@@ -717,18 +717,18 @@ class RuntimeFiles:
             return
         before = self._complete
         try:
-            self._write(name)
+            self._write_info(name)
         except OSError as error:
             self._complete = False
             if before:
                 logger.warning("cannot write the pool's runtime files: %s", error)
 
-    def _write(self, name: str) -> None:
-        if self._name not in ("", name):
+    def _write_info(self, pool_name: str) -> None:
+        if self._name not in ("", pool_name):
             self._unlink_name()
-        self._name = name
+        self._name = pool_name
         info = {
-            "name": name,
+            "name": pool_name,
             "files": self._files,
             "keeper_pid": self.keeper_pid,
             "supervisor_pid": os.getpid(),
@@ -750,7 +750,7 @@ class RuntimeFiles:
         The yielded value is a new control socket to listen on, or None if the old socket is still there.
         """
         while True:
-            await self._wait_for_removal()
+            await self._wait_for_file_removal()
             # Wait, because further files may be removed.
             await asyncio.sleep(_CHECK_SECONDS)
             if self.withdrawn:
@@ -760,7 +760,7 @@ class RuntimeFiles:
                     self.publish(self._name)
                 continue
             try:
-                ensure_private_directory(self._directory)
+                create_private_directory(self._directory)
                 listener = self._listen_if_socket_missing()
                 if self._name:
                     self.publish(self._name)
@@ -776,7 +776,7 @@ class RuntimeFiles:
             if self._complete:
                 logger.warning("%s had vanished, at least in part, and was restored", self._directory)
 
-    async def _wait_for_removal(self) -> None:
+    async def _wait_for_file_removal(self) -> None:
         """Wait until any file is removed from the pool's runtime directory, for at most a minute.
 
         Return at once if the control socket or info.json is missing, or if the directory cannot be watched.

@@ -39,7 +39,7 @@ from poolctl.worker.process_setup import START_VARIABLES
 
 from .launch import launch
 from .takeover.state_store import NotUnderstood, decoded
-from .verbs.upgrade import TakeoverReport
+from .verbs.upgrade import TakeoverCheckReport
 
 LIMIT_SECONDS = 60
 _SHOWN = 500  # the number of an error's characters that are shown
@@ -68,7 +68,7 @@ class TrialFailed(Exception):
 
 
 def print_takeover_check(files: list[str]) -> str | None:
-    """Check that this version can run this pool on this host; return an error, or None after printing a TakeoverReport.
+    """Print a TakeoverCheckReport: can this version run this pool on this host? Return the error of a failed trial.
 
     Reads the active configuration from stdin. If it has no errors, imports every module, and tries a takeover of a
     small temporary pool. If the environment variable TRIED is set, does not try the takeover, because the caller tries
@@ -95,7 +95,7 @@ def print_takeover_check(files: list[str]) -> str | None:
         except TrialFailed as failed:
             return str(failed)
     entries = tuple(from_json(ErrorEntry, each) for each in errors)
-    print(json.dumps(to_json(TakeoverReport(problem=problem, errors=entries))))
+    print(json.dumps(to_json(TakeoverCheckReport(problem=problem, errors=entries))))
     return None
 
 
@@ -358,8 +358,8 @@ def _write(path: str, text: str, mode: int) -> None:
     os.chmod(path, mode)
 
 
-async def _request_status(path: str) -> int:
+async def _request_status(socket_path: str) -> int:
     """The status code of the application's answer on this Unix socket. Raises OSError, BadMessage."""
     fields = [("Host", "trial"), ("Connection", "close")]
-    async with asyncio.timeout(_ANSWER_SECONDS), exchange(path, "GET", "/", fields) as response:
+    async with asyncio.timeout(_ANSWER_SECONDS), exchange(socket_path, "GET", "/", fields) as response:
         return response.status

@@ -106,9 +106,9 @@ def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments:
     os.execve(argv[0], argv, dict(os.environ))
 
 
-def read_spec_after_exec(descriptors: int) -> Spec:
-    """Read the specification after exec; make the inherited descriptors, `descriptors` in number, close-on-exec."""
-    for fd in range(SPEC_FD, SPEC_FD + descriptors):
+def read_spec_after_exec(descriptor_count: int) -> Spec:
+    """Read the specification after exec; make the `descriptor_count` inherited descriptors close-on-exec."""
+    for fd in range(SPEC_FD, SPEC_FD + descriptor_count):
         os.set_inheritable(fd, False)
     return read_spec(SPEC_FD)
 

@@ -254,7 +254,7 @@ _GENERATORS = (CoroutineType, AsyncGeneratorType, GeneratorType)
 Location = tuple[CodeType, int | None]
 
 
-class StackDump:
+class StackDumper:
     """Writes stacks when the supervisor's signals arrive.
 
     The handlers are set once, in the process from which workers are forked, because setting them would cost each worker
@@ -302,7 +302,7 @@ class StackDump:
             self._interrupted = before
 
 
-STACK_DUMP = StackDump()  # the only one in this process
+STACK_DUMP = StackDumper()  # the only one in this process
 
 
 def describe_stacks(

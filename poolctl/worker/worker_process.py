@@ -70,7 +70,7 @@ class WorkerProcess:
     def run(self) -> int:
         """Serve until ordered to stop; returns the exit status."""
         try:
-            config = self._configure()
+            config = self._config_with_app()
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(self._serve(config))
         except asyncio.CancelledError:
@@ -86,7 +86,7 @@ class WorkerProcess:
         self._inform(_ENDED)
         return 0
 
-    def _configure(self) -> uvicorn.Config:
+    def _config_with_app(self) -> uvicorn.Config:
         spec = self.spec
         imports.set_argv_and_path(spec)
         settings = apply_and_drop_level(spec["uvicorn"])
@@ -298,13 +298,14 @@ class ControlSocket:
         with contextlib.suppress(OSError):
             wire.send(self._sock, message)
 
-    def take_orders_from(self, fd: int, bound: int | None) -> None:
+    def take_orders_from(self, fd: int, orphan_listener_fd: int | None) -> None:
         """Take orders from the socket `fd` from now on: a supervisor has adopted this worker.
 
-        `bound` is a bound socket on which to listen if the worker is orphaned again; None: the worker binds one then.
+        `orphan_listener_fd` is a bound socket on which to listen if the worker is orphaned again; None: the worker
+        binds one then.
         """
         self._orphan = None
-        self._bound = None if bound is None else socket.socket(fileno=bound)
+        self._bound = None if orphan_listener_fd is None else socket.socket(fileno=orphan_listener_fd)
         self._sock.close()
         self._take(fd)
         self.start_reading_orders(self._tally)
@@ -439,7 +440,7 @@ class OrphanListener:
         self._loop.add_reader(connection.fileno(), self._read_and_perform_order, connection)
 
     def _read_and_perform_order(self, connection: socket.socket) -> None:
-        received = rendezvous.receive(connection)
+        received = rendezvous.receive_or_none(connection)
         if received is None:
             self._loop.remove_reader(connection.fileno())
             self._connections.remove(connection)

@@ -283,7 +283,7 @@ class ProcessSnapshot(NamedTuple):
     def of_this_process(cls) -> ProcessSnapshot:
         """The current threads, children and descriptors of this process."""
         threads = frozenset(map(int, os.listdir("/proc/self/task")))
-        kept = frozenset(each for each in threads if kernel_thread_name(each) not in _SPARED)
+        kept = frozenset(each for each in threads if native_thread_name(each) not in _SPARED)
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def describe_persistent_leftovers(self, origins: ThreadOrigins | None = None) -> str:
@@ -419,8 +419,8 @@ class ThreadOrigins:
             if each.native_id == thread:
                 module = _module_of(each) or module
                 return f"the thread {each.name!r}" + (f" of {module}" if module else "")
-        name = kernel_thread_name(thread)
-        known = f"a thread {name!r}" if name and name != kernel_thread_name(os.getpid()) else "a thread"
+        name = native_thread_name(thread)
+        known = f"a thread {name!r}" if name and name != native_thread_name(os.getpid()) else "a thread"
         return f"{known} in {module}" if module else f"{known} ({thread})"
 
     def _record_new_threads(self, importing: str = "") -> None:
@@ -440,7 +440,7 @@ def library_thread_limit_advice() -> str:
     return ""
 
 
-def kernel_thread_name(thread: int) -> str:
+def native_thread_name(thread: int) -> str:
     """The kernel's name (`comm`) for the thread of this process with this id; "" if the thread has ended.
 
     By default a thread has the name of its process.

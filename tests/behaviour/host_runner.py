@@ -77,14 +77,14 @@ class HostRunner:
         )
         return replace(placement, pid=None, where=f"host {self._path}")
 
-    async def wait_until_begun(self, placement: Placement) -> None:
-        await self._call("wait_until_begun", placement)
+    async def wait_for_begin_or_exit(self, placement: Placement) -> None:
+        await self._call("wait_for_begin_or_exit", placement)
 
     async def wait_until_ready(self, placement: Placement) -> None:
         await self._call("wait_until_ready", placement)
 
-    async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
-        await self._call("stop_accepting", placement)
+    async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
+        await self._call("begin_drain", placement)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         await self._call("drain", placement)

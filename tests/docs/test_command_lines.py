@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.command_line import CommandRequest, help_as_option, split_user_command
+from poolctl.cli.command_line import CommandRequest, help_as_option, split_off_user_command
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.typer_app import build
 from tests.real_pool import RealPool
@@ -73,11 +73,11 @@ APPLICATION: Any = build(note)
 
 @pytest.mark.parametrize(("page", "line"), sorted(EVERY))
 def test_command_line_is_understood(page: str, line: str) -> None:
-    words, own_command = split_user_command(help_as_option(shlex.split(line)))
+    words, own_command = split_off_user_command(help_as_option(shlex.split(line)))
     REQUESTS.clear()
     APPLICATION.main(words, prog_name="poolctl", standalone_mode=False, obj=own_command)
     (request,) = REQUESTS
-    request.supervisor_options()
+    request.verb_options()
 
 
 def is_executed(line: str) -> bool:

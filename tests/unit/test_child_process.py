@@ -38,11 +38,11 @@ def test_lines_and_sizes_are_read_from_one_stream() -> None:
     async def scenario() -> None:
         process = child("link.sendall(b'one\\n\\n12345' + link.recv(9) + b'\\n'); link.recv(9)")
         await process.send(b"6789")
-        assert await process.read_line_up_to(100) == b"one"
-        assert await process.read_line_up_to(100) == b""
+        assert await process.read_line_truncated(100) == b"one"
+        assert await process.read_line_truncated(100) == b""
         assert await process.read_exactly(4) == b"1234"
-        assert await process.read_line_up_to(3) == b"567", "no more than that"
-        assert await process.read_line_up_to(100) == b"89"
+        assert await process.read_line_truncated(3) == b"567", "no more than that"
+        assert await process.read_line_truncated(100) == b"89"
         process.end()
 
     run(scenario())
@@ -55,7 +55,7 @@ def test_end_in_the_middle_of_an_exchange_is_reported_with_its_status(text: str,
     async def scenario() -> None:
         on_demand = ChildOnDemand(lambda: child(f"link.send(b'half'); {text}"), 60.0)
         with pytest.raises(ChildEnded) as ended:
-            await on_demand.ask(lambda process: process.read_line_up_to(100))
+            await on_demand.ask(lambda process: process.read_line_truncated(100))
         assert ended.value.status == status
         assert not ended.value.process.has_answered
         assert on_demand.process is None
@@ -71,7 +71,7 @@ def test_exchange_that_fails_ends_the_process_and_the_next_one_gets_another() ->
             raise TimeoutError
 
         async def pid(process: HelperProcess) -> int:
-            assert await process.read_line_up_to(100) == b"late"
+            assert await process.read_line_truncated(100) == b"late"
             return process.pid
 
         with pytest.raises(TimeoutError):
@@ -91,7 +91,7 @@ def test_exchanges_take_turns() -> None:
 
         async def echo(process: HelperProcess, text: bytes) -> bytes:
             await process.send(text + b"\n")
-            return await process.read_line_up_to(100)
+            return await process.read_line_truncated(100)
 
         texts = [b"a", b"b", b"c"]
         answers = [on_demand.ask(lambda process, text=text: echo(process, text)) for text in texts]  # type: ignore[misc]
@@ -104,7 +104,7 @@ def test_exchanges_take_turns() -> None:
 def test_idle_process_ends() -> None:
     async def scenario() -> None:
         on_demand = ChildOnDemand(lambda: child("link.sendall(b'yes\\n'); link.recv(9)"), 0.05)
-        assert await on_demand.ask(lambda process: process.read_line_up_to(100)) == b"yes"
+        assert await on_demand.ask(lambda process: process.read_line_truncated(100)) == b"yes"
         while on_demand.process is not None:
             await asyncio.sleep(0.01)
 
@@ -114,12 +114,12 @@ def test_idle_process_ends() -> None:
 def test_idle_process_that_was_killed_is_replaced_unnoticed() -> None:
     async def scenario() -> None:
         on_demand = ChildOnDemand(lambda: child("link.sendall(b'yes\\n'); link.recv(9)"), 60.0)
-        assert await on_demand.ask(lambda process: process.read_line_up_to(100)) == b"yes"
+        assert await on_demand.ask(lambda process: process.read_line_truncated(100)) == b"yes"
         assert on_demand.process is not None
         pid = on_demand.process.pid
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not is_alive(pid))
-        assert await on_demand.ask(lambda process: process.read_line_up_to(100)) == b"yes"
+        assert await on_demand.ask(lambda process: process.read_line_truncated(100)) == b"yes"
         on_demand.close()
 
     run(scenario())
@@ -169,7 +169,7 @@ def test_process_gets_this_environment_or_another_one_and_a_group_of_its_own() -
         text += "link.sendall(f'{os.environ.get(\"WORD\")} {os.getpgrp() == os.getpid()}\\n'.encode())"
         process = HelperProcess([sys.executable, "-c", text], {"WORD": "given"})
         assert (process.output, process.output_start) == ("", 0)
-        assert await process.read_line_up_to(100) == b"given True"
+        assert await process.read_line_truncated(100) == b"given True"
         assert await process.wait_briefly_for_exit() == 0
         assert process.has_ended
         process.end()
@@ -191,7 +191,7 @@ def test_process_that_still_runs_has_no_exit_status(monkeypatch: pytest.MonkeyPa
         process = child("link.shutdown(socket.SHUT_WR); signal.pause()")
         on_demand = ChildOnDemand(lambda: process, 60.0)
         with pytest.raises(ChildEnded, match=f"process {process.pid} has ended") as ended:
-            await on_demand.ask(lambda each: each.read_line_up_to(100))
+            await on_demand.ask(lambda each: each.read_line_truncated(100))
         assert (ended.value.status, ended.value.process, on_demand.process) == (None, process, None)
         wait_until(lambda: process.has_ended)
 

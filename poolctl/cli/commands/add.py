@@ -56,7 +56,7 @@ def perform(request: CommandRequest) -> Outcome:
     tables, base_dir = server_tables_with_base_dir(request, pool)
     if not save:
         return _combined([_add_one(request, pool, table, base_dir) for table in tables])
-    request.supervisor_options()  # a wrong value is reported before anything is read
+    request.verb_options()  # a wrong value is reported before anything is read
     from poolctl.cli.live_change import WriteBack
     from poolctl.config import relocated
 
@@ -65,7 +65,7 @@ def perform(request: CommandRequest) -> Outcome:
     tables = [relocated(table, base_dir if request.get("file") else home, home) for table in tables]
     _refuse_taken(files, tables, home)
     for table in tables:
-        _refuse_invalid(files, table, home)
+        _refuse_invalid_server(files, table, home)
         files.draft.add(table)
     if files.supervised:
         return files.apply_and_write(
@@ -85,7 +85,7 @@ def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
         raise Failure(Outcome.failed(CONFLICT, taken[0].message, taken[0].hint))
 
 
-def _refuse_invalid(files: WriteBack, table: Table, base_dir: str) -> None:
+def _refuse_invalid_server(files: WriteBack, table: Table, base_dir: str) -> None:
     """Raise PoolValidateError if the new server itself is invalid; the problems name no file and line."""
     from poolctl.config import Surroundings, added_server
 

@@ -24,7 +24,7 @@ from poolctl.cli.offline import load, regex_time_limit
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, stdout_fd
-from poolctl.cli.supervisor_requests import ask, described
+from poolctl.cli.supervisor_requests import ask, ask_or_read_files
 from poolctl.config import LOCAL
 from poolctl.control import pool_paths
 from poolctl.control.client import NoSupervisor
@@ -33,7 +33,7 @@ from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
 from poolctl.json_form import Table
 from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level
 from poolctl.logs.log_line import LogLine, parse_record
-from poolctl.logs.log_tail import follow, merged_tail
+from poolctl.logs.log_tail import follow, merged_tails
 from poolctl.selection.regular_expressions import SLOW
 from poolctl.selection.selector import LISTS, compile_searches
 
@@ -95,7 +95,7 @@ def perform(request: CommandRequest) -> Outcome:
                     sys.stdout.flush()
             except KeyboardInterrupt:
                 return Outcome.of_stream(INTERRUPTED)
-        found = merged_tail(paths, lines, since=since, wanted=wanted)
+        found = merged_tails(paths, lines, since=since, wanted=wanted)
     for line in found:
         sys.stdout.write(text_of(line))
     outcome = Outcome.of_stream()
@@ -233,7 +233,7 @@ def _require_servers_with_log_files(request: CommandRequest, pool: PoolRef) -> S
 
     Raises Failure if nothing is selected, or if a server has no log files on this machine.
     """
-    items, _ = described(request, pool)
+    items, _ = ask_or_read_files(request, pool)
     for item in items:
         if isinstance(item, ServerDetails) and item.log_files is False:
             places = ", ".join(sorted({worker.where for worker in item.worker_list if worker.where}))

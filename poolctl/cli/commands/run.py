@@ -118,7 +118,7 @@ def perform(request: CommandRequest) -> Outcome:
     command = request.get("command") or []
     path = program(command, os.environ) if command else ""
     pool = find_pool(request)
-    request.selector(), request.supervisor_options()  # a wrong value is reported before anything runs
+    request.selector(), request.verb_options()  # a wrong value is reported before anything runs
     try:
         Client(pool.socket).ping()
     except NoSupervisor:
@@ -129,7 +129,7 @@ def perform(request: CommandRequest) -> Outcome:
     with (
         BackgroundWriter(sys.stderr) as stderr,
         redirect_stderr(stderr),
-        StopSignals() as signals,
+        StopSignalRaiser() as signals,
     ):
         session = RunSession(request, pool, command, limit_seconds, wakeup=signals.wakeup)
         if sd_notify.enabled(
@@ -142,7 +142,7 @@ def perform(request: CommandRequest) -> Outcome:
     return session.outcome
 
 
-def _run(session: RunSession, path: str, signals: StopSignals) -> int:
+def _run(session: RunSession, path: str, signals: StopSignalRaiser) -> int:
     """Launch the pool, wait for its end, the user's command or a signal, and stop it; returns the exit code."""
     keeper_pid, lifeline, log_start = 0, -1, supervisor_log_size(session.pool)
     try:
@@ -165,7 +165,7 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
             session.stop(code)
             os.close(lifeline)
             wait_for_exit(keeper_pid)  # even if the supervisor was exiting and did not answer
-            code = INTERRUPTED if signals.interrupted else session.wait_and_resolve_exit_status(code)
+            code = INTERRUPTED if signals.interrupted else session.pool_exit_status_or(code)
             session.print_deaths_and_failure_logs()
             if session.command and sys.stderr.isatty():
                 session.say("the pool has stopped")  # not visible from the end of CMD
@@ -174,12 +174,12 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
     return code
 
 
-def _start_and_run_until_end(session: RunSession, path: str, lifeline: int, signals: StopSignals) -> int:
+def _start_and_run_until_end(session: RunSession, path: str, lifeline: int, signals: StopSignalRaiser) -> int:
     if not session.start_and_may_continue():
         code = session.outcome.exit_code
         session.flush_diagnostics()
         return code
-    session.watch()
+    session.start_watcher()
     return (
         session.run_command(path, lifeline)
         if session.command
@@ -196,7 +196,7 @@ _ALIVE = ("running", "starting", "backoff", "draining")
 class RunSession:
     """One invocation of `poolctl run`. Its pool ends when this process closes its end of a pipe, the lifeline.
 
-    `limit_seconds` limits the time to stop the pool. `wakeup` is the descriptor of StopSignals' wake-up pipe.
+    `limit_seconds` limits the time to stop the pool. `wakeup` is the descriptor of StopSignalRaiser' wake-up pipe.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class RunSession:
 
         After a failed start, it continues only if no user's command is given and at least one server is alive.
         """
-        body = {"selector": self.request.selector().to_dict(), "options": self.request.supervisor_options()}
+        body = {"selector": self.request.selector().to_dict(), "options": self.request.verb_options()}
         if self._prints_logs:
             self._printer = LogPrinter(
                 self.client, self.pool, times=self.request.verbose, objects=self._objects
@@ -273,7 +273,7 @@ class RunSession:
         alive = any(item.state in _ALIVE for item in self.servers)
         return alive and self.outcome.exit_code == FAILED and not self.command
 
-    def watch(self) -> None:
+    def start_watcher(self) -> None:
         """With --watch, begin to apply changes of files in a thread; returns at once."""
         if self.request.get("watch"):
             watcher = PoolWatcher(self.request, self.pool, self.say, self._begun)
@@ -313,7 +313,7 @@ class RunSession:
         outcome.quiet = self.request.quiet
         render.print_diagnostics(outcome)
 
-    def announce_and_wait(self, lifeline: int, signals: StopSignals) -> int:
+    def announce_and_wait(self, lifeline: int, signals: StopSignalRaiser) -> int:
         """Print addresses and problems, wait until the pool has ended, and return 0. Signals raise exceptions."""
         expected = [item for item in self.servers if item.state not in ("disabled", "sleeping")]
         ready = sum(item.ready for item in expected)
@@ -348,7 +348,7 @@ class RunSession:
             path, self.command, environment, stdout=stdout, lifeline=lifeline, unwanted=unwanted
         )
 
-    def wait_and_resolve_exit_status(self, code: int) -> int:
+    def pool_exit_status_or(self, code: int) -> int:
         """The pool's own exit status if it has ended by itself, because a mandatory server failed; else `code`."""
         left = read_exit(self.pool.directory)
         if not left:
@@ -648,7 +648,7 @@ class LogPrinter:
                     stdout.flush()
         except OSError:
             # The reader of the output is gone, so there is no reason to keep running in the foreground.
-            StopSignals.stop_for_lost_output()
+            StopSignalRaiser.stop_for_lost_output()
 
 
 def command_environment(
@@ -900,7 +900,7 @@ class Terminated(BaseException):
     """SIGTERM, SIGHUP, or output without a reader: stop cleanly. Not caught by `except Exception`."""
 
 
-class StopSignals:
+class StopSignalRaiser:
     """Raises in the main thread on a signal that ends `run`: KeyboardInterrupt for SIGINT, else Terminated.
 
     A second signal raises again. If the stop began because the reader of the output is gone, the first signal is
@@ -916,7 +916,7 @@ class StopSignals:
         self._waker = self._waker_before = -1
         self._unraisable_before = sys.unraisablehook
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> StopSignalRaiser:
         sys.unraisablehook = self._resend_discarded_signal
         self._before = {number: signal.getsignal(number) for number in (*_STOPPING, _OUTPUT_LOST)}
         for number in _STOPPING:

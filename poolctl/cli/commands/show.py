@@ -11,15 +11,15 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import (
     coloured,
     field_text,
-    kept_until,
     local_time,
     next_run,
     paint,
     printable,
     relative_to_cwd,
     stack_lines,
+    window_end_text,
 )
-from poolctl.cli.supervisor_requests import described
+from poolctl.cli.supervisor_requests import ask_or_read_files
 from poolctl.config import masked, value_text
 from poolctl.control.server_answers import ServerDescription, ServerDetails
 from poolctl.json_form import Table
@@ -49,7 +49,7 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """The servers with their running state and their configuration."""
-    items, answer = described(request, find_pool(request))
+    items, answer = ask_or_read_files(request, find_pool(request))
     if not request.get("reveal"):
         items = [replace(item, config=masked(item.config)) for item in items]
     text = None
@@ -66,7 +66,7 @@ def _text(item: ServerDescription, colours: bool, *, full: bool) -> str:
     lines = [paint(name, "1") if colours else name]
     rows = [(key, field_text(item, key) or "-") for key in _RUNNING]
     if item.kept:
-        rows.insert(_RUNNING.index("state") + 1, ("kept", f"{item.kept} {kept_until(item)}".rstrip()))
+        rows.insert(_RUNNING.index("state") + 1, ("kept", f"{item.kept} {window_end_text(item)}".rstrip()))
     if item.next_run_at:
         rows.append(("next run", next_run(item)))
     if item.last_run is not None:

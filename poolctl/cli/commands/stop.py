@@ -85,14 +85,14 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
 def _stop_without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
     """Stop selected servers whose workers still run; without a selection, all of them and the features' processes."""
     from poolctl.runners.runner_registry import has_orphans
-    from poolctl.supervisor.launch import forget_running, remove_stale_files
+    from poolctl.supervisor.launch import forget_servers_to_run, remove_stale_files
 
     if has_orphans(os.environ, pool.directory):
         return _stop_orphans(request, pool)
     everything = request.selector().selects_all
     # Without a selection the servers are only printed with -o: no file has to be read.
     items = [] if everything and not request.output else _from_files(request, pool, [])
-    forget_running(pool.directory, None if everything else {each.name for each in items})
+    forget_servers_to_run(pool.directory, None if everything else {each.name for each in items})
     remove_stale_files(pool.directory)
     return Outcome(items, message="nothing is running")
 
@@ -101,14 +101,14 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     # Apart from _without_supervisor, because this imports asyncio, and most pools leave nothing behind.
     from poolctl.feature import features
     from poolctl.runners.runner_registry import find_orphans
-    from poolctl.supervisor.launch import forget_running, remove_stale_files
+    from poolctl.supervisor.launch import forget_servers_to_run, remove_stale_files
 
     everything = request.selector().selects_all
     found = find_orphans(os.environ, pool.directory)
     running = dict.fromkeys(str(each.said["server"]) for each in found)
     items = _from_files(request, pool, [from_json(Item, {"name": name}) for name in running if name])
     names = {each.name for each in items}
-    forget_running(pool.directory, None if everything else names)
+    forget_servers_to_run(pool.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
     limit_seconds = request.seconds("timeout") or _STOP_SECONDS
     warnings = _stop_or_kill(chosen, limit_seconds)

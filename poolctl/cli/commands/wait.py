@@ -37,7 +37,7 @@ def perform(request: CommandRequest) -> Outcome:
     """
     seconds = request.seconds("timeout")
     deadline = None if seconds is None else monotonic() + seconds
-    goal = str(request.supervisor_options().get("for") or "ready")
+    goal = str(request.verb_options().get("for") or "ready")
     pool = find_pool(request)
     selected: list[Item] | None = None
     while True:

@@ -70,7 +70,7 @@ class Walk:
         # is being started leaves a thread that the thread pool does not know and does not wait for.
         self.start_lock = threading.Lock()
 
-    def run_for_each(self, items: Sequence[Item]) -> Iterator[ServerRun]:
+    def run_concurrently(self, items: Sequence[Item]) -> Iterator[ServerRun]:
         """Run the command for each item, `jobs` at once, and yield each run when it has ended.
 
         If it is interrupted, all children are stopped.
@@ -161,7 +161,7 @@ def perform(request: CommandRequest) -> Outcome:
             _print_server_output(run, quiet=request.quiet)
 
     if pool.platform == LOCAL:
-        for run in walk.run_for_each(items):
+        for run in walk.run_concurrently(items):
             complete(run)
     elif items:
         _run_on_platform(pool, walk, items, complete)

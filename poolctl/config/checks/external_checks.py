@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.config.checks import interpreter
-from poolctl.config.files.read_file import EnvFileError, read_env_file, variables_of
+from poolctl.config.files.read_file import EnvFileError, read_env_file, read_own_environment
 from poolctl.config.model.pool_tables import EventsTable, Tables, rules_of
 from poolctl.config.model.section import TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
@@ -144,7 +144,7 @@ class ExternalChecks:
                 target=target,
                 app_dir=server.app_dir,
                 cwd=server.cwd,
-                env=tuple(sorted(variables_of(server).items())),
+                env=tuple(sorted(read_own_environment(server).items())),
                 user=server.user if os.geteuid() == 0 else None,
                 timeout_seconds=server.start_timeout,
             )
@@ -176,9 +176,9 @@ def _check_directory(key: str, path: str) -> Found:
     return [Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)], []
 
 
-def _check_env_file(path: str, index: int, another: bool) -> Found:
+def _check_env_file(path: str, index: int, for_another_user: bool) -> Found:
     try:
-        read_env_file(path, for_another_user=another)
+        read_env_file(path, for_another_user=for_another_user)
     except EnvFileError as problem:
         return [
             Finding(

@@ -10,7 +10,7 @@ from poolctl.config.files import read_file
 from poolctl.config.files.parsers import parse, positions
 from poolctl.config.model.pool_tables import model_of_table, table_names
 from poolctl.config.model.section import Table
-from poolctl.config.values.normalise import interpolate, merged, normalise, referenced_variables
+from poolctl.config.values.normalise import interpolate, merged, normalise, required_variables
 from poolctl.config.values.problems import (
     Finding,
     KeyPath,
@@ -136,7 +136,7 @@ def variables_referenced_without_default(paths: Iterable[str]) -> list[str]:
     A directory in `paths` stands for its files. Files that cannot be read or parsed are left out.
     """
     documents, _ = read_documents([*paths])
-    return list(dict.fromkeys(name for document in documents for name in referenced_variables(document.text)))
+    return list(dict.fromkeys(name for document in documents for name in required_variables(document.text)))
 
 
 # A file, and the path of a table in it.
@@ -179,7 +179,7 @@ class Assembly:
             findings += self._merge_servers(document, data, ())
         elif isinstance(data, dict) and (foreign := read_file.foreign_format(document.path, data)):
             message = f"this is {foreign}, not a pool's file"
-            findings.append(Finding((), message, read_file.import_hint(document.path)))
+            findings.append(Finding((), message, read_file.import_command_hint(document.path)))
         elif isinstance(data, dict):
             for key, value in data.items():
                 findings += self._merge_table(document, key, value)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from poolctl.errors import ServerError
 
-from .read_file import files_of, pyproject_section, read_regular_up_to
+from .read_file import files_of, pyproject_section, read_regular_truncated
 
 # A file written twice within one tick of the kernel's clock keeps its time, so a time this recent proves nothing.
 _TICK_NS = 50_000_000
@@ -77,7 +77,7 @@ def _mark(path: str) -> Mark:
     if stamp is not None and time.time_ns() - max(stamp[1:3]) < _TICK_NS:
         stamp = None
     try:
-        content = read_regular_up_to(path)
+        content = read_regular_truncated(path)
     except (OSError, ValueError) as error:
         return Mark(stamp, f"unreadable: {type(error).__name__}")
     if os.path.basename(path) == "pyproject.toml":

@@ -84,7 +84,7 @@ def candidate_files(cwd: str) -> list[str]:
 def has_section(path: str) -> bool:
     """Whether a pyproject.toml seems to have [tool.poolctl]. Searches the text, without parsing it."""
     try:
-        return re.search(_SECTION, read_regular_up_to(path, PYPROJECT_LIMIT_BYTES)) is not None
+        return re.search(_SECTION, read_regular_truncated(path, PYPROJECT_LIMIT_BYTES)) is not None
     except OSError:
         return False
 
@@ -103,7 +103,7 @@ class NotRegular(OSError):
     """The path is not a regular file."""
 
 
-def read_regular_up_to(
+def read_regular_truncated(
     path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user: bool = False
 ) -> bytes:
     """The first `most_bytes` of a file. Raises NotRegular, other OSErrors, and ValueError for a NUL in the path.
@@ -136,10 +136,10 @@ def read_regular_up_to(
 def read_text(path: str, *, for_another_user: bool = False, is_configuration: bool = False) -> str:
     """The whole file as text, without its byte order mark. Does not wait for special files. Raises Problem.
 
-    `for_another_user` as in `read_regular_up_to`; with `is_configuration` a missing file's problem suggests `init`.
+    `for_another_user` as in `read_regular_truncated`; with `is_configuration` a missing file's problem suggests `init`.
     """
     try:
-        content = read_regular_up_to(path, LARGEST_BYTES + 1, for_another_user=for_another_user)
+        content = read_regular_truncated(path, LARGEST_BYTES + 1, for_another_user=for_another_user)
     except NotRegular as special:
         raise _problem(path, str(special), "name a regular file") from special
     except BlockingIOError as error:
@@ -176,7 +176,7 @@ def kind_of(path: str) -> str:
     kind = SUFFIXES.get(_suffix(path))
     if kind is None:
         if foreign := foreign_format(path):
-            raise _problem(path, f"this is {foreign}, not a pool's file", import_hint(path))
+            raise _problem(path, f"this is {foreign}, not a pool's file", import_command_hint(path))
         raise _problem(path, "not a configuration file by its name", "end it in .toml, .yaml, .yml or .json")
     return kind
 
@@ -205,7 +205,7 @@ def _contents(paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         with contextlib.suppress(ServerError):
             for file in files_of(path):
                 with contextlib.suppress(OSError, ValueError):
-                    yield file, read_regular_up_to(file)
+                    yield file, read_regular_truncated(file)
 
 
 def platform_of(paths: Iterable[str], env: Mapping[str, str]) -> str:
@@ -260,8 +260,9 @@ class EnvFileError(ValueError):
 
 
 def read_env_file(path: str, *, for_another_user: bool) -> dict[str, str]:
-    """The variables of the file. Blocks on the disk. Raises EnvFileError. `for_another_user`: see `read_regular_up_to`.
+    """The variables of the file. Blocks on the disk. Raises EnvFileError.
 
+    For `for_another_user` see `read_regular_truncated`.
     Blank lines and comments are skipped, `export` is allowed. In double quotes backslashes escape and a value
     may span several lines; single quotes keep everything; without quotes a value ends at ` #`.
     """
@@ -296,7 +297,7 @@ def default_env_file(base_dir: str) -> tuple[str, ...]:
     return (path,) if os.path.isfile(path) else ()
 
 
-def variables_of(server: ServerKeys) -> dict[str, str]:
+def read_own_environment(server: ServerKeys) -> dict[str, str]:
     """The variables that a server adds to the pool's environment, from env_file and from env, which takes precedence.
 
     Blocks on the disk. Raises ServerError for a file that cannot be read.
@@ -344,7 +345,7 @@ def foreign_format(path: str, data: Tree = None) -> str:
     return next((each for each, pattern in _NAMES.items() if re.fullmatch(pattern, name)), "")
 
 
-def import_hint(path: str) -> str:
+def import_command_hint(path: str) -> str:
     """A hint that names the command to convert the file."""
     import shlex
 

@@ -233,7 +233,7 @@ class TableRules:
     def listed_bind_addresses(self, tables: Tables) -> Iterable[BoundAddress]:
         """Return the addresses of each list `bind`, as in [gateway], and of each array of tables, as in [[stream]].
 
-        The address of a single table with a string `bind` is left out, because `single_bind_addresses` finds it.
+        The address of a single table with a string `bind` is left out, because `scalar_bind_addresses` finds it.
         """
         return ()
 

@@ -70,7 +70,7 @@ def hidden(default: Tree = REQUIRED) -> Tree:
     return Key(default, hidden=True)
 
 
-class _KeySignature:
+class _ConstructorSignature:
     """The signature of a table's constructor for help() and inspect: its keys, instead of `**data`."""
 
     def __get__(self, instance: object, owner: type[Section]) -> Signature:
@@ -105,7 +105,7 @@ class Section:
     """
 
     __slots__ = ("__dict__", "given")
-    __signature__ = _KeySignature()
+    __signature__ = _ConstructorSignature()
 
     keys_of: ClassVar[Mapping[str, Key]] = {}
     # The class that declares the keys and their validation.
@@ -171,7 +171,7 @@ class Section:
         """The table as it would be written in a file: defaults filled in, unset keys left out."""
         values, keys = vars(self), self.keys_of
         return {
-            name: _as_written(value, given=False)
+            name: _as_written(value, only_given=False)
             for name in keys
             if (value := values.get(name)) is not None and not keys[name].hidden
         }
@@ -179,7 +179,7 @@ class Section:
     def as_given(self) -> dict[str, Tree]:
         """The keys that were given, as they would be written in a file."""
         return {
-            name: _as_written(value, given=True)
+            name: _as_written(value, only_given=True)
             for name, value in self
             if name in self.given and not self.keys_of[name].hidden
         }
@@ -225,11 +225,11 @@ class Section:
         return value if isinstance(value, cls) else _build_validated(cls, value)
 
 
-def _as_written(value: Tree, *, given: bool) -> Tree:
+def _as_written(value: Tree, *, only_given: bool) -> Tree:
     if isinstance(value, Section):
-        return value.as_given() if given else value.to_dict()
+        return value.as_given() if only_given else value.to_dict()
     if isinstance(value, (list, tuple)):
-        return [_as_written(each, given=given) for each in value]
+        return [_as_written(each, only_given=only_given) for each in value]
     return dict(value) if isinstance(value, dict) else value
 
 

@@ -191,7 +191,7 @@ def maximum_pool_stop_seconds(servers: Iterable[ServerKeys], more_seconds: float
     return max(chains.values(), default=0.0) + more_seconds
 
 
-def single_bind_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
+def scalar_bind_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
     """Yield (table name, address) for each table whose `bind` is a string, not a list."""
     for name, table in tables.by_name().items():
         bind = getattr(table, "bind", None)
@@ -200,7 +200,7 @@ def single_bind_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
 
 
 def _addresses(tables: Tables) -> Iterator[BoundAddress]:
-    for name, address in single_bind_addresses(tables):
+    for name, address in scalar_bind_addresses(tables):
         yield BoundAddress((name, "bind"), f"[{name}]", address)
     for rules in rules_of(tables.by_name()):
         yield from rules.listed_bind_addresses(tables)

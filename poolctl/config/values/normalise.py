@@ -48,7 +48,7 @@ _inside = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.ASCII | re.DOTAL
 _unusable = re.compile("[\0\ud800-\udfff]")
 
 
-def referenced_variables(text: str) -> Iterator[str]:
+def required_variables(text: str) -> Iterator[str]:
     """The names of the variables that a file's text refers to without a default; comments are skipped."""
     for line in text.splitlines():
         for match in _reference.finditer("" if line.lstrip().startswith("#") else line):
@@ -514,7 +514,7 @@ def _command_rules(table: dict[str, Tree], address: Address | None) -> Iterator[
         yield Finding(("scale",), f"a job runs once, and this is {least} workers", "write workers = 1")
     if least == 0:
         named = job or (address is not None and not address.listens)
-        yield from _sleep_rules(scale, job=job, named=named, itself=itself)
+        yield from _sleep_rules(scale, job=job, has_no_address=named, binds_itself=itself)
     if itself and address is not None and address.kind != "tcp" and not job:
         yield _missing_port(table, address)
     if itself and many:
@@ -576,12 +576,12 @@ def _gunicorn_socket_rules(command: Tree) -> Iterator[Finding]:
             yield Finding(("command", index), message, "leave out its --bind", word)
 
 
-def _sleep_rules(scale: Tree, *, job: bool, named: bool, itself: bool) -> Iterator[Finding]:
+def _sleep_rules(scale: Tree, *, job: bool, has_no_address: bool, binds_itself: bool) -> Iterator[Finding]:
     idle = scale.get("idle", 0) if isinstance(scale, dict) else scale.idle
-    if named:
+    if has_no_address:
         what = "a job" if job else "a program without 'bind'"
         yield Finding(("scale", "min"), f"{what} is not woken by a request", "write workers = 1")
-    elif itself:
+    elif binds_itself:
         message = "a program that binds by itself has no listener while it sleeps"
         yield Finding(("scale", "min"), message, TAKE_THE_SOCKET)
     elif idle:

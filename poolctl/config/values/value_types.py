@@ -316,7 +316,7 @@ PortRange = Annotated[
 Handlers = Annotated[str, BeforeValidator(_valid_handlers)]
 
 
-def _mode(value: Tree) -> Tree:
+def _mode_text(value: Tree) -> Tree:
     text = f"{value:o}" if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not re.fullmatch(r"(0o?)?[0-7]{3}", text):
         raise BadValue(f"{shown(value)} is not allowed here", MODE_ALLOWED)
@@ -324,7 +324,7 @@ def _mode(value: Tree) -> Tree:
 
 
 FileMode = Annotated[
-    str, BeforeValidator(_mode), WithJsonSchema({"type": "string", "pattern": "^0?[0-7]{3}$"})
+    str, BeforeValidator(_mode_text), WithJsonSchema({"type": "string", "pattern": "^0?[0-7]{3}$"})
 ]
 
 # A list of tables becomes a tuple.

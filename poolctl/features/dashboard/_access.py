@@ -71,7 +71,7 @@ class Sessions:
         self._ended = EndedSessions(ended_path, clock)
         self.cookie_name = f"poolctl_{key}"
 
-    def is_token(self, token: str) -> bool:
+    def is_pool_token(self, token: str) -> bool:
         """Whether this is the pool's token. Takes the same time for every wrong one."""
         # JSON can contain unpaired surrogates.
         return hmac.compare_digest(_digest(token.encode(errors="surrogatepass")), _digest(self._token))
@@ -140,7 +140,7 @@ class EndedSessions:
                 self._known |= {str(each): end for each, end in found.items() if isinstance(end, int)}
 
 
-class SharedLoginThrottle:
+class GlobalLoginThrottle:
     """Limits the rate of failed logins for all clients together, because behind a proxy they share one address."""
 
     def __init__(self, clock: Clock) -> None:

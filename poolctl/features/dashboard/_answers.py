@@ -18,7 +18,7 @@ class DashboardLoginLink:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DashboardResult(Result):
+class DashboardLinkResult(Result):
     PRINTED: ClassVar[tuple[str, ...]] = ("dashboard",)
 
     dashboard: DashboardLoginLink | None = None

@@ -30,7 +30,7 @@ from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import Follower
 
-from ._access import COOKIE_PATH, SESSION_SECONDS, HostAndOriginGuard, Session, Sessions, SharedLoginThrottle
+from ._access import COOKIE_PATH, SESSION_SECONDS, GlobalLoginThrottle, HostAndOriginGuard, Session, Sessions
 from ._answers import HistoryResult, RolloutResult
 from ._state_hub import Hub, event_message
 
@@ -93,7 +93,7 @@ class _DashboardEndpoints:
         self._settings = settings
         self._hub = Hub(settings.socket_path, clock)
         self._sessions = Sessions(settings.token, settings.key, clock, settings.ended_path)
-        self._attempts = SharedLoginThrottle(clock)
+        self._attempts = GlobalLoginThrottle(clock)
         self._over = over
 
     def routes(self) -> list[BaseRoute]:
@@ -127,7 +127,7 @@ class _DashboardEndpoints:
 
         async def checked(request: Request) -> Response:
             if self._attempts.wait_seconds() == 0 and (token := _bearer(request)):
-                if self._sessions.is_token(token):
+                if self._sessions.is_pool_token(token):
                     return await endpoint(request)
                 self._attempts.record_failure()
             session = self._session_of(request)
@@ -148,7 +148,7 @@ class _DashboardEndpoints:
             headers = {"retry-after": str(wait)}
             return JSONResponse({"error": f"too many wrong tokens; wait {wait} s"}, 429, headers)
         token = (await _json_body_or_empty(request)).get("token")
-        if not isinstance(token, str) or not self._sessions.is_token(token.strip()):
+        if not isinstance(token, str) or not self._sessions.is_pool_token(token.strip()):
             self._attempts.record_failure()
             return JSONResponse({"error": "wrong token"}, 401)
         session, cookie = self._sessions.open()
@@ -191,7 +191,7 @@ class _DashboardEndpoints:
         paths = log_paths(items, self._settings.logs_directory)
         if not paths:
             return JSONResponse({"error": "there is no such server"}, 404)
-        return self._streamed(_log_lines(dict(list(paths.items())[:MOST_SERVERS])))
+        return self._streamed(_log_line_events(dict(list(paths.items())[:MOST_SERVERS])))
 
     def _streamed(self, messages: AsyncGenerator[str]) -> Response:
         return StreamingResponse(with_keepalives(messages, self._over), media_type="text/event-stream")
@@ -283,7 +283,7 @@ async def _json_body_or_empty(request: Request) -> Table:
     return document if isinstance(document, dict) else {}
 
 
-async def _log_lines(paths: Mapping[str, str]) -> AsyncGenerator[str]:
+async def _log_line_events(paths: Mapping[str, str]) -> AsyncGenerator[str]:
     """Yield server-sent events `lines`: the last lines of these log files (by server name), then new lines.
 
     An event is a list of lines as [time, name, text, level]; `level` is "" if unknown. JSON lines become readable text.

@@ -32,13 +32,13 @@ _STORED = "history"  # the saved figures in the keeper's store
 _DIGITS = 6
 
 
-class Span(NamedTuple):
+class HistorySpan(NamedTuple):
     name: str
     slot_seconds: int
     slots: int
 
 
-HOUR, DAY = Span("hour", 60, 60), Span("day", 900, 96)
+HOUR, DAY = HistorySpan("hour", 60, 60), HistorySpan("day", 900, 96)
 SPANS = (HOUR, DAY)
 
 
@@ -53,7 +53,7 @@ class _SlotStart(NamedTuple):
 class FigureRing:
     """Each server's figures over one time span, such as an hour, in equal slots. Times are on the monotonic clock."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: HistorySpan) -> None:
         self.span = span
         self.values: dict[str, array[float]] = {}  # the figures of one slot after another, the newest last
         self.slot: int | None = None  # the current one, which has no figures yet
@@ -189,7 +189,7 @@ class FigureHistory:
         self._rings: FigureRings | None = None
         self._resuming: asyncio.Task[None] | None = None
 
-    def set_enabled(self, enabled: bool) -> None:
+    def enable_or_clear(self, enabled: bool) -> None:
         """Start collecting, continuing the figures that the previous supervisor saved; or stop, and delete them all."""
         if enabled and self._rings is None:
             self._rings = FigureRings()

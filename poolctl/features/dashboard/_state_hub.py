@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import datetime
 from typing import TypeVar
 
-from poolctl.cli.reload_plan import public_drift_line
+from poolctl.cli.reload_plan import drift_line_without_values
 from poolctl.clock import Clock
 from poolctl.config import masked_text
 from poolctl.control.answers import Item, PingResult
@@ -68,7 +68,7 @@ def level(state: str, ready: bool, health: str = "") -> str:
     return OK if ready else BUSY
 
 
-class LevelHistory:
+class StatusLevelHistory:
     """The times at which each server's level (ok, warn, ko, …) changed. The level before the first time is unknown."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class Hub:
         self._items: dict[str, Table] = {}
         self._figures: dict[str, Table] = {}
         self._series: dict[str, Table] = {}
-        self._levels = LevelHistory()
+        self._levels = StatusLevelHistory()
         self._reasons: dict[str, str] = {}
         self._files = ""  # the sentence about changed files
         self._events: deque[Table] = deque(maxlen=_MOST_EVENTS)
@@ -227,7 +227,7 @@ class Hub:
         if result.changed is None:
             return ""
         first = (self._about.get("files") or [""])[0]
-        return public_drift_line(result.changed, os.path.dirname(first))
+        return drift_line_without_values(result.changed, os.path.dirname(first))
 
     def _apply(self, result: StatsResult) -> tuple[list[str], list[str], Table]:
         """Store the result of the verb `stats`. A new uptime alone does not count as a change of a server.

@@ -9,14 +9,14 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
 
-from ._answers import DashboardResult
+from ._answers import DashboardLinkResult
 
 COMMAND = Command("Print the link to the dashboard, token included.", OUTPUT, section="Look")
 
 
 def perform(request: CommandRequest) -> Outcome:
     """Print the dashboard's link with the login token after `#`, which browsers do not send. Raises NoSupervisor."""
-    result = ask_for(DashboardResult, request, find_pool(request))
+    result = ask_for(DashboardLinkResult, request, find_pool(request))
     text = None
     if link := result.dashboard:
         web = link.url.startswith("http")

@@ -33,7 +33,7 @@ from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
 from poolctl.supervisor.verbs.verb import Call, Verb
 
-from ._answers import DashboardLoginLink, DashboardResult
+from ._answers import DashboardLinkResult, DashboardLoginLink
 from ._figure_rings import FigureHistory
 from .table import Dashboard
 
@@ -66,7 +66,7 @@ class DashboardPart(FeaturePart):
         if self.site.core.calm:
             return
         # Collected before a page is opened, so that it shows the past at once.
-        self._history.set_enabled(self._table is not None)
+        self._history.enable_or_clear(self._table is not None)
         if self._page is None and self._table is not None:
             self._page = DashboardPage(self.site.environment, self.site.events)
         if self._page is not None:
@@ -84,7 +84,7 @@ class DashboardPart(FeaturePart):
         if self._page is not None:
             await self._page.aclose()
 
-    async def _link(self, call: Call) -> DashboardResult:
+    async def _link(self, call: Call) -> DashboardLinkResult:
         """The page's URL and login token, for clients of the control socket: they have full access to the pool."""
         if self._table is None:
             return _failed("this pool has no dashboard", _HINT)
@@ -94,11 +94,11 @@ class DashboardPart(FeaturePart):
             return _failed(f"the dashboard: {self._page.problem}", "poolctl events")
         else:
             found = served
-        return DashboardResult(dashboard=DashboardLoginLink(url=found.url, token=found.values["token"]))
+        return DashboardLinkResult(dashboard=DashboardLoginLink(url=found.url, token=found.values["token"]))
 
 
-def _failed(message: str, hint: str) -> DashboardResult:
-    return DashboardResult(errors=(failure(PoolMonitorError, message, hint),), exit_code=NOT_AS_DESIRED)
+def _failed(message: str, hint: str) -> DashboardLinkResult:
+    return DashboardLinkResult(errors=(failure(PoolMonitorError, message, hint),), exit_code=NOT_AS_DESIRED)
 
 
 class DashboardPage(SidecarManager):
@@ -207,19 +207,19 @@ class Settings(NamedTuple):
     url: str
 
 
-def load_settings(table: Dashboard, environment: SupervisorContext) -> Settings:
+def load_settings(table: Dashboard, context: SupervisorContext) -> Settings:
     """The settings of the process that serves this pool's dashboard.
 
     Reads files, and creates the default token file. Raises ServerError without a token or for a bad certificate.
     """
-    directory, state_directory = environment.directory, environment.state_directory
-    env = environment.configuration.environment
+    directory, state_directory = context.directory, context.state_directory
+    env = context.configuration.environment
     address = parse(table.bind)
     values: Table = {
         "socket_path": os.path.join(directory, SOCKET_NAME),
         "logs_directory": os.path.join(state_directory, "logs"),
         "key": os.path.basename(directory),
-        "name": environment.configuration.name,
+        "name": context.configuration.name,
         "token": _token(table, state_directory, env),
         "hosts": list(table.hosts) + ([] if address.kind == "unix" else [address.host.strip("[]")]),
         "tls": None,

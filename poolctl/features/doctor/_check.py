@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from poolctl.address import Address
 from poolctl.cli.command_line import ENDED
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.config import named_addresses, single_bind_addresses
+from poolctl.config import named_addresses, scalar_bind_addresses
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, error_entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
@@ -114,7 +114,7 @@ class CheckContext:
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
             tables = self.config.tables
-            found |= {f"[{name}]": address for name, address in single_bind_addresses(tables)}
+            found |= {f"[{name}]": address for name, address in scalar_bind_addresses(tables)}
             for name, address in () if self.has_orphans else named_addresses(tables):
                 if address is not None and found.get(name, address) == address:
                     found[name] = address

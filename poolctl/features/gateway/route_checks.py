@@ -95,10 +95,10 @@ def route_problems(
         [each for each in served if not _all_servers_disabled(each[1], known)]
     )
     for each, config in served:
-        of_proxy = *_limit_problems(config), *_header_problems(config), *_redirect_problems(config)
+        of_proxy = *_limit_problems(config), *_header_change_problems(config), *_redirect_problems(config)
         for finding in (*of_proxy, *_mode_problems(config, known, gateway)):
             yield locate_finding(each, finding)
-    yield from _other_user_problems(served, known)
+    yield from _pass_mode_user_problems(served, known)
 
 
 def locate_finding(written: WrittenRoute, finding: Finding) -> Located:
@@ -253,7 +253,7 @@ def _limit_problems(route: RouteConfig) -> Iterator[Finding]:
         yield Finding(("limit", "per_client", "burst"), message, "add requests_per_second")
 
 
-def _header_problems(route: RouteConfig) -> Iterator[Finding]:
+def _header_change_problems(route: RouteConfig) -> Iterator[Finding]:
     places: list[tuple[KeyPath, str]] = [
         ((key, name), name)
         for key in ("add_headers", "set_headers", "response_headers")
@@ -441,7 +441,7 @@ def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfi
             yield Finding(_key(route), message, "give a listener a certificate: tls = { cert = …, key = … }")
 
 
-def _other_user_problems(
+def _pass_mode_user_problems(
     served: list[tuple[WrittenRoute, RouteConfig]], known: ServerIndex
 ) -> Iterator[Located]:
     """Report `mode = "pass"` on routes where a worker could later receive requests for a server of another user."""
@@ -580,7 +580,7 @@ def check_engine_and_certificates(
     servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
     """Return errors and warnings about the gateway's engine and certificates, with full key paths. Blocks on files."""
-    problems = [*engine_findings(tables)]
+    problems = [*engine_startup_findings(tables)]
     warnings: list[Finding] = []
     names: dict[str, list[str]] = {}  # of the certificates of each listener
     gateway = tables.get(GatewayConfig)
@@ -596,7 +596,7 @@ def check_engine_and_certificates(
     return problems, [*warnings, *_missing_certificate_warnings(tables, list(servers), names)]
 
 
-def engine_findings(tables: Tables) -> Iterator[Finding]:
+def engine_startup_findings(tables: Tables) -> Iterator[Finding]:
     """Report the gateway's engine if it cannot run on this machine."""
     gateway = tables.get(GatewayConfig)
     if gateway is None:

@@ -19,7 +19,7 @@ from poolctl.json_form import field_names, to_json
 from poolctl.routing.match import explain, host_pattern, normal_host
 from poolctl.routing.normal_path import normal_path
 from poolctl.routing.route import ExcludedRoute, Route, proxy_reason
-from poolctl.routing.route_report import PASS, PROXY, SERVING, RouteReport, destinations, route_report
+from poolctl.routing.route_report import PASS, PROXY, SERVING, RouteReport, destinations, static_route_report
 from poolctl.routing.route_table import Match, RouteTable, write_table
 
 from .routes import routes_of
@@ -182,7 +182,7 @@ def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
             host=each.route.host,
             path=each.route.path,
             to=destinations(each.route),
-            way=route_report(each.route).way,
+            way=static_route_report(each.route).way,
             matched=each.matched,
             why=each.why,
         )

@@ -11,7 +11,12 @@ from poolctl.config.model.section import Table, validated
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, KeyPath, Tree
 
-from .route_checks import check_engine_and_certificates, engine_findings, route_problems, route_warnings
+from .route_checks import (
+    check_engine_and_certificates,
+    engine_startup_findings,
+    route_problems,
+    route_warnings,
+)
 from .routes import routes_of
 from .table import DEFAULT_BIND, INDEX, GatewayConfig, RouteConfig, StreamConfig
 
@@ -78,7 +83,7 @@ class GatewayRules(TableRules):
 
     problems = staticmethod(route_problems)
     warnings = staticmethod(route_warnings)
-    startup_problems = staticmethod(engine_findings)
+    startup_problems = staticmethod(engine_startup_findings)
     check = staticmethod(check_engine_and_certificates)
     routes = staticmethod(routes_of)
 

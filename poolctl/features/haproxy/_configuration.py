@@ -131,7 +131,7 @@ class HaproxyListener(NamedTuple):
         for bind in self.binds:
             yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
 
-    def certificate_variable_rules(self) -> Iterator[str]:
+    def sni_mismatch_variable_rules(self) -> Iterator[str]:
         """Yield rules that set txn.shown and txn.wanted; none if no certificate asks for a client certificate.
 
         txn.shown identifies the certificate for the host in the TLS handshake, txn.wanted the one for the host of the
@@ -590,7 +590,7 @@ def _request_rules_before_routing(
     no_dot = _quoted(r"regsub(\.$,)")
     yield f"    http-request set-var(txn.host) req.fhdr({field}),host_only,lower,{no_dot}"
     if any(each.asks_for_certificate for each in fronts):
-        yield from (line for each in fronts for line in each.certificate_variable_rules())
+        yield from (line for each in fronts for line in each.sni_mismatch_variable_rules())
         same = "{ var(txn.wanted),strcmp(txn.shown) eq 0 }"
         yield f"    http-request return {_MISDIRECTED} if {{ var(txn.wanted) -m end {_DEMANDS} }} !{same}"
     yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {_quoted(_IP_ADDRESS)} }}"

@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from poolctl.features.gateway.process.backends.backends import Backends
-from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.hosts import HostStates
 from poolctl.features.gateway.process.counts import Traffic, TrafficCounts
 from poolctl.features.gateway.process.gateway_orders import SupervisedGateway
 from poolctl.features.gateway.process.settings import ListenerSettings, ServerFacts
@@ -62,9 +62,9 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
 
     # The state in force.
 
-    def create_empty_hosts_and_backends(self) -> None:
+    def create_serving_state(self) -> None:
         now = asyncio.get_running_loop().time
-        self.hosts, self.counts = HostManager(now), TrafficCounts()
+        self.hosts, self.counts = HostStates(now), TrafficCounts()
         self.backends = Backends(self.hosts, now, counts=self.counts)
         self.hosts.subscribe(lambda *_: self._schedule_apply())
         self.statistics = HaproxyStatisticsAccumulator(self.counts)
@@ -138,7 +138,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
             _close(listener.sockets)
 
     def _begin(self, message: wire.Message, fds: list[int]) -> None:
-        self._forget_stale()
+        self._remove_not_resent()
         self._begun = True
         self._reply_when_applied({"t": "up"})
 

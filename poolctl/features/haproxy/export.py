@@ -11,7 +11,7 @@ from poolctl.cli.commands.export import Files, refuse_systemd_options
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.config import TLSConfig, certificate_names, read_regular_up_to
+from poolctl.config import TLSConfig, certificate_names, read_regular_truncated
 from poolctl.exit_codes import FAILED
 from poolctl.features.gateway.process.settings import Endpoint
 from poolctl.features.gateway.routes import routes_of
@@ -106,7 +106,7 @@ def _listener_with_shell_commands(listener: GatewayListener, name: str) -> tuple
 
 def _read_certificate_names(path: str) -> tuple[str, ...]:
     try:
-        return tuple(certificate_names(read_regular_up_to(path).decode("ascii", "replace")))
+        return tuple(certificate_names(read_regular_truncated(path).decode("ascii", "replace")))
     except OSError as error:
         raise _failure(f"cannot read {path}: {error.strerror or error}: its names are needed") from error
 

@@ -395,16 +395,16 @@ def read_dockerfile(path: str, target: str = "") -> ImageStart:
             image, name = base.groups("") if base else ("", "")
             stage = stages.get(image, NO_START)
         elif kind == "CMD":
-            stage = stage._replace(command=_image_words(rest))
+            stage = stage._replace(command=_instruction_words(rest))
         elif kind == "ENTRYPOINT":
-            stage = stage._replace(entrypoint=_image_words(rest), command=[])
+            stage = stage._replace(entrypoint=_instruction_words(rest), command=[])
         else:
             stage = stage._replace(env={**stage.env, **_image_variables(rest)})
         stages[name] = stage
     return stage
 
 
-def _image_words(text: str) -> list[str]:
+def _instruction_words(text: str) -> list[str]:
     if text.startswith("["):
         try:
             return [str(word) for word in json.loads(text)]
@@ -413,9 +413,9 @@ def _image_words(text: str) -> list[str]:
     return ["sh", "-c", text]
 
 
-def _image_variables(text: str) -> dict[str, str]:
+def _image_variables(env_arguments: str) -> dict[str, str]:
     try:
-        words = shlex.split(text)
+        words = shlex.split(env_arguments)
     except ValueError:
         return {}
     if words and "=" not in words[0]:

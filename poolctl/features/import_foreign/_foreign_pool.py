@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from signal import Signals
 from typing import Any, NamedTuple
 
-from poolctl.config import escaped, load, referenced_variables, relocated, table_text, value_text
+from poolctl.config import escaped, load, relocated, required_variables, table_text, value_text
 from poolctl.config.values.problems import Tree
 from poolctl.errors import ServerError
 
@@ -166,7 +166,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Poo
     for _ in range(MOST_ROUNDS):
         _drop_missing_dependencies(pool)
         text = _file_text(pool, source)
-        unset = sorted({name for name in referenced_variables(text) if name not in os.environ})
+        unset = sorted({name for name in required_variables(text) if name not in os.environ})
         config = load(target, {**dict.fromkeys(unset, "1"), **os.environ}, {target: text})
         usable = [server for server in pool.servers if not server.unusable]
         problems = [problem for problem in config.problems if usable]

@@ -6,5 +6,5 @@ FEATURE = Feature(
     package=__name__,
     tables={"kubernetes": "table:Kubernetes"},
     exports={"kubernetes": "export:files"},
-    platforms={"kubernetes": "platform:KubernetesClient"},
+    platforms={"kubernetes": "platform:KubernetesPlatform"},
 )

@@ -23,7 +23,7 @@ from poolctl.supervisor.active_configuration import default_name
 
 from ._keys import ignored_keys, is_label, secret_keys, settings_problems, unsupported_keys
 from ._objects import SharedSettings, objects_of, pod_configuration, with_service_addresses
-from ._routes import ClusterRoute, CompiledRoutes, compile_routes
+from ._routes import CompiledRoutes, RouteManifest, compile_routes
 from .table import Kubernetes
 
 _LONGEST_NAME_OF_CRON_JOB = 52  # the names of its Jobs are longer
@@ -39,7 +39,7 @@ class CompiledPool(NamedTuple):
     pool: SharedSettings
     servers: dict[str, ServerConfig]  # with their addresses on the cluster
     objects: dict[str, list[Table]]
-    routes: list[ClusterRoute]
+    routes: list[RouteManifest]
     warnings: list[str]
 
 

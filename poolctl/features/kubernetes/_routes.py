@@ -56,7 +56,7 @@ _host = re.compile(r"(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[
 _path = re.compile(r"(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})+")
 
 
-class ClusterRoute(NamedTuple):
+class RouteManifest(NamedTuple):
     """The Kubernetes object of a route, and the names of the servers that the route leads to."""
 
     alias: str
@@ -67,7 +67,7 @@ class ClusterRoute(NamedTuple):
 class CompiledRoutes(NamedTuple):
     """The compiled routes. `ignored` are keys without effect on a cluster, `warnings` name the routes left out."""
 
-    routes: list[ClusterRoute]
+    routes: list[RouteManifest]
     problems: list[Located]
     ignored: list[Located]
     warnings: list[str]
@@ -113,7 +113,7 @@ def compile_routes(
             if (config.host, config.path) in only_plain:
                 listener = _PLAIN_LISTENER if _redirects_to_https(config) else _TLS_LISTENER
             made = _http_route(config, metadata, _parent(str(pool.settings.gateway), listener), ports)
-        found.routes.append(ClusterRoute(written.alias, tuple(name for name, _ in backends), made))
+        found.routes.append(RouteManifest(written.alias, tuple(name for name, _ in backends), made))
     return found
 
 

@@ -156,7 +156,7 @@ class Workload:
         self._is_seen = _number(self._status.get("observedGeneration")) >= self.generation
 
     @property
-    def workers(self) -> int:
+    def desired_workers(self) -> int:
         """The desired number of workers (replicas)."""
         if self.found is None or self.config.job:
             return self.config.workers
@@ -169,7 +169,7 @@ class Workload:
     @property
     def is_stopped(self) -> bool:
         """Whether no pod is wanted for this server."""
-        return self.found is None or (not self.config.job and self.workers == 0)
+        return self.found is None or (not self.config.job and self.desired_workers == 0)
 
     @property
     def workers_override(self) -> int | None:
@@ -179,10 +179,10 @@ class Workload:
             self.found is None
             or STOPPED in self.annotations
             or applied is None
-            or str(self.workers) == applied
+            or str(self.desired_workers) == applied
         ):
             return None
-        return self.workers
+        return self.desired_workers
 
     @property
     def is_complete(self) -> bool:
@@ -191,14 +191,18 @@ class Workload:
             return _number(self._status.get("succeeded")) > 0
         if not self._is_seen:
             return False
-        if self.workers == 0:
+        if self.desired_workers == 0:
             return not self.pods
         updated, available = (
             _number(self._status.get(name)) for name in ("updatedReplicas", "availableReplicas")
         )
         counted = _number(self._status.get("replicas"))
         lost = sum(each.is_lost for each in self.current)
-        return updated >= self.workers and available - lost >= self.workers and counted <= updated
+        return (
+            updated >= self.desired_workers
+            and available - lost >= self.desired_workers
+            and counted <= updated
+        )
 
     def failure(self) -> Problem | None:
         """Why the newest revision cannot become ready; None while it still may."""
@@ -234,7 +238,7 @@ class Workload:
                 "state": state,
                 "ready": is_ready,
                 "health": self._health(state, len(ready)),
-                "workers": self.workers or self.config.workers,
+                "workers": self.desired_workers or self.config.workers,
                 "uptime_seconds": round(max(0.0, now - min(since)), 3)
                 if since and is_ready and not done
                 else 0.0,
@@ -262,7 +266,7 @@ class Workload:
         if state in (State.FAILED, State.BACKOFF):
             return Status.KO
         if state is State.RUNNING and not self.config.job:
-            return Status.OK if ready >= self.workers else Status.WARN
+            return Status.OK if ready >= self.desired_workers else Status.WARN
         return Status.UNKNOWN
 
 

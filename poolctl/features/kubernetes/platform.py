@@ -137,7 +137,7 @@ class ClusterServersResult(Result):
     items: tuple[ClusterServerItem, ...] = ()
 
 
-class CommandArguments(NamedTuple):
+class VerbArguments(NamedTuple):
     """The arguments of a command: selected servers, options, progress callback, and time limit in seconds or None."""
 
     selector: Selector
@@ -146,7 +146,7 @@ class CommandArguments(NamedTuple):
     timeout: float | None
 
 
-class KubernetesClient:
+class KubernetesPlatform:
     """Runs the commands of a pool on a cluster; has the interface of `control.client.Client`."""
 
     def __init__(self, files: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:
@@ -154,7 +154,7 @@ class KubernetesClient:
         self._environment = environment
 
     def __repr__(self) -> str:
-        return f"<KubernetesClient {', '.join(self.files)}>"
+        return f"<KubernetesPlatform {', '.join(self.files)}>"
 
     def call(
         self,
@@ -171,7 +171,7 @@ class KubernetesClient:
         selector: Table = given.get("selector") or {}  # type: ignore[assignment]
         options: Table = given.get("options") or {}  # type: ignore[assignment]
         try:
-            call = CommandArguments(
+            call = VerbArguments(
                 Selector.from_dict(selector), options, on_progress or (lambda line: None), timeout
             )
             call.selector.matched = (
@@ -188,7 +188,7 @@ class KubernetesClient:
         if command not in _COMMANDS:
             raise not_on_a_cluster(command)
 
-    async def _perform_verb(self, verb: str, call: CommandArguments) -> Result:
+    async def _perform_verb(self, verb: str, call: VerbArguments) -> Result:
         config = load(self.files, self._environment)
         if config.problems:
             errors = list(map(ErrorEntry.of, config.problems))
@@ -198,7 +198,7 @@ class KubernetesClient:
             pool = _ClusterPool(cluster, config, self.files)
             if verb == "stop" and call.selector.selects_all and not call.options.get("yes"):
                 self._refuse_other_cluster(cluster)
-            found: Mapping[str, Callable[[CommandArguments], Awaitable[Result]]] = {
+            found: Mapping[str, Callable[[VerbArguments], Awaitable[Result]]] = {
                 "list": pool.listing,
                 "stats": pool.listing,
                 "status": pool.status,
@@ -323,7 +323,7 @@ class _ClusterPool:
             await self.refresh()
 
     async def wait_until(
-        self, call: CommandArguments, names: Iterable[str], is_over: Callable[[Workload], bool]
+        self, call: VerbArguments, names: Iterable[str], is_over: Callable[[Workload], bool]
     ) -> list[str]:
         """Wait until `is_over` is true for all servers, and report progress; returns those that exceed the timeout."""
         names = list(names)
@@ -347,7 +347,7 @@ class _ClusterPool:
                 async with asyncio.timeout(_TICK_SECONDS):
                     await self._changed.wait()
 
-    def _selected(self, call: CommandArguments, found: Mapping[str, Workload]) -> list[str]:
+    def _selected(self, call: VerbArguments, found: Mapping[str, Workload]) -> list[str]:
         """The names of the selected servers. Raises NothingMatched."""
         return [each.name for each in select(self._items(found), call.selector)]
 
@@ -359,12 +359,12 @@ class _ClusterPool:
 
     # Verbs that change nothing
 
-    async def listing(self, call: CommandArguments) -> Result:
+    async def listing(self, call: VerbArguments) -> Result:
         """List the selected servers with their current states."""
         found = await self.refresh()
         return ClusterServersResult(items=self._items(found, self._selected(call, found)))
 
-    async def status(self, call: CommandArguments) -> Result:
+    async def status(self, call: VerbArguments) -> Result:
         """Summarize the selected servers; exit code 3 if one that should run is not ready."""
         found = await self.refresh()
         names = self._selected(call, found)
@@ -392,7 +392,7 @@ class _ClusterPool:
         code = NOT_AS_DESIRED if errors else 0
         return ClusterStatus(items=items, errors=tuple(errors), exit_code=code, summary=summary)
 
-    async def show(self, call: CommandArguments) -> Result:
+    async def show(self, call: VerbArguments) -> Result:
         """The selected servers with their pods, and the last output of failed ones."""
         found = await self.refresh()
         names = self._selected(call, found)
@@ -418,7 +418,7 @@ class _ClusterPool:
             log_files=False,
         )
 
-    async def wait(self, call: CommandArguments) -> Result:
+    async def wait(self, call: VerbArguments) -> Result:
         """Wait until the selected servers have reached the requested state, or the time limit has passed."""
         found = await self.refresh()
         names = self._selected(call, found)
@@ -436,7 +436,7 @@ class _ClusterPool:
             late = await self.wait_until(call, names, is_over)
         return self._result(names, PoolMonitorError, late=late, waited_for=f"not {goal}")
 
-    async def logs(self, call: CommandArguments) -> Result:
+    async def logs(self, call: VerbArguments) -> Result:
         """Send the last `lines` lines of each worker; with `follow` also new lines, including those of new workers."""
         found = await self.refresh()
         names = set(self._selected(call, found))
@@ -477,7 +477,7 @@ class _ClusterPool:
             ):
                 progress(_parse_log_line(pod, each))
 
-    async def stacks(self, call: CommandArguments) -> Result:
+    async def stacks(self, call: VerbArguments) -> Result:
         """The current stacks of each worker of the selected servers."""
         found = await self.refresh()
         names = self._selected(call, found)
@@ -485,7 +485,7 @@ class _ClusterPool:
         items = await stacks_of_pods(self._cluster, (found[name] for name in names))
         return StacksResult(items=tuple(items), warnings=tuple(none) if call.selector.targets else ())
 
-    async def run_in_each_server(self, call: CommandArguments) -> Result:
+    async def run_in_each_server(self, call: VerbArguments) -> Result:
         """The verb `walk`: run a command once for each selected server, in its first ready worker.
 
         Each run is sent as progress.
@@ -506,13 +506,13 @@ class _ClusterPool:
             self._compiled = compile_pool(self._config, self._files)
         return self._compiled
 
-    async def start(self, call: CommandArguments) -> Result:
+    async def start(self, call: VerbArguments) -> Result:
         """Start the selected servers and those that they depend on."""
         found = await self.refresh()
         chosen = self._selected(call, found)
         return await self._bring_up(call, chosen, found, PoolStartError)
 
-    async def restart(self, call: CommandArguments) -> Result:
+    async def restart(self, call: VerbArguments) -> Result:
         """Replace the workers of the selected servers, new ones first."""
         found = await self.refresh()
         chosen = self._selected(call, found)
@@ -540,7 +540,7 @@ class _ClusterPool:
 
     async def _bring_up(
         self,
-        call: CommandArguments,
+        call: VerbArguments,
         chosen: Sequence[str],
         found: Mapping[str, Workload],
         kind: type[PoolError],
@@ -568,16 +568,16 @@ class _ClusterPool:
             ),
         ]
         await self._refuse_foreign(runnable, found)
-        bringing = _BringUp(self, call, kind)
+        bringing = _OrderedBringUp(self, call, kind)
         async with self.watching():
             await bringing.apply_and_wait(runnable, restart)
-            await self._apply_routes(call, bringing)
+            await self._reconcile_routes(call, bringing)
         await self._delete_obsolete_objects_of(bringing.done)
         await self._delete_unused_configuration()
         return self._result(chosen, kind, late=bringing.late, errors=[*refused, *bringing.errors])
 
     def _with_dependencies(
-        self, chosen: Sequence[str], found: Mapping[str, Workload], call: CommandArguments
+        self, chosen: Sequence[str], found: Mapping[str, Workload], call: VerbArguments
     ) -> list[str]:
         """The chosen servers and their dependencies (unless excluded by an option), dependencies first."""
         needed = {each.name: [on.name for on in each.depends_on] for each in self.compiled.servers.values()}
@@ -690,7 +690,7 @@ class _ClusterPool:
         }
         return with_revision({**wanted, "metadata": metadata, "spec": spec}, again)
 
-    async def stop(self, call: CommandArguments) -> Result:
+    async def stop(self, call: VerbArguments) -> Result:
         """Stop the selected servers, their dependents first."""
         found = await self.refresh()
         chosen = self._selected(call, found)
@@ -739,7 +739,7 @@ class _ClusterPool:
                 annotations = {"metadata": {"annotations": {STOPPED: "true"}}, "spec": {"replicas": 0}}
                 await self._cluster.patch("Deployment", name, annotations)
 
-    async def scale(self, call: CommandArguments) -> Result:
+    async def scale(self, call: VerbArguments) -> Result:
         """Set the number of workers; it applies until the number in the file changes."""
         workers = call.options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
@@ -761,7 +761,7 @@ class _ClusterPool:
             else:
                 able.append(name)
         await asyncio.gather(*(self._scale(found[name], workers) for name in able))
-        bringing = _BringUp(self, call, PoolStartError)
+        bringing = _OrderedBringUp(self, call, PoolStartError)
         await self.refresh()
         async with self.watching():
             await bringing.await_all(able)
@@ -773,7 +773,7 @@ class _ClusterPool:
         async with self._turns:
             await self._cluster.patch("Deployment", deployment, {"spec": {"replicas": workers}})
 
-    async def reload(self, call: CommandArguments) -> Result:
+    async def reload(self, call: VerbArguments) -> Result:
         """Make the cluster match the files: apply changed servers, remove servers that are no longer in the files."""
         found = await self.refresh()
         if not self._has_schedules:  # a server that is no longer in the file may have one
@@ -786,11 +786,11 @@ class _ClusterPool:
         names = [each.name for each in changes if each.change != Kind.REMOVE]
         runnable = [name for name in self._with_dependencies(names, found, call) if name in names]
         await self._refuse_foreign(runnable, found)
-        bringing = _BringUp(self, call, PoolRestartError)
+        bringing = _OrderedBringUp(self, call, PoolRestartError)
         stopped = {name for name in runnable if STOPPED in found[name].annotations}
         async with self.watching():
             await bringing.apply_and_wait(runnable, frozenset(), stopped=stopped)
-            await self._apply_routes(call, bringing)
+            await self._reconcile_routes(call, bringing)
         for name in gone:
             await self._remove(name)
         await self._delete_obsolete_objects_of(bringing.done)
@@ -856,7 +856,7 @@ class _ClusterPool:
         changes += [_change(Kind.UPDATE, "route", f"{name} is not in the file any more") for name in gone]
         return changes
 
-    async def _apply_routes(self, call: CommandArguments, bringing: _BringUp) -> None:
+    async def _reconcile_routes(self, call: VerbArguments, bringing: _OrderedBringUp) -> None:
         """Apply the changed routes whose servers have not failed, and delete routes that are no longer in the file.
 
         Raises ControlError (8) if another owner's object has the name of a route's object.
@@ -961,14 +961,14 @@ class _ClusterPool:
         )
 
 
-class _BringUp:
+class _OrderedBringUp:
     """Brings up servers, dependencies first.
 
     A server that has pods keeps them until its dependencies are ready, and is applied then. A server without pods is
     applied at once: its init container waits for the dependencies while the nodes fetch its image.
     """
 
-    def __init__(self, pool: _ClusterPool, call: CommandArguments, kind: type[PoolError]) -> None:
+    def __init__(self, pool: _ClusterPool, call: VerbArguments, kind: type[PoolError]) -> None:
         self._pool = pool
         self._call = call
         self._kind = kind

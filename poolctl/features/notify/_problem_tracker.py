@@ -137,7 +137,7 @@ class ProblemTracker:
         level = event.severity
         key = _problem_key(event)
         if key is not None and _rank(level) >= max(1, _rank(self._notify.min_severity)):
-            self._open_problem(key, event, level, now)
+            self._open_or_escalate(key, event, level, now)
         elif key is not None and key in self._open and _is_resolution(event):
             self._resolve(key, event, now)
         elif (
@@ -169,7 +169,7 @@ class ProblemTracker:
             for each in wanted
         )
 
-    def _open_problem(self, key: str, event: JournalEvent, level: str, now: float) -> None:
+    def _open_or_escalate(self, key: str, event: JournalEvent, level: str, now: float) -> None:
         if key in self._over:
             # It ended and began again before a message about its end was due.
             self._open[key], _, _ = self._over.pop(key)

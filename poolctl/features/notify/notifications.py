@@ -277,18 +277,18 @@ class Notifications(FeaturePart):
             if kind == "health" and entry is not None:
                 # Its health has to be probed first.
                 self._unhealthy.add(name)
-                core.observers.add(self._record_recovery)
+                core.observers.add(self._record_if_recovered)
             state = entry.state if entry is not None else State.STOPPED.value
             if state not in (State.FAILED.value, State.BACKOFF.value):
                 self._record(JournalEvent("", 0, "lifecycle", state, name, after=state))
 
-    def _record_recovery(self, entry: Entry) -> None:
+    def _record_if_recovered(self, entry: Entry) -> None:
         if entry.name in self._unhealthy and entry.health is Status.OK:
             self._unhealthy.remove(entry.name)
             status = Status.OK.value
             self._record(JournalEvent("", 0, "health", status, entry.name, after=status))
         if not self._unhealthy:
-            self.site.core.observers.discard(self._record_recovery)
+            self.site.core.observers.discard(self._record_if_recovered)
 
     async def _send_test_notifications(self, call: Call) -> NotifyResult:
         """Send a test notification to each receiver, or to those named in `receivers`; returns the result of each."""

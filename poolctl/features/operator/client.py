@@ -309,8 +309,8 @@ class OperatorClient:
         service.failures += 1
         service.why = why
 
-    def _note_success_and_report_recovery(self, service: _Service, count: int) -> None:
-        self._delivered += count
+    def _note_success_and_report_recovery(self, service: _Service, delivered: int) -> None:
+        self._delivered += delivered
         service.failures, service.why = 0, ""
         if self._reported and not any(each.failures for each in self._services.values()):
             self._reported, self._report_again = False, 0.0

@@ -74,7 +74,7 @@ class RequestCountReport(NamedTuple):
     namespace: str
 
 
-class OperatorEndpoint(HttpEndpoint):
+class RequestReportEndpoint(HttpEndpoint):
     """An HTTP endpoint that scales up a service when a client reports requests for it by a POST to the path `endpoint`.
 
     `endpoint`, `access` and `namespace` may be changed at any time. Unless `namespace` is None, reports for
@@ -125,12 +125,12 @@ class OperatorEndpoint(HttpEndpoint):
             workers = self._core.wake_and_count_planned_workers(report.service, report.requests)
         except KeyError:
             return 404, f"unknown service: {report.service[:200]!r}"
-        self._record_demand_event(report, workers)
+        self._record_report_event(report, workers)
         return 200, ANSWER
 
     # Events, whose number is limited, however often clients report.
 
-    def _record_demand_event(self, report: RequestCountReport, workers: int) -> None:
+    def _record_report_event(self, report: RequestCountReport, workers: int) -> None:
         name = report.service
         count = self._requests.count_to_report(self.clock.monotonic(), report.requests, name)
         if not count:
@@ -156,22 +156,22 @@ class OperatorEndpoint(HttpEndpoint):
             self._events.record("audit", "operator client refused", message=message, severity="warning")
 
 
-class OperatorAddress(HttpAddressServer[OperatorEndpoint, OperatorTable]):
-    """Listens on the address in [operator], and serves an OperatorEndpoint there."""
+class OperatorAddressServer(HttpAddressServer[RequestReportEndpoint, OperatorTable]):
+    """Listens on the address in [operator], and serves an RequestReportEndpoint there."""
 
     def __init__(self, environment: SupervisorContext, events: EventQueue, core: Core) -> None:
         super().__init__(environment, events, fd_store.OPERATOR, "operator")
         self._core = core
 
-    def make_server(self) -> OperatorEndpoint:
-        return OperatorEndpoint(self._core, self._events)
+    def make_server(self) -> RequestReportEndpoint:
+        return RequestReportEndpoint(self._core, self._events)
 
-    async def configure_endpoint(
-        self, server: OperatorEndpoint, table: OperatorTable, env: Mapping[str, str]
+    async def set_up_server(
+        self, server: RequestReportEndpoint, table: OperatorTable, env: Mapping[str, str]
     ) -> None:
         access = access_of(table, env)
         required = not (access.token or access.trusted)
-        await self.use_certificate(server, table.tls, env, required=required)
+        await self.use_certificate(server, table.tls, env, mtls_required=required)
         server.endpoint, server.access, server.namespace = table.endpoint, access, table.namespace
 
 
@@ -227,7 +227,7 @@ class PoolOperator(GatewayPart):
     def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._table: OperatorTable | None = None
-        self._address = OperatorAddress(site.environment, site.events, site.core)
+        self._address = OperatorAddressServer(site.environment, site.events, site.core)
 
     def apply_tables(self, tables: Tables) -> None:
         """Serve the address that [operator] configures, and apply its settings."""

@@ -91,18 +91,18 @@ class MachinePowerManager:
         self._idle_since.clear()
         self._restart_idle_watch_if_needed()
 
-    def set_guests(self, guests: Mapping[str, Guest], *, read: bool) -> None:
-        """Manage the machines in `guests`, a mapping by target URL. With `read`, their states are new from the API."""
-        if not read:
+    def set_guests(self, guests: Mapping[str, Guest], *, freshly_read: bool) -> None:
+        """Manage the machines in `guests`, a mapping by target URL. `freshly_read`: the states are new from the API."""
+        if not freshly_read:
             # States that were seen since the inventory was read are newer.
             seen = {each.vmid: each.status for each in self._guests.values()}
             guests = {
                 url: each._replace(status=seen.get(each.vmid, each.status)) for url, each in guests.items()
             }
         self._guests = dict(guests)
-        if read:
+        if freshly_read:
             self._forget_stopped()
-        for guest in guests.values() if read else ():
+        for guest in guests.values() if freshly_read else ():
             case = self._start_states.get(guest.vmid)
             if case is None or case.work is not None:
                 continue

@@ -19,7 +19,7 @@ from poolctl.features.gateway.process.settings import Endpoint, MachineState
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
 from poolctl.monitor.event_queue import EventQueue
 from poolctl.routing.route import Route, StreamRoute
-from poolctl.routing.route_report import MachineReport
+from poolctl.routing.route_report import TargetMachineReport
 from poolctl.supervisor.feature_parts import PartContext
 
 from ._api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
@@ -83,7 +83,7 @@ class Inventory:
         with a domain, such as "wiki.lan", means the machine of that name, or else the machine "wiki".
         """
         words = [canonical(word) for word in (host, alias) if word]
-        labels = [label for word in words if (label := first_label(word))]
+        labels = [label for word in words if (label := label_before_domain(word))]
         for those in (words, labels):
             for machines in (self._nodes, self._guests):
                 for word in those:
@@ -131,7 +131,7 @@ def canonical(word: str) -> str:
         return word.lower().removesuffix(".")
 
 
-def first_label(word: str) -> str:
+def label_before_domain(word: str) -> str:
     """The name before the domain of a canonical host name; "" for an address, and for a name without a domain."""
     label, dot, _ = word.partition(".")
     return label if dot and ":" not in word and not word.rpartition(".")[2].isdigit() else ""
@@ -218,17 +218,17 @@ class ProxmoxInventory:
             self._reading = None
         self.starter.close()
 
-    def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
+    def machines(self, route: Route | StreamRoute) -> tuple[TargetMachineReport, ...]:
         """The machines behind the route, for text and JSON output."""
         found = []
         for url in dict.fromkeys(target.url for target in route.to if target.url):
             if (link := self.links.get((route.alias, url))) is None:
                 continue
             if (guest := link.guest) is None:
-                report = MachineReport(to=url, kind=_NODE, node=link.node, name=link.node)
+                report = TargetMachineReport(to=url, kind=_NODE, node=link.node, name=link.node)
             else:
                 state = self.starter.status(url)
-                report = MachineReport(
+                report = TargetMachineReport(
                     to=url, kind=guest.kind, node=guest.node, vmid=guest.vmid, name=guest.name, state=state
                 )
             found.append(report)
@@ -327,7 +327,7 @@ class ProxmoxInventory:
             if key[0] in aliases:
                 self._record("route unlinked", key, before[key])
         guests = {url: link.guest for (_, url), link in reversed(self.links.items()) if link.guest}
-        self.starter.set_guests(guests, read=read)
+        self.starter.set_guests(guests, freshly_read=read)
 
     def _record(self, event: str, key: tuple[str, str], link: MachineLink) -> None:
         alias, url = key

@@ -98,8 +98,8 @@ class ProxmoxTable(Table):
             yield Finding(("verify",), f"{self.verify} {what}", hint, self.verify)
 
 
-def _no_route_findings(names: Collection[str]) -> Iterator[Finding]:
-    if "gateway" not in names:
+def _no_route_findings(table_names: Collection[str]) -> Iterator[Finding]:
+    if "gateway" not in table_names:
         hint = "add a [[route]] to a URL, or take this out"
         yield Finding((), "there is no route that could be linked", hint)
 

@@ -9,7 +9,7 @@ from poolctl.routing.route_report import RegisteredServiceReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegistrationsResult(Result):
+class RegistrationChangeResult(Result):
     """The result of `register` and `unregister`: the services that were registered or removed."""
 
     items: tuple[RegisteredServiceReport, ...] = ()  # type: ignore[assignment]

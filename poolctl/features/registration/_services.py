@@ -287,18 +287,21 @@ class Registrations:
             "deadline": None if service.deadline == math.inf else service.deadline,
         }
 
-    def restore_service(self, table: JsonTable, *, whole: bool = False, stopped: bool = False) -> None:
+    def restore_service(
+        self, table: JsonTable, *, renew_ttl: bool = False, pool_was_stopped: bool = False
+    ) -> None:
         """Restore a service from the state that the previous supervisor saved. Does nothing if the state is invalid.
 
-        `whole` means that the last heartbeats were not saved: a service that is not silent then gets its full
-        time-to-live again. A silent service, and any service without `whole`, keeps its saved deadline. `stopped` means
-        that the pool was stopped meanwhile: a service with a probe then has to pass the probe again.
+        `renew_ttl` means that the last heartbeats were not saved: a service that is not silent then gets its full
+        time-to-live again. A silent service, and any service without `renew_ttl`, keeps its saved deadline.
+        `pool_was_stopped` means that the pool was stopped meanwhile: a service with a probe then has to pass the probe
+        again.
         """
         settings = registration_of(table.get("settings") or {}, [])
         if settings is None or table.get("state") not in _STATES:
             return
         state = str(table["state"])
-        if stopped and state != SILENT:
+        if pool_was_stopped and state != SILENT:
             state = _first_state(settings)
         since, owner = float(table.get("since") or 0.0), str(table.get("owner") or "")
         service = RegisteredService(settings, state, since, owner)
@@ -306,7 +309,7 @@ class Registrations:
         self._by_name.setdefault(settings.name, {})[settings.to] = service
         if table.get("deadline") is not None:
             most = FORGOTTEN_SECONDS if service.state == SILENT else settings.ttl
-            least = 0.0 if service.state == SILENT else most if whole else min(most, _GRACE_SECONDS)
+            least = 0.0 if service.state == SILENT else most if renew_ttl else min(most, _GRACE_SECONDS)
             left = float(table["deadline"]) - self._clock.monotonic()
             self._schedule_expiry(service, min(max(left, least), most))
 
@@ -386,7 +389,7 @@ def with_registrations(
         for route in routes
     ]
     taken = {each.alias for each in routes if isinstance(each, Route)}
-    places = _OccupiedPlaces(each for each in routes if isinstance(each, Route))
+    places = _OccupiedHostPaths(each for each in routes if isinstance(each, Route))
     defaults = gateway.defaults_of_routes()
     for name, its in backends.items():
         if name in taken:
@@ -425,7 +428,7 @@ def _excluded_route(name: str, reason: str, host: str = "") -> ExcludedRoute:
     return ExcludedRoute(alias=name, reason=reason, host=host, provider=REGISTRATION)
 
 
-class _OccupiedPlaces:
+class _OccupiedHostPaths:
     """The hosts and paths of existing routes, which a registered service must not take over."""
 
     def __init__(self, routes: Iterable[Route]) -> None:

@@ -12,7 +12,7 @@ from poolctl.cli.supervisor_requests import ask_for
 from poolctl.json_form import Table, field_names
 from poolctl.routing.route_report import SERVING, RegisteredServiceReport, with_absolute_socket_path
 
-from ._answers import RegistrationsResult
+from ._answers import RegistrationChangeResult
 
 COMMAND = Command(
     "Register a service as a backend of a route.",
@@ -54,7 +54,7 @@ def send_registration_request(
     request: CommandRequest, options: Table, sentence: Callable[[RegisteredServiceReport], str]
 ) -> Outcome:
     """Send the request to the supervisor; the output has a `sentence` for each service. Raises NoSupervisor."""
-    result = ask_for(RegistrationsResult, request, find_pool(request), more=options)
+    result = ask_for(RegistrationChangeResult, request, find_pool(request), more=options)
     outcome = Outcome.of(result, "\n".join(map(sentence, result.items)))
     if request.output == "name":
         outcome.text = "".join(f"{printable(each.name)}\n" for each in result.items)

@@ -55,7 +55,7 @@ from poolctl.supervisor.observers.held_address import HttpAddressServer, HttpEnd
 from poolctl.supervisor.verbs.verb import Call, Verb
 
 from . import _services
-from ._answers import RegistrationsResult
+from ._answers import RegistrationChangeResult
 from ._services import REGISTERED, RegisteredService, registration_of
 from .table import RegistrationTable
 
@@ -105,7 +105,7 @@ class TargetRegistration(GatewayPart):
         self._store = site.store
         self._directory = environment.directory
         self._path = os.path.join(environment.state_directory, _FILE)
-        self._address = RegistrationAddress(environment, site.events, self)
+        self._address = RegistrationAddressServer(environment, site.events, self)
         self._table: RegistrationTable | None = None
         self._gateway: GatewayManager | None = None
         self._probes = UrlProbes(self._record_probe)
@@ -257,7 +257,7 @@ class TargetRegistration(GatewayPart):
                 failure(PoolValidateError, f"{'.'.join(map(str, each.path))}: {each.message}", each.hint)
                 for each in findings
             ]
-            return RegistrationsResult(errors=tuple(errors), exit_code=INVALID_CONFIGURATION)
+            return RegistrationChangeResult(errors=tuple(errors), exit_code=INVALID_CONFIGURATION)
         return settings
 
     def _record_save_and_watch(self, word: str, service: RegisteredService, call: Call) -> None:
@@ -285,9 +285,9 @@ class TargetRegistration(GatewayPart):
                 return ""
         return await gateway.await_applied_or_warning(call.options.get("timeout"))
 
-    def _answer(self, services: Iterable[RegisteredService], *warnings: str) -> RegistrationsResult:
+    def _answer(self, services: Iterable[RegisteredService], *warnings: str) -> RegistrationChangeResult:
         reports = tuple(map(self.services.report, services))
-        return RegistrationsResult(items=reports, warnings=tuple(filter(None, warnings)))
+        return RegistrationChangeResult(items=reports, warnings=tuple(filter(None, warnings)))
 
     # Changes without a command.
 
@@ -361,7 +361,7 @@ class TargetRegistration(GatewayPart):
         ):
             stopped = []
         for number, each in enumerate(saved or stopped):
-            self.services.restore_service(each, whole=content is None, stopped=bool(stopped))
+            self.services.restore_service(each, renew_ttl=content is None, pool_was_stopped=bool(stopped))
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         for service in self.services:
@@ -435,8 +435,8 @@ async def _problem_of(url: str, tables: Tables) -> str:
     return ""
 
 
-def _refusal(code: int, message: str, hint: str) -> RegistrationsResult:
-    return RegistrationsResult(errors=(failure(PoolParamError, message, hint),), exit_code=code)
+def _refusal(code: int, message: str, hint: str) -> RegistrationChangeResult:
+    return RegistrationChangeResult(errors=(failure(PoolParamError, message, hint),), exit_code=code)
 
 
 # The address [registration].
@@ -606,7 +606,7 @@ class RegistrationEndpoint(HttpEndpoint):
             self._events.record("audit", "registration client refused", message=message, severity="warning")
 
 
-class RegistrationAddress(HttpAddressServer[RegistrationEndpoint, RegistrationTable]):
+class RegistrationAddressServer(HttpAddressServer[RegistrationEndpoint, RegistrationTable]):
     """Listens on the address in [registration], and serves a RegistrationEndpoint there."""
 
     def __init__(
@@ -618,11 +618,11 @@ class RegistrationAddress(HttpAddressServer[RegistrationEndpoint, RegistrationTa
     def make_server(self) -> RegistrationEndpoint:
         return RegistrationEndpoint(self._services, self._events)
 
-    async def configure_endpoint(
+    async def set_up_server(
         self, server: RegistrationEndpoint, table: RegistrationTable, env: Mapping[str, str]
     ) -> None:
         clients = authorized_clients(table, env)
-        await self.use_certificate(server, table.tls, env, required=True)
+        await self.use_certificate(server, table.tls, env, mtls_required=True)
         server.clients = clients
 
 

@@ -67,7 +67,7 @@ class CanaryRollout:
         self._timer: asyncio.TimerHandle | None = None
         # The generation of the other workers, and of their replacements.
         self._base = self._target = entry.desired.generation
-        self._figures: tuple[GenerationFigures, GenerationFigures] | None = None
+        self._figures: tuple[GenerationMeter, GenerationMeter] | None = None
         share = 0.0 if plan.apart is None else plan.share
         self._canary: Canary = core.begin_canary(
             entry, plan.config, plan.canaries, share=share, apart=plan.apart
@@ -235,8 +235,8 @@ class CanaryRollout:
         if self._figures is None:
             entry, counters = self.entry, self._counters
             self._figures = (
-                GenerationFigures(entry, self._canary.generation, counters),
-                GenerationFigures(entry, self._base, counters),
+                GenerationMeter(entry, self._canary.generation, counters),
+                GenerationMeter(entry, self._base, counters),
             )
 
     def _measure(self) -> tuple[RolloutFigures, RolloutFigures]:
@@ -265,7 +265,7 @@ class CanaryRollout:
         )  # fmt: skip
 
 
-class GenerationFigures:
+class GenerationMeter:
     """Measures the workers of one generation from the creation of this object on, by their request counters.
 
     Workers that have ended stay counted with their figures from the last `measure`.

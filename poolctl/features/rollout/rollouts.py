@@ -107,7 +107,7 @@ class Rollouts(FeaturePart):
         self._refuse_unfit(entry)  # it may have changed while the files were read
         written = next((each for each in resolved.servers if each.name == entry.name), entry.config)
         plan = _plan_for_file_changes(entry, written, plan)
-        plan = await self._open_own_address(entry, plan, force=bool(call.options.get("force")))
+        plan = await self._try_open_canary_address(entry, plan, force=bool(call.options.get("force")))
         rollout = CanaryRollout(self._core, self._events, entry, counters, plan)
         self._rollouts[entry.name] = rollout
         others = "" if plan.apart is None else f"; {entry.config.key} itself is served by the others"
@@ -115,7 +115,7 @@ class Rollouts(FeaturePart):
         call.progress(ProgressLine(notice=notice, generation=rollout.generation))
         return await self._await_outcome([rollout], call, aborted=False)
 
-    async def _open_own_address(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
+    async def _try_open_canary_address(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
         """Return the plan with `apart`, or `why` if the gateway cannot divide requests. `force` allows large shares."""
         obstacle = self._core.split_obstacle(entry.name)
         if obstacle != "":

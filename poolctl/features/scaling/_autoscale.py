@@ -117,10 +117,10 @@ class Autoscale:
         # In descending order, so that the first is the greatest of the period.
         self._recent_needs: deque[_Need] = deque()
 
-    def decide(self, load: Load, size: int, *, may_grow: bool = True) -> Decision | None:
+    def decide(self, load: Load, size: int, *, may_change: bool = True) -> Decision | None:
         """The change that this sample causes for a server with `size` desired workers; None for no change.
 
-        The caller makes the change at once. Without `may_grow`, as for a failing server, nothing is changed.
+        The caller makes the change at once. Without `may_change`, as for a failing server, nothing is changed.
         """
         if load.at - self._at > max(_PAUSED_SECONDS, self._short_window.seconds):
             self._reset(load.at)
@@ -137,7 +137,7 @@ class Autoscale:
         self._long_window.add(load)
         if not is_known:
             return None
-        if not may_grow:
+        if not may_change:
             self._restart_cooldown(load.at)
             return None
         return self._decide_growth(load.at, size) or self._decide_reduction(load.at, size)

@@ -151,11 +151,11 @@ class Autoscaler(FeaturePart):
             self._core.take_demand(entry)
             return
         load = server.load.sample(entry, self._core.clock.monotonic())
-        may_grow = load.serves and entry.desired.state is Desired.RUN
-        if may_grow:
+        may_change = load.serves and entry.desired.state is Desired.RUN
+        if may_change:
             # Waiting requests count only once the server answers.
             load = load._replace(demand=self._core.take_demand(entry))
-        decision = server.autoscale.decide(load, entry.size, may_grow=may_grow)
+        decision = server.autoscale.decide(load, entry.size, may_change=may_change)
         if decision is not None:
             self._apply(server, decision)
 
@@ -171,17 +171,17 @@ class Autoscaler(FeaturePart):
             except TooManyOpenFiles as refusal:
                 if not server.is_refused:
                     figures["message"] = refusal.result.errors[0].message
-                    self._record("refused", entry, figures)
+                    self._record_warning("refused", entry, figures)
                 server.is_refused = True
                 return
         server.is_refused = False
         if decision.after == decision.before:
-            self._record("at maximum", entry, figures)
+            self._record_warning("at maximum", entry, figures)
         else:
             # The event recorder reports the change, with these figures.
             self._core.set_automatic_workers(entry, decision.after, figures)
 
-    def _record(self, event: str, entry: Entry, figures: Table) -> None:
+    def _record_warning(self, event: str, entry: Entry, figures: Table) -> None:
         self._events.record(
             "scale", event, server=entry.name, bind=entry.config.key, severity="warning", **figures
         )

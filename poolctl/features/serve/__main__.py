@@ -21,7 +21,7 @@ from ._stacks import StacksSocket
 _FAILED = 1
 
 
-class ServeProcess:
+class SingleServerProcess:
     """One server, served by this process."""
 
     def __init__(self, given: InheritedSpec) -> None:
@@ -116,4 +116,4 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Serve the server that `poolctl serve` has prepared, and exit with the status of `run`."""
-    sys.exit(ServeProcess(read_and_apply_spec("features.serve", light=True)).run())
+    sys.exit(SingleServerProcess(read_and_apply_spec("features.serve", light=True)).run())

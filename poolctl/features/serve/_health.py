@@ -107,7 +107,9 @@ class HealthEndpoint:
         from poolctl.probes.prober import HttpProbeRequest, RequestProber
 
         probe = Probe.unchecked(values)
-        prober = RequestProber(HttpProbeRequest(probe, expose=self._expose), application.connect, tls=False)
+        prober = RequestProber(
+            HttpProbeRequest(probe, exposed_url=self._expose), application.connect, tls=False
+        )
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         prober.start(lambda problem: None if result.done() else result.set_result(problem))
         try:

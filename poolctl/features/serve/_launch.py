@@ -13,7 +13,7 @@ from poolctl.cli.foreground_server import ForegroundServer, prepare_single_serve
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import Probe, ServerConfig
-from poolctl.control.pool_paths import make_pool_dir
+from poolctl.control.pool_paths import ensure_pool_dir
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.json_form import Table
@@ -74,7 +74,7 @@ def _open_stacks_socket(pool: PoolRef) -> list[socket.socket]:
     """Return [socket] for `poolctl stacks`, in the pool's directory, which other users cannot enter; [] on failure."""
     listener = socket.socket(socket.AF_UNIX)
     try:
-        path = socket_path(make_pool_dir(os.environ, pool.key), os.getpid())
+        path = socket_path(ensure_pool_dir(os.environ, pool.key), os.getpid())
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # left by an earlier process: in a container each has the same pid
         listener.bind(path)

@@ -188,7 +188,7 @@ class AcceptHelper(LinkHandler):
     def _kill(self, pid: int) -> None:
         self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         # Most likely ended by its own time limit, while working on the first request.
         self._fail_requests_and_replace_helper(blocked=self._up)
 
@@ -267,16 +267,16 @@ class HeldConnection:
     def accepted(cls, sock: socket.socket, head_seconds: float) -> HeldConnection:
         """A new connection with a time limit for its request's head. It takes ownership of `sock`."""
         made = cls(Connection(fileno=sock.detach()))
-        made.limit_time(head_seconds, asked=False)
+        made.limit_time(head_seconds, between_requests=False)
         return made
 
-    def limit_time(self, seconds: float, *, asked: bool) -> None:
-        """Limit the client's time to begin its next request (if `asked`) or to complete a request's head (if not).
+    def limit_time(self, seconds: float, *, between_requests: bool) -> None:
+        """Limit the client's time to begin its next request (`between_requests`) or to complete a request's head.
 
         A limit of the same kind that is already set stays unchanged; a limit of the other kind is replaced.
         """
-        if self.sock.until is None or self.sock.asked is not asked:
-            self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
+        if self.sock.until is None or self.sock.asked is not between_requests:
+            self.sock.until, self.sock.asked = time.monotonic() + seconds, between_requests
 
     def set_timer(self, late: Callable[[], None]) -> None:
         """Have `late` called when the time limit expires, if one is set."""
@@ -367,9 +367,9 @@ class SleepingListener:
         """Set a time limit for the next request to begin or, if `begun`, for its whole head; on expiry call `late`."""
         held.begun = begun
         if begun:
-            held.limit_time(self.head_seconds, asked=False)
+            held.limit_time(self.head_seconds, between_requests=False)
         elif held.sock.until is None:
-            held.limit_time(self.quiet_seconds, asked=True)
+            held.limit_time(self.quiet_seconds, between_requests=True)
         held.set_timer(late)
 
 
@@ -384,7 +384,7 @@ class Activator:
         self._keeper = keeper
         self._sockets = sockets
         self._adoptions = adoptions
-        self._accept_helper = AcceptHelper(keeper, directory, self._take_returned_connection)
+        self._accept_helper = AcceptHelper(keeper, directory, self._take_inherited_connection)
         self._numbers = itertools.count(os.getpid() << 32)  # different from a successor's
         self._servers: dict[str, ServerConfig] = {}
         self._sleeping: dict[str, SleepingListener] = {}
@@ -511,7 +511,7 @@ class Activator:
         self._servers.update(servers)
         return self._accept_helper.adopt_helper_process(meta, fd)
 
-    def _take_returned_connection(self, key: str, sock: Connection) -> None:
+    def _take_inherited_connection(self, key: str, sock: Connection) -> None:
         """Take a connection that an earlier supervisor requested. It may wake its server."""
         if (sleeping := self._sleeping.get(key)) is not None:
             self._hold(sleeping, HeldConnection(sock, unseen=False))
@@ -536,7 +536,7 @@ class Activator:
             for held in list(sleeping.connections):
                 self._close(sleeping, held)
         for held in self._leaving.pop(key, []):
-            self._close_copies(held)
+            self._stop_holding(held)
 
     def _watch(self, fd: int, sleeping: SleepingListener, held: HeldConnection | None = None) -> None:
         """Watch `fd`: the connection `held` or, if `held` is None, one of `sleeping.sockets`. Raises OSError."""
@@ -617,9 +617,9 @@ class Activator:
         unseen = fetch.kind == ACCEPT
         held = HeldConnection(sock, unseen=unseen)
         if unseen:
-            held.limit_time(fetch.sleeping.head_seconds, asked=False)
+            held.limit_time(fetch.sleeping.head_seconds, between_requests=False)
         if not fetch.wanted:
-            self._close_copies(held)
+            self._stop_holding(held)
         elif sleeping := self._sleeping.get(fetch.key):
             self._hold(sleeping, held)
         else:
@@ -726,7 +726,7 @@ class Activator:
                 # Read first: closing with unread bytes would reset the connection, and the answer with it.
                 held.sock.recv(ENOUGH_BYTES, socket.MSG_DONTWAIT)
                 held.sock.send(answer, socket.MSG_DONTWAIT)
-        self._close_copies(held)
+        self._stop_holding(held)
 
     def _wake(self, sleeping: SleepingListener) -> None:
         self.disarm_and_hand_over(sleeping.key)
@@ -747,10 +747,10 @@ class Activator:
                 held.name = self._store_in_keeper(key, held.sock)
                 asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send_held_connections, key)
                 return
-            self._close_copies(leaving.pop())
+            self._stop_holding(leaving.pop())
         self._leaving.pop(key, None)
 
-    def _close_copies(self, held: HeldConnection) -> None:
+    def _stop_holding(self, held: HeldConnection) -> None:
         """Close this process's and the keeper's copies of a connection. A worker that received it has its own copy."""
         held.stop_timer()
         close_promptly(held.sock.detach())

@@ -195,7 +195,7 @@ class DescriptorBudget:
                     f"all {limit} open files of the pool are in use", hint=RAISE_OPEN_FILES
                 ) from None
 
-    def release(self) -> None:
+    def clear_exhausted(self) -> None:
         """Let waiting `acquire` calls count free descriptors again, because a worker has exited."""
         self._exhausted = False
         self._ended.set()

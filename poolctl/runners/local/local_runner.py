@@ -157,7 +157,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         )
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self._stopped: set[ProcessIdentity] = set()  # the zygotes that the last check found stopped
-        self._kill_stopped_zygotes()
+        self._kill_suspended_zygotes()
         self.sockets = Sockets(keeper)
         self.adoptions = AdoptionPairs(keeper)
         self.activator = Activator(keeper, self.sockets, self.adoptions, site.directory)
@@ -320,7 +320,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         reply, fds = await self.keeper.call({"op": "get", "name": fd_store.ACCEPTOR})
         if fds:
             owners = self.activator.adopt_acceptor(by_key, reply["meta"], fds[0])
-            self.keeper.record_entry(fd_store.ACCEPTOR, reply["meta"], owners)
+            self.keeper.remember_entry(fd_store.ACCEPTOR, reply["meta"], owners)
         await wait_for_reports(found)
         # Close unused listeners before any server looks for an address that one of them may occupy.
         ours = {server.key for server in servers.values()} | {worker.server.key for worker in found}
@@ -343,7 +343,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             self.keeper, self.output, self._adoption_directory, servers, late=late
         )
 
-    async def wait_until_begun(self, placement: Placement) -> None:
+    async def wait_for_begin_or_exit(self, placement: Placement) -> None:
         if worker := self._workers.get(placement.id):
             await asyncio.shield(worker.begun)
 
@@ -378,7 +378,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             given = self.forker.certificates.reload_certificate(server)
             self._workers[placement.id].renew_tls(server, given.contents)
 
-    async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
+    async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Order the worker to stop accepting, and wait until it has. A command may go on accepting until it exits."""
         if worker := self._workers.get(placement.id):
             if not replaced:
@@ -440,7 +440,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         await self.sockets.close_all()
         self.app_zygotes.close()
         self.zygotes.close()
-        self.output.close()
+        self.output.shut_down()
 
     def kill_zygotes_and_switch_keeper(self, keeper_pid: int) -> None:
         """Switch to a new keeper: kill the zygotes of the dead keeper, and let the new keeper watch the workers."""
@@ -453,7 +453,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         for pid, start in (*app_zygotes, *(worker.process for worker in self._workers.values())):
             self.keeper.send({"op": "watch", "pid": pid, "start": start})
 
-    def _kill_stopped_zygotes(self) -> None:
+    def _kill_suspended_zygotes(self) -> None:
         """Kill zygotes that two checks in a row find stopped (SIGSTOP), so that no fork has to wait for them.
 
         They are not pinged, because each would have to fork in order to answer. The next fork starts another zygote.
@@ -466,7 +466,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             self.children.kill(process)
         loop = asyncio.get_running_loop()
         self._next_check = loop.call_at(
-            next_aligned_time(loop.time(), PING_SECONDS), self._kill_stopped_zygotes
+            next_aligned_time(loop.time(), PING_SECONDS), self._kill_suspended_zygotes
         )
 
     def handle_exit_report(self, report: Message) -> None:
@@ -483,7 +483,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         if worker.breach:
             exit_ = replace(exit_, message=f"{exit_.message}: {worker.breach}")
         worker.record_exit(exit_)
-        self.forker.room.release()
+        self.forker.room.clear_exhausted()
         if worker.tally is not None:
             placement = worker.placement
             self.tallies.collect_final_counts(

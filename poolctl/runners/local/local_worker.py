@@ -377,7 +377,7 @@ class LocalWorker(LinkHandler):
         elif event == "failed":
             self.reason = masked_text(printable_text_or_empty(message, "message"))
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         """Called when the control socket is closed: the worker has exited, or can no longer be controlled."""
         if not self.exited.done():
             loop = asyncio.get_running_loop()
@@ -391,7 +391,7 @@ class LocalWorker(LinkHandler):
             logger.warning(
                 "killing worker %s (pid %s): %s", self.placement.id, self.placement.pid, self.breach
             )
-            self._children.kill_after(self.process, self.exited, 0.0)
+            self._children.kill_group_after(self.process, self.exited, 0.0)
 
     def mark_never_started(self, deed: str) -> None:
         """Treat the worker as exited, because its zygote reported a false pid. `deed` says what the zygote did."""
@@ -830,7 +830,7 @@ class StackReader(Stacks):
         return await asyncio.shield(asked)
 
     async def _request_stacks(self, worker: LocalWorker, seconds: float) -> WorkerStacks:
-        problem, source, written = _reason_not_to_ask(worker), "", b""
+        problem, source, written = _reason_stacks_unavailable(worker), "", b""
         if not problem:
             until = asyncio.get_running_loop().time() + (_PYTHON_SHARE + _FAULTHANDLER_SHARE) * seconds
             if await self._request_stack_dump(worker, ASK, until - _FAULTHANDLER_SHARE * seconds):
@@ -855,7 +855,7 @@ class StackReader(Stacks):
             else await self._kernel_threads(worker, (1 - _PYTHON_SHARE - _FAULTHANDLER_SHARE) * seconds),
         )
 
-    async def _request_stack_dump(self, worker: LocalWorker, number: int, until: float) -> bool:
+    async def _request_stack_dump(self, worker: LocalWorker, signal_number: int, until: float) -> bool:
         """Signal the worker to write its stacks; returns whether it did so before `until`, a time of the event loop."""
         if worker.tally is None:
             return False  # it has exited
@@ -863,7 +863,7 @@ class StackReader(Stacks):
         worker.wrote_stacks.clear()
         try:
             async with asyncio.timeout_at(until):
-                await self._children.signal(worker.process, worker.exited, number)
+                await self._children.signal(worker.process, worker.exited, signal_number)
                 await worker.wrote_stacks.wait()
         except TimeoutError:
             return False
@@ -885,7 +885,7 @@ class StackReader(Stacks):
         )
 
 
-def _reason_not_to_ask(worker: LocalWorker) -> str:
+def _reason_stacks_unavailable(worker: LocalWorker) -> str:
     """The reason why the worker cannot be asked for its stacks; "" if it can."""
     if worker.server.command:
         return "a program has no Python stacks here; its threads, as the kernel sees them:"

@@ -219,7 +219,7 @@ class OutputPipes(LinkHandler, LogReopenCapability):
             self._link.send({"t": "reopen"})
             self._link.send({"t": "sync"})
 
-    def close(self) -> None:
+    def shut_down(self) -> None:
         """Close this process's output pipes, and order the logger to store their content and exit. Does not wait.
 
         Output that workers write later is lost, unless a later supervisor starts another logger.
@@ -256,7 +256,7 @@ class OutputPipes(LinkHandler, LogReopenCapability):
                 server, int(message.get("bytes", 0)), path, str(message.get("error") or "")
             )
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         # Not at once: the link may be found lost by the first of several messages that are being sent.
         asyncio.get_running_loop().call_soon(self._replace, self._link)
 

@@ -232,12 +232,12 @@ class AdoptionPairs:
             self._run_in_background(self._withdraw_and_close_pair(key, *before[1:]))
 
     async def _withdraw_and_close_pair(
-        self, key: str, give: socket.socket, take: socket.socket, *, empty: bool = False
+        self, key: str, give: socket.socket, take: socket.socket, *, close_queued: bool = False
     ) -> None:
         """Close both ends of a server's socket pair in this process, once the gateway has stopped using the pair.
 
-        If the server has a route, connections queued in the pair first return to the gateway. If `empty` is set, all
-        others are closed. If not, the workers that still hold the pair take the others.
+        If the server has a route, connections queued in the pair first return to the gateway. If `close_queued` is set,
+        all others are closed. If not, the workers that still hold the pair take the others.
         """
         with give, take:
             if self._published is not None:
@@ -248,7 +248,7 @@ class AdoptionPairs:
                 await self._gateway.withdraw_passing_socket(self.routed[key], give)
                 if self._give_back is not None:
                     _move_queued_connections(take, self._give_back)
-            if empty:
+            if close_queued:
                 _move_queued_connections(take, None)
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -305,7 +305,7 @@ class AdoptionPairs:
         """
         if key not in self._pairs:
             return
-        await self._withdraw_and_close_pair(key, *self._pairs.pop(key)[1:], empty=True)
+        await self._withdraw_and_close_pair(key, *self._pairs.pop(key)[1:], close_queued=True)
         if key not in self._pairs:
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})

@@ -67,7 +67,7 @@ async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list
             if kind is not None:
                 _, fds = await keeper.call({"op": "get", "name": name})
                 if owners := adopters[kind](name.removeprefix(kind), meta, fds):
-                    keeper.record_entry(name, meta, owners)
+                    keeper.remember_entry(name, meta, owners)
 
 
 async def systemd_sockets(keeper: Link) -> dict[str, list[int]]:
@@ -142,7 +142,7 @@ class WorkerAdoption:
         # Set before the worker's exit can be reported.
         worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
         owners: list[HasDescriptor] = [each for each in (sock, worker.tally) if each is not None]
-        self.keeper.record_entry(f"{fd_store.WORKER}{name}", meta, owners)
+        self.keeper.remember_entry(f"{fd_store.WORKER}{name}", meta, owners)
         worker.mark_adopted(reports=sock is not None and meta["notify"] is None)
         follow(worker)
         self._resume(worker, meta, sock)
@@ -260,12 +260,12 @@ def find_orphans_and_pipes(directory: str) -> tuple[list[LocalOrphan], OrphanedP
     Programs, and workers whose event loop is blocked, do not answer: they are found only if a logger names them.
     """
     answers = rendezvous.connect_to_all(directory, pool_files.WORKER, _ANSWER_SECONDS)
-    found = [orphan for sock, answer in answers if (orphan := _identify_orphan(sock, answer)) is not None]
+    found = [orphan for sock, answer in answers if (orphan := _identify_or_close(sock, answer)) is not None]
     pipes = _receive_pipes_from_loggers(directory)
     return found + _orphans_without_socket(pipes, {orphan.pid for orphan in found}), pipes
 
 
-def _identify_orphan(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrphan | None:
+def _identify_or_close(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrphan | None:
     """The worker at the other end of the socket; None if it has exited or cannot belong to this pool."""
     message, fds = answer or ({}, [])
     # The credentials of the process that began to listen.
@@ -341,7 +341,7 @@ def _receive_pipes_from_loggers(directory: str) -> OrphanedPipes:
         sock.settimeout(_ANSWER_SECONDS)
         while answer is not None and answer[0].get("t") == "add" and len(answer[1]) == 1:
             pipes.streams[str(answer[0]["id"])] = answer[0], answer[1][0]
-            answer = rendezvous.receive(sock)
+            answer = rendezvous.receive_or_none(sock)
     return pipes
 
 

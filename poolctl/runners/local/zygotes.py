@@ -152,9 +152,9 @@ class Children:
         loop = asyncio.get_running_loop()
         self._unconfirmed[process] = loop.time() + _LAST_LOOK_SECONDS, on_forged
         if self._confirm_timer is None:
-            self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._check_parents)
+            self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._confirm_parentage)
 
-    def _check_parents(self) -> None:
+    def _confirm_parentage(self) -> None:
         loop = asyncio.get_running_loop()
         self._confirm_timer = None
         for process, (until, on_forged) in list(self._unconfirmed.items()):
@@ -165,7 +165,7 @@ class Children:
                 self._known.discard(process.pid)
                 on_forged(f"named pid {process.pid} as a new process, but it is not a process of the pool")
         if self._unconfirmed:
-            self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._check_parents)
+            self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._confirm_parentage)
 
     def kill(self, process: ProcessIdentity) -> None:
         """Have the keeper kill the process and its session, if the process is still the keeper's child."""
@@ -186,7 +186,9 @@ class Children:
                     return
                 await asyncio.sleep(_SIGNAL_AGAIN_SECONDS)
 
-    def kill_after(self, process: ProcessIdentity, exited: asyncio.Future[Exit], seconds: float) -> None:
+    def kill_group_after(
+        self, process: ProcessIdentity, exited: asyncio.Future[Exit], seconds: float
+    ) -> None:
         """Kill the process and its session if it has not exited within that time. Does not wait."""
 
         async def kill_unless_exited() -> None:
@@ -359,7 +361,7 @@ class Zygotes:
         except BaseException as error:
             self._end_process(link)
             if isinstance(error, TimeoutError):
-                zygote.lost()  # so that it is not used again
+                zygote.on_link_lost()  # so that it is not used again
                 raise LinkLost(f"the interpreter was not up within {limit_seconds:g} s") from None
             raise
         return link
@@ -429,7 +431,7 @@ class _Zygote(LinkHandler):
                 )
             )
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         if not self.up.done():
             self.up.set_exception(LinkLost("the interpreter exited at its start"))
         self._zygotes.end_lost_zygote(self)
@@ -521,16 +523,16 @@ class AppZygote(LinkHandler):
         elif event in ("up", "unusable") and not self.up.done():
             self.up.set_result(printable_text_or_empty(message, "problem"))
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         self._keeper.send({"op": "drop", "name": self.name})
         self._give_up()
-        self._children.kill_after(self.process, self.exited, END_SECONDS)
+        self._children.kill_group_after(self.process, self.exited, END_SECONDS)
 
     def on_violation(self, deed: str) -> None:
         logger.warning("the process that has imported %s %s: killing it", self.server, deed)
-        self._children.kill_after(self.process, self.exited, 0.0)
+        self._children.kill_group_after(self.process, self.exited, 0.0)
 
-    async def wait_for_import_outcome(
+    async def fork_obstacle_after_import(
         self, timeout_seconds: float, output: OutputPipes, pipe: str = ""
     ) -> str:
         """Wait for the import to finish. Return "", or why the imported application must not be forked.
@@ -588,7 +590,7 @@ class AppZygote(LinkHandler):
         self._ends = True
         self._close_if_no_forks_pending()
         self._give_up()
-        self._children.kill_after(self.process, self.exited, 0.0 if importing else seconds)
+        self._children.kill_group_after(self.process, self.exited, 0.0 if importing else seconds)
 
     def _close_if_no_forks_pending(self) -> None:
         if not self._forks:
@@ -746,7 +748,7 @@ class AppZygotes:
         if before is not None:
             before.task.cancel()
         self._start_import_task(
-            zygote.key, _ImportInProgress(zygote), self._finish(zygote, _ADOPTED_IMPORT_SECONDS)
+            zygote.key, _ImportInProgress(zygote), self._finish_import(zygote, _ADOPTED_IMPORT_SECONDS)
         )
         return ()
 
@@ -789,7 +791,7 @@ class AppZygotes:
     ) -> AppZygote | str:
         making.zygote, pipe = await self._fork_with_output_pipe(key, server, spec)
         self._turns.queue(making.zygote.begin_import, making.zygote.imported)
-        return await self._finish(making.zygote, server.start_timeout, pipe)
+        return await self._finish_import(making.zygote, server.start_timeout, pipe)
 
     async def _fork_with_output_pipe(
         self, key: str, server: ServerConfig, spec: Spec
@@ -835,8 +837,10 @@ class AppZygotes:
         if not zygote.exited.done():
             self._by_pid[zygote.process.pid] = zygote
 
-    async def _finish(self, zygote: AppZygote, timeout_seconds: float, pipe: str = "") -> AppZygote | str:
-        problem = await zygote.wait_for_import_outcome(timeout_seconds, self._output, pipe)
+    async def _finish_import(
+        self, zygote: AppZygote, timeout_seconds: float, pipe: str = ""
+    ) -> AppZygote | str:
+        problem = await zygote.fork_obstacle_after_import(timeout_seconds, self._output, pipe)
         if problem:
             self._unusable[zygote.key] = (zygote.code_since, problem)
             zygote.end()

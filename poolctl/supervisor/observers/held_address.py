@@ -39,7 +39,7 @@ class HttpEndpoint(HttpHandler):
         """Admit every client: each request is authorized separately."""
 
 
-class BoundTable(Protocol):
+class TableWithBind(Protocol):
     """A table of the configuration with the address to serve at. It may have the `mode` of a Unix socket."""
 
     @property
@@ -47,7 +47,7 @@ class BoundTable(Protocol):
 
 
 Endpoint = TypeVar("Endpoint", bound=HttpEndpoint)
-OfTable = TypeVar("OfTable", bound=BoundTable)
+OfTable = TypeVar("OfTable", bound=TableWithBind)
 
 
 class HttpAddressServer(Generic[Endpoint, OfTable]):
@@ -79,7 +79,7 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
         """Create the HTTP server for the address."""
         raise NotImplementedError
 
-    async def configure_endpoint(self, server: Endpoint, table: OfTable, env: Mapping[str, str]) -> None:
+    async def set_up_server(self, server: Endpoint, table: OfTable, env: Mapping[str, str]) -> None:
         """Set up `server` as in `table`; `env` has the variables that `table` names. Raises ServerError or OSError.
 
         If the token or certificate is unusable, the previous one stays in use.
@@ -92,20 +92,20 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
         tls: TLSConfig | Literal[False],
         env: Mapping[str, str],
         *,
-        required: bool,
+        mtls_required: bool,
     ) -> None:
         """Use the certificate of `tls` for new connections of the server; with `tls` False, use plaintext.
 
         For use in `apply`, which is called again from time to time to load renewed files. If `tls` has a `ca`,
-        clients may present certificates; with `required` they must. Raises ServerError.
+        clients may present certificates; with `mtls_required` they must. Raises ServerError.
         """
         if not tls:
             server.http.tls, self._certificate = None, None
             return
         files = [path for path in (tls.cert, tls.key, tls.ca) if path]
-        mark = tls, required, await in_daemon_thread(lambda: [stamp_of(path) for path in files])
+        mark = tls, mtls_required, await in_daemon_thread(lambda: [stamp_of(path) for path in files])
         if mark != self._certificate:
-            server.http.tls = await in_daemon_thread(lambda: _context_of(tls, env, required, self._what))
+            server.http.tls = await in_daemon_thread(lambda: _context_of(tls, env, mtls_required, self._what))
             self._certificate = mark
 
     async def wait_for_opening(self) -> None:
@@ -173,7 +173,7 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
             self._keeper.send({"op": "put", "name": self._entry, "meta": wanted}, fds)
         if (server := self._server) is None:
             server, self._certificate = self.make_server(), None
-        await self.configure_endpoint(server, table, self._environment.configuration.environment)
+        await self.set_up_server(server, table, self._environment.configuration.environment)
         if self._server is None:
             try:
                 for sock in self._listeners:

@@ -203,7 +203,7 @@ def _health_if_should_run(core: Core, entry: Entry) -> RouteHealth:
     return replace(health, detail=failed) if (failed := failed_run_message(entry)) else health
 
 
-class MetricsAddress(HttpAddressServer["MetricsServer", MetricsTable]):
+class MetricsAddressServer(HttpAddressServer["MetricsServer", MetricsTable]):
     """Serves metrics and health over HTTP at the address in the table [metrics]."""
 
     def __init__(
@@ -216,9 +216,7 @@ class MetricsAddress(HttpAddressServer["MetricsServer", MetricsTable]):
     def make_server(self) -> MetricsServer:
         return MetricsServer(self._metrics, self._health)
 
-    async def configure_endpoint(
-        self, server: MetricsServer, table: MetricsTable, env: Mapping[str, str]
-    ) -> None:
+    async def set_up_server(self, server: MetricsServer, table: MetricsTable, env: Mapping[str, str]) -> None:
         server.path = table.path
 
 

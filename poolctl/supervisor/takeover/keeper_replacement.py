@@ -104,12 +104,12 @@ class KeeperWatch:
         elif self._watchdog.check_for_hang(now):
             self._kill_or_resume_silent_keeper(now)
         elif self._watchdog.may_be_stopped and not self._late:
-            self._report_and_resume_keeper()
+            self._report_and_resume_silent_keeper()
         elif self._watchdog.mark_ping_sent_if_due(now):
             self._keeper.send(_PING)
         self._set_timer()
 
-    def _report_and_resume_keeper(self) -> None:
+    def _report_and_resume_silent_keeper(self) -> None:
         self._late = True
         # The keeper may have been stopped.
         kill(self._process, signal.SIGCONT)
@@ -159,7 +159,7 @@ def reason_irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -
     return "" if keeper.whole else "the supervisor does not know all of its descriptors yet"
 
 
-class KeeperEndWatch:
+class KeeperExitWatchdog:
     """Watch for the keeper's exit. If the event loop hangs for 10 s after the exit, the watch calls `replace`.
 
     `replace` gets the stack frame that hangs. The kernel sends this process SIGCONT when the keeper, its parent, exits.
@@ -171,11 +171,11 @@ class KeeperEndWatch:
         self._keeper_pid = keeper_pid
         self._replace = replace
         self._signals = 0
-        signal.signal(signal.SIGCONT, self._check_keeper_ended_on_sigcont)
+        signal.signal(signal.SIGCONT, self._replace_ended_keeper_on_sigcont)
         continue_when_parent_ends()
         signal.raise_signal(signal.SIGCONT)  # the keeper may already have ended
 
-    def _check_keeper_ended_on_sigcont(self, number: int, frame: FrameType | None) -> None:
+    def _replace_ended_keeper_on_sigcont(self, number: int, frame: FrameType | None) -> None:
         if os.getppid() == self._keeper_pid:
             return
         if not self._signals:

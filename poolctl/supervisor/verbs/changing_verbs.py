@@ -134,7 +134,7 @@ class Lifecycle:
         if not call.options.get("force"):
             now = self._core.clock.time()
             found = [
-                await asyncio.to_thread(expired_replacement_error, entry, entry.config, now)
+                await asyncio.to_thread(expired_certificate_error, entry, entry.config, now)
                 for entry in runnable
                 if entry.observed.certificate_ends is not None
             ]
@@ -338,7 +338,7 @@ class Lifecycle:
             return Result(errors=error_entries(error), exit_code=INVALID_CONFIGURATION)
         except ServerError as problem:
             return Result(errors=(ErrorEntry.of(problem),), exit_code=CONFLICT)
-        if found := self._obstacles(config):
+        if found := self._obstacles_to_adding(config):
             code, findings = found
             problems = [problem_of(finding, name=config.name, bind=config.bind) for finding in findings]
             raised = PoolValidateError("the server cannot be added", problems)
@@ -376,7 +376,7 @@ class Lifecycle:
             raise missing_selection_error(verb, len(self._core.entries))
         return selected(self._core, call.selector)
 
-    def _obstacles(self, config: ServerConfig) -> tuple[int, list[Finding]] | None:
+    def _obstacles_to_adding(self, config: ServerConfig) -> tuple[int, list[Finding]] | None:
         """None if the server can be added to the pool; else the exit code and the problems that prevent it."""
         there = self._core.entries.values()
         if any(entry.removed and entry.name == config.name for entry in there):
@@ -457,13 +457,13 @@ def check_open_file_limit(core: Core, coming: Iterable[tuple[ServerConfig, int]]
 
     `coming` has each server with its number of workers.
     """
-    before = _running_servers(core)
+    before = _servers_to_run(core)
     _check_file_limit(before, before | {server.name: (server, count) for server, count in coming})
 
 
 def check_pool_file_limit(core: Core, servers: Iterable[ServerConfig]) -> None:
     """Raise TooManyOpenFiles if the limit of open files is too low for a pool with exactly these servers."""
-    before = _running_servers(core)
+    before = _servers_to_run(core)
     after = {
         server.name: (server, server.scale.min)
         for server in servers
@@ -472,7 +472,7 @@ def check_pool_file_limit(core: Core, servers: Iterable[ServerConfig]) -> None:
     _check_file_limit(before, after)
 
 
-def _running_servers(core: Core) -> _Servers:
+def _servers_to_run(core: Core) -> _Servers:
     return {
         entry.name: (entry.config, requested_worker_count(entry))
         for entry in core.entries.values()
@@ -501,7 +501,7 @@ def _check_file_limit(before: _Servers, after: _Servers) -> None:
     raise TooManyOpenFiles(Result(errors=(problem,), exit_code=FAILED))
 
 
-def expired_replacement_error(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
+def expired_certificate_error(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
     """The error if the certificate in the file has expired, and the one in use is still valid; else None.
 
     `config` names the file. Blocks on the disk.

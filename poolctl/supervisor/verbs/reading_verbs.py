@@ -18,7 +18,7 @@ from poolctl.control.answers import (
 from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ShowResult, StacksResult
 from poolctl.core.configuration_diff import date_text, expired_message
-from poolctl.core.core import Goal, goal_error, wait_and_return_unfinished
+from poolctl.core.core import CommandGoal, goal_error, wait_and_return_unfinished
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolMonitorError, ServerError
@@ -53,7 +53,9 @@ class ReadingVerbs:
         """The selected servers with their configuration, its origins, and their workers; secrets only with `reveal`."""
         entries = selected(self._core, call.selector)
         reveal = call.options.get("reveal") is True
-        found = await self._context.configuration.origins([each.name for each in entries if not each.added])
+        found = await self._context.configuration.key_origins(
+            [each.name for each in entries if not each.added]
+        )
         shown = (details(self._core, each, found.get(each.name), reveal=reveal) for each in entries)
         return ShowResult(items=tuple(shown))
 
@@ -191,7 +193,7 @@ class ReadingVerbs:
 
     def _unstartable_dependency_error(self, entry: Entry) -> ServerError | None:
         """The error if the server waits for a dependency that will not start, such as a disabled one; else None."""
-        command = Goal(self._core, PoolMonitorError, [entry])
+        command = CommandGoal(self._core, PoolMonitorError, [entry])
         return command.problem(entry) if entry.wanted and command.is_over(entry) else None
 
     def _why_not(self, entry: Entry, goal: str) -> str:

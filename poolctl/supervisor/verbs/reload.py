@@ -44,7 +44,7 @@ from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.selection.selector import NothingMatched, Selector, select
 
 from ..active_configuration import LoadedConfiguration, ReaderFailed
-from .changing_verbs import check_pool_file_limit, expired_replacement_error
+from .changing_verbs import check_pool_file_limit, expired_certificate_error
 from .verb import Call, Operation, VerbContext, error_of_kind, items
 
 # The name of the pool itself in the plan; no server can have it.
@@ -95,7 +95,7 @@ class Reload:
                 return ReloadResult(
                     items=self._all_items(), errors=tuple(problems), exit_code=INVALID_CONFIGURATION
                 )
-            lines = (*self._pool_and_table_changes(resolved), *changes)
+            lines = (*self._changes_outside_servers(resolved), *changes)
             if call.options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
                 return ReloadResult(
@@ -103,7 +103,7 @@ class Reload:
                 )
             check_pool_file_limit(self._core, resolved.servers)
             applied = _ReloadRun(self._core, changes, resolved.servers)
-            applied.apply_to_core(force=force)
+            applied.apply_to_core(allow_expired=force)
             self._record(lines)
             previous = self._configuration.marks
             exposed = self._activate_and_list_withheld_variables(resolved, call.options.get("env"), applied)
@@ -123,7 +123,7 @@ class Reload:
             changes=lines,
         )
 
-    async def apply_while_none_runs(self, call: Call) -> ReloadResult:
+    async def apply_to_stopped_pool(self, call: Call) -> ReloadResult:
         """Apply the files to a pool in which no server runs; returns changes or errors. New servers are not started."""
         async with self._configuration.turn:
             resolved = await self._configuration.read_without_activating(keep=self._core.entries)
@@ -132,7 +132,7 @@ class Reload:
                 return ReloadResult(errors=tuple(found.problems), exit_code=INVALID_CONFIGURATION)
             of_servers = [each for each in found.changes if not each.name.startswith("[")]
             applied = _ReloadRun(self._core, of_servers, resolved.servers)
-            applied.apply_to_core(force=False, starts=False)
+            applied.apply_to_core(allow_expired=False, starts=False)
             self._record(found.changes)
             self._activate_and_list_withheld_variables(resolved, None, applied)
         await applied.forget_removed_when_stopped(call)
@@ -147,7 +147,7 @@ class Reload:
     async def _difference(self, resolved: LoadedConfiguration) -> PlannedReload:
         if problems := self._configuration_errors(resolved):
             return PlannedReload([], [], problems, resolved.marks, {})
-        changes = [*self._pool_and_table_changes(resolved), *await self._planned(resolved)]
+        changes = [*self._changes_outside_servers(resolved), *await self._planned(resolved)]
         return PlannedReload(resolved.servers, changes, [], resolved.marks, resolved.files)
 
     def _configuration_errors(self, resolved: LoadedConfiguration) -> list[ErrorEntry]:
@@ -202,7 +202,7 @@ class Reload:
         }
         now, entries = self._core.clock.time(), self._core.entries
         found = [
-            expired_replacement_error(entries[server.name], server, now)
+            expired_certificate_error(entries[server.name], server, now)
             for server in servers
             if server.name in reading and server.name in entries
         ]
@@ -223,7 +223,7 @@ class Reload:
                 **where,
             )
 
-    def _pool_and_table_changes(self, resolved: LoadedConfiguration) -> Iterable[PlannedChange]:
+    def _changes_outside_servers(self, resolved: LoadedConfiguration) -> Iterable[PlannedChange]:
         if resolved.name != self._configuration.name:
             message = f"the pool's name: {self._configuration.name} → {resolved.name}"
             yield _of_pool(POOL, ("pool.name",), message)
@@ -266,8 +266,8 @@ class _ReloadRun:
         new = {Kind.ADD, Kind.RESTART}
         return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
 
-    def apply_to_core(self, *, force: bool, starts: bool = True) -> None:
-        """Make all changes in the core at once. With `force`, expired certificates are loaded too.
+    def apply_to_core(self, *, allow_expired: bool, starts: bool = True) -> None:
+        """Make all changes in the core at once. With `allow_expired`, expired certificates are loaded too.
 
         Without `starts`, new servers are not started.
         """
@@ -281,7 +281,7 @@ class _ReloadRun:
         self._starting = Operation(core, PoolRestartError, awaited)
         stopping = [entry for entry in coming if entry.is_disabled and not entry.is_fully_stopped]
         self._stopping = Operation(core, PoolStopError, [*gone, *stopping])
-        for name in self._kinds if force else ():
+        for name in self._kinds if allow_expired else ():
             if (changed := core.entries.get(name)) is not None:
                 core.runner.force_certificate(name, changed.desired.generation)
 
@@ -399,7 +399,7 @@ class ConfigurationDrift:
             return result
         return replace(result, changed=to_json(_summarize_changed_files(found.files, difference)))
 
-    async def apply_at_rest(self, call: Call) -> ReloadResult | None:
+    async def apply_if_at_rest(self, call: Call) -> ReloadResult | None:
         """Apply changed files to a pool whose servers are all at rest; return the result of the reload.
 
         Return None, and apply nothing, if a server runs, the pool is empty, or no file has changed. Also return None if
@@ -409,7 +409,7 @@ class ConfigurationDrift:
             return None
         if (found := await self._find_changes()) is None:
             return None
-        result = await self._reload.apply_while_none_runs(call)
+        result = await self._reload.apply_to_stopped_pool(call)
         counts = _counted(result.changes or ())
         if result.exit_code or not any(counts):
             return result
@@ -477,7 +477,7 @@ class ConfigurationDrift:
             in_use = {(tuple(entry.config.env_file), entry.observed.files["env_file"]) for entry in reading}
             variables = frozenset((entry.name, entry.observed.files["env_file"]) for entry in reading)
             work = asyncio.to_thread(
-                self._search_changed_inputs, in_use, self._core.servers.revision, variables
+                self._find_changed_inputs, in_use, self._core.servers.revision, variables
             )
             self._search = asyncio.ensure_future(work)
         try:
@@ -485,7 +485,7 @@ class ConfigurationDrift:
         except TimeoutError:
             return None
 
-    def _search_changed_inputs(
+    def _find_changed_inputs(
         self, in_use: set[tuple[tuple[str, ...], str]], revision: int, variables: frozenset[tuple[str, str]]
     ) -> _ChangedInputs | None:
         """Return the changed files; None if there are none, or if a `--watch` process is about to apply the changes.

@@ -32,7 +32,7 @@ _STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TakeoverReport:
+class TakeoverCheckReport:
     """The next version's report, before an upgrade, on whether it can use the active configuration.
 
     `problem` is why the configuration cannot be used, or "". Without a `problem`, `errors` are those in the active
@@ -82,7 +82,7 @@ class Upgrade:
         )
         if not failed:
             try:
-                check = from_json(TakeoverReport, json.loads(said))
+                check = from_json(TakeoverCheckReport, json.loads(said))
             except (ValueError, AttributeError):
                 failed = f"its check printed {said[:80]!r}"
             else:

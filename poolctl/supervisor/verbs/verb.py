@@ -14,7 +14,7 @@ from poolctl.config import masked
 from poolctl.control.answers import ErrorEntry, Item, ProgressLine, Result, ServerStep, SupervisorIdentity
 from poolctl.control.control_server import Attach, Progress, refuse_attachment
 from poolctl.control.server_answers import LiveOverrides, ProbeResult, ServerDetails, WorkerDetails
-from poolctl.core.core import Core, Goal
+from poolctl.core.core import CommandGoal, Core
 from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, ServerError
@@ -142,10 +142,10 @@ def selected(core: Core, selector: Selector) -> list[Entry]:
     return [entry for entry in entries if entry.name in names]
 
 
-def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], None]:
+def reporter(call: Call, is_done: Callable[[Entry], bool]) -> Callable[[Entry], None]:
     """A function that sends a progress line for an entry, if the client wants progress.
 
-    `done` returns whether the command is complete for an entry. The state alone does not show this: an entry that is
+    `is_done` returns whether the command is complete for an entry. The state alone does not show this: an entry that is
     being restarted is running, too.
     """
     if not call.options.get("progress", True):
@@ -153,7 +153,7 @@ def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], Non
     seen: dict[str, tuple[str, bool, bool]] = {}
 
     def report(entry: Entry) -> None:
-        now = (entry.state, entry.ready, done(entry))
+        now = (entry.state, entry.ready, is_done(entry))
         if seen.get(entry.name) == now:
             return
         seen[entry.name] = now
@@ -170,7 +170,7 @@ def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], Non
     return report
 
 
-class Operation(Goal):
+class Operation(CommandGoal):
     """Waits until servers have reached the state that a command wants, and makes the answer to its client.
 
     `problems` are the failures; the caller may add others, such as servers that the command has refused.

@@ -142,7 +142,7 @@ class Verbs:
 
         Raises SelectorError for wrong options, NothingMatched, TooManyOpenFiles, and ReaderFailed.
         """
-        applied = await self._drift.apply_at_rest(call) if verb == "start" else None
+        applied = await self._drift.apply_if_at_rest(call) if verb == "start" else None
         if applied is not None and applied.exit_code:
             return applied
         await match_expressions(self._core, call.selector)

@@ -479,13 +479,15 @@ class ConnectionAcceptor:
         assert self._config.ssl is not None
         self.accepted.shake_hands(self._make(routed), sock, self._config.ssl, due)
 
-    def _make_adopted(self, until: float | None, asked: bool, routed: Routed | None) -> asyncio.Protocol:
+    def _make_adopted(
+        self, until: float | None, between_requests: bool, routed: Routed | None
+    ) -> asyncio.Protocol:
         if routed is not None and not routed.route:
             return ReplayProtocol(self._make_adopted(None, False, None), routed.received, self._server_state)
         made = self._make(routed)
         if until is not None or routed is None or not routed.decided:
             if isinstance(made, Drainable):
-                made.limit_head_or_idle_time(until, asked=asked)
+                made.limit_head_or_idle_time(until, between_requests=between_requests)
         elif isinstance(made, RoutedConnection):
             made.head = None  # the head has arrived, so no time limit applies
         return made  # type: ignore[no-any-return]

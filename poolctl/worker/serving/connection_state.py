@@ -133,12 +133,12 @@ class Drainable:
     def end_event_streams(self) -> None:
         """End the responses that are event streams, without cutting off an event. The clients reconnect."""
 
-    def limit_head_or_idle_time(self, until: float | None, *, asked: bool) -> None:
+    def limit_head_or_idle_time(self, until: float | None, *, between_requests: bool) -> None:
         """Apply the time limit of a connection that another process has handed over. Called before `connection_made`.
 
-        The limit ends at `until`, a monotonic time; None stands for the default limit. If `asked` is true, the
-        connection is between two requests, and closes at `until` unless a request begins before. If `asked` is false,
-        the head of the next request must be complete at `until`.
+        The limit ends at `until`, a monotonic time; None stands for the default limit. If `between_requests` is true,
+        the connection is between two requests, and closes at `until` unless a request begins before. If
+        `between_requests` is false, the head of the next request must be complete at `until`.
         """
 
 

@@ -309,8 +309,8 @@ class Http1Connection(Drainable, Http1Protocol):
             elif self.head is not None:
                 self.cancel_head_timeout()
 
-    def limit_head_or_idle_time(self, until: float | None, *, asked: bool) -> None:
-        if until is not None and not asked:
+    def limit_head_or_idle_time(self, until: float | None, *, between_requests: bool) -> None:
+        if until is not None and not between_requests:
             timeouts = self.server_state.head_timeouts
             timeouts.start(self, min(until, monotonic() + timeouts.seconds))
             return

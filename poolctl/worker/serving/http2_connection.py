@@ -107,8 +107,8 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self._pop_head_deadline()
         self.transport.close()
 
-    def limit_head_or_idle_time(self, until: float | None, *, asked: bool) -> None:
-        self._until = until, asked
+    def limit_head_or_idle_time(self, until: float | None, *, between_requests: bool) -> None:
+        self._until = until, between_requests
 
     def close_when_idle(self) -> None:
         """Begin to close: the connection closes after QUIET_SECONDS if no data has arrived by then."""
@@ -131,7 +131,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         protocol = kind(*self._made_with, _loop=self._loop)
         if self._until is not None and isinstance(protocol, Drainable):
             until, asked = self._until
-            protocol.limit_head_or_idle_time(until, asked=asked)
+            protocol.limit_head_or_idle_time(until, between_requests=asked)
         if self.routing is not None and isinstance(protocol, Drainable):
             add_route_to_scopes(protocol, self.routing)
         self.transport.set_protocol(protocol)

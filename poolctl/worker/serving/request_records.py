@@ -156,7 +156,7 @@ class LoggedRequest:
             self.status = HTTPStatus.FORBIDDEN
         return kind == "http.response.body" and not message.get("more_body", False)
 
-    def line(self) -> RequestLine:
+    def line(self) -> RequestLogLine:
         """The log line for the request in its current state.
 
         If the application has sent no status, the line has 499 if the client has left, 503 if the request was cancelled
@@ -164,10 +164,10 @@ class LoggedRequest:
         """
         without = HTTPStatus.SERVICE_UNAVAILABLE if self.cut else HTTPStatus.INTERNAL_SERVER_ERROR
         status = self.status or (_CLIENT_LEFT if self.left else without)
-        return RequestLine(self._scope, status, perf_counter() - self._begun, self.name)
+        return RequestLogLine(self._scope, status, perf_counter() - self._begun, self.name)
 
 
-class RequestLine(NamedTuple):
+class RequestLogLine(NamedTuple):
     """A log line about a request that took `seconds` (None: not measured). `name` is the request's ID ("": none)."""
 
     scope: Scope
@@ -229,10 +229,10 @@ class FailedRequestLog:
             return
         given = next((value for name, value in scope["headers"] if name == _NAME), b"")
         name = given.decode() if _GOOD.fullmatch(given) else ""
-        _write(self._form, "ERROR", RequestLine(scope, status, seconds, name))
+        _write(self._form, "ERROR", RequestLogLine(scope, status, seconds, name))
 
 
-def _write(form: str, level: str, line: RequestLine | str) -> None:
+def _write(form: str, level: str, line: RequestLogLine | str) -> None:
     if form == "json":
         now = time()
         stamp = f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(now))}.{int(now % 1 * 1000):03}Z"

@@ -60,7 +60,7 @@ class RoutedConnection(Http1Connection):
         if self.routing.pending:
             self.loop.call_soon(self.process_held)
         elif self.server_state.draining:
-            self.loop.call_soon(self._return_now_or_when_idle)
+            self.loop.call_soon(self._try_return_now_or_later)
 
     def connection_lost(self, exc: Exception | None) -> None:
         routing = self.routing
@@ -102,18 +102,18 @@ class RoutedConnection(Http1Connection):
             if protocol is not self or self.transport.is_closing():
                 return
         if self.server_state.draining:
-            self._return_now_or_when_idle()  # a body may end after its response
+            self._try_return_now_or_later()  # a body may end after its response
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if (self.server_state.draining or not self.routing.routes.keeps) and self._return_now_or_when_idle():
+        if (self.server_state.draining or not self.routing.routes.keeps) and self._try_return_now_or_later():
             return
         if self.routing.pending:
             self.process_held()
 
     def give_back(self) -> None:
         """Return the connection to the gateway before its next request, if that is possible."""
-        self._return_now_or_when_idle()
+        self._try_return_now_or_later()
 
     def move_or_close_when_idle(self) -> None:
         """Begin to move the connection to another worker.
@@ -138,12 +138,12 @@ class RoutedConnection(Http1Connection):
 
     def close_when_idle(self) -> None:
         """Return the connection to the gateway once it is idle; if that is impossible, close it once it is quiet."""
-        if not self._return_now_or_when_idle():
+        if not self._try_return_now_or_later():
             super().close_when_idle()
 
     def shutdown(self) -> None:
         """Return the connection to the gateway once it is idle; if that is impossible, close it."""
-        if not self._return_now_or_when_idle():
+        if not self._try_return_now_or_later():
             super().shutdown()
 
     def _mark_last_response(self) -> None:
@@ -176,15 +176,15 @@ class RoutedConnection(Http1Connection):
         if head is None and RequestHead.is_incomplete_but_valid(data):
             self._await_rest(data, data)
             return 0
-        if head is None or not self._match_route(head):
-            self._await_routes_or_return(data)
+        if head is None or not self._try_assign_route(head):
+            self._await_routes_or_send_back(data)
             return 0
         self.routing.begin_body(head.body)
         if self.head is not None:
             self.head = FIRST  # the whole head counts, not what arrives from now on
         return head.end
 
-    def _match_route(self, head: RequestHead) -> bool:
+    def _try_assign_route(self, head: RequestHead) -> bool:
         """Whether this server serves the request; if so, the connection gets the route and context of the request."""
         routing, routes = self.routing, self.routing.routes
         peer = self.client[0] if self.client else ""
@@ -204,7 +204,7 @@ class RoutedConnection(Http1Connection):
         routing.hops, routing.decided = 0, False
         return True
 
-    def _await_routes_or_return(self, data: bytes) -> None:
+    def _await_routes_or_send_back(self, data: bytes) -> None:
         routing, routes = self.routing, self.routing.routes
         self._hold(data)
         self.cancel_close_when_quiet()
@@ -262,7 +262,7 @@ class RoutedConnection(Http1Connection):
             return False
         return transport is not None and not transport.is_closing() and transport.get_protocol() is self
 
-    def _return_now_or_when_idle(self) -> bool:
+    def _try_return_now_or_later(self) -> bool:
         """Return the connection to the gateway at once if it is idle, otherwise after its response.
 
         The result is False if the connection cannot go back to the gateway.

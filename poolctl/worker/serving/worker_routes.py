@@ -164,7 +164,7 @@ def _url(listener: socket.socket, *, secure: bool) -> str:
     return f"{'https' if secure else 'http'}://{host}:{address[1]}"
 
 
-def routed_app(app: App, routing: ConnectionRoutingState) -> App:
+def with_route_context(app: App, routing: ConnectionRoutingState) -> App:
     """Wrap the application for one connection: each scope gets the route, and data about the client.
 
     Requests, and the errors among them, are counted by route.
@@ -217,7 +217,7 @@ async def _run_counting_server_errors(
         raise
 
 
-def app_with_proxied_routes(app: App, routes: GatewayRoutes) -> App:
+def app_with_route_in_scope(app: App, routes: GatewayRoutes) -> App:
     """Wrap the application for all connections: the scope of a request proxied by the gateway gets its route.
 
     The header field in which the gateway names the route is removed, even if a client has sent it.
@@ -237,9 +237,9 @@ def show_proxied_routes_to_app(config: uvicorn.Config, routes: GatewayRoutes) ->
     """Let the loaded application see the routes of requests that the gateway has proxied."""
     app: Any = config.loaded_app
     if isinstance(app, AccessLogMiddleware):  # the access log stays the outermost layer
-        app.inner = app_with_proxied_routes(app.inner, routes)
+        app.inner = app_with_route_in_scope(app.inner, routes)
     else:
-        config.loaded_app = app_with_proxied_routes(app, routes)
+        config.loaded_app = app_with_route_in_scope(app, routes)
 
 
 def _extract_context_header(scope: Scope, routes: GatewayRoutes) -> None:
@@ -254,7 +254,7 @@ def _extract_context_header(scope: Scope, routes: GatewayRoutes) -> None:
 
 def add_route_to_scopes(connection: Any, routing: ConnectionRoutingState) -> None:
     """Add the route to the scope of each request on a uvicorn connection, including WebSockets."""
-    connection.app = routed_app(connection.app, routing)
+    connection.app = with_route_context(connection.app, routing)
     if getattr(connection, "ws_protocol_class", None) is not None:  # absent in HTTP/2
         connection.ws_protocol_class = functools.partial(
             _routed_websocket, connection.ws_protocol_class, routing
@@ -263,5 +263,5 @@ def add_route_to_scopes(connection: Any, routing: ConnectionRoutingState) -> Non
 
 def _routed_websocket(protocol: Any, routing: ConnectionRoutingState, **arguments: Any) -> Any:
     made = protocol(**arguments)
-    made.app = routed_app(made.app, routing)
+    made.app = with_route_context(made.app, routing)
     return made

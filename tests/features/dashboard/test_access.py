@@ -14,9 +14,9 @@ from poolctl.features.dashboard._access import (
     SESSION_SECONDS,
     WINDOW_SECONDS,
     EndedSessions,
+    GlobalLoginThrottle,
     HostAndOriginGuard,
     Sessions,
-    SharedLoginThrottle,
 )
 from tests.manual_clock import ManualClock
 
@@ -32,9 +32,9 @@ def sessions(clock: ManualClock, tmp_path: Path) -> Sessions:
 
 
 def test_only_the_token_is_accepted(sessions: Sessions) -> None:
-    assert sessions.is_token("a-token")
+    assert sessions.is_pool_token("a-token")
     for wrong in ("", "a-toke", "a-token ", "A-token", "ä", "a-token\0", "\ud800"):
-        assert not sessions.is_token(wrong)
+        assert not sessions.is_pool_token(wrong)
 
 
 def test_the_cookies_of_pools_on_one_host_have_names_of_their_own(
@@ -88,7 +88,7 @@ def test_each_session_has_a_csrf_token_of_its_own(sessions: Sessions) -> None:
 
 
 def test_after_too_many_wrong_tokens_every_login_is_refused_for_a_while(clock: ManualClock) -> None:
-    attempts = SharedLoginThrottle(clock)
+    attempts = GlobalLoginThrottle(clock)
     for _ in range(MOST_FAILURES):
         assert attempts.wait_seconds() == 0
         attempts.record_failure()

@@ -396,7 +396,7 @@ def test_quiet_log_is_not_read_again_until_it_has_news(
         return read(follower)
 
     async def play() -> None:
-        messages = _app._log_lines({"web": str(log)})
+        messages = _app._log_line_events({"web": str(log)})
         assert "first" in await anext(messages)
         with log.open("a") as file:
             file.write("second\n")

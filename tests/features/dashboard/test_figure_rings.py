@@ -197,7 +197,7 @@ def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 def test_history_is_that_of_one_server_or_of_the_pool(scenario: Callable[..., None]) -> None:
     async def work(desk: WithHistory) -> None:
         assert (await desk.ask("history"))["series"] == {}, "none is kept without a dashboard"
-        desk.history.set_enabled(True)
+        desk.history.enable_or_clear(True)
         await turns()
         found = await desk.ask("history", "s1", span="day")
         assert (found["slot_seconds"], found["slots"]) == (900, 96)
@@ -226,7 +226,7 @@ def test_the_samples_for_a_dashboard_change_and_serialise_nothing(
         before = {name: record_of(entry) for name, entry in desk.core.entries.items()}
         kept: list[Any] = []
         monkeypatch.setattr(desk.link, "send", lambda message, fds=(): kept.append(message))
-        desk.history.set_enabled(True)
+        desk.history.enable_or_clear(True)
         samples: list[float] = []
         while len(samples) < 10:
             await asyncio.sleep(0.001)
@@ -340,10 +340,10 @@ def test_history_is_kept_from_when_it_is_wanted_until_it_is_not() -> None:
         store: Any = Store(content)
         absent: Any = None
         history = FigureHistory(absent, given.append, store)
-        history.set_enabled(False)
+        history.enable_or_clear(False)
         assert (given, store.written) == ([], [])
-        history.set_enabled(True)
-        history.set_enabled(True)
+        history.enable_or_clear(True)
+        history.enable_or_clear(True)
         await turns()
         (take,) = given
         take(0.0, [seen()])
@@ -354,20 +354,20 @@ def test_history_is_kept_from_when_it_is_wanted_until_it_is_not() -> None:
         rings = FigureRings()
         rings.restore(saved)
         assert last(rings.rings["hour"])[0] == 1
-        history.set_enabled(True)  # as each reload does
+        history.enable_or_clear(True)  # as each reload does
         await turns()
         take(120.0, [seen(requests=180)])
         _, saved = store.written.pop()
         rings.restore(saved)
         assert rings.rings["hour"].series("web")[FIGURES[0]][-2:] == [1, 2]
-        history.set_enabled(False)
+        history.enable_or_clear(False)
         assert (given, store.written[1:]) == ([take, None], [("history", b"")])
         take(180.0, [seen(requests=60)])
         assert len(store.written) == 2
         # Of what was wanted for a moment only, nothing is sampled.
         store.held = asyncio.Event()
-        history.set_enabled(True)
-        history.set_enabled(False)
+        history.enable_or_clear(True)
+        history.enable_or_clear(False)
         store.held.set()
         await turns()
         assert given == [take, None, None]

@@ -15,7 +15,14 @@ import pytest
 
 from poolctl.errors import ControlError
 from poolctl.features.dashboard import _state_hub
-from poolctl.features.dashboard._state_hub import FIGURES, SERIES, SPAN_SECONDS, Hub, LevelHistory, level
+from poolctl.features.dashboard._state_hub import (
+    FIGURES,
+    SERIES,
+    SPAN_SECONDS,
+    Hub,
+    StatusLevelHistory,
+    level,
+)
 from poolctl.json_form import from_json
 from poolctl.logs.log_line import stamp
 from poolctl.monitor.journal import JournalEvent
@@ -138,7 +145,7 @@ def test_change_of_a_level_without_an_event_is_in_the_history(
 
 
 def test_changes_are_in_the_order_of_their_times_and_repeated_ones_left_out() -> None:
-    levels = LevelHistory()
+    levels = StatusLevelHistory()
     levels.add("web", "ok", 100.0)
     levels.add("web", "ok", 110.0)
     levels.add("web", "ko", 105.04)
@@ -498,7 +505,7 @@ def test_viewer_that_is_too_slow_is_disconnected_and_others_are_not(watching: Wa
 
 
 def test_history_of_a_server_is_bounded() -> None:
-    levels = LevelHistory()
+    levels = StatusLevelHistory()
     for number in range(401):
         levels.add("web", ("ok", "ko")[number % 2], float(number))
     found = levels.since(400.0)["web"]
@@ -520,7 +527,7 @@ def test_history_of_a_server_is_bounded() -> None:
 def test_level_is_taken_from_events_about_states_and_health(
     event: dict[str, str], levels: dict[str, list[tuple[float, str]]]
 ) -> None:
-    found = LevelHistory()
+    found = StatusLevelHistory()
     found.add_event(
         JournalEvent.from_json({"schema": 1, "time": stamp(7.0), "seq": 1, "event": "x", **event})
     )

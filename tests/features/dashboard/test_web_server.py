@@ -346,7 +346,7 @@ def test_process_serves_from_the_order_to_begin_to_the_order_to_end(tmp_path: Pa
             def received(self, message: wire.Message, fds: list[int]) -> None:
                 messages.append(message)
 
-            def lost(self) -> None:
+            def on_link_lost(self) -> None:
                 messages.append("lost")
 
         link = Link(ours, Supervisor())

@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 
 from poolctl.features.gateway.process.backends.backends import Backends
-from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.hosts import HostStates
 from poolctl.features.gateway.process.counts import TrafficCounts
 from poolctl.features.gateway.process.descriptor_limit import lowest_free
 from poolctl.features.gateway.process.edge import GatewayState
@@ -135,7 +135,7 @@ class Stage:
         given = GatewaySettings(**{"directory": "/", **settings})
         self.edge = GatewayState(given, lambda kind, data: None)
         self.edge.configure(given)
-        self.edge.hosts = HostManager(self.edge.now)
+        self.edge.hosts = HostStates(self.edge.now)
         self.edge.counts = TrafficCounts()
         self.edge.backends = Backends(self.edge.hosts, self.edge.now, None, self.edge.counts)
         self.edge.pool = ProxyConnections()

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from poolctl.features.gateway.process.backends.backends import Backends
-from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.hosts import HostStates
 from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, StreamShare
 from poolctl.features.gateway.process.passing import ConnectionSender
 from poolctl.features.gateway.process.settings import GatewaySettings, ServerFacts
@@ -55,7 +55,7 @@ class StreamEdge:
     def __init__(self, servers: Mapping[str, ServerFacts] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         self.moved_seconds = 0.0
-        self.hosts = HostManager(self.now)
+        self.hosts = HostStates(self.now)
         self.backends = Backends(self.hosts, self.now)
         self.servers = dict(servers or {})
         self.passing = ConnectionSender(lambda kind, **data: None)

@@ -504,7 +504,7 @@ def test_connection_that_is_reset_before_its_proxy_header_is_read_is_closed() ->
         while not connection.has_unread():
             await asyncio.sleep(0)
         assert not connection.needs_more_after_read(ended=False)
-        connection.proceed()
+        connection.serve_or_close()
         assert connection.sock.fileno() == -1
         client.close()
 

@@ -606,7 +606,7 @@ def test_idle_connection_is_closed_in_its_time_and_leaves_its_list(exchange: Exc
 
 def test_connection_of_a_backend_counts_until_it_is_closed(exchange: Exchange) -> None:
     backend: Any = SimpleNamespace(open_connections=3)
-    exchange.connection.count_for(backend)
+    exchange.connection.count_as_open_for(backend)
     assert backend.open_connections == 4
     exchange.lose()
     assert backend.open_connections == 3

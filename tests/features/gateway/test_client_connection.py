@@ -1272,7 +1272,7 @@ def test_nothing_is_left_of_disorderly_clients_and_backends() -> None:
         while pool.clients or pool._tasks:
             await asyncio.sleep(0.01)
         assert (of_route.in_flight, of_route.waiting) == (0, 0)
-        pool.close_idle_connections()
+        pool.close_idle_backend_connections()
         while any(row["connections"] for row in stage.edge.backends.snapshot()):
             await asyncio.sleep(0)
         traffic = stage.edge.counts.route("app")

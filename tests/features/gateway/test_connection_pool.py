@@ -241,7 +241,7 @@ class Connections:
         return made
 
     async def end(self) -> None:
-        self.pool.close_idle_connections()
+        self.pool.close_idle_backend_connections()
         for each in self.servers:
             each.close()
         await asyncio.sleep(0)

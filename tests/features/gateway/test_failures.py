@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.process.backends.backends import Backends
-from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.hosts import HostStates
 from poolctl.routing.route import BreakerRule, Route, Target, TrafficLimits
 from tests.features.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, ok, play, route
 from tests.manual_clock import ManualClock
@@ -37,7 +37,7 @@ class Failures(Stage):
         super().__init__(**settings)
         self.clock = ManualClock()
         self.events: list[tuple[str, str]] = []
-        self.edge.hosts = HostManager(self.clock.monotonic, wall=self.clock.time)
+        self.edge.hosts = HostStates(self.clock.monotonic, wall=self.clock.time)
         self.edge.backends = Backends(
             self.edge.hosts,
             self.clock.monotonic,

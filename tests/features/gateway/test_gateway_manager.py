@@ -641,7 +641,7 @@ class Orders(Gateway):
         if self.performs is not None:
             await self.performs()
 
-    async def wait_until_applied(self) -> None:
+    async def wait_briefly_until_applied(self) -> None:
         self.sent.append(("applied", ()))
 
     async def finish(self, seconds: float) -> None:
@@ -727,7 +727,7 @@ def test_process_gets_the_whole_state_in_an_order_in_which_it_can_use_it() -> No
             ("forget", canary_name("one")), ("report_probes", ({},)),
             ("use_certificate", ("a:1", ("a.example",), {"ciphers": None}, "digest")),
             ("keep_certificates", ({"a:1": [("a.example",)]},)), ("machines", {"a": 1}),
-            ("publish", (7, table, ("keeps", False))), ("forget", "former"),
+            ("publish", (7, table, ("workers_may_keep", False))), ("forget", "former"),
             ("listen", (web_listener, None, marks[0], sockets[:1])), ("listen", (db, route, marks[1], sockets[1:])),
             ("close_listener", ("gone:1",)),
         ]  # fmt: skip
@@ -869,7 +869,7 @@ def test_passed_connections_of_a_server_end_with_its_workers() -> None:
         )
         await manager.desk.ask("start")
         one = manager.desk.core.entries["one"]
-        await manager._replace_workers_with_connections(frozenset({"one", "unknown"}), adopted=True)
+        await manager._replace_workers_to_end_connections(frozenset({"one", "unknown"}), only_adopted=True)
         manager.desk.events.flush()
         assert (recorded, one.desired.generation) == ([], 1), "its worker is this supervisor's own"
         orders = manager.made = Orders()
@@ -883,7 +883,7 @@ def test_passed_connections_of_a_server_end_with_its_workers() -> None:
             raise LinkLost("it has ended")
 
         orders.performs = end
-        await manager._replace_workers_with_connections(frozenset({"one", "unknown"}), adopted=False)
+        await manager._replace_workers_to_end_connections(frozenset({"one", "unknown"}), only_adopted=False)
         assert (await lost, orders.names, manager._ending_kept) == ("", ["performed"] * 2, "")
         manager.desk.events.flush()
         message = "one: connections that the gateway has passed are ended, as servers of other users follow"

@@ -92,7 +92,7 @@ def test_wider_address_on_the_same_port_takes_the_place_of_a_narrower_one_at_onc
         store: Any = Store()
         listeners = GatewayListeners(store)
         for wanted in (narrow, wide, narrow):
-            assert await listeners.open(by_key(wanted)) == []
+            assert await listeners.open_missing(by_key(wanted)) == []
             assert listeners.settings == by_key(wanted)
             assert store.names == {f"gateway listener {wanted.key}"}
             assert is_open(port)
@@ -114,7 +114,7 @@ def test_address_without_a_host_is_open_for_both_families() -> None:
         listeners, port = GatewayListeners(Store()), claim_port()
         narrow = http(f"0.0.0.0:{port}")
         for wanted in (replace(narrow, dual=True), narrow, replace(narrow, dual=True)):
-            assert await listeners.open(by_key(wanted)) == []
+            assert await listeners.open_missing(by_key(wanted)) == []
             families = {each.family for each in listeners.of(wanted.key)}
             assert families == ({socket.AF_INET, socket.AF_INET6} if wanted.dual else {socket.AF_INET})
         await listeners.close_others(())
@@ -128,9 +128,9 @@ def test_narrower_address_comes_back_when_the_wider_one_cannot_be_opened() -> No
         narrow, wide = http(f"127.0.0.1:{port}"), http(f"0.0.0.0:{port}")
         store: Any = Store()
         listeners = GatewayListeners(store)
-        assert await listeners.open(by_key(narrow)) == []
+        assert await listeners.open_missing(by_key(narrow)) == []
         with socket.create_server(("127.0.0.2", port)):
-            (error,) = await listeners.open(by_key(wide))
+            (error,) = await listeners.open_missing(by_key(wide))
         assert error.bind == wide.bind
         assert f"port {port} is in use" in error.message
         assert listeners.settings == by_key(narrow)
@@ -277,11 +277,11 @@ def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
     async def scenario() -> None:
         store: Any = Store()
         listeners, plain = GatewayListeners(store), http(f"127.0.0.1:{claim_port()}")
-        assert await listeners.open(by_key(plain)) == []
+        assert await listeners.open_missing(by_key(plain)) == []
         mark = listeners.mark(plain.key)
         secure = replace(plain, tls=True)
-        assert await listeners.open(by_key(secure)) == []
-        assert await listeners.open(by_key(secure)) == []
+        assert await listeners.open_missing(by_key(secure)) == []
+        assert await listeners.open_missing(by_key(secure)) == []
         assert (listeners.settings, listeners.mark(plain.key)) == (by_key(secure), mark)
         fds = [each.fileno() for each in listeners.of(plain.key)]
         name = f"gateway listener {plain.key}"
@@ -297,8 +297,8 @@ def test_datagrams_and_connections_share_a_port() -> None:
     async def scenario() -> None:
         bind = f"127.0.0.1:{claim_port()}"
         listeners, stream = GatewayListeners(Store()), ListenerSettings(bind=bind, protocol=UDP, alias="dns")
-        assert await listeners.open(by_key(http(bind))) == []
-        assert await listeners.open(by_key(stream)) == []
+        assert await listeners.open_missing(by_key(http(bind))) == []
+        assert await listeners.open_missing(by_key(stream)) == []
         assert listeners.settings == by_key(http(bind), stream)
         assert {each.type for each in listeners.of(stream.key)} == {socket.SOCK_DGRAM}
         assert {each.type for each in listeners.of(http(bind).key)} == {socket.SOCK_STREAM}
@@ -312,7 +312,7 @@ def test_closed_listener_refuses_connections_although_another_process_has_a_dupl
     async def scenario() -> None:
         port = claim_port()
         listeners, listener = GatewayListeners(Store()), http(f"127.0.0.1:{port}")
-        assert await listeners.open(by_key(listener)) == []
+        assert await listeners.open_missing(by_key(listener)) == []
         (sock,) = listeners.of(listener.key)
         with sock.dup():
             assert is_open(port)

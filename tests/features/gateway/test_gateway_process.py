@@ -180,7 +180,7 @@ def test_pair_and_table_are_sent_again_if_they_are_others() -> None:
         assert pairs == [pair_number(one[0]), pair_number(other[0]), 0]
         for _ in range(2):
             process.set_return_socket_pair(*one)
-            process.publish(1, one[0], keeps=False)
+            process.publish(1, one[0], workers_may_keep=False)
         process.publish(2, one[0])
         assert [each.get("keeps") for each in peer.sent()] == [None, False, True]
         for end in (*one, *other):
@@ -245,7 +245,7 @@ def test_silent_process_holds_up_a_stop_for_a_second_only(monkeypatch: pytest.Mo
         give, take = wire.pair()
         peer.process.report_server(ServerFacts(name="web"), give)
         await peer.process.withdraw_passing_socket("web", give)
-        await peer.process.wait_until_applied()
+        await peer.process.wait_briefly_until_applied()
         assert peer.kinds() == ["server", "withdraw", "performed"]
         assert peer.process.servers == set()
         give.close()

@@ -479,7 +479,7 @@ def test_backends_are_those_of_the_routes_in_the_last_table(tmp_path: Path) -> N
             assert [row["host"] for row in report["hosts"]] == [url]
             assert stage.server.edge.workers_keep
             table = Descriptor(write_table((), 3))
-            stage.process.publish(3, table, keeps=False)
+            stage.process.publish(3, table, workers_may_keep=False)
             table.close()
             report = await stage.process.fetch_report()
             assert (report["hosts"], report["queued"], report["streams"]) == ([], {}, {})

@@ -16,7 +16,7 @@ from poolctl import ServerConfig, TLSConfig
 from poolctl.config import Tables
 from poolctl.control.answers import Result
 from poolctl.features.gateway.process.backends.backends import Backends
-from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.hosts import HostStates
 from poolctl.features.gateway.process.backends.route_backends import READY, SLEEPING, STARTING
 from poolctl.features.gateway.process.counts import TrafficCounts
 from poolctl.features.gateway.process.settings import UDP, ListenerSettings, ServerFacts
@@ -380,7 +380,7 @@ class RoutePool:
         self.counted = blank_page().tolist()
         self.counts = TrafficCounts()
         self.clock = ManualClock()
-        self.hosts = HostManager(self.clock.monotonic, wall=self.clock.time)
+        self.hosts = HostStates(self.clock.monotonic, wall=self.clock.time)
         self.backends = Backends(self.hosts, self.clock.monotonic, counts=self.counts)
         self.backends.apply(
             routes, {"web": ServerFacts(name="web", bind=self.config.key, state="running", ready=True)}

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from poolctl.features.gateway.process.backends.hosts import HostManager, HostRecord, UnknownHost, find_host
+from poolctl.features.gateway.process.backends.hosts import HostRecord, HostStates, UnknownHost, find_host
 from poolctl.routing.route_report import RequestedBackendState
 from tests.manual_clock import ManualClock
 
@@ -23,13 +23,13 @@ def clock() -> ManualClock:
     return ManualClock(50.0)
 
 
-def manager(clock: ManualClock) -> tuple[HostManager, list[tuple[str, str, str]]]:
-    made, changes = HostManager(clock.monotonic, wall=clock.time), []  # type: HostManager, list[tuple[str, str, str]]
+def manager(clock: ManualClock) -> tuple[HostStates, list[tuple[str, str, str]]]:
+    made, changes = HostStates(clock.monotonic, wall=clock.time), []  # type: HostStates, list[tuple[str, str, str]]
     made.subscribe(lambda host, state, why: changes.append((host, str(state), why)))
     return made, changes
 
 
-def remaining_seconds(hosts: HostManager, host: str) -> float:
+def remaining_seconds(hosts: HostStates, host: str) -> float:
     """The time until the host becomes active again; 0 if that does not depend on time."""
     return max(0.0, hosts.reactivation_time(host) - hosts._now())
 

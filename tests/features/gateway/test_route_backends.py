@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from poolctl.features.gateway.process.backends.backends import Backends
-from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.hosts import HostStates
 from poolctl.features.gateway.process.backends.route_backends import (
     AVAILABLE,
     Backend,
@@ -46,7 +46,7 @@ class Stage:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.events: list[tuple[str, Table]] = []
-        self.hosts = HostManager(self.clock.monotonic, wall=self.clock.time)
+        self.hosts = HostStates(self.clock.monotonic, wall=self.clock.time)
         self.counts = TrafficCounts()
         self.backends = Backends(
             self.hosts,
@@ -404,7 +404,7 @@ def test_backend_for_a_passed_connection_is_chosen_by_the_policy_and_holds_nothi
     for _ in range(4):
         chosen = backends.choose("1.1.1.1")
         assert isinstance(chosen, Backend)
-        backends.count_passed(chosen)
+        backends.count_handover(chosen)
     assert [each.load for each in backends.members] == [2, 2]
     assert (backends.in_flight, stage.row("a")["requests"]) == (0, 0)
     stage.hosts.disable("a", 7)
@@ -441,7 +441,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.loop = VirtualLoop()
-        self.hosts = HostManager(self.loop.time, wall=self.loop.time)
+        self.hosts = HostStates(self.loop.time, wall=self.loop.time)
         self.backends = Backends(self.hosts, self.loop.time, random=Random(1))
 
     def wait(self, route: RouteBackends, *tried: str) -> asyncio.Task[Lease]:

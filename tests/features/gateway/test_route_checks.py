@@ -9,7 +9,7 @@ import pytest
 
 from poolctl.config import Tables, certificate_names
 from poolctl.config.checks.certificate_checks import names_cover
-from poolctl.features.gateway.route_checks import engine_findings, route_problems
+from poolctl.features.gateway.route_checks import engine_startup_findings, route_problems
 from poolctl.features.gateway.routes import routes_of
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.routing.route import ExcludedRoute, Route, passable
@@ -412,7 +412,7 @@ def test_label_of_another_server_is_named_by_its_server(tmp_path: Path) -> None:
 @needs("haproxy")
 def test_engine_that_is_missing_is_a_problem_of_the_table_that_turns_the_gateway_on() -> None:
     def path(**tables: Any) -> list[tuple[str | int, ...]]:
-        return [each.path for each in engine_findings(Tables(**tables))]
+        return [each.path for each in engine_startup_findings(Tables(**tables))]
 
     missing = GatewayConfig(engine="haproxy", program="/no/haproxy")
     assert path() == path(gateway=GatewayConfig()) == []

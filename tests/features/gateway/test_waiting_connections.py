@@ -111,7 +111,7 @@ class Waits(ConnectionAwaitingInput):
         self.ended.append(ended)
         return not ended and b"\n" not in self.sock.recv(100, socket.MSG_PEEK)
 
-    def proceed(self) -> None:
+    def serve_or_close(self) -> None:
         self.served = self.sock.recv(100)
         self.sock.close()
 

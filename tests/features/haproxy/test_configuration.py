@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.process.backends.backends import Backends
-from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.hosts import HostStates
 from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.features.haproxy._configuration import (
     CertificateContents,
@@ -902,7 +902,7 @@ class Held:
             "gone": ServerFacts(name="gone", bind="no address", state="stopped"),
         }
         clock = ManualClock()
-        self.hosts = HostManager(clock.monotonic, wall=clock.time)
+        self.hosts = HostStates(clock.monotonic, wall=clock.time)
         self.backends = Backends(self.hosts, clock.monotonic)
 
     def close(self) -> None:

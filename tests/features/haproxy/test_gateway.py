@@ -20,7 +20,7 @@ import pytest
 from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.features.gateway.process.backends.backends import Backends
-from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.hosts import HostStates
 from poolctl.features.gateway.process.counts import TrafficCounts
 from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
@@ -370,7 +370,7 @@ def test_newest_pair_for_passed_connections_is_held_for_the_next_supervisor(shor
                 stage.process.set_return_socket_pair(*pair)
             await stage.process.wait_until_performed()
             held = [
-                sockets for message, sockets in stage.server.adoption_messages() if message["t"] == "pair"
+                sockets for message, sockets in stage.server.messages_for_adopter() if message["t"] == "pair"
             ]
             assert [inodes(each) for each in held] == [inodes(second)]
             first[0].close()
@@ -704,7 +704,7 @@ class Counted:
         clock = ManualClock()
         self.counts = TrafficCounts()
         self.backends = Backends(
-            HostManager(clock.monotonic, wall=clock.time), clock.monotonic, counts=self.counts
+            HostStates(clock.monotonic, wall=clock.time), clock.monotonic, counts=self.counts
         )
         servers = (Target(server="one"), Target(url="http://10.0.0.7:80"))
         stream = StreamRoute(alias="pg", bind="127.0.0.1:5432", to=(Target(url="10.0.0.5:5432"),))

@@ -53,9 +53,9 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def assert_valid(directory: Path, text: str) -> None:
-    from poolctl.config import load, referenced_variables
+    from poolctl.config import load, required_variables
 
     path = str(directory / "pool.toml")
-    config = load(path, dict.fromkeys(referenced_variables(text), "1"), {path: text})
+    config = load(path, dict.fromkeys(required_variables(text), "1"), {path: text})
     assert [str(problem) for problem in config.problems] == []
     assert len(config) > 0

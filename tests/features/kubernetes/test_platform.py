@@ -20,8 +20,8 @@ from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.features.kubernetes import platform
 from poolctl.features.kubernetes._cluster import Cluster, NotFound
 from poolctl.features.kubernetes.platform import (
-    CommandArguments,
-    KubernetesClient,
+    KubernetesPlatform,
+    VerbArguments,
     _ClusterPool,
     not_on_a_cluster,
 )
@@ -227,7 +227,7 @@ class Stage:
         config = load([str(self.path)])
         assert not config.problems
         pool = _ClusterPool(self.api, config, [str(self.path)])
-        call = CommandArguments(selector, options, self.report, timeout)
+        call = VerbArguments(selector, options, self.report, timeout)
         try:
             return asyncio.run(getattr(pool, verb)(call))  # type: ignore[no-any-return]
         except NothingMatched as nothing:
@@ -846,8 +846,8 @@ def test_cluster_without_the_kind_of_the_routes_is_an_error_with_the_fix(stage: 
 
 def test_client_answers_wrong_requests_before_it_reaches_a_cluster(tmp_path: Path) -> None:
     path = tmp_path / "pool.toml"
-    client = KubernetesClient([str(path)], {})
-    assert repr(client) == f"<KubernetesClient {path}>"
+    client = KubernetesPlatform([str(path)], {})
+    assert repr(client) == f"<KubernetesPlatform {path}>"
     found = client.call("list", {"selector": {"state": ["nowhere"]}})
     assert (found["exit_code"], len(found["errors"])) == (2, 1)
     path.write_text("[[server]]\nname = 3\n")
@@ -857,15 +857,15 @@ def test_client_answers_wrong_requests_before_it_reaches_a_cluster(tmp_path: Pat
 
 
 @pytest.fixture
-def client(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KubernetesClient:
+def client(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KubernetesPlatform:
     """A client that reaches the stand-in."""
     monkeypatch.setattr(platform, "Cluster", lambda context, namespace, environment: stage.api)
     stage.write(WEB, API)
-    return KubernetesClient([str(stage.path)], {STATE_VARIABLE: str(tmp_path / "state")})
+    return KubernetesPlatform([str(stage.path)], {STATE_VARIABLE: str(tmp_path / "state")})
 
 
 def test_client_answers_with_documents_and_chooses_by_expressions(
-    client: KubernetesClient, stage: Stage
+    client: KubernetesPlatform, stage: Stage
 ) -> None:
     lines: list[Table] = []
     started = client.call("start", None, lines.append, 30.0)
@@ -885,7 +885,7 @@ def test_client_answers_with_documents_and_chooses_by_expressions(
 
 
 def test_stop_of_everything_asks_where_the_pool_was_started_elsewhere(
-    client: KubernetesClient, stage: Stage
+    client: KubernetesPlatform, stage: Stage
 ) -> None:
     everything, confirmed = {"options": {"wait": False}}, {"options": {"wait": False, "yes": True}}
     client.call("stop", everything)  # it was never started from here
@@ -907,7 +907,7 @@ def test_stop_of_everything_asks_where_the_pool_was_started_elsewhere(
 
 
 def test_command_without_an_equal_on_a_cluster_is_refused_with_what_to_use() -> None:
-    client = KubernetesClient(["pool.toml"], {})
+    client = KubernetesPlatform(["pool.toml"], {})
     client.check_supported("start")
     with pytest.raises(ControlError, match="events is for a pool on this machine") as caught:
         client.check_supported("events")

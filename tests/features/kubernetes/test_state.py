@@ -258,7 +258,7 @@ def test_stopped_server_waits_for_no_pod_of_a_lost_node() -> None:
 def test_deployment_that_says_nothing_of_its_replicas_has_one() -> None:
     found = deployment()
     del found["spec"]["replicas"]
-    assert web(found).workers == 1
+    assert web(found).desired_workers == 1
     assert not web(found).is_stopped
 
 

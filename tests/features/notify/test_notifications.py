@@ -360,7 +360,7 @@ def test_unhealthy_server_is_resolved_once_its_health_has_been_probed(play: Play
         receivers.follow("mail")
         (mail,) = receivers.part._deliveries.values()
         assert list(mail.to_dict()["open"]) == ["health web"]
-        (observer,) = [each for each in core.observers if each == receivers.part._record_recovery]
+        (observer,) = [each for each in core.observers if each == receivers.part._record_if_recovered]
         entry.health = Status.WARN
         observer(entry)
         assert list(mail.to_dict()["open"]) == ["health web"]

@@ -20,7 +20,7 @@ from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.features.operator import FEATURE, pool_operator
 from poolctl.features.operator.client import OperatorClient, OperatorSettings
-from poolctl.features.operator.pool_operator import OperatorAddress, PoolOperator
+from poolctl.features.operator.pool_operator import OperatorAddressServer, PoolOperator
 from poolctl.features.operator.table import OperatorTable
 from poolctl.http.http_server import ServerLimits
 from poolctl.monitor.event_queue import EventQueue
@@ -87,7 +87,7 @@ class Pool:
         self.servers = Servers()
         self.keeper = keeper
         self.environment: Any = SupervisorContext(Environment(env), keeper, "/", "/")  # type: ignore[arg-type]
-        self.address = OperatorAddress(self.environment, self.events, self.servers)
+        self.address = OperatorAddressServer(self.environment, self.events, self.servers)
 
     async def serve(self, table: OperatorTable | None) -> None:
         self.address.serve_table(table)

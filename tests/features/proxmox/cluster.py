@@ -77,13 +77,13 @@ class Cluster:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             with suppress(asyncio.IncompleteReadError, OSError):  # clients disconnect at any time
-                await self._respond(reader, writer)
+                await self._start_response(reader, writer)
                 writer.close()
                 await writer.wait_closed()
         finally:
             writer.transport.abort()
 
-    async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _start_response(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         line, *fields = head.split("\r\n")
         method, target, _ = line.split()

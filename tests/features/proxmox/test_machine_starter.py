@@ -404,7 +404,7 @@ def test_machine_is_stopped_when_its_whole_idle_time_has_passed_since_the_last_r
 
     with closing(VirtualLoop()) as loop:
         starter = Starter(EventQueue(Clock()), lambda: None, activities, "")
-        starter.set_guests({WEB: Guest("lxc", 101, "web", "pve1", "running")}, read=False)
+        starter.set_guests({WEB: Guest("lxc", 101, "web", "pve1", "running")}, freshly_read=False)
         starter.started[101] = 0.0
         watching = loop.create_task(starter._watch_idle(idle_seconds))
         loop.pass_time(stops[-1])

@@ -723,14 +723,14 @@ def test_address_of_the_table_serves_its_clients() -> None:
             bind="127.0.0.1:8014", client=(RegistrationClient(token_env="WEB", routes=("users",)),)
         )
         endpoint = address.make_server()
-        await address.configure_endpoint(endpoint, table, {"WEB": TOKEN})
+        await address.set_up_server(endpoint, table, {"WEB": TOKEN})
         assert [each.name for each in endpoint.clients] == ["WEB"]
         lost = RegistrationTable(
             bind="127.0.0.1:8014", tls={"cert": "/none/cert.pem", "key": "/none/key.pem"}, client=()
         )
         for other in (table, lost):
             with pytest.raises(ServerError):
-                await address.configure_endpoint(endpoint, other, {})
+                await address.set_up_server(endpoint, other, {})
         assert [each.name for each in endpoint.clients] == ["WEB"]
         await registry.close()
 

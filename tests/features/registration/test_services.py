@@ -183,11 +183,11 @@ def test_next_supervisor_continues_with_states_and_deadlines() -> None:
         successor.services.restore_service({**saved[0], **wrong})
     assert len(successor.services) == 3
     after_both = Stage()
-    after_both.services.restore_service(saved[0], whole=True)
+    after_both.services.restore_service(saved[0], renew_ttl=True)
     assert after_both.services.due == 30.0
     after_stop = Stage()
     for each in saved:
-        after_stop.services.restore_service(each, whole=True, stopped=True)
+        after_stop.services.restore_service(each, renew_ttl=True, pool_was_stopped=True)
     assert [each.state for each in after_stop.services] == ["serving", "starting", "silent"]
     assert [each.settings for each in after_stop.services] == [each.settings for each in stage.services]
 
@@ -505,7 +505,7 @@ def test_saved_service_has_all_that_the_next_supervisor_needs() -> None:
     assert successor.services.to_json(again) == saved
     stopped = Stage()
     stopped.services.restore_service(
-        {**saved, "state": "silent", "deadline": 5000.0}, stopped=True, whole=True
+        {**saved, "state": "silent", "deadline": 5000.0}, pool_was_stopped=True, renew_ttl=True
     )
     (silent,) = stopped.services
     assert (silent.state, stopped.services.due) == ("silent", FORGOTTEN_SECONDS)

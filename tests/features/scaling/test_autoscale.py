@@ -157,7 +157,7 @@ def test_workers_that_start_count_as_workers() -> None:
 
 def test_a_failing_server_gets_no_more_workers() -> None:
     server = Server(scale(in_flight=10))
-    assert server.run(30, constant(in_flight=500), may_grow=False) == []
+    assert server.run(30, constant(in_flight=500), may_change=False) == []
     assert server.run(5, constant(in_flight=500)) != []
 
 

@@ -41,7 +41,7 @@ from poolctl.control.server_answers import (
 from poolctl.errors import PoolStartError, ServerError
 from poolctl.json_form import field_names, from_json, to_json
 from poolctl.routing.route_report import BackendReport, RegisteredServiceReport, RouteReport
-from poolctl.runners.stack_report import Frame, KernelThread, SharedTaskStack, ThreadStack, WorkerStacks
+from poolctl.runners.stack_report import Frame, KernelThread, SameStackTasks, ThreadStack, WorkerStacks
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -106,7 +106,7 @@ FIELDS: dict[type[object], list[str]] = {
     ],
     WorkerStacks: ["name", "worker", "pid", "source", "problem", "place", "threads", "tasks", "kernel"],
     ThreadStack: ["name", "main", "frames"],
-    SharedTaskStack: ["count", "names", "waits", "frames"],
+    SameStackTasks: ["count", "names", "waits", "frames"],
     Frame: ["function", "file", "line", "library"],
     KernelThread: ["tid", "name", "state", "wchan", "syscall", "stack"],
     ServerDetails: [

@@ -29,7 +29,7 @@ from poolctl.cli.command_line import (
     nearest_word,
     parse_simple_command_line,
     saves,
-    split_user_command,
+    split_off_user_command,
     validate_choice,
     verb_of,
     wants_json,
@@ -94,18 +94,18 @@ def test_durations_are_seconds_and_a_wrong_one_is_reported_with_its_option() -> 
 
 def test_the_supervisor_gets_the_options_of_the_command_line() -> None:
     request = CommandRequest("restart", {"timeout": "5s", "no_wait": True, "no_deps": False, "env": True})
-    assert request.supervisor_options() == {
+    assert request.verb_options() == {
         "timeout": 5,
         "wait": False,
         "deps": True,
         "env": dict(os.environ),
     }
-    assert CommandRequest("wait", {"goal": "healthy"}).supervisor_options() == {
+    assert CommandRequest("wait", {"goal": "healthy"}).verb_options() == {
         "timeout": None,
         "for": "healthy",
     }
     with pytest.raises(UsageError, match="--for"):
-        CommandRequest("wait", {"goal": "christmas"}).supervisor_options()
+        CommandRequest("wait", {"goal": "christmas"}).verb_options()
 
 
 def test_the_selection_is_checked_before_anything_is_asked() -> None:
@@ -209,12 +209,12 @@ def test_other_command_lines_are_left_to_typer(other: list[str]) -> None:
 
 
 def test_command_after_two_hyphens_is_the_users() -> None:
-    assert split_user_command(["run", "-o=json", "--", "ls", "-o=json"]) == (
+    assert split_off_user_command(["run", "-o=json", "--", "ls", "-o=json"]) == (
         ["run", "-ojson"],
         {"command": ["ls", "-o=json"]},
     )
-    assert split_user_command(["run"]) == (["run"], {"command": []})
-    assert split_user_command(["list", "--", "-x"]) == (["list", "--", "-x"], {})
+    assert split_off_user_command(["run"]) == (["run"], {"command": []})
+    assert split_off_user_command(["list", "--", "-x"]) == (["list", "--", "-x"], {})
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_command_after_two_hyphens_is_the_users() -> None:
     ],
 )
 def test_short_option_takes_its_value_after_an_equals_sign(word: str, replaced: str) -> None:
-    assert split_user_command(["list", word]) == (["list", replaced], {})
+    assert split_off_user_command(["list", word]) == (["list", replaced], {})
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from poolctl.cli.reload_plan import (
     _SHOWN_FILES,
     change_lines,
     drift_line,
+    drift_line_without_values,
     plan_lines,
     plan_text,
-    public_drift_line,
 )
 from poolctl.control.answers import PlannedChange, ReloadResult, Result
 from poolctl.json_form import from_json
@@ -69,11 +69,11 @@ def test_line_names_files_and_numbers_of_changes_or_the_first_problem(
 def test_line_for_readers_who_may_see_no_values_names_places_below_the_directory() -> None:
     problem = {"message": "'s3cret' is not allowed", "hint": "", "file": "/srv/conf/pool.toml", "line": 3}
     changed = {"files": ["/srv/conf/pool.toml", "/etc/shop.env"], "problems": 1, "problem": problem}
-    assert public_drift_line(changed, "/srv") == (
+    assert drift_line_without_values(changed, "/srv") == (
         "conf/pool.toml and /etc/shop.env have changed since the pool read them, and are not valid: "
         "conf/pool.toml:3 (poolctl validate shows the fix)"
     )
-    assert public_drift_line({"files": ["/srv/pool.toml"]}, "/srv") == CHANGED
+    assert drift_line_without_values({"files": ["/srv/pool.toml"]}, "/srv") == CHANGED
 
 
 def change(kind: str, name: str = "a", **members: Any) -> PlannedChange:
@@ -147,7 +147,7 @@ def test_detected_change_is_a_plan_or_the_servers_whose_code_was_replaced() -> N
     ],
 )  # fmt: skip
 def test_public_line_of_changed_files(members: dict[str, Any], line: str) -> None:
-    assert public_drift_line(members, "/p") == line
+    assert drift_line_without_values(members, "/p") == line
 
 
 def test_line_shows_a_few_of_many_files(directory: Path) -> None:

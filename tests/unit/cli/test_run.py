@@ -27,7 +27,7 @@ from poolctl.cli.commands.run import (
     LogPrinter,
     PoolEventFollower,
     RunSession,
-    StopSignals,
+    StopSignalRaiser,
     Terminated,
     command_environment,
     death_lines,
@@ -236,7 +236,7 @@ def test_a_stream_without_a_descriptor_is_used_as_it_is(capsys: pytest.CaptureFi
 def test_a_signal_that_came_just_before_the_wait_ends_the_wait_in_the_kernel() -> None:
     reads, writes = os.pipe()
     handled: list[int] = []
-    with StopSignals() as signals:
+    with StopSignalRaiser() as signals:
         # As if the handler had run between the last instruction and poll(2): only the pipe tells of it.
         signal.signal(signal.SIGTERM, lambda number, frame: handled.append(number))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -249,7 +249,7 @@ def test_a_signal_that_came_just_before_the_wait_ends_the_wait_in_the_kernel() -
     assert handled == [signal.SIGTERM]
 
 
-def wait_for_end(signals: StopSignals, writes: int, timer: threading.Timer) -> None:
+def wait_for_end(signals: StopSignalRaiser, writes: int, timer: threading.Timer) -> None:
     """Wait, with the timer begun here: its signal may come before the wait on a busy machine."""
     timer.start()
     signals.wait_for_end(writes)
@@ -258,7 +258,7 @@ def wait_for_end(signals: StopSignals, writes: int, timer: threading.Timer) -> N
 def test_a_signal_during_the_wait_raises() -> None:
     reads, writes = os.pipe()
     interrupt = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
-    with StopSignals() as signals:
+    with StopSignalRaiser() as signals:
         with pytest.raises(KeyboardInterrupt):
             wait_for_end(signals, writes, interrupt)
         interrupt.join()
@@ -272,7 +272,7 @@ def test_a_signal_that_another_thread_has_taken_raises_too() -> None:
     over = threading.Event()
     other = threading.Thread(target=over.wait)
     other.start()
-    with StopSignals() as signals:
+    with StopSignalRaiser() as signals:
         interrupt = threading.Timer(0.1, signal.pthread_kill, [other.ident, signal.SIGINT])
         with pytest.raises(KeyboardInterrupt):
             wait_for_end(signals, writes, interrupt)
@@ -433,7 +433,7 @@ def raised(*numbers: int) -> list[str]:
 def test_each_signal_that_ends_it_raises_again_and_afterwards_all_are_as_before() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGIO)
     before = [signal.getsignal(number) for number in numbers]
-    with StopSignals() as signals:
+    with StopSignalRaiser() as signals:
         assert raised(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGINT) == [
             "KeyboardInterrupt", "Terminated", "Terminated", "Terminated", "KeyboardInterrupt",
         ]  # fmt: skip
@@ -460,11 +460,11 @@ def test_signal_whose_exception_is_discarded_raises_again(number: int, expected:
     closing = threading.Timer(10, os.close, [reads])
     closing.start()
 
-    def wait_with_discarded_signal(signals: StopSignals) -> None:
+    def wait_with_discarded_signal(signals: StopSignalRaiser) -> None:
         Finalized(number)
         signals.wait_for_end(writes)
 
-    with StopSignals() as signals:
+    with StopSignalRaiser() as signals:
         with pytest.raises(expected):
             wait_with_discarded_signal(signals)
         closing.cancel()
@@ -480,7 +480,7 @@ def test_other_discarded_errors_are_reported_as_before() -> None:
     seen: list[object] = []
     before, sys.unraisablehook = sys.unraisablehook, lambda unraisable: seen.append(unraisable.exc_type)
     try:
-        with StopSignals():
+        with StopSignalRaiser():
             Failing()
     finally:
         sys.unraisablehook = before
@@ -490,7 +490,7 @@ def test_other_discarded_errors_are_reported_as_before() -> None:
 def test_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopSignals():
+        with StopSignalRaiser():
             assert raised(signal.SIGHUP) == [""]
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -500,23 +500,23 @@ def test_ignored_signal_stays_ignored() -> None:
 def test_reader_that_is_gone_stops_it_and_the_first_signal_after_that_does_no_more(
     number: int, interrupted: bool
 ) -> None:
-    with StopSignals() as signals:
+    with StopSignalRaiser() as signals:
         assert raised(signal.SIGIO) == ["Terminated"]
         assert raised(signal.SIGIO) == [""]
         assert raised(number) == [""]
         assert signals.interrupted is interrupted
         assert raised(signal.SIGTERM, signal.SIGINT) == ["Terminated", "KeyboardInterrupt"]
-    with StopSignals() as signals:
+    with StopSignalRaiser() as signals:
         assert raised(signal.SIGINT, signal.SIGIO) == ["KeyboardInterrupt", ""]
-    with StopSignals():
+    with StopSignalRaiser():
         assert raised(signal.SIGIO) == ["Terminated"]
         assert raised(signal.SIGALRM) == ["Terminated"]
 
 
 def test_lost_output_is_reported_from_any_thread() -> None:
     reads, writes = os.pipe()
-    with StopSignals() as signals:
-        printer = threading.Timer(0.05, StopSignals.stop_for_lost_output)
+    with StopSignalRaiser() as signals:
+        printer = threading.Timer(0.05, StopSignalRaiser.stop_for_lost_output)
         with pytest.raises(Terminated):
             wait_for_end(signals, writes, printer)
         printer.join()
@@ -537,7 +537,7 @@ def test_first_signal_waits_for_the_end_of_a_deferring_block_and_the_second_does
             assert raised(signal.SIGTERM, signal.SIGINT) == ["", "KeyboardInterrupt"]
             seen.append("broken off")
 
-    with StopSignals():
+    with StopSignalRaiser():
         for block in (whole, broken_off):
             with pytest.raises(Terminated):
                 block()
@@ -731,10 +731,10 @@ def test_status_of_the_pool_is_that_of_a_mandatory_server_that_failed(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = Session(directory)
-    assert session.run.wait_and_resolve_exit_status(3) == 3
+    assert session.run.pool_exit_status_or(3) == 3
     Path(session.pool.directory).mkdir(parents=True)
     write_exit(session.pool.directory, status=42, reason="main has failed", keeper_pid=0)
-    assert session.run.wait_and_resolve_exit_status(3) == 42
+    assert session.run.pool_exit_status_or(3) == 42
     assert capsys.readouterr().err == "the pool has ended: main has failed\n"
 
 
@@ -1092,9 +1092,9 @@ def test_changes_are_watched_and_printed_if_this_is_wanted(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
 ) -> None:
     monkeypatch.setattr(run_command, "PoolWatcher", Watcher)
-    Session(directory).run.watch()
+    Session(directory).run.start_watcher()
     assert not [each for each in threading.enumerate() if each.name == "watch"]
-    Session(directory, "--watch", *(["-q"] if quiet else [])).run.watch()
+    Session(directory, "--watch", *(["-q"] if quiet else [])).run.start_watcher()
     for thread in [each for each in threading.enumerate() if each.name == "watch"]:
         thread.join(60)
     lines = "" if quiet else "app.py has changed\n~ web: code\n"
@@ -1203,7 +1203,7 @@ def test_pool_ends_when_the_reader_of_its_lines_is_gone(
     with (
         open(write, "w", closefd=False) as stdout,
         supervised(always(item_of("web", config={"log": {"path": str(log)}}))),
-        StopSignals(),
+        StopSignalRaiser(),
     ):
         monkeypatch.setattr(sys, "stdout", stdout)
         printer = LogPrinter(session.run.client, session.pool, times=False, objects=False)

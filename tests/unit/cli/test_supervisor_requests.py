@@ -25,7 +25,7 @@ from poolctl.cli.supervisor_requests import (
     ask,
     ask_for,
     ask_or_launch,
-    described,
+    ask_or_read_files,
     is_empty,
     notify_systemd_of_keeper_pid,
     refuse_without_linux,
@@ -392,10 +392,10 @@ def test_servers_of_a_pool_that_does_not_run_are_those_of_its_files(directory: P
     asked = Asked(directory, "list", "users")
     assert [each.name for each in selected(asked.request, asked.pool).items] == ["users"]
     assert selected(asked.request, asked.pool).exit_code == 0
-    shown, answer = described(Asked(directory, "show", "users").request, asked.pool)
+    shown, answer = ask_or_read_files(Asked(directory, "show", "users").request, asked.pool)
     assert ([each.name for each in shown], answer) == (["users"], None)
     without = PoolRef([], asked.pool.directory)
-    for look in (selected, described):
+    for look in (selected, ask_or_read_files):
         with pytest.raises(NoSupervisor):
             look(asked.request, without)
 
@@ -409,13 +409,13 @@ def test_servers_of_a_running_pool_are_asked_for_with_or_without_their_figures(
         for measured in (False, True):
             found = selected(asked.request, asked.pool, measured=measured)
             assert [each.name for each in found.items] == ["users"]
-        shown, answer = described(show, asked.pool)
+        shown, answer = ask_or_read_files(show, asked.pool)
         assert ([each.name for each in shown], answer and answer.exit_code) == (["users"], 0)
     assert [(verb, body["options"].get("files")) for verb, body in requests] == [
         ("list", None), ("stats", True), ("show", None),
     ]  # fmt: skip
     with supervised(always(exit_code=4, errors=[{"message": "nothing matches"}])):
-        for get in (selected, described):
+        for get in (selected, ask_or_read_files):
             with pytest.raises(Failure) as caught:
                 get(asked.request, asked.pool)
             assert (caught.value.outcome.exit_code, str(caught.value)) == (4, "nothing matches")

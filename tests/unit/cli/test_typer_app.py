@@ -14,7 +14,7 @@ from poolctl.cli.command_line import (
     command_named,
     help_as_option,
     names,
-    split_user_command,
+    split_off_user_command,
 )
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.typer_app import FIRST_COMMANDS, FIRST_STEPS, OTHER_COMMANDS, build, perform_args
@@ -62,7 +62,7 @@ def test_the_help_fits_and_is_cut_nowhere(
 @pytest.mark.parametrize("line", LINES)
 def test_an_example_is_a_command_line(line: str) -> None:
     program, *typed = shlex.split(re.split(r"\s{2,}| && | >>? ", line)[0])
-    words, own_command = split_user_command(typed)
+    words, own_command = split_off_user_command(typed)
     REQUESTS.clear()
     APPLICATION.main(words, prog_name="poolctl", standalone_mode=False, obj=own_command)
     assert program == "poolctl"
@@ -70,7 +70,7 @@ def test_an_example_is_a_command_line(line: str) -> None:
     assert request.verb == next(word for word in words if word in COMMANDS)
     assert "--" not in typed or request.get("command")
     request.selector()
-    request.supervisor_options()
+    request.verb_options()
 
 
 def test_every_command_is_listed_under_one_heading(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ from poolctl.config.rules.conflicts import (
     maximum_pool_stop_seconds,
     named_addresses,
     os_users_by_server,
+    scalar_bind_addresses,
     shared_users,
-    single_bind_addresses,
     table_conflicts,
 )
 from poolctl.feature import FEATURES
@@ -422,7 +422,7 @@ def test_stop_takes_as_long_as_the_longest_chain() -> None:
 
 def test_addresses_of_tables_are_in_conflict_with_servers_and_each_other() -> None:
     tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9464"))
-    assert [(name, address.key) for name, address in single_bind_addresses(tables)] == [
+    assert [(name, address.key) for name, address in scalar_bind_addresses(tables)] == [
         ("metrics", "127.0.0.1:9464")
     ]
     assert [(name, address.key) for name, address in named_addresses(tables) if address] == [

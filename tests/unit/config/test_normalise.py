@@ -21,8 +21,8 @@ from poolctl.config.values.normalise import (
     misspelt_placeholders,
     normalise,
     nul_findings,
-    referenced_variables,
     relocated,
+    required_variables,
 )
 from poolctl.config.values.problems import Finding
 from poolctl.errors import PoolValidateError
@@ -730,7 +730,7 @@ def test_words_in_braces_that_resemble_a_placeholder_are_a_warning() -> None:
 
 def test_variables_without_a_default_are_those_that_a_file_needs() -> None:
     text = "a = '${A} ${B:-x} ${C:-} $${D} ${1} ${E'\n  # ${F}\nb = '${G}${A}' # ${H}\n"
-    assert [*referenced_variables(text)] == ["A", "G", "A", "H"]
+    assert [*required_variables(text)] == ["A", "G", "A", "H"]
 
 
 @pytest.mark.parametrize(

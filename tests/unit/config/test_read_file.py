@@ -24,15 +24,15 @@ from poolctl.config.files.read_file import (
     find_config,
     foreign_format,
     has_section,
-    import_hint,
+    import_command_hint,
     kind_of,
     missing_file,
     platform_of,
     read_env_file,
-    read_regular_up_to,
+    read_own_environment,
+    read_regular_truncated,
     read_text,
     variables_named_by_env_keys,
-    variables_of,
 )
 from poolctl.errors import PoolValidateError, ServerError
 from tests.config_files import SERVER, told
@@ -112,10 +112,10 @@ def test_variables_of_a_server_are_those_of_its_files_in_order_then_its_own(tmp_
     server = ServerConfig(
         name="web", bind=":1", app="a:b", env_file=[str(first), str(second)], env={"C": "3"}
     )
-    assert variables_of(server) == {"A": "1", "B": "2", "C": "3"}
+    assert read_own_environment(server) == {"A": "1", "B": "2", "C": "3"}
     second.write_text("B\n")
     with pytest.raises(ServerError) as caught:
-        variables_of(server)
+        read_own_environment(server)
     assert (caught.value.name, "env_file" in caught.value.hint) == ("web", True)
 
 
@@ -435,7 +435,7 @@ def test_file_of_another_tool_is_no_configuration_and_its_import_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = str(tmp_path / "my Procfile.dev")
-    assert import_hint(path) == "`poolctl import 'my Procfile.dev' -o pool.toml` makes one of it"
+    assert import_command_hint(path) == "`poolctl import 'my Procfile.dev' -o pool.toml` makes one of it"
     with pytest.raises(Problem, match="this is a Procfile, not a pool's file") as caught:
         kind_of("Procfile")
     assert "poolctl import Procfile" in caught.value.hint
@@ -450,7 +450,7 @@ def test_file_is_read_up_to_a_limit_also_for_another_user(tmp_path: Path) -> Non
     path = str(tmp_path / "x.env")
     (tmp_path / "x.env").write_text("A=1\n")
     for for_another_user in (False, True):
-        assert read_regular_up_to(path, 2, for_another_user=for_another_user) == b"A="
+        assert read_regular_truncated(path, 2, for_another_user=for_another_user) == b"A="
         assert read_env_file(path, for_another_user=for_another_user) == {"A": "1"}
 
 
@@ -466,4 +466,4 @@ def test_missing_configuration_is_written_by_init(tmp_path: Path) -> None:
 def test_no_more_of_a_large_file_is_read_than_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(bytes(2**20 + 9))
-    assert len(read_regular_up_to(str(path), 2**20 + 5)) == 2**20 + 5
+    assert len(read_regular_truncated(str(path), 2**20 + 5)) == 2**20 + 5

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.control import pool_paths
-from poolctl.control.pool_paths import ensure_private_directory
+from poolctl.control.pool_paths import create_private_directory
 from poolctl.errors import ControlError
 
 
@@ -20,7 +20,7 @@ def env(short_path: Path) -> dict[str, str]:
 
 
 def listening(env: dict[str, str], key: str) -> str:
-    made = pool_paths.make_pool_dir(env, key)
+    made = pool_paths.ensure_pool_dir(env, key)
     Path(made, pool_paths.SOCKET_NAME).touch()
     return made
 
@@ -32,10 +32,10 @@ def test_a_key_tells_paths_apart_and_stays_the_same() -> None:
 
 
 def test_a_pools_directory_is_made_for_its_owner_alone(env: dict[str, str]) -> None:
-    made = pool_paths.make_pool_dir(env, "abc")
+    made = pool_paths.ensure_pool_dir(env, "abc")
     assert made.endswith("/run/abc")
     assert os.stat(made).st_mode & 0o777 == 0o700
-    assert pool_paths.make_pool_dir(env, "abc") == made == pool_paths.pool_dir(env, "abc")
+    assert pool_paths.ensure_pool_dir(env, "abc") == made == pool_paths.pool_dir(env, "abc")
 
 
 def test_asking_for_a_directory_makes_none(env: dict[str, str], short_path: Path) -> None:
@@ -46,10 +46,10 @@ def test_asking_for_a_directory_makes_none(env: dict[str, str], short_path: Path
 
 
 def test_directory_that_others_can_enter_is_refused_with_the_fix(env: dict[str, str]) -> None:
-    made = pool_paths.make_pool_dir(env, "abc")
+    made = pool_paths.ensure_pool_dir(env, "abc")
     os.chmod(made, 0o755)
     with pytest.raises(ControlError, match="0755") as caught:
-        pool_paths.make_pool_dir(env, "abc")
+        pool_paths.ensure_pool_dir(env, "abc")
     assert caught.value.exit_code == 7
     assert caught.value.hint == f"chmod 700 {made}"
 
@@ -68,7 +68,7 @@ def test_link_or_file_instead_of_a_directory_is_refused(env: dict[str, str], sho
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 def test_directory_of_another_user_is_refused(env: dict[str, str]) -> None:
-    made = pool_paths.make_pool_dir(env, "abc")
+    made = pool_paths.ensure_pool_dir(env, "abc")
     os.chown(made, 65534, 65534)
     with pytest.raises(ControlError, match="belongs to uid 65534"):
         pool_paths.check_private(made)
@@ -79,7 +79,7 @@ def test_runtime_directory_that_cannot_be_made_is_reported(short_path: Path) -> 
     blocked.touch()
     for path in (blocked, blocked / "below"):
         with pytest.raises(ControlError) as caught:
-            pool_paths.make_pool_dir({"POOLCTL_RUNTIME_DIR": str(path)}, "abc")
+            pool_paths.ensure_pool_dir({"POOLCTL_RUNTIME_DIR": str(path)}, "abc")
         assert caught.value.exit_code == 7
         assert "POOLCTL_RUNTIME_DIR" in caught.value.hint
 
@@ -158,13 +158,13 @@ def test_state_directory_is_the_systems_without_variables(monkeypatch: pytest.Mo
 
 def test_directory_of_a_pool_becomes_private_again(short_path: Path) -> None:
     made = short_path / "a" / "pool"
-    ensure_private_directory(str(made))
+    create_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o755)
-    ensure_private_directory(str(made))
+    create_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o500)
-    ensure_private_directory(str(made))
+    create_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o500, "others cannot enter it"
 
 
@@ -174,9 +174,9 @@ def test_directory_that_is_a_link_or_another_users_is_left_alone(
     made = short_path / "pool"
     made.mkdir(mode=0o755)
     (short_path / "link").symlink_to("pool")
-    ensure_private_directory(str(short_path / "link"))
+    create_private_directory(str(short_path / "link"))
     monkeypatch.setattr(os, "geteuid", lambda: made.stat().st_uid + 1)
-    ensure_private_directory(str(made))
+    create_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o755
 
 
@@ -198,7 +198,7 @@ def test_refused_directories_have_a_message_and_a_fix(
     root.unlink()
     root.mkdir()
     (root / "abc").touch()
-    assert refusal(lambda: pool_paths.make_pool_dir(env, "abc")) == (
+    assert refusal(lambda: pool_paths.ensure_pool_dir(env, "abc")) == (
         f"{root}/abc is not a directory", 7, "remove it, poolctl makes its own",
     )  # fmt: skip
     assert refusal(lambda: pool_paths.check_private(f"{root}/gone")) == (
@@ -225,7 +225,7 @@ def test_directory_that_cannot_be_made_is_reported_with_the_reason(
 
     (short_path / "run").mkdir()
     monkeypatch.setattr(os, "mkdir", full)
-    assert refusal(lambda: pool_paths.make_pool_dir(env, "abc")) == (
+    assert refusal(lambda: pool_paths.ensure_pool_dir(env, "abc")) == (
         f"cannot make {short_path}/run/abc: No space left on device", 7,
         "free some space there, or set POOLCTL_RUNTIME_DIR to another directory",
     )  # fmt: skip
@@ -242,7 +242,7 @@ def test_directory_that_is_made_at_the_same_time_is_used(
 
     (short_path / "run").mkdir()
     monkeypatch.setattr(os, "mkdir", twice)
-    assert pool_paths.make_pool_dir(env, "abc") == f"{short_path}/run/abc"
+    assert pool_paths.ensure_pool_dir(env, "abc") == f"{short_path}/run/abc"
 
 
 @pytest.fixture

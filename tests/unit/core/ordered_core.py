@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from poolctl import ServerConfig, ServerError
-from poolctl.core.core import Core, Goal
+from poolctl.core.core import CommandGoal, Core
 from poolctl.core.decide import DecisionTrace
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolRestartError, PoolStartError, PoolStopError
@@ -64,7 +64,7 @@ class OrderedCore:
         self, kind: type[PoolError], entries: list[Entry], order: Callable[[Entry], None]
     ) -> list[ServerError]:
         """Give each of them the order, and wait until it has reached its goal or failed."""
-        goal = Goal(self.core, kind, entries)
+        goal = CommandGoal(self.core, kind, entries)
         for entry in entries:
             order(entry)
         await goal.wait_until_settled(None)

@@ -12,8 +12,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.address import Address
-from poolctl.core.core import Core, Goal, RunnerEventForwarder
-from poolctl.core.decide import Action, DecisionTrace, Desired, Overrides, View, WorkerPhase
+from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder
+from poolctl.core.decide import Action, DecisionTrace, Desired, Overrides, ServerView, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.core.servers import BATCH, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
@@ -363,7 +363,7 @@ def test_a_stop_that_a_start_overtakes_names_the_other_command() -> None:
         pool = OrderedCore(web())
         await pool.start()
         entry = pool.core.entries["web"]
-        goal = Goal(pool.core, PoolStopError, [entry])
+        goal = CommandGoal(pool.core, PoolStopError, [entry])
         assert goal.is_over(entry), "it runs, and nobody has stopped it"
         assert goal.is_overtaken(entry)
         (problem,) = filter(None, [goal.problem(entry)])
@@ -377,7 +377,8 @@ def test_a_server_that_ends_after_it_was_ready_is_a_failure_of_its_start_and_non
         pool = OrderedCore(web(restart="on-failure"))
         await pool.start()
         entry = pool.core.entries["web"]
-        to_start, to_stop = Goal(pool.core, PoolStartError, [entry]), Goal(pool.core, PoolStopError, [entry])
+        to_start = CommandGoal(pool.core, PoolStartError, [entry])
+        to_stop = CommandGoal(pool.core, PoolStopError, [entry])
         pool.runner.script["web"] = NEVER
         pool.runner.end("web.1.0", Exit.from_signal(9))
         await turns()
@@ -385,7 +386,7 @@ def test_a_server_that_ends_after_it_was_ready_is_a_failure_of_its_start_and_non
         started = to_start.problem(entry)
         assert started is not None
         assert "SIGKILL" in started.message
-        later = Goal(pool.core, PoolStartError, [entry])
+        later = CommandGoal(pool.core, PoolStartError, [entry])
         assert later.problem(entry) is None, "it ended before this command"
         pool.core.stop(entry)
         await turns()
@@ -1375,7 +1376,7 @@ def test_adopted_worker_determines_the_serving_generation_only_without_a_record(
         for number, phase in ((3, WorkerPhase.READY), (4, WorkerPhase.DRAINING)):
             placement = await pool.runner.place(entry.config, number, 0)
             worker = Worker(placement.id, number, 0, entry.config, phase, placement)
-            pool.core.adopt_worker(entry, worker, recorded=recorded)
+            pool.core.adopt_worker(entry, worker, generation_recorded=recorded)
         assert (entry.desired.generation, entry.desired.newest) == (generation, 4)
         assert entry.observed.called
 
@@ -1626,7 +1627,7 @@ def test_server_that_failed_before_the_command_is_reported_with_its_failure() ->
     pool = OrderedCore(web())
     entry = pool.core.entries["web"]
     entry.desired.state = Desired.FAILED
-    goal = Goal(pool.core, PoolStartError, [entry])
+    goal = CommandGoal(pool.core, PoolStartError, [entry])
     problem = goal.problem(entry)
     assert problem is not None
     assert (problem.message, problem.hint) == ("has failed before", "poolctl logs web")
@@ -1640,7 +1641,7 @@ def test_server_that_is_not_ready_at_the_timeout_is_missing_and_reported_with_it
     async def scenario() -> None:
         pool = OrderedCore(web(), web("other"), web=NEVER)
         entries = list(pool.core.entries.values())
-        goal = Goal(pool.core, PoolStartError, entries)
+        goal = CommandGoal(pool.core, PoolStartError, entries)
         for entry in entries:
             pool.core.start(entry)
         await turns()
@@ -1922,7 +1923,7 @@ class RecordedTrace(DecisionTrace):
         self.decisions: list[tuple[str, list[str], bool]] = []
         self.forgotten: list[str] = []
 
-    def log_decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
+    def log_decision(self, name: str, view: ServerView, actions: Sequence[Action], *, withheld: bool) -> None:
         self.decisions.append((name, [type(each).__name__ for each in actions], withheld))
 
     def forget(self, name: str) -> None:

@@ -32,10 +32,10 @@ from poolctl.core.decide import (
     Open,
     Rotate,
     RunHook,
+    ServerView,
     Spawn,
     StepAfterExit,
     Stop,
-    View,
     WorkerPhase,
     WorkerView,
     decide,
@@ -52,8 +52,8 @@ def worker(generation: int = 1, index: int = 0, phase: WorkerPhase = WorkerPhase
     return WorkerView(f"w.{generation}.{index}", generation, index, phase)
 
 
-def view(*workers: WorkerView, **facts: Any) -> View:
-    return View(
+def view(*workers: WorkerView, **facts: Any) -> ServerView:
+    return ServerView(
         **{"desired": Desired.RUN, "generation": 1, "listener": ListenerState.OPEN} | facts, workers=workers
     )
 
@@ -219,7 +219,7 @@ def test_state_is_followed_by_what_commands_order_and_by_what_may_come_of_it(bef
 
 
 @pytest.mark.parametrize(("facts", "actions"), EXAMPLES.values(), ids=list(EXAMPLES))
-def test_decision_on_a_view_is_the_expected_one(facts: View, actions: list[Any]) -> None:
+def test_decision_on_a_view_is_the_expected_one(facts: ServerView, actions: list[Any]) -> None:
     assert decide(facts) == actions
 
 
@@ -393,7 +393,7 @@ def test_decisions_are_not_logged_unless_traced(caplog: pytest.LogCaptureFixture
 
 
 def test_a_decision_that_repeats_the_last_one_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    view, trace = View(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionTrace()
+    view, trace = ServerView(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionTrace()
     with caplog.at_level(logging.INFO, "poolctl.supervisor"):
         trace.log_decision("web", view, [], withheld=False)
         trace.log_decision("web", view, [], withheld=False)
@@ -405,7 +405,7 @@ def test_a_decision_that_repeats_the_last_one_is_left_out(caplog: pytest.LogCapt
 
 
 def test_server_that_is_added_again_is_traced_from_the_beginning(caplog: pytest.LogCaptureFixture) -> None:
-    view, trace = View(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionTrace()
+    view, trace = ServerView(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionTrace()
     with caplog.at_level(logging.INFO, "poolctl.supervisor"):
         for _ in range(2):
             trace.log_decision("web", view, [], withheld=False)
@@ -417,28 +417,31 @@ def test_server_that_is_added_again_is_traced_from_the_beginning(caplog: pytest.
 STARTING = (WorkerView("web.1.0", 1, 0, WorkerPhase.STARTING),)
 STOPPING = (WorkerView("web.1.0", 1, 0, WorkerPhase.STOPPING),)
 OPEN = {"listener": ListenerState.OPEN}
-REASONS: list[tuple[View, str]] = [
-    (View(Desired.STOPPED, 1), "it is stopped"),
-    (View(Desired.STOPPED, 1, workers=STOPPING), "waits for the end of web.1.0"),
-    (View(Desired.STOPPED, 1, workers=STARTING, may_stop=False), "what depends on it has to stop first"),
-    (View(Desired.BACKOFF, 1), "it is in backoff"),
-    (View(Desired.RUN, 1, may_open=False), "its address is in use"),
-    (View(Desired.RUN, 1, may_start=False), "what it depends on is not ready"),
-    (View(Desired.RUN, 1, listener=ListenerState.CLOSING), "its listener is closing"),
-    (View(Desired.RUN, 1, workers=STARTING, **OPEN), "waits for web.1.0 to become ready"),
-    (View(Desired.RUN, 1, may_start=False, **OPEN), "what it depends on is not ready"),
-    (View(Desired.RUN, 1, sleepy=True, armed=True, **OPEN), "asleep until the next request"),
-    (View(Desired.RUN, 1, sleepy=True, workers=STOPPING, **OPEN), "waits for the end of web.1.0"),
-    (View(Desired.RUN, 1, vacates=True, workers=STOPPING, **OPEN), "waits for the end of web.1.0"),
+REASONS: list[tuple[ServerView, str]] = [
+    (ServerView(Desired.STOPPED, 1), "it is stopped"),
+    (ServerView(Desired.STOPPED, 1, workers=STOPPING), "waits for the end of web.1.0"),
     (
-        View(Desired.RUN, 2, overlap=False, checking=True, **OPEN),
+        ServerView(Desired.STOPPED, 1, workers=STARTING, may_stop=False),
+        "what depends on it has to stop first",
+    ),
+    (ServerView(Desired.BACKOFF, 1), "it is in backoff"),
+    (ServerView(Desired.RUN, 1, may_open=False), "its address is in use"),
+    (ServerView(Desired.RUN, 1, may_start=False), "what it depends on is not ready"),
+    (ServerView(Desired.RUN, 1, listener=ListenerState.CLOSING), "its listener is closing"),
+    (ServerView(Desired.RUN, 1, workers=STARTING, **OPEN), "waits for web.1.0 to become ready"),
+    (ServerView(Desired.RUN, 1, may_start=False, **OPEN), "what it depends on is not ready"),
+    (ServerView(Desired.RUN, 1, sleepy=True, armed=True, **OPEN), "asleep until the next request"),
+    (ServerView(Desired.RUN, 1, sleepy=True, workers=STOPPING, **OPEN), "waits for the end of web.1.0"),
+    (ServerView(Desired.RUN, 1, vacates=True, workers=STOPPING, **OPEN), "waits for the end of web.1.0"),
+    (
+        ServerView(Desired.RUN, 2, overlap=False, checking=True, **OPEN),
         "waits until it is known whether a worker can start",
     ),
 ]
 
 
 @pytest.mark.parametrize(("view", "reason"), REASONS, ids=[reason for _, reason in REASONS])
-def test_trace_gives_the_reason_why_nothing_is_done(view: View, reason: str) -> None:
+def test_trace_gives_the_reason_why_nothing_is_done(view: ServerView, reason: str) -> None:
     assert reason_for_no_action(view) == reason
 
 

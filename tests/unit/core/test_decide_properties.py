@@ -31,9 +31,9 @@ from poolctl.core.decide import (
     Release,
     Rotate,
     RunHook,
+    ServerView,
     Spawn,
     Stop,
-    View,
     WorkerPhase,
     WorkerView,
     decide,
@@ -54,7 +54,7 @@ from tests.examples import examples
 MOST_WORKERS = 3
 
 
-def applied(view: View, actions: list[Action]) -> View:
+def applied(view: ServerView, actions: list[Action]) -> ServerView:
     """What an executor shows the moment it has begun to perform the actions. Checks that they can be performed."""
     workers = {worker.id: worker for worker in view.workers}
     leaving: set[str] = set()
@@ -134,17 +134,17 @@ def applied(view: View, actions: list[Action]) -> View:
     return replace(view, listener=listener, armed=armed, abandoned=abandoned, workers=workers_after, **facts)
 
 
-def serving(view: View) -> list[WorkerView]:
+def serving(view: ServerView) -> list[WorkerView]:
     return [worker for worker in view.workers if worker.phase is WorkerPhase.READY]
 
 
-def complete(view: View) -> bool:
+def complete(view: ServerView) -> bool:
     """Whether the generation that should serve does so with all its workers."""
     present = {worker.index for worker in serving(view) if worker.generation == view.generation}
     return present.issuperset(range(view.count))
 
 
-def check_step(before: View, actions: list[Action], after: View) -> None:
+def check_step(before: ServerView, actions: list[Action], after: ServerView) -> None:
     """The properties of every single decision."""
     spawns = [action for action in actions if isinstance(action, Spawn)]
     if before.vacates and before.listener is ListenerState.OPEN:
@@ -218,7 +218,7 @@ mostly = seldom.map(lambda value: not value)
 phases = st.sampled_from([WorkerPhase.READY, WorkerPhase.READY, *WorkerPhase])
 
 
-def reachable(view: View) -> View:
+def reachable(view: ServerView) -> ServerView:
     """Windows are for servers that can sleep, and their dependents win. A hook that runs is due."""
     due = {BEFORE_START: view.before_start_due, AFTER_STOP: view.after_stop_due}
     view = replace(view, hook=view.hook if due.get(view.hook) and not view.workers else "")
@@ -228,7 +228,7 @@ def reachable(view: View) -> View:
 
 
 views = st.builds(
-    View,
+    ServerView,
     window_demand=st.sampled_from(["", "", "", AWAKE, ASLEEP]),
     desired=st.sampled_from([Desired.RUN] * 8 + list(Desired)),
     generation=st.integers(1, 2),
@@ -265,7 +265,7 @@ views = st.builds(
 
 @examples(600)
 @given(views)
-def test_any_view_at_all_is_decided_soundly(view: View) -> None:
+def test_any_view_at_all_is_decided_soundly(view: ServerView) -> None:
     actions = decide(view)
     after = applied(view, actions)
     check_step(view, actions, after)
@@ -277,7 +277,7 @@ SLEEPY = ServerConfig(name="web", bind=":1", app="a:b", scale={"min": 0})
 JOB = ServerConfig(name="web", command=["migrate"], job=True)
 
 
-def entry_of(view: View, *, armed: bool) -> Entry:
+def entry_of(view: ServerView, *, armed: bool) -> Entry:
     """A server with these facts."""
     config = JOB if view.job else SLEEPY if view.sleepy else PLAIN
     entry = Entry(
@@ -297,7 +297,7 @@ def entry_of(view: View, *, armed: bool) -> Entry:
 
 
 @given(views, st.booleans())
-def test_state_of_a_server_agrees_with_its_workers(view: View, armed: bool) -> None:
+def test_state_of_a_server_agrees_with_its_workers(view: ServerView, armed: bool) -> None:
     entry = entry_of(view, armed=armed)
     serves, state = bool(serving(view)), State(entry.state)
     assert entry.should_sleep == entry.view(may_start=True, may_stop=True, may_open=True).should_sleep
@@ -317,7 +317,7 @@ def test_state_of_a_server_agrees_with_its_workers(view: View, armed: bool) -> N
 
 
 @given(views)
-def test_a_decision_that_is_under_way_is_not_taken_again(view: View) -> None:
+def test_a_decision_that_is_under_way_is_not_taken_again(view: ServerView) -> None:
     for _ in range(4):
         actions = decide(view)
         if not actions:
@@ -335,7 +335,7 @@ def test_server_falls_asleep_when_complete_idle_and_not_needed(
         workers[0] = replace(workers[0], idle=False)
     if incomplete:
         workers.pop()
-    view = View(
+    view = ServerView(
         desired=Desired.RUN, generation=1, count=count, sleepy=True, called=True, needed=needed, out=out,
         listener=ListenerState.OPEN, workers=tuple(workers),
     )  # fmt: skip

@@ -23,7 +23,7 @@ from poolctl.core.decide import (
     Action,
     ListenerState,
     Overrides,
-    View,
+    ServerView,
     WorkerPhase,
     decide,
 )
@@ -91,7 +91,7 @@ class Histories(RuleBasedStateMachine):
         self.clock = ManualClock()
         self.loop = SteppedLoop(self.clock)
         self.runner = SteppedRunner()
-        self.decide: Callable[[View], list[Action]] = core.decide.decide
+        self.decide: Callable[[ServerView], list[Action]] = core.decide.decide
         core.decide.decide = self.checked
 
     @initialize(db=options, api=options, depends=st.booleans(), runs=st.booleans())
@@ -106,7 +106,7 @@ class Histories(RuleBasedStateMachine):
             self.everything_goes_well()
 
     @staticmethod
-    def checked(view: View) -> list[Action]:
+    def checked(view: ServerView) -> list[Action]:
         """The decision, which must be sound by itself, and one that is not taken again while it is under way."""
         actions = decide(view)
         after = applied(view, actions)

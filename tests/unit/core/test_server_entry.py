@@ -22,7 +22,7 @@ from poolctl.core.decide import (
     ImpossibleChange,
     ListenerState,
     Overrides,
-    View,
+    ServerView,
     WorkerPhase,
     WorkerView,
 )
@@ -353,13 +353,13 @@ def test_a_successor_goes_on_where_the_other_was() -> None:
 
 def test_further_workers_have_the_configuration_of_their_generation() -> None:
     server = entry()
-    assert server.config_of(1) is server.config
+    assert server.config_to_start(1) is server.config
     assert not server.is_of_canary(1)
     other = ServerConfig(name="web", bind=":1", app="a:other")
     server.desired.canary = Canary(generation=2, count=1, config=other, code_since=0.0, promoted=other)
     assert (server.is_of_canary(1), server.is_of_canary(2)) == (False, True)
-    assert server.config_of(1) is server.config
-    assert server.config_of(2) is other
+    assert server.config_to_start(1) is server.config
+    assert server.config_to_start(2) is other
 
 
 def test_server_is_up_while_it_has_a_worker_or_should_have_one() -> None:
@@ -673,7 +673,7 @@ def test_canary_has_an_address_of_its_own_until_that_is_closed() -> None:
 
 def test_view_has_the_facts_of_the_entry() -> None:
     server = entry(Desired.RUN, **SLEEPER)
-    assert server.view(may_start=True, may_stop=False, may_open=True) == View(
+    assert server.view(may_start=True, may_stop=False, may_open=True) == ServerView(
         Desired.RUN, 1, feasible=False, may_stop=False, sleepy=True
     )
     server.desired.overrides = Overrides(out=True)
@@ -691,7 +691,7 @@ def test_view_has_the_facts_of_the_entry() -> None:
     server.desired.canary = canary
     add_worker(server, index=5, generation=2, idle=True, stuck=True)
     found = server.view(may_start=False, may_stop=True, may_open=False, abandoned=("127.0.0.1:1",))
-    assert found == View(
+    assert found == ServerView(
         Desired.RUN, 2, canary=3, canaries=2, apart=True, checking=True, may_start=False, may_open=False,
         vacates=True, abandoned=("127.0.0.1:1",), out=True, sleepy=True, called=True, needed=True, window_demand=AWAKE,
         armed=True, before_start_due=True, after_stop_due=True, hook="after_stop", hook_ends=True,
@@ -740,7 +740,7 @@ def test_restart_counts_once_when_the_first_worker_of_its_generation_is_ready() 
     assert (server.desired.generation, server.desired.newest, server.desired.restarting) == (2, 2, 2)
     first, second = (add_worker(server, index=index, generation=2) for index in range(2))
     for worker, restarts in ((old, 0), (first, 1), (second, 1)):
-        server.count_requested_restart(worker)
+        server.count_restart_if_commanded(worker)
         assert server.observed.restarts == restarts
 
 
@@ -811,7 +811,7 @@ def test_new_server_has_no_restart_no_canary_and_no_run_in_progress() -> None:
     new = Entry(web())
     assert (new.desired.restarting, new.desired.canary_generation, new.desired.canary_share) == (0, 0, 0.0)
     assert (new.desired.code_since, new.schedule.run_since, new.schedule.next_run) == (0.0, 0.0, None)
-    new.count_requested_restart(add_worker(new, WorkerPhase.READY))
+    new.count_restart_if_commanded(add_worker(new, WorkerPhase.READY))
     assert new.observed.restarts == 0
 
 

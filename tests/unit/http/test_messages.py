@@ -402,7 +402,7 @@ def fed(body: ChunkedBody, data: bytes, cuts: list[int], most: int = 0) -> bytes
             body.rest += piece
             piece = b""
         while piece:
-            given_out = bytes(body.feed(piece, most=most))
+            given_out = bytes(body.feed(piece, most_chunks=most))
             passed += given_out
             piece = b"" if body.done else body.rest
         begin = end
@@ -549,7 +549,7 @@ def test_chunks_above_the_rate_of_a_second_are_refused_whatever_their_size() -> 
 @pytest.mark.parametrize("chunk", [TINY, b"1;a=b\r\na\r\n", b"01\r\na\r\n"])
 def test_steps_of_a_turn_do_not_grow_with_what_was_read(chunk: bytes) -> None:
     def turn(count: int) -> int:
-        return steps_of(lambda: ChunkedBody().feed(chunk * count, most=MOST_CHUNKS_AT_ONCE))
+        return steps_of(lambda: ChunkedBody().feed(chunk * count, most_chunks=MOST_CHUNKS_AT_ONCE))
 
     turn(1)  # compiles the expressions
     assert turn(40_000) <= turn(MOST_CHUNKS_AT_ONCE) + 20 < 60 * MOST_CHUNKS_AT_ONCE

@@ -319,10 +319,10 @@ def test_supervisor_that_confirms_a_shutdown_gets_the_time_of_its_servers(tmp_pa
     for said, limit in ((0.0, STOP_SECONDS), (1.0, STOP_SECONDS), (90.0, 90.0)):
         end = shutdown(tmp_path)
         end.start_confirmation_deadline(100.0)
-        end.extend_deadline(said)
+        end.set_stop_deadline(said)
         assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + limit - 1, 0)
         assert not end.alone
-        end.extend_deadline(said)  # a successor of the first, which has died at it
+        end.set_stop_deadline(said)  # a successor of the first, which has died at it
         end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + limit, 0)
         assert end.alone
 
@@ -374,12 +374,12 @@ def test_shutdown_of_a_pool_without_workers_needs_no_second_limit(tmp_path: Path
 
 def test_confirmation_of_a_shutdown_that_nobody_requested_is_ignored(tmp_path: Path) -> None:
     end = shutdown(tmp_path)
-    end.extend_deadline(90.0)
+    end.set_stop_deadline(90.0)
     assert not end.begun
     assert end.due is None
     end.alone = True
     end.start_confirmation_deadline(100.0)
-    end.extend_deadline(90.0)
+    end.set_stop_deadline(90.0)
     assert end.due == 100.0 + ANSWER_SECONDS, "too late"
 
 
@@ -394,7 +394,7 @@ def test_desired_state_is_removed_with_a_pool_that_was_ended(
     if begun:
         end.start_confirmation_deadline(100.0)
     end.last = last
-    end.kill_and_clear()
+    end.kill_and_close_store()
     assert (tmp_path / pool_files.DESIRED).exists() is kept
 
 

@@ -49,7 +49,7 @@ def test_sockets_are_asked_at_once_and_silent_ones_cost_one_deadline(tmp_path: P
     assert time.monotonic() - began < 20 * 1.0
     assert [answer for _, answer in asked] == [None] * 24
     connections += [sock for sock, _ in asked]
-    assert [rendezvous.receive(client) for client in connections[:8:2]] == [
+    assert [rendezvous.receive_or_none(client) for client in connections[:8:2]] == [
         ({"n": 0}, []),
         ({"n": 1}, []),
         ({"n": 2}, []),
@@ -87,7 +87,7 @@ def test_other_users_are_turned_away(tmp_path: Path) -> None:
         assert client is not None
         with client:
             assert rendezvous.accept(listener, {os.geteuid() + 1}) is None
-            assert rendezvous.receive(client) is None
+            assert rendezvous.receive_or_none(client) is None
         assert rendezvous.accept(listener, {os.geteuid()}) is None, "nobody is waiting"
 
 
@@ -117,9 +117,9 @@ def test_message_that_is_none_or_too_large_is_no_answer_and_leaves_no_descriptor
     with ours, theirs:
         for packet in (b"garbage", b"[]", b'{"x":"' + b"y" * 20_000 + b'"}'):
             socket.send_fds(theirs, [packet], [0] * 50)
-            assert rendezvous.receive(ours) is None
+            assert rendezvous.receive_or_none(ours) is None
         socket.send_fds(theirs, [b"{}"], [0] * 200)
-        assert rendezvous.receive(ours) is None
+        assert rendezvous.receive_or_none(ours) is None
         assert open_descriptors() == before
 
 
@@ -129,7 +129,7 @@ def test_answer_may_have_16_kib_and_64_descriptors_and_no_more(tmp_path: Path) -
     before = open_descriptors()
     with ours, theirs:
         socket.send_fds(theirs, [b'{"x":"' + b"y" * room + b'"}'], [0] * 64)
-        received = rendezvous.receive(ours)
+        received = rendezvous.receive_or_none(ours)
         assert received is not None
         message, fds = received
         assert message == {"x": "y" * room}
@@ -138,5 +138,5 @@ def test_answer_may_have_16_kib_and_64_descriptors_and_no_more(tmp_path: Path) -
             os.close(fd)
         for size, count in ((room + 1, 0), (0, 65)):
             socket.send_fds(theirs, [b'{"x":"' + b"y" * size + b'"}'], [0] * count)
-            assert rendezvous.receive(ours) is None
+            assert rendezvous.receive_or_none(ours) is None
     assert len(open_descriptors()) == len(before) - 2

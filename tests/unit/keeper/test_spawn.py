@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.keeper.spawn import MAX_SIZE_BYTES, CompanionSpec, rotate_if_large, spawn, start_detached
+from poolctl.keeper.spawn import MAX_SIZE_BYTES, CompanionSpec, copytruncate_if_large, spawn, start_detached
 from tests.deadline import wait_until
 from tests.descriptors import open_descriptors
 
@@ -24,7 +24,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_small_output_file_is_not_rotated(path: Path) -> None:
     path.write_bytes(b"x" * MAX_SIZE_BYTES)
-    rotate_if_large(str(path))
+    copytruncate_if_large(str(path))
     assert os.listdir(path.parent) == [path.name]
 
 
@@ -33,7 +33,7 @@ def test_reader_that_has_the_output_file_open_continues_in_it(path: Path) -> Non
     with path.open("ab", buffering=0) as before:
         for _ in range(3):
             before.write(b"".join(b"line %d\n" % number for number in range(150_000)))
-            rotate_if_large(str(path))
+            copytruncate_if_large(str(path))
         before.write(b"the last\n")
     assert path.read_bytes() == b"the last\n"
     old = Path(f"{path}.1")
@@ -48,7 +48,7 @@ def test_reader_that_has_the_output_file_open_continues_in_it(path: Path) -> Non
 
 def test_repeated_lines_are_counted(path: Path) -> None:
     path.write_bytes(b"a\n" * MAX_SIZE_BYTES + b"b\nc\nc\nthe end")
-    rotate_if_large(str(path))
+    copytruncate_if_large(str(path))
     lines = Path(f"{path}.1").read_text().splitlines()[1:]
     repeated = int(lines[1].split()[5])
     assert MAX_SIZE_BYTES // 2 - 20 < repeated < MAX_SIZE_BYTES // 2
@@ -61,12 +61,12 @@ def test_repeated_lines_are_counted(path: Path) -> None:
 def test_output_that_cannot_be_kept_is_dropped(path: Path) -> None:
     path.write_bytes(b"x" * (MAX_SIZE_BYTES + 1))
     Path(f"{path}.1").mkdir()
-    rotate_if_large(str(path))
+    copytruncate_if_large(str(path))
     assert path.stat().st_size == 0
 
 
 def test_path_that_is_no_file_is_left_alone() -> None:
-    rotate_if_large(os.devnull)
+    copytruncate_if_large(os.devnull)
 
 
 @pytest.fixture

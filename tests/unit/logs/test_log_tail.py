@@ -24,7 +24,7 @@ from poolctl.logs.log_tail import (
     OpenLog,
     TailedFile,
     follow,
-    merged_tail,
+    merged_tails,
     tail,
 )
 from tests.descriptors import no_descriptor_left
@@ -142,7 +142,7 @@ class TestTail:
     def test_tail_of_several_logs_is_in_the_order_of_time(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(at(1, "a1") + at(3, "a3") + b"  trace\n" + at(5, "a5"))
         (tmp_path / "b").write_bytes(at(2, "b2") + at(4, "b4"))
-        merged = merged_tail({"one": str(tmp_path / "a"), "two": str(tmp_path / "b")}, 3)
+        merged = merged_tails({"one": str(tmp_path / "a"), "two": str(tmp_path / "b")}, 3)
         assert texts(merged) == ["b2", "a3", "  trace", "b4", "a5"]
         assert [line.name for line in merged] == ["two", "one", "one", "two", "one"]
 

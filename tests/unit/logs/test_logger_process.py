@@ -28,10 +28,10 @@ from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp, with_timestamp_prefix
 from poolctl.logs.log_tail import tail
 from poolctl.logs.logger_process import (
-    LineMoveRecord,
     Logger,
     OutputStream,
-    PipeReader,
+    PeekingPipeReader,
+    PipeToLogRecord,
     WriteAheadNote,
     longest_line,
 )
@@ -431,7 +431,7 @@ class Interrupted:
         os.set_blocking(self.read, False)
         self.kept = [os.memfd_create("note"), *os.pipe2(os.O_NONBLOCK)]
         self.note = WriteAheadNote(self.kept)
-        self.pipes = PipeReader()
+        self.pipes = PeekingPipeReader()
         self.max_size_bytes = 0
         self.format = "text"
 
@@ -566,7 +566,7 @@ def test_line_that_fills_its_pipe_is_stored_at_once(interrupted: Interrupted) ->
     assert fcntl.fcntl(interrupted.read, fcntl.F_GETPIPE_SZ) == 65536
 
 
-class Narrow(PipeReader):
+class Narrow(PeekingPipeReader):
     """A reader whose pipes may not be enlarged."""
 
     def enlarge(self, fd: int) -> bool:
@@ -658,7 +658,7 @@ def test_a_line_stays_in_the_pipe_until_it_is_whole(interrupted: Interrupted) ->
 def test_invalid_note_is_ignored(interrupted: Interrupted) -> None:
     fd = os.memfd_create("note")
 
-    def found() -> LineMoveRecord | None:
+    def found() -> PipeToLogRecord | None:
         note = WriteAheadNote([os.dup(fd)])
         try:
             return note.unfinished_move("web.0")
@@ -704,7 +704,7 @@ def test_pipe_is_read_where_the_sandbox_forbids_to_inspect_it(
     def refuse(source: int, target: int, length: int) -> int:
         raise OSError(number, os.strerror(number))
 
-    pipes = PipeReader()
+    pipes = PeekingPipeReader()
     read, write = os.pipe2(os.O_NONBLOCK)
     os.write(write, b"one\ntwo\n")
     with monkeypatch.context() as patch:
@@ -720,7 +720,7 @@ def test_pipe_is_read_where_the_sandbox_forbids_to_inspect_it(
 
 
 def test_content_read_from_a_closed_pipe_is_not_that_of_the_next_with_its_number() -> None:
-    pipes = PipeReader()
+    pipes = PeekingPipeReader()
     pipes._blind = True
     (first, first_end), (second, second_end) = os.pipe2(os.O_NONBLOCK), os.pipe2(os.O_NONBLOCK)
     os.write(first_end, b"one")
@@ -735,14 +735,14 @@ def test_content_read_from_a_closed_pipe_is_not_that_of_the_next_with_its_number
 
 
 def test_pipe_that_is_none_is_an_error() -> None:
-    pipes = PipeReader()
+    pipes = PeekingPipeReader()
     with pytest.raises(OSError, match="Bad file descriptor"):
         pipes.peek(2**20)
     pipes.close()
 
 
 def test_empty_pipe_and_ended_pipe_are_distinguished() -> None:
-    pipes = PipeReader()
+    pipes = PeekingPipeReader()
     read, write = os.pipe()
     os.set_blocking(read, False)
     for blind in (False, True):

@@ -894,7 +894,7 @@ def test_event_of_a_context_is_watched_by_one_thread_and_in_a_child_by_another()
 
 
 def prepared(shared: Shared, **keys: Any) -> ServerConfig:
-    return shared.with_pool_defaults(ServerConfig(**{"name": "a", "bind": ":1", **keys}))
+    return shared.startable_config(ServerConfig(**{"name": "a", "bind": ":1", **keys}))
 
 
 @pytest.mark.parametrize(
@@ -921,7 +921,7 @@ def test_server_that_cannot_be_prepared_says_why(keys: dict[str, Any], handler: 
     keys = {key: value for key, value in keys.items() if value is not None}
     given = {"name": "a", **({} if keys.get("job") else {"bind": ":1"}), **keys}
     with pytest.raises(ServerError) as caught:
-        shared.with_pool_defaults(ServerConfig(**given))
+        shared.startable_config(ServerConfig(**given))
     assert caught.value.message.startswith(problem)
     assert caught.value.name == "a"
 
@@ -941,11 +941,11 @@ def test_server_is_completed_by_the_handler_and_the_default_certificate() -> Non
     made = prepared(shared, app="m:app", tls=True)
     assert made.tls is shared.tls
     plain = ServerConfig(name="a", bind=":1", app="m:app")
-    assert shared.with_pool_defaults(plain) is plain
+    assert shared.startable_config(plain) is plain
     assert shared.context is not None
     shared.context.cancel()
     with pytest.raises(ServerError, match="its context was cancelled"):
-        shared.with_pool_defaults(plain)
+        shared.startable_config(plain)
 
 
 OBSERVED = {

@@ -361,7 +361,7 @@ def test_body_that_is_judged_late_is_not_the_result_of_the_next_probe() -> None:
 def test_expression_that_takes_too_long_is_not_tried_with_the_next_response() -> None:
     async def scenario() -> None:
         probe = Probe(http="/", body="^(a|aa)+$")
-        request = HttpProbeRequest(probe, expose="http://127.0.0.1:1")
+        request = HttpProbeRequest(probe, exposed_url="http://127.0.0.1:1")
         reply = request.new_reply()
         assert reply.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 61\r\n\r\n" + b"a" * 60 + b"!")
         results: list[str] = []
@@ -611,7 +611,7 @@ def test_request_does_not_depend_on_the_worker() -> None:
         name="web", bind="127.0.0.1:1", app="a:b", expose="https://shop.example:8443/x", health="/ü"
     )
     assert server.health.readiness is not None
-    request = HttpProbeRequest(server.health.readiness, expose=server.expose).payload
+    request = HttpProbeRequest(server.health.readiness, exposed_url=server.expose).payload
     assert request.startswith(b"GET /%C3%BC HTTP/1.1\r\nHost: shop.example:8443\r\n")
 
 
@@ -620,15 +620,15 @@ def test_request_does_not_depend_on_the_worker() -> None:
 )
 def test_request_that_may_have_a_body_says_that_it_has_none(method: str, *, has_length: bool) -> None:
     probe = Probe(http="/", method=method)
-    payload = HttpProbeRequest(probe, expose="http://127.0.0.1:1").payload
+    payload = HttpProbeRequest(probe, exposed_url="http://127.0.0.1:1").payload
     assert (b"\r\nContent-Length: 0\r\n" in payload) is has_length
 
 
 def test_only_a_connection_that_is_not_used_again_is_closed_by_the_request() -> None:
     probe = Probe(http="/")
-    once = HttpProbeRequest(probe, expose="http://127.0.0.1:1", reusable=False).payload
+    once = HttpProbeRequest(probe, exposed_url="http://127.0.0.1:1", reusable=False).payload
     assert b"\r\nConnection: close\r\n" in once
-    assert b"Connection" not in HttpProbeRequest(probe, expose="http://127.0.0.1:1").payload
+    assert b"Connection" not in HttpProbeRequest(probe, exposed_url="http://127.0.0.1:1").payload
 
 
 def test_time_in_the_accept_queue_does_not_count_before_the_worker_is_ready(listener: socket.socket) -> None:

@@ -11,12 +11,12 @@ from poolctl.json_form import Table, from_json, to_json
 from poolctl.routing.route import ExcludedRoute, Header, Redirect, Route, StreamRoute, Target
 from poolctl.routing.route_report import (
     BackendReport,
-    MachineReport,
     RegisteredServiceReport,
     RouteReport,
+    TargetMachineReport,
     destinations,
     route_key,
-    route_report,
+    static_route_report,
     stream_key,
     with_absolute_socket_path,
 )
@@ -28,23 +28,25 @@ def test_route_is_passed_unless_it_needs_the_proxy() -> None:
     route = Route(
         alias="a", host="a.test", path="/v1", to=(Target(server="web"),), policy="first", mode="auto"
     )
-    assert route_report(route) == RouteReport(
+    assert static_route_report(route) == RouteReport(
         alias="a", host="a.test", path="/v1", to=("web",), policy="first", mode="auto", way="pass",
         provider=route.provider,
     )  # fmt: skip
-    proxied = route_report(Route(alias="a", to=WEB, add_headers=(Header(name="x", value="y"),)))
+    proxied = static_route_report(Route(alias="a", to=WEB, add_headers=(Header(name="x", value="y"),)))
     assert proxied.way == "proxy"
     assert proxied.why
 
 
 def test_route_to_servers_with_tls_is_passed_by_its_host_alone() -> None:
     by_path = Route(alias="a", path="/v1", to=(Target(server="web"),))
-    assert route_report(by_path).way == "pass"
-    assert route_report(by_path, tls=True).way == "proxy"
+    assert static_route_report(by_path).way == "pass"
+    assert static_route_report(by_path, tls=True).way == "proxy"
 
 
 def test_stream_has_its_own_address_as_host() -> None:
-    found = route_report(StreamRoute(alias="db", bind="0.0.0.0:5432", to=WEB, protocol="tcp", policy="first"))
+    found = static_route_report(
+        StreamRoute(alias="db", bind="0.0.0.0:5432", to=WEB, protocol="tcp", policy="first")
+    )
     assert (found.way, found.host, found.path, found.to) == (
         "stream",
         "0.0.0.0:5432",
@@ -54,7 +56,7 @@ def test_stream_has_its_own_address_as_host() -> None:
 
 
 def test_excluded_route_has_its_reason() -> None:
-    found = route_report(
+    found = static_route_report(
         ExcludedRoute(alias="off", reason="off is disabled", host="a.test", provider="server")
     )
     assert (found.way, found.why, found.host, found.provider, found.to) == (
@@ -76,11 +78,11 @@ def test_stream_and_route_with_one_alias_have_different_keys() -> None:
 @pytest.mark.parametrize(
     ("machine", "text"),
     [
-        (MachineReport(to="a", kind="node", node="pve1"), "pve1"),
-        (MachineReport(to="a", kind="lxc", node="pve1", vmid=101, name="db", state="running"), "pve1/101 db (running)"),
+        (TargetMachineReport(to="a", kind="node", node="pve1"), "pve1"),
+        (TargetMachineReport(to="a", kind="lxc", node="pve1", vmid=101, name="db", state="up"), "pve1/101 db (up)"),
     ],
 )  # fmt: skip
-def test_machine_is_shown_in_one_text(machine: MachineReport, text: str) -> None:
+def test_machine_is_shown_in_one_text(machine: TargetMachineReport, text: str) -> None:
     assert str(machine) == text
 
 
@@ -118,7 +120,7 @@ def test_relative_path_of_a_socket_is_made_absolute(url: str, absolute: str) -> 
                 "why": "", "breaker": "", "connections": 0, "in_flight": 0, "waiting": 0, "requests": 0, "errors": 0,
             },
         ),
-        (MachineReport, {"to": "u", "kind": "node", "node": "n"}, {"vmid": 0, "name": "", "state": ""}),
+        (TargetMachineReport, {"to": "u", "kind": "node", "node": "n"}, {"vmid": 0, "name": "", "state": ""}),
         (
             RegisteredServiceReport,
             {"name": "n", "url": "u"},

@@ -86,7 +86,7 @@ class ScriptedRunner:
         self.most_at_once[server.name] = max(alive, self.most_at_once.get(server.name, 0))
         return placement
 
-    async def wait_until_begun(self, placement: Placement) -> None:
+    async def wait_for_begin_or_exit(self, placement: Placement) -> None:
         return None
 
     async def wait_until_ready(self, placement: Placement) -> None:
@@ -121,7 +121,7 @@ class ScriptedRunner:
     def force_certificate(self, name: str, generation: int) -> None:
         self.log.append(f"force certificate {name}")
 
-    async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
+    async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
         self._note_replaced("leave", placement, replaced)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:

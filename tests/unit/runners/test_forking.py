@@ -59,7 +59,7 @@ def test_exits_between_new_workers_cause_no_count_while_there_is_room() -> None:
     async def restart(budget: DescriptorBudget) -> None:
         for _ in range(SERVERS):
             await budget.acquire()
-            budget.release()
+            budget.clear_exhausted()
 
     _run(descriptors, restart)
     assert descriptors.counted <= 1 + SERVERS * 16 // min(LIMIT, 1024)
@@ -72,13 +72,13 @@ def test_each_exit_causes_one_count_however_many_workers_wait_for_room() -> None
         waiting = [asyncio.ensure_future(budget.acquire()) for _ in range(SERVERS)]
         await asyncio.sleep(0)
         for _ in range(3):
-            budget.release()
+            budget.clear_exhausted()
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         assert not any(each.done() for each in waiting)
         assert descriptors.counted <= 4
         descriptors.in_use = LIMIT - 100
-        budget.release()
+        budget.clear_exhausted()
         while sum(each.done() for each in waiting) < 6:
             await asyncio.sleep(0)
         for each in waiting:
@@ -263,7 +263,7 @@ def test_worker_waits_ten_seconds_for_room_and_says_what_to_raise() -> None:
         assert caught.value.hint == RAISE_OPEN_FILES
         assert asyncio.get_running_loop().time() == pytest.approx(began + 10)
         descriptors.in_use = LIMIT - 16
-        budget.release()
+        budget.clear_exhausted()
         await budget.acquire()
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
@@ -386,7 +386,7 @@ def test_program_that_reports_its_readiness_is_ready_then(tmp_path: Path) -> Non
         await runner.open(server)
         placement = await runner.place(server, 1, 0)
         becoming = asyncio.ensure_future(runner.wait_until_ready(placement))
-        await runner.wait_until_begun(placement)
+        await runner.wait_for_begin_or_exit(placement)
         assert not becoming.done()
         go.touch()
         await becoming

@@ -37,7 +37,7 @@ async def placed(runner: InlineRunner, config: ServerConfig) -> Placement:
     """A worker of the server that is ready."""
     await runner.open(config)
     placement = await runner.place(config, 1, 0)
-    await runner.wait_until_begun(placement)
+    await runner.wait_for_begin_or_exit(placement)
     await runner.wait_until_ready(placement)
     return placement
 
@@ -102,10 +102,10 @@ def test_worker_is_placed_on_its_listener_with_the_state_of_the_caller() -> None
         assert repr(runner) == "<InlineRunner 0 workers on 1 listeners>"
         gone = Exit(message="has ended before")
         assert (await runner.stop(placement, 30), await runner.wait_for_exit(placement)) == (gone, gone)
-        await runner.stop_accepting(placement)
+        await runner.begin_drain(placement)
         await runner.drain(placement)
         await runner.set_accepting(placement, True)
-        await runner.wait_until_begun(placement)
+        await runner.wait_for_begin_or_exit(placement)
         await runner.aclose()
 
     run(scenario())
@@ -140,7 +140,7 @@ def test_left_worker_accepts_no_more_and_drain_returns_when_it_has_ended() -> No
         placement = await placed(runner, config)
         client = await client_of(config)
         await client.get()
-        await runner.stop_accepting(placement)
+        await runner.begin_drain(placement)
         waiting = await client_of(config)
         await waiting.send()
         await turns()

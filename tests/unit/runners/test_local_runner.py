@@ -510,8 +510,8 @@ def test_zygote_is_adopted_and_one_that_exited_with_its_keeper_is_replaced_where
         (lambda runner, worker: runner.stop(worker, 60, replaced=True), False),
         (lambda runner, worker: runner.stop(worker, 0), False),
         (lambda runner, worker: runner.stop(worker, 0, replaced=True), False),
-        (lambda runner, worker: runner.stop_accepting(worker, replaced=False), True),
-        (lambda runner, worker: runner.stop_accepting(worker), False),
+        (lambda runner, worker: runner.begin_drain(worker, replaced=False), True),
+        (lambda runner, worker: runner.begin_drain(worker), False),
     ],
 )
 def test_gateway_is_told_before_a_worker_that_is_not_replaced_is_stopped_in_good_time(
@@ -544,7 +544,7 @@ def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
         wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
         (found,) = (await it.runner.adopt_workers_and_end_others({"web": server})).workers
         assert orders(end) == [({"order": "go"}, 0), ({"order": "report"}, 0)]
-        await it.runner.wait_until_begun(found.placement)
+        await it.runner.wait_for_begin_or_exit(found.placement)
         it.runner.watch_idleness(found.placement, 5.0)
         await it.runner.set_in_rotation(found.placement, False)
         await it.runner.set_accepting(found.placement, True)
@@ -617,7 +617,7 @@ def test_worker_is_placed_becomes_ready_serves_and_leaves_nothing_when_its_serve
         assert opened == (server.bind,)
         placement = await runner.place(server, 3, 1)
         assert (placement.id, placement.where) == ("web.3.1", f"pid {placement.pid}")
-        await runner.wait_until_begun(placement)
+        await runner.wait_for_begin_or_exit(placement)
         await runner.wait_until_ready(placement)
         assert await fetch(server, "/pid") == str(placement.pid)
         assert names(await kept(runner)) == {"listener", "adoption", "worker", "output"}
@@ -643,10 +643,10 @@ def test_orders_to_a_worker_that_has_exited_have_no_effect() -> None:
     async def work(runner: ProcessRunner) -> None:
         placement = Placement.of("web", 1, 0)
         runner.watch_idleness(placement, 5.0)
-        await runner.wait_until_begun(placement)
+        await runner.wait_for_begin_or_exit(placement)
         await runner.set_in_rotation(placement, False)
         await runner.set_accepting(placement, False)
-        await runner.stop_accepting(placement)
+        await runner.begin_drain(placement)
         await runner.drain(placement)
         await runner.renew_tls(placement, served())
         assert (await runner.stop(placement, 5.0)).message == "has ended before"
@@ -673,7 +673,7 @@ async def pid_on(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replaced", [True, False])
-@pytest.mark.parametrize("order", ["stop_accepting", "drain"])
+@pytest.mark.parametrize("order", ["begin_drain", "drain"])
 def test_worker_that_is_replaced_gives_its_connections_to_its_successor_and_another_one_keeps_them(
     order: str, replaced: bool
 ) -> None:
@@ -686,10 +686,10 @@ def test_worker_that_is_replaced_gives_its_connections_to_its_successor_and_anot
         # Replacing is the usual case.
         options = {} if replaced else {"replaced": False}
         leaving = asyncio.ensure_future(getattr(runner, order)(old, **options))
-        if order == "stop_accepting" or replaced:
+        if order == "begin_drain" or replaced:
             await leaving
         else:
-            await runner.stop_accepting(old, replaced=False)
+            await runner.begin_drain(old, replaced=False)
         assert await pid_on(connection) == ((new.pid, False) if replaced else (old.pid, True))
         connection[1].close()
         await leaving

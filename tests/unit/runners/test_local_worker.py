@@ -52,7 +52,7 @@ from poolctl.runners.stack_report import WorkerStacks
 from poolctl.runners.worker_spec import added_environment, argument_vector
 from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
-from poolctl.worker.tally import ASK, ASK_AGAIN, STACK_BYTES, StackDump, promise_stacks, read_stacks
+from poolctl.worker.tally import ASK, ASK_AGAIN, STACK_BYTES, StackDumper, promise_stacks, read_stacks
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.examples import examples
@@ -71,7 +71,9 @@ class Keeper:
     ) -> None:
         self.signals.append(number)
 
-    def kill_after(self, process: ProcessIdentity, exited: asyncio.Future[Exit], seconds: float) -> None:
+    def kill_group_after(
+        self, process: ProcessIdentity, exited: asyncio.Future[Exit], seconds: float
+    ) -> None:
         self.killed.append(process)
 
 
@@ -641,8 +643,8 @@ control = socket.socket(fileno=CONTROL)
 secret = "hunter2"
 
 def begin():
-    from poolctl.worker.tally import StackDump
-    dump = StackDump()
+    from poolctl.worker.tally import StackDumper
+    dump = StackDumper()
     dump.install_signal_handlers(PLACE)
     dump.enable_for_page(PAGE, lambda: control.send(b'{"event":"stacks"}'))
     control.send(b'{"event":"imported"}')
@@ -878,7 +880,7 @@ def test_child_that_is_forked_has_the_systems_handlers_unless_the_application_ha
     assert not tally.has_stacks
     try:
         for handler in (None, signal.SIG_IGN):
-            dump = StackDump()
+            dump = StackDumper()
             dump.install_signal_handlers(os.dup(ends[0]))
             dump.enable_for_page(tally.fileno(), lambda: None)
             if handler is not None:

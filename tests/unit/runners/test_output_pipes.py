@@ -122,7 +122,7 @@ class Stage:
             await asyncio.sleep(0)
 
     def close(self) -> None:
-        self.output.close()
+        self.output.shut_down()
         self.keeper.close()
 
 
@@ -316,7 +316,7 @@ def test_output_that_is_closed_starts_no_logger(tmp_path: Path) -> None:
         stage.logger.close()
         await asyncio.sleep(0.1)
         assert stage.keeper.refusals == 0
-        stage.output.close()
+        stage.output.shut_down()
         await asyncio.sleep(1)
         assert len(stage.keeper.spawned) == 1
         stage.close()
@@ -329,7 +329,7 @@ def test_logger_gets_no_order_once_the_output_is_closed_and_each_pipe_is_closed(
         stage = Stage(tmp_path)
         await stage.output.start()
         _, write = stage.output.create_pipe(server())
-        stage.output.close()
+        stage.output.shut_down()
         await stage.received("end")
         assert wire.receive(stage.logger) is None
         with pytest.raises(BrokenPipeError):

@@ -81,7 +81,7 @@ class Peer(LinkHandler):
     def on_violation(self, deed: str) -> None:
         self.deeds.append(deed)
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         self.ends += 1
 
     async def request(self) -> tuple[wire.Message, list[int]]:
@@ -568,7 +568,7 @@ def test_another_keeper_gets_the_entries_and_what_was_put_while_there_was_none()
         other.kept.close()
         lost: list[bool] = []
         receiver = LinkHandler()
-        receiver.lost = lambda: lost.append(True)  # type: ignore[method-assign]
+        receiver.on_link_lost = lambda: lost.append(True)  # type: ignore[method-assign]
         asyncio.get_running_loop().remove_reader(other.sock)
         other.sock.close()
         ours, other.sock = wire.pair()
@@ -597,7 +597,7 @@ def test_keeper_that_is_replaced_while_it_lives_is_not_reported_as_lost() -> Non
         lost: list[str] = []
         receivers = LinkHandler(), LinkHandler()
         for receiver, name in zip(receivers, ("old", "new"), strict=True):
-            receiver.lost = lambda name=name: lost.append(name)  # type: ignore[method-assign, misc]
+            receiver.on_link_lost = lambda name=name: lost.append(name)  # type: ignore[method-assign, misc]
         (ours, old), (next_ours, new) = wire.pair(), wire.pair()
         link = KeeperLink(ours, receivers[0])
         link.reconnect(next_ours, receivers[1])

@@ -35,15 +35,15 @@ class Supervised(SupervisedProcess):
         for fd in fds:
             os.close(fd)
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         self.events.append("lost")
         if self.directory is None:
-            super().lost()
+            super().on_link_lost()
         else:
             self.listen_for_adoption(str(self.directory), pool_files.GATEWAY)
 
-    def adoption_messages(self) -> AdoptionMessages:
-        return [*super().adoption_messages(), ({"t": "held", "number": 1}, [self.held])]
+    def messages_for_adopter(self) -> AdoptionMessages:
+        return [*super().messages_for_adopter(), ({"t": "held", "number": 1}, [self.held])]
 
     def adopted(self, link: Link) -> None:
         self.events.append("adopted")

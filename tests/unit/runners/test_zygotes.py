@@ -690,8 +690,8 @@ def test_process_is_killed_after_its_time_unless_it_has_exited() -> None:
     async def scenario(keeper: StoringKeeper) -> None:
         loop = asyncio.get_running_loop()
         exited: asyncio.Future[Exit] = loop.create_future()
-        keeper.children.kill_after(HERE, exited, 3.0)
-        keeper.children.kill_after(HERE, loop.create_future(), 4.0)
+        keeper.children.kill_group_after(HERE, exited, 3.0)
+        keeper.children.kill_group_after(HERE, loop.create_future(), 4.0)
         keeper.children.kill(ProcessIdentity(HERE.pid, None))
         await asyncio.sleep(2)
         assert keeper.taken() == []

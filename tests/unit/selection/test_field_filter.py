@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poolctl.errors import PoolParamError, ServerError
-from poolctl.selection.field_filter import Field, matching, parse_field, values
+from poolctl.selection.field_filter import Field, matching, member_values, parse_field
 
 
 class Row:
@@ -57,9 +57,9 @@ def test_members_that_equal_the_pattern_or_contain_the_expression_match_in_their
 
 
 def test_values_are_those_of_the_field_in_the_order_of_the_members() -> None:
-    assert [*values(MEMBERS, Field.BIND)] == [*MEMBERS]
-    assert [*values(MEMBERS, Field.NAME)] == ["Users", "orders", "docs"]
-    assert [*values(MEMBERS, Field.EXPOSE)][1] == "https://Orders.example"
+    assert [*member_values(MEMBERS, Field.BIND)] == [*MEMBERS]
+    assert [*member_values(MEMBERS, Field.NAME)] == ["Users", "orders", "docs"]
+    assert [*member_values(MEMBERS, Field.EXPOSE)][1] == "https://Orders.example"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from poolctl.supervisor.active_configuration import (
     ConfigurationReader,
     LoadedConfiguration,
     ReaderFailed,
-    SelfBindingPrograms,
+    SelfBindingProgramsFile,
     default_name,
     obstacles_to_adding,
     try_write_object,
@@ -718,15 +718,15 @@ def test_file_of_variables_that_cannot_be_read_prevents_only_the_start_of_a_pool
 @pytest.mark.slow
 def test_places_of_keys_are_empty_before_the_files_are_read_and_for_no_server(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
-        assert await configuration.origins(["web"]) == {}
+        assert await configuration.key_origins(["web"]) == {}
         configuration.activate(await configuration.read_without_activating())
-        assert await configuration.origins([]) == {}
-        found = (await configuration.origins(["web"]))["web"]
+        assert await configuration.key_origins([]) == {}
+        found = (await configuration.key_origins(["web"]))["web"]
         assert found is not None
         assert found["bind"].endswith("pool.toml:3")
         configuration.close()
         configuration._reader = ConfigurationReader(str(tmp_path), command=["/nowhere/python"])
-        assert await configuration.origins(["web"]) == {}
+        assert await configuration.key_origins(["web"]) == {}
 
     Pool(tmp_path).scenario(work)
 
@@ -754,8 +754,8 @@ def test_program_that_was_found_to_open_its_socket_itself_is_read_so_until_its_c
     tmp_path: Path,
 ) -> None:
     path = str(tmp_path / "programs.json")
-    SelfBindingPrograms(path).remember(program_of("web", "nginx"))
-    known = SelfBindingPrograms(path)
+    SelfBindingProgramsFile(path).remember(program_of("web", "nginx"))
+    known = SelfBindingProgramsFile(path)
     servers = [program_of("web", "nginx"), program_of("web", "caddy"), program_of("api", "nginx")]
     assert [each.socket for each in known.apply_to(servers)] == [
         "program",
@@ -768,7 +768,7 @@ def test_program_that_was_found_to_open_its_socket_itself_is_read_so_until_its_c
     known.remember(program_of("web", "nginx"))
     assert os.stat(path).st_ino == written
     known.remember(program_of("web", "caddy"))
-    assert SelfBindingPrograms(path).apply_to(servers[1:2])[0].socket == "program"
+    assert SelfBindingProgramsFile(path).apply_to(servers[1:2])[0].socket == "program"
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[1]"])

@@ -23,7 +23,7 @@ from poolctl.supervisor.verbs.changing_verbs import (
     TooManyOpenFiles,
     check_open_file_limit,
     check_pool_file_limit,
-    expired_replacement_error,
+    expired_certificate_error,
     requested_worker_count,
     startup_warnings,
 )
@@ -614,17 +614,17 @@ def test_certificate_is_exchanged_if_the_new_one_is_valid_or_the_old_one_has_exp
         desk = Desk(certificated(tmp_path, -1))
         entry, now = desk.core.entries["a"], time.time()
         entry.observed.certificate_ends = now + 1000
-        assert expired_replacement_error(entry, entry.config, now) is None, "nothing runs"
+        assert expired_certificate_error(entry, entry.config, now) is None, "nothing runs"
         await desk.ask("start")
         entry.observed.certificate_ends = now + 1000
-        assert expired_replacement_error(entry, entry.config, now) is not None
-        assert expired_replacement_error(entry, entry.config.with_values(tls=False), now) is None
+        assert expired_certificate_error(entry, entry.config, now) is not None
+        assert expired_certificate_error(entry, entry.config.with_values(tls=False), now) is None
         for ends in (None, now, now - 1):
             entry.observed.certificate_ends = ends
-            assert expired_replacement_error(entry, entry.config, now) is None, ends
+            assert expired_certificate_error(entry, entry.config, now) is None, ends
         entry.observed.certificate_ends = now + 1000
         certificate(tmp_path, days=5)
-        assert expired_replacement_error(entry, entry.config, now) is None
+        assert expired_certificate_error(entry, entry.config, now) is None
 
     run(scenario())
 

@@ -66,11 +66,11 @@ class Greetings(HttpAddressServer[Greeter, Any]):
         self.made += 1
         return Greeter()
 
-    async def configure_endpoint(self, server: Greeter, table: Any, env: Mapping[str, str]) -> None:
+    async def set_up_server(self, server: Greeter, table: Any, env: Mapping[str, str]) -> None:
         if self.wrong is not None:
             raise self.wrong
         server.word = self.word
-        await self.use_certificate(server, self.tls, env, required=self.required)
+        await self.use_certificate(server, self.tls, env, mtls_required=self.required)
 
     async def served(self, bind: str | None, mode: str = "") -> None:
         """Serve there; returns when it has been tried."""
@@ -123,7 +123,7 @@ def test_attempt_at_an_earlier_address_says_nothing_about_the_current_one(
         begun, goes_on = asyncio.Event(), asyncio.Event()
 
         class Slow(Greetings):
-            async def configure_endpoint(self, server: Greeter, table: Any, env: Mapping[str, str]) -> None:
+            async def set_up_server(self, server: Greeter, table: Any, env: Mapping[str, str]) -> None:
                 if begun.is_set():
                     await asyncio.sleep(0.01)
                     return
@@ -310,7 +310,7 @@ def test_clients_present_certificates_if_that_is_required(
         )  # fmt: skip
         greetings.required = required
         server = Greeter()
-        await greetings.configure_endpoint(server, None, greetings.variables)
+        await greetings.set_up_server(server, None, greetings.variables)
         assert server.http.tls is not None
         assert (server.http.tls.verify_mode, server.http.tls.minimum_version) == (
             mode,
@@ -321,7 +321,7 @@ def test_clients_present_certificates_if_that_is_required(
         assert "ECDHE-ECDSA-AES256-GCM-SHA384" not in names
         without = Greeter()
         greetings.tls = TLSConfig(cert=str(cert), key=str(key))
-        await greetings.configure_endpoint(without, None, greetings.variables)
+        await greetings.set_up_server(without, None, greetings.variables)
         assert without.http.tls is not None
         assert (without.http.tls.verify_mode, without.http.tls.minimum_version) == (
             ssl.CERT_NONE,
@@ -337,7 +337,7 @@ def test_certificate_that_cannot_be_used_names_its_table(tmp_path: Path) -> None
         greetings = Greetings(Store())
         greetings.tls = TLSConfig(cert=str(tmp_path / "gone.pem"))
         with pytest.raises(ServerError) as caught:
-            await greetings.configure_endpoint(Greeter(), None, greetings.variables)
+            await greetings.set_up_server(Greeter(), None, greetings.variables)
         assert caught.value.message.startswith("its certificate cannot be used: ")
         assert caught.value.hint == "check tls of [greet]"
         greetings.link.end()
@@ -360,10 +360,10 @@ def test_key_is_decrypted_with_the_password_of_its_variable(tmp_path: Path) -> N
         for variables in ({}, {"KEY": "wrong"}):
             greetings.variables.update(variables)
             with pytest.raises(ServerError):
-                await greetings.configure_endpoint(Greeter(), None, greetings.variables)
+                await greetings.set_up_server(Greeter(), None, greetings.variables)
         greetings.variables["KEY"] = "open sesame"
         server = Greeter()
-        await greetings.configure_endpoint(server, None, greetings.variables)
+        await greetings.set_up_server(server, None, greetings.variables)
         assert server.http.tls is not None
         greetings.link.end()
 
@@ -379,7 +379,7 @@ async def until(condition: Callable[[], bool]) -> None:
 class TableGreetings(Greetings):
     """Greets as a table of the file says, with a variable of the environment."""
 
-    async def configure_endpoint(self, server: Greeter, table: Any, env: Mapping[str, str]) -> None:
+    async def set_up_server(self, server: Greeter, table: Any, env: Mapping[str, str]) -> None:
         server.word = f"{table.word} {env['NAME']}"
 
     async def followed(self, table: Any) -> None:

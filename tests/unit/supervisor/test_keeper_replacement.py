@@ -170,7 +170,7 @@ def test_a_keeper_is_replaced_only_when_its_exit_does_not_end_the_pool(
         ours, theirs = wire.pair()
         keeper = KeeperLink(ours)
         for name in names:
-            keeper.record_entry(name, None, [])
+            keeper.remember_entry(name, None, [])
         keeper.whole = whole
         found = reason_irreplaceable(keeper, pid, env)
         assert reason in found if reason else not found
@@ -247,7 +247,7 @@ def hang():
     while True:
         pass
 
-keeper_replacement.KeeperEndWatch(os.getppid(), replace)
+keeper_replacement.KeeperExitWatchdog(os.getppid(), replace)
 hang()
 """
 
@@ -565,7 +565,9 @@ def test_sixth_signal_after_the_keepers_end_replaces_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(keeper_replacement, "continue_periodically", done.append)
     before = signal.getsignal(signal.SIGCONT)
     try:
-        keeper_replacement.KeeperEndWatch(7, lambda frame: done.append(frame.f_code.co_name if frame else ""))
+        keeper_replacement.KeeperExitWatchdog(
+            7, lambda frame: done.append(frame.f_code.co_name if frame else "")
+        )
         for _ in range(9):
             signal.raise_signal(signal.SIGCONT)
         assert done == ["parent"], "its parent lives"
@@ -575,7 +577,7 @@ def test_sixth_signal_after_the_keepers_end_replaces_it(monkeypatch: pytest.Monk
         assert done == ["parent", 2]
         signal.raise_signal(signal.SIGCONT)
         assert done == ["parent", 2, "test_sixth_signal_after_the_keepers_end_replaces_it"]
-        keeper_replacement.KeeperEndWatch(7, lambda frame: None)
+        keeper_replacement.KeeperExitWatchdog(7, lambda frame: None)
         assert done[3:] == ["parent", 2], "it had ended before"
     finally:
         signal.signal(signal.SIGCONT, before)

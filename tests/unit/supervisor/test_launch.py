@@ -19,8 +19,8 @@ from poolctl.keeper import pool_files
 from poolctl.keeper.spawn import CompanionSpec
 from poolctl.supervisor import launch as launching
 from poolctl.supervisor.launch import (
-    Launched,
-    forget_running,
+    LaunchedKeeper,
+    forget_servers_to_run,
     launch,
     listen,
     remove_stale_files,
@@ -65,7 +65,7 @@ class Pool:
         self.directory = directory / "run" / pool_key(str(self.file))
         self.socket = self.directory / "control.sock"
 
-    def launch(self, **options: bool) -> Launched:
+    def launch(self, **options: bool) -> LaunchedKeeper:
         return launch([str(self.file)], self.env, **options)
 
     def make(self) -> Path:
@@ -97,7 +97,7 @@ def is_locked(directory: Path) -> bool:
 
 def test_keeper_gets_the_control_socket_and_links_to_its_companions(pool: Pool, keeper: Keeper) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    assert pool.launch() == Launched(4711, -1)
+    assert pool.launch() == LaunchedKeeper(4711, -1)
     plan = keeper.plan
     assert keeper.argv[-2] == str(pool.directory)
     assert (plan["control"], plan["lifeline"], plan["inherited"], plan["without"]) == (3, -1, [], [])
@@ -138,7 +138,7 @@ def test_supervisor_that_runs_already_is_enough_unless_a_lifeline_is_wanted(
 ) -> None:
     pool.make()
     with listen(str(pool.socket)):
-        assert pool.launch() == Launched(0, -1)
+        assert pool.launch() == LaunchedKeeper(0, -1)
         with pytest.raises(ControlError) as caught:
             pool.launch(lifeline=True)
     assert (caught.value.exit_code, keeper.argv) == (8, [])
@@ -254,21 +254,21 @@ def left_behind(pool: Pool) -> dict[str, Any]:
 
 
 def test_stopped_servers_of_a_killed_pool_are_recorded_as_stopped(pool: Pool) -> None:
-    forget_running(str(pool.directory), {"a"})
+    forget_servers_to_run(str(pool.directory), {"a"})
     left_behind(pool)
-    forget_running(str(pool.directory), {"a", "other"})
+    forget_servers_to_run(str(pool.directory), {"a", "other"})
     assert pool_files.read_left_state(str(pool.directory)) == {
         "servers": {"a": {"desired": "stopped"}, "b": {"desired": "running"}}
     }
-    forget_running(str(pool.directory))
+    forget_servers_to_run(str(pool.directory))
     assert pool_files.read_left_state(str(pool.directory)) == {}
 
 
 def test_desired_state_of_a_pool_that_runs_is_left_alone(pool: Pool) -> None:
     state = left_behind(pool)
     with listen(str(pool.socket)):
-        forget_running(str(pool.directory), {"a"})
-        forget_running(str(pool.directory))
+        forget_servers_to_run(str(pool.directory), {"a"})
+        forget_servers_to_run(str(pool.directory))
         assert pool_files.read_left_state(str(pool.directory)) == state
 
 

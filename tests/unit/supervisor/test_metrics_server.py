@@ -28,7 +28,7 @@ from poolctl.selection.selector import Selector, SelectorError
 from poolctl.supervisor.observers import held_address, metrics_server
 from poolctl.supervisor.observers.metrics_server import (
     HealthReporter,
-    MetricsAddress,
+    MetricsAddressServer,
     MetricsServer,
     PoolMetrics,
     _is_local,
@@ -384,7 +384,7 @@ class Address:
         figures.desk.events.subscribe(lambda event: self.recorded.append(f"{event.event}: {event.message}"))
         health = HealthReporter(figures.desk.core, Routes().healths)
         environment: Any = SimpleNamespace(keeper=self.link, configuration=SimpleNamespace(environment={}))
-        self.served = MetricsAddress(environment, figures.desk.events, figures.metrics, health)
+        self.served = MetricsAddressServer(environment, figures.desk.events, figures.metrics, health)
 
     async def get(self, port: int, path: str) -> int:
         async with exchange(

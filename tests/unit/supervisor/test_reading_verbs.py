@@ -465,7 +465,7 @@ def test_show_has_the_origins_of_the_files_and_masks_secrets(monkeypatch: pytest
             return {"a": {"bind": "/p/pool.toml:3"}}
 
         asked: list[list[str]] = []
-        monkeypatch.setattr(desk.files, "origins", origins)
+        monkeypatch.setattr(desk.files, "key_origins", origins)
         a, b = (await desk.ask("show"))["items"]
         assert (a["origin"], b["origin"], asked) == ({"bind": "/p/pool.toml:3"}, None, [["a", "b"]])
         assert a["config"]["env"] == {"API_KEY": "********"}

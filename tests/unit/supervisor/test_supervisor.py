@@ -39,8 +39,8 @@ from poolctl.supervisor import feature_parts, supervisor
 from poolctl.supervisor.supervisor import (
     RuntimeFiles,
     import_slowly,
-    rescue_late_orphans,
     restore_and_adopt_workers,
+    store_late_orphans,
 )
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
@@ -214,7 +214,7 @@ def test_workers_that_were_busy_are_looked_for_again_for_two_minutes(tmp_path: P
     loop = VirtualLoop()
     runner = Survivors()
     after = Succession(tmp_path, runner, web(), web("other"))
-    assert loop.run_until_complete(rescue_late_orphans(after.core)) is False
+    assert loop.run_until_complete(store_late_orphans(after.core)) is False
     assert runner.searched == [(["other", "web"], True)] * 9
     assert runner.moments == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 31.0, 61.0, 121.0]
     after.link.end()
@@ -225,7 +225,7 @@ def test_worker_found_late_is_left_to_a_successor_and_its_server_is_wanted(tmp_p
     loop = VirtualLoop()
     runner = Survivors(found=({}, {"web": False}))
     after = Succession(tmp_path, runner, web(), web("other"))
-    assert loop.run_until_complete(rescue_late_orphans(after.core)) is True
+    assert loop.run_until_complete(store_late_orphans(after.core)) is True
     assert len(runner.searched) == 2
     assert [each.wanted for each in after.core.entries.values()] == [True, False]
     loop.run_until_complete(after.end())
@@ -239,7 +239,7 @@ def test_server_that_serves_again_is_not_looked_for(tmp_path: Path) -> None:
     after = Succession(tmp_path, runner, server, web("other"))
     loop.run_until_complete(after.adopt())
     runner.searched.clear()
-    looking = loop.create_task(rescue_late_orphans(after.core))
+    looking = loop.create_task(store_late_orphans(after.core))
     loop.pass_time(0.6)
     assert runner.searched == [(["other"], True)]
     looking.cancel()
@@ -250,7 +250,7 @@ def test_server_that_serves_again_is_not_looked_for(tmp_path: Path) -> None:
 def test_runner_without_takeover_has_nothing_to_look_for(tmp_path: Path) -> None:
     loop = VirtualLoop()
     core = Core([web()], SlowRunner(), ManualClock(), RecordedEvents())
-    assert loop.run_until_complete(rescue_late_orphans(core)) is False
+    assert loop.run_until_complete(store_late_orphans(core)) is False
     assert loop.time() == 0
     loop.close()
 
@@ -1022,7 +1022,7 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
             self.done.append("closed")
 
     addresses: list[Address] = []
-    monkeypatch.setattr(supervisor, "MetricsAddress", Address)
+    monkeypatch.setattr(supervisor, "MetricsAddressServer", Address)
     tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
     whole.reader = Reader(web(), tables=tables)
     (whole.state / "events.jsonl").mkdir(parents=True)

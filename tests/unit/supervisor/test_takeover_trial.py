@@ -25,7 +25,7 @@ from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.feature import features
 from poolctl.supervisor import takeover_trial
-from poolctl.supervisor.launch import Launched
+from poolctl.supervisor.launch import LaunchedKeeper
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, encoded
 from poolctl.supervisor.takeover_trial import TrialFailed, print_takeover_check, try_takeover, try_takeover_by
 from tests.stand_in import Send, item, result, stand_in
@@ -77,7 +77,7 @@ class Trial:
         self.killed: list[float] = []
         self._left = contextlib.ExitStack()
 
-    def launch(self, files: Sequence[str], env: dict[str, str], *, lifeline: bool) -> Launched:
+    def launch(self, files: Sequence[str], env: dict[str, str], *, lifeline: bool) -> LaunchedKeeper:
         assert lifeline
         (file,) = map(Path, files)
         self.place, self.env = file.parent, env
@@ -99,7 +99,7 @@ class Trial:
             app = Answering(path, self.status)
             self._left.callback(app.end, path)
         self.lifeline = os.open("/dev/null", os.O_RDONLY)
-        return Launched(4711, self.lifeline)
+        return LaunchedKeeper(4711, self.lifeline)
 
     async def _answer(self, verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
         usual: dict[str, Any] = {
@@ -279,7 +279,7 @@ def test_pool_without_apps_need_not_log_anything(trial: Trial) -> None:
 
 
 def test_launch_that_is_refused_is_a_failure(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **options: object) -> Launched:
+    def refuse(*args: object, **options: object) -> LaunchedKeeper:
         raise ControlError("too few open files", exit_code=7)
 
     monkeypatch.setattr(takeover_trial, "launch", refuse)
@@ -288,7 +288,7 @@ def test_launch_that_is_refused_is_a_failure(trial: Trial, monkeypatch: pytest.M
 
 
 def test_trial_that_takes_too_long_fails(trial: Trial) -> None:
-    def late(files: Sequence[str], env: dict[str, str], *, lifeline: bool) -> Launched:
+    def late(files: Sequence[str], env: dict[str, str], *, lifeline: bool) -> LaunchedKeeper:
         assert signal.alarm(0) > 0
         signal.raise_signal(signal.SIGALRM)
         raise AssertionError("it went on")

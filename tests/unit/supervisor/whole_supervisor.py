@@ -250,7 +250,7 @@ class WholeSupervisor:
         monkeypatch.setattr(supervisor, "FeatureParts", Parts)
         monkeypatch.setattr(supervisor, "Clock", lambda: self.clock)
         monkeypatch.setattr(supervisor, "ConfigurationReader", lambda directory, process: self.reader)
-        monkeypatch.setattr(supervisor, "KeeperEndWatch", lambda *given: self.hangs.append(given))
+        monkeypatch.setattr(supervisor, "KeeperExitWatchdog", lambda *given: self.hangs.append(given))
         monkeypatch.setattr(supervisor, "hand_over_to_new_keeper", replaces)
         monkeypatch.setattr(supervisor, "close_matcher", lambda: self.parts.append("matcher closed"))
         monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))

@@ -257,7 +257,7 @@ import faulthandler, os, signal
 from poolctl.worker import tally
 
 fd, page, done = os.open(os.devnull, os.O_RDONLY), tally.create_tally_page(), []
-dump = tally.StackDump()
+dump = tally.StackDumper()
 dump.install_signal_handlers(fd)
 print(tally.writes_stacks(page))
 

@@ -32,8 +32,8 @@ from poolctl.worker.serving.worker_routes import (
     ConnectionRoutingState,
     GatewayRoutes,
     add_route_to_scopes,
-    app_with_proxied_routes,
-    routed_app,
+    app_with_route_in_scope,
+    with_route_context,
 )
 from tests.serving import ENGINES, ZTTP, Client, Engine, blank_page, served
 
@@ -228,16 +228,16 @@ def test_requests_and_errors_are_counted_by_route_each_request_once() -> None:
     page = counting(routes)
     routing = ConnectionRoutingState(routes, Routed("users"))
     routing.context = routes.context(USERS)
-    ask(routed_app(App(200), routing), scope_of())
-    ask(routed_app(App(499), routing), scope_of())
+    ask(with_route_context(App(200), routing), scope_of())
+    ask(with_route_context(App(499), routing), scope_of())
     assert counted(page) == (2, 0)
-    ask(routed_app(App(500), routing), scope_of())
+    ask(with_route_context(App(500), routing), scope_of())
     with pytest.raises(RuntimeError):
-        ask(routed_app(App(503, error=RuntimeError()), routing), scope_of())
+        ask(with_route_context(App(503, error=RuntimeError()), routing), scope_of())
     with pytest.raises(RuntimeError):
-        ask(routed_app(App(200, error=RuntimeError()), routing), scope_of())
+        ask(with_route_context(App(200, error=RuntimeError()), routing), scope_of())
     assert counted(page) == (5, 3)
-    ask(routed_app(App(500), routing), scope_of(type="websocket"))
+    ask(with_route_context(App(500), routing), scope_of(type="websocket"))
     assert counted(page) == (6, 3)
 
 
@@ -245,13 +245,13 @@ def test_scope_has_the_route_beside_other_extensions_and_nothing_without_a_route
     routes, app = GatewayRoutes("one"), App(200)
     page = counting(routes)
     routing = ConnectionRoutingState(routes, Routed("users"))
-    assert [each["type"] for each in ask(routed_app(app, routing), scope_of())] == [
+    assert [each["type"] for each in ask(with_route_context(app, routing), scope_of())] == [
         "http.response.start",
         "http.response.body",
     ]
     routing.context = context = routes.context(USERS)
-    ask(routed_app(app, routing), scope_of())
-    ask(routed_app(app, routing), scope_of(extensions={"tls": {}}))
+    ask(with_route_context(app, routing), scope_of())
+    ask(with_route_context(app, routing), scope_of(extensions={"tls": {}}))
     assert [each.get("extensions") for each in app.scopes] == [
         None,
         {EXTENSION: context},
@@ -276,7 +276,7 @@ def test_client_is_reported_and_only_a_trusted_peer_may_name_another(
     routing = ConnectionRoutingState(GatewayRoutes("one"), Routed("users"))
     routing.trusted = trusted
     ask(
-        routed_app(app, routing),
+        with_route_context(app, routing),
         scope_of(scheme=scheme, client=client, headers=[HOST, (b"x-forwarded-for", b"1.2.3.4")]),
     )
     headers = dict(app.scopes[0]["headers"])
@@ -293,13 +293,13 @@ def test_route_of_a_proxied_request_is_believed_with_the_key_and_always_removed(
     ):
         routes, app = routes_with_table(key=key), App(200)
         ask(
-            app_with_proxied_routes(app, routes),
+            app_with_route_in_scope(app, routes),
             scope_of(headers=[(name, value), HOST], extensions={"tls": {}}),
         )
         (scope,) = app.scopes
         assert scope["headers"] == [HOST]
         assert scope["extensions"].keys() == ({"tls", EXTENSION} if found else {"tls"})
-    ask(app_with_proxied_routes(app, routes), {"type": "lifespan"})
+    ask(app_with_route_in_scope(app, routes), {"type": "lifespan"})
     assert app.scopes[-1] == {"type": "lifespan"}
 
 

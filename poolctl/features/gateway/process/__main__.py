@@ -33,14 +33,14 @@ def main() -> None:
     raise_descriptor_limit()
     gc.collect()
     gc.freeze()
-    if not _fork_for_requests():
+    if not _serve_fork_requests():
         return
     name_process("poolctl-gateway")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(GatewayServer().serve_supervisor())
 
 
-def _fork_for_requests() -> bool:
+def _serve_fork_requests() -> bool:
     """Fork gateways until the supervisor sends "end" or disconnects. Return True in a gateway, False in the zygote."""
     link = wire.over(LINK_FD)
     # A process that waits in epoll needs no ping (see waits_for_events).

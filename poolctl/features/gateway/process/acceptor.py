@@ -269,7 +269,7 @@ class ArrivingConnection(ConnectionAwaitingInput):
             server, self.sock, route.alias, generation, hops, received, tls=tls, trusted=trusted
         )
         if sent:
-            backends.count_passed(backend)
+            backends.count_handover(backend)
         else:
             backend.counts.count_start()
             backend.counts.count_disconnect()
@@ -309,7 +309,7 @@ class PlainConnection(ArrivingConnection):
         self.data = data
         return False
 
-    def proceed(self) -> None:
+    def serve_or_close(self) -> None:
         edge, data = self.edge, self.data
         if not data:
             self.close()
@@ -366,7 +366,7 @@ class TlsConnection(ArrivingConnection):
             self.data = b""
         return False
 
-    def proceed(self) -> None:
+    def serve_or_close(self) -> None:
         edge, hello = self.edge, self.hello
         if not self.data:
             self.close()
@@ -409,7 +409,7 @@ class ProxyHeaderConnection(ArrivingConnection):
             return False
         return bool(data) and self.header is None and not ended
 
-    def proceed(self) -> None:
+    def serve_or_close(self) -> None:
         edge, header = self.edge, self.header
         if header is None:
             self.close()
@@ -446,4 +446,4 @@ def _serve_or_wait(connection: ArrivingConnection, seconds: float) -> None:
     if connection.needs_more_after_read(ended=False):
         connection.edge.passing.waiting.add(connection, seconds)
     else:
-        connection.proceed()
+        connection.serve_or_close()

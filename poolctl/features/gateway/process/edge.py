@@ -18,11 +18,11 @@ from poolctl.routing.route import Route
 from poolctl.routing.route_table import RouteTable, write_table
 
 from .backends.backends import Backends
-from .backends.hosts import HostManager
+from .backends.hosts import HostStates
 from .backends.route_backends import Backend, NoBackend
 from .counts import TrafficCounts
 from .descriptor_limit import DescriptorLimit, StreamShare, is_exhausted
-from .machines import Machines
+from .machines import WakeableMachines
 from .passing import ConnectionSender
 from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ProxyConnections
@@ -74,7 +74,7 @@ class GatewayState:
         self.workers_keep = True
         # Asks the supervisor to wake the sleeping server, or to start the machine behind the URL. Never blocks.
         self.wake: Callable[[str], None] = lambda server: None
-        self.hosts = HostManager(self.loop.time)
+        self.hosts = HostStates(self.loop.time)
         self.counts = TrafficCounts()
         self.backends = Backends(self.hosts, self.loop.time, self.event, self.counts)
         self.passing = ConnectionSender(self.event, self.counts)
@@ -84,7 +84,7 @@ class GatewayState:
         self.stream_share = StreamShare(self.descriptors)
         self.evicted = 0  # number of idle connections that were closed to make room for others
         self.parts: dict[str, EdgePart] = {}  # of features, by their packages
-        self.machines = Machines(self)
+        self.machines = WakeableMachines(self)
 
     def now(self) -> float:
         """The time of the loop in seconds, used for deadlines and latencies."""

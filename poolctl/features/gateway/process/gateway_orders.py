@@ -20,7 +20,7 @@ from poolctl.runners.process_link import Link
 from poolctl.runners.supervised_process import LINK_FD, AdoptionMessages, SupervisedProcess
 
 from .backends.backends import Backends
-from .backends.hosts import HostManager, UnknownHost, find_host
+from .backends.hosts import HostStates, UnknownHost, find_host
 from .settings import GatewaySettings, ListenerSettings, ProbeState, ServerFacts
 
 Order = Callable[[wire.Message, list[int]], None]
@@ -51,10 +51,10 @@ class SupervisedGateway(SupervisedProcess, Generic[L]):
         "resync", "begin", "withdraw", "host", "probed", "report", "figures", "drain",
     )  # fmt: skip
     settings: GatewaySettings  # the table [gateway] in force
-    hosts: HostManager  # made by `create`, like the backends of all routes
+    hosts: HostStates  # made by `create`, like the backends of all routes
     backends: Backends
 
-    def create_empty_hosts_and_backends(self) -> None:
+    def create_serving_state(self) -> None:
         """Create `hosts`, `backends` and all else that serves clients. Called once, when `settings` is first set."""
         raise NotImplementedError
 
@@ -92,12 +92,12 @@ class SupervisedGateway(SupervisedProcess, Generic[L]):
         order(message, fds)
         self._has_settings = True
 
-    def adoption_messages(self) -> AdoptionMessages:
+    def messages_for_adopter(self) -> AdoptionMessages:
         yield {"t": "pair"}, self._own_pair
         for listener in self._listeners.values():
             yield {"t": "listener", "listener": to_json(listener.settings)}, listener.sockets
 
-    def lost(self) -> None:
+    def on_link_lost(self) -> None:
         """React to the supervisor's end: exit if not serving yet, go on if draining, else wait for a new supervisor."""
         if not self._begun:
             self.over.set()
@@ -114,7 +114,7 @@ class SupervisedGateway(SupervisedProcess, Generic[L]):
         if not self._has_settings:
             log = InternalLog(os.path.join(self.settings.directory, "gateway.log"), stamped=True)
             logging.basicConfig(handlers=[log], level=logging.WARNING)
-            self.create_empty_hosts_and_backends()
+            self.create_serving_state()
             self.hosts.subscribe(self._host_changed)
         self.configure()
 
@@ -123,7 +123,7 @@ class SupervisedGateway(SupervisedProcess, Generic[L]):
         self._stale |= {("unlisten", key) for key in self._listeners}
         self.backends.forget_probes()
 
-    def _forget_stale(self) -> None:
+    def _remove_not_resent(self) -> None:
         for order, name in self._stale:
             self._orders[order]({"server": name, "key": name}, [])
         self._stale.clear()

@@ -144,7 +144,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
 
     # The state in force.
 
-    def create_empty_hosts_and_backends(self) -> None:
+    def create_serving_state(self) -> None:
         edge = self.edge = GatewayState(self.settings, self._event)
         self.hosts, self.backends = edge.hosts, edge.backends
         edge.backends.on_passed = self._schedule_load_request
@@ -267,7 +267,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
         self.edge.machines.clear()
 
     def _begin(self, message: wire.Message, fds: list[int]) -> None:
-        self._forget_stale()
+        self._remove_not_resent()
         self._apply_pending_changes()
         self._begun = True
         self.link.send({"t": "up"})

@@ -57,7 +57,7 @@ class _Machine:
         return self.state.state in (MachineState.RUNNING, MachineState.UNKNOWN)
 
 
-class Machines:
+class WakeableMachines:
     """The containers and virtual machines behind backends, by URL; `connect` starts a stopped one and waits for it."""
 
     def __init__(self, edge: BackendConnector) -> None:

@@ -50,7 +50,7 @@ class ConnectionAwaitingInput:
         """
         raise NotImplementedError
 
-    def proceed(self) -> None:
+    def serve_or_close(self) -> None:
         """Serve the connection after `needs_more_after_read` returned False, or close it if nothing was received."""
         raise NotImplementedError
 
@@ -123,7 +123,7 @@ class WaitingConnections:
     def refuse(self, sock: socket.socket, answer: bytes) -> None:
         """Send this small answer and close the connection so that the client can read it."""
         # Closing with unread bytes would reset the connection, and the answer with it (RFC 9112 §9.6).
-        refused = _LingeringConnection(sock)
+        refused = _LingeringCloseConnection(sock)
         try:
             sock.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             sock.shutdown(socket.SHUT_WR)
@@ -179,7 +179,7 @@ class WaitingConnections:
                 del self._silent[fd]
             if not waiting.needs_more_after_read(ended=bool(events & _ENDS)):
                 self._remove(waiting)
-                waiting.proceed()
+                waiting.serve_or_close()
             elif was_silent:
                 # The deadline was for the pause between requests, and the next request has begun.
                 deadline = self._loop.time() + waiting.most_seconds
@@ -218,7 +218,7 @@ class WaitingConnections:
         waiting.on_deadline()
 
 
-class _LingeringConnection(ConnectionAwaitingInput):
+class _LingeringCloseConnection(ConnectionAwaitingInput):
     """A refused connection, whose remaining bytes are read and discarded until the client closes it."""
 
     __slots__ = ("_left_bytes",)
@@ -240,5 +240,5 @@ class _LingeringConnection(ConnectionAwaitingInput):
             pass
         return False
 
-    def proceed(self) -> None:
+    def serve_or_close(self) -> None:
         self.close()

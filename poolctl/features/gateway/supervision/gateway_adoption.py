@@ -84,7 +84,7 @@ def find(directory: str) -> list[OrphanedGateway]:
             elif message.get("t") == "over":
                 orphan.mark = str(message["mark"])
                 break
-            answer = rendezvous.receive(sock)
+            answer = rendezvous.receive_or_none(sock)
     return found
 
 

@@ -76,7 +76,7 @@ class GatewayManager(SidecarManager):
         self.probes = TargetProbes(self._report_probes)
         self._listeners = GatewayListeners(environment.keeper)
         self.routes = ComputedRoutes(
-            self._on_routes_computed, self._replace_workers_with_connections, environment.directory
+            self._on_routes_computed, self._replace_workers_to_end_connections, environment.directory
         )
         self._servers = ServerFactsSender(core, self.routes)
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
@@ -103,7 +103,7 @@ class GatewayManager(SidecarManager):
         return self._process if isinstance(self._process, GatewayProcess) else None
 
     @property
-    def _engine(self) -> Engine | None:
+    def _external_engine(self) -> Engine | None:
         """The engine that serves the clients; None for poolctl's own."""
         gateway = self.tables.get(GatewayConfig)
         return None if gateway is None else find_external_engine(gateway.engine)
@@ -227,10 +227,10 @@ class GatewayManager(SidecarManager):
         """
         is_canary = server_of(server) != server
         process = await self.wait_until_serving() if is_canary else self.gateway
-        if process is None or not (is_canary or self._engine):
+        if process is None or not (is_canary or self._external_engine):
             return
         self._report(server)
-        await process.wait_until_applied()
+        await process.wait_briefly_until_applied()
         if is_canary:
             # A request that was dispatched before is on its way to the canary's backlog, from which no other worker
             # accepts.
@@ -240,7 +240,7 @@ class GatewayManager(SidecarManager):
         """Why the server's requests cannot be split between versions; "" if they can, None if it has no route."""
         if self.tables.get(GatewayConfig) is None or server not in self.routes.routes.servers:
             return None
-        return f"{self._engine.label} serves its routes" if self._engine else ""
+        return f"{self._external_engine.label} serves its routes" if self._external_engine else ""
 
     # Servers and routes.
 
@@ -286,11 +286,13 @@ class GatewayManager(SidecarManager):
             servers = self.reports.unavailable_hosts if routes.kept.user else routes.servers
             routing.set_releasing_servers(servers)
 
-    async def _replace_workers_with_connections(self, servers: frozenset[str], *, adopted: bool) -> None:
+    async def _replace_workers_to_end_connections(
+        self, servers: frozenset[str], *, only_adopted: bool
+    ) -> None:
         """End the connections that were passed to workers of these servers; returns when none is left.
 
         An application may hold on to a connection, so each worker is replaced, and killed if it does not exit in time.
-        With `adopted`, only the workers that an earlier supervisor has started are replaced.
+        With `only_adopted`, only the workers that an earlier supervisor has started are replaced.
         """
         while (process := self.gateway) is not None:
             try:
@@ -305,7 +307,7 @@ class GatewayManager(SidecarManager):
             (entry, worker)
             for entry in entries
             for worker in entry.observed.workers.values()
-            if not adopted or (worker.placement is not None and not worker.placed_at)
+            if not only_adopted or (worker.placement is not None and not worker.placed_at)
         ]
         if not old:
             return
@@ -356,7 +358,7 @@ class GatewayManager(SidecarManager):
         if self._own is None:
             self._create_and_store_pair()
             self._publish_routes_to_workers()
-        failures = await self._listeners.open(plan.listeners)
+        failures = await self._listeners.open_missing(plan.listeners)
         if failures:
             self._report_problem(*failures)
         self._release_opening_waiters()
@@ -504,7 +506,7 @@ class GatewayManager(SidecarManager):
             process.report_machines(self.machines.states)
         if self.routes.table is not None:
             process.publish(
-                self.routes.generation, self.routes.table, keeps=bool(self.routes.routes.kept.user)
+                self.routes.generation, self.routes.table, workers_may_keep=bool(self.routes.routes.kept.user)
             )
         self._servers.forget_unrouted_servers(process)
         for key, listener in plan.listeners.items():

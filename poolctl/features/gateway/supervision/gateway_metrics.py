@@ -85,7 +85,7 @@ def families(snapshot: GatewaySnapshot) -> list[Family]:
         omitted,
         *_routes(routes, report),
         _passed_requests_family(snapshot),
-        _healths(snapshot),
+        _route_health(snapshot),
         *families_of(_STREAM, [(each, {"stream": alias}) for alias, each in streams]),
         *_hosts(hosts, snapshot.connections),
     ]
@@ -184,7 +184,7 @@ def _passed_requests_family(snapshot: GatewaySnapshot) -> Family:
     return family
 
 
-def _healths(snapshot: GatewaySnapshot) -> Family:
+def _route_health(snapshot: GatewaySnapshot) -> Family:
     family = Family("poolctl_route_health", "gauge", "1 for how the route is: see `poolctl health`.")
     for name, health in islice(snapshot.healths.items(), MOST_LABELLED):
         for status in STATUSES:

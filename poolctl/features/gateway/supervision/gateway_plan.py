@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from poolctl.address import overlaps, parse
-from poolctl.config import Tables, certificate_names, read_regular_up_to
+from poolctl.config import Tables, certificate_names, read_regular_truncated
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json, to_json
@@ -162,7 +162,7 @@ def _read_certificates(gateway: Any, env: Mapping[str, str]) -> Iterable[Certifi
             contents = []
             for path in filter(None, (tls.cert, tls.key or tls.cert, tls.ca)):
                 try:
-                    contents.append(read_regular_up_to(path))
+                    contents.append(read_regular_truncated(path))
                 except OSError as error:
                     message = f"cannot read {path}: {error.strerror or error}"
                     raise ServerError(message, hint="check `tls` of [gateway]") from error
@@ -210,7 +210,7 @@ class GatewayListeners:
                 return
             after = names[-1]
 
-    async def open(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
+    async def open_missing(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
         """Open the listeners in `wanted` that are not open yet; returns the errors of those that could not be opened.
 
         An outdated listener that occupies the address is closed first, and is reopened after an error.

@@ -122,13 +122,13 @@ class GatewayProcess(SidecarProcess):
             message = {"t": "certified", "bind": bind, "names": [*map(list, of_listener)]}
             self._send_if_changed(f"certified {bind}", message["names"], message)
 
-    def publish(self, generation: int, table: HasDescriptor, *, keeps: bool = True) -> None:
+    def publish(self, generation: int, table: HasDescriptor, *, workers_may_keep: bool = True) -> None:
         """Have the process route requests by this table.
 
-        With `keeps`, workers may hold connections without TLS. Without `keeps`, the process closes every connection
-        without TLS that a worker gives back.
+        With `workers_may_keep`, workers may hold connections without TLS. Without `workers_may_keep`, the process
+        closes every connection without TLS that a worker gives back.
         """
-        message = {"t": "table", "generation": generation, "keeps": keeps}
+        message = {"t": "table", "generation": generation, "keeps": workers_may_keep}
         self._send_if_changed("table", generation, message, [table])
 
     def report_server(self, facts: ServerFacts, give: socket.socket | None) -> None:
@@ -150,7 +150,7 @@ class GatewayProcess(SidecarProcess):
             async with asyncio.timeout(_WITHDRAW_SECONDS):
                 await self.link.call(message)
 
-    async def wait_until_applied(self) -> None:
+    async def wait_briefly_until_applied(self) -> None:
         """Wait until the process has applied what was sent so far, has exited, or a timeout has passed."""
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_WITHDRAW_SECONDS):

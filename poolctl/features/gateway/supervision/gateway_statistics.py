@@ -21,7 +21,7 @@ from poolctl.routing.route_report import (
     RequestedBackendState,
     RouteReport,
     route_key,
-    route_report,
+    static_route_report,
 )
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.process_link import LinkLost
@@ -229,7 +229,9 @@ class RouteReporter:
 
     def report_of(self, route: Route | StreamRoute) -> RouteReport:
         """Return the report of a route: its state and request figures. For excluded routes see `report_of_excluded`."""
-        report = route_report(route, tls=isinstance(route, Route) and self._is_passed_only_with_tls(route))
+        report = static_route_report(
+            route, tls=isinstance(route, Route) and self._is_passed_only_with_tls(route)
+        )
         health = self.health(route)
         if isinstance(route, StreamRoute):
             stream = self._streams.get(route.alias, {})
@@ -260,7 +262,7 @@ class RouteReporter:
             if why := next(self._pass_obstacles(route), ""):
                 changes |= {"way": PROXY, "why": why}
             elif proxied:
-                changes["why"] = self._why_proxied(route)
+                changes["why"] = self._why_some_proxied(route)
         if requests := passed + proxied + refused:
             changes |= {
                 "requests": requests,
@@ -299,7 +301,7 @@ class RouteReporter:
 
     def report_of_excluded(self, route: ExcludedRoute) -> RouteReport:
         """The report of an excluded route, with the registered services that defined it, if any."""
-        report = route_report(route)
+        report = static_route_report(route)
         if self._services is None or route.provider != REGISTRATION:
             return report
         return replace(report, registrations=self._services.reports(route.alias) or None)
@@ -331,7 +333,7 @@ class RouteReporter:
         if servers and all(reasons):
             yield f"{servers[0]} {reasons[0]}"
 
-    def _why_proxied(self, route: Route) -> str:
+    def _why_some_proxied(self, route: Route) -> str:
         """Return why some of the route's requests were proxied, although its connections are passed to workers."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         if any(entry is not None and entry.config.tls for entry in entries):

@@ -19,7 +19,13 @@ from poolctl.probes.prober import statuses
 from poolctl.probes.worker_probes import Hysteresis, call_at_rounded_time
 from poolctl.routing.route import AnyRoute, Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth
-from poolctl.routing.route_report import FAILING, SERVING, STARTING, MachineReport, RegisteredServiceReport
+from poolctl.routing.route_report import (
+    FAILING,
+    SERVING,
+    STARTING,
+    RegisteredServiceReport,
+    TargetMachineReport,
+)
 from poolctl.states import Status
 from poolctl.units import format_duration
 
@@ -51,7 +57,7 @@ class MachineSource(Protocol):
     def set_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
         """Find the machines behind these routes. Called with all routes whenever one changes."""
 
-    def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
+    def machines(self, route: Route | StreamRoute) -> tuple[TargetMachineReport, ...]:
         """The machines behind the route, for output."""
 
     def start_machine(self, url: str) -> None:

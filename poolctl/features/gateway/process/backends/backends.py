@@ -20,7 +20,7 @@ from poolctl.routing.route_report import (
 
 from ..counts import TrafficCounts
 from ..settings import ProbeState, ServerFacts
-from .hosts import HostManager
+from .hosts import HostStates
 from .route_backends import (
     READY,
     AnyRoute,
@@ -37,7 +37,7 @@ class Backends:
 
     def __init__(
         self,
-        hosts: HostManager,
+        hosts: HostStates,
         now: Callable[[], float],
         event: Callable[..., None] | None = None,
         counts: TrafficCounts | None = None,
@@ -236,10 +236,10 @@ class Backends:
             if backend is None:
                 backend = self._backends[key] = Backend(key, self._counts.backend(key), key in servers)
                 self._apply_reports(backend)
-            breaker = backend.breaker(
+            breaker = backend.shared_breaker(
                 route.breaker, previous.get(key), partial(self._handle_breaker_change, key)
             )
-            limiter = backend.limiter(route_and_backend_limits(route)[1], previous.get(key))
+            limiter = backend.shared_limiter(route_and_backend_limits(route)[1], previous.get(key))
             made = backend.members[user] = Member(backend, weight * backend.weight, breaker, limiter)
             found.append(made)
         return found
@@ -285,7 +285,7 @@ class Backends:
             available=verdict.ok,
             why=verdict.why or backend.breaker_why(now),
             health=self._health(backend).status,
-            breaker=str(backend.breaker_state or ""),
+            breaker=str(backend.worst_breaker_state or ""),
             connections=max(connections, backend.in_flight),
             in_flight=backend.in_flight,
             waiting=sum(route.waiting for route in backend.members),

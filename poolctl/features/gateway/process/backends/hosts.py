@@ -53,7 +53,7 @@ def find_host(name: str, known: Iterable[str]) -> str:
     return found[0]
 
 
-class HostManager:
+class HostStates:
     """The state of each host (active, disabled or draining); a host is a server's name or a URL.
 
     A host that was disabled for a limited time becomes active again when the time is over. Call `expire` at

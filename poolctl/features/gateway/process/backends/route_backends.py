@@ -23,7 +23,7 @@ from ..counts import PROTOCOL, Traffic
 from ..settings import Endpoint, ProbeState, ServerFacts
 from .balance import BY_LOAD, Policy, policy_of
 from .breaker import Breaker
-from .hosts import HostManager
+from .hosts import HostStates
 from .limiter import WARN_SHARE, ClientLimits, RequestLimiter
 
 # Tolerance for shares of a number, which are not exact as binary fractions: three tenths of ten are three.
@@ -193,7 +193,7 @@ class Backend:
                 self._facts_verdict = BackendVerdict(False, str(wrong), DOWN_RETRY_SECONDS)
 
     def __repr__(self) -> str:
-        state = self.blocked.why if self.blocked else f"breaker {self.breaker_state or 'closed'}"
+        state = self.blocked.why if self.blocked else f"breaker {self.worst_breaker_state or 'closed'}"
         return f"<Backend {self.key}: {state}, {self.in_flight} in flight>"
 
     @property
@@ -202,7 +202,7 @@ class Backend:
         return self.in_flight + self.worker_connections
 
     @property
-    def breaker_state(self) -> BreakerState | None:
+    def worst_breaker_state(self) -> BreakerState | None:
         """The worst state of the backend's breakers; None if it has no breaker."""
         states = {each.state for each in self._breakers.values()}
         return next((state for state in _BREAKER_ORDER if state in states), None)
@@ -271,7 +271,7 @@ class Backend:
     def _apply_canary_facts(self, facts: ServerFacts | None) -> None:
         if facts is None or not facts.canary:
             self.canary = None
-        elif self.canary is None or not self.canary.matches(facts):
+        elif self.canary is None or not self.canary.still_matches(facts):
             self.canary = CanaryBackend(self, facts)
 
     def set_rank(self, rank: int, blocked: BackendVerdict | None) -> None:
@@ -284,7 +284,7 @@ class Backend:
         self.answered |= state.answered
         self._probe_verdict = BackendVerdict(False, state.why, DOWN_RETRY_SECONDS) if state.why else None
 
-    def update_blocked(self, hosts: HostManager) -> None:
+    def update_blocked(self, hosts: HostStates) -> None:
         """Update this backend's `draining` and `blocked` after an operator's command, a report or a probe."""
         record = hosts.host_record(self.key)
         known = self._facts_verdict or self._probe_verdict
@@ -304,7 +304,7 @@ class Backend:
         for breaker in self._breakers.values():
             breaker.probe_now(now)
 
-    def breaker(
+    def shared_breaker(
         self, rule: BreakerRule, previous: Member | None, on_change: Callable[[BreakerState, str], None]
     ) -> Breaker:
         """Return the breaker of a route to this backend. Routes with an equal `rule` share one breaker.
@@ -326,7 +326,7 @@ class Backend:
         """Whether each route that uses the breaker can do without this backend (see `can_spare`)."""
         return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
-    def limiter(self, limit: TrafficLimits | None, previous: Member | None) -> RequestLimiter | None:
+    def shared_limiter(self, limit: TrafficLimits | None, previous: Member | None) -> RequestLimiter | None:
         """Return the limiter of a route to this backend; None if `limit` is None. Routes with an equal limit share one.
 
         If no limiter has `limit` yet, the limiter of `previous`, the route's old Member, gets it and keeps its state.
@@ -370,7 +370,7 @@ class CanaryBackend(Backend):
         self.requests, self.connections = CanaryTurns(facts.canary_share), CanaryTurns(facts.canary_share)
         self._share = facts.canary_share
 
-    def matches(self, facts: ServerFacts) -> bool:
+    def still_matches(self, facts: ServerFacts) -> bool:
         """Whether these facts still describe this canary: its name, endpoint and share have not changed."""
         endpoint = Endpoint.of_server(facts.canary_bind, facts.tls)
         return (self.key, self.endpoint, self._share) == (facts.canary, endpoint, facts.canary_share)
@@ -545,7 +545,7 @@ class Lease:
         else:
             traffic.undo_start()
             if outcome is PASSED:
-                route.count_passed(backend)
+                route.count_handover(backend)
             elif self._canary is not None:
                 self._canary.requests.undo(of_canary=self.backend is self._canary)
         if self._period >= 0:
@@ -577,7 +577,7 @@ class RouteBackends:
     def __init__(
         self,
         alias: str,
-        hosts: HostManager,
+        hosts: HostStates,
         now: Callable[[], float],
         random: Random,
         on_passed: Callable[[], None],
@@ -748,7 +748,7 @@ class RouteBackends:
                 backend.queued[route] = None
                 route.admit()
 
-    def count_passed(self, backend: Backend) -> None:
+    def count_handover(self, backend: Backend) -> None:
         """Count a connection that was handed over to the backend's workers."""
         if self.by_load:
             backend.worker_connections += 1

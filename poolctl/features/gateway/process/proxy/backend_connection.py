@@ -170,7 +170,7 @@ class BackendConnection(asyncio.Protocol):
 
     # Methods for the exchange.
 
-    def count_for(self, backend: Backend) -> None:
+    def count_as_open_for(self, backend: Backend) -> None:
         """Count this connection among the backend's open connections until it is closed."""
         self._backend = backend
         backend.open_connections += 1
@@ -321,7 +321,7 @@ class BackendConnection(asyncio.Protocol):
             return
         if body == CHUNKED:
             chunks = self._chunks = ChunkedBody(decode=self._decode)
-            response.first = chunks.feed(data, most=MOST_CHUNKS_AT_ONCE)
+            response.first = chunks.feed(data, most_chunks=MOST_CHUNKS_AT_ONCE)
             if not chunks.done and chunks.rest:
                 self._buffer = chunks.rest
                 self._schedule_buffer_processing()
@@ -334,7 +334,7 @@ class BackendConnection(asyncio.Protocol):
     def _read_chunks(self, receiver: ResponseReceiver, data: bytes) -> None:
         chunks = self._chunks
         assert chunks is not None
-        piece = chunks.feed(data, most=MOST_CHUNKS_AT_ONCE)
+        piece = chunks.feed(data, most_chunks=MOST_CHUNKS_AT_ONCE)
         if not chunks.done and chunks.rest:
             self._buffer = chunks.rest
             self._schedule_buffer_processing()

@@ -89,7 +89,7 @@ _RESET = struct.pack("ii", 1, 0)
 Peer = tuple[str, int]  # address and port
 
 
-class RequestBody:
+class RequestBodyDecoder:
     """The body of a request: `length` bytes, or chunks if CHUNKED. More than `most` bytes (0: no limit) get 413.
 
     `feed` returns the bytes to forward. When `done` is true, the body is complete and `rest` has the bytes after it.
@@ -113,7 +113,7 @@ class RequestBody:
             self._left -= len(data)
             self.done = not self._left
             return data
-        passed = chunks.feed(data, most=MOST_CHUNKS_AT_ONCE)
+        passed = chunks.feed(data, most_chunks=MOST_CHUNKS_AT_ONCE)
         self._check(chunks.size)
         self.done, self.rest = chunks.done, chunks.rest
         return passed
@@ -316,7 +316,7 @@ class Exchange:
             else:
                 self._refused(lease)
             return
-        self._send_or_wake_backend(lease)
+        self._send_or_wake_and_answer(lease)
 
     async def _wait_for_lease_and_send(self) -> None:
         try:
@@ -327,9 +327,9 @@ class Exchange:
             return
         self._task = None
         self._assigned_at = monotonic()
-        self._send_or_wake_backend(lease)
+        self._send_or_wake_and_answer(lease)
 
-    def _send_or_wake_backend(self, lease: Lease) -> None:
+    def _send_or_wake_and_answer(self, lease: Lease) -> None:
         if lease.backend.rank != READY:
             response = wake_and_answer(self._edge, lease.backend, self._route, self._request)
             if response is not None:
@@ -341,7 +341,7 @@ class Exchange:
 
     def _answer(self, response: Response) -> None:
         self._status, self._sent = response.status, len(response.first)
-        self._respond(response)
+        self._start_response(response)
         self.response_ends(b"")
 
     def _refused(self, refused: NoBackend) -> None:
@@ -370,7 +370,7 @@ class Exchange:
             self._retry_or_give_up(CONNECT, 502, sent=False)
         else:
             self._task = None
-            connection.count_for(self._lease.backend)
+            connection.count_as_open_for(self._lease.backend)
             self._send_on_connection(connection)
 
     def _send_on_connection(self, connection: BackendConnection) -> None:
@@ -427,9 +427,9 @@ class Exchange:
             self._set_time_limit(self._route.timeouts.idle)
             self._lease.record_long_lived_accepted(status)
         self._sent = len(response.first)
-        self._respond(response)
+        self._start_response(response)
 
-    def _respond(self, response: Response) -> None:
+    def _start_response(self, response: Response) -> None:
         if self._route.response_headers:
             lines, replaced = response_fields(self._route.response_headers)
             response.replace(replaced, lines)
@@ -490,7 +490,7 @@ class Exchange:
         self._release_connection(keep=False)
         self._tried, self._lease, self._assigned_at = tried, None, now
         self._retries -= 1
-        self._send_or_wake_backend(other)
+        self._send_or_wake_and_answer(other)
         return True
 
     # Its end.
@@ -517,7 +517,7 @@ class Exchange:
             self._tried.append(lease.backend.key)
             other = self._backends.acquire(self._client, self._cookie, self._tried)
             if not isinstance(other, NoBackend):
-                self._send_or_wake_backend(other)
+                self._send_or_wake_and_answer(other)
                 return
         self._give_up(FAILED, status, error)
 
@@ -546,7 +546,7 @@ class Exchange:
             self._status = status
             self._end(outcome, error)
             fields, _ = response_fields(self._route.response_headers)
-            self._client_side.refuse(status, retry_after_seconds, fields)
+            self._client_side.send_refusal(status, retry_after_seconds, fields)
 
     def _end(self, outcome: RequestOutcome, error: str = "") -> None:
         self._timer.stop()
@@ -615,7 +615,7 @@ class ClientConnection(asyncio.Protocol):
         self._scanned = 0  # number of buffered bytes known to be an incomplete head
         self._request: RequestHead | None = None
         self._exchange: Exchange | None = None
-        self._body: RequestBody | None = None  # of the request, as long as more of it is to come
+        self._body: RequestBodyDecoder | None = None  # of the request, as long as more of it is to come
         self._keep = True  # whether the connection stays open after the response
         self._wraps = False  # the response's body is put into chunks
         self._frames: WebSocketFrameTracker | None = None  # of a WebSocket, from the server
@@ -732,7 +732,7 @@ class ClientConnection(asyncio.Protocol):
             if self._request is not None and edge.access_log is not None:
                 sender = self.forwarding.client_for_log(self._request)
                 AccessLogEntry(edge.access_log, self._request, sender).write(error.status, 0.0)
-            self.refuse(error.status)
+            self.send_refusal(error.status)
         return True
 
     def _begin(self, request: RequestHead, routed: RoutedRequest) -> None:
@@ -746,7 +746,7 @@ class ClientConnection(asyncio.Protocol):
             return
         body, data = None, self._buffer[request.end :]
         if request.body:
-            body = RequestBody(request.body, routed.route.max_body_bytes)
+            body = RequestBodyDecoder(request.body, routed.route.max_body_bytes)
             data, self._buffer = bytes(body.extract_body_bytes(data)), body.rest
             if body.rest and not body.done:
                 self._schedule_buffer_processing()
@@ -758,7 +758,7 @@ class ClientConnection(asyncio.Protocol):
         exchange = self._exchange = Exchange(self._edge, self, request, routed, self._timer)
         exchange.start(data, complete=complete)
 
-    def _read_body(self, exchange: Exchange, body: RequestBody, data: bytes) -> None:
+    def _read_body(self, exchange: Exchange, body: RequestBodyDecoder, data: bytes) -> None:
         try:
             piece = body.extract_body_bytes(data)
         except BadMessage as error:
@@ -828,7 +828,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(b"0\r\n" + trailers + b"\r\n")
         self._keep_alive_or_close(read=exchange is None or exchange.complete or exchange.tunnel)
 
-    def refuse(self, status: int, retry_after_seconds: float = 0, fields: bytes = b"") -> None:
+    def send_refusal(self, status: int, retry_after_seconds: float = 0, fields: bytes = b"") -> None:
         request = self._request
         exchange, self._exchange = self._exchange, None
         # A request that was refused before it was routed may have a body, of which nothing was read.
@@ -975,7 +975,7 @@ class ClientConnection(asyncio.Protocol):
     def _head_expired(self) -> None:
         if self._buffer:
             self._edge.counts.count_refusal("408")
-            self.refuse(408)
+            self.send_refusal(408)
         else:
             self._close_after_sending()
 

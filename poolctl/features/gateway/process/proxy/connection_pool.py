@@ -136,7 +136,7 @@ class ProxyConnections:
         for connection in self._idle.pop(endpoint, []):
             connection.close()
 
-    def close_idle_connections(self) -> None:
+    def close_idle_backend_connections(self) -> None:
         """Close the idle connections to backends."""
         for idle in self._idle.values():
             while idle:
@@ -145,7 +145,7 @@ class ProxyConnections:
 
     def close(self) -> None:
         """Close all connections."""
-        self.close_idle_connections()
+        self.close_idle_backend_connections()
         for client in list(self.clients):
             client.end_now()
         for task in self._tasks:

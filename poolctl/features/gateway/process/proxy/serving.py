@@ -64,7 +64,7 @@ async def drain_clients(edge: GatewayState, seconds: float) -> None:
         for client in list(pool.clients):
             client.end_now()
         await pool.wait_until_empty(CLOSING_SECONDS)
-    pool.close_idle_connections()
+    pool.close_idle_backend_connections()
 
 
 async def _start_client_connection(

@@ -55,7 +55,7 @@ class Flow:
         """Read from the source again."""
         self._loop.add_reader(self._source.fileno(), self._copy)
 
-    def stop(self) -> None:
+    def stop_copying(self) -> None:
         """Stop reading and writing."""
         self._loop.remove_writer(self._target.fileno())
         self._loop.remove_reader(self._source.fileno())
@@ -70,7 +70,7 @@ class Flow:
             return
         if not size:
             self._loop.remove_reader(self._source.fileno())
-            self._end()
+            self._forward_eof()
             return
         rest = self._send(_VIEW[:size])
         if rest:
@@ -91,7 +91,7 @@ class Flow:
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
-            self.stop()
+            self.stop_copying()
             self.ended = True
             self._connection.close_ended_and_report_open()
             return data[:0]
@@ -99,7 +99,7 @@ class Flow:
         self._connection.mark_used()
         return data[sent:]
 
-    def _end(self) -> None:
+    def _forward_eof(self) -> None:
         self.ended = True
         if self._connection.close_ended_and_report_open():
             with contextlib.suppress(OSError):  # the target is gone, which reading from it shows
@@ -355,12 +355,14 @@ class _StreamedConnection:
         else:
             self._start_copying_or_discard(status)
 
-    def _finish_connecting(self, status: int | None = None) -> None:
-        """Handle the end of a connection attempt; `status` is its error number, None to read it from the socket."""
+    def _finish_connecting(self, error_number: int | None = None) -> None:
+        """Handle the end of a connection attempt. If `error_number` is None, read it from the socket."""
         assert self._backend is not None
         self._stop_waiting()
         self._start_copying_or_discard(
-            self._backend.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if status is None else status
+            self._backend.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error_number is None
+            else error_number
         )
         self.connect()
 
@@ -373,13 +375,16 @@ class _StreamedConnection:
         if self._backend is not None and self._up is None:
             self._loop.remove_writer(self._backend.fileno())
 
-    def _start_copying_or_discard(self, status: int) -> None:
-        """Start copying in both directions or, if `status` is an error number (not 0), close the backend's socket."""
+    def _start_copying_or_discard(self, error_number: int) -> None:
+        """Start copying in both directions or, if `error_number` is not 0, close the backend's socket."""
         assert self._backend is not None
         assert self._lease is not None
-        if status:
+        if error_number:
             logger.debug(
-                "stream %s: %s: %s", self._stream.route.alias, self._lease.backend.key, os.strerror(status)
+                "stream %s: %s: %s",
+                self._stream.route.alias,
+                self._lease.backend.key,
+                os.strerror(error_number),
             )
             self._backend.close()
             self._backend = None
@@ -429,7 +434,7 @@ class _StreamedConnection:
             self._resolving.cancel()
         for flow in (self._up, self._down):
             if flow is not None:
-                flow.stop()
+                flow.stop_copying()
         self._stop_waiting()
         self._release(RequestOutcome.ANSWERED if self._up else RequestOutcome.CANCELLED)
         self._client.close()
