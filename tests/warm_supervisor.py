@@ -1,8 +1,9 @@
-"""The supervisor, its reader and the logger, forked from a process that has imported them (see tests/warm_command.py).
+"""The first processes of a pool, forked from a process that has imported what they import (see tests/warm_command.py).
 
-Their imports are half of what the start of a pool costs. What a fork has in common with its parent is replaced as an
-exec would: descriptors, signals, the environment, and what /proc shows of it. Every later one of the pool, after a
-crash, an upgrade or idle time, is started as everywhere else, and so are the pool's other processes.
+They are the supervisor, its reader, the logger, and the zygote of the default interpreter. Their imports are most of
+what the start of a pool costs. What a fork has in common with its parent is replaced as an exec would: descriptors,
+signals, the environment, and what /proc shows of it; but applications find the libraries of the command imported. Every
+later process, after a crash, an upgrade or idle time, is started as everywhere else, and so are the pool's others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 from poolctl import bootstrap, child_process
@@ -26,6 +27,7 @@ from poolctl.config import __main__ as config_reader
 from poolctl.keeper import spawn
 from poolctl.logs import logger_process
 from poolctl.supervisor import __main__ as supervisor
+from poolctl.worker import __main__ as worker
 
 TREE = Path(__file__).resolve().parent.parent
 # An extra argument and variable of the process that forks. A fork writes its own arguments and environment over them.
@@ -35,10 +37,11 @@ _spawn = spawn.spawn
 
 
 def import_all() -> None:
-    """Import what a supervisor, its reader and the logger import when they start."""
+    """Import what a supervisor, its reader, the logger and a zygote import when they start."""
     import poolctl.logs.internal_log
     import poolctl.runners.local.local_runner
-    import poolctl.supervisor.supervisor  # noqa: F401
+    import poolctl.supervisor.supervisor
+    import poolctl.worker.zygote  # noqa: F401
     from poolctl.config import Surroundings
     from poolctl.feature import features
 
@@ -46,11 +49,14 @@ def import_all() -> None:
         if feature.supervisor:
             with contextlib.suppress(ImportError):  # a library of an extra, on a plain installation
                 feature.load(feature.supervisor)
+    from poolctl.worker.imports import import_libraries
+
     config_reader.ConfigRequestHandler().added(Surroundings(), {}, "/", {})
+    import_libraries()
 
 
 def fork_supervisors() -> None:
-    """From now on this process forks the supervisors and loggers that it starts, and supervisors fork their readers."""
+    """From now on this process forks what `_FORKED` lists, and supervisors fork their readers."""
     spawn.spawn = _spawn_or_fork
 
 
@@ -113,9 +119,18 @@ def _supervise() -> None:
     supervisor.main()
 
 
+def _fork_workers() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    sys.modules["__main__"] = ModuleType("__main__")
+    del sys.path[0]  # the directory of the command
+    worker.main()
+
+
 # The main functions of forked processes, by the beginning of the command that would execute them.
 _FORKED = (
     (bootstrap.command(sys.executable, "supervisor"), _supervise),
+    (bootstrap.command(sys.executable, "worker", "zygote"), _fork_workers),
     (bootstrap.command(sys.executable, "logs", isolated=True), logger_process.main),
 )
 

@@ -100,13 +100,16 @@ def import_libraries_and_set_up() -> None:
     """Install the signal handlers for stack dumps, import uvicorn and others, and configure logging and gc."""
     # The descriptor of the specification, which a worker has closed by then.
     STACK_DUMP.install_signal_handlers(SPEC_FD)
-    for name in _MODULES:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            # Optional libraries may be missing; a missing uvicorn is reported where it is needed.
-            continue
+    import_libraries()
     configure_logging_and_garbage_collection()
+
+
+def import_libraries() -> None:
+    """Import uvicorn and what serves an application with it."""
+    for name in _MODULES:
+        # Optional libraries may be missing; a missing uvicorn is reported where it is needed.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def configure_logging_and_garbage_collection() -> None:
