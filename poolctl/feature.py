@@ -33,7 +33,7 @@ FEATURES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetachedProcess:
+class DetachedProcessSpec:
     """A process of a feature that continues to serve clients while no supervisor runs.
 
     `label` is the process's name in messages, and `entry` the name of the keeper's connection to the process. The name
@@ -89,7 +89,7 @@ class Feature:
     supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart
     needed_with: tuple[str, ...] = ()  # tables besides its own that need this part
     verbs: tuple[str, ...] = ()  # verbs handled by this part
-    process: DetachedProcess | None = None  # started by this part
+    process: DetachedProcessSpec | None = None  # started by this part
     changing: tuple[str, ...] = ()  # verbs that change the pool: completed even if the caller leaves
     # The class of its part of the gateway's process: see features.gateway.process.edge.EdgePart.
     gateway: str = ""

@@ -67,7 +67,7 @@ def parse_window(text: str) -> Window:
     if len(words) != len(_FIELDS) or len(text) > 200:
         count = f"{len(words)} field{'s' * (len(words) != 1)}"
         raise BadWindow(f"{text[:60]!r} has {count} instead of 5", WINDOW_ALLOWED)
-    values = [_values(word, *field) for word, field in zip(words, _FIELDS, strict=True)]
+    values = [_parse_field(word, *field) for word, field in zip(words, _FIELDS, strict=True)]
     minutes, hours, days, months, weekdays = values
     bits = sum(1 << (60 * hour + minute) for hour in hours for minute in minutes)
     # As in crontab(5), a field that begins with * is no restriction here, even */2.
@@ -75,7 +75,7 @@ def parse_window(text: str) -> Window:
     return Window(bits, days, months, frozenset(each % 7 for each in weekdays), either_day)
 
 
-def _values(word: str, name: str, least: int, most: int, names: tuple[str, ...]) -> frozenset[int]:
+def _parse_field(word: str, name: str, least: int, most: int, names: tuple[str, ...]) -> frozenset[int]:
     found: set[int] = set()
     for part in word.split(","):
         match = re.fullmatch(_PART, part)

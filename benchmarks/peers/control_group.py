@@ -26,8 +26,8 @@ class ControlGroup:
         ]
         if not usable:
             raise OSError("processor time cannot be counted: there is no control group for it")
-        self._parent = usable[0]
-        self._path = self._parent / f"poolctl-peers-{os.getpid()}-{name}"
+        self._parent_reference = usable[0]
+        self._path = self._parent_reference / f"poolctl-peers-{os.getpid()}-{name}"
 
     def __enter__(self) -> ControlGroup:
         self._path.mkdir()
@@ -76,7 +76,7 @@ class ControlGroup:
         try:
             yield
         finally:
-            (self._parent / "cgroup.procs").write_text(str(os.getpid()))
+            (self._parent_reference / "cgroup.procs").write_text(str(os.getpid()))
 
     def wait_until_empty(self) -> None:
         """Raises TimeoutError when processes are left."""

@@ -38,7 +38,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     raise_descriptor_limit()
     with contextlib.suppress(OSError):
-        serve(wire.over(REQUESTS_FD))
+        serve(wire.socket_from_fd(REQUESTS_FD))
 
 
 def serve(requests: socket.socket) -> None:

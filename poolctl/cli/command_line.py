@@ -533,7 +533,7 @@ def wants_json(args: Sequence[str]) -> bool:
     )
 
 
-def saves(request: CommandRequest) -> bool:
+def should_save(request: CommandRequest) -> bool:
     """Return whether --save is given. Raise UsageError for --dry-run alone, which shows what --save would write."""
     if request.get("dry_run") and not request.get("save"):
         raise UsageError("--dry-run shows what --save would write", hint="add --save")

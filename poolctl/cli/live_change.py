@@ -21,7 +21,7 @@ from poolctl.cli.command_line import (
     CommandRequest,
     Option,
     flag,
-    saves,
+    should_save,
     targets,
 )
 from poolctl.cli.offline import load, no_server_outcome, select_from_files
@@ -52,7 +52,7 @@ _ATTEMPTS = 20
 _MOST_NAMES = 10
 
 
-def change(
+def change_servers(
     request: CommandRequest,
     report: Callable[[Result], str],
     write: Callable[[WriteBack, list[str]], None] | None = None,
@@ -67,7 +67,7 @@ def change(
     files cannot store it. With `works_offline`, only the files are changed if no supervisor runs. With `removes`,
     servers that are only in the files are removed from them.
     """
-    save = saves(request)
+    save = should_save(request)
     pool = find_pool(request)
     _require_selection(request, pool)
 
@@ -186,7 +186,7 @@ class WriteBack:
             if name not in as_wanted:
                 self.draft.scale(name, workers)
 
-    def set_disabled(self, names: Sequence[str], disabled: bool) -> None:
+    def set_disabled_in_draft(self, names: Sequence[str], disabled: bool) -> None:
         """Disable the named servers in `self.draft`, the files' new content; enable them if `disabled` is false."""
         as_wanted = {server.name for server in self.now if server.disabled == disabled}
         for name in self.filter_names_by_files(names):
@@ -310,12 +310,12 @@ def _enabled_lines(result: Result) -> Iterator[str]:
 
 
 def _scale(request: CommandRequest) -> Outcome:
-    save = saves(request)
+    save = should_save(request)
     if request.get("auto"):
         if save:
             hint = "leave out --save: a reload returns to the triggers, too"
             raise UsageError("scale: --auto changes no file", hint=hint)
-        return change(
+        return change_servers(
             request,
             lambda result: f"{server_count_text(len(result.items))} scaled by triggers",
             options={"auto": True},
@@ -329,7 +329,7 @@ def _scale(request: CommandRequest) -> Outcome:
             f"{server_count_text(scaled, len(result.items))} scaled to {workers} worker{'s' * (workers > 1)}"
         )
 
-    return change(
+    return change_servers(
         CommandRequest("scale", {**request.values, "targets": words}),
         scaled_line,
         lambda files, names: files.scale_in_draft(names, workers),
@@ -364,7 +364,7 @@ def _make_command_module(
     """
 
     def perform(request: CommandRequest) -> Outcome:
-        return change(request, report, write, works_offline=write is not None, removes=removes)
+        return change_servers(request, report, write, works_offline=write is not None, removes=removes)
 
     command = Command(help, EXPLICIT_SELECTION, *options, section=section, examples=(example,))
     return SimpleNamespace(COMMAND=command, perform=perform)
@@ -396,7 +396,7 @@ COMMANDS = {
         "poolctl enable --all          every disabled server",
         CHANGE_OPTIONS,
         lambda result: "\n".join(_enabled_lines(result)),
-        lambda files, names: files.set_disabled(names, False),
+        lambda files, names: files.set_disabled_in_draft(names, False),
     ),
     "disable": _make_command_module(
         "Lifecycle",
@@ -407,7 +407,7 @@ COMMANDS = {
             _count([each.state == "disabled" for each in result.items], "disabled")
             + dependents_text(result, "stopped")
         ),
-        lambda files, names: files.set_disabled(names, True),
+        lambda files, names: files.set_disabled_in_draft(names, True),
     ),
     "remove": _make_command_module(
         "Change",

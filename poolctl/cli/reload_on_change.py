@@ -347,10 +347,10 @@ def _code_directory(config: Table) -> str:
     if not config.get("command"):
         return str(config.get("app_dir") or "")
     directory = str(config.get("cwd") or "")
-    return directory if directory != "/" and not config.get("job") and _is_python(config) else ""
+    return directory if directory != "/" and not config.get("job") and _is_python_command(config) else ""
 
 
-def _is_python(config: Table) -> bool:
+def _is_python_command(config: Table) -> bool:
     """Whether the command runs Python: an interpreter, a script, or a program written in Python, such as celery."""
     if any(path.endswith(CODE) for path in _scripts(config)):
         return True

@@ -113,7 +113,7 @@ def _is_measured(item: object) -> TypeGuard[MeasuredServer]:
 
 
 def _without_password(item: Item) -> object:
-    expose = without_password(item.expose)
+    expose = with_masked_password(item.expose)
     if isinstance(item, JsonObject):
         return JsonObject(**{**vars(item), "expose": expose})
     from dataclasses import replace
@@ -474,7 +474,7 @@ def dependents_text(result: Result, done: str = "") -> str:
     return f", and {count} that {relation}{done and ' ' + done}"
 
 
-def without_password(url: str) -> str:
+def with_masked_password(url: str) -> str:
     """The URL with its password masked."""
     if "@" not in url:
         return url
@@ -532,7 +532,7 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
 def address_lines(items: Iterable[object]) -> list[str]:
     """Return lines such as `users  http://localhost:8081` for the first ten reachable servers, and count the others."""
     found = [
-        (printable(item.name), without_password(printable(item.expose)))
+        (printable(item.name), with_masked_password(printable(item.expose)))
         for item in items
         if is_server(item) and item.expose and item.state not in _UNREACHABLE
     ]

@@ -514,7 +514,7 @@ class ServerLineBlocks:
         for index in changes.removed:
             self._remove(self.servers[index])
         if added:
-            self._append(added)
+            self._append_servers(added)
         return "".join(self._new)
 
     def _replace(self, start: int, end: int, text: str = "") -> None:
@@ -535,7 +535,7 @@ class ServerLineBlocks:
                 start -= 1
         self._replace(start, end)
 
-    def _append(self, text: str) -> None:
+    def _append_servers(self, text: str) -> None:
         at = self.servers[-1].comments_end if self.servers else len(self.lines)
         unended = at == len(self.lines) > 0 and not self.lines[-1].endswith("\n")
         follows = at < len(self.lines) and not self._is_blank(at)

@@ -63,7 +63,7 @@ def load(
         assembly.defaults = {"http": {"access_log": True}}  # overridden by the files
     for document in documents:
         assembly.add(document)
-    config = _ConfigurationBuilder(assembly, env).load(files)
+    config = _ConfigurationBuilder(assembly, env).build_config(files)
     if unreadable:
         others = [
             problem
@@ -242,7 +242,7 @@ class _ConfigurationBuilder:
         self.servers: list[ServerConfig | None] = []
         self.addresses: list[tuple[str, Address | None]] = []
 
-    def load(self, files: list[str]) -> Configuration:
+    def build_config(self, files: list[str]) -> Configuration:
         for finding in self.defaults.findings:
             self._report(None, finding)
         for entry in self.assembly.entries:

@@ -214,7 +214,7 @@ class ChangedFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerStep:
+class ServerProgress:
     """The present state of one server, sent while a command waits for the server."""
 
     name: str
@@ -232,7 +232,7 @@ class ProgressLine:
     Exactly one field is set, except that a `notice` of the verb `rollout` also has the canary's `generation`.
     """
 
-    progress: ServerStep | None = None
+    progress: ServerProgress | None = None
     warning: str | None = None
     notice: str | None = None
     event: Table | None = None

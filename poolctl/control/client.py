@@ -589,7 +589,7 @@ def write_exit(directory: str, *, status: int, reason: str, keeper_pid: int) -> 
 
 def read_exit(directory: str) -> Table:
     """The record of why a pool ended by itself; empty if a command ended it, or it still runs."""
-    return pool_paths.read_json_file(f"{directory}/{_STATUS}")
+    return pool_paths.read_json_or_empty(f"{directory}/{_STATUS}")
 
 
 def clear_exit(directory: str) -> None:

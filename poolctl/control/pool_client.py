@@ -29,7 +29,7 @@ from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
-    from poolctl.control.pool_registry import PoolRegistry
+    from poolctl.control.pool_registry import PoolRouteRegistry
     from poolctl.pool.server import Monitor
     from poolctl.selection.field_filter import Field
 
@@ -453,14 +453,14 @@ class PoolClient:
         """Return the gateway's routes; empty without a gateway."""
         return self._ask("routes", PoolMonitorError)
 
-    def registry(self) -> PoolRegistry:
+    def registry(self) -> PoolRouteRegistry:
         """Return the gateway's routes as a registry that is always up to date; close it, or use it in `with`.
 
         Its look-ups take microseconds, with any number of routes. Secrets are masked.
         """
-        from poolctl.control.pool_registry import PoolRegistry
+        from poolctl.control.pool_registry import PoolRouteRegistry
 
-        return PoolRegistry(self._client)
+        return PoolRouteRegistry(self._client)
 
     def hosts(self) -> Table:
         """Return the gateway's hosts: their state, breaker, connections and errors; empty without a gateway."""

@@ -154,10 +154,10 @@ def existing_pool_directories(env: Mapping[str, str]) -> Iterator[str]:
 
 def read_info(path: str) -> Table:
     """Return the info.json of the pool in this directory: name, files, pids; empty without one."""
-    return read_json_file(f"{path}/info.json")
+    return read_json_or_empty(f"{path}/info.json")
 
 
-def read_json_file(path: str) -> Table:
+def read_json_or_empty(path: str) -> Table:
     """Return the JSON object in this file; an empty one when there is none."""
     try:
         with open(path, "rb") as file:

@@ -30,7 +30,7 @@ _READ_BYTES = 65536
 _FD_BYTES = array.array("i").itemsize
 
 
-class PoolRegistry(TableRegistry):
+class PoolRouteRegistry(TableRegistry):
     """The current routes of a running pool; secrets in them are masked. Close it, or use `with`.
 
     While no supervisor answers, it keeps the last known routes. It is empty for a pool without a gateway.
@@ -38,7 +38,7 @@ class PoolRegistry(TableRegistry):
 
     def __init__(self, client: Client) -> None:
         """Connect and wait for the routes. Raises NoSupervisor, another ControlError, PoolError, or OSError."""
-        super().__init__(self._refreshed_table)
+        super().__init__(self._refreshed_or_last_table)
         self._client = client
         self._lock = threading.Lock()
         self._latest: RouteTable | None = None
@@ -60,7 +60,7 @@ class PoolRegistry(TableRegistry):
     @property
     def connected(self) -> bool:
         """Whether the supervisor reports changes at present."""
-        self._refreshed_table()
+        self._refreshed_or_last_table()
         return self._reported is not None
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class PoolRegistry(TableRegistry):
             self._closed = True
             self._disconnect()
 
-    def _refreshed_table(self) -> RouteTable | None:
+    def _refreshed_or_last_table(self) -> RouteTable | None:
         with self._lock:
             if not self._closed:
                 try:
@@ -87,7 +87,7 @@ class PoolRegistry(TableRegistry):
             except SupervisorEnded:
                 self._again = 0.0  # try at once, because the next supervisor may already run
             else:
-                self._fetch(generation)
+                self._refresh_table(generation)
                 return
         self._disconnect()  # after a fork, the connection belongs to the parent
         if monotonic() >= self._again:
@@ -96,7 +96,7 @@ class PoolRegistry(TableRegistry):
     def _connect_and_fetch(self) -> None:
         reported = _GenerationStream(self._client)
         try:
-            self._fetch(reported.receive_first())
+            self._refresh_table(reported.receive_first())
         except BaseException:
             reported.close()
             raise
@@ -106,7 +106,7 @@ class PoolRegistry(TableRegistry):
         else:
             self._reported = reported
 
-    def _fetch(self, generation: int) -> None:
+    def _refresh_table(self, generation: int) -> None:
         """Fetch and map the supervisor's route table, unless the mapped one has the given generation number."""
         if generation == (0 if self._latest is None else self._latest.generation):
             return

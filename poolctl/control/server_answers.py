@@ -200,7 +200,7 @@ class MetricsResult(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HealthReport:
+class HealthReportItem:
     """The health of one route or server (see route_health), without fields that the requested depth leaves out.
 
     `kind` is "route" or "server". If a route and a server have the same name, the server's gets the suffix " (server)".
@@ -224,4 +224,4 @@ class HealthReport:
 class HealthResult(Result):
     """The answer of `health`."""
 
-    items: tuple[HealthReport, ...] = ()  # type: ignore[assignment]
+    items: tuple[HealthReportItem, ...] = ()  # type: ignore[assignment]

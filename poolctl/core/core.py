@@ -19,7 +19,7 @@ from . import decide
 from .configuration_diff import read_certificate_expiry, read_digests_by_key
 from .decide import ASLEEP, IN_BACKOFF, LEAVING, Desired, Drain, ListenerState, Overrides, Stop, WorkerPhase
 from .health_checks import HealthChecks
-from .perform import LAST_LINES, LINES_READ, Executor, StackReports, explanatory_lines, is_quoted, last_lines
+from .perform import LAST_LINES, LINES_READ, Executor, StackRecorder, explanatory_lines, is_quoted, last_lines
 from .schedules import ScheduledRuns, SleepWindowScheduler
 from .server_entry import Canary, Entry, RunningHook, StartAfterStop, Worker
 from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, abandoned_listeners, same_listener
@@ -42,19 +42,19 @@ class Core:
         recorder: Recorder,
         *,
         calm: bool = False,
-        trace: decide.DecisionTrace | None = None,
+        trace: decide.DecisionLogger | None = None,
     ) -> None:
         self.runner = runner
         self.clock = clock
         self._recorder = recorder
         self.reason = ""  # why the whole pool is being stopped, "" for a command
-        self._queue = Workqueue(self._process_queue)
+        self._queue = Workqueue(self._process_batch)
         self._addresses = AddressRegistry(self._queue)
         can_watch = runner.capabilities.sleep is not None
         self.servers = ServerRegistry(servers, self._addresses, can_watch=can_watch)
         self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
-        self.stacks = StackReports(runner, recorder)
+        self.stacks = StackRecorder(runner, recorder)
         self.observers: set[Callable[[Entry], None]] = {self.health.update_probes_and_health}
         # Given a server's name, returns why a gateway cannot send a share of the server's requests to its canary; "" if
         # the gateway can, and None if the requests do not come through a gateway. Set by a gateway.
@@ -82,17 +82,17 @@ class Core:
 
     # The control loop: changed entries are queued, each is decided on in turn, and its actions are performed.
 
-    def _process_queue(self) -> None:
+    def _process_batch(self) -> None:
         touched: dict[str, Entry] = {}
         for entry in self._queue.take_batch():
             name = entry.name
             touched[name] = entry
             self._addresses.plan_address_change(entry)
             self._update_sleep_and_disarm_outdated(entry)
-            self._runs.update_plan(entry)
+            self._runs.ensure_run_planned(entry)
             for action in self._decide(entry):
                 self._executor.perform(entry, action)
-            self._queue_neighbours(entry)
+            self._queue_affected_neighbours(entry)
             for held in self._addresses.take_unneeded_listener(entry):
                 self._executor.close(held)
             if entry.removed and entry.is_fully_stopped and self.servers.entries.get(name) is entry:
@@ -146,7 +146,7 @@ class Core:
             abandoned=tuple(held.key for held in abandoned_listeners(entry)),
         )
 
-    def _queue_neighbours(self, entry: Entry) -> None:
+    def _queue_affected_neighbours(self, entry: Entry) -> None:
         facts = entry.dependency_facts()
         if self._dependency_facts.get(entry.name) != facts:
             self._dependency_facts[entry.name] = facts
@@ -197,7 +197,7 @@ class Core:
         Otherwise a worker that still runs is killed after its `stop_timeout` or, if this is shorter, after
         `limit_seconds`.
         """
-        self._mark_for_shutdown(entry, Desired.STOPPED)
+        self._set_stopped_state(entry, Desired.STOPPED)
         entry.desired.stop_seconds = limit_seconds
         for worker in entry.observed.workers.values():
             if limit_seconds is not None:
@@ -210,7 +210,7 @@ class Core:
                 self._executor.kill(entry, worker)
         self.touch(entry)
 
-    def _mark_for_shutdown(self, entry: Entry, desired: Desired) -> None:
+    def _set_stopped_state(self, entry: Entry, desired: Desired) -> None:
         """Set the server's state to `desired`, such as STOPPED, and end its canary. A REMOVED server stays REMOVED."""
         entry.schedule_stop_hook()
         entry.desired.stop_seconds, entry.desired.queued_start = None, None
@@ -420,7 +420,7 @@ class Core:
             self.servers.note_revision()
         return canary
 
-    def _record_inherited_canary(self, entry: Entry, worker: Worker) -> None:
+    def _record_canary_if_inherited(self, entry: Entry, worker: Worker) -> None:
         """Record the canary to which `worker` belongs, if a previous supervisor gave that canary its own address.
 
         Until this supervisor withdraws the canary, the gateway sends the canary the share of requests that the
@@ -466,7 +466,7 @@ class Core:
         configuration. `source`, for a server added by a command, is its table and the base directory of its paths.
         `restarts` and `failures` are added to the server's counts.
         """
-        entry = self.servers.add(config)
+        entry = self.servers.add_or_revive(config)
         entry.desired.source = source
         entry.observed.restarts += restarts
         entry.observed.failures += failures
@@ -510,7 +510,7 @@ class Core:
         entry.schedule_stop_hook()
         entry.desired.ignore_dependencies = ignore_dependents
         self.servers.mark_removed(entry)
-        self._mark_for_shutdown(entry, Desired.REMOVED)
+        self._set_stopped_state(entry, Desired.REMOVED)
         self.touch(entry)
 
     def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
@@ -603,18 +603,18 @@ class Core:
         """
         stopped = entry.desired.state is Desired.STOPPED
         if entry.is_disabled and not was_disabled:
-            self._mark_for_shutdown(entry, Desired.STOPPED if stopped else Desired.IDLE)
+            self._set_stopped_state(entry, Desired.STOPPED if stopped else Desired.IDLE)
         elif was_disabled and not entry.is_disabled:
             for each in [*([] if stopped else [entry]), *self.servers.stopped_along_with([entry])]:
                 self.start(each)
 
-    async def renew_tls(self, entry: Entry) -> None:
+    async def reload_tls(self, entry: Entry) -> None:
         """Load the server's current certificates into its running workers. Raises ServerError."""
         entry.observed.files, ends = read_digests_by_key(entry.config), read_certificate_expiry(entry.config)
         self._queue.note(entry)
         for worker in entry.observed.staying:
             if worker.placement is not None:
-                await self.runner.renew_tls(worker.placement, entry.config)
+                await self.runner.reload_tls(worker.placement, entry.config)
                 worker.certificate_ends, worker.passed_over = ends, None
         entry.observed.certificate_ends = ends
         self._queue.note(entry)
@@ -662,7 +662,7 @@ class Core:
         entry.observed.workers[worker.id] = worker
         entry.observed.called = entry.observed.called or worker.phase is WorkerPhase.READY
         entry.desired.newest = max(entry.desired.newest, worker.generation)
-        self._record_inherited_canary(entry, worker)
+        self._record_canary_if_inherited(entry, worker)
         if worker.phase is WorkerPhase.READY:
             entry.count_restart_if_commanded(worker)
         used, now = entry.observed.certificate_ends, self.clock.time()

@@ -498,15 +498,15 @@ def judge_exit(
     return ExitDecision(StepAfterExit.RESTART, policy.backoff.delay_seconds(len(recent), jitter))
 
 
-class DecisionTrace:
+class DecisionLogger:
     """Logs the actions for each server, and the facts that have changed since the previous decision."""
 
     def __init__(self) -> None:
         self._views: dict[str, ServerView] = {}
 
     @classmethod
-    def configured(cls, environment: Mapping[str, str]) -> DecisionTrace | None:
-        """Return a DecisionTrace if the environment has POOLCTL_TRACE=decisions, else None."""
+    def configured(cls, environment: Mapping[str, str]) -> DecisionLogger | None:
+        """Return a DecisionLogger if the environment has POOLCTL_TRACE=decisions, else None."""
         return cls() if environment.get("POOLCTL_TRACE") == "decisions" else None
 
     def log_decision(self, name: str, view: ServerView, actions: Sequence[Action], *, withheld: bool) -> None:

@@ -38,7 +38,7 @@ class HealthChecks:
 
         Raises WorkerFailed if the worker ends first; `ending` is the future of its exit.
         """
-        await self._make_probes(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
+        await self._replace_probes(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 
     def update_probes_and_health(self, entry: Entry) -> None:
         """Start or stop probes of the entry's workers, because the entry has changed."""
@@ -80,12 +80,12 @@ class HealthChecks:
                 worker.health = Status.OK
                 probes.start(Status.OK)
         elif health.probed:
-            self._make_probes(entry, worker).start(worker.health)
+            self._replace_probes(entry, worker).start(worker.health)
         else:
             self.stop_probes(worker)
             worker.health = Status.UNKNOWN
 
-    def _make_probes(self, entry: Entry, worker: Worker) -> WorkerProbes:
+    def _replace_probes(self, entry: Entry, worker: Worker) -> WorkerProbes:
         assert worker.placement is not None
         # Most pools have no probes, and need not import their module.
         from poolctl.probes.worker_probes import WorkerProbes
@@ -113,7 +113,7 @@ class HealthChecks:
 
         `worker` and `probe` are the worker and the probe with the new result, or None if another change is the cause.
         """
-        after = entry.health_of_workers
+        after = entry.common_health_of_workers
         before = entry.observed.reported_health
         if after in (Status.UNKNOWN, before):
             return

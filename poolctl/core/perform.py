@@ -221,7 +221,7 @@ _ANSWER_SHARE = 0.9  # the runner's share of that time
 _MOST_STACKS, _MOST_FRAMES = 20, 20
 
 
-class StackReports:
+class StackRecorder:
     """Reads the stacks of workers from the runner, if it supports that."""
 
     def __init__(self, runner: Runner, recorder: Recorder) -> None:
@@ -293,7 +293,7 @@ class Executor:
         addresses: AddressRegistry,
         servers: ServerRegistry,
         health: HealthChecks,
-        stacks: StackReports,
+        stacks: StackRecorder,
         recorder: Recorder,
     ) -> None:
         self._runner = runner
@@ -312,10 +312,10 @@ class Executor:
         match action:
             case decide.Open():
                 entry.listener.state, entry.listener.bound = ListenerState.OPENING, entry.config
-                self._queue.run(self._open(entry))
+                self._queue.run(self._open_listener(entry))
             case decide.Close():
                 entry.listener.state = ListenerState.CLOSING
-                self._queue.run(self._close(entry))
+                self._queue.run(self._close_listener(entry))
             case decide.Release(key):
                 held = next(each for each in entry.listener.previous_configs if each.key == key)
                 entry.listener.previous_configs.remove(held)
@@ -402,7 +402,7 @@ class Executor:
         entry.observed.checking = False
         self._queue.touch(entry, progressed=True)
 
-    async def _open(self, entry: Entry) -> None:
+    async def _open_listener(self, entry: Entry) -> None:
         server = entry.listener.bound
         assert server is not None
         try:
@@ -420,7 +420,7 @@ class Executor:
             self._addresses.record_opened(entry, server.key, endpoints)
         self._queue.touch(entry, progressed=True)
 
-    async def _close(self, entry: Entry) -> None:
+    async def _close_listener(self, entry: Entry) -> None:
         assert entry.listener.bound is not None
         await self._close_unless_claimed(entry, entry.listener.bound)
         entry.listener.state, entry.listener.bound, entry.listener.vacates = ListenerState.CLOSED, None, False

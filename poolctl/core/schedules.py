@@ -164,7 +164,7 @@ class ScheduledRuns:
         self._timer = _EarliestTimer(clock, 30.0, self._begin_due_runs)
         self._latest = 0.0  # the latest wall-clock time so far
 
-    def update_plan(self, entry: Entry) -> None:
+    def ensure_run_planned(self, entry: Entry) -> None:
         """Plan the entry's next run if none is planned; called before each decision about the entry."""
         if entry.on_schedule:
             self._entries[entry.name] = entry

@@ -498,10 +498,10 @@ class Entry:
         """
         if self.on_schedule:
             return Status.WARN if self.schedule.last_run.get("result") == RUN_FAILED else Status.OK
-        return Status.KO if self.state is State.FAILED else self.health_of_workers
+        return Status.KO if self.state is State.FAILED else self.common_health_of_workers
 
     @property
-    def health_of_workers(self) -> Status:
+    def common_health_of_workers(self) -> Status:
         """The health that all ready workers share, else `warn`. Without probes, `ok` if ready, else `unknown`."""
         ready = self.observed.ready
         if not any(worker.stuck or worker.config.health.probed for worker in ready):

@@ -96,9 +96,9 @@ class Workqueue:
         """Have `process` called before the event loop sleeps, to decide on the queued entries."""
         if self._process is not None and not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._process_now, context=NO_CAUSE)
+            asyncio.get_running_loop().call_soon(self._process_scheduled, context=NO_CAUSE)
 
-    def _process_now(self) -> None:
+    def _process_scheduled(self) -> None:
         self._scheduled = False
         assert self._process is not None
         self._process()
@@ -285,7 +285,7 @@ class AddressRegistry:
         Returns [] while the entry is not `at_rest`. The caller closes the returned listener. If the entry has released
         its previous addresses, the method also queues all servers that wait for an address.
         """
-        if entry.name in self._leaving and not self._holds_previous_address(entry):
+        if entry.name in self._leaving and not self._has_address_to_release(entry):
             del self._leaving[entry.name]
             for waiting in self._waiting.values():
                 self._queue.touch(waiting)
@@ -319,7 +319,7 @@ class AddressRegistry:
             for worker in other.observed.workers.values()
         )
 
-    def _holds_previous_address(self, entry: Entry) -> bool:
+    def _has_address_to_release(self, entry: Entry) -> bool:
         listener = entry.listener
         if (
             listener.previous_configs
@@ -369,7 +369,7 @@ class ServerRegistry:
         for server in servers:
             self._insert(server)
 
-    def add(self, config: ServerConfig) -> Entry:
+    def add_or_revive(self, config: ServerConfig) -> Entry:
         """Add a server. A server of the same name that is being removed is kept, with this configuration."""
         entry = self.entries.get(config.name)
         if entry is not None:
@@ -464,14 +464,16 @@ class ServerRegistry:
                 ahead += step(entry)
         return [entry for name, entry in self.entries.items() if name in seen]
 
-    def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
-        """Record on which of the `disabled` servers each server in `stopped` depends, directly or indirectly.
+    def note_stopped_with(
+        self, already_stopped_with: Mapping[str, list[str]], disabled: Iterable[Entry]
+    ) -> None:
+        """Record on which of the `disabled` servers each in `already_stopped_with` depends, directly or indirectly.
 
-        The keys of `stopped` are the names of servers that were stopped together with `disabled`. Each value lists the
-        disabled servers that an earlier call recorded for the key; these stay recorded.
+        The keys of `already_stopped_with` are the names of servers that were stopped together with `disabled`. Each
+        value lists the disabled servers that an earlier call recorded for the key; these stay recorded.
         """
         names = [entry.name for entry in disabled]
-        for name, before in stopped.items():
+        for name, before in already_stopped_with.items():
             needed = {each.name for each in self.closure([self.entries[name]], self.dependencies)}
             now = [each for each in names if each in needed and each not in before]
             self.entries[name].desired.stopped_with = [*before, *now]

@@ -268,7 +268,7 @@ class HttpServer:
             try:
                 self._handler.check_client(sock)
                 async with asyncio.timeout(seconds):
-                    head = await _receive_request(message, rest, stream, writer)
+                    head = await _receive_whole_request(message, rest, stream, writer)
             except TimeoutError:
                 if message.started:
                     await self._refuse(BadMessage("the request did not arrive in time", 408), stream, writer)
@@ -283,12 +283,14 @@ class HttpServer:
             response = Responder(head, writer, limits, keep_alive=keep_alive)
             tls = writer.get_extra_info("ssl_object")
             certified = tls is not None and bool(tls.getpeercert())
-            await self._answer(ReceivedRequest(head, message.body, sock, certified), response, stream)
+            await self._answer_or_cancel(
+                ReceivedRequest(head, message.body, sock, certified), response, stream
+            )
             if not response.keep_alive:
                 return
             seconds, rest = limits.keep_alive_seconds, message.rest
 
-    async def _answer(
+    async def _answer_or_cancel(
         self, request: ReceivedRequest, response: Responder, stream: asyncio.StreamReader
     ) -> None:
         if not self._watch:
@@ -323,7 +325,7 @@ class HttpServer:
                 await _await_disconnect(stream, self._limits.head_bytes if status == 431 else _LINGER_BYTES)
 
 
-async def _receive_request(
+async def _receive_whole_request(
     message: RequestReader, rest: bytes, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> RequestHead | None:
     """Read the next request completely into `message`, and return its head. `rest` are bytes already received.

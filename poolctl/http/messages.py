@@ -459,7 +459,7 @@ _NOT_IN_TRAILERS = frozenset(
 )
 
 
-class ChunkedBody:
+class ChunkedBodyReader:
     """Reads a chunked body: `feed` returns the part to be passed on, as chunks or, with `decode`, as plain data.
 
     At the end of the body `done` is true, and `trailers` holds the lines of its trailer section. `rest` has the bytes
@@ -653,7 +653,7 @@ class MessageReader:
     _buffer = b""  # not understood yet
     _framed = False  # the final head was read
     _left = 0  # bytes of the body, or UNTIL_CLOSE
-    _chunks: ChunkedBody | None = None  # the body, if it comes in chunks
+    _chunks: ChunkedBodyReader | None = None  # the body, if it comes in chunks
     _body_bytes = 0
 
     def __init__(self, *, max_head_bytes: int = MAX_HEAD_BYTES, max_body_bytes: int | None = None) -> None:
@@ -714,7 +714,9 @@ class MessageReader:
         self._left = body
         if body == CHUNKED:
             unlimited = self._max_body_bytes is None
-            self._chunks = ChunkedBody(decode=True, most_a_second=0 if unlimited else MOST_CHUNKS_A_SECOND)
+            self._chunks = ChunkedBodyReader(
+                decode=True, most_a_second=0 if unlimited else MOST_CHUNKS_A_SECOND
+            )
 
     def _read_plain_and_check_complete(self, data: bytes) -> bool:
         left = self._left
@@ -738,7 +740,7 @@ class MessageReader:
             self.complete = True
         return self.complete
 
-    def _read_chunks(self, body: ChunkedBody, data: bytes) -> bool:
+    def _read_chunks(self, body: ChunkedBodyReader, data: bytes) -> bool:
         piece = body.feed(data)
         if piece and self._add_and_check_too_large(bytes(piece)):
             return True

@@ -108,7 +108,7 @@ class Store:
         return rows[: max(1, sum(size <= _PAGE_BYTES for size in sizes))]
 
 
-def fill_and_find_supervisor_link(store: Store, plan: wire.Message) -> tuple[int, int] | None:
+def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int] | None:
     """Put the descriptors in `plan` into the store. Return the supervisor's pid and link, or None if it is not running.
 
     A child whose pid is 0 in the plan could not be started: the store gets no entry for it.
@@ -425,7 +425,7 @@ class Shutdown:
         return is_child(pid) or pid in self._reaper.watcher.starts
 
 
-def execute_next_keeper(
+def try_execute_next_keeper(
     argv: list[str], supervisor: list[str], store: Store, reaper: Reaper, open_files: tuple[int, int]
 ) -> None:
     """Replace this process by the next version of the keeper: `argv`, with one more argument for the state.
@@ -495,15 +495,15 @@ class Keeper:
         """If `plan` has a donor, begin to receive the donor's descriptors. Otherwise store the plan's descriptors."""
         if "donor" in plan:
             self._begin_from_donor(
-                DonorSupervisor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic())
+                DonorSupervisor(wire.socket_from_fd(plan["donor"]), plan["donor_process"], time.monotonic())
             )
             return
-        begun = fill_and_find_supervisor_link(self.store, plan)
+        begun = fill_and_find_supervisor(self.store, plan)
         self._take_lifeline()
         if begun is not None:
             pid, link = begun
             self._supervisor.record_start(pid, time.monotonic())
-            self.begin_client_session(wire.over(link))
+            self.begin_client_session(wire.socket_from_fd(link))
 
     def resume(self, file: int) -> None:
         """Restore the state in `file`, written by the keeper that this process was before execve(2)."""
@@ -558,7 +558,7 @@ class Keeper:
         self._shutdown.kill_and_close_store()
         # If the keeper stopped the pool alone, the logger still needs time to store the servers' last output.
         wait_or_kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
-        pool_files.remove_empty_pool_directory(self._directory)
+        pool_files.clean_up_pool_directory(self._directory)
 
     def _spawn_supervisor(self) -> None:
         sock = self._supervisor.start(time.monotonic())
@@ -609,7 +609,7 @@ class Keeper:
         to_end = self._signals.read()
         self._process_exit_reports(self.reaper.reap_and_kill_groups())
         if to_end:
-            self._begin_shutdown()
+            self._request_shutdown()
 
     def _process_exit_reports(self, reports: list[wire.Message]) -> None:
         for report in reports:
@@ -628,15 +628,15 @@ class Keeper:
         """Execute the next version, if the supervisor has requested it and exited."""
         following, self._next = self._next, None
         if following is not None:
-            execute_next_keeper(*following, self.store, self.reaper, self._open_files)
+            try_execute_next_keeper(*following, self.store, self.reaper, self._open_files)
 
     def _terminate_if_lifeline_closed(self) -> None:
         if not os.read(self._lifeline, 4096):
             self.store.drop(fd_store.LIFELINE)
             self._lifeline = -1
-            self._begin_shutdown()
+            self._request_shutdown()
 
-    def _begin_shutdown(self) -> None:
+    def _request_shutdown(self) -> None:
         """Begin the shutdown of the pool.
 
         A connected client is asked to stop the pool. If no client is connected and the store holds no sockets or
@@ -747,7 +747,7 @@ class Keeper:
         elif operation == "terminating":
             self._shutdown.set_stop_deadline(float(message.get("seconds", 0.0)))
         elif operation == "terminate":
-            self._begin_shutdown()
+            self._request_shutdown()
         elif operation == "whole":
             self._schedule_supervisor_start()
         elif operation == "adopted":
@@ -814,7 +814,7 @@ def main() -> None:
                 keeper.take_over_descriptors(plan)
         else:
             keeper = Keeper(directory, [], open_files)
-            keeper.begin_client_session(wire.over(int(argument)))
+            keeper.begin_client_session(wire.socket_from_fd(int(argument)))
         keeper.run()
     except BaseException:
         import traceback  # imported late, because it is rarely needed

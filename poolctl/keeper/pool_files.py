@@ -118,7 +118,7 @@ def lock(directory: str, *, patient: bool = True) -> int:
         os.close(descriptor)
 
 
-def remove_empty_pool_directory(directory: str) -> None:
+def clean_up_pool_directory(directory: str) -> None:
     """Remove the lock file and empty logs of a pool that has ended, and the directory if nothing else is in it.
 
     Does nothing if the pool left state for a successor, or if a pool is being started. Never raises.

@@ -47,7 +47,7 @@ def encode(message: Message) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode()
 
 
-def over(fd: int) -> socket.socket:
+def socket_from_fd(fd: int) -> socket.socket:
     """A socket object that owns an inherited descriptor."""
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)

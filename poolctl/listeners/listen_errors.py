@@ -53,10 +53,10 @@ def port_error(address: Address, host: str, error: OSError, kind: int = socket.S
         return ListenError(f"UDP port {port} is in use", bind=address.key, hint=hint)
     if error.errno == errno.EADDRINUSE:
         return unattributed_address_in_use_error(address, (host, port))
-    if error.errno in (errno.EACCES, errno.EPERM) and port < _unprivileged_port():
-        message = f"port {port} is privileged: only root may open ports below {_unprivileged_port()}"
+    if error.errno in (errno.EACCES, errno.EPERM) and port < _first_unprivileged_port():
+        message = f"port {port} is privileged: only root may open ports below {_first_unprivileged_port()}"
         hint = (
-            f"take a port from {_unprivileged_port()} up, or allow it: "
+            f"take a port from {_first_unprivileged_port()} up, or allow it: "
             f"sysctl net.ipv4.ip_unprivileged_port_start={port}"
         )
     elif error.errno == errno.EADDRNOTAVAIL:
@@ -144,7 +144,7 @@ def _name_find_command_and_kind(place: Place) -> tuple[str, str, str]:
     return f"port {place[1]}", f"ss -tanp 'sport = :{place[1]}'", "port"
 
 
-def _unprivileged_port() -> int:
+def _first_unprivileged_port() -> int:
     try:
         with open(_UNPRIVILEGED_PORT_START, encoding="ascii") as file:
             return int(file.read())
@@ -190,11 +190,11 @@ def local_addresses() -> list[str]:
     """The addresses of this machine, IPv4 first, without link-local ones; empty if /proc does not list them."""
     found = []
     previous = ""
-    for fields in _table("/proc/net/fib_trie"):
+    for fields in _proc_table_rows("/proc/net/fib_trie"):
         if fields[:1] == ["/32"] and fields[-1] == "LOCAL" and previous not in found:
             found.append(previous)
         previous = fields[-1]
-    for fields in _table("/proc/net/if_inet6"):
+    for fields in _proc_table_rows("/proc/net/if_inet6"):
         text = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(fields[0]))
         if not text.startswith("fe80:"):
             found.append(text)
@@ -207,7 +207,7 @@ def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]
     by_port: dict[int, list[tuple[Place, bytes]]] = {}
     for place in places:
         if not isinstance(place, str):
-            by_port.setdefault(place[1], []).append((place, _packed(place[0])))
+            by_port.setdefault(place[1], []).append((place, _packed_or_any(place[0])))
     if by_port:
         for sock in tcp_sockets(LISTEN, until):
             for place, address in by_port.get(sock.port, ()):
@@ -216,7 +216,7 @@ def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]
     for port, wanted in by_port.items():
         for place, address in wanted:
             if not found[place]:
-                found[place] = _connections(port, address, until)
+                found[place] = _connection_holders(port, address, until)
     paths = {place for place in places if isinstance(place, str)}
     for path, inode, _ in unix_sockets(LISTEN, until) if paths else ():
         if (known := os.path.abspath(path)) in paths:
@@ -224,7 +224,7 @@ def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]
     return found
 
 
-def _connections(port: int, address: bytes, until: float) -> dict[int, Holder]:
+def _connection_holders(port: int, address: bytes, until: float) -> dict[int, Holder]:
     found: dict[int, Holder] = {}
     for sock in tcp_sockets(ANY_STATE & ~LISTEN, until, port=port):
         if _overlap(address, sock.address) and len(found) < _MOST_CONNECTIONS:
@@ -239,7 +239,7 @@ def _overlap(one: bytes, other: bytes) -> bool:
     return one == other or not any(one) or not any(other)
 
 
-def _packed(host: str) -> bytes:
+def _packed_or_any(host: str) -> bytes:
     """The packed address (four bytes for IPv4). A host name gives the wildcard, which overlaps with every address."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
@@ -249,7 +249,7 @@ def _packed(host: str) -> bytes:
     return bytes(4)
 
 
-def _table(path: str) -> Iterator[list[str]]:
+def _proc_table_rows(path: str) -> Iterator[list[str]]:
     try:
         with open(path) as file:
             rows = file.read(_MOST_CHARACTERS).splitlines()

@@ -140,7 +140,7 @@ def _set_mode(name: str, directory: int, mode: int) -> None:
         os.close(fd)
 
 
-def identity_of(key: str) -> Identity | None:
+def socket_file_identity(key: str) -> Identity | None:
     """A value that identifies the socket file of a canonical address; it differs for a later file at the same path.
 
     None if the address is not a path, or no socket file is there.
@@ -239,7 +239,7 @@ def refuse_new_connections(sockets: Iterable[socket.socket]) -> None:
 
 
 def close_listener(sockets: Iterable[socket.socket], identity: Identity | None = None) -> None:
-    """Close the sockets; remove a Unix socket's file if it still has this `identity` (see identity_of)."""
+    """Close the sockets; remove a Unix socket's file if it still has this `identity` (see socket_file_identity)."""
     for sock in sockets:
         path = "" if identity is None or sock.family != socket.AF_UNIX else sock.getsockname()
         sock.close()
@@ -319,7 +319,7 @@ def resolve_bind_targets(address: Address) -> list[BindHost]:
     """
     found: dict[str, BindHost] = {}
     for host in ["0.0.0.0", "::"] if address.dual else [address.host]:
-        for family, _, _, _, sockaddr in _resolved(address, host):
+        for family, _, _, _, sockaddr in _resolve_host(address, host):
             text = str(sockaddr[0])
             if address.host != "localhost" or _is_loopback(text):
                 found.setdefault(text, BindHost(family, text, sockaddr[2:]))
@@ -332,7 +332,7 @@ def resolve_bind_targets(address: Address) -> list[BindHost]:
     return sorted(found.values(), key=lambda target: target.family != socket.AF_INET)
 
 
-def _resolved(address: Address, host: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+def _resolve_host(address: Address, host: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
     try:
         # As bytes: a str would be encoded as an internationalised name, whose tables are slow to import.
         return [*socket.getaddrinfo(host.encode(), 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]

@@ -112,7 +112,7 @@ class _Stamped(logging.Formatter):
         return stamp(record.created)
 
 
-class InternalLogRotation:
+class InternalLogRotator:
     """Rotates the `*.log` files in `directory` when they become large. Must be created on the running loop.
 
     Sizes are checked 50 ms after inotify(7) has reported a write, so that a burst of writes causes a single check. In

@@ -91,7 +91,7 @@ class LineFilter:
         self._matches = matches
         self._levels: dict[str, _LevelTracker] = {}
 
-    def backwards(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
+    def filter_backwards(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
         """Yield the lines that pass this filter, newest first. `lines` are the lines of one log, newest first."""
         waiting: list[tuple[LogLine, str]] = []
         for line in lines:
@@ -103,7 +103,7 @@ class LineFilter:
                 waiting = []
         yield from self._passing_in_group_newest_first(waiting[::-1])
 
-    def forwards(self, lines: Iterable[LogLine]) -> list[LogLine]:
+    def filter_forwards(self, lines: Iterable[LogLine]) -> list[LogLine]:
         """The lines that pass. `lines` are oldest first, and follow the lines of the previous call."""
         return [
             line

@@ -68,7 +68,7 @@ class LogFile:
         while done < len(block) and self._fd >= 0:
             end = self._fitting_end(block, done)
             if end == done:
-                self._rotate()
+                self._try_rotate()
                 continue
             written = self._write(block[done:end])
             done += written
@@ -118,16 +118,16 @@ class LogFile:
             if not self._refresh_size_and_check_path():
                 self.close_for_reopen()
         if self._fd < 0:
-            self._open()
+            self._try_open()
         if self._fd >= 0 and self._is_old(now):
-            self._rotate()
+            self._try_rotate()
 
     def _is_old(self, now: float) -> bool:
         if not self._max_age or not self._size or now < self._rotate_at:
             return False
         return self._born <= stamp(now - self._max_age)
 
-    def _open(self) -> None:
+    def _try_open(self) -> None:
         try:
             self._fd = open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _FILE_MODE)
             status = os.fstat(self._fd)
@@ -211,20 +211,20 @@ class LogFile:
             self._size += done - whole
         return whole
 
-    def _rotate(self) -> None:
+    def _try_rotate(self) -> None:
         if not self._regular:
             return
         try:
-            self._rename_old_files()
+            self._shift_log_files()
         except OSError as error:
             # The directory may not be writable: letting the file grow is better than losing lines.
             self.error = f"cannot be rotated: {error.strerror}"
             self._rotate_at = self._clock.time() + _ROTATE_AGAIN_AFTER_SECONDS
             return
         self.close_for_reopen()
-        self._open()
+        self._try_open()
 
-    def _rename_old_files(self) -> None:
+    def _shift_log_files(self) -> None:
         # If a writer was killed during a rotation, a number is free: only files newer than that are renamed.
         with open_parent_directory(self.path) as (directory, name):
             # Bounded, because a user may create any number of such files in a directory of their own.

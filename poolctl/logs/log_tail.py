@@ -76,7 +76,7 @@ class OpenLog:
         """
         found: list[LogLine] = []
         candidates = self._lines_since_newest_first(since, name)
-        for line in candidates if wanted is None else wanted.backwards(candidates):
+        for line in candidates if wanted is None else wanted.filter_backwards(candidates):
             if lines is not None and len(found) >= lines:
                 break
             found.append(line)
@@ -362,7 +362,7 @@ class Follower:
         for path, logs in self._logs.items():
             if polled or changed is None or path in changed:
                 for name, log in logs:
-                    found += self._lines(name, log)
+                    found += self._wanted_lines(name, log)
         return in_order(iter(found))
 
     def close(self) -> None:
@@ -395,10 +395,10 @@ class Follower:
         else:
             self._missing.discard(directory)
 
-    def _lines(self, name: str, log: TailedFile) -> list[LogLine]:
+    def _wanted_lines(self, name: str, log: TailedFile) -> list[LogLine]:
         lines = [parse_line(raw, name) for raw in log.read()]
         self._last_times[name] = carry_times(lines, self._last_times[name])
-        return lines if self._wanted is None else self._wanted.forwards(lines)
+        return lines if self._wanted is None else self._wanted.filter_forwards(lines)
 
 
 def follow(

@@ -54,7 +54,7 @@ _SHORTEST_AGE_CHECK_SECONDS, _LONGEST_AGE_CHECK_SECONDS = 0.05, 3600.0
 # Maximum bytes per read of one pipe, so that a server that floods its output does not starve the others. Longer lines
 # are split, which bounds memory.
 MOST_BYTES = 64 * 1024
-# A pipe of this size always holds a full read (see longest_line).
+# A pipe of this size always holds a full read (see max_line_bytes).
 _LARGE_BYTES = 4 * MOST_BYTES
 _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 _NOTE_BYTES = 1024
@@ -131,7 +131,7 @@ def _resize(fd: int, size_bytes: int) -> bool:
         return False
 
 
-def longest_line(fd: int) -> int:
+def max_line_bytes(fd: int) -> int:
     """Return the size in bytes up to which a line always fits into the pipe `fd`; 0 if `fd` is not a pipe.
 
     The writer of a longer line may block.
@@ -283,7 +283,7 @@ class OutputStream:
             # The file already has the lines, nearly always completely.
             self._pipes.consume(self.fd, min(move.length - move.taken, len(data)))
         elif move.matches(data):
-            block = self._form(_with_line_break(data[: move.length]), move.when)
+            block = self._format_lines(_with_line_break(data[: move.length]), move.when)
             rest = block[self.file.cut_file_to_stored_lines(block) :]
             if rest:
                 self.dropped_bytes += len(rest) - self.file.append_and_count_written(rest)
@@ -318,7 +318,7 @@ class OutputStream:
             self._measure()
 
     def _measure(self) -> None:
-        self._longest = longest_line(self.fd)
+        self._longest = max_line_bytes(self.fd)
         self._enlarged = self._longest >= MOST_BYTES
 
     def _enlarge(self) -> bool:
@@ -353,14 +353,14 @@ class OutputStream:
 
     def _append_and_count_lost_bytes(self, lines: bytes, when: str) -> int:
         """Append the lines to the file; returns how many of their bytes were not stored."""
-        block = self._form(lines, when)
+        block = self._format_lines(lines, when)
         stored = self.file.append_and_count_written(block)
         missing = block.count(b"\n", stored)
         if not missing:
             return 0
         return sum(len(line) + 1 for line in lines[:-1].split(b"\n")[-missing:])
 
-    def _form(self, lines: bytes, when: str) -> bytes:
+    def _format_lines(self, lines: bytes, when: str) -> bytes:
         return (
             as_json(lines, when, self._name, self.pid)
             if self._format == "json"
@@ -373,7 +373,7 @@ def _with_line_break(lines: bytes) -> bytes:
     return lines if lines.endswith(b"\n") else lines + b"\n"
 
 
-class Logger:
+class OutputLogger:
     """Executes the orders from a control socket, and stores output. One thread, which sleeps until an event occurs."""
 
     def __init__(self, control: socket.socket, directory: str | None = None) -> None:
@@ -417,18 +417,18 @@ class Logger:
                     self._streams[fd].ended = bool(event & select.EPOLLHUP)
                     self._readable_streams[self._streams[fd]] = None
             for stream in list(self._readable_streams):
-                if not self._pump_and_may_continue(stream):
+                if not self._pump_and_may_have_more(stream):
                     self._readable_streams.pop(stream, None)
             self._rotate_old()
-            self._report_dropped()
+            self._report_dropped_if_due()
             self._send_reports()
         taken = self._handover is not None and self._handover.taken
         for stream in list(self._streams.values()):
             if not taken:
-                self._drain(stream)
+                self._pump_backlog(stream)
             self._end(stream, taken=taken)
         if self._handover is not None:
-            self._handover.close()
+            self._handover.stop_listening()
         self._epoll.close()
         self._control.close()
         self._pipes.close()
@@ -490,7 +490,7 @@ class Logger:
                 self._end_ordered = True
             elif kind == "sync":
                 for stream in list(self._streams.values()):
-                    self._drain(stream)
+                    self._pump_backlog(stream)
                 self._reports.append({"t": "synced", "token": message.get("token")})
             else:
                 raise ValueError(f"unknown order {kind!r}")
@@ -519,7 +519,7 @@ class Logger:
             if os.path.sameopenfile(known.fd, fd) and known.file is file:
                 known.pid, known.order = stream.pid, order
                 return
-            self._drain(known)
+            self._pump_backlog(known)
             self._end(known)
         os.set_blocking(fd, False)
         # Edge-triggered: only new bytes are reported, not an incomplete line that stays in the pipe.
@@ -530,7 +530,7 @@ class Logger:
         self._streams[fd] = self._by_id[stream.id] = stream
         stream.recover()
 
-    def _pump_and_may_continue(self, stream: OutputStream) -> bool:
+    def _pump_and_may_have_more(self, stream: OutputStream) -> bool:
         """Move as much output as one read returns; returns whether there may be more."""
         try:
             moved = stream.pump(time.time())
@@ -545,10 +545,10 @@ class Logger:
             self._reports.append({"t": "eof", "id": stream.id})
         return moved > 0
 
-    def _drain(self, stream: OutputStream) -> None:
+    def _pump_backlog(self, stream: OutputStream) -> None:
         """Move lines until the pipe has no more, but at most _SYNC_BYTES, because the server may continue writing."""
         for _ in range(_SYNC_BYTES // MOST_BYTES):
-            if not self._pump_and_may_continue(stream):
+            if not self._pump_and_may_have_more(stream):
                 return
 
     def _end(self, stream: OutputStream, *, taken: bool = False) -> None:
@@ -560,7 +560,7 @@ class Logger:
             stream.complete_cut_line(time.time())
         else:
             stream.store_rest(time.time())
-        self._report_loss(stream)
+        self._queue_loss_report(stream)
         self._streams_with_loss.discard(stream)
         self._epoll.unregister(stream.fd)
         stream.close_pipe()
@@ -569,15 +569,15 @@ class Logger:
             stream.file.close()
             del self._files[stream.file.path]
 
-    def _report_dropped(self) -> None:
+    def _report_dropped_if_due(self) -> None:
         if not self._streams_with_loss or time.monotonic() < self._report_at:
             return
         for stream in self._streams_with_loss:
-            self._report_loss(stream)
+            self._queue_loss_report(stream)
         self._streams_with_loss.clear()
         self._report_at = time.monotonic() + _REPORT_EVERY_SECONDS
 
-    def _report_loss(self, stream: OutputStream) -> None:
+    def _queue_loss_report(self, stream: OutputStream) -> None:
         lost, stream.dropped_bytes = stream.dropped_bytes, 0
         if lost:
             self._reports.append({"t": "dropped", "id": stream.id, "bytes": lost, "error": stream.file.error})
@@ -641,7 +641,7 @@ class PipeHandover:
         self._epoll.register(connection.fileno(), select.EPOLLIN)
         return False
 
-    def close(self) -> None:
+    def stop_listening(self) -> None:
         """Stop listening."""
         pool_files.unlink_quietly(self._path)
         for sock in (self._listener, *self._connections.values()):
@@ -666,4 +666,4 @@ def main() -> None:
     name_process("poolctl-logger")
     raise_descriptor_limit()
     directory = sys.argv[1] if len(sys.argv) > 1 else None
-    Logger(socket.socket(fileno=CONTROL_DESCRIPTOR), directory).run()
+    OutputLogger(socket.socket(fileno=CONTROL_DESCRIPTOR), directory).run()

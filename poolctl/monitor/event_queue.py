@@ -26,7 +26,7 @@ Subscriber = Callable[[JournalEvent], None]
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class EventQueue:
+class EventBus:
     """`record` queues an event; within 20 ms all queued events go to the journal and to the subscribers.
 
     Before `write_to` they only go to the subscribers. Used on one event loop only; nothing here raises or blocks.

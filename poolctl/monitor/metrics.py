@@ -144,7 +144,7 @@ class Usage:
         self._seen_at = float("-inf")
         self._spent = 0.0
 
-    def measure(self, pid: int, now: float, *, memory: bool = True) -> None:
+    def measure_if_due(self, pid: int, now: float, *, memory: bool = True) -> None:
         """Measure the process `pid` at `now` (monotonic seconds) if the values are old; without `memory`, only CPU."""
         if now - self._seen_at >= INTERVAL_SECONDS / 2:
             spent = cpu_seconds(pid) or 0.0
@@ -210,7 +210,7 @@ def measure_server(
         usage = None
         if placement.pid is not None and placement.pid != own_pid:
             usage = usages.setdefault(placement.pid, Usage())
-            usage.measure(placement.pid, now, memory=memory)
+            usage.measure_if_due(placement.pid, now, memory=memory)
         workers.append((worker, counts, usage))
     return ServerSnapshot(entry, total_from_ended, workers, counts=counters is not None)
 

@@ -58,7 +58,7 @@ from poolctl.json_form import Table
 from poolctl.monitor import metrics
 from poolctl.routing import route_health
 from poolctl.runners.runner_protocol import Placement, Runner
-from poolctl.runners.stack_report import PYTHON, Stacks, WorkerStacks, find_hang_location, parse
+from poolctl.runners.stack_report import PYTHON, Stacks, WorkerStacks, find_main_thread_hang, parse
 from poolctl.selection.field_filter import Field, matching, member_values, parse_field
 from poolctl.states import State
 from poolctl.worker.tally import describe_stacks
@@ -77,7 +77,7 @@ from .server import (
     StartOperation,
     Timeout,
     error_about,
-    live_handle,
+    handle_in_process,
     order_stop,
     with_port,
 )
@@ -213,7 +213,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def load(self, bind: str) -> Server | None:
         """Return the server with this address, in constant time; None if there is none or the address is invalid."""
         try:
-            return self._servers.get(bind) or self._servers.get(_key(bind))
+            return self._servers.get(bind) or self._servers.get(_key_or_empty(bind))
         except TypeError:  # it is not hashable
             return None
 
@@ -303,7 +303,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             server = self.load(bind)
             if server is not None:
                 # In a view a server is stored by the address that it had when it was added.
-                del self._servers[bind if bind in self._servers else _key(bind)]
+                del self._servers[bind if bind in self._servers else _key_or_empty(bind)]
                 self._ports[server.config.address.port] -= 1
                 if not self._is_view:
                     self._stop_removed([server])
@@ -337,7 +337,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         busy = [
             handle
             for server in servers
-            if (handle := live_handle(server)) is not None and handle.is_active_or_ordered
+            if (handle := handle_in_process(server)) is not None and handle.is_active_or_ordered
         ]
         if busy:
             order_stop(busy)
@@ -352,14 +352,14 @@ class Pool(Mapping[str, Server], StartAndStop):
             done, _ = await asyncio.wait([asyncio.wrap_future(future) for future in futures])
             for each in done:
                 each.cancelled() or each.exception()  # marked as retrieved; raised below
-            self._raise_failed(futures)
+            self._raise_stop_errors(futures)
 
     def join_sync(self) -> None:
         """Like `join`, but blocks."""
         loop_thread.refuse_own_thread()
         while futures := self._endings():
             concurrent.futures.wait(futures)
-            self._raise_failed(futures)
+            self._raise_stop_errors(futures)
 
     def _endings(self) -> set[concurrent.futures.Future[None]]:
         context = self._shared.context
@@ -367,13 +367,15 @@ class Pool(Mapping[str, Server], StartAndStop):
             context.cancel()  # its event, once set, orders them to stop, even if its watcher has not noticed it yet
         with LOCK:
             self._departed = {handle for handle in self._departed if handle.stops or handle.ending}
-            present = [handle for each in self._servers.values() if (handle := live_handle(each)) is not None]
+            present = [
+                handle for each in self._servers.values() if (handle := handle_in_process(each)) is not None
+            ]
             return {
                 future for handle in (*self._departed, *present) for future in (*handle.stops, *handle.ending)
             }
 
     @staticmethod
-    def _raise_failed(futures: Iterable[concurrent.futures.Future[None]]) -> None:
+    def _raise_stop_errors(futures: Iterable[concurrent.futures.Future[None]]) -> None:
         raised = [future.exception() for future in futures if future.done() and not future.cancelled()]
         errors = [child for error in raised if isinstance(error, PoolStopError) for child in error.exceptions]
         if errors:
@@ -518,7 +520,7 @@ class Pool(Mapping[str, Server], StartAndStop):
                 raise PoolParamError(message, hint="give it a list") from error
             configuration = Configuration(made)
             configuration._problems, configuration._tls = problems, self._shared.tls
-        handles = [live_handle(server) for server in self.values()]
+        handles = [handle_in_process(server) for server in self.values()]
         runs = self._started or any(handle is not None and handle.is_active_or_ordered for handle in handles)
         return ApplyOperation(self, configuration, runs=runs)
 
@@ -616,7 +618,7 @@ class Pool(Mapping[str, Server], StartAndStop):
 
 
 def _health_of(server: Server) -> route_health.RouteHealth:
-    state, handle = server.state, live_handle(server)
+    state, handle = server.state, handle_in_process(server)
     if handle is None or state in (State.STOPPED, State.DISABLED):
         return route_health.RouteHealth(detail=server.message)
     return route_health.server_health(
@@ -639,7 +641,7 @@ def _numbered(servers: Iterable[Server]) -> Iterator[tuple[str, Server]]:
 
 def _observed(servers: Iterable[Server]) -> Iterable[metrics.ObservedServer]:
     for name, server in _numbered(servers):
-        handle = live_handle(server)
+        handle = handle_in_process(server)
         yield metrics.ObservedServer(
             name=name,
             state=server.state.value,
@@ -676,7 +678,7 @@ def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
     found: list[WorkerStacks] = []
     asked: list[tuple[Stacks, ServerConfig, Placement]] = []
     for server in servers:
-        handle = live_handle(server)
+        handle = handle_in_process(server)
         host, entry = (None, None) if handle is None else (handle.host, handle.entry)
         if host is None or entry is None:
             continue
@@ -700,7 +702,7 @@ def _stacks_of_this_process(
     return replace(
         _unknown_stacks(config, placement, ""),
         source=PYTHON,
-        place=find_hang_location(threads),
+        place=find_main_thread_hang(threads),
         threads=tuple(threads),
         tasks=tuple(tasks),
     )
@@ -759,10 +761,10 @@ class ApplyOperation:
         except PoolRestartError as error:
             self._errors += error.exceptions
         for server in self._certificates:
-            handle = live_handle(server)
+            handle = handle_in_process(server)
             if handle is not None and handle.host is not None and handle.entry is not None:
                 try:
-                    await handle.host.core.renew_tls(handle.entry)
+                    await handle.host.core.reload_tls(handle.entry)
                 except ServerError as problem:
                     self._errors.append(problem)
         for future in self._stops:
@@ -797,9 +799,11 @@ class ApplyOperation:
             there.remove(server)
             running = CurrentServer(_with_tls(_active_config(server), before), files=_files(server))
             changes = server_changes(running, _with_tls(config, after), self._files[config.name])
-            self._schedule_change(server, config, changes[0] if changes else None)
+            self._begin_change(server, config, changes[0] if changes else None)
         gone = self._pool._set_members_stopping_others([*members, *kept])
-        self._stops |= {future for each in gone if (handle := live_handle(each)) for future in handle.stops}
+        self._stops |= {
+            future for each in gone if (handle := handle_in_process(each)) for future in handle.stops
+        }
 
     def _without_address_conflicts(
         self, written: list[ServerConfig]
@@ -827,8 +831,8 @@ class ApplyOperation:
                 self._errors.append(_problem(written[index], finding))
             written = [server for index, server in enumerate(written) if index not in found]
 
-    def _schedule_change(self, server: Server, config: ServerConfig, change: Change | None) -> None:
-        handle = live_handle(server)
+    def _begin_change(self, server: Server, config: ServerConfig, change: Change | None) -> None:
+        handle = handle_in_process(server)
         entry = handle.entry if handle is not None else None
         is_wanted = entry is not None and (entry.wanted or entry.on_schedule)
         if change is None:
@@ -855,14 +859,14 @@ class ApplyOperation:
 
 def _active_config(server: Server) -> ServerConfig:
     """The configuration with which the server runs, or the configured one if it does not run."""
-    handle = live_handle(server)
+    handle = handle_in_process(server)
     if handle is None or handle.entry is None:
         return server.config
     return handle.observed.config or server.config
 
 
 def _files(server: Server) -> Mapping[str, str]:
-    handle = live_handle(server)
+    handle = handle_in_process(server)
     return handle.entry.observed.files if handle is not None and handle.entry is not None else {}
 
 
@@ -870,7 +874,7 @@ def _with_tls(config: ServerConfig, default: TLSConfig | None) -> ServerConfig:
     return config.with_values(tls=default) if config.tls is True and default is not None else config
 
 
-def _key(bind: str) -> str:
+def _key_or_empty(bind: str) -> str:
     try:
         return canonical(bind)
     except AddressError:
@@ -892,7 +896,7 @@ class PoolConfig(Configuration):
             made, self._problems = configurations(servers)
         except TypeError:
             self._problems.append(Problem(f"{shown(servers)} is no list of servers", hint="give it a list"))
-        self._servers = self._without_conflicts(made)
+        self._servers = self._exclude_conflicting(made)
 
     @classmethod
     def load(
@@ -914,7 +918,7 @@ class PoolConfig(Configuration):
         vars(config).update(vars(load(paths, env)))
         return config
 
-    def _without_conflicts(self, servers: list[ServerConfig]) -> list[ServerConfig]:
+    def _exclude_conflicting(self, servers: list[ServerConfig]) -> list[ServerConfig]:
         out: set[int] = set()
         for index, _, finding in conflicts([(server.name, server.address) for server in servers]):
             out.add(index)

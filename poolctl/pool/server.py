@@ -24,7 +24,7 @@ from poolctl.address import Address, parse
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig, TLSConfig
 from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder, wait_and_return_unfinished
-from poolctl.core.decide import LEAVING, DecisionTrace, ListenerState
+from poolctl.core.decide import LEAVING, DecisionLogger, ListenerState
 from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import (
     PoolError,
@@ -438,7 +438,7 @@ class Server(StartAndStop):
         The latency is the duration of the last probe. Without probes, it is the time that connecting takes now,
         which blocks for at most a second. Raises PoolMonitorError if no socket can be opened.
         """
-        handle, state = live_handle(self), self.state
+        handle, state = handle_in_process(self), self.state
         known = handle.availability_now() if handle is not None else Availability()
         status, latency, problem = self._check_health(handle, state)
         message = problem or self.message
@@ -480,7 +480,7 @@ class Server(StartAndStop):
 
     @property
     def _observed(self) -> ServerRuntimeState:
-        handle = live_handle(self)
+        handle = handle_in_process(self)
         return handle.observed if handle is not None else ServerRuntimeState()
 
     def _set_config(self, config: ServerConfig) -> None:
@@ -643,7 +643,7 @@ class CoreHost(RunnerEventForwarder):
     """A `Core`, which supervises servers, and a `Handle` for each of them. Used on the loop thread only."""
 
     def __init__(self, runner: Runner, clock: Clock, on: loop_thread.LoopThread) -> None:
-        self.core = Core((), runner, clock, _NullRecorder(), trace=DecisionTrace.configured(os.environ))
+        self.core = Core((), runner, clock, _NullRecorder(), trace=DecisionLogger.configured(os.environ))
         self.loop_thread = on
         self._handles: dict[str, Handle] = {}  # by their names in the core
         self.core.observers.add(self._changed)
@@ -834,7 +834,7 @@ def _message(entry: Entry, state: State) -> str:
     return entry.observed.last_exit.message if ended and entry.observed.last_exit is not None else ""
 
 
-def live_handle(server: Server) -> Handle | None:
+def handle_in_process(server: Server) -> Handle | None:
     """The server's handle in this process; None before the first start, and in a forked child, which runs no server."""
     handle = server._handle
     return handle if handle is not None and handle.epoch == loop_thread.epoch else None
@@ -884,7 +884,7 @@ def seconds(timeout: Timeout) -> float | None:
 
 async def stop(servers: Sequence[Server], limit: float | None) -> None:
     """Stop the servers, dependents first; waits. `limit` (seconds) caps each `stop_timeout`. Raises PoolStopError."""
-    handles = [handle for server in servers if (handle := live_handle(server)) is not None]
+    handles = [handle for server in servers if (handle := handle_in_process(server)) is not None]
     if handles:
         # Shielded, so that no server is left half stopped if the caller gives up waiting.
         await asyncio.shield(asyncio.wrap_future(order_stop(handles, limit)))
@@ -1026,7 +1026,7 @@ class StartOperation:
             with LOCK:  # a server that leaves the pool from now on is stopped
                 if not self._is_held(server):
                     continue
-                handle = server._handle = live_handle(server) or Handle(server)
+                handle = server._handle = handle_in_process(server) or Handle(server)
                 handle.orders += 1
                 self._handles.append(handle)
             config, startable = server.config, True

@@ -49,7 +49,7 @@ class ProbeConnection(asyncio.Protocol):
         self.replies = 0
         self.replying = False  # a part of the current reply has arrived
         self.closed = False
-        self._opening = asyncio.ensure_future(self._open(context))
+        self._opening = asyncio.ensure_future(self._try_connect(context))
         self._opening.add_done_callback(self._opened)
 
     def send(self, request: Request, on_result: OnResult) -> None:
@@ -72,7 +72,7 @@ class ProbeConnection(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.abort()
 
-    async def _open(self, context: ssl.SSLContext | None) -> None:
+    async def _try_connect(self, context: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()
         is_unix = self._sock.family == socket.AF_UNIX
         connect = loop.create_unix_connection if is_unix else loop.create_connection

@@ -307,10 +307,10 @@ class WorkerProbes:
             probe.stop()
 
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:
-        prober = make_prober(probe, self._server, self._runner, self.placement, self._env())
+        prober = make_prober(probe, self._server, self._runner, self.placement, self._added_env())
         return WorkerProbe(kind, probe, prober, self._on_result)
 
-    def _env(self) -> dict[str, str]:
+    def _added_env(self) -> dict[str, str]:
         server, placement = self._server, self.placement
         values = {"POOLCTL_NAME": server.name, "POOLCTL_BIND": server.key}
         if placement.pid is not None:

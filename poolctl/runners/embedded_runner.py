@@ -19,7 +19,7 @@ from poolctl.keeper.spawn import start_detached
 from poolctl.worker.tally import Counts
 
 from .local.local_runner import LocalRunner
-from .process_link import KeeperLink, LinkHandler, redirect_to_null_in_child, runners_to_forget
+from .process_link import KeeperLink, LinkHandler, redirect_parent_fds_to_null, runners_to_forget
 from .runner_protocol import Capabilities, Counters, Placement
 from .runner_registry import RunnerContext
 from .withheld_variables import withhold_variables
@@ -228,7 +228,7 @@ class ProcessRunner(LocalRunner, Counters):
         if self._started is not None and hasattr(self, "keeper"):
             held = [fd for _, fds in self.keeper.recorded_entries().values() for fd in fds]
             owners = (self._started, dict(vars(self)))
-            redirect_to_null_in_child([self.keeper.sock.fileno(), *held], owners)
+            redirect_parent_fds_to_null([self.keeper.sock.fileno(), *held], owners)
         self._started = self._ending = self._idle = self._replacing = self._directory = None
         self._opened = set()
 

@@ -21,7 +21,7 @@ from poolctl.worker.serving.accepting import stop_reading
 
 from .inline_worker import InlineWorker
 from .listener_opener import Opener
-from .process_link import redirect_to_null_in_child, runners_to_forget
+from .process_link import redirect_parent_fds_to_null, runners_to_forget
 from .runner_protocol import (
     IMPORTS_PER_CPU,
     Capabilities,
@@ -67,7 +67,7 @@ class InlineRunner(Runner, SleepCapability):
             address = server.address
             inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
             sockets = await self._opener.listen(address, inherited)
-            self._listeners[key] = (sockets, open_listener.identity_of(key))
+            self._listeners[key] = (sockets, open_listener.socket_file_identity(key))
         return tuple(map(open_listener.describe, self._listeners[key][0]))
 
     async def close(self, key: str) -> None:
@@ -125,9 +125,9 @@ class InlineRunner(Runner, SleepCapability):
             raise ConnectionRefusedError("it has ended")
         return worker.connect(kind, plain)
 
-    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
+    async def reload_tls(self, placement: Placement, server: ServerConfig) -> None:
         if worker := self._workers.get(placement.id):
-            worker.renew_tls(server)
+            worker.reload_tls(server)
 
     async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Let the worker stop accepting now, and end once its requests are finished. Does not wait.
@@ -194,7 +194,7 @@ class InlineRunner(Runner, SleepCapability):
     def release_after_fork(self) -> None:
         """In a forked child, release every socket without touching the state shared with the parent process."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
-        redirect_to_null_in_child(
+        redirect_parent_fds_to_null(
             open_listener.listener_and_connection_descriptors(sockets), (self._listeners, self._workers)
         )
         self._listeners, self._workers = {}, {}

@@ -93,7 +93,7 @@ class InlineWorker:
         self._uvicorn.answer_probe({"kind": kind, "plain": plain}, theirs)
         return ours
 
-    def renew_tls(self, server: ServerConfig) -> None:
+    def reload_tls(self, server: ServerConfig) -> None:
         """Use the server's current certificate files for new handshakes. Raises ServerError."""
         settings = worker_spec.tls_settings(server)
         if self._uvicorn is None or self._uvicorn.config.ssl is None or settings is None:

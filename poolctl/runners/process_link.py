@@ -48,7 +48,7 @@ class Malformed(Exception):
     """An invalid message; its text names what was received, such as "more than 100 messages at once"."""
 
 
-def printable_text_or_empty(message: Message, key: str) -> str:
+def sanitized_text_or_empty(message: Message, key: str) -> str:
     """The text under the key, made `printable`; "" if it is missing. Raises Malformed for another type."""
     value = message.get(key)
     if value is None:
@@ -147,7 +147,7 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def redirect_to_null_in_child(fds: Iterable[int], owners: object) -> None:
+def redirect_parent_fds_to_null(fds: Iterable[int], owners: object) -> None:
     """In a forked child, redirect these descriptors to /dev/null, which releases their files and sockets.
 
     The numbers stay in use, so that the objects that own them cannot close another file later. The child never frees
@@ -540,7 +540,7 @@ class ProcessWatchdog:
             self._timer.cancel()
             self._set_timer()
 
-    def close(self) -> None:
+    def stop_watching(self) -> None:
         """Stop watching: send no more pings, and never kill the process. Does not close `link`."""
         if self._timer is not None:
             self._timer.cancel()

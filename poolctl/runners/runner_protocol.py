@@ -346,7 +346,7 @@ class Runner(Protocol):
         Out of rotation, it closes each connection after the next response.
         """
 
-    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
+    async def reload_tls(self, placement: Placement, server: ServerConfig) -> None:
         """Use the server's current certificate files for new handshakes; open connections are kept.
 
         Raises ServerError for a file that cannot be read.

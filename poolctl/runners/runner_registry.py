@@ -76,7 +76,7 @@ class UnknownRunner(Exception):
 
 def make_runner(env: Mapping[str, str], site: RunnerContext) -> Runner:
     """Create the runner that the environment selects. Raises UnknownRunner."""
-    runner: Runner = _module(env).make(site)
+    runner: Runner = _import_runner(env).make(site)
     return runner
 
 
@@ -88,7 +88,7 @@ def companions(
     The keeper stores a socket to each program under the program's name. `files` are the pool's configuration files.
     Variables in `withheld_variables` are removed from the programs' environments. Raises UnknownRunner.
     """
-    find = getattr(_module(env), "companions", None)
+    find = getattr(_import_runner(env), "companions", None)
     found: dict[str, CompanionSpec] = (
         find(files, directory, env, withheld_variables) if find is not None else {}
     )
@@ -117,13 +117,13 @@ def find_orphans(env: Mapping[str, str], directory: str) -> list[Orphan]:
 def _runner_function(env: Mapping[str, str], function: str) -> Callable[[str], Any] | None:
     """The function of this name in the runner's module; None if the runner is unknown or has no such function."""
     try:
-        found: Callable[[str], Any] | None = getattr(_module(env), function, None)
+        found: Callable[[str], Any] | None = getattr(_import_runner(env), function, None)
     except UnknownRunner:
         return None
     return found
 
 
-def _module(env: Mapping[str, str]) -> ModuleType:
+def _import_runner(env: Mapping[str, str]) -> ModuleType:
     """The module of the runner that POOLCTL_RUNNER names, by default the local runner. Raises UnknownRunner."""
     name = env.get(VARIABLE) or "local"
     try:

@@ -179,7 +179,7 @@ def parse(
     return threads, tasks[:_MOST_STACKS]
 
 
-def find_hang_location(threads: Iterable[ThreadStack]) -> str:
+def find_main_thread_hang(threads: Iterable[ThreadStack]) -> str:
     """The place where the main thread hangs; "" if it waits for events or its calls are unknown."""
     frames = next((each.frames for each in threads if each.main), ())
     if not frames or (frames[0].file, frames[0].function.rpartition(".")[2]) in _IDLE:

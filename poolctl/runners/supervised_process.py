@@ -34,7 +34,7 @@ class SupervisedProcess(LinkHandler):
 
     def __init__(self, fd: int = LINK_FD) -> None:
         self.mark = __version__  # compared by the supervisor with the mark of a new process
-        self._sock = wire.over(fd)
+        self._sock = wire.socket_from_fd(fd)
         # For an orphan: the socket on which it listens, its path, and the connections.
         self._orphan_listener: socket.socket | None = None
         self._orphan_path = ""
@@ -50,10 +50,10 @@ class SupervisedProcess(LinkHandler):
         self.link = Link(self._sock, self)
         await self.over.wait()
         self._stop_accepting_adopters()
-        await self.finish()
+        await self.end_service()
         self.link.close()
 
-    async def finish(self) -> None:
+    async def end_service(self) -> None:
         """Finish current requests before the process exits."""
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:

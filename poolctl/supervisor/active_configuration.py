@@ -103,13 +103,13 @@ async def _receive_answer(process: HelperProcess) -> Any:
     content = await process.read_exactly(int(match[2]))
     try:
         # In a thread, so that the event loop is not blocked.
-        return await asyncio.to_thread(_decoded, content)
+        return await asyncio.to_thread(_unpickled, content)
     except Exception as error:
         hint = "if poolctl is being installed at this moment, try again"
         raise ReaderFailed(f"what was read from the files cannot be taken over: {error!r}", hint) from error
 
 
-def _decoded(content: bytes) -> Any:
+def _unpickled(content: bytes) -> Any:
     file = io.BytesIO(content)
     value = pickle.load(file)
     if file.tell() != len(content):
@@ -280,7 +280,7 @@ class ConfigurationReader:
 
 
 @dataclass
-class LoadedConfiguration:
+class ConfigurationLoadResult:
     """The result of reading the files: the servers in file order and the pool's name, or the problems."""
 
     name: str
@@ -419,7 +419,7 @@ class ActiveConfiguration:
         keep: Collection[str] = (),
         first: bool = False,
         stopped: bool = False,
-    ) -> LoadedConfiguration:
+    ) -> ConfigurationLoadResult:
         """Read the files without activating them; return their servers, or else their problems.
 
         `${VAR}` refers to `environment` if given, else to the pool's own environment. A server named in `keep` keeps
@@ -436,12 +436,12 @@ class ActiveConfiguration:
         name = default_name(self.files[0])
         problems = [from_json(ErrorEntry, problem) for problem in reading.problems]
         if problems:
-            return LoadedConfiguration(name, problems=problems, marks=reading.marks)
+            return ConfigurationLoadResult(name, problems=problems, marks=reading.marks)
         try:
             servers = await asyncio.to_thread(self._with_ports, reading, keep, stopped)
         except ServerError as error:
-            return LoadedConfiguration(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
-        return LoadedConfiguration(
+            return ConfigurationLoadResult(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
+        return ConfigurationLoadResult(
             reading.name or name,
             self._self_binding.apply_to(servers),
             surroundings=reading.surroundings,
@@ -453,7 +453,9 @@ class ActiveConfiguration:
             unreadable=[from_json(ErrorEntry, each) for each in reading.unreadable],
         )
 
-    async def check_external(self, resolved: LoadedConfiguration, names: Collection[str]) -> list[ErrorEntry]:
+    async def check_external(
+        self, resolved: ConfigurationLoadResult, names: Collection[str]
+    ) -> list[ErrorEntry]:
         """Check the files, users and programs that the servers called `names` refer to; returns the problems.
 
         Stores the warnings about all servers of `resolved` in `resolved.remarks`. Raises ReaderFailed.
@@ -501,7 +503,9 @@ class ActiveConfiguration:
     def _port_ledger(self, port_range: tuple[int, int]) -> PortLedger:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
 
-    def activate(self, resolved: LoadedConfiguration, environment: Mapping[str, str] | None = None) -> None:
+    def activate(
+        self, resolved: ConfigurationLoadResult, environment: Mapping[str, str] | None = None
+    ) -> None:
         """Activate this configuration. `environment` is the one that was given to `read`, if any."""
         self.name = resolved.name
         self._surroundings, self._port_range = resolved.surroundings, resolved.port_range

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from poolctl.config import Tables
 from poolctl.control.answers import Result
 from poolctl.core.core import Core
-from poolctl.feature import DetachedProcess, Feature, features
+from poolctl.feature import DetachedProcessSpec, Feature, features
 from poolctl.keeper import pool_files
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import GiveSamples
 
 from .active_configuration import SupervisorContext
@@ -33,7 +33,7 @@ class PartContext(NamedTuple):
 
     environment: SupervisorContext
     core: Core
-    events: EventQueue
+    events: EventBus
     samples: GiveSamples
     totals: Totals
     store: StateStore
@@ -58,7 +58,7 @@ class FeaturePart:
     def apply_tables(self, tables: Tables) -> None:
         """Apply the configuration's tables, except [[server]]. Called at the start and after each change."""
 
-    async def wait_for_opening(self) -> None:
+    async def wait_for_opening_attempt(self) -> None:
         """Wait until each address of the part is open or has failed to open; `problems` has the reasons of failures."""
 
     async def wait_for_effect(self, verb: str, call: Call, result: Result) -> Result:
@@ -69,7 +69,7 @@ class FeaturePart:
         """
         if verb != "start":
             return result
-        await self.wait_for_opening()
+        await self.wait_for_opening_attempt()
         return replace(result, warnings=(*result.warnings, *self.problems))
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
@@ -121,7 +121,7 @@ class FeatureParts:
     Features that the configuration does not use are not imported at a start.
     """
 
-    def __init__(self, environment: SupervisorContext, events: EventQueue) -> None:
+    def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
         self._environment = environment
         self._events = events
         self._parts: dict[str, FeaturePart] = {}
@@ -147,7 +147,7 @@ class FeatureParts:
             if feature.process is not None and await self._is_there(feature.process):
                 await self._get_or_create_part(feature).hand_survivors_to_keeper()
 
-    async def _is_there(self, process: DetachedProcess) -> bool:
+    async def _is_there(self, process: DetachedProcessSpec) -> bool:
         if pool_files.find_listeners(self._environment.directory, process.socket):
             return True
         _, fds = await self._environment.keeper.call({"op": "get", "name": process.entry})

@@ -27,7 +27,7 @@ from poolctl.core.perform import last_lines
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import Table, to_json
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.platform import memory_bytes
 from poolctl.runners.runner_protocol import Heartbeats
 from poolctl.runners.stack_report import WorkerStacks
@@ -53,7 +53,7 @@ _PAUSED_SECONDS = 1.0
 _NS = 1_000_000_000
 
 
-def watch_health(core: Core, events: EventQueue) -> None:
+def watch_health(core: Core, events: EventBus) -> None:
     """From now on, check the core's workers and recover them; continue the recoveries of the previous supervisor."""
     recovery = WorkerRecovery(core, events)
     recovery.resume(core.entries.values())
@@ -66,7 +66,7 @@ def watch_health(core: Core, events: EventQueue) -> None:
             look(entry)
 
 
-class Step(StrEnum):
+class RecoveryStep(StrEnum):
     """The recovery action to take now."""
 
     NOTHING = "nothing"
@@ -79,11 +79,11 @@ class Step(StrEnum):
 
 
 _DONE = {
-    Step.RESTART: "restarted",
-    Step.REPLACE: "replaced",
-    Step.DISABLE: "disabled",
-    Step.NOTIFY: "told",
-    Step.GIVE_UP: "left as it is",
+    RecoveryStep.RESTART: "restarted",
+    RecoveryStep.REPLACE: "replaced",
+    RecoveryStep.DISABLE: "disabled",
+    RecoveryStep.NOTIFY: "told",
+    RecoveryStep.GIVE_UP: "left as it is",
 }
 
 
@@ -110,7 +110,7 @@ class Decision(NamedTuple):
     `again_seconds` is the time until the next decision; 0 means that none is due until the situation changes.
     """
 
-    step: Step
+    step: RecoveryStep
     chosen: Sequence[int] = ()
     again_seconds: float = 0.0
 
@@ -123,21 +123,23 @@ def decide(policy: Recovery, situation: RecoverySituation) -> Decision:
     """
     everyone = range(len(situation.histories))
     if not everyone or situation.strategy == "none":
-        return Decision(Step.NOTHING)
+        return Decision(RecoveryStep.NOTHING)
     if situation.strategy in ("notify", "disable"):
-        return Decision(Step(situation.strategy), everyone)
+        return Decision(RecoveryStep(situation.strategy), everyone)
     if situation.under_way:
-        return Decision(Step.WAIT)
+        return Decision(RecoveryStep.WAIT)
     pauses = [_recovery_delay_seconds(policy, situation, history) for history in situation.histories]
     willing = [place for place in everyone if pauses[place] == 0]
     again = min((pause for pause in pauses if 0 < pause < math.inf), default=0.0)
     if not willing:
         spent = all(_is_spent(policy, situation, history) for history in situation.histories)
-        return Decision(Step.GIVE_UP if spent else Step.WAIT, everyone if spent else (), again)
+        return Decision(
+            RecoveryStep.GIVE_UP if spent else RecoveryStep.WAIT, everyone if spent else (), again
+        )
     if situation.strategy == "replace" and situation.overlaps:
-        return Decision(Step.REPLACE, willing, again)
+        return Decision(RecoveryStep.REPLACE, willing, again)
     chosen = willing if situation.size == 1 else willing[: max(0, situation.ready - 1)]
-    return Decision(Step.RESTART if chosen else Step.WAIT, chosen, again)
+    return Decision(RecoveryStep.RESTART if chosen else RecoveryStep.WAIT, chosen, again)
 
 
 def within(times: Sequence[float], window_seconds: float, now: float) -> list[float]:
@@ -194,7 +196,7 @@ class RecoveryState:
 class WorkerRecovery:
     """Recovers workers whose liveness probe fails, and workers that are reported to `notice`."""
 
-    def __init__(self, core: Core, events: EventQueue, chance: Random | None = None) -> None:
+    def __init__(self, core: Core, events: EventBus, chance: Random | None = None) -> None:
         self._core = core
         self._events = events
         self._chance = chance or Random()
@@ -240,7 +242,10 @@ class WorkerRecovery:
                     continue
                 self._core.mark_stuck(entry, worker, entry.observed.recovering["stuck"])
                 self._core.health.update_probes_and_health(entry)
-                if entry.observed.recovering["step"] == Step.RESTART and worker.phase is WorkerPhase.READY:
+                if (
+                    entry.observed.recovering["step"] == RecoveryStep.RESTART
+                    and worker.phase is WorkerPhase.READY
+                ):
                     self._core.drain_then_replace(entry, worker)
 
     def update_recovery(self, entry: Entry) -> None:
@@ -259,7 +264,7 @@ class WorkerRecovery:
         state.problems = {name: each for name, each in state.problems.items() if _is_unresolved(entry, each)}
         state.notified &= state.problems.keys()
         if not state.problems:
-            _cancel(state)
+            _cancel_timer(state)
             del self._states[entry.name]
 
     def _decide_and_recover(self, entry: Entry, state: RecoveryState) -> None:
@@ -287,24 +292,26 @@ class WorkerRecovery:
                 jitter=state.jitter,
             )
             step, chosen, again = decide(policy, situation)
-            if step in (Step.NOTIFY, Step.GIVE_UP):
-                self._notify(entry, state, step, problems)
-            elif step in (Step.RESTART, Step.REPLACE, Step.DISABLE):
+            if step in (RecoveryStep.NOTIFY, RecoveryStep.GIVE_UP):
+                self._notify_once(entry, state, step, problems)
+            elif step in (RecoveryStep.RESTART, RecoveryStep.REPLACE, RecoveryStep.DISABLE):
                 self._begin(entry, step, [problems[place] for place in chosen])
             pauses.append(again)
-        _cancel(state)
+        _cancel_timer(state)
         if again := min(filter(None, pauses), default=0.0):
             state.timer = asyncio.get_running_loop().call_later(again, self.update_recovery, entry)
 
-    def _notify(self, entry: Entry, state: RecoveryState, step: Step, problems: list[WorkerProblem]) -> None:
+    def _notify_once(
+        self, entry: Entry, state: RecoveryState, step: RecoveryStep, problems: list[WorkerProblem]
+    ) -> None:
         news = [each for each in problems if each.worker.id not in state.notified]
         if news:
             state.notified |= {each.worker.id for each in news}
-            report = self._build_report_and_read_logs(entry, step, news)
-            self._record(entry, report, "notified" if step is Step.NOTIFY else "given up")
+            report = self._begin_recovery_report(entry, step, news)
+            self._record(entry, report, "notified" if step is RecoveryStep.NOTIFY else "given up")
 
-    def _begin(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> None:
-        acts = step is not Step.DISABLE
+    def _begin(self, entry: Entry, step: RecoveryStep, problems: list[WorkerProblem]) -> None:
+        acts = step is not RecoveryStep.DISABLE
         times = (
             _recovery_times(entry, step, problems, self._core.clock.monotonic())
             if acts
@@ -312,17 +319,17 @@ class WorkerRecovery:
         )
         counts = acts and any(each.kind != MEMORY for each in problems)
         self._core.note_recovery_begun(
-            entry, self._build_report_and_read_logs(entry, step, problems), times, counts=counts
+            entry, self._begin_recovery_report(entry, step, problems), times, counts=counts
         )
         with caused_by("recovery: " + "; ".join(each.seen for each in problems)):
             self._act(entry, step, problems)
 
-    def _act(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> None:
+    def _act(self, entry: Entry, step: RecoveryStep, problems: list[WorkerProblem]) -> None:
         core = self._core
-        if step is Step.RESTART:
+        if step is RecoveryStep.RESTART:
             for each in problems:
                 core.drain_then_replace(entry, each.worker)
-        elif step is Step.REPLACE:
+        elif step is RecoveryStep.REPLACE:
             core.replace_workers_of_generation(entry, entry.desired.generation)
         else:
             for dependent in core.servers.closure([entry], core.servers.dependents):
@@ -330,7 +337,9 @@ class WorkerRecovery:
                     core.stop(dependent)
             core.replace_overrides(entry, replace(entry.desired.overrides, disabled=True))
 
-    def _build_report_and_read_logs(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
+    def _begin_recovery_report(
+        self, entry: Entry, step: RecoveryStep, problems: list[WorkerProblem]
+    ) -> Table:
         """Describe a recovery that is beginning, as JSON for its event. The workers' last log lines are added later."""
         workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
@@ -361,7 +370,7 @@ class WorkerRecovery:
         self._core.touch(entry)  # the recoveries are part of the entry's record
 
     def _conclude_if_over(self, entry: Entry) -> None:
-        found = _outcome(entry)
+        found = _recovery_outcome(entry)
         if found is not None:
             report = entry.observed.recovering
             self._core.note_recovery_ended(entry)
@@ -369,7 +378,7 @@ class WorkerRecovery:
 
     def _record(self, entry: Entry, report: Table, outcome: str, why: str = "") -> None:
         duration = max(0.0, self._core.clock.time() - report["since"])
-        done = _DONE[Step(report["step"])]
+        done = _DONE[RecoveryStep(report["step"])]
         seen = "; ".join(report.get("sentences") or report["seen"])
         detail = {
             "server": entry.name,
@@ -470,13 +479,13 @@ def _recoveries_of(entry: Entry, worker: Worker) -> list[float]:
 
 
 def _recovery_times(
-    entry: Entry, step: Step, problems: list[WorkerProblem], now: float
+    entry: Entry, step: RecoveryStep, problems: list[WorkerProblem], now: float
 ) -> dict[str, list[float]]:
     """Return the server's recent recovery times by worker index, with `now` added for the recovery that begins.
 
     Recoveries that replace all workers have the key "all". Times before the server's `recovery.window` are left out.
     """
-    whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
+    whose = {_ALL} if step is RecoveryStep.REPLACE else {str(each.worker.index) for each in problems}
     known = {
         key: within(times, entry.config.recovery.window, now)
         for key, times in entry.observed.recoveries.items()
@@ -485,10 +494,10 @@ def _recovery_times(
     return {key: times for key, times in known.items() if times}
 
 
-def _outcome(entry: Entry) -> tuple[str, str] | None:
+def _recovery_outcome(entry: Entry) -> tuple[str, str] | None:
     """The outcome of the recovery (recovered, failed …) and the reason or ""; None while it is in progress."""
     step = entry.observed.recovering["step"]
-    if step == Step.DISABLE:
+    if step == RecoveryStep.DISABLE:
         if entry.is_disabled:
             return ("disabled", "") if entry.is_fully_stopped else None
         return "interrupted", "it was enabled again"
@@ -497,7 +506,7 @@ def _outcome(entry: Entry) -> tuple[str, str] | None:
     failure = entry.observed.failure.message if entry.observed.failure else ""
     if entry.failed or entry.completed:
         return "failed", failure
-    if step == Step.REPLACE and entry.desired.generation == entry.observed.recovering["generation"]:
+    if step == RecoveryStep.REPLACE and entry.desired.generation == entry.observed.recovering["generation"]:
         return "failed", failure or "its replacement did not become ready"
     return ("recovered", "") if entry.settled else None
 
@@ -528,7 +537,7 @@ def _is_unresolved(entry: Entry, problem: WorkerProblem) -> bool:
     return problem.kind == MEMORY or worker.health not in (Status.OK, Status.WARN)
 
 
-def _cancel(state: RecoveryState) -> None:
+def _cancel_timer(state: RecoveryState) -> None:
     if state.timer is not None:
         state.timer.cancel()
         state.timer = None
@@ -559,7 +568,7 @@ class HeartbeatMonitor:
         self,
         beats: Heartbeats,
         core: Core,
-        events: EventQueue,
+        events: EventBus,
         recovery: WorkerRecovery,
         chance: Random | None = None,
     ) -> None:

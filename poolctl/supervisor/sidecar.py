@@ -17,7 +17,7 @@ from poolctl.bootstrap import command
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.keeper import wire
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.process_link import Link, LinkHandler, LinkLost, ProcessWatchdog, identity, kill, spawn
 from poolctl.units import format_duration
 
@@ -72,7 +72,7 @@ class SidecarProcess(LinkHandler):
     async def adopt(cls, keeper: Link, entry: str) -> Self | None:
         """Return the process whose connection the keeper holds as `entry`, None if it holds none. Raises LinkLost."""
         reply, fds = await keeper.call({"op": "get", "name": entry})
-        return cls(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"])) if fds else None
+        return cls(wire.socket_from_fd(fds[0]), reply["meta"], str(reply["meta"]["mark"])) if fds else None
 
     def save_to_keeper(self, keeper: Link, entry: str) -> None:
         """Put the connection to the process into the keeper's store as `entry`, for the next supervisor."""
@@ -120,7 +120,7 @@ class SidecarProcess(LinkHandler):
 
     def _stop_watching(self) -> None:
         if self._watched is not None:
-            self._watched.close()
+            self._watched.stop_watching()
             self._watched = None
 
     def on_link_lost(self) -> None:
@@ -145,7 +145,7 @@ class SidecarManager:
     first_pause_seconds: ClassVar[float] = _FIRST_PAUSE_SECONDS
     calm_seconds: ClassVar[float] = 60.0  # after a longer life the process is restarted after the first pause
 
-    def __init__(self, keeper: Link, events: EventQueue) -> None:
+    def __init__(self, keeper: Link, events: EventBus) -> None:
         self.problem = ""
         self.failures: tuple[ServerError, ...] = ()  # why part of the configuration is not in force
         self.restarts = 0  # the number of exits of its process that were not ordered
@@ -171,7 +171,7 @@ class SidecarManager:
             return ""
         return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
 
-    async def wait_for_opening(self) -> None:
+    async def wait_for_opening_attempt(self) -> None:
         """Wait until the process has opened its addresses or failed to; `problem` has the reason of a failure."""
         await self._tried.wait()
 
@@ -222,7 +222,7 @@ class SidecarManager:
         self._notify_changed()
 
     def _release_opening_waiters(self) -> None:
-        """Let `wait_for_opening` return, if this attempt to open addresses was made for the newest configuration."""
+        """Let `wait_for_opening_attempt` return if this attempt was made for the newest configuration."""
         if self._reconciling_times == self._configured_times:
             self._tried.set()
 
@@ -258,9 +258,9 @@ class SidecarManager:
     def _store_and_watch(self, process: SidecarProcess) -> None:
         """Use `process` from now on, and let the keeper hold its connection, so that the next supervisor finds it."""
         process.save_to_keeper(self._keeper, self.entry)
-        self._watch(process)
+        self._manage_process(process)
 
-    def _watch(self, process: SidecarProcess) -> None:
+    def _manage_process(self, process: SidecarProcess) -> None:
         """Manage `process` from now on, and handle its exit. The keeper already holds the connection to the process."""
         self._process = process
         process.exited.add_done_callback(lambda _: self._handle_process_exit(process))

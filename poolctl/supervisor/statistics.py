@@ -17,7 +17,7 @@ from poolctl.core.server_entry import Availability, Entry, Worker
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import fd_store
 from poolctl.monitor import metrics
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import BOUNDS_SECONDS, INTERVAL_SECONDS, Figure, ServerSnapshot, Usage
 from poolctl.states import Status
@@ -48,12 +48,12 @@ class Totals:
     They are saved for the next supervisor after each change.
     """
 
-    def __init__(self, core: Core, events: EventQueue, store: StateStore) -> None:
+    def __init__(self, core: Core, events: EventBus, store: StateStore) -> None:
         self._core = core
         self._counters = counters = core.runner.capabilities.counters
         self._store = store
         self._counts: dict[str, Counts] = {}
-        self._passed: dict[str, dict[int, int]] = {}  # requests by route (see tally.by_route)
+        self._passed: dict[str, dict[int, int]] = {}  # requests by route (see tally.by_route_mark)
         self._wakes: dict[str, int] = {}
         self._added: set[str] = set()
         self._availability: dict[str, Availability] = {}
@@ -139,14 +139,14 @@ class Totals:
         self._added.add(name)
         self._changed = True
         tally.add(self._counts.setdefault(server, [0] * tally.COUNTED), counts)
-        for mark, count in tally.by_route(counts).items():
+        for mark, count in tally.by_route_mark(counts).items():
             routes = self._passed.setdefault(server, {})
             routes[mark] = tally.bounded(routes.get(mark, 0) + count)
             if len(routes) > _MOST_ROUTES:
                 del routes[next(iter(routes))]
 
 
-class History:
+class ServerHistory:
     """A server's request and error rates, latencies and memory in the last intervals, and its latest counts."""
 
     def __init__(self) -> None:
@@ -192,7 +192,7 @@ class Statistics:
         self.totals = totals
         self._counters = core.runner.capabilities.counters
         self._usage: dict[int, Usage] = {}
-        self._histories: dict[str, History] = {}
+        self._histories: dict[str, ServerHistory] = {}
         self._asked_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
 
@@ -257,7 +257,7 @@ class Statistics:
     def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> server_answers.ServerStats:
         """The statistics that the verb `stats` reports, from this snapshot; error rates only if `with_errors`."""
         entry = seen.entry
-        history = self._histories.setdefault(entry.name, History())
+        history = self._histories.setdefault(entry.name, ServerHistory())
         # Without an earlier sample, for the first request, latencies are computed since the start.
         watched = len(history.counts) > 1
         at, before = history.counts[0] if watched else (0.0, [0] * tally.COUNTED)
@@ -317,7 +317,7 @@ class Statistics:
         clock = self._core.clock
         for entry in self._core.entries.values():
             seen = self.of(entry, memory=clock.monotonic() - now < _SAMPLE_SECONDS)
-            self._histories.setdefault(entry.name, History()).add_sample(now, seen)
+            self._histories.setdefault(entry.name, ServerHistory()).add_sample(now, seen)
             found.append(seen)
             pids |= {worker.placement.pid for worker, _, _ in seen.workers if worker.placement is not None}
         if self._take is not None:

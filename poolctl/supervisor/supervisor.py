@@ -26,13 +26,13 @@ from poolctl.control.control_server import ControlServer, DescriptorReserve, Han
 from poolctl.control.pool_paths import SOCKET_NAME, create_private_directory, state_dir
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.core.core import Core, RunnerEventForwarder
-from poolctl.core.decide import DecisionTrace, WorkerPhase
+from poolctl.core.decide import DecisionLogger, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.exit_codes import FAILED
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.platform import release_freed_memory, replace_file
@@ -125,7 +125,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._make_parts(hello)
         _, fds = await keeper.call({"op": "get", "name": fd_store.CONTROL})
         await self._begin(socket.socket(fileno=fds[0]))
-        self._runtime_files.publish(self._configuration.name)
+        self._runtime_files.try_publish(self._configuration.name)
         for report in self._early_exits:
             self._exit_reported(report)
         if self._terminating:
@@ -171,7 +171,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._environment = SupervisorContext(
             self._configuration, self._keeper, self.directory, state_directory
         )
-        self.events = EventQueue(self._clock)
+        self.events = EventBus(self._clock)
         self._parts = FeatureParts(self._environment, self.events)
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
 
@@ -211,7 +211,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
     async def _create_core_with_parts(self, servers: list[ServerConfig]) -> None:
         self._configuration.subscribe_and_notify(self._set_journal)
-        trace = DecisionTrace.configured(os.environ)
+        trace = DecisionLogger.configured(os.environ)
         self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutputReporter(self.core, self.events)
         self._totals = Totals(self.core, self.events, self._store)
@@ -268,7 +268,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._parts.add_to(self._verbs)
         address = self._metrics = MetricsAddressServer(self._environment, self.events, metrics, health)
         self._configuration.subscribe_and_notify(lambda tables: address.serve_table(tables.get(MetricsTable)))
-        await address.wait_for_opening()
+        await address.wait_for_opening_attempt()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
             self._notifier = SystemdNotifier(os.environ, self.core)
@@ -285,7 +285,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         if not self._begun.is_set():
             if request.verb == "ping":
                 return PingResult(**vars(self.identity()), reading=True)
-            await self._wait_to_begin(request)
+            await self._wait_until_ready_for(request)
         if self._configuration.problems:
             ended = Result(ended=True, keeper_pid=self.schedule_shutdown_and_get_keeper_pid())
             if request.verb == "stop":
@@ -295,14 +295,14 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         if self._ending:
             # This process is about to exit: a client that gets no answer asks the next supervisor.
             raise ConnectionAbortedError
-        with self._watch.report_to(lambda problem: progress(ProgressLine(notice=problem))):
+        with self._watch.report_problems_to(lambda problem: progress(ProgressLine(notice=problem))):
             answer = await self._perform(request, progress)
         self._runtime_files.republish_as(self._configuration.name)
         # Saved first, so that a successor knows everything that clients have been told.
         self._save_at_once()
         return answer
 
-    async def _wait_to_begin(self, request: Request) -> None:
+    async def _wait_until_ready_for(self, request: Request) -> None:
         """Wait until the configuration files have been read, so that commands can be handled.
 
         If the request is to stop the whole pool, reading is cancelled, unless workers of a killed pool still run.
@@ -452,7 +452,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             if not self._configuration.problems:
                 # Kept if there are problems, because no worker was started: the state of an earlier pool waits until
                 # its files are valid again.
-                self._store.delete_file()
+                self._store.delete_files_for_good()
             self._runtime_files.withdraw()
             # Later, because the answer that reports the end must be sent first.
             asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
@@ -563,7 +563,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         if self._keeper.whole:
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
             hand_over_to_new_keeper(
-                self.directory, command, self._keeper.recorded_entries(), terminate=self._terminating
+                self.directory, command, self._keeper.recorded_entries(), stop_pool=self._terminating
             )
         # Logging itself may be the cause of the hang.
         if hung_loop_frame is not None:
@@ -711,7 +711,7 @@ class RuntimeFiles:
         self._complete = True
         self.withdrawn = False
 
-    def publish(self, name: str) -> None:
+    def try_publish(self, name: str) -> None:
         """Write info.json and the symlink `@name`, and remove the previous name's symlink. Errors are only logged."""
         if self.withdrawn:
             return
@@ -742,7 +742,7 @@ class RuntimeFiles:
     def republish_as(self, name: str) -> None:
         """Publish the pool under this name, if it is published under another."""
         if self._name and name != self._name:
-            self.publish(name)
+            self.try_publish(name)
 
     async def restore_when_removed(self) -> AsyncIterator[socket.socket | None]:
         """Restore files that were removed, until `withdraw`; yields after each restoration.
@@ -757,13 +757,13 @@ class RuntimeFiles:
                 return
             if self._all_files_exist():
                 if not self._complete and self._name:
-                    self.publish(self._name)
+                    self.try_publish(self._name)
                 continue
             try:
                 create_private_directory(self._directory)
                 listener = self._listen_if_socket_missing()
                 if self._name:
-                    self.publish(self._name)
+                    self.try_publish(self._name)
             except OSError as error:
                 if str(error) != self._failure:
                     self._failure = str(error)

@@ -34,10 +34,10 @@ def main() -> None:
 
         run_app_zygote()
     elif role == "as":
-        from .process_setup import drop_rights
+        from .process_setup import switch_to_user
 
         uid, gid, *argv = sys.argv[1:]
-        drop_rights(int(uid), int(gid))
+        switch_to_user(int(uid), int(gid))
         os.execv(argv[0], argv)
     elif role == "debug":
         try:
@@ -67,7 +67,7 @@ def _report_unfit_to_supervisor(error: ImportError) -> str:
     from ..keeper import wire
 
     line, reason, hint = _explain_import_error(error)
-    wire.send(wire.over(REQUESTS_FD), {"event": "unfit", "reason": reason, "hint": hint})
+    wire.send(wire.socket_from_fd(REQUESTS_FD), {"event": "unfit", "reason": reason, "hint": hint})
     return line
 
 

@@ -50,7 +50,7 @@ _EXPORTS = "poolctl.gateway.routes"
 _EXPORTED_TOO = registry, route_health  # for applications only; workers do not use them
 
 
-class ProvidedModules:
+class RoutesImportHook:
     """Import hook (in sys.meta_path) that makes `poolctl.gateway.routes` importable without poolctl installed.
 
     The hook returns the worker's own modules. So a route in an ASGI scope is an instance of the class that the
@@ -81,7 +81,7 @@ class ProvidedModules:
 
 
 def make_routes_module_importable() -> None:
-    """Make `poolctl.gateway.routes` importable in this process and its forks from now on (see ProvidedModules)."""
+    """Make `poolctl.gateway.routes` importable in this process and its forks from now on (see RoutesImportHook)."""
     for kind in (Route, StreamRoute, ExcludedRoute):
         from_json(kind, {})  # resolves the types of fields now, while their modules are still in sys.modules
     modules = {
@@ -93,7 +93,7 @@ def make_routes_module_importable() -> None:
     spec = importlib.util.spec_from_file_location(_EXPORTS, path)
     assert spec is not None
     code = spec.loader.get_code(_EXPORTS)  # type: ignore[union-attr]
-    sys.meta_path.append(ProvidedModules(modules, code))
+    sys.meta_path.append(RoutesImportHook(modules, code))
 
 
 def import_libraries_and_set_up() -> None:

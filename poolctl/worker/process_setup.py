@@ -198,7 +198,7 @@ def apply_spec(spec: Spec) -> None:
         clear_systemd_variables()
     if spec["user"] is not None:
         try:
-            drop_rights(*spec["user"])
+            switch_to_user(*spec["user"])
         except OSError as error:
             raise _failed(
                 f"cannot become user {spec['user'][0]} of group {spec['user'][1]}", error
@@ -234,7 +234,7 @@ def _failed(message: str, error: Exception) -> SetupFailed:
     return SetupFailed(f"{message}: {error.strerror}" if isinstance(error, OSError) else message)
 
 
-def drop_rights(uid: int, gid: int) -> None:
+def switch_to_user(uid: int, gid: int) -> None:
     """Switch to this user and group. Raises OSError.
 
     If the user has an account, also set the account's further groups, and HOME, USER and LOGNAME.

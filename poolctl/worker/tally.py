@@ -178,7 +178,7 @@ def error_mark(alias: str) -> int:
     return _FIRST_OF_ERRORS | crc32(alias.encode())
 
 
-def route_slot(page: memoryview, alias: str) -> int:
+def claim_route_slot(page: memoryview, alias: str) -> int:
     """Return the slot of the tally page that counts the requests of the route `alias`; a new slot for a new route.
 
     If the page is full, new routes share its last slot.
@@ -205,11 +205,11 @@ def _find_or_claim_slot(page: memoryview, mark: int) -> int | None:
 
 
 def is_of_requests(mark: int) -> bool:
-    """Return True if the key `mark` of `by_route` stands for a count of requests, False if for a count of errors."""
+    """Return True if the key `mark` of `by_route_mark` stands for requests, False if it stands for errors."""
     return mark < _FIRST_OF_ERRORS
 
 
-def by_route(counts: Counts) -> dict[int, int]:
+def by_route_mark(counts: Counts) -> dict[int, int]:
     """Return each route's count of requests by its `route_mark`, and each route's count of errors by `error_mark`."""
     pairs = zip(counts[ROUTES::2], counts[ROUTES + 1 :: 2], strict=False)
     # Each of them also counts among all requests and WebSockets, whose numbers have been checked.

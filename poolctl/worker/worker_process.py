@@ -191,19 +191,19 @@ class WorkerProcess:
         self.server.config.ssl = context
         self.control.send_or_drop({"event": "tls", "error": None})
 
-    def _use_routes(self, fds: list[int], keeps: bool, context_key: str) -> None:
+    def _use_routes(self, fds: list[int], keeps_connections: bool, context_key: str) -> None:
         """Use the gateway's route table in `fds` from now on, or log why it is unusable; report the table in use.
 
-        If `keeps` is false, the worker returns each connection to the gateway before the connection's next request.
-        `context_key` authenticates the routes that the gateway names in requests.
+        If `keeps_connections` is false, the worker returns each connection to the gateway before the connection's next
+        request. `context_key` authenticates the routes that the gateway names in requests.
         """
         try:
-            self.routes.replace_route_table(fds, keeps=keeps, context_key=context_key)
+            self.routes.replace_route_table(fds, keeps=keeps_connections, context_key=context_key)
         except (OSError, ValueError) as error:
             self._log(f"ERROR:    the route table cannot be used: {error}\n".encode())
         if self.server.started:
             self._report_route_generation()
-            if not keeps:
+            if not keeps_connections:
                 self.server.return_connections_to_gateway()
 
     def _report_route_generation(self) -> None:
@@ -401,7 +401,7 @@ class OrphanListener:
         self._listener, self._needs_another = bound, not self._path
         self._listener.listen()
         self._loop.add_reader(self._listener.fileno(), self._accept_and_send_greeting)
-        self._discard_output_if_closed()
+        self._discard_output_once_closed()
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -417,19 +417,19 @@ class OrphanListener:
         if self._path:
             pool_files.unlink_quietly(self._path)
 
-    def _discard_output_if_closed(self) -> None:
+    def _discard_output_once_closed(self) -> None:
         # Checked repeatedly, because the logger may exit later, or may not have closed the pipe yet.
-        if output_is_closed():
+        if output_is_unread():
             # An application that prints must not fail because the logger has been killed too.
             process_setup.discard_output()
-        self._checking = self._loop.call_later(_OUTPUT_CHECK_SECONDS, self._discard_output_if_closed)
+        self._checking = self._loop.call_later(_OUTPUT_CHECK_SECONDS, self._discard_output_once_closed)
 
     def _accept_and_send_greeting(self) -> None:
         connection = rendezvous.accept(self._listener, self._uids)
         if connection is None:
             return
         message, fds = self._worker.greeting()
-        about = {"event": "orphan", "version": VERSION, "deaf": output_is_closed(), "pid": os.getpid()}
+        about = {"event": "orphan", "version": VERSION, "deaf": output_is_unread(), "pid": os.getpid()}
         message = {**about, **self._spec["orphanage"], "likeness": spec_digest(self._spec), **message}
         try:
             wire.send(connection, message, fds)
@@ -460,7 +460,7 @@ class OrphanListener:
             self._control.perform(message, fds)
 
 
-def output_is_closed() -> bool:
+def output_is_unread() -> bool:
     """Whether no process reads the output: its pipe has no reader, or it was redirected to /dev/null."""
     poll = select.poll()
     poll.register(1, select.POLLOUT)

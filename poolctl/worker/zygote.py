@@ -101,8 +101,8 @@ def _import_and_serve_forks(spec: Spec) -> int:
         print(imports.explain(error), file=sys.stderr, end="")
         _send(requests, {"event": "failed", "message": str(error)[: imports.MOST_CHARACTERS]})
         return _run_exit_functions(STARTUP_FAILURE)
-    if found := before.describe_persistent_leftovers(origins):
-        return _report_preload_unusable(requests, found, before.native_thread_advice())
+    if found := before.describe_leftovers_after_wait(origins):
+        return _report_preload_unusable(requests, found, before.advice_on_new_native_threads())
     gc.collect()
     gc.freeze()  # forks share these objects, and never scan them for garbage
     # From here only workers print, to pipes of their own; the end of this pipe shows that all output was read.
@@ -286,7 +286,7 @@ class ProcessSnapshot(NamedTuple):
         kept = frozenset(each for each in threads if native_thread_name(each) not in _SPARED)
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
-    def describe_persistent_leftovers(self, origins: ThreadOrigins | None = None) -> str:
+    def describe_leftovers_after_wait(self, origins: ThreadOrigins | None = None) -> str:
         """Describe threads, child processes and descriptors that are newer than this snapshot; "" if there are none.
 
         Waits a moment for threads and child processes that are about to end. If there are new native threads, forks
@@ -303,7 +303,7 @@ class ProcessSnapshot(NamedTuple):
             time.sleep(_PAUSE_SECONDS)
         return found
 
-    def native_thread_advice(self) -> str:
+    def advice_on_new_native_threads(self) -> str:
         """Advice on preventing the native threads started since this snapshot; "" without such threads or advice."""
         return (
             library_thread_limit_advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""

@@ -92,8 +92,8 @@ class HostRunner:
     async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
         await self._call("set_in_rotation", placement, in_rotation)
 
-    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
-        await self._call("renew_tls", placement, server)
+    async def reload_tls(self, placement: Placement, server: ServerConfig) -> None:
+        await self._call("reload_tls", placement, server)
 
     def force_certificate(self, name: str, generation: int) -> None:
         pass  # the host reads the files itself

@@ -51,7 +51,7 @@ class Exchange:
 
     def connected(self) -> None:
         self.connection.write(self.request(self.under_way[0][0]))
-        self._fill()
+        self._fill_keeper()
 
     def received(self, data: bytes) -> None:
         try:
@@ -95,7 +95,7 @@ class Exchange:
         self.under_way.append((number, time.monotonic()))
         return number
 
-    def _fill(self) -> None:
+    def _fill_keeper(self) -> None:
         if self.generator.stopping or not self.keeps:
             return
         requests = [self.request(self._begin()) for _ in range(self.depth - len(self.under_way))]
@@ -137,11 +137,11 @@ class Exchange:
         elif self.settings.pause:
             self.generator.later(self.settings.pause, self._resume)
         else:
-            self._fill()
+            self._fill_keeper()
 
     def _resume(self) -> None:
         if not self.connection.is_over and len(self.under_way) < self.depth:
-            self._fill()
+            self._fill_keeper()
 
     def _broken(self, kind: str, text: str) -> None:
         """Everything under way is lost in that way."""

@@ -10,7 +10,7 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.cli.command_line import CHANGE_OPTIONS, Command, CommandRequest, Option, saves
+from poolctl.cli.command_line import CHANGE_OPTIONS, Command, CommandRequest, Option, should_save
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask
@@ -51,7 +51,7 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Add and start one server, or every server of a file; with --save also write them to the pool's files."""
-    save = saves(request)
+    save = should_save(request)
     pool = find_pool(request)
     tables, base_dir = server_tables_with_base_dir(request, pool)
     if not save:

@@ -204,7 +204,7 @@ def _refuse_other_users_file(path: str) -> None:
 
 def _write_if_changed(path: str, text: str) -> bool:
     """Give the file this content; returns whether that has changed the file."""
-    if _content_of_file(path) == text:
+    if _content_or_empty(path) == text:
         return False
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
@@ -214,7 +214,7 @@ def _write_if_changed(path: str, text: str) -> bool:
 
 def _append_if_missing(path: str, line: str) -> bool:
     """Add the line to the file unless it is already there; returns whether it was added."""
-    before = _content_of_file(path)
+    before = _content_or_empty(path)
     if line in before.splitlines(keepends=True):
         return False
     with open(path, "a", encoding="utf-8") as file:
@@ -222,7 +222,7 @@ def _append_if_missing(path: str, line: str) -> bool:
     return True
 
 
-def _content_of_file(path: str) -> str:
+def _content_or_empty(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return file.read()

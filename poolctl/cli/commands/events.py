@@ -60,9 +60,9 @@ def perform(request: CommandRequest) -> Outcome:
     try:
         past = recent(watched.path, watched.wanted, lines)
         write = _writer(request, [*(names or ()), *(each.server for each in past)])
-        watched.show(past, write)
+        watched.show_wanted(past, write)
         if request.get("follow"):
-            watched.follow(write)
+            watched.follow_forever(write)
     except KeyboardInterrupt:
         return Outcome.of_stream(INTERRUPTED)
     return Outcome.of_stream()
@@ -89,17 +89,17 @@ class _EventStream:
             pass
         path = f"{pool_paths.state_dir(os.environ, pool.key)}/{NAME}"
         if pool.files:  # a journal in the default place may be older than the configuration
-            path = _configured_path(pool) or path
+            path = _try_read_configured_path(pool) or path
         return path, next((event.seq for event in recent(path, EventFilter(), 1)), 0)
 
-    def show(self, events: Iterable[JournalEvent], write: Callable[[JournalEvent], None]) -> None:
+    def show_wanted(self, events: Iterable[JournalEvent], write: Callable[[JournalEvent], None]) -> None:
         for event in events:
             self._last = max(self._last, event.seq)
             if self.wanted.matches(event):
                 write(event)
         sys.stdout.flush()
 
-    def follow(self, write: Callable[[JournalEvent], None]) -> None:
+    def follow_forever(self, write: Callable[[JournalEvent], None]) -> None:
         """Print new events, even from later supervisors, until Ctrl-C. BrokenPipeError if the reader is gone."""
         from poolctl.platform import await_readable
 
@@ -108,7 +108,7 @@ class _EventStream:
 
         def received(line: ProgressLine) -> None:
             if line.event is not None:
-                self.show([JournalEvent.from_json(line.event)], write)
+                self.show_wanted([JournalEvent.from_json(line.event)], write)
 
         while True:
             options = {"follow": True, "after": self._last, "lines": MOST_LINES}
@@ -118,11 +118,11 @@ class _EventStream:
                 newest = next((event.seq for event in recent(self.path, EventFilter(), 1)), 0)
                 if newest < self._last:
                     self._last = 0  # the journal was removed, and a new one started
-                self.show(recent(self.path, self.wanted._replace(after=self._last), None), write)
+                self.show_wanted(recent(self.path, self.wanted._replace(after=self._last), None), write)
             await_readable(-1, _RETRY_SECONDS, reader)
 
 
-def _configured_path(pool: PoolRef) -> str:
+def _try_read_configured_path(pool: PoolRef) -> str:
     """The journal's path from [events]; "" if the files have no path or are invalid, so that the default is used."""
     from poolctl.config import EventsTable, load
 

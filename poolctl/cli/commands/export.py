@@ -186,8 +186,8 @@ class ServicePool(NamedTuple):
 def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
     """The systemd unit files, text by name. `of_user`: for `systemctl --user`. ValueError for unusable values."""
     stem = unit_name(f"poolctl-{pool.name}")
-    sockets = _sockets(pool, stem)
-    return {f"{stem}.service": _service(pool, list(sockets), of_user=of_user), **sockets}
+    sockets = _socket_units(pool, stem)
+    return {f"{stem}.service": _service_unit(pool, list(sockets), of_user=of_user), **sockets}
 
 
 def missing_variables(pool: ServicePool) -> list[str]:
@@ -197,7 +197,7 @@ def missing_variables(pool: ServicePool) -> list[str]:
     ]
 
 
-def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
+def _service_unit(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
     files = [word for file in pool.files for word in ("-c", file)]
     unit = [("Description", escape_unit_value(f"Pool of HTTP servers: {pool.name}"))]
     if not of_user:
@@ -246,7 +246,7 @@ def stop_seconds(servers: Sequence[ServerConfig], more_seconds: float = 0.0) -> 
     return int(maximum_pool_stop_seconds(servers, more_seconds)) + _MARGIN_SECONDS
 
 
-def _sockets(pool: ServicePool, stem: str) -> dict[str, str]:
+def _socket_units(pool: ServicePool, stem: str) -> dict[str, str]:
     inherited = [server for server in pool.servers if server.address.kind == "fd"]
     numbers = sorted(int(server.address.name) for server in inherited if server.address.name.isdecimal())
     if not inherited:

@@ -9,7 +9,7 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import latency, set_table_text
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.control.server_answers import HealthReport, HealthResult
+from poolctl.control.server_answers import HealthReportItem, HealthResult
 from poolctl.json_form import field_names
 from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, SUMMARY
 from poolctl.units import format_duration
@@ -31,7 +31,7 @@ COMMAND = Command(
     flag("--routes", "The routes only."),
     OUTPUT,
     section="Look",
-    fields=tuple(field_names(HealthReport)),
+    fields=tuple(field_names(HealthReportItem)),
     examples=("poolctl health --depth simple -o json",),
     notes=(
         "Exit 3: a route does not serve, or a server that should run is not ready.",
@@ -55,7 +55,7 @@ def perform(request: CommandRequest) -> Outcome:
     return set_table_text(request, Outcome.of(result), lines, COLUMNS[depth], names)
 
 
-def _health_row(health: HealthReport) -> SimpleNamespace:
+def _health_row(health: HealthReportItem) -> SimpleNamespace:
     return SimpleNamespace(
         name=health.name,
         kind=health.kind,

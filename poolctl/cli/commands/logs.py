@@ -84,7 +84,7 @@ def perform(request: CommandRequest) -> Outcome:
     if pool.platform != LOCAL:
         with regex_time_limit(f"--grep: {SLOW}", search.text_number):
             return _print_from_platform(request, pool, lines, since, wanted)
-    paths, request_ids = _log_files_and_request_id_names(request, pool)
+    paths, request_ids = _log_files_and_names_with_ids(request, pool)
     text_of = _line_formatter(request, list(paths), request_ids)
 
     with regex_time_limit(f"--grep: {SLOW}", search.text_number):
@@ -118,7 +118,7 @@ def _print_from_platform(
 
     def show_line(message: Table) -> None:
         line = LogLine(message["line"], time=message["time"], name=message["name"])
-        for each in [line] if wanted is None else wanted.forwards([line]):
+        for each in [line] if wanted is None else wanted.filter_forwards([line]):
             sys.stdout.write(text_of(each))
             sys.stdout.flush()
 
@@ -149,9 +149,7 @@ def _filter(request: CommandRequest, search: RegexLineMatcher) -> LineFilter | N
     return LineFilter(until=until, least=least, matches=grep) if until or least or grep else None
 
 
-def _log_files_and_request_id_names(
-    request: CommandRequest, pool: PoolRef
-) -> tuple[dict[str, str], Set[str]]:
+def _log_files_and_names_with_ids(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
     """The log files by displayed name, and the names whose lines show request IDs."""
     try:
         return _files_and_names_with_ids(request, pool)

@@ -327,7 +327,7 @@ class RunSession:
             sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
         self.say(f"{line}, Ctrl-C to stop")
         self.flush_diagnostics()  # failures are printed now, while other servers run
-        signals.wait_for_end(lifeline)  # the keeper holds the other end
+        signals.wait_for_closed_pipe(lifeline)  # the keeper holds the other end
         return DONE
 
     def flush_diagnostics(self) -> None:
@@ -614,7 +614,7 @@ class LogPrinter:
         self._times = times
         self._since = stamp(time())
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._print, name="logs", daemon=True)
+        self._thread = threading.Thread(target=self._follow_logs, name="logs", daemon=True)
 
     def start(self) -> None:
         """Start printing the servers' new output in a background thread; return at once."""
@@ -625,7 +625,7 @@ class LogPrinter:
         self._over.set()
         self._thread.join(LAST_OUTPUT_SECONDS)
 
-    def _print(self) -> None:
+    def _follow_logs(self) -> None:
         try:
             items = self._client.ask(ShowResult, "show").items
         except ControlError:
@@ -937,7 +937,7 @@ class StopSignalRaiser:
         os.close(self.wakeup)
         os.close(self._waker)
 
-    def wait_for_end(self, fd: int) -> None:
+    def wait_for_closed_pipe(self, fd: int) -> None:
         """Wait until the other end of the pipe `fd` is closed. A stop signal ends the wait with an exception."""
         with contextlib.suppress(BrokenPipeError):
             while True:
@@ -968,11 +968,11 @@ class StopSignalRaiser:
             and threading.current_thread() is threading.main_thread()
         ):
             number = signal.SIGINT if discarded is KeyboardInterrupt else signal.SIGALRM
-            _thread.start_new_thread(self._resend_signal_later, (number,))
+            _thread.start_new_thread(self._resend_signal_after_pause, (number,))
         else:
             self._unraisable_before(unraisable)
 
-    def _resend_signal_later(self, number: int) -> None:
+    def _resend_signal_after_pause(self, number: int) -> None:
         sleep(_DISCARDED_SECONDS)
         if sys.unraisablehook == self._resend_discarded_signal:
             os.kill(os.getpid(), number)

@@ -56,7 +56,7 @@ class ServerRun(Item):
     stderr: str
 
 
-class Walk:
+class ParallelWalk:
     """Runs a command once for each server, `jobs` at once. `children` are the running subprocesses."""
 
     def __init__(self, command: list[str], *, jobs: int, fail_fast: bool, keep: bool) -> None:
@@ -149,7 +149,7 @@ def perform(request: CommandRequest) -> Outcome:
     if not command:
         lines = "".join("\t".join(field_text(item, field) for field in LINE) + "\n" for item in items)
         return Outcome(items, text=lines if as_text else None)
-    walk = Walk(command, jobs=jobs, fail_fast=bool(request.get("fail_fast")), keep=not as_text)
+    walk = ParallelWalk(command, jobs=jobs, fail_fast=bool(request.get("fail_fast")), keep=not as_text)
     done: list[ServerRun] = []
     problems: dict[str, ErrorEntry] = {}
 
@@ -158,7 +158,7 @@ def perform(request: CommandRequest) -> Outcome:
         if run.exit_code:
             problems[run.name] = _failure(run, problem, hint)
         if as_text:
-            _print_server_output(run, quiet=request.quiet)
+            _print_server_output(run, without_heading=request.quiet)
 
     if pool.platform == LOCAL:
         for run in walk.run_concurrently(items):
@@ -177,7 +177,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _run_on_platform(
-    pool: PoolRef, walk: Walk, items: Sequence[Item], complete: Callable[[ServerRun, str, str], None]
+    pool: PoolRef, walk: ParallelWalk, items: Sequence[Item], complete: Callable[[ServerRun, str, str], None]
 ) -> None:
     """Run the command for each of `items` on the pool's platform, and wait for the results. Raises ControlError.
 
@@ -219,8 +219,8 @@ def _parallelism(request: CommandRequest) -> int:
     return int(text)
 
 
-def _print_server_output(run: ServerRun, *, quiet: bool) -> None:
-    if not quiet:
+def _print_server_output(run: ServerRun, *, without_heading: bool) -> None:
+    if not without_heading:
         head = f"==> {printable(run.name)} <=="
         sys.stdout.write((paint(head, "1") if coloured(sys.stdout) else head) + "\n")
     body = run.stdout + run.stderr

@@ -156,12 +156,12 @@ def missing_program(
 def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:
     """The directories and archives in which the interpreter finds modules (site, sys.path)."""
     prefix, real = _prefix(interpreter), _prefix(os.path.realpath(interpreter))
-    settings = _settings(f"{prefix}/pyvenv.cfg")
+    settings = _read_settings(f"{prefix}/pyvenv.cfg")
     home = settings.get("home")
     bases = {real} if home is None else {real, os.path.dirname(home)}
     for library in [each for base in (prefix, *bases) for each in _libraries(base, "python3.")]:
         yield library
-        yield from _entry_paths(library, "lib-dynload")
+        yield from _paths_in_directory(library, "lib-dynload")
     sites = [f"{each}/site-packages" for each in _libraries(prefix, "python3.")]
     if home is None or settings.get("include-system-site-packages") == "true":
         user_base = env.get("PYTHONUSERBASE") or os.path.join(env.get("HOME", "/"), ".local")
@@ -169,7 +169,7 @@ def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:
             sites += [
                 f"{each}/{name}-packages" for each in _libraries(base, "python3") for name in ("site", "dist")
             ]
-        sites += [f"{each}/site-packages" for each in _entry_paths(f"{user_base}/lib", "python3.")]
+        sites += [f"{each}/site-packages" for each in _paths_in_directory(f"{user_base}/lib", "python3.")]
     for site in filter(os.path.lexists, sites):
         yield site
         yield from _named_by_pth(site)
@@ -178,10 +178,12 @@ def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:
 
 
 def _libraries(base: str, start: str) -> list[str]:
-    return [path for library in _entry_paths(base, "lib") for path in _entry_paths(library, start)]
+    return [
+        path for library in _paths_in_directory(base, "lib") for path in _paths_in_directory(library, start)
+    ]
 
 
-def _entry_paths(directory: str, start: str = "", end: str = "") -> list[str]:
+def _paths_in_directory(directory: str, start: str = "", end: str = "") -> list[str]:
     """The paths of a directory's entries whose names begin with `start` and end with `end`; [] if it cannot be read.
 
     Avoids `glob`, which is slow to import.
@@ -197,7 +199,7 @@ def _prefix(interpreter: str) -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(interpreter)))
 
 
-def _settings(path: str) -> dict[str, str]:
+def _read_settings(path: str) -> dict[str, str]:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             rows = [line.partition("=") for line in file]
@@ -207,7 +209,7 @@ def _settings(path: str) -> dict[str, str]:
 
 
 def _named_by_pth(site: str) -> Iterator[str]:
-    for path in _entry_paths(site, end=".pth"):
+    for path in _paths_in_directory(site, end=".pth"):
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 lines = file.read().splitlines()

@@ -57,7 +57,7 @@ def find_config(
             raise ConfigNotFound("the configuration file's name is empty", "give -c FILE a path")
         return [os.path.normpath(os.path.join(cwd, path)) for path in named]
     for path in candidate_files(cwd):
-        if os.path.lexists(path) and (not path.endswith(PYPROJECT) or has_section(path)):
+        if os.path.lexists(path) and (not path.endswith(PYPROJECT) or has_poolctl_section(path)):
             return [path]
     hint = f"`poolctl init` writes a {FILE_NAMES[0]}; or name one with -c FILE or $POOLCTL_CONFIG"
     if near := _near_miss(cwd):
@@ -81,7 +81,7 @@ def candidate_files(cwd: str) -> list[str]:
     return [os.path.normpath(os.path.join(cwd, name)) for name in (*FILE_NAMES, PYPROJECT)]
 
 
-def has_section(path: str) -> bool:
+def has_poolctl_section(path: str) -> bool:
     """Whether a pyproject.toml seems to have [tool.poolctl]. Searches the text, without parsing it."""
     try:
         return re.search(_SECTION, read_regular_truncated(path, PYPROJECT_LIMIT_BYTES)) is not None
@@ -199,7 +199,7 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _contents(paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+def _readable_contents(paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     """Path and content of each file; a directory stands for its files. Unreadable files are left out."""
     for path in paths:
         with contextlib.suppress(ServerError):
@@ -214,7 +214,7 @@ def platform_of(paths: Iterable[str], env: Mapping[str, str]) -> str:
     Blocks on the disk. A file with problems is ignored here: its problems are reported when it is loaded.
     """
     found = env.get(PLATFORM_VARIABLE) or ""
-    for file, content in () if found else _contents(paths):
+    for file, content in () if found else _readable_contents(paths):
         if b"platform" in content:
             from poolctl.config.files.parsers import parse
 
@@ -234,7 +234,7 @@ def missing_file(path: str) -> Problem:
 def variables_named_by_env_keys(paths: Iterable[str]) -> set[str]:
     """The variables that `*_env` keys in these files or directories seem to name; found without parsing the files."""
     # Some processes start before the files are parsed.
-    return {name.decode() for _, content in _contents(paths) for name in re.findall(_NAMED, content)}
+    return {name.decode() for _, content in _readable_contents(paths) for name in re.findall(_NAMED, content)}
 
 
 def _problem(path: str, message: str, hint: str, before: str | None = None) -> Problem:

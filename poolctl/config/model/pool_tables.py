@@ -199,7 +199,9 @@ class BoundAddress(NamedTuple):
 class TableRules:
     """Builds and checks the tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
-    def build_dependent_tables(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
+    def build_interdependent_tables(
+        self, raw: Mapping[str, Tree], findings: list[Finding]
+    ) -> dict[str, Tree]:
         """Validate the tables in `raw` that depend on other tables of their feature. The caller validates the rest.
 
         Return {name: table}, with None for an invalid table. Problems are added to `findings`.
@@ -264,7 +266,7 @@ def build_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
     """The valid tables of the merged files. Problems of invalid tables are added to the findings."""
     values: dict[str, Tree] = {}
     for rules in rules_of(raw):
-        values |= rules.build_dependent_tables(raw, findings)
+        values |= rules.build_interdependent_tables(raw, findings)
     for name in table_names():
         if name in raw and name not in values and (model := model_of_table(name)) is not None:
             if model.listed:

@@ -526,14 +526,14 @@ class Backoff(Section):
     factor: Factor = field(2.0, "The factor by which each delay is longer than the previous one.")
     jitter: Share = field(0.1, "The random share of a delay: 0.1 varies it by up to 10 %.")
 
-    def delay_seconds(self, before: int, chance: float) -> float:
+    def delay_seconds(self, before: int, deviation: float) -> float:
         """The delay before the next restart; `before` is the number of earlier restarts in the window.
 
-        `chance`, a random number from -1 to 1, selects the jitter: -1 gives the shortest delay.
+        `deviation`, a random number from -1 to 1, selects the jitter: -1 gives the shortest delay.
         """
         # Past this exponent the maximum is reached in any case, and a float would overflow.
         delay = min(self.max, self.initial * self.factor ** min(max(0, before - 1), 64))
-        return delay * (1 + self.jitter * chance)
+        return delay * (1 + self.jitter * deviation)
 
 
 class Restart(Section):

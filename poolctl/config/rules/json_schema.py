@@ -106,13 +106,13 @@ def _section_schema(
             for part in key.get("anyOf", ()):
                 if "unit" in part:  # the unit is the key's, also where it may be left out
                     key["unit"] = part.pop("unit")
-            _readable_default(key)
+            _make_default_readable(key)
             _allow_interpolation(key)
     definitions |= inner
     return schema
 
 
-def _readable_default(key: Schema) -> None:
+def _make_default_readable(key: Schema) -> None:
     """Write the default of a key as in a file, with units; remove a default that means "not given"."""
     default = key.pop("default", None)
     if isinstance(default, dict):

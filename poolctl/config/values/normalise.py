@@ -64,7 +64,7 @@ def interpolate(value: Tree, env: Mapping[str, str], findings: list[Finding], pa
     is not interpolated again. A text without references is returned unchanged.
     """
     if isinstance(value, str):
-        return _text(value, env, findings, path)
+        return _expanded_text(value, env, findings, path)
     if isinstance(value, dict):
         return {key: interpolate(inner, env, findings, (*path, key)) for key, inner in value.items()}
     if isinstance(value, list):
@@ -72,7 +72,7 @@ def interpolate(value: Tree, env: Mapping[str, str], findings: list[Finding], pa
     return value
 
 
-def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: KeyPath) -> str:
+def _expanded_text(text: str, env: Mapping[str, str], findings: list[Finding], path: KeyPath) -> str:
     if _unusable.search(text):
         findings.append(Finding(path, "the text holds a NUL or half a surrogate pair", "take it out"))
         return _unusable.sub("?", text)

@@ -424,12 +424,12 @@ def _finding(details: Any, keys_at: Callable[[KeyPath], tuple[str, ...]], table:
     return Finding(path, message, hint, found, allowed)
 
 
-def _allowed(kind: str, context: dict[str, Any]) -> str:
-    if kind == "literal_error":
+def _allowed(error_type: str, context: dict[str, Any]) -> str:
+    if error_type == "literal_error":
         return str(context["expected"]).replace("'", '"')
-    if kind in BOUNDS:
-        key, words = BOUNDS[kind]
+    if error_type in BOUNDS:
+        key, words = BOUNDS[error_type]
         return f"{words} {context[key]}"
-    if kind == "string_pattern_mismatch":
+    if error_type == "string_pattern_mismatch":
         return PATTERNS.get(context["pattern"], f"what matches {context['pattern']}")
-    return EXPECTED.get(kind) or EXPECTED.get(kind.partition("_")[0], "")
+    return EXPECTED.get(error_type) or EXPECTED.get(error_type.partition("_")[0], "")

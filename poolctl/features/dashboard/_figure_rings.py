@@ -42,7 +42,7 @@ HOUR, DAY = HistorySpan("hour", 60, 60), HistorySpan("day", 900, 96)
 SPANS = (HOUR, DAY)
 
 
-class _SlotStart(NamedTuple):
+class _SlotStartCounters(NamedTuple):
     """The counters of a server at the beginning of a time slot."""
 
     at: float
@@ -57,7 +57,7 @@ class FigureRing:
         self.span = span
         self.values: dict[str, array[float]] = {}  # the figures of one slot after another, the newest last
         self.slot: int | None = None  # the current one, which has no figures yet
-        self._begun: dict[str, _SlotStart] = {}
+        self._begun: dict[str, _SlotStartCounters] = {}
 
     def add_and_detect_slot_end(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
         """Record the servers' figures at time `now`; returns whether a time slot has ended and was stored."""
@@ -75,7 +75,7 @@ class FigureRing:
         for each in seen:
             if each.entry.name not in self._begun:
                 counts = array("q", each.total)
-                self._begun[each.entry.name] = _SlotStart(now, counts, each.entry.observed.restarts)
+                self._begun[each.entry.name] = _SlotStartCounters(now, counts, each.entry.observed.restarts)
         return ended
 
     def series(self, name: str) -> dict[str, list[float | None]]:
@@ -113,7 +113,7 @@ class FigureRing:
 _UNKNOWN = (nan,) * len(FIGURES)
 
 
-def _figures(seen: ServerSnapshot, begun: _SlotStart, now: float) -> tuple[float, ...]:
+def _figures(seen: ServerSnapshot, begun: _SlotStartCounters, now: float) -> tuple[float, ...]:
     """Return a server's figures for the time slot from `begun` to `now`, in the order of FIGURES; nan if unknown."""
     before: Counts = begun.counts  # type: ignore[assignment]
     seconds = now - begun.at
@@ -157,7 +157,7 @@ class FigureRings:
             parts += [values.tobytes() for values in ring.values.values()]
         return b"".join([json.dumps([_LAYOUT, FIGURES, head]).encode(), b"\n", *parts])
 
-    def restore(self, content: bytes) -> None:
+    def try_restore(self, content: bytes) -> None:
         """Continue with the content that the previous supervisor saved, unless its layout differs."""
         first, _, rest = content.partition(b"\n")
         try:
@@ -205,7 +205,7 @@ class FigureHistory:
         except LinkLost:  # the keeper is being replaced
             saved = None
         if rings is self._rings:
-            rings.restore(saved or b"")
+            rings.try_restore(saved or b"")
             self._samples(self._add_sample)
 
     def _add_sample(self, now: float, seen: Sequence[ServerSnapshot]) -> None:

@@ -135,14 +135,14 @@ class DashboardConnection(H11Protocol):
     _since: float  # when waiting for the current or last request began
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) >= MOST_CONNECTIONS and not self._make_room():
+        if len(self.connections) >= MOST_CONNECTIONS and not self._evict_oldest_idle():
             transport.abort()
         super().connection_made(transport)
-        self._await_request()
+        self._start_request_deadline()
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is None and self.conn.our_state is not h11.SEND_BODY:
-            self._await_request()
+            self._start_request_deadline()
         super().data_received(data)
         if self._has_request():
             self._cancel_deadline()
@@ -151,7 +151,7 @@ class DashboardConnection(H11Protocol):
         self._cancel_deadline()
         super().connection_lost(exc)
 
-    def _make_room(self) -> bool:
+    def _evict_oldest_idle(self) -> bool:
         """Close the connection that has waited longest without a request; returns whether there was one."""
         waiting = [
             each
@@ -168,7 +168,7 @@ class DashboardConnection(H11Protocol):
         """Whether a complete request has arrived, even if it is answered already."""
         return self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
 
-    def _await_request(self) -> None:
+    def _start_request_deadline(self) -> None:
         self._cancel_deadline()
         self._since = self.loop.time()
         self._deadline = self.loop.call_later(REQUEST_SECONDS, self._give_up)
@@ -224,7 +224,7 @@ class DashboardServerProcess(SupervisedProcess):
 
     _serving: asyncio.Future[None] | None = None
 
-    async def finish(self) -> None:
+    async def end_service(self) -> None:
         if self._serving is not None:
             await self._serving
 

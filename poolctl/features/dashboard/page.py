@@ -24,8 +24,8 @@ from poolctl.control.pool_paths import SOCKET_NAME
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.json_form import Table
-from poolctl.listeners.open_listener import close_listener, identity_of, refuse_new_connections
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.listeners.open_listener import close_listener, refuse_new_connections, socket_file_identity
+from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.active_configuration import SupervisorContext
@@ -72,9 +72,9 @@ class DashboardPart(FeaturePart):
         if self._page is not None:
             self._page.configure(self._table)
 
-    async def wait_for_opening(self) -> None:
+    async def wait_for_opening_attempt(self) -> None:
         if self._page is not None:
-            await self._page.wait_for_opening()
+            await self._page.wait_for_opening_attempt()
 
     @property
     def problems(self) -> Sequence[str]:
@@ -90,7 +90,7 @@ class DashboardPart(FeaturePart):
             return _failed("this pool has no dashboard", _HINT)
         if self._page is None:
             found = await asyncio.to_thread(load_settings, self._table, self.site.environment)
-        elif (served := await self._page.wait_for_settings()) is None:
+        elif (served := await self._page.wait_until_served()) is None:
             return _failed(f"the dashboard: {self._page.problem}", "poolctl events")
         else:
             found = served
@@ -106,7 +106,7 @@ class DashboardPage(SidecarManager):
 
     label, entry = "the dashboard", "dashboard link"
 
-    def __init__(self, environment: SupervisorContext, events: EventQueue) -> None:
+    def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
         super().__init__(environment.keeper, events)
         self.table: Dashboard | None = None
         self._environment = environment
@@ -121,7 +121,7 @@ class DashboardPage(SidecarManager):
         self.table = table
         self._on_configured()
 
-    async def wait_for_settings(self) -> Settings | None:
+    async def wait_until_served(self) -> PageSettings | None:
         """Wait until the dashboard is served; return its URL and settings, or None if it is not configured or fails."""
         while self._process is None and not self.problem and self.table is not None:
             await self._changed.wait()
@@ -170,7 +170,7 @@ class DashboardPage(SidecarManager):
         self._sockets = [socket.socket(fileno=fd) for fd in fds]
         process = await DashboardProcess.adopt(self._keeper, self.entry)
         if process is not None:
-            self._watch(process)
+            self._manage_process(process)
 
     async def _open_listener_held_by_keeper(self, bind: str) -> None:
         self._sockets = await self._opener.listen(parse(bind))
@@ -182,7 +182,7 @@ class DashboardPage(SidecarManager):
         self._end_process()
         if self._sockets:
             refuse_new_connections(self._sockets)  # the process that is about to end has them too
-            close_listener(self._sockets, identity_of(self._bind))
+            close_listener(self._sockets, socket_file_identity(self._bind))
             self._sockets, self._bind = [], ""
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": _LISTENER})
@@ -194,7 +194,7 @@ class DashboardProcess(SidecarProcess):
     part, label, output = "features.dashboard", "the dashboard", "dashboard.log"
 
 
-class Settings(NamedTuple):
+class PageSettings(NamedTuple):
     """The settings of the dashboard's process.
 
     `bind` is the address in canonical form, `url` the page's URL for a browser. `mark` is a digest of all settings:
@@ -207,7 +207,7 @@ class Settings(NamedTuple):
     url: str
 
 
-def load_settings(table: Dashboard, context: SupervisorContext) -> Settings:
+def load_settings(table: Dashboard, context: SupervisorContext) -> PageSettings:
     """The settings of the process that serves this pool's dashboard.
 
     Reads files, and creates the default token file. Raises ServerError without a token or for a bad certificate.
@@ -220,7 +220,7 @@ def load_settings(table: Dashboard, context: SupervisorContext) -> Settings:
         "logs_directory": os.path.join(state_directory, "logs"),
         "key": os.path.basename(directory),
         "name": context.configuration.name,
-        "token": _token(table, state_directory, env),
+        "token": _ensure_token(table, state_directory, env),
         "hosts": list(table.hosts) + ([] if address.kind == "unix" else [address.host.strip("[]")]),
         "tls": None,
         "ended_path": os.path.join(state_directory, ENDED_FILE),
@@ -237,7 +237,7 @@ def load_settings(table: Dashboard, context: SupervisorContext) -> Settings:
         password = env.get(tls.password_env, "") if tls.password_env else ""
         values["tls"] = {"key": None, "ca": None, "ciphers": None, **tls.to_dict(), "password": password}
     mark = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    return Settings(address.key, values, mark, url_of(table))
+    return PageSettings(address.key, values, mark, url_of(table))
 
 
 def url_of(table: Dashboard) -> str:
@@ -248,7 +248,7 @@ def url_of(table: Dashboard) -> str:
     return f"{'https' if table.tls else 'http'}://{address.connect_address.key}/"
 
 
-def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> str:
+def _ensure_token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> str:
     if table.token_env:
         token = env.get(table.token_env, "").strip()
         hint = f"export {table.token_env}=… before poolctl start"

@@ -50,7 +50,7 @@ class CheckContext:
         self.supervisor_problem = ""
         if pool is not None:
             self._load(pool)
-            self._ask(pool)
+            self._read_state(pool)
 
     def _load(self, pool: PoolRef) -> None:
         from poolctl.config import load
@@ -62,7 +62,7 @@ class CheckContext:
         except PoolError as error:
             self.problems = error_entries(error)
 
-    def _ask(self, pool: PoolRef) -> None:
+    def _read_state(self, pool: PoolRef) -> None:
         from poolctl.cli.offline import items_of_unsupervised_pool
 
         self.still_served = {
@@ -123,7 +123,7 @@ class CheckContext:
         return found
 
 
-def read_text(path: str) -> str:
+def read_text_or_empty(path: str) -> str:
     """The content of a system file, "" if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -134,7 +134,7 @@ def read_text(path: str) -> str:
 
 def read_number(path: str) -> int | None:
     """The number in a system file; None for any other content, such as `max`, and if it cannot be read."""
-    text = read_text(path)
+    text = read_text_or_empty(path)
     return int(text) if text.isdecimal() else None
 
 

@@ -25,7 +25,7 @@ from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener
 from poolctl.platform import LINUX, copy_descriptor, proc_problem, user_name
 from poolctl.runners.runner_registry import has_orphans
 
-from ._check import CheckContext, CheckResult, ok, problem, read_number, read_text, warning
+from ._check import CheckContext, CheckResult, ok, problem, read_number, read_text_or_empty, warning
 
 _PR_GET_CHILD_SUBREAPER = 37
 _FILES = (
@@ -122,7 +122,7 @@ def logout(context: CheckContext) -> Iterator[CheckResult]:
         found[1].lower()
         for pattern in _FILES
         for path in sorted(glob.glob(pattern))
-        for found in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", read_text(path), re.MULTILINE)
+        for found in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", read_text_or_empty(path), re.MULTILINE)
     ]
     if said and said[-1] in ("yes", "1", "true", "on"):
         what = "logind stops the pool when its user logs out (KillUserProcesses)"
@@ -179,7 +179,7 @@ def processes(context: CheckContext) -> Iterator[CheckResult]:
 
 def control_groups(controller: str, root: str = "/sys/fs/cgroup") -> Iterator[str]:
     """The directories of this process's control group for the controller, and of its ancestors (cgroup v1 or v2)."""
-    for line in read_text("/proc/self/cgroup").splitlines():
+    for line in read_text_or_empty("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -205,7 +205,7 @@ def _threads_of_user() -> int:
 
 def memory(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the available memory suffices for the pool, if it is not running."""
-    available = re.search(r"^MemAvailable:\s+(\d+) kB", read_text("/proc/meminfo"), re.MULTILINE)
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", read_text_or_empty("/proc/meminfo"), re.MULTILINE)
     left = int(available[1]) * 1024 if available else 0
     where, fix = "are available", "stop other programs, or add memory"
     for directory in control_groups("memory"):
@@ -262,7 +262,7 @@ def _socket_directory(name: str, path: str) -> Iterator[CheckResult]:
 
 def backlog(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the kernel lets enough connections queue while a server restarts or wakes."""
-    most = read_text(f"{_NET}/core/somaxconn")
+    most = read_text_or_empty(f"{_NET}/core/somaxconn")
     if most.isdecimal() and int(most) < BACKLOG:
         said = f"only {most} connections may wait while a server restarts, not {BACKLOG}"
         yield warning("backlog", said, f"sysctl -w net.core.somaxconn={BACKLOG}")
@@ -272,10 +272,10 @@ def backlog(context: CheckContext) -> Iterator[CheckResult]:
 
 def ephemeral(context: CheckContext) -> Iterator[CheckResult]:
     """Whether this machine's outgoing connections could take a port before its server opens it."""
-    first, _, last = read_text(f"{_NET}/ipv4/ip_local_port_range").partition("\t")
+    first, _, last = read_text_or_empty(f"{_NET}/ipv4/ip_local_port_range").partition("\t")
     if not (first.isdecimal() and last.isdecimal()):
         return
-    reserved = _ranges(read_text(f"{_NET}/ipv4/ip_local_reserved_ports"))
+    reserved = _ranges(read_text_or_empty(f"{_NET}/ipv4/ip_local_reserved_ports"))
     at_risk = sorted(
         {
             address.port
@@ -323,7 +323,7 @@ def runtime_directory_check(context: CheckContext) -> Iterator[CheckResult]:
             pool_paths.control_socket_path(context.pool.directory)
             if os.path.isdir(context.pool.directory):
                 pool_paths.check_private(context.pool.directory)
-        root = _runtime_root(context)
+        root = _runtime_root_or_parent(context)
     except ControlError as error:
         yield problem("runtime directory", error.message, error.hint)
         return
@@ -335,7 +335,7 @@ def runtime_directory_check(context: CheckContext) -> Iterator[CheckResult]:
     yield from _free_space("runtime directory", root)
 
 
-def _runtime_root(context: CheckContext) -> str:
+def _runtime_root_or_parent(context: CheckContext) -> str:
     """Return the runtime directory, or if it is missing, the nearest one above it. Raises ControlError if unusable."""
     explicit = bool(context.env.get(pool_paths.RUNTIME_VARIABLE))
     refused = ""
@@ -444,7 +444,7 @@ def _free_space(check: str, path: str) -> Iterator[CheckResult]:
 def _network_file_system(path: str) -> str:
     """The type of the network file system of the path, "" for a local one."""
     path = os.path.realpath(path)
-    mounts = [line.partition(" - ") for line in read_text("/proc/self/mountinfo").splitlines()]
+    mounts = [line.partition(" - ") for line in read_text_or_empty("/proc/self/mountinfo").splitlines()]
     found = ""
     longest = 0
     for mount, _, source in mounts:

@@ -1,6 +1,6 @@
 """The gateway: routes requests to servers by host and path, as configured in [gateway], [[route]] and [[stream]]."""
 
-from poolctl.feature import DetachedProcess, Feature, InitTemplate
+from poolctl.feature import DetachedProcessSpec, Feature, InitTemplate
 
 FEATURE = Feature(
     package=__name__,
@@ -18,7 +18,7 @@ FEATURE = Feature(
             module="starter",
         )
     },
-    process=DetachedProcess(
+    process=DetachedProcessSpec(
         label="the gateway", entry="gateway link", socket="g", end="supervision.gateway_adoption:end_all"
     ),
 )

@@ -20,7 +20,7 @@ _PLACES = ("/usr/sbin", "/usr/local/sbin")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class ExternalEngine:
     """An external program, such as HAProxy, that serves the gateway's clients; it proxies every connection."""
 
     label: str
@@ -32,7 +32,7 @@ class Engine:
     # Returns the given keys that it does not support: each with the server whose label it is, or with None for a table.
     problems: Callable[[Iterable[ServerKeys], Tables], Iterator[tuple[ServerKeys | None, Finding]]]
 
-    def path(self, given: str | None) -> str:
+    def program_path(self, given: str | None) -> str:
         """The executable's path: `given` if set, else the installed one, else a default. The file may not exist."""
         places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES))
         return given or shutil.which(self.program, path=places) or f"{_PLACES[0]}/{self.program}"
@@ -45,7 +45,7 @@ class Engine:
         return message, f'{self.install}, or write where it is: program = "/path/to/{self.program}"'
 
 
-def find_external_engine(name: str) -> Engine | None:
+def find_external_engine(name: str) -> ExternalEngine | None:
     """The engine with this name that a feature declares; None for poolctl's own engine and unknown names."""
     found = (feature.load(feature.engines[name]) for feature in features() if name in feature.engines)
     return next(found, None)

@@ -602,7 +602,7 @@ def engine_startup_findings(tables: Tables) -> Iterator[Finding]:
     if gateway is None:
         return
     engine = find_external_engine(gateway.engine)
-    if problem := engine_problem(gateway.engine, engine.path(gateway.program) if engine else ""):
+    if problem := engine_problem(gateway.engine, engine.program_path(gateway.program) if engine else ""):
         path: KeyPath = ("gateway",)
         if not gateway.given:
             # A route or a stream alone turns the gateway on.

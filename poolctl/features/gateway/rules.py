@@ -61,7 +61,9 @@ def _validated(
 class GatewayRules(TableRules):
     """Builds [gateway], [[route]] and [[stream]], and checks them against the other tables and the servers."""
 
-    def build_dependent_tables(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
+    def build_interdependent_tables(
+        self, raw: Mapping[str, Tree], findings: list[Finding]
+    ) -> dict[str, Tree]:
         own: list[Finding] = []
         given = raw.get("gateway", {})
         gateway = _validated(GatewayConfig, given, ("gateway",), own)

@@ -401,14 +401,14 @@ class StreamConfig(_WithAbsoluteSocketPaths):
 def _with_absolute_addresses(table: Mapping[str, Tree], base_dir: str) -> dict[str, Tree]:
     """The table with relative paths of sockets and certificates resolved against `base_dir`."""
     return {
-        key: _absolute(key, value, base_dir) if key in ("bind", "to", "tls") else value
+        key: _absolute_addresses(key, value, base_dir) if key in ("bind", "to", "tls") else value
         for key, value in table.items()
     }
 
 
-def _absolute(key: str, value: Tree, base_dir: str) -> Tree:
+def _absolute_addresses(key: str, value: Tree, base_dir: str) -> Tree:
     if isinstance(value, (list, tuple)):
-        return [_absolute(key, each, base_dir) for each in value]
+        return [_absolute_addresses(key, each, base_dir) for each in value]
     if key == "tls":
         return NORMALISERS["tls"](value, base_dir)
     if isinstance(value, dict):

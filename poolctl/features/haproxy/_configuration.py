@@ -289,7 +289,7 @@ def _route_backend(route: Route, names: set[str], endpoints: Mapping[str, Endpoi
         *_route_limit(route.limit),
         *_queue_timeout(route.backend_limit),
         *_retries(route),
-        *_rewrites(route),
+        *_http_rewrite_rules(route),
     ]
     servers = _servers(route, endpoints, route.backend_limit)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
@@ -386,7 +386,7 @@ def _retries(route: Route) -> Iterator[str]:
     yield "    http-request disable-l7-retry unless { method GET HEAD OPTIONS PUT DELETE TRACE }"
 
 
-def _rewrites(route: Route) -> Iterator[str]:
+def _http_rewrite_rules(route: Route) -> Iterator[str]:
     if route.strip_path and route.path != "/":
         prefix = _quoted(f"^{re.escape(route.path)}/?(.*)$")
         yield f"    http-request replace-path {prefix} '/\\1'"

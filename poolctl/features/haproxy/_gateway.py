@@ -27,7 +27,7 @@ from poolctl.runners.supervised_process import LINK_FD
 from poolctl.worker import tally
 
 from ._configuration import NO_ROUTE, CertificateContents, HaproxyBackend, HeldListener, setup_of
-from ._program import HaproxyProgram, HaproxyRefusal
+from ._program import HaproxyProcessManager, HaproxyRefusal
 from .engine import HAPROXY
 
 logger = logging.getLogger("poolctl.gateway")
@@ -49,7 +49,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         """Answer the supervisor's `message` once HAProxy has applied all orders received before it."""
         self._reply_when_applied({"t": "performed", "id": message["id"]})
 
-    async def finish(self) -> None:
+    async def end_service(self) -> None:
         self._ending = True
         for task in list(self._work):
             task.cancel()
@@ -69,7 +69,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         self.hosts.subscribe(lambda *_: self._schedule_apply())
         self.statistics = HaproxyStatisticsAccumulator(self.counts)
         directory = os.path.join(self.settings.directory, "haproxy")
-        self.haproxy = HaproxyProgram(self.settings.program, directory)
+        self.haproxy = HaproxyProcessManager(self.settings.program, directory)
 
     def configure(self) -> None:
         self.hosts.configure(self.settings.traffic_re_enable_seconds, self.settings.header_for_host)

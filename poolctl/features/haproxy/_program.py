@@ -99,7 +99,7 @@ class HaproxyProcess:
                     pass
 
 
-class HaproxyProgram:
+class HaproxyProcessManager:
     """Keeps one HAProxy process running with the latest setup; replaced processes finish their requests.
 
     `directory` is for its files, including private keys: only the pool's user may read it.
@@ -155,7 +155,7 @@ class HaproxyProgram:
             **setup.authorities,
         }
         for name, content in files.items():
-            self._write(name, content)
+            self._write_file(name, content)
         path, output = os.path.join(self.directory, MAIN_FILE), os.memfd_create("poolctl-haproxy")
         try:
             command = [self.program, "-c", "-f", path]
@@ -167,7 +167,7 @@ class HaproxyProgram:
         finally:
             os.close(output)
 
-    def _write(self, name: str, content: bytes) -> str:
+    def _write_file(self, name: str, content: bytes) -> str:
         path = os.path.join(self.directory, name)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(content)
@@ -184,7 +184,7 @@ class HaproxyProgram:
             listener.listen()
             listener.setblocking(False)
             # Each process has its own runtime socket, while the listeners are shared.
-            runtime = self._write(
+            runtime = self._write_file(
                 "runtime.cfg", f"global\n    stats socket fd@{listener.fileno()} level admin\n".encode()
             )
             # Quiet: it would log each change of a server for ever.

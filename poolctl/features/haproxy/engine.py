@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from poolctl.config.model.pool_tables import Located, Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.problems import Finding
-from poolctl.features.gateway.engines import Engine
+from poolctl.features.gateway.engines import ExternalEngine
 from poolctl.features.gateway.route_checks import locate_finding
 from poolctl.features.gateway.routes import ServerIndex, written_routes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
@@ -102,7 +102,7 @@ def _unsupported_policy(policy: str) -> Iterator[Finding]:
         yield Finding(("policy",), f'HAProxy has no policy "{policy}"', f"choose one of {known}")
 
 
-HAPROXY = Engine(
+HAPROXY = ExternalEngine(
     label="HAProxy",
     program="haproxy",
     install='install HAProxy ("apt install haproxy")',

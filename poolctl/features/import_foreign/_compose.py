@@ -55,7 +55,7 @@ class _Reader:
             of_service = functools.partial(self.line, "services", name)
             table = service if isinstance(service, dict) else {}
             services[server.name] = drop_mistyped_values(server, table, TYPES, of_service)
-            self._service(server, name, services[server.name])
+            self._apply_service(server, name, services[server.name])
         for key in data:
             if key not in ("services", "version", "name", "networks") and not str(key).startswith("x-"):
                 self.pool.remark(f"{key}: no equivalent", self.line(key))
@@ -64,12 +64,12 @@ class _Reader:
             self._replace_service_hosts(server)
         return self.pool
 
-    def _service(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> None:
+    def _apply_service(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> None:
         path = ("services", name)
         inner = self._apply_command_returning_port(server, name, service)
         for key, value in service.items():
             server.at = self.line(*path, key)
-            self._key(server, key, value)
+            self._convert_key(server, key, value)
         server.at = self.line(*path, "ports")
         self._ports(server, service.get("ports"), inner)
         if isinstance(service.get("healthcheck"), dict):
@@ -139,7 +139,7 @@ class _Reader:
             server.set("bind", f"127.0.0.1:{inner}")  # it was reachable only from other containers
         self.published[server.name] = {target: published for _, published, target in found}
 
-    def _key(self, server: ForeignServer, key: str, value: Any) -> None:
+    def _convert_key(self, server: ForeignServer, key: str, value: Any) -> None:
         if key in _KEYS:
             name, convert = _KEYS[key]
             server.set(name, convert(str(value)))
@@ -153,7 +153,7 @@ class _Reader:
             if limit.isdigit():
                 server.set("restart.limit", int(limit))
         elif key in ("deploy", "scale"):
-            self._deploy(server, value if isinstance(value, dict) else {"replicas": value})
+            self._apply_deploy(server, value if isinstance(value, dict) else {"replicas": value})
         elif key == "user" and re.fullmatch(r"[A-Za-z_].*", str(value)):
             server.set("user", _converted_variables(str(value)))
         elif key == "labels":
@@ -207,7 +207,7 @@ class _Reader:
                 files.append(_converted_variables(path))
         server.set("env_file", files)
 
-    def _deploy(self, server: ForeignServer, deploy: Mapping[str, Any]) -> None:
+    def _apply_deploy(self, server: ForeignServer, deploy: Mapping[str, Any]) -> None:
         replicas = deploy.get("replicas")
         if replicas == 0:
             server.set("disabled", True)

@@ -136,7 +136,7 @@ _place = re.compile(r"server\[(\d+)\](?:\.(\w+))?")
 
 
 @dataclass
-class PoolText:
+class RenderedPoolFile:
     """The text of a pool.toml, the numbers of servers and remarks in it, and the warnings for its user.
 
     `left_out` are servers written as comments, `unset` variables that the text refers to, and `missing` problems
@@ -151,7 +151,7 @@ class PoolText:
     missing: list[str]
 
 
-def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> PoolText:
+def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> RenderedPoolFile:
     """Return the imported pool as the text of the file `target`. Relative paths in the pool refer to `base_dir`.
 
     Invalid keys and servers are written as comments. Blocks on the disk.
@@ -173,7 +173,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Poo
         if not problems:
             break
         _comment_out_invalid_keys(usable, problems)
-    return PoolText(
+    return RenderedPoolFile(
         text,
         servers=len(usable),
         left_out=[

@@ -47,7 +47,7 @@ class Setting(NamedTuple):
 def pool_of_unit(text: str, name: str) -> ForeignPool:
     """The pool of one unit; the server is named after the unit. Raises Unreadable."""
     pool = ForeignPool()
-    settings = list(_settings(text))
+    settings = list(_parse_settings(text))
     starts: list[Setting] = []
     for each in settings:
         if each.name == "ExecStart":
@@ -77,7 +77,7 @@ def pool_of_unit(text: str, name: str) -> ForeignPool:
     return pool
 
 
-def _settings(text: str) -> Iterator[Setting]:
+def _parse_settings(text: str) -> Iterator[Setting]:
     """The settings in order; a line that ends with a backslash continues on the next line. Raises Unreadable."""
     section, whole, start = "", "", 0
     for line, row in enumerate(text.splitlines(), 1):
@@ -185,7 +185,7 @@ def _apply_type(server: ForeignServer, value: str) -> None:
 def _read_listen_stream(path: str) -> str:
     """The ListenStream of a socket unit in the notation of `bind`; "" if the file cannot be read or has none."""
     try:
-        settings = _settings(read_text(path))
+        settings = _parse_settings(read_text(path))
     except Problem:
         return ""
     listen = next((each.value for each in settings if each.name == "ListenStream"), "")

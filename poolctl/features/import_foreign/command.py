@@ -12,7 +12,7 @@ from poolctl.cli.render import server_count_text
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
-    from ._foreign_pool import ForeignPool, PoolText
+    from ._foreign_pool import ForeignPool, RenderedPoolFile
 
 COMMAND = Command(
     "Make a pool.toml of another tool's file or command line.",
@@ -50,7 +50,7 @@ def perform(request: CommandRequest) -> Outcome:
     from ._foreign_pool import Unreadable, pool_text
 
     try:
-        pool = pool_of_command(words) if words else _of_file(source)
+        pool = pool_of_command(words) if words else _pool_of_file(source)
     except Problem as problem:
         from poolctl.control.answers import ErrorEntry
 
@@ -74,7 +74,7 @@ def _check_overwrite_allowed(target: str, written: bool, *, force: bool) -> None
         raise Failure(Outcome.failed(CONFLICT, message, "use --force to overwrite"))
 
 
-def _of_file(path: str) -> ForeignPool:
+def _pool_of_file(path: str) -> ForeignPool:
     """The pool of the file, whose format is detected from its name or content. Raises Problem and Unreadable."""
     from poolctl import config
 
@@ -117,7 +117,7 @@ def _javascript_to_json_hint(name: str) -> str:
     return f"node -p {shlex.quote(script)} > ecosystem.json prints it as JSON, which can be imported"
 
 
-def _write_or_print(found: PoolText, into: str | None) -> Outcome:
+def _write_or_print(found: RenderedPoolFile, into: str | None) -> Outcome:
     """Write the new pool.toml to the file `into`; if `into` is None, return an outcome that prints it.
 
     Raises Failure if the new pool.toml would have no servers.

@@ -112,7 +112,7 @@ def objects_of(
     if port is not None:
         ports = [{"name": "http", "port": port, "targetPort": "http", "protocol": "TCP"}]
         yield manifest("v1", "Service", server.name, spec={"selector": labels, "ports": ports})
-    pod = _pod(server, pool.settings, config_name, secret_name if variables else "", port)
+    pod = _pod_spec(server, pool.settings, config_name, secret_name if variables else "", port)
     awaited = [places[each.name] for each in server.depends_on if each.name in places]
     if awaited:
         pod["initContainers"] = [_wait_container(awaited, str(server.image or pool.settings.image))]
@@ -201,7 +201,7 @@ def _with_digest(name: str, content: Mapping[str, object]) -> str:
     return f"{name}-{digest_of(content)}"
 
 
-def _pod(
+def _pod_spec(
     server: ServerConfig, settings: Kubernetes, config: str, secret: str, port: int | None
 ) -> dict[str, object]:
     secrets = [*settings.secrets, *([secret] if secret else [])]

@@ -104,7 +104,7 @@ def compile_routes(
     only_plain = {(config.host, config.path) for _, config, _ in served if _redirects_to_https(config)}
     for written, config, backends in () if found.problems else served:
         namespace = {} if pool.settings.namespace is None else {"namespace": pool.settings.namespace}
-        metadata = {"name": _object_name(pool, written.alias), **namespace, "labels": {POOL: pool.name}}
+        metadata = {"name": _route_object_name(pool, written.alias), **namespace, "labels": {POOL: pool.name}}
         ports = [(name, moved[name].address.port or 0, weight) for name, weight in backends]
         if pool.settings.ingress_class is not None:
             made = _ingress(config, metadata, pool.settings.ingress_class, backends[0][0])
@@ -112,7 +112,9 @@ def compile_routes(
             listener = ""
             if (config.host, config.path) in only_plain:
                 listener = _PLAIN_LISTENER if _redirects_to_https(config) else _TLS_LISTENER
-            made = _http_route(config, metadata, _parent(str(pool.settings.gateway), listener), ports)
+            made = _http_route(
+                config, metadata, _parent_reference(str(pool.settings.gateway), listener), ports
+            )
         found.routes.append(RouteManifest(written.alias, tuple(name for name, _ in backends), made))
     return found
 
@@ -213,7 +215,7 @@ def _ignored_keys(config: RouteConfig, pool: SharedSettings) -> Iterator[Finding
         yield Finding(("timeouts",), f"{', '.join(names)}: the cluster's gateway has limits of its own")
 
 
-def _object_name(pool: SharedSettings, alias: str) -> str:
+def _route_object_name(pool: SharedSettings, alias: str) -> str:
     name = f"{pool.name}-{alias}"
     if is_label(name):
         return name
@@ -221,7 +223,7 @@ def _object_name(pool: SharedSettings, alias: str) -> str:
     return f"{pool.name}-{plain}-{digest_of({'alias': alias})}"
 
 
-def _parent(gateway: str, listener: str) -> Table:
+def _parent_reference(gateway: str, listener: str) -> Table:
     namespace, _, name = gateway.rpartition("/")
     return {
         "group": "gateway.networking.k8s.io",
@@ -250,7 +252,7 @@ def _http_route(
     rest = {
         **({"filters": filters} if filters else {}),
         **({} if config.redirect else {"backendRefs": refs}),
-        **_timeout(config.timeouts),
+        **_timeouts_field(config.timeouts),
     }
     # A rule that replaces a prefix has one match (Gateway API, HTTPPathModifier).
     groups = [[each] for each in matches] if config.strip_path else [matches]
@@ -301,7 +303,7 @@ def _filters(config: RouteConfig) -> Iterator[Table]:
         yield {"type": "RequestRedirect", "requestRedirect": redirect}
 
 
-def _timeout(timeouts: RouteTimeouts) -> Table:
+def _timeouts_field(timeouts: RouteTimeouts) -> Table:
     """Return {"timeouts": …} for a rule of an HTTPRoute, with a duration as in GEP-2257; {} without a time limit."""
     if not timeouts.total:
         return {}

@@ -185,7 +185,7 @@ class Workload:
         return self.desired_workers
 
     @property
-    def is_complete(self) -> bool:
+    def has_reached_goal(self) -> bool:
         """Whether the wanted workers are available and no older revision is left; for a job: whether it succeeded."""
         if self.config.job:
             return _number(self._status.get("succeeded")) > 0
@@ -229,7 +229,7 @@ class Workload:
         """The server as commands show it; without pids, since its processes run on other machines."""
         ready = [each for each in self.pods if each.is_ready]
         since = [each.ready_since for each in ready if each.ready_since is not None]
-        done = self.config.job and self.is_complete
+        done = self.config.job and self.has_reached_goal
         state = self._state(bool(ready))
         is_ready = done or (bool(ready) and state is State.RUNNING and not self.config.job)
         return ClusterServerItem(
@@ -252,7 +252,7 @@ class Workload:
             if any(not each.is_lost for each in self.pods) and not self.config.job:
                 return State.STOPPING
             return State.DISABLED if self.config.disabled else State.STOPPED
-        if self.config.job and self.is_complete:
+        if self.config.job and self.has_reached_goal:
             return State.COMPLETED
         if has_ready:
             return State.RUNNING
@@ -326,7 +326,7 @@ class ScheduledWorkload(Workload):
         return self.found is None or bool(self._spec.get("suspend"))
 
     @property
-    def is_complete(self) -> bool:
+    def has_reached_goal(self) -> bool:
         """Return whether the CronJob exists and is not suspended, even if no run has completed yet."""
         return not self.is_stopped
 

@@ -31,7 +31,7 @@ from poolctl.control.answers import (
     ProgressLine,
     ReloadResult,
     Result,
-    ServerStep,
+    ServerProgress,
     failure,
 )
 from poolctl.control.pool_paths import pool_key, state_dir
@@ -780,7 +780,7 @@ class _ClusterPool:
             for each in await self._list_if_allowed("CronJob"):
                 self._objects["CronJob"][each["metadata"]["name"]] = each
         changes, gone = self._changes_with_removed_names(found)
-        planned = (*changes, *self._changed_routes(await self._list_deployed_routes()))
+        planned = (*changes, *self._route_changes(await self._list_deployed_routes()))
         if call.options.get("dry_run"):
             return ReloadResult(changes=planned, exit_code=NOT_AS_DESIRED if planned else 0)
         names = [each.name for each in changes if each.change != Kind.REMOVE]
@@ -844,7 +844,7 @@ class _ClusterPool:
             for each in await self._list_if_allowed(kind)
         }
 
-    def _changed_routes(self, there: Mapping[tuple[str, str], Table]) -> list[PlannedChange]:
+    def _route_changes(self, there: Mapping[tuple[str, str], Table]) -> list[PlannedChange]:
         changes: list[PlannedChange] = []
         for route in self.compiled.routes:
             found = there.get(_key(route.object))
@@ -1044,7 +1044,7 @@ class _OrderedBringUp:
             return False  # the watch has not reported the change yet
         if isinstance(workload, ScheduledWorkload):
             return self._record_job_result(workload)
-        if workload.is_complete:
+        if workload.has_reached_goal:
             return True
         now = time.monotonic()
         if name in self._generations and self._over.issuperset(self._needed[name]):
@@ -1069,7 +1069,7 @@ class _OrderedBringUp:
         """Return whether the run begun by a restart has ended; without a restart, whether the CronJob is active."""
         job, name = self._runs.get(workload.config.name), workload.config.name
         if job is None:
-            return workload.is_complete
+            return workload.has_reached_goal
         run = workload.run(job)
         why = Problem("its run was ended", f"poolctl restart {name}") if run is None else run.failure
         if why is not None:
@@ -1151,7 +1151,7 @@ def _error(workload: Workload, kind: type[PoolError], message: str, hint: str = 
 
 def _step_line(workload: Workload, item: ClusterServerItem, *, done: bool) -> Table:
     why = workload.failure()
-    step = ServerStep(
+    step = ServerProgress(
         name=item.name,
         bind=item.bind,
         state=item.state,

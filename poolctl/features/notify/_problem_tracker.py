@@ -67,7 +67,7 @@ def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
     status = next(status for status, count in counts.items() if count)
     worst = max((SEVERITIES.index(line.severity) for line in lines if line.status == status), default=0)
     words = [f"{count} {_noun(status, count)}" for status, count in counts.items() if count]
-    title = lines[0].text if len(lines) == 1 else f"{', '.join(words)}{_server_names(lines)}"
+    title = lines[0].text if len(lines) == 1 else f"{', '.join(words)}{_server_names_suffix(lines)}"
     return Message(
         status,
         SEVERITIES[worst] if status != RESOLVED else INFO,
@@ -78,7 +78,7 @@ def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
     )
 
 
-def _server_names(lines: Sequence[MessageLine]) -> str:
+def _server_names_suffix(lines: Sequence[MessageLine]) -> str:
     names = list(dict.fromkeys(line.event.server for line in lines if line.event.server))
     shown = ", ".join(names[:_NAMED])
     return f" ({shown}{' …' if len(names) > _NAMED else ''})" if names else ""

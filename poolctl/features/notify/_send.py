@@ -255,7 +255,7 @@ def _escaped(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReceiverResult:
+class ReceiverTestResult:
     """The outcome of a test notification to one receiver; `message` is the reason of a failure."""
 
     name: str
@@ -269,7 +269,7 @@ class NotifyResult(Result):
 
     PRINTED: ClassVar[tuple[str, ...]] = ("receivers",)
 
-    receivers: tuple[ReceiverResult, ...] | None = None
+    receivers: tuple[ReceiverTestResult, ...] | None = None
 
 
 async def send_test(
@@ -286,13 +286,13 @@ async def send_test(
     text = "If you can read this, problems will be reported here."
     message = Message(TEST, "info", title, (text,), Clock().time())
 
-    async def attempt(notify: Notify) -> ReceiverResult:
+    async def attempt(notify: Notify) -> ReceiverTestResult:
         problem = ""
         try:
             await NotificationSender(notify, lambda: facts).send(message)
         except SendFailed as failed:
             problem = str(failed)
-        return ReceiverResult(name=notify.label, ok=not problem, message=problem)
+        return ReceiverTestResult(name=notify.label, ok=not problem, message=problem)
 
     chosen = [each for each in receivers if not names or each.label in names]
     found = await asyncio.gather(*map(attempt, chosen))

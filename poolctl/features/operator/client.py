@@ -83,7 +83,7 @@ class OperatorSettings:
         return f"<OperatorSettings {self.url}>"
 
 
-class _Service:
+class _CountedService:
     """A service whose requests are counted in UnsentCounts.words[slot], and its scheduled or current report, if any."""
 
     __slots__ = ("failures", "name", "sending", "slot", "why")
@@ -118,7 +118,7 @@ class OperatorClient:
         self._report = report
         self._random = random or Random()
         self._page = UnsentCounts(directory)
-        self._services: dict[str, _Service] = {}
+        self._services: dict[str, _CountedService] = {}
         self._reported = False
         self._report_again = 0.0
         self._delivered = 0
@@ -189,14 +189,14 @@ class OperatorClient:
 
     # Services.
 
-    def _add(self, name: str) -> _Service:
-        self._forget_idle()
-        service = self._services[name] = _Service(name, self._page.allocate_slot(name))
+    def _add(self, name: str) -> _CountedService:
+        self._forget_oldest_idle()
+        service = self._services[name] = _CountedService(name, self._page.allocate_slot(name))
         due = max((other.due_ns().get(name, 0) for other in self._others), default=0)
         self._set_due(service, self._capped_due_time(due / 1e9))
         return service
 
-    def _forget_idle(self) -> None:
+    def _forget_oldest_idle(self) -> None:
         """Free the slots of idle services. Called for each new service, and examines only the two oldest ones."""
         now = self._loop.time()
         for service in [*self._services.values()][:2]:
@@ -206,14 +206,14 @@ class OperatorClient:
             else:
                 self._page.release(service.slot)
 
-    def _unsent(self, service: _Service) -> int:
+    def _unsent(self, service: _CountedService) -> int:
         return int(self._page.words[service.slot + COUNT])
 
-    def _due_time(self, service: _Service) -> float:
+    def _due_time(self, service: _CountedService) -> float:
         """Return the earliest time of the service's next report, on the monotonic clock that all processes share."""
         return float(self._page.words[service.slot + DUE_NS] / 1e9)
 
-    def _set_due(self, service: _Service, at: float) -> None:
+    def _set_due(self, service: _CountedService, at: float) -> None:
         self._page.words[service.slot + DUE_NS] = max(0, int(at * 1e9))
 
     def _capped_due_time(self, due: float) -> float:
@@ -223,17 +223,17 @@ class OperatorClient:
 
     # Sending.
 
-    def _schedule(self, service: _Service) -> None:
+    def _schedule(self, service: _CountedService) -> None:
         """Schedule the service's next report for the time when it is due, unless sending has stopped."""
         if service.sending is not None:
             service.sending.cancel()
         if not self._stopped:
             service.sending = self._loop.call_at(self._due_time(service), self._begin, service)
 
-    def _begin(self, service: _Service) -> None:
+    def _begin(self, service: _CountedService) -> None:
         service.sending = self._loop.create_task(self._report_request_count(service))
 
-    async def _report_request_count(self, service: _Service) -> None:
+    async def _report_request_count(self, service: _CountedService) -> None:
         async with self._turns:
             settings = self._settings
             began = self._loop.time()
@@ -295,7 +295,9 @@ class OperatorClient:
         self._tls = await in_daemon_thread(load)
         return self._tls[1]
 
-    def _record_failure(self, service: _Service, began: float, settings: OperatorSettings, why: str) -> None:
+    def _record_failure(
+        self, service: _CountedService, began: float, settings: OperatorSettings, why: str
+    ) -> None:
         retry = settings.retry_seconds
         most = max(MOST_PAUSE_SECONDS, retry)
         pause = min(most, retry * 2 ** min(service.failures, 20)) * self._random.uniform(1.0, 1.5)
@@ -309,7 +311,7 @@ class OperatorClient:
         service.failures += 1
         service.why = why
 
-    def _note_success_and_report_recovery(self, service: _Service, delivered: int) -> None:
+    def _note_success_and_report_recovery(self, service: _CountedService, delivered: int) -> None:
         self._delivered += delivered
         service.failures, service.why = 0, ""
         if self._reported and not any(each.failures for each in self._services.values()):
@@ -340,7 +342,7 @@ class OperatorClient:
                 self._set_due(service, due)
                 self._reschedule_unless_sending(service)
 
-    def _reschedule_unless_sending(self, service: _Service) -> None:
+    def _reschedule_unless_sending(self, service: _CountedService) -> None:
         """Reschedule the service's report after its due time has changed, unless the report is in progress."""
         if isinstance(service.sending, asyncio.TimerHandle):
             self._schedule(service)

@@ -22,7 +22,7 @@ from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import Family, Row, families_of
 from poolctl.routing.decision import is_within
 from poolctl.supervisor.active_configuration import SupervisorContext
@@ -81,7 +81,7 @@ class RequestReportEndpoint(HttpEndpoint):
     other namespaces are answered with 404.
     """
 
-    def __init__(self, core: Core, events: EventQueue) -> None:
+    def __init__(self, core: Core, events: EventBus) -> None:
         super().__init__(LIMITS, "reports of requests")
         self.endpoint = ""
         self.access = Access()
@@ -159,7 +159,7 @@ class RequestReportEndpoint(HttpEndpoint):
 class OperatorAddressServer(HttpAddressServer[RequestReportEndpoint, OperatorTable]):
     """Listens on the address in [operator], and serves an RequestReportEndpoint there."""
 
-    def __init__(self, environment: SupervisorContext, events: EventQueue, core: Core) -> None:
+    def __init__(self, environment: SupervisorContext, events: EventBus, core: Core) -> None:
         super().__init__(environment, events, fd_store.OPERATOR, "operator")
         self._core = core
 
@@ -248,9 +248,9 @@ class PoolOperator(GatewayPart):
     def problems(self) -> Iterable[str]:
         return [f"[operator]: {self._address.problem}"] if self._address.problem else []
 
-    async def wait_for_opening(self) -> None:
+    async def wait_for_opening_attempt(self) -> None:
         """Wait until the endpoint's address is open, or could not be opened; returns at once if none is configured."""
-        await self._address.wait_for_opening()
+        await self._address.wait_for_opening_attempt()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
         found = reports.get(_PACKAGE)

@@ -16,7 +16,7 @@ from functools import partial
 
 from poolctl.features.gateway.process.settings import MachineState
 from poolctl.features.gateway.supervision.outside_targets import Activity
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.platform import replace_file
 from poolctl.units import format_duration
 
@@ -64,7 +64,7 @@ class MachinePowerManager:
     """
 
     def __init__(
-        self, events: EventQueue, changed: Callable[[], None], activities: Activities, state_directory: str
+        self, events: EventBus, changed: Callable[[], None], activities: Activities, state_directory: str
     ) -> None:
         self._events = events
         self._changed = changed
@@ -83,7 +83,7 @@ class MachinePowerManager:
         """The states of all machines by URL; empty if requests may not start machines."""
         if self._table is None or not self._table.start:
             return {}
-        return {url: self._state(url, guest, self._table) for url, guest in self._guests.items()}
+        return {url: self._known_state(url, guest, self._table) for url, guest in self._guests.items()}
 
     def configure(self, table: ProxmoxTable | None, api: ProxmoxApi | None) -> None:
         """Use this API and the table's limits from now on. If they are None, no machine is started or stopped."""
@@ -124,7 +124,7 @@ class MachinePowerManager:
             return
         case = self._start_states.setdefault(guest.vmid, _StartState())
         if case.work is None:
-            case.work = asyncio.ensure_future(self._ensure_started(self._api, guest, case))
+            case.work = asyncio.ensure_future(self._start_or_mark_unknown(self._api, guest, case))
         else:
             case.asked = True
 
@@ -143,7 +143,7 @@ class MachinePowerManager:
             if case.work is not None:
                 case.work.cancel()
 
-    def _state(self, url: str, guest: Guest, table: ProxmoxTable) -> MachineState:
+    def _known_state(self, url: str, guest: Guest, table: ProxmoxTable) -> MachineState:
         case = self._start_states.get(guest.vmid)
         state = MachineState.STOPPED if guest.status == STOPPED else MachineState.RUNNING
         if case is None:
@@ -158,7 +158,7 @@ class MachinePowerManager:
             answers=case.answers,
         )
 
-    async def _ensure_started(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
+    async def _start_or_mark_unknown(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
         try:
             await self._start_if_stopped(api, guest, case)
         except ApiError:
@@ -246,13 +246,15 @@ class MachinePowerManager:
         if status != STOPPED or self._table is None or not self._table.start:
             self._set_state_and_cancel_retry(case, "")
         elif now >= case.not_before:
-            await self._start(api, guest, case, self._table.start_timeout)
+            await self._try_start_guest(api, guest, case, self._table.start_timeout)
         elif case.state != MachineState.FAILED:
             self._enter_backoff(
                 case, f"the {guest.title} has stopped soon after its start", case.not_before - now
             )
 
-    async def _start(self, api: ProxmoxApi, guest: Guest, case: _StartState, limit_seconds: float) -> None:
+    async def _try_start_guest(
+        self, api: ProxmoxApi, guest: Guest, case: _StartState, limit_seconds: float
+    ) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._set_state_and_cancel_retry(case, MachineState.STARTING)

@@ -17,7 +17,7 @@ from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.features.gateway.process.settings import Endpoint, MachineState
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import TargetMachineReport
 from poolctl.supervisor.feature_parts import PartContext
@@ -82,7 +82,7 @@ class Inventory:
         Nodes are searched before guests. A host is a name or an IP address; names are compared without case. A name
         with a domain, such as "wiki.lan", means the machine of that name, or else the machine "wiki".
         """
-        words = [canonical(word) for word in (host, alias) if word]
+        words = [canonical_name(word) for word in (host, alias) if word]
         labels = [label for word in words if (label := label_before_domain(word))]
         for those in (words, labels):
             for machines in (self._nodes, self._guests):
@@ -92,7 +92,7 @@ class Inventory:
         return None
 
 
-def links_of(
+def links_by_target(
     routes: Iterable[Route | StreamRoute], inventory: Inventory
 ) -> dict[tuple[str, str], MachineLink]:
     """The machines behind the URLs of the routes, by the route's alias and the URL.
@@ -123,7 +123,7 @@ def host_of(url: str) -> str:
         return ""
 
 
-def canonical(word: str) -> str:
+def canonical_name(word: str) -> str:
     """A name in lower case, or an IP address in its canonical spelling."""
     try:
         return str(ip_address(word.partition("%")[0]))
@@ -146,7 +146,10 @@ def _is_non_loopback_address(word: str) -> bool:
 
 def _unambiguous_links(machines: Sequence[tuple[str, frozenset[str], MachineLink]]) -> dict[str, MachineLink]:
     words = [
-        (word, link) for name, addresses, link in machines for word in {canonical(name), *addresses} if word
+        (word, link)
+        for name, addresses, link in machines
+        for word in {canonical_name(name), *addresses}
+        if word
     ]
     counts = Counter(word for word, _ in words)
     return {word: link for word, link in words if counts[word] == 1}
@@ -161,7 +164,7 @@ class ProxmoxInventory:
 
     def __init__(
         self,
-        events: EventQueue,
+        events: EventBus,
         changed: Callable[[], None],
         activities: Activities,
         state_directory: str,
@@ -317,7 +320,7 @@ class ProxmoxInventory:
 
         With `read`, the inventory has just been read. Without it, `starter` keeps the machine states that it has.
         """
-        before, self.links = self.links, links_of(self._routes, self.inventory)
+        before, self.links = self.links, links_by_target(self._routes, self.inventory)
         for key, link in self.links.items():
             previous = before.get(key)
             if previous is None or (previous.identity, previous.node) != (link.identity, link.node):

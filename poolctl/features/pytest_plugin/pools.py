@@ -149,7 +149,7 @@ class PoolFactory:
                 config = PoolConfig.load(files)
             else:
                 tables = [*(source or ()), *(_table(name, given) for name, given in servers.items())]
-                config = PoolConfig([self._with_free_port(table) for table in tables])
+                config = PoolConfig([self._with_free_port_if_unset(table) for table in tables])
         except PoolValidateError as invalid:
             raise _failure("the configuration is not valid", invalid.exceptions) from None
         if config.problems:
@@ -184,7 +184,7 @@ class PoolFactory:
             return server.at(parse(f"unix:{directory}/{len(os.listdir(directory))}-{server.name[:20]}.sock"))
         return server.at(parse(f"{LOOPBACK}:{self._claim_port()}"))
 
-    def _with_free_port(self, table: Any) -> Any:
+    def _with_free_port_if_unset(self, table: Any) -> Any:
         if not isinstance(table, Mapping) or "bind" in table or "listen" in table or table.get("job"):
             return table
         texts = [*map(str, table.get("command", ())), *map(str, table.get("env", {}).values())]

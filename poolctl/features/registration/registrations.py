@@ -41,7 +41,7 @@ from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store, pool_files
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import Family
 from poolctl.platform import peer_credentials, replace_file
 from poolctl.routing.route import REGISTRATION
@@ -137,10 +137,10 @@ class TargetRegistration(GatewayPart):
     def not_served(self) -> Iterable[str]:
         return [f"[registration]: {self._address.problem}"] if self._address.problem else []
 
-    async def wait_for_opening(self) -> None:
+    async def wait_for_opening_attempt(self) -> None:
         """Wait until the endpoint's address is open, or could not be opened; returns at once without a gateway."""
         if self._gateway is not None:
-            await self._address.wait_for_opening()
+            await self._address.wait_for_opening_attempt()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
         found = Family("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
@@ -187,7 +187,7 @@ class TargetRegistration(GatewayPart):
         if gateway is None or gateway.tables.get(GatewayConfig) is None:
             return await no_gateway_to_change(call)
         await self._resumed
-        settings = await self._settings(call.options, gateway.tables)
+        settings = await self._request_or_refusal(call.options, gateway.tables)
         if isinstance(settings, Result):
             return settings
         try:
@@ -244,13 +244,15 @@ class TargetRegistration(GatewayPart):
         late = await self._await_routes(self._gateway, call)
         return replace(answer, warnings=(late,) if late else ())
 
-    async def _settings(self, options: Table, tables: Tables) -> _services.RegistrationRequest | Result:
+    async def _request_or_refusal(
+        self, options: Table, tables: Tables
+    ) -> _services.RegistrationRequest | Result:
         findings: list[Finding] = []
         given = {
             key: value for key, value in options.items() if key not in _OF_REQUESTS and value is not None
         }
         settings = registration_of(given, findings)
-        if settings is not None and (problem := await _problem_of(settings.to, tables)):
+        if settings is not None and (problem := await _target_url_problem(settings.to, tables)):
             findings.append(Finding(("to",), problem, HINT))
         if settings is None or findings:
             errors = [
@@ -427,7 +429,7 @@ def _preload_validation() -> None:
         RouteConfig()
 
 
-async def _problem_of(url: str, tables: Tables) -> str:
+async def _target_url_problem(url: str, tables: Tables) -> str:
     """Why this URL may not be a target, or "". If the name server does not answer in time, the URL is allowed."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_RESOLVED_SECONDS):
@@ -442,7 +444,7 @@ def _refusal(code: int, message: str, hint: str) -> RegistrationChangeResult:
 # The address [registration].
 
 
-class Client:
+class AuthorizedClient:
     """A client of [registration]: its token's digest, routes, and networks; without networks any address is allowed."""
 
     def __init__(self, name: str, token: str, routes: tuple[str, ...], allow: tuple[str, ...] = ()) -> None:
@@ -528,9 +530,9 @@ class Refused(Exception):
 class RegistrationEndpoint(HttpEndpoint):
     """Answers `POST /v1/register` and `/v1/unregister`. `clients` may be changed at any time."""
 
-    def __init__(self, services: TargetRegistration, events: EventQueue) -> None:
+    def __init__(self, services: TargetRegistration, events: EventBus) -> None:
         super().__init__(LIMITS, "registrations")
-        self.clients: tuple[Client, ...] = ()
+        self.clients: tuple[AuthorizedClient, ...] = ()
         self.clock = Clock()
         self._services = services
         self._events = events
@@ -576,7 +578,7 @@ class RegistrationEndpoint(HttpEndpoint):
             result = await self._services.unregister(call, client.name)
         return _STATUSES.get(result.exit_code, 500), json.dumps({"result": to_json(result)}).encode() + b"\n"
 
-    def _authenticate(self, request: ReceivedRequest, peer: Peer) -> Client:
+    def _authenticate(self, request: ReceivedRequest, peer: Peer) -> AuthorizedClient:
         """The client that sent the request. Raises Refused."""
         now = self.clock.monotonic()
         if wait := self._wrong.wait_seconds(peer.key, now):
@@ -610,7 +612,7 @@ class RegistrationAddressServer(HttpAddressServer[RegistrationEndpoint, Registra
     """Listens on the address in [registration], and serves a RegistrationEndpoint there."""
 
     def __init__(
-        self, environment: SupervisorContext, events: EventQueue, services: TargetRegistration
+        self, environment: SupervisorContext, events: EventBus, services: TargetRegistration
     ) -> None:
         super().__init__(environment, events, fd_store.REGISTRATION_ADDRESS, "registration")
         self._services = services
@@ -626,7 +628,7 @@ class RegistrationAddressServer(HttpAddressServer[RegistrationEndpoint, Registra
         server.clients = clients
 
 
-def authorized_clients(table: RegistrationTable, env: Mapping[str, str]) -> tuple[Client, ...]:
+def authorized_clients(table: RegistrationTable, env: Mapping[str, str]) -> tuple[AuthorizedClient, ...]:
     """The clients with their tokens. Raises ServerError for a missing token."""
     found = []
     for each in table.client:
@@ -634,7 +636,7 @@ def authorized_clients(table: RegistrationTable, env: Mapping[str, str]) -> tupl
         if not token:
             message = f"the environment variable {each.token_env} is not set"
             raise ServerError(message, hint=f"export {each.token_env}=… before poolctl start")
-        found.append(Client(each.label, token, each.routes, each.allow))
+        found.append(AuthorizedClient(each.label, token, each.routes, each.allow))
     return tuple(found)
 
 

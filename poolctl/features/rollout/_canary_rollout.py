@@ -12,14 +12,14 @@ from poolctl.core.decide import LEAVING, WorkerPhase
 from poolctl.core.server_entry import Canary, Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import to_json
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.platform import memory_bytes
 from poolctl.runners.runner_protocol import Counters
 from poolctl.supervisor.statistics import errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from ._verdict import AbortCondition, RolloutFigures, RolloutReport, Verdict, verdict
+from ._verdict import AbortCondition, GenerationFigures, RolloutReport, Verdict, verdict
 
 JUDGE_SECONDS = 1.0
 STARTING, RUNNING, PAUSED, PROMOTING = "starting", "running", "paused", "promoting"
@@ -50,7 +50,7 @@ class CanaryRollout:
     """Manages one canary until `is_over`. `begun` is set once the canary is ready, or the rollout is over."""
 
     def __init__(
-        self, core: Core, events: EventQueue, entry: Entry, counters: Counters, plan: RolloutPlan
+        self, core: Core, events: EventBus, entry: Entry, counters: Counters, plan: RolloutPlan
     ) -> None:
         self.begun, self.over = asyncio.Event(), asyncio.Event()
         self.entry = entry
@@ -129,7 +129,7 @@ class CanaryRollout:
             before=before,
         )
 
-    def _wait_reason(self, canary: RolloutFigures) -> str:
+    def _wait_reason(self, canary: GenerationFigures) -> str:
         is_due = self._core.clock.monotonic() - self._began_at >= self.plan.seconds
         if self.state != RUNNING or not is_due or canary.requests >= self.plan.min_requests:
             return ""
@@ -157,7 +157,7 @@ class CanaryRollout:
         if entry is not self.entry or self.is_over:
             return
         if self._state == PROMOTING:
-            self._conclude_finished_promotion()
+            self._conclude_promotion_if_over()
         elif entry.desired.canary is not self._canary:
             self._conclude(WITHDRAWN, "another command, or the end of the server, replaced it")
         elif self._canary.failure:
@@ -165,7 +165,7 @@ class CanaryRollout:
         else:
             self._begin_or_withdraw()
 
-    def _conclude_finished_promotion(self) -> None:
+    def _conclude_promotion_if_over(self) -> None:
         entry = self.entry
         if entry.desired.generation != self._target or entry.wants_no_worker:
             why = (
@@ -239,9 +239,9 @@ class CanaryRollout:
                 GenerationMeter(entry, self._base, counters),
             )
 
-    def _measure(self) -> tuple[RolloutFigures, RolloutFigures]:
+    def _measure(self) -> tuple[GenerationFigures, GenerationFigures]:
         if self._figures is None:
-            return RolloutFigures(), RolloutFigures()
+            return GenerationFigures(), GenerationFigures()
         canary, before = self._figures
         return canary.measure(), before.measure()
 
@@ -281,7 +281,7 @@ class GenerationMeter:
                 self._began[worker.id] = counts
         self._now = dict(self._began)
 
-    def measure(self) -> RolloutFigures:
+    def measure(self) -> GenerationFigures:
         """Return the requests, errors and latencies since the measuring began, and the memory that is in use."""
         workers = list(self._workers())
         for worker in workers:
@@ -290,7 +290,7 @@ class GenerationMeter:
         began, now = _sum(self._began.values()), _sum(self._now.values())
         pids = [worker.placement.pid for worker in workers if worker.placement is not None]
         memory = [used for pid in pids if pid is not None and (used := memory_bytes(pid)) is not None]
-        return RolloutFigures(
+        return GenerationFigures(
             workers=len(workers),
             requests=now[tally.STARTED] - began[tally.STARTED],
             errors=errors(now) - errors(began),

@@ -24,7 +24,7 @@ _CONDITION = re.compile(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutFigures:
+class GenerationFigures:
     """The figures of one generation's workers since the rollout began; None if unknown.
 
     Errors are responses with a 5xx status, and responses that the application aborted. `memory_bytes` is the memory of
@@ -64,8 +64,8 @@ class RolloutReport:
     elapsed_seconds: float = 0.0
     min_requests: int = 0
     abort_on: tuple[str, ...] = ()
-    canary: RolloutFigures = RolloutFigures()
-    before: RolloutFigures = RolloutFigures()
+    canary: GenerationFigures = GenerationFigures()
+    before: GenerationFigures = GenerationFigures()
 
     @property
     def is_over(self) -> bool:
@@ -83,7 +83,7 @@ class RolloutResult(Result):
 class CanaryMetric(NamedTuple):
     """A figure by which canaries are judged, such as p99. `is_of_requests` is true if it is computed from requests."""
 
-    of: Callable[[RolloutFigures], float | None]
+    of: Callable[[GenerationFigures], float | None]
     parse: Callable[[str], float]
     shown: Callable[[float], str]
     is_of_requests: bool
@@ -124,7 +124,7 @@ class AbortCondition(NamedTuple):
     factor: float
     limit: float
 
-    def excess_reason(self, canary: RolloutFigures, before: RolloutFigures, min_requests: int) -> str:
+    def excess_reason(self, canary: GenerationFigures, before: GenerationFigures, min_requests: int) -> str:
         """Return how a canary exceeds the allowed value, or "" if it does not. `before` has other workers' figures."""
         figure = FIGURES[self.figure]
         judged = (canary, before) if self.factor else (canary,)
@@ -166,8 +166,8 @@ class Verdict(Enum):
 
 def verdict(
     conditions: Iterable[AbortCondition],
-    canary: RolloutFigures,
-    before: RolloutFigures,
+    canary: GenerationFigures,
+    before: GenerationFigures,
     *,
     min_requests: int,
     is_over: bool,

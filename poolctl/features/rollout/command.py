@@ -11,7 +11,7 @@ from poolctl.cli.render import printable, set_table_text
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.json_form import field_names
 
-from ._verdict import FIGURES, RolloutFigures, RolloutReport, RolloutResult
+from ._verdict import FIGURES, GenerationFigures, RolloutReport, RolloutResult
 
 ACTIONS = ("status", "promote", "abort", "pause", "resume")
 COLUMNS = ("name", "state", "share", "time", "requests", "errors", "p99", "memory", "reason")
@@ -143,7 +143,7 @@ def _status_row(rollout: RolloutReport) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def _metric_text(figures: RolloutFigures, of: str) -> str:
+def _metric_text(figures: GenerationFigures, of: str) -> str:
     if of in ("requests", "errors"):
         return str(getattr(figures, of))
     figure = FIGURES[of]

@@ -27,7 +27,7 @@ _MOST_PATIENCE = 8.0
 _ROUNDING = 1e-9
 
 
-class Load(NamedTuple):
+class LoadSample(NamedTuple):
     """A sample of a server's load over all its ready workers; `figures` are the measurements by trigger."""
 
     at: float
@@ -55,17 +55,17 @@ class _Window:
     def __init__(self, seconds: float, triggers: Iterable[str]) -> None:
         self.seconds = seconds
         self.demand = 0  # requests that wait elsewhere, reported within the window
-        self._samples: deque[Load] = deque()
+        self._samples: deque[LoadSample] = deque()
         self._accumulators: dict[str, Any] = {name: TRIGGERS[name].new_accumulator() for name in triggers}
 
-    def add(self, load: Load) -> None:
+    def add(self, load: LoadSample) -> None:
         """Add a sample, and remove samples that are too old."""
         self._samples.append(load)
         self._count(load, 1)
         while self._samples[0].at <= load.at - self.seconds:
             self._count(self._samples.popleft(), -1)
 
-    def _count(self, load: Load, sign: int) -> None:
+    def _count(self, load: LoadSample, sign: int) -> None:
         self.demand += sign * load.demand
         for name, accumulator in self._accumulators.items():
             accumulator.add(load.figures[name], sign)
@@ -117,7 +117,7 @@ class Autoscale:
         # In descending order, so that the first is the greatest of the period.
         self._recent_needs: deque[_Need] = deque()
 
-    def decide(self, load: Load, size: int, *, may_change: bool = True) -> Decision | None:
+    def decide(self, load: LoadSample, size: int, *, may_change: bool = True) -> Decision | None:
         """The change that this sample causes for a server with `size` desired workers; None for no change.
 
         The caller makes the change at once. Without `may_change`, as for a failing server, nothing is changed.

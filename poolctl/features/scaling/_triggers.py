@@ -59,7 +59,7 @@ class MovingAverage:
         return None if self._unknown or self._weight <= 0 else self._amount / self._weight
 
 
-class Quantile:
+class MovingQuantile:
     """A quantile of the latencies of all responses, in seconds, over several samples."""
 
     def __init__(self, share: float) -> None:
@@ -92,7 +92,7 @@ class Trigger:
         self.capabilities = capabilities
 
     @classmethod
-    def new_accumulator(cls) -> MovingAverage | Quantile:
+    def new_accumulator(cls) -> MovingAverage | MovingQuantile:
         """Return a new MovingAverage, which accumulates the results of `measure`."""
         return MovingAverage()
 
@@ -155,16 +155,16 @@ def _processor_seconds(entry: Entry) -> dict[int, float]:
     return {pid: spent for pid, spent in found.items() if spent is not None}
 
 
-class Latency(Trigger):
+class LatencyQuantile(Trigger):
     """Base class of the latency triggers: their target applies to the latencies of the whole server."""
 
     is_latency = True
     share: ClassVar[float]
 
     @classmethod
-    def new_accumulator(cls) -> Quantile:
+    def new_accumulator(cls) -> MovingQuantile:
         """Return a new Quantile, which accumulates the results of `measure`."""
-        return Quantile(cls.share)
+        return MovingQuantile(cls.share)
 
     def measure(self, sample: Sample) -> Sequence[int]:
         """The number of responses in each bucket of latencies; empty without responses."""
@@ -172,13 +172,13 @@ class Latency(Trigger):
         return responses if any(responses) else ()
 
 
-class P50(Latency):
+class P50(LatencyQuantile):
     """The trigger whose figure is the median latency of the responses."""
 
     share = 0.5
 
 
-class P99(Latency):
+class P99(LatencyQuantile):
     """The trigger whose figure is the 99th percentile of the latency of the responses."""
 
     share = 0.99

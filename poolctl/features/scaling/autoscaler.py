@@ -16,7 +16,7 @@ from poolctl.units import format_duration
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from ._autoscale import Autoscale, Decision, Load
+from ._autoscale import Autoscale, Decision, LoadSample
 from ._triggers import TRIGGERS, Sample
 from .keys import Scale
 
@@ -35,7 +35,7 @@ class LoadSampler:
         self._seen: dict[str, Counts] = {}  # by worker id
         self._at = now
 
-    def sample(self, entry: Entry, now: float) -> Load:
+    def sample(self, entry: Entry, now: float) -> LoadSample:
         """Return the load since the previous sample. The increase of a worker's counters is 0 in its first sample."""
         seen: dict[str, Counts] = {}
         counted = [0] * tally.COUNTED
@@ -58,7 +58,7 @@ class LoadSampler:
         sample = Sample(entry, now, now - self._at, in_flight, counted)
         self._at = now
         figures = {name: trigger.measure(sample) for name, trigger in self._triggers.items()}
-        return Load(now, len(seen), serves, figures=figures)
+        return LoadSample(now, len(seen), serves, figures=figures)
 
 
 class _ScaledServer:
@@ -157,9 +157,9 @@ class Autoscaler(FeaturePart):
             load = load._replace(demand=self._core.take_demand(entry))
         decision = server.autoscale.decide(load, entry.size, may_change=may_change)
         if decision is not None:
-            self._apply(server, decision)
+            self._apply_or_refuse(server, decision)
 
-    def _apply(self, server: _ScaledServer, decision: Decision) -> None:
+    def _apply_or_refuse(self, server: _ScaledServer, decision: Decision) -> None:
         entry = server.entry
         if decision.after < decision.before and entry.desired.canary is not None:
             # With fewer other workers the canary would get a larger share than requested.

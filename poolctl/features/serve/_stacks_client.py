@@ -9,7 +9,7 @@ from socket import AF_UNIX, socket
 from time import monotonic
 
 from poolctl.control.pool_paths import check_private
-from poolctl.runners.stack_report import PYTHON, WorkerStacks, find_hang_location, parse
+from poolctl.runners.stack_report import PYTHON, WorkerStacks, find_main_thread_hang, parse
 
 _PREFIX, _SUFFIX = "serve-", ".sock"
 _ANSWER_SECONDS = 5.0
@@ -30,10 +30,10 @@ def stacks_in(directory: str) -> list[WorkerStacks]:
     paths = [f"{directory}/{name}" for name in names if name.startswith(_PREFIX) and name.endswith(_SUFFIX)]
     if paths:
         check_private(directory)
-    return [found for path in paths if (found := _stacks_of(path)) is not None]
+    return [found for path in paths if (found := _stacks_unless_ended(path)) is not None]
 
 
-def _stacks_of(path: str) -> WorkerStacks | None:
+def _stacks_unless_ended(path: str) -> WorkerStacks | None:
     """The stacks of the process that has this socket; None if it has ended."""
     name = os.path.basename(path)
     pid = name[len(_PREFIX) : -len(_SUFFIX)]
@@ -54,7 +54,7 @@ def _stacks_of(path: str) -> WorkerStacks | None:
     return replace(
         unknown,
         source=PYTHON if threads else "",
-        place=find_hang_location(threads),
+        place=find_main_thread_hang(threads),
         threads=tuple(threads),
         tasks=tuple(tasks),
     )

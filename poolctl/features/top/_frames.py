@@ -697,7 +697,7 @@ class LogPane:
         return self._show(lines)
 
     def _show(self, lines: Iterable[LogLine]) -> int:
-        made = [text for line in self._wanted.forwards(lines) for text in _rendered(line)]
+        made = [text for line in self._wanted.filter_forwards(lines) for text in _rendered(line)]
         self._lines.extend(made)
         if self.back:  # scrolled lines stay in place
             self.scroll(len(made))

@@ -33,7 +33,7 @@ _ACTION_SECONDS = 3600.0
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 
-class Action(NamedTuple):
+class ServerAction(NamedTuple):
     """A command for one server. Notices show `doing` and `done`; a `question`, if any, has to be confirmed first."""
 
     verb: str
@@ -48,27 +48,27 @@ class Action(NamedTuple):
         return {"selector": {"targets": [self.name]}, "options": {"wait": True, "progress": False, **workers}}
 
 
-def action_of(key: str, item: Item) -> Action | None:
+def action_of(key: str, item: Item) -> ServerAction | None:
     """Return what a key does to the server `item`, which may depend on the server's state; None if it does nothing."""
     name, state = item.name, item.state
     if key == "r":
-        return Action("restart", name, "restarting", "restarted")
+        return ServerAction("restart", name, "restarting", "restarted")
     if key == "s" and state == "disabled":
-        return Action("enable", name, "enabling", "enabled")
+        return ServerAction("enable", name, "enabling", "enabled")
     if key == "s" and state in ("stopped", "completed", "failed"):
-        return Action("start", name, "starting", "started")
+        return ServerAction("start", name, "starting", "started")
     if key == "s":
-        return Action("stop", name, "stopping", "stopped", f"Stop {name}?")
+        return ServerAction("stop", name, "stopping", "stopped", f"Stop {name}?")
     if key == "d" and state == "draining":
-        return Action("undrain", name, "undraining", "back in rotation")
+        return ServerAction("undrain", name, "undraining", "back in rotation")
     if key == "d":
-        return Action("drain", name, "draining", "out of rotation", f"Take {name} out of rotation?")
+        return ServerAction("drain", name, "draining", "out of rotation", f"Take {name} out of rotation?")
     wanted = item.workers + {"+": 1, "-": -1}.get(key, 0)
     if key not in ("+", "-") or wanted < 1:
         return None
     workers = f"{wanted} worker{'s' if wanted > 1 else ''}"
     question = f"Scale {name} down to {workers}?" if key == "-" else ""
-    return Action("scale", name, "scaling", f"has {workers}", question, wanted)
+    return ServerAction("scale", name, "scaling", f"has {workers}", question, wanted)
 
 
 class LiveView:
@@ -84,7 +84,7 @@ class LiveView:
         self._help: int | None = None
         self._typing = False
         self._paused = False
-        self._question: Action | None = None
+        self._question: ServerAction | None = None
         self._notice: Notice | None = None
         self._notice_end: asyncio.TimerHandle | None = None
         self._trouble = ""
@@ -113,7 +113,7 @@ class LiveView:
                     self._pane.read()
                 screen.draw(self._frame())
                 if screen.unsent:
-                    self._loop.add_writer(screen.output, self._flush)
+                    self._loop.add_writer(screen.output, self._on_writable)
                 await self._news.wait()
                 self._news.clear()
         self._close_pane()
@@ -150,7 +150,7 @@ class LiveView:
         self._screen.set_up_terminal()
         self._news.set()
 
-    def _flush(self) -> None:
+    def _on_writable(self) -> None:
         self._screen.flush()
         if not self._screen.unsent:
             self._loop.remove_writer(self._screen.output)
@@ -219,7 +219,7 @@ class LiveView:
                 board.receive((await self._ask(RoutesResult, "routes", {})).items, monotonic())
             self._news.set()
 
-    async def _act(self, action: Action) -> None:
+    async def _act(self, action: ServerAction) -> None:
         self._notify(f"{action.doing} {action.name} …", "yellow", _LASTING_SECONDS)
         try:
             result = await self._ask(Result, action.verb, action.body(), _ACTION_SECONDS)

@@ -27,18 +27,20 @@ def make(site: RunnerContext) -> LocalRunner:
 
 
 def companions(
-    files: Sequence[str], directory: str, env: Mapping[str, str], without: Sequence[str]
+    files: Sequence[str], directory: str, env: Mapping[str, str], withheld_variables: Sequence[str]
 ) -> dict[str, CompanionSpec]:
     """The programs to start with the keeper (see runner_registry): the logger and the default interpreter's zygote."""
     interpreter = default_interpreter(os.path.dirname(files[0]), env)
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", directory, isolated=True)
     programs = {
-        fd_store.LOGGER: CompanionSpec(logger, f"{directory}/logger.log", session=True, without=without),
+        fd_store.LOGGER: CompanionSpec(
+            logger, f"{directory}/logger.log", session=True, without=withheld_variables
+        ),
     }
     if not _is_unsafe_for_root(interpreter, env):
         programs[f"{fd_store.ZYGOTE}{interpreter}"] = CompanionSpec(
-            zygote, f"{directory}/helpers.log", session=True, without=without
+            zygote, f"{directory}/helpers.log", session=True, without=withheld_variables
         )
     return programs
 

@@ -109,7 +109,7 @@ class AcceptHelper(LinkHandler):
     def adopt_helper_process(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
         """Use the previous supervisor's helper process, through its socket `fd`. Return [the new owner of `fd`]."""
         self._pid, self._up = int(meta["pid"]), True
-        self._link = Link(wire.over(fd), self)
+        self._link = Link(wire.socket_from_fd(fd), self)
         return [self._link.sock]
 
     def fetch(self, fetch: ConnectionFetch, sock: HasDescriptor, most: int) -> None:
@@ -292,7 +292,7 @@ class HeldConnection:
             self.timer = None
 
 
-class HeldLimit:
+class HeldConnectionLimit:
     """Limits the connections held for sleeping servers, so that a quarter of this process's descriptors stays free.
 
     The keeper also holds each of these connections, and has the same limit of descriptors.
@@ -390,7 +390,7 @@ class Activator:
         self._sleeping: dict[str, SleepingListener] = {}
         self._servers_that_block: set[str] = set()
         self._fetches: set[ConnectionFetch] = set()
-        self._limit = HeldLimit()
+        self._limit = HeldConnectionLimit()
         # Connections that wait for room in their server's adoption pair, by the server's key.
         self._leaving: dict[str, list[HeldConnection]] = {}
         self._watched: dict[int, tuple[SleepingListener, HeldConnection | None]] = {}
@@ -455,7 +455,7 @@ class Activator:
         if not self._adoptions.is_used_by_gateway(key) and all(worker.exited.done() for worker in workers):
             self._fetch_connections_left_in_pair(key)
 
-    def watch_pair(self, key: str) -> None:
+    def watch_pair_if_asleep(self, key: str) -> None:
         """If the server sleeps, watch the socket pair through which a gateway passes connections to its workers."""
         sleeping, left = self._sleeping.get(key), self._adoptions.take_end(key)
         if sleeping is not None and sleeping.left is None and left is not None:
@@ -526,7 +526,7 @@ class Activator:
         """Begin to take all connections that exited workers left in a sleeping server's socket pair, and hold them."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
-            self._fetch(ConnectionFetch(self, sleeping, sleeping.left, clears=True))
+            self._start_fetch(ConnectionFetch(self, sleeping, sleeping.left, clears=True))
 
     def _close_held_connections(self, key: str) -> None:
         """Close every connection that is held or being fetched for the server."""
@@ -590,7 +590,7 @@ class Activator:
             elif sleeping.shared or sleeping.sockets[fd] is sleeping.left:
                 self._unwatch(fd)
                 sleeping.fetched.add(fd)
-                self._fetch(ConnectionFetch(self, sleeping, sleeping.sockets[fd]))
+                self._start_fetch(ConnectionFetch(self, sleeping, sleeping.sockets[fd]))
             else:
                 self._accept(sleeping, sleeping.sockets[fd])
 
@@ -608,7 +608,7 @@ class Activator:
             if not sleeping.armed:
                 return
 
-    def _fetch(self, fetch: ConnectionFetch) -> None:
+    def _start_fetch(self, fetch: ConnectionFetch) -> None:
         """Have the accept helper, a separate process, perform `fetch`: take connections from `fetch.shared`."""
         self._fetches.add(fetch)
         self._accept_helper.fetch(fetch, fetch.shared, self._limit.most_at_once)
@@ -649,7 +649,7 @@ class Activator:
             self._unwatch(sleeping.left.fileno())
             sleeping.left = None
             if self._adoptions.is_used_by_gateway(sleeping.key):
-                self.watch_pair(sleeping.key)
+                self.watch_pair_if_asleep(sleeping.key)
             else:
                 self._adoptions.close_pair(sleeping.key)
         else:
@@ -668,7 +668,7 @@ class Activator:
             except OSError:
                 self._close(sleeping, held)
             else:
-                held.name = self._store_in_keeper(sleeping.key, held.sock)
+                held.name = self._try_store_in_keeper(sleeping.key, held.sock)
                 if self._limit.too_many(sum(len(each.connections) for each in self._sleeping.values())):
                     self._evict_or_wake_most_crowded(held)
 
@@ -744,7 +744,7 @@ class Activator:
             # If it were sent while it is still in the store, it would be served twice if this process exited here.
             self._drop_from_store(held)
             if not self._queue_duplicate(key, held.sock):
-                held.name = self._store_in_keeper(key, held.sock)
+                held.name = self._try_store_in_keeper(key, held.sock)
                 asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send_held_connections, key)
                 return
             self._stop_holding(leaving.pop())
@@ -766,7 +766,7 @@ class Activator:
         self._adoptions.open(self._servers[key])
         return self._adoptions.give(key, sock)
 
-    def _store_in_keeper(self, key: str, sock: Connection) -> str:
+    def _try_store_in_keeper(self, key: str, sock: Connection) -> str:
         """Store the connection in the keeper. Returns the name of its entry, or "" if that failed."""
         name = f"{fd_store.HELD_CONNECTION}{next(self._numbers)}"
         try:

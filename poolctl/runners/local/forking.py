@@ -54,7 +54,7 @@ class LoadedCertificate:
     ends: float | None
 
 
-class Certificates:
+class FallbackCertificates:
     """The last certificate of each server, by the server's name.
 
     They are kept in memory and in the keeper's store for a successor, never on disk.
@@ -66,7 +66,9 @@ class Certificates:
         self._forced: dict[str, int] = {}  # by server: the generation that gets an expired file's content too
         self._due: asyncio.TimerHandle | None = None
 
-    def read_certificate_with_fallback(self, server: ServerConfig, generation: int) -> LoadedCertificate:
+    def read_certificate_with_expiry_fallback(
+        self, server: ServerConfig, generation: int
+    ) -> LoadedCertificate:
         """Return the certificate in the server's files. If it has expired, return the kept one if that is still valid.
 
         A certificate is kept once a worker is ready with it (see `keep_if_ready`), or at once if no valid one is kept.
@@ -236,7 +238,7 @@ class Forker:
         self._app_zygotes = app_zygotes
         self._output = output
         self._adoptions = adoptions
-        self.certificates = Certificates(site.keeper)
+        self.certificates = FallbackCertificates(site.keeper)
         self.room = DescriptorBudget()
         self._code_since: dict[str, float] = {}
 
@@ -257,7 +259,7 @@ class Forker:
         Raises WorkerFailed, or ServerError if something that the configuration names does not exist.
         """
         await self.room.acquire()
-        forked_from = self._source(server)
+        forked_from = self._zygote_identity(server)
         return await self._zygotes.with_retry(
             forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from, woken, hook)
         )
@@ -267,12 +269,12 @@ class Forker:
 
         Raises ServerError or WorkerFailed if one is missing.
         """
-        forked_from = self._source(server)
+        forked_from = self._zygote_identity(server)
         await self._zygotes.with_retry(forked_from, lambda: self._zygotes.ensure_zygote_up(forked_from))
         await asyncio.to_thread(self._check_files_and_program, server)
 
     def _check_files_and_program(self, server: ServerConfig) -> None:
-        spec = self._app_spec(server)
+        spec = self._preload_spec(server)
         worker_spec.tls_contents(server)
         base = os.environ if spec["env_base"] is None else spec["env_base"]
         if server.command and (finding := missing_program(server, {**base, **spec["env"]})):
@@ -289,21 +291,21 @@ class Forker:
 
     def warm(self, server: ServerConfig) -> None:
         """Begin to start the zygote for the server's workers, before one is needed."""
-        self._zygotes.start(self._source(server))
+        self._zygotes.start(self._zygote_identity(server))
 
     def retain_app_zygote(self, server: ServerConfig) -> None:
         """Record that the server uses its app zygote, so that `end_unneeded` does not end a zygote adopted for it."""
         with contextlib.suppress(ServerError):
-            self._app_zygotes.retain_and_get_key(server, self._app_spec(server))
+            self._app_zygotes.retain_and_get_key(server, self._preload_spec(server))
 
     async def _get_or_start_zygote(self, server: ServerConfig) -> AppZygote | str:
         if not server.preload or server.command:
             return ""
         return await self._app_zygotes.get_or_import(
-            server, self._app_spec(server), self._code_since.get(server.key, 0.0)
+            server, self._preload_spec(server), self._code_since.get(server.key, 0.0)
         )
 
-    def _app_spec(self, server: ServerConfig) -> Spec:
+    def _preload_spec(self, server: ServerConfig) -> Spec:
         return worker_spec.preload_spec(
             server,
             interpreter=_interpreter(server),
@@ -322,7 +324,7 @@ class Forker:
         hook: str,
     ) -> LocalWorker:
         app_zygote = await self._get_or_start_zygote(server)
-        given = self.certificates.read_certificate_with_fallback(server, generation)
+        given = self.certificates.read_certificate_with_expiry_fallback(server, generation)
         spec = worker_spec.worker_spec(
             server,
             interpreter=forked_from.interpreter,
@@ -432,7 +434,7 @@ class Forker:
             if_failed.callback(pool_files.unlink_quietly, worker.place)
         return fds
 
-    def _source(self, server: ServerConfig) -> InterpreterZygoteIdentity:
+    def _zygote_identity(self, server: ServerConfig) -> InterpreterZygoteIdentity:
         """The zygote from which the server's processes are forked.
 
         It runs as the server's user if other users can change the interpreter's files.

@@ -49,7 +49,7 @@ from .takeover import (
     rescue_orphans_and_check_outdated,
     systemd_sockets,
     take_over,
-    wait_for_reports,
+    wait_briefly_for_reports,
 )
 from .zygotes import AppZygotes, Children, ImportLimit, InterpreterZygoteIdentity, ProcessIdentity, Zygotes
 
@@ -88,7 +88,7 @@ class RoutePublisher(Routing):
         for server in passed:
             if server.key in open_keys:
                 self._adoptions.open(server)
-                self._activator.watch_pair(server.key)
+                self._activator.watch_pair_if_asleep(server.key)
             self.update_gateway_passing_permission(server.key)
         for key in before.keys() - names.keys():
             self._activator.close_unused_socket_pair(key, self._workers.of(key))
@@ -300,7 +300,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             fd_store.TALLY: self.tallies.add_up_unsaved_counts,
             fd_store.HELD_CONNECTION: partial(self.activator.requeue_held_connection, by_key),
             fd_store.APP_ZYGOTE: self.app_zygotes.adopt,
-            fd_store.WORKER: partial(adoption.adopt, self._register),
+            fd_store.WORKER: partial(adoption.adopt_or_stop, self._register),
         }
         names = await take_over(self.keeper, adopters)
         found = adoption.found
@@ -321,7 +321,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         if fds:
             owners = self.activator.adopt_acceptor(by_key, reply["meta"], fds[0])
             self.keeper.remember_entry(fd_store.ACCEPTOR, reply["meta"], owners)
-        await wait_for_reports(found)
+        await wait_briefly_for_reports(found)
         # Close unused listeners before any server looks for an address that one of them may occupy.
         ours = {server.key for server in servers.values()} | {worker.server.key for worker in found}
         open_keys = self.sockets.keys()
@@ -373,10 +373,10 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             raise ConnectionRefusedError("it has exited")
         return await worker.connect_for_probe(kind, plain, self.sockets.of(worker.server))
 
-    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
+    async def reload_tls(self, placement: Placement, server: ServerConfig) -> None:
         if placement.id in self._workers:
             given = self.forker.certificates.reload_certificate(server)
-            self._workers[placement.id].renew_tls(server, given.contents)
+            self._workers[placement.id].reload_tls(server, given.contents)
 
     async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Order the worker to stop accepting, and wait until it has. A command may go on accepting until it exits."""
@@ -463,7 +463,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         self._stopped = {each for each in zygotes if is_stopped(each.pid)}
         for process in before & self._stopped:
             logger.error("a zygote (pid %d) is stopped: killing it", process.pid)
-            self.children.kill(process)
+            self.children.kill_group_now(process)
         loop = asyncio.get_running_loop()
         self._next_check = loop.call_at(
             next_aligned_time(loop.time(), PING_SECONDS), self._kill_suspended_zygotes

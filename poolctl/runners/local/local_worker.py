@@ -31,7 +31,7 @@ from poolctl.worker.tally import ASK, ASK_AGAIN, COUNTED, Counts, final_counts
 
 from .. import process_link
 from ..listener_opener import in_daemon_thread
-from ..process_link import Descriptor, HasDescriptor, Link, LinkHandler, Message, printable_text_or_empty
+from ..process_link import Descriptor, HasDescriptor, Link, LinkHandler, Message, sanitized_text_or_empty
 from ..runner_protocol import (
     AdoptedWorker,
     Counters,
@@ -42,7 +42,15 @@ from ..runner_protocol import (
     WorkerFailed,
     WorkerRouteTables,
 )
-from ..stack_report import FAULTHANDLER, PYTHON, KernelThread, Stacks, WorkerStacks, find_hang_location, parse
+from ..stack_report import (
+    FAULTHANDLER,
+    PYTHON,
+    KernelThread,
+    Stacks,
+    WorkerStacks,
+    find_main_thread_hang,
+    parse,
+)
 from ..worker_spec import memory_files, tls_settings
 from .zygotes import Children, ProcessIdentity
 
@@ -258,7 +266,7 @@ class RoutesMessage:
                 self._message["key"] = key
             self._fds = [routes.tables.get(server) or routes.tables[""], routes.give_back]
 
-    def send(self, control: Link) -> None:
+    def send_if_newest(self, control: Link) -> None:
         """Send the message to a worker, unless newer routes have replaced it and its descriptors are closed."""
         if all(fd.fileno() >= 0 for fd in self._fds):
             control.send(self._message, self._fds)
@@ -341,10 +349,10 @@ class LocalWorker(LinkHandler):
         self.control = Link(sock, self, trusted=False)
 
     def received(self, message: Message, fds: Sequence[int] = ()) -> None:
-        event = printable_text_or_empty(message, "event")
+        event = sanitized_text_or_empty(message, "event")
         if event == "ready":
             self.leaving = process_link.flag_of(message, "leaving")
-            self.resting = printable_text_or_empty(message, "resting")
+            self.resting = sanitized_text_or_empty(message, "resting")
             if self.leaving:
                 _settle(self.left)
             _settle(self.reported)
@@ -370,12 +378,12 @@ class LocalWorker(LinkHandler):
         elif event == "stacks":
             self.wrote_stacks.set()
         elif event == "tls":
-            error = printable_text_or_empty(message, "error") if self._renewing else ""
+            error = sanitized_text_or_empty(message, "error") if self._renewing else ""
             self._renewing = False
             if error:
                 logger.error("%s: its certificate cannot be used: %s", self.placement.id, error)
         elif event == "failed":
-            self.reason = masked_text(printable_text_or_empty(message, "message"))
+            self.reason = masked_text(sanitized_text_or_empty(message, "message"))
 
     def on_link_lost(self) -> None:
         """Called when the control socket is closed: the worker has exited, or can no longer be controlled."""
@@ -405,7 +413,7 @@ class LocalWorker(LinkHandler):
             self.control.send({"order": "go"})
             if self.routes is not None:
                 # Read before it serves, because its first connection may belong to another server.
-                self.routes.send(self.control)
+                self.routes.send_if_newest(self.control)
             self._send_page()
         _settle(self.begun)
 
@@ -413,7 +421,7 @@ class LocalWorker(LinkHandler):
         """Send the worker these routes, now or when it begins its work."""
         self.routes = routes
         if self.begun.done() and self.control is not None:
-            routes.send(self.control)
+            routes.send_if_newest(self.control)
             _settle(self._confirmed)
             if self.follows_routes and routes.generation:
                 self._confirmed = asyncio.get_running_loop().create_future()
@@ -458,7 +466,7 @@ class LocalWorker(LinkHandler):
         if self.control is not None:
             self.control.send({"order": "idle", "seconds": seconds})
 
-    def renew_tls(self, server: ServerConfig, contents: list[bytes]) -> None:
+    def reload_tls(self, server: ServerConfig, contents: list[bytes]) -> None:
         """Send the worker the certificate, key and client CAs that were read for its server."""
         if self.control is None:
             return
@@ -495,7 +503,7 @@ class LocalWorker(LinkHandler):
             return
         if self.control is None:
             if self.server.listens:
-                await self._children.signal(self.process, self.exited, self.server.stop_signal_number)
+                await self._children.try_signal(self.process, self.exited, self.server.stop_signal_number)
             _settle(self.left)
         else:
             self._order_end("drain", receivers)
@@ -519,12 +527,12 @@ class LocalWorker(LinkHandler):
         self._order_end("stop", receivers)
         if self.control is None or not self.answered.done():
             # A worker that is still importing its application reads no orders.
-            await self._children.signal(self.process, self.exited, self.server.stop_signal_number)
+            await self._children.try_signal(self.process, self.exited, self.server.stop_signal_number)
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await asyncio.shield(self.exited)
         except TimeoutError:
-            await self._children.signal(self.process, self.exited, signal.SIGKILL, group=True)
+            await self._children.try_signal(self.process, self.exited, signal.SIGKILL, group=True)
             async with asyncio.timeout(_KILL_SECONDS):
                 return await asyncio.shield(self.exited)
 
@@ -847,7 +855,7 @@ class StackReader(Stacks):
             pid=worker.placement.pid,
             source=source if threads else "",
             problem=problem,
-            place=find_hang_location(threads),
+            place=find_main_thread_hang(threads),
             threads=tuple(threads),
             tasks=tuple(tasks),
             kernel=()
@@ -863,7 +871,7 @@ class StackReader(Stacks):
         worker.wrote_stacks.clear()
         try:
             async with asyncio.timeout_at(until):
-                await self._children.signal(worker.process, worker.exited, signal_number)
+                await self._children.try_signal(worker.process, worker.exited, signal_number)
                 await worker.wrote_stacks.wait()
         except TimeoutError:
             return False

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
 from poolctl.keeper import fd_store, wire
-from poolctl.logs.internal_log import InternalLogRotation
+from poolctl.logs.internal_log import InternalLogRotator
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
 
@@ -56,7 +56,7 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         self._keeper = keeper
         self._adoption_directory = [] if adoption_directory is None else [adoption_directory]
         self._diagnostics = os.path.join(directory, "logger.log")
-        self._log_rotation = InternalLogRotation(directory)
+        self._log_rotation = InternalLogRotator(directory)
         self.logs_directory = logs_directory
         self._events = events
         self.paths: dict[str, str] = {}  # the log file of each server that has had a worker
@@ -75,7 +75,7 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         # The keeper holds this end too, so a logger gets end of file only when keeper and supervisor are both gone.
         reply, kept = await self._keeper.call({"op": "get", "name": fd_store.LOGGER})
         if kept:
-            self._link = Link(wire.over(kept[0]), self)
+            self._link = Link(wire.socket_from_fd(kept[0]), self)
         else:
             note = await self._open_write_ahead_log()
             self._link = Link(await self._spawn(), self)
@@ -258,16 +258,16 @@ class OutputPipes(LinkHandler, LogReopenCapability):
 
     def on_link_lost(self) -> None:
         # Not at once: the link may be found lost by the first of several messages that are being sent.
-        asyncio.get_running_loop().call_soon(self._replace, self._link)
+        asyncio.get_running_loop().call_soon(self._replace_logger, self._link)
 
-    def _replace(self, lost: Link | None) -> None:
+    def _replace_logger(self, lost: Link | None) -> None:
         if self._link is not lost or lost is None:
             return
         # Without a pause, because workers block once they have filled their pipes (64 KiB).
         self._link = None
         self._stop_watchdog()
         self._keeper.send({"op": "drop", "name": fd_store.LOGGER})
-        self._restarting = asyncio.ensure_future(self._start_again())
+        self._restarting = asyncio.ensure_future(self._restart_until_up())
 
     def _store_identity(self, identity: wire.Message) -> None:
         """Store the logger's pid and start time in the keeper, for the next supervisor."""
@@ -275,10 +275,10 @@ class OutputPipes(LinkHandler, LogReopenCapability):
 
     def _stop_watchdog(self) -> None:
         if self._watched is not None:
-            self._watched.close()
+            self._watched.stop_watching()
             self._watched = None
 
-    async def _start_again(self) -> None:
+    async def _restart_until_up(self) -> None:
         while self._link is None:
             try:
                 await self.start()

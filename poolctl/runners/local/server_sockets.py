@@ -91,7 +91,7 @@ class Sockets:
             # Blocking, as programs expect (sd_listen_fds(3)): the flag is shared by all processes that have the socket.
             for sock in self._open[key]:
                 sock.setblocking(True)
-        self._identities[key] = open_listener.identity_of(key)
+        self._identities[key] = open_listener.socket_file_identity(key)
         self._keeper.send(
             {
                 "op": "put",
@@ -124,7 +124,7 @@ class Sockets:
             self._shared.add(key)
         # The socket's options stay unchanged, because processes that accept from it rely on them.
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
-        self._identities[key] = open_listener.identity_of(key)
+        self._identities[key] = open_listener.socket_file_identity(key)
         return self._open[key]
 
 

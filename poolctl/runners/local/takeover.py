@@ -34,7 +34,7 @@ from ..process_link import (
     Malformed,
     flag_of,
     number_of,
-    printable_text_or_empty,
+    sanitized_text_or_empty,
 )
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import hook_config, usable_user_id, user_ids, worker_digest
@@ -80,7 +80,7 @@ async def systemd_sockets(keeper: Link) -> dict[str, list[int]]:
     return found
 
 
-async def wait_for_reports(workers: Sequence[LocalWorker]) -> None:
+async def wait_briefly_for_reports(workers: Sequence[LocalWorker]) -> None:
     """Wait briefly until the workers have reported their state, which may be newer than the recorded state."""
     waiting = [
         worker.answered if worker.control is None else worker.reported
@@ -107,7 +107,7 @@ class WorkerAdoption:
     found: list[LocalWorker] = field(default_factory=list)
     hooks: list[LocalWorker] = field(default_factory=list)
 
-    def adopt(
+    def adopt_or_stop(
         self, follow: Callable[[LocalWorker], None], name: str, meta: wire.Message, fds: list[int]
     ) -> Sequence[HasDescriptor]:
         """Adopt a worker, and pass it to `follow`. If its server is unknown, stop the worker instead. Owns `fds`.
@@ -291,13 +291,13 @@ def _identify_or_close(sock: socket.socket, answer: rendezvous.Answer | None) ->
 def _checked_statement(message: wire.Message, pid: int) -> wire.Message:
     if message.get("event") != "orphan" or message.get("pid") != pid:
         raise Malformed("a message that is not its status")
-    ready_at, protocol = message.get("ready_at"), printable_text_or_empty(message, "protocol")
+    ready_at, protocol = message.get("ready_at"), sanitized_text_or_empty(message, "protocol")
     if ready_at is not None and (not isinstance(ready_at, float) or not 0 <= ready_at <= time.monotonic()):
         raise Malformed("an invalid time")
     if protocol.partition(" ")[0] not in ("plain", "tls"):
         raise Malformed("an unknown protocol")
     return {
-        **{key: printable_text_or_empty(message, key) for key in ("server", "key", "output")},
+        **{key: sanitized_text_or_empty(message, key) for key in ("server", "key", "output")},
         "generation": number_of(message, "generation", 1, 1_000_000_000),
         "index": number_of(message, "index", 0, 1_000_000_000),
         "listeners": number_of(message, "listeners", 0, 1_000_000_000),
@@ -473,7 +473,7 @@ class _OrphanTriage:
             )
             meta = {"server": server.name, "protocol": said["protocol"]}
             self.store_in_keeper_once(f"{fd_store.ADOPTION}{server.key}", meta, orphan.pair)
-            await self._put_worker(name, orphan, [control.fileno(), *orphan.tally], place)
+            await self._register_in_keeper(name, orphan, [control.fileno(), *orphan.tally], place)
         return True
 
     def _claim_pipe(self, output: str, server: ServerConfig) -> bool:
@@ -507,10 +507,10 @@ class _OrphanTriage:
                     server.name, orphan.pid, error.strerror,
                 )  # fmt: skip
                 return False
-        await self._put_worker(name, orphan, [])
+        await self._register_in_keeper(name, orphan, [])
         return True
 
-    async def _put_worker(
+    async def _register_in_keeper(
         self, name: str, orphan: LocalOrphan, fds: list[int], place: str | None = None
     ) -> None:
         kept = ("server", "generation", "index", "ready_at", "output", "protocol", "follows_routes")

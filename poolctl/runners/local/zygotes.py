@@ -36,7 +36,7 @@ from poolctl.platform import parent_and_start, process_start, process_users
 from poolctl.units import format_duration
 
 from .. import process_link
-from ..process_link import Link, LinkHandler, LinkLost, Refused, printable_text_or_empty
+from ..process_link import Link, LinkHandler, LinkLost, Refused, sanitized_text_or_empty
 from ..runner_protocol import IMPORTS_PER_CPU, Exit, WorkerFailed
 from ..withheld_variables import withheld_variables
 from ..worker_spec import Spec, spec_file
@@ -167,12 +167,12 @@ class Children:
         if self._unconfirmed:
             self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._confirm_parentage)
 
-    def kill(self, process: ProcessIdentity) -> None:
+    def kill_group_now(self, process: ProcessIdentity) -> None:
         """Have the keeper kill the process and its session, if the process is still the keeper's child."""
         if process.start is not None:
             self._keeper.send(_signal_message(process, signal.SIGKILL, group=True))
 
-    async def signal(
+    async def try_signal(
         self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
     ) -> None:
         """Have the keeper signal the process or, with `group`, its process group, unless the process has `exited`."""
@@ -194,7 +194,7 @@ class Children:
         async def kill_unless_exited() -> None:
             await asyncio.wait({exited}, timeout=seconds)
             if not exited.done():
-                await self.signal(process, exited, signal.SIGKILL, group=True)
+                await self.try_signal(process, exited, signal.SIGKILL, group=True)
 
         task = asyncio.ensure_future(kill_unless_exited())
         self._killing.add(task)
@@ -322,7 +322,7 @@ class Zygotes:
         link.close()
         process = self._processes.pop(link, None)
         if process is not None:
-            asyncio.get_running_loop().call_later(END_SECONDS, self._children.kill, process)
+            asyncio.get_running_loop().call_later(END_SECONDS, self._children.kill_group_now, process)
 
     def start(self, source: InterpreterZygoteIdentity) -> asyncio.Task[Link]:
         """Return the task that starts or adopts the zygote; the task's result is the Link to the zygote. Does not wait.
@@ -337,15 +337,15 @@ class Zygotes:
         self._without[key] = without
         task = self._running.get(key)
         if task is None or (task.done() and _link_of(task) is None):
-            task = asyncio.ensure_future(self._start(source))
+            task = asyncio.ensure_future(self._adopt_or_spawn(source))
             # Marks the exception as retrieved, because there may be no caller that awaits this task.
             task.add_done_callback(lambda started: started.cancelled() or started.exception())
             self._running[key] = task
         return task
 
-    async def _start(self, source: InterpreterZygoteIdentity) -> Link:
+    async def _adopt_or_spawn(self, source: InterpreterZygoteIdentity) -> Link:
         key = source.key
-        kept = await self._take_from_store(key)
+        kept = await self._fetch_usable_from_store(key)
         # A zygote from the keeper's store has most likely been up for a long time.
         limit_seconds = START_SECONDS if kept is None else SILENT_SECONDS
         sock, process = kept or await self._spawn_and_store(source)
@@ -374,7 +374,7 @@ class Zygotes:
             self._keeper.send({"op": "drop", "name": f"{fd_store.ZYGOTE}{key}"})
         self._end_process(zygote.link)
 
-    async def _take_from_store(self, key: str) -> tuple[socket.socket, ProcessIdentity] | None:
+    async def _fetch_usable_from_store(self, key: str) -> tuple[socket.socket, ProcessIdentity] | None:
         """Return the socket and process of a zygote that an earlier supervisor stored; None if there is none to use.
 
         A zygote is not used if the variables removed from its environment differ from those that are withheld now.
@@ -384,7 +384,7 @@ class Zygotes:
             return None
         meta = reply.get("meta") or {}
         if meta.get("without", []) == self._without[key]:
-            return wire.over(fds[0]), _process_of(meta)
+            return wire.socket_from_fd(fds[0]), _process_of(meta)
         for fd in fds:
             os.close(fd)
         return None
@@ -421,13 +421,13 @@ class _Zygote(LinkHandler):
         self._zygotes = zygotes
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        event = printable_text_or_empty(message, "event")
+        event = sanitized_text_or_empty(message, "event")
         if event == "up" and not self.up.done():
             self.up.set_result(None)
         elif event == "unfit" and not self.up.done():
             self.up.set_exception(
                 UnfitInterpreter(
-                    printable_text_or_empty(message, "reason"), printable_text_or_empty(message, "hint")
+                    sanitized_text_or_empty(message, "reason"), sanitized_text_or_empty(message, "hint")
                 )
             )
 
@@ -517,11 +517,11 @@ class AppZygote(LinkHandler):
         self._mark_begun()
 
     def received(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
-        event = printable_text_or_empty(message, "event")
+        event = sanitized_text_or_empty(message, "event")
         if event == "failed":
-            self._reason = masked_text(printable_text_or_empty(message, "message"))
+            self._reason = masked_text(sanitized_text_or_empty(message, "message"))
         elif event in ("up", "unusable") and not self.up.done():
-            self.up.set_result(printable_text_or_empty(message, "problem"))
+            self.up.set_result(sanitized_text_or_empty(message, "problem"))
 
     def on_link_lost(self) -> None:
         self._keeper.send({"op": "drop", "name": self.name})
@@ -625,9 +625,9 @@ class ImportLimit:
     def queue(self, begin: Callable[[], None], imported: asyncio.Future[None]) -> None:
         """Call `begin` when an import may start, perhaps at once. The import runs until `imported` is done."""
         self._waiting.append((begin, imported))
-        self._begin_next()
+        self._begin_queued_imports()
 
-    def _begin_next(self) -> None:
+    def _begin_queued_imports(self) -> None:
         while self._free and self._waiting:
             begin, imported = self._waiting.popleft()
             # A process that has exited while it waited is not counted.
@@ -638,7 +638,7 @@ class ImportLimit:
 
     def _end_import(self, imported: asyncio.Future[None]) -> None:
         self._free += 1
-        self._begin_next()
+        self._begin_queued_imports()
 
 
 class _ImportInProgress:
@@ -735,7 +735,7 @@ class AppZygotes:
         """Adopt an earlier supervisor's app zygote. When all are adopted, the caller calls `end_unneeded`."""
         process = ProcessIdentity(int(meta["pid"]), meta.get("start"))
         code_since, server, uid = float(meta["asked_at"]), str(meta["server"]), meta.get("uid")
-        sock, key = wire.over(fds[0]), meta["key"]
+        sock, key = wire.socket_from_fd(fds[0]), meta["key"]
         zygote = AppZygote(self._keeper, self._children, sock, key, process, uid, server, code_since)
         self._register(zygote)
         before = self._imports_in_progress.get(zygote.key)

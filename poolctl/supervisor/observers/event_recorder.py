@@ -9,7 +9,7 @@ from poolctl.core.decide import ASLEEP, LEAVING, WorkerPhase
 from poolctl.core.schedules import window_effect_text
 from poolctl.core.server_entry import Cause, Entry, Worker
 from poolctl.json_form import Table
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 
@@ -39,7 +39,7 @@ class EventRecorder:
     Each change of a server's state is also reported to `totals`.
     """
 
-    def __init__(self, core: Core, events: EventQueue, totals: Totals | None = None) -> None:
+    def __init__(self, core: Core, events: EventBus, totals: Totals | None = None) -> None:
         self._core = core
         self._events = events
         self._totals = totals
@@ -219,7 +219,7 @@ def _is_rolled_out(entry: Entry) -> bool:
 class LostOutputReporter:
     """Reports output of servers that could not be written to their logs. The servers continue to run."""
 
-    def __init__(self, core: Core, events: EventQueue) -> None:
+    def __init__(self, core: Core, events: EventBus) -> None:
         self._core = core
         self._events = events
         self._warnings: dict[str, tuple[str, int]] = {}

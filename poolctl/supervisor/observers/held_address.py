@@ -14,8 +14,8 @@ from poolctl.address import parse
 from poolctl.config import TLSConfig, stamp_of
 from poolctl.errors import ServerError
 from poolctl.http.http_server import HttpHandler, HttpServer, ServerLimits
-from poolctl.listeners.open_listener import BACKLOG, Identity, identity_of, remove_socket_file
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.listeners.open_listener import BACKLOG, Identity, remove_socket_file, socket_file_identity
+from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.listener_opener import Opener, in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 
@@ -57,7 +57,7 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
     the table's name, such as "metrics"; it is used in messages.
     """
 
-    def __init__(self, environment: SupervisorContext, events: EventQueue, entry: str, what: str) -> None:
+    def __init__(self, environment: SupervisorContext, events: EventBus, entry: str, what: str) -> None:
         self.problem = ""
         self._environment = environment
         self._keeper = environment.keeper
@@ -108,7 +108,7 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
             server.http.tls = await in_daemon_thread(lambda: _context_of(tls, env, mtls_required, self._what))
             self._certificate = mark
 
-    async def wait_for_opening(self) -> None:
+    async def wait_for_opening_attempt(self) -> None:
         """Wait until the address is served, or the first attempt since `serve_table` has failed."""
         await self._tried.wait()
 
@@ -134,7 +134,7 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
             self._changed.clear()
             pause = None
             try:
-                await self._serve_as(self._table)
+                await self._apply_table(self._table)
                 pause = _RENEWAL_SECONDS if self._certificate is not None else None
                 self.problem = ""
             except (ServerError, OSError) as error:
@@ -155,9 +155,9 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
         if fds:
             self._open = str(reply["meta"])
             self._listeners = [socket.socket(fileno=fd) for fd in fds]
-            self._identity = identity_of(_bind_of(self._open))
+            self._identity = socket_file_identity(_bind_of(self._open))
 
-    async def _serve_as(self, table: OfTable | None) -> None:
+    async def _apply_table(self, table: OfTable | None) -> None:
         if table is None or table.bind is None:
             await self._shut()
             return
@@ -168,7 +168,7 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
             await self._shut()
         if self._open is None:
             self._listeners = await self._opener.listen(parse(bind), mode=mode)
-            self._open, self._identity = wanted, identity_of(bind)
+            self._open, self._identity = wanted, socket_file_identity(bind)
             fds = [sock.fileno() for sock in self._listeners]
             self._keeper.send({"op": "put", "name": self._entry, "meta": wanted}, fds)
         if (server := self._server) is None:

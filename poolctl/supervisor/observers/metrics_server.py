@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from poolctl.config import MetricsTable
 from poolctl.control.answers import SupervisorIdentity
-from poolctl.control.server_answers import HealthReport, HealthResult, MetricsResult
+from poolctl.control.server_answers import HealthReportItem, HealthResult, MetricsResult
 from poolctl.core.core import Core
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry
@@ -26,7 +26,7 @@ from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import fd_store
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import (
     OPENMETRICS,
     PARTS,
@@ -178,7 +178,7 @@ class HealthReporter:
             for name, each in reports.items()
         )
         return HealthResult(
-            items=tuple(from_json(HealthReport, row) for row in rows),
+            items=tuple(from_json(HealthReportItem, row) for row in rows),
             exit_code=0 if found.serves else NOT_AS_DESIRED,
         )
 
@@ -207,7 +207,7 @@ class MetricsAddressServer(HttpAddressServer["MetricsServer", MetricsTable]):
     """Serves metrics and health over HTTP at the address in the table [metrics]."""
 
     def __init__(
-        self, environment: SupervisorContext, events: EventQueue, metrics: PoolMetrics, health: HealthReporter
+        self, environment: SupervisorContext, events: EventBus, metrics: PoolMetrics, health: HealthReporter
     ) -> None:
         super().__init__(environment, events, fd_store.METRICS, "metrics")
         self._metrics = metrics
@@ -262,7 +262,7 @@ class MetricsServer(HttpEndpoint):
         else:
             openmetrics = wants_openmetrics(head.get(b"accept").decode("latin-1"))
             kind = OPENMETRICS if openmetrics else TEXT
-            text = await self._fresh(kind, partial(self._metrics.text, openmetrics))
+            text = await self._cached_or_new(kind, partial(self._metrics.text, openmetrics))
             await response.send(200, [("content-type", kind), ("vary", "accept")], text.encode())
 
     async def _send_health(self, depth: str, request: ReceivedRequest, response: Responder) -> None:
@@ -272,12 +272,12 @@ class MetricsServer(HttpEndpoint):
             )
             await response.send(403, [("content-type", "text/plain")], message)
             return
-        found = await self._fresh("health", self._health.health)
+        found = await self._cached_or_new("health", self._health.health)
         body = json.dumps(found.in_depth(depth)).encode() + b"\n"
         fields = [("content-type", "application/json"), ("cache-control", "no-store")]
         await response.send(200 if found.serves else 503, fields, body)
 
-    async def _fresh(self, what: str, make: Callable[[], Awaitable[Fresh]]) -> Fresh:
+    async def _cached_or_new(self, what: str, make: Callable[[], Awaitable[Fresh]]) -> Fresh:
         # Clients that ask at the same time get the same answer.
         async with self._rendering:
             loop = asyncio.get_running_loop()

@@ -24,7 +24,7 @@ from poolctl.clock import PING_SECONDS, SILENT_SECONDS, HungProcessDetector
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.spawn import start_detached
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.platform import continue_periodically, continue_when_parent_ends
 from poolctl.runners.process_link import KeeperLink, identity, kill
 
@@ -40,7 +40,7 @@ class KeeperWatch:
     """
 
     def __init__(
-        self, keeper: KeeperLink, pid: int, events: EventQueue, watchdog: HungProcessDetector | None = None
+        self, keeper: KeeperLink, pid: int, events: EventBus, watchdog: HungProcessDetector | None = None
     ) -> None:
         self._keeper = keeper
         self._process = identity(pid)
@@ -69,7 +69,7 @@ class KeeperWatch:
         )
 
     @contextlib.contextmanager
-    def report_to(self, follow: Callable[[str], object]) -> Iterator[None]:
+    def report_problems_to(self, follow: Callable[[str], object]) -> Iterator[None]:
         """Ping the keeper at once, and report its problems to `follow` until the `with` block ends.
 
         `follow` is called with the keeper's problem if it has one now, and with each later problem. The supervisor
@@ -203,12 +203,12 @@ class _Refused(Exception):
 
 
 def hand_over_to_new_keeper(
-    directory: str, supervisor: list[str], entries: Entries, *, terminate: bool
+    directory: str, supervisor: list[str], entries: Entries, *, stop_pool: bool
 ) -> None:
     """Pass `entries` to a new keeper, which starts a new supervisor; the caller should then exit.
 
     `supervisor` is the new supervisor's command. Blocks on purpose: the state must not change during the handover.
-    Retries without limit, unless new keepers report several times that another keeper exists. With `terminate` the new
+    Retries without limit, unless new keepers report several times that another keeper exists. With `stop_pool` the new
     keeper stops the pool.
     """
     refusals = 0
@@ -216,7 +216,7 @@ def hand_over_to_new_keeper(
         time.sleep(pause)
         try:
             with _start_new_keeper(directory, supervisor) as (link, keeper):
-                _fill(link, keeper, entries, terminate=terminate)
+                _fill_keeper(link, keeper, entries, stop_pool=stop_pool)
                 _await(link, "adopted", keeper)
                 return
         except _Refused:
@@ -243,21 +243,21 @@ def _start_new_keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[s
         yield ours, keeper
 
 
-def _fill(link: socket.socket, keeper: Table, entries: Entries, *, terminate: bool) -> None:
+def _fill_keeper(link: socket.socket, keeper: Table, entries: Entries, *, stop_pool: bool) -> None:
     # In this order: if we die here, a keeper that has the control socket continues, and its supervisor must not mistake
     # a worker for an unwanted worker.
     for name in sorted(entries, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
         meta, fds = entries[name]
-        _send_with_retries(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)
+        _send_until_accepted(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)
     for name, (meta, _) in entries.items():
         if name.startswith((fd_store.WORKER, fd_store.GATEWAY_LINK)) and isinstance(meta, dict):
-            _send_with_retries(link, keeper, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
-    if terminate:
-        _send_with_retries(link, keeper, {"op": "terminate"})
-    _send_with_retries(link, keeper, {"op": "whole"})
+            _send_until_accepted(link, keeper, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
+    if stop_pool:
+        _send_until_accepted(link, keeper, {"op": "terminate"})
+    _send_until_accepted(link, keeper, {"op": "whole"})
 
 
-def _send_with_retries(
+def _send_until_accepted(
     link: socket.socket,
     keeper: Table,
     message: wire.Message,
@@ -272,20 +272,20 @@ def _send_with_retries(
             time.sleep(_FULL_SECONDS)
 
 
-def _await(link: socket.socket, event: str, keeper: Table | None = None) -> wire.Message:
+def _await(link: socket.socket, event: str, keeper_to_resume: Table | None = None) -> wire.Message:
     """Block until the new keeper sends a message with the given event; return the message.
 
-    `keeper` is the new keeper's identity. If it is given, there is no time limit: a silent new keeper gets SIGCONT
-    every 2 s, because it may have been stopped. If it is None, TimeoutError is raised after the timeout of `link`.
-    Raises OSError if the new keeper exits first, and _Refused if it reports that another keeper exists.
+    `keeper_to_resume` is the new keeper's identity. If it is given, there is no time limit: a silent new keeper gets
+    SIGCONT every 2 s, because it may have been stopped. If it is None, TimeoutError is raised after the timeout of
+    `link`. Raises OSError if the new keeper exits first, and _Refused if it reports that another keeper exists.
     """
     while True:
         try:
             received = wire.receive(link, wait=True)
         except TimeoutError:
-            if keeper is None:
+            if keeper_to_resume is None:
                 raise
-            kill(keeper, signal.SIGCONT)
+            kill(keeper_to_resume, signal.SIGCONT)
             continue
         if received is None:
             raise ConnectionResetError("the keeper ended")
@@ -296,5 +296,5 @@ def _await(link: socket.socket, event: str, keeper: Table | None = None) -> wire
             return message
         if message.get("event") == "refused":
             raise _Refused
-        if message.get("event") == "ping" and keeper is not None:
-            _send_with_retries(link, keeper, {"op": "pong"})
+        if message.get("event") == "ping" and keeper_to_resume is not None:
+            _send_until_accepted(link, keeper_to_resume, {"op": "pong"})

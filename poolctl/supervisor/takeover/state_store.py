@@ -69,8 +69,8 @@ class SavedDesiredState:
 class StateStore:
     """Saves state for the next supervisor in the keeper's store, as files in memory that only the pool can reach.
 
-    Until `delete_file` is called, the desired state is also written to a file in `directory`, which outlives the
-    keeper.
+    Until `delete_files_for_good` is called, the desired state is also written to a file in `directory`, which outlives
+    the keeper.
     """
 
     def __init__(self, keeper: Link, directory: str) -> None:
@@ -153,7 +153,7 @@ class StateStore:
         found = pool_files.read_left_state(self.directory)
         return SavedDesiredState(dict(found.get("servers") or {}), list(found.get("missing") or ()))
 
-    def delete_file(self) -> None:
+    def delete_files_for_good(self) -> None:
         """Delete the file for good, because the pool is shut down on purpose and no later pool continues it."""
         self._deleted = True
         pool_files.remove_left_states(self.directory)
@@ -267,12 +267,12 @@ def decoded(content: bytes, *, validate: bool = False) -> StoredConfiguration:
     try:
         # Values pickled by an older supervisor are converted to the JSON that is stored today.
         document = json.loads(content if content.startswith(b"{") else encoded(unpickled(content)))
-        return _configuration(document, _Reader(validate))
+        return _configuration(document, _TableDecoder(validate))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise NotUnderstood(f"it cannot be read: {error!r}") from error
 
 
-def _configuration(document: Table, reader: _Reader) -> StoredConfiguration:
+def _configuration(document: Table, reader: _TableDecoder) -> StoredConfiguration:
     if document["version"] != VERSION:
         raise NotUnderstood(f"version {document['version']} of its form is not known")
     defaults, marks = document["defaults"], document["files"]
@@ -310,7 +310,7 @@ def _section_as_json(section: Tree) -> Table:
     return found
 
 
-class _Reader:
+class _TableDecoder:
     """Decodes tables from JSON. With `validate` it checks the values, because another version may have written them."""
 
     def __init__(self, validate: bool) -> None:

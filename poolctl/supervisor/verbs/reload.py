@@ -43,7 +43,7 @@ from poolctl.json_form import to_json
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.selection.selector import NothingMatched, Selector, select
 
-from ..active_configuration import LoadedConfiguration, ReaderFailed
+from ..active_configuration import ConfigurationLoadResult, ReaderFailed
 from .changing_verbs import check_pool_file_limit, expired_certificate_error
 from .verb import Call, Operation, VerbContext, error_of_kind, items
 
@@ -144,19 +144,19 @@ class Reload:
             resolved = await self._configuration.read_without_activating(keep=self._core.entries)
             return await self._difference(resolved)
 
-    async def _difference(self, resolved: LoadedConfiguration) -> PlannedReload:
+    async def _difference(self, resolved: ConfigurationLoadResult) -> PlannedReload:
         if problems := self._configuration_errors(resolved):
             return PlannedReload([], [], problems, resolved.marks, {})
         changes = [*self._changes_outside_servers(resolved), *await self._planned(resolved)]
         return PlannedReload(resolved.servers, changes, [], resolved.marks, resolved.files)
 
-    def _configuration_errors(self, resolved: LoadedConfiguration) -> list[ErrorEntry]:
+    def _configuration_errors(self, resolved: ConfigurationLoadResult) -> list[ErrorEntry]:
         if resolved.is_empty and self._core.entries and not resolved.problems:
             hint = "poolctl stop ends the pool"
             return [failure(PoolValidateError, "there is no server in the files", hint)]
         return resolved.problems
 
-    async def _planned(self, resolved: LoadedConfiguration) -> list[PlannedChange]:
+    async def _planned(self, resolved: ConfigurationLoadResult) -> list[PlannedChange]:
         files = await asyncio.to_thread(_files, resolved.servers)
         now = [
             CurrentServer(each.config, each.desired.overrides, each.added, each.observed.files)
@@ -170,7 +170,7 @@ class Reload:
         ]
 
     async def _plan(
-        self, resolved: LoadedConfiguration, *, force: bool
+        self, resolved: ConfigurationLoadResult, *, force: bool
     ) -> tuple[list[PlannedChange], list[ErrorEntry]]:
         """The changes that a reload makes, and the problems that prevent it; `force` ignores expired certificates."""
         if problems := self._configuration_errors(resolved):
@@ -182,7 +182,7 @@ class Reload:
         return changes, problems
 
     def _activate_and_list_withheld_variables(
-        self, resolved: LoadedConfiguration, environment: Mapping[str, str] | None, applied: _ReloadRun
+        self, resolved: ConfigurationLoadResult, environment: Mapping[str, str] | None, applied: _ReloadRun
     ) -> list[str]:
         """Activate `resolved`; returns the environment variables that new workers no longer get."""
         known = withheld_variables()
@@ -223,7 +223,7 @@ class Reload:
                 **where,
             )
 
-    def _changes_outside_servers(self, resolved: LoadedConfiguration) -> Iterable[PlannedChange]:
+    def _changes_outside_servers(self, resolved: ConfigurationLoadResult) -> Iterable[PlannedChange]:
         if resolved.name != self._configuration.name:
             message = f"the pool's name: {self._configuration.name} → {resolved.name}"
             yield _of_pool(POOL, ("pool.name",), message)
@@ -312,7 +312,7 @@ class _ReloadRun:
             if entry is None or not certificates or Kind.UPDATE not in self._kinds[name]:
                 continue
             try:
-                await self._core.renew_tls(entry)
+                await self._core.reload_tls(entry)
             except ServerError as problem:
                 errors.append(error_of_kind(PoolRestartError, problem))
         return errors

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from poolctl.bootstrap import installed_build, is_package_changed_since
 from poolctl.config import masked
-from poolctl.control.answers import ErrorEntry, Item, ProgressLine, Result, ServerStep, SupervisorIdentity
+from poolctl.control.answers import ErrorEntry, Item, ProgressLine, Result, ServerProgress, SupervisorIdentity
 from poolctl.control.control_server import Attach, Progress, refuse_attachment
 from poolctl.control.server_answers import LiveOverrides, ProbeResult, ServerDetails, WorkerDetails
 from poolctl.core.core import CommandGoal, Core
@@ -20,7 +20,7 @@ from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import FAILED, TIMED_OUT
 from poolctl.json_form import Table, to_json
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.withheld_variables import withheld_values
 from poolctl.runners.worker_spec import logged_requests
 from poolctl.selection.matcher_client import matcher
@@ -112,7 +112,7 @@ class VerbContext:
     """The pool that verbs act on."""
 
     core: Core
-    events: EventQueue
+    events: EventBus
     daemon: Daemon
     configuration: ActiveConfiguration
     over: asyncio.Event  # set when the supervisor ends
@@ -157,7 +157,7 @@ def reporter(call: Call, is_done: Callable[[Entry], bool]) -> Callable[[Entry], 
         if seen.get(entry.name) == now:
             return
         seen[entry.name] = now
-        step = ServerStep(
+        step = ServerProgress(
             name=entry.name,
             bind=entry.config.key,
             state=now[0],

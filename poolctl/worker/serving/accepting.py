@@ -311,11 +311,13 @@ class ConnectionAcceptor:
     def _accept_again_now_or_soon(self) -> None:
         assert self._most is not None
         if self._server_state.open_connections <= self._most - max(1, self._most // _PART):
-            self._accept_again()
+            self._accept_again_if_room()
         elif self._room_timer is None:
-            self._room_timer = asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._accept_again)
+            self._room_timer = asyncio.get_running_loop().call_later(
+                _ROOM_SECONDS, self._accept_again_if_room
+            )
 
-    def _accept_again(self) -> None:
+    def _accept_again_if_room(self) -> None:
         if self._room_timer is not None:
             self._room_timer.cancel()
             self._room_timer = None
@@ -468,7 +470,7 @@ class ConnectionAcceptor:
         if balancer is not None:
             balancer.note_taken()
         if self._config.ssl is None:
-            self.accepted.attach(functools.partial(self._make_adopted, until, asked, routed), taken)
+            self.accepted.attach(functools.partial(self._make_adopted_protocol, until, asked, routed), taken)
         elif taken.received:
             close_promptly(taken.detach())  # a TLS connection is passed on before any byte is read
         else:
@@ -477,14 +479,16 @@ class ConnectionAcceptor:
 
     def _shake_hands(self, sock: socket.socket, due: float, routed: Routed | None) -> None:
         assert self._config.ssl is not None
-        self.accepted.shake_hands(self._make(routed), sock, self._config.ssl, due)
+        self.accepted.shake_hands(self._protocol_for(routed), sock, self._config.ssl, due)
 
-    def _make_adopted(
+    def _make_adopted_protocol(
         self, until: float | None, between_requests: bool, routed: Routed | None
     ) -> asyncio.Protocol:
         if routed is not None and not routed.route:
-            return ReplayProtocol(self._make_adopted(None, False, None), routed.received, self._server_state)
-        made = self._make(routed)
+            return ReplayProtocol(
+                self._make_adopted_protocol(None, False, None), routed.received, self._server_state
+            )
+        made = self._protocol_for(routed)
         if until is not None or routed is None or not routed.decided:
             if isinstance(made, Drainable):
                 made.limit_head_or_idle_time(until, between_requests=between_requests)
@@ -492,7 +496,7 @@ class ConnectionAcceptor:
             made.head = None  # the head has arrived, so no time limit applies
         return made  # type: ignore[no-any-return]
 
-    def _make(self, routed: Routed | None) -> Any:
+    def _protocol_for(self, routed: Routed | None) -> Any:
         arguments = self._config, self._server_state, self._app_state
         if routed is None:
             return protocol_factory(*arguments)()

@@ -155,7 +155,7 @@ class Http1Connection(Drainable, Http1Protocol):
         if self.server_state.moves_to is None:
             self.close_when_idle()
         else:
-            self._move()
+            self._move_or_retry()
 
     @property
     def _can_move_now(self) -> bool:
@@ -165,7 +165,7 @@ class Http1Connection(Drainable, Http1Protocol):
         # Another protocol has the connection if it has become a WebSocket, or was refused.
         return transport.get_protocol() is self and self.between_requests
 
-    def _move(self) -> None:
+    def _move_or_retry(self) -> None:
         end = self.server_state.moves_to
         if end is None or not self._can_move_now:
             return  # busy: tried again after the next response
@@ -177,7 +177,7 @@ class Http1Connection(Drainable, Http1Protocol):
         if self._trying is not None and not self._trying.cancelled():
             self._trying.cancel()
         # The first time at the end of this iteration: uvloop writes then.
-        self._trying = self.loop.call_later(self._pause_seconds, self._move)
+        self._trying = self.loop.call_later(self._pause_seconds, self._move_or_retry)
         self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
 
     def shutdown(self) -> None:
@@ -208,7 +208,7 @@ class Http1Connection(Drainable, Http1Protocol):
         state = self.server_state
         if state.balancer is None or state.stays or self.scheme != "http" or self.routed_state is not None:
             return False
-        return state.balancer.hand_over_websocket_if_too_many(TransferableWebSocket(self, *event))
+        return state.balancer.hand_over_websocket_if_too_many(TransferableWebSocketRequest(self, *event))
 
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
@@ -458,7 +458,7 @@ class H11Connection(Http1Connection, H11Protocol):
         if self.cycle is not before:
             self.on_request_start(before)
         if self.server_state.moves_to is not None:
-            self._move()
+            self._move_or_retry()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -508,7 +508,7 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
             # uvicorn does not record the end of a body that follows the end of the response.
             self.cycle.more_body = False
             if self.server_state.moves_to is not None:
-                self.loop.call_soon(self._move)
+                self.loop.call_soon(self._move_or_retry)
 
 
 class ZttpConnection(Http1Connection, ZttpProtocol):
@@ -553,7 +553,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
         super().on_response_complete()
 
 
-class TransferableWebSocket:
+class TransferableWebSocketRequest:
     """A connection whose last request asks for a WebSocket; `event` is the parser's event, None with httptools."""
 
     def __init__(self, connection: Any, event: Any = None) -> None:

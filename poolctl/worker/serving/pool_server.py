@@ -529,7 +529,7 @@ def close_websocket_for_restart(websocket: WebSocket) -> None:
     try:
         if closed is None or websocket.transport.is_closing() or not closed(websocket):
             if closed is not None:
-                websocket.send_500_response = functools.partial(_refuse_handshake, websocket)
+                websocket.send_500_response = functools.partial(_write_handshake_refusal, websocket)
             websocket.shutdown()
     except Exception:
         # An error of one connection must prevent neither the closing of others nor the application's shutdown.
@@ -544,7 +544,7 @@ def _closing_function(protocol: Any) -> Callable[[WebSocket], bool] | None:
     return None if parts is None or parts.missing(protocol) else _CLOSING_FUNCTIONS[protocol.__name__]
 
 
-def _refuse_handshake(websocket: WebSocket) -> None:
+def _write_handshake_refusal(websocket: WebSocket) -> None:
     if getattr(websocket, "initial_response", None) or getattr(websocket, "response_started", False):
         return
     websocket.transport.write(

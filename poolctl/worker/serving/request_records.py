@@ -59,7 +59,7 @@ class RequestCounts:
         """Count a request that came through a gateway on the route `alias`."""
         slot = self._route_slots.get(alias)
         if slot is None:
-            slot = self._route_slots[alias] = tally.route_slot(self.tally, alias)
+            slot = self._route_slots[alias] = tally.claim_route_slot(self.tally, alias)
         self.tally[slot] += 1
 
     def count_error(self, alias: str) -> None:
@@ -115,7 +115,7 @@ class AccessLogMiddleware:
                 message = {**message, "headers": headers + name}
             await send(message)
             if seen.record_and_check_end(message):
-                self._log(seen)
+                self._log_once(seen)
 
         try:
             await self.inner(scope, received, sent)
@@ -123,12 +123,12 @@ class AccessLogMiddleware:
             seen.cut = CUT in error.args
             raise
         finally:
-            self._log(seen)
+            self._log_once(seen)
 
-    def _log(self, seen: LoggedRequest) -> None:
+    def _log_once(self, seen: LoggedRequest) -> None:
         if not seen.logged and self._form is not None:
             seen.logged = True
-            _write(self._form, "INFO", seen.line())
+            _write_log_line(self._form, "INFO", seen.line())
 
 
 _HEADS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
@@ -222,17 +222,17 @@ class FailedRequestLog:
         now = int(monotonic())
         if now != self._second:
             if (left_out := self._lines - _MOST_LINES) > 0:
-                _write(self._form, "ERROR", f"{left_out} more requests failed within a second")
+                _write_log_line(self._form, "ERROR", f"{left_out} more requests failed within a second")
             self._second, self._lines = now, 0
         self._lines += 1
         if self._lines > _MOST_LINES:
             return
         given = next((value for name, value in scope["headers"] if name == _NAME), b"")
         name = given.decode() if _GOOD.fullmatch(given) else ""
-        _write(self._form, "ERROR", RequestLogLine(scope, status, seconds, name))
+        _write_log_line(self._form, "ERROR", RequestLogLine(scope, status, seconds, name))
 
 
-def _write(form: str, level: str, line: RequestLogLine | str) -> None:
+def _write_log_line(form: str, level: str, line: RequestLogLine | str) -> None:
     if form == "json":
         now = time()
         stamp = f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(now))}.{int(now % 1 * 1000):03}Z"

@@ -92,7 +92,7 @@ class RoutedConnection(Http1Connection):
             try:
                 end = routing.consume_body(data, end) if routing.body else end
             except BadMessage:
-                self._refuse_body(begun=not begins)
+                self._refuse_body(request_begun=not begins)
                 return
             message, data = data[:end], data[end:]
             super().data_received(message)
@@ -125,9 +125,9 @@ class RoutedConnection(Http1Connection):
         else:
             self.close_when_idle()
 
-    def _move(self) -> None:
+    def _move_or_retry(self) -> None:
         if self.routing.routes.keeps:
-            super()._move()
+            super()._move_or_retry()
 
     def hand_over(self, end: socket.socket) -> bool:
         """Move the connection to another worker through the socket `end`; return whether it moved.
@@ -196,7 +196,7 @@ class RoutedConnection(Http1Connection):
             match = None
         if match is not None:
             routing.route = match.route.alias
-            routing.context = routes.context(match.route)
+            routing.context = routes.scope_context(match.route)
         elif routing.decided or routes.ended:  # a decided request was matched with another table
             routing.context = routes.context_by_alias(routing.route)
         else:
@@ -273,7 +273,7 @@ class RoutedConnection(Http1Connection):
         if routing.timer is None and self._is_idle:
             routing.until = monotonic() + QUIET_SECONDS
             routing.pause = 0.0
-            return self._return_to_gateway()
+            return self._return_or_retry_later()
         return True
 
     @property
@@ -281,7 +281,7 @@ class RoutedConnection(Http1Connection):
         # The request for which the gateway has decided may not have been read yet.
         return self.idle and not self.routing.body and not self.routing.decided
 
-    def _return_to_gateway(self) -> bool:
+    def _return_or_retry_later(self) -> bool:
         """Send the idle connection to the gateway, or retry later; False if the gateway cannot get it."""
         routing = self.routing
         # Lingering has shortened the time limit, which no longer applies.
@@ -302,7 +302,7 @@ class RoutedConnection(Http1Connection):
     def _retry_return_or_serve(self) -> None:
         routing = self.routing
         routing.timer = None
-        if not self._is_idle or (self._must_return and self._return_to_gateway()):
+        if not self._is_idle or (self._must_return and self._return_or_retry_later()):
             return
         if routing.pending and not routing.partial:
             self.process_held()
@@ -341,8 +341,8 @@ class RoutedConnection(Http1Connection):
         if not self.transport.is_closing():
             self.refuse(status)
 
-    def _refuse_body(self, *, begun: bool) -> None:
-        if begun and self.cycle.response_started:
+    def _refuse_body(self, *, request_begun: bool) -> None:
+        if request_begun and self.cycle.response_started:
             self.transport.close()
         else:
             self.send_400_response(_BAD_REQUEST)

@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 
 from poolctl.http.client_report import ForwardedHeaders
-from poolctl.http.messages import CHUNKED, ChunkedBody
+from poolctl.http.messages import CHUNKED, ChunkedBodyReader
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, authenticated_alias, extension
 from poolctl.routing.route import Route
@@ -81,9 +81,9 @@ class GatewayRoutes:
     def context_by_alias(self, alias: str) -> Context | None:
         """Return the data about the route `alias` that applications see; None if the gateway's route table lacks it."""
         match = None if self.table is None else self.table.by_alias(alias)
-        return None if match is None else self.context(match.route)
+        return None if match is None else self.scope_context(match.route)
 
-    def context(self, route: Route) -> Context:
+    def scope_context(self, route: Route) -> Context:
         """The context that the application finds in the scope of a request on this route."""
         found = self._contexts.get(route.alias)
         if found is None:
@@ -113,7 +113,7 @@ class ConnectionRoutingState:
         self.route, self.generation, self.hops, self.pending, self.decided, self.trusted = routed
         self.partial = False
         self.body = 0
-        self.chunks: ChunkedBody | None = None
+        self.chunks: ChunkedBodyReader | None = None
         self.context: Context | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.pause = 0.0
@@ -132,7 +132,7 @@ class ConnectionRoutingState:
 
     def begin_body(self, length: int) -> None:
         self.body = length
-        self.chunks = ChunkedBody() if length == CHUNKED else None
+        self.chunks = ChunkedBodyReader() if length == CHUNKED else None
 
     def consume_body(self, data: bytes, at: int) -> int:
         """Consume the bytes in `data[at:]` that belong to the current message's body; return the index after them.

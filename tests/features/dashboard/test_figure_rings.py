@@ -26,7 +26,7 @@ from poolctl.monitor.metrics import ServerSnapshot
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor import statistics as statistics_module
-from poolctl.supervisor.statistics import History
+from poolctl.supervisor.statistics import ServerHistory
 from poolctl.worker import tally
 from tests.examples import examples
 from tests.unit.core.ordered_core import run, turns
@@ -111,7 +111,7 @@ def test_successor_continues_with_a_gap_for_the_time_without_a_supervisor() -> N
         rings.add_and_detect_slot_end(minute * 60, [seen(requests=60 * minute)])
     saved = rings.to_bytes()
     successor = FigureRings()
-    successor.restore(saved)
+    successor.try_restore(saved)
     successor.add_and_detect_slot_end(73 * 60, [seen(requests=9000)])
     successor.add_and_detect_slot_end(74 * 60, [seen(requests=9060)])
     values = successor.rings["hour"].series("web")[FIGURES[0]]
@@ -135,7 +135,7 @@ def test_figures_that_an_earlier_version_has_saved_are_in_their_order() -> None:
         newest = ring.slot % ring.span.slots * len(FIGURES)
         parts += [(each[-newest:] + each[:-newest]).tobytes() for each in ring.values.values()]
     successor = FigureRings()
-    successor.restore(json.dumps([1, figures, spans]).encode() + b"\n" + b"".join(parts))
+    successor.try_restore(json.dumps([1, figures, spans]).encode() + b"\n" + b"".join(parts))
     for name, ring in rings.rings.items():
         assert successor.rings[name].series("web") == ring.series("web")
     assert successor.rings["hour"].series(POOL)[FIGURES[0]][-2:] == [135, 137]
@@ -144,12 +144,12 @@ def test_figures_that_an_earlier_version_has_saved_are_in_their_order() -> None:
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"[0, [], []]\n", b"[1, [1], [[1]]]\n"])
 def test_history_of_another_layout_is_ignored(content: bytes) -> None:
     rings = FigureRings()
-    rings.restore(content)
+    rings.try_restore(content)
     assert rings.rings["hour"].values == {}
 
 
 def test_errors_are_a_rate_of_each_interval() -> None:
-    history = History()
+    history = ServerHistory()
     for at in range(3):
         history.add_sample(2.0 * at, seen(requests=10 * at, errors=at))
     values = history.values(counted=True, with_errors=True)
@@ -299,7 +299,7 @@ def test_saved_figures_are_restored_whole() -> None:
             minute * 60, [seen("a", requests=minute), seen("b", requests=2 * minute, memory=minute)]
         )
     successor = FigureRings()
-    successor.restore(rings.to_bytes())
+    successor.try_restore(rings.to_bytes())
     assert successor.to_bytes() == rings.to_bytes()
     for name, ring in rings.rings.items():
         assert successor.rings[name].slot == ring.slot
@@ -352,13 +352,13 @@ def test_history_is_kept_from_when_it_is_wanted_until_it_is_not() -> None:
         ((name, saved),) = store.written
         assert name == "history"
         rings = FigureRings()
-        rings.restore(saved)
+        rings.try_restore(saved)
         assert last(rings.rings["hour"])[0] == 1
         history.enable_or_clear(True)  # as each reload does
         await turns()
         take(120.0, [seen(requests=180)])
         _, saved = store.written.pop()
-        rings.restore(saved)
+        rings.try_restore(saved)
         assert rings.rings["hour"].series("web")[FIGURES[0]][-2:] == [1, 2]
         history.enable_or_clear(False)
         assert (given, store.written[1:]) == ([take, None], [("history", b"")])

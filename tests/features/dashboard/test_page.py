@@ -23,7 +23,7 @@ from poolctl.errors import ServerError
 from poolctl.features.dashboard.page import DashboardPage, DashboardProcess, load_settings, url_of
 from poolctl.features.dashboard.table import Dashboard
 from poolctl.keeper import wire
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from tests.certificates import certificate
 from tests.http_get import Reply, get
 from tests.ports import claim_port
@@ -155,19 +155,19 @@ def test_problem_is_over_when_the_former_page_is_wanted_again_or_none(
         environment: Any = SimpleNamespace(
             configuration=pool, directory="/run/shop", state_directory=str(tmp_path), keeper=EmptyKeeper()
         )
-        page = DashboardPage(environment, EventQueue(Clock()))
+        page = DashboardPage(environment, EventBus(Clock()))
         table = Dashboard(bind="127.0.0.1:8443")
         before = load_settings(table, environment)
         if is_served:
             process: Any = SimpleNamespace(mark=f"{__version__} {before.mark}")
             page._bind, page._process = before.bind, process
         page.configure(table.with_values(token_env="TOKEN"))
-        await page.wait_for_opening()
+        await page.wait_for_opening_attempt()
         assert page.problem == "it has no token: the environment variable TOKEN is empty"
-        assert await page.wait_for_settings() is None
+        assert await page.wait_until_served() is None
         page.configure(table if is_served else None)
-        await page.wait_for_opening()
-        assert (page.problem, await page.wait_for_settings()) == ("", before if is_served else None)
+        await page.wait_for_opening_attempt()
+        assert (page.problem, await page.wait_until_served()) == ("", before if is_served else None)
         page._process = None
         await page.aclose()
 

@@ -17,7 +17,7 @@ from poolctl.features.doctor._check import (
     ok,
     problem,
     read_number,
-    read_text,
+    read_text_or_empty,
     warning,
 )
 from tests.stand_in import Send, always, item, result, stand_in
@@ -164,7 +164,7 @@ def test_file_of_the_system_is_text_and_perhaps_a_number(
     path = tmp_path / "limit"
     if content is not None:
         path.write_text(content)
-    assert (read_text(str(path)), read_number(str(path))) == (text, value)
+    assert (read_text_or_empty(str(path)), read_number(str(path))) == (text, value)
 
 
 def test_result_is_shown_with_its_fix() -> None:

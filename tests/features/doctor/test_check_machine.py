@@ -330,7 +330,7 @@ MOUNTS = """
 def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
     path: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_check_machine, "read_text", lambda path: MOUNTS.strip())
+    monkeypatch.setattr(_check_machine, "read_text_or_empty", lambda path: MOUNTS.strip())
     assert _check_machine._network_file_system(path) == kind
 
 
@@ -351,7 +351,7 @@ class Machine:
             env={},
             config=None,
         )
-        monkeypatch.setattr(_check_machine, "read_text", lambda path: self.tables.get(path, ""))
+        monkeypatch.setattr(_check_machine, "read_text_or_empty", lambda path: self.tables.get(path, ""))
         monkeypatch.setattr(_check_machine, "read_number", self._number)
 
     def _number(self, path: str) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any
 from poolctl.features.gateway.process.acceptor import Acceptor, ReturnedConnectionReceiver
 from poolctl.features.gateway.process.passing import ConnectionSender
 from poolctl.features.gateway.process.settings import ListenerSettings, ServerFacts
-from poolctl.features.gateway.process.tls import ListenerCertificates
+from poolctl.features.gateway.process.tls import CertificatesByListener
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection, Routed
 from poolctl.routing.route import Route, Target
@@ -83,7 +83,7 @@ class Stage(proxy_stage.Stage):
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.edge.event = lambda kind, **data: self.events.append((kind, data))  # type: ignore[method-assign]
         self.edge.passing = ConnectionSender(self.edge.event, self.edge.counts)
-        self.edge.certificates = ListenerCertificates()
+        self.edge.certificates = CertificatesByListener()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.acceptor = Acceptor(

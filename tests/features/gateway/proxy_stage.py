@@ -19,7 +19,7 @@ from poolctl.features.gateway.process.counts import TrafficCounts
 from poolctl.features.gateway.process.descriptor_limit import lowest_free
 from poolctl.features.gateway.process.edge import GatewayState
 from poolctl.features.gateway.process.proxy.connection_pool import ProxyConnections
-from poolctl.features.gateway.process.proxy.serving import serve, serve_tls
+from poolctl.features.gateway.process.proxy.serving import start_serving, start_serving_tls
 from poolctl.features.gateway.process.settings import GatewaySettings
 from poolctl.routing.route import Route, Target, Timeouts
 from poolctl.routing.route_table import RouteTable, write_table
@@ -165,9 +165,9 @@ class Stage:
     ) -> Wire:
         ours, theirs = _pair()
         if context is None:
-            serve(self.edge, theirs, received)
+            start_serving(self.edge, theirs, received)
         else:
-            serve_tls(self.edge, theirs, context)
+            start_serving_tls(self.edge, theirs, context)
         ours.setblocking(False)
         wire = Wire(*await asyncio.wait_for(asyncio.open_connection(sock=ours, **client), DEADLINE))
         self._wires.append(wire)

@@ -13,7 +13,7 @@ import uvloop
 
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostStates
-from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, StreamShare
+from poolctl.features.gateway.process.descriptor_limit import DescriptorLimits, StreamDescriptorLimit
 from poolctl.features.gateway.process.passing import ConnectionSender
 from poolctl.features.gateway.process.settings import GatewaySettings, ServerFacts
 from poolctl.features.gateway.process.streams.tcp import TcpStream
@@ -59,8 +59,8 @@ class StreamEdge:
         self.backends = Backends(self.hosts, self.now)
         self.servers = dict(servers or {})
         self.passing = ConnectionSender(lambda kind, **data: None)
-        self.descriptors = DescriptorLimit()
-        self.stream_share = StreamShare(self.descriptors)
+        self.descriptors = DescriptorLimits()
+        self.stream_share = StreamDescriptorLimit(self.descriptors)
         self.settings = GatewaySettings(directory="/", head_seconds=60.0)
 
     def now(self) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.features.gateway.process import acceptor, waiting_connections
-from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, lowest_free
+from poolctl.features.gateway.process.descriptor_limit import DescriptorLimits, lowest_free
 from poolctl.features.gateway.process.settings import ListenerSettings
 from poolctl.keeper import wire
 from poolctl.keeper.connection_handover import MOST_HOPS, Connection, Routed
@@ -596,7 +596,7 @@ def test_silent_client_whose_request_has_just_arrived_is_not_closed() -> None:
 
 
 def test_descriptors_above_the_mark_are_not_given_to_clients_while_lower_ones_become_free() -> None:
-    limit = DescriptorLimit(2**20)
+    limit = DescriptorLimits(2**20)
     highest = max(int(each) for each in os.listdir("/proc/self/fd"))
     fillers = []  # of the gaps between descriptors that others have left open
     held: list[int] = []

@@ -18,7 +18,7 @@ from poolctl.features.gateway.process.proxy.backend_connection import (
     write_eof_or_close,
 )
 from poolctl.features.gateway.process.proxy.response_head import Response
-from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, MOST_INTERIM, ChunkedBody
+from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, MOST_INTERIM, ChunkedBodyReader
 from tests.features.gateway.proxy_stage import Backend, Stage, Wire, play
 from tests.features.gateway.test_client_connection import Turns, failing, status_of
 from tests.http_corpus import RESPONSES, ResponseCase
@@ -177,7 +177,9 @@ TINY_BODY = TINY * TINY_CHUNKS + LAST
 @pytest.fixture
 def frozen_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """All chunks come within one second."""
-    monkeypatch.setattr(backend_connection, "ChunkedBody", partial(ChunkedBody, clock=lambda: 0.0))
+    monkeypatch.setattr(
+        backend_connection, "ChunkedBodyReader", partial(ChunkedBodyReader, clock=lambda: 0.0)
+    )
 
 
 @pytest.mark.usefixtures("frozen_clock")

@@ -36,10 +36,10 @@ def test_it_opens_after_failures_in_a_row() -> None:
     assert changes == [(BreakerState.OPEN, "3 failures")]
     assert breaker.seconds_until_admission(2.0) == 10.0
     assert breaker.seconds_until_admission(7.0) == 5.0
-    assert breaker.describe(7.5) == "breaker open: 3 failures, 5 s left"
-    assert breaker.describe(12.0) == "breaker open: 3 failures, the next request tries it"
+    assert breaker.describe_problem(7.5) == "breaker open: 3 failures, 5 s left"
+    assert breaker.describe_problem(12.0) == "breaker open: 3 failures, the next request tries it"
     breaker.admit_and_return_period()
-    assert breaker.describe(12.0) == "breaker half-open after 3 failures: a request tries it"
+    assert breaker.describe_problem(12.0) == "breaker half-open after 3 failures: a request tries it"
 
 
 def test_it_opens_by_the_share_of_failures_only_with_enough_requests() -> None:
@@ -109,7 +109,7 @@ def test_new_breaker_is_closed_and_is_shown_with_its_failures() -> None:
     assert (breaker.state, breaker.is_closed, breaker.why, breaker.by_answers) == (
         BreakerState.CLOSED, True, "", False,
     )  # fmt: skip
-    assert (breaker.seconds_until_admission(0.0), breaker.describe(0.0)) == (0.0, "")
+    assert (breaker.seconds_until_admission(0.0), breaker.describe_problem(0.0)) == (0.0, "")
     request(breaker, 0.0, good=False)
     assert repr(breaker) == "<Breaker closed, 1 failures in a row>"
 
@@ -146,7 +146,7 @@ def test_open_breaker_probes_at_once_when_told_so() -> None:
         request(breaker, 0.0, good=False)
     breaker.probe_now(4.0)
     assert breaker.seconds_until_admission(4.0) == 0.0
-    assert breaker.describe(4.0) == "breaker open: 3 failures, the next request tries it"
+    assert breaker.describe_problem(4.0) == "breaker open: 3 failures, the next request tries it"
 
 
 def test_breaker_that_is_kept_open_says_why_and_opens_for_no_time() -> None:
@@ -154,9 +154,9 @@ def test_breaker_that_is_kept_open_says_why_and_opens_for_no_time() -> None:
     breaker.open_until_closed("haproxy says DOWN")
     assert (breaker.state, breaker.by_answers) == (BreakerState.OPEN, False)
     assert breaker.seconds_until_admission(1e9) == float("inf")
-    assert breaker.describe(0.0) == "breaker open: haproxy says DOWN"
+    assert breaker.describe_problem(0.0) == "breaker open: haproxy says DOWN"
     breaker.close("haproxy says UP")
-    assert (breaker.seconds_until_admission(0.0), breaker.describe(0.0)) == (0.0, "")
+    assert (breaker.seconds_until_admission(0.0), breaker.describe_problem(0.0)) == (0.0, "")
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,11 @@ from poolctl.features.gateway.process.proxy.client_connection import (
     ClientConnection,
     WebSocketFrameTracker,
 )
-from poolctl.features.gateway.process.proxy.serving import serve, serve_tls
+from poolctl.features.gateway.process.proxy.serving import start_serving, start_serving_tls
 from poolctl.features.gateway.process.settings import ServerFacts
-from poolctl.features.gateway.process.tls import ListenerCertificates
+from poolctl.features.gateway.process.tls import CertificatesByListener
 from poolctl.features.gateway.process.waiting_connections import WaitingConnections
-from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
+from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBodyReader
 from poolctl.keeper.connection_handover import Connection
 from poolctl.routing.context import context_line
 from poolctl.routing.route import BreakerRule, Header, Redirect, Route, Target, TrafficLimits
@@ -643,7 +643,7 @@ def test_client_that_never_takes_the_end_of_its_response_is_cut_off(monkeypatch:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that there is
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
                 client.connect(listener.getsockname())
-                serve(stage.edge, listener.accept()[0])
+                start_serving(stage.edge, listener.accept()[0])
                 client.send(b"GET / HTTP/1.1\r\nHost: a\r\n" + field + b"\r\n")
                 while not stage.edge.pool.clients:
                     await asyncio.sleep(0)
@@ -1438,7 +1438,7 @@ TINY_BODY = TINY * TINY_CHUNKS + LAST
 @pytest.fixture
 def frozen_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """All chunks come within one second."""
-    monkeypatch.setattr(client_connection, "ChunkedBody", partial(ChunkedBody, clock=lambda: 0.0))
+    monkeypatch.setattr(client_connection, "ChunkedBodyReader", partial(ChunkedBodyReader, clock=lambda: 0.0))
 
 
 class Turns:
@@ -1588,23 +1588,23 @@ def test_a_long_frame_is_followed() -> None:
 def test_tiny_frames_are_followed_up_to_a_number_a_read_and_then_copied_only() -> None:
     boundary = WebSocketFrameTracker()
     followed = b"\x81\x00" * MOST_FRAMES_AT_ONCE
-    assert boundary.bytes_to_forward_until_close(followed) == followed
+    assert boundary.with_close_frame_if_ending(followed) == followed
     assert boundary.at_boundary
-    assert boundary.bytes_to_forward_until_close(followed + b"\x81\x00") == followed + b"\x81\x00"
+    assert boundary.with_close_frame_if_ending(followed + b"\x81\x00") == followed + b"\x81\x00"
     assert not boundary.at_boundary
-    assert boundary.bytes_to_forward_until_close(followed) == followed
+    assert boundary.with_close_frame_if_ending(followed) == followed
     assert boundary.end_with_close_frame() == b""  # it would stand within a frame, perhaps
-    assert boundary.bytes_to_forward_until_close(followed) == followed
+    assert boundary.with_close_frame_if_ending(followed) == followed
 
 
 def test_close_frame_replaces_the_frames_after_the_current_one() -> None:
     boundary, between = WebSocketFrameTracker(), WebSocketFrameTracker()
-    assert boundary.bytes_to_forward_until_close(b"\x81\x05he") == b"\x81\x05he"
+    assert boundary.with_close_frame_if_ending(b"\x81\x05he") == b"\x81\x05he"
     assert (boundary.end_with_close_frame(), between.end_with_close_frame()) == (b"", CLOSE_1012)
-    assert boundary.bytes_to_forward_until_close(b"l") == b"l"
-    assert boundary.bytes_to_forward_until_close(b"lo\x81\x02hi") == b"lo" + CLOSE_1012
+    assert boundary.with_close_frame_if_ending(b"l") == b"l"
+    assert boundary.with_close_frame_if_ending(b"lo\x81\x02hi") == b"lo" + CLOSE_1012
     for each in (boundary, between):
-        assert each.bytes_to_forward_until_close(b"\x81\x02hi") == b""
+        assert each.with_close_frame_if_ending(b"\x81\x02hi") == b""
 
 
 @pytest.mark.parametrize("seconds", [SOON, 1000.0])
@@ -1695,12 +1695,12 @@ def test_end_of_an_idle_connection_with_tls_is_announced_to_its_client_and_not_w
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         cert, key = certificate(tmp_path)
-        certificates = ListenerCertificates()
+        certificates = CertificatesByListener()
         certificates.put("x", [], {}, [cert.read_bytes(), key.read_bytes()])
         context = certificates.context("x", "")
         assert context is not None
         ours, theirs = _pair()
-        serve_tls(stage.edge, theirs, context)
+        start_serving_tls(stage.edge, theirs, context)
         talking = asyncio.ensure_future(asyncio.to_thread(talk, ours, authority(cert)))
         await until(answered.is_set)
         try:
@@ -1933,7 +1933,7 @@ def test_idle_connection_that_cannot_wait_outside_stays_in_the_proxy(why: str) -
         await proxied_and_passed(stage)
         client, theirs = _pair()
         client.setblocking(False)
-        serve(stage.edge, theirs, reported=("192.0.2.1", 1234) if why == "reported" else None)
+        start_serving(stage.edge, theirs, reported=("192.0.2.1", 1234) if why == "reported" else None)
         for _ in range(2):
             await asked(stage, client, OTHER)
             stage.edge.draining = why == "draining"
@@ -2145,7 +2145,7 @@ def test_host_that_demands_a_client_certificate_is_refused_over_the_connection_o
         made = {
             name: certificate(tmp_path, name) for name in ("open.example", "also.example", "closed.example")
         }
-        certificates = ListenerCertificates()
+        certificates = CertificatesByListener()
         for name, (cert, key) in made.items():
             demand = {"client_auth": "required"} if name == "closed.example" else {}
             contents = [cert.read_bytes(), key.read_bytes(), *([cert.read_bytes()] if demand else [])]

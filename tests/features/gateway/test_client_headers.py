@@ -117,7 +117,7 @@ class Way(NamedTuple):
     @property
     def passed(self) -> int:
         """How many requests have come to the worker with a connection of their client."""
-        return self.page[tally.route_slot(self.page, "app")]
+        return self.page[tally.claim_route_slot(self.page, "app")]
 
     async def read(self, client: Client, *lines: str, host: str = "a.test") -> dict[str, str]:
         """What the application reads of a request with these lines."""

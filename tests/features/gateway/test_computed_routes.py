@@ -17,7 +17,7 @@ import pytest
 from poolctl import TLSConfig
 from poolctl.config import MASK, ServerConfig, Tables
 from poolctl.features.gateway.supervision import computed_routes
-from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes
+from poolctl.features.gateway.supervision.computed_routes import RouteTableManager
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.keeper.pool_files import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.routing.registry import TableRegistry
@@ -47,7 +47,7 @@ class Publisher:
     def __init__(self, path: str = "") -> None:
         self.generations: list[int] = []
         self.path = path or tempfile.mkdtemp()
-        self.published = ComputedRoutes(self.changed, self.end_kept, self.path)
+        self.published = RouteTableManager(self.changed, self.end_kept, self.path)
         self.ended: list[tuple[set[str], list[bool]]] = []  # with which routes may pass meanwhile
         self.adopted_ended: list[tuple[set[str], list[bool]]] = []
 
@@ -148,7 +148,7 @@ def test_changes_without_an_end_do_not_delay_those_that_came_before() -> None:
             route = next(names)
             publisher.published.schedule_computation(lambda: source("web", "other", route=route))
 
-        publisher.published = ComputedRoutes(change, publisher.end_kept, publisher.path)
+        publisher.published = RouteTableManager(change, publisher.end_kept, publisher.path)
         change()
         for _ in range(3):
             before = publisher.published.generation
@@ -170,7 +170,7 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
     gone = RouteConfig(to=("gone",), alias="gone")
     stream = StreamConfig(alias="db", bind="127.0.0.1:5432", to=("10.0.0.5:5432",))
 
-    async def masked_of(routes: ComputedRoutes, *given: RouteConfig) -> TableRegistry:
+    async def masked_of(routes: RouteTableManager, *given: RouteConfig) -> TableRegistry:
         tables = Tables(gateway=GatewayConfig(), routes=given, streams=(stream,))
         routes.schedule_computation(lambda: (source("web")[0], tables))
         descriptor = await routes.masked_table_descriptor()
@@ -302,7 +302,7 @@ def test_workers_of_a_supervisor_that_left_no_word_keep_nothing_where_users_diff
     run(work())
 
 
-def shown(routes: ComputedRoutes) -> dict[str, list[str]]:
+def shown(routes: RouteTableManager) -> dict[str, list[str]]:
     """The routes that the workers of each server know."""
     found = {}
     for name, descriptor in routes.worker_tables.items():

@@ -183,12 +183,12 @@ def test_client_with_unread_bytes_is_passed_over_and_becomes_the_last() -> None:
 
 def test_end_of_the_last_client_is_waited_for_within_a_time() -> None:
     async def scene(pool: ProxyConnections) -> None:
-        assert await pool.wait_until_empty(0.0)
+        assert await pool.wait_until_no_clients(0.0)
         clients = [Client(), Client()]
         for client in clients:
             pool.add_client(client, idle=False)
-        assert not await pool.wait_until_empty(0.001)
-        waiting = asyncio.ensure_future(pool.wait_until_empty(DEADLINE))
+        assert not await pool.wait_until_no_clients(0.001)
+        waiting = asyncio.ensure_future(pool.wait_until_no_clients(DEADLINE))
         await asyncio.sleep(0)
         pool.remove_client(clients[0])
         assert not waiting.done()

@@ -12,8 +12,8 @@ import pytest
 
 from poolctl.features.gateway.process import descriptor_limit
 from poolctl.features.gateway.process.descriptor_limit import (
-    DescriptorLimit,
-    StreamShare,
+    DescriptorLimits,
+    StreamDescriptorLimit,
     is_exhausted,
     lowest_free,
 )
@@ -31,7 +31,7 @@ __all__ = ["run"]
 def an_edge(limit: int) -> StreamEdge:
     """One whose streams have the parts of this limit."""
     edge = StreamEdge()
-    of_it = DescriptorLimit(limit)
+    of_it = DescriptorLimits(limit)
     for name in ("of_streams", "of_sessions", "least_sessions"):
         setattr(edge.descriptors, name, getattr(of_it, name))
     return edge
@@ -111,7 +111,7 @@ def test_udp_keeps_some_sessions_when_tcp_has_all_that_is_for_streams(run: Run) 
 def test_parts_follow_from_the_limit(
     limit: int, mark: int, of_streams: int, of_sessions: int, least_sessions: int, of_handshakes: int
 ) -> None:
-    found = DescriptorLimit(limit)
+    found = DescriptorLimits(limit)
     assert (found.limit, found.mark, found.of_streams) == (limit, mark, of_streams)
     assert (found.of_sessions, found.least_sessions) == (of_sessions, least_sessions)
     assert found.of_handshakes == of_handshakes
@@ -119,10 +119,10 @@ def test_parts_follow_from_the_limit(
 
 def test_limit_is_that_of_the_process_and_none_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert DescriptorLimit().limit == soft
+    assert DescriptorLimits().limit == soft
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda which: unlimited)
-    assert DescriptorLimit().limit == sys.maxsize
+    assert DescriptorLimits().limit == sys.maxsize
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_lowest_free_number_says_what_is_left(
     monkeypatch: pytest.MonkeyPatch, lowest: int, few: bool, exhausted: bool
 ) -> None:
     monkeypatch.setattr(descriptor_limit, "lowest_free", lambda: lowest)
-    found = DescriptorLimit(256)
+    found = DescriptorLimits(256)
     assert (found.is_low(), found.exhausted()) == (few, exhausted)
 
 
@@ -169,7 +169,7 @@ def test_error_says_whether_the_process_is_short_of_something(number: int, exhau
 class Datagrams:
     """A stream of UDP with this number of sessions."""
 
-    def __init__(self, share: StreamShare, count: int) -> None:
+    def __init__(self, share: StreamDescriptorLimit, count: int) -> None:
         self.share = share
         self.count = count
         share.add_stream(self)
@@ -185,7 +185,7 @@ class Datagrams:
 
 
 def test_connections_take_two_descriptors_and_wait_when_there_is_room_for_none() -> None:
-    share, called = StreamShare(DescriptorLimit(16)), []  # 8 for streams, 4 for sessions
+    share, called = StreamDescriptorLimit(DescriptorLimits(16)), []  # 8 for streams, 4 for sessions
     for _ in range(3):
         assert share.has_room_or_notify(lambda: None)
         share.add_connection()
@@ -201,7 +201,7 @@ def test_connections_take_two_descriptors_and_wait_when_there_is_room_for_none()
 
 
 def test_stream_with_the_most_sessions_makes_room() -> None:
-    share = StreamShare(DescriptorLimit(16))
+    share = StreamDescriptorLimit(DescriptorLimits(16))
     small, large = Datagrams(share, 1), Datagrams(share, 2)
     share.make_room()
     assert (small.count, large.count) == (1, 2), "a fourth has room"
@@ -215,7 +215,7 @@ def test_stream_with_the_most_sessions_makes_room() -> None:
 
 
 def test_sessions_have_some_descriptors_whatever_the_connections_take() -> None:
-    share = StreamShare(DescriptorLimit(32))  # 16 for streams, 8 for sessions, 2 at least
+    share = StreamDescriptorLimit(DescriptorLimits(32))  # 16 for streams, 8 for sessions, 2 at least
     for _ in range(8):
         share.add_connection()
     sessions = Datagrams(share, 1)

@@ -15,7 +15,7 @@ import pytest
 from poolctl.feature import Feature
 from poolctl.features.gateway.process import acceptor
 from poolctl.features.gateway.process import edge as edge_module
-from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, lowest_free
+from poolctl.features.gateway.process.descriptor_limit import DescriptorLimits, lowest_free
 from poolctl.features.gateway.process.edge import GatewayState
 from poolctl.features.gateway.process.settings import GatewaySettings
 from poolctl.json_form import Table
@@ -157,7 +157,7 @@ def test_idle_clients_make_room_before_the_last_descriptors_are_in_use() -> None
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         first, second = [await idle_client(stage) for _ in range(2)]
-        stage.edge.descriptors = DescriptorLimit(2**20)
+        stage.edge.descriptors = DescriptorLimits(2**20)
         stage.edge.descriptors.mark = lowest_free() + 2  # the client's and the gateway's
         third = await idle_client(stage)
         assert not stage.edge.evicted

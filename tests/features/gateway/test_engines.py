@@ -9,12 +9,12 @@ import pytest
 from poolctl.config import Configuration, Tables
 from poolctl.feature import Feature
 from poolctl.features.gateway import engines
-from poolctl.features.gateway.engines import Engine
+from poolctl.features.gateway.engines import ExternalEngine
 from poolctl.features.gateway.table import GatewayConfig
 from tests.config_files import load_text
 from tests.features.gateway.test_route_checks import WEB, route
 
-SOME_ENGINE = Engine(
+SOME_ENGINE = ExternalEngine(
     label="Some proxy",
     program="some-proxy",
     install="apt install some-proxy",
@@ -69,12 +69,12 @@ def test_program_is_the_given_one_the_one_of_the_path_or_where_it_is_usually_ins
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     engine = SOME_ENGINE
-    assert engine.path("/opt/some") == "/opt/some"
-    assert engine.path(None) == "/usr/sbin/some-proxy"
+    assert engine.program_path("/opt/some") == "/opt/some"
+    assert engine.program_path(None) == "/usr/sbin/some-proxy"
     program = tmp_path / "some-proxy"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert engine.path(None) == str(program)
+    assert engine.program_path(None) == str(program)
 
 
 def test_program_has_to_be_an_executable_file(tmp_path: Path) -> None:

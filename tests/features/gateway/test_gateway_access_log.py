@@ -125,10 +125,10 @@ def test_line_that_a_full_disk_does_not_take_is_counted(tmp_path: Path) -> None:
         path = tmp_path / "log"
         path.mkdir()
         log = GatewayAccessLog(str(path))
-        log.add("first")
+        log.add_or_drop("first")
         await eventually(lambda: not log.waiting_bytes)
         path.rmdir()
-        log.add("second")
+        log.add_or_drop("second")
         assert await lines_of(path, 2) == [
             "second", "WARNING:  1 line was left out: the file could not be written, or not fast enough",
         ]  # fmt: skip
@@ -140,7 +140,7 @@ def test_line_that_a_full_disk_does_not_take_is_counted(tmp_path: Path) -> None:
 def test_log_that_is_closed_has_every_line(tmp_path: Path) -> None:
     async def scene() -> None:
         log = GatewayAccessLog(str(tmp_path / "log"))
-        log.add("a")
+        log.add_or_drop("a")
         log.close()
 
     asyncio.run(scene())
@@ -152,11 +152,11 @@ def test_file_is_reopened_after_it_was_moved(tmp_path: Path) -> None:
 
     async def scene(stage: Stage) -> None:
         assert stage.edge.access_log is not None
-        stage.edge.access_log.add("first")
+        stage.edge.access_log.add_or_drop("first")
         await lines_of(path, 1)
         path.rename(tmp_path / "old")
         await stage.edge.access_log.reopen()
-        stage.edge.access_log.add("second")
+        stage.edge.access_log.add_or_drop("second")
         (line,) = await lines_of(path, 1)
         assert line == "second"
 

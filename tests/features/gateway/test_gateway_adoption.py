@@ -143,7 +143,7 @@ def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_re
         search = GatewaySearch(peer.kept, str(tmp_path))
         found = await search.find_orphan_and_drain_others()
         assert found is not None
-        await search.store_in_keeper(found)
+        await search.hand_over_to_keeper(found)
         await before.over
         key = f"{fd_store.GATEWAY_LISTENER}{orphan.binding.key}"
         listener, pair, gateway = (

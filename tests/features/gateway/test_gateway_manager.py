@@ -457,7 +457,7 @@ class Gateway:
     def report_server(self, facts: Any, give: Any) -> None:
         self.sent.append((facts.name, give))
 
-    def forget(self, server: str) -> None:
+    def forget_server(self, server: str) -> None:
         self.sent.append(("forget", server))
 
     async def withdraw_passing_socket(self, server: str, give: Any) -> None:
@@ -575,12 +575,12 @@ def test_pair_that_was_replaced_is_not_forgotten_with_the_one_before() -> None:
 
 def test_gateway_that_has_failed_is_not_waited_for() -> None:
     async def scene(manager: Manager) -> None:
-        assert await manager.wait_until_serving() is None, "there is no table"
+        assert await manager.wait_briefly_until_serving() is None, "there is no table"
         manager.tables = Tables(gateway=GatewayConfig())
         manager.problem = "port 80 is in use"
-        assert await manager.wait_until_serving() is None
+        assert await manager.wait_briefly_until_serving() is None
         manager.problem = ""
-        waiting = asyncio.ensure_future(manager.wait_until_serving())
+        waiting = asyncio.ensure_future(manager.wait_briefly_until_serving())
         await asyncio.sleep(0)
         assert not waiting.done()
         manager.problem = "port 80 is in use"

@@ -157,7 +157,7 @@ class Manager:
         self.reports = SimpleNamespace(count_worker_connections={"api": 9, "gone": 4}.get)
         self._answer = answer
 
-    async def fetch_report(self) -> Table | None:
+    async def try_fetch_report(self) -> Table | None:
         return self._answer
 
 

@@ -150,7 +150,7 @@ def test_everything_is_sent_again_after_a_resync() -> None:
 def test_server_and_listener_that_were_not_sent_are_not_withdrawn() -> None:
     async def scene(peer: Peer) -> None:
         process = peer.process
-        process.forget("web")
+        process.forget_server("web")
         process.close_listener("tcp :80")
         assert peer.sent() == []
         process.report_server(ServerFacts(name="web"), None)
@@ -158,7 +158,7 @@ def test_server_and_listener_that_were_not_sent_are_not_withdrawn() -> None:
             settings = ListenerSettings(bind=":80")
             process.listen(settings, None, (1,), [listener])
         assert (process.servers, process.listeners) == ({"web"}, {settings.key})
-        process.forget("web")
+        process.forget_server("web")
         process.close_listener(settings.key)
         _, _, forget, unlisten = peer.sent()
         assert (forget, unlisten) == (

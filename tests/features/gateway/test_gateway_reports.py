@@ -15,7 +15,7 @@ from poolctl import TLSConfig
 from poolctl.core.server_entry import Entry
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.supervision import gateway_reports
-from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes, RouteSet
+from poolctl.features.gateway.supervision.computed_routes import RouteSet, RouteTableManager
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.features.gateway.supervision.gateway_reports import (
     GatewayMessageHandler,
@@ -50,7 +50,7 @@ class Process:
         self.known[facts.name] = facts, give
         self.order.append(facts.name)
 
-    def forget(self, name: str) -> None:
+    def forget_server(self, name: str) -> None:
         if self.known.pop(name, None) is not None:
             self.order.append(f"forget {name}")
 
@@ -62,7 +62,7 @@ class Stage:
         self.desk = Desk(web(), web("other"))
         self.entry: Entry = self.desk.core.entries["web"]
         self.routes: Any = SimpleNamespace(routes=RouteSet(servers=frozenset({"web"})))
-        self.reports = ServerFactsSender(self.desk.core, cast(ComputedRoutes, self.routes))
+        self.reports = ServerFactsSender(self.desk.core, cast(RouteTableManager, self.routes))
         self.process: Any = Process()
         self.pair, self._other = socket.socketpair()
         self.reports.pairs[CANARY] = self.pair
@@ -134,7 +134,7 @@ def test_another_process_gets_everything_and_a_server_without_a_route_is_forgott
     async def work() -> None:
         await stage.begin()
         process = cast(GatewayProcess, stage.process)
-        stage.reports.send_all(process)
+        stage.reports.send_all_routed(process)
         assert stage.process.servers == {"web", CANARY}
         stage.reports.forget_unrouted_servers(process)
         assert stage.process.servers == {"web", CANARY}

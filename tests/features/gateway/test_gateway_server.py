@@ -445,8 +445,8 @@ def test_forgotten_server_gets_no_request_and_its_pair_is_let_go(tmp_path: Path)
             await stage.settled()
             edge = stage.server.edge
             assert edge.passing.can_pass_to("web")
-            stage.process.forget("web")
-            stage.process.forget("web")
+            stage.process.forget_server("web")
+            stage.process.forget_server("web")
             await stage.settled()
             assert not edge.passing.can_pass_to("web")
             assert await stage.get() == b"HTTP/1.1 503 Service Unavailable | 503 Service Unavailable\n"
@@ -460,7 +460,7 @@ def test_forgotten_server_gets_no_request_and_its_pair_is_let_go(tmp_path: Path)
 def test_server_without_a_pair_is_forgotten_and_may_come_back(tmp_path: Path) -> None:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
-            stage.process.forget("web")
+            stage.process.forget_server("web")
             await stage.settled()
             assert (await stage.get()).startswith(b"HTTP/1.1 503 ")
             stage.process.report_server(stage.facts, None)

@@ -269,8 +269,8 @@ def test_passed_requests_are_those_of_ended_and_of_running_workers() -> None:
         stage = Stage()
         page = blank_page()
         page[tally.STARTED] = 9
-        page[tally.route_slot(page, "shop")] += 4
-        page[tally.route_slot(page, "news")] += 5
+        page[tally.claim_route_slot(page, "shop")] += 4
+        page[tally.claim_route_slot(page, "news")] += 5
         page[tally.error_slot(page, "news") or 0] += 3
         pages = {"web.1.0": page.tolist()}
         routes = stage.manager.routes.routes
@@ -395,7 +395,7 @@ class RoutePool:
         page = memoryview(bytearray(tally.SIZE_BYTES)).cast("Q")
         for slot, value in enumerate(self.counted):
             page[slot] = value
-        page[tally.route_slot(page, alias)] += count
+        page[tally.claim_route_slot(page, alias)] += count
         page[tally.STARTED] += count
         page[tally.STATUS + 5] += errors
         page[tally.error_slot(page, alias) or 0] += errors
@@ -431,7 +431,7 @@ class RoutePool:
         )
         totals: Any = SimpleNamespace(
             counts_of_ended_workers=lambda entry: self.counted[: tally.COUNTED],
-            counts_by_route_of_ended_workers=lambda entry: tally.by_route(self.counted),
+            counts_by_route_of_ended_workers=lambda entry: tally.by_route_mark(self.counted),
         )
         table: Any = SimpleNamespace(
             bind=self.listeners, header_for_host=self.header_for_host, engine=self.engine
@@ -606,7 +606,7 @@ def test_counts_of_running_workers_are_added_to_those_of_the_ended(stages: list[
     stage = stage_of(stages, SHOP)
     stage.passed("shop", 5, errors=1)
     page = blank_page()
-    page[tally.route_slot(page, "shop")] += 3
+    page[tally.claim_route_slot(page, "shop")] += 3
     page[tally.STARTED] += 3
     page[tally.error_slot(page, "shop") or 0] += 2
     page[tally.BUCKETS + 4] += 3

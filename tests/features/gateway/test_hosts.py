@@ -68,8 +68,8 @@ def test_expire_at_due_reports_each_host_once(clock: ManualClock) -> None:
     hosts.disable("b", 5)
     assert hosts.next_expiry == 55.0
     clock.advance(5)
-    hosts.expire()
-    hosts.expire()
+    hosts.enable_expired()
+    hosts.enable_expired()
     assert ([change[0] for change in changes[2:]], hosts.next_expiry) == (["b"], 60.0)
 
 

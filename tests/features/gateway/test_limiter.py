@@ -15,7 +15,7 @@ def admitted(limiter: RequestLimiter, now: float, tries: int = 1) -> int:
     count = 0
     for _ in range(tries):
         if not limiter.seconds_until_admission(now):
-            limiter.enter(now)
+            limiter.count_admission(now)
             count += 1
     return count
 
@@ -43,7 +43,7 @@ def test_burst_is_admitted_at_once_and_then_one_each_interval() -> None:
 def test_limit_of_one_request_admits_one() -> None:
     limiter = RequestLimiter(TrafficLimits(concurrency=1))
     assert (limiter.seconds_until_admission(0.0), limiter.is_full) == (0.0, False)
-    limiter.enter(0.0)
+    limiter.count_admission(0.0)
     assert (limiter.seconds_until_admission(0.0), limiter.is_full) == (1.0, True)
 
 
@@ -140,6 +140,6 @@ def test_table_of_clients_is_bounded_and_forgets_who_asked_longest_ago() -> None
         assert len(limits) == 3
     assert limits.limiter("192.0.2.1") is not second
     assert third is not None
-    third.enter(0.0)
+    third.count_admission(0.0)
     third.leave()  # one that was forgotten meanwhile
     assert third.in_flight == 0

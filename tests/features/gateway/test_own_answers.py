@@ -12,8 +12,8 @@ import pytest
 
 from poolctl.features.gateway.process.backends.route_backends import SLEEPING, STARTING
 from poolctl.features.gateway.process.proxy.own_answers import (
+    announce_request_to_parts,
     answer_of_route,
-    notify_parts_of_request,
     spares_server,
     takes_waiting_page,
     wake_and_answer,
@@ -327,7 +327,7 @@ def test_answer_to_head_has_no_body() -> None:
 def test_request_that_wakes_no_server_is_not_reported() -> None:
     edge: Any = Edge()
     route = Route(alias="a", probe_responses=("/up",))
-    notify_parts_of_request(edge, route, b"GET", b"/up")
+    announce_request_to_parts(edge, route, b"GET", b"/up")
     assert edge.arrived == []
-    notify_parts_of_request(edge, route, b"GET", b"/")
+    announce_request_to_parts(edge, route, b"GET", b"/")
     assert edge.arrived == ["a"]

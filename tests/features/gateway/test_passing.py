@@ -114,7 +114,7 @@ def test_queue_that_was_empty_in_between_is_reported_again_and_its_connections_h
         late = await overflow()
         server = passing._servers["users"]
         server.queue[0] = server.queue[0]._replace(until=0.0)
-        passing._expire(server)
+        passing._refuse_expired(server)
         assert (await stage.read(late)).startswith(b"HTTP/1.1 503 ")
         await overflow()
         assert len(stage.events) == 4
@@ -140,7 +140,7 @@ def test_connection_that_is_queued_after_others_have_left_gets_503_when_its_time
         elif way == "expired":
             server = passing._servers["users"]
             server.queue[0] = server.queue[0]._replace(until=0.0)
-            passing._expire(server)
+            passing._refuse_expired(server)
         else:
             stage.routes(app_route("users", other_user="another user's requests may follow"))
             passing.reroute_for_new_table(stage.edge.table)

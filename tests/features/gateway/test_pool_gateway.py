@@ -177,16 +177,16 @@ class Manager(SimpleNamespace):
         yield
         self.reported.remove(report)
 
-    async def wait_until_serving(self) -> Process | None:
+    async def wait_briefly_until_serving(self) -> Process | None:
         return self.gateway
 
-    async def fetch_report(self) -> Table | None:
+    async def try_fetch_report(self) -> Table | None:
         try:
             return None if self.gateway is None else await self.gateway.fetch_report()
         except TimeoutError:
             return None
 
-    async def wait_for_opening(self) -> None:
+    async def wait_for_opening_attempt(self) -> None:
         self.calls.append("attempted")
 
     async def await_applied_or_warning(self, limit_seconds: float | None) -> str:

@@ -26,7 +26,7 @@ from poolctl.features.gateway.process.proxy.request_head import (
 )
 from poolctl.features.gateway.process.proxy.response_head import read_response
 from poolctl.features.gateway.process.settings import Endpoint
-from poolctl.features.gateway.process.tls import ServerContext
+from poolctl.features.gateway.process.tls import CertificateContext
 from poolctl.http.messages import MOST_FIELDS, MOST_OPTIONS, BadMessage, RequestHead, canonical_head
 from poolctl.routing.decision import passable_match
 from poolctl.routing.normal_path import normalize_path
@@ -421,7 +421,7 @@ ROUTES = (
 def routed(
     data: bytes,
     forwarding: ForwardingContext | None = None,
-    certificate: ServerContext | None = None,
+    certificate: CertificateContext | None = None,
     **settings: Any,
 ) -> RoutedRequest:
     found = []
@@ -523,7 +523,7 @@ def test_connection_can_be_passed_if_the_worker_reads_the_request_as_it_was_sent
 
 
 def test_host_of_another_client_certificate_is_refused() -> None:
-    class Certificate(ServerContext):
+    class Certificate(CertificateContext):
         def allows_requests_for_host(self, host: bytes) -> bool:
             return host == b"a"
 

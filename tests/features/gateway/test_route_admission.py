@@ -222,7 +222,7 @@ def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -
                                     status, _, _ = await client.answer()
                                     expected = 308 if host == "secure" else 200 if host in allowed else 403
                                     assert status == expected, (source, host)
-                counted = {each.alias: page[tally.route_slot(page, each.alias)] for each in routes}
+                counted = {each.alias: page[tally.claim_route_slot(page, each.alias)] for each in routes}
                 assert {alias for alias, count in counted.items() if count} == {"open", "first", "second"}
 
     worker.run(work())

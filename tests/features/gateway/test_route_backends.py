@@ -466,17 +466,17 @@ def refusal(task: asyncio.Task[Lease]) -> str:
 
 
 def test_waiting_requests_are_counted_by_route(queue: Queue) -> None:
-    assert queue.backends.queues() == {}
+    assert queue.backends.queued_by_route() == {}
     route = queue.backends.of(as_route(*TWO_URLS, limit=ONE_AT_ONCE))
     tasks = [queue.wait(route) for _ in range(3)]
-    assert queue.backends.queues() == {"web": 2}
+    assert queue.backends.queued_by_route() == {"web": 2}
     tasks[0].result().release(RequestOutcome.ANSWERED, 0.1, 200)
     queue.loop.pass_time()
-    assert queue.backends.queues() == {"web": 1}
+    assert queue.backends.queued_by_route() == {"web": 1}
     for task in tasks[1:]:
         task.cancel()
     queue.loop.pass_time()
-    assert queue.backends.queues() == {}
+    assert queue.backends.queued_by_route() == {}
 
 
 def test_those_that_wait_get_their_turn_in_order(queue: Queue) -> None:

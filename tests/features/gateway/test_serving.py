@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.process.proxy import client_connection
-from poolctl.features.gateway.process.proxy.serving import SharedSocketTransport, drain_clients, serve
-from poolctl.features.gateway.process.tls import ListenerCertificates
+from poolctl.features.gateway.process.proxy.serving import SharedSocketTransport, drain_clients, start_serving
+from poolctl.features.gateway.process.tls import CertificatesByListener
 from poolctl.keeper.connection_handover import Connection
 from tests.certificates import certificate
 from tests.features.gateway import passing_stage
@@ -109,7 +109,7 @@ def test_tls_uses_the_certificate_of_the_name_and_a_renewed_one_at_once(tmp_path
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         made = {name: certificate(tmp_path, name) for name in ("a.example", "b.example")}
-        certificates = ListenerCertificates()
+        certificates = CertificatesByListener()
         for name, paths in made.items():
             certificates.put(":443", [name], {}, [path.read_bytes() for path in paths])
         for name in ("a.example", "b.example"):
@@ -130,7 +130,7 @@ def test_tls_uses_the_certificate_of_the_name_and_a_renewed_one_at_once(tmp_path
             )
 
     async def tls_client(
-        stage: Stage, certificates: ListenerCertificates, name: str, trust: ssl.SSLContext
+        stage: Stage, certificates: CertificatesByListener, name: str, trust: ssl.SSLContext
     ) -> Wire:
         context = certificates.context(":443", "")
         assert context is not None
@@ -143,7 +143,7 @@ def test_requests_over_tls_are_reported_as_such(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok)
         cert, key = certificate(tmp_path)
-        certificates = ListenerCertificates()
+        certificates = CertificatesByListener()
         certificates.put("x", [], {}, [cert.read_bytes(), key.read_bytes()])
         client = await stage.client(
             context=certificates.context("x", ""), ssl=authority(cert), server_hostname="localhost"
@@ -168,7 +168,7 @@ def test_bodies_over_tls_that_are_read_at_once_are_not_mixed(tmp_path: Path) -> 
     async def scene(stage: Stage) -> None:
         await stage.route(echo)
         cert, key = certificate(tmp_path)
-        certificates = ListenerCertificates()
+        certificates = CertificatesByListener()
         certificates.put("x", [], {}, [cert.read_bytes(), key.read_bytes()])
 
         async def ask(letter: bytes) -> bytes:
@@ -191,7 +191,7 @@ def test_no_handshake_no_connection(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         cert, key = certificate(tmp_path)
-        certificates = ListenerCertificates()
+        certificates = CertificatesByListener()
         certificates.put("x", [], {}, [cert.read_bytes(), key.read_bytes()])
         client = await stage.client(context=certificates.context("x", ""))
         await client.send(GET)
@@ -221,7 +221,7 @@ async def shared(stage: Stage, received: bytes = b"") -> tuple[socket.socket, so
     """A client's connection that is proxied, and the application's duplicate of the other end."""
     ours, theirs = _pair()
     application = theirs.dup()
-    serve(stage.edge, Connection(fileno=theirs.detach()), received)
+    start_serving(stage.edge, Connection(fileno=theirs.detach()), received)
     while not stage.edge.pool.clients:
         await asyncio.sleep(0)
     return ours, application
@@ -513,7 +513,7 @@ def test_connection_that_has_ended_before_it_is_served_is_closed() -> None:
         ours.close()
         connection = Connection(fileno=theirs.detach())
         fd = connection.fileno()
-        serve(stage.edge, connection)
+        start_serving(stage.edge, connection)
         await until(lambda: not os.path.exists(f"/proc/self/fd/{fd}"))
         assert not stage.edge.pool.clients
 

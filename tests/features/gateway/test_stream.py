@@ -14,15 +14,15 @@ import pytest
 from poolctl.features.gateway.process.settings import Endpoint
 from poolctl.features.gateway.process.streams.stream import (
     FRESH_SECONDS,
+    AddressWithFamily,
     BackendAddresses,
     IdleTracker,
-    SocketAddress,
 )
 from tests.virtual_loop import VirtualLoop
 
 NAME = Endpoint("tcp", "db.test", 5432)
-FIRST = SocketAddress(socket.AF_INET, ("10.0.0.1", 5432))
-SECOND = SocketAddress(socket.AF_INET, ("10.0.0.2", 5432))
+FIRST = AddressWithFamily(socket.AF_INET, ("10.0.0.1", 5432))
+SECOND = AddressWithFamily(socket.AF_INET, ("10.0.0.2", 5432))
 
 
 @dataclass
@@ -135,7 +135,7 @@ class Resolver:
             raise self.found
         return [(socket.AF_INET, type, 6, "", (each, port)) for each in self.found]
 
-    def wait(self, endpoint: Endpoint = NAME) -> tuple[SocketAddress, ...]:
+    def wait(self, endpoint: Endpoint = NAME) -> tuple[AddressWithFamily, ...]:
         return self.loop.run_until_complete(self.addresses.wait_for_addresses(endpoint))
 
 
@@ -151,12 +151,12 @@ def resolver() -> Iterator[Resolver]:
 @pytest.mark.parametrize(
     ("endpoint", "address"),
     [
-        (Endpoint("unix", path="/a.sock"), SocketAddress(socket.AF_UNIX, "/a.sock")),
+        (Endpoint("unix", path="/a.sock"), AddressWithFamily(socket.AF_UNIX, "/a.sock")),
         (Endpoint("tcp", "10.0.0.1", 5432), FIRST),
-        (Endpoint("tcp", "::1", 53), SocketAddress(socket.AF_INET6, ("::1", 53))),
+        (Endpoint("tcp", "::1", 53), AddressWithFamily(socket.AF_INET6, ("::1", 53))),
     ],
 )
-def test_address_needs_no_look_up(resolver: Resolver, endpoint: Endpoint, address: SocketAddress) -> None:
+def test_address_needs_no_look_up(resolver: Resolver, endpoint: Endpoint, address: AddressWithFamily) -> None:
     assert resolver.addresses.get_or_start_resolving(endpoint) == resolver.wait(endpoint) == (address,)
     assert resolver.addresses.get_or_start_resolving(Endpoint("none")) == ()
     assert not resolver.asked
@@ -165,7 +165,7 @@ def test_address_needs_no_look_up(resolver: Resolver, endpoint: Endpoint, addres
 def test_name_is_resolved_once_for_all_that_wait(resolver: Resolver) -> None:
     assert resolver.addresses.get_or_start_resolving(NAME) is None
 
-    async def both() -> list[tuple[SocketAddress, ...]]:
+    async def both() -> list[tuple[AddressWithFamily, ...]]:
         return await asyncio.gather(
             resolver.addresses.wait_for_addresses(NAME), resolver.addresses.wait_for_addresses(NAME)
         )

@@ -13,10 +13,10 @@ import pytest
 
 from poolctl.features.gateway.process.tls import (
     MOST_BYTES,
+    CertificateContext,
+    CertificatesByListener,
     ClientHello,
-    ListenerCertificates,
     NoClientHello,
-    ServerContext,
     SharedBufferProtocol,
     read_client_hello,
 )
@@ -193,7 +193,7 @@ BIND = ":443"
 
 
 def session_of(
-    certificates: ListenerCertificates,
+    certificates: CertificatesByListener,
     client: ssl.SSLContext,
     name: str,
     session: ssl.SSLSession | None = None,
@@ -228,7 +228,7 @@ def test_client_certificate_is_demanded_by_the_host_that_is_asked_for(
     client.check_hostname = False
     client.verify_mode = ssl.CERT_NONE
     client.minimum_version = client.maximum_version = version
-    certificates = ListenerCertificates()
+    certificates = CertificatesByListener()
     made = {name: certificate(tmp_path, name) for name in ("open.example", "closed.example")}
 
     def put(name: str, *, demands: bool) -> None:
@@ -249,15 +249,15 @@ def test_client_certificate_is_demanded_by_the_host_that_is_asked_for(
 
 def test_certificate_renewed_with_other_names_is_used_instead_of_the_one_before(tmp_path: Path) -> None:
     contents = [path.read_bytes() for path in certificate(tmp_path)]
-    certificates = ListenerCertificates()
+    certificates = CertificatesByListener()
     for names in (["a.example", "old.example"], ["b.example"], ["a.example", "new.example"]):
         certificates.put(BIND, names, {}, contents)
     previous, renewed = certificates.context(BIND, "old.example"), certificates.context(BIND, "new.example")
     assert certificates.context(BIND, "") is previous
     # A certificate that could not be used: every previous one stays.
-    certificates.retain_certificates(BIND, [["a.example", "unusable.example"], ["b.example"]])
+    certificates.retain_if_all_loaded(BIND, [["a.example", "unusable.example"], ["b.example"]])
     assert certificates.context(BIND, "old.example") is previous
-    certificates.retain_certificates(BIND, [["a.example", "new.example"], ["b.example"]])
+    certificates.retain_if_all_loaded(BIND, [["a.example", "new.example"], ["b.example"]])
     assert [certificates.context(BIND, name) for name in ("", "a.example", "old.example")] == [renewed] * 3
     assert certificates.context(BIND, "b.example") not in (renewed, previous)
 
@@ -265,7 +265,7 @@ def test_certificate_renewed_with_other_names_is_used_instead_of_the_one_before(
 def test_certificate_of_the_name_in_the_handshake_is_shown_even_if_it_began_with_another(
     tmp_path: Path,
 ) -> None:
-    certificates = ListenerCertificates()
+    certificates = CertificatesByListener()
     for name in ("a.example", "b.example"):
         certificates.put(BIND, [name], {}, [path.read_bytes() for path in certificate(tmp_path, name)])
     client = ssl.create_default_context(cafile=str(tmp_path / "b.example.pem"))
@@ -317,14 +317,14 @@ def contents_of(directory: Path, *names: str) -> list[bytes]:
 def test_requests_for_a_host_that_demands_a_client_certificate_need_the_connection_of_that_host(
     tmp_path: Path,
 ) -> None:
-    certificates, demand = ListenerCertificates(), {"client_auth": "required"}
+    certificates, demand = CertificatesByListener(), {"client_auth": "required"}
     certificates.put(BIND, ["open.example"], {}, contents_of(tmp_path, "open.example"))
     certificates.put(
         BIND, ["Closed.example.", "10.0.0.1"], demand, contents_of(tmp_path, "closed.example", "ca.example")
     )
     of_open, of_closed = (certificates.context(BIND, name) for name in ("OPEN.example.", "closed.example"))
-    assert isinstance(of_open, ServerContext)
-    assert isinstance(of_closed, ServerContext)
+    assert isinstance(of_open, CertificateContext)
+    assert isinstance(of_closed, CertificateContext)
     for host in (b"closed.example", b"closed.example:443", b"Closed.Example."):
         assert (of_open.allows_requests_for_host(host), of_closed.allows_requests_for_host(host)) == (
             False,
@@ -338,9 +338,9 @@ def test_requests_for_a_host_that_demands_a_client_certificate_need_the_connecti
 
 
 def test_certificate_without_names_and_the_renewed_first_one_are_the_default(tmp_path: Path) -> None:
-    contents, certificates = contents_of(tmp_path, "a.example"), ListenerCertificates()
+    contents, certificates = contents_of(tmp_path, "a.example"), CertificatesByListener()
     assert certificates.context(BIND, "a.example") is None
-    certificates.retain_certificates(BIND, [["a.example"]])
+    certificates.retain_if_all_loaded(BIND, [["a.example"]])
     for names in (["a.example"], ["*.b.example"]):
         certificates.put(BIND, names, {}, contents)
     first, second = (certificates.context(BIND, name) for name in ("a.example", "x.b.example"))
@@ -359,7 +359,7 @@ def test_settings_of_a_listener_reach_its_tls(tmp_path: Path) -> None:
     contents = contents_of(tmp_path, "a.example", "ca.example")
 
     def made(**tls: object) -> ssl.SSLContext:
-        certificates = ListenerCertificates()
+        certificates = CertificatesByListener()
         certificates.put(BIND, (), tls, contents)
         context = certificates.context(BIND, "")
         assert context is not None
@@ -377,7 +377,7 @@ def test_settings_of_a_listener_reach_its_tls(tmp_path: Path) -> None:
 
 
 def test_client_certificate_has_to_be_of_an_authority_that_is_named(tmp_path: Path) -> None:
-    certificates = ListenerCertificates()
+    certificates = CertificatesByListener()
     contents = contents_of(tmp_path, "closed.example", "client.example")
     certificates.put(BIND, (), {"client_auth": "required"}, contents)
     certificate(tmp_path, "other.example")
@@ -393,7 +393,7 @@ def test_client_certificate_has_to_be_of_an_authority_that_is_named(tmp_path: Pa
 
 
 def test_certificate_that_cannot_be_used_leaves_the_previous_one_and_no_descriptor(tmp_path: Path) -> None:
-    certificates, contents = ListenerCertificates(), contents_of(tmp_path, "a.example")
+    certificates, contents = CertificatesByListener(), contents_of(tmp_path, "a.example")
     other = contents_of(tmp_path, "b.example")
     with no_descriptor_left():
         certificates.put(BIND, (), {}, contents)

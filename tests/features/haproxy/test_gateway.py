@@ -29,7 +29,7 @@ from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.haproxy._configuration import HaproxyBackend, HaproxyServer
 from poolctl.features.haproxy._gateway import HaproxyGateway, HaproxyStatisticsAccumulator
 from poolctl.keeper import wire
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
@@ -212,9 +212,7 @@ def test_leaving_server_gets_nothing_after_another_supervisor_has_adopted_the_pr
             environment: Any = SimpleNamespace(keeper=None, directory="", state_directory="")
             # Which has no longer an entry for the server.
             core: Any = SimpleNamespace(observers=set(), entries={}, servers=SimpleNamespace(revision=0))
-            manager = GatewayManager(
-                environment, core, EventQueue(Clock()), StateStore(environment.keeper, "")
-            )
+            manager = GatewayManager(environment, core, EventBus(Clock()), StateStore(environment.keeper, ""))
             manager.tables = Tables(gateway=GatewayConfig(engine="haproxy"))
             manager._process = stage.process
             await manager.announce_workers_exit("one")

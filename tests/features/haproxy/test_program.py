@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.haproxy import _program
-from poolctl.features.haproxy._program import HaproxyProgram, HaproxyRefusal
+from poolctl.features.haproxy._program import HaproxyProcessManager, HaproxyRefusal
 
 # Answers commands on its runtime socket until SIGUSR1 or SIGTERM. `answers.json` has the answer to each command, and
 # `check` what `-c` prints; `commands` gets each command.
@@ -78,7 +78,7 @@ class Stage:
         self.script.write_text(f"#!{sys.executable} -IS\n{PROGRAM}")
         self.script.chmod(0o755)
         self.says()
-        self.program = HaproxyProgram(str(self.script), str(directory / "files"))
+        self.program = HaproxyProcessManager(str(self.script), str(directory / "files"))
         self.changes: list[str] | None = []
         monkeypatch.setattr(_program, "runtime_commands", lambda before, after: self.changes)
 

@@ -11,7 +11,7 @@ from poolctl.config.values.problems import Tree
 from poolctl.features.import_foreign._foreign_pool import (
     ForeignPool,
     ForeignServer,
-    PoolText,
+    RenderedPoolFile,
     drop_mistyped_values,
     in_seconds,
     pool_text,
@@ -85,7 +85,7 @@ def test_value_that_cannot_be_taken_over_is_a_remark(
     assert [each for each in said.remarks if each.startswith(f"{name}:{remark}")], said.remarks
 
 
-def written(pool: ForeignPool, directory: Path, source: str = "a.conf") -> PoolText:
+def written(pool: ForeignPool, directory: Path, source: str = "a.conf") -> RenderedPoolFile:
     return pool_text(pool, source, str(directory), str(directory / "pool.toml"))
 
 

@@ -22,7 +22,7 @@ from poolctl.features.kubernetes._routes import (
     ROUTE_MAPPED,
     ROUTE_UNSUPPORTED,
     _http_route,
-    _timeout,
+    _timeouts_field,
     _unsupported,
 )
 from poolctl.features.kubernetes.table import Kubernetes
@@ -328,4 +328,4 @@ def test_every_route_that_is_not_refused_is_valid(keys: Object, weights: list[in
 def test_time_limit_is_a_duration_of_the_gateway_api(seconds: float, text: str) -> None:
     config = validated(RouteConfig, {"to": ("web",), "timeouts": {"total": seconds}}, [])
     assert config is not None
-    assert _timeout(config.timeouts) == {"timeouts": {"request": text}}
+    assert _timeouts_field(config.timeouts) == {"timeouts": {"request": text}}

@@ -108,13 +108,13 @@ def test_server_with_fewer_ready_workers_than_asked_for_is_ready_with_a_warning(
 def test_server_is_complete_when_every_worker_of_the_newest_generation_is_available(
     found: Table, complete: bool
 ) -> None:
-    assert web(found, pod(), pod("web-2")).is_complete is complete
+    assert web(found, pod(), pod("web-2")).has_reached_goal is complete
 
 
 def test_server_with_workers_of_an_earlier_revision_is_not_complete() -> None:
     found = deployment()
     found["status"]["replicas"] = 3
-    assert not web(found, pod(), pod("web-2"), pod("web-0", revision="old")).is_complete
+    assert not web(found, pod(), pod("web-2"), pod("web-0", revision="old")).has_reached_goal
 
 
 def test_pod_on_a_lost_node_is_unknown_and_not_counted() -> None:
@@ -123,7 +123,7 @@ def test_pod_on_a_lost_node_is_unknown_and_not_counted() -> None:
         "False"  # by the node controller; the kubelet said ready before
     )
     workload = web(deployment(), pod(), lost)
-    assert not workload.is_complete
+    assert not workload.has_reached_goal
     item = workload.item(NOW)
     assert [(each.phase, each.ready) for each in item.worker_list] == [("running", True), ("unknown", False)]
     assert item.health == "warn"
@@ -230,8 +230,8 @@ def test_usual_start_is_no_failure() -> None:
 
 def test_stopped_server_is_complete_once_its_pods_are_gone() -> None:
     found = deployment(0)
-    assert web(found).is_complete
-    assert not web(found, pod()).is_complete
+    assert web(found).has_reached_goal
+    assert not web(found, pod()).has_reached_goal
 
 
 def test_server_is_up_since_its_first_ready_worker_and_never_for_less_than_no_time() -> None:
@@ -368,7 +368,7 @@ def test_objects_of_another_shape_are_no_error(garbage: Any) -> None:
     broken = pod()
     broken["status"] = garbage
     workload = web(found, broken)
-    assert (workload.is_complete, workload.failure(), workload.item(NOW).ready) == (False, None, False)
+    assert (workload.has_reached_goal, workload.failure(), workload.item(NOW).ready) == (False, None, False)
 
 
 NIGHTLY = ServerConfig(name="nightly", job=True, command=["true"], every="30 3 * * *")
@@ -445,10 +445,10 @@ def test_last_run_has_its_times_and_its_status_and_says_what_its_process_said() 
 
 def test_schedule_without_runs_is_in_force_until_it_is_removed_or_disabled() -> None:
     workload = ScheduledWorkload(NIGHTLY, cron_job(), [], [])
-    assert workload.is_complete
+    assert workload.has_reached_goal
     item = workload.item(NOW)
     assert (item.state, item.ready, item.health, item.last_run) == ("sleeping", True, "ok", None)
-    assert not ScheduledWorkload(NIGHTLY, None, [], []).is_complete
+    assert not ScheduledWorkload(NIGHTLY, None, [], []).has_reached_goal
     disabled = ServerConfig(name="nightly", job=True, command=["true"], every="30 3 * * *", disabled=True)
     assert ScheduledWorkload(disabled, None, [], []).item(NOW).state == "disabled"
 

@@ -23,7 +23,7 @@ from poolctl.features.operator.client import OperatorClient, OperatorSettings
 from poolctl.features.operator.pool_operator import OperatorAddressServer, PoolOperator
 from poolctl.features.operator.table import OperatorTable
 from poolctl.http.http_server import ServerLimits
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import render
 from poolctl.supervisor.active_configuration import SupervisorContext
@@ -81,7 +81,7 @@ class Pool:
     """A pool that is an operator: its address, its servers and its events."""
 
     def __init__(self, env: dict[str, str], keeper: Keeper) -> None:
-        self.events = EventQueue(Clock())
+        self.events = EventBus(Clock())
         self._heard: list[JournalEvent] = []
         self.events.subscribe(self._heard.append)
         self.servers = Servers()
@@ -92,7 +92,7 @@ class Pool:
     async def serve(self, table: OperatorTable | None) -> None:
         self.address.serve_table(table)
         async with asyncio.timeout(DEADLINE):
-            await self.address.wait_for_opening()
+            await self.address.wait_for_opening_attempt()
 
     @property
     def recorded(self) -> list[tuple[str, str, str]]:
@@ -481,13 +481,13 @@ def test_pool_serves_the_address_of_its_table_and_closes_it_without_one() -> Non
         core: Any = pool.servers
         part = PoolOperator(part_site(core, pool.events, pool.environment))
         part.apply_tables(Tables())
-        await part.wait_for_opening()
+        await part.wait_for_opening_attempt()
         assert [*part.problems] == []
         table, bind = trusted()
         async with asyncio.timeout(DEADLINE):
             with socket.create_server(("127.0.0.1", int(bind.rpartition(":")[2]))):
                 part.apply_tables(Tables(operator=table))
-                await part.wait_for_opening()
+                await part.wait_for_opening_attempt()
                 (problem,) = part.problems
                 assert problem.startswith("[operator]: operator cannot be served: ")
             part.apply_tables(Tables(operator=table))

@@ -24,11 +24,11 @@ from poolctl.features.proxmox.inventory import (
     ProxmoxInventory,
     has_ip_targets,
     host_of,
-    links_of,
+    links_by_target,
 )
 from poolctl.features.proxmox.table import ProxmoxTable
 from poolctl.json_form import to_json
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, StreamRoute, Target
 from tests.certificates import certificate
@@ -50,7 +50,7 @@ class Stage:
     def __init__(self, cluster: Cluster, state_directory: str) -> None:
         self.cluster = cluster
         self.recorded: list[JournalEvent] = []
-        self.events = EventQueue(Clock())
+        self.events = EventBus(Clock())
         self.events.subscribe(self.recorded.append)
         self.clock = ManualClock(LONG)
         self.changes = 0
@@ -382,7 +382,7 @@ def test_targets_of_routes_are_linked_by_alias_and_url() -> None:
         Route(alias="own", to=(Target(server="web"), Target(url="unix:/run/web"))),
         StreamRoute(alias="db", bind=":1", to=(Target(url="[10.0.1.3]:5432"), Target(url="10.0.1.3:5432"))),
     ]
-    found = {key: link.identity for key, link in links_of(routes, INVENTORY).items()}
+    found = {key: link.identity for key, link in links_by_target(routes, INVENTORY).items()}
     assert found == {
         ("pve1", "https://pve1:8006"): ("pve1", 0),
         ("web", "http://127.0.0.1:9000"): ("", 101),
@@ -442,7 +442,7 @@ def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path: Path)
         configuration = SimpleNamespace(environment={})
         environment = SimpleNamespace(state_directory=str(tmp_path), configuration=configuration)
         absent: Any = None
-        machines = Machines(part_site(absent, EventQueue(Clock()), environment))
+        machines = Machines(part_site(absent, EventBus(Clock()), environment))
         (tmp_path / "started-machines.json").write_text('{"101": 1}')
         table = ProxmoxTable(url="https://127.0.0.1:1", token_env="PVE_TOKEN", refresh=LONG, idle=LONG)
         machines.apply_tables(Tables(proxmox=table))

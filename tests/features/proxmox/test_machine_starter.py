@@ -19,7 +19,7 @@ from poolctl.features.proxmox import _machine_starter
 from poolctl.features.proxmox._api import Guest
 from poolctl.features.proxmox._machine_starter import MachinePowerManager
 from poolctl.features.proxmox.inventory import ProxmoxInventory
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
 from tests.certificates import certificate
@@ -43,7 +43,7 @@ class Stage:
 
     def __init__(self, cluster: Cluster, state_directory: str) -> None:
         self.cluster = cluster
-        self.events = EventQueue(Clock())
+        self.events = EventBus(Clock())
         self.recorded: list[JournalEvent] = []
         self.events.subscribe(self.recorded.append)
         self.reported: list[MachineState] = []
@@ -293,7 +293,7 @@ class IdleStage:
 
     def __init__(self, cluster: Cluster, state_directory: str) -> None:
         self.cluster = cluster
-        self.events = EventQueue(Clock())
+        self.events = EventBus(Clock())
         self.recorded: list[JournalEvent] = []
         self.events.subscribe(self.recorded.append)
         self.activities: dict[str, Activity] | None = {}
@@ -403,7 +403,7 @@ def test_machine_is_stopped_when_its_whole_idle_time_has_passed_since_the_last_r
         return {WEB: Activity(int(loop.time() >= request_at), 0)}
 
     with closing(VirtualLoop()) as loop:
-        starter = Starter(EventQueue(Clock()), lambda: None, activities, "")
+        starter = Starter(EventBus(Clock()), lambda: None, activities, "")
         starter.set_guests({WEB: Guest("lxc", 101, "web", "pve1", "running")}, freshly_read=False)
         starter.started[101] = 0.0
         watching = loop.create_task(starter._watch_idle(idle_seconds))

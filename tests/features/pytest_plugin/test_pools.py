@@ -328,7 +328,7 @@ def test_directory_and_ports_are_given_back_at_the_end(pools: PoolFactory) -> No
 def test_server_of_a_list_gets_a_port_unless_it_has_one_or_needs_none(
     pools: PoolFactory, table: dict[str, Any], gets_a_port: bool
 ) -> None:
-    found = pools._with_free_port(table)
+    found = pools._with_free_port_if_unset(table)
     assert (found.get("bind") != table.get("bind")) is gets_a_port
     assert found.get("bind", "127.0.0.1:").startswith("127.0.0.1:")
     assert {key: value for key, value in found.items() if key != "bind" or not gets_a_port} == table

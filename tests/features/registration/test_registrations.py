@@ -22,14 +22,14 @@ from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
 from poolctl.errors import ServerError
-from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes
+from poolctl.features.gateway.supervision.computed_routes import RouteTableManager
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.features.registration import registrations
 from poolctl.features.registration._services import FORGOTTEN_SECONDS, registration_of
 from poolctl.features.registration.registrations import (
     MOST_WRONG_TOKENS,
     WRONG_TOKEN_SECONDS,
-    Client,
+    AuthorizedClient,
     Peer,
     RegistrationEndpoint,
     TargetRegistration,
@@ -41,7 +41,7 @@ from poolctl.features.registration.registrations import (
 from poolctl.features.registration.table import RegistrationClient, RegistrationTable
 from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, pool_files
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
@@ -107,10 +107,10 @@ class Registry:
         self.directory = directory or tempfile.mkdtemp()
         self.state_directory = state_directory or tempfile.mkdtemp()
         self.recorded: list[JournalEvent] = []
-        events = EventQueue(Clock())
+        events = EventBus(Clock())
         events.subscribe(self.recorded.append)
         tables = Tables(gateway=GatewayConfig(), routes=ROUTES)
-        self.routes = ComputedRoutes(
+        self.routes = RouteTableManager(
             self._changed, lambda servers, *, adopted: asyncio.sleep(0), tempfile.mkdtemp()
         )
         self.tables = tables
@@ -455,12 +455,12 @@ def test_service_of_the_previous_supervisor_can_change_or_leave_at_once() -> Non
 def test_address_that_is_in_use_is_known_once_opening_it_was_attempted() -> None:
     async def work(stage: Stage) -> None:
         registry = Registry(stage)
-        await registry.manager.wait_for_opening()  # nothing is to be opened without the table
+        await registry.manager.wait_for_opening_attempt()  # nothing is to be opened without the table
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             table = RegistrationTable(bind=f"127.0.0.1:{port}", client=())
             registry.manager.apply_tables(Tables(gateway=GatewayConfig(), registration=table))
-            await registry.manager.wait_for_opening()
+            await registry.manager.wait_for_opening_attempt()
             (problem,) = registry.manager.not_served
             assert problem.startswith(f"[registration]: registration cannot be served: port {port} is in use")
         await registry.close()
@@ -541,15 +541,15 @@ class Services:
 
 class Endpoint:
     def __init__(self) -> None:
-        self.events = EventQueue(Clock())
+        self.events = EventBus(Clock())
         self.recorded: list[JournalEvent] = []
         self.events.subscribe(self.recorded.append)
         self.services = Services()
         self.endpoint = RegistrationEndpoint(self.services, self.events)
         self.endpoint.clock = self.clock = ManualClock()
         self.endpoint.clients = (
-            Client("web", TOKEN, ("users", "reports")),
-            Client("far", OTHER, ("users",), ("10.0.0.0/8",)),
+            AuthorizedClient("web", TOKEN, ("users", "reports")),
+            AuthorizedClient("far", OTHER, ("users",), ("10.0.0.0/8",)),
         )
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
@@ -701,8 +701,8 @@ def test_each_client_has_its_token_its_routes_and_its_networks() -> None:
         ),
     )
     web, far = authorized_clients(table, {"WEB": f" {TOKEN}\n", "FAR": OTHER})
-    assert (web.name, web.digest, web.routes) == ("web", Client("", TOKEN, ()).digest, {"users"})
-    assert (far.name, far.digest, far.routes) == ("FAR", Client("", OTHER, ()).digest, {"a", "b"})
+    assert (web.name, web.digest, web.routes) == ("web", AuthorizedClient("", TOKEN, ()).digest, {"users"})
+    assert (far.name, far.digest, far.routes) == ("FAR", AuthorizedClient("", OTHER, ()).digest, {"a", "b"})
     assert (web.allows(AWAY.ip), web.allows(NEAR.ip), far.allows(AWAY.ip), far.allows(NEAR.ip)) == (
         True,
         True,
@@ -786,7 +786,7 @@ AWAY, NEAR = Peer(ip_address("10.0.0.9"), "10.0.0.9"), Peer(ip_address("127.0.0.
 def test_targets_that_a_client_may_register(
     allow: tuple[str, ...], url: str, peer: Peer, problem: str
 ) -> None:
-    found = Client("web", TOKEN, ("users",), allow).target_problem(url, peer)
+    found = AuthorizedClient("web", TOKEN, ("users",), allow).target_problem(url, peer)
     assert problem in found
     assert bool(found) == bool(problem)
 

@@ -8,7 +8,7 @@ import pytest
 
 from poolctl.features.rollout._verdict import (
     DEFAULT_CONDITIONS,
-    RolloutFigures,
+    GenerationFigures,
     RolloutReport,
     Verdict,
     canaries_for,
@@ -17,7 +17,7 @@ from poolctl.features.rollout._verdict import (
 )
 from poolctl.json_form import from_json, to_json
 
-BEFORE = RolloutFigures(
+BEFORE = GenerationFigures(
     workers=4,
     requests=10_000,
     errors=10,
@@ -30,7 +30,7 @@ LIKE_BEFORE = replace(BEFORE, workers=1, requests=1000, errors=1)
 
 
 def judged(
-    canary: RolloutFigures, *texts: str, is_over: bool = False, before: RolloutFigures = BEFORE
+    canary: GenerationFigures, *texts: str, is_over: bool = False, before: GenerationFigures = BEFORE
 ) -> tuple[Verdict, str]:
     conditions = [parse_condition(text) for text in texts or DEFAULT_CONDITIONS]
     return verdict(conditions, canary, before, min_requests=100, is_over=is_over)
@@ -53,7 +53,9 @@ LARGE = replace(LIKE_BEFORE, memory_bytes=200_000_000)
         ("memory > 150MB", LARGE, "190.7MiB"),
     ],
 )
-def test_canary_is_withdrawn_when_a_condition_is_met(text: str, canary: RolloutFigures, reason: str) -> None:
+def test_canary_is_withdrawn_when_a_condition_is_met(
+    text: str, canary: GenerationFigures, reason: str
+) -> None:
     assert judged(LIKE_BEFORE, text) == (Verdict.WAIT, "")
     assert judged(canary, text, is_over=True) == (Verdict.WITHDRAW, f"{text}: {reason}")
 
@@ -81,7 +83,7 @@ def test_there_is_no_verdict_on_requests_before_there_are_enough() -> None:
 def test_one_request_is_enough_where_no_minimum_is_asked_for() -> None:
     conditions = [parse_condition("errors > 1%")]
     for requests, found in ((0, Verdict.WAIT), (1, Verdict.WITHDRAW)):
-        canary = RolloutFigures(workers=1, requests=requests, errors=requests)
+        canary = GenerationFigures(workers=1, requests=requests, errors=requests)
         assert verdict(conditions, canary, BEFORE, min_requests=0, is_over=False)[0] is found
 
 
@@ -103,9 +105,9 @@ def test_condition_is_met_above_its_bound(text: str, errors_before: int, errors:
 
 
 def test_unknown_figures_meet_no_condition() -> None:
-    unknown = RolloutFigures(requests=1000)
+    unknown = GenerationFigures(requests=1000)
     assert judged(unknown) == (Verdict.WAIT, "")
-    assert judged(LIKE_BEFORE, before=RolloutFigures(requests=1000)) == (Verdict.WAIT, "")
+    assert judged(LIKE_BEFORE, before=GenerationFigures(requests=1000)) == (Verdict.WAIT, "")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.scaling._autoscale import Autoscale, Decision, Load
+from poolctl.features.scaling._autoscale import Autoscale, Decision, LoadSample
 from poolctl.features.scaling._triggers import Part
 from poolctl.features.scaling.keys import Scale, Triggers
 from poolctl.worker import tally
@@ -49,12 +49,12 @@ class Server:
                 self.ready = min(self.ready, self.size)
         return [decision for _, decision in self.decisions[begun:]]
 
-    def load(self, *, ready: int, demand: int = 0, **figures: Any) -> Load:
+    def load(self, *, ready: int, demand: int = 0, **figures: Any) -> LoadSample:
         """A sample; `requests` and `responses` are since the sample before, other figures are averages."""
         responses = figures.get("responses", ())
         measures = {name: Part(figures.get(name, 0)) for name in ("in_flight", "queue", "cpu")}
         measures["requests_per_second"] = Part(figures.get("requests", 0), STEP)
-        return Load(self.now, ready, True, demand, measures | {"p50": responses, "p99": responses})
+        return LoadSample(self.now, ready, True, demand, measures | {"p50": responses, "p99": responses})
 
     @property
     def changes(self) -> list[tuple[float, int]]:

@@ -13,7 +13,7 @@ import pytest
 from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.features.scaling import _triggers
-from poolctl.features.scaling._triggers import TRIGGERS, Cpu, MovingAverage, Part, Quantile, Sample
+from poolctl.features.scaling._triggers import TRIGGERS, Cpu, MovingAverage, MovingQuantile, Part, Sample
 from poolctl.features.scaling.keys import Triggers
 from poolctl.monitor.metrics import BOUNDS_SECONDS
 from poolctl.runners.runner_protocol import Capabilities, Placement
@@ -141,7 +141,7 @@ def test_average_is_of_all_parts_by_their_weights_and_unknown_with_an_unknown_pa
 
 def test_quantile_needs_twenty_responses() -> None:
     first = [10, *[0] * (len(BOUNDS_SECONDS) - 1), 9]
-    found = Quantile(0.5)
+    found = MovingQuantile(0.5)
     found.add((), 1)
     found.add(first, 1)
     assert found.value is None

@@ -15,7 +15,7 @@ import pytest
 from poolctl.control.pool_paths import pool_key
 from poolctl.control.server_answers import MeasuredServer
 from poolctl.features.top._frames import Notice
-from poolctl.features.top._live_view import Action, LiveView, action_of
+from poolctl.features.top._live_view import LiveView, ServerAction, action_of
 from poolctl.json_form import from_json
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
@@ -314,17 +314,25 @@ def test_tab_shows_the_routes_of_the_gateway_and_the_servers_again(pool: RealPoo
 @pytest.mark.parametrize(
     ("key", "state", "action"),
     [
-        ("r", "running", Action("restart", "web", "restarting", "restarted")),
-        ("s", "running", Action("stop", "web", "stopping", "stopped", "Stop web?")),
-        ("s", "failed", Action("start", "web", "starting", "started")),
-        ("s", "disabled", Action("enable", "web", "enabling", "enabled")),
-        ("d", "running", Action("drain", "web", "draining", "out of rotation", "Take web out of rotation?")),
-        ("d", "draining", Action("undrain", "web", "undraining", "back in rotation")),
-        ("+", "running", Action("scale", "web", "scaling", "has 3 workers", workers=3)),
-        ("-", "running", Action("scale", "web", "scaling", "has 1 worker", "Scale web down to 1 worker?", 1)),
+        ("r", "running", ServerAction("restart", "web", "restarting", "restarted")),
+        ("s", "running", ServerAction("stop", "web", "stopping", "stopped", "Stop web?")),
+        ("s", "failed", ServerAction("start", "web", "starting", "started")),
+        ("s", "disabled", ServerAction("enable", "web", "enabling", "enabled")),
+        (
+            "d",
+            "running",
+            ServerAction("drain", "web", "draining", "out of rotation", "Take web out of rotation?"),
+        ),
+        ("d", "draining", ServerAction("undrain", "web", "undraining", "back in rotation")),
+        ("+", "running", ServerAction("scale", "web", "scaling", "has 3 workers", workers=3)),
+        (
+            "-",
+            "running",
+            ServerAction("scale", "web", "scaling", "has 1 worker", "Scale web down to 1 worker?", 1),
+        ),
     ],
 )
-def test_a_key_sends_its_verb(key: str, state: str, action: Action) -> None:
+def test_a_key_sends_its_verb(key: str, state: str, action: ServerAction) -> None:
     assert action_of(key, from_json(MeasuredServer, item("web", state=state, workers=2))) == action
     workers = {"workers": action.workers} if action.verb == "scale" else {}
     assert action.body() == {

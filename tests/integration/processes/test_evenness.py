@@ -96,7 +96,7 @@ def https() -> Iterator[list[HTTPSConnection]]:
         each.close()
 
 
-def serve_tls(pool: RealPool, loop: str, workers: int) -> int:
+def start_serving_tls(pool: RealPool, loop: str, workers: int) -> int:
     """The port of a server with TLS."""
     port = claim_port()
     certificate(pool.directory)
@@ -130,7 +130,7 @@ def secured(port: int, opened: list[HTTPSConnection]) -> HTTPSConnection:
 def test_tls_connections_are_even_and_a_worker_that_is_killed_loses_none_but_its_own(
     pool: RealPool, https: list[HTTPSConnection], loop: str
 ) -> None:
-    port = serve_tls(pool, loop, 4)
+    port = start_serving_tls(pool, loop, 4)
     kept = {each: ask(each) for each in (secured(port, https) for _ in range(16))}
     shared = Counter(kept.values())
     assert len(shared) == 4, shared
@@ -154,7 +154,7 @@ def test_tls_connections_are_even_and_a_worker_that_is_killed_loses_none_but_its
 def test_new_tls_connections_lose_nothing_while_workers_come_and_go(
     pool: RealPool, https: list[HTTPSConnection], loop: str
 ) -> None:
-    port = serve_tls(pool, loop, 2)
+    port = start_serving_tls(pool, loop, 2)
     over = False
 
     def connect() -> list[HTTPSConnection]:

@@ -23,7 +23,7 @@ from poolctl.control.answers import (
 from poolctl.control.answers import item_from_config as item_of
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.control.server_answers import (
-    HealthReport,
+    HealthReportItem,
     LiveOverrides,
     MeasuredServer,
     MonitoredServer,
@@ -93,7 +93,7 @@ FIELDS: dict[type[object], list[str]] = {
         "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests",
         "passed", "proxied", "refused", "waiting", "errors",
     ],
-    HealthReport: ["name", "kind", "status"],
+    HealthReportItem: ["name", "kind", "status"],
     RegisteredServiceReport: ["name", "url", "state", "why", "since", "weight", "ttl_seconds", "probe"],
     BackendReport: [
         "host", "routes", "state", "since", "until", "available", "health", "why", "breaker", "connections",
@@ -147,7 +147,7 @@ OPTIONAL: dict[type[object], list[str]] = {
     WorkerDetails: ["placed_at"],
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds", "registrations", "machines"],
-    HealthReport: ["uptime_seconds", "latency_seconds", "detail"],
+    HealthReportItem: ["uptime_seconds", "latency_seconds", "detail"],
     RegisteredServiceReport: ["left_seconds", "latency_seconds"],
     GatewayStatus: ["stats"],
     ServerStats: ["errors_per_second"],

@@ -28,7 +28,7 @@ from poolctl.cli.command_line import (
     names,
     nearest_word,
     parse_simple_command_line,
-    saves,
+    should_save,
     split_off_user_command,
     validate_choice,
     verb_of,
@@ -295,10 +295,10 @@ def test_old_spellings_are_replaced_with_a_note() -> None:
 
 
 def test_dry_run_of_a_live_change_needs_save() -> None:
-    assert saves(CommandRequest("scale", {"dry_run": True, "save": True})) is True
-    assert saves(CommandRequest("scale", {"save": False})) is False
+    assert should_save(CommandRequest("scale", {"dry_run": True, "save": True})) is True
+    assert should_save(CommandRequest("scale", {"save": False})) is False
     with pytest.raises(UsageError) as caught:
-        saves(CommandRequest("scale", {"dry_run": True}))
+        should_save(CommandRequest("scale", {"dry_run": True}))
     assert caught.value.hint == "add --save"
 
 

@@ -242,17 +242,17 @@ def test_a_signal_that_came_just_before_the_wait_ends_the_wait_in_the_kernel() -
         os.kill(os.getpid(), signal.SIGTERM)
         closing = threading.Timer(0.1, os.close, [reads])
         closing.start()
-        signals.wait_for_end(writes)
+        signals.wait_for_closed_pipe(writes)
         closing.join()
         assert os.get_blocking(signals.wakeup)
     os.close(writes)
     assert handled == [signal.SIGTERM]
 
 
-def wait_for_end(signals: StopSignalRaiser, writes: int, timer: threading.Timer) -> None:
+def wait_for_closed_pipe(signals: StopSignalRaiser, writes: int, timer: threading.Timer) -> None:
     """Wait, with the timer begun here: its signal may come before the wait on a busy machine."""
     timer.start()
-    signals.wait_for_end(writes)
+    signals.wait_for_closed_pipe(writes)
 
 
 def test_a_signal_during_the_wait_raises() -> None:
@@ -260,7 +260,7 @@ def test_a_signal_during_the_wait_raises() -> None:
     interrupt = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
     with StopSignalRaiser() as signals:
         with pytest.raises(KeyboardInterrupt):
-            wait_for_end(signals, writes, interrupt)
+            wait_for_closed_pipe(signals, writes, interrupt)
         interrupt.join()
     os.close(reads)
     os.close(writes)
@@ -275,7 +275,7 @@ def test_a_signal_that_another_thread_has_taken_raises_too() -> None:
     with StopSignalRaiser() as signals:
         interrupt = threading.Timer(0.1, signal.pthread_kill, [other.ident, signal.SIGINT])
         with pytest.raises(KeyboardInterrupt):
-            wait_for_end(signals, writes, interrupt)
+            wait_for_closed_pipe(signals, writes, interrupt)
         interrupt.join()
     over.set()
     other.join()
@@ -462,7 +462,7 @@ def test_signal_whose_exception_is_discarded_raises_again(number: int, expected:
 
     def wait_with_discarded_signal(signals: StopSignalRaiser) -> None:
         Finalized(number)
-        signals.wait_for_end(writes)
+        signals.wait_for_closed_pipe(writes)
 
     with StopSignalRaiser() as signals:
         with pytest.raises(expected):
@@ -518,7 +518,7 @@ def test_lost_output_is_reported_from_any_thread() -> None:
     with StopSignalRaiser() as signals:
         printer = threading.Timer(0.05, StopSignalRaiser.stop_for_lost_output)
         with pytest.raises(Terminated):
-            wait_for_end(signals, writes, printer)
+            wait_for_closed_pipe(signals, writes, printer)
         printer.join()
     os.close(reads)
     os.close(writes)

@@ -12,7 +12,7 @@ import pytest
 
 from poolctl import feature
 from poolctl.control.pool_paths import pool_key, state_dir
-from poolctl.feature import DetachedProcess, Feature
+from poolctl.feature import DetachedProcessSpec, Feature
 from poolctl.keeper import pool_files
 from poolctl.runners import runner_registry
 from tests.stand_in import Send, always, item, result
@@ -219,7 +219,7 @@ def test_stop_ends_the_processes_of_features_after_the_workers(
 
             return end
 
-    process = DetachedProcess(label="the gateway", entry="g", socket="g", end="end")
+    process = DetachedProcessSpec(label="the gateway", entry="g", socket="g", end="end")
     declared = (Lasting(package="x", process=process), Feature(package="y"))
     monkeypatch.setattr(feature, "features", lambda: declared)
     said = poolctl("stop", "--timeout", "3s")

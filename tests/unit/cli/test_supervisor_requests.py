@@ -35,7 +35,7 @@ from poolctl.cli.supervisor_requests import (
     supervisor_log_size,
 )
 from poolctl.control import sd_notify
-from poolctl.control.answers import ProgressLine, Result, ServerStep
+from poolctl.control.answers import ProgressLine, Result, ServerProgress
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.control.pool_paths import pool_key
 from poolctl.control.server_answers import MetricsResult
@@ -56,7 +56,7 @@ class Terminal(io.StringIO):
 def step(name: str, state: str) -> ProgressLine:
     ready = state == "running"
     return ProgressLine(
-        progress=ServerStep(name=name, bind="", state=state, ready=ready, message="", done=ready)
+        progress=ServerProgress(name=name, bind="", state=state, ready=ready, message="", done=ready)
     )
 
 
@@ -74,7 +74,7 @@ def test_line_counts_and_names_the_awaited_servers() -> None:
 
 def test_server_that_serves_while_it_is_restarted_is_awaited() -> None:
     def running(name: str, *, done: bool) -> ProgressLine:
-        reached = ServerStep(name=name, bind="", state="running", ready=True, message="", done=done)
+        reached = ServerProgress(name=name, bind="", state="running", ready=True, message="", done=done)
         return ProgressLine(progress=reached)
 
     shown = Progress("restart")

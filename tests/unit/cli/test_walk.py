@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.cli.commands import walk as walk_command
-from poolctl.cli.commands.walk import Walk, environment, expand_placeholders, placeholder_values
+from poolctl.cli.commands.walk import ParallelWalk, environment, expand_placeholders, placeholder_values
 from tests.deadline import wait_until
 from tests.stand_in import item, result, server
 
@@ -247,7 +247,7 @@ def test_commands_that_run_are_terminated_and_killed_if_they_go_on(
 ) -> None:
     monkeypatch.setattr(walk_command, "PATIENCE_SECONDS", 0.1)
     script = f"{'trap : TERM;' if ignores else ''} touch up; while :; do sleep 0.02; done"
-    walk = Walk(["sh", "-c", script], jobs=1, fail_fast=False, keep=False)
+    walk = ParallelWalk(["sh", "-c", script], jobs=1, fail_fast=False, keep=False)
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(walk._run(server("web")).exit_code))
     thread.start()

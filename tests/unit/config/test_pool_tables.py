@@ -188,7 +188,7 @@ def test_routes_are_those_of_the_features_with_tables(tmp_path: Path) -> None:
 def test_rules_that_are_not_overridden_find_nothing() -> None:
     rules, tables = TableRules(), Tables()
     now = datetime(2026, 1, 1)
-    assert (rules.build_dependent_tables({}, []), rules.routes([], tables)) == ({}, None)
+    assert (rules.build_interdependent_tables({}, []), rules.routes([], tables)) == ({}, None)
     assert (
         rules.warnings([], tables, complete=True),
         rules.startup_problems(tables),

@@ -23,7 +23,7 @@ from poolctl.config.files.read_file import (
     files_of,
     find_config,
     foreign_format,
-    has_section,
+    has_poolctl_section,
     import_command_hint,
     kind_of,
     missing_file,
@@ -196,13 +196,13 @@ def test_directory_that_is_gone_has_no_similar_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["[tool.poolctl]", "[ tool . 'poolctl' ]", "[[tool.poolctl.server]]"])
 def test_every_spelling_of_the_section_is_seen(tmp_path: Path, head: str) -> None:
     (tmp_path / "pyproject.toml").write_text(f"[project]\n{head}\n")
-    assert has_section(str(tmp_path / "pyproject.toml"))
+    assert has_poolctl_section(str(tmp_path / "pyproject.toml"))
 
 
 def test_a_fifo_is_no_section_and_nothing_waits_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pyproject.toml")
-    assert not has_section(str(tmp_path / "pyproject.toml"))
-    assert not has_section(str(tmp_path / "nowhere"))
+    assert not has_poolctl_section(str(tmp_path / "pyproject.toml"))
+    assert not has_poolctl_section(str(tmp_path / "nowhere"))
 
 
 def test_empty_name_is_reported() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from poolctl.control import pool_registry
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
-from poolctl.control.pool_registry import PoolRegistry
+from poolctl.control.pool_registry import PoolRouteRegistry
 from poolctl.errors import ControlError
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import write_table
@@ -115,7 +115,7 @@ def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]
         found.end()
 
 
-def aliases(registry: PoolRegistry) -> list[str]:
+def aliases(registry: PoolRouteRegistry) -> list[str]:
     return [route.alias for route in registry.http]
 
 
@@ -124,7 +124,7 @@ def descriptors() -> int:
 
 
 def test_routes_are_those_of_the_latest_table_which_is_fetched_once(supervisor: Supervisor) -> None:
-    with PoolRegistry(Client(str(supervisor.path))) as registry:
+    with PoolRouteRegistry(Client(str(supervisor.path))) as registry:
         assert (aliases(registry), registry.connected, registry.generation) == (["r1"], True, 1)
         assert supervisor.asked == 1
         for _ in range(3):
@@ -143,7 +143,7 @@ def test_routes_are_those_of_the_latest_table_which_is_fetched_once(supervisor: 
 
 
 def test_closed_registry_has_disconnected(supervisor: Supervisor) -> None:
-    registry = PoolRegistry(Client(str(supervisor.path)))
+    registry = PoolRouteRegistry(Client(str(supervisor.path)))
     wait_until(lambda: supervisor.followers)
     (follower,) = supervisor.followers
     follower.settimeout(20)
@@ -156,7 +156,7 @@ def test_pool_without_a_gateway_has_no_routes_and_is_asked_again_after_a_while(
 ) -> None:
     supervisor.has_gateway = False
     began = monotonic()
-    with PoolRegistry(Client(str(supervisor.path))) as registry:
+    with PoolRouteRegistry(Client(str(supervisor.path))) as registry:
         assert (aliases(registry), registry.generation, registry.connected) == ([], 0, False)
         assert began + 0.5 <= registry._again <= monotonic() + 0.5
         monkeypatch.setattr(registry, "_again", monotonic() + 60)
@@ -171,14 +171,14 @@ def test_pool_without_a_gateway_has_no_routes_and_is_asked_again_after_a_while(
 
 
 def test_next_supervisor_is_followed_at_once(supervisor: Supervisor) -> None:
-    with PoolRegistry(Client(str(supervisor.path))) as registry:
+    with PoolRouteRegistry(Client(str(supervisor.path))) as registry:
         supervisor.generation = 7
         supervisor.hang_up()
         assert (aliases(registry), registry.connected) == (["r7"], True)
 
 
 def test_while_no_supervisor_answers_the_routes_are_the_last_ones(supervisor: Supervisor) -> None:
-    with PoolRegistry(Client(str(supervisor.path))) as registry:
+    with PoolRouteRegistry(Client(str(supervisor.path))) as registry:
         supervisor.end()
         began = monotonic()
         assert (aliases(registry), registry.connected) == (["r1"], False)
@@ -192,7 +192,7 @@ def test_while_no_supervisor_answers_the_routes_are_the_last_ones(supervisor: Su
 def test_connection_of_another_process_is_not_used(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with PoolRegistry(Client(str(supervisor.path))) as registry:
+    with PoolRouteRegistry(Client(str(supervisor.path))) as registry:
         assert registry._reported is not None
         monkeypatch.setattr(registry._reported, "pid", os.getpid() + 1)
         assert (aliases(registry), registry.connected) == (["r1"], True)
@@ -202,7 +202,7 @@ def test_connection_of_another_process_is_not_used(
 
 def test_registry_of_no_supervisor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NoSupervisor):
-        PoolRegistry(Client(str(tmp_path / "gone.sock")))
+        PoolRouteRegistry(Client(str(tmp_path / "gone.sock")))
 
 
 @pytest.mark.parametrize(
@@ -221,11 +221,11 @@ def test_answer_that_is_none_is_an_error(
 ) -> None:
     supervisor.answer = answer
     with pytest.raises(error, match=message):
-        PoolRegistry(Client(str(supervisor.path)))
+        PoolRouteRegistry(Client(str(supervisor.path)))
 
 
 def test_line_may_arrive_in_pieces(supervisor: Supervisor) -> None:
-    with PoolRegistry(Client(str(supervisor.path))) as registry:
+    with PoolRouteRegistry(Client(str(supervisor.path))) as registry:
         supervisor.generation = 12
         supervisor.followers[0].sendall(b'{"generation": 1')
         assert aliases(registry) == ["r1"]
@@ -234,7 +234,7 @@ def test_line_may_arrive_in_pieces(supervisor: Supervisor) -> None:
 
 
 def test_notice_about_the_keeper_is_no_other_table(supervisor: Supervisor) -> None:
-    with PoolRegistry(Client(str(supervisor.path))) as registry:
+    with PoolRouteRegistry(Client(str(supervisor.path))) as registry:
         wait_until(lambda: supervisor.followers)
         supervisor.followers[0].sendall(line({"notice": "the keeper (pid 7) does not answer"}))
         assert [aliases(registry) for _ in range(2)] == [["r1"]] * 2

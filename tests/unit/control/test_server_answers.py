@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poolctl.control.server_answers import (
-    HealthReport,
+    HealthReportItem,
     LiveOverrides,
     RouteToServer,
     ServerStats,
@@ -30,7 +30,7 @@ from poolctl.json_form import from_json, to_json
 def test_health_has_a_latency_in_each_depth_that_shows_figures(
     figures: dict[str, Any], members: dict[str, Any]
 ) -> None:
-    report = HealthReport(name="users", kind="route", status="healthy", **figures)
+    report = HealthReportItem(name="users", kind="route", status="healthy", **figures)
     assert to_json(report) == {"name": "users", "kind": "route", "status": "healthy", **members}
 
 

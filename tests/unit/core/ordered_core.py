@@ -9,7 +9,7 @@ from typing import Any
 
 from poolctl import ServerConfig, ServerError
 from poolctl.core.core import CommandGoal, Core
-from poolctl.core.decide import DecisionTrace
+from poolctl.core.decide import DecisionLogger
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolRestartError, PoolStartError, PoolStopError
 from tests.manual_clock import ManualClock
@@ -26,7 +26,7 @@ class RecordedEvents(list[Any]):
 class OrderedCore:
     """Orders select servers by name, all without names, and return the problems of those that did not arrive."""
 
-    def __init__(self, *servers: ServerConfig, trace: DecisionTrace | None = None, **script: str) -> None:
+    def __init__(self, *servers: ServerConfig, trace: DecisionLogger | None = None, **script: str) -> None:
         self.runner = SlowRunner(**script)
         self.clock = ManualClock()
         self.events = RecordedEvents()

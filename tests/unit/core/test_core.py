@@ -13,7 +13,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.address import Address
 from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder
-from poolctl.core.decide import Action, DecisionTrace, Desired, Overrides, ServerView, WorkerPhase
+from poolctl.core.decide import Action, DecisionLogger, Desired, Overrides, ServerView, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.core.servers import BATCH, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
@@ -1326,7 +1326,7 @@ def test_certificates_are_renewed_in_every_worker_that_stays() -> None:
         leaving.phase = WorkerPhase.STOPPING
         worker_of(entry, "web.1.0").passed_over = 5.0
         pool.core.take_changed()
-        await pool.core.renew_tls(entry)
+        await pool.core.reload_tls(entry)
         assert [line for line in pool.runner.log if line.startswith("tls")] == ["tls web.1.0"]
         assert worker_of(entry, "web.1.0").passed_over is None
         assert pool.core.take_changed() == [entry]
@@ -1916,7 +1916,7 @@ def test_hook_of_a_previous_supervisor_is_followed_to_its_end() -> None:
     run(scenario())
 
 
-class RecordedTrace(DecisionTrace):
+class RecordedTrace(DecisionLogger):
     """Keeps the names of the actions of each decision."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from poolctl.core.decide import (
     Arm,
     Check,
     Close,
-    DecisionTrace,
+    DecisionLogger,
     Desired,
     Disarm,
     Drain,
@@ -363,14 +363,14 @@ RECOVERY = Path(__file__).parents[3] / "docs" / "recovery.md"
 
 
 def test_only_the_environment_turns_it_on() -> None:
-    assert DecisionTrace.configured({}) is None
-    assert DecisionTrace.configured({"POOLCTL_TRACE": "everything"}) is None
-    assert DecisionTrace.configured({"POOLCTL_TRACE": "decisions"}) is not None
+    assert DecisionLogger.configured({}) is None
+    assert DecisionLogger.configured({"POOLCTL_TRACE": "everything"}) is None
+    assert DecisionLogger.configured({"POOLCTL_TRACE": "decisions"}) is not None
 
 
 def test_the_documented_trace_of_a_restart_is_a_real_one(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
-        pool = OrderedCore(web("api"), trace=DecisionTrace())
+        pool = OrderedCore(web("api"), trace=DecisionLogger())
         await pool.start()
         await turns()
         caplog.clear()
@@ -393,7 +393,7 @@ def test_decisions_are_not_logged_unless_traced(caplog: pytest.LogCaptureFixture
 
 
 def test_a_decision_that_repeats_the_last_one_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    view, trace = ServerView(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionTrace()
+    view, trace = ServerView(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionLogger()
     with caplog.at_level(logging.INFO, "poolctl.supervisor"):
         trace.log_decision("web", view, [], withheld=False)
         trace.log_decision("web", view, [], withheld=False)
@@ -405,7 +405,7 @@ def test_a_decision_that_repeats_the_last_one_is_left_out(caplog: pytest.LogCapt
 
 
 def test_server_that_is_added_again_is_traced_from_the_beginning(caplog: pytest.LogCaptureFixture) -> None:
-    view, trace = ServerView(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionTrace()
+    view, trace = ServerView(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionLogger()
     with caplog.at_level(logging.INFO, "poolctl.supervisor"):
         for _ in range(2):
             trace.log_decision("web", view, [], withheld=False)

@@ -18,7 +18,7 @@ from poolctl.core.configuration_diff import expired_message, read_certificate_ex
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired, WorkerPhase
 from poolctl.core.perform import (
-    StackReports,
+    StackRecorder,
     cause_of,
     explanatory_lines,
     failure_of,
@@ -880,7 +880,7 @@ FOUND = WorkerStacks(
 def test_stacks_are_shortened_kept_by_server_and_reported_with_their_place() -> None:
     async def scenario() -> None:
         runner, events = StackRunner(FOUND), RecordedEvents()
-        reports = StackReports(runner, events)
+        reports = StackRecorder(runner, events)
         entry, worker = hanging_worker()
         assert entry.observed.stacks is None
         found = await reports.record_stacks(entry, worker)
@@ -904,16 +904,16 @@ def test_stacks_that_cannot_be_taken_leave_the_message_as_it_is(caplog: pytest.L
         for error, logged in ((TimeoutError(), False), (OSError("gone"), True)):
             caplog.clear()
             events = RecordedEvents()
-            reports = StackReports(StackRunner(error), events)
+            reports = StackRecorder(StackRunner(error), events)
             entry, worker = hanging_worker()
             assert await reports.record_stacks(entry, worker) is None
             assert await reports.record_stacks_and_extend_message(entry, worker, "hangs") == "hangs"
             assert events == []
             assert ("the stacks of worker web.1.0 cannot be taken" in caplog.text) == logged
-        reports = StackReports(ScriptedRunner(), events)
+        reports = StackRecorder(ScriptedRunner(), events)
         assert await reports.record_stacks(entry, worker) is None
         worker.placement = None
-        assert await StackReports(StackRunner(FOUND), events).record_stacks(entry, worker) is None
+        assert await StackRecorder(StackRunner(FOUND), events).record_stacks(entry, worker) is None
 
     run(scenario())
 

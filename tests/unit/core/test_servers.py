@@ -519,9 +519,9 @@ def test_revision_changes_with_each_new_server() -> None:
     async def scenario() -> None:
         servers = OrderedCore(web("one")).core.servers
         before = servers.revision
-        servers.add(web("two"))
+        servers.add_or_revive(web("two"))
         assert servers.revision == before + 1
-        servers.add(web("three"))
+        servers.add_or_revive(web("three"))
         assert servers.revision == before + 2
 
     run(scenario())

@@ -20,7 +20,7 @@ from poolctl.http.messages import (
     MOST_CHUNKS_AT_ONCE,
     MOST_FIELDS,
     BadMessage,
-    ChunkedBody,
+    ChunkedBodyReader,
     RequestHead,
     RequestReader,
     ResponseHead,
@@ -393,7 +393,7 @@ CHUNK = st.tuples(st.binary(min_size=1, max_size=40), SIZES, EXTENSIONS)
 TRAILERS = st.sampled_from([b"", b"A: b\r\n", b"Content-Length: 5\r\nX-Sum: 1\r\n"])
 
 
-def fed(body: ChunkedBody, data: bytes, cuts: list[int], most: int = 0) -> bytes:
+def fed(body: ChunkedBodyReader, data: bytes, cuts: list[int], most: int = 0) -> bytes:
     """What the body passes on of the data, which arrives in pieces; it reads so many chunks at once."""
     passed, begin = b"", 0
     for end in sorted({min(cut, len(data)) for cut in cuts} | {len(data)}):
@@ -431,7 +431,7 @@ def test_chunks_pass_on_canonically_however_they_are_split(
     sent = b"".join(size % len(data) + more + b"\r\n" + data + b"\r\n" for data, size, more in chunks)
     sent += b"0\r\n" + trailers + b"\r\n" + rest
     data = b"".join(each[0] for each in chunks)
-    body, decoded, in_turns = ChunkedBody(), ChunkedBody(decode=True), ChunkedBody()
+    body, decoded, in_turns = ChunkedBodyReader(), ChunkedBodyReader(decode=True), ChunkedBodyReader()
     passed = fed(body, sent, cuts)
     assert by_h11(passed) == (data, b"")
     assert re.fullmatch(rb"(?:[1-9a-fA-F][0-9a-fA-F]*\r\n(?s:.*)\r\n)?0\r\n(?:[AX].*\r\n)?\r\n", passed)
@@ -451,39 +451,39 @@ BAD_CHUNKS = [case for case in REQUESTS if case.status == 400 and case.data.star
 @pytest.mark.parametrize("step", [1, 2, 3, 1000])
 def test_malformed_chunks_are_refused_before_they_are_passed_on(case: object, step: int) -> None:
     data = case.data[len(CHUNKED_HEAD) :]  # type: ignore[attr-defined]
-    body = ChunkedBody()
+    body = ChunkedBodyReader()
     with pytest.raises(BadMessage):
         fed(body, data, list(range(0, len(data), step)))
 
 
 def test_extensions_and_trailers_are_bounded() -> None:
     with pytest.raises(BadMessage):
-        ChunkedBody().feed((b"1;" + b"x" * 4000 + b"\r\na\r\n") * 20)
+        ChunkedBodyReader().feed((b"1;" + b"x" * 4000 + b"\r\na\r\n") * 20)
     with pytest.raises(BadMessage):
-        ChunkedBody().feed(b"0\r\n" + b"a: b\r\n" * 4000)
-    body = ChunkedBody()
+        ChunkedBodyReader().feed(b"0\r\n" + b"a: b\r\n" * 4000)
+    body = ChunkedBodyReader()
     body.feed(b"0\r\n" + b"a: b\r\n" * MOST_FIELDS + b"\r\n")
     assert body.done
     with pytest.raises(BadMessage):
-        ChunkedBody().feed(b"0\r\n" + b"a: b\r\n" * (MOST_FIELDS + 1) + b"\r\n")
+        ChunkedBodyReader().feed(b"0\r\n" + b"a: b\r\n" * (MOST_FIELDS + 1) + b"\r\n")
     with pytest.raises(BadMessage):
-        ChunkedBody().feed(b"1;" + b"x" * 5000)
+        ChunkedBodyReader().feed(b"1;" + b"x" * 5000)
 
 
 def test_extensions_of_a_chunk_and_of_all_chunks_may_be_as_long_as_their_limits() -> None:
     extended = b"1;" + b"x" * 4093 + b"\r\na\r\n"  # 4 KiB after the size
-    body = ChunkedBody()
+    body = ChunkedBodyReader()
     assert body.feed(extended * 16) == TINY * 16  # 64 KiB
     with pytest.raises(BadMessage, match="too many extensions of chunks"):
         body.feed(b"01\r\na\r\n")
     with pytest.raises(BadMessage, match="too many extensions of chunks"):
-        ChunkedBody().feed(extended.replace(b"x", b"xx", 1))
+        ChunkedBodyReader().feed(extended.replace(b"x", b"xx", 1))
 
 
 @pytest.mark.parametrize("start", [b"1;" + b"x" * 4094, b"0" * 15, b"1 ;a", b"1\r"])
 def test_line_of_a_chunk_is_refused_as_soon_as_it_cannot_become_valid(start: bytes) -> None:
-    assert ChunkedBody().feed(start) == b""
-    body = ChunkedBody()
+    assert ChunkedBodyReader().feed(start) == b""
+    body = ChunkedBodyReader()
     with pytest.raises(BadMessage, match="a chunk without a valid size"):
         body.feed(start + (b"0" if start[-1:] in b"0\r" else b"x" if len(start) > 9 else b"\0"))
 
@@ -492,7 +492,7 @@ def test_line_of_a_chunk_is_refused_as_soon_as_it_cannot_become_valid(start: byt
 @pytest.mark.parametrize("whole", [False, True])
 def test_trailers_may_be_as_long_as_their_limit(before: bytes, whole: bool) -> None:
     trailers = b"a: " + b"x" * (8 * 1024 - 5) + b"\r\n"
-    body, refused = ChunkedBody(), ChunkedBody()
+    body, refused = ChunkedBodyReader(), ChunkedBodyReader()
     sent = body.feed(before + b"0\r\n" + trailers + (b"\r\n" if whole else b""))
     assert (
         bytes(sent) + (b"" if whole else bytes(body.feed(b"\r\n"))) == before + b"0\r\n" + trailers + b"\r\n"
@@ -503,7 +503,7 @@ def test_trailers_may_be_as_long_as_their_limit(before: bytes, whole: bool) -> N
 
 
 def test_chunks_are_read_from_an_offset() -> None:
-    body = ChunkedBody()
+    body = ChunkedBodyReader()
     assert (body.done, body.size, body.rest, body.trailers) == (False, 0, b"", b"")
     assert body.feed(b"GET1\r\na\r\n1", 3) == TINY
     assert body.feed(b"GET\r\nb\r\n0\r\n\r\nNEXT", 3) == b"1\r\nb\r\n0\r\n\r\n"
@@ -512,7 +512,7 @@ def test_chunks_are_read_from_an_offset() -> None:
 
 @pytest.mark.parametrize("line", [b"a", b"a:", b"a :b", b" a: b", b": b", b"a: \x00"])
 def test_trailers_are_whole_lines(line: bytes) -> None:
-    body = ChunkedBody()
+    body = ChunkedBodyReader()
     sent = b"0\r\nX: y\r\n" + line + b"\r\n\r\n"
     if line == b"a:":
         assert body.feed(sent) == sent
@@ -524,7 +524,7 @@ def test_trailers_are_whole_lines(line: bytes) -> None:
 @pytest.mark.slow
 def test_chunks_above_the_rate_of_a_second_are_refused_whatever_their_size() -> None:
     now = 100.0
-    body = ChunkedBody(clock=lambda: now)
+    body = ChunkedBodyReader(clock=lambda: now)
     for _ in range(2):
         body.feed(TINY * (MOST_CHUNKS_A_SECOND - 1))
         body.feed(TINY)
@@ -534,14 +534,14 @@ def test_chunks_above_the_rate_of_a_second_are_refused_whatever_their_size() -> 
     with pytest.raises(BadMessage, match="20000 chunks a second") as refused:
         body.feed(TINY)
     assert refused.value.status == 400
-    last = ChunkedBody(clock=lambda: now)
+    last = ChunkedBodyReader(clock=lambda: now)
     last.feed(TINY * MOST_CHUNKS_A_SECOND)
     with pytest.raises(BadMessage):
         last.feed(b"0\r\n\r\n")
-    together = ChunkedBody(clock=lambda: now)
+    together = ChunkedBodyReader(clock=lambda: now)
     together.feed(TINY * (MOST_CHUNKS_A_SECOND - 1) + b"0\r\n\r\n")
     assert together.done
-    unlimited = ChunkedBody(most_a_second=0, clock=lambda: now)
+    unlimited = ChunkedBodyReader(most_a_second=0, clock=lambda: now)
     unlimited.feed(TINY * (2 * MOST_CHUNKS_A_SECOND))
     assert unlimited.size == 2 * MOST_CHUNKS_A_SECOND
 
@@ -549,7 +549,7 @@ def test_chunks_above_the_rate_of_a_second_are_refused_whatever_their_size() -> 
 @pytest.mark.parametrize("chunk", [TINY, b"1;a=b\r\na\r\n", b"01\r\na\r\n"])
 def test_steps_of_a_turn_do_not_grow_with_what_was_read(chunk: bytes) -> None:
     def turn(count: int) -> int:
-        return steps_of(lambda: ChunkedBody().feed(chunk * count, most_chunks=MOST_CHUNKS_AT_ONCE))
+        return steps_of(lambda: ChunkedBodyReader().feed(chunk * count, most_chunks=MOST_CHUNKS_AT_ONCE))
 
     turn(1)  # compiles the expressions
     assert turn(40_000) <= turn(MOST_CHUNKS_AT_ONCE) + 20 < 60 * MOST_CHUNKS_AT_ONCE
@@ -559,7 +559,7 @@ def test_steps_of_a_turn_do_not_grow_with_what_was_read(chunk: bytes) -> None:
 def test_steps_of_a_refused_burst_are_those_of_a_second() -> None:
     def burst() -> None:
         with pytest.raises(BadMessage):
-            ChunkedBody(clock=lambda: 0.0).feed(TINY * 200_000)
+            ChunkedBodyReader(clock=lambda: 0.0).feed(TINY * 200_000)
 
     assert steps_of(burst) < 40 * MOST_CHUNKS_A_SECOND
 

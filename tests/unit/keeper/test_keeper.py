@@ -35,9 +35,9 @@ from poolctl.keeper.keeper import (
     Shutdown,
     Store,
     SupervisorProcess,
-    execute_next_keeper,
-    fill_and_find_supervisor_link,
+    fill_and_find_supervisor,
     restore_state_and_file_limits,
+    try_execute_next_keeper,
 )
 from poolctl.keeper.reap import Reaper
 from poolctl.platform import process_start
@@ -446,7 +446,7 @@ def test_keeper_that_cannot_execute_its_next_version_is_unchanged_but_for_its_zy
         fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
         for name, fd in zip(("listener:web", "zygote /bin/python", "appzygote web"), fds, strict=True):
             store.put(name, 1, [fd])
-        execute_next_keeper(["/nowhere/python"], [], store, reaper, (1, 2))
+        try_execute_next_keeper(["/nowhere/python"], [], store, reaper, (1, 2))
         assert store.rows() == [("listener:web", 1, fds[:1])]
         assert not os.get_inheritable(fds[0])
         store.clear()
@@ -472,7 +472,7 @@ def test_store_holds_what_the_command_opened_and_started_before_the_keeper_ran()
         "begun": ["zygote /bin/python", "logger", "supervisor"], "pids": [os.getpid(), os.getppid(), 17],
     }  # fmt: skip
     try:
-        assert fill_and_find_supervisor_link(store, plan) == (17, supervisor)
+        assert fill_and_find_supervisor(store, plan) == (17, supervisor)
         of_zygote = {"without": ["SECRET"], "pid": os.getpid(), "start": process_start(os.getpid())}
         assert store.rows() == [
             ("control", None, [control]),
@@ -492,7 +492,7 @@ def test_link_of_a_helper_that_could_not_be_started_is_closed() -> None:
     control, link = planned(2)
     try:
         assert (
-            fill_and_find_supervisor_link(
+            fill_and_find_supervisor(
                 store, {"control": control, "inherited": [], "begun": ["logger"], "pids": [0]}
             )
             is None
@@ -744,7 +744,7 @@ def test_client_is_asked_to_stop_the_pool_and_the_keeper_ends_when_it_says_so(
 SUPERVISOR = """
 import json, os, sys
 from poolctl.keeper import wire
-link, log = wire.over(3), sys.argv[1]
+link, log = wire.socket_from_fd(3), sys.argv[1]
 def say(word):
     with open(log, "a") as file:
         print(word, file=file)
@@ -827,7 +827,7 @@ def test_last_message_of_a_supervisor_counts_although_its_exit_is_noticed_first(
 import os, signal, sys
 from poolctl.keeper import wire
 from tests.processes import stat
-link = wire.over(3)
+link = wire.socket_from_fd(3)
 wire.receive(link, wait=True)
 wire.send(link, {"op": "adopted"})
 os.kill(os.getppid(), signal.SIGSTOP)
@@ -849,7 +849,7 @@ with open(sys.argv[1], "a") as file:
 REPLACED = """
 import os, sys, time
 from poolctl.keeper import wire
-link, log = wire.over(3), sys.argv[1]
+link, log = wire.socket_from_fd(3), sys.argv[1]
 def say(*words):
     with open(log, "a") as file:
         print(*words, file=file)

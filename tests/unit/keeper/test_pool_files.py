@@ -185,9 +185,9 @@ def test_directory_without_logs_is_removed_with_its_lock(tmp_path: Path) -> None
     directory.mkdir()
     for name in ("web.log", "web.log.1", "lock"):
         (directory / name).touch()
-    pool_files.remove_empty_pool_directory(str(directory))
+    pool_files.clean_up_pool_directory(str(directory))
     assert not directory.exists()
-    pool_files.remove_empty_pool_directory(str(directory))
+    pool_files.clean_up_pool_directory(str(directory))
     assert not directory.exists()
 
 
@@ -197,7 +197,7 @@ def test_log_with_lines_and_files_of_others_stay_in_the_directory(tmp_path: Path
     for name in ("empty.log", "lock"):
         (tmp_path / name).touch()
     before = open_descriptors()
-    pool_files.remove_empty_pool_directory(str(tmp_path))
+    pool_files.clean_up_pool_directory(str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"web.log", "notes"}
     assert open_descriptors() == before
 
@@ -206,13 +206,13 @@ def test_log_with_lines_and_files_of_others_stay_in_the_directory(tmp_path: Path
 def test_directory_of_a_running_or_killed_pool_keeps_its_files(tmp_path: Path, name: str) -> None:
     for each in (name, "web.log"):
         (tmp_path / each).touch()
-    pool_files.remove_empty_pool_directory(str(tmp_path))
+    pool_files.clean_up_pool_directory(str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {name, "web.log", "lock"}
 
 
 def test_directory_in_which_a_pool_is_being_started_keeps_its_files(tmp_path: Path) -> None:
     held = pool_files.lock(str(tmp_path))
     (tmp_path / "web.log").touch()
-    pool_files.remove_empty_pool_directory(str(tmp_path))
+    pool_files.clean_up_pool_directory(str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"web.log", "lock"}
     os.close(held)

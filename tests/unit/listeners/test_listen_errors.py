@@ -206,7 +206,7 @@ def test_addresses_of_this_machine_include_loopback() -> None:
 
 
 def test_missing_proc_tables_give_no_addresses() -> None:
-    assert list(listen_errors._table("/proc/net/none")) == []
+    assert list(listen_errors._proc_table_rows("/proc/net/none")) == []
 
 
 TCP = parse("127.0.0.1:8080")

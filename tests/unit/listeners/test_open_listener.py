@@ -33,7 +33,6 @@ from poolctl.listeners.open_listener import (
     close_listener,
     describe,
     duplicate_inherited_listeners,
-    identity_of,
     inherited_descriptors,
     is_live,
     listener_and_connection_descriptors,
@@ -42,6 +41,7 @@ from poolctl.listeners.open_listener import (
     refuse_new_connections,
     remove_socket_file,
     resolve_bind_targets,
+    socket_file_identity,
 )
 from tests.descriptors import no_descriptor_left
 from tests.programs import program
@@ -468,7 +468,7 @@ class TestUnixSockets:
     def test_are_not_removed_without_an_identity_or_a_directory(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
         with opened(f"unix:{path}"), no_descriptor_left():
-            mine = identity_of(f"unix:{path}")
+            mine = socket_file_identity(f"unix:{path}")
             remove_socket_file(str(path), None)
             remove_socket_file(str(tmp_path / "none" / "a.sock"), mine)
             remove_socket_file(str(tmp_path / "b.sock"), mine)
@@ -479,13 +479,13 @@ class TestUnixSockets:
     def test_are_removed_at_the_end_when_the_file_is_still_theirs(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
         sockets = open_listener(parse(f"unix:{path}"))
-        close_listener(sockets, identity_of(f"unix:{path}"))
+        close_listener(sockets, socket_file_identity(f"unix:{path}"))
         assert not path.exists()
 
     def test_of_another_process_are_left_alone_at_the_end(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
         sockets = open_listener(parse(f"unix:{path}"))
-        mine = identity_of(f"unix:{path}")
+        mine = socket_file_identity(f"unix:{path}")
         path.rename(tmp_path / "elsewhere.sock")
         with opened(f"unix:{path}"):
             close_listener(sockets, mine)
@@ -563,14 +563,14 @@ class TestUnixSockets:
 
     def test_have_no_identity_when_there_is_no_socket(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        assert identity_of(f"unix:{tmp_path}/none") is None
-        assert identity_of(f"unix:{tmp_path}/file") is None
+        assert socket_file_identity(f"unix:{tmp_path}/none") is None
+        assert socket_file_identity(f"unix:{tmp_path}/file") is None
 
     def test_are_not_removed_by_a_link_to_them(self, tmp_path: Path) -> None:
         path, link = tmp_path / "a.sock", tmp_path / "link"
         link.symlink_to(path)
         with opened(f"unix:{path}"):
-            identity = identity_of(f"unix:{path}")
+            identity = socket_file_identity(f"unix:{path}")
             remove_socket_file(str(link), identity)
             assert link.is_symlink()
             remove_socket_file(str(path), identity)

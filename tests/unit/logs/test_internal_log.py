@@ -15,7 +15,7 @@ import pytest
 from poolctl.clock import RateLimit
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
 from poolctl.logs import internal_log
-from poolctl.logs.internal_log import InternalLog, InternalLogRotation
+from poolctl.logs.internal_log import InternalLog, InternalLogRotator
 from tests.descriptors import no_descriptor_left
 from tests.manual_clock import ManualClock
 from tests.virtual_loop import VirtualLoop
@@ -129,7 +129,7 @@ def test_log_is_rotated_after_its_directory_was_created_again(tmp_path: Path) ->
     async def main() -> None:
         directory = tmp_path / "runtime"
         directory.mkdir()
-        logs = InternalLogRotation(str(directory))
+        logs = InternalLogRotator(str(directory))
         await rotated(directory / "helpers.log")
         await rotated(directory / "logger.log")
         shutil.rmtree(directory)
@@ -163,8 +163,8 @@ def test_logs_without_inotify_are_looked_at_now_and_then(
     first, other = large(tmp_path / "first.log"), large(tmp_path / "other.txt")
     loop = VirtualLoop()
 
-    async def make() -> InternalLogRotation:
-        return InternalLogRotation(str(tmp_path))
+    async def make() -> InternalLogRotator:
+        return InternalLogRotator(str(tmp_path))
 
     logs = loop.run_until_complete(make())
     assert (first.stat().st_size, other.stat().st_size) == (0, MAX_SIZE_BYTES + 1)
@@ -182,7 +182,7 @@ def test_logs_without_inotify_are_looked_at_now_and_then(
 
 def test_watch_that_is_closed_leaves_no_descriptor_and_rotates_nothing_more(tmp_path: Path) -> None:
     async def main() -> None:
-        logs = InternalLogRotation(str(tmp_path))
+        logs = InternalLogRotator(str(tmp_path))
         large(tmp_path / "a.log")
         logs.close()
         logs.close()

@@ -46,11 +46,11 @@ Reading = Callable[[LineFilter, list[LogLine]], list[str]]
 
 
 def forwards(wanted: LineFilter, given: list[LogLine]) -> list[str]:
-    return [line.text for each in given for line in wanted.forwards([each])]
+    return [line.text for each in given for line in wanted.filter_forwards([each])]
 
 
 def backwards(wanted: LineFilter, given: list[LogLine]) -> list[str]:
-    return [line.text for line in wanted.backwards(reversed(given))][::-1]
+    return [line.text for line in wanted.filter_backwards(reversed(given))][::-1]
 
 
 @pytest.mark.parametrize("read", [forwards, backwards])
@@ -97,7 +97,7 @@ def test_output_without_levels_is_read_in_parts_of_bounded_size() -> None:
             taken += 1
             yield LogLine("plain", time=stamp(1)) if taken > 5000 else LogLine("ERROR x", time=stamp(1))
 
-    found = LineFilter(least="error").backwards(endless())  # type: ignore[arg-type]
+    found = LineFilter(least="error").filter_backwards(endless())  # type: ignore[arg-type]
     assert next(found).text == "ERROR x"
     assert taken == 1
     assert len(list(found)) == 4999

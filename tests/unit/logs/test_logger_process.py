@@ -28,12 +28,12 @@ from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp, with_timestamp_prefix
 from poolctl.logs.log_tail import tail
 from poolctl.logs.logger_process import (
-    Logger,
+    OutputLogger,
     OutputStream,
     PeekingPipeReader,
     PipeToLogRecord,
     WriteAheadNote,
-    longest_line,
+    max_line_bytes,
 )
 from poolctl.platform import readable_bytes
 from tests.deadline import wait_until
@@ -96,7 +96,7 @@ class Session:
 def session(tmp_path: Path) -> Iterator[Session]:
     """A session with a logger in a thread; it must end when no supervisor and no server is left."""
     session = Session(tmp_path)
-    logger = Logger(session.theirs)
+    logger = OutputLogger(session.theirs)
     assert repr(logger) == "<Logger of 0 streams into 0 files>"
     thread = threading.Thread(target=logger.run)
     thread.start()
@@ -303,7 +303,7 @@ def test_logger_stores_the_pipes_content_when_it_ends(tmp_path: Path) -> None:
         wire.send(session.control, {"t": "end"})
         for fd in kept:
             os.close(fd)
-        Logger(session.theirs).run()
+        OutputLogger(session.theirs).run()
         assert session.texts() == ["whole", "unfinished"]
         session.close()
 
@@ -312,7 +312,7 @@ def test_logger_without_a_supervisor_goes_on_for_its_writers(tmp_path: Path) -> 
     session = Session(tmp_path)
     write = session.add("web.0")
     session.control.close()
-    thread = threading.Thread(target=Logger(session.theirs).run)
+    thread = threading.Thread(target=OutputLogger(session.theirs).run)
     thread.start()
     for number in range(3):
         os.write(write, b"line %d\n" % number)
@@ -577,7 +577,7 @@ def test_line_is_taken_out_of_a_pipe_that_may_have_no_room_for_its_rest(interrup
     interrupted.pipes.close()
     interrupted.pipes = Narrow()
     stream = interrupted.stream()
-    longest = longest_line(interrupted.read)
+    longest = max_line_bytes(interrupted.read)
     for length, left in ((longest - 1, longest - 1), (1, 0), (longest - 1, longest - 1), (1, 0)):
         os.write(interrupted.write, b"x" * length)
         with contextlib.suppress(BlockingIOError):
@@ -800,7 +800,7 @@ class Orphan(Session):
         self.add("web.0")
         self.add("api.0", file="api.log")
         self.control.close()
-        self.logger = Logger(self.theirs, self.runtime)
+        self.logger = OutputLogger(self.theirs, self.runtime)
         self.thread = threading.Thread(target=self.logger.run)
         self.thread.start()
         self.path: str = wait_until(lambda: pool_files.find_listeners(self.runtime, pool_files.LOGGER))[0]
@@ -869,7 +869,7 @@ def test_logger_goes_on_when_a_new_pool_does_not_take_its_pipes(orphan: Orphan, 
 def test_logger_without_streams_or_directory_waits_for_no_new_pool(tmp_path: Path) -> None:
     session = Session(tmp_path)
     session.control.close()
-    Logger(session.theirs, str(tmp_path / "run")).run()
+    OutputLogger(session.theirs, str(tmp_path / "run")).run()
     assert not (tmp_path / "run").exists()
     session.close()
 
@@ -890,10 +890,10 @@ def test_end_of_a_logger_without_a_supervisor_removes_its_socket(orphan: Orphan)
 def test_longest_line_is_a_quarter_of_the_pipe(size_pages: int, expected: int) -> None:
     read, write = os.pipe()
     fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, size_pages * 4096)
-    assert longest_line(read) == expected
+    assert max_line_bytes(read) == expected
     os.write(write, b"12345")
     assert readable_bytes(read) == 5
     os.close(read)
     os.close(write)
     with open("/dev/null") as file:
-        assert longest_line(file.fileno()) == 0
+        assert max_line_bytes(file.fileno()) == 0

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import Journal, JournalEvent, newest_first
 from tests.manual_clock import ManualClock
 
 TIME = "2023-11-14T22:13:20.000000Z"
 
 
-def written_to(clock: Clock, journal: Journal) -> EventQueue:
-    events = EventQueue(clock)
+def written_to(clock: Clock, journal: Journal) -> EventBus:
+    events = EventBus(clock)
     events.write_to(journal)
     return events
 
@@ -229,7 +229,7 @@ def test_a_flood_of_events_of_one_server_is_bounded_and_counted(path: Path) -> N
 
 
 def test_long_texts_are_shortened_and_passwords_masked_in_messages_causes_and_output() -> None:
-    events, found = EventQueue(ManualClock()), []
+    events, found = EventBus(ManualClock()), []
     events.subscribe(found.append)
     secret = "postgres://ann:secret@db/shop"
     masked = "postgres://ann:********@db/shop"

@@ -412,25 +412,25 @@ def test_snapshot_adds_the_running_workers_to_those_that_have_ended() -> None:
 
 def test_memory_is_measured_rarely_and_only_if_it_is_asked_for() -> None:
     usage = Usage()
-    usage.measure(os.getpid(), 100.0, memory=False)
+    usage.measure_if_due(os.getpid(), 100.0, memory=False)
     assert usage.memory_bytes == 0
-    usage.measure(os.getpid(), 100.0)
+    usage.measure_if_due(os.getpid(), 100.0)
     assert usage.memory_bytes > 1_000_000
     for now, measured in ((107.9, False), (108.0, True)):
         usage.memory_bytes = 1
-        usage.measure(os.getpid(), now)
+        usage.measure_if_due(os.getpid(), now)
         assert (usage.memory_bytes > 1) is measured
 
 
 def test_processor_time_is_measured_again_after_a_second_as_a_share_of_the_time_between() -> None:
     usage = Usage()
-    usage.measure(os.getpid(), 100.0)
+    usage.measure_if_due(os.getpid(), 100.0)
     for now, measured in ((100.9, False), (101.0, True)):
         usage.cpu_percent = -1.0
-        usage.measure(os.getpid(), now)
+        usage.measure_if_due(os.getpid(), now)
         assert (usage.cpu_percent >= 0) is measured
     assert usage.cpu_percent < 100
-    usage.measure(10**9, 103.0)
+    usage.measure_if_due(10**9, 103.0)
     assert usage.cpu_percent == 0.0
 
 
@@ -448,5 +448,5 @@ def test_unknown_parameter_of_an_accepted_type_may_have_any_value() -> None:
 def test_process_that_has_just_been_started_or_is_gone_has_used_no_processor() -> None:
     usage = Usage()
     assert (usage.cpu_percent, usage.memory_bytes) == (0.0, 0)
-    usage.measure(10**9, 100.0)
+    usage.measure_if_due(10**9, 100.0)
     assert (usage.cpu_percent, usage.memory_bytes) == (0.0, 0)

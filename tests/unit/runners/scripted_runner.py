@@ -115,7 +115,7 @@ class ScriptedRunner:
         self.asked.append((placement.id, kind, theirs))
         return ours
 
-    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
+    async def reload_tls(self, placement: Placement, server: ServerConfig) -> None:
         self.log.append(f"tls {placement.id}")
 
     def force_certificate(self, name: str, generation: int) -> None:

@@ -752,7 +752,7 @@ def test_connections_of_one_turn_are_a_sixteenth_of_the_descriptors(
     monkeypatch: pytest.MonkeyPatch, limit: int, most: int
 ) -> None:
     monkeypatch.setattr(module.resource, "getrlimit", lambda _: (limit, limit))
-    assert module.HeldLimit().most_at_once == most
+    assert module.HeldConnectionLimit().most_at_once == most
 
 
 class FakeKeeper:
@@ -769,7 +769,7 @@ class FakeKeeper:
     async def call(self, message: Any, fds: Sequence[HasDescriptor]) -> tuple[Any, list[int]]:
         self.spawned.append(message)
         (fd,) = fds
-        self.ends.append(wire.over(os.dup(fd.fileno())))
+        self.ends.append(wire.socket_from_fd(os.dup(fd.fileno())))
         await self.started.wait()
         if self.lost:
             raise LinkLost("the other end is gone")
@@ -1045,7 +1045,7 @@ def test_limit_of_held_connections_leaves_a_quarter_of_the_descriptors_free(
     monkeypatch.setattr(module.resource, "getrlimit", lambda _: (100, 100))
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(module.os, "listdir", lambda _: range(used))
-    limit = module.HeldLimit()
+    limit = module.HeldConnectionLimit()
     assert limit.most_at_once == 6
     assert not limit.too_many(16)
     assert not limit.too_many(20)
@@ -1068,7 +1068,7 @@ def test_number_of_held_connections_has_a_least_and_a_most(
 ) -> None:
     monkeypatch.setattr(module.resource, "getrlimit", lambda _: (limit, limit))
     monkeypatch.setattr(module.os, "listdir", lambda _: range(used))
-    checked = module.HeldLimit()
+    checked = module.HeldConnectionLimit()
     assert (checked.too_many(most + 1), checked.too_many(most)) == (True, False)
     assert checked.most_at_once == at_once
 
@@ -1333,8 +1333,8 @@ def test_connection_with_a_long_request_is_kept_with_two_descriptors(tmp_path: P
             sock.routed = connection_handover.Routed(
                 "a", received=bytes(connection_handover.INLINE_BYTES + 1)
             )
-            name = servers.activator._store_in_keeper("key", sock)
-            later = servers.activator._store_in_keeper("key", sock)
+            name = servers.activator._try_store_in_keeper("key", sock)
+            later = servers.activator._try_store_in_keeper("key", sock)
             assert int(later.removeprefix("visitor:")) == int(name.removeprefix("visitor:")) + 1
             part, fds = sock.to_message()
             assert servers.held[name] == ({"key": "key", **part}, 2)
@@ -1395,7 +1395,7 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
 def test_emptied_pair_of_a_server_that_got_a_route_meanwhile_is_kept(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
         servers.adopt_helper()
-        servers.activator.watch_pair(servers.key)
+        servers.activator.watch_pair_if_asleep(servers.key)
         servers.pairs.open(servers.server)
         servers.activator.arm(servers.server, servers.wake)
         assert servers.helper_end is not None

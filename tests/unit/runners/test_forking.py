@@ -23,7 +23,7 @@ from poolctl.config import RAISE_OPEN_FILES, TLSConfig
 from poolctl.errors import ServerError
 from poolctl.platform import memory_file, process_start
 from poolctl.runners.embedded_runner import ProcessRunner
-from poolctl.runners.local.forking import Certificates, DescriptorBudget, LoadedCertificate
+from poolctl.runners.local.forking import DescriptorBudget, FallbackCertificates, LoadedCertificate
 from poolctl.runners.runner_protocol import WorkerFailed
 from tests.certificates import certificate
 from tests.descriptors import open_descriptors
@@ -126,7 +126,7 @@ class Keeper:
 
 def recalled(record: bytes) -> dict[str, LoadedCertificate]:
     async def scenario() -> dict[str, LoadedCertificate]:
-        certificates = Certificates(Keeper(record))  # type: ignore[arg-type]
+        certificates = FallbackCertificates(Keeper(record))  # type: ignore[arg-type]
         await certificates.load_saved(["web"])
         return certificates._given
 
@@ -141,7 +141,7 @@ def test_record_for_a_successor_is_json_with_a_version(tmp_path: Any) -> None:
 
     async def scenario() -> bytes:
         keeper = Keeper()
-        Certificates(keeper).read_certificate_with_fallback(server, 1)  # type: ignore[arg-type]
+        FallbackCertificates(keeper).read_certificate_with_expiry_fallback(server, 1)  # type: ignore[arg-type]
         async with asyncio.timeout(60):
             while not keeper.record:
                 await asyncio.sleep(0.01)
@@ -167,9 +167,9 @@ def secured(directory: Path, *, days: float) -> ServerConfig:
     return ServerConfig(name="web", bind=":8080", app="a:b", tls=TLSConfig(cert=str(cert), key=str(key)))
 
 
-def with_certificates(work: Callable[[Certificates], None]) -> None:
+def with_certificates(work: Callable[[FallbackCertificates], None]) -> None:
     async def scenario() -> None:
-        work(Certificates(Keeper()))  # type: ignore[arg-type]
+        work(FallbackCertificates(Keeper()))  # type: ignore[arg-type]
 
     asyncio.run(scenario())
 
@@ -186,13 +186,13 @@ def outcome(error: Exception | None = None, *, cancelled: bool = False) -> async
 
 
 def test_a_worker_gets_the_last_valid_certificate_while_the_files_hold_an_expired_one(tmp_path: Path) -> None:
-    def work(certificates: Certificates) -> None:
-        valid = certificates.read_certificate_with_fallback(secured(tmp_path, days=30), 1)
+    def work(certificates: FallbackCertificates) -> None:
+        valid = certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=30), 1)
         server = secured(tmp_path, days=-1)
-        assert certificates.read_certificate_with_fallback(server, 2) == valid
+        assert certificates.read_certificate_with_expiry_fallback(server, 2) == valid
         certificates.force("web", 3)
-        assert certificates.read_certificate_with_fallback(server, 2) == valid
-        expired = certificates.read_certificate_with_fallback(server, 3)
+        assert certificates.read_certificate_with_expiry_fallback(server, 2) == valid
+        expired = certificates.read_certificate_with_expiry_fallback(server, 3)
         assert expired != valid
         assert expired.ends is not None
         assert valid.ends is not None
@@ -202,34 +202,37 @@ def test_a_worker_gets_the_last_valid_certificate_while_the_files_hold_an_expire
 
 
 def test_an_expired_certificate_is_given_when_there_was_no_valid_one(tmp_path: Path) -> None:
-    def work(certificates: Certificates) -> None:
-        first = certificates.read_certificate_with_fallback(secured(tmp_path, days=-2), 1)
-        assert certificates.read_certificate_with_fallback(secured(tmp_path, days=-1), 2) != first
+    def work(certificates: FallbackCertificates) -> None:
+        first = certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=-2), 1)
+        assert certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=-1), 2) != first
 
     with_certificates(work)
 
 
 def test_a_certificate_in_other_files_is_given_even_if_it_has_expired(tmp_path: Path) -> None:
-    def work(certificates: Certificates) -> None:
-        valid = certificates.read_certificate_with_fallback(secured(tmp_path, days=30), 1)
+    def work(certificates: FallbackCertificates) -> None:
+        valid = certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=30), 1)
         (tmp_path / "other").mkdir()
-        assert certificates.read_certificate_with_fallback(secured(tmp_path / "other", days=-1), 2) != valid
+        assert (
+            certificates.read_certificate_with_expiry_fallback(secured(tmp_path / "other", days=-1), 2)
+            != valid
+        )
 
     with_certificates(work)
 
 
 def test_a_renewed_certificate_is_kept_once_a_worker_is_ready_with_it(tmp_path: Path) -> None:
-    def work(certificates: Certificates) -> None:
-        old = certificates.read_certificate_with_fallback(secured(tmp_path, days=30), 1)
+    def work(certificates: FallbackCertificates) -> None:
+        old = certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=30), 1)
         server = secured(tmp_path, days=60)
-        new = certificates.read_certificate_with_fallback(server, 2)
+        new = certificates.read_certificate_with_expiry_fallback(server, 2)
         assert new != old
         expired = secured(tmp_path, days=-1)
         certificates.keep_if_ready(server, 2, new, outcome(WorkerFailed("it fails")))
         certificates.keep_if_ready(server, 2, new, outcome(cancelled=True))
-        assert certificates.read_certificate_with_fallback(expired, 3) == old
+        assert certificates.read_certificate_with_expiry_fallback(expired, 3) == old
         certificates.keep_if_ready(server, 2, new, outcome())
-        assert certificates.read_certificate_with_fallback(expired, 3) == new
+        assert certificates.read_certificate_with_expiry_fallback(expired, 3) == new
 
     with_certificates(work)
 
@@ -237,18 +240,18 @@ def test_a_renewed_certificate_is_kept_once_a_worker_is_ready_with_it(tmp_path: 
 def test_a_forced_certificate_is_forced_until_a_worker_of_that_generation_is_ready_or_it_is_renewed(
     tmp_path: Path,
 ) -> None:
-    def work(certificates: Certificates) -> None:
-        valid = certificates.read_certificate_with_fallback(secured(tmp_path, days=30), 1)
+    def work(certificates: FallbackCertificates) -> None:
+        valid = certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=30), 1)
         server = secured(tmp_path, days=-1)
         certificates.force("web", 2)
         certificates.keep_if_ready(server, 1, valid, outcome())
-        expired = certificates.read_certificate_with_fallback(server, 2)
+        expired = certificates.read_certificate_with_expiry_fallback(server, 2)
         assert expired != valid
         certificates.keep_if_ready(server, 2, valid, outcome())
-        assert certificates.read_certificate_with_fallback(server, 2) == valid
+        assert certificates.read_certificate_with_expiry_fallback(server, 2) == valid
         certificates.force("web", 2)
         assert certificates.reload_certificate(server) == expired
-        assert certificates.read_certificate_with_fallback(secured(tmp_path, days=30), 2) != expired
+        assert certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=30), 2) != expired
 
     with_certificates(work)
 
@@ -282,15 +285,15 @@ def test_certificates_of_servers_that_start_together_are_stored_together(tmp_pat
             stored.append(keeper.record)
 
         keeper.send = counted  # type: ignore[method-assign]
-        certificates = Certificates(keeper)  # type: ignore[arg-type]
+        certificates = FallbackCertificates(keeper)  # type: ignore[arg-type]
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
             server = secured(tmp_path / name, days=30)
-            certificates.read_certificate_with_fallback(
+            certificates.read_certificate_with_expiry_fallback(
                 ServerConfig(name=name, bind=":1", app="a:b", tls=server.tls), 1
             )
         plain = ServerConfig(name="plain", bind=":1", app="a:b")
-        assert certificates.read_certificate_with_fallback(plain, 1) == LoadedCertificate((), [], None)
+        assert certificates.read_certificate_with_expiry_fallback(plain, 1) == LoadedCertificate((), [], None)
         async with asyncio.timeout(60):
             while not stored:
                 await asyncio.sleep(0.01)
@@ -329,7 +332,7 @@ def test_worker_serves_with_its_certificate_and_loads_a_renewed_one(tmp_path: Pa
         first = await asyncio.to_thread(serial, server)
         certificate(tmp_path, days=60)
         assert await asyncio.to_thread(serial, server) == first
-        await runner.renew_tls(placement, server)
+        await runner.reload_tls(placement, server)
         async with asyncio.timeout(60):
             while await asyncio.to_thread(serial, server) == first:
                 await asyncio.sleep(0.01)

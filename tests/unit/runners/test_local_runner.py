@@ -103,7 +103,7 @@ class Stage:
     def keys(self) -> set[str]:
         return {config().key}
 
-    def watch_pair(self, key: str) -> None:
+    def watch_pair_if_asleep(self, key: str) -> None:
         pass
 
     def close_unused_socket_pair(self, key: str, workers: object) -> None:
@@ -548,7 +548,7 @@ def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
         it.runner.watch_idleness(found.placement, 5.0)
         await it.runner.set_in_rotation(found.placement, False)
         await it.runner.set_accepting(found.placement, True)
-        await it.runner.renew_tls(found.placement, server)
+        await it.runner.reload_tls(found.placement, server)
         sent = [(message["order"], count) for message, count in orders(end)]
         assert sent == [("idle", 0), ("out", 0), ("work", 0), ("tls", 2)]
         wire.send(end, {"event": "idle"})
@@ -648,7 +648,7 @@ def test_orders_to_a_worker_that_has_exited_have_no_effect() -> None:
         await runner.set_accepting(placement, False)
         await runner.begin_drain(placement)
         await runner.drain(placement)
-        await runner.renew_tls(placement, served())
+        await runner.reload_tls(placement, served())
         assert (await runner.stop(placement, 5.0)).message == "has ended before"
         assert (await runner.wait_for_exit(placement)).message == "has ended before"
         with pytest.raises(ConnectionRefusedError, match="has exited"):

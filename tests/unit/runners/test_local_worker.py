@@ -66,7 +66,7 @@ class Keeper:
         self.killed: list[ProcessIdentity] = []
         self.signals: list[int] = []
 
-    async def signal(
+    async def try_signal(
         self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
     ) -> None:
         self.signals.append(number)
@@ -369,12 +369,12 @@ def test_page_of_an_earlier_supervisor_is_judged_by_the_time_since_the_machine_s
 
 
 def test_requests_of_routes_are_no_more_than_all_requests(pool: Pool) -> None:
-    pool.page[tally.route_slot(pool.page, "users")] = 1 << 63
+    pool.page[tally.claim_route_slot(pool.page, "users")] = 1 << 63
     pool.page[tally.STARTED], pool.page[tally.WEBSOCKETS] = 3, 4
     pool.page[tally.ROUTES + 50] = (1 << 64) - 1  # the mark of no route
     pool.page[tally.ROUTES + 51] = 1
-    assert tally.by_route(pool.counts()) == {tally.route_mark("users"): 7}
-    assert tally.by_route(tally.final_counts(pool.counts())) == {tally.route_mark("users"): 7}
+    assert tally.by_route_mark(pool.counts()) == {tally.route_mark("users"): 7}
+    assert tally.by_route_mark(tally.final_counts(pool.counts())) == {tally.route_mark("users"): 7}
 
 
 def writes_over_time() -> st.SearchStrategy[list[tuple[float, list[tuple[int, int]]]]]:
@@ -700,7 +700,7 @@ class Parent(Children):
     def __init__(self, page: int) -> None:
         self.page = page
 
-    async def signal(
+    async def try_signal(
         self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
     ) -> None:
         os.kill(process.pid, number)
@@ -709,7 +709,7 @@ class Parent(Children):
 class WithoutPatience(Parent):
     """Signals, and lets the time be over when faulthandler has written, or if nothing is to be expected."""
 
-    async def signal(
+    async def try_signal(
         self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
     ) -> None:
         os.kill(process.pid, number)
@@ -1153,7 +1153,7 @@ def test_certificate_that_a_worker_cannot_use_is_logged_if_it_was_renewed(
         made.control_by(ours)
         made.received({"event": "tls", "error": "nobody has asked"})
         for error in ("", "the key does not fit"):
-            made.renew_tls(made.server, [])
+            made.reload_tls(made.server, [])
             made.received({"event": "tls", "error": error})
         made.received({"event": "tls", "error": "nobody has asked"})
         theirs.close()
@@ -1246,7 +1246,7 @@ def test_orders_to_a_program_have_no_effect() -> None:
         found.set_in_rotation(False)
         found.set_accepting(False)
         found.watch_idleness(1.0)
-        found.renew_tls(found.server, [])
+        found.reload_tls(found.server, [])
         assert not found.request_beat(1)
         found.order_to_begin()
         found.assign_routes(RoutesMessage(None))

@@ -42,10 +42,10 @@ class Keeper:
     def send(self, message: wire.Message, fds: Sequence[Any] = ()) -> None:
         self.orders.append(message)
         if message["op"] == "put":
-            self._drop(message["name"])
+            self._drop_or_abort(message["name"])
             self.entries[message["name"]] = [os.dup(fd if isinstance(fd, int) else fd.fileno()) for fd in fds]
         elif message["op"] == "drop":
-            self._drop(message["name"])
+            self._drop_or_abort(message["name"])
 
     async def call(self, message: wire.Message, fds: Sequence[Any] = ()) -> tuple[wire.Message, list[int]]:
         if self.refusals:
@@ -58,7 +58,7 @@ class Keeper:
         self.loggers.append(socket.socket(fileno=os.dup(fds[0].fileno())))
         return {"pid": 7}, []
 
-    def _drop(self, name: str) -> None:
+    def _drop_or_abort(self, name: str) -> None:
         for fd in self.entries.pop(name, ()):
             os.close(fd)
 
@@ -68,7 +68,7 @@ class Keeper:
 
     def close(self) -> None:
         for name in list(self.entries):
-            self._drop(name)
+            self._drop_or_abort(name)
         for sock in self.loggers:
             sock.close()
 

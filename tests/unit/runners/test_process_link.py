@@ -35,8 +35,8 @@ from poolctl.runners.process_link import (
     identity,
     kill,
     number_of,
-    printable_text_or_empty,
-    redirect_to_null_in_child,
+    redirect_parent_fds_to_null,
+    sanitized_text_or_empty,
     spawn,
 )
 from tests.deadline import wait_until
@@ -474,7 +474,7 @@ def test_program_is_started_by_the_keeper_with_its_end_of_the_link() -> None:
 def test_files_are_released_in_a_child_whose_objects_keep_their_numbers() -> None:
     with no_descriptor_left():
         read, write = os.pipe()
-        redirect_to_null_in_child([2**20, write], ())
+        redirect_parent_fds_to_null([2**20, write], ())
         assert os.read(read, 1) == b""
         assert os.path.samefile(f"/proc/self/fd/{write}", os.devnull)
         assert not os.get_inheritable(write)
@@ -697,7 +697,7 @@ async def asked(
         if count <= answers:
             wire.send(theirs, {"t": "pong", "pid": pid})
         if count == most:
-            watched.close()
+            watched.stop_watching()
 
     loop = asyncio.get_running_loop()
     loop.add_reader(theirs.fileno(), hear)
@@ -714,7 +714,7 @@ async def asked(
     deadline = loop.time() + (30 if until_end_of or answers == most else 0.5)
     while loop.time() < deadline and count < most and not (until_end_of and until_end_of.poll() is not None):
         await asyncio.sleep(0.01)
-    watched.close()
+    watched.stop_watching()
     loop.remove_reader(theirs.fileno())
     link.close()
     theirs.close()
@@ -786,9 +786,9 @@ def test_process_that_sleeps_in_its_event_loop_is_not_pinged_again() -> None:
         (flag_of, False, False),
         (flag_of, None, Malformed),
         (flag_of, 1, Malformed),
-        (printable_text_or_empty, "a\tb\n\x1b", "a\tb\n\N{REPLACEMENT CHARACTER}"),
-        (printable_text_or_empty, None, ""),
-        (printable_text_or_empty, 5, Malformed),
+        (sanitized_text_or_empty, "a\tb\n\x1b", "a\tb\n\N{REPLACEMENT CHARACTER}"),
+        (sanitized_text_or_empty, None, ""),
+        (sanitized_text_or_empty, 5, Malformed),
         (partial(number_of, least=2, most=4), 2, 2),
         (partial(number_of, least=2, most=4), 4, 4),
         (partial(number_of, least=2, most=4), 1, Malformed),
@@ -807,6 +807,6 @@ def test_values_of_messages_are_checked(read: Any, value: object, found: Any) ->
 
 def test_missing_value_is_the_usual_one_but_a_number_has_to_be_there() -> None:
     assert flag_of({}, "key") is False
-    assert printable_text_or_empty({}, "key") == ""
+    assert sanitized_text_or_empty({}, "key") == ""
     with pytest.raises(Malformed):
         number_of({}, "key", 0, 4)

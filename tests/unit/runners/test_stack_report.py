@@ -9,7 +9,7 @@ from poolctl.runners.stack_report import (
     KernelThread,
     ThreadStack,
     WorkerStacks,
-    find_hang_location,
+    find_main_thread_hang,
     parse,
 )
 
@@ -36,7 +36,7 @@ def stacks(written: bytes, source: str = PYTHON) -> WorkerStacks:
 
 
 def place(written: bytes, source: str = PYTHON) -> str:
-    return find_hang_location(parse(written, source, DIRECTORIES)[0])
+    return find_main_thread_hang(parse(written, source, DIRECTORIES)[0])
 
 
 def test_main_thread_comes_first_and_paths_are_short() -> None:

@@ -49,8 +49,8 @@ class Supervised(SupervisedProcess):
         self.events.append("adopted")
         super().adopted(link)
 
-    async def finish(self) -> None:
-        await super().finish()
+    async def end_service(self) -> None:
+        await super().end_service()
         self.events.append("finished")
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from poolctl.runners.local.takeover import (
     OrphanedPipes,
     WorkerAdoption,
     _OrphanTriage,
-    wait_for_reports,
+    wait_briefly_for_reports,
 )
 from poolctl.runners.process_link import Malformed
 from poolctl.runners.runner_registry import RunnerContext
@@ -600,7 +600,7 @@ def test_worker_whose_server_was_changed_is_adopted_at_its_own_address() -> None
         found: list[LocalWorker] = []
         adoption = WorkerAdoption(runner.keeper, runner.children, runner, {"web": after}, {})
         reply, fds = await runner.keeper.call({"op": "get", "name": "worker:web.1.0"})
-        adoption.adopt(found.append, "web.1.0", reply["meta"], fds)
+        adoption.adopt_or_stop(found.append, "web.1.0", reply["meta"], fds)
         (worker,) = found
         assert (worker.server.key, worker.server.tags) == (before.key, ("new",))
         assert adoption.found == found
@@ -636,14 +636,14 @@ def test_reports_are_awaited_briefly_and_those_of_programs_that_have_exited_not_
         )
         exited.exited.set_result(None)
         ready.answered.set_result(None)
-        await wait_for_reports([])
-        await wait_for_reports(cast(Any, [exited, ready]))
+        await wait_briefly_for_reports([])
+        await wait_briefly_for_reports(cast(Any, [exited, ready]))
         assert loop.time() == 0
         loop.call_later(0.05, first.reported.set_result, None)
         loop.call_later(0.1, second.answered.set_result, None)
-        await wait_for_reports(cast(Any, [exited, ready, first, second]))
+        await wait_briefly_for_reports(cast(Any, [exited, ready, first, second]))
         assert loop.time() == pytest.approx(0.1)
-        await wait_for_reports(cast(Any, [Reporting(), first]))
+        await wait_briefly_for_reports(cast(Any, [Reporting(), first]))
         assert loop.time() == pytest.approx(0.3)
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:

@@ -430,7 +430,7 @@ class StoringKeeper:
             self.stored = None
             return
         if message["op"] == "spawn":
-            self.spawned.append(wire.over(fds.pop()))
+            self.spawned.append(wire.socket_from_fd(fds.pop()))
             self.spawned[-1].setblocking(False)
             reply["pid"] = HERE.pid
         elif message["op"] == "signal":
@@ -661,7 +661,7 @@ def test_signal_is_repeated_until_the_keeper_is_the_parent(
     async def scenario(keeper: StoringKeeper) -> None:
         loop = asyncio.get_running_loop()
         keeper.sent = sent
-        await keeper.children.signal(HERE, loop.create_future(), signal.SIGTERM)
+        await keeper.children.try_signal(HERE, loop.create_future(), signal.SIGTERM)
         assert keeper.taken() == [{**KILLED, "signal": signal.SIGTERM, "group": False}] * times
         assert loop.time() == pytest.approx(seconds)
 
@@ -674,13 +674,13 @@ def test_signal_is_given_up_when_the_process_has_exited_or_the_keeper_does_not_a
         exited: asyncio.Future[Exit] = loop.create_future()
         keeper.sent = [False]
         exited.set_result(Exit.from_returncode(0))
-        await keeper.children.signal(HERE, exited, signal.SIGTERM)
+        await keeper.children.try_signal(HERE, exited, signal.SIGTERM)
         assert len(keeper.taken()) == 1
         keeper.answers = False
-        await keeper.children.signal(HERE, loop.create_future(), signal.SIGTERM)
+        await keeper.children.try_signal(HERE, loop.create_future(), signal.SIGTERM)
         assert loop.time() == pytest.approx(15)
         keeper.link.close()
-        await keeper.children.signal(HERE, loop.create_future(), signal.SIGTERM)
+        await keeper.children.try_signal(HERE, loop.create_future(), signal.SIGTERM)
         assert loop.time() == pytest.approx(15)
 
     virtually(scenario)
@@ -692,7 +692,7 @@ def test_process_is_killed_after_its_time_unless_it_has_exited() -> None:
         exited: asyncio.Future[Exit] = loop.create_future()
         keeper.children.kill_group_after(HERE, exited, 3.0)
         keeper.children.kill_group_after(HERE, loop.create_future(), 4.0)
-        keeper.children.kill(ProcessIdentity(HERE.pid, None))
+        keeper.children.kill_group_now(ProcessIdentity(HERE.pid, None))
         await asyncio.sleep(2)
         assert keeper.taken() == []
         exited.set_result(Exit.from_returncode(0))
@@ -905,7 +905,7 @@ def test_process_that_a_zygote_of_another_user_forked_for_an_application_is_conf
                 os.close(fd)
             assert request["op"] == "app"
             wire.send(zygote, {"id": request["id"], "pid": HERE.pid})
-            with wire.over(link) as theirs:
+            with wire.socket_from_fd(link) as theirs:
                 assert await asked(theirs) == {"order": "go"}
                 wire.send(theirs, {"event": "up"})
                 made = await importing

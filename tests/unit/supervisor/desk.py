@@ -14,14 +14,14 @@ from poolctl import ServerConfig
 from poolctl.config import Tables
 from poolctl.control.answers import ErrorEntry, Result, SupervisorIdentity
 from poolctl.core.core import Core
-from poolctl.core.decide import DecisionTrace
+from poolctl.core.decide import DecisionLogger
 from poolctl.json_form import from_json, to_json
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import (
     ActiveConfiguration,
+    ConfigurationLoadResult,
     ConfigurationReader,
-    LoadedConfiguration,
 )
 from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.takeover.state_store import StateStore
@@ -47,15 +47,15 @@ class Files(ActiveConfiguration):
 
     async def read_without_activating(
         self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
-    ) -> LoadedConfiguration:
+    ) -> ConfigurationLoadResult:
         self.reads.append(environment)
         await asyncio.sleep(0)
-        return LoadedConfiguration(
+        return ConfigurationLoadResult(
             self.name, [] if self.wrong else list(self.written), list(self.wrong), tables=self.tables_of_files
         )
 
 
-def part_site(core: Core, events: EventQueue, environment: Any = None) -> PartContext:
+def part_site(core: Core, events: EventBus, environment: Any = None) -> PartContext:
     """The objects that a feature's part is made with; those that are not given are not there."""
     absent: Any = None
     return PartContext(environment, core, events, lambda take: None, absent, absent, absent, asyncio.Event())
@@ -74,13 +74,13 @@ class Desk:
     def __init__(
         self,
         *servers: ServerConfig,
-        trace: DecisionTrace | None = None,
+        trace: DecisionLogger | None = None,
         runner: SlowRunner | None = None,
         **script: str,
     ) -> None:
         self.runner = runner or SlowRunner(**script)
         self.clock = ManualClock()
-        self.events = EventQueue(self.clock)
+        self.events = EventBus(self.clock)
         self.core = Core(servers, self.runner, self.clock, self.events, trace=trace)
         self.over = False
         self.files = Files(servers)

@@ -32,8 +32,8 @@ from poolctl.platform import read_json_object
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.supervisor.active_configuration import (
     ActiveConfiguration,
+    ConfigurationLoadResult,
     ConfigurationReader,
-    LoadedConfiguration,
     ReaderFailed,
     SelfBindingProgramsFile,
     default_name,
@@ -740,7 +740,7 @@ def test_problems_outside_of_the_files_are_those_of_the_servers_asked_about(tmp_
         assert await configuration.check_external(resolved, []) == []
         (problem,) = await configuration.check_external(resolved, ["web"])
         assert "missing.env" in problem.message
-        assert await configuration.check_external(LoadedConfiguration("none"), ["web"]) == []
+        assert await configuration.check_external(ConfigurationLoadResult("none"), ["web"]) == []
 
     pool.scenario(work)
 

@@ -17,7 +17,7 @@ import pytest
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
-from poolctl.feature import DetachedProcess, Feature
+from poolctl.feature import DetachedProcessSpec, Feature
 from poolctl.keeper.keeper import Store
 from poolctl.routing.route_health import HEALTHY, RouteHealth
 from poolctl.selection.selector import Selector
@@ -55,7 +55,7 @@ class NotedPart(FeaturePart):
     def apply_tables(self, tables: Tables) -> None:
         self.log.append(f"apply {self.name}")
 
-    async def wait_for_opening(self) -> None:
+    async def wait_for_opening_attempt(self) -> None:
         self.log.append(f"attempted {self.name}")
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
@@ -165,8 +165,8 @@ def test_verb_makes_the_part_that_answers_it(supervised: Make, log: list[str]) -
 def test_process_that_outlived_keeper_or_supervisor_is_taken_in(
     supervised: Make, log: list[str], tmp_path: Path
 ) -> None:
-    def lasting(name: str) -> DetachedProcess:
-        return DetachedProcess(label=name, entry=name, socket=name, end="")
+    def lasting(name: str) -> DetachedProcessSpec:
+        return DetachedProcessSpec(label=name, entry=name, socket=name, end="")
 
     async def work() -> None:
         made = supervised(
@@ -250,7 +250,7 @@ def test_part_that_does_nothing_serves_nothing() -> None:
         part.flush()
         await asyncio.gather(
             part.hand_survivors_to_keeper(),
-            part.wait_for_opening(),
+            part.wait_for_opening_attempt(),
             part.finish(),
             part.stop_serving(),
             part.aclose(),

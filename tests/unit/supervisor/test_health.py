@@ -35,7 +35,7 @@ from poolctl.supervisor.health import (
     HeartbeatMonitor,
     MemoryLimit,
     RecoverySituation,
-    Step,
+    RecoveryStep,
     WorkerRecovery,
     _sentence,
     decide,
@@ -944,50 +944,50 @@ situations = st.builds(
 @pytest.mark.parametrize(
     ("strategy", "step"),
     [
-        ("restart", Step.RESTART),
-        ("replace", Step.REPLACE),
-        ("disable", Step.DISABLE),
-        ("notify", Step.NOTIFY),
-        ("none", Step.NOTHING),
+        ("restart", RecoveryStep.RESTART),
+        ("replace", RecoveryStep.REPLACE),
+        ("disable", RecoveryStep.DISABLE),
+        ("notify", RecoveryStep.NOTIFY),
+        ("none", RecoveryStep.NOTHING),
     ],
 )
-def test_first_recovery_is_immediate(strategy: str, step: Step) -> None:
+def test_first_recovery_is_immediate(strategy: str, step: RecoveryStep) -> None:
     assert decide(POLICY, seen(strategy=strategy)).step is step
 
 
 def test_recoveries_wait_longer_each_time() -> None:
-    assert decide(POLICY, seen([995.0])) == Decision(Step.WAIT, again_seconds=5.0)
-    assert decide(POLICY, seen([980.0, 995.0])) == Decision(Step.WAIT, again_seconds=15.0)
-    assert decide(POLICY, seen([980.0, 985.0], jitter=1.0)).step is Step.WAIT
-    assert decide(POLICY, seen([990.0])).step is Step.RESTART
+    assert decide(POLICY, seen([995.0])) == Decision(RecoveryStep.WAIT, again_seconds=5.0)
+    assert decide(POLICY, seen([980.0, 995.0])) == Decision(RecoveryStep.WAIT, again_seconds=15.0)
+    assert decide(POLICY, seen([980.0, 985.0], jitter=1.0)).step is RecoveryStep.WAIT
+    assert decide(POLICY, seen([990.0])).step is RecoveryStep.RESTART
 
 
 def test_recovery_pauses_after_the_limit_until_the_window_has_passed() -> None:
     times = [910.0, 930.0, 960.0]
     step, _, again = decide(POLICY, seen(times))
-    assert (step, again) == (Step.GIVE_UP, 10.0)
-    assert decide(POLICY, seen(times, now=1010.0)).step is Step.RESTART
+    assert (step, again) == (RecoveryStep.GIVE_UP, 10.0)
+    assert decide(POLICY, seen(times, now=1010.0)).step is RecoveryStep.RESTART
     step, _, again = decide(Recovery(limit=0), seen())
-    assert (step, again) == (Step.GIVE_UP, 0.0), "there is no time at which to try again"
+    assert (step, again) == (RecoveryStep.GIVE_UP, 0.0), "there is no time at which to try again"
 
 
 def test_server_is_restarted_instead_of_replaced_when_generations_may_not_overlap() -> None:
-    assert decide(POLICY, seen(strategy="replace", overlaps=False)).step is Step.RESTART
+    assert decide(POLICY, seen(strategy="replace", overlaps=False)).step is RecoveryStep.RESTART
 
 
 def test_last_ready_worker_of_several_is_never_stopped() -> None:
     assert decide(POLICY, seen([], [], [], size=3, ready=3)).chosen == [0, 1]
-    assert decide(POLICY, seen(size=2, ready=1)).step is Step.WAIT
+    assert decide(POLICY, seen(size=2, ready=1)).step is RecoveryStep.WAIT
     assert decide(POLICY, seen(size=1, ready=1)).chosen == [0], "there is only this one"
 
 
 def test_only_workers_whose_pause_is_over_are_recovered() -> None:
     step, chosen, again = decide(POLICY, seen([995.0], [], [910.0, 930.0, 960.0], size=4, ready=4))
-    assert (step, chosen, again) == (Step.RESTART, [1], 5.0)
+    assert (step, chosen, again) == (RecoveryStep.RESTART, [1], 5.0)
 
 
 def test_recovery_waits_while_another_is_under_way() -> None:
-    assert decide(POLICY, seen(under_way=True)) == Decision(Step.WAIT)
+    assert decide(POLICY, seen(under_way=True)) == Decision(RecoveryStep.WAIT)
 
 
 @given(situations)
@@ -995,17 +995,17 @@ def test_decision_never_stops_more_workers_than_allowed(situation: RecoverySitua
     step, chosen, again = decide(POLICY, situation)
     assert set(chosen) <= set(range(len(situation.histories)))
     assert again >= 0
-    acts = step in (Step.RESTART, Step.REPLACE, Step.DISABLE)
+    acts = step in (RecoveryStep.RESTART, RecoveryStep.REPLACE, RecoveryStep.DISABLE)
     if not situation.histories or situation.strategy in ("none", "notify"):
         assert not acts
-    if step in (Step.RESTART, Step.REPLACE):
+    if step in (RecoveryStep.RESTART, RecoveryStep.REPLACE):
         assert chosen
         assert not situation.under_way
         for place in chosen:
             assert len(within(situation.histories[place], POLICY.window, situation.now)) < POLICY.limit
-    if step is Step.RESTART and situation.size > 1:
+    if step is RecoveryStep.RESTART and situation.size > 1:
         assert situation.ready - len(chosen) >= 1, "one that is ready stays"
-    if step is Step.REPLACE:
+    if step is RecoveryStep.REPLACE:
         assert situation.overlaps
         assert situation.strategy == "replace"
 
@@ -1023,7 +1023,7 @@ def test_permanently_unhealthy_worker_is_recovered_as_often_as_the_limit_allows(
     now, times = 0.0, list[float]()
     for jitter in jitters:
         decision = decide(policy, seen(times, now=now, jitter=jitter))
-        if decision.step is Step.RESTART:
+        if decision.step is RecoveryStep.RESTART:
             times.append(now)
             assert len(within(times, window, now)) <= limit
             now += 0.5
@@ -1276,15 +1276,15 @@ def test_hung_worker_is_recorded_recovered_and_recorded_again() -> None:
 @pytest.mark.parametrize(
     ("policy", "situation", "decision"),
     [
-        (POLICY, seen([990.001]), Decision(Step.WAIT, (), pytest.approx(0.001))),
-        (POLICY, seen([900.0, 930.0, 960.0], now=1000.0), Decision(Step.RESTART, [0], 0.0)),
-        (POLICY, seen([900.5, 930.0, 960.0], now=1000.0), Decision(Step.GIVE_UP, range(1), 0.5)),
-        (POLICY, seen([900.5, 930.0, 960.0], [995.0], size=3, ready=3), Decision(Step.WAIT, (), 0.5)),
-        (POLICY, seen([], [995.0], strategy="replace", size=2, ready=2), Decision(Step.REPLACE, [0], 5.0)),
-        (POLICY, seen([], [], size=2, ready=2), Decision(Step.RESTART, [0], 0.0)),
-        (POLICY, seen([], [], size=2, ready=0), Decision(Step.WAIT, [], 0.0)),
-        (POLICY, seen([], strategy="notify", under_way=True), Decision(Step.NOTIFY, range(1), 0.0)),
-        (POLICY, seen(histories=[]), Decision(Step.NOTHING, (), 0.0)),
+        (POLICY, seen([990.001]), Decision(RecoveryStep.WAIT, (), pytest.approx(0.001))),
+        (POLICY, seen([900.0, 930.0, 960.0], now=1000.0), Decision(RecoveryStep.RESTART, [0], 0.0)),
+        (POLICY, seen([900.5, 930.0, 960.0], now=1000.0), Decision(RecoveryStep.GIVE_UP, range(1), 0.5)),
+        (POLICY, seen([900.5, 930.0, 960.0], [995.0], size=3, ready=3), Decision(RecoveryStep.WAIT, (), 0.5)),
+        (POLICY, seen([], [995.0], strategy="replace", size=2, ready=2), Decision(RecoveryStep.REPLACE, [0], 5.0)),
+        (POLICY, seen([], [], size=2, ready=2), Decision(RecoveryStep.RESTART, [0], 0.0)),
+        (POLICY, seen([], [], size=2, ready=0), Decision(RecoveryStep.WAIT, [], 0.0)),
+        (POLICY, seen([], strategy="notify", under_way=True), Decision(RecoveryStep.NOTIFY, range(1), 0.0)),
+        (POLICY, seen(histories=[]), Decision(RecoveryStep.NOTHING, (), 0.0)),
     ],
 )  # fmt: skip
 def test_decision_has_its_workers_and_the_time_of_the_next(

@@ -18,7 +18,7 @@ from poolctl.errors import ServerError
 from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.keeper.keeper import Store
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.listener_opener import Opener
 from poolctl.supervisor.observers import held_address
 from poolctl.supervisor.observers.held_address import HttpAddressServer, HttpEndpoint
@@ -48,7 +48,7 @@ class Greetings(HttpAddressServer[Greeter, Any]):
     def __init__(self, store: Store) -> None:
         self.link = StoreLink(store)
         self.recorded: list[str] = []
-        events = EventQueue(ManualClock())
+        events = EventBus(ManualClock())
         events.subscribe(lambda event: self.recorded.append(f"{event.kind} {event.event}: {event.message}"))
         self.variables: dict[str, str] = {}
         environment: Any = SimpleNamespace(
@@ -75,7 +75,7 @@ class Greetings(HttpAddressServer[Greeter, Any]):
     async def served(self, bind: str | None, mode: str = "") -> None:
         """Serve there; returns when it has been tried."""
         self.serve_table(None if bind is None else SimpleNamespace(bind=bind, mode=mode))
-        await self.wait_for_opening()
+        await self.wait_for_opening_attempt()
 
     async def over(self) -> None:
         await self.close()
@@ -136,7 +136,7 @@ def test_attempt_at_an_earlier_address_says_nothing_about_the_current_one(
         await begun.wait()
         greetings.serve_table(SimpleNamespace(bind=f"127.0.0.1:{free_port()}"))
         goes_on.set()
-        await greetings.wait_for_opening()
+        await greetings.wait_for_opening_attempt()
         assert greetings.problem == ""
         await greetings.over()
 
@@ -385,7 +385,7 @@ class TableGreetings(Greetings):
     async def followed(self, table: Any) -> None:
         """Follow the table; returns when its address has been tried."""
         self.serve_table(table)
-        await self.wait_for_opening()
+        await self.wait_for_opening_attempt()
 
 
 def test_address_of_a_table_follows_it_and_the_newest_environment(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from poolctl.clock import Clock, HungProcessDetector
 from poolctl.keeper import fd_store, wire
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.process_link import KeeperLink, identity
 from poolctl.supervisor.takeover import keeper_replacement
 from poolctl.supervisor.takeover.keeper_replacement import KeeperWatch, reason_irreplaceable
@@ -58,7 +58,7 @@ class WatchedKeeper:
         ours, self.theirs = wire.pair()
         self.theirs.setblocking(False)
         self.link = KeeperLink(ours)
-        self._recorded = EventQueue(Clock())
+        self._recorded = EventBus(Clock())
         self._seen: list[tuple[str, str]] = []
         self._recorded.subscribe(lambda event: self._seen.append((event.event, event.severity)))
         watchdog = HungProcessDetector(asyncio.get_running_loop().time(), ASK, SILENT)
@@ -111,7 +111,7 @@ def test_a_stopped_keeper_is_continued_and_may_answer(process: subprocess.Popen[
     async def scenario() -> None:
         with closing(WatchedKeeper(process)) as watched:
             problems: list[str] = []
-            with watched.watch.report_to(problems.append):
+            with watched.watch.report_problems_to(problems.append):
                 await watched.until(lambda: stat(process.pid).state != "T")
                 assert problems == [watched.watch.problem]
                 assert "does not answer" in problems[0]
@@ -184,7 +184,10 @@ def test_a_pause_of_the_supervisor_does_not_count_as_silence_of_the_keeper(
     process: subprocess.Popen[bytes],
 ) -> None:
     async def scenario() -> None:
-        with closing(WatchedKeeper(process)) as watched, watched.watch.report_to(lambda problem: None):
+        with (
+            closing(WatchedKeeper(process)) as watched,
+            watched.watch.report_problems_to(lambda problem: None),
+        ):
             for _ in range(5):
                 asyncio.get_running_loop().call_soon(time.sleep, 2 * SILENT)
                 await asyncio.sleep(0)
@@ -210,7 +213,7 @@ def test_a_new_keeper_that_is_stopped_while_it_is_filled_is_continued(
 
         def rescued() -> None:
             keeper = identity(process.pid)
-            keeper_replacement._fill(ours, keeper, entries, terminate=False)
+            keeper_replacement._fill_keeper(ours, keeper, entries, stop_pool=False)
             keeper_replacement._await(ours, "adopted", keeper)
 
         rescuer = threading.Thread(target=rescued)
@@ -282,7 +285,7 @@ def test_new_keeper_gets_the_control_socket_first_and_then_all_that_the_old_one_
     }  # fmt: skip
     ours, theirs = wire.pair()
     with ours, theirs:
-        keeper_replacement._fill(ours, {}, entries, terminate=terminate)
+        keeper_replacement._fill_keeper(ours, {}, entries, stop_pool=terminate)
         received: list[tuple[dict[str, Any], int]] = []
         while not received or received[-1][0]["op"] != "whole":
             found = wire.receive(theirs, wait=True)
@@ -316,7 +319,7 @@ class Keeper:
     def start(self, argv: list[str], env: dict[str, str], fds: list[int], companions: Any = ()) -> int:
         self.argv.append(argv)
         (fd,) = fds
-        link = wire.over(os.dup(fd))
+        link = wire.socket_from_fd(os.dup(fd))
         thread = threading.Thread(target=self._serve, args=(link,))
         thread.start()
         return 1
@@ -350,7 +353,7 @@ def replaced(
     monkeypatch.setattr(keeper_replacement.time, "sleep", pauses.append)
     monkeypatch.setattr(keeper_replacement, "start_detached", lambda *given: next(coming).start(*given))
     keeper_replacement.hand_over_to_new_keeper(
-        str(directory), ["python", "supervisor"], {}, terminate=terminate
+        str(directory), ["python", "supervisor"], {}, stop_pool=terminate
     )
     return pauses
 
@@ -421,7 +424,7 @@ class SilentKeeper:
             keeper_replacement, "kill", lambda known, number: self.signals.append((number, self.loop.time()))
         )
         self.recorded: list[tuple[str, str, str]] = []
-        events = EventQueue(Clock())
+        events = EventBus(Clock())
         events.subscribe(
             lambda event: self.recorded.append((event.event, event.detail["severity"], event.message))
         )
@@ -529,30 +532,30 @@ def test_keeper_is_pinged_at_once_for_a_client_who_follows_its_problem(silent: S
     followed: list[str] = []
     silent.loop.pass_time(1)
     silent.answers = False
-    with silent.watch.report_to(followed.append):
+    with silent.watch.report_problems_to(followed.append):
         silent.loop.pass_time()
         assert silent.pings == [1]
-        with silent.watch.report_to(followed.append):
+        with silent.watch.report_problems_to(followed.append):
             silent.loop.pass_time()
         assert silent.pings == [1], "the answer is due already"
         silent.loop.pass_time(9.9)
         assert followed == [CONTINUED]
         silent.loop.pass_time(0.2)
         assert followed == [CONTINUED, KILLED]
-    with silent.watch.report_to(followed.append):
+    with silent.watch.report_problems_to(followed.append):
         assert followed == [CONTINUED, KILLED, KILLED]
     followed.clear()
     silent.loop.pass_time(40)
     assert followed == []
     wire.send(silent.theirs, {"id": 0})
     silent.loop.pass_time()
-    with silent.watch.report_to(followed.append):
+    with silent.watch.report_problems_to(followed.append):
         assert (followed, silent.watch.problem) == ([], "")
 
 
 def test_lost_keeper_is_not_pinged(silent: SilentKeeper) -> None:
     silent.link.close()
-    with silent.watch.report_to(lambda problem: None):
+    with silent.watch.report_problems_to(lambda problem: None):
         silent.loop.pass_time(30)
     assert (silent.pings, silent.signals, silent.watch.problem) == ([], [], "")
 

@@ -401,7 +401,7 @@ def test_metrics_move_with_their_table_and_the_next_supervisor_takes_over_the_li
         one, other = free_port(), free_port()
         address = Address(store, figures)
         address.served.serve_table(table(f"127.0.0.1:{one}"))
-        await address.served.wait_for_opening()
+        await address.served.wait_for_opening_attempt()
         assert (address.served.problem, await address.get(one, "/metrics")) == ("", 200)
         assert await address.get(one, "/figures") == 404
         address.served.serve_table(table(f"127.0.0.1:{one}", "/figures"))
@@ -412,7 +412,7 @@ def test_metrics_move_with_their_table_and_the_next_supervisor_takes_over_the_li
 
         after = Address(store, figures)
         after.served.serve_table(table(f"127.0.0.1:{one}"))
-        await after.served.wait_for_opening()
+        await after.served.wait_for_opening_attempt()
         assert after.served.problem == "", "it is the same listener"
         after.served.serve_table(table(f"127.0.0.1:{other}"))
         await until_async(lambda: after.served._open == f"127.0.0.1:{other}")
@@ -450,7 +450,7 @@ def test_address_in_use_is_a_problem_that_is_recorded_once_and_served_when_it_is
         address = Address(Store(), figures)
         address.served._opener = Occupied(3)
         address.served.serve_table(table("127.0.0.1:9100"))
-        await address.served.wait_for_opening()
+        await address.served.wait_for_opening_attempt()
         assert address.served.problem == "metrics cannot be served: the address is in use"
         await until_async(lambda: not address.served.problem)
         figures.desk.events.flush()

@@ -26,7 +26,7 @@ from poolctl.core.servers import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.keeper import Store
 from poolctl.runners.runner_protocol import Placement
-from poolctl.supervisor.active_configuration import ActiveConfiguration, LoadedConfiguration, ReaderFailed
+from poolctl.supervisor.active_configuration import ActiveConfiguration, ConfigurationLoadResult, ReaderFailed
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs import reload
 from poolctl.supervisor.verbs.verb import VerbContext
@@ -884,7 +884,9 @@ class WithOutside(Files):
         self.problems_outside: list[ErrorEntry] = []
         self.asked: list[list[str]] = []
 
-    async def check_external(self, resolved: LoadedConfiguration, names: Collection[str]) -> list[ErrorEntry]:
+    async def check_external(
+        self, resolved: ConfigurationLoadResult, names: Collection[str]
+    ) -> list[ErrorEntry]:
         self.asked.append(sorted(names))
         resolved.remarks = ["a: has a remark"]
         return list(self.problems_outside)
@@ -977,7 +979,7 @@ def test_certificate_that_cannot_be_loaded_is_an_error_of_the_reload(tmp_path: P
                 raise ServerError("the key does not match", name="a")
 
         renewed: list[str] = []
-        desk.runner.renew_tls = renew  # type: ignore[method-assign]
+        desk.runner.reload_tls = renew  # type: ignore[method-assign]
         answer = await desk.ask("reload")
         found = [(each["name"], each["message"], each["error"]) for each in answer["errors"]]
         assert found == [("a", "the key does not match", "ErrorPoolRestart")]

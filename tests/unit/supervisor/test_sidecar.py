@@ -13,7 +13,7 @@ import pytest
 from poolctl.clock import Clock
 from poolctl.errors import ServerError
 from poolctl.keeper import wire
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.process_link import Link, LinkHandler, LinkLost, identity
 from poolctl.supervisor import sidecar
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
@@ -42,7 +42,7 @@ class Dying(SidecarManager):
         if self.restarts < 3:
             ours, theirs = wire.pair()
             theirs.close()
-            self._watch(PageProcess(ours, {"pid": 1, "start": 1}, "mark"))
+            self._manage_process(PageProcess(ours, {"pid": 1, "start": 1}, "mark"))
 
     async def _shut_down(self) -> None:
         pass
@@ -52,7 +52,7 @@ def test_process_that_ends_three_times_within_ten_minutes_is_reported() -> None:
     async def scenario() -> None:
         ours, theirs = wire.pair()
         keeper = Link(ours, LinkHandler())
-        manager = Dying(keeper, EventQueue(Clock()))
+        manager = Dying(keeper, EventBus(Clock()))
         found = [manager.instability]
         async with asyncio.timeout(60):
             for count in (1, 2, 3):
@@ -90,7 +90,7 @@ class Settling(SidecarManager):
 
     def __init__(self, *errors: Exception) -> None:
         self.keeper: Any = Keeper()
-        self.recorded = EventQueue(ManualClock())
+        self.recorded = EventBus(ManualClock())
         super().__init__(self.keeper, self.recorded)
         self.errors = [*errors]
         self.settled = self.off = 0
@@ -133,7 +133,7 @@ def test_failure_is_a_problem_until_an_attempt_succeeds(
         assert (manager.problem, [each.message for each in manager.failures]) == (problem, [problem])
         assert changed.is_set()
         assert manager._changed is not changed
-        await asyncio.wait_for(manager.wait_for_opening(), 10)
+        await asyncio.wait_for(manager.wait_for_opening_attempt(), 10)
         await manager._reconcile_now()
         assert (manager.problem, manager.failures) == ("", ())
         await manager.aclose()
@@ -154,7 +154,7 @@ def test_pause_between_attempts_doubles_up_to_half_a_minute_and_a_change_resets_
         assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
         manager._on_configured()
         assert not manager._tried.is_set()
-        await asyncio.wait_for(manager.wait_for_opening(), 10)
+        await asyncio.wait_for(manager.wait_for_opening_attempt(), 10)
         assert manager.settled == 11
         assert manager.pause_seconds == 0.2
         assert manager._attempted_times == manager._configured_times == 1
@@ -178,7 +178,7 @@ def test_attempt_with_an_earlier_configuration_says_nothing_about_the_current_on
         await asyncio.sleep(0)  # the attempt has begun
         manager._on_configured()
         goes_on.set()
-        await asyncio.wait_for(manager.wait_for_opening(), 10)
+        await asyncio.wait_for(manager.wait_for_opening_attempt(), 10)
         assert (manager.settled, manager.problem) == (2, "")
         await manager.aclose()
 
@@ -230,7 +230,7 @@ def test_process_that_ends_is_reported_and_restarted_sooner_after_a_long_life(
         ours, theirs = wire.pair()
         process = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
         process.began -= life_seconds
-        manager._watch(process)
+        manager._manage_process(process)
         theirs.close()
         await asyncio.wait_for(process.exited, 10)
         await asyncio.sleep(0)
@@ -255,8 +255,8 @@ def test_end_of_a_process_that_was_replaced_has_no_effect() -> None:
         ours, theirs = wire.pair()
         others, peer = wire.pair()
         replaced = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
-        manager._watch(replaced)
-        manager._watch(PageProcess(others, {"pid": 2**22 + 2, "start": 1}, "mark"))
+        manager._manage_process(replaced)
+        manager._manage_process(PageProcess(others, {"pid": 2**22 + 2, "start": 1}, "mark"))
         theirs.close()
         await asyncio.wait_for(replaced.exited, 10)
         await asyncio.sleep(0)
@@ -414,7 +414,7 @@ def test_process_that_is_not_in_use_any_more_is_not_watched(
             def received(self, message: wire.Message) -> None:
                 heard.append(message["t"])
 
-            def close(self) -> None:
+            def stop_watching(self) -> None:
                 heard.append("closed")
 
         monkeypatch.setattr(sidecar, "ProcessWatchdog", Watch)

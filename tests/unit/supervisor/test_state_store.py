@@ -491,7 +491,7 @@ def test_file_that_vanished_is_written_again_on_request_and_not_after_it_was_del
         store.rewrite_file()
         store.save({"a": entry})
         assert pool_files.read_left_state(str(tmp_path)) == saved
-        store.delete_file()
+        store.delete_files_for_good()
         entry.set_desired(Desired.STOPPED)
         store.note_changed()
         store.save({"a": entry})

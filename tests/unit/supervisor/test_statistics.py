@@ -45,7 +45,7 @@ def test_cpu_at_the_first_look_is_the_average_since_the_process_was_started() ->
     while time.process_time() < until:
         pass
     usage = Usage()
-    usage.measure(os.getpid(), time.monotonic())
+    usage.measure_if_due(os.getpid(), time.monotonic())
     assert usage.cpu_percent > 0
 
 
@@ -420,7 +420,7 @@ def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path)
     async def work() -> None:
         desk = Desk(web())
         page = blank_page()
-        page[tally.route_slot(page, "shop")] += 3
+        page[tally.claim_route_slot(page, "shop")] += 3
         page[tally.STARTED] += 3
         before = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
         for worker in ("web.1", "web.2"):

@@ -311,7 +311,7 @@ def place(short_path: Path) -> Place:
 
 
 def test_published_pool_is_found_by_its_name_with_its_files_and_processes(place: Place) -> None:
-    place.files.publish("shop")
+    place.files.try_publish("shop")
     info = place.info()
     assert time.time() - 60 < info.pop("started") <= time.time()
     assert info == {
@@ -324,7 +324,7 @@ def test_published_pool_is_found_by_its_name_with_its_files_and_processes(place:
 def test_renamed_pool_is_no_longer_found_by_its_previous_name(place: Place) -> None:
     place.files.republish_as("early")
     assert not (place.directory / "info.json").exists()
-    place.files.publish("shop")
+    place.files.try_publish("shop")
     written = (place.directory / "info.json").stat().st_ino
     place.files.republish_as("shop")
     assert (place.directory / "info.json").stat().st_ino == written
@@ -336,9 +336,9 @@ def test_name_of_a_running_pool_stays_its_own_and_that_of_a_dead_one_is_taken(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Place(place.root, "feedbeef")
-    other.files.publish("shop")
+    other.files.try_publish("shop")
     with other.listen():
-        place.files.publish("shop")
+        place.files.try_publish("shop")
     assert place.names() == {"@shop": other.key}
     assert "the name 'shop' is not available" in caplog.text
     place.files.withdraw()
@@ -346,21 +346,21 @@ def test_name_of_a_running_pool_stays_its_own_and_that_of_a_dead_one_is_taken(
     caplog.clear()
     (other.directory / "control.sock").unlink()
     third = Place(place.root, "00000001")
-    third.files.publish("shop")
-    third.files.publish("shop")
+    third.files.try_publish("shop")
+    third.files.try_publish("shop")
     assert (place.names(), caplog.text) == ({"@shop": third.key}, "")
 
 
 def test_withdrawn_files_are_gone_and_those_of_a_later_supervisor_stay(place: Place) -> None:
     with place.listen():
-        place.files.publish("shop")
+        place.files.try_publish("shop")
         place.files.withdraw()
     assert place.files.withdrawn
     assert (place.names(), [each.name for each in place.directory.glob("*")]) == ({}, [])
-    place.files.publish("shop")
+    place.files.try_publish("shop")
     assert not (place.directory / "info.json").exists()
     later = RuntimeFiles(str(place.directory), [])
-    later.publish("shop")
+    later.try_publish("shop")
     place.files.withdraw()
     assert (place.names(), place.info()["files"]) == ({"@shop": place.key}, [])
 
@@ -371,14 +371,14 @@ def test_files_that_cannot_be_written_are_reported_once_and_written_later(
     blocked = place.directory / "info.json"
     blocked.mkdir()
     for _ in range(2):
-        place.files.publish("shop")
+        place.files.try_publish("shop")
     assert caplog.text.count("cannot write the pool's runtime files") == 1
     blocked.rmdir()
-    place.files.publish("shop")
+    place.files.try_publish("shop")
     assert place.info()["name"] == "shop"
     blocked.unlink()
     blocked.mkdir()
-    place.files.publish("shop")
+    place.files.try_publish("shop")
     assert caplog.text.count("cannot write the pool's runtime files") == 2
 
 
@@ -395,7 +395,7 @@ def test_runtime_files_that_vanish_are_restored(
 ) -> None:
     monkeypatch.setattr(supervisor, "_CHECK_SECONDS", 0.01)
     listener = place.listen()
-    place.files.publish("shop")
+    place.files.try_publish("shop")
 
     async def work() -> None:
         restored = place.files.restore_when_removed()
@@ -429,7 +429,7 @@ def test_directory_that_cannot_be_restored_is_reported_once_for_each_cause(
 ) -> None:
     monkeypatch.setattr(supervisor, "_CHECK_SECONDS", 0.001)
     listener = place.listen()
-    place.files.publish("shop")
+    place.files.try_publish("shop")
 
     async def work() -> None:
         restored = asyncio.ensure_future(anext(place.files.restore_when_removed()))
@@ -1015,7 +1015,7 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
         def serve_table(self, table: MetricsTable | None) -> None:
             self.done.append(table)
 
-        async def wait_for_opening(self) -> None:
+        async def wait_for_opening_attempt(self) -> None:
             self.done.append("attempted")
 
         async def close(self) -> None:

@@ -242,8 +242,8 @@ class WholeSupervisor:
             if not self._is_closing:
                 raise SystemExit(status)
 
-        def replaces(*given: Any, terminate: bool) -> None:
-            self.replaced.append((*given, terminate))
+        def replaces(*given: Any, stop_pool: bool) -> None:
+            self.replaced.append((*given, stop_pool))
 
         monkeypatch.setattr(os, "_exit", exits)
         monkeypatch.setattr(logging, "shutdown", lambda: self.note("log closed"))

@@ -22,7 +22,7 @@ from poolctl.worker import tally
 from poolctl.worker.serving import http1_connection
 from poolctl.worker.serving.accepting import AdoptionPair, protocol_factory
 from poolctl.worker.serving.connection_state import PoolServerState
-from poolctl.worker.serving.http1_connection import TransferableWebSocket, wants_events
+from poolctl.worker.serving.http1_connection import TransferableWebSocketRequest, wants_events
 from poolctl.worker.serving.pool_server import connection_class
 from poolctl.worker.serving.request_records import RequestCounts
 from tests.asgi_apps import answer, hello, lifespan
@@ -1056,7 +1056,7 @@ def test_connection_without_a_receiver_lingers_when_it_leaves(kept: Kept) -> Non
 
 def test_upgrade_moves_with_the_head_of_its_request(kept: Kept, pair: Pair) -> None:
     kept.ask()
-    upgrade = TransferableWebSocket(kept.protocol)
+    upgrade = TransferableWebSocketRequest(kept.protocol)
     kept.wire.buffered = 1
     assert not upgrade.hand_over(pair.give)
     assert kept.wire.reading
@@ -1071,11 +1071,11 @@ def test_upgrade_moves_with_the_head_of_its_request(kept: Kept, pair: Pair) -> N
 def test_upgrade_whose_connection_closes_or_finds_no_room_does_not_move(kept: Kept, pair: Pair) -> None:
     kept.ask()
     count = pair.fill()
-    assert not TransferableWebSocket(kept.protocol).hand_over(pair.give)
+    assert not TransferableWebSocketRequest(kept.protocol).hand_over(pair.give)
     pair.empty(count)
     assert (kept.wire.reading, kept.wire.aborted, kept.wire.pauses) == (True, False, 1)
     kept.wire.closed = True
-    assert not TransferableWebSocket(kept.protocol).hand_over(pair.give)
+    assert not TransferableWebSocketRequest(kept.protocol).hand_over(pair.give)
     assert kept.wire.pauses == 1
 
 

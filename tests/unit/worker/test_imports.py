@@ -92,7 +92,7 @@ def no_mapping():
 
 
 @pytest.fixture(autouse=True)
-def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def _import_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "load_me.py").write_text(MODULE)
     (tmp_path / "load_me_broken.py").write_text("import no_such_module_anywhere\n")
     (tmp_path / "load_me_exits.py").write_text("raise SystemExit(7)\n")

@@ -355,7 +355,7 @@ def test_process_becomes_its_user_with_groups_home_and_name() -> None:
     assert applied(user=[uid, gid])(found) == expected
 
     def twice() -> Any:
-        process_setup.drop_rights(uid, gid)
+        process_setup.switch_to_user(uid, gid)
         return found()
 
     assert applied(user=[uid, gid])(twice) == expected, "a second time needs no rights"

@@ -218,7 +218,7 @@ def test_context_has_the_address_of_the_server(tmp_path: Path, bound: str, secur
     with socket.socket(family) as listener:
         listener.bind(path if bound == "unix" else (bound, 0))
         port = 0 if bound == "unix" else listener.getsockname()[1]
-        context = GatewayRoutes("one", [listener], secure=secure).context(ROUTES[0])
+        context = GatewayRoutes("one", [listener], secure=secure).scope_context(ROUTES[0])
     assert context["url"] == url.format(port=port, path=path)
     assert context["name"] == "one"
 
@@ -559,7 +559,7 @@ def test_passed_requests_are_counted_by_route_and_others_are_not(engine: Engine,
         await (await Client.connect(stage.servers["one"].port)).get()
         aliases = {tally.route_mark(route.alias): route.alias for route in ROUTES}
         await until(lambda: page[tally.STARTED] == 4)
-        assert {aliases[mark]: count for mark, count in tally.by_route(page.tolist()).items()} == {
+        assert {aliases[mark]: count for mark, count in tally.by_route_mark(page.tolist()).items()} == {
             ROUTES[0].alias: 2,
             ROUTES[2].alias: 1,
         }

@@ -58,7 +58,7 @@ def counting(routes: GatewayRoutes) -> memoryview:
 
 def counted(page: memoryview, alias: str = "users") -> tuple[int, int]:
     """The requests on this route, and the errors among them."""
-    return page[tally.route_slot(page, alias)], page[tally.error_slot(page, alias) or 0]
+    return page[tally.claim_route_slot(page, alias)], page[tally.error_slot(page, alias) or 0]
 
 
 def scope_of(**keys: Any) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def ask(app: Any, scope: dict[str, Any]) -> list[Any]:
 
 def test_application_sees_the_newest_table_and_an_older_one_stays_readable() -> None:
     routes = GatewayRoutes("one")
-    scope = {"extensions": {EXTENSION: routes.context(USERS)}}
+    scope = {"extensions": {EXTENSION: routes.scope_context(USERS)}}
     assert try_get_table(scope) is None
     seen = []
     for generation in (1, 2):
@@ -185,16 +185,19 @@ def test_url_of_a_server_is_where_clients_of_this_machine_reach_it(tmp_path: Pat
     with socket.create_server(("0.0.0.0", 0)) as anywhere, socket.socket(socket.AF_UNIX) as unix:
         port = anywhere.getsockname()[1]
         unix.bind(str(path))
-        assert GatewayRoutes("one", [anywhere]).context(USERS)["url"] == f"http://127.0.0.1:{port}"
+        assert GatewayRoutes("one", [anywhere]).scope_context(USERS)["url"] == f"http://127.0.0.1:{port}"
         assert (
-            GatewayRoutes("one", [anywhere, unix], secure=True).context(USERS)["url"]
+            GatewayRoutes("one", [anywhere, unix], secure=True).scope_context(USERS)["url"]
             == f"https://127.0.0.1:{port}"
         )
-        assert GatewayRoutes("one", [unix]).context(USERS)["url"] == f"unix:{path}"
-    assert GatewayRoutes("one", [anywhere]).context(USERS)["url"] == ""
+        assert GatewayRoutes("one", [unix]).scope_context(USERS)["url"] == f"unix:{path}"
+    assert GatewayRoutes("one", [anywhere]).scope_context(USERS)["url"] == ""
     if socket.has_ipv6:
         with socket.create_server(("::1", 0), family=socket.AF_INET6) as six:
-            assert GatewayRoutes("one", [six]).context(USERS)["url"] == f"http://[::1]:{six.getsockname()[1]}"
+            assert (
+                GatewayRoutes("one", [six]).scope_context(USERS)["url"]
+                == f"http://[::1]:{six.getsockname()[1]}"
+            )
 
 
 def test_state_of_a_connection_goes_to_another_worker_as_it_is_and_to_the_gateway_undecided() -> None:
@@ -227,7 +230,7 @@ def test_requests_and_errors_are_counted_by_route_each_request_once() -> None:
     routes = GatewayRoutes("one")
     page = counting(routes)
     routing = ConnectionRoutingState(routes, Routed("users"))
-    routing.context = routes.context(USERS)
+    routing.context = routes.scope_context(USERS)
     ask(with_route_context(App(200), routing), scope_of())
     ask(with_route_context(App(499), routing), scope_of())
     assert counted(page) == (2, 0)
@@ -249,7 +252,7 @@ def test_scope_has_the_route_beside_other_extensions_and_nothing_without_a_route
         "http.response.start",
         "http.response.body",
     ]
-    routing.context = context = routes.context(USERS)
+    routing.context = context = routes.scope_context(USERS)
     ask(with_route_context(app, routing), scope_of())
     ask(with_route_context(app, routing), scope_of(extensions={"tls": {}}))
     assert [each.get("extensions") for each in app.scopes] == [
@@ -313,7 +316,7 @@ def test_websockets_of_a_connection_see_its_route_too() -> None:
     routes = GatewayRoutes("one")
     page = counting(routes)
     routing = ConnectionRoutingState(routes, Routed("users"))
-    routing.context = routes.context(USERS)
+    routing.context = routes.scope_context(USERS)
     plain, upgraded = Connection(), Connection()
     upgraded.ws_protocol_class = Connection
     add_route_to_scopes(plain, routing)

@@ -48,7 +48,7 @@ def role(fds):
     os.write(fds[0], b"forked")
     os._exit(0)
 
-serve_forks(wire.over(int(sys.argv[1])), {"worker": role})
+serve_forks(wire.socket_from_fd(int(sys.argv[1])), {"worker": role})
 """
 
 Serve = Callable[[int], tuple["subprocess.Popen[bytes]", socket.socket]]
@@ -130,7 +130,7 @@ def test_fork_request_is_refused_only_when_forking_fails_twice(
 
 
 def test_unchanged_process_has_left_nothing() -> None:
-    assert ProcessSnapshot.of_this_process().describe_persistent_leftovers() == ""
+    assert ProcessSnapshot.of_this_process().describe_leftovers_after_wait() == ""
 
 
 def test_thread_is_reported_by_its_name() -> None:
@@ -138,18 +138,18 @@ def test_thread_is_reported_by_its_name() -> None:
     thread = threading.Thread(target=over.wait, name="ticker")
     thread.start()
     try:
-        assert before.describe_persistent_leftovers() == "started the thread 'ticker'"
+        assert before.describe_leftovers_after_wait() == "started the thread 'ticker'"
     finally:
         over.set()
         thread.join()
     wait_until(lambda: not Path(f"/proc/self/task/{thread.native_id}").exists())
-    assert before.describe_persistent_leftovers() == ""
+    assert before.describe_leftovers_after_wait() == ""
 
 
 def test_child_process_without_a_wait_is_reported() -> None:
     before = ProcessSnapshot.of_this_process()
     with subprocess.Popen(["sleep", "50"]) as child:
-        assert before.describe_persistent_leftovers() == f"started the process {child.pid}"
+        assert before.describe_leftovers_after_wait() == f"started the process {child.pid}"
         child.kill()
 
 
@@ -163,8 +163,8 @@ def test_descriptors_are_called_by_what_they_are() -> None:
     ):
         port = listener.getsockname()[1]
         three = f"opened a socket, opened a connection to 127.0.0.1:{port}, opened an event loop"
-        assert before.describe_persistent_leftovers() == f"{three} and 1 more"
-    assert before.describe_persistent_leftovers() == ""
+        assert before.describe_leftovers_after_wait() == f"{three} and 1 more"
+    assert before.describe_leftovers_after_wait() == ""
 
 
 def test_descriptor_with_another_target_is_reported() -> None:
@@ -175,7 +175,7 @@ def test_descriptor_with_another_target_is_reported() -> None:
     for each in (read, write):
         os.close(each)
     try:
-        assert before.describe_persistent_leftovers() == "opened a pipe"
+        assert before.describe_leftovers_after_wait() == "opened a pipe"
     finally:
         os.close(fd)
 
@@ -218,7 +218,7 @@ def said_of(name: str) -> str:
     before = ProcessSnapshot.of_this_process()
     with ThreadOrigins(name) as found:
         importlib.import_module(name)
-    return before.describe_persistent_leftovers(found)
+    return before.describe_leftovers_after_wait(found)
 
 
 def test_native_thread_is_attributed_to_the_module_being_imported(modules: Path) -> None:
@@ -278,12 +278,12 @@ def test_failing_import_has_its_usual_traceback_and_leaves_no_finder(modules: Pa
 
 def test_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ProcessSnapshot.of_this_process()
-    assert before.native_thread_advice() == ""
+    assert before.advice_on_new_native_threads() == ""
     (modules / "shop.py").write_text(NATIVE)
     importlib.import_module("shop")
-    assert before.native_thread_advice() == ""
+    assert before.advice_on_new_native_threads() == ""
     monkeypatch.setitem(zygote._LIBRARIES, os.path.basename("libc.so"), "SO_MANY")
-    assert before.native_thread_advice() == 'env = { SO_MANY = "1" } may prevent it'
+    assert before.advice_on_new_native_threads() == 'env = { SO_MANY = "1" } may prevent it'
 
 
 def test_native_thread_has_the_name_that_its_library_gave_it(modules: Path) -> None:

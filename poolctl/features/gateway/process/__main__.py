@@ -42,7 +42,7 @@ def main() -> None:
 
 def _serve_fork_requests() -> bool:
     """Fork gateways until the supervisor sends "end" or disconnects. Return True in a gateway, False in the zygote."""
-    link = wire.over(LINK_FD)
+    link = wire.socket_from_fd(LINK_FD)
     # A process that waits in epoll needs no ping (see waits_for_events).
     with link, select.epoll() as requests:
         requests.register(link, select.EPOLLIN)

@@ -24,8 +24,8 @@ from .backends.route_backends import SLEEPING, NoBackend
 from .descriptor_limit import is_exhausted
 from .edge import GatewayState
 from .proxy.client_connection import Peer
-from .proxy.own_answers import notify_parts_of_request, spares_server
-from .proxy.serving import serve, serve_tls
+from .proxy.own_answers import announce_request_to_parts, spares_server
+from .proxy.serving import start_serving, start_serving_tls
 from .proxy_header import MOST_BYTES as MOST_HEADER_BYTES
 from .proxy_header import NoProxyHeader, ProxyHeader, read_proxy_header
 from .settings import ListenerSettings
@@ -277,7 +277,7 @@ class ArrivingConnection(ConnectionAwaitingInput):
 
     def _count(self, route: Route, head: RequestHead | None) -> None:
         method, path = (b"", b"") if head is None else (head.method, head.path)
-        notify_parts_of_request(self.edge, route, method, path)
+        announce_request_to_parts(self.edge, route, method, path)
 
 
 class PlainConnection(ArrivingConnection):
@@ -318,7 +318,7 @@ class PlainConnection(ArrivingConnection):
             edge.throttled_event("misdirected connection closed", message=message, severity="warning")
             edge.passing.refuse(self.sock, 421)
         elif not self._try_handle_plain_without_proxy(data):
-            serve(edge, self.sock, self.received, self.reported)
+            start_serving(edge, self.sock, self.received, self.reported)
 
     def _try_handle_plain_without_proxy(self, data: bytes) -> bool:
         edge = self.edge
@@ -383,7 +383,7 @@ class TlsConnection(ArrivingConnection):
         if context is None:
             edge.passing.refuse_tls(self.sock, unknown_name=True)
         else:
-            serve_tls(edge, self.sock, context, self.reported)
+            start_serving_tls(edge, self.sock, context, self.reported)
 
 
 class ProxyHeaderConnection(ArrivingConnection):

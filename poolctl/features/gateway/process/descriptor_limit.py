@@ -25,7 +25,7 @@ _HANDSHAKES_PART = 4
 _LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 1024
 
 
-class DescriptorLimit:
+class DescriptorLimits:
     """The limit on this process's open files (`limit`), and how many of them each use may take.
 
     Descriptor numbers from `mark` on are reserved for backends and the supervisor. All streams together use at
@@ -61,13 +61,13 @@ class UdpSessions(Protocol):
         """End the session that has been idle longest."""
 
 
-class StreamShare:
+class StreamDescriptorLimit:
     """Counts and limits the descriptors of all streams together, so that some always remain for HTTP routes.
 
     UDP streams end their longest-idle sessions to make room for new ones; TCP streams wait for room.
     """
 
-    def __init__(self, descriptors: DescriptorLimit) -> None:
+    def __init__(self, descriptors: DescriptorLimits) -> None:
         self._descriptors = descriptors
         self._connections = self._sessions = 0
         self._udp: set[UdpSessions] = set()

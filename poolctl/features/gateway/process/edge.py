@@ -21,14 +21,14 @@ from .backends.backends import Backends
 from .backends.hosts import HostStates
 from .backends.route_backends import Backend, NoBackend
 from .counts import TrafficCounts
-from .descriptor_limit import DescriptorLimit, StreamShare, is_exhausted
+from .descriptor_limit import DescriptorLimits, StreamDescriptorLimit, is_exhausted
 from .machines import WakeableMachines
 from .passing import ConnectionSender
 from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ProxyConnections
 from .proxy.gateway_access_log import GatewayAccessLog
 from .settings import Endpoint, GatewaySettings, MachineState
-from .tls import ListenerCertificates
+from .tls import CertificatesByListener
 
 # Minimum time between reports of an event that an application can cause at any rate.
 _REPORT_SECONDS = 10.0
@@ -79,9 +79,9 @@ class GatewayState:
         self.backends = Backends(self.hosts, self.loop.time, self.event, self.counts)
         self.passing = ConnectionSender(self.event, self.counts)
         self.pool = ProxyConnections()
-        self.certificates = ListenerCertificates()
-        self.descriptors = DescriptorLimit()
-        self.stream_share = StreamShare(self.descriptors)
+        self.certificates = CertificatesByListener()
+        self.descriptors = DescriptorLimits()
+        self.stream_share = StreamDescriptorLimit(self.descriptors)
         self.evicted = 0  # number of idle connections that were closed to make room for others
         self.parts: dict[str, EdgePart] = {}  # of features, by their packages
         self.machines = WakeableMachines(self)
@@ -170,7 +170,7 @@ class GatewayState:
             await asyncio.sleep(0)
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
-    async def start_and_connect(self, backend: Backend, connect_seconds: float) -> BackendConnection:
+    async def start_machine_and_connect(self, backend: Backend, connect_seconds: float) -> BackendConnection:
         """Connect to a backend, after starting the machine behind its URL if necessary. Raises OSError or NoBackend.
 
         The caller limits the time, except for a backend in `machines`: starting a machine may take longer.
@@ -197,7 +197,7 @@ class GatewayState:
             "counts": self.counts.snapshot(),
             "hosts": self.backends.snapshot(),
             "healths": self.backends.healths(),
-            "queues": self.backends.queues(),
+            "queues": self.backends.queued_by_route(),
             "connections": len(self.pool.clients),
             "waiting": len(self.passing.waiting),
             "evicted": self.evicted,

@@ -26,7 +26,7 @@ from .settings import GatewaySettings, ListenerSettings, ProbeState, ServerFacts
 Order = Callable[[wire.Message, list[int]], None]
 
 
-class OwnedListener(Protocol):
+class ListenerWithSockets(Protocol):
     """A listener with its sockets."""
 
     @property
@@ -36,7 +36,7 @@ class OwnedListener(Protocol):
     def sockets(self) -> list[socket.socket]: ...
 
 
-L = TypeVar("L", bound=OwnedListener)
+L = TypeVar("L", bound=ListenerWithSockets)
 
 
 class SupervisedGateway(SupervisedProcess, Generic[L]):
@@ -166,7 +166,9 @@ class SupervisedGateway(SupervisedProcess, Generic[L]):
             self._report_hosts()
         self.stop_expiry()
         if self.hosts.next_expiry < math.inf:
-            self._expiry = asyncio.get_running_loop().call_at(self.hosts.next_expiry, self.hosts.expire)
+            self._expiry = asyncio.get_running_loop().call_at(
+                self.hosts.next_expiry, self.hosts.enable_expired
+            )
 
     def stop_expiry(self) -> None:
         """Stop reactivating hosts whose disable time is over."""

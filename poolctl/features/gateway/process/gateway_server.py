@@ -124,7 +124,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
         self._apply_pending_changes()
         super().confirm_performed(message)
 
-    async def finish(self) -> None:
+    async def end_service(self) -> None:
         for listener in self._listeners.values():
             listener.close()
         self._close_return_channel()
@@ -201,7 +201,7 @@ class GatewayServer(SupervisedGateway[OpenListener]):
                 os.close(fd)
 
     def _certified(self, message: wire.Message, fds: list[int]) -> None:
-        self.edge.certificates.retain_certificates(message["bind"], message["names"])
+        self.edge.certificates.retain_if_all_loaded(message["bind"], message["names"])
 
     def _table(self, message: wire.Message, fds: list[int]) -> None:
         (fd,) = fds
@@ -248,16 +248,16 @@ class GatewayServer(SupervisedGateway[OpenListener]):
             for fd in fds:
                 os.close(fd)
         else:
-            self._drain_and_close_listener(settings.key)
+            self._start_draining_listener(settings.key)
             sockets = [socket.socket(fileno=fd) for fd in fds]
             self._listeners[settings.key] = OpenListener(self.edge, settings, route, sockets)
         if route is not None:
             self._apply_soon(routes=True)
 
     def _unlisten(self, message: wire.Message, fds: list[int]) -> None:
-        self._drain_and_close_listener(message["key"])
+        self._start_draining_listener(message["key"])
 
-    def _drain_and_close_listener(self, key: str) -> None:
+    def _start_draining_listener(self, key: str) -> None:
         listener = self._listeners.pop(key, None)
         if listener is not None:
             self.edge.pool.start_task(listener.drain_and_close(self.edge.settings.drain_seconds))

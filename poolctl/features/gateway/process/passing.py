@@ -130,7 +130,7 @@ class ConnectionSender:
             self._refuse(sock, tls, route)
             return False
         routed = Routed(route, generation, hops, received, trusted=trusted)
-        if not found.queue and self._try_send_or_close(found, sock, routed):
+        if not found.queue and self._send_or_close_unless_full(found, sock, routed):
             return True
         if len(found.queue) >= self._most_queued:
             self._report_full(server, found)
@@ -141,7 +141,7 @@ class ConnectionSender:
         found.queue.append(_Queued(sock, routed, until, tls))
         self._watch(found)
         if found.timer is None:
-            found.timer = self._loop.call_later(self._queue_seconds, self._expire, found)
+            found.timer = self._loop.call_later(self._queue_seconds, self._refuse_expired, found)
         return True
 
     def queue_length(self, server: str) -> int:
@@ -178,7 +178,7 @@ class ConnectionSender:
             found.queue = staying
             self.queued_connections += len(staying)
             if staying:
-                found.timer = self._loop.call_at(staying[0].until, self._expire, found)
+                found.timer = self._loop.call_at(staying[0].until, self._refuse_expired, found)
             else:
                 self._unwatch(found)
             self._route_again(leaving)
@@ -192,7 +192,7 @@ class ConnectionSender:
         self._servers.clear()
         self.waiting.close()
 
-    def _try_send_or_close(self, found: _ServerQueue, sock: socket.socket, routed: Routed) -> bool:
+    def _send_or_close_unless_full(self, found: _ServerQueue, sock: socket.socket, routed: Routed) -> bool:
         """Try to send the connection's descriptor to a worker; return False if the connection has to wait.
 
         True means that the connection is done with: it was sent, or it was closed because `routed` has too many bytes.
@@ -223,7 +223,7 @@ class ConnectionSender:
         sent = 0
         while found.queue and sent < _SENT_AT_ONCE:
             first = found.queue[0]
-            if not self._try_send_or_close(found, first.sock, first.routed):
+            if not self._send_or_close_unless_full(found, first.sock, first.routed):
                 break
             found.queue.popleft()
             sent += 1
@@ -273,14 +273,14 @@ class ConnectionSender:
             else:
                 self.route_again(each.sock, each.routed, None)
 
-    def _expire(self, found: _ServerQueue) -> None:
+    def _refuse_expired(self, found: _ServerQueue) -> None:
         now, found.timer = self._loop.time(), None
         while found.queue and found.queue[0].until <= now:
             late = found.queue.popleft()
             self.queued_connections -= 1
             self._refuse(late.sock, late.tls, late.routed.route)
         if found.queue:
-            found.timer = self._loop.call_at(found.queue[0].until, self._expire, found)
+            found.timer = self._loop.call_at(found.queue[0].until, self._refuse_expired, found)
         else:
             found.full = False
             self._unwatch(found)

@@ -140,7 +140,7 @@ def _vector(data: bytes, length_bytes: int) -> tuple[bytes, bytes]:
     return data[length_bytes:end], data[end:]
 
 
-class ServerContext(ssl.SSLContext):
+class CertificateContext(ssl.SSLContext):
     """The TLS context of one certificate, which was added for these `names`."""
 
     names: frozenset[str] = frozenset()
@@ -159,7 +159,7 @@ class ServerContext(ssl.SSLContext):
         return chosen.verify_mode is ssl.CERT_NONE or chosen.names == self.names
 
 
-class ListenerCertificates:
+class CertificatesByListener:
     """The TLS contexts of each listener, by the host names of their certificates; the first one is the default.
 
     A renewed certificate applies to later handshakes; open connections continue.
@@ -182,13 +182,13 @@ class ListenerCertificates:
             listener = self._listeners[bind] = _TlsListener(context)
         listener.put(names, context)
 
-    def retain_certificates(self, bind: str, certificates: Sequence[Sequence[str]]) -> None:
+    def retain_if_all_loaded(self, bind: str, certificates: Sequence[Sequence[str]]) -> None:
         """Keep only the listener's certificates for these sets of host names; the first set's becomes the default.
 
         If a set has no certificate, all certificates are kept, because an older one may still serve the set's hosts.
         """
         if bind in self._listeners:
-            self._listeners[bind].retain_certificates(certificates)
+            self._listeners[bind].retain_if_all_loaded(certificates)
 
     def context(self, bind: str, name: str) -> ssl.SSLContext | None:
         """The context for a new connection whose client requests this name; None if the listener has no certificate."""
@@ -197,12 +197,12 @@ class ListenerCertificates:
 
 
 class _TlsListener:
-    def __init__(self, default: ServerContext) -> None:
+    def __init__(self, default: CertificateContext) -> None:
         self.default = default
-        self._by_name: dict[str, ServerContext] = {}
-        self._by_names: dict[frozenset[str], ServerContext] = {}  # one for each certificate
+        self._by_name: dict[str, CertificateContext] = {}
+        self._by_names: dict[frozenset[str], CertificateContext] = {}  # one for each certificate
 
-    def put(self, names: Sequence[str], context: ServerContext) -> None:
+    def put(self, names: Sequence[str], context: CertificateContext) -> None:
         given = _names(names)
         if context is self.default or not given or given == self.default.names:
             self.default = context
@@ -211,7 +211,7 @@ class _TlsListener:
         self._by_names[given] = context
         self._by_name.update(dict.fromkeys(given, context))
 
-    def retain_certificates(self, certificates: Sequence[Sequence[str]]) -> None:
+    def retain_if_all_loaded(self, certificates: Sequence[Sequence[str]]) -> None:
         kept = {
             given: self._by_names[given] for given in map(_names, certificates) if given in self._by_names
         }
@@ -235,7 +235,7 @@ class _TlsListener:
             connection.context = chosen
         return None
 
-    def context_for(self, name: str) -> ServerContext:
+    def context_for(self, name: str) -> CertificateContext:
         """The context of the certificate for this name, or the default one."""
         found = self._by_name.get(name) or self._by_name.get(f"*.{name.partition('.')[2]}")
         return found or self.default
@@ -245,8 +245,8 @@ def _names(names: Sequence[str]) -> frozenset[str]:
     return frozenset(name.lower().rstrip(".") for name in names)
 
 
-def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:
-    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
+def _server_context(tls: Table, contents: Sequence[bytes]) -> CertificateContext:
+    context = CertificateContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.get("min_version", "1.2")]
     # A second one costs a twentieth of a handshake, and the next connection brings another.
     context.num_tickets = 1

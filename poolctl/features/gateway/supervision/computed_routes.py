@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from poolctl.config import MASK, ServerConfig, Tables, masked, os_users_by_server
 from poolctl.json_form import from_json, to_json
@@ -41,10 +41,15 @@ _HEADERS = [field.name for field in fields(Route) if field.type == "tuple[Header
 logger = logging.getLogger("poolctl.supervisor")
 
 
-# Called with server names, and `adopted` if only workers of an earlier supervisor are meant; returns once the
-# connections that these workers keep have ended.
-EndKept = Callable[..., Awaitable[None]]
 Source = Callable[[], tuple[Sequence[ServerConfig], Tables]]
+
+
+class EndKept(Protocol):
+    def __call__(self, servers: frozenset[str], *, only_adopted: bool) -> Awaitable[None]:
+        """Return once the connections that workers of these servers keep have ended.
+
+        With `only_adopted`, only those of workers that an earlier supervisor has started.
+        """
 
 
 class RouteSet(NamedTuple):
@@ -72,7 +77,7 @@ class RouteSet(NamedTuple):
         return [*self.http, *self.streams]
 
 
-class ComputedRoutes:
+class RouteTableManager:
     """The pool's routes, computed in a thread, and their route tables; `changed` is called for each new table.
 
     `services` adds registered services to the routes; call `recompute` when these services change. After the gateway
@@ -203,11 +208,11 @@ class ComputedRoutes:
             if known is None and unknown and not routes.kept.user:
                 # An earlier version passed connections regardless of the servers' users.
                 await self._publish(routes.without_passing(unknown))
-                await self._end_kept(unknown, adopted=True)
+                await self._end_kept(unknown, only_adopted=True)
         ended = self._kept.servers_to_disconnect(routes.kept, users)
         if ended:
             await self._publish(self.routes.without_passing(ended))
-            await self._end_kept(ended, adopted=is_first)
+            await self._end_kept(ended, only_adopted=is_first)
             self._kept = self._kept.without(ended)
         kept = routes.kept.with_earlier(self._kept, users)
         if kept != self._kept:

@@ -125,7 +125,7 @@ class GatewaySearch:
                 each.close()
         return answered[0] if answered else None
 
-    async def store_in_keeper(self, orphan: OrphanedGateway) -> None:
+    async def hand_over_to_keeper(self, orphan: OrphanedGateway) -> None:
         """Store the gateway's descriptors in the keeper, where a GatewayManager finds them, and close them here."""
         with contextlib.closing(orphan):
             keeper = self._keeper
@@ -140,7 +140,7 @@ class GatewaySearch:
             _, links = await keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
             for fd in links:
                 # The process that the orphan was to replace. Closing only its link would make it an orphan, too.
-                with wire.over(fd) as link, contextlib.suppress(OSError):
+                with wire.socket_from_fd(fd) as link, contextlib.suppress(OSError):
                     wire.send(link, {"t": "drain", "seconds": _DRAIN_SECONDS})
             known = {"pid": orphan.pid, "start": orphan.start}
             message = {"op": "put", "name": fd_store.GATEWAY_LINK, "meta": {**known, "mark": orphan.mark}}

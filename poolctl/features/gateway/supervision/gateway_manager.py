@@ -15,7 +15,7 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import fd_store, wire
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.route_report import BackendReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
@@ -26,10 +26,10 @@ from poolctl.supervisor.feature_parts import FeaturePart
 from poolctl.supervisor.sidecar import SidecarManager
 from poolctl.supervisor.takeover.state_store import StateStore
 
-from ..engines import Engine, engine_problem, find_external_engine
+from ..engines import ExternalEngine, engine_problem, find_external_engine
 from ..process.settings import ListenerSettings
 from ..table import GatewayConfig
-from .computed_routes import ComputedRoutes
+from .computed_routes import RouteTableManager
 from .gateway_adoption import GatewaySearch
 from .gateway_plan import GatewayListeners, GatewayPlan, plan_of
 from .gateway_process import GatewayProcess, GatewayZygote
@@ -62,7 +62,7 @@ class GatewayManager(SidecarManager):
     first_pause_seconds, calm_seconds = 0.0, 1.0
 
     def __init__(
-        self, environment: SupervisorContext, core: Core, events: EventQueue, store: StateStore
+        self, environment: SupervisorContext, core: Core, events: EventBus, store: StateStore
     ) -> None:
         super().__init__(environment.keeper, events)
         self.tables = Tables()
@@ -75,7 +75,7 @@ class GatewayManager(SidecarManager):
         self.reports.on_hosts = self._update_connection_release
         self.probes = TargetProbes(self._report_probes)
         self._listeners = GatewayListeners(environment.keeper)
-        self.routes = ComputedRoutes(
+        self.routes = RouteTableManager(
             self._on_routes_computed, self._replace_workers_to_end_connections, environment.directory
         )
         self._servers = ServerFactsSender(core, self.routes)
@@ -103,7 +103,7 @@ class GatewayManager(SidecarManager):
         return self._process if isinstance(self._process, GatewayProcess) else None
 
     @property
-    def _external_engine(self) -> Engine | None:
+    def _external_engine(self) -> ExternalEngine | None:
         """The engine that serves the clients; None for poolctl's own."""
         gateway = self.tables.get(GatewayConfig)
         return None if gateway is None else find_external_engine(gateway.engine)
@@ -113,7 +113,7 @@ class GatewayManager(SidecarManager):
         """The listeners that are open, or are to be opened."""
         return () if self._current is None else self._current.listeners.values()
 
-    async def wait_until_serving(self) -> GatewayProcess | None:
+    async def wait_briefly_until_serving(self) -> GatewayProcess | None:
         """The gateway's process, after waiting until it serves; None if it cannot serve, or does not within 10 s.
 
         `why_unavailable` has the reason. Does not wait if the pool has no gateway.
@@ -137,7 +137,7 @@ class GatewayManager(SidecarManager):
         seconds = _IN_FORCE_SECONDS if limit_seconds is None else min(limit_seconds, _IN_FORCE_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                while not await self._await_step_and_check_applied():
+                while not await self._await_step_and_check_done():
                     pass
         except TimeoutError:
             why = "its process is still starting" if self._process is None else "its process does not answer"
@@ -146,7 +146,7 @@ class GatewayManager(SidecarManager):
             return f"[gateway]: not everything is in force yet: {why}"
         return ""
 
-    async def _await_step_and_check_applied(self) -> bool:
+    async def _await_step_and_check_done(self) -> bool:
         """Wait for one step of applying the configuration; returns True if none is left, or none can succeed."""
         if self._revision != self._core.servers.revision:
             self._schedule_recomputation()
@@ -204,7 +204,7 @@ class GatewayManager(SidecarManager):
         if (process := self.gateway) is not None and self.machines is not None:
             process.report_machines(self.machines.states)
 
-    async def fetch_report(self) -> Table | None:
+    async def try_fetch_report(self) -> Table | None:
         """The current counts and states from the gateway's process; None if it does not run, or does not answer."""
         try:
             return None if self.gateway is None else await self.gateway.fetch_report()
@@ -213,7 +213,7 @@ class GatewayManager(SidecarManager):
 
     async def fetch_activity_by_host(self) -> dict[str, Activity] | None:
         """Return the Activity of each host by the host's name or URL; None if the gateway's process does not answer."""
-        report = await self.fetch_report()
+        report = await self.try_fetch_report()
         if report is None:
             return None
         rows = (from_json(BackendReport, row) for row in report["hosts"])
@@ -226,7 +226,7 @@ class GatewayManager(SidecarManager):
         the server's other workers accept the connections in the backlog.
         """
         is_canary = server_of(server) != server
-        process = await self.wait_until_serving() if is_canary else self.gateway
+        process = await self.wait_briefly_until_serving() if is_canary else self.gateway
         if process is None or not (is_canary or self._external_engine):
             return
         self._report(server)
@@ -496,7 +496,7 @@ class GatewayManager(SidecarManager):
         process.configure(plan.settings)
         process.set_return_socket_pair(*self._own)
         process.restore_hosts(self.reports.hosts)
-        self._servers.send_all(process)
+        self._servers.send_all_routed(process)
         process.report_probes(self.probes.reports)
         for each in plan.certificates:
             with memory_files(each.contents) as fds:
@@ -531,7 +531,7 @@ class GatewayManager(SidecarManager):
             process.begin_resync()
             self._sync(process)
             process.begin_serving()
-            self._watch(process)
+            self._manage_process(process)
 
     async def _adopt_zygote(self) -> None:
         zygote = await GatewayZygote.adopt(self._keeper, fd_store.GATEWAY_ZYGOTE)
@@ -553,7 +553,7 @@ class GatewayManager(SidecarManager):
         if (before := self.gateway) is not None and self._current is not None:
             self._process = None
             before.drain(self._current.settings.drain_seconds)
-        await self._search.store_in_keeper(found)
+        await self._search.hand_over_to_keeper(found)
         await self._adopt()
 
     async def _adopt_pair_if_stored(self) -> None:

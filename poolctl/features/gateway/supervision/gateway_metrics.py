@@ -49,7 +49,7 @@ async def gateway_metrics(
     parts: Iterable[GatewayPart],
 ) -> list[Family]:
     """Return the gateway's current metrics. Wait for a report of the gateway's process only if the process runs."""
-    report = await manager.fetch_report()
+    report = await manager.try_fetch_report()
     hosts = [row["host"] for row in islice((report or {}).get("hosts", ()), MOST_LABELLED)]
     snapshot = GatewaySnapshot(
         report,

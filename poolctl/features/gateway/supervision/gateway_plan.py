@@ -16,7 +16,12 @@ from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import fd_store
-from poolctl.listeners.open_listener import Identity, close_listener, identity_of, refuse_new_connections
+from poolctl.listeners.open_listener import (
+    Identity,
+    close_listener,
+    refuse_new_connections,
+    socket_file_identity,
+)
 from poolctl.routing.route import StreamRoute
 from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import Link, LinkLost
@@ -148,7 +153,7 @@ def settings_of(gateway: Any, directory: str = "", state_directory: str = "") ->
         max_head_bytes=gateway.max_head_size,
         max_connections=gateway.max_connections or 0,
         engine=gateway.engine,
-        program=engine.path(gateway.program) if engine else "",
+        program=engine.program_path(gateway.program) if engine else "",
         http2=gateway.http2 is not False,
         access_log=os.path.join(state_directory, GATEWAY_ACCESS_LOG) if gateway.access_log else "",
     )
@@ -205,7 +210,7 @@ class GatewayListeners:
                 reply, fds = await self._keeper.call({"op": "get", "name": name})
                 self.settings[key] = from_json(ListenerSettings, reply["meta"])
                 self._open[key] = [socket.socket(fileno=fd) for fd in fds]
-                self._identities[key] = identity_of(self.settings[key].bind)
+                self._identities[key] = socket_file_identity(self.settings[key].bind)
             if not names:
                 return
             after = names[-1]
@@ -247,7 +252,7 @@ class GatewayListeners:
         else:
             sockets = await self._opener.listen(address)
         self._open[key] = sockets
-        self._identities[key] = identity_of(listener.bind)
+        self._identities[key] = socket_file_identity(listener.bind)
         self._store_listener_in_keeper(key, listener)
 
     def _store_listener_in_keeper(self, key: str, listener: ListenerSettings) -> None:

@@ -137,7 +137,7 @@ class GatewayProcess(SidecarProcess):
         message = {"t": "server", "facts": to_json(facts), "pair": pair}
         self._send_if_changed(f"server {facts.name}", (facts, pair), message, [] if give is None else [give])
 
-    def forget(self, server: str) -> None:
+    def forget_server(self, server: str) -> None:
         """Have the process forget a server that no longer has a route."""
         if self._sent.pop(f"server {server}", None) is not None:
             self.link.send({"t": "forget", "server": server})

@@ -14,13 +14,13 @@ from poolctl.core.schedules import asleep_until
 from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
-from poolctl.monitor.event_queue import EventQueue
+from poolctl.monitor.event_queue import EventBus
 from poolctl.states import State
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
 
 from ..process.settings import ServerFacts
-from .computed_routes import ComputedRoutes
+from .computed_routes import RouteTableManager
 from .gateway_process import GatewayProcess
 
 _SUFFIX = " (canary)"  # names of servers contain no blank
@@ -103,7 +103,7 @@ class ServerFactsSender:
     server's name, or by the `canary_name` for the pair of a canary.
     """
 
-    def __init__(self, core: Core, routes: ComputedRoutes) -> None:
+    def __init__(self, core: Core, routes: RouteTableManager) -> None:
         self.pairs: dict[str, socket.socket] = {}
         self._core = core
         self._routes = routes
@@ -134,8 +134,8 @@ class ServerFactsSender:
         server = server_of(name)
         entry = self._core.entries.get(server)
         if entry is None or server not in self._routes.routes.servers:
-            process.forget(server)
-            process.forget(canary_name(server))
+            process.forget_server(server)
+            process.forget_server(canary_name(server))
             return
         canary = canary_facts(entry)
         if canary is not None:
@@ -145,9 +145,9 @@ class ServerFactsSender:
             facts = replace(facts, context_key=self._routes.context_keys.get(server, ""))
         process.report_server(facts, self.pairs.get(server))
         if canary is None:
-            process.forget(canary_name(server))
+            process.forget_server(canary_name(server))
 
-    def send_all(self, process: GatewayProcess) -> None:
+    def send_all_routed(self, process: GatewayProcess) -> None:
         """Send `process`, the gateway, the changed ServerFacts of all routed servers and their canaries."""
         for server in self._routes.routes.servers:
             if server in self._core.entries:
@@ -157,13 +157,13 @@ class ServerFactsSender:
         """Tell the process to forget the servers that no longer have a route."""
         for name in process.servers:
             if server_of(name) not in self._routes.routes.servers:
-                process.forget(name)
+                process.forget_server(name)
 
 
 class GatewayMessageHandler:
     """The receiver of messages from the gateway's process: records events, stores hosts' states, answers requests."""
 
-    def __init__(self, store: StateStore, core: Core, events: EventQueue) -> None:
+    def __init__(self, store: StateStore, core: Core, events: EventBus) -> None:
         self._store = store
         self._core = core
         self._events = events

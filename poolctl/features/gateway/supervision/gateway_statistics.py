@@ -179,7 +179,7 @@ class GatewayStatistics:
             if (entry := self._core.entries.get(server)) is not None:
                 total.update(self._totals.counts_by_route_of_ended_workers(entry))
                 for counts in worker_counts(self._core, entry):
-                    total.update(tally.by_route(counts))
+                    total.update(tally.by_route_mark(counts))
         return {mark: count for mark, count in total.items() if tally.is_of_requests(mark)}
 
     def _measure_usage(self, *, memory: bool = True) -> Usage | None:
@@ -189,7 +189,7 @@ class GatewayStatistics:
         if self._usage is None or self._usage[0] != pid:
             self._usage = pid, Usage()
         usage = self._usage[1]
-        usage.measure(pid, self._core.clock.monotonic(), memory=memory)
+        usage.measure_if_due(pid, self._core.clock.monotonic(), memory=memory)
         return usage
 
 
@@ -361,7 +361,8 @@ class RouteReporter:
     def _unproxied_request_counts(self, server: str) -> tuple[Counts, dict[int, int]]:
         """Return the counts of requests that the gateway did not proxy to the server: in total, and by route.
 
-        The totals are indexed by slots such as tally.STARTED. The counts by route have the keys of `tally.by_route`.
+        The totals are indexed by slots such as tally.STARTED. The counts by route have the keys of
+        `tally.by_route_mark`.
         """
         if server not in self._of_servers:
             entry, found, routes = self._core.entries.get(server), list(_NONE), Counter[int]()
@@ -370,7 +371,7 @@ class RouteReporter:
                 routes.update(self._totals.counts_by_route_of_ended_workers(entry))
                 for counts in worker_counts(self._core, entry):
                     tally.add(found, counts)
-                    routes.update(tally.by_route(counts))
+                    routes.update(tally.by_route_mark(counts))
             proxied = self._backends.get(server, {}).get("slots") or _NONE
             direct = [max(0, all_ - part) for all_, part in zip(found, proxied, strict=False)]
             self._of_servers[server] = direct, routes

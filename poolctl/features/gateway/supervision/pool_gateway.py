@@ -205,7 +205,7 @@ class GatewayVerbs:
             hint = "a [gateway] or a [[route]] in the file adds one"
             problem = failure(PoolParamError, "the pool has no gateway", hint)
             return HostsResult(errors=(problem,), exit_code=NOTHING_MATCHED)
-        process = await self.gateway.wait_until_serving()
+        process = await self.gateway.wait_briefly_until_serving()
         if process is None:
             return self._unavailable()
         try:
@@ -225,8 +225,8 @@ class GatewayVerbs:
         return result
 
     async def _report(self) -> Table | None:
-        await self.gateway.wait_until_serving()
-        return await self.gateway.fetch_report()
+        await self.gateway.wait_briefly_until_serving()
+        return await self.gateway.try_fetch_report()
 
     def _unavailable(self) -> HostsResult:
         if self.gateway.tables.get(GatewayConfig) is None:
@@ -270,7 +270,7 @@ class PoolGateway(FeaturePart):
         if pool_files.find_listeners(environment.directory, pool_files.GATEWAY):
             search = GatewaySearch(environment.keeper, environment.directory)
             if (found := await search.find_orphan_and_drain_others()) is not None:
-                await search.store_in_keeper(found)
+                await search.hand_over_to_keeper(found)
 
     def apply_tables(self, tables: Tables) -> None:
         if self._verbs is None and (tables.get(GatewayConfig) is not None or self._is_left):
@@ -349,12 +349,12 @@ class PoolGateway(FeaturePart):
     async def wait_for_effect(self, verb: str, call: Call, result: Result) -> Result:
         verbs = self._verbs
         for part in self._parts:
-            await part.wait_for_opening()
+            await part.wait_for_opening_attempt()
         if verbs is None or call.options.get("dry_run") or result.exit_code == INVALID_CONFIGURATION:
             return result
         manager = verbs.gateway
         if not call.options.get("wait", True):
-            await manager.wait_for_opening()
+            await manager.wait_for_opening_attempt()
             return self._warned(verb, result)
         late = (
             await manager.await_applied_or_warning(call.options.get("timeout"))

@@ -206,7 +206,7 @@ class Backends:
             for name, (_, found) in self._routes.items()
         }
 
-    def queues(self) -> dict[str, int]:
+    def queued_by_route(self) -> dict[str, int]:
         """Return, by alias, the number of queued requests of each HTTP route that has queued requests."""
         return {
             route.alias: found.waiting

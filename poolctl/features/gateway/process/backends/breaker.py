@@ -64,7 +64,7 @@ class Breaker:
             self._probes += 1
         return self.period
 
-    def describe(self, now: float) -> str:
+    def describe_problem(self, now: float) -> str:
         """Why the breaker admits no requests, or only a few; "" if it is closed."""
         if self.is_closed:
             return ""

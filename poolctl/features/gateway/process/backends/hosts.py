@@ -83,7 +83,7 @@ class HostStates:
         """The current record of the host."""
         until = self._until.get(host)
         if until is not None and until <= self._now():
-            self.expire()
+            self.enable_expired()
         return self._records.get(host) or HostRecord(host=host)
 
     def reactivation_time(self, host: str) -> float:
@@ -92,7 +92,7 @@ class HostStates:
 
     def records(self) -> list[HostRecord]:
         """The records of all hosts whose state was ever changed, except those removed by `forget`."""
-        self.expire()
+        self.enable_expired()
         return [*self._records.values()]
 
     def disable(self, host: str, for_seconds: float | None = None) -> None:
@@ -114,7 +114,7 @@ class HostStates:
         if self.host_record(host).state != RequestedBackendState.ACTIVE:
             self._set(host, RequestedBackendState.ACTIVE, "enabled by request", 0.0)
 
-    def expire(self) -> None:
+    def enable_expired(self) -> None:
         """Reactivate the hosts whose disable time is over."""
         now = self._now()
         for host in [host for host, until in self._until.items() if until <= now]:

@@ -54,7 +54,7 @@ class RequestLimiter:
         limit = self.limit
         return max(1.0, float(limit.burst) if limit.burst > 0 else limit.requests_per_second * self.share)
 
-    def enter(self, now: float) -> None:
+    def count_admission(self, now: float) -> None:
         """Count a request that begins, after `seconds_until_admission` returned 0."""
         self.in_flight += 1
         rate = self.limit.requests_per_second * self.share

@@ -209,7 +209,7 @@ class Backend:
 
     def breaker_why(self, now: float) -> str:
         """Why the backend's breakers are not closed; "" if they are."""
-        return next(filter(None, (each.describe(now) for each in self._breakers.values())), "")
+        return next(filter(None, (each.describe_problem(now) for each in self._breakers.values())), "")
 
     @property
     def weight(self) -> int:
@@ -434,7 +434,7 @@ class Member:
             status = UNKNOWN if blocked.by_command else ERROR if failed else UNHEALTHY
             return RouteHealth(status=status, detail=blocked.why)
         if not (passing or self.breaker.is_closed):
-            return RouteHealth(status=UNHEALTHY, detail=self.breaker.describe(now))
+            return RouteHealth(status=UNHEALTHY, detail=self.breaker.describe_problem(now))
         if backend.rank != READY:
             return RouteHealth(status=_HEALTH_OF_RANKS[backend.rank])
         if backend.is_server or backend.answered:
@@ -453,7 +453,7 @@ class Member:
         seconds = breaker.seconds_until_admission(now)
         if seconds:
             by_time = breaker.state is BreakerState.OPEN
-            return BackendVerdict(False, breaker.describe(now), seconds, by_time=by_time)
+            return BackendVerdict(False, breaker.describe_problem(now), seconds, by_time=by_time)
         limiter = self.limiter
         if limiter is not None:
             seconds = limiter.seconds_until_admission(now)
@@ -692,7 +692,7 @@ class RouteBackends:
         """
         now = self.now()
         if now >= self._hosts.next_expiry:
-            self._hosts.expire()
+            self._hosts.enable_expired()
         member = self._by_policy(client, lambda each: each.passing_verdict() is AVAILABLE)
         if member is not None:
             return member.backend
@@ -801,7 +801,7 @@ class RouteBackends:
     def _assign(self, client: str, cookie: str, tried: Collection[str]) -> Lease | NoBackend:
         now = self.now()
         if now >= self._hosts.next_expiry:
-            self._hosts.expire()
+            self._hosts.enable_expired()
         limiter = self._limiter
         if limiter is not None:
             seconds = limiter.seconds_until_admission(now)
@@ -815,9 +815,9 @@ class RouteBackends:
         backend, breaker = member.backend, member.breaker
         period = breaker.admit_and_return_period()
         if member.limiter is not None:
-            member.limiter.enter(now)
+            member.limiter.count_admission(now)
         if limiter is not None:
-            limiter.enter(now)
+            limiter.count_admission(now)
         self.in_flight += 1
         backend.in_flight += 1
         backend.counts.count_start()

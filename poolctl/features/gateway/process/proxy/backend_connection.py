@@ -14,7 +14,7 @@ from poolctl.http.messages import (
     UNTIL_CLOSE,
     BadMessage,
     Buffer,
-    ChunkedBody,
+    ChunkedBodyReader,
 )
 
 from ..backends.route_backends import Backend
@@ -133,7 +133,7 @@ class BackendConnection(asyncio.Protocol):
         self._expected = 0
         self._buffer = b""  # the beginning of a head, or chunks for the next turn of the loop
         self._scanned = 0  # the length of that beginning
-        self._chunks: ChunkedBody | None = None
+        self._chunks: ChunkedBodyReader | None = None
         self._turn_due = False  # the buffer is processed further in the loop's next turn
         self._paused = False  # the client accepts no data for now
         self._head_only = self._decode = self._may_switch = False
@@ -320,7 +320,7 @@ class BackendConnection(asyncio.Protocol):
                 self._complete(keep=True)
             return
         if body == CHUNKED:
-            chunks = self._chunks = ChunkedBody(decode=self._decode)
+            chunks = self._chunks = ChunkedBodyReader(decode=self._decode)
             response.first = chunks.feed(data, most_chunks=MOST_CHUNKS_AT_ONCE)
             if not chunks.done and chunks.rest:
                 self._buffer = chunks.rest

@@ -16,7 +16,7 @@ from poolctl.http.messages import (
     MOST_CHUNKS_AT_ONCE,
     BadMessage,
     Buffer,
-    ChunkedBody,
+    ChunkedBodyReader,
     RequestHead,
     chunk,
 )
@@ -36,10 +36,10 @@ from ..backends.route_backends import (
 )
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import GatewayState
-from ..tls import ServerContext
+from ..tls import CertificateContext
 from .backend_connection import BackendConnection, Timer, write_eof_or_close
 from .gateway_access_log import CLIENT_LEFT, AccessLogEntry
-from .own_answers import answer_of_route, notify_parts_of_request, wake_and_answer
+from .own_answers import announce_request_to_parts, answer_of_route, wake_and_answer
 from .request_head import (
     ForwardingContext,
     RoutedRequest,
@@ -97,7 +97,7 @@ class RequestBodyDecoder:
     """
 
     def __init__(self, length: int, most: int) -> None:
-        self._chunks = ChunkedBody() if length == CHUNKED else None
+        self._chunks = ChunkedBodyReader() if length == CHUNKED else None
         self._left = length
         self._most = most
         self.done = False
@@ -139,7 +139,7 @@ class WebSocketFrameTracker:
         """Whether the last frame is complete and the next has not begun."""
         return not (self._left or self._header or self.lost)
 
-    def bytes_to_forward_until_close(self, data: Buffer) -> Buffer:
+    def with_close_frame_if_ending(self, data: Buffer) -> Buffer:
         """Return what to send for `data`: all, or after `end` the rest of an incomplete frame and a close frame."""
         if not self.ending:
             self.track_frames_and_count_bytes(data)
@@ -261,9 +261,9 @@ class Exchange:
             if seconds:
                 self._give_up(CANCELLED, 429, REFUSED, seconds)
                 return
-            limiter.enter(self._started)
+            limiter.count_admission(self._started)
             self._of_client = limiter
-        notify_parts_of_request(self._edge, self._route, self._request.method, self._request.path)
+        announce_request_to_parts(self._edge, self._route, self._request.method, self._request.path)
         self._acquire_and_send()
 
     def send_body(self, data: Buffer, *, complete: bool) -> None:
@@ -289,7 +289,7 @@ class Exchange:
         """Handle that the client has closed its side of the tunnel."""
         if self._connection is not None:
             self._connection.send_eof()
-            self._end_when_both_sides_closed()
+            self._on_side_closed()
 
     def set_client_writable(self, writable: bool) -> None:
         """Handle that the client stops accepting bytes, or accepts them again."""
@@ -361,7 +361,9 @@ class Exchange:
     async def _connect_and_send(self) -> None:
         assert self._lease is not None
         try:
-            connection = await self._edge.start_and_connect(self._lease.backend, self._route.timeouts.connect)
+            connection = await self._edge.start_machine_and_connect(
+                self._lease.backend, self._route.timeouts.connect
+            )
         except NoBackend as refused:
             self._task = None
             self._refused(refused)
@@ -446,9 +448,9 @@ class Exchange:
 
     def backend_eof(self) -> None:
         self._client_side.send_eof()
-        self._end_when_both_sides_closed()
+        self._on_side_closed()
 
-    def _end_when_both_sides_closed(self) -> None:
+    def _on_side_closed(self) -> None:
         """Handle that one side of the tunnel has closed; the exchange ends when both have."""
         if not self._half_closed:
             self._half_closed = True
@@ -608,7 +610,7 @@ class ClientConnection(asyncio.Protocol):
         self._edge, self._scheme = edge, scheme
         self._timer = Timer(edge.loop)
         self._transport: asyncio.Transport
-        self._certificate: ServerContext | None = None
+        self._certificate: CertificateContext | None = None
         self.forwarding: ForwardingContext
         self._buffer = received  # read ahead, the beginning of a head, or chunks for the loop's next turn
         self._reported = reported  # the client of a trusted proxy's connection
@@ -645,7 +647,7 @@ class ClientConnection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None:
             if self._dropped is not None:
-                self._drop(data)
+                self._drop_or_abort(data)
                 return
             self._edge.pool.idle_clients.pop(self, None)
             self._buffer = self._buffer + data if self._buffer else data
@@ -653,7 +655,7 @@ class ClientConnection(asyncio.Protocol):
         elif exchange.tunnel:
             exchange.send_body(data, complete=False)
         elif self._body is not None and not self._buffer:
-            self._read_body(exchange, self._body, data)
+            self._forward_body(exchange, self._body, data)
         else:
             self._buffer += data
             self._update_reading()
@@ -701,7 +703,7 @@ class ClientConnection(asyncio.Protocol):
                 if number and len(self._buffer) < left:
                     self._schedule_buffer_processing()
                     break
-                if self._dropped is not None or not self._begin_next():
+                if self._dropped is not None or not self._begin_next_or_refuse():
                     break
             else:
                 self._schedule_buffer_processing()
@@ -710,7 +712,7 @@ class ClientConnection(asyncio.Protocol):
         if self._buffer or not self._reading:
             self._update_reading()
 
-    def _begin_next(self) -> bool:
+    def _begin_next_or_refuse(self) -> bool:
         """Begin the next buffered request, or refuse it; returns False if its head is incomplete."""
         data, edge = self._buffer, self._edge
         self._request, self._keep, found_route = None, False, None
@@ -758,7 +760,7 @@ class ClientConnection(asyncio.Protocol):
         exchange = self._exchange = Exchange(self._edge, self, request, routed, self._timer)
         exchange.start(data, complete=complete)
 
-    def _read_body(self, exchange: Exchange, body: RequestBodyDecoder, data: bytes) -> None:
+    def _forward_body(self, exchange: Exchange, body: RequestBodyDecoder, data: bytes) -> None:
         try:
             piece = body.extract_body_bytes(data)
         except BadMessage as error:
@@ -786,7 +788,7 @@ class ClientConnection(asyncio.Protocol):
             self._process_pipelined_requests()
         elif body is not None and self._buffer and self._body_wanted:
             data, self._buffer = self._buffer, b""
-            self._read_body(exchange, body, data)
+            self._forward_body(exchange, body, data)
         self._update_reading()
 
     def _update_reading(self) -> None:
@@ -818,7 +820,7 @@ class ClientConnection(asyncio.Protocol):
 
     def send_data(self, data: Buffer) -> None:
         if self._frames is not None:
-            data = self._frames.bytes_to_forward_until_close(data)
+            data = self._frames.with_close_frame_if_ending(data)
         self._transport.write(chunk(data) if self._wraps else data)
 
     def finish(self, trailers: bytes) -> None:
@@ -826,7 +828,7 @@ class ClientConnection(asyncio.Protocol):
         if self._wraps:
             self._wraps = False
             self._transport.write(b"0\r\n" + trailers + b"\r\n")
-        self._keep_alive_or_close(read=exchange is None or exchange.complete or exchange.tunnel)
+        self._keep_alive_or_close(fully_read=exchange is None or exchange.complete or exchange.tunnel)
 
     def send_refusal(self, status: int, retry_after_seconds: float = 0, fields: bytes = b"") -> None:
         request = self._request
@@ -843,7 +845,7 @@ class ClientConnection(asyncio.Protocol):
                 fields=fields,
             )
         )
-        self._keep_alive_or_close(read=complete)
+        self._keep_alive_or_close(fully_read=complete)
 
     def cut_off(self) -> None:
         """Close the connection before the response is complete, so that the client sees that a part is missing."""
@@ -860,10 +862,10 @@ class ClientConnection(asyncio.Protocol):
             self._schedule_buffer_processing()
         self._update_reading()
 
-    def _keep_alive_or_close(self, *, read: bool) -> None:
+    def _keep_alive_or_close(self, *, fully_read: bool) -> None:
         """Begin the next request if the connection stays open (`_keep`); otherwise close the connection.
 
-        `read` is true if the request was read to its end. Otherwise its rest is read and dropped before closing.
+        `fully_read` is true if the request was read to its end. Otherwise its rest is read and dropped before closing.
         """
         self._body_wanted = True
         if self._keep:
@@ -879,7 +881,7 @@ class ClientConnection(asyncio.Protocol):
                 edge.pool.idle_clients[self] = None
             return
         self._body, self._dropped = None, 0
-        if (read and not self._buffer) or not self._transport.can_write_eof():
+        if (fully_read and not self._buffer) or not self._transport.can_write_eof():
             self._close_after_sending()
             return
         self._buffer = b""
@@ -887,7 +889,7 @@ class ClientConnection(asyncio.Protocol):
         self._timer.start(LINGER_SECONDS, self._transport.abort)
         self._update_reading()
 
-    def _drop(self, data: bytes) -> None:
+    def _drop_or_abort(self, data: bytes) -> None:
         assert self._dropped is not None
         self._dropped += len(data)
         if self._dropped > MOST_LINGERED:

@@ -106,7 +106,7 @@ class ProxyConnections:
         if not self.clients and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
 
-    async def wait_until_empty(self, seconds: float) -> bool:
+    async def wait_until_no_clients(self, seconds: float) -> bool:
         """Wait until no client is connected; False if that takes longer than `seconds`."""
         if not self.clients:
             return True

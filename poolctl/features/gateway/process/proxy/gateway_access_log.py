@@ -41,7 +41,7 @@ class GatewayAccessLog:
         self._timer: asyncio.TimerHandle | None = None
         self._writing = False
 
-    def add(self, line: str) -> None:
+    def add_or_drop(self, line: str) -> None:
         """Write this line, prefixed with the time. Never blocks."""
         data = f"{stamp(time.time())} {line}\n".encode()
         if self.waiting_bytes + len(data) > MOST_WAITING_BYTES:
@@ -50,7 +50,7 @@ class GatewayAccessLog:
         self._lines.append(data)
         self.waiting_bytes += len(data)
         if self._timer is None and not self._writing:
-            self._timer = self._loop.call_later(_GATHER_SECONDS, self._write)
+            self._timer = self._loop.call_later(_GATHER_SECONDS, self._start_write)
 
     def reopen(self) -> asyncio.Future[None]:
         """Close the file, so that later lines reopen its path; the returned future is done when it is closed."""
@@ -63,7 +63,7 @@ class GatewayAccessLog:
         self._writer.submit(self._append_counting_lost, self._take())
         self._writer.shutdown(wait=False)
 
-    def _write(self) -> None:
+    def _start_write(self) -> None:
         self._timer, self._writing = None, True
         done = self._loop.run_in_executor(self._writer, self._append_counting_lost, self._take())
         done.add_done_callback(self._finish_write)
@@ -88,7 +88,7 @@ class GatewayAccessLog:
         if not done.cancelled() and done.exception() is None:
             self._left_out += done.result()
         if self._lines:
-            self._timer = self._loop.call_later(_GATHER_SECONDS, self._write)
+            self._timer = self._loop.call_later(_GATHER_SECONDS, self._start_write)
 
 
 class AccessLogEntry:
@@ -116,6 +116,6 @@ class AccessLogEntry:
         line = f'"{request.method.decode()} {request.target.decode("latin-1")} HTTP/{version}"'
         phrase = phrase_of(status)
         outcome = f"{status} {phrase}" if phrase else f"{status}"
-        self._log.add(
+        self._log.add_or_drop(
             f"INFO:     {self._client or '-'} - {line} {outcome} {1000 * seconds:.1f}ms {self.request_id}"
         )

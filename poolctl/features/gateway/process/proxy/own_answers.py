@@ -77,7 +77,7 @@ def spares_server(route: Route, method: bytes, path: bytes) -> bool:
     return method in (b"GET", b"HEAD") and (path.endswith(b"/favicon.ico") or _is_probe(route, path))
 
 
-def notify_parts_of_request(edge: GatewayState, route: Route, method: bytes, path: bytes) -> None:
+def announce_request_to_parts(edge: GatewayState, route: Route, method: bytes, path: bytes) -> None:
     """Tell each feature's EdgePart that a request has arrived, unless `spares_server` is true for the request."""
     if edge.parts and not spares_server(route, method, path):
         for part in edge.parts.values():

@@ -20,7 +20,7 @@ from poolctl.routing.route import Header, Route
 from ..backends.route_backends import Backend
 from ..edge import GatewayState
 from ..settings import Endpoint
-from ..tls import ServerContext
+from ..tls import CertificateContext
 
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)((?:[/?].*+)?)", re.DOTALL)
 _HOST_LINE = re.compile(rb"\r\n(?i:host):[^\r\n]*+")
@@ -256,7 +256,7 @@ def route_or_refuse_request(
     edge: GatewayState,
     request: RequestHead,
     forwarding: ForwardingContext,
-    certificate: ServerContext | None = None,
+    certificate: CertificateContext | None = None,
 ) -> RoutedRequest:
     """Return the request with its route. Raises BadMessage, with the response's status, if there is no valid route.
 

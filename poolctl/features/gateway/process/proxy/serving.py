@@ -27,7 +27,7 @@ _HIGH_BYTES, _LOW_BYTES = 64 * 1024, 16 * 1024
 _RESET = struct.pack("ii", 1, 0)
 
 
-def serve(
+def start_serving(
     edge: GatewayState, sock: socket.socket, received: bytes = b"", reported: Peer | None = None
 ) -> None:
     """Start to serve the connection, and return at once. Takes ownership of the socket.
@@ -38,7 +38,7 @@ def serve(
     edge.pool.start_task(_start_client_connection(edge, sock, received, None, reported))
 
 
-def serve_tls(
+def start_serving_tls(
     edge: GatewayState, sock: socket.socket, context: ssl.SSLContext, reported: Peer | None = None
 ) -> None:
     """Start a TLS handshake, after which the connection is served, and return at once. Takes ownership of the socket.
@@ -55,15 +55,15 @@ def serve_tls(
     task.add_done_callback(lambda task: handshakes.pop(task, None))
 
 
-async def drain_clients(edge: GatewayState, seconds: float) -> None:
-    """End client connections: idle ones soon, others after their response, and the rest after `seconds`."""
+async def drain_clients(edge: GatewayState, grace_seconds: float) -> None:
+    """End client connections: idle ones soon, others after their response, and the rest after `grace_seconds`."""
     pool = edge.pool
     for client in list(pool.clients):
         client.drain()
-    if not await pool.wait_until_empty(seconds):
+    if not await pool.wait_until_no_clients(grace_seconds):
         for client in list(pool.clients):
             client.end_now()
-        await pool.wait_until_empty(CLOSING_SECONDS)
+        await pool.wait_until_no_clients(CLOSING_SECONDS)
     pool.close_idle_backend_connections()
 
 
@@ -149,7 +149,7 @@ class SharedSocketTransport(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._schedule_connection_lost(error)
+            self._force_close(error)
             return
         if data:
             self._protocol.data_received(data)
@@ -177,7 +177,7 @@ class SharedSocketTransport(asyncio.Transport):
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError as error:
-                self._schedule_connection_lost(error)
+                self._force_close(error)
                 return
             if sent == len(data):
                 return
@@ -198,13 +198,13 @@ class SharedSocketTransport(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._schedule_connection_lost(error)
+            self._force_close(error)
             return
         del self._unsent[:sent]
         if not self._unsent:
             self._loop.remove_writer(self._fd)
             if self._closing:
-                self._schedule_connection_lost(None)
+                self._force_close(None)
                 return
             if self._eof:
                 self._shut_down_writing()
@@ -216,7 +216,7 @@ class SharedSocketTransport(asyncio.Transport):
         try:
             self._connection.shutdown(socket.SHUT_WR)
         except OSError as error:
-            self._schedule_connection_lost(error)
+            self._force_close(error)
 
     # The end.
 
@@ -228,12 +228,12 @@ class SharedSocketTransport(asyncio.Transport):
             self._closing = True
             self._stop_reading()
             if not self._unsent:
-                self._schedule_connection_lost(None)
+                self._force_close(None)
 
     def abort(self) -> None:
-        self._schedule_connection_lost(None)
+        self._force_close(None)
 
-    def _schedule_connection_lost(self, error: Exception | None) -> None:
+    def _force_close(self, error: Exception | None) -> None:
         if self._over:
             return
         self._over = self._closing = True

@@ -110,7 +110,7 @@ class IdleTracker(Generic[Key, Item]):
         self._arm()
 
 
-class SocketAddress(NamedTuple):
+class AddressWithFamily(NamedTuple):
     """The family of a socket, and the argument of its connect()."""
 
     family: int
@@ -119,7 +119,7 @@ class SocketAddress(NamedTuple):
 
 class _ResolvedName:
     def __init__(self) -> None:
-        self.addresses: tuple[SocketAddress, ...] = ()
+        self.addresses: tuple[AddressWithFamily, ...] = ()
         self.due = 0.0
         self.problem = ""
         self.resolving: asyncio.Task[None] | None = None
@@ -142,7 +142,7 @@ class BackendAddresses:
             if name.resolving is not None:
                 name.resolving.cancel()
 
-    def get_or_start_resolving(self, endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
+    def get_or_start_resolving(self, endpoint: Endpoint) -> tuple[AddressWithFamily, ...] | None:
         """The addresses of the endpoint, or None for a name that was not resolved yet (see `wait`)."""
         if (literal := _literal(endpoint)) is not None:
             return literal
@@ -151,7 +151,7 @@ class BackendAddresses:
             name.resolving = self._loop.create_task(self._resolve(endpoint, name))
         return name.addresses or None
 
-    async def wait_for_addresses(self, endpoint: Endpoint) -> tuple[SocketAddress, ...]:
+    async def wait_for_addresses(self, endpoint: Endpoint) -> tuple[AddressWithFamily, ...]:
         """The addresses of the endpoint, after waiting until its name is resolved; empty if that fails."""
         known = self.get_or_start_resolving(endpoint)
         if known is not None:
@@ -165,7 +165,7 @@ class BackendAddresses:
         problem, seconds = "", FRESH_SECONDS
         try:
             found = await self._loop.getaddrinfo(endpoint.host, endpoint.port, type=self._kind)
-            name.addresses = tuple(SocketAddress(family, address) for family, _, _, _, address in found)
+            name.addresses = tuple(AddressWithFamily(family, address) for family, _, _, _, address in found)
         except (OSError, UnicodeError) as error:
             # The previous addresses stay in use: the failure of a name server takes no backend down.
             problem, seconds = str(error), _TRY_AGAIN_SECONDS
@@ -176,10 +176,10 @@ class BackendAddresses:
 
 
 @functools.lru_cache(256)
-def _literal(endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
+def _literal(endpoint: Endpoint) -> tuple[AddressWithFamily, ...] | None:
     """The endpoint's address if no name must be resolved; None if its host is a name, () if it has no address."""
     if endpoint.kind == "unix":
-        return (SocketAddress(socket.AF_UNIX, endpoint.path),)
+        return (AddressWithFamily(socket.AF_UNIX, endpoint.path),)
     if endpoint.kind != "tcp":
         return ()
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -187,5 +187,5 @@ def _literal(endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
             socket.inet_pton(family, endpoint.host)
         except OSError:
             continue
-        return (SocketAddress(family, (endpoint.host, endpoint.port)),)
+        return (AddressWithFamily(family, (endpoint.host, endpoint.port)),)
     return None

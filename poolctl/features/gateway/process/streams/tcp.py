@@ -19,7 +19,7 @@ from ..counts import CONNECT, RESET
 from ..descriptor_limit import is_exhausted
 from ..edge import GatewayState
 from ..proxy_header import MOST_BYTES, NoProxyHeader, read_proxy_header
-from .stream import BackendAddresses, IdleTracker, SocketAddress
+from .stream import AddressWithFamily, BackendAddresses, IdleTracker
 
 _BUFFER = bytearray(64 * 1024)
 _VIEW = memoryview(_BUFFER)
@@ -139,10 +139,10 @@ class TcpStream:
         self._closed = True
         self.update_accepting()
 
-    async def drain(self, seconds: float) -> None:
-        """Stop accepting, and wait until open connections have ended; the rest are reset after `seconds`."""
+    async def drain(self, grace_seconds: float) -> None:
+        """Stop accepting, and wait until open connections have ended; the rest are reset after `grace_seconds`."""
         self.stop_accepting_clients()
-        await self.open.wait_until_empty(seconds)
+        await self.open.wait_until_empty(grace_seconds)
         for connection in self.open:
             connection.reset()
         self.addresses.close()
@@ -234,7 +234,7 @@ class _StreamedConnection:
         self._reported = False
         self._peeked = 0
         self._tried: tuple[str, ...] = ()
-        self._addresses: list[SocketAddress] = []
+        self._addresses: list[AddressWithFamily] = []
         self._backend: socket.socket | None = None
         self._lease: Lease | None = None
         self._began = 0.0
@@ -336,7 +336,7 @@ class _StreamedConnection:
             lease.backend.key, client, self._stream.route.alias, tls=True
         )
 
-    def _start_connecting(self, place: SocketAddress) -> None:
+    def _start_connecting(self, place: AddressWithFamily) -> None:
         try:
             backend = socket.socket(place.family, _NOT_BLOCKING)
         except OSError as error:

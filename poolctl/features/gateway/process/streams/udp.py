@@ -46,7 +46,7 @@ class UdpStream:
         self.opened = self.evicted = self.failed = self.dropped = 0
         self.bytes_in = self.bytes_out = 0
         edge.stream_share.add_stream(self)
-        self._listeners = [_DatagramSocket(self, each) for each in listeners]
+        self._listeners = [_DatagramListener(self, each) for each in listeners]
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -67,10 +67,10 @@ class UdpStream:
         for listener in self._listeners:
             listener.close()
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, grace_seconds: float) -> None:
         """Stop reading datagrams of clients, and forward answers until the sessions are idle or the time has passed."""
         self.stop_accepting_clients()
-        await self.sessions.wait_until_empty(seconds)
+        await self.sessions.wait_until_empty(grace_seconds)
         for session in self.sessions:
             session.close()
         self.addresses.close()
@@ -88,7 +88,7 @@ class UdpStream:
             "bytes_out": self.bytes_out,
         }
 
-    def begin(self, key: _Key, listener: _DatagramSocket, tried: tuple[str, ...] = ()) -> _Session | None:
+    def begin(self, key: _Key, listener: _DatagramListener, tried: tuple[str, ...] = ()) -> _Session | None:
         """Start a session for the client; returns None if the datagram has to be dropped.
 
         `tried` has the keys of backends that are not to be used.
@@ -138,7 +138,7 @@ class UdpStream:
         self.sessions.oldest().close()
 
 
-class _DatagramSocket:
+class _DatagramListener:
     """A socket to which clients send their datagrams.
 
     If it is bound to all addresses of the machine, the kernel reports to which one a datagram was sent, and the
@@ -182,7 +182,7 @@ class _DatagramSocket:
         if session is None:
             session = stream.begin(key, self)
         tried: tuple[str, ...] = ()
-        while session is not None and not session.send(size):
+        while session is not None and not session.send_or_end(size):
             # An earlier datagram was refused, so this one was not sent: another backend gets it.
             tried += (session.lease.backend.key,)
             session = stream.begin(key, self, tried)
@@ -193,7 +193,7 @@ class _DatagramSocket:
 class _Session:
     """The session of a client: its address, and a socket that is connected to its backend."""
 
-    def __init__(self, key: _Key, listener: _DatagramSocket, sock: socket.socket, lease: Lease) -> None:
+    def __init__(self, key: _Key, listener: _DatagramListener, sock: socket.socket, lease: Lease) -> None:
         self.used = 0.0
         self.key = key
         self.client, local = key
@@ -209,7 +209,7 @@ class _Session:
         stream.edge.stream_share.add_session()
         stream.edge.loop.add_reader(sock.fileno(), self._read)
 
-    def send(self, size: int) -> bool:
+    def send_or_end(self, size: int) -> bool:
         """Send the datagram in the buffer to the backend; False if it is unreachable, which ends the session."""
         stream = self._listener.stream
         try:
