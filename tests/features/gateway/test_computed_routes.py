@@ -54,8 +54,8 @@ class Publisher:
     def changed(self) -> None:
         self.generations.append(self.published.generation)
 
-    async def end_kept(self, servers: frozenset[str], *, adopted: bool) -> None:
-        ended = self.adopted_ended if adopted else self.ended
+    async def end_kept(self, servers: frozenset[str], *, only_adopted: bool) -> None:
+        ended = self.adopted_ended if only_adopted else self.ended
         ended.append((set(servers), [passable(each) for each in self.published.routes.http]))
 
     async def compute(self, *names: str, route: str = "web", user: str = "root") -> None:
