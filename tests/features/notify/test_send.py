@@ -153,6 +153,12 @@ def test_error_is_reported_without_the_address_and_the_token(there: Receiver, tm
     assert "s3cret" not in str(messages)
 
 
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/hook", "http:///hook"])
+def test_address_needs_http_and_a_host(url: str) -> None:
+    problem = send(type="webhook", url_env="ODD", env={"ODD": url})
+    assert str(problem) == "its url is not an http or https address"
+
+
 def test_token_that_would_inject_a_header_is_not_sent(there: Receiver) -> None:
     problem = send(
         type="slack", url=there.url("/slack/hook"), token_env="TOKEN", env={"TOKEN": "s3cret\r\nX: y"}
