@@ -88,7 +88,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 
 def import_share_of_new_files(config: pytest.Config) -> None:
-    """In a tree where this Python has never run tests, import a share of the test files before those of others.
+    """Before the first run of a Python in a tree, import this process's share of the test files.
 
     pytest rewrites the assertions of each file that it imports, and stores the result for later runs. Processes that
     import all files in the same order would each rewrite all of them, which takes a process 12 seconds.

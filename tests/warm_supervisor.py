@@ -1,4 +1,4 @@
-"""The first processes of a pool, forked from a process that has imported what they import (see tests/warm_command.py).
+"""Forks the first processes of a pool from one that has done their imports already (see tests/warm_command.py).
 
 They are the supervisor, its reader, the logger, and the zygote of the default interpreter. Their imports are most of
 what the start of a pool costs. What a fork has in common with its parent is replaced as an exec would: descriptors,
@@ -44,12 +44,12 @@ def import_all() -> None:
     import poolctl.worker.zygote  # noqa: F401
     from poolctl.config import Surroundings
     from poolctl.feature import features
+    from poolctl.worker.imports import import_libraries
 
     for feature in features():
         if feature.supervisor:
             with contextlib.suppress(ImportError):  # a library of an extra, on a plain installation
                 feature.load(feature.supervisor)
-    from poolctl.worker.imports import import_libraries
 
     config_reader.ConfigRequestHandler().added(Surroundings(), {}, "/", {})
     import_libraries()
@@ -119,7 +119,7 @@ def _supervise() -> None:
     supervisor.main()
 
 
-def _fork_workers() -> None:
+def _run_zygote() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -130,7 +130,7 @@ def _fork_workers() -> None:
 # The main functions of forked processes, by the beginning of the command that would execute them.
 _FORKED = (
     (bootstrap.command(sys.executable, "supervisor"), _supervise),
-    (bootstrap.command(sys.executable, "worker", "zygote"), _fork_workers),
+    (bootstrap.command(sys.executable, "worker", "zygote"), _run_zygote),
     (bootstrap.command(sys.executable, "logs", isolated=True), logger_process.main),
 )
 

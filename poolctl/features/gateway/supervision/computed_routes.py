@@ -46,9 +46,9 @@ Source = Callable[[], tuple[Sequence[ServerConfig], Tables]]
 
 class EndKept(Protocol):
     def __call__(self, servers: frozenset[str], *, only_adopted: bool) -> Awaitable[None]:
-        """Return once the connections that workers of these servers keep have ended.
+        """End the connections that workers of these servers hold open; return when none is left.
 
-        With `only_adopted`, only those of workers that an earlier supervisor has started.
+        With `only_adopted`, workers that this supervisor has started keep theirs.
         """
 
 

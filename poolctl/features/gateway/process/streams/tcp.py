@@ -356,7 +356,7 @@ class _StreamedConnection:
             self._start_copying_or_discard(status)
 
     def _finish_connecting(self, error_number: int | None = None) -> None:
-        """Handle the end of a connection attempt. If `error_number` is None, read it from the socket."""
+        """Handle the result of a connection attempt, which is read from the socket if `error_number` is None."""
         assert self._backend is not None
         self._stop_waiting()
         self._start_copying_or_discard(
