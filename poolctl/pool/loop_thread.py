@@ -12,6 +12,7 @@ import atexit
 import concurrent.futures
 import contextlib
 import contextvars
+import functools
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -64,22 +65,42 @@ class LoopThread:
         close_matcher()
 
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
-        """Schedule `work` on the loop; returns its future, which can cancel it. The caller must hold LOCK."""
-        self._holds += 1  # released when the work is done
-        # In an empty context, because the work may outlast its caller.
-        return contextvars.Context().run(asyncio.run_coroutine_threadsafe, self._perform(work), self.loop)
+        """Schedule `work` on the loop; returns its future, which can cancel it. The caller must hold LOCK.
 
-    async def _perform(self, work: Coroutine[None, None, T]) -> T:
-        task = asyncio.current_task()
-        assert task is not None
+        Work that is cancelled before the loop has taken it up does not begin.
+        """
+        self._holds += 1  # released when the work is done
+        result: concurrent.futures.Future[T] = concurrent.futures.Future()
+        # In an empty context, because the work may outlast its caller.
+        self.loop.call_soon_threadsafe(self._begin, work, result, context=contextvars.Context())
+        return result
+
+    def _begin(self, work: Coroutine[None, None, T], result: concurrent.futures.Future[T]) -> None:
+        task = self.loop.create_task(work)
         self._tasks.add(task)
-        try:
-            await asyncio.sleep(0)  # work that is cancelled before it has begun does not begin
-            return await work
-        finally:
-            work.close()
-            self._tasks.discard(task)
-            self._release()
+        # Not in a `finally` of the work, which does not run if the task is cancelled before its first step.
+        task.add_done_callback(functools.partial(self._end, result))
+
+        def cancel(result: concurrent.futures.Future[T]) -> None:
+            if result.cancelled():
+                self.loop.call_soon_threadsafe(task.cancel)
+
+        if result.cancelled():
+            task.cancel()
+        else:
+            result.add_done_callback(cancel)
+
+    def _end(self, result: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+        self._tasks.discard(task)
+        self._release()
+        if task.cancelled():
+            result.cancel()
+        if not result.set_running_or_notify_cancel():
+            return
+        if error := task.exception():
+            result.set_exception(error)
+        else:
+            result.set_result(task.result())
 
     def hold(self) -> None:
         """Keep the loop thread alive until the matching `release`, for a running server or a runner in use."""

@@ -201,7 +201,8 @@ class ConnectionsAwaitingProtocol:
         try:
             self._await(work, expected)
         except Exception:
-            close_promptly(sock.detach())
+            if sock.fileno() != -1:  # from Python 3.14 on, asyncio has closed it
+                close_promptly(sock.detach())
             self._end(expected)
 
     def _await(self, work: _Work, expected: asyncio.Protocol | None) -> None:
