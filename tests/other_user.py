@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # `env`, because the program that setpriv executes itself is still found and opened with root's rights.
 AS_OTHER_USER = "setpriv --reuid=54321 --regid=54321 --clear-groups -- env"
-SYSTEM_PYTHONS = [f"/usr/bin/python3{minor}" for minor in ("", ".13", ".12", ".11")] + [
+SYSTEM_PYTHONS = [f"/usr/bin/python3{minor}" for minor in ("", ".14", ".13", ".12", ".11")] + [
     "/usr/local/bin/python3"
 ]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.programs import program
 from tests.real_pool import RealPool
 
 
@@ -174,5 +175,6 @@ def test_run_does_not_run_the_command_when_a_server_fails(pool: RealPool) -> Non
 
 @pytest.mark.slow
 def test_run_takes_a_selector(pool: RealPool) -> None:
-    script = f"! curl -s http://127.0.0.1:{pool.ports['b']} && curl -s http://127.0.0.1:{pool.ports['a']}"
+    curl = f"{program('curl')} -s http://127.0.0.1"
+    script = f"! {curl}:{pool.ports['b']} && {curl}:{pool.ports['a']}"
     assert pool.ok("run", "a", "--", "bash", "-c", script).stdout == f"hello from {pool.ports['a']}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.programs import program
 from tests.real_pool import RealPool
 
 
@@ -23,6 +24,8 @@ def reader(real_pool: RealPool, free_port: Any) -> Any:
         return re.sub(r"(?<=:)[89]0\d\d\b", lambda m: ports.setdefault(m[0], str(free_port())), text)
 
     def run(text: str, *argv: str) -> str:
+        if "curl" in text:
+            program("curl")
         env = real_pool.env | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(
             argv or ["bash", "-euo", "pipefail"], input=with_free_ports(text),

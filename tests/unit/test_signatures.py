@@ -36,9 +36,11 @@ def test_values_that_only_the_pool_sets_are_not_in_it() -> None:
 
 
 def test_help_shows_fields_and_their_defaults() -> None:
-    text = " ".join(pydoc.plain(pydoc.render_doc(ServerConfig)).split())  # from Python 3.13 on a line each
-    assert "*, name: 'Name', bind: 'str' = ''," in text
-    assert "factory: 'Truth' = False" in text
+    text = pydoc.plain(pydoc.render_doc(ServerConfig))
+    # Pythons differ in quotes and lines.
+    words = " ".join(text.replace("'", "").replace("|", "").split())
+    assert "*, name: Name, bind: str = ," in words
+    assert "factory: Truth = False" in words
 
 
 def test_type_of_a_reload_is_what_a_reload_returns() -> None:

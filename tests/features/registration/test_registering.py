@@ -17,12 +17,13 @@ from tests.features.gateway.conftest import GatewayPool
 from tests.features.gateway.test_gateway_manager import backend
 from tests.http_get import get
 from tests.ports import claim_port
+from tests.programs import program
 
 
 def curl(socket: str, verb: str, **options: object) -> Any:
     """The answer to a request as docs/gateway.md has it."""
     body = json.dumps({"options": options})
-    command = ["curl", "-sS", "--unix-socket", socket, "-d", body, f"http://pool/v1/{verb}"]
+    command = [program("curl"), "-sS", "--unix-socket", socket, "-d", body, f"http://pool/v1/{verb}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return json.loads(done.stdout)["result"]
 
@@ -166,8 +167,8 @@ def test_service_elsewhere_registers_over_tls_with_its_token_and_is_recorded(gat
 
     def ask(verb: str, token: str, **options: object) -> tuple[int, Any]:
         command = [
-            "curl", "-sS", "--cacert", str(cert), "-H", f"Authorization: Bearer {token}", "-w", "\n%{http_code}",
-            "-d", json.dumps({"options": options}), f"https://localhost:{port}/v1/{verb}",
+            program("curl"), "-sS", "--cacert", str(cert), "-H", f"Authorization: Bearer {token}",
+            "-w", "\n%{http_code}", "-d", json.dumps({"options": options}), f"https://localhost:{port}/v1/{verb}",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         body, _, status = done.stdout.rpartition("\n")
@@ -203,9 +204,8 @@ def test_service_elsewhere_registers_over_tls_with_its_token_and_is_recorded(gat
     # Without the table nothing listens there.
     pool.write("pool.toml", text.replace(table, ""))
     pool.ok("reload")
-    gateway.until(
-        lambda: subprocess.run(["curl", "-sk", f"https://localhost:{port}/"], check=False).returncode == 7
-    )
+    connect = [program("curl"), "-sk", f"https://localhost:{port}/"]
+    gateway.until(lambda: subprocess.run(connect, check=False).returncode == 7)
 
 
 ENVIRONMENT_APP = """
