@@ -26,7 +26,6 @@ _PR_SET_CHILD_SUBREAPER = 36
 _SIGEV_SIGNAL = 0
 _SIGEVENT_BYTES = 64
 _PIDFD_GETFD = 438  # the same on every architecture
-_SPLICE_F_NONBLOCK = 2
 _CPU_CLOCK = 2  # CPUCLOCK_SCHED, below the inverted pid: the time of all threads
 _LAST_BYTES = 4096
 _LINE_CHARACTERS = 200
@@ -420,16 +419,6 @@ def _write_quietly(path: str, content: bytes) -> None:
         pass
 
 
-def tee(source: int, target: int, length: int) -> int:
-    """Copy up to `length` bytes of one pipe into another, without consuming them; returns their number (tee(2)).
-
-    Returns 0 at the source's end. Raises OSError; BlockingIOError if the source is empty or the target is full.
-    """
-    import ctypes
-
-    return checked(c_library().tee(source, target, ctypes.c_size_t(length), _SPLICE_F_NONBLOCK))
-
-
 def checked(result: int) -> int:
     """The result of a C library function. Raises OSError with its errno if the result is negative."""
     if result < 0:
@@ -445,6 +434,4 @@ def c_library() -> Any:
     """The C library's functions (ctypes); `checked` turns their results into exceptions."""
     import ctypes
 
-    library = ctypes.CDLL(None, use_errno=True)
-    library.tee.restype = ctypes.c_ssize_t
-    return library
+    return ctypes.CDLL(None, use_errno=True)

@@ -2,12 +2,12 @@
 
 Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object whose `t` names the order:
 
-- `underway`, with a file in memory and both ends of a pipe: the logger records its move in progress there, so that
-  its successor neither loses nor repeats a line (see WriteAheadNote). Sent before any other order.
-- `add`, with the read end of a pipe: read it from now on. `id` names the stream; `name` and `pid` identify the server's
-  process; `path` is the file. Optional: `format` ("text" or "json"), `max_size` in bytes, `keep`, `max_age` in seconds;
-  0 means no limit. For a known `id` with the same pipe and path only the limits and the pid change; otherwise the new
-  stream replaces the old one.
+- `underway`, with a file in memory: the logger records its move in progress there, so that its successor neither loses
+  nor repeats a line (see WriteAheadNote). Sent before any other order.
+- `add`, with the read end of a pipe and a file in memory for its output (see OutputSpool): read it from now on. `id`
+  names the stream; `name` and `pid` identify the server's process; `path` is the file. Optional: `format` ("text" or
+  "json"), `max_size` in bytes, `keep`, `max_age` in seconds; 0 means no limit. For a known `id` with the same pipe and
+  path only the limits and the pid change; otherwise the new stream replaces the old one.
 - `reopen`: close every file, so that the next line opens it by its path again (after logrotate).
 - `sync`: answer `synced`, with the same `token`, once the current content of all pipes has been stored.
 - `ping`: answer `pong` with the logger's pid.
@@ -20,16 +20,15 @@ The logger sends these reports:
 - `error` with `message`: an order that could not be carried out.
 
 When descriptor 3 is closed, no supervisor or keeper is left to start a new logger. This one then continues until every
-pipe has ended, or a new pool takes over the pipes (see PipeHandover). It can be killed at any time: pipes are read
-without consuming their content, and each move is recorded, so that no line is lost or repeated. The keeper also holds
-the read ends.
+pipe has ended, or a new pool takes over the pipes (see PipeHandover). It can be killed at any time: output is moved
+from the pipe into the file in memory, and from there, recorded, into the log file, so that no line is lost or repeated.
+The keeper also holds the read ends and the files in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import select
@@ -39,10 +38,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from zlib import crc32
+from typing import NamedTuple
 
 from poolctl.keeper import pool_files, rendezvous, wire
-from poolctl.platform import name_process, raise_descriptor_limit, readable_bytes, tee
+from poolctl.platform import memory_file, name_process, raise_descriptor_limit
 
 from .log_file import LogFile
 from .log_line import as_json, stamp, with_timestamp_prefix
@@ -54,200 +53,138 @@ _SHORTEST_AGE_CHECK_SECONDS, _LONGEST_AGE_CHECK_SECONDS = 0.05, 3600.0
 # Maximum bytes per read of one pipe, so that a server that floods its output does not starve the others. Longer lines
 # are split, which bounds memory.
 MOST_BYTES = 64 * 1024
-# A pipe of this size always holds a full read (see max_line_bytes).
-_LARGE_BYTES = 4 * MOST_BYTES
+# Errors of splice(2) in a sandbox that does not allow it.
 _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 _NOTE_BYTES = 1024
 
 
-class PeekingPipeReader:
-    """Reads pipes without consuming their content, through an internal pipe (tee(2)); not thread-safe.
+class OutputSpool:
+    """A server's output that has left its pipe `fd`, and is not in the log file yet: at most 64 KiB, in `memory_file`.
 
-    In a sandbox without tee(2), the pipes are read normally, and bytes not yet taken are kept in memory.
+    The pipe is always emptied, because the kernel reports output of a write(2) in progress only if the pipe was empty.
+    The supervisor and the keeper hold the memory file too, so that the next logger continues where a killed one was.
     """
 
-    def __init__(self) -> None:
-        self._out, self._in = os.pipe()
-        os.set_blocking(self._out, False)
-        self._dev_null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        self._blind = False
-        self._read: dict[int, bytes] = {}
+    def __init__(self, fd: int, memory_file: int) -> None:
+        self.fd = fd
+        self.memory_file = memory_file
 
-    def peek(self, fd: int) -> bytes:
-        """The pipe's content, at most 64 KiB; empty at end of file. Raises BlockingIOError when the pipe is empty."""
-        if not self._blind:
-            try:
-                length = tee(fd, self._in, MOST_BYTES)
-                return os.read(self._out, length) if length else b""
-            except OSError as error:
-                if error.errno not in _NOT_ALLOWED:
-                    raise
-                self._blind = True
-        return self._peek_by_reading(fd)
+    def fill(self) -> int:
+        """Move the pipe's content into the memory file, as much as fits; returns the number of bytes, 0 at end of file.
 
-    def consume(self, fd: int, length: int, to: int = -1) -> None:
-        """Remove `length` bytes from the pipe: move what fits into the pipe `to`, if it is given; drop the rest."""
-        if self._blind:
-            self._read[fd] = self._read[fd][length:]
-            return
-        if to >= 0 and length > 0:
-            with contextlib.suppress(BlockingIOError):
-                length -= os.splice(fd, to, length)
-        while length > 0:
-            length -= os.splice(fd, self._dev_null, length)
+        Raises BlockingIOError when the pipe is empty. There must be room in the memory file.
+        """
+        size = os.fstat(self.memory_file).st_size
+        try:
+            # A single call, so that a logger that is killed meanwhile loses nothing.
+            return os.splice(
+                self.fd,
+                self.memory_file,
+                MOST_BYTES - size,
+                offset_dst=size,
+                flags=os.SPLICE_F_NONBLOCK,
+            )
+        except OSError as error:
+            if error.errno not in _NOT_ALLOWED:
+                raise
+        return os.pwrite(self.memory_file, os.read(self.fd, MOST_BYTES - size), size)
 
-    def enlarge(self, fd: int) -> bool:
-        """Enlarge the pipe so that it always holds 64 KiB; returns whether that was allowed."""
-        return not self._blind and _resize(self._in, _LARGE_BYTES) and _resize(fd, _LARGE_BYTES)
+    def content(self) -> bytes:
+        """The bytes in the memory file."""
+        return os.pread(self.memory_file, MOST_BYTES, 0)
 
-    def restore(self, fd: int) -> None:
-        """Shrink the pipe to the default, 64 KiB, if its content fits: the total size of a user's pipes is limited."""
-        _resize(fd, MOST_BYTES)
-
-    def forget(self, fd: int) -> None:
-        """Drop the bytes in memory that were read from a pipe, because it is closed."""
-        self._read.pop(fd, None)
+    def replace(self, rest: bytes) -> None:
+        """Replace the bytes in the memory file by `rest`. An interrupted call leaves only a part of `rest`."""
+        os.ftruncate(self.memory_file, 0)
+        os.pwrite(self.memory_file, rest, 0)
 
     def close(self) -> None:
-        """Close the reader's own descriptors."""
-        for fd in (self._out, self._in, self._dev_null):
-            os.close(fd)
-
-    def _peek_by_reading(self, fd: int) -> bytes:
-        kept = self._read.get(fd, b"")
-        try:
-            kept += os.read(fd, MOST_BYTES)
-        except BlockingIOError:
-            if not kept:
-                raise
-        self._read[fd] = kept
-        return kept
+        """Close the read end of the pipe, and the memory file."""
+        os.close(self.fd)
+        os.close(self.memory_file)
 
 
-def _resize(fd: int, size_bytes: int) -> bool:
-    try:
-        return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size_bytes) >= size_bytes
-    except OSError:  # larger than the user's limit, or smaller than the content
-        return False
+class NotedMove(NamedTuple):
+    """The move of lines from a stream's spool into its log file.
 
-
-def max_line_bytes(fd: int) -> int:
-    """Return the size in bytes up to which a line always fits into the pipe `fd`; 0 if `fd` is not a pipe.
-
-    The writer of a longer line may block.
-    """
-    # Half of the pipe's space may be unused, because a write that does not fit into the rest of a page starts a new one
-    # (pipe(7)). The first page may be nearly empty, too.
-    try:
-        return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) // 4
-    except OSError:
-        return 0
-
-
-class PipeToLogRecord:
-    """The record of a move of lines from a server's pipe into its log file.
-
-    `id` is the stream, `when` the timestamp of the lines, `length` their number of bytes, `checksum` their CRC. `taken`
-    is the number of bytes that are known to have left the pipe.
+    `id` is the stream, `when` the timestamp of the lines, `length` their number of bytes. `rest` is the incomplete line
+    after them, which stays in the spool.
     """
 
-    __slots__ = ("checksum", "id", "length", "taken", "when")
-
-    def __init__(self, id: str, when: str, length: int, checksum: int) -> None:
-        self.id = id
-        self.when = when
-        self.length = length
-        self.checksum = checksum
-        self.taken = 0
-
-    def matches(self, data: bytes) -> bool:
-        """Return whether `data`, the content of the server's pipe, still begins with the recorded lines."""
-        return len(data) >= self.length and crc32(data[: self.length]) == self.checksum
+    id: str
+    when: str
+    length: int
+    rest: bytes
 
 
 class WriteAheadNote:
-    """A note of the lines that a logger is moving from a server's pipe into a log file, kept for the next logger.
+    """A note of the lines that a logger is moving from a spool into a log file, kept for the next logger.
 
-    The note is in a memory file; without the file, nothing is noted. Once the lines are in the log file, one splice(2)
-    moves them from the server's pipe into a second pipe. If the logger is killed, the next logger counts the bytes in
-    the second pipe: so many have left the server's pipe. `sink` is the write end of the second pipe, or -1 if there is
-    no second pipe.
+    The note is in a memory file; without the file, nothing is noted.
     """
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
-        self._fd = self._taken = self.sink = -1
-        self._left: PipeToLogRecord | None = None
+        self._fd = -1
+        self._left: NotedMove | None = None
         self.use(fds)
 
     def use(self, fds: Sequence[int]) -> None:
-        """Close the current descriptors and use `fds`: a memory file for this note, and a pipe for stored lines.
-
-        The pipe's read end comes first. A supervisor of another version may pass only the memory file, or nothing.
-        """
+        """Close the current memory file and use `fds[0]`; a supervisor of an earlier version also passes a pipe."""
         self.close()
-        self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
-        self._left = self._read()
+        if fds:
+            self._fd, *unused = fds
+            for fd in unused:
+                os.close(fd)
+            self._left = self._read()
 
-    def unfinished_move(self, id: str) -> PipeToLogRecord | None:
-        """Return the record if a killed logger was moving lines of stream `id` into the log file; otherwise None."""
+    def unfinished_move(self, id: str) -> NotedMove | None:
+        """Return the move if a killed logger was moving lines of stream `id` into the log file; otherwise None."""
         return self._left if self._left is not None and self._left.id == id else None
 
-    def _read(self) -> PipeToLogRecord | None:
-        if self._fd < 0:
-            return None
-        text = os.pread(self._fd, _NOTE_BYTES, 0).partition(b"\n")[0].strip(b"\0")
+    def _read(self) -> NotedMove | None:
+        text = os.pread(self._fd, _NOTE_BYTES, 0).partition(b"\n")[0]
         try:
-            noted = PipeToLogRecord(*json.loads(text))
-        except (ValueError, TypeError):
+            noted = json.loads(text)
+            rest = os.pread(self._fd, noted["rest"], _NOTE_BYTES)
+            return NotedMove(noted["id"], noted["when"], noted["length"], rest)
+        except (ValueError, TypeError, KeyError):  # nothing, or a note of an earlier version
             return None
-        noted.taken = readable_bytes(self._taken) if self._taken >= 0 else 0
-        return noted
 
-    def begin(self, id: str, when: str, data: bytes) -> None:
-        """Record that the lines `data` of stream `id` are now moved into the log file, with the timestamp `when`."""
+    def begin(self, move: NotedMove) -> None:
+        """Record that the lines of this move are now stored in the log file."""
         if self._fd >= 0:
-            self._empty_sink_pipe()
-            os.pwrite(self._fd, json.dumps((id, when, len(data), crc32(data))).encode() + b"\n", 0)
+            os.pwrite(self._fd, move.rest, _NOTE_BYTES)
+            noted = {**move._asdict(), "rest": len(move.rest)}
+            os.pwrite(self._fd, json.dumps(noted).encode() + b"\n", 0)
 
     def end(self) -> None:
-        """Clear this note, after the lines recorded in it have been removed from the server's pipe."""
+        """Clear this note, after the lines recorded in it have been removed from the spool."""
         self._left = None
         if self._fd >= 0:
             os.pwrite(self._fd, b"\n", 0)
 
-    def _empty_sink_pipe(self) -> None:
-        # Only now: while a move is recorded, the bytes in this pipe prove that they have left the server's pipe.
-        while self._taken >= 0 and (length := readable_bytes(self._taken)):
-            os.read(self._taken, length)
-
     def close(self) -> None:
-        """Close the file and the pipe."""
-        for fd in (self._fd, self._taken, self.sink):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._taken = self.sink = -1
+        """Close the memory file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
 
 class OutputStream:
-    """Moves output from the pipe `fd` into `file` in whole lines; an incomplete line stays in the pipe.
+    """Moves output from a pipe through `spool` into `file` in whole lines; an incomplete line stays in the spool.
 
-    `dropped_bytes` counts output that could not be stored; `id` identifies the stream to the supervisor. The caller
-    sets `ended` when no writer is left.
+    `dropped_bytes` counts output that could not be stored; `id` identifies the stream to the supervisor.
     """
 
     def __init__(
-        self, order: wire.Message, fd: int, file: LogFile, pipes: PeekingPipeReader, underway: WriteAheadNote
+        self, order: wire.Message, spool: OutputSpool, file: LogFile, underway: WriteAheadNote
     ) -> None:
         self.id, self.pid = str(order["id"]), int(order["pid"])
-        self.fd = fd
+        self.spool = spool
         self.file = file
         self.order = order
         self.dropped_bytes = 0
-        self.ended = False
         self._name, self._format = str(order["name"]), order.get("format")
-        self._measure()
-        self._partial = b""
-        self._pipes = pipes
         self._underway = underway
 
     def __repr__(self) -> str:
@@ -256,89 +193,51 @@ class OutputStream:
     def pump(self, now: float) -> int:
         """Move as much as one read returns; returns the number of bytes, 0 at end of file.
 
-        Raises BlockingIOError when the pipe is empty or holds only an incomplete line.
+        Raises BlockingIOError when the pipe is empty.
         """
-        data = self._pipes.peek(self.fd)
-        if not data:
-            return 0
-        end = data.rfind(b"\n") + 1
-        if not end and not self.ended and len(data) < MOST_BYTES:
-            if len(data) < self._longest or self._enlarge():
-                raise BlockingIOError
-            self._buffer_partial_line(data, now)
-        else:
-            self._move(data[: end or len(data)], now)
-        return end or len(data)
+        moved = self.spool.fill()
+        self._store_whole_lines(now)
+        return moved
 
-    def recover(self) -> None:
-        """If a previous logger was killed while it moved lines of this stream into the file, complete that move."""
+    def recover(self, now: float) -> None:
+        """Complete what a previous logger, which was killed, had begun to do with output of this stream."""
         move = self._underway.unfinished_move(self.id)
-        if move is None:
-            return
-        try:
-            data = self._pipes.peek(self.fd)
-        except BlockingIOError:
-            data = b""
-        if move.taken:
-            # The file already has the lines, nearly always completely.
-            self._pipes.consume(self.fd, min(move.length - move.taken, len(data)))
-        elif move.matches(data):
-            block = self._format_lines(_with_line_break(data[: move.length]), move.when)
-            rest = block[self.file.cut_file_to_stored_lines(block) :]
-            if rest:
-                self.dropped_bytes += len(rest) - self.file.append_and_count_written(rest)
-            self._pipes.consume(self.fd, move.length, self._underway.sink)
+        if move is not None:
+            content = self.spool.content()
+            # Otherwise they have been stored, and were being removed from the spool.
+            if len(content) == move.length + len(move.rest):
+                self._store_missing_lines(content[: move.length], move.when)
+            self._finish(move)
+        self._store_whole_lines(now)
+
+    def store_incomplete_line(self, now: float) -> None:
+        """Store the incomplete last line, if any, with a line break."""
+        if content := self.spool.content():
+            self._move(content, b"", now)
+
+    def _store_whole_lines(self, now: float) -> None:
+        content = self.spool.content()
+        end = content.rfind(b"\n") + 1
+        if not end and len(content) == MOST_BYTES:
+            end = MOST_BYTES
+        if end:
+            self._move(content[:end], content[end:], now)
+
+    def _move(self, lines: bytes, rest: bytes, now: float) -> None:
+        move = NotedMove(self.id, stamp(now), len(lines), rest)
+        self._underway.begin(move)
+        self._store(_with_line_break(lines), move.when)
+        self._finish(move)
+
+    def _finish(self, move: NotedMove) -> None:
+        self.spool.replace(move.rest)
         self._underway.end()
 
-    def store_rest(self, now: float) -> None:
-        """Store the remaining output, including an incomplete last line. No other process must be reading the pipe."""
-        self.ended = True
-        try:
-            for _ in range(2):  # complete lines first, then the rest
-                self.pump(now)
-        except OSError:
-            pass
-        self.complete_cut_line(now)
-
-    def complete_cut_line(self, now: float) -> None:
-        """Store, with a line break, the part of an overlong line that was already taken out of the pipe, if any."""
-        if self._partial:
-            self._store(self._partial + b"\n", stamp(now))
-            self._partial = b""
-
-    def _move(self, lines: bytes, now: float) -> None:
-        when = stamp(now)
-        self._underway.begin(self.id, when, lines)
-        self._store(_with_line_break(self._partial + lines), when)
-        self._partial = b""
-        self._pipes.consume(self.fd, len(lines), self._underway.sink)
-        self._underway.end()
-        if self._enlarged:
-            self._pipes.restore(self.fd)
-            self._measure()
-
-    def _measure(self) -> None:
-        self._longest = max_line_bytes(self.fd)
-        self._enlarged = self._longest >= MOST_BYTES
-
-    def _enlarge(self) -> bool:
-        """Enlarge the pipe so that the rest of a long line fits; returns whether there is more space than before."""
-        if self._enlarged or self._partial or not self._pipes.enlarge(self.fd):
-            return False
-        self._measure()
-        return self._enlarged
-
-    def _buffer_partial_line(self, data: bytes, now: float) -> None:
-        """Move an incomplete line into memory, because the pipe has no room for the rest and cannot be enlarged."""
-        self._pipes.consume(self.fd, len(data))
-        self._partial += data
-        if len(self._partial) >= MOST_BYTES:
-            self.complete_cut_line(now)
-
-    def close_pipe(self) -> None:
-        """Close the read end of the pipe; the file stays open."""
-        self._pipes.forget(self.fd)
-        os.close(self.fd)
+    def _store_missing_lines(self, lines: bytes, when: str) -> None:
+        block = self._format_lines(_with_line_break(lines), when)
+        rest = block[self.file.cut_file_to_stored_lines(block) :]
+        if rest:
+            self.dropped_bytes += len(rest) - self.file.append_and_count_written(rest)
 
     def _store(self, lines: bytes, when: str) -> None:
         if self.file.lost_bytes and not self._append_and_count_lost_bytes(self._lost_output_line(), when):
@@ -390,8 +289,6 @@ class OutputLogger:
         self._report_at = 0.0
         self._streams_with_loss: set[OutputStream] = set()
         self._age_at: float | None = None  # when to check for files old enough to rotate
-        self._readable_streams: dict[OutputStream, None] = {}  # streams that may have more output, in turn
-        self._pipes = PeekingPipeReader()
         self._underway = WriteAheadNote()
         self._open = True
         self._end_ordered = False
@@ -403,7 +300,7 @@ class OutputLogger:
         """Run until the order `end`, or until the socket and all pipes are closed; then store the remaining output."""
         while (self._open or self._streams) and not self._end_ordered:
             # Orders first: output written after an order must not be moved before the order is carried out.
-            for fd, event in sorted(
+            for fd, _ in sorted(
                 self._epoll.poll(self._timeout()), key=lambda event: event[0] != self._control.fileno()
             ):
                 if fd == self._control.fileno():
@@ -414,11 +311,7 @@ class OutputLogger:
                 elif self._handover is not None and self._handover.has(fd):
                     self._end_ordered = self._handover.serve(fd, list(self._streams.values()))
                 elif fd in self._streams:
-                    self._streams[fd].ended = bool(event & select.EPOLLHUP)
-                    self._readable_streams[self._streams[fd]] = None
-            for stream in list(self._readable_streams):
-                if not self._pump_and_may_have_more(stream):
-                    self._readable_streams.pop(stream, None)
+                    self._pump_and_may_have_more(self._streams[fd])
             self._rotate_old()
             self._report_dropped_if_due()
             self._send_reports()
@@ -431,7 +324,6 @@ class OutputLogger:
             self._handover.stop_listening()
         self._epoll.close()
         self._control.close()
-        self._pipes.close()
         self._underway.close()
 
     def _listen_for_takeover(self) -> None:
@@ -441,8 +333,6 @@ class OutputLogger:
                 self._handover = PipeHandover(self._directory, self._epoll)
 
     def _timeout(self) -> float:
-        if self._readable_streams:
-            return 0.0
         times = [] if self._age_at is None else [self._age_at]
         times += [self._report_at] if self._streams_with_loss else []
         return max(0.0, min(times) - time.monotonic()) if times else -1
@@ -503,32 +393,33 @@ class OutputLogger:
     def _add(self, order: wire.Message, fds: list[int]) -> None:
         """Carry out an order `add`: update the stream that has the same `id`, pipe and file, or add a new one.
 
-        The pipe is `fds[0]`. Adding a stream removes the pipe from `fds`. The caller closes what is left in `fds`.
+        The pipe is `fds[0]`. Adding a stream removes its descriptors from `fds`. The caller closes what is left there.
         """
         fd, path = fds[0], str(order["path"])
         max_size, keep = int(order.get("max_size") or 0), int(order.get("keep") or 0)
         max_age = float(order.get("max_age") or 0)
         file = self._files.get(path) or LogFile(path)
-        stream = OutputStream(order, fd, file, self._pipes, self._underway)
+        if len(fds) < 2:  # from a supervisor of an earlier version
+            fds.append(memory_file("poolctl-output", b""))
+        stream = OutputStream(order, OutputSpool(fd, fds[1]), file, self._underway)
         # Nothing has changed so far: an invalid order has raised an error above.
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         if max_age:
             self._age_at = time.monotonic()
         known = self._by_id.get(stream.id)
         if known is not None:
-            if os.path.sameopenfile(known.fd, fd) and known.file is file:
+            if os.path.sameopenfile(known.spool.fd, fd) and known.file is file:
                 known.pid, known.order = stream.pid, order
                 return
             self._pump_backlog(known)
             self._end(known)
         os.set_blocking(fd, False)
-        # Edge-triggered: only new bytes are reported, not an incomplete line that stays in the pipe.
-        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
-        fds.remove(fd)
+        self._epoll.register(fd, select.EPOLLIN)
+        del fds[:2]
         self._files[path] = file
         file.users += 1
         self._streams[fd] = self._by_id[stream.id] = stream
-        stream.recover()
+        stream.recover(time.time())
 
     def _pump_and_may_have_more(self, stream: OutputStream) -> bool:
         """Move as much output as one read returns; returns whether there may be more."""
@@ -546,24 +437,21 @@ class OutputLogger:
         return moved > 0
 
     def _pump_backlog(self, stream: OutputStream) -> None:
-        """Move lines until the pipe has no more, but at most _SYNC_BYTES, because the server may continue writing."""
+        """Move output until the pipe is empty, but at most _SYNC_BYTES, because the server may continue writing."""
         for _ in range(_SYNC_BYTES // MOST_BYTES):
             if not self._pump_and_may_have_more(stream):
                 return
 
     def _end(self, stream: OutputStream, *, taken: bool = False) -> None:
-        if self._streams.pop(stream.fd, None) is None:
+        if self._streams.pop(stream.spool.fd, None) is None:
             return
         del self._by_id[stream.id]
-        self._readable_streams.pop(stream, None)
-        if taken:
-            stream.complete_cut_line(time.time())
-        else:
-            stream.store_rest(time.time())
+        if not taken:
+            stream.store_incomplete_line(time.time())
         self._queue_loss_report(stream)
         self._streams_with_loss.discard(stream)
-        self._epoll.unregister(stream.fd)
-        stream.close_pipe()
+        self._epoll.unregister(stream.spool.fd)
+        stream.spool.close()
         stream.file.users -= 1
         if not stream.file.users:
             stream.file.close()
@@ -602,7 +490,7 @@ class OutputLogger:
 class PipeHandover:
     """The listener through which a logger without supervisor and keeper hands over its streams to a new pool.
 
-    Each client gets all streams with their pipes, then the message `over`. A client that answers with the message
+    Each client gets all streams with their descriptors, then the message `over`. A client that answers with the message
     `taken` owns the streams from then on. Then the attribute `taken` becomes true, and the logger exits.
     """
 
@@ -632,7 +520,7 @@ class PipeHandover:
         connection.settimeout(1.0)
         try:
             for stream in streams:
-                wire.send(connection, stream.order, [stream.fd])
+                wire.send(connection, stream.order, [stream.spool.fd, stream.spool.memory_file])
             wire.send(connection, {"t": "over"})
         except (OSError, wire.WireError):
             connection.close()

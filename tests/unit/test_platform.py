@@ -228,20 +228,6 @@ def test_credentials_are_those_of_the_peer_and_of_a_messages_sender() -> None:
     assert linux.sender_credentials([(socket.SOL_SOCKET, 99, b"x" * 12)]) is None
 
 
-def test_tee_copies_a_pipe_without_consuming_it() -> None:
-    source, writes = os.pipe()
-    copied, target = os.pipe()
-    os.write(writes, b"line\n")
-    assert linux.tee(source, target, 100) == 5
-    assert os.read(copied, 100) == os.read(source, 100) == b"line\n"
-    with pytest.raises(BlockingIOError):
-        linux.tee(source, target, 100)
-    os.close(writes)
-    assert linux.tee(source, target, 100) == 0
-    for fd in (source, copied, target):
-        os.close(fd)
-
-
 def test_connection_whose_other_end_is_shut_has_left() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

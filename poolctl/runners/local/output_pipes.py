@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import itertools
 import os
 import socket
@@ -18,23 +17,38 @@ from poolctl.keeper import fd_store, wire
 from poolctl.logs.internal_log import InternalLogRotator
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
+from poolctl.platform import memory_file
 
 from ..process_link import Descriptor, Link, LinkHandler, LinkLost, ProcessWatchdog, spawn
 from ..runner_protocol import LogReopenCapability, RunnerEventHandler
 
 _RETRY_SECONDS = 0.2
 _APPEND_SECONDS = 1.0
-_NOTE_PIPE_BYTES = 256 * 1024
 _FILES_OF_A_REPORT = 3
 _LONGEST_LINE = 4096
 
 
 class _Pipe(NamedTuple):
-    """An output pipe: its read end, the message that registers it with a logger, and an event set at end of file."""
+    """An output pipe: its descriptors, the message that registers it with a logger, and an event set at end of file.
 
-    read: Descriptor
+    The descriptors are the read end, and a file in memory for output that is not in the log file yet.
+    """
+
+    descriptors: list[Descriptor]
     message: wire.Message
     finished: asyncio.Event
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for descriptor in self.descriptors:
+            descriptor.close()
+
+
+def open_output_pipe() -> tuple[list[int], int]:
+    """Open a pipe; returns its descriptors for the logger (see _Pipe), and its write end."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    return [read, memory_file("poolctl-output", b"")], write
 
 
 class OutputPipes(LinkHandler, LogReopenCapability):
@@ -77,7 +91,7 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         if kept:
             self._link = Link(wire.socket_from_fd(kept[0]), self)
         else:
-            note = await self._open_write_ahead_log()
+            note = await self._open_write_ahead_note()
             self._link = Link(await self._spawn(), self)
             self._link.send({"t": "underway"}, note)
             for fd in note:
@@ -86,21 +100,18 @@ class OutputPipes(LinkHandler, LogReopenCapability):
             self._link, reply.get("meta") or {}, "the logger", self._store_identity
         )
         for pipe in self._pipes.values():
-            self._link.send(pipe.message, [pipe.read])
+            self._link.send(pipe.message, pipe.descriptors)
         self._ask_reopen()
 
-    async def _open_write_ahead_log(self) -> list[int]:
-        """A file and a pipe in which a logger notes each write, so that its successor can finish an interrupted one.
+    async def _open_write_ahead_note(self) -> list[int]:
+        """A file in which a logger notes each write into a log file, so that its successor can finish the last one.
 
-        Returns their descriptors, which the caller closes. They are taken from the keeper's store, or created and put
-        there.
+        Returns its descriptor, which the caller closes. It is taken from the keeper's store, or created and put there.
         """
         _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
         if kept:
             return kept
-        fds = [os.memfd_create("poolctl-log", os.MFD_CLOEXEC), *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
-        with contextlib.suppress(OSError):  # large enough for one write
-            fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, _NOTE_PIPE_BYTES)
+        fds = [memory_file("poolctl-log", b"")]
         self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, fds)
         return fds
 
@@ -142,11 +153,11 @@ class OutputPipes(LinkHandler, LogReopenCapability):
 
     def create_pipe(self, server: ServerConfig) -> tuple[str, int]:
         """Create a pipe for a worker; returns its key and its write end. The caller closes that end in this process."""
-        read, write = os.pipe()
-        os.set_blocking(read, False)
+        fds, write = open_output_pipe()
+        descriptors = [Descriptor(fd) for fd in fds]
         self.paths[server.name] = self.path(server)
         key = self.new_key(server)
-        self._pipes[key] = _Pipe(Descriptor(read), self.registration_message(key, server), asyncio.Event())
+        self._pipes[key] = _Pipe(descriptors, self.registration_message(key, server), asyncio.Event())
         return key, write
 
     def register_pipe(
@@ -165,20 +176,20 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         command can be found only by this record. If the process runs one of the server's `hooks` instead of a worker,
         `hook` is its name.
         """
-        read, message, _ = self._pipes[key]
+        descriptors, message, _ = self._pipes[key]
         message |= {"pid": pid, "generation": generation, "index": index}
         if hook:
             message["hook"] = hook
         if start is not None:
             message["start"] = start
-        self._keeper.send({"op": "put", "name": f"{fd_store.OUTPUT}{key}", "meta": message}, [read])
+        self._keeper.send({"op": "put", "name": f"{fd_store.OUTPUT}{key}", "meta": message}, descriptors)
         if self._link is not None:
-            self._link.send(message, [read])
+            self._link.send(message, descriptors)
 
     def discard(self, key: str) -> None:
         """Close and forget a pipe whose worker could not be created."""
         if key in self._pipes:  # not closed since
-            self._pipes.pop(key).read.close()
+            self._pipes.pop(key).close()
 
     async def append_lines(self, server: ServerConfig, lines: Sequence[str]) -> None:
         """Append lines to the server's log as if one of its processes had printed them.
@@ -194,11 +205,11 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         await self.wait_until_stored(key, _APPEND_SECONDS)
 
     def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:
-        """Adopt a pipe from the keeper's store; returns the owner of its descriptor. Must be called before `start`."""
-        read = Descriptor(fds[0])
-        self._pipes[key] = _Pipe(read, message, asyncio.Event())
+        """Adopt a pipe from the keeper's store; returns its descriptors' owners. Must be called before `start`."""
+        descriptors = [Descriptor(fd) for fd in fds]
+        self._pipes[key] = _Pipe(descriptors, message, asyncio.Event())
         self.paths[str(message["name"])] = str(message["path"])
-        return [read]
+        return descriptors
 
     async def wait_until_stored(self, key: str, timeout_seconds: float) -> None:
         """Wait until the worker's whole output is in its file, or the timeout has passed."""
@@ -234,7 +245,7 @@ class OutputPipes(LinkHandler, LogReopenCapability):
             self._keeper.send({"op": "drop", "name": fd_store.LOGGER})
             self._keeper.send({"op": "drop", "name": fd_store.UNDERWAY})
         for pipe in self._pipes.values():
-            pipe.read.close()
+            pipe.close()
         self._pipes.clear()
         self._log_rotation.close()
 
@@ -244,7 +255,7 @@ class OutputPipes(LinkHandler, LogReopenCapability):
             self._watched.received(message)
         if message.get("t") == "eof" and key in self._pipes:
             pipe = self._pipes.pop(key)
-            pipe.read.close()
+            pipe.close()
             pipe.finished.set()
             self._keeper.send({"op": "drop", "name": f"{fd_store.OUTPUT}{key}"})
         elif message.get("t") == "synced" and self._reopened is not None:

@@ -39,7 +39,7 @@ from ..process_link import (
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import hook_config, usable_user_id, user_ids, worker_digest
 from .local_worker import LocalWorker, NotifySocket, Tally
-from .output_pipes import OutputPipes
+from .output_pipes import OutputPipes, open_output_pipe
 from .zygotes import Children
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -235,9 +235,12 @@ class LocalOrphan:
 
 @dataclass
 class OrphanedPipes:
-    """The output pipes, by key, of a logger that outlived its pool, with the messages that describe the pipes."""
+    """The output pipes of a logger that outlived its pool: by key, a message that describes the pipe, and descriptors.
 
-    streams: dict[str, tuple[wire.Message, int]] = field(default_factory=dict)
+    The descriptors are the pipe's read end, and the file in memory for its output.
+    """
+
+    streams: dict[str, tuple[wire.Message, list[int]]] = field(default_factory=dict)
     loggers: list[socket.socket] = field(default_factory=list)
 
     def detach_loggers(self) -> None:
@@ -250,8 +253,9 @@ class OrphanedPipes:
         """Close the connections to loggers, and the output pipes, in this process."""
         for sock in self.loggers:
             sock.close()
-        for _, fd in self.streams.values():
-            os.close(fd)
+        for _, fds in self.streams.values():
+            for fd in fds:
+                os.close(fd)
 
 
 def find_orphans_and_pipes(directory: str) -> tuple[list[LocalOrphan], OrphanedPipes]:
@@ -339,8 +343,8 @@ def _receive_pipes_from_loggers(directory: str) -> OrphanedPipes:
     for sock, answer in rendezvous.connect_to_all(directory, pool_files.LOGGER, _ANSWER_SECONDS):
         pipes.loggers.append(sock)
         sock.settimeout(_ANSWER_SECONDS)
-        while answer is not None and answer[0].get("t") == "add" and len(answer[1]) == 1:
-            pipes.streams[str(answer[0]["id"])] = answer[0], answer[1][0]
+        while answer is not None and answer[0].get("t") == "add" and answer[1]:
+            pipes.streams[str(answer[0]["id"])] = answer
             answer = rendezvous.receive_or_none(sock)
     return pipes
 
@@ -384,8 +388,8 @@ async def rescue_orphans_and_check_outdated(
         for orphan in found:
             await intake.store_or_stop(orphan)
         if intake.found or not late:
-            for key, (message, fd) in pipes.streams.items():
-                intake.store_in_keeper_once(f"{fd_store.OUTPUT}{key}", message, [fd])
+            for key, (message, fds) in pipes.streams.items():
+                intake.store_in_keeper_once(f"{fd_store.OUTPUT}{key}", message, fds)
             # The reply shows that the keeper has all entries: if this process dies now, another supervisor gets them.
             await keeper.call({"op": "list", "after": "\U0010ffff"})
             pipes.detach_loggers()
@@ -457,11 +461,10 @@ class _OrphanTriage:
                 fds.append(closing.enter_context(bound).fileno())
             if said["deaf"] or not self._claim_pipe(said["output"], server):
                 said["output"] = self.output.new_key(server)
-                read, write = os.pipe()
+                descriptors, write = open_output_pipe()
                 closing.callback(os.close, write)
-                os.set_blocking(read, False)
                 order = self.output.registration_message(said["output"], server, orphan.pid)
-                self.pipes.streams[said["output"]] = {**order, "start": orphan.start}, read
+                self.pipes.streams[said["output"]] = {**order, "start": orphan.start}, descriptors
                 fds.append(write)
             if name in self.done or not orphan.send_order({"order": "adopt"}, fds):
                 orphan.send_order({"order": "drain"})

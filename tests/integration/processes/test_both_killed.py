@@ -186,11 +186,14 @@ def test_output_printed_meanwhile_is_kept_and_so_is_later_output(pool: RealPool,
     for number in range(10):
         assert get(port, f"/line-{number}").status == 200
     until(lambda: len(lines()) == 10)
+    get(port, "/begun,")
     pool.ok("start")
+    get(port, "/ended")
     for number in range(10, 20):
         assert get(port, f"/line-{number}").status == 200
     until(lambda: len(lines()) >= 20)
     assert lines() == [f"line-{number}" for number in range(20)]
+    assert "/begun,/ended\n" in pool.ok("logs", "web", "--raw").stdout
 
 
 @pytest.mark.heavy

@@ -21,7 +21,7 @@ CHATTY = """
 from hello import app as hello
 async def app(scope, receive, send):
     if scope["type"] == "http":
-        print(scope["path"], flush=True)
+        print(scope["path"], end="" if scope["path"].endswith(",") else "\\n", flush=True)
     await hello(scope, receive, send)
 """
 

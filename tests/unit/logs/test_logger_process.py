@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import json
 import os
 import resource
@@ -17,23 +15,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pytest
 
 from poolctl.bootstrap import command
 from poolctl.keeper import pool_files, rendezvous, wire
-from poolctl.logs import logger_process
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp, with_timestamp_prefix
 from poolctl.logs.log_tail import tail
 from poolctl.logs.logger_process import (
+    NotedMove,
     OutputLogger,
+    OutputSpool,
     OutputStream,
-    PeekingPipeReader,
-    PipeToLogRecord,
     WriteAheadNote,
-    max_line_bytes,
 )
 from poolctl.platform import readable_bytes
 from tests.deadline import wait_until
@@ -51,18 +46,20 @@ class Session:
         self.control.settimeout(DEADLINE_SECONDS)
         self.writers: dict[str, int] = {}
         self.readers: dict[str, int] = {}
+        self.spools: dict[str, int] = {}
 
     def add(self, id: str, *, file: str = "web.log", **options: Any) -> int:
         """The write end of a new stream's pipe."""
         read, write = os.pipe()
         self.writers[id], self.readers[id] = write, read
+        self.spools[id] = os.memfd_create("spool")
         self.hand_over(id, file=file, **options)
         return write
 
     def hand_over(self, id: str, *, file: str = "web.log", **options: Any) -> None:
         path = file if file.startswith("/") else str(self.directory / file)
         order = {"t": "add", "id": id, "name": id.partition(".")[0], "pid": 42, "path": path} | options
-        wire.send(self.control, order, [self.readers[id]])
+        wire.send(self.control, order, [self.readers[id], self.spools[id]])
 
     def report(self) -> wire.Message:
         received = wire.receive(self.control)
@@ -88,7 +85,7 @@ class Session:
 
     def close(self) -> None:
         self.control.close()
-        for fd in [*self.writers.values(), *self.readers.values()]:
+        for fd in [*self.writers.values(), *self.readers.values(), *self.spools.values()]:
             os.close(fd)
 
 
@@ -243,6 +240,7 @@ def test_a_stream_that_is_added_again_takes_the_place_of_the_old_one(session: Se
     os.write(old, b"to the old file\n")
     os.close(session.writers.pop("web.0"))
     os.close(session.readers.pop("web.0"))
+    os.close(session.spools.pop("web.0"))
     os.write(session.add("web.0", file="other.log"), b"to the new one\n")
     session.sync()
     assert (session.texts(), session.texts("other.log")) == (["to the old file"], ["to the new one"])
@@ -250,7 +248,7 @@ def test_a_stream_that_is_added_again_takes_the_place_of_the_old_one(session: Se
 
 def test_end_of_a_pipe_that_was_replaced_is_not_the_end_of_its_stream(session: Session) -> None:
     session.add("web.0")
-    old = session.writers.pop("web.0"), session.readers.pop("web.0")
+    old = session.writers.pop("web.0"), session.readers.pop("web.0"), session.spools.pop("web.0")
     write = session.add("web.0", file="other.log")
     assert session.sync() == []
     for fd in old:
@@ -298,7 +296,7 @@ def test_logger_stores_the_pipes_content_when_it_ends(tmp_path: Path) -> None:
     with no_descriptor_left():
         session = Session(tmp_path)
         os.write(session.add("web.0"), b"whole\nunfinished")
-        kept = [os.memfd_create("note"), *os.pipe()]
+        kept = [os.memfd_create("note"), *os.pipe()]  # as supervisors of earlier versions send it
         wire.send(session.control, {"t": "underway"}, kept)
         wire.send(session.control, {"t": "end"})
         for fd in kept:
@@ -341,6 +339,17 @@ def process(session: Session, **options: Any) -> subprocess.Popen[bytes]:
     )
 
 
+def restart(session: Session, logger: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """Kill the logger, and start the next one."""
+    logger.kill()
+    logger.wait(DEADLINE_SECONDS)
+    session.theirs.close()
+    session.control.close()
+    session.control, session.theirs = wire.pair()
+    session.control.settimeout(DEADLINE_SECONDS)
+    return process(session)
+
+
 def test_killed_logger_loses_nothing_that_is_still_in_a_pipe(tmp_path: Path) -> None:
     session = Session(tmp_path)
     write = session.add("web.0")
@@ -354,19 +363,44 @@ def test_killed_logger_loses_nothing_that_is_still_in_a_pipe(tmp_path: Path) -> 
     for _ in range(200):
         os.write(write, b"%d\n" % sent)
         sent += 1
-    first.kill()
-    first.wait(DEADLINE_SECONDS)
-    session.theirs.close()
-    session.control.close()
-    session.control, session.theirs = wire.pair()
-    session.control.settimeout(DEADLINE_SECONDS)
-    second = process(session)
+    second = restart(session, first)
     session.theirs.close()
     session.hand_over("web.0")
     session.finish("web.0")
     assert session.texts() == [str(number) for number in range(sent)]
     session.close()
     assert second.wait(DEADLINE_SECONDS) == 0
+
+
+def test_killed_logger_loses_no_part_of_a_line_that_comes_in_pieces(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    write = session.add("web.0")
+    logger = process(session)
+    for _ in range(3):
+        os.write(write, b"a piece, ")
+        session.sync()
+        logger = restart(session, logger)
+        session.hand_over("web.0")
+    os.write(write, b"the end\n")
+    session.sync()
+    assert session.texts() == ["a piece, a piece, a piece, the end"]
+    session.theirs.close()
+    session.close()
+    assert logger.wait(DEADLINE_SECONDS) == 0
+
+
+@pytest.mark.parametrize("line_bytes", [100, 4_087, 70_000, 10_000_000])
+def test_one_large_write_ends_whatever_its_lines_are(session: Session, line_bytes: int) -> None:
+    write = session.add("web.0")
+    os.write(write, b"an incomplete line, ")
+    session.sync()
+    lines = (b"x" * line_bytes + b"\n") * (5_000_000 // line_bytes or 1)
+    writer = threading.Thread(target=os.write, args=(write, lines))
+    writer.start()
+    writer.join(DEADLINE_SECONDS)
+    assert not writer.is_alive()
+    session.finish("web.0")
+    assert sum(text.count("x") for text in session.texts()) == lines.count(b"x")
 
 
 def test_signals_of_a_terminal_or_a_shutdown_do_not_end_the_logger(tmp_path: Path) -> None:
@@ -386,7 +420,7 @@ def test_signals_of_a_terminal_or_a_shutdown_do_not_end_the_logger(tmp_path: Pat
 
 def test_a_logger_that_prints_nothing_uses_no_processor_time(tmp_path: Path) -> None:
     session = Session(tmp_path)
-    session.add("web.0")
+    os.write(session.add("web.0"), b"a prompt without a line break")
     logger = process(session)
     session.theirs.close()
     session.sync()
@@ -423,22 +457,27 @@ BLOCK = with_timestamp_prefix(LINES, stamp(NOW))
 
 
 class Interrupted:
-    """A pipe with lines in it, a log, and the note of a logger that was moving the one into the other."""
+    """A pipe, its spool, a log, and the note of a logger that was moving lines from the spool into the log."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "web.log"
         self.read, self.write = os.pipe()
         os.set_blocking(self.read, False)
-        self.kept = [os.memfd_create("note"), *os.pipe2(os.O_NONBLOCK)]
+        self.spool = OutputSpool(self.read, os.memfd_create("spool"))
+        self.kept = [os.memfd_create("note")]
         self.note = WriteAheadNote(self.kept)
-        self.pipes = PeekingPipeReader()
         self.max_size_bytes = 0
         self.format = "text"
+
+    def begin(self, lines: bytes, rest: bytes = b"", *, id: str = "web.0", when: float = NOW) -> None:
+        """Note the move of these lines, which are in the spool, before `rest`."""
+        self.spool.replace(lines + rest)
+        self.note.begin(NotedMove(id, stamp(when), len(lines), rest))
 
     def recover(self) -> None:
         """What the next logger does."""
         stream = self.successor()
-        stream.recover()
+        stream.recover(NOW + 1)
         while True:
             try:
                 stream.pump(NOW + 1)
@@ -455,9 +494,8 @@ class Interrupted:
     def stream(self) -> OutputStream:
         return OutputStream(
             {"id": "web.0", "name": "web", "pid": 42, "format": self.format},
-            self.read,
+            self.spool,
             LogFile(str(self.path), max_size_bytes=self.max_size_bytes, keep=9),
-            self.pipes,
             self.note,
         )
 
@@ -466,8 +504,7 @@ class Interrupted:
 
     def close(self) -> None:
         self.note.close()
-        self.pipes.close()
-        os.close(self.read)
+        self.spool.close()
         os.close(self.write)
 
 
@@ -484,44 +521,45 @@ EXPECTED = ["0 earlier", *LINES.decode().splitlines(), "9 later"]
 @pytest.mark.parametrize("stored", range(0, len(BLOCK) + 1, 7))
 def test_logger_killed_while_storing_leaves_every_line_once(interrupted: Interrupted, stored: int) -> None:
     interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)) + BLOCK[:stored])
-    os.write(interrupted.write, LINES + b"9 later\n")
-    interrupted.note.begin("web.0", stamp(NOW), LINES)
+    interrupted.begin(LINES, b"9 la")
+    os.write(interrupted.write, b"ter\n")
     interrupted.recover()
     assert interrupted.texts() == EXPECTED
 
 
-def test_logger_killed_after_taking_lines_does_not_wait_for_them(interrupted: Interrupted) -> None:
-    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)) + BLOCK)
-    os.write(interrupted.write, b"9 later\n")
-    interrupted.note.begin("web.0", stamp(NOW), LINES)
-    interrupted.recover()
-    assert interrupted.texts() == EXPECTED
-
-
-@pytest.mark.parametrize("taken", [len(LINES), len(LINES) - 1, 1])
-def test_equal_lines_after_those_of_a_killed_logger_are_kept(interrupted: Interrupted, taken: int) -> None:
-    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)) + BLOCK)
-    os.write(interrupted.write, LINES)
-    interrupted.note.begin("web.0", stamp(NOW), LINES)
-    interrupted.pipes.consume(interrupted.read, taken, interrupted.note.sink)
-    os.write(interrupted.write, LINES + b"9 later\n")
-    interrupted.recover()
-    assert interrupted.texts() == [*EXPECTED[:-1], *EXPECTED[1:]]
-    interrupted.recover()
-    assert len(interrupted.texts()) == 20
-
-
-def test_bytes_taken_by_an_earlier_move_do_not_count_as_those_of_the_next_one(
-    interrupted: Interrupted,
+@pytest.mark.parametrize("left", [b"", b"9", b"9 l", b"9 la"])
+@pytest.mark.parametrize("lines", [LINES, b"\n"])
+def test_logger_killed_after_storing_leaves_every_line_once(
+    interrupted: Interrupted, lines: bytes, left: bytes
 ) -> None:
+    stored = with_timestamp_prefix(b"0 earlier\n" + lines, stamp(NOW))
+    interrupted.path.write_bytes(stored)
+    interrupted.begin(lines, b"9 la")
+    interrupted.spool.replace(left)
+    os.write(interrupted.write, b"ter\n" + LINES)
+    interrupted.recover()
+    assert interrupted.texts() == ["0 earlier", *lines[:-1].decode().split("\n"), "9 later", *EXPECTED[1:-1]]
+    interrupted.recover()
+    assert len(interrupted.path.read_bytes().splitlines()) == len(interrupted.texts())
+
+
+def test_logger_killed_between_pipe_and_note_leaves_every_line_once(interrupted: Interrupted) -> None:
     interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)))
-    os.write(interrupted.write, b"0 earlier\n" + LINES + b"9 later\n")
-    interrupted.note.begin("web.0", stamp(NOW - 1), b"0 earlier\n")
-    interrupted.pipes.consume(interrupted.read, len(b"0 earlier\n"), interrupted.note.sink)
-    interrupted.note.end()
-    interrupted.note.begin("web.0", stamp(NOW), LINES)
+    os.write(interrupted.write, LINES + b"9 la")
+    interrupted.spool.fill()
+    interrupted.recover()
+    assert interrupted.texts() == EXPECTED[:-1]
+    os.write(interrupted.write, b"ter\n")
     interrupted.recover()
     assert interrupted.texts() == EXPECTED
+
+
+def test_logger_killed_while_the_spool_is_full_leaves_no_end_of_file(interrupted: Interrupted) -> None:
+    os.write(interrupted.write, b"x" * 65536)
+    interrupted.spool.fill()
+    os.write(interrupted.write, b"rest\n")
+    interrupted.recover()
+    assert interrupted.texts() == ["x" * 65536, "rest"]
 
 
 @pytest.mark.parametrize("stored", range(0, 40, 3))
@@ -529,15 +567,12 @@ def test_logger_killed_at_an_incomplete_last_line_leaves_it_once(
     interrupted: Interrupted, stored: int
 ) -> None:
     interrupted.path.write_bytes(with_timestamp_prefix(b"last words\n", stamp(NOW))[:stored])
-    os.write(interrupted.write, b"last words")
-    interrupted.note.begin("web.0", stamp(NOW), b"last words")
+    interrupted.begin(b"last words")
     interrupted.recover()
     assert interrupted.texts() == ["last words"]
 
 
-def test_a_long_line_stays_in_the_pipe_until_it_is_whole_however_it_was_written(
-    interrupted: Interrupted,
-) -> None:
+def test_a_long_line_is_stored_once_it_is_whole_however_it_was_written(interrupted: Interrupted) -> None:
     os.set_blocking(interrupted.write, False)
     part = b"x" * 3000  # a page holds one of these
     for _ in range(21):
@@ -547,7 +582,6 @@ def test_a_long_line_stays_in_the_pipe_until_it_is_whole_however_it_was_written(
     os.write(interrupted.write, b"\nnext\n")
     interrupted.recover()
     assert interrupted.texts() == ["x" * 63_000, "next"]
-    assert fcntl.fcntl(interrupted.read, fcntl.F_GETPIPE_SZ) == 65536
 
 
 def test_a_line_that_never_ends_is_stored_in_parts(interrupted: Interrupted) -> None:
@@ -558,49 +592,14 @@ def test_a_line_that_never_ends_is_stored_in_parts(interrupted: Interrupted) -> 
     assert [len(text) for text in interrupted.texts()] == [65536, 65536]
 
 
-def test_line_that_fills_its_pipe_is_stored_at_once(interrupted: Interrupted) -> None:
-    os.set_blocking(interrupted.write, False)
-    assert os.write(interrupted.write, b"x" * 65536) == 65536
-    interrupted.recover()
-    assert [len(text) for text in interrupted.texts()] == [65536]
-    assert fcntl.fcntl(interrupted.read, fcntl.F_GETPIPE_SZ) == 65536
-
-
-class Narrow(PeekingPipeReader):
-    """A reader whose pipes may not be enlarged."""
-
-    def enlarge(self, fd: int) -> bool:
-        return False
-
-
-def test_line_is_taken_out_of_a_pipe_that_may_have_no_room_for_its_rest(interrupted: Interrupted) -> None:
-    interrupted.pipes.close()
-    interrupted.pipes = Narrow()
+def test_no_output_stays_in_a_pipe(interrupted: Interrupted) -> None:
     stream = interrupted.stream()
-    longest = max_line_bytes(interrupted.read)
-    for length, left in ((longest - 1, longest - 1), (1, 0), (longest - 1, longest - 1), (1, 0)):
-        os.write(interrupted.write, b"x" * length)
-        with contextlib.suppress(BlockingIOError):
-            stream.pump(NOW)
-        assert readable_bytes(interrupted.read) == left
-    os.write(interrupted.write, b"\n")
-    stream.pump(NOW)
+    for text, stored in ((b"one\ntw", ["one"]), (b"o", ["one"]), (b"\nthree\n", ["one", "two", "three"])):
+        os.write(interrupted.write, text)
+        assert stream.pump(NOW) == len(text)
+        assert readable_bytes(interrupted.read) == 0
+        assert interrupted.texts() == stored
     stream.file.close()
-    assert interrupted.texts() == ["x" * 2 * longest]
-
-
-def test_long_line_is_stored_whole_where_its_pipe_may_not_grow(interrupted: Interrupted) -> None:
-    interrupted.pipes.close()
-    interrupted.pipes = Narrow()
-    os.set_blocking(interrupted.write, False)
-    stream = interrupted.stream()
-    for text in (b"x" * 3000,) * 20, (b"\nnext\n",):
-        for part in text:
-            os.write(interrupted.write, part)
-            with contextlib.suppress(BlockingIOError):
-                stream.pump(NOW)
-    stream.file.close()
-    assert interrupted.texts() == ["x" * 60_000, "next"]
 
 
 @pytest.mark.parametrize("stored", range(1, 9))
@@ -618,8 +617,8 @@ def test_logger_killed_between_two_files_leaves_every_line_once(
         older = Path(f"{interrupted.path}.{number}")
         if older.exists():
             older.rename(f"{interrupted.path}.{number + 1}")
-    os.write(interrupted.write, LINES + b"9 later\n")
-    interrupted.note.begin("web.0", stamp(NOW), LINES)
+    interrupted.begin(LINES)
+    os.write(interrupted.write, b"9 later\n")
     interrupted.recover()
     assert interrupted.texts() == EXPECTED
 
@@ -627,68 +626,63 @@ def test_logger_killed_between_two_files_leaves_every_line_once(
 def test_lines_of_a_killed_logger_that_cannot_be_stored_count_as_dropped(
     interrupted: Interrupted,
 ) -> None:
-    os.write(interrupted.write, LINES)
-    interrupted.note.begin("web.0", stamp(NOW), LINES)
+    interrupted.begin(LINES)
     interrupted.path = interrupted.path.parent / "no directory" / "web.log"
     interrupted.path.parent.touch()
     stream = interrupted.successor()
-    stream.recover()
+    stream.recover(NOW + 1)
     stream.file.close()
     assert stream.dropped_bytes == len(BLOCK)
 
 
 def test_note_of_another_stream_is_ignored(interrupted: Interrupted) -> None:
-    os.write(interrupted.write, LINES)
-    interrupted.note.begin("web.1", stamp(NOW), LINES)
+    interrupted.begin(LINES, id="web.1")
     interrupted.recover()
     interrupted.recover()
     assert len(interrupted.texts()) == 9
     assert interrupted.note.unfinished_move("web.1") is None, "later moves have been noted over it"
 
 
-def test_a_line_stays_in_the_pipe_until_it_is_whole(interrupted: Interrupted) -> None:
-    os.write(interrupted.write, b"one\nhal")
-    interrupted.recover()
-    assert interrupted.texts() == ["one"]
-    os.write(interrupted.write, b"f\n")
-    interrupted.recover()
-    assert interrupted.texts() == ["one", "half"]
-
-
 def test_invalid_note_is_ignored(interrupted: Interrupted) -> None:
     fd = os.memfd_create("note")
 
-    def found() -> PipeToLogRecord | None:
+    def found() -> NotedMove | None:
         note = WriteAheadNote([os.dup(fd)])
         try:
             return note.unfinished_move("web.0")
         finally:
             note.close()
 
-    for text in (b"", b"\n", b"[1", b"[1, 2]\n", b"{}\n", b"\0" * 64):
+    old = b'["web.0", "now", 1, 123]\n'  # of an earlier version
+    for text in (b"", b"\n", b"[1", old, b"{}\n", b'{"rest": "1"}\n', b"\0" * 64):
         os.ftruncate(fd, 0)
         os.pwrite(fd, text, 0)
         assert found() is None
     note = WriteAheadNote([fd])
-    note.begin("web.0", "now", b"x")
-    move = found()
-    assert move is not None
-    assert (move.when, move.length, move.checksum, move.taken) == ("now", 1, crc32(b"x"), 0)
+    move = NotedMove("web.0", "now", 1, b"rest")
+    note.begin(move)
+    assert found() == move
     note.end()
     assert found() is None
-    note.begin("web.0", "later", b"xy")
+    note.begin(later := NotedMove("web.0", "later", 2, b""))
     following = WriteAheadNote([os.dup(fd)])
-    move = following.unfinished_move("web.0")
-    assert move is not None
-    assert (move.when, move.length, following.unfinished_move("web.1")) == ("later", 2, None)
+    assert (following.unfinished_move("web.0"), following.unfinished_move("web.1")) == (later, None)
     following.end()
     assert following.unfinished_move("web.0") is None
     following.close()
     note.close()
 
 
-def test_pipe_that_cannot_be_inspected_is_read(interrupted: Interrupted) -> None:
-    interrupted.pipes._blind = True
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
+def test_pipe_is_read_where_the_sandbox_forbids_splice(
+    interrupted: Interrupted, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: Any, **__: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "splice", refuse)
+    with pytest.raises(BlockingIOError):
+        interrupted.spool.fill()
     os.write(interrupted.write, b"one\ntwo")
     interrupted.recover()
     assert interrupted.texts() == ["one"]
@@ -697,64 +691,12 @@ def test_pipe_that_cannot_be_inspected_is_read(interrupted: Interrupted) -> None
     assert len(interrupted.texts()) == 11
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
-def test_pipe_is_read_where_the_sandbox_forbids_to_inspect_it(
-    monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def refuse(source: int, target: int, length: int) -> int:
-        raise OSError(number, os.strerror(number))
-
-    pipes = PeekingPipeReader()
-    read, write = os.pipe2(os.O_NONBLOCK)
-    os.write(write, b"one\ntwo\n")
-    with monkeypatch.context() as patch:
-        patch.setattr(logger_process, "tee", refuse)
-        assert pipes.peek(read) == b"one\ntwo\n"
-        assert not pipes.enlarge(read)
-    pipes.consume(read, 4)
-    os.write(write, b"three\n")
-    assert pipes.peek(read) == b"two\nthree\n", "it does not try again"
-    for fd in (read, write):
-        os.close(fd)
-    pipes.close()
-
-
-def test_content_read_from_a_closed_pipe_is_not_that_of_the_next_with_its_number() -> None:
-    pipes = PeekingPipeReader()
-    pipes._blind = True
-    (first, first_end), (second, second_end) = os.pipe2(os.O_NONBLOCK), os.pipe2(os.O_NONBLOCK)
-    os.write(first_end, b"one")
-    os.write(second_end, b"two")
-    assert pipes.peek(first) == b"one"
-    pipes.forget(first)
-    os.dup2(second, first)
-    assert pipes.peek(first) == b"two"
-    for fd in (first, first_end, second, second_end):
-        os.close(fd)
-    pipes.close()
-
-
-def test_pipe_that_is_none_is_an_error() -> None:
-    pipes = PeekingPipeReader()
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        pipes.peek(2**20)
-    pipes.close()
-
-
-def test_empty_pipe_and_ended_pipe_are_distinguished() -> None:
-    pipes = PeekingPipeReader()
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    for blind in (False, True):
-        pipes._blind = blind
-        with pytest.raises(BlockingIOError):
-            pipes.peek(read)
-    os.close(write)
-    for blind in (False, True):
-        pipes._blind = blind
-        assert pipes.peek(read) == b""
-    os.close(read)
-    pipes.close()
+def test_empty_pipe_and_ended_pipe_are_distinguished(interrupted: Interrupted) -> None:
+    with pytest.raises(BlockingIOError):
+        interrupted.spool.fill()
+    os.close(interrupted.write)
+    assert interrupted.spool.fill() == 0
+    interrupted.write = os.memfd_create("closed again")
 
 
 def test_ping_is_answered_with_the_loggers_pid(session: Session) -> None:
@@ -806,20 +748,26 @@ class Orphan(Session):
         self.path: str = wait_until(lambda: pool_files.find_listeners(self.runtime, pool_files.LOGGER))[0]
 
     def ask(self) -> tuple[socket.socket, dict[str, tuple[Any, int]]]:
-        """A connection of a new pool, and the streams that it was sent, by id."""
+        """A connection of a new pool, and the streams that it was sent, by id: each order, pipe and spool."""
         sock = rendezvous.connect(self.path)
         assert sock is not None
         sock.settimeout(DEADLINE_SECONDS)
         found = {}
         while (received := wire.receive(sock)) is not None and received[0] != {"t": "over"}:
-            order, (fd,) = received
-            found[order["id"]] = order, fd
+            order, fds = received
+            found[order["id"]] = order, fds
         return sock, found
 
     def close(self) -> None:
         super().close()
         self.thread.join(DEADLINE_SECONDS)
         assert not self.thread.is_alive()
+
+
+def close_all(streams: dict[str, tuple[Any, list[int]]]) -> None:
+    for _, fds in streams.values():
+        for fd in fds:
+            os.close(fd)
 
 
 @pytest.fixture
@@ -841,13 +789,12 @@ def test_new_pool_takes_the_pipes_of_a_logger_without_a_supervisor(orphan: Orpha
     wire.send(sock, {"t": "taken"})
     orphan.thread.join(DEADLINE_SECONDS)
     os.write(orphan.writers["api.0"], b"hello\n")
-    assert os.read(streams["web.0"][1], 100) == b"not yet"
-    assert os.read(streams["api.0"][1], 100) == b"hello\n"
+    assert os.pread(streams["web.0"][1][1], 100, 0) == b"not yet"
+    assert os.read(streams["api.0"][1][0], 100) == b"hello\n"
     assert (orphan.texts(), orphan.texts("api.log")) == (["stored"], [])
     assert os.listdir(orphan.runtime) == []
     sock.close()
-    for _, fd in streams.values():
-        os.close(fd)
+    close_all(streams)
 
 
 @pytest.mark.parametrize("answer", [None, {"t": "no"}])
@@ -859,8 +806,7 @@ def test_logger_goes_on_when_a_new_pool_does_not_take_its_pipes(orphan: Orphan, 
             wire.send(sock, answer)
             assert wire.receive(sock) is None
         sock.close()
-        for _, fd in streams.values():
-            os.close(fd)
+        close_all(streams)
     for id in ("web.0", "api.0"):
         os.write(orphan.writers[id], b"hello\n")
     wait_until(lambda: orphan.texts() == orphan.texts("api.log") == ["hello"])
@@ -882,18 +828,4 @@ def test_end_of_a_logger_without_a_supervisor_removes_its_socket(orphan: Orphan)
     assert not os.path.exists(orphan.path)
     assert wire.receive(sock) is None
     sock.close()
-    for _, fd in streams.values():
-        os.close(fd)
-
-
-@pytest.mark.parametrize(("size_pages", "expected"), [(1, 1024), (16, 16384)])
-def test_longest_line_is_a_quarter_of_the_pipe(size_pages: int, expected: int) -> None:
-    read, write = os.pipe()
-    fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, size_pages * 4096)
-    assert max_line_bytes(read) == expected
-    os.write(write, b"12345")
-    assert readable_bytes(read) == 5
-    os.close(read)
-    os.close(write)
-    with open("/dev/null") as file:
-        assert max_line_bytes(file.fileno()) == 0
+    close_all(streams)

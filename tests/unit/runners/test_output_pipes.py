@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import socket
 import sys
@@ -143,8 +142,7 @@ def test_logger_is_started_with_the_directory_in_which_it_can_be_adopted(tmp_pat
             assert stage.keeper.entries.keys() == {"logger", "logger-underway"}
             _, fds = await stage.received("underway")
             assert all(map(same, fds, stage.keeper.entries["logger-underway"]))
-            assert len(fds) == 3
-            assert fcntl.fcntl(fds[2], fcntl.F_GETPIPE_SZ) == 256 * 1024
+            assert len(fds) == 1
             for fd in fds:
                 os.close(fd)
             stage.close()
@@ -161,16 +159,16 @@ def test_running_logger_is_used_and_gets_the_pipes_that_were_adopted(tmp_path: P
         stage.keeper.loggers.append(theirs)
         read, write = os.pipe()
         message = {"t": "add", "id": "web.1", "name": "web", "path": "/logs/web.log"}
-        (descriptor,) = stage.output.adopt("web.1", message, [read])
-        assert descriptor.fileno() == read
+        descriptors = [read, os.memfd_create("spool")]
+        assert [each.fileno() for each in stage.output.adopt("web.1", message, descriptors)] == descriptors
         assert stage.output.paths == {"web": "/logs/web.log"}
         await stage.output.start()
         assert stage.keeper.spawned == []
-        added, (fd,) = await stage.received("add")
+        added, fds = await stage.received("add")
         assert added == message
-        os.write(write, b"line")
-        assert os.read(fd, 9) == b"line"
-        os.close(fd)
+        assert all(map(same, fds, descriptors))
+        for fd in fds:
+            os.close(fd)
         os.close(write)
         stage.close()
 
@@ -196,11 +194,13 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
             "generation": 1, "index": None, "hook": "before_start",
         }  # fmt: skip
         for expected in (usual, hook):
-            message, (fd,) = await stage.received("add")
+            message, fds = await stage.received("add")
             assert message == expected
             assert stage.keeper.values("put")[f"output:{expected['id']}"] == expected
-            assert not os.get_blocking(fd)
-            os.close(fd)
+            assert all(map(same, fds, stage.keeper.entries[f"output:{expected['id']}"]))
+            assert [os.get_blocking(fds[0]), os.fstat(fds[1]).st_size] == [False, 0]
+            for fd in fds:
+                os.close(fd)
         os.write(write, b"x")
         finished = asyncio.ensure_future(stage.output.wait_until_stored(key, 60))
         await asyncio.sleep(1)
@@ -271,9 +271,11 @@ def test_next_logger_gets_every_pipe_and_reopens_the_files(tmp_path: Path) -> No
         stage.logger.close()
         await asyncio.sleep(1)
         assert len(stage.keeper.spawned) == 2
-        message, (fd,) = await stage.received("add")
+        message, fds = await stage.received("add")
         assert message["id"] == key
-        os.close(fd)
+        assert all(map(same, fds, stage.keeper.entries[f"output:{key}"]))
+        for fd in fds:
+            os.close(fd)
         await stage.received("reopen")
         await stage.received("sync")
         wire.send(stage.logger, {"t": "eof", "id": "unknown"})
@@ -378,11 +380,12 @@ def test_lines_of_the_pool_are_written_to_the_pipe_and_awaited_for_a_second(tmp_
         stage = Stage(tmp_path)
         await stage.output.start()
         saying = asyncio.ensure_future(stage.output.append_lines(server(), ["one", "two"]))
-        message, (fd,) = await stage.received("add")
+        message, (fd, spool) = await stage.received("add")
         assert message["pid"] == os.getpid()
         assert os.read(fd, 99) == b"one\ntwo\n"
         assert os.read(fd, 99) == b"", "the write end is closed"
         os.close(fd)
+        os.close(spool)
         await saying
         assert asyncio.get_running_loop().time() == 1
         # Lines that exceed the pipe are dropped; the supervisor does not wait.

@@ -142,7 +142,7 @@ def intake_of(
 def test_worker_that_claims_anothers_output_leaves_it_to_its_owner() -> None:
     good, bad = (ServerConfig(app="app:app", bind="127.0.0.1:9001", name=name) for name in ("good", "bad"))
     unused: Any = None
-    intake = _OrphanTriage("", unused, unused, {}, OrphanedPipes({"of good": ({"name": "good"}, -1)}))
+    intake = _OrphanTriage("", unused, unused, {}, OrphanedPipes({"of good": ({"name": "good"}, [])}))
     assert not intake._claim_pipe("of good", bad)
     assert intake._claim_pipe("of good", good)
     assert not intake._claim_pipe("of good", good), "another worker of the server writes to it"
@@ -304,17 +304,17 @@ def test_program_is_known_by_the_loggers_message_and_its_start(process: subproce
         "pid": process.pid, "start": start, "name": "web", "command": True, "generation": 2, "index": 1,
         "stop_signal": 2,
     }  # fmt: skip
-    (found,) = takeover._orphans_without_socket(OrphanedPipes({"web.1": (message, -1)}), set())
+    (found,) = takeover._orphans_without_socket(OrphanedPipes({"web.1": (message, [])}), set())
     assert (found.pid, found.uid, found.start, found.sock) == (process.pid, os.geteuid(), start, None)
     assert found.said == {
         "server": "web", "command": True, "output": "web.1", "ready_at": start / os.sysconf("SC_CLK_TCK"),
         "leaving": False, "generation": 2, "index": 1, "stop_signal": 2, "hook": None,
     }  # fmt: skip
-    hook = OrphanedPipes({"web.1": ({**message, "hook": "before_start"}, -1)})
+    hook = OrphanedPipes({"web.1": ({**message, "hook": "before_start"}, [])})
     assert takeover._orphans_without_socket(hook, set())[0].said["ready_at"] is None
-    assert takeover._orphans_without_socket(OrphanedPipes({"web.1": (message, -1)}), {process.pid}) == []
+    assert takeover._orphans_without_socket(OrphanedPipes({"web.1": (message, [])}), {process.pid}) == []
     for another in ({**message, "start": start + 1}, {**message, "start": None}):
-        assert takeover._orphans_without_socket(OrphanedPipes({"web.1": (another, -1)}), set()) == []
+        assert takeover._orphans_without_socket(OrphanedPipes({"web.1": (another, [])}), set()) == []
 
 
 def test_a_hook_and_a_process_of_no_server_are_ended(listener: socket.socket) -> None:
@@ -362,7 +362,7 @@ def test_worker_is_adopted_with_its_listener_pair_and_page(
     process: subprocess.Popen[bytes], listener: socket.socket
 ) -> None:
     server = server_at(listener)
-    pipes = OrphanedPipes({"web.1": ({"name": "web"}, -1)})
+    pipes = OrphanedPipes({"web.1": ({"name": "web"}, [])})
     intake, keeper = intake_of(server, pipes=pipes)
     with worker_of(process, server, listener, follows_routes=True) as (orphan, theirs):
         orphan.pair, orphan.tally = (
@@ -388,13 +388,13 @@ def test_worker_whose_output_is_lost_gets_another_pipe(
     process: subprocess.Popen[bytes], listener: socket.socket, deaf: bool
 ) -> None:
     server = server_at(listener)
-    known = OrphanedPipes({"web.1": ({"name": "web"}, -1)} if deaf else {})
+    known = OrphanedPipes({"web.1": ({"name": "web"}, [])} if deaf else {})
     intake, keeper = intake_of(server, pipes=known)
     with worker_of(process, server, listener, deaf=deaf) as (orphan, theirs):
         asyncio.run(intake.store_or_stop(orphan))
         assert order_of(theirs) == ("adopt", 2)
         assert keeper.entries["worker:web.3.2"]["output"] == "web.new"
-        message, read = known.streams["web.new"]
+        message, (read, spool) = known.streams["web.new"]
         assert message == {
             "t": "add",
             "id": "web.new",
@@ -405,13 +405,14 @@ def test_worker_whose_output_is_lost_gets_another_pipe(
         assert not os.get_blocking(read)
         assert os.read(read, 1) == b"", "only the worker has the other end"
         os.close(read)
+        os.close(spool)
 
 
 def test_second_worker_with_the_same_place_is_drained(
     process: subprocess.Popen[bytes], listener: socket.socket
 ) -> None:
     server = server_at(listener)
-    intake, keeper = intake_of(server, pipes=OrphanedPipes({"web.1": ({"name": "web"}, -1)}))
+    intake, keeper = intake_of(server, pipes=OrphanedPipes({"web.1": ({"name": "web"}, [])}))
     intake.done.add("worker:web.3.2")
     with worker_of(process, server, listener) as (orphan, theirs):
         asyncio.run(intake.store_or_stop(orphan))
@@ -425,7 +426,7 @@ def test_server_differs_if_any_of_its_workers_does(
     server = server_at(listener)
     digest = worker_digest(server)
     assert digest is not None
-    intake, keeper = intake_of(server, pipes=OrphanedPipes({f"{n}": ({"name": "web"}, -1) for n in range(3)}))
+    intake, keeper = intake_of(server, pipes=OrphanedPipes({f"{n}": ({"name": "web"}, []) for n in range(3)}))
     expected = [False, True, True]
     for index, likeness in enumerate([digest, digest ^ 1, digest]):
         with worker_of(process, server, listener, index=index, output=f"{index}", likeness=likeness) as (
