@@ -44,16 +44,17 @@ def open_parent_directory(path: str, *, follow_last: bool = False) -> Iterator[t
         os.close(fd)
 
 
-def open_file(path: str, flags: int, mode: int = 0o640) -> int:
+def open_file(path: str, flags: int, mode: int = 0o640, *, suffix: str = "") -> int:
     """Open the file at `path`, and return its descriptor; with O_CREAT in `flags`, also create missing directories.
 
-    Raises OSError. The subclass UnsafePath means that another user may have planted the file or a link on its path.
+    With a `suffix`, open the file whose name has this suffix, next to the file to which the path leads. Raises OSError.
+    The subclass UnsafePath means that another user may have planted the file or a link on its path.
     """
-    return _open(path, flags, mode, any_owner=False)
+    return _open(path, flags, mode, any_owner=False, suffix=suffix)
 
 
-def _open(path: str, flags: int, mode: int, *, any_owner: bool) -> int:
-    directory, name = _open_parent(path, make=bool(flags & os.O_CREAT), follow_last=True)
+def _open(path: str, flags: int, mode: int, *, any_owner: bool, suffix: str = "") -> int:
+    directory, name = _open_parent(path, make=bool(flags & os.O_CREAT), follow_last=True, suffix=suffix)
     try:
         fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=directory)
         try:
@@ -139,7 +140,7 @@ def _open_if_link_owner_matches(path: str, flags: int, refused: UnsafePath) -> i
     raise refused
 
 
-def _open_parent(path: str, *, make: bool, follow_last: bool) -> tuple[int, str]:
+def _open_parent(path: str, *, make: bool, follow_last: bool, suffix: str = "") -> tuple[int, str]:
     fd = os.open("/", _TO_DIRECTORY)
     left = _parts(path if path.startswith("/") else os.path.join(os.getcwd(), path))
     links = 0
@@ -154,7 +155,9 @@ def _open_parent(path: str, *, make: bool, follow_last: bool) -> tuple[int, str]
                 if target.startswith("/"):
                     fd = _exchange_for_subdirectory(fd, "/", make=False)
             elif len(left) == 1:
-                break
+                if not suffix:
+                    break
+                left, suffix = [left[0] + suffix], ""
             else:
                 fd = _exchange_for_subdirectory(fd, left.pop(0), make=make)
     except BaseException:

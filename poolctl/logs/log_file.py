@@ -25,6 +25,7 @@ _HEAD_BYTES = 28  # the time at the beginning of every line of the block
 class LogFile:
     """Appends blocks of whole lines to `path`; old files are `path.1` (the newest) to `path.keep`.
 
+    If `path` is a symbolic link, the link stays as it is, and the old files are next to the file to which it leads.
     0 for `max_size_bytes` or `max_age_seconds` means no limit. No method raises OSError: the return value says how
     much was written, and `error` why the rest was not. Every append tries again.
     """
@@ -226,7 +227,7 @@ class LogFile:
 
     def _shift_log_files(self) -> None:
         # If a writer was killed during a rotation, a number is free: only files newer than that are renamed.
-        with open_parent_directory(self.path) as (directory, name):
+        with open_parent_directory(self.path, follow_last=True) as (directory, name):
             # Bounded, because a user may create any number of such files in a directory of their own.
             free, most = 1, self._keep + _MOST_SURPLUS_FILES
             while free < most and _exists(f"{name}.{free}", directory):

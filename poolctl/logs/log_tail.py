@@ -43,7 +43,7 @@ class OpenLog:
         # One number may be missing: a writer killed while renaming files leaves a gap.
         while missing < 2 and number < most_files:
             try:
-                fd = open_file(f"{path}.{number}" if number else path, os.O_RDONLY)
+                fd = open_file(path, os.O_RDONLY, suffix=f".{number}" if number else "")
             except (FileNotFoundError, NotADirectoryError, UnsafePath):
                 missing += number > 0
             except OSError as error:
@@ -329,6 +329,7 @@ class Follower:
     ) -> None:
         self._wanted = wanted
         self._logs: dict[str, list[tuple[str, TailedFile]]] = {}
+        self._places: dict[str, set[str]] = {}
         self._last_times: dict[str, str] = {}
         self._missing: set[str] = set()
         self._watch = _new_watch()
@@ -360,7 +361,8 @@ class Follower:
         changed = None if self._watch is None else self._watch.changed()
         found: list[LogLine] = []
         for path, logs in self._logs.items():
-            if polled or changed is None or path in changed:
+            if polled or changed is None or not changed.isdisjoint(self._places[path]):
+                self._watch_file(path)
                 for name, log in logs:
                     found += self._wanted_lines(name, log)
         return in_order(iter(found))
@@ -375,7 +377,7 @@ class Follower:
 
     def _add(self, name: str, path: str, lines: int | None, since: str) -> None:
         # Watched before it is read, so that no line in between is missed.
-        self._watch_directory(os.path.dirname(path))
+        self._watch_file(path)
         growing = TailedFile(path)
         with contextlib.closing(OpenLog(path)) as log:
             last = [] if lines == 0 else log.tail(lines, since=since, name=name, wanted=self._wanted)
@@ -384,6 +386,15 @@ class Follower:
             self._last_times[name] = carry_times(whole)
             growing.begin(log)
         self._logs.setdefault(path, []).append((name, growing))
+
+    def _watch_file(self, path: str) -> None:
+        """Watch the directory of the file; if it is a symbolic link, also the directory of the file it leads to."""
+        link = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        places = {link, os.path.realpath(link)}
+        if self._places.get(path) != places:
+            self._places[path] = places
+            for place in places:
+                self._watch_directory(os.path.dirname(place))
 
     def _watch_directory(self, directory: str) -> None:
         if self._watch is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -45,3 +46,32 @@ def test_output_of_any_size_holds_up_no_program_and_is_kept_line_by_line(
     assert lines[0] == "begun, 0 of a document"
     assert lines[1:40_000] == [f"{number} of a document" for number in range(1, 40_000)]
     assert [len(line) for line in lines[40_000:-1]] == [65536, 65536, 65536, 200_000 - 3 * 65536]
+
+
+PRINTS_LINES = """
+import time
+for number in range(15_000):
+    print("line", number, "x" * 60)
+print("end", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.capability
+@pytest.mark.parametrize("stream", ["/dev/stdout", pytest.param("-", marks=pytest.mark.slow)])
+def test_output_to_standard_output_is_printed_by_run_and_kept_in_a_small_file(
+    real_pool: RealPool, until: Until, stream: str
+) -> None:
+    real_pool.write("prints.py", PRINTS_LINES)
+    keys = {"command": [sys.executable, "prints.py"], "log": {"path": stream}}
+    real_pool.write("pool.toml", server("prints", **keys))
+    running = real_pool.spawn("run")
+    assert running.stdout is not None
+    lines = [running.stdout.readline() for _ in range(15_000)]
+    assert lines == [f"prints | line {number} {'x' * 60}\n" for number in range(15_000)]
+    until(lambda: real_pool.ok("logs", "-n", "1").stdout == "prints | end\n")
+    files = list(real_pool.runtime.rglob("prints.log*"))
+    assert len(files) == 2, "it was rotated"
+    assert sum(file.stat().st_size for file in files) < 2 * 1024 * 1024
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=50)

@@ -63,10 +63,20 @@ class EventsTable(Table):
     table_name: ClassVar[str] = "events"
     paths: ClassVar[tuple[str, ...]] = ("path",)
 
-    path: FilePath | None = field(None, "The file. Left out: events.jsonl in the state directory.")
+    path: FilePath | None = field(
+        None,
+        "The file. Left out: events.jsonl in the state directory; "
+        '"-", "/dev/stdout" and "/dev/stderr": the same, of at most 2 MiB.',
+    )
     max_size: Size = field(10 * 1024 * 1024, "The size at which the file is rotated.")
     keep: FileCount = field(5, "Number of rotated files that are kept.")
     max_age: Positive | None = field(None, "The age at which the file is rotated. Left out: never.")
+
+    @classmethod
+    def with_derived_values(cls, table: dict[str, Tree]) -> dict[str, Tree]:
+        from poolctl.config.values.normalise import with_own_log_file
+
+        return with_own_log_file(table)
 
 
 MODELS: dict[str, type[Table]] = {"metrics": MetricsTable, "events": EventsTable}
@@ -305,7 +315,7 @@ def _table(
 ) -> Table | None:
     table = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     own: list[Finding] = []
-    found = validated(model, table, own)
+    found = validated(model, model.with_derived_values(table), own)
     # Even an invalid address may be a secret.
     own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
     if found is not None:

@@ -283,6 +283,11 @@ class Table(Section):
                 found[key] = NORMALISERS[key](value, base_dir)
         return found
 
+    @classmethod
+    def with_derived_values(cls, table: dict[str, Tree]) -> dict[str, Tree]:
+        """The table, merged from all files, with values that are derived from other keys."""
+        return table
+
     def findings(self) -> Iterable[Finding]:
         """Contradictions between the table's keys; their paths are relative to the table."""
         return ()
@@ -655,7 +660,11 @@ class Watch(Section):
 class Log(Section):
     """The file to which the output of the workers is written, its format and its rotation."""
 
-    path: FilePath | None = field(None, "The file. Left out: logs/NAME.log in the state directory.")
+    path: FilePath | None = field(
+        None,
+        "The file. Left out: logs/NAME.log in the state directory; "
+        '"-", "/dev/stdout" and "/dev/stderr": the same, of at most 2 MiB.',
+    )
     format: Literal["text", "json"] = field(
         "text", "text puts the time before each line, json writes JSON lines."
     )

@@ -18,6 +18,7 @@ from poolctl.config.values.plain import (
     LONGEST_SOCKET_PATH_BYTES,
     MOST_WORKERS,
     PLACEHOLDERS,
+    STANDARD_STREAMS,
     Interpolated,
     binds_itself,
     exposed_url,
@@ -35,6 +36,8 @@ DEEPEST_LOOK = 5
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
 # Keys whose values are relative to the directory of their file.
 PATHS = ("app_dir", "bind", "cwd", "env_file", "listen", "log", "python", "tls", "watch")
+# Of a log that is printed, for `logs` and the causes of failures: the file and its predecessor together.
+_SMALL_LOG_BYTES = 2 * 1024 * 1024
 # Stands for an invalid address, so that the model reports only problems of the other keys.
 NO_ADDRESS = Address("job", name="?")
 EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "unix://")
@@ -151,7 +154,7 @@ def _expand_workers(table: dict[str, Tree]) -> Iterator[Finding]:
 
 def absolute(value: Tree, base_dir: str) -> Tree:
     """The path made absolute from the directory of its file; a value that is not a path is returned unchanged."""
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or value in STANDARD_STREAMS:
         return value
     if value == "~" or value.startswith("~/"):
         value = os.path.expanduser(value)
@@ -281,6 +284,17 @@ def merged(under: dict[str, Tree], over: dict[str, Tree]) -> dict[str, Tree]:
     return found
 
 
+def with_own_log_file(log: dict[str, Tree]) -> dict[str, Tree]:
+    """The table of a log; if its path is a standard stream, which `poolctl run` prints, with a small file of its own.
+
+    The small file is at the path that a log without `path` has.
+    """
+    if log.get("path") not in STANDARD_STREAMS:
+        return log
+    small = {"max_size": _SMALL_LOG_BYTES // 2, "keep": 1}
+    return {key: value for key, value in log.items() if key != "path"} | small
+
+
 def add_derived_values(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> Address | None:
     """Add the derived values to a normalised table; contradictions are findings.
 
@@ -298,6 +312,9 @@ def add_derived_values(table: dict[str, Tree], base_dir: str, findings: list[Fin
     if "app" in table:
         findings += app_findings(table["app"])
     findings += findings_of_rules(table, address)
+    log = table.get("log")
+    if isinstance(log, dict):
+        table["log"] = with_own_log_file(log)
     scale = table.get("scale")
     if isinstance(scale, dict) and "max" not in scale and isinstance(scale.get("min"), int):
         table["scale"] = scale | {"max": max(scale["min"], 1)}

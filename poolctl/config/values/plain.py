@@ -17,6 +17,10 @@ LOCAL = "local"  # the platform of a pool that a supervisor on this machine runs
 # Values that a server carries, and files cannot give.
 INTERNAL = frozenset({"address", "base_dir", "handlers", "derived_expose", "origins"})
 PORTS = {"http": 80, "https": 443}
+# Paths of a log that name the standard output or error of the pool, not a file.
+STANDARD_STREAMS = (
+    "-", "/dev/stdout", "/dev/stderr", "/dev/fd/1", "/dev/fd/2", "/proc/self/fd/1", "/proc/self/fd/2",
+)  # fmt: skip
 # The placeholders of a command that binds its address itself.
 PLACEHOLDERS = ("{port}", "{host}", "{bind}")
 # A host in brackets, or a name with the characters of RFC 3986 §3.2.2 and letters of any script; and its port.

@@ -22,6 +22,7 @@ from poolctl.config.model.pool_tables import (
     secret_variable_names,
     table_names,
 )
+from poolctl.config.values.plain import STANDARD_STREAMS
 from poolctl.config.values.problems import Finding
 from poolctl.feature import FEATURES
 from tests.config_files import SERVER, load_text, told
@@ -63,6 +64,27 @@ def test_later_files_win_key_by_key(tmp_path: Path) -> None:
     assert events is not None
     assert (events.keep, events.max_size) == (9, 2**20)
     assert events.path == str(tmp_path / "prod" / "e")
+
+
+@pytest.mark.parametrize("stream", STANDARD_STREAMS)
+def test_log_on_a_standard_stream_has_a_small_file_at_the_default_place(tmp_path: Path, stream: str) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text(
+        f'[events]\npath = "{stream}"\n[defaults]\nlog = {{ path = "{stream}", max_size = "1GiB" }}\n'
+        '[[server]]\nname = "printed"\ncommand = ["true"]\n'
+        '[[server]]\nname = "own"\ncommand = ["true"]\nlog = { path = "own.log" }\n'
+    )
+    second.write_text('[events]\npath = "e"\n')
+    config = PoolConfig.load([first], {})
+    printed, own = config
+    events = config.tables.get(EventsTable)
+    assert events is not None
+    for log in (printed.log, events):
+        assert (log.path, log.keep) == (None, 1)
+        assert 2 * log.max_size == 2 * 1024 * 1024
+    assert (own.log.path, own.log.max_size, own.log.keep) == (str(tmp_path / "own.log"), 1 << 30, 5)
+    events = PoolConfig.load([first, second], {}).tables.get(EventsTable)
+    assert events == EventsTable(path=str(tmp_path / "e"))
 
 
 @pytest.mark.parametrize(

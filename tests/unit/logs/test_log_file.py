@@ -189,6 +189,20 @@ def test_a_link_is_followed_only_when_its_owner_has_the_same_rights(tmp_path: Pa
     assert (tmp_path / "elsewhere.log").read_text() == "one\n"
 
 
+@pytest.mark.parametrize("keep", [0, 2])
+def test_a_link_stays_and_the_file_to_which_it_leads_is_rotated(tmp_path: Path, keep: int) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    link = tmp_path / "web.log"
+    link.symlink_to("disk/web.log")
+    file = LogFile(str(link), max_size_bytes=10, keep=keep)
+    assert file.append_and_count_written(b"line\n" * 20) == 100
+    file.close()
+    assert os.readlink(link) == "disk/web.log"
+    assert sorted(os.listdir(tmp_path)) == ["disk", "web.log"]
+    assert sorted(os.listdir(disk)) == ["web.log", "web.log.1", "web.log.2"][: keep + 1]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a link that belongs to somebody else")
 def test_a_link_of_another_user_leads_nowhere(tmp_path: Path) -> None:
     link = tmp_path / "web.log"

@@ -55,10 +55,10 @@ def test_newest_files_are_read_if_there_are_too_few_descriptors(
         Path(name).write_bytes(at(1, name))
     really = log_tail.open_file
 
-    def open_file(name: str, flags: int) -> int:
-        if name == names[fails_at]:
+    def open_file(name: str, flags: int, *, suffix: str) -> int:
+        if name + suffix == names[fails_at]:
             raise OSError(number, os.strerror(number))
-        return really(name, flags)
+        return really(name, flags, suffix=suffix)
 
     monkeypatch.setattr(log_tail, "open_file", open_file)
     with no_descriptor_left():
@@ -256,6 +256,27 @@ class TestFollower:
             path.write_bytes(at(2, "new"))
             assert texts(follower.read()) == ["new"]
             follower.close()
+
+    def test_log_behind_a_link_is_followed_over_rotations_and_to_where_the_link_leads_later(
+        self, tmp_path: Path, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        for disk in ("one", "two"):
+            (tmp_path / disk).mkdir()
+        path.symlink_to(tmp_path / "one" / "web.log")
+        log = LogFile(str(path), max_size_bytes=80, keep=5)
+        log.append_and_count_written(at(0, "line 0"))
+        follower = followed(path)
+        for number in range(1, 6):
+            log.append_and_count_written(at(number, f"line {number}"))
+            assert texts(follower.read()) == [f"line {number}"]
+        assert texts(tail(str(path), None)) == [f"line {number}" for number in range(6)]
+        path.unlink()
+        path.symlink_to(tmp_path / "two" / "web.log")
+        log.close_for_reopen()
+        for number in range(6, 9):
+            log.append_and_count_written(at(number, f"line {number}"))
+            assert texts(follower.read()) == [f"line {number}"]
+        log.close()
 
     def test_line_longer_than_the_longest_is_followed_in_pieces(
         self, path: Path, followed: Callable[..., Follower]

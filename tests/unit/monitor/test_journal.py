@@ -217,3 +217,17 @@ def test_events_that_do_not_fit_are_counted_until_a_write_succeeds(tmp_path: Pat
     assert (journal.lost, journal.error) == (0, "")
     assert [event.seq for event in newest_first(str(link))] == [4]
     journal.close()
+
+
+def test_journal_behind_a_link_is_rotated_where_the_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "events.jsonl"
+    link.symlink_to(tmp_path / "disk" / "events.jsonl")
+    journal = Journal(str(link), max_size_bytes=300, keep=9)
+    for number in range(1, 10):
+        journal.append([event_of(seq=number)])
+    journal.close()
+    assert link.is_symlink()
+    assert len(list((tmp_path / "disk").iterdir())) > 1
+    assert [path.name for path in tmp_path.iterdir() if not path.is_dir()] == ["events.jsonl"]
+    assert [event.seq for event in newest_first(str(link))] == list(range(9, 0, -1))
