@@ -62,6 +62,19 @@ def test_disabled_host_comes_back_by_itself_after_its_time(clock: ManualClock) -
     assert hosts.next_expiry == math.inf
 
 
+def test_hosts_that_expire_together_are_reported_once_each_and_all_are_active(clock: ManualClock) -> None:
+    hosts, changes = manager(clock)
+    inactive: list[int] = []
+    hosts.subscribe(lambda *_: inactive.append(len(hosts.to_json()["hosts"])))
+    names = [f"host-{number}" for number in range(200)]
+    for name in names:
+        hosts.disable(name, 5)
+    clock.advance(5)
+    hosts.enable_expired()
+    assert [change[0] for change in changes[len(names) :]] == names
+    assert inactive[len(names) :] == [0] * len(names)
+
+
 def test_expire_at_due_reports_each_host_once(clock: ManualClock) -> None:
     hosts, changes = manager(clock)
     hosts.disable("a", 10)

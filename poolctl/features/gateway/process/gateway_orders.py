@@ -80,6 +80,7 @@ class SupervisedGateway(SupervisedProcess, Generic[L]):
         self._has_settings = self._begun = False
         self._draining: asyncio.Task[None] | None = None
         self._expiry: asyncio.TimerHandle | None = None  # reactivates hosts whose disable time is over
+        self._hosts_report: asyncio.Handle | None = None  # due in this iteration of the loop
         self._restoring = False
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
@@ -154,16 +155,23 @@ class SupervisedGateway(SupervisedProcess, Generic[L]):
                 hosts.drain(host)
             else:
                 hosts.enable(host)
+        if self._hosts_report is not None:
+            self._report_hosts()
         self.link.send({"t": "host", "id": message["id"], "hosts": found, "problems": problems})
 
     def _report_hosts(self) -> None:
+        if self._hosts_report is not None:
+            self._hosts_report.cancel()
+            self._hosts_report = None
         self.link.send({"t": "hosts", "states": self.hosts.to_json()})
 
     def _host_changed(self, host: str, state: RequestedBackendState, why: str) -> None:
         if not self._restoring:
             event = {"t": "event", "kind": f"host {state}", "data": {"host": host, "cause": why}}
             self.link.send(event)
-            self._report_hosts()
+            # Once for all changes at this time: each report has all hosts.
+            if self._hosts_report is None:
+                self._hosts_report = asyncio.get_running_loop().call_soon(self._report_hosts)
         self.stop_expiry()
         if self.hosts.next_expiry < math.inf:
             self._expiry = asyncio.get_running_loop().call_at(

@@ -117,8 +117,13 @@ class HostStates:
     def enable_expired(self) -> None:
         """Reactivate the hosts whose disable time is over."""
         now = self._now()
-        for host in [host for host, until in self._until.items() if until <= now]:
-            self._set(host, RequestedBackendState.ACTIVE, "the time for which it was disabled is over", 0.0)
+        expired = [host for host, until in self._until.items() if until <= now]
+        why = "the time for which it was disabled is over"
+        # All of them before the first callback, which may call this method.
+        for host in expired:
+            self._record(host, RequestedBackendState.ACTIVE, why, 0.0)
+        for host in expired:
+            self._report(host, RequestedBackendState.ACTIVE, why)
 
     def forget(self, hosts: Iterable[str]) -> None:
         """Remove hosts that are no longer configured. Callbacks passed to `subscribe` are not called."""
@@ -152,6 +157,16 @@ class HostStates:
     def _set(
         self, host: str, state: RequestedBackendState, why: str, seconds: float, *, since: float | None = None
     ) -> None:
+        self._record(host, state, why, seconds, since=since)
+        self._report(host, state, why)
+
+    def _report(self, host: str, state: RequestedBackendState, why: str) -> None:
+        for listener in self._listeners:
+            listener(host, state, why)
+
+    def _record(
+        self, host: str, state: RequestedBackendState, why: str, seconds: float, *, since: float | None = None
+    ) -> None:
         wall = self.wall()
         until = wall + seconds if seconds else 0.0
         self._records[host] = HostRecord(
@@ -162,5 +177,3 @@ class HostStates:
         else:
             self._until.pop(host, None)
         self.next_expiry = min(self._until.values(), default=math.inf)
-        for listener in self._listeners:
-            listener(host, state, why)
