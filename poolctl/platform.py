@@ -139,6 +139,22 @@ def memory_file(name: str, content: bytes | bytearray, seals: int = 0) -> int:
     return fd
 
 
+def read_sealed_file(fd: int, seals: int, most_bytes: int) -> bytes:
+    """The content of a file that `memory_file` has made with at least these `seals`; the descriptor stays open.
+
+    Raises ValueError for any other file, and if the file is empty or larger than `most_bytes`.
+    """
+    # Checked before reading: only a file in memory has seals, and reading any other file may block.
+    try:
+        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals
+    except OSError:
+        sealed = False
+    size = os.fstat(fd).st_size
+    if not sealed or not 0 < size <= most_bytes:
+        raise ValueError("not a sealed file in memory, or too large")
+    return os.pread(fd, size, 0)
+
+
 def bounded_file(name: str, size_bytes: int) -> int:
     """A descriptor of an anonymous file in memory that cannot grow beyond `size_bytes` (memfd_create(2), F_SEAL_GROW).
 

@@ -7,14 +7,13 @@ anything: every received descriptor is checked, and closed if it is not a connec
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import socket
 from binascii import a2b_base64, b2a_base64
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..platform import close_promptly, memory_file, readable_bytes
+from ..platform import close_promptly, memory_file, read_sealed_file, readable_bytes
 from . import wire
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ _CONNECTION = {"t": "conn"}
 _FAMILIES = tuple(map(int, (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)))
 _STREAM = int(socket.SOCK_STREAM)
 _PROTOCOLS = (0, int(socket.IPPROTO_TCP))
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 INLINE_BYTES = 46 * 1024  # base64 adds a third to this
 MOST_BYTES = 2**20
@@ -162,7 +160,7 @@ def receive_connection(end: socket.socket) -> Connection | None:
         os.close(os.dup(end.fileno()))
     except OSError as error:
         raise NoRoom from error
-    received = wire.receive(end)
+    received = wire.receive(end, most_bytes=wire.MAX_PACKET_BYTES)
     if received is None:
         return None
     message, fds = received
@@ -185,7 +183,7 @@ def _message(fd: int, limits: wire.Message, routed: Routed | None) -> tuple[wire
     if len(received) > MOST_BYTES:
         raise wire.WireError(f"{len(received)} bytes are too many to hand over")
     if len(received) > INLINE_BYTES:
-        return message, [fd, memory_file("poolctl-received", received, _SEALS)]
+        return message, [fd, memory_file("poolctl-received", received, wire.SEALS)]
     if received:
         message["received"] = b2a_base64(received, newline=False).decode()
     return message, [fd]
@@ -205,13 +203,13 @@ def _routed(message: wire.Message, files: list[int]) -> Routed:
         raise wire.WireError("a connection with an invalid part")
     generation = _number(message, "generation", _MOST_GENERATION)
     hops = _number(message, "hops", MOST_HOPS)
-    if files:
-        content = _read_sealed_file(files[0])
-    else:
-        try:
+    try:
+        if files:
+            content = read_sealed_file(files[0], wire.SEALS, MOST_BYTES)
+        else:
             content = a2b_base64(received, strict_mode=True) if received else b""
-        except ValueError as error:
-            raise wire.WireError("a connection with invalid bytes") from error
+    except ValueError as error:
+        raise wire.WireError("a connection with invalid bytes") from error
     return Routed(route, generation, hops, content, decided is None, trusted is True)
 
 
@@ -220,18 +218,6 @@ def _number(message: wire.Message, key: str, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise wire.WireError(f"a connection with an invalid number of {key}")
     return value
-
-
-def _read_sealed_file(fd: int) -> bytes:
-    # Checked before reading: only a memfd has seals, and reading any other file may block.
-    try:
-        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
-        size = os.fstat(fd).st_size if sealed else 0
-        if 0 < size <= MOST_BYTES:
-            return os.pread(fd, size, 0)
-    except OSError:
-        pass
-    raise wire.WireError("a connection with bytes that are not in a sealed file")
 
 
 def _connected_stream(fd: int) -> Connection:

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 VERSION = 2
 
 _PAGE = 200
-_PAGE_BYTES = wire.MAX_MESSAGE_BYTES // 2
+_PAGE_BYTES = wire.MAX_PACKET_BYTES // 2
 
 
 class Store:
@@ -101,7 +101,7 @@ class Store:
                 self.drop(name)
 
     def page(self, after: str) -> list[list[object]]:
-        """`[name, value]` rows after the name `after`, in name order: as many as fit into a message, at most 200."""
+        """`[name, value]` rows after the name `after`, in name order: as many as fit into a packet, at most 200."""
         names = sorted(name for name in self._entries if name > after)[:_PAGE]
         rows = [[name, self._entries[name][0]] for name in names]
         sizes = itertools.accumulate(len(json.dumps(row)) for row in rows)

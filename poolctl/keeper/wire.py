@@ -1,8 +1,9 @@
 """Messages with descriptors over a SOCK_SEQPACKET socket: JSON, one message per packet.
 
-Message boundaries survive the death of either end. A message carries at most 253 descriptors (SCM_MAX_FD, unix(7)).
-No call here blocks unless `wait` is set: O_NONBLOCK belongs to the open file description, and any process that shares
-the socket can clear it, so every message carries MSG_DONTWAIT.
+Message boundaries survive the death of either end. A message carries at most 253 descriptors (SCM_MAX_FD, unix(7)). A
+message that is too long for a packet is in a sealed file in memory; the packet then carries this file's descriptor
+before the others. No call here blocks unless `wait` is set: O_NONBLOCK belongs to the open file description, and any
+process that shares the socket can clear it, so every message carries MSG_DONTWAIT.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
 
-from ..platform import close_promptly
+from ..platform import close_promptly, memory_file, read_sealed_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-MAX_MESSAGE_BYTES = 64 * 1024
+MAX_PACKET_BYTES = 64 * 1024
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_DESCRIPTORS = 253
+SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+# The content of a packet whose message is in a file; not JSON.
+_IN_FILE = b"file"
 # Plain integers: operations on enum members take longer than the system call.
 _DONTWAIT, _CLOEXEC = int(socket.MSG_DONTWAIT), int(socket.MSG_CMSG_CLOEXEC)
 _TRUNC, _CTRUNC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
@@ -43,8 +49,11 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def encode(message: Message) -> bytes:
-    """The message as JSON, to be sent as one packet."""
-    return json.dumps(message, separators=(",", ":")).encode()
+    """The message as JSON, as `send` takes it. Raises WireError when it is too large."""
+    payload = json.dumps(message, separators=(",", ":")).encode()
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise WireError(f"a message of {len(payload)} bytes is too large")
+    return payload
 
 
 def socket_from_fd(fd: int) -> socket.socket:
@@ -64,11 +73,28 @@ def send(
     """Send one message, which may already be encoded.
 
     Raises WireError when the message is too large, and OSError (BlockingIOError on a full socket unless `wait` is
-    set). Too many descriptors in flight count as a full socket (ETOOMANYREFS, unix(7)).
+    set). Too many descriptors in flight count as a full socket (ETOOMANYREFS, unix(7)), and so does a lack of
+    descriptors or memory for the file of a long message.
     """
     payload = message if isinstance(message, bytes) else encode(message)
-    if len(payload) > MAX_MESSAGE_BYTES or len(fds) > MAX_DESCRIPTORS:
-        raise WireError(f"a message of {len(payload)} bytes and {len(fds)} descriptors is too large")
+    if len(payload) <= MAX_PACKET_BYTES:
+        _send_packet(sock, payload, fds, wait=wait)
+        return
+    try:
+        file = memory_file("poolctl-message", payload, SEALS)
+    except OSError as error:
+        raise BlockingIOError(errno.EAGAIN, error.strerror) from error
+    try:
+        _send_packet(sock, _IN_FILE, [file, *fds], wait=wait)
+    finally:
+        os.close(file)
+
+
+def _send_packet(
+    sock: socket.socket, payload: bytes, fds: list[int] | tuple[int, ...], *, wait: bool
+) -> None:
+    if len(fds) > MAX_DESCRIPTORS:
+        raise WireError(f"a message with {len(fds)} descriptors is too large")
     try:
         # Not socket.send_fds(), which ignores its flags (Python 3.11 to 3.13).
         rights = [(_SOL_SOCKET, _RIGHTS, array.array("i", fds))] if fds else []
@@ -90,23 +116,38 @@ def receive(
 
     Waits for a message if `wait` is set or the socket has a timeout; otherwise raises BlockingIOError when no message
     is queued. If the data is invalid or too large, closes the descriptors that came with the data, without blocking,
-    and raises WireError.
+    and raises WireError. For a sender that is not trusted, `most_bytes` is at most MAX_PACKET_BYTES: then a message in
+    a file is invalid.
     """
     # Not socket.recv_fds(), which ignores its flags (Python 3.11 to 3.13): every program started later would
     # inherit the received descriptors.
     wanted = _CLOEXEC if wait else _CLOEXEC | _DONTWAIT
-    payload, ancillary, flags, _ = sock.recvmsg(most_bytes, _LARGEST_ANCILLARY_BYTES, wanted)
+    packet_bytes = min(most_bytes, MAX_PACKET_BYTES)
+    payload, ancillary, flags, _ = sock.recvmsg(packet_bytes, _LARGEST_ANCILLARY_BYTES, wanted)
     fds = [fd for data in ancillary for fd in _descriptors(*data)]
     try:
         if flags & _CTRUNC or len(fds) > most_descriptors:
             raise WireError("a message with more descriptors than are expected")
         if flags & _TRUNC:
-            raise WireError(f"a message of more than {most_bytes} bytes")
+            raise WireError(f"a message of more than {packet_bytes} bytes")
+        if payload == _IN_FILE and fds and most_bytes > MAX_PACKET_BYTES:
+            payload = _take_from_file(fds, most_bytes)
         return (_decode(payload), fds) if payload or fds else None
     except WireError:
         for fd in fds:
             close_promptly(fd)
         raise
+
+
+def _take_from_file(fds: list[int], most_bytes: int) -> bytes:
+    """Remove the first of the descriptors, a sealed file, and return its content. Raises WireError."""
+    file = fds.pop(0)
+    try:
+        return read_sealed_file(file, SEALS, most_bytes)
+    except ValueError as error:
+        raise WireError(f"a message in a file: {error}") from error
+    finally:
+        close_promptly(file)
 
 
 def _decode(payload: bytes) -> Message:

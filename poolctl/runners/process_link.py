@@ -29,8 +29,8 @@ from .withheld_variables import withheld_variables
 
 logger = logging.getLogger("poolctl.supervisor")
 
-# Valid messages are a few words; the longest carries the error of an import.
-MOST_BYTES = 16 * 1024
+# Valid messages are a few words; the longest carries 2000 characters of an import's error, in JSON up to 12 bytes each.
+MOST_BYTES = 32 * 1024
 MOST_UNREAD = 512
 _MOST_CHARACTERS = 4000
 BURST = 100
@@ -207,7 +207,7 @@ class Link:
         # Unique across processes: a successor may read replies to this process's calls from the same socket.
         self._numbers = itertools.count(time.monotonic_ns())
         self._pending_calls: dict[int, asyncio.Future[Reply]] = {}
-        self._outbox: deque[tuple[Message, list[HasDescriptor]]] = deque()
+        self._outbox: deque[tuple[bytes, list[HasDescriptor]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
         self._retry_seconds = _RETRY_SECONDS
         self.heard = 0  # the number of received messages
@@ -217,16 +217,19 @@ class Link:
         """Send a message without waiting. The caller keeps the descriptors. Has no effect on a lost link.
 
         A queued message is dropped if an object among `fds`, such as a socket, is closed before the message is sent.
+        Raises WireError when the message is too large.
         """
         if self.sock.fileno() < 0:
             return
+        # Before it is queued: what cannot be sent must not stay at the head of the queue.
+        payload = wire.encode(message)
         if self._outbox:
-            self._queue_message(message, fds)
+            self._queue_message(payload, fds)
             return
         try:
-            wire.send(self.sock, message, [fd if isinstance(fd, int) else fd.fileno() for fd in fds])
+            wire.send(self.sock, payload, [fd if isinstance(fd, int) else fd.fileno() for fd in fds])
         except (BlockingIOError, InterruptedError):
-            self._queue_message(message, fds)
+            self._queue_message(payload, fds)
             self._schedule_write_retry()
         except OSError:
             return  # the lost link is noticed at end of file, after messages that have already arrived
@@ -295,19 +298,19 @@ class Link:
             self._receiver.on_violation(deed)
             self._end(f"it {deed}")
 
-    def _queue_message(self, message: Message, fds: Sequence[int | HasDescriptor]) -> None:
+    def _queue_message(self, payload: bytes, fds: Sequence[int | HasDescriptor]) -> None:
         if not self._trusted and len(self._outbox) >= MOST_UNREAD:
             self.cut_off(f"left {MOST_UNREAD} messages unread")
             return
-        self._outbox.append((message, owners_of(fds)))
+        self._outbox.append((payload, owners_of(fds)))
 
     def _flush_outbox(self) -> None:
         while self._outbox:
-            message, owners = self._outbox[0]
+            payload, owners = self._outbox[0]
             fds = [owner.fileno() for owner in owners]
             try:
                 if -1 not in fds:
-                    wire.send(self.sock, message, fds)
+                    wire.send(self.sock, payload, fds)
             except (BlockingIOError, InterruptedError):
                 self._schedule_write_retry()
                 return

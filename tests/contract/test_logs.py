@@ -14,7 +14,7 @@ from tests.real_pool import RealPool
 
 Until = Callable[..., Any]
 
-# Prints a part of a line, 700 KB of lines in one write, a line of 200 KiB, and the end of a last line.
+# Prints a part of a line, 700,000 bytes of lines in one write, a line of 200,000 bytes, and a last line in two parts.
 PRINTS = r"""
 import os, time
 
@@ -23,11 +23,9 @@ def write(data):
         data = data[os.write(1, data) :]
 
 write(b"begun, ")
-time.sleep(0.2)
 write(b"".join(b"%d of a document\n" % number for number in range(40_000)))
 write(b"x" * 200_000 + b"\n")
 write(b"all ")
-time.sleep(0.2)
 write(b"written\n")
 time.sleep(1000)
 """

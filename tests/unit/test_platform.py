@@ -228,6 +228,23 @@ def test_credentials_are_those_of_the_peer_and_of_a_messages_sender() -> None:
     assert linux.sender_credentials([(socket.SOL_SOCKET, 99, b"x" * 12)]) is None
 
 
+def test_only_a_file_in_memory_with_its_seals_is_read_as_a_sealed_one(tmp_path: Path) -> None:
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK
+    fd = linux.memory_file("sealed", b"content", seals)
+    assert linux.read_sealed_file(fd, seals, 7) == b"content"
+    assert linux.read_sealed_file(fd, fcntl.F_SEAL_WRITE, 8) == b"content"
+    for wanted, most_bytes in ((seals, 6), (seals | fcntl.F_SEAL_GROW, 7)):
+        with pytest.raises(ValueError, match="not a sealed file"):
+            linux.read_sealed_file(fd, wanted, most_bytes)
+    os.close(fd)
+    (tmp_path / "plain").write_bytes(b"content")
+    fds = [linux.memory_file("empty", b"", seals), os.open(tmp_path / "plain", os.O_RDONLY), *os.pipe()]
+    for fd in fds:
+        with pytest.raises(ValueError, match="not a sealed file"):
+            linux.read_sealed_file(fd, seals, 7)
+        os.close(fd)
+
+
 def test_connection_whose_other_end_is_shut_has_left() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -326,7 +326,7 @@ def _move_queued_connections(take: socket.socket, give: socket.socket | None) ->
     # At most as many as fit into the pair, because an application could keep filling it.
     for _ in range(_MOST_IN_A_PAIR):
         try:
-            received = wire.receive(take)
+            received = wire.receive(take, most_bytes=wire.MAX_PACKET_BYTES)
         except wire.WireError:
             continue
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import socket
 import struct
 import time
@@ -15,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.keeper import wire
-from tests.descriptors import open_descriptors
+from poolctl.platform import memory_file
+from tests.descriptors import no_descriptor_left, open_descriptors
 from tests.examples import examples
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -93,26 +95,77 @@ def test_a_packet_that_was_cut_short_is_an_error_and_its_descriptors_are_closed(
     here, there = wire.pair()
     with here, there:
         before = open_descriptors()
-        socket.send_fds(here, [b'{"a":"' + b"x" * (wire.MAX_MESSAGE_BYTES + 10) + b'"}'], [0, 1, 2])
+        socket.send_fds(here, [b'{"a":"' + b"x" * (wire.MAX_PACKET_BYTES + 10) + b'"}'], [0, 1, 2])
         with pytest.raises(wire.WireError, match="more than 65536 bytes"):
             wire.receive(there)
         assert open_descriptors() == before
 
 
-def test_the_largest_message_and_the_most_descriptors_pass_and_one_more_does_not() -> None:
+@pytest.mark.parametrize(
+    ("size_bytes", "in_file"),
+    [(wire.MAX_PACKET_BYTES, 0), (wire.MAX_PACKET_BYTES + 1, 1), (wire.MAX_MESSAGE_BYTES, 1)],
+)
+def test_messages_of_any_size_pass_with_their_descriptors(size_bytes: int, in_file: int) -> None:
     here, there = wire.pair()
-    with here, there:
-        room = wire.MAX_MESSAGE_BYTES - len(b'{"a":""}')
-        wire.send(here, {"a": "x" * room}, [0] * wire.MAX_DESCRIPTORS)
+    with here, there, no_descriptor_left():
+        message = {"a": "x" * (size_bytes - len(b'{"a":""}'))}
+        most = wire.MAX_DESCRIPTORS - in_file
+        wire.send(here, message, [there.fileno()] * most)
         received = wire.receive(there)
         assert received is not None
-        assert len(received[1]) == wire.MAX_DESCRIPTORS
+        assert received[0] == message
+        assert [os.path.sameopenfile(fd, there.fileno()) for fd in received[1]] == [True] * most
         for fd in received[1]:
             os.close(fd)
         with pytest.raises(wire.WireError, match="too large"):
-            wire.send(here, {"a": "x" * (room + 1)})
-        with pytest.raises(wire.WireError, match="too large"):
-            wire.send(here, {}, [0] * (wire.MAX_DESCRIPTORS + 1))
+            wire.send(here, message, [0] * (most + 1))
+
+
+def test_message_beyond_the_limit_is_refused() -> None:
+    here, there = wire.pair()
+    with here, there:
+        with pytest.raises(wire.WireError, match="a message of 16777217 bytes is too large"):
+            wire.send(here, {"a": "x" * (wire.MAX_MESSAGE_BYTES - len(b'{"a":""}') + 1)})
+        with pytest.raises(BlockingIOError):
+            wire.receive(there)
+
+
+def test_long_message_waits_while_no_descriptor_is_free() -> None:
+    here, there = wire.pair()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with here, there, no_descriptor_left():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(BlockingIOError):
+                wire.send(here, {"a": "x" * wire.MAX_PACKET_BYTES})
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_message_in_a_file_is_accepted_from_trusted_senders_only() -> None:
+    here, there = wire.pair()
+    with here, there, no_descriptor_left():
+        wire.send(here, {"a": "x" * wire.MAX_PACKET_BYTES})
+        with pytest.raises(wire.WireError, match="not JSON"):
+            wire.receive(there, most_bytes=wire.MAX_PACKET_BYTES)
+
+
+def test_file_that_could_block_or_change_is_no_message() -> None:
+    here, there = wire.pair()
+    with here, there, no_descriptor_left():
+        read, write = os.pipe()
+        changing = os.memfd_create("changing")
+        os.write(changing, b'{"a":1}')
+        empty = memory_file("empty", b"", wire.SEALS)
+        for fd in (read, changing, empty):
+            socket.send_fds(here, [b"file"], [fd])
+            with pytest.raises(wire.WireError, match="not a sealed file"):
+                wire.receive(there)
+        here.send(b"file")
+        with pytest.raises(wire.WireError, match="not JSON"):
+            wire.receive(there)
+        for fd in (read, write, changing, empty):
+            os.close(fd)
 
 
 def test_end_of_file_is_none_after_every_message_sent_before_it() -> None:

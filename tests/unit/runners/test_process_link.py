@@ -39,6 +39,7 @@ from poolctl.runners.process_link import (
     sanitized_text_or_empty,
     spawn,
 )
+from poolctl.worker import imports
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left, open_descriptors
 from tests.virtual_loop import VirtualLoop
@@ -196,6 +197,27 @@ def test_messages_without_room_wait_in_order_with_their_descriptors() -> None:
     run(scenario())
 
 
+def test_long_messages_arrive_in_order_whatever_waits_before_them() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        sent: list[wire.Message] = []
+        while not peer.link.waits:
+            sent.append({"n": len(sent), "filler": "x" * 1000})
+            peer.link.send(sent[-1])
+        for size in (wire.MAX_PACKET_BYTES, 3_000_000, 10):
+            sent.append({"n": len(sent), "filler": "x" * size})
+            peer.link.send(sent[-1])
+        with pytest.raises(wire.WireError, match="too large"):
+            peer.link.send({"filler": "x" * wire.MAX_MESSAGE_BYTES})
+        assert [(await peer.request())[0] for _ in sent] == sent
+        wire.send(peer.sock, {"filler": "x" * wire.MAX_PACKET_BYTES})
+        await asyncio.sleep(0.1)
+        assert [len(message["filler"]) for message in peer.heard] == [wire.MAX_PACKET_BYTES]
+        peer.close()
+
+    run(scenario())
+
+
 def test_invalid_messages_of_a_trusted_peer_are_skipped() -> None:
     async def scenario() -> None:
         peer = Peer()
@@ -293,7 +315,7 @@ def test_last_messages_of_a_process_that_ended_with_unread_orders_are_received()
         (b"[1]", "sent a message that is not a JSON object"),
         (b"[" * 10_000, "sent a message that is not JSON"),
         (b'{"id":' + b"9" * 10_000 + b"}", "sent a message that is not JSON"),
-        (b'{"event":"' + b"x" * 20_000 + b'"}', "sent a message of more than 16384 bytes"),
+        (b'{"event":"' + b"x" * 40_000 + b'"}', "sent a message of more than 32768 bytes"),
         (b'{"wrong":1}', "sent a strange thing"),
     ],
 )
@@ -306,6 +328,18 @@ def test_untrusted_peer_that_breaks_the_rules_is_cut_off_with_the_reason(packet:
         with pytest.raises(LinkLost, match=deed):
             await call
         assert (peer.deeds, peer.ends) == ([deed], 1)
+        peer.close()
+
+    run(scenario())
+
+
+def test_longest_error_of_an_import_is_received_from_an_untrusted_peer() -> None:
+    async def scenario() -> None:
+        peer = Peer(trusted=False)
+        error = {"event": "failed", "message": "\N{BUG}" * imports.MOST_CHARACTERS}
+        wire.send(peer.sock, error)
+        await asyncio.sleep(0.01)
+        assert (peer.heard, peer.deeds) == ([error], [])
         peer.close()
 
     run(scenario())
