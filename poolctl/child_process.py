@@ -10,7 +10,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import threading
 import weakref
 
 TYPE_CHECKING = False
@@ -72,8 +71,12 @@ class HelperProcess:
         self._link.setblocking(False)
         self._received = bytearray()
         self.pid = self._process.pid
+        from .daemon_threads import run_in_daemon_thread  # not at the top: first the process is started
+
         # Kills the process even if `end` was not called, because the caller's loop may be gone.
-        self.end = weakref.finalize(self, _kill_process_if_owner, self._link, self._process, os.getpid())
+        self.end = weakref.finalize(
+            self, _kill_process_if_owner, self._link, self._process, os.getpid(), run_in_daemon_thread
+        )
         self.has_answered = False
 
     async def send(self, data: bytes) -> None:
@@ -186,12 +189,17 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _kill_process_if_owner(link: socket.socket, process: subprocess.Popen[bytes], owner_pid: int) -> None:
+def _kill_process_if_owner(
+    link: socket.socket,
+    process: subprocess.Popen[bytes],
+    owner_pid: int,
+    run_in_thread: Callable[[Callable[[], object]], None],
+) -> None:
     if os.getpid() != owner_pid:
         process.returncode = 0  # so that Popen gives no ResourceWarning: the process belongs to the parent
         return
     link.close()
     process.kill()
-    with contextlib.suppress(RuntimeError):  # this process is exiting
+    with contextlib.suppress(RuntimeError):  # this process is exiting, or the machine refuses a thread
         # Waited for in a thread, because the process may be blocked in the kernel by an unresponsive file system.
-        threading.Thread(target=process.wait, daemon=True).start()
+        run_in_thread(process.wait)

@@ -7,11 +7,11 @@ import contextlib
 import functools
 import logging
 import socket
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from poolctl.address import Address
+from poolctl.daemon_threads import run_in_daemon_thread
 from poolctl.listeners.listen_errors import (
     MOST_SECONDS,
     Holder,
@@ -98,7 +98,8 @@ async def _run_resolving_work(
 async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None) -> T:
     """Run `work` in a thread and return its result; if the caller is cancelled, `undo` gets the result instead.
 
-    The thread is a daemon, so that an import that hangs cannot keep the interpreter from exiting.
+    The thread is a daemon, so that an import that hangs cannot keep the interpreter from exiting. Raises RuntimeError
+    if it cannot be created (see daemon_threads).
     """
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()
@@ -127,5 +128,5 @@ async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object]
         except RuntimeError:  # the loop is gone
             undo(value)
 
-    threading.Thread(target=run_work, name="poolctl-aside", daemon=True).start()
+    run_in_daemon_thread(run_work)
     return await result

@@ -38,6 +38,7 @@ def main() -> None:
     import asyncio
     import logging
 
+    from poolctl.daemon_threads import create_pool
     from poolctl.logs.internal_log import InternalLog
 
     from .supervisor import Supervisor
@@ -49,4 +50,13 @@ def main() -> None:
     name_process("poolctl-superv.")
     logging.basicConfig(handlers=[InternalLog(log)], level=logging.INFO)
     supervisor = Supervisor(directory, files, calm=CALM in sys.argv, reader=reader)
-    sys.exit(asyncio.run(supervisor.run()))
+    threads = create_pool()
+
+    async def run_and_exit() -> None:
+        asyncio.get_running_loop().set_default_executor(threads)
+        status = await supervisor.run()
+        logging.shutdown()
+        # asyncio.run() would wait for the threads in another thread, which may be one too many for the machine.
+        os._exit(status)
+
+    asyncio.run(run_and_exit())

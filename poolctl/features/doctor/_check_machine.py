@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 
 from poolctl.config import RAISE_OPEN_FILES, EventsTable, open_files_per_pool_process
 from poolctl.control import pool_paths
+from poolctl.daemon_threads import THREADS
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
 from poolctl.listeners.listen_errors import name_holders
@@ -161,7 +162,7 @@ def open_files(context: CheckContext) -> Iterator[CheckResult]:
 
 def processes(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the limits of this user and this control group leave room for the processes that the pool needs."""
-    need = context.processes
+    need = context.processes + THREADS  # a thread counts as a process
     limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     is_limited = limit != resource.RLIM_INFINITY and os.geteuid() and not context.items
     if is_limited and limit - (threads := _threads_of_user()) < need:

@@ -17,7 +17,6 @@ import logging
 import math
 import os
 import socket
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from poolctl.clock import Clock, RateLimit, ReportLimit
 from poolctl.config import Finding, Tables, named_addresses
 from poolctl.control.answers import Result, failure
 from poolctl.control.pool_paths import SOCKET_NAME
+from poolctl.daemon_threads import run_in_daemon_thread
 from poolctl.errors import PoolParamError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, DONE, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
@@ -126,8 +126,7 @@ class TargetRegistration(GatewayPart):
         self._resumed = asyncio.ensure_future(self._resume())
         gateway.routes.services = self
         self._serve()
-        prepare = threading.Thread(target=_preload_validation, daemon=True)
-        asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, prepare.start)
+        asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, run_in_daemon_thread, _preload_validation)
 
     def _serve(self) -> None:
         if self._gateway is not None:

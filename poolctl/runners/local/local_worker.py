@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from poolctl import platform
 from poolctl.config import ServerConfig, masked_text
+from poolctl.daemon_threads import THREADS
 from poolctl.json_form import from_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.listeners.sock_diag import wait_until_accepted
@@ -75,7 +76,7 @@ _AFTER_ANSWER_NS = 1_000_000
 # Shares of a request's time: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
 _PYTHON_SHARE, _FAULTHANDLER_SHARE = 0.6, 0.25
 _MOST_THREADS = 50
-_MOST_READING = 8  # the number of threads that read /proc, where a read may block
+_MOST_READING = THREADS // 2  # the number of threads that read /proc, where a read may block
 
 
 class Tally(Descriptor):

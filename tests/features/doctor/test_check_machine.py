@@ -428,7 +428,7 @@ def test_queue_of_connections_is_as_long_as_the_kernel_allows(
 @pytest.mark.parametrize(
     ("limit", "uid", "running", "status"),
     [
-        (20, 1000, False, "problem"), (22, 1000, False, "ok"), (20, 0, False, "ok"), (20, 1000, True, "ok"),
+        (26, 1000, False, "problem"), (28, 1000, False, "ok"), (26, 0, False, "ok"), (26, 1000, True, "ok"),
         (resource.RLIM_INFINITY, 1000, False, "ok"),
     ],
 )  # fmt: skip
@@ -442,17 +442,17 @@ def test_user_has_to_be_allowed_the_processes_of_the_pool(
     machine.context.items = ["web"] if running else []
     ((is_found, message),) = found(_check_machine.processes(machine.context))
     assert is_found == status
-    assert "about 10" in message
+    assert "about 16" in message
 
 
 @pytest.mark.parametrize(
     ("most", "now", "status"),
     [
-        ("20", "11", "problem"),
-        ("20", "10", "ok"),
+        ("26", "11", "problem"),
+        ("26", "10", "ok"),
         ("max", "1000", "ok"),
-        ("9", "", "problem"),
-        ("10", "", "ok"),
+        ("15", "", "problem"),
+        ("16", "", "ok"),
     ],
 )
 def test_control_group_has_to_allow_the_processes_of_the_pool(

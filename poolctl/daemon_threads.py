@@ -1,0 +1,93 @@
+"""Threads for calls that may block, such as a read from a file system that does not respond.
+
+They are daemons: a call that hangs cannot keep the interpreter from exiting. A supervisor creates its threads when it
+starts, because the machine may refuse another one later (RLIMIT_NPROC, pids.max).
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+NAME = "poolctl-aside"
+# The limits count a thread as a process, so only a few. More calls at once wait for a free thread.
+THREADS = 6
+
+_pool: DaemonThreads | None = None
+
+
+class DaemonThreads(ThreadPoolExecutor):
+    """An executor whose threads are created with it, and end with the process.
+
+    Threads that the machine refuses are created by a later call. Until there is one, calls run in the caller's thread.
+    """
+
+    def __init__(self, count: int = THREADS) -> None:
+        super().__init__(count)
+        self._missing = count
+        self._count = count
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._create_missing()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        call = partial(_complete, future, partial(fn, *args, **kwargs))
+        self._create_missing()
+        if self._missing < self._count:
+            self._calls.put(call)
+        else:
+            call()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Do nothing: a thread whose call hangs would have to be waited for."""
+
+    def _create_missing(self) -> None:
+        while self._missing:
+            try:
+                threading.Thread(target=self._perform_calls, name=NAME, daemon=True).start()
+            except RuntimeError:  # the machine refuses another thread
+                return
+            self._missing -= 1
+
+    def _perform_calls(self) -> None:
+        while True:
+            self._calls.get()()
+
+
+def _complete(future: Future[T], call: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def create_pool() -> DaemonThreads:
+    """Create the threads that `run_in_daemon_thread` uses in this process from now on; returns their executor."""
+    global _pool
+    _pool = DaemonThreads()
+    return _pool
+
+
+def run_in_daemon_thread(work: Callable[[], object]) -> None:
+    """Run `work` in a thread of this process's pool or, without a pool, in a new one. Does not wait.
+
+    Raises RuntimeError if there is no pool and the machine refuses a thread.
+    """
+    if _pool is not None:
+        _pool.submit(work)
+    else:
+        threading.Thread(target=work, name=NAME, daemon=True).start()
