@@ -17,9 +17,29 @@ from poolctl.states import State, in_words
 
 from . import decide
 from .configuration_diff import read_certificate_expiry, read_digests_by_key
-from .decide import ASLEEP, IN_BACKOFF, LEAVING, Desired, Drain, ListenerState, Overrides, Stop, WorkerPhase
+from .decide import (
+    ASLEEP,
+    IN_BACKOFF,
+    LEAVING,
+    Desired,
+    Drain,
+    EndHook,
+    ListenerState,
+    Overrides,
+    Stop,
+    WorkerPhase,
+)
 from .health_checks import HealthChecks
-from .perform import LAST_LINES, LINES_READ, Executor, StackRecorder, explanatory_lines, is_quoted, last_lines
+from .perform import (
+    LAST_LINES,
+    LINES_READ,
+    Executor,
+    StackRecorder,
+    explanatory_lines,
+    is_quoted,
+    last_lines,
+    logged_exceptions,
+)
 from .schedules import ScheduledRuns, SleepWindowScheduler
 from .server_entry import Canary, Entry, RunningHook, StartAfterStop, Worker
 from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, abandoned_listeners, same_listener
@@ -85,31 +105,35 @@ class Core:
     def _process_batch(self) -> None:
         touched: dict[str, Entry] = {}
         for entry in self._queue.take_batch():
-            name = entry.name
-            touched[name] = entry
-            self._addresses.plan_address_change(entry)
-            self._update_sleep_and_disarm_outdated(entry)
-            self._runs.ensure_run_planned(entry)
-            for action in self._decide(entry):
-                self._executor.perform(entry, action)
-            self._queue_affected_neighbours(entry)
-            for held in self._addresses.take_unneeded_listener(entry):
-                self._executor.close(held)
-            if entry.removed and entry.is_fully_stopped and self.servers.entries.get(name) is entry:
-                self.forget(entry)
-                # Its dependencies no longer need to wait for it.
-                self._queue.add_all_unscheduled(self.servers.dependents(entry))
-            elif not entry.removed:
-                # A dependency that stops may have waited for the last worker that needed it.
-                self._queue.add_all_unscheduled(self.servers.removed.values())
+            touched[entry.name] = entry
+            with logged_exceptions(f"{entry.name}: its next actions cannot be taken"):
+                self._decide_and_perform(entry)
         if self._queue:
             self._queue.schedule()
         for entry in touched.values():
             for observer in list(self.observers):
-                observer(entry)
+                with logged_exceptions(f"{entry.name}: an observer cannot handle its change"):
+                    observer(entry)
             queued = entry.desired.queued_start
             if queued is not None and not entry.is_stopping:
                 self.start(entry, ignore_dependencies=queued.ignore_dependencies, retries=queued.retries)
+
+    def _decide_and_perform(self, entry: Entry) -> None:
+        self._addresses.plan_address_change(entry)
+        self._update_sleep_and_disarm_outdated(entry)
+        self._runs.ensure_run_planned(entry)
+        for action in self._decide(entry):
+            self._executor.perform(entry, action)
+        self._queue_affected_neighbours(entry)
+        for held in self._addresses.take_unneeded_listener(entry):
+            self._executor.close(held)
+        if entry.removed and entry.is_fully_stopped and self.servers.entries.get(entry.name) is entry:
+            self.forget(entry)
+            # Its dependencies no longer need to wait for it.
+            self._queue.add_all_unscheduled(self.servers.dependents(entry))
+        elif not entry.removed:
+            # A dependency that stops may have waited for the last worker that needed it.
+            self._queue.add_all_unscheduled(self.servers.removed.values())
 
     def _decide(self, entry: Entry) -> list[decide.Action]:
         view = self.view(entry)
@@ -204,6 +228,8 @@ class Core:
                 worker.stop_seconds = min(limit_seconds, worker.config.stop_timeout)
             if worker.unstoppable:
                 self._executor.perform(entry, Stop(worker.id))
+        if entry.hooks.running is not None and entry.hooks.running.unstoppable:
+            self._executor.perform(entry, EndHook())
         if kill:
             self._executor.abort_hooks(entry)
             for worker in entry.observed.workers.values():

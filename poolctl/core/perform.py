@@ -13,7 +13,7 @@ import os
 import random
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -142,16 +142,24 @@ def _ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
+@contextlib.contextmanager
+def logged_exceptions(consequence: str) -> Iterator[None]:
+    """Context manager: pass an unexpected exception to the event loop, which logs it with its consequence."""
+    try:
+        yield
+    except Exception as error:
+        asyncio.get_running_loop().call_exception_handler({"message": consequence, "exception": error})
+
+
 async def last_lines(runner: Runner, name: str, lines: int, since: float) -> list[str]:
     """The server's last output lines since a time (epoch); empty if its runner keeps no output, or is slow."""
     logs = runner.capabilities.logs
     if logs is None:
         return []
-    try:
+    with logged_exceptions(f"{name}: its output cannot be read"), contextlib.suppress(TimeoutError, OSError):
         async with asyncio.timeout(LOGS_SECONDS):
             return await logs.logs(name, lines, since)
-    except (TimeoutError, OSError):
-        return []
+    return []
 
 
 class OutputCause(NamedTuple):
@@ -361,7 +369,7 @@ class Executor:
         worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, config)
         worker.resting = config.health.gated and not config.command
         entry.observed.workers[worker.id] = worker
-        worker.task = self._queue.run(self._run_worker(entry, worker))
+        worker.task = self._queue.run(self._mind(entry, worker, self._run_worker(entry, worker)))
 
     def _stop(self, entry: Entry, worker: Worker, *, replaced: bool) -> None:
         worker.phase = WorkerPhase.STOPPING
@@ -372,7 +380,7 @@ class Executor:
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Manage a worker that another supervisor has started."""
-        worker.task = self._queue.run(self._watch_adopted(entry, worker))
+        worker.task = self._queue.run(self._mind(entry, worker, self._watch_until_exit(entry, worker)))
 
     def kill(self, entry: Entry, worker: Worker) -> None:
         """Kill the worker at once, even if it is already leaving."""
@@ -429,7 +437,8 @@ class Executor:
     async def _close_unless_claimed(self, entry: Entry, held: ServerConfig) -> None:
         if self._addresses.release_unless_claimed(entry, held):
             self._addresses.closed(held.key)
-            await self._runner.close(held.key)
+            with logged_exceptions(f"{held.key} cannot be closed"):
+                await self._runner.close(held.key)
         if held in entry.listener.releasing:
             entry.listener.releasing.remove(held)
         self._queue.touch(entry, progressed=True)
@@ -532,7 +541,7 @@ class Executor:
         if hook is not None:
             hook.ends = True
             if hook.placement is not None:
-                self._queue.run(self._end_hook_process(hook.placement, limit_seconds))
+                self._queue.run(self._end_hook_process(entry, hook, limit_seconds))
 
     def abort_hooks(self, entry: Entry) -> None:
         """Kill the running hook at once, and cancel the after_stop hook of the stop in progress."""
@@ -545,7 +554,11 @@ class Executor:
 
     async def _run_hook(self, entry: Entry, hook: RunningHook) -> None:
         begun_at = self._clock.time()
-        exit_, hint = await self._run_hook_until_exit(entry, hook)
+        try:
+            exit_, hint = await self._run_hook_until_exit(entry, hook)
+        except Exception as error:
+            reason, hint = message_and_hint(error)
+            exit_ = Exit(message=f"cannot be run: {reason}")
         message = ""
         if not (exit_.ok or hook.ends):
             how = exit_.message if exit_.signal is None else f"was {exit_.message}"
@@ -580,19 +593,17 @@ class Executor:
                 return Exit.from_returncode(0), ""
             if hooks is None:
                 return Exit(message="cannot be run"), _NO_HOOKS_HINT
-            try:
-                hook.placement = await hooks.begin_hook(config, hook.name)
-            except Exception as error:
-                message, hint = message_and_hint(error)
-                return Exit(message=f"cannot be run: {message}"), hint
-        exit_ = await self._wait_or_kill_hook(hook, hook.placement, limit)
+            hook.placement = await hooks.begin_hook(config, hook.name)
+        exit_ = await self._wait_or_kill_hook(entry, hook, hook.placement, limit)
         hint = f"poolctl logs {entry.name}"
         if exit_.status is None and exit_.signal is None:
             which = "start_timeout" if is_start else "stop_timeout"
             hint += f"; {which} says how long it may take"
         return exit_, hint
 
-    async def _wait_or_kill_hook(self, hook: RunningHook, placement: Placement, limit_seconds: float) -> Exit:
+    async def _wait_or_kill_hook(
+        self, entry: Entry, hook: RunningHook, placement: Placement, limit_seconds: float
+    ) -> Exit:
         """Wait until the hook has ended; returns its exit.
 
         After the time limit the hook is killed, and the returned exit has neither status nor signal.
@@ -600,18 +611,25 @@ class Executor:
         ending = asyncio.ensure_future(self._runner.wait_for_exit(placement))
         if hook.ends:
             # The end was ordered before the hook had a process.
-            await self._end_hook_process(placement, 0)
+            await self._end_hook_process(entry, hook, 0)
         await asyncio.wait({ending}, timeout=limit_seconds)
         if ending.done():
             return ending.result()
-        await self._end_hook_process(placement, 0)
+        await self._end_hook_process(entry, hook, 0)
+        # Wait even for a process that SIGKILL does not end: its server cannot be started earlier.
         await ending
         return Exit(message=f"had not ended after {format_duration(limit_seconds)}, and was killed")
 
-    async def _end_hook_process(self, placement: Placement, seconds: float) -> None:
-        # Wait even for a process that SIGKILL does not end: its server cannot be started earlier.
-        with contextlib.suppress(TimeoutError):
-            await self._runner.stop(placement, seconds)
+    async def _end_hook_process(self, entry: Entry, hook: RunningHook, seconds: float) -> None:
+        assert hook.placement is not None
+        hook.unstoppable = False
+        try:
+            await self._runner.stop(hook.placement, seconds)
+        except TimeoutError:
+            hook.unstoppable = True
+            message = f"hooks.{hook.name} could not be ended, not even by SIGKILL ({hook.placement.where})"
+            note_failure(entry, failure_of(entry, message, "see what it waits for", PoolStopError))
+            self._queue.touch(entry, progressed=True)
 
     async def _hook_message(self, entry: Entry, message: str, since: float) -> str:
         lines = await last_lines(self._runner, entry.name, LINES_READ, since)
@@ -628,7 +646,25 @@ class Executor:
 
     # Workers that start.
 
-    async def _run_worker(self, entry: Entry, worker: Worker) -> None:
+    async def _mind(self, entry: Entry, worker: Worker, life: Awaitable[Exit]) -> None:
+        """Await the worker's exit, the result of `life`, and handle it. An unexpected exception ends the worker."""
+        try:
+            exit_ = await life
+        except Exception as error:
+            message, hint = message_and_hint(error)
+            worker.failure = failure_of(entry, message, hint, cause=error)
+            exit_ = Exit(message=message)
+            with logged_exceptions(f"worker {worker.id} may still run"):
+                exit_ = await self._end_unwatched(entry, worker) or exit_
+        await self._handle_worker_exit(entry, worker, exit_)
+
+    async def _end_unwatched(self, entry: Entry, worker: Worker) -> Exit | None:
+        if worker.placement is None:
+            return None
+        await self._end_worker(entry, worker, 0, replaced=False)
+        return await self._runner.wait_for_exit(worker.placement)
+
+    async def _run_worker(self, entry: Entry, worker: Worker) -> Exit:
         exit_ = Exit(message="was stopped before it was placed")
         if worker.phase is WorkerPhase.PLACING:
             exit_ = await self._place_and_watch(entry, worker)
@@ -637,10 +673,7 @@ class Executor:
             entry.observed.files = worker.files_before or entry.observed.files
         if worker.phase not in LEAVING:
             await self._add_cause_to_failure(entry, worker, exit_)
-        await self._handle_worker_exit(entry, worker, exit_)
-
-    async def _watch_adopted(self, entry: Entry, worker: Worker) -> None:
-        await self._handle_worker_exit(entry, worker, await self._watch_until_exit(entry, worker))
+        return exit_
 
     async def _add_cause_to_failure(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Add the cause found in the worker's output to `worker.failure`, if the exit status alone explains nothing.
@@ -787,7 +820,7 @@ class Executor:
                 hint = f"{logs}; start_timeout says how long it may take"
             worker.failure = failure_of(entry, message, hint or logs, cause=error)
             worker.given_up = True
-            await self._runner.stop(worker.placement, 0)
+            await self._end_worker(entry, worker, 0, replaced=False)
         else:
             # The run of a job with a schedule never becomes ready: it ends.
             if worker.phase is WorkerPhase.STARTING and config.every is None:
@@ -824,10 +857,11 @@ class Executor:
         """Let the worker finish its requests and then end. With `replaced`, its connections go to another worker."""
         assert worker.placement is not None
         replaced = replaced or _has_ready_peer(entry, worker)
-        await self._runner.begin_drain(worker.placement, replaced=replaced)
-        worker.stopped_accepting = True
-        self._queue.touch(entry, progressed=True)
-        await self._runner.drain(worker.placement, replaced=replaced)
+        with logged_exceptions(f"worker {worker.id} cannot be drained"):
+            await self._runner.begin_drain(worker.placement, replaced=replaced)
+            worker.stopped_accepting = True
+            self._queue.touch(entry, progressed=True)
+            await self._runner.drain(worker.placement, replaced=replaced)
         if worker.id in entry.observed.workers:
             await self._stop_worker(entry, worker, replaced=replaced)
 
@@ -836,21 +870,36 @@ class Executor:
 
         A stuck worker is killed after at most STUCK_SECONDS, because it cannot finish any request.
         """
-        assert worker.placement is not None
         limit = worker.config.stop_timeout if worker.stop_seconds is None else worker.stop_seconds
         if worker.stuck:
             limit = min(limit, STUCK_SECONDS)
+        exit_ = await self._end_worker(entry, worker, limit, replaced=replaced)
+        if exit_ is not None and exit_.signal == signal.SIGKILL:
+            entry.observed.warnings.append(f"{entry.name}: had to be killed after {format_duration(limit)}")
+
+    async def _end_worker(
+        self, entry: Entry, worker: Worker, limit_seconds: float, *, replaced: bool
+    ) -> Exit | None:
+        """Stop the worker, and kill it after the time limit; returns its exit.
+
+        If it cannot be ended, the server has failed to stop, the worker is `unstoppable`, and None is returned.
+        """
+        assert worker.placement is not None
         worker.unstoppable = False
         try:
-            exit_ = await self._runner.stop(worker.placement, limit, replaced=replaced)
+            return await self._runner.stop(worker.placement, limit_seconds, replaced=replaced)
         except TimeoutError:
-            worker.unstoppable = True
-            message = f"could not be ended, not even by SIGKILL ({worker.placement.where})"
-            note_failure(entry, failure_of(entry, message, "see what it waits for", PoolStopError))
-            self._queue.touch(entry, progressed=True)
-            return
-        if exit_.signal == signal.SIGKILL:
-            entry.observed.warnings.append(f"{entry.name}: had to be killed after {format_duration(limit)}")
+            message, hint = "could not be ended, not even by SIGKILL", "see what it waits for"
+        except Exception as error:
+            reason, hint = message_and_hint(error)
+            message = f"could not be ended: {reason}"
+        worker.unstoppable = True
+        if worker.failure is not None:
+            message = f"{worker.failure.message}; {message}"
+        message = f"{message} ({worker.placement.where})"
+        note_failure(entry, failure_of(entry, message, hint, PoolStopError))
+        self._queue.touch(entry, progressed=True)
+        return None
 
     # Workers that have ended.
 
@@ -874,13 +923,13 @@ class Executor:
 
     def _remove_and_handle_exit(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         entry.observed.workers.pop(worker.id, None)
+        self._queue.touch(entry, progressed=True)
         self._health.stop_probes(worker)
         worker.exit = exit_
         if worker.phase not in LEAVING:
             self._handle_unexpected_exit(entry, worker, exit_)
         elif entry.schedule.run_since:
             record_run_end(entry, exit_, self._clock.time(), stopped=True)
-        self._queue.touch(entry, progressed=True)
 
     def _handle_unexpected_exit(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         observed, was_ready = entry.observed, worker.ready_at is not None

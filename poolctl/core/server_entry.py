@@ -228,6 +228,7 @@ class RunningHook:
     name: str
     placement: Placement | None = None
     ends: bool = False  # the hook has been asked to end
+    unstoppable: bool = False  # not even SIGKILL has ended it
 
 
 @dataclass(slots=True)
@@ -518,10 +519,18 @@ class Entry:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether a stop by command is in progress. False once the stop has failed to end a worker."""
+        """Whether a stop by command is in progress. False once the stop has failed to end a process."""
         if self.desired.state not in (Desired.IDLE, Desired.STOPPED) or self.is_fully_stopped:
             return False
-        return not any(worker.unstoppable for worker in self.observed.workers.values())
+        return not self.is_unstoppable
+
+    @property
+    def is_unstoppable(self) -> bool:
+        """Whether not even SIGKILL has ended one of the server's processes, a worker or a hook."""
+        hook = self.hooks.running
+        return any(each.unstoppable for each in self.observed.workers.values()) or (
+            hook is not None and hook.unstoppable
+        )
 
     @property
     def is_fully_ready(self) -> bool:
@@ -555,7 +564,7 @@ class Entry:
 
         When the tuple changes, the core decides again on dependencies, dependents and servers at the same address.
         """
-        runs = bool(self.observed.workers), self.cleans_up
+        runs = bool(self.observed.workers), self.cleans_up, self.is_unstoppable
         return (
             self.desired.state,
             self.is_responsive,

@@ -128,11 +128,18 @@ class Workqueue:
             yield entry
 
     def run(self, work: Awaitable[None]) -> asyncio.Task[None]:
-        """Run the coroutine as a task, and keep a reference until it has ended."""
+        """Run the coroutine as a task, and keep a reference until it has ended. An exception is logged."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
         return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            task.get_loop().call_exception_handler(
+                {"message": "an action on a server has failed", "exception": error, "task": task}
+            )
 
 
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
@@ -523,16 +530,21 @@ class ServerRegistry:
         return entry.is_responsive
 
     def may_stop(self, entry: Entry) -> bool:
-        """Whether the server may stop now, because no dependent has to stop or be replaced first."""
+        """Whether the server may stop now, because no dependent has to stop or be replaced first.
+
+        A dependent that cannot be ended does not keep it running.
+        """
         waits = entry.removed and not entry.desired.ignore_dependencies
         if waits and any(
             dependency.name == entry.name
             for other in self.entries.values()
             for worker in other.observed.workers.values()
             for dependency in worker.config.depends_on
+            if not worker.unstoppable
         ):
             return False
         return not any(
-            not dependent.wanted and (dependent.observed.workers or dependent.cleans_up)
+            not (dependent.wanted or dependent.is_unstoppable)
+            and (dependent.observed.workers or dependent.cleans_up)
             for dependent in self.dependents(entry)
         )

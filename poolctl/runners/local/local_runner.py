@@ -428,7 +428,8 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
     async def aclose(self) -> None:
         self._next_check.cancel()
         workers = list(self._workers.values())
-        await asyncio.gather(*(self.stop(worker.placement, 0) for worker in workers))
+        # What cannot be ended must not keep the rest open.
+        await asyncio.gather(*(self.stop(worker.placement, 0) for worker in workers), return_exceptions=True)
         for worker in workers:
             self._workers.remove(worker)
         await self._close_parts()

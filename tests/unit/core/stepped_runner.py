@@ -112,6 +112,8 @@ class SteppedRunner(ScriptedRunner):
             return Exit.from_returncode(0)
         if timeout_seconds:
             await self._exchange_for_subdirectory("stop", placement.id)
+        if placement.server in self.deaf:
+            raise TimeoutError
         self.end(placement.id, Exit.from_returncode(0))
         return ended.result()
 

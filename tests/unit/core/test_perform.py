@@ -16,7 +16,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
 from poolctl.core.core import Core
-from poolctl.core.decide import Desired, WorkerPhase
+from poolctl.core.decide import Desired, Overrides, WorkerPhase
 from poolctl.core.perform import (
     StackRecorder,
     cause_of,
@@ -1851,5 +1851,217 @@ def test_hook_of_a_server_whose_runner_makes_no_processes_fails_the_start_with_a
         assert problem.message == "hooks.before_start cannot be run"
         assert problem.hint.startswith("its runner makes no processes: run the pool with `poolctl start`")
         assert pool.states() == {"web": "failed"}
+
+    run(scenario())
+
+
+# Unexpected exceptions, and processes that cannot be ended: no worker is left without a task, and each stop returns.
+
+
+def expect_exceptions() -> list[str]:
+    """Collects what the event loop is told of unexpected exceptions from now on: the consequence, and the exception."""
+    seen: list[str] = []
+
+    def note(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        seen.append(f"{context['message']}: {context.get('exception')}")
+
+    asyncio.get_running_loop().set_exception_handler(note)
+    return seen
+
+
+def break_once(runner: ScriptedRunner, method: str) -> None:
+    """The next call of this method fails as nobody expects."""
+    works = getattr(runner, method)
+
+    async def fail(*_: Any, **__: Any) -> Any:
+        setattr(runner, method, works)
+        raise RuntimeError("can't start new thread")
+
+    setattr(runner, method, fail)
+
+
+def test_worker_that_cannot_be_watched_is_killed_and_replaced() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(restart=AT_ONCE))
+        break_once(pool.runner, "wait_for_exit")
+        await pool.start()
+        await turns()
+        observed = pool.core.entries["web"].observed
+        assert [line for line in pool.runner.log if "web.1.0" in line] == [
+            "place web.1.0",
+            "stop web.1.0 0",
+            "place web.1.0",
+        ]
+        assert observed.last_exit is not None
+        assert observed.last_exit.message == "can't start new thread"
+        assert (pool.states(), observed.restarts) == ({"web": "running"}, 1)
+        assert await pool.stop() == []
+
+    run(scenario())
+
+
+def test_adopted_worker_that_cannot_be_watched_is_killed_and_replaced() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(restart=AT_ONCE))
+        entry = pool.core.entries["web"]
+        await pool.runner.open(entry.config)
+        placement = await pool.runner.place(entry.config, 1, 0)
+        break_once(pool.runner, "wait_for_exit")
+        pool.core.adopt_listener(entry, entry.config, ("127.0.0.1:9000",))
+        pool.core.mark_found_running(entry)
+        found = Worker(placement.id, 1, 0, entry.config, WorkerPhase.READY, placement, ready_at=0.0)
+        pool.core.adopt_worker(entry, found, generation_recorded=False)
+        await turns()
+        assert pool.runner.log[-2:] == ["stop web.1.0 0", "place web.1.0"]
+        assert pool.states() == {"web": "running"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("method", ["begin_drain", "drain"])
+def test_worker_that_cannot_be_drained_is_stopped(method: str) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        unexpected = expect_exceptions()
+        break_once(pool.runner, method)
+        assert await pool.restart() == []
+        await turns()
+        assert unexpected == ["worker web.1.0 cannot be drained: can't start new thread"]
+        assert list(pool.runner.running) == ["web.2.0"]
+
+    run(scenario())
+
+
+def test_failure_to_stop_a_worker_is_reported_and_the_next_stop_tries_again() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        break_once(pool.runner, "stop")
+        (problem,) = await pool.stop()
+        assert problem.message == "could not be ended: can't start new thread (nowhere)"
+        assert list(pool.runner.running) == ["web.1.0"]
+        assert await pool.stop() == []
+        assert pool.states() == {"web": "stopped"}
+
+    run(scenario())
+
+
+def test_stop_returns_although_a_listener_cannot_be_closed() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        unexpected = expect_exceptions()
+        break_once(pool.runner, "close")
+        assert await pool.stop() == []
+        key = pool.core.entries["web"].config.key
+        assert unexpected == [f"{key} cannot be closed: can't start new thread"]
+
+    run(scenario())
+
+
+def test_start_and_stop_return_when_a_worker_that_was_not_ready_in_time_cannot_be_killed() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(start_timeout="20ms"), web=NEVER)
+        pool.runner.deaf.add("web")
+        for order in (pool.start, pool.stop):
+            (problem,) = await order()
+            assert problem.message == (
+                "was not ready within 20ms; could not be ended, not even by SIGKILL (nowhere)"
+            )
+        assert list(pool.core.entries["web"].observed.workers) == ["web.1.0"]
+        pool.runner.end("web.1.0", KILLED)
+        await turns()
+        assert pool.core.entries["web"].is_fully_stopped
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("order", ["stop", "remove"])
+def test_dependency_is_stopped_although_its_dependent_cannot_be_killed(order: str) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("db"), web(depends_on=["db"]))
+        await pool.start()
+        pool.runner.deaf.add("web")
+        if order == "stop":
+            (problem,) = await pool.stop()
+        else:
+            entries = [*pool.core.entries.values()]
+            (problem,) = await pool.order(PoolStopError, entries, pool.core.schedule_removal)
+        assert (problem.name, "could not be ended" in problem.message) == ("web", True)
+        assert list(pool.runner.running) == ["web.1.0"]
+
+    run(scenario())
+
+
+def test_each_stop_returns_while_a_hook_cannot_be_killed(stage: Stage) -> None:
+    started(stage)
+    stage.order(stage.core.stop, stage.web)
+    stage.finish("stop", "close", "hook")
+    stage.runner.deaf.add("web")
+    stage.clock.advance(stage.web.config.stop_timeout + 1)
+    stage.loop.settle()
+    message = "hooks.after_stop could not be ended, not even by SIGKILL (nowhere)"
+    assert stage.web.observed.failure is not None
+    assert (stage.web.observed.failure.message, stage.web.observed.failures) == (message, 1)
+    stage.order(stage.core.stop, stage.web)
+    stage.finish("stop")
+    assert stage.web.observed.failures == 2
+    stage.runner.deaf.clear()
+    stage.order(stage.runner.end, "web.after_stop", KILLED)
+    assert stage.web.is_fully_stopped
+
+
+def test_hook_that_cannot_be_watched_fails_the_start(stage: Stage) -> None:
+    stage.order(stage.core.start, stage.db)
+    stage.finish("open", "place", "ready")
+    break_once(stage.runner, "wait_for_exit")
+    stage.order(stage.core.start, stage.web)
+    stage.finish("hook")
+    assert stage.web.observed.failure is not None
+    assert stage.web.observed.failure.message == "hooks.before_start cannot be run: can't start new thread"
+    assert stage.web.state == "failed"
+
+
+def test_start_fails_with_its_own_reason_when_the_output_cannot_be_read() -> None:
+    async def scenario() -> None:
+        pool = LoggedCore(web())
+        pool.runner.script["web"] = FAILS
+        unexpected = expect_exceptions()
+
+        async def fail(*_: Any) -> list[str]:
+            raise RuntimeError("can't start new thread")
+
+        pool.runner.logs = fail
+        (problem,) = await pool.start()
+        assert problem.message == "exited with status 3 before it was ready"
+        assert set(unexpected) == {"web: its output cannot be read: can't start new thread"}
+
+    run(scenario())
+
+
+def test_other_servers_and_observers_are_served_when_an_action_or_an_observer_fails() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(), web("api"))
+        unexpected = expect_exceptions()
+
+        def fail(entry: Entry) -> None:
+            if entry.name == "web":
+                raise LookupError("no such gauge")
+
+        async def refuse(*_: Any) -> None:
+            raise LookupError("no such worker")
+
+        pool.core.observers = {fail, *pool.core.observers}
+        assert await pool.start() == []
+        pool.runner.set_in_rotation = refuse  # type: ignore[method-assign]
+        pool.core.replace_overrides(pool.core.entries["api"], Overrides(out=True))
+        await turns()
+        assert await pool.stop() == []
+        assert pool.states() == {"web": "stopped", "api": "stopped"}
+        assert set(unexpected) == {
+            "web: an observer cannot handle its change: no such gauge",
+            "an action on a server has failed: no such worker",
+        }
 
     run(scenario())
