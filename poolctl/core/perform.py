@@ -862,7 +862,7 @@ class Executor:
             worker.stopped_accepting = True
             self._queue.touch(entry, progressed=True)
             await self._runner.drain(worker.placement, replaced=replaced)
-        if worker.id in entry.observed.workers:
+        if entry.observed.workers.get(worker.id) is worker:
             await self._stop_worker(entry, worker, replaced=replaced)
 
     async def _stop_worker(self, entry: Entry, worker: Worker, *, replaced: bool) -> None:

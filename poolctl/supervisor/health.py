@@ -226,7 +226,10 @@ class WorkerRecovery:
 
     def _on_stacks_read(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
         """Begin the recovery of the worker, now that its stacks have been read."""
-        del self._taking[id(worker)]
+        if (
+            self._taking.get(id(worker)) is taken
+        ):  # otherwise it hangs again, and its stacks are being read again
+            del self._taking[id(worker)]
         problems = self._states[entry.name].problems if entry.name in self._states else {}
         problem = problems.get(worker.id)
         if problem is not None and problem.worker is worker and not taken.cancelled():
@@ -450,14 +453,17 @@ class MemoryLimit:
             for name, (due, _, worker) in self._due.items()
             if due <= now and worker.placement is not None and worker.placement.pid is not None
         }
+        for name in pids:
+            # Before the measurement, so that one that fails is not repeated at once.
+            self._due[name] = (now + INTERVAL_SECONDS, *self._due[name][1:])
         found = await asyncio.to_thread(self.measure, list(pids.values()))
         for name, pid in pids.items():
-            _, entry, worker = self._due[name]
+            due, entry, worker = self._due[name]
             if worker.placement is None or worker.placement.pid != pid:
                 continue
             limit, size = entry.config.limits.memory, found[pid]
             near = limit is not None and size is not None and size >= limit * _NEAR
-            self._due[name] = (now + (NEAR_SECONDS if near else INTERVAL_SECONDS), entry, worker)
+            self._due[name] = (now + NEAR_SECONDS if near else due, entry, worker)
             if (
                 limit is not None
                 and size is not None

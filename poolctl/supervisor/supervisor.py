@@ -658,8 +658,9 @@ async def store_late_orphans(core: Core) -> bool:
         }
         names = await takeover.rescue_orphans_and_check_outdated(waiting, late=True)
         for name in names:
-            # The server may have failed because these workers had its address.
-            core.mark_found_running(core.entries[name])
+            # The server may have failed because these workers had its address, or have been removed meanwhile.
+            if entry := core.entries.get(name):
+                core.mark_found_running(entry)
         if names:
             logger.info("found late: %s", ", ".join(sorted(names)))
             return True

@@ -236,8 +236,11 @@ class LiveView:
     async def _open_log(self, name: str) -> None:
         try:
             found = await self._ask(ShowResult, "show", {"selector": {"targets": [name]}})
-            if self._pane is None:
-                self._pane = LogPane(name, log_paths(found.items, self._view.ref.logs_directory)[name])
+            path = log_paths(found.items, self._view.ref.logs_directory).get(name)
+            if path is None:
+                self._notify(f"{name}: it has been removed", "bold red")
+            elif self._pane is None:
+                self._pane = LogPane(name, path)
                 if self._pane.fileno() >= 0:
                     self._loop.add_reader(self._pane.fileno(), self._news.set)
         except (ControlError, OSError) as error:

@@ -33,6 +33,7 @@ from ..runner_protocol import (
     RunnerEventHandler,
     SleepCapability,
     Takeover,
+    WorkerFailed,
     WorkerRouteTables,
 )
 from ..runner_registry import RunnerContext
@@ -349,7 +350,9 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
 
     async def wait_until_ready(self, placement: Placement) -> None:
         """Wait until the worker is ready; a job is ready when it has exited with 0."""
-        worker = self._workers[placement.id]
+        worker = self._workers.get(placement.id)
+        if worker is None:
+            raise WorkerFailed("has ended before")
         await worker.wait_until_ready(self.sockets.of(worker.server))
 
     async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:

@@ -176,6 +176,8 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         command can be found only by this record. If the process runs one of the server's `hooks` instead of a worker,
         `hook` is its name.
         """
+        if key not in self._pipes:
+            return  # closed since
         descriptors, message, _ = self._pipes[key]
         message |= {"pid": pid, "generation": generation, "index": index}
         if hook:

@@ -257,10 +257,14 @@ class Zygotes:
         caller may try again with another control socket.
         """
         zygote = await self.ensure_zygote_up(source)
+        # Looked up before the call, because the zygote may exit right after its reply.
+        process = self._processes.get(zygote)
+        if process is None:
+            raise LinkLost("it has exited")
         try:
             reply, _ = await zygote.call({"op": role}, fds, patience_seconds=SILENT_SECONDS)
             uid = None if source.user is None else source.user[0]
-            return await self._children.verified_process(reply, uid, self._processes[zygote].start)
+            return await self._children.verified_process(reply, uid, process.start)
         except Forged as error:
             zygote.cut_off(str(error))
             raise self._worker_failed(source, error) from error

@@ -483,7 +483,9 @@ def test_log_that_cannot_be_shown_is_reported_and_an_open_one_is_left_by_its_key
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
         if verb == "show" and body["selector"] == {"targets": ["gone"]}:
             return None
-        return result(*([item("gone")] if verb == "stats" else []), item("web"), name="shop")
+        if verb == "show" and body["selector"] == {"targets": ["removed"]}:
+            return result(name="shop")
+        return result(*([item("gone"), item("removed")] if verb == "stats" else []), item("web"), name="shop")
 
     place = pool.runtime / pool_key(str(pool.directory / "pool.toml"))
     place.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -491,6 +493,8 @@ def test_log_that_cannot_be_shown_is_reported_and_an_open_one_is_left_by_its_key
         view.until_shown("gone")
         view.terminal.press("l")
         view.until_shown(" gone: ")
+        view.terminal.press("jl")
+        view.until_shown(" removed: it has been removed")
         view.terminal.press("jl")
         view.until_shown("no output yet")
         view.terminal.press("q")

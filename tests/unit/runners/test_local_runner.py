@@ -649,6 +649,8 @@ def test_orders_to_a_worker_that_has_exited_have_no_effect() -> None:
         await runner.begin_drain(placement)
         await runner.drain(placement)
         await runner.reload_tls(placement, served())
+        with pytest.raises(WorkerFailed, match="has ended before"):
+            await runner.wait_until_ready(placement)
         assert (await runner.stop(placement, 5.0)).message == "has ended before"
         assert (await runner.wait_for_exit(placement)).message == "has ended before"
         with pytest.raises(ConnectionRefusedError, match="has exited"):

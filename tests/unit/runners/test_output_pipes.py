@@ -330,8 +330,9 @@ def test_logger_gets_no_order_once_the_output_is_closed_and_each_pipe_is_closed(
     async def work() -> None:
         stage = Stage(tmp_path)
         await stage.output.start()
-        _, write = stage.output.create_pipe(server())
+        key, write = stage.output.create_pipe(server())
         stage.output.shut_down()
+        stage.output.register_pipe(key, 4711)
         await stage.received("end")
         assert wire.receive(stage.logger) is None
         with pytest.raises(BrokenPipeError):

@@ -580,6 +580,32 @@ def test_zygote_that_has_exited_is_replaced_at_the_next_start() -> None:
     virtually(scenario)
 
 
+def test_worker_of_a_zygote_that_exits_right_after_its_answer_is_used(child: int) -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        _, zygote = await started(keeper)
+        forking = asyncio.ensure_future(keeper.zygotes.fork(PYTHON, []))
+        request = await asked(zygote)
+        wire.send(zygote, {"id": request["id"], "pid": child})
+        zygote.close()
+        assert await forking == (child, process_start(child))
+        assert keeper.zygotes.processes == []
+
+    virtually(scenario)
+
+
+def test_zygote_that_exits_as_soon_as_it_is_up_is_lost_to_a_fork() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        forking = asyncio.ensure_future(keeper.zygotes.fork(PYTHON, []))
+        while not keeper.spawned:
+            await asyncio.sleep(0)
+        with keeper.spawned.pop() as zygote:
+            wire.send(zygote, {"event": "up"})
+        with pytest.raises(LinkLost):
+            await forking
+
+    virtually(scenario)
+
+
 def test_interpreter_that_is_unfit_says_why_and_how_to_fix_it() -> None:
     async def scenario(keeper: StoringKeeper) -> None:
         starting = asyncio.ensure_future(keeper.zygotes.ensure_zygote_up(PYTHON))

@@ -428,6 +428,27 @@ def test_worker_that_answers_again_while_its_stacks_are_taken_is_left_alone(
     run(scenario())
 
 
+def test_worker_that_hangs_again_while_its_stacks_are_taken_is_recovered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(perform, "_STACKS_SECONDS", 60.0)
+        it, runner = await asked()
+        worker = it.entry.observed.workers["web.1.0"]
+        for stuck in (True, False, True):
+            worker.stuck = stuck
+            if stuck:
+                await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
+            else:
+                it.recovery.update_recovery(it.entry)
+        assert runner.log == ["stacks web.1.0"] * 2
+        runner.may_answer.set()
+        await turns(40)
+        assert (it.placed(), it.outcomes()) == (["stop web.1.0", "place web.1.0"], ["recovered"])
+
+    run(scenario())
+
+
 def test_worker_above_its_memory_limit_is_replaced_without_stacks() -> None:
     async def scenario() -> None:
         it, runner = await asked()
@@ -524,6 +545,23 @@ def test_worker_is_measured_soon_after_its_start_then_seldom_and_near_its_limit_
         it.size = 101 * MIB
         assert await it.pass_by(NEAR_SECONDS) == 1
         assert it.reported == ["memory: worker web.1.0 (pid 1001) uses 101MiB, and limits.memory is 100MiB"]
+
+    run(scenario())
+
+
+def test_measurement_that_fails_is_not_repeated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        it = await begun(limits={"memory": "100MiB"})
+
+        def fail(pids: Iterable[int]) -> dict[int, int | None]:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(it.limit, "measure", fail)
+            with pytest.raises(RuntimeError):
+                await it.pass_by(FIRST_SECONDS)
+        assert await it.pass_by(NEAR_SECONDS) == 0
+        assert await it.pass_by(INTERVAL_SECONDS) == 1
 
     run(scenario())
 

@@ -223,7 +223,7 @@ def test_workers_that_were_busy_are_looked_for_again_for_two_minutes(tmp_path: P
 
 def test_worker_found_late_is_left_to_a_successor_and_its_server_is_wanted(tmp_path: Path) -> None:
     loop = VirtualLoop()
-    runner = Survivors(found=({}, {"web": False}))
+    runner = Survivors(found=({}, {"removed": False, "web": False}))
     after = Succession(tmp_path, runner, web(), web("other"))
     assert loop.run_until_complete(store_late_orphans(after.core)) is True
     assert len(runner.searched) == 2
