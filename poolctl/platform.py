@@ -17,6 +17,7 @@ from signal import SIGCONT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 LINUX = sys.platform.startswith("linux")
@@ -271,6 +272,24 @@ def parent_and_start(pid: int) -> tuple[int, int] | None:
     """Return a process's parent pid and its own start time (see process_start); None if there is no such process."""
     fields = _stat_fields(pid)
     return (int(fields[1]), int(fields[19])) if fields else None
+
+
+def group_members(group: int) -> Iterator[int]:
+    """The pids of the running processes of a process group, without that of its leader, which is `group`.
+
+    Empty if /proc cannot be read.
+    """
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return
+    for pid in (int(name) for name in names if name.isdecimal()):
+        try:
+            is_member = pid != group and os.getpgid(pid) == group
+        except ProcessLookupError:
+            continue
+        if is_member and _stat_fields(pid)[:1] not in ([], [b"Z"]):
+            yield pid
 
 
 def _stat_fields(pid: int) -> list[bytes]:

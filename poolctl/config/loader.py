@@ -79,7 +79,7 @@ def load(
 
 # A server's app overrides a command in the defaults instead of contradicting it, and vice versa.
 APP_KEYS = frozenset({"app", "factory", "handler_key", "tls"})
-COMMAND_KEYS = frozenset({"command", "socket", "notify", "job", "every", "stop_signal"})
+COMMAND_KEYS = frozenset({"command", "socket", "notify", "job", "every", "stop_signal", "stop_group"})
 
 # Keys that a scheduled job cannot have; in the defaults they apply to the other servers.
 NOT_FOR_SCHEDULES = frozenset({"hooks", "mandatory"})
@@ -103,7 +103,8 @@ class Defaults:
         if "command" in trial:
             trial.pop("app")
         else:
-            trial.pop("stop_signal", None)  # it applies only to servers with a command
+            for key in ("stop_signal", "stop_group"):  # they apply only to servers with a command
+                trial.pop(key, None)
         trial.setdefault("bind", "127.0.0.1:1")
         for key in ("job", "every"):
             trial.pop(key, None)

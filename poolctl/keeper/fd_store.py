@@ -14,9 +14,11 @@ LOGGER, UNDERWAY = "logger", "logger-underway"
 ACCEPTOR = "acceptor"
 ZYGOTE, APP_ZYGOTE = "zygote ", "appzygote "
 OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)
-# Sockets and workers, named by a server's key, a worker's id, or a number.
+# Sockets and workers, named by a server's key, a worker's id, or a number. A left group is named by the pid of the
+# program that has exited, and whose process group still runs.
 LISTENER, ADOPTION, OUTPUT = "listener:", "adoption:", "output:"
 WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
+LEFT_GROUP = "group:"
 # State that a supervisor leaves to its successor, and its own endpoints.
 CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
 CERTIFICATES = "certificates"

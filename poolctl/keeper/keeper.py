@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 VERSION = 2
 
+# Entries of workers, and of the process groups that exited workers have left.
+_WORKERS = (fd_store.WORKER, fd_store.LEFT_GROUP)
 _PAGE = 200
 _PAGE_BYTES = wire.MAX_PACKET_BYTES // 2
 
@@ -86,9 +88,13 @@ class Store:
         for fd in fds:
             wire.close_with_unread_descriptors(fd)
 
-    def values(self, prefix: str) -> list[Any]:
-        """The values of the entries whose names start with `prefix`."""
-        return [value for name, (value, _) in self._entries.items() if name.startswith(prefix)]
+    def values(self, *prefixes: str) -> list[Any]:
+        """The values of the entries whose names start with one of `prefixes`."""
+        return [value for name, (value, _) in self._entries.items() if name.startswith(prefixes)]
+
+    def keeps_group(self, pid: int) -> bool:
+        """Whether the process is a worker whose process group is left running when it exits."""
+        return any(meta["pid"] == pid and meta.get("keeps_group") for meta in self.values(*_WORKERS))
 
     def rows(self) -> list[tuple[str, object, list[int]]]:
         """All entries, as tuples of name, value and descriptors. The store still owns the descriptors."""
@@ -402,27 +408,26 @@ class Shutdown:
         if supervisor:
             self._reaper.signal(supervisor, signal.SIGKILL, group=False)
         # The gateway would keep running without a keeper and a supervisor.
-        for kind in (fd_store.WORKER, fd_store.GATEWAY_LINK):
-            for meta in self._store.values(kind):
-                number = meta.get("stop_signal", signal.SIGTERM)
-                self._reaper.signal(int(meta["pid"]), number, group=False, start=meta.get("start"))
+        for meta in self._store.values(*_WORKERS, fd_store.GATEWAY_LINK):
+            number, group = meta.get("stop_signal", signal.SIGTERM), bool(meta.get("keeps_group"))
+            self._reaper.signal(int(meta["pid"]), number, group=group, start=meta.get("start"))
         return False
 
     def kill_and_close_store(self) -> None:
-        """Kill the watched processes, and close all stored descriptors: readers of their pipes get end of file.
+        """Kill left groups and watched processes, and close all stored descriptors: readers get end of file.
 
         If a shutdown was requested, but no supervisor has completed it, also remove the files with the saved state.
         """
         if self.begun and not self.last:
             pool_files.remove_left_states(self._directory)
-        self._reaper.watcher.kill_all(KILLED_SECONDS)
+        self._reaper.kill_all(KILLED_SECONDS)
         self._store.clear()
 
     def _workers(self) -> list[int]:
-        return [int(meta["pid"]) for meta in self._store.values(fd_store.WORKER)]
+        return [int(meta["pid"]) for meta in self._store.values(*_WORKERS)]
 
     def _is_there(self, pid: int) -> bool:
-        return is_child(pid) or pid in self._reaper.watcher.starts
+        return is_child(pid) or pid in self._reaper.watcher.starts or pid in self._reaper.left_groups
 
 
 def try_execute_next_keeper(
@@ -440,6 +445,7 @@ def try_execute_next_keeper(
         "unheard": reaper.unacknowledged,
         "sequence": reaper.sequence,
         "watched": reaper.watcher.starts,
+        "left_groups": reaper.left_groups.leaders,
         "open_files": open_files,
     }
     file = os.memfd_create("poolctl-keeper", 0)
@@ -465,7 +471,10 @@ def restore_state_and_file_limits(file: int, store: Store, reaper: Reaper) -> tu
     for name, meta, fds in state["entries"]:
         _keep(store, name, meta, fds)
     reaper.resume(
-        state["unheard"], state["sequence"], {int(pid): start for pid, start in state["watched"].items()}
+        state["unheard"],
+        state["sequence"],
+        {int(pid): start for pid, start in state["watched"].items()},
+        state.get("left_groups", []),
     )
     return tuple(state["open_files"])
 
@@ -479,7 +488,7 @@ class Keeper:
 
     def __init__(self, directory: str, supervisor: list[str], open_files: tuple[int, int]) -> None:
         self.store = Store()
-        self.reaper = Reaper()
+        self.reaper = Reaper(self.store.keeps_group)
         self._directory = directory
         self._supervisor = SupervisorProcess(supervisor, directory, time.monotonic())
         self._watchdog = HungProcessDetector(0.0)
@@ -542,7 +551,7 @@ class Keeper:
         """Serve until the pool has ended, or the time limit of its shutdown has passed; then kill what is left."""
         self._signals = Signals()
         # Children that exited earlier have not been reported yet.
-        self._process_exit_reports(self.reaper.reap_and_kill_groups())
+        self._process_exit_reports(self.reaper.reap())
         while not (self._shutdown.over and not self._supervisor.pid):
             now = time.monotonic()
             due = self._supervisor.due
@@ -584,6 +593,7 @@ class Keeper:
         poll = select.poll()
         poll.register(self._signals, select.POLLIN)
         poll.register(self.reaper.watcher, select.POLLIN)
+        poll.register(self.reaper.left_groups, select.POLLIN)
         for channel in (self._client, self._donor):
             if channel is not None:
                 poll.register(channel.sock, select.POLLIN | (select.POLLOUT if channel.blocked else 0))
@@ -594,6 +604,8 @@ class Keeper:
                 self._process_signals()
             elif fd == self.reaper.watcher.fileno():
                 self._process_exit_reports(self.reaper.report_exited())
+            elif fd == self.reaper.left_groups.fileno():
+                self._process_exit_reports(self.reaper.report_gone())
             elif fd == self._lifeline:
                 self._terminate_if_lifeline_closed()
             else:
@@ -607,15 +619,17 @@ class Keeper:
 
     def _process_signals(self) -> None:
         to_end = self._signals.read()
-        self._process_exit_reports(self.reaper.reap_and_kill_groups())
+        # First the entries of processes that have already exited: they tell what becomes of the process groups.
+        self._perform_arrived_requests()
+        self._process_exit_reports(self.reaper.reap())
         if to_end:
             self._request_shutdown()
 
     def _process_exit_reports(self, reports: list[wire.Message]) -> None:
         for report in reports:
             if report["pid"] == self._supervisor.pid:
-                while self._client is not None and self._perform_next_request(self._client):
-                    pass  # sent before its exit, which may be noticed first
+                # Sent before its exit, which may be noticed first.
+                self._perform_arrived_requests()
                 self._close_client()
                 self._supervisor.schedule_restart(time.monotonic())
                 self._shutdown.over = self._shutdown.over or self._shutdown.last
@@ -655,6 +669,10 @@ class Keeper:
                     channel.flush()
                 if events & ~select.POLLOUT:
                     self._perform_next_request(channel)
+
+    def _perform_arrived_requests(self) -> None:
+        while self._client is not None and self._perform_next_request(self._client):
+            pass
 
     def _perform_next_request(self, channel: Channel) -> bool:
         """Perform the next request that has arrived; returns whether there was one."""

@@ -1,7 +1,8 @@
 """The pool's processes: reports of their exits, kept until acknowledged, and signals to them.
 
-Children are reaped after the rest of their process group was killed. Processes started by a previous keeper are not
-children of this one, and are watched by pidfd: only their parent, now init, gets their exit status.
+Children are reaped after the rest of their process group was killed or, for programs, has ended. Processes started by a
+previous keeper are not children of this one, and are watched by pidfd: only their parent, now init, gets their exit
+status.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import select
 import signal
 import time
 
-from ..platform import process_start
+from ..platform import group_members, process_start
 from . import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 KILLED_SECONDS = 5.0
 
@@ -23,47 +28,88 @@ class Reaper:
     """Reaps children and watches other processes of the pool; keeps a report of each exit until it is acknowledged.
 
     The report of a child has its exit status or signal. In the report of any other process, status and signal are None.
+    The rest of its process group is killed, unless `keeps_group` returns true for its pid: then the report has
+    `group_left` if processes of the group still run, and a second report, "gone", follows when they have ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keeps_group: Callable[[int], bool] = lambda pid: False) -> None:
         self.unacknowledged: list[wire.Message] = []
         self.watcher = Watcher()
+        self.left_groups = LeftGroups()
         self.sequence = 0
+        self._keeps_group = keeps_group
 
-    def resume(self, unacknowledged: list[wire.Message], sequence: int, watched: dict[int, int]) -> None:
+    def resume(
+        self,
+        unacknowledged: list[wire.Message],
+        sequence: int,
+        watched: dict[int, int],
+        left_groups: list[int],
+    ) -> None:
         """Restore the state from before execve(2). `watched` maps pids to start times."""
         self.unacknowledged, self.sequence = unacknowledged, sequence
         for pid, start in watched.items():
             # The exit of a process that cannot be watched is detected by its control socket.
             with contextlib.suppress(OSError):
                 self.watch(pid, start)
+        for pid in left_groups:
+            if not self.left_groups.watch(pid):
+                self._end_left_group(pid)
 
-    def reap_and_kill_groups(self) -> list[wire.Message]:
-        """Reap all exited children; returns the new reports, which are also appended to `unacknowledged`."""
-        fresh = []
-        while (child := _peek_ended_child()) is not None:
-            # The rest of the worker's process group is killed before its pid can be reused.
-            kill_group(child)
-            _, status = os.waitpid(child, 0)
-            code = os.waitstatus_to_exitcode(status)
-            fresh.append(self._append_report(child, code if code >= 0 else None, -code if code < 0 else None))
-        return fresh
+    def reap(self) -> list[wire.Message]:
+        """Report all exited children; returns the new reports, which are also appended to `unacknowledged`."""
+        return [self._reap_child(ended) for ended in self._ended_children()]
+
+    def _ended_children(self) -> Iterator[os.waitid_result]:
+        while (ended := _peek(os.P_ALL, 0)) is not None and ended.si_pid not in self.left_groups:
+            yield ended
+        if ended is not None:
+            # The kernel names the leaders of left groups, which are not reaped yet, before later children.
+            for child in children():
+                if child not in self.left_groups and (ended := _peek(os.P_PID, child)) is not None:
+                    yield ended
+
+    def _reap_child(self, ended: os.waitid_result) -> wire.Message:
+        pid, number = ended.si_pid, ended.si_status
+        left = self._keeps_group(pid) and self.left_groups.watch(pid)
+        if not left:
+            # The rest of the process group is killed before the pid can be reused.
+            kill_group(pid)
+            os.waitpid(pid, 0)
+        exited = ended.si_code == os.CLD_EXITED
+        return self._append_exit(pid, number if exited else None, None if exited else number, left=left)
 
     def report_exited(self) -> list[wire.Message]:
         """The new reports for watched processes that have exited, which are also appended to `unacknowledged`."""
-        return [self._append_report(pid, None, None) for pid in self.watcher.unwatch_exited_and_kill_groups()]
+        return [self._report_watched(pid, start) for pid, start in self.watcher.unwatch_exited()]
+
+    def _report_watched(self, pid: int, start: int) -> wire.Message:
+        left = self._keeps_group(pid) and self.left_groups.watch(pid)
+        if not left:
+            kill_rest_of_group(pid, start)
+        return self._append_exit(pid, None, None, left=left)
+
+    def report_gone(self) -> list[wire.Message]:
+        """The new reports for left groups whose last process has ended, also appended to `unacknowledged`."""
+        return [self._end_left_group(pid) for pid in self.left_groups.unwatch_empty()]
+
+    def _end_left_group(self, pid: int) -> wire.Message:
+        if _peek(os.P_PID, pid) is not None:
+            # A process may have been forked while /proc was read; killed before the pid can be reused.
+            kill_group(pid)
+            os.waitpid(pid, 0)
+        return self._append_report({"event": "gone", "pid": pid})
 
     def watch(self, pid: int, start: int) -> wire.Message | None:
         """Watch a process; returns its exit report if it has exited already.
 
         Returns None for a running process, and for a child of this process: `reap` reports the exits of children.
         """
-        if is_child(pid) or self.watcher.watch(pid, start):
+        if pid in self.left_groups or is_child(pid) or self.watcher.watch(pid, start):
             return None
         if any(report["pid"] == pid for report in self.unacknowledged):
             return None  # a child is reported elsewhere, with its exit status
-        kill_rest_of_group(pid, start)
-        return self._append_report(pid, None, None)
+        return self._report_watched(pid, start)
 
     def acknowledge(self, sequence: int) -> None:
         """Drop the reports up to and including number `sequence`."""
@@ -77,20 +123,35 @@ class Reaper:
         """
         if pid <= 1 or (start is not None and process_start(pid) not in (start, None)):
             return False
+        if pid in self.left_groups:
+            if group:
+                signal_group(pid, number)
+            return group
         if not is_child(pid):
             return self.watcher.signal(pid, number, group=group)
         # A new child leads no group until it has called setsid(): until then only the process is signalled.
-        for send in (os.killpg, os.kill) if group else (os.kill,):
-            try:
-                send(pid, number)
-            except ProcessLookupError:
-                continue
-            return True
-        return False
+        if not (group and _try_signal_group(pid, number)):
+            os.kill(pid, number)
+        return True
 
-    def _append_report(self, pid: int, status: int | None, number: int | None) -> wire.Message:
+    def kill_all(self, limit_seconds: float) -> None:
+        """Kill left groups and watched processes; wait at most `limit_seconds` until the latter have exited."""
+        for pid in self.left_groups.leaders:
+            kill_group(pid)
+        self.watcher.kill_all(limit_seconds)
+
+    def close(self) -> None:
+        """Stop watching processes and left groups."""
+        self.left_groups.close()
+        self.watcher.close()
+
+    def _append_exit(self, pid: int, status: int | None, number: int | None, *, left: bool) -> wire.Message:
+        report = {"event": "exit", "pid": pid, "status": status, "signal": number}
+        return self._append_report({**report, "group_left": True} if left else report)
+
+    def _append_report(self, report: wire.Message) -> wire.Message:
         self.sequence += 1
-        report = {"event": "exit", "sequence": self.sequence, "pid": pid, "status": status, "signal": number}
+        report["sequence"] = self.sequence
         self.unacknowledged.append(report)
         return report
 
@@ -104,12 +165,67 @@ def is_child(pid: int) -> bool:
     return True
 
 
-def _peek_ended_child() -> int | None:
+def _peek(kind: int, which: int) -> os.waitid_result | None:
+    """How one of these children has ended, without reaping it; None if none has (waitid(2))."""
     try:
-        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return os.waitid(kind, which, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return None
-    return found.si_pid if found is not None else None
+
+
+class LeftGroups:
+    """Process groups that outlive their leaders. One descriptor becomes readable when any of them may have ended.
+
+    A leader that is a child is not reaped before its group is empty, so that its pid, which is the group's id, is not
+    reused. The kernel reports no end of a group, so one of its processes at a time is watched by pidfd.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._leaders: dict[int, int] = {}  # by pidfd of the watched process
+        self._pidfds: dict[int, int] = {}  # by leader
+
+    def fileno(self) -> int:
+        """The descriptor that is readable when `unwatch_empty` may have something to report."""
+        return self._epoll.fileno()
+
+    def __contains__(self, leader: int) -> bool:
+        return leader in self._pidfds
+
+    @property
+    def leaders(self) -> list[int]:
+        """The pids of the ended leaders, each of which is its group's id."""
+        return list(self._pidfds)
+
+    def watch(self, leader: int) -> bool:
+        """Watch the group of an ended leader; False if the group is empty, or its processes cannot be watched."""
+        for pid in group_members(leader):
+            with contextlib.suppress(OSError):
+                fd = os.pidfd_open(pid)
+                # From here on, reuse of the pid would be detected.
+                if os.getpgid(pid) == leader:
+                    self._leaders[fd], self._pidfds[leader] = leader, fd
+                    self._epoll.register(fd, select.EPOLLIN)
+                    return True
+                os.close(fd)
+        return False
+
+    def unwatch_empty(self) -> list[int]:
+        """The leaders of groups whose last process has ended since the last call."""
+        empty = []
+        for fd, _ in self._epoll.poll(0):
+            leader = self._leaders.pop(fd)
+            self._epoll.unregister(fd)
+            os.close(self._pidfds.pop(leader))
+            if not self.watch(leader):
+                empty.append(leader)
+        return empty
+
+    def close(self) -> None:
+        """Stop watching all groups."""
+        for fd in self._leaders:
+            os.close(fd)
+        self._epoll.close()
 
 
 class Watcher:
@@ -122,7 +238,7 @@ class Watcher:
         self.starts: dict[int, int] = {}  # the start times of the watched processes by pid
 
     def fileno(self) -> int:
-        """The descriptor that is readable when `unwatch_exited_and_kill_groups` has something to report."""
+        """The descriptor that is readable when `unwatch_exited` has something to report."""
         return self._epoll.fileno()
 
     def watch(self, pid: int, start: int) -> bool:
@@ -149,16 +265,15 @@ class Watcher:
         self._epoll.register(fd, select.EPOLLIN)
         return True
 
-    def unwatch_exited_and_kill_groups(self) -> list[int]:
-        """The pids of processes that have exited since the last call. The rest of their process groups is killed."""
-        pids = []
+    def unwatch_exited(self) -> list[tuple[int, int]]:
+        """The pids and start times of processes that have exited since the last call."""
+        exited = []
         for fd, _ in self._epoll.poll(0):
             pid = self._pids.pop(fd)
             self._epoll.unregister(fd)
             os.close(self._pidfds.pop(pid))
-            kill_rest_of_group(pid, self.starts.pop(pid))
-            pids.append(pid)
-        return pids
+            exited.append((pid, self.starts.pop(pid)))
+        return exited
 
     def signal(self, pid: int, number: int, *, group: bool) -> bool:
         """Send a signal to a watched process and, with `group`, to its group; False if it has exited or is unknown.
@@ -169,10 +284,8 @@ class Watcher:
             return False
         try:
             signal.pidfd_send_signal(self._pidfds[pid], 0)
-            if group:
-                with contextlib.suppress(ProcessLookupError):  # it leads no group
-                    os.killpg(pid, number)
-            signal.pidfd_send_signal(self._pidfds[pid], number)
+            if not (group and _try_signal_group(pid, number)):
+                signal.pidfd_send_signal(self._pidfds[pid], number)
         except ProcessLookupError:
             return False
         return True
@@ -188,7 +301,8 @@ class Watcher:
         for pid in self.starts:
             self.signal(pid, signal.SIGKILL, group=True)
         while self.starts and self._epoll.poll(limit_seconds):
-            self.unwatch_exited_and_kill_groups()
+            for pid, start in self.unwatch_exited():
+                kill_rest_of_group(pid, start)
 
 
 def kill_rest_of_group(pid: int, start: int) -> None:
@@ -202,8 +316,22 @@ def kill_rest_of_group(pid: int, start: int) -> None:
 
 def kill_group(pid: int) -> None:
     """Kill the processes of the group `pid`, if there are any."""
+    signal_group(pid, signal.SIGKILL)
+
+
+def signal_group(pid: int, number: int) -> None:
+    """Send a signal to the processes of the group `pid`, if there are any that may be signalled."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, number)
+
+
+def _try_signal_group(pid: int, number: int) -> bool:
+    """Signal the group that the process leads, with the process itself; False if it leads none."""
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def signal_process(pid: int, start: int, number: int, *, group: bool = False) -> bool:
@@ -220,9 +348,8 @@ def signal_process(pid: int, start: int, number: int, *, group: bool = False) ->
                 return False
         if process_start(pid) != start:
             return False
-        if group:
-            with contextlib.suppress(ProcessLookupError):  # it leads no group
-                os.killpg(pid, number)
+        if group and _try_signal_group(pid, number):
+            return True
         if process < 0:
             os.kill(pid, number)
         else:
@@ -247,6 +374,23 @@ def await_exit(pid: int, start: int, timeout_seconds: float) -> bool:
         return process_start(pid) != start or bool(poll.poll(timeout_seconds * 1000))
     finally:
         os.close(process)
+
+
+def await_group_end(leader: int, timeout_seconds: float) -> bool:
+    """Whether the rest of the process group of an exited leader ends within the timeout. Blocks.
+
+    The leader's pid must not have been reused.
+    """
+    groups, until = LeftGroups(), time.monotonic() + timeout_seconds
+    try:
+        poll = select.poll()
+        poll.register(groups, select.POLLIN)
+        left = groups.watch(leader)
+        while left and poll.poll(max(0.0, until - time.monotonic()) * 1000):
+            left = not groups.unwatch_empty()
+        return not left
+    finally:
+        groups.close()
 
 
 def wait_or_kill_children(patience_seconds: float) -> None:

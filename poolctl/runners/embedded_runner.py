@@ -157,6 +157,7 @@ class ProcessRunner(LocalRunner, Counters):
                 await asyncio.wait({started})
                 # `open` has already reported a failed start.
                 if not started.cancelled() and started.exception() is None:
+                    await self.end_left_groups()
                     await super().aclose()
                     if self._replacing is not None:
                         self._replacing.cancel()
@@ -244,7 +245,7 @@ class _KeeperReceiver(LinkHandler):
     def received(self, message: wire.Message, fds: list[int]) -> None:
         if message.get("event") == "hello":
             self.hello.set_result(message)
-        elif message.get("event") == "exit":
+        elif message.get("event") in ("exit", "gone"):
             self._runner.handle_exit_report(message)
 
     def on_link_lost(self) -> None:

@@ -56,11 +56,15 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a worker ended: with a status, by a signal, or unknown (both None)."""
+    """How a worker ended: with a status, by a signal, or unknown (both None).
+
+    `group_left`: other processes of its process group still ran at that time.
+    """
 
     status: int | None = None
     signal: int | None = None
     message: str = ""
+    group_left: bool = False
 
     @property
     def ok(self) -> bool:
@@ -243,7 +247,10 @@ class Takeover(Protocol):
         """
 
     def handle_exit_report(self, report: Table) -> None:
-        """Handle the keeper's report that a child has exited."""
+        """Handle the keeper's report that a child has exited, or that the rest of its process group has."""
+
+    async def end_left_groups(self) -> None:
+        """End the processes that programs have left behind in their process groups, each within its stop_timeout."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -390,7 +390,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             part.flush()
 
     def _exit_reported(self, report: wire.Message) -> None:
-        """Handle the keeper's report that it has reaped a child."""
+        """Handle the keeper's report that a child, or the rest of its process group, has exited."""
         if (takeover := self.runner.capabilities.takeover) is not None:
             takeover.handle_exit_report(report)
 
@@ -436,6 +436,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     async def finish(self) -> None:
         for part in self._parts:
             await part.finish()
+        if (takeover := self.runner.capabilities.takeover) is not None:
+            await takeover.end_left_groups()
 
     @property
     def _metrics_problems(self) -> list[str]:
@@ -499,7 +501,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         event = message.get("event")
         if event == "hello":
             self._hello.set_result(message)
-        elif event == "exit":
+        elif event in ("exit", "gone"):
             if hasattr(self, "runner"):
                 self._exit_reported(message)
             else:

@@ -117,6 +117,11 @@ class ServerKeys(Section):
     stop_signal: (
         Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH"] | None
     ) = field(None, "The signal that asks a command to stop. Left out: SIGTERM.")
+    stop_group: Literal["after", "together", "leader"] | None = field(
+        None,
+        "Which processes of a command get its stop signal: its leader, and after that has ended the rest of its"
+        " group; all of them together; or the leader alone. Left out: after.",
+    )
     drain_timeout: Duration = field(30.0, "Maximum time for its connections to end when a worker is stopped.")
     hooks: Hooks | None = field(
         None,

@@ -172,8 +172,8 @@ def cycles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
 def maximum_pool_stop_seconds(servers: Iterable[ServerKeys], more_seconds: float = 0.0) -> float:
     """Return the maximum time that a stop of all servers in dependency order takes, plus `more_seconds`.
 
-    It is the time of the longest chain of dependencies if every server takes its maximum time. `more_seconds` is the
-    time that features need after the last server has stopped.
+    It is the time of the longest chain of dependencies if every server takes its maximum time, and then of what servers
+    with `stop_group = "leader"` have left running. `more_seconds` is the time that features need after that.
     """
     by_name = {server.name: server for server in servers}
     chains: dict[str, float] = {}
@@ -188,7 +188,8 @@ def maximum_pool_stop_seconds(servers: Iterable[ServerKeys], more_seconds: float
         if server.hooks is not None and server.hooks.after_stop:
             own += server.stop_timeout
         chains[server.name] = own + max(below, default=0.0)
-    return max(chains.values(), default=0.0) + more_seconds
+    left = [server.stop_timeout for server in by_name.values() if server.stop_group == "leader"]
+    return max(chains.values(), default=0.0) + max(left, default=0.0) + more_seconds
 
 
 def scalar_bind_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:

@@ -457,9 +457,10 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
         ):
             if table.get(key) == value:
                 yield Finding((key,), f"{key} = {text} needs a command", 'add command = ["prog", …]')
-        if table.get("stop_signal") is not None:
-            fix = "take it out: the worker of an app ends in order by itself"
-            yield Finding(("stop_signal",), "stop_signal is for a command", fix)
+        for key in ("stop_signal", "stop_group"):
+            if table.get(key) is not None:
+                fix = "take it out: the worker of an app ends in order by itself"
+                yield Finding((key,), f"{key} is for a command", fix)
     if table.get("factory") is True and not isinstance(app, str) and not callable(app):
         yield Finding(("factory",), "factory = true needs an app", 'add app = "module:function"')
     if table.get("every") is not None:

@@ -183,6 +183,7 @@ OTHER_TOOLS = {
         "restart = { limit = N }": "startretries",
         'stop_timeout = "10s"': "stopwaitsecs killtimeout stopgraceperiod timeoutstopsec",
         'stop_signal = "SIGINT"': "killsignal",
+        'stop_group = "together"': "stopasgroup killasgroup killmode",
         'hooks = { before_start = ["prog", "argument"] }': "prestart beforestart execstartpre",
         'hooks = { after_stop = ["prog", "argument"] }': "poststop afterstop execstoppost",
         'every = "0 3 * * *", and job = true': "schedule cron crontab oncalendar timer",
@@ -196,7 +197,6 @@ OTHER_TOOLS = {
         'limits = { memory = "300MB" }': "maxmemoryrestart",
         'command = ["node", "app.js"]': "script execstart entrypoint",
         "take it out: a server with tls never starts without it": "tlsmandatory",
-        "take it out: a server's whole process group is ended": "stopasgroup killasgroup",
         "take it out: start_timeout limits the time until it answers": "startsecs",
         "take it out, and start it with poolctl run --watch": "reload",
         "take it out: poolctl has no equal": "maxconcurrentstreams maxreadframesize permitprohibitedciphersuites"

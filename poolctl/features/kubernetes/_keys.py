@@ -28,6 +28,7 @@ IGNORED: Mapping[str, str] = {
     "mandatory": "the other servers go on without it",
     "restart": "Kubernetes restarts a worker always, with its own delays",
     "recovery": "Kubernetes restarts a worker whose liveness probe fails",
+    "stop_group": "the first process of the container gets SIGTERM, and the others end with it",
     "watch": "code changes with the image",
 }
 # Refused, because traffic or safety depends on it: the values, the reason and the fix.

@@ -41,6 +41,7 @@ from ..stack_report import Stacks, WorkerStacks
 from ..worker_spec import hook_config
 from .activation import Activator
 from .forking import Forker
+from .left_groups import LeftGroups
 from .local_worker import LocalWorker, RoutesMessage, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats
 from .output_pipes import OutputPipes, last_lines
 from .server_sockets import AdoptionPairs, Sockets
@@ -177,6 +178,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         self.tallies = Tallies(
             keeper, self._workers, lambda *why: self.events.record_impossible_counts_event(*why)
         )
+        self._left_groups = LeftGroups(keeper, self.children)
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._last_outputs: dict[str, str] = {}  # by server: the output of the worker that exited last
@@ -203,6 +205,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
 
     async def open(self, server: ServerConfig) -> tuple[str, ...]:
         """Open the server's listeners; for a command that binds its own address, check that its port is free."""
+        await self._wait_for_own_port(server)
         await self.sockets.open(server)
         if server.scale.min or self.adoptions.is_used_by_gateway(server.key):
             # A sleeping server uses only one descriptor: its pair is created when a connection has to be put into it.
@@ -243,6 +246,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """Fork a worker. Raises ServerError or WorkerFailed."""
+        await self._wait_for_own_port(server)
         with self.children.recording_early_exits():
             serving = any(each.ready_at and not each.left.done() for each in self._workers.of(server.key))
             woken = not server.scale.min and not serving
@@ -255,6 +259,11 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         else:
             self._turns.queue(worker.order_to_begin, worker.imported)
         return worker.placement
+
+    async def _wait_for_own_port(self, server: ServerConfig) -> None:
+        """Wait for the end of processes that an earlier program has left, and that may have the server's port."""
+        if server.binds_itself:
+            await self._left_groups.wait_until_gone(server.key)
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
         with self.children.recording_early_exits():
@@ -302,6 +311,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             fd_store.HELD_CONNECTION: partial(self.activator.requeue_held_connection, by_key),
             fd_store.APP_ZYGOTE: self.app_zygotes.adopt,
             fd_store.WORKER: partial(adoption.adopt_or_stop, self._register),
+            fd_store.LEFT_GROUP: self._left_groups.adopt,
         }
         names = await take_over(self.keeper, adopters)
         found = adoption.found
@@ -404,13 +414,20 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         return self.adoptions.handover_group(worker.server.key) if replaced else None
 
     async def wait_for_exit(self, placement: Placement) -> Exit:
-        """Wait for the worker's exit and, if it was never ready, for its output in the log file; returns the exit."""
+        """Wait for the worker's exit and, if it was never ready, for its output in the log file; returns the exit.
+
+        Also waits for the rest of the process group of a worker that was asked to end.
+        """
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
         exit_ = await asyncio.shield(worker.exited)
+        if worker.asked_to_end:
+            await asyncio.shield(worker.group_ended)
         if worker.ready_at is None:
-            await self.output.wait_until_stored(worker.output, _LAST_OUTPUT_SECONDS)
+            # Processes that are left have the output open too, and may write more.
+            limit = _LAST_WORDS_SECONDS if exit_.group_left else _LAST_OUTPUT_SECONDS
+            await self.output.wait_until_stored(worker.output, limit)
         else:
             self._last_outputs[worker.server.name] = worker.output
         self._workers.remove(worker)
@@ -435,6 +452,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         await asyncio.gather(*(self.stop(worker.placement, 0) for worker in workers), return_exceptions=True)
         for worker in workers:
             self._workers.remove(worker)
+        self._left_groups.kill_all()
         await self._close_parts()
 
     async def _close_parts(self) -> None:
@@ -454,7 +472,8 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             if start is not None:
                 # Kill the previous keeper's zygotes: their forks would not become children of this keeper.
                 signal_process(pid, start, signal.SIGKILL, group=True)
-        for pid, start in (*app_zygotes, *(worker.process for worker in self._workers.values())):
+        workers = (worker.process for worker in self._workers.values())
+        for pid, start in (*app_zygotes, *workers, *self._left_groups.leaders):
             self.keeper.send({"op": "watch", "pid": pid, "start": start})
 
     def _kill_suspended_zygotes(self) -> None:
@@ -474,19 +493,35 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         )
 
     def handle_exit_report(self, report: Message) -> None:
+        pid = report["pid"]
+        if report.get("event") == "gone":
+            self._left_groups.handle_gone(pid)
+        elif pid not in self._left_groups:
+            self._handle_exit(report)
+        elif not report.get("group_left"):
+            # A new keeper, which was asked to watch an exited leader, has found no process of its group.
+            self._left_groups.handle_gone(pid)
+        self.keeper.send({"op": "heard", "sequence": report["sequence"]})
+
+    def _handle_exit(self, report: Message) -> None:
         exit_ = Exit.from_report(report.get("status"), report.get("signal"))
+        exit_ = replace(exit_, group_left=bool(report.get("group_left")))
         worker = self._by_pid.pop(report["pid"], None)
         if worker is not None:
             self._handle_worker_exit(worker, exit_)
         elif not self.app_zygotes.handle_exit(report["pid"], exit_):
             self.children.early[report["pid"]] = exit_
         self.children.forget(report["pid"])
-        self.keeper.send({"op": "heard", "sequence": report["sequence"]})
+
+    async def end_left_groups(self) -> None:
+        await self._left_groups.end_all()
 
     def _handle_worker_exit(self, worker: LocalWorker, exit_: Exit) -> None:
         if worker.breach:
             exit_ = replace(exit_, message=f"{exit_.message}: {worker.breach}")
         worker.record_exit(exit_)
+        if exit_.group_left:
+            self._left_groups.add(worker)
         self.forker.room.clear_exhausted()
         if worker.tally is not None:
             placement = worker.placement

@@ -68,7 +68,7 @@ _MOST_NOTIFICATION_BYTES = 4096
 _UNSEEN = Exit(message="ended between two supervisors")
 # Maximum time between the end of a worker's control socket and the report of its exit.
 _END_SECONDS = 5.0
-_KILL_SECONDS = 5.0
+KILL_SECONDS = 5.0
 # Time that a program without a port has to run before it counts as started.
 _STARTED_AFTER_SECONDS = 1.0
 # Processor time that a worker needs to go to sleep after an answer; if it used more, it did other work.
@@ -305,6 +305,10 @@ class LocalWorker(LinkHandler):
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
         self.left: asyncio.Future[None] = loop.create_future()  # done when it has stopped accepting
+        self.group_ended: asyncio.Future[None] = (
+            loop.create_future()
+        )  # done when no process of its group is waited for
+        self.asked_to_end = False
         self.wrote_stacks = asyncio.Event()
         # Mark the exception as retrieved, because there may be no caller that awaits this future.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -504,7 +508,7 @@ class LocalWorker(LinkHandler):
             return
         if self.control is None:
             if self.server.listens:
-                await self._children.try_signal(self.process, self.exited, self.server.stop_signal_number)
+                await self._ask_to_end()
             _settle(self.left)
         else:
             self._order_end("drain", receivers)
@@ -523,19 +527,36 @@ class LocalWorker(LinkHandler):
     async def stop(self, timeout_seconds: float, receivers: str | None) -> Exit:
         """Ask the worker to end, kill it after the timeout, and return its exit. For `receivers` see `_order_end`.
 
-        Raises TimeoutError if it does not end even when killed.
+        The end of a program includes that of its process group, unless its `stop_group` is "leader". Raises
+        TimeoutError if it does not end even when killed.
         """
         self._order_end("stop", receivers)
         if self.control is None or not self.answered.done():
             # A worker that is still importing its application reads no orders.
-            await self._children.try_signal(self.process, self.exited, self.server.stop_signal_number)
+            await self._ask_to_end()
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await asyncio.shield(self.exited)
+                return await self._wait_until_ended()
         except TimeoutError:
-            await self._children.try_signal(self.process, self.exited, signal.SIGKILL, group=True)
-            async with asyncio.timeout(_KILL_SECONDS):
-                return await asyncio.shield(self.exited)
+            group = self.server.stop_group != "leader"
+            await self._children.try_signal(self.process, self.exited, signal.SIGKILL, group=group)
+            async with asyncio.timeout(KILL_SECONDS):
+                exit_ = await self._wait_until_ended()
+            return Exit.from_signal(signal.SIGKILL) if exit_.group_left else exit_
+
+    async def _ask_to_end(self) -> None:
+        """Send the stop signal, unless the process has exited: then the rest of its group has got the signal."""
+        if self.exited.done():
+            return
+        self.asked_to_end = True
+        group = self.server.stop_group == "together"
+        number = self.server.stop_signal_number
+        await self._children.try_signal(self.process, self.exited, number, group=group)
+
+    async def _wait_until_ended(self) -> Exit:
+        exit_ = await asyncio.shield(self.exited)
+        await asyncio.shield(self.group_ended)
+        return exit_
 
     def _order_end(self, order: str, receivers: str | None) -> None:
         """Send the worker the order to drain or to stop.
@@ -604,6 +625,7 @@ class LocalWorker(LinkHandler):
             "place": self.place,
             "stop_signal": self.server.stop_signal_number,
             "follows_routes": self.follows_routes,
+            **({"keeps_group": True} if self.server.command else {}),
             **({"hook": self.hook} if self.hook else {}),
         }
 
@@ -628,6 +650,8 @@ class LocalWorker(LinkHandler):
         for each in (self.reported, self.begun, self.imported, self.left, self._confirmed):
             _settle(each)
         self.exited.set_result(exit_)
+        if not exit_.group_left or self.server.stop_group == "leader":
+            _settle(self.group_ended)
         if not self.answered.done():
             hint = f"poolctl logs {self.server.name}"
             if exit_.ok and not (self.server.listens or self.server.job):

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from poolctl.address import AddressError, parse
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, pool_files, rendezvous, wire
-from poolctl.keeper.reap import await_exit, signal_process
+from poolctl.keeper.reap import await_exit, await_group_end, kill_rest_of_group, signal_process
 from poolctl.platform import close_promptly, copy_descriptor, peer_credentials, process_start, process_users
 from poolctl.worker.tally import is_tally_page
 
@@ -208,17 +208,27 @@ class LocalOrphan:
         return True
 
     def ask_to_end(self) -> None:
-        """Ask the worker to finish its requests and exit."""
+        """Ask the worker to finish its requests and exit; a program with all processes of its group."""
         if not self.send_order({"order": "stop"}):
-            self._signal(int(self.said.get("stop_signal") or signal.SIGTERM))
+            number = int(self.said.get("stop_signal") or signal.SIGTERM)
+            self._signal(number, group=bool(self.said.get("command")))
 
     def await_end(self, timeout_seconds: float) -> bool:
-        """Wait until the worker has exited, or for `timeout_seconds`. Returns whether it has exited."""
-        return await_exit(self.pid, self.start, timeout_seconds)
+        """Wait until the worker has exited, a program with its process group, or for `timeout_seconds`.
+
+        Returns whether it has exited.
+        """
+        until = time.monotonic() + timeout_seconds
+        if not await_exit(self.pid, self.start, timeout_seconds):
+            return False
+        if not self.said.get("command") or process_start(self.pid) not in (None, self.start):
+            return True
+        return await_group_end(self.pid, until - time.monotonic())
 
     def kill(self) -> None:
         """Kill the worker and its process group."""
         self._signal(signal.SIGKILL, group=True)
+        kill_rest_of_group(self.pid, self.start)
 
     def _signal(self, number: int, *, group: bool = False) -> None:
         with contextlib.suppress(OSError):

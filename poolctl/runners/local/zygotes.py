@@ -170,10 +170,14 @@ class Children:
     def kill_group_now(self, process: ProcessIdentity) -> None:
         """Have the keeper kill the process and its session, if the process is still the keeper's child."""
         if process.start is not None:
-            self._keeper.send(_signal_message(process, signal.SIGKILL, group=True))
+            self.signal_group_now(process, signal.SIGKILL)
+
+    def signal_group_now(self, process: ProcessIdentity, number: int) -> None:
+        """Have the keeper signal the process group that the process leads, or has led. Does not wait."""
+        self._keeper.send(_signal_message(process, number, group=True))
 
     async def try_signal(
-        self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+        self, process: ProcessIdentity, exited: asyncio.Future[T], number: int, *, group: bool = False
     ) -> None:
         """Have the keeper signal the process or, with `group`, its process group, unless the process has `exited`."""
         order = _signal_message(process, number, group=group)
@@ -186,10 +190,8 @@ class Children:
                     return
                 await asyncio.sleep(_SIGNAL_AGAIN_SECONDS)
 
-    def kill_group_after(
-        self, process: ProcessIdentity, exited: asyncio.Future[Exit], seconds: float
-    ) -> None:
-        """Kill the process and its session if it has not exited within that time. Does not wait."""
+    def kill_group_after(self, process: ProcessIdentity, exited: asyncio.Future[T], seconds: float) -> None:
+        """Kill the process and its session if `exited` is not done within that time. Does not wait."""
 
         async def kill_unless_exited() -> None:
             await asyncio.wait({exited}, timeout=seconds)

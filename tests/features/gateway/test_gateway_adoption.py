@@ -155,7 +155,7 @@ def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_re
         link.close()
         for stage in (before, orphan):
             await stage.close()
-        peer.keeper.reaper.watcher.close()
+        peer.keeper.reaper.close()
         peer.close()
 
     run(work())

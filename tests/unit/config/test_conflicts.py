@@ -132,6 +132,8 @@ def test_it_may_get_another_name_and_an_address() -> None:
 
 def test_it_does_not_drain() -> None:
     assert maximum_pool_stop_seconds([queue(stop_timeout=7, drain_timeout=100)]) == 7
+    # What it has left running is ended after the last server.
+    assert maximum_pool_stop_seconds([queue(stop_timeout=7, stop_group="leader")]) == 14
 
 
 POOL = """

@@ -569,6 +569,7 @@ def found_in(table: dict[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
         (APP | {"notify": True}, ("notify",), "notify = true needs a command"),
         (APP | {"socket": "program"}, ("socket",), 'socket = "program" needs a command'),
         (APP | {"stop_signal": "INT"}, ("stop_signal",), "is for a command"),
+        (APP | {"stop_group": "after"}, ("stop_group",), "is for a command"),
         ({"bind": ":1", "factory": True}, ("factory",), "needs an app"),
         (APP | {"every": "0 3 * * *"}, ("every",), ', and command = ["prog", …] instead of an app'),
         (PROGRAM | {"every": "0 3 * * *"}, ("every",), "add job = true"),

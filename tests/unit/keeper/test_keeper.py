@@ -268,7 +268,7 @@ def test_supervisor_is_pinged_and_killed_if_it_does_not_answer(tmp_path: Path) -
         assert received(theirs) == [({"event": "ping"}, 0)]
         assert process.wait(60) == -signal.SIGKILL
     keeper._close_client()
-    keeper.reaper.watcher.close()
+    keeper.reaper.close()
 
 
 NOBODY = 2**22 + 1  # no pid is as high
@@ -294,7 +294,7 @@ def test_keeper_sleeps_until_what_is_due_first(tmp_path: Path, monkeypatch: pyte
         assert keeper._timeout_milliseconds() == 20_001
         keeper._supervisor.pid = NOBODY
         assert keeper._timeout_milliseconds() == int(SILENT_SECONDS * 100) + 1
-    keeper.reaper.watcher.close()
+    keeper.reaper.close()
 
 
 def shutdown(directory: Path) -> Shutdown:
@@ -343,6 +343,23 @@ def test_keeper_that_stops_the_pool_alone_asks_each_worker_with_its_own_signal(t
         finally:
             worker.kill()
             supervisor.kill()
+
+
+@pytest.mark.parametrize("name", ["worker:web.1.0", "group:7"])
+def test_keeper_that_stops_the_pool_alone_asks_the_whole_process_group_of_a_program(
+    tmp_path: Path, name: str
+) -> None:
+    script = ["sh", "-c", "sleep 60 & echo $!; wait"]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, start_new_session=True) as program:
+        assert program.stdout is not None
+        child = int(program.stdout.readline())
+        store = Store()
+        store.put(name, {"pid": program.pid, "keeps_group": True}, [])
+        end = Shutdown(store, Reaper(), str(tmp_path))
+        end.start_confirmation_deadline(100.0)
+        assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0)
+        assert program.wait(60) == -signal.SIGTERM
+        wait_until(lambda: not is_alive(child))
 
 
 def test_keeper_that_stops_the_pool_alone_waits_for_its_workers_but_not_for_ever(tmp_path: Path) -> None:
@@ -450,7 +467,7 @@ def test_keeper_that_cannot_execute_its_next_version_is_unchanged_but_for_its_zy
         assert store.rows() == [("listener:web", 1, fds[:1])]
         assert not os.get_inheritable(fds[0])
         store.clear()
-        reaper.watcher.close()
+        reaper.close()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
 
 

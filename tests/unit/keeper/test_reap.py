@@ -37,7 +37,7 @@ def reaped(reaper, count=1):
     found = []
     deadline = time.monotonic() + 40
     while len(found) < count and time.monotonic() < deadline:
-        found += reaper.reap_and_kill_groups()
+        found += reaper.reap()
         time.sleep(0.002)
     return found
 reaper = Reaper()
@@ -108,6 +108,101 @@ assert os.read(read, 1) == b""
 """)
 
 
+LEFT = """
+def lead():
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0 * os.write(write, b"asked")))
+        os.write(write, b"ready")
+        while True:
+            time.sleep(60)
+    os.read(read_go, 1)
+    os._exit(7)
+read, write = os.pipe()
+read_go, write_go = os.pipe()
+def gone(reaper):
+    import select
+    assert select.select([reaper.left_groups], [], [], 40)[0]
+    return reaper.report_gone()
+pid = child(lead)
+os.close(write)
+assert os.read(read, 5) == b"ready"
+os.write(write_go, b"x")
+signal.alarm(40)
+"""
+
+
+def test_processes_left_in_a_kept_group_are_asked_to_end_after_the_exit_of_their_leader() -> None:
+    in_a_process_of_its_own(f"""
+reaper = Reaper(lambda _: True)
+{LEFT}
+(exited,) = reaped(reaper)
+assert (exited["pid"], exited["status"], exited["group_left"]) == (pid, 7, True)
+start = process_start(pid)
+assert not reaper.signal(pid, signal.SIGTERM, group=True, start=start + 1), "another one that has its pid"
+assert not reaper.signal(pid, signal.SIGTERM, group=False), "the leader has exited"
+assert reaper.signal(pid, signal.SIGTERM, group=True, start=start)
+assert os.read(read, 5) == b"asked"
+(report,) = gone(reaper)
+assert (report["event"], report["pid"], report["sequence"]) == ("gone", pid, 2)
+assert reaper.unacknowledged == [exited, report]
+assert pid not in reaper.left_groups
+assert not reaper.signal(pid, signal.SIGKILL, group=True), "it has been reaped"
+""")
+
+
+def test_exited_leader_keeps_its_pid_and_hides_no_other_exit_while_its_group_runs() -> None:
+    in_a_process_of_its_own(f"""
+reaper = Reaper(lambda child: child == pid)
+{LEFT}
+reaped(reaper)
+others = [child(lambda: os._exit(3)) for _ in range(3)]
+assert sorted(report["pid"] for report in reaped(reaper, 3)) == sorted(others)
+assert process_start(pid) is not None, "not reaped"
+reaper.kill_all(1.0)
+assert os.read(read, 5) == b""
+gone(reaper)
+assert process_start(pid) is None
+""")
+
+
+def test_kept_group_without_other_processes_is_not_reported_as_left() -> None:
+    in_a_process_of_its_own("""
+reaper = Reaper(lambda _: True)
+def lead():
+    os.setsid()
+    os._exit(0)
+child(lead)
+(report,) = reaped(reaper)
+assert "group_left" not in report
+assert list(reaper.left_groups.leaders) == []
+""")
+
+
+def test_left_group_is_gone_when_the_last_of_its_processes_has_ended() -> None:
+    in_a_process_of_its_own("""
+from poolctl.platform import group_members
+reaper = Reaper(lambda _: True)
+def lead():
+    os.setsid()
+    for _ in range(3):
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+    os._exit(0)
+pid = child(lead)
+reaped(reaper)
+reports, deadline = [], time.monotonic() + 40
+for member in list(group_members(pid)):
+    assert reports == [], "processes are left"
+    os.kill(member, signal.SIGKILL)
+    while member in group_members(pid) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    reports += reaper.report_gone()
+assert [report["pid"] for report in reports] == [pid]
+""")
+
+
 def test_signal_reaches_a_child_and_its_group_and_no_other_process() -> None:
     in_a_process_of_its_own("""
 def lead():
@@ -141,7 +236,7 @@ def test_reaping_without_children_reports_nothing(monkeypatch: Any) -> None:
         raise ChildProcessError
 
     monkeypatch.setattr(os, "waitid", no_children)
-    assert Reaper().reap_and_kill_groups() == []
+    assert Reaper().reap() == []
     assert Reaper().signal(4242, signal.SIGTERM, group=False) is False
 
 
@@ -177,18 +272,18 @@ def pid() -> Iterator[int]:
 
 def ended(watcher: Watcher) -> list[int]:
     assert select.select([watcher], [], [], 60)[0]
-    return watcher.unwatch_exited_and_kill_groups()
+    return [pid for pid, _ in watcher.unwatch_exited()]
 
 
 def test_exit_of_a_watched_process_is_reported_once(pid: int) -> None:
     watcher = Watcher()
     assert watcher.watch(pid, start_of(pid))
     assert watcher.watch(pid, start_of(pid)), "to say it again is no error"
-    assert watcher.unwatch_exited_and_kill_groups() == []
+    assert watcher.unwatch_exited() == []
     assert list(watcher.starts) == [pid]
     assert watcher.signal(pid, signal.SIGTERM, group=False)
     assert ended(watcher) == [pid]
-    assert watcher.unwatch_exited_and_kill_groups() == []
+    assert watcher.unwatch_exited() == []
     assert not watcher.signal(pid, signal.SIGTERM, group=False)
 
 
@@ -208,12 +303,56 @@ def test_processes_left_in_a_watched_processes_group_end_with_it() -> None:
     read, write = os.pipe()
     pid = orphan("sleep 60 & exec sleep 60", write)
     os.close(write)
-    watcher = Watcher()
-    assert watcher.watch(pid, start_of(pid))
+    reaper = Reaper()
+    assert reaper.watch(pid, start_of(pid)) is None
     os.kill(pid, signal.SIGKILL)
-    assert ended(watcher) == [pid]
+    assert select.select([reaper.watcher], [], [], 60)[0]
+    assert [report["pid"] for report in reaper.report_exited()] == [pid]
     assert os.read(read, 1) == b"", "nobody holds the other end any more"
     os.close(read)
+
+
+def test_processes_left_in_a_kept_group_are_asked_to_end_although_their_leader_is_no_child() -> None:
+    read, write = os.pipe()
+    pid = orphan("sleep 60 & exec sleep 60", write)
+    os.close(write)
+    reaper, start = Reaper(lambda _: True), start_of(pid)
+    assert reaper.watch(pid, start) is None
+    os.kill(pid, signal.SIGKILL)
+    assert select.select([reaper.watcher], [], [], 60)[0]
+    (exited,) = reaper.report_exited()
+    assert (exited["pid"], exited["group_left"]) == (pid, True)
+    assert reaper.signal(pid, signal.SIGTERM, group=True, start=start)
+    assert select.select([reaper.left_groups], [], [], 60)[0]
+    assert [(report["event"], report["pid"]) for report in reaper.report_gone()] == [("gone", pid)]
+    assert os.read(read, 1) == b"", "nobody holds the other end any more"
+    os.close(read)
+
+
+COUNTING = """
+import os, signal, sys
+numbers = {signal.SIGRTMIN, signal.SIGRTMIN + 1}
+signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+os.write(int(sys.argv[1]), b"ready")
+while signal.sigwait(numbers) == signal.SIGRTMIN:
+    os.write(int(sys.argv[1]), b"x")
+"""
+
+
+def test_signal_for_the_group_of_a_process_that_is_no_child_reaches_its_leader_once() -> None:
+    # Real-time signals are queued, the lowest number first (signal(7)).
+    read, write = os.pipe()
+    pid = orphan(f"exec {sys.executable} -c '{COUNTING}' {write}", write)
+    os.close(write)
+    watcher, start = Watcher(), start_of(pid)
+    assert watcher.watch(pid, start)
+    assert os.read(read, 5) == b"ready"
+    assert watcher.signal(pid, signal.SIGRTMIN, group=True)
+    assert signal_process(pid, start, signal.SIGRTMIN, group=True)
+    os.kill(pid, signal.SIGRTMIN + 1)
+    with open(read, "rb") as written:
+        assert written.read() == b"xx"
+    watcher.close()
 
 
 def test_all_watched_processes_are_killed_at_once() -> None:

@@ -1202,7 +1202,7 @@ class Servers:
             client.close()
         if self.helper_end is not None:
             self.helper_end.close()
-        self.peer.keeper.reaper.watcher.close()
+        self.peer.keeper.reaper.close()
         self.peer.close()
 
 

@@ -127,7 +127,7 @@ class Stage:
         self.give_back.close()
         self.taken_back.close()
         self.table.close()
-        self.peer.keeper.reaper.watcher.close()
+        self.peer.keeper.reaper.close()
         self.peer.close()
 
 
@@ -397,7 +397,7 @@ class Adopting:
             self.runner.handle_exit_report({"pid": placement.pid, "status": 0, "sequence": 9})
         await self.runner.aclose()
         self.logger.close()
-        self.peer.keeper.reaper.watcher.close()
+        self.peer.keeper.reaper.close()
         self.peer.close()
 
 

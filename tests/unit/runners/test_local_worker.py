@@ -1385,7 +1385,7 @@ def test_worker_that_does_not_stop_in_time_is_killed_with_its_session(survives: 
         else:
             with pytest.raises(TimeoutError):
                 await it.worker.stop(5, None)
-            assert loop.time() == 5 + module._KILL_SECONDS
+            assert loop.time() == 5 + module.KILL_SECONDS
         assert it.keeper.signals == [signal.SIGKILL]
 
     control(scenario)
@@ -1564,6 +1564,7 @@ def test_facts_for_another_supervisor_are_complete() -> None:
             "place": "/run/w.1",
             "stop_signal": signal.SIGINT,
             "follows_routes": False,
+            "keeps_group": True,
         }
         assert found.meta() == expected
         found.hook = "before_start"

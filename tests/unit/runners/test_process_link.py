@@ -583,7 +583,7 @@ def test_entries_put_noted_and_dropped_are_recorded() -> None:
         assert peer.store.page("") == []
         os.close(write)
         os.close(read)
-        peer.keeper.reaper.watcher.close()
+        peer.keeper.reaper.close()
         peer.close()
 
     run_bare(work())
@@ -615,7 +615,7 @@ def test_another_keeper_gets_the_entries_and_what_was_put_while_there_was_none()
         for each in (fd, read, write):
             os.close(each)
         for each in (peer, other):
-            each.keeper.reaper.watcher.close()
+            each.keeper.reaper.close()
             each.store.clear()
         asyncio.get_running_loop().remove_reader(other.sock)
         other.sock.close()
@@ -660,7 +660,7 @@ def test_entries_of_an_earlier_supervisor_are_fetched_without_zygotes() -> None:
         assert all(same(fds[0], read) for _, fds in peer.kept.recorded_entries().values())
         os.close(read)
         os.close(write)
-        peer.keeper.reaper.watcher.close()
+        peer.keeper.reaper.close()
         peer.close()
 
     run_bare(work())
@@ -672,7 +672,7 @@ def test_entries_are_recorded_on_a_lost_link_too() -> None:
         peer.kept.close()
         peer.kept.send({"op": "put", "name": "wanted", "meta": 1})
         assert peer.kept.entries == {"wanted": (1, [])}
-        peer.keeper.reaper.watcher.close()
+        peer.keeper.reaper.close()
         peer.close()
 
     run_bare(work())
@@ -690,7 +690,7 @@ def test_a_socket_is_shared_with_its_owner_and_left_out_once_it_is_closed() -> N
         theirs.close()
         assert peer.kept.recorded_entries() == {"worker:a": (1, [])}
         await peer.kept.call({"op": "list"})
-        peer.keeper.reaper.watcher.close()
+        peer.keeper.reaper.close()
         peer.close()
 
     run_bare(work())

@@ -166,7 +166,7 @@ class Pairs:
         await self.pairs.close_all()
         self.give_back.close()
         self.taken_back.close()
-        self.peer.keeper.reaper.watcher.close()
+        self.peer.keeper.reaper.close()
         self.peer.close()
 
 
@@ -216,7 +216,7 @@ class Listening:
     async def close(self) -> None:
         await self.sockets.close_all()
         assert not self.sockets.keys()
-        self.peer.keeper.reaper.watcher.close()
+        self.peer.keeper.reaper.close()
         self.peer.close()
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from poolctl.config import ServerConfig
 from poolctl.keeper import pool_files, rendezvous, wire
-from poolctl.platform import process_start
+from poolctl.platform import group_members, process_start
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local import takeover
 from poolctl.runners.local.local_runner import LocalRunner
@@ -284,6 +284,22 @@ def test_killing_an_orphan_ends_its_process_group() -> None:
         orphan_of(process).kill()
         assert process.wait(10) == -signal.SIGKILL
         wait_until(lambda: not is_alive(child))
+
+
+def test_process_group_of_an_orphaned_program_is_asked_to_end_and_waited_for() -> None:
+    script = ["sh", "-c", "(trap '' TERM; echo; exec sleep 600) & wait"]
+    with subprocess.Popen(script, start_new_session=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        orphan = orphan_of(process)
+        (child,) = group_members(process.pid)
+        orphan.ask_to_end()
+        assert process.wait(10) == -signal.SIGTERM
+        assert not orphan.await_end(0.1), "its child ignores the signal"
+        assert is_alive(child)
+        orphan.kill()
+        assert orphan.await_end(10)
+        assert not is_alive(child)
 
 
 def test_closing_an_orphan_closes_all_its_descriptors(process: subprocess.Popen[bytes]) -> None:

@@ -80,7 +80,7 @@ class StoreLink(Link):
         return reply, [os.dup(fd) for fd in found]
 
     def end(self) -> None:
-        self._keeper.reaper.watcher.close()
+        self._keeper.reaper.close()
 
 
 class History:

@@ -84,6 +84,9 @@ class Survivors(SlowRunner):
         self.moments.append(asyncio.get_running_loop().time())
         return self.found.pop(0) if self.found else {}
 
+    async def end_left_groups(self) -> None:
+        self.log.append("end left groups")
+
     def handle_exit_report(self, report: Any) -> None:
         raise AssertionError("no keeper reports to it")
 
@@ -655,7 +658,7 @@ def test_parts_of_a_pool_end_in_order_when_it_is_stopped(whole: WholeSupervisor)
     result = whole.ask("stop")
     assert (result["ended"], result["keeper_pid"]) == (True, KEEPER_PID)
     assert whole.parts == ["finish", "extend stop"]
-    assert whole.runner.log[-2:] == ["stop web.1.0 10", "close 127.0.0.1:9318"]
+    assert whole.runner.log[-3:] == ["stop web.1.0 10", "close 127.0.0.1:9318", "end left groups"]
     assert [*whole.directory.parent.glob("@*")] == [*whole.directory.glob("*.sock")] == []
     assert pool_files.read_left_state(str(whole.directory)) == {}
     with pytest.raises((SupervisorEnded, NoSupervisor)):

@@ -125,7 +125,7 @@ class KeeperEnd(LinkHandler):
         if hasattr(self, "link"):
             self.link.close()
         self.keeper.store.clear()
-        self.keeper.reaper.watcher.close()
+        self.keeper.reaper.close()
 
 
 class RecordingPart(FeaturePart):
