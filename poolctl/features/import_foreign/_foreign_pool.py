@@ -59,6 +59,11 @@ class ForeignServer:
             table = table.setdefault(name, {})
         table[last] = value
 
+    def set_stop_group(self, value: str) -> None:
+        """Set `stop_group` of a command. The workers of an app have no such key: each ends in order by itself."""
+        if "command" in self.keys:
+            self.set("stop_group", value)
+
     def add_env(self, name: str, text: str) -> None:
         """Add a variable with the value that the program should see."""
         self.set("env", {**self.keys.get("env", {}), name: escaped(text)})

@@ -132,6 +132,8 @@ class _AppReader:
             )
         elif key == "kill_timeout":
             server.set("stop_timeout", _milliseconds(value))
+        elif key == "treekill":
+            server.set_stop_group("leader" if value is False else "together")
         elif key in ("out_file", "log_file", "output", "out", "log"):
             if "log" not in server.keys and str(value) not in ("/dev/null", "NULL"):
                 server.set("log.path", escaped(str(value)))

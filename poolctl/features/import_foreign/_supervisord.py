@@ -24,8 +24,8 @@ OWN_SECTIONS = (
     "inet_http_server",
     "rpcinterface:supervisor",
 )
-# Keys that need no remark: they are read together with others, or poolctl always behaves that way (a process group
-# is stopped as a whole, a log has both streams).
+# Keys that need no remark: they are read together with others, or poolctl always behaves that way (what is left of a
+# process group is killed, a log has both streams).
 IMPLIED = (
     "stopasgroup", "killasgroup", "redirect_stderr", "process_name", "numprocs", "numprocs_start", "priority",
     "stdout_capture_maxbytes", "stderr_capture_maxbytes",
@@ -161,6 +161,9 @@ def _apply_settings(
                 server.keys.setdefault("env", {})[name] = value.strip().strip("\"'")
         else:
             _apply_key(server, key, text)
+    if values.get("stopasgroup", ValueWithLine("", 0)).text.lower() in _TRUE:
+        server.at = values["stopasgroup"].line
+        server.set_stop_group("together")
     size = values.get("stdout_logfile_maxbytes")
     log = server.keys.get("log", {})
     if "path" in log:

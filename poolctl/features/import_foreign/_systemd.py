@@ -20,8 +20,11 @@ _RESTART = {
 }  # fmt: skip
 # Settings that need no remark: poolctl always behaves that way, or has no use for them.
 IMPLIED = (
-    "Description", "Documentation", "WantedBy", "ExecReload", "KillMode", "NotifyAccess", "RemainAfterExit",
+    "Description", "Documentation", "WantedBy", "ExecReload", "NotifyAccess", "RemainAfterExit",
 )  # fmt: skip
+# With `mixed` the main process gets the signal, and the others are killed when it has ended (systemd.kill(5)): here
+# they get the signal before that.
+_STOP_GROUPS = {"control-group": "together", "process": "leader", "mixed": "after"}
 _HOOKS = {"ExecStartPre": "before_start", "ExecStopPost": "after_stop"}
 _PREFIXES = "-@:+!|"  # prefixes of a command
 NETWORK = re.compile(r".*\.(target|socket|slice|mount)|systemd-.*|dbus\.service")
@@ -137,6 +140,8 @@ def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory
         _apply_hook(server, setting, stem)
     elif name == "Type":
         _apply_type(server, value)
+    elif name == "KillMode" and value in _STOP_GROUPS:
+        server.set_stop_group(_STOP_GROUPS[value])
     elif name in ("After", "Requires", "Wants", "BindsTo", "PartOf"):
         others = [each for each in value.split() if not NETWORK.fullmatch(each)]
         sockets = [each for each in value.split() if each.endswith(".socket")]

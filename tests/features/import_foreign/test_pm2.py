@@ -59,6 +59,8 @@ def test_remark_about_a_script_is_at_its_line(imported: Import) -> None:
         ({"max_memory_restart": "1000"}, {"limits": {"memory": 1000}}, []),
         ({"max_memory_restart": "2G"}, {"limits": {"memory": "2GiB"}}, []),
         ({"kill_timeout": "5s"}, {"stop_timeout": "5s"}, []),
+        ({"treekill": True}, {"stop_group": "together"}, []),
+        ({"treekill": False}, {"stop_group": "leader"}, []),
         ({"log_file": "/dev/null", "out": "${HOME}/x.log", "output": "y.log"}, {"log": {"path": "$${HOME}/x.log"}}, []),
         ({"out_file": "NULL"}, {}, []),
         ({"env_file": "${E}"}, {"env_file": "$${E}"}, []),

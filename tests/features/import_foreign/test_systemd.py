@@ -60,6 +60,24 @@ def test_systemd_unit(imported: Import, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "stop_group"), [("control-group", "together"), ("process", "leader"), ("mixed", "after")]
+)
+def test_processes_that_get_the_stop_signal_are_those_of_the_unit(
+    imported: Import, mode: str, stop_group: str
+) -> None:
+    unit = f"[Service]\nExecStart={{}}\nKillMode={mode}\n"
+    program = imported(unit.format("/bin/sh -c 'cd x && y'"), "a.service")
+    assert (program.servers["a"]["stop_group"], program.remarks) == (stop_group, [])
+    app = imported(unit.format("uvicorn shop:app"), "a.service")
+    assert ("stop_group" not in app.servers["a"], app.remarks) == (True, [])
+
+
+def test_mode_that_kills_no_process_has_no_equivalent(imported: Import) -> None:
+    said = imported("[Service]\nExecStart=/bin/a\nKillMode=none\n", "a.service")
+    assert said.remarks == ["a.service:3: KillMode=none: no equivalent"]
+
+
+@pytest.mark.parametrize(
     ("line", "command"),
     [
         ("-/bin/sleep 5", ["/bin/sleep", "5"]),
