@@ -219,8 +219,8 @@ class PoolServerState(ServerState):
     """uvicorn's shared state: connections, tasks, request count and default headers.
 
     `changed` is set when the last connection, the last task or a TLS handshake has ended. `on_activity` is called when
-    a connection or a request begins, and when the last request has ended; `on_limit` whenever the number of responses
-    reaches a multiple of `max_requests`.
+    a connection or a request begins, and when the last request has ended; `on_limit` when the number of responses
+    reaches `max_requests`.
     """
 
     def __init__(self, max_requests: int | None = None) -> None:
@@ -256,7 +256,8 @@ class PoolServerState(ServerState):
     @total_requests.setter
     def total_requests(self, count: int) -> None:
         self._requests = count
-        if count and self._max_requests and count % self._max_requests == 0:
+        # Once: a supervisor that is held up takes the reports of many for the flood of a hostile application.
+        if count == self._max_requests:
             self.on_limit()
 
     @property
