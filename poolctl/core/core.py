@@ -122,6 +122,7 @@ class Core:
         self._addresses.plan_address_change(entry)
         self._update_sleep_and_disarm_outdated(entry)
         self._runs.ensure_run_planned(entry)
+        self._replace_expired(entry)
         for action in self._decide(entry):
             self._executor.perform(entry, action)
         self._queue_affected_neighbours(entry)
@@ -160,6 +161,14 @@ class Core:
         ):
             # The server's configuration or address has changed since watching began.
             self._executor.stop_watching_listener(entry)
+
+    def _replace_expired(self, entry: Entry) -> None:
+        # Only of ready workers: one that is not ready here yet would be drained before its replacement serves.
+        expired = [worker for worker in entry.observed.ready if worker.expired]
+        for worker in expired:
+            worker.expired = False
+        if any(worker.generation == entry.desired.generation for worker in expired) and entry.wanted:
+            entry.begin_generation()
 
     def view(self, entry: Entry) -> decide.ServerView:
         """The facts on which the next actions for the entry depend."""
@@ -311,6 +320,12 @@ class Core:
         self.start(entry, ignore_dependencies=ignore_dependencies)
         self._runs.begin_run(entry)
 
+    def mark_expired(self, entry: Entry, worker_id: str) -> None:
+        """Note that the worker has served its `max_requests`: once it is ready here too, its generation is replaced."""
+        if (worker := entry.observed.workers.get(worker_id)) is not None:
+            worker.expired = True
+            self.touch(entry)
+
     def replace_workers_of_generation(self, entry: Entry, generation: int) -> None:
         """Replace the workers of this generation, for example because their lifetime is over.
 
@@ -322,7 +337,6 @@ class Core:
 
     def drain_then_replace(self, entry: Entry, worker: Worker) -> None:
         """Stop this worker gracefully; its replacement starts after it has ended."""
-        worker.relieved = True
         self._executor.perform(entry, Stop(worker.id))
         self.touch(entry)
 
@@ -432,8 +446,7 @@ class Core:
             return
         for worker in entry.observed.staying:
             if worker.generation == canary.generation:
-                is_fit = worker.phase is WorkerPhase.READY and not worker.stuck
-                self._executor.perform(entry, Drain(worker.id) if is_fit else Stop(worker.id))
+                self._executor.perform(entry, Stop(worker.id) if worker.stuck else Drain(worker.id))
         self._queue.touch(entry)
 
     def _detach_canary(self, entry: Entry) -> Canary | None:
@@ -741,7 +754,7 @@ class RunnerEventForwarder(RunnerEventHandler):
 
     def expired(self, placement: Placement) -> None:
         if entry := self.core.entries.get(placement.server):
-            self.core.replace_workers_of_generation(entry, placement.generation)
+            self.core.mark_expired(entry, placement.id)
 
     def idle_changed(self, placement: Placement, idle: bool) -> None:
         if entry := self.core.entries.get(placement.server):

@@ -437,8 +437,9 @@ def _spawn_missing(view: ServerView, generation: int, count: int) -> list[Action
 
 
 def _retire(worker: WorkerView) -> Action:
-    # A stuck worker cannot finish anything.
-    return Drain(worker.id) if worker.phase is WorkerPhase.READY and not worker.stuck else Stop(worker.id)
+    # A worker that is not ready here may have accepted already: its report may be on its way. A stuck worker cannot
+    # finish anything.
+    return Stop(worker.id) if worker.stuck else Drain(worker.id)
 
 
 class StepAfterExit(StrEnum):

@@ -335,14 +335,12 @@ class Executor:
                 entry.observed.checking = True
                 self._queue.run(self._check_startable_or_roll_back(entry, entry.desired.generation))
             case decide.Drain(name):
-                worker = entry.observed.workers[name]
-                worker.phase = WorkerPhase.DRAINING
-                self._queue.run(self._drain_worker(entry, worker, replaced=False))
+                self._end(entry, entry.observed.workers[name], WorkerPhase.DRAINING, replaced=False)
             case decide.Stop(name):
                 worker = entry.observed.workers[name]
                 # A replacement that waits for the worker's end takes over its connections.
-                successor = entry.wanted and (worker.relieved or not worker.config.overlap)
-                self._stop(entry, worker, replaced=successor)
+                successor = not entry.wants_no_worker and _takes_connections_of(worker, entry.config)
+                self._end(entry, worker, WorkerPhase.STOPPING, replaced=successor)
             case decide.Rotate(name, in_rotation):
                 worker = entry.observed.workers[name]
                 worker.out = not in_rotation
@@ -371,12 +369,14 @@ class Executor:
         entry.observed.workers[worker.id] = worker
         worker.task = self._queue.run(self._mind(entry, worker, self._run_worker(entry, worker)))
 
-    def _stop(self, entry: Entry, worker: Worker, *, replaced: bool) -> None:
-        worker.phase = WorkerPhase.STOPPING
+    def _end(self, entry: Entry, worker: Worker, phase: WorkerPhase, *, replaced: bool) -> None:
+        """Drain or stop the worker, as `phase` says; one that has no process yet is ended as soon as it has one."""
+        worker.phase = phase
         if worker.placement is not None:
-            self._queue.run(self._stop_worker(entry, worker, replaced=replaced))
+            leave = self._drain_worker if phase is WorkerPhase.DRAINING else self._stop_worker
+            self._queue.run(leave(entry, worker, replaced=replaced))
         elif worker.preloading is not None:
-            worker.preloading.cancel()  # the worker has no process yet
+            worker.preloading.cancel()
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Manage a worker that another supervisor has started."""
@@ -385,7 +385,7 @@ class Executor:
     def kill(self, entry: Entry, worker: Worker) -> None:
         """Kill the worker at once, even if it is already leaving."""
         worker.stop_seconds = 0
-        self._stop(entry, worker, replaced=False)
+        self._end(entry, worker, WorkerPhase.STOPPING, replaced=False)
 
     def close(self, held: ServerConfig) -> None:
         """Close the listener of the configuration `held`, which no server uses any longer. Does not wait."""
@@ -478,9 +478,8 @@ class Executor:
         # The activator, or the next worker, takes over the connections of the ready workers.
         entry.observed.called, entry.desired.automatic = False, None
         entry.begin_generation()
-        for worker in entry.observed.ready:
-            worker.phase = WorkerPhase.DRAINING
-            self._queue.run(self._drain_worker(entry, worker, replaced=True))
+        for worker in entry.observed.staying:
+            self._end(entry, worker, WorkerPhase.DRAINING, replaced=True)
         self._queue.touch(entry, progressed=True)
 
     def preload(self, entry: Entry) -> None:
@@ -791,8 +790,7 @@ class Executor:
             await self._mark_ready_or_stop(entry, worker, ending)
         elif worker.phase in LEAVING:
             # The end was ordered before there was a process.
-            leave = self._drain_worker if worker.phase is WorkerPhase.DRAINING else self._stop_worker
-            self._queue.run(leave(entry, worker, replaced=False))
+            self._end(entry, worker, worker.phase, replaced=False)
         return await ending
 
     async def _mark_ready_or_stop(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
@@ -810,6 +808,8 @@ class Executor:
             if not (config.job and error.exit is not None and error.exit.ok):
                 worker.failure = failure_of(entry, error.message, error.hint, cause=error)
         except Exception as error:
+            if worker.phase in LEAVING:
+                return  # ended by its own time limits: it may have accepted, although it has not reported that
             message, hint = message_and_hint(error)
             if isinstance(error, TimeoutError):
                 why = self._health.worker_problem(entry, worker) or silence
@@ -1079,7 +1079,9 @@ def _missing_readiness_sign(config: ServerConfig) -> str:
 
 
 def _has_ready_peer(entry: Entry, worker: Worker) -> bool:
-    return any(
-        each.config.key == worker.config.key and bool(each.config.tls) is bool(worker.config.tls)
-        for each in entry.observed.ready
-    )
+    return any(_takes_connections_of(worker, each.config) for each in entry.observed.ready)
+
+
+def _takes_connections_of(worker: Worker, config: ServerConfig) -> bool:
+    """Whether a worker with this configuration can take over the connections of `worker`."""
+    return config.key == worker.config.key and bool(config.tls) is bool(worker.config.tls)

@@ -69,8 +69,8 @@ class Worker:
     certificate_ends: float | None = None  # when the certificate it uses expires, in seconds since the epoch
     passed_over: float | None = None  # when the certificate in the file expired, which is therefore not used
     idle: bool = False  # ready, and without traffic for its server's scale.idle
+    expired: bool = False  # it has served its max_requests
     stuck: bool = False  # its event loop has not answered a heartbeat
-    relieved: bool = False  # stopped because it is unhealthy; another worker replaces it
     stop_seconds: float | None = None  # the time until it is killed; None for the server's `stop_timeout`
     unstoppable: bool = False  # not even SIGKILL has ended it
     task: asyncio.Task[None] | None = None

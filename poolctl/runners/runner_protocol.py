@@ -209,6 +209,7 @@ class AdoptedWorker:
     leaving: bool = False  # it was asked to drain or to stop
     idle: bool = False
     resting: str = ""  # why it does not accept: "new" (never ordered to) or "told" (ordered not to)
+    expired: bool = False  # it has served its `max_requests`
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +340,10 @@ class Runner(Protocol):
         """
 
     async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Stop the worker from accepting; return when that is done, or after drain_timeout. `replaced`: see `drain`."""
+        """Stop the worker from accepting; return when that is done, or after drain_timeout. `replaced`: see `drain`.
+
+        A worker that has not begun to accept ends instead.
+        """
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Stop the worker from accepting; return when its connections are closed, or after drain_timeout.

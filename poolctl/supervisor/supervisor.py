@@ -685,6 +685,7 @@ def _adopted_worker(found: AdoptedWorker) -> Worker:
         placement,
         found.ready_at,
         idle=found.idle,
+        expired=found.expired,
         resting=bool(found.resting),
         # The previous supervisor took it out of rotation because its probes failed.
         health=Status.KO if found.resting == "told" else Status.UNKNOWN,

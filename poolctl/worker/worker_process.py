@@ -152,7 +152,7 @@ class WorkerProcess:
             case "stop":
                 self.stop(migrate=message.get("to") == "pair")
             case "drain":
-                self.server.drain(migrate=message.get("to") == "pair")
+                self.drain(migrate=message.get("to") == "pair")
             case "out" | "in" as place:
                 self.server.set_in_rotation_or_drain(place == "in")
             case "rest" | "work" as duty:
@@ -222,11 +222,17 @@ class WorkerProcess:
 
     def _on_stop_signal(self, number: int) -> None:
         # The signal was sent to this process alone, so no request need be lost. A second signal stops at once.
-        if self.signalled is None and self.server.started:
-            self.server.drain()
+        if self.signalled is None:
+            self.drain()
         else:
             self.stop()
         self.signalled = number
+
+    def drain(self, *, migrate: bool = False) -> None:
+        if self.server.started:
+            self.server.drain(migrate=migrate)
+        else:
+            self.stop()  # it has accepted nothing
 
     def stop(self, *, migrate: bool = False) -> None:
         if self.server.started:

@@ -501,7 +501,8 @@ class LocalWorker(LinkHandler):
     async def stop_accepting(self, receivers: str | None) -> None:
         """Stop the worker from accepting; return when it has stopped, or after drain_timeout.
 
-        A worker that runs a command gets its stop signal, and may go on accepting until it exits. For `receivers` see
+        A worker that runs a command gets its stop signal, and may go on accepting until it exits. One that has not
+        reported that it is ready has hardly accepted anything: the time for it is stop_timeout. For `receivers` see
         `_order_end`.
         """
         if self.left.done():
@@ -511,8 +512,10 @@ class LocalWorker(LinkHandler):
                 await self._ask_to_end()
             _settle(self.left)
         else:
-            self._order_end("drain", receivers)
-        await asyncio.wait({self.left}, timeout=self.server.drain_timeout)
+            await self._order_end("drain", receivers)
+        server = self.server
+        limit = server.drain_timeout if self.answered.done() else server.stop_timeout
+        await asyncio.wait({self.left}, timeout=limit)
 
     async def drain(self, receivers: str | None) -> None:
         """Stop the worker from accepting; return when its connections are closed, or after drain_timeout.
@@ -521,7 +524,7 @@ class LocalWorker(LinkHandler):
         """
         until = asyncio.get_running_loop().time() + self.server.drain_timeout
         await self.stop_accepting(receivers)
-        if self.server.listens:
+        if self.server.listens and self.left.done():
             await asyncio.wait({self.exited}, timeout=until - asyncio.get_running_loop().time())
 
     async def stop(self, timeout_seconds: float, receivers: str | None) -> Exit:
@@ -530,10 +533,7 @@ class LocalWorker(LinkHandler):
         The end of a program includes that of its process group, unless its `stop_group` is "leader". Raises
         TimeoutError if it does not end even when killed.
         """
-        self._order_end("stop", receivers)
-        if self.control is None or not self.answered.done():
-            # A worker that is still importing its application reads no orders.
-            await self._ask_to_end()
+        await self._order_end("stop", receivers)
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await self._wait_until_ended()
@@ -558,8 +558,8 @@ class LocalWorker(LinkHandler):
         await asyncio.shield(self.group_ended)
         return exit_
 
-    def _order_end(self, order: str, receivers: str | None) -> None:
-        """Send the worker the order to drain or to stop.
+    async def _order_end(self, order: str, receivers: str | None) -> None:
+        """Order the worker to drain or to stop; a program, and a worker that may not read orders yet, gets a signal.
 
         `receivers` is the `handover_group` of the workers that stay; None if no worker stays. The worker hands its
         connections over to them only if its own is equal.
@@ -567,6 +567,10 @@ class LocalWorker(LinkHandler):
         if self.control is not None:
             same = receivers is not None and receivers == self.handover_group
             self.control.send({"order": order, "to": "pair" if same else "none"})
+        if self.control is None or not self.answered.done():
+            # A worker that is still importing its application reads no orders. One that serves already has read this
+            # order before the signal, which then has no effect.
+            await self._ask_to_end()
 
     async def wait_until_ready(self, listeners: Sequence[socket.socket]) -> None:
         """Wait until the worker is ready. Raises WorkerFailed if it exits before.
@@ -603,7 +607,7 @@ class LocalWorker(LinkHandler):
     def to_adopted(self) -> AdoptedWorker:
         """This worker's placement, configuration and reported state, for the core to adopt."""
         return AdoptedWorker(
-            self.placement, self.server, self.ready_at, self.leaving, self.idle, self.resting
+            self.placement, self.server, self.ready_at, self.leaving, self.idle, self.resting, self._expired
         )
 
     def meta(self) -> Message:

@@ -168,7 +168,7 @@ class WorkerAdoption:
         logger.warning("pid %d belongs to no server of the pool: stopping it", meta["pid"])
         if meta["notify"] is None and fds:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as control:
-                wire.send(control, {"order": "stop", "to": "none"})
+                wire.send(control, {"order": "drain", "to": "none"})
         number = meta.get("stop_signal", signal.SIGTERM)
         self.keeper.send({"op": "signal", "pid": meta["pid"], "signal": number, "group": False})
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{name}"})

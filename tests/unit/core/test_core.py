@@ -1056,8 +1056,9 @@ def test_canary_that_is_withdrawn_drains_and_the_servers_workers_continue() -> N
         await pool.start()
         entry = pool.core.entries["web"]
         pool.core.withdraw_canary(entry)
-        pool.core.begin_canary(entry, entry.config, 2, share=0.5)
+        pool.core.begin_canary(entry, entry.config, 3, share=0.5)
         assert (entry.desired.canary_generation, entry.desired.canary_share) == (2, 0.5)
+        pool.runner.script["web.2.2"] = NEVER
         await turns()
         worker_of(entry, "web.2.1").stuck = True
         pool.runner.log.clear()
@@ -1066,6 +1067,9 @@ def test_canary_that_is_withdrawn_drains_and_the_servers_workers_continue() -> N
         assert set(pool.runner.running) == {"web.1.0"}
         assert "drain web.2.0" in pool.runner.log
         assert "drain web.2.1" not in pool.runner.log
+        assert "drain web.2.2" in pool.runner.log, (
+            "it may have accepted, although it is not known to be ready"
+        )
         assert (entry.desired.canary_generation, entry.desired.canary_share) == (0, 0.0)
 
     run(scenario())
@@ -1703,9 +1707,31 @@ def test_reports_of_the_runner_about_lifetime_and_idleness_reach_the_server() ->
         events.expired(unknown)
         before = entry.desired.generation
         events.expired(worker.placement)
-        assert entry.desired.generation == before + 1
+        assert worker.expired
         events.idle_changed(worker.placement, True)
         assert worker.idle
+        await turns()
+        assert entry.desired.generation == before + 1
+
+    run(scenario())
+
+
+def test_worker_that_expires_before_it_is_known_to_be_ready_serves_until_its_replacement_does() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(), **{"web.2.0": NEVER})
+        entry = pool.core.entries["web"]
+        pool.core.start(entry)
+        while not entry.observed.workers:
+            await asyncio.sleep(0)
+        pool.core.mark_expired(entry, "web.1.0")
+        await turns()
+        assert (set(pool.runner.running), worker_of(entry, "web.1.0").phase) == (
+            {"web.1.0", "web.2.0"},
+            "ready",
+        )
+        pool.runner.end("web.2.0", Exit.from_returncode(3))
+        await turns()
+        assert set(pool.runner.running) == {"web.1.0"}, "its replacement has failed: it is not replaced again"
 
     run(scenario())
 

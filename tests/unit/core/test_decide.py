@@ -75,13 +75,17 @@ EXAMPLES = {
     "drains the old ones when all new ones are ready": (
         view(worker(), worker(1, 1), worker(2), worker(2, 1, WorkerPhase.STARTING), generation=2, count=2), [],
     ),
-    "stops an old one that was never ready": (
-        view(worker(phase=WorkerPhase.STARTING), worker(2), generation=2), [Stop("w.1.0")],
+    "drains an old one that is not known to be ready": (
+        view(worker(phase=WorkerPhase.STARTING), worker(2), generation=2), [Drain("w.1.0")],
     ),
-    "stops a superseded one that was never ready": (
+    "drains a superseded one that is not known to be ready": (
         view(worker(), worker(2, phase=WorkerPhase.STARTING), worker(3, phase=WorkerPhase.STARTING), generation=3),
-        [Stop("w.2.0")],
+        [Drain("w.2.0")],
     ),
+    "drains one too many that has no process yet": (
+        view(worker(), worker(index=1, phase=WorkerPhase.PLACING)), [Drain("w.1.1")],
+    ),
+    "stops one that is stuck": (view(replace(worker(), stuck=True), worker(2), generation=2), [Stop("w.1.0")]),
     "leaves a superseded one that serves": (
         view(worker(), worker(2), worker(3, phase=WorkerPhase.STARTING), generation=3), [],
     ),
@@ -176,8 +180,8 @@ EXAMPLES = {
         view(worker(phase=WorkerPhase.DRAINING), vacates=True), [Close()],
     ),
     "drains what is removed": (view(worker(), desired=Desired.REMOVED), [Drain("w.1.0")]),
-    "stops what is removed before it is ready": (
-        view(worker(phase=WorkerPhase.STARTING), desired=Desired.REMOVED), [Stop("w.1.0")],
+    "drains what is removed before it is ready": (
+        view(worker(phase=WorkerPhase.STARTING), desired=Desired.REMOVED), [Drain("w.1.0")],
     ),
     "keeps what is removed until its dependents have ended": (
         view(worker(), desired=Desired.REMOVED, may_stop=False), [],

@@ -106,7 +106,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
                 assert not view.checking
                 facts["checking"] = True
             case Drain(name):
-                assert workers[name].phase is WorkerPhase.READY
+                assert workers[name].phase not in LEAVING
                 assert not workers[name].stuck, "it can finish nothing"
                 assert name not in leaving
                 leaving.add(name)

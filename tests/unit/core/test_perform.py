@@ -841,6 +841,63 @@ def test_replaced_worker_is_drained_and_then_stopped_within_its_timeout() -> Non
     run(scenario())
 
 
+def test_worker_that_is_to_leave_before_it_has_a_process_drains_as_soon_as_it_has_one() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.runner.may_place = asyncio.Event()
+        pool.core.replace_overrides(entry, Overrides(workers=2))
+        await turns()
+        pool.core.replace_overrides(entry, Overrides(workers=1))
+        await turns()
+        assert entry.observed.workers["web.1.1"].phase is WorkerPhase.DRAINING
+        log_of(pool)
+        pool.runner.may_place.set()
+        await turns()
+        assert log_of(pool) == ["drain web.1.1", "stop web.1.1 10"]
+        assert list(pool.runner.running) == ["web.1.0"]
+
+    run(scenario())
+
+
+@pytest.fixture
+def stepped_core() -> Iterator[tuple[OrderedCore, SteppedLoop]]:
+    """A server with 10 seconds to start, none of whose workers reports that it is ready, on a loop that is stepped."""
+    pool = OrderedCore(web(start_timeout=10), web=NEVER)
+    loop = SteppedLoop(pool.clock)
+    yield pool, loop
+    loop.close()
+
+
+def test_worker_that_drains_before_it_is_known_to_be_ready_is_not_killed_at_its_start_timeout(
+    stepped_core: tuple[OrderedCore, SteppedLoop],
+) -> None:
+    pool, loop = stepped_core
+    entry = pool.core.entries["web"]
+
+    async def order(change: Callable[[Entry], None]) -> None:
+        change(entry)
+
+    pool.runner.script["web.2.0"] = READY
+    pool.runner.may_drain = asyncio.Event()
+    for change in (pool.core.start, pool.core.restart):
+        loop.run_until_complete(order(change))
+        loop.settle()
+    worker = entry.observed.workers["web.1.0"]
+    assert worker.phase is WorkerPhase.DRAINING
+    log_of(pool)
+    pool.clock.advance(15)
+    loop.settle()
+    pool.clock.advance(15)
+    loop.settle()
+    assert [line for line in log_of(pool) if "web.1.0" in line] == []
+    pool.runner.may_drain.set()
+    loop.settle()
+    assert "stop web.1.0 10" in log_of(pool)
+    assert worker.id not in entry.observed.workers
+
+
 # Stacks of workers that hang.
 
 
@@ -1526,9 +1583,11 @@ ALL_ORDERS = ["leave", "drain", "stop"]
         ({}, "kill", []),
         ({}, "restart", ALL_ORDERS),
         ({"overlap": False}, "restart", ["stop"]),
+        ({}, "forbid overlap", ["stop"]),
         ({}, "drain_then_replace", ["stop"]),
         ({"scale": ASLEEP_SOON}, "sleep", ALL_ORDERS),
         ({}, "move", []),
+        ({"overlap": False}, "move", []),
     ],
 )
 def test_connections_of_a_worker_go_to_another_one_if_there_will_be_one_at_its_address(
@@ -1544,7 +1603,9 @@ def test_connections_of_a_worker_go_to_another_one_if_there_will_be_one_at_its_a
         if order == "sleep":
             pool.core.set_idle(entry, worker.id, True)
         elif order == "move":
-            pool.core.change(entry, web(bind="127.0.0.1:9999"), live=False)
+            pool.core.change(entry, web(bind="127.0.0.1:9999", **keys), live=False)
+        elif order == "forbid overlap":
+            pool.core.change(entry, web(overlap=False), live=False)
         elif order in ("kill", "drain_then_replace"):
             getattr(pool.core, order)(entry, worker)
         else:

@@ -819,7 +819,7 @@ def test_new_server_has_no_restart_no_canary_and_no_run_in_progress() -> None:
 
 def test_new_worker_has_neither_failed_nor_been_asked_to_end() -> None:
     worker = add_worker(entry(), WorkerPhase.PLACING)
-    assert [worker.given_up, worker.address_taken, worker.idle, worker.relieved] == [False] * 4
+    assert [worker.given_up, worker.address_taken, worker.idle, worker.expired] == [False] * 4
     assert (worker.placed_at, worker.ready_at, worker.failure, worker.exit) == (0.0, None, None, None)
 
 

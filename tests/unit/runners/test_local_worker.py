@@ -1326,6 +1326,7 @@ def test_connections_of_a_leaving_worker_go_to_workers_of_the_same_group(
 ) -> None:
     async def scenario(it: Controlled) -> None:
         it.worker.handover_group = group
+        it.worker.mark_ready()
         loop = asyncio.get_running_loop()
         await it.worker.stop_accepting(receivers)
         assert (it.orders(), loop.time()) == ([({"order": "drain", "to": to}, 0)], 3.0)
@@ -1359,6 +1360,18 @@ def test_program_with_a_port_is_signalled_once_to_leave() -> None:
         assert (keeper.signals, asyncio.get_running_loop().time()) == ([signal.SIGQUIT], 3.0)
 
     _run_virtually(scenario())
+
+
+def test_worker_that_has_not_answered_yet_is_drained_by_a_signal_too_within_the_stop_timeout() -> None:
+    async def scenario(it: Controlled) -> None:
+        it.worker.handover_group = "http"
+        await it.worker.stop_accepting("http")
+        assert it.orders() == [({"order": "drain", "to": "pair"}, 0)]
+        assert (it.keeper.signals, asyncio.get_running_loop().time()) == ([signal.SIGTERM], 2.0)
+        await it.worker.drain("http")
+        assert asyncio.get_running_loop().time() == 4.0, "one that reads no orders is left to the stop"
+
+    control(scenario, drain_timeout=30, stop_timeout=2)
 
 
 @pytest.mark.parametrize("is_ready", [True, False])

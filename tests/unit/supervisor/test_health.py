@@ -254,7 +254,8 @@ def test_failing_workers_are_taken_out_together_except_one() -> None:
         it.desk.runner.may_end.clear()
         await it.make_unhealthy("web.1.3")
         await it.make_unhealthy("web.1.0", "web.1.1", "web.1.2")
-        assert [worker.id for worker in it.entry.observed.workers.values() if worker.relieved] == ["web.1.3"]
+        workers = it.entry.observed.workers.values()
+        assert [worker.id for worker in workers if worker.phase == "stopping"] == ["web.1.3"]
         it.desk.runner.script["web.1.3"] = NEVER
         it.desk.runner.may_end.set()
         await turns(40)

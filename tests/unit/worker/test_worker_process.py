@@ -559,10 +559,11 @@ def test_status_of_an_application_that_exits_at_its_import_is_the_workers(run_wo
 
 
 @pytest.mark.slow
-def test_start_is_given_up_when_the_worker_is_stopped(run_worker: RunWorker) -> None:
+@pytest.mark.parametrize("order", ["stop", "drain"])
+def test_start_is_given_up_when_the_worker_is_to_end(run_worker: RunWorker, order: str) -> None:
     worker = run_worker("served:hanging")
     assert worker.event() == {"event": "imported"}
-    worker.order("stop")
+    worker.order(order)
     assert worker.end() == 3
 
 
