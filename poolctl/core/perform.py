@@ -13,7 +13,7 @@ import os
 import random
 import re
 import signal
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -279,6 +279,8 @@ _NO_HOOKS_HINT = "its runner makes no processes: run the pool with `poolctl star
 
 # An interpreter may take 30 s until it can fork.
 _CHECK_SECONDS = 40.0
+# Reports that have arrived are read within this time.
+_REPORTS_SECONDS = 0.1
 # Time for a worker with a stuck event loop to recover and end by itself.
 STUCK_SECONDS = 1.0
 _OWN_SOCKET = (
@@ -799,7 +801,7 @@ class Executor:
         silence = _missing_readiness_sign(config)
         try:
             await self._runner.wait_for_begin_or_exit(worker.placement)
-            async with asyncio.timeout(None if config.job else config.start_timeout):
+            async with _timeout_unless_held_up(None if config.job else config.start_timeout):
                 await self._runner.wait_until_ready(worker.placement)
                 silence = ""
                 if config.health.gated:
@@ -1068,6 +1070,25 @@ def _file_digests_before_replacement(entry: Entry, worker: Worker) -> dict[str, 
             if each.generation == worker.generation and each.files:
                 return each.files_before
     return entry.observed.files
+
+
+@contextlib.asynccontextmanager
+async def _timeout_unless_held_up(seconds: float | None) -> AsyncIterator[None]:
+    """Like asyncio.timeout, but time in which this process was held up does not count.
+
+    Otherwise a worker would be killed that has long been serving, because the timer fires before its report is read.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        if seconds is None:
+            yield
+            return
+        due = loop.time() + seconds
+        timer = loop.call_at(due, lambda: limit.reschedule(2 * loop.time() - due + _REPORTS_SECONDS))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _missing_readiness_sign(config: ServerConfig) -> str:

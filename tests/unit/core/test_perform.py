@@ -355,8 +355,9 @@ def test_connections_that_wait_for_a_wake_are_closed_when_it_fails_and_not_befor
         pool.clock.advance(9)
         loop.settle()
         assert dismissal not in pool.runner.log
-        pool.clock.advance(2)
-        loop.settle()
+        for _ in range(2):  # the first time shows that this process was held up
+            pool.clock.advance(2)
+            loop.settle()
         assert pool.runner.log.count(dismissal) == 1
     finally:
         loop.close()
@@ -896,6 +897,32 @@ def test_worker_that_drains_before_it_is_known_to_be_ready_is_not_killed_at_its_
     loop.settle()
     assert "stop web.1.0 10" in log_of(pool)
     assert worker.id not in entry.observed.workers
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_time_in_which_the_supervisor_is_held_up_is_no_part_of_a_start_timeout(
+    stepped_core: tuple[OrderedCore, SteppedLoop], reports: bool
+) -> None:
+    pool, loop = stepped_core
+    reported = asyncio.Event()
+
+    async def wait_until_ready(placement: Placement) -> None:
+        await reported.wait()
+
+    async def start() -> None:
+        pool.core.start(pool.core.entries["web"])
+        if reports:
+            loop.call_later(5, reported.set)
+
+    pool.runner.wait_until_ready = wait_until_ready  # type: ignore[method-assign]
+    loop.run_until_complete(start())
+    loop.settle()
+    pool.clock.advance(30)  # as seen by a process that was stopped: the report and the timeout at once
+    loop.settle()
+    assert pool.states() == {"web": "running" if reports else "starting"}
+    pool.clock.advance(21)
+    loop.settle()
+    assert pool.states() == {"web": "running" if reports else "failed"}
 
 
 # Stacks of workers that hang.
