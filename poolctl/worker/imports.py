@@ -26,7 +26,7 @@ from typing import Any
 from ..json_form import from_json
 from ..routing import registry, route_health
 from ..routing.route import ExcludedRoute, Route, StreamRoute
-from .process_setup import SPEC_FD, Spec
+from .process_setup import SPEC_FD, Spec, print_message
 from .serving import uvicorn_parts
 from .serving.uvicorn_parts import omit_uvicorns_lines
 from .tally import STACK_DUMP
@@ -250,7 +250,7 @@ def _skip_breakpoint_with_message(server: str, *args: object, **kwargs: object) 
     caller = sys._getframe(1)
     where = f"{caller.f_code.co_filename}:{caller.f_lineno}"
     message = f"breakpoint() at {where} does not stop here, without a terminal: poolctl run --debug {server}"
-    print(message, file=sys.stderr, flush=True)
+    print_message(message)
 
 
 def exit_status(code: object) -> int:
@@ -260,7 +260,7 @@ def exit_status(code: object) -> int:
     """
     if code is None or isinstance(code, int):
         return (code or 0) & 0xFF
-    print(code, file=sys.stderr)
+    print_message(code)
     return 1
 
 

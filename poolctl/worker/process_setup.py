@@ -31,6 +31,7 @@ FIRST_LISTENER_FD = FIRST_FD + 2
 # fork shares until then.
 GO, BEAT = b'{"order":"go"}', b'{"order":"beat"}'
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
+_LAST_STANDARD_FD = 2
 # An interpreter reads variables with these prefixes only at its start, so they have no effect on a fork.
 START_VARIABLES = ("PYTHON", "LD_", "MALLOC_")
 
@@ -68,10 +69,35 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        flush_output()
         os._exit(status)
+
+
+# The application may have closed its standard streams, or replaced them by anything.
+
+
+def fill_standard_descriptors() -> None:
+    """Open /dev/null in place of each of the descriptors 0 to 2 that is closed.
+
+    Otherwise a connection would get one of these numbers: libuv aborts when it closes it, and log lines are written
+    there.
+    """
+    while (null := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD_FD:
+        os.set_inheritable(null, True)
+    os.close(null)
+
+
+def flush_output() -> None:
+    """Flush stdout and stderr, as far as the application has left them usable."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def print_message(text: object, end: str = "\n") -> None:
+    """Print to stderr and flush it, if the application has left it usable."""
+    with contextlib.suppress(Exception):
+        print(text, file=sys.stderr, end=end, flush=True)
 
 
 def reset_signals() -> None:

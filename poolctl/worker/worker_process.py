@@ -79,7 +79,7 @@ class WorkerProcess:
             # The application has called sys.exit(), during its import or later.
             return imports.exit_status(leaving.code)
         except imports.LoadFailed as error:
-            print(imports.explain(error), file=sys.stderr, end="")
+            process_setup.print_message(imports.explain(error), end="")
             return self._failed(str(error), STARTUP_FAILURE)
         except StartupFailed as error:
             return self._failed(str(error), error.status)
@@ -90,7 +90,9 @@ class WorkerProcess:
         spec = self.spec
         imports.set_argv_and_path(spec)
         settings = apply_and_drop_level(spec["uvicorn"])
-        config = configure(imports.load_app(spec), settings)
+        app = imports.load_app(spec)
+        process_setup.fill_standard_descriptors()
+        config = configure(app, settings)
         load_config(config, spec["requests"], spec["tls"], list(self.tls_fds))
         return config
 
@@ -598,8 +600,7 @@ def _run(spec: Spec) -> int:
     status = worker.run()
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    process_setup.flush_output()
     if worker.signalled is not None:
         # The exit status shows the signal, as with any other program.
         signal.signal(worker.signalled, signal.SIG_DFL)

@@ -98,7 +98,7 @@ def _import_and_serve_forks(spec: Spec) -> int:
     except SystemExit as leaving:
         return _run_exit_functions(imports.exit_status(leaving.code))
     except imports.LoadFailed as error:
-        print(imports.explain(error), file=sys.stderr, end="")
+        process_setup.print_message(imports.explain(error), end="")
         _send(requests, {"event": "failed", "message": str(error)[: imports.MOST_CHARACTERS]})
         return _run_exit_functions(STARTUP_FAILURE)
     if found := before.describe_leftovers_after_wait(origins):
@@ -106,8 +106,8 @@ def _import_and_serve_forks(spec: Spec) -> int:
     gc.collect()
     gc.freeze()  # forks share these objects, and never scan them for garbage
     # From here only workers print, to pipes of their own; the end of this pipe shows that all output was read.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    process_setup.flush_output()
+    process_setup.fill_standard_descriptors()
     process_setup.discard_output()
     if _send(requests, {"event": "up"}):
         serve_forks(requests, {"worker": lambda fds: become_worker(fds, preloaded=True)})
@@ -118,7 +118,7 @@ def _import_and_serve_forks(spec: Spec) -> int:
 def _report_preload_unusable(requests: socket.socket, found: str, fix: str) -> int:
     problem = f"its import {found}, which no fork can share: each worker imports it instead"
     problem += f" ({fix})" if fix else ""
-    print(f"preload = true has no effect: {problem}", file=sys.stderr)
+    process_setup.print_message(f"preload = true has no effect: {problem}")
     _run_exit_functions(0)
     _send(requests, {"event": "unusable", "problem": problem[: imports.MOST_CHARACTERS]})
     return 0
@@ -126,8 +126,7 @@ def _report_preload_unusable(requests: socket.socket, found: str, fix: str) -> i
 
 def _run_exit_functions(status: int) -> int:
     """Flush the output and run the atexit functions, within a time limit; returns `status`."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    process_setup.flush_output()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(_EXIT_FUNCTIONS_SECONDS)
     atexit._run_exitfuncs()

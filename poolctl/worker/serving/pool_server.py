@@ -8,13 +8,13 @@ import functools
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any
 
 import uvicorn
 
+from ..process_setup import print_message
 from . import uvicorn_parts
 from .accepting import AdoptionPair, ConnectionAcceptor, ConnectionsAwaitingProtocol, protocol_factory
 from .connection_balancer import ConnectionBalancer, PeerCounts
@@ -98,7 +98,7 @@ def load_config(
             config.ssl = ssl_context(tls, tls_fds)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             message = f"its certificate cannot be used: {error}"
-            print(message, file=sys.stderr)
+            print_message(message)
             raise StartupFailed(message) from error
         # The application and its children must not be able to read them.
         for fd in tls_fds:

@@ -256,7 +256,40 @@ def test_descriptor_that_an_import_has_closed_is_no_obstacle(pool: RealPool, fre
     assert asked(port)["imported_in"] in app_zygotes(pool)
 
 
+WITHOUT_OUTPUT = {
+    "closed": "for stream in (sys.stdin, sys.stdout, sys.stderr):\n    stream.close()\n",
+    "descriptors": "os.closerange(0, 3)\n",
+    "none": "sys.stdout = sys.stderr = None\n",
+    "replaced": "sys.stdout = sys.stderr = object()\n",
+}
+
+
+def test_application_that_closes_or_replaces_its_standard_streams_runs_as_without_preload(
+    pool: RealPool, free_port: Any
+) -> None:
+    ports = write_apart(
+        pool,
+        free_port,
+        {name: f"import os, sys\n{does}VERSION = 1\n{APP}" for name, does in WITHOUT_OUTPUT.items()},
+    )
+    assert "preload" not in pool.ok("start").stderr
+    assert {asked(port)["imported_in"] for port in ports.values()} == set(app_zygotes(pool))
+    tables = pool.directory / "pool.toml"
+    tables.write_text(tables.read_text().replace("preload = true\n", ""))
+    pool.ok("reload")
+    pool.ok("restart")
+    for port in ports.values():
+        answer = asked(port)
+        assert answer["imported_in"] == answer["pid"]
+    pool.ok("stop")
+    ended = [line for line in pool.ok("events").stdout.splitlines() if "worker ended" in line]
+    assert len(ended) == 2 * len(ports)
+    assert all("exited with status 0" in line for line in ended), ended
+
+
 FAILING = {
+    "silent_exception": "import sys\nsys.stderr.close()\nraise ValueError('no good')\n",
+    "silent_exit": "import sys\nsys.stderr.close()\nsys.exit('last words')\n",
     "exception": "print('beginning')\nraise ValueError('no good')\n",
     "exit": "import sys\nprint('last words')\nsys.exit(9)\n",
     "killed": "import os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n",
@@ -275,6 +308,8 @@ def test_failing_imports_are_reported_as_without_preload(pool: RealPool, free_po
     errors = reasons(with_it.json)
     assert errors.keys() == FAILING.keys()
     assert errors == reasons(without.json)
+    assert "no good" in errors["silent_exception"]["message"]
+    assert "status 1" in errors["silent_exit"]["message"]
 
 
 def reasons(document: dict[str, Any]) -> dict[str, Any]:

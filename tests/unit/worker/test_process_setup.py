@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import marshal
 import os
@@ -203,6 +204,46 @@ def test_discarded_output_goes_nowhere() -> None:
         os._exit(len(os.listdir("/proc/self/fd")))
 
     assert in_child(act) == in_child(count) == (in_child(count).status, "")
+
+
+@pytest.mark.parametrize("closed", [{0}, {1, 2}, {0, 1, 2}, set()])
+def test_closed_standard_descriptors_are_filled_and_open_ones_stay(closed: set[int]) -> None:
+    def act() -> None:
+        before = [fd for fd in range(3) if fd not in closed]
+        there = [os.fstat(fd).st_ino for fd in before]
+        for fd in closed:
+            os.close(fd)
+        process_setup.fill_standard_descriptors()
+        right = [os.fstat(fd).st_ino for fd in before] == there
+        for fd in closed:
+            right &= os.path.samestat(os.fstat(fd), os.stat(os.devnull)) and os.get_inheritable(fd)
+        os._exit(0 if right else 3)
+
+    assert in_child(act) == (0, "")
+
+
+@pytest.mark.parametrize("stream", [None, object(), io.StringIO()])
+def test_streams_that_the_application_has_replaced_or_closed_fail_no_message(
+    stream: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(stream, io.StringIO):
+        stream.close()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stream)
+        patch.setattr("sys.stderr", stream)
+        process_setup.print_message("lost")
+        process_setup.flush_output()
+
+
+def test_message_is_printed_and_flushed_even_if_the_other_stream_is_closed() -> None:
+    def act() -> None:
+        sys.stdout.close()
+        sys.stderr.write("first ")
+        process_setup.flush_output()
+        process_setup.print_message("second", end="")
+        os._exit(4)
+
+    assert in_child(act) == (4, "first second")
 
 
 def test_specification_is_read_from_its_file() -> None:
