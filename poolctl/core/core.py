@@ -19,7 +19,6 @@ from . import decide
 from .configuration_diff import read_certificate_expiry, read_digests_by_key
 from .decide import (
     ASLEEP,
-    IN_BACKOFF,
     LEAVING,
     Desired,
     Drain,
@@ -121,6 +120,7 @@ class Core:
     def _decide_and_perform(self, entry: Entry) -> None:
         self._addresses.plan_address_change(entry)
         self._update_sleep_and_disarm_outdated(entry)
+        entry.forget_surplus_slots()
         self._runs.ensure_run_planned(entry)
         self._replace_expired(entry)
         for action in self._decide(entry):
@@ -163,12 +163,12 @@ class Core:
             self._executor.stop_watching_listener(entry)
 
     def _replace_expired(self, entry: Entry) -> None:
-        # Only of ready workers: one that is not ready here yet would be drained before its replacement serves.
-        expired = [worker for worker in entry.observed.ready if worker.expired]
-        for worker in expired:
-            worker.expired = False
-        if any(worker.generation == entry.desired.generation for worker in expired) and entry.wanted:
-            entry.begin_generation()
+        # Only ready workers: one that is not ready here yet would be drained before its replacement serves.
+        for worker in entry.observed.ready:
+            if worker.expired:
+                worker.expired = False
+                if entry.wanted and entry.is_current(worker):
+                    entry.renew_worker(worker.index)
 
     def view(self, entry: Entry) -> decide.ServerView:
         """The facts on which the next actions for the entry depend."""
@@ -210,8 +210,9 @@ class Core:
             return
         entry.desired.queued_start = None
         if entry.failed or entry.completed:
-            entry.observed.restart_times.clear()
+            entry.observed.slots.clear()
             entry.observed.called = False
+        entry.fill_vacant_slots()
         if entry.wants_no_worker:
             entry.desired.code_since = self.clock.monotonic()
             entry.schedule_start_hook()
@@ -321,13 +322,13 @@ class Core:
         self._runs.begin_run(entry)
 
     def mark_expired(self, entry: Entry, worker_id: str) -> None:
-        """Note that the worker has served its `max_requests`: once it is ready here too, its generation is replaced."""
+        """Note that the worker has served its `max_requests`: once it is ready here too, it is replaced alone."""
         if (worker := entry.observed.workers.get(worker_id)) is not None:
             worker.expired = True
             self.touch(entry)
 
     def replace_workers_of_generation(self, entry: Entry, generation: int) -> None:
-        """Replace the workers of this generation, for example because their lifetime is over.
+        """Replace the workers of this generation, for example because one of them needs too much memory.
 
         Counts neither as failure nor as restart. Has no effect if the generation has been replaced already.
         """
@@ -431,7 +432,8 @@ class Core:
             desired.code_since = self.clock.monotonic()
         else:
             self._detach_canary(entry)
-            desired.generation, desired.code_since = canary.generation, canary.code_since
+            desired.generation, desired.renewed = canary.generation, {}
+            desired.code_since = canary.code_since
             for worker in observed.ready:
                 if worker.generation == canary.generation:
                     observed.files, observed.certificate_ends = worker.files, worker.certificate_ends
@@ -585,7 +587,7 @@ class Core:
             entry.desired.code_since = self.clock.monotonic()
             # Its dependencies may be new as well.
             entry.desired.ignore_dependencies = False
-            if entry.failed or entry.desired.state in IN_BACKOFF or (entry.completed and not config.job):
+            if entry.failed or entry.in_backoff or (entry.completed and not config.job):
                 # The configuration may have been the cause of the failure.
                 self.start(entry)
         self._apply_disabled(entry, was_disabled)
@@ -724,9 +726,9 @@ class Core:
         one.
         """
         self._queue.note(entry)
-        staying = {worker.generation for worker in entry.observed.staying}
-        if entry.observed.workers and entry.desired.generation not in staying:
-            newer = [generation for generation in staying if generation > entry.desired.generation]
+        staying = entry.observed.staying
+        if entry.observed.workers and not any(map(entry.is_current, staying)):
+            newer = [each.generation for each in staying if each.generation > entry.desired.generation]
             if newer:
                 entry.desired.generation = max(newer)
             else:
@@ -755,6 +757,10 @@ class RunnerEventForwarder(RunnerEventHandler):
     def expired(self, placement: Placement) -> None:
         if entry := self.core.entries.get(placement.server):
             self.core.mark_expired(entry, placement.id)
+
+    def closing(self) -> None:
+        for entry in self.core.entries.values():
+            self.core.stop(entry)
 
     def idle_changed(self, placement: Placement, idle: bool) -> None:
         if entry := self.core.entries.get(placement.server):

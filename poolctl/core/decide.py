@@ -8,8 +8,8 @@ its reasons.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -42,9 +42,6 @@ class Desired(StrEnum):
     RUN = "run", True, False
     # Waits for its next scheduled run; during a run the state is RUN.
     SCHEDULED = "scheduled", True, True
-    # Waits before the next restart; in REFUSING the wait is long, and the listener is closed meanwhile.
-    BACKOFF = "backoff", True, False
-    REFUSING = "refusing", True, False
     # Ended by itself with status 0, and is not started again.
     COMPLETED = "completed", True, True
     # Given up: only a command starts it again.
@@ -53,8 +50,6 @@ class Desired(StrEnum):
     REMOVED = "removed", False, True
 
 
-IN_BACKOFF = (Desired.BACKOFF, Desired.REFUSING)
-
 # The states that commands can request.
 _ORDERED = {Desired.IDLE, Desired.STOPPED, Desired.RUN, Desired.SCHEDULED, Desired.REMOVED}
 _ENDED = {Desired.COMPLETED, Desired.FAILED}
@@ -62,11 +57,8 @@ ALLOWED_CHANGES = MappingProxyType(
     {
         Desired.IDLE: _ORDERED,
         Desired.STOPPED: _ORDERED,
-        Desired.RUN: _ORDERED | _ENDED | {Desired.BACKOFF},
+        Desired.RUN: _ORDERED | _ENDED,
         Desired.SCHEDULED: _ORDERED,
-        Desired.BACKOFF: _ORDERED | _ENDED | {Desired.BACKOFF, Desired.REFUSING},
-        Desired.REFUSING: _ORDERED | _ENDED | {Desired.BACKOFF},
-        # Another worker of the server may still fail.
         Desired.COMPLETED: _ORDERED | _ENDED,
         Desired.FAILED: _ORDERED | {Desired.FAILED},
         # IDLE when a server of the same name is added again.
@@ -145,7 +137,12 @@ class ServerView:
 
     desired: Desired
     generation: int  # the generation that should serve
-    count: int = 1  # the number of workers it should have
+    count: int = 1  # the number of workers it should have, with the indexes 0 to count - 1
+    # By index: the generation of a worker that replaces, alone, one of `generation`.
+    renewed: Mapping[int, int] = field(default_factory=dict)
+    vacant: Set[int] = frozenset()  # indexes whose worker has ended for good
+    waiting: Set[int] = frozenset()  # indexes whose next worker waits for its backoff
+    refuses: bool = False  # the listener is closed while every index waits
     canary: int = 0  # the generation of the canary, 0 without one
     canaries: int = 0  # the number of workers the canary should have
     apart: bool = False  # the canary's workers have an address of their own
@@ -177,6 +174,25 @@ class ServerView:
         return [worker for worker in self.workers if worker.phase not in LEAVING]
 
     @property
+    def indexes(self) -> list[int]:
+        """The indexes of the workers that should run."""
+        return [index for index in range(self.count) if index not in self.vacant]
+
+    def generation_at(self, index: int) -> int:
+        """The generation of the worker that should serve with this index."""
+        return self.renewed.get(index, self.generation)
+
+    def is_current(self, worker: WorkerView) -> bool:
+        """Whether the worker is of the generation that should serve with its index."""
+        return worker.generation == self.generation_at(worker.index)
+
+    @property
+    def in_backoff(self) -> bool:
+        """Whether the server has no worker that serves or starts, because all its indexes wait for a next attempt."""
+        waits = bool(self.waiting) and self.waiting >= {*self.indexes}
+        return waits and not (self.staying or self.should_sleep)
+
+    @property
     def should_sleep(self) -> bool:
         """Whether the server may sleep, needs no worker now, and has none except draining and stopping workers."""
         wakes = self.called or self.needed or self.window_demand == AWAKE or self.awaits_hook
@@ -195,8 +211,8 @@ class ServerView:
             and not self.needed
             and self.window_demand != AWAKE
             and not self.out
-            and {worker.index for worker in self.staying}.issuperset(range(self.count))
-            and all(worker.idle and worker.generation == self.generation for worker in self.staying)
+            and {worker.index for worker in self.staying}.issuperset(self.indexes)
+            and all(worker.idle and self.is_current(worker) for worker in self.staying)
         )
 
 
@@ -301,13 +317,13 @@ def decide(view: ServerView) -> list[Action]:
 def _decide_by_desired_state(view: ServerView) -> list[Action]:
     if view.desired.wants_no_worker:
         return _decide_stopping(view)
-    if view.desired in IN_BACKOFF:
-        return _decide_in_backoff(view)
     if view.awaits_hook:
         return _run_hooks(view)
     if view.window_demand == ASLEEP:
         # No request may wake the server, so its address refuses connections instead of letting them wait for hours.
         return _retire_then_close(view)
+    if view.in_backoff:
+        return _close(view) if view.refuses else []
     may_open = view.may_open and (view.may_start or view.sleepy)
     if view.listener is ListenerState.CLOSED and may_open:
         return [Open()]
@@ -399,14 +415,9 @@ def _choose_at_address(ready: list[WorkerView]) -> list[Action]:
     return []
 
 
-def _decide_in_backoff(view: ServerView) -> list[Action]:
-    # A worker that still serves continues; connections to a server without one wait until it refuses them.
-    return _close(view) if view.desired is Desired.REFUSING and not view.workers else []
-
-
 def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
-    current = [worker for worker in view.staying if worker.generation == view.generation]
-    old = [worker for worker in view.staying if worker.generation not in (view.generation, view.canary)]
+    current = [worker for worker in view.staying if view.is_current(worker)]
+    old = [worker for worker in view.staying if worker not in current and worker.generation != view.canary]
     if not view.overlap and len(current) < len(view.workers):
         # The old workers must end before the new worker starts; connections wait meanwhile. A worker of a
         # server that falls asleep has little to finish, and is not interrupted.
@@ -418,22 +429,32 @@ def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
         return [Stop(worker.id) for worker in going]
     actions: list[Action] = []
     if view.may_start:
-        actions += _spawn_missing(view, view.generation, view.count)
-        actions += _spawn_missing(view, view.canary, view.canaries)
+        ahead = [index for index in view.indexes if index not in view.waiting]
+        actions += _spawn_missing(view, {index: view.generation_at(index) for index in ahead})
+        actions += _spawn_missing(view, dict.fromkeys(range(view.canaries), view.canary))
     surplus = [worker for worker in current if worker.index >= view.count]
     ready = {worker.index for worker in current if worker.phase is WorkerPhase.READY}
-    if ready.issuperset(range(view.count)):
+    if ready.issuperset(view.indexes):
         return actions + [_retire(worker) for worker in surplus + old]
+    # A worker that is replaced alone need not wait for others.
+    replaced = [worker for worker in old if worker.index in view.renewed and worker.index in ready]
+    actions += [_retire(worker) for worker in replaced]
+    old = [worker for worker in old if worker not in replaced]
     # A surplus or superseded worker may be the only one that answers: until others answer, it is stopped
     # only if it does not serve. A running job is not interrupted in order to run it again.
     leaving = surplus if view.job else surplus + old
     return actions + [_retire(worker) for worker in leaving if worker.phase is not WorkerPhase.READY]
 
 
-def _spawn_missing(view: ServerView, generation: int, count: int) -> list[Action]:
+def _spawn_missing(view: ServerView, generations: Mapping[int, int]) -> list[Action]:
+    """The actions that start the workers of these indexes and generations that do not exist yet."""
     # A leaving worker keeps its name until it has ended.
-    present = {worker.index for worker in view.workers if worker.generation == generation}
-    return [Spawn(generation, index) for index in range(count) if index not in present]
+    present = {(worker.generation, worker.index) for worker in view.workers}
+    return [
+        Spawn(generation, index)
+        for index, generation in generations.items()
+        if (generation, index) not in present
+    ]
 
 
 def _retire(worker: WorkerView) -> Action:
@@ -443,11 +464,13 @@ def _retire(worker: WorkerView) -> Action:
 
 
 class StepAfterExit(StrEnum):
-    """What to do with a server after one of its workers has exited."""
+    """What follows the exit of a worker that no command requested."""
 
-    RESTART = "restart"
-    DONE = "done"
-    FAILED = "failed"
+    RESTART = "restart"  # another worker starts with its index, after a delay
+    SLEEP = "sleep"  # the server sleeps until its next request
+    VACATE = "vacate"  # its index stays without a worker, and the server's other workers continue
+    DONE = "done"  # the server has ended
+    FAILED = "failed"  # the server has failed
 
 
 def restarts_within(count: int, policy: Restart) -> str:
@@ -468,35 +491,52 @@ class ExitDecision:
     restarts: int = 0
 
 
-def judge_exit(
-    policy: Restart,
-    exit_: Exit,
-    *,
-    was_ready: bool,
-    restarts: Sequence[float],
-    now: float,
-    jitter: float,
-    retries: bool = True,
-) -> ExitDecision:
-    """Decide what follows the exit of a worker, if no command requested the exit.
+@dataclass(frozen=True, slots=True)
+class ExitSituation:
+    """The circumstances of a worker's exit that no command requested.
 
-    `restarts` are the times of earlier restarts, and `now` is the time of the exit, on the same clock. Restarts longer
-    ago than `policy.window` do not count. If none counts, a worker that was ever ready is restarted at once. `jitter`
-    is a random number from -1 to 1. With `retries` False, a worker that was never ready is not restarted.
+    `now` is the time of the exit, and `restarts` are the times of earlier restarts with the worker's index, on the
+    same clock. `others` says whether the server has other workers that serve or start, and `others_wait` whether the
+    next worker of another index waits for its backoff. With `others_failed`, a worker of a vacant index had failed.
     """
-    if not (retries or was_ready):
+
+    now: float
+    was_ready: bool = True
+    restarts: Sequence[float] = ()
+    others: bool = False
+    others_wait: bool = False
+    others_failed: bool = False
+    may_sleep: bool = False  # the server may be without a worker until the next request
+    retries: bool = True  # a worker that was never ready is restarted
+
+
+def judge_exit(
+    policy: str, limits: Restart, exit_: Exit, situation: ExitSituation, *, jitter: float
+) -> ExitDecision:
+    """Decide what follows the exit of a worker under this restart policy.
+
+    Restarts longer ago than `limits.window` do not count. If none counts, a worker that was ever ready is restarted at
+    once. `jitter` is a random number from -1 to 1.
+    """
+    if not (situation.retries or situation.was_ready):
         return ExitDecision(StepAfterExit.FAILED, reason=exit_.message)
-    if exit_.ok and policy.policy != "always":
-        return ExitDecision(StepAfterExit.DONE)
-    if policy.policy == "no":
+    if exit_.ok and situation.was_ready and situation.may_sleep and not situation.others:
+        return ExitDecision(StepAfterExit.SLEEP)
+    if policy == "no" or (exit_.ok and policy != "always"):
+        if situation.others or situation.others_wait:
+            return ExitDecision(StepAfterExit.VACATE)
+        if exit_.ok and not situation.others_failed:
+            return ExitDecision(StepAfterExit.DONE)
         return ExitDecision(StepAfterExit.FAILED, reason=exit_.message)
-    recent = [moment for moment in restarts if now - moment <= policy.window]
-    if len(recent) >= policy.limit:
-        reason = f"{exit_.message}; given up after {restarts_within(len(recent), policy)}"
+    recent = [moment for moment in situation.restarts if situation.now - moment <= limits.window]
+    if len(recent) >= limits.limit:
+        if situation.others:
+            return ExitDecision(StepAfterExit.RESTART, limits.backoff.longest_seconds(jitter))
+        reason = f"{exit_.message}; given up after {restarts_within(len(recent), limits)}"
         return ExitDecision(StepAfterExit.FAILED, reason=reason, restarts=len(recent))
-    if not recent and was_ready:
+    if not recent and situation.was_ready:
         return ExitDecision(StepAfterExit.RESTART)
-    return ExitDecision(StepAfterExit.RESTART, policy.backoff.delay_seconds(len(recent), jitter))
+    return ExitDecision(StepAfterExit.RESTART, limits.backoff.delay_seconds(len(recent), jitter))
 
 
 class DecisionLogger:
@@ -572,7 +612,7 @@ def reason_for_no_action(view: ServerView) -> str:
         if view.workers and not view.may_stop:
             return "what depends on it has to stop first"
         return f"waits for the end of {leaving}" if leaving else f"it is {view.desired}"
-    if view.desired in IN_BACKOFF:
+    if view.in_backoff:
         return "it is in backoff"
     if view.listener is ListenerState.CLOSED:
         return "its address is in use" if not view.may_open else "what it depends on is not ready"
@@ -586,8 +626,8 @@ def reason_for_no_action(view: ServerView) -> str:
         return "waits until it is known whether a worker can start"
     if coming := _ids_of_workers_in(view, WorkerPhase.PLACING, WorkerPhase.STARTING):
         return f"waits for {coming} to become ready"
-    present = {worker.index for worker in view.workers if worker.generation == view.generation}
-    if not view.may_start and not present.issuperset(range(view.count)):
+    present = {worker.index for worker in view.workers if view.is_current(worker)}
+    if not view.may_start and not present.issuperset(view.indexes):
         return "what it depends on is not ready"
     return f"waits for the end of {leaving}" if leaving else "it is as desired"
 

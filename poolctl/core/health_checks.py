@@ -113,7 +113,7 @@ class HealthChecks:
 
         `worker` and `probe` are the worker and the probe with the new result, or None if another change is the cause.
         """
-        after = entry.common_health_of_workers
+        after = entry.health_of_workers
         before = entry.observed.reported_health
         if after in (Status.UNKNOWN, before):
             return
@@ -128,7 +128,7 @@ class HealthChecks:
             after.value,
             server=entry.name,
             bind=entry.config.key,
-            message=(probe.message if probe is not None else stuck) or _status_text(before, after),
+            message=(probe.message if probe is not None else stuck) or _status_text(entry, before, after),
             cause=f"{probe.kind} probe" if probe is not None else "",
             before=before.value,
             after=after.value,
@@ -140,9 +140,11 @@ def _stuck_message(worker: Worker) -> str:
     return f"the event loop of {worker.id} is stuck"
 
 
-def _status_text(before: Status, after: Status) -> str:
+def _status_text(entry: Entry, before: Status, after: Status) -> str:
     if after is Status.OK:
         return "is healthy again"
+    if entry.is_short_of_workers:
+        return "a worker has ended, and is not replaced"
     if after is Status.WARN:
         return "is recovering" if before is Status.KO else "some of its workers are unhealthy"
     return "all of its workers are unhealthy"

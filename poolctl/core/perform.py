@@ -27,10 +27,10 @@ from poolctl.units import format_duration
 
 from . import decide
 from .configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
-from .decide import ASLEEP, BEFORE_START, LEAVING, Action, Desired, ListenerState, WorkerPhase
+from .decide import ASLEEP, AWAKE, BEFORE_START, LEAVING, Action, Desired, ListenerState, WorkerPhase
 from .health_checks import HealthChecks
 from .schedules import moment_text, record_run_end
-from .server_entry import RUN_FAILED, Entry, RunningHook, Worker
+from .server_entry import RUN_FAILED, Entry, RunningHook, Slot, Worker
 from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, caused_by
 
 if TYPE_CHECKING:
@@ -424,7 +424,8 @@ class Executor:
                 entry.observed.failed_since = self._clock.time()
                 note_failure(entry, failure_of(entry, message, hint, cause=error))
                 if not self.roll_back(entry):
-                    self._decide_after_exit(entry, Exit(message=message), was_ready=False)
+                    # Without a listener, no worker starts.
+                    self._decide_after_exit(entry, Exit(message=message), was_ready=False, index=0)
         else:
             entry.listener.state = ListenerState.OPEN
             self._addresses.record_opened(entry, server.key, endpoints)
@@ -480,6 +481,7 @@ class Executor:
         # The activator, or the next worker, takes over the connections of the ready workers.
         entry.observed.called, entry.desired.automatic = False, None
         entry.begin_generation()
+        entry.fill_vacant_slots()
         for worker in entry.observed.staying:
             self._end(entry, worker, WorkerPhase.DRAINING, replaced=True)
         self._queue.touch(entry, progressed=True)
@@ -680,11 +682,12 @@ class Executor:
         """Add the cause found in the worker's output to `worker.failure`, if the exit status alone explains nothing.
 
         The output of a worker that failed after it was ready is read in two cases, in which no restart follows at once:
-        the restart policy is "no", or the server has been restarted within the restart window.
+        the restart policy is "no", or a worker with its index has been restarted within the restart window.
         """
         failure, config = worker.failure, worker.config
         since = self._clock.monotonic() - config.restart.window
-        waits = config.restart.policy == "no" or any(each >= since for each in entry.observed.restart_times)
+        restarts = entry.slot(worker.index).restart_times
+        waits = config.restart_policy == "no" or any(each >= since for each in restarts)
         if worker.ready_at is not None and waits and not exit_.ok:
             failure = worker.failure = failure_of(entry, exit_.message)
         late = worker.given_up and bool(config.command)
@@ -744,7 +747,7 @@ class Executor:
         worker.certificate_ends = read_certificate_expiry(worker.config)
         worker.files_before = _file_digests_before_replacement(entry, worker)
         worker.files = read_digests_by_key(worker.config)
-        if worker.generation == entry.desired.generation:
+        if entry.is_current(worker):
             entry.observed.files = worker.files
             self._queue.note(entry)
         try:
@@ -769,7 +772,7 @@ class Executor:
         if used is not None and used > expired:
             worker.certificate_ends, worker.passed_over = used, expired
             # The file still differs from the one in use, so the next reload must notice it.
-            if worker.generation == entry.desired.generation and "tls" in worker.files_before:
+            if entry.is_current(worker) and "tls" in worker.files_before:
                 entry.observed.files = {**entry.observed.files, "tls": worker.files_before["tls"]}
         passed_over = worker.passed_over is not None
         message = expired_message(entry.config, expired, passed_over=passed_over)
@@ -832,7 +835,7 @@ class Executor:
                 entry.count_restart_if_commanded(worker)
                 entry.observed.called = True
                 entry.desired.retries = entry.desired.retries or entry.is_fully_ready
-                if worker.generation == entry.desired.generation:
+                if entry.is_current(worker):
                     entry.observed.certificate_ends = worker.certificate_ends
                 self._queue.touch(entry, progressed=True)
 
@@ -950,38 +953,47 @@ class Executor:
             return
         if not was_ready and not (worker.config.job and exit_.ok):
             note_failure(entry, worker.failure or failure_of(entry, f"{exit_.message} before it was ready"))
-        if not was_ready and worker.generation == entry.desired.generation and self.roll_back(entry):
+        if not was_ready and entry.is_current(worker) and self.roll_back(entry):
             return
         if worker.given_up and exit_.ok:
             exit_ = Exit(message=exit_.message)  # its status 0 is the result of the stop
-        if worker.generation == entry.desired.generation and entry.wanted:
+        if entry.is_current(worker) and entry.wanted:
             if worker.failure is not None:
                 exit_ = replace(exit_, message=worker.failure.message)
-            self._decide_after_exit(entry, exit_, was_ready=was_ready)
+            self._decide_after_exit(entry, exit_, was_ready=was_ready, index=worker.index)
             worker.next_step = observed.next_step
 
     def roll_back(self, entry: Entry) -> bool:
-        """Switch back to the newest older generation with ready workers. Return whether such a generation exists."""
+        """Switch back to the ready workers that are being replaced. Return whether there are any."""
         serving = [
             each
             for each in entry.observed.ready
-            if each.generation != entry.desired.generation and not entry.is_of_canary(each.generation)
+            if not (entry.is_current(each) or entry.is_of_canary(each.generation))
         ]
         if not serving:
             return False
-        staying = max(serving, key=lambda each: each.generation)
-        entry.desired.generation = staying.generation
         entry.desired.retries = True
+        serving.sort(key=lambda each: each.generation)
+        older = [each for each in serving if each.generation < entry.desired.generation]
+        if not older:
+            # They are being replaced alone.
+            entry.desired.renewed |= {str(each.index): each.generation for each in serving}
+            return True
+        staying = older[-1]
+        entry.desired.generation = staying.generation
+        entry.desired.renewed = {
+            str(each.index): each.generation for each in older if each.generation != staying.generation
+        }
         # Its workers are replaced by forks of the existing import, even if a new import was requested
         # meanwhile.
         entry.desired.code_since = 0.0
         self._servers.replace_config(entry, staying.config)
         return True
 
-    def _decide_after_exit(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
-        """Decide on the server's next state, because it ended by itself or could not start.
+    def _decide_after_exit(self, entry: Entry, exit_: Exit, *, was_ready: bool, index: int) -> None:
+        """Decide what follows, because the worker with this index ended by itself or could not start.
 
-        It waits for its next scheduled run, is completed, has failed, is in backoff, or is restarted at once.
+        The server waits for its next scheduled run, is completed, has failed or sleeps, or another worker starts.
         """
         observed, now = entry.observed, self._clock.monotonic()
         observed.last_exit, observed.next_step = exit_, ""
@@ -999,41 +1011,53 @@ class Executor:
             if not exit_.ok:
                 observed.next_step = give_up_text(entry)
             return
+        slot = entry.slot(index)
         verdict = decide.judge_exit(
+            entry.config.restart_policy,
             entry.config.restart,
             exit_,
-            was_ready=was_ready,
-            restarts=observed.restart_times,
-            now=now,
+            self._exit_situation(entry, index, now, was_ready=was_ready),
             jitter=self._random.uniform(-1, 1),
+        )
+        match verdict.next:
+            case decide.StepAfterExit.SLEEP:
+                # It ended while idle, as socket-activated programs do, or because the previous supervisor had
+                # put it to sleep. The next request wakes it.
+                observed.called = False
+                entry.fill_vacant_slots()
+            case decide.StepAfterExit.VACATE:
+                slot.vacant = "ended" if exit_.ok else "failed"
+                observed.next_step = "not restarted"
+            case decide.StepAfterExit.DONE:
+                entry.set_desired(Desired.COMPLETED)
+                observed.next_step = "not restarted"
+            case decide.StepAfterExit.FAILED:
+                observed.next_step = give_up_text(entry, verdict.restarts)
+                self._fail(entry)
+                if was_ready or (entry.desired.retries and entry.config.restart_policy != "no"):
+                    note_failure(entry, failure_of(entry, verdict.reason))
+            case decide.StepAfterExit.RESTART:
+                window = entry.config.restart.window
+                slot.restart_times = [each for each in slot.restart_times if now - each <= window] + [now]
+                observed.restarts += 1
+                if was_ready and verdict.delay_seconds > 0:
+                    observed.failure = failure_of(entry, exit_.message)
+                self._back_off(entry, slot, verdict.delay_seconds)
+
+    def _exit_situation(
+        self, entry: Entry, index: int, now: float, *, was_ready: bool
+    ) -> decide.ExitSituation:
+        others = [slot for other, slot in entry.observed.slots.items() if other != index]
+        return decide.ExitSituation(
+            now,
+            was_ready,
+            restarts=entry.slot(index).restart_times,
+            others=any(not entry.is_of_canary(each.generation) for each in entry.observed.staying),
+            others_wait=any(slot.backoff is not None for slot in others),
+            others_failed=any(slot.vacant == "failed" for slot in others),
+            may_sleep=entry.sleepy and not entry.observed.needed and entry.window_demand != AWAKE,
             retries=entry.desired.retries,
         )
-        is_done = verdict.next is decide.StepAfterExit.DONE
-        is_final = verdict.next is decide.StepAfterExit.FAILED
-        if entry.completed and not is_final:
-            return
-        if is_done and was_ready and entry.sleepy and not observed.needed:
-            # It ended while idle, as socket-activated programs do, or because the previous supervisor had
-            # put it to sleep. The next request wakes it.
-            observed.called = False
-        elif is_done:
-            entry.set_desired(Desired.COMPLETED)
-            observed.next_step = "not restarted"
-        elif is_final and observed.recovering and not was_ready and observed.ready:
-            # Serving workers stay although the replacement of an unhealthy one does not start.
-            self._back_off(entry, entry.config.restart.backoff.max)
-        elif is_final:
-            observed.next_step = give_up_text(entry, verdict.restarts)
-            self._fail(entry)
-            if was_ready or (entry.desired.retries and entry.config.restart.policy != "no"):
-                note_failure(entry, failure_of(entry, verdict.reason))
-        else:
-            window = entry.config.restart.window
-            observed.restart_times = [each for each in observed.restart_times if now - each <= window] + [now]
-            observed.restarts += 1
-            if was_ready and verdict.delay_seconds > 0:
-                observed.failure = failure_of(entry, exit_.message)
-            self._back_off(entry, verdict.delay_seconds)
 
     def _fail(self, entry: Entry) -> None:
         """Mark the server as failed.
@@ -1041,26 +1065,27 @@ class Executor:
         If it may sleep, it goes to sleep after the restart window, and a request then wakes it.
         """
         entry.set_desired(Desired.FAILED)
-        restart = entry.config.restart
-        if entry.sleepy and entry.desired.retries and restart.policy != "no":
+        if entry.sleepy and entry.desired.retries and entry.config.restart_policy != "no":
             entry.observed.called = False
-            self._set_desired_later(entry, restart.window, Desired.RUN)
 
-    def _back_off(self, entry: Entry, delay_seconds: float) -> None:
-        entry.observed.next_step = restart_text(delay_seconds, len(entry.observed.restart_times))
+            def sleep() -> None:
+                entry.set_desired(Desired.RUN)
+                self._queue.touch(entry, progressed=True)
+
+            loop, window = asyncio.get_running_loop(), entry.config.restart.window
+            entry.observed.sleep_timer = loop.call_later(window, sleep)
+
+    def _back_off(self, entry: Entry, slot: Slot, delay_seconds: float) -> None:
+        entry.observed.next_step = restart_text(delay_seconds, len(slot.restart_times))
         if delay_seconds <= 0:
             return
-        entry.set_desired(Desired.BACKOFF)
-        self._set_desired_later(entry, delay_seconds, Desired.RUN)
-        if delay_seconds > entry.config.start_timeout:
-            self._set_desired_later(entry, entry.config.start_timeout, Desired.REFUSING)
 
-    def _set_desired_later(self, entry: Entry, delay_seconds: float, desired: Desired) -> None:
-        def change() -> None:
-            entry.set_desired(desired)
+        def end() -> None:
+            slot.end_backoff()
             self._queue.touch(entry, progressed=True)
 
-        entry.observed.timers.append(asyncio.get_running_loop().call_later(delay_seconds, change))
+        slot.backoff = asyncio.get_running_loop().call_later(delay_seconds, end)
+        slot.refuses = delay_seconds > entry.config.start_timeout
 
 
 def _file_digests_before_replacement(entry: Entry, worker: Worker) -> dict[str, str]:

@@ -15,7 +15,7 @@ from poolctl.states import TRANSITIONAL, State, Status
 from poolctl.time_windows import NO_PERIOD, WindowState
 
 from . import decide
-from .decide import ASLEEP, IN_BACKOFF, LEAVING, NO_OVERRIDES, Desired, ListenerState, Overrides, WorkerPhase
+from .decide import ASLEEP, LEAVING, NO_OVERRIDES, Desired, ListenerState, Overrides, WorkerPhase
 
 if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbes
@@ -120,6 +120,23 @@ class StartAfterStop(NamedTuple):
 
 
 @dataclass(slots=True)
+class Slot:
+    """The history of one worker index of a server, over all workers that have had it. Times are monotonic."""
+
+    restart_times: list[float] = persisted(factory=list)  # of automatic restarts
+    # Why no worker replaces its last one: it "ended" with status 0, or "failed"; "" otherwise.
+    vacant: str = persisted("")
+    backoff: asyncio.TimerHandle | None = transient(None)  # until it elapses, no worker starts
+    refuses: bool = transient(False)  # the backoff is too long for connections to wait
+
+    def end_backoff(self) -> None:
+        """Let the next worker start now."""
+        if self.backoff is not None:
+            self.backoff.cancel()
+        self.backoff, self.refuses = None, False
+
+
+@dataclass(slots=True)
 class DesiredState:
     """The desired state of a server, as set by commands and scaling triggers."""
 
@@ -140,6 +157,8 @@ class DesiredState:
 
     generation: int = persisted(1)  # the generation that should serve
     newest: int = persisted(1)
+    # By worker index, as text: the generation of a worker that replaces, alone, one of `generation`.
+    renewed: dict[str, int] = persisted(factory=dict)
     restarting: int = persisted(0)  # the generation of a restart by command that is not counted yet
     # When the last command that may bring new code arrived, in monotonic seconds.
     code_since: float = persisted(0.0)
@@ -169,8 +188,8 @@ class ObservedState:
     reported_health: Status = transient(Status.OK)  # the health in its last event
     window: WindowState = transient(NO_PERIOD)  # the current period of its windows, even if it cannot sleep
 
-    timers: list[asyncio.TimerHandle] = transient(factory=list)  # timers of its backoff
-    restart_times: list[float] = persisted(factory=list)  # the times of automatic restarts, monotonic
+    slots: dict[int, Slot] = persisted(factory=dict)  # by worker index; those without history may be missing
+    sleep_timer: asyncio.TimerHandle | None = transient(None)  # after a failure, until it may sleep again
     restarts: int = persisted(0)  # all restarts; one by command counts once the replacement is ready
     failures: int = transient(0)  # the number of failed starts and stops
     failure: ServerError | None = persisted(None)  # the last failed start or stop
@@ -324,9 +343,7 @@ class Entry:
     @property
     def has_worker_of_serving_generation(self) -> bool:
         """Return whether the server is `wanted` and has at least one worker of the generation that should serve."""
-        return self.wanted and any(
-            each.generation == self.desired.generation for each in self.observed.workers.values()
-        )
+        return self.wanted and any(map(self.is_current, self.observed.workers.values()))
 
     @property
     def completed(self) -> bool:
@@ -357,6 +374,10 @@ class Entry:
             desired=self.desired.state,
             generation=self.desired.generation,
             count=self.size,
+            renewed={int(index): generation for index, generation in self.desired.renewed.items()},
+            vacant=self._vacant_slots,
+            waiting=self._waiting_slots,
+            refuses=any(slot.refuses for slot in self.observed.slots.values()),
             canary=0 if canary is None else canary.generation,
             canaries=0 if canary is None or canary.failure else canary.count,
             apart=canary is not None and canary.is_apart,
@@ -421,6 +442,22 @@ class Entry:
         return self.sleepy and not wakes
 
     @property
+    def in_backoff(self) -> bool:
+        """Whether the server has no worker that serves or starts, because all its indexes wait for a next attempt."""
+        if self.desired.state is not Desired.RUN or self.observed.staying or self.should_sleep:
+            return False
+        waiting, vacant = self._waiting_slots, self._vacant_slots
+        return bool(waiting) and waiting.issuperset(set(range(self.size)) - vacant)
+
+    @property
+    def _waiting_slots(self) -> set[int]:
+        return {index for index, slot in self.observed.slots.items() if slot.backoff is not None}
+
+    @property
+    def _vacant_slots(self) -> set[int]:
+        return {index for index, slot in self.observed.slots.items() if slot.vacant}
+
+    @property
     def is_asleep(self) -> bool:
         """Whether the server sleeps or is falling asleep.
 
@@ -455,7 +492,7 @@ class Entry:
             return State.RUNNING
         if self.observed.ready:
             return State.DRAINING if self.out_of_rotation else State.RUNNING
-        if self.desired.state in IN_BACKOFF:
+        if self.in_backoff:
             return State.BACKOFF
         if self.is_asleep:
             return State.DRAINING if self.observed.workers else State.SLEEPING
@@ -493,21 +530,31 @@ class Entry:
 
     @property
     def health(self) -> Status:
-        """The server's health: `ko` if it has failed, else the health of its ready workers.
+        """The server's health: `ko` if it has failed, else the health of its workers.
 
         A scheduled server is `ok` or, after a failed run, `warn`, because later runs still take place.
         """
         if self.on_schedule:
             return Status.WARN if self.schedule.last_run.get("result") == RUN_FAILED else Status.OK
-        return Status.KO if self.state is State.FAILED else self.common_health_of_workers
+        return Status.KO if self.state is State.FAILED else self.health_of_workers
 
     @property
-    def common_health_of_workers(self) -> Status:
-        """The health that all ready workers share, else `warn`. Without probes, `ok` if ready, else `unknown`."""
+    def health_of_workers(self) -> Status:
+        """The health that all ready workers share, else `warn`. Without probes, `ok` if ready, else `unknown`.
+
+        It is not `ok` while a worker that has ended for good is missing.
+        """
         ready = self.observed.ready
-        if not any(worker.stuck or worker.config.health.probed for worker in ready):
-            return Status.OK if self.ready else Status.UNKNOWN
-        return Status.common_or_warn(worker.status for worker in ready) or Status.UNKNOWN
+        if any(worker.stuck or worker.config.health.probed for worker in ready):
+            found = Status.common_or_warn(worker.status for worker in ready) or Status.UNKNOWN
+        else:
+            found = Status.OK if self.ready else Status.UNKNOWN
+        return Status.WARN if found is Status.OK and self.is_short_of_workers else found
+
+    @property
+    def is_short_of_workers(self) -> bool:
+        """Whether a worker that has ended for good is missing, while others continue."""
+        return bool(self._vacant_slots) and not self.wants_no_worker
 
     @property
     def is_fully_stopped(self) -> bool:
@@ -543,9 +590,9 @@ class Entry:
         for worker in self.observed.workers.values():
             if worker.phase is WorkerPhase.DRAINING and not worker.stopped_accepting:
                 return False
-            if worker.generation == self.desired.generation and worker.phase is WorkerPhase.READY:
+            if self.is_current(worker) and worker.phase is WorkerPhase.READY:
                 current.add(worker.index)
-        return current.issuperset(range(self.size))
+        return current.issuperset(set(range(self.size)) - self._vacant_slots)
 
     @property
     def pids(self) -> list[int]:
@@ -579,6 +626,18 @@ class Entry:
         """Whether the server has a process, ready or not."""
         return any(worker.placement is not None for worker in self.observed.workers.values())
 
+    def generation_at(self, index: int) -> int:
+        """The generation of the worker that should serve with this index."""
+        return self.desired.renewed.get(str(index), self.desired.generation)
+
+    def is_current(self, worker: Worker) -> bool:
+        """Whether the worker is of the generation that should serve with its index."""
+        return worker.generation == self.generation_at(worker.index)
+
+    def slot(self, index: int) -> Slot:
+        """The history of this worker index."""
+        return self.observed.slots.setdefault(index, Slot())
+
     def is_of_canary(self, generation: int) -> bool:
         """Whether this is the generation of the server's canary."""
         return self.desired.canary is not None and self.desired.canary.generation == generation
@@ -603,7 +662,22 @@ class Entry:
     def begin_generation(self) -> None:
         """Begin a new generation, to which all workers started from now on belong."""
         self.desired.newest += 1
-        self.desired.generation = self.desired.newest
+        self.desired.generation, self.desired.renewed = self.desired.newest, {}
+
+    def renew_worker(self, index: int) -> None:
+        """Have the worker with this index replaced; the others stay."""
+        self.desired.newest += 1
+        self.desired.renewed[str(index)] = self.desired.newest
+
+    def fill_vacant_slots(self) -> None:
+        """Have workers started again that have ended for good while others of the server continued."""
+        for slot in self.observed.slots.values():
+            slot.vacant = ""
+
+    def forget_surplus_slots(self) -> None:
+        """Forget the history of the worker indexes that the server no longer has."""
+        for index in [index for index in self.observed.slots if index >= self.size]:
+            self.observed.slots.pop(index).end_backoff()
 
     def schedule_start_hook(self) -> None:
         """Have the start hook, if there is one, run before the next worker.
@@ -630,14 +704,12 @@ class Entry:
     def order_restart(self) -> None:
         """Have the running workers replaced by a new generation."""
         self.begin_generation()
+        self.fill_vacant_slots()
         self.desired.restarting = self.desired.generation
 
     def begin_generation_if_workers_leave(self) -> None:
         """Begin a new generation if workers of the current one are draining or stopping: their ids are still in use."""
-        if any(
-            each.generation == self.desired.generation and each.phase in LEAVING
-            for each in self.observed.workers.values()
-        ):
+        if any(self.is_current(each) and each.phase in LEAVING for each in self.observed.workers.values()):
             self.begin_generation()
 
     def count_restart_if_commanded(self, worker: Worker) -> None:
@@ -649,10 +721,11 @@ class Entry:
         """Set the desired state and end a backoff. Raises ImpossibleChange."""
         if desired not in decide.ALLOWED_CHANGES[self.desired.state]:
             raise decide.ImpossibleChange(f"{self.name}: {self.desired.state} does not become {desired}")
-        if desired is not Desired.REFUSING:
-            for timer in self.observed.timers:
-                timer.cancel()
-            self.observed.timers.clear()
+        for slot in self.observed.slots.values():
+            slot.end_backoff()
+        if self.observed.sleep_timer is not None:
+            self.observed.sleep_timer.cancel()
+            self.observed.sleep_timer = None
         self.desired.state = desired
         self.desired.stopped_with = []
 
@@ -678,7 +751,8 @@ def _persisted_fields() -> Iterator[tuple[str, str, object]]:
                 yield value, each.name, usual
 
 
-_PLAIN = [each for each in _persisted_fields() if each[1] not in ("state", "failure", "overrides")]
+_PLAIN = [each for each in _persisted_fields() if each[1] not in ("state", "failure", "overrides", "slots")]
+_OF_SLOT = [each.name for each in fields(Slot) if each.metadata["persisted"]]
 
 
 def record_of(entry: Entry) -> Table:
@@ -693,11 +767,17 @@ def record_of(entry: Entry) -> Table:
     }
     state, failure, overrides = entry.desired.state, entry.observed.failure, entry.desired.overrides
     if state is not Desired.IDLE:
-        found["desired"] = (Desired.RUN if state in IN_BACKOFF or entry.observed.timers else state).value
+        found["desired"] = (Desired.RUN if entry.observed.sleep_timer is not None else state).value
     if failure is not None and not entry.ready:
         found["failure"] = failure.to_dict()
     if overrides != NO_OVERRIDES:
         found["overrides"] = {each.name: getattr(overrides, each.name) for each in fields(overrides)}
+    slots = {
+        str(index): {name: content for name in _OF_SLOT if (content := getattr(slot, name))}
+        for index, slot in entry.observed.slots.items()
+    }
+    if slots := {index: slot for index, slot in slots.items() if slot}:
+        found["slots"] = slots
     return found
 
 
@@ -709,6 +789,10 @@ def restore(entry: Entry, record: Table) -> None:
     entry.observed.failure = ServerError(**record["failure"]) if "failure" in record else None
     entry.desired.state = Desired(record.get("desired", Desired.IDLE))
     entry.desired.overrides = Overrides(**record.get("overrides", {}))
+    entry.observed.slots = {
+        int(index): Slot(**{name: slot[name] for name in _OF_SLOT if name in slot})
+        for index, slot in record.get("slots", {}).items()
+    }
 
 
 @dataclass(slots=True)

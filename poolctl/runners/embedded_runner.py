@@ -141,6 +141,7 @@ class ProcessRunner(LocalRunner, Counters):
 
     async def aclose(self) -> None:
         """End every worker and the keeper. A server that is opened afterwards starts another keeper."""
+        self.events.closing()
         if self._ending is None:
             self._opened.clear()
             self._ending = asyncio.ensure_future(self._end_keeper())

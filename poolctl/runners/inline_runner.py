@@ -43,7 +43,7 @@ _NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file", "hooks"
 class InlineRunner(Runner, SleepCapability):
     """Runs workers as tasks of this process, with real sockets and uvicorn servers."""
 
-    events = RunnerEventHandler()  # there is nothing to report
+    events = RunnerEventHandler()
 
     def __init__(self) -> None:
         self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}
@@ -88,7 +88,13 @@ class InlineRunner(Runner, SleepCapability):
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         _refuse_what_needs_a_process(server)
         placement = Placement.of(server.name, generation, index, pid=os.getpid())
-        worker = InlineWorker(placement, server, dict(app_state.get()), self._import_semaphore())
+        worker = InlineWorker(
+            placement,
+            server,
+            dict(app_state.get()),
+            self._import_semaphore(),
+            on_expired=lambda: self.events.expired(placement),
+        )
         worker.start(self._listeners[server.key][0])
         self._workers[placement.id] = worker
         return placement
@@ -186,6 +192,7 @@ class InlineRunner(Runner, SleepCapability):
         return exit_
 
     async def aclose(self) -> None:
+        self.events.closing()
         workers = list(self._workers.values())
         await asyncio.gather(*(self.stop(worker.placement, worker.server.stop_timeout) for worker in workers))
         for key in list(self._listeners):

@@ -7,7 +7,7 @@ import contextvars
 import functools
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
@@ -38,7 +38,12 @@ class InlineWorker:
     """
 
     def __init__(
-        self, placement: Placement, server: ServerConfig, state: Table, turn: asyncio.Semaphore
+        self,
+        placement: Placement,
+        server: ServerConfig,
+        state: Table,
+        turn: asyncio.Semaphore,
+        on_expired: Callable[[], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         self.placement = placement
@@ -49,6 +54,7 @@ class InlineWorker:
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self._state = state
         self._turn = turn
+        self._on_expired = on_expired  # called when it has served its `max_requests`
         self._uvicorn: PoolServer | None = None
         self._lifespan: _Lifespan | None = None
         self._verdict: Exit | None = None
@@ -131,7 +137,7 @@ class InlineWorker:
                 failed="logger" if self.server.http.access_log == "errors" else None,
                 **worker_spec.connection_limits(self.server),
             )
-            await self._uvicorn.run(listeners, functools.partial(self.answered.set_result, None))
+            await self._uvicorn.run(listeners, self._on_ready)
         except (LoadFailed, StartupFailed) as error:
             self.reason = self.reason or str(error)
             return Exit.from_returncode(getattr(error, "status", STARTUP_FAILURE))
@@ -144,6 +150,11 @@ class InlineWorker:
         finally:
             self._close_remaining_work()
         return Exit.from_returncode(0)
+
+    def _on_ready(self) -> None:
+        assert self._uvicorn is not None
+        self._uvicorn.server_state.on_limit = self._on_expired
+        self.answered.set_result(None)
 
     async def _load_uvicorn_config(self) -> uvicorn.Config:
         server = self.server

@@ -286,6 +286,9 @@ class RunnerEventHandler:
         Called with False when it has traffic again.
         """
 
+    def closing(self) -> None:
+        """Handle that the runner is being closed by the program that made it: its workers end, and are not replaced."""
+
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         """Handle that `count` bytes of the server's output could not be written to `path`."""
 

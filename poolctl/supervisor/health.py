@@ -274,7 +274,7 @@ class WorkerRecovery:
         current = [
             each
             for each in state.problems.values()
-            if each.worker.generation == entry.desired.generation and id(each.worker) not in self._taking
+            if entry.is_current(each.worker) and id(each.worker) not in self._taking
         ]
         if not entry.wanted or entry.removed:
             return

@@ -273,6 +273,47 @@ def test_a_server_that_ends_with_0_by_itself(
     until(lambda: refused(port) is (state == "stopped"))
 
 
+# Its worker ends like an application whose background task calls sys.exit.
+LEAVE = f"""
+import asyncio, sys
+async def leave():
+    sys.exit(0)
+{TELL}
+    if scope["path"] == "/leave":
+        asyncio.ensure_future(leave())
+"""
+
+
+@pytest.mark.capability
+def test_worker_that_exits_is_replaced_and_leaves_the_others(
+    pool: RealPool, run: Serve, until: Any, http_get: Any
+) -> None:
+    port = run("workers = 3", tell=LEAVE)
+    before = pool.items()["web"]
+    left = http_get(port, "/leave").json()["pid"]
+    others = {*before["pids"]} - {left}
+    until(lambda: left not in pool.items()["web"]["pids"])
+    assert all(http_get(port, "/").status == 200 for _ in range(10))
+    until(lambda: len(pool.items()["web"]["pids"]) == 3)
+    item = pool.items()["web"]
+    assert (others < {*item["pids"]}, item["restarts"]) == (True, before["restarts"] + 1)
+
+
+@pytest.mark.parametrize("policy", ["no", "on-failure"])
+def test_worker_that_ends_with_0_is_not_replaced_and_the_others_serve_until_the_last_has_ended(
+    pool: RealPool, run: Serve, until: Any, http_get: Any, policy: str
+) -> None:
+    port = run("workers = 2", f'restart = "{policy}"', tell=LEAVE)
+    left = http_get(port, "/leave").json()["pid"]
+    until(lambda: left not in pool.items()["web"]["pids"])
+    item = pool.items()["web"]
+    assert (item["state"], item["ready"], item["health"], len(item["pids"])) == ("running", True, "warn", 1)
+    assert pool.run("status").code == 0
+    assert http_get(port, "/leave").status == 200
+    until(lambda: pool.items()["web"]["state"] == "stopped")
+    until(lambda: refused(port))
+
+
 @pytest.mark.slow
 def test_too_many_deaths_are_failed(pool: RealPool, run: Serve, until: Any) -> None:
     port = run('restart = { limit = 2, backoff = { initial = "10ms" } }')

@@ -396,13 +396,20 @@ def test_both_parsers_serve(implementation: str, pool: Pool) -> None:
     assert get(server.bind).text == "hello"
 
 
-def test_a_worker_that_ends_by_itself_leaves_a_stopped_server_that_says_so(pool: Pool) -> None:
-    server = pool.store_new(config(http={"max_requests": 1}))
+def test_worker_that_has_served_its_requests_is_replaced(pool: Pool) -> None:
+    served: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            served.append(0)
+        await hello(scope, receive, send)
+
+    server = pool.store_new(config(app=app, http={"max_requests": 1}))
     pool.start_sync()
-    get(server.bind)
-    wait_until(lambda: server.state is State.STOPPED)
-    assert (server.message, server.ready) == ("exited with status 0", False)
-    assert get_refused(server)
+    assert get(server.bind).text == "hello"
+    wait_until(lambda: len(served) == 2)
+    wait_until(lambda: server.ready)
+    assert get(server.bind).text == "hello"
 
 
 @pytest.mark.capability

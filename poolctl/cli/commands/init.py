@@ -23,7 +23,7 @@ POOL = """\
 # port_range = "20000-29999"
 
 [defaults]                       # for every server; a server's own value wins
-# restart = "on-failure"         # "no", "on-failure" or "always"
+# restart = "always"             # "no", "on-failure" or "always"
 # start_timeout = "30s"
 
 [[server]]

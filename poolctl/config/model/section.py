@@ -498,7 +498,8 @@ class Http(Section):
         "Maximum number of connections and requests at a time; further requests get 503. Left out: no limit.",
     )
     max_requests: AtLeastOne | None = field(
-        None, "Number of requests after which a worker is replaced. Left out: never."
+        None,
+        "Number of requests, plus up to a tenth at random, after which a worker is replaced. Left out: never.",
     )
     max_connections: AtLeastOne | None = field(
         None,
@@ -538,14 +539,23 @@ class Backoff(Section):
         """
         # Past this exponent the maximum is reached in any case, and a float would overflow.
         delay = min(self.max, self.initial * self.factor ** min(max(0, before - 1), 64))
+        return self._varied(delay, deviation)
+
+    def longest_seconds(self, deviation: float) -> float:
+        """The longest delay, with the jitter that `deviation` selects (see `delay_seconds`)."""
+        return self._varied(self.max, deviation)
+
+    def _varied(self, delay: float, deviation: float) -> float:
         return delay * (1 + self.jitter * deviation)
 
 
 class Restart(Section):
-    """When and how often a server that has exited is restarted."""
+    """When and how often a worker that has exited is restarted."""
 
-    policy: Literal["no", "on-failure", "always"] = field(
-        "on-failure", "The exits after which it is started again."
+    policy: Literal["no", "on-failure", "always"] | None = field(
+        None,
+        "The exits after which a worker is started again. Left out: always for a server with an address, else "
+        "on-failure.",
     )
     backoff: Backoff = field(Backoff.with_defaults(), "The delays between restarts within the window.")
     limit: Restarts = field(

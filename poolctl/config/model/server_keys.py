@@ -132,7 +132,7 @@ class ServerKeys(Section):
     )
     restart: Restart = field(
         Restart.with_defaults(),
-        'Whether the server is started again after it has ended; a string is the policy: "always".',
+        'Whether a worker is started again after it has ended; a string is the policy: "always".',
     )
     recovery: Recovery = field(
         Recovery.with_defaults(),
@@ -197,6 +197,14 @@ class ServerKeys(Section):
         return 0.0 if self.scale.min else self.scale.idle
 
     @property
+    def restart_policy(self) -> Literal["no", "on-failure", "always"]:
+        """The exits after which a worker is started again: `restart.policy` or, if left out, its default.
+
+        A server with an address is expected to serve for ever; a job or a program without one may come to its end.
+        """
+        return self.restart.policy or ("always" if self.listens else "on-failure")
+
+    @property
     def listens(self) -> bool:
         """Whether the server has an address. A job, or a program that runs indefinitely without a port, has none."""
         return self.address.listens
@@ -235,6 +243,7 @@ class ServerKeys(Section):
             found = {"name": self.name, "app": app} | found | {"app": app}
         if not self.listens:
             del found["bind"], found["expose"]
+        found["restart"] = {"policy": self.restart_policy, **found["restart"]}
         return found
 
     def replace(self, /, **changes: Tree) -> Self:

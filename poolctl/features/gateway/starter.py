@@ -19,7 +19,7 @@ bind = ":8080"                   # or [":80", {{ bind = ":443", tls = {{ cert = 
 # timeouts = {{ connect = "5s", head = "60s" }}    # for every route; a route's own value wins
 
 [defaults]                       # for every server; a server's own value wins
-# restart = "on-failure"         # "no", "on-failure" or "always"
+# restart = "always"             # "no", "on-failure" or "always"
 # start_timeout = "30s"
 
 [[server]]

@@ -211,7 +211,7 @@ def _fingerprint(entry: Entry) -> object:
 
 def _is_rolled_out(entry: Entry) -> bool:
     return all(
-        worker.phase is WorkerPhase.READY and worker.generation == entry.desired.generation
+        worker.phase is WorkerPhase.READY and entry.is_current(worker)
         for worker in entry.observed.workers.values()
     )
 

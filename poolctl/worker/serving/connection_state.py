@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import sys
 import time
@@ -220,11 +221,12 @@ class PoolServerState(ServerState):
 
     `changed` is set when the last connection, the last task or a TLS handshake has ended. `on_activity` is called when
     a connection or a request begins, and when the last request has ended; `on_limit` when the number of responses
-    reaches `max_requests`.
+    reaches `max_requests`, plus up to a tenth of it at random: workers of one server that get the same number of
+    requests are not replaced at the same time.
     """
 
     def __init__(self, max_requests: int | None = None) -> None:
-        self._max_requests = max_requests
+        self._max_requests = max_requests and max_requests + random.randrange(max_requests // 10 + 1)
         self.changed = asyncio.Event()
         self._headers: list[Header] = []
         self._static: list[Header] = []

@@ -141,7 +141,7 @@ def test_a_restart_whose_replacement_fails_keeps_the_old_and_later_ones_work(
 @pytest.mark.heavy
 def test_worker_that_exits_with_0_is_not_restarted(pool: RealPool, free_port: Any, until: Any) -> None:
     port = free_port()
-    write(pool, port, LEAVES)
+    write(pool, port, LEAVES, restart="on-failure")
     pool.ok("start")
     leave(port, 0)
     until(lambda: pool.items()["web"]["state"] == "stopped")

@@ -71,7 +71,7 @@ def test_units_defaults_and_ranges_are_shown() -> None:
     [
         ("Probe", "fall_count_ko", {"type": "integer", "minimum": 1, "maximum": 1000}),
         ("Server", "disabled", {"type": "boolean"}),
-        ("Restart", "policy", {"type": "string", "enum": ["no", "on-failure", "always"]}),
+        ("Dependency", "condition", {"type": "string", "enum": ["started", "ready", "completed"]}),
         ("Backoff", "factor", {"type": "number", "minimum": 1, "maximum": 100}),
     ],
 )

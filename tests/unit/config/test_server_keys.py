@@ -105,6 +105,25 @@ def test_stop_signal_of_the_defaults_is_for_commands(tmp_path: Path) -> None:
     assert "stop_signal is for a command" in told(tmp_path, f'{SERVER}stop_signal = "SIGINT"\n')
 
 
+@pytest.mark.parametrize(
+    ("keys", "policy"),
+    [
+        ({"bind": ":1", "app": "a:b"}, "always"),
+        ({"bind": ":1", "command": ["serve"]}, "always"),
+        ({"bind": ":1", "app": "a:b", "restart": {"limit": 3}}, "always"),
+        ({"bind": ":1", "app": "a:b", "restart": "no"}, "no"),
+        ({"command": ["work"]}, "on-failure"),
+        ({"command": ["migrate"], "job": True}, "on-failure"),
+        ({"command": ["work"], "restart": "always"}, "always"),
+    ],
+)
+def test_server_with_an_address_is_always_restarted_unless_its_policy_says_otherwise(
+    keys: dict[str, Any], policy: str
+) -> None:
+    server = ServerConfig(name="a", **keys)
+    assert (server.restart_policy, server.to_dict()["restart"]["policy"]) == (policy, policy)
+
+
 def test_umask_is_octal_digits_in_quotes(tmp_path: Path) -> None:
     (server,) = load_text(tmp_path, f'{SERVER}umask = "027"\n')
     assert server.to_dict()["umask"] == "027"

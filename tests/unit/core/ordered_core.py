@@ -77,6 +77,14 @@ class OrderedCore:
         return {name: entry.state for name, entry in self.core.entries.items()}
 
 
+def let_wait(entry: Entry, index: int = 0) -> asyncio.TimerHandle:
+    """Put the next worker with this index into a backoff that does not end by itself; returns its timer."""
+    loop = asyncio.new_event_loop()
+    timer = entry.slot(index).backoff = loop.call_later(60, print)
+    loop.close()
+    return timer
+
+
 def web(name: str = "web", **keys: Any) -> ServerConfig:
     keys.setdefault("bind", f"127.0.0.1:{9000 + sum(map(ord, name)) % 900}")
     return ServerConfig(**{"name": name, "app": "any:app", "restart": "no"} | keys)

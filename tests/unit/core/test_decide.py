@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from poolctl.core.decide import (
     Drain,
     EndHook,
     ExitDecision,
+    ExitSituation,
     FallAsleep,
     ListenerState,
     Open,
@@ -151,11 +152,28 @@ EXAMPLES = {
     "rests": (view(desired=Desired.STOPPED, listener=ListenerState.CLOSED), []),
     "closes what has failed": (view(desired=Desired.FAILED), [Close()]),
     "closes what is done": (view(desired=Desired.COMPLETED), [Close()]),
-    "holds the listener in a backoff": (view(desired=Desired.BACKOFF), []),
-    "gives the listener up in a long one": (view(desired=Desired.REFUSING), [Close()]),
-    "keeps it for a worker that serves on": (view(worker(), desired=Desired.REFUSING), []),
-    "opens again after a long backoff": (view(listener=ListenerState.CLOSED), [Open()]),
-    "does not open while it refuses": (view(listener=ListenerState.CLOSED, desired=Desired.REFUSING), []),
+    "holds the listener in a backoff": (view(waiting={0}), []),
+    "closes the listener in a backoff that refuses": (view(waiting={0}, refuses=True), [Close()]),
+    "keeps it for a worker that serves on": (view(worker(), waiting={1}, count=2, refuses=True), []),
+    "opens again after the backoff": (view(listener=ListenerState.CLOSED, refuses=True), [Open()]),
+    "does not open while it refuses": (
+        view(listener=ListenerState.CLOSED, waiting={0}, refuses=True), [],
+    ),
+    "starts the others while one waits": (view(waiting={0}, count=2, refuses=True), [Spawn(1, 1)]),
+    "closes the listener when those that have not ended wait": (
+        view(waiting={0}, vacant={1}, count=2, refuses=True), [Close()],
+    ),
+    "replaces no worker that has ended for good": (view(worker(), vacant={1}, count=2), []),
+    "drains the old ones although one of the new ones has ended for good": (
+        view(worker(), worker(2), vacant={1}, generation=2, count=2), [Drain("w.1.0")],
+    ),
+    "replaces one worker alone": (view(worker(), worker(index=1), renewed={1: 2}, count=2), [Spawn(2, 1)]),
+    "drains one that was replaced alone, though another is missing": (
+        view(worker(), worker(2), renewed={0: 2}, waiting={1}, count=2), [Drain("w.1.0")],
+    ),
+    "ends one that is replaced alone first without overlap": (
+        view(worker(), worker(index=1), renewed={1: 2}, count=2, overlap=False), [Stop("w.1.1")],
+    ),
     "watches the listener when it sleeps": (view(sleepy=True), [Arm()]),
     "sleeps while the listener is watched": (view(sleepy=True, armed=True), []),
     "stops watching when a request has woken it": (
@@ -209,10 +227,8 @@ ORDERED = "idle stopped run scheduled removed"
     [
         ("idle", ORDERED),
         ("stopped", ORDERED),
-        ("run", f"{ORDERED} completed failed backoff"),
+        ("run", f"{ORDERED} completed failed"),
         ("scheduled", ORDERED),
-        ("backoff", f"{ORDERED} completed failed backoff refusing"),
-        ("refusing", f"{ORDERED} completed failed backoff"),
         ("completed", f"{ORDERED} completed failed"),
         ("failed", f"{ORDERED} failed"),
         ("removed", "removed idle"),
@@ -250,8 +266,6 @@ def test_state_follows_from_the_desired_state_and_the_workers() -> None:
         (entry(desired=Desired.STOPPED), State.STOPPED),
         (entry(desired=Desired.STOPPED, disabled=True), State.DISABLED),
         (entry(desired=Desired.FAILED), State.FAILED),
-        (entry(desired=Desired.BACKOFF), State.BACKOFF),
-        (entry(ready, desired=Desired.BACKOFF), State.RUNNING),
         (entry(desired=Desired.COMPLETED), State.STOPPED),
         (entry(ready, starting), State.RUNNING),
         (entry(draining), State.STARTING),
@@ -283,11 +297,9 @@ KILLED, TERMINATED = Exit.from_signal(9), Exit.from_signal(15)
 
 def verdict(exit_: Exit, policy: str = "on-failure", **more: Any) -> ExitDecision:
     """Of a death at 100 s, unless `now` says otherwise, without chance."""
-    about = {key: more.pop(key) for key in ("was_ready", "retries", "restarts", "now") if key in more}
-    rules = Restart(policy=policy, **more)
-    return judge_exit(
-        rules, exit_, **{"was_ready": True, "restarts": (), "now": 100.0, "jitter": 0.0} | about
-    )
+    names = [each.name for each in fields(ExitSituation)]
+    situation = ExitSituation(**{"now": 100.0} | {key: more.pop(key) for key in names if key in more})
+    return judge_exit(policy, Restart(**more), exit_, situation, jitter=0.0)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +317,38 @@ def test_policy_decides_and_an_unrequested_signal_is_a_failure(
     policy: str, exit_: Exit, expected: StepAfterExit
 ) -> None:
     assert verdict(exit_, policy).next is expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "exit_", "situation", "expected"),
+    [
+        ("on-failure", GOOD, {"others": True}, StepAfterExit.VACATE),
+        ("on-failure", GOOD, {"others_wait": True}, StepAfterExit.VACATE),
+        ("on-failure", GOOD, {"others_failed": True}, StepAfterExit.FAILED),
+        ("on-failure", BAD, {"others": True}, StepAfterExit.RESTART),
+        ("no", GOOD, {"others": True}, StepAfterExit.VACATE),
+        ("no", BAD, {"others": True}, StepAfterExit.VACATE),
+        ("always", GOOD, {"others": True}, StepAfterExit.RESTART),
+    ],
+)
+def test_end_of_one_worker_ends_no_other(
+    policy: str, exit_: Exit, situation: dict[str, bool], expected: StepAfterExit
+) -> None:
+    assert verdict(exit_, policy, **situation).next is expected
+
+
+@pytest.mark.parametrize("policy", ["no", "on-failure", "always"])
+def test_end_with_status_0_after_ready_is_sleep_for_a_server_that_may_sleep(policy: str) -> None:
+    assert verdict(GOOD, policy, may_sleep=True).next is StepAfterExit.SLEEP
+    for not_sleep in ({"was_ready": False}, {"others": True}):
+        assert verdict(GOOD, policy, may_sleep=True, **not_sleep).next is not StepAfterExit.SLEEP
+    assert verdict(BAD, policy, may_sleep=True).next is not StepAfterExit.SLEEP
+
+
+def test_worker_at_its_limit_is_tried_after_the_longest_delay_while_others_serve() -> None:
+    found = verdict(BAD, others=True, restarts=(99.0,) * 3, limit=3, backoff=Backoff(initial=1, max=7))
+    assert (found.next, found.delay_seconds) == (StepAfterExit.RESTART, 7)
+    assert verdict(BAD, others_wait=True, restarts=(99.0,) * 3, limit=3).next is StepAfterExit.FAILED
 
 
 @pytest.mark.parametrize(
@@ -354,8 +398,8 @@ def test_a_limit_of_nothing_never_restarts() -> None:
 def test_delays_stay_within_what_is_configured(
     restarts: list[float], now: float, jitter: float, share: float, factor: float, was_ready: bool
 ) -> None:
-    policy = Restart(limit=1_000_000, backoff=Backoff(initial=0.2, max=30, factor=factor, jitter=share))
-    found = judge_exit(policy, BAD, was_ready=was_ready, restarts=restarts, now=now, jitter=jitter)
+    limits = Restart(limit=1_000_000, backoff=Backoff(initial=0.2, max=30, factor=factor, jitter=share))
+    found = judge_exit("always", limits, BAD, ExitSituation(now, was_ready, restarts), jitter=jitter)
     assert found.next is StepAfterExit.RESTART
     assert 0 <= found.delay_seconds <= 30 * (1 + share)
 
@@ -428,7 +472,7 @@ REASONS: list[tuple[ServerView, str]] = [
         ServerView(Desired.STOPPED, 1, workers=STARTING, may_stop=False),
         "what depends on it has to stop first",
     ),
-    (ServerView(Desired.BACKOFF, 1), "it is in backoff"),
+    (ServerView(Desired.RUN, 1, waiting={0}), "it is in backoff"),
     (ServerView(Desired.RUN, 1, may_open=False), "its address is in use"),
     (ServerView(Desired.RUN, 1, may_start=False), "what it depends on is not ready"),
     (ServerView(Desired.RUN, 1, listener=ListenerState.CLOSING), "its listener is closing"),

@@ -50,6 +50,7 @@ from poolctl.core.server_entry import (
 from poolctl.states import State
 from poolctl.time_windows import WindowState
 from tests.examples import examples
+from tests.unit.core.ordered_core import let_wait
 
 MOST_WORKERS = 3
 
@@ -67,6 +68,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
             case Close():
                 assert listener is ListenerState.OPEN
                 leaves = view.desired is Desired.REMOVED or view.vacates or view.window_demand == ASLEEP
+                leaves = leaves or view.in_backoff
                 accepting = [each for each in view.workers if each.phase not in LEAVING or not leaves]
                 assert not accepting, "a listener outlives its workers"
                 assert not armed, "no closed listener is watched"
@@ -140,8 +142,8 @@ def serving(view: ServerView) -> list[WorkerView]:
 
 def complete(view: ServerView) -> bool:
     """Whether the generation that should serve does so with all its workers."""
-    present = {worker.index for worker in serving(view) if worker.generation == view.generation}
-    return present.issuperset(range(view.count))
+    present = {worker.index for worker in serving(view) if view.is_current(worker)}
+    return present.issuperset(view.indexes)
 
 
 def check_step(before: ServerView, actions: list[Action], after: ServerView) -> None:
@@ -160,13 +162,17 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         if not before.may_stop:
             others = [action for action in actions if not isinstance(action, Release)]
             assert not others or not before.workers
-    if before.desired is Desired.REFUSING:
+    if before.in_backoff:
         assert not any(isinstance(action, Open) for action in actions)
+        closes = before.refuses and before.listener is ListenerState.OPEN and not before.awaits_hook
+        assert not closes or before.desired is not Desired.RUN or Close() in actions
     for spawn in spawns:
-        assert spawn.generation == before.generation
+        assert spawn.generation == before.generation_at(spawn.index)
         assert 0 <= spawn.index < before.count
+        assert spawn.index not in before.vacant
+        assert spawn.index not in before.waiting
     if not before.overlap and spawns:
-        assert {worker.generation for worker in before.workers} <= {before.generation}
+        assert all(map(before.is_current, before.workers))
     if (
         not before.overlap
         and not before.feasible
@@ -174,7 +180,7 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         and not before.vacates
     ):
         ended = {action.worker for action in actions if isinstance(action, Stop)}
-        old = [each for each in serving(before) if each.generation != before.generation]
+        old = [each for each in serving(before) if not before.is_current(each)]
         assert ended.isdisjoint(each.id for each in old), "what serves stays until another can be started"
     if not before.may_open:
         assert not any(isinstance(action, Open) for action in actions)
@@ -192,24 +198,24 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         assert not before.desired.wanted or not any(isinstance(each, (Open, Spawn, Arm)) for each in actions)
         return
     proceeds = before.desired is Desired.RUN and not before.vacates and before.listener is ListenerState.OPEN
-    if proceeds and before.may_start:
+    if proceeds and before.may_start and not before.in_backoff:
         waiting = before.called or before.needed or not before.sleepy or before.window_demand == AWAKE
-        alone = all(worker.generation == before.generation for worker in before.workers)
+        alone = all(map(before.is_current, before.workers))
         if waiting and (before.overlap or (alone and before.workers == tuple(before.staying))):
-            going = {worker.index for worker in before.workers if worker.generation == before.generation}
-            full = going.issuperset(range(before.count))
+            going = {worker.index for worker in before.workers if before.is_current(worker)}
+            full = going.issuperset(set(before.indexes) - {*before.waiting})
             assert after.staying or full, "somebody serves, or comes, for as long as anybody asks"
         if not waiting and not before.staying:
             assert after.armed
             assert not spawns
     if before.overlap and not before.desired.wants_no_worker and not before.vacates:
         # Never a gap: a decision takes no more away than is too many.
-        assert len(serving(after)) >= min(before.count, len(serving(before)))
+        assert len(serving(after)) >= min(len(before.indexes), len(serving(before)))
     serves = before.desired is Desired.RUN and not before.vacates and before.listener is ListenerState.OPEN
     if serves and complete(before):
         # Two generations are ready for no longer than a swap.
-        assert {worker.generation for worker in serving(after)} == {before.generation}
-        assert len(serving(after)) == before.count or not before.overlap
+        assert all(map(before.is_current, serving(after)))
+        assert len(serving(after)) == len(before.indexes) or not before.overlap
 
 
 # Most views are of servers that should run, because those have the interesting cases.
@@ -219,7 +225,15 @@ phases = st.sampled_from([WorkerPhase.READY, WorkerPhase.READY, *WorkerPhase])
 
 
 def reachable(view: ServerView) -> ServerView:
-    """Windows are for servers that can sleep, and their dependents win. A hook that runs is due."""
+    """Windows are for servers that can sleep, and their dependents win. A hook that runs is due.
+
+    An index waits, or is vacant, only after its worker has ended, and not every index is vacant.
+    """
+    going = {worker.index for worker in view.staying if view.is_current(worker)}
+    vacant = {*view.vacant} - going
+    vacant = vacant if view.desired is Desired.RUN and not vacant.issuperset(range(view.count)) else set()
+    waiting = {*view.waiting} - going - vacant if view.desired is Desired.RUN else set()
+    view = replace(view, vacant=vacant, waiting=waiting)
     due = {BEFORE_START: view.before_start_due, AFTER_STOP: view.after_stop_due}
     view = replace(view, hook=view.hook if due.get(view.hook) and not view.workers else "")
     view = replace(view, hook_ends=view.hook_ends and bool(view.hook))
@@ -233,6 +247,10 @@ views = st.builds(
     desired=st.sampled_from([Desired.RUN] * 8 + list(Desired)),
     generation=st.integers(1, 2),
     count=st.integers(1, MOST_WORKERS),
+    renewed=st.one_of(st.just({}), st.dictionaries(st.integers(0, MOST_WORKERS), st.just(3))),
+    vacant=st.one_of(st.just(set()), st.sets(st.integers(0, MOST_WORKERS))),
+    waiting=st.one_of(st.just(set()), st.sets(st.integers(0, MOST_WORKERS))),
+    refuses=st.booleans(),
     overlap=mostly,
     may_start=mostly,
     may_stop=mostly,
@@ -249,7 +267,7 @@ views = st.builds(
     hook_ends=seldom,
     listener=st.sampled_from([ListenerState.OPEN, ListenerState.OPEN, *ListenerState]),
     workers=st.lists(
-        st.tuples(st.integers(1, 2), st.integers(0, MOST_WORKERS), phases),
+        st.tuples(st.integers(1, 3), st.integers(0, MOST_WORKERS), phases),
         max_size=6,
         unique_by=lambda worker: (worker[0], worker[1]),
     ).flatmap(
@@ -289,6 +307,11 @@ def entry_of(view: ServerView, *, armed: bool) -> Entry:
             view.before_start_due, view.after_stop_due, RunningHook(view.hook) if view.hook else None
         ),
     )
+    for index in view.vacant:
+        entry.slot(index).vacant = "ended"
+    for index in view.waiting:
+        let_wait(entry, index)
+    entry.desired.overrides = replace(entry.desired.overrides, workers=None if view.sleepy else view.count)
     for each in view.workers:
         entry.observed.workers[each.id] = Worker(
             each.id, each.generation, each.index, config, phase=each.phase
@@ -300,7 +323,10 @@ def entry_of(view: ServerView, *, armed: bool) -> Entry:
 def test_state_of_a_server_agrees_with_its_workers(view: ServerView, armed: bool) -> None:
     entry = entry_of(view, armed=armed)
     serves, state = bool(serving(view)), State(entry.state)
-    assert entry.should_sleep == entry.view(may_start=True, may_stop=True, may_open=True).should_sleep
+    seen = entry.view(may_start=True, may_stop=True, may_open=True)
+    assert entry.should_sleep == seen.should_sleep
+    assert entry.in_backoff == (seen.in_backoff and entry.desired.state is Desired.RUN)
+    assert (state is State.BACKOFF) <= entry.in_backoff
     if state is State.DRAINING and not serves:
         assert entry.is_asleep, "it falls asleep"
     else:

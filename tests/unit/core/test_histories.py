@@ -39,7 +39,6 @@ from tests.unit.core.test_decide_properties import applied, check_step
 
 NAMES = ("db", "api")
 BACKOFF = {
-    "policy": "on-failure",
     "limit": 3,
     "window": 60,
     "backoff": {"initial": 1, "max": 40, "jitter": 0},
@@ -60,6 +59,7 @@ servers = st.sampled_from(NAMES)
 options = st.fixed_dictionaries(
     {
         "workers": st.integers(1, MOST_WORKERS),
+        "policy": st.sampled_from(["on-failure", "always"]),
         "overlap": st.booleans(),
         "sleeps": st.booleans(),
         "windows": st.sampled_from([{}, {}, *WINDOWS]),
@@ -81,8 +81,9 @@ def configured(name: str, depends: bool, given: dict[str, Any]) -> ServerConfig:
         keys["depends_on"] = ["db"]
     port = given["port"] + (10 if name == "api" else 0)
     return ServerConfig(
-        name=name, bind=f"127.0.0.1:{port}", app="any:app", overlap=given["overlap"], restart=BACKOFF, **keys
-    )
+        name=name, bind=f"127.0.0.1:{port}", app="any:app", overlap=given["overlap"],
+        restart={"policy": given["policy"], **BACKOFF}, **keys
+    )  # fmt: skip
 
 
 class Histories(RuleBasedStateMachine):
@@ -266,7 +267,7 @@ class Histories(RuleBasedStateMachine):
         self.command(self.runner.ring, data.draw(st.sampled_from(sorted(self.runner.armed))))
 
     @precondition(lambda self: self.ready_workers())
-    @rule(data=st.data(), what=st.sampled_from(["idle", "busy", "stuck", "relieved", "old"]))
+    @rule(data=st.data(), what=st.sampled_from(["idle", "busy", "stuck", "relieved", "old", "expired"]))
     def worker_changes(self, data: st.DataObject, what: str) -> None:
         entry, worker = data.draw(st.sampled_from(self.ready_workers()))
         match what:
@@ -278,6 +279,8 @@ class Histories(RuleBasedStateMachine):
                 self.command(self.core.drain_then_replace, entry, worker)
             case "old":
                 self.command(self.core.replace_workers_of_generation, entry, worker.generation)
+            case "expired":
+                self.command(self.core.mark_expired, entry, worker.id)
 
     def ready_workers(self) -> list[tuple[Entry, Any]]:
         entries = self.core.entries.values() if hasattr(self, "core") else ()
@@ -358,7 +361,8 @@ class Histories(RuleBasedStateMachine):
         elif self.core.servers.may_start(entry):
             assert phases == {WorkerPhase.READY}
             assert entry.is_fully_ready
-            assert len(entry.observed.workers) == entry.size
+            vacant = sum(bool(slot.vacant) for slot in entry.observed.slots.values())
+            assert len(entry.observed.workers) == entry.size - vacant
             assert (entry.listener.state, entry.listener.previous_configs, entry.listener.vacates) == (
                 ListenerState.OPEN,
                 [],

@@ -16,7 +16,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
 from poolctl.core.core import Core
-from poolctl.core.decide import Desired, Overrides, WorkerPhase
+from poolctl.core.decide import Overrides, WorkerPhase
 from poolctl.core.perform import (
     StackRecorder,
     cause_of,
@@ -61,7 +61,7 @@ def test_limit_is_of_a_window_and_the_reason_is_reported() -> None:
         for _ in range(2):
             await die(pool)
             assert pool.states() == {"web": "running"}
-        assert len(pool.core.entries["web"].observed.restart_times) == 2, "what is older is forgotten"
+        assert len(pool.core.entries["web"].slot(0).restart_times) == 2, "what is older is forgotten"
         await die(pool)
         assert pool.states() == {"web": "failed"}
         entry = pool.core.entries["web"]
@@ -122,6 +122,128 @@ def test_one_of_several_that_dies_leaves_the_others_alone() -> None:
     run(scenario())
 
 
+def test_restarts_are_counted_for_each_worker() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=3, restart=AT_ONCE))
+        await pool.start()
+        for _ in range(2):
+            for index in range(3):
+                pool.runner.end(f"web.1.{index}", KILLED)
+                await turns()
+        assert len(pool.runner.running) == 3
+        assert pool.core.entries["web"].observed.restarts == 6
+
+    run(scenario())
+
+
+def test_backoff_of_one_worker_delays_no_other() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2, restart=AT_ONCE | {"backoff": {"initial": 60, "max": 60}}))
+        await pool.start()
+        for _ in range(2):
+            pool.runner.end("web.1.0", KILLED)
+            await turns()
+        assert list(pool.runner.running) == ["web.1.1"]
+        pool.runner.end("web.1.1", KILLED)
+        await turns()
+        assert (list(pool.runner.running), pool.states()) == (["web.1.1"], {"web": "running"})
+
+    run(scenario())
+
+
+def test_server_fails_when_none_of_its_workers_is_left_and_one_has_reached_its_limit() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2, restart=AT_ONCE | {"backoff": {"initial": 0, "max": 60}}))
+        await pool.start()
+        for _ in range(3):
+            pool.runner.end("web.1.0", KILLED)
+            await turns()
+        assert (list(pool.runner.running), pool.states()) == (["web.1.1"], {"web": "running"})
+        for _ in range(2):
+            pool.runner.end("web.1.1", KILLED)
+            await turns()
+            assert pool.states() == {"web": "running"}
+        pool.runner.end("web.1.1", KILLED)
+        await turns()
+        assert (pool.states(), pool.runner.opened) == ({"web": "failed"}, set())
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("policy", "last", "state"),
+    [("on-failure", 0, "stopped"), ("no", 0, "stopped"), ("no", 1, "failed")],
+)
+def test_worker_that_ends_for_good_leaves_the_others_until_the_last_has_ended(
+    policy: str, last: int, state: str
+) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=3, restart=policy))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.runner.end("web.1.1", Exit.from_returncode(0))
+        await turns()
+        assert sorted(pool.runner.running) == ["web.1.0", "web.1.2"]
+        assert (entry.ready, entry.health, entry.observed.next_step) == (True, Status.WARN, "not restarted")
+        assert pool.events[-1].message == "a worker has ended, and is not replaced"
+        pool.runner.end("web.1.0", Exit.from_returncode(0))
+        await turns()
+        assert (list(pool.runner.running), pool.states()) == (["web.1.2"], {"web": "running"})
+        pool.runner.end("web.1.2", Exit.from_returncode(last))
+        await turns()
+        assert (pool.states(), pool.runner.opened) == ({"web": state}, set())
+
+    run(scenario())
+
+
+def test_restart_brings_back_a_worker_that_had_ended_for_good() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2, restart="no"))
+        await pool.start()
+        pool.runner.end("web.1.1", KILLED)
+        await turns()
+        assert await pool.restart() == []
+        assert sorted(pool.runner.running) == ["web.2.0", "web.2.1"]
+        assert pool.core.entries["web"].health is Status.OK
+
+    run(scenario())
+
+
+def test_worker_that_is_replaced_alone_serves_until_its_replacement_is_ready() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2), **{"web.2.1": NEVER})
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.mark_expired(entry, "web.1.1")
+        pool.core.mark_expired(entry, "web.1.1")
+        await turns()
+        assert sorted(pool.runner.running) == ["web.1.0", "web.1.1", "web.2.1"]
+        pool.runner.end("web.2.1", KILLED)
+        await turns()
+        assert sorted(pool.runner.running) == ["web.1.0", "web.1.1"], "the old one stays if the new one fails"
+        pool.core.mark_expired(entry, "web.1.1")
+        await turns()
+        assert sorted(pool.runner.running) == ["web.1.0", "web.3.1"]
+        assert (entry.observed.restarts, entry.is_fully_ready) == (0, True)
+
+    run(scenario())
+
+
+def test_failed_reload_goes_back_to_workers_that_had_been_replaced_alone() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2), **{"web.3.0": FAILS})
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.mark_expired(entry, "web.1.1")
+        await turns()
+        assert await pool.restart() != []
+        await turns()
+        assert sorted(pool.runner.running) == ["web.1.0", "web.2.1"]
+        assert entry.is_fully_ready
+
+    run(scenario())
+
+
 def test_a_listener_that_cannot_be_opened_is_tried_again_after_a_pause_and_not_at_once() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web(restart=AT_ONCE | {"backoff": {"initial": 20, "max": 20}}))
@@ -177,7 +299,7 @@ def test_server_whose_worker_exits_with_status_0_is_stopped_and_not_restarted_on
     run(scenario())
 
 
-def test_long_backoff_refuses_connections_after_the_start_timeout_and_ends_with_another_worker() -> None:
+def test_backoff_that_is_longer_than_a_start_refuses_connections_and_ends_with_another_worker() -> None:
     pool = OrderedCore(web(restart=AT_ONCE | {"backoff": {"initial": 60, "max": 60}}, start_timeout=10))
     loop = SteppedLoop(pool.clock)
     entry = pool.core.entries["web"]
@@ -185,17 +307,14 @@ def test_long_backoff_refuses_connections_after_the_start_timeout_and_ends_with_
         loop.run_until_complete(pool.start())
         for _ in range(2):
             loop.run_until_complete(die(pool))
-        assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, {entry.config.key})
+        assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
         assert entry.observed.failure is not None
         assert entry.observed.failure.message == "killed by SIGKILL"
         assert entry.observed.next_step.startswith("restart")
-        pool.clock.advance(9)
-        loop.settle()
-        assert pool.runner.opened, "connections wait as long as a start may take"
-        pool.clock.advance(2)
+        pool.clock.advance(50)
         loop.settle()
         assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
-        pool.clock.advance(90)
+        pool.clock.advance(20)
         loop.settle()
         assert (pool.states(), pool.runner.opened) == ({"web": "running"}, {entry.config.key})
         assert entry.observed.restarts == 2
@@ -400,9 +519,10 @@ def test_death_of_a_worker_that_is_being_replaced_is_no_failure_of_its_replaceme
         await turns()
         pool.runner.end("web.1.0", KILLED)
         await turns()
-        observed = pool.core.entries["web"].observed
+        entry = pool.core.entries["web"]
         assert (list(pool.runner.running), pool.states()) == (["web.2.0"], {"web": "starting"})
-        assert (observed.restarts, observed.restart_times, observed.next_step) == (0, [], "")
+        found = (entry.observed.restarts, entry.slot(0).restart_times, entry.observed.next_step)
+        assert found == (0, [], "")
         await pool.stop()
 
     run(scenario())
@@ -1697,7 +1817,11 @@ def test_replacement_of_an_unhealthy_worker_that_does_not_start_is_retried_after
     None
 ):
     pool = OrderedCore(
-        web(workers=2, restart=AT_ONCE | {"limit": 0, "backoff": {"initial": 1, "max": 40}}, start_timeout=60)
+        web(
+            workers=2,
+            restart=AT_ONCE | {"limit": 0, "backoff": {"initial": 1, "max": 40, "jitter": 0}},
+            start_timeout=60,
+        )
     )
     loop = SteppedLoop(pool.clock)
     entry = pool.core.entries["web"]
@@ -1711,7 +1835,8 @@ def test_replacement_of_an_unhealthy_worker_that_does_not_start_is_retried_after
             await turns()
 
         loop.run_until_complete(recover())
-        assert (entry.desired.state, list(pool.runner.running)) == (Desired.BACKOFF, ["web.1.1"])
+        assert entry.slot(0).backoff is not None
+        assert (pool.states(), list(pool.runner.running)) == ({"web": "running"}, ["web.1.1"])
         pool.runner.script.clear()
         pool.clock.advance(39)
         loop.settle()

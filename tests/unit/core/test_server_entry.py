@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import fields
@@ -36,6 +35,7 @@ from poolctl.core.server_entry import (
     RunningHook,
     ScheduleState,
     ServerListener,
+    Slot,
     Worker,
     record_of,
     restore,
@@ -46,7 +46,7 @@ from poolctl.runners.runner_protocol import Placement
 from poolctl.states import Status
 from poolctl.time_windows import WindowState
 from tests.needs import needs
-from tests.unit.core.ordered_core import OrderedCore, run, turns, web
+from tests.unit.core.ordered_core import OrderedCore, let_wait, run, turns, web
 
 
 def entry(desired: Desired = Desired.IDLE, **keys: Any) -> Entry:
@@ -83,13 +83,9 @@ def test_every_value_says_what_may_follow_it() -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (Desired.IDLE, Desired.BACKOFF),
         (Desired.IDLE, Desired.COMPLETED),
         (Desired.STOPPED, Desired.FAILED),
-        (Desired.RUN, Desired.REFUSING),
-        (Desired.FAILED, Desired.BACKOFF),
         (Desired.FAILED, Desired.COMPLETED),
-        (Desired.COMPLETED, Desired.BACKOFF),
         (Desired.REMOVED, Desired.RUN),
     ],
 )
@@ -101,20 +97,53 @@ def test_impossible_change_of_the_desired_state_is_refused(before: Desired, afte
     assert server.desired.state is before
 
 
-def test_a_backoff_ends_with_its_timers() -> None:
-    async def scenario() -> None:
-        server = entry()
-        server.set_desired(Desired.RUN)
-        server.set_desired(Desired.BACKOFF)
-        timer = asyncio.get_running_loop().call_later(60, print)
-        server.observed.timers.append(timer)
-        server.set_desired(Desired.REFUSING)
-        assert not timer.cancelled()
-        server.set_desired(Desired.STOPPED)
-        assert timer.cancelled()
-        assert server.observed.timers == []
+def test_backoffs_of_all_workers_end_with_an_order() -> None:
+    server = entry(workers=2)
+    server.set_desired(Desired.RUN)
+    timers = [let_wait(server, 0), let_wait(server, 1)]
+    assert server.in_backoff
+    server.set_desired(Desired.STOPPED)
+    assert all(timer.cancelled() for timer in timers)
+    assert not server.in_backoff
+    server.set_desired(Desired.RUN)
+    assert server.state == "starting"
 
-    asyncio.run(scenario())
+
+def test_server_is_in_backoff_only_if_each_of_its_workers_waits_or_has_ended() -> None:
+    server = entry(Desired.RUN, workers=3)
+    let_wait(server, 0)
+    server.slot(1).vacant = "ended"
+    assert server.state == "starting"
+    let_wait(server, 2)
+    assert server.state == "backoff"
+    add_worker(server, WorkerPhase.READY)
+    assert server.state == "running"
+
+
+def test_history_of_workers_that_the_server_no_longer_has_is_forgotten() -> None:
+    server = entry(Desired.RUN, workers=2)
+    timer = let_wait(server, 2)
+    server.slot(1).vacant = "failed"
+    server.forget_surplus_slots()
+    assert (list(server.observed.slots), timer.cancelled()) == ([1], True)
+
+
+def test_server_without_a_worker_that_has_ended_for_good_is_healthy_with_a_warning() -> None:
+    server = entry(Desired.RUN, workers=2)
+    add_worker(server, WorkerPhase.READY)
+    assert (server.health, server.is_fully_ready) == (Status.OK, False)
+    server.slot(1).vacant = "ended"
+    assert (server.health, server.is_fully_ready) == (Status.WARN, True)
+    server.fill_vacant_slots()
+    assert (server.health, server.is_fully_ready) == (Status.OK, False)
+
+
+def test_worker_that_is_replaced_alone_leaves_the_others_current() -> None:
+    server = entry(Desired.RUN, workers=2)
+    server.renew_worker(1)
+    assert (server.generation_at(0), server.generation_at(1), server.desired.newest) == (1, 2, 2)
+    server.begin_generation()
+    assert (server.generation_at(0), server.generation_at(1)) == (3, 3)
 
 
 def test_a_server_that_a_command_has_stopped_stays_so_when_it_is_disabled_and_enabled_by_a_reload() -> None:
@@ -229,11 +258,12 @@ def test_every_persisted_field_is_restored() -> None:
     values: dict[str, Any] = {
         "source": ({"name": "web"}, "/srv"), "ignore_dependencies": True, "generation": 3, "newest": 4,
         "code_since": 1.5, "preload_problem": "it opened a thread", "files": {"tls": "12ab"},
-        "certificate_ends": 2.5, "called": True, "restart_times": [1.0], "restarts": 2, "restarting": 3,
+        "certificate_ends": 2.5, "called": True, "restarts": 2, "renewed": {"0": 4}, "restarting": 3,
         "recoveries": {"0": [3.0]}, "recovering": {"step": "restart"}, "automatic": 4, "canary_generation": 5,
         "stopped_with": ["db"], "canary_share": 0.1, "socket_found": "program", "before_start_due": True,
         "after_stop_due": True,
         "next_run": 5.5, "run_since": 6.5, "last_run": {"result": "failed"},
+        "slots": {1: Slot([1.0], vacant="failed")},
     }  # fmt: skip
     before, after = entry(), entry()
     for name, value in values.items():
@@ -258,9 +288,9 @@ def test_every_persisted_field_is_restored() -> None:
     assert after.observed.failure.to_dict() == before.observed.failure.to_dict()
 
 
-@pytest.mark.parametrize("desired", [Desired.BACKOFF, Desired.REFUSING])
-def test_a_successor_does_not_wait_for_the_end_of_a_backoff(desired: Desired) -> None:
-    server = entry(desired)
+def test_a_successor_does_not_wait_for_the_end_of_a_backoff() -> None:
+    server = entry(Desired.RUN)
+    let_wait(server)
     assert record_of(server) == {"desired": "run"}
 
 
@@ -277,7 +307,6 @@ def test_state_of_a_job_that_has_ended_with_0_is_completed() -> None:
         (Desired.STOPPED, False, Status.UNKNOWN),
         (Desired.REMOVED, False, Status.UNKNOWN),
         (Desired.FAILED, True, Status.KO),
-        (Desired.BACKOFF, True, Status.UNKNOWN),
         (Desired.RUN, True, Status.UNKNOWN),
     ],
 )
@@ -436,7 +465,6 @@ def test_live_change_decides_whether_a_server_is_disabled_before_the_files_do(
         (Desired.STOPPED, {}, "stopped", False),
         (Desired.RUN, {}, "starting", True),
         (Desired.RUN, SLEEPER, "starting", True),
-        (Desired.REFUSING, {}, "backoff", True),
         (Desired.FAILED, {}, "failed", False),
         (Desired.COMPLETED, {}, "stopped", False),
         (Desired.SCHEDULED, {}, "stopped", False),
@@ -458,8 +486,6 @@ def test_state_of_a_server_without_a_worker(
         (Desired.RUN, WorkerPhase.READY, False, "running"),
         (Desired.RUN, WorkerPhase.READY, True, "draining"),
         (Desired.RUN, WorkerPhase.STARTING, False, "starting"),
-        (Desired.BACKOFF, WorkerPhase.READY, False, "running"),
-        (Desired.BACKOFF, WorkerPhase.STOPPING, False, "backoff"),
         (Desired.STOPPED, WorkerPhase.STOPPING, False, "stopping"),
         (Desired.FAILED, WorkerPhase.STOPPING, False, "stopping"),
     ],

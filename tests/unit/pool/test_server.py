@@ -178,12 +178,12 @@ def test_a_worker_that_dies_leaves_a_failed_server_that_refuses_without_a_restar
 
 def test_a_worker_that_dies_is_replaced_as_the_restart_policy_says() -> None:
     runner = ScriptedRunner()
-    pool = made(runner, config("a", workers=2, restart={"limit": 1}))
+    pool = made(runner, config("a", restart={"limit": 1}))
     pool.start_sync()
-    on_loop(lambda: runner.end("a.1.1", Exit.from_returncode(1)))
-    wait_until(lambda: runner.log.count("place a.1.1") == 2)
-    wait_until(lambda: only(pool).ready and len(runner.running) == 2)
-    on_loop(lambda: runner.end("a.1.1", Exit.from_returncode(1)))
+    on_loop(lambda: runner.end("a.1.0", Exit.from_returncode(1)))
+    wait_until(lambda: runner.log.count("place a.1.0") == 2)
+    wait_until(lambda: only(pool).ready and len(runner.running) == 1)
+    on_loop(lambda: runner.end("a.1.0", Exit.from_returncode(1)))
     wait_until(lambda: only(pool).state is State.FAILED)
     assert only(pool).message == "exited with status 1; given up after 1 restart in 1m"
     assert runner.running == {}

@@ -33,7 +33,8 @@ class Stage:
         self.port = self.listener.getsockname()[1]
         self.turn = asyncio.Semaphore(1)
         config = ServerConfig(name="web", bind=f"127.0.0.1:{self.port}", app=app, **keys)
-        self.worker = InlineWorker(Placement.of("web", 1, 0, pid=1), config, state or {}, self.turn)
+        placement = Placement.of("web", 1, 0, pid=1)
+        self.worker = InlineWorker(placement, config, state or {}, self.turn, lambda: None)
 
     async def started(self) -> Client:
         """A connection to the worker once it is ready."""

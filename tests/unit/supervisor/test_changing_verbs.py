@@ -391,11 +391,12 @@ def test_remove_of_what_others_depend_on_stops_them_first() -> None:
 
 def test_a_server_that_ends_by_itself_meanwhile_is_not_waited_for() -> None:
     async def scenario() -> None:
-        desk = Desk(web(), **{"web.1.1": NEVER})
+        desk = Desk(web(restart="on-failure"), **{"web.1.1": NEVER})
         await desk.ask("start")
         scaling = desk.begin("scale", "web", workers=2)
         await turns()
-        desk.runner.end("web.1.0", Exit.from_returncode(0))
+        for worker in ("web.1.0", "web.1.1"):
+            desk.runner.end(worker, Exit.from_returncode(0))
         await scaling
         await turns()
         assert desk.states() == {"web": "stopped"}
