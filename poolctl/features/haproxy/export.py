@@ -35,8 +35,9 @@ def files(request: CommandRequest) -> Files:
         raise _failure("the pool has no gateway: add [gateway] or a [[route]] to its file")
     streams = [each for each in routes if isinstance(each, StreamRoute) and each.protocol == "tcp"]
     listeners, commands = [], []
+    directory = request.get("into") or ""
     for number, each in enumerate(gateway.bind, 1):
-        listener, bundles = _listener_with_shell_commands(each, f"listener-{number}")
+        listener, bundles = _listener_with_shell_commands(each, f"listener-{number}", directory)
         listeners.append(listener)
         commands += bundles
     listeners += [
@@ -52,15 +53,15 @@ def files(request: CommandRequest) -> Files:
         {name: Endpoint.of_server(each.address.key, bool(each.tls)) for name, each in servers.items()},
     )
     warnings = [str(each) for each in config.located(haproxy_problems(config, config.tables))]
-    if commands and not request.get("into"):
-        warnings.append(f"the certificates need files of their own: {'; '.join(commands)}")
+    if commands and not directory:
+        warnings.append(f"the certificates need files beside {_FILE_NAME}: {'; '.join(commands)}")
     used = {server.key for backend in configuration.backends for server in backend.servers}
     warnings += [
         f"{name} has no address that HAProxy can know: its port is chosen when it starts; give it a port"
         for name, each in servers.items()
         if name in used and (each.address.auto or each.address.kind == "fd")
     ]
-    commands.append(f"haproxy -c -f {os.path.join(request.get('into') or '', _FILE_NAME)}")
+    commands.append(f"haproxy -c -f {shlex.quote(os.path.join(directory, _FILE_NAME))}")
     texts = {_FILE_NAME: configuration.text(), **configuration.files}
     return Files(
         texts={name: f"# {_MADE_BY}\n{text}" for name, text in texts.items()},
@@ -74,8 +75,10 @@ def _failure(message: str) -> Failure:
     return Failure(Outcome.failed(FAILED, message))
 
 
-def _listener_with_shell_commands(listener: GatewayListener, name: str) -> tuple[HaproxyListener, list[str]]:
-    """Return the listener in HAProxy's syntax, and the shell commands that create its certificate files."""
+def _listener_with_shell_commands(
+    listener: GatewayListener, name: str, directory: str
+) -> tuple[HaproxyListener, list[str]]:
+    """Return the listener in HAProxy's syntax, and the shell commands that create its files in `directory`."""
     commands, certificates = [], []
     tables: tuple[TLSConfig, ...] = () if isinstance(listener.tls, bool) else listener.tls
     demands = any(each.client_auth != "none" for each in tables)
@@ -83,7 +86,8 @@ def _listener_with_shell_commands(listener: GatewayListener, name: str) -> tuple
         file = tls.cert
         if tls.key is not None and tls.key != tls.cert:
             file = f"{name}-{number}.pem"
-            commands.append(f"cat {shlex.quote(tls.cert)} {shlex.quote(tls.key)} > {file}")
+            path = os.path.join(directory, file)
+            commands.append(f"cat {shlex.quote(tls.cert)} {shlex.quote(tls.key)} > {shlex.quote(path)}")
         certificates.append(
             HaproxyCertificate(
                 file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,7 +47,7 @@ def files(request: CommandRequest) -> Files:
         f"{number:0{digits}}-{name}.yaml": _text(objects)
         for number, (name, objects) in enumerate(objects_of_files, 1)
     }
-    next_commands = f"kubectl apply -f {request.get('into') or 'DIRECTORY'}"
+    next_commands = f"kubectl apply -f {shlex.quote(request.get('into') or 'DIRECTORY')}"
     return Files(texts=texts, made_by=_MADE_BY, next_commands=next_commands, warnings=found.warnings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -60,18 +61,18 @@ def test_written_files_are_accepted_once_the_named_commands_have_run(
     cert.rename(directory / "a.pem")
     key.rename(directory / "a.key")
     (directory / "pool.toml").write_text(FILES)
-    done = poolctl("export", "haproxy", "--directory", "out")
+    done = poolctl("export", "haproxy", "--directory", "its files")
     assert done.code == 0
-    text = (directory / "out" / "haproxy.cfg").read_text()
+    text = (directory / "its files" / "haproxy.cfg").read_text()
     assert "bind 0.0.0.0:8080\n" in text
     assert "server web 127.0.0.1:8081\n" in text
     assert "listen stream:postgres" in text
     assert ":5353" not in text
-    bundle, check = done.out.partition("next: ")[2].strip().split(" && ")
-    subprocess.run(bundle, shell=True, check=True, cwd=directory / "out")
-    assert check == "haproxy -c -f out/haproxy.cfg"
+    commands = done.out.partition("next: ")[2].strip()
+    assert commands.endswith("haproxy -c -f 'its files/haproxy.cfg'")
+    path = f"{os.path.dirname(haproxy)}:{os.environ['PATH']}"
     checked = subprocess.run(
-        [haproxy, "-c", "-f", "out/haproxy.cfg"], capture_output=True, text=True, cwd=directory
+        commands, shell=True, capture_output=True, text=True, cwd=directory, env={**os.environ, "PATH": path}
     )
     assert checked.returncode == 0, checked.stderr
     warnings = done.err
@@ -85,7 +86,7 @@ def test_written_files_are_accepted_once_the_named_commands_have_run(
     ):
         assert part in warnings, part
     assert warnings.count("has no address that HAProxy can know") == 1
-    assert "files of their own" not in warnings
+    assert "need files beside" not in warnings
 
 
 def test_printed_files_name_the_commands_for_the_others(poolctl: Command, directory: Path) -> None:

@@ -86,9 +86,10 @@ def test_image_of_a_server_wins(export: Any) -> None:
 def test_files_are_those_of_the_example(poolctl: Any, directory: Path) -> None:
     """After a change of the objects: run `poolctl export kubernetes --directory .` in the directory `shop`."""
     shutil.copy(SHOP / "pool.toml", directory)
-    done = poolctl("export", "kubernetes", "--directory", str(directory / "made"))
+    done = poolctl("export", "kubernetes", "--directory", "its files")
     assert done.code == 0, done.err
-    made = {path.name: path.read_text() for path in (directory / "made").iterdir()}
+    assert done.out.endswith("next: kubectl apply -f 'its files'\n")
+    made = {path.name: path.read_text() for path in (directory / "its files").iterdir()}
     assert made == {path.name: path.read_text() for path in SHOP.glob("*.yaml")}
     assert sorted(made) == ["1-users.yaml", "2-web.yaml", "3-mail.yaml"], "each after what it depends on"
     for text in made.values():
