@@ -856,7 +856,7 @@ def _server_update_commands(place: str, before: HaproxyServer, after: HaproxySer
     if (before.key, before.options, before.cookie) != (after.key, after.options, after.cookie):
         yield None
     if before.weight != after.weight:
-        yield f"set weight {place} {after.weight}"
+        yield f"set server {place} weight {after.weight}"
     if before.address != after.address:
         host, _, port = after.address.rpartition(":")
         host = host.rpartition("@")[2]

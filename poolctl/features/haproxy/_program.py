@@ -26,8 +26,8 @@ _POLL_SECONDS = 0.1
 _MOST_ALERTS = 3
 # HAProxy's responses to a performed command; anything else is a refusal.
 _PERFORMED = re.compile(
-    r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|Transaction created"
-    r"|Committing [^\n]*\n?\.?\s*Success|$)"
+    r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|nothing changed"
+    r"|Transaction created|Committing [^\n]*\n?\.?\s*Success|$)"
 )
 
 logger = logging.getLogger("poolctl.gateway")
@@ -161,8 +161,7 @@ class HaproxyProcessManager:
             command = [self.program, "-c", "-f", path]
             checker = await HaproxyProcess.start(command, setup.descriptor_numbers, stderr=output)
             if await checker.exited:
-                lines = read_file(output).decode("utf-8", "replace").splitlines()
-                alerts = [line.partition(" : ")[2] for line in lines if line.startswith("[ALERT]")]
+                alerts = _alerts(read_file(output).decode("utf-8", "replace"))
                 raise HaproxyRefusal("; ".join(alerts[:_MOST_ALERTS]) or "it does not say why")
         finally:
             os.close(output)
@@ -260,3 +259,9 @@ class HaproxyProcessManager:
             left = [each.exited for each in processes if not each.exited.done()]
             if left:
                 await asyncio.wait(left, timeout=_EXIT_SECONDS)
+
+
+def _alerts(output: str) -> list[str]:
+    """The alerts in HAProxy's output, each as one line. HAProxy 3 continues an alert on lines without a level."""
+    messages = re.split(r"^(?=\[[A-Z]+\])", output, flags=re.MULTILINE)
+    return [" ".join(each.partition(" : ")[2].split()) for each in messages if each.startswith("[ALERT]")]

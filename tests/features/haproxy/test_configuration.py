@@ -778,7 +778,7 @@ CHECKED = "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-err
         (
             setup(ONE, TWO),
             setup(ONE, replace(TWO, weight=3)),
-            ["set weight route:r/two 3"],
+            ["set server route:r/two weight 3"],
         ),
         (
             setup(ONE),
@@ -820,9 +820,9 @@ CHECKED = "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-err
                 replace(ONE, weight=2), replace(TWO, weight=3), hosts={"one": "10.0.0.1", "two": "10.0.0.2"}
             ),
             [
-                "set weight route:r/one 2",
+                "set server route:r/one weight 2",
                 "set server route:r/one addr 10.0.0.1 port 8081",
-                "set weight route:r/two 3",
+                "set server route:r/two weight 3",
                 "set server route:r/two addr 10.0.0.2 port 8082",
             ],
         ),

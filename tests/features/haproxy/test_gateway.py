@@ -184,6 +184,10 @@ def test_server_that_is_not_ready_gets_nothing_and_returns_without_another_hapro
             stage.report(replace(one, bind=stage.facts["two"].bind))
             await stage.process.wait_until_performed()
             assert await stage.answers() == {"two"}
+            # The same address, written in another way.
+            for bind in ("[::1]:9", "[0:0::1]:9"):
+                stage.report(replace(one, bind=bind))
+                await stage.process.wait_until_performed()
             assert stage.haproxy.process.pid == first
 
     run(work())
@@ -315,6 +319,7 @@ def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_stays
             await stage.process.wait_until_performed()
             (event,) = [each for each in stage.reports if each["t"] == "event"]
             assert event["kind"] == "gateway configuration refused"
+            assert "unable to load certificate from file 'certificate-2.pem'" in event["data"]["message"]
             assert stage.haproxy.process is first
             assert await stage.answers(ssl=context) == {"one", "two"}
             # What comes later is followed.

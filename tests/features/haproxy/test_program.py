@@ -18,14 +18,15 @@ from poolctl.features.haproxy import _program
 from poolctl.features.haproxy._program import HaproxyProcessManager, HaproxyRefusal
 
 # Answers commands on its runtime socket until SIGUSR1 or SIGTERM. `answers.json` has the answer to each command, and
-# `check` what `-c` prints; `commands` gets each command.
+# what `-c` prints, with which it refuses the configuration (`check`) or accepts it (`warnings`); `commands` gets each
+# command.
 PROGRAM = """
 import json, os, re, signal, socket, sys, time
 
 here = os.path.dirname(os.path.abspath(__file__))
 answers = lambda: json.load(open(os.path.join(here, "answers.json")))
 if "-c" in sys.argv:
-    sys.stderr.write(answers().get("check", ""))
+    sys.stderr.write(answers().get("check", "") + answers().get("warnings", ""))
     sys.exit(bool(answers().get("check")))
 if "exits" in answers():
     sys.exit(answers()["exits"])
@@ -168,6 +169,7 @@ def test_change_that_no_command_makes_is_made_by_another_process(play: Play, why
         await stage.program.apply(after)
         assert (stage.pid != before.pid, stage.program.setup) == (True, after)
         assert await before.exited == 0
+        await asyncio.sleep(0)  # callbacks run after the awaited result is there
         assert not stage.program._draining
 
     play(scene)
@@ -189,6 +191,37 @@ def test_configuration_that_is_refused_leaves_the_process_as_it_is(play: Play) -
         with pytest.raises(HaproxyRefusal, match="it does not say why"):
             await stage.program.apply(setup(name="two"))
         assert (stage.pid, stage.program.setup) == (pid, first)
+
+    play(scene)
+
+
+def test_refusal_has_the_lines_on_which_an_alert_continues(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        # As HAProxy 3 prints them.
+        stage.says(
+            check="[ALERT]    (1) : config : 'bind fd@7' in section 'frontend' : \n"
+            "  'crt-list' : error in file 'list' : no start line.\n  no SSL private key.\n"
+            "[WARNING]  (1) : a warning\n  and its end\n[ALERT]    (1) : config : Fatal errors found.\n"
+        )
+        with pytest.raises(HaproxyRefusal) as refused:
+            await stage.program.apply(setup())
+        assert str(refused.value) == (
+            "config : 'bind fd@7' in section 'frontend' : 'crt-list' : error in file 'list' : no start line. "
+            "no SSL private key.; config : Fatal errors found."
+        )
+
+    play(scene)
+
+
+def test_configuration_of_which_haproxy_warns_is_applied(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.program.apply(setup())
+        before = stage.pid
+        stage.changes = None
+        stage.says(warnings="[WARNING]  (1) : 'stats' is deprecated\n  [ALERT] is not at the start here\n")
+        after = setup(name="two")
+        await stage.program.apply(after)
+        assert (stage.pid != before, stage.program.setup) == (True, after)
 
     play(scene)
 
