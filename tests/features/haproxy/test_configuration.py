@@ -547,11 +547,22 @@ async def haproxy(
             executable, "-f", str(path), pass_fds=[listener.fileno()]
         )
         try:
-            yield listener.getsockname()[1]
+            port = listener.getsockname()[1]
+            await _until_it_serves(port)
+            yield port
         finally:
             process.terminate()
             await process.wait()
             backend.close()
+
+
+async def _until_it_serves(port: int) -> None:
+    """Return once HAProxy has refused a connection that begins with neither a request nor a PROXY header."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.suppress(ConnectionError):
+        writer.write(b"?\r\n\r\n")
+        await reader.read()
+    writer.close()
 
 
 async def _repeat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

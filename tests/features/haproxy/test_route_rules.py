@@ -12,8 +12,11 @@ from poolctl.routing.route import Redirect, Route
 from tests.features.gateway.passing_stage import Serve
 from tests.features.gateway.proxy_stage import DEADLINE, Wire
 from tests.features.gateway.test_route_admission import (
+    IN_PIECES,
+    ONLY_THAT,
     asked,
     gateway,
+    status_of,
     test_client_has_a_rate_of_its_own,
     test_client_has_so_many_requests_in_flight,
     test_clients_are_sent_where_the_route_redirects,
@@ -63,5 +66,19 @@ def test_connection_goes_on_after_a_redirect_and_closes_after_a_refusal(tmp_path
                 assert (await asked(wire)).status == 308
                 assert (await asked(wire, host="c.test")).status == 200
                 assert (await asked(wire, host="b.test")).status == 403
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
+@pytest.mark.parametrize("pieces", IN_PIECES)
+def test_header_of_a_trusted_proxy_that_arrives_in_pieces_is_refused(
+    tmp_path: Path, pieces: tuple[bytes, ...]
+) -> None:
+    async def work() -> None:
+        async with gateway(
+            haproxy, tmp_path, ONLY_THAT, trusted_proxies=("127.0.0.1",), accept_proxy=True
+        ) as port:
+            assert await status_of(port, *pieces) == 0
+            assert await status_of(port, b"".join(pieces)) == 200
 
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
