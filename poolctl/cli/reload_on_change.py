@@ -286,8 +286,9 @@ class WatchSet:
 
 
 def _referenced_files(config: Table) -> Iterator[str]:
-    env_file = config.get("env_file")
-    yield from [env_file] if isinstance(env_file, str) else env_file or ()
+    env_file = config.get("env_file") or ()
+    for each in [env_file] if isinstance(env_file, (str, dict)) else env_file:
+        yield each["path"] if isinstance(each, dict) else each
     tls = config.get("tls")
     if isinstance(tls, dict):
         yield from (tls[key] for key in ("cert", "key", "ca") if tls.get(key))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
 from poolctl.config.files.marks import Marks
-from poolctl.config.files.read_file import read_own_environment
 from poolctl.config.model.pool_tables import PoolSettings, Tables, rules_of, secret_variable_names
 from poolctl.config.model.section import TLSConfig, refuse
 from poolctl.config.model.server_keys import ServerKeys
@@ -49,8 +48,6 @@ class ServerConfig(ServerKeys):
         checks.check([self], import_apps=import_app)
         if checks.problems:
             refuse(self.name, [finding for _, finding in checks.problems], self.name, self.bind)
-
-    environment = read_own_environment
 
 
 class Configuration(Sequence[ServerConfig]):

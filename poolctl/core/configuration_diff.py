@@ -212,7 +212,7 @@ def read_digests_by_key(config: ServerConfig) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     if config.env_file:
-        found["env_file"] = digest_of(config.env_file)
+        found["env_file"] = digest_of(config.env_file_paths)
     tls = config.tls
     if tls and tls is not True:
         found["tls"] = digest_of(filter(None, (tls.cert, tls.key or tls.cert, tls.ca)))

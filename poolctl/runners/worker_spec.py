@@ -8,7 +8,7 @@ import marshal
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from poolctl.config import ServerConfig, ids_of, read_regular_truncated
+from poolctl.config import ServerConfig, ids_of, read_env_files, read_regular_truncated
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.platform import memory_file
@@ -114,7 +114,7 @@ def preload_spec(
         "app": _app_import_string(server),
         "app_dir": server.app_dir,
         "handlers": server.handlers,
-        "env": added_environment(server),
+        "env": added_environment(server, env_base),
         "env_base": environment_for_programs(env_base) if env_base is not None else None,
         # An import does not see these variables: they are missing in the environment of the zygote.
         "without": withheld_variables(),
@@ -144,18 +144,16 @@ def _scope_state(server: ServerConfig) -> Table:
     return values
 
 
-def added_environment(server: ServerConfig) -> dict[str, str]:
-    """The environment variables that the server adds to the pool's own."""
-    # Withheld variables are removed from env files, which may contain them, but not from `env`.
-    env = environment_for_programs(server.environment()) | dict(server.env)
-    address = server.address
+def added_environment(server: ServerConfig, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment variables that the server adds to `base`, by default to the pool's own."""
+    own = dict(server.env)
     if server.command:
         values = _address_values(server)
-        env |= {name: _fill_placeholders(value, values) for name, value in server.env.items()}
-    if server.command and address.kind == "tcp":
-        env.setdefault("HOST", address.host)
-        env.setdefault("PORT", str(address.port))
-    return env
+        own = {name: _fill_placeholders(value, values) for name, value in own.items()}
+    of_address = server.address_variables
+    of_files = read_env_files(server, {**environment_for_programs(base), **of_address, **own})
+    # Withheld variables are removed from env files, which may contain them, but not from `env`.
+    return {**of_address, **environment_for_programs(of_files), **own}
 
 
 def argument_vector(server: ServerConfig) -> list[str]:

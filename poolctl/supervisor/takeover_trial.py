@@ -35,6 +35,7 @@ from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper.reap import children, wait_or_kill_children
 from poolctl.platform import become_subreaper
+from poolctl.runners.worker_spec import added_environment
 from poolctl.worker.process_setup import START_VARIABLES
 
 from .launch import launch
@@ -329,7 +330,9 @@ def _representative_server_tables(servers: Iterable[ServerConfig]) -> dict[str, 
             "python": interpreter(server.python, server.base_dir, os.environ),
             "preload": server.preload,
             "env": {
-                name: each for name, each in server.environment().items() if name.startswith(START_VARIABLES)
+                name: each
+                for name, each in added_environment(server).items()
+                if name.startswith(START_VARIABLES)
             },
             "http": {key: value for key, value in server.http.as_given().items() if key in _PROTOCOLS},
         } | ({} if server.user is None else {"user": server.user})

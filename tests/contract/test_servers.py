@@ -113,18 +113,20 @@ def test_the_environment_comes_from_start_env_file_and_env(
     real_pool: RealPool, serve: Any, http_get: Any
 ) -> None:
     real_pool.write("one.env", "A=one\nB=one\nC=one\n")
-    real_pool.write("two.env", "# a comment\nB=two\nexport C='two'\n")
-    port = serve('env_file = ["one.env", "two.env"]', 'env = { C = "env", D = "${FROM_START}" }')
+    real_pool.write(
+        "two.env", "# a comment\nB=two\nexport C='two'\nE=${A}-${C}-${FROM_START}-${GONE:-gone}\n"
+    )
+    real_pool.write("raw.env", "F=${A}\n")
+    port = serve(
+        'env_file = ["one.env", "two.env", { path = "raw.env", expand = false }]',
+        'env = { C = "env", D = "${FROM_START}" }',
+    )
     real_pool.ok("start", env={"FROM_START": "here"})
     told = http_get(port).json()
     env = told["env"]
-    assert (env["A"], env["B"], env["C"], env["D"], env["FROM_START"]) == (
-        "one",
-        "two",
-        "env",
-        "here",
-        "here",
-    )
+    assert {name: env[name] for name in ("A", "B", "C", "D", "E", "F", "FROM_START")} == {
+        "A": "one", "B": "two", "C": "env", "D": "here", "E": "one-env-here-gone", "F": "${A}", "FROM_START": "here",
+    }  # fmt: skip
     assert told["cwd"] == str(real_pool.directory)
 
 

@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.config.checks import interpreter
-from poolctl.config.files.read_file import EnvFileError, read_env_file, read_own_environment
+from poolctl.config.files.read_file import EnvFileError, read_env_file, read_env_files
 from poolctl.config.model.pool_tables import EventsTable, Tables, rules_of
-from poolctl.config.model.section import TLSConfig
+from poolctl.config.model.section import EnvFile, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.problems import Finding
 from poolctl.safe_open import UnsafePath, check_appendable
@@ -67,8 +67,8 @@ class ExternalChecks:
 
     def check_env_files(self, server: ServerKeys) -> None:
         """Check the server's env files and nothing else; add the findings to `problems` and `warnings`."""
-        for index, path in enumerate(server.env_file):
-            self._check_once(server, _check_env_file, path, index, bool(server.user))
+        environment = frozenset({**server.address_variables, **server.env}.items())
+        self._check_once(server, self._check_env_files, server.env_file, environment, bool(server.user))
 
     def collect_warnings(self, servers: Sequence[ServerKeys]) -> None:
         """Add the servers' warnings, and their unwritable log files, to `warnings`; discard all other problems."""
@@ -107,6 +107,33 @@ class ExternalChecks:
         self.problems += [(server, finding) for finding in problems]
         self.warnings += [(server, finding) for finding in warnings]
 
+    def _inherited_environment(self) -> dict[str, str]:
+        return {name: value for name, value in self.env.items() if name not in self.withheld}
+
+    def _check_env_files(
+        self,
+        files: tuple[str | EnvFile, ...],
+        environment: frozenset[tuple[str, str]],
+        for_another_user: bool,
+    ) -> Found:
+        problems, warnings = [], []
+        known = {**self._inherited_environment(), **dict(environment)}
+        found: dict[str, str] = {}
+        for index, file in enumerate(files):
+            key = ("env_file", index)
+            path = file if isinstance(file, str) else file.path
+            try:
+                found, unset = read_env_file(file, known, found, for_another_user=for_another_user)
+            except EnvFileError as problem:
+                fix = "fix the file, or take it out; env_file = [] is none"
+                problems.append(Finding(key, str(problem), fix, path))
+                continue
+            for line, name in unset:
+                message = f"{path}:{line}: {name} is not set, so that ${{{name}}} is empty"
+                fix = f"set it, or give a default: ${{{name}:-…}}; single quotes keep the text"
+                warnings.append(Finding(key, message, fix, path))
+        return problems, warnings
+
     def _check_trust(self, python: str) -> Found:
         message, fix = interpreter.root_trust_problem(python, self.env)
         return [], [Finding(("python",), message, fix, python)] if message else []
@@ -134,22 +161,23 @@ class ExternalChecks:
                     self.problems.append((each, finding))
 
     def _check_imports(self, servers: Sequence[ServerKeys]) -> None:
+        env = self._inherited_environment()
         jobs: dict[ImportJob, list[ServerKeys]] = {}
         for server in servers:
             target = server.handlers if server.app is None else server.app
             if not isinstance(target, str) or server.command:
                 continue
+            own = read_env_files(server, {**env, **server.env}) | server.env
             job = ImportJob(
                 python=server.python or sys.executable,
                 target=target,
                 app_dir=server.app_dir,
                 cwd=server.cwd,
-                env=tuple(sorted(read_own_environment(server).items())),
+                env=tuple(sorted(own.items())),
                 user=server.user if os.geteuid() == 0 else None,
                 timeout_seconds=server.start_timeout,
             )
             jobs.setdefault(job, []).append(server)
-        env = {name: value for name, value in self.env.items() if name not in self.withheld}
         for job, finding in check_imports(list(jobs), env):
             if jobs[job][0].app is None:
                 # Its handlers are configured in [pool], not in a key of the server.
@@ -174,18 +202,6 @@ def _check_directory(key: str, path: str) -> Found:
         return [], []
     what = "is not a directory" if os.path.exists(path) else "is not there"
     return [Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)], []
-
-
-def _check_env_file(path: str, index: int, for_another_user: bool) -> Found:
-    try:
-        read_env_file(path, for_another_user=for_another_user)
-    except EnvFileError as problem:
-        return [
-            Finding(
-                ("env_file", index), str(problem), "fix the file, or take it out; env_file = [] is none", path
-            )
-        ], []
-    return [], []
 
 
 def _check_user(user: str) -> Found:

@@ -19,6 +19,7 @@ from poolctl.safe_open import open_to_read
 
 TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for the fast lane
 if TYPE_CHECKING:
+    from poolctl.config.model.section import EnvFile
     from poolctl.config.model.server_keys import ServerKeys
     from poolctl.config.values.problems import Problem, Tree
 
@@ -251,30 +252,63 @@ def _problem(path: str, message: str, hint: str, before: str | None = None) -> P
 _BLANKS = r"(?:[ \t\r\n]++|#[^\n]*+)*+"
 _NAME = r"(?:export[ \t]++)?([^\s=#'\"]++)[ \t]*+=[ \t]*+"
 _END = r"[ \t\r]*+(?:#[^\n]*+)?(?=\n|\Z)"
-_PAIR = rf"""(?s){_NAME}(?:'([^']*+)'{_END}|"((?:[^"\\]++|\\.)*+)"{_END}|(?!['"])([^\n]*+)){_BLANKS}"""
+_SINGLE, _DOUBLE = r"'((?:[^'\\]++|\\.)*+)'", r'"((?:[^"\\]++|\\.)*+)"'
+_PAIR = rf"(?s){_NAME}(?:{_SINGLE}{_END}|{_DOUBLE}{_END}|(?!['\"])([^\n]*+)){_BLANKS}"
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`", "\n": ""}
+# What Linux passes to a program at most (execve(2)). References to references could make a short file a huge value.
+LONGEST_VARIABLE = 128 * 1024
+_REFERENCE = r"\$\{([A-Za-z_][A-Za-z0-9_]*+)(?::-([^}]*+))?\}"
 
 
 class EnvFileError(ValueError):
     """An env file cannot be read or understood; the message names file and line."""
 
 
-def read_env_file(path: str, *, for_another_user: bool) -> dict[str, str]:
-    """The variables of the file. Blocks on the disk. Raises EnvFileError.
+def read_env_file(
+    file: str | EnvFile,
+    environment: Mapping[str, str],
+    earlier: Mapping[str, str] | None = None,
+    *,
+    for_another_user: bool,
+) -> tuple[dict[str, str], list[tuple[int, str]]]:
+    """`earlier` with the variables of the file added; and line and name of each unset variable that it refers to.
 
-    For `for_another_user` see `read_regular_truncated`.
-    Blank lines and comments are skipped, `export` is allowed. In double quotes backslashes escape and a value
-    may span several lines; single quotes keep everything; without quotes a value ends at ` #`.
+    Blocks on the disk. Raises EnvFileError. For `for_another_user` see `read_regular_truncated`.
+
+    The file is understood as by python-dotenv. Blank lines and comments are skipped, `export` is allowed. In double
+    quotes backslashes escape; single quotes keep everything but an escaped quote; a value in quotes may span several
+    lines; without quotes it ends at ` #`. `${NAME}` and `${NAME:-default}` are replaced, except in single quotes, by
+    the value in `environment`, in an earlier line, or in `earlier`.
     """
+    path, expand = (file, True) if isinstance(file, str) else (file.path, file.expand)
     from poolctl.config.values.problems import Problem
 
     try:
         text = read_text(path, for_another_user=for_another_user)
     except Problem as problem:
         raise EnvFileError(f"{path}: {problem.message}") from problem
-    found: dict[str, str] = {}
-    pair, blanks = re.compile(_PAIR), re.match(_BLANKS, text)
+    found = dict(earlier or {})
+    unset: list[tuple[int, str]] = []
+    pair, escape_or_reference = re.compile(_PAIR), re.compile(rf"(?s)\\(.)|{_REFERENCE}")
+    blanks = re.match(_BLANKS, text)
     here = blanks.end() if blanks else 0
+    line, inserted = text.count("\n", 0, here) + 1, 0
+
+    def replacement(match: re.Match[str]) -> str:
+        *escaped, name, default = match.groups()
+        if name is None:
+            return _ESCAPES.get(escaped[0], match[0])
+        if not expand:
+            return match[0]
+        value = environment.get(name, found.get(name, default))
+        if value is None:
+            unset.append((line, name))
+        nonlocal inserted
+        inserted += len(value or "")
+        if inserted > LONGEST_VARIABLE:
+            raise EnvFileError(f"{path}:{line}: the value is longer than {LONGEST_VARIABLE} characters")
+        return value or ""
+
     while here < len(text):
         match = pair.match(text, here)
         if match is None:
@@ -282,13 +316,19 @@ def read_env_file(path: str, *, for_another_user: bool) -> dict[str, str]:
             message = "no NAME=value; a comment starts with #"
             if begins:
                 message = f"the quote of {begins[1]} is not closed, or text follows it"
-            raise EnvFileError(f"{path}:{text.count(chr(10), 0, here) + 1}: {message}")
+            raise EnvFileError(f"{path}:{line}: {message}")
+        inserted = 0
         name, single, double, bare = match.groups()
-        if double is not None:
-            single = re.sub(r"(?s)\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[0]), double)
-        found[name] = re.split(r"(?:^|[ \t])#", bare, maxsplit=1)[0].rstrip() if single is None else single
+        if single is not None:
+            value = re.sub(r"\\([\\'])", r"\1", single)
+        elif double is not None:
+            value = escape_or_reference.sub(replacement, double)
+        else:
+            value = re.sub(_REFERENCE, replacement, re.split(r"(?:^|[ \t])#", bare, maxsplit=1)[0].rstrip())
+        found[name] = value
+        line += text.count("\n", here, match.end())
         here = match.end()
-    return found
+    return found, unset
 
 
 def default_env_file(base_dir: str) -> tuple[str, ...]:
@@ -297,19 +337,19 @@ def default_env_file(base_dir: str) -> tuple[str, ...]:
     return (path,) if os.path.isfile(path) else ()
 
 
-def read_own_environment(server: ServerKeys) -> dict[str, str]:
-    """The variables that a server adds to the pool's environment, from env_file and from env, which takes precedence.
+def read_env_files(server: ServerKeys, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a server's env files; later files take precedence. `environment` is the server's without them.
 
     Blocks on the disk. Raises ServerError for a file that cannot be read.
     """
     found: dict[str, str] = {}
-    for path in server.env_file:
+    for file in server.env_file:
         try:
-            found.update(read_env_file(path, for_another_user=server.user is not None))
+            found, _ = read_env_file(file, environment, found, for_another_user=server.user is not None)
         except EnvFileError as error:
             hint = "fix the file, or remove it from env_file; [] is none"
             raise ServerError(str(error), name=server.name, bind=server.bind, hint=hint) from error
-    return found | server.env
+    return found
 
 
 def pyproject_section(data: Tree) -> Tree:

@@ -436,6 +436,13 @@ class Scale(Section):
         return ()
 
 
+class EnvFile(Section):
+    """A file of environment variables."""
+
+    path: FilePath = required(description="The file.")
+    expand: Truth = field(True, "Whether ${NAME} and ${NAME:-default} in its values are replaced.")
+
+
 class Dependency(Section):
     """Another server that this one waits for."""
 

@@ -11,6 +11,7 @@ from poolctl.address import Address
 from poolctl.config.model import section
 from poolctl.config.model.section import (
     Dependency,
+    EnvFile,
     Health,
     Hooks,
     Http,
@@ -85,10 +86,10 @@ class ServerKeys(Section):
         "Environment variables; they take precedence over env_file. For a command, {port}, {host} and "
         "{bind} are replaced.",
     )
-    env_file: tuple[FilePath, ...] = field(
+    env_file: tuple[Annotated[FilePath | EnvFile, PathOr()], ...] = field(
         (),
-        "Files of environment variables; later files take precedence. Left out: .env next to the file, if"
-        " it exists.",
+        "Files of environment variables; later files take precedence. ${NAME} and ${NAME:-default} are replaced, "
+        "except in files of the form { path, expand = false }. Left out: .env next to the file, if it exists.",
     )
     cwd: FilePath = field(".", "The working directory. Left out: the directory of the file.")
     user: Text | None = field(None, 'The user, or "user:group", that the server runs as; needs root.')
@@ -213,6 +214,18 @@ class ServerKeys(Section):
     def binds_itself(self) -> bool:
         """Whether the server's command is given the address, and opens the listening socket itself."""
         return binds_itself(self.command, self.env, self.socket)
+
+    @property
+    def env_file_paths(self) -> tuple[str, ...]:
+        """The paths of its env files."""
+        return tuple(each if isinstance(each, str) else each.path for each in self.env_file)
+
+    @property
+    def address_variables(self) -> dict[str, str]:
+        """The environment variables that tell a command its address; {} if it has no host and port."""
+        if not self.command or self.address.kind != "tcp":
+            return {}
+        return {"HOST": self.address.host, "PORT": str(self.address.port)}
 
     @property
     def may_overlap(self) -> bool:

@@ -8,7 +8,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema, to_jsonable_python
 
 from poolctl.config.model.pool_tables import MODELS, PoolSettings, rules_of, table_names
-from poolctl.config.model.section import Section, model_of
+from poolctl.config.model.section import EnvFile, Section, model_of
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.plain import INTERNAL, MOST_WORKERS
 from poolctl.config.values.problems import Tree
@@ -49,6 +49,7 @@ def json_schema() -> Schema:
     """The schema of pool.toml: title, description, unit, default and range of every key."""
     definitions: dict[str, Schema] = {}
     server = _section_schema(ServerKeys, definitions, INTERNAL)
+    definitions["EnvFile"] = _section_schema(EnvFile, definitions)
     _add_short_forms(server["properties"])
     definitions["Server"] = {**server, "title": "Server", "required": ["name"]}
     definitions["Defaults"] = {
@@ -158,7 +159,8 @@ def _add_short_forms(keys: Schema) -> None:
         reference = keys[name].pop("$ref", None) or keys[name].pop("allOf", [{}])[0].get("$ref")
         keys[name]["anyOf"] = [short, {"$ref": reference}]
     kept = {name: value for name, value in keys["env_file"].items() if name not in ("type", "items")}
-    keys["env_file"] = {**kept, "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    file = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/EnvFile"}]}
+    keys["env_file"] = {**kept, "anyOf": [*file["anyOf"], {"type": "array", "items": file}]}
     keys["depends_on"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Dependency"}]}
     keys["labels"]["additionalProperties"] = {"anyOf": [{"type": "string"}, {"type": "object"}]}
     keys["env"]["additionalProperties"] = {"anyOf": [{"type": "string"}, {"type": "integer"}]}

@@ -190,9 +190,14 @@ def _depends_on(value: Tree, base_dir: str) -> Tree:
 
 
 def _env_file(value: Tree, base_dir: str) -> Tree:
-    if isinstance(value, (list, tuple)):
-        return tuple(absolute(path, base_dir) for path in value)
-    return (absolute(value, base_dir),) if isinstance(value, str) and value else value
+    if isinstance(value, (str, dict)) and value:
+        value = (value,)
+    if not isinstance(value, (list, tuple)):
+        return value
+    return tuple(
+        _with_absolute_paths(each, base_dir, "path") if isinstance(each, dict) else absolute(each, base_dir)
+        for each in value
+    )
 
 
 def _with_absolute_paths(table: Tree, base_dir: str, *keys: str) -> Tree:

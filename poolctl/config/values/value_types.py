@@ -274,6 +274,18 @@ class TruthOr:
         return core_schema.no_info_wrap_validator_function(either, handler.generate_schema(form))
 
 
+class PathOr:
+    """A pydantic annotation for `FilePath | table`, with the errors of the form that is given."""
+
+    def __get_pydantic_core_schema__(self, source: Tree, handler: GetCoreSchemaHandler) -> CoreSchema:
+        path, table = get_args(source)
+
+        def either(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Tree:
+            return table.nested(value) if isinstance(value, (dict, table)) else validate(value)
+
+        return core_schema.no_info_wrap_validator_function(either, handler.generate_schema(path))
+
+
 TRUTH_OR_TLS = TruthOr('true, false, or { cert = "FILE", key = "FILE" }')
 KnownAddress = InstanceOf[Address]
 

@@ -204,7 +204,9 @@ class _Reader:
             if is_optional and not os.path.exists(os.path.join(self.document.base_dir, str(path))):
                 server.remark(f"env_file: {path}: the file does not exist here")
             elif isinstance(path, str):
-                files.append(_converted_variables(path))
+                path = _converted_variables(path)
+                is_raw = isinstance(each, dict) and each.get("format") == "raw"
+                files.append({"path": path, "expand": False} if is_raw else path)
         server.set("env_file", files)
 
     def _apply_deploy(self, server: ForeignServer, deploy: Mapping[str, Any]) -> None:

@@ -133,7 +133,7 @@ def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory
         if value.startswith("-") and not os.path.exists(path):
             server.remark(f"EnvironmentFile={value}: the file does not exist here")
         else:
-            files.append(path)
+            files.append({"path": path, "expand": False})
         if not files:
             del server.keys["env_file"]
     elif name in _HOOKS:

@@ -474,7 +474,7 @@ class ConfigurationDrift:
                 for entry in self._core.entries.values()
                 if entry.config.env_file and entry.observed.workers and "env_file" in entry.observed.files
             ]
-            in_use = {(tuple(entry.config.env_file), entry.observed.files["env_file"]) for entry in reading}
+            in_use = {(entry.config.env_file_paths, entry.observed.files["env_file"]) for entry in reading}
             variables = frozenset((entry.name, entry.observed.files["env_file"]) for entry in reading)
             work = asyncio.to_thread(
                 self._find_changed_inputs, in_use, self._core.servers.revision, variables

@@ -170,7 +170,7 @@ Also=b.service
             "start_timeout": "1m",
             "stop_signal": "SIGINT",
             "env": {"A": "a.service", "B": "", "C": "x=y", "D": "1"},
-            "env_file": ["/etc/default/a", "e.env"],
+            "env_file": [{"path": "/etc/default/a", "expand": False}, {"path": "e.env", "expand": False}],
             "limits": {"memory": "64B"},
             "hooks": {"after_stop": ["/bin/clean", "$X"]},
             "user": "root:www",

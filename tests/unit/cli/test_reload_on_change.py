@@ -132,7 +132,7 @@ def test_files_of_variables_and_certificates_are_part_of_it(watching: Watching, 
     web = shown(
         "web",
         directory,
-        env_file=[f"{directory}/.env"],
+        env_file=[{"path": f"{directory}/.env", "expand": False}],
         tls={"cert": f"{directory}/tls/cert.pem", "key": None},
     )
     with watching(web) as pool:

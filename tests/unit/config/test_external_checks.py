@@ -179,6 +179,23 @@ def test_named_file_that_does_not_exist_is_reported(tmp_path: Path, line: str, t
     assert "pool.toml:" in text
 
 
+def test_a_variable_of_an_env_file_that_is_not_set_is_a_warning_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "of the pool")
+    monkeypatch.setenv("KNOWN", "x")
+    (tmp_path / "a.env").write_text("A=${KNOWN}${OWN}${PORT}\n\nB=${GONE}\nC=${SECRET}\n")
+    (tmp_path / "pool.toml").write_text(
+        '[dashboard]\ntoken_env = "SECRET"\n[[server]]\nname = "a"\nbind = "127.0.0.1:1"\n'
+        'command = ["true", "{fd}"]\nenv.OWN = "y"\nenv_file = "a.env"\n'
+    )
+    config = PoolConfig.load(tmp_path / "pool.toml")
+    assert config.check_external() == []
+    of_file = [str(each) for each in config.warnings if "a.env" in str(each)]
+    assert [each.partition("a.env:")[2][:12] for each in of_file] == ["3: GONE is n", "4: SECRET is"]
+    assert "pool.toml:8" in of_file[0]
+
+
 def test_a_journal_that_cannot_be_written_is_a_problem_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "plain.txt").touch()
     path = tmp_path / "plain.txt" / "events.jsonl"

@@ -91,6 +91,7 @@ def test_the_short_forms_are_allowed() -> None:
     assert {"enum": ["no", "on-failure", "always"]} in server["restart"]["anyOf"]
     assert {"type": "string"} in server["depends_on"]["items"]["anyOf"]
     assert {"type": "string"} in server["env_file"]["anyOf"]
+    assert TABLES["EnvFile"]["properties"].keys() == {"path", "expand"}
 
 
 def test_patterns_are_regular_expressions() -> None:

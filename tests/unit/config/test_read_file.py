@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -29,11 +30,12 @@ from poolctl.config.files.read_file import (
     missing_file,
     platform_of,
     read_env_file,
-    read_own_environment,
+    read_env_files,
     read_regular_truncated,
     read_text,
     variables_named_by_env_keys,
 )
+from poolctl.config.model.section import EnvFile
 from poolctl.errors import PoolValidateError, ServerError
 from tests.config_files import SERVER, told
 
@@ -52,13 +54,48 @@ from tests.config_files import SERVER, told
         ("\ufeffA=1\n", {"A": "1"}),
         ("A=1\nA=2\n", {"A": "2"}),
         ("A=a=b\n", {"A": "a=b"}),
-        ("A=${HOME}\n", {"A": "${HOME}"}),
+        ("A='a\\'#b'\n", {"A": "a'#b"}),
         ("", {}),
     ],
 )
 def test_variables_are_read(tmp_path: Path, text: str, variables: dict[str, str]) -> None:
     (tmp_path / "x.env").write_bytes(text.encode())
-    assert read_env_file(str(tmp_path / "x.env"), for_another_user=False) == variables
+    assert read_env_file(str(tmp_path / "x.env"), {}, for_another_user=False) == (variables, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unset"),
+    [
+        ("A=1\nB=x${A}y\n", "x1y", []),
+        ('A=1\nB="x${A}y"\n', "x1y", []),
+        ("A=1\nB='x${A}y'\n", "x${A}y", []),
+        ('A=1\nB="x\\${A}y"\n', "x${A}y", []),
+        ("B=${HERE} ${HERE:-other}\nHERE=file\n", "environment environment", []),
+        ("B=${C:-a b}${C:-}\n", "a b", []),
+        ("A=\nB=${A:-default}\n", "", []),
+        ("# c\n\nB=x${C}y\n", "xy", [(3, "C")]),
+        ("B=$A$$ $(id) ${A-b} ${} ${A\n", "$A$$ $(id) ${A-b} ${} ${A", []),
+    ],
+)
+def test_references_are_replaced_as_python_dotenv_does(
+    tmp_path: Path, text: str, value: str, unset: list[tuple[int, str]]
+) -> None:
+    (tmp_path / "x.env").write_text(text)
+    found = read_env_file(str(tmp_path / "x.env"), {"HERE": "environment"}, for_another_user=False)
+    assert (found[0]["B"], found[1]) == (value, unset)
+
+
+def test_file_that_is_not_expanded_keeps_its_references(tmp_path: Path) -> None:
+    (tmp_path / "x.env").write_text('A=1\nB=${A}\nC="${A}\\n"\n')
+    file = EnvFile(path=str(tmp_path / "x.env"), expand=False)
+    assert read_env_file(file, {}, for_another_user=False) == ({"A": "1", "B": "${A}", "C": "${A}\n"}, [])
+
+
+def test_references_to_references_cannot_fill_the_memory(tmp_path: Path) -> None:
+    doubled = "".join(f"A{number + 1}=${{A{number}}}${{A{number}}}\n" for number in range(100))
+    (tmp_path / "x.env").write_text(f"A0=0123456789\n{doubled}")
+    with pytest.raises(EnvFileError, match=r"x\.env:15: the value is longer than 131072 characters"):
+        read_env_file(str(tmp_path / "x.env"), {}, for_another_user=False)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +113,12 @@ def test_variables_are_read(tmp_path: Path, text: str, variables: dict[str, str]
 def test_invalid_variable_is_reported_with_its_line(tmp_path: Path, text: str, line: int) -> None:
     (tmp_path / "x.env").write_text(text)
     with pytest.raises(EnvFileError, match=f"x.env:{line}: "):
-        read_env_file(str(tmp_path / "x.env"), for_another_user=False)
+        read_env_file(str(tmp_path / "x.env"), {}, for_another_user=False)
 
 
 def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(EnvFileError, match="no such file"):
-        read_env_file(str(tmp_path / "x.env"), for_another_user=False)
+        read_env_file(str(tmp_path / "x.env"), {}, for_another_user=False)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +128,7 @@ def test_hostile_files_end_soon(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.env").write_text(text)
     began = time.process_time()
     try:
-        read_env_file(str(tmp_path / "x.env"), for_another_user=False)
+        read_env_file(str(tmp_path / "x.env"), {}, for_another_user=False)
     except EnvFileError:
         pass
     assert time.process_time() - began < 5
@@ -100,22 +137,20 @@ def test_hostile_files_end_soon(tmp_path: Path, text: str) -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20))
 def test_quoted_value_is_read_back_unchanged(tmp_path_factory: pytest.TempPathFactory, value: str) -> None:
     path = tmp_path_factory.getbasetemp() / "quoted.env"
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    escaped = re.sub(r'([\\"$])', r"\\\1", value)
     path.write_bytes(f'A="{escaped}"\nB=1\n'.encode())
-    assert read_env_file(str(path), for_another_user=False) == {"A": value, "B": "1"}
+    assert read_env_file(str(path), {}, for_another_user=False)[0] == {"A": value, "B": "1"}
 
 
-def test_variables_of_a_server_are_those_of_its_files_in_order_then_its_own(tmp_path: Path) -> None:
+def test_variables_of_a_servers_files_are_read_in_order(tmp_path: Path) -> None:
     first, second = tmp_path / "1.env", tmp_path / "2.env"
     first.write_text("A=1\nB=1\nC=1\n")
-    second.write_text("B=2\nC=2\n")
-    server = ServerConfig(
-        name="web", bind=":1", app="a:b", env_file=[str(first), str(second)], env={"C": "3"}
-    )
-    assert read_own_environment(server) == {"A": "1", "B": "2", "C": "3"}
+    second.write_text("B=2\nC=${A}${B}${D}\n")
+    server = ServerConfig(name="web", bind=":1", app="a:b", env_file=[str(first), {"path": str(second)}])
+    assert read_env_files(server, {"D": "4"}) == {"A": "1", "B": "2", "C": "124"}
     second.write_text("B\n")
     with pytest.raises(ServerError) as caught:
-        read_own_environment(server)
+        read_env_files(server, {})
     assert (caught.value.name, "env_file" in caught.value.hint) == ("web", True)
 
 
@@ -451,7 +486,7 @@ def test_file_is_read_up_to_a_limit_also_for_another_user(tmp_path: Path) -> Non
     (tmp_path / "x.env").write_text("A=1\n")
     for for_another_user in (False, True):
         assert read_regular_truncated(path, 2, for_another_user=for_another_user) == b"A="
-        assert read_env_file(path, for_another_user=for_another_user) == {"A": "1"}
+        assert read_env_file(path, {}, for_another_user=for_another_user)[0] == {"A": "1"}
 
 
 def test_missing_configuration_is_written_by_init(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.address import parse
-from poolctl.errors import PoolValidateError, ServerError
+from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, load_text, told
 
 
@@ -140,7 +140,6 @@ def test_env_file_left_out_is_the_one_next_to_the_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("A=1\nB=2\n")
     first, second = load_text(tmp_path, text.replace('app = "hello:app"', 'app = "a:b"\nenv.B = "3"'))
     assert (first.env_file, second.env_file) == ((f"{tmp_path}/.env",), ())
-    assert first.environment() == {"A": "1", "B": "3"}
     assert first.replace(tags=["x"]).env_file == first.env_file
     (defaults, _) = load_text(tmp_path, "[defaults]\nenv_file = []\n" + text)
     assert defaults.env_file == ()
@@ -259,17 +258,6 @@ def test_repr_names_server_address_and_app() -> None:
     assert (
         repr(ServerConfig(name="a", bind=":1", handler_key="k")) == "<ServerConfig a 0.0.0.0:1 handler_key=k>"
     )
-
-
-def test_own_variables_win_over_those_of_env_files(tmp_path: Path) -> None:
-    (tmp_path / "a.env").write_text("A=1\nB=1\nC=1\n")
-    (tmp_path / "b.env").write_text("B=2\nC=2\n")
-    files = [str(tmp_path / "a.env"), str(tmp_path / "b.env")]
-    server = ServerConfig(name="a", bind=":1", app=app, env_file=files, env={"C": "3"})
-    assert server.environment() == {"A": "1", "B": "2", "C": "3"}
-    gone = ServerConfig(name="a", bind=":1", app=app, env_file=str(tmp_path / "gone"))
-    with pytest.raises(ServerError, match="no such file"):
-        gone.environment()
 
 
 def test_a_program_that_binds_itself_is_known() -> None:
