@@ -10,7 +10,7 @@ new supervisor all reports that the old one has not acknowledged. PLAN is a JSON
 - `control`: the descriptor of its listener
 - `lifeline`: -1, or a pipe whose end of file requests the shutdown of the pool
 - `inherited`: the names of systemd's sockets
-- `begun`: the names of children started before the keeper; BEGUN holds their pids (see spawn.start_detached)
+- `begun`: the names of children started before the keeper; BEGUN holds their pids (see spawn.start_with_companions)
 - `without`: the variables removed from the environment of the other children
 
 Systemd's sockets have the descriptors after `control` and `lifeline`. The links to the `begun` children come last.

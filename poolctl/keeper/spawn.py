@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import stat
+import sys
 
 from ..platform import raise_descriptor_limit
 
@@ -32,7 +33,7 @@ def spawn(
     this process's), without the variables in `without`. With `session` it leads a new session. It inherits no other
     descriptor of this process. Raises OSError if the program cannot be executed.
     """
-    import signal  # imported late: a process that only calls start_detached does not need it
+    import signal  # imported late: a process that only calls start_with_companions does not need it
 
     with contextlib.suppress(OSError):
         copytruncate_if_large(output)
@@ -88,15 +89,34 @@ class CompanionSpec:
         self.without = without
 
 
-def start_detached(
-    argv: list[str], env: dict[str, str], fds: Sequence[int], companions: Sequence[CompanionSpec] = ()
-) -> int:
+_DETACH = """
+import os, sys
+os.closerange(int(sys.argv[1]), os.sysconf("SC_OPEN_MAX"))
+os.chdir("/")
+os.fork() or os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def start_detached(argv: list[str], env: dict[str, str], fds: list[int]) -> None:
     """Run `argv` in a new session, not as a child of this process, with `fds` at 3, 4 … as its only descriptors.
 
-    Returns the new process's pid, or 0 if no process could be created. Without `companions`, its stderr is /dev/null.
+    Its stdout and stderr are /dev/null. Blocks while an interpreter starts, which forks in place of this process: the
+    child of a process with threads may wait forever for a lock that one of them held.
+    """
+    detach = [sys.executable, "-I", "-S", "-c", _DETACH, str(3 + len(fds)), *argv]
+    pid = spawn(detach, env, fds, os.devnull, session=True)
+    with contextlib.suppress(ChildProcessError):  # an application may have its children reaped by the kernel
+        os.waitpid(pid, 0)
 
-    `companions` are programs that the new process starts as its children before it executes `argv`. With companions,
-    the new process raises its limits of open files, writes stderr to the first companion's output file, and adds an
+
+def start_with_companions(
+    argv: list[str], env: dict[str, str], fds: Sequence[int], companions: Sequence[CompanionSpec]
+) -> int:
+    """Run `argv` as `start_detached` does, with programs that the new process starts as its children before.
+
+    Returns the new process's pid, or 0 if no process could be created. This process must have no threads.
+
+    The new process raises its limits of open files, writes stderr to the first companion's output file, and adds an
     argument to `argv`, a JSON object: `pids` are the pids of the companions, 0 for one that could not be started;
     `open_files` are the soft and hard limits before they were raised.
     """
@@ -110,17 +130,15 @@ def start_detached(
             else:
                 _renumber_and_close_others([*fds, *(fd for each in companions for fd in each.fds)])
                 os.chdir("/")
-                if companions:
-                    limits = raise_descriptor_limit()
-                    numbers = itertools.count(3 + len(fds))
-                    pids = [_try_start(each, [next(numbers) for _ in each.fds], env) for each in companions]
-                    argv = [*argv, json.dumps({"pids": pids, "open_files": limits})]
+                limits = raise_descriptor_limit()
+                numbers = itertools.count(3 + len(fds))
+                pids = [_try_start(each, [next(numbers) for _ in each.fds], env) for each in companions]
+                argv = [*argv, json.dumps({"pids": pids, "open_files": limits})]
                 for fd in range(3, 3 + len(fds)):
                     os.set_inheritable(fd, True)
                 with contextlib.suppress(OSError):
-                    if companions:
-                        # Needed until the program runs: an interpreter that cannot start writes the reason there.
-                        os.dup2(_open_log(companions[0].output, os.O_WRONLY), 2)
+                    # Needed until the program runs: an interpreter that cannot start writes the reason there.
+                    os.dup2(_open_log(companions[0].output, os.O_WRONLY), 2)
                 try:
                     os.execve(argv[0], argv, env)
                 except OSError as error:

@@ -22,7 +22,7 @@ from poolctl.control.client import clear_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
 from poolctl.keeper import fd_store, pool_files, wire
-from poolctl.keeper.spawn import CompanionSpec, start_detached
+from poolctl.keeper.spawn import CompanionSpec, start_with_companions
 from poolctl.platform import proc_problem
 from poolctl.runners.runner_registry import VARIABLE, UnknownRunner, companions
 
@@ -137,7 +137,7 @@ def _start_keeper(
         }
         keeper = bootstrap.command(sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True)
         supervisor.argv = [*supervisor.argv, READS]  # its successors adopt the configuration that it has read
-        keeper_pid = start_detached(keeper, _for_the_keeper(env), fds, [*programs.values()])
+        keeper_pid = start_with_companions(keeper, _for_the_keeper(env), fds, [*programs.values()])
         if_failed.pop_all()
         return LaunchedKeeper(keeper_pid, write)
 

@@ -30,7 +30,7 @@ def _perform(deed: str) -> None:
 
 
 def _install_and_list_changed_files() -> None:
-    send, replace, fork = socket.socket.sendmsg, os.replace, os.fork
+    send, replace, spawn = socket.socket.sendmsg, os.replace, os.posix_spawn
     left: list[int] = []
     keeper = os.getppid()
 
@@ -63,7 +63,7 @@ def _install_and_list_changed_files() -> None:
         replace(*args, **options)
         count()
 
-    def late_fork() -> int:
+    def late_spawn(*args, **options):  # type: ignore[no-untyped-def]
         stopped = False
         with contextlib.suppress(FileNotFoundError), open(_FILE) as file:
             stopped = file.read() == "orphan"
@@ -73,9 +73,9 @@ def _install_and_list_changed_files() -> None:
                 time.sleep(0.001)
             os.unlink(_FILE)
             os.kill(os.getpid(), signal.SIGSTOP)
-        return fork()
+        return spawn(*args, **options)
 
-    socket.socket.sendmsg, os.replace, os.fork = counted_send, counted_replace, late_fork
+    socket.socket.sendmsg, os.replace, os.posix_spawn = counted_send, counted_replace, late_spawn
 
 
 if _FILE and "supervisor" in sys.orig_argv:

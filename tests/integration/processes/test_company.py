@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from poolctl.keeper import wire
-from poolctl.keeper.spawn import CompanionSpec, start_detached
+from poolctl.keeper.spawn import CompanionSpec, start_with_companions
 from tests.deadline import wait_until
 
 # Writes into its first argument who its parent is, what it holds and may hold, and its other arguments; stays until
@@ -44,7 +44,7 @@ def company(directory: Path, *companions: list[str]) -> tuple[dict[str, Any], di
             CompanionSpec(argv, output, session=True, fds=[theirs.fileno()])
             for argv, (_, theirs) in zip(companions, links, strict=True)
         ]
-        start_detached(say(program), dict(os.environ), fds, accompanied)
+        start_with_companions(say(program), dict(os.environ), fds, accompanied)
         wait_until(lambda: program.exists() and last.exists())
     finally:
         for fd in (read, write):

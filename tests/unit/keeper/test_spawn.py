@@ -6,13 +6,21 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from poolctl.keeper.spawn import MAX_SIZE_BYTES, CompanionSpec, copytruncate_if_large, spawn, start_detached
+from poolctl.keeper.spawn import (
+    MAX_SIZE_BYTES,
+    CompanionSpec,
+    copytruncate_if_large,
+    spawn,
+    start_detached,
+    start_with_companions,
+)
 from tests.deadline import wait_until
 from tests.descriptors import open_descriptors
 
@@ -174,6 +182,30 @@ def test_program_starts_with_every_signal_at_its_default(child: Callable[..., di
     assert (found["ignored"], found["blocked"]) == ([int(signal.SIGPIPE)], [])
 
 
+def test_detached_program_is_no_child_and_may_be_started_beside_threads(tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    saved = os.open(result, os.O_RDWR | os.O_CREAT)
+    leaked = os.dup(saved)
+    os.set_inheritable(leaked, True)
+    code = f"import os; os.dup2(3, 1)\n{FOUND}"
+    over = threading.Event()
+    beside = threading.Thread(target=over.wait)
+    beside.start()
+    try:
+        start_detached([sys.executable, "-c", code, "argument"], {"KEPT": "1"}, [saved])
+    finally:
+        over.set()
+        beside.join()
+        os.close(saved)
+        os.close(leaked)
+    found = json.loads(wait_until(lambda: result.read_text().endswith("\n") and result.read_text()))
+    with pytest.raises(ChildProcessError):
+        os.waitpid(found["pid"], 0)
+    assert (found["directory"], found["fds"], found["arguments"]) == ("/", [3], ["argument"])
+    assert found["environment"]["KEPT"] == "1"
+    assert found["session"] not in (os.getsid(0), found["pid"])
+
+
 def test_program_in_the_background_is_no_child_and_knows_its_companions(tmp_path: Path) -> None:
     result, output = tmp_path / "result", tmp_path / "companion.log"
     given = file_with(b"given")
@@ -185,7 +217,9 @@ def test_program_in_the_background_is_no_child_and_knows_its_companions(tmp_path
     ]
     code = f"import os; os.dup2(4, 1)\n{FOUND}"
     try:
-        pid = start_detached([sys.executable, "-c", code], dict(os.environ), [given, saved], companions)
+        pid = start_with_companions(
+            [sys.executable, "-c", code], dict(os.environ), [given, saved], companions
+        )
     finally:
         os.close(given)
         os.close(saved)

@@ -82,7 +82,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 @pytest.fixture
 def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
     found = Keeper()
-    monkeypatch.setattr(launching, "start_detached", found)
+    monkeypatch.setattr(launching, "start_with_companions", found)
     return found
 
 
