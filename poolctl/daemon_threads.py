@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-NAME = "poolctl-aside"
+NAME = "poolctl-calls"
 # The limits count a thread as a process, so only a few. More calls at once wait for a free thread.
 THREADS = 6
 
@@ -90,4 +90,4 @@ def run_in_daemon_thread(work: Callable[[], object]) -> None:
     if _pool is not None:
         _pool.submit(work)
     else:
-        threading.Thread(target=work, name=NAME, daemon=True).start()
+        threading.Thread(target=work, name="poolctl-aside", daemon=True).start()

@@ -40,7 +40,14 @@ import time
 from collections import deque
 
 from ..clock import HungProcessDetector
-from ..platform import become_subreaper, name_process, process_start, raise_descriptor_limit, read_file
+from ..platform import (
+    become_subreaper,
+    memory_file,
+    name_process,
+    process_start,
+    raise_descriptor_limit,
+    read_file,
+)
 from . import fd_store, pool_files, wire
 from .reap import KILLED_SECONDS, Reaper, is_child, signal_process, wait_or_kill_children
 from .spawn import log_failure, spawn
@@ -272,17 +279,19 @@ class SupervisorProcess:
     def start(self, now: float) -> socket.socket | None:
         """Start the supervisor; return the keeper's end of the link. On failure, schedule a retry and return None."""
         self._started, self._adopted = now, False
-        ours, theirs = wire.pair()
-        with theirs:
+        with contextlib.ExitStack() as if_failed:
             try:
-                os.makedirs(os.path.dirname(self._log), mode=0o700, exist_ok=True)
-                command = [*self.command, fd_store.CALM] if self.calm else self.command
-                self.pid = spawn(command, None, [theirs.fileno()], self._log, session=False)
+                ours, theirs = wire.pair()
+                if_failed.enter_context(ours)
+                with theirs:
+                    os.makedirs(os.path.dirname(self._log), mode=0o700, exist_ok=True)
+                    command = [*self.command, fd_store.CALM] if self.calm else self.command
+                    self.pid = spawn(command, None, [theirs.fileno()], self._log, session=False)
             except OSError as error:
-                ours.close()
                 log_failure(self._log, self.command, error)
                 self.schedule_restart(now)
                 return None
+            if_failed.pop_all()
         self.due = None
         return ours
 
@@ -436,7 +445,7 @@ def try_execute_next_keeper(
     """Replace this process by the next version of the keeper: `argv`, with one more argument for the state.
 
     `supervisor` is the argument vector of the supervisor that it starts. Returns only if the program cannot be
-    executed; this keeper then continues with its state unchanged.
+    executed, or the state not be written; this keeper then continues with its state unchanged.
     """
     # The next supervisor creates new ones.
     store.clear(*fd_store.OF_THE_VERSION)
@@ -448,9 +457,11 @@ def try_execute_next_keeper(
         "left_groups": reaper.left_groups.leaders,
         "open_files": open_files,
     }
-    file = os.memfd_create("poolctl-keeper", 0)
-    os.write(file, json.dumps(state).encode())
-    kept = [fd for _, _, fds in rows for fd in fds]
+    try:
+        file = memory_file("poolctl-keeper", json.dumps(state).encode())
+    except OSError:
+        return
+    kept = [file, *(fd for _, _, fds in rows for fd in fds)]
     # Signals that arrive now stay pending for the next program.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
@@ -681,7 +692,7 @@ class Keeper:
         except BlockingIOError:
             return False
         except wire.WireError as error:
-            channel.send({"error": str(error)})
+            channel.send(({} if error.number is None else {"id": error.number}) | {"error": str(error)})
             return True
         except OSError:
             received = None

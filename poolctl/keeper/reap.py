@@ -118,8 +118,8 @@ class Reaper:
     def signal(self, pid: int, number: int, *, group: bool, start: int | None = None) -> bool:
         """Send a signal to a child that has not been reaped or to a watched process; with `group`, to its group.
 
-        Returns False, and sends nothing, if the pid is neither, or its start time is not `start`. Only the parent, or
-        the holder of a pidfd, can be sure that another process has not reused the pid.
+        Returns False, and sends nothing, if the pid is neither, its start time is not `start`, or it has become another
+        user's. Only the parent, or the holder of a pidfd, can be sure that another process has not reused the pid.
         """
         if pid <= 1 or (start is not None and process_start(pid) not in (start, None)):
             return False
@@ -130,8 +130,11 @@ class Reaper:
         if not is_child(pid):
             return self.watcher.signal(pid, number, group=group)
         # A new child leads no group until it has called setsid(): until then only the process is signalled.
-        if not (group and _try_signal_group(pid, number)):
-            os.kill(pid, number)
+        try:
+            if not (group and _try_signal_group(pid, number)):
+                os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
         return True
 
     def kill_all(self, limit_seconds: float) -> None:
@@ -276,8 +279,9 @@ class Watcher:
         return exited
 
     def signal(self, pid: int, number: int, *, group: bool) -> bool:
-        """Send a signal to a watched process and, with `group`, to its group; False if it has exited or is unknown.
+        """Send a signal to a watched process and, with `group`, to its group.
 
+        Returns False if it has exited, is unknown, or has become another user's.
         Uses the process's existing pidfd, so that a keeper without a free descriptor can still stop it.
         """
         if pid not in self._pidfds:
@@ -286,7 +290,7 @@ class Watcher:
             signal.pidfd_send_signal(self._pidfds[pid], 0)
             if not (group and _try_signal_group(pid, number)):
                 signal.pidfd_send_signal(self._pidfds[pid], number)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):
             return False
         return True
 
@@ -335,8 +339,9 @@ def _try_signal_group(pid: int, number: int) -> bool:
 
 
 def signal_process(pid: int, start: int, number: int, *, group: bool = False) -> bool:
-    """Send a signal to the process with this start time and, with `group`, its group; False if it has exited.
+    """Send a signal to the process with this start time and, with `group`, its group.
 
+    Returns False if it has exited, or has become another user's.
     Sent by pidfd where available (not in every sandbox), so that a process that has reused the pid is never signalled.
     """
     process = -1
@@ -354,7 +359,7 @@ def signal_process(pid: int, start: int, number: int, *, group: bool = False) ->
             os.kill(pid, number)
         else:
             signal.pidfd_send_signal(process, number)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     finally:
         if process >= 0:
@@ -396,7 +401,7 @@ def await_group_end(leader: int, timeout_seconds: float) -> bool:
 def wait_or_kill_children(patience_seconds: float) -> None:
     """Kill and reap all children and their process groups, after giving them `patience_seconds` to exit.
 
-    A process that cannot be killed, such as one blocked in the kernel on a file system, is left behind.
+    A process that cannot be killed is left behind: the kernel blocks it on a file system, or it is another user's.
     """
     patient_until = time.monotonic() + patience_seconds
     until = patient_until + KILLED_SECONDS
@@ -406,7 +411,7 @@ def wait_or_kill_children(patience_seconds: float) -> None:
             if now >= patient_until:
                 for child in children():
                     for kill in (os.killpg, os.kill):
-                        with contextlib.suppress(ProcessLookupError):
+                        with contextlib.suppress(ProcessLookupError, PermissionError):
                             kill(child, signal.SIGKILL)
             signal.sigtimedwait({signal.SIGCHLD}, (patient_until if now < patient_until else until) - now)
     finally:

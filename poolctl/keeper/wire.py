@@ -40,7 +40,14 @@ Message = dict[str, "Any"]
 
 
 class WireError(Exception):
-    """The message cannot be sent, or the received data is not a valid message."""
+    """The message cannot be sent, or the received data is not a valid message.
+
+    `number` is the `id` of a received message whose descriptors were lost, if it has one.
+    """
+
+    def __init__(self, text: str, number: object = None) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -127,7 +134,8 @@ def receive(
     fds = [fd for data in ancillary for fd in _descriptors(*data)]
     try:
         if flags & _CTRUNC or len(fds) > most_descriptors:
-            raise WireError("a message with more descriptors than are expected")
+            number = _decode(payload).get("id")
+            raise WireError("a message with more descriptors than are expected", number)
         if flags & _TRUNC:
             raise WireError(f"a message of more than {packet_bytes} bytes")
         if payload == _IN_FILE and fds and most_bytes > MAX_PACKET_BYTES:

@@ -310,8 +310,8 @@ class ProgramProber:
             on_result(f"{self._argv[0]}: was killed, and has not ended")
             return
         self._on_result = on_result
-        self._output = bounded_file("poolctl", _MAX_OUTPUT_BYTES)
         try:
+            self._output = bounded_file("poolctl", _MAX_OUTPUT_BYTES)
             self._process = self._spawn()
             self._watched = os.pidfd_open(self._process.pid)
         except (OSError, ServerError) as error:
@@ -339,7 +339,7 @@ class ProgramProber:
         """Stop waiting, and kill the program's process group."""
         self._on_result = None
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it may have become root
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def queued(self) -> bool:
@@ -359,7 +359,8 @@ class ProgramProber:
         if self._watched >= 0:
             asyncio.get_running_loop().remove_reader(self._watched)
             os.close(self._watched)
-        os.close(self._output)
+        if self._output >= 0:
+            os.close(self._output)
         self._process, self._watched, self._output = None, -1, -1
         on_result, self._on_result = self._on_result, None
         if on_result is not None:

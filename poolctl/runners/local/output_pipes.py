@@ -92,10 +92,12 @@ class OutputPipes(LinkHandler, LogReopenCapability):
             self._link = Link(wire.socket_from_fd(kept[0]), self)
         else:
             note = await self._open_write_ahead_note()
-            self._link = Link(await self._spawn(), self)
-            self._link.send({"t": "underway"}, note)
-            for fd in note:
-                os.close(fd)
+            try:
+                self._link = Link(await self._spawn(), self)
+                self._link.send({"t": "underway"}, note)
+            finally:
+                for fd in note:
+                    os.close(fd)
         self._watched = ProcessWatchdog(
             self._link, reply.get("meta") or {}, "the logger", self._store_identity
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -44,7 +45,7 @@ from poolctl.platform import process_start
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.examples import examples
-from tests.processes import is_alive, stat
+from tests.processes import descriptors, is_alive, stat
 
 NAMES = sampled_from(["control", "wanted", "listener:a", "listener:b", "worker:é.1.0"])
 
@@ -251,6 +252,25 @@ def test_supervisor_that_cannot_be_executed_is_tried_again_and_named_in_the_log(
     assert (process.pid, process.due, process.given_up) == (0, 6.1, False)
     assert (gone / "supervisor.log").read_text().count("/nowhere/supervisor") == 2
     assert gone.stat().st_mode & 0o777 == 0o700, "its directory was made again for its owner alone"
+
+
+@contextlib.contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    """This process can open nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_supervisor_for_which_no_descriptor_is_free_is_tried_again(tmp_path: Path) -> None:
+    process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
+    with no_free_descriptor():
+        assert process.start(5.0) is None
+        assert process.start(6.0) is None
+    assert (process.pid, process.due) == (0, 6.1)
 
 
 def test_supervisor_is_pinged_and_killed_if_it_does_not_answer(tmp_path: Path) -> None:
@@ -471,6 +491,17 @@ def test_keeper_that_cannot_execute_its_next_version_is_unchanged_but_for_its_zy
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
 
 
+def test_keeper_without_a_free_descriptor_stays_instead_of_executing_its_next_version() -> None:
+    store, reaper = Store(), Reaper()
+    fd = os.open(os.devnull, os.O_RDONLY)
+    store.put("listener:web", 1, [fd])
+    with no_free_descriptor():
+        try_execute_next_keeper([sys.executable], [], store, reaper, (1, 2))
+    assert store.rows() == [("listener:web", 1, [fd])]
+    store.clear()
+    reaper.watcher.close()
+
+
 def planned(count: int) -> list[int]:
     """So many descriptors in a row, as a keeper gets them, which a started program would inherit."""
     first = 200
@@ -683,6 +714,18 @@ def test_data_that_is_no_message_is_answered_with_the_reason(keeper: Asked) -> N
     keeper.sock.send(b"no message")
     assert keeper.receive() == ({"error": "a message that is not JSON"}, [])
     assert keeper.ask("ping") == ({"id": 7}, [])
+
+
+def test_request_whose_descriptors_find_no_room_is_answered_with_its_number(keeper: Asked) -> None:
+    keeper.ask("ping")  # it has opened what it needs
+    used = descriptors(keeper.process.pid)
+    lowest_free = min(set(range(len(used) + 1)) - used.keys())
+    before = resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    reply, _ = keeper.ask("spawn", [0], argv=["/bin/true"], output=os.devnull, session=True)
+    assert reply["error"] == "a message with more descriptors than are expected"
+    resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, before)
+    assert keeper.spawn("/bin/true", fds=[0])
 
 
 def test_keeper_that_fails_has_its_traceback_in_the_log(tmp_path: Path) -> None:

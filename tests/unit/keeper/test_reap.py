@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -375,6 +376,32 @@ def test_watched_process_is_signalled_without_a_free_descriptor(pid: int) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert ended(watcher) == [pid]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_process_that_has_become_another_users_gets_no_signal_and_is_left_behind(tmp_path: Path) -> None:
+    """As a child that executes a program with the set-user-ID bit does, before root takes it over (sudo, su)."""
+    noted = tmp_path / "pid"
+    try:
+        in_a_process_of_its_own(f"""
+import subprocess
+from pathlib import Path
+from poolctl.keeper import reap
+pid = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid
+Path({str(noted)!r}).write_text(str(pid))
+os.setresuid(54321, 54321, 54321)
+start = process_start(pid)
+assert not reaper.signal(pid, signal.SIGTERM, group=False)
+assert not reaper.signal(pid, signal.SIGKILL, group=True)
+assert not reap.signal_process(pid, start, signal.SIGKILL, group=True)
+assert reaper.watcher.watch(pid, start)
+reaper.watcher.kill_all(0.01)
+reap.KILLED_SECONDS = 0.01
+reap.wait_or_kill_children(0.0)
+assert process_start(pid) == start
+""")
+    finally:
+        os.kill(int(noted.read_text()), signal.SIGKILL)
 
 
 def test_process_that_is_not_watched_gets_no_signal(pid: int) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import grp
 import os
 import pwd
+import resource
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterator
@@ -582,6 +583,22 @@ def test_program_knows_the_server_and_its_last_line_is_reported() -> None:
         missing = Probed(exec=["/no/such/program"])
         missing.prober.start(missing.results.append)
         assert await missing.verdict() == "/no/such/program: No such file or directory"
+
+    run(scenario)
+
+
+def test_program_for_which_no_descriptor_is_free_is_a_problem() -> None:
+    async def scenario() -> None:
+        probed = Probed(exec=["true"])
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            probed.prober.start(probed.results.append)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert await probed.verdict() == "true: Too many open files"
+        probed.prober.start(probed.results.append)
+        assert await probed.verdict() == ""
 
     run(scenario)
 

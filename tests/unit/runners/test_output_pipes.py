@@ -37,6 +37,7 @@ class Keeper:
         self.entries: dict[str, list[int]] = {}
         self.loggers: list[socket.socket] = []  # the loggers' ends of their links
         self.refusals = 0
+        self.refused = ""  # the operation of the calls that are refused, "" for each
 
     def send(self, message: wire.Message, fds: Sequence[Any] = ()) -> None:
         self.orders.append(message)
@@ -47,7 +48,7 @@ class Keeper:
             self._drop_or_abort(message["name"])
 
     async def call(self, message: wire.Message, fds: Sequence[Any] = ()) -> tuple[wire.Message, list[int]]:
-        if self.refusals:
+        if self.refusals and message["op"].startswith(self.refused):
             self.refusals -= 1
             raise LinkLost
         if message["op"] == "get":
@@ -296,11 +297,12 @@ def test_next_logger_gets_every_pipe_and_reopens_the_files(tmp_path: Path) -> No
     run(work())
 
 
-def test_logger_that_cannot_be_started_is_started_every_200_ms(tmp_path: Path) -> None:
+@pytest.mark.parametrize("operation", ["", "spawn"])
+def test_logger_that_cannot_be_started_is_started_every_200_ms(tmp_path: Path, operation: str) -> None:
     async def work() -> None:
         stage = Stage(tmp_path)
         await stage.output.start()
-        stage.keeper.refusals = 3
+        stage.keeper.refusals, stage.keeper.refused = 3, operation
         stage.logger.close()
         while len(stage.keeper.spawned) < 2:
             await asyncio.sleep(0.01)
