@@ -33,7 +33,11 @@ def main() -> None:
     raise_descriptor_limit()
     gc.collect()
     gc.freeze()
-    if not _serve_fork_requests():
+    try:
+        is_gateway = _serve_fork_requests()
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the supervisor has exited
+    if not is_gateway:
         return
     name_process("poolctl-gateway")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -67,6 +71,7 @@ def _serve_fork_requests() -> bool:
 
 def _fork_and_is_child(link: socket.socket, message: wire.Message) -> bool:
     """Fork twice, so that the keeper adopts the gateway process; returns True in the gateway, False in the zygote."""
+    between = -1
     try:
         between = os.fork()
         if between:
@@ -75,6 +80,8 @@ def _fork_and_is_child(link: socket.socket, message: wire.Message) -> bool:
         pid = os.fork()
     except OSError as error:
         wire.send(link, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
+        if between == 0:
+            os._exit(1)
         return False
     if pid:
         wire.send(link, {"id": message["id"], "pid": pid}, wait=True)
