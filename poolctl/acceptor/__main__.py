@@ -37,8 +37,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     raise_descriptor_limit()
-    with contextlib.suppress(OSError):
-        serve(wire.socket_from_fd(REQUESTS_FD))
+    with contextlib.suppress(OSError), wire.socket_from_fd(REQUESTS_FD) as requests:
+        serve(requests)
 
 
 def serve(requests: socket.socket) -> None:

@@ -68,7 +68,7 @@ def main() -> None:
     # Imports the validation and builds its models before the first request arrives.
     reader.added(Surroundings(), {}, "/", {})
     try:
-        with link.makefile("rb") as requests:
+        with link, link.makefile("rb") as requests:
             while len(size := requests.read(_LENGTH_BYTES)) == _LENGTH_BYTES:
                 request = requests.read(int.from_bytes(size, "big"))
                 try:

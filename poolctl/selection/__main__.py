@@ -35,7 +35,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     connection = socket.socket(fileno=0)
     try:
-        with connection.makefile("rb") as questions:
+        with connection, connection.makefile("rb") as questions:
             for question in questions:
                 connection.sendall(json.dumps(find_positions(*json.loads(question))).encode() + b"\n")
     except OSError:

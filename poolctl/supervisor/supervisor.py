@@ -143,6 +143,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 await keeper.call({"op": "end"})
+        keeper.close()
         return 0
 
     def _make_parts(self, hello: wire.Message) -> None:

@@ -54,7 +54,7 @@ def run_base_zygote() -> None:
     imports.import_libraries_and_set_up()
     imports.hide_poolctl_from_applications()
     # The supervisor may have exited before this zygote is up.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    with requests, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         wire.send(requests, {"event": "up"}, wait=True)
         serve_forks(requests, {"worker": become_worker, "app": become_app_zygote})
 

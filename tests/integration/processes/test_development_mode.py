@@ -1,0 +1,27 @@
+"""Python's development mode, which reports what a process leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.real_pool import RealPool
+
+
+@pytest.mark.capability
+def test_no_process_of_the_pool_leaves_a_descriptor_open(
+    real_pool: RealPool, until: Callable[..., Any]
+) -> None:
+    real_pool.env["PYTHONDEVMODE"] = "1"
+    real_pool.write_hello("web")
+    real_pool.ok("start")
+    real_pool.ok("restart")
+    real_pool.ok("reload")
+    real_pool.ok("stop")
+    until(lambda: not real_pool.processes())
+    (directory,) = {path.parent for path in real_pool.runtime.glob("*/*.log")}
+    warnings = {path.name: path.read_text(errors="replace") for path in directory.glob("*.log")}
+    assert "supervisor.log" in warnings
+    assert [name for name, text in warnings.items() if "ResourceWarning" in text] == []
