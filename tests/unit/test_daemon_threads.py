@@ -6,27 +6,11 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from poolctl.daemon_threads import NAME, THREADS, DaemonThreads
-
-# Larger than the address space: no thread with such a stack can be created.
-_IMPOSSIBLE_STACK_BYTES = 1 << 48
-
-
-@contextmanager
-def no_more_threads() -> Iterator[None]:
-    """This process can create no thread."""
-    before = threading.stack_size(_IMPOSSIBLE_STACK_BYTES)
-    try:
-        with pytest.raises(RuntimeError):
-            threading.Thread(target=int).start()
-        yield
-    finally:
-        threading.stack_size(before)
+from tests.threads import no_more_threads
 
 
 def of_thread() -> tuple[str, bool]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,8 @@ from ._problem_tracker import NEWS, RESOLVED, TEST, Message, NotificationContext
 
 if TYPE_CHECKING:
     from .table import Notify
+
+logger = logging.getLogger("poolctl.supervisor")
 
 _MAX_READ_BYTES = 64 * 1024
 _MAX_OUTPUT_BYTES = 16 * 1024 * 1024
@@ -72,6 +75,12 @@ class NotificationSender:
                     await self._post(message)
         except TimeoutError:
             raise SendFailed(f"no answer within {self._notify.timeout:g} s") from None
+        except SendFailed:
+            raise
+        except Exception as error:
+            # For example a thread that the machine refuses. The messages that wait must still be sent.
+            logger.exception("%s: not expected", self._notify.label)
+            raise SendFailed(_reason(error)) from error
 
     async def _post(self, message: Message) -> None:
         notify = self._notify

@@ -137,7 +137,9 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
                 await self._apply_table(self._table)
                 pause = _RENEWAL_SECONDS if self._certificate is not None else None
                 self.problem = ""
-            except (ServerError, OSError) as error:
+            except Exception as error:
+                if not isinstance(error, (ServerError, OSError)):
+                    logger.exception("%s: not expected", self._what)
                 pause = _RETRY_SECONDS
                 message = f"{self._what} cannot be served: {getattr(error, 'message', error)}"
                 if message != self.problem:

@@ -17,6 +17,7 @@ from poolctl.features.gateway.process.proxy.request_head import read_request
 from poolctl.logs.log_line import parse_line
 from poolctl.worker.serving.request_records import LoggedRequest
 from tests.features.gateway.proxy_stage import DEADLINE, Stage, ok, play
+from tests.threads import no_more_threads
 
 GET = b"GET /a?b=1 HTTP/1.1\r\nHost: a\r\n\r\n"
 LINE = re.compile(r'INFO:     (\S+) - "([^"]+)" (\d+) ([^\d]*)\d+\.\dms (\S+)')
@@ -45,6 +46,32 @@ async def lines_of(path: Path, count: int) -> list[str]:
 
     found: list[str] = await eventually(read)
     return found
+
+
+def test_lines_are_written_although_the_machine_refuses_further_threads(tmp_path: Path) -> None:
+    async def work() -> None:
+        log = GatewayAccessLog(str(tmp_path / "log"))
+        with no_more_threads():
+            log.add_or_drop("one")
+            assert await lines_of(tmp_path / "log", 1) == ["one"]
+        log.close()
+
+    asyncio.run(work())
+
+
+def test_lines_wait_for_a_thread_that_the_machine_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        refused = asyncio.Event()
+        asyncio.get_running_loop().set_exception_handler(lambda *_: refused.set())
+        with no_more_threads():
+            log = GatewayAccessLog(str(tmp_path / "log"))
+            log.add_or_drop("one")
+            await refused.wait()
+        log.add_or_drop("two")
+        assert await lines_of(tmp_path / "log", 2) == ["one", "two"]
+        log.close()
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])

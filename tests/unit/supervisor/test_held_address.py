@@ -248,6 +248,12 @@ def test_wrong_settings_are_a_problem_and_the_server_stays_as_it_was(free_port: 
         await greetings.served(f"127.0.0.1:{port}")
         assert greetings.problem == "greet cannot be served: no space"
         assert await greeted(port) == "hello"
+        greetings.wrong = RuntimeError("can't start new thread")
+        await greetings.served(f"127.0.0.1:{port}")
+        assert greetings.problem == "greet cannot be served: can't start new thread"
+        greetings.wrong = None
+        await greetings.served(f"127.0.0.1:{port}")
+        assert greetings.problem == ""
         await greetings.over()
 
     run(work())

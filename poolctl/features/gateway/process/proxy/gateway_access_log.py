@@ -7,6 +7,7 @@ bytes is buffered; further lines are dropped and counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import time
@@ -35,6 +36,8 @@ class GatewayAccessLog:
         self._file = LogFile(path, max_size_bytes=_MAX_SIZE_BYTES, keep=_KEEP)
         self._loop = asyncio.get_running_loop()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="access-log")
+        with contextlib.suppress(RuntimeError):
+            self._writer.submit(int)  # creates its thread, which the machine may refuse later
         self._lines: list[bytes] = []
         self.waiting_bytes = 0  # bytes of these lines, and of the lines that are being written
         self._left_out = 0
@@ -64,8 +67,9 @@ class GatewayAccessLog:
         self._writer.shutdown(wait=False)
 
     def _start_write(self) -> None:
-        self._timer, self._writing = None, True
+        self._timer = None
         done = self._loop.run_in_executor(self._writer, self._append_counting_lost, self._take())
+        self._writing = True
         done.add_done_callback(self._finish_write)
 
     def _take(self) -> bytes:
