@@ -13,7 +13,7 @@ import struct
 import sys
 import termios
 import time
-from signal import SIGCONT
+from signal import SIGCONT, SIGKILL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ _PEER_CREDENTIALS = struct.Struct("3i")
 def become_subreaper() -> None:
     """Make this process the parent of orphaned descendants (prctl(2), PR_SET_CHILD_SUBREAPER). Raises OSError."""
     checked(c_library().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends (prctl(2), PR_SET_PDEATHSIG). Never fails."""
+    c_library().prctl(_PR_SET_PDEATHSIG, int(SIGKILL), 0, 0, 0)
 
 
 def continue_when_parent_ends() -> None:
@@ -295,6 +300,11 @@ def group_members(group: int) -> Iterator[int]:
 def _stat_fields(pid: int) -> list[bytes]:
     # The name, in brackets, may contain any character.
     return _read_quietly(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
+def process_environment(pid: int) -> list[str]:
+    """The environment that a process was executed with, as NAME=VALUE (proc(5), environ); empty if unknown."""
+    return os.fsdecode(_read_quietly(f"/proc/{pid}/environ")).split("\0")
 
 
 def process_users(pid: int) -> set[int] | None:

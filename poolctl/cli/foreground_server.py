@@ -97,7 +97,7 @@ class ForegroundServer:
         return cls(server, spec, listeners, contents)
 
     def become(self, part: str, *role: str, more: Iterable[socket.socket] = ()) -> NoReturn:
-        """Replace this process (exec) with the server's command or, for an application, with poolctl's package `part`.
+        """Replace this process (exec) with poolctl's package `part` or, for a command, with a small parent of it.
 
         The application's Python interpreter runs the package. Descriptor SPEC_FD is the worker specification. The next
         descriptors are the listeners, the TLS files and the sockets `more`, in this order. The package's arguments are
@@ -117,11 +117,22 @@ class ForegroundServer:
             raise Failure(Outcome.failed(FAILED, f"{self.config.name}: {error}")) from None
 
     def _become_command(self) -> NoReturn:
-        self.spec["argv"] = argument_vector(self.config)
+        config, fds = self.config, [listener.fileno() for listener in self.listeners]
+        self.spec["argv"] = argument_vector(config)
         for listener in self.listeners:
             listener.setblocking(True)  # as expected by programs (sd_listen_fds(3))
-        _move_descriptors([listener.fileno() for listener in self.listeners], _FIRST_INHERITED_FD)
-        become_program(self.spec, len(self.listeners))
+        if config.stop_group == "leader":
+            _move_descriptors(fds, _FIRST_INHERITED_FD)
+            become_program(self.spec, len(fds))
+        self.spec.update(
+            stop_group=config.stop_group,
+            stop_signal=int(config.stop_signal_number),
+            stop_seconds=config.stop_timeout,
+            ends_with_parent=True,
+        )
+        _move_descriptors([spec_file(self.spec), *fds], SPEC_FD)
+        argv = bootstrap.command(sys.executable, "worker", "command", str(len(fds)), isolated=True)
+        os.execve(argv[0], argv, dict(os.environ))
 
     def _become_part(self, part: str, role: Iterable[str], fds: list[int]) -> NoReturn:
         python = self.spec["python"]

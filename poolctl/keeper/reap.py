@@ -427,7 +427,13 @@ def _reap_and_check_left() -> bool:
 
 
 def children(pid: int | None = None) -> list[int]:
-    """The pids of the children of the first thread of process `pid` (default: this process)."""
+    """The pids of the children of the first thread of process `pid` (default: this process).
+
+    Empty if the kernel does not list them (proc(5), children).
+    """
     pid = pid or os.getpid()
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []

@@ -2,8 +2,10 @@
 
 `worker zygote`: fork workers on request. `worker serve N`: run one worker, with N descriptors after the control socket.
 `worker app`: import an application and fork its workers on request. `worker debug N`: serve in the terminal, with N
-descriptors after the specification. `worker as UID GID COMMAND…`: switch to the user UID and execute COMMAND, which
-starts the application's interpreter. `worker as` runs in poolctl's interpreter, all others in the application's one.
+descriptors after the specification. `worker command N`: run the server's command as a child, with N listeners after the
+specification. `worker as UID GID COMMAND…`: switch to the user UID and execute COMMAND, which
+starts the application's interpreter. `worker as` and `worker command` run in poolctl's interpreter, all others in the
+application's one.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ REQUESTS_FD = 3
 
 
 def main() -> None:
-    """Run what the first command-line argument selects: `zygote`, `app`, `as`, `debug` or `serve`."""
+    """Run what the first command-line argument selects: `zygote`, `app`, `as`, `command`, `debug` or `serve`."""
     role = sys.argv.pop(1)
     # Imports create no garbage, and collection would take a tenth of the time; `preload` enables it at its end.
     gc.disable()
@@ -39,6 +41,10 @@ def main() -> None:
         uid, gid, *argv = sys.argv[1:]
         switch_to_user(int(uid), int(gid))
         os.execv(argv[0], argv)
+    elif role == "command":
+        from .command_process import run_command_in_child
+
+        run_command_in_child()
     elif role == "debug":
         try:
             _require_uvicorn()

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ..bootstrap import command
-from ..platform import prefer_for_oom_kill, read_file
+from ..platform import end_with_parent, prefer_for_oom_kill, read_file
 
 # The first of the descriptors that are passed to a process of the pool.
 FIRST_FD = 16
@@ -165,6 +165,8 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
     """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     apply_spec(spec)
+    if spec.get("ends_with_parent"):
+        end_with_parent()  # after the change of the user, which resets it
     if sockets:
         os.environ["LISTEN_FDS"] = str(sockets)
         os.environ["LISTEN_PID"] = str(os.getpid())

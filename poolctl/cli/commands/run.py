@@ -71,10 +71,12 @@ from poolctl.exit_codes import (
     NOT_EXECUTABLE,
     NOT_FOUND,
 )
+from poolctl.keeper.left_children import end_processes, left_children
+from poolctl.keeper.reap import children
 from poolctl.logs.log_line import LogLine, stamp
 from poolctl.logs.log_tail import follow, tail
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
-from poolctl.platform import await_readable
+from poolctl.platform import await_readable, become_subreaper
 
 if TYPE_CHECKING:
     from poolctl.json_form import Table
@@ -752,6 +754,8 @@ SI_KERNEL = 0x80
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
 # Docker kills the container after ten.
 STOP_SECONDS = 8.0
+# How long processes that a command has left behind may take to end.
+LEFT_SECONDS = 5.0
 _WATCHED = (signal.SIGCHLD, *FORWARDED_SIGNALS)
 
 
@@ -780,12 +784,15 @@ def run_to_end(
 ) -> int:
     """Run the user's command; returns its exit status, 128 + N if signal N killed it. Passes signals on to it.
 
-    If the other end of the pipe `lifeline` is closed and `unwanted` returns true, the command gets SIGTERM. `stdout`
-    replaces its standard output. Raises Failure (exit 126 or 127) if the command cannot be run.
+    Processes that it leaves behind get SIGTERM, and SIGKILL after LEFT_SECONDS. If the other end of the pipe `lifeline`
+    is closed and `unwanted` returns true, the command gets SIGTERM. `stdout` replaces its standard output. Raises
+    Failure (exit 126 or 127) if the command cannot be run.
     """
     watched = (signal.SIGCHLD, signal.SIGIO, *FORWARDED_SIGNALS)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     actions = [] if stdout is None else [(os.POSIX_SPAWN_DUP2, stdout, 1)]
+    become_subreaper()
+    others = set(children())
     try:
         pid = os.posix_spawn(path, command, env, file_actions=actions, setsigmask=before, setsigdef=_RESET)
         if lifeline >= 0 and _enable_sigio_and_poll(lifeline) and unwanted():
@@ -793,10 +800,10 @@ def run_to_end(
         while True:
             came = signal.sigwaitinfo(watched)
             if came.si_signo == signal.SIGCHLD:
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    code = os.waitstatus_to_exitcode(status)
-                    return code if code >= 0 else 128 - code
+                status = _reap_and_find_status(pid, others)
+                if status is not None:
+                    end_processes(lambda: left_children(others), signal.SIGTERM, LEFT_SECONDS)
+                    return status
             elif came.si_signo == signal.SIGIO:
                 if unwanted():
                     os.kill(pid, signal.SIGTERM)
@@ -809,6 +816,17 @@ def run_to_end(
         if lifeline >= 0:
             _stop_sigio(lifeline)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _reap_and_find_status(command: int, others: set[int]) -> int | None:
+    """Reap the command and what it has left behind, but not `others`; returns the command's status if it has ended."""
+    found = None
+    for child in {command, *children()} - others:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended == command:
+            code = os.waitstatus_to_exitcode(status)
+            found = code if code >= 0 else 128 - code
+    return found
 
 
 def _enable_sigio_and_poll(lifeline: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,9 +22,11 @@ from poolctl.config import LOCAL
 from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 from poolctl.json_form import Table, from_json
+from poolctl.keeper.left_children import end_processes, left_children
+from poolctl.platform import become_subreaper, process_environment
 
 LINE = ("name", "bind", "state")
-# The time a child has to exit after Ctrl-C before it is killed.
+# The time that a child has to exit after Ctrl-C before it is killed; likewise what a child has left behind.
 PATIENCE_SECONDS = 5.0
 # A signal that arrives just before the interpreter waits for a lock is noticed only when that wait ends.
 POLL_SECONDS = 0.2
@@ -77,6 +81,7 @@ class ParallelWalk:
         """
         from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+        become_subreaper()
         waiting = list(reversed(items))
         running: dict[Future[ServerRun], None] = {}
         failed = False
@@ -103,12 +108,31 @@ class ParallelWalk:
             return _run_result(item, code, stderr=f"{argv[0]}: {reason}\n")
         if child is None:
             return _run_result(item, INTERRUPTED)
+        # In a thread, because what the child leaves behind may keep its output open.
+        ending = threading.Thread(target=self._end_left, args=(child.pid, item.name))
+        ending.start()
         output, errors = child.communicate()
+        ending.join()
         self.children.discard(child)
         code = child.returncode if child.returncode >= 0 else 128 - child.returncode
         return _run_result(
             item, code, *(each.decode("utf-8", "backslashreplace") for each in (output, errors or b""))
         )
+
+    def _end_left(self, pid: int, name: str) -> None:
+        """Wait until the child has exited, and end what it has left behind."""
+        with contextlib.suppress(ChildProcessError):  # reaped meanwhile
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        end_processes(lambda: self._left_by(name), signal.SIGTERM, PATIENCE_SECONDS)
+
+    def _left_by(self, name: str) -> list[int]:
+        # Several commands may run, each with the name of another server.
+        mark = f"{PREFIX}NAME={name}"
+        return [
+            pid
+            for pid in left_children({child.pid for child in self.children.copy()})
+            if mark in process_environment(pid)
+        ]
 
     def _start_unless_ending(
         self, argv: list[str], environ: dict[str, str]

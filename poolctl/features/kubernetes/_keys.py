@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAPPED = frozenset((
     "name", "bind", "expose", "app", "app_dir", "factory", "handler_key", "command", "socket", "job", "every",
     "overlap", "env", "env_file", "cwd", "umask", "scale", "disabled", "http", "start_timeout", "stop_timeout",
-    "drain_timeout", "health", "limits", "log", "depends_on", "image",
+    "stop_group", "drain_timeout", "health", "limits", "log", "depends_on", "image",
 ))  # fmt: skip
 # Ignored with a warning: the server runs without it.
 IGNORED: Mapping[str, str] = {
@@ -28,7 +28,6 @@ IGNORED: Mapping[str, str] = {
     "mandatory": "the other servers go on without it",
     "restart": "Kubernetes restarts a worker always, with its own delays",
     "recovery": "Kubernetes restarts a worker whose liveness probe fails",
-    "stop_group": "the first process of the container gets SIGTERM, and the others end with it",
     "watch": "code changes with the image",
 }
 # Refused, because traffic or safety depends on it: the values, the reason and the fix.

@@ -32,7 +32,7 @@ COMMAND = Command(
     ),
     notes=(
         "There is one worker. What runs the container restarts it: workers, scale,",
-        "restart and limits.memory do not apply. A server with a command becomes it.",
+        "restart and limits.memory do not apply. A command runs as a child of this process.",
     ),
 )
 

@@ -16,11 +16,12 @@ from tests.configuration import server
 from tests.features.serve.test_serve import refuses
 from tests.http_get import get
 from tests.ports import claim_port
+from tests.processes import children, is_alive
 from tests.real_pool import RealPool
 
 
 @pytest.mark.integration
-def test_command_becomes_the_process(real_pool: RealPool, until: Any, free_port: Any) -> None:
+def test_command_runs_as_a_child_of_the_process(real_pool: RealPool, until: Any, free_port: Any) -> None:
     bound, port = free_port(), free_port()
     program = real_pool.write(
         "program.py",
@@ -39,11 +40,62 @@ def test_command_becomes_the_process(real_pool: RealPool, until: Any, free_port:
     real_pool.write("pool.toml", table)
     process = real_pool.spawn("serve", "--listen", f"127.0.0.1:{port}")
     until(lambda: not refuses(port))
-    assert get(port).text == str(process.pid)
+    assert int(get(port).text) in children(process.pid)
     assert refuses(bound)
     for option in (["--health", ":0"], ["--stop-delay", "1s"]):
         done = real_pool.run("serve", *option)
         assert (done.code, f"{option[0]} needs an app, and it is a command" in done.stderr) == (2, True)
+
+
+CHILD = """
+import pathlib, signal, sys
+def end(number, frame):
+    pathlib.Path("asked").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path("began").touch()
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("script", "stop_group", "code"),
+    [
+        pytest.param("python3 child.py; true", "after", 143, marks=pytest.mark.capability),
+        ("trap '' TERM; python3 child.py; exit 3", "together", 3),
+    ],
+)
+def test_children_of_a_command_are_asked_to_end_too(
+    real_pool: RealPool, until: Any, script: str, stop_group: str, code: int
+) -> None:
+    real_pool.write("child.py", CHILD)
+    real_pool.write("pool.toml", server("it", command=["sh", "-c", script], stop_group=stop_group))
+    process = real_pool.spawn("serve")
+    until((real_pool.directory / "began").exists)
+    process.terminate()
+    assert process.wait(30) == code
+    assert (real_pool.directory / "asked").exists()
+
+
+@pytest.mark.integration
+def test_command_ends_with_a_process_that_is_killed(real_pool: RealPool, until: Any) -> None:
+    real_pool.write("pool.toml", server("it", command=["sleep", "60"]))
+    process = real_pool.spawn("serve")
+    (pid,) = until(lambda: children(process.pid))
+    process.kill()
+    until(lambda: not is_alive(pid))
+
+
+@pytest.mark.integration
+def test_command_with_the_stop_group_leader_becomes_the_process(real_pool: RealPool) -> None:
+    table = server("it", command=["sh", "-c", "echo $$; exit 3"], stop_group="leader")
+    real_pool.write("pool.toml", table)
+    process = real_pool.spawn("serve")
+    assert process.stdout is not None
+    assert process.stdout.read() == f"{process.pid}\n"
+    assert process.wait(30) == 3
 
 
 @pytest.mark.heavy_variants

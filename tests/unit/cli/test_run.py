@@ -303,6 +303,14 @@ def test_the_exit_is_the_commands(script: str, code: int) -> None:
 
 
 @pytest.mark.slow
+def test_processes_that_the_command_leaves_behind_are_asked_to_end_and_waited_for(tmp_path: Path) -> None:
+    child = f"trap 'sleep 0.2; touch {tmp_path}/ended; exit' TERM; touch {tmp_path}/up; while :; do sleep 0.02; done"
+    script = f'sh -c "{child}" & while ! test -e {tmp_path}/up; do sleep 0.02; done; exit 3'
+    assert run("sh", "-c", script) == 3
+    assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.slow
 def test_signals_are_at_their_defaults_in_the_command() -> None:
     assert run("sh", "-c", "grep -q 'SigBlk:.0*$' /proc/self/status") == 0
     assert run("sh", "-c", "grep 'SigIgn:' /proc/self/status | grep -q '0000$'") == 0

@@ -53,6 +53,21 @@ def test_walk_passes_every_fact_of_a_server() -> None:
     assert environment(server("web", pids=[]), {})["POOLCTL_PID"] == ""
 
 
+@pytest.mark.slow
+def test_processes_that_a_command_leaves_behind_are_asked_to_end_and_waited_for(tmp_path: Path) -> None:
+    # Two at once: the first to end must not take along what the other one has started.
+    child = "trap 'sleep 0.2; touch {name}.ended; exit' TERM; touch {name}.up; while :; do sleep 0.02; done"
+    script = (
+        f'sh -c "{child}" & while ! test -e {{name}}.up; do sleep 0.02; done; '
+        "test {name} = a || while ! test -e a.ended; do sleep 0.02; done; test ! -e b.ended && echo {name}"
+    )
+    command = ["sh", "-c", f"cd {tmp_path}; {script}"]
+    walk = ParallelWalk(command, jobs=2, fail_fast=False, keep=True)
+    runs = list(walk.run_concurrently([server("a"), server("b")]))
+    assert [(run.name, run.exit_code, run.stdout) for run in runs] == [("a", 0, "a\n"), ("b", 0, "b\n")]
+    assert sorted(path.name for path in tmp_path.glob("*.ended")) == ["a.ended", "b.ended"]
+
+
 def test_placeholders_are_replaced_and_other_braces_kept() -> None:
     assert expand_placeholders(["{name}-{port}", '{"name": {}}', "{nobody}", "{{pid}}"], server("web")) == [
         "web-8081", '{"name": {}}', "{nobody}", "{4242}",

@@ -1,0 +1,77 @@
+"""Runs a server's command as a child of this process, for `poolctl serve` and `poolctl run --debug`.
+
+This process is small, and may be the first one of a container: it passes signals on, reaps, and when the command has
+ended, ends what that leaves behind. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from ..keeper.left_children import descendants, end_processes, left_children
+from ..keeper.reap import children
+from ..platform import become_subreaper, name_process
+from . import process_setup
+from .process_setup import SPEC_FD, Spec
+
+_FAILED = 1
+_FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
+# SI_KERNEL of sigaction(2): sent by the terminal, so the command has received it as well.
+_SI_KERNEL = 0x80
+_FORWARDED = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
+)  # fmt: skip
+
+
+def run_command_in_child() -> NoReturn:
+    """Run the command of the inherited specification; exit with its status, 128 + N if signal N killed it.
+
+    The first argument is the number of listeners, which have the descriptors after SPEC_FD.
+    """
+    count = int(sys.argv[1])
+    spec = process_setup.read_spec_after_exec(1 + count)
+    listeners = list(range(SPEC_FD + 1, SPEC_FD + 1 + count))
+    name_process("poolctl-serve")
+    become_subreaper()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD, *_FORWARDED))
+    command = os.fork()
+    if command == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _become_command(spec, listeners)
+    for fd in (SPEC_FD, *listeners):
+        os.close(fd)  # each duplicate of a listener keeps the port bound
+    status = _forward_signals_until_exit(command, together=spec["stop_group"] == "together")
+    end_processes(lambda: left_children(()), spec["stop_signal"], spec["stop_seconds"])
+    os._exit(status)
+
+
+def _become_command(spec: Spec, listeners: list[int]) -> NoReturn:
+    try:
+        for place, fd in enumerate(listeners, _FIRST_INHERITED_FD):
+            os.dup2(fd, place)
+        process_setup.become_program(spec, len(listeners))
+    except process_setup.SetupFailed as failure:
+        print(f"error: {spec['server']}: {failure}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(_FAILED)
+
+
+def _forward_signals_until_exit(command: int, *, together: bool) -> int:
+    """Pass signals on to the command or, if `together`, to all processes; returns its status once it has ended."""
+    while True:
+        came = signal.sigwaitinfo((signal.SIGCHLD, *_FORWARDED))
+        if came.si_signo != signal.SIGCHLD:
+            if came.si_code != _SI_KERNEL:
+                for pid in descendants() if together else (command,):
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, came.si_signo)
+            continue
+        for child in {command, *children()}:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended == command:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
