@@ -217,7 +217,7 @@ def measure_server(
 
 def loop_lag_seconds(counts: Counts | None) -> Figure:
     """The delay of the worker's event loop at its last heartbeat; None before the first heartbeat."""
-    if counts is None or not counts[tally.BEAT_AT_NS]:
+    if counts is None or not counts[tally.BEAT_ANSWERED_NS]:
         return None
     return round(counts[tally.BEAT_LAG_NS] / 1e9, 6)
 

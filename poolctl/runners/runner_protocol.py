@@ -142,7 +142,7 @@ class Heartbeats(Protocol):
         """Request a heartbeat from a worker at the time `asked_ns`. Returns False if it cannot be asked now."""
 
     def last_beat_ns(self, placement: Placement) -> int:
-        """The time of the worker's last heartbeat, by the system's monotonic clock; 0 if there was none."""
+        """The `asked_ns` of the heartbeat that the worker answered last; 0 if it does not answer heartbeats (yet)."""
 
     def idle_since_answer(self, placement: Placement) -> bool:
         """Whether the worker has only waited in its event loop since its last heartbeat; False if that is unknown."""

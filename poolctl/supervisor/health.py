@@ -3,7 +3,7 @@
 Memory is measured only for servers with `limits.memory`.
 
 A worker is hung if its event loop does not run although its port still accepts. One timer sends heartbeats to all
-workers in turn. A worker answers by writing the time into a shared page of memory, not by a message. A worker that
+workers in turn. A worker answers by writing into a shared page of memory, not by a message. A worker that
 has not answered gets no further heartbeat, so that heartbeats do not pile up. A worker that has been idle since its
 last answer gets no heartbeat; one wake-up per interval checks whether the idle workers are still idle.
 """

@@ -55,10 +55,13 @@ BOUNDS_NS = tuple(
 )
 COUNTED = BUCKETS + len(BOUNDS_NS) + 1  # the counted slots end here
 
-# Only the newest heartbeat is kept; times are taken from the system's monotonic clock.
+# Only the newest heartbeat is kept. Times are the supervisor's, on the system's monotonic clock: the application may
+# have replaced the clock of the worker.
 BEAT_ASKED_NS = 48  # when the supervisor asked; the supervisor writes this slot
 BEAT_LAG_NS = 49  # how long the worker took to answer
-BEAT_AT_NS = 50  # when the worker answered; 0 for one that does not answer heartbeats
+BEAT_ANSWERED_NS = (
+    50  # when the heartbeat was asked that the worker answered last; 0: it does not answer heartbeats
+)
 _STACKS = 51  # 1 for a worker that writes its stacks when it is signalled
 BEAT_CPU_NS = 52  # processor time used by its process up to the answer
 

@@ -1,7 +1,7 @@
 """A worker process: loads the application, becomes ready, follows orders from its control socket, and exits.
 
 Orders arrive and events leave through the control socket, and no call blocks. A heartbeat is answered without a
-message: the time is written to a page of memory that the supervisor reads. A worker whose keeper and supervisor have
+message: it is noted on a page of memory that the supervisor reads. A worker whose keeper and supervisor have
 both exited continues to serve, and a later supervisor can adopt it with a new control socket.
 
 Processes that the application forks do not keep the worker's sockets and signal handlers (see ForkedChildCleanup).
@@ -18,8 +18,8 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
+from time import monotonic, monotonic_ns, process_time_ns
 from typing import NoReturn
 
 import uvicorn
@@ -33,7 +33,7 @@ from .serving.connection_state import PoolServerState
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
 from .serving.uvicorn_parts import ABOVE_INFO, Tls, apply_and_drop_level, configure, ssl_context
 from .serving.worker_routes import GatewayRoutes
-from .tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_CPU_NS, BEAT_LAG_NS, STACK_DUMP, map_page
+from .tally import BEAT_ANSWERED_NS, BEAT_ASKED_NS, BEAT_CPU_NS, BEAT_LAG_NS, STACK_DUMP, map_page
 
 # The encoded events and log lines that every worker sends.
 _IMPORTED = b'{"event":"imported"}'
@@ -41,6 +41,7 @@ _READY = b'{"event":"ready"}'
 _STACKS = b'{"event":"stacks"}'
 _STARTED = b"INFO:     Application startup complete.\n"
 _ENDED = b"INFO:     Application shutdown complete.\n"
+_NONE_ASKED = 1  # earlier than any heartbeat
 VERSION = 2  # the version of messages from an orphaned worker to a supervisor
 _OUTPUT_CHECK_SECONDS = 0.2
 UNCOUNTED = "POOLCTL_UNCOUNTED"  # an environment variable for benchmarks: nothing is counted
@@ -123,7 +124,7 @@ class WorkerProcess:
         self.control.ignore()
 
     def _on_server_ready(self) -> None:
-        self.ready_at = time.monotonic()
+        self.ready_at = monotonic()
         announce_heartbeats(self.server.server_state.tally)
         self.server.server_state.on_limit = self._report_request_limit_reached
         self.server.on_left = lambda: self.control.send_or_drop({"event": "left"})
@@ -364,7 +365,7 @@ class ControlSocket:
 def announce_heartbeats(tally: memoryview | None) -> None:
     """Record in the shared memory `tally` that this worker answers heartbeats; do nothing if `tally` is None."""
     if tally is not None:
-        tally[BEAT_AT_NS] = time.monotonic_ns()
+        tally[BEAT_ANSWERED_NS] = _NONE_ASKED
 
 
 def answer_if_heartbeat(control: socket.socket, tally: memoryview | None) -> bool:
@@ -377,10 +378,11 @@ def answer_if_heartbeat(control: socket.socket, tally: memoryview | None) -> boo
         # The next read sees the same error.
         return False
     if tally is not None:
-        now = time.monotonic_ns()
-        tally[BEAT_LAG_NS] = max(0, now - tally[BEAT_ASKED_NS])
-        tally[BEAT_AT_NS] = now
-        tally[BEAT_CPU_NS] = time.process_time_ns()
+        # Nothing here is read through the module `time`, whose functions the application may have replaced.
+        asked = tally[BEAT_ASKED_NS]
+        tally[BEAT_LAG_NS] = max(0, monotonic_ns() - asked)
+        tally[BEAT_CPU_NS] = process_time_ns()
+        tally[BEAT_ANSWERED_NS] = asked
     return True
 
 

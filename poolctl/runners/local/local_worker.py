@@ -118,8 +118,8 @@ class Tally(Descriptor):
         os.pwrite(self._fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), tally.BEAT_ASKED_NS * _SLOT_BYTES)
 
     def last_beat_ns(self) -> int:
-        """Return the time of the worker's last heartbeat; 0 if there was none, or when `counts` returns None."""
-        return self._slot(tally.BEAT_AT_NS)
+        """The time of the last `ask` that the worker has answered; 0 if it answers none, or `counts` returns None."""
+        return self._slot(tally.BEAT_ANSWERED_NS)
 
     def beat_cpu_ns(self) -> int:
         """The processor time that the worker had used at its last heartbeat; 0 if unknown."""

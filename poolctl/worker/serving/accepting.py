@@ -19,8 +19,8 @@ import select
 import socket
 import ssl
 import sys
-import time
 from collections.abc import Callable, Coroutine, Sequence
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 import uvicorn
@@ -179,7 +179,7 @@ class ConnectionsAwaitingProtocol:
         The handshake and the first head must be complete at `due`, in seconds of the system's monotonic clock.
         """
         self._server_state.record_handshake_start(protocol, due)
-        seconds = max(_LEAST_HANDSHAKE_SECONDS, due - time.monotonic())
+        seconds = max(_LEAST_HANDSHAKE_SECONDS, due - monotonic())
         self._connect_accepted_socket(
             lambda: protocol, sock, protocol, ssl=context, ssl_handshake_timeout=seconds
         )
@@ -399,7 +399,7 @@ class ConnectionAcceptor:
         self._woken = self._full  # a full worker has not accepted all of them yet
 
     def _begin_tls_or_hand_over(self, sock: Connection) -> None:
-        due = sock.until = time.monotonic() + self._server_state.head_timeouts.seconds
+        due = sock.until = monotonic() + self._server_state.head_timeouts.seconds
         balancer = self._server_state.balancer
         if balancer is not None and balancer.hand_over_if_too_many(sock):
             sock.close()
@@ -475,7 +475,7 @@ class ConnectionAcceptor:
         elif taken.received:
             close_promptly(taken.detach())  # a TLS connection is passed on before any byte is read
         else:
-            usual = time.monotonic() + self._server_state.head_timeouts.seconds
+            usual = monotonic() + self._server_state.head_timeouts.seconds
             self._shake_hands(taken, usual if until is None or asked else min(until, usual), routed)
 
     def _shake_hands(self, sock: socket.socket, due: float, routed: Routed | None) -> None:

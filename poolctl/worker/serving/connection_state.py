@@ -11,9 +11,9 @@ import contextlib
 import random
 import socket
 import sys
-import time
 from collections.abc import Callable, Hashable
 from email.utils import formatdate
+from time import monotonic, time
 from typing import Any
 
 from ...keeper.connection_handover import Routed, send_connection, unread_bytes
@@ -177,7 +177,7 @@ class HeadTimeouts:
 
     def start(self, connection: Any, due: float | None = None) -> None:
         """Schedule the connection's `on_head_timeout` for `due`; None means in `self.seconds`. `cancel` undoes it."""
-        now = time.monotonic()
+        now = monotonic()
         self.due[connection] = due = now + self.seconds if due is None else due
         if self._timer is None or due < self._fires:
             self._set_timer(due - now)
@@ -192,12 +192,12 @@ class HeadTimeouts:
         if self._timer is not None:
             self._timer.cancel()
         seconds = max(0.0, seconds)
-        self._fires = time.monotonic() + seconds
+        self._fires = monotonic() + seconds
         self._timer = asyncio.get_running_loop().call_later(seconds, self._fire_due_timeouts)
 
     def _fire_due_timeouts(self) -> None:
         self._timer = None
-        now = time.monotonic()
+        now = monotonic()
         for connection, due in list(self.due.items()):
             if due > now:
                 continue
@@ -307,7 +307,7 @@ class PoolServerState(ServerState):
     @property
     def default_headers(self) -> list[Header]:
         """The headers of every response; the date is computed at most once a second (RFC 9110 §6.6.1)."""
-        second = int(time.time())
+        second = int(time())
         if second != self._second:
             self._second = second
             date = [(b"date", formatdate(second, usegmt=True).encode())] if self.date_header else []

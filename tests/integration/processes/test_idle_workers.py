@@ -127,13 +127,13 @@ def test_worker_that_hangs_without_traffic_is_found_and_an_idle_one_is_not_woken
 # Answers a heartbeat, as a worker does, and waits at once. It has used no processor time since that would give it away.
 ANSWERING = """
 import asyncio, mmap, select, sys, threading, time
-from poolctl.worker.tally import BEAT_AT_NS, BEAT_CPU_NS, map_page
+from poolctl.worker.tally import BEAT_ANSWERED_NS, BEAT_CPU_NS, map_page
 kind, page = sys.argv[1], map_page(int(sys.argv[2]))
 held = [select.epoll()] if kind == "an earlier epoll" else []
 lock = threading.Lock()
 lock.acquire()
 def answer():
-    page[BEAT_AT_NS], page[BEAT_CPU_NS] = time.monotonic_ns(), time.process_time_ns()
+    page[BEAT_ANSWERED_NS], page[BEAT_CPU_NS] = time.monotonic_ns(), time.process_time_ns()
     if kind == "time.sleep":
         time.sleep(1000)
     elif kind == "a lock":

@@ -165,7 +165,7 @@ REQUESTS = {
     tally.STARTED: 20, tally.DISCONNECTED: 2, tally.BROKEN: 3, tally.MALFORMED: 4, tally.LATENCY_NS: 1_500_000_000,
     tally.CONNECTIONS: 6, tally.OPEN_CONNECTIONS: 5, tally.WEBSOCKETS: 8, tally.OPEN_WEBSOCKETS: 7,
     tally.STATUS + 1: 1, tally.STATUS + 2: 9, tally.STATUS + 4: 1, tally.STATUS + 5: 2, tally.BUCKETS: 10,
-    tally.COUNTED - 1: 2, tally.BEAT_AT_NS: 1, tally.BEAT_LAG_NS: 2_500_000,
+    tally.COUNTED - 1: 2, tally.BEAT_ANSWERED_NS: 1, tally.BEAT_LAG_NS: 2_500_000,
 }  # fmt: skip
 
 WEB = """\
@@ -373,8 +373,8 @@ def test_usage_of_a_server_is_unknown_while_that_of_one_worker_is() -> None:
     entry = entry_of("web")
     one, other = worker_of(entry, 1, 0), worker_of(entry, 1, 1)
     zeros = blank_page().tolist()
-    late = counts_of({tally.BEAT_AT_NS: 1, tally.BEAT_LAG_NS: 7_000_000})
-    soon = counts_of({tally.BEAT_AT_NS: 1, tally.BEAT_LAG_NS: 1_000_000})
+    late = counts_of({tally.BEAT_ANSWERED_NS: 1, tally.BEAT_LAG_NS: 7_000_000})
+    soon = counts_of({tally.BEAT_ANSWERED_NS: 1, tally.BEAT_LAG_NS: 1_000_000})
     known = ServerSnapshot(
         entry, zeros, [(one, late, used(1, 1.234)), (other, soon, used(2, 2.345))], counts=True
     )
@@ -437,7 +437,7 @@ def test_processor_time_is_measured_again_after_a_second_as_a_share_of_the_time_
 def test_loop_lag_is_in_seconds_and_unknown_without_a_heartbeat() -> None:
     assert loop_lag_seconds(None) is None
     assert loop_lag_seconds(counts_of({tally.BEAT_LAG_NS: 5})) is None
-    assert loop_lag_seconds(counts_of({tally.BEAT_AT_NS: 1, tally.BEAT_LAG_NS: 1_500_000_000})) == 1.5
+    assert loop_lag_seconds(counts_of({tally.BEAT_ANSWERED_NS: 1, tally.BEAT_LAG_NS: 1_500_000_000})) == 1.5
 
 
 def test_unknown_parameter_of_an_accepted_type_may_have_any_value() -> None:

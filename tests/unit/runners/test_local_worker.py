@@ -325,7 +325,7 @@ def test_number_that_no_worker_can_have_counted_is_refused_and_reported_once(poo
 
 
 def test_refusal_is_reported_when_a_heartbeat_was_the_first_to_read_the_page(pool: Pool) -> None:
-    pool.page[tally.BEAT_AT_NS] = 7
+    pool.page[tally.BEAT_ANSWERED_NS] = 7
     pool.page[tally.STARTED] = 1 << 63
     assert pool.tally.last_beat_ns() == 7
     pool.counts()
@@ -1545,7 +1545,7 @@ def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
         assert beats.request_beat(found.placement, 7)
         assert page[tally.BEAT_ASKED_NS] == 7
         assert it.end.recv(100) == BEAT
-        page[tally.BEAT_AT_NS] = 9
+        page[tally.BEAT_ANSWERED_NS] = 9
         page[tally.BEAT_CPU_NS] = 11
         assert not beats.idle_since_answer(found.placement)
         assert (beats.last_beat_ns(found.placement), found.tally.beat_cpu_ns()) == (9, 11)

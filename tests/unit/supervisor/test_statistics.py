@@ -188,7 +188,7 @@ SLOTS = {
     "started": tally.STARTED, "disconnected": tally.DISCONNECTED, "broken": tally.BROKEN, "ok": tally.STATUS + 2,
     "failed": tally.STATUS + 5, "connections": tally.CONNECTIONS, "open": tally.OPEN_CONNECTIONS,
     "websockets": tally.OPEN_WEBSOCKETS, "fast": tally.BUCKETS, "slow": tally.COUNTED - 2,
-    "beat": tally.BEAT_AT_NS, "lag": tally.BEAT_LAG_NS,
+    "beat": tally.BEAT_ANSWERED_NS, "lag": tally.BEAT_LAG_NS,
 }  # fmt: skip
 
 

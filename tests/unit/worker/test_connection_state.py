@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from array import array
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
@@ -25,7 +24,7 @@ def loop() -> Iterator[VirtualLoop]:
 
 
 def test_date_changes_once_a_second(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.125 + loop.time())
+    monkeypatch.setattr(connection_state, "time", lambda: 1_700_000_000.125 + loop.time())
     server_state = PoolServerState()
     server_state.default_headers = [(b"server", b"pool")]
     seen = []
@@ -205,7 +204,7 @@ def test_failed_handshake_is_an_end_and_a_complete_one_is_none() -> None:
 @pytest.fixture
 def timeouts(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> HeadTimeouts:
     """Time limits of 10 seconds on a clock that moves with the loop."""
-    monkeypatch.setattr(time, "monotonic", loop.time)
+    monkeypatch.setattr(connection_state, "monotonic", loop.time)
     monkeypatch.setattr(connection_state, "unread_bytes", lambda transport: transport in UNREAD)
     UNREAD.clear()
     return HeadTimeouts(10.0)

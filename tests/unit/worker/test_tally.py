@@ -138,7 +138,7 @@ def test_every_number_has_its_slot_which_does_not_move_within_a_layout() -> None
     layout = {
         "STARTED": 1, "DISCONNECTED": 2, "BROKEN": 3, "MALFORMED": 4, "LATENCY_NS": 5, "CONNECTIONS": 6,
         "OPEN_CONNECTIONS": 7, "WEBSOCKETS": 8, "OPEN_WEBSOCKETS": 9, "STATUS": 10, "BUCKETS": 16, "COUNTED": 32,
-        "BEAT_ASKED_NS": 48, "BEAT_LAG_NS": 49, "BEAT_AT_NS": 50, "_STACKS": 51, "BEAT_CPU_NS": 52, "ROUTES": 64,
+        "BEAT_ASKED_NS": 48, "BEAT_LAG_NS": 49, "BEAT_ANSWERED_NS": 50, "_STACKS": 51, "BEAT_CPU_NS": 52, "ROUTES": 64,
     }  # fmt: skip
     assert {name: getattr(tally, name) for name in layout} == layout
     assert tally.LAYOUT.to_bytes(8, "big") == b"poolctl\x01"
