@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -305,6 +306,31 @@ def _stat_fields(pid: int) -> list[bytes]:
 def process_environment(pid: int) -> list[str]:
     """The environment that a process was executed with, as NAME=VALUE (proc(5), environ); empty if unknown."""
     return os.fsdecode(_read_quietly(f"/proc/{pid}/environ")).split("\0")
+
+
+def process_table() -> dict[int, tuple[int, int]]:
+    """The parent pid and the session of each process, by pid (proc(5), stat)."""
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return {}
+    fields = ((int(name), _stat_fields(int(name))) for name in names if name.isdigit())
+    return {pid: (int(each[1]), int(each[3])) for pid, each in fields if each}
+
+
+def socket_inodes(pid: int) -> set[int] | None:
+    """The inodes of a process's sockets (proc(5), fd); None if they cannot be read."""
+    found = set()
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as descriptors:
+            for descriptor in descriptors:
+                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                    kind, _, inode = os.readlink(descriptor.path).partition(":[")
+                    if kind == "socket":
+                        found.add(int(inode.rstrip("]")))
+    except OSError:
+        return None
+    return found
 
 
 def process_users(pid: int) -> set[int] | None:

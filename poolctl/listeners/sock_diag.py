@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,30 +55,24 @@ _ATTRIBUTE = struct.Struct("=HH")
 # The kernel sends no notification when another program calls accept(): it has to be polled.
 _FIRST_PAUSE_SECONDS = 0.01
 _LAST_PAUSE_SECONDS = 0.2
-_OTHERS_AFTER_SECONDS = 0.5
-_OTHERS_LAST_PAUSE_SECONDS = 2.0
-_MOST_SECONDS = 1.0  # timeout for listing all connections
 # In the tcp_info of a listener, tcpi_unacked is the length of its accept queue (tcp(7)).
 _TCP_INFO_BYTES = 32
 _UNACKED_AT = 24
 
 
-async def wait_until_accepted(probe: socket.socket, listener: socket.socket | None = None) -> None:
+async def wait_until_accepted(probe: socket.socket) -> None:
     """Wait until the program at the other end has accepted the new connection `probe`. Raises OSError.
 
     First shuts `probe` down for writing, so that a program that serves one client at a time is done with it at once.
     `probe` counts as accepted when the program closes it or sends data, or when the kernel reports that a process has
-    the other end. If `listener`, the program's listening socket, is given, the wait also ends when the program accepts
-    another connection: with many clients, `probe` may wait long in the accept queue.
+    the other end.
     """
     import asyncio  # imported late: a command that asks who holds a port runs no event loop
 
     with contextlib.suppress(OSError):
         probe.shutdown(socket.SHUT_WR)
     loop = asyncio.get_running_loop()
-    pause, others_pause = _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS
-    others_at = loop.time() + _OTHERS_AFTER_SECONDS
-    before: set[int] | None = None
+    pause = _FIRST_PAUSE_SECONDS
     while not is_accepted(probe):
         try:
             async with asyncio.timeout(pause):
@@ -88,17 +82,9 @@ async def wait_until_accepted(probe: socket.socket, listener: socket.socket | No
             return  # the program has reset the connection, so it had accepted it
         except TimeoutError:
             pause = min(pause * 1.5, _LAST_PAUSE_SECONDS)
-        if listener is not None and loop.time() >= others_at and _has_others_waiting(listener):
-            # In a thread and with growing pauses, because the kernel walks through all connections of the machine.
-            now = await asyncio.to_thread(_accepted_now, listener)
-            if before is not None and now - before:
-                return
-            before = now
-            others_at = loop.time() + others_pause
-            others_pause = min(others_pause * 1.5, _OTHERS_LAST_PAUSE_SECONDS)
 
 
-def _has_others_waiting(listener: socket.socket) -> bool:
+def has_others_waiting(listener: socket.socket) -> bool:
     """Whether the accept queue holds more than one connection; always True for a Unix socket."""
     return listener.family == socket.AF_UNIX or accept_queue(listener) > 1
 
@@ -114,31 +100,49 @@ def accept_queue(listener: socket.socket) -> int:
         return 0
 
 
-def _accepted_now(listener: socket.socket) -> set[int]:
-    return set(accepted_connection_cookies(listener, time.monotonic() + _MOST_SECONDS))
-
-
 def is_accepted(sock: socket.socket) -> bool | None:
     """Whether a process on this machine has accepted the other end of this connection.
 
-    A connection in the accept queue belongs to no process yet and has no inode. None if the kernel does not answer,
-    or if the other end is closed.
+    None if the kernel does not answer, or if the other end is closed.
     """
-    try:
-        unix = sock.family == socket.AF_UNIX
-        inode = _unix_attribute(sock, _SHOW_PEER, _PEER) if unix else _tcp_peer_inode(sock)
-    except (OSError, struct.error):
-        return None
+    inode = peer_inode(sock)
     return None if inode is None else inode != 0
 
 
+def peer_inode(sock: socket.socket) -> int | None:
+    """The inode of the socket at the other end of this connection, on this machine. Does not block.
+
+    0 if the socket belongs to no process: it is still in the accept queue, or is being closed. None if the kernel does
+    not answer, or if the other end is closed.
+    """
+    try:
+        unix = sock.family == socket.AF_UNIX
+        return _unix_attribute(sock, _SHOW_PEER, _PEER) if unix else _tcp_peer_inode(sock)
+    except (OSError, struct.error):
+        return None
+
+
+def is_listed(sock: socket.socket) -> bool:
+    """Whether the kernel lists this connection, as it does wherever it answers at all. Does not block."""
+    try:
+        if sock.family == socket.AF_UNIX:
+            return _query_unix(sock, 0) is not None
+        return _tcp_inode(sock.family, sock.getsockname(), sock.getpeername()) is not None
+    except (OSError, struct.error):
+        return False
+
+
 def _tcp_peer_inode(sock: socket.socket) -> int | None:
-    near, far = sock.getsockname(), sock.getpeername()
-    scope = near[3] if len(near) > 3 else 0
     # From the point of view of the other end, whose own address is our remote address.
-    identity = struct.pack("!HH", far[1], near[1]) + _packed(sock.family, far) + _packed(sock.family, near)
+    return _tcp_inode(sock.family, sock.getpeername(), sock.getsockname())
+
+
+def _tcp_inode(family: int, own: Any, remote: Any) -> int | None:
+    """The inode of the socket with this family, these own and remote addresses; None if there is none."""
+    scope = own[3] if len(own) > 3 else 0
+    identity = struct.pack("!HH", own[1], remote[1]) + _packed(family, own) + _packed(family, remote)
     identity += struct.pack("=III", scope, *_ANY_COOKIE)
-    answer = _query_socket(_INET_REQUEST.pack(sock.family, socket.IPPROTO_TCP, 0, ANY_STATE) + identity)
+    answer = _query_socket(_INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, ANY_STATE) + identity)
     if answer is None:
         return None
     _, state, _, _, _, _, _, _, inode = _INET_ANSWER.unpack_from(answer)
@@ -152,10 +156,14 @@ def _packed(family: int, name: tuple[str, int]) -> bytes:
 
 def _unix_attribute(sock: socket.socket, show: int, attribute: int) -> int | None:
     """Ask the kernel, with flag `show`, for `attribute` of a Unix socket. Return its first number; None if missing."""
-    inode = os.fstat(sock.fileno()).st_ino
-    answer = _query_socket(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, show, *_ANY_COOKIE))
+    answer = _query_unix(sock, show)
     found = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(attribute)
     return None if found is None else int(struct.unpack_from("=I", found)[0])
+
+
+def _query_unix(sock: socket.socket, show: int) -> bytes | None:
+    inode = os.fstat(sock.fileno()).st_ino
+    return _query_socket(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, show, *_ANY_COOKIE))
 
 
 class TcpSocket(NamedTuple):
@@ -189,19 +197,19 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
                 yield TcpSocket(address, number, inode, uid, cookie)
 
 
-def accepted_connection_cookies(listener: socket.socket, until: float) -> Iterator[int]:
-    """Yield the socket cookies of connections accepted from `listener`. Blocks until `until` (monotonic) at most."""
+def accepted_inodes(listener: socket.socket, until: float) -> Iterator[int]:
+    """Yield the inodes of connections accepted from `listener`. Blocks until `until` (monotonic) at most."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         # The kernel does not list connections in the accept queue.
-        for path, _, cookie in unix_sockets(_CONNECTED, until):
+        for path, inode, _ in unix_sockets(_CONNECTED, until):
             if path == name:
-                yield cookie
+                yield inode
     else:
         address = socket.inet_pton(listener.family, name[0].partition("%")[0])
         for sock in tcp_sockets(_CONNECTED, until, port=name[1]):
             if sock.inode and (sock.address == address or not any(address)):
-                yield sock.cookie
+                yield sock.inode
 
 
 def unix_sockets(states: int, until: float) -> Iterator[tuple[str, int, int]]:

@@ -157,7 +157,7 @@ class Prober(Protocol):
         """Stop waiting for the result: `on_result` will not be called."""
 
     def queued(self) -> bool:
-        """Whether the probe's connection waits in the worker's accept queue; False if that is unknown."""
+        """Whether the worker has not accepted the probe's connection yet; False if that is unknown."""
 
     def close(self) -> None:
         """Cancel the probe in progress, and close the connection. Called when no more probes are to be sent."""
@@ -204,6 +204,8 @@ class RequestProber:
                 self._outstanding = True
 
     def queued(self) -> bool:
+        if self._connecting is not None:
+            return True
         connection = self._connection
         return connection is not None and not connection.closed and connection.is_accepted() is False
 
@@ -266,7 +268,9 @@ class AcceptProber:
             self._task.cancel()
 
     def queued(self) -> bool:
-        return self._sock is not None and is_accepted(self._sock) is False
+        if self._sock is None:
+            return self._task is not None and not self._task.done()
+        return is_accepted(self._sock) is False
 
     def close(self) -> None:
         self.cancel()
@@ -379,10 +383,21 @@ def _groups(server: ServerConfig, gid: int) -> list[int]:
 
 
 def make_prober(
-    probe: Probe, server: ServerConfig, runner: Runner, placement: Placement, env: dict[str, str]
+    probe: Probe,
+    server: ServerConfig,
+    runner: Runner,
+    placement: Placement,
+    env: dict[str, str],
+    own: Callable[[], bool] = lambda: False,
 ) -> Prober:
-    """The prober that runs `probe` on the worker `placement`. `env` is added to the environment of a program."""
-    echo = partial(runner.connect_for_probe, placement, "echo", True)
+    """The prober that runs `probe` on the worker `placement`. `env` is added to the environment of a program.
+
+    While `own` returns True, other workers that share the listener must not answer in the worker's place.
+    """
+
+    def connect(kind: str, plain: bool) -> Awaitable[socket.socket]:
+        return runner.connect_for_probe(placement, kind, plain, own=own())
+
     if probe.exec is not None:
         return ProgramProber(probe.exec, server, env)
     if probe.http is not None:
@@ -390,10 +405,10 @@ def make_prober(
         requires = not server.command and getattr(server.tls, "client_auth", "none") == "required"
         tls = speaks_tls(server) and not requires
         request = HttpProbeRequest(probe, exposed_url=server.expose, reusable=not server.command)
-        return RequestProber(request, partial(runner.connect_for_probe, placement, "http", not tls), tls=tls)
+        return RequestProber(request, partial(connect, "http", not tls), tls=tls)
     if server.command:
-        return AcceptProber(echo)
-    return RequestProber(EchoExchange(), echo, tls=False)
+        return AcceptProber(partial(connect, "echo", True))
+    return RequestProber(EchoExchange(), partial(connect, "echo", True), tls=False)
 
 
 MAX_BODY_BYTES = 1024 * 1024  # a longer body is cut off, and the connection is closed

@@ -307,7 +307,10 @@ class WorkerProbes:
             probe.stop()
 
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:
-        prober = make_prober(probe, self._server, self._runner, self.placement, self._added_env())
+        # Once it is ready, others may answer in its place: it may be busy with a request.
+        prober = make_prober(
+            probe, self._server, self._runner, self.placement, self._added_env(), lambda: not self.started
+        )
         return WorkerProbe(kind, probe, prober, self._on_result)
 
     def _added_env(self) -> dict[str, str]:

@@ -125,7 +125,9 @@ class InlineRunner(Runner, SleepCapability):
         if worker := self._workers.get(placement.id):
             worker.set_accepting(accepting)
 
-    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(
+        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+    ) -> socket.socket:
         worker = self._workers.get(placement.id)
         if worker is None or worker.exited.done():
             raise ConnectionRefusedError("it has ended")

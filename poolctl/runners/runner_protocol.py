@@ -378,11 +378,14 @@ class Runner(Protocol):
         A worker of a server with a startup or readiness probe accepts nothing until this is called.
         """
 
-    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(
+        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+    ) -> socket.socket:
         """A non-blocking connection to this worker for a probe, not counted as traffic; the caller closes it.
 
-        With `kind` "http" the application answers, with "echo" poolctl's code in the worker. `plain`: without TLS. If a
-        program has several processes, any of them may answer. Raises OSError.
+        With `kind` "http" the application answers, with "echo" poolctl's code in the worker. `plain`: without TLS. If
+        workers share a listener, any of them may answer; with `own`, this one has accepted the connection, for which
+        the call may wait without a time limit. Raises OSError.
         """
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:

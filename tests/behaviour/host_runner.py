@@ -101,7 +101,9 @@ class HostRunner:
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
         await self._call("set_accepting", placement, accepting)
 
-    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(
+        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+    ) -> socket.socket:
         loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_UNIX)
         try:

@@ -281,6 +281,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         worker.answered.add_done_callback(lambda _: self._save_state_and_update_passing(worker))
         worker.on_never_started = lambda: self._never_started(worker)
         worker.on_follows_routes = lambda: self._save_state_and_update_passing(worker)
+        worker.peers = lambda: self._workers.running_peers(worker)
         if (early := self.children.register_unless_exited(placement.pid)) is not None:
             self._handle_worker_exit(worker, early)
 
@@ -375,7 +376,9 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         if placement.id in self._workers:
             self._workers[placement.id].set_accepting(accepting)
 
-    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(
+        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+    ) -> socket.socket:
         """Connect to the worker. Raises OSError.
 
         A worker that runs a command is reached through its server's listener or, if the command binds its address
@@ -384,7 +387,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         worker = self._workers.get(placement.id)
         if worker is None:
             raise ConnectionRefusedError("it has exited")
-        return await worker.connect_for_probe(kind, plain, self.sockets.of(worker.server))
+        return await worker.connect_for_probe(kind, plain, self.sockets.of(worker.server), own=own)
 
     async def reload_tls(self, placement: Placement, server: ServerConfig) -> None:
         if placement.id in self._workers:

@@ -1,7 +1,8 @@
 """The supervisor's view of a worker process: control socket, readiness, orders, counts, heartbeats, stacks, exit.
 
 A program that is not an ASGI application reports readiness through NOTIFY_SOCKET (sd_notify(3)), or is ready when it
-accepts a connection.
+accepts a connection. The workers of a program share a listener: which of them has accepted a connection is seen by the
+process that has the connection's socket (proc(5), fd).
 """
 
 from __future__ import annotations
@@ -16,15 +17,21 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
 from poolctl import platform
 from poolctl.config import ServerConfig, masked_text
 from poolctl.daemon_threads import THREADS
 from poolctl.json_form import from_json
 from poolctl.keeper import fd_store, pool_files
-from poolctl.listeners.sock_diag import wait_until_accepted
-from poolctl.platform import process_cpu_ns, waits_for_events
+from poolctl.listeners.sock_diag import (
+    accepted_inodes,
+    has_others_waiting,
+    is_listed,
+    peer_inode,
+    wait_until_accepted,
+)
+from poolctl.platform import peer_has_closed, process_cpu_ns, waits_for_events
 from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
 from poolctl.worker.serving.connection_balancer import create_peer_counts_page
@@ -61,6 +68,14 @@ _SLOT_BYTES = 8
 # There is no notification when another program calls bind(), so it is polled.
 _FIRST_CONNECT_PAUSE_SECONDS = 0.01
 _LAST_CONNECT_PAUSE_SECONDS = 0.2
+# There is none when another program calls accept() either.
+_FIRST_ACCEPT_PAUSE_SECONDS = 0.001
+# The kernel may give each connection to the same process (EPOLLEXCLUSIVE), but not many that arrive at once.
+_PROBES_AT_ONCE, _MOST_PROBES_AT_ONCE = 4, 32
+# Listing the connections of a listener takes longer, because the kernel walks through all of the machine.
+_FIRST_LISTING_PAUSE_SECONDS = 0.5
+_LAST_LISTING_PAUSE_SECONDS = 2.0
+_LISTING_SECONDS = 1.0
 # The pause after too many notifications from one program, so that it does not delay others.
 _NOTIFICATION_PAUSE_SECONDS = 0.5
 _MOST_NOTIFICATION_BYTES = 4096
@@ -143,19 +158,17 @@ class Tally(Descriptor):
         return tally.read_stacks(self._fd)
 
 
-async def wait_until_accepting(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
-    """Wait until the program accepts a connection; without `listeners`, until it listens on the server's address."""
-    target = listeners[0] if listeners else None
+async def wait_until_listening(server: ServerConfig) -> None:
+    """Wait until a program that binds its address itself listens there."""
     pause = _FIRST_CONNECT_PAUSE_SECONDS
     while True:
         try:
-            with await connect(server, target) as probe:
-                if target is not None:
-                    await wait_until_accepted(probe, target)
-                return
+            (await connect(server, None)).close()
         except OSError:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LAST_CONNECT_PAUSE_SECONDS)
+        else:
+            return
 
 
 async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
@@ -317,6 +330,7 @@ class LocalWorker(LinkHandler):
         self.place: str | None = None  # the path of the socket that was bound for it, for adoption
         self.on_never_started: Callable[[], None] = lambda: None
         self.on_follows_routes: Callable[[], None] = lambda: None
+        self.peers: Callable[[], Collection[LocalWorker]] = tuple  # the other workers of its server that run
         self._expired = False  # it has served `max_requests` requests
         self._renewing = False  # it has not answered the order to renew its certificate
         self.breach = ""  # how it, or its zygote, broke the protocol
@@ -480,16 +494,18 @@ class LocalWorker(LinkHandler):
             self.control.send({"order": "tls", "tls": tls_settings(server)}, fds)
 
     async def connect_for_probe(
-        self, kind: str, plain: bool, listeners: Sequence[socket.socket]
+        self, kind: str, plain: bool, listeners: Sequence[socket.socket], *, own: bool = False
     ) -> socket.socket:
         """Connect to the worker, and return the caller's end of the connection. Raises OSError.
 
         A worker that runs a command is reached through the first of `listeners` or, if there is none, at the address
-        that the command binds itself.
+        that the command binds itself. Another worker of its server may accept the connection, unless `own`.
         """
         if self.exited.done():
             raise ConnectionRefusedError("it has exited")
         if self.control is None:
+            if own and listeners:
+                return await self._connect_to_own(listeners[0])
             return await connect(self.server, next(iter(listeners), None))
         if self.control.waits:
             raise BlockingIOError(errno.EAGAIN, "it has not read earlier commands")
@@ -497,6 +513,120 @@ class LocalWorker(LinkHandler):
         with theirs:
             self.control.send({"order": "conn", "kind": kind, "plain": plain}, [theirs.fileno()])
         return ours
+
+    async def _connect_to_own(self, listener: socket.socket) -> socket.socket:
+        """Connect through the listener until a process of this worker accepts the connection; returns the connection.
+
+        Connections that other workers of the server accept are closed. While all are in the accept queue, no further
+        ones are made.
+        """
+        count, pause = 1, _FIRST_CONNECT_PAUSE_SECONDS
+        while True:
+            own = None
+            probes: list[socket.socket] = []
+            try:
+                for _ in range(count):
+                    probes.append(await connect(self.server, listener))
+                if _accepts_only_data(listener):
+                    own = await self._assume_own(probes[0])
+                else:
+                    own = await self._wait_for_own(probes)
+            except OSError:
+                pass
+            finally:
+                for probe in probes:
+                    if probe is not own:
+                        probe.close()
+            if own is not None:
+                return own
+            await asyncio.sleep(pause)
+            # More only if it may already wait for them: they also burden the other workers.
+            waits = await asyncio.to_thread(self._waits_for_events)
+            count = min(count * 2, _MOST_PROBES_AT_ONCE if waits else _PROBES_AT_ONCE)
+            pause = min(pause * 1.5, _LAST_CONNECT_PAUSE_SECONDS)
+
+    def _waits_for_events(self) -> bool:
+        """Whether a process of this worker waits for events (see platform.waits_for_events). Blocks."""
+        return any(map(waits_for_events, _processes_by_worker({self.process.pid})[self.process.pid]))
+
+    async def _wait_for_own(self, probes: Sequence[socket.socket]) -> socket.socket | None:
+        """The first of the connections that this worker accepts; None if others have accepted all of them."""
+        waiting = list(probes)
+        pause = _FIRST_ACCEPT_PAUSE_SECONDS
+        while True:
+            for probe in list(waiting):
+                inode = peer_inode(probe)
+                if inode == 0 and not peer_has_closed(probe):
+                    continue  # in the accept queue
+                if await self._is_own(probe, inode):
+                    return probe
+                probe.close()  # the other worker may serve one client at a time
+                waiting.remove(probe)
+            if not waiting:
+                return None
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LAST_CONNECT_PAUSE_SECONDS)
+
+    async def _is_own(self, probe: socket.socket, inode: int | None) -> bool:
+        """Whether a process of this worker has accepted the connection, whose other end is the socket `inode`, if any.
+
+        While no older worker of the server runs, this is also assumed of a connection that is already closed.
+        """
+        if inode:
+            found = await self._has_socket(lambda: {inode}, strictly=self._overlaps)
+        elif peer_has_closed(probe) or is_listed(probe):
+            found = not self._overlaps
+        else:
+            found = None  # the kernel does not answer
+        return (await self._assume_own(probe)) is not None if found is None else found
+
+    async def _assume_own(self, probe: socket.socket) -> socket.socket | None:
+        """Return the connection, because the system does not show which process accepts it.
+
+        While an older worker runs, this worker is killed instead, unless it has notified that it is ready: it has to be
+        started after the end of the older one.
+        """
+        if self.answered.done() or not self._overlaps:
+            return probe
+        self.reason = "the system does not show which process accepts connections"
+        self._children.kill_group_after(self.process, self.exited, 0.0)
+        await asyncio.wait({self.exited})
+        return None
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether workers of another generation of its server run."""
+        return any(each.placement.generation != self.placement.generation for each in self.peers())
+
+    async def _has_socket(self, inodes: Callable[[], Set[int]], *, strictly: bool) -> bool | None:
+        """Whether a process of this worker has a socket with one of the `inodes`; None if that cannot be seen.
+
+        Unless `strictly`, a process also counts that belongs to no other worker and is not older than this one: the
+        program may have started it elsewhere, such as in a container.
+        """
+        worker, peers = self.process, {each.process.pid for each in self.peers()}
+        # In a thread, because there may be many processes.
+        return await asyncio.to_thread(lambda: _worker_has_socket(worker, peers, inodes(), strictly=strictly))
+
+    async def _wait_until_probe_accepted(self, listener: socket.socket) -> None:
+        """Wait until this worker has accepted a connection that is made here."""
+        while True:
+            with await self._connect_to_own(listener) as probe, contextlib.suppress(OSError):
+                await wait_until_accepted(probe)
+                return
+
+    async def _wait_until_client_accepted(self, listener: socket.socket) -> None:
+        """Wait until this worker has accepted any connection: with many clients, a probe may wait long in the queue."""
+
+        def accepted() -> set[int]:
+            return set(accepted_inodes(listener, time.monotonic() + _LISTING_SECONDS))
+
+        pause = _FIRST_LISTING_PAUSE_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            if has_others_waiting(listener) and await self._has_socket(accepted, strictly=True):
+                return
+            pause = min(pause * 1.5, _LAST_LISTING_PAUSE_SECONDS)
 
     async def stop_accepting(self, receivers: str | None) -> None:
         """Stop the worker from accepting; return when it has stopped, or after drain_timeout.
@@ -589,11 +719,20 @@ class LocalWorker(LinkHandler):
                 await asyncio.wait({self.exited}, timeout=seconds)
             self.mark_ready()
         elif server.command and not server.notify:
-            look = asyncio.ensure_future(wait_until_accepting(server, listeners))
+            if listeners:
+                shared = listeners[0]
+                signs = [self._wait_until_probe_accepted(shared), self._wait_until_client_accepted(shared)]
+            else:
+                signs = [wait_until_listening(server)]
+            looks = {asyncio.ensure_future(sign) for sign in signs}
             try:
-                await asyncio.wait({look, self.answered}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({*looks, self.answered}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                look.cancel()
+                for look in looks:
+                    look.cancel()
+            for look in looks:
+                if look.done():
+                    look.result()
             self.mark_ready()
         await asyncio.shield(self.answered)
 
@@ -667,6 +806,53 @@ class LocalWorker(LinkHandler):
             self.control.close()
         # Breaks a reference cycle, so that this object is freed without the garbage collector.
         self.on_never_started = self.on_follows_routes = lambda: None
+        self.peers = tuple
+
+
+def _accepts_only_data(listener: socket.socket) -> bool:
+    """Whether a connection is accepted only when data has arrived (tcp(7), TCP_DEFER_ACCEPT)."""
+    if listener.family == socket.AF_UNIX:
+        return False
+    return listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) > 0
+
+
+def _processes_by_worker(workers: Set[int]) -> dict[int | None, list[int]]:
+    """The pids of each worker's processes: those of its session, and their descendants. Blocks.
+
+    `workers` are the pids of workers, which lead sessions. The entry None is for all other processes of the machine.
+    """
+    table = platform.process_table()
+
+    def worker_of(pid: int) -> int | None:
+        seen: set[int] = set()  # a pid may be reused while the table is read
+        while pid in table and pid not in seen:
+            seen.add(pid)
+            parent, session = table[pid]
+            if found := {pid, session} & workers:
+                return found.pop()
+            pid = parent
+        return None
+
+    processes: dict[int | None, list[int]] = {worker: [] for worker in (*workers, None)}
+    for pid in table:
+        processes[worker_of(pid)].append(pid)
+    return processes
+
+
+def _worker_has_socket(
+    worker: ProcessIdentity, peers: Set[int], inodes: Set[int], *, strictly: bool
+) -> bool | None:
+    """See LocalWorker._has_socket; `peers` are the pids of the other workers. Blocks."""
+    processes = _processes_by_worker({worker.pid, *peers})
+    own = [platform.socket_inodes(pid) for pid in processes.pop(worker.pid)]
+    if any(found and not found.isdisjoint(inodes) for found in own):
+        return True
+    if strictly:
+        return None if all(found is None for found in own) else False
+    strangers = processes.pop(None)
+    others = [pid for pids in processes.values() for pid in pids]
+    others += [pid for pid in strangers if (platform.process_start(pid) or 0) < (worker.start or 0)]
+    return all((platform.socket_inodes(pid) or set()).isdisjoint(inodes) for pid in others)
 
 
 def _settle(future: asyncio.Future[None] | None) -> None:
@@ -721,6 +907,10 @@ class RunnerWorkers(dict[str, LocalWorker]):
     def of(self, key: str) -> Collection[LocalWorker]:
         """The workers of the server whose canonical address is `key`."""
         return self._by_key.get(key, ())
+
+    def running_peers(self, worker: LocalWorker) -> list[LocalWorker]:
+        """The other workers of the worker's server that have not exited."""
+        return [each for each in self.of(worker.server.key) if each is not worker and not each.exited.done()]
 
 
 class Tallies(Counters):

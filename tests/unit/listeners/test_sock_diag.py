@@ -20,6 +20,8 @@ from poolctl.listeners.sock_diag import (
     TcpSocket,
     accept_queue,
     is_accepted,
+    is_listed,
+    peer_inode,
     tcp_sockets,
     wait_until_accepted,
 )
@@ -58,8 +60,9 @@ def test_connection_is_accepted_once_a_process_has_taken_it_from_the_queue(
         assert (is_accepted(first), is_accepted(second)) == (False, False)
         first.shutdown(socket.SHUT_WR)
         assert is_accepted(first) is False
-        with listener.accept()[0]:
+        with listener.accept()[0] as theirs:
             assert (is_accepted(first), is_accepted(second)) == (True, False)
+            assert (peer_inode(first), peer_inode(second)) == (os.fstat(theirs.fileno()).st_ino, 0)
 
 
 def test_accept_queue_has_the_connections_that_no_process_has_taken(listener: socket.socket) -> None:
@@ -75,12 +78,13 @@ def test_kernel_without_sock_diag_gives_no_answer(
 ) -> None:
     with connection(listener) as sock:
         monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)  # a protocol that there is not
-        assert is_accepted(sock) is None
+        assert (is_accepted(sock), is_listed(sock)) == (None, False)
         monkeypatch.undo()
         assert is_accepted(sock) is False
         with listener.accept()[0]:
             pass
         assert not is_accepted(sock), "gone"
+        assert is_listed(sock)
 
 
 @pytest.mark.parametrize("asked", [True, False], ids=["sock_diag", "no sock_diag"])
@@ -115,40 +119,6 @@ def test_program_that_accepts_and_does_nothing_has_accepted(listener: socket.soc
     asyncio.run(scenario())
 
 
-def test_one_accepted_connection_among_many_waiting_is_enough(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sock_diag, "_OTHERS_AFTER_SECONDS", 0.05)
-    monkeypatch.setattr(sock_diag, "_LAST_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(sock_diag, "_MOST_SECONDS", 60.0)
-    accepted_now = sock_diag._accepted_now
-    looks: list[set[int]] = []
-
-    def counted(listener: socket.socket) -> set[int]:
-        looks.append(accepted_now(listener))
-        return looks[-1]
-
-    monkeypatch.setattr(sock_diag, "_accepted_now", counted)
-
-    async def scenario() -> None:
-        with contextlib.ExitStack() as stack:
-            for _ in range(5):
-                stack.enter_context(connection(listener))
-            served = stack.enter_context(listener.accept()[0])
-            sock = stack.enter_context(connection(listener))
-            waiting = asyncio.ensure_future(wait_until_accepted(sock, listener))
-            async with asyncio.timeout(60):
-                while len(looks) < 3:
-                    await asyncio.sleep(0.01)
-            assert not waiting.done(), "what was accepted before says nothing"
-            served.close()
-            stack.enter_context(listener.accept()[0])
-            await asyncio.wait_for(waiting, 60)
-            assert is_accepted(sock) is False
-
-    asyncio.run(scenario())
-
-
 def test_connections_to_another_listener_say_nothing(listener: socket.socket) -> None:
     with contextlib.ExitStack() as stack:
         other = stack.enter_context(socket.socket(listener.family))
@@ -162,11 +132,10 @@ def test_connections_to_another_listener_say_nothing(listener: socket.socket) ->
         stack.enter_context(connection(other))
         stack.enter_context(connection(listener))
         stack.enter_context(other.accept()[0])
-        assert not list(sock_diag.accepted_connection_cookies(listener, time.monotonic() + 60))
-        first = stack.enter_context(listener.accept()[0])
-        assert len(list(sock_diag.accepted_connection_cookies(listener, time.monotonic() + 60))) == 1
-        first.close()
-        assert not list(sock_diag.accepted_connection_cookies(listener, time.monotonic() + 60))
+        assert not list(sock_diag.accepted_inodes(listener, soon()))
+        with listener.accept()[0] as first:
+            assert list(sock_diag.accepted_inodes(listener, soon())) == [os.fstat(first.fileno()).st_ino]
+        assert not list(sock_diag.accepted_inodes(listener, soon()))
 
 
 def cookie(sock: socket.socket) -> int:
@@ -200,7 +169,7 @@ def test_sockets_of_a_port_are_listed_with_their_process_and_address() -> None:
             assert listed(LISTEN) == {own.cookie: own}
             assert listed(ANY_STATE) == {own.cookie: own, connected.cookie: connected}
             assert own in tcp_sockets(LISTEN, soon())
-            assert list(sock_diag.accepted_connection_cookies(listener, soon())) == [connected.cookie]
+            assert list(sock_diag.accepted_inodes(listener, soon())) == [connected.inode]
             assert list(tcp_sockets(LISTEN, time.monotonic(), port=port)) == []
             assert client.getsockname()[1] not in {each.port for each in listed(ANY_STATE).values()}
 

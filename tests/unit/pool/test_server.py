@@ -1111,7 +1111,9 @@ class ProbedRunner(ScriptedRunner):
         self.statuses: dict[str, int] = {}
         self.answering: set[asyncio.Task[None]] = set()
 
-    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(
+        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+    ) -> socket.socket:
         ours = await super().connect_for_probe(placement, kind, plain)
         self.answering.add(asyncio.ensure_future(self._answer(placement.id, self.asked.pop()[2])))
         return ours

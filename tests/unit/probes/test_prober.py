@@ -58,7 +58,9 @@ class Probed:
         assert readiness is not None
         return make_prober(readiness, server, self, None, {"WHO": "web"})  # type: ignore[arg-type]
 
-    async def connect_for_probe(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(
+        self, placement: Any, kind: str, plain: bool, *, own: bool = False
+    ) -> socket.socket:
         if self.refuses:
             raise ConnectionRefusedError(111, "Connection refused")
         ours, theirs = socket.socketpair()
@@ -306,7 +308,9 @@ def test_connection_that_is_being_opened_is_given_up_with_its_probe() -> None:
     asked: list[tuple[str, bool]] = []
 
     class Runner:
-        async def connect_for_probe(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+        async def connect_for_probe(
+            self, placement: Any, kind: str, plain: bool, *, own: bool = False
+        ) -> socket.socket:
             asked.append((kind, plain))
             try:
                 return await asyncio.Future()
@@ -384,7 +388,9 @@ class Connecting:
         self.port = port
         self.asked: list[tuple[str, bool]] = []
 
-    async def connect_for_probe(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(
+        self, placement: Any, kind: str, plain: bool, *, own: bool = False
+    ) -> socket.socket:
         self.asked.append((kind, plain))
         sock = socket.create_connection(("127.0.0.1", self.port))
         sock.setblocking(False)
@@ -480,7 +486,9 @@ def prober_of_command(listener: socket.socket, **readiness: Any) -> Prober:
     """A prober of a program that was given this listener."""
 
     class Runner:
-        async def connect_for_probe(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+        async def connect_for_probe(
+            self, placement: Any, kind: str, plain: bool, *, own: bool = False
+        ) -> socket.socket:
             ours = socket.create_connection(listener.getsockname())
             ours.setblocking(False)
             return ours
@@ -534,6 +542,34 @@ def test_program_is_known_to_be_late_while_its_connection_is_queued(listener: so
         assert not prober.queued()
         with listener.accept()[0] as theirs:
             assert theirs.recv(1) == b""
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("readiness", [{"tcp": True}, {"http": "/"}])
+def test_program_is_known_to_be_late_while_other_workers_accept_its_connections(
+    readiness: dict[str, Any],
+) -> None:
+    class Runner:
+        async def connect_for_probe(
+            self, placement: Any, kind: str, plain: bool, *, own: bool = False
+        ) -> socket.socket:
+            assert own
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
+
+    async def scenario() -> None:
+        server = ServerConfig(
+            name="web", bind="127.0.0.1:8080", command=["prog"], health={"readiness": readiness}
+        )
+        probe = server.health.readiness
+        assert probe is not None
+        prober = make_prober(probe, server, Runner(), None, {}, lambda: True)  # type: ignore[arg-type]
+        prober.start(print)
+        await asyncio.sleep(0)
+        assert prober.queued()
+        prober.close()
+        await asyncio.sleep(0)
 
     run(scenario)
 

@@ -359,8 +359,35 @@ def worker_probes(**health: Any) -> WorkerProbes:
 
 
 class Refusing:
-    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    def __init__(self) -> None:
+        self.own: list[bool] = []
+
+    async def connect_for_probe(
+        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+    ) -> socket.socket:
+        self.own.append(own)
         raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+
+def test_only_the_probes_of_a_worker_that_is_not_ready_must_reach_that_worker() -> None:
+    async def scenario() -> None:
+        health = {"readiness": {"tcp": True, "interval": "50ms"}}
+        server = ServerConfig(name="web", bind="127.0.0.1:8080", command=["prog"], health=health)
+        runner = Refusing()
+        found = WorkerProbes(server, Placement.of("web", 1, 0, pid=17), runner, lambda *_: None)  # type: ignore[arg-type]
+        waiting = asyncio.ensure_future(found.wait_until_ready(asyncio.get_running_loop().create_future()))
+        async with asyncio.timeout(60):
+            while len(runner.own) < 2:
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            found.start(Status.OK)
+            count = len(runner.own)
+            while len(runner.own) < count + 2:
+                await asyncio.sleep(0.01)
+        found.stop()
+        assert runner.own == [True] * count + [False] * (len(runner.own) - count)
+
+    asyncio.run(scenario())
 
 
 BOTH = {"readiness": {"tcp": True}, "liveness": {"tcp": True}}

@@ -108,7 +108,9 @@ class ScriptedRunner:
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
         self.log.append(f"{'work' if accepting else 'rest'} {placement.id}")
 
-    async def connect_for_probe(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+    async def connect_for_probe(
+        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+    ) -> socket.socket:
         if placement.id not in self.running:
             raise ConnectionRefusedError("it has ended")
         ours, theirs = socket.socketpair()

@@ -23,8 +23,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl import ServerConfig
+from poolctl import ServerConfig, platform
 from poolctl.keeper import wire
+from poolctl.listeners import sock_diag
+from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import process_start
 from poolctl.runners.local import local_worker as module
 from poolctl.runners.local.local_worker import (
@@ -36,7 +38,7 @@ from poolctl.runners.local.local_worker import (
     Tallies,
     Tally,
     WorkerHeartbeats,
-    wait_until_accepting,
+    wait_until_listening,
 )
 from poolctl.runners.local.zygotes import Children, ProcessIdentity
 from poolctl.runners.process_link import Descriptor, Malformed
@@ -93,6 +95,8 @@ def worker(
     *,
     name: str = "web",
     index: int = 0,
+    generation: int = 1,
+    pid: int = 2,
     **config: Any,
 ) -> LocalWorker:
     serves = {"bind": "127.0.0.1:8080", "app": "web:app"}
@@ -100,7 +104,7 @@ def worker(
     return LocalWorker(
         cast(Children, keeper or Keeper()),
         lambda: cast(RunnerEventHandler, events),
-        Placement.of(name, 1, index, pid=2),
+        Placement.of(name, generation, index, pid=pid),
         server,
         "web",
     )
@@ -460,22 +464,56 @@ def short_path() -> Any:
         yield Path(directory)
 
 
+@contextlib.contextmanager
+def listening(kind: str, directory: Path, backlog: int = 100) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX) as listener:
+        listener.bind(("127.0.0.1", 0) if kind == "tcp" else str(directory / "a.sock"))
+        listener.listen(backlog)
+        yield listener
+
+
+def program_at(listener: socket.socket, pid: int | None = None, **keys: Any) -> LocalWorker:
+    """A worker with a command that uses the listener, whose process is this one."""
+    where = listener.getsockname()
+    bind = f"unix:{where}" if isinstance(where, str) else f"127.0.0.1:{where[1]}"
+    return worker(command=["prog"], bind=bind, pid=pid or os.getpid(), **keys)
+
+
+async def one_in_queue(listener: socket.socket) -> None:
+    """Wait until a connection is in the accept queue: the other process accepts no more."""
+    async with asyncio.timeout(60):
+        while accept_queue(listener) == 0:
+            await asyncio.sleep(0.01)
+
+
+@contextlib.contextmanager
+def accepting_process(listener: socket.socket, count: int = 1_000_000) -> Iterator[int]:
+    """Another process that accepts up to `count` connections from the listener; yields its pid."""
+    pid = os.fork()
+    if pid == 0:
+        kept = [listener.accept() for _ in range(count)]
+        signal.pause()
+        os._exit(len(kept))
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_a_program_has_answered_when_it_has_accepted_and_not_before(kind: str, short_path: Path) -> None:
     async def scenario() -> None:
-        with socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX) as listener:
-            listener.bind(("127.0.0.1", 0) if kind == "tcp" else str(short_path / "a.sock"))
-            listener.listen()
-            where = listener.getsockname()
-            bind = f"127.0.0.1:{where[1]}" if kind == "tcp" else f"unix:{where}"
-            waiting = asyncio.ensure_future(wait_until_accepting(server("prog", bind=bind), [listener]))
+        with listening(kind, short_path) as listener:
+            program = program_at(listener)
+            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
             await asyncio.sleep(0.1)
             assert not waiting.done()
             accepted, _ = listener.accept()
             with accepted, contextlib.ExitStack() as others:
                 # The program is busy with the first one, and its queue is never empty.
                 for _ in range(3):
-                    others.enter_context(socket.socket(listener.family)).connect(where)
+                    others.enter_context(socket.socket(listener.family)).connect(listener.getsockname())
                 await asyncio.wait_for(waiting, 60)
                 assert accepted.recv(1) == b"", "it is not kept waiting by ours"
 
@@ -484,13 +522,10 @@ def test_a_program_has_answered_when_it_has_accepted_and_not_before(kind: str, s
 
 def test_a_full_queue_of_a_unix_listener_is_no_answer(short_path: Path) -> None:
     async def scenario() -> None:
-        with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as others:
-            listener.bind(str(short_path / "a.sock"))
-            listener.listen(0)
+        with listening("unix", short_path, 0) as listener, contextlib.ExitStack() as others:
             listener.settimeout(60)
             others.enter_context(socket.socket(socket.AF_UNIX)).connect(listener.getsockname())
-            there = server("prog", bind=f"unix:{listener.getsockname()}")
-            waiting = asyncio.ensure_future(wait_until_accepting(there, [listener]))
+            waiting = asyncio.ensure_future(program_at(listener).wait_until_ready([listener]))
             await asyncio.sleep(0.1)
             assert not waiting.done()
             for _ in range(2):
@@ -500,11 +535,174 @@ def test_a_full_queue_of_a_unix_listener_is_no_answer(short_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("generation", [1, 2], ids=["older", "of the same age"])
+def test_a_program_is_not_ready_because_another_worker_accepts(
+    kind: str, generation: int, short_path: Path
+) -> None:
+    async def scenario() -> None:
+        with listening(kind, short_path) as listener:
+            program = program_at(listener, generation=2)
+            with accepting_process(listener, 3) as pid:
+                other = program_at(listener, pid, generation=generation)
+                program.peers = lambda: [other]
+                waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
+                await one_in_queue(listener)
+                assert not waiting.done()
+                with listener.accept()[0]:
+                    await asyncio.wait_for(waiting, 60)
+
+    asyncio.run(scenario())
+
+
+def test_a_program_is_ready_when_it_has_accepted_a_client_while_probes_wait(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_LISTING_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_LISTING_SECONDS", 60.0)
+
+    async def scenario() -> None:
+        with listening("tcp", short_path) as listener, contextlib.ExitStack() as clients:
+            for _ in range(5):
+                clients.enter_context(socket.create_connection(listener.getsockname()))
+            program = program_at(listener)
+            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            with listener.accept()[0]:
+                await asyncio.wait_for(waiting, 60)
+
+    asyncio.run(scenario())
+
+
+def test_connection_that_an_unknown_process_accepts_counts_only_without_an_older_worker(
+    short_path: Path,
+) -> None:
+    async def work(listener: socket.socket, stranger: int, leader: int) -> None:
+        begun = process_start(stranger) or 0
+        for start, older, is_ready in ((begun, 0, True), (begun + 1, 0, False), (begun, 1, False)):
+            program = program_at(listener, leader, generation=2)
+            program.start = start
+            peers = [program_at(listener, 1, generation=1)] * older
+            program.peers = lambda peers=peers: peers  # type: ignore[misc]
+            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
+            if is_ready:
+                await asyncio.wait_for(waiting, 60)
+            else:
+                await asyncio.sleep(0.3)
+                assert not waiting.done()
+                waiting.cancel()
+
+    with (
+        listening("tcp", short_path) as listener,
+        accepting_process(listener) as stranger,
+        subprocess.Popen(["sleep", "60"]) as leader,
+    ):
+        asyncio.run(work(listener, stranger, leader.pid))
+        leader.kill()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_connection_that_is_closed_at_once_counts_only_without_an_older_worker(
+    kind: str, short_path: Path
+) -> None:
+    async def scenario() -> None:
+        with listening(kind, short_path) as listener:
+            program, keeper = program_at(listener, generation=2), Keeper()
+            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
+            await one_in_queue(listener)
+            listener.accept()[0].close()
+            await asyncio.wait_for(waiting, 60)
+
+            older, program = program, program_at(listener, keeper=keeper, generation=3)
+            program.peers = lambda: [older]
+            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
+            for _ in range(3):
+                await one_in_queue(listener)
+                listener.accept()[0].close()
+            await asyncio.sleep(0.1)
+            assert (waiting.done(), keeper.killed) == (False, [])
+            await one_in_queue(listener)
+            with listener.accept()[0]:
+                await asyncio.wait_for(waiting, 60)
+
+    asyncio.run(scenario())
+
+
+def test_program_that_is_given_only_connections_with_data_is_ready_when_it_accepts(short_path: Path) -> None:
+    async def scenario() -> None:
+        with listening("tcp", short_path) as listener:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+            program = program_at(listener)
+            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
+            listener.settimeout(60)
+            accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept))
+            with (await accepting)[0]:
+                await asyncio.wait_for(waiting, 60)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("hidden_by", ["kernel", "deferred accept", "rights"])
+def test_program_whose_connections_cannot_be_attributed_is_killed_while_an_older_worker_runs(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, hidden_by: str
+) -> None:
+    async def scenario() -> None:
+        with listening("tcp", short_path) as listener:
+            if hidden_by == "kernel":
+                monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)  # a protocol that there is not
+            elif hidden_by == "deferred accept":
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+            else:
+                monkeypatch.setattr(platform, "socket_inodes", lambda pid: None)
+            listener.settimeout(60)
+            older = program_at(listener)
+            waiting = asyncio.ensure_future(older.wait_until_ready([listener]))
+            (await asyncio.to_thread(listener.accept))[0].close()
+            await asyncio.wait_for(waiting, 60)
+
+            keeper = Keeper()
+            program = program_at(listener, keeper=keeper, generation=2)
+            program.peers = lambda: [older]
+            with accepting_process(listener):
+                waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
+                async with asyncio.timeout(60):
+                    while not keeper.killed:
+                        await asyncio.sleep(0.01)
+                program.record_exit(Exit.from_signal(signal.SIGKILL))
+                with pytest.raises(WorkerFailed, match="the system does not show which process accepts"):
+                    await waiting
+
+                notified = program_at(listener, generation=3)
+                notified.peers = lambda: [older]
+                notified.mark_ready()
+                (await notified.connect_for_probe("http", True, [listener], own=True)).close()
+
+    asyncio.run(scenario())
+
+
+def test_own_connection_is_one_that_the_worker_has_accepted(short_path: Path) -> None:
+    async def scenario() -> None:
+        with listening("tcp", short_path) as listener, accepting_process(listener, 3) as pid:
+            older = program_at(listener, pid, generation=1)
+            program = program_at(listener, generation=2)
+            program.peers = lambda: [older]
+            connecting = asyncio.ensure_future(program.connect_for_probe("http", True, [listener], own=True))
+            await one_in_queue(listener)
+            accepted, address = listener.accept()
+            with accepted, await asyncio.wait_for(connecting, 60) as probe:
+                assert probe.getsockname() == address
+                probe.send(b"GET")
+                assert accepted.recv(3) == b"GET"
+
+    asyncio.run(scenario())
+
+
 def test_a_program_that_binds_by_itself_has_answered_when_it_listens(free_port: Any) -> None:
     async def scenario() -> None:
         port = free_port()
         there = server("prog", "{port}", bind=f"127.0.0.1:{port}")
-        waiting = asyncio.ensure_future(wait_until_accepting(there, []))
+        waiting = asyncio.ensure_future(wait_until_listening(there))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         with socket.create_server(("127.0.0.1", port)):
@@ -525,7 +723,7 @@ def test_program_is_looked_for_after_pauses_that_grow_to_a_fifth_of_a_second(sho
                 listener.listen()
 
             loop.call_later(1.0, listen)
-            await wait_until_accepting(server("prog", bind=f"unix:{path}"), [])
+            await wait_until_listening(server("prog", bind=f"unix:{path}"))
         pauses = [0.01 * 1.5**number for number in range(8)]
         assert loop.time() == pytest.approx(sum(pauses) + 3 * 0.2)
 
