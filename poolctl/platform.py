@@ -303,9 +303,14 @@ def _stat_fields(pid: int) -> list[bytes]:
     return _read_quietly(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
-def process_environment(pid: int) -> list[str]:
-    """The environment that a process was executed with, as NAME=VALUE (proc(5), environ); empty if unknown."""
-    return os.fsdecode(_read_quietly(f"/proc/{pid}/environ")).split("\0")
+def process_variable(pid: int, name: str) -> str:
+    """The value of a variable in the environment that a process was executed with (proc(5), environ); "" if unknown."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            rows = os.fsdecode(file.read()).split("\0")
+    except OSError:
+        return ""
+    return next((row.removeprefix(f"{name}=") for row in rows if row.startswith(f"{name}=")), "")
 
 
 def process_table() -> dict[int, tuple[int, int]]:
@@ -402,6 +407,11 @@ def is_stopped(pid: int) -> bool:
     """Whether a signal such as SIGSTOP, not a debugger, has stopped a process or a child of it (proc(5), stat)."""
     children = _read_quietly(f"/proc/{pid}/task/{pid}/children").split()
     return any(_stat_fields(each)[:1] == [b"T"] for each in (pid, *map(int, children)))
+
+
+def process_name(pid: int) -> str:
+    """The name of a process in ps and top (proc(5), comm); "" if there is no such process."""
+    return _read_quietly(f"/proc/{pid}/comm").decode(errors="replace").rstrip("\n")
 
 
 def status_of(pid: int) -> dict[bytes, bytes]:

@@ -2,6 +2,8 @@
 
 A command in the terminal has no process group of its own. The process that runs it is a child subreaper instead (see
 platform.become_subreaper), and so becomes the parent of what is left, whose pids cannot be reused before it reaps them.
+
+Likewise the keeper is the parent of the daemons that programs of the pool leave behind. These are only found.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import select
 import signal
 import time
 
+from ..platform import process_variable
 from .reap import KILLED_SECONDS, children
 
 TYPE_CHECKING = False
@@ -23,6 +26,23 @@ def left_children(known: Container[int]) -> list[int]:
     """The children of this process that are not `known`, and have not left its session as a daemon does."""
     session = os.getsid(0)
     return [pid for pid in children() if pid not in known and os.getsid(pid) == session]
+
+
+def left_daemons(keeper: int, workers: Container[int | None]) -> list[tuple[str, int]]:
+    """The server's name and the pid of each process with a session of its own that a program has left behind.
+
+    Such processes have become children of the process `keeper`. `workers` are the pids of running workers. Blocks.
+    """
+    found, those = [], children(keeper)
+    inherited = process_variable(keeper, "POOLCTL_NAME")  # a pool that was started by a server of another one
+    for pid in those:
+        with contextlib.suppress(ProcessLookupError):
+            session, name = os.getsid(pid), process_variable(pid, "POOLCTL_NAME")
+            # A program that has exited leads the session of what is left of its group.
+            is_daemon = pid not in workers and (session == pid or session not in those)
+            if is_daemon and name not in ("", inherited):
+                found.append((name, pid))
+    return found
 
 
 def descendants() -> list[int]:

@@ -23,7 +23,7 @@ from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 from poolctl.json_form import Table, from_json
 from poolctl.keeper.left_children import end_processes, left_children
-from poolctl.platform import become_subreaper, process_environment
+from poolctl.platform import become_subreaper, process_variable
 
 LINE = ("name", "bind", "state")
 # The time that a child has to exit after Ctrl-C before it is killed; likewise what a child has left behind.
@@ -127,12 +127,8 @@ class ParallelWalk:
 
     def _left_by(self, name: str) -> list[int]:
         # Several commands may run, each with the name of another server.
-        mark = f"{PREFIX}NAME={name}"
-        return [
-            pid
-            for pid in left_children({child.pid for child in self.children.copy()})
-            if mark in process_environment(pid)
-        ]
+        known = {child.pid for child in self.children.copy()}
+        return [pid for pid in left_children(known) if process_variable(pid, f"{PREFIX}NAME") == name]
 
     def _start_unless_ending(
         self, argv: list[str], environ: dict[str, str]

@@ -19,6 +19,8 @@ from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_opt
 from poolctl.control.gateway_answers import GatewayStatus
 from poolctl.feature import features
 from poolctl.json_form import Table, from_json
+from poolctl.keeper.left_children import left_daemons
+from poolctl.platform import process_name
 
 from ._check import CheckContext, CheckResult, ok, problem, warning
 
@@ -148,6 +150,18 @@ def servers(context: CheckContext) -> Iterator[CheckResult]:
         yield ok("servers", ", ".join([f"{ready} of {len(context.items)} ready", *counts]))
 
 
+def left_processes(context: CheckContext) -> Iterator[CheckResult]:
+    """Processes that programs have left behind with sessions of their own, so that no stop asks them to end."""
+    if context.about is None:
+        return
+    workers = {pid for item in context.items for pid in item.pids}
+    for name, pid in left_daemons(context.about.keeper_pid, workers):
+        said = f"{name} has left pid {pid} ({process_name(pid)}) behind, with a session of its own"
+        yield warning(
+            "processes", said, "keep the program in the foreground; poolctl stop ends it with the pool"
+        )
+
+
 def supervisor_version_match(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the versions of this poolctl and the running supervisor match."""
     python = ".".join(map(str, sys.version_info[:3]))
@@ -221,5 +235,6 @@ def _query_packages(python: str, user: str | None) -> Table | str:
 
 
 CHECKS = (
-    configuration, certificates, unsafe_root_interpreters, supervisor, servers, supervisor_version_match, packages,
+    configuration, certificates, unsafe_root_interpreters, supervisor, servers, left_processes,
+    supervisor_version_match, packages,
 )  # fmt: skip

@@ -37,6 +37,8 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
+from poolctl.keeper.left_children import left_daemons
+from poolctl.platform import process_name
 from poolctl.selection.selector import SelectorError, missing_selection_error
 from poolctl.states import Status, in_words
 
@@ -206,7 +208,12 @@ class Lifecycle:
         for entry in all_of_them:
             self._core.stop(entry, kill=bool(call.options.get("kill")))
         result = await operation.wait_for_result(chosen, call)
-        result = replace(result, dependents=names_of(also), unchanged=unchanged)
+        result = replace(
+            result,
+            dependents=names_of(also),
+            unchanged=unchanged,
+            warnings=(*result.warnings, *await self._daemon_warnings(all_of_them)),
+        )
         if call.selector.selects_all and not result.exit_code and call.options.get("wait", True):
             try:
                 if not call.options.get("kill"):
@@ -215,6 +222,24 @@ class Lifecycle:
                 keeper_pid = self._context.daemon.schedule_shutdown_and_get_keeper_pid()
             return replace(result, ended=True, keeper_pid=keeper_pid)
         return result
+
+    async def _daemon_warnings(self, entries: list[Entry]) -> list[str]:
+        """Name the processes that programs of these servers have left behind with sessions of their own."""
+        programs = {entry.name for entry in entries if entry.config.command}
+        if not programs:
+            return []
+        pids = {
+            worker.placement.pid
+            for entry in self._core.entries.values()
+            for worker in entry.observed.workers.values()
+            if worker.placement is not None
+        }
+        found = await asyncio.to_thread(left_daemons, self._context.daemon.identity().keeper_pid, pids)
+        return [
+            f"{name}: pid {pid} ({process_name(pid)}) was not asked to end, because it has a session of its own"
+            for name, pid in found
+            if name in programs
+        ]
 
     async def _finish_features_within(self, limit_seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):

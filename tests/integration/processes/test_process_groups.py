@@ -198,3 +198,32 @@ def test_children_of_hooks_and_jobs_are_asked_to_end_when_these_have_ended(
         until(lambda child=child: not is_alive(child))
     assert pool.items()["task"]["state"] == "completed"
     pool.ok("stop")
+
+
+def test_processes_with_a_session_of_their_own_are_named_by_stop_and_doctor(
+    pool: RealPool, until: Any
+) -> None:
+    # The second has become a daemon: its parent has exited.
+    write(
+        pool,
+        program("one", "setsid CHILD stays & while ! test -e one.notes; do sleep 0.05; done; sleep 600"),
+        program("two", "(setsid CHILD stays &); while ! test -e two.notes; do sleep 0.05; done; sleep 600"),
+        program("other", "sleep 600"),
+    )
+    pool.ok("start")
+    pids = {name: begun(pool, name, until)[0] for name in ("one", "two")}
+    words = "with a session of its own"
+    checks = {check["message"] for check in pool.run("doctor", "-o", "json").json["items"]}
+    assert {each for each in checks if words in each} == {
+        f"two has left pid {pids['two']} (python3) behind, {words}"
+    }
+    named = "was not asked to end, because it has a session of its own"
+    stopped = pool.ok("stop", "one", "other").stderr
+    assert [line for line in stopped.splitlines() if named in line] == [
+        f"warning: one: pid {pids['one']} (python3) {named}"
+    ]
+    assert all(map(is_alive, pids.values()))
+    assert stopped.count(named) == 1
+    everything = pool.ok("stop").stderr
+    assert all(f"{name}: pid {pid} (python3) {named}" in everything for name, pid in pids.items())
+    assert not any(map(is_alive, pids.values()))
