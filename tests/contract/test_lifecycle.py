@@ -330,3 +330,55 @@ def test_a_server_that_must_be_killed_is_stopped_with_a_warning(real_pool: RealP
     assert "web" in done.stderr
     assert "kill" in done.stderr
     assert real_pool.processes() == {}
+
+
+SAVES = """
+import pathlib, signal, sys, time
+def end(number, frame):
+    time.sleep(0.2)
+    pathlib.Path("saved").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path("up").touch()
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "stop_group", "stops_with_its_server"),
+    [
+        ("cd . && python3 saves.py; echo ended", "after", True),
+        ("trap '' TERM; python3 saves.py; true", "together", True),
+        ("python3 saves.py; true", "leader", False),
+    ],
+)
+def test_child_of_a_shell_hears_the_stop_signal_and_has_its_time(
+    real_pool: RealPool, until: Any, script: str, stop_group: str, stops_with_its_server: bool
+) -> None:
+    real_pool.write("saves.py", SAVES)
+    line = f'[[server]]\nname = "line"\ncommand = ["sh", "-c", "{script}"]\nstop_group = "{stop_group}"\n'
+    real_pool.write("pool.toml", f'{line}[[server]]\nname = "other"\ncommand = ["sleep", "600"]\n')
+    real_pool.ok("start")
+    until((real_pool.directory / "up").exists)
+    saved = (real_pool.directory / "saved").exists
+    real_pool.ok("stop", "line")
+    assert saved() is stops_with_its_server
+    real_pool.ok("stop")
+    assert saved()
+    assert real_pool.processes() == {}
+
+
+@pytest.mark.slow
+def test_what_a_command_around_a_pool_leaves_behind_hears_sigterm(real_pool: RealPool) -> None:
+    real_pool.write("saves.py", SAVES)
+    real_pool.write_hello("web")
+    script = "python3 saves.py & while ! test -e up; do sleep 0.05; done"
+    real_pool.ok("run", "--", "sh", "-c", script)
+    saved = real_pool.directory / "saved"
+    assert saved.exists()
+    for path in (saved, real_pool.directory / "up"):
+        path.unlink()
+    real_pool.ok("walk", "--", "sh", "-c", script)
+    assert saved.exists()

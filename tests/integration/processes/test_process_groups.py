@@ -110,8 +110,9 @@ def test_child_of_a_program_with_the_stop_group_leader_runs_until_the_pool_is_st
     assert not any(map(is_alive, both))
 
 
+@pytest.mark.parametrize("killed", ["supervisor_pid", "keeper_pid"])
 def test_child_that_a_crash_leaves_is_asked_to_end_while_the_next_process_serves(
-    pool: RealPool, until: Any
+    pool: RealPool, until: Any, killed: str
 ) -> None:
     write(pool, program("crashes", "CHILD stays; true", 'restart = "always"\nstop_timeout = "3s"'))
     pool.ok("start")
@@ -120,8 +121,8 @@ def test_child_that_a_crash_leaves_is_asked_to_end_while_the_next_process_serves
     _, other = begun(pool, "crashes", until, 2)
     assert is_alive(child), "it has its stop_timeout"
     until(lambda: asked(pool, "crashes") == ["SIGTERM"])
-    # The time limit is kept by whichever supervisor runs then.
-    os.kill(pool.info()["supervisor_pid"], signal.SIGKILL)
+    # The time limit is kept by whichever keeper and supervisor run then.
+    os.kill(pool.info()[killed], signal.SIGKILL)
     until(lambda: not is_alive(child))
     assert is_alive(other)
     pool.ok("stop")

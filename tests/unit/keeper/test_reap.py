@@ -23,7 +23,7 @@ from tests.processes import is_alive
 
 # A reaper takes every child of its process: it needs one of its own, away from the other tests' children.
 PREAMBLE = """
-import os, signal, sys, time
+import os, select, signal, sys, time
 from poolctl.keeper.reap import Reaper
 from poolctl.platform import process_start
 def child(body):
@@ -122,7 +122,6 @@ def lead():
 read, write = os.pipe()
 read_go, write_go = os.pipe()
 def gone(reaper):
-    import select
     assert select.select([reaper.left_groups], [], [], 40)[0]
     return reaper.report_gone()
 pid = child(lead)
@@ -163,6 +162,23 @@ assert process_start(pid) is not None, "not reaped"
 reaper.kill_all(1.0)
 assert os.read(read, 5) == b""
 gone(reaper)
+assert process_start(pid) is None
+""")
+
+
+def test_left_groups_are_known_after_execve() -> None:
+    in_a_process_of_its_own(f"""
+reaper = Reaper(lambda _: True)
+{LEFT}
+reaped(reaper)
+after = Reaper()
+after.resume([], 5, {{}}, reaper.left_groups.leaders)
+assert after.unacknowledged == [] and pid in after.left_groups
+os.killpg(pid, signal.SIGKILL)
+assert select.select([after.left_groups], [], [], 40)[0]
+last = Reaper()
+last.resume([], 5, {{}}, [pid])
+assert last.unacknowledged == [{{"event": "gone", "pid": pid, "sequence": 6}}], "it has ended meanwhile"
 assert process_start(pid) is None
 """)
 
