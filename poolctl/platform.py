@@ -43,6 +43,16 @@ def become_subreaper() -> None:
     checked(c_library().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
+@contextlib.contextmanager
+def subreaper() -> Iterator[None]:
+    """Context manager: this process is the parent of orphaned descendants meanwhile. Raises OSError."""
+    become_subreaper()
+    try:
+        yield
+    finally:
+        checked(c_library().prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0))
+
+
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends (prctl(2), PR_SET_PDEATHSIG). Never fails."""
     c_library().prctl(_PR_SET_PDEATHSIG, int(SIGKILL), 0, 0, 0)

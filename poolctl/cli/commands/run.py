@@ -76,7 +76,7 @@ from poolctl.keeper.reap import children
 from poolctl.logs.log_line import LogLine, stamp
 from poolctl.logs.log_tail import follow, tail
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
-from poolctl.platform import await_readable, become_subreaper
+from poolctl.platform import await_readable, subreaper
 
 if TYPE_CHECKING:
     from poolctl.json_form import Table
@@ -773,6 +773,7 @@ def program(command: Sequence[str], env: Mapping[str, str]) -> str:
     raise Failure(Outcome.failed(NOT_FOUND, f"{name}: command not found", hint="is it in $PATH?"))
 
 
+@subreaper()
 def run_to_end(
     path: str,
     command: list[str],
@@ -791,7 +792,6 @@ def run_to_end(
     watched = (signal.SIGCHLD, signal.SIGIO, *FORWARDED_SIGNALS)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     actions = [] if stdout is None else [(os.POSIX_SPAWN_DUP2, stdout, 1)]
-    become_subreaper()
     others = set(children())
     try:
         pid = os.posix_spawn(path, command, env, file_actions=actions, setsigmask=before, setsigdef=_RESET)

@@ -23,7 +23,7 @@ from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 from poolctl.json_form import Table, from_json
 from poolctl.keeper.left_children import end_processes, left_children
-from poolctl.platform import become_subreaper, process_variable
+from poolctl.platform import process_variable, subreaper
 
 LINE = ("name", "bind", "state")
 # The time that a child has to exit after Ctrl-C before it is killed; likewise what a child has left behind.
@@ -81,11 +81,10 @@ class ParallelWalk:
         """
         from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-        become_subreaper()
         waiting = list(reversed(items))
         running: dict[Future[ServerRun], None] = {}
         failed = False
-        with ThreadPoolExecutor(self.jobs) as threads:
+        with subreaper(), ThreadPoolExecutor(self.jobs) as threads:
             try:
                 while running or (waiting and not (failed and self.fail_fast)):
                     while waiting and len(running) < self.jobs and not (failed and self.fail_fast):
