@@ -13,7 +13,7 @@ import sys
 
 # The oldest supported versions for workers.
 OLDEST_PYTHON = (3, 11)
-OLDEST_UVICORN = (0, 41)
+OLDEST_UVICORN = (0, 53)
 # Parts that supervisors of earlier versions start by another name.
 _FORMER_PARTS = {"gateway.haproxy": "features.haproxy", "web": "features.dashboard"}
 

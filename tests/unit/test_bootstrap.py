@@ -120,7 +120,7 @@ def test_installation_is_as_new_as_its_newest_file(package: Path) -> None:
     assert module.is_package_changed_since(newest)
 
 
-@pytest.mark.parametrize("version", ["0.41.0", "0.42", "1.0.0", "0.41.0.dev1", "unknown"])
+@pytest.mark.parametrize("version", ["0.53.0", "0.54", "1.0.0", "0.53.0.dev1", "unknown"])
 def test_uvicorn_of_a_new_enough_or_unknown_version_is_no_problem(version: str) -> None:
     assert bootstrap.uvicorn_problem("/python", version) is None
 
@@ -129,7 +129,8 @@ def test_old_or_missing_uvicorn_is_a_problem_with_its_fix() -> None:
     assert bootstrap.uvicorn_problem("/python", None) == (
         "has no uvicorn", "install it there: /python -m pip install uvicorn",
     )  # fmt: skip
-    assert bootstrap.uvicorn_problem("/python", "0.40.9") == (
-        "has uvicorn 0.40.9, and workers need 0.41 or newer",
-        "upgrade it there: /python -m pip install --upgrade uvicorn",
-    )
+    for version in ("0.41.0", "0.52", "0.52.4"):
+        assert bootstrap.uvicorn_problem("/python", version) == (
+            f"has uvicorn {version}, and workers need 0.53 or newer",
+            "upgrade it there: /python -m pip install --upgrade uvicorn",
+        )

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import select
 import signal
 import subprocess
@@ -284,7 +283,6 @@ PROBE = (
     "v = u.find_spec('uvicorn') and ([d.version for d in m.distributions(name='uvicorn')] or ['unknown'])[0];"
     "print('poolctl', sys.version_info[0], sys.version_info[1], v, u.find_spec('zttp') is not None)"
 )
-OLDEST_UVICORN_WITH_ZTTP = (0, 53)
 # Variables that affect an interpreter's start, before it drops to the rights of its server's user.
 READ_AT_START = ("PYTHON", "LD_", "MALLOC_")
 LARGEST_ANSWER_BYTES = 65536
@@ -348,19 +346,14 @@ def _probe_interpreter(python: str, user: str | None, with_zttp: bool) -> Findin
             problem = f"is Python {words[1]}.{words[2]}", "servers need Python 3.11 or newer"
         else:
             problem = uvicorn_problem(python, None if words[3] == "None" else words[3])
-            if problem is None and with_zttp:
-                return _missing_zttp_finding(python, words[3], words[4] == "True")
+            if problem is None and with_zttp and words[4] != "True":
+                return _missing_zttp_finding(python)
     return Finding(("python",), f"{python} {problem[0]}", problem[1], python) if problem else None
 
 
-def _missing_zttp_finding(python: str, uvicorn: str, has_zttp: bool) -> Finding | None:
-    numbers = re.match(r"(\d+)\.(\d+)", uvicorn)
-    if has_zttp and (not numbers or (int(numbers[1]), int(numbers[2])) >= OLDEST_UVICORN_WITH_ZTTP):
-        return None
-    needed = ".".join(map(str, OLDEST_UVICORN_WITH_ZTTP))
-    missing, package = ("uvicorn that knows zttp", f'"uvicorn>={needed}"') if has_zttp else ("zttp", "zttp")
-    message = f'{python} has no {missing}, which http.implementation = "zttp" needs'
-    fix = f"install it there: {python} -m pip install --upgrade {package}"
+def _missing_zttp_finding(python: str) -> Finding:
+    message = f'{python} has no zttp, which http.implementation = "zttp" needs'
+    fix = f"install it there: {python} -m pip install --upgrade zttp"
     return Finding(("http", "implementation"), message, fix, "zttp")
 
 

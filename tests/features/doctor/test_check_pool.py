@@ -384,11 +384,11 @@ FASTER = "with uvloop and httptools: {python} -m pip install uvloop httptools"
 @pytest.mark.parametrize(
     ("printed", "status", "message", "fix"),
     [
-        ({"python": [3, 12, 1], "uvicorn": "0.41.0", "uvloop": "1", "httptools": "2"}, "ok",
-         "{python}: Python 3.12.1, uvicorn 0.41.0, uvloop 1, httptools 2", ""),
-        ({"python": [3, 11, 0], "uvicorn": "0.50", "uvloop": None, "httptools": None}, "ok",
-         f"{{python}}: Python 3.11.0, uvicorn 0.50; faster {FASTER}", ""),
-        ({"python": [3, 10, 9], "uvicorn": "0.50", "uvloop": None, "httptools": None}, "problem",
+        ({"python": [3, 12, 1], "uvicorn": "0.53.0", "uvloop": "1", "httptools": "2"}, "ok",
+         "{python}: Python 3.12.1, uvicorn 0.53.0, uvloop 1, httptools 2", ""),
+        ({"python": [3, 11, 0], "uvicorn": "0.60", "uvloop": None, "httptools": None}, "ok",
+         f"{{python}}: Python 3.11.0, uvicorn 0.60; faster {FASTER}", ""),
+        ({"python": [3, 10, 9], "uvicorn": "0.60", "uvloop": None, "httptools": None}, "problem",
          "{python} (a and 1 more) is Python 3.10.9", "use Python 3.11 or newer"),
         ({"python": [3, 12, 1], "uvicorn": None, "uvloop": None, "httptools": None}, "problem",
          "{python} (a and 1 more) has no uvicorn", "install it there: {python} -m pip install uvicorn"),

@@ -23,7 +23,7 @@ def test_environment_without_uvicorn_is_named_with_its_fix(pool: RealPool) -> No
 def test_an_environment_with_an_old_uvicorn_is_refused_by_validate_start_and_doctor(pool: RealPool) -> None:
     python = with_old_uvicorn(pool.directory / "old")
     pool.write_hello("web", extra='python = "old"')
-    reason = f"{python} has uvicorn 0.34.0, and workers need 0.41 or newer"
+    reason = f"{python} has uvicorn 0.34.0, and workers need 0.53 or newer"
     fix = f"upgrade it there: {python} -m pip install --upgrade uvicorn"
     (problem,) = pool.run("validate", "-o", "json").json["errors"]
     assert (problem["message"], problem["hint"]) == (reason, fix)

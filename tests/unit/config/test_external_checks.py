@@ -102,7 +102,7 @@ def test_interpreter_without_uvicorn_names_the_fix(tmp_path: Path) -> None:
 def test_an_interpreter_with_an_old_uvicorn_names_the_oldest_that_works(tmp_path: Path) -> None:
     python = with_old_uvicorn(tmp_path / "old")
     (text,) = outside(tmp_path, 'app = "good:app"\npython = "old"')
-    assert f"{python} has uvicorn 0.34.0, and workers need 0.41 or newer" in text
+    assert f"{python} has uvicorn 0.34.0, and workers need 0.53 or newer" in text
     assert f"upgrade it there: {python} -m pip install --upgrade uvicorn" in text
 
 
@@ -122,7 +122,6 @@ def test_file_that_is_no_interpreter_is_reported(tmp_path: Path, python: str, to
     ("said", "message", "fix"),
     [
         ("0.53.0 False", "has no zttp,", "pip install --upgrade zttp"),
-        ("0.52.9 True", "has no uvicorn that knows zttp", 'pip install --upgrade "uvicorn>='),
         ("0.53.0 True", "", ""),
     ],
 )

@@ -609,7 +609,6 @@ def test_websocket_is_closed_with_1012_after_a_drain(each_engine: Engine, websoc
     each_engine.run(scenario())
 
 
-@pytest.mark.skipif(uvicorn.__version__ < "0.53", reason="this version of uvicorn closes them in its own way")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_websocket_closes_when_its_client_has_replied(
     each_engine: Engine, websocket: dict[str, str], monkeypatch: pytest.MonkeyPatch

@@ -186,9 +186,12 @@ def test_names_that_connections_take_from_uvicorns_classes_are_listed() -> None:
     assert used - own <= listed
 
 
-def test_oldest_version_is_the_declared_one() -> None:
-    declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert f"uvicorn>={'.'.join(map(str, OLDEST_UVICORN))}" in declared
+def test_oldest_version_is_the_declared_and_the_documented_one() -> None:
+    root, oldest = PACKAGE.parent, ".".join(map(str, OLDEST_UVICORN))
+    for project in (root, root / "examples" / "existing-project"):
+        declared = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
+        assert f"uvicorn>={oldest}" in declared
+    assert f"needs uvicorn {oldest} or newer" in (root / "docs" / "configuration.md").read_text()
 
 
 def uses(tree: ast.AST) -> Iterator[tuple[str, str]]:
