@@ -3,8 +3,9 @@
 Through the adoption pair, a socket pair, workers hand over connections. A full worker stops reading from both, but
 refuses nothing: connections wait in the backlog, or in the pair, for other workers.
 
-Without TLS, asyncio's server accepts connections. With TLS it would begin the handshake at once, after which a
-connection cannot be handed over; so `TlsConnectionAcceptor` accepts, and gives each connection to the worker unread.
+Usually asyncio's server accepts connections. With TLS it would begin the handshake at once, after which a connection
+cannot be handed over; with `http.max_connections` it would exceed the limit, because it counts connections only some
+iterations after it has accepted them. In both cases a `OneByOneAcceptor` gives each connection to the worker unread.
 """
 
 from __future__ import annotations
@@ -99,16 +100,22 @@ class BatchLimitedListener(socket.socket):
         return Connection(*self._kind, fd)
 
 
-class TlsConnectionAcceptor:
-    """Accepts TLS connections until it is closed, or `stop_reading` is called for its socket.
+class OneByOneAcceptor:
+    """Accepts a connection in each iteration of the event loop, until it is closed or `stop_reading` is called for it.
 
-    `begin_tls` gets each connection, of which nothing has been read, and owns it.
+    It accepts while `has_room` returns True. `serve` gets each connection, of which nothing has been read, and owns it.
     """
 
-    def __init__(self, listener: BatchLimitedListener, begin_tls: Callable[[Connection], None]) -> None:
+    def __init__(
+        self,
+        listener: BatchLimitedListener,
+        serve: Callable[[Connection], None],
+        has_room: Callable[[], bool],
+    ) -> None:
         self.sockets = (listener,)
         self._listener = listener
-        self._begin_tls = begin_tls
+        self._serve = serve
+        self._has_room = has_room
         self._retry: asyncio.TimerHandle | None = None
         self._begin()
 
@@ -123,7 +130,9 @@ class TlsConnectionAcceptor:
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
-        # One per loop iteration: the handshake takes far longer, and another worker may accept the next connection.
+        # Only one: a handshake takes far longer, and another worker may accept the next connection.
+        if not self._has_room():
+            return
         try:
             sock = self._listener.accept_without_batch_limit()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -133,7 +142,7 @@ class TlsConnectionAcceptor:
             stop_reading(self.sockets)
             self._retry = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._begin)
             return
-        self._begin_tls(sock)
+        self._serve(sock)
 
 
 def stop_reading(listeners: Sequence[socket.socket]) -> None:
@@ -256,6 +265,7 @@ class ConnectionAcceptor:
         self._server_state = server_state
         self._adoption = adoption
         self._most = most
+        self._is_limited = most is not None
         self._routes = routes or GatewayRoutes("")
         self.accepted = ConnectionsAwaitingProtocol(server_state)
         self._app_state: State = {}
@@ -354,8 +364,8 @@ class ConnectionAcceptor:
         make = protocol_factory(config, self._server_state, self._app_state)
         sockets = [BatchLimitedListener(listener, self._server_state) for listener in self._listeners]
         try:
-            if config.ssl is not None:
-                return [TlsConnectionAcceptor(sock, self._begin_tls_or_hand_over) for sock in sockets]
+            if self._is_limited or config.ssl is not None:
+                return [OneByOneAcceptor(sock, self._serve_accepted, self._has_room) for sock in sockets]
             return [await loop.create_server(make, sock=sock, backlog=config.backlog) for sock in sockets]
         except BaseException:
             # If create_server is cancelled at the wrong moment, the loop keeps a reader for a closed socket.
@@ -372,7 +382,7 @@ class ConnectionAcceptor:
                 waiting = select.poll()
                 waiting.register(backlog, select.POLLIN)
                 for number in range(self._config.backlog + 1):
-                    if self._full or self._ended or self._server_state.room() <= len(self.accepted):
+                    if self._full or self._ended or not self._has_room():
                         break
                     # Polled first, because a process that shares the listener may have made it blocking.
                     if not waiting.poll(0):
@@ -389,11 +399,19 @@ class ConnectionAcceptor:
     def _serve_waiting(self, sock: Connection) -> None:
         if peer_has_closed(sock):
             close_promptly(sock.detach())
-        elif self._config.ssl is not None:
+        else:
+            self._serve_accepted(sock)
+
+    def _serve_accepted(self, sock: Connection) -> None:
+        if self._config.ssl is not None:
             self._begin_tls_or_hand_over(sock)
         else:
             make = protocol_factory(self._config, self._server_state, self._app_state)
             self.accepted.attach(make, sock)
+
+    def _has_room(self) -> bool:
+        # Connections without TLS that have no protocol yet are not counted as open.
+        return self._server_state.room() > len(self.accepted)
 
     def _end_wake(self) -> None:
         self._woken = self._full  # a full worker has not accepted all of them yet
@@ -432,8 +450,7 @@ class ConnectionAcceptor:
         balancer = self._server_state.balancer
         if balancer is not None and self._pause_for_others(balancer):
             return
-        # Connections without TLS that have no protocol yet are not counted as open.
-        if self._server_state.room() <= len(self.accepted):
+        if not self._has_room():
             return
         try:
             taken = connection_handover.receive_connection(self._adoption.take)

@@ -85,6 +85,27 @@ def test_full_worker_accepts_again_when_a_connection_has_ended(engine: Engine) -
     engine.run(scenario())
 
 
+def test_connections_that_wait_when_a_worker_begins_to_accept_do_not_exceed_its_limit(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine, max_connections=3, resting=True) as (server, _, port, _running):
+            clients = [await Client.connect(port) for _ in range(12)]
+            for client in clients:
+                await client.send()
+            server.accept_or_drain(True)
+            answers = {asyncio.ensure_future(client.answer()): client for client in clients}
+            while answers:
+                await until(lambda: sum(each.done() for each in answers) >= 3)
+                await settled(server)
+                await turns()
+                assert len(server.server_state.connections) == 3
+                done = [each for each in answers if each.done()]
+                assert [each.result()[0] for each in done] == [200] * 3
+                for each in done:
+                    answers.pop(each).close()
+
+    engine.run(scenario())
+
+
 def test_full_worker_leaves_new_connections_to_another_one(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with (
@@ -248,15 +269,18 @@ def test_worker_without_a_limit_leaves_a_reserve_of_descriptors() -> None:
 
 
 def acceptor(
-    adoption: AdoptionPair | None = None, secure: ssl.SSLContext | None = None, **options: Any
+    adoption: AdoptionPair | None = None,
+    secure: ssl.SSLContext | None = None,
+    most: int | None = 10,
+    **options: Any,
 ) -> tuple[ConnectionAcceptor, PoolServerState]:
-    """The listeners of a worker that has room for ten connections, and its state."""
+    """What accepts the connections of a worker, which has room for `most`, and its state."""
     config = uvicorn.Config(hello, http="h11", log_config=None)
     config.load()
     config.http_protocol_class = connection_class(config.http_protocol_class)  # type: ignore[arg-type]
     config.ssl = secure
     state = PoolServerState()
-    return ConnectionAcceptor(config, state, adoption=adoption, most=10, **options), state
+    return ConnectionAcceptor(config, state, adoption=adoption, most=most, **options), state
 
 
 async def close_connections(shared: ConnectionAcceptor, state: PoolServerState) -> None:
@@ -271,7 +295,7 @@ async def close_connections(shared: ConnectionAcceptor, state: PoolServerState) 
 def test_worker_that_ends_while_its_listener_is_opened_takes_nothing_from_the_pair(pair: Pair) -> None:
     async def scenario() -> None:
         adoption = pair.worker()
-        shared, _ = acceptor(adoption)
+        shared, _ = acceptor(adoption, most=None)
         with listener() as sock:
             opening = asyncio.ensure_future(shared.begin([sock], {}, accepting=True))
             await asyncio.sleep(0)
@@ -301,7 +325,7 @@ def test_pair_whose_other_end_is_closed_is_read_no_more(pair: Pair) -> None:
 
 def test_listeners_are_left_to_others_if_one_of_them_is_no_stream() -> None:
     async def scenario() -> None:
-        shared, _ = acceptor()
+        shared, _ = acceptor(most=None)
         with listener() as good, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
             before = os.listdir("/proc/self/fd")
             with pytest.raises(ValueError, match="Stream"):
