@@ -33,6 +33,7 @@ class Item:
     restarts: int
     tags: tuple[str, ...]
     address: str | None = None  # the address of an inherited socket
+    flapping: bool | None = None  # True while its workers die soon after they were ready; otherwise left out
     kept: str | None = None  # "awake" or "asleep" while a window requires it
     kept_until: str | None = None  # ISO 8601
     next_run_at: str | None = None  # ISO 8601; only for a job with a schedule that is in force

@@ -171,7 +171,7 @@ def _differing_keys(name: str, one: object, other: object) -> list[str]:
             for key in _differing_keys(f"{name}.{field_name}", a, b)
         ]
         # `workers` sets both.
-        return ["workers"] if below == ["scale.min", "scale.max"] else below
+        return ["workers"] if below == ["scale.min", "scale.max"] else below or [name]
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         changed = [key for key in {**one, **other} if one.get(key) != other.get(key)]
         return [f"{name}.{key}" for key in changed]

@@ -210,10 +210,11 @@ class Core:
             return
         entry.desired.queued_start = None
         if entry.failed or entry.completed:
-            entry.observed.slots.clear()
             entry.observed.called = False
         entry.fill_vacant_slots()
         if entry.wants_no_worker:
+            entry.observed.slots.clear()
+            entry.observed.was_up = False
             entry.desired.code_since = self.clock.monotonic()
             entry.schedule_start_hook()
         if entry.config.every is None:
@@ -706,6 +707,7 @@ class Core:
         self._record_canary_if_inherited(entry, worker)
         if worker.phase is WorkerPhase.READY:
             entry.count_restart_if_commanded(worker)
+            self._executor.note_ready(entry, worker)
         used, now = entry.observed.certificate_ends, self.clock.time()
         if used is not None and used > now:
             # The certificate in the file has expired; the worker may still use an earlier one that is valid.

@@ -227,6 +227,11 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Refuse:
+    """Close the server's listener, and let no connection wait at an inherited socket, which cannot be closed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Spawn:
     """Start a worker."""
 
@@ -304,7 +309,7 @@ class EndHook:
 
 
 Action = (
-    Open | Close | Spawn | Check | Drain | Stop | Rotate | Accept | Release | Arm | Disarm | FallAsleep
+    Open | Close | Refuse | Spawn | Check | Drain | Stop | Rotate | Accept | Release | Arm | Disarm | FallAsleep
     | RunHook | EndHook
 )  # fmt: skip
 
@@ -323,7 +328,7 @@ def _decide_by_desired_state(view: ServerView) -> list[Action]:
         # No request may wake the server, so its address refuses connections instead of letting them wait for hours.
         return _retire_then_close(view)
     if view.in_backoff:
-        return _close(view) if view.refuses else []
+        return _close(view, Refuse()) if view.refuses else []
     may_open = view.may_open and (view.may_start or view.sleepy)
     if view.listener is ListenerState.CLOSED and may_open:
         return [Open()]
@@ -369,11 +374,11 @@ def _stop_then_close(view: ServerView) -> list[Action]:
     if view.workers:
         staying = [worker for worker in view.workers if worker.phase is not WorkerPhase.STOPPING]
         return [Stop(worker.id) for worker in staying] if view.may_stop else []
-    return _close(view)
+    return _close(view, Refuse() if view.desired is Desired.FAILED else Close())
 
 
-def _close(view: ServerView) -> list[Action]:
-    return [*_disarm(view), Close()] if view.listener is ListenerState.OPEN else []
+def _close(view: ServerView, action: Close | Refuse) -> list[Action]:
+    return [*_disarm(view), action] if view.listener is ListenerState.OPEN else []
 
 
 def _disarm(view: ServerView) -> list[Action]:
@@ -386,7 +391,7 @@ def _retire_then_close(view: ServerView) -> list[Action]:
     if view.staying:
         return [_retire(worker) for worker in view.staying]
     # No worker accepts any longer, so new connections need not wait for draining workers.
-    return _close(view)
+    return _close(view, Close())
 
 
 def _in_rotation_changes(view: ServerView) -> list[Action]:
@@ -482,13 +487,15 @@ def restarts_within(count: int, policy: Restart) -> str:
 class ExitDecision:
     """The decision after a worker's exit, the delay before a restart, and the reason for giving up.
 
-    `restarts` is the number of restarts within the policy's `window` if it has reached the policy's `limit`, else 0.
+    `restarts` is the number of restarts within the policy's `window` if the server is given up because of them, else 0.
+    With `spent`, it has reached the policy's `limit`, but the server is not given up.
     """
 
     next: StepAfterExit
     delay_seconds: float = 0.0
     reason: str = ""
     restarts: int = 0
+    spent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,11 +505,15 @@ class ExitSituation:
     `now` is the time of the exit, and `restarts` are the times of earlier restarts with the worker's index, on the
     same clock. `others` says whether the server has other workers that serve or start, and `others_wait` whether the
     next worker of another index waits for its backoff. With `others_failed`, a worker of a vacant index had failed.
+    `was_up` says whether the server has been ready since its start, and `spent` whether an earlier decision since the
+    index last had a ready worker was `spent`.
     """
 
     now: float
     was_ready: bool = True
     restarts: Sequence[float] = ()
+    was_up: bool = False
+    spent: bool = False
     others: bool = False
     others_wait: bool = False
     others_failed: bool = False
@@ -517,6 +528,9 @@ def judge_exit(
 
     Restarts longer ago than `limits.window` do not count. If none counts, a worker that was ever ready is restarted at
     once. `jitter` is a random number from -1 to 1.
+
+    A server that was ready may fail because of a database that is away, and is tried again unless its configuration
+    limits that. One that may sleep is tried again by its next request.
     """
     if not (situation.retries or situation.was_ready):
         return ExitDecision(StepAfterExit.FAILED, reason=exit_.message)
@@ -529,9 +543,10 @@ def judge_exit(
             return ExitDecision(StepAfterExit.DONE)
         return ExitDecision(StepAfterExit.FAILED, reason=exit_.message)
     recent = [moment for moment in situation.restarts if situation.now - moment <= limits.window]
-    if len(recent) >= limits.limit:
-        if situation.others:
-            return ExitDecision(StepAfterExit.RESTART, limits.backoff.longest_seconds(jitter))
+    if situation.spent or len(recent) >= limits.limit:
+        is_tried = situation.was_up and not (limits.is_limited or situation.may_sleep)
+        if situation.others or is_tried:
+            return ExitDecision(StepAfterExit.RESTART, limits.backoff.longest_seconds(jitter), spent=True)
         reason = f"{exit_.message}; given up after {restarts_within(len(recent), limits)}"
         return ExitDecision(StepAfterExit.FAILED, reason=reason, restarts=len(recent))
     if not recent and situation.was_ready:

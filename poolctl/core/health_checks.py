@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import Status
+from poolctl.units import format_duration
 
 from .decide import LEAVING, WorkerPhase
 from .server_entry import Entry, Worker
 from .servers import Recorder, Workqueue
+
+FLAPPING = "more than once a worker was ready and died within a minute"
 
 if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbe, WorkerProbes
@@ -143,6 +146,10 @@ def _stuck_message(worker: Worker) -> str:
 def _status_text(entry: Entry, before: Status, after: Status) -> str:
     if after is Status.OK:
         return "is healthy again"
+    if entry.keeps_failing:
+        return f"keeps failing, and is tried every {format_duration(entry.config.restart.backoff.max)}"
+    if entry.flapping:
+        return FLAPPING
     if entry.is_short_of_workers:
         return "a worker has ended, and is not replaced"
     if after is Status.WARN:

@@ -30,7 +30,15 @@ from .configuration_diff import expired_message, read_certificate_expiry, read_d
 from .decide import ASLEEP, AWAKE, BEFORE_START, LEAVING, Action, Desired, ListenerState, WorkerPhase
 from .health_checks import HealthChecks
 from .schedules import moment_text, record_run_end
-from .server_entry import RUN_FAILED, Entry, RunningHook, Slot, Worker
+from .server_entry import (
+    MOST_ATTEMPTS_AWAITED,
+    RUN_FAILED,
+    STEADY_SECONDS,
+    Entry,
+    RunningHook,
+    Slot,
+    Worker,
+)
 from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, caused_by
 
 if TYPE_CHECKING:
@@ -323,9 +331,9 @@ class Executor:
             case decide.Open():
                 entry.listener.state, entry.listener.bound = ListenerState.OPENING, entry.config
                 self._queue.run(self._open_listener(entry))
-            case decide.Close():
+            case decide.Close() | decide.Refuse():
                 entry.listener.state = ListenerState.CLOSING
-                self._queue.run(self._close_listener(entry))
+                self._queue.run(self._close_listener(entry, refuses=isinstance(action, decide.Refuse)))
             case decide.Release(key):
                 held = next(each for each in entry.listener.previous_configs if each.key == key)
                 entry.listener.previous_configs.remove(held)
@@ -425,17 +433,20 @@ class Executor:
                 note_failure(entry, failure_of(entry, message, hint, cause=error))
                 if not self.roll_back(entry):
                     # Without a listener, no worker starts.
-                    self._decide_after_exit(entry, Exit(message=message), was_ready=False, index=0)
+                    self._decide_after_exit(entry, Exit(message=message), ready_at=None, index=0)
         else:
             entry.listener.state = ListenerState.OPEN
             self._addresses.record_opened(entry, server.key, endpoints)
         self._queue.touch(entry, progressed=True)
 
-    async def _close_listener(self, entry: Entry) -> None:
-        assert entry.listener.bound is not None
-        await self._close_unless_claimed(entry, entry.listener.bound)
+    async def _close_listener(self, entry: Entry, *, refuses: bool) -> None:
+        held = entry.listener.bound
+        assert held is not None
+        await self._close_unless_claimed(entry, held)
         entry.listener.state, entry.listener.bound, entry.listener.vacates = ListenerState.CLOSED, None, False
         self._queue.touch(entry, progressed=True)
+        if refuses and held.address.kind == "fd" and self._sleep is not None:
+            self._sleep.close_arriving(held)
 
     async def _close_unless_claimed(self, entry: Entry, held: ServerConfig) -> None:
         if self._addresses.release_unless_claimed(entry, held):
@@ -833,11 +844,30 @@ class Executor:
                 worker.ready_at = self._clock.monotonic()
                 self._check_use_of_pool_socket(entry, worker)
                 entry.count_restart_if_commanded(worker)
+                self.note_ready(entry, worker)
                 entry.observed.called = True
                 entry.desired.retries = entry.desired.retries or entry.is_fully_ready
                 if entry.is_current(worker):
                     entry.observed.certificate_ends = worker.certificate_ends
                 self._queue.touch(entry, progressed=True)
+
+    def note_ready(self, entry: Entry, worker: Worker) -> None:
+        """Record that the worker is ready, and watch whether it stays so long enough for the server to be steady."""
+        entry.observed.was_up = True
+        if not entry.is_current(worker):
+            return
+        slot = entry.slot(worker.index)
+        slot.note_ready()
+        if not slot.short_lives or worker.ready_at is None:
+            return
+
+        def steady() -> None:
+            if entry.observed.workers.get(worker.id) is worker and worker.phase is WorkerPhase.READY:
+                slot.short_lives = 0
+                self._queue.touch(entry)
+
+        delay = worker.ready_at + STEADY_SECONDS - self._clock.monotonic()
+        slot.steady_timer = asyncio.get_running_loop().call_later(max(0.0, delay), steady)
 
     async def _preload_while_wanted(self, entry: Entry, worker: Worker) -> bool:
         """Import the application before starting the worker; False if the worker is no longer wanted.
@@ -960,7 +990,7 @@ class Executor:
         if entry.is_current(worker) and entry.wanted:
             if worker.failure is not None:
                 exit_ = replace(exit_, message=worker.failure.message)
-            self._decide_after_exit(entry, exit_, was_ready=was_ready, index=worker.index)
+            self._decide_after_exit(entry, exit_, ready_at=worker.ready_at, index=worker.index)
             worker.next_step = observed.next_step
 
     def roll_back(self, entry: Entry) -> bool:
@@ -990,10 +1020,11 @@ class Executor:
         self._servers.replace_config(entry, staying.config)
         return True
 
-    def _decide_after_exit(self, entry: Entry, exit_: Exit, *, was_ready: bool, index: int) -> None:
+    def _decide_after_exit(self, entry: Entry, exit_: Exit, *, ready_at: float | None, index: int) -> None:
         """Decide what follows, because the worker with this index ended by itself or could not start.
 
-        The server waits for its next scheduled run, is completed, has failed or sleeps, or another worker starts.
+        `ready_at` is the monotonic time when it was ready, or None if it never was. The server waits for its next
+        scheduled run, is completed, has failed or sleeps, or another worker starts.
         """
         observed, now = entry.observed, self._clock.monotonic()
         observed.last_exit, observed.next_step = exit_, ""
@@ -1011,7 +1042,8 @@ class Executor:
             if not exit_.ok:
                 observed.next_step = give_up_text(entry)
             return
-        slot = entry.slot(index)
+        slot, was_ready = entry.slot(index), ready_at is not None
+        slot.note_end(None if ready_at is None else now - ready_at)
         verdict = decide.judge_exit(
             entry.config.restart_policy,
             entry.config.restart,
@@ -1040,6 +1072,7 @@ class Executor:
                 window = entry.config.restart.window
                 slot.restart_times = [each for each in slot.restart_times if now - each <= window] + [now]
                 observed.restarts += 1
+                slot.spent = verdict.spent
                 if was_ready and verdict.delay_seconds > 0:
                     observed.failure = failure_of(entry, exit_.message)
                 self._back_off(entry, slot, verdict.delay_seconds)
@@ -1052,6 +1085,8 @@ class Executor:
             now,
             was_ready,
             restarts=entry.slot(index).restart_times,
+            was_up=entry.observed.was_up,
+            spent=entry.slot(index).spent,
             others=any(not entry.is_of_canary(each.generation) for each in entry.observed.staying),
             others_wait=any(slot.backoff is not None for slot in others),
             others_failed=any(slot.vacant == "failed" for slot in others),
@@ -1085,7 +1120,9 @@ class Executor:
             self._queue.touch(entry, progressed=True)
 
         slot.backoff = asyncio.get_running_loop().call_later(delay_seconds, end)
-        slot.refuses = delay_seconds > entry.config.start_timeout
+        # A client waits only for an attempt that will probably succeed, and no longer than a start may take.
+        is_hopeful = entry.observed.was_up and slot.failed_attempts <= MOST_ATTEMPTS_AWAITED
+        slot.refuses = not is_hopeful or delay_seconds > entry.config.start_timeout
 
 
 def _file_digests_before_replacement(entry: Entry, worker: Worker) -> dict[str, str]:

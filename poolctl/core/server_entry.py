@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbes
     from poolctl.runners.stack_report import WorkerStacks
 
+# A server flaps once two workers have been ready for less than the first time, until one is ready for the second.
+SHORT_LIFE_SECONDS, STEADY_SECONDS = 60.0, 300.0
+# After so many failed attempts in a row, connections to a server that was ready before do not wait for the next one.
+MOST_ATTEMPTS_AWAITED = 2
+
 RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED = "succeeded", "failed", "stopped"
 
 
@@ -126,8 +131,31 @@ class Slot:
     restart_times: list[float] = persisted(factory=list)  # of automatic restarts
     # Why no worker replaces its last one: it "ended" with status 0, or "failed"; "" otherwise.
     vacant: str = persisted("")
+    failed_attempts: int = persisted(0)  # since its last worker that was ready
+    # Its restarts have reached the limit: it is tried after the longest backoff, until a worker is ready.
+    spent: bool = persisted(False)
+    short_lives: int = persisted(0)  # the number of workers that died soon after they were ready
     backoff: asyncio.TimerHandle | None = transient(None)  # until it elapses, no worker starts
-    refuses: bool = transient(False)  # the backoff is too long for connections to wait
+    refuses: bool = transient(False)  # connections do not wait for the end of the backoff
+    steady_timer: asyncio.TimerHandle | None = transient(None)  # until its worker has been ready for long
+
+    def note_ready(self) -> None:
+        """Record that a worker with this index is ready."""
+        self.failed_attempts, self.spent = 0, False
+
+    def note_end(self, ready_seconds: float | None) -> None:
+        """Record that a worker ended without an order; `ready_seconds` is how long it was ready, None if never."""
+        if ready_seconds is None:
+            self.failed_attempts += 1
+        elif ready_seconds < SHORT_LIFE_SECONDS:
+            self.short_lives += 1
+        self.end_steady_timer()
+
+    def end_steady_timer(self) -> None:
+        """Stop watching whether its worker is ready for long."""
+        if self.steady_timer is not None:
+            self.steady_timer.cancel()
+        self.steady_timer = None
 
     def end_backoff(self) -> None:
         """Let the next worker start now."""
@@ -190,6 +218,7 @@ class ObservedState:
 
     slots: dict[int, Slot] = persisted(factory=dict)  # by worker index; those without history may be missing
     sleep_timer: asyncio.TimerHandle | None = transient(None)  # after a failure, until it may sleep again
+    was_up: bool = persisted(False)  # it has been ready since its start
     restarts: int = persisted(0)  # all restarts; one by command counts once the replacement is ready
     failures: int = transient(0)  # the number of failed starts and stops
     failure: ServerError | None = persisted(None)  # the last failed start or stop
@@ -542,19 +571,36 @@ class Entry:
     def health_of_workers(self) -> Status:
         """The health that all ready workers share, else `warn`. Without probes, `ok` if ready, else `unknown`.
 
-        It is not `ok` while a worker that has ended for good is missing.
+        It is not `ok` while the server flaps, or one of its workers is missing for long; and `ko` while none is ready
+        because they keep failing.
         """
+        if self.keeps_failing:
+            return Status.KO
         ready = self.observed.ready
         if any(worker.stuck or worker.config.health.probed for worker in ready):
             found = Status.common_or_warn(worker.status for worker in ready) or Status.UNKNOWN
         else:
             found = Status.OK if self.ready else Status.UNKNOWN
-        return Status.WARN if found is Status.OK and self.is_short_of_workers else found
+        return Status.WARN if found is Status.OK and (self.is_short_of_workers or self.flapping) else found
 
     @property
     def is_short_of_workers(self) -> bool:
-        """Whether a worker that has ended for good is missing, while others continue."""
-        return bool(self._vacant_slots) and not self.wants_no_worker
+        """Whether a worker is missing that has ended for good, or keeps failing, while others continue."""
+        return not self.wants_no_worker and any(
+            slot.vacant or slot.spent for slot in self.observed.slots.values()
+        )
+
+    @property
+    def keeps_failing(self) -> bool:
+        """Whether no worker is ready, and the restarts have reached their limit, but the server is not given up."""
+        if self.wants_no_worker or self.observed.ready:
+            return False
+        return any(slot.spent for slot in self.observed.slots.values())
+
+    @property
+    def flapping(self) -> bool:
+        """Whether a worker died soon after it was ready more than once, and has not been ready for long since."""
+        return not self.wants_no_worker and any(slot.short_lives > 1 for slot in self.observed.slots.values())
 
     @property
     def is_fully_stopped(self) -> bool:
@@ -677,7 +723,9 @@ class Entry:
     def forget_surplus_slots(self) -> None:
         """Forget the history of the worker indexes that the server no longer has."""
         for index in [index for index in self.observed.slots if index >= self.size]:
-            self.observed.slots.pop(index).end_backoff()
+            slot = self.observed.slots.pop(index)
+            slot.end_backoff()
+            slot.end_steady_timer()
 
     def schedule_start_hook(self) -> None:
         """Have the start hook, if there is one, run before the next worker.
@@ -723,6 +771,8 @@ class Entry:
             raise decide.ImpossibleChange(f"{self.name}: {self.desired.state} does not become {desired}")
         for slot in self.observed.slots.values():
             slot.end_backoff()
+            if desired.wants_no_worker:
+                slot.end_steady_timer()
         if self.observed.sleep_timer is not None:
             self.observed.sleep_timer.cancel()
             self.observed.sleep_timer = None
@@ -845,10 +895,10 @@ class Availability:
         """The status derived from state and probes: `ok`, `warn`, `ko`, or `unknown` while the server is off."""
         if self.state in ("stopped", "completed", "disabled"):
             return Status.UNKNOWN
+        if self.state == "failed" or (self.health == Status.KO and self.state in TRANSITIONAL):
+            return Status.KO
         if self.state in TRANSITIONAL:
             return Status.WARN
-        if self.state == "failed":
-            return Status.KO
         return self.health if self.health in (Status.WARN, Status.KO) else Status.OK
 
     @property

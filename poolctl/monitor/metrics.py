@@ -258,6 +258,8 @@ _SERVER: Sequence[Row[ServerSnapshot]] = (
     ("poolctl_server_workers", "gauge", "How many workers the server has.", lambda each: len(each.workers)),
     ("poolctl_server_restarts", "counter", "How often the server was restarted, ordered or not.",
      lambda each: each.entry.observed.restarts),
+    ("poolctl_server_flapping", "gauge", "Whether its workers die soon after they were ready, again and again.",
+     lambda each: int(each.entry.flapping)),
     ("poolctl_server_failures", "counter", "How often a start or a stop of the server has failed.",
      lambda each: each.entry.observed.failures),
     ("poolctl_server_memory_bytes", "gauge", "Memory (PSS) of the server's workers.", lambda each: each.memory_bytes),

@@ -171,6 +171,9 @@ class InlineRunner(Runner, SleepCapability):
         sockets, _ = self._listeners.get(key, ([], None))
         stop_reading(sockets)
 
+    def close_arriving(self, server: ServerConfig) -> None:
+        """Do nothing: connections at an inherited socket are left to the embedding program."""
+
     def close_waiting(self, key: str) -> None:
         """Do nothing: without a worker this runner accepts no connections."""
 

@@ -131,6 +131,12 @@ class SleepCapability(Protocol):
     def close_waiting(self, key: str) -> None:
         """Close the connections that were accepted for the server, but not taken by a worker."""
 
+    def close_arriving(self, server: ServerConfig) -> None:
+        """Close each connection that arrives at the server's inherited socket, until `open` is called for the server.
+
+        Closing our listener does not refuse connections: the process that opened the socket holds it.
+        """
+
     def watch_idleness(self, placement: Placement, seconds: float) -> None:
         """Call RunnerEventHandler.idle_changed whenever the worker has had no traffic for `seconds`; 0 ends this."""
 

@@ -396,8 +396,12 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             takeover.handle_exit_report(report)
 
     def _end_if_mandatory_failed(self, entry: Entry) -> None:
-        """If this server is mandatory and has failed, begin to end the pool; record the status for `poolctl run`."""
-        ends_pool = entry.failed and entry.config.mandatory and not entry.removed
+        """If this server is mandatory and has failed, begin to end the pool; record the status for `poolctl run`.
+
+        A server that is tried again although its restarts have reached their limit has failed, too.
+        """
+        has_failed = entry.failed or entry.keeps_failing
+        ends_pool = has_failed and entry.config.mandatory and not entry.removed
         if self._mandatory_failed or not ends_pool:
             return
         self._mandatory_failed = True

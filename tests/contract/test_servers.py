@@ -316,6 +316,40 @@ def test_worker_that_ends_with_0_is_not_replaced_and_the_others_serve_until_the_
     until(lambda: refused(port))
 
 
+# It listens on the pool's socket, and ends when it has a connection.
+FAILING = "import select, socket, sys\nselect.select([socket.socket(fileno=3)], [], [])\nsys.exit(1)\n"
+
+
+@pytest.mark.capability
+def test_clients_of_a_server_that_cannot_start_are_let_go(
+    real_pool: RealPool, serve: Serve, until: Any
+) -> None:
+    port = serve(command(), 'restart.backoff = { initial = "1s", max = "1s" }', program=FAILING)
+    real_pool.run("start", "--no-wait")
+    until(lambda: not refused(port))  # the probe that has found it open ends it
+    until(lambda: refused(port))
+    assert real_pool.items()["web"]["state"] == "backoff"
+    until(lambda: not refused(port))
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.settimeout(60)
+        assert client.recv(1) == b""
+    assert real_pool.run("status").code == 3
+
+
+def test_server_whose_worker_dies_soon_after_it_was_ready_again_and_again_is_flapping(
+    pool: RealPool, run: Serve, until: Any, http_get: Any
+) -> None:
+    port = run('restart.backoff = { initial = "10ms" }', tell=LEAVE)
+    for flapping in (None, True):
+        left = http_get(port, "/leave").json()["pid"]
+        until(lambda left=left: (item := pool.items()["web"])["ready"] and item["pids"] != [left])
+        assert pool.items()["web"].get("flapping") is flapping
+    assert pool.items()["web"]["health"] == "warn"
+    status = pool.ok("status", "-o", "json")
+    assert any("died within a minute" in warning for warning in status.json["warnings"])
+    assert "flapping" in pool.ok("show", "web").stdout
+
+
 @pytest.mark.slow
 def test_too_many_deaths_are_failed(pool: RealPool, run: Serve, until: Any) -> None:
     port = run('restart = { limit = 2, backoff = { initial = "10ms" } }')

@@ -67,6 +67,8 @@ def _text(item: ServerDescription, colours: bool, *, full: bool) -> str:
     rows = [(key, field_text(item, key) or "-") for key in _RUNNING]
     if item.kept:
         rows.insert(_RUNNING.index("state") + 1, ("kept", f"{item.kept} {window_end_text(item)}".rstrip()))
+    if item.flapping:
+        rows.append(("flapping", "its workers die soon after they are ready"))
     if item.next_run_at:
         rows.append(("next run", next_run(item)))
     if item.last_run is not None:

@@ -566,9 +566,22 @@ class Restart(Section):
     )
     backoff: Backoff = field(Backoff.with_defaults(), "The delays between restarts within the window.")
     limit: Restarts = field(
-        10, "Maximum number of restarts within the window; the next exit makes the server failed."
+        8,
+        "Maximum number of restarts within the window; the next exit makes the server failed. Left out: a server that "
+        "was ready before is not given up, but tried every backoff.max.",
     )
-    window: Positive = field(60.0, "The time over which restarts are counted.")
+    window: Positive = field(300.0, "The time over which restarts are counted.")
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether `limit` was given, so that it applies to a server that was ready before, too."""
+        return "limit" in self.given
+
+    def __eq__(self, other: object) -> bool:
+        # The default, written out, is another limit.
+        return super().__eq__(other) and isinstance(other, Restart) and self.is_limited is other.is_limited
+
+    __hash__ = Section.__hash__
 
 
 class Probe(Section):

@@ -324,7 +324,8 @@ class SleepingListener:
     If `accepts` is set, connections are accepted while the server sleeps, and only a request wakes it. If not, each
     connection wakes the server, and a worker accepts it. `shared` is set if an application may hold the listeners too.
     `left` is the socket with connections that exited workers and the gateway have passed to the server's workers, or
-    None. A connection that has received a response may stay idle for `quiet_seconds`. Any other connection must send
+    None. If `refuses` is set, each connection is closed, and none wakes the server; it then owns its listeners. A
+    connection that has received a response may stay idle for `quiet_seconds`. Any other connection must send
     its request's head within `head_seconds`. The worker that gets a connection keeps the connection's deadline.
     """
 
@@ -337,6 +338,7 @@ class SleepingListener:
     left: socket.socket | None
     quiet_seconds: float
     head_seconds: float
+    refuses: bool = False
     connections: dict[HeldConnection, None] = field(default_factory=dict)  # in the order of arrival
     timer: asyncio.TimerHandle | None = None
     # Descriptors for which a request to the accept helper is pending.
@@ -420,6 +422,18 @@ class Activator:
         )
         self._arm(sleeping)
 
+    def close_arriving(self, server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
+        """Close each connection that arrives at these listeners, until `disarm_and_hand_over`. Takes over `listeners`.
+
+        An application may have set them to blocking, so the accept helper takes the connections.
+        """
+        self._arm(
+            SleepingListener(
+                server.key, listeners, lambda: None, accepts=True, shared=True, tls=bool(server.tls), left=None,
+                quiet_seconds=0, head_seconds=server.http.head_timeout, refuses=True,
+            )
+        )  # fmt: skip
+
     def _arm(self, sleeping: SleepingListener) -> None:
         self.disarm_and_hand_over(sleeping.key)
         self._sleeping[sleeping.key] = sleeping
@@ -440,6 +454,9 @@ class Activator:
             return
         sleeping.armed = False
         self._unwatch_listeners(sleeping)
+        if sleeping.refuses:
+            for sock in sleeping.listeners:
+                sock.close()
         for held in sleeping.connections:
             self._unwatch(held.sock.fileno())
             held.stop_timer()
@@ -795,7 +812,7 @@ class ConnectionFetch:
         self.shared = shared
         self.fd = -1 if clears else shared.fileno()
         self.clears = clears  # to take every connection that workers left in the pair
-        self.wanted = True
+        self.wanted = not sleeping.refuses
         self._activator = activator
 
     def connection_arrived(self, sock: Connection) -> None:

@@ -15,6 +15,7 @@ from poolctl.clock import PING_SECONDS, next_aligned_time
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store
 from poolctl.keeper.reap import signal_process
+from poolctl.listeners.open_listener import duplicate_inherited_listeners
 from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import is_stopped
 
@@ -206,6 +207,8 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
     async def open(self, server: ServerConfig) -> tuple[str, ...]:
         """Open the server's listeners; for a command that binds its own address, check that its port is free."""
         await self._wait_for_own_port(server)
+        if server.address.kind == "fd":
+            self.activator.disarm_and_hand_over(server.key)
         await self.sockets.open(server)
         if server.scale.min or self.adoptions.is_used_by_gateway(server.key):
             # A sleeping server uses only one descriptor: its pair is created when a connection has to be put into it.
@@ -230,6 +233,10 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
 
     def disarm(self, key: str) -> None:
         self.activator.disarm_and_hand_over(key)
+
+    def close_arriving(self, server: ServerConfig) -> None:
+        listeners = duplicate_inherited_listeners(server.address, self.sockets.inherited)
+        self.activator.close_arriving(server, listeners)
 
     def close_waiting(self, key: str) -> None:
         self.activator.close_waiting(key)

@@ -19,6 +19,7 @@ from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ShowResult, StacksResult
 from poolctl.core.configuration_diff import date_text, expired_message
 from poolctl.core.core import CommandGoal, goal_error, wait_and_return_unfinished
+from poolctl.core.health_checks import FLAPPING
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolMonitorError, ServerError
@@ -75,13 +76,18 @@ class ReadingVerbs:
         failed_runs = [
             f"{entry.name}: {failed}" for entry in entries if (failed := failed_run_message(entry))
         ]
+        flapping = [f"{entry.name}: {FLAPPING}" for entry in entries if entry.flapping]
         problems = [problem for entry in missing if (problem := self._problem(entry)) is not None]
         now = self._core.clock.time()
         return StatusResult(
             items=items(self._core, entries),
             errors=tuple(map(ErrorEntry.of, problems)),
             exit_code=NOT_AS_DESIRED if missing else 0,
-            warnings=(*failed_runs, *filter(None, (expiry_warning(entry, now) for entry in entries))),
+            warnings=(
+                *failed_runs,
+                *flapping,
+                *filter(None, (expiry_warning(entry, now) for entry in entries)),
+            ),
             summary=summary,
         )
 

@@ -261,6 +261,7 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         restarts=entry.observed.restarts,
         tags=tuple(config.tags),
         address=", ".join(core.endpoints(config)) if inherited else None,
+        flapping=entry.flapping or None,
         kept=kept or None,
         kept_until=_iso(entry.observed.window.until) if kept else None,
         next_run_at=_iso(entry.schedule.next_run) if entry.on_schedule else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -186,6 +187,31 @@ def test_sockets_of_the_service_are_served_by_number_and_name(
         before = pool.items()["web"]["pids"]
         pool.ok("restart")
         assert pool.items()["web"]["pids"] != before
+        assert get(port).status == 200
+    finally:
+        running.terminate()
+        running.wait(timeout=60)
+
+
+def test_connections_at_an_inherited_socket_are_closed_while_their_server_cannot_start(
+    pool: RealPool, until: Any
+) -> None:
+    pool.write_hello("web")
+    pool.write("late.py", "import pathlib\nassert pathlib.Path('go').exists()\nfrom hello import app\n")
+    restart = 'restart = { limit = 100, backoff = { initial = "1s", max = "1s" } }'
+    pool.write("pool.toml", f'[[server]]\nname = "web"\nbind = "fd:web"\napp = "late:app"\n{restart}\n')
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, fd = listener.getsockname()[1], listener.fileno()
+        argv = [sys.executable, "-c", PASS_SOCKETS, str(fd), *pool.command(), "run"]
+        running = subprocess.Popen(argv, cwd=pool.directory, env=pool.env, pass_fds=[fd])
+    try:
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                with contextlib.suppress(ConnectionResetError):
+                    assert client.recv(1) == b""
+        pool.write("go", "")
+        until(lambda: pool.items()["web"]["ready"])
         assert get(port).status == 200
     finally:
         running.terminate()

@@ -116,6 +116,14 @@ def test_table_without_keys_is_the_usual_one_unless_a_key_is_required() -> None:
         Dependency()  # type: ignore[call-arg]
 
 
+def test_limit_of_restarts_that_is_written_out_is_another_one_than_the_default() -> None:
+    assert Restart() == Restart()
+    assert Restart(limit=8) == Restart(limit=8)
+    assert (Restart().limit, Restart() == Restart(limit=8)) == (8, False)
+    assert (Restart().is_limited, Restart(limit=8).is_limited) == (False, True)
+    assert Restart() != Backoff()
+
+
 @pytest.mark.parametrize(
     ("before", "seconds"), [(0, 0.5), (1, 0.5), (2, 1.0), (3, 2.0), (6, 16.0), (7, 30.0), (10**6, 30.0)]
 )
@@ -188,7 +196,7 @@ def test_table_is_written_as_it_was_given_and_as_it_applies() -> None:
     restart = Restart(limit=3, backoff={"initial": 1})
     assert restart.as_given() == {"limit": 3, "backoff": {"initial": 1.0}}
     backoff = {"initial": 1.0, "max": 30.0, "factor": 2.0, "jitter": 0.1}
-    assert restart.to_dict() == {"backoff": backoff, "limit": 3, "window": 60.0}
+    assert restart.to_dict() == {"backoff": backoff, "limit": 3, "window": 300.0}
     server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", depends_on=[{"name": "db"}])
     assert server.as_given()["depends_on"] == [{"name": "db"}]
     assert server.to_dict()["depends_on"] == [{"name": "db", "condition": "ready"}]
@@ -208,7 +216,7 @@ def test_copy_of_a_table_equals_it_and_another_kind_with_the_same_values_does_no
     [
         (Backoff, {"initial": 0.2, "max": 30.0, "factor": 2.0, "jitter": 0.1}),
         (RecoveryBackoff, {"initial": 5.0, "max": 300.0, "factor": 2.0, "jitter": 0.1}),
-        (Restart, {"backoff": Backoff.with_defaults().to_dict(), "limit": 10, "window": 60.0}),
+        (Restart, {"backoff": Backoff.with_defaults().to_dict(), "limit": 8, "window": 300.0}),
         (Recovery, {"strategy": "restart", "heartbeat": 5.0, "stuck_after": 15.0, "limit": 5, "window": 600.0,
                     "backoff": RecoveryBackoff.with_defaults().to_dict()}),
         (Probe, {"tcp": False, "interval": 5.0, "timeout": 2.0, "fall_count_warn": 1, "fall_count_ko": 3,

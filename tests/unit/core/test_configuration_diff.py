@@ -115,6 +115,10 @@ def test_other_certificates_of_a_server_that_speaks_tls_are_given_to_what_runs()
     assert not is_live("tls.ciphers", one, other)
 
 
+def test_limit_of_restarts_that_is_written_out_is_a_difference() -> None:
+    assert differences(web(), web(restart={"limit": 8})) == ["restart"]
+
+
 def test_a_file_that_has_changed_is_a_difference_though_no_key_has() -> None:
     server = web(tls={"cert": "/a.pem"}, env_file="/a.env")
     before = CurrentServer(server, files={"tls": "1", "env_file": "1"})

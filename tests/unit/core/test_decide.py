@@ -31,6 +31,7 @@ from poolctl.core.decide import (
     FallAsleep,
     ListenerState,
     Open,
+    Refuse,
     Rotate,
     RunHook,
     ServerView,
@@ -150,10 +151,10 @@ EXAMPLES = {
     "closes after the last worker": (view(desired=Desired.STOPPED), [Close()]),
     "does not close before": (view(worker(phase=WorkerPhase.STOPPING), desired=Desired.STOPPED), []),
     "rests": (view(desired=Desired.STOPPED, listener=ListenerState.CLOSED), []),
-    "closes what has failed": (view(desired=Desired.FAILED), [Close()]),
+    "closes what has failed": (view(desired=Desired.FAILED), [Refuse()]),
     "closes what is done": (view(desired=Desired.COMPLETED), [Close()]),
     "holds the listener in a backoff": (view(waiting={0}), []),
-    "closes the listener in a backoff that refuses": (view(waiting={0}, refuses=True), [Close()]),
+    "closes the listener in a backoff that refuses": (view(waiting={0}, refuses=True), [Refuse()]),
     "keeps it for a worker that serves on": (view(worker(), waiting={1}, count=2, refuses=True), []),
     "opens again after the backoff": (view(listener=ListenerState.CLOSED, refuses=True), [Open()]),
     "does not open while it refuses": (
@@ -161,7 +162,7 @@ EXAMPLES = {
     ),
     "starts the others while one waits": (view(waiting={0}, count=2, refuses=True), [Spawn(1, 1)]),
     "closes the listener when those that have not ended wait": (
-        view(waiting={0}, vacant={1}, count=2, refuses=True), [Close()],
+        view(waiting={0}, vacant={1}, count=2, refuses=True), [Refuse()],
     ),
     "replaces no worker that has ended for good": (view(worker(), vacant={1}, count=2), []),
     "drains the old ones although one of the new ones has ended for good": (
@@ -343,6 +344,38 @@ def test_end_with_status_0_after_ready_is_sleep_for_a_server_that_may_sleep(poli
     for not_sleep in ({"was_ready": False}, {"others": True}):
         assert verdict(GOOD, policy, may_sleep=True, **not_sleep).next is not StepAfterExit.SLEEP
     assert verdict(BAD, policy, may_sleep=True).next is not StepAfterExit.SLEEP
+
+
+SPENT: dict[str, Any] = {"restarts": (99.0,) * 8, "backoff": Backoff(initial=1, max=7)}
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        ({}, StepAfterExit.FAILED),
+        ({"was_up": True}, StepAfterExit.RESTART),
+        ({"was_up": True, "was_ready": False}, StepAfterExit.RESTART),
+        ({"was_up": True, "limit": 8}, StepAfterExit.FAILED),
+        ({"was_up": True, "may_sleep": True}, StepAfterExit.FAILED),
+        ({"was_up": True, "restarts": (), "spent": True}, StepAfterExit.RESTART),
+    ],
+)
+def test_server_that_was_up_is_given_up_only_if_the_file_limits_its_restarts(
+    about: dict[str, Any], expected: StepAfterExit
+) -> None:
+    found = verdict(BAD, **{**SPENT, **about})
+    assert (found.next, found.spent) == (expected, expected is StepAfterExit.RESTART)
+    if found.spent:
+        assert found.delay_seconds == 7, "the longest"
+
+
+def test_server_that_was_never_up_is_given_up_within_its_window_although_its_delays_grow() -> None:
+    restarts: list[float] = []
+    now = 0.0
+    while (found := verdict(BAD, was_ready=False, restarts=restarts, now=now)).next is StepAfterExit.RESTART:
+        restarts.append(now)
+        now += found.delay_seconds + 30.0  # each attempt takes as long as it may
+    assert (found.next, len(restarts)) == (StepAfterExit.FAILED, 8)
 
 
 def test_worker_at_its_limit_is_tried_after_the_longest_delay_while_others_serve() -> None:

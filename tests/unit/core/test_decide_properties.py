@@ -28,6 +28,7 @@ from poolctl.core.decide import (
     ListenerState,
     Open,
     Overrides,
+    Refuse,
     Release,
     Rotate,
     RunHook,
@@ -65,7 +66,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
             case Open():
                 assert listener is ListenerState.CLOSED
                 listener = ListenerState.OPENING
-            case Close():
+            case Close() | Refuse():
                 assert listener is ListenerState.OPEN
                 leaves = view.desired is Desired.REMOVED or view.vacates or view.window_demand == ASLEEP
                 leaves = leaves or view.in_backoff
@@ -165,7 +166,7 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
     if before.in_backoff:
         assert not any(isinstance(action, Open) for action in actions)
         closes = before.refuses and before.listener is ListenerState.OPEN and not before.awaits_hook
-        assert not closes or before.desired is not Desired.RUN or Close() in actions
+        assert not closes or before.desired is not Desired.RUN or Refuse() in actions
     for spawn in spawns:
         assert spawn.generation == before.generation_at(spawn.index)
         assert 0 <= spawn.index < before.count

@@ -17,6 +17,7 @@ from poolctl import ServerConfig
 from poolctl.core.configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
 from poolctl.core.core import Core
 from poolctl.core.decide import Overrides, WorkerPhase
+from poolctl.core.health_checks import FLAPPING
 from poolctl.core.perform import (
     StackRecorder,
     cause_of,
@@ -120,6 +121,158 @@ def test_one_of_several_that_dies_leaves_the_others_alone() -> None:
         assert pool.states() == {"web": "running"}
 
     run(scenario())
+
+
+SLOW = {"initial": 5, "max": 20, "factor": 1, "jitter": 0}
+
+
+def stepped(*servers: ServerConfig, **script: str) -> tuple[OrderedCore, SteppedLoop]:
+    pool = OrderedCore(*servers, **script)
+    return pool, SteppedLoop(pool.clock)
+
+
+def test_socket_is_closed_in_the_backoff_after_the_first_attempt_of_a_start_and_open_during_the_next() -> (
+    None
+):
+    pool, loop = stepped(web(restart={"backoff": SLOW}), web=FAILS)
+    try:
+        loop.run_until_complete(pool.start())
+        loop.settle()
+        assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
+        pool.runner.script["web"] = NEVER
+        pool.clock.advance(5)
+        loop.settle()
+        assert (pool.states(), len(pool.runner.opened)) == ({"web": "starting"}, 1)
+        pool.runner.end("web.1.0", KILLED)
+        loop.settle()
+        assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
+        pool.runner.script["web"] = READY
+        pool.clock.advance(5)
+        loop.settle()
+        assert (pool.states(), len(pool.runner.opened)) == ({"web": "running"}, 1)
+    finally:
+        loop.close()
+
+
+def test_connections_to_a_server_that_was_ready_wait_until_three_attempts_in_a_row_have_failed() -> None:
+    pool, loop = stepped(web(restart={"backoff": SLOW}))
+    try:
+        loop.run_until_complete(pool.start())
+        pool.runner.script["web"] = FAILS
+        loop.run_until_complete(die(pool))  # replaced at once, by the first attempt that fails
+        for attempt in range(1, 4):
+            assert (pool.states(), len(pool.runner.opened)) == ({"web": "backoff"}, attempt < 3)
+            pool.clock.advance(5)
+            loop.settle()
+        pool.runner.script["web"] = READY
+        pool.clock.advance(5)
+        loop.settle()
+        pool.runner.script["web"] = FAILS
+        loop.run_until_complete(die(pool))
+        assert (pool.states(), len(pool.runner.opened)) == ({"web": "backoff"}, 1), "counted anew"
+    finally:
+        loop.close()
+
+
+def test_server_that_was_ready_is_ko_at_its_limit_and_tried_after_the_longest_delay_until_it_is_ready() -> (
+    None
+):
+    pool, loop = stepped(web(restart={"backoff": SLOW}))
+    entry = pool.core.entries["web"]
+    try:
+        loop.run_until_complete(pool.start())
+        pool.runner.script["web"] = FAILS
+        loop.run_until_complete(die(pool))
+        for _ in range(7):
+            assert (entry.state, entry.health) == ("backoff", Status.UNKNOWN)
+            pool.clock.advance(5)
+            loop.settle()
+        assert (entry.state, entry.health, entry.is_missing) == ("backoff", Status.KO, True)
+        event = pool.events[-1]
+        assert (event.event, event.message) == ("ko", "keeps failing, and is tried every 20s")
+        placed = pool.runner.log.count("place web.1.0")
+        for _ in range(30):
+            pool.clock.advance(20)
+            loop.settle()
+        assert pool.runner.log.count("place web.1.0") == placed + 30, "though the window has passed"
+        pool.runner.script["web"] = READY
+        pool.clock.advance(20)
+        loop.settle()
+        assert (entry.state, entry.health) == ("running", Status.OK)
+        assert pool.events[-1].message == "is healthy again"
+    finally:
+        loop.close()
+
+
+def test_a_start_after_a_stop_begins_as_if_the_server_had_never_been_ready() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(restart={"backoff": SLOW}))
+        await pool.start()
+        await pool.stop()
+        pool.runner.script["web"] = FAILS
+        await pool.start()
+        await turns()
+        assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
+        assert not pool.core.entries["web"].observed.was_up
+
+    run(scenario())
+
+
+def test_server_flaps_after_two_deaths_soon_after_ready_until_it_has_been_ready_for_long() -> None:
+    pool, loop = stepped(web(restart={"backoff": {"initial": 0, "max": 0}}))
+    entry = pool.core.entries["web"]
+    try:
+        loop.run_until_complete(pool.start())
+        pool.clock.advance(61)
+        loop.run_until_complete(die(pool))  # not soon
+        for flapping in (False, True):
+            pool.clock.advance(59)
+            loop.run_until_complete(die(pool))
+            assert (entry.flapping, entry.health) == (flapping, Status.WARN if flapping else Status.OK)
+        assert pool.events[-1].message == FLAPPING
+        pool.clock.advance(299)
+        loop.settle()
+        assert entry.flapping
+        pool.clock.advance(2)
+        loop.settle()
+        assert (entry.flapping, entry.health) == (False, Status.OK)
+    finally:
+        loop.close()
+
+
+def test_stopped_server_is_no_longer_watched_for_being_ready_for_long() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(restart=AT_ONCE))
+        await pool.start()
+        await die(pool)
+        timer = pool.core.entries["web"].slot(0).steady_timer
+        assert timer is not None
+        await pool.stop()
+        assert timer.cancelled()
+
+    run(scenario())
+
+
+def test_order_to_restart_does_not_make_a_server_flap_nor_end_that() -> None:
+    pool, loop = stepped(web(restart={"backoff": {"initial": 0, "max": 0}}))
+    entry = pool.core.entries["web"]
+    try:
+        loop.run_until_complete(pool.start())
+        for _ in range(3):
+            loop.run_until_complete(pool.restart())
+        assert not entry.flapping
+        for _ in range(2):
+            loop.run_until_complete(die(pool))
+        pool.clock.advance(200)
+        loop.run_until_complete(pool.restart())
+        pool.clock.advance(200)
+        loop.settle()
+        assert entry.flapping, "no worker has been ready for long"
+        pool.clock.advance(200)
+        loop.settle()
+        assert not entry.flapping
+    finally:
+        loop.close()
 
 
 def test_restarts_are_counted_for_each_worker() -> None:

@@ -277,6 +277,7 @@ poolctl_server_ready gauge Whether the server answers.
 poolctl_server_workers_wanted gauge How many workers the server is to have.
 poolctl_server_workers gauge How many workers the server has.
 poolctl_server_restarts_total counter How often the server was restarted, ordered or not.
+poolctl_server_flapping gauge Whether its workers die soon after they were ready, again and again.
 poolctl_server_failures_total counter How often a start or a stop of the server has failed.
 poolctl_server_memory_bytes gauge Memory (PSS) of the server's workers.
 poolctl_certificate_expiration_timestamp_seconds gauge When the certificate that the server uses expires, in seconds since 1970 (UTC).

@@ -185,7 +185,7 @@ def test_a_worker_that_dies_is_replaced_as_the_restart_policy_says() -> None:
     wait_until(lambda: only(pool).ready and len(runner.running) == 1)
     on_loop(lambda: runner.end("a.1.0", Exit.from_returncode(1)))
     wait_until(lambda: only(pool).state is State.FAILED)
-    assert only(pool).message == "exited with status 1; given up after 1 restart in 1m"
+    assert only(pool).message == "exited with status 1; given up after 1 restart in 5m"
     assert runner.running == {}
 
 

@@ -884,6 +884,17 @@ def test_failed_mandatory_server_ends_the_pool_with_its_status(
     assert (stopping.cause, stopping.detail["severity"]) == (reason, "error")
 
 
+def test_mandatory_server_that_keeps_failing_after_it_was_ready_ends_the_pool(whole: WholeSupervisor) -> None:
+    backoff = {"backoff": {"initial": 0, "max": 60}}
+    whole.reader = Reader(web(), web("main", mandatory=True, restart=backoff))
+    whole.begin()
+    whole.ask("start")
+    whole.runner.script["main"] = FAILS
+    whole.runner.end("main.1.0", Exit.from_returncode(3))
+    whole.pass_time(1)
+    assert failed_exit(whole)["reason"].startswith("main has failed, and it is mandatory: ")
+
+
 def test_supervisor_without_its_keeper_gives_everything_to_a_new_one(
     whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
