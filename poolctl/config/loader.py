@@ -29,7 +29,14 @@ from poolctl.config.rules.conflicts import (
     table_conflicts,
     unknown_dependencies,
 )
-from poolctl.config.values.normalise import OPENING, add_derived_values, interpolate, merged, normalise
+from poolctl.config.values.normalise import (
+    OPENING,
+    add_derived_values,
+    interpolate,
+    merged,
+    normalise,
+    ready_after_obstacle,
+)
 from poolctl.config.values.plain import placeholders
 from poolctl.config.values.problems import Finding, Problem, Tree, reset_suggestions
 from poolctl.errors import PoolValidateError
@@ -106,7 +113,7 @@ class Defaults:
             for key in ("stop_signal", "stop_group"):  # they apply only to servers with a command
                 trial.pop(key, None)
         trial.setdefault("bind", "127.0.0.1:1")
-        for key in ("job", "every"):
+        for key in ("job", "every", "ready_after"):
             trial.pop(key, None)
         add_derived_values(trial, base_dir, findings)
         model = validated(ServerConfig, trial, findings)
@@ -149,6 +156,8 @@ class Defaults:
             displaced = COMMAND_KEYS
         if own.get("every") is not None:
             displaced |= NOT_FOR_SCHEDULES
+        if ready_after_obstacle(table, listens="bind" in table):
+            displaced |= {"ready_after"}
         for key in displaced:
             if key not in own:
                 table.pop(key, None)

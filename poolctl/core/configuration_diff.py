@@ -16,8 +16,8 @@ from .decide import NO_OVERRIDES, Overrides
 LIVE_KEYS = frozenset(
     {
         "depends_on", "disabled", "every", "expose", "health", "hooks", "labels", "limits.memory", "mandatory",
-        "overlap", "preload", "recovery", "restart", "scale", "start_timeout", "tags", "tls.warn_before", "watch",
-        "workers",
+        "overlap", "preload", "ready_after", "recovery", "restart", "scale", "start_timeout", "tags",
+        "tls.warn_before", "watch", "workers",
     }
 )  # fmt: skip
 # Running processes load new certificates.

@@ -815,7 +815,8 @@ class Executor:
         silence = _missing_readiness_sign(config)
         try:
             await self._runner.wait_for_begin_or_exit(worker.placement)
-            async with _timeout_unless_held_up(None if config.job else config.start_timeout):
+            unlimited = config.job or config.is_ready_by_running
+            async with _timeout_unless_held_up(None if unlimited else config.start_timeout):
                 await self._runner.wait_until_ready(worker.placement)
                 silence = ""
                 if config.health.gated:

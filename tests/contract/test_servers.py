@@ -350,6 +350,20 @@ def test_server_whose_worker_dies_soon_after_it_was_ready_again_and_again_is_fla
     assert "flapping" in pool.ok("show", "web").stdout
 
 
+def test_program_without_a_port_is_not_ready_before_it_has_run_for_its_time(
+    real_pool: RealPool, until: Any
+) -> None:
+    text = '[[server]]\nname = "queue"\nready_after = "{}"\ncommand = ["sleep", "600"]\n'
+    real_pool.write("pool.toml", text.format("1h"))
+    real_pool.ok("start", "--no-wait")
+    until(lambda: real_pool.items()["queue"]["pids"])
+    assert real_pool.items()["queue"]["state"] == "starting"
+    real_pool.ok("stop")
+    real_pool.write("pool.toml", text.format("10ms"))
+    real_pool.ok("start")
+    assert real_pool.items()["queue"]["ready"]
+
+
 @pytest.mark.slow
 def test_too_many_deaths_are_failed(pool: RealPool, run: Serve, until: Any) -> None:
     port = run('restart = { limit = 2, backoff = { initial = "10ms" } }')

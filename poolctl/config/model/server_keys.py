@@ -73,6 +73,9 @@ class ServerKeys(Section):
         "and opens it itself.",
     )
     notify: Truth = field(False, "The command reports READY=1 on NOTIFY_SOCKET when it is ready.")
+    ready_after: Duration = field(
+        1.0, "How long a program without a port, a probe and notify has to run until it is ready."
+    )
     job: Truth = field(False, "The command runs to completion and has no address.")
     every: Schedule | None = field(
         None,
@@ -211,6 +214,12 @@ class ServerKeys(Section):
         return self.address.listens
 
     @property
+    def is_ready_by_running(self) -> bool:
+        """Whether the server is a program that shows in no other way that it is ready than by running for a while."""
+        shows = self.notify or self.health.gated
+        return bool(self.command) and not (self.listens or self.job or shows)
+
+    @property
     def binds_itself(self) -> bool:
         """Whether the server's command is given the address, and opens the listening socket itself."""
         return binds_itself(self.command, self.env, self.socket)
@@ -256,6 +265,8 @@ class ServerKeys(Section):
             found = {"name": self.name, "app": app} | found | {"app": app}
         if not self.listens:
             del found["bind"], found["expose"]
+        if not self.is_ready_by_running:
+            del found["ready_after"]
         found["restart"] = {"policy": self.restart_policy, **found["restart"]}
         return found
 

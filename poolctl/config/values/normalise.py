@@ -449,6 +449,21 @@ def _part(table: Tree, key: str) -> Tree:
     return table.get(key) if isinstance(table, dict) else getattr(table, key, None)
 
 
+def ready_after_obstacle(table: Mapping[str, Tree], *, listens: bool) -> str:
+    """Why `ready_after` does not apply to the server; "" if it does."""
+    if table.get("command") is None:
+        return "an app is ready when it has started"
+    if truth_if_interpolated(table.get("job")) is True:
+        return "a job is ready when it has ended"
+    if listens:
+        return "a program with an address is ready when it accepts connections"
+    if truth_if_interpolated(table.get("notify")) is True:
+        return "with notify, a program is ready when it says so"
+    if _part(table.get("health"), "startup") or _part(table.get("health"), "readiness"):
+        return "with a startup or readiness probe, a program is ready when it has passed"
+    return ""
+
+
 def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
     """Every contradiction between the keys of a server."""
     app, user = table.get("app"), table.get("user")
@@ -466,6 +481,10 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
             if table.get(key) is not None:
                 fix = "take it out: the worker of an app ends in order by itself"
                 yield Finding((key,), f"{key} is for a command", fix)
+    if "ready_after" in table:
+        listens = address is not None and address.listens
+        if obstacle := ready_after_obstacle(table, listens=listens):
+            yield Finding(("ready_after",), f"ready_after has no effect: {obstacle}", "take it out")
     if table.get("factory") is True and not isinstance(app, str) and not callable(app):
         yield Finding(("factory",), "factory = true needs an app", 'add app = "module:function"')
     if table.get("every") is not None:

@@ -204,8 +204,8 @@ def _apply_key(server: ForeignServer, key: str, text: str) -> None:
     elif key in ("stderr_logfile", "stdout_logfile") and text in TO_TERMINAL:
         pass  # `poolctl run` and `poolctl logs` show it
     elif key == "startsecs":
-        if text not in ("0", "1"):
-            server.remark(f"startsecs={text}: started means that it answers; without a port, runs for 1 s")
+        if text.isdigit() and text not in ("0", "1"):
+            server.set("ready_after", f"{text}s")
     elif key.startswith(("stdout_logfile_", "stderr_logfile_")):
         pass  # read with the log
     elif key == "stderr_logfile" and text not in ("AUTO", "syslog"):

@@ -27,6 +27,7 @@ IGNORED: Mapping[str, str] = {
     "labels": "they are not labels of Kubernetes",
     "mandatory": "the other servers go on without it",
     "restart": "Kubernetes restarts a worker always, with its own delays",
+    "ready_after": "a pod without a probe is ready when its process runs",
     "recovery": "Kubernetes restarts a worker whose liveness probe fails",
     "watch": "code changes with the image",
 }

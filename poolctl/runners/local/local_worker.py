@@ -84,8 +84,6 @@ _UNSEEN = Exit(message="ended between two supervisors")
 # Maximum time between the end of a worker's control socket and the report of its exit.
 _END_SECONDS = 5.0
 KILL_SECONDS = 5.0
-# Time that a program without a port has to run before it counts as started.
-_STARTED_AFTER_SECONDS = 1.0
 # Processor time that a worker needs to go to sleep after an answer; if it used more, it did other work.
 _AFTER_ANSWER_NS = 1_000_000
 # Shares of a request's time: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
@@ -714,9 +712,8 @@ class LocalWorker(LinkHandler):
             if not exit_.ok:
                 raise WorkerFailed(exit_.message, hint=f"poolctl logs {server.name}", exit=exit_)
         elif not (server.listens or server.notify):
-            if not server.health.gated:
-                seconds = min(_STARTED_AFTER_SECONDS, server.start_timeout / 2)
-                await asyncio.wait({self.exited}, timeout=seconds)
+            if server.is_ready_by_running:
+                await asyncio.wait({self.exited}, timeout=server.ready_after)
             self.mark_ready()
         elif server.command and not server.notify:
             if listeners:

@@ -85,12 +85,18 @@ def test_signal_and_umask_of_a_program(imported: Import) -> None:
     assert (found["stop_signal"], found["umask"]) == ("SIGINT", "0077")
 
 
-@pytest.mark.parametrize(("seconds", "remarked"), [("0", False), ("1", False), ("10", True)])
-def test_time_that_a_program_has_to_run_is_remarked_if_it_is_another(
-    imported: Import, seconds: str, remarked: bool
+@pytest.mark.parametrize(("seconds", "ready_after"), [("0", None), ("1", None), ("10", "10s")])
+def test_time_that_a_program_has_to_run_is_taken_over(
+    imported: Import, seconds: str, ready_after: str | None
 ) -> None:
     said = imported(f"[program:a]\ncommand=a\nstartsecs={seconds}\n", "s.conf")
-    assert any(f"startsecs={seconds}" in remark for remark in said.remarks) is remarked
+    assert said.servers["a"].get("ready_after") == ready_after
+
+
+def test_time_that_a_program_with_a_port_has_to_run_is_remarked(imported: Import) -> None:
+    said = imported("[program:a]\ncommand=uvicorn a:b --port 8001\nstartsecs=10\n", "s.conf")
+    assert "ready_after" not in said.servers["a"]
+    assert any("ready_after = 10s" in remark or 'ready_after = "10s"' in remark for remark in said.remarks)
 
 
 def test_sections_without_equivalent_are_remarks_and_settings_of_the_daemon_are_inherited(

@@ -124,6 +124,16 @@ def test_server_with_an_address_is_always_restarted_unless_its_policy_says_other
     assert (server.restart_policy, server.to_dict()["restart"]["policy"]) == (policy, policy)
 
 
+def test_ready_after_of_the_defaults_is_for_programs_that_show_in_no_other_way_that_they_are_ready(
+    tmp_path: Path,
+) -> None:
+    queue = '[[server]]\nname = "queue"\ncommand = ["true"]\nhealth.liveness = { exec = ["true"] }\n'
+    says = '[[server]]\nname = "says"\ncommand = ["true"]\nnotify = true\n'
+    servers = load_text(tmp_path, f'[defaults]\nready_after = "20s"\n{SERVER}{queue}{says}')
+    assert [each.to_dict().get("ready_after") for each in servers] == [None, 20.0, None]
+    assert [each.is_ready_by_running for each in servers] == [False, True, False]
+
+
 def test_umask_is_octal_digits_in_quotes(tmp_path: Path) -> None:
     (server,) = load_text(tmp_path, f'{SERVER}umask = "027"\n')
     assert server.to_dict()["umask"] == "027"

@@ -184,13 +184,13 @@ def test_worker_that_closes_its_control_socket_and_lives_on_misbehaves(
     ("keys", "seconds"),
     [
         ({}, 1.0),
-        ({"start_timeout": 0.5}, 0.25),
+        ({"ready_after": "20s", "start_timeout": 0.5}, 20.0),
         ({"health": {"liveness": {"exec": ["true"]}}}, 1.0),
         # The probe decides.
         ({"health": {"readiness": {"exec": ["true"]}}}, 0.0),
     ],
 )
-def test_program_without_a_port_is_ready_when_it_has_run_for_a_second(
+def test_program_without_a_port_is_ready_when_it_has_run_for_a_second_or_its_own_time(
     keys: dict[str, Any], seconds: float
 ) -> None:
     async def scenario() -> None:
