@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.core.core import Core
-from poolctl.core.decide import LEAVING, WorkerPhase
+from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Canary, Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import to_json
@@ -67,7 +67,7 @@ class CanaryRollout:
         self._timer: asyncio.TimerHandle | None = None
         # The generation of the other workers, and of their replacements.
         self._base = self._target = entry.desired.generation
-        self._figures: tuple[GenerationMeter, GenerationMeter] | None = None
+        self._figures: tuple[WorkerMeter, WorkerMeter] | None = None
         share = 0.0 if plan.apart is None else plan.share
         self._canary: Canary = core.begin_canary(
             entry, plan.config, plan.canaries, share=share, apart=plan.apart
@@ -176,8 +176,7 @@ class CanaryRollout:
             self._end_canary()
             self._conclude(WITHDRAWN, f"its other workers were not replaced: {why}")
         elif entry.is_fully_ready and not any(
-            each.generation == self._base and each.phase not in LEAVING
-            for each in entry.observed.workers.values()
+            not (entry.is_current(each) or self._is_of_canary(each)) for each in entry.observed.staying
         ):
             self._end_canary()
             self._conclude(PROMOTED, self.reason)
@@ -235,9 +234,17 @@ class CanaryRollout:
         if self._figures is None:
             entry, counters = self.entry, self._counters
             self._figures = (
-                GenerationMeter(entry, self._canary.generation, counters),
-                GenerationMeter(entry, self._base, counters),
+                WorkerMeter(entry, self._is_of_canary, counters),
+                WorkerMeter(entry, self._is_of_others, counters),
             )
+
+    def _is_of_canary(self, worker: Worker) -> bool:
+        return worker.generation == self._canary.generation
+
+    def _is_of_others(self, worker: Worker) -> bool:
+        """Whether the worker serves as before the rollout, also if it has replaced another one alone meanwhile."""
+        replaces = self._target != self._base and worker.generation == self._target
+        return not (replaces or self._is_of_canary(worker))
 
     def _measure(self) -> tuple[GenerationFigures, GenerationFigures]:
         if self._figures is None:
@@ -265,15 +272,15 @@ class CanaryRollout:
         )  # fmt: skip
 
 
-class GenerationMeter:
-    """Measures the workers of one generation from the creation of this object on, by their request counters.
+class WorkerMeter:
+    """Measures the workers for which `is_measured` is true, from the creation of this object on, by request counters.
 
     Workers that have ended stay counted with their figures from the last `measure`.
     """
 
-    def __init__(self, entry: Entry, generation: int, counters: Counters) -> None:
+    def __init__(self, entry: Entry, is_measured: Callable[[Worker], bool], counters: Counters) -> None:
         self._entry = entry
-        self._generation = generation
+        self._is_measured = is_measured
         self._counters = counters
         self._began: dict[str, Counts] = {}
         for worker in self._workers():
@@ -300,7 +307,7 @@ class GenerationMeter:
         )
 
     def _workers(self) -> Iterable[Worker]:
-        return (each for each in self._entry.observed.workers.values() if each.generation == self._generation)
+        return filter(self._is_measured, self._entry.observed.workers.values())
 
     def _counts(self, worker: Worker) -> Counts | None:
         return None if worker.placement is None else self._counters.counts(worker.placement)

@@ -117,6 +117,26 @@ def test_worker_of_the_others_that_dies_is_replaced_during_a_rollout(monkeypatch
     run(work())
 
 
+def test_worker_of_the_others_that_is_replaced_alone_does_not_end_a_rollout(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        await desk.rollout(pause=True, wait=False)
+        first = desk.serving[0]
+        desk.core.replace_worker(desk.entry, first)
+        await turns()
+        assert first not in desk.serving
+        desk.runner.requests = dict.fromkeys(desk.serving, (100, 0))
+        desk.clock.advance(600)
+        await desk.look()
+        (item,) = (await desk.ask("rollouts"))["items"]
+        assert (item["state"], item["before"]["workers"]) == ("paused", desk.entry.size)
+        (item,) = (await desk.ask("rollout", "web", op="promote"))["items"]
+        assert item["state"] == "promoted"
+        assert all(each.startswith("web.2.") for each in desk.serving)
+
+    run(work())
+
+
 def test_paused_rollout_is_promoted_by_hand(desk: RolloutDesk) -> None:
     async def work() -> None:
         await desk.started()
