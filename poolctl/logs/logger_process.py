@@ -2,12 +2,12 @@
 
 Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object whose `t` names the order:
 
-- `underway`, with a file in memory: the logger records its move in progress there, so that its successor neither loses
-  nor repeats a line (see WriteAheadNote). Sent before any other order.
-- `add`, with the read end of a pipe and a file in memory for its output (see OutputSpool): read it from now on. `id`
-  names the stream; `name` and `pid` identify the server's process; `path` is the file. Optional: `format` ("text" or
-  "json"), `max_size` in bytes, `keep`, `max_age` in seconds; 0 means no limit. For a known `id` with the same pipe and
-  path only the limits and the pid change; otherwise the new stream replaces the old one.
+- `underway`, with two files in memory: output that is not stored yet is kept there, so that the logger's successor
+  neither loses nor repeats a line (see OutputSpool). Sent before any other order, and again by a new supervisor.
+- `add`, with the read end of a pipe: read it from now on. `id` names the stream; `name` and `pid` identify the server's
+  process; `path` is the file. Optional: `format` ("text" or "json"), `max_size` in bytes, `keep`, `max_age` in seconds;
+  0 means no limit. For a known `id` with the same pipe and path only the limits and the pid change; otherwise the new
+  stream replaces the old one.
 - `reopen`: close every file, so that the next line opens it by its path again (after logrotate).
 - `sync`: answer `synced`, with the same `token`, once the current content of all pipes has been stored.
 - `ping`: answer `pong` with the logger's pid.
@@ -21,14 +21,15 @@ The logger sends these reports:
 
 When descriptor 3 is closed, no supervisor or keeper is left to start a new logger. This one then continues until every
 pipe has ended, or a new pool takes over the pipes (see PipeHandover). It can be killed at any time: output is moved
-from the pipe into the file in memory, and from there, recorded, into the log file, so that no line is lost or repeated.
-The keeper also holds the read ends and the files in memory.
+from pipes into the files in memory, and from there, noted, into log files, so that no line is lost or repeated. The
+keeper also holds the read ends and the files in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import select
@@ -38,7 +39,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from poolctl.keeper import pool_files, rendezvous, wire
 from poolctl.platform import memory_file, name_process, raise_descriptor_limit
@@ -55,57 +56,13 @@ _SHORTEST_AGE_CHECK_SECONDS, _LONGEST_AGE_CHECK_SECONDS = 0.05, 3600.0
 MOST_BYTES = 64 * 1024
 # Errors of splice(2) in a sandbox that does not allow it.
 _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
-_NOTE_BYTES = 1024
-
-
-class OutputSpool:
-    """A server's output that has left its pipe `fd`, and is not in the log file yet: at most 64 KiB, in `memory_file`.
-
-    The pipe is always emptied, because the kernel reports output of a write(2) in progress only if the pipe was empty.
-    The supervisor and the keeper hold the memory file too, so that the next logger continues where a killed one was.
-    """
-
-    def __init__(self, fd: int, memory_file: int) -> None:
-        self.fd = fd
-        self.memory_file = memory_file
-
-    def fill(self) -> int:
-        """Move the pipe's content into the memory file, as much as fits; returns the number of bytes, 0 at end of file.
-
-        Raises BlockingIOError when the pipe is empty. There must be room in the memory file.
-        """
-        size = os.fstat(self.memory_file).st_size
-        try:
-            # A single call, so that a logger that is killed meanwhile loses nothing.
-            return os.splice(
-                self.fd,
-                self.memory_file,
-                MOST_BYTES - size,
-                offset_dst=size,
-                flags=os.SPLICE_F_NONBLOCK,
-            )
-        except OSError as error:
-            if error.errno not in _NOT_ALLOWED:
-                raise
-        return os.pwrite(self.memory_file, os.read(self.fd, MOST_BYTES - size), size)
-
-    def content(self) -> bytes:
-        """The bytes in the memory file."""
-        return os.pread(self.memory_file, MOST_BYTES, 0)
-
-    def replace(self, rest: bytes) -> None:
-        """Replace the bytes in the memory file by `rest`. An interrupted call leaves only a part of `rest`."""
-        os.ftruncate(self.memory_file, 0)
-        os.pwrite(self.memory_file, rest, 0)
-
-    def close(self) -> None:
-        """Close the read end of the pipe, and the memory file."""
-        os.close(self.fd)
-        os.close(self.memory_file)
+# Of an area of the spool: its header, and the header with the content.
+_HEADER_BYTES = 1024
+_AREA_BYTES = _HEADER_BYTES + MOST_BYTES
 
 
 class NotedMove(NamedTuple):
-    """The move of lines from a stream's spool into its log file.
+    """The move of lines from the spool into a log file.
 
     `id` is the stream, `when` the timestamp of the lines, `length` their number of bytes. `rest` is the incomplete line
     after them, which stays in the spool.
@@ -117,75 +74,146 @@ class NotedMove(NamedTuple):
     rest: bytes
 
 
-class WriteAheadNote:
-    """A note of the lines that a logger is moving from a spool into a log file, kept for the next logger.
+class OutputSpool:
+    """Output that has left its pipe and is not in a log file yet: at most 64 KiB of each stream.
 
-    The note is in a memory file; without the file, nothing is noted.
+    Pipes are always emptied, because the kernel reports output of a write(2) in progress only if the pipe was empty.
+    The spool is in two files in memory, `fds`, which the next logger gets: it continues where a killed one was. The
+    second file has the bytes that were taken out of a pipe last. The first file consists of areas, each with a header
+    in JSON and with bytes: area 0 is a note of the current work, the others are the incomplete last lines of streams.
     """
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
-        self._fd = -1
-        self._left: NotedMove | None = None
+        self.fds: list[int] = []
         self.use(fds)
 
     def use(self, fds: Sequence[int]) -> None:
-        """Close the current memory file and use `fds[0]`; a supervisor of an earlier version also passes a pipe."""
+        """Close the current files, and use these; without two of them (from an earlier version), use new ones."""
         self.close()
-        if fds:
-            self._fd, *unused = fds
-            for fd in unused:
+        if len(fds) != 2:
+            for fd in fds:
                 os.close(fd)
-            self._left = self._read()
+            fds = [memory_file("poolctl-spool", b""), memory_file("poolctl-taken", b"")]
+        self.fds = [*fds]
+        self._lines: dict[str, bytes] = {}  # incomplete, by stream
+        self._areas: dict[str, int] = {}
+        self._left: NotedMove | None = None
+        for area in range(1, os.fstat(self.fds[0]).st_size // _AREA_BYTES + 1):
+            header, content = self._read_area(area)
+            if header:
+                self._lines[header["id"]], self._areas[header["id"]] = content, area
+        header, rest = self._read_area(0)
+        if header:
+            self._continue(header, rest)
+
+    def _continue(self, header: dict[str, Any], rest: bytes) -> None:
+        """Bring a killed logger's current work into a state in which it can wait for its stream to be added."""
+        id = header["id"]
+        if header.get("stored"):
+            self._finish(id, rest)
+            return
+        if "when" in header:
+            self._left = NotedMove(id, header["when"], header["length"], rest)
+        taken = os.pread(self.fds[1], MOST_BYTES, 0)
+        self._finish(id, self.incomplete_line(id)[: header["kept"]] + taken)
 
     def unfinished_move(self, id: str) -> NotedMove | None:
         """Return the move if a killed logger was moving lines of stream `id` into the log file; otherwise None."""
         return self._left if self._left is not None and self._left.id == id else None
 
-    def _read(self) -> NotedMove | None:
-        text = os.pread(self._fd, _NOTE_BYTES, 0).partition(b"\n")[0]
+    def incomplete_line(self, id: str) -> bytes:
+        """The bytes of the stream that are kept until their line is complete."""
+        return self._lines.get(id, b"")
+
+    def take(self, id: str, pipe: int) -> bytes:
+        """Take bytes of stream `id` out of its pipe, up to 64 KiB with its incomplete line; b"" at end of file.
+
+        They are in the spool until the next `finish`. Raises BlockingIOError when the pipe is empty.
+        """
+        kept = len(self.incomplete_line(id))
+        self._write_note({"id": id, "kept": kept})
         try:
-            noted = json.loads(text)
-            rest = os.pread(self._fd, noted["rest"], _NOTE_BYTES)
-            return NotedMove(noted["id"], noted["when"], noted["length"], rest)
-        except (ValueError, TypeError, KeyError):  # nothing, or a note of an earlier version
-            return None
+            # A single call, so that a logger that is killed meanwhile loses nothing.
+            length = os.splice(pipe, self.fds[1], MOST_BYTES - kept, offset_dst=0, flags=os.SPLICE_F_NONBLOCK)
+            return os.pread(self.fds[1], length, 0)
+        except OSError as error:
+            if error.errno not in _NOT_ALLOWED:
+                raise
+        data = os.read(pipe, MOST_BYTES - kept)
+        os.pwrite(self.fds[1], data, 0)
+        return data
 
     def begin(self, move: NotedMove) -> None:
-        """Record that the lines of this move are now stored in the log file."""
-        if self._fd >= 0:
-            os.pwrite(self._fd, move.rest, _NOTE_BYTES)
-            noted = {**move._asdict(), "rest": len(move.rest)}
-            os.pwrite(self._fd, json.dumps(noted).encode() + b"\n", 0)
+        """Note that the lines of this move are now stored in the log file."""
+        if self.unfinished_move(move.id) is not None:
+            self._left = None
+        kept = len(self.incomplete_line(move.id))
+        noted = {"id": move.id, "kept": kept, "when": move.when, "length": move.length}
+        self._write_note(noted, move.rest)
 
-    def end(self) -> None:
-        """Clear this note, after the lines recorded in it have been removed from the spool."""
-        self._left = None
-        if self._fd >= 0:
-            os.pwrite(self._fd, b"\n", 0)
+    def finish(self, move: NotedMove) -> None:
+        """Keep only the rest of the move, after its lines have been stored."""
+        self._write_note({"id": move.id, "stored": True}, move.rest)
+        self._finish(move.id, move.rest)
 
     def close(self) -> None:
-        """Close the memory file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
+        """Close the files."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+
+    def _finish(self, id: str, rest: bytes) -> None:
+        self._keep(id, rest)
+        os.ftruncate(self.fds[1], 0)
+        self._clear(0)
+
+    def _keep(self, id: str, line: bytes) -> None:
+        area = self._areas.get(id)
+        if line:
+            if area is None:
+                used = set(self._areas.values())
+                area = self._areas[id] = next(each for each in itertools.count(1) if each not in used)
+            self._lines[id] = line
+            self._write_area(area, {"id": id}, line)
+        elif area is not None:
+            self._clear(area)
+            del self._areas[id], self._lines[id]
+
+    def _write_note(self, header: dict[str, Any], rest: bytes = b"") -> None:
+        self._write_area(0, header, rest)
+
+    def _write_area(self, area: int, header: dict[str, Any], content: bytes) -> None:
+        # The header last: it makes the content valid.
+        if content:
+            os.pwrite(self.fds[0], content, area * _AREA_BYTES + _HEADER_BYTES)
+        text = json.dumps({**header, "size": len(content)}).encode() + b"\n"
+        os.pwrite(self.fds[0], text, area * _AREA_BYTES)
+
+    def _read_area(self, area: int) -> tuple[dict[str, Any], bytes]:
+        text = os.pread(self.fds[0], _HEADER_BYTES, area * _AREA_BYTES).partition(b"\n")[0].strip(b"\0")
+        header = json.loads(text) if text else None
+        if not isinstance(header, dict):  # a note of an earlier version is a list
+            return {}, b""
+        return header, os.pread(self.fds[0], header["size"], area * _AREA_BYTES + _HEADER_BYTES)
+
+    def _clear(self, area: int) -> None:
+        os.pwrite(self.fds[0], b"\n", area * _AREA_BYTES)
 
 
 class OutputStream:
-    """Moves output from a pipe through `spool` into `file` in whole lines; an incomplete line stays in the spool.
+    """Moves output from the pipe `fd` into `file` in whole lines; an incomplete line stays in the spool.
 
     `dropped_bytes` counts output that could not be stored; `id` identifies the stream to the supervisor.
     """
 
-    def __init__(
-        self, order: wire.Message, spool: OutputSpool, file: LogFile, underway: WriteAheadNote
-    ) -> None:
+    def __init__(self, order: wire.Message, fd: int, file: LogFile, spool: OutputSpool) -> None:
         self.id, self.pid = str(order["id"]), int(order["pid"])
-        self.spool = spool
+        self.fd = fd
         self.file = file
         self.order = order
         self.dropped_bytes = 0
         self._name, self._format = str(order["name"]), order.get("format")
-        self._underway = underway
+        self._spool = spool
 
     def __repr__(self) -> str:
         return f"<OutputStream {self.id} to {self.file.path}>"
@@ -195,43 +223,41 @@ class OutputStream:
 
         Raises BlockingIOError when the pipe is empty.
         """
-        moved = self.spool.fill()
-        self._store_whole_lines(now)
-        return moved
+        taken = self._spool.take(self.id, self.fd)
+        if taken:
+            self._store_whole_lines(self._spool.incomplete_line(self.id) + taken, now)
+        return len(taken)
 
     def recover(self, now: float) -> None:
         """Complete what a previous logger, which was killed, had begun to do with output of this stream."""
-        move = self._underway.unfinished_move(self.id)
+        content = self._spool.incomplete_line(self.id)
+        move = self._spool.unfinished_move(self.id)
         if move is not None:
-            content = self.spool.content()
-            # Otherwise they have been stored, and were being removed from the spool.
-            if len(content) == move.length + len(move.rest):
-                self._store_missing_lines(content[: move.length], move.when)
-            self._finish(move)
-        self._store_whole_lines(now)
+            move = move._replace(rest=content[move.length :])
+            self._spool.begin(move)
+            self._store_missing_lines(content[: move.length], move.when)
+            self._spool.finish(move)
+            content = move.rest
+        if content:
+            self._store_whole_lines(content, now)
 
     def store_incomplete_line(self, now: float) -> None:
         """Store the incomplete last line, if any, with a line break."""
-        if content := self.spool.content():
-            self._move(content, b"", now)
+        if line := self._spool.incomplete_line(self.id):
+            self._move(line, b"", now)
 
-    def _store_whole_lines(self, now: float) -> None:
-        content = self.spool.content()
+    def _store_whole_lines(self, content: bytes, now: float) -> None:
         end = content.rfind(b"\n") + 1
         if not end and len(content) == MOST_BYTES:
             end = MOST_BYTES
-        if end:
-            self._move(content[:end], content[end:], now)
+        self._move(content[:end], content[end:], now)
 
     def _move(self, lines: bytes, rest: bytes, now: float) -> None:
         move = NotedMove(self.id, stamp(now), len(lines), rest)
-        self._underway.begin(move)
-        self._store(_with_line_break(lines), move.when)
-        self._finish(move)
-
-    def _finish(self, move: NotedMove) -> None:
-        self.spool.replace(move.rest)
-        self._underway.end()
+        self._spool.begin(move)
+        if lines:
+            self._store(_with_line_break(lines), move.when)
+        self._spool.finish(move)
 
     def _store_missing_lines(self, lines: bytes, when: str) -> None:
         block = self._format_lines(_with_line_break(lines), when)
@@ -289,7 +315,7 @@ class OutputLogger:
         self._report_at = 0.0
         self._streams_with_loss: set[OutputStream] = set()
         self._age_at: float | None = None  # when to check for files old enough to rotate
-        self._underway = WriteAheadNote()
+        self._spool = OutputSpool()
         self._open = True
         self._end_ordered = False
 
@@ -309,22 +335,24 @@ class OutputLogger:
                         self._epoll.unregister(fd)
                         self._listen_for_takeover()
                 elif self._handover is not None and self._handover.has(fd):
-                    self._end_ordered = self._handover.serve(fd, list(self._streams.values()))
+                    streams = list(self._streams.values())
+                    self._end_ordered = self._handover.serve(fd, streams, self._spool.fds)
                 elif fd in self._streams:
                     self._pump_and_may_have_more(self._streams[fd])
             self._rotate_old()
             self._report_dropped_if_due()
             self._send_reports()
         taken = self._handover is not None and self._handover.taken
+        spooled = self._handover is not None and self._handover.spool_taken
         for stream in list(self._streams.values()):
             if not taken:
                 self._pump_backlog(stream)
-            self._end(stream, taken=taken)
+            self._end(stream, spooled=spooled)
         if self._handover is not None:
             self._handover.stop_listening()
         self._epoll.close()
         self._control.close()
-        self._underway.close()
+        self._spool.close()
 
     def _listen_for_takeover(self) -> None:
         """Listen for a new pool to take over the servers' pipes, after supervisor and keeper have exited."""
@@ -371,7 +399,7 @@ class OutputLogger:
             elif kind == "ping":
                 self._reports.append({"t": "pong", "pid": os.getpid()})
             elif kind == "underway":
-                self._underway.use(fds)
+                self._spool.use(fds)
                 fds = []
             elif kind == "reopen":
                 for file in self._files.values():
@@ -393,29 +421,27 @@ class OutputLogger:
     def _add(self, order: wire.Message, fds: list[int]) -> None:
         """Carry out an order `add`: update the stream that has the same `id`, pipe and file, or add a new one.
 
-        The pipe is `fds[0]`. Adding a stream removes its descriptors from `fds`. The caller closes what is left there.
+        The pipe is `fds[0]`. Adding a stream removes the pipe from `fds`. The caller closes what is left in `fds`.
         """
         fd, path = fds[0], str(order["path"])
         max_size, keep = int(order.get("max_size") or 0), int(order.get("keep") or 0)
         max_age = float(order.get("max_age") or 0)
         file = self._files.get(path) or LogFile(path)
-        if len(fds) < 2:  # from a supervisor of an earlier version
-            fds.append(memory_file("poolctl-output", b""))
-        stream = OutputStream(order, OutputSpool(fd, fds[1]), file, self._underway)
+        stream = OutputStream(order, fd, file, self._spool)
         # Nothing has changed so far: an invalid order has raised an error above.
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         if max_age:
             self._age_at = time.monotonic()
         known = self._by_id.get(stream.id)
         if known is not None:
-            if os.path.sameopenfile(known.spool.fd, fd) and known.file is file:
+            if os.path.sameopenfile(known.fd, fd) and known.file is file:
                 known.pid, known.order = stream.pid, order
                 return
             self._pump_backlog(known)
             self._end(known)
         os.set_blocking(fd, False)
         self._epoll.register(fd, select.EPOLLIN)
-        del fds[:2]
+        fds.remove(fd)
         self._files[path] = file
         file.users += 1
         self._streams[fd] = self._by_id[stream.id] = stream
@@ -442,16 +468,16 @@ class OutputLogger:
             if not self._pump_and_may_have_more(stream):
                 return
 
-    def _end(self, stream: OutputStream, *, taken: bool = False) -> None:
-        if self._streams.pop(stream.spool.fd, None) is None:
+    def _end(self, stream: OutputStream, *, spooled: bool = False) -> None:
+        if self._streams.pop(stream.fd, None) is None:
             return
         del self._by_id[stream.id]
-        if not taken:
+        if not spooled:
             stream.store_incomplete_line(time.time())
         self._queue_loss_report(stream)
         self._streams_with_loss.discard(stream)
-        self._epoll.unregister(stream.spool.fd)
-        stream.spool.close()
+        self._epoll.unregister(stream.fd)
+        os.close(stream.fd)
         stream.file.users -= 1
         if not stream.file.users:
             stream.file.close()
@@ -490,12 +516,13 @@ class OutputLogger:
 class PipeHandover:
     """The listener through which a logger without supervisor and keeper hands over its streams to a new pool.
 
-    Each client gets all streams with their descriptors, then the message `over`. A client that answers with the message
-    `taken` owns the streams from then on. Then the attribute `taken` becomes true, and the logger exits.
+    Each client gets all streams with their pipes, then the message `over` with the files of the spool. A client that
+    answers with the message `taken` owns the streams from then on, and with `spool` in it the files. Then the
+    attributes `taken` and `spool_taken` become true, and the logger exits.
     """
 
     def __init__(self, directory: str, epoll: select.epoll) -> None:
-        self.taken = False
+        self.taken = self.spool_taken = False
         self._epoll = epoll
         self._listener, self._path = rendezvous.bind_new_socket(directory, pool_files.LOGGER)
         self._listener.listen()
@@ -506,7 +533,7 @@ class PipeHandover:
         """Whether the descriptor is the listener or one of its connections."""
         return fd == self._listener.fileno() or fd in self._connections
 
-    def serve(self, fd: int, streams: Sequence[OutputStream]) -> bool:
+    def serve(self, fd: int, streams: Sequence[OutputStream], spool: list[int]) -> bool:
         """Accept a client and send `streams` if `fd` is the listener; read a client's answer if `fd` is its connection.
 
         Returns True if the answer says that the client has taken over the streams; otherwise False.
@@ -520,8 +547,8 @@ class PipeHandover:
         connection.settimeout(1.0)
         try:
             for stream in streams:
-                wire.send(connection, stream.order, [stream.spool.fd, stream.spool.memory_file])
-            wire.send(connection, {"t": "over"})
+                wire.send(connection, stream.order, [stream.fd])
+            wire.send(connection, {"t": "over"}, spool)
         except (OSError, wire.WireError):
             connection.close()
             return False
@@ -540,6 +567,7 @@ class PipeHandover:
     def _finish_handover(self, fd: int) -> None:
         received = rendezvous.receive_or_none(self._connections[fd])
         self.taken = received is not None and received[0].get("t") == "taken"
+        self.spool_taken = received is not None and self.taken and bool(received[0].get("spool"))
         self._epoll.unregister(fd)
         self._connections.pop(fd).close()
 

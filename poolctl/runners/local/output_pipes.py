@@ -29,26 +29,11 @@ _LONGEST_LINE = 4096
 
 
 class _Pipe(NamedTuple):
-    """An output pipe: its descriptors, the message that registers it with a logger, and an event set at end of file.
+    """An output pipe: its read end, the message that registers it with a logger, and an event set at end of file."""
 
-    The descriptors are the read end, and a file in memory for output that is not in the log file yet.
-    """
-
-    descriptors: list[Descriptor]
+    read: Descriptor
     message: wire.Message
     finished: asyncio.Event
-
-    def close(self) -> None:
-        """Close the descriptors."""
-        for descriptor in self.descriptors:
-            descriptor.close()
-
-
-def open_output_pipe() -> tuple[list[int], int]:
-    """Open a pipe; returns its descriptors for the logger (see _Pipe), and its write end."""
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    return [read, memory_file("poolctl-output", b"")], write
 
 
 class OutputPipes(LinkHandler, LogReopenCapability):
@@ -88,32 +73,35 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         """
         # The keeper holds this end too, so a logger gets end of file only when keeper and supervisor are both gone.
         reply, kept = await self._keeper.call({"op": "get", "name": fd_store.LOGGER})
-        if kept:
-            self._link = Link(wire.socket_from_fd(kept[0]), self)
-        else:
-            note = await self._open_write_ahead_note()
-            try:
-                self._link = Link(await self._spawn(), self)
-                self._link.send({"t": "underway"}, note)
-            finally:
-                for fd in note:
-                    os.close(fd)
+        spool: list[int] = []
+        try:
+            spool = await self._open_spool(for_new_logger=not kept)
+            self._link = Link(wire.socket_from_fd(kept.pop()) if kept else await self._spawn(), self)
+            if len(spool) == 2:
+                # Also to a running logger: the keeper has started it without.
+                self._link.send({"t": "underway"}, spool)
+        finally:
+            for fd in [*kept, *spool]:
+                os.close(fd)
         self._watched = ProcessWatchdog(
             self._link, reply.get("meta") or {}, "the logger", self._store_identity
         )
         for pipe in self._pipes.values():
-            self._link.send(pipe.message, pipe.descriptors)
+            self._link.send(pipe.message, [pipe.read])
         self._ask_reopen()
 
-    async def _open_write_ahead_note(self) -> list[int]:
-        """A file in which a logger notes each write into a log file, so that its successor can finish the last one.
+    async def _open_spool(self, *, for_new_logger: bool) -> list[int]:
+        """The two files in which a logger keeps output that it has not stored yet, for its successor (see OutputSpool).
 
-        Returns its descriptor, which the caller closes. It is taken from the keeper's store, or created and put there.
+        Returns their descriptors, which the caller closes. They are taken from the keeper's store, or created and put
+        there. A running logger of an earlier version keeps its own three.
         """
         _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
-        if kept:
+        if len(kept) == 2 or (kept and not for_new_logger):
             return kept
-        fds = [memory_file("poolctl-log", b"")]
+        for fd in kept:
+            os.close(fd)
+        fds = [memory_file("poolctl-spool", b""), memory_file("poolctl-taken", b"")]
         self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, fds)
         return fds
 
@@ -155,11 +143,11 @@ class OutputPipes(LinkHandler, LogReopenCapability):
 
     def create_pipe(self, server: ServerConfig) -> tuple[str, int]:
         """Create a pipe for a worker; returns its key and its write end. The caller closes that end in this process."""
-        fds, write = open_output_pipe()
-        descriptors = [Descriptor(fd) for fd in fds]
+        read, write = os.pipe()
+        os.set_blocking(read, False)
         self.paths[server.name] = self.path(server)
         key = self.new_key(server)
-        self._pipes[key] = _Pipe(descriptors, self.registration_message(key, server), asyncio.Event())
+        self._pipes[key] = _Pipe(Descriptor(read), self.registration_message(key, server), asyncio.Event())
         return key, write
 
     def register_pipe(
@@ -180,20 +168,20 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         """
         if key not in self._pipes:
             return  # closed since
-        descriptors, message, _ = self._pipes[key]
+        read, message, _ = self._pipes[key]
         message |= {"pid": pid, "generation": generation, "index": index}
         if hook:
             message["hook"] = hook
         if start is not None:
             message["start"] = start
-        self._keeper.send({"op": "put", "name": f"{fd_store.OUTPUT}{key}", "meta": message}, descriptors)
+        self._keeper.send({"op": "put", "name": f"{fd_store.OUTPUT}{key}", "meta": message}, [read])
         if self._link is not None:
-            self._link.send(message, descriptors)
+            self._link.send(message, [read])
 
     def discard(self, key: str) -> None:
         """Close and forget a pipe whose worker could not be created."""
         if key in self._pipes:  # not closed since
-            self._pipes.pop(key).close()
+            self._pipes.pop(key).read.close()
 
     async def append_lines(self, server: ServerConfig, lines: Sequence[str]) -> None:
         """Append lines to the server's log as if one of its processes had printed them.
@@ -209,11 +197,11 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         await self.wait_until_stored(key, _APPEND_SECONDS)
 
     def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:
-        """Adopt a pipe from the keeper's store; returns its descriptors' owners. Must be called before `start`."""
-        descriptors = [Descriptor(fd) for fd in fds]
-        self._pipes[key] = _Pipe(descriptors, message, asyncio.Event())
+        """Adopt a pipe from the keeper's store; returns the owner of its descriptor. Must be called before `start`."""
+        read = Descriptor(fds[0])
+        self._pipes[key] = _Pipe(read, message, asyncio.Event())
         self.paths[str(message["name"])] = str(message["path"])
-        return descriptors
+        return [read]
 
     async def wait_until_stored(self, key: str, timeout_seconds: float) -> None:
         """Wait until the worker's whole output is in its file, or the timeout has passed."""
@@ -249,7 +237,7 @@ class OutputPipes(LinkHandler, LogReopenCapability):
             self._keeper.send({"op": "drop", "name": fd_store.LOGGER})
             self._keeper.send({"op": "drop", "name": fd_store.UNDERWAY})
         for pipe in self._pipes.values():
-            pipe.close()
+            pipe.read.close()
         self._pipes.clear()
         self._log_rotation.close()
 
@@ -259,7 +247,7 @@ class OutputPipes(LinkHandler, LogReopenCapability):
             self._watched.received(message)
         if message.get("t") == "eof" and key in self._pipes:
             pipe = self._pipes.pop(key)
-            pipe.close()
+            pipe.read.close()
             pipe.finished.set()
             self._keeper.send({"op": "drop", "name": f"{fd_store.OUTPUT}{key}"})
         elif message.get("t") == "synced" and self._reopened is not None:

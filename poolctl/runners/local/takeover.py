@@ -39,7 +39,7 @@ from ..process_link import (
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import hook_config, usable_user_id, user_ids, worker_digest
 from .local_worker import LocalWorker, NotifySocket, Tally
-from .output_pipes import OutputPipes, open_output_pipe
+from .output_pipes import OutputPipes
 from .zygotes import Children
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -245,27 +245,27 @@ class LocalOrphan:
 
 @dataclass
 class OrphanedPipes:
-    """The output pipes of a logger that outlived its pool: by key, a message that describes the pipe, and descriptors.
+    """The output pipes, by key, of a logger that outlived its pool, with the messages that describe the pipes."""
 
-    The descriptors are the pipe's read end, and the file in memory for its output.
-    """
-
-    streams: dict[str, tuple[wire.Message, list[int]]] = field(default_factory=dict)
+    streams: dict[str, tuple[wire.Message, int]] = field(default_factory=dict)
     loggers: list[socket.socket] = field(default_factory=list)
+    spool: list[int] = field(default_factory=list)  # files of the first logger, see OutputSpool
 
-    def detach_loggers(self) -> None:
-        """Tell each connected logger to stop reading the pipes, because another logger will read them."""
+    def detach_loggers(self, *, spool_stored: bool) -> None:
+        """Tell each connected logger to stop reading the pipes, because another logger will read them.
+
+        With `spool_stored` the other logger also gets the first logger's spool.
+        """
         for sock in self.loggers:
             with contextlib.suppress(OSError):
-                wire.send(sock, {"t": "taken"}, wait=True)
+                wire.send(sock, {"t": "taken", "spool": spool_stored and sock is self.loggers[0]}, wait=True)
 
     def close(self) -> None:
         """Close the connections to loggers, and the output pipes, in this process."""
         for sock in self.loggers:
             sock.close()
-        for _, fds in self.streams.values():
-            for fd in fds:
-                os.close(fd)
+        for fd in [*self.spool, *(fd for _, fd in self.streams.values())]:
+            os.close(fd)
 
 
 def find_orphans_and_pipes(directory: str) -> tuple[list[LocalOrphan], OrphanedPipes]:
@@ -353,9 +353,14 @@ def _receive_pipes_from_loggers(directory: str) -> OrphanedPipes:
     for sock, answer in rendezvous.connect_to_all(directory, pool_files.LOGGER, _ANSWER_SECONDS):
         pipes.loggers.append(sock)
         sock.settimeout(_ANSWER_SECONDS)
-        while answer is not None and answer[0].get("t") == "add" and answer[1]:
-            pipes.streams[str(answer[0]["id"])] = answer
+        while answer is not None and answer[0].get("t") == "add" and len(answer[1]) == 1:
+            pipes.streams[str(answer[0]["id"])] = answer[0], answer[1][0]
             answer = rendezvous.receive_or_none(sock)
+        for fd in answer[1] if answer is not None else ():
+            if sock is pipes.loggers[0]:
+                pipes.spool.append(fd)
+            else:
+                os.close(fd)
     return pipes
 
 
@@ -398,11 +403,15 @@ async def rescue_orphans_and_check_outdated(
         for orphan in found:
             await intake.store_or_stop(orphan)
         if intake.found or not late:
-            for key, (message, fds) in pipes.streams.items():
-                intake.store_in_keeper_once(f"{fd_store.OUTPUT}{key}", message, fds)
+            for key, (message, fd) in pipes.streams.items():
+                intake.store_in_keeper_once(f"{fd_store.OUTPUT}{key}", message, [fd])
+            # A logger that already runs has its own.
+            spool_stored = bool(pipes.spool) and not late
+            if spool_stored:
+                intake.store_in_keeper_once(fd_store.UNDERWAY, {}, pipes.spool)
             # The reply shows that the keeper has all entries: if this process dies now, another supervisor gets them.
             await keeper.call({"op": "list", "after": "\U0010ffff"})
-            pipes.detach_loggers()
+            pipes.detach_loggers(spool_stored=spool_stored)
     finally:
         for orphan in found:
             orphan.close()
@@ -471,10 +480,11 @@ class _OrphanTriage:
                 fds.append(closing.enter_context(bound).fileno())
             if said["deaf"] or not self._claim_pipe(said["output"], server):
                 said["output"] = self.output.new_key(server)
-                descriptors, write = open_output_pipe()
+                read, write = os.pipe()
                 closing.callback(os.close, write)
+                os.set_blocking(read, False)
                 order = self.output.registration_message(said["output"], server, orphan.pid)
-                self.pipes.streams[said["output"]] = {**order, "start": orphan.start}, descriptors
+                self.pipes.streams[said["output"]] = {**order, "start": orphan.start}, read
                 fds.append(write)
             if name in self.done or not orphan.send_order({"order": "adopt"}, fds):
                 orphan.send_order({"order": "drain"})

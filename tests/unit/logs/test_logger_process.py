@@ -28,7 +28,6 @@ from poolctl.logs.logger_process import (
     OutputLogger,
     OutputSpool,
     OutputStream,
-    WriteAheadNote,
 )
 from poolctl.platform import readable_bytes
 from tests.deadline import wait_until
@@ -46,20 +45,19 @@ class Session:
         self.control.settimeout(DEADLINE_SECONDS)
         self.writers: dict[str, int] = {}
         self.readers: dict[str, int] = {}
-        self.spools: dict[str, int] = {}
+        self.spool = [os.memfd_create("spool"), os.memfd_create("taken")]
 
     def add(self, id: str, *, file: str = "web.log", **options: Any) -> int:
         """The write end of a new stream's pipe."""
         read, write = os.pipe()
         self.writers[id], self.readers[id] = write, read
-        self.spools[id] = os.memfd_create("spool")
         self.hand_over(id, file=file, **options)
         return write
 
     def hand_over(self, id: str, *, file: str = "web.log", **options: Any) -> None:
         path = file if file.startswith("/") else str(self.directory / file)
         order = {"t": "add", "id": id, "name": id.partition(".")[0], "pid": 42, "path": path} | options
-        wire.send(self.control, order, [self.readers[id], self.spools[id]])
+        wire.send(self.control, order, [self.readers[id]])
 
     def report(self) -> wire.Message:
         received = wire.receive(self.control)
@@ -85,7 +83,7 @@ class Session:
 
     def close(self) -> None:
         self.control.close()
-        for fd in [*self.writers.values(), *self.readers.values(), *self.spools.values()]:
+        for fd in [*self.writers.values(), *self.readers.values(), *self.spool]:
             os.close(fd)
 
 
@@ -240,7 +238,6 @@ def test_a_stream_that_is_added_again_takes_the_place_of_the_old_one(session: Se
     os.write(old, b"to the old file\n")
     os.close(session.writers.pop("web.0"))
     os.close(session.readers.pop("web.0"))
-    os.close(session.spools.pop("web.0"))
     os.write(session.add("web.0", file="other.log"), b"to the new one\n")
     session.sync()
     assert (session.texts(), session.texts("other.log")) == (["to the old file"], ["to the new one"])
@@ -248,7 +245,7 @@ def test_a_stream_that_is_added_again_takes_the_place_of_the_old_one(session: Se
 
 def test_end_of_a_pipe_that_was_replaced_is_not_the_end_of_its_stream(session: Session) -> None:
     session.add("web.0")
-    old = session.writers.pop("web.0"), session.readers.pop("web.0"), session.spools.pop("web.0")
+    old = session.writers.pop("web.0"), session.readers.pop("web.0")
     write = session.add("web.0", file="other.log")
     assert session.sync() == []
     for fd in old:
@@ -347,6 +344,7 @@ def restart(session: Session, logger: subprocess.Popen[bytes]) -> subprocess.Pop
     session.control.close()
     session.control, session.theirs = wire.pair()
     session.control.settimeout(DEADLINE_SECONDS)
+    wire.send(session.control, {"t": "underway"}, session.spool)
     return process(session)
 
 
@@ -374,16 +372,24 @@ def test_killed_logger_loses_nothing_that_is_still_in_a_pipe(tmp_path: Path) -> 
 
 def test_killed_logger_loses_no_part_of_a_line_that_comes_in_pieces(tmp_path: Path) -> None:
     session = Session(tmp_path)
-    write = session.add("web.0")
+    wire.send(session.control, {"t": "underway"}, session.spool)
+    writers = [session.add(f"{name}.0", file=f"{name}.log") for name in "abc"]
     logger = process(session)
-    for _ in range(3):
-        os.write(write, b"a piece, ")
+    for number in range(3):
+        for write in writers[: number + 1]:
+            os.write(write, b"a piece, ")
         session.sync()
         logger = restart(session, logger)
-        session.hand_over("web.0")
-    os.write(write, b"the end\n")
+        for name in "cba":
+            session.hand_over(f"{name}.0", file=f"{name}.log")
+    for write in writers:
+        os.write(write, b"the end\n")
     session.sync()
-    assert session.texts() == ["a piece, a piece, a piece, the end"]
+    assert [session.texts(f"{name}.log") for name in "abc"] == [
+        ["a piece, a piece, a piece, the end"],
+        ["a piece, a piece, the end"],
+        ["a piece, the end"],
+    ]
     session.theirs.close()
     session.close()
     assert logger.wait(DEADLINE_SECONDS) == 0
@@ -457,22 +463,26 @@ BLOCK = with_timestamp_prefix(LINES, stamp(NOW))
 
 
 class Interrupted:
-    """A pipe, its spool, a log, and the note of a logger that was moving lines from the spool into the log."""
+    """A pipe, a log, and the spool of a logger that was moving lines from the one into the other."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "web.log"
         self.read, self.write = os.pipe()
         os.set_blocking(self.read, False)
-        self.spool = OutputSpool(self.read, os.memfd_create("spool"))
-        self.kept = [os.memfd_create("note")]
-        self.note = WriteAheadNote(self.kept)
+        self.spool = OutputSpool()
         self.max_size_bytes = 0
         self.format = "text"
 
-    def begin(self, lines: bytes, rest: bytes = b"", *, id: str = "web.0", when: float = NOW) -> None:
-        """Note the move of these lines, which are in the spool, before `rest`."""
-        self.spool.replace(lines + rest)
-        self.note.begin(NotedMove(id, stamp(when), len(lines), rest))
+    def begin(self, lines: bytes, rest: bytes = b"", *, id: str = "web.0") -> NotedMove:
+        """Take these lines and `rest` out of a pipe, and note that the lines are now stored."""
+        self.take(lines + rest, id=id)
+        move = NotedMove(id, stamp(NOW), len(lines), rest)
+        self.spool.begin(move)
+        return move
+
+    def take(self, data: bytes, *, id: str = "web.0") -> None:
+        os.write(self.write, data)
+        assert self.spool.take(id, self.read) == data
 
     def recover(self) -> None:
         """What the next logger does."""
@@ -486,25 +496,25 @@ class Interrupted:
         stream.file.close()
 
     def successor(self) -> OutputStream:
-        kept = [os.dup(fd) for fd in self.kept]
-        self.note.close()
-        self.kept, self.note = kept, WriteAheadNote(kept)
+        kept = [os.dup(fd) for fd in self.spool.fds]
+        self.spool.close()
+        self.spool = OutputSpool(kept)
         return self.stream()
 
     def stream(self) -> OutputStream:
         return OutputStream(
             {"id": "web.0", "name": "web", "pid": 42, "format": self.format},
-            self.spool,
+            self.read,
             LogFile(str(self.path), max_size_bytes=self.max_size_bytes, keep=9),
-            self.note,
+            self.spool,
         )
 
     def texts(self) -> list[str]:
         return [line.text for line in tail(str(self.path), None)]
 
     def close(self) -> None:
-        self.note.close()
         self.spool.close()
+        os.close(self.read)
         os.close(self.write)
 
 
@@ -527,36 +537,57 @@ def test_logger_killed_while_storing_leaves_every_line_once(interrupted: Interru
     assert interrupted.texts() == EXPECTED
 
 
-@pytest.mark.parametrize("left", [b"", b"9", b"9 l", b"9 la"])
-@pytest.mark.parametrize("lines", [LINES, b"\n"])
-def test_logger_killed_after_storing_leaves_every_line_once(
-    interrupted: Interrupted, lines: bytes, left: bytes
+@pytest.mark.parametrize("stored", range(0, len(BLOCK) + 1, 37))
+def test_logger_killed_while_it_continues_leaves_every_line_once(
+    interrupted: Interrupted, stored: int
 ) -> None:
-    stored = with_timestamp_prefix(b"0 earlier\n" + lines, stamp(NOW))
-    interrupted.path.write_bytes(stored)
-    interrupted.begin(lines, b"9 la")
-    interrupted.spool.replace(left)
-    os.write(interrupted.write, b"ter\n" + LINES)
-    interrupted.recover()
-    assert interrupted.texts() == ["0 earlier", *lines[:-1].decode().split("\n"), "9 later", *EXPECTED[1:-1]]
-    interrupted.recover()
-    assert len(interrupted.path.read_bytes().splitlines()) == len(interrupted.texts())
-
-
-def test_logger_killed_between_pipe_and_note_leaves_every_line_once(interrupted: Interrupted) -> None:
-    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)))
-    os.write(interrupted.write, LINES + b"9 la")
-    interrupted.spool.fill()
-    interrupted.recover()
-    assert interrupted.texts() == EXPECTED[:-1]
+    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)) + BLOCK[:stored])
+    interrupted.begin(LINES, b"9 la")
+    for _ in range(3):
+        interrupted.successor()
+        move = interrupted.spool.unfinished_move("web.0")
+        assert move is not None
+        interrupted.spool.begin(move)
     os.write(interrupted.write, b"ter\n")
     interrupted.recover()
     assert interrupted.texts() == EXPECTED
 
 
+def test_logger_killed_after_storing_leaves_every_line_once(
+    interrupted: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n" + LINES, stamp(NOW)))
+    move = interrupted.begin(LINES, b"9 la")
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputSpool, "_finish", lambda *_: None)
+        interrupted.spool.finish(move)
+    os.write(interrupted.write, b"ter\n" + LINES)
+    interrupted.recover()
+    assert interrupted.texts() == [*EXPECTED, *EXPECTED[1:-1]]
+    interrupted.recover()
+    assert len(interrupted.texts()) == 20
+
+
+@pytest.mark.parametrize("before", [b"", b"8 "])
+def test_logger_killed_between_pipe_and_note_leaves_every_line_once(
+    interrupted: Interrupted, before: bytes
+) -> None:
+    if before:
+        interrupted.take(before)
+        interrupted.spool.begin(kept := NotedMove("web.0", stamp(NOW), 0, before))
+        interrupted.spool.finish(kept)
+    interrupted.take(LINES + b"9 la")
+    for _ in range(3):
+        interrupted.successor()
+    interrupted.recover()
+    assert interrupted.texts() == (before + LINES).decode().splitlines()
+    os.write(interrupted.write, b"ter\n")
+    interrupted.recover()
+    assert interrupted.texts()[-1] == "9 later"
+
+
 def test_logger_killed_while_the_spool_is_full_leaves_no_end_of_file(interrupted: Interrupted) -> None:
-    os.write(interrupted.write, b"x" * 65536)
-    interrupted.spool.fill()
+    interrupted.take(b"x" * 65536)
     os.write(interrupted.write, b"rest\n")
     interrupted.recover()
     assert interrupted.texts() == ["x" * 65536, "rest"]
@@ -635,42 +666,40 @@ def test_lines_of_a_killed_logger_that_cannot_be_stored_count_as_dropped(
     assert stream.dropped_bytes == len(BLOCK)
 
 
-def test_note_of_another_stream_is_ignored(interrupted: Interrupted) -> None:
-    interrupted.begin(LINES, id="web.1")
+def test_unfinished_move_of_another_stream_waits_for_it(interrupted: Interrupted) -> None:
+    move = interrupted.begin(LINES, b"rest", id="web.1")
+    os.write(interrupted.write, b"mine\nhalf")
     interrupted.recover()
-    interrupted.recover()
-    assert len(interrupted.texts()) == 9
-    assert interrupted.note.unfinished_move("web.1") is None, "later moves have been noted over it"
+    assert interrupted.spool.unfinished_move("web.1") == move
+    assert interrupted.texts() == ["mine"]
+    interrupted.successor()
+    assert interrupted.spool.incomplete_line("web.0") == b"half"
+    assert interrupted.spool.incomplete_line("web.1") == LINES + b"rest", "nothing of it is lost"
 
 
-def test_invalid_note_is_ignored(interrupted: Interrupted) -> None:
-    fd = os.memfd_create("note")
+def test_area_of_a_line_that_is_complete_is_used_again(interrupted: Interrupted) -> None:
+    spool = interrupted.spool
+    for number in range(20):
+        spool.begin(kept := NotedMove(f"web.{number}", stamp(NOW), 0, b"line"))
+        spool.finish(kept)
+        if number > 1:
+            spool.begin(whole := NotedMove(f"web.{number - 1}", stamp(NOW), 4, b""))
+            spool.finish(whole)
+    interrupted.successor()
+    assert [interrupted.spool.incomplete_line(f"web.{number}") for number in (0, 1, 18, 19)] == [
+        b"line", b"", b"", b"line",
+    ]  # fmt: skip
+    assert os.fstat(interrupted.spool.fds[0]).st_size < 5 * 65536
 
-    def found() -> NotedMove | None:
-        note = WriteAheadNote([os.dup(fd)])
-        try:
-            return note.unfinished_move("web.0")
-        finally:
-            note.close()
 
-    old = b'["web.0", "now", 1, 123]\n'  # of an earlier version
-    for text in (b"", b"\n", b"[1", old, b"{}\n", b'{"rest": "1"}\n', b"\0" * 64):
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, text, 0)
-        assert found() is None
-    note = WriteAheadNote([fd])
-    move = NotedMove("web.0", "now", 1, b"rest")
-    note.begin(move)
-    assert found() == move
-    note.end()
-    assert found() is None
-    note.begin(later := NotedMove("web.0", "later", 2, b""))
-    following = WriteAheadNote([os.dup(fd)])
-    assert (following.unfinished_move("web.0"), following.unfinished_move("web.1")) == (later, None)
-    following.end()
-    assert following.unfinished_move("web.0") is None
-    following.close()
-    note.close()
+def test_files_of_an_earlier_version_are_not_used() -> None:
+    with no_descriptor_left():
+        note = os.memfd_create("note")
+        os.write(note, b'["web.0", "now", 1, 123]\n')
+        spool = OutputSpool([note, *os.pipe()])
+        assert len(spool.fds) == 2
+        assert spool.unfinished_move("web.0") is None
+        spool.close()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
@@ -682,7 +711,7 @@ def test_pipe_is_read_where_the_sandbox_forbids_splice(
 
     monkeypatch.setattr(os, "splice", refuse)
     with pytest.raises(BlockingIOError):
-        interrupted.spool.fill()
+        interrupted.spool.take("web.0", interrupted.read)
     os.write(interrupted.write, b"one\ntwo")
     interrupted.recover()
     assert interrupted.texts() == ["one"]
@@ -693,9 +722,9 @@ def test_pipe_is_read_where_the_sandbox_forbids_splice(
 
 def test_empty_pipe_and_ended_pipe_are_distinguished(interrupted: Interrupted) -> None:
     with pytest.raises(BlockingIOError):
-        interrupted.spool.fill()
+        interrupted.spool.take("web.0", interrupted.read)
     os.close(interrupted.write)
-    assert interrupted.spool.fill() == 0
+    assert interrupted.spool.take("web.0", interrupted.read) == b""
     interrupted.write = os.memfd_create("closed again")
 
 
@@ -747,16 +776,17 @@ class Orphan(Session):
         self.thread.start()
         self.path: str = wait_until(lambda: pool_files.find_listeners(self.runtime, pool_files.LOGGER))[0]
 
-    def ask(self) -> tuple[socket.socket, dict[str, tuple[Any, int]]]:
-        """A connection of a new pool, and the streams that it was sent, by id: each order, pipe and spool."""
+    def ask(self) -> tuple[socket.socket, dict[str, tuple[Any, int]], list[int]]:
+        """A connection of a new pool, the streams that it was sent, by id, and the files of the spool."""
         sock = rendezvous.connect(self.path)
         assert sock is not None
         sock.settimeout(DEADLINE_SECONDS)
         found = {}
         while (received := wire.receive(sock)) is not None and received[0] != {"t": "over"}:
-            order, fds = received
-            found[order["id"]] = order, fds
-        return sock, found
+            order, (fd,) = received
+            found[order["id"]] = order, fd
+        assert received is not None
+        return sock, found, received[1]
 
     def close(self) -> None:
         super().close()
@@ -764,10 +794,9 @@ class Orphan(Session):
         assert not self.thread.is_alive()
 
 
-def close_all(streams: dict[str, tuple[Any, list[int]]]) -> None:
-    for _, fds in streams.values():
-        for fd in fds:
-            os.close(fd)
+def close_all(streams: dict[str, tuple[Any, int]], spool: list[int]) -> None:
+    for fd in [*spool, *(fd for _, fd in streams.values())]:
+        os.close(fd)
 
 
 @pytest.fixture
@@ -778,35 +807,39 @@ def orphan(tmp_path: Path) -> Iterator[Orphan]:
         orphan.close()
 
 
-def test_new_pool_takes_the_pipes_of_a_logger_without_a_supervisor(orphan: Orphan) -> None:
+@pytest.mark.parametrize("with_spool", [True, False])
+def test_new_pool_takes_the_pipes_of_a_logger_without_a_supervisor(orphan: Orphan, with_spool: bool) -> None:
     os.write(orphan.writers["web.0"], b"stored\nnot yet")
     wait_until(lambda: orphan.texts() == ["stored"])
-    sock, streams = orphan.ask()
+    sock, streams, spool = orphan.ask()
     assert {id: (order["path"], order["pid"]) for id, (order, _) in streams.items()} == {
         "web.0": (str(orphan.directory / "web.log"), 42),
         "api.0": (str(orphan.directory / "api.log"), 42),
     }
-    wire.send(sock, {"t": "taken"})
+    wire.send(sock, {"t": "taken", "spool": with_spool})
     orphan.thread.join(DEADLINE_SECONDS)
     os.write(orphan.writers["api.0"], b"hello\n")
-    assert os.pread(streams["web.0"][1][1], 100, 0) == b"not yet"
-    assert os.read(streams["api.0"][1][0], 100) == b"hello\n"
-    assert (orphan.texts(), orphan.texts("api.log")) == (["stored"], [])
+    taken = OutputSpool([os.dup(fd) for fd in spool])
+    assert taken.incomplete_line("web.0") == (b"not yet" if with_spool else b"")
+    taken.close()
+    assert os.read(streams["api.0"][1], 100) == b"hello\n"
+    assert orphan.texts() == (["stored"] if with_spool else ["stored", "not yet"])
+    assert orphan.texts("api.log") == []
     assert os.listdir(orphan.runtime) == []
     sock.close()
-    close_all(streams)
+    close_all(streams, spool)
 
 
 @pytest.mark.parametrize("answer", [None, {"t": "no"}])
 def test_logger_goes_on_when_a_new_pool_does_not_take_its_pipes(orphan: Orphan, answer: Any) -> None:
     for _ in range(2):
-        sock, streams = orphan.ask()
+        sock, streams, spool = orphan.ask()
         assert set(streams) == {"web.0", "api.0"}
         if answer:
             wire.send(sock, answer)
             assert wire.receive(sock) is None
         sock.close()
-        close_all(streams)
+        close_all(streams, spool)
     for id in ("web.0", "api.0"):
         os.write(orphan.writers[id], b"hello\n")
     wait_until(lambda: orphan.texts() == orphan.texts("api.log") == ["hello"])
@@ -821,11 +854,11 @@ def test_logger_without_streams_or_directory_waits_for_no_new_pool(tmp_path: Pat
 
 
 def test_end_of_a_logger_without_a_supervisor_removes_its_socket(orphan: Orphan) -> None:
-    sock, streams = orphan.ask()
+    sock, streams, spool = orphan.ask()
     for id in ("web.0", "api.0"):
         os.close(orphan.writers.pop(id))
     orphan.thread.join(DEADLINE_SECONDS)
     assert not os.path.exists(orphan.path)
     assert wire.receive(sock) is None
     sock.close()
-    close_all(streams)
+    close_all(streams, spool)

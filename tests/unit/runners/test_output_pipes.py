@@ -143,11 +143,36 @@ def test_logger_is_started_with_the_directory_in_which_it_can_be_adopted(tmp_pat
             assert stage.keeper.entries.keys() == {"logger", "logger-underway"}
             _, fds = await stage.received("underway")
             assert all(map(same, fds, stage.keeper.entries["logger-underway"]))
-            assert len(fds) == 1
+            assert len(fds) == 2
             for fd in fds:
                 os.close(fd)
             stage.close()
             assert stage.keeper.values("drop").keys() == {"logger", "logger-underway"}
+
+    run(work())
+
+
+@pytest.mark.parametrize(("files", "sent"), [(0, 2), (2, 2), (3, 0)])
+def test_running_logger_gets_the_spool_unless_it_has_one_of_an_earlier_version(
+    tmp_path: Path, files: int, sent: int
+) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        ours, theirs = wire.pair()
+        stage.keeper.entries["logger"] = [ours.detach()]
+        stage.keeper.loggers.append(theirs)
+        if files:
+            stage.keeper.entries["logger-underway"] = [os.memfd_create("file") for _ in range(files)]
+        await stage.output.start()
+        received = wire.receive(theirs)
+        assert received is not None
+        kind, fds = received[0]["t"], received[1]
+        assert (kind, len(fds)) == ("underway" if sent else "ping", sent)
+        assert len(stage.keeper.entries["logger-underway"]) == max(files, 2)
+        assert all(map(same, fds, stage.keeper.entries["logger-underway"]))
+        for fd in fds:
+            os.close(fd)
+        stage.close()
 
     run(work())
 
@@ -160,16 +185,16 @@ def test_running_logger_is_used_and_gets_the_pipes_that_were_adopted(tmp_path: P
         stage.keeper.loggers.append(theirs)
         read, write = os.pipe()
         message = {"t": "add", "id": "web.1", "name": "web", "path": "/logs/web.log"}
-        descriptors = [read, os.memfd_create("spool")]
-        assert [each.fileno() for each in stage.output.adopt("web.1", message, descriptors)] == descriptors
+        (descriptor,) = stage.output.adopt("web.1", message, [read])
+        assert descriptor.fileno() == read
         assert stage.output.paths == {"web": "/logs/web.log"}
         await stage.output.start()
         assert stage.keeper.spawned == []
-        added, fds = await stage.received("add")
+        added, (fd,) = await stage.received("add")
         assert added == message
-        assert all(map(same, fds, descriptors))
-        for fd in fds:
-            os.close(fd)
+        os.write(write, b"line")
+        assert os.read(fd, 9) == b"line"
+        os.close(fd)
         os.close(write)
         stage.close()
 
@@ -195,13 +220,11 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
             "generation": 1, "index": None, "hook": "before_start",
         }  # fmt: skip
         for expected in (usual, hook):
-            message, fds = await stage.received("add")
+            message, (fd,) = await stage.received("add")
             assert message == expected
             assert stage.keeper.values("put")[f"output:{expected['id']}"] == expected
-            assert all(map(same, fds, stage.keeper.entries[f"output:{expected['id']}"]))
-            assert [os.get_blocking(fds[0]), os.fstat(fds[1]).st_size] == [False, 0]
-            for fd in fds:
-                os.close(fd)
+            assert not os.get_blocking(fd)
+            os.close(fd)
         os.write(write, b"x")
         finished = asyncio.ensure_future(stage.output.wait_until_stored(key, 60))
         await asyncio.sleep(1)
@@ -272,11 +295,9 @@ def test_next_logger_gets_every_pipe_and_reopens_the_files(tmp_path: Path) -> No
         stage.logger.close()
         await asyncio.sleep(1)
         assert len(stage.keeper.spawned) == 2
-        message, fds = await stage.received("add")
+        message, (fd,) = await stage.received("add")
         assert message["id"] == key
-        assert all(map(same, fds, stage.keeper.entries[f"output:{key}"]))
-        for fd in fds:
-            os.close(fd)
+        os.close(fd)
         await stage.received("reopen")
         await stage.received("sync")
         wire.send(stage.logger, {"t": "eof", "id": "unknown"})
@@ -383,12 +404,11 @@ def test_lines_of_the_pool_are_written_to_the_pipe_and_awaited_for_a_second(tmp_
         stage = Stage(tmp_path)
         await stage.output.start()
         saying = asyncio.ensure_future(stage.output.append_lines(server(), ["one", "two"]))
-        message, (fd, spool) = await stage.received("add")
+        message, (fd,) = await stage.received("add")
         assert message["pid"] == os.getpid()
         assert os.read(fd, 99) == b"one\ntwo\n"
         assert os.read(fd, 99) == b"", "the write end is closed"
         os.close(fd)
-        os.close(spool)
         await saying
         assert asyncio.get_running_loop().time() == 1
         # Lines that exceed the pipe are dropped; the supervisor does not wait.

@@ -142,7 +142,7 @@ def intake_of(
 def test_worker_that_claims_anothers_output_leaves_it_to_its_owner() -> None:
     good, bad = (ServerConfig(app="app:app", bind="127.0.0.1:9001", name=name) for name in ("good", "bad"))
     unused: Any = None
-    intake = _OrphanTriage("", unused, unused, {}, OrphanedPipes({"of good": ({"name": "good"}, [])}))
+    intake = _OrphanTriage("", unused, unused, {}, OrphanedPipes({"of good": ({"name": "good"}, -1)}))
     assert not intake._claim_pipe("of good", bad)
     assert intake._claim_pipe("of good", good)
     assert not intake._claim_pipe("of good", good), "another worker of the server writes to it"
@@ -320,17 +320,17 @@ def test_program_is_known_by_the_loggers_message_and_its_start(process: subproce
         "pid": process.pid, "start": start, "name": "web", "command": True, "generation": 2, "index": 1,
         "stop_signal": 2,
     }  # fmt: skip
-    (found,) = takeover._orphans_without_socket(OrphanedPipes({"web.1": (message, [])}), set())
+    (found,) = takeover._orphans_without_socket(OrphanedPipes({"web.1": (message, -1)}), set())
     assert (found.pid, found.uid, found.start, found.sock) == (process.pid, os.geteuid(), start, None)
     assert found.said == {
         "server": "web", "command": True, "output": "web.1", "ready_at": start / os.sysconf("SC_CLK_TCK"),
         "leaving": False, "generation": 2, "index": 1, "stop_signal": 2, "hook": None,
     }  # fmt: skip
-    hook = OrphanedPipes({"web.1": ({**message, "hook": "before_start"}, [])})
+    hook = OrphanedPipes({"web.1": ({**message, "hook": "before_start"}, -1)})
     assert takeover._orphans_without_socket(hook, set())[0].said["ready_at"] is None
-    assert takeover._orphans_without_socket(OrphanedPipes({"web.1": (message, [])}), {process.pid}) == []
+    assert takeover._orphans_without_socket(OrphanedPipes({"web.1": (message, -1)}), {process.pid}) == []
     for another in ({**message, "start": start + 1}, {**message, "start": None}):
-        assert takeover._orphans_without_socket(OrphanedPipes({"web.1": (another, [])}), set()) == []
+        assert takeover._orphans_without_socket(OrphanedPipes({"web.1": (another, -1)}), set()) == []
 
 
 def test_a_hook_and_a_process_of_no_server_are_ended(listener: socket.socket) -> None:
@@ -378,7 +378,7 @@ def test_worker_is_adopted_with_its_listener_pair_and_page(
     process: subprocess.Popen[bytes], listener: socket.socket
 ) -> None:
     server = server_at(listener)
-    pipes = OrphanedPipes({"web.1": ({"name": "web"}, [])})
+    pipes = OrphanedPipes({"web.1": ({"name": "web"}, -1)})
     intake, keeper = intake_of(server, pipes=pipes)
     with worker_of(process, server, listener, follows_routes=True) as (orphan, theirs):
         orphan.pair, orphan.tally = (
@@ -404,13 +404,13 @@ def test_worker_whose_output_is_lost_gets_another_pipe(
     process: subprocess.Popen[bytes], listener: socket.socket, deaf: bool
 ) -> None:
     server = server_at(listener)
-    known = OrphanedPipes({"web.1": ({"name": "web"}, [])} if deaf else {})
+    known = OrphanedPipes({"web.1": ({"name": "web"}, -1)} if deaf else {})
     intake, keeper = intake_of(server, pipes=known)
     with worker_of(process, server, listener, deaf=deaf) as (orphan, theirs):
         asyncio.run(intake.store_or_stop(orphan))
         assert order_of(theirs) == ("adopt", 2)
         assert keeper.entries["worker:web.3.2"]["output"] == "web.new"
-        message, (read, spool) = known.streams["web.new"]
+        message, read = known.streams["web.new"]
         assert message == {
             "t": "add",
             "id": "web.new",
@@ -421,14 +421,13 @@ def test_worker_whose_output_is_lost_gets_another_pipe(
         assert not os.get_blocking(read)
         assert os.read(read, 1) == b"", "only the worker has the other end"
         os.close(read)
-        os.close(spool)
 
 
 def test_second_worker_with_the_same_place_is_drained(
     process: subprocess.Popen[bytes], listener: socket.socket
 ) -> None:
     server = server_at(listener)
-    intake, keeper = intake_of(server, pipes=OrphanedPipes({"web.1": ({"name": "web"}, [])}))
+    intake, keeper = intake_of(server, pipes=OrphanedPipes({"web.1": ({"name": "web"}, -1)}))
     intake.done.add("worker:web.3.2")
     with worker_of(process, server, listener) as (orphan, theirs):
         asyncio.run(intake.store_or_stop(orphan))
@@ -442,7 +441,7 @@ def test_server_differs_if_any_of_its_workers_does(
     server = server_at(listener)
     digest = worker_digest(server)
     assert digest is not None
-    intake, keeper = intake_of(server, pipes=OrphanedPipes({f"{n}": ({"name": "web"}, []) for n in range(3)}))
+    intake, keeper = intake_of(server, pipes=OrphanedPipes({f"{n}": ({"name": "web"}, -1) for n in range(3)}))
     expected = [False, True, True]
     for index, likeness in enumerate([digest, digest ^ 1, digest]):
         with worker_of(process, server, listener, index=index, output=f"{index}", likeness=likeness) as (
@@ -500,28 +499,32 @@ def test_pipes_of_a_logger_are_taken_and_late_only_with_a_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(takeover, "_ANSWER_SECONDS", 60.0)
-    for late, puts in ((False, ["output:web.1"]), (True, [])):
+    stored = ["output:web.1", "logger-underway"]
+    for late, spool, puts in ((False, [0, 1], stored), (False, [], stored[:1]), (True, [0, 1], [])):
         keeper: Any = RecordingKeeper()
         output: Any = NewPipes()
-        told = asyncio.run(_take_in_from_logger(str(tmp_path), keeper, output, late=late))
-        assert (keeper.puts, keeper.listed, told) == (puts, len(puts), bool(puts))
+        told = asyncio.run(_take_in_from_logger(str(tmp_path), keeper, output, spool, late=late))
+        answer = {"t": "taken", "spool": "logger-underway" in puts} if puts else None
+        assert (keeper.puts, keeper.listed, told) == (puts, bool(puts), answer)
 
 
-async def _take_in_from_logger(directory: str, keeper: Any, output: Any, *, late: bool) -> bool:
-    """Whether a logger with one pipe, of a process that has ended, is told that it was taken."""
+async def _take_in_from_logger(
+    directory: str, keeper: Any, output: Any, spool: list[int], *, late: bool
+) -> wire.Message | None:
+    """The answer to a logger with one pipe, of a process that has ended, and these files of a spool."""
     sock, place = rendezvous.bind_new_socket(directory, pool_files.LOGGER)
     sock.listen()
     read, write = os.pipe()
 
-    def log() -> bool:
+    def log() -> wire.Message | None:
         sock.settimeout(10)
         with sock, sock.accept()[0] as asker:
             asker.settimeout(10)
             message = {"t": "add", "id": "web.1", "name": "web", "pid": 1, "generation": 1, "index": 0}
             wire.send(asker, message, [read])
-            wire.send(asker, {"t": "end"})
+            wire.send(asker, {"t": "over"}, spool)
             received = wire.receive(asker, wait=True)
-            return received is not None and received[0] == {"t": "taken"}
+            return None if received is None else received[0]
 
     logger = asyncio.create_task(asyncio.to_thread(log))
     try:
