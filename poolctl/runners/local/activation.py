@@ -100,9 +100,12 @@ class AcceptHelper(LinkHandler):
         self._timer: asyncio.TimerHandle | None = None
 
     def warm(self) -> None:
-        """Begin to start the helper process, unless it runs or is starting."""
+        """Begin to start the helper process, unless it runs or is starting. Without a free descriptor, do nothing."""
         if self._link is None:
-            ours, theirs = wire.pair()
+            try:
+                ours, theirs = wire.pair()
+            except OSError:
+                return
             self._link = Link(ours, self)
             self._starting = asyncio.ensure_future(self._spawn_helper(self._link, theirs))
 
@@ -118,7 +121,9 @@ class AcceptHelper(LinkHandler):
         Calls `fetch.connection_arrived` for each connection, and then `fetch.ended` with the result.
         """
         self.warm()
-        assert self._link is not None
+        if self._link is None:
+            fetch.ended(FetchOutcome(full=True))
+            return
         number = next(self._numbers)
         self._requests[number] = fetch
         self._link.send({"op": fetch.kind, "n": number, "key": fetch.key, "most": most}, [sock])

@@ -890,6 +890,23 @@ def test_helper_is_started_once_and_its_link_put_into_the_keeper(tmp_path: Path)
     at_helper(tmp_path, scenario)
 
 
+def test_request_without_a_free_descriptor_for_the_helper_may_be_repeated(tmp_path: Path) -> None:
+    async def scenario(at: AtHelper) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            at.acceptor.warm()
+            at.fetch("one")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert at.ended == [("one", FetchOutcome(full=True))]
+        at.fetch("two")
+        (request,) = await at.hears()
+        assert request["op"] == ACCEPT
+
+    at_helper(tmp_path, scenario)
+
+
 def test_helper_that_has_not_started_has_ten_seconds_and_gets_no_successor_until_it_is_needed(
     tmp_path: Path,
 ) -> None:
