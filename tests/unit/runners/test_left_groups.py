@@ -1,4 +1,4 @@
-"""What programs leave in their process groups is asked to end once, and killed in time, by any supervisor that runs."""
+"""What programs leave in their process groups is asked to end once, and killed in time, by any supervisor."""
 
 from __future__ import annotations
 
