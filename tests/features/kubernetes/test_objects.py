@@ -448,3 +448,9 @@ def test_paths_and_handlers_are_those_of_the_image(tmp_path: Path) -> None:
     found = pod_configuration(second, pool)
     assert found["pool"] == {"name": "shop"}
     assert [found["server"][0][key] for key in ("app_dir", "cwd")] == ["/srv", "/elsewhere"]
+
+
+def test_command_is_stopped_in_the_pod_as_in_the_file() -> None:
+    keys = {"command": ["sh", "-c", "cd x && y"], "stop_group": "together", "stop_timeout": 5}
+    found = pod_configuration(ServerConfig(name="a", **keys), SharedSettings("shop", Kubernetes(image="i")))
+    assert {key: found["server"][0][key] for key in keys} == {**keys, "stop_timeout": 5.0}
