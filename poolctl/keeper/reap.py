@@ -205,12 +205,15 @@ class LeftGroups:
         for pid in group_members(leader):
             with contextlib.suppress(OSError):
                 fd = os.pidfd_open(pid)
-                # From here on, reuse of the pid would be detected.
-                if os.getpgid(pid) == leader:
-                    self._leaders[fd], self._pidfds[leader] = leader, fd
-                    self._epoll.register(fd, select.EPOLLIN)
-                    return True
-                os.close(fd)
+                try:
+                    # From here on, reuse of the pid would be detected.
+                    if os.getpgid(pid) == leader:
+                        self._epoll.register(fd, select.EPOLLIN)
+                        self._leaders[fd], self._pidfds[leader] = leader, fd
+                        return True
+                finally:
+                    if leader not in self._pidfds:
+                        os.close(fd)
         return False
 
     def unwatch_empty(self) -> list[int]:

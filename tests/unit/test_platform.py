@@ -381,3 +381,28 @@ def test_bytes_that_wait_are_counted_in_pipes_and_sockets() -> None:
         os.write(write, b"x" * 300)
         theirs.send(b"hello")
         assert (readable_bytes(read), readable_bytes(ours.fileno())) == (300, 5)
+
+
+def test_members_of_a_process_group_are_its_running_processes_without_the_leader() -> None:
+    script = ["sh", "-c", "sleep 60 & echo $!; wait"]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, start_new_session=True) as leader:
+        try:
+            assert leader.stdout is not None
+            child = int(leader.stdout.readline())
+            assert list(linux.group_members(leader.pid)) == [child]
+            assert list(linux.group_members(child)) == [], "it leads no group"
+            os.kill(child, signal.SIGSTOP)
+            assert list(linux.group_members(leader.pid)) == [child], "a stopped process has not ended"
+        finally:
+            os.killpg(leader.pid, signal.SIGKILL)
+
+
+def test_name_and_variables_of_another_process_are_those_of_its_program() -> None:
+    with subprocess.Popen(["sleep", "60"], env={"A": "x=y", "AB": "z" * 70_000}) as process:
+        try:
+            wait_until(lambda: linux.process_name(process.pid) == "sleep")
+            values = [linux.process_variable(process.pid, name) for name in ("A", "AB", "B")]
+            assert values == ["x=y", "z" * 70_000, ""]
+        finally:
+            process.kill()
+    assert linux.process_name(process.pid) == linux.process_variable(process.pid, "A") == ""
