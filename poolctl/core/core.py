@@ -167,8 +167,7 @@ class Core:
         for worker in entry.observed.ready:
             if worker.expired:
                 worker.expired = False
-                if entry.wanted and entry.is_current(worker):
-                    entry.renew_worker(worker.index)
+                self.replace_worker(entry, worker.id)
 
     def view(self, entry: Entry) -> decide.ServerView:
         """The facts on which the next actions for the entry depend."""
@@ -329,12 +328,22 @@ class Core:
             self.touch(entry)
 
     def replace_workers_of_generation(self, entry: Entry, generation: int) -> None:
-        """Replace the workers of this generation, for example because one of them needs too much memory.
+        """Replace the workers of this generation, for example because they hold connections that must end.
 
         Counts neither as failure nor as restart. Has no effect if the generation has been replaced already.
         """
         if entry.wanted and entry.desired.generation == generation:
             entry.begin_generation()
+            self.touch(entry)
+
+    def replace_worker(self, entry: Entry, worker_id: str) -> None:
+        """Replace this worker alone, for example at the end of its lifetime; it serves until its replacement is ready.
+
+        Counts neither as failure nor as restart. Has no effect if it leaves or is being replaced already.
+        """
+        worker = entry.observed.workers.get(worker_id)
+        if worker is not None and entry.wanted and worker.phase not in LEAVING and entry.is_current(worker):
+            entry.renew_worker(worker.index)
             self.touch(entry)
 
     def drain_then_replace(self, entry: Entry, worker: Worker) -> None:
@@ -352,7 +361,7 @@ class Core:
     ) -> None:
         """Record that a recovery of the server begins, described by `report`. With `counts`, it counts as a restart.
 
-        `times` are the monotonic times of the server's recoveries, including this one, by worker index or "all".
+        `times` are the monotonic times of the server's recoveries, including this one, by worker index.
         """
         entry.observed.recovering, entry.observed.recoveries = report, times
         entry.observed.restarts += counts

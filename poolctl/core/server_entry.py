@@ -227,7 +227,7 @@ class ObservedState:
     last_exit: Exit | None = transient(None)  # of the last worker that ended by itself
     next_step: str = transient("")  # the consequence of that exit as a sentence
     stacks: WorkerStacks | None = transient(None)  # the last stacks that were read of a worker
-    # The monotonic times of recoveries by worker index or "all", and the recovery in progress.
+    # The monotonic times of recoveries by worker index, and the recovery in progress.
     recoveries: dict[str, list[float]] = persisted(factory=dict)
     recovering: Table = persisted(factory=dict)
 

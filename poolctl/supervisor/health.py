@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 LAST_LINES = 10
 _MOST_STACKS = 3  # the number of stacks in the report about workers recovered together
 LIVENESS, HEARTBEAT, MEMORY = "liveness", "heartbeat", "memory"
-_ALL = "all"
 FIRST_SECONDS = 2.0
 INTERVAL_SECONDS = 30.0
 # A worker near its limit is measured more often.
@@ -72,7 +71,7 @@ class RecoveryStep(StrEnum):
     NOTHING = "nothing"
     NOTIFY = "notify"
     RESTART = "restart"  # stop the unhealthy workers and start replacements
-    REPLACE = "replace"  # start a new generation, and stop the old one once the new one is ready
+    REPLACE = "replace"  # start replacements, and stop each unhealthy worker once its replacement is ready
     DISABLE = "disable"
     WAIT = "wait"
     GIVE_UP = "give up"  # no action until earlier recoveries leave the window
@@ -316,7 +315,7 @@ class WorkerRecovery:
     def _begin(self, entry: Entry, step: RecoveryStep, problems: list[WorkerProblem]) -> None:
         acts = step is not RecoveryStep.DISABLE
         times = (
-            _recovery_times(entry, step, problems, self._core.clock.monotonic())
+            _recovery_times(entry, problems, self._core.clock.monotonic())
             if acts
             else entry.observed.recoveries
         )
@@ -333,7 +332,8 @@ class WorkerRecovery:
             for each in problems:
                 core.drain_then_replace(entry, each.worker)
         elif step is RecoveryStep.REPLACE:
-            core.replace_workers_of_generation(entry, entry.desired.generation)
+            for each in problems:
+                core.replace_worker(entry, each.worker.id)
         else:
             for dependent in core.servers.closure([entry], core.servers.dependents):
                 if dependent is not entry:
@@ -353,7 +353,6 @@ class WorkerRecovery:
             "since": min(each.since for each in problems),
             "workers": {each.id: each.placement.pid for each in workers if each.placement is not None},
             "stuck": any(worker.stuck for worker in workers),
-            "generation": entry.desired.generation,
             "pids": entry.pids,
             "lines": [],
         }
@@ -479,19 +478,15 @@ class MemoryLimit:
 
 
 def _recoveries_of(entry: Entry, worker: Worker) -> list[float]:
-    return sorted(
-        [*entry.observed.recoveries.get(_ALL, ()), *entry.observed.recoveries.get(str(worker.index), ())]
-    )
+    return entry.observed.recoveries.get(str(worker.index), [])
 
 
-def _recovery_times(
-    entry: Entry, step: RecoveryStep, problems: list[WorkerProblem], now: float
-) -> dict[str, list[float]]:
+def _recovery_times(entry: Entry, problems: list[WorkerProblem], now: float) -> dict[str, list[float]]:
     """Return the server's recent recovery times by worker index, with `now` added for the recovery that begins.
 
-    Recoveries that replace all workers have the key "all". Times before the server's `recovery.window` are left out.
+    Times before the server's `recovery.window` are left out.
     """
-    whose = {_ALL} if step is RecoveryStep.REPLACE else {str(each.worker.index) for each in problems}
+    whose = {str(each.worker.index) for each in problems}
     known = {
         key: within(times, entry.config.recovery.window, now)
         for key, times in entry.observed.recoveries.items()
@@ -512,7 +507,10 @@ def _recovery_outcome(entry: Entry) -> tuple[str, str] | None:
     failure = entry.observed.failure.message if entry.observed.failure else ""
     if entry.failed or entry.completed:
         return "failed", failure
-    if step == RecoveryStep.REPLACE and entry.desired.generation == entry.observed.recovering["generation"]:
+    if step == RecoveryStep.REPLACE and any(
+        each.id in entry.observed.recovering["workers"] and entry.is_current(each)
+        for each in entry.observed.staying
+    ):
         return "failed", failure or "its replacement did not become ready"
     return ("recovered", "") if entry.settled else None
 

@@ -139,6 +139,17 @@ def test_replace_takes_the_old_one_away_when_the_new_one_is_ready() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("kind", [LIVENESS, MEMORY])
+def test_replace_leaves_the_workers_that_have_no_problem(kind: str) -> None:
+    async def scenario() -> None:
+        it = await started(ward("replace", workers=3))
+        await it.make_unhealthy("web.1.1", kind=kind)
+        assert set(it.desk.runner.running) == {"web.1.0", "web.2.1", "web.1.2"}
+        assert it.outcomes() == ["recovered"]
+
+    run(scenario())
+
+
 def test_a_replacement_that_does_not_become_ready_leaves_the_old_one_and_is_retried() -> None:
     async def scenario() -> None:
         it = await started(ward("replace"))
