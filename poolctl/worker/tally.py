@@ -59,9 +59,7 @@ COUNTED = BUCKETS + len(BOUNDS_NS) + 1  # the counted slots end here
 # have replaced the clock of the worker.
 BEAT_ASKED_NS = 48  # when the supervisor asked; the supervisor writes this slot
 BEAT_LAG_NS = 49  # how long the worker took to answer
-BEAT_ANSWERED_NS = (
-    50  # when the heartbeat was asked that the worker answered last; 0: it does not answer heartbeats
-)
+BEAT_ANSWERED_NS = 50  # when the supervisor asked for the heartbeat answered last; 0: none is answered
 _STACKS = 51  # 1 for a worker that writes its stacks when it is signalled
 BEAT_CPU_NS = 52  # processor time used by its process up to the answer
 
