@@ -377,6 +377,10 @@ class Core:
         worker.stuck = stuck
         self.touch(entry)
 
+    def note_overlap_impossible(self, entry: Entry) -> None:
+        """Note that the server's command was once found to be unable to start while an older process runs."""
+        entry.observed.overlap_found = "no"
+
     def set_idle(self, entry: Entry, worker_id: str, idle: bool) -> None:
         """Note whether a worker is `idle`: it has had no traffic for long enough to let its server sleep."""
         worker = entry.observed.workers.get(worker_id)
@@ -577,7 +581,7 @@ class Core:
         if not config.scale.is_automatic:
             entry.desired.automatic = None
         if config.command != before.command:
-            entry.observed.socket_found = ""
+            entry.observed.socket_found = entry.observed.overlap_found = ""
         if not same_listener(before, config):
             # Immediately, because a server that needs the address may be decided on before this server.
             self._addresses.note_leaving(entry)

@@ -81,6 +81,8 @@ _ERROR_LINE = (
     r"(Uncaught )?([\w.$]*(Error|Exception|Exit|Interrupt)\b|[\w.]+\.[A-Z]\w+|(?i:panic|fatal|error))"
     r"( \[\w+\])?: ?\S"
 )
+# Errors in the program's own code, which occur whether another process runs or not.
+_CODE_ERROR = r"\b((Syntax|Indentation|Tab|Import|ModuleNotFound|Name)Error: |Cannot find (module|package) )"
 _ADDRESS_IN_USE = r"EADDRINUSE|AddrInUse|address (is )?already in use|port [0-9]+ (is|was) (already )?in use"
 # The number after a colon, after "port", or after the host in a Python tuple.
 _PORT = r"(?:[:\]]|\bport[ =:]+|', )([0-9]{2,5})\b"
@@ -753,6 +755,52 @@ class Executor:
         )
         self._record_and_warn(entry, "own socket", message)
 
+    # Programs that cannot start while the previous process of their server runs.
+
+    def _may_retry_without_overlap(self, entry: Entry, worker: Worker) -> bool:
+        """Whether to start the program again after the end of the older process, which may have prevented its start.
+
+        Not if an earlier start has succeeded while an older process ran, unless an address is in use.
+        """
+        config, observed = worker.config, entry.observed
+        reason = worker.failure.message if worker.failure is not None else ""
+        is_in_use = re.search(_ADDRESS_IN_USE, reason, re.IGNORECASE)
+        return (
+            entry.wanted
+            and entry.may_overlap
+            and config.takes_pool_socket
+            and "overlap" not in config.given
+            and worker.placement is not None
+            and worker.ready_at is None
+            and not worker.given_up
+            and worker.generation == entry.desired.generation
+            and _has_older_worker(entry, worker)
+            and bool(is_in_use or not (observed.overlap_found or re.search(_CODE_ERROR, reason)))
+        )
+
+    def _retry_without_overlap(self, entry: Entry) -> None:
+        # Other workers of the same generation may fail as well.
+        if entry.desired.restarting == entry.desired.generation:
+            entry.order_restart()
+        else:
+            entry.begin_generation()
+        entry.observed.overlap_found = "tried"
+        self._queue.touch(entry, progressed=True)
+
+    def _record_overlap(self, entry: Entry, worker: Worker) -> None:
+        """Record whether a ready program has started while an older process ran. Warn if it could not."""
+        if not worker.config.takes_pool_socket:
+            return
+        if entry.observed.overlap_found == "tried":
+            entry.observed.overlap_found = "no"
+            message = (
+                "cannot start while its previous process runs, and was started again after its end; write "
+                "overlap = false to its table: a restart ends the old process first, and connections wait"
+            )
+            self._record_and_warn(entry, "no overlap", message)
+        elif not entry.observed.overlap_found and _has_older_worker(entry, worker):
+            entry.observed.overlap_found = "yes"
+
     async def _place_and_watch(self, entry: Entry, worker: Worker) -> Exit:
         worker.placed_at = self._clock.time()
         worker.certificate_ends = read_certificate_expiry(worker.config)
@@ -812,7 +860,7 @@ class Executor:
     async def _mark_ready_or_stop(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
         assert worker.placement is not None
         config, logs = worker.config, f"poolctl logs {entry.name}"
-        silence = _missing_readiness_sign(config)
+        silence = _missing_readiness_sign(entry, worker)
         try:
             await self._runner.wait_for_begin_or_exit(worker.placement)
             unlimited = config.job or config.is_ready_by_running
@@ -844,6 +892,7 @@ class Executor:
                 worker.phase = WorkerPhase.READY
                 worker.ready_at = self._clock.monotonic()
                 self._check_use_of_pool_socket(entry, worker)
+                self._record_overlap(entry, worker)
                 entry.count_restart_if_commanded(worker)
                 self.note_ready(entry, worker)
                 entry.observed.called = True
@@ -982,8 +1031,20 @@ class Executor:
                 worker.failure.message if worker.failure else f"{exit_.message}{when}"
             )
             return
+        if observed.overlap_found == "tried" and not was_ready:
+            if not entry.is_current(worker):
+                return
+            # It cannot start without an older process, either.
+            observed.overlap_found = ""
+        if self._may_retry_without_overlap(entry, worker):
+            self._retry_without_overlap(entry)
+            return
         if not was_ready and not (worker.config.job and exit_.ok):
-            note_failure(entry, worker.failure or failure_of(entry, f"{exit_.message} before it was ready"))
+            failure = worker.failure or failure_of(entry, f"{exit_.message} before it was ready")
+            if worker.config.takes_pool_socket and entry.may_overlap and _has_older_worker(entry, worker):
+                hint = f"{failure.hint}; overlap = false ends the previous process first"
+                failure = failure_of(entry, failure.message, hint, cause=failure)
+            note_failure(entry, failure)
         if not was_ready and entry.is_current(worker) and self.roll_back(entry):
             return
         if worker.given_up and exit_.ok:
@@ -1003,6 +1064,8 @@ class Executor:
         ]
         if not serving:
             return False
+        if entry.observed.overlap_found == "tried":
+            entry.observed.overlap_found = ""  # the older process has not been ended
         entry.desired.retries = True
         serving.sort(key=lambda each: each.generation)
         older = [each for each in serving if each.generation < entry.desired.generation]
@@ -1154,12 +1217,18 @@ async def _timeout_unless_held_up(seconds: float | None) -> AsyncIterator[None]:
             timer.cancel()
 
 
-def _missing_readiness_sign(config: ServerConfig) -> str:
+def _missing_readiness_sign(entry: Entry, worker: Worker) -> str:
+    config = worker.config
     if not config.command or config.job or not (config.notify or config.listens):
         return ""
-    return (
-        "it has not sent READY=1" if config.notify else f"nothing has accepted a connection on {config.key}"
-    )
+    if config.notify:
+        return "it has not sent READY=1"
+    who = "it has not" if _has_older_worker(entry, worker) else "nothing has"
+    return f"{who} accepted a connection on {config.key}"
+
+
+def _has_older_worker(entry: Entry, worker: Worker) -> bool:
+    return any(each.generation < worker.generation for each in entry.observed.workers.values())
 
 
 def _has_ready_peer(entry: Entry, worker: Worker) -> bool:

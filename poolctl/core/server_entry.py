@@ -208,6 +208,9 @@ class ObservedState:
     # The socket that its command uses: "pool", "program" (one of its own), or "tried" during a start that finds
     # this out.
     socket_found: str = persisted("")
+    # Whether its command, on the pool's socket, can start while an older process runs: "yes", "no", or "tried" during a
+    # start that finds this out.
+    overlap_found: str = persisted("")
     warnings: list[str] = transient(factory=list)  # for the command in progress
 
     called: bool = persisted(False)  # a request has arrived since it fell asleep
@@ -321,9 +324,11 @@ class Entry:
 
     @property
     def may_overlap(self) -> bool:
-        """Whether two generations may run at once: neither the configuration nor a running worker forbids it."""
+        """Whether two generations may run at once: no configuration forbids it, and no start has shown the contrary."""
         workers = self.observed.workers.values()
-        return self.config.may_overlap and all(each.config.may_overlap for each in workers)
+        is_impossible = self.observed.overlap_found in ("tried", "no") and "overlap" not in self.config.given
+        may = self.config.may_overlap and all(each.config.may_overlap for each in workers)
+        return may and not is_impossible
 
     @property
     def is_disabled(self) -> bool:

@@ -337,6 +337,7 @@ class ActiveConfiguration:
         self._subscribers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
         self._self_binding = SelfBindingProgramsFile(os.path.join(state_directory, "programs.json"))
+        self._not_overlapping = ProgramsFile(os.path.join(state_directory, "no-overlap.json"))
         self._warned = os.path.join(state_directory, "warned.json")
         self._store = store
         self._reader = reader or ConfigurationReader(store.directory)
@@ -579,10 +580,19 @@ class ActiveConfiguration:
         port = ledger.assign_port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
         return server.at(server.address.with_port(port))
 
-    def remember_if_self_binding(self, entry: Entry) -> None:
-        """If the server's command was found to open its socket itself, remember this for later starts of the pool."""
+    def remember_findings(self, entry: Entry) -> None:
+        """Remember what was found about the server's command, for later starts of the pool.
+
+        That is, that it opens its socket itself, or that it cannot start while an older process runs.
+        """
         if entry.observed.socket_found == "program":
             self._self_binding.remember(entry.config)
+        if entry.observed.overlap_found == "no":
+            self._not_overlapping.remember(entry.config)
+
+    def is_known_not_to_overlap(self, server: ServerConfig) -> bool:
+        """Whether the server's command is remembered as unable to start while an older process runs."""
+        return self._not_overlapping.has(server)
 
     async def remember_and_get_previously_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
         """Record the servers that `start` warns of; return the names recorded before, which need no second warning.
@@ -649,30 +659,34 @@ def try_write_object(path: str, content: dict[str, Any]) -> None:
         logger.warning("%s cannot be written: %s", path, error)
 
 
-class SelfBindingProgramsFile:
-    """Remembers in a file which servers' commands open their sockets themselves, for later starts of the pool.
-
-    What was remembered of a server is ignored once its command has changed.
-    """
+class ProgramsFile:
+    """Remembers servers in a file, for later starts of the pool. A server is forgotten once its command has changed."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._commands = read_json_object(path)
 
     def remember(self, server: ServerConfig) -> None:
-        """Save the fact that the command of `server` opens its socket itself."""
+        """Save the server with its command."""
         digest = _digest(server)
         if self._commands.get(server.name) != digest:
             self._commands[server.name] = digest
             try_write_object(self._path, self._commands)
 
+    def has(self, server: ServerConfig) -> bool:
+        """Whether `remember` has saved the server with the command that it has now."""
+        return server.name in self._commands and self._commands[server.name] == _digest(server)
+
+
+class SelfBindingProgramsFile(ProgramsFile):
+    """Remembers the servers whose commands open their sockets themselves."""
+
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
         """Return `servers`. Those without `socket` get `socket = "program"` if `remember` has saved their command."""
-        return [each.with_values(socket="program") if self._opens_its_own(each) else each for each in servers]
-
-    def _opens_its_own(self, server: ServerConfig) -> bool:
-        known = self._commands.get(server.name)
-        return known is not None and "socket" not in server.given and known == _digest(server)
+        return [
+            each.with_values(socket="program") if "socket" not in each.given and self.has(each) else each
+            for each in servers
+        ]
 
 
 def _digest(server: ServerConfig) -> str:

@@ -339,7 +339,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         os._exit(0)
 
     def _on_entry_changed(self, entry: Entry) -> None:
-        self._configuration.remember_if_self_binding(entry)
+        self._configuration.remember_findings(entry)
+        if not entry.observed.overlap_found and self._configuration.is_known_not_to_overlap(entry.config):
+            self.core.note_overlap_impossible(entry)
         self._store.note_changed()
         self._save_timer.note_change()
 

@@ -201,6 +201,51 @@ def test_a_program_that_is_given_the_port_binds_it_itself(
     assert http_get(port).json()["pid"] != told["pid"]
 
 
+# The second one of a program waits, or fails, while the first one runs.
+WAITS = """
+import os, pathlib, time
+first = not os.path.exists("started")
+open("started", "w").close()
+while not first and not os.path.exists("go"):
+    time.sleep(0.02)
+"""
+LOCKS = "import fcntl\nfcntl.flock(lock := open('lock', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+
+
+@pytest.mark.slow
+def test_a_program_on_the_pools_socket_answers_until_the_next_one_accepts(
+    real_pool: RealPool, serve: Any, http_get: Any
+) -> None:
+    port = serve(command("{fd}"), program=WAITS + PROGRAM)
+    real_pool.ok("start")
+    before = http_get(port).json()["pid"]
+    restarting = real_pool.spawn("restart")
+    try:
+        for _ in range(20):
+            assert http_get(port).json()["pid"] == before
+        assert restarting.poll() is None
+    finally:
+        (real_pool.directory / "go").touch()
+        restarting.communicate(timeout=60)
+    assert restarting.returncode == 0
+    assert http_get(port).json()["pid"] != before
+
+
+@pytest.mark.slow
+def test_a_program_that_cannot_run_twice_is_restarted_and_it_is_said_once(
+    real_pool: RealPool, serve: Any, http_get: Any
+) -> None:
+    port = serve(command("{fd}"), program=LOCKS + PROGRAM)
+    real_pool.ok("start")
+    pids = [http_get(port).json()["pid"]]
+    said = []
+    for _ in range(2):
+        said.append("overlap = false" in real_pool.ok("restart").stderr)
+        pids.append(http_get(port).json()["pid"])
+    assert said == [True, False]
+    assert len(set(pids)) == 3
+
+
 @pytest.mark.slow
 def test_notify_is_the_programs_own_word_for_ready(real_pool: RealPool, serve: Any, until: Any) -> None:
     serve(command(), "notify = true")

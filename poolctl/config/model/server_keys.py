@@ -237,17 +237,20 @@ class ServerKeys(Section):
         return {"HOST": self.address.host, "PORT": str(self.address.port)}
 
     @property
+    def takes_pool_socket(self) -> bool:
+        """Whether the server's command accepts connections from the pool's listener, which all its workers share."""
+        return bool(self.command) and self.listens and not self.binds_itself
+
+    @property
     def may_overlap(self) -> bool:
         """Return whether old and new workers may run together during a restart. False if `overlap` is false.
 
-        A program with one worker or with a port may overlap only if it notifies when it is ready and does not bind its
-        address itself. Otherwise both workers might need the same address, a probe might reach the wrong worker, or a
-        scheduler might run twice.
+        A program that binds its address itself may not overlap, because both workers need the same address. A program
+        without a port and with one worker may overlap only if it notifies when it is ready: it may be a scheduler.
         """
-        if not self.command:
-            return self.overlap
-        several = self.workers > 1 and not self.listens
-        return self.overlap and (several or (self.notify and not self.binds_itself))
+        if self.command and not self.takes_pool_socket:
+            return self.overlap and not self.listens and (self.workers > 1 or self.notify)
+        return self.overlap
 
     @property
     def origin(self) -> dict[str, str] | None:

@@ -291,8 +291,9 @@ def test_replaced_address_of_a_server_takes_the_place_of_the_old_one() -> None:
     ("keys", "overlaps"),
     [
         ({"app": "a:b"}, True), ({"app": "a:b", "overlap": False}, False),
-        ({"command": ["x"]}, False), ({"command": ["x"], "notify": True}, True),
-        ({"command": ["x", "{port}"], "notify": True}, False),
+        ({"command": ["x"]}, True), ({"command": ["x"], "notify": True}, True),
+        ({"command": ["x", "{port}"], "notify": True}, False), ({"command": ["x"], "socket": "program"}, False),
+        ({"command": ["x"], "overlap": False}, False),
         ({"command": ["x"], "notify": True, "overlap": False}, False),
     ],
 )  # fmt: skip

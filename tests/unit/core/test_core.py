@@ -1234,13 +1234,14 @@ def test_live_change_ends_with_a_change_of_the_files_and_idle_time_reaches_the_w
         pool.core.wake(entry)
         await turns()
         entry.desired.source, entry.desired.automatic, entry.observed.socket_found = ({}, "/"), 3, "pool"
+        entry.observed.overlap_found = "yes"
         pool.core.change(entry, web(scale={"min": 0, "idle": 5}), live=True)
         assert "idle after 5 web.1.0" in pool.runner.log
         assert (entry.desired.source, entry.desired.automatic) == (None, None)
-        assert entry.observed.socket_found == "pool"
+        assert (entry.observed.socket_found, entry.observed.overlap_found) == ("pool", "yes")
         assert worker_of(entry, "web.1.0").config is entry.config
         pool.core.change(entry, web(app=None, command=["x"]), live=True)
-        assert entry.observed.socket_found == ""
+        assert (entry.observed.socket_found, entry.observed.overlap_found) == ("", "")
 
     run(scenario())
 

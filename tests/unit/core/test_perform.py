@@ -1761,6 +1761,157 @@ def test_socket_of_an_application_or_of_a_program_that_binds_itself_is_not_noted
     run(scenario())
 
 
+# Programs that cannot start while their previous process runs.
+
+
+class AloneRunner(LoggedRunner):
+    """A program that starts only while no other process of it runs, if it is `alone`; `says` is its last line."""
+
+    alone = True
+    says = "already running on pid 7"
+
+    @property
+    def printed(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.says,)
+
+    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+        others = any(not each.startswith(f"web.{generation}.") for each in self.running)
+        placement = await super().place(server, generation, index)
+        self.script[placement.id] = FAILS if others and self.alone else self.script.get("web", READY)
+        return placement
+
+    async def wait_until_ready(self, placement: Placement) -> None:
+        await asyncio.sleep(0)  # a program ends after it is watched
+        await super().wait_until_ready(placement)
+
+
+class AloneCore(OrderedCore):
+    """A core with one program on the pool's socket."""
+
+    def __init__(self, **keys: Any) -> None:
+        super().__init__()
+        self.runner: Any = AloneRunner()
+        self.core = Core([web(app=None, command=["x"], **keys)], self.runner, self.clock, self.events)
+        self.entry = self.core.entries["web"]
+
+    @property
+    def places(self) -> list[str]:
+        return [line for line in log_of(self) if line.startswith("place")]
+
+
+ALONE = (
+    "cannot start while its previous process runs, and was started again after its end; write "
+    "overlap = false to its table: a restart ends the old process first, and connections wait"
+)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_program_that_dies_while_its_old_process_runs_is_started_again_after_its_end(workers: int) -> None:
+    async def scenario() -> None:
+        pool = AloneCore(workers=workers)
+        await pool.start()
+        assert pool.entry.may_overlap
+        assert await pool.restart() == []
+        observed = pool.entry.observed
+        assert [each.generation for each in observed.ready] == [3] * workers
+        assert (observed.overlap_found, observed.warnings) == ("no", [f"web: {ALONE}"])
+        (event,) = [each for each in pool.events if each.event == "no overlap"]
+        assert (event.kind, event.server, event.message) == ("lifecycle", "web", ALONE)
+        assert (observed.restarts, observed.failures, observed.restart_times) == (1, 0, [])
+        assert len(pool.places) >= 2 * workers
+        assert await pool.restart() == []
+        assert len(pool.places) == workers, "it is remembered"
+        assert len([each for each in pool.events if each.event == "no overlap"]) == 1
+
+    run(scenario())
+
+
+def test_program_that_dies_after_the_end_of_its_old_process_too_is_not_called_unable_to_overlap() -> None:
+    async def scenario() -> None:
+        pool = AloneCore(restart="no")
+        await pool.start()
+        pool.runner.script["web"] = FAILS
+        (problem,) = await pool.restart()
+        assert problem.message.startswith("exited with status 3 before it was ready")
+        assert (pool.states(), pool.entry.observed.overlap_found) == ({"web": "failed"}, "")
+        assert [each.event for each in pool.events if each.event == "no overlap"] == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("keys", "proven", "says", "retried"),
+    [
+        ({}, False, "already running", True),
+        ({}, False, "ModuleNotFoundError: No module named 'shop'", False),
+        ({}, False, "Error: Cannot find module 'express'", False),
+        ({"notify": True}, False, "already running", True),
+        ({"overlap": True}, False, "already running", False),
+        ({}, True, "already running", False),
+        ({}, True, "Error: listen EADDRINUSE: address already in use 127.0.0.1:9100", True),
+    ],
+    ids=["unknown", "import", "module", "notifies", "written", "proven", "port"],
+)
+def test_old_process_is_ended_only_if_it_may_have_prevented_the_start(
+    keys: dict[str, Any], proven: bool, says: str, retried: bool
+) -> None:
+    async def scenario() -> None:
+        pool = AloneCore(**keys)
+        pool.runner.alone, pool.runner.says = False, says
+        await pool.start()
+        if proven:
+            assert await pool.restart() == []
+            assert pool.entry.observed.overlap_found == "yes"
+        (old,) = pool.runner.running
+        pool.runner.alone = True
+        problems = await pool.restart()
+        assert (problems == []) is retried
+        assert (old not in pool.runner.running) is retried
+        assert (pool.entry.observed.overlap_found == "no") is retried
+        if problems:
+            assert problems[0].hint.endswith("; overlap = false ends the previous process first")
+
+    run(scenario())
+
+
+def test_program_that_could_not_be_placed_or_is_late_leaves_the_old_process() -> None:
+    async def scenario() -> None:
+        pool = AloneCore(start_timeout="20ms")
+        pool.runner.alone = False
+        await pool.start()
+        pool.runner.script["web"] = NEVER
+        (problem,) = await pool.restart()
+        assert problem.message.startswith("was not ready within 20ms: it has not accepted a connection on")
+        assert list(pool.runner.running) == ["web.1.0"]
+
+        async def refuse(*args: Any) -> Placement:
+            raise OSError(errno.EAGAIN, "no process")
+
+        pool.runner.place = refuse
+        (problem,) = await pool.restart()
+        assert problem.message.startswith("the machine refuses a worker")
+        assert list(pool.runner.running) == ["web.1.0"]
+        assert pool.entry.observed.overlap_found == ""
+
+    run(scenario())
+
+
+def test_old_process_is_not_ended_for_a_program_that_cannot_be_started_at_all() -> None:
+    async def scenario() -> None:
+        pool = AloneCore()
+        await pool.start()
+        pool.runner.unplaceable.add("web")
+        (problem,) = await pool.restart()
+        assert problem.message.startswith("no worker can be forked")
+        assert list(pool.runner.running) == ["web.1.0"]
+        pool.runner.unplaceable.clear()
+        pool.runner.alone = False
+        assert await pool.restart() == []
+        assert (pool.entry.observed.overlap_found, pool.entry.observed.warnings) == ("yes", [])
+
+    run(scenario())
+
+
 # Expired certificates.
 
 

@@ -260,8 +260,8 @@ def test_every_persisted_field_is_restored() -> None:
         "code_since": 1.5, "preload_problem": "it opened a thread", "files": {"tls": "12ab"},
         "certificate_ends": 2.5, "called": True, "restarts": 2, "renewed": {"0": 4}, "restarting": 3,
         "recoveries": {"0": [3.0]}, "recovering": {"step": "restart"}, "automatic": 4, "canary_generation": 5,
-        "stopped_with": ["db"], "canary_share": 0.1, "socket_found": "program", "before_start_due": True,
-        "after_stop_due": True,
+        "stopped_with": ["db"], "canary_share": 0.1, "socket_found": "program", "overlap_found": "no",
+        "before_start_due": True, "after_stop_due": True,
         "next_run": 5.5, "run_since": 6.5, "last_run": {"result": "failed"},
         "slots": {1: Slot([1.0], "failed", failed_attempts=2, spent=True, short_lives=3)}, "was_up": True,
     }  # fmt: skip

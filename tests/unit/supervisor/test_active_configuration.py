@@ -34,6 +34,7 @@ from poolctl.supervisor.active_configuration import (
     ActiveConfiguration,
     ConfigurationLoadResult,
     ConfigurationReader,
+    ProgramsFile,
     ReaderFailed,
     SelfBindingProgramsFile,
     default_name,
@@ -769,6 +770,14 @@ def test_program_that_was_found_to_open_its_socket_itself_is_read_so_until_its_c
     assert os.stat(path).st_ino == written
     known.remember(program_of("web", "caddy"))
     assert SelfBindingProgramsFile(path).apply_to(servers[1:2])[0].socket == "program"
+
+
+def test_program_is_remembered_until_its_command_changes(tmp_path: Path) -> None:
+    path = str(tmp_path / "no-overlap.json")
+    ProgramsFile(path).remember(program_of("web", "nginx"))
+    known = ProgramsFile(path)
+    servers = [program_of("web", "nginx"), program_of("web", "caddy"), program_of("api", "nginx")]
+    assert [known.has(each) for each in servers] == [True, False, False]
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[1]"])

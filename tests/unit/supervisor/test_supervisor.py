@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import aclosing, closing, suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -1189,6 +1190,22 @@ def test_program_that_opens_its_socket_itself_is_remembered(whole: WholeSupervis
     whole.ask("start")
     whole.pass_time(1)
     assert [*json.loads((whole.state / "programs.json").read_text())] == ["web"]
+    assert whole.end() == 0
+
+
+def test_program_that_cannot_overlap_is_remembered_and_recognised(whole: WholeSupervisor) -> None:
+    whole.state.mkdir(parents=True, exist_ok=True)
+    command = ["x"]
+    digest = sha256(json.dumps(command).encode()).hexdigest()
+    (whole.state / "no-overlap.json").write_text(json.dumps({"web": digest}))
+    whole.reader = Reader(web(app=None, command=command), web(name="api", app=None, command=command))
+    whole.begin()
+    api = whole.supervisor.core.entries["api"].observed
+    api.overlap_found = "no"
+    whole.ask("start")
+    whole.pass_time(1)
+    assert not whole.supervisor.core.entries["web"].may_overlap
+    assert [*json.loads((whole.state / "no-overlap.json").read_text())] == ["web", "api"]
     assert whole.end() == 0
 
 
