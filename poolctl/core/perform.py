@@ -1037,6 +1037,7 @@ class Executor:
             # It cannot start without an older process, either.
             observed.overlap_found = ""
         if self._may_retry_without_overlap(entry, worker):
+            worker.next_step = "starting again after the end of the previous process"
             self._retry_without_overlap(entry)
             return
         if not was_ready and not (worker.config.job and exit_.ok):

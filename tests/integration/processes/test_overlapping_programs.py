@@ -224,6 +224,7 @@ def test_program_that_cannot_run_twice_is_started_after_its_old_process(
     before = program.pool.items()["web"]["pids"]
     said = program.pool.ok("restart").stderr
     assert "web: cannot start while its previous process runs" in said
+    assert "starting again after the end of the previous process" in program.pool.ok("events").stdout
     after = program.pool.items()["web"]["pids"]
     assert len(after) == workers
     assert not {*after} & {*before}
