@@ -109,7 +109,7 @@ def test_join_awaits_the_old_generation_and_a_stop_cuts_its_drain_short() -> Non
     [
         {"overlap": False},
         {"app": None, "command": ["prog", "{port}"], "notify": True},
-        {"app": None, "command": ["prog"]},
+        {"app": None, "command": ["prog"], "overlap": False},
     ],
 )
 def test_server_without_overlap_is_replaced_in_sequence(keys: dict[str, Any]) -> None:
@@ -122,9 +122,10 @@ def test_server_without_overlap_is_replaced_in_sequence(keys: dict[str, Any]) ->
     pool.stop_sync()
 
 
-def test_a_command_that_notifies_on_the_shared_socket_may_overlap() -> None:
+@pytest.mark.parametrize("notify", [True, False])
+def test_a_command_on_the_shared_socket_may_overlap(notify: bool) -> None:
     runner = ScriptedRunner()
-    pool = made(runner, config("a", app=None, command=["prog"], notify=True))
+    pool = made(runner, config("a", app=None, command=["prog"], notify=notify))
     pool.start_sync()
     pool.restart_sync()
     assert runner.most_at_once == {"a": 2}
