@@ -773,14 +773,16 @@ class Executor:
             and worker.placement is not None
             and worker.ready_at is None
             and not worker.given_up
-            and worker.generation == entry.desired.generation
+            and entry.is_current(worker)
             and _has_older_worker(entry, worker)
             and bool(is_in_use or not (observed.overlap_found or re.search(_CODE_ERROR, reason)))
         )
 
-    def _retry_without_overlap(self, entry: Entry) -> None:
+    def _retry_without_overlap(self, entry: Entry, worker: Worker) -> None:
+        if worker.generation != entry.desired.generation:
+            entry.renew_worker(worker.index)
         # Other workers of the same generation may fail as well.
-        if entry.desired.restarting == entry.desired.generation:
+        elif entry.desired.restarting == entry.desired.generation:
             entry.order_restart()
         else:
             entry.begin_generation()
@@ -1038,7 +1040,7 @@ class Executor:
             observed.overlap_found = ""
         if self._may_retry_without_overlap(entry, worker):
             worker.next_step = "starting again after the end of the previous process"
-            self._retry_without_overlap(entry)
+            self._retry_without_overlap(entry, worker)
             return
         if not was_ready and not (worker.config.job and exit_.ok):
             failure = worker.failure or failure_of(entry, f"{exit_.message} before it was ready")
@@ -1229,7 +1231,9 @@ def _missing_readiness_sign(entry: Entry, worker: Worker) -> str:
 
 
 def _has_older_worker(entry: Entry, worker: Worker) -> bool:
-    return any(each.generation < worker.generation for each in entry.observed.workers.values())
+    """Whether a worker still runs that this one, or another one of its generation, replaces."""
+    workers = entry.observed.workers.values()
+    return any(each.generation < worker.generation and not entry.is_current(each) for each in workers)
 
 
 def _has_ready_peer(entry: Entry, worker: Worker) -> bool:

@@ -1765,7 +1765,7 @@ def test_socket_of_an_application_or_of_a_program_that_binds_itself_is_not_noted
 
 
 class AloneRunner(LoggedRunner):
-    """A program that starts only while no other process of it runs, if it is `alone`; `says` is its last line."""
+    """A program that starts only while no older process of it runs, if it is `alone`; `says` is its last line."""
 
     alone = True
     says = "already running on pid 7"
@@ -1775,7 +1775,7 @@ class AloneRunner(LoggedRunner):
         return (self.says,)
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
-        others = any(not each.startswith(f"web.{generation}.") for each in self.running)
+        others = any(each.endswith(f".{index}") for each in self.running)
         placement = await super().place(server, generation, index)
         self.script[placement.id] = FAILS if others and self.alone else self.script.get("web", READY)
         return placement
@@ -1817,11 +1817,31 @@ def test_program_that_dies_while_its_old_process_runs_is_started_again_after_its
         assert (observed.overlap_found, observed.warnings) == ("no", [f"web: {ALONE}"])
         (event,) = [each for each in pool.events if each.event == "no overlap"]
         assert (event.kind, event.server, event.message) == ("lifecycle", "web", ALONE)
-        assert (observed.restarts, observed.failures, observed.restart_times) == (1, 0, [])
+        restarts = [pool.entry.slot(index).restart_times for index in range(workers)]
+        assert (observed.restarts, observed.failures, restarts) == (1, 0, [[]] * workers)
         assert len(pool.places) >= 2 * workers
         assert await pool.restart() == []
         assert len(pool.places) == workers, "it is remembered"
         assert len([each for each in pool.events if each.event == "no overlap"]) == 1
+
+    run(scenario())
+
+
+def test_worker_that_is_replaced_alone_and_cannot_run_twice_ends_first_and_alone() -> None:
+    async def scenario() -> None:
+        pool = AloneCore(workers=2)
+        await pool.start()
+        log_of(pool)
+        pool.core.replace_worker(pool.entry, "web.1.0")
+        await turns()
+        assert (sorted(pool.runner.running), pool.entry.observed.overlap_found) == (
+            ["web.1.1", "web.3.0"],
+            "no",
+        )
+        assert pool.places == ["place web.2.0", "place web.3.0"]
+        pool.core.replace_worker(pool.entry, "web.3.0")
+        await turns()
+        assert (sorted(pool.runner.running), pool.places) == (["web.1.1", "web.4.0"], ["place web.4.0"])
 
     run(scenario())
 
