@@ -74,7 +74,7 @@ def test_run_reports_deaths_restarts_and_giving_up(pool: RealPool, until: Any, f
     expected = [
         ("orders: exited with status 7; restarting", "warning"),
         ("orders: exited with status 7; restarting in 200ms (2nd time)", "warning"),
-        ("orders: exited with status 7; given up after 2 restarts in 1m: poolctl logs orders", "error"),
+        ("orders: exited with status 7; given up after 2 restarts in 5m: poolctl logs orders", "error"),
     ]
     if form == "text":
         assert [line for line in said if line.startswith("orders: ")] == [text for text, _ in expected]

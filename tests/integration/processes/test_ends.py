@@ -369,7 +369,7 @@ def test_attribute_that_is_nearly_the_app_is_suggested(pool: RealPool, free_port
 @pytest.mark.heavy
 def test_cause_of_a_server_that_is_given_up_is_kept_over_an_upgrade(pool: RealPool) -> None:
     crash_loop(pool, limit=2, ready=False)
-    cause = f"{CAUSE.replace(':', ' before it was ready:', 1)}; given up after 2 restarts in 1m"
+    cause = f"{CAUSE.replace(':', ' before it was ready:', 1)}; given up after 2 restarts in 5m"
     wait_until(lambda: pool.items()["web"]["state"] == "failed")
     pool.ok("upgrade", "--allow-same-version")
     assert f"error: web: {cause}" in pool.run("status").stderr
