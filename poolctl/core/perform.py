@@ -1110,7 +1110,6 @@ class Executor:
                 observed.next_step = give_up_text(entry)
             return
         slot, was_ready = entry.slot(index), ready_at is not None
-        slot.note_end(None if ready_at is None else now - ready_at)
         verdict = decide.judge_exit(
             entry.config.restart_policy,
             entry.config.restart,
@@ -1118,6 +1117,8 @@ class Executor:
             self._exit_situation(entry, index, now, was_ready=was_ready),
             jitter=self._random.uniform(-1, 1),
         )
+        if verdict.next is not decide.StepAfterExit.SLEEP:
+            slot.note_end(None if ready_at is None else now - ready_at)
         match verdict.next:
             case decide.StepAfterExit.SLEEP:
                 # It ended while idle, as socket-activated programs do, or because the previous supervisor had

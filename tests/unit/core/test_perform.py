@@ -253,6 +253,24 @@ def test_stopped_server_is_no_longer_watched_for_being_ready_for_long() -> None:
     run(scenario())
 
 
+def test_program_that_ends_while_it_is_idle_and_sleeps_does_not_flap() -> None:
+    async def scenario() -> None:
+        program = web(app=None, command=["program"], scale={"min": 0, "idle": 0})
+        pool = OrderedCore(program)
+        await pool.start()
+        for _ in range(3):
+            pool.runner.ring("web")
+            await turns()
+            assert pool.states() == {"web": "running"}
+            (worker,) = pool.runner.running
+            pool.runner.end(worker, Exit.from_returncode(0))
+            await turns()
+            assert pool.states() == {"web": "sleeping"}
+        assert not pool.core.entries["web"].flapping
+
+    run(scenario())
+
+
 def test_order_to_restart_does_not_make_a_server_flap_nor_end_that() -> None:
     pool, loop = stepped(web(restart={"backoff": {"initial": 0, "max": 0}}))
     entry = pool.core.entries["web"]
