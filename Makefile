@@ -21,7 +21,7 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo features mutants test test-all test-measured test-rest test-cluster heavy applications properties unit quick portable \
+.PHONY: help demo features mutants test test-all test-measured test-rest test-cluster heavy applications distributions properties unit quick portable \
 	lint types floors house docs entered completions release bench peers matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
@@ -33,6 +33,7 @@ help:
 	@echo "make properties    the property tests with all of their examples, others each time"
 	@echo "make applications  real applications: Django, FastAPI, Celery, gunicorn, node and others, restarted under load"
 	@echo "make test-cluster  pools on a real Kubernetes, built once from Debian's packages; with nodes, as root"
+	@echo "make distributions both commands above on new Debians (13 and sid), in chroots, as root: ARGS='SUITE…'"
 	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
 	@echo "make quick         the quick unit tests while working: at most a minute"
 	@echo "make unit          the unit tests only"
@@ -109,6 +110,9 @@ properties: dev
 applications: dev
 	@PYTHON="$(PYTHON)" bash .ci/venv .venv-applications applications
 	@$(BIN)/python $(PYTEST) tests/applications $(ARGS)
+
+distributions:
+	@bash .ci/distributions $(ARGS)
 
 conformance: export POOLCTL_CONFORMANCE ?= $(CURDIR)/.conformance
 conformance: dev

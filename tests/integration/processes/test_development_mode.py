@@ -21,7 +21,6 @@ def test_no_process_of_the_pool_leaves_a_descriptor_open(
     real_pool.ok("reload")
     real_pool.ok("stop")
     until(lambda: not real_pool.processes())
-    (directory,) = {path.parent for path in real_pool.runtime.glob("*/*.log")}
-    warnings = {path.name: path.read_text(errors="replace") for path in directory.glob("*.log")}
-    assert "supervisor.log" in warnings
-    assert [name for name, text in warnings.items() if "ResourceWarning" in text] == []
+    # The end of a pool removes those that are empty.
+    logs = {path.name: path.read_text(errors="replace") for path in real_pool.runtime.glob("*/*.log")}
+    assert [name for name, text in logs.items() if "ResourceWarning" in text] == []
