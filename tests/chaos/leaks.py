@@ -19,9 +19,6 @@ MIB = 1024 * 1024
 OWN = ("keeper", "supervisor", "logger", "zygote")
 # A supervisor imports modules for a reload on first use. `endless` is stricter.
 MOST_GROWTH_BYTES = 12 * MIB
-# The logger's record of its move in progress, and both ends of its sink pipe, created for the first line.
-NOTE = "/memfd:poolctl-log (deleted)"
-LATER = {NOTE: 1, "pipe": 2}
 QUIET_SECONDS = 8.0
 
 
@@ -87,10 +84,9 @@ def differences(
     found = []
     for role, holds in now.items():
         earlier = before[role]
-        later = LATER if NOTE in holds.kinds and NOTE not in earlier.kinds else {}
         for kind in sorted(holds.kinds | earlier.kinds):
             has, had = holds.kinds.get(kind, 0), earlier.kinds.get(kind, 0)
-            if has > had + later.get(kind, 0):
+            if has > had:
                 found.append(f"{role} holds {has} × {kind}, not {had}")
         if holds.threads > max(earlier.threads, MOST_THREADS):
             found.append(f"{role} has {holds.threads} threads, not {earlier.threads}")

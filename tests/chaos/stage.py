@@ -40,6 +40,7 @@ class Stage:
         self.directory.mkdir()
         self.has_disk = self._mount()
         self.pool = RealPool(self.directory, self.runtime)
+        self.pool.warm = False  # processes are known by the program that they execute
         # A tracer has its own files and memory.
         self.pool.env = {name: value for name, value in self.pool.env.items() if not name.startswith("COV")}
         self.pool.write_hello(*(name for name in (*SERVERS, "moving", "hostile", "extra") if name != "unix"))
