@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -26,12 +27,22 @@ from poolctl.selection.matcher_client import TOO_SLOW, matcher
 from poolctl.selection.matcher_client import Answer as Matched
 from poolctl.selection.regular_expressions import is_plain
 
-# Called once with the result of a probe: the problem, or "".
+# Called once with the result of a probe: the problem (`Unsent` if it is none of the worker's), or "".
 OnResult = Callable[[str], None]
 # Makes a new connection, which the caller closes. Raises OSError.
 Connect = Callable[[], Awaitable[socket.socket]]
 
 _ENDED = "it closed the connection"
+_REFUSED_BY_MACHINE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+class Unsent(str):
+    """The reason why this machine could not send a probe, such as its limit of processes: no fault of the worker."""
+
+
+def _connection_problem(error: OSError) -> str:
+    problem = f"no connection: {error.strerror or error}"
+    return Unsent(problem) if error.errno in _REFUSED_BY_MACHINE else problem
 
 
 class ProbeConnection(asyncio.Protocol):
@@ -223,7 +234,7 @@ class RequestProber:
             sock = await self._connect()
         except OSError as error:
             self._connecting = None
-            self._report(f"no connection: {error.strerror or error}")
+            self._report(_connection_problem(error))
             return
         self._connecting = None
         context = unverified_context() if self._tls else None
@@ -287,7 +298,7 @@ class AcceptProber:
             await wait_until_accepted(self._sock)
             problem = ""
         except OSError as error:
-            problem = f"no connection: {error.strerror or error}"
+            problem = _connection_problem(error)
         self._close_socket()
         on_result(problem)
 
@@ -318,8 +329,18 @@ class ProgramProber:
             self._output = bounded_file("poolctl", _MAX_OUTPUT_BYTES)
             self._process = self._spawn()
             self._watched = os.pidfd_open(self._process.pid)
-        except (OSError, ServerError) as error:
-            self._finish(f"{self._argv[0]}: {getattr(error, 'strerror', None) or error}")
+        except ServerError as error:
+            self._finish(f"{self._argv[0]}: {error}")
+            return
+        except OSError as error:
+            if self._process is not None:
+                self._process.kill()
+            problem = f"{self._argv[0]}: {error.strerror or error}"
+            is_refused = error.errno in {
+                *_REFUSED_BY_MACHINE,
+                errno.EAGAIN,
+            }  # of fork(2): the limit of processes
+            self._finish(Unsent(problem) if is_refused else problem)
             return
         asyncio.get_running_loop().add_reader(self._watched, self._ended)
 

@@ -13,7 +13,7 @@ from poolctl.runners.runner_protocol import Exit, Placement, Runner, WorkerFaile
 from poolctl.states import Status
 from poolctl.units import format_duration
 
-from .prober import Prober, make_prober
+from .prober import Prober, Unsent, make_prober
 
 
 class Hysteresis:
@@ -206,6 +206,8 @@ class WorkerProbe:
 
     def _record(self, problem: str, started_at: float) -> None:
         self.message = problem
+        if isinstance(problem, Unsent):
+            return
         self.latency_seconds = asyncio.get_running_loop().time() - started_at
         self.hysteresis.record(not problem)
 

@@ -25,6 +25,7 @@ from poolctl.probes.prober import (
     HttpProbeRequest,
     ProbeConnection,
     Prober,
+    Unsent,
     make_prober,
     speaks_tls,
     statuses,
@@ -623,7 +624,7 @@ def test_program_knows_the_server_and_its_last_line_is_reported() -> None:
     run(scenario)
 
 
-def test_program_for_which_no_descriptor_is_free_is_a_problem() -> None:
+def test_program_for_which_no_descriptor_is_free_says_nothing_about_the_worker() -> None:
     async def scenario() -> None:
         probed = Probed(exec=["true"])
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -632,7 +633,8 @@ def test_program_for_which_no_descriptor_is_free_is_a_problem() -> None:
             probed.prober.start(probed.results.append)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert await probed.verdict() == "true: Too many open files"
+        problem = await probed.verdict()
+        assert (problem, type(problem)) == ("true: Too many open files", Unsent)
         probed.prober.start(probed.results.append)
         assert await probed.verdict() == ""
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from poolctl import ServerConfig
 from poolctl.config import Probe
+from poolctl.probes.prober import Unsent
 from poolctl.probes.worker_probes import (
     GRAIN_SECONDS,
     Hysteresis,
@@ -253,6 +254,19 @@ def test_probe_is_repeated_at_its_interval_until_it_is_stopped(loop: CountingLoo
     probe.stop()
     loop.pass_time(5)
     assert (len(prober.asked), prober.closed) == (count, True)
+
+
+def test_probe_that_could_not_be_sent_leaves_the_status(loop: CountingLoop) -> None:
+    prober = TimedProber(loop, Unsent("true: Resource temporarily unavailable"))
+    probe = WorkerProbe("liveness", Probe(tcp=True, interval=1, jitter=0), prober, print)  # type: ignore[arg-type]
+
+    async def begin() -> None:
+        probe.start(Status.OK)
+
+    loop.run_until_complete(begin())
+    loop.pass_time(9.5)
+    assert len(prober.asked) >= 5
+    assert (probe.status, probe.message) == (Status.OK, "true: Resource temporarily unavailable")
 
 
 def test_probe_without_an_answer_fails_at_its_timeout_and_once(loop: CountingLoop) -> None:
