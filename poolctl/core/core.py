@@ -745,7 +745,7 @@ class Core:
         if entry.observed.workers and not any(map(entry.is_current, staying)):
             newer = [each.generation for each in staying if each.generation > entry.desired.generation]
             if newer:
-                entry.desired.generation = max(newer)
+                entry.desired.generation, entry.desired.renewed = max(newer), {}
             else:
                 entry.begin_generation_if_workers_leave()
         if entry.desired.state is Desired.SCHEDULED and entry.config.every is None:

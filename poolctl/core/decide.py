@@ -423,11 +423,12 @@ def _choose_at_address(ready: list[WorkerView]) -> list[Action]:
 def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
     current = [worker for worker in view.staying if view.is_current(worker)]
     old = [worker for worker in view.staying if worker not in current and worker.generation != view.canary]
-    if not view.overlap and len(current) < len(view.workers):
+    others = [worker for worker in view.workers if worker not in current and worker.generation != view.canary]
+    if not view.overlap and others:
         # The old workers must end before the new worker starts; connections wait meanwhile. A worker of a
         # server that falls asleep has little to finish, and is not interrupted.
         ending = LEAVING if view.sleepy else {WorkerPhase.STOPPING}
-        going = [worker for worker in view.workers if worker not in current and worker.phase not in ending]
+        going = [worker for worker in others if worker.phase not in ending]
         if not view.feasible and any(worker.phase is WorkerPhase.READY for worker in going):
             # Running workers are not stopped for a replacement that cannot start.
             return [] if view.checking else [Check()]

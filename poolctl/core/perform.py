@@ -434,8 +434,8 @@ class Executor:
                 entry.observed.failed_since = self._clock.time()
                 note_failure(entry, failure_of(entry, message, hint, cause=error))
                 if not self.roll_back(entry):
-                    # Without a listener, no worker starts.
                     self._decide_after_exit(entry, Exit(message=message), ready_at=None, index=0)
+                    self._have_others_wait_with(entry, entry.slot(0))
         else:
             entry.listener.state = ListenerState.OPEN
             self._addresses.record_opened(entry, server.key, endpoints)
@@ -808,7 +808,8 @@ class Executor:
         worker.certificate_ends = read_certificate_expiry(worker.config)
         worker.files_before = _file_digests_before_replacement(entry, worker)
         worker.files = read_digests_by_key(worker.config)
-        if entry.is_current(worker):
+        others = [each for each in entry.observed.staying if each is not worker and entry.is_current(each)]
+        if entry.is_current(worker) and all(each.files == worker.files for each in others):
             entry.observed.files = worker.files
             self._queue.note(entry)
         try:
@@ -904,19 +905,18 @@ class Executor:
                 self._queue.touch(entry, progressed=True)
 
     def note_ready(self, entry: Entry, worker: Worker) -> None:
-        """Record that the worker is ready, and watch whether it stays so long enough for the server to be steady."""
+        """Record that the worker is ready, and watch whether none of its index dies for long: then it is steady."""
         entry.observed.was_up = True
         if not entry.is_current(worker):
             return
         slot = entry.slot(worker.index)
         slot.note_ready()
-        if not slot.short_lives or worker.ready_at is None:
+        if not slot.short_lives or worker.ready_at is None or slot.steady_timer is not None:
             return
 
         def steady() -> None:
-            if entry.observed.workers.get(worker.id) is worker and worker.phase is WorkerPhase.READY:
-                slot.short_lives = 0
-                self._queue.touch(entry)
+            slot.short_lives, slot.steady_timer = 0, None
+            self._queue.touch(entry)
 
         delay = worker.ready_at + STEADY_SECONDS - self._clock.monotonic()
         slot.steady_timer = asyncio.get_running_loop().call_later(max(0.0, delay), steady)
@@ -1048,7 +1048,7 @@ class Executor:
                 hint = f"{failure.hint}; overlap = false ends the previous process first"
                 failure = failure_of(entry, failure.message, hint, cause=failure)
             note_failure(entry, failure)
-        if not was_ready and entry.is_current(worker) and self.roll_back(entry):
+        if not was_ready and entry.is_current(worker) and self._roll_back_from(entry, worker):
             return
         if worker.given_up and exit_.ok:
             exit_ = Exit(message=exit_.message)  # its status 0 is the result of the stop
@@ -1057,6 +1057,18 @@ class Executor:
                 exit_ = replace(exit_, message=worker.failure.message)
             self._decide_after_exit(entry, exit_, ready_at=worker.ready_at, index=worker.index)
             worker.next_step = observed.next_step
+
+    def _roll_back_from(self, entry: Entry, failed: Worker) -> bool:
+        """Switch back to the ready workers that `failed` was to replace. Return whether there are any."""
+        if str(failed.index) not in entry.desired.renewed:
+            return self.roll_back(entry)
+        replaced = [
+            each for each in entry.observed.ready if each.index == failed.index and each is not failed
+        ]
+        before = [each.generation for each in replaced if not entry.is_of_canary(each.generation)]
+        if before:
+            entry.desired.renewed[str(failed.index)] = max(before)
+        return bool(before)
 
     def roll_back(self, entry: Entry) -> bool:
         """Switch back to the ready workers that are being replaced. Return whether there are any."""
@@ -1178,10 +1190,22 @@ class Executor:
             loop, window = asyncio.get_running_loop(), entry.config.restart.window
             entry.observed.sleep_timer = loop.call_later(window, sleep)
 
+    def _have_others_wait_with(self, entry: Entry, slot: Slot) -> None:
+        """Have every other worker wait for the backoff of this one, because none can start without a listener."""
+        if slot.backoff is None:
+            return
+        delay_seconds = slot.backoff.when() - asyncio.get_running_loop().time()
+        for other in map(entry.slot, range(entry.size)):
+            if other is not slot and not other.vacant:
+                self._begin_backoff(entry, other, delay_seconds)
+
     def _back_off(self, entry: Entry, slot: Slot, delay_seconds: float) -> None:
         entry.observed.next_step = restart_text(delay_seconds, len(slot.restart_times))
-        if delay_seconds <= 0:
-            return
+        if delay_seconds > 0:
+            self._begin_backoff(entry, slot, delay_seconds)
+
+    def _begin_backoff(self, entry: Entry, slot: Slot, delay_seconds: float) -> None:
+        slot.end_backoff()
 
         def end() -> None:
             slot.end_backoff()
@@ -1233,8 +1257,11 @@ def _missing_readiness_sign(entry: Entry, worker: Worker) -> str:
 
 def _has_older_worker(entry: Entry, worker: Worker) -> bool:
     """Whether a worker still runs that this one, or another one of its generation, replaces."""
-    workers = entry.observed.workers.values()
-    return any(each.generation < worker.generation and not entry.is_current(each) for each in workers)
+    return any(
+        each.generation < worker.generation
+        and not (entry.is_current(each) or entry.is_of_canary(each.generation))
+        for each in entry.observed.workers.values()
+    )
 
 
 def _has_ready_peer(entry: Entry, worker: Worker) -> bool:

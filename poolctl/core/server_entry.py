@@ -202,7 +202,8 @@ class ObservedState:
     workers: dict[str, Worker] = transient(factory=dict)
     feasible: int = transient(0)  # the last generation that was checked: its workers can start
     checking: bool = transient(False)  # this check is in progress
-    files: dict[str, str] = persisted(factory=dict)  # digests of the files that its newest worker has read
+    # Digests of the files that its workers have read; of the oldest worker while they differ.
+    files: dict[str, str] = persisted(factory=dict)
     certificate_ends: float | None = persisted(None)  # expiry of the one in use, in seconds since the epoch
     preload_problem: str = persisted("")  # why its workers import the application themselves
     # The socket that its command uses: "pool", "program" (one of its own), or "tried" during a start that finds
@@ -598,7 +599,7 @@ class Entry:
     @property
     def keeps_failing(self) -> bool:
         """Whether no worker is ready, and the restarts have reached their limit, but the server is not given up."""
-        if self.wants_no_worker or self.observed.ready:
+        if self.wants_no_worker or self.should_sleep or self.observed.ready:
             return False
         return any(slot.spent for slot in self.observed.slots.values())
 
@@ -719,11 +720,12 @@ class Entry:
         """Have the worker with this index replaced; the others stay."""
         self.desired.newest += 1
         self.desired.renewed[str(index)] = self.desired.newest
+        self.observed.feasible = 0
 
     def fill_vacant_slots(self) -> None:
-        """Have workers started again that have ended for good while others of the server continued."""
+        """Give every worker index another chance: those that have ended for good, and those at their limit."""
         for slot in self.observed.slots.values():
-            slot.vacant = ""
+            slot.vacant, slot.spent = "", False
 
     def forget_surplus_slots(self) -> None:
         """Forget the history of the worker indexes that the server no longer has."""

@@ -593,8 +593,12 @@ class LocalWorker(LinkHandler):
 
     @property
     def _overlaps(self) -> bool:
-        """Whether workers of another generation of its server run."""
-        return any(each.placement.generation != self.placement.generation for each in self.peers())
+        """Whether a worker runs that this one replaces."""
+        mine = self.placement
+        return any(
+            each.placement.index == mine.index and each.placement.generation < mine.generation
+            for each in self.peers()
+        )
 
     async def _has_socket(self, inodes: Callable[[], Set[int]], *, strictly: bool) -> bool | None:
         """Whether a process of this worker has a socket with one of the `inodes`; None if that cannot be seen.

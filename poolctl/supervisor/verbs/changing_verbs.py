@@ -63,6 +63,7 @@ _RUNS = frozenset({"running", "draining"})
 _STAYS = _RUNS | {"starting", "backoff"}
 _WHEN_IT_RUNS, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
 _NAMES_SHOWN = 3
+_DAEMONS_SECONDS = 1.0
 
 _Servers = dict[str, tuple[ServerConfig, int]]
 
@@ -234,7 +235,12 @@ class Lifecycle:
             for worker in entry.observed.workers.values()
             if worker.placement is not None
         }
-        found = await asyncio.to_thread(left_daemons, self._context.daemon.identity().keeper_pid, pids)
+        keeper_pid = self._context.daemon.identity().keeper_pid
+        try:
+            async with asyncio.timeout(_DAEMONS_SECONDS):
+                found = await asyncio.to_thread(left_daemons, keeper_pid, pids)
+        except (OSError, TimeoutError):  # a warning is not worth a stop that does not return
+            return []
         return [
             f"{name}: pid {pid} ({process_name(pid)}) was not asked to end, because it has a session of its own"
             for name, pid in found

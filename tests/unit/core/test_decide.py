@@ -129,6 +129,9 @@ EXAMPLES = {
     "replaces another one next to a canary": (
         view(worker(), worker(2), count=2, canary=2, canaries=1), [Spawn(1, 1)],
     ),
+    "keeps a canary beside the others although they cannot overlap": (
+        view(worker(), worker(2), canary=2, canaries=1, overlap=False), [],
+    ),
     "starts no other canary for one that has failed": (view(worker(), canary=2), []),
     "drains a canary that was withdrawn": (view(worker(), worker(2)), [Drain("w.2.0")]),
     "does not repeat itself": (view(worker(phase=WorkerPhase.DRAINING), worker(2), generation=2), []),

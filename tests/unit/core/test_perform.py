@@ -271,7 +271,7 @@ def test_program_that_ends_while_it_is_idle_and_sleeps_does_not_flap() -> None:
     run(scenario())
 
 
-def test_order_to_restart_does_not_make_a_server_flap_nor_end_that() -> None:
+def test_order_to_restart_neither_makes_a_server_flap_nor_ends_nor_prolongs_that() -> None:
     pool, loop = stepped(web(restart={"backoff": {"initial": 0, "max": 0}}))
     entry = pool.core.entries["web"]
     try:
@@ -283,12 +283,12 @@ def test_order_to_restart_does_not_make_a_server_flap_nor_end_that() -> None:
             loop.run_until_complete(die(pool))
         pool.clock.advance(200)
         loop.run_until_complete(pool.restart())
-        pool.clock.advance(200)
+        pool.clock.advance(50)
         loop.settle()
         assert entry.flapping, "no worker has been ready for long"
-        pool.clock.advance(200)
+        pool.clock.advance(100)
         loop.settle()
-        assert not entry.flapping
+        assert not entry.flapping, "none has died for five minutes"
     finally:
         loop.close()
 
@@ -491,6 +491,87 @@ def test_backoff_that_is_longer_than_a_start_refuses_connections_and_ends_with_a
         assert entry.observed.restarts == 2
     finally:
         loop.close()
+
+
+def test_port_that_cannot_be_opened_is_tried_once_for_all_workers_and_not_again_before_the_backoff_is_over() -> (
+    None
+):
+    pool, loop = stepped(web(workers=3, restart={"backoff": SLOW}))
+    pool.runner.unopenable.add("web")
+    entry = pool.core.entries["web"]
+    try:
+        loop.run_until_complete(pool.start())
+        loop.settle()
+        assert (pool.states(), entry.observed.restarts) == ({"web": "backoff"}, 1)
+        pool.runner.unopenable.clear()
+        pool.clock.advance(5)
+        loop.settle()
+        assert (pool.states(), len(pool.runner.running)) == ({"web": "running"}, 3)
+    finally:
+        loop.close()
+
+
+def test_each_worker_that_is_replaced_alone_without_overlap_is_kept_if_no_other_can_be_started() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(overlap=False))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.replace_worker(entry, "web.1.0")
+        await turns()
+        assert list(pool.runner.running) == ["web.2.0"]
+        pool.runner.unplaceable.add("web")
+        pool.core.replace_worker(entry, "web.2.0")
+        await turns()
+        assert list(pool.runner.running) == ["web.2.0"]
+
+    run(scenario())
+
+
+def test_failed_replacement_of_one_worker_leaves_that_of_another() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2), **{"web.2.0": NEVER, "web.3.1": NEVER})
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.replace_worker(entry, "web.1.0")
+        pool.core.replace_worker(entry, "web.1.1")
+        await turns()
+        pool.runner.end("web.2.0", KILLED)
+        await turns()
+        assert sorted(pool.runner.running) == ["web.1.0", "web.1.1", "web.3.1"]
+
+    run(scenario())
+
+
+def test_files_of_a_server_are_those_of_its_oldest_worker_while_they_differ(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        variables = tmp_path / "a.env"
+        variables.write_text("A=1\n")
+        pool = OrderedCore(web(workers=2, env_file=str(variables)))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        before = entry.observed.files
+        variables.write_text("A=2\n")
+        pool.core.replace_worker(entry, "web.1.0")
+        await turns()
+        assert entry.observed.files == before
+        pool.core.replace_worker(entry, "web.1.1")
+        await turns()
+        assert entry.observed.files != before
+
+    run(scenario())
+
+
+def test_restart_without_overlap_of_a_server_whose_worker_is_at_its_limit_is_no_failure() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2, overlap=False), **{"web.2.0": NEVER, "web.2.1": NEVER})
+        await pool.start()
+        entry = pool.core.entries["web"]
+        entry.slot(1).spent = True
+        pool.core.restart(entry)
+        await turns()
+        assert (entry.observed.ready, entry.keeps_failing) == ([], False)
+
+    run(scenario())
 
 
 def test_restart_without_overlap_keeps_the_worker_and_reports_why_no_other_can_be_started() -> None:
