@@ -32,7 +32,7 @@ COMMAND = Command(
     ),
     notes=(
         "There is one worker. What runs the container restarts it: workers, scale,",
-        "restart and limits.memory do not apply. A command runs as a child of this process.",
+        "restart and limits.memory do not apply. A command is run as a child.",
     ),
 )
 

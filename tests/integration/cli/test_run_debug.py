@@ -66,7 +66,7 @@ def test_a_server_of_the_pool_has_to_be_stopped_before(real_pool: RealPool, unti
     real_pool.ok("start", "web")
 
 
-def test_a_program_becomes_the_process_itself_with_its_sockets_and_surroundings(
+def test_a_program_runs_with_its_sockets_and_surroundings_and_its_status_is_that_of_the_command(
     real_pool: RealPool, until: Any, free_port: Any
 ) -> None:
     port = free_port()
@@ -80,7 +80,7 @@ def test_a_program_becomes_the_process_itself_with_its_sockets_and_surroundings(
         while True:
             connection, _ = listener.accept()
             connection.recv(4096)
-            body = f"{os.getpid()} {os.environ['WORD']} {os.path.basename(os.getcwd())}".encode()
+            body = f"{os.getppid()} {os.environ['WORD']} {os.path.basename(os.getcwd())}".encode()
             connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%s" % (len(body), body))
             connection.close()
         """,
@@ -93,7 +93,7 @@ def test_a_program_becomes_the_process_itself_with_its_sockets_and_surroundings(
     until(lambda: listening(port))
     assert get(port).text == f"{debugged.pid} hello inside"
     debugged.send_signal(signal.SIGTERM)
-    assert debugged.wait(60) == -signal.SIGTERM
+    assert debugged.wait(60) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(

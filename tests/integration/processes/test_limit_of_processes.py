@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from tests.http_get import get
-from tests.other_user import AS_OTHER_USER
 from tests.processes import is_alive
 from tests.real_pool import RealPool
 
 Until = Callable[..., Any]
 
-_UID = 54321
+# A user of its own: the processes of other tests' users count, too.
+_UID = 54325
+AS_THIS_USER = ["setpriv", f"--reuid={_UID}", f"--regid={_UID}", "--clear-groups", "--", "env"]
 RESTART = 'restart = { policy = "always", limit = 1000, backoff = { max = "300ms" } }'
 
 
@@ -28,7 +29,7 @@ def theirs(pool: RealPool) -> RealPool:
     pool.open_to_all()
     real = pool.command()
     pool.warm = False
-    pool.command = lambda: [*AS_OTHER_USER.split(), *real]  # type: ignore[method-assign]
+    pool.command = lambda: [*AS_THIS_USER, *real]  # type: ignore[method-assign]
     for path in (pool.directory, pool.runtime):
         os.chown(path, _UID, _UID)
     return pool
@@ -46,7 +47,7 @@ def no_more_processes(pool: RealPool) -> Iterator[None]:
 
 def set_limit(pool: RealPool, soft: str) -> None:
     for pid in pool.processes():
-        limit = [*AS_OTHER_USER.split(), "prlimit", f"--pid={pid}", f"--nproc={soft}:"]
+        limit = [*AS_THIS_USER, "prlimit", f"--pid={pid}", f"--nproc={soft}:"]
         assert subprocess.run(limit).returncode == 0 or not is_alive(pid)
 
 
