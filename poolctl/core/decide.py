@@ -469,6 +469,10 @@ def _retire(worker: WorkerView) -> Action:
     return Stop(worker.id) if worker.stuck else Drain(worker.id)
 
 
+# Between attempts without end, whatever `backoff` says.
+SHORTEST_ENDLESS_BACKOFF_SECONDS = 1.0
+
+
 class StepAfterExit(StrEnum):
     """What follows the exit of a worker that no command requested."""
 
@@ -481,7 +485,7 @@ class StepAfterExit(StrEnum):
 
 def restarts_within(count: int, policy: Restart) -> str:
     """The number of restarts and the window in which they were counted, as in "3 restarts in 1m"."""
-    return f"{count} restart{'s' * (count > 1)} in {format_duration(policy.window)}"
+    return f"{count} restart{'s' * (count != 1)} in {format_duration(policy.window)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,8 +550,12 @@ def judge_exit(
     recent = [moment for moment in situation.restarts if situation.now - moment <= limits.window]
     if situation.spent or len(recent) >= limits.limit:
         is_tried = situation.was_up and not (limits.is_limited or situation.may_sleep)
-        if situation.others or is_tried:
-            return ExitDecision(StepAfterExit.RESTART, limits.backoff.longest_seconds(jitter), spent=True)
+        pause = limits.backoff.longest_seconds(jitter)
+        if situation.others:
+            return ExitDecision(StepAfterExit.RESTART, pause, spent=True)
+        if is_tried:
+            pause = max(pause, SHORTEST_ENDLESS_BACKOFF_SECONDS)
+            return ExitDecision(StepAfterExit.RESTART, pause, spent=True)
         reason = f"{exit_.message}; given up after {restarts_within(len(recent), limits)}"
         return ExitDecision(StepAfterExit.FAILED, reason=reason, restarts=len(recent))
     if not recent and situation.was_ready:

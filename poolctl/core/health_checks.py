@@ -16,7 +16,7 @@ from .decide import LEAVING, WorkerPhase
 from .server_entry import Entry, Worker
 from .servers import Recorder, Workqueue
 
-FLAPPING = "more than once a worker was ready and died within a minute"
+FLAPPING = "a worker has died within a minute of becoming ready, more than once"
 
 if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbe, WorkerProbes
@@ -143,15 +143,25 @@ def _stuck_message(worker: Worker) -> str:
     return f"the event loop of {worker.id} is stuck"
 
 
+def lasting_problem(entry: Entry) -> str:
+    """The problem of a server whose workers keep failing or are missing for long; "" without one."""
+    pause = format_duration(entry.config.restart.backoff.max)
+    if entry.keeps_failing:
+        return f"keeps failing, and is tried every {pause}"
+    if entry.flapping:
+        return FLAPPING
+    if not entry.is_short_of_workers:
+        return ""
+    if any(slot.vacant for slot in entry.observed.slots.values()):
+        return f"a worker has ended, and is not replaced; poolctl restart {entry.name} starts it again"
+    return f"a worker keeps failing, and is tried every {pause}"
+
+
 def _status_text(entry: Entry, before: Status, after: Status) -> str:
     if after is Status.OK:
         return "is healthy again"
-    if entry.keeps_failing:
-        return f"keeps failing, and is tried every {format_duration(entry.config.restart.backoff.max)}"
-    if entry.flapping:
-        return FLAPPING
-    if entry.is_short_of_workers:
-        return "a worker has ended, and is not replaced"
+    if problem := lasting_problem(entry):
+        return problem
     if after is Status.WARN:
         return "is recovering" if before is Status.KO else "some of its workers are unhealthy"
     return "all of its workers are unhealthy"

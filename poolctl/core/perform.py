@@ -796,8 +796,8 @@ class Executor:
         if entry.observed.overlap_found == "tried":
             entry.observed.overlap_found = "no"
             message = (
-                "cannot start while its previous process runs, and was started again after its end; write "
-                "overlap = false to its table: a restart ends the old process first, and connections wait"
+                "cannot start while its previous process runs, and was started again after its end; from now on a "
+                "restart ends the old process first, and connections wait: overlap = false in its table says so"
             )
             self._record_and_warn(entry, "no overlap", message)
         elif not entry.observed.overlap_found and _has_older_worker(entry, worker):
@@ -1106,6 +1106,7 @@ class Executor:
         scheduled run, is completed, has failed or sleeps, or another worker starts.
         """
         observed, now = entry.observed, self._clock.monotonic()
+        before = observed.last_exit
         observed.last_exit, observed.next_step = exit_, ""
         if entry.failed:
             return  # the server has already failed because of another worker
@@ -1146,7 +1147,11 @@ class Executor:
             case decide.StepAfterExit.FAILED:
                 observed.next_step = give_up_text(entry, verdict.restarts)
                 self._fail(entry)
-                if was_ready or (entry.desired.retries and entry.config.restart_policy != "no"):
+                if exit_.ok and not verdict.restarts and before is not None and not before.ok:
+                    # Another worker has failed before; this one was only the last to end.
+                    observed.last_exit = before
+                    note_failure(entry, failure_of(entry, before.message))
+                elif was_ready or (entry.desired.retries and entry.config.restart_policy != "no"):
                     note_failure(entry, failure_of(entry, verdict.reason))
             case decide.StepAfterExit.RESTART:
                 window = entry.config.restart.window

@@ -408,7 +408,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             return
         self._mandatory_failed = True
         why = f": {entry.observed.failure.message}" if entry.observed.failure else ""
-        reason = f"{entry.name} has failed, and it is mandatory{why}"
+        what = "has failed" if entry.failed else "keeps failing"
+        reason = f"{entry.name} {what}, and it is mandatory{why}"
         logger.error("the pool ends: %s", reason)
         status = _failed_status(entry.observed.last_exit)
         write_exit(self.directory, status=status, reason=reason, keeper_pid=self._keeper_pid)

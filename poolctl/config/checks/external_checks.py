@@ -128,7 +128,7 @@ class ExternalChecks:
                 problems.append(Finding(key, str(problem), fix, path))
                 continue
             for line, name in unset:
-                message = f"{path}:{line}: {name} is not set, so that ${{{name}}} is empty"
+                message = f"{path}:{line}: {name} is not set, so ${{{name}}} is empty"
                 fix = f"set it, or give a default: ${{{name}:-…}}; single quotes keep the text"
                 warnings.append(Finding(key, message, fix, path))
         return problems, warnings

@@ -19,7 +19,7 @@ from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ShowResult, StacksResult
 from poolctl.core.configuration_diff import date_text, expired_message
 from poolctl.core.core import CommandGoal, goal_error, wait_and_return_unfinished
-from poolctl.core.health_checks import FLAPPING
+from poolctl.core.health_checks import lasting_problem
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolMonitorError, ServerError
@@ -76,7 +76,7 @@ class ReadingVerbs:
         failed_runs = [
             f"{entry.name}: {failed}" for entry in entries if (failed := failed_run_message(entry))
         ]
-        flapping = [f"{entry.name}: {FLAPPING}" for entry in entries if entry.flapping]
+        lasting = [f"{entry.name}: {text}" for entry in entries if (text := lasting_problem(entry))]
         problems = [problem for entry in missing if (problem := self._problem(entry)) is not None]
         now = self._core.clock.time()
         return StatusResult(
@@ -85,7 +85,7 @@ class ReadingVerbs:
             exit_code=NOT_AS_DESIRED if missing else 0,
             warnings=(
                 *failed_runs,
-                *flapping,
+                *lasting,
                 *filter(None, (expiry_warning(entry, now) for entry in entries)),
             ),
             summary=summary,

@@ -372,6 +372,11 @@ def test_server_that_was_up_is_given_up_only_if_the_file_limits_its_restarts(
         assert found.delay_seconds == 7, "the longest"
 
 
+def test_server_that_is_tried_without_end_pauses_whatever_its_backoff_is() -> None:
+    at_once = Backoff(initial=0, max=0)
+    assert verdict(BAD, **{**SPENT, "was_up": True, "backoff": at_once}).delay_seconds == 1
+
+
 def test_server_that_was_never_up_is_given_up_within_its_window_although_its_delays_grow() -> None:
     restarts: list[float] = []
     now = 0.0

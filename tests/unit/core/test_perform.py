@@ -293,6 +293,25 @@ def test_order_to_restart_neither_makes_a_server_flap_nor_ends_nor_prolongs_that
         loop.close()
 
 
+def test_server_has_failed_for_the_reason_of_the_worker_that_failed_although_another_ended_last() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2, restart="no"))
+        await pool.start()
+        pool.runner.end("web.1.0", Exit.from_returncode(3))
+        await turns()
+        pool.runner.end("web.1.1", Exit.from_returncode(0))
+        await turns()
+        observed = pool.core.entries["web"].observed
+        assert pool.states() == {"web": "failed"}
+        assert observed.failure is not None
+        assert (observed.last_exit, observed.failure.message) == (
+            Exit.from_returncode(3),
+            "exited with status 3",
+        )
+
+    run(scenario())
+
+
 def test_restarts_are_counted_for_each_worker() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web(workers=3, restart=AT_ONCE))
@@ -356,7 +375,8 @@ def test_worker_that_ends_for_good_leaves_the_others_until_the_last_has_ended(
         await turns()
         assert sorted(pool.runner.running) == ["web.1.0", "web.1.2"]
         assert (entry.ready, entry.health, entry.observed.next_step) == (True, Status.WARN, "not restarted")
-        assert pool.events[-1].message == "a worker has ended, and is not replaced"
+        message = "a worker has ended, and is not replaced; poolctl restart web starts it again"
+        assert pool.events[-1].message == message
         pool.runner.end("web.1.0", Exit.from_returncode(0))
         await turns()
         assert (list(pool.runner.running), pool.states()) == (["web.1.2"], {"web": "running"})
@@ -1899,8 +1919,8 @@ class AloneCore(OrderedCore):
 
 
 ALONE = (
-    "cannot start while its previous process runs, and was started again after its end; write "
-    "overlap = false to its table: a restart ends the old process first, and connections wait"
+    "cannot start while its previous process runs, and was started again after its end; from now on a "
+    "restart ends the old process first, and connections wait: overlap = false in its table says so"
 )
 
 

@@ -893,7 +893,7 @@ def test_mandatory_server_that_keeps_failing_after_it_was_ready_ends_the_pool(wh
     whole.runner.script["main"] = FAILS
     whole.runner.end("main.1.0", Exit.from_returncode(3))
     whole.pass_time(1)
-    assert failed_exit(whole)["reason"].startswith("main has failed, and it is mandatory: ")
+    assert failed_exit(whole)["reason"].startswith("main keeps failing, and it is mandatory: ")
 
 
 def test_supervisor_without_its_keeper_gives_everything_to_a_new_one(
