@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.config import load
 from poolctl.feature import FEATURES
 from tests.stand_in import always, item
 
@@ -25,6 +26,22 @@ def test_configuration_is_printed_so_that_it_can_be_loaded_again(poolctl: Comman
     assert first["pool"]["name"] == "shop"
     assert poolctl("config", "orders", "-o", "name").out == "orders\n"
     assert "********" not in text
+
+
+@pytest.mark.parametrize("limit", ["", "limit = 8, "])
+def test_limit_of_restarts_is_printed_only_if_a_file_gives_it(
+    poolctl: Command, directory: Path, limit: str
+) -> None:
+    text = (directory / "pool.toml").read_text()
+    restart = f'restart = {{ {limit}backoff = {{ initial = "50ms" }} }}'
+    (directory / "pool.toml").write_text(f"{text}{restart}\n")
+    (directory / "again.toml").write_text(poolctl("config").out)
+    first, again = (load([name])[1].restart for name in ("pool.toml", "again.toml"))
+    assert (first.is_limited, again.is_limited) == (bool(limit), bool(limit))
+    assert again.backoff == first.backoff
+    assert ("restart.limit = 8" in poolctl("show", "orders", "--full").out) is bool(limit)
+    (shown,) = poolctl("config", "orders", "-o", "json").json["items"]
+    assert ("limit" in shown["config"]["restart"]) is bool(limit)
 
 
 def test_secrets_are_masked_with_a_note_and_revealed_on_request(poolctl: Command, directory: Path) -> None:
