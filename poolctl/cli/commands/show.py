@@ -151,10 +151,11 @@ def _flattened(table: Table, prefix: str = "") -> list[tuple[str, object]]:
 
 
 def _origin(key: str, origin: dict[str, str]) -> str:
-    """Where in the files `key`, or else the innermost table that contains it, is set; "default" if nowhere."""
+    """Where in the files `key` is set, or else the table around it if none of its keys has a place; else "default"."""
     parts = key.split(".")
     for end in range(len(parts), 0, -1):
-        where = origin.get(".".join(parts[:end]))
-        if where:
-            return printable(relative_to_cwd(str(where)))
+        name = ".".join(parts[:end])
+        if where := origin.get(name):
+            has_others = name != key and any(other.startswith(f"{name}.") for other in origin)
+            return _DEFAULT if has_others else printable(relative_to_cwd(str(where)))
     return _DEFAULT

@@ -306,6 +306,13 @@ def located(finding: Finding, place: Place, entry: ServerTable | None = None) ->
 
 
 LONG_FORMS = {written: key for key, written in SYNONYMS.items()}
+# The keys that the short form of a table sets.
+_KEYS_OF_SHORT_FORMS = {
+    "health": ("health.readiness.http",),
+    "recovery": ("recovery.strategy",),
+    "restart": ("restart.policy",),
+    "workers": ("scale.min", "scale.max"),
+}
 
 
 class Origins:
@@ -321,7 +328,6 @@ class Origins:
         self._parts = parts
         self._defaults: list[Source] = [(document, ("defaults",)) for document in documents]
         self._entries = {entry.name: entry for entry in reversed(entries)}
-        self._by_table: dict[str, dict[KeyPath, list[tuple[KeyPath, int]]]] = {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Origins)
@@ -365,25 +371,36 @@ class Origins:
             isinstance(each, dict) and each.get("tls") is True for each in tables
         )
         for document, table in [*self._defaults, *entry.parts]:
-            for path, line in self._keys_by_table(document).get(table, ()):
-                first = LONG_FORMS.get(str(path[0]), path[0])
+            for path, line, value in _keys_of(document, table):
+                first, where = LONG_FORMS.get(str(path[0]), path[0]), f"{document.path}:{line}"
                 if table != ("defaults",) or first != "tls" or asks:
-                    found[".".join(map(str, (first, *path[1:])))] = f"{document.path}:{line}"
+                    found[".".join(map(str, (first, *path[1:])))] = where
+                    if len(path) == 1 and not isinstance(value, dict):
+                        found |= dict.fromkeys(_KEYS_OF_SHORT_FORMS.get(str(path[0]), ()), where)
         return found
 
-    def _keys_by_table(self, document: Document) -> dict[KeyPath, list[tuple[KeyPath, int]]]:
-        """Return {path of a table: [(path within the table, line)]} for keys of servers and [defaults] in a file."""
-        known = self._by_table.get(document.path)
-        if known is None:
-            known = self._by_table[document.path] = {}
-            start = len(document.prefix)
-            for path, (line, _) in document.positions().items():
-                own = path[start:]
-                size = 1 if own[:1] == ("defaults",) or isinstance(own[0] if own else "", int) else 2
-                rest = own[size:]
-                if rest and all(isinstance(part, str) for part in rest):
-                    known.setdefault(own[:size], []).append((rest, line))
-        return known
+
+def _keys_of(document: Document, table: KeyPath) -> Iterator[tuple[KeyPath, int, Tree]]:
+    """The keys of a table, and of the tables in it: their paths in the table, their lines and their values.
+
+    A value that an alias or a merge of YAML repeats has the line of the table into which it is repeated.
+    """
+    places, here = document.positions(), document.data
+    for part in table:
+        try:
+            here = here[part]
+        except (LookupError, TypeError):
+            return
+
+    def keys_in(inside: Tree, path: KeyPath, line: int) -> Iterator[tuple[KeyPath, int, Tree]]:
+        for key, value in inside.items() if isinstance(inside, dict) else ():
+            place = places.get((*document.prefix, *table, *path, key))
+            own = place[0] if place else line
+            if place or not isinstance(value, dict):
+                yield (*path, key), own, value
+            yield from keys_in(value, (*path, key), own)
+
+    yield from keys_in(here, (), places.get((*document.prefix, *table), (1, 1))[0])
 
 
 def nearest_source(sources: Sequence[Source], path: KeyPath) -> Source | None:

@@ -40,6 +40,36 @@ def test_show_leaves_out_the_defaults_of_a_table_in_one_line(poolctl: Command, d
     assert lines[0].startswith("http.keep_alive = 3 ")
 
 
+def test_value_that_no_file_has_is_a_default_whatever_else_its_table_sets(
+    poolctl: Command, directory: Path
+) -> None:
+    keys = ["restart = { window = 9 }", "health = { liveness = { tcp = true } }", "scale = { min = 1 }"]
+    text = (directory / "pool.toml").read_text() + "\n".join(keys)
+    (directory / "pool.toml").write_text(text)
+    lines = [line.split("#")[0].strip() for line in poolctl("show", "orders").out.splitlines()]
+    tables = ("restart.", "health.", "scale.")
+    assert [line for line in lines if line.startswith(tables)] == [
+        "scale.min = 1", "health.liveness.tcp = true", "restart.window = 9",
+    ]  # fmt: skip
+    full = [" ".join(line.split()) for line in poolctl("show", "orders", "--full").out.splitlines()]
+    assert 'restart.policy = "always" # default' in full
+    assert "health.liveness.interval = 5 # default" in full
+
+
+def test_value_of_a_short_form_is_where_that_is(poolctl: Command, directory: Path) -> None:
+    head = '[defaults]\nrestart = "no"\nworkers = 2\n'
+    keys = 'health = "/ready"\nrecovery = "replace"\nrestart = { window = 9 }\nscale = { max = 5 }\n'
+    text = head + (directory / "pool.toml").read_text() + keys
+    (directory / "pool.toml").write_text(text)
+    lines = [" ".join(line.split()) for line in poolctl("show", "orders").out.splitlines()]
+    tables = ("restart.", "health.", "recovery.", "scale.")
+    assert [line for line in lines if line.startswith(tables)] == [
+        "scale.min = 2 # pool.toml:3", "scale.max = 5 # pool.toml:22",
+        'health.readiness.http = "/ready" # pool.toml:19', 'restart.policy = "no" # pool.toml:2',
+        "restart.window = 9 # pool.toml:21", 'recovery.strategy = "replace" # pool.toml:20',
+    ]  # fmt: skip
+
+
 def test_show_of_a_running_server_has_its_live_state(poolctl: Command, supervised: Supervised) -> None:
     failure = {"message": "exited with status 3\n    Traceback"}
     running = item(
@@ -130,8 +160,8 @@ def test_show_knows_the_defaults_of_a_server_whose_files_have_changed(
     assert 'bind = "127.0.0.1:8081"\n' in text
 
 
-def test_key_within_a_table_has_the_origin_of_the_table() -> None:
-    origin = {"http": "/p/pool.toml:3", "env.A": "/p/pool.toml:4"}
+def test_key_within_a_table_has_the_origin_of_the_table_if_that_is_all_that_is_known() -> None:
+    origin = {"http": "/p/pool.toml:3", "env": "/p/pool.toml:4", "env.A": "/p/pool.toml:4"}
     assert [_origin(key, origin) for key in ("http.loop", "env.A", "env.B", "name")] == [
         "/p/pool.toml:3", "/p/pool.toml:4", "default", "default",
     ]  # fmt: skip

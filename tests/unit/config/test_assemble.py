@@ -100,6 +100,19 @@ def test_origin_names_file_and_line_of_every_key(tmp_path: Path) -> None:
     assert server.origin["http.loop"] == f"{tmp_path}/base.toml:7"
 
 
+def test_origin_of_a_value_that_yaml_repeats_is_where_it_is_repeated(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text(
+        "server:\n- &a\n  name: a\n  bind: :1\n  app: a:b\n  restart: &r\n    policy: always\n    window: 9\n"
+        "- name: b\n  bind: :2\n  app: a:b\n  restart: *r\n"
+        "- <<: *a\n  name: c\n  bind: :3\n  restart:\n    <<: *r\n    window: 8\n"
+    )
+    _, b, c = PoolConfig.load([tmp_path / "pool.yaml"], {})
+    file = f"{tmp_path}/pool.yaml"
+    keys = ("app", "restart.policy", "restart.window")
+    assert [(b.origin or {})[key] for key in keys] == [f"{file}:11", f"{file}:12", f"{file}:12"]
+    assert [(c.origin or {})[key] for key in keys] == [f"{file}:13", f"{file}:16", f"{file}:18"]
+
+
 def test_all_problems_of_all_files_are_reported_in_the_files_order(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(
         '[pool]\nnme = "x"\n[[server]]\nname = "one two"\nbind = "127.0.0.1:99999"\napp = "h:a"\n'
