@@ -121,10 +121,10 @@ class ServerKeys(Section):
     stop_signal: (
         Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH"] | None
     ) = field(None, "The signal that asks a command to stop. Left out: SIGTERM.")
-    stop_group: Literal["after", "together", "leader"] | None = field(
-        None,
+    stop_group: Literal["after", "together", "leader"] = field(
+        "after",
         "Which processes of a command get its stop signal: its leader, and after that has ended the rest of its"
-        " group; all of them together; or the leader alone. Left out: after.",
+        " group; all of them together; or the leader alone.",
     )
     drain_timeout: Duration = field(30.0, "Maximum time for its connections to end when a worker is stopped.")
     hooks: Hooks | None = field(
@@ -268,6 +268,8 @@ class ServerKeys(Section):
             found = {"name": self.name, "app": app} | found | {"app": app}
         if not self.listens:
             del found["bind"], found["expose"]
+        if not self.command:
+            del found["stop_group"]
         if not self.is_ready_by_running:
             del found["ready_after"]
         found["restart"] = {"policy": self.restart_policy, **found["restart"]}

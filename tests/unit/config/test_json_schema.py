@@ -53,6 +53,7 @@ def test_table_that_may_stand_several_times_is_a_list_and_any_other_is_none() ->
 def test_units_defaults_and_ranges_are_shown() -> None:
     server = TABLES["Server"]["properties"]
     assert (server["start_timeout"]["unit"], server["start_timeout"]["default"]) == ("seconds", "30s")
+    assert server["stop_group"]["default"] == "after"
     assert (
         TABLES["Log"]["properties"]["max_size"]["unit"],
         TABLES["Log"]["properties"]["max_size"]["default"],

@@ -410,7 +410,7 @@ def test_programs_of_the_defaults_keep_their_keys_for_programs_alone(tmp_path: P
     first, second = load_text(tmp_path, text)
     keys = ("command", "stop_signal", "stop_group", "notify")
     assert [getattr(first, key) for key in keys] == [("x",), "SIGINT", "leader", True]
-    assert [getattr(second, key) for key in keys] == [None, None, None, False]
+    assert [getattr(second, key) for key in keys] == [None, None, "after", False]
 
 
 def test_scheduled_job_inherits_neither_hooks_nor_mandatory(tmp_path: Path) -> None:

@@ -83,9 +83,9 @@ def test_group_that_a_crash_leaves_is_asked_to_end_and_killed_after_the_stop_tim
     staged(work)
 
 
-@pytest.mark.parametrize(("stop_group", "signals"), [(None, [ASKED]), ("together", [])])
+@pytest.mark.parametrize(("stop_group", "signals"), [("after", [ASKED]), ("together", [])])
 def test_group_of_a_program_that_was_asked_to_end_has_the_time_limit_of_the_stop(
-    stop_group: str | None, signals: list[object]
+    stop_group: str, signals: list[object]
 ) -> None:
     async def work() -> None:
         stage = Stage(stop_group=stop_group)
