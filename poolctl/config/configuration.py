@@ -229,6 +229,12 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
         yield Finding(("command",), BINDS_ITSELF, hint)
     if server.command:
         yield from misspelt_placeholders(server.command, server.env)
+    if ignored := server.ignored_log_keys:
+        own = server.origins.of(server.name, inherited=False)
+        # In the defaults, a size may be meant for the logs of other servers.
+        for key in (key for key in ignored if key in own or "log.path" not in own):
+            _, name = path = tuple(key.split("."))
+            yield Finding(path, f"{name} has no effect: a log that is printed keeps 2 MiB", "take it out")
     for name, value in server.env.items():
         if value == MASK:
             message = f"{MASK} is a secret that `poolctl config` has masked, not its value"

@@ -359,8 +359,11 @@ class Origins:
         """The file in which the server is defined."""
         return self._entries[name].parts[0][0].path
 
-    def of(self, name: str) -> dict[str, str]:
-        """`{"http.loop": "/etc/pool.toml:7", …}` for every key that files set for the server; {} for an unknown one."""
+    def of(self, name: str, *, inherited: bool = True) -> dict[str, str]:
+        """`{"http.loop": "/etc/pool.toml:7", …}` for every key that files set for the server; {} for an unknown one.
+
+        Without `inherited`, the keys of [defaults] are left out.
+        """
         found: dict[str, str] = {}
         entry = self._entries.get(name)
         if entry is None:
@@ -370,12 +373,15 @@ class Origins:
         asks = "tls" in entry.table or any(
             isinstance(each, dict) and each.get("tls") is True for each in tables
         )
-        for document, table in [*self._defaults, *entry.parts]:
+        for document, table in [*(self._defaults if inherited else ()), *entry.parts]:
             for path, line, value in _keys_of(document, table):
                 first, where = LONG_FORMS.get(str(path[0]), path[0]), f"{document.path}:{line}"
                 if table != ("defaults",) or first != "tls" or asks:
-                    found[".".join(map(str, (first, *path[1:])))] = where
-                    if len(path) == 1 and not isinstance(value, dict):
+                    key = ".".join(map(str, (first, *path[1:])))
+                    found[key] = where
+                    if value is None:
+                        del found[key]  # as if no file had it
+                    elif len(path) == 1 and not isinstance(value, dict):
                         found |= dict.fromkeys(_KEYS_OF_SHORT_FORMS.get(str(path[0]), ()), where)
         return found
 

@@ -258,7 +258,18 @@ class ServerKeys(Section):
 
         They are unknown for a server that was made in Python, or sent by another process.
         """
-        return None if self.origins is None else self.origins.of(self.name)
+        if self.origins is None:
+            return None
+        ignored = self.ignored_log_keys
+        return {key: place for key, place in self.origins.of(self.name).items() if key not in ignored}
+
+    @property
+    def ignored_log_keys(self) -> tuple[str, ...]:
+        """The keys that files set of its log, but that a log which is printed does not heed; () if that is unknown."""
+        if self.origins is None or self.log.path is not None or not {"max_size", "keep"} <= self.log.given:
+            return ()
+        found = self.origins.of(self.name)
+        return tuple(key for key in ("log.max_size", "log.keep") if "log.path" in found and key in found)
 
     def to_dict(self) -> dict[str, Tree]:
         """The complete configuration as it would be written in a file: seconds, bytes, absolute paths, no None."""

@@ -633,3 +633,35 @@ def test_pool_without_rules_is_usable(tmp_path: Path) -> None:
     file.write_text(SERVER)
     config = load(file, {})
     assert (config.startup_problems(), config.warnings) == ([], [])
+
+
+def test_size_of_a_log_that_is_printed_is_a_warning_and_no_origin(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(
+        "[defaults]\nlog.keep = 3\n"
+        '[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\nlog = { path = "/dev/stdout", max_size = "1MB" }\n'
+        '[[server]]\nname = "b"\nbind = ":2"\napp = "a:b"\nlog = { path = "b.log", max_size = "1MB" }\n'
+    )
+    config = load([str(tmp_path / "pool.toml")], {})
+    (warning,) = config.warnings
+    assert str(warning).startswith(f"{tmp_path}/pool.toml:7:")
+    assert "max_size has no effect: a log that is printed keeps 2 MiB" in str(warning)
+    printed, filed = ({*(each.origin or {})} & {"log.path", "log.max_size", "log.keep"} for each in config)
+    assert printed == {"log.path"}
+    assert filed == {"log.path", "log.max_size", "log.keep"}
+
+
+def test_size_in_the_defaults_is_a_warning_if_the_logs_of_all_servers_are_printed(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(
+        '[defaults]\nlog = { path = "-", keep = 3 }\n[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\n'
+    )
+    (warning,) = load([str(tmp_path / "pool.toml")], {}).warnings
+    assert str(warning).partition(";")[0].endswith("keep has no effect: a log that is printed keeps 2 MiB")
+
+
+def test_log_whose_path_is_null_is_a_file_of_its_size(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text(
+        'defaults: { log: { path: "-" } }\n'
+        'server: [{ name: a, bind: ":1", app: "a:b", log: { path: null, max_size: 1MB } }]\n'
+    )
+    config = load([str(tmp_path / "pool.yaml")], {})
+    assert (config[0].log.max_size, config.warnings) == (10**6, [])
