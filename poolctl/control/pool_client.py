@@ -625,4 +625,6 @@ def _table(server: Mapping[str, object] | ServerConfig | None) -> Mapping[str, o
     if server.app is not None and not isinstance(server.app, str):
         raise PoolParamError("the app is an object of this process", hint='name it: app="module:attribute"')
     table: Table = escaped(server.to_dict())
+    if not server.restart.is_limited:
+        del table["restart"]["limit"]  # written out, the default would be another limit
     return table

@@ -36,7 +36,8 @@ DEFAULTS = {
         "max_head_size": 65536, "websocket": "auto",
     },
     "restart": {
-        "policy": "always", "backoff": {"initial": 0.2, "max": 30.0, "factor": 2.0, "jitter": 0.1}, "window": 300.0,
+        "policy": "always", "backoff": {"initial": 0.2, "max": 30.0, "factor": 2.0, "jitter": 0.1}, "limit": 8,
+        "window": 300.0,
     },
     "log": {"format": "text", "max_size": 10 * 2**20, "keep": 5},
 }  # fmt: skip

@@ -35,12 +35,8 @@ def perform(request: CommandRequest) -> Outcome:
     """The selected servers' configuration as TOML that can be loaded again, or as JSON."""
     pool = find_pool(request)
     config = load(pool, allow_empty=bool(request.get("allow_empty")))
-    items = choose(
-        _with_running_state(
-            [described(server) for server in servers_with_chosen_ports(config, pool)], request, pool
-        ),
-        request,
-    )
+    servers = servers_with_chosen_ports(config, pool)
+    items = choose(_with_running_state([described(server) for server in servers], request, pool), request)
     settings: Table = config.settings.to_dict()
     tables = config.tables.to_dict()
     note = ""
@@ -52,16 +48,27 @@ def perform(request: CommandRequest) -> Outcome:
         note = f"# {MASK} stands for secrets, which --reveal shows\n" if MASK in shown else ""
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     if request.output in ("", "toml"):
+        limited = {server.name for server in servers if server.restart.is_limited}
         outcome.text = note + "\n".join(
             [
                 table_text("[pool]", escaped(settings)),
                 *(_table_as_toml(name, table) for name, table in tables.items()),
-                *(table_text("[[server]]", escaped(item.config)) for item in items),
+                *(
+                    table_text("[[server]]", escaped(_loadable(item.config, is_limited=item.name in limited)))
+                    for item in items
+                ),
             ]
         )
     elif request.output == "json":
         outcome.extra = {"pool": settings, **tables}
     return outcome
+
+
+def _loadable(config: Table, *, is_limited: bool) -> Table:
+    """The configuration as files have it: written out, the default limit of restarts would be another one."""
+    if is_limited:
+        return config
+    return config | {"restart": {key: value for key, value in config["restart"].items() if key != "limit"}}
 
 
 def _table_as_toml(name: str, table: Table | list[Table]) -> str:

@@ -577,13 +577,6 @@ class Restart(Section):
         """Whether `limit` was given, so that it applies to a server that was ready before, too."""
         return "limit" in self.given
 
-    def to_dict(self) -> dict[str, Tree]:
-        """The table as it would be written in a file. A default limit is left out: written out, it is another one."""
-        found = super().to_dict()
-        if not self.is_limited:
-            del found["limit"]
-        return found
-
     def __eq__(self, other: object) -> bool:
         # The default, written out, is another limit.
         return super().__eq__(other) and isinstance(other, Restart) and self.is_limited is other.is_limited

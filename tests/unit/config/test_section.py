@@ -216,7 +216,7 @@ def test_copy_of_a_table_equals_it_and_another_kind_with_the_same_values_does_no
     [
         (Backoff, {"initial": 0.2, "max": 30.0, "factor": 2.0, "jitter": 0.1}),
         (RecoveryBackoff, {"initial": 5.0, "max": 300.0, "factor": 2.0, "jitter": 0.1}),
-        (Restart, {"backoff": Backoff.with_defaults().to_dict(), "window": 300.0}),
+        (Restart, {"backoff": Backoff.with_defaults().to_dict(), "limit": 8, "window": 300.0}),
         (Recovery, {"strategy": "restart", "heartbeat": 5.0, "stuck_after": 15.0, "limit": 5, "window": 600.0,
                     "backoff": RecoveryBackoff.with_defaults().to_dict()}),
         (Probe, {"tcp": False, "interval": 5.0, "timeout": 2.0, "fall_count_warn": 1, "fall_count_ko": 3,
