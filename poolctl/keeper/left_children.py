@@ -1,4 +1,4 @@
-"""Ends the processes that a command of the user leaves behind when its first process ends. Standard library only.
+"""Reaps a command of the user, and ends the processes that it leaves behind. Standard library only.
 
 A command in the terminal has no process group of its own. The process that runs it is a child subreaper instead (see
 platform.become_subreaper), and so becomes the parent of what is left, whose pids cannot be reused before it reaps them.
@@ -19,7 +19,28 @@ from .reap import KILLED_SECONDS, children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable
+    from collections.abc import Callable, Collection, Container, Iterable
+
+# SI_KERNEL of sigaction(2): the signal was sent by the terminal, so a command has received it as well.
+SI_KERNEL = 0x80
+
+
+def reap_and_find_status(command: int, others: Collection[int] = ()) -> int | None:
+    """Reap the command and what it has left behind, but not `others`.
+
+    Returns the command's exit status, 128 + N if signal N killed it; None if it still runs.
+    """
+    found = None
+    for child in {command, *children()}.difference(others):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended == command:
+            found = shell_status(os.waitstatus_to_exitcode(status))
+    return found
+
+
+def shell_status(code: int) -> int:
+    """The exit status as a shell has it: 128 + N for the exit code -N of a process that signal N killed."""
+    return code if code >= 0 else 128 - code
 
 
 def left_children(known: Container[int]) -> list[int]:

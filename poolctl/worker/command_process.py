@@ -12,16 +12,13 @@ import signal
 import sys
 from typing import NoReturn
 
-from ..keeper.left_children import descendants, end_processes, left_children
-from ..keeper.reap import children
+from ..keeper.left_children import SI_KERNEL, descendants, end_processes, left_children, reap_and_find_status
 from ..platform import become_subreaper, name_process
 from . import process_setup
 from .process_setup import SPEC_FD, Spec
 
 _FAILED = 1
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
-# SI_KERNEL of sigaction(2): sent by the terminal, so the command has received it as well.
-_SI_KERNEL = 0x80
 _FORWARDED = (
     signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
 )  # fmt: skip
@@ -64,14 +61,11 @@ def _forward_signals_until_exit(command: int, *, together: bool) -> int:
     """Pass signals on to the command or, if `together`, to all processes; returns its status once it has ended."""
     while True:
         came = signal.sigwaitinfo((signal.SIGCHLD, *_FORWARDED))
-        if came.si_signo != signal.SIGCHLD:
-            if came.si_code != _SI_KERNEL:
-                for pid in descendants() if together else (command,):
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(pid, came.si_signo)
-            continue
-        for child in {command, *children()}:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended == command:
-                code = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
+        if came.si_signo == signal.SIGCHLD:
+            status = reap_and_find_status(command)
+            if status is not None:
+                return status
+        elif came.si_code != SI_KERNEL:
+            for pid in descendants() if together else (command,):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, came.si_signo)

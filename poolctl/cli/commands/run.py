@@ -71,7 +71,13 @@ from poolctl.exit_codes import (
     NOT_EXECUTABLE,
     NOT_FOUND,
 )
-from poolctl.keeper.left_children import end_processes, left_children
+from poolctl.keeper.left_children import (
+    SI_KERNEL,
+    end_processes,
+    left_children,
+    reap_and_find_status,
+    shell_status,
+)
 from poolctl.keeper.reap import children
 from poolctl.logs.log_line import LogLine, stamp
 from poolctl.logs.log_tail import follow, tail
@@ -748,8 +754,6 @@ FORWARDED_SIGNALS = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
-# SI_KERNEL of sigaction(2): sent by the terminal, so the command has received it as well.
-SI_KERNEL = 0x80
 # Signals ignored by Python, which programs expect at their default.
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
 # Docker kills the container after ten.
@@ -800,7 +804,7 @@ def run_to_end(
         while True:
             came = signal.sigwaitinfo(watched)
             if came.si_signo == signal.SIGCHLD:
-                status = _reap_and_find_status(pid, others)
+                status = reap_and_find_status(pid, others)
                 if status is not None:
                     end_processes(lambda: left_children(others), signal.SIGTERM, LEFT_SECONDS)
                     return status
@@ -816,17 +820,6 @@ def run_to_end(
         if lifeline >= 0:
             _stop_sigio(lifeline)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _reap_and_find_status(command: int, others: set[int]) -> int | None:
-    """Reap the command and what it has left behind, but not `others`; returns the command's status if it has ended."""
-    found = None
-    for child in {command, *children()} - others:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended == command:
-            code = os.waitstatus_to_exitcode(status)
-            found = code if code >= 0 else 128 - code
-    return found
 
 
 def _enable_sigio_and_poll(lifeline: int) -> bool:
@@ -899,8 +892,7 @@ class _InitProcess:
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == self._child:
-                    code = os.waitstatus_to_exitcode(ended[1])
-                    self._status = code if code >= 0 else 128 - code
+                    self._status = shell_status(os.waitstatus_to_exitcode(ended[1]))
                     self._end_soon()
         except ChildProcessError:
             return True

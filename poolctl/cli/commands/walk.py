@@ -22,7 +22,7 @@ from poolctl.config import LOCAL
 from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 from poolctl.json_form import Table, from_json
-from poolctl.keeper.left_children import end_processes, left_children
+from poolctl.keeper.left_children import end_processes, left_children, shell_status
 from poolctl.platform import process_variable, subreaper
 
 LINE = ("name", "bind", "state")
@@ -113,10 +113,8 @@ class ParallelWalk:
         output, errors = child.communicate()
         ending.join()
         self.children.discard(child)
-        code = child.returncode if child.returncode >= 0 else 128 - child.returncode
-        return _run_result(
-            item, code, *(each.decode("utf-8", "backslashreplace") for each in (output, errors or b""))
-        )
+        texts = (each.decode("utf-8", "backslashreplace") for each in (output, errors or b""))
+        return _run_result(item, shell_status(child.returncode), *texts)
 
     def _end_left(self, pid: int, name: str) -> None:
         """Wait until the child has exited, and end what it has left behind."""
