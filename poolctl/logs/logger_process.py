@@ -112,10 +112,10 @@ class OutputSpool:
         if header.get("stored"):
             self._finish(id, rest)
             return
+        content = self.incomplete_line(id)[: header["kept"]] + os.pread(self.fds[1], MOST_BYTES, 0)
         if "when" in header:
-            self._left = NotedMove(id, header["when"], header["length"], rest)
-        taken = os.pread(self.fds[1], MOST_BYTES, 0)
-        self._finish(id, self.incomplete_line(id)[: header["kept"]] + taken)
+            self._left = NotedMove(id, header["when"], header["length"], content[header["length"] :])
+        self._finish(id, content)
 
     def unfinished_move(self, id: str) -> NotedMove | None:
         """Return the move if a killed logger was moving lines of stream `id` into the log file; otherwise None."""
@@ -148,8 +148,7 @@ class OutputSpool:
         if self.unfinished_move(move.id) is not None:
             self._left = None
         kept = len(self.incomplete_line(move.id))
-        noted = {"id": move.id, "kept": kept, "when": move.when, "length": move.length}
-        self._write_note(noted, move.rest)
+        self._write_note({"id": move.id, "kept": kept, "when": move.when, "length": move.length})
 
     def finish(self, move: NotedMove) -> None:
         """Keep only the rest of the move, after its lines have been stored."""
@@ -233,7 +232,6 @@ class OutputStream:
         content = self._spool.incomplete_line(self.id)
         move = self._spool.unfinished_move(self.id)
         if move is not None:
-            move = move._replace(rest=content[move.length :])
             self._spool.begin(move)
             self._store_missing_lines(content[: move.length], move.when)
             self._spool.finish(move)
