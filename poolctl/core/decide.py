@@ -550,11 +550,10 @@ def judge_exit(
     recent = [moment for moment in situation.restarts if situation.now - moment <= limits.window]
     if situation.spent or len(recent) >= limits.limit:
         is_tried = situation.was_up and not (limits.is_limited or situation.may_sleep)
-        pause = limits.backoff.longest_seconds(jitter)
-        if situation.others:
-            return ExitDecision(StepAfterExit.RESTART, pause, spent=True)
-        if is_tried:
-            pause = max(pause, SHORTEST_ENDLESS_BACKOFF_SECONDS)
+        if situation.others or is_tried:
+            pause = limits.backoff.longest_seconds(jitter)
+            if not situation.others:
+                pause = max(pause, SHORTEST_ENDLESS_BACKOFF_SECONDS)
             return ExitDecision(StepAfterExit.RESTART, pause, spent=True)
         reason = f"{exit_.message}; given up after {restarts_within(len(recent), limits)}"
         return ExitDecision(StepAfterExit.FAILED, reason=reason, restarts=len(recent))
