@@ -295,17 +295,21 @@ def group_members(group: int) -> Iterator[int]:
 
     Empty if /proc cannot be read.
     """
-    try:
-        names = os.listdir("/proc")
-    except OSError:
-        return
-    for pid in (int(name) for name in names if name.isdecimal()):
+    for pid in _pids():
         try:
             is_member = pid != group and os.getpgid(pid) == group
         except ProcessLookupError:
             continue
         if is_member and _stat_fields(pid)[:1] not in ([], [b"Z"]):
             yield pid
+
+
+def _pids() -> list[int]:
+    """The pids of all processes; empty if /proc cannot be read."""
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    except OSError:
+        return []
 
 
 def _stat_fields(pid: int) -> list[bytes]:
@@ -325,11 +329,7 @@ def process_variable(pid: int, name: str) -> str:
 
 def process_table() -> dict[int, tuple[int, int]]:
     """The parent pid and the session of each process, by pid (proc(5), stat)."""
-    try:
-        names = os.listdir("/proc")
-    except OSError:
-        return {}
-    fields = ((int(name), _stat_fields(int(name))) for name in names if name.isdigit())
+    fields = ((pid, _stat_fields(pid)) for pid in _pids())
     return {pid: (int(each[1]), int(each[3])) for pid, each in fields if each}
 
 

@@ -71,9 +71,8 @@ def descendants() -> list[int]:
     found, session = left_children(()), os.getsid(0)
     for pid in found:  # which grows
         with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children") as file:
-                    found += [child for child in map(int, file.read().split()) if os.getsid(child) == session]
+            for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+                found += [child for child in children(pid, thread) if os.getsid(child) == session]
     return found
 
 

@@ -35,7 +35,7 @@ class Reaper:
     def __init__(self, keeps_group: Callable[[int], bool] = lambda pid: False) -> None:
         self.unacknowledged: list[wire.Message] = []
         self.watcher = Watcher()
-        self.left_groups = LeftGroups()
+        self.left_groups = GroupWatcher()
         self.sequence = 0
         self._keeps_group = keeps_group
 
@@ -176,7 +176,7 @@ def _peek(kind: int, which: int) -> os.waitid_result | None:
         return None
 
 
-class LeftGroups:
+class GroupWatcher:
     """Process groups that outlive their leaders. One descriptor becomes readable when any of them may have ended.
 
     A leader that is a child is not reaped before its group is empty, so that its pid, which is the group's id, is not
@@ -389,7 +389,7 @@ def await_group_end(leader: int, timeout_seconds: float) -> bool:
 
     The leader's pid must not have been reused.
     """
-    groups, until = LeftGroups(), time.monotonic() + timeout_seconds
+    groups, until = GroupWatcher(), time.monotonic() + timeout_seconds
     try:
         poll = select.poll()
         poll.register(groups, select.POLLIN)
@@ -429,14 +429,14 @@ def _reap_and_check_left() -> bool:
     return False
 
 
-def children(pid: int | None = None) -> list[int]:
-    """The pids of the children of the first thread of process `pid` (default: this process).
+def children(pid: int | None = None, thread: int | None = None) -> list[int]:
+    """The pids of the children of one thread (default: the first one) of process `pid` (default: this process).
 
     Empty if the kernel does not list them (proc(5), children).
     """
     pid = pid or os.getpid()
     try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
+        with open(f"/proc/{pid}/task/{thread or pid}/children") as file:
             return [int(child) for child in file.read().split()]
     except OSError:
         return []
