@@ -336,10 +336,8 @@ class ProgramProber:
             if self._process is not None:
                 self._process.kill()
             problem = f"{self._argv[0]}: {error.strerror or error}"
-            is_refused = error.errno in {
-                *_REFUSED_BY_MACHINE,
-                errno.EAGAIN,
-            }  # of fork(2): the limit of processes
+            # EAGAIN of fork(2): the limit of processes.
+            is_refused = error.errno in (errno.EAGAIN, *_REFUSED_BY_MACHINE)
             self._finish(Unsent(problem) if is_refused else problem)
             return
         asyncio.get_running_loop().add_reader(self._watched, self._ended)

@@ -225,9 +225,8 @@ class WorkerRecovery:
 
     def _on_stacks_read(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
         """Begin the recovery of the worker, now that its stacks have been read."""
-        if (
-            self._taking.get(id(worker)) is taken
-        ):  # otherwise it hangs again, and its stacks are being read again
+        # Otherwise it hangs again, and its stacks are being read again.
+        if self._taking.get(id(worker)) is taken:
             del self._taking[id(worker)]
         problems = self._states[entry.name].problems if entry.name in self._states else {}
         problem = problems.get(worker.id)

@@ -95,9 +95,8 @@ def perform(request: CommandRequest) -> Outcome:
     found = "" if request.get("with_app") else existing_app(directory)
     with_app = bool(request.get("with_app"))
     if not with_app:
-        _refuse_existing(
-            [path] if os.path.lexists(path) and not request.get("force") else []
-        )  # before the user is asked
+        # Before the user is asked.
+        _refuse_existing([path] if os.path.lexists(path) and not request.get("force") else [])
         with_app = not (found or os.path.lexists(os.path.join(directory, APP_FILE))) and _ask_to_write_app(
             request
         )

@@ -140,9 +140,8 @@ def perform(request: CommandRequest) -> Outcome:
         StopSignalRaiser() as signals,
     ):
         session = RunSession(request, pool, command, limit_seconds, wakeup=signals.wakeup)
-        if sd_notify.enabled(
-            os.environ
-        ):  # not a hangup of a terminal: systemd.service(5) uses SIGHUP as the order to reload
+        # Here SIGHUP is not the hangup of a terminal, but the order to reload (systemd.service(5)).
+        if sd_notify.enabled(os.environ):
             signal.signal(signal.SIGHUP, lambda number, frame: session.reload())
         code = _run(session, path, signals)
         session.flush_diagnostics()  # printed here, where a reader that has stopped reading blocks nothing

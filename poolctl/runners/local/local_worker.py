@@ -316,9 +316,8 @@ class LocalWorker(LinkHandler):
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
         self.left: asyncio.Future[None] = loop.create_future()  # done when it has stopped accepting
-        self.group_ended: asyncio.Future[None] = (
-            loop.create_future()
-        )  # done when no process of its group is waited for
+        # Done when no process of its group is waited for.
+        self.group_ended: asyncio.Future[None] = loop.create_future()
         self.asked_to_end = False
         self.wrote_stacks = asyncio.Event()
         # Mark the exception as retrieved, because there may be no caller that awaits this future.
