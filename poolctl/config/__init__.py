@@ -35,7 +35,7 @@ _MODULES = {
     "interpreter missing_program start_options",
     "configuration": "BINDS_ITSELF Configuration Reading ServerConfig Surroundings no_certificate "
     "open_files_per_pool_process",
-    "edit": "Draft FileChanged escaped table_text value_text",
+    "edit": "Draft FileChanged escaped server_table table_text value_text",
     "files.assemble": "Document read_documents variables_referenced_without_default",
     "files.marks": "Marks Stamp changed_files marks_of stamp_of",
     "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT PROCFILE PYPROJECT SUPERVISORD UNIT "

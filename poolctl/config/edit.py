@@ -628,6 +628,18 @@ def escaped(value: Tree) -> Tree:
     return value
 
 
+def server_table(values: Mapping[str, Tree], *, is_limited: bool) -> dict[str, Tree]:
+    """The `[[server]]` table of a configuration with these values, which have been resolved; escaped (see `escaped`).
+
+    The default of `restart.limit` is left out unless the configuration has set a limit (`is_limited`): a limit in a
+    table always ends the restarts, the default does not.
+    """
+    table: dict[str, Tree] = escaped(values)
+    if not is_limited:
+        del table["restart"]["limit"]
+    return table
+
+
 def _string(text: str) -> str:
     # A TOML basic string is a JSON string, except for DEL and unpaired surrogates.
     return json_text(text.encode("utf-8", "replace").decode("utf-8"))

@@ -620,11 +620,8 @@ def request_body(targets: Sequence[str], selector: Selection, options: Table) ->
 def _table(server: Mapping[str, object] | ServerConfig | None) -> Mapping[str, object]:
     if server is None or isinstance(server, Mapping):
         return server or {}
-    from poolctl.config import escaped
+    from poolctl.config import server_table
 
     if server.app is not None and not isinstance(server.app, str):
         raise PoolParamError("the app is an object of this process", hint='name it: app="module:attribute"')
-    table: Table = escaped(server.to_dict())
-    if not server.restart.is_limited:
-        del table["restart"]["limit"]  # written out, the default would be another limit
-    return table
+    return server_table(server.to_dict(), is_limited=server.restart.is_limited)

@@ -10,7 +10,7 @@ from poolctl.cli.offline import choose, described, load, servers_with_chosen_por
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask
-from poolctl.config import MASK, escaped, masked, table_text, values_to_mask
+from poolctl.config import MASK, escaped, masked, server_table, table_text, values_to_mask
 from poolctl.errors import ControlError
 from poolctl.json_form import Table
 
@@ -54,7 +54,7 @@ def perform(request: CommandRequest) -> Outcome:
                 table_text("[pool]", escaped(settings)),
                 *(_table_as_toml(name, table) for name, table in tables.items()),
                 *(
-                    table_text("[[server]]", escaped(_loadable(item.config, is_limited=item.name in limited)))
+                    table_text("[[server]]", server_table(item.config, is_limited=item.name in limited))
                     for item in items
                 ),
             ]
@@ -62,13 +62,6 @@ def perform(request: CommandRequest) -> Outcome:
     elif request.output == "json":
         outcome.extra = {"pool": settings, **tables}
     return outcome
-
-
-def _loadable(config: Table, *, is_limited: bool) -> Table:
-    """The configuration as files have it: written out, the default limit of restarts would be another one."""
-    if is_limited:
-        return config
-    return config | {"restart": {key: value for key, value in config["restart"].items() if key != "limit"}}
 
 
 def _table_as_toml(name: str, table: Table | list[Table]) -> str:
