@@ -1261,7 +1261,7 @@ def _missing_readiness_sign(entry: Entry, worker: Worker) -> str:
 
 
 def _has_older_worker(entry: Entry, worker: Worker) -> bool:
-    """Whether a worker still runs that this one, or another one of its generation, replaces."""
+    """Whether a worker still runs that this one, or another of its generation, replaces."""
     return any(
         each.generation < worker.generation
         and not (entry.is_current(each) or entry.is_of_canary(each.generation))

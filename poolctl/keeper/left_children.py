@@ -26,7 +26,7 @@ SI_KERNEL = 0x80
 
 
 def reap_and_find_status(command: int, others: Collection[int] = ()) -> int | None:
-    """Reap the command and what it has left behind, but not `others`.
+    """Reap the command and processes that it has left behind, but not `others`.
 
     Returns the command's exit status, 128 + N if signal N killed it; None if it still runs.
     """
@@ -55,11 +55,12 @@ def left_daemons(keeper: int, workers: Container[int | None]) -> list[tuple[str,
     Such processes have become children of the process `keeper`. `workers` are the pids of running workers. Blocks.
     """
     found, those = [], children(keeper)
-    inherited = process_variable(keeper, "POOLCTL_NAME")  # a pool that was started by a server of another one
+    # Set if a server of another pool has started this pool.
+    inherited = process_variable(keeper, "POOLCTL_NAME")
     for pid in those:
         with contextlib.suppress(ProcessLookupError):
             session, name = os.getsid(pid), process_variable(pid, "POOLCTL_NAME")
-            # A program that has exited leads the session of what is left of its group.
+            # A program that has exited still leads the session of the other processes of its group.
             is_daemon = pid not in workers and (session == pid or session not in those)
             if is_daemon and name not in ("", inherited):
                 found.append((name, pid))
@@ -79,8 +80,8 @@ def descendants() -> list[int]:
 def end_processes(find: Callable[[], Iterable[int]], number: int, timeout_seconds: float) -> None:
     """Send a signal to each child that `find` returns, and SIGKILL after the timeout; return when it finds none.
 
-    What a child leaves behind becomes a child too, and gets the signal then. Blocks. A process that cannot be killed is
-    not waited for longer than KILLED_SECONDS.
+    A process that a child leaves behind becomes a child too, and gets the signal then. Blocks. A process that cannot be
+    killed is not waited for longer than KILLED_SECONDS.
     """
     until = time.monotonic() + timeout_seconds
     sent: dict[int, int] = {}

@@ -1,7 +1,7 @@
 """Runs a server's command as a child of this process, for `poolctl serve` and `poolctl run --debug`.
 
 This process is small, and may be the first one of a container: it passes signals on, reaps, and when the command has
-ended, ends what that leaves behind. Standard library only.
+ended, ends the processes that are left. Standard library only.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
     if spec.get("ends_with_parent"):
         end_with_parent()  # after the change of the user, which resets it
     if "index" in spec:
-        os.environ["POOLCTL_NAME"] = spec["server"]  # found in what it leaves behind (see left_daemons)
+        os.environ["POOLCTL_NAME"] = spec["server"]  # identifies its processes (see left_daemons)
     if sockets:
         os.environ["LISTEN_FDS"] = str(sockets)
         os.environ["LISTEN_PID"] = str(os.getpid())

@@ -26,7 +26,7 @@ from poolctl.keeper.left_children import end_processes, left_children, shell_sta
 from poolctl.platform import process_variable, subreaper
 
 LINE = ("name", "bind", "state")
-# The time that a child has to exit after Ctrl-C before it is killed; likewise what a child has left behind.
+# The time that a child, or a process that it has left behind, has to exit before it is killed.
 PATIENCE_SECONDS = 5.0
 # A signal that arrives just before the interpreter waits for a lock is noticed only when that wait ends.
 POLL_SECONDS = 0.2
@@ -107,7 +107,7 @@ class ParallelWalk:
             return _run_result(item, code, stderr=f"{argv[0]}: {reason}\n")
         if child is None:
             return _run_result(item, INTERRUPTED)
-        # In a thread, because what the child leaves behind may keep its output open.
+        # In a thread, because processes that the child leaves behind may keep its output open.
         ending = threading.Thread(target=self._end_left, args=(child.pid, item.name))
         ending.start()
         output, errors = child.communicate()
@@ -117,7 +117,7 @@ class ParallelWalk:
         return _run_result(item, shell_status(child.returncode), *texts)
 
     def _end_left(self, pid: int, name: str) -> None:
-        """Wait until the child has exited, and end what it has left behind."""
+        """Wait until the child has exited, and end the processes that it has left behind."""
         with contextlib.suppress(ChildProcessError):  # reaped meanwhile
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         end_processes(lambda: self._left_by(name), signal.SIGTERM, PATIENCE_SECONDS)

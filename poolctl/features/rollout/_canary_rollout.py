@@ -242,7 +242,7 @@ class CanaryRollout:
         return worker.generation == self._canary.generation
 
     def _is_of_others(self, worker: Worker) -> bool:
-        """Whether the worker serves as before the rollout, also if it has replaced another one alone meanwhile."""
+        """Whether the worker serves as before the rollout, also if it has replaced another worker meanwhile."""
         replaces = self._target != self._base and worker.generation == self._target
         return not (replaces or self._is_of_canary(worker))
 

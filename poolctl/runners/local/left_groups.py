@@ -1,4 +1,4 @@
-"""Ends what programs leave behind: the processes of a process group whose leader has exited.
+"""Ends left groups: process groups of programs whose leader has exited.
 
 The keeper does not reap such a leader before its group is empty, so its pid still names the group.
 """
