@@ -873,8 +873,9 @@ class CommandGoal:
         return entry.state in _DOWN and entry.observed.last_exit is not self._exits_before[entry.name]
 
     def _with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
-        lines = self._last_lines.get(entry.name, [])
-        lines = [line for line in lines if not is_quoted(line, failure.message)]
+        # Each line once: several workers, and each attempt, print the same.
+        printed = dict.fromkeys(self._last_lines.get(entry.name, []))
+        lines = [line for line in printed if not is_quoted(line, failure.message)]
         message = "\n    ".join([failure.message, *lines])
         described = ServerError(message, name=entry.name, bind=entry.config.key, hint=failure.hint)
         described.__cause__ = failure.__cause__

@@ -1419,6 +1419,18 @@ class LoggedCore(OrderedCore):
         self.core = Core(servers, self.runner, self.clock, self.events)
 
 
+def test_failure_of_several_workers_quotes_each_line_of_their_output_once() -> None:
+    async def scenario() -> None:
+        pool = LoggedCore(web(workers=2))
+        pool.runner.script["web"] = FAILS
+        pool.runner.printed = ("no database", HEADER, *FRAMES, "RuntimeError: broken release") * 2
+        (problem,) = await pool.start()
+        lines = [line.strip() for line in problem.message.splitlines()[1:]]
+        assert lines == [PLACE, "RuntimeError: broken release", "no database"]
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("policy", "deaths", "explained_since"), [("no", 1, 1), ("on-failure", 2, 2), ("always", 2, 2)]
 )
