@@ -1,11 +1,10 @@
-"""What a command leaves behind is asked to end, and then killed; what has left its session is not ours."""
+"""Processes that a command leaves behind are asked to end, and then killed, unless they have left its session."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from tests.own_process import run_in_own_process
 
-# A process of its own: it becomes the parent of what its children leave behind.
+# A process of its own: it becomes the parent of the processes that its children leave behind.
 PREAMBLE = """
 import os, signal, subprocess, sys, time
 from poolctl.keeper import left_children as module
@@ -21,10 +20,7 @@ def exists(pid):
 
 
 def in_a_process_of_its_own(code: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_in_own_process(PREAMBLE + code)
 
 
 def test_process_that_ignores_the_signal_is_killed_after_the_timeout() -> None:

@@ -19,6 +19,7 @@ from poolctl.keeper.reap import Reaper, Watcher, await_exit, kill_rest_of_group,
 from poolctl.platform import process_start
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
+from tests.own_process import run_in_own_process
 from tests.processes import is_alive
 
 # A reaper takes every child of its process: it needs one of its own, away from the other tests' children.
@@ -46,10 +47,7 @@ reaper = Reaper()
 
 
 def in_a_process_of_its_own(code: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_in_own_process(PREAMBLE + code)
 
 
 def test_exit_status_and_signal_are_distinguished() -> None:
