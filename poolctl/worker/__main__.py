@@ -3,9 +3,8 @@
 `worker zygote`: fork workers on request. `worker serve N`: run one worker, with N descriptors after the control socket.
 `worker app`: import an application and fork its workers on request. `worker debug N`: serve in the terminal, with N
 descriptors after the specification. `worker command N`: run the server's command as a child, with N listeners after the
-specification. `worker as UID GID COMMAND…`: switch to the user UID and execute COMMAND, which
-starts the application's interpreter. `worker as` and `worker command` run in poolctl's interpreter, all others in the
-application's one.
+specification. `worker as UID GID COMMAND…`: switch to the user UID and execute COMMAND, which starts the application's
+interpreter. `worker as` and `worker command` run in poolctl's interpreter, all others in the application's.
 """
 
 from __future__ import annotations

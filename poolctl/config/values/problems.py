@@ -185,7 +185,7 @@ OTHER_TOOLS = {
         'stop_signal = "SIGINT"': "killsignal",
         'stop_group = "together"': "stopasgroup",
         'stop_group = "after", "together" or "leader"': "killmode",
-        "take it out: what is left of a process group is killed at stop_timeout": "killasgroup",
+        "take it out: the rest of a process group is killed at stop_timeout": "killasgroup",
         'hooks = { before_start = ["prog", "argument"] }': "prestart beforestart execstartpre",
         'hooks = { after_stop = ["prog", "argument"] }': "poststop afterstop execstoppost",
         'every = "0 3 * * *", and job = true': "schedule cron crontab oncalendar timer",

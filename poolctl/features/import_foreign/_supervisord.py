@@ -24,7 +24,7 @@ OWN_SECTIONS = (
     "inet_http_server",
     "rpcinterface:supervisor",
 )
-# Keys that need no remark: they are read together with others, or poolctl always behaves that way (what is left of a
+# Keys that need no remark: they are read together with others, or poolctl always behaves that way (the rest of a
 # process group is killed, a log has both streams).
 IMPLIED = (
     "stopasgroup", "killasgroup", "redirect_stderr", "process_name", "numprocs", "numprocs_start", "priority",
