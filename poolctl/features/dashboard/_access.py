@@ -7,6 +7,7 @@ logged-out sessions are stored.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import hmac
@@ -69,6 +70,7 @@ class Sessions:
         self._secret = hmac.digest(self._token, b"poolctl dashboard session", hashlib.sha256)
         self._clock = clock
         self._ended = EndedSessions(ended_path, clock)
+        self._next_end = asyncio.Event()  # replaced each time a session ends
         self.cookie_name = f"poolctl_{key}"
 
     def is_pool_token(self, token: str) -> bool:
@@ -89,13 +91,24 @@ class Sessions:
             return None
         if not hmac.compare_digest(mac.encode(), self._mac("session", number, int(expires)).encode()):
             return None
-        if int(expires) <= self._clock.time() or number in self._ended:
-            return None
-        return self._session(number, int(expires))
+        session = self._session(number, int(expires))
+        return session if self._remaining_seconds(session) > 0 else None
 
     def end(self, session: Session) -> None:
         """Invalidate the session's cookie, also across restarts."""
         self._ended.add(session.id, session.expires)
+        self._next_end.set()
+        self._next_end = asyncio.Event()
+
+    async def wait_until_over(self, session: Session) -> None:
+        """Return once the session has expired or was ended here."""
+        while (remaining := self._remaining_seconds(session)) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(remaining):
+                    await self._next_end.wait()
+
+    def _remaining_seconds(self, session: Session) -> float:
+        return 0.0 if session.id in self._ended else session.expires - self._clock.time()
 
     def _session(self, number: str, expires: int) -> Session:
         return Session(number, expires, self._mac("csrf", number, expires))

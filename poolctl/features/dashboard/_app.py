@@ -7,7 +7,8 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,11 +127,12 @@ class _DashboardEndpoints:
         """Restrict the endpoint to clients with token or session; with `changes` a session must send the CSRF token."""
 
         async def checked(request: Request) -> Response:
+            request.state.session = None
             if self._attempts.wait_seconds() == 0 and (token := _bearer(request)):
                 if self._sessions.is_pool_token(token):
                     return await endpoint(request)
                 self._attempts.record_failure()
-            session = self._session_of(request)
+            session = request.state.session = self._session_of(request)
             if session is None:
                 return JSONResponse({"error": "log in first"}, 401)
             if changes and not session.has_csrf(request.headers.get("x-csrf-token", "")):
@@ -181,7 +183,7 @@ class _DashboardEndpoints:
     # The pool's state.
 
     async def _stream(self, request: Request) -> Response:
-        return self._streamed(self._hub.view())
+        return self._streamed(request, self._hub.view())
 
     async def _stream_logs(self, request: Request) -> Response:
         """Stream the log files of the servers in the query, or of all."""
@@ -191,10 +193,14 @@ class _DashboardEndpoints:
         paths = log_paths(items, self._settings.logs_directory)
         if not paths:
             return JSONResponse({"error": "there is no such server"}, 404)
-        return self._streamed(_log_line_events(dict(list(paths.items())[:MOST_SERVERS])))
+        return self._streamed(request, _log_line_events(dict(list(paths.items())[:MOST_SERVERS])))
 
-    def _streamed(self, messages: AsyncGenerator[str]) -> Response:
-        return StreamingResponse(with_keepalives(messages, self._over), media_type="text/event-stream")
+    def _streamed(self, request: Request, messages: AsyncGenerator[str]) -> Response:
+        """Stream the messages until the dashboard ends, or the session with which the client has been let in."""
+        ends: list[Callable[[], Coroutine[Any, Any, object]]] = [self._over.wait]
+        if (session := request.state.session) is not None:
+            ends.append(partial(self._sessions.wait_until_over, session))
+        return StreamingResponse(with_keepalives(messages, *ends), media_type="text/event-stream")
 
     async def _server(self, request: Request) -> Response:
         """Respond with the workers and the failure of one server."""
@@ -325,21 +331,23 @@ def _text_and_level(text: str) -> tuple[str, str]:
 
 
 async def with_keepalives(
-    messages: AsyncGenerator[str], over: asyncio.Event, *, every_seconds: float = KEEPALIVE_SECONDS
+    messages: AsyncGenerator[str],
+    *ends: Callable[[], Coroutine[Any, Any, object]],
+    every_seconds: float = KEEPALIVE_SECONDS,
 ) -> AsyncGenerator[str]:
-    """The messages, and a comment whenever none was sent for `every_seconds`; ends when `over` is set.
+    """The messages, and a comment whenever none was sent for `every_seconds`, until one of `ends` returns.
 
     The first message sets the browser's reconnection delay to one second.
     """
     yield "retry: 1000\n\n"
     upcoming: asyncio.Future[str] | None = None
-    ending = asyncio.ensure_future(over.wait())
+    ending = {asyncio.ensure_future(end()) for end in ends}
     try:
         while True:
             upcoming = upcoming or asyncio.ensure_future(anext(messages))
-            waiting: set[asyncio.Future[Any]] = {upcoming, ending}
+            waiting: set[asyncio.Future[Any]] = {upcoming, *ending}
             done, _ = await asyncio.wait(waiting, timeout=every_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if ending in done:
+            if not done.isdisjoint(ending):
                 return
             if not done:
                 yield ": still here\n\n"
@@ -351,7 +359,8 @@ async def with_keepalives(
             upcoming = None
             yield message
     finally:
-        ending.cancel()
+        for each in ending:
+            each.cancel()
         if upcoming is not None:
             upcoming.cancel()
             with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):

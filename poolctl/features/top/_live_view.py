@@ -21,11 +21,10 @@ from poolctl.errors import ControlError
 
 from ._boards import Board, PoolView, RouteBoard
 from ._frames import LogPane, Notice, help_frame, log_frame, table_frame
-from ._terminal import KeyDecoder, Screen
+from ._terminal import KeyDecoder, Pasted, Screen
 
 Answer = TypeVar("Answer")
 
-_ESCAPE_SECONDS = 0.05
 _NOTICE_SECONDS = 4.0
 _LASTING_SECONDS = 60.0
 # The supervisor enforces the limits of an action.
@@ -79,7 +78,7 @@ class LiveView:
         self._frames = frames
         self._loop = asyncio.get_running_loop()
         self._keys = KeyDecoder()
-        self._escape: asyncio.TimerHandle | None = None
+        self._flush_timer: asyncio.TimerHandle | None = None
         self._pane: LogPane | None = None
         self._help: int | None = None
         self._typing = False
@@ -160,12 +159,12 @@ class LiveView:
         data = self._screen.read()
         if not data:
             self._end()
-        if self._escape is not None:
-            self._escape.cancel()
-            self._escape = None
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
         self._press_all(self._keys.feed(data))
-        if self._keys.pending:
-            self._escape = self._loop.call_later(_ESCAPE_SECONDS, lambda: self._press_all(self._keys.flush()))
+        if (seconds := self._keys.pending_seconds) is not None:
+            self._flush_timer = self._loop.call_later(seconds, lambda: self._press_all(self._keys.flush()))
 
     def _press_all(self, keys: list[str]) -> None:
         for key in keys:
@@ -267,7 +266,15 @@ class LiveView:
 
     # Keys.
 
+    @property
+    def _has_open_field(self) -> bool:
+        if self._question is not None or self._help is not None:
+            return False
+        return self._typing if self._pane is None else self._pane.typing
+
     def _press(self, key: str) -> None:
+        if isinstance(key, Pasted) and not self._has_open_field:
+            return
         if key == "redraw":
             self._screen.resize()
         elif self._question is not None:

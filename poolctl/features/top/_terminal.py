@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import os
-import re
 import select
 import sys
 import termios
@@ -15,9 +14,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-# The alternate screen without a cursor; mouse and wrapping are unchanged (xterm's control sequences, DECSET).
-_ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"
-_LEAVE = "\x1b[?25h\x1b[?1049l"
+# The alternate screen without a cursor, and marks around pasted text; mouse and wrapping are unchanged (xterm's control
+# sequences, DECSET).
+_ENTER = "\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[2J"
+_LEAVE = "\x1b[?2004l\x1b[?25h\x1b[?1049l"
 # Terminals that know these sequences show a frame only once it is complete; others ignore them.
 _BEGIN_FRAME, _END_FRAME = "\x1b[?2026h", "\x1b[?2026l"
 _LEAVE_SECONDS = 1.0
@@ -159,36 +159,90 @@ _SINGLE = {
 }  # fmt: skip
 
 
-# A complete escape sequence (ECMA-48 §5.4) or one character; and the beginning of a sequence at the end of input.
-_KEY = re.compile(r"\x1b[\[O][ -?]*[@-~]|.", re.DOTALL)
-_INCOMPLETE_SEQUENCE = re.compile(r"\x1b(?:[\[O][ -?]*)?\Z")
+_ESCAPE = "\x1b"
+_SEQUENCE_BEGINNINGS = ("\x1b[", "\x1bO")
+# DCS, SOS, OSC, PM and APC begin control strings, which last until ST (ECMA-48 §5.6) or, in xterm, BEL.
+_STRING_BEGINNINGS = ("\x1bP", "\x1bX", "\x1b]", "\x1b^", "\x1b_")
+_STRING_ENDS = "\a\x18\x1a"  # BEL; CAN and SUB cancel any sequence
+# Characters after a complete sequence that belong to it: of a function key of Linux's console, of a mouse's position.
+_MORE_CHARACTERS = {"\x1b[[": 1, "\x1b[M": 3}
+_PASTE_BEGIN, _PASTE_END = "\x1b[200~", "\x1b[201~"
+_ESCAPE_SECONDS = 0.05
+# Over a slow connection, the terminal's answers arrive in pieces.
+_SEQUENCE_SECONDS = 2.0
+
+
+class Pasted(str):
+    """A character of pasted text, which is not a key."""
+
+    __slots__ = ()
 
 
 class KeyDecoder:
-    """Turns bytes into names of keys ("up", "enter") and characters; an escape sequence may arrive in pieces."""
+    """Turns bytes into names of keys ("up", "enter") and characters, typed or pasted; sequences may arrive in pieces.
+
+    Whatever else a terminal sends is ignored: answers to questions of earlier programs, Alt with a character, unknown
+    keys, the mouse.
+    """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._begun = ""
+        self._begun = ""  # an unfinished sequence, from Escape on; of a control string only what may end it
+        self._pasting = False
 
     @property
-    def pending(self) -> bool:
-        """Whether the bytes end within an escape sequence; if no more arrive for a moment, the caller calls `flush`."""
-        return bool(self._begun)
+    def pending_seconds(self) -> float | None:
+        """How long an unfinished sequence waits for more bytes until the caller calls `flush`; None without one."""
+        if not self._begun or self._pasting:
+            return None
+        return _ESCAPE_SECONDS if self._begun == _ESCAPE else _SEQUENCE_SECONDS
 
     def feed(self, data: bytes) -> list[str]:
-        """Add bytes; returns the keys completed by them."""
-        text = self._begun + self._decoder.decode(data)
-        begun = _INCOMPLETE_SEQUENCE.search(text)
-        self._begun = begun[0] if begun else ""
-        return _key_names(_KEY.findall(text.removesuffix(self._begun)))
+        """Add bytes; returns the keys completed by them, and pasted characters as `Pasted`."""
+        return [key for char in self._decoder.decode(data) if (key := self._add(char))]
 
     def flush(self) -> list[str]:
-        """Return the pieces of an unfinished escape sequence as single keys, Escape first, and forget the sequence."""
-        text, self._begun = self._begun, ""
-        return _key_names(text)
+        """Forget the unfinished sequence; returns the key Escape if it is that alone."""
+        begun, self._begun = self._begun, ""
+        return ["escape"] if begun == _ESCAPE else []
 
+    def _add(self, char: str) -> str:
+        """Add a character; returns the key that it completes, else ""."""
+        begun, self._begun = self._begun, ""
+        if self._pasting:
+            return self._add_pasted(begun, char)
+        if begun.startswith(_STRING_BEGINNINGS):
+            return self._add_to_string(begun, char)
+        if char == _ESCAPE:
+            self._begun = char
+            return "escape" if begun == _ESCAPE else ""
+        if not begun:
+            return _SINGLE.get(char, char if char.isprintable() else "")
+        return self._add_to_sequence(begun + char)
 
-def _key_names(typed: Sequence[str]) -> list[str]:
-    names = [_SEQUENCES.get(each[1:], "") if len(each) > 1 else _SINGLE.get(each, each) for each in typed]
-    return [name for name in names if name.isprintable() and name]
+    def _add_to_sequence(self, sequence: str) -> str:
+        if len(sequence) == 2:
+            if sequence in _SEQUENCE_BEGINNINGS or sequence in _STRING_BEGINNINGS:
+                self._begun = sequence
+            return ""
+        if " " <= sequence[-1] <= "?" or len(sequence) < 3 + _MORE_CHARACTERS.get(sequence[:3], 0):
+            self._begun = sequence
+        self._pasting = sequence == _PASTE_BEGIN
+        return _SEQUENCES.get(sequence[1:], "")
+
+    def _add_to_string(self, begun: str, char: str) -> str:
+        if begun.endswith(_ESCAPE) and char != "\\":
+            # Another sequence instead of the string's end.
+            self._begun = _ESCAPE
+            return self._add(char)
+        if char not in _STRING_ENDS and not begun.endswith(_ESCAPE):
+            self._begun = begun + char if char == _ESCAPE else begun
+        return ""
+
+    def _add_pasted(self, begun: str, char: str) -> str:
+        if _PASTE_END.startswith(begun + char):
+            self._pasting = begun + char != _PASTE_END
+            self._begun = begun + char if self._pasting else ""
+            return ""
+        self._begun = char if char == _ESCAPE else ""
+        return Pasted(char) if char.isprintable() else ""

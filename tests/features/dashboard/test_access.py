@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from poolctl.features.dashboard._access import (
     Sessions,
 )
 from tests.manual_clock import ManualClock
+from tests.virtual_loop import VirtualLoop
 
 
 @pytest.fixture
@@ -77,6 +79,28 @@ def test_an_ended_session_is_invalid_and_others_are_not(sessions: Sessions) -> N
     sessions.end(one)
     assert sessions.find(first) is None
     assert sessions.find(second) == other
+
+
+def test_the_end_of_a_session_is_noticed_whether_it_expires_or_is_ended(tmp_path: Path) -> None:
+    class LoopClock(ManualClock):
+        def time(self) -> float:
+            return loop.time()
+
+    async def play() -> None:
+        sessions = Sessions("a-token", "0123456789ab", LoopClock(), str(tmp_path / "ended"))
+        (one, _), (other, _) = sessions.open(), sessions.open()
+        first, second = (asyncio.ensure_future(sessions.wait_until_over(each)) for each in (one, other))
+        await asyncio.sleep(60)
+        assert not first.done()
+        sessions.end(one)
+        await first
+        assert loop.time() == 60
+        await second
+        assert loop.time() == pytest.approx(SESSION_SECONDS)
+
+    loop = VirtualLoop()
+    with closing(loop):
+        loop.run_until_complete(play())
 
 
 def test_each_session_has_a_csrf_token_of_its_own(sessions: Sessions) -> None:

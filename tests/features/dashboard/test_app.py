@@ -421,6 +421,28 @@ def test_state_of_the_pool_is_streamed(user: Client) -> None:
         assert next_event(response, "pool")
 
 
+def test_streams_of_a_session_end_with_it(user: Client, stage: Stage) -> None:
+    log_file = Path(stage.logs, "web-1.log")
+    log_file.write_text("2026-11-20T08:47:30.000000Z first\n")
+    other, bearer = Client(stage), Client(stage)
+    other.login()
+    bearer.headers["Authorization"] = f"Bearer {TOKEN}"
+    with (
+        streamed(user, "/poolctl/stream") as state,
+        streamed(user, "/poolctl/logs?server=web-1") as log,
+        streamed(other, "/poolctl/logs?server=web-1") as others,
+        streamed(bearer, "/poolctl/logs?server=web-1") as programs,
+    ):
+        assert user.send("POST", "/poolctl/logout", X_CSRF_Token=user.csrf).status == 204
+        for ended in (state, log):
+            ended.read()
+        with log_file.open("a") as file:
+            file.write("2026-11-20T08:47:31.000000Z second\n")
+        for open_stream in (others, programs):
+            assert next_event(open_stream, "lines")[0][2] == "first"
+            assert next_event(open_stream, "lines")[0][2] == "second"
+
+
 def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -> None:
     async def play() -> None:
         over, more = asyncio.Event(), asyncio.Event()
@@ -434,7 +456,7 @@ def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -
             finally:
                 closed.append(True)
 
-        stream = with_keepalives(messages(), over, every_seconds=0.01)
+        stream = with_keepalives(messages(), over.wait, every_seconds=0.01)
         assert [await anext(stream) for _ in range(4)] == [
             "retry: 1000\n\n", "first", ": still here\n\n", ": still here\n\n",
         ]  # fmt: skip
@@ -442,7 +464,7 @@ def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -
         assert [each async for each in stream if not each.startswith(":")] == ["second"]
         assert closed == [True]
         more.clear()
-        stream = with_keepalives(messages(), over, every_seconds=0.01)
+        stream = with_keepalives(messages(), over.wait, every_seconds=0.01)
         assert [await anext(stream) for _ in range(2)] == ["retry: 1000\n\n", "first"]
         over.set()
         assert [each async for each in stream] == []
@@ -457,7 +479,7 @@ def test_silence_is_filled_every_fifteen_seconds() -> None:
         yield "never"
 
     async def play() -> None:
-        stream = with_keepalives(silence(), asyncio.Event())
+        stream = with_keepalives(silence(), asyncio.Event().wait)
         assert await anext(stream) == "retry: 1000\n\n"
         for seconds in (15, 30):
             assert await anext(stream) == ": still here\n\n"

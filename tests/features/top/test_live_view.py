@@ -165,6 +165,19 @@ def test_hundreds_of_servers_scroll_and_are_filtered(pool: RealPool) -> None:
 
 
 @pytest.mark.integration
+def test_pasted_text_goes_into_an_open_field_or_nowhere(pool: RealPool) -> None:
+    with answering(pool, many(500)) as requests, top(pool) as view:
+        view.until_shown("1/500")
+        view.terminal.press("\x1b[200~r+\x1b[201~s\x1b[200~y\x1b[201~")
+        view.until_shown("Stop web-000?")
+        view.terminal.press("n?\x1b[200~q\x1b[201~q/\x1b[200~-49\x1b[201~")
+        view.until_shown("filter -49_  10 of 500")
+        view.terminal.press("\r\x1b[200~q\x1b[201~q")
+        assert view.terminal.end() == 0
+    assert {verb for verb, _ in requests} <= {"ping", "stats"}
+
+
+@pytest.mark.integration
 def test_a_resized_terminal_gets_a_new_frame(pool: RealPool) -> None:
     with answering(pool, many(50)), top(pool) as view:
         view.until_shown("1/50")

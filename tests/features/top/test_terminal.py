@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from poolctl.features.top._terminal import KeyDecoder, Screen
+from poolctl.features.top._terminal import KeyDecoder, Pasted, Screen
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,7 @@ from poolctl.features.top._terminal import KeyDecoder, Screen
         (b"\x1b[H\x1b[4~\x1bOF", ["home", "end", "end"]),
         (b"\r\x7f\t\x0c", ["enter", "backspace", "tab", "redraw"]),
         ("ä✗".encode(), ["ä", "✗"]),
-        (b"\x1b[200~x\x1b[1;5C", ["x"]),
         (b"\x1b\x1b[A", ["escape", "up"]),
-        (b"\x1bq", ["escape", "q"]),
         (b"\x00\x1f", []),
     ],
 )
@@ -38,16 +36,69 @@ def test_a_key_has_a_name(data: bytes, keys: list[str]) -> None:
 def test_escape_alone_is_a_key_once_nothing_follows() -> None:
     keys = KeyDecoder()
     assert keys.feed(b"\x1b") == []
-    assert keys.pending
+    assert keys.pending_seconds == 0.05
     assert keys.flush() == ["escape"]
-    assert not keys.pending
+    assert keys.pending_seconds is None
 
 
-@given(st.lists(st.sampled_from([b"\x1b[A", b"\x1bOF", b"\x1b[5~", b"x", "é".encode(), b"\r"])))
+# Answers of terminals (xterm's control sequences), Alt with a character, unknown keys, and the mouse.
+NO_KEYS = [
+    b"\x1b]11;rgb:1e1e/1e1e/1e1e\x1b\\", b"\x1b]11;rgb:1e1e/1e1e/1e1e\x07", b"\x1b]52;c;cmVzdGFydA==\x07",
+    b"\x1bP>|XTerm(380)\x1b\\", b"\x1bP1+r544e=787465726d\x1b\\", b"\x1b_Gi=31;OK\x1b\\", b"\x1b[?64;1;22c",
+    b"\x1b[>0;276;0c", b"\x1b[?2026;2$y", b"\x1b[24;80R", b"\x1b[?997;1n", b"\x1b[I", b"\x1b[1;5C", b"\x1b[15~",
+    b"\x1bOr", b"\x1bq", b"\x1br", "\x1bé".encode(), b"\x1b\r", b"\x1b[Mrrr", b"\x1b[<35;10;5M", b"\x1b[[A",
+    b"\x1b]0;cancelled\x18", b"\x1b[200~r\r+y\x1b[A\x1b]\x1b[201\x1b[201~",
+]  # fmt: skip
+
+
+def typed(keys: list[str]) -> list[str]:
+    return [key for key in keys if not isinstance(key, Pasted)]
+
+
+@pytest.mark.parametrize("sent", NO_KEYS)
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_what_a_terminal_sends_by_itself_is_no_key(sent: bytes, at: int) -> None:
+    keys = KeyDecoder()
+    assert typed(keys.feed(sent[:at])) == typed(keys.feed(sent[at:])) == []
+    assert keys.pending_seconds is None
+    assert keys.feed(b"r\x1b[A") == ["r", "up"]
+
+
+def test_an_answer_that_never_ends_is_given_up_after_a_while() -> None:
+    keys = KeyDecoder()
+    assert keys.feed(b"\x1b]11;rgb:") == []
+    assert keys.pending_seconds == 2.0
+    assert keys.flush() == []
+    assert keys.feed(b"r") == ["r"]
+
+
+def test_a_sequence_that_another_one_interrupts_is_no_key() -> None:
+    assert KeyDecoder().feed(b"\x1b]11;r\x1b[Ar") == ["up", "r"]
+    assert KeyDecoder().feed(b"\x1b[12\x1b[Bs") == ["down", "s"]
+
+
+def test_pasted_text_is_marked_until_it_ends() -> None:
+    keys = KeyDecoder()
+    found = keys.feed("\x1b[200~é\n+".encode()) + keys.feed(b"\x1b[2") + keys.feed(b"01~s")
+    assert found == ["é", "+", "s"]
+    assert [isinstance(key, Pasted) for key in found] == [True, True, False]
+
+
+KEYS = [b"\x1b[A", b"\x1bOF", b"\x1b[5~", b"x", "é".encode(), b"\r"]
+
+
+@given(st.lists(st.sampled_from(KEYS)))
 def test_a_sequence_may_come_in_pieces(sent: list[bytes]) -> None:
     data = b"".join(sent)
     keys = KeyDecoder()
     assert [key for at in range(len(data)) for key in keys.feed(data[at : at + 1])] == KeyDecoder().feed(data)
+
+
+@given(st.lists(st.sampled_from(KEYS + NO_KEYS)))
+def test_only_keys_are_keys_in_whatever_order_they_come(sent: list[bytes]) -> None:
+    data = b"".join(sent)
+    found = KeyDecoder().feed(data)
+    assert typed(found) == KeyDecoder().feed(b"".join(each for each in sent if each in KEYS))
 
 
 @given(st.binary(max_size=40))
@@ -118,12 +169,12 @@ def test_terminal_has_keys_at_once_without_echo_and_is_as_before_afterwards(term
     with terminal.screen() as screen:
         assert repr(screen) == "<Screen of 40x6>"
         assert not terminal.modes & (termios.ECHO | termios.ICANON)
-        assert terminal.shown() == "\x1b[?1049h\x1b[?25l\x1b[2J"
+        assert terminal.shown() == "\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[2J"
         os.write(terminal.person, b"x")
         assert screen.read() == b"x"
         assert screen.fileno() == terminal.program
     assert terminal.modes == before
-    assert terminal.shown() == "\x1b[?25h\x1b[?1049l"
+    assert terminal.shown() == "\x1b[?2004l\x1b[?25h\x1b[?1049l"
     screen.restore_terminal()
     assert terminal.shown() == "", "it was given back already"
 
