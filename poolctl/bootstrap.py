@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 
 # The oldest supported versions for workers.
@@ -16,6 +17,17 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_UVICORN = (0, 53)
 # Parts that supervisors of earlier versions start by another name.
 _FORMER_PARTS = {"gateway.haproxy": "features.haproxy", "web": "features.dashboard"}
+# Signals whose defaults poolctl's processes rely on. A caller may ignore HUP, INT and QUIT on purpose, as nohup(1) does.
+_AT_DEFAULT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGALRM, signal.SIGIO)
+# The keeper does it once it has handlers: signals that came while it replaced itself are still blocked.
+_LATER = "keeper"
+
+
+def reset_inherited_signals() -> None:
+    """Undo what this process's caller has blocked or ignored, which execve(2) hands down (signal(7))."""
+    for number in _AT_DEFAULT:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def main() -> None:
@@ -24,6 +36,8 @@ def main() -> None:
     __import__("poolctl")
     del sys.path[0]
     part = sys.argv.pop(1)
+    if part != _LATER:
+        reset_inherited_signals()
     entry = f"poolctl.{_FORMER_PARTS.get(part, part)}.__main__"
     # Imports create no garbage, and collections would take a tenth of the start.
     gc.disable()

@@ -35,8 +35,10 @@ def main(args: Sequence[str] | None = None) -> int:
         gc.set_threshold(50_000)
         code = INTERRUPTED
         try:
+            from poolctl.bootstrap import reset_inherited_signals
             from poolctl.config import disable_pydantic_plugins
 
+            reset_inherited_signals()
             disable_pydantic_plugins()
             code = _run(sys.argv[1:])
             _ctrl_c_raises = False  # nothing to clean up

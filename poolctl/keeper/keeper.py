@@ -350,8 +350,8 @@ class Signals:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, *ENDING):
             signal.signal(number, lambda *_: None)
-        # These signals were blocked during execve(2).
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        # `ENDING` was blocked during execve(2), and others by the caller.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def fileno(self) -> int:
         """The descriptor that is readable when `read` has something to report."""

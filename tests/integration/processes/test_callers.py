@@ -1,0 +1,82 @@
+"""What the caller of a command has left behind in its process decides nothing about the pool."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.configuration import server
+from tests.deadline import wait_until
+from tests.http_get import get
+from tests.real_pool import RealPool
+
+ALL_BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
+ALL_IGNORED = (
+    "[signal.signal(n, signal.SIG_IGN) for n in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}]"
+)
+
+
+class CalledPool(RealPool):
+    """A pool whose commands are executed by a program that has run `before` in its process."""
+
+    before = "pass"
+
+    def command(self) -> list[str]:
+        run = f"import os, signal, sys; {self.before}; os.execv(sys.argv[1], sys.argv[1:])"
+        return [sys.executable, "-c", run, *super().command()]
+
+
+@pytest.fixture
+def called(pool: RealPool) -> RealPool:
+    pool.__class__ = CalledPool
+    pool.warm = False
+    return pool
+
+
+def signals_of(pid: int, field: str) -> int:
+    """The set of signals in this field of /proc/PID/status, such as SigBlk, as a number."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1], 16)
+
+
+def is_set(signals: int, number: int) -> bool:
+    return bool(signals >> (number - 1) & 1)
+
+
+@pytest.mark.capability
+@pytest.mark.parametrize("before", [ALL_BLOCKED, ALL_IGNORED])
+def test_no_signal_that_the_caller_blocks_or_ignores_changes_the_pool(called: CalledPool, before: str) -> None:
+    called.before = before
+    port = called.write_hello("web", extra='hooks = { before_start = ["touch", "hooked"] }')["web"]
+    with Path(called.directory, "pool.toml").open("a") as file:
+        file.write(server("program", command=["sleep", "600"]))
+    called.ok("start")
+    assert Path(called.directory, "hooked").exists()
+    first = called.items()["program"]["pids"][0]
+    for pid in (first, called.items()["web"]["pids"][0]):
+        assert signals_of(pid, "SigBlk") == 0
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            assert not is_set(signals_of(pid, "SigIgn"), number), (pid, number)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: called.items()["program"]["pids"] not in ([], [first]))
+    called.ok("restart")
+    assert get(port).status == 200
+    assert called.run("walk", "web", "--", "false").code == 1
+    called.ok("doctor")
+    called.ok("stop")
+    assert not called.processes()
+    assert called.run("run", "--", "sh", "-c", "exit 5").code == 5
+
+
+def test_a_command_ignores_what_its_caller_ignores_as_under_nohup(called: CalledPool) -> None:
+    called.before = "[signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)]"
+    called.write_hello("web")
+    tell = "grep SigIgn /proc/self/status"
+    for args in (("run", "--", "sh", "-c", tell), ("walk", "-q", "--", "sh", "-c", tell)):
+        said = called.ok(*args).stdout
+        ignored = int(said.partition("SigIgn:")[2].split()[0], 16)
+        assert all(is_set(ignored, number) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)), args
