@@ -17,7 +17,7 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_UVICORN = (0, 53)
 # Parts that supervisors of earlier versions start by another name.
 _FORMER_PARTS = {"gateway.haproxy": "features.haproxy", "web": "features.dashboard"}
-# Signals whose defaults poolctl's processes rely on. A caller may ignore HUP, INT and QUIT on purpose, as nohup(1) does.
+# Their defaults are relied on. HUP, INT and QUIT may be ignored on purpose, as by nohup(1).
 _AT_DEFAULT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGALRM, signal.SIGIO)
 # The keeper does it once it has handlers: signals that came while it replaced itself are still blocked.
 _LATER = "keeper"

@@ -334,7 +334,9 @@ class CommandRequest:
         if self.values.get("env"):
             import os
 
-            options["env"] = dict(os.environ)
+            from poolctl.config.values.path_variables import with_absolute_paths
+
+            options["env"] = with_absolute_paths(os.environ)
         return options
 
     def line_limit(self) -> int | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, cast
 
+from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.control import pool_paths
 from poolctl.control.client import Client, NoSupervisor, raise_for_errors, wait_for_exit
 from poolctl.errors import (
@@ -299,7 +300,7 @@ class PoolClient:
         from now on. Raises PoolValidateError with every problem of the files; then nothing is changed. Without `force`,
         an expired certificate in a file is a problem if the server still uses one that is valid.
         """
-        given = None if env is None else dict(env)
+        given = None if env is None else with_absolute_paths(env)
         options = {"dry_run": dry_run, "env": given, "timeout": timeout, "wait": wait, "force": force}
         answer = self._ask("reload", PoolRestartError, (), None, options, on_progress, ANSWERED)
         return cast(ReloadDocument, answer)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig
+from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.keeper import wire
 from poolctl.keeper.spawn import start_detached
 from poolctl.worker.tally import Counts
@@ -261,6 +262,6 @@ async def _launch(directory: str, theirs: socket.socket, receiver: _KeeperReceiv
     argv = command(sys.executable, "keeper", directory, "3", isolated=True)
     with theirs:
         # Started in the background: it is not our child, which we would have to reap, nor in our terminal's session.
-        await asyncio.to_thread(start_detached, argv, dict(os.environ), [theirs.fileno()])
+        await asyncio.to_thread(start_detached, argv, with_absolute_paths(os.environ), [theirs.fileno()])
     async with asyncio.timeout(_KEEPER_SECONDS):
         return await receiver.hello

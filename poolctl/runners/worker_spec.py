@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from poolctl.config import ServerConfig, ids_of, read_env_files, read_regular_truncated
+from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.platform import memory_file
@@ -153,7 +154,7 @@ def added_environment(server: ServerConfig, base: Mapping[str, str] | None = Non
     of_address = server.address_variables
     of_files = read_env_files(server, {**environment_for_programs(base), **of_address, **own})
     # Withheld variables are removed from env files, which may contain them, but not from `env`.
-    return {**of_address, **environment_for_programs(of_files), **own}
+    return with_absolute_paths({**of_address, **environment_for_programs(of_files), **own}, server.cwd)
 
 
 def argument_vector(server: ServerConfig) -> list[str]:

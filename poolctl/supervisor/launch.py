@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_by_env_keys
 from poolctl.config.__main__ import READS
+from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.control import pool_paths
 from poolctl.control.client import clear_exit
 from poolctl.errors import ControlError, PoolError
@@ -170,10 +171,14 @@ def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:
 
 
 def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment for the keeper: `env` without systemd's variables that are meant for this process only."""
+    """The environment for the keeper: `env` without systemd's variables that are meant for this process only.
+
+    Relative paths in it are those of this process's directory.
+    """
     watched = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     unsaid = _LISTEN if watched else (*_LISTEN, "WATCHDOG_USEC")
-    return {name: value for name, value in env.items() if name not in (*unsaid, "WATCHDOG_PID")}
+    kept = {name: value for name, value in env.items() if name not in (*unsaid, "WATCHDOG_PID")}
+    return with_absolute_paths(kept)
 
 
 def listen(path: str) -> socket.socket:

@@ -25,6 +25,7 @@ from poolctl.config.files.read_file import EnvFileError, read_env_file, read_env
 from poolctl.config.model.pool_tables import EventsTable, Tables, rules_of
 from poolctl.config.model.section import EnvFile, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.config.values.problems import Finding
 from poolctl.safe_open import UnsafePath, check_appendable
 
@@ -160,13 +161,13 @@ class ExternalChecks:
                     self.problems.append((each, finding))
 
     def _check_imports(self, servers: Sequence[ServerKeys]) -> None:
-        env = self._inherited_environment()
+        env = with_absolute_paths(self._inherited_environment())
         jobs: dict[ImportJob, list[ServerKeys]] = {}
         for server in servers:
             target = server.handlers if server.app is None else server.app
             if not isinstance(target, str) or server.command:
                 continue
-            own = read_env_files(server, {**env, **server.env}) | server.env
+            own = with_absolute_paths(read_env_files(server, {**env, **server.env}) | server.env, server.cwd)
             job = ImportJob(
                 python=server.python or sys.executable,
                 target=target,

@@ -12,7 +12,8 @@ import pytest
 from tests.configuration import server
 from tests.deadline import wait_until
 from tests.http_get import get
-from tests.real_pool import RealPool
+from tests.ports import claim_port
+from tests.real_pool import HELLO_APP, RealPool
 
 ALL_BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
 ALL_IGNORED = (
@@ -49,7 +50,9 @@ def is_set(signals: int, number: int) -> bool:
 
 @pytest.mark.capability
 @pytest.mark.parametrize("before", [ALL_BLOCKED, ALL_IGNORED])
-def test_no_signal_that_the_caller_blocks_or_ignores_changes_the_pool(called: CalledPool, before: str) -> None:
+def test_no_signal_that_the_caller_blocks_or_ignores_changes_the_pool(
+    called: CalledPool, before: str
+) -> None:
     called.before = before
     port = called.write_hello("web", extra='hooks = { before_start = ["touch", "hooked"] }')["web"]
     with Path(called.directory, "pool.toml").open("a") as file:
@@ -73,10 +76,35 @@ def test_no_signal_that_the_caller_blocks_or_ignores_changes_the_pool(called: Ca
 
 
 def test_a_command_ignores_what_its_caller_ignores_as_under_nohup(called: CalledPool) -> None:
-    called.before = "[signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)]"
+    called.before = (
+        "[signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)]"
+    )
     called.write_hello("web")
     tell = "grep SigIgn /proc/self/status"
     for args in (("run", "--", "sh", "-c", tell), ("walk", "-q", "--", "sh", "-c", tell)):
         said = called.ok(*args).stdout
         ignored = int(said.partition("SigIgn:")[2].split()[0], 16)
         assert all(is_set(ignored, number) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)), args
+
+
+@pytest.mark.capability
+def test_relative_paths_in_variables_are_those_of_where_they_were_set(called: CalledPool) -> None:
+    called.write("of_server/one.py", HELLO_APP)
+    called.write("elsewhere/of_caller/other.py", HELLO_APP)
+    one, other = claim_port(), claim_port()
+    called.write(
+        "pool.toml",
+        server("one", bind=f"127.0.0.1:{one}", app="one:app", env={"PYTHONPATH": "of_server"})
+        + server("other", bind=f"127.0.0.1:{other}", app="other:app"),
+    )
+    caller = {
+        "env": {"PYTHONPATH": f"of_caller:{called.env.get('PYTHONPATH', '')}"},
+        "cwd": called.directory / "elsewhere",
+    }
+    file = ("-c", "../pool.toml")
+    called.ok(*file, "validate", "--import", **caller)
+    called.ok(*file, "start", **caller)
+    assert get(one).status == get(other).status == 200
+    called.ok(*file, "restart", "--env", **caller)
+    called.ok(*file, "stop", **caller)
+    called.ok(*file, "run", "--", "true", **caller)

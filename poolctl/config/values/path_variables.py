@@ -1,0 +1,31 @@
+"""Environment variables whose paths an interpreter reads at its start, when its working directory is / and not yet
+the server's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+_LISTS = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
+_PATHS = ("PYTHONUSERBASE", "PYTHONPYCACHEPREFIX", "COVERAGE_PROCESS_START", "COVERAGE_FILE")
+
+
+def with_absolute_paths(env: Mapping[str, str], directory: str | None = None) -> dict[str, str]:
+    """A copy of `env` in which relative paths in variables such as PYTHONPATH are made absolute, below `directory`.
+
+    `directory` is by default the current one; if that has been removed, paths stay as they are. An empty entry of a
+    list is the directory itself, as in a process that starts there.
+    """
+    found = dict(env)
+    if directory is None:
+        try:
+            directory = os.getcwd()
+        except OSError:
+            return found
+    for name in (*_LISTS, *_PATHS):
+        if value := found.get(name):
+            paths = value.split(os.pathsep) if name in _LISTS else [value]
+            found[name] = os.pathsep.join(
+                path if path.startswith("/") else os.path.join(directory, path or ".") for path in paths
+            )
+    return found
