@@ -227,6 +227,7 @@ class Steps:
         time.sleep(seconds)
         for pid in reversed(paused):
             self._signal(pid, signal.SIGCONT)
+        self.watch.paused(seconds)
         self._same_workers(before)
         if self.stage.own() != own:
             raise Fault(f"replaced after a pause: {own}, now {self.stage.own()}")

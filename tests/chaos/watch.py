@@ -3,6 +3,7 @@
 - No request is refused, answered wrongly or left unanswered during kills, restarts, reloads and scaling.
 - A request may be cut off only by the death of its worker: each killed worker of a server excuses one cut for each
   request that its clients can have in progress.
+- A pause longer than the time for a head also ends a TLS handshake in progress, which needs the client once more.
 - Without keeper and supervisor no process holds the listener of a sleeping server: it gets no requests then.
 - `moving` has no clients: it is stopped and started, and stopped servers refuse connections.
 """
@@ -13,6 +14,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 
+from poolctl.worker.serving.connection_state import HEAD_SECONDS
 from tests.load import Load, Report
 
 from .stage import Fault, Stage
@@ -37,7 +39,7 @@ class Watch:
 
     def __init__(self, stage: Stage) -> None:
         self.loads: dict[tuple[str, str], Load] = {}
-        self.deaths: dict[str, int] = defaultdict(int)
+        self._excuses: dict[str, int] = defaultdict(int)
         self.answered = 0
         for server, kinds in CLIENTS.items():
             for mode, connections in kinds:
@@ -83,12 +85,17 @@ class Watch:
 
     def died(self, server: str) -> None:
         """A worker of the server was killed."""
-        self.deaths[server] += 1
+        self._excuses[server] += 1
+
+    def paused(self, seconds: float) -> None:
+        """All processes of the pool were paused."""
+        if seconds >= HEAD_SECONDS:
+            self._excuses["tls"] += 1
 
     def _judge(self, reports: Iterator[tuple[tuple[str, str], Report]]) -> None:
         for (server, mode), report in reports:
             at_once = dict(CLIENTS[server])[mode] * (DEPTH if mode == "pipelined" else 1)
-            excused = self.deaths[server] * at_once
+            excused = self._excuses[server] * at_once
             cut = report.reset + report.dropped + report.truncated
             if report.refused or report.wrong or report.unanswered or cut > excused:
                 raise Fault(f"{mode} of {server}, {excused} cuts excused: {report}")
