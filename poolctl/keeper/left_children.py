@@ -13,9 +13,10 @@ import os
 import select
 import signal
 import time
+from functools import partial
 
 from ..platform import process_variable
-from .reap import KILLED_SECONDS, children
+from .reap import KILLED_SECONDS, children, deliver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def end_processes(find: Callable[[], Iterable[int]], number: int, timeout_second
             if sent.get(pid) != due:
                 sent[pid] = due
                 with contextlib.suppress(PermissionError):
-                    os.kill(pid, due)
+                    deliver(partial(os.kill, pid), due)
         _await_any_exit(pids, -late if late < 0 else KILLED_SECONDS - late)
 
 

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import time
+from functools import partial
 
 from ..platform import group_members, process_start
 from . import wire
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 KILLED_SECONDS = 5.0
+# Signals by which programs are asked to end (`stop_signal`).
+END_SIGNALS = frozenset((
+    signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
+))  # fmt: skip
 
 
 class Reaper:
@@ -132,7 +137,7 @@ class Reaper:
         # A new child leads no group until it has called setsid(): until then only the process is signalled.
         try:
             if not (group and _try_signal_group(pid, number)):
-                os.kill(pid, number)
+                deliver(partial(os.kill, pid), number)
         except (ProcessLookupError, PermissionError):
             return False
         return True
@@ -292,7 +297,7 @@ class Watcher:
         try:
             signal.pidfd_send_signal(self._pidfds[pid], 0)
             if not (group and _try_signal_group(pid, number)):
-                signal.pidfd_send_signal(self._pidfds[pid], number)
+                deliver(partial(signal.pidfd_send_signal, self._pidfds[pid]), number)
         except (ProcessLookupError, PermissionError):
             return False
         return True
@@ -312,6 +317,17 @@ class Watcher:
                 kill_rest_of_group(pid, start)
 
 
+def deliver(send: Callable[[int], object], number: int) -> None:
+    """Call `send` with a signal and, if it asks a process to end, with SIGCONT, so that a suspended one handles it.
+
+    As systemd does (systemd.kill(5)).
+    """
+    send(number)
+    if number in END_SIGNALS:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            send(signal.SIGCONT)
+
+
 def kill_rest_of_group(pid: int, start: int) -> None:
     """Kill the remaining processes of a group whose leader has exited. `start` is the leader's start time.
 
@@ -329,13 +345,13 @@ def kill_group(pid: int) -> None:
 def signal_group(pid: int, number: int) -> None:
     """Send a signal to the processes of the group `pid`, if there are any that may be signalled."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
+        deliver(partial(os.killpg, pid), number)
 
 
 def _try_signal_group(pid: int, number: int) -> bool:
     """Signal the group that the process leads, with the process itself; False if it leads none."""
     try:
-        os.killpg(pid, number)
+        deliver(partial(os.killpg, pid), number)
     except ProcessLookupError:
         return False
     return True
@@ -359,9 +375,9 @@ def signal_process(pid: int, start: int, number: int, *, group: bool = False) ->
         if group and _try_signal_group(pid, number):
             return True
         if process < 0:
-            os.kill(pid, number)
+            deliver(partial(os.kill, pid), number)
         else:
-            signal.pidfd_send_signal(process, number)
+            deliver(partial(signal.pidfd_send_signal, process), number)
     except (ProcessLookupError, PermissionError):
         return False
     finally:

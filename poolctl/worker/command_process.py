@@ -10,18 +10,17 @@ import contextlib
 import os
 import signal
 import sys
+from functools import partial
 from typing import NoReturn
 
 from ..keeper.left_children import SI_KERNEL, descendants, end_processes, left_children, reap_and_find_status
+from ..keeper.reap import END_SIGNALS, deliver
 from ..platform import become_subreaper, name_process
 from . import process_setup
 from .process_setup import SPEC_FD, Spec
 
 _FAILED = 1
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
-_FORWARDED = (
-    signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
-)  # fmt: skip
 
 
 def run_command_in_child() -> NoReturn:
@@ -34,7 +33,7 @@ def run_command_in_child() -> NoReturn:
     listeners = list(range(SPEC_FD + 1, SPEC_FD + 1 + count))
     name_process("poolctl-serve")
     become_subreaper()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD, *_FORWARDED))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD, *END_SIGNALS))
     command = os.fork()
     if command == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -60,7 +59,7 @@ def _become_command(spec: Spec, listeners: list[int]) -> NoReturn:
 def _forward_signals_until_exit(command: int, *, together: bool) -> int:
     """Pass signals on to the command or, if `together`, to all processes; returns its status once it has ended."""
     while True:
-        came = signal.sigwaitinfo((signal.SIGCHLD, *_FORWARDED))
+        came = signal.sigwaitinfo((signal.SIGCHLD, *END_SIGNALS))
         if came.si_signo == signal.SIGCHLD:
             status = reap_and_find_status(command)
             if status is not None:
@@ -68,4 +67,4 @@ def _forward_signals_until_exit(command: int, *, together: bool) -> int:
         elif came.si_code != SI_KERNEL:
             for pid in descendants() if together else (command,):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, came.si_signo)
+                    deliver(partial(os.kill, pid), came.si_signo)

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from queue import SimpleQueue
 from time import monotonic, sleep, time
 from types import FrameType
@@ -78,7 +79,7 @@ from poolctl.keeper.left_children import (
     reap_and_find_status,
     shell_status,
 )
-from poolctl.keeper.reap import children
+from poolctl.keeper.reap import children, deliver
 from poolctl.logs.log_line import LogLine, stamp
 from poolctl.logs.log_tail import follow, tail
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
@@ -799,7 +800,7 @@ def run_to_end(
     try:
         pid = os.posix_spawn(path, command, env, file_actions=actions, setsigmask=before, setsigdef=_RESET)
         if lifeline >= 0 and _enable_sigio_and_poll(lifeline) and unwanted():
-            os.kill(pid, signal.SIGTERM)
+            deliver(partial(os.kill, pid), signal.SIGTERM)
         while True:
             came = signal.sigwaitinfo(watched)
             if came.si_signo == signal.SIGCHLD:
@@ -809,9 +810,9 @@ def run_to_end(
                     return status
             elif came.si_signo == signal.SIGIO:
                 if unwanted():
-                    os.kill(pid, signal.SIGTERM)
+                    deliver(partial(os.kill, pid), signal.SIGTERM)
             elif came.si_code != SI_KERNEL:
-                os.kill(pid, came.si_signo)
+                deliver(partial(os.kill, pid), came.si_signo)
     except OSError as error:
         code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         raise Failure(Outcome.failed(code, f"{command[0]}: {error.strerror}")) from None

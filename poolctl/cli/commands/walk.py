@@ -23,6 +23,7 @@ from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 from poolctl.json_form import Table, from_json
 from poolctl.keeper.left_children import end_processes, left_children, shell_status
+from poolctl.keeper.reap import deliver
 from poolctl.platform import process_variable, subreaper
 
 LINE = ("name", "bind", "state")
@@ -147,7 +148,7 @@ class ParallelWalk:
         with self.start_lock:
             self.ending = True
         for child in list(self.children):
-            child.terminate()
+            deliver(child.send_signal, signal.SIGTERM)
         for child in list(self.children):
             try:
                 child.wait(PATIENCE_SECONDS)

@@ -698,6 +698,7 @@ class LocalWorker(LinkHandler):
         if self.control is not None:
             same = receivers is not None and receivers == self.handover_group
             self.control.send({"order": order, "to": "pair" if same else "none"})
+            self._children.continue_now(self.process)
         if self.control is None or not self.answered.done():
             # A worker that is still importing its application reads no orders. One that serves already has read this
             # order before the signal, which then has no effect.

@@ -212,6 +212,8 @@ class LocalOrphan:
         if not self.send_order({"order": "stop"}):
             number = int(self.said.get("stop_signal") or signal.SIGTERM)
             self._signal(number, group=bool(self.said.get("command")))
+        else:
+            self._signal(signal.SIGCONT)
 
     def await_end(self, timeout_seconds: float) -> bool:
         """Wait until the worker has exited, a program with its process group, or for `timeout_seconds`.

@@ -176,6 +176,10 @@ class Children:
         """Have the keeper signal the process group that the process leads, or has led. Does not wait."""
         self._keeper.send(_signal_message(process, number, group=True))
 
+    def continue_now(self, process: ProcessIdentity) -> None:
+        """Have the keeper let the process run if it is suspended, so that it reads its orders. Does not wait."""
+        self._keeper.send(_signal_message(process, signal.SIGCONT, group=False))
+
     async def try_signal(
         self, process: ProcessIdentity, exited: asyncio.Future[T], number: int, *, group: bool = False
     ) -> None:

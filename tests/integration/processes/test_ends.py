@@ -390,3 +390,50 @@ def test_cause_of_a_server_that_ended_after_it_was_ready_is_shown_while_it_is_in
     (waited,) = pool.run("wait", "--timeout", "0.1", "-o", "json").json["errors"]
     assert waited["message"] == f"is in backoff, not ready: {CAUSE}"
     assert f"running → backoff ({CAUSE})" in pool.ok("events", "--kind", "lifecycle").stdout
+
+
+NOTES_ITS_END = """
+import signal, sys
+
+def end(*_):
+    with open(sys.argv[1], "a") as notes:
+        notes.write("ended\\n")
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, end)
+print("up", flush=True)
+while True:
+    signal.pause()
+"""
+
+NOTES_ITS_SHUTDOWN = """
+from hello import app as hello
+async def app(scope, receive, send):
+    if scope["type"] != "lifespan":
+        return await hello(scope, receive, send)
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    with open("web", "a") as notes:
+        notes.write("ended\\n")
+    await send({"type": "lifespan.shutdown.complete"})
+"""
+
+
+@pytest.mark.capability
+def test_a_suspended_server_hears_that_it_is_to_end(pool: RealPool, free_port: Any) -> None:
+    pool.write("noting.py", NOTES_ITS_END)
+    write(pool, free_port(), NOTES_ITS_SHUTDOWN)
+    with (pool.directory / "pool.toml").open("a") as file:
+        file.write(server("alone", command=[sys.executable, "noting.py", "alone"]))
+        shell = ["sh", "-c", f"{sys.executable} noting.py behind; exit 0"]
+        file.write(server("shell", command=shell, stop_group="together"))
+    pool.ok("start")
+    for starts, command in enumerate(("restart", "stop"), 1):
+        wait_until(lambda starts=starts: pool.ok("logs", "alone").stdout.count("up") == starts)
+        wait_until(lambda starts=starts: pool.ok("logs", "shell").stdout.count("up") == starts)
+        for item in pool.items().values():
+            os.kill(item["pids"][0], signal.SIGSTOP)
+        pool.ok(command)
+        for name in ("web", "alone", "behind"):
+            assert (pool.directory / name).read_text() == starts * "ended\n", (command, name)

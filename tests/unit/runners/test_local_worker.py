@@ -68,6 +68,9 @@ class Keeper:
         self.killed: list[ProcessIdentity] = []
         self.signals: list[int] = []
 
+    def continue_now(self, process: ProcessIdentity) -> None:
+        """Nothing here is suspended."""
+
     async def try_signal(
         self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
     ) -> None:
