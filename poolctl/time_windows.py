@@ -129,19 +129,27 @@ def parse_time_zone(name_or_empty: str) -> tzinfo | None:
         raise ValueError(f"{name_or_empty[:60]!r} is no time zone of this machine") from None
 
 
+def is_frequent(text: str) -> bool:
+    """Whether a task in this window goes by the clock as it is, also when that has been set back.
+
+    A task of every hour, or with a `*` as minute or hour, does (cron(8)); one of certain times runs once a day.
+    """
+    minutes = parse_window(text).minutes
+    is_hourly = all(minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))
+    return is_hourly or any(field.startswith("*") for field in text.split()[:2])
+
+
 def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None:
     """Return when the first minute of the window `text` after `now` begins; None if that is over eight years away.
 
     Both times are in seconds since 1970. Without `zone` the window is in the machine's local time (TZ). When clocks are
-    set back, an hour occurs twice. The second occurrence counts only if the window has minutes in every hour of the
-    day, so that an hourly task runs in both occurrences, and a daily task only once.
+    set back, an hour occurs twice. The second occurrence counts only for a frequent task.
     """
-    window = parse_window(text)
-    is_hourly = all(window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))
+    window, repeated = parse_window(text), is_frequent(text)
     since = now - now % 60 + 60
     day = datetime.fromtimestamp(since, zone).date()
     for _ in range(_HORIZON_DAYS):
-        found = _first_minute(window.minute_mask_on(day), day, since, zone, repeated=is_hourly)
+        found = _first_minute(window.minute_mask_on(day), day, since, zone, repeated=repeated)
         if found is not None:
             return found
         day += timedelta(days=1)

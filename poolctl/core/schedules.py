@@ -12,23 +12,32 @@ from functools import lru_cache
 
 from poolctl.clock import Clock
 from poolctl.runners.runner_protocol import Exit
-from poolctl.time_windows import NO_PERIOD, WindowState, next_time, parse_time_zone, period_at, until_text
+from poolctl.time_windows import (
+    NO_PERIOD,
+    WindowState,
+    is_frequent,
+    next_time,
+    parse_time_zone,
+    period_at,
+    until_text,
+)
 
 from .decide import ASLEEP, AWAKE, Desired
 from .server_entry import RUN_FAILED, RUN_STOPPED, RUN_SUCCEEDED, Entry
 from .servers import Recorder, ServerRegistry, Workqueue, caused_by
 
+_LOOK_SECONDS = 30.0
+
 
 class _EarliestTimer:
     """One timer for the earliest of several wall-clock times.
 
-    It also fires once every `longest_seconds`: the loop's clock does not know that the machine was suspended,
-    or that its time was set.
+    It also fires every 30 seconds: the loop's clock does not know that the machine was suspended, or that its time was
+    set.
     """
 
-    def __init__(self, clock: Clock, longest_seconds: float, fire: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, fire: Callable[[], None]) -> None:
         self._clock = clock
-        self._longest_seconds = longest_seconds
         self._fire = fire
         self._handle: asyncio.TimerHandle | None = None
 
@@ -36,7 +45,7 @@ class _EarliestTimer:
         if when is None:
             return
         loop = asyncio.get_running_loop()
-        due = loop.time() + min(max(0.0, when - self._clock.time()), self._longest_seconds)
+        due = loop.time() + min(max(0.0, when - self._clock.time()), _LOOK_SECONDS)
         if self._handle is None or due < self._handle.when():
             if self._handle is not None:
                 self._handle.cancel()
@@ -54,7 +63,7 @@ class SleepWindowScheduler:
         self._clock = clock
         self._queue = queue
         self._entries: dict[str, Entry] = {}
-        self._timer = _EarliestTimer(clock, 3600.0, self._queue_changed_windows)
+        self._timer = _EarliestTimer(clock, self._queue_changed_windows)
         self._period_of = lru_cache(maxsize=100)(_period_of)  # most servers share the windows of [defaults]
 
     def update_window(self, entry: Entry) -> None:
@@ -103,8 +112,8 @@ def window_effect_text(entry: Entry, now: float) -> str:
 
 # A run is due from the beginning to the end of its minute.
 MINUTE_SECONDS = 60.0
-# If the clock is set back further than this, past times are due again. After a smaller correction no run is
-# repeated (cron(8) has the same limit).
+# If the clock is set back further than this, past times are due again. After a smaller correction only frequent jobs
+# go by the new time; no other run is repeated (cron(8) has the same limit).
 _SET_BACK_SECONDS = 3 * 3600.0
 
 _UNKNOWN_END = Exit(message="it ended while no supervisor ran, and its exit status is not known")
@@ -118,6 +127,15 @@ def reason_to_skip(entry: Entry, due: float, now: float) -> str:
         since = entry.schedule.run_since
         return f"the run of {moment_text(since)} has not ended" if since else "it still runs"
     return ""
+
+
+def _goes_by_new_time(entry: Entry, set_back: float) -> bool:
+    """Whether times are due again for this job when the clock has been set back by that many seconds."""
+    if set_back < MINUTE_SECONDS:
+        return False
+    return set_back > _SET_BACK_SECONDS or (
+        entry.config.every is not None and is_frequent(entry.config.every)
+    )
 
 
 def record_run_end(entry: Entry, exit_: Exit, now: float, *, stopped: bool = False) -> None:
@@ -161,7 +179,7 @@ class ScheduledRuns:
         self._recorder = recorder
         self._calm = calm
         self._entries: dict[str, Entry] = {}
-        self._timer = _EarliestTimer(clock, 30.0, self._begin_due_runs)
+        self._timer = _EarliestTimer(clock, self._begin_due_runs)
         self._latest = 0.0  # the latest wall-clock time so far
 
     def ensure_run_planned(self, entry: Entry) -> None:
@@ -185,7 +203,8 @@ class ScheduledRuns:
             record_run_end(entry, _UNKNOWN_END, now)
         elif planned is not None and planned <= now and not entry.observed.workers:
             self._record_skip(entry, planned, "no supervisor ran at that time")
-        if planned is None or planned <= now:
+        last_run_in_future = entry.schedule.last_run.get("started_at", 0.0) - now
+        if planned is None or planned <= now or _goes_by_new_time(entry, last_run_in_future):
             self._plan_next_run(entry)
 
     def begin_run(self, entry: Entry) -> None:
@@ -197,12 +216,14 @@ class ScheduledRuns:
 
     def _plan_next_run(self, entry: Entry) -> None:
         assert entry.config.every is not None
-        entry.schedule.next_run = next_time(entry.config.every, self._clock.time())
+        now = self._clock.time()
+        self._latest = max(self._latest, now)
+        entry.schedule.next_run = next_time(entry.config.every, now)
         self._queue.note(entry)
 
     def _begin_due_runs(self) -> None:
         now = self._clock.time()
-        is_set_back, self._latest = now < self._latest - _SET_BACK_SECONDS, now
+        set_back, self._latest = self._latest - now, now
         for entry in list(self._entries.values()):
             if not entry.on_schedule:
                 continue  # its state has changed, and it is reviewed soon
@@ -211,7 +232,7 @@ class ScheduledRuns:
                 self._plan_next_run(entry)
                 if not self._calm:
                     self._begin_or_skip(entry, due, now)
-            elif is_set_back:
+            elif _goes_by_new_time(entry, set_back):
                 self._plan_next_run(entry)
             self._timer.set_if_earlier(entry.schedule.next_run)
 

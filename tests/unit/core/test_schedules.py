@@ -24,6 +24,7 @@ from poolctl.core.schedules import (
 )
 from poolctl.core.server_entry import DesiredState, Entry, Worker, record_of, restore
 from poolctl.runners.runner_protocol import Exit
+from poolctl.time_windows import next_time
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import RecordedEvents
 from tests.unit.core.stepped_runner import SteppedLoop
@@ -130,10 +131,21 @@ def test_server_is_put_to_sleep_when_a_window_begins_and_refuses_until_its_end(w
     assert windows.state() == ("running", "", True)
 
 
-def test_no_timer_is_set_but_the_one_for_the_next_change(windows: WindowStage) -> None:
+def test_all_windows_have_one_timer(windows: WindowStage) -> None:
     windows.begin(sleepy("a", awake="* 8 * * *"), sleepy("bb", asleep="* 12 * * *"), sleepy("ccc"))
     due = [timer.when() for timer in windows.loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
-    assert due == [0.5 * HOUR]
+    assert due == [30.0]
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR, 365.5 * 24 * HOUR, -365.5 * 24 * HOUR])
+def test_server_wakes_within_half_a_minute_of_a_jump_out_of_its_asleep_window(
+    windows: WindowStage, jump: float
+) -> None:
+    windows.begin(sleepy(asleep="* 7 * * *"))
+    assert windows.state() == ("sleeping", "asleep", False)
+    windows.clock._time_seconds += jump
+    windows.pass_time(30)
+    assert windows.state() == ("sleeping", "", True)
 
 
 def test_machine_whose_time_is_set_is_believed_at_the_next_decision(windows: WindowStage) -> None:
@@ -146,14 +158,14 @@ def test_machine_whose_time_is_set_is_believed_at_the_next_decision(windows: Win
     assert windows.entry().window_demand == ""
 
 
-def test_machine_whose_time_is_set_is_believed_within_an_hour(windows: WindowStage) -> None:
+def test_machine_whose_time_is_set_is_believed_within_half_a_minute(windows: WindowStage) -> None:
     windows.begin(sleepy(awake="* 20 * * *"), sleepy("other", awake="* 22 * * *"))
-    windows.clock._time_seconds += 13 * HOUR
-    windows.pass_time(HOUR)
+    windows.clock._time_seconds += 14 * HOUR
+    windows.pass_time(30)
     assert windows.state() == ("sleeping", "", True)
     assert windows.entry().observed.window.until == FIRST_MOMENT + 36.5 * HOUR
-    windows.clock._time_seconds -= 2 * HOUR
-    windows.pass_time(HOUR)
+    windows.clock._time_seconds -= HOUR
+    windows.pass_time(30)
     assert (windows.state(), windows.state("other")) == (("running", "awake", True), ("sleeping", "", True))
 
 
@@ -405,6 +417,28 @@ def test_clock_that_is_corrected_backwards_repeats_no_run(stage: Stage) -> None:
     assert stage.runs == 1
 
 
+@pytest.mark.parametrize("every", ["* * * * *", "*/5 2-4 * * *", "0,30 0-23 * * *"])
+@pytest.mark.parametrize("seconds", [HOUR, 2 * HOUR, 365 * DAY])
+def test_frequent_job_goes_by_a_clock_that_is_set_back(stage: Stage, every: str, seconds: float) -> None:
+    stage.set_clock(seconds)  # as a board without a battery that begins
+    stage.begin(job(every=every))
+    stage.set_clock(-seconds)
+    for _ in range(90):
+        stage.end()
+        stage.pass_time(30)
+    assert stage.runs >= 1
+
+
+def test_small_correction_of_the_clock_repeats_no_run_of_a_frequent_job(stage: Stage) -> None:
+    stage.begin(job(every="0 * * * *"))
+    stage.pass_time(HOUR)
+    stage.end()
+    stage.set_clock(-50)
+    for _ in range(10):
+        stage.pass_time(30)
+    assert stage.runs == 1
+
+
 def test_clock_that_is_set_back_for_good_makes_earlier_times_due_again(stage: Stage) -> None:
     stage.begin(job())
     stage.pass_time(30)
@@ -589,6 +623,17 @@ class TestTakeover:
         message = "the run of 2026-11-23 03:00 UTC is skipped: no supervisor ran at that time"
         assert after.said == [("run skipped", message)]
         assert after.backup.schedule.next_run == BEGIN + HOUR + DAY
+
+    @pytest.mark.parametrize(("every", "seconds"), [("0 3 * * *", 30 * DAY), ("*/5 * * * *", HOUR)])
+    def test_clock_that_was_set_back_meanwhile_is_believed(
+        self, stage: Stage, every: str, seconds: float
+    ) -> None:
+        stage.begin(job(every=every))
+        stage.pass_time(HOUR)
+        stage.end()
+        stage.set_clock(-seconds)
+        after = self.successor(stage)
+        assert after.backup.schedule.next_run == next_time(every, stage.clock.time())
 
     def test_failure_of_the_last_run_is_remembered(self, stage: Stage) -> None:
         stage.begin(job())
