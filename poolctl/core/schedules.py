@@ -203,8 +203,8 @@ class ScheduledRuns:
             record_run_end(entry, _UNKNOWN_END, now)
         elif planned is not None and planned <= now and not entry.observed.workers:
             self._record_skip(entry, planned, "no supervisor ran at that time")
-        last_run_in_future = entry.schedule.last_run.get("started_at", 0.0) - now
-        if planned is None or planned <= now or _goes_by_new_time(entry, last_run_in_future):
+        set_back = entry.schedule.last_run.get("started_at", 0.0) > now + _SET_BACK_SECONDS
+        if planned is None or planned <= now or set_back or is_frequent(entry.config.every):
             self._plan_next_run(entry)
 
     def begin_run(self, entry: Entry) -> None:

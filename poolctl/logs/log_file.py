@@ -83,10 +83,11 @@ class LogFile:
             return None
         if self._fd >= 0 or os.path.lexists(self.path):
             self._reopen_or_rotate_if_due()
-        now = self._clock.time()
         if self._fd < 0 or not self._size or not self._regular:
             return self._max_age
-        return max(seconds_of(self._born) + self._max_age, self._rotate_at) - now
+        clock = self._clock
+        until_old = seconds_of(self._born) + self._max_age - clock.time()
+        return max(until_old, self._rotate_at - clock.monotonic())
 
     def cut_file_to_stored_lines(self, block: bytes) -> int:
         """Return how many bytes of `block` a killed writer has stored, counted in whole lines.
@@ -113,20 +114,20 @@ class LogFile:
     close = close_for_reopen
 
     def _reopen_or_rotate_if_due(self) -> None:
-        now = self._clock.time()
-        if self._fd >= 0 and self._regular and not self._look_at - _LOOK_EVERY_SECONDS <= now < self._look_at:
+        now = self._clock.monotonic()
+        if self._fd >= 0 and self._regular and now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_SECONDS
             if not self._refresh_size_and_check_path():
                 self.close_for_reopen()
         if self._fd < 0:
             self._try_open()
-        if self._fd >= 0 and self._is_old(now):
+        if self._fd >= 0 and self._is_old():
             self._try_rotate()
 
-    def _is_old(self, now: float) -> bool:
-        if not self._max_age or not self._size or now < self._rotate_at:
+    def _is_old(self) -> bool:
+        if not self._max_age or not self._size or self._clock.monotonic() < self._rotate_at:
             return False
-        return self._born <= stamp(now - self._max_age)
+        return self._born <= stamp(self._clock.time() - self._max_age)
 
     def _try_open(self) -> None:
         try:
@@ -138,7 +139,7 @@ class LogFile:
         self._regular = stat.S_ISREG(status.st_mode)
         self._size = status.st_size if self._regular else 0
         self._torn, self._born = self._torn_end_and_birth()
-        self._look_at = self._clock.time() + _LOOK_EVERY_SECONDS
+        self._look_at = self._clock.monotonic() + _LOOK_EVERY_SECONDS
         self.error = ""
 
     def _torn_end_and_birth(self) -> tuple[bool, str]:
@@ -168,7 +169,7 @@ class LogFile:
 
     def _fitting_end(self, block: bytes, start: int) -> int:
         """The index up to which `block[start:]` fits, in whole lines; `start` if the file must be rotated first."""
-        if not self._max_size or not self._regular or self._clock.time() < self._rotate_at:
+        if not self._max_size or not self._regular or self._clock.monotonic() < self._rotate_at:
             return len(block)
         room = self._max_size - self._size
         if len(block) - start <= room:
@@ -220,7 +221,7 @@ class LogFile:
         except OSError as error:
             # The directory may not be writable: letting the file grow is better than losing lines.
             self.error = f"cannot be rotated: {error.strerror}"
-            self._rotate_at = self._clock.time() + _ROTATE_AGAIN_AFTER_SECONDS
+            self._rotate_at = self._clock.monotonic() + _ROTATE_AGAIN_AFTER_SECONDS
             return
         self.close_for_reopen()
         self._try_open()
