@@ -29,8 +29,6 @@ _SIGEV_SIGNAL = 0
 _SIGEVENT_BYTES = 64
 _PIDFD_GETFD = 438  # the same on every architecture
 _CPU_CLOCK = 2  # CPUCLOCK_SCHED, below the inverted pid: the time of all threads
-_LAST_BYTES = 4096
-_LINE_CHARACTERS = 200
 _WAITS_FOR_EVENTS = (b"ep_poll", b"epoll_wait", b"epoll_pwait")  # by kernel version
 _OF_THREADS = ("wchan", "syscall", "stack")
 # The epoll instances of a process with more descriptors than this are not counted.
@@ -170,25 +168,6 @@ def read_sealed_file(fd: int, seals: int, most_bytes: int) -> bytes:
     if not sealed or not 0 < size <= most_bytes:
         raise ValueError("not a sealed file in memory, or too large")
     return os.pread(fd, size, 0)
-
-
-def bounded_file(name: str, size_bytes: int) -> int:
-    """A descriptor of an anonymous file in memory that cannot grow beyond `size_bytes` (memfd_create(2), F_SEAL_GROW).
-
-    Its position, shared by all processes that hold it, equals the number of bytes written.
-    """
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size_bytes)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-    return fd
-
-
-def last_line(fd: int) -> str:
-    """The last line that is not blank in a file made by `bounded_file`, cut to 200 characters; "" without one."""
-    size = os.lseek(fd, 0, os.SEEK_CUR)
-    text = os.pread(fd, _LAST_BYTES, max(0, size - _LAST_BYTES)).rstrip(b"\0")
-    lines = text.decode(errors="replace").split("\n")
-    return next((line.strip()[:_LINE_CHARACTERS] for line in reversed(lines) if line.strip()), "")
 
 
 def read_file(fd: int) -> bytes:

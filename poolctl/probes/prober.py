@@ -19,7 +19,7 @@ from poolctl.config import Probe, ServerConfig, masked_text
 from poolctl.errors import ServerError
 from poolctl.http.messages import BadMessage, ResponseReader, request_head
 from poolctl.listeners.sock_diag import is_accepted, wait_until_accepted
-from poolctl.platform import bounded_file, last_line
+from poolctl.runners.output_tail import OutputTail
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.withheld_variables import environment_for_programs
 from poolctl.runners.worker_spec import added_environment, user_ids
@@ -154,8 +154,6 @@ def unverified_context() -> ssl.SSLContext:
 
 # Maximum unanswered probes, each on its own connection. Then no other is sent until the last one is answered.
 _MAX_UNANSWERED = 3
-# The maximum output of a probe's program, which is kept in memory until the program exits.
-_MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
 
 class Prober(Protocol):
@@ -316,7 +314,7 @@ class ProgramProber:
         self._server = server
         self._values = values
         self._process: subprocess.Popen[bytes] | None = None
-        self._output = -1
+        self._output: OutputTail | None = None
         self._watched = -1
         self._on_result: OnResult | None = None
 
@@ -326,8 +324,8 @@ class ProgramProber:
             return
         self._on_result = on_result
         try:
-            self._output = bounded_file("poolctl", _MAX_OUTPUT_BYTES)
-            self._process = self._spawn()
+            self._output = OutputTail()
+            self._process = self._spawn(self._output.writer)
             self._watched = os.pidfd_open(self._process.pid)
         except ServerError as error:
             self._finish(f"{self._argv[0]}: {error}")
@@ -342,7 +340,7 @@ class ProgramProber:
             return
         asyncio.get_running_loop().add_reader(self._watched, self._ended)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self, output: int) -> subprocess.Popen[bytes]:
         server = self._server
         user = user_ids(server)
         return subprocess.Popen(
@@ -350,8 +348,8 @@ class ProgramProber:
             cwd=server.cwd,
             env={**environment_for_programs(), **added_environment(server), **self._values},
             stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
             user=None if user is None else user[0],
             group=None if user is None else user[1],
@@ -373,18 +371,19 @@ class ProgramProber:
 
     def _ended(self) -> None:
         assert self._process is not None
+        assert self._output is not None
         status = self._process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # the rest of its group
-        self._finish("" if not status else _problem(self._argv[0], status, last_line(self._output)))
+        self._finish("" if not status else _problem(self._argv[0], status, self._output.last_line()))
 
     def _finish(self, problem: str) -> None:
         if self._watched >= 0:
             asyncio.get_running_loop().remove_reader(self._watched)
             os.close(self._watched)
-        if self._output >= 0:
-            os.close(self._output)
-        self._process, self._watched, self._output = None, -1, -1
+        if self._output is not None:
+            self._output.close()
+        self._process, self._watched, self._output = None, -1, None
         on_result, self._on_result = self._on_result, None
         if on_result is not None:
             on_result(problem)

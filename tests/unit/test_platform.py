@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from poolctl import platform as linux
-from poolctl.platform import age_seconds, await_readable, bounded_file, readable_bytes
+from poolctl.platform import age_seconds, await_readable, readable_bytes
 from tests.deadline import wait_until
 
 
@@ -38,19 +38,6 @@ print(int(size[0].split()[1]), min({limit}, hard))
     assert done.returncode == 0, done.stderr
     size, wanted = map(int, done.stdout.split())
     assert size >= wanted
-
-
-def test_a_bounded_file_takes_so_many_bytes_and_reports_how_many_were_written() -> None:
-    fd = bounded_file("test", 100)
-    try:
-        assert os.write(fd, b"x" * 90) == 90
-        with pytest.raises(PermissionError):
-            os.write(fd, b"y" * 20)
-        assert os.lseek(fd, 0, os.SEEK_CUR) == 90
-        with pytest.raises(PermissionError):
-            os.ftruncate(fd, 200)
-    finally:
-        os.close(fd)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU library alone keeps freed memory so")
@@ -297,17 +284,6 @@ def test_file_larger_than_one_read_is_read_whole() -> None:
     content = os.urandom(3_000_001)
     fd = linux.memory_file("test", content)
     assert linux.read_file(fd) == content
-    os.close(fd)
-
-
-@pytest.mark.parametrize(
-    ("written", "line"),
-    [(b"", ""), (b"one\ntwo\n", "two"), (b"one\n  two \n \n\n", "two"), (b"only", "only"), (b"\n", "")],
-)
-def test_last_line_is_the_last_one_with_text(written: bytes, line: str) -> None:
-    fd = bounded_file("test", 10_000)
-    os.write(fd, written)
-    assert linux.last_line(fd) == line
     os.close(fd)
 
 

@@ -28,7 +28,7 @@ from poolctl.http.http_client import exchange, proxy_for
 from poolctl.http.messages import BadMessage, ResponseHead
 from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
-from poolctl.platform import bounded_file, last_line
+from poolctl.runners.output_tail import OutputTail
 from poolctl.runners.withheld_variables import environment_for_programs
 
 from ._problem_tracker import NEWS, RESOLVED, TEST, Message, NotificationContext
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("poolctl.supervisor")
 
 _MAX_READ_BYTES = 64 * 1024
-_MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 # https://docs.ntfy.sh/publish/#message-priority, https://docs.ntfy.sh/emojis/
 _NTFY_PRIORITIES = {"error": 5, "warning": 4, "info": 3}
 _NTFY_TAGS = {"error": "rotating_light", "warning": "warning", "info": "information_source"}
@@ -161,14 +160,13 @@ class NotificationSender:
         )
         argv = [_expanded(each, {**words, "pool": self._facts().name}) for each in self._notify.command or ()]
         body = json.dumps(document(message, self._facts().name), default=str).encode()
-        # Not a pipe: a process that the command leaves running could keep it open.
-        output = bounded_file("poolctl-notify", _MAX_OUTPUT_BYTES)
+        output = OutputTail()
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
-                stderr=output,
+                stderr=output.writer,
                 cwd=self._facts().directory,
                 env=env,
                 start_new_session=True,
@@ -181,12 +179,12 @@ class NotificationSender:
                         os.killpg(process.pid, signal.SIGKILL)
                     await process.wait()
             if process.returncode:
-                why = last_line(output)
+                why = output.last_line()
                 raise SendFailed(f"{argv[0]} {_exit_text(process.returncode)}{f': {why}' if why else ''}")
         except (OSError, ValueError) as error:
             raise SendFailed(f"{argv[0]}: {_reason(error)}") from None
         finally:
-            os.close(output)
+            output.close()
 
 
 def _check_status(host: str, head: ResponseHead) -> None:

@@ -612,7 +612,10 @@ def test_program_knows_the_server_and_its_last_line_is_reported() -> None:
             ('test "$WHO" = web', ""),
             ("echo one; echo two >&2; exit 3", "sh: exited with status 3: two"),
             ("kill -9 $$", "sh: killed by SIGKILL"),
-            ("yes | head -c 50000000 2>/dev/null; exit 3", "sh: exited with status 3: y"),
+            ("yes | head -c 50000000; exit 3", "sh: exited with status 3: y"),
+            ("yes | head -c 50000000", ""),
+            ("printf 'whole\n  last \n\n'; exit 1", "sh: exited with status 1: last"),
+            ("echo; exit 1", "sh: exited with status 1"),
         ):
             probed = Probed(exec=["sh", "-c", script])
             probed.prober.start(probed.results.append)
