@@ -310,7 +310,7 @@ def error_lines(each: ErrorEntry, colours: bool = False, *, with_hint: bool = Tr
         yield f"{where}: {key}{message}" + (f"; {printable(hint)}" if hint else "")
         return
     who = each.name or each.bind
-    if who and not message.startswith(who):
+    if who and not message.startswith((f"{who}:", f"{who} ", f"{who}'")):
         message = f"{who}: {message}"
     yield f"{_label('error', '31', colours)} {message}"
     label = f"  {paint('hint:', '36') if colours else 'hint:'} "

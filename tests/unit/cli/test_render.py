@@ -629,5 +629,6 @@ def test_errors_are_coloured_by_their_parts() -> None:
         "\x1b[1;31merror:\x1b[0m web: bad", "  \x1b[36mhint:\x1b[0m do", "        so",
     ]  # fmt: skip
     assert list(render.error_lines(failure("web is bad", name="web"))) == ["error: web is bad"]
+    assert list(render.error_lines(failure("was bad", name="w"))) == ["error: w: was bad"]
     assert list(render.error_lines(failure("bad", bind=":80"))) == ["error: :80: bad"]
     assert list(render.error_lines(failure("", hint="x"), with_hint=False)) == ["error: failed"]
