@@ -74,6 +74,7 @@ class Lifecycle:
     def __init__(self, context: VerbContext) -> None:
         self._context = context
         self._core = context.core
+        self._stopping: asyncio.Task[Result] | None = None  # kept here, as the loop keeps no reference
 
     async def start(self, call: Call) -> Result:
         """Start the selected servers and their dependencies; returns when each is ready or has failed."""
@@ -190,8 +191,20 @@ class Lifecycle:
     async def stop(self, call: Call) -> Result:
         """Stop the selected servers, their dependents first; without a selection, also end the supervisor.
 
-        The option `idle` is for ending an unused pool: nothing is done if a selected server runs or should run.
+        The option `idle` is for ending an unused pool: nothing is done if a selected server runs or should run. A stop
+        of everything is completed also without its client, which may be a program of the pool.
         """
+        if not call.selector.selects_all:
+            return await self._stop(call)
+
+        def report(interim: ProgressLine) -> None:
+            with contextlib.suppress(ConnectionError):
+                call.progress(interim)
+
+        self._stopping = asyncio.ensure_future(self._stop(call._replace(progress=report)))
+        return await asyncio.shield(self._stopping)
+
+    async def _stop(self, call: Call) -> Result:
         chosen = selected(self._core, call.selector)
         if call.options.get("idle") and any(entry.wanted or entry.observed.workers for entry in chosen):
             return Result(items=items(self._core, chosen))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -437,3 +438,14 @@ def test_a_suspended_server_hears_that_it_is_to_end(pool: RealPool, free_port: A
         pool.ok(command)
         for name in ("web", "alone", "behind"):
             assert (pool.directory / name).read_text() == starts * "ended\n", (command, name)
+
+
+@pytest.mark.capability
+def test_a_program_of_the_pool_can_stop_the_pool(pool: RealPool, free_port: Any) -> None:
+    write(pool, free_port(), "from hello import app")
+    words = ["sh", "-c", f"{shlex.join(pool.command())} -c pool.toml stop; sleep 600"]
+    with (pool.directory / "pool.toml").open("a") as file:
+        file.write(server("last", command=words, depends_on=["web"]))
+    pool.ok("start", "web")
+    pool.ok("start", "--no-wait")
+    wait_until(lambda: not pool.processes())
