@@ -39,6 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
             from poolctl.config import disable_pydantic_plugins
 
             reset_inherited_signals()
+            _replace_streams_by_whole_ones()
             disable_pydantic_plugins()
             code = _run(sys.argv[1:])
             _ctrl_c_raises = False  # nothing to clean up
@@ -151,6 +152,15 @@ def _unexpected_error(error: BaseException) -> tuple[str, str]:
         return f"this installation of poolctl is incomplete ({said})", hint
     hint = f"please report this to {REPORT_TO}, with the output of {DEBUG_VARIABLE}=1 and poolctl version --verbose"
     return f"internal error ({said})", hint
+
+
+def _replace_streams_by_whole_ones() -> None:
+    """A result is whole or a failure, also in a pipe that does not block, and with PYTHONUNBUFFERED."""
+    from poolctl.cli.output import whole_stream
+
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:
+            setattr(sys, name, whole_stream(stream))
 
 
 def _prepare_streams() -> None:

@@ -37,6 +37,7 @@ from poolctl.cli.command_line import (
 )
 from poolctl.cli.offline import load, no_server_outcome
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
+from poolctl.cli.output import LineOutput, unbuffered_writer
 from poolctl.cli.pool_ref import PoolRef, find_pool, same_name_warning
 from poolctl.cli.reload_on_change import PoolWatcher
 from poolctl.cli.reload_plan import change_lines
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
 
 # If SIGTERM arrives before CMD runs, `run -- CMD` exits as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
+_WITHOUT_READER = 128 + signal.SIGPIPE
 
 COMMAND = Command(
     "Run the pool in the foreground, or around a command: -- CMD…",
@@ -173,6 +175,8 @@ def _run(session: RunSession, path: str, signals: StopSignalRaiser) -> int:
             session.stop(code)
             os.close(lifeline)
             wait_for_exit(keeper_pid)  # even if the supervisor was exiting and did not answer
+            if signals.unasked and not session.command:
+                code = _WITHOUT_READER
             code = INTERRUPTED if signals.interrupted else session.pool_exit_status_or(code)
             session.print_deaths_and_failure_logs()
             if session.command and sys.stderr.isatty():
@@ -529,27 +533,6 @@ MOST_TEXTS = 1000
 LAST_OUTPUT_SECONDS = 2.0
 
 
-@contextlib.contextmanager
-def reopened_stream(stream: TextIO) -> Iterator[TextIO]:
-    """Context manager: another stream with the same descriptor, closed at the end.
-
-    A thread that is blocked in a write holds the lock of its stream, so a flush of a shared stream would wait for it.
-    """
-    try:
-        descriptor = stream.fileno()
-    except (OSError, ValueError, AttributeError):
-        yield stream  # without a descriptor it is in memory, and never blocks
-        return
-    stream.flush()
-    own = open(descriptor, "w", encoding=stream.encoding, errors=stream.errors, closefd=False)  # noqa: SIM115
-    try:
-        yield own
-    finally:
-        # If left open, it would retry the write without a reader at exit, and since Python 3.13 report an error.
-        with contextlib.suppress(OSError):
-            own.close()
-
-
 class BackgroundWriter:
     """A text stream that is written in a background thread, so that a stalled reader does not block the caller.
 
@@ -599,17 +582,17 @@ class BackgroundWriter:
         return written
 
     def _write_texts(self) -> None:
-        with reopened_stream(self._stream) as stream:
-            while True:
-                text, written = self._texts.get()
-                try:
-                    stream.write(text)
-                    stream.flush()
-                except (OSError, ValueError):
-                    pass  # the reader or the stream is gone
-                if self._texts.empty():
-                    self._stuck = False
-                written.release()
+        # Not by the stream: this thread may be blocked in a write, and a flush elsewhere would wait for its lock.
+        write = unbuffered_writer(self._stream)
+        while True:
+            text, written = self._texts.get()
+            try:
+                write(text)
+            except (OSError, ValueError):
+                pass  # the reader or the stream is gone, or the disk is full
+            if self._texts.empty():
+                self._stuck = False
+            written.release()
 
 
 class LogPrinter:
@@ -650,13 +633,17 @@ class LogPrinter:
                 list(paths), times=times, records=terminal, request_ids=ids
             ).line
         try:
-            with reopened_stream(sys.stdout) as stdout:
-                for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
-                    stdout.write(form(line))
-                    stdout.flush()
+            stdout = LineOutput(sys.stdout, self._note)
+            for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
+                stdout.write(form(line))
         except OSError:
             # The reader of the output is gone, so there is no reason to keep running in the foreground.
             StopSignalRaiser.stop_for_lost_output()
+
+    def _note(self, text: str) -> str:
+        if self._objects:
+            return log_rendering.json_line(LogLine(text, time=stamp(time()), name=""))
+        return f"{text}\n"
 
 
 def command_environment(
@@ -919,7 +906,7 @@ class StopSignalRaiser:
 
     def __init__(self) -> None:
         self._stopping = False
-        self._unasked = False  # it stops without a signal from the user
+        self.unasked = False  # it stops without a signal from the user, because nobody reads its output
         self._before: dict[int, Handler] = {}
         self.interrupted = False  # SIGINT has already raised
         self.wakeup = -1  # readable when a signal has arrived
@@ -959,9 +946,9 @@ class StopSignalRaiser:
         os.kill(os.getpid(), _OUTPUT_LOST)
 
     def _note_or_raise_for_signal(self, number: int, frame: FrameType | None) -> None:
-        unasked, self._stopping = self._unasked, True
+        unasked, self._stopping = self.unasked, True
         if unasked and number != signal.SIGALRM:
-            self._unasked = False
+            self.unasked = False
             self.interrupted = number == signal.SIGINT
             return
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
@@ -989,7 +976,7 @@ class StopSignalRaiser:
 
     def _terminate_for_lost_output(self, number: int, frame: FrameType | None) -> None:
         if not self._stopping:
-            self._stopping = self._unasked = True
+            self._stopping = self.unasked = True
             raise Terminated
 
 

@@ -111,7 +111,7 @@ class Running:
     [
         (signal.SIGTERM, True, 0, True),
         (signal.SIGINT, False, 130, False),
-        pytest.param(None, True, 0, False, marks=pytest.mark.heavy),
+        pytest.param(None, True, 141, False, marks=pytest.mark.heavy),
         pytest.param(signal.SIGINT, True, 130, False, marks=pytest.mark.heavy),
         pytest.param(signal.SIGINT, False, 130, True, marks=pytest.mark.heavy),
     ],

@@ -34,7 +34,6 @@ from poolctl.cli.commands.run import (
     deferred_signals,
     last_lines,
     program,
-    reopened_stream,
     run_to_end,
 )
 from poolctl.cli.main import main
@@ -226,8 +225,6 @@ def test_text_for_a_reader_that_is_gone_is_dropped(pipe: tuple[int, int]) -> Non
 
 
 def test_a_stream_without_a_descriptor_is_used_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with reopened_stream(sys.stderr) as own:
-        assert own is sys.stderr
     with BackgroundWriter(sys.stderr) as stream:
         stream.write("one\n")
     assert capsys.readouterr().err == "one\n"

@@ -1,0 +1,102 @@
+"""Output that is written whole, to pipes that do not block and to disks that may be full."""
+
+from __future__ import annotations
+
+import errno
+import io
+import select
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
+
+    from _typeshed import ReadableBuffer
+
+
+class WholeFile(io.FileIO):
+    """An open descriptor whose `write` writes everything, waiting where a pipe does not block. It stays open."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self.written_bytes = 0  # of the last `write`, also if that has failed
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Write all of the data, and return its length. Raises OSError."""
+        view = memoryview(data).cast("B")
+        self.written_bytes = 0
+        while self.written_bytes < len(view):
+            count = super().write(view[self.written_bytes :])
+            if count is None:
+                _await_writable(self.fileno())
+            else:
+                self.written_bytes += count
+        return len(view)
+
+
+def whole_stream(stream: TextIO) -> TextIO:
+    """A stream to the same descriptor that is written whole; `stream` itself if it is in memory."""
+    if (descriptor := _descriptor(stream)) < 0:
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(WholeFile(descriptor)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=isinstance(stream, io.TextIOWrapper) and stream.line_buffering,
+    )
+
+
+def unbuffered_writer(stream: TextIO) -> Callable[[str], object]:
+    """A function that writes text whole to the stream's descriptor, without the stream's lock and buffer."""
+    if (descriptor := _descriptor(stream)) < 0:
+        return stream.write
+    file, encoding = WholeFile(descriptor), stream.encoding or "utf-8"
+    return lambda text: file.write(text.encode(encoding, "backslashreplace"))
+
+
+def _descriptor(stream: TextIO) -> int:
+    try:
+        return stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return -1
+
+
+class LineOutput:
+    """Writes lines to a stream's descriptor. Those for which a disk has no room are dropped, and counted later.
+
+    `as_line` makes that line, with its line break, of a text. A stream in memory is used as it is.
+    """
+
+    def __init__(self, stream: TextIO, as_line: Callable[[str], str]) -> None:
+        self._stream = stream
+        self._file = WholeFile(_descriptor(stream)) if _descriptor(stream) >= 0 else None
+        self._as_line = as_line
+        self._lost_lines = 0
+        self._why = ""
+        self._is_torn = False  # the last line could be written in part
+
+    def write(self, line: str) -> None:
+        """Write the line, with its line break. Raises OSError if its reader or the terminal is gone."""
+        if self._file is None:
+            self._stream.write(line)
+            return
+        before = "\n" if self._is_torn else ""
+        if self._lost_lines:
+            before += self._as_line(f"[poolctl: lines of output lost here: {self._lost_lines} ({self._why})]")
+        try:
+            self._file.write(f"{before}{line}".encode(errors="backslashreplace"))
+        except OSError as error:
+            if error.errno == errno.EPIPE or (error.errno == errno.EIO and self._file.isatty()):
+                raise
+            self._lost_lines += 1
+            self._why = error.strerror or str(error)
+            self._is_torn = self._is_torn or self._file.written_bytes > 0
+        else:
+            self._lost_lines, self._is_torn = 0, False
+
+
+def _await_writable(descriptor: int) -> None:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    poll.poll()
