@@ -207,10 +207,15 @@ def close_promptly(fd: int) -> None:
 
 def replace_file(path: str, content: bytes) -> None:
     """Replace a file (mode 0600) atomically: readers find the complete old or new content. Raises OSError."""
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(content)
-    os.replace(f"{path}.new", path)
+    temporary = f"{path}.{os.urandom(4).hex()}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def read_json_object(path: str) -> dict[str, Any]:

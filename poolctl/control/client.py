@@ -580,9 +580,11 @@ def failure_reason(log_path: str, start: int = 0) -> str:
 
 def write_exit(directory: str, *, status: int, reason: str, keeper_pid: int) -> None:
     """Record for `poolctl run` why the pool ends by itself: status, reason, and the process that exits last."""
+    from poolctl.platform import replace_file  # imported late: no client needs it
+
     try:
-        with open(f"{directory}/{_STATUS}", "w", encoding="utf-8") as file:
-            file.write(json.dumps({"status": status, "reason": reason, "keeper_pid": keeper_pid}))
+        content = json.dumps({"status": status, "reason": reason, "keeper_pid": keeper_pid})
+        replace_file(f"{directory}/{_STATUS}", content.encode())
     except OSError:
         pass  # the log contains the reason
 

@@ -6,6 +6,7 @@ library only, and little of it, because the fast commands import this module.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -13,6 +14,12 @@ from hashlib import sha256
 
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
+from poolctl.private_directory import (
+    UnsafeDirectory,
+    check_private_directory,
+    create_private_directory,
+    ensure_private_directory,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +60,9 @@ def ensure_runtime_root(env: Mapping[str, str]) -> str:
     refused = ""
     for path in runtime_root_candidates(env):
         try:
-            os.makedirs(path, mode=0o700, exist_ok=True)
+            create_private_directory(path)
+        except UnsafeDirectory as unsafe:
+            raise _refused(unsafe, RUNTIME_VARIABLE) from unsafe
         except OSError as error:
             refused = refused or f"{path}: {error.strerror}"
             continue
@@ -90,9 +99,9 @@ def ensure_pool_dir(env: Mapping[str, str], key: str) -> str:
         return found
     path = f"{ensure_runtime_root(env)}/{key}"
     try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
+        ensure_private_directory(path)
+    except UnsafeDirectory as unsafe:
+        raise _refused(unsafe, RUNTIME_VARIABLE) from unsafe
     except OSError as error:
         raise _not_permitted(
             f"cannot make {path}: {error.strerror}",
@@ -198,19 +207,44 @@ def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
 
     It is `$POOLCTL_STATE_DIR/KEY`; else in the pool's runtime directory if `$POOLCTL_RUNTIME_DIR` is set; else in
     /var/lib for root, in the user's state directory for others. If not writable, the runtime directory is used.
+    Raises ControlError (exit code 7) if it is there, or may be created, and another user can change or replace it.
     """
-    fallback = f"{pool_dir(env, key)}/state"
-    preferred = _preferred_state_dir(env, key) or fallback
-    if create:
-        try:
-            os.makedirs(preferred, mode=0o700, exist_ok=True)
-        except OSError:
-            pass  # another directory is used
-    if os.path.isdir(preferred) and os.access(preferred, os.W_OK | os.X_OK):
-        return preferred
-    if create:
-        os.makedirs(fallback, mode=0o700, exist_ok=True)
-    return fallback if os.path.isdir(fallback) else preferred
+    preferred, runtime = _preferred_state_dir(env, key), pool_dir(env, key)
+    fallback = f"{runtime}/state"
+    if preferred is not None:
+        with contextlib.suppress(OSError):
+            _check_state_dir(preferred, create=create)
+            if os.access(preferred, os.W_OK | os.X_OK):
+                return preferred
+    try:
+        for path in (runtime, fallback):
+            _check_state_dir(path, create=create)
+    except OSError:
+        if create:
+            raise
+        return preferred or fallback
+    return fallback
+
+
+def _check_state_dir(path: str, *, create: bool) -> None:
+    try:
+        if create:
+            ensure_private_directory(path)
+        else:
+            check_private_directory(path)
+    except UnsafeDirectory as unsafe:
+        if not _can_be_used(path):
+            raise
+        raise _refused(unsafe, STATE_VARIABLE) from unsafe
+
+
+def _can_be_used(path: str) -> bool:
+    """Whether the directory exists, or this user may create it: not in the home of another user, as with sudo -E."""
+    if os.path.lexists(path):
+        return True
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return os.access(path, os.W_OK | os.X_OK, effective_ids=True)
 
 
 def _preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
@@ -225,34 +259,36 @@ def _preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
     return f"{home}/poolctl/{key}" if home.startswith("/") else None
 
 
-def create_private_directory(path: str) -> None:
+def restore_private_directory(path: str) -> None:
     """Create the directory, or make it private (0700) if it belongs to this user. Raises OSError."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    status = os.lstat(path)
-    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
-        # The directory had vanished, and one of our own processes has created it again with the mode of its umask.
-        os.chmod(path, 0o700)
-
-
-def check_private(path: str) -> None:
-    """Raise ControlError (exit code 7) unless `path` is this user's own directory, not a link, and private."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
+            # The directory had vanished, and the logger has created it again to write a log in it.
+            os.chmod(path, 0o700)
+    ensure_private_directory(path)
+
+
+def check_private(path: str, *, missing_ok: bool = False) -> None:
+    """Raise ControlError (exit code 7) unless `path` is this user's own directory, not a link, and private.
+
+    With `missing_ok`, a missing directory passes if those above it do.
+    """
+    try:
+        check_private_directory(path, closed=True)
+    except UnsafeDirectory as unsafe:
+        raise _refused(unsafe, RUNTIME_VARIABLE) from unsafe
     except OSError as error:
+        if missing_ok and isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return
         raise _not_permitted(
             f"cannot use {path}: {error.strerror}", "it is part of poolctl's runtime directory"
         ) from error
-    if not stat.S_ISDIR(status.st_mode):
-        raise _not_permitted(f"{path} is not a directory", "remove it, poolctl makes its own")
-    if status.st_uid != os.geteuid():
-        raise _not_permitted(
-            f"{path} belongs to uid {status.st_uid}, not to you (uid {os.geteuid()})",
-            f"run poolctl as that user, or set {RUNTIME_VARIABLE} to a directory of your own",
-        )
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        raise _not_permitted(
-            f"{path} can be entered by others (mode {stat.S_IMODE(status.st_mode):04o})", f"chmod 700 {path}"
-        )
+
+
+def _refused(unsafe: UnsafeDirectory, variable: str) -> ControlError:
+    fix = f"run poolctl as that user, or set {variable} to a directory of your own"
+    return _not_permitted(f"{unsafe.filename} {unsafe.strerror}", unsafe.fix or fix)
 
 
 def _not_permitted(message: str, hint: str) -> ControlError:

@@ -48,6 +48,7 @@ from ..platform import (
     raise_descriptor_limit,
     read_file,
 )
+from ..private_directory import create_private_directory
 from . import fd_store, pool_files, wire
 from .reap import KILLED_SECONDS, Reaper, is_child, signal_process, wait_or_kill_children
 from .spawn import log_failure, spawn
@@ -284,7 +285,7 @@ class SupervisorProcess:
                 ours, theirs = wire.pair()
                 if_failed.enter_context(ours)
                 with theirs:
-                    os.makedirs(os.path.dirname(self._log), mode=0o700, exist_ok=True)
+                    create_private_directory(os.path.dirname(self._log))
                     command = [*self.command, fd_store.CALM] if self.calm else self.command
                     self.pid = spawn(command, None, [theirs.fileno()], self._log, session=False)
             except OSError as error:

@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 
-from ..platform import raise_descriptor_limit
+from ..platform import raise_descriptor_limit, replace_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -214,9 +214,7 @@ def _copy_tail_to(fd: int, path: str) -> None:
     import re  # imported late, because it is rarely needed
 
     kept = re.sub(rb"^(.*\n)\1+", _counted, kept[kept.find(b"\n") + 1 :], flags=re.MULTILINE)
-    with open(path, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as old:
-        old.write(b"(%d bytes before this were left out)\n" % left_out)
-        old.write(kept)
+    replace_file(path, b"(%d bytes before this were left out)\n%s" % (left_out, kept))
 
 
 def _counted(lines: re.Match[bytes]) -> bytes:

@@ -64,6 +64,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
                     hint="poolctl stop ends it; poolctl status shows it",
                 )
             return LaunchedKeeper()
+        pool_paths.state_dir(env, os.path.basename(pool_directory), create=True)  # may be refused
         clear_exit(pool_directory)
         return _start_keeper(files, pool_directory, path, env, lifeline)
     except OSError as error:

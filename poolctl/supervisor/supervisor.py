@@ -23,12 +23,13 @@ from poolctl.config import EventsTable, MetricsTable, ServerConfig, Tables, maxi
 from poolctl.control.answers import PingResult, ProgressLine, Result, SupervisorIdentity
 from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
-from poolctl.control.pool_paths import SOCKET_NAME, create_private_directory, state_dir
+from poolctl.control.pool_paths import SOCKET_NAME, restore_private_directory, state_dir
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.core.core import Core, RunnerEventForwarder
 from poolctl.core.decide import DecisionLogger, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
+from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
@@ -121,7 +122,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._keeper_pid = self._runtime_files.keeper_pid = int(hello["pid"])
         KeeperExitWatchdog(self._keeper_pid, self._replace_keeper_and_exit)
         with contextlib.suppress(OSError):
-            create_private_directory(self.directory)
+            restore_private_directory(self.directory)
         self._make_parts(hello)
         _, fds = await keeper.call({"op": "get", "name": fd_store.CONTROL})
         await self._begin(socket.socket(fileno=fds[0]))
@@ -147,7 +148,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         return 0
 
     def _make_parts(self, hello: wire.Message) -> None:
-        state_directory = state_dir(os.environ, os.path.basename(self.directory), create=True)
+        state_directory = self._ensure_state_directory()
         logs = os.path.join(state_directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
         soft, hard = hello["open_files"]
@@ -175,6 +176,16 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self.events = EventBus(self._clock)
         self._parts = FeatureParts(self._environment, self.events)
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
+
+    def _ensure_state_directory(self) -> str:
+        try:
+            return state_dir(os.environ, os.path.basename(self.directory), create=True)
+        except ControlError as refused:
+            # The first supervisor is not started then, and a later one is needed: it keeps to its runtime directory.
+            fallback = os.path.join(self.directory, "state")
+            logger.error("%s: logs and state are kept in %s; fix: %s", refused, fallback, refused.hint)
+            os.makedirs(fallback, mode=0o700, exist_ok=True)
+            return fallback
 
     async def _begin(self, listener: socket.socket) -> None:
         """Load the configuration, adopt running workers, and start to answer requests on `listener`.
@@ -772,7 +783,7 @@ class RuntimeFiles:
                     self.try_publish(self._name)
                 continue
             try:
-                create_private_directory(self._directory)
+                restore_private_directory(self._directory)
                 listener = self._listen_if_socket_missing()
                 if self._name:
                     self.try_publish(self._name)

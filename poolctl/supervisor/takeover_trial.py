@@ -91,8 +91,11 @@ def print_takeover_check(files: list[str]) -> str | None:
     if not errors:
         _import_everything()
         try:
+            logs = _logs_of(files)
             if TRIED not in os.environ:
-                try_takeover(servers, upgrade_options(), _logs_of(files))
+                try_takeover(servers, upgrade_options(), logs)
+        except ControlError as refused:
+            return f"{refused.message} ({refused.hint})"
         except TrialFailed as failed:
             return str(failed)
     entries = tuple(from_json(ErrorEntry, each) for each in errors)

@@ -296,6 +296,23 @@ def test_replaced_file_is_private_and_leaves_no_other_file(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_replaced_without_writing_through_a_link(tmp_path: Path) -> None:
+    private, path = tmp_path / "private", tmp_path / "file"
+    private.write_text("precious")
+    path.symlink_to(private)
+    (tmp_path / "file.new").symlink_to(private)
+    linux.replace_file(str(path), b"new")
+    assert (path.read_bytes(), path.is_symlink(), private.read_text()) == (b"new", False, "precious")
+
+
+def test_a_file_that_cannot_be_replaced_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        linux.replace_file(str(path), b"new")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     ("content", "found"), [(b'{"a": 1}', {"a": 1}), (b"[1]", {}), (b"{", {}), (b"\xff", {}), (None, {})]
 )

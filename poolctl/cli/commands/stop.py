@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import replace
@@ -14,7 +15,7 @@ from poolctl.cli.render import abbreviated_list, dependents_text, server_count_t
 from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor
-from poolctl.errors import PoolError
+from poolctl.errors import ControlError, PoolError
 from poolctl.json_form import Table, from_json
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ def perform(request: CommandRequest) -> Outcome:
     if result.exit_code and not result.items:
         return Outcome.of(result)
     message = _stopped_line(result, waited=not request.get("no_wait"))
-    if result.ended and os.path.isdir(pool.logs_directory):
-        message += f"\nlogs: {pool.logs_directory}"
+    with contextlib.suppress(ControlError):  # others can change the state directory: the next start says so
+        if result.ended and os.path.isdir(pool.logs_directory):
+            message += f"\nlogs: {pool.logs_directory}"
     return Outcome.of(result, message)
 
 

@@ -322,8 +322,7 @@ def runtime_directory_check(context: CheckContext) -> Iterator[CheckResult]:
     try:
         if context.pool is not None:
             pool_paths.control_socket_path(context.pool.directory)
-            if os.path.isdir(context.pool.directory):
-                pool_paths.check_private(context.pool.directory)
+            pool_paths.check_private(context.pool.directory, missing_ok=True)
         root = _runtime_root_or_parent(context)
     except ControlError as error:
         yield problem("runtime directory", error.message, error.hint)
@@ -363,7 +362,11 @@ def state_directory_check(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the directories of logs and event journal are writable and local, and have free space."""
     if context.pool is None:
         return
-    path = pool_paths.state_dir(context.env, context.pool.key)
+    try:
+        path = pool_paths.state_dir(context.env, context.pool.key)
+    except ControlError as error:
+        yield problem("state directory", error.message, error.hint)
+        return
     there = _nearest_existing(path)
     if not os.access(there, os.W_OK | os.X_OK):
         fix = f"make this user its owner, or set {pool_paths.STATE_VARIABLE}"
@@ -385,9 +388,13 @@ def disks(context: CheckContext) -> Iterator[CheckResult]:
     """The free space on each disk of configured log and event paths, except the disk of the state directory."""
     if context.pool is None or context.config is None:
         return
+    try:
+        state_directory = pool_paths.state_dir(context.env, context.pool.key)
+    except ControlError:
+        return  # a finding of state_directory_check
     events = context.config.tables.get(EventsTable)
     paths = [server.log.path for server in context.servers] + [events.path if events is not None else None]
-    seen = {os.stat(_nearest_existing(pool_paths.state_dir(context.env, context.pool.key))).st_dev}
+    seen = {os.stat(_nearest_existing(state_directory)).st_dev}
     for path in filter(None, paths):
         there = _nearest_existing(os.path.dirname(path))
         if (device := os.stat(there).st_dev) not in seen and os.access(there, os.W_OK):

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from poolctl.platform import read_file
+from poolctl.platform import read_file, replace_file
+from poolctl.private_directory import create_private_directory
 
 from . import _launch
 from ._configuration import HaproxySetup, runtime_commands
@@ -147,7 +148,7 @@ class HaproxyProcessManager:
         self.process.socket_path = self.socket_path
 
     async def _write_and_validate(self, setup: HaproxySetup) -> None:
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        create_private_directory(self.directory)
         files = {
             MAIN_FILE: setup.text.encode(),
             **{name: text.encode() for name, text in setup.configuration.files.items()},
@@ -168,8 +169,7 @@ class HaproxyProcessManager:
 
     def _write_file(self, name: str, content: bytes) -> str:
         path = os.path.join(self.directory, name)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
+        replace_file(path, content)
         return path
 
     async def _start(self, setup: HaproxySetup) -> HaproxyProcess:

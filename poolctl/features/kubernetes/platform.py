@@ -64,6 +64,7 @@ from poolctl.exit_codes import (
 )
 from poolctl.json_form import Table, to_json
 from poolctl.logs.log_line import seconds_of, stamp
+from poolctl.platform import replace_file
 from poolctl.selection.selector import NothingMatched, Selector, SelectorError, select
 from poolctl.states import in_words
 
@@ -225,8 +226,9 @@ class KubernetesPlatform:
     def _record_cluster(self, cluster: Cluster) -> None:
         """Save in a local file the context and namespace in which the pool starts, for `_refuse_other_cluster`."""
         directory = state_dir(self._environment, pool_key(self.files[0]), create=True)
-        with suppress(OSError), open(os.path.join(directory, _STARTED), "w", encoding="utf-8") as file:
-            json.dump({"context": cluster.context, "namespace": cluster.namespace}, file)
+        started = {"context": cluster.context, "namespace": cluster.namespace}
+        with suppress(OSError):
+            replace_file(os.path.join(directory, _STARTED), json.dumps(started).encode())
 
     def _refuse_other_cluster(self, cluster: Cluster) -> None:
         """Raise ControlError with exit code 2 if the last recorded start was on another cluster or namespace."""

@@ -808,6 +808,17 @@ def test_directories_that_are_not_writable_are_problems(
     )  # fmt: skip
 
 
+def test_directories_that_others_can_change_are_problems(machine: Machine, directories: Path) -> None:
+    directories.chmod(0o777)
+    why = f"{directories} can be changed by others (mode 0777), who could replace {directories}"
+    fix = f"chmod {'+t' if os.geteuid() == 0 else 'go-w'} {directories}"
+    (runtime,) = _check_machine.runtime_directory_check(machine.context)
+    assert (runtime.status, runtime.message, runtime.fix) == ("problem", f"{why}/run/key", fix)
+    (state,) = _check_machine.state_directory_check(machine.context)
+    assert (state.status, state.message, state.fix) == ("problem", f"{why}/state/key", fix)
+    assert found(_check_machine.disks(machine.context)) == []
+
+
 def test_files_of_a_pool_are_named_or_missing(machine: Machine, directories: Path) -> None:
     file = f"{directories}/pool.toml"
     assert found(_check_machine.pool_file_permissions(machine.context)) == [("ok", file)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.control import pool_paths
-from poolctl.control.pool_paths import create_private_directory
+from poolctl.control.pool_paths import restore_private_directory
 from poolctl.errors import ControlError
 
 
@@ -81,7 +82,7 @@ def test_runtime_directory_that_cannot_be_made_is_reported(short_path: Path) -> 
         with pytest.raises(ControlError) as caught:
             pool_paths.ensure_pool_dir({"POOLCTL_RUNTIME_DIR": str(path)}, "abc")
         assert caught.value.exit_code == 7
-        assert "POOLCTL_RUNTIME_DIR" in caught.value.hint
+        assert str(blocked) in caught.value.message
 
 
 def test_users_own_directories_are_searched_without_a_variable() -> None:
@@ -158,13 +159,13 @@ def test_state_directory_is_the_systems_without_variables(monkeypatch: pytest.Mo
 
 def test_directory_of_a_pool_becomes_private_again(short_path: Path) -> None:
     made = short_path / "a" / "pool"
-    create_private_directory(str(made))
+    restore_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o755)
-    create_private_directory(str(made))
+    restore_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o500)
-    create_private_directory(str(made))
+    restore_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o500, "others cannot enter it"
 
 
@@ -174,9 +175,11 @@ def test_directory_that_is_a_link_or_another_users_is_left_alone(
     made = short_path / "pool"
     made.mkdir(mode=0o755)
     (short_path / "link").symlink_to("pool")
-    create_private_directory(str(short_path / "link"))
+    with pytest.raises(OSError, match="not a directory"):
+        restore_private_directory(str(short_path / "link"))
     monkeypatch.setattr(os, "geteuid", lambda: made.stat().st_uid + 1)
-    create_private_directory(str(made))
+    with pytest.raises(OSError, match="belongs to uid"):
+        restore_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o755
 
 
@@ -192,14 +195,13 @@ def test_refused_directories_have_a_message_and_a_fix(
     root = short_path / "run"
     root.touch()
     assert refusal(lambda: pool_paths.ensure_runtime_root(env)) == (
-        f"no runtime directory: {root}: File exists", 7,
-        "set POOLCTL_RUNTIME_DIR to a directory that you may write to",
+        f"{root} is not a directory", 7, f"mv {root} {root}.old",
     )  # fmt: skip
     root.unlink()
     root.mkdir()
     (root / "abc").touch()
     assert refusal(lambda: pool_paths.ensure_pool_dir(env, "abc")) == (
-        f"{root}/abc is not a directory", 7, "remove it, poolctl makes its own",
+        f"{root}/abc is not a directory", 7, f"mv {root}/abc {root}/abc.old",
     )  # fmt: skip
     assert refusal(lambda: pool_paths.check_private(f"{root}/gone")) == (
         f"cannot use {root}/gone: No such file or directory", 7, "it is part of poolctl's runtime directory",
@@ -211,8 +213,9 @@ def test_refused_directories_have_a_message_and_a_fix(
     assert len(pool_paths.control_socket_path("/run/" + "x" * 89)) == 107
     own = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    other, why = (root, "not to you (uid 1)") if own == 0 else (short_path, f"who could replace {root}")
     assert refusal(lambda: pool_paths.check_private(str(root))) == (
-        f"{root} belongs to uid {own}, not to you (uid {own + 1})", 7,
+        f"{other} belongs to uid {own}, {why}", 7,
         "run poolctl as that user, or set POOLCTL_RUNTIME_DIR to a directory of your own",
     )  # fmt: skip
 
@@ -344,9 +347,51 @@ def test_state_directory_is_used_only_if_it_can_be_written(
     asked: list[int] = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append(mode) or mode != os.W_OK | os.X_OK)
     assert pool_paths.state_dir(env, "abc") == str(fallback)
-    fallback.rmdir()
+    shutil.rmtree(short_path / "run")
     assert pool_paths.state_dir(env, "abc", create=True) == str(fallback)
     assert fallback.stat().st_mode & 0o777 == 0o700
+    assert pool_paths.ensure_pool_dir(env, "abc") == str(fallback.parent)
+
+
+def test_state_directory_that_others_can_change_is_refused(env: dict[str, str], short_path: Path) -> None:
+    shared = short_path / "state"
+    shared.mkdir()
+    shared.chmod(0o777)
+    env["POOLCTL_STATE_DIR"] = str(shared)
+    why = f"{shared} can be changed by others (mode 0777), who could replace {shared}/abc"
+    for create in (False, True):
+        found = refusal(lambda create=create: pool_paths.state_dir(env, "abc", create=create))
+        assert found[:2] == (why, 7)
+    assert not (shared / "abc").exists()
+    shared.chmod(0o1777)
+    made = Path(pool_paths.state_dir(env, "abc", create=True))
+    made.chmod(0o755)
+    assert pool_paths.state_dir(env, "abc", create=True) == str(made), "another program may read the logs"
+    made.chmod(0o777)
+    assert refusal(lambda: pool_paths.state_dir(env, "abc")) == (
+        f"{made} can be changed by others (mode 0777)", 7, f"chmod 700 {made}",
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_state_is_not_kept_in_the_home_of_another_user_who_lets_nobody_write_there(short_path: Path) -> None:
+    home, own = short_path / "home", short_path / "own"
+    short_path.chmod(0o755)
+    for path, uid in ((home, 54322), (own, 54321)):
+        path.mkdir(mode=0o755)
+        os.chown(path, uid, uid)
+    env = {"POOLCTL_STATE_DIR": str(home / "state"), "POOLCTL_RUNTIME_DIR": str(own)}
+    os.seteuid(54321)
+    try:
+        assert pool_paths.state_dir(env, "abc", create=True) == f"{own}/abc/state"
+        os.seteuid(0)
+        home.chmod(0o777)
+        os.seteuid(54321)
+        message, _, fix = refusal(lambda: pool_paths.state_dir(env, "abc"))
+    finally:
+        os.seteuid(0)
+    assert message == f"{home} belongs to uid 54322, who could replace {home}/state/abc"
+    assert fix == "run poolctl as that user, or set POOLCTL_STATE_DIR to a directory of your own"
 
 
 def test_home_that_is_no_absolute_path_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,181 @@
+"""The directories of a pool's own files: created with explicit modes, and refused if another user can change them.
+
+A directory is only as safe as those above it, whose owner can rename it and put another one in its place. So all of
+them are checked, as sshd(8) does for StrictModes. What is in a directory that has passed the check is this user's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+_MODE, _PARENT_MODE = 0o700, 0o755
+_OTHERS, _WRITABLE_BY_OTHERS = 0o077, 0o022
+_MOST_LINKS = 40  # the limit of path_resolution(7)
+
+
+class UnsafeDirectory(OSError):
+    """Another user can change what is in the directory `filename`, or replace it; `strerror` says why.
+
+    `fix` is a command that fixes it, or "" if the files have to be kept elsewhere.
+    """
+
+    def __init__(self, path: str, problem: str, fix: str = "") -> None:
+        super().__init__(errno.EPERM, problem, path)
+        self.fix = fix
+
+
+def ensure_private_directory(path: str) -> None:
+    """Create the directory (0700) and those above it (0755, less the umask) if missing, and check it.
+
+    Raises OSError, and UnsafeDirectory like `check_private_directory`.
+    """
+    _follow(path, create=True)
+
+
+def create_private_directory(path: str) -> None:
+    """Create the directory if it is missing, like `ensure_private_directory`; one that exists is not checked again.
+
+    For directories of a running pool, which were checked when it was started. Raises OSError.
+    """
+    if not os.path.isdir(path):
+        ensure_private_directory(path)
+
+
+def check_private_directory(path: str, *, closed: bool = False) -> None:
+    """Raise UnsafeDirectory unless the directory belongs to this user, and only this user and root can change it.
+
+    Directories above it, and links to them, may also belong to root. Those that everyone may write to need the sticky
+    bit, which protects what is in them from other users. With `closed`, others may not read the directory either.
+    Raises OSError if there is no such directory.
+    """
+    status = _follow(path, create=False)
+    if closed and status.st_mode & _OTHERS:
+        raise UnsafeDirectory(
+            path, f"can be entered by others ({_mode(status)})", f"chmod 700 {_quoted(path)}"
+        )
+
+
+def _follow(path: str, *, create: bool) -> os.stat_result:
+    """Follow the path from the root, checking each directory before using it; returns the status of the last one."""
+    there, status = "/", os.lstat("/")
+    left, links = _parts(path), 0
+    while left:
+        _check_parent(there, status, path)
+        name = left.pop(0)
+        below = os.path.dirname(there) if name == ".." else os.path.join(there, name)
+        try:
+            found = os.lstat(below)
+        except FileNotFoundError:
+            if not create:
+                raise
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(below, _PARENT_MODE if left else _MODE)
+            found = os.lstat(below)
+        if not (left and stat.S_ISLNK(found.st_mode)):
+            there, status = below, found
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        if not _is_trusted(found.st_uid):
+            raise UnsafeDirectory(below, f"is a link of uid {found.st_uid}, who can change where it leads to")
+        target = os.readlink(below)
+        left = _parts(target) + left
+        if target.startswith("/"):
+            there, status = "/", os.lstat("/")
+    _check_own(path, status)
+    return status
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _check_parent(path: str, status: os.stat_result, wanted: str) -> None:
+    if _is_alone_in_pod():
+        return
+    if not _is_trusted(status.st_uid):
+        raise UnsafeDirectory(path, f"belongs to uid {status.st_uid}, who could replace {wanted}")
+    if status.st_mode & stat.S_ISVTX or not _others_may_write(status):
+        return
+    # A directory of root that everyone may write to is one for temporary files.
+    change = "+t" if status.st_uid == 0 and status.st_mode & stat.S_IWOTH else "go-w"
+    fix = f"chmod {change} {_quoted(path)}" if status.st_uid == os.geteuid() else ""
+    raise UnsafeDirectory(
+        path, f"can be changed by others ({_mode(status)}), who could replace {wanted}", fix
+    )
+
+
+def _check_own(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISDIR(status.st_mode):
+        raise UnsafeDirectory(path, "is not a directory", f"mv {_quoted(path)} {_quoted(f'{path}.old')}")
+    if status.st_uid != os.geteuid():
+        above = os.stat(os.path.dirname(path)).st_uid
+        moved = f"mv {_quoted(path)} {_quoted(f'{path}.uid{status.st_uid}')}"
+        raise UnsafeDirectory(
+            path,
+            f"belongs to uid {status.st_uid}, not to you (uid {os.geteuid()})",
+            moved if os.geteuid() in (0, above) else "",
+        )
+    if _others_may_write(status) and not _is_alone_in_pod():
+        raise UnsafeDirectory(
+            path, f"can be changed by others ({_mode(status)})", f"chmod 700 {_quoted(path)}"
+        )
+
+
+def _others_may_write(status: os.stat_result) -> bool:
+    mode = status.st_mode & _WRITABLE_BY_OTHERS
+    return bool(mode) and not (mode == stat.S_IWGRP and _is_own_group(status.st_gid))
+
+
+def _is_trusted(uid: int) -> bool:
+    return uid in (0, os.geteuid()) or _is_outside_namespace(uid)
+
+
+def _is_outside_namespace(uid: int) -> bool:
+    """Whether this is the uid in place of users whom a sandbox's user namespace does not have (user_namespaces(7)).
+
+    The machine's root is one of them, and owns "/". No process in the namespace has that uid.
+    """
+    with open("/proc/sys/kernel/overflowuid", "rb") as shown, open("/proc/self/uid_map", "rb") as mapped:
+        if uid != int(shown.read()):
+            return False
+        ranges = [[int(number) for number in line.split()] for line in mapped]
+    return not any(first <= uid < first + count for first, _, count in ranges)
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether this user alone is in the group: a user private group, in which a umask of 002 is usual."""
+    import grp  # imported late: few directories are writable for a group
+    import pwd
+
+    if gid != os.getegid():
+        return False
+    try:
+        members = set(grp.getgrgid(gid).gr_mem)
+    except KeyError:
+        members = set()
+    users = pwd.getpwall()
+    members |= {user.pw_name for user in users if user.pw_gid == gid}
+    return members <= {user.pw_name for user in users if user.pw_uid == os.geteuid()}
+
+
+def _is_alone_in_pod() -> bool:
+    """Whether this is a pod of Kubernetes in which poolctl does not run as root, and has no servers of other users.
+
+    Its volumes can be written by everyone or by a group, without a sticky bit (emptyDir, fsGroup).
+    """
+    return "KUBERNETES_SERVICE_HOST" in os.environ and os.geteuid() != 0
+
+
+def _mode(status: os.stat_result) -> str:
+    return f"mode {stat.S_IMODE(status.st_mode):04o}"
+
+
+def _quoted(path: str) -> str:
+    import shlex  # imported late: only for errors
+
+    return shlex.quote(path)
