@@ -6,7 +6,6 @@ Permission to report is checked for each request. No slow or hostile client can 
 
 from __future__ import annotations
 
-import hmac
 import json
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from poolctl.monitor.metrics import Family, Row, families_of
 from poolctl.routing.decision import is_within
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import PartContext
+from poolctl.supervisor.observers.bearer_tokens import Refused, TokenCheck, peer_of, token_digest
 from poolctl.supervisor.observers.held_address import HttpAddressServer, HttpEndpoint
 
 from .client import OperatorSettings
@@ -42,7 +42,6 @@ LIMITS = ServerLimits(
 )
 ANSWER = "Request received successfully!"
 _MOST_REQUESTS = 2**53
-_BEARER = b"bearer "
 
 
 class Access(NamedTuple):
@@ -55,15 +54,15 @@ class Access(NamedTuple):
     token: str = ""
     trusted: tuple[str, ...] = ()
 
-    def refusal_status(self, request: ReceivedRequest) -> int:
-        """The status with which a client is refused, 401 or 403; 0 if it may report requests."""
-        if self.open_to_all or request.certified or is_within(_client_ip_address(request.sock), self.trusted):
-            return 0
-        if not self.token:
-            return 403
-        given = request.head.get(b"authorization")
-        bearer = given[:7].lower() == _BEARER
-        return 0 if bearer and hmac.compare_digest(given[7:].strip(), self.token.encode()) else 401
+    def needs_token(self, request: ReceivedRequest) -> bool:
+        """Whether the client may report requests only with a token."""
+        known = is_within(_client_ip_address(request.sock), self.trusted)
+        return not (self.open_to_all or request.certified or known)
+
+    @property
+    def digest(self) -> bytes:
+        """The digest of the token."""
+        return token_digest(self.token.encode())
 
 
 class RequestCountReport(NamedTuple):
@@ -88,9 +87,10 @@ class RequestReportEndpoint(HttpEndpoint):
         self.namespace: str | None = None
         self._core = core
         self._events = events
-        self.clock = Clock()  # limits the rate of events
+        self.clock = Clock()  # limits the rate of events, and wrong tokens
         self._requests = ReportLimit()  # by service
         self._refusals = ReportLimit()
+        self._tokens = TokenCheck()
 
     def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         """Status, content type and JSON body of the response to an invalid request."""
@@ -99,34 +99,47 @@ class RequestReportEndpoint(HttpEndpoint):
     async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         """Scale the service for which the client reports requests, and send a response; refuses invalid requests."""
         fields = [("content-type", "application/json")]
-        status, message = self._wake_service_or_refuse(request)
-        if status == 401:
-            fields.append(("www-authenticate", "Bearer"))
-        elif status == 405:
-            fields.append(("allow", "POST"))
+        status, message = 200, ANSWER
+        try:
+            self._authorize(request)
+            self._wake_service(request)
+        except Refused as refused:
+            status, message = refused.status, str(refused)
+            fields += refused.fields
         await response.send(status, fields, _message(message))
 
-    def _wake_service_or_refuse(self, request: ReceivedRequest) -> tuple[int, str]:
+    def _authorize(self, request: ReceivedRequest) -> None:
+        """Raise Refused if the client may not report requests."""
+        access = self.access
+        if not access.needs_token(request):
+            return
+        try:
+            if not access.token:
+                raise Refused(403, "address not trusted")
+            self._tokens.holder_of_token(request, peer_of(request.sock), [access], self.clock.monotonic())
+        except Refused as refused:
+            if refused.status in (401, 403):
+                self._record_refusal_event(request)
+            raise
+
+    def _wake_service(self, request: ReceivedRequest) -> None:
+        """Wake the service that the request reports on, or ask for more workers. Raises Refused."""
         head = request.head
-        if status := self.access.refusal_status(request):
-            self._record_refusal_event(request)
-            return status, "token missing or wrong" if status == 401 else "address not trusted"
         if head.path.decode() != self.endpoint:
-            return 404, f"the endpoint is {self.endpoint}"
+            raise Refused(404, f"the endpoint is {self.endpoint}")
         if head.method != b"POST":
-            return 405, "Invalid request method"
+            raise Refused(405, "Invalid request method", allow="POST")
         try:
             report = read_report(request.body)
         except ValueError as error:
-            return 400, f"Invalid request body: {error}"
+            raise Refused(400, f"Invalid request body: {error}") from None
         if self.namespace is not None and report.namespace != self.namespace:
-            return 404, f"unknown namespace: {report.namespace[:200]!r}"
+            raise Refused(404, f"unknown namespace: {report.namespace[:200]!r}")
         try:
             workers = self._core.wake_and_count_planned_workers(report.service, report.requests)
         except KeyError:
-            return 404, f"unknown service: {report.service[:200]!r}"
+            raise Refused(404, f"unknown service: {report.service[:200]!r}") from None
         self._record_report_event(report, workers)
-        return 200, ANSWER
 
     # Events, whose number is limited, however often clients report.
 

@@ -63,7 +63,7 @@ class RegistrationRequest(Table):
     @property
     def has_place(self) -> bool:
         """Whether the service asks for a route of its own, by a host or a path."""
-        return self.host is not None or self.path is not None
+        return bool(self.host) or self.path is not None
 
 
 def registration_of(given: dict[str, Tree], findings: list[Finding]) -> RegistrationRequest | None:

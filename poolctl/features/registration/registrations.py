@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import json
 import logging
 import math
 import os
 import socket
-from collections import OrderedDict
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any, NamedTuple
+from typing import Any
 
 from poolctl.address import Address, parse
 from poolctl.clock import Clock, RateLimit, ReportLimit
@@ -43,7 +41,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import Family
-from poolctl.platform import peer_credentials, replace_file
+from poolctl.platform import replace_file
 from poolctl.routing.route import REGISTRATION
 from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegisteredServiceReport
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -51,6 +49,15 @@ from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import PartContext
+from poolctl.supervisor.observers.bearer_tokens import (
+    Ip,
+    Peer,
+    Refused,
+    TokenCheck,
+    peer_of,
+    token_digest,
+    unmapped,
+)
 from poolctl.supervisor.observers.held_address import HttpAddressServer, HttpEndpoint
 from poolctl.supervisor.verbs.verb import Call, Verb
 
@@ -81,16 +88,10 @@ LIMITS = ServerLimits(
 )
 # A service on another machine may vanish without unregistering.
 DEFAULT_TTL = "1m"
-# Limit for one address: wrong tokens in a burst, and the interval between later ones.
-MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS = 10, 6.0
-_MOST_ADDRESSES = 4096
 # Limit for one client: enough for more than its maximum of services, each with a heartbeat every ten seconds.
 _REQUESTS_PER_SECOND, _BURST = 100, 200
-_BEARER = b"bearer "
 _OPTIONS = {"register": ("name", "to", "ttl", "weight", "probe"), "unregister": ("name", "to")}
 _STATUSES = {DONE: 200, INVALID_CONFIGURATION: 400, NOTHING_MATCHED: 404, CONFLICT: 409}
-
-Ip = IPv4Address | IPv6Address
 
 
 class TargetRegistration(GatewayPart):
@@ -448,7 +449,7 @@ class AuthorizedClient:
 
     def __init__(self, name: str, token: str, routes: tuple[str, ...], allow: tuple[str, ...] = ()) -> None:
         self.name = name
-        self.digest = _digest(token.encode())
+        self.digest = token_digest(token.encode())
         self.routes = frozenset(routes)
         self.networks: tuple[IPv4Network | IPv6Network, ...] = ()
         if "*" not in allow:
@@ -468,10 +469,8 @@ class AuthorizedClient:
             host = parse(place if _has_port(place) else f"{place}:80").host
         except ValueError:
             return ""
-        if host == "localhost":
-            host = "127.0.0.1"
         try:
-            ip = _unmapped(ip_address(host.partition("%")[0]))
+            ip = unmapped(ip_address(host.partition("%")[0]))
         except ValueError:
             return f"{host} is a name, which may lead elsewhere later: register the IP address"
         if not self.allows(ip):
@@ -479,51 +478,6 @@ class AuthorizedClient:
         if ip.is_loopback and not peer.is_local and not self.networks:
             return f"{ip} is this machine's own, and the client is elsewhere: register its own address"
         return ""
-
-
-class Peer(NamedTuple):
-    """The sender of a request: its address, or None over a Unix socket. Wrong tokens are counted by `key`."""
-
-    ip: Ip | None
-    key: str
-
-    @property
-    def is_local(self) -> bool:
-        return self.ip is None or self.ip.is_loopback
-
-
-class WrongTokens:
-    """Counts recent wrong tokens by address; above a maximum number of addresses, drops the least recently seen one."""
-
-    def __init__(self) -> None:
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many wrong tokens, and when
-
-    def __len__(self) -> int:
-        return len(self._levels)
-
-    def add(self, key: str, now: float) -> None:
-        """Count a wrong token from this address."""
-        self._levels[key] = self._level(key, now) + 1, now
-        self._levels.move_to_end(key)
-        if len(self._levels) > _MOST_ADDRESSES:
-            self._levels.popitem(last=False)
-
-    def wait_seconds(self, key: str, now: float) -> float:
-        """Return for how many seconds requests from the address `key` are still refused; 0 if none are refused."""
-        return max(0.0, self._level(key, now) - MOST_WRONG_TOKENS + 1) * WRONG_TOKEN_SECONDS
-
-    def _level(self, key: str, now: float) -> float:
-        level, at = self._levels.get(key, (0.0, now))
-        return max(0.0, level - (now - at) / WRONG_TOKEN_SECONDS)
-
-
-class Refused(Exception):
-    """A request is refused: it is answered with this status, message and header fields."""
-
-    def __init__(self, status: int, message: str, **fields: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.fields = [(name.replace("_", "-"), value) for name, value in fields.items()]
 
 
 class RegistrationEndpoint(HttpEndpoint):
@@ -535,7 +489,7 @@ class RegistrationEndpoint(HttpEndpoint):
         self.clock = Clock()
         self._services = services
         self._events = events
-        self._wrong = WrongTokens()
+        self._tokens = TokenCheck()
         self._refusals = ReportLimit()
 
     def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
@@ -579,21 +533,12 @@ class RegistrationEndpoint(HttpEndpoint):
 
     def _authenticate(self, request: ReceivedRequest, peer: Peer) -> AuthorizedClient:
         """The client that sent the request. Raises Refused."""
-        now = self.clock.monotonic()
-        if wait := self._wrong.wait_seconds(peer.key, now):
-            raise Refused(429, "too many wrong tokens", retry_after=str(int(wait) + 1))
-        given = request.head.get(b"authorization")
-        found = None
-        if given[:7].lower() == _BEARER:
-            digest = _digest(given[7:].strip())
-            # Compare all of them, so that the time reveals nothing.
-            for each in self.clients:
-                if hmac.compare_digest(digest, each.digest):
-                    found = each
-        if found is None:
-            self._wrong.add(peer.key, now)
-            self._report_refusal(peer, "token missing or wrong")
-            raise Refused(401, "token missing or wrong", www_authenticate="Bearer")
+        try:
+            found = self._tokens.holder_of_token(request, peer, self.clients, self.clock.monotonic())
+        except Refused as refused:
+            if refused.status == 401:
+                self._report_refusal(peer, str(refused))
+            raise
         if peer.ip is not None and not found.allows(peer.ip):
             self._report_refusal(peer, f"{found.name} may not use it from there")
             raise Refused(403, f"{found.name} may not register from {peer.ip}")
@@ -663,32 +608,8 @@ def read_options(body: bytes, verb: str) -> Table:
     return options
 
 
-def peer_of(sock: socket.socket) -> Peer:
-    """Return the IP address and the key of the sender on this connection. Raises Refused if the sender has left.
-
-    Wrong tokens are counted per key. IPv6 senders in the same /64 network, which may be one machine, share a key.
-    """
-    if sock.family == socket.AF_UNIX:
-        return Peer(None, f"uid {peer_credentials(sock)[1]}")
-    try:
-        ip = _unmapped(ip_address(str(sock.getpeername()[0]).partition("%")[0]))
-    except (OSError, ValueError):
-        raise Refused(400, "the client has left") from None
-    key = str(ip_network((ip, 64), strict=False)) if isinstance(ip, IPv6Address) else str(ip)
-    return Peer(ip, key)
-
-
-def _unmapped(ip: Ip) -> Ip:
-    return (ip.ipv4_mapped or ip) if isinstance(ip, IPv6Address) else ip
-
-
 def _has_port(place: str) -> bool:
     return ":" in (place.rpartition("]")[2] if place.startswith("[") else place)
-
-
-def _digest(token: bytes) -> bytes:
-    # Equal lengths, so that the time of a comparison does not reveal the token's length.
-    return hashlib.sha256(token).digest()
 
 
 def _message(text: str) -> bytes:
@@ -725,14 +646,14 @@ def target_problem(url: str, tables: Tables) -> str:
 def resolve_addresses(host: str) -> list[Ip]:
     """The addresses of a host; empty for a name that cannot be resolved. Blocks."""
     with contextlib.suppress(ValueError):
-        return [_unmapped(ip_address(host.partition("%")[0]))]
+        return [unmapped(ip_address(host.partition("%")[0]))]
     if host.endswith(_LOOPBACK_NAMES):
         return [IPv4Address("127.0.0.1"), IPv6Address("::1")]
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return []
-    return [_unmapped(ip_address(str(sockaddr[0]).partition("%")[0])) for *_, sockaddr in found]
+    return [unmapped(ip_address(str(sockaddr[0]).partition("%")[0])) for *_, sockaddr in found]
 
 
 def _reaches_own_address(target: Address, ips: list[Ip], own: Address) -> bool:
@@ -760,6 +681,8 @@ def _is_of_this_machine(ip: Ip) -> bool:
 
 def _socket_problem(url: str, target: Address, tables: Tables) -> str:
     path = os.path.realpath(target.key.removeprefix("unix:"))
+    if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
+        return f"{url} is not a socket"
     # A directory with a control socket is a pool's runtime directory.
     if os.path.lexists(os.path.join(os.path.dirname(path), SOCKET_NAME)):
         return f"{url} is a socket of poolctl's own"

@@ -27,6 +27,7 @@ from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import render
 from poolctl.supervisor.active_configuration import SupervisorContext
+from poolctl.supervisor.observers.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.ports import claim_port
@@ -273,6 +274,29 @@ def test_token_lets_a_client_in(field: str, status: int) -> None:
         assert answer.status == status
         assert ("www-authenticate: bearer" in answer.fields.lower()) == (status == 401)
         assert "s3cret" not in str(pool.recorded)
+
+    play(test)
+
+
+def test_wrong_tokens_of_an_address_are_few() -> None:
+    async def test(pool: Pool) -> None:
+        bind, port = f"127.0.0.1:{claim_port()}", claim_port()
+        await pool.serve(OperatorTable(bind=bind, token_env="POOL_TOKEN"))
+        pool.endpoint.clock = clock = ManualClock()
+        right, wrong = (request(more=f"Authorization: Bearer {token}\r\n") for token in ("s3cret", "guess"))
+        statuses = [(await ask(bind, wrong)).status for _ in range(MOST_WRONG_TOKENS + 1)]
+        assert statuses == [401] * MOST_WRONG_TOKENS + [429]
+        answer = await ask(bind, right)
+        assert (answer.status, answer.message) == (429, "too many wrong tokens")
+        assert "retry-after: 7" in answer.fields.lower()
+        clock.advance(WRONG_TOKEN_SECONDS + 0.1)
+        assert (await ask(bind, right)).status == 200
+        # Who needs no token is not counted, and not refused.
+        await pool.serve(
+            OperatorTable(bind=f"127.0.0.1:{port}", token_env="POOL_TOKEN", trusted=("127.0.0.1",))
+        )
+        for data in [wrong] * (MOST_WRONG_TOKENS + 1):
+            assert (await ask(f"127.0.0.1:{port}", data)).status == 200
 
     play(test)
 

@@ -27,15 +27,10 @@ from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamCon
 from poolctl.features.registration import registrations
 from poolctl.features.registration._services import FORGOTTEN_SECONDS, registration_of
 from poolctl.features.registration.registrations import (
-    MOST_WRONG_TOKENS,
-    WRONG_TOKEN_SECONDS,
     AuthorizedClient,
-    Peer,
     RegistrationEndpoint,
     TargetRegistration,
-    WrongTokens,
     authorized_clients,
-    peer_of,
     target_problem,
 )
 from poolctl.features.registration.table import RegistrationClient, RegistrationTable
@@ -48,6 +43,7 @@ from poolctl.routing.route_table import RouteTable
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import Selector
+from poolctl.supervisor.observers.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS, Peer
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
 from tests.features.gateway.proxy_stage import Backend, Stage, Wire, play
@@ -473,7 +469,10 @@ def test_address_that_is_in_use_is_known_once_opening_it_was_attempted() -> None
     [
         ({"name": "users", "to": "here"}, 5, "to: 'here' is no URL"),
         ({"name": "users", "to": "http://127.0.0.1:8080"}, 5, "an address of the gateway itself"),
+        ({"name": "users", "to": "unix:/etc/passwd"}, 5, "unix:/etc/passwd is not a socket"),
         ({"name": "user", "to": "http://10.0.0.7:1"}, 4, "there is no such route"),
+        ({"name": "user", "to": "http://10.0.0.7:1", "host": ""}, 4, "neither a host nor a path"),
+        ({"name": "user", "to": "http://10.0.0.7:1", "host": "*"}, 4, "neither a host nor a path"),
         ({"name": "own", "to": "http://10.0.0.7:1", "path": "/users/x"}, 8, "taken by the route 'users'"),
     ],
 )
@@ -633,7 +632,13 @@ def test_client_registers_and_unregisters_as_itself_and_gets_a_time_to_live() ->
         ({**HERE, "to": "unix:/run/app.sock"}, {}, 403, "a Unix socket is of this machine"),
         ({**HERE, "to": "UNIX:/run/app.sock"}, {}, 403, "a Unix socket is of this machine"),
         ({**HERE, "to": "http://users.example.com:80"}, {}, 403, "is a name, which may lead elsewhere later"),
-        ({**HERE, "to": "http://localhost:9000"}, {}, 200, ""),
+        (
+            {**HERE, "to": "http://localhost:9000"},
+            {},
+            403,
+            "localhost is a name, which may lead elsewhere later",
+        ),
+        ({**HERE, "to": "http://LocalHost.:9000"}, {}, 403, "localhost is a name"),
     ],
 )
 def test_other_requests_are_refused_with_the_reason(
@@ -659,7 +664,7 @@ def test_other_requests_are_refused_with_the_reason(
 def test_refusal_names_what_is_needed_in_a_field(given: dict[str, Any], status: bytes, field: bytes) -> None:
     async def work(stage: Endpoint) -> None:
         for _ in range(given.get("wrong", 0)):
-            stage.endpoint._wrong.add("127.0.0.1", stage.clock.monotonic())
+            await stage.ask(HERE, token="guess")
         stage.endpoint.clients[0].requests.take(given.get("requests", 0), stage.clock.monotonic())
         token = given.get("token", TOKEN)
         bearer = f"Authorization: bearer {token}\r\n" if token else ""
@@ -737,26 +742,6 @@ def test_address_of_the_table_serves_its_clients() -> None:
     play(work)
 
 
-def test_peer_is_its_address_or_its_user() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        peer = peer_of(ours)
-        assert (peer, peer.is_local) == (Peer(None, f"uid {os.getuid()}"), True)
-    fields: dict[str, tuple[str, ...]] = {"10.0.0.9": ("10.0.0.9", "10.0.0.9")}
-    fields["::ffff:10.0.0.9"] = ("10.0.0.9", "10.0.0.9")
-    fields["fd00::1:2:3:4%eth0"] = ("fd00::1:2:3:4", "fd00::/64")
-    for name, (ip, key) in fields.items():
-        sock: Any = SimpleNamespace(family=socket.AF_INET6, getpeername=lambda name=name: (name, 1))
-        peer = peer_of(sock)
-        assert (peer, peer.is_local) == (Peer(ip_address(ip), key), False)
-    with (
-        socket.socket() as left,
-        pytest.raises(registrations.Refused, match="the client has left") as refused,
-    ):
-        peer_of(left)
-    assert refused.value.status == 400
-
-
 AWAY, NEAR = Peer(ip_address("10.0.0.9"), "10.0.0.9"), Peer(ip_address("127.0.0.1"), "127.0.0.1")
 
 
@@ -767,7 +752,8 @@ AWAY, NEAR = Peer(ip_address("10.0.0.9"), "10.0.0.9"), Peer(ip_address("127.0.0.
         ((), "https://10.0.0.7", AWAY, ""),
         ((), "http://[fd00::7]", AWAY, ""),
         ((), "http://127.0.0.1:9000", AWAY, "this machine's own"),
-        ((), "http://localhost", AWAY, "this machine's own"),
+        ((), "http://localhost", NEAR, "localhost is a name"),
+        (("127.0.0.0/8",), "http://localhost", NEAR, "localhost is a name"),
         ((), "http://[::1]:9000", AWAY, "this machine's own"),
         ((), "http://[::ffff:127.0.0.1]:9000", AWAY, "this machine's own"),
         ((), "http://127.0.0.1:9000", NEAR, ""),
@@ -811,17 +797,6 @@ def test_wrong_tokens_of_an_address_are_few_and_are_recorded_once_a_minute() -> 
         ]
 
     play_over_http(work)
-
-
-def test_what_is_known_of_addresses_with_wrong_tokens_is_bounded() -> None:
-    wrong = WrongTokens()
-    for number in range(5000):
-        wrong.add(str(number), 1.0)
-    assert len(wrong) == registrations._MOST_ADDRESSES
-    for _ in range(20):
-        wrong.add("one", 1.0)
-    assert wrong.wait_seconds("one", 1.0) > 0
-    assert wrong.wait_seconds("other", 1.0) == 0
 
 
 def test_requests_of_a_client_are_limited_and_so_are_heads_and_bodies() -> None:
@@ -946,4 +921,11 @@ def test_sockets_of_poolctl_are_refused_by_whatever_name(short_path: Path) -> No
             assert "is a socket of poolctl's own" in problem(f"unix:{short_path}/{path}", tables)
         for path in ("gateway.sock", "other.sock"):
             assert GATEWAY in problem(f"unix:{short_path}/{path}", tables)
-        assert problem(f"unix:{short_path}/app.sock", tables) == ""
+        assert problem(f"unix:{short_path}/app.sock", tables) == "", "its service may be starting"
+        (short_path / "file").touch()
+        (short_path / "link").symlink_to("file")
+        for path in ("file", "link", ""):
+            assert problem(f"unix:{short_path}/{path}", tables).endswith(" is not a socket")
+        with socket.socket(socket.AF_UNIX) as app:
+            app.bind(os.fspath(short_path / "app.sock"))
+            assert problem(f"unix:{short_path}/app.sock", tables) == ""

@@ -243,6 +243,7 @@ def test_service_gets_a_route_of_its_own_by_a_host_or_a_path() -> None:
     [
         (service("web"), "accepts no registrations"),
         (service("own"), "no such route"),
+        (service("own", host=""), "no such route"),
         (service("own", host="web.example.com"), "taken by the route 'web'"),
         (service("own", host="web.example.com", path="/v1"), "taken by the route 'web'"),
         (service("own", host="*.example.org"), "taken by the route 'odd'"),

@@ -1,0 +1,131 @@
+"""The clients of the supervisor's own HTTP addresses: their tokens, and how many wrong ones an address may send.
+
+A token is sent as `Authorization: Bearer TOKEN` (RFC 6750 §2.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import socket
+from collections import OrderedDict
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import NamedTuple, Protocol, TypeVar
+
+from poolctl.http.http_server import ReceivedRequest
+from poolctl.platform import peer_credentials
+
+# Limit for one address: wrong tokens in a burst, and the interval between later ones.
+MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS = 10, 6.0
+MOST_ADDRESSES = 4096
+_BEARER = b"bearer "
+
+Ip = IPv4Address | IPv6Address
+
+
+class Refused(Exception):
+    """A request is refused: it is answered with this status, message and header fields."""
+
+    def __init__(self, status: int, message: str, **fields: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.fields = [(name.replace("_", "-"), value) for name, value in fields.items()]
+
+
+class Peer(NamedTuple):
+    """The sender of a request: its address, or None over a Unix socket. Wrong tokens are counted by `key`."""
+
+    ip: Ip | None
+    key: str
+
+    @property
+    def is_local(self) -> bool:
+        return self.ip is None or self.ip.is_loopback
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Return the IP address and the key of the sender on this connection. Raises Refused if the sender has left.
+
+    IPv6 senders in the same /64 network, which may be one machine, share a key.
+    """
+    if sock.family == socket.AF_UNIX:
+        return Peer(None, f"uid {peer_credentials(sock)[1]}")
+    try:
+        ip = unmapped(ip_address(str(sock.getpeername()[0]).partition("%")[0]))
+    except (OSError, ValueError):
+        raise Refused(400, "the client has left") from None
+    key = str(ip_network((ip, 64), strict=False)) if isinstance(ip, IPv6Address) else str(ip)
+    return Peer(ip, key)
+
+
+def unmapped(ip: Ip) -> Ip:
+    """The IPv4 address of an IPv4-mapped IPv6 address; any other address as it is."""
+    return (ip.ipv4_mapped or ip) if isinstance(ip, IPv6Address) else ip
+
+
+class TokenHolder(Protocol):
+    """A client that may send requests with a token."""
+
+    @property
+    def digest(self) -> bytes:
+        """The `token_digest` of its token."""
+
+
+Holder = TypeVar("Holder", bound=TokenHolder)
+
+
+def token_digest(token: bytes) -> bytes:
+    """A value to compare in place of the token: of a fixed length, so that the time does not reveal the token's."""
+    return hashlib.sha256(token).digest()
+
+
+class TokenCheck:
+    """Finds the clients of requests by their tokens, and refuses peers that have sent too many wrong tokens."""
+
+    def __init__(self) -> None:
+        self._wrong = WrongTokens()
+
+    def holder_of_token(
+        self, request: ReceivedRequest, peer: Peer, holders: Iterable[Holder], now: float
+    ) -> Holder:
+        """The holder of the request's token. Raises Refused: 401, or 429 while the peer has to wait."""
+        if wait := self._wrong.wait_seconds(peer.key, now):
+            raise Refused(429, "too many wrong tokens", retry_after=str(int(wait) + 1))
+        given = request.head.get(b"authorization")
+        found = None
+        if given[:7].lower() == _BEARER:
+            digest = token_digest(given[7:].strip())
+            # Compare all of them, so that the time reveals nothing.
+            for each in holders:
+                if hmac.compare_digest(digest, each.digest):
+                    found = each
+        if found is None:
+            self._wrong.add(peer.key, now)
+            raise Refused(401, "token missing or wrong", www_authenticate="Bearer")
+        return found
+
+
+class WrongTokens:
+    """Counts recent wrong tokens by address; above a maximum number of addresses, drops the least recently seen one."""
+
+    def __init__(self) -> None:
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many wrong tokens, and when
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def add(self, key: str, now: float) -> None:
+        """Count a wrong token from this address."""
+        self._levels[key] = self._level(key, now) + 1, now
+        self._levels.move_to_end(key)
+        if len(self._levels) > MOST_ADDRESSES:
+            self._levels.popitem(last=False)
+
+    def wait_seconds(self, key: str, now: float) -> float:
+        """Return for how many seconds requests from the address `key` are still refused; 0 if none are refused."""
+        return max(0.0, self._level(key, now) - MOST_WRONG_TOKENS + 1) * WRONG_TOKEN_SECONDS
+
+    def _level(self, key: str, now: float) -> float:
+        level, at = self._levels.get(key, (0.0, now))
+        return max(0.0, level - (now - at) / WRONG_TOKEN_SECONDS)

@@ -1,0 +1,100 @@
+"""Tokens at the supervisor's own addresses: who sent a request, and how often an address may guess."""
+
+from __future__ import annotations
+
+import os
+import socket
+from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from poolctl.supervisor.observers.bearer_tokens import (
+    MOST_ADDRESSES,
+    MOST_WRONG_TOKENS,
+    WRONG_TOKEN_SECONDS,
+    Peer,
+    Refused,
+    TokenCheck,
+    WrongTokens,
+    peer_of,
+    token_digest,
+)
+
+
+class Holder(NamedTuple):
+    name: str
+    token: str
+
+    @property
+    def digest(self) -> bytes:
+        return token_digest(self.token.encode())
+
+
+HOLDERS = [Holder("web", "one"), Holder("far", "other")]
+HERE, THERE = Peer(ip_address("127.0.0.1"), "127.0.0.1"), Peer(ip_address("10.0.0.9"), "10.0.0.9")
+
+
+def asked(check: TokenCheck, authorization: str, peer: Peer = HERE, now: float = 0.0) -> object:
+    """The name of the holder, or the status and the fields with which the request is refused."""
+    request: Any = SimpleNamespace(head={b"authorization": authorization.encode()})
+    try:
+        return check.holder_of_token(request, peer, HOLDERS, now).name
+    except Refused as refused:
+        return refused.status, refused.fields
+
+
+UNKNOWN = 401, [("www-authenticate", "Bearer")]
+
+
+@pytest.mark.parametrize(
+    ("authorization", "found"),
+    [
+        ("Bearer one", "web"), ("bearer  other ", "far"), ("Bearer", UNKNOWN), ("Bearer ", UNKNOWN), ("", UNKNOWN),
+        ("Bearer on", UNKNOWN), ("Basic one", UNKNOWN), ("one", UNKNOWN),
+    ],
+)  # fmt: skip
+def test_a_client_is_known_by_its_token(authorization: str, found: object) -> None:
+    assert asked(TokenCheck(), authorization) == found
+
+
+def test_after_ten_wrong_tokens_an_address_waits_before_each_other_one() -> None:
+    check = TokenCheck()
+    assert [asked(check, "Bearer guess") for _ in range(MOST_WRONG_TOKENS)] == [UNKNOWN] * MOST_WRONG_TOKENS
+    late = 429, [("retry-after", "7")]
+    assert asked(check, "Bearer guess") == late
+    assert asked(check, "Bearer one") == late, "an answer would tell which guess is right"
+    assert asked(check, "Bearer one", THERE) == "web"
+    later = WRONG_TOKEN_SECONDS + 0.1
+    assert asked(check, "Bearer guess", now=later) == UNKNOWN
+    assert asked(check, "Bearer one", now=later) == (429, [("retry-after", "6")])
+    assert asked(check, "Bearer one", now=2 * later) == "web"
+
+
+def test_what_is_known_of_addresses_with_wrong_tokens_is_bounded() -> None:
+    wrong = WrongTokens()
+    for number in range(5000):
+        wrong.add(str(number), 1.0)
+    assert len(wrong) == MOST_ADDRESSES
+    for _ in range(20):
+        wrong.add("one", 1.0)
+    assert wrong.wait_seconds("one", 1.0) > 0
+    assert wrong.wait_seconds("other", 1.0) == 0
+
+
+def test_peer_is_its_address_or_its_user() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        peer = peer_of(ours)
+        assert (peer, peer.is_local) == (Peer(None, f"uid {os.getuid()}"), True)
+    fields: dict[str, tuple[str, ...]] = {"10.0.0.9": ("10.0.0.9", "10.0.0.9")}
+    fields["::ffff:10.0.0.9"] = ("10.0.0.9", "10.0.0.9")
+    fields["fd00::1:2:3:4%eth0"] = ("fd00::1:2:3:4", "fd00::/64")
+    for name, (ip, key) in fields.items():
+        sock: Any = SimpleNamespace(family=socket.AF_INET6, getpeername=lambda name=name: (name, 1))
+        peer = peer_of(sock)
+        assert (peer, peer.is_local) == (Peer(ip_address(ip), key), False)
+    with socket.socket() as left, pytest.raises(Refused, match="the client has left") as refused:
+        peer_of(left)
+    assert refused.value.status == 400
