@@ -32,7 +32,7 @@ def ensure_private_directory(path: str) -> None:
 
     Raises OSError, and UnsafeDirectory like `check_private_directory`.
     """
-    _follow(path, create=True)
+    _check_own(path, _follow(path, create=True))
 
 
 def create_private_directory(path: str) -> None:
@@ -51,15 +51,11 @@ def check_private_directory(path: str, *, closed: bool = False) -> None:
     bit, which protects what is in them from other users. With `closed`, others may not read the directory either.
     Raises OSError if there is no such directory.
     """
-    status = _follow(path, create=False)
-    if closed and status.st_mode & _OTHERS:
-        raise UnsafeDirectory(
-            path, f"can be entered by others ({_mode(status)})", f"chmod 700 {_quoted(path)}"
-        )
+    _check_own(path, _follow(path, create=False), closed=closed)
 
 
 def _follow(path: str, *, create: bool) -> os.stat_result:
-    """Follow the path from the root, checking each directory before using it; returns the status of the last one."""
+    """Follow the path from the root, and check each directory above the last one, whose status is returned."""
     there, status = "/", os.lstat("/")
     left, links = _parts(path), 0
     while left:
@@ -86,7 +82,6 @@ def _follow(path: str, *, create: bool) -> os.stat_result:
         left = _parts(target) + left
         if target.startswith("/"):
             there, status = "/", os.lstat("/")
-    _check_own(path, status)
     return status
 
 
@@ -109,21 +104,25 @@ def _check_parent(path: str, status: os.stat_result, wanted: str) -> None:
     )
 
 
-def _check_own(path: str, status: os.stat_result) -> None:
+def _check_own(path: str, status: os.stat_result, *, closed: bool = False) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise UnsafeDirectory(path, "is not a directory", f"mv {_quoted(path)} {_quoted(f'{path}.old')}")
     if status.st_uid != os.geteuid():
-        above = os.stat(os.path.dirname(path)).st_uid
-        moved = f"mv {_quoted(path)} {_quoted(f'{path}.uid{status.st_uid}')}"
+        # What is closed may be in use: that user's pool has its sockets there.
+        can_be_moved = not closed and os.geteuid() in (0, os.stat(os.path.dirname(path)).st_uid)
         raise UnsafeDirectory(
             path,
             f"belongs to uid {status.st_uid}, not to you (uid {os.geteuid()})",
-            moved if os.geteuid() in (0, above) else "",
+            f"mv {_quoted(path)} {_quoted(f'{path}.uid{status.st_uid}')}" if can_be_moved else "",
         )
+    problem = ""
     if _others_may_write(status) and not _is_alone_in_pod():
-        raise UnsafeDirectory(
-            path, f"can be changed by others ({_mode(status)})", f"chmod 700 {_quoted(path)}"
-        )
+        problem = "changed"
+    elif closed and status.st_mode & _OTHERS:
+        problem = "entered"
+    if problem:
+        why = f"can be {problem} by others ({_mode(status)})"
+        raise UnsafeDirectory(path, why, f"chmod 700 {_quoted(path)}")
 
 
 def _others_may_write(status: os.stat_result) -> bool:

@@ -119,6 +119,21 @@ def document_of_status(pool: RealPool) -> dict[str, list[dict[str, object]]]:
     return done.json  # type: ignore[no-any-return]
 
 
+def test_a_state_directory_that_others_could_replace_is_7(real_pool: RealPool) -> None:
+    real_pool.write_hello()
+    shared = real_pool.runtime / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    real_pool.env["POOLCTL_STATE_DIR"] = str(shared / "state")
+    for command in ("start", "logs"):
+        done = real_pool.run(command, "-o", "json")
+        assert done.code == 7, done
+        (told,) = done.json["errors"]
+        assert (str(shared) in told["message"], told["hint"].startswith("chmod ")) == (True, True), told
+    subprocess.run(told["hint"], shell=True, check=True)
+    real_pool.ok("start")
+
+
 @pytest.mark.slow
 def test_a_pool_of_another_user_is_7(real_pool: RealPool) -> None:
     real_pool.open_to_all()

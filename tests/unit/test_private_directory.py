@@ -108,6 +108,9 @@ def test_a_directory_of_another_user_is_refused(short_path: Path, place: int) ->
     assert refusal(made, ensure_private_directory) == (
         str(made), f"belongs to uid {OTHER}, not to you (uid 0)", f"mv {made} {made}.uid{OTHER}",
     )  # fmt: skip
+    with pytest.raises(UnsafeDirectory) as caught:
+        check_private_directory(str(made), closed=True)
+    assert caught.value.fix == "", "a pool may be running there"
     assert refusal(made / "below") == (
         str(made), f"belongs to uid {OTHER}, who could replace {made}/below", "",
     )  # fmt: skip
