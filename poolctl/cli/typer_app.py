@@ -65,6 +65,8 @@ def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
         return Outcome(exit_code=USAGE)
     try:
         result = application.main(words, prog_name="poolctl", standalone_mode=False, obj=own_command)
+    except SystemExit:  # Typer's own, where the reader of its help is gone
+        raise BrokenPipeError from None
     except Exception as error:
         usage = usage_error(error, words)
         if usage is None:

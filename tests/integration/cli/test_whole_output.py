@@ -15,7 +15,7 @@ from tests.real_pool import RealPool
 
 COMMANDS = [
     ["list", "-o", "json"], ["list"], ["list", "-o", "jsonl"], ["show", "-o", "json"], ["config"], ["schema"],
-    ["validate", "-o", "json"], ["completion", "bash"], ["filter", "name", "web-*"], ["version"],
+    ["validate", "-o", "json"], ["completion", "bash"], ["version"],
     ["--help"], ["run", "--help"], ["walk", "--", "echo", "x" * 200],
 ]  # fmt: skip
 ENVIRONMENTS = [{}, {"PYTHONUNBUFFERED": "1"}]
