@@ -101,7 +101,7 @@ _LEVELS = ("level", "severity", "levelname", "lvl", "log.level", "loglevel", "le
 _MESSAGES = ("message", "msg", "event", "@message", "text", "short_message")
 # Numeric levels: of Python's logging, and of pino and bunyan.
 _NUMBERS = ((50, "CRITICAL"), (40, "ERROR"), (30, "WARNING"), (20, "INFO"), (10, "DEBUG"))
-_PINO = {10: "TRACE", 20: "DEBUG", 30: "INFO", 40: "WARN", 50: "ERROR", 60: "FATAL"}
+_PINO: dict[float, str] = {10: "TRACE", 20: "DEBUG", 30: "INFO", 40: "WARN", 50: "ERROR", 60: "FATAL"}
 _PINO_SIGNS = ("pid", "hostname")
 # Seconds, milliseconds, microseconds or nanoseconds since the epoch: the unit that gives a plausible year.
 _LARGEST_SECONDS = 1e11
@@ -138,11 +138,11 @@ def parse_record(text: str) -> JsonRecord | None:
         return None
     try:
         fields = json.loads(text)
-    except (ValueError, RecursionError):
+        if not any(key in fields for key in (*_MESSAGES, *_LEVELS)):
+            return None
+        return JsonRecord(fields)
+    except (ValueError, RecursionError):  # it may be nested more deeply than what can be written
         return None
-    if not any(key in fields for key in (*_MESSAGES, *_LEVELS)):
-        return None
-    return JsonRecord(fields)
 
 
 def _take(fields: dict[str, object], names: tuple[str, ...]) -> object:
@@ -163,7 +163,7 @@ def _text(value: object) -> str:
 def _level(value: object, pino: bool) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if pino:
-            return _PINO.get(int(value), str(value))
+            return _PINO.get(value, str(value))
         return next((word for least, word in _NUMBERS if value >= least), str(value))
     return _text(value).upper()
 

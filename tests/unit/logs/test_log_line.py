@@ -169,12 +169,21 @@ ODD = [
 
 
 @given(
-    st.dictionaries(st.sampled_from(["time", "level", "msg", "x", "pid"]), st.sampled_from(ODD), min_size=1)
+    st.dictionaries(
+        st.sampled_from(["time", "level", "msg", "x", "pid", "hostname"]), st.sampled_from(ODD), min_size=1
+    )
 )
 def test_record_with_any_members_is_shown(fields: dict[str, Any]) -> None:
     record = parse_record(json.dumps(fields))
     if record is not None:
         assert "\n" not in "".join(record_lines(record))
+
+
+def test_record_that_is_nested_too_deeply_to_be_written_is_no_record() -> None:
+    """The deepest that can be read is a few levels deeper than what can be written."""
+    deep = [f'{{"msg": "", "x": {"[" * depth}{"]" * depth}}}' for depth in range(800, 1100)]
+    found = [parse_record(text) is not None for text in deep]
+    assert found == sorted(found, reverse=True)
 
 
 def test_clock_time_has_the_date_unless_it_is_today() -> None:
