@@ -9,7 +9,7 @@ import unicodedata
 
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.json_form import Table
-from poolctl.logs.line_filter import canonical_level, level_place
+from poolctl.logs.line_filter import level_place, stated_level, text_after_level
 from poolctl.logs.log_line import JsonRecord, LogLine, local_clock_time, parse_record
 
 TYPE_CHECKING = False
@@ -93,23 +93,20 @@ def with_coloured_level(text: str) -> str:
 
 
 def json_line(line: LogLine) -> str:
-    """The line as a JSON object with `time`, `server`, `message`, and `level` if recognized, with a line break.
+    """The line as a JSON object with `time`, `server`, `message`, and `level` if known, with a line break.
 
-    A line that is a JSON record keeps its members; its own time becomes `logged`.
+    A line that is a JSON record keeps its members; its own time becomes `logged`. A level at the beginning of a line is
+    left out of the message.
     """
     document: Table = {"time": line.time, "server": line.name}
     if line.pid is not None:
         document["pid"] = line.pid
-    if (record := parse_record(line.text)) is None:
-        document["message"] = line.text
-        if level := level_place(line.text)[0]:
-            document["level"] = level
-    else:
-        document["message"] = record.message
-        if record.level:
-            document["level"] = canonical_level(record.level)
-        for key, value in record.fields.items():
-            document.setdefault("logged" if key == "time" else key, value)
+    record = parse_record(line.text)
+    document["message"] = text_after_level(line.text) if record is None else record.message
+    if level := line.level or stated_level(line.text):
+        document["level"] = level
+    for key, value in record.fields.items() if record is not None else ():
+        document.setdefault("logged" if key == "time" else key, value)
     return json.dumps(document) + "\n"
 
 

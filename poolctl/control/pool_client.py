@@ -151,10 +151,13 @@ class PoolClient:
         lines: int | None = 100,
         since: datetime | None = None,
     ) -> Iterator[Table]:
-        """Yield the last `lines` lines of each selected server (None: all), merged by time: time, name, pid, line.
+        """Yield the last `lines` lines of each selected server (None: all), merged by time.
+
+        A line has time, name, pid, level and line; pid and level are None if they are not known.
 
         With `follow` new lines as well, without an end. Raises PoolParamError at the start for unknown servers.
         """
+        from poolctl.logs.line_filter import LineFilter
         from poolctl.logs.log_line import stamp
         from poolctl.logs.log_tail import follow as follow_logs
         from poolctl.logs.log_tail import merged_tails
@@ -166,8 +169,11 @@ class PoolClient:
         }
         moment = "" if since is None else stamp(since.timestamp())
         read = follow_logs if follow else merged_tails
-        for line in read(paths, lines=lines, since=moment):
-            yield {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
+        for line in read(paths, lines=lines, since=moment, wanted=LineFilter(levels=True)):
+            yield {
+                "time": line.time, "name": line.name, "pid": line.pid, "level": line.level or None,
+                "line": line.text,
+            }  # fmt: skip
 
     def show(self, *targets: str, selector: Selection = None, reveal: bool = False) -> Table:
         """Return everything about the selected servers, including the effective configuration and its origins.

@@ -24,6 +24,7 @@ _WORDS = {
     **{level: level for level in LEVELS},
 }
 _ANY = "|".join(_WORDS)
+_PREFIXES = {word.upper() for word in _WORDS}
 # Tried in this order. The first word, after a time: uvicorn's "INFO:     …", logging's "ERROR:root:…".
 # In brackets: gunicorn's "[2026-11-20 08:47:34 +0000] [7] [INFO] …", nginx's "… [error] 7#0: …". As a member: logfmt's
 # "level=warn". In capitals between the other columns: "… - shop - ERROR - …", loguru's "… | ERROR    | …".
@@ -62,6 +63,14 @@ def stated_level(text: str) -> str:
     return level_place(without_control(text))[0]
 
 
+def text_after_level(text: str) -> str:
+    """The text without its level, if this comes first, as uvicorn prints it: "it failed" of "ERROR:    it failed"."""
+    word, colon, message = without_control(text[:_LONGEST_HEAD]).partition(":")
+    if not colon or word not in _PREFIXES or not message.startswith(" "):
+        return text
+    return without_control(text).partition(":")[2].lstrip(" ")
+
+
 def without_control(text: str) -> str:
     """The text without terminal escape sequences, such as colors."""
     return _CONTROL.sub("", text) if "\x1b" in text else text
@@ -80,15 +89,22 @@ class LineFilter:
     A condition that is "" or None passes every line.
 
     A line without a level, such as a line of a traceback, has the level of the line that it continues. A traceback is
-    at least an error. Use one filter per log.
+    at least an error. With `levels`, or a level `least`, each line that passes has its `level`, if it is known. Use one
+    filter per log.
     """
 
     def __init__(
-        self, *, until: str = "", least: str = "", matches: Callable[[str], bool] | None = None
+        self,
+        *,
+        until: str = "",
+        least: str = "",
+        matches: Callable[[str], bool] | None = None,
+        levels: bool = False,
     ) -> None:
         self._until = until
-        self._least = _RANKS[least] if least else None
+        self._least = _RANKS.get(least, -1)
         self._matches = matches
+        self._reads_levels = levels or bool(least)
         self._levels: dict[str, _LevelTracker] = {}
 
     def filter_backwards(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
@@ -97,7 +113,7 @@ class LineFilter:
         for line in lines:
             level = self._level(line)
             waiting.append((line, level))
-            begins = line.time and (level or self._least is None)
+            begins = line.time and (level or not self._reads_levels)
             if begins or len(waiting) >= _MOST_WAITING:
                 yield from self._passing_in_group_newest_first(waiting[::-1])
                 waiting = []
@@ -118,11 +134,13 @@ class LineFilter:
         return [line for line, level in lines if self._passes(line, level, levels)][::-1]
 
     def _level(self, line: LogLine) -> str:
-        return "" if self._least is None else stated_level(line.text)
+        return stated_level(line.text) if self._reads_levels else ""
 
     def _passes(self, line: LogLine, level: str, levels: _LevelTracker) -> bool:
-        if self._least is not None and levels.rank(line.text, level) < self._least:
-            return False
+        if self._reads_levels:
+            line.level = levels.level(line.text, level)
+            if _RANKS.get(line.level, -1) < self._least:
+                return False
         if self._until and line.time > self._until:
             return False
         return self._matches is None or self._matches(without_control(line.text))
@@ -130,25 +148,24 @@ class LineFilter:
 
 class _LevelTracker:
     def __init__(self) -> None:
-        self._rank = -1
+        self._level = ""
         self._inside = False  # the previous line was within a traceback
 
-    def rank(self, text: str, level: str) -> int:
-        """Return the index in LEVELS of the level of the line `text`; -1 if its level is unknown.
-
-        `level` is the level stated in `text`. If `level` is "", `text` has the level of the line that it continues.
-        """
-        if level:
-            self._rank, self._inside = _RANKS.get(level, -1), False
-        elif text.startswith(_TRACEBACK):
-            self._rank, self._inside = max(self._rank, _RANKS["error"]), True
+    def level(self, text: str, stated: str) -> str:
+        """The level of the line `text`: `stated` in it, or else the level of the line it continues; "" if unknown."""
+        if stated:
+            self._level, self._inside = stated, False
+        elif text.endswith(_TRACEBACK):  # after a margin and other words in an exception group
+            self._inside = True
+            if _RANKS.get(self._level, -1) < _RANKS["error"]:
+                self._level = "error"
         elif _is_indented(text):
             self._inside = True
         elif self._inside:
             self._inside = False  # the line with the exception
         else:
-            self._rank = -1
-        return self._rank
+            self._level = ""
+        return self._level
 
 
 def _is_indented(text: str) -> bool:

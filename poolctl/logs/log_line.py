@@ -14,15 +14,22 @@ _STAMP_WIDTH = len("2026-11-20T08:47:34.123456Z")
 
 
 class LogLine:
-    """One line of a server's output; `time` is empty if the line has none, because another program wrote it."""
+    """One line of a server's output.
 
-    __slots__ = ("name", "pid", "text", "time")
+    `time` is empty if the line has none, because another program wrote it. `level` is empty unless a LineFilter has
+    found it, in this line or in the line that this one continues.
+    """
 
-    def __init__(self, text: str, *, time: str = "", name: str = "", pid: int | None = None) -> None:
+    __slots__ = ("level", "name", "pid", "text", "time")
+
+    def __init__(
+        self, text: str, *, time: str = "", name: str = "", pid: int | None = None, level: str = ""
+    ) -> None:
         self.text = text
         self.time = time
         self.name = name
         self.pid = pid
+        self.level = level
 
     def __repr__(self) -> str:
         return f"{self.time} {self.name} | {self.text}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Callable
@@ -71,5 +72,43 @@ def test_output_to_standard_output_is_printed_by_run_and_kept_in_a_small_file(
     files = list(real_pool.runtime.rglob("prints.log*"))
     assert len(files) == 2, "it was rotated"
     assert sum(file.stat().st_size for file in files) < 2 * 1024 * 1024
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=50)
+
+
+FAILS = """
+import logging, time
+print("plain")
+logging.basicConfig(format="%(levelname)s:    %(message)s")
+try:
+    raise ValueError("a bug")
+except ValueError:
+    logging.exception("it failed")
+print("plain", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.capability
+def test_object_of_each_line_has_its_level_and_its_own_text(real_pool: RealPool, until: Until) -> None:
+    real_pool.write("fails.py", FAILS)
+    real_pool.write("pool.toml", server("fails", command=[sys.executable, "-u", "fails.py"]))
+    running = real_pool.spawn("run", "--log-format", "json")
+    assert running.stdout is not None
+    lines = [json.loads(running.stdout.readline()) for _ in range(7)]
+    assert [(line["message"].strip(), line.get("level")) for line in lines] == [
+        ("plain", None),
+        ("it failed", "error"),
+        ("Traceback (most recent call last):", "error"),
+        (f'File "{real_pool.directory}/fails.py", line 5, in <module>', "error"),
+        ('raise ValueError("a bug")', "error"),
+        ("ValueError: a bug", "error"),
+        ("plain", None),
+    ]
+    printed = [json.loads(line) for line in real_pool.ok("logs", "-n", "2", "-o", "json").stdout.splitlines()]
+    assert [(line["line"], line["level"]) for line in printed] == [
+        ("ValueError: a bug", "error"),
+        ("plain", None),
+    ]
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=50)

@@ -99,15 +99,16 @@ def perform(request: CommandRequest) -> Outcome:
     for line in found:
         sys.stdout.write(text_of(line))
     outcome = Outcome.of_stream()
-    if not found and paths.keys() == set(_OF_GATEWAY) and not since and wanted is None:
+    selects = bool(since) or any(request.get(each) for each in ("until", "level", "grep"))
+    if not found and paths.keys() == set(_OF_GATEWAY) and not selects:
         outcome.notes.append("no output yet; `access_log = true` in [gateway] logs each proxied request")
     elif not found and sys.stdout.isatty():
-        outcome.notes.append("no output yet" if wanted is None and not since else "no line matches")
+        outcome.notes.append("no line matches" if selects else "no output yet")
     return outcome
 
 
 def _print_from_platform(
-    request: CommandRequest, pool: PoolRef, lines: int | None, since: str, wanted: LineFilter | None
+    request: CommandRequest, pool: PoolRef, lines: int | None, since: str, wanted: LineFilter
 ) -> Outcome:
     """Print the selected servers' lines that the platform sends, filtered by `wanted`; with -f until interrupted."""
     listed = ask(request, pool, "list")
@@ -118,7 +119,7 @@ def _print_from_platform(
 
     def show_line(message: Table) -> None:
         line = LogLine(message["line"], time=message["time"], name=message["name"])
-        for each in [line] if wanted is None else wanted.filter_forwards([line]):
+        for each in wanted.filter_forwards([line]):
             sys.stdout.write(text_of(each))
             sys.stdout.flush()
 
@@ -141,12 +142,11 @@ def _check_options(request: CommandRequest) -> None:
         raise UsageError("--until and --follow cannot be combined", hint="--until ends before new lines")
 
 
-def _filter(request: CommandRequest, search: RegexLineMatcher) -> LineFilter | None:
-    """The filter for lines; None for all lines."""
+def _filter(request: CommandRequest, search: RegexLineMatcher) -> LineFilter:
     until, word = request.log_timestamp("until"), request.get("level")
     least = validate_choice("--level", canonical_level(word), LEVELS) if word is not None else ""
     grep = search if request.get("grep") else None
-    return LineFilter(until=until, least=least, matches=grep) if until or least or grep else None
+    return LineFilter(until=until, least=least, matches=grep, levels=request.output.startswith("json"))
 
 
 def _log_files_and_names_with_ids(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
@@ -242,7 +242,8 @@ def _require_servers_with_log_files(request: CommandRequest, pool: PoolRef) -> S
 
 
 def _json_line(line: LogLine) -> str:
-    document: Table = {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
+    document: Table = {"time": line.time, "name": line.name, "pid": line.pid, "level": line.level or None}
+    document["line"] = line.text
     if line.text.startswith("{"):
         record = parse_record(line.text)
         if record is not None:

@@ -81,6 +81,7 @@ from poolctl.keeper.left_children import (
     shell_status,
 )
 from poolctl.keeper.reap import children, deliver
+from poolctl.logs.line_filter import LineFilter
 from poolctl.logs.log_line import LogLine, stamp
 from poolctl.logs.log_tail import follow, tail
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
@@ -366,7 +367,7 @@ class RunSession:
         if not left:
             return code
         wait_for_exit(left["keeper_pid"])
-        self.say(f"the pool has ended: {left['reason']}")
+        self.say(f"the pool has ended: {left['reason']}", "error")
         return int(left["status"])
 
     def _ended_by_itself(self) -> bool:
@@ -402,7 +403,7 @@ class RunSession:
             return
         if self._ran:
             for line in death_lines(self._events.died, os.path.basename(self.command[0])):
-                self.say(line)
+                self.say(line, "error")
         if not self.request.quiet:
             sys.stderr.write(last_lines(self._last_logs, stamp(self._begun), objects=self._objects))
 
@@ -448,10 +449,10 @@ class RunSession:
             text = json.dumps(document)
         sys.stderr.write(f"{render.printable(text)}\n")
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, level: str = "info") -> None:
         if not self.request.quiet:
             if self._objects:
-                text = log_rendering.json_line(LogLine(text, time=stamp(time()), name="")).rstrip()
+                text = log_rendering.json_line(LogLine(text, time=stamp(time()), level=level)).rstrip()
             sys.stderr.write(f"{text}\n")
 
 
@@ -634,7 +635,8 @@ class LogPrinter:
             ).line
         try:
             stdout = LineOutput(sys.stdout, self._note)
-            for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
+            wanted = LineFilter(levels=True) if self._objects else None
+            for line in follow(paths, lines=None, since=self._since, wanted=wanted, until=self._over.is_set):
                 stdout.write(form(line))
         except OSError:
             # The reader of the output is gone, so there is no reason to keep running in the foreground.
@@ -707,7 +709,8 @@ def last_lines(
     """
     texts: list[str] = []
     for name, path in paths.items():
-        if lines := list(tail(path, _LINES, since=since, name=name)):
+        wanted = LineFilter(levels=True) if objects else None
+        if lines := tail(path, _LINES, since=since, name=name, wanted=wanted):
             texts += (
                 map(log_rendering.json_line, lines) if objects else _foldable_log_section(name, lines, env)
             )

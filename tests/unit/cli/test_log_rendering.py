@@ -62,7 +62,6 @@ def shown(text: str, pid: int | None = None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("text", "level"),
     [
-        ("INFO:     Application startup complete.", "info"),
         ("ERROR:root:it failed", "error"),
         ("[warn] low on coffee", "warning"),
         ("2026-11-20 08:47:34,123 CRITICAL it burns", "critical"),
@@ -71,6 +70,15 @@ def shown(text: str, pid: int | None = None) -> dict[str, Any]:
 )
 def test_the_level_is_read_from_the_usual_beginnings(text: str, level: str) -> None:
     assert shown(text) == {"message": text, "level": level}
+
+
+def test_level_is_a_member_and_no_part_of_the_message() -> None:
+    assert shown("ERROR:    it failed") == {"message": "it failed", "level": "error"}
+
+
+def test_line_that_continues_another_has_its_level() -> None:
+    line = LogLine("  File a", time=TIME, name="web", level="error")
+    assert json.loads(json_line(line))["level"] == "error"
 
 
 @pytest.mark.parametrize("text", ["hello", "", "errors: none", "{not json}", "[1, 2]", '{"a": '])

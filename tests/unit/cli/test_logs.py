@@ -196,7 +196,9 @@ def test_contradictions_and_unknown_levels_are_usage_errors(
 @pytest.mark.parametrize("form", ["json", "jsonl"])
 def test_json_is_lines(poolctl: Command, logs: Path, form: str) -> None:
     documents = [json.loads(line) for line in poolctl("logs", "-o", form).out.splitlines()]
-    assert documents[0] == {"time": stamp(NOW - 7200), "name": "users", "pid": None, "line": "old users"}
+    assert documents[0] == {
+        "time": stamp(NOW - 7200), "name": "users", "pid": None, "level": None, "line": "old users",
+    }  # fmt: skip
     assert len(documents) == 4
 
 

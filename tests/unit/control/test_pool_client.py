@@ -437,7 +437,7 @@ def test_logs_are_merged_from_the_files_of_the_servers_and_begin_where_they_are_
         assert [each["name"] for each in pool.logs(since=since)] == ["api", "web"]
         assert [each["name"] for each in pool.logs(lines=1)] == ["api", "web"]
         (first, *_) = pool.logs()
-        assert first.keys() == {"time", "name", "pid", "line"}
+        assert first.keys() == {"time", "name", "pid", "level", "line"}
 
 
 def test_stop_of_the_pool_returns_when_its_last_process_has_ended(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.logs.line_filter import LineFilter, stated_level
+from poolctl.logs.line_filter import LineFilter, stated_level, text_after_level
 from poolctl.logs.log_line import LogLine, stamp
 from poolctl.logs.log_tail import Follower, tail
 
@@ -33,6 +33,18 @@ from poolctl.logs.log_tail import Follower, tail
 )  # fmt: skip
 def test_level_is_read_in_the_usual_forms(text: str, level: str) -> None:
     assert stated_level(text) == level
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("INFO:     Application startup complete.", "Application startup complete."), ("CRITICAL: no", "no"),
+        ("\x1b[31mERROR\x1b[0m:    \x1b[1mno", "no"), ("ERROR:root:it failed", "ERROR:root:it failed"),
+        ("Error: no", "Error: no"), ("ERROR no", "ERROR no"), ("INFO:", "INFO:"), ("HOST: a", "HOST: a"), ("", ""),
+    ],
+)  # fmt: skip
+def test_level_before_a_message_is_no_part_of_it(text: str, message: str) -> None:
+    assert text_after_level(text) == message
 
 
 TRACEBACK = ["Traceback (most recent call last):", "  File a", "KeyError: 1", "", "During handling", "", "x"]
@@ -69,6 +81,16 @@ class TestBothWays:
             "Traceback (most recent call last):",
             "ValueError: no",
         ]
+
+    def test_each_line_has_the_level_that_is_known(self, read: Reading) -> None:
+        group = [
+            "  + Exception Group Traceback (most recent call last):",
+            "  |   File a",
+            "ExceptionGroup: no",
+        ]
+        given = lines("plain", *group, "DEBUG x", "  more", '{"level": "verbose", "msg": ""}', "plain")
+        assert len(read(LineFilter(levels=True), given)) == 8
+        assert [line.level for line in given] == ["", *["error"] * 3, "debug", "debug", "verbose", ""]
 
     def test_line_without_a_level_does_not_pass_a_level(self, read: Reading) -> None:
         assert read(LineFilter(least="trace"), lines("plain", "DEBUG x", "plain")) == ["DEBUG x"]
