@@ -255,10 +255,11 @@ def _exists(name: str, directory: int) -> bool:
 def stored_part(path: str, block: bytes) -> int:
     """Return how many bytes from the start of `block` are at the end of the log at `path`; 0 if none."""
     text = _ending(path, len(block))
+    view = memoryview(text)  # not copied for each line that begins like the block
     head = block[:_HEAD_BYTES]
     at = text.find(head)
     while at >= 0:
-        if block.startswith(text[at:]):
+        if block.startswith(view[at:]):
             return len(text) - at
         at = text.find(head, at + 1)
     if text.endswith(b"\n"):

@@ -12,6 +12,7 @@ import pytest
 from poolctl.logs.log_file import LogFile, stored_part
 from poolctl.logs.log_line import stamp, with_timestamp_prefix
 from poolctl.logs.log_tail import tail
+from tests.growth import grows_too_fast, repeated
 from tests.manual_clock import ManualClock
 
 
@@ -378,6 +379,17 @@ def test_stored_part_of_a_block_is_where_the_log_ends_with_its_beginning(
     path.parent.mkdir()
     path.write_bytes(text)
     assert stored_part(str(path), BLOCK) == len(expected)
+
+
+def test_block_is_looked_for_without_copying_the_log_for_each_line_that_begins_alike(path: Path) -> None:
+    path.parent.mkdir()
+
+    def find(text: bytes) -> None:
+        path.write_bytes(text)
+        assert stored_part(str(path), LINES[1] + text) == 0
+
+    of_one_moment = repeated("", LINES[0].decode(), "")
+    assert not grows_too_fast(find, lambda length: of_one_moment(length).encode(), large=400_000)
 
 
 def test_log_of_a_process_without_standard_input_is_kept_like_any_other(path: Path) -> None:
