@@ -77,7 +77,7 @@ _is_protocol = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?").fullmatch
 _STATUS_LINE = rb"(HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + TEXT + rb")?)\r\n"
 _response_head = re.compile(_STATUS_LINE + FIELD_LINES + rb"\r\n").fullmatch
 # A user agent joins folded lines (RFC 9112 §5.2); a server refuses them.
-_fold = re.compile(rb"[\t ]*+\r\n[\t ]++")
+_fold = re.compile(rb"(?<![\t ])[\t ]*+\r\n[\t ]++")  # a run of blanks is looked at once, from its first one
 # Fields about one connection (RFC 9110 §7.6.1): never passed on.
 HOP_BY_HOP = (
     rb"connection|keep-alive|proxy-connection|proxy-authenticate|proxy-authorization|te"

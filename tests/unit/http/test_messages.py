@@ -30,6 +30,7 @@ from poolctl.http.messages import (
     request_head,
     response_head,
 )
+from tests.growth import grows_too_fast, repeated
 from tests.http_corpus import CHUNKED as CHUNKED_HEAD
 from tests.http_corpus import REQUESTS
 from tests.steps import steps_of
@@ -774,6 +775,14 @@ def test_folded_field_of_a_response_is_read_as_one_line() -> None:
     head = ResponseHead.read(data + b"body")
     assert head is not None
     assert (head.fields, head.values(b"x"), head.end) == (b"\r\nX: a b c\r\nY: d", [b"a b c"], len(data))
+
+
+def test_blanks_of_a_response_are_looked_at_once() -> None:
+    def read(blanks: str) -> None:
+        with pytest.raises(BadMessage):
+            ResponseHead.read(OK + b"X" + blanks.encode() + b"\r\n\r\n")
+
+    assert not grows_too_fast(read, repeated("", " ", "x"), large=16_384)
 
 
 @pytest.mark.parametrize(
