@@ -21,6 +21,12 @@ def stat(pid: int) -> Stat:
     return Stat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[3]))
 
 
+def processor_seconds(pid: int) -> float:
+    """The time for which its threads have computed; raises FileNotFoundError for a process that is gone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def is_alive(pid: int) -> bool:
     """Whether it exists and is no zombie."""
     try:

@@ -31,12 +31,11 @@ from .decide import (
 from .health_checks import HealthChecks
 from .perform import (
     LAST_LINES,
-    LINES_READ,
     Executor,
     StackRecorder,
+    explain_last_lines,
     explanatory_lines,
     is_quoted,
-    last_lines,
     logged_exceptions,
 )
 from .schedules import ScheduledRuns, SleepWindowScheduler
@@ -821,8 +820,8 @@ class CommandGoal:
 
     async def _read_last_lines(self, entry: Entry) -> None:
         runner, since = self._core.runner, entry.observed.failed_since
-        lines = await last_lines(runner, entry.name, LINES_READ, since)
-        self._last_lines[entry.name] = explanatory_lines(lines)[-LAST_LINES:]
+        found = await explain_last_lines(runner, entry.name, since, explanatory_lines)
+        self._last_lines[entry.name] = found[-LAST_LINES:]
 
     def is_overtaken(self, entry: Entry) -> bool:
         """Whether another command has meanwhile stopped a server that is to run, or started one that is to stop."""

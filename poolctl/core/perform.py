@@ -13,10 +13,10 @@ import os
 import random
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig
@@ -44,6 +44,8 @@ from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, cause
 if TYPE_CHECKING:
     from poolctl.runners.stack_report import WorkerStacks
 
+T = TypeVar("T")
+
 logger = logging.getLogger("poolctl.supervisor")
 
 
@@ -62,8 +64,9 @@ LAST_LINES = 5  # maximum number of explanatory lines shown
 _LONGEST_CHARACTERS = 300
 _IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
 # Compiled on first use, because a supervisor needs them only when a start fails.
-_FRAME = r'\s+File ".+", line [0-9]'
-_LIBRARY = r'File "(<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/)'
+# Each is matched at the beginning of a text only: lines are a program's, and a search would begin at every character.
+_FRAME = r'\s+File "(.+)", line [0-9]'
+_LIBRARY_FILE = r"<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/"
 # The margin of an exception group: "  | " of a line, "  +-+-" between two.
 _GROUP_MARGIN = r"^ +(\| ?|\+ |\+-\+(?=-)|\+(?=-))"
 # uvicorn's messages about a worker's startup and shutdown.
@@ -172,6 +175,15 @@ async def last_lines(runner: Runner, name: str, lines: int, since: float) -> lis
     return []
 
 
+async def explain_last_lines(runner: Runner, name: str, since: float, explain: Callable[[list[str]], T]) -> T:
+    """Return what `explain` makes of the server's last output lines since a time (epoch).
+
+    It is called in a thread, because these lines are whatever a program prints.
+    """
+    lines = await last_lines(runner, name, LINES_READ, since)
+    return await asyncio.to_thread(explain, lines) if lines else explain(lines)
+
+
 class OutputCause(NamedTuple):
     """The output line with the reason for an exit ("" if none), and whether the server's address was in use."""
 
@@ -222,7 +234,7 @@ def explanatory_lines(lines: Iterable[str]) -> list[str]:
         if "Traceback (most recent call last):" in line:
             in_traceback, place = True, ""
         elif in_traceback and text[:1].isspace():
-            if re.match(_FRAME, text) and (not place or not re.search(_LIBRARY, text)):
+            if (frame := re.match(_FRAME, text)) and not (place and re.match(_LIBRARY_FILE, frame[1])):
                 place = text.strip()
         elif not (in_traceback and text.startswith("--")):
             in_traceback = text != line  # a margin: the exception group continues
@@ -648,8 +660,8 @@ class Executor:
             self._queue.touch(entry, progressed=True)
 
     async def _hook_message(self, entry: Entry, message: str, since: float) -> str:
-        lines = await last_lines(self._runner, entry.name, LINES_READ, since)
-        reason = cause_of(lines, entry.config).text
+        explain = partial(cause_of, server=entry.config)
+        reason = (await explain_last_lines(self._runner, entry.name, since, explain)).text
         return f"{message}: {reason}" if reason and not is_quoted(reason, message) else message
 
     def _record_and_warn(self, entry: Entry, event: str, message: str, **detail: str) -> None:
@@ -708,9 +720,9 @@ class Executor:
             late or failure.message in (exit_.message, exit_.message_before_ready(""))
         ):
             return
-        lines = await last_lines(self._runner, entry.name, LINES_READ, worker.placed_at)
         refused = bool(exit_.status) and not late and worker.ready_at is None
-        cause = cause_of(lines, config, refused=refused)
+        explain = partial(cause_of, server=config, refused=refused)
+        cause = await explain_last_lines(self._runner, entry.name, worker.placed_at, explain)
         worker.address_taken = cause.own_address and worker.ready_at is None
         if cause.text and (cause.own_address or not late) and not is_quoted(cause.text, failure.message):
             is_ours = worker.address_taken and config.command and not config.binds_itself
@@ -1002,9 +1014,9 @@ class Executor:
             before=before.value, after=after.value, worker=worker.id,
         )  # fmt: skip
         if run["result"] == RUN_FAILED:
-            lines = await last_lines(self._runner, entry.name, LINES_READ, run["started_at"])
-            message, output = run["message"], explanatory_lines(lines)[-LAST_LINES:]
-            report("run failed", message=message, severity="error", output=output)
+            since = run["started_at"]
+            found = await explain_last_lines(self._runner, entry.name, since, explanatory_lines)
+            report("run failed", message=run["message"], severity="error", output=found[-LAST_LINES:])
         elif after is not before:
             report("run succeeded")
 

@@ -68,17 +68,24 @@ class OpenLog:
         self.parts.clear()
 
     def tail(
-        self, lines: int | None, *, since: str = "", name: str = "", wanted: LineFilter | None = None
+        self,
+        lines: int | None,
+        *,
+        since: str = "",
+        name: str = "",
+        wanted: LineFilter | None = None,
+        longest: int | None = None,
     ) -> list[LogLine]:
         """The last `lines` lines (None: all), oldest first, that pass `wanted` and are not older than `since`.
 
-        A line without a time has the time of the previous line.
+        A line without a time has the time of the previous line. Lines are cut to `longest` characters.
         """
         found: list[LogLine] = []
         candidates = self._lines_since_newest_first(since, name)
         for line in candidates if wanted is None else wanted.filter_backwards(candidates):
             if lines is not None and len(found) >= lines:
                 break
+            line.text = line.text[:longest]
             found.append(line)
         found.reverse()
         carry_times(found)
@@ -105,10 +112,11 @@ def tail(
     name: str = "",
     most_files: int = MOST_FILES,
     wanted: LineFilter | None = None,
+    longest: int | None = None,
 ) -> list[LogLine]:
     """The last lines of the log at `path`, oldest first (see OpenLog.tail); empty if there is no log."""
     with contextlib.closing(OpenLog(path, most_files)) as log:
-        return log.tail(lines, since=since, name=name, wanted=wanted)
+        return log.tail(lines, since=since, name=name, wanted=wanted, longest=longest)
 
 
 def merged_tails(

@@ -27,7 +27,7 @@ _LONG_KEY = rf"(?a)(?:^|[\[{{,])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEEPEST}}}"
 _TOML_PLACE = r" \(at (?:line (\d+), column (\d+)|end of document)\)$"
 _JSON_CONSTANT = r'(?s)"(?:[^"\\]|\\.)*+"?|(NaN|-?Infinity)'
 _NAME = r"""\s*((?:[\w.-]|"[^"\n]*"|'[^'\n]*')+)"""
-_HEADER = r"[ \t]*\[\[?[ \t]*([^\]\n]+?)[ \t]*\]"
+_HEADER = r"[ \t]*\[\[?([^\]\n]+)\]"
 _STATEMENT = rf"\s*\[|{_NAME}\s*="
 _WORD = rf"[^\s,\]}}#\"']{{1,{SHOWN_CHARACTERS}}}"
 
@@ -298,7 +298,7 @@ def _explained_toml(text: str, message: str, start: int) -> Explained:
     ended = rest[:1] in ("", "#")
     next_statement = bool(re.match(_STATEMENT, rest))
     if message.startswith("Cannot ") and (header := re.match(_HEADER, text[begin:])):
-        return begin, *_repeated_table_error(text, header[1])
+        return begin, *_repeated_table_error(text, header[1].strip())
     if message.startswith("Expected '=' after a key") and rest.startswith(":"):
         value = rest[1:].strip()[:SHOWN_CHARACTERS] or "value"
         return start, "':' where '=' belongs", f"write {before.strip()[:SHOWN_CHARACTERS]} = {value}"

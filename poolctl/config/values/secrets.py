@@ -22,7 +22,7 @@ _REFERENCES = ("_env", "_file")
 _FREE = ("env", "labels", "headers")
 _SEPARATORS = r"[-_.\s]"
 _URL = r"(://[^\s/:@'\"]*:)[^\s/'\"]+(?=@)"
-_REFERENCE = r"\$\{[^}]*\}"
+_REFERENCE = r"\$\{[^{}]*\}"
 _PAIR = r"""(["']?)(?<![\w.-])([\w.-]++)(\1\s*[:=]\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'\[{,}\]][^,}\]\n]*)"""
 _FLAG = r"(--?[\w.-]+)=."
 # An option and its value as elements of a list, which may be lines of a diff.

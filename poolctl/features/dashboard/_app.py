@@ -301,7 +301,8 @@ async def _log_line_events(paths: Mapping[str, str]) -> AsyncGenerator[str]:
     try:
         if follower.fileno() >= 0:
             loop.add_reader(follower.fileno(), news.set)
-        yield _lines_message(follower.first)
+        # In threads, as a program may print anything.
+        yield await asyncio.to_thread(_lines_message, follower.first)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
@@ -311,7 +312,7 @@ async def _log_line_events(paths: Mapping[str, str]) -> AsyncGenerator[str]:
             lines = await asyncio.to_thread(follower.read)
             news.clear()
             if lines:
-                yield _lines_message(lines)
+                yield await asyncio.to_thread(_lines_message, lines)
     finally:
         if follower.fileno() >= 0:
             loop.remove_reader(follower.fileno())

@@ -337,7 +337,7 @@ def _parse_published_port(entry: Any) -> tuple[str, str, str] | None:
         protocol = entry.get("protocol", "tcp")
     else:
         # ${PORT:-8000} holds colons.
-        text = re.sub(r"\$\{\w+:?-?(\d*)\}", r"\1", str(entry))
+        text = re.sub(r"\$\{\w+(?::?-(\d*))?\}", r"\1", str(entry))
         parts = text.partition("/")[0].rsplit(":", 2)
         protocol = text.partition("/")[2] or "tcp"
         target = parts[-1]
@@ -382,7 +382,7 @@ def read_dockerfile(path: str, target: str = "") -> ImageStart:
         text = read_text(path)
     except Problem:
         return NO_START
-    text = re.sub(r"(?m)^\s*#.*\n?", "", text)
+    text = re.sub(r"(?m)^[ \t]*#.*\n?", "", text)
     stages: dict[str, ImageStart] = {}
     name, stage = "", NO_START
     for row in re.sub(r"\\\s*\n", " ", text).splitlines():

@@ -1068,7 +1068,8 @@ class StackReader(Stacks):
             written = worker.tally.stacks() if worker.tally is not None else b""
             problem = _explain_missing_stacks(worker, source if written else "")
         directories = (worker.server.app_dir, worker.server.base_dir)
-        threads, tasks = parse(written, source, directories)
+        # In a thread: the worker writes whatever it likes, up to 256 KiB.
+        threads, tasks = await in_daemon_thread(functools.partial(parse, written, source, directories))
         return WorkerStacks(
             name=worker.placement.server,
             worker=worker.placement.id,

@@ -291,5 +291,5 @@ class OutputPipes(LinkHandler, LogReopenCapability):
 
 def last_lines(path: str, lines: int, since: float) -> list[str]:
     """The last lines of a log since a time (seconds since the epoch), with passwords in URLs masked."""
-    found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT)
-    return [masked_text(line.text[:_LONGEST_LINE]) for line in found]
+    found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT, longest=_LONGEST_LINE)
+    return [masked_text(line.text) for line in found]

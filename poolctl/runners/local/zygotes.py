@@ -571,7 +571,7 @@ class AppZygote(LinkHandler):
         self.end()
         await output.wait_until_stored(pipe, _LAST_OUTPUT_SECONDS)
         path = output.paths.get(self.server, "")
-        printed = last_lines(path, _LAST_LINES, since) if path else []
+        printed = await asyncio.to_thread(last_lines, path, _LAST_LINES, since) if path else []
         raise ImportFailed(message, self.server, printed, hint=hint, exit=exit_)
 
     async def fork(self, fds: Sequence[int]) -> ProcessIdentity:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.configuration import server
 from tests.http_get import get
-from tests.processes import reads_files
+from tests.processes import processor_seconds, reads_files
 from tests.real_pool import RealPool
 
 PRINTS = """
@@ -42,6 +42,19 @@ def test_reopened_files_take_what_comes_and_the_moved_ones_nothing_more(
     get(port, "/after")
     until(lambda: log.exists() and "/after" in log.read_text())
     assert moved.read_text() == before
+
+
+@pytest.mark.capability
+def test_reading_what_a_failed_program_has_printed_costs_the_supervisor_little(pool: RealPool) -> None:
+    """500 lines that each look like the beginnings of hundreds of frames, with a path of two thousand parts."""
+    line = '  File "' + 'File "' * 340 + "/" * 2_000 + '", line 1'
+    pool.write("printed.txt", "Traceback (most recent call last):\n" + f"{line}\n" * 499)
+    bad = server("bad", command=["sh", "-c", "cat printed.txt; exit 1"], restart="no")
+    pool.write("pool.toml", server("good", command=["sleep", "1000"]) + bad)
+    pool.ok("start", "good")
+    before = processor_seconds(pool.info()["supervisor_pid"])
+    assert pool.run("start", "bad").code == 1
+    assert processor_seconds(pool.info()["supervisor_pid"]) - before < 2
 
 
 def test_full_disk_stops_no_server_and_is_reported(pool: RealPool, free_port: Any, until: Any) -> None:

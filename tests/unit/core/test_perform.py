@@ -36,6 +36,7 @@ from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
 from poolctl.units import format_duration
 from tests.certificates import certificate
+from tests.growth import grows_too_fast, repeated
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import OrderedCore, RecordedEvents, run, turns, web
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
@@ -1002,6 +1003,12 @@ HEADER = "Traceback (most recent call last):"
 def test_traceback_is_reduced_to_its_error_and_place() -> None:
     lines = ["connecting", HEADER, *FRAMES, "RuntimeError: broken release"]
     assert explanatory_lines(lines) == ["connecting", PLACE, "RuntimeError: broken release"]
+
+
+def test_line_that_begins_many_frames_is_read_in_one_pass() -> None:
+    frames = repeated('  File "', 'File "', '", line 1')
+    lines = [HEADER, *FRAMES]
+    assert not grows_too_fast(lambda text: explanatory_lines([*lines, text]), frames, large=16_384)
 
 
 def test_place_of_an_error_raised_in_a_library_is_the_last_line_of_the_application() -> None:
