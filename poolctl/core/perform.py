@@ -64,7 +64,7 @@ LAST_LINES = 5  # maximum number of explanatory lines shown
 _LONGEST_CHARACTERS = 300
 _IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
 # Compiled on first use, because a supervisor needs them only when a start fails.
-# Each is matched at the beginning of a text only: lines are a program's, and a search would begin at every character.
+# Both match at the beginning of a text: a search for `.*/` would go through a program's line from each place in it.
 _FRAME = r'\s+File "(.+)", line [0-9]'
 _LIBRARY_FILE = r"<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/"
 # The margin of an exception group: "  | " of a line, "  +-+-" between two.
