@@ -14,6 +14,10 @@ import stat
 from collections.abc import Iterator
 
 _DIRECTORY_MODE = 0o750
+# The mode of a new directory until it has its owner. No other directory has it.
+_UNFINISHED_MODE = 0o200
+
+Owner = tuple[int, int]  # uid and gid
 _MOST_LINKS = 40  # the limit of path_resolution(7)
 _TO_DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WRITABLE_BY_OTHERS = 0o022
@@ -44,17 +48,23 @@ def open_parent_directory(path: str, *, follow_last: bool = False) -> Iterator[t
         os.close(fd)
 
 
-def open_file(path: str, flags: int, mode: int = 0o640, *, suffix: str = "") -> int:
+def open_file(
+    path: str, flags: int, mode: int = 0o640, *, suffix: str = "", owner: Owner | None = None
+) -> int:
     """Open the file at `path`, and return its descriptor; with O_CREAT in `flags`, also create missing directories.
 
-    With a `suffix`, open the file whose name has this suffix, next to the file to which the path leads. Raises OSError.
-    The subclass UnsafePath means that another user may have planted the file or a link on its path.
+    New directories belong to `owner`, by default to this process's user. With a `suffix`, open the file whose name has
+    this suffix, next to the file to which the path leads. Raises OSError. The subclass UnsafePath means that another
+    user may have planted the file or a link on its path.
     """
-    return _open(path, flags, mode, any_owner=False, suffix=suffix)
+    return _open(path, flags, mode, any_owner=False, suffix=suffix, owner=owner)
 
 
-def _open(path: str, flags: int, mode: int, *, any_owner: bool, suffix: str = "") -> int:
-    directory, name = _open_parent(path, make=bool(flags & os.O_CREAT), follow_last=True, suffix=suffix)
+def _open(
+    path: str, flags: int, mode: int, *, any_owner: bool, suffix: str = "", owner: Owner | None = None
+) -> int:
+    make = bool(flags & os.O_CREAT)
+    directory, name = _open_parent(path, make=make, follow_last=True, suffix=suffix, owner=owner)
     try:
         fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=directory)
         try:
@@ -140,7 +150,9 @@ def _open_if_link_owner_matches(path: str, flags: int, refused: UnsafePath) -> i
     raise refused
 
 
-def _open_parent(path: str, *, make: bool, follow_last: bool, suffix: str = "") -> tuple[int, str]:
+def _open_parent(
+    path: str, *, make: bool, follow_last: bool, suffix: str = "", owner: Owner | None = None
+) -> tuple[int, str]:
     fd = os.open("/", _TO_DIRECTORY)
     left = _parts(path if path.startswith("/") else os.path.join(os.getcwd(), path))
     links = 0
@@ -159,7 +171,7 @@ def _open_parent(path: str, *, make: bool, follow_last: bool, suffix: str = "") 
                     break
                 left, suffix = [left[0] + suffix], ""
             else:
-                fd = _exchange_for_subdirectory(fd, left.pop(0), make=make)
+                fd = _exchange_for_subdirectory(fd, left.pop(0), make=make, owner=owner)
     except BaseException:
         os.close(fd)
         raise
@@ -170,18 +182,33 @@ def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part and part != "."] or ["."]
 
 
-def _exchange_for_subdirectory(fd: int, name: str, *, make: bool) -> int:
+def _exchange_for_subdirectory(fd: int, name: str, *, make: bool, owner: Owner | None = None) -> int:
     """A descriptor of the subdirectory `name` of `fd`; closes `fd` if it succeeds."""
     try:
         below = os.open(name, _TO_DIRECTORY, dir_fd=fd)
     except FileNotFoundError:
         if not make:
             raise
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, _DIRECTORY_MODE, dir_fd=fd)
+        try:
+            os.mkdir(name, _DIRECTORY_MODE if owner is None else _UNFINISHED_MODE, dir_fd=fd)
+        except FileExistsError:
+            owner = None
         below = os.open(name, _TO_DIRECTORY, dir_fd=fd)
+        if owner is not None:
+            _give_new_directory(below, owner)
     os.close(fd)
     return below
+
+
+def _give_new_directory(fd: int, owner: Owner) -> None:
+    """Give a directory that this process has just made to its owner.
+
+    Another user who can write the directory above it may have moved a different one there, which stays as it is.
+    """
+    status, path = os.fstat(fd), f"/proc/self/fd/{fd}"
+    if status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & ~_UNFINISHED_MODE:
+        os.chown(path, *owner)
+        os.chmod(path, _DIRECTORY_MODE)
 
 
 def _symlink_target(directory: int, name: str) -> str | None:

@@ -26,7 +26,8 @@ class LogFile:
     """Appends blocks of whole lines to `path`; old files are `path.1` (the newest) to `path.keep`.
 
     If `path` is a symbolic link, the link stays as it is, and the old files are next to the file to which it leads.
-    0 for `max_size_bytes` or `max_age_seconds` means no limit. No method raises OSError: the return value says how
+    Missing directories are made, and belong to `owner` (uid, gid), by default to this process's user. 0 for
+    `max_size_bytes` or `max_age_seconds` means no limit. No method raises OSError: the return value says how
     much was written, and `error` why the rest was not. Every append tries again.
     """
 
@@ -37,9 +38,11 @@ class LogFile:
         max_size_bytes: int = 0,
         keep: int = 0,
         max_age_seconds: float = 0,
+        owner: tuple[int, int] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.path = path
+        self._owner = owner
         self.error = ""
         self.users = 0
         self.lost_bytes = 0  # bytes not stored since the last successful append
@@ -131,7 +134,8 @@ class LogFile:
 
     def _try_open(self) -> None:
         try:
-            self._fd = open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _FILE_MODE)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self._fd = open_file(self.path, flags, _FILE_MODE, owner=self._owner)
             status = os.fstat(self._fd)
         except OSError as error:
             self.error = error.strerror or str(error)

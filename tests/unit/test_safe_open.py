@@ -120,6 +120,42 @@ def test_a_log_in_a_directory_of_the_servers_user_is_written_rotated_and_read(th
     assert LogFile(str(theirs / "own.log")).append_and_count_written(LINE) == len(LINE)
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_directories_made_for_a_log_belong_to_the_servers_user(
+    theirs: Path, tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        for place in (theirs, tmp_path):
+            path = place / "new" / "deep" / "web.log"
+            log = LogFile(str(path), owner=(NOBODY, 33))
+            assert log.append_and_count_written(LINE) == len(LINE)
+            log.close()
+            made = [path.parent.stat(), path.parent.parent.stat()]
+            assert [(each.st_uid, each.st_gid, oct(each.st_mode & 0o777)) for each in made] == [
+                (NOBODY, 33, "0o750")
+            ] * 2
+            assert path.stat().st_uid == 0
+    finally:
+        os.umask(before)
+    assert (theirs.parent / "theirs").stat().st_gid == NOBODY
+
+
+def test_directory_that_another_user_puts_in_place_of_a_new_one_is_not_given_away(
+    ours: Path, theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = os.mkdir
+
+    def exchanged(name: str, mode: int, *, dir_fd: int) -> None:
+        make(name, mode, dir_fd=dir_fd)
+        (theirs / "logs").rename(theirs / "away")
+        ours.parent.rename(theirs / "logs")
+
+    monkeypatch.setattr(os, "mkdir", exchanged)
+    LogFile(str(theirs / "logs" / "new.log"), owner=(NOBODY, NOBODY)).append_and_count_written(LINE)
+    assert (theirs / "logs").stat().st_uid == 0
+
+
 def test_links_of_ours_in_directories_of_ours_are_followed(ours: Path, tmp_path: Path) -> None:
     (tmp_path / "absolute").symlink_to(ours.parent)
     (tmp_path / "relative").symlink_to("../" + tmp_path.name + "/./absolute")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
+from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, wire
 from poolctl.logs.internal_log import InternalLogRotator
 from poolctl.logs.log_line import stamp
@@ -21,6 +22,7 @@ from poolctl.platform import memory_file
 
 from ..process_link import Descriptor, Link, LinkHandler, LinkLost, ProcessWatchdog, spawn
 from ..runner_protocol import LogReopenCapability, RunnerEventHandler
+from ..worker_spec import user_ids
 
 _RETRY_SECONDS = 0.2
 _APPEND_SECONDS = 1.0
@@ -131,6 +133,7 @@ class OutputPipes(LinkHandler, LogReopenCapability):
             "pid": pid,
             "stop_signal": server.stop_signal_number,
             "path": self.path(server),
+            "owner": _owner_of_log_directories(server),
             "format": log.format,
             "max_size": log.max_size,
             "keep": log.keep,
@@ -287,6 +290,15 @@ class OutputPipes(LinkHandler, LogReopenCapability):
                 await self.start()
             except (LinkLost, OSError):
                 await asyncio.sleep(_RETRY_SECONDS)
+
+
+def _owner_of_log_directories(server: ServerConfig) -> tuple[int, int] | None:
+    """The user and group of the server, which get the directories made for `log.path`; None for the pool's own."""
+    if server.log.path is None:
+        return None  # in the state directory, which is private
+    with contextlib.suppress(ServerError):  # of a worker that will not start
+        return user_ids(server)
+    return None
 
 
 def last_lines(path: str, lines: int, since: float) -> list[str]:

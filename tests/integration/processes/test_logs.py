@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
 import shutil
 import signal
 import sys
@@ -95,6 +97,23 @@ async def app(scope, receive, send):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as other users")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+def test_directory_made_for_a_log_belongs_to_the_user_of_its_server(pool: RealPool) -> None:
+    pool.open_to_all()
+    log = pool.directory / "logs" / "deep" / "web.log"
+    pool.write_hello("web", extra=f'user = "nobody:www-data"\nlog = {{ path = "{log}" }}')
+    pool.ok("start")
+    pool.ok("stop")
+    for directory in (log.parent, log.parent.parent):
+        status = directory.stat()
+        found = (
+            pwd.getpwuid(status.st_uid).pw_name,
+            grp.getgrgid(status.st_gid).gr_name,
+            status.st_mode & 0o777,
+        )
+        assert found == ("nobody", "www-data", 0o750)
+
+
 def test_a_server_that_turns_its_log_directory_into_a_link_makes_the_logger_write_nowhere_else(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
@@ -107,7 +126,6 @@ def test_a_server_that_turns_its_log_directory_into_a_link_makes_the_logger_writ
     keys = {"bind": f"127.0.0.1:{port}", "app": "app:app", "user": "nobody"}
     pool.write("pool.toml", server("web", **keys, log={"path": "theirs/logs/web.log"}))
     pool.ok("start")
-    shutil.chown(pool.directory / "theirs" / "logs", "nobody")
     get(port, "/attack")
 
     def lost() -> Any:

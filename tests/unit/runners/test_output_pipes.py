@@ -260,7 +260,8 @@ def test_order_names_the_file_and_its_rotation(tmp_path: Path) -> None:
         config = server(app=None, command=["program"], stop_signal="SIGINT", log=log)
         assert stage.output.registration_message("web.1", config, 5) == {
             "t": "add", "id": "web.1", "name": "web", "command": True, "pid": 5, "stop_signal": 2,
-            "path": str(tmp_path / "own.log"), "format": "json", "max_size": 1 << 20, "keep": 3, "max_age": 3600,
+            "path": str(tmp_path / "own.log"), "owner": None, "format": "json", "max_size": 1 << 20, "keep": 3,
+            "max_age": 3600,
         }  # fmt: skip
         stage.close()
 
