@@ -240,6 +240,16 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
+def group_name(gid: int) -> str:
+    """The name of the group with this ID; the ID itself if it has none."""
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
 def await_readable(fd: int, timeout_seconds: float | None, reader: int, wakeup: int = -1) -> bool:
     """Wait until `fd` is readable; returns True. If the timeout passes or a signal arrives first, returns False.
 

@@ -24,6 +24,7 @@ from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.listeners.listen_errors import ListenError, name_holders
 from poolctl.listeners.open_listener import inherited_descriptors, open_listener
 from poolctl.platform import memory_file
+from poolctl.runners.listener_opener import server_socket_access
 from poolctl.runners.withheld_variables import withheld_variables, withhold_variables
 from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
 from poolctl.states import in_words
@@ -148,7 +149,8 @@ def _open_listeners(server: ServerConfig) -> list[socket.socket]:
     if not server.listens or server.binds_itself:
         return []
     try:
-        return open_listener(server.address, inherited=inherited_descriptors(os.environ))
+        inherited = inherited_descriptors(os.environ)
+        return open_listener(server.address, inherited=inherited, access=server_socket_access(server))
     except ListenError as error:
         raise name_holders([error])[0] from error
 

@@ -31,6 +31,7 @@ from poolctl.config.rules.conflicts import (
 )
 from poolctl.config.values.normalise import (
     OPENING,
+    SOCKET_FILE_KEYS,
     add_derived_values,
     interpolate,
     merged,
@@ -112,7 +113,7 @@ class Defaults:
         else:
             for key in ("stop_signal", "stop_group"):  # they apply only to servers with a command
                 trial.pop(key, None)
-        trial.setdefault("bind", "127.0.0.1:1")
+        trial.setdefault("bind", "unix:/defaults" if trial.keys() & SOCKET_FILE_KEYS else "127.0.0.1:1")
         for key in ("job", "every", "ready_after"):
             trial.pop(key, None)
         add_derived_values(trial, base_dir, findings)
@@ -158,6 +159,8 @@ class Defaults:
             displaced |= NOT_FOR_SCHEDULES
         if ready_after_obstacle(table, listens="bind" in table):
             displaced |= {"ready_after"}
+        if not str(table.get("bind")).startswith("unix:"):
+            displaced |= SOCKET_FILE_KEYS
         for key in displaced:
             if key not in own:
                 table.pop(key, None)

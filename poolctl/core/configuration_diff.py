@@ -16,10 +16,12 @@ from .decide import NO_OVERRIDES, Overrides
 LIVE_KEYS = frozenset(
     {
         "depends_on", "disabled", "every", "expose", "health", "hooks", "labels", "limits.memory", "mandatory",
-        "overlap", "preload", "ready_after", "recovery", "restart", "scale", "start_timeout", "tags",
-        "tls.warn_before", "watch", "workers",
+        "overlap", "preload", "ready_after", "recovery", "restart", "scale", "socket_mode", "socket_owner",
+        "start_timeout", "tags", "tls.warn_before", "watch", "workers",
     }
 )  # fmt: skip
+# Keys that decide who can connect to a Unix socket. The pool applies them itself.
+_SOCKET_ACCESS = frozenset({"socket_mode", "socket_owner", "user"})
 # Running processes load new certificates.
 _CERTIFICATE = frozenset({"tls.cert", "tls.key", "tls.ca", "tls.password_env", "tls"})
 # Keys that record the origin of a value, or are derived from another key.
@@ -186,6 +188,11 @@ def is_live(key: str, before: ServerConfig, after: ServerConfig) -> bool:
         loads_live = _loads_certificates_live(before) and _loads_certificates_live(after)
         return loads_live and (asks_as_before or key != "tls.ca")
     return key in LIVE_KEYS or key.partition(".")[0] in LIVE_KEYS
+
+
+def changes_socket_access(keys: Iterable[str]) -> bool:
+    """Whether a change of these keys may change the mode or the owner of a Unix socket's file."""
+    return not _SOCKET_ACCESS.isdisjoint(keys)
 
 
 def _loads_certificates_live(config: ServerConfig) -> bool:

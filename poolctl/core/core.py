@@ -452,6 +452,7 @@ class Core:
                     observed.files, observed.certificate_ends = worker.files, worker.certificate_ends
             observed.restarts += 1
         self.servers.replace_config(entry, canary.promoted)
+        self._executor.change_socket_access_or_warn(entry)
         self._queue.touch(entry)
 
     def withdraw_canary(self, entry: Entry) -> None:
@@ -673,6 +674,10 @@ class Core:
         entry.observed.certificate_ends = ends
         self._queue.note(entry)
 
+    def change_socket_access(self, entry: Entry) -> None:
+        """Give the file of the server's open Unix socket its configured mode and owner. Raises ServerError."""
+        self._executor.change_socket_access(entry)
+
     # Causes and warnings.
 
     def forget_cause(self, entry: Entry) -> None:
@@ -700,6 +705,7 @@ class Core:
     def adopt_listener(self, entry: Entry, config: ServerConfig, endpoints: Sequence[str] = ()) -> None:
         """Adopt a listener that the previous supervisor opened for the entry, under this configuration."""
         self._addresses.adopt(entry, config, endpoints)
+        self._executor.change_socket_access_or_warn(entry)
 
     def adopt_worker(self, entry: Entry, worker: Worker, *, generation_recorded: bool = True) -> None:
         """Adopt a running worker.

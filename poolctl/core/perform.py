@@ -39,7 +39,7 @@ from .server_entry import (
     Slot,
     Worker,
 )
-from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, caused_by
+from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, caused_by, same_listener
 
 if TYPE_CHECKING:
     from poolctl.runners.stack_report import WorkerStacks
@@ -452,6 +452,19 @@ class Executor:
             entry.listener.state = ListenerState.OPEN
             self._addresses.record_opened(entry, server.key, endpoints)
         self._queue.touch(entry, progressed=True)
+
+    def change_socket_access(self, entry: Entry) -> None:
+        """Give the file of the server's open Unix socket its configured mode and owner. Raises ServerError."""
+        held = entry.listener.bound if entry.listener.state is ListenerState.OPEN else None
+        if held is not None and same_listener(held, entry.config):
+            self._runner.change_socket_access(entry.config)
+
+    def change_socket_access_or_warn(self, entry: Entry) -> None:
+        """Like `change_socket_access`, but an error is a warning."""
+        try:
+            self.change_socket_access(entry)
+        except ServerError as error:
+            self._record_and_warn(entry, "socket unchanged", error.message)
 
     async def _close_listener(self, entry: Entry, *, refuses: bool) -> None:
         held = entry.listener.bound
@@ -1109,6 +1122,7 @@ class Executor:
         # meanwhile.
         entry.desired.code_since = 0.0
         self._servers.replace_config(entry, staying.config)
+        self.change_socket_access_or_warn(entry)
         return True
 
     def _decide_after_exit(self, entry: Entry, exit_: Exit, *, ready_at: float | None, index: int) -> None:

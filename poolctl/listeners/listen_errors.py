@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.errors import ServerError
-from poolctl.platform import parent_and_start, user_name
+from poolctl.platform import group_name, parent_and_start, user_name
 
 from .sock_diag import ANY_STATE, LISTEN, tcp_sockets, unix_sockets
 
@@ -78,6 +78,17 @@ def listen_error(address: Address, what: str, error: OSError) -> ListenError:
     }
     reason = os.strerror(error.errno) if error.errno else str(error)
     return ListenError(f"{what}: {reason}", bind=address.key, hint=hints.get(error.errno or 0, ""))
+
+
+def owner_error(address: Address, owner: tuple[int, int], error: OSError) -> ListenError:
+    """The ListenError for a Unix socket that cannot be given to `owner` (uid, gid)."""
+    message = f"{address.path} cannot be given to {user_name(owner[0])}:{group_name(owner[1])}"
+    if error.errno != errno.EPERM:
+        return listen_error(address, message, error)
+    fix = "start poolctl as root, or name its own user and one of its groups"
+    if os.geteuid() == 0:
+        fix = "give poolctl the capability CAP_CHOWN, or let the socket belong to root:root"
+    return ListenError(f"{message}: {os.strerror(errno.EPERM)}", bind=address.key, hint=fix)
 
 
 def unresolved_host_error(address: Address, reason: str) -> ListenError:

@@ -18,15 +18,17 @@ from poolctl.safe_open import is_trusted, open_directory
 from .listen_errors import (
     ListenError,
     listen_error,
+    owner_error,
     port_error,
     unattributed_address_in_use_error,
     unresolved_host_error,
 )
+from .sock_diag import bound_inode
 
 if TYPE_CHECKING:
     from poolctl.address import Address
 
-__all__ = ["BACKLOG", "ListenError", "close_listener", "describe", "open_listener"]
+__all__ = ["BACKLOG", "ListenError", "SocketAccess", "close_listener", "describe", "open_listener"]
 
 # Processes share a socket, and the last listen() call sets the length of its accept queue, so every caller uses this
 # number (the kernel caps it at net.core.somaxconn).
@@ -38,24 +40,38 @@ FIRST_DESCRIPTOR = 3
 Inherited = Mapping[str, "list[int]"]
 # sun_path holds 108 bytes including the final NUL (unix(7)).
 MAX_PATH_BYTES = 107
-_READ_AND_WRITE = 0o666
+# The mode of a new socket file until it has its owner. No other socket has it.
+_UNFINISHED_MODE = 0o200
 
 Identity = tuple[int, int]
 
 
+class SocketAccess(NamedTuple):
+    """Who may connect to a Unix socket: the mode of its file, whatever the umask, and the file's owner (uid, gid).
+
+    Without an owner, the file belongs to this process's user, and to the group that its directory gives new files.
+    """
+
+    mode: int
+    owner: tuple[int, int] | None = None
+
+
+PRIVATE = SocketAccess(0o600)
+
+
 def open_listener(
-    address: Address, *, inherited: Inherited | None = None, mode: int | None = None
+    address: Address, *, inherited: Inherited | None = None, access: SocketAccess = PRIVATE
 ) -> list[socket.socket]:
     """Open the listening sockets of `address`, non-blocking and close-on-exec; returns at least one.
 
     `:8080` opens one for each IP version, `localhost` one for each loopback address of the name; `fd:NAME` takes the
-    sockets of that name from `inherited` (see inherited_descriptors). A stale Unix socket file is replaced; `mode`
-    is the mode of the new file. Raises ListenError. Resolving a host name may block.
+    sockets of that name from `inherited` (see inherited_descriptors). A stale Unix socket file is replaced; the new
+    file never gives more rights than `access`. Raises ListenError. Resolving a host name may block.
     """
     if address.kind == "tcp":
         sockets = _open_ports(address, socket.SOCK_STREAM)
     elif address.kind == "unix":
-        sockets = [_listen_on_path(address, mode)]
+        sockets = [_listen_on_path(address, access)]
     elif address.kind == "fd":
         sockets = duplicate_inherited_listeners(address, inherited or {})
     else:
@@ -82,62 +98,114 @@ def open_datagram_sockets(address: Address) -> list[socket.socket]:
     return sockets
 
 
-def _listen_on_path(address: Address, mode: int | None) -> socket.socket:
+def _listen_on_path(address: Address, access: SocketAccess) -> socket.socket:
     """Listen on the path; replaces a socket file on which no process listens. Raises ListenError."""
-    path = address.path
-    with _directory(address) as directory:
+    name = os.path.basename(address.path)
+    with _closing(_open_directory(address)) as directory:
         _clear_socket_path(address, directory)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # The file gets the mode of the socket, less the umask. A later chmod of the path could follow a link that
-            # another user has created there meanwhile.
-            os.fchmod(sock.fileno(), _READ_AND_WRITE if mode is None else mode)
-            sock.bind(path)
-            if os.geteuid() == 0 and not _is_own_socket_file(os.path.basename(path), directory):
-                raise OSError(errno.ELOOP, "its directory was replaced meanwhile")
-            if mode is not None:
-                _set_mode(os.path.basename(path), directory, mode)
+            # The file gets the mode of the socket, less the umask.
+            os.fchmod(sock.fileno(), _UNFINISHED_MODE)
+            sock.bind(address.path)
+            with _closing(_open_new_socket_file(name, directory)) as file:
+                _set_access(address, file, directory, access)
             sock.listen(BACKLOG)
         except OSError as error:
             sock.close()
             raise _path_error(address, error) from error
+        except ListenError:
+            sock.close()
+            raise
     return sock
 
 
-@contextlib.contextmanager
-def _directory(address: Address) -> Iterator[int]:
-    """Context manager: the descriptor of the path's directory, opened without following links of other users.
+def change_access(address: Address, sockets: Iterable[socket.socket], access: SocketAccess) -> None:
+    """Give the file of an open Unix socket this mode and owner; no effect for other addresses.
 
-    Raises ListenError.
+    At no moment does it give rights that neither the old nor the new access gives. Raises ListenError.
     """
+    if address.kind != "unix":
+        return
+    for sock in sockets:
+        with _closing(_open_directory(address)) as directory:
+            try:
+                with _closing(_open_socket_file(os.path.basename(address.path), directory)) as file:
+                    if not (is_trusted(os.fstat(directory)) or _is_bound_to(sock, os.fstat(file))):
+                        raise ListenError(
+                            f"{address.path} is not the socket of this listener any more",
+                            bind=address.key,
+                            hint="stop and start the server, which makes it again",
+                        )
+                    _set_access(address, file, directory, access)
+            except OSError as error:
+                raise listen_error(address, f"the mode of {address.path} cannot be set", error) from error
+
+
+def _open_directory(address: Address) -> int:
+    """A descriptor of the path's directory, opened without following links of other users. Raises ListenError."""
     try:
-        fd = open_directory(os.path.dirname(address.path))
+        return open_directory(os.path.dirname(address.path))
     except OSError as error:
         raise _path_error(address, error) from error
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
     try:
         yield fd
     finally:
         os.close(fd)
 
 
-def _is_own_socket_file(name: str, directory: int) -> bool:
-    """Whether the new socket is in this directory; if not, another user's symbolic link has redirected its path."""
-    try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except OSError:
-        return False
-    ours = is_trusted(os.fstat(directory)) or status.st_uid == os.geteuid()
-    return stat.S_ISSOCK(status.st_mode) and ours
+def _open_socket_file(name: str, directory: int) -> int:
+    """A descriptor of the file itself: no link, and no later file of that name, can stand for it. Raises OSError."""
+    return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
 
 
-def _set_mode(name: str, directory: int, mode: int) -> None:
-    """Set the socket's mode regardless of the umask, without following links."""
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        if stat.S_ISSOCK(os.fstat(fd).st_mode):
-            os.chmod(f"/proc/self/fd/{fd}", mode)
-    finally:
+def _open_new_socket_file(name: str, directory: int) -> int:
+    """A descriptor of the file that this process has just bound a socket to.
+
+    Raises OSError if another file is there, because another user has redirected its path or moved files.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        fd = _open_socket_file(name, directory)
+        if _is_new_socket_file(os.fstat(fd), os.fstat(directory)):
+            return fd
         os.close(fd)
+    raise OSError(errno.ELOOP, "its directory was replaced meanwhile")
+
+
+def _is_new_socket_file(file: os.stat_result, directory: os.stat_result) -> bool:
+    if not stat.S_ISSOCK(file.st_mode):
+        return False
+    unused = file.st_nlink == 1 and not stat.S_IMODE(file.st_mode) & ~_UNFINISHED_MODE
+    return is_trusted(directory) or (file.st_uid == os.geteuid() and unused)
+
+
+def _is_bound_to(sock: socket.socket, file: os.stat_result) -> bool:
+    """Whether the socket is bound to this file; False if the kernel does not tell."""
+    return stat.S_ISSOCK(file.st_mode) and bound_inode(sock) == file.st_ino & 0xFFFFFFFF
+
+
+def _set_access(address: Address, file: int, directory: int, access: SocketAccess) -> None:
+    """Set mode and owner of a socket's file, given as a descriptor. Raises OSError; ListenError for the owner."""
+    found, path = os.fstat(file), f"/proc/self/fd/{file}"
+    owner = access.owner or _default_owner(os.fstat(directory))
+    if (found.st_uid, found.st_gid) != owner:
+        # First without the rights that the new owner should not get, or that the old one should lose.
+        os.chmod(path, stat.S_IMODE(found.st_mode) & access.mode)
+        try:
+            os.chown(path, *owner)
+        except OSError as error:
+            raise owner_error(address, owner, error) from error
+    if stat.S_IMODE(os.fstat(file).st_mode) != access.mode:
+        os.chmod(path, access.mode)
+
+
+def _default_owner(directory: os.stat_result) -> tuple[int, int]:
+    inherits_group = bool(directory.st_mode & stat.S_ISGID)
+    return os.geteuid(), directory.st_gid if inherits_group else os.getegid()
 
 
 def socket_file_identity(key: str) -> Identity | None:

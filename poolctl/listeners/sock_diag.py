@@ -31,9 +31,11 @@ _DONE = 3
 _LISTEN_STATE = 10
 _ANY_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
 _SHOW_NAME = 1
+_SHOW_FILE = 2
 _SHOW_PEER = 4
 _SHOW_QUEUE = 16
 _NAME = 0
+_FILE = 1
 _PEER = 2
 _QUEUE = 4
 _LARGEST = 65536
@@ -93,7 +95,7 @@ def accept_queue(listener: socket.socket) -> int:
     """The length of the listener's accept queue; 0 if the kernel does not answer. Does not block."""
     try:
         if listener.family == socket.AF_UNIX:
-            return _unix_attribute(listener, _SHOW_QUEUE, _QUEUE) or 0
+            return _unix_number(listener, _SHOW_QUEUE, _QUEUE) or 0
         info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
         return int(struct.unpack_from("I", info, _UNACKED_AT)[0])
     except (OSError, struct.error):
@@ -117,7 +119,7 @@ def peer_inode(sock: socket.socket) -> int | None:
     """
     try:
         unix = sock.family == socket.AF_UNIX
-        return _unix_attribute(sock, _SHOW_PEER, _PEER) if unix else _tcp_peer_inode(sock)
+        return _unix_number(sock, _SHOW_PEER, _PEER) if unix else _tcp_peer_inode(sock)
     except (OSError, struct.error):
         return None
 
@@ -154,11 +156,27 @@ def _packed(family: int, name: tuple[str, int]) -> bytes:
     return socket.inet_pton(family, name[0].partition("%")[0]).ljust(16, b"\0")
 
 
-def _unix_attribute(sock: socket.socket, show: int, attribute: int) -> int | None:
-    """Ask the kernel, with flag `show`, for `attribute` of a Unix socket. Return its first number; None if missing."""
-    answer = _query_unix(sock, show)
-    found = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(attribute)
+def bound_inode(sock: socket.socket) -> int | None:
+    """The last 32 bits of the inode of the file to which a Unix socket is bound. Does not block.
+
+    None if the kernel does not answer, or if the socket is bound to no file.
+    """
+    try:
+        return _unix_number(sock, _SHOW_FILE, _FILE)
+    except (OSError, struct.error):
+        return None
+
+
+def _unix_number(sock: socket.socket, show: int, attribute: int) -> int | None:
+    """The first number of an attribute of a Unix socket; None if missing."""
+    found = _unix_attribute(sock, show, attribute)
     return None if found is None else int(struct.unpack_from("=I", found)[0])
+
+
+def _unix_attribute(sock: socket.socket, show: int, attribute: int) -> bytes | None:
+    """Ask the kernel, with flag `show`, for `attribute` of a Unix socket; None if missing."""
+    answer = _query_unix(sock, show)
+    return None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(attribute)
 
 
 def _query_unix(sock: socket.socket, show: int) -> bytes | None:

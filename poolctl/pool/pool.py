@@ -40,7 +40,14 @@ from poolctl.config import (
     shown,
     with_resolved_references,
 )
-from poolctl.core.configuration_diff import Change, CurrentServer, Kind, read_digests_by_key, server_changes
+from poolctl.core.configuration_diff import (
+    Change,
+    CurrentServer,
+    Kind,
+    changes_socket_access,
+    read_digests_by_key,
+    server_changes,
+)
 from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Availability, DesiredState, Entry, ObservedState
 from poolctl.errors import (
@@ -742,7 +749,8 @@ class ApplyOperation:
         self._errors: list[ServerError] = []
         self._to_start: list[Server] = []
         self._live: set[Server] = set()  # servers whose running workers apply the change
-        self._certificates: list[Server] = []
+        self._certificates: set[Server] = set()
+        self._sockets: set[Server] = set()  # servers whose Unix socket may get another mode or owner
         self._beside: list[Handle] = []
         self._stops: set[concurrent.futures.Future[None]] = set()
         tls = configuration._tls
@@ -760,11 +768,14 @@ class ApplyOperation:
             await StartOperation(self._to_start, None, holds, PoolRestartError, live, self._beside).run()
         except PoolRestartError as error:
             self._errors += error.exceptions
-        for server in self._certificates:
+        for server in {*self._certificates, *self._sockets}:
             handle = handle_in_process(server)
             if handle is not None and handle.host is not None and handle.entry is not None:
                 try:
-                    await handle.host.core.reload_tls(handle.entry)
+                    if server in self._sockets:
+                        handle.host.core.change_socket_access(handle.entry)
+                    if server in self._certificates:
+                        await handle.host.core.reload_tls(handle.entry)
                 except ServerError as problem:
                     self._errors.append(problem)
         for future in self._stops:
@@ -849,7 +860,9 @@ class ApplyOperation:
             if change.kind is Kind.UPDATE or config.every is not None:
                 self._live.add(server)
             if change.kind is Kind.UPDATE and any(key.partition(".")[0] == "tls" for key in change.keys):
-                self._certificates.append(server)
+                self._certificates.add(server)
+            if changes_socket_access(change.keys):
+                self._sockets.add(server)
         elif "disabled" in change.keys:
             if self._runs:
                 self._to_start.append(server)

@@ -20,7 +20,7 @@ from poolctl.listeners.open_listener import Identity, inherited_descriptors
 from poolctl.worker.serving.accepting import stop_reading
 
 from .inline_worker import InlineWorker
-from .listener_opener import Opener
+from .listener_opener import Opener, change_server_socket_access, server_socket_access
 from .process_link import redirect_parent_fds_to_null, runners_to_forget
 from .runner_protocol import (
     IMPORTS_PER_CPU,
@@ -66,9 +66,13 @@ class InlineRunner(Runner, SleepCapability):
         if key not in self._listeners:
             address = server.address
             inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
-            sockets = await self._opener.listen(address, inherited)
+            sockets = await self._opener.listen(address, inherited, server_socket_access(server))
             self._listeners[key] = (sockets, open_listener.socket_file_identity(key))
         return tuple(map(open_listener.describe, self._listeners[key][0]))
+
+    def change_socket_access(self, server: ServerConfig) -> None:
+        sockets, _ = self._listeners.get(server.key, ([], None))
+        change_server_socket_access(server, sockets)
 
     async def close(self, key: str) -> None:
         self.disarm(key)

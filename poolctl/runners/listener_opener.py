@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from poolctl.address import Address
+from poolctl.config import ServerConfig, ids_of
 from poolctl.daemon_threads import run_in_daemon_thread
+from poolctl.errors import ServerError
 from poolctl.listeners.listen_errors import (
     MOST_SECONDS,
     Holder,
@@ -20,7 +23,15 @@ from poolctl.listeners.listen_errors import (
     find_holders,
     with_holders,
 )
-from poolctl.listeners.open_listener import Inherited, close_listener, open_datagram_sockets, open_listener
+from poolctl.listeners.open_listener import (
+    PRIVATE,
+    Inherited,
+    SocketAccess,
+    change_access,
+    close_listener,
+    open_datagram_sockets,
+    open_listener,
+)
 from poolctl.listeners.port_ledger import is_free
 
 # The search has a shorter limit of its own, which cannot interrupt a read from /proc that hangs.
@@ -31,6 +42,38 @@ T = TypeVar("T")
 logger = logging.getLogger("poolctl.supervisor")
 
 
+def socket_access(mode: str, owner: str | None) -> SocketAccess:
+    """Who may connect to a Unix socket, from the keys of a file: "0660" and "user:group". Raises ServerError."""
+    try:
+        ids = None if owner is None else ids_of(owner)
+    except KeyError:
+        raise ServerError(
+            f"there is no user or group {owner!r} that its socket could belong to",
+            hint="create it, or name another",
+        ) from None
+    return SocketAccess(int(mode, 8), ids)
+
+
+def server_socket_access(server: ServerConfig) -> SocketAccess:
+    """Who may connect to the server's socket if it is a Unix socket. By default its user owns it. Raises ServerError.
+
+    Only root can give a file to another user.
+    """
+    if server.address.kind != "unix":
+        return PRIVATE
+    return socket_access(
+        server.socket_mode, server.socket_owner or (server.user if os.geteuid() == 0 else None)
+    )
+
+
+def change_server_socket_access(server: ServerConfig, sockets: Iterable[socket.socket]) -> None:
+    """Give the file of the server's open Unix socket its configured mode and owner. Raises ServerError."""
+    try:
+        change_access(server.address, sockets, server_socket_access(server))
+    except ServerError as error:
+        raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
+
+
 class Opener:
     """Opens listeners. If addresses are in use, concurrent calls share one search for the processes that hold them."""
 
@@ -39,13 +82,13 @@ class Opener:
         self._wanted: dict[Place, asyncio.Future[list[Holder]]] = {}
 
     async def listen(
-        self, address: Address, inherited: Inherited | None = None, mode: int | None = None
+        self, address: Address, inherited: Inherited | None = None, access: SocketAccess = PRIVATE
     ) -> list[socket.socket]:
         """Open the sockets of the address, and return them (see `open_listener`).
 
         Raises ListenError, with the processes that hold an address in use. If cancelled, closes what it has opened.
         """
-        open_it = functools.partial(open_listener, address, inherited=inherited, mode=mode)
+        open_it = functools.partial(open_listener, address, inherited=inherited, access=access)
         try:
             return await _run_resolving_work(address, open_it, undo=close_listener)
         except ListenError as error:

@@ -320,6 +320,12 @@ class Runner(Protocol):
         Raises ServerError, which names the holder of an address in use, if known.
         """
 
+    def change_socket_access(self, server: ServerConfig) -> None:
+        """Give the file of the server's open Unix socket its configured mode and owner. Raises ServerError.
+
+        Open and waiting connections stay. No effect for other addresses.
+        """
+
     async def close(self, key: str) -> None:
         """Close the listeners of the server with this key; returns when they are closed. Ignores an unknown key."""
 

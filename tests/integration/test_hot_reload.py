@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,24 @@ def config(directory: Path, name: str, **keys: Any) -> ServerConfig:
 
 def instances(servers: list[ServerConfig]) -> list[str]:
     return [get(server.address.port).body.decode() for server in servers]
+
+
+def test_unix_socket_gets_another_mode_without_a_new_instance(
+    pool: Pool, directory: Path, short_path: Path
+) -> None:
+    path = short_path / "a.sock"
+    before = config(directory, "web", bind=f"unix:{path}")
+    pool.apply_sync([before])
+    pool.start_sync()
+    instance, inode = get(before.bind).body, path.stat().st_ino
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666
+    pool.apply_sync([before.with_values(socket_mode="0600")])
+    assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_ino) == (0o600, inode)
+    assert get(before.bind).body == instance
+    path.unlink()
+    with pytest.raises(PoolRestartError, match="1 change failed") as caught:
+        pool.apply_sync([before])
+    assert f"the mode of {path} cannot be set" in str(caught.value.exceptions[0])
 
 
 def test_only_servers_that_differ_get_new_instances(pool: Pool, directory: Path) -> None:

@@ -26,7 +26,7 @@ from poolctl.config.model.pool_tables import EventsTable, Tables, rules_of
 from poolctl.config.model.section import EnvFile, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.path_variables import with_absolute_paths
-from poolctl.config.values.problems import Finding
+from poolctl.config.values.problems import Finding, KeyPath
 from poolctl.safe_open import UnsafePath, check_appendable
 
 # Problems and warnings.
@@ -86,6 +86,8 @@ class ExternalChecks:
         self.check_env_files(server)
         if server.user:
             self._check_once(server, _check_user, server.user)
+        if server.socket_owner:
+            self._check_once(server, check_socket_owner, ("socket_owner",), server.socket_owner)
         if runs_python_as_root(server):
             self._check_once(server, self._check_trust, server.python or sys.executable)
         if tls := server.tls if server.tls is not True else self.default_tls:
@@ -205,23 +207,42 @@ def _check_directory(key: str, path: str) -> Found:
 
 
 def _check_user(user: str) -> Found:
+    path, name = ("user",), user.partition(":")[0]
+    missing = _missing_accounts(path, user)
+    if missing or os.geteuid() in (0, interpreter.ids_of(user)[0]):
+        return missing, []
+    return [], [Finding(path, f"only root can run it as {name!r}", "start the pool as root", user)]
+
+
+def check_socket_owner(path: KeyPath, owner: str) -> Found:
+    """Problems and warnings of the user, or user and group, that the file of a Unix socket should belong to."""
+    missing = _missing_accounts(path, owner)
+    if missing or os.geteuid() == 0:
+        return missing, []
+    uid, gid = interpreter.ids_of(owner)
+    if uid == os.geteuid() and gid in (os.getegid(), *os.getgroups()):
+        return [], []
+    fix = "start the pool as root, or name its own user and one of its groups"
+    return [], [Finding(path, f"only root can give the socket to {owner!r}", fix, owner)]
+
+
+def _missing_accounts(path: KeyPath, account: str) -> list[Finding]:
+    """The problems of USER or USER:GROUP that this machine does not know."""
     import grp
     import pwd
 
-    name, _, group = user.partition(":")
+    name, _, group = account.partition(":")
     missing: list[Finding] = []
-    hint, uid = "create it, or name another", -1
+    hint = "create it, or name another"
     try:
-        uid = pwd.getpwnam(name).pw_uid
+        pwd.getpwnam(name)
     except KeyError:
-        missing.append(Finding(("user",), f"there is no user {name!r}", hint, user))
+        missing.append(Finding(path, f"there is no user {name!r}", hint, account))
     try:
         _ = group and grp.getgrnam(group)
     except KeyError:
-        missing.append(Finding(("user",), f"there is no group {group!r}", hint, user))
-    if missing or os.geteuid() in (0, uid):
-        return missing, []
-    return [], [Finding(("user",), f"only root can run it as {name!r}", "start the pool as root", user)]
+        missing.append(Finding(path, f"there is no group {group!r}", hint, account))
+    return missing
 
 
 def check_tables(

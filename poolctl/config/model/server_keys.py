@@ -72,6 +72,16 @@ class ServerKeys(Section):
         "Who opens the listening socket of a command: the pool, or a program that is given its address "
         "and opens it itself.",
     )
+    socket_mode: FileMode = field(
+        "0666",
+        "The mode of the file of a Unix socket, whatever the umask. Who can enter its directory, and may write by this "
+        "mode, can connect.",
+    )
+    socket_owner: Text | None = field(
+        None,
+        'The user, or "user:group", that the file of a Unix socket belongs to. Left out: the user that the server runs '
+        "as.",
+    )
     notify: Truth = field(False, "The command reports READY=1 on NOTIFY_SOCKET when it is ready.")
     ready_after: Duration = field(
         1.0, "How long a program without a port, a probe and notify has to run until it is ready."
@@ -281,6 +291,8 @@ class ServerKeys(Section):
             del found["bind"], found["expose"]
         if not self.command:
             del found["stop_group"]
+        if self.address.kind != "unix":
+            del found["socket_mode"]
         if not self.is_ready_by_running:
             del found["ready_after"]
         found["restart"] = {"policy": self.restart_policy, **found["restart"]}

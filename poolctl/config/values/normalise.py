@@ -391,6 +391,9 @@ PROBES = ("startup", "readiness", "liveness")
 HOOKS = ("before_start", "after_stop")
 TAKE_THE_SOCKET = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
 
+# Keys of a server for the file of a Unix socket.
+SOCKET_FILE_KEYS = frozenset({"socket_mode", "socket_owner"})
+
 _in_braces = re.compile(r"\{([A-Za-z_ ]{1,20})\}")
 _app = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _user = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_][A-Za-z0-9_.-]*\$?)?", re.ASCII)
@@ -466,7 +469,7 @@ def ready_after_obstacle(table: Mapping[str, Tree], *, listens: bool) -> str:
 
 def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
     """Every contradiction between the keys of a server."""
-    app, user = table.get("app"), table.get("user")
+    app = table.get("app")
     if table.get("command") is not None:
         yield from _command_rules(table, address)
     else:
@@ -499,8 +502,27 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
     for key, rules in ruled:
         if isinstance(table.get(key), dict):
             yield from rules(table[key])
-    if isinstance(user, str) and not _user.fullmatch(user):
-        yield Finding(("user",), f"{shown(user)} is not name[:group]", 'write "www-data" or "www-data:web"')
+    for key in ("user", "socket_owner"):
+        yield from account_findings((key,), table.get(key))
+    if address is not None and address.kind != "unix":
+        for key in sorted(SOCKET_FILE_KEYS):
+            if table.get(key) is not None:
+                yield no_socket_file((key,), address)
+
+
+def account_findings(path: KeyPath, account: Tree) -> Iterator[Finding]:
+    """The problem of a text that is not USER or USER:GROUP."""
+    if isinstance(account, str) and not _user.fullmatch(account):
+        yield Finding(path, f"{shown(account)} is not name[:group]", 'write "www-data" or "www-data:web"')
+
+
+def no_socket_file(path: KeyPath, address: Address) -> Finding:
+    """The problem of a key for the file of a Unix socket, where the address is another."""
+    fix = "take it out, or bind a Unix socket: unix:/PATH"
+    if address.kind == "fd":
+        fix = "take it out, and write SocketMode=, SocketUser= and SocketGroup= into the .socket unit"
+    found = f"the address is {address.key}" if address.listens else "it has no address"
+    return Finding(path, f"{path[-1]} is for the file of a Unix socket, and {found}", fix)
 
 
 def _schedule_rules(table: dict[str, Tree]) -> Iterator[Finding]:

@@ -290,7 +290,7 @@ TRUTH_OR_TLS = TruthOr('true, false, or { cert = "FILE", key = "FILE" }')
 KnownAddress = InstanceOf[Address]
 
 
-MODE_ALLOWED = 'a mode of files, such as "0660"'
+MODE_ALLOWED = 'a mode of files in quotes, such as "0660"'
 PORT_RANGE_ALLOWED = '"FIRST-LAST", ports from 1 to 65535'
 
 
@@ -329,10 +329,10 @@ Handlers = Annotated[str, BeforeValidator(_valid_handlers)]
 
 
 def _mode_text(value: Tree) -> Tree:
-    text = f"{value:o}" if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(text, str) or not re.fullmatch(r"(0o?)?[0-7]{3}", text):
+    # A parsed number does not show whether it was written as octal or decimal.
+    if not isinstance(value, str) or not re.fullmatch(r"(0o?)?[0-7]{3}", value):
         raise BadValue(f"{shown(value)} is not allowed here", MODE_ALLOWED)
-    return f"0{text[-3:]}"
+    return f"0{value[-3:]}"
 
 
 FileMode = Annotated[

@@ -8,11 +8,13 @@ from datetime import datetime
 
 from poolctl.address import Address, parse
 from poolctl.config.checks.certificate_checks import certificate_names, check_certificates, names_cover
+from poolctl.config.checks.external_checks import check_socket_owner
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.pool_tables import NONE, Located, NamesOfInvalidServers, Tables
 from poolctl.config.model.section import Probe, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.rules.conflicts import os_users_by_server
+from poolctl.config.values.normalise import account_findings, no_socket_file
 from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, shortened_printable
 from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern, prefixes
 from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY, STICKY, Route, passable
@@ -75,8 +77,8 @@ def route_problems(
         yield from ((None, finding) for finding in _problems_of_own_engine(gateway))
     elif engine := find_external_engine(gateway.engine):
         yield from engine.problems(servers, tables)
-    for finding in _proxy_protocol_problems(gateway, tables.all(StreamConfig)):
-        yield None, finding
+    for problems in (_proxy_protocol_problems, _socket_file_problems):
+        yield from ((None, finding) for finding in problems(gateway, tables.all(StreamConfig)))
     probed = probed_targets(tables)
     routes: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
     for route in routes:
@@ -141,17 +143,33 @@ def _target_problems(
             yield Finding(path, message, 'name a "HOST:PORT", or write protocol = "tcp"', text)
 
 
+def _listeners(
+    gateway: GatewayConfig | None, streams: Iterable[StreamConfig]
+) -> Iterator[tuple[KeyPath, GatewayListener | StreamConfig]]:
+    """The tables with an address that clients connect to, each with its path in the file."""
+    for index, listener in enumerate(gateway.bind if gateway else ()):
+        yield ("gateway", "bind", index), listener
+    for stream in streams:
+        yield ("stream", stream.index), stream
+
+
+def _socket_file_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
+    """Report keys for the file of a Unix socket that are wrong, or that stand at another address."""
+    for place, each in _listeners(gateway, streams):
+        address = parse(each.bind)
+        for key in ("mode", "owner"):
+            if key in each.given and address.kind != "unix":
+                yield no_socket_file((*place, key), address)
+        yield from account_findings((*place, "owner"), each.owner)
+
+
 def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
     """Report the addresses where the PROXY protocol cannot be accepted."""
-    places: list[tuple[KeyPath, str, GatewayListener | StreamConfig]] = [
-        (("gateway", "bind", index), each.bind, each) for index, each in enumerate(gateway.bind)
-    ]
-    places += [(("stream", each.index), each.bind, each) for each in streams]
-    for place, bind, each in places:
+    for place, each in _listeners(gateway, streams):
         if not each.accept_proxy_protocol:
             continue
         path: KeyPath = (*place, "accept_proxy_protocol")
-        if bind.lower().startswith(UNIX):
+        if each.bind.lower().startswith(UNIX):
             message = "clients of a Unix socket have no address, so that none is one of trusted_proxies"
             yield Finding(path, message, "take it out, or bind a port")
         elif not gateway.trusted_proxies:
@@ -593,6 +611,12 @@ def check_engine_and_certificates(
             warnings += [each._replace(path=(*place, *each.path[1:])) for each in doubtful]
             if not wrong:
                 names.setdefault(listener.bind, []).extend(_names_of(tls))
+    for of_table, each in _listeners(gateway, tables.all(StreamConfig)):
+        path = (*of_table, "owner")
+        if each.owner and not any(account_findings(path, each.owner)):
+            wrong, doubtful = check_socket_owner(path, each.owner)
+            problems += wrong
+            warnings += doubtful
     return problems, [*warnings, *_missing_certificate_warnings(tables, list(servers), names)]
 
 

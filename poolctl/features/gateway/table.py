@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         AtLeastOne,
         Bind,
         Duration,
+        FileMode,
         FilePath,
         HeaderName,
         Headers,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         Proxies,
         Share,
         Size,
+        Text,
         Truth,
         Word,
     )
@@ -66,10 +68,16 @@ DEFAULT_BIND = ":8080"
 MODES = Literal["auto", "pass", "proxy"]
 
 
+_MODE = "The mode of the file of a Unix socket, whatever the umask."
+_OWNER = 'The user, or "user:group", that the file of a Unix socket belongs to. Left out: the pool\'s user.'
+
+
 class GatewayListener(Section):
     """An address of the gateway."""
 
     bind: Bind = required(description="The address.")
+    mode: FileMode = field("0666", _MODE)
+    owner: Text | None = field(None, _OWNER)
     tls: Annotated[tuple[TLSConfig, ...] | bool, TRUTH_OR_CERTIFICATES] = field(
         False,
         "Its certificate, or a list of certificates from which the client's host selects one. true: "
@@ -78,6 +86,17 @@ class GatewayListener(Section):
     accept_proxy_protocol: Truth = field(
         False, "Connections from trusted_proxies begin with a header of the PROXY protocol."
     )
+
+    def to_dict(self) -> dict[str, Tree]:
+        """Return the table as it would be written in a file, with `mode` only for a Unix socket."""
+        return _without_mode_of_port(self, super().to_dict())
+
+
+def _without_mode_of_port(
+    listener: GatewayListener | StreamConfig, found: dict[str, Tree]
+) -> dict[str, Tree]:
+    is_socket = listener.bind.lower().startswith(UNIX)
+    return {key: value for key, value in found.items() if key != "mode" or is_socket}
 
 
 class RouteTimeouts(Section):
@@ -373,6 +392,8 @@ class StreamConfig(_WithAbsoluteSocketPaths):
         None, "Its name, unique among the streams. Left out: the name of its first target."
     )
     bind: Bind = required(description="The address that clients connect to.")
+    mode: FileMode = field("0666", _MODE)
+    owner: Text | None = field(None, _OWNER)
     protocol: Literal["tcp", "udp"] = field("tcp", "tcp or udp.")
     to: Annotated[tuple[StreamTarget, ...], STREAM_TARGETS] = required(
         description="The targets: names of servers, tag:TAG, or HOST:PORT."
@@ -396,6 +417,10 @@ class StreamConfig(_WithAbsoluteSocketPaths):
     def label(self) -> str:
         """The stream's name for display."""
         return self.alias or name_of_target(self.to[0].to)
+
+    def to_dict(self) -> dict[str, Tree]:
+        """Return the table as it would be written in a file, with `mode` only for a Unix socket."""
+        return _without_mode_of_port(self, super().to_dict())
 
 
 def _with_absolute_addresses(table: Mapping[str, Tree], base_dir: str) -> dict[str, Tree]:

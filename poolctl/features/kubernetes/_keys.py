@@ -22,6 +22,8 @@ MAPPED = frozenset((
 # Ignored with a warning: the server runs without it.
 IGNORED: Mapping[str, str] = {
     "python": "the image's interpreter is used",
+    "socket_mode": "a pod has no Unix socket that others could reach",
+    "socket_owner": "a pod has no Unix socket that others could reach",
     "preload": "each pod imports the application itself",
     "tags": "they select nothing on a cluster",
     "labels": "they are not labels of Kubernetes",

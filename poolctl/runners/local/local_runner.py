@@ -216,6 +216,9 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             self.adoptions.open(server)
         return tuple(self.sockets.endpoints(server.key))
 
+    def change_socket_access(self, server: ServerConfig) -> None:
+        self.sockets.change_access(server)
+
     async def close(self, key: str) -> None:
         """Close the listeners of this address, and the connections that are queued for a worker."""
         self.app_zygotes.release(key)

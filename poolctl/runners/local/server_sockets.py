@@ -22,7 +22,7 @@ from poolctl.listeners import open_listener
 from poolctl.listeners.open_listener import Inherited
 from poolctl.platform import close_promptly, readable_bytes
 
-from ..listener_opener import Opener
+from ..listener_opener import Opener, change_server_socket_access, server_socket_access
 from ..process_link import Link, LinkLost
 from ..runner_protocol import Gateway
 
@@ -84,7 +84,8 @@ class Sockets:
                 if server.address.kind == "tcp":
                     await self._opener.check_bindable(server.address)
                 return
-            self._open[key] = await self._opener.listen(server.address, self.inherited)
+            access = server_socket_access(server)
+            self._open[key] = await self._opener.listen(server.address, self.inherited, access)
         except ServerError as error:
             raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
         if server.command:
@@ -100,6 +101,10 @@ class Sockets:
             },
             self._open[key],
         )
+
+    def change_access(self, server: ServerConfig) -> None:
+        """Give the file of the server's open Unix socket its configured mode and owner. Raises ServerError."""
+        change_server_socket_access(server, self._open.get(server.key, ()))
 
     async def close(self, key: str) -> None:
         """Close the listeners of this address here and in the keeper. Further connections are refused."""

@@ -14,7 +14,14 @@ from poolctl.address import parse
 from poolctl.config import TLSConfig, stamp_of
 from poolctl.errors import ServerError
 from poolctl.http.http_server import HttpHandler, HttpServer, ServerLimits
-from poolctl.listeners.open_listener import BACKLOG, Identity, remove_socket_file, socket_file_identity
+from poolctl.listeners.open_listener import (
+    BACKLOG,
+    PRIVATE,
+    Identity,
+    SocketAccess,
+    remove_socket_file,
+    socket_file_identity,
+)
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.listener_opener import Opener, in_daemon_thread
 from poolctl.runners.process_link import LinkLost
@@ -169,7 +176,8 @@ class HttpAddressServer(Generic[Endpoint, OfTable]):
         if wanted != self._open:
             await self._shut()
         if self._open is None:
-            self._listeners = await self._opener.listen(parse(bind), mode=mode)
+            access = PRIVATE if mode is None else SocketAccess(mode)
+            self._listeners = await self._opener.listen(parse(bind), access=access)
             self._open, self._identity = wanted, socket_file_identity(bind)
             fds = [sock.fileno() for sock in self._listeners]
             self._keeper.send({"op": "put", "name": self._entry, "meta": wanted}, fds)

@@ -28,6 +28,7 @@ from poolctl.control.answers import (
 from poolctl.core.configuration_diff import (
     CurrentServer,
     Kind,
+    changes_socket_access,
     digest_of,
     key_list_text,
     planned_changes,
@@ -107,7 +108,7 @@ class Reload:
             self._record(lines)
             previous = self._configuration.marks
             exposed = self._activate_and_list_withheld_variables(resolved, call.options.get("env"), applied)
-            renewal = await applied.renew_changed_certificates()
+            renewal = [*applied.change_socket_access(), *await applied.renew_changed_certificates()]
         code, errors, warnings = await applied.wait_for_changes(call)
         if errors and await self._planned(resolved):
             # A server whose new process has failed keeps its old configuration, so the files still differ.
@@ -302,6 +303,19 @@ class _ReloadRun:
         """Whether to wait for the server: it has changes, should run now, and is not a scheduled job."""
         at_rest = entry.wants_no_worker or entry.is_disabled or entry.on_schedule
         return entry.name in self._kinds and not at_rest
+
+    def change_socket_access(self) -> list[ErrorEntry]:
+        """Give the files of open Unix sockets their changed modes and owners; returns the errors."""
+        errors: list[ErrorEntry] = []
+        for name, keys in self._keys.items():
+            entry = self._core.entries.get(name)
+            if entry is None or not changes_socket_access(keys):
+                continue
+            try:
+                self._core.change_socket_access(entry)
+            except ServerError as problem:
+                errors.append(error_of_kind(PoolRestartError, problem))
+        return errors
 
     async def renew_changed_certificates(self) -> list[ErrorEntry]:
         """Load changed certificates into running servers; returns the errors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,37 @@ def test_wider_address_on_the_same_port_takes_the_place_of_a_narrower_one_at_onc
         assert not is_open(port)
 
     run(scenario())
+
+
+def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        listeners, path = GatewayListeners(Store()), tmp_path / "g.sock"
+        inodes = set()
+        for mode in ("0666", "0600", "0660"):
+            tables = Tables(
+                gateway=GatewayConfig(bind=({"bind": f"unix:{path}", "mode": mode},)),
+                streams=(StreamConfig(bind=f"unix:{path}2", mode=mode, to=("127.0.0.1:1",)),),
+            )
+            streams = [StreamRoute(alias="db", bind=f"unix:{path}2")]
+            found = plan_of(tables, streams, "/run", "/state", {}, {})
+            assert found is not None
+            assert await listeners.open_missing(found.listeners, found.access) == []
+            statuses = [os.stat(each) for each in (path, f"{path}2")]
+            assert [f"{stat.S_IMODE(each.st_mode):04o}" for each in statuses] == [mode, mode]
+            inodes.update(each.st_ino for each in statuses)
+        assert len(inodes) == 2, "the sockets stay"
+        os.unlink(path)
+        (error,) = await listeners.open_missing(found.listeners, found.access)
+        assert error.message.startswith(f"the mode of {path} cannot be set")
+        await listeners.close_others(())
+
+    run(scenario())
+
+
+def test_owner_that_does_not_exist_is_a_failure_of_the_gateway() -> None:
+    tables = Tables(gateway=GatewayConfig(bind=({"bind": "unix:/run/g", "owner": "no-such-user"},)))
+    with pytest.raises(ServerError, match="there is no user or group 'no-such-user'"):
+        plan_of(tables, (), "/run", "/state", {}, {})
 
 
 def test_address_without_a_host_is_open_for_both_families() -> None:

@@ -121,6 +121,14 @@ def route(**keys: object) -> str:
             "stream[0].accept_proxy_protocol: the PROXY protocol is for TCP; take it out",
         ),
         (
+            '[gateway]\nbind = [{ bind = ":80", mode = "0660" }]\n' + route(),
+            "gateway.bind[0].mode: mode is for the file of a Unix socket, and the address is 0.0.0.0:80; take it out",
+        ),
+        (
+            '[[stream]]\nbind = "unix:s"\nto = "1.2.3.4:5"\nowner = "a b"\n',
+            "stream[0].owner: 'a b' is not name[:group]; write",
+        ),
+        (
             route(mode="pass")
             + '[gateway]\ntrusted_proxies = ["::1"]\nbind = [{ bind = ":80", accept_proxy_protocol = true }]\n',
             'mode = "pass", and every address of [gateway] accepts the PROXY protocol',
@@ -424,6 +432,14 @@ def test_engine_that_is_missing_is_a_problem_of_the_table_that_turns_the_gateway
     routes = (RouteConfig(to=("web",), index=2),)
     assert path(gateway=alone, routes=routes, streams=streams) == [("route", 2)]
     assert path(gateway=alone, streams=streams) == [("stream", 3)]
+
+
+def test_owner_of_a_socket_that_does_not_exist_is_a_problem_at_its_place(tmp_path: Path) -> None:
+    text = '[gateway]\nbind = [":80", { bind = "unix:g", owner = "no-such-user" }]\n' + route()
+    text += '[[stream]]\nbind = "unix:s"\nto = "1.2.3.4:5"\nowner = "root:no-such-group"\n'
+    gateway, stream = map(str, load_text(tmp_path, WEB + text).check_external())
+    assert "gateway.bind[1].owner: there is no user 'no-such-user'; create it, or name another" in gateway
+    assert "stream[0].owner: there is no group 'no-such-group'; create it, or name another" in stream
 
 
 @pytest.mark.parametrize(("count", "more"), [(3, ""), (4, " and 1 more host"), (5, " and 2 more hosts")])

@@ -72,7 +72,7 @@ def values(section: Section) -> dict[str, Any]:
 def test_keys_that_are_left_out_have_their_defaults() -> None:
     gateway = values(GatewayConfig())
     assert [values(each) for each in gateway.pop("bind")] == [
-        {"bind": ":8080", "tls": False, "accept_proxy_protocol": False}
+        {"bind": ":8080", "mode": "0666", "owner": None, "tls": False, "accept_proxy_protocol": False}
     ]
     assert gateway == {
         "engine": "poolctl", "program": None, "http2": None, "header_for_host": "Host", "traffic_re_enable": 30.0,
@@ -93,11 +93,22 @@ def test_keys_that_are_left_out_have_their_defaults() -> None:
     stream = values(StreamConfig(bind=":1", to=("a:1",)))
     assert [values(each) for each in stream.pop("to")] == [{"to": "a:1", "weight": 1, "health": None}]
     assert stream == {
-        "alias": None, "bind": ":1", "protocol": "tcp", "policy": "round-robin", "accept_proxy_protocol": False,
+        "alias": None, "bind": ":1", "mode": "0666", "owner": None, "protocol": "tcp", "policy": "round-robin",
+        "accept_proxy_protocol": False,
         "max_connections": 0, "timeouts": {"connect": 5.0, "idle": 600.0, "total": 0.0}, "health": None,
         "breaker": STREAM_BREAKER, "index": 0,
     }  # fmt: skip
     assert values(RouteRedirect(to="https")) == {"to": "https", "status": 308}
+
+
+def test_mode_is_written_for_unix_sockets_only() -> None:
+    gateway = GatewayConfig(bind=(":8080", {"bind": "unix:/run/g", "owner": "daemon"})).to_dict()
+    assert [(each.get("mode"), each.get("owner")) for each in gateway["bind"]] == [
+        (None, None),
+        ("0666", "daemon"),
+    ]
+    streams = [StreamConfig(bind=bind, to=("a:1",)).to_dict().get("mode") for bind in (":1", "unix:/run/s")]
+    assert streams == [None, "0666"]
 
 
 def test_table_is_written_without_what_nothing_sets() -> None:

@@ -65,13 +65,13 @@ def test_address_needs_a_token_certificates_of_clients_or_trusted_ones(tmp_path:
 def test_unix_socket_is_guarded_by_its_mode(tmp_path: Path) -> None:
     found = table(tmp_path, 'bind = "unix:operator.sock"')
     assert (found.bind, found.mode) == (f"unix:{tmp_path}/operator.sock", "0600")
-    for mode in ('"0660"', '"660"', "0o660"):
+    for mode in ('"0660"', '"660"', '"0o660"'):
         found = table(tmp_path, 'bind = "unix:operator.sock"', f"mode = {mode}")
         assert found is not None
         assert found.mode == "0660"
 
 
-@pytest.mark.parametrize("mode", ["660", '"rw"', '"0888"', "true", '"07777"', "-1"])
+@pytest.mark.parametrize("mode", ["660", "0o660", '"rw"', '"0888"', "true", '"07777"', "-1"])
 def test_other_modes_are_refused(tmp_path: Path, mode: str) -> None:
     assert "is not allowed here" in operator(tmp_path, 'bind = "unix:operator.sock"', f"mode = {mode}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
+import pwd
 import sys
 import tempfile
 import time
@@ -219,6 +221,39 @@ def test_another_user_needs_root(tmp_path: Path) -> None:
     config = load_text(tmp_path, SERVER + 'user = "daemon"\n')
     assert config.check_external() == []
     assert bool(config.warnings) == (os.geteuid() != 0)
+
+
+@pytest.mark.parametrize(
+    ("owner", "missing"),
+    [("no-such-user-here", "no user"), ("root:no-such-group", "no group 'no-such-group'")],
+)
+def test_owner_of_a_socket_that_does_not_exist_is_reported(tmp_path: Path, owner: str, missing: str) -> None:
+    text = (
+        f'[[server]]\nname = "a"\nbind = "unix:a"\ncommand = ["true", "{{fd}}"]\nsocket_owner = "{owner}"\n'
+    )
+    (problem,) = load_text(tmp_path, text).check_external()
+    assert f"pool.toml:5:1: server[0].socket_owner: there is {missing}" in str(problem)
+    assert "; create it, or name another" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("owner", "works"),
+    [("nobody", False), ("daemon", True), ("daemon:mail", True), ("daemon:www-data", False)],
+)
+def test_socket_for_another_user_or_a_foreign_group_needs_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str, works: bool
+) -> None:
+    text = (
+        f'[[server]]\nname = "a"\nbind = "unix:a"\ncommand = ["true", "{{fd}}"]\nsocket_owner = "{owner}"\n'
+    )
+    config = load_text(tmp_path, text)
+    daemon = pwd.getpwnam("daemon")
+    monkeypatch.setattr("os.geteuid", lambda: daemon.pw_uid)
+    monkeypatch.setattr("os.getegid", lambda: daemon.pw_gid)
+    monkeypatch.setattr("os.getgroups", lambda: [grp.getgrnam("mail").gr_gid])
+    assert config.check_external() == []
+    expected = f"socket_owner: only root can give the socket to '{owner}'; start the pool as root"
+    assert [expected in str(each) for each in config.warnings] == [True] * (not works)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -139,6 +139,20 @@ def test_ready_after_of_the_defaults_is_for_programs_that_show_in_no_other_way_t
     assert [each.is_ready_by_running for each in servers] == [False, True, False]
 
 
+def test_socket_mode_of_the_defaults_is_for_unix_sockets(tmp_path: Path) -> None:
+    text = f'[defaults]\nsocket_mode = "660"\nsocket_owner = "daemon"\n{SERVER}'
+    inside = '[[server]]\nname = "inside"\nbind = "unix:a.sock"\napp = "a:b"\n'
+    web, unix = load_text(tmp_path, text + inside)
+    assert (unix.socket_mode, unix.socket_owner) == ("0660", "daemon")
+    assert (web.socket_owner, "socket_mode" in web.to_dict()) == (None, False)
+    assert unix.to_dict()["socket_mode"] == "0660"
+    (unix,) = load_text(tmp_path, inside)
+    assert (unix.socket_mode, unix.socket_owner) == ("0666", None)
+    assert "defaults.socket_mode: 'rw' is not allowed" in told(
+        tmp_path, f'[defaults]\nsocket_mode = "rw"\n{SERVER}'
+    )
+
+
 def test_umask_is_octal_digits_in_quotes(tmp_path: Path) -> None:
     (server,) = load_text(tmp_path, f'{SERVER}umask = "027"\n')
     assert server.to_dict()["umask"] == "027"

@@ -86,6 +86,7 @@ def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str
     assert_named_with_its_fix(tmp_path, line, named, fix)
 
 
+UNIX = '[[server]]\nname = "a"\nbind = "unix:/run/a"\napp = "a:b"\n'
 JOB = '[[server]]\nname = "nightly"\njob = true\ncommand = ["sleep", "1"]\n'
 
 
@@ -94,6 +95,12 @@ JOB = '[[server]]\nname = "nightly"\njob = true\ncommand = ["sleep", "1"]\n'
     [
         (SERVER + "umask = 22\n", "umask", "22 may be octal or decimal"),
         (SERVER + "umask = '9'\n", "umask", "octal digits"),
+        (UNIX + "socket_mode = 440\n", "socket_mode", 'a mode of files in quotes, such as "0660"'),
+        (UNIX + 'socket_mode = "rw"\n', "socket_mode", 'a mode of files in quotes, such as "0660"'),
+        (UNIX + 'socket_owner = "a b"\n', "socket_owner", "is not name[:group]"),
+        (SERVER + 'socket_mode = "0660"\n', "socket_mode", "or bind a Unix socket: unix:/PATH"),
+        (UNIX.replace("unix:/run/a", "fd:web") + 'socket_owner = "a"\n', "socket_owner", "SocketMode="),
+        (JOB + 'socket_mode = "0660"\n', "socket_mode", "and it has no address"),
         (SERVER + 'http = { access_log = "x" }\n', "http.access_log", 'true, false, or "errors"'),
         (SERVER + 'scale = { min = 0, awake = ["* 24 * * *"] }\n', "scale.awake", "allowed is 0 to 23"),
         (SERVER + 'scale = { min = 0, awake = "x" }\n', "scale.awake", '["…"]'),
@@ -138,6 +145,7 @@ def test_value_out_of_range_is_named_with_what_is_allowed(
         SERVER + "limits = { open_files = 16 }\n", SERVER + "limits = { open_files = 1073741824 }\n",
         SERVER + "health = { readiness = { tcp = true, fall_count_ko = 1 } }\n",
         SERVER + "health = { readiness = { tcp = true, fall_count_ko = 1000 } }\n",
+        UNIX + 'socket_mode = "660"\nsocket_owner = "www-data:www-data"\n',
         SERVER + 'umask = "022"\n', SERVER + 'http = { access_log = true }\n',
         SERVER + 'scale = { min = 0, awake = ["* 8-17 * * mon-fri"], timezone = "Europe/Berlin" }\n',
         JOB + 'every = "0 0 29 2 *"\n', JOB + 'every = "0 0 31 * mon"\n', JOB + 'every = "0 0 30 1,2 *"\n',

@@ -29,7 +29,8 @@ from poolctl.listeners.open_listener import (
     BACKLOG,
     BindHost,
     ListenError,
-    _is_own_socket_file,
+    SocketAccess,
+    change_access,
     close_listener,
     describe,
     duplicate_inherited_listeners,
@@ -54,6 +55,19 @@ def has_ipv6() -> bool:
         sock.bind(("::1", 0))
         return True
     return False
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+NOBODY = 65534
+
+
+def rights(access: SocketAccess) -> set[tuple[str, int]]:
+    """Whom the mode lets connect: ("user", uid), ("group", gid), or everybody."""
+    assert access.owner is not None
+    (uid, gid), mode = access.owner, access.mode
+    bits = ((0o200, ("user", uid)), (0o020, ("group", gid)), (0o002, ("all", 0)))
+    found = {right for bit, right in bits if mode & bit}
+    return found | {("user", uid), ("group", gid)} if ("all", 0) in found else found
 
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
@@ -344,27 +358,112 @@ def test_host_name_that_cannot_be_encoded_is_reported(monkeypatch: pytest.Monkey
 
 
 class TestUnixSockets:
-    def test_serve_on_a_path_that_the_umask_leaves_open(self, tmp_path: Path) -> None:
+    def test_are_private_unless_a_mode_is_given(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
-        before = os.umask(0o027)
-        try:
-            with opened(f"unix:{path}") as (listener,):
-                assert describe(listener) == f"unix:{path}"
-                assert stat.S_IMODE(path.stat().st_mode) == 0o640
-        finally:
-            os.umask(before)
+        with opened(f"unix:{path}") as (listener,):
+            assert describe(listener) == f"unix:{path}"
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
+    @pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
     @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
-    def test_get_the_given_mode_whatever_the_umask(self, tmp_path: Path, mode: int) -> None:
+    def test_get_the_given_mode_whatever_the_umask(self, tmp_path: Path, mode: int, umask: int) -> None:
         path = tmp_path / "a.sock"
-        before = os.umask(0o077)
+        before = os.umask(umask)
         try:
             with no_descriptor_left():
-                sockets = open_listener(parse(f"unix:{path}"), mode=mode)
+                sockets = open_listener(parse(f"unix:{path}"), access=SocketAccess(mode))
                 close_listener(sockets)
         finally:
             os.umask(before)
         assert stat.S_IMODE(path.stat().st_mode) == mode
+
+    def test_have_the_group_of_a_directory_that_passes_its_group_on(self, tmp_path: Path) -> None:
+        group = next(
+            (each for each in os.getgroups() if each != os.getegid()), 33 if os.geteuid() == 0 else None
+        )
+        if group is None:
+            pytest.skip("this user has one group")
+        os.chown(tmp_path, -1, group)
+        tmp_path.chmod(0o2700)
+        path = tmp_path / "a.sock"
+        with opened(f"unix:{path}"):
+            assert path.stat().st_gid == group
+
+    @needs_root
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            (SocketAccess(0o666), SocketAccess(0o600, (NOBODY, 33))),
+            (SocketAccess(0o600, (NOBODY, NOBODY)), SocketAccess(0o660, (33, 33))),
+            (SocketAccess(0o660, (33, 33)), SocketAccess(0o606)),
+            (SocketAccess(0o660, (33, 33)), SocketAccess(0o660, (33, 33))),
+        ],
+    )
+    def test_never_have_rights_that_were_not_asked_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: SocketAccess, after: SocketAccess
+    ) -> None:
+        path, seen = tmp_path / "a.sock", []
+
+        def watched(change: Callable[..., None]) -> Callable[..., None]:
+            def changed(*args: object) -> None:
+                change(*args)
+                status = path.stat()
+                seen.append(SocketAccess(stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid)))
+
+            return changed
+
+        umask = os.umask(0)
+        for name in ("chmod", "chown"):
+            monkeypatch.setattr(os, name, watched(getattr(os, name)))
+        try:
+            sockets = open_listener(parse(f"unix:{path}"), access=before)
+            opened_with = seen[-1]
+            assert opened_with == before._replace(owner=before.owner or (0, os.getegid()))
+            assert all(rights(each) <= rights(opened_with) | {("user", 0)} for each in seen), seen
+            seen.clear()
+            change_access(parse(f"unix:{path}"), sockets, after)
+        finally:
+            os.umask(umask)
+        status = path.stat()
+        now = SocketAccess(stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid))
+        assert now == after._replace(owner=after.owner or (0, os.getegid()))
+        assert all(rights(each) <= rights(opened_with) | rights(now) for each in seen), seen
+        assert bool(seen) == (now != opened_with)
+        close_listener(sockets)
+
+    @needs_root
+    def test_in_a_directory_of_another_user_are_changed_alone(self, tmp_path: Path) -> None:
+        os.chown(tmp_path, NOBODY, NOBODY)
+        address, moved = parse(f"unix:{tmp_path}/a.sock"), tmp_path / "moved"
+        sockets = open_listener(address, access=SocketAccess(0o666, (NOBODY, NOBODY)))
+        change_access(address, sockets, SocketAccess(0o660, (NOBODY, 33)))
+        assert (tmp_path / "a.sock").stat().st_gid == 33
+        with opened(f"unix:{tmp_path}/precious"):
+            (tmp_path / "a.sock").rename(moved)
+            (tmp_path / "precious").rename(tmp_path / "a.sock")
+            with (
+                no_descriptor_left(),
+                pytest.raises(ListenError, match="is not the socket of this listener any more"),
+            ):
+                change_access(address, sockets, SocketAccess(0o666, (NOBODY, NOBODY)))
+            status = (tmp_path / "a.sock").stat()
+            assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o600)
+        close_listener(sockets)
+
+    @pytest.mark.parametrize(("uid", "fix"), [(0, "CAP_CHOWN"), (1000, "start poolctl as root")])
+    def test_that_cannot_be_given_away_are_an_error_with_the_fix(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, fix: str
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "no")
+
+        monkeypatch.setattr("os.chown", fail)
+        monkeypatch.setattr("os.geteuid", lambda: uid)
+        access = SocketAccess(0o666, (0, 4242))
+        message = "cannot be given to root:4242: Operation not permitted"
+        with no_descriptor_left(), pytest.raises(ListenError, match=message) as caught:
+            open_listener(parse(f"unix:{tmp_path}/a.sock"), access=access)
+        assert fix in caught.value.hint
 
     @pytest.mark.parametrize(
         ("error", "message", "hint"),
@@ -442,14 +541,26 @@ class TestUnixSockets:
             open_listener(parse(f"unix:{path}"))
         os.close(replaced)
 
-    def test_are_there_only_as_sockets_of_the_directory_itself(self, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
-        directory = os.open(tmp_path, os.O_RDONLY)
-        with opened(f"unix:{tmp_path}/a.sock"):
-            (tmp_path / "link").symlink_to("a.sock")
-            found = [_is_own_socket_file(name, directory) for name in ("a.sock", "link", "file", "none")]
+    @pytest.mark.parametrize("found", ["nothing", "a link", "a file", "a socket of an older listener"])
+    def test_that_are_not_the_file_just_made_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
+    ) -> None:
+        tmp_path.chmod(0o777)  # others can move files here
+        replaced = tmp_path / "replaced"
+        replaced.mkdir(0o777)
+        replaced.chmod(0o777)
+        if found == "a link":
+            (replaced / "a.sock").symlink_to("../a.sock")
+        elif found == "a file":
+            (replaced / "a.sock").touch(0o200)
+        elif found != "nothing":
+            close_listener(open_listener(parse(f"unix:{replaced}/a.sock")))
+        directory = os.open(replaced, os.O_RDONLY)
+        monkeypatch.setattr("poolctl.listeners.open_listener._clear_socket_path", lambda *_: None)
+        monkeypatch.setattr("poolctl.listeners.open_listener.open_directory", lambda _: os.dup(directory))
+        with no_descriptor_left(), pytest.raises(ListenError, match="its directory was replaced meanwhile"):
+            open_listener(parse(f"unix:{tmp_path}/a.sock"))
         os.close(directory)
-        assert found == [True, False, False, False]
 
     def test_may_have_a_path_of_107_bytes(self, short_path: Path) -> None:
         path = f"{short_path}/".ljust(107, "x")

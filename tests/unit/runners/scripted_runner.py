@@ -62,6 +62,10 @@ class ScriptedRunner:
             self.log.append(f"open {server.name}")
         return (server.key,)
 
+    def change_socket_access(self, server: ServerConfig) -> None:
+        if server.address.kind == "unix":
+            self.log.append(f"access {server.name}")
+
     async def close(self, key: str) -> None:
         if key in self.opened:
             self.opened.discard(key)

@@ -358,7 +358,7 @@ class GatewayManager(SidecarManager):
         if self._own is None:
             self._create_and_store_pair()
             self._publish_routes_to_workers()
-        failures = await self._listeners.open_missing(plan.listeners)
+        failures = await self._listeners.open_missing(plan.listeners, plan.access)
         if failures:
             self._report_problem(*failures)
         self._release_opening_waiters()

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from poolctl.address import overlaps, parse
@@ -17,18 +18,21 @@ from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import fd_store
 from poolctl.listeners.open_listener import (
+    PRIVATE,
     Identity,
+    SocketAccess,
+    change_access,
     close_listener,
     refuse_new_connections,
     socket_file_identity,
 )
 from poolctl.routing.route import StreamRoute
-from poolctl.runners.listener_opener import Opener
+from poolctl.runners.listener_opener import Opener, socket_access
 from poolctl.runners.process_link import Link, LinkLost
 
 from ..engines import find_external_engine
 from ..process.settings import HTTP, UDP, GatewaySettings, ListenerSettings
-from ..table import GatewayConfig, StreamConfig
+from ..table import GatewayConfig, GatewayListener, StreamConfig
 
 
 class Certificate(NamedTuple):
@@ -47,13 +51,15 @@ class Certificate(NamedTuple):
 class GatewayPlan(NamedTuple):
     """The listeners, certificates and settings that a gateway should have.
 
-    `listeners` is by key. `streams` maps the keys of stream listeners to their routes.
+    `listeners` is by key. `streams` maps the keys of stream listeners to their routes. `access` says who may connect to
+    the listeners that are Unix sockets.
     """
 
     settings: GatewaySettings
     listeners: Mapping[str, ListenerSettings]
     streams: Mapping[str, StreamRoute]
     certificates: tuple[Certificate, ...]
+    access: Mapping[str, SocketAccess] = MappingProxyType({})
 
     @property
     def certificate_names_by_listener(self) -> dict[str, list[tuple[str, ...]]]:
@@ -109,6 +115,12 @@ def plan_of(
     if gateway is None:
         return None
     listeners = {}
+    with_address: list[GatewayListener | StreamConfig] = [*gateway.bind, *tables.all(StreamConfig)]
+    access = {
+        address.key: socket_access(table.mode, table.owner)
+        for table in with_address
+        if (address := parse(table.bind)).kind == "unix"
+    }
     for each in gateway.bind:
         address = parse(each.bind)
         made = ListenerSettings(
@@ -136,6 +148,7 @@ def plan_of(
         listeners,
         routes,
         tuple(_read_certificates(gateway, env)),
+        access,
     )
 
 
@@ -192,6 +205,7 @@ class GatewayListeners:
         self.settings: dict[str, ListenerSettings] = {}
         self._open: dict[str, list[socket.socket]] = {}
         self._identities: dict[str, Identity | None] = {}
+        self._access: Mapping[str, SocketAccess] = {}
 
     def of(self, key: str) -> list[socket.socket]:
         """The sockets of this listener, or an empty list if it is not open."""
@@ -215,16 +229,26 @@ class GatewayListeners:
                 return
             after = names[-1]
 
-    async def open_missing(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
+    async def open_missing(
+        self,
+        wanted: Mapping[str, ListenerSettings],
+        access: Mapping[str, SocketAccess] = MappingProxyType({}),
+    ) -> list[ServerError]:
         """Open the listeners in `wanted` that are not open yet; returns the errors of those that could not be opened.
 
-        An outdated listener that occupies the address is closed first, and is reopened after an error.
+        An outdated listener that occupies the address is closed first, and is reopened after an error. `access` says,
+        by key, who may connect to Unix sockets, including those that are open.
         """
-        problems = []
+        problems: list[ServerError] = []
+        self._access = access
         for key, listener in wanted.items():
             if key in self._open and self.settings[key].dual == listener.dual:
                 if self.settings[key] != listener:
                     self._store_listener_in_keeper(key, listener)
+                try:
+                    change_access(parse(listener.bind), self._open[key], access.get(key, PRIVATE))
+                except ServerError as error:
+                    problems.append(error)
                 continue
             # A listener on a wider or narrower address would still hold the port.
             outdated = [
@@ -250,7 +274,7 @@ class GatewayListeners:
         if listener.protocol == UDP:
             sockets = await self._opener.open_datagram_sockets(address)
         else:
-            sockets = await self._opener.listen(address)
+            sockets = await self._opener.listen(address, access=self._access.get(key, PRIVATE))
         self._open[key] = sockets
         self._identities[key] = socket_file_identity(listener.bind)
         self._store_listener_in_keeper(key, listener)
