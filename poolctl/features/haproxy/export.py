@@ -16,7 +16,7 @@ from poolctl.exit_codes import FAILED
 from poolctl.features.gateway.process.settings import Endpoint
 from poolctl.features.gateway.routes import routes_of
 from poolctl.features.gateway.supervision.gateway_plan import settings_of
-from poolctl.features.gateway.table import GatewayConfig, GatewayListener
+from poolctl.features.gateway.table import GatewayConfig, GatewayListener, StreamConfig
 from poolctl.routing.route import Route, StreamRoute
 
 from ._configuration import HaproxyCertificate, HaproxyListener, configuration_of
@@ -40,8 +40,11 @@ def files(request: CommandRequest) -> Files:
         listener, bundles = _listener_with_shell_commands(each, f"listener-{number}", directory)
         listeners.append(listener)
         commands += bundles
+    tables = {each.label: each for each in config.tables.all(StreamConfig)}
     listeners += [
-        HaproxyListener((_haproxy_bind_address(each.bind),), alias=each.alias, accept_proxy=each.accept_proxy)
+        HaproxyListener(
+            (_haproxy_bind(tables[each.alias]),), alias=each.alias, accept_proxy=each.accept_proxy
+        )
         for each in streams
     ]
     servers = {each.name: each for each in config if each.listens}
@@ -98,9 +101,8 @@ def _listener_with_shell_commands(
                 _read_certificate_names(tls.cert) if demands else (),
             )
         )
-    bind = _haproxy_bind_address(listener.bind)
     made = HaproxyListener(
-        (bind,),
+        (_haproxy_bind(listener),),
         crt_list=f"{name}.crt-list",
         certificates=tuple(certificates),
         accept_proxy=listener.accept_proxy_protocol,
@@ -115,8 +117,16 @@ def _read_certificate_names(path: str) -> tuple[str, ...]:
         raise _failure(f"cannot read {path}: {error.strerror or error}: its names are needed") from error
 
 
-def _haproxy_bind_address(text: str) -> str:
-    address = parse(text)
+def _haproxy_bind(table: GatewayListener | StreamConfig) -> str:
+    """The address in HAProxy's syntax, for a Unix socket with the mode and the owner of its file."""
+    address = parse(table.bind)
     if address.kind == "unix":
-        return f"unix@{address.path}"
+        user, _, group = (table.owner or "").partition(":")
+        words = (
+            f"unix@{address.path}",
+            f"mode {table.mode}",
+            user and f"user {user}",
+            group and f"group {group}",
+        )
+        return " ".join(filter(None, words))
     return f"{'ipv6@' if address.is_ipv6 else ''}{address.host}:{address.port}"

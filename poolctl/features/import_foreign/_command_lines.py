@@ -24,6 +24,7 @@ _CLIENT_AUTH = {"0": "none", "1": "optional", "2": "required"}
 _assignment = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _python = re.compile(r"python[0-9.]*")
 _call = re.compile(r"([^()]+)\((.*)\)", re.DOTALL)
+_umask = re.compile("0?[0-7]{3}")
 
 
 class _NotParsed(Exception):
@@ -289,11 +290,16 @@ def _apply_gunicorn_options(server: ForeignServer, words: list[str], arguments: 
     server.set("bind", _bind(binds[0]) if binds else f":{port}" if port else f"127.0.0.1:{DEFAULT_PORT}")
     for other in binds[1:]:
         server.remark(f"--bind {other}: a server has one address")
+    is_socket = server.keys["bind"].startswith("unix:")
+    if is_socket and _umask.fullmatch(str(given.get("--umask", ""))):
+        server.set("socket_mode", f"{0o666 & ~int(given['--umask'], 8):04o}")
     if str(given.get("--worker-class", "")).startswith(ASGI_WORKERS):
         _apply_asgi_gunicorn_options(server, given)
         _remark_unsupported_options(server, given, ("--daemon", *_GUNICORN_UNSUPPORTED), unknown)
         return
     server.set("command", _without_options(words, _OVERRIDDEN_OPTIONS))
+    if is_socket and (owner := user_and_group(given.get("--user", ""), given.get("--group", ""))):
+        server.set("socket_owner", owner)
     if "--certfile" in given:
         server.set("expose", "https://" + bind_address("localhost", server.keys["bind"].rpartition(":")[2]))
     if "--graceful-timeout" in given:

@@ -146,9 +146,10 @@ def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory
         others = [each for each in value.split() if not NETWORK.fullmatch(each)]
         sockets = [each for each in value.split() if each.endswith(".socket")]
         for unit in sockets:
-            if address := _read_listen_stream(os.path.join(directory, unit)):
-                server.set("bind", address)
-            else:
+            listening = _read_socket_unit(os.path.join(directory, unit))
+            for key, found in listening.items():
+                server.set(key, found)
+            if not listening:
                 server.remark(f"{name}={unit}: write its ListenStream as bind")
         if others:
             server.remark(f"{name}={' '.join(others)}: depends_on, once it is a server of this file")
@@ -187,14 +188,21 @@ def _apply_type(server: ForeignServer, value: str) -> None:
         server.remark(f"Type={value}: no equivalent")
 
 
-def _read_listen_stream(path: str) -> str:
-    """The ListenStream of a socket unit in the notation of `bind`; "" if the file cannot be read or has none."""
+def _read_socket_unit(path: str) -> dict[str, str]:
+    """The address of a socket unit as keys of a server; {} if the file cannot be read or has no ListenStream."""
     try:
-        settings = _parse_settings(read_text(path))
+        found = {each.name: each.value for each in _parse_settings(read_text(path)) if each.value}
     except Problem:
-        return ""
-    listen = next((each.value for each in settings if each.name == "ListenStream"), "")
-    return f"unix:{listen}" if listen.startswith("/") else f":{listen}" if listen.isdigit() else listen
+        return {}
+    listen = found.get("ListenStream", "")
+    if not listen.startswith("/"):
+        return {"bind": f":{listen}" if listen.isdigit() else listen} if listen else {}
+    keys = {"bind": f"unix:{listen}"}
+    if "SocketMode" in found:
+        keys["socket_mode"] = found["SocketMode"]
+    if found.keys() & {"SocketMode", "SocketUser", "SocketGroup"}:
+        keys["socket_owner"] = user_and_group(found.get("SocketUser", "root"), found.get("SocketGroup", ""))
+    return keys
 
 
 def _duration(text: str) -> str:

@@ -153,7 +153,9 @@ def test_names_of_certificates_are_written_where_one_demands_a_certificate_of_cl
 def test_addresses_are_written_as_haproxy_names_them(poolctl: Command, directory: Path) -> None:
     pool = directory / "pool.toml"
     route = '[[route]]\nto = ["http://127.0.0.1:9000"]\n'
-    pool.write_text(f'[gateway]\nbind = ["unix:/run/gateway.sock", "[::1]:8080"]\n{route}')
+    stream = '[[stream]]\nbind = "unix:/run/stream.sock"\nmode = "0600"\nowner = "root:mail"\nto = "127.0.0.1:9001"\n'
+    pool.write_text(f'[gateway]\nbind = ["unix:/run/gateway.sock", "[::1]:8080"]\n{route}{stream}')
     text = poolctl("export", "haproxy").out
-    assert "bind unix@/run/gateway.sock\n" in text
+    assert "bind unix@/run/gateway.sock mode 0666\n" in text
+    assert "bind unix@/run/stream.sock mode 0600 user root group mail\n" in text
     assert "bind ipv6@::1:8080\n" in text

@@ -111,6 +111,22 @@ def test_commands_around_a_unit_are_hooks(imported: Import, tmp_path: Path) -> N
     assert hooks == {"before_start": ["sh", "-c", "exec /bin/mkdir $${HOME}/x"]}, "a file's ${ is $${"
 
 
+@pytest.mark.parametrize(
+    ("lines", "keys"),
+    [
+        ("SocketMode=0660\nSocketUser=a\nSocketGroup=b", {"socket_mode": "0660", "socket_owner": "a:b"}),
+        ("SocketMode=0660\nSocketGroup=web", {"socket_mode": "0660", "socket_owner": "root:web"}),
+        ("SocketMode=0600", {"socket_mode": "0600", "socket_owner": "root"}),
+    ],
+)  # fmt: skip
+def test_rights_of_a_socket_unit_are_those_of_the_server(
+    imported: Import, tmp_path: Path, lines: str, keys: dict[str, str]
+) -> None:
+    (tmp_path / "a.socket").write_text(f"[Socket]\nListenStream=/run/a.sock\n{lines}\n")
+    said = imported("[Unit]\nRequires=a.socket\n[Service]\nExecStart=/bin/a\n", "a.service")
+    assert said.servers["a"] == {"command": ["/bin/a"], "cwd": "/", "bind": "unix:/run/a.sock", **keys}
+
+
 def test_settings_of_a_unit_are_keys_or_remarks(
     imported: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
