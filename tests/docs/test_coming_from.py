@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import re
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from poolctl import PoolConfig
 from tests.configuration import server
+from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
 from tests.programs import program
@@ -61,6 +66,52 @@ def test_each_file_runs_with_the_program_that_it_names(real_pool: RealPool) -> N
     assert found.pop("users").startswith("hello from")
     assert found.pop("behind-nginx").startswith("hello from")
     assert found == {"legacy": "legacy", "files": "files"}
+
+
+USERS = """
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        said = f"{scope['scheme']} {scope['path']} {dict(scope['headers'])[b'host'].decode()}"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": said.encode()})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run nginx as another user")
+def test_nginx_that_runs_as_www_data_reaches_the_server_behind_it(real_pool: RealPool) -> None:
+    nginx, port = program("nginx"), claim_port()
+    if not any(each.pw_name == "www-data" for each in pwd.getpwall()):
+        pytest.skip("there is no user www-data")
+    real_pool.open_to_all()
+    (example,) = [each for each in FILES if "unix:" in each]
+    (block,) = re.findall(r"```nginx\n(.*?)```", PAGE, re.DOTALL)
+    run = real_pool.directory / "shop"
+    run.mkdir(0o755)
+    real_pool.write("shop/users.py", USERS)
+    real_pool.write("pool.toml", example.replace("/run/shop", str(run)))
+    real_pool.ok("start")
+    block = block.replace("/run/shop", str(run)).replace("listen 80;", f"listen 127.0.0.1:{port};")
+    paths = "".join(
+        f"{each}_temp_path {real_pool.directory}/{each};\n"
+        for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    logs = f"pid {real_pool.directory}/nginx.pid;\nerror_log stderr;\n"
+    http = f"http {{\naccess_log off;\n{paths}{block}}}\n"
+    conf = real_pool.write("nginx.conf", f"user www-data;\ndaemon off;\n{logs}events {{}}\n{http}")
+    process = subprocess.Popen([nginx, "-c", str(conf)], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: process.poll() is not None or is_open(port))
+        found = get(port, "/users/7", headers={"Host": "shop.example.org"})
+    finally:
+        process.terminate()
+        said = process.communicate()[1]
+    assert (found.status, found.text) == (200, "http /7 shop.example.org"), said
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow
