@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,20 @@ def test_a_unix_socket_serves_and_is_removed_by_stop(real_pool: RealPool, http_g
     assert http_get(f"unix:{path}").status == 200
     real_pool.ok("stop")
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("extra", "mode"), [("", "0o666"), ('socket_mode = "0620"', "0o620")])
+def test_mode_of_a_unix_socket_does_not_depend_on_the_umask(
+    real_pool: RealPool, extra: str, mode: str
+) -> None:
+    path = real_pool.runtime / "a.sock"
+    write(real_pool, f"unix:{path}", extra=extra)
+    before = os.umask(0o077)
+    try:
+        real_pool.ok("start")
+    finally:
+        os.umask(before)
+    assert oct(stat.S_IMODE(path.stat().st_mode)) == mode
 
 
 @pytest.mark.slow
