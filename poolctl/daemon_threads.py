@@ -40,7 +40,7 @@ class DaemonThreads(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         future: Future[T] = Future()
-        call = partial(_complete, future, partial(fn, *args, **kwargs))
+        call = partial(complete, future, partial(fn, *args, **kwargs))
         self._create_missing()
         if self._missing < self._count:
             self._calls.put(call)
@@ -64,7 +64,7 @@ class DaemonThreads(ThreadPoolExecutor):
             self._calls.get()()
 
 
-def _complete(future: Future[T], call: Callable[[], T]) -> None:
+def complete(future: Future[T], call: Callable[[], T]) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:

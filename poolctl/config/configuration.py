@@ -64,6 +64,8 @@ class Configuration(Sequence[ServerConfig]):
         self._problems: list[ServerError] = []
         self._origins: Origins | None = None
         self._external_warnings: list[Problem] = []
+        # The servers whose app was found to be a WSGI application when it was imported, with what will serve it.
+        self.wsgi_middleware: dict[str, str] = {}
         # Only set from Python.
         self._handler: Tree = None
         self._tls: TLSConfig | None = None
@@ -148,6 +150,7 @@ class Configuration(Sequence[ServerConfig]):
             warnings += [each for each in of_tables if each.path == JOURNAL_PATH]
             of_tables = [each for each in of_tables if each.path != JOURNAL_PATH]
         self._external_warnings = _distinct(self.located(checks.warnings))
+        self.wsgi_middleware = {server.name: middleware for server, middleware in checks.wsgi}
         self._external_warnings += self.located((None, finding) for finding in warnings)
         found = _distinct(self.located(checks.problems))
         return [*found, *self.located((None, finding) for finding in of_tables)]

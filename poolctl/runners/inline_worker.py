@@ -19,7 +19,7 @@ from poolctl.worker.imports import LoadFailed, load_app
 from poolctl.worker.serving.accepting import stop_reading
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
 from poolctl.worker.serving.request_records import AccessLogMiddleware
-from poolctl.worker.serving.uvicorn_parts import LifespanOn, ssl_context, with_explicit_parser
+from poolctl.worker.serving.uvicorn_parts import LifespanOn, configure, ssl_context
 
 from . import worker_spec
 from .listener_opener import in_daemon_thread
@@ -160,15 +160,15 @@ class InlineWorker:
         server = self.server
         async with self._turn:
             self.begun.set_result(None)
-            app = server.app
-            if server.factory or not callable(app):
-                app = await in_daemon_thread(functools.partial(_import_application, server))
+            load = functools.partial(_load_application, server)
+            app = load() if callable(server.app) and not server.factory else await in_daemon_thread(load)
         settings = uvicorn_settings(server)
         # uvicorn turns its access log off for the whole process; here the setting is per server.
         access_log = settings.pop("access_log")
-        config = uvicorn.Config(app, log_config=None, **with_explicit_parser(settings))
+        config = configure(app, settings)
         config.load()
-        config.lifespan_class = functools.partial(_Lifespan, self)
+        if config.lifespan != "off":
+            config.lifespan_class = functools.partial(_Lifespan, self)
         config.access_log = False
         if access_log is True or server.http.request_id:
             log = "logger" if access_log is True else None
@@ -233,8 +233,8 @@ class _Lifespan(LifespanOn):
         await super().send(message)
 
 
-def _import_application(server: ServerConfig) -> Any:
-    if server.app_dir not in sys.path:
+def _load_application(server: ServerConfig) -> Any:
+    if not callable(server.app) and server.app_dir not in sys.path:
         sys.path.insert(0, server.app_dir)
     names = ("app", "factory", "handlers", "handler_key")
-    return load_app({name: getattr(server, name) for name in names})
+    return load_app({name: getattr(server, name) for name in names} | worker_spec.interface_settings(server))

@@ -8,6 +8,7 @@ import marshal
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
+from poolctl.app_interface import THREADS
 from poolctl.config import ServerConfig, ids_of, read_env_files, read_regular_truncated
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.errors import ServerError
@@ -51,6 +52,7 @@ def worker_spec(
         "server": server.name,
         "factory": server.factory,
         "handler_key": server.handler_key,
+        **interface_settings(server),
         "state": _scope_state(server),
         "listeners": listeners,
         "tls": tls_settings(server),
@@ -278,6 +280,12 @@ def uvicorn_settings(server: ServerConfig) -> Table:
         "limit_concurrency": None if http.max_concurrency is None else http.max_concurrency + 1,
         "limit_max_requests": http.max_requests,
     }
+
+
+def interface_settings(server: ServerConfig) -> Table:
+    """How the application is called. Defaults are left out, as they are for workers of the oldest supported version."""
+    settings: Table = {} if server.interface == "auto" else {"interface": server.interface}
+    return settings if server.http.threads == THREADS else {**settings, "threads": server.http.threads}
 
 
 def connection_limits(server: ServerConfig) -> Table:

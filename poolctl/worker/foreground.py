@@ -17,7 +17,7 @@ from . import imports, process_setup
 from .imports import LoadFailed
 from .process_setup import Spec
 from .serving.pool_server import PoolServer, StartupFailed, load_config
-from .serving.uvicorn_parts import with_explicit_parser
+from .serving.uvicorn_parts import settings_for
 
 _APPLIED = "applied"
 _FAILED = 1
@@ -107,7 +107,8 @@ def _load_and_run_server(spec: Spec, listeners: list[socket.socket], tls_fds: li
         if "PYTHONBREAKPOINT" not in os.environ:
             sys.breakpointhook = _break_into_debugger
         settings = {**spec["uvicorn"], "limit_max_requests": None}
-        config = uvicorn.Config(imports.load_app(spec), **with_explicit_parser(settings))
+        app = imports.load_app(spec)
+        config = uvicorn.Config(app, **settings_for(app, settings))
         requests = spec["requests"] and {"log": None, "answer": spec["requests"]["answer"]}
         load_config(config, requests, spec["tls"], tls_fds)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:

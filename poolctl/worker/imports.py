@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import linecache
+import logging
 import logging.config
 import os
 import sys
@@ -23,13 +24,17 @@ from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import Any
 
+from ..app_interface import THREADS, accepts, is_coroutine_function, is_factory, is_wsgi, mismatch
 from ..json_form import from_json
 from ..routing import registry, route_health
 from ..routing.route import ExcludedRoute, Route, StreamRoute
 from .process_setup import SPEC_FD, Spec, print_message
 from .serving import uvicorn_parts
-from .serving.uvicorn_parts import omit_uvicorns_lines
+from .serving.uvicorn_parts import App, Receive, Scope, Send, omit_uvicorns_lines
+from .serving.wsgi import WsgiApp
 from .tally import STACK_DUMP
+
+logger = logging.getLogger("uvicorn.error")
 
 # Otherwise the first request imports anyio's backend, which takes 18 ms.
 _MODULES = (
@@ -180,7 +185,7 @@ def _path(spec: Spec) -> str:
 
 
 def load_app(spec: Spec) -> Any:
-    """The ASGI application that the specification names. Raises LoadFailed."""
+    """The ASGI application that the specification names, or one that serves the WSGI application. Raises LoadFailed."""
     if spec["app"] is None:
         path = f"{spec['handlers']}()[{spec['handler_key']!r}]"
         app = _load_handler(spec["handlers"], spec["handler_key"])
@@ -188,10 +193,31 @@ def load_app(spec: Spec) -> Any:
         path = f"{spec['app']}()" if spec["factory"] else spec["app"]
         app = spec["app"] if callable(spec["app"]) else _import_attribute(spec["app"])
         app = _call(app, spec["app"]) if spec["factory"] else app
+    if is_factory(app):
+        # uvicorn calls it, too, but takes the application that it returns for one of ASGI.
+        app = _call(app, path)
+        logger.warning(
+            "%s takes no argument: it is called to create the application; set factory = true", path
+        )
     if not callable(app):
         # uvicorn would accept it and answer every request with 500.
-        raise LoadFailed(f"{path} is no ASGI application but {app!r:.60}")
-    return app
+        raise LoadFailed(f"{path} is no ASGI or WSGI application but {app!r:.60}")
+    return _served_application(app, path, spec)
+
+
+def _served_application(app: Any, path: str, spec: Spec) -> App:
+    interface = spec.get("interface", "auto")
+    if reason := mismatch(app, interface):
+        raise LoadFailed(f"{path} {reason}")
+    if interface == "wsgi" or (interface == "auto" and is_wsgi(app)):
+        return WsgiApp(app, spec.get("threads", THREADS))
+    if interface == "asgi" and accepts(app, 3) and not is_coroutine_function(app):
+        # uvicorn would take it for an application of ASGI 2.
+        async def asgi3(scope: Scope, receive: Receive, send: Send) -> None:
+            await app(scope, receive, send)
+
+        return asgi3
+    return app  # type: ignore[no-any-return]
 
 
 def _load_handler(path: str, key: str) -> Any:

@@ -48,8 +48,8 @@ _POOL_VARIABLES = (
 # The members of a specification that come from the server's configuration, not from the machine or the command that
 # started the pool.
 _KEYS = (
-    "app", "app_dir", "cwd", "drain_seconds", "env", "factory", "handler_key", "handlers", "requests", "stop_seconds",
-    "umask", "user", "uvicorn",
+    "app", "app_dir", "cwd", "drain_seconds", "env", "factory", "handler_key", "handlers", "interface", "requests",
+    "stop_seconds", "threads", "umask", "user", "uvicorn",
 )  # fmt: skip
 
 Spec = dict[str, Any]

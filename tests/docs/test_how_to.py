@@ -14,7 +14,7 @@ from tests.docs.pages import ROOT, blocks
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
 
-GUIDES = ("ci", "containers", "deploying", "development", "grafana", "http2", "several-users", "tls")
+GUIDES = ("ci", "containers", "deploying", "development", "grafana", "http2", "several-users", "tls", "wsgi")
 # Blocks that are not executed: a workflow needs GitHub or GitLab. Commands in a sentence that need a certificate
 # authority (certbot), Grafana or root are not blocks, and are these. Compose and docker need a daemon; their image's
 # recipe is followed in tests/integration/test_examples.py.
@@ -108,3 +108,19 @@ def test_the_dashboard_for_grafana_asks_for_metrics_that_there_are(real_pool: Re
     }
     assert asked
     assert asked - there == set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(190)
+def test_flask_and_django_work_as_they_are_pasted(reader: Any, real_pool: RealPool) -> None:
+    (app,) = guide("wsgi", "python")
+    files, commands = guide("wsgi", "toml"), guide("wsgi", "sh")
+    flask, django = (
+        f"cat >pool.toml <<'END'\n{file}END\n{block}" for file, block in zip(files, commands, strict=True)
+    )
+    path = real_pool.write("shop.py", app)
+    output = reader(flask)
+    assert "hello from /" in output
+    assert f'"bytes":{path.stat().st_size}' in output
+    reader(django)
+    assert (real_pool.directory / "office/db.sqlite3").stat().st_size, "it was migrated"

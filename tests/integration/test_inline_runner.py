@@ -597,7 +597,7 @@ def test_an_object_that_makes_the_application_is_called_by_us(
         pool.start_sync()
     (child,) = failed.value.exceptions
     assert child.name == nothing.name
-    assert "is no ASGI application but None" in child.message
+    assert "is no ASGI or WSGI application but None" in child.message
     assert get(server.bind).text == "made"
     assert "factory" not in caplog.text, "uvicorn had to find out by itself"
 
@@ -612,3 +612,21 @@ def test_env_file_next_to_the_file_is_left_to_the_program(tmp_path: Path) -> Non
     made.start_sync()
     assert made.is_running
     made.stop_sync()
+
+
+def test_wsgi_application_may_be_given_as_an_object(pool: Pool) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [threading.current_thread().name.encode()]
+
+    server = pool.store_new(config(app=app))
+    made = pool.store_new(config("made", app=lambda: app, factory=True, http={"threads": 1}))
+    wrong = pool.store_new(config("wrong", app=app, interface="asgi"))
+    with pytest.raises(PoolStartError) as failed:
+        pool.start_sync()
+    assert [child.name for child in failed.value.exceptions] == [wrong.name]
+    assert {get(each.bind).text for each in (server, made)} == {"wsgi"}
+    pool.stop_sync()
+    pool.clean()
+    gc.collect()
+    wait_until(lambda: "wsgi" not in {each.name for each in threading.enumerate()})

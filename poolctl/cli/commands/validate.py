@@ -52,7 +52,7 @@ def perform(request: CommandRequest) -> Outcome:
     outcome.message = (
         "" if outcome.errors else f"{_content_summary(config)}, ok{_not_imported_remark(config, request)}"
     )
-    outcome.notes = [] if outcome.errors else _secrets_not_passed_note(config)
+    outcome.notes = [] if outcome.errors else [*_wsgi_note(config), *_secrets_not_passed_note(config)]
     return _with_exit_code(outcome)
 
 
@@ -67,6 +67,12 @@ def _not_imported_remark(config: Configuration, request: CommandRequest) -> str:
     if request.get("import_apps") or all(server.command for server in config):
         return ""
     return " (applications not imported: --import)"
+
+
+def _wsgi_note(config: Configuration) -> list[str]:
+    """A note about imported applications that are served by a2wsgi; [] if there are none."""
+    names = [name for name, middleware in config.wsgi_middleware.items() if middleware == "a2wsgi"]
+    return [f"WSGI, served by a2wsgi: {', '.join(names)}"] if names else []
 
 
 def _secrets_not_passed_note(config: Configuration) -> list[str]:

@@ -38,6 +38,9 @@ JOURNAL_PATH = ("events", "path")
 class ExternalChecks:
     """Collects (server, finding) pairs in `problems` and `warnings`. A path that many servers share is checked once.
 
+    Servers whose app was imported and is a WSGI application are collected in `wsgi`, with the middleware that will
+    serve it.
+
     `default_tls` is the certificate of servers with `tls = true`. Variables in `withheld` are removed from the
     environment in which apps are imported.
     """
@@ -54,6 +57,7 @@ class ExternalChecks:
         self.now = datetime.now(UTC)
         self.problems: list[tuple[ServerKeys, Finding]] = []
         self.warnings: list[tuple[ServerKeys, Finding]] = []
+        self.wsgi: list[tuple[ServerKeys, str]] = []
         self._seen: dict[Hashable, Found] = {}
 
     def check(self, servers: Sequence[ServerKeys], *, import_apps: bool = False) -> None:
@@ -173,6 +177,8 @@ class ExternalChecks:
             job = ImportJob(
                 python=server.python or sys.executable,
                 target=target,
+                factory=server.factory or server.app is None,
+                interface=server.interface,
                 app_dir=server.app_dir,
                 cwd=server.cwd,
                 env=tuple(sorted(own.items())),
@@ -180,7 +186,13 @@ class ExternalChecks:
                 timeout_seconds=server.start_timeout,
             )
             jobs.setdefault(job, []).append(server)
-        for job, finding in check_imports(list(jobs), env):
+        for job, finding, middleware in check_imports(list(jobs), env):
+            self.wsgi += [(server, middleware) for server in jobs[job] if middleware]
+            if finding is None:
+                continue
+            if middleware:
+                self.warnings += [(server, finding) for server in jobs[job]]
+                continue
             if jobs[job][0].app is None:
                 # Its handlers are configured in [pool], not in a key of the server.
                 finding = finding._replace(
@@ -308,6 +320,9 @@ PROBE = (
 # Variables that affect an interpreter's start, before it drops to the rights of its server's user.
 READ_AT_START = ("PYTHON", "LD_", "MALLOC_")
 LARGEST_ANSWER_BYTES = 65536
+_WITHOUT_A2WSGI = (
+    "uvicorn's own middleware serves it, which is deprecated, and keeps whole requests in memory"
+)
 LONGEST_MESSAGE = 300
 
 
@@ -316,6 +331,8 @@ class ImportJob(NamedTuple):
 
     python: str
     target: str
+    factory: bool
+    interface: str
     app_dir: str
     cwd: str
     env: tuple[tuple[str, str], ...]
@@ -379,17 +396,29 @@ def _missing_zttp_finding(python: str) -> Finding:
     return Finding(("http", "implementation"), message, fix, "zttp")
 
 
-def check_imports(jobs: Sequence[ImportJob], env: Mapping[str, str]) -> Iterator[tuple[ImportJob, Finding]]:
-    """The imports that fail, each with the reason. As many run at once as there are CPUs.
+def check_imports(
+    jobs: Sequence[ImportJob], env: Mapping[str, str]
+) -> Iterator[tuple[ImportJob, Finding | None, str]]:
+    """Import the apps; yields each job with the reason for a failure. As many imports run at once as there are CPUs.
 
-    Blocks until the last import is done or has timed out.
+    For a WSGI application the last member is the middleware that will serve it (else ""), and the finding, if any, a
+    warning about that. Blocks until the last import is done or has timed out.
     """
     with ThreadPoolExecutor(max_workers=max(1, min(len(jobs), os.cpu_count() or 1))) as threads:
         for job, answer in zip(
             jobs, threads.map(lambda job: _import_in_subprocess(job, env), jobs), strict=True
         ):
-            if answer:
-                yield job, Finding(("app",), *_message_and_fix(job, answer), found=job.target)
+            middleware = str(answer.get("wsgi", ""))
+            finding = None
+            if middleware == "uvicorn":
+                message = (
+                    f"{job.target} is a WSGI application, and {job.python} has no a2wsgi: {_WITHOUT_A2WSGI}"
+                )
+                fix = f"install it there: {job.python} -m pip install a2wsgi"
+                finding = Finding(("app",), message, fix, job.target)
+            elif answer and not middleware:
+                finding = Finding(("app",), *_message_and_fix(job, answer), found=job.target)
+            yield job, finding, middleware
 
 
 def _import_in_subprocess(job: ImportJob, env: Mapping[str, str]) -> dict[str, object]:
@@ -399,7 +428,7 @@ def _import_in_subprocess(job: ImportJob, env: Mapping[str, str]) -> dict[str, o
         options |= interpreter.user_options(job.user, whole)
     options["env"] = {_encoded(name): _encoded(value) for name, value in options["env"].items()}
     # The environment may hold secrets, so it is not passed as an argument, which every user can read.
-    request = {key: getattr(job, key) for key in ("target", "app_dir", "cwd", "user")}
+    request = {key: getattr(job, key) for key in ("target", "factory", "interface", "app_dir", "cwd", "user")}
     try:
         process = subprocess.Popen(
             [job.python, "-P", IMPORT_APP, json.dumps(request)],
@@ -467,7 +496,9 @@ def _message_and_fix(job: ImportJob, answer: dict[str, object]) -> tuple[str, st
         return f"{module} has no {attribute!r}", f"did you mean {near!r}?" if near else "check app"
     if kind == "not callable":
         hint = "name the application, or set factory = true"
-        return f"{job.target} is {message}, not an ASGI application", hint
+        return f"{job.target} is {message}, not an ASGI or WSGI application", hint
+    if kind == "mismatch":
+        return f"{job.target} {message}", "correct interface, or leave it out"
     if kind == "timeout":
         hint = "start nothing at import, or raise start_timeout"
         return f"{module} was not imported within {job.timeout_seconds:g} s", hint

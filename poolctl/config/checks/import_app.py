@@ -1,7 +1,7 @@
 """Imports one app and writes the result. Run by the app's own interpreter, in which poolctl need not be installed.
 
-The argument is a JSON table: target, app_dir, cwd and user. The result is a JSON table, too: `{}` for an app that can
-be imported, otherwise the reason. Standard library only.
+The argument is a JSON table: target, factory, interface, app_dir, cwd and user. The result is a JSON table, too: `{}`
+for an app that can be imported, with `wsgi` for one of WSGI, otherwise the reason. Standard library only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import os
 import sys
 from typing import Any
+
+_INTERFACE_RULES = os.path.abspath(os.path.join(os.path.dirname(__file__), "../../app_interface.py"))
 
 
 def main() -> None:
@@ -27,12 +29,16 @@ def main() -> None:
 
 
 def import_app(job: dict[str, Any]) -> dict[str, Any]:
-    """Import the app of the job. Returns {}, or the reason if the module has no such app, or the app is not callable.
+    """Import the app of the job. Returns the reason if the module has no such app, or none that can be served.
 
-    Exceptions of the import are raised.
+    Otherwise returns {}, or for a WSGI application the middleware that would serve it. Exceptions of the import are
+    raised.
     """
-    import importlib
+    import importlib.util
+    import runpy
 
+    # Before the change of the user, who may be unable to read the file.
+    interface_rules = runpy.run_path(_INTERFACE_RULES)
     if job["user"]:
         _become(job["user"])
     os.chdir(job["cwd"])
@@ -51,6 +57,11 @@ def import_app(job: dict[str, Any]) -> dict[str, Any]:
             return {"kind": "no attribute", "near": near[0] if near else ""}
     if not callable(found):
         return {"kind": "not callable", "message": f"of type {type(found).__name__}"}
+    interface, is_known = job["interface"], not job["factory"]
+    if is_known and (reason := interface_rules["mismatch"](found, interface)):
+        return {"kind": "mismatch", "message": reason}
+    if interface == "wsgi" or (interface == "auto" and is_known and interface_rules["is_wsgi"](found)):
+        return {"wsgi": "uvicorn" if importlib.util.find_spec("a2wsgi") is None else "a2wsgi"}
     return {}
 
 

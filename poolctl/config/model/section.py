@@ -26,6 +26,7 @@ from typing import (
     get_type_hints,
 )
 
+from poolctl.app_interface import THREADS
 from poolctl.config.values.plain import EMPTY
 from poolctl.config.values.problems import Finding, KeyPath, Tree, problem_of, reset_suggestions
 from poolctl.errors import PoolValidateError
@@ -500,6 +501,10 @@ class Http(Section):
     request_id: Truth | None = field(
         None, "Add an X-Request-ID to each request and its response. Left out: no."
     )
+    threads: AtLeastOne = field(
+        THREADS,
+        "Maximum number of requests that a worker with a WSGI app serves at once; further requests wait.",
+    )
     max_concurrency: AtLeastOne | None = field(
         None,
         "Maximum number of connections and requests at a time; further requests get 503. Left out: no limit.",
@@ -524,11 +529,10 @@ class Http(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """Return the table as it would be written in a file. `log_level` is left out if it has its default value."""
+        """Return the table as it would be written in a file, without `log_level` and `threads` at their defaults."""
         values = super().to_dict()
-        if self.log_level == "info":
-            values.pop("log_level", None)
-        return values
+        usual = {"log_level": "info", "threads": THREADS}
+        return {key: value for key, value in values.items() if key not in usual or value != usual[key]}
 
 
 class Backoff(Section):

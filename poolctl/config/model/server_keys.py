@@ -56,8 +56,12 @@ class ServerKeys(Section):
     expose: str = required(
         description="The address that clients use: a URL. Left out: derived from bind and tls.", derived=True
     )
-    app: Tree = field(None, 'The ASGI application: "module:attribute".')
+    app: Tree = field(None, 'The ASGI or WSGI application: "module:attribute".')
     factory: Truth = field(False, "Whether app is a function that returns the application.")
+    interface: Literal["auto", "asgi", "wsgi"] = field(
+        "auto",
+        "How the app is called; auto takes an app that requires two arguments for one of WSGI.",
+    )
     app_dir: FilePath = field(".", "The directory that goes first on the import path.")
     python: FilePath | None = field(
         None,
@@ -282,11 +286,16 @@ class ServerKeys(Section):
         return tuple(key for key in ("log.max_size", "log.keep") if "log.path" in found and key in found)
 
     def to_dict(self) -> dict[str, Tree]:
-        """The complete configuration as it would be written in a file: seconds, bytes, absolute paths, no None."""
+        """The complete configuration as it would be written in a file: seconds, bytes, absolute paths, no None.
+
+        Without `interface` if it is auto, which older versions do not know.
+        """
         found = super().to_dict()
         if self.app is not None:
             app = self.app if isinstance(self.app, str) else repr(self.app)
             found = {"name": self.name, "app": app} | found | {"app": app}
+        if self.interface == "auto":
+            del found["interface"]
         if not self.listens:
             del found["bind"], found["expose"]
         if not self.command:

@@ -176,6 +176,7 @@ OTHER_TOOLS = {
         'tls = { cert = "FILE", key = "FILE" }': "sslcertfile sslkeyfile",
         'bind = "HOST:PORT"': "host port ports",
         'cwd = "PATH"': "directory workingdir",
+        "http = { threads = N }": "threads",
         "workers = N": "numprocs instances replicas",
         'env = { NAME = "value" }': "environment",
         "disabled = true for a server that is not started": "autostart",

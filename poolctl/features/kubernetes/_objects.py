@@ -43,8 +43,8 @@ _NO_RIGHTS = {
 }
 # Keys of the server that `poolctl serve` needs in the pod.
 _CARRIED = (
-    "name", "expose", "app", "factory", "handler_key", "command", "socket", "umask", "http", "health", "job",
-    "start_timeout", "stop_timeout", "stop_group", "drain_timeout",
+    "name", "expose", "app", "factory", "interface", "handler_key", "command", "socket", "umask", "http", "health",
+    "job", "start_timeout", "stop_timeout", "stop_group", "drain_timeout",
 )  # fmt: skip
 
 

@@ -188,11 +188,18 @@ WEBSOCKETS = {
 BUSY_APP = "service_unavailable"
 
 
-def with_explicit_parser(settings: Settings) -> Settings:
-    """The settings with a definite parser instead of `auto`, whose meaning may change in uvicorn.
+class HttpApp:
+    """Base class of ASGI applications that have neither WebSockets nor a lifespan."""
 
-    Connections with the chosen parser can be drained without loss.
+
+def settings_for(app: object, settings: Settings) -> Settings:
+    """The settings without WebSockets and lifespan if `app` is an HttpApp, and with a definite parser.
+
+    The meaning of the parser `auto` may change in uvicorn. Connections with the chosen parser can be drained without
+    loss.
     """
+    if isinstance(app, HttpApp):
+        settings = {**settings, "ws": "none", "lifespan": "off"}
     if settings["http"] != "auto":
         return settings
     return {**settings, "http": "h11" if find_spec("httptools") is None else "httptools"}
@@ -201,7 +208,12 @@ def with_explicit_parser(settings: Settings) -> Settings:
 def configure(app: App, settings: Settings) -> uvicorn.Config:
     """A uvicorn configuration for `app`, not loaded yet."""
     # Logging was set up by the preload, its level by the worker; the access log is poolctl's own.
-    return uvicorn.Config(app, log_config=None, **with_explicit_parser(settings))
+    return uvicorn.Config(app, log_config=None, **settings_for(app, settings))
+
+
+def wsgi_middleware() -> Any:
+    """uvicorn's class that serves a WSGI application, for environments without a2wsgi."""
+    return import_module("uvicorn.middleware.wsgi").WSGIMiddleware
 
 
 def ssl_context(tls: Tls, fds: list[int]) -> ssl.SSLContext:

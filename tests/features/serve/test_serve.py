@@ -57,7 +57,7 @@ MISSING = "cannot import 'application:app': ModuleNotFoundError: No module named
     ("text", "reason"),
     [
         ("import missing_library", MISSING),
-        ("app = 5", "application:app is no ASGI application but 5"),
+        ("app = 5", "application:app is no ASGI or WSGI application but 5"),
         (FAILING, "the application did not start"),
     ],
     ids=["import", "attribute", "lifespan"],

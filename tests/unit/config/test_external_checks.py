@@ -313,13 +313,13 @@ def test_problem_between_servers_hides_none_of_what_they_refer_to(
 def job(directory: Path, target: str, **more: Any) -> ImportJob:
     keys = {
         "python": sys.executable, "target": target, "app_dir": str(directory), "cwd": str(directory), "env": (),
-        "user": None, "timeout_seconds": 20.0,
+        "user": None, "timeout_seconds": 20.0, "factory": False, "interface": "auto",
     }  # fmt: skip
     return ImportJob(**{**keys, **more})
 
 
 def messages(*jobs: ImportJob) -> list[str]:
-    return [finding.message for _, finding in check_imports(jobs, dict(os.environ))]
+    return [finding.message for _, finding, _ in check_imports(jobs, dict(os.environ)) if finding]
 
 
 def test_answers_come_in_the_order_of_the_jobs(tmp_path: Path) -> None:
@@ -447,7 +447,7 @@ def test_file_above_a_path_is_named(tmp_path: Path) -> None:
          "install it there: /bin/python -m pip install yaml"),
         ("shop:ap", {"kind": "no attribute", "near": "app"}, "shop has no 'ap'", "did you mean 'app'?"),
         ("shop:ap", {"kind": "no attribute"}, "shop has no 'ap'", "check app"),
-        ("shop:a", {"kind": "not callable", "message": "an int"}, "shop:a is an int, not an ASGI application",
+        ("shop:a", {"kind": "not callable", "message": "an int"}, "shop:a is an int, not an ASGI or WSGI application",
          "name the application, or set factory = true"),
         ("shop:a", {"kind": "timeout"}, "shop was not imported within 20 s",
          "start nothing at import, or raise start_timeout"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from poolctl.worker.imports import (
     set_argv_and_path,
     warm_up,
 )
+from poolctl.worker.serving.wsgi import WsgiApp
 
 
 def test_serving_imports_no_module_of_poolctl_later_than_at_its_own_import() -> None:
@@ -83,6 +85,11 @@ def broken():
     raise ValueError("no settings")
 def handlers():
     return {"": App("the shared one"), "users": App("the one for users"), "none": 3}
+def wsgi(environ, start_response):
+    return []
+async def asgi(scope, receive, send): ...
+def asgi3(scope, receive, send):
+    return asgi(scope, receive, send)
 text = "text"
 def nobody():
     return None
@@ -120,9 +127,30 @@ def test_application_is_loaded_from_each_kind_of_path(given: dict[str, Any], fou
     assert load_app(given) == found
 
 
+def test_wsgi_application_is_served_by_one_of_asgi() -> None:
+    found = [
+        load_app(each) for each in (spec("load_me:wsgi"), spec("load_me:wsgi", interface="wsgi", threads=3))
+    ]
+    assert [type(each) for each in found] == [WsgiApp, WsgiApp]
+    found = [load_app(spec("load_me:asgi", interface=each)) for each in ("auto", "asgi")]
+    assert [each.__name__ for each in found] == ["asgi", "asgi"]
+
+
+def test_function_that_returns_a_coroutine_is_one_of_asgi_3_where_the_interface_is_asgi() -> None:
+    assert not inspect.iscoroutinefunction(load_app(spec("load_me:asgi3")))
+    assert inspect.iscoroutinefunction(load_app(spec("load_me:asgi3", interface="asgi")))
+
+
+def test_function_without_arguments_is_called_to_create_the_application() -> None:
+    assert load_app(spec("load_me:make")) == "made"
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        (spec("load_me:wsgi", interface="asgi"), ["load_me:wsgi", "WSGI"]),
+        (spec("load_me:asgi", interface="wsgi"), ["load_me:asgi", "ASGI"]),
+        (spec("load_me:nobody"), ["load_me:nobody is no ASGI or WSGI application but None"]),
         (spec("no_such_module_at_all:app"), ["no_such_module_at_all:app", "ModuleNotFoundError"]),
         (spec("load_me_broken:app"), ["load_me_broken:app", "no_such_module_anywhere"]),
         (spec("load_me:nothing"), ["load_me:nothing", "has no attribute 'nothing'"]),
@@ -130,8 +158,8 @@ def test_application_is_loaded_from_each_kind_of_path(given: dict[str, Any], fou
         (spec("load_me:broken", factory=True), ["load_me:broken()", "ValueError: no settings"]),
         (spec(handlers="load_me:handlers", handler_key="orders"), ["load_me:handlers()", "'orders'"]),
         (spec(handlers="load_me:no_mapping"), ["load_me:no_mapping()"]),
-        (spec("load_me:text"), ["load_me:text is no ASGI application but 'text'"]),
-        (spec("load_me:nobody", factory=True), ["load_me:nobody() is no ASGI application but None"]),
+        (spec("load_me:text"), ["load_me:text is no ASGI or WSGI application but 'text'"]),
+        (spec("load_me:nobody", factory=True), ["load_me:nobody() is no ASGI or WSGI application but None"]),
         (spec(handlers="load_me:handlers", handler_key="none"), ["load_me:handlers()['none'] is no ASGI"]),
     ],
 )

@@ -420,11 +420,11 @@ def test_unknown_protocol_class_serves_and_is_closed_by_a_drain(loop: str, capsy
 def test_auto_is_a_class_that_can_be_drained(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     monkeypatch.setattr(uvicorn_parts, "find_spec", lambda name: object() if there else None)
     expected = "httptools" if there else "h11"
-    assert uvicorn_parts.with_explicit_parser({"http": "auto", "loop": "auto"}) == {
+    assert uvicorn_parts.settings_for(None, {"http": "auto", "loop": "auto"}) == {
         "http": expected,
         "loop": "auto",
     }
-    assert uvicorn_parts.with_explicit_parser({"http": "zttp"}) == {"http": "zttp"}
+    assert uvicorn_parts.settings_for(None, {"http": "zttp"}) == {"http": "zttp"}
 
 
 def test_known_protocol_class_that_lacks_a_part_counts_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

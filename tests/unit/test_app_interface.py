@@ -1,0 +1,130 @@
+"""WSGI and ASGI are told apart by the arguments that an application takes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+
+from poolctl.app_interface import is_factory, is_wsgi, mismatch
+
+
+def wsgi(environ: Any, start_response: Any) -> Any: ...
+
+
+def wsgi_with_options(environ: Any, start_response: Any, extra: int = 1, *, debug: bool = False) -> Any: ...
+
+
+def generator(environ: Any, start_response: Any) -> Any:
+    yield b""
+
+
+def configured(settings: Any, environ: Any, start_response: Any) -> Any: ...
+
+
+@functools.wraps(wsgi)
+def decorated(*arguments: Any) -> Any: ...
+
+
+class Flask:
+    def __call__(self, environ: Any, start_response: Any) -> Any: ...
+
+    def method(self, environ: Any, start_response: Any) -> Any: ...
+
+    @classmethod
+    def of_class(cls, environ: Any, start_response: Any) -> Any: ...
+
+    @staticmethod
+    def static(environ: Any, start_response: Any) -> Any: ...
+
+
+class Pep3333:
+    def __init__(self, environ: Any, start_response: Any) -> None: ...
+
+    def __iter__(self) -> Any: ...
+
+
+async def asgi(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+async def asgi_of_two(scope: Any, rest: Any) -> None: ...
+
+
+def asgi3(scope: Any, receive: Any, send: Any) -> Any: ...
+
+
+def asgi2(scope: Any) -> Any: ...
+
+
+class Asgi2:
+    def __init__(self, scope: Any) -> None: ...
+
+    async def __call__(self, receive: Any, send: Any) -> None: ...
+
+
+class Starlette:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+class Middleware:
+    def __init__(self, app: Any, options: Any) -> None: ...
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+class Unknown:
+    __signature__ = "none"
+
+    def __call__(self, *arguments: Any) -> Any: ...
+
+
+def variadic(*arguments: Any) -> Any: ...
+
+
+def named(environ: Any, start_response: Any, *, settings: Any) -> Any: ...
+
+
+def create_app(config: Any = None, **more: Any) -> Any: ...
+
+
+def _name(app: Any) -> str:
+    return str(getattr(app, "__name__", type(app).__name__))
+
+
+WSGI = [
+    wsgi, wsgi_with_options, generator, functools.partial(configured, {}), decorated, Flask(), Flask().method,
+    Flask.of_class, Flask.static, functools.partial(Flask()), Pep3333, lambda environ, start_response: [],
+]  # fmt: skip
+OTHERS = [
+    asgi, asgi_of_two, asgi3, asgi2, Asgi2, Starlette(), functools.partial(asgi), Starlette, Middleware, Unknown(),
+    variadic, named, create_app, configured, functools.partial(Starlette()), Flask, dict, print,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("app", WSGI, ids=_name)
+def test_callable_that_requires_two_arguments_is_a_wsgi_application(app: Any) -> None:
+    assert (is_wsgi(app), is_factory(app)) == (True, False)
+    assert (mismatch(app, "auto"), mismatch(app, "wsgi")) == ("", "")
+    assert "WSGI" in mismatch(app, "asgi")
+
+
+@pytest.mark.parametrize("app", OTHERS, ids=_name)
+def test_all_other_callables_are_left_to_uvicorn(app: Any) -> None:
+    assert not is_wsgi(app)
+    assert (mismatch(app, "auto"), mismatch(app, "asgi")) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "app", [asgi, asgi3, asgi2, Starlette(), functools.partial(asgi), asgi_of_two], ids=_name
+)
+def test_application_of_asgi_is_refused_as_one_of_wsgi(app: Any) -> None:
+    assert "WSGI" in mismatch(app, "wsgi") or "ASGI" in mismatch(app, "wsgi")
+
+
+def test_application_whose_parameters_are_unknown_may_be_one_of_either() -> None:
+    assert {mismatch(app, "wsgi") for app in (Unknown(), variadic)} == {""}
+
+
+def test_function_without_required_parameters_creates_the_application() -> None:
+    assert [each for each in OTHERS if is_factory(each)] == [Starlette, create_app, Flask]
