@@ -204,7 +204,7 @@ _OF_UVICORN: Keys = {
     "--h11-max-incomplete-event-size": ("http.max_head_size", int),
 }
 _UVICORN_UNSUPPORTED = (
-    *("--fd", "--backlog", "--interface", "--lifespan", "--log-config", "--header", "--reload-dir"),
+    *("--fd", "--backlog", "--lifespan", "--log-config", "--header", "--reload-dir"),
     *("--reload-include", "--reload-exclude", "--reload-delay", "--ws-max-size", "--ws-max-queue"),
     *("--ws-ping-interval", "--ws-ping-timeout", "--ws-per-message-deflate", "--timeout-worker-healthcheck"),
     *("--ssl-version", "--ssl-keyfile-password", "--limit-max-requests-jitter"),
@@ -235,8 +235,7 @@ _GUNICORN_UNSUPPORTED = (
     *("--asgi-lifespan", "--reload-engine", "--reload-extra-file", "--control-socket"),
 )
 _DEFAULTS = {  # values that change nothing
-    "--error-logfile": "-", "--pid": None, "--asgi-loop": "auto", "--interface": "auto", "--lifespan": "auto",
-    "--asgi-lifespan": "auto",
+    "--error-logfile": "-", "--pid": None, "--asgi-loop": "auto", "--lifespan": "auto", "--asgi-lifespan": "auto",
 }  # fmt: skip
 _FLAGS_OF_UVICORN = ("--date-header", "--server-header", "--use-colors")
 _GUNICORN_OPTIONS = (
@@ -255,12 +254,12 @@ _OVERRIDDEN_OPTIONS = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "-
 def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
     given, unknown = _parse_known_options(
         arguments,
-        (*_OF_UVICORN, *_UVICORN_UNSUPPORTED, "--host", "--port", "--uds"),
+        (*_OF_UVICORN, *_UVICORN_UNSUPPORTED, "--host", "--port", "--uds", "--interface"),
         flags=("--factory", "--reload"),
         switches=("--proxy-headers", "--access-log", *_FLAGS_OF_UVICORN),
     )
-    if given.get("--interface") in ("wsgi", "asgi2"):
-        raise _NotParsed(f"--interface {given['--interface']}")
+    if given.get("--interface") == "asgi2":
+        raise _NotParsed("--interface asgi2")
     _set_app(server, given.get("app", ""), "", factory=bool(given.get("--factory")))
     host, own_port = given.get("--host", "127.0.0.1"), given.get("--port", DEFAULT_PORT)
     own_address = bind_address(host, own_port.replace(PORT, port))
@@ -272,6 +271,8 @@ def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: l
         server.set("http.proxy_headers", True)
     if given.get("--access-log"):
         server.set("http.access_log", True)
+    if (interface := given.get("--interface", "auto")) != "auto":
+        server.set("interface", interface.removesuffix("3"))
     _remark_unsupported_options(server, given, (*_UVICORN_UNSUPPORTED, *_FLAGS_OF_UVICORN), unknown)
 
 

@@ -53,6 +53,17 @@ from .conftest import Import
             },
         ),
         (
+            "uvicorn main:app --interface wsgi",
+            "main",
+            {"bind": "127.0.0.1:8000", "app": "main:app", "interface": "wsgi"},
+        ),
+        (
+            "uvicorn main:app --interface asgi3",
+            "main",
+            {"bind": "127.0.0.1:8000", "app": "main:app", "interface": "asgi"},
+        ),
+        ("uvicorn main:app --interface auto", "main", {"bind": "127.0.0.1:8000", "app": "main:app"}),
+        (
             "gunicorn -w 4 app:app -b :8000",
             "app",
             {"bind": ":8000", "command": ["gunicorn", "-w", "4", "app:app"]},
@@ -100,10 +111,6 @@ def test_command_line_becomes_a_server(imported: Import, line: str, name: str, k
         ("gunicorn main:app --daemon", "--daemon: poolctl start runs it in the background"),
         ("gunicorn main:app -k asgi -c conf.py", "--config conf.py: its settings were not read"),
         ("gunicorn main:app -b :80 -b :81", "--bind :81: a server has one address"),
-        (
-            "uvicorn main:app --interface wsgi",
-            "uvicorn: --interface wsgi: taken over as a program like any other",
-        ),
     ],
 )
 def test_option_without_equivalent_is_a_remark(imported: Import, line: str, remark: str) -> None:
