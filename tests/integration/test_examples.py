@@ -182,6 +182,19 @@ def test_an_existing_project(real_pool: RealPool) -> None:
     assert example.ask(8091) == {"title": "Bookshop, back office", "books": 3}
 
 
+def test_a_flask_application(real_pool: RealPool) -> None:
+    example = Example("flask", real_pool)
+    assert "WSGI, served by a2wsgi: flask-shop" in real_pool.ok("validate", "--import").stderr
+    real_pool.ok("start")
+    assert example.ask(8050)["stock"] == {"tea": 12, "coffee": 8}
+    assert example.ask(8050, "/orders/tea?count=2", method="POST") == {"ordered": "tea", "count": 2}
+    assert example.refusal(8050, "/orders/milk", method="POST") == 404
+    assert example.ask(8050, "/report") == "tea: 12\ncoffee: 8\n"
+    pids = real_pool.items()["flask-shop"]["pids"]
+    real_pool.ok("restart")
+    assert set(pids).isdisjoint(real_pool.items()["flask-shop"]["pids"])
+
+
 def test_programs_without_a_port(real_pool: RealPool) -> None:
     example = Example("background-work", real_pool)
     real_pool.ok("start")
