@@ -157,6 +157,33 @@ def test_a_factory_and_a_dotted_attribute(pool: RealPool, run: Serve, http_get: 
     assert http_get(port).status == 200
 
 
+WSGI = """
+def wsgi(environ, start_response):
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps({"script_name": environ["SCRIPT_NAME"], "path": environ["PATH_INFO"]}).encode()]
+
+def decorated(*arguments):
+    return wsgi(*arguments)
+"""
+
+
+def test_a_wsgi_application_is_recognised_or_named(pool: RealPool, run: Serve, http_get: Any) -> None:
+    port = run('http = { threads = 1, root_path = "/shop" }', app="tell:wsgi", tell=TELL + WSGI)
+    assert http_get(port, "/tea").json() == {"script_name": "/shop", "path": "/tea"}
+    port = run('interface = "wsgi"', app="tell:decorated", tell=TELL + WSGI)
+    assert http_get(port, "/tea").json() == {"script_name": "", "path": "/tea"}
+    port = run('interface = "asgi"', tell=TELL + WSGI)
+    assert http_get(port).status == 200
+
+
+@pytest.mark.parametrize("line", ['interface = "wsg"', "interface = true", "http = { threads = 0 }"])
+def test_an_interface_and_its_threads_are_validated(real_pool: RealPool, serve: Any, line: str) -> None:
+    serve(line)
+    done = real_pool.run("validate")
+    assert done.code == 5
+    assert line.partition(" = ")[0] in done.stdout
+
+
 @pytest.mark.slow
 def test_both_loops_and_both_parsers(real_pool: RealPool, free_port: Any, http_get: Any) -> None:
     pytest.importorskip("httptools")

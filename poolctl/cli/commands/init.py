@@ -29,7 +29,7 @@ POOL = """\
 [[server]]
 name = "web"                     # unique; letters, digits, dots, underscores, hyphens
 bind = "127.0.0.1:8080"          # ":8080", "[::1]:8080", "unix:./web.sock", "127.0.0.1:auto"
-app = "{app}"{padding}# module:attribute, an ASGI application
+app = "{app}"{padding}# module:attribute, an ASGI or WSGI application
 # workers = 2
 # tags = ["public"]
 # env = {{ LOG_LEVEL = "info" }}
@@ -66,7 +66,9 @@ async def app(scope, receive, send):
 '''
 APP_FILE = "hello.py"
 # An existing application: `app = FastAPI()` at the beginning of a line.
-_FRAMEWORKS = "FastAPI|Starlette|Litestar|Quart|Sanic|BlackSheep|get_asgi_application"
+_FRAMEWORKS = (
+    "FastAPI|Starlette|Litestar|Quart|Sanic|BlackSheep|Flask|get_asgi_application|get_wsgi_application"
+)
 _APPLICATION = rf"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:{_FRAMEWORKS})\("
 _USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/main.py", "src/main.py")
 

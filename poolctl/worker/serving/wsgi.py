@@ -188,6 +188,7 @@ class WsgiRequest:
         port = (self.scope.get("server") or ("", None))[1]
         environ["SERVER_PORT"] = str(port or (443 if environ["wsgi.url_scheme"] == "https" else 80))
         environ.setdefault("REMOTE_ADDR", "")  # the client of a Unix socket
+        environ["asgi.scope"] = self.scope  # whose `state` has the values of the pool's context
         environ["wsgi.errors"] = sys.stderr
         environ["wsgi.input"] = io.BufferedReader(RequestBody(environ["wsgi.input"], self))
         environ["wsgi.input_terminated"] = True

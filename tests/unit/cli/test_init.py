@@ -45,6 +45,8 @@ def test_with_an_application_it_can_be_started_at_once(poolctl: Command, directo
         ("main.py", "from fastapi import FastAPI\n\napi = FastAPI(title='x')\n", "main:api"),
         ("app.py", "import starlette.applications as s\napp: s.Starlette = s.Starlette()\n", "app:app"),
         ("asgi.py", "application = get_asgi_application()\n", "asgi:application"),
+        ("app.py", "import flask\napp = flask.Flask(__name__)\n", "app:app"),
+        ("wsgi.py", "application = get_wsgi_application()\n", "wsgi:application"),
         ("main.py", "def make():\n    app = FastAPI()\n", ""),
     ],
 )

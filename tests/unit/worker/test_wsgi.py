@@ -98,12 +98,14 @@ def test_application_that_checks_its_server_is_content(engine: Engine) -> None:
         return Seen.__call__(seen, environ, start_response)
 
     request = ["POST /a?x=1", "Content-Length: 8", "Content-Type: text/plain", b"a=1\nb=2\n"]
-    assert [each[0] for each in responses(validator(app), request, engine=engine)] == ["200"]
+    state = {"release": "7"}
+    assert [each[0] for each in responses(validator(app), request, engine=engine, state=state)] == ["200"]
     (environ,) = seen.environs
     assert environ["body"] == b"b=2\n"
     assert (environ["PATH_INFO"], environ["SCRIPT_NAME"], environ["QUERY_STRING"]) == ("/a", "", "x=1")
     assert (environ["CONTENT_LENGTH"], environ["CONTENT_TYPE"]) == ("8", "text/plain")
     assert (environ["HTTP_HOST"], environ["REMOTE_ADDR"]) == ("shop.test", "127.0.0.1")
+    assert environ["asgi.scope"]["state"] == {"release": "7"}
     assert (environ["SERVER_NAME"], environ["SERVER_PORT"].isdigit()) == ("127.0.0.1", True)
 
 
