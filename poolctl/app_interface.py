@@ -21,7 +21,7 @@ def is_wsgi(app: Any) -> bool:
     A class also has to be iterable, because its instances are the bodies of responses (PEP 3333).
     """
     signature = _signature(app)
-    if signature is None or is_coroutine_function(app):
+    if signature is None or is_coroutine_function(app) or not accepts(app, 2):
         return False
     required = [each for each in signature.parameters.values() if _is_required(each)]
     two = len(required) == 2 and all(each.kind in _POSITIONAL for each in required)
@@ -31,29 +31,39 @@ def is_wsgi(app: Any) -> bool:
 def is_factory(app: Any) -> bool:
     """Whether `app` requires no argument, so that it can only be a function that creates the application."""
     signature = _signature(app)
-    if signature is None or is_coroutine_function(app):
+    if signature is None or is_coroutine_function(app) or not accepts(app, 0):
         return False
     parameters = signature.parameters.values()
     return not any(each.kind is each.VAR_POSITIONAL or _is_required(each) for each in parameters)
 
 
 def mismatch(app: Any, interface: str) -> str:
-    """Why `app` is no application of the configured `interface`; "" if it may be one.
-
-    Any application may be one of `auto`, or one whose parameters are unknown.
-    """
-    if interface == "wsgi" and is_coroutine_function(app):
+    """Why no request to `app`, or to what it creates, can succeed by the configured `interface`; "" if some may."""
+    if is_factory(app):
+        return ""
+    is_coroutine = is_coroutine_function(app)
+    if interface == "wsgi" and is_coroutine:
         return 'is a coroutine function, so it is an ASGI application, and interface is "wsgi"'
-    if interface == "wsgi" and not accepts(app, 2):
-        return 'does not take the two arguments of a WSGI application, and interface is "wsgi"'
-    if interface == "asgi" and is_wsgi(app):
-        return 'takes two arguments, so it is a WSGI application, and interface is "asgi"'
-    return ""
+    if interface == "wsgi":
+        wrong = 'does not take the two arguments of a WSGI application, and interface is "wsgi"'
+        return "" if accepts(app, 2) else wrong
+    if accepts(app, 3) or (accepts(app, 1) and not is_coroutine):
+        return ""
+    if is_wsgi(app):
+        wrong = 'takes two arguments, so it is a WSGI application, and interface is "asgi"'
+        return wrong if interface == "asgi" else ""
+    return "takes neither the arguments of an ASGI application nor those of a WSGI application"
+
+
+def is_asgi3(app: Any) -> bool:
+    """Whether `app` takes three arguments, as an application of ASGI 3 does, and not one, as one of ASGI 2 does."""
+    return accepts(app, 3) and not accepts(app, 1)
 
 
 def accepts(app: Any, count: int) -> bool:
     """Whether `app` can be called with `count` positional arguments; True if its parameters are unknown."""
-    signature = _signature(app)
+    # A decorated function may take other arguments than the function in it.
+    signature = _signature(app, follow_wrapped=False)
     try:
         if signature is not None:
             signature.bind(*[None] * count)
@@ -69,9 +79,9 @@ def is_coroutine_function(app: Any) -> bool:
     return any(map(inspect.iscoroutinefunction, (app, type(app).__call__)))
 
 
-def _signature(app: Any) -> inspect.Signature | None:
+def _signature(app: Any, *, follow_wrapped: bool = True) -> inspect.Signature | None:
     try:
-        return inspect.signature(app)
+        return inspect.signature(app, follow_wrapped=follow_wrapped)
     except Exception:  # a proxy may raise any exception for an attribute
         return None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.app_interface import is_factory, is_wsgi, mismatch
+from poolctl.app_interface import accepts, is_asgi3, is_factory, is_wsgi, mismatch
 
 
 def wsgi(environ: Any, start_response: Any) -> Any: ...
@@ -82,6 +82,17 @@ class Unknown:
 def variadic(*arguments: Any) -> Any: ...
 
 
+@functools.wraps(wsgi)
+def wrapped_by_asgi(scope: Any, receive: Any, send: Any) -> Any: ...
+
+
+@functools.wraps(configured)
+def with_settings(environ: Any, start_response: Any) -> Any: ...
+
+
+async def handler(request: Any) -> None: ...
+
+
 def named(environ: Any, start_response: Any, *, settings: Any) -> Any: ...
 
 
@@ -97,22 +108,32 @@ WSGI = [
     Flask.of_class, Flask.static, functools.partial(Flask()), Pep3333, lambda environ, start_response: [],
 ]  # fmt: skip
 OTHERS = [
-    asgi, asgi_of_two, asgi3, asgi2, Asgi2, Starlette(), functools.partial(asgi), Starlette, Middleware, Unknown(),
-    variadic, named, create_app, configured, functools.partial(Starlette()), Flask, dict, print,
+    asgi, asgi3, asgi2, Asgi2, Starlette(), functools.partial(asgi), Unknown(), variadic, create_app, configured,
+    functools.partial(Starlette()), dict, print, wrapped_by_asgi,
 ]  # fmt: skip
+NEITHER = [asgi_of_two, Middleware, named, handler]
+FACTORIES = [Starlette, create_app, Flask, functools.cache(create_app)]
 
 
 @pytest.mark.parametrize("app", WSGI, ids=_name)
 def test_callable_that_requires_two_arguments_is_a_wsgi_application(app: Any) -> None:
     assert (is_wsgi(app), is_factory(app)) == (True, False)
     assert (mismatch(app, "auto"), mismatch(app, "wsgi")) == ("", "")
-    assert "WSGI" in mismatch(app, "asgi")
+    assert ("WSGI" in mismatch(app, "asgi")) is (not accepts(app, 3))
 
 
 @pytest.mark.parametrize("app", OTHERS, ids=_name)
 def test_all_other_callables_are_left_to_uvicorn(app: Any) -> None:
     assert not is_wsgi(app)
     assert (mismatch(app, "auto"), mismatch(app, "asgi")) == ("", "")
+
+
+@pytest.mark.parametrize("app", NEITHER, ids=_name)
+def test_what_no_interface_can_call_is_refused(app: Any) -> None:
+    assert not is_wsgi(app)
+    assert {mismatch(app, "auto"), mismatch(app, "asgi")} == {
+        "takes neither the arguments of an ASGI application nor those of a WSGI application"
+    }
 
 
 @pytest.mark.parametrize(
@@ -122,9 +143,20 @@ def test_application_of_asgi_is_refused_as_one_of_wsgi(app: Any) -> None:
     assert "WSGI" in mismatch(app, "wsgi") or "ASGI" in mismatch(app, "wsgi")
 
 
+def test_decorated_application_is_refused_only_for_the_arguments_that_its_decorator_takes() -> None:
+    assert (mismatch(with_settings, "wsgi"), mismatch(wrapped_by_asgi, "asgi")) == ("", "")
+
+
 def test_application_whose_parameters_are_unknown_may_be_one_of_either() -> None:
     assert {mismatch(app, "wsgi") for app in (Unknown(), variadic)} == {""}
 
 
 def test_function_without_required_parameters_creates_the_application() -> None:
-    assert [each for each in OTHERS if is_factory(each)] == [Starlette, create_app, Flask]
+    assert [each for each in (*OTHERS, *NEITHER, *FACTORIES) if is_factory(each)] == [create_app, *FACTORIES]
+
+
+def test_three_arguments_are_those_of_asgi_3() -> None:
+    three = [each for each in OTHERS if is_asgi3(each)]
+    assert [_name(each) for each in three] == [
+        "asgi", "asgi3", "Starlette", "partial", "configured", "partial", "wsgi",
+    ]  # fmt: skip

@@ -1,8 +1,8 @@
 """Serves WSGI applications (PEP 3333) by a2wsgi or, where that is not installed, by uvicorn's own middleware.
 
-The middlewares move requests to threads and responses back. They differ in what else they do for an application, and
-do less than users of gunicorn are used to, so the rest is done here for both: the environ, the file of the body, the
-rules of `start_response`, and the end of a response whose client has disconnected.
+The middlewares pass requests to threads and responses back. Each of them leaves out parts of PEP 3333 and of what users
+of gunicorn expect. These parts are here, for both: the environ, the file of the body, the rules of `start_response`,
+and the end of a response whose client has disconnected.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _middleware_class() -> Any:
 
 
 def _respond(environ: Environ, start_response: Callable[..., Any]) -> Iterator[bytes]:
-    """The WSGI application that the middlewares call, in the context of the request."""
+    """The application that the middlewares call, in the context of the request."""
     return _request.get().respond(environ, start_response)
 
 
@@ -250,9 +250,8 @@ class WsgiResponse:
         self._bytes_left = lengths[0] if lengths else None
         if code in _WITHOUT_BODY:
             self._bytes_left = 0
-            encoded = [
-                each for each in encoded if each[0] != "content-length"
-            ]  # uvicorn expects a body with it
+            # uvicorn would expect a body of this length.
+            encoded = [each for each in encoded if each[0] != "content-length"]
         self.headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in encoded]
         self._has_begun = True
         self._inner_write = self.inner_start(f"{code} ", [])

@@ -90,6 +90,9 @@ def wsgi(environ, start_response):
 async def asgi(scope, receive, send): ...
 def asgi3(scope, receive, send):
     return asgi(scope, receive, send)
+def variadic(*arguments):
+    return asgi(*arguments)
+async def handler(request): ...
 text = "text"
 def nobody():
     return None
@@ -136,9 +139,10 @@ def test_wsgi_application_is_served_by_one_of_asgi() -> None:
     assert [each.__name__ for each in found] == ["asgi", "asgi"]
 
 
-def test_function_that_returns_a_coroutine_is_one_of_asgi_3_where_the_interface_is_asgi() -> None:
-    assert not inspect.iscoroutinefunction(load_app(spec("load_me:asgi3")))
-    assert inspect.iscoroutinefunction(load_app(spec("load_me:asgi3", interface="asgi")))
+def test_function_that_returns_a_coroutine_is_one_of_asgi_3() -> None:
+    assert inspect.iscoroutinefunction(load_app(spec("load_me:asgi3")))
+    assert not inspect.iscoroutinefunction(load_app(spec("load_me:variadic")))
+    assert inspect.iscoroutinefunction(load_app(spec("load_me:variadic", interface="asgi")))
 
 
 def test_function_without_arguments_is_called_to_create_the_application() -> None:
@@ -150,6 +154,7 @@ def test_function_without_arguments_is_called_to_create_the_application() -> Non
     [
         (spec("load_me:wsgi", interface="asgi"), ["load_me:wsgi", "WSGI"]),
         (spec("load_me:asgi", interface="wsgi"), ["load_me:asgi", "ASGI"]),
+        (spec("load_me:handler"), ["load_me:handler takes neither the arguments of an ASGI application"]),
         (spec("load_me:nobody"), ["load_me:nobody is no ASGI or WSGI application but None"]),
         (spec("no_such_module_at_all:app"), ["no_such_module_at_all:app", "ModuleNotFoundError"]),
         (spec("load_me_broken:app"), ["load_me_broken:app", "no_such_module_anywhere"]),
