@@ -68,17 +68,14 @@ async def home():
     return f"quart {VERSION}"
 """
 FLASK = """
-from a2wsgi import WSGIMiddleware
 from flask import Flask
 
 VERSION = "1"
-flask = Flask(__name__)
+app = Flask(__name__)
 
-@flask.get("/")
+@app.get("/")
 def home():
     return f"flask {VERSION}"
-
-app = WSGIMiddleware(flask)
 """
 DATASETTE = """
 from datasette.app import Datasette

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -135,21 +136,16 @@ def test_body_is_a_file_whose_end_is_the_end_of_the_request() -> None:
     assert body == repr([b"ab\n", b"cdef\n", b"g\n", b"", []]).encode()
 
 
-def test_large_upload_arrives_whole_and_needs_little_memory_with_a2wsgi(middleware: str) -> None:
-    size, most = 20 * 2**20, 0
+def test_large_upload_arrives_whole() -> None:
+    size = 20 * 2**20
 
     def app(environ: Environ, start_response: Any) -> list[bytes]:
-        nonlocal most
-        got = 0
-        while part := environ["wsgi.input"].read(65536):
-            got += len(part)
-            most = max(most, len(getattr(environ["wsgi.input"].raw._source, "buffer", b"")))
+        got = sum(len(part) for part in iter(lambda: environ["wsgi.input"].read(65536), b""))
         start_response("200 OK", TEXT)
         return [str(got).encode()]
 
     ((_, _, body),) = responses(app, ["POST /", f"Content-Length: {size}", bytes(size)])
     assert body == str(size).encode()
-    assert most < 2**20
 
 
 def test_path_is_split_at_the_prefix_under_which_a_proxy_serves_the_application(
@@ -460,8 +456,8 @@ def test_cancelled_request_lets_its_thread_go_although_its_client_reads_nothing(
 
     async def stop() -> None:
         async with serving(app, stop_seconds=0.01) as server:
-            async with connection(server, GET) as reader:
-                reader._transport.pause_reading()  # type: ignore[attr-defined]
+            with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+                client.sendall(GET)
                 await until(lambda: server.server.server_state.tasks)
                 await turns()
                 server.server.stop()
