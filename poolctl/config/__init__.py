@@ -50,7 +50,7 @@ _MODULES = {
     "rules.json_schema": "json_schema",
     "values.normalise": "merged required_variables relocated",
     "values.plain": "GATEWAY_LIBRARIES INSTALL_GATEWAY LOCAL MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
-    "RAISE_OPEN_FILES address_parts",
+    "RAISE_OPEN_FILES address_parts fill_placeholders",
     "values.problems": "Finding Place Problem problem_of shown",
     "values.secrets": "MASK masked masked_text values_to_mask",
 }

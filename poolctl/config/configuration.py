@@ -15,7 +15,7 @@ from poolctl.config.model.pool_tables import PoolSettings, Tables, rules_of, sec
 from poolctl.config.model.section import TLSConfig, refuse
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.rules.conflicts import shared_users, with_resolved_references
-from poolctl.config.values.normalise import misspelt_placeholders
+from poolctl.config.values.normalise import misspelt_placeholders, probe_and_hook_commands
 from poolctl.config.values.plain import OPEN_FILES_OF_POOL
 from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
 from poolctl.config.values.secrets import MASK
@@ -230,8 +230,8 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
             'let it take the socket ({fd}, LISTEN_FDS) if it can, or write socket = "program" to accept that'
         )
         yield Finding(("command",), BINDS_ITSELF, hint)
-    if server.command:
-        yield from misspelt_placeholders(server.command, server.env)
+    env = server.env if server.command else {}
+    yield from misspelt_placeholders(server.command or (), env, probe_and_hook_commands(server))
     if ignored := server.ignored_log_keys:
         own = server.origins.of(server.name, inherited=False)
         # In the defaults, a size may be meant for the logs of other servers.

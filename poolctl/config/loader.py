@@ -167,8 +167,14 @@ class Defaults:
         return table
 
     def _drop_settings_needing_address(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
-        """For a program without an address, remove inherited variables, probes and sleep settings that need one."""
-        for key, needs in (("env", _needs_address), ("health", _needs_port), ("scale", _sleeps)):
+        """For a program without an address, remove what is inherited and needs one."""
+        unusable = (
+            ("env", _needs_address),
+            ("health", _probes_address),
+            ("hooks", _needs_address),
+            ("scale", _sleeps),
+        )
+        for key, needs in unusable:
             if isinstance(inherited := self.raw.get(key), dict):
                 mine = own.get(key, {})
                 kept = {name: each for name, each in inherited.items() if not needs(name, each)}
@@ -192,12 +198,14 @@ def _lacks_certificate(tls: Tree) -> bool:
     return tls is True or (isinstance(tls, dict) and "cert" not in tls)
 
 
-def _needs_address(variable: str, value: Tree) -> bool:
-    return bool(placeholders(value))
+def _needs_address(name: str, value: Tree) -> bool:
+    return any(map(placeholders, value if isinstance(value, list) else (value,)))
 
 
-def _needs_port(kind: str, probe: Tree) -> bool:
-    return isinstance(probe, dict) and bool(probe.get("http") or probe.get("tcp"))
+def _probes_address(kind: str, probe: Tree) -> bool:
+    return isinstance(probe, dict) and bool(
+        probe.get("http") or probe.get("tcp") or _needs_address("exec", probe.get("exec"))
+    )
 
 
 def _sleeps(key: str, value: Tree) -> bool:

@@ -22,7 +22,7 @@ from poolctl.listeners.sock_diag import is_accepted, wait_until_accepted
 from poolctl.runners.output_tail import OutputTail
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.withheld_variables import environment_for_programs
-from poolctl.runners.worker_spec import added_environment, user_ids
+from poolctl.runners.worker_spec import added_environment, probe_argument_vector, user_ids
 from poolctl.selection.matcher_client import TOO_SLOW, matcher
 from poolctl.selection.matcher_client import Answer as Matched
 from poolctl.selection.regular_expressions import is_plain
@@ -309,7 +309,7 @@ class AcceptProber:
 class ProgramProber:
     """Probes by running a program as the server's user, with the environment variables `values` added."""
 
-    def __init__(self, argv: tuple[str, ...], server: ServerConfig, values: dict[str, str]) -> None:
+    def __init__(self, argv: list[str], server: ServerConfig, values: dict[str, str]) -> None:
         self._argv = argv
         self._server = server
         self._values = values
@@ -417,7 +417,7 @@ def make_prober(
         return runner.connect_for_probe(placement, kind, plain, own=own())
 
     if probe.exec is not None:
-        return ProgramProber(probe.exec, server, env)
+        return ProgramProber(probe_argument_vector(server, probe.exec), server, env)
     if probe.http is not None:
         # poolctl has no client certificate: servers that require one are probed without TLS.
         requires = not server.command and getattr(server.tls, "client_auth", "none") == "required"

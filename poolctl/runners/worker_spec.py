@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from poolctl.app_interface import THREADS
-from poolctl.config import ServerConfig, ids_of, read_env_files, read_regular_truncated
+from poolctl.config import ServerConfig, fill_placeholders, ids_of, read_env_files, read_regular_truncated
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
@@ -152,7 +152,7 @@ def added_environment(server: ServerConfig, base: Mapping[str, str] | None = Non
     own = dict(server.env)
     if server.command:
         values = _address_values(server)
-        own = {name: _fill_placeholders(value, values) for name, value in own.items()}
+        own = {name: fill_placeholders(value, values) for name, value in own.items()}
     of_address = server.address_variables
     of_files = read_env_files(server, {**environment_for_programs(base), **of_address, **own})
     # Withheld variables are removed from env files, which may contain them, but not from `env`.
@@ -161,24 +161,21 @@ def added_environment(server: ServerConfig, base: Mapping[str, str] | None = Non
 
 def argument_vector(server: ServerConfig) -> list[str]:
     """The server's command with its placeholders replaced."""
-    values = {"{fd}": "3", "{name}": server.name, **_address_values(server)}
-    return [_fill_placeholders(word, values) for word in server.command or ()]
+    values = {"fd": "3", "name": server.name, **_address_values(server)}
+    return [fill_placeholders(word, values) for word in server.command or ()]
+
+
+def probe_argument_vector(server: ServerConfig, words: Iterable[str]) -> list[str]:
+    """The command of an exec probe of the server, with its placeholders replaced."""
+    values = {"name": server.name, **_address_values(server)}
+    return [fill_placeholders(word, values) for word in words]
 
 
 def _address_values(server: ServerConfig) -> dict[str, str]:
-    """The placeholders that stand for the server's address, with their values.
-
-    A command that uses one binds its address itself.
-    """
+    """The values of the placeholders for the server's address. A command that uses one binds its address itself."""
     address = server.address
     host, port = (address.host, str(address.port)) if address.kind == "tcp" else ("", "")
-    return {"{bind}": server.bind, "{host}": host, "{port}": port}
-
-
-def _fill_placeholders(text: str, values: Mapping[str, str]) -> str:
-    for placeholder, value in values.items():
-        text = text.replace(placeholder, value)
-    return text
+    return {"bind": server.bind, "host": host, "port": port}
 
 
 def user_ids(server: ServerConfig) -> tuple[int, int] | None:

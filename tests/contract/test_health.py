@@ -28,7 +28,7 @@ PROBES = {
     "body": f'readiness = {{ http = "/unready-body", body = "version [0-9]+", {QUICK} }}',
     "status": f'readiness = {{ http = "/odd", status = "204", {QUICK} }}',
     "tcp": f"startup = {{ tcp = true, {QUICK} }}, readiness = {{ tcp = true, {QUICK} }}",
-    "exec": 'readiness = { exec = ["sh", "-c", "! test -e unready-exec"], interval = 0.3, timeout = 20, '
+    "exec": 'readiness = { exec = ["sh", "-c", "! test -e unready-{name}"], interval = 0.3, timeout = 20, '
     "fall_count_ko = 1000 }",  # stays at warn
     "live": f'liveness = {{ http = "/dead-live", {QUICK} }}',
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, as_json, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, field_text, paint, printable
 from poolctl.cli.supervisor_requests import selected
-from poolctl.config import LOCAL
+from poolctl.config import LOCAL, fill_placeholders
 from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 from poolctl.json_form import Table, from_json
@@ -262,8 +261,6 @@ def _run_result(item: Item, exit_code: int, stdout: str = "", stderr: str = "") 
 PREFIX = "POOLCTL_"
 WORDS = ("name", "bind", "host", "port", "expose", "state", "pid", "pids", "tags")
 
-_placeholder = re.compile(r"\{(" + "|".join(WORDS) + r")\}")
-
 
 def placeholder_values(item: Item) -> dict[str, str]:
     """The values of all placeholders for one server; inapplicable values (the port of a Unix socket) are empty."""
@@ -280,8 +277,8 @@ def environment(item: Item, base: Mapping[str, str] = os.environ) -> dict[str, s
 
 def expand_placeholders(command: list[str], item: Item) -> list[str]:
     """The command with `{name}`, `{port}` … replaced; other braces stay, so JSON needs no escaping."""
-    known = placeholder_values(item)
-    return [_placeholder.sub(lambda match: known[match[1]], word) for word in command]
+    values = placeholder_values(item)
+    return [fill_placeholders(word, values) for word in command]
 
 
 def _host_and_port(bind: str) -> tuple[str, str]:

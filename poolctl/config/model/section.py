@@ -593,7 +593,9 @@ class Probe(Section):
 
     http: UrlPath | None = field(None, "The path that is requested; the status of the response decides.")
     tcp: Truth = field(False, "Whether a connection can be opened decides.")
-    exec: Argument | None = field(None, "A command; its exit status decides.")
+    exec: Argument | None = field(
+        None, "A command; its exit status decides. {port}, {host}, {bind} and {name} are replaced."
+    )
     interval: Positive = field(5.0, "The time between two probes.")
     timeout: Positive = field(2.0, "Maximum time until the response.")
     interval_fall: Positive | None = field(None, "The interval while probes fail. Left out: interval.")

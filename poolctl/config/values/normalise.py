@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from poolctl.address import Address, AddressError, canonical, parse
 from poolctl.config.values.plain import (
@@ -430,7 +430,7 @@ def missing_address(table: dict[str, Tree]) -> Finding | None:
     words = command if isinstance(command, (list, tuple)) else (command,)
     marks = {mark for word in (*words, *values_in(table.get("env"))) for mark in placeholders(word)}
     needs = [mark for mark in PLACEHOLDERS if mark in marks]
-    needs += ["{fd}"] * any("{fd}" in str(word) for word in words)
+    needs += ["{fd}"] * any(placeholders(word, ["{fd}"]) for word in words)
     needs += [key for key in ("expose", "tls") if table.get(key)]
     needs += ["socket"] * (table.get("socket") == "program")
     if _part(table.get("scale"), "idle"):
@@ -504,6 +504,8 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
             yield from rules(table[key])
     for key in ("user", "socket_owner"):
         yield from account_findings((key,), table.get(key))
+    if address is not None and address.kind != "tcp":
+        yield from _unfilled_placeholders(table, address)
     if address is not None and address.kind != "unix":
         for key in sorted(SOCKET_FILE_KEYS):
             if table.get(key) is not None:
@@ -599,13 +601,45 @@ def _missing_port(table: dict[str, Tree], address: Address) -> Finding:
     return Finding(("socket",), message, fix)
 
 
-def misspelt_placeholders(command: Iterable[str], env: Mapping[str, str]) -> Iterator[Finding]:
-    """Warnings about words in braces that resemble a placeholder, but are passed on unchanged."""
+def probe_and_hook_commands(table: Tree) -> Iterator[tuple[KeyPath, Sequence[str]]]:
+    """The commands of the probes and hooks of a server, each with the path of its key."""
+    health, hooks = _part(table, "health"), _part(table, "hooks")
+    found: list[tuple[KeyPath, Tree]]
+    found = [(("health", kind, "exec"), _part(_part(health, kind), "exec")) for kind in PROBES]
+    found += [(("hooks", name), _part(hooks, name)) for name in HOOKS]
+    return ((path, words) for path, words in found if isinstance(words, (list, tuple)))
+
+
+def _unfilled_placeholders(table: dict[str, Tree], address: Address) -> Iterator[Finding]:
+    """The problems of probes and hooks that ask for a host and a port of an address without them."""
+    needed = [mark for mark in PLACEHOLDERS if mark != "{bind}" or not address.listens]
+    for path, words in probe_and_hook_commands(table):
+        found = {mark for word in words for mark in placeholders(word, needed)}
+        if found:
+            marks = " and ".join(mark for mark in needed if mark in found)
+            message = f"{address.key} has no host and port for {marks}"
+            yield Finding(path, message, "take it out, or double the braces to pass it on as it is")
+
+
+def misspelt_placeholders(
+    command: Iterable[str],
+    env: Mapping[str, str],
+    others: Iterable[tuple[KeyPath, Sequence[str]]] = (),
+) -> Iterator[Finding]:
+    """Warnings about words in braces that resemble a placeholder, but are passed on unchanged.
+
+    `others` are the commands of probes and hooks.
+    """
     of_env = [mark.strip("{}") for mark in PLACEHOLDERS]
     of_command = [*of_env, "fd", "name"]
     texts: list[tuple[KeyPath, str, list[str]]]
     texts = [(("command", index), word, of_command) for index, word in enumerate(command)]
     texts += [(("env", name), value, of_env) for name, value in env.items()]
+    texts += [
+        ((*path, index), word, [*of_env, "name"])
+        for path, words in others
+        for index, word in enumerate(words)
+    ]
     for path, text, known in texts:
         for written in _in_braces.finditer(text) if "{" in text else ():
             meant = next((each for each in known if _is_misspelt(written[1], each)), None)

@@ -7,7 +7,7 @@ import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from poolctl.address import Address
     from poolctl.config.values.problems import Tree
@@ -23,6 +23,7 @@ STANDARD_STREAMS = (
 )  # fmt: skip
 # The placeholders of a command that binds its address itself.
 PLACEHOLDERS = ("{port}", "{host}", "{bind}")
+_braced_word = re.compile(r"(?<!\{)(\{+)([a-z]+)(\}+)")
 # A host in brackets, or a name with the characters of RFC 3986 §3.2.2 and letters of any script; and its port.
 _AUTHORITY = r"(?P<host>\[(?P<ip>[^\[\]]*)\]|[\w.~!$&'()*+,;=%-]*)(?::(?P<port>[^:]*))?"
 
@@ -117,9 +118,31 @@ def binds_itself(command: Tree, env: Tree = None, socket: Tree = None) -> bool:
     return socket == "program" or any(map(placeholders, (*command, *values_in(env))))
 
 
-def placeholders(text: Tree) -> list[str]:
-    """The placeholders for an address ({port}, {host}, {bind}) in a text; empty for a value that is not a text."""
-    return [mark for mark in PLACEHOLDERS if mark in text] if isinstance(text, str) else []
+def placeholders(text: Tree, known: Collection[str] = PLACEHOLDERS) -> list[str]:
+    """The `known` placeholders, by default those for an address, in a text; empty for a value that is not a text."""
+    if not isinstance(text, str) or "{" not in text:
+        return []
+    braced = _braced_word.findall(text)
+    filled = {word for opening, word, closing in braced if min(len(opening), len(closing)) % 2}
+    return [mark for mark in known if mark.strip("{}") in filled]
+
+
+def fill_placeholders(text: str, values: Mapping[str, str]) -> str:
+    """Replace `{word}` for each word in `values`. Braces are escaped by doubling, and only around these words.
+
+    As in Python's format strings `{{word}}` becomes `{word}`, and `{{{word}}}` the value in braces.
+    """
+
+    def fill(found: re.Match[str]) -> str:
+        opening, word, closing = found.groups()
+        if word not in values:
+            return found[0]
+        depth = min(len(opening), len(closing))
+        pairs, is_filled = divmod(depth, 2)
+        inner = values[word] if is_filled else word
+        return f"{opening[depth:]}{'{' * pairs}{inner}{'}' * pairs}{closing[depth:]}"
+
+    return _braced_word.sub(fill, text)
 
 
 def values_in(env: Tree) -> Iterable[Tree]:

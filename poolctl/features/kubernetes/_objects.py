@@ -19,7 +19,7 @@ from poolctl.address import parse
 from poolctl.config import Probe, ServerConfig, with_resolved_references
 from poolctl.config.values.plain import EMPTY
 from poolctl.json_form import Table
-from poolctl.runners.worker_spec import added_environment
+from poolctl.runners.worker_spec import added_environment, probe_argument_vector
 
 from ._keys import cron_schedule
 from ._state import POOL, RESTARTED, REVISION, SERVER, WORKERS
@@ -290,9 +290,9 @@ def _probes_of_command(server: ServerConfig, port: int | None) -> Table:
     """The probes of a server that runs a command; startup and readiness default to connecting to its port."""
     health = server.health
     connect: Table = {} if port is None else {"tcpSocket": {"port": "http"}}
-    ready = _probe_action(health.readiness) or connect
-    first = _probe_action(health.startup) or ready
-    alive = _probe_action(health.liveness)
+    ready = _probe_action(server, health.readiness) or connect
+    first = _probe_action(server, health.startup) or ready
+    alive = _probe_action(server, health.liveness)
     return {
         **({"startupProbe": first | _startup_times(server)} if first else {}),
         **({"readinessProbe": ready | _probe_times(health.readiness)} if ready else {}),
@@ -300,11 +300,11 @@ def _probes_of_command(server: ServerConfig, port: int | None) -> Table:
     }
 
 
-def _probe_action(probe: Probe | None) -> Table:
+def _probe_action(server: ServerConfig, probe: Probe | None) -> Table:
     if probe is None:
         return {}
     if probe.exec is not None:
-        return {"exec": {"command": list(probe.exec)}}
+        return {"exec": {"command": probe_argument_vector(server, probe.exec)}}
     if probe.http is None:
         return {"tcpSocket": {"port": "http"}}
     headers = [{"name": name, "value": value} for name, value in probe.headers.items()]

@@ -14,13 +14,14 @@ import signal
 import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from poolctl import __version__
 from poolctl.clock import Clock
+from poolctl.config import fill_placeholders
 from poolctl.control.answers import Result, failure
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import DONE, FAILED, NOTHING_MATCHED
@@ -158,7 +159,8 @@ class NotificationSender:
             | secrets
             | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
         )
-        argv = [_expanded(each, {**words, "pool": self._facts().name}) for each in self._notify.command or ()]
+        values = {**words, "pool": self._facts().name}
+        argv = [fill_placeholders(word, values) for word in self._notify.command or ()]
         body = json.dumps(document(message, self._facts().name), default=str).encode()
         output = OutputTail()
         try:
@@ -196,12 +198,6 @@ def _check_status(host: str, head: ResponseHead) -> None:
         redirect = ", a redirect, which is not followed" if head.status < 400 else ""
         message = f"{host} answered {head.status}{redirect}"
         raise SendFailed(message, again=again, after_seconds=float(after) if after.isdigit() else 0.0)
-
-
-def _expanded(text: str, words: Mapping[str, str]) -> str:
-    for key, value in words.items():
-        text = text.replace(f"{{{key}}}", value)
-    return text
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from poolctl.address import parse
 from poolctl.config import ConfigNotFound, Problem, ServerConfig, find_config, with_resolved_references
+from poolctl.config.values.plain import PLACEHOLDERS, placeholders
 from poolctl.errors import PoolError, PoolValidateError
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
@@ -26,7 +27,7 @@ Source = str | os.PathLike[str] | Iterable[ServerConfig | Mapping[str, Any]]
 LOOPBACK = "127.0.0.1"
 QUIET_SECONDS, MOST_LOGGER_SECONDS = 0.1, 2.0
 MOST_LINES = 50  # lines per server in a report
-_PLACEHOLDERS = ("{port}", "{host}", "{bind}", "{fd}")
+_PLACEHOLDERS = (*PLACEHOLDERS, "{fd}")
 
 
 class PoolUnderTest:
@@ -188,7 +189,7 @@ class PoolFactory:
         if not isinstance(table, Mapping) or "bind" in table or "listen" in table or table.get("job"):
             return table
         texts = [*map(str, table.get("command", ())), *map(str, table.get("env", {}).values())]
-        if "command" in table and not any(mark in text for text in texts for mark in _PLACEHOLDERS):
+        if "command" in table and not any(placeholders(text, _PLACEHOLDERS) for text in texts):
             return table  # a program without a port
         return {**table, "bind": f"{LOOPBACK}:{self._claim_port()}"}
 

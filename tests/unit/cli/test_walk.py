@@ -69,8 +69,9 @@ def test_processes_that_a_command_leaves_behind_are_asked_to_end_and_waited_for(
 
 
 def test_placeholders_are_replaced_and_other_braces_kept() -> None:
-    assert expand_placeholders(["{name}-{port}", '{"name": {}}', "{nobody}", "{{pid}}"], server("web")) == [
-        "web-8081", '{"name": {}}', "{nobody}", "{4242}",
+    words = ["{name}-{port}", '{"name": {}}', "{nobody}", "{{pid}}", '{"pid":{pid}}']
+    assert expand_placeholders(words, server("web")) == [
+        "web-8081", '{"name": {}}', "{nobody}", "{pid}", '{"pid":4242}',
     ]  # fmt: skip
 
 

@@ -469,6 +469,11 @@ def test_program_that_is_said_to_bind_itself_is_no_warning(tmp_path: Path) -> No
         ('command = ["x", "{ host }"]', "write {host} if you mean that"),
         ('command = ["x", "{FD}"]', "write {fd} if you mean that"),
         ('command = ["x"]\nenv = { AT = "{binds}" }', "env.AT: {binds} is no placeholder"),
+        (
+            'app = "a:b"\nhealth.liveness.exec = ["x", "{prot}"]',
+            "health.liveness.exec[1]: {prot} is no placeholder",
+        ),
+        ('app = "a:b"\nhooks.after_stop = ["x", "{nmae}"]', "hooks.after_stop[1]: {nmae} is no placeholder"),
         ("command = [\"awk\", '{print}', '{print $1}', '{\"a\": {}}']", ""),
         ('command = ["x"]\nenv = { FORMAT = "{name} {level} {message}", P = "{}" }', ""),
     ],
@@ -481,6 +486,56 @@ def test_near_miss_of_a_placeholder_is_a_warning_with_place_and_fix(
     assert [("pool.toml:" in str(each), named in str(each)) for each in config.warnings] == [
         (True, True)
     ] * bool(named)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            'bind = "unix:/run/a.sock"\nhealth.startup.exec = ["x", "{host}:{port}"]',
+            "health.startup.exec: unix:/run/a.sock has no host and port for {port} and {host}; take it out, or double",
+        ),
+        (
+            'bind = "unix:/run/a.sock"\nhooks.before_start = ["x", "{port}"]',
+            "hooks.before_start: unix:/run/a.sock has",
+        ),
+        (
+            'hooks.after_stop = ["x", "{bind}"]',
+            "hooks.after_stop: process:a has no host and port for {bind}; take it out",
+        ),
+        ('bind = "unix:/run/a.sock"\nhooks.before_start = ["x", "{bind}", "{{port}}"]', ""),
+        ('bind = ":1"\nhooks.before_start = ["x", "{host}"]', ""),
+    ],
+)
+def test_probe_or_hook_that_asks_for_a_missing_port_is_a_problem(
+    tmp_path: Path, keys: str, message: str
+) -> None:
+    config = load_text(tmp_path, f'[[server]]\nname = "a"\ncommand = ["x"]\n{keys}\n')
+    assert [message in str(each) for each in config.problems] == [True] * bool(message)
+
+
+def test_probes_and_hooks_of_the_defaults_that_need_an_address_are_for_servers_with_one(
+    tmp_path: Path,
+) -> None:
+    text = """
+[defaults]
+health = { liveness = { exec = ["check", "{port}"] }, readiness = { exec = ["ready"] } }
+hooks = { before_start = ["prepare", "{bind}"], after_stop = ["clear"] }
+[[server]]
+name = "a"
+command = ["x"]
+[[server]]
+name = "b"
+bind = ":1"
+command = ["x"]
+"""
+    config = load_text(tmp_path, text)
+    assert config.problems == []
+    a, b = config
+    assert (a.health.liveness, b.health.liveness.exec) == (None, ("check", "{port}"))
+    assert (a.hooks.before_start, a.hooks.after_stop, b.hooks.before_start) == (
+        None, ("clear",), ("prepare", "{bind}"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from poolctl.config.values.plain import (
     address_parts,
     binds_itself,
     exposed_url,
+    fill_placeholders,
     host_and_port,
     is_port,
     number_if_interpolated,
@@ -143,7 +144,22 @@ def test_program_binds_itself_if_it_gets_the_address_as_text() -> None:
     assert not binds_itself(None, {"AT": "{port}"}, "program")
     assert sorted(placeholders("{host}:{port}")) == ["{host}", "{port}"]
     assert (placeholders(3), placeholders("{x}")) == ([], [])
+    assert not binds_itself(["x", "{{port}}"], {"AT": "{{host}}"})
     assert (list(values_in({"a": 1})), list(values_in([1]))) == ([1], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("{port}", "80"), ("{{port}}", "{port}"), ("{{{port}}}", "{80}"), ("{{{{port}}}}", "{{port}}"),
+        ('{"a":{"b":{port}}}', '{"a":{"b":80}}'), ("{{port}", "{80"), ("{port}}", "80}"), ("{{port}}}", "{port}}"),
+        ("{port}{{port}}{port}", "80{port}80"), ("{{ .Name }} {{other}} {{}} {", "{{ .Name }} {{other}} {{}} {"),
+        ("${port}", "$80"), ("{text}", "{port}"),
+    ],
+)  # fmt: skip
+def test_placeholder_in_doubled_braces_is_literal_and_other_braces_stay(text: str, filled: str) -> None:
+    assert fill_placeholders(text, {"port": "80", "text": "{port}"}) == filled
+    assert bool(placeholders(text)) == ("80" in filled)
 
 
 @pytest.mark.parametrize(

@@ -610,6 +610,8 @@ def test_program_knows_the_server_and_its_last_line_is_reported() -> None:
     async def scenario() -> None:
         for script, problem in (
             ('test "$WHO" = web', ""),
+            ('test "{host} {port} {bind} {name}" = "127.0.0.1 8080 127.0.0.1:8080 web"', ""),
+            ("echo '{{host}} {fd} {}'; exit 1", "sh: exited with status 1: {host} {fd} {}"),
             ("echo one; echo two >&2; exit 3", "sh: exited with status 3: two"),
             ("kill -9 $$", "sh: killed by SIGKILL"),
             ("yes | head -c 50000000; exit 3", "sh: exited with status 3: y"),
