@@ -7,7 +7,15 @@ import sys
 
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.render import printable, relative_to_cwd
-from poolctl.config import LOCAL, ConfigNotFound, candidate_files, find_config, missing_file, platform_of
+from poolctl.config import (
+    LOCAL,
+    ConfigNotFound,
+    candidate_files,
+    default_file,
+    find_config,
+    missing_file,
+    platform_of,
+)
 from poolctl.control import pool_paths
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
@@ -91,12 +99,12 @@ def find_pool(request: CommandRequest, *, missing_ok: bool = False) -> PoolRef:
     try:
         files = find_config(paths, os.environ, cwd)
     except ConfigNotFound:
-        for pool in map(_pool_at, candidate_files(cwd)):
-            if _is_running_or_orphaned(pool):
-                if not missing_ok:
-                    _warn_of_missing(pool.files, request)
-                return pool
+        if running := _pool_without_file(cwd, request, missing_ok=missing_ok):
+            return running
         raise
+    is_file_gone = os.path.isdir(files[0]) and not default_file(files[0])
+    if is_file_gone and (running := _pool_without_file(files[0], request, missing_ok=missing_ok)):
+        return running
     pool = PoolRef(files, _pool_at(files[0]).directory)
     pool.platform = platform_of(files, os.environ)
     if pool.platform != LOCAL and request.verb not in _OF_FILES:
@@ -110,6 +118,14 @@ def find_pool(request: CommandRequest, *, missing_ok: bool = False) -> PoolRef:
             raise Failure(Outcome(errors=errors, exit_code=INVALID_CONFIGURATION))
         _warn_of_missing(missing, request)
     return pool
+
+
+def _pool_without_file(directory: str, request: CommandRequest, *, missing_ok: bool) -> PoolRef | None:
+    """The running pool of a file that was found in the directory when the pool started, but is gone; else None."""
+    running = next(filter(_is_running_or_orphaned, map(_pool_at, candidate_files(directory))), None)
+    if running is not None and not missing_ok:
+        _warn_of_missing(running.files, request)
+    return running
 
 
 def _is_missing(path: str) -> bool:

@@ -39,9 +39,8 @@ _MODULES = {
     "files.assemble": "Document read_documents variables_referenced_without_default",
     "files.marks": "Marks Stamp changed_files marks_of stamp_of",
     "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT PROCFILE PYPROJECT SUPERVISORD UNIT "
-    "candidate_files default_env_file find_config foreign_format missing_file platform_of read_env_files "
-    "read_regular_truncated "
-    "read_text variables_named_by_env_keys",
+    "candidate_files default_env_file default_file directory_of find_config foreign_format missing_file platform_of "
+    "read_env_files read_regular_truncated read_text variables_named_by_env_keys",
     "loader": "added_server load",
     "model.pool_tables": "EventsTable MetricsTable Tables secret_variable_names routes_of",
     "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",

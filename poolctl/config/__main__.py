@@ -108,7 +108,7 @@ class ConfigRequestHandler:
         A valid configuration is kept under `number` for later requests. With `env` None this process's environment is
         used. `access_log` is the default of http.access_log.
         """
-        from poolctl.config import Reading, Surroundings, load, marks_of
+        from poolctl.config import Reading, Surroundings, directory_of, load, marks_of
         from poolctl.errors import PoolError
 
         marks = marks_of(files)  # taken before reading, so that a change in between is found later
@@ -122,7 +122,7 @@ class ConfigRequestHandler:
         if len(self._kept) > MOST_KEPT:
             del self._kept[next(iter(self._kept))]
         settings = config.settings
-        surroundings = Surroundings(config.defaults, os.path.dirname(files[0]), settings.handlers)
+        surroundings = Surroundings(config.defaults, directory_of(files[0]), settings.handlers)
         return Reading(
             marks, [], settings.name, list(config), surroundings, settings.port_range, config.tables,
             _config_file_by_server(config), [each.to_dict() for each in config.env_file_problems()],

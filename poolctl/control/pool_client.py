@@ -76,9 +76,9 @@ def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
 
 def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
     """The path of a pool's control socket, even if none exists; see `connect`. Raises NoSupervisor for a wrong name."""
-    if config_or_name is None:
-        from poolctl.config import ConfigNotFound, find_config
+    from poolctl.config import ConfigNotFound, find_config
 
+    if config_or_name is None:
         try:
             first = find_config([], env, os.getcwd())[0]
         except ConfigNotFound as error:
@@ -88,7 +88,7 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
         or config_or_name.endswith((".toml", ".yaml", ".yml", ".json"))
         or os.path.exists(config_or_name)
     ):
-        first = os.path.abspath(config_or_name)
+        first = find_config([os.path.abspath(config_or_name)], env, "/")[0]
     else:
         named = pool_paths.named_pool_dir(env, config_or_name)
         if named is None:

@@ -12,6 +12,7 @@ import os
 import stat
 from hashlib import sha256
 
+from poolctl.config import default_file
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
 from poolctl.private_directory import (
@@ -41,7 +42,12 @@ BACKLOG = 512
 
 
 def pool_key(first_file: str) -> str:
-    """Return the key of the pool whose first file has this absolute path: 12 hexadecimal digits."""
+    """Return the key of the pool whose first file has this absolute path: 12 hexadecimal digits.
+
+    A directory has the key of the file that is found in it when none is named. Looks at the disk.
+    """
+    if os.path.isdir(first_file):
+        first_file = default_file(first_file) or first_file
     return sha256(os.fsencode(first_file)).hexdigest()[:12]
 
 

@@ -82,6 +82,24 @@ def test_a_directory_is_read_like_its_files_one_after_the_other(real_pool: RealP
     assert real_pool.run("-c", "empty", "list").code == 5
 
 
+@pytest.mark.capability
+def test_a_directory_is_the_pool_of_the_file_that_is_found_in_it(real_pool: RealPool) -> None:
+    real_pool.write("shop/pool.toml", '[[server]]\nname = "w"\ncommand = ["sleep", "600"]\n')
+    real_pool.write("shop/package.json", '{"name": "shop", "scripts": {}}')
+    real_pool.ok("-c", "shop", "start")
+    for path in ("shop/pool.toml", "./shop/", str(real_pool.directory / "shop")):
+        assert "running" in real_pool.ok("-c", path, "list").stdout, path
+    real_pool.write("shop/more.toml", '[[server]]\nname = "more"\ncommand = ["sleep", "600"]\n')
+    assert "running" in real_pool.ok("-c", "shop", "list").stdout, (
+        "files that are merged do not make it another pool"
+    )
+    (real_pool.directory / "shop" / "more.toml").unlink()
+    (real_pool.directory / "shop" / "pool.toml").unlink()
+    stopped = real_pool.ok("-c", "shop", "stop")
+    assert "no longer exists" in stopped.stderr
+    assert "1 server stopped: w" in stopped.stdout
+
+
 def test_relative_paths_are_relative_to_the_file_that_holds_them(real_pool: RealPool) -> None:
     for path in ("base/src/x", "base/work/x", "prod/e.env", "base/d.env"):
         real_pool.write(path, "")

@@ -14,6 +14,7 @@ from poolctl.cli.command_line import CHANGE_OPTIONS, Command, CommandRequest, Op
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask
+from poolctl.config import directory_of
 from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.json_form import Table
 
@@ -115,9 +116,7 @@ def server_tables_with_base_dir(request: CommandRequest, pool: PoolRef) -> tuple
     options = [o for o in ("server", *KEYS, "set") if request.get(o)]
     if file is None:
         first = pool.files[0] if pool.files else "."
-        return [_from_options(request)], os.path.abspath(
-            first if os.path.isdir(first) else os.path.dirname(first)
-        )
+        return [_from_options(request)], os.path.abspath(directory_of(first))
     if options:
         named = "NAME" if options[0] == "server" else f"--{KEYS.get(options[0], options[0])}"
         raise UsageError(f"{named} and -f cannot be combined", hint="put it into the file")

@@ -13,7 +13,12 @@ from poolctl.cli.command_line import Command, CommandRequest, Option, flag, outp
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.config import ServerConfig, maximum_pool_stop_seconds, variables_referenced_without_default
+from poolctl.config import (
+    ServerConfig,
+    directory_of,
+    maximum_pool_stop_seconds,
+    variables_referenced_without_default,
+)
 from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 from poolctl.feature import features
@@ -208,7 +213,7 @@ def _service_unit(pool: ServicePool, sockets: list[str], *, of_user: bool) -> st
         ("NotifyAccess", "all"),
         ("ExecStart", systemd_command_line([*pool.poolctl, *files, "run"])),
         ("ExecReload", systemd_command_line([*pool.poolctl, *files, "reload"])),
-        ("WorkingDirectory", escape_unit_value(os.path.dirname(pool.files[0]) or "/")),
+        ("WorkingDirectory", escape_unit_value(directory_of(pool.files[0]) or "/")),
         *([("User", escape_unit_value(pool.user))] if pool.user and not of_user else []),
         *(
             ("Environment", quote_unit_word(f"{name}={pool.env[name]}"))

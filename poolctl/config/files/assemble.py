@@ -122,15 +122,10 @@ def read_documents(
             files = []
             problems.append(problem)
         for file in files:
-            if (
-                file == path
-                or os.path.basename(file) != read_file.PYPROJECT
-                or read_file.has_poolctl_section(file)
-            ):
-                try:
-                    documents.append(Document(file, (texts or {}).get(file)))
-                except Problem as problem:
-                    problems.append(problem)
+            try:
+                documents.append(Document(file, (texts or {}).get(file)))
+            except Problem as problem:
+                problems.append(problem)
     return documents, problems
 
 

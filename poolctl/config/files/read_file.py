@@ -47,8 +47,8 @@ def find_config(
     """Absolute paths of the configuration files, symbolic links unresolved; later files override earlier ones.
 
     `paths` (from -c) take precedence over $POOLCTL_CONFIG, and both over files in the working directory. Given paths
-    need not exist, so that a running pool is found even if its file is gone. Raises ConfigNotFound if there is no file,
-    or if a given path is empty.
+    need not exist, so that a running pool is found even if its file is gone. A given directory is its configuration
+    file if it has only one. Raises ConfigNotFound if there is no file, or if a given path is empty.
     """
     cwd = os.getcwd() if cwd is None else cwd
     env = os.environ if env is None else env
@@ -56,10 +56,9 @@ def find_config(
     if named:
         if "" in named:
             raise ConfigNotFound("the configuration file's name is empty", "give -c FILE a path")
-        return [os.path.normpath(os.path.join(cwd, path)) for path in named]
-    for path in candidate_files(cwd):
-        if os.path.lexists(path) and (not path.endswith(PYPROJECT) or has_poolctl_section(path)):
-            return [path]
+        return [_only_file(os.path.normpath(os.path.join(cwd, path))) for path in named]
+    if found := default_file(cwd):
+        return [found]
     hint = f"`poolctl init` writes a {FILE_NAMES[0]}; or name one with -c FILE or $POOLCTL_CONFIG"
     if near := _near_miss(cwd):
         wanted = f"pool{os.path.splitext(near)[1].lower()}"
@@ -80,6 +79,26 @@ def _near_miss(cwd: str) -> str:
 def candidate_files(cwd: str) -> list[str]:
     """The absolute paths of possible configuration files in the directory `cwd`, by precedence."""
     return [os.path.normpath(os.path.join(cwd, name)) for name in (*FILE_NAMES, PYPROJECT)]
+
+
+def default_file(directory: str) -> str:
+    """The path of the configuration file that is found in a working directory, if none is named; "" without one."""
+    for path in candidate_files(directory):
+        if os.path.lexists(path) and (not path.endswith(PYPROJECT) or has_poolctl_section(path)):
+            return path
+    return ""
+
+
+def _only_file(path: str) -> str:
+    found = default_file(path) if os.path.isdir(path) else ""
+    with contextlib.suppress(ServerError):
+        return found if found and files_of(path) == [found] else path
+    return path
+
+
+def directory_of(path: str) -> str:
+    """The directory of a configuration file; a directory of files is its own."""
+    return path if os.path.isdir(path) else os.path.dirname(path)
 
 
 def has_poolctl_section(path: str) -> bool:
@@ -183,7 +202,11 @@ def kind_of(path: str) -> str:
 
 
 def files_of(path: str) -> list[str]:
-    """The path itself, or for a directory its configuration files in the order of their names. Raises Problem."""
+    """The path itself, or for a directory its configuration files in the order of their names. Raises Problem.
+
+    Where a directory has a pool.toml, or another file that is found by its name, files without a table of a pool belong
+    to other programs.
+    """
     if not os.path.isdir(path):
         return [path]
     try:
@@ -191,9 +214,33 @@ def files_of(path: str) -> list[str]:
     except OSError as error:
         raise _problem(path, f"cannot be listed: {error.strerror}", "fix its permissions") from error
     found = [os.path.join(path, name) for name in names if _suffix(name) in SUFFIXES]
+    found = [file for file in found if not file.endswith(f"/{PYPROJECT}") or has_poolctl_section(file)]
     if not found:
         raise _problem(path, "no configuration file in this directory", "put a pool.toml there")
-    return found
+    default = default_file(path)
+    return [file for file in found if not default or file == default or _seems_to_be_of_a_pool(file)]
+
+
+# How similar an unknown table's name must be to one of ours, to be reported and not taken for another program's.
+_MISSPELT = 0.8
+
+
+def _seems_to_be_of_a_pool(path: str) -> bool:
+    """Whether a file has a table of a pool, or one that is misspelt. True for an unreadable file, which is reported."""
+    from poolctl.config.files.parsers import parse
+    from poolctl.config.model.pool_tables import table_names
+    from poolctl.config.values.problems import similar
+
+    try:
+        data = parse(read_text(path), kind_of(path))
+    except (ServerError, ValueError):
+        return True
+    data = pyproject_section(data) if os.path.basename(path) == PYPROJECT else data
+    if not isinstance(data, dict):
+        return True
+    known = ("pool", "defaults", "server", *table_names())
+    tables = [key for key in map(str, data) if key in known or similar(key, known, 1, _MISSPELT)]
+    return bool(tables) and not foreign_format(path, data)
 
 
 def _suffix(name: str) -> str:

@@ -9,6 +9,7 @@ from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask_for
+from poolctl.config import directory_of
 from poolctl.control.client import NoSupervisor
 
 if TYPE_CHECKING:
@@ -48,6 +49,6 @@ def _send_without_supervisor(pool: PoolRef, names: list[str]) -> NotifyResult:
     from .table import Notify
 
     config = load(pool, allow_empty=True)
-    directory = os.path.dirname(pool.files[0])
+    directory = directory_of(pool.files[0])
     facts = NotificationContext(config.settings.name or os.path.basename(directory), os.environ, directory)
     return asyncio.run(send_test(config.tables.all(Notify), names, facts))

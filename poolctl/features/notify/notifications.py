@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from poolctl.config import Tables
+from poolctl.config import Tables, directory_of
 from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
 from poolctl.monitor.journal import JournalEvent
@@ -257,7 +257,7 @@ class Notifications(FeaturePart):
     def facts(self) -> NotificationContext:
         """Return the pool's current name, environment, directory and tags, all of which a reload may change."""
         pool = self._configuration
-        return NotificationContext(pool.name, pool.environment, os.path.dirname(pool.files[0]), self._tags)
+        return NotificationContext(pool.name, pool.environment, directory_of(pool.files[0]), self._tags)
 
     def _tags(self, server: str) -> Sequence[str]:
         entry = self.site.core.entries.get(server)

@@ -6,7 +6,7 @@ import os
 import sys
 
 from poolctl import bootstrap
-from poolctl.config import default_interpreter
+from poolctl.config import default_interpreter, directory_of
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.spawn import CompanionSpec
 
@@ -30,7 +30,7 @@ def companions(
     files: Sequence[str], directory: str, env: Mapping[str, str], withheld_variables: Sequence[str]
 ) -> dict[str, CompanionSpec]:
     """The programs to start with the keeper (see runner_registry): the logger and the default interpreter's zygote."""
-    interpreter = default_interpreter(os.path.dirname(files[0]), env)
+    interpreter = default_interpreter(directory_of(files[0]), env)
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", directory, isolated=True)
     programs = {

@@ -21,6 +21,7 @@ from poolctl.config.files.read_file import (
     EnvFileError,
     candidate_files,
     default_env_file,
+    directory_of,
     files_of,
     find_config,
     foreign_format,
@@ -188,6 +189,33 @@ def test_paths_are_absolute_and_links_stay_unresolved(
     monkeypatch.chdir(tmp_path)
     assert find_config(["./x/../pool.toml"]) == [os.path.join(os.getcwd(), "pool.toml")]
     assert find_config([], {}) == [os.path.join(os.getcwd(), "pool.toml")]
+
+
+@pytest.mark.parametrize(
+    ("beside", "files"),
+    [
+        ({}, ["pool.toml"]),
+        (
+            {"package.json": "{}", "mkdocs.yml": "site_name: x\n", "pyproject.toml": "[project]\n"},
+            ["pool.toml"],
+        ),
+        ({"docker-compose.yml": "services: {web: {image: x}}\n"}, ["pool.toml"]),
+        ({"more.toml": "[[server]]\n"}, ["more.toml", "pool.toml"]),
+        ({"more.toml": "[[sevrer]]\n", "b.json": "[]"}, ["b.json", "more.toml", "pool.toml"]),
+        ({"a.yaml": "gateway: {bind: ':1'}\n", "b.toml": "broken ["}, ["a.yaml", "b.toml", "pool.toml"]),
+        ({"pyproject.toml": "[tool.poolctl.pool]\n"}, ["pool.toml", "pyproject.toml"]),
+    ],
+)
+def test_directory_with_a_pool_file_has_no_files_of_other_programs(
+    tmp_path: Path, beside: dict[str, str], files: list[str]
+) -> None:
+    (tmp_path / "pool.toml").write_text("")
+    for name, text in beside.items():
+        (tmp_path / name).write_text(text)
+    assert [os.path.basename(file) for file in files_of(str(tmp_path))] == files
+    named = tmp_path if len(files) > 1 else tmp_path / "pool.toml"
+    assert find_config([str(tmp_path)]) == [str(named)]
+    assert directory_of(str(named)) == str(tmp_path)
 
 
 def test_a_named_file_need_not_be_there(tmp_path: Path) -> None:
