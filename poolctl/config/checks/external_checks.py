@@ -86,7 +86,7 @@ class ExternalChecks:
     def _check_server(self, server: ServerKeys) -> None:
         self._check_once(server, _check_directory, "cwd", server.cwd)
         if server.app_dir != server.cwd:
-            self._check_once(server, _check_directory, "app_dir", server.app_dir)
+            self._check_once(server, _check_import_path, "app_dir", server.app_dir)
         self.check_env_files(server)
         if server.user:
             self._check_once(server, _check_user, server.user)
@@ -216,6 +216,23 @@ def _check_directory(key: str, path: str) -> Found:
         return [], []
     what = "is not a directory" if os.path.exists(path) else "is not there"
     return [Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)], []
+
+
+def _check_import_path(key: str, path: str) -> Found:
+    return ([], []) if _is_in_archive(path) else _check_directory(key, path)
+
+
+def _is_in_archive(path: str) -> bool:
+    """Whether modules can be imported from this path because it is a ZIP archive, or a directory in one (zipimport)."""
+    import zipfile
+    import zipimport
+
+    try:
+        found = zipimport.zipimporter(path)
+        with zipfile.ZipFile(found.archive) as archive:
+            return any(name.startswith(found.prefix) for name in archive.namelist())
+    except (ImportError, OSError, zipfile.BadZipFile):
+        return False
 
 
 def _check_user(user: str) -> Found:

@@ -62,7 +62,7 @@ class ServerKeys(Section):
         "auto",
         "How the app is called; auto takes an app that requires two arguments for one of WSGI.",
     )
-    app_dir: FilePath = field(".", "The directory that goes first on the import path.")
+    app_dir: FilePath = field(".", "The directory, or ZIP archive, that goes first on the import path.")
     python: FilePath | None = field(
         None,
         "The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv next to "

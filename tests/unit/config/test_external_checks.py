@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import venv
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -178,6 +179,26 @@ def test_named_file_that_does_not_exist_is_reported(tmp_path: Path, line: str, t
     (text,) = outside(tmp_path, line)
     assert told in text
     assert "pool.toml:" in text
+
+
+@pytest.mark.parametrize(
+    ("app_dir", "problem"),
+    [
+        ("app.zip", ""), ("app.pyz/lib", ""), ("app.pyz", "there is no module 'shop'"),
+        ("app.pyz/gone", "app.pyz/gone is not there"), ("plain.zip", "plain.zip is not a directory"),
+    ],
+)  # fmt: skip
+def test_archive_is_a_directory_of_an_app_if_modules_can_be_imported_from_it(
+    tmp_path: Path, app_dir: str, problem: str
+) -> None:
+    (tmp_path / "plain.zip").write_text("no archive")
+    for name, module in (("app.zip", "shop.py"), ("app.pyz", "lib/shop.py")):
+        with open(tmp_path / name, "wb") as file:
+            file.write(b"#!/usr/bin/env python3\n" if name.endswith(".pyz") else b"")
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr(module, "async def app(scope, receive, send): ...\n")
+    found = outside(tmp_path, f'app = "shop:app"\napp_dir = "{app_dir}"', import_apps=True)
+    assert [problem in each for each in found] == [True] * bool(problem)
 
 
 def test_a_variable_of_an_env_file_that_is_not_set_is_a_warning_with_its_line(
