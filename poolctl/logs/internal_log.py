@@ -94,7 +94,7 @@ class InternalLog(logging.Handler):
     def _line(self, text: str) -> bytes:
         assert self.formatter is not None
         record = logging.LogRecord("poolctl", logging.WARNING, "", 0, text, None, None)
-        return f"{self.formatter.format(record)}\n".encode()
+        return f"{self.formatter.format(record)}\n".encode(errors="backslashreplace")
 
     def _write(self, line: bytes) -> None:
         sys.stderr.flush()

@@ -121,6 +121,7 @@ def _labels(labels: Labels) -> str:
 
 
 def _escaped(value: str) -> str:
+    value = value.encode(errors="replace").decode()  # bytes of a path that are not UTF-8 have no form here
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 

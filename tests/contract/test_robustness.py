@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +29,26 @@ def test_start_in_a_command_substitution_returns(real_pool: RealPool) -> None:
     assert "ended with 0" in done.stdout, done.stderr
     again = subprocess.run(["flock", "-n", "lock", "true"], cwd=real_pool.directory, timeout=60)
     assert again.returncode == 0
+
+
+@pytest.mark.capability
+def test_a_project_in_a_directory_whose_name_is_not_utf_8_runs(real_pool: RealPool, http_get: Any) -> None:
+    real_pool.directory = Path(os.fsdecode(os.fsencode(real_pool.directory) + b"/caf\xe9"))
+    port = real_pool.write_hello(extra='log = { path = "logs/web.log" }\nwatch = { include = ["*.html"] }')[
+        "web"
+    ]
+    with (real_pool.directory / "pool.toml").open("a") as file:
+        file.write('[[server]]\nname = "uds"\nbind = "unix:./a.sock"\napp = "hello:app"\n')
+    real_pool.ok("start")
+    assert http_get(port).status == 200
+    bind = f"unix:{real_pool.directory}/a.sock"
+    assert real_pool.ok("list", "uds", "-o", "json").json["items"][0]["bind"] == bind
+    assert real_pool.ok("list", bind, "-o", "name").stdout == "uds\n"
+    assert "caf\\udce9/a.sock" in real_pool.ok("list").stdout
+    real_pool.ok("restart")
+    done = real_pool.run("-c", "gone.toml", "-c", f"{real_pool.directory}/none.toml", "list")
+    assert (done.code, "Traceback" in done.stderr) == (5, False)
+    assert (real_pool.directory / "logs" / "web.log").stat().st_size
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ def _prefix(interpreter: str) -> str:
 
 def _read_settings(path: str) -> dict[str, str]:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             rows = [line.partition("=") for line in file]
     except OSError:
         return {}
@@ -211,7 +211,7 @@ def _read_settings(path: str) -> dict[str, str]:
 def _named_by_pth(site: str) -> Iterator[str]:
     for path in _paths_in_directory(site, end=".pth"):
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 lines = file.read().splitlines()
         except OSError:
             continue

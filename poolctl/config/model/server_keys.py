@@ -48,12 +48,12 @@ class ServerKeys(Section):
     """
 
     name: Name = required(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
-    bind: str = required(
+    bind: OsText = required(
         description="The address that it listens on, unique in the pool. A job has no address, nor has a program "
         "without a port.",
         derived=True,
     )
-    expose: str = required(
+    expose: OsText = required(
         description="The address that clients use: a URL. Left out: derived from bind and tls.", derived=True
     )
     app: Tree = field(None, 'The ASGI or WSGI application: "module:attribute".')

@@ -17,6 +17,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     WithJsonSchema,
+    WrapValidator,
 )
 from pydantic_core import CoreSchema, core_schema
 
@@ -167,6 +168,14 @@ def _checked_bind(text: str) -> str:
     return text
 
 
+_undecoded = re.compile("[\udc80-\udcff]")
+
+
+def _passing_undecoded_bytes(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Tree:
+    # pydantic's texts hold no surrogates, by which os.fsdecode stands for bytes that are not UTF-8.
+    return value if isinstance(value, str) and _undecoded.search(value) else validate(value)
+
+
 def _file_path(path: str) -> str:
     # The locale may have no encoding for this text: the path then has the bytes that it has in the file, UTF-8.
     return os.fsdecode(path.encode("utf-8", "surrogateescape"))
@@ -195,10 +204,11 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _from_text]
 Truth = Annotated[bool, BeforeValidator(truth_if_interpolated)]
 RequestLog = Annotated[bool | Literal["errors"], BeforeValidator(_request_log)]
 Text = Annotated[str, StringConstraints(min_length=1)]
+OsText = Annotated[str, WrapValidator(_passing_undecoded_bytes)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 FilePath = Annotated[
-    str,
-    StringConstraints(min_length=1),
+    Text,
+    WrapValidator(_passing_undecoded_bytes),
     AfterValidator(_file_path),
     Field(json_schema_extra={"format": "path"}),
 ]
@@ -206,9 +216,11 @@ Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
 Windows = Annotated[tuple[Text, ...], BeforeValidator(_validated_windows)]
 Schedule = Annotated[Text, AfterValidator(_schedule_times)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
-Patterns = Annotated[tuple[Text, ...], BeforeValidator(_list)]
-Bind = Annotated[str, AfterValidator(_checked_bind)]
-Argument = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_list)]
+Patterns = Annotated[
+    tuple[Annotated[Text, WrapValidator(_passing_undecoded_bytes)], ...], BeforeValidator(_list)
+]
+Bind = Annotated[OsText, AfterValidator(_checked_bind)]
+Argument = Annotated[tuple[OsText, ...], Field(min_length=1), BeforeValidator(_list)]
 
 PATH_PATTERN = r"^/[^\x00-\x20\x7f]*$"
 METHOD_PATTERN = r"^[A-Z]+$"
@@ -245,7 +257,7 @@ HeaderName = Annotated[str, StringConstraints(pattern=HEADER_PATTERN)]
 HeaderValue = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Headers = Annotated[dict[HeaderName, HeaderValue], AfterValidator(FrozenDict)]
 Labels = Annotated[dict[str, str], AfterValidator(FrozenDict)]
-Environment = Annotated[dict[str, str], BeforeValidator(_environment), AfterValidator(FrozenDict)]
+Environment = Annotated[dict[str, OsText], BeforeValidator(_environment), AfterValidator(FrozenDict)]
 
 
 class TruthOr:

@@ -148,7 +148,9 @@ class ExplainedRequest:
         self._named = self.headers.get("host", authority)
         self.host = normal_host(self._named)
         # As clients send it: characters not allowed in a URL are escaped.
-        self.path = quote(slash + path, safe="".join(map(chr, range(0x21, 0x7F)))) or "/"
+        self.path = (
+            quote(slash + path, safe="".join(map(chr, range(0x21, 0x7F))), errors="surrogateescape") or "/"
+        )
         self.normal = normal_path(self.path)
 
     def set_host_from_header(self, header: str) -> None:

@@ -150,8 +150,11 @@ class HaproxyProcessManager:
     async def _write_and_validate(self, setup: HaproxySetup) -> None:
         create_private_directory(self.directory)
         files = {
-            MAIN_FILE: setup.text.encode(),
-            **{name: text.encode() for name, text in setup.configuration.files.items()},
+            MAIN_FILE: setup.text.encode(errors="surrogateescape"),
+            **{
+                name: text.encode(errors="surrogateescape")
+                for name, text in setup.configuration.files.items()
+            },
             **setup.bundles,
             **setup.authorities,
         }

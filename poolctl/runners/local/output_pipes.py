@@ -194,7 +194,7 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         key, write = self.create_pipe(server)
         os.set_blocking(write, False)
         with contextlib.suppress(OSError):  # lines that exceed the pipe are dropped
-            os.write(write, "".join(f"{line}\n" for line in lines).encode())
+            os.write(write, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
         os.close(write)
         self.register_pipe(key, os.getpid())
         await self.wait_until_stored(key, _APPEND_SECONDS)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from poolctl.features.gateway.process.backends import balance
 from poolctl.features.gateway.process.backends.balance import BY_LOAD, ConsistentHash, policy_of
+from poolctl.features.gateway.process.backends.route_backends import sticky_value
 from poolctl.routing.route import POLICIES
 from tests.examples import examples
 
@@ -148,6 +149,12 @@ def test_consistent_hash_is_the_same_in_every_process() -> None:
     policy = ConsistentHash(hosts(1, 1, 1))
     found = "".join(host.key for n in range(12) if (host := policy.choose(f"10.0.0.{n}", anyone)))
     assert found == "acabcabccbab"
+
+
+def test_backend_below_a_path_that_is_not_utf_8_has_a_place_and_a_cookie() -> None:
+    backend = Host("unix:/caf\udce9/a.sock")
+    assert ConsistentHash([backend]).choose("10.0.0.1", anyone) is backend
+    assert sticky_value(backend.key) != sticky_value("unix:/caf/a.sock")
 
 
 def test_very_heavy_backends_keep_the_circle_small() -> None:

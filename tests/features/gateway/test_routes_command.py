@@ -157,6 +157,14 @@ def test_explanation_names_the_route_and_why_each_other_candidate_is_not_taken(p
     assert more == "and 1 of other hosts"
 
 
+@pytest.mark.usefixtures("routed")
+def test_explanation_of_a_path_that_is_not_utf_8_is_of_its_bytes(poolctl: Command) -> None:
+    assert (
+        "GET users.example.com/caf%E9 takes"
+        in poolctl("routes", "explain", "http://users.example.com/caf\udce9").out
+    )
+
+
 def test_explanation_names_excluded_routes_of_the_host_with_their_reasons(
     poolctl: Command, directory: Path
 ) -> None:

@@ -151,6 +151,13 @@ def in_a_pth_file(venv: Path, path: Path) -> dict[str, str]:
     return {}
 
 
+def in_a_pth_file_that_is_not_utf_8(venv: Path, path: Path) -> dict[str, str]:
+    there = path.parent / os.fsdecode(b"caf\xe9")
+    there.symlink_to(path)
+    (venv / "lib/python3.11/site-packages/a.pth").write_bytes(os.fsencode(there))
+    return {}
+
+
 def relative_in_a_pth_file(venv: Path, path: Path) -> dict[str, str]:
     there = os.path.relpath(path, venv / "lib/python3.11/site-packages")
     (venv / "lib/python3.11/site-packages/a.pth").write_text(f"{there}\n")
@@ -166,7 +173,14 @@ def in_python_home(venv: Path, path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name_it", [in_a_pth_file, relative_in_a_pth_file, in_the_environment, in_python_home]
+    "name_it",
+    [
+        in_a_pth_file,
+        in_a_pth_file_that_is_not_utf_8,
+        relative_in_a_pth_file,
+        in_the_environment,
+        in_python_home,
+    ],
 )
 def test_directory_that_is_put_on_the_path_counts(
     python: Path, tmp_path: Path, name_it: Callable[[Path, Path], dict[str, str]]

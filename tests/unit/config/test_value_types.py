@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from poolctl import ServerConfig
+from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, assert_named_with_its_fix, told
 
 WRONG: list[tuple[str, str, str]] = [
@@ -158,3 +160,22 @@ def test_value_out_of_range_is_named_with_what_is_allowed(
 )  # fmt: skip
 def test_value_at_the_edge_of_its_range_is_taken(tmp_path: Path, text: str) -> None:
     assert told(tmp_path, text) == ""
+
+
+def test_paths_arguments_and_variables_may_hold_bytes_that_are_not_utf_8() -> None:
+    there = "/srv/caf\udce9"
+    server = ServerConfig(
+        name="web",
+        bind="unix:a.sock",
+        command=[f"{there}/bin/web"],
+        cwd=there,
+        env={"HERE": there},
+        env_file=f"{there}/.env",
+        log={"path": f"{there}/web.log"},
+        watch={"include": [f"{there}/*.html"]},
+    )
+    assert (server.command, server.cwd, server.env) == ((f"{there}/bin/web",), there, {"HERE": there})
+    assert (server.env_file, server.log.path) == ((f"{there}/.env",), f"{there}/web.log")
+    assert server.watch.include == (f"{there}/*.html",)
+    with pytest.raises(PoolValidateError):
+        ServerConfig(name="web", bind=":1", app="a:b", cwd="/\ud800")

@@ -80,6 +80,12 @@ def test_text_format_is_parsed_by_prometheus_client_without_loss() -> None:
     assert found[0].documentation == 'How many; a \\ and a\nline and "quotes".'
 
 
+def test_path_that_is_not_utf_8_does_not_prevent_an_answer() -> None:
+    info = Family("shop_build", "info", "What it is.")
+    info.add(1, server="unix:/caf\udce9/a.sock")
+    assert 'server="unix:/caf?/a.sock"' in render([info]).encode().decode()
+
+
 def test_openmetrics_is_parsed_by_prometheus_client_without_loss() -> None:
     text = render(families(), openmetrics=True)
     assert text.endswith("# EOF\n")

@@ -183,4 +183,4 @@ def policy_of(name: str, candidates: Sequence[C], random: Random) -> Policy[C]:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "big")

@@ -128,7 +128,7 @@ def is_failure(outcome: RequestOutcome, status: int, rule: BreakerRule) -> bool:
 
 def sticky_value(key: str) -> str:
     """The value of sticky cookies for the backend with this key, which reveals nothing about the backend."""
-    return blake2b(key.encode(), digest_size=8).hexdigest()
+    return blake2b(key.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 class BackendVerdict(NamedTuple):
