@@ -10,11 +10,10 @@ import fcntl
 import math
 import os
 import re
-import select
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, sleep
 from typing import TypeVar
 
 from poolctl.cli.command_line import CommandRequest
@@ -28,13 +27,14 @@ from poolctl.control.server_answers import ServerDetails, ShowResult
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.json_form import Table
-from poolctl.logs.log_tail import DirectoryWatch
+from poolctl.logs.log_tail import ENTRIES, DirectoryWatch
 
 # Editors, checkouts and deployments write many files: one change ends after this time without writes.
 QUIET_SECONDS = 0.15
 # A change that does not end is applied after this time.
 LONGEST_SECONDS = 3.0
 _SHOWN_FILES = 3
+_POLL = 'watch = { poll = "1s" }'
 # A change of code replaces the processes of servers in these states; others use the new code when they start.
 _ALIVE = ("running", "starting", "backoff", "draining", "failed")
 
@@ -57,11 +57,8 @@ class PoolWatcher:
         self._say = say
         self._missed: Changed = {}
         self._files = [*(Client(pool.socket).ping().files or pool.files)]
-        try:
-            self._watch = DirectoryWatch()
-        except (OSError, AttributeError) as error:
-            hint = "watching needs inotify(7), a feature of Linux"
-            raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
+        self._watch: DirectoryWatch | PolledDirectories | None = None
+        self._poll_seconds: float | None = None
         self._sources = WatchSet(self._files, ())
         # Files may have changed while the pool started.
         self._is_late = self._query_servers_and_watch_files().changed is not None
@@ -79,30 +76,29 @@ class PoolWatcher:
         if now or self._is_late:
             yield from self._apply_configuration()
         yield from self._restart({})
-        poll = select.poll()
-        poll.register(self._watch.fd, select.POLLIN)
         while True:
-            poll.poll()
-            paths = self._wait_until_quiet(poll)
+            watch = self._watch_of(self._sources.poll_seconds)
+            watch.wait(None)
+            paths = self._wait_until_quiet(watch)
             if over() or not os.path.exists(self._pool.socket):
                 return
             yield from self._apply(paths)
 
-    def _wait_until_quiet(self, poll: select.poll) -> set[str] | None:
+    def _wait_until_quiet(self, watch: DirectoryWatch | PolledDirectories) -> set[str] | None:
         """Wait until writing pauses, or LONGEST_SECONDS; returns the changed paths, None if the kernel lost events."""
         deadline = monotonic() + LONGEST_SECONDS
         found: set[str] | None = set()
         while True:
-            more = self._watch.changed()
+            more = watch.changed()
             found = None if more is None or found is None else found | more
-            if not poll.poll(QUIET_SECONDS * 1000) or monotonic() > deadline:
+            if not watch.wait(QUIET_SECONDS) or monotonic() > deadline:
                 return found
 
     def _apply(self, paths: set[str] | None) -> Iterator[Result]:
         replaced: set[str] = set()
         if self._sources.detect_configuration_change():
             replaced = yield from self._apply_configuration()
-        changed = self._sources.changed_servers(paths)
+        changed = self._sources.changed_servers(paths) | self._sources.servers_with_replaced_paths()
         yield from self._restart({name: files for name, files in changed.items() if name not in replaced})
         if any(os.path.isdir(path) for path in paths or ()):
             self._query_servers_and_watch_files()
@@ -134,20 +130,40 @@ class PoolWatcher:
     def _query_servers_and_watch_files(self) -> ShowResult:
         """Ask the supervisor for its servers, watch their current files and directories, and return the answer."""
         shown = self._ask_catching_errors(ShowResult, "show", {})
-        self._sources = WatchSet(self._files, shown.items, self._sources)
+        if shown.items or not shown.errors:  # else the supervisor has not answered
+            self._sources = WatchSet(self._files, shown.items, self._sources)
+        watch = self._watch_of(self._sources.poll_seconds)
         new: list[str] = []
-        for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
-            try:
-                if self._watch.add_if_new(directory):
+        try:
+            for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
+                if _add_if_new(watch, directory):
                     new.append(directory)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    hint = "raise the limit: sysctl fs.inotify.max_user_watches=524288"
-                    message = f"too many directories to watch: {directory} and those after it"
-                    raise Failure(Outcome.failed(FAILED, message, hint)) from None
+            for directory in dict.fromkeys(self._sources.directories_of_links()):
+                _add_if_new(watch, directory, ENTRIES)
+        except OSError as error:
+            hint = f"raise the limit: sysctl fs.inotify.max_user_watches=524288; or write {_POLL}"
+            message = f"too many directories to watch: {error.filename} and those after it"
+            raise Failure(Outcome.failed(FAILED, message, hint)) from None
         # Code saved in a directory not watched yet, while a worker was starting.
         self._missed |= self._sources.newer_than_workers(new, self._since)
         return shown
+
+    def _watch_of(self, poll_seconds: float | None) -> DirectoryWatch | PolledDirectories:
+        """The watch with this interval of polling; None stands for inotify. Raises Failure if there is no inotify."""
+        if self._watch is not None and poll_seconds == self._poll_seconds:
+            return self._watch
+        if self._watch is not None:
+            self._watch.close()
+        self._poll_seconds = poll_seconds
+        if poll_seconds is not None:
+            self._watch = PolledDirectories(poll_seconds)
+            return self._watch
+        try:
+            self._watch = DirectoryWatch()
+        except (OSError, AttributeError) as error:
+            hint = f"watching needs inotify(7), a feature of Linux, or {_POLL}"
+            raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
+        return self._watch
 
     def _ask_catching_errors(
         self, kind: type[Answer], verb: str, options: dict[str, object], names: list[str] | None = None
@@ -163,6 +179,77 @@ class PoolWatcher:
         except ControlError as failure:
             code = failure.exit_code
             return kind(errors=(error(code, failure.message, failure.hint),), exit_code=code)
+
+
+def _add_if_new(
+    watch: DirectoryWatch | PolledDirectories, directory: str, changes: int | None = None
+) -> bool:
+    """Watch the directory if it exists; returns whether it is newly watched. Raises OSError if there are too many."""
+    try:
+        return watch.add_if_new(directory) if changes is None else watch.add_if_new(directory, changes)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            error.filename = directory
+            raise
+    return False
+
+
+class PolledDirectories:
+    """Finds changes in directories by looking at all their entries, every `interval_seconds`.
+
+    Some file systems report no changes of other machines: NFS, 9p, vboxsf, folders that Docker Desktop shares.
+    """
+
+    def __init__(self, interval_seconds: float) -> None:
+        self._interval_seconds = interval_seconds
+        self._entries: dict[str, dict[str, Stamp]] = {}
+        self._shallow: set[str] = set()  # directories whose files may be written
+        self._changed: set[str] = set()
+
+    def add_if_new(self, directory: str, changes: int = 0) -> bool:
+        """Look at this directory, too; returns whether that is new. With ENTRIES, files may be written unnoticed."""
+        is_new = directory not in self._entries
+        if is_new and changes == ENTRIES:
+            self._shallow.add(directory)
+        elif directory in self._shallow and changes != ENTRIES:
+            self._shallow.remove(directory)
+            is_new = True
+        if is_new:
+            self._entries[directory] = self._look_at(directory)
+        return is_new
+
+    def wait(self, seconds: float | None) -> bool:
+        """Block until something has changed, or for that long; returns whether something has."""
+        deadline = math.inf if seconds is None else monotonic() + seconds
+        while not self._changed and monotonic() < deadline:
+            sleep(min(self._interval_seconds, deadline - monotonic()))
+            self._compare()
+        return bool(self._changed)
+
+    def changed(self) -> set[str]:
+        """The paths changed since the last call."""
+        found, self._changed = self._changed, set()
+        return found
+
+    def close(self) -> None:
+        """Forget the directories."""
+        self._entries = {}
+
+    def _compare(self) -> None:
+        for directory, before in self._entries.items():
+            now = self._entries[directory] = self._look_at(directory)
+            names = {name for name, _ in before.items() ^ now.items()}
+            self._changed |= {os.path.join(directory, name) for name in names}
+
+    def _look_at(self, directory: str) -> dict[str, Stamp]:
+        is_shallow = directory in self._shallow
+        try:
+            with os.scandir(directory) as entries:
+                return {
+                    each.name: (each.inode(), 0, 0) if is_shallow else _stamp(each.path) for each in entries
+                }
+        except OSError:
+            return {}
 
 
 # Directories without code of the application.
@@ -191,6 +278,10 @@ class WatchSet:
         self._included: dict[str, list[re.Pattern[str]]] = {}
         self._excluded: dict[str, list[re.Pattern[str]]] = {}
         self._tops: list[str] = []
+        # Servers by the paths that a link or a renamed directory may lead elsewhere.
+        self._paths: dict[str, list[str]] = {}
+        polls = [(item.config.get("watch") or {}).get("poll") for item in items]
+        self.poll_seconds: float | None = min(filter(None, polls), default=None)
         self._placed = {
             item.name: min(times)
             for item in items
@@ -202,22 +293,38 @@ class WatchSet:
             referred += _referenced_files(config)
             for script in _scripts(config):
                 self._scripts.setdefault(script, []).append(item.name)
-            if directory := _code_directory(config):
-                self._code.setdefault(os.path.realpath(directory), []).append(item.name)
+            paths = [*_scripts(config, os.path.abspath)]
             watch = config.get("watch") or {}
             self._excluded[item.name] = [_expression(each) for each in watch.get("exclude") or ()]
+            if directory := _code_directory(config):
+                paths.append(directory)
+                top = os.path.realpath(directory)
+                if os.path.isfile(archive := _existing_part(top)):
+                    self._scripts.setdefault(archive, []).append(item.name)
+                else:
+                    self._code.setdefault(top, []).append(item.name)
+                    paths += _links_to_code(top)
             if not config.get("job"):
                 patterns = watch.get("include") or ()
                 self._included[item.name] = [_expression(each) for each in patterns]
-                self._tops += [_split_pattern(each)[0] for each in patterns]
+                tops = [_split_pattern(each)[0] for each in patterns]
+                self._tops += map(os.path.realpath, tops)
+                paths += tops
+            for path in dict.fromkeys(paths):
+                if not _matches(self._excluded[item.name], [path, _place(path)]):
+                    self._paths.setdefault(path, []).append(item.name)
         # Servers without configured env files may read one that does not exist yet.
         beside = [os.path.join(os.path.dirname(file), ".env") for file in files]
         self._named = list(dict.fromkeys([*files, *beside, *referred]))
         self._stamps: dict[str, Stamp] = self._file_stamps()
+        self._identities = {path: _identity(path) for path in self._paths}
         if before is not None:
             self._copy_state(before)
 
     def _copy_state(self, before: WatchSet) -> None:
+        self._identities |= {
+            path: before._identities[path] for path in self._paths if path in before._identities
+        }
         for path in [path for path in self._stamps if path not in before._stamps]:
             if os.path.dirname(path) in before._named:
                 del self._stamps[path]
@@ -236,6 +343,22 @@ class WatchSet:
         for top in dict.fromkeys([*self._code, *self._tops]):
             yield from code_directories(top)
 
+    def directories_of_links(self) -> Iterator[str]:
+        """Every directory with an entry that, if it is replaced, leads one of the paths elsewhere."""
+        for path in [*self._named, *self._paths]:
+            yield from map(os.path.dirname, _places_on(path))
+
+    def servers_with_replaced_paths(self) -> Changed:
+        """Map each server to those of its paths that lead elsewhere since the last check, and exist."""
+        found: Changed = {}
+        for path, names in self._paths.items():
+            now = _identity(path)
+            if now is not None and now != self._identities[path]:
+                self._identities[path] = now
+                for name in names:
+                    found.setdefault(name, []).append(path)
+        return found
+
     def detect_configuration_change(self) -> bool:
         """Whether the configuration or a referenced file has changed since the last check."""
         before, self._stamps = self._stamps, self._file_stamps()
@@ -249,10 +372,9 @@ class WatchSet:
             return {name: [] for names in watched for name in names}
         found: Changed = {}
         for path in sorted(paths):
-            places = {
-                os.path.realpath(path),
-                os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)),
-            }
+            places = {_place(path)}
+            if not (os.path.islink(path) and os.path.isdir(path)):  # in its directory nothing has changed
+                places.add(os.path.realpath(path))
             for name in dict.fromkeys(self._servers_of(path, places)):
                 if not _matches(self._excluded[name], places):
                     found.setdefault(name, []).append(path)
@@ -314,19 +436,19 @@ def _change_lines(changed: Changed) -> Iterator[str]:
 
 
 def _split_pattern(pattern: str) -> tuple[str, list[str]]:
-    """Split a file pattern into a directory, with links resolved, and the list of the parts after the directory.
+    """Split a file pattern into a directory, and the list of the parts after the directory.
 
     The list begins with the first part that has a wildcard, or with the last part if no part has a wildcard.
     """
     parts = pattern.split("/")
     first = next((at for at, part in enumerate(parts) if "*" in part or "?" in part), len(parts) - 1)
-    return os.path.realpath("/".join(parts[:first]) or "/"), parts[first:]
+    return "/".join(parts[:first]) or "/", parts[first:]
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
     """A file pattern as a regular expression for the matching paths and all paths below them."""
     top, parts = _split_pattern(pattern)
-    text = re.escape(top.rstrip("/"))
+    text = re.escape(os.path.realpath(top).rstrip("/"))
     for part in parts:
         if part == "**":
             text += "(?:/[^/]+)*"
@@ -368,19 +490,73 @@ def _is_python_command(config: Table) -> bool:
     return first.startswith(b"#!") and b"python" in first
 
 
-def _scripts(config: Table) -> Iterator[str]:
-    """The scripts that the server's command names, as absolute paths; only those below its working directory.
+def _scripts(config: Table, resolve: Callable[[str], str] = os.path.realpath) -> Iterator[str]:
+    """The scripts that the server's command names, as resolved paths; only those below its working directory.
 
     The program itself counts as a script if it is given as a path. A job has none, because it is not restarted.
     """
     if not config.get("command") or config.get("job"):
         return
-    top = os.path.realpath(str(config.get("cwd") or ""))
+    top = resolve(str(config.get("cwd") or ""))
     for at, word in enumerate(config["command"]):
-        path = os.path.realpath(os.path.join(top, str(word)))
+        path = resolve(os.path.join(top, str(word)))
         named = (at == 0 and "/" in str(word)) or path.endswith(SCRIPTS)
         if named and path.startswith(top.rstrip("/") + "/"):
             yield path
+
+
+# As many as the kernel follows (path_resolution(7)).
+_MOST_LINKS = 40
+
+
+def _places_on(path: str) -> Iterator[str]:
+    """Each symbolic link that is followed to reach the path, and where the path leads, all in real directories."""
+    here, parts, links = "/", path.split("/")[::-1], 0
+    while parts and links <= _MOST_LINKS:
+        part = parts.pop()
+        if part == "..":
+            here = os.path.dirname(here)
+        elif part not in ("", "."):
+            place = os.path.join(here, part)
+            try:
+                target = os.readlink(place)
+            except OSError:
+                here = place
+                continue
+            yield place
+            links += 1
+            here = "/" if target.startswith("/") else here
+            parts += target.split("/")[::-1]
+    yield here
+
+
+def _place(path: str) -> str:
+    """The path in a real directory; a link is not followed."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def _identity(path: str) -> tuple[str, Stamp] | None:
+    """The file or directory to which the path leads, other than by its content; None if there is none."""
+    stamp = _stamp(path)
+    return None if stamp is None else (os.path.realpath(path), stamp if os.path.isdir(path) else None)
+
+
+def _existing_part(path: str) -> str:
+    """The path, or the first of the directories and files above it that exists."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _links_to_code(top: str) -> Iterator[str]:
+    """The symbolic links below the directory that are code, or lead to a directory that may hold code."""
+    for directory in code_directories(top):
+        with suppress(OSError), os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_symlink() and (
+                    _is_code(entry.path) or (entry.is_dir() and _may_hold_code(entry.path))
+                ):
+                    yield entry.path
 
 
 def _stamp(path: str) -> Stamp:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import stat
 import struct
 import time
@@ -174,6 +175,8 @@ def _joined(pieces: list[bytes]) -> bytes:
 
 
 _CHANGES = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY, ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE
+# IN_MASK_ADD and MOVED_FROM, MOVED_TO, CREATE, DELETE: not what is written in a file.
+ENTRIES = 0x20000000 | 0x40 | 0x80 | 0x100 | 0x200
 REMOVALS = 0x200 | 0x400 | 0x800  # IN_DELETE, DELETE_SELF, MOVE_SELF
 _EVENT = struct.Struct("iIII")
 _EVENTS_BYTES = 64 * 1024
@@ -195,8 +198,18 @@ class DirectoryWatch:
         """Watch a directory; returns whether it is newly watched. Raises OSError (FileNotFoundError if missing)."""
         number = checked(c_library().inotify_add_watch(self.fd, os.fsencode(directory), changes))
         is_new = number not in self._directories
+        if is_new and directory in self._directories.values():
+            self._forget_replaced(directory)
         self._directories[number] = directory
         return is_new
+
+    def _forget_replaced(self, directory: str) -> None:
+        """Stop watching a directory, and those in it, that have been renamed and have no name that is known."""
+        for number, path in self._directories.items():
+            if path == directory or path.startswith(f"{directory}/"):
+                self._directories[number] = ""
+                with contextlib.suppress(OSError):  # it may have been removed
+                    checked(c_library().inotify_rm_watch(self.fd, number))
 
     def changed(self) -> set[str] | None:
         """The paths changed since the last call; None if there were too many. Does not block."""
@@ -211,9 +224,16 @@ class DirectoryWatch:
             if number not in self._directories:
                 return None
             name = events[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0")
-            found.add(os.path.join(self._directories[number], os.fsdecode(name)))
+            if directory := self._directories[number]:
+                found.add(os.path.join(directory, os.fsdecode(name)))
             at += _EVENT.size + length
         return found
+
+    def wait(self, seconds: float | None) -> bool:
+        """Block until something has changed, or for that long; returns whether something has."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return bool(poll.poll(None if seconds is None else seconds * 1000))
 
     def close(self) -> None:
         """Stop watching."""

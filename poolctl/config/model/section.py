@@ -691,6 +691,11 @@ class Watch(Section):
         (), 'Files besides code, such as "*.html" or "templates/**"; ** matches any number of directories.'
     )
     exclude: Patterns = field((), "Files and directories whose changes are ignored.")
+    poll: Positive | None = field(
+        None,
+        "How often all watched files are looked at, for file systems that do not report changes to inotify(7). The "
+        "shortest interval of all servers counts.",
+    )
 
 
 class Log(Section):

@@ -50,6 +50,29 @@ def test_new_code_is_served_and_broken_code_is_reported(
     assert running.wait(60) == 0
 
 
+@pytest.mark.capability
+@pytest.mark.parametrize("watch", ["", 'watch = { poll = "100ms" }'], ids=["inotify", "polled"])
+def test_release_that_a_link_is_switched_to_is_served(
+    real_pool: RealPool, http_get: Callable[..., Any], watch: str
+) -> None:
+    port = real_pool.write_hello(extra=f'app_dir = "current"\n{watch}')["web"]
+    (real_pool.directory / "hello.py").unlink()
+    for number in (1, 2):
+        real_pool.write(
+            f"releases/{number}/hello.py", HELLO_APP.replace("hello from", f"release {number} at")
+        )
+    (real_pool.directory / "current").symlink_to("releases/1")
+    running = real_pool.spawn("run", "--watch")
+    read_until(running, "Ctrl-C to stop")
+    assert http_get(port).text == f"release 1 at {port}"
+    (real_pool.directory / "new").symlink_to("releases/2")
+    (real_pool.directory / "new").rename(real_pool.directory / "current")
+    assert "web: current changed, restarting\n" in read_until(running, "changed, restarting")
+    wait_until(lambda: http_get(port).text == f"release 2 at {port}")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 0
+
+
 def test_code_saved_while_its_server_starts_is_served(
     real_pool: RealPool, http_get: Callable[..., Any]
 ) -> None:

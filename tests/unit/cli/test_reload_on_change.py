@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -221,6 +222,158 @@ def test_watch_includes_and_excludes_files_by_patterns(watching: Watching, direc
             wait_until(lambda count=count: len(pool.reports) == count)
             assert pool.lines[-1] == line
     assert len(pool.orders) == 4
+
+
+POLLED = {"watch": {"poll": 0.02}}
+
+
+def switch(link: Path, target: str) -> None:
+    """Lead the link elsewhere, as deployments do: at no time is there none."""
+    (link.parent / "new").symlink_to(target)
+    (link.parent / "new").rename(link)
+
+
+def release(directory: Path) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "app.py").write_text("x = 1\n")
+    return directory
+
+
+@pytest.mark.parametrize("keys", [{}, POLLED], ids=["inotify", "polled"])
+@pytest.mark.parametrize(
+    ("link", "app_dir"),
+    [
+        ("current", "current"),
+        ("current", "current/src"),
+        ("stable", "current"),
+        ("srv/current", "srv/current/src"),
+    ],
+    ids=["the directory", "above it", "a link to a link", "in another directory"],
+)
+def test_link_that_is_switched_to_another_release_is_changed_code(
+    watching: Watching, directory: Path, link: str, app_dir: str, keys: dict[str, Any]
+) -> None:
+    for number in (1, 2):
+        release(directory / f"releases/{number}")
+        release(directory / f"releases/{number}/src")
+    (directory / "srv").mkdir()
+    (directory / "other").mkdir()
+    up = "../" * link.count("/")
+    (directory / link).symlink_to(f"{up}releases/1")
+    if link == "stable":
+        (directory / "current").symlink_to(directory / "stable")
+    with watching(shown("web", directory / app_dir, **keys), shown("api", directory / "other")) as pool:
+        switch(directory / link, f"{up}releases/2")
+        wait_until(lambda: pool.reports)
+        assert pool.lines == [f"web: {app_dir} changed, restarting"]
+        wait_until(lambda: pool.requests[-1][0] == "show")
+        switch(directory / link, f"{up}releases/1")
+        wait_until(lambda: len(pool.reports) == 2)
+    assert pool.orders == [("restart", ["web"])] * 2
+
+
+@pytest.mark.parametrize("keys", [{}, POLLED], ids=["inotify", "polled"])
+def test_directory_that_is_replaced_by_another_of_its_name_is_changed_code(
+    watching: Watching, directory: Path, keys: dict[str, Any]
+) -> None:
+    old = release(directory / "app" / "inner").parent
+    (old / "inner" / "gone.py").write_text("x = 1\n")
+    release(directory / "app.new" / "inner")
+    worker = {"id": "web.1.0", "phase": "ready", "placed_at": time.time()}
+    with watching(shown("web", old, **keys) | {"worker_list": [worker]}) as pool:
+        old.rename(directory / "app.old")
+        (directory / "app.new").rename(old)
+        wait_until(lambda: pool.reports)
+        (directory / "app.old" / "inner" / "gone.py").unlink()
+        (old / "inner" / "app.py").write_text("x = 22\n")
+        wait_until(lambda: len(pool.reports) > 1)
+    assert pool.lines[0] == "web: app changed, restarting"
+    assert {*pool.lines[1:]} == {"web: app/inner/app.py changed, restarting"}
+
+
+@pytest.mark.usefixtures("one_batch")
+def test_files_that_kubernetes_mounts_are_changed_by_a_switched_link(
+    watching: Watching, directory: Path
+) -> None:
+    for number in (1, 2):
+        (release(directory / f"code/..{number}") / "pool.toml").write_text(f'[pool]\nname = "p{number}"\n')
+    (directory / "code" / "..data").symlink_to("..1")
+    (directory / "code" / "app.py").symlink_to("..data/app.py")
+    (directory / "pool.toml").unlink()
+    (directory / "pool.toml").symlink_to("code/..data/pool.toml")
+    with watching(shown("web", directory / "code")) as pool:
+        switch(directory / "code" / "..data", "..2")
+        wait_until(lambda: len(pool.reports) == 2)
+    assert pool.orders == [("reload", []), ("restart", ["web"])]
+    assert pool.lines == ["web: code/app.py changed, restarting"]
+
+
+def test_archive_that_is_replaced_is_changed_code(watching: Watching, directory: Path) -> None:
+    (directory / "app.pyz").write_bytes(b"1")
+    with watching(shown("web", directory / "app.pyz" / "lib")) as pool:
+        (directory / "app.pyz").write_bytes(b"22")
+        wait_until(lambda: len(pool.reports) == 1)
+        (directory / "new").write_bytes(b"333")
+        (directory / "new").rename(directory / "app.pyz")
+        wait_until(lambda: len(pool.reports) == 2)
+    assert pool.orders == [("restart", ["web"])] * 2
+
+
+def test_script_and_included_files_below_a_switched_link_are_changed(
+    watching: Watching, directory: Path
+) -> None:
+    for number in (1, 2):
+        release(directory / f"releases/{number}/templates")
+        (directory / f"releases/{number}/serve").write_text("x")
+    (directory / "current").symlink_to("releases/1")
+    pattern = {"include": [f"{directory}/current/templates/*.html"]}
+    servers = [
+        program("own", directory, "current/serve"),
+        item("files", config={"command": ["nginx"], "watch": pattern}),
+        item("not", config={"command": ["nginx"], "watch": {**pattern, "exclude": [f"{directory}/current"]}}),
+    ]
+    with watching(*servers) as pool:
+        switch(directory / "current", "releases/2")
+        wait_until(lambda: pool.reports)
+    assert pool.orders == [("restart", ["own", "files"])]
+    assert pool.lines == [
+        "own: current/serve changed, restarting",
+        "files: current/templates changed, restarting",
+    ]
+
+
+def test_link_to_nothing_changes_nothing_until_it_leads_somewhere(
+    watching: Watching, directory: Path
+) -> None:
+    release(directory / "releases/1")
+    release(directory / "releases/2")
+    (directory / "current").symlink_to("releases/1")
+    with watching(shown("web", directory / "current"), shown("api", directory / "releases")) as pool:
+        (directory / "current").unlink()
+        (directory / "releases" / "marker.py").write_text("x")
+        wait_until(lambda: len(pool.reports) == 1)
+        assert pool.orders == [("restart", ["api"])]
+        (directory / "current").symlink_to("releases/2")
+        wait_until(lambda: len(pool.reports) == 2)
+    assert pool.orders[1] == ("restart", ["web"])
+
+
+def test_files_are_polled_where_nothing_reports_changes(
+    watching: Watching, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(reload_on_change, "DirectoryWatch")
+    pattern = {"include": [f"{directory}/*.html"], "poll": 0.02}
+    with watching(shown("web", directory, watch=pattern), shown("api", directory)) as pool:
+        (directory / "page.html").write_text("x")
+        wait_until(lambda: len(pool.reports) == 1)
+        (directory / "app.py").write_text("x")
+        wait_until(lambda: len(pool.reports) == 2)
+        (directory / "app.py").unlink()
+        wait_until(lambda: len(pool.reports) == 3)
+        (directory / "pool.toml").write_text('[pool]\nname = "p"\n')
+        wait_until(lambda: len(pool.reports) == 4)
+    both = ("restart", ["web", "api"])
+    assert pool.orders == [("restart", ["web"]), both, both, ("reload", [])]
 
 
 def program(name: str, directory: Path, *command: str, **config: Any) -> dict[str, Any]:
