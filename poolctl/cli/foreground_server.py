@@ -180,6 +180,7 @@ def run_server_in_foreground(request: CommandRequest) -> NoReturn:
             raise UsageError(f"--debug and {said} cannot be combined", hint="poolctl run --debug NAME")
     server = prepare_single_server(request, find_pool(request), "poolctl run --debug")
     foreground = ForegroundServer.with_open_listeners(server)
+    foreground.spec.pop("stdin", None)  # the terminal has no end either, and can be read
     # Developers want to see requests, in uvicorn's own format.
     foreground.spec["uvicorn"]["access_log"] = not request.get("no_access_log")
     if not request.quiet:

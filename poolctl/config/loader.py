@@ -87,7 +87,9 @@ def load(
 
 # A server's app overrides a command in the defaults instead of contradicting it, and vice versa.
 APP_KEYS = frozenset({"app", "factory", "handler_key", "tls"})
-COMMAND_KEYS = frozenset({"command", "socket", "notify", "job", "every", "stop_signal", "stop_group"})
+COMMAND_KEYS = frozenset(
+    {"command", "socket", "stdin", "notify", "job", "every", "stop_signal", "stop_group"}
+)
 
 # Keys that a scheduled job cannot have; in the defaults they apply to the other servers.
 NOT_FOR_SCHEDULES = frozenset({"hooks", "mandatory"})
@@ -111,7 +113,7 @@ class Defaults:
         if "command" in trial:
             trial.pop("app")
         else:
-            for key in ("stop_signal", "stop_group"):  # they apply only to servers with a command
+            for key in ("stdin", "stop_signal", "stop_group"):  # they apply only to servers with a command
                 trial.pop(key, None)
         trial.setdefault("bind", "unix:/defaults" if trial.keys() & SOCKET_FILE_KEYS else "127.0.0.1:1")
         for key in ("job", "every", "ready_after"):

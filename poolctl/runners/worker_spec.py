@@ -62,6 +62,7 @@ def worker_spec(
         "uvicorn": uvicorn_settings(server) | {"access_log": False},
         "requests": _request_logging(server),
         "limits": connection_limits(server),
+        **({"stdin": "open"} if server.stdin == "open" else {}),
         "drain_seconds": server.drain_timeout,
         "stop_seconds": stop_seconds(server),
         "idle_seconds": server.idle_seconds,
@@ -84,6 +85,7 @@ def hook_config(server: ServerConfig, hook: str) -> ServerConfig:
         job=False,
         notify=False,
         preload=False,
+        stdin="null",
         stop_signal=None,
         tls=False,
     )

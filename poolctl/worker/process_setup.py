@@ -165,6 +165,8 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
     """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     apply_spec(spec)
+    if spec.get("stdin") == "open":
+        _open_endless_input()
     if spec.get("ends_with_parent"):
         end_with_parent()  # after the change of the user, which resets it
     if "index" in spec:
@@ -179,6 +181,22 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
     except OSError as error:
         print(f"cannot run {spec['argv'][0]!r}: {error.strerror}", file=sys.stderr, flush=True)
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def _open_endless_input() -> None:
+    """Make descriptor 0 a pipe without data and without an end. Raises SetupFailed.
+
+    The descriptor reads and writes (fifo(7)): the pipe has a writer as long as it has a reader, whatever happens to
+    other processes. Another user's server could write to a pipe that they shared.
+    """
+    read, write = os.pipe()
+    try:
+        both = os.open(f"/proc/self/fd/{read}", os.O_RDWR)
+    except OSError as error:
+        raise _failed("cannot open a pipe as its standard input", error) from error
+    os.dup2(both, 0)
+    for fd in (read, write, both):
+        os.close(fd)
 
 
 def move_descriptors_and_close_others(fds: list[int], output: int, first: int = FIRST_FD) -> None:

@@ -436,6 +436,28 @@ def test_program_without_a_port_is_not_ready_before_it_has_run_for_its_time(
     assert real_pool.items()["queue"]["ready"]
 
 
+def test_program_with_an_open_input_runs_where_one_without_ends_at_once(real_pool: RealPool) -> None:
+    real_pool.write(
+        "pool.toml",
+        """
+        [[server]]
+        name = "ends"
+        job = true
+        command = ["cat"]
+
+        [[server]]
+        name = "stays"
+        command = ["cat"]
+        stdin = "open"
+        ready_after = "100ms"
+        """,
+    )
+    real_pool.ok("start")
+    items = real_pool.items()
+    assert (items["ends"]["state"], items["stays"]["state"]) == ("completed", "running")
+    assert real_pool.ok("show", "stays", "-o", "json").json["items"][0]["config"]["stdin"] == "open"
+
+
 @pytest.mark.slow
 def test_too_many_deaths_are_failed(pool: RealPool, run: Serve, until: Any) -> None:
     port = run('restart = { limit = 2, backoff = { initial = "10ms" } }')

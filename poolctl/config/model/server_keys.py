@@ -86,6 +86,9 @@ class ServerKeys(Section):
         'The user, or "user:group", that the file of a Unix socket belongs to. Left out: the user that the server runs '
         "as.",
     )
+    stdin: Literal["null", "open"] = field(
+        "null", "The standard input of a command: /dev/null, or a pipe that never ends."
+    )
     notify: Truth = field(False, "The command reports READY=1 on NOTIFY_SOCKET when it is ready.")
     ready_after: Duration = field(
         1.0, "How long a program without a port, a probe and notify has to run until it is ready."
@@ -299,7 +302,7 @@ class ServerKeys(Section):
         if not self.listens:
             del found["bind"], found["expose"]
         if not self.command:
-            del found["stop_group"]
+            del found["stop_group"], found["stdin"]
         if self.address.kind != "unix":
             del found["socket_mode"]
         if not self.is_ready_by_running:

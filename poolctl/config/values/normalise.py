@@ -477,6 +477,7 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
             ("notify", True, "true"),
             ("job", True, "true"),
             ("socket", "program", '"program"'),
+            ("stdin", "open", '"open"'),
         ):
             if table.get(key) == value:
                 yield Finding((key,), f"{key} = {text} needs a command", 'add command = ["prog", …]')

@@ -184,6 +184,7 @@ OTHER_TOOLS = {
         "restart = { limit = N }": "startretries",
         'stop_timeout = "10s"': "stopwaitsecs killtimeout stopgraceperiod timeoutstopsec",
         'stop_signal = "SIGINT"': "killsignal",
+        'stdin = "open"': "stdinopen",
         'stop_group = "together"': "stopasgroup",
         'stop_group = "after", "together" or "leader"': "killmode",
         "take it out: the rest of a process group is killed at stop_timeout": "killasgroup",

@@ -29,7 +29,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 READ = (
     "command", "entrypoint", "build", "image", "ports", "environment", "env_file", "depends_on", "healthcheck",
     "restart", "deploy", "scale", "stop_grace_period", "stop_signal", "user", "labels", "profiles", "expose",
-    "mem_limit", "container_name", "init", "tty", "stdin_open", "networks",
+    "mem_limit", "container_name", "init", "tty", "networks",
 )  # fmt: skip
 # Variables of a Dockerfile that concern the container itself.
 OF_CONTAINERS = ("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "DEBIAN_FRONTEND", "VIRTUAL_ENV", "HOME")
@@ -165,6 +165,9 @@ class _Reader:
                 del labels[name]
             if labels:
                 server.set("labels", labels)
+        elif key == "stdin_open":
+            if value is True and "command" in server.keys:
+                server.set("stdin", "open")
         elif key == "profiles":
             server.set("tags", [re.sub(r"[\s,]+", "-", str(each)) for each in value])
             server.set("disabled", True)

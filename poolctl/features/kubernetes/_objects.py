@@ -220,6 +220,7 @@ def _pod_spec(
     container: dict[str, object] = {
         "name": "server",
         "image": server.image or settings.image,
+        **({"stdin": True} if server.stdin == "open" else {}),
         **_command_and_probes(server, delay_seconds, port),
         "workingDir": settings.directory,
         **({"envFrom": [{"secretRef": {"name": name}} for name in secrets]} if secrets else {}),

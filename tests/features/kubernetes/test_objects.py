@@ -450,6 +450,17 @@ def test_paths_and_handlers_are_those_of_the_image(tmp_path: Path) -> None:
     assert [found["server"][0][key] for key in ("app_dir", "cwd")] == ["/srv", "/elsewhere"]
 
 
+def test_open_input_of_a_command_is_that_of_its_container() -> None:
+    pool = SharedSettings("shop", Kubernetes(image="i"))
+    inputs = []
+    for keys in ({}, {"stdin": "open"}):
+        server = ServerConfig(name="a", command=["x"], **keys)
+        (deployment,) = (each for each in objects_of(server, pool) if each["kind"] == "Deployment")
+        inputs.append(deployment["spec"]["template"]["spec"]["containers"][0].get("stdin"))
+        assert "stdin" not in pod_configuration(server, pool)["server"][0]
+    assert inputs == [None, True]
+
+
 def test_command_is_stopped_in_the_pod_as_in_the_file() -> None:
     keys = {"command": ["sh", "-c", "cd x && y"], "stop_group": "together", "stop_timeout": 5}
     found = pod_configuration(ServerConfig(name="a", **keys), SharedSettings("shop", Kubernetes(image="i")))

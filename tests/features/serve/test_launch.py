@@ -80,6 +80,19 @@ def test_children_of_a_command_are_asked_to_end_too(
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("stop_group", ["after", "leader"])
+def test_command_with_an_open_input_does_not_see_the_end_of_that_of_serve(
+    real_pool: RealPool, stop_group: str
+) -> None:
+    program = "import select; print(select.select([0], [], [], 0)[0])"
+    command = [sys.executable, "-c", program]
+    real_pool.write("pool.toml", server("it", command=command, stdin="open", stop_group=stop_group))
+    assert real_pool.run("serve").stdout == "[]\n"
+    real_pool.write("pool.toml", server("it", command=command, stop_group=stop_group))
+    assert real_pool.run("serve").stdout == "[0]\n"
+
+
+@pytest.mark.integration
 def test_command_ends_with_a_process_that_is_killed(real_pool: RealPool, until: Any) -> None:
     real_pool.write("pool.toml", server("it", command=["sleep", "60"]))
     process = real_pool.spawn("serve")

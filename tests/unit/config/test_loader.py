@@ -347,7 +347,7 @@ NOT_SOON = (
          ['2:1: defaults.tls.cert: 5 is not allowed here; expected a string: put it in quotes: "…"']),
         ("[defaults.tls]\ncert = 5\n" + table("a", 1, 'tls = { cert = "a.pem" }\n') + table("b", 2, "tls = 7\n"),
          ['2:1: defaults.tls.cert: 5 is not allowed here; expected a string: put it in quotes: "…"', NOT_TLS]),
-        ('[defaults]\nstop_signal = "SIGINT"\nstop_group = "together"\n' + table("a", 1), []),
+        ('[defaults]\nstdin = "open"\nstop_signal = "SIGINT"\nstop_group = "together"\n' + table("a", 1), []),
         ('[defaults]\ncommand = ["x"]\nscale = { min = 0 }\n[[server]]\nname = "a"\nbind = ":1"\n', []),
         ('[defaults]\nscale = { min = 2 }\n' + table("a", 1, "scale = { max = 1 }\n"),
          ["7:11: server[0].scale.max: scale.max = 1 is below scale.min = 2; raise scale.max, or lower scale.min"]),
@@ -405,12 +405,13 @@ def test_certificate_of_a_server_is_merged_with_that_of_the_defaults(
 def test_programs_of_the_defaults_keep_their_keys_for_programs_alone(tmp_path: Path) -> None:
     text = (
         '[defaults]\ncommand = ["x"]\nstop_signal = "SIGINT"\nstop_group = "leader"\nnotify = true\n'
+        'stdin = "open"\n'
         '[[server]]\nname = "a"\nbind = ":1"\n' + table("b", 2)
     )
     first, second = load_text(tmp_path, text)
-    keys = ("command", "stop_signal", "stop_group", "notify")
-    assert [getattr(first, key) for key in keys] == [("x",), "SIGINT", "leader", True]
-    assert [getattr(second, key) for key in keys] == [None, None, "after", False]
+    keys = ("command", "stop_signal", "stop_group", "notify", "stdin")
+    assert [getattr(first, key) for key in keys] == [("x",), "SIGINT", "leader", True, "open"]
+    assert [getattr(second, key) for key in keys] == [None, None, "after", False, "null"]
 
 
 def test_scheduled_job_inherits_neither_hooks_nor_mandatory(tmp_path: Path) -> None:

@@ -568,6 +568,7 @@ def found_in(table: dict[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
     [
         (APP | {"notify": True}, ("notify",), "notify = true needs a command"),
         (APP | {"socket": "program"}, ("socket",), 'socket = "program" needs a command'),
+        (APP | {"stdin": "open"}, ("stdin",), 'stdin = "open" needs a command'),
         (APP | {"stop_signal": "INT"}, ("stop_signal",), "is for a command"),
         (APP | {"stop_group": "after"}, ("stop_group",), "is for a command"),
         (APP | {"ready_after": 1}, ("ready_after",), "an app is ready when it has started: take it out"),

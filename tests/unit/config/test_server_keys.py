@@ -105,9 +105,12 @@ def test_stop_signal_of_the_defaults_is_for_commands(tmp_path: Path) -> None:
     assert "stop_signal is for a command" in told(tmp_path, f'{SERVER}stop_signal = "SIGINT"\n')
 
 
-def test_stop_group_of_a_command_is_written_with_its_default_and_an_app_has_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "default"), [("stop_group", "after"), ("stdin", "null")])
+def test_key_of_a_command_is_written_with_its_default_and_an_app_has_none(
+    tmp_path: Path, key: str, default: str
+) -> None:
     web, queue = load_text(tmp_path, f'{SERVER}[[server]]\nname = "queue"\ncommand = ["true"]\n')
-    assert (queue.to_dict()["stop_group"], "stop_group" in web.to_dict()) == ("after", False)
+    assert (queue.to_dict()[key], key in web.to_dict()) == (default, False)
 
 
 @pytest.mark.parametrize(

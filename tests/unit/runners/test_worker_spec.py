@@ -76,15 +76,18 @@ def test_program_finds_its_address_in_its_environment_unless_it_has_its_own() ->
 
 
 def test_hook_runs_as_a_program_of_the_server_that_is_no_job_and_has_no_certificate() -> None:
-    server = program_of("x", hooks={"before_start": ["migrate"]}, notify=True, stop_signal="SIGINT")
+    server = program_of(
+        "x", hooks={"before_start": ["migrate"]}, notify=True, stop_signal="SIGINT", stdin="open"
+    )
     hook = specs.hook_config(server, "before_start")
     assert (list(hook.command or ()), hook.app, hook.name) == (["migrate"], None, "web")
-    assert (hook.job, hook.notify, hook.preload, hook.stop_signal, hook.tls) == (
+    assert (hook.job, hook.notify, hook.preload, hook.stop_signal, hook.tls, hook.stdin) == (
         False,
         False,
         False,
         None,
         False,
+        "null",
     )
     assert list(specs.hook_config(server, "after_stop").command or ()) == []
     assert specs.hook_id("web", "before_start") == "web.before_start"

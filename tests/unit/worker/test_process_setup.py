@@ -326,6 +326,20 @@ def test_program_starts_with_the_default_reaction_to_a_closed_pipe() -> None:
     assert in_child(act) == (-signal.SIGPIPE, "")
 
 
+def test_open_input_has_neither_data_nor_an_end_and_its_one_descriptor_may_be_opened_again() -> None:
+    program = (
+        "import os, select\n"
+        "again = os.open('/dev/stdin', os.O_RDONLY)\n"
+        "print(os.readlink('/dev/fd/0')[:5], select.select([0, again], [], [], 0)[0], again)\n"
+    )
+
+    def act() -> None:
+        argv = [sys.executable, "-c", program]
+        process_setup.run_command(spec(argv=argv, stdin="open", server="build"), os.dup(1), [])
+
+    assert in_child(act) == (0, "pipe: [] 3\n")
+
+
 def test_program_without_sockets_is_told_of_none() -> None:
     def act() -> None:
         os.environ.pop("LISTEN_FDS", None)
