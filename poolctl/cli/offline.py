@@ -17,6 +17,7 @@ from poolctl import exit_codes
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.render import rests_until_named
 from poolctl.config import masked, values_to_mask
 from poolctl.control.answers import ErrorEntry, Item, item_from_config
 from poolctl.control.pool_paths import state_dir
@@ -164,7 +165,7 @@ def summary_of(items: list[Item], ref: PoolRef) -> Table:
         "supervisor_pid": None,
         "keeper_pid": None,
         "servers": len(items),
-        "should_run": sum(item.state != "disabled" for item in items),
+        "should_run": sum(not (item.state == "disabled" or rests_until_named(item)) for item in items),
         "ready": sum(item.ready for item in items),
         "states": Counter(item.state for item in items),
         "health": Counter(item.health for item in items),

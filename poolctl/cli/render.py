@@ -499,6 +499,11 @@ def count_ready_and_expected(items: Iterable[Item]) -> tuple[int, int]:
     return sum(item.ready for item in expected), len(expected)
 
 
+def rests_until_named(item: Item) -> bool:
+    """Whether the server starts on demand, and was not started or has been stopped."""
+    return bool(item.on_demand) and item.state == "stopped"
+
+
 def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
     """A line such as `3 servers ready (1 draining)` or, if `restarted`, `3 servers restarted`.
 
@@ -512,12 +517,15 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
             "the gateway serves; the pool has no server" if result.without_servers else "no server selected"
         )
         return "" if result.exit_code else done
+    left = result.unchanged or ()
+    acted_on = [item for item in items if not (rests_until_named(item) or item.name in left)]
     # A sleeping server that is ready is a job waiting for its time.
     asides = {
-        state: sum(item.state == state and not item.ready for item in items) for state in _INTENDED_STATES
+        state: sum(item.state == state and not item.ready for item in acted_on) for state in _INTENDED_STATES
     }
-    ready = sum(item.ready for item in items)
-    count = len(items) - sum(asides.values())
+    ready = sum(item.ready for item in acted_on)
+    count = len(acted_on) - sum(asides.values())
+    asides["on demand"] = len(items) - len(acted_on)
     line = f"{server_count_text(ready, count)} {'restarted' if restarted else 'ready'}"
     if not waited:  # the old processes of restarting servers are still ready
         line = (

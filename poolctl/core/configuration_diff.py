@@ -16,7 +16,7 @@ from .decide import NO_OVERRIDES, Overrides
 LIVE_KEYS = frozenset(
     {
         "depends_on", "disabled", "every", "expose", "health", "hooks", "labels", "limits.memory", "mandatory",
-        "overlap", "preload", "ready_after", "recovery", "restart", "scale", "socket_mode", "socket_owner",
+        "on_demand", "overlap", "preload", "ready_after", "recovery", "restart", "scale", "socket_mode", "socket_owner",
         "start_timeout", "tags", "tls.warn_before", "watch", "workers",
     }
 )  # fmt: skip
@@ -97,7 +97,7 @@ def _removal(before: CurrentServer) -> Change:
 def _addition_or_undone_removal(server: ServerConfig, *, live: bool) -> Change:
     if live:
         return _change(Kind.OVERRIDE, server, ("name",), "removed live, in the file: added again")
-    return _change(Kind.ADD, server, message="is new")
+    return _change(Kind.ADD, server, message=f"is new{', and starts on demand' * server.on_demand}")
 
 
 def server_changes(before: CurrentServer, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:

@@ -222,7 +222,21 @@ class Core:
             entry.set_desired(Desired.SCHEDULED)
         entry.desired.ignore_dependencies = ignore_dependencies
         entry.desired.retries = retries
+        self.start_dependencies_on_demand(entry, retries=retries, after_stop=after_stop)
         self.touch(entry)
+
+    def start_dependencies_on_demand(
+        self, entry: Entry, *, retries: bool = True, after_stop: bool = False
+    ) -> None:
+        """Start the servers that this one depends on and that rest until they are named, unless it ignores them.
+
+        A job that has completed does not run again. `retries` and `after_stop`: see `start`.
+        """
+        if entry.desired.ignore_dependencies:
+            return
+        for dependency in self.servers.dependencies(entry):
+            if dependency.rests_until_named and not dependency.ready:
+                self.start(dependency, retries=retries, after_stop=after_stop)
 
     def stop(self, entry: Entry, *, kill: bool = False, limit_seconds: float | None = None) -> None:
         """Stop the server. Does not wait. With `kill` its workers are killed at once, and no hook runs.
@@ -601,7 +615,7 @@ class Core:
             entry.desired.code_since = self.clock.monotonic()
             # Its dependencies may be new as well.
             entry.desired.ignore_dependencies = False
-            if entry.failed or entry.in_backoff or (entry.completed and not config.job):
+            if entry.failed or entry.in_backoff or (entry.completed and not (config.job or config.on_demand)):
                 # The configuration may have been the cause of the failure.
                 self.start(entry)
         self._apply_disabled(entry, was_disabled)
@@ -638,12 +652,17 @@ class Core:
         entry.desired.automatic, entry.desired.scaling = workers, figures or {}
         self.touch(entry)
 
-    def enable_and_start(self, entry: Entry) -> None:
-        """Enable and start the server, even if a command stopped it before it was disabled."""
+    def enable_and_start(self, entry: Entry, *, by_name: bool = True) -> None:
+        """Enable and start the server, even if a command stopped it before it was disabled.
+
+        Without `by_name`, a server that starts on demand is not started.
+        """
         if entry.desired.state is Desired.STOPPED:
             entry.set_desired(Desired.IDLE)
         disabled = False if entry.config.disabled else None
         self.replace_overrides(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
+        if by_name and entry.config.on_demand:
+            self.start(entry)
 
     def disable(self, entry: Entry) -> None:
         """Stop the server; nothing starts it until it is enabled."""
@@ -651,7 +670,7 @@ class Core:
         self.replace_overrides(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
 
     def _apply_disabled(self, entry: Entry, was_disabled: bool) -> None:
-        """Stop a server that has just been disabled, or start a server that has just been enabled.
+        """Stop a server that has just been disabled, or start a server that has just been enabled, unless on demand.
 
         Servers that were stopped because they depend on the disabled server start again with it. A server that a
         command had stopped before it was disabled stays stopped.
@@ -660,7 +679,8 @@ class Core:
         if entry.is_disabled and not was_disabled:
             self._set_stopped_state(entry, Desired.STOPPED if stopped else Desired.IDLE)
         elif was_disabled and not entry.is_disabled:
-            for each in [*([] if stopped else [entry]), *self.servers.stopped_along_with([entry])]:
+            starting = [] if stopped or entry.config.on_demand else [entry]
+            for each in [*starting, *self.servers.stopped_along_with([entry])]:
                 self.start(each)
 
     async def reload_tls(self, entry: Entry) -> None:

@@ -554,9 +554,19 @@ class Entry:
         return self.is_responsive and (self.desired.state.wants_no_worker or not self.out_of_rotation)
 
     @property
+    def rests_until_named(self) -> bool:
+        """Whether only its name, or a server that depends on it, starts the server.
+
+        It is `on_demand`, and was not started, was stopped by a command, or has ended with status 0.
+        """
+        at_rest = self.desired.state in (Desired.IDLE, Desired.STOPPED, Desired.COMPLETED)
+        return self.config.on_demand and at_rest
+
+    @property
     def should_run(self) -> bool:
-        """Whether the server is neither disabled nor stopped or removed by a command."""
-        return not (self.is_disabled or self.desired.state in (Desired.STOPPED, Desired.REMOVED))
+        """Whether the server is neither disabled, stopped or removed by a command, nor at rest until it is named."""
+        is_off = self.desired.state in (Desired.STOPPED, Desired.REMOVED)
+        return not (self.is_disabled or is_off or self.rests_until_named)
 
     @property
     def is_missing(self) -> bool:

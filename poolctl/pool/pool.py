@@ -86,6 +86,7 @@ from .server import (
     error_about,
     handle_in_process,
     order_stop,
+    resting_dependencies,
     with_port,
 )
 
@@ -802,7 +803,7 @@ class ApplyOperation:
             there = by_name.get(config.name, [])
             if not there:
                 members.append(Server(config))
-                if self._runs and not config.disabled:
+                if self._runs and not (config.disabled or config.on_demand):
                     self._to_start.append(members[-1])
                 continue
             server = next((each for each in there if each.bind == config.bind), there[0])
@@ -811,6 +812,8 @@ class ApplyOperation:
             running = CurrentServer(_with_tls(_active_config(server), before), files=_files(server))
             changes = server_changes(running, _with_tls(config, after), self._files[config.name])
             self._begin_change(server, config, changes[0] if changes else None)
+        active = [*self._to_start, *(server for server in members if _is_wanted(server))]
+        self._to_start += resting_dependencies(active, members)
         gone = self._pool._set_members_stopping_others([*members, *kept])
         self._stops |= {
             future for each in gone if (handle := handle_in_process(each)) for future in handle.stops
@@ -843,9 +846,7 @@ class ApplyOperation:
             written = [server for index, server in enumerate(written) if index not in found]
 
     def _begin_change(self, server: Server, config: ServerConfig, change: Change | None) -> None:
-        handle = handle_in_process(server)
-        entry = handle.entry if handle is not None else None
-        is_wanted = entry is not None and (entry.wanted or entry.on_schedule)
+        handle, is_wanted = handle_in_process(server), _is_wanted(server)
         if change is None:
             server._set_config(_active_config(server))
             if handle is not None and is_wanted:
@@ -863,11 +864,18 @@ class ApplyOperation:
                 self._certificates.add(server)
             if changes_socket_access(change.keys):
                 self._sockets.add(server)
-        elif "disabled" in change.keys:
-            if self._runs:
+        elif not {"disabled", "on_demand"}.isdisjoint(change.keys):
+            if self._runs and not config.on_demand:
                 self._to_start.append(server)
         elif change.kind is Kind.RESTART and server.state is State.FAILED:
             self._to_start.append(server)
+
+
+def _is_wanted(server: Server) -> bool:
+    """Whether the server was ordered to run and not stopped since."""
+    handle = handle_in_process(server)
+    entry = handle.entry if handle is not None else None
+    return entry is not None and (entry.wanted or entry.on_schedule)
 
 
 def _active_config(server: Server) -> ServerConfig:

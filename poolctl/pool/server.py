@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -288,6 +288,10 @@ class StartAndStop:
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
         servers, holds = self._chosen()
+        if holds is not None:
+            starting = [server for server in servers if not server._rests_until_named]
+            chosen = {*starting, *resting_dependencies(starting, servers)}
+            servers = [server for server in servers if server in chosen]
         return StartOperation(servers, seconds(timeout), holds, kind).run()
 
     def _stop(self, timeout: Timeout) -> Coroutine[None, None, None]:
@@ -296,6 +300,7 @@ class StartAndStop:
     async def start(self, *, timeout: Timeout = None) -> None:
         """Start the server, or all enabled servers of a pool, dependencies first; returns when all of them answer.
 
+        Of the servers of a pool that start on demand, only those are started on which others depend.
         Raises PoolStartError with every failure; failures due to the timeout have a TimeoutError as cause.
         """
         await loop_thread.run(self._start(timeout))
@@ -326,6 +331,9 @@ class StartAndStop:
     def restart_sync(self, *, timeout: Timeout = None) -> None:
         """Like `restart`, but blocks."""
         loop_thread.run_sync(self._start(timeout, PoolRestartError))
+
+
+_UNTIL_NAMED = frozenset({State.STOPPED, State.STOPPING, State.COMPLETED})
 
 
 class Server(StartAndStop):
@@ -382,6 +390,11 @@ class Server(StartAndStop):
         """The current state; `disabled` for a server that must not be started."""
         state = self._observed.state
         return State.DISABLED if state is State.STOPPED and self._config.disabled else state
+
+    @property
+    def _rests_until_named(self) -> bool:
+        """Whether the server starts on demand and does not run."""
+        return self._config.on_demand and self.state in _UNTIL_NAMED
 
     @property
     def health(self) -> Status:
@@ -880,6 +893,25 @@ def seconds(timeout: Timeout) -> float | None:
         return parse_duration(timeout)
     except ValueError as error:
         raise PoolParamError(f"timeout: {error}") from error
+
+
+def resting_dependencies(starting: Iterable[Server], members: Iterable[Server]) -> list[Server]:
+    """The `members` that start on demand, do not run, and on which servers in `starting` depend, directly or not.
+
+    Jobs that have ended with 0 are left out.
+    """
+    resting: dict[str, list[Server]] = {}
+    for server in members:
+        if server._rests_until_named and not server.ready:
+            resting.setdefault(server.name, []).append(server)
+    found: list[Server] = []
+    ahead = [*starting] if resting else []
+    while ahead:
+        for dependency in ahead.pop().config.depends_on:
+            needed = resting.pop(dependency.name, [])
+            found += needed
+            ahead += needed
+    return found
 
 
 async def stop(servers: Sequence[Server], limit: float | None) -> None:

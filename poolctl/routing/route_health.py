@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..json_form import field_names
-
 FULL, SUMMARY, SIMPLE = DEPTHS = ("full", "summary", "simple")
 UNKNOWN, HEALTHY, NAPPING, STARTING, UNHEALTHY, ERROR = (
     "unknown", "healthy", "napping", "starting", "unhealthy", "error",
@@ -17,6 +15,7 @@ STATUSES = HEALTHY, STARTING, NAPPING, UNHEALTHY, ERROR, UNKNOWN
 
 # With these statuses no request is refused for lack of a backend.
 _SERVING = (HEALTHY, NAPPING)
+_SHOWN = ("status", "uptime_seconds", "latency_seconds")
 _OF_STATES = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR, "draining": UNKNOWN}
 
 
@@ -24,13 +23,20 @@ _OF_STATES = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR, "drain
 class RouteHealth:
     """The health of a route: its status, how long it has been serving, its latency, and the reason for the status.
 
-    The latency is taken from the last probe's answer, and is None without a measurement.
+    The latency is taken from the last probe's answer, and is None without a measurement. A route is `at_rest` if all
+    its servers start on demand and none has been started: that it refuses requests is no fault.
     """
 
     status: str = UNKNOWN
     uptime_seconds: float = 0.0
     latency_seconds: float | None = None
     detail: str = ""
+    at_rest: bool = False
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether the route does not serve, although it should."""
+        return not (self.serves or self.at_rest)
 
     @property
     def serves(self) -> bool:
@@ -63,18 +69,17 @@ def server_health(
 
 def route_health(backends: Iterable[RouteHealth]) -> RouteHealth:
     """The health of a route with these backends: the health of the best one, or unknown without backends."""
-    return min(backends, key=lambda each: STATUSES.index(each.status), default=RouteHealth())
+    return min(backends, key=lambda each: (STATUSES.index(each.status), each.at_rest), default=RouteHealth())
 
 
 def health_info(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:
     """Status, uptime, latency and detail of each route, by alias, as a JSON-compatible document."""
-    return {alias: _shown(health, *field_names(RouteHealth)) for alias, health in healths.items()}
+    return {alias: _shown(health, *_SHOWN, "detail") for alias, health in healths.items()}
 
 
 def health_info_without_detail(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:
     """Status, uptime and latency of each route, for readers who must not see addresses or errors."""
-    shown = "status", "uptime_seconds", "latency_seconds"
-    return {alias: _shown(health, *shown) for alias, health in healths.items()}
+    return {alias: _shown(health, *_SHOWN) for alias, health in healths.items()}
 
 
 def health_info_simple(healths: Mapping[str, RouteHealth]) -> dict[str, str]:

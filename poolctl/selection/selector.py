@@ -120,6 +120,11 @@ class Selector:
         """Whether the selector is empty, so that it selects all servers."""
         return not self.invert and not any(getattr(self, key) for key in LISTS)
 
+    def names(self, name: str, bind: str) -> bool:
+        """Whether a target is exactly this name, ignoring case, or this address, and not a pattern that matches it."""
+        words = (name.casefold(), bind.casefold())
+        return any(target.casefold() in words or _canonical(target) == bind for target in self.targets)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Selector) and self.to_dict() == other.to_dict()
 

@@ -382,3 +382,52 @@ def test_what_a_command_around_a_pool_leaves_behind_hears_sigterm(real_pool: Rea
         path.unlink()
     real_pool.ok("walk", "--", "sh", "-c", script)
     assert saved.exists()
+
+
+@pytest.mark.capability
+def test_server_on_demand_is_started_by_its_name_or_for_another_one_and_stays_started(
+    real_pool: RealPool, until: Any
+) -> None:
+    demand = "on_demand = true"
+    names = ("web", "store", "debug")
+    ports = real_pool.write_hello(*names)
+    tables = [server("web", ports["web"], extra='depends_on = ["store"]')]
+    tables += [server(name, ports[name], extra=f'{demand}\ntags = ["{name}"]') for name in ("store", "debug")]
+    real_pool.write("pool.toml", "".join(tables))
+    assert "2 servers ready (1 on demand)" in real_pool.ok("start").stdout
+    for selection in (["*"], ["--tag", "debug"], ["--name", "debug"], ["--not", "web"]):
+        real_pool.ok("start", *selection)
+        real_pool.ok("restart", *selection)
+    assert refused(ports["debug"])
+    items = real_pool.items()
+    assert {name: item["state"] for name, item in items.items()} == {
+        "web": "running", "store": "running", "debug": "stopped",
+    }  # fmt: skip
+    assert [items[name].get("on_demand") for name in names] == [None, True, True]
+    for command in ("status", "wait", "health"):
+        real_pool.ok(command)
+    assert real_pool.run("wait", "debug", "--timeout", "10ms").code == 124
+
+    real_pool.ok("start", "DEBUG")
+    before = real_pool.items()
+    supervisor = real_pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: real_pool.info()["supervisor_pid"] != supervisor)
+    assert real_pool.items()["debug"]["pids"] == before["debug"]["pids"]
+    real_pool.ok("stop", "debug")
+    real_pool.ok("upgrade", "--force")
+    real_pool.ok("start")
+    assert real_pool.items()["debug"]["state"] == "stopped"
+    real_pool.ok("restart", f"127.0.0.1:{ports['debug']}")
+    assert not refused(ports["debug"])
+
+
+def test_pool_of_servers_on_demand_alone_runs_without_any(real_pool: RealPool) -> None:
+    ports = real_pool.write_hello("debug", extra="on_demand = true")
+    assert real_pool.ok("start").stdout == "0 servers ready (1 on demand)\n"
+    real_pool.ok("status")
+    real_pool.ok("start", "debug")
+    assert not refused(ports["debug"])
+    real_pool.ok("stop")
+    done = real_pool.ok("run", "--", "sh", "-c", "echo $POOLCTL_PORT_DEBUG")
+    assert done.stdout == f"{ports['debug']}\n"

@@ -59,7 +59,7 @@ def _done_line(result: Result, *, waited: bool) -> str:
         for item in jobs
         if item.name not in left_alone
     ]
-    if left_alone:
+    if any(item.name in left_alone for item in jobs):
         lines.append("jobs with a schedule were left alone: poolctl restart NAME runs one")
     return "\n".join(lines)
 
@@ -70,5 +70,6 @@ def _restarted_line(result: Result) -> str:
     Only replaced servers count: if a replacement failed, the old process is still ready.
     """
     failed = {error.name for error in result.errors}
-    restarted = [item for item in result.items if item.ready and item.name not in failed]
-    return f"{server_count_text(len(restarted), len(result.items))} restarted" if result.items else ""
+    items = [item for item in result.items if item.name not in (result.unchanged or ())]
+    restarted = [item for item in items if item.ready and item.name not in failed]
+    return f"{server_count_text(len(restarted), len(items))} restarted" if items else ""

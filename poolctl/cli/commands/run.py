@@ -328,7 +328,11 @@ class RunSession:
 
     def announce_and_wait(self, lifeline: int, signals: StopSignalRaiser) -> int:
         """Print addresses and problems, wait until the pool has ended, and return 0. Signals raise exceptions."""
-        expected = [item for item in self.servers if item.state not in ("disabled", "sleeping")]
+        expected = [
+            item
+            for item in self.servers
+            if item.state not in ("disabled", "sleeping") and not render.rests_until_named(item)
+        ]
         ready = sum(item.ready for item in expected)
         line = f"{render.server_count_text(ready, len(expected))} ready"
         if not (self.request.output or self._objects):

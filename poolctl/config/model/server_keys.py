@@ -125,6 +125,10 @@ class ServerKeys(Section):
         "Names and values for other tools; labels that begin with route. define a route of the gateway.",
     )
     disabled: Truth = field(False, "The server is listed and never started.")
+    on_demand: Truth = field(
+        False,
+        "The server is started by its name, or by a server that depends on it, but not with all others.",
+    )
     mandatory: Truth = field(False, "Whether the whole pool stops when this server has failed.")
     depends_on: tuple[Dependency, ...] = field((), "The servers that this one waits for when it starts.")
     tls: Annotated[TLSConfig | bool, TRUTH_OR_TLS] = field(

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 # Compiled into an object, or given to `poolctl serve` in the pod.
 MAPPED = frozenset((
     "name", "bind", "expose", "app", "app_dir", "factory", "interface", "handler_key", "command", "socket", "stdin",
-    "job", "every", "overlap", "env", "env_file", "cwd", "umask", "scale", "disabled", "http", "start_timeout",
-    "stop_timeout",
-    "stop_group", "drain_timeout", "health", "limits", "log", "depends_on", "image",
+    "job", "every", "overlap", "env", "env_file", "cwd", "umask", "scale", "disabled", "on_demand", "http",
+    "start_timeout", "stop_timeout", "stop_group", "drain_timeout", "health", "limits", "log", "depends_on", "image",
 ))  # fmt: skip
 # Ignored with a warning: the server runs without it.
 IGNORED: Mapping[str, str] = {

@@ -118,6 +118,7 @@ def objects_of(
         pod["initContainers"] = [_wait_container(awaited, str(server.image or pool.settings.image))]
     template: Table = {"metadata": {"labels": labels}, "spec": pod}
     name = f"{pool.name}-{server.name}"
+    is_at_rest = server.disabled or server.on_demand
     if server.job:
         pod["restartPolicy"] = "Never"
         run = {"backoffLimit": 0, "template": template}
@@ -127,7 +128,7 @@ def objects_of(
                 **({"timeZone": pool.settings.time_zone} if pool.settings.time_zone else {}),
                 "concurrencyPolicy": "Forbid",
                 "startingDeadlineSeconds": _LATEST_RUN_SECONDS,
-                "suspend": server.disabled,
+                "suspend": is_at_rest,
                 "successfulJobsHistoryLimit": _RUNS_KEPT,
                 "failedJobsHistoryLimit": _RUNS_KEPT,
                 "jobTemplate": {"metadata": {"labels": labels}, "spec": run},
@@ -135,10 +136,12 @@ def objects_of(
             yield with_revision(manifest("batch/v1", "CronJob", name, spec=schedule))
             return
         name = _with_digest(name, pod)  # a Job cannot be changed, and runs again when its server has changed
-        yield with_revision(manifest("batch/v1", "Job", name, spec=run))
+        suspended = {"suspend": True} if is_at_rest else {}
+        yield with_revision(manifest("batch/v1", "Job", name, spec={**run, **suspended}))
         return
     scaled = server.scale.is_automatic and not server.disabled
-    replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}
+    is_scaled_now = scaled and not server.on_demand  # an autoscaler does not act on 0 replicas
+    replicas = {} if is_scaled_now else {"replicas": 0 if is_at_rest else server.scale.min}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     # A program without a port may be a scheduler: two must not run at the same time.
     once = not server.overlap or (port is None and server.scale.max == 1)

@@ -169,7 +169,15 @@ class Workload:
     @property
     def is_stopped(self) -> bool:
         """Whether no pod is wanted for this server."""
-        return self.found is None or (not self.config.job and self.desired_workers == 0)
+        if self.config.job:
+            return self.found is None or self._spec.get("suspend") is True
+        return self.found is None or self.desired_workers == 0
+
+    @property
+    def rests_until_named(self) -> bool:
+        """Whether the server starts on demand and does not run, so that only its name or a dependent starts it."""
+        has_ended = self.config.job and self.config.every is None and self.has_reached_goal
+        return self.config.on_demand and (self.is_stopped or has_ended)
 
     @property
     def workers_override(self) -> int | None:
@@ -222,8 +230,8 @@ class Workload:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether the server should be ready: it is neither disabled in the file nor stopped by `stop`."""
-        return not (self.config.disabled or STOPPED in self.annotations)
+        """Whether the server should be ready: not disabled in the file, stopped by `stop`, or at rest until named."""
+        return not (self.config.disabled or STOPPED in self.annotations or self.rests_until_named)
 
     def item(self, now: float) -> ClusterServerItem:
         """The server as commands show it; without pids, since its processes run on other machines."""

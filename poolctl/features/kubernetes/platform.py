@@ -77,6 +77,7 @@ from ._state import (
     POOL,
     SERVER,
     STOPPED,
+    WORKERS,
     ClusterServerItem,
     Pod,
     Problem,
@@ -512,23 +513,36 @@ class _ClusterPool:
         """Start the selected servers and those that they depend on."""
         found = await self.refresh()
         chosen = self._selected(call, found)
-        return await self._bring_up(call, chosen, found, PoolStartError)
+        asked = self._without_unnamed_on_demand(chosen, found, call)
+        return await self._bring_up(call, chosen, found, PoolStartError, asked=asked)
+
+    @staticmethod
+    def _without_unnamed_on_demand(
+        chosen: Sequence[str], found: Mapping[str, Workload], call: VerbArguments
+    ) -> list[str]:
+        """The chosen servers without those that rest until they are named, and are selected otherwise."""
+        return [
+            name
+            for name in chosen
+            if not found[name].rests_until_named or call.selector.names(name, found[name].config.key)
+        ]
 
     async def restart(self, call: VerbArguments) -> Result:
         """Replace the workers of the selected servers, new ones first."""
         found = await self.refresh()
         chosen = self._selected(call, found)
+        asked = self._without_unnamed_on_demand(chosen, found, call)
         scheduled = {name: each for name, each in found.items() if isinstance(each, ScheduledWorkload)}
         named = {target.casefold() for target in call.selector.targets}
         refused = [
             _error(
                 scheduled[name], PoolRestartError, "runs, and does not run twice at once", _stop_hint(name)
             )
-            for name in chosen
+            for name in asked
             if name in scheduled and name.casefold() in named and scheduled[name].runs_in_progress
         ]
         busy = {each.name for each in refused}
-        able = [name for name in chosen if name not in busy]
+        able = [name for name in asked if name not in busy]
         for name in able:
             workload = found[name]
             if workload.config.job and name not in scheduled and workload.found is not None:
@@ -536,8 +550,11 @@ class _ClusterPool:
                 await self._cluster.delete("Job", job)
                 self._objects["Job"].pop(job, None)  # otherwise its result would be that of the next run
         restart = {name for name in able if name not in scheduled or name.casefold() in named}
-        result = await self._bring_up(call, able, found, PoolRestartError, restart=restart, refused=refused)
-        left_alone = tuple(name for name in able if name not in restart)
+        able_and_left = [name for name in chosen if name not in busy]
+        result = await self._bring_up(
+            call, able_and_left, found, PoolRestartError, asked=able, restart=restart, refused=refused
+        )
+        left_alone = tuple(name for name in able_and_left if name not in restart)
         return replace(result, unchanged=left_alone or None)
 
     async def _bring_up(
@@ -547,14 +564,15 @@ class _ClusterPool:
         found: Mapping[str, Workload],
         kind: type[PoolError],
         *,
+        asked: Sequence[str],
         restart: frozenset[str] | set[str] = frozenset(),
         refused: Sequence[ErrorEntry] = (),
     ) -> Result:
-        """Apply the chosen servers, dependencies first, and wait until all are complete.
+        """Apply the servers in `asked`, dependencies first, and wait until all are complete; returns the `chosen` ones.
 
         `restart` names servers whose pods are replaced; `refused` are errors to include in the result.
         """
-        names = self._with_dependencies(chosen, found, call)
+        names = self._with_dependencies(asked, found, call)
         runnable = [name for name in names if not self.compiled.servers[name].disabled]
         refused = [
             *refused,
@@ -565,7 +583,7 @@ class _ClusterPool:
                     "is disabled",
                     f"take `disabled` out of the file, then poolctl start {name}",
                 )
-                for name in chosen
+                for name in asked
                 if name not in runnable and call.selector.targets
             ),
         ]
@@ -622,8 +640,11 @@ class _ClusterPool:
             kind, called = each["kind"], each["metadata"]["name"]
             if kind in ("Deployment", "CronJob"):
                 wanted = self._manifest_to_apply(each, workload, restart=restart, is_stopped=is_stopped)
-            elif kind == "Job" and not restart and workload.is_named(called):
-                continue  # a Job cannot be changed
+            elif kind == "Job":
+                if not (restart or workload.is_stopped) and workload.is_named(called):
+                    continue  # a Job cannot be changed
+                if workload.config.on_demand:
+                    wanted = {**each, "spec": {**each["spec"], "suspend": False}}
             async with self._turns:
                 done = await self._apply_resolving_own_conflicts(wanted, force=force)
                 if kind in ("Deployment", "CronJob"):
@@ -673,13 +694,16 @@ class _ClusterPool:
 
         Otherwise a Deployment keeps replicas set by `scale` or an autoscaler. `restart` replaces its pods.
         """
-        spec: Table = dict(wanted["spec"])
+        spec, config = dict(wanted["spec"]), workload.config
+        in_file = {WORKERS: str(config.scale.min)} if config.on_demand and not is_stopped else {}
         if "suspend" in spec:
-            spec["suspend"] = spec["suspend"] or is_stopped
+            spec["suspend"] = config.disabled or is_stopped
         elif "replicas" in spec and is_stopped:
             spec["replicas"] = 0
         elif "replicas" in spec and (live := workload.workers_override) is not None:
             spec["replicas"] = live
+        elif "replicas" in spec and config.on_demand:
+            spec["replicas"] = config.scale.min
         again = workload.restarted_at
         if restart and wanted["kind"] == "Deployment":
             again = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -687,6 +711,7 @@ class _ClusterPool:
             **wanted["metadata"],
             "annotations": {
                 **wanted["metadata"].get("annotations", {}),
+                **(in_file if "replicas" in spec else {}),
                 APPLIED: digest_of({"objects": self.compiled.objects[wanted["metadata"]["labels"][SERVER]]}),
             },
         }
@@ -786,10 +811,16 @@ class _ClusterPool:
         if call.options.get("dry_run"):
             return ReloadResult(changes=planned, exit_code=NOT_AS_DESIRED if planned else 0)
         names = [each.name for each in changes if each.change != Kind.REMOVE]
+        needed = self._resting_dependencies(found)
+        names += [name for name in needed if name not in names]
         runnable = [name for name in self._with_dependencies(names, found, call) if name in names]
         await self._refuse_foreign(runnable, found)
         bringing = _OrderedBringUp(self, call, PoolRestartError)
-        stopped = {name for name in runnable if STOPPED in found[name].annotations}
+        stopped = {
+            name
+            for name in runnable
+            if name not in needed and (STOPPED in found[name].annotations or found[name].rests_until_named)
+        }
         async with self.watching():
             await bringing.apply_and_wait(runnable, frozenset(), stopped=stopped)
             await self._reconcile_routes(call, bringing)
@@ -806,6 +837,19 @@ class _ClusterPool:
             changes=planned,
         )
 
+    def _resting_dependencies(self, found: Mapping[str, Workload]) -> set[str]:
+        """The servers that start on demand and do not run, on which servers depend that run or that a reload starts."""
+        needed: set[str] = set()
+        open_names = [name for name, workload in found.items() if workload.is_wanted]
+        while open_names:
+            names = {each.name for each in found[open_names.pop()].config.depends_on}
+            for name in (names & found.keys()) - needed:
+                config = found[name].config
+                if config.on_demand and not config.disabled and found[name].is_stopped:
+                    needed.add(name)
+                    open_names.append(name)
+        return needed
+
     def _changes_with_removed_names(
         self, found: Mapping[str, Workload]
     ) -> tuple[list[PlannedChange], list[str]]:
@@ -815,14 +859,16 @@ class _ClusterPool:
         )
         gone = [name for name in deployed if name and name not in found]
         changes = [_change(Kind.REMOVE, name, "is not in the file any more") for name in gone]
+        needed = self._resting_dependencies(found)
         for name, workload in found.items():
             objects = self.compiled.objects[name]
+            rests = workload.rests_until_named and name not in needed
             main = next(each for each in objects if each["kind"] in _WORKLOADS)
             if workload.found is None:
-                if not workload.config.disabled:
+                if not (workload.config.disabled or rests):
                     changes.append(_change(Kind.ADD, name, "is new"))
             elif main["kind"] == "Job":
-                if not workload.is_named(main["metadata"]["name"]):
+                if not (rests or workload.is_named(main["metadata"]["name"])):
                     changes.append(_change(Kind.RESTART, name, "has changed: the job runs again"))
             elif workload.annotations.get(APPLIED) != digest_of({"objects": objects}):
                 wanted, there = (

@@ -42,9 +42,15 @@ class PoolUnderTest:
     def __repr__(self) -> str:
         return f"<PoolUnderTest {', '.join(self._servers)}>"
 
+    def server(self, name: str) -> Server:
+        """The server of this name. Raises KeyError for an unknown one."""
+        if name not in self._servers:
+            raise KeyError(f"no server is named {name!r}; there are {', '.join(self._servers)}")
+        return self._servers[name]
+
     def url(self, name: str, path: str = "") -> str:
         """The URL of a server followed by this path. Raises KeyError for an unknown server."""
-        config = self._server(name).config
+        config = self.server(name).config
         if config.address.kind != "tcp":
             return f"{config.expose}{path}"
         return f"{'https' if config.tls else 'http'}://{config.address.connect_address.key}{path}"
@@ -81,15 +87,10 @@ class PoolUnderTest:
             time.sleep(QUIET_SECONDS)
 
     def _log_path(self, name: str) -> str:
-        config = self._server(name).config
+        config = self.server(name).config
         if self._runner is None:
             return ""
         return config.log.path or os.path.join(self._logs_directory, f"{name}.log")
-
-    def _server(self, name: str) -> Server:
-        if name not in self._servers:
-            raise KeyError(f"no server is named {name!r}; there are {', '.join(self._servers)}")
-        return self._servers[name]
 
 
 class PoolFactory:

@@ -161,10 +161,10 @@ class HealthReporter:
         """The health of each route and, unless `routes_only`, of each server."""
         routes = await self._route_healths()
         entries = [] if routes_only else [*self._core.entries.values()]
-        serves = all(each.serves for each in routes.values()) and not any(each.is_missing for each in entries)
-        return HealthSnapshot(
-            dict(routes), {each.name: _health_if_should_run(self._core, each) for each in entries}, serves
-        )
+        of_servers = {each.name: _health_if_should_run(self._core, each) for each in entries}
+        is_faulty = any(each.is_faulty for each in routes.values())
+        serves = not (is_faulty or any(each.is_missing for each in entries))
+        return HealthSnapshot(dict(routes), of_servers, serves)
 
     async def answer_health_verb(self, call: Call) -> HealthResult:
         """The verb `health`, with the requested detail; exit code 3 if a route or server that should serve does not."""
@@ -185,6 +185,8 @@ class HealthReporter:
 
 def health_reported_for_route(core: Core, entry: Entry) -> RouteHealth:
     """The health of a server, as reported for a route that leads to it."""
+    if entry.rests_until_named:
+        return RouteHealth(detail=f"starts on demand: poolctl start {entry.name}", at_rest=True)
     return server_health(
         entry.state,
         entry.health.value,

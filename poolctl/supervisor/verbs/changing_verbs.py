@@ -7,7 +7,7 @@ import contextlib
 import os
 import resource
 import sys
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 
 from poolctl.config import (
@@ -79,7 +79,8 @@ class Lifecycle:
     async def start(self, call: Call) -> Result:
         """Start the selected servers and their dependencies; returns when each is ready or has failed."""
         chosen = selected(self._core, call.selector)
-        runnable = [entry for entry in chosen if not entry.is_disabled]
+        asked = _without_unnamed_on_demand(chosen, call)
+        runnable = [entry for entry in asked if not entry.is_disabled]
         deps = call.options.get("deps", True)
         graph = self._core.servers
         needed = graph.closure(runnable, graph.dependencies) if deps else runnable
@@ -114,7 +115,8 @@ class Lifecycle:
             if not (entry.listener.can_watch or entry.config.scale.min)
         ]
         asleep = kept_asleep_warnings(chosen, self._core.clock.time()) if call.selector.targets else []
-        return replace(result, warnings=(*result.warnings, *await warnings, *sleepless, *asleep))
+        left = [] if asked else _naming_hint(chosen, call)
+        return replace(result, warnings=(*result.warnings, *await warnings, *sleepless, *asleep, *left))
 
     async def restart(self, call: Call) -> Result:
         """Replace the processes of the selected servers; old processes stop when the new ones are ready.
@@ -123,9 +125,11 @@ class Lifecycle:
         name: restarting a pool, or a part of it, is not meant to run its nightly jobs.
         """
         chosen = selected(self._core, call.selector)
-        runnable = [entry for entry in chosen if not entry.is_disabled]
+        asked = _without_unnamed_on_demand(chosen, call)
+        runnable = [entry for entry in asked if not entry.is_disabled]
         refused: list[ServerError] = []
-        left_alone: list[str] = []
+        named = {entry.name for entry in asked}
+        left_alone = [entry.name for entry in chosen if not (entry.name in named or entry.is_disabled)]
         for entry in [each for each in runnable if each.config.every is not None]:
             if not _is_named(entry, call):
                 self._core.start(entry)
@@ -146,7 +150,7 @@ class Lifecycle:
             names = {problem.name for problem in refused}
             runnable = [entry for entry in runnable if entry.name not in names]
         deps = call.options.get("deps", True)
-        also = self._unready_dependencies(runnable, chosen) if deps else []
+        also = self._unready_dependencies(runnable, asked) if deps else []
         check_open_file_limit(
             self._core, ((entry.config, requested_worker_count(entry)) for entry in [*also, *runnable])
         )
@@ -169,16 +173,18 @@ class Lifecycle:
         operation.problems += [
             disabled_error(entry) for entry in chosen if entry.is_disabled and call.selector.targets
         ]
-        return replace(await operation.wait_for_result(chosen, call), unchanged=tuple(left_alone) or None)
+        result = await operation.wait_for_result(chosen, call)
+        left = [] if asked else _naming_hint(chosen, call)
+        return replace(result, unchanged=tuple(left_alone) or None, warnings=(*result.warnings, *left))
 
-    def _unready_dependencies(self, entries: list[Entry], chosen: list[Entry]) -> list[Entry]:
+    def _unready_dependencies(self, entries: list[Entry], asked: list[Entry]) -> list[Entry]:
         """Return the servers to start before a restart of `entries`: their dependencies, direct or not.
 
-        Dependencies that are ready, disabled, or in `chosen` are left out. An entry with serving workers needs none to
+        Dependencies that are ready, disabled, or in `asked` are left out. An entry with serving workers needs none to
         be started, because its workers are replaced while they serve.
         """
         graph = self._core.servers
-        names = {entry.name for entry in chosen}
+        names = {entry.name for entry in asked}
         needed = graph.closure(
             [entry for entry in entries if not entry.has_worker_of_serving_generation], graph.dependencies
         )
@@ -328,9 +334,13 @@ class Lifecycle:
         return Result(items=items(self._core, chosen))
 
     async def enable(self, call: Call) -> Result:
-        """Enable and start the selected servers that are disabled; also start dependents stopped with them."""
+        """Enable and start the selected servers that are disabled; also start dependents stopped with them.
+
+        A server that starts on demand is only enabled, unless it is selected by name.
+        """
         chosen = self._chosen("enable", call)
         enabled = [entry for entry in chosen if entry.is_disabled]
+        starting = [entry for entry in enabled if not entry.config.on_demand or _is_named(entry, call)]
         also = self._core.servers.stopped_along_with(enabled)
         unchanged = names_of([entry for entry in chosen if not (entry.is_disabled or entry in also)])
         for entry in also:
@@ -339,11 +349,11 @@ class Lifecycle:
                 ProgressLine(warning=f"starting {entry.name} as well, which was stopped with {for_whom}")
             )
         check_open_file_limit(
-            self._core, ((entry.config, requested_worker_count(entry)) for entry in [*enabled, *also])
+            self._core, ((entry.config, requested_worker_count(entry)) for entry in [*starting, *also])
         )
-        operation = Operation(self._core, PoolStartError, [*enabled, *also])
+        operation = Operation(self._core, PoolStartError, [*starting, *also])
         for entry in enabled:
-            self._core.enable_and_start(entry)
+            self._core.enable_and_start(entry, by_name=_is_named(entry, call))
         result = await operation.wait_for_result(chosen, call)
         return replace(result, dependents=names_of(also), unchanged=unchanged)
 
@@ -431,8 +441,22 @@ class Lifecycle:
 
 def _is_named(entry: Entry, call: Call) -> bool:
     """Whether the user selected this entry by its name or address, not by a pattern."""
-    targets = {target.casefold() for target in call.selector.targets}
-    return not targets.isdisjoint((entry.name.casefold(), entry.config.key.casefold()))
+    return call.selector.names(entry.name, entry.config.key)
+
+
+def _without_unnamed_on_demand(chosen: Iterable[Entry], call: Call) -> list[Entry]:
+    """The selected servers without those that rest until they are named, and are selected otherwise."""
+    return [entry for entry in chosen if not entry.rests_until_named or _is_named(entry, call)]
+
+
+def _naming_hint(chosen: Sequence[Entry], call: Call) -> list[str]:
+    """The warning that a selection of servers that start on demand has started none; [] for the whole pool."""
+    if call.selector.selects_all or not chosen:
+        return []
+    names = [entry.name for entry in chosen]
+    start, them = ("starts", "it") if len(names) == 1 else ("start", "them")
+    command = " ".join(names[:_NAMES_SHOWN])
+    return [f"{_listed(names)} {start} on demand: name {them}, as in `poolctl start {command}`"]
 
 
 def _already_running_error(entry: Entry) -> ServerError:
@@ -511,7 +535,8 @@ def check_pool_file_limit(core: Core, servers: Iterable[ServerConfig]) -> None:
     after = {
         server.name: (server, server.scale.min)
         for server in servers
-        if not server.disabled and (server.name not in core.entries or server.name in before)
+        if not server.disabled
+        and (server.name in before or not (server.on_demand or server.name in core.entries))
     }
     _check_file_limit(before, after)
 

@@ -110,7 +110,12 @@ class ReadingVerbs:
         }
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
-            entries = [entry for entry in entries if not entry.is_disabled]
+            entries = [
+                entry
+                for entry in entries
+                if not entry.is_disabled
+                and (not entry.rests_until_named or call.selector.names(entry.name, entry.config.key))
+            ]
         late = await wait_and_return_unfinished(
             self._core, entries, test, call.options.get("timeout"), reporter(call, test)
         )

@@ -35,7 +35,7 @@ from poolctl.core.configuration_diff import (
     read_digests_by_key,
 )
 from poolctl.core.core import Core
-from poolctl.core.decide import NO_OVERRIDES
+from poolctl.core.decide import NO_OVERRIDES, Desired
 from poolctl.core.server_entry import Cause, Entry
 from poolctl.core.servers import CURRENT_CAUSE
 from poolctl.errors import PoolParamError, PoolRestartError, PoolStopError, PoolValidateError, ServerError
@@ -278,6 +278,9 @@ class _ReloadRun:
             core.schedule_removal(entry)
         coming = [self._add_or_change_server(server, starts) for server in self._servers.values()]
         core.servers.sort(self._servers)
+        for entry in coming if starts else ():
+            if entry.on_schedule or not entry.wants_no_worker:
+                core.start_dependencies_on_demand(entry)  # servers that are new or newly depended on
         awaited = [entry for entry in coming if self._awaited(entry)]
         self._starting = Operation(core, PoolRestartError, awaited)
         stopping = [entry for entry in coming if entry.is_disabled and not entry.is_fully_stopped]
@@ -291,12 +294,15 @@ class _ReloadRun:
         if entry is None or entry.removed:
             entry = self._core.add(server)
             self._core.replace_overrides(entry)
-            if starts:
+            if starts and not server.on_demand:
                 self._core.start(entry)
         else:
             live = Kind.RESTART not in self._kinds.get(server.name, ())
+            is_due = entry.config.on_demand and not server.on_demand and entry.desired.state is Desired.IDLE
             self._core.change(entry, server, live=live)
             self._core.replace_overrides(entry)
+            if starts and is_due:
+                self._core.start(entry)
         return entry
 
     def _awaited(self, entry: Entry) -> bool:

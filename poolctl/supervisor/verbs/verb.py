@@ -261,6 +261,7 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         restarts=entry.observed.restarts,
         tags=tuple(config.tags),
         address=", ".join(core.endpoints(config)) if inherited else None,
+        on_demand=config.on_demand or None,
         flapping=entry.flapping or None,
         kept=kept or None,
         kept_until=_iso(entry.observed.window.until) if kept else None,

@@ -388,6 +388,7 @@ class RoutePool:
         self.services: dict[str, list[Any]] | None = {}
         self.excluded: tuple[ExcludedRoute, ...] = ()
         self.state, self.ready, self.latency = "running", True, 0.25
+        self.rests = False  # it starts on demand, and was not started
         self.workers: dict[int, list[int] | None] = {}  # their counts by number
         self.more: dict[str, Any] = {}  # of the report of the gateway's process
 
@@ -419,6 +420,7 @@ class RoutePool:
         entry = SimpleNamespace(
             config=self.config, observed=SimpleNamespace(workers=workers, failure=None), state=self.state,
             health=Status.OK, ready=self.ready, name="web", uptime_seconds=lambda now: 1.0,
+            rests_until_named=self.rests,
         )  # fmt: skip
         counters = SimpleNamespace(counts=self.workers.get) if self.workers else None
         core: Any = SimpleNamespace(
@@ -664,6 +666,17 @@ def test_health_of_a_server_is_the_gateways_verdict_with_what_the_supervisor_kno
     found = stage.health(SHOP)
     assert (found.status, found.uptime_seconds, found.latency_seconds) == ("unknown", 1.0, 0.25)
     assert found.detail.startswith("disabled")
+
+
+@pytest.mark.parametrize("verdicts", [{}, {"shop": {"web": {"status": "unhealthy", "detail": "refused"}}}])
+def test_route_to_a_server_that_was_not_started_on_demand_is_no_fault(
+    stages: list[RoutePool], verdicts: dict[str, Any]
+) -> None:
+    stage = stage_of(stages, SHOP)
+    stage.state, stage.ready, stage.more = "stopped", False, {"healths": verdicts}
+    assert stage.health(SHOP).is_faulty
+    stage.rests = True
+    assert not stage.health(SHOP).is_faulty
 
 
 def test_excluded_route_lists_its_services_if_they_are_the_cause(stages: list[RoutePool]) -> None:

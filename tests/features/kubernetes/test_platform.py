@@ -19,13 +19,14 @@ from poolctl.errors import ControlError, PoolParamError
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.features.kubernetes import platform
 from poolctl.features.kubernetes._cluster import Cluster, NotFound
+from poolctl.features.kubernetes._compile import compile_pool
 from poolctl.features.kubernetes.platform import (
     KubernetesPlatform,
     VerbArguments,
     _ClusterPool,
     not_on_a_cluster,
 )
-from poolctl.json_form import Table
+from poolctl.json_form import Table, to_json
 from poolctl.selection.selector import NothingMatched, Selector, SelectorError
 from tests.configuration import server
 from tests.needs import needs
@@ -148,7 +149,7 @@ class Api(Cluster):
         metadata |= {"generation": metadata.get("generation", 0) + 1, "uid": f"{kind} {metadata['name']}"}
         if kind == "Deployment":
             self._roll(found)
-        elif kind == "Job":
+        elif kind == "Job" and not found["spec"].get("suspend"):
             at = "2026-01-01T00:00:01Z"
             failed = {
                 "type": "Failed",
@@ -457,6 +458,72 @@ def test_restart_runs_a_scheduled_job_only_if_it_is_named(stage: Stage) -> None:
     assert found["metadata"]["annotations"] == {"cronjob.kubernetes.io/instantiate": "manual"}
     owner = found["metadata"]["ownerReferences"][0]
     assert (owner["kind"], owner["name"], owner["controller"]) == ("CronJob", "shop-report", True)
+
+
+DEBUG = app("debug", 8003, on_demand=True)
+
+
+def test_server_on_demand_is_started_by_its_name_or_for_another_one(stage: Stage) -> None:
+    stage.write(WEB, app("api", 8001, on_demand=True), DEBUG)
+    for verb in ("start", "restart"):
+        result = stage.do(verb)
+        assert states(result) == {"web": "running", "api": "running", "debug": "stopped"}
+        assert not result.errors
+    assert "shop-debug" not in stage.api.names("Deployment")
+    status = stage.do("status")
+    assert (status.exit_code, to_json(status)["summary"]["should_run"]) == (0, 2)
+    assert stage.do("wait").exit_code == 0
+    for verb in ("start", "restart"):
+        stage.do(verb, "d*")
+        assert "shop-debug" not in stage.api.names("Deployment")
+    assert states(stage.do("start", "DEBUG")) == {"debug": "running"}
+    stage.do("scale", "debug", workers=2)
+    assert states(stage.do("start"))["debug"] == "running"
+    assert stage.api.objects["Deployment", "shop-debug"]["spec"]["replicas"] == 2
+    stage.do("stop", "debug")
+    assert states(stage.do("start"))["debug"] == "stopped"
+    assert states(stage.do("restart", "debug")) == {"debug": "running"}
+    assert stage.api.objects["Deployment", "shop-debug"]["spec"]["replicas"] == 1
+
+
+def test_server_on_demand_that_was_applied_from_the_export_rests_until_it_is_named(stage: Stage) -> None:
+    job = server("migrate", job=True, on_demand=True, command=["true"])
+    nightly = HOURLY.replace("job = true", "job = true\non_demand = true")
+    stage.write(DEBUG, job, nightly)
+    for objects in compile_pool(load([str(stage.path)]), [str(stage.path)]).objects.values():
+        for each in objects:
+            asyncio.run(stage.api.apply(each, force=False))
+    rest = {"debug": "stopped", "migrate": "stopped", "report": "stopped"}
+    assert states(stage.do("start")) == rest
+    assert (stage.do("status").exit_code, stage.api.names("Pod")) == (0, [])
+    started = stage.do("start", "debug", "migrate", "report")
+    assert states(started) == {"debug": "running", "migrate": "completed", "report": "sleeping"}
+    (name,) = stage.api.names("Job")
+    stage.do("start")
+    stage.do("restart")
+    assert stage.applied("Job") == [], "a job that has ended runs again by its name alone"
+    stage.do("restart", "migrate")
+    assert stage.applied("Job") == [f"delete Job {name}", f"apply Job {name}"]
+
+
+def test_reload_leaves_servers_on_demand_at_rest_unless_others_need_them(stage: Stage) -> None:
+    stage.write(API)
+    stage.do("start")
+    stage.write(WEB, API, DEBUG)
+    assert changes(stage.do("reload")) == [("web", "add", "is new")]
+    stage.write(app("web", depends_on=["api", "debug"]), API, DEBUG)
+    assert states(stage.do("reload"))["debug"] == "running"
+    stage.do("stop", "debug")
+    stage.write(WEB, API, app("debug", 8003, on_demand=True, factory=True))
+    assert states(stage.do("reload")) == {"web": "stopped", "api": "running", "debug": "stopped"}
+    stage.write(API, app("new", 8004))
+    stage.do("reload")
+    stage.write(app("api", 8001, on_demand=True), app("new", 8004))
+    assert states(stage.do("reload")) == {"api": "running", "new": "running"}
+    stage.write(app("api", 8001, on_demand=True), app("new", 8004), DEBUG)
+    stage.do("reload")
+    stage.write(app("api", 8001, on_demand=True), app("new", 8004), app("debug", 8003))
+    assert states(stage.do("reload"))["debug"] == "running"
 
 
 @pytest.mark.parametrize("table", [HOURLY, HOURLY.replace("every", "# every")])

@@ -134,6 +134,12 @@ def test_servers_that_are_given_run_in_this_process(project: pytest.Pytester) ->
             assert ask(pool.url("users"))["level"] == "info"
             assert pool.url("files").startswith("http://127.0.0.1:")
 
+        def test_on_demand(poolctl_pool):
+            pool = poolctl_pool(users=app, mail={"app": app, "on_demand": True})
+            assert [str(pool.server(name).state) for name in ("users", "mail")] == ["running", "stopped"]
+            pool.server("mail").start_sync()
+            assert ask(pool.url("mail"))["pid"] == os.getpid()
+
         @pytest.mark.anyio
         async def test_coroutine(poolctl_pool):
             pool = poolctl_pool(users=app)
@@ -146,7 +152,7 @@ def test_servers_that_are_given_run_in_this_process(project: pytest.Pytester) ->
             return "asyncio"
         """
     )
-    run(project).assert_outcomes(passed=4)
+    run(project).assert_outcomes(passed=5)
 
 
 @pytest.mark.heavy

@@ -154,10 +154,12 @@ def test_summary_counts_states_and_health(directory: Path) -> None:
     found = [
         server("a"), server("b", ready=False, state="starting", health="unknown"),
         server("c", ready=False, state="disabled", health="unknown"),
+        server("d", ready=False, state="stopped", health="unknown", on_demand=True),
     ]  # fmt: skip
     assert summary_of(found, PoolRef(["/p/pool.toml"], "/run/x")) == {
-        "files": ["/p/pool.toml"], "supervisor_pid": None, "keeper_pid": None, "servers": 3, "should_run": 2,
-        "ready": 1, "states": {"running": 1, "starting": 1, "disabled": 1}, "health": {"ok": 1, "unknown": 2},
+        "files": ["/p/pool.toml"], "supervisor_pid": None, "keeper_pid": None, "servers": 4, "should_run": 2,
+        "ready": 1, "states": {"running": 1, "starting": 1, "disabled": 1, "stopped": 1},
+        "health": {"ok": 1, "unknown": 3},
     }  # fmt: skip
 
 

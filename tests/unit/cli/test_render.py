@@ -431,6 +431,12 @@ def test_ready_line_tells_servers_at_rest_apart() -> None:
     assert ready_line(found, waited=False, restarted=True) == "2 servers restarting (1 sleeping, 1 disabled)"
     assert ready_line(answer(server("a"), job), waited=True, restarted=True) == "1 server restarted"
     assert ready_line(answer(server("a"), job), waited=True) == "2 servers ready"
+    tool = server("tool", ready=False, state="stopped", on_demand=True)
+    assert (
+        ready_line(answer(server("a"), asleep, tool), waited=True)
+        == "1 server ready (1 sleeping, 1 on demand)"
+    )
+    assert ready_line(answer(server("a"), tool), waited=False) == "1 server starting, 1 ready (1 on demand)"
     assert ready_line(answer(), waited=True) == "no server selected"
     assert (
         ready_line(answer(without_servers=True), waited=True) == "the gateway serves; the pool has no server"

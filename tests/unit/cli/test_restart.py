@@ -50,6 +50,20 @@ RUN = {
 }
 
 
+def test_servers_that_start_on_demand_and_were_left_alone_are_not_counted(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    job = item("job", state="completed", on_demand=True)
+    tool = item("tool", ready=False, state="stopped", on_demand=True)
+    with supervised(always(item("a"), job, tool, unchanged=["job", "tool"])):
+        assert poolctl("restart").out == "1 server restarted (2 on demand)\n"
+    with supervised(always(item("a"), job, item("used", on_demand=True))):
+        assert poolctl("restart").out == "3 servers restarted\n"
+    failure = {"code": 1325, "name": "a", "message": "the replacement exited with status 3", "hint": ""}
+    with supervised(always(item("a"), tool, unchanged=["tool"], exit_code=1, errors=[failure])):
+        assert poolctl("restart").out == "0 of 1 server restarted\n"
+
+
 def test_restart_has_a_line_for_each_job_that_ran(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always(item("a"), item("j", **JOB, last_run=RUN))):
         first, second = poolctl("restart").out.splitlines()

@@ -912,6 +912,7 @@ def test_run_names_the_addresses_and_ends_with_its_pool(launching: Launching, di
     [
         ([WEB, item_of("off", state="disabled", ready=False), item_of("x", state="sleeping", ready=False)],
          "1 server ready, Ctrl-C to stop"),
+        ([WEB, item_of("tool", state="stopped", ready=False, on_demand=True)], "1 server ready, Ctrl-C to stop"),
         ([WEB, item_of("slow", ready=False)], "1 of 2 servers ready, Ctrl-C to stop"),
     ],
 )  # fmt: skip

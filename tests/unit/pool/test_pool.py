@@ -1111,3 +1111,41 @@ def test_configuration_of_files_is_loaded_with_these_variables(tmp_path: Path) -
     assert type(found) is PoolConfig
     assert [each.name for each in found] == ["web"]
     assert found.problems == []
+
+
+# Servers that start on demand.
+
+
+def demanded(*names: str, **depends_on: list[str]) -> list[ServerConfig]:
+    """A server for each name, which starts on demand if its name begins with d."""
+    return [scripted(name, on_demand=name[0] == "d", depends_on=depends_on.get(name, [])) for name in names]
+
+
+def test_pool_starts_a_server_on_demand_for_those_alone_that_depend_on_it() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, *demanded("d1", "d2", "d3", "a", "b", d2=["d1"], a=["d2"]))
+    pool.start_sync()
+    assert states(pool) == {"d1": "running", "d2": "running", "d3": "stopped", "a": "running", "b": "running"}
+    pool.restart_sync()
+    assert states(pool)["d3"] == "stopped"
+    idle = pool[scripted("d3").bind]
+    idle.start_sync()
+    pool.restart_sync()
+    assert {"place d3.1.0", "place d3.2.0"} <= set(runner.log)
+    idle.stop_sync()
+    pool.start_sync()
+    assert states(pool)["d3"] == "stopped"
+    pool.stop_sync()
+
+
+def test_apply_starts_a_server_on_demand_for_those_alone_that_depend_on_it() -> None:
+    pool = made(ScriptedRunner(), *demanded("a"))
+    pool.start_sync()
+    pool.apply_sync(demanded("a", "b", "d1", "d2", "d3", a=["d1"], b=["d2"]))
+    assert states(pool) == {"a": "running", "b": "running", "d1": "running", "d2": "running", "d3": "stopped"}
+    pool.apply_sync([each.replace(on_demand=not each.on_demand) for each in demanded("a", "d1", "d3")])
+    assert states(pool) == {"a": "running", "d1": "running", "d3": "running"}
+    pool.apply_sync([scripted("a", disabled=True)])
+    pool.apply_sync([scripted("a", on_demand=True)])
+    assert states(pool) == {"a": "stopped"}
+    pool.stop_sync()

@@ -82,6 +82,16 @@ def test_route_is_unknown_only_where_all_its_backends_are() -> None:
     assert route_health([unknown, RouteHealth()]).status == "unknown"
 
 
+def test_route_is_at_rest_without_a_fault_only_where_all_its_backends_are() -> None:
+    resting, unknown, broken = RouteHealth(at_rest=True), RouteHealth(), RouteHealth(status="unhealthy")
+    assert not route_health([resting, resting]).is_faulty
+    for other in (unknown, broken):
+        assert route_health([resting, other]).is_faulty
+        assert route_health([other, resting]).is_faulty
+    assert not route_health([resting, RouteHealth(status="healthy")]).is_faulty
+    assert "at_rest" not in health_info({"a": resting})["a"]
+
+
 def test_unknown_health_serves_nothing() -> None:
     assert health_info({"a": RouteHealth()}) == {
         "a": {"status": "unknown", "uptime_seconds": 0.0, "latency_seconds": None, "detail": ""}

@@ -71,6 +71,25 @@ def test_targets_are_names_or_addresses_with_wildcards(targets: list[str], names
     assert chosen(Selector(targets)) == names
 
 
+@pytest.mark.parametrize(
+    ("targets", "is_named"),
+    [
+        (["USERS"], True),
+        (["x", "users"], True),
+        (["http://127.0.0.1:8081"], True),
+        (["*sers"], False),
+        (["127.0.0.1:*"], False),
+        ([], False),
+    ],
+)
+def test_name_and_address_name_a_server_and_patterns_do_not(targets: list[str], is_named: bool) -> None:
+    assert Selector(targets).names("users", "127.0.0.1:8081") is is_named
+
+
+def test_server_without_an_address_is_named_by_its_key() -> None:
+    assert Selector(["process:HTTP"]).names("http", "process:http")
+
+
 @pytest.mark.parametrize("target", ["user", "sers", "127.0.0.1:80", "nobody", "x*", "", ":", "[", "users\n"])
 def test_a_target_that_names_nothing_is_unmatched(target: str) -> None:
     assert unmatched(Selector([target])).message == f"no server matches {target!r}"

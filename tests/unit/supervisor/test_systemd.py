@@ -64,6 +64,19 @@ def test_pool_is_ready_when_each_server_that_should_run_is(notified: NotifySocke
     run(work())
 
 
+def test_server_that_starts_on_demand_is_not_waited_for(notified: NotifySocket) -> None:
+    async def work() -> None:
+        desk = Desk(web("a"), web("tool", on_demand=True))
+        served = Served(notified, desk)
+        assert await served.lines() == ["STATUS=0 servers ready"]
+        await desk.ask("start")
+        assert (await served.lines())[-2:] == ["READY=1", "STATUS=1 server ready"]
+        await desk.ask("start", "tool")
+        assert (await served.lines())[-1] == "STATUS=2 servers ready"
+
+    run(work())
+
+
 def test_failed_servers_are_counted_and_the_first_is_named(notified: NotifySocket) -> None:
     async def work() -> None:
         desk = Desk(web("a"), web("b"), web("c"), a=FAILS, b=FAILS)

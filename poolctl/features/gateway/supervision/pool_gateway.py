@@ -119,7 +119,7 @@ class GatewayVerbs:
 
     async def with_unhealthy_route_warning(self, result: Result) -> Result:
         """Add to the result of `status` a warning about routes that do not serve."""
-        found = {name: health for name, health in (await self.healths()).items() if not health.serves}
+        found = {name: health for name, health in (await self.healths()).items() if health.is_faulty}
         if not found:
             return result
         name, health = next(iter(found.items()))
