@@ -170,7 +170,7 @@ class _Reader:
                 server.set("stdin", "open")
         elif key == "profiles":
             server.set("tags", [re.sub(r"[\s,]+", "-", str(each)) for each in value])
-            server.set("disabled", True)
+            server.set("on_demand", True)
         elif key not in READ or (key == "user"):
             server.remark(f"{key}: {_shown(value)}: no equivalent")
 

@@ -151,7 +151,7 @@ class _AppReader:
                 server.remark("watch: poolctl run --watch")
         elif key == "autostart":
             if value is False:
-                server.set("disabled", True)
+                server.set("on_demand", True)
         elif value not in (False, None, "", [], {}):
             server.remark(f"{key}: {value}: no equivalent")
 

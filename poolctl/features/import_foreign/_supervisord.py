@@ -189,7 +189,7 @@ def _apply_key(server: ForeignServer, key: str, text: str) -> None:
         server.set(name, convert(text))
     elif key == "autostart":
         if text.lower() not in _TRUE:
-            server.set("disabled", True)
+            server.set("on_demand", True)
     elif key == "autorestart":
         server.set("restart.policy", _RESTART.get(text.lower(), "no"))
     elif key == "startretries":
@@ -235,10 +235,14 @@ def _tag(pool: ForeignPool, group: str, values: Section) -> None:
 
 
 def _add_dependencies(pool: ForeignPool, priorities: Mapping[str, int]) -> None:
-    """Let servers wait for the servers of the next lower priority, which supervisord starts first."""
-    levels = sorted(set(priorities.values()))
-    for server in pool.servers:
+    """Let servers wait for the servers of the next lower priority, which supervisord starts first.
+
+    Servers that start on demand are left out: they would start with those that wait for them.
+    """
+    started = [server for server in pool.servers if "on_demand" not in server.keys]
+    levels = sorted({priorities[server.name] for server in started})
+    for server in started:
         level = levels.index(priorities[server.name])
-        before = [each.name for each in pool.servers if level and priorities[each.name] == levels[level - 1]]
+        before = [each.name for each in started if level and priorities[each.name] == levels[level - 1]]
         if before:
             server.set("depends_on", [{"name": name, "condition": "started"} for name in before])

@@ -261,7 +261,7 @@ def test_stage_of_an_image_continues_the_one_before(imported: Import, tmp_path: 
         ("command: uvicorn a:b --port 81, stdin_open: true", {"bind": "127.0.0.1:81", "app": "a:b"}, []),
         ("command: serve, labels: {com.docker.a: 1}", {"command": ["serve"]}, []),
         ("command: serve, profiles: [dev tools, b]",
-         {"command": ["serve"], "tags": ["dev-tools", "b"], "disabled": True}, []),
+         {"command": ["serve"], "tags": ["dev-tools", "b"], "on_demand": True}, []),
         ("command: serve, privileged: true, cap_add: [A, B]", {"command": ["serve"]},
          ["cap_add: A, B: no equivalent", "privileged: True: no equivalent"]),
         ("command: serve, mem_limit: 1g, scale: 3, stop_signal: INT, stop_grace_period: 10s",

@@ -65,7 +65,7 @@ def test_remark_about_a_script_is_at_its_line(imported: Import) -> None:
         ({"out_file": "NULL"}, {}, []),
         ({"env_file": "${E}"}, {"env_file": "$${E}"}, []),
         ({"cwd": "${D}"}, {"cwd": "$${D}"}, []),
-        ({"autostart": False}, {"disabled": True}, []),
+        ({"autostart": False}, {"on_demand": True}, []),
         ({"autostart": True}, {}, []),
         ({"max_restarts": 3, "restart_delay": 100},
          {"restart": {"policy": "always", "limit": 3, "backoff": {"initial": "100ms"}}}, []),

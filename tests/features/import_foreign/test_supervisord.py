@@ -63,11 +63,10 @@ def test_supervisord(imported: Import) -> None:
         "env": {"ZONE": "eu", "LEVEL": "info,warning", "KEY": "${SECRET}"},
         "log": {"path": "/var/log/web.log", "max_size": "20MiB", "keep": 3},
         "tags": ["shop"],
-        "depends_on": [{"name": "queue", "condition": "started"}],
     }
     assert web["restart"] == {"policy": "always", "limit": 5}
     queue = servers["queue"]
-    assert (queue["workers"], queue["disabled"], queue["restart"]) == (3, True, "on-failure")
+    assert (queue["workers"], queue["on_demand"], queue["restart"]) == (3, True, "on-failure")
     assert servers["tornado-1"]["command"] == ["python", "app.py", "--port=8001"]
     assert "supervisord.conf:17: stdout_events_enabled=true: no equivalent" in said.remarks
     assert "supervisord.conf:34: [eventlistener:mail]: no equivalent" in said.remarks
@@ -259,6 +258,10 @@ priority=high
 [program:f]
 command=f
 priority=1000
+[program:g]
+command=g
+priority=25
+autostart=false
 [group:x y,z]
 programs=a, n ,c
 """
@@ -267,6 +270,7 @@ programs=a, n ,c
     last = ["n-0", "n-1", "e"]
     assert waits == {
         "c": ["b"], "a": [], "b": ["a"], "d": ["b"], "n-0": ["c", "d"], "n-1": ["c", "d"], "e": ["c", "d"], "f": last,
+        "g": [],
     }  # fmt: skip
     assert {each["condition"] for keys in found.values() for each in keys.get("depends_on", [])} == {
         "started"
