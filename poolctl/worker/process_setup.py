@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ..bootstrap import command
+from ..file_access import why_execution_failed
 from ..platform import end_with_parent, prefer_for_oom_kill, read_file
 
 # The first of the descriptors that are passed to a process of the pool.
@@ -179,7 +180,8 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
     try:
         os.execvpe(argv[0], argv, os.environ)
     except OSError as error:
-        print(f"cannot run {spec['argv'][0]!r}: {error.strerror}", file=sys.stderr, flush=True)
+        reason = why_execution_failed(spec["argv"][0], os.environ.get("PATH", os.defpath), error)
+        print(f"cannot run {spec['argv'][0]!r}: {reason}", file=sys.stderr, flush=True)
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 

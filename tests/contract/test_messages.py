@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from tests.contract.test_configuration import everything
@@ -76,3 +78,22 @@ def test_file_that_cannot_be_parsed_is_reported_with_the_fix(real_pool: RealPool
     assert "pool.toml:3:8: the list that begins here is not closed; put a ]" in everything(done)
     real_pool.write("pool.toml", "[[server]]\nbind = 127.0.0.1:8080\n")
     assert 'put it in quotes: "127.0.0.1:8080"' in everything(real_pool.run("validate"))
+
+
+@pytest.mark.capability
+def test_script_whose_interpreter_is_missing_is_named_with_it_before_and_at_the_start(
+    real_pool: RealPool,
+) -> None:
+    script = real_pool.write("job.sh", "#!/no/such/sh\nexec sleep 600\n")
+    script.chmod(0o755)
+    real_pool.write("pool.toml", '[[server]]\nname = "job"\ncommand = ["./job.sh"]\n')
+    problem = "is a script for /no/such/sh, which is not there"
+    checked = real_pool.run("validate")
+    assert (checked.code, problem in everything(checked)) == (5, True)
+    started = real_pool.run("start")
+    assert (started.code, problem in started.stderr) == (1, True)
+    script.write_text("#!/bin/sh\r\nexec sleep 600\r\n")
+    fix = real_pool.run("validate", "-o", "json").json["errors"][0]["hint"]
+    subprocess.run(fix, shell=True, check=True)
+    real_pool.ok("validate")
+    real_pool.ok("start")

@@ -73,6 +73,7 @@ from poolctl.exit_codes import (
     NOT_EXECUTABLE,
     NOT_FOUND,
 )
+from poolctl.file_access import why_execution_failed
 from poolctl.keeper.left_children import (
     SI_KERNEL,
     end_processes,
@@ -809,7 +810,8 @@ def run_to_end(
                 deliver(partial(os.kill, pid), came.si_signo)
     except OSError as error:
         code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-        raise Failure(Outcome.failed(code, f"{command[0]}: {error.strerror}")) from None
+        why = why_execution_failed(command[0], env.get("PATH", os.defpath), error)
+        raise Failure(Outcome.failed(code, f"{command[0]}: {why}")) from None
     finally:
         if lifeline >= 0:
             _stop_sigio(lifeline)

@@ -20,6 +20,7 @@ from poolctl.cli.supervisor_requests import selected
 from poolctl.config import LOCAL, fill_placeholders
 from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
+from poolctl.file_access import why_execution_failed
 from poolctl.json_form import Table, from_json
 from poolctl.keeper.left_children import end_processes, left_children, shell_status
 from poolctl.keeper.reap import deliver
@@ -103,7 +104,9 @@ class ParallelWalk:
             child = self._start_unless_ending(argv, environment(item))
         except (OSError, ValueError) as failure:
             code = NOT_EXECUTABLE if isinstance(failure, PermissionError) else NOT_FOUND
-            reason = getattr(failure, "strerror", None) or str(failure)
+            reason = str(failure)
+            if isinstance(failure, OSError):
+                reason = why_execution_failed(argv[0], os.environ.get("PATH", os.defpath), failure)
             return _run_result(item, code, stderr=f"{argv[0]}: {reason}\n")
         if child is None:
             return _run_result(item, INTERRUPTED)

@@ -97,7 +97,8 @@ class ExternalChecks:
         if tls := server.tls if server.tls is not True else self.default_tls:
             self._check_once(server, self._check_certificates, tls)
         hooks = [(("hooks", hook), words) for hook, words in server.hooks or ()]
-        for path, words in ((("command",), server.command), *hooks):
+        probes = [(("health", kind, "exec"), probe and probe.exec) for kind, probe in server.health]
+        for path, words in ((("command",), server.command), *hooks, *probes):
             if words and (
                 finding := interpreter.missing_program(server, {**self.env, **server.env}, path, words)
             ):

@@ -12,6 +12,7 @@ import pwd
 import stat
 import sys
 
+from poolctl.file_access import why_not_executable
 from poolctl.platform import user_name
 
 TYPE_CHECKING = False
@@ -133,24 +134,14 @@ def missing_program(
 
     If `words`, the value of the key at `path`, are given, they are checked instead. `env` is the program's environment.
     """
-    import shutil
-
     from poolctl.config.values.problems import Finding
 
     words = server.command if words is None else words
     program = words[0] if words else "{"
     if "{" in program:
         return None
-    what, hint = "is not there", "install it, or write its full path"
-    if "/" in program:
-        whole = os.path.join(server.cwd, program)
-        if os.access(whole, os.X_OK) and not os.path.isdir(whole):
-            return None
-        if os.path.exists(whole):
-            what, hint = "is not executable", f"chmod +x {program}"
-    elif shutil.which(program, path=env.get("PATH", os.defpath)):
-        return None
-    return Finding((*path, 0), f"{program!r} {what}", hint, program)
+    obstacle = why_not_executable(program, env.get("PATH", os.defpath), server.cwd)
+    return obstacle and Finding((*path, 0), f"{program!r} {obstacle[0]}", obstacle[1], program)
 
 
 def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:

@@ -170,7 +170,7 @@ def read_text(path: str, *, for_another_user: bool = False, is_configuration: bo
             missing_file(path) if is_configuration else _problem(path, _NO_FILE, "check the path")
         ) from error
     except PermissionError as error:
-        raise _problem(path, "not permitted to read it", f"chmod u+r {path}, or run as its owner") from error
+        raise _unreadable(path, "it") from error
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise _problem(path, f"cannot be read: {why}", "check the path and the disk") from error
@@ -211,8 +211,10 @@ def files_of(path: str) -> list[str]:
         return [path]
     try:
         names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+    except PermissionError as error:
+        raise _unreadable(path, "the directory") from error
     except OSError as error:
-        raise _problem(path, f"cannot be listed: {error.strerror}", "fix its permissions") from error
+        raise _problem(path, f"cannot be listed: {error.strerror}", "check the path and the disk") from error
     found = [os.path.join(path, name) for name in names if _suffix(name) in SUFFIXES]
     found = [file for file in found if not file.endswith(f"/{PYPROJECT}") or has_poolctl_section(file)]
     if not found:
@@ -285,6 +287,13 @@ def variables_named_by_env_keys(paths: Iterable[str]) -> set[str]:
     return {name.decode() for _, content in _readable_contents(paths) for name in re.findall(_NAMED, content)}
 
 
+def _unreadable(path: str, subject: str) -> Problem:
+    from poolctl.file_access import why_unreadable  # not imported where every file can be read
+
+    reason, fix = why_unreadable(path)
+    return _problem(path, f"{subject} {reason}", fix)
+
+
 def _problem(path: str, message: str, hint: str, before: str | None = None) -> Problem:
     """A problem with a file, located where the text `before` ends; None means a problem with the whole file."""
     # Not imported by processes that only read bytes.
@@ -333,7 +342,8 @@ def read_env_file(
     try:
         text = read_text(path, for_another_user=for_another_user)
     except Problem as problem:
-        raise EnvFileError(f"{path}: {problem.message}") from problem
+        fix = f"; {problem.hint}" if isinstance(problem.__cause__, PermissionError) else ""
+        raise EnvFileError(f"{path}: {problem.message}{fix}") from problem
     found = dict(earlier or {})
     unset: list[tuple[int, str]] = []
     pair, escape_or_reference = re.compile(_PAIR), re.compile(rf"(?s)\\(.)|{_REFERENCE}")

@@ -162,6 +162,7 @@ def test_old_interpreter_is_reported(tmp_path: Path) -> None:
         ('command = ["./gone"]', "'./gone' is not there"),
         ('command = ["./plain.txt"]', "chmod +x"),
         ('command = ["no-such-program-anywhere"]', "is not there"),
+        ('app = "a:b"\nhealth.liveness = { exec = ["no-such-program"] }', "health.liveness.exec"),
         ('app = "a:b"\ncwd = "gone"\napp_dir = "src"', "create it, or fix cwd"),
         ('app = "a:b"\napp_dir = "plain.txt"', "is not a directory"),
         ('app = "a:b"\nenv_file = "gone.env"', "no such file"),

@@ -260,20 +260,27 @@ def test_interpreter_is_that_of_the_key_of_the_environment_or_of_poolctl(tmp_pat
         ([], "", ""),
         (["no-such"], "'no-such' is not there", "install it, or write its full path"),
         (["./gone"], "'./gone' is not there", "install it, or write its full path"),
-        (["./plain"], "'./plain' is not executable", "chmod +x ./plain"),
-        (["./folder"], "'./folder' is not executable", "chmod +x ./folder"),
+        (["./plain"], "'./plain' is not executable", "chmod +x {directory}/plain"),
+        (["./folder"], "'./folder' is a directory", "name a program in it"),
+        (
+            ["./job"],
+            "'./job' is a script for /no/python, which is not there",
+            "install /no/python, or correct the first line of {directory}/job",
+        ),
     ],
 )
 def test_program_is_looked_for_as_the_server_would(
     tmp_path: Path, words: list[str], message: str, hint: str
 ) -> None:
-    (tmp_path / "run").touch(0o755)
+    for name, shell in (("run", "/bin/sh"), ("job", "/no/python")):
+        (tmp_path / name).write_text(f"#!{shell}\n")
+        (tmp_path / name).chmod(0o755)
     (tmp_path / "plain").touch(0o644)
     (tmp_path / "folder").mkdir()
     server = ServerConfig(name="a", command=["sh"], cwd=str(tmp_path))
     found = missing_program(server, {"PATH": "/bin"}, ("hooks",), words)
     assert ((found.message, found.hint, found.path) if found else ("", "", ())) == (
-        message, hint, ("hooks", 0) if message else (),
+        message, hint.format(directory=tmp_path), ("hooks", 0) if message else (),
     )  # fmt: skip
     assert missing_program(server, {"PATH": "/bin"}) is None
     assert missing_program(server, {"PATH": "/nowhere"}) is not None

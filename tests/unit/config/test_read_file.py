@@ -38,6 +38,7 @@ from poolctl.config.files.read_file import (
 )
 from poolctl.config.model.section import EnvFile
 from poolctl.errors import PoolValidateError, ServerError
+from poolctl.platform import user_name
 from tests.config_files import SERVER, told
 
 
@@ -277,13 +278,16 @@ def test_directory_that_cannot_be_listed_is_a_problem_with_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: str) -> list[str]:
-        raise PermissionError(13, "Permission denied")
+        raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "listdir", fail)
     with pytest.raises(Problem) as caught:
         files_of(str(tmp_path))
-    assert (caught.value.file, caught.value.message) == (str(tmp_path), "cannot be listed: Permission denied")
-    assert caught.value.hint == "fix its permissions"
+    assert (caught.value.file, caught.value.message) == (
+        str(tmp_path),
+        "cannot be listed: Input/output error",
+    )
+    assert caught.value.hint == "check the path and the disk"
 
 
 def test_file_of_another_kind_is_a_problem_with_its_path(tmp_path: Path) -> None:
@@ -408,7 +412,7 @@ def test_a_file_that_is_not_ours_to_read_says_so(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(PoolValidateError) as caught:
         PoolConfig.load(path, {})
-    assert "not permitted" in str(caught.value)
+    assert f"it may not be read by user {user_name(os.geteuid())}; chmod u+r {path}" in str(caught.value)
 
 
 @pytest.mark.slow

@@ -356,7 +356,19 @@ def test_program_that_cannot_run_is_named_with_a_shells_status(tmp_path: Path) -
 
     missing, data = str(tmp_path / "gone"), str(tmp_path / "data")
     assert in_child(lambda: act(missing)) == (127, f"cannot run '{missing}': No such file or directory\n")
-    assert in_child(lambda: act(data)) == (126, f"cannot run '{data}': Permission denied\n")
+    assert in_child(lambda: act(data)) == (
+        126, f"cannot run '{data}': it is not executable; chmod +x {data}\n",
+    )  # fmt: skip
+
+
+def test_script_whose_interpreter_is_missing_is_named_with_it(tmp_path: Path) -> None:
+    script = tmp_path / "job"
+    script.write_text("#!/no/such/python\n")
+    script.chmod(0o755)
+    code, text = in_child(lambda: process_setup.become_program(spec(argv=["./job"], cwd=str(tmp_path)), 0))
+    assert code == 127
+    assert text.startswith("cannot run './job': it is a script for /no/such/python, which is not there; ")
+    assert text.endswith(f", or correct the first line of {script}\n")
 
 
 # Limits, environment, directory, user.

@@ -1,0 +1,259 @@
+"""Why this process cannot read or execute a file, and a command that fixes it. Standard library only."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import shlex
+import stat
+import struct
+
+from poolctl.platform import user_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Reason and fix. The reason continues a sentence that begins with the name of the file.
+Obstacle = tuple[str, str]
+
+_NOT_THERE, _INSTALL = "is not there", "install it, or write its full path"
+_FIRST_LINE_BYTES = 255  # Linux reads no more of a script (BINPRM_BUF_SIZE)
+_MOST_SCRIPTS = 4  # that are the interpreters of one another, as in execve(2)
+_HEAD_BYTES = 4096
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# They ignore the carriage return behind their options.
+_OPTIONS_WITH_CARRIAGE_RETURN = ("perl", "ruby")
+# ELF: e_machine (System V ABI), and the type of the program header that names the dynamic loader.
+_MACHINES = {3: "i386", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
+_ALSO_RUN = {62: 3, 183: 40}
+_PT_INTERP = 3
+
+
+def why_unreadable(path: str) -> Obstacle:
+    """Why this process was refused to read the file or directory at `path`, and the fix."""
+    return _closed_directory(path) or (f"may not be read by {_this_user()}", _permission_fix(path, "r"))
+
+
+def why_not_executable(program: str, search_path: str, cwd: str) -> Obstacle | None:
+    """Why this process cannot execute the program in the directory `cwd`; None if its file shows no reason.
+
+    A name without a slash is looked up in the directories of `search_path`, as by execvp(3). Blocks on the disk.
+    """
+    return _program_obstacle(program, search_path, cwd, _MOST_SCRIPTS)
+
+
+def why_execution_failed(program: str, search_path: str, error: OSError) -> str:
+    """Why execve(2) of the program failed with `error` in this process and its working directory, and the fix."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        return "the working directory has been removed"
+    found = next(_candidates(program, search_path, here), None)
+    obstacle = why_not_executable(program, search_path, here) if found else None
+    if found and obstacle is None and error.errno == errno.ENOEXEC:
+        machine, foreign = os.uname().machine, _foreign_machine(_head(found))
+        what = f"for {foreign}" if foreign else "not for this system"
+        obstacle = f"is {what}, and this machine is {machine}", f"install the program for {machine}"
+    return f"it {obstacle[0]}; {obstacle[1]}" if obstacle else error.strerror or str(error)
+
+
+def _candidates(program: str, search_path: str, cwd: str) -> Iterator[str]:
+    """The existing files that the name may stand for, broken links included, in the order of the search path."""
+    if "/" in program:
+        paths = [os.path.join(cwd, program.removeprefix("./"))]
+    else:
+        paths = [os.path.join(cwd, directory, program) for directory in search_path.split(os.pathsep)]
+    yield from (
+        path for path in paths if os.path.lexists(path) and ("/" in program or not os.path.isdir(path))
+    )
+
+
+def _program_obstacle(program: str, search_path: str, cwd: str, scripts_left: int) -> Obstacle | None:
+    first: Obstacle | None = None
+    for path in _candidates(program, search_path, cwd):
+        obstacle = _file_obstacle(path, search_path, cwd, scripts_left)
+        if obstacle is None:
+            return None
+        first = first or obstacle
+    if first is None and "/" in program:
+        first = _closed_directory(os.path.join(cwd, program))
+    return first or (_NOT_THERE, _INSTALL)
+
+
+def _file_obstacle(path: str, search_path: str, cwd: str, scripts_left: int) -> Obstacle | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if not os.path.islink(path):
+            return _NOT_THERE, _INSTALL
+        target = os.path.realpath(path)
+        return f"is a link to {target}, which is not there", f"install that, or correct the link {path}"
+    except OSError:
+        return _closed_directory(path)
+    if stat.S_ISDIR(status.st_mode):
+        return "is a directory", "name a program in it"
+    if not os.access(path, os.X_OK):
+        if not status.st_mode & 0o111:
+            return "is not executable", f"{_as_owner(status)}chmod +x {shlex.quote(path)}"
+        if os.statvfs(path).f_flag & os.ST_NOEXEC:
+            fix = "put it on another one, or write its interpreter before it"
+            return "is on a file system that is mounted noexec", fix
+        return f"may not be executed by {_this_user()}", _permission_fix(path, "rx")
+    head = _head(path) if stat.S_ISREG(status.st_mode) else b""
+    if head.startswith(b"#!"):
+        return _script_obstacle(path, head, search_path, cwd, scripts_left)
+    if head.startswith(b"\x7fELF"):
+        loader = "" if _foreign_machine(head) else _loader(head)
+        if loader and not os.path.exists(loader):
+            fix = "install that, or a build of the program for this system"
+            return f"is a program that needs the loader {loader}, which is not there", fix
+        return None
+    if head.startswith(_BYTE_ORDER_MARK + b"#!"):
+        fix = rf"sed -i '1s/^\xef\xbb\xbf//' {shlex.quote(path)}"
+        return "has a byte order mark before its #!", fix
+    if head and b"\0" not in head:
+        fix = f"begin it with a line such as #!/bin/sh, or write the interpreter: {_words('sh', path)}"
+        return "is a script without a #! line, which names its interpreter", fix
+    return None
+
+
+def _script_obstacle(
+    path: str, head: bytes, search_path: str, cwd: str, scripts_left: int
+) -> Obstacle | None:
+    line = head[2:_FIRST_LINE_BYTES].split(b"\n")[0].strip(b" \t")
+    interpreter, _, argument = os.fsdecode(line).replace("\t", " ").partition(" ")
+    argument = argument.strip()
+    name = os.path.basename(interpreter)
+    if line.endswith(b"\r") and not (argument and name.startswith(_OPTIONS_WITH_CARRIAGE_RETURN)):
+        reason = f"has Windows line ends (CRLF), and its first line names {os.fsdecode(line)!r}"
+        return reason, rf"sed -i 's/\r$//' {shlex.quote(path)}"
+    wanted = interpreter
+    obstacle: Obstacle | None = None
+    if not interpreter:
+        obstacle = "is not named", ""
+    elif not os.path.lexists(os.path.join(cwd, interpreter)):
+        obstacle = _NOT_THERE, ""
+    elif scripts_left:
+        obstacle = _file_obstacle(os.path.join(cwd, interpreter), search_path, cwd, scripts_left - 1)
+    if obstacle is None and name == "env" and (wanted := _program_of_env(argument)):
+        if " " in argument and not argument.startswith("-"):
+            fix = f"write #!{interpreter} -S {argument} as its first line"
+            return f"is a script for {argument!r}, which {interpreter} takes for the name of one program", fix
+        obstacle = _program_obstacle(wanted, search_path, cwd, scripts_left - 1) if scripts_left else None
+    if obstacle is None:
+        return None
+    reason, fix = obstacle
+    if reason == _NOT_THERE:
+        fix = f"install {wanted}, or correct the first line of {path}"
+    return f"is a script for {wanted or 'an interpreter'}, which {reason}", fix
+
+
+def _program_of_env(argument: str) -> str:
+    """The program that `#!/usr/bin/env ARGUMENT` runs; "" if the argument says more than variables and words."""
+    try:
+        words = shlex.split(argument.removeprefix("-S")) if argument.startswith("-S") else argument.split()
+    except ValueError:
+        return ""
+    first = next((word for word in words if "=" not in word), "")
+    looks_elsewhere = any(word.startswith("PATH=") for word in words)
+    return "" if looks_elsewhere or first.startswith("-") else first
+
+
+def _head(path: str) -> bytes:
+    """The beginning of a file; empty if it cannot be read."""
+    try:
+        # The file may have been replaced by a FIFO meanwhile.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, _HEAD_BYTES)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def _elf(head: bytes) -> tuple[str, bool]:
+    """The struct format of the byte order, and whether this is the format of 64 bits."""
+    return ">" if head[5:6] == b"\2" else "<", head[4:5] == b"\2"
+
+
+def _machine(head: bytes) -> int:
+    return int(struct.unpack_from(f"{_elf(head)[0]}H", head, 18)[0]) if len(head) >= 20 else 0
+
+
+def _foreign_machine(head: bytes) -> str:
+    """The machine that an ELF program is for, if this one does not run its programs; else ""."""
+    if not head.startswith(b"\x7fELF"):
+        return ""
+    number, own = _machine(head), _machine(_head("/proc/self/exe"))
+    return "" if number in (own, _ALSO_RUN.get(own)) else _MACHINES.get(number, f"another machine ({number})")
+
+
+def _loader(head: bytes) -> str:
+    """The path of the dynamic loader that an ELF program names; "" if it names none."""
+    order, is_64 = _elf(head)
+    entry = f"{order}IIQQQQ" if is_64 else f"{order}IIIII"
+    try:
+        (start,) = struct.unpack_from(f"{order}{'Q' if is_64 else 'I'}", head, 32 if is_64 else 28)
+        size, count = struct.unpack_from(f"{order}HH", head, 54 if is_64 else 42)
+        for index in range(count):
+            fields = struct.unpack_from(entry, head, start + index * size)
+            if fields[0] == _PT_INTERP:
+                offset, length = (fields[2], fields[5]) if is_64 else (fields[1], fields[4])
+                return os.fsdecode(head[offset : offset + length].rstrip(b"\0"))
+    except struct.error:
+        pass  # a file that is damaged, or longer than the part that was read
+    return ""
+
+
+def _words(*words: str) -> str:
+    return "[" + ", ".join(f'"{word}"' for word in words) + "]"
+
+
+def _closed_directory(path: str) -> Obstacle | None:
+    """The first directory on the way to `path` that this process may not enter, as an obstacle; None without one."""
+    directory = ""
+    for part in os.path.dirname(os.path.abspath(path)).split("/")[1:]:
+        directory = f"{directory}/{part}"
+        if not os.access(directory, os.X_OK):
+            return f"is in {directory}, which {_this_user()} may not enter", _permission_fix(directory, "x")
+    return None
+
+
+def _permission_fix(path: str, letters: str) -> str:
+    """The command that gives this process the rights to read (`r`), and to execute or enter (`x`), what is at `path`.
+
+    A script has to be read, too, by its interpreter.
+    """
+    file, wanted = shlex.quote(path), sum({"r": stat.S_IRGRP, "x": stat.S_IXGRP}[each] for each in letters)
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "run as its owner"
+    if status.st_uid == os.geteuid():
+        return f"chmod u+{letters} {file}"
+    permit = "" if status.st_mode & wanted == wanted else f"chmod g+{letters} {file}"
+    if status.st_gid in (os.getegid(), *os.getgroups()):
+        return f"{_as_owner(status)}{permit}" if permit else "run as its owner"
+    change = f"chgrp {_group_name(os.getegid())} {file}"
+    return f"as root: {' && '.join(filter(None, (change, permit)))}"
+
+
+def _this_user() -> str:
+    return f"user {user_name(os.geteuid())}"
+
+
+def _as_owner(status: os.stat_result) -> str:
+    """What precedes a command that this process may not run, but the owner of the file may."""
+    return "" if os.geteuid() in (0, status.st_uid) else f"as {user_name(status.st_uid)}: "
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
