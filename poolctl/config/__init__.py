@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from poolctl.config.values.plain import *
     from poolctl.config.values.problems import *
     from poolctl.config.values.secrets import *
+    from poolctl.config.values.toml_text import *
 
 _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover",
@@ -35,7 +36,7 @@ _MODULES = {
     "interpreter missing_program start_options",
     "configuration": "BINDS_ITSELF Configuration Reading ServerConfig Surroundings no_certificate "
     "open_files_per_pool_process",
-    "edit": "Draft FileChanged escaped server_table table_text value_text",
+    "edit": "Draft FileChanged server_table",
     "files.assemble": "Document read_documents variables_referenced_without_default",
     "files.marks": "Marks Stamp changed_files marks_of stamp_of",
     "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT PROCFILE PYPROJECT SUPERVISORD UNIT "
@@ -52,6 +53,7 @@ _MODULES = {
     "RAISE_OPEN_FILES address_parts fill_placeholders",
     "values.problems": "Finding Place Problem problem_of shown",
     "values.secrets": "MASK masked masked_text values_to_mask",
+    "values.toml_text": "escaped table_text value_text",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -13,7 +13,6 @@ import pytest
 from poolctl import PoolConfig, ServerConfig
 from poolctl.address import parse
 from poolctl.config import Tables, with_resolved_references
-from poolctl.config.edit import escaped, table_text
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.config.rules.conflicts import (
     conflicts,
@@ -25,6 +24,7 @@ from poolctl.config.rules.conflicts import (
     shared_users,
     table_conflicts,
 )
+from poolctl.config.values.toml_text import escaped, table_text
 from poolctl.feature import FEATURES
 from tests.config_files import SERVER, assert_named_with_its_fix, load_text, told
 

@@ -9,21 +9,10 @@ import sys
 import textwrap
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from poolctl.config.edit import (
-    Draft,
-    FileChanged,
-    escaped,
-    key_text,
-    replace_file_content,
-    table_text,
-    value_text,
-)
+from poolctl.config.edit import Draft, FileChanged, replace_file_content
 from poolctl.config.loader import load
 from poolctl.errors import PoolValidateError
 from tests.descriptors import no_descriptor_left
@@ -565,30 +554,6 @@ def test_added_server_is_set_apart_by_empty_lines(tmp_path: Path, text: str, add
     assert file.read_text() == added
 
 
-TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
-SIMPLE = st.one_of(
-    st.booleans(), st.integers(-(2**63), 2**63 - 1), TEXT, st.floats(allow_nan=False, allow_infinity=False)
-)
-VALUES = st.recursive(
-    SIMPLE,
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)),
-    max_leaves=8,
-)
-
-
-@pytest.mark.slow
-@given(st.dictionaries(TEXT, VALUES, max_size=4))
-def test_table_written_as_toml_is_read_back_unchanged(table: dict[str, Any]) -> None:
-    assert tomllib.loads(table_text("[t]", table))["t"] == table
-
-
-def test_unset_values_are_left_out() -> None:
-    assert table_text("[t]", {"a": None, "b": 1}) == "[t]\nb = 1\n"
-    assert value_text({"a": None}) == "{}"
-    assert value_text((1.0, 2.5)) == "[1, 2.5]"
-    assert value_text("\udcff") == '"?"'
-
-
 def test_changes_are_applied_again_to_files_that_have_changed_meanwhile(tmp_path: Path) -> None:
     first, second = written(tmp_path, "a.toml", POOL), tmp_path / "b.toml"
     second.write_text('[[server]]\nname = "more"\nbind = ":1"\napp = "a:b"\n')
@@ -665,21 +630,3 @@ def test_file_that_cannot_be_replaced_leaves_nothing_behind(
         replace_file_content(str(file), "a = 1\n", "a = 2\n")
     assert (file.read_text(), os.listdir(tmp_path)) == ("a = 1\n", ["pool.toml"])
     assert len(os.listdir("/proc/self/fd")) == len(before)
-
-
-@pytest.mark.parametrize(
-    ("value", "found"),
-    [
-        ("${A} $${B} ${server.a.url}", "$${A} $$${B} ${server.a.url}"),
-        ({"a": ["${A}", 5, None]}, {"a": ["$${A}", 5, None]}), (("${A}",), ["$${A}"]), (True, True),
-    ],
-)  # fmt: skip
-def test_value_is_escaped_wherever_it_holds_strings(value: object, found: object) -> None:
-    assert escaped(value) == found
-
-
-@pytest.mark.parametrize(
-    ("key", "text"), [("a-b_C1", "a-b_C1"), ("a.b", '"a.b"'), ("", '""'), ("é", '"é"'), ('a"\x7f', '"a\\"\\u007f"')]
-)  # fmt: skip
-def test_key_is_quoted_unless_it_is_bare(key: str, text: str) -> None:
-    assert key_text(key) == text

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config.edit import Draft
-from poolctl.config.edit import value_text as toml
 from poolctl.config.loader import load
+from poolctl.config.values.toml_text import value_text as toml
 from tests.examples import examples
 
 WORDS = st.text(

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
-from poolctl.config.edit import escaped
 from poolctl.config.values.normalise import (
     absolute,
     add_derived_values,
@@ -25,6 +24,7 @@ from poolctl.config.values.normalise import (
     required_variables,
 )
 from poolctl.config.values.problems import Finding
+from poolctl.config.values.toml_text import escaped
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, assert_named_with_its_fix, load_text, told
 
