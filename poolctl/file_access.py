@@ -220,6 +220,8 @@ def _closed_directory(path: str) -> Obstacle | None:
     for part in os.path.dirname(os.path.abspath(path)).split("/")[1:]:
         directory = f"{directory}/{part}"
         if not os.access(directory, os.X_OK):
+            if not os.path.isdir(directory):
+                return None
             return f"is in {directory}, which {_this_user()} may not enter", _permission_fix(directory, "x")
     return None
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from poolctl.config.values.plain import *
     from poolctl.config.values.problems import *
     from poolctl.config.values.secrets import *
+    from poolctl.config.values.shell_line import *
     from poolctl.config.values.toml_text import *
 
 _MODULES = {
@@ -53,6 +54,7 @@ _MODULES = {
     "RAISE_OPEN_FILES address_parts fill_placeholders",
     "values.problems": "Finding Place Problem problem_of shown",
     "values.secrets": "MASK masked masked_text values_to_mask",
+    "values.shell_line": "needs_shell",
     "values.toml_text": "escaped table_text value_text",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -124,6 +124,7 @@ def test_file_that_is_no_program_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert why(tmp_path / "folder") == ("is a directory", "name a program in it")
     assert why(tmp_path / "gone") == ("is not there", "install it, or write its full path")
+    assert why_not_executable("./gone/job", PATH, str(tmp_path)) == why(tmp_path / "gone")
     (tmp_path / "link").symlink_to("/no/such/file")
     assert why(tmp_path / "link")[0] == "is a link to /no/such/file, which is not there"
 

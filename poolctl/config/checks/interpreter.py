@@ -135,13 +135,22 @@ def missing_program(
     If `words`, the value of the key at `path`, are given, they are checked instead. `env` is the program's environment.
     """
     from poolctl.config.values.problems import Finding
+    from poolctl.config.values.shell_line import words_meant
+    from poolctl.config.values.toml_text import escaped, value_text
 
-    words = server.command if words is None else words
+    words = (server.command if words is None else words) or ()
     program = words[0] if words else "{"
     if "{" in program:
         return None
-    obstacle = why_not_executable(program, env.get("PATH", os.defpath), server.cwd)
-    return obstacle and Finding((*path, 0), f"{program!r} {obstacle[0]}", obstacle[1], program)
+    search_path = env.get("PATH", os.defpath)
+    obstacle = why_not_executable(program, search_path, server.cwd)
+    if obstacle is None:
+        return None
+    reason, fix = obstacle
+    meant = words_meant(words)
+    if meant and why_not_executable(meant[0], search_path, server.cwd) is None:
+        fix = f"write {value_text(escaped(meant))}"
+    return Finding((*path, 0), f"{program!r} {reason}", fix, program)
 
 
 def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:

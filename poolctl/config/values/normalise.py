@@ -543,16 +543,7 @@ def _schedule_rules(table: dict[str, Tree]) -> Iterator[Finding]:
 
 
 def _word_list_rules(path: KeyPath, command: Tree) -> Iterator[Finding]:
-    if isinstance(command, str):
-        import shlex
-
-        try:
-            words = ", ".join(f'"{word}"' for word in shlex.split(command))
-        except ValueError:
-            words = '"prog", "argument"'
-        message = "a command is a list of words, not a line for a shell"
-        yield Finding(path, message, f"write [{words}]")
-    elif isinstance(command, (list, tuple)) and command and command[0] == "":
+    if isinstance(command, (list, tuple)) and command and command[0] == "":
         yield Finding((*path, 0), "the program's name is empty", 'write ["prog", …]')
 
 

@@ -29,11 +29,12 @@ _AUTHORITY = r"(?P<host>\[(?P<ip>[^\[\]]*)\]|[\w.~!$&'()*+,;=%-]*)(?::(?P<port>[
 
 
 class BadValue(ValueError):
-    """A value that is not allowed; `allowed` names the allowed values."""
+    """A value that is not allowed; `allowed` names the allowed values, `hint` says more than they do, or is ""."""
 
-    def __init__(self, message: str, allowed: str) -> None:
+    def __init__(self, message: str, allowed: str, hint: str = "") -> None:
         super().__init__(message)
         self.allowed = allowed
+        self.hint = hint
 
 
 class Interpolated(str):

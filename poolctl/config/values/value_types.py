@@ -42,6 +42,7 @@ from poolctl.config.values.problems import (
     shown,
     unknown_key,
 )
+from poolctl.config.values.shell_line import words_fix
 from poolctl.feature import platform_names
 from poolctl.time_windows import parse_time_zone, parse_window
 
@@ -185,6 +186,13 @@ def _list(value: Tree) -> Tree:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _word_list(value: Tree) -> Tree:
+    if isinstance(value, str):
+        message = "a command is a list of words, not a line for a shell"
+        raise BadValue(message, "a list of words", words_fix(value))
+    return _list(value)
+
+
 _from_text = BeforeValidator(number_if_interpolated)
 Duration = Annotated[float, *_duration(0.0)]  # 0 means "none" or "at once"
 Positive = Annotated[float, *_duration(0.001)]  # for keys for which 0 is meaningless: a timeout, an interval
@@ -220,7 +228,7 @@ Patterns = Annotated[
     tuple[Annotated[Text, WrapValidator(_passing_undecoded_bytes)], ...], BeforeValidator(_list)
 ]
 Bind = Annotated[OsText, AfterValidator(_checked_bind)]
-Argument = Annotated[tuple[OsText, ...], Field(min_length=1), BeforeValidator(_list)]
+Argument = Annotated[tuple[OsText, ...], Field(min_length=1), BeforeValidator(_word_list)]
 
 PATH_PATTERN = r"^/[^\x00-\x20\x7f]*$"
 METHOD_PATTERN = r"^[A-Z]+$"
@@ -431,6 +439,7 @@ def _finding(details: Any, keys_at: Callable[[KeyPath], tuple[str, ...]], table:
         cause = context["error"]
         allowed = getattr(cause, "allowed", "")
         hint = f"allowed is {allowed}" if allowed and allowed not in str(cause) else ""
+        hint = getattr(cause, "hint", "") or hint
         return Finding(path, str(cause), hint, shown(value), allowed)
     found, allowed = shown(value), _allowed(kind, context)
     if allowed == "a table":

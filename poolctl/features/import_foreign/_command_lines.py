@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from poolctl.config import escaped
+from poolctl.config import escaped, needs_shell
 
 from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, user_and_group
 
@@ -101,15 +101,6 @@ def apply_shell_command(server: ForeignServer, text: str, port: str = "") -> Non
             server.set("bind", f"{'' if f'0.0.0.0:{PORT}' in with_port else '127.0.0.1'}:{port}")
         return
     apply_command_words(server, [escaped(word) for word in words], port)
-
-
-def needs_shell(text: str) -> bool:
-    """Whether the line needs a shell: it is more than words with quotes and backslashes."""
-    outside = re.sub(r"'[^']*'", "", re.sub(r"\\.", "", text))
-    unquoted = re.sub(r'"[^"]*"', "", outside)
-    return (
-        "$" in outside or "`" in outside or bool(re.search(r"[;|&<>()*?~\n]|^\s*(cd|source|\.)\s", unquoted))
-    )
 
 
 def _split_command_prefix(words: list[str]) -> tuple[list[str], dict[str, str]]:
