@@ -113,8 +113,10 @@ def uvicorn_problem(python: str, version: str | None) -> tuple[str, str] | None:
 
     `version` is None if uvicorn is missing. A version that is not numeric is accepted.
     """
+    from poolctl.installation import install_command  # not at the top: this file may run as a script
+
     if version is None:
-        return "has no uvicorn", f"install it there: {python} -m pip install uvicorn"
+        return "has no uvicorn", f"install it there: {install_command(python, 'uvicorn')}"
     try:
         old = tuple(map(int, version.split(".")[:2])) < OLDEST_UVICORN
     except ValueError:
@@ -124,7 +126,7 @@ def uvicorn_problem(python: str, version: str | None) -> tuple[str, str] | None:
     needed = ".".join(map(str, OLDEST_UVICORN))
     return (
         f"has uvicorn {version}, and workers need {needed} or newer",
-        f"upgrade it there: {python} -m pip install --upgrade uvicorn",
+        f"upgrade it there: {install_command(python, 'uvicorn', upgrade=True)}",
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import poolctl
-from poolctl.config import GATEWAY_LIBRARIES, INSTALL_GATEWAY
+from poolctl.config import GATEWAY_LIBRARIES
 
 OLD_UVICORN = "0.34.0"
 
@@ -30,7 +30,7 @@ def with_old_uvicorn(directory: Path) -> Path:
 def need_gateway() -> None:
     """Skip the test where the gateway's libraries are not installed."""
     for library in GATEWAY_LIBRARIES:
-        pytest.importorskip(library, reason=f"{library} is not installed: {INSTALL_GATEWAY}")
+        pytest.importorskip(library, reason=f"{library} is not installed")
 
 
 def without(directory: Path, *libraries: str) -> str:

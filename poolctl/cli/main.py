@@ -148,7 +148,13 @@ def _unexpected_error(error: BaseException) -> tuple[str, str]:
     said = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, (ImportError, SyntaxError)):
         # No application code is imported here, so an upgrade was interrupted, or a library was removed.
-        hint = f"install it again: {sys.executable} -m pip install --force-reinstall poolctl; a running pool serves on"
+        try:
+            from poolctl.installation import reinstall_command
+
+            command = reinstall_command()
+        except (ImportError, SyntaxError):
+            command = ""
+        hint = f"install it again{command and f': {command}'}; a running pool serves on"
         return f"this installation of poolctl is incomplete ({said})", hint
     hint = f"please report this to {REPORT_TO}, with the output of {DEBUG_VARIABLE}=1 and poolctl version --verbose"
     return f"internal error ({said})", hint

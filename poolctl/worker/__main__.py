@@ -14,6 +14,7 @@ import os
 import sys
 
 from ..bootstrap import uvicorn_problem
+from ..installation import install_command
 
 REQUESTS_FD = 3
 
@@ -85,5 +86,5 @@ def _explain_import_error(error: ImportError) -> tuple[str, str, str]:
         reason = (
             "has no uvicorn" if error.name == "uvicorn" else f"has another uvicorn than is needed ({error})"
         )
-        hint = f"install it there: {sys.executable} -m pip install --upgrade uvicorn"
+        hint = f"install it there: {install_command(sys.executable, 'uvicorn', upgrade=True)}"
     return f"{sys.executable} {reason}; {hint}", reason, hint

@@ -27,6 +27,7 @@ from poolctl.config.model.section import EnvFile, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.config.values.problems import Finding, KeyPath
+from poolctl.installation import install_command, install_module_command
 from poolctl.safe_open import UnsafePath, check_appendable
 
 # Problems and warnings.
@@ -410,7 +411,7 @@ def _probe_interpreter(python: str, user: str | None, with_zttp: bool) -> Findin
 
 def _missing_zttp_finding(python: str) -> Finding:
     message = f'{python} has no zttp, which http.implementation = "zttp" needs'
-    fix = f"install it there: {python} -m pip install --upgrade zttp"
+    fix = f"install it there: {install_command(python, 'zttp', upgrade=True)}"
     return Finding(("http", "implementation"), message, fix, "zttp")
 
 
@@ -508,7 +509,7 @@ def _message_and_fix(job: ImportJob, answer: dict[str, object]) -> tuple[str, st
     if kind == "no module" and missing.partition(".")[0] == module.partition(".")[0]:
         return f"there is no module {module!r} in {job.app_dir}{where}", "check app and app_dir"
     if kind == "no module":
-        hint = f"install it there: {job.python} -m pip install {missing.partition('.')[0]}"
+        hint = f"install it there: {install_module_command(job.python, missing)}"
         return f"{module} imports {missing!r}, which is not installed{where}", hint
     if kind == "no attribute":
         return f"{module} has no {attribute!r}", f"did you mean {near!r}?" if near else "check app"

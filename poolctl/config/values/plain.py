@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+from poolctl.installation import EXTRAS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -185,5 +187,4 @@ RAISE_OPEN_FILES = (
     "nofile in /etc/security/limits.conf"
 )
 # Needed only by the gateway's process.
-GATEWAY_LIBRARIES = ("httptools", "uvloop")
-INSTALL_GATEWAY = "pip install 'poolctl[gateway]'"
+GATEWAY_LIBRARIES = EXTRAS["gateway"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from poolctl.address import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.section import Table, TLSConfig, field
 from poolctl.config.values.problems import Finding, Problem
+from poolctl.installation import install_command
 
 if TYPE_CHECKING:
     from poolctl.config.values.value_types import Bind, FilePath, Text, Truth, Words
@@ -43,7 +45,8 @@ class Dashboard(Table):
                 ("bind",), message, "add tls = { cert = …, key = … }, or bind 127.0.0.1 behind a proxy"
             )
         if find_spec("starlette") is None:
-            yield Finding((), "starlette is not installed, which serves the page", "pip install starlette")
+            fix = install_command(sys.executable, "starlette")
+            yield Finding((), "starlette is not installed, which serves the page", fix)
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
         """Report a missing or unreadable token, and problems with the certificate. Blocks on the disk."""

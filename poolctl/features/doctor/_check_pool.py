@@ -15,9 +15,10 @@ from poolctl.bootstrap import OLDEST_PYTHON, installed_build, uvicorn_problem
 from poolctl.cli.reload_plan import drift_line
 from poolctl.cli.render import relative_to_cwd
 from poolctl.cli.supervisor_requests import CRASH_LOOP
-from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_options
+from poolctl.config import ServerConfig, interpreter, start_options
 from poolctl.control.gateway_answers import GatewayStatus
 from poolctl.feature import features
+from poolctl.installation import install_command
 from poolctl.json_form import Table, from_json
 from poolctl.keeper.left_children import left_daemons
 from poolctl.platform import process_name
@@ -37,6 +38,8 @@ def of(name):
         return None
 print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn", "uvloop", "httptools")}}))
 """
+
+_NOT_INSTALLED = " not installed"  # of a library, and the command that installs it follows
 
 
 def configuration(context: CheckContext) -> Iterator[CheckResult]:
@@ -101,9 +104,8 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
         if (name := table.strip("[]")) in advice:
             yield warning(table, why, advice[name])
         else:
-            yield problem(
-                table, why.removesuffix(f"; {INSTALL_GATEWAY}"), _fix_for_unserved_endpoint(table, why)
-            )
+            message, _, command = why.partition("; ") if _NOT_INSTALLED in why else (why, "", "")
+            yield problem(table, message, command or _fix_for_unserved_endpoint(table, why))
     if context.gateway is not None and not context.gateway["problem"]:
         gateway = from_json(GatewayStatus, context.gateway)
         listed = ", ".join(gateway.addresses)
@@ -114,8 +116,6 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
 
 def _fix_for_unserved_endpoint(table: str, why: str) -> str:
     """How to fix the endpoint of a table, such as [metrics], that is not served because of `why`."""
-    if why.endswith(INSTALL_GATEWAY):
-        return INSTALL_GATEWAY
     if table == "[events]":
         return "make it writable, or name another file as events.path, then run poolctl reload"
     if why.startswith(("it has no token", "its token")):
@@ -210,7 +210,7 @@ def _package_result(python: str, servers: list[ServerConfig]) -> CheckResult:
     slow = [name for name in ("uvloop", "httptools") if found[name] is None]
     said = f"{python}: Python {version}, uvicorn {found['uvicorn']}"
     if slow:
-        advice = f"faster with {' and '.join(slow)}: {python} -m pip install {' '.join(slow)}"
+        advice = f"faster with {' and '.join(slow)}: {install_command(python, *slow)}"
         return ok("interpreter", f"{said}; {advice}")
     return ok("interpreter", f"{said}, uvloop {found['uvloop']}, httptools {found['httptools']}")
 

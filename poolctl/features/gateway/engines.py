@@ -10,9 +10,10 @@ from importlib.util import find_spec
 
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.values.plain import GATEWAY_LIBRARIES, INSTALL_GATEWAY
+from poolctl.config.values.plain import GATEWAY_LIBRARIES
 from poolctl.config.values.problems import Finding
 from poolctl.feature import features
+from poolctl.installation import install_extra_command
 
 OWN_ENGINE = "poolctl"
 # Where programs are installed, in addition to $PATH.
@@ -70,4 +71,4 @@ def engine_problem(name: str, program: str) -> tuple[str, str] | None:
         return None
     listed = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
     are = "is" if len(missing) == 1 else "are"
-    return f"{listed} {are} not installed, which the gateway needs", INSTALL_GATEWAY
+    return f"{listed} {are} not installed, which the gateway needs", install_extra_command("gateway", missing)

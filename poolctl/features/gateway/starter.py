@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from poolctl.config import GATEWAY_LIBRARIES, INSTALL_GATEWAY
+from poolctl.config import GATEWAY_LIBRARIES
+from poolctl.installation import install_extra_command
 
 POOL = """\
 # A pool of HTTP servers behind one port. Every key: `poolctl schema`, checks: `poolctl validate`.
@@ -52,4 +53,5 @@ host = "api.localhost"           # or "*.example.com", or a first label: "api" i
 def warnings() -> list[str]:
     """A warning if libraries that the gateway needs are not installed, otherwise an empty list."""
     missing = [each for each in GATEWAY_LIBRARIES if find_spec(each) is None]
-    return [f"the gateway needs {', '.join(missing)}: {INSTALL_GATEWAY}"] if missing else []
+    command = install_extra_command("gateway", missing)
+    return [f"the gateway needs {', '.join(missing)}: {command}"] if missing else []

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT, USAGE
+from poolctl.installation import install_extra_command
 from poolctl.json_form import Table
 
 MANAGER = "poolctl"
@@ -46,7 +47,6 @@ _PING_SECONDS = 20.0  # how often the connection is checked, and the time for an
 _LARGEST_MESSAGE_BYTES = 1024 * 1024
 _MOST_REFUSAL_BYTES = 64 * 1024
 _ACCEPT_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
-_NEEDED = "pip install 'poolctl[kubernetes]'"
 
 
 class NotFound(ControlError):
@@ -74,7 +74,9 @@ class Cluster:
             from lightkube.config import client_adapter
         except ImportError as error:
             raise ControlError(
-                f"a pool on Kubernetes needs lightkube: {error}", exit_code=USAGE, hint=_NEEDED
+                f"a pool on Kubernetes needs lightkube: {error}",
+                exit_code=USAGE,
+                hint=install_extra_command("kubernetes"),
             ) from None
         hint = "set KUBECONFIG to the cluster's kubeconfig, or context in [kubernetes] to one of its contexts"
         try:

@@ -15,7 +15,7 @@ from tests.features.gateway.conftest import GatewayPool
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 APPS = f'app_dir = "{Path(__file__).parents[3]}"'
-HINT = "pip install 'poolctl[gateway]'"
+HINT = f"-m pip install {' '.join(GATEWAY_LIBRARIES)}"
 
 
 def refuses(port: int) -> bool:

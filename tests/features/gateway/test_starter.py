@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -28,5 +29,6 @@ def test_libraries_that_the_gateway_lacks_are_named(
     monkeypatch.setattr(starter, "GATEWAY_LIBRARIES", ("no_such_library", "os", "nor_this"))
     said = poolctl("init", "fresh", "--gateway", "--app")
     assert said.code == 0
-    assert "the gateway needs no_such_library, nor_this: pip install 'poolctl[gateway]'" in said.err
+    fix = f"{sys.executable} -m pip install no_such_library nor_this"
+    assert f"the gateway needs no_such_library, nor_this: {fix}" in said.err
     assert poolctl("init", "other", "--app").err == ""

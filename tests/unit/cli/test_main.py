@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from poolctl.cli.main import install_ctrl_c, main
+from poolctl.installation import reinstall_command
 from tests.deadline import wait_until
 from tests.stand_in import always, item
 
@@ -58,7 +59,7 @@ def test_missing_part_of_the_installation_is_named_with_the_way_to_repair_it(
     assert (
         "installation of poolctl is incomplete (ModuleNotFoundError: No module named 'pydantic')" in said.err
     )
-    assert "pip install --force-reinstall poolctl" in said.err
+    assert f"install it again: {reinstall_command()}; a running pool serves on" in said.err
     assert "report this" not in said.err
 
 
@@ -226,10 +227,7 @@ REPORT = (
 )
 
 
-INSTALL = (
-    f"  hint: install it again: {sys.executable} -m pip install --force-reinstall poolctl; "
-    "a running pool serves on\n"
-)
+INSTALL = f"  hint: install it again: {reinstall_command()}; a running pool serves on\n"
 
 
 @pytest.mark.parametrize(

@@ -466,7 +466,7 @@ def test_file_above_a_path_is_named(tmp_path: Path) -> None:
          "there is no module 'shop.app' in /app (app.py:3)", "check app and app_dir"),
         ("shop.app:a", {"kind": "no module", "missing": "yaml.nodes", "where": "app.py:3"},
          "shop.app imports 'yaml.nodes', which is not installed (app.py:3)",
-         "install it there: /bin/python -m pip install yaml"),
+         "install it there: /bin/python -m pip install PyYAML"),
         ("shop:ap", {"kind": "no attribute", "near": "app"}, "shop has no 'ap'", "did you mean 'app'?"),
         ("shop:ap", {"kind": "no attribute"}, "shop has no 'ap'", "check app"),
         ("shop:a", {"kind": "not callable", "message": "an int"}, "shop:a is an int, not an ASGI or WSGI application",

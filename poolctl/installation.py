@@ -1,0 +1,101 @@
+"""Commands that install libraries into an interpreter's environment, as messages name them. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Whether package indexes have poolctl, so that its extras can be installed by name: true from the first release on.
+IS_PUBLISHED = False
+# What each extra of poolctl brings (pyproject.toml).
+EXTRAS = {
+    "fast": ("httptools", "uvloop", "websockets"),
+    "gateway": ("httptools", "uvloop"),
+    "http2": ("zttp",),
+    "kubernetes": ("lightkube",),
+}
+# The distributions of modules that are called otherwise.
+_DISTRIBUTIONS = {
+    "attr": "attrs", "bs4": "beautifulsoup4", "corsheaders": "django-cors-headers", "Crypto": "pycryptodome",
+    "cv2": "opencv-python-headless", "dateutil": "python-dateutil", "debug_toolbar": "django-debug-toolbar",
+    "decouple": "python-decouple", "discord": "discord.py", "docx": "python-docx", "dotenv": "python-dotenv",
+    "environ": "django-environ", "fitz": "PyMuPDF", "git": "GitPython", "jose": "python-jose", "jwt": "PyJWT",
+    "ldap": "python-ldap", "magic": "python-magic", "multipart": "python-multipart", "MySQLdb": "mysqlclient",
+    "nacl": "PyNaCl", "OpenSSL": "pyOpenSSL", "PIL": "Pillow", "pkg_resources": "setuptools",
+    "psycopg2": "psycopg2-binary", "rest_framework": "djangorestframework", "serial": "pyserial",
+    "skimage": "scikit-image", "sklearn": "scikit-learn", "slugify": "python-slugify",
+    "socketio": "python-socketio", "telegram": "python-telegram-bot", "yaml": "PyYAML", "zmq": "pyzmq",
+}  # fmt: skip
+
+
+def install_command(python: str, *distributions: str, upgrade: bool = False) -> str:
+    """The shell command that installs the distributions into the environment of the interpreter `python`.
+
+    Environments of pipx and uv may have no pip.
+    """
+    import shlex  # not needed by processes that only name the libraries
+
+    environment = os.path.dirname(os.path.dirname(os.path.abspath(python)))
+    if os.path.exists(os.path.join(environment, "pipx_metadata.json")):
+        name = os.path.basename(environment)
+        command = ["pipx", "runpip", name, "install"] if upgrade else ["pipx", "inject", name]
+    elif _has_uv_alone(environment):
+        command = ["uv", "pip", "install", "--python", python]
+    else:
+        command = [python, "-m", "pip", "install"]
+    return shlex.join([*command, *(["--upgrade"] if upgrade else []), *distributions])
+
+
+def install_extra_command(extra: str, missing: Sequence[str] = ()) -> str:
+    """The command that installs an extra of poolctl, or only its `missing` libraries, into poolctl's environment."""
+    wanted = [f"poolctl[{extra}]"] if IS_PUBLISHED else missing or EXTRAS[extra]
+    return install_command(sys.executable, *wanted)
+
+
+def install_module_command(python: str, module: str) -> str:
+    """The command that installs the top-level package of a module, such as `yaml`, into an environment."""
+    package = module.partition(".")[0]
+    return install_command(python, _DISTRIBUTIONS.get(package, package))
+
+
+def reinstall_command() -> str:
+    """The command that installs poolctl itself again, from where it came; "" if that is not known."""
+    environment = os.path.dirname(os.path.dirname(sys.executable))
+    if os.path.exists(os.path.join(environment, "pipx_metadata.json")):
+        return f"pipx reinstall {os.path.basename(environment)}"
+    source = ["poolctl"] if IS_PUBLISHED else _source()
+    return install_command(sys.executable, "--force-reinstall", *source) if source else ""
+
+
+def _has_uv_alone(environment: str) -> bool:
+    """Whether uv made this virtual environment, without pip."""
+    try:
+        with open(os.path.join(environment, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
+            made_by_uv = any(line.partition("=")[0].strip() == "uv" for line in file)
+        libraries = os.path.join(environment, "lib")
+        return made_by_uv and not any(
+            os.path.isdir(os.path.join(libraries, name, "site-packages", "pip"))
+            for name in os.listdir(libraries)
+        )
+    except OSError:
+        return False
+
+
+def _source() -> list[str]:
+    """The arguments of pip for the directory, archive or repository that poolctl was installed from (PEP 610)."""
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        origin = json.loads(distribution("poolctl").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, OSError, ValueError):
+        return []
+    url = str(origin.get("url", ""))
+    if "vcs_info" in origin:
+        url = f"{origin['vcs_info'].get('vcs', 'git')}+{url}"
+    editable = origin.get("dir_info", {}).get("editable") is True
+    return [] if not url else ["--editable", url] if editable else [url]
