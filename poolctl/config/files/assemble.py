@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from poolctl.config.files import read_file
 from poolctl.config.files.parsers import parse, positions
-from poolctl.config.model.pool_tables import model_of_table, table_names
+from poolctl.config.model.pool_tables import file_tables, header, is_listed, meant_table, model_of_table
 from poolctl.config.model.section import Table
+from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.normalise import interpolate, merged, normalise, required_variables
 from poolctl.config.values.problems import (
     Finding,
@@ -19,12 +20,14 @@ from poolctl.config.values.problems import (
     Problem,
     Tree,
     dotted,
-    nearest,
     problem_of,
     shown,
 )
 from poolctl.config.values.secrets import masked_quotes
+from poolctl.config.values.toml_text import json_text
 
+# Of the keys of a server, one says what it runs, or where.
+_KEYS_THAT_SERVE = {"app", "bind", "command"}
 # Alternative names of keys in files, by their normalised name.
 SYNONYMS = {"bind": "listen", "scale": "workers"}
 
@@ -198,18 +201,15 @@ class Assembly:
             self.problems.append(located(finding, document.place((*path, *finding.path)), entry))
 
     def _merge_table(self, document: Document, key: str, value: Tree) -> Iterator[Finding]:
-        known = ("pool", "defaults", "server", *table_names())
+        known = file_tables()
         if key not in known:
-            near = nearest(str(key), known)
-            hint = f"did you mean {near!r}?" if near else "a file has 'pool', 'defaults' and 'server'"
+            hint = _unknown_table_hint(document, str(key), value)
             yield Finding((key,), f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(known))
             return
         model = model_of_table(key)
         if key == "server" or (model is not None and model.listed):
             if not isinstance(value, list) or (model and not all(isinstance(each, dict) for each in value)):
-                hint = f"write a list{' of tables' if model else ''}"
-                if document.kind == "toml":
-                    hint = f"write [[{key}]], with two brackets"
+                hint = _header_hint(document, key, value)
                 yield Finding((key,), f"{key!r} is {shown(value)}, not a list of tables", hint)
             elif model is None:
                 yield from self._merge_servers(document, value, ("server",))
@@ -218,7 +218,9 @@ class Assembly:
             else:
                 yield from self._replace_table_list(model, document, value)
         elif not isinstance(value, dict):
-            yield Finding((key,), f"{key!r} is {shown(value)}, not a table", f"write [{key}]")
+            yield Finding(
+                (key,), f"{key!r} is {shown(value)}, not a table", _header_hint(document, key, value)
+            )
         elif model is not None:
             table = model.with_absolute_paths(value, document.data[key], document.base_dir)
             self.tables[key] = merged(self.tables.get(key, {}), table)
@@ -292,6 +294,41 @@ class Assembly:
             here.add(name)
             if own:
                 self._report(document, own, path, entry)
+
+
+def _unknown_table_hint(document: Document, key: str, value: Tree) -> str:
+    """The table that was meant, or where the key belongs, or all tables that a file may have."""
+    if meant := meant_table(key):
+        return _header_hint(document, meant, value)
+    if key in ServerKeys.keys_allowed_in_files():
+        server, defaults = (_shown_header(document, each) for each in ("server", "defaults"))
+        if document.kind == "toml" and isinstance(value, dict):
+            of_server, of_all = (f"[{each.strip('[]')}.{key}]" for each in (server, defaults))
+            return f"write {of_server} below its {server}, or {of_all} for all servers"
+        return f"write it below {server}, or below {defaults} for all servers"
+    if isinstance(value, dict) and value.keys() & _KEYS_THAT_SERVE:
+        return _header_hint(document, "server", {key: value})
+    if key == read_file.SECTION[0]:
+        return f"leave {'.'.join(read_file.SECTION)} out: it is for {read_file.PYPROJECT}"
+    tables = [_shown_header(document, each) for each in file_tables()]
+    return f"the tables of a file are {', '.join(tables)}"
+
+
+def _header_hint(document: Document, table: str, value: Tree) -> str:
+    """How to write the table of this name in the place of `value`, such as the header [[server]]."""
+    shown_header = _shown_header(document, table)
+    if not is_listed(table):
+        return f"write {shown_header}"
+    inner = value.items() if isinstance(value, dict) else ()
+    names = [name for name, each in inner if isinstance(each, (dict, list))]
+    if table == "server" and names and names[0] not in ServerKeys.keys_allowed_in_files():
+        equals = " =" if document.kind == "toml" else ":"
+        return f"write {shown_header}, and name{equals} {json_text(names[0])}"
+    return f"write {shown_header}, {'with two brackets' if document.kind == 'toml' else 'a list of tables'}"
+
+
+def _shown_header(document: Document, table: str) -> str:
+    return header(table, document.prefix) if document.kind == "toml" else repr(table)
 
 
 def located(finding: Finding, place: Place, entry: ServerTable | None = None) -> Problem:

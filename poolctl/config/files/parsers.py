@@ -28,6 +28,8 @@ _TOML_PLACE = r" \(at (?:line (\d+), column (\d+)|end of document)\)$"
 _JSON_CONSTANT = r'(?s)"(?:[^"\\]|\\.)*+"?|(NaN|-?Infinity)'
 _NAME = r"""\s*((?:[\w.-]|"[^"\n]*"|'[^'\n]*')+)"""
 _HEADER = r"[ \t]*\[\[?([^\]\n]+)\]"
+_LIKE_HEADER = r"([\s\[({<]*)([\w.-]+)(?::([\w.-]*))?([\s\]){}>]*)(?:#.*)?"
+_TEXT_BEHIND_HEADER = r"[ \t]*(\[[^\[\]]+\]|\[\[[^\[\]]+\]\])[ \t]*[^\s#\]]"
 _STATEMENT = rf"\s*\[|{_NAME}\s*="
 _WORD = rf"[^\s,\]}}#\"']{{1,{SHOWN_CHARACTERS}}}"
 
@@ -218,6 +220,8 @@ class Scanner:
             path = (*path, part)
             if path in self._counts and not (array and number == len(parts)):
                 path = (*path, self._counts[path] - 1)
+            elif number < len(parts):
+                self._note(path, start)
         if array:
             self._note(path, start)
             index = self._counts.get(path, 0)
@@ -299,6 +303,8 @@ def _explained_toml(text: str, message: str, start: int) -> Explained:
     next_statement = bool(re.match(_STATEMENT, rest))
     if message.startswith("Cannot ") and (header := re.match(_HEADER, text[begin:])):
         return begin, *_repeated_table_error(text, header[1].strip())
+    if not _open_brackets(text[:begin], "toml") and (wrong := _wrong_header(text[begin:].partition("\n")[0])):
+        return begin, *wrong
     if message.startswith("Expected '=' after a key") and rest.startswith(":"):
         value = rest[1:].strip()[:SHOWN_CHARACTERS] or "value"
         return start, "':' where '=' belongs", f"write {before.strip()[:SHOWN_CHARACTERS]} = {value}"
@@ -327,6 +333,31 @@ def _explained_toml(text: str, message: str, start: int) -> Explained:
         closing = ended or (next_statement and message.startswith("Unclosed array"))
         return _unclosed_bracket_error(text, bracket) if bracket is not None and closing else (start, *COMMA)
     return None
+
+
+def _wrong_header(line: str) -> tuple[str, str] | None:
+    """The problem and the fix of a line that was meant as the header of a table; None if it was not."""
+    from poolctl.config.model.pool_tables import file_tables, header, meant_table
+
+    if behind := re.match(_TEXT_BEHIND_HEADER, line):
+        return f"text behind the header {behind[1][:SHOWN_CHARACTERS]}", "write it on the next line"
+    found = re.fullmatch(_LIKE_HEADER, line)
+    if found is None or len(line) > SHOWN_CHARACTERS:
+        return None
+    before, name, label, after = found.groups()
+    parts = tuple(name.split("."))
+    prefix = parts[:2] if parts[:2] == ("tool", "poolctl") else ()
+    first, *inner = parts[len(prefix) :] or ("",)
+    table = first if first in file_tables() else meant_table(first)
+    if not before and not after and (not table or inner or not line.rstrip().endswith(":")):
+        return None
+    if table and not inner:
+        fix = header(table, prefix)
+    else:
+        many = max(before.count("["), after.count("]")) > 1
+        fix = f"{'[' * (1 + many)}{name}{']' * (1 + many)}"
+    named = f', and name = "{label}"' if label else ""
+    return f"{line.strip()!r} is no header of a table", f"write {fix}{named}"
 
 
 def _repeated_table_error(text: str, name: str) -> tuple[str, str]:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 from poolctl.address import Address
 from poolctl.config.model.section import Section, Table, field, validated
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.values.other_tools import OTHER_TABLES
 from poolctl.config.values.plain import LOCAL
-from poolctl.config.values.problems import Finding, KeyPath, Tree
+from poolctl.config.values.problems import Finding, KeyPath, Tree, misspelt, plain_word
+from poolctl.config.values.toml_text import key_text
 from poolctl.feature import features
 from poolctl.routing.route import AnyRoute
 
@@ -28,6 +30,8 @@ AnyTable = TypeVar("AnyTable", bound=Table)
 
 class PoolSettings(Section):
     """The table [pool]."""
+
+    table = "pool"
 
     name: Name | None = field(None, "The name of the pool. Left out: derived from the path of the file.")
     port_range: PortRange = field((20000, 29999), "The range from which `auto` chooses ports.")
@@ -96,6 +100,31 @@ def model_of_table(name: str) -> type[Table] | None:
         return MODELS[name]
     found = (feature.load(feature.tables[name]) for feature in features() if name in feature.tables)
     return next(found, None)
+
+
+def file_tables() -> tuple[str, ...]:
+    """The names of all tables that a configuration file may have."""
+    return "pool", "defaults", "server", *table_names()
+
+
+@cache
+def is_listed(name: str) -> bool:
+    """Whether a file has a list of tables with this name, written [[name]] in TOML."""
+    model = model_of_table(name)
+    return name == "server" or (model is not None and model.listed)
+
+
+def meant_table(name: str) -> str:
+    """The table of a file that was meant by a misspelt name, or by that of another tool; "" if none is known."""
+    known, word = file_tables(), plain_word(name)
+    of_others = (table for table, words in OTHER_TABLES.items() if table in known and word in words.split())
+    return misspelt(name, known) or next(of_others, "")
+
+
+def header(name: str, prefix: KeyPath = ()) -> str:
+    """The header of the table with this name in TOML, below the tables `prefix`: [pool], [[server]]."""
+    dotted_name = ".".join(map(key_text, (*map(str, prefix), name)))
+    return f"[[{dotted_name}]]" if is_listed(name) else f"[{dotted_name}]"
 
 
 class Tables:

@@ -111,7 +111,7 @@ class Section:
     keys_of: ClassVar[Mapping[str, Key]] = {}
     # The class that declares the keys and their validation.
     declaration: ClassVar[type[Section]]
-    # The name of the table in files, by which `problems.OTHER_TOOLS` lists keys of other tools; "" for a server's.
+    # The name of the table in files, by which `OTHER_TOOLS` lists keys of other tools; "" for a server's.
     table: ClassVar[str] = ""
     given: set[str]
 

@@ -10,6 +10,7 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from poolctl.config.values.other_tools import OTHER_TOOLS
 from poolctl.config.values.secrets import MASK, is_secret_key, masked_text
 from poolctl.errors import PoolValidateError, ServerError
 
@@ -159,111 +160,10 @@ def path_from_working_directory(file: str) -> str:
     return file[len(here) + 1 :] if here != "/" and file.startswith(here + "/") else file
 
 
-# Replacements for keys of golib, uvicorn, gunicorn, supervisord, docker compose and pm2, of nginx, HAProxy, Traefik and
-# Caddy for routes, in their tables. Case and underscores are ignored, because golib mixes two spellings.
-OTHER_TOOLS = {
-    "": {
-        'health = "/path", or health = { readiness = { http = "/path" } }': "monitor healthcheck",
-        'http = { head_timeout = "10s" }': "readtimeout readheadertimeout",
-        'drain_timeout = "30s"': "writetimeout",
-        'http = { keep_alive = "75s" }': "idletimeout timeoutkeepalive disablekeepalive",
-        'http = { max_head_size = "64KiB" }': "maxheaderbytes",
-        "http = { max_concurrency = N }": "maxhandlers limitconcurrency",
-        "http = { max_requests = N }": "limitmaxrequests",
-        'http = { root_path = "/path" }': "rootpath",
-        "http = { proxy_headers = true }": "proxyheaders",
-        'log = { path = "FILE" }, which takes both streams': "logger stdoutlogfile stderrlogfile",
-        'tls = { cert = "FILE", key = "FILE" }': "sslcertfile sslkeyfile",
-        'bind = "HOST:PORT"': "host port ports",
-        'cwd = "PATH"': "directory workingdir",
-        "http = { threads = N }": "threads",
-        "workers = N": "numprocs instances replicas",
-        'env = { NAME = "value" }': "environment",
-        "on_demand = true for a server that is started by its name alone": "autostart profiles",
-        'restart = "always"': "autorestart",
-        "restart = { limit = N }": "startretries",
-        'stop_timeout = "10s"': "stopwaitsecs killtimeout stopgraceperiod timeoutstopsec",
-        'stop_signal = "SIGINT"': "killsignal",
-        'stdin = "open"': "stdinopen",
-        'stop_group = "together"': "stopasgroup",
-        'stop_group = "after", "together" or "leader"': "killmode",
-        "take it out: the rest of a process group is killed at stop_timeout": "killasgroup",
-        'hooks = { before_start = ["prog", "argument"] }': "prestart beforestart execstartpre",
-        'hooks = { after_stop = ["prog", "argument"] }': "poststop afterstop execstoppost",
-        'every = "0 3 * * *", and job = true': "schedule cron crontab oncalendar timer",
-        "take it out: a crontab may call `poolctl restart NAME`": "cronrestart",
-        'tags = ["WORD"]': "group groups",
-        "limits = { open_files = N }": "limitnofile minfds ulimits",
-        'watch = { include = ["*.html"] }': "reloadinclude reloadincludes reloaddir reloaddirs",
-        'watch = { exclude = ["tests"] }': "reloadexclude reloadexcludes ignorewatch",
-        "take it out: the log has both streams": "redirectstderr",
-        'depends_on = ["NAME"]': "priority",
-        'limits = { memory = "300MB" }': "maxmemoryrestart",
-        'command = ["node", "app.js"]': "script execstart entrypoint",
-        "take it out: a server with tls never starts without it": "tlsmandatory",
-        'ready_after = "10s", for a program without an address': "startsecs",
-        "take it out, and start it with poolctl run --watch": "reload",
-        "take it out: poolctl has no equal": "maxconcurrentstreams maxreadframesize permitprohibitedciphersuites"
-        " maxuploadbufferperconnection maxuploadbufferperstream",
-    },
-    "hooks": {
-        'before_start = ["prog", "argument"]': "prestart execstartpre",
-        'after_stop = ["prog", "argument"]': "poststop execstoppost",
-    },
-    "triggers": {"requests_per_second = N": "rps qps rate"},
-    "tls": {
-        'tls = { cert = "FILE", key = "FILE" }, or tls = true for what [defaults.tls] says': "certs",
-        "tls = true": "inheritdefault",
-        'tls = { ca = "FILE" }': "rootca rootcafile",
-        'tls = { ca = "FILE", client_auth = "required" }': "clientca clientcafile",
-        'tls = { client_auth = "none", "optional" or "required" }': "authclient",
-        'tls = { min_version = "1.2" }': "versionmin",
-        'tls = { ciphers = "…" }, in OpenSSL\'s notation': "cipherlist",
-        "take it out: poolctl has no equal": "versionmax curvelist dynamicsizingdisable sessionticketdisable",
-    },
-    "gateway": {
-        'bind = ":80", or [":80", { bind = ":443", tls = { cert = "FILE", key = "FILE" } }]': "listen listeners"
-        " address port entrypoints tls certificate sslcertificate sslcertificatekey",
-        "[[route]] tables": "routes route server location rules",
-        'trusted_proxies = ["10.0.0.0/8"]': "setrealipfrom forwardedallowips",
-        'bind = [{ bind = ":80", accept_proxy_protocol = true }], and trusted_proxies': "proxyprotocol acceptproxy",
-        'keep_alive = "75s"': "keepalivetimeout",
-        'head_timeout = "10s"': "clientheadertimeout readheadertimeout",
-        'max_head_size = "64KiB"': "largeclientheaderbuffers clientheaderbuffersize",
-    },
-    "route": {
-        'to = "SERVER", or ["http://HOST:PORT", …]': "proxypass upstream backend backends server servers service target"
-        " targets url destination usebackend reverseproxy",
-        'host = "HOST"': "servername domain domains hostname hostregexp",
-        'path = "/PREFIX"': "location prefix pathprefix paths rule",
-        "strip_path = true": "stripprefix rewrite",
-        'timeouts = { connect = "5s", head = "60s" }': "timeout proxyconnecttimeout proxyreadtimeout proxysendtimeout",
-        'set_headers = { NAME = "value" }': "proxysetheader setheader setheaders requestheaders"
-        " requestheader customrequestheaders",
-        'add_headers = { NAME = "value" }': "addrequestheader addrequestheaders",
-        'remove_headers = ["NAME"]': "removeheader deleteheader deleteheaders delheader",
-        'response_headers = { NAME = "value" }': "addheader responseheader customresponseheaders proxyhideheader hsts"
-        " stsseconds cors",
-        'redirect = "https", or "https://HOST"': "return redirects redirectscheme httpsredirect sslredirect forcessl",
-        'allow = ["10.0.0.0/8"]': "ipallowlist ipwhitelist allowlist whitelist sourcerange deny remoteip",
-        'max_body_size = "1MiB"': "clientmaxbodysize",
-        'alias = "NAME"': "name id",
-        'policy = "least-connections"': "balance lbpolicy loadbalancer algorithm",
-        'to = [{ to = "SERVER", weight = 2 }]': "weight weights",
-        'tls of an address of [gateway]: bind = [{ bind = ":443", tls = { cert = "FILE", key = "FILE" } }]': "tls"
-        " certificate sslcertificate",
-    },
-    "stream": {
-        'bind = ":5432"': "listen address port",
-        'to = "HOST:PORT"': "proxypass upstream backend backends server servers target targets",
-        'timeouts = { connect = "5s", idle = "10m" }': "timeout proxyconnecttimeout proxytimeout",
-        'alias = "NAME"': "name id",
-        "take it out: TLS is copied as it is, from the client to the target": "tls certificate sslcertificate",
-    },
-}
 MOST_SUGGESTIONS = 2000
 MOST_NEAR = 5
-SIMILAR = 0.75
+# Least similarities, from 0 to 1 (difflib).
+MISSPELT, SIMILAR = 0.75, 0.8
 
 
 def unknown_key(path: KeyPath, known: tuple[str, ...], table: str) -> Finding:
@@ -273,32 +173,37 @@ def unknown_key(path: KeyPath, known: tuple[str, ...], table: str) -> Finding:
     """
     key = str(path[-1])
     parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), table)
-    word = key[:60].replace("_", "").lower()
+    word = plain_word(key[:60])
     fix = next((each for each, words in OTHER_TOOLS.get(parent, {}).items() if word in words.split()), "")
     if fix:
         fix = fix if fix.startswith("take it out") else f"write {fix}"
         return Finding(path, f"{key[:60]!r} is a key of another tool", fix, key[:60])
-    near = nearest(key, known)
-    if near and _is_misspelt(key, near):
+    if near := misspelt(key, known):
         hint = f"did you mean {near!r}?"
     elif len(known) <= MOST_NEAR:
         hint = f"known here: {', '.join(known)}"
     else:
-        found = similar(key[:60], known, MOST_NEAR, 0.5)
+        found = [each for each in known if each.endswith(f"_{word}")] or similar(
+            key, known, MOST_NEAR, SIMILAR
+        )
         hint = f"similar keys: {', '.join(found)}" if found else "`poolctl schema` lists every key"
     return Finding(path, f"unknown key {key[:60]!r}", hint, key[:60], ", ".join(known))
 
 
-def _is_misspelt(word: str, known: str) -> bool:
-    """Whether the word may be a typo of the known key; few typos change the first letter."""
+def misspelt(word: str, known: tuple[str, ...]) -> str:
+    """The known word of which this one is a typo, or ""; few typos change the first letter, or more than one."""
     from difflib import SequenceMatcher
 
-    word, known = _plain(word), _plain(known)
-    same = sorted(word) == sorted(known) or SequenceMatcher(None, word, known).ratio() >= SIMILAR
-    return word[:1] == known[:1] and same
+    near = nearest(word, known)
+    written, meant = plain_word(word), plain_word(near)
+    if written[:1] != meant[:1] or abs(len(written) - len(meant)) > 1:
+        return ""
+    is_same = sorted(written) == sorted(meant) or SequenceMatcher(None, written, meant).ratio() >= MISSPELT
+    return near if is_same else ""
 
 
-def _plain(word: str) -> str:
+def plain_word(word: str) -> str:
+    """The word without what tools write differently: case, underscores and hyphens."""
     return word.lower().replace("-", "").replace("_", "")
 
 
@@ -306,7 +211,7 @@ def _plain(word: str) -> str:
 def _similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> list[str]:
     from difflib import get_close_matches
 
-    direct = {_plain(name): name for name in known}.get(_plain(word))
+    direct = {plain_word(name): name for name in known}.get(plain_word(word))
     return [direct] if direct else get_close_matches(word.lower(), known, n=number, cutoff=cutoff)
 
 

@@ -164,6 +164,9 @@ def test_paths_of_a_listener_are_relative_to_the_file(tmp_path: Path) -> None:
     [
         ("[[route]]\n", "route[0].to: 'to' is missing"),
         ("[route]\nto = 'web'\n", "write [[route]], with two brackets"),
+        ("[routes]\nto = 'web'\n", "write [[route]], with two brackets"),
+        ("[route]]\nto = 'web'\n", "'[route]]' is no header of a table; write [[route]]"),
+        ("[[gateway]\n", "'[[gateway]' is no header of a table; write [gateway]"),
         ("[[route]]\nto = []\n", "an empty list is not allowed here; allowed is at least one target"),
         ("[[route]]\nto = 'web'\nindex = 3\n", "unknown key 'index'"),
         ("[[route]]\nto = 'web'\nhosts = 'a'\n", "did you mean 'host'?"),

@@ -69,7 +69,7 @@ def test_receivers_of_a_later_file_replace_the_earlier_ones(tmp_path: Path) -> N
         ),
         ("[[notify]]\ntype = 'mail'\n", 'allowed is "webhook", "ntfy", "gotify", "slack" or "command"'),
         ("[[notify]]\ntype = 'slack'\nwritten = 'x'\n", "unknown key 'written'"),
-        ("[notfy]\n", "did you mean 'notify'?"),
+        ("[notfy]\n", "write [[notify]], with two brackets"),
         ("[notify]\n[notify]\n", "write [[notify]], with two brackets, each time"),
     ],
 )
@@ -90,6 +90,10 @@ def test_error_is_reported_with_its_place(tmp_path: Path, text: str, words: str)
         ({"type": "gotify", "url_env": "A"}, "gotify asks for a token"),
         ({"type": "ntfy", "url_env": "A"}, "ntfy sends to a topic"),
         ({"type": "command"}, "a command is missing"),
+        (
+            {"type": "command", "command": "mail $TO"},
+            'not a line for a shell; write ["sh", "-c", "mail $TO"]',
+        ),
         ({"type": "command", "command": ["x"], "url": "https://a"}, "a command has no url"),
         ({"type": "webhook", "url": "ftp://a"}, "this is no address of a web service"),
         ({"type": "webhook", "url": "http://[::g]:80"}, "this is no address of a web service"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from poolctl.config.files.assemble import (
     read_documents,
     variables_referenced_without_default,
 )
+from poolctl.config.model.pool_tables import table_names
 from poolctl.errors import PoolValidateError
 from poolctl.feature import FEATURES
 from tests.config_files import SERVER, load_text, told
@@ -187,13 +189,96 @@ def test_an_unreadable_file_does_not_hide_the_problems_of_another(tmp_path: Path
         ("server = 3\n", "not a list of tables"),
         ("[server]\nname = 'web'\n", "two brackets"),
         ("server = [3]\n", "a server is a table"),
-        ("[servers]\n", "did you mean 'server'?"),
+        ("[servers]\n", "write [[server]], with two brackets"),
         ("pool = 3\n", "not a table"),
         ("[defaults]\nname = 'x'\n", "cannot be a default"),
     ],
 )
 def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
     assert named in told(tmp_path, text)
+
+
+KEYS = 'name = "q"\ncommand = ["sleep", "9"]\n'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(
+            "[[server]",
+            "[server]]",
+            "[server]",
+            "[[server",
+            "[server",
+            "[[server]]]",
+            "[[[server]]]",
+            "server]]",
+        ),
+        *(
+            "[ [server] ]",
+            "[[server}]",
+            "[[server)",
+            "(server)",
+            "<server>",
+            "{server}",
+            "server:",
+            "  [server]]",
+            "server {",
+        ),
+        *("[[servers]]", "[servers]", "[[Server]]", "[services]", "[[program]]", "[[server]  # comment"),
+        *("[server.q]", "[[server.q]]", "[servers.q]", "[program:q]", "[q]"),
+    ],
+)
+def test_header_that_was_meant_as_a_servers_is_written_as_its_problem_says(
+    tmp_path: Path, header: str
+) -> None:
+    whole = told(tmp_path, f"[pool]\n{header}\n{KEYS}")
+    found = re.fullmatch(
+        r'[^;]*pool.toml:2:\d+: [^;]+; write (\S+), (?:with two brackets|and name = "q")', whole
+    )
+    found = found or re.fullmatch(r"[^;]*pool.toml:2:\d+: [^;]+; write (\S+)", whole)
+    assert found, whole
+    (server,) = load_text(tmp_path, f"[pool]\n{found[1]}\n{KEYS}")
+    assert server.name == "q"
+
+
+@pytest.mark.parametrize(
+    ("header", "hint"),
+    [
+        ("[metrics", "write [metrics]"),
+        ("[[metrics]]", "write [metrics]"),
+        ("[[pool]", "write [pool]"),
+        ("[default]", "write [defaults]"),
+        ("[[server]]\n[server.http", "write [server.http]"),
+        ("[http]", "write [server.http] below its [[server]], or [defaults.http] for all servers"),
+        ("workers = 2", "write it below [[server]], or below [defaults] for all servers"),
+        ("[tool.poolctl]", "leave tool.poolctl out: it is for pyproject.toml"),
+        ("[[pool.server]]", "write [[server]] tables"),
+        ('[[server]] name = "q"', "write it on the next line"),
+    ],
+)
+def test_other_table_in_the_wrong_place_or_form_is_named_with_its_header(
+    tmp_path: Path, header: str, hint: str
+) -> None:
+    assert told(tmp_path, f"{header}\n").endswith(f"; {hint}")
+
+
+def test_table_of_pyproject_gets_its_whole_header(tmp_path: Path) -> None:
+    for written in ("[tool.poolctl.server]", "[[tool.poolctl.server]", "[tool.poolctl.servers]"):
+        text = f"[tool.poolctl.pool]\n{written}\n{KEYS}"
+        assert "; write [[tool.poolctl.server]]" in told(tmp_path, text, "pyproject.toml")
+
+
+def test_every_table_of_a_file_is_named_where_none_was_meant(tmp_path: Path) -> None:
+    assert "unknown key 'logging'; the tables of a file are [pool], [defaults], [[server]], " in told(
+        tmp_path, f"[logging]\nlevel = 'info'\n[[server]]\n{KEYS}"
+    )
+    whole = told(tmp_path, "logging: {}\n", "pool.yaml")
+    assert "'server'" in whole
+    assert all(f"'{name}'" in whole for name in table_names())
+    assert "write 'server', and name: \"q\"" in told(
+        tmp_path, "server: { q: { command: [a] } }\n", "pool.yaml"
+    )
 
 
 @pytest.mark.parametrize(

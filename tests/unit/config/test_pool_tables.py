@@ -97,7 +97,7 @@ def test_log_on_a_standard_stream_has_a_small_file_at_the_default_place(tmp_path
         ("[metrics]\nbind = ':8080'\n", ":8080 (all addresses) overlaps 127.0.0.1:8080 of 'web', "),
         ("[events]\nkeep = -1\n", "allowed is at least 0"),
         ("events = 1\n", "'events' is 1, not a table; write [events]"),
-        ("[metricks]\n", "did you mean 'metrics'?"),
+        ("[metricks]\n", "write [metrics]"),
     ],
 )  # fmt: skip
 def test_error_is_reported_with_its_place(tmp_path: Path, text: str, words: str) -> None:
