@@ -202,6 +202,9 @@ LISTENING = frozenset(
     }
 )
 
+# Programs that with --watch run until the end of their input.
+WATCHING = ("esbuild", "tailwindcss", "@tailwindcss/cli")
+
 
 def missing_settings(server: ServerKeys, handler: bool = False, tls: bool = False) -> Iterator[Finding]:
     """The problems of a server that has no app, command or handlers, or has `tls = true` without a certificate.
@@ -243,6 +246,12 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
             message = f"{MASK} is a secret that `poolctl config` has masked, not its value"
             hint = "write the value or a reference to a variable; poolctl config --reveal shows the value"
             yield Finding(("env", name), message, hint)
+    if not server.job and "stdin" not in server.given:
+        written = " ".join(server.command or ()).split()
+        programs = (name for word in written[:4] for name in WATCHING if f"/{word}".endswith(f"/{name}"))
+        if "--watch" in written and (program := next(programs, "")):
+            message = f"{program} --watch ends at the end of its input, and that is /dev/null"
+            yield Finding(("command",), message, 'add stdin = "open"')
     words = list(map(os.path.basename, server.command or ()))
     if not server.listens and not server.job:
         # As in `uv run gunicorn` and `python3 -m gunicorn`.

@@ -798,8 +798,8 @@ class LocalWorker(LinkHandler):
             _settle(self.group_ended)
         if not self.answered.done():
             hint = f"poolctl logs {self.server.name}"
-            if exit_.ok and not (self.server.listens or self.server.job):
-                hint = f"keep it in the foreground, or write job = true if it runs to its end; {hint}"
+            if exit_.ok and self.server.command and not self.server.job:
+                hint = f"{_fix_for_early_end(self.server)}; {hint}"
             self.answered.set_exception(
                 WorkerFailed(exit_.message_before_ready(self.reason), hint=hint, exit=exit_)
             )
@@ -808,6 +808,16 @@ class LocalWorker(LinkHandler):
         # Breaks a reference cycle, so that this object is freed without the garbage collector.
         self.on_never_started = self.on_follows_routes = lambda: None
         self.peers = tuple
+
+
+def _fix_for_early_end(server: ServerConfig) -> str:
+    """What may keep a program running that ended by itself with status 0 before it was ready."""
+    fixes = ["keep it in the foreground"]
+    if "stdin" not in server.given:
+        fixes.append('write stdin = "open" if it ends at the end of its input')
+    if not server.listens:
+        fixes.append("write job = true if it runs to its end")
+    return f"{', '.join(fixes[:-1])}, or {fixes[-1]}" if len(fixes) > 1 else fixes[0]
 
 
 def _accepts_only_data(listener: socket.socket) -> bool:

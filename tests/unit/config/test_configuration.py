@@ -580,6 +580,27 @@ def test_program_that_gets_the_socket_once_is_none(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        (["esbuild", "app.js", "--watch"], "esbuild"),
+        (["node_modules/.bin/esbuild", "--watch", "app.js"], "esbuild"),
+        (["npx", "@tailwindcss/cli", "-i", "a.css", "--watch"], "@tailwindcss/cli"),
+        (["sh", "-c", "cd web && npx tailwindcss --watch"], ""),
+        (["esbuild", "app.js", "--watch=forever"], ""),
+        (["esbuild", "app.js"], ""),
+        (["mkcli", "--watch"], ""),
+    ],
+)
+def test_program_that_watches_until_the_end_of_its_input_is_warned_of(
+    command: list[str], program: str
+) -> None:
+    config = PoolConfig([{"name": "a", "command": command}])
+    warned = [f"{program} --watch ends at the end of its input, and that is /dev/null"] if program else []
+    assert [each.message for each in config.warnings] == warned
+    assert all(each.hint == 'add stdin = "open"' for each in config.warnings)
+
+
+@pytest.mark.parametrize(
     ("users", "warned"),
     [
         (["www-data", "www-data", "www-data"], []),

@@ -236,6 +236,19 @@ def test_program_without_a_port_that_ends_at_once_has_not_started(
     _run_virtually(scenario())
 
 
+def test_program_that_may_have_come_to_the_end_of_its_input_gets_one_without_end() -> None:
+    async def scenario() -> None:
+        for keys in ({}, {"bind": "127.0.0.1:1"}):
+            found = worker(command=["cat"], **keys)
+            found.record_exit(Exit.from_returncode(0))
+            failure = found.answered.exception()
+            assert isinstance(failure, WorkerFailed)
+            assert 'write stdin = "open" if it ends at the end of its input' in failure.hint
+            assert ("job = true" in failure.hint) == (not keys)
+
+    _run_virtually(scenario())
+
+
 def test_program_without_a_port_has_nothing_to_drain_and_gets_one_signal() -> None:
     async def scenario() -> None:
         keeper = Keeper()
