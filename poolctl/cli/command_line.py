@@ -524,15 +524,21 @@ def _verb_at(words: Sequence[str]) -> int:
     return len(words)
 
 
-def wants_json(args: Sequence[str]) -> bool:
-    """Whether a possibly invalid command line asks for JSON: its error is then printed as JSON, too."""
+def json_form(args: Sequence[str]) -> str:
+    """The form "json" or "jsonl" that a possibly invalid command line asks for; "" for any other.
+
+    An error of such a command line is printed in this form, too.
+    """
     words = list(args[: args.index("--")]) if "--" in args else list(args)
-    return any(
-        word == "--output=json"
-        or (word[:1] == "-" != word[1:2] and word.endswith(("ojson", "o=json")))
-        or (word in ("-o", "--output") and words[at + 1 : at + 2] == ["json"])
-        for at, word in enumerate(words)
-    )
+    for at, word in enumerate(words):
+        for form in ("json", "jsonl"):
+            if (
+                word == f"--output={form}"
+                or (word[:1] == "-" != word[1:2] and word.endswith((f"o{form}", f"o={form}")))
+                or (word in ("-o", "--output") and words[at + 1 : at + 2] == [form])
+            ):
+                return form
+    return ""
 
 
 def should_save(request: CommandRequest) -> bool:

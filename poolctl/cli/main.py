@@ -120,7 +120,7 @@ def _print_outcome(outcome: Outcome) -> int:
 
 
 def _explain(error: BaseException, words: list[str]) -> int:
-    from poolctl.cli.command_line import wants_json
+    from poolctl.cli.command_line import json_form
     from poolctl.cli.outcome import Outcome, outcome_of
 
     try:
@@ -134,8 +134,8 @@ def _explain(error: BaseException, words: list[str]) -> int:
 
                 traceback.print_exception(error)
             outcome = Outcome.failed(1, *_unexpected_error(error))
-        if wants_json(words):
-            outcome.form = "json"
+        if form := json_form(words):
+            outcome.form = form
         elif isinstance(error, KeyboardInterrupt):
             outcome.errors = []  # the user knows that it was interrupted
         return _print_outcome(outcome)

@@ -51,8 +51,8 @@ class Outcome:
     `message` is a line for people; `notes` are informational lines; `form` is the output format of the items, as in -o;
     `text`, unless None, replaces the whole standard output (except for JSON). `extra` holds further members of the JSON
     document; `footer` is a line below a table on a terminal. `errors_are_result`: the errors are the requested result,
-    and go to standard output as well. `painted`: the message has colors, print it unescaped. `streamed`: the output has
-    already been printed. `changed`: a ChangedFiles with files that the pool has not read yet.
+    and go to standard output, unless scripts read it. `painted`: the message has colors, print it unescaped.
+    `streamed`: the output has already been printed. `changed`: a ChangedFiles with files that the pool has not read.
     """
 
     def __init__(

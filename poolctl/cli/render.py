@@ -1,6 +1,6 @@
 """Prints the outcomes of commands, and formats lines that several commands print. Standard library only.
 
-Results go to standard output, everything else to standard error. JSON is always one document.
+Results go to standard output, everything else to standard error. The errors are part of every JSON result.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import zip_longest
 
 from poolctl.cli.outcome import JsonObject, Outcome, as_json
 from poolctl.control.protocol import SCHEMA
@@ -60,7 +61,8 @@ def paint(text: str, colour: str) -> str:
 def show(outcome: Outcome) -> int:
     """Print the outcome's result, warnings and errors, and return the outcome's exit code.
 
-    The result is `items` in the format `form`, or `message` if `form` is ""; except for JSON, a `text` replaces both.
+    The result is `items` in the format `form`, or `message` if `form` is ""; except for JSON and JSON lines, a `text`
+    replaces both.
     """
     outcome.items = [
         _without_password(item) if is_server(item) and "@" in (item.expose or "") else item
@@ -70,6 +72,8 @@ def show(outcome: Outcome) -> int:
         pass
     elif outcome.form == "json":
         sys.stdout.write(json.dumps(outcome.document(), default=str) + "\n")
+    elif outcome.form == "jsonl":
+        sys.stdout.write(_json_lines(outcome))
     elif outcome.text is not None:
         sys.stdout.write(outcome.text)
     elif outcome.form:
@@ -83,6 +87,14 @@ def show(outcome: Outcome) -> int:
         sys.stdout.write(f"{message}\n")
     print_diagnostics(outcome)
     return outcome.exit_code
+
+
+def _json_lines(outcome: Outcome) -> str:
+    """A line for each item, then one for each error. A result without items, such as a version, is a line as well."""
+    lines = [as_json(each) for each in (*outcome.items, *outcome.errors)]
+    if outcome.text is not None and not outcome.items:
+        lines.insert(0, outcome.extra)
+    return "".join(json.dumps({"schema": SCHEMA, **line}, default=str) + "\n" for line in lines)
 
 
 def terminal_width_or_zero(stream: TextIO) -> int:
@@ -122,13 +134,11 @@ def _without_password(item: Item) -> object:
 
 
 def text_of(items: Sequence[object], output: str, colours: bool = False, width: int = 0) -> str:
-    """The items as text in the form `output`: table, wide, jsonl, or fields separated by tabs.
+    """The items as text in the form `output`: table, wide, or fields separated by tabs.
 
     If a table does not fit into `width` columns, long cells are shortened, and then the least important columns are
     omitted; a wide table keeps all columns.
     """
-    if output == "jsonl":
-        return "".join(json.dumps({"schema": SCHEMA, **as_json(item)}, default=str) + "\n" for item in items)
     if output == "table" or output == "wide":
         servers = [item for item in items if is_server(item)]
         more = {
@@ -276,7 +286,7 @@ def print_diagnostics(outcome: Outcome) -> None:
             label = _label(word, colour, coloured(sys.stderr))
             _print_lines(sys.stderr, [f"{label} {printable(text)}" for text in texts])
     if outcome.errors:
-        as_result = outcome.errors_are_result and outcome.form != "json"
+        as_result = outcome.errors_are_result and outcome.form in ("", "table", "wide")
         stream = sys.stdout if as_result else sys.stderr
         colours = coloured(stream)
         _print_lines(stream, _lines_of_errors(outcome.errors, colours))
@@ -290,7 +300,7 @@ def _print_lines(stream: TextIO, lines: list[str]) -> None:
 def _lines_of_errors(errors: Sequence[ErrorEntry], colours: bool) -> list[str]:
     """The errors in order; a hint shared by consecutive errors is printed once, after the last of them."""
     lines: list[str] = []
-    for each, following in zip(errors, [*errors[1:], None], strict=True):
+    for each, following in zip_longest(errors, errors[1:]):
         # An error with a place in a file keeps its hint on its line.
         is_repeated = (
             following is not None and following.hint == each.hint and not (each.file or following.file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from itertools import zip_longest
 
 from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
@@ -63,7 +64,7 @@ def _table(findings: list[CheckResult]) -> str:
     """One line per finding; a fix shared by consecutive findings is printed once, after the last of them."""
     width = max((len(finding.check) for finding in findings), default=0)
     lines = []
-    for finding, following in zip(findings, [*findings[1:], None], strict=True):
+    for finding, following in zip_longest(findings, findings[1:]):
         status = finding.status.ljust(len(PROBLEM))
         if coloured(sys.stdout):
             status = paint(status, _COLOURS[finding.status])

@@ -50,6 +50,15 @@ def test_quiet_says_what_is_not_ok_and_nothing_else(real_pool: RealPool) -> None
     assert "ok " not in done.stdout
 
 
+def test_quiet_says_nothing_when_all_is_well(poolctl: Command, monkeypatch: Any) -> None:
+    from poolctl.features.doctor import _check, _check_machine, _check_pool
+
+    for module in (_check_machine, _check_pool):
+        monkeypatch.setattr(module, "CHECKS", (lambda context: [_check.ok("machine", "is fine")],))
+    assert poolctl("doctor").out.count("is fine") == 2
+    assert poolctl("doctor", "--quiet") == (0, "", "")
+
+
 @pytest.mark.integration
 def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
     real_pool: RealPool, monkeypatch: Any

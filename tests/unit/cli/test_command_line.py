@@ -25,6 +25,7 @@ from poolctl.cli.command_line import (
     current_spellings,
     edit_distance,
     help_as_option,
+    json_form,
     names,
     nearest_word,
     parse_simple_command_line,
@@ -32,7 +33,6 @@ from poolctl.cli.command_line import (
     split_off_user_command,
     validate_choice,
     verb_of,
-    wants_json,
 )
 from poolctl.cli.outcome import UsageError
 from poolctl.selection.selector import SelectorError
@@ -262,20 +262,22 @@ def test_command_is_the_first_word_that_is_no_option_and_no_value(words: list[st
     assert verb_of(words) == verb
 
 
+@pytest.mark.parametrize("form", ["json", "jsonl"])
 @pytest.mark.parametrize(
-    "args", [["-o", "json"], ["--output", "json"], ["--output=json"], ["-ojson"], ["-qo=json"]]
+    "args", [["-o", "FORM"], ["--output", "FORM"], ["--output=FORM"], ["-oFORM"], ["-qo=FORM"]]
 )
-def test_json_is_asked_for(args: list[str]) -> None:
-    assert wants_json(["list", *args])
-    assert wants_json([*args, "nonsense", "--", "x"])
-    assert not wants_json(["run", "--", *args])
+def test_json_is_asked_for(args: list[str], form: str) -> None:
+    args = [word.replace("FORM", form) for word in args]
+    assert json_form(["list", *args]) == form
+    assert json_form([*args, "nonsense", "--", "x"]) == form
+    assert json_form(["run", "--", *args]) == ""
 
 
 @pytest.mark.parametrize(
-    "args", [["-o", "jsonl"], ["-o"], ["json"], ["--ojson"], ["ojson"], ["-o", "name", "json"]]
+    "args", [["-o", "wide"], ["-o"], ["json"], ["--ojson"], ["ojson"], ["-o", "name", "json"]]
 )
 def test_json_is_not_asked_for(args: list[str]) -> None:
-    assert not wants_json(["list", *args])
+    assert json_form(["list", *args]) == ""
 
 
 def test_old_spellings_are_replaced_with_a_note() -> None:
@@ -468,7 +470,7 @@ def test_a_short_option_may_have_its_value_after_an_equals_sign(word: str) -> No
     assert isinstance(request, CommandRequest)
     assert request.output == "json"
     assert parse_simple_command_line(["list", word]) in (request, None)
-    assert wants_json(["list", word])
+    assert json_form(["list", word]) == "json"
 
 
 @pytest.mark.slow

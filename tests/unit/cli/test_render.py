@@ -170,7 +170,7 @@ def test_many_processes_are_counted_in_a_table() -> None:
 
 
 def test_no_servers_are_no_lines() -> None:
-    assert render.text_of([], "table") == render.text_of([], "name") == render.text_of([], "jsonl") == ""
+    assert render.text_of([], "table") == render.text_of([], "name") == ""
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,27 @@ def test_fields_are_separated_by_tabs(form: str, line: str) -> None:
     assert render.text_of([USERS], form) == f"{line}\n"
 
 
-def test_json_lines_carry_their_schema() -> None:
-    (line,) = render.text_of([USERS], "jsonl").splitlines()
+def test_json_lines_carry_their_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    render.show(Outcome([USERS], form="jsonl"))
+    (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line) == {"schema": 1, **to_json(USERS)}
+
+
+def test_json_lines_end_with_the_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    error = failure("exited with status 3", name="web")
+    outcome = Outcome([USERS], errors=[error], warnings=["slow"], form="jsonl")
+    outcome.errors_are_result = True
+    render.show(outcome)
+    out, err = capsys.readouterr()
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"schema": 1, **to_json(each)} for each in (USERS, error)
+    ]
+    assert err == "warning: slow\nerror: web: exited with status 3\n"
+
+
+def test_a_result_without_items_is_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    render.show(Outcome(text="poolctl 1.0\n", extra={"version": "1.0"}, form="jsonl"))
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "version": "1.0"}
 
 
 def test_colours_are_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
