@@ -17,7 +17,7 @@ from poolctl.platform import user_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from poolctl.config.model.server_keys import ServerKeys
@@ -89,23 +89,77 @@ def ids_of(user: str) -> tuple[int, int]:
     return account.pw_uid, grp.getgrnam(group).gr_gid if group else account.pw_gid
 
 
-def find_path_others_may_change(interpreter: str, env: Mapping[str, str]) -> str:
-    """The first of the interpreter's paths that users other than root and the current user may change, or "".
+class Trusted:
+    """Who may change a path: root, the current user, and the users and groups with the given ids."""
 
-    Checks the interpreter, its library, the directories on its import path and their direct entries; missing paths are
-    ignored. Reads a few hundred entries: 2 ms.
+    def __init__(self, users: Iterable[int] = (), groups: Iterable[int] = ()) -> None:
+        self._users = {0, os.geteuid(), *users}
+        self._groups = {0, *groups}
+        self._safe: set[str] = set()  # components that `replaceable_component` has checked
+
+    def others_may_write(self, status: os.stat_result, *, sticky_is_safe: bool = False) -> bool:
+        """Whether anyone else may write to the file or directory.
+
+        With `sticky_is_safe`, a directory with the sticky bit does not count: others cannot replace its entries.
+        """
+        if status.st_uid not in self._users:
+            return True
+        if stat.S_ISLNK(status.st_mode) or (sticky_is_safe and status.st_mode & stat.S_ISVTX):
+            return False
+        by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in self._groups
+        return bool(by_group or status.st_mode & stat.S_IWOTH)
+
+    def replaceable_component(self, path: str) -> str:
+        """The first component of a path that anyone else may replace; "" if none, or if the path does not exist.
+
+        If a component is a symbolic link, the components of the link's target are checked too.
+        """
+        rest, path = os.path.abspath(path).split("/"), ""
+        links = 0
+        while rest:
+            part = rest.pop(0)
+            if part in ("", "."):
+                continue
+            path = os.path.dirname(path).rstrip("/") if part == ".." else f"{path}/{part}"
+            if path in self._safe:
+                continue
+            try:
+                status = os.lstat(path or "/")
+            except OSError:
+                return ""
+            if self.others_may_write(status, sticky_is_safe=True):
+                return path
+            if stat.S_ISLNK(status.st_mode):
+                links += 1
+                if links > _MOST_LINKS:
+                    return path
+                target = os.readlink(path)
+                rest = [*target.split("/"), *rest]
+                path = "" if target.startswith("/") else os.path.dirname(path).rstrip("/")
+            else:
+                self._safe.add(path)
+        return ""
+
+
+def find_path_others_may_change(
+    interpreter: str, env: Mapping[str, str], trusted: Trusted | None = None
+) -> str:
+    """The first of the interpreter's paths that others than the `trusted` users may change, or "".
+
+    By default root and the current user are trusted. Checks the interpreter, its library, the directories on its import
+    path and their direct entries; missing paths are ignored. Reads a few hundred entries: 2 ms.
     """
-    seen: dict[str, bool] = {}
+    trusted = trusted or Trusted()
     for path in _directories(interpreter, env):
         if not os.path.exists(path):
             continue
         # A file is an archive of modules: its sitecustomize would run as well.
-        found = _replaceable_component(path, seen) or (
-            _entry_others_may_write(path) if os.path.isdir(path) else ""
+        found = trusted.replaceable_component(path) or (
+            _entry_others_may_write(path, trusted) if os.path.isdir(path) else ""
         )
         if found:
             return found
-    return _replaceable_component(interpreter, seen)
+    return trusted.replaceable_component(interpreter)
 
 
 def root_trust_problem(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]:
@@ -220,56 +274,14 @@ def _named_by_pth(site: str) -> Iterator[str]:
                 yield os.path.join(site, line.strip())
 
 
-def _replaceable_component(path: str, seen: dict[str, bool]) -> str:
-    """Return the first component of a path that users other than root and the current user may replace; "" if none.
-
-    If a component is a symbolic link, the components of the link's target are checked too. Components in `seen` are
-    known to be safe and are not checked. Components found safe are added to `seen`.
-    """
-    rest, path = os.path.abspath(path).split("/"), ""
-    links = 0
-    while rest:
-        part = rest.pop(0)
-        if part in ("", "."):
-            continue
-        path = os.path.dirname(path).rstrip("/") if part == ".." else f"{path}/{part}"
-        if path in seen:
-            continue
-        try:
-            status = os.lstat(path or "/")
-        except OSError:
-            return ""
-        if _others_may_write(status, sticky_is_safe=True):
-            return path
-        if stat.S_ISLNK(status.st_mode):
-            links += 1
-            if links > _MOST_LINKS:
-                return path
-            target = os.readlink(path)
-            rest = [*target.split("/"), *rest]
-            path = "" if target.startswith("/") else os.path.dirname(path).rstrip("/")
-        else:
-            seen[path] = True
-    return ""
-
-
-def _entry_others_may_write(directory: str) -> str:
+def _entry_others_may_write(directory: str, trusted: Trusted) -> str:
     try:
-        if _others_may_write(os.stat(directory), sticky_is_safe=False):
+        if trusted.others_may_write(os.stat(directory)):
             return directory
         with os.scandir(directory) as entries:
             for entry in entries:
-                if _others_may_write(entry.stat(follow_symlinks=False), sticky_is_safe=False):
+                if trusted.others_may_write(entry.stat(follow_symlinks=False)):
                     return entry.path
     except OSError:
         return directory
     return ""
-
-
-def _others_may_write(status: os.stat_result, *, sticky_is_safe: bool) -> bool:
-    if status.st_uid not in (0, os.geteuid()):
-        return True
-    if stat.S_ISLNK(status.st_mode) or (sticky_is_safe and status.st_mode & stat.S_ISVTX):
-        return False
-    by_group = status.st_mode & stat.S_IWGRP and status.st_gid != 0
-    return bool(by_group or status.st_mode & stat.S_IWOTH)

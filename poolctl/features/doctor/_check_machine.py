@@ -1,7 +1,7 @@
 """Checks of the machine: kernel, /proc, logind, the limits of the user and its control group, and server addresses.
 
-Further checks concern the directories and files of the pool: owners, permissions, file systems, free space, and files
-left behind by dead pools.
+Further checks concern the directories of the pool: owners, permissions, file systems, free space, and files left behind
+by dead pools.
 """
 
 from __future__ import annotations
@@ -402,29 +402,6 @@ def disks(context: CheckContext) -> Iterator[CheckResult]:
             yield from _free_space("logs", there)
 
 
-def pool_file_permissions(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether other users can change the pool's files, which define commands that the pool runs."""
-    if context.pool is not None:
-        found = [each for file in context.pool.files for each in _permissions(file)]
-        yield from found or [ok("files", ", ".join(context.pool.files))]
-
-
-def _permissions(path: str) -> Iterator[CheckResult]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        fix = "write one with poolctl init, or name another with -c"
-        yield problem("files", f"{path}: {error.strerror}", fix)
-        return
-    if status.st_mode & stat.S_IWOTH:
-        yield warning(
-            "files", f"any user can change {path}, and poolctl runs its commands", f"chmod o-w {path}"
-        )
-    elif status.st_uid not in (0, os.geteuid()):
-        said = f"{path} belongs to uid {status.st_uid}, who can make this user run commands"
-        yield warning("files", said, f"chown {os.geteuid()} {path}")
-
-
 def _nearest_existing(path: str) -> str:
     while not os.path.lexists(path) and path != "/":
         path = os.path.dirname(path)
@@ -500,5 +477,5 @@ def _names(root: str) -> list[str]:
 
 CHECKS = (
     kernel_features, proc, logout, open_files, processes, memory, ports, leftover_sockets, backlog, ephemeral,
-    runtime_directory_check, state_directory_check, disks, pool_file_permissions, leftovers,
+    runtime_directory_check, state_directory_check, disks, leftovers,
 )  # fmt: skip

@@ -26,11 +26,11 @@ COMMAND = Command("Diagnose this machine and pool, and suggest fixes.", OUTPUT, 
 
 def perform(request: CommandRequest) -> Outcome:
     """Print one line per check; exit 1 if there is a problem. With --quiet only warnings and problems."""
-    from . import _check_machine, _check_pool
+    from . import _check_isolation, _check_machine, _check_pool
 
     pool, found = _pool(request)
     context = CheckContext(pool, os.environ)
-    checks = (*_check_pool.CHECKS, *_check_machine.CHECKS)
+    checks = (*_check_pool.CHECKS, *_check_isolation.CHECKS, *_check_machine.CHECKS)
     findings = [*found, *(finding for check in checks for finding in _run_check(check, context))]
     problems = sum(finding.status == PROBLEM for finding in findings)
     shown = [finding for finding in findings if not (request.quiet and finding.status == OK)]

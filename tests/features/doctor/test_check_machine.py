@@ -225,15 +225,6 @@ def test_a_runtime_directory_that_others_may_enter(real_pool: RealPool) -> None:
 
 
 @pytest.mark.integration
-def test_file_that_every_user_may_change(real_pool: RealPool) -> None:
-    real_pool.write_hello("web")
-    (real_pool.directory / "pool.toml").chmod(0o666)
-    code, found = examined(real_pool)
-    assert code == 0
-    assert only(found, "files", "warning")["fix"].startswith("chmod o-w ")
-
-
-@pytest.mark.integration
 def test_leftovers_of_a_killed_pool_are_found(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     real_pool.ok("start")
@@ -608,23 +599,6 @@ def test_control_groups_are_those_of_the_process_and_above(machine: Machine, tmp
     assert [*_check_machine.control_groups("memory", str(tmp_path))][3:] == []
 
 
-@pytest.mark.parametrize(
-    ("mode", "owner", "results"),
-    [
-        (0o644, os.geteuid(), []),
-        (0o646, os.geteuid(), ["warning"]),
-        (0o644, 4711, ["warning"]),
-        (0o644, 0, []),
-    ],
-)
-def test_file_is_the_users_alone(
-    monkeypatch: pytest.MonkeyPatch, mode: int, owner: int, results: list[str]
-) -> None:
-    status = SimpleNamespace(st_mode=0o100000 | mode, st_uid=owner)
-    monkeypatch.setattr(_check_machine.os, "stat", lambda path: status)
-    assert [each.status for each in _check_machine._permissions("/pool.toml")] == results
-
-
 def test_kernel_without_a_call_says_what_is_lost(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
     def fails() -> None:
         raise OSError
@@ -817,23 +791,6 @@ def test_directories_that_others_can_change_are_problems(machine: Machine, direc
     (state,) = _check_machine.state_directory_check(machine.context)
     assert (state.status, state.message, state.fix) == ("problem", f"{why}/state/key", fix)
     assert found(_check_machine.disks(machine.context)) == []
-
-
-def test_files_of_a_pool_are_named_or_missing(machine: Machine, directories: Path) -> None:
-    file = f"{directories}/pool.toml"
-    assert found(_check_machine.pool_file_permissions(machine.context)) == [("ok", file)]
-    os.chmod(file, 0o646)
-    (warning,) = _check_machine.pool_file_permissions(machine.context)
-    assert (warning.message, warning.fix) == (
-        f"any user can change {file}, and poolctl runs its commands", f"chmod o-w {file}",
-    )  # fmt: skip
-    os.unlink(file)
-    (missing,) = _check_machine.pool_file_permissions(machine.context)
-    assert (missing.status, missing.message, missing.fix) == (
-        "problem", f"{file}: No such file or directory", "write one with poolctl init, or name another with -c",
-    )  # fmt: skip
-    machine.context.pool = None
-    assert found(_check_machine.pool_file_permissions(machine.context)) == []
 
 
 def test_entries_of_the_runtime_directory_that_belong_to_no_pool_are_leftovers(

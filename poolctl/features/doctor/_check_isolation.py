@@ -1,0 +1,153 @@
+"""Checks what isolates servers from other users and from each other: who may change what they run, and shared users."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shlex
+import shutil
+import stat
+from collections.abc import Container, Iterator, Mapping
+
+from poolctl.config import (
+    ServerConfig,
+    Trusted,
+    find_path_others_may_change,
+    ids_of,
+    interpreter,
+    os_users_by_server,
+    with_resolved_references,
+)
+from poolctl.platform import user_name
+
+from ._check import CheckContext, CheckResult, ok, problem, warning
+
+
+def shared_users(context: CheckContext) -> Iterator[CheckResult]:
+    """Servers that share a `user`. In a pool with several users they may have been meant to be isolated."""
+    users = os_users_by_server(context.servers)
+    named = {server.name for server in context.servers if server.user}
+    sharing: dict[str, list[str]] = {}
+    for name, user in users.items():
+        if name in named:
+            sharing.setdefault(user, []).append(name)
+    for user, names in sharing.items():
+        if len(names) == 1:
+            continue
+        said = f"{', '.join(names)} share the user {user!r}: they are not isolated from each other"
+        if len(set(users.values())) > 1:
+            yield warning("users", said, "give each its own user if they must be isolated")
+        else:
+            yield ok("users", said)
+    if named and len(named) == len(sharing):
+        yield ok("users", f"no servers share a user: {', '.join(sharing)}")
+
+
+def files_others_may_change(context: CheckContext) -> Iterator[CheckResult]:
+    """What other users can change of the files of the pool, and of those that its servers run and read."""
+    if context.pool is None:
+        return
+    users_of_group = _users_of_groups()
+    concerned: dict[str, list[str]] = {}  # by path
+    own = os.geteuid()
+    trusted = _trusted({own}, users_of_group)
+    unreadable = []
+    for file in context.pool.files:
+        try:
+            os.stat(file)
+        except OSError as error:
+            fix = "write one with poolctl init, or name another with -c"
+            unreadable.append(problem("files", f"{file}: {error.strerror}", fix))
+        if path := trusted.replaceable_component(file):
+            concerned.setdefault(path, []).append("the pool")
+    users = {"the pool": {0, own}}
+    for server in with_resolved_references(context.servers):
+        try:
+            uid = ids_of(server.user)[0] if server.user else own
+        except KeyError:
+            continue  # an unknown user is a problem of the configuration
+        users[server.name] = {0, own, uid}
+        trusted = _trusted({own, uid}, users_of_group)
+        found = {_changeable_path(each, trusted) for each in _files_of(server, context.env)}
+        if uid and not server.command:  # `unsafe_root_interpreters` reports what root runs
+            python = interpreter(server.python, server.base_dir or os.getcwd(), context.env)
+            found.add(find_path_others_may_change(python, context.env, trusted))
+        for path in sorted(found - {""}):
+            concerned.setdefault(path, []).append(server.name)
+    yield from unreadable
+    for path, names in concerned.items():
+        who, fix = _who_and_fix(path, users[names[0]])
+        yield warning("files", f"{who} can change {path}, and so what {', '.join(names)} runs", fix)
+    if not (unreadable or concerned):
+        yield ok("files", ", ".join(context.pool.files))
+
+
+def _files_of(server: ServerConfig, env: Mapping[str, str]) -> Iterator[str]:
+    """The paths that decide what a server runs: of env files and of the application's code, or of its programs."""
+    for file in server.env_file:
+        yield file if isinstance(file, str) else file.path
+    hooks = [words for _, words in server.hooks or ()]
+    for program, *arguments in filter(None, [server.command, *hooks]):
+        if "/" in program:
+            yield os.path.join(server.cwd, program)
+        elif path := shutil.which(program, path=server.env.get("PATH") or env.get("PATH")):
+            yield path
+        # A script that the program interprets, or a file that configures it.
+        yield from filter(os.path.isfile, (os.path.join(server.cwd, word) for word in arguments))
+    target = server.handlers if server.app is None else server.app
+    if isinstance(target, str) and not server.command:
+        yield server.app_dir
+        yield from _modules_in(server.app_dir)
+        package = target.partition(":")[0].partition(".")[0]
+        for directory, _, _ in os.walk(os.path.join(server.app_dir, package)):
+            yield directory
+            yield from _modules_in(directory)
+
+
+def _modules_in(directory: str) -> list[str]:
+    try:
+        return [os.path.join(directory, name) for name in os.listdir(directory) if name.endswith(".py")]
+    except OSError:  # a problem of the configuration
+        return []
+
+
+def _changeable_path(path: str, trusted: Trusted) -> str:
+    """The component of `path` that others may replace, or `path` if they may change it; else ""."""
+    if found := trusted.replaceable_component(path):
+        return found
+    # Others may add files, such as modules, to a directory whose sticky bit protects those of the owner.
+    return path if os.path.exists(path) and trusted.others_may_write(os.stat(path)) else ""
+
+
+def _who_and_fix(path: str, users: Container[int]) -> tuple[str, str]:
+    """Who, apart from `users`, can change the path, and a command that ends this."""
+    status = os.lstat(path)
+    quoted = shlex.quote(path)
+    if status.st_mode & stat.S_IWOTH and not stat.S_ISLNK(status.st_mode):
+        return "any user", f"chmod o-w {quoted}"
+    if status.st_uid not in users:
+        return f"user {user_name(status.st_uid)}", f"chown -h {user_name(os.geteuid())} {quoted}"
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        group = str(status.st_gid)
+    return f"group {group}", f"chmod g-w {quoted}"
+
+
+def _trusted(uids: set[int], users_of_group: Mapping[int, set[int]]) -> Trusted:
+    """These users, and the groups that no other user is in."""
+    return Trusted(uids, (gid for gid, users in users_of_group.items() if users <= {0, *uids}))
+
+
+def _users_of_groups() -> dict[int, set[int]]:
+    """The user ids by the id of their primary and other groups."""
+    accounts = pwd.getpwall()
+    uid_of = {account.pw_name: account.pw_uid for account in accounts}
+    groups = {each.gr_gid: {uid_of.get(name, -1) for name in each.gr_mem} for each in grp.getgrall()}
+    for account in accounts:
+        groups.setdefault(account.pw_gid, set()).add(account.pw_uid)
+    return groups
+
+
+CHECKS = (shared_users, files_others_may_change)
