@@ -17,10 +17,11 @@ from poolctl import exit_codes
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.cli.render import rests_until_named
+from poolctl.cli.render import problem_text, rests_until_named
 from poolctl.config import masked, values_to_mask
-from poolctl.control.answers import ErrorEntry, Item, item_from_config
+from poolctl.control.answers import ErrorEntry, Item, error_entries, item_from_config
 from poolctl.control.pool_paths import state_dir
+from poolctl.errors import PoolError
 from poolctl.json_form import Table
 from poolctl.selection.regular_expressions import FASTER, LIMIT_SECONDS
 from poolctl.selection.selector import NothingMatched, select
@@ -48,6 +49,12 @@ def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
     if config.is_empty and not allow_empty:
         raise Failure(no_server_outcome(ref))
     return config
+
+
+def warning_of_unusable_files(failure: PoolError | Failure, consequence: str) -> str:
+    """The warning of a command that works without the pool's files, and what that means for its result."""
+    errors = failure.outcome.errors if isinstance(failure, Failure) else error_entries(failure)
+    return f"{problem_text(errors[0])}; {consequence} (`poolctl validate` shows the fix)"
 
 
 def no_server_outcome(ref: PoolRef) -> Outcome:

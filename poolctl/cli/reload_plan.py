@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
-from poolctl.cli.render import error_lines, paint, printable, relative_to, relative_to_cwd, server_count_text
+from poolctl.cli.render import paint, printable, problem_text, relative_to, relative_to_cwd, server_count_text
 from poolctl.control.answers import ChangedFiles, PlannedChange, ReloadResult, Result
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 from poolctl.json_form import Table, from_json
@@ -80,9 +79,7 @@ def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
 def drift_line(table: Table) -> str:
     """Return a line such as `pool.toml has changed since the pool read it; …` for `table`, a ChangedFiles as JSON."""
     found = from_json(ChangedFiles, table)
-    place = ""
-    if found.problem is not None:
-        place = next(iter(error_lines(replace(found.problem, hint="")))).removeprefix("error: ")
+    place = problem_text(found.problem) if found.problem is not None else ""
     return _drift_line(found, [relative_to_cwd(path) for path in found.files], place)
 
 

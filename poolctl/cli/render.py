@@ -329,6 +329,14 @@ def error_lines(each: ErrorEntry, colours: bool = False, *, with_hint: bool = Tr
         label = " " * len("  hint: ")  # further lines mark the place in an expression above
 
 
+def problem_text(each: ErrorEntry) -> str:
+    """The problem in one line, with its place and without its fix: `pool.toml:7:1: server[1].binf: unknown key`."""
+    from dataclasses import replace
+
+    line = next(iter(error_lines(replace(each, hint="")))).partition("\n")[0]
+    return line.removeprefix("error: ")
+
+
 def _place_of_error(each: ErrorEntry) -> str:
     numbers = [str(number) for number in (each.line, each.column) if number]
     return printable(":".join([relative_to_cwd(each.file or ""), *numbers]))

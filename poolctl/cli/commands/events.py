@@ -18,12 +18,13 @@ from poolctl.cli.command_line import (
     flag,
     validate_choice,
 )
-from poolctl.cli.outcome import Outcome
+from poolctl.cli.offline import warning_of_unusable_files
+from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, local_time, paint, printable, stdout_fd
 from poolctl.cli.supervisor_requests import selected
 from poolctl.control import pool_paths
-from poolctl.control.answers import JournalPositionResult, ProgressLine
+from poolctl.control.answers import ErrorEntry, JournalPositionResult, ProgressLine
 from poolctl.control.client import Client
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
@@ -57,6 +58,8 @@ def perform(request: CommandRequest) -> Outcome:
     if not request.selector().selects_all:
         names = [item.name for item in selected(request, pool).items]
     watched = _EventStream(pool, EventFilter(names, request.get("kind") or (), since))
+    if watched.warning and not request.quiet:
+        sys.stderr.write(f"warning: {printable(watched.warning)}\n")  # at once: -f does not end
     try:
         past = recent(watched.path, watched.wanted, lines)
         write = _writer(request, [*(names or ()), *(each.server for each in past)])
@@ -69,11 +72,15 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 class _EventStream:
-    """The events of one pool, across restarts of its supervisor."""
+    """The events of one pool, across restarts of its supervisor.
+
+    The `warning` is not "" if the pool's files, which name the journal, are needed and cannot be used.
+    """
 
     def __init__(self, pool: PoolRef, wanted: EventFilter) -> None:
         self._client = Client(pool.socket)
         self.wanted = wanted
+        self.warning = ""
         self.path, self._last = self._journal_path_and_last_seq(pool)
 
     def _journal_path_and_last_seq(self, pool: PoolRef) -> tuple[str, int]:
@@ -89,7 +96,11 @@ class _EventStream:
             pass
         path = f"{pool_paths.state_dir(os.environ, pool.key)}/{NAME}"
         if pool.files:  # a journal in the default place may be older than the configuration
-            path = _try_read_configured_path(pool) or path
+            try:
+                path = _configured_path(pool) or path
+            except (Failure, PoolError) as failure:
+                consequence = f"the path of [events] is not known, and events are read from {path}"
+                self.warning = warning_of_unusable_files(failure, consequence)
         return path, next((event.seq for event in recent(path, EventFilter(), 1)), 0)
 
     def show_wanted(self, events: Iterable[JournalEvent], write: Callable[[JournalEvent], None]) -> None:
@@ -122,14 +133,17 @@ class _EventStream:
             await_readable(-1, _RETRY_SECONDS, reader)
 
 
-def _try_read_configured_path(pool: PoolRef) -> str:
-    """The journal's path from [events]; "" if the files have no path or are invalid, so that the default is used."""
+def _configured_path(pool: PoolRef) -> str:
+    """The journal's path from [events]; "" for the default. Raises PoolError or Failure if it cannot be known."""
     from poolctl.config import EventsTable, load
 
-    try:
-        table = load(pool.files, os.environ).tables.get(EventsTable)
-    except (PoolError, OSError):
-        return ""
+    config = load(pool.files, os.environ)
+    errors = [ErrorEntry.of(each) for each in config.problems]
+    if wrong := [
+        each for each in errors if each.key and each.key.partition(".")[0] == EventsTable.table_name
+    ]:
+        raise Failure(Outcome(errors=wrong))
+    table = config.tables.get(EventsTable)
     return str(table.path or "") if table else ""
 
 

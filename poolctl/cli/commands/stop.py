@@ -69,18 +69,21 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
     return f"{line}{dependents_text(result)}{names and ': '}{names}"
 
 
-def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item]) -> Sequence[Item]:
-    """Return the selected servers, as read from the files. With a selection, raise the errors of `select_from_files`.
+def _from_files(
+    request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item]
+) -> tuple[Sequence[Item], list[str]]:
+    """Return the selected servers, as read from the files, and warnings.
 
-    Without a selection, return `otherwise` if the files are invalid: they must not prevent a stop of everything.
+    Invalid files must not prevent a stop of everything: without a selection, return `otherwise` and a warning. With a
+    selection, raise the errors of `select_from_files`.
     """
-    from poolctl.cli.offline import select_from_files
+    from poolctl.cli.offline import select_from_files, warning_of_unusable_files
 
     try:
-        return select_from_files(request, pool)
-    except (Failure, PoolError):
+        return select_from_files(request, pool), []
+    except (Failure, PoolError) as failure:
         if request.selector().selects_all:
-            return otherwise
+            return otherwise, [warning_of_unusable_files(failure, "servers that do not run are not listed")]
         raise
 
 
@@ -93,10 +96,10 @@ def _stop_without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
         return _stop_orphans(request, pool)
     everything = request.selector().selects_all
     # Without a selection the servers are only printed with -o: no file has to be read.
-    items = [] if everything and not request.output else _from_files(request, pool, [])
+    items, warnings = ([], []) if everything and not request.output else _from_files(request, pool, [])
     forget_servers_to_run(pool.directory, None if everything else {each.name for each in items})
     remove_stale_files(pool.directory)
-    return Outcome(items, message="nothing is running")
+    return Outcome(items, warnings=warnings, message="nothing is running")
 
 
 def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
@@ -108,12 +111,13 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     everything = request.selector().selects_all
     found = find_orphans(os.environ, pool.directory)
     running = dict.fromkeys(str(each.said["server"]) for each in found)
-    items = _from_files(request, pool, [from_json(Item, {"name": name}) for name in running if name])
+    known = [from_json(Item, {"name": name}) for name in running if name]
+    items, warnings = _from_files(request, pool, known)
     names = {each.name for each in items}
     forget_servers_to_run(pool.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
     limit_seconds = request.seconds("timeout") or _STOP_SECONDS
-    warnings = _stop_or_kill(chosen, limit_seconds)
+    warnings += _stop_or_kill(chosen, limit_seconds)
     for orphan in found:
         orphan.close()
     # After the servers, which may still be answering requests that it forwards.

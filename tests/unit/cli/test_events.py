@@ -153,8 +153,25 @@ def test_events_reads_the_journal_when_the_file_is_broken(
     poolctl: Command, journal: Path, directory: Path
 ) -> None:
     (directory / "pool.toml").write_text("broken [")
-    assert numbers(poolctl("events", "-o", "json", "-n1").out) == [5]
+    said = poolctl("events", "-o", "json", "-n1")
+    assert numbers(said.out) == [5]
+    assert re.fullmatch(
+        rf"warning: pool.toml:1:\d+: .+; the path of \[events\] is not known, and events are read from {journal} "
+        r"\(`poolctl validate` shows the fix\)\n",
+        said.err,
+    ), said.err
+    assert poolctl("events", "--quiet").err == ""
     assert poolctl("events", "users").code == 5, "which servers there are is not known"
+
+
+@pytest.mark.parametrize(("table", "is_known"), [("[events]\npath = 3\n", False), ("[nonsense]\n", True)])
+def test_events_warns_of_a_problem_that_hides_the_journals_path(
+    poolctl: Command, journal: Path, directory: Path, table: str, is_known: bool
+) -> None:
+    (directory / "pool.toml").write_text(POOL + table)
+    said = poolctl("events", "-o", "json")
+    assert numbers(said.out) == [1, 2, 3, 4, 5]
+    assert ("the path of [events] is not known" in said.err) is not is_known
 
 
 def test_a_supervisor_says_where_the_journal_is_and_which_servers_there_are(

@@ -77,7 +77,10 @@ def test_nothing_to_stop_is_no_failure(poolctl: Command, directory: Path) -> Non
     assert poolctl("stop", "users").code == 0
     assert poolctl("stop", "usres").code == 4
     (directory / "pool.toml").write_text("broken [")
-    assert poolctl("stop").code == 0
+    assert poolctl("stop") == (0, "nothing is running\n", "")
+    said = poolctl("stop", "-o", "json")
+    assert (said.code, said.json["items"]) == (0, [])
+    assert said.json["warnings"][0].startswith("pool.toml:1:")
     (directory / "pool.toml").unlink()
     assert poolctl("stop").code == 5
     assert poolctl("--pool", "nobody", "stop").code == 6
@@ -200,7 +203,10 @@ def test_stop_of_a_killed_pool_whose_file_is_broken_needs_no_file(
     (directory / "pool.toml").write_text("broken [")
     assert poolctl("stop", "users").code == 5
     assert all("ask" not in worker.log for worker in left)
-    assert poolctl("stop").out == f"2 servers {REST}"
+    said = poolctl("stop")
+    assert said.out == f"2 servers {REST}"
+    assert said.err.startswith("warning: pool.toml:1:")
+    assert "servers that do not run are not listed" in said.err
 
 
 def test_stop_ends_the_processes_of_features_after_the_workers(
