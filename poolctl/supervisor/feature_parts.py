@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from poolctl.routing.route_health import RouteHealth
 
 
+# Verbs after which the addresses of tables, such as [metrics], are open, or a warning says why they are not.
+OPENING_VERBS = ("start", "restart", "reload")
+
+
 class PartContext(NamedTuple):
     """The objects that the supervisor passes to the constructor of each FeaturePart."""
 
@@ -64,10 +68,10 @@ class FeaturePart:
     async def wait_for_effect(self, verb: str, call: Call, result: Result) -> Result:
         """Return the command's `result` once the feature has applied the command's changes; may add warnings to it.
 
-        Unless a subclass overrides this method, it waits only for the verb `start`: until each address of the feature
-        is open or has failed to open. The messages in `problems` are then added to the warnings of the result.
+        Unless a subclass overrides this method, it waits only for OPENING_VERBS: until each address of the feature is
+        open or has failed to open. The messages in `problems` are then added to the warnings of the result.
         """
-        if verb != "start":
+        if verb not in OPENING_VERBS or call.options.get("dry_run"):
             return result
         await self.wait_for_opening_attempt()
         return replace(result, warnings=(*result.warnings, *self.problems))

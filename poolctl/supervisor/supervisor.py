@@ -47,7 +47,7 @@ from poolctl.units import format_duration
 
 from . import feature_parts
 from .active_configuration import ActiveConfiguration, ConfigurationReader, SupervisorContext
-from .feature_parts import FeatureParts
+from .feature_parts import OPENING_VERBS, FeatureParts
 from .health import watch_health
 from .launch import listen
 from .observers.event_recorder import EventRecorder, LostOutputReporter
@@ -448,9 +448,10 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             return result
         self._save_at_once()
         result = await self._parts.wait_for_effects(verb, call, result)
-        if verb == "start":
-            result = replace(result, warnings=(*result.warnings, *self._metrics_problems))
-        return result
+        if verb not in OPENING_VERBS or call.options.get("dry_run") or self._metrics is None:
+            return result
+        await self._metrics.wait_for_opening_attempt()
+        return replace(result, warnings=(*result.warnings, *self._metrics_problems))
 
     async def finish(self) -> None:
         for part in self._parts:

@@ -407,3 +407,19 @@ def test_a_killed_supervisor_comes_back_with_all_live_changes(
     assert {name: item["state"] for name, item in pool.items().items()} == dict.fromkeys(
         ("scaled", "drained", "off", "gone"), "running"
     )
+
+
+@pytest.mark.capability
+def test_a_reload_warns_of_each_table_whose_address_is_in_use(real_pool: RealPool) -> None:
+    server = '[[server]]\nname = "a"\ncommand = ["sleep", "100"]\n'
+    real_pool.write("pool.toml", server)
+    real_pool.write("token", "x" * 32).chmod(0o600)
+    real_pool.ok("start")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for table, keys in (("dashboard", 'token_file = "token"\n'), ("metrics", "")):
+            real_pool.write("pool.toml", f'[{table}]\nbind = "127.0.0.1:{port}"\n{keys}{server}')
+            done = real_pool.ok("reload")
+            assert re.search(rf"^warning: \[{table}\]: .*port {port} is in use", done.stderr), str(done)
+    real_pool.write("pool.toml", f'[metrics]\nbind = "127.0.0.1:{claim_port()}"\n{server}')
+    assert real_pool.ok("reload").stderr == ""

@@ -190,19 +190,22 @@ def test_process_that_outlived_keeper_or_supervisor_is_taken_in(
     run(work())
 
 
-def test_answer_of_a_start_has_the_tables_that_are_not_served_and_others_have_not(
-    supervised: Make, log: list[str]
+@pytest.mark.parametrize("verb", ["start", "restart", "reload"])
+def test_what_opens_addresses_is_answered_with_the_tables_that_are_not_served(
+    supervised: Make, log: list[str], verb: str
 ) -> None:
     async def work() -> None:
         made = supervised(
             feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
         )
-        found = await made.parts.wait_for_effects("start", LIST, Result(warnings=("before",)))
+        found = await made.parts.wait_for_effects(verb, LIST, Result(warnings=("before",)))
         assert found.warnings == ("before", "one is not served", "two is not served")
         assert log[2:] == ["attempted one", "attempted two"]
         assert found.without_servers is None
-        found = await made.parts.wait_for_effects("restart", LIST, Result(warnings=("before",)))
-        assert (found.warnings, len(log)) == (("before",), 4)
+        dry = LIST._replace(options={"dry_run": True})
+        for other, call in (("stop", LIST), ("reload", dry)):
+            found = await made.parts.wait_for_effects(other, call, Result(warnings=("before",)))
+            assert (found.warnings, len(log)) == (("before",), 4)
 
     run(work())
 

@@ -30,7 +30,7 @@ from poolctl.routing.route_report import BackendReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
-from poolctl.supervisor.feature_parts import FeaturePart, PartContext
+from poolctl.supervisor.feature_parts import OPENING_VERBS, FeaturePart, PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb, error_of_kind
 
 from ..table import GatewayConfig, RouteConfig, StreamConfig
@@ -47,7 +47,6 @@ _AT_ONCE = 100
 _CONFIRMATION_SECONDS = 1.0
 _OPERATIONS = ("disable", "enable", "drain")
 # These commands also start the gateway, unless servers are selected.
-_STARTING = ("start", "restart")
 _CONFIRMED_SECONDS = 2.0
 _SERVERS_NAMED = 3
 
@@ -327,7 +326,11 @@ class PoolGateway(FeaturePart):
             return []
         problem = self._verbs.gateway.problem or self._verbs.gateway.instability
         own = [f"[gateway]: {problem}"] if problem else []
-        return [*own, *(each for part in self._parts for each in part.not_served)]
+        return [*own, *self._problems_of_parts]
+
+    @property
+    def _problems_of_parts(self) -> list[str]:
+        return [each for part in self._parts for each in part.not_served]
 
     @property
     def pids(self) -> Mapping[str, int]:
@@ -362,14 +365,19 @@ class PoolGateway(FeaturePart):
         )
         if late:
             result = replace(result, warnings=(*result.warnings, late))
-        whole = verb == "reload" or (verb in _STARTING and call.selector.selects_all)
+        whole = verb == "reload" or (verb in OPENING_VERBS and call.selector.selects_all)
         if whole and verb == "start" and manager.tables.get(GatewayConfig) is not None:
             result = replace(result, gateway=to_json(verbs.statistics.status()))
         if not (whole and manager.failures):
             return self._warned(verb, result)
         kind = PoolStartError if verb == "start" else PoolRestartError
         errors = [replace(error_of_kind(kind, each), name="[gateway]") for each in manager.failures]
-        return replace(result, errors=(*result.errors, *errors), exit_code=result.exit_code or FAILED)
+        return replace(
+            result,
+            errors=(*result.errors, *errors),
+            warnings=(*result.warnings, *self._problems_of_parts),
+            exit_code=result.exit_code or FAILED,
+        )
 
     async def _unconfirmed_workers_warning(self) -> str:
         """A warning about workers that have not yet confirmed the route table, or ""."""
@@ -379,7 +387,7 @@ class PoolGateway(FeaturePart):
         return f"[gateway]: workers of {listed} have not confirmed the new routes yet" if servers else ""
 
     def _warned(self, verb: str, result: Result) -> Result:
-        more = self.problems if verb in _STARTING else ()
+        more = self.problems if verb in OPENING_VERBS else ()
         return replace(result, warnings=(*result.warnings, *more))
 
     async def finish(self) -> None:
