@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover",
     "checks.interpreter": "Trusted find_path_others_may_change default_interpreter ids_to_start_interpreter_as ids_of "
-    "interpreter missing_program start_options",
+    "interpreter missing_module missing_program start_options",
     "configuration": "BINDS_ITSELF Configuration Reading ServerConfig Surroundings no_certificate "
     "open_files_per_pool_process",
     "edit": "Draft FileChanged server_table",

@@ -33,6 +33,7 @@ from .runner_protocol import (
     WorkerFailed,
     app_state,
 )
+from .worker_spec import missing_module_hint
 
 _KILL_SIGNAL = 9
 
@@ -120,7 +121,8 @@ class InlineRunner(Runner, SleepCapability):
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if worker.exited.done():
             exit_ = worker.exited.result()
-            raise WorkerFailed(exit_.message_before_ready(worker.reason), exit=exit_)
+            hint = worker.missing_module and missing_module_hint(worker.missing_module, worker.server)
+            raise WorkerFailed(exit_.message_before_ready(worker.reason), hint=hint, exit=exit_)
 
     async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
         """Do nothing: clients of a server in this process connect to it directly."""

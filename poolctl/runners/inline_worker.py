@@ -49,6 +49,7 @@ class InlineWorker:
         self.placement = placement
         self.server = server
         self.reason = ""
+        self.missing_module = ""
         self.begun: asyncio.Future[None] = loop.create_future()
         self.answered: asyncio.Future[None] = loop.create_future()
         self.exited: asyncio.Future[Exit] = loop.create_future()
@@ -140,6 +141,7 @@ class InlineWorker:
             await self._uvicorn.run(listeners, self._on_ready)
         except (LoadFailed, StartupFailed) as error:
             self.reason = self.reason or str(error)
+            self.missing_module = getattr(error, "missing", "")
             return Exit.from_returncode(getattr(error, "status", STARTUP_FAILURE))
         except ServerError as error:
             self.reason = error.message

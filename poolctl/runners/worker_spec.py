@@ -6,10 +6,19 @@ import contextlib
 import json
 import marshal
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 from poolctl.app_interface import THREADS
-from poolctl.config import ServerConfig, fill_placeholders, ids_of, read_env_files, read_regular_truncated
+from poolctl.config import (
+    ServerConfig,
+    default_interpreter,
+    fill_placeholders,
+    ids_of,
+    missing_module,
+    read_env_files,
+    read_regular_truncated,
+)
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
@@ -26,6 +35,20 @@ _REQUESTS_SHARE = 0.8
 Spec = Table
 # All supported interpreters read this version, faster than a text format.
 _MARSHAL_VERSION = 2
+
+
+def missing_module_hint(missing: str, server: ServerConfig) -> str:
+    """What to do about the module `missing`, which the import of the server's application did not find."""
+    target = str(server.handlers if server.app is None else server.app)
+    if not all(part.isidentifier() for part in missing.split(".")):
+        return f"check {target}"  # the application has chosen the name, as it likes
+    python = server.python or sys.executable
+    problem, fix = missing_module(missing, target.partition(":")[0], server.app_dir, python)
+    hint = f"{problem}; {fix}"
+    present = default_interpreter(server.base_dir, os.environ)
+    if python == sys.executable != present:
+        hint += f"; or poolctl reload, which uses {present}: it was not there when the pool read its files"
+    return hint
 
 
 def spec_file(spec: Spec) -> int:

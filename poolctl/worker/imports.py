@@ -151,6 +151,12 @@ _MAX_DEPTH = 8
 class LoadFailed(Exception):
     """The application cannot be loaded; the message names it and the cause. The cause itself is chained."""
 
+    @property
+    def missing(self) -> str:
+        """The name of the module that the import did not find; "" if it failed for another reason."""
+        cause = self.__cause__
+        return str(cause.name or "")[:MOST_CHARACTERS] if isinstance(cause, ModuleNotFoundError) else ""
+
 
 def explain(failure: LoadFailed) -> str:
     """Return the text to print for `failure`: its cause's traceback, without leading frames of poolctl and importlib.

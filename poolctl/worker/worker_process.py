@@ -81,7 +81,7 @@ class WorkerProcess:
             return imports.exit_status(leaving.code)
         except imports.LoadFailed as error:
             process_setup.print_message(imports.explain(error), end="")
-            return self._failed(str(error), STARTUP_FAILURE)
+            return self._failed(str(error), STARTUP_FAILURE, missing=error.missing)
         except StartupFailed as error:
             return self._failed(str(error), error.status)
         self._inform(_ENDED)
@@ -252,8 +252,9 @@ class WorkerProcess:
         with contextlib.suppress(OSError):
             os.write(2, line)
 
-    def _failed(self, message: str, status: int) -> int:
-        self.control.send_or_drop({"event": "failed", "message": message[: imports.MOST_CHARACTERS]})
+    def _failed(self, message: str, status: int, *, missing: str = "") -> int:
+        message = message[: imports.MOST_CHARACTERS]
+        self.control.send_or_drop({"event": "failed", "message": message, "missing": missing})
         return status
 
     def close_in_child(self) -> None:

@@ -99,7 +99,8 @@ def _import_and_serve_forks(spec: Spec) -> int:
         return _run_exit_functions(imports.exit_status(leaving.code))
     except imports.LoadFailed as error:
         process_setup.print_message(imports.explain(error), end="")
-        _send(requests, {"event": "failed", "message": str(error)[: imports.MOST_CHARACTERS]})
+        message = str(error)[: imports.MOST_CHARACTERS]
+        _send(requests, {"event": "failed", "message": message, "missing": error.missing})
         return _run_exit_functions(STARTUP_FAILURE)
     if found := before.describe_leftovers_after_wait(origins):
         return _report_preload_unusable(requests, found, before.advice_on_new_native_threads())

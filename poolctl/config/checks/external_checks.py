@@ -27,7 +27,7 @@ from poolctl.config.model.section import EnvFile, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.config.values.problems import Finding, KeyPath
-from poolctl.installation import install_command, install_module_command
+from poolctl.installation import install_command
 from poolctl.safe_open import UnsafePath, check_appendable
 
 # Problems and warnings.
@@ -506,11 +506,9 @@ def _message_and_fix(job: ImportJob, answer: dict[str, object]) -> tuple[str, st
     message = message[:LONGEST_MESSAGE] + ("…" if len(message) > LONGEST_MESSAGE else "")
     where = f" ({answer['where']})" if answer.get("where") else ""
     kind, missing, near = answer["kind"], str(answer.get("missing")), answer.get("near")
-    if kind == "no module" and missing.partition(".")[0] == module.partition(".")[0]:
-        return f"there is no module {module!r} in {job.app_dir}{where}", "check app and app_dir"
     if kind == "no module":
-        hint = f"install it there: {install_module_command(job.python, missing)}"
-        return f"{module} imports {missing!r}, which is not installed{where}", hint
+        problem, fix = interpreter.missing_module(missing, module, job.app_dir, job.python)
+        return f"{problem}{where}", fix
     if kind == "no attribute":
         return f"{module} has no {attribute!r}", f"did you mean {near!r}?" if near else "check app"
     if kind == "not callable":

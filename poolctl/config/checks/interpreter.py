@@ -178,6 +178,17 @@ def root_trust_problem(interpreter: str, env: Mapping[str, str]) -> tuple[str, s
     return f"{who} can modify {path}, whose code this server runs as root", fix
 
 
+def missing_module(missing: str, module: str, app_dir: str, python: str) -> tuple[str, str]:
+    """(problem, fix) of an application's `module` whose import did not find the module `missing`."""
+    if missing.partition(".")[0] == module.partition(".")[0]:
+        named = module if f"{module}.".startswith(f"{missing}.") else missing
+        return f"there is no module {named!r} in {app_dir}", "check app and app_dir"
+    from poolctl.installation import install_module_command
+
+    fix = f"install it there: {install_module_command(python, missing)}"
+    return f"{module} imports {missing!r}, which is not installed", fix
+
+
 def missing_program(
     server: ServerKeys,
     env: Mapping[str, str],

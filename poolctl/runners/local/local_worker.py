@@ -59,7 +59,7 @@ from ..stack_report import (
     find_main_thread_hang,
     parse,
 )
-from ..worker_spec import memory_files, tls_settings
+from ..worker_spec import memory_files, missing_module_hint, tls_settings
 from .zygotes import Children, ProcessIdentity
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -323,6 +323,7 @@ class LocalWorker(LinkHandler):
         # Mark the exception as retrieved, because there may be no caller that awaits this future.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
+        self.missing_module = ""
         self.start: int | None = None  # the start time of its process (see process_start)
         self.place: str | None = None  # the path of the socket that was bound for it, for adoption
         self.on_never_started: Callable[[], None] = lambda: None
@@ -400,6 +401,7 @@ class LocalWorker(LinkHandler):
                 logger.error("%s: its certificate cannot be used: %s", self.placement.id, error)
         elif event == "failed":
             self.reason = masked_text(sanitized_text_or_empty(message, "message"))
+            self.missing_module = sanitized_text_or_empty(message, "missing")
 
     def on_link_lost(self) -> None:
         """Called when the control socket is closed: the worker has exited, or can no longer be controlled."""
@@ -800,6 +802,8 @@ class LocalWorker(LinkHandler):
             hint = f"poolctl logs {self.server.name}"
             if exit_.ok and self.server.command and not self.server.job:
                 hint = f"{_fix_for_early_end(self.server)}; {hint}"
+            if self.missing_module:
+                hint = f"{missing_module_hint(self.missing_module, self.server)}; {hint}"
             self.answered.set_exception(
                 WorkerFailed(exit_.message_before_ready(self.reason), hint=hint, exit=exit_)
             )

@@ -39,7 +39,7 @@ from .. import process_link
 from ..process_link import Link, LinkHandler, LinkLost, Refused, sanitized_text_or_empty
 from ..runner_protocol import IMPORTS_PER_CPU, Exit, WorkerFailed
 from ..withheld_variables import withheld_variables
-from ..worker_spec import Spec, spec_file
+from ..worker_spec import Spec, missing_module_hint, spec_file
 from .output_pipes import OutputPipes, last_lines
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -461,14 +461,25 @@ def _process_of(meta: wire.Message) -> ProcessIdentity:
 
 
 class ImportFailed(WorkerFailed):
-    """The application cannot be imported. `printed` is its output, which is already in the log of `server`."""
+    """The application cannot be imported. `printed` is its output, which is already in the log of `server`.
+
+    `missing` is the name of the module that was not found, or "".
+    """
 
     def __init__(
-        self, message: str, server: str, printed: list[str], *, hint: str = "", exit: Exit | None
+        self,
+        message: str,
+        server: str,
+        printed: list[str],
+        missing: str = "",
+        *,
+        hint: str = "",
+        exit: Exit | None,
     ) -> None:
         super().__init__(message, hint=hint or f"poolctl logs {server}", exit=exit)
         self.server = server
         self.printed = printed
+        self.missing = missing
 
 
 class AppZygote(LinkHandler):
@@ -503,7 +514,7 @@ class AppZygote(LinkHandler):
         self.up: asyncio.Future[str] = loop.create_future()
         self.up.add_done_callback(self._mark_import_finished)
         self.exited: asyncio.Future[Exit] = loop.create_future()
-        self._reason = ""
+        self._reason = self._missing_module = ""
         self._forks = 0  # in progress
         self._ends = False
         self.link = Link(sock, self, trusted=False)
@@ -530,6 +541,7 @@ class AppZygote(LinkHandler):
         event = sanitized_text_or_empty(message, "event")
         if event == "failed":
             self._reason = masked_text(sanitized_text_or_empty(message, "message"))
+            self._missing_module = sanitized_text_or_empty(message, "missing")
         elif event in ("up", "unusable") and not self.up.done():
             self.up.set_result(sanitized_text_or_empty(message, "problem"))
 
@@ -572,7 +584,7 @@ class AppZygote(LinkHandler):
         await output.wait_until_stored(pipe, _LAST_OUTPUT_SECONDS)
         path = output.paths.get(self.server, "")
         printed = await asyncio.to_thread(last_lines, path, _LAST_LINES, since) if path else []
-        raise ImportFailed(message, self.server, printed, hint=hint, exit=exit_)
+        raise ImportFailed(message, self.server, printed, self._missing_module, hint=hint, exit=exit_)
 
     async def fork(self, fds: Sequence[int]) -> ProcessIdentity:
         """Fork a worker that inherits `fds`. Raises WorkerFailed, or LinkLost if the zygote has exited."""
@@ -704,11 +716,12 @@ class AppZygotes:
         try:
             return await asyncio.shield(task)
         except ImportFailed as failure:
-            if failure.server == server.name:
-                raise
-            # Several servers share the import, and the log of each gets its output.
-            await self._output.append_lines(server, failure.printed)
             hint = failure.hint.replace(f"poolctl logs {failure.server}", f"poolctl logs {server.name}")
+            if failure.missing:
+                hint = f"{missing_module_hint(failure.missing, server)}; {hint}"
+            if failure.server != server.name:
+                # Several servers share the import, and the log of each gets its output.
+                await self._output.append_lines(server, failure.printed)
             raise WorkerFailed(failure.message, hint=hint, exit=failure.exit) from None
         except asyncio.CancelledError:
             if task.cancelled():

@@ -273,6 +273,29 @@ def test_worker_that_cannot_start_is_explained_without_a_traceback_of_poolctl(
     assert "poolctl/worker" not in done.stderr
 
 
+@pytest.mark.capability
+def test_start_says_where_it_has_looked_for_the_application_and_what_it_imports(real_pool: RealPool) -> None:
+    real_pool.write_hello("web", extra=f'python = "{sys.executable}"\nrestart = "no"')
+    file = real_pool.directory / "pool.toml"
+    file.write_text(file.read_text().replace("hello:app", "helo:app"))
+    known = real_pool.run("validate", "--import").stdout
+    done = real_pool.run("start")
+    assert done.code == 1, str(done)
+    looked_for = f"there is no module 'helo' in {real_pool.directory}; check app and app_dir"
+    assert looked_for in known
+    assert f"hint: {looked_for}; poolctl logs web" in done.stderr, str(done)
+    real_pool.write("helo.py", "import yet_another_library\n")
+    fix = f"install it there: {sys.executable} -m pip install yet_another_library"
+    done = real_pool.run("restart")
+    assert fix in done.stderr, str(done)
+    assert "poolctl reload" not in done.stderr
+    python = real_pool.directory / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    done = real_pool.run("restart")
+    assert f"{fix}; or poolctl reload, which uses {python}" in done.stderr, str(done)
+
+
 # Ends at once, or when a file is there, which it removes.
 CRASHING = """
 import os, sys, time

@@ -463,7 +463,7 @@ def test_file_above_a_path_is_named(tmp_path: Path) -> None:
         ("shop.app:a", {"kind": "no module", "missing": "shop"},
          "there is no module 'shop.app' in /app", "check app and app_dir"),
         ("shop.app:a", {"kind": "no module", "missing": "shop.models", "where": "app.py:3"},
-         "there is no module 'shop.app' in /app (app.py:3)", "check app and app_dir"),
+         "there is no module 'shop.models' in /app (app.py:3)", "check app and app_dir"),
         ("shop.app:a", {"kind": "no module", "missing": "yaml.nodes", "where": "app.py:3"},
          "shop.app imports 'yaml.nodes', which is not installed (app.py:3)",
          "install it there: /bin/python -m pip install PyYAML"),

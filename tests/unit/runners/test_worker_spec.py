@@ -6,6 +6,7 @@ import contextvars
 import marshal
 import os
 import pwd
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from poolctl.runners.process_link import Descriptor
 from poolctl.runners.runner_protocol import app_state
 from poolctl.runners.worker_spec import worker_spec
 from poolctl.worker.process_setup import read_spec, spec_digest
+
+IMPORTS_YAML = "shop.web imports 'yaml.nodes', which is not installed"
 
 
 def number(*, interpreter: str = "python", **keys: Any) -> int:
@@ -59,6 +62,40 @@ def server_of(**keys: Any) -> ServerConfig:
 
 def program_of(*words: str, **keys: Any) -> ServerConfig:
     return ServerConfig(**{"name": "web", "bind": "127.0.0.1:8080", "command": list(words)} | keys)
+
+
+@pytest.mark.parametrize(
+    ("missing", "hint"),
+    [
+        ("shop", "there is no module 'shop.web' in /srv; check app and app_dir"),
+        ("shop.web", "there is no module 'shop.web' in /srv; check app and app_dir"),
+        ("shop.models", "there is no module 'shop.models' in /srv; check app and app_dir"),
+        ("yaml.nodes", f"{IMPORTS_YAML}; install it there: /env/bin/python -m pip install yaml"),
+        ("yaml; rm -r /", "check shop.web:app"),
+    ],
+)  # fmt: skip
+def test_missing_module_is_looked_for_in_the_files_or_the_packages(missing: str, hint: str) -> None:
+    server = ServerConfig(
+        name="web", bind="127.0.0.1:1", app="shop.web:app", app_dir="/srv", python="/env/bin/python"
+    )
+    assert specs.missing_module_hint(missing, server) == hint
+
+
+def test_missing_module_may_be_in_an_environment_that_is_newer_than_the_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    monkeypatch.chdir(tmp_path)
+    server = ServerConfig(name="web", bind="127.0.0.1:1", app="shop:app", python=sys.executable)
+    hint = specs.missing_module_hint("yaml", server)
+    assert hint.endswith(f"install it there: {sys.executable} -m pip install yaml")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.touch(0o755)
+    rest = f"; or poolctl reload, which uses {python}: it was not there when the pool read its files"
+    assert specs.missing_module_hint("yaml", server) == hint + rest
+    other = server.replace(python="/env/bin/python")
+    assert specs.missing_module_hint("yaml", other).endswith("/env/bin/python -m pip install yaml")
 
 
 def test_placeholders_of_a_command_are_its_name_address_and_descriptor() -> None:

@@ -27,7 +27,6 @@ from poolctl.runners.local.zygotes import (
     AppZygotes,
     Children,
     Forged,
-    ImportFailed,
     ImportLimit,
     InterpreterZygoteIdentity,
     ProcessIdentity,
@@ -882,7 +881,7 @@ def test_import_that_fails_is_reported_to_each_server_with_its_own_log(is_report
             imports.all.handle_exit(HERE.pid, exit_)
         imports.theirs.close()
         web, api = await both
-        assert isinstance(web, ImportFailed)
+        assert isinstance(web, WorkerFailed)
         assert isinstance(api, WorkerFailed)
         assert web.message == api.message == exit_.message_before_ready("no settings")
         assert (web.hint, api.hint) == ("poolctl logs web", "poolctl logs api")
@@ -898,10 +897,10 @@ def test_adopted_import_has_thirty_seconds() -> None:
     async def scenario(keeper: StoringKeeper) -> None:
         imports = Imports(keeper)
         with imports.theirs:
-            with pytest.raises(ImportFailed, match="was not ready within 30s") as failed:
+            with pytest.raises(WorkerFailed, match="was not ready within 30s") as failed:
                 await imports.get()
             assert failed.value.hint == "poolctl logs web; start_timeout sets how long it may take"
-            assert (failed.value.exit, failed.value.printed) == (None, [])
+            assert failed.value.exit is None
             assert asyncio.get_running_loop().time() == pytest.approx(30)
             while KILLED not in keeper.orders:
                 await asyncio.sleep(0)
@@ -1114,7 +1113,19 @@ def test_import_that_fails_is_explained_once_for_each_server_that_shares_it(tmp_
             assert not result.exit.ok
             while not any("no settings" in line for line in await runner.logs(server.name, 50)):
                 await asyncio.sleep(0.01)
-        assert isinstance(results[0], ImportFailed) != isinstance(results[1], ImportFailed)
+
+    with_runner(work)
+
+
+@pytest.mark.slow
+def test_preloaded_import_that_misses_a_module_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = preloading(tmp_path, "").replace(app="mian:app")
+        await runner.open(server)
+        with pytest.raises(WorkerFailed) as caught:
+            await runner.preload_application(server, 0.0)
+        where = f"there is no module 'mian' in {tmp_path}; check app and app_dir"
+        assert caught.value.hint == f"{where}; poolctl logs web"
 
     with_runner(work)
 
@@ -1124,7 +1135,7 @@ def test_import_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     async def work(runner: ProcessRunner) -> None:
         server = preloading(tmp_path, "import time\ntime.sleep(600)\n", start_timeout=0.5)
         await runner.open(server)
-        with pytest.raises(ImportFailed, match="was not ready within 500ms") as caught:
+        with pytest.raises(WorkerFailed, match="was not ready within 500ms") as caught:
             await runner.preload_application(server, 0.0)
         assert "start_timeout" in caught.value.hint
         while runner.app_zygotes.processes:

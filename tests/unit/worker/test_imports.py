@@ -175,6 +175,20 @@ def test_application_that_cannot_be_loaded_is_named_with_the_cause(given: Any, w
 
 
 @pytest.mark.parametrize(
+    ("app", "missing"),
+    [
+        ("no_such_module_at_all:app", "no_such_module_at_all"),
+        ("load_me_broken:app", "no_such_module_anywhere"),
+        ("load_me:nothing", ""),
+    ],
+)
+def test_module_that_is_missing_is_named(app: str, missing: str) -> None:
+    with pytest.raises(LoadFailed) as caught:
+        load_app(spec(app))
+    assert caught.value.missing == missing
+
+
+@pytest.mark.parametrize(
     ("name", "hint"), [("ap", "; did you mean 'app'?"), ("zzz", ""), ("_App", "; did you mean 'App'?")]
 )
 def test_name_that_is_missing_is_reported_with_the_nearest_one(name: str, hint: str) -> None:

@@ -561,7 +561,8 @@ def test_application_that_is_missing_is_explained_and_reported(run_worker: RunWo
 def test_application_that_refuses_to_start_is_a_failure(run_worker: RunWorker) -> None:
     worker = run_worker("served:refusing")
     assert worker.event() == {"event": "imported"}
-    assert worker.event() == {"event": "failed", "message": "the application did not start"}
+    failed = {"event": "failed", "message": "the application did not start", "missing": ""}
+    assert worker.event() == failed
     assert worker.end() == 3
     assert "no database" in worker.text()
 

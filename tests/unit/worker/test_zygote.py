@@ -421,7 +421,7 @@ def test_worker_of_an_app_zygote_runs_the_imported_application_as_the_import_has
 
 def test_app_zygote_whose_import_fails_says_why_and_exits(imported: Callable[..., Imported]) -> None:
     app = imported("import atexit\natexit.register(print, 'over')\n1 / 0\n")
-    assert app.message() == {"event": "failed", "message": IMPORT_FAILED}
+    assert app.message() == {"event": "failed", "message": IMPORT_FAILED, "missing": ""}
     assert app.message() is None
     printed = app.output()
     assert "ZeroDivisionError: division by zero" in printed
