@@ -19,7 +19,7 @@ from functools import partial
 from queue import SimpleQueue
 from time import monotonic, sleep, time
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from poolctl.address import AddressError, parse
 from poolctl.cli import log_rendering, render
@@ -231,9 +231,11 @@ class RunSession:
         self.servers: Sequence[Item] = ()
         self._gateway: Table | None = None
         self._printer: LogPrinter | None = None
-        self._events = PoolEventFollower(self.client, self._print_event)
+        self._events = PoolEventFollower(self.client, self._print_event, brief=bool(command))
         self._last_logs: dict[str, str] = {}  # of the servers that explain a failure
-        self._failed: list[str] = []  # servers that did not start
+        self._failures: dict[str, str] = {}  # the reasons of the servers that did not start
+        self._is_starting = bool(command)
+        self._held_events: list[tuple[JournalEvent, str, str]] = []
         self._ran = False
         self._begun = time()
         self._ending = threading.Event()
@@ -275,7 +277,8 @@ class RunSession:
         with Progress("start", quiet=quiet) as progress:
             result = self._orders.ask(Result, "start", body, progress, self.request.seconds("timeout"))
         self.outcome, self.servers, self._gateway = Outcome.of(result), result.items, result.gateway
-        self._failed = [each.name for each in result.errors if each.name]
+        self._failures = {each.name: each.message for each in result.errors if each.name}
+        self._print_held_events()
         await_exit_if_pool_ends(result)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
         if warning := same_name_warning(self.pool):
@@ -349,8 +352,8 @@ class RunSession:
         return DONE
 
     def flush_diagnostics(self) -> None:
-        """Print the problems so far and clear them; with -o json keep them for the document at the end."""
-        if self.request.output != "json":
+        """Print the problems so far and clear them; with -o json and jsonl keep them for the output at the end."""
+        if self.request.output not in ("json", "jsonl"):
             self.outcome.quiet = self.request.quiet
             render.print_diagnostics(self.outcome)
             self.outcome.errors, self.outcome.warnings = [], []
@@ -372,7 +375,7 @@ class RunSession:
         if not left:
             return code
         wait_for_exit(left["keeper_pid"])
-        self.say(f"the pool has ended: {left['reason']}", "error")
+        self.say(f"the pool has ended: {self._events.without_known_reasons(str(left['reason']))}", "error")
         return int(left["status"])
 
     def _ended_by_itself(self) -> bool:
@@ -385,9 +388,9 @@ class RunSession:
         """
         died = self._events.died
         unasked = code not in (DONE, INTERRUPTED, _TERMINATED)
-        if not (died or self._failed or unasked):
+        if not (died or self._failures or unasked):
             return {}
-        names = [*died, *self._failed] or [item.name for item in self.servers]
+        names = [*died, *self._failures] or [item.name for item in self.servers]
         chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
         try:
             items = self.client.ask(ShowResult, "show").items
@@ -406,11 +409,23 @@ class RunSession:
         """
         if not self.command:
             return
+        died = self._events.died
+        wanted = LineFilter(levels=True) if self._objects else None
+        logs = {
+            name: tail(
+                path,
+                _LINES,
+                since=_start_of_last_attempt(died.get(name, ()), self._begun),
+                name=name,
+                wanted=wanted,
+            )
+            for name, path in self._last_logs.items()
+        }
         if self._ran:
-            for line in death_lines(self._events.died, os.path.basename(self.command[0])):
+            for line in death_lines(died, os.path.basename(self.command[0]), logs):
                 self.say(line, "error")
         if not self.request.quiet:
-            sys.stderr.write(last_lines(self._last_logs, stamp(self._begun), objects=self._objects))
+            sys.stderr.write(log_sections(logs, objects=self._objects))
 
     def stop(self, code: int) -> None:
         """Stop everything after the command has ended with `code`.
@@ -424,6 +439,7 @@ class RunSession:
                 patience = max(self._limit_seconds - _KILLING_SECONDS, self._limit_seconds / 2)
                 signal.setitimer(signal.ITIMER_REAL, max(patience, 0.001))
             self._events.finish()
+            self._print_held_events()  # the start may have been interrupted
             if self.command:
                 self._last_logs = self._find_failure_logs(code)
             self._stop({})
@@ -446,8 +462,22 @@ class RunSession:
             self.outcome.items = [item for item in result.items if item.name in names]
         await_exit_if_pool_ends(result)
 
+    def _print_held_events(self) -> None:
+        """Print the events of a start that a command waits for, and from now on every event at once."""
+        self._is_starting = False
+        while self._held_events:
+            self._print_event(*self._held_events.pop(0))
+
+    def _is_reported(self, event: JournalEvent) -> bool:
+        """Whether the failed start, which ends a pool with a command, has reported this death."""
+        failure = self._failures.get(event.server, "")  # it may also have the place in the code
+        return bool(self.command and event.next_step) and failure.startswith(_reason(event))
+
     def _print_event(self, event: JournalEvent, text: str, level: str) -> None:
-        if self.request.quiet:
+        if self._is_starting:  # the result of the start may have the same cause
+            self._held_events.append((event, text, level))
+            return
+        if self.request.quiet or self._is_reported(event):
             return
         if self._objects:
             document = {"time": event.time, "server": event.server, "message": text, "level": level}
@@ -469,17 +499,34 @@ _SILENCE_SECONDS = 86400.0
 _LAST_SECONDS = 2.0
 
 
-class PoolEventFollower:
-    """Follows the pool's events, and calls `report` once for each problem: with the event, a line and its level."""
+class Death(NamedTuple):
+    """The end of a process that was not ordered: when it was recorded, and the reason."""
 
-    def __init__(self, client: Client, report: Callable[[JournalEvent, str, str], None]) -> None:
+    time: str
+    reason: str
+
+
+def _reason(event: JournalEvent) -> str:
+    return event.cause or event.message
+
+
+class PoolEventFollower:
+    """Follows the pool's events, and calls `report` once for each problem: with the event, a line and its level.
+
+    With `brief` a line does not repeat the reason of a death that an earlier line has.
+    """
+
+    def __init__(
+        self, client: Client, report: Callable[[JournalEvent, str, str], None], *, brief: bool = False
+    ) -> None:
         self._client = client
         self._patient_client = Client(client.socket_path, silence_seconds=_SILENCE_SECONDS)
         self._report = report
+        self._brief = brief
         self._last = 0
         self._over = threading.Event()
         self._lock = threading.Lock()
-        self.died: dict[str, list[str]] = {}  # reasons by server name, in the order of the first problem
+        self.died: dict[str, list[Death]] = {}  # by server name, in the order of the first death
 
     def start(self) -> None:
         """Follow new events from now on; returns at once."""
@@ -519,15 +566,22 @@ class PoolEventFollower:
                 return
             self._last = event.seq
             if event.next_step:
-                reason = event.cause or event.message
-                self.died.setdefault(event.server, []).append(reason)
+                deaths = self.died.setdefault(event.server, [])
+                reason = _reason(event)
+                is_known = self._brief and deaths and deaths[-1].reason == reason
+                said = "died again for the same reason" if is_known else reason
+                deaths.append(Death(event.time, reason))
                 final = ": poolctl logs" in event.next_step
-                self._report(
-                    event, f"{event.server}: {reason}; {event.next_step}", ERROR if final else WARNING
-                )
+                self._report(event, f"{event.server}: {said}; {event.next_step}", ERROR if final else WARNING)
             elif event.kind != "lifecycle" and event.severity != INFO:
                 who = f"{event.server}: " if event.server else ""
-                self._report(event, f"{who}{event.sentence}", event.severity)
+                self._report(event, f"{who}{self.without_known_reasons(event.sentence)}", event.severity)
+
+    def without_known_reasons(self, text: str) -> str:
+        """The text; with `brief` without the reasons that the lines of deaths have."""
+        for deaths in self.died.values() if self._brief else ():
+            text = text.replace(f": {deaths[-1].reason}", "")
+        return text
 
 
 # Maximum wait for a text, so that it precedes the next one; after that it is written later.
@@ -698,24 +752,36 @@ _LINES = 20
 _MOST_SERVERS = 10
 
 
-def death_lines(died: Mapping[str, Sequence[str]], command: str) -> Iterator[str]:
-    """Yield one line for each server that died while `command` ran, with the reason for its last exit."""
-    for name, reasons in died.items():
-        times = f" {len(reasons)} times" if len(reasons) > 1 else ""
-        yield render.printable(f"{name} died{times} while {command} ran: {reasons[-1]}")
+def death_lines(
+    died: Mapping[str, Sequence[Death]], command: str, logs: Mapping[str, Sequence[LogLine]]
+) -> Iterator[str]:
+    """Yield one line for each server that died while `command` ran, with the reason for its last exit.
+
+    What the reason quotes of the output is left out if the `logs`, which are printed below, have it.
+    """
+    for name, deaths in died.items():
+        times = f" {len(deaths)} times" if len(deaths) > 1 else ""
+        reason = deaths[-1].reason
+        if any(reason.endswith(f": {line.text.strip()}") for line in logs.get(name, ())):
+            reason = reason.partition(": ")[0]
+        yield render.printable(f"{name} died{times} while {command} ran: {reason}")
 
 
-def last_lines(
-    paths: Mapping[str, str], since: str, env: Mapping[str, str] = os.environ, *, objects: bool
+def _start_of_last_attempt(deaths: Sequence[Death], begun: float) -> str:
+    """When the output of the process that died last begins: after the death before, or when the pool was started."""
+    return deaths[-2].time if len(deaths) > 1 else stamp(begun)
+
+
+def log_sections(
+    logs: Mapping[str, Sequence[LogLine]], env: Mapping[str, str] = os.environ, *, objects: bool
 ) -> str:
-    """The last lines of each log in `paths`, not older than `since`, under a heading that GitHub and GitLab can fold.
+    """The lines of each log that has any, under a heading that GitHub and GitLab can fold.
 
     With `objects` they are JSON lines, without headings.
     """
     texts: list[str] = []
-    for name, path in paths.items():
-        wanted = LineFilter(levels=True) if objects else None
-        if lines := tail(path, _LINES, since=since, name=name, wanted=wanted):
+    for name, lines in logs.items():
+        if lines:
             texts += (
                 map(log_rendering.json_line, lines) if objects else _foldable_log_section(name, lines, env)
             )

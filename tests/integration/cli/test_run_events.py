@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -135,6 +137,48 @@ def test_command_knows_its_pool_and_the_servers_that_died(pool: RealPool, code: 
     assert "lines of orders\norders | imported by it\n" in group
     assert "orders | about to die\n" in group
     assert "users | " not in done.stderr
+
+
+# Dies of the same cause each time; every restart but the first is delayed.
+CRASHING = """
+import sys, time
+
+time.sleep(float(sys.argv[1]))
+sys.exit("shop.NoSettings: SHOP_DSN is not set")
+"""
+
+
+@pytest.mark.capability
+@pytest.mark.parametrize(("seconds", "code"), [(0, 1), (1.2, 0)])
+def test_run_with_a_command_says_a_cause_at_most_twice(
+    real_pool: RealPool, seconds: float, code: int
+) -> None:
+    real_pool.write("crashing.py", CRASHING)
+    real_pool.write(
+        "pool.toml",
+        f"""
+        [[server]]
+        name = "web"
+        command = [{sys.executable!r}, "crashing.py", "{seconds}"]
+        restart = {{ policy = "always", backoff = {{ initial = "1s" }} }}
+        """,
+    )
+    waits = "import pathlib, time\nwhile 'again' not in pathlib.Path('said').read_text(): time.sleep(0.05)\n"
+    with open(real_pool.directory / "said", "w") as said:
+        process = subprocess.Popen(
+            [*real_pool.command(), "run", "--", sys.executable, "-c", waits],
+            cwd=real_pool.directory, env=real_pool.env, stderr=said,
+        )  # fmt: skip
+        assert process.wait(60) == code
+    text = (real_pool.directory / "said").read_text()
+    assert 1 <= text.count("SHOP_DSN is not set") <= 2, text
+    assert "last line of web:\nweb | shop.NoSettings: SHOP_DSN is not set\n" in text
+    is_ready_at_first = code == 0
+    assert ("web: died again for the same reason; restarting" in text) is is_ready_at_first, text
+    assert (
+        bool(re.search(r"web died \d times while python\S* ran: exited with status 1\n", text))
+        is is_ready_at_first
+    )
 
 
 def test_failure_of_the_command_alone_prints_what_every_server_said(pool: RealPool) -> None:

@@ -24,6 +24,7 @@ from poolctl.cli.command_line import parse_simple_command_line
 from poolctl.cli.commands import run as run_command
 from poolctl.cli.commands.run import (
     BackgroundWriter,
+    Death,
     LogPrinter,
     PoolEventFollower,
     RunSession,
@@ -32,7 +33,7 @@ from poolctl.cli.commands.run import (
     command_environment,
     death_lines,
     deferred_signals,
-    last_lines,
+    log_sections,
     program,
     run_to_end,
 )
@@ -44,6 +45,8 @@ from poolctl.control.client import Client, write_exit
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key, state_dir
 from poolctl.errors import ControlError
 from poolctl.json_form import from_json
+from poolctl.logs.log_line import LogLine
+from poolctl.logs.log_tail import tail
 from poolctl.monitor.journal import MOST_LINES, JournalEvent
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 from tests.deadline import wait_until
@@ -98,11 +101,19 @@ def test_two_names_of_one_variable_are_a_problem_with_its_place(tmp_path: Path) 
 
 
 def test_deaths_are_counted() -> None:
-    died = {"a": ["killed by SIGKILL"], "b": ["exited with status 1", "exited with status 7"]}
-    assert [*death_lines(died, "pytest")] == [
+    died = {
+        "a": [Death("", "killed by SIGKILL")],
+        "b": [Death("", "exited with status 1"), Death("", "exited with status 7: Error: no disk")],
+    }
+    assert [*death_lines(died, "pytest", {})] == [
+        "a died while pytest ran: killed by SIGKILL",
+        "b died 2 times while pytest ran: exited with status 7: Error: no disk",
+    ]
+    logs = {"a": [LogLine("SIGKILL", time="", name="a")], "b": [LogLine("Error: no disk", time="", name="b")]}
+    assert [*death_lines(died, "pytest", logs)] == [
         "a died while pytest ran: killed by SIGKILL",
         "b died 2 times while pytest ran: exited with status 7",
-    ]
+    ], "the log below says the rest"
 
 
 @pytest.mark.parametrize(
@@ -127,12 +138,11 @@ def test_last_lines_are_folded_where_logs_can_be(
     log.write_text("".join(f"2026-11-20T08:47:0{at}.000000Z {text}\n" for at, text in lines))
     (tmp_path / "empty.log").write_text("")
     paths = {"a": str(log), "b": str(tmp_path / "empty.log"), "c": str(tmp_path / "none.log")}
-    found = last_lines(paths, "2026-11-20T08:47:07.500000Z", env, objects=False)
+    since = "2026-11-20T08:47:07.500000Z"
+    logs = {name: tail(path, 20, since=since, name=name) for name, path in paths.items()}
+    found = log_sections(logs, env, objects=False)
     assert found == f"{before}a | one\na | ::error::two\n{after}"
-    objects = [
-        json.loads(line)
-        for line in last_lines(paths, "2026-11-20T08:47:07.5Z", env, objects=True).splitlines()
-    ]
+    objects = [json.loads(line) for line in log_sections(logs, env, objects=True).splitlines()]
     assert [(each["server"], each["message"]) for each in objects] == [
         ("a", "one"),
         ("a", "::error::two\x1b[31m"),
@@ -596,7 +606,32 @@ def test_each_problem_is_reported_once_with_its_level_and_deaths_are_kept(
         ("web", "warning"), (reported[3][0].partition(":")[0], "error"),
     ]  # fmt: skip
     assert "the disk is full" in reported[3][0]
-    assert events.died == {"web": ["killed by SIGKILL", "exited with status 7"]}
+    assert [each.reason for each in events.died["web"]] == ["killed by SIGKILL", "exited with status 7"]
+
+
+def test_death_of_a_known_reason_does_not_repeat_it_where_this_is_wanted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("s") / "control.sock"
+    causes = ["no disk", "no disk", "no memory"]
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        for at, cause in enumerate(causes, 1):
+            send({"event": journal(at, cause=cause, next="restarting")})
+        send({"event": journal(4, "pool", "", message="stopping: no memory", severity="error")})
+        return result()
+
+    lines: list[str] = []
+    with stand_in(path, answer):
+        events = PoolEventFollower(
+            Client(str(path)), lambda event, line, level: lines.append(line), brief=True
+        )
+        events.finish()
+    assert lines == [
+        "web: no disk; restarting", "web: died again for the same reason; restarting", "web: no memory; restarting",
+        "worker ended: stopping",
+    ]  # fmt: skip
+    assert [each.reason for each in events.died["web"]] == causes
 
 
 def test_events_are_followed_again_where_they_ended_when_the_supervisor_is_replaced(
