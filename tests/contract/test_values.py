@@ -129,7 +129,7 @@ def test_the_schema_has_default_unit_and_range_of_every_key(real_pool: RealPool)
         for key, about in definitions[table]["properties"].items():
             assert about["description"], f"{table}.{key}"
             text = json.dumps(about)
-            optional = "null" in text or key in ("name", "bind", "expose", "app", "listen", "cert")
+            optional = '"type": "null"' in text or key in ("name", "bind", "expose", "app", "listen", "cert")
             assert ("default" in about) is not optional, f"{table}.{key}"
             if re.search(r'"(number|integer)"', text) and key != "env":
                 assert '"minimum"' in text, f"{table}.{key}"

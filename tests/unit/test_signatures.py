@@ -39,7 +39,7 @@ def test_help_shows_fields_and_their_defaults() -> None:
     text = pydoc.plain(pydoc.render_doc(ServerConfig))
     # Pythons differ in quotes and lines.
     words = " ".join(text.replace("'", "").replace("|", "").split())
-    assert "*, name: Name, bind: str = ," in words
+    assert "*, name: Name, bind: OsText = ," in words
     assert "factory: Truth = False" in words
 
 

@@ -433,7 +433,7 @@ def check_imports(
                 message = (
                     f"{job.target} is a WSGI application, and {job.python} has no a2wsgi: {_WITHOUT_A2WSGI}"
                 )
-                fix = f"install it there: {job.python} -m pip install a2wsgi"
+                fix = f"install it there: {install_command(job.python, 'a2wsgi')}"
                 finding = Finding(("app",), message, fix, job.target)
             elif answer and not middleware:
                 finding = Finding(("app",), *_message_and_fix(job, answer), found=job.target)

@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from ...daemon_threads import complete
+from ...installation import install_command
 from . import uvicorn_parts
 from .uvicorn_parts import HttpApp, Message, Receive, Scope, Send
 
@@ -87,8 +88,8 @@ def _middleware_class() -> Any:
     except ImportError:
         logger.warning(
             "this WSGI application is served by uvicorn's own middleware, which is deprecated, and keeps whole "
-            "requests in memory; install a2wsgi: %s -m pip install a2wsgi",
-            sys.executable,
+            "requests in memory; install a2wsgi: %s",
+            install_command(sys.executable, "a2wsgi"),
         )
         return uvicorn_parts.wsgi_middleware()
     return WSGIMiddleware

@@ -70,7 +70,7 @@ def program_of(*words: str, **keys: Any) -> ServerConfig:
         ("shop", "there is no module 'shop.web' in /srv; check app and app_dir"),
         ("shop.web", "there is no module 'shop.web' in /srv; check app and app_dir"),
         ("shop.models", "there is no module 'shop.models' in /srv; check app and app_dir"),
-        ("yaml.nodes", f"{IMPORTS_YAML}; install it there: /env/bin/python -m pip install yaml"),
+        ("yaml.nodes", f"{IMPORTS_YAML}; install it there: /env/bin/python -m pip install PyYAML"),
         ("yaml; rm -r /", "check shop.web:app"),
     ],
 )  # fmt: skip
@@ -88,14 +88,14 @@ def test_missing_module_may_be_in_an_environment_that_is_newer_than_the_pool(
     monkeypatch.chdir(tmp_path)
     server = ServerConfig(name="web", bind="127.0.0.1:1", app="shop:app", python=sys.executable)
     hint = specs.missing_module_hint("yaml", server)
-    assert hint.endswith(f"install it there: {sys.executable} -m pip install yaml")
+    assert hint.endswith(f"install it there: {sys.executable} -m pip install PyYAML")
     python = tmp_path / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     python.touch(0o755)
     rest = f"; or poolctl reload, which uses {python}: it was not there when the pool read its files"
     assert specs.missing_module_hint("yaml", server) == hint + rest
     other = server.replace(python="/env/bin/python")
-    assert specs.missing_module_hint("yaml", other).endswith("/env/bin/python -m pip install yaml")
+    assert specs.missing_module_hint("yaml", other).endswith("/env/bin/python -m pip install PyYAML")
 
 
 def test_placeholders_of_a_command_are_its_name_address_and_descriptor() -> None:
