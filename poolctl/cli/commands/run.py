@@ -73,7 +73,7 @@ from poolctl.exit_codes import (
     NOT_EXECUTABLE,
     NOT_FOUND,
 )
-from poolctl.file_access import why_execution_failed
+from poolctl.file_access import why_execution_failed, why_not_executable
 from poolctl.keeper.left_children import (
     SI_KERNEL,
     end_processes,
@@ -826,16 +826,18 @@ _WATCHED = (signal.SIGCHLD, *FORWARDED_SIGNALS)
 
 def program(command: Sequence[str], env: Mapping[str, str]) -> str:
     """The program's path. Raises Failure with exit code 127 if it does not exist, 126 if it cannot be executed."""
-    name = command[0]
-    found = shutil.which(name, path=env.get("PATH", os.defpath)) if name else None
+    name, search_path = command[0], env.get("PATH", os.defpath)
+    found = shutil.which(name, path=search_path) if name else None
     if found:
         return found
-    paths = [name] if "/" in name else [f"{directory}/{name}" for directory in env.get("PATH", "").split(":")]
-    if name and any(os.path.exists(path) for path in paths):
-        if os.path.isdir(name):
-            raise Failure(Outcome.failed(NOT_EXECUTABLE, f"{name}: is a directory"))
-        raise Failure(Outcome.failed(NOT_EXECUTABLE, f"{name}: is not executable", hint=f"chmod +x {name}"))
-    raise Failure(Outcome.failed(NOT_FOUND, f"{name}: command not found", hint="is it in $PATH?"))
+    paths = [name] if "/" in name else [f"{directory}/{name}" for directory in search_path.split(":")]
+    if not name or not any(map(os.path.lexists, paths)):
+        why, fix = (
+            ("file not found", "check the path") if "/" in name else ("command not found", "is it in $PATH?")
+        )
+        raise Failure(Outcome.failed(NOT_FOUND, f"{name}: {why}", hint=fix))
+    why, fix = why_not_executable(name, search_path, os.curdir) or ("cannot be executed", "")
+    raise Failure(Outcome.failed(NOT_EXECUTABLE, f"{name}: {why}", hint=fix))
 
 
 @subreaper()

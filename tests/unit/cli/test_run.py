@@ -802,6 +802,20 @@ def test_pool_runs_in_the_foreground_until_it_is_interrupted(real_pool: RealPool
     assert not real_pool.processes()
 
 
+def test_command_that_cannot_be_run_is_named_with_the_fix(directory: Path) -> None:
+    (directory / "script").write_text("#!/bin/sh\n")
+    for name, code, message, hint in (
+        ("no-such-command", 127, "no-such-command: command not found", "is it in $PATH?"),
+        ("./no-such-file", 127, "./no-such-file: file not found", "check the path"),
+        ("./script", 126, "./script: is not executable", "chmod +x ./script"),
+        ("/", 126, "/: is a directory", "name a program in it"),
+    ):
+        with pytest.raises(Failure) as raised:
+            program([name], dict(os.environ))
+        (error,) = raised.value.outcome.errors
+        assert (raised.value.outcome.exit_code, error.message, error.hint) == (code, message, hint)
+
+
 @pytest.mark.slow
 def test_command_runs_with_its_pool_and_its_failure_shows_what_the_servers_wrote_last(
     real_pool: RealPool,
