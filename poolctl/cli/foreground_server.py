@@ -24,7 +24,7 @@ from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.listeners.listen_errors import ListenError, name_holders
 from poolctl.listeners.open_listener import inherited_descriptors, open_listener
 from poolctl.platform import memory_file
-from poolctl.runners.listener_opener import server_socket_access
+from poolctl.runners.socket_access import server_socket_access
 from poolctl.runners.withheld_variables import withheld_variables, withhold_variables
 from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
 from poolctl.states import in_words

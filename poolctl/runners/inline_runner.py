@@ -20,7 +20,7 @@ from poolctl.listeners.open_listener import Identity, inherited_descriptors
 from poolctl.worker.serving.accepting import stop_reading
 
 from .inline_worker import InlineWorker
-from .listener_opener import Opener, change_server_socket_access, server_socket_access
+from .listener_opener import Opener
 from .process_link import redirect_parent_fds_to_null, runners_to_forget
 from .runner_protocol import (
     IMPORTS_PER_CPU,
@@ -33,6 +33,7 @@ from .runner_protocol import (
     WorkerFailed,
     app_state,
 )
+from .socket_access import change_server_socket_access, server_socket_access
 from .worker_spec import missing_module_hint
 
 _KILL_SIGNAL = 9

@@ -6,15 +6,12 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 from poolctl.address import Address
-from poolctl.config import ServerConfig, ids_of
 from poolctl.daemon_threads import run_in_daemon_thread
-from poolctl.errors import ServerError
 from poolctl.listeners.listen_errors import (
     MOST_SECONDS,
     Holder,
@@ -27,7 +24,6 @@ from poolctl.listeners.open_listener import (
     PRIVATE,
     Inherited,
     SocketAccess,
-    change_access,
     close_listener,
     open_datagram_sockets,
     open_listener,
@@ -40,38 +36,6 @@ _PATIENCE_SECONDS = 2 * MOST_SECONDS
 T = TypeVar("T")
 
 logger = logging.getLogger("poolctl.supervisor")
-
-
-def socket_access(mode: str, owner: str | None) -> SocketAccess:
-    """Who may connect to a Unix socket, from the keys of a file: "0660" and "user:group". Raises ServerError."""
-    try:
-        ids = None if owner is None else ids_of(owner)
-    except KeyError:
-        raise ServerError(
-            f"there is no user or group {owner!r} that its socket could belong to",
-            hint="create it, or name another",
-        ) from None
-    return SocketAccess(int(mode, 8), ids)
-
-
-def server_socket_access(server: ServerConfig) -> SocketAccess:
-    """Who may connect to the server's socket if it is a Unix socket. By default its user owns it. Raises ServerError.
-
-    Only root can give a file to another user.
-    """
-    if server.address.kind != "unix":
-        return PRIVATE
-    return socket_access(
-        server.socket_mode, server.socket_owner or (server.user if os.geteuid() == 0 else None)
-    )
-
-
-def change_server_socket_access(server: ServerConfig, sockets: Iterable[socket.socket]) -> None:
-    """Give the file of the server's open Unix socket its configured mode and owner. Raises ServerError."""
-    try:
-        change_access(server.address, sockets, server_socket_access(server))
-    except ServerError as error:
-        raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
 
 
 class Opener:

@@ -22,9 +22,10 @@ from poolctl.listeners import open_listener
 from poolctl.listeners.open_listener import Inherited
 from poolctl.platform import close_promptly, readable_bytes
 
-from ..listener_opener import Opener, change_server_socket_access, server_socket_access
+from ..listener_opener import Opener
 from ..process_link import Link, LinkLost
 from ..runner_protocol import Gateway
+from ..socket_access import change_server_socket_access, server_socket_access
 
 # Time until a supervisor that took over a gateway publishes its first table; longer than a gateway may take
 # to release a pair.

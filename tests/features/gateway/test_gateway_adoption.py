@@ -30,8 +30,10 @@ __all__ = ["patient"]
 
 # Listens as an orphan does, and never answers.
 SILENT = """
-import sys
+import signal, sys
 from poolctl.keeper import pool_files, fd_store, rendezvous
+if len(sys.argv) > 2:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 sock, _ = rendezvous.bind_new_socket(sys.argv[1], pool_files.GATEWAY)
 sock.listen()
 print(flush=True)
@@ -40,9 +42,10 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def silent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def silent(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    more = ["ignores SIGTERM"] if getattr(request, "param", False) else []
     process = subprocess.Popen(
-        [sys.executable, "-c", SILENT, str(tmp_path)],
+        [sys.executable, "-c", SILENT, str(tmp_path), *more],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -193,9 +196,13 @@ def test_process_of_another_user_is_no_orphan_and_its_connection_is_closed(
     pool_files.unlink_quietly(path)
 
 
-@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize(
+    ("silent", "stopped", "ends"),
+    [(False, False, True), (False, True, True), (True, True, False)],
+    indirect=["silent"],
+)
 def test_orphan_is_ended_and_killed_if_it_does_not_exit_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: subprocess.Popen[str], stopped: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: subprocess.Popen[str], stopped: bool, ends: bool
 ) -> None:
     start = process_start(silent.pid)
     assert start is not None
@@ -206,7 +213,7 @@ def test_orphan_is_ended_and_killed_if_it_does_not_exit_in_time(
     found = find(str(tmp_path))
     monkeypatch.setattr(gateway_adoption, "_ANSWER_SECONDS", 30.0)
     monkeypatch.setattr(gateway_adoption, "find", lambda directory: found)
-    ended = gateway_adoption.end_all(str(tmp_path), 0.01 if stopped else 30.0)
-    assert ended == [(silent.pid, not stopped)]
+    ended = gateway_adoption.end_all(str(tmp_path), 30.0 if ends else 0.01)
+    assert ended == [(silent.pid, ends)]
     assert await_exit(silent.pid, start, 30)
     assert found[0].sock.fileno() == -1

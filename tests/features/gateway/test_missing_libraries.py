@@ -82,7 +82,7 @@ def test_gateway_that_cannot_be_replaced_refuses_connections(gateway: GatewayPoo
     assert process is not None
     gateway.kill(process)
     gateway.until(lambda: refuses(gateway.port))
-    gateway.until(lambda: HINT in str(gateway.pool.run("status")))
+    gateway.until(lambda: "-m pip install uvloop" in str(gateway.pool.run("status")))
     kept.rename(packages / "uvloop")
     gateway.until(gateway.process)
     gateway.until(lambda: not refuses(gateway.port))

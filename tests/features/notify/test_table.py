@@ -92,7 +92,7 @@ def test_error_is_reported_with_its_place(tmp_path: Path, text: str, words: str)
         ({"type": "command"}, "a command is missing"),
         (
             {"type": "command", "command": "mail $TO"},
-            'not a line for a shell; write ["sh", "-c", "mail $TO"]',
+            "a command is a list of words, not a line for a shell",
         ),
         ({"type": "command", "command": ["x"], "url": "https://a"}, "a command has no url"),
         ({"type": "webhook", "url": "ftp://a"}, "this is no address of a web service"),

@@ -70,7 +70,8 @@ def test_an_app_that_cannot_start_is_a_failure_that_says_why(pool: RealPool, fre
     pool.write("pool.toml", "".join(tables))
     done = pool.run("start", "-o", "json")
     assert done.code == 1, str(done)
-    messages = {error["hint"]: error["message"] for error in done.json["errors"]}
+    # One hint begins with how to install what is missing.
+    messages = {error["hint"].rpartition("; ")[2]: error["message"] for error in done.json["errors"]}
     items = pool.items()
     for number, (app, word, other) in enumerate(FAILURES):
         message = messages.pop(f"poolctl logs web{number}")

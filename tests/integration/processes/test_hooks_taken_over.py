@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
 
 # Ends when the test lets it.
 HOOK = """
-import os, sys, time
+import os, signal, sys, time
+if "slow" in sys.argv:  # so that it is there still when the supervisor is not
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with open("notes", "a") as notes:
     notes.write(f"{sys.argv[1]} {os.getpid()}\\n")
 while not os.path.exists(f"{sys.argv[1]}-may-end"):
@@ -27,9 +29,9 @@ sys.exit(len(sys.argv) - 2)
 """
 
 
-def write(pool: RealPool, hooks: str) -> None:
+def write(pool: RealPool, hooks: str, more: str = "") -> None:
     pool.write("hook.py", HOOK)
-    pool.write_hello(extra=f"hooks = {{ {hooks} }}")
+    pool.write_hello(extra=f"hooks = {{ {hooks} }}\n{more}")
 
 
 def hook(name: str, argument: str, *more: str) -> str:
@@ -87,13 +89,12 @@ def test_next_supervisor_completes_a_stop_whose_hook_runs(pool: RealPool, until:
 
 
 def test_next_supervisor_ends_a_before_start_whose_server_was_stopped(pool: RealPool, until: Any) -> None:
-    write(pool, f"{hook('before_start', 'before')}, {hook('after_stop', 'after')}")
+    hooks = f"{hook('before_start', 'before', 'slow')}, {hook('after_stop', 'after')}"
+    write(pool, hooks, "stop_timeout = '1s'")
     pool.ok("start", "--no-wait")
     (running,) = until(lambda: pids(pool))
-    os.kill(running, signal.SIGSTOP)  # so that it is there still when the supervisor is not
     pool.ok("stop", "web", "--no-wait")
     replace_supervisor(pool, until)
-    os.kill(running, signal.SIGCONT)
     until(lambda: pool.items()["web"]["state"] == "stopped")
     assert not is_alive(running)
     assert pids(pool) == [running]

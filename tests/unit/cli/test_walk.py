@@ -214,13 +214,14 @@ def test_command_runs_where_another_platform_runs_the_servers(poolctl: Command, 
 
 @pytest.mark.parametrize(
     ("command", "code", "message"),
-    [("no-such-command", 127, "No such file or directory"), ("./plain", 126, "Permission denied"),
-     ("a\0b", 127, "embedded null byte")],
+    [("no-such-command", 127, "No such file or directory"),
+     ("./plain", 126, "it is not executable; chmod +x {directory}/plain"), ("a\0b", 127, "embedded null byte")],
 )  # fmt: skip
 def test_reason_why_a_command_cannot_run_is_its_output(
     poolctl: Command, directory: Path, command: str, code: int, message: str
 ) -> None:
     (directory / "plain").touch()
+    message = message.format(directory=directory)
     said = poolctl("walk", "users", "-o", "json", "--", command)
     (run,) = said.json["items"]
     assert (run["exit_code"], run["stdout"], run["stderr"]) == (code, "", f"{command}: {message}\n")

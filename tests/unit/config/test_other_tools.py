@@ -93,7 +93,7 @@ KEYS = (
     """,
 )
 # Spelled alike, and meant alike.
-ALIKE = {"stopsignal", "Restart", "Sockets", "User", "UMask", "timeout"}
+ALIKE = {"stopsignal", "Restart", "Sockets", "SocketMode", "User", "UMask", "timeout"}
 
 
 def hint_for(key: str) -> str:
@@ -140,7 +140,7 @@ def test_fix_is_valid_where_it_is_pasted(tmp_path: Path, fix: str) -> None:
     if key == "stop_group":
         pasted = pasted.partition(",")[0]
     lines = {"name": 'name = "a"', "app": 'app = "a:b"', "bind": 'bind = ":1"'}
-    if key in ("command", "notify", "stop_signal", "stop_group", "every", "ready_after"):
+    if key in ("command", "notify", "stdin", "stop_signal", "stop_group", "every", "ready_after"):
         del lines["app"]
         lines["command"] = 'command = ["a"]'
     if key in ("every", "ready_after"):

@@ -27,8 +27,9 @@ from poolctl.listeners.open_listener import (
     socket_file_identity,
 )
 from poolctl.routing.route import StreamRoute
-from poolctl.runners.listener_opener import Opener, socket_access
+from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import Link, LinkLost
+from poolctl.runners.socket_access import socket_access
 
 from ..engines import find_external_engine
 from ..process.settings import HTTP, UDP, GatewaySettings, ListenerSettings
