@@ -15,6 +15,7 @@ NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 TIMED_OUT = 124
 INTERRUPTED = 130
+READER_GONE = 141  # 128 + SIGPIPE, as of a program that the signal ends
 
 # For failures of the command itself; failures of servers have their own codes (1320 to 1326).
 NAMES = {
@@ -30,6 +31,7 @@ NAMES = {
     NOT_FOUND: "ErrorNotFound",
     TIMED_OUT: "ErrorTimeout",
     INTERRUPTED: "ErrorInterrupted",
+    READER_GONE: "ErrorReaderGone",
 }
 # Outcomes for which supervisors answer with an error code of the library; all others use the exit code.
 CODES = {NOTHING_MATCHED: 1320, INVALID_CONFIGURATION: 1322}

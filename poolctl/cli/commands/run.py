@@ -72,6 +72,7 @@ from poolctl.exit_codes import (
     INVALID_CONFIGURATION,
     NOT_EXECUTABLE,
     NOT_FOUND,
+    READER_GONE,
 )
 from poolctl.file_access import why_execution_failed, why_not_executable
 from poolctl.keeper.left_children import (
@@ -93,7 +94,6 @@ if TYPE_CHECKING:
 
 # If SIGTERM arrives before CMD runs, `run -- CMD` exits as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
-_WITHOUT_READER = 128 + signal.SIGPIPE
 
 COMMAND = Command(
     "Run the pool in the foreground, or around a command: -- CMD…",
@@ -178,7 +178,7 @@ def _run(session: RunSession, path: str, signals: StopSignalRaiser) -> int:
             os.close(lifeline)
             wait_for_exit(keeper_pid)  # even if the supervisor was exiting and did not answer
             if signals.unasked and not session.command:
-                code = _WITHOUT_READER
+                code = READER_GONE
             code = INTERRUPTED if signals.interrupted else session.pool_exit_status_or(code)
             session.print_deaths_and_failure_logs()
             if session.command and sys.stderr.isatty():
