@@ -39,11 +39,14 @@ def whole_stream(stream: TextIO) -> TextIO:
     if (descriptor := _descriptor(stream)) < 0:
         return stream
     stream.flush()
+    file = WholeFile(descriptor)
+    unbuffered = isinstance(stream, io.TextIOWrapper) and stream.write_through  # PYTHONUNBUFFERED
     return io.TextIOWrapper(
-        io.BufferedWriter(WholeFile(descriptor)),
+        file if unbuffered else io.BufferedWriter(file),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=isinstance(stream, io.TextIOWrapper) and stream.line_buffering,
+        write_through=unbuffered,
     )
 
 
@@ -51,8 +54,12 @@ def unbuffered_writer(stream: TextIO) -> Callable[[str], object]:
     """A function that writes text whole to the stream's descriptor, without the stream's lock and buffer."""
     if (descriptor := _descriptor(stream)) < 0:
         return stream.write
-    file, encoding = WholeFile(descriptor), stream.encoding or "utf-8"
-    return lambda text: file.write(text.encode(encoding, "backslashreplace"))
+    file = WholeFile(descriptor)
+    return lambda text: file.write(_encoded(text, stream))
+
+
+def _encoded(text: str, stream: TextIO) -> bytes:
+    return text.encode(stream.encoding or "utf-8", "backslashreplace")
 
 
 def _descriptor(stream: TextIO) -> int:
@@ -71,24 +78,31 @@ class LineOutput:
     def __init__(self, stream: TextIO, as_line: Callable[[str], str]) -> None:
         self._stream = stream
         self._file = WholeFile(_descriptor(stream)) if _descriptor(stream) >= 0 else None
+        # Known before it is gone: a terminal that has hung up is none any longer (isatty(3)).
+        self._is_terminal = self._file is not None and self._file.isatty()
         self._as_line = as_line
         self._lost_lines = 0
         self._why = ""
         self._is_torn = False  # the last line could be written in part
 
+    @property
+    def loss(self) -> str:
+        """How many lines were dropped since the last one that could be written, and why; "" if none was."""
+        return f"{self._lost_lines} ({self._why})" if self._lost_lines else ""
+
     def write(self, line: str) -> None:
-        """Write the line, with its line break. Raises OSError if its reader or the terminal is gone."""
+        """Write the line, with its line break. Raises BrokenPipeError if its reader or the terminal is gone."""
         if self._file is None:
             self._stream.write(line)
             return
         before = "\n" if self._is_torn else ""
         if self._lost_lines:
-            before += self._as_line(f"[poolctl: lines of output lost here: {self._lost_lines} ({self._why})]")
+            before += self._as_line(f"[poolctl: lines of output lost here: {self.loss}]")
         try:
-            self._file.write(f"{before}{line}".encode(errors="backslashreplace"))
+            self._file.write(_encoded(f"{before}{line}", self._stream))
         except OSError as error:
-            if error.errno == errno.EPIPE or (error.errno == errno.EIO and self._file.isatty()):
-                raise
+            if error.errno == errno.EPIPE or (error.errno == errno.EIO and self._is_terminal):
+                raise BrokenPipeError(errno.EPIPE, error.strerror) from error
             self._lost_lines += 1
             self._why = error.strerror or str(error)
             self._is_torn = self._is_torn or self._file.written_bytes > 0

@@ -664,6 +664,7 @@ class LogPrinter:
         self._pool = pool
         self._times = times
         self._since = stamp(time())
+        self._output: LineOutput | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow_logs, name="logs", daemon=True)
 
@@ -675,6 +676,8 @@ class LogPrinter:
         """Print the pending output, then stop; does not wait for a reader that has stopped reading."""
         self._over.set()
         self._thread.join(LAST_OUTPUT_SECONDS)
+        if self._output is not None and (loss := self._output.loss):
+            sys.stderr.write(self._note(f"[poolctl: last lines of output lost: {loss}]"))
 
     def _follow_logs(self) -> None:
         try:
@@ -692,14 +695,19 @@ class LogPrinter:
             form = log_rendering.PrefixedLineFormatter(
                 list(paths), times=times, records=terminal, request_ids=ids
             ).line
+        output = self._output = LineOutput(sys.stdout, self._note)
+        wanted = LineFilter(levels=True) if self._objects else None
         try:
-            stdout = LineOutput(sys.stdout, self._note)
-            wanted = LineFilter(levels=True) if self._objects else None
             for line in follow(paths, lines=None, since=self._since, wanted=wanted, until=self._over.is_set):
-                stdout.write(form(line))
-        except OSError:
+                output.write(form(line))
+        except BrokenPipeError:
             # The reader of the output is gone, so there is no reason to keep running in the foreground.
             StopSignalRaiser.stop_for_lost_output()
+        except OSError as error:
+            why = (
+                f"the servers' output is not shown any longer, as their logs cannot be read: {error.strerror}"
+            )
+            sys.stderr.write(self._note(f"[poolctl: {why}]"))
 
     def _note(self, text: str) -> str:
         if self._objects:
