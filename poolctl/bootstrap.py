@@ -17,16 +17,17 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_UVICORN = (0, 53)
 # Parts that supervisors of earlier versions start by another name.
 _FORMER_PARTS = {"gateway.haproxy": "features.haproxy", "web": "features.dashboard"}
-# Their defaults are relied on. HUP, INT and QUIT may be ignored on purpose, as by nohup(1).
-_AT_DEFAULT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGALRM, signal.SIGIO)
+# Ignored on purpose, as by nohup(1), and by Python itself.
+_MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
 # The keeper does it once it has handlers: signals that came while it replaced itself are still blocked.
 _LATER = "keeper"
 
 
 def reset_inherited_signals() -> None:
     """Undo what this process's caller has blocked or ignored, which execve(2) hands down (signal(7))."""
-    for number in _AT_DEFAULT:
-        signal.signal(number, signal.SIG_DFL)
+    for number in range(1, signal.NSIG):
+        if signal.getsignal(number) is signal.SIG_IGN and number not in _MAY_BE_IGNORED:
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

@@ -57,7 +57,7 @@ def spawn(
             file_actions=actions,
             setsid=session,
             setsigmask=(),
-            setsigdef=(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD),
+            setsigdef=signal.valid_signals(),
         )
     finally:
         for fd in lifted:
