@@ -28,6 +28,8 @@ from poolctl.clock import Clock
 from poolctl.platform import replace_file
 
 SESSION_SECONDS = 12 * 3600
+# The loop's clock does not know that the machine was suspended, or that its time was set.
+_LOOK_SECONDS = 30.0
 # A browser sends a cookie to every port of a host. The path keeps it from the applications on other ports.
 COOKIE_PATH = "/poolctl"
 MOST_FAILURES = 10
@@ -101,10 +103,10 @@ class Sessions:
         self._next_end = asyncio.Event()
 
     async def wait_until_over(self, session: Session) -> None:
-        """Return once the session has expired or was ended here."""
+        """Return once the session has expired or was ended; at most 30 s later if the clock was set or slept."""
         while (remaining := self._remaining_seconds(session)) > 0:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(remaining):
+                async with asyncio.timeout(min(remaining, _LOOK_SECONDS)):
                     await self._next_end.wait()
 
     def _remaining_seconds(self, session: Session) -> float:

@@ -83,11 +83,14 @@ def test_an_ended_session_is_invalid_and_others_are_not(sessions: Sessions) -> N
 
 def test_the_end_of_a_session_is_noticed_whether_it_expires_or_is_ended(tmp_path: Path) -> None:
     class LoopClock(ManualClock):
+        ahead_seconds = 0.0
+
         def time(self) -> float:
-            return loop.time()
+            return loop.time() + self.ahead_seconds
 
     async def play() -> None:
-        sessions = Sessions("a-token", "0123456789ab", LoopClock(), str(tmp_path / "ended"))
+        clock = LoopClock()
+        sessions = Sessions("a-token", "0123456789ab", clock, str(tmp_path / "ended"))
         (one, _), (other, _) = sessions.open(), sessions.open()
         first, second = (asyncio.ensure_future(sessions.wait_until_over(each)) for each in (one, other))
         await asyncio.sleep(60)
@@ -97,6 +100,11 @@ def test_the_end_of_a_session_is_noticed_whether_it_expires_or_is_ended(tmp_path
         assert loop.time() == 60
         await second
         assert loop.time() == pytest.approx(SESSION_SECONDS)
+        third = asyncio.ensure_future(sessions.wait_until_over(sessions.open()[0]))
+        await asyncio.sleep(60)
+        clock.ahead_seconds = SESSION_SECONDS  # the machine was suspended
+        await asyncio.sleep(31)
+        assert third.done()
 
     loop = VirtualLoop()
     with closing(loop):
