@@ -74,7 +74,7 @@ class Lifecycle:
     def __init__(self, context: VerbContext) -> None:
         self._context = context
         self._core = context.core
-        self._stopping: asyncio.Task[Result] | None = None  # kept here, as the loop keeps no reference
+        self._stops: set[asyncio.Task[Result]] = set()  # kept here, as the loop keeps no reference
 
     async def start(self, call: Call) -> Result:
         """Start the selected servers and their dependencies; returns when each is ready or has failed."""
@@ -207,8 +207,10 @@ class Lifecycle:
             with contextlib.suppress(ConnectionError):
                 call.progress(interim)
 
-        self._stopping = asyncio.ensure_future(self._stop(call._replace(progress=report)))
-        return await asyncio.shield(self._stopping)
+        task = asyncio.ensure_future(self._stop(call._replace(progress=report)))
+        self._stops.add(task)
+        task.add_done_callback(self._stops.discard)
+        return await asyncio.shield(task)
 
     async def _stop(self, call: Call) -> Result:
         chosen = selected(self._core, call.selector)
