@@ -230,8 +230,10 @@ class ProblemTracker:
         """The problems that were sent and are not resolved, by key, as JSON for the next supervisor."""
         return {key: each.to_dict() for key, each in self._open.items() if each.sent}
 
-    def restore(self, document: Table) -> None:
+    def restore(self, document: Table, now: float) -> None:
         self._open = {key: TrackedProblem.from_dict(each) for key, each in document.items()}
+        for each in self._open.values():  # the machine's time may have been set back
+            each.since, each.sent_at = min(each.since, now), min(each.sent_at, now)
 
 
 def _rank(level: str) -> int:

@@ -87,11 +87,12 @@ class Outbox:
             for message, since in self._waiting
         ]
 
-    def restore(self, waiting: list[Any]) -> None:
+    def restore(self, waiting: list[Any], now: float) -> None:
         """Add the messages that an earlier outbox could not send, from its `to_list`."""
         for (status, severity, title, lines, time, events), since in waiting:
             found = tuple(map(JournalEvent.from_json, events))
-            self._waiting.append((Message(status, severity, title, tuple(lines), time, found), since))
+            message = Message(status, severity, title, tuple(lines), time, found)
+            self._waiting.append((message, min(since, now)))  # the machine's time may have been set back
 
 
 class DeliveryTask:
@@ -102,11 +103,10 @@ class DeliveryTask:
         self.notify = notify
         self._part = part
         self._problems = ProblemTracker(notify, part.facts)
-        self._problems.restore(left.get("open", {}))
+        self._problems.restore(left.get("open", {}), part.now())
         self._outbox = Outbox(notify.retry_for)
-        self._outbox.restore(left.get("waiting", []))
+        self._outbox.restore(left.get("waiting", []), part.now())
         self._sender = NotificationSender(notify, part.facts)
-        self._clock = part.site.core.clock
         self._news = asyncio.Event()
         self._delayed = False
         self._task = asyncio.ensure_future(self._run())
@@ -114,13 +114,13 @@ class DeliveryTask:
     def record(self, event: JournalEvent) -> None:
         """Record an event; it is sent later if the receiver's settings select it."""
         before = self._problems.next_at()
-        self._problems.record(event, self._clock.time())
+        self._problems.record(event, self._part.now())
         if self._problems.next_at() != before:
             self._news.set()
 
     def queue_pending_message_early(self) -> None:
         """Compose and queue the pending message before it is due, because the supervisor is exiting."""
-        message = self._problems.take_due_message(self._clock.time(), at_once=True)
+        message = self._problems.take_due_message(self._part.now(), at_once=True)
         if message is not None:
             self._queue_and_save(message)
 
@@ -134,7 +134,7 @@ class DeliveryTask:
         await asyncio.wait({self._task})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_SECONDS):
-                while (message := self._outbox.due(self._clock.time())) is not None:
+                while (message := self._outbox.due(self._part.now())) is not None:
                     await self._attempt(message)
 
     def to_dict(self) -> Table:
@@ -145,7 +145,7 @@ class DeliveryTask:
     async def _run(self) -> None:
         while True:
             self._news.clear()
-            now = self._clock.time()
+            now = self._part.now()
             composed = self._problems.take_due_message(now)
             if composed is not None:
                 self._queue_and_save(composed)
@@ -161,7 +161,8 @@ class DeliveryTask:
                 continue
 
     def _queue_and_save(self, message: Message) -> None:
-        given_up = self._outbox.put(message, self._clock.time())
+        message = message._replace(time=self._part.site.core.clock.time())
+        given_up = self._outbox.put(message, self._part.now())
         if given_up is not None:
             self._report("given up", given_up, "too many are waiting")
         self._part.save()
@@ -171,7 +172,7 @@ class DeliveryTask:
             await self._sender.send(message)
         except SendFailed as problem:
             again = self._outbox.retry_or_drop(
-                self._clock.time(),
+                self._part.now(),
                 again=problem.again,
                 after_seconds=problem.after_seconds,
                 jitter=random.uniform(-1, 1),
@@ -199,6 +200,7 @@ class Notifications(FeaturePart):
 
     def __init__(self, site: PartContext) -> None:
         super().__init__(site)
+        self._epoch = site.core.clock.time() - site.core.clock.monotonic()
         self._configuration = site.environment.configuration
         self._path = os.path.join(site.environment.state_directory, _FILE_NAME)
         self._deliveries: dict[str, DeliveryTask] = {}
@@ -253,6 +255,10 @@ class Notifications(FeaturePart):
                 replace_file(self._path, json.dumps(found, default=str).encode())
             elif os.path.exists(self._path):
                 os.unlink(self._path)
+
+    def now(self) -> float:
+        """Seconds since 1970, as the machine's time was when this part was made: a change of it delays nothing."""
+        return self._epoch + self.site.core.clock.monotonic()
 
     def facts(self) -> NotificationContext:
         """Return the pool's current name, environment, directory and tags, all of which a reload may change."""

@@ -21,6 +21,7 @@ from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
 from poolctl.selection.selector import SelectorError
 from poolctl.states import Status
+from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import Desk, part_site
 
@@ -82,7 +83,7 @@ def test_oldest_message_is_dropped_when_a_hundred_wait() -> None:
 def test_waiting_messages_are_left_to_a_successor() -> None:
     first, second = Outbox(100), Outbox(100)
     first.put(message(), 7)
-    second.restore(json.loads(json.dumps(first.to_list())))
+    second.restore(json.loads(json.dumps(first.to_list())), 7)
     assert second.due(7) == message()
     assert not second.retry_or_drop(107), "how long it has waited is known"
 
@@ -197,6 +198,28 @@ def test_refused_message_is_reported_once_and_given_up_if_it_will_never_be_taken
         receivers.refusal = SendFailed("status 400", again=False)
         await mail._attempt(message("a"))
         assert receivers.reported() == [("given up", "mail: a", "status 400")]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("jump_seconds", [-3600.0, 3600.0])
+def test_pause_before_another_try_does_not_depend_on_the_time_of_day(play: Play, jump_seconds: float) -> None:
+    async def scene(receivers: Receivers) -> None:
+        clock = receivers.desk.core.clock = ManualClock()
+        receivers.part = Notifications(receivers.site)
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        mail.stop()
+        mail._queue_and_save(message("a"))
+        receivers.refusal = SendFailed("status 503", again=True)
+        await mail._attempt(message("a"))
+        clock._time_seconds += jump_seconds
+        assert mail._outbox.due(receivers.part.now()) is None
+        clock.advance(2)
+        due = mail._outbox.due(receivers.part.now())
+        assert due is not None
+        assert due.title == "a"
+        receivers.refusal = None
 
     play(scene)
 

@@ -211,7 +211,7 @@ def test_successor_knows_which_problems_were_notified() -> None:
     first.record(event("failed"), 0)
     assert first.to_dict() == {}, "it was not sent yet"
     first.take_due_message(0)
-    second.restore(first.to_dict())
+    second.restore(first.to_dict(), 40)
     second.record(event("failed"), 50)
     assert second.take_due_message(50) is None
     second.record(event("running"), 60)
