@@ -113,20 +113,31 @@ def _print_outcome(outcome: Outcome) -> int:
         _discard_stdout()
         return outcome.exit_code
     except OSError as error:
-        _discard_stdout()
-        sys.stderr.write(f"error: cannot write the output: {error.strerror}\n")
-        return outcome.exit_code or 1
+        code = _report_lost_output(error)
+        return outcome.exit_code or code
     return code
+
+
+def _report_lost_output(error: OSError) -> int:
+    _discard_stdout()
+    try:
+        sys.stderr.write(f"error: cannot write the output: {error.strerror}\n")
+    except OSError:
+        pass  # both are on the same full disk
+    return 1
 
 
 def _explain(error: BaseException, words: list[str]) -> int:
     from poolctl.cli.command_line import json_form
     from poolctl.cli.outcome import Outcome, outcome_of
+    from poolctl.cli.output import OutputError
 
     try:
         if isinstance(error, BrokenPipeError):
             _discard_stdout()
             return 0
+        if isinstance(error, OutputError):
+            return _report_lost_output(error)
         outcome = outcome_of(error)
         if outcome is None:
             if os.environ.get(DEBUG_VARIABLE):

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
+class OutputError(OSError):
+    """Output cannot be written, for example because the disk is full. Not raised if its reader is gone."""
+
+
 class WholeFile(io.FileIO):
     """An open descriptor whose `write` writes everything, waiting where a pipe does not block. It stays open."""
 
@@ -22,11 +26,16 @@ class WholeFile(io.FileIO):
         self.written_bytes = 0  # of the last `write`, also if that has failed
 
     def write(self, data: ReadableBuffer) -> int:
-        """Write all of the data, and return its length. Raises OSError."""
+        """Write all of the data, and return its length. Raises BrokenPipeError or OutputError."""
         view = memoryview(data).cast("B")
         self.written_bytes = 0
         while self.written_bytes < len(view):
-            count = super().write(view[self.written_bytes :])
+            try:
+                count = super().write(view[self.written_bytes :])
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise OutputError(error.errno, error.strerror) from None
             if count is None:
                 _await_writable(self.fileno())
             else:

@@ -70,11 +70,10 @@ def test_an_app_that_cannot_start_is_a_failure_that_says_why(pool: RealPool, fre
     pool.write("pool.toml", "".join(tables))
     done = pool.run("start", "-o", "json")
     assert done.code == 1, str(done)
-    # One hint begins with how to install what is missing.
-    messages = {error["hint"].rpartition("; ")[2]: error["message"] for error in done.json["errors"]}
+    messages = {error["name"]: error["message"] for error in done.json["errors"]}
     items = pool.items()
     for number, (app, word, other) in enumerate(FAILURES):
-        message = messages.pop(f"poolctl logs web{number}")
+        message = messages.pop(f"web{number}")
         assert word in message, app
         assert other in message, app
         assert items[f"web{number}"]["state"] == "failed", app
