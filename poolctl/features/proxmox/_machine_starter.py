@@ -76,6 +76,7 @@ class MachinePowerManager:
         self._start_states: dict[int, _StartState] = {}
         self._idle_since: dict[int, tuple[Activity, float]] = {}  # since when a machine has had no request
         self._watching: asyncio.Task[None] | None = None
+        self._epoch = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self.started = self._read_started()
 
     @property
@@ -199,7 +200,7 @@ class MachinePowerManager:
     async def _confirm_started_here_or_forget(self, api: ProxmoxApi, guest: Guest) -> bool:
         """Whether the machine has run continuously since poolctl started it; if not, poolctl stops managing it."""
         status, uptime_seconds = await api.status_and_uptime(guest)
-        since = time.time() - self.started.get(guest.vmid, 0.0)
+        since = self._now() - self.started.get(guest.vmid, 0.0)
         if status == RUNNING and (uptime_seconds is None or uptime_seconds + _UPTIME_SLACK_SECONDS >= since):
             return True
         self._record_status(guest, status)
@@ -226,6 +227,10 @@ class MachinePowerManager:
         self._record(
             "machine stopped", guest, f"the {guest.title} is stopped after {loop.time() - began:.3g} s"
         )
+
+    def _now(self) -> float:
+        """Seconds since 1970, as the machine's time was when this object was made; time asleep counts."""
+        return self._epoch + time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def _forget_started(self, vmid: int) -> None:
         if self.started.pop(vmid, None) is not None:
@@ -272,7 +277,7 @@ class MachinePowerManager:
             self._record_status(guest, RUNNING)
             self._set_state_and_cancel_retry(case, "")
             if is_ours:
-                self.started[guest.vmid] = time.time()
+                self.started[guest.vmid] = self._now()
                 self._save_started_and_watch_idle()
             self._record(
                 "machine started", guest, f"the {guest.title} runs after {loop.time() - began:.3g} s"

@@ -499,6 +499,26 @@ def test_next_supervisor_stops_it_and_one_that_was_started_by_others_since_is_le
     play_idle(steps)
 
 
+@pytest.mark.parametrize(("jump_seconds", "uptime", "left"), [(7200.0, 5, False), (-7200.0, 3590, True)])
+def test_clock_that_is_set_changes_nothing_about_who_has_started_it(
+    play_idle: PlayIdle, monkeypatch: pytest.MonkeyPatch, jump_seconds: float, uptime: int, left: bool
+) -> None:
+    async def steps(idle: IdleStage) -> None:
+        await idle.begin(idle=3600.0)
+        await idle.wake()
+        starter = idle.inventory.starter
+        starter.started[101] -= 7200.0 * left
+        idle.cluster.guests[101]["uptime"] = uptime
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + jump_seconds)
+        starter.stop(101, lambda: asyncio.sleep(0, True))
+        await until(lambda: not starter.started)
+        await idle.settled()
+        assert idle.status == ("running" if left else "stopped")
+
+    play_idle(steps)
+
+
 def test_machine_that_others_have_stopped_is_not_ours_any_more(play_idle: PlayIdle) -> None:
     async def steps(idle: IdleStage) -> None:
         await idle.begin(idle=3600.0)
