@@ -17,6 +17,7 @@ from poolctl.cli.offline import choose, load, servers_with_chosen_ports
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import ServerConfig, ids_to_start_interpreter_as, interpreter, with_resolved_references
+from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.control.answers import Result, item_from_config
 from poolctl.control.client import Client
 from poolctl.errors import ControlError, PoolValidateError, ServerError
@@ -106,6 +107,7 @@ class ForegroundServer:
         """
         for name in withheld_variables():
             del os.environ[name]
+        os.environ.update(with_absolute_paths(os.environ))
         try:
             if self.config.command:
                 self._become_command()

@@ -26,6 +26,6 @@ def with_absolute_paths(env: Mapping[str, str], directory: str | None = None) ->
         if value := found.get(name):
             paths = value.split(os.pathsep) if name in _LISTS else [value]
             found[name] = os.pathsep.join(
-                path if path.startswith("/") else os.path.join(directory, path or ".") for path in paths
+                os.path.join(directory, path) if path else directory for path in paths
             )
     return found

@@ -107,3 +107,11 @@ def test_relative_paths_in_variables_are_those_of_where_they_were_set(called: Ca
     called.ok(*file, "restart", "--env", **caller)
     called.ok(*file, "stop", **caller)
     called.ok(*file, "run", "--", "true", **caller)
+
+
+def test_serve_gives_its_program_the_absolute_paths_of_the_caller(called: CalledPool) -> None:
+    called.write("pool.toml", server("program", command=["sh", "-c", 'echo "<$PYTHONPATH>"']))
+    elsewhere = called.directory / "elsewhere"
+    elsewhere.mkdir()
+    done = called.run("-c", "../pool.toml", "serve", "program", cwd=elsewhere, env={"PYTHONPATH": "lib:"})
+    assert f"<{elsewhere}/lib:{elsewhere}>" in done.stdout, str(done)

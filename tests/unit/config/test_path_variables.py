@@ -15,7 +15,7 @@ def test_relative_paths_become_absolute_and_nothing_else_changes() -> None:
         "LD_LIBRARY_PATH": "", "PATH": "bin:/bin", "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
     assert with_absolute_paths(env, "/srv/app") == env | {
-        "PYTHONPATH": "/srv/app/src:/opt/lib:/srv/app/.:/srv/app/../shared",
+        "PYTHONPATH": "/srv/app/src:/opt/lib:/srv/app:/srv/app/../shared",
         "COVERAGE_PROCESS_START": "/srv/app/.coveragerc",
         "PYTHONPYCACHEPREFIX": "/srv/app/a:b",
     }
