@@ -37,7 +37,7 @@ ASSEMBLED: dict[str, str | bytes] = {
 }
 # Expressions that are slower: each with the reason why this harms nobody.
 SLOWER = {
-    "poolctl.config.files.read_file._REFERENCE": "of an env file that the pool's owner names",
+    "poolctl.config.files.read_file._REFERENCE": "for texts that end with }, in which it is not",
     "poolctl.config.rules.conflicts._reference": "of the pool's file",
     "poolctl.features.import_foreign._supervisord._expression": "of a file that its owner imports",
     "poolctl.features.import_foreign._supervisord._pair": "of a file that its owner imports",

@@ -311,8 +311,10 @@ _END = r"[ \t\r]*+(?:#[^\n]*+)?(?=\n|\Z)"
 _SINGLE, _DOUBLE = r"'((?:[^'\\]++|\\.)*+)'", r'"((?:[^"\\]++|\\.)*+)"'
 _PAIR = rf"(?s){_NAME}(?:{_SINGLE}{_END}|{_DOUBLE}{_END}|(?!['\"])([^\n]*+)){_BLANKS}"
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`", "\n": ""}
-# What Linux passes to a program at most (execve(2)). References to references could make a short file a huge value.
-LONGEST_VARIABLE = 128 * 1024
+# What Linux passes to a program at most (execve(2)). References to references could make a short file a huge value,
+# and many references to one value a huge environment.
+LONGEST_VARIABLE, MOST_INSERTED = 128 * 1024, 8 * 1024 * 1024
+# Only for a text that ends with "}": in another one, the search for it would go to the end from each "${NAME:-".
 _REFERENCE = r"\$\{([A-Za-z_][A-Za-z0-9_]*+)(?::-([^}]*+))?\}"
 
 
@@ -349,7 +351,7 @@ def read_env_file(
     pair, escape_or_reference = re.compile(_PAIR), re.compile(rf"(?s)\\(.)|{_REFERENCE}")
     blanks = re.match(_BLANKS, text)
     here = blanks.end() if blanks else 0
-    line, inserted = text.count("\n", 0, here) + 1, 0
+    line, inserted, in_all = text.count("\n", 0, here) + 1, 0, 0
 
     def replacement(match: re.Match[str]) -> str:
         *escaped, name, default = match.groups()
@@ -360,10 +362,15 @@ def read_env_file(
         value = environment.get(name, found.get(name, default))
         if value is None:
             unset.append((line, name))
-        nonlocal inserted
+        nonlocal inserted, in_all
         inserted += len(value or "")
+        in_all += len(value or "")
         if inserted > LONGEST_VARIABLE:
             raise EnvFileError(f"{path}:{line}: the value is longer than {LONGEST_VARIABLE} characters")
+        if in_all > MOST_INSERTED:
+            raise EnvFileError(
+                f"{path}:{line}: references have inserted more than {MOST_INSERTED} characters"
+            )
         return value or ""
 
     while here < len(text):
@@ -379,9 +386,13 @@ def read_env_file(
         if single is not None:
             value = re.sub(r"\\([\\'])", r"\1", single)
         elif double is not None:
-            value = escape_or_reference.sub(replacement, double)
+            end = double.rfind("}") + 1
+            value = escape_or_reference.sub(replacement, double[:end])
+            value += re.sub(r"(?s)\\(.)", lambda match: _ESCAPES.get(match[1], match[0]), double[end:])
         else:
-            value = re.sub(_REFERENCE, replacement, re.split(r"(?:^|[ \t])#", bare, maxsplit=1)[0].rstrip())
+            bare = re.split(r"(?:^|[ \t])#", bare, maxsplit=1)[0].rstrip()
+            end = bare.rfind("}") + 1
+            value = re.sub(_REFERENCE, replacement, bare[:end]) + bare[end:]
         found[name] = value
         line += text.count("\n", here, match.end())
         here = match.end()

@@ -40,6 +40,7 @@ from poolctl.config.model.section import EnvFile
 from poolctl.errors import PoolValidateError, ServerError
 from poolctl.platform import user_name
 from tests.config_files import SERVER, told
+from tests.growth import grows_too_fast, repeated
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,7 @@ def test_variables_are_read(tmp_path: Path, text: str, variables: dict[str, str]
         ("B=${C:-a b}${C:-}\n", "a b", []),
         ("A=\nB=${A:-default}\n", "", []),
         ("# c\n\nB=x${C}y\n", "xy", [(3, "C")]),
+        ('B="${C:-x}\\t${A:-\\n"\n', "x\t${A:-\n", []),
         ("B=$A$$ $(id) ${A-b} ${} ${A\n", "$A$$ $(id) ${A-b} ${} ${A", []),
     ],
 )
@@ -98,6 +100,23 @@ def test_references_to_references_cannot_fill_the_memory(tmp_path: Path) -> None
     (tmp_path / "x.env").write_text(f"A0=0123456789\n{doubled}")
     with pytest.raises(EnvFileError, match=r"x\.env:15: the value is longer than 131072 characters"):
         read_env_file(str(tmp_path / "x.env"), {}, for_another_user=False)
+    many = "".join(f"A{number}=${{B}}\n" for number in range(100))
+    (tmp_path / "x.env").write_text(f"B={'x' * 100_000}\n{many}")
+    with pytest.raises(
+        EnvFileError, match=r"x\.env:85: references have inserted more than 8388608 characters"
+    ):
+        read_env_file(str(tmp_path / "x.env"), {}, for_another_user=False)
+
+
+@pytest.mark.parametrize(("before", "after"), [("A=", ""), ('A="', '"'), ('A="}', '\\n"')])
+def test_references_that_do_not_end_are_read_in_one_pass(
+    monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    def read(text: str) -> object:
+        monkeypatch.setattr("poolctl.config.files.read_file.read_text", lambda path, for_another_user: text)
+        return read_env_file("x.env", {}, for_another_user=True)
+
+    assert not grows_too_fast(read, repeated(before, "${A:-", after), large=65_536)
 
 
 @pytest.mark.parametrize(
