@@ -206,9 +206,12 @@ def _give_new_directory(fd: int, owner: Owner) -> None:
     Another user who can write the directory above it may have moved a different one there, which stays as it is.
     """
     status, path = os.fstat(fd), f"/proc/self/fd/{fd}"
-    if status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & ~_UNFINISHED_MODE:
-        os.chown(path, *owner)
-        os.chmod(path, _DIRECTORY_MODE)
+    inherited = status.st_mode & stat.S_ISGID  # with its group, from the directory above it
+    if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & ~_UNFINISHED_MODE == inherited:
+        uid, gid = owner
+        with contextlib.suppress(PermissionError):  # without CAP_CHOWN it stays this process's
+            os.chown(path, uid, -1 if inherited else gid)
+        os.chmod(path, _DIRECTORY_MODE | inherited)
 
 
 def _symlink_target(directory: int, name: str) -> str | None:

@@ -141,6 +141,30 @@ def test_directories_made_for_a_log_belong_to_the_servers_user(
     assert (theirs.parent / "theirs").stat().st_gid == NOBODY
 
 
+def test_directories_made_in_one_with_the_setgid_bit_keep_its_group(theirs: Path) -> None:
+    os.chown(theirs, NOBODY, 33)
+    theirs.chmod(0o2775)
+    path = theirs / "new" / "deep" / "web.log"
+    assert LogFile(str(path), owner=(NOBODY, NOBODY)).append_and_count_written(LINE) == len(LINE)
+    made = [path.parent.stat(), path.parent.parent.stat()]
+    assert [(each.st_uid, each.st_gid, oct(each.st_mode & 0o7777)) for each in made] == [
+        (NOBODY, 33, "0o2750")
+    ] * 2
+
+
+def test_directories_made_for_a_log_stay_roots_if_they_cannot_be_given_away(
+    theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "chown", refuse)
+    path = theirs / "new" / "web.log"
+    assert LogFile(str(path), owner=(NOBODY, NOBODY)).append_and_count_written(LINE) == len(LINE)
+    made = path.parent.stat()
+    assert (made.st_uid, oct(made.st_mode & 0o7777)) == (0, "0o750")
+
+
 def test_directory_that_another_user_puts_in_place_of_a_new_one_is_not_given_away(
     ours: Path, theirs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
