@@ -131,6 +131,8 @@ def change_access(address: Address, sockets: Iterable[socket.socket], access: So
         with _closing(_open_directory(address)) as directory:
             try:
                 with _closing(_open_socket_file(os.path.basename(address.path), directory)) as file:
+                    if _has_access(os.fstat(file), os.fstat(directory), access):
+                        continue  # also where the kernel does not tell whose file it is
                     if not (is_trusted(os.fstat(directory)) or _is_bound_to(sock, os.fstat(file))):
                         raise ListenError(
                             f"{address.path} is not the socket of this listener any more",
@@ -201,6 +203,11 @@ def _set_access(address: Address, file: int, directory: int, access: SocketAcces
             raise owner_error(address, owner, error) from error
     if stat.S_IMODE(os.fstat(file).st_mode) != access.mode:
         os.chmod(path, access.mode)
+
+
+def _has_access(file: os.stat_result, directory: os.stat_result, access: SocketAccess) -> bool:
+    owner = access.owner or _default_owner(directory)
+    return (stat.S_IMODE(file.st_mode), file.st_uid, file.st_gid) == (access.mode, *owner)
 
 
 def _default_owner(directory: os.stat_result) -> tuple[int, int]:

@@ -450,6 +450,19 @@ class TestUnixSockets:
             assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o600)
         close_listener(sockets)
 
+    @needs_root
+    def test_that_have_their_mode_and_owner_need_no_answer_of_the_kernel(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        os.chown(tmp_path, NOBODY, NOBODY)
+        address, access = parse(f"unix:{tmp_path}/a.sock"), SocketAccess(0o666, (NOBODY, NOBODY))
+        sockets = open_listener(address, access=access)
+        monkeypatch.setattr("poolctl.listeners.open_listener.bound_inode", lambda sock: None)
+        change_access(address, sockets, access)
+        with pytest.raises(ListenError, match="is not the socket of this listener any more"):
+            change_access(address, sockets, access._replace(mode=0o660))
+        close_listener(sockets)
+
     @pytest.mark.parametrize(("uid", "fix"), [(0, "CAP_CHOWN"), (1000, "start poolctl as root")])
     def test_that_cannot_be_given_away_are_an_error_with_the_fix(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, fix: str
