@@ -226,9 +226,10 @@ class KubernetesPlatform:
 
     def _record_cluster(self, cluster: Cluster) -> None:
         """Save in a local file the context and namespace in which the pool starts, for `_refuse_other_cluster`."""
-        directory = state_dir(self._environment, pool_key(self.files[0]), create=True)
         started = {"context": cluster.context, "namespace": cluster.namespace}
-        with suppress(OSError):
+        # The pool has started: a stop says why the directory is refused.
+        with suppress(OSError, ControlError):
+            directory = state_dir(self._environment, pool_key(self.files[0]), create=True)
             replace_file(os.path.join(directory, _STARTED), json.dumps(started).encode())
 
     def _refuse_other_cluster(self, cluster: Cluster) -> None:

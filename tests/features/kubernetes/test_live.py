@@ -650,6 +650,19 @@ def test_stop_of_everything_is_refused_on_another_cluster_than_the_start(
     assert cluster.addresses("web") == []
 
 
+@pytest.mark.usefixtures("cluster")
+def test_start_counts_also_where_it_cannot_be_recorded(
+    write: Any, poolctl: Any, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(app("web", 8002))
+    short_path.chmod(0o777)
+    monkeypatch.setenv("POOLCTL_STATE_DIR", str(short_path / "state"))
+    assert poolctl("start").code == 0
+    done = poolctl("stop")
+    assert (done.code, f"{short_path} can be changed by others" in done.err) == (7, True)
+    assert poolctl("stop", "--yes").code == 0
+
+
 def test_commands_without_an_equal_name_what_to_use(write: Any, poolctl: Any) -> None:
     write(app("web", 8002))
     for command in (["drain", "web"], ["events"], ["top"], ["routes"], ["upgrade"], ["run"]):
