@@ -96,17 +96,16 @@ def _check_parent(path: str, status: os.stat_result, wanted: str) -> None:
         raise UnsafeDirectory(path, f"belongs to uid {status.st_uid}, who could replace {wanted}")
     if status.st_mode & stat.S_ISVTX or not _others_may_write(status):
         return
-    # A directory of root that everyone may write to is one for temporary files.
-    change = "+t" if status.st_uid == 0 and status.st_mode & stat.S_IWOTH else "go-w"
-    fix = f"chmod {change} {_quoted(path)}" if status.st_uid == os.geteuid() else ""
+    # A directory of root that others may write to is meant for them: for temporary files, or for a team.
+    fix = f"chmod {'go-w' if status.st_uid else '+t'} {_quoted(path)}"
+    if status.st_uid != os.geteuid():
+        fix = "" if status.st_uid else f"as root: {fix}"
     raise UnsafeDirectory(
         path, f"can be changed by others ({_mode(status)}), who could replace {wanted}", fix
     )
 
 
 def _check_own(path: str, status: os.stat_result, *, closed: bool = False) -> None:
-    if not stat.S_ISDIR(status.st_mode):
-        raise UnsafeDirectory(path, "is not a directory", f"mv {_quoted(path)} {_quoted(f'{path}.old')}")
     if status.st_uid != os.geteuid():
         # What is closed may be in use: that user's pool has its sockets there.
         can_be_moved = not closed and os.geteuid() in (0, os.stat(os.path.dirname(path)).st_uid)
@@ -115,6 +114,8 @@ def _check_own(path: str, status: os.stat_result, *, closed: bool = False) -> No
             f"belongs to uid {status.st_uid}, not to you (uid {os.geteuid()})",
             f"mv {_quoted(path)} {_quoted(f'{path}.uid{status.st_uid}')}" if can_be_moved else "",
         )
+    if not stat.S_ISDIR(status.st_mode):
+        raise UnsafeDirectory(path, "is not a directory", f"mv {_quoted(path)} {_quoted(f'{path}.old')}")
     problem = ""
     if _others_may_write(status) and not _is_alone_in_pod():
         problem = "changed"
@@ -127,7 +128,7 @@ def _check_own(path: str, status: os.stat_result, *, closed: bool = False) -> No
 
 def _others_may_write(status: os.stat_result) -> bool:
     mode = status.st_mode & _WRITABLE_BY_OTHERS
-    return bool(mode) and not (mode == stat.S_IWGRP and _is_own_group(status.st_gid))
+    return bool(mode) and not (mode == stat.S_IWGRP and _is_without_others(status.st_gid))
 
 
 def _is_trusted(uid: int) -> bool:
@@ -146,20 +147,31 @@ def _is_outside_namespace(uid: int) -> bool:
     return not any(first <= uid < first + count for first, _, count in ranges)
 
 
-def _is_own_group(gid: int) -> bool:
-    """Whether this user alone is in the group: a user private group, in which a umask of 002 is usual."""
+def _is_without_others(gid: int) -> bool:
+    """Whether only root and this user are in the group: root's, or a user private group, where a umask of 002 is usual.
+
+    A directory service may not list its users, so that a shared group seems to have none: a private group also has its
+    user's name. (A container's user may have neither a name nor a group with one.)
+    """
     import grp  # imported late: few directories are writable for a group
     import pwd
 
-    if gid != os.getegid():
-        return False
-    try:
-        members = set(grp.getgrgid(gid).gr_mem)
-    except KeyError:
-        members = set()
+    from poolctl.platform import user_name
+
+    if gid == 0:
+        return True
+    own_name = user_name(os.geteuid())
     users = pwd.getpwall()
-    members |= {user.pw_name for user in users if user.pw_gid == gid}
-    return members <= {user.pw_name for user in users if user.pw_uid == os.geteuid()}
+    members = {user.pw_name for user in users if user.pw_gid == gid}
+    try:
+        group = grp.getgrgid(gid)
+    except KeyError:
+        is_private = gid == os.getegid()
+    else:
+        members |= set(group.gr_mem)
+        is_private = group.gr_name == own_name
+    ours = {user.pw_name for user in users if user.pw_uid in (0, os.geteuid())}
+    return is_private and members <= {own_name, *ours}
 
 
 def _is_alone_in_pod() -> bool:

@@ -219,7 +219,7 @@ def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
     fallback = f"{runtime}/state"
     if preferred is not None:
         with contextlib.suppress(OSError):
-            _check_state_dir(preferred, create=create)
+            _check_state_dir(preferred, create=create, chosen=bool(env.get(STATE_VARIABLE)))
             if os.access(preferred, os.W_OK | os.X_OK):
                 return preferred
     try:
@@ -232,21 +232,24 @@ def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
     return fallback
 
 
-def _check_state_dir(path: str, *, create: bool) -> None:
+def _check_state_dir(path: str, *, create: bool, chosen: bool = True) -> None:
     try:
         if create:
             ensure_private_directory(path)
         else:
             check_private_directory(path)
     except UnsafeDirectory as unsafe:
-        if not _can_be_used(path):
+        if not _can_be_used(path, chosen=chosen):
             raise
         raise _refused(unsafe, STATE_VARIABLE) from unsafe
 
 
-def _can_be_used(path: str) -> bool:
-    """Whether the directory exists, or this user may create it: not in the home of another user, as with sudo -E."""
-    if os.path.lexists(path):
+def _can_be_used(path: str, *, chosen: bool) -> bool:
+    """Whether the directory exists, or this user may create it: not in the home of another user, as with sudo -E.
+
+    One that exists there, and that no variable has `chosen`, has to be writable for this user.
+    """
+    if chosen and os.path.lexists(path):
         return True
     while not os.path.exists(path):
         path = os.path.dirname(path)

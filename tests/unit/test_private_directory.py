@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import importlib
 import os
 import subprocess
@@ -114,6 +115,10 @@ def test_a_directory_of_another_user_is_refused(short_path: Path, place: int) ->
     assert refusal(made / "below") == (
         str(made), f"belongs to uid {OTHER}, who could replace {made}/below", "",
     )  # fmt: skip
+    made.rmdir()
+    made.touch()
+    os.chown(made, OTHER, OTHER)
+    assert refusal(made)[1] == f"belongs to uid {OTHER}, not to you (uid 0)"
 
 
 @as_root
@@ -176,7 +181,7 @@ def test_the_group_of_this_user_alone_may_write(as_user: None, short_path: Path)
 def test_a_group_with_another_user_may_not_write(as_user: None, short_path: Path) -> None:
     os.seteuid(0)
     os.setegid(0)
-    os.chown(short_path, OTHER, 0)
+    os.chown(short_path, OTHER, 33)
     short_path.chmod(0o775)
     os.seteuid(OTHER)
     assert refusal(short_path / "state", ensure_private_directory) == (
@@ -184,6 +189,28 @@ def test_a_group_with_another_user_may_not_write(as_user: None, short_path: Path
         f"can be changed by others (mode 0775), who could replace {short_path}/state",
         f"chmod go-w {short_path}",
     )
+
+
+def test_a_group_that_seems_to_have_no_members_is_private_if_it_has_the_users_name(
+    as_user: None, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_path.chmod(0o775)
+    name = ["staff"]  # of a directory service, which does not list its users
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((name[0], "x", gid, [])))
+    assert refusal(short_path / "state", ensure_private_directory)[0] == str(short_path)
+    name[0] = str(OTHER)
+    os.seteuid(0)
+    os.setegid(33)  # as Group=www-data of a systemd unit
+    os.seteuid(OTHER)
+    ensure_private_directory(f"{short_path}/state")
+
+
+def test_roots_group_may_write(as_user: None, short_path: Path) -> None:
+    os.seteuid(0)
+    os.chown(short_path, OTHER, 0)  # as in images for users of any uid
+    short_path.chmod(0o775)
+    os.seteuid(OTHER)
+    ensure_private_directory(f"{short_path}/state")
 
 
 def test_volumes_of_a_pod_that_everyone_may_write_are_used(
@@ -194,7 +221,7 @@ def test_volumes_of_a_pod_that_everyone_may_write_are_used(
     short_path.chmod(0o777)
     os.seteuid(OTHER)
     made = f"{short_path}/state"
-    assert refusal(Path(made), ensure_private_directory)[2] == "", "not this user's to change"
+    assert refusal(Path(made), ensure_private_directory)[2] == f"as root: chmod +t {short_path}"
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     ensure_private_directory(made)
     os.chmod(made, 0o2770)  # as the kubelet does for fsGroup

@@ -374,7 +374,9 @@ def test_state_directory_that_others_can_change_is_refused(env: dict[str, str], 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_state_is_not_kept_in_the_home_of_another_user_who_lets_nobody_write_there(short_path: Path) -> None:
+def test_state_is_not_kept_in_the_home_of_another_user_who_lets_nobody_write_there(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home, own = short_path / "home", short_path / "own"
     short_path.chmod(0o755)
     for path, uid in ((home, 54322), (own, 54321)):
@@ -384,6 +386,14 @@ def test_state_is_not_kept_in_the_home_of_another_user_who_lets_nobody_write_the
     os.seteuid(54321)
     try:
         assert pool_paths.state_dir(env, "abc", create=True) == f"{own}/abc/state"
+        os.seteuid(0)
+        theirs = home / "poolctl" / "abc"
+        theirs.mkdir(parents=True)
+        os.chown(theirs, 54322, 54322)
+        monkeypatch.setattr(pool_paths, "_preferred_state_dir", lambda env, key: str(theirs))
+        os.seteuid(54321)
+        assert pool_paths.state_dir({**env, "POOLCTL_STATE_DIR": ""}, "abc") == f"{own}/abc/state"
+        monkeypatch.undo()
         os.seteuid(0)
         home.chmod(0o777)
         os.seteuid(54321)
