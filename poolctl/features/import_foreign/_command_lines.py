@@ -24,7 +24,7 @@ _CLIENT_AUTH = {"0": "none", "1": "optional", "2": "required"}
 _assignment = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _python = re.compile(r"python[0-9.]*")
 _call = re.compile(r"([^()]+)\((.*)\)", re.DOTALL)
-_umask = re.compile("0?[0-7]{3}")
+_umask = re.compile("(?:0o?)?[0-7]{1,3}")
 
 
 class _NotParsed(Exception):

@@ -268,6 +268,8 @@ def test_line_that_no_shell_can_read_is_left_out_with_a_remark(imported: Import)
         ("gunicorn a:b -b unix:/run/a -m 077 -u x -g y", "a",
          {"bind": "unix:/run/a", "command": ["gunicorn", "a:b", "-m", "077", "-u", "x", "-g", "y"],
           "socket_mode": "0600", "socket_owner": "x:y"}, []),
+        ("gunicorn a:b -b unix:/run/a -m 7", "a",
+         {"bind": "unix:/run/a", "command": ["gunicorn", "a:b", "-m", "7"], "socket_mode": "0660"}, []),
         ("gunicorn a:b -b *:1 -k asgi --keep-alive 3", "a",
          {"bind": ":1", "app": "a:b", "http": {"keep_alive": "3s"}}, []),
     ],
