@@ -156,7 +156,7 @@ def _warn_of_missing(files: list[str], request: CommandRequest) -> None:
 
 
 def _pool_at(first: str) -> PoolRef:
-    return PoolRef([first], pool_paths.pool_dir(os.environ, pool_paths.pool_key(first)))
+    return PoolRef([first], pool_paths.pool_dir_of_file(os.environ, first))
 
 
 def _named(name: str) -> PoolRef:

@@ -76,9 +76,9 @@ def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
 
 def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
     """The path of a pool's control socket, even if none exists; see `connect`. Raises NoSupervisor for a wrong name."""
-    from poolctl.config import ConfigNotFound, find_config
-
     if config_or_name is None:
+        from poolctl.config import ConfigNotFound, find_config
+
         try:
             first = find_config([], env, os.getcwd())[0]
         except ConfigNotFound as error:
@@ -88,7 +88,7 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
         or config_or_name.endswith((".toml", ".yaml", ".yml", ".json"))
         or os.path.exists(config_or_name)
     ):
-        first = find_config([os.path.abspath(config_or_name)], env, "/")[0]
+        first = os.path.abspath(config_or_name)
     else:
         named = pool_paths.named_pool_dir(env, config_or_name)
         if named is None:
@@ -96,7 +96,7 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
                 f"no running pool is named {config_or_name!r}", hint="start it with poolctl start"
             )
         return f"{named}/{pool_paths.SOCKET_NAME}"
-    return f"{pool_paths.pool_dir(env, pool_paths.pool_key(first))}/{pool_paths.SOCKET_NAME}"
+    return f"{pool_paths.pool_dir_of_file(env, first)}/{pool_paths.SOCKET_NAME}"
 
 
 class PoolClient:

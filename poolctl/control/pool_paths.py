@@ -12,7 +12,7 @@ import os
 import stat
 from hashlib import sha256
 
-from poolctl.config import default_file
+from poolctl.config import default_file, directory_of
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
 from poolctl.private_directory import (
@@ -48,7 +48,11 @@ def pool_key(first_file: str) -> str:
     """
     if os.path.isdir(first_file):
         first_file = default_file(first_file) or first_file
-    return sha256(os.fsencode(first_file)).hexdigest()[:12]
+    return _key_of_path(first_file)
+
+
+def _key_of_path(path: str) -> str:
+    return sha256(os.fsencode(path)).hexdigest()[:12]
 
 
 def runtime_root_candidates(env: Mapping[str, str]) -> list[str]:
@@ -95,6 +99,19 @@ def pool_dir(env: Mapping[str, str], key: str) -> str:
         if os.access(parent, os.W_OK | os.X_OK):
             return f"{root}/{key}"
     return f"{roots[0]}/{key}"
+
+
+def pool_dir_of_file(env: Mapping[str, str], first_file: str) -> str:
+    """Return the directory of the pool whose first file has this absolute path, even if it does not exist yet.
+
+    A pool of a directory keeps its key while it runs, also if a file is added that is found when none is named.
+    """
+    found = pool_dir(env, pool_key(first_file))
+    directory = directory_of(first_file)
+    if os.path.exists(f"{found}/{SOCKET_NAME}") or first_file not in (directory, default_file(directory)):
+        return found
+    before = pool_dir(env, _key_of_path(directory))
+    return before if os.path.exists(f"{before}/{SOCKET_NAME}") else found
 
 
 def ensure_pool_dir(env: Mapping[str, str], key: str) -> str:

@@ -53,7 +53,8 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
         raise ControlError(f"the pool cannot be started: {problem}", exit_code=FAILED, hint=fix)
     _check_minimum_open_files(files, env)
     # Of two concurrent starts the second waits here, and then finds the supervisor of the first.
-    pool_directory, lock = _lock_pool_directory(env, pool_paths.pool_key(files[0]))
+    key = os.path.basename(pool_paths.pool_dir_of_file(env, files[0]))
+    pool_directory, lock = _lock_pool_directory(env, key)
     path = f"{pool_directory}/{pool_paths.SOCKET_NAME}"
     try:
         if pool_paths.listens(path):

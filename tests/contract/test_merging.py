@@ -90,14 +90,23 @@ def test_a_directory_is_the_pool_of_the_file_that_is_found_in_it(real_pool: Real
     for path in ("shop/pool.toml", "./shop/", str(real_pool.directory / "shop")):
         assert "running" in real_pool.ok("-c", path, "list").stdout, path
     real_pool.write("shop/more.toml", '[[server]]\nname = "more"\ncommand = ["sleep", "600"]\n')
-    assert "running" in real_pool.ok("-c", "shop", "list").stdout, (
-        "files that are merged do not make it another pool"
-    )
+    assert "1 added" in real_pool.ok("-c", "shop", "reload").stdout
     (real_pool.directory / "shop" / "more.toml").unlink()
     (real_pool.directory / "shop" / "pool.toml").unlink()
     stopped = real_pool.ok("-c", "shop", "stop")
     assert "no longer exists" in stopped.stderr
     assert "1 server stopped: w" in stopped.stdout
+
+
+def test_running_pool_of_a_directory_is_found_when_it_gets_a_pool_file(real_pool: RealPool) -> None:
+    real_pool.write("shop/web.toml", '[[server]]\nname = "w"\ncommand = ["sleep", "600"]\n')
+    real_pool.ok("-c", "shop", "start")
+    real_pool.write("shop/pool.toml", '[[server]]\nname = "more"\ncommand = ["sleep", "600"]\n')
+    for path in ("shop", "shop/pool.toml"):
+        assert "running" in real_pool.ok("-c", path, "list").stdout, path
+    assert "running" not in real_pool.run("-c", "shop/web.toml", "list").stdout
+    real_pool.ok("-c", "shop", "reload")
+    assert "2 servers stopped: more, w" in real_pool.ok("-c", "shop", "stop").stdout
 
 
 def test_relative_paths_are_relative_to_the_file_that_holds_them(real_pool: RealPool) -> None:

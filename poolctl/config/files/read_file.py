@@ -47,8 +47,8 @@ def find_config(
     """Absolute paths of the configuration files, symbolic links unresolved; later files override earlier ones.
 
     `paths` (from -c) take precedence over $POOLCTL_CONFIG, and both over files in the working directory. Given paths
-    need not exist, so that a running pool is found even if its file is gone. A given directory is its configuration
-    file if it has only one. Raises ConfigNotFound if there is no file, or if a given path is empty.
+    need not exist, so that a running pool is found even if its file is gone. A directory stands for its files, also
+    those that are added later. Raises ConfigNotFound if there is no file, or if a given path is empty.
     """
     cwd = os.getcwd() if cwd is None else cwd
     env = os.environ if env is None else env
@@ -56,7 +56,7 @@ def find_config(
     if named:
         if "" in named:
             raise ConfigNotFound("the configuration file's name is empty", "give -c FILE a path")
-        return [_only_file(os.path.normpath(os.path.join(cwd, path))) for path in named]
+        return [os.path.normpath(os.path.join(cwd, path)) for path in named]
     if found := default_file(cwd):
         return [found]
     hint = f"`poolctl init` writes a {FILE_NAMES[0]}; or name one with -c FILE or $POOLCTL_CONFIG"
@@ -87,13 +87,6 @@ def default_file(directory: str) -> str:
         if os.path.lexists(path) and (not path.endswith(PYPROJECT) or has_poolctl_section(path)):
             return path
     return ""
-
-
-def _only_file(path: str) -> str:
-    found = default_file(path) if os.path.isdir(path) else ""
-    with contextlib.suppress(ServerError):
-        return found if found and files_of(path) == [found] else path
-    return path
 
 
 def directory_of(path: str) -> str:

@@ -233,9 +233,12 @@ def test_directory_with_a_pool_file_has_no_files_of_other_programs(
     for name, text in beside.items():
         (tmp_path / name).write_text(text)
     assert [os.path.basename(file) for file in files_of(str(tmp_path))] == files
-    named = tmp_path if len(files) > 1 else tmp_path / "pool.toml"
-    assert find_config([str(tmp_path)]) == [str(named)]
-    assert directory_of(str(named)) == str(tmp_path)
+    assert find_config([str(tmp_path)]) == [str(tmp_path)], "files that are added later count too"
+
+
+def test_directory_of_files_is_its_own(tmp_path: Path) -> None:
+    assert directory_of(str(tmp_path)) == str(tmp_path)
+    assert directory_of(str(tmp_path / "pool.toml")) == str(tmp_path)
 
 
 def test_a_named_file_need_not_be_there(tmp_path: Path) -> None:
