@@ -27,6 +27,7 @@ from poolctl.config.model.section import EnvFile, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.config.values.problems import Finding, KeyPath
+from poolctl.errors import ServerError
 from poolctl.installation import install_command
 from poolctl.safe_open import UnsafePath, check_appendable
 
@@ -99,13 +100,20 @@ class ExternalChecks:
             self._check_once(server, self._check_certificates, tls)
         hooks = [(("hooks", hook), words) for hook, words in server.hooks or ()]
         probes = [(("health", kind, "exec"), probe and probe.exec) for kind, probe in server.health]
-        for path, words in ((("command",), server.command), *hooks, *probes):
-            if words and (
-                finding := interpreter.missing_program(server, {**self.env, **server.env}, path, words)
-            ):
+        commands = [each for each in ((("command",), server.command), *hooks, *probes) if each[1]]
+        env = self._environment_of(server) if commands else {}
+        for path, words in commands:
+            if finding := interpreter.missing_program(server, env, path, words):
                 self.problems.append((server, finding))
         if server.log.path:
             self._check_once(server, _check_log, server.log.path)
+
+    def _environment_of(self, server: ServerKeys) -> dict[str, str]:
+        own = {**self.env, **server.env}
+        try:
+            return {**self.env, **read_env_files(server, own), **server.env}
+        except ServerError:  # reported by `check_env_files`
+            return own
 
     def _check_once(self, server: ServerKeys, check: Callable[..., Found], *at: Hashable) -> None:
         key = (check.__name__, *at)  # the method itself would keep this object alive

@@ -236,6 +236,8 @@ def test_programs_are_found_on_the_servers_own_path(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     assert outside(tmp_path, f'command = ["my-program"]\nenv = {{ PATH = "{program.parent}" }}') == []
+    (tmp_path / "path.env").write_text(f"PATH={program.parent}\n")
+    assert outside(tmp_path, 'command = ["my-program"]\nenv_file = "path.env"') == []
     assert outside(tmp_path, 'command = ["bin/my-program"]', 'command = ["{fd}"]') == []
 
 
@@ -464,8 +466,8 @@ def test_file_above_a_path_is_named(tmp_path: Path) -> None:
          "there is no module 'shop.app' in /app", "check app and app_dir"),
         ("shop.app:a", {"kind": "no module", "missing": "shop.models", "where": "app.py:3"},
          "there is no module 'shop.models' in /app (app.py:3)", "check app and app_dir"),
-        ("shop.app:a", {"kind": "no module", "missing": "yaml.nodes", "where": "app.py:3"},
-         "shop.app imports 'yaml.nodes', which is not installed (app.py:3)",
+        ("shop.app:a", {"kind": "no module", "missing": "yaml", "where": "app.py:3"},
+         "shop.app imports 'yaml', which is not installed (app.py:3)",
          "install it there: /bin/python -m pip install PyYAML"),
         ("shop:ap", {"kind": "no attribute", "near": "app"}, "shop has no 'ap'", "did you mean 'app'?"),
         ("shop:ap", {"kind": "no attribute"}, "shop has no 'ap'", "check app"),
