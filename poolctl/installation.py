@@ -18,6 +18,8 @@ EXTRAS = {
     "http2": ("zttp",),
     "kubernetes": ("lightkube",),
 }
+# Needed only by the gateway's process.
+GATEWAY_LIBRARIES = EXTRAS["gateway"]
 # The distributions of modules that are called otherwise.
 _DISTRIBUTIONS = {
     "attr": "attrs", "bs4": "beautifulsoup4", "corsheaders": "django-cors-headers", "Crypto": "pycryptodome",
@@ -25,7 +27,7 @@ _DISTRIBUTIONS = {
     "decouple": "python-decouple", "discord": "discord.py", "docx": "python-docx", "dotenv": "python-dotenv",
     "environ": "django-environ", "fitz": "PyMuPDF", "git": "GitPython", "jose": "python-jose", "jwt": "PyJWT",
     "ldap": "python-ldap", "magic": "python-magic", "multipart": "python-multipart", "MySQLdb": "mysqlclient",
-    "nacl": "PyNaCl", "OpenSSL": "pyOpenSSL", "PIL": "Pillow", "pkg_resources": "setuptools",
+    "nacl": "PyNaCl", "OpenSSL": "pyOpenSSL", "PIL": "Pillow", "pkg_resources": "setuptools<82",
     "psycopg2": "psycopg2-binary", "rest_framework": "djangorestframework", "serial": "pyserial",
     "skimage": "scikit-image", "sklearn": "scikit-learn", "slugify": "python-slugify",
     "socketio": "python-socketio", "telegram": "python-telegram-bot", "yaml": "PyYAML", "zmq": "pyzmq",
@@ -57,9 +59,8 @@ def install_extra_command(extra: str, missing: Sequence[str] = ()) -> str:
 
 
 def install_module_command(python: str, module: str) -> str:
-    """The command that installs the top-level package of a module, such as `yaml`, into an environment."""
-    package = module.partition(".")[0]
-    return install_command(python, _DISTRIBUTIONS.get(package, package))
+    """The command that installs the distribution of a top-level module, such as `yaml`, into an environment."""
+    return install_command(python, _DISTRIBUTIONS.get(module, module))
 
 
 def reinstall_command() -> str:

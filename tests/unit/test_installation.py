@@ -86,7 +86,7 @@ def test_extra_is_named_by_its_libraries_until_poolctl_is_published(monkeypatch:
 
 
 def test_module_is_installed_by_the_name_of_its_distribution() -> None:
-    assert install_module_command("/python", "yaml.nodes") == "/python -m pip install PyYAML"
+    assert install_module_command("/python", "yaml") == "/python -m pip install PyYAML"
     assert install_module_command("/python", "fastapi") == "/python -m pip install fastapi"
 
 

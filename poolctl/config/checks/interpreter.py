@@ -12,7 +12,6 @@ import pwd
 import stat
 import sys
 
-from poolctl.file_access import why_not_executable
 from poolctl.platform import user_name
 
 TYPE_CHECKING = False
@@ -185,8 +184,13 @@ def missing_module(missing: str, module: str, app_dir: str, python: str) -> tupl
         return f"there is no module {named!r} in {app_dir}", "check app and app_dir"
     from poolctl.installation import install_module_command
 
-    fix = f"install it there: {install_module_command(python, missing)}"
-    return f"{module} imports {missing!r}, which is not installed", fix
+    if missing.partition(".")[0] in sys.stdlib_module_names:
+        problem = f"{module} imports {missing!r}, which is part of Python, but not of {python}"
+        return problem, "check its name, or set python to an interpreter that has it"
+    problem = f"{module} imports {missing!r}, which is not installed"
+    if "." in missing:  # the package itself was found
+        return problem, f"check its name, or install the package or version that has {missing}"
+    return problem, f"install it there: {install_module_command(python, missing)}"
 
 
 def missing_program(
@@ -202,6 +206,7 @@ def missing_program(
     from poolctl.config.values.problems import Finding
     from poolctl.config.values.shell_line import words_meant
     from poolctl.config.values.toml_text import escaped, value_text
+    from poolctl.file_access import why_not_executable
 
     words = (server.command if words is None else words) or ()
     program = words[0] if words else "{"

@@ -21,7 +21,7 @@ from poolctl.runners.runner_protocol import app_state
 from poolctl.runners.worker_spec import worker_spec
 from poolctl.worker.process_setup import read_spec, spec_digest
 
-IMPORTS_YAML = "shop.web imports 'yaml.nodes', which is not installed"
+IMPORTS = "shop.web imports {!r}, which is "
 
 
 def number(*, interpreter: str = "python", **keys: Any) -> int:
@@ -70,7 +70,17 @@ def program_of(*words: str, **keys: Any) -> ServerConfig:
         ("shop", "there is no module 'shop.web' in /srv; check app and app_dir"),
         ("shop.web", "there is no module 'shop.web' in /srv; check app and app_dir"),
         ("shop.models", "there is no module 'shop.models' in /srv; check app and app_dir"),
-        ("yaml.nodes", f"{IMPORTS_YAML}; install it there: /env/bin/python -m pip install PyYAML"),
+        ("yaml", f"{IMPORTS.format('yaml')}not installed; install it there: /env/bin/python -m pip install PyYAML"),
+        (
+            "yaml.gone",
+            (f"{IMPORTS.format('yaml.gone')}not installed; "
+            "check its name, or install the package or version that has yaml.gone"),
+        ),
+        (
+            "tkinter",
+            (f"{IMPORTS.format('tkinter')}part of Python, but not of /env/bin/python; "
+            "check its name, or set python to an interpreter that has it"),
+        ),
         ("yaml; rm -r /", "check shop.web:app"),
     ],
 )  # fmt: skip
