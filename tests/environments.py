@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import poolctl
-from poolctl.config import GATEWAY_LIBRARIES
+from poolctl.installation import GATEWAY_LIBRARIES
 
 OLD_UVICORN = "0.34.0"
 

@@ -50,7 +50,7 @@ _MODULES = {
     "scalar_bind_addresses reference_findings os_users_by_server with_resolved_references",
     "rules.json_schema": "json_schema",
     "values.normalise": "merged required_variables relocated",
-    "values.plain": "GATEWAY_LIBRARIES LOCAL MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
+    "values.plain": "LOCAL MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
     "RAISE_OPEN_FILES address_parts fill_placeholders",
     "values.problems": "Finding Place Problem problem_of shown",
     "values.secrets": "MASK masked masked_text values_to_mask",

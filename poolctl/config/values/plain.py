@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 
-from poolctl.installation import EXTRAS
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -186,5 +184,3 @@ RAISE_OPEN_FILES = (
     "raise the hard limit: ulimit -Hn in the shell, LimitNOFILE= of the unit, "
     "nofile in /etc/security/limits.conf"
 )
-# Needed only by the gateway's process.
-GATEWAY_LIBRARIES = EXTRAS["gateway"]

@@ -10,10 +10,9 @@ from importlib.util import find_spec
 
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.values.plain import GATEWAY_LIBRARIES
 from poolctl.config.values.problems import Finding
 from poolctl.feature import features
-from poolctl.installation import install_extra_command
+from poolctl.installation import GATEWAY_LIBRARIES, install_extra_command
 
 OWN_ENGINE = "poolctl"
 # Where programs are installed, in addition to $PATH.

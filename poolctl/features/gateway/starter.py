@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from poolctl.config import GATEWAY_LIBRARIES
-from poolctl.installation import install_extra_command
+from poolctl.installation import GATEWAY_LIBRARIES, install_extra_command
 
 POOL = """\
 # A pool of HTTP servers behind one port. Every key: `poolctl schema`, checks: `poolctl validate`.

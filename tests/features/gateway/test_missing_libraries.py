@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import GATEWAY_LIBRARIES
 from poolctl.exit_codes import INVALID_CONFIGURATION
+from poolctl.installation import GATEWAY_LIBRARIES
 from tests.environments import need_gateway, without
 from tests.features.gateway.conftest import GatewayPool
 

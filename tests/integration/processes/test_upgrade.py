@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 import poolctl
-from poolctl.config import GATEWAY_LIBRARIES
 from poolctl.control.client import Client
 from poolctl.control.protocol import PROTOCOL
+from poolctl.installation import GATEWAY_LIBRARIES
 from tests.deadline import wait_until
 from tests.environments import without
 from tests.load import Load
