@@ -21,6 +21,8 @@ from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import abbreviated_list, printable, relative_to_cwd
 from poolctl.cli.supervisor_requests import ask_for
+from poolctl.config import directory_of
+from poolctl.config.files.read_file import SUFFIXES
 from poolctl.control.answers import ReloadResult, Result
 from poolctl.control.client import Client
 from poolctl.control.server_answers import ServerDetails, ShowResult
@@ -221,8 +223,8 @@ class PolledDirectories:
     def wait(self, seconds: float | None) -> bool:
         """Block until something has changed, or for that long; returns whether something has."""
         deadline = math.inf if seconds is None else monotonic() + seconds
-        while not self._changed and monotonic() < deadline:
-            sleep(min(self._interval_seconds, deadline - monotonic()))
+        while not self._changed and (left_seconds := deadline - monotonic()) > 0:
+            sleep(min(self._interval_seconds, left_seconds))
             self._compare()
         return bool(self._changed)
 
@@ -314,7 +316,7 @@ class WatchSet:
                 if not _matches(self._excluded[item.name], [path, _place(path)]):
                     self._paths.setdefault(path, []).append(item.name)
         # Servers without configured env files may read one that does not exist yet.
-        beside = [os.path.join(os.path.dirname(file), ".env") for file in files]
+        beside = [os.path.join(directory_of(file), ".env") for file in files]
         self._named = list(dict.fromkeys([*files, *beside, *referred]))
         self._stamps: dict[str, Stamp] = self._file_stamps()
         self._identities = {path: _identity(path) for path in self._paths}
@@ -401,7 +403,8 @@ class WatchSet:
     def _file_stamps(self) -> dict[str, Stamp]:
         found: dict[str, Stamp] = {}
         for path in self._named:
-            inside = sorted(os.listdir(path)) if os.path.isdir(path) else ()
+            names = sorted(os.listdir(path)) if os.path.isdir(path) else ()
+            inside = (name for name in names if name.lower().endswith((*SUFFIXES,)))
             for each in (path, *(os.path.join(path, name) for name in inside)):
                 found[each] = _stamp(each)
         return found
