@@ -109,7 +109,11 @@ def _expanded_text(text: str, env: Mapping[str, str], findings: list[Finding], p
         message = "the environment variable holds bytes that are no text"
         findings.append(Finding(path, message, "set it to UTF-8"))
         result = _unusable.sub("?", result)
-    return Interpolated(result) if result != text else text
+    if result == text:
+        return text
+    found = Interpolated(result)
+    found.written = text
+    return found
 
 
 def _path_within_server(path: KeyPath) -> KeyPath:

@@ -38,9 +38,12 @@ class BadValue(ValueError):
 
 
 class Interpolated(str):
-    """A string that came from the environment: it may be read as a number or a truth value."""
+    """A string that came from the environment: it may be read as a number or a truth value.
 
-    __slots__ = ()
+    `written` is the text in the file, with its references; "" if it is not known.
+    """
+
+    written = ""
 
 
 def number_if_interpolated(value: Tree) -> Tree:

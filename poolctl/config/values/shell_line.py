@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 from poolctl.config.values.plain import Interpolated
-from poolctl.config.values.toml_text import escaped, value_text
+from poolctl.config.values.toml_text import value_text
 
 _OUTSIDE_QUOTES = r"[;|&<>()*?~\n\[]|(?:^|\s)#"
 # Words of the shell itself: no file has their name, or its program would change nothing.
@@ -54,9 +54,6 @@ def _as_in_line(word: str) -> str:
 
 
 def words_fix(text: str) -> str:
-    """The fix for a line that was written in the place of a list of words."""
-    words = words_of_line(text)
-    if words is None:
-        return 'write ["prog", "argument"]'
-    # What interpolation has made of the text in the file would be interpolated once more.
-    return f"write {value_text(escaped(words) if isinstance(text, Interpolated) else words)}"
+    """The fix for a line that was written in the place of a list of words: with its references, not their values."""
+    words = words_of_line(text.written if isinstance(text, Interpolated) else text)
+    return f"write {value_text(words)}" if words else 'write ["prog", "argument"]'

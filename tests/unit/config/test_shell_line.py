@@ -74,10 +74,11 @@ def test_list_that_is_proposed_does_what_a_shell_does(directory: Path, line: str
 )
 def test_list_that_is_proposed_works_in_the_place_of_the_line(tmp_path: Path, line: str) -> None:
     head, value = '[[server]]\nname = "q"\ncommand = ', json.dumps(line).replace("\x7f", "\\u007f")
-    (problem,) = load_text(tmp_path, head + value, env={"OF_POOL": "a b"}).problems
+    (problem,) = load_text(tmp_path, head + value, env={"OF_POOL": "s3cret b"}).problems
     assert problem.message == "a command is a list of words, not a line for a shell"
-    (server,) = load_text(tmp_path, head + problem.hint.removeprefix("write "))
-    meant = line.replace("$${", "${").replace("${OF_POOL}", "a b")
+    assert "s3cret" not in problem.hint, "what a variable holds may be a secret, and stays where it is"
+    (server,) = load_text(tmp_path, head + problem.hint.removeprefix("write "), env={"OF_POOL": "s3cret b"})
+    meant = line.replace("$${", "${").replace("${OF_POOL}", "s3cret b")
     assert server.command == (("echo", "${A}") if "'$${A}'" in line else ("sh", "-c", meant))
 
 
