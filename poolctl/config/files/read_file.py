@@ -437,7 +437,7 @@ _NAMES = {
 def foreign_format(path: str, data: Tree = None) -> str:
     """The format of another tool's file, recognized by its content `data`, or without it by its name; "" if unknown."""
     if isinstance(data, dict):
-        if "server" in data or "pool" in data:
+        if "server" in data or "pool" in data or _suffix(path) == ".toml":  # no other tool's file is TOML
             return ""
         if isinstance(data.get("services"), dict):
             return COMPOSE

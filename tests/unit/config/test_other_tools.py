@@ -93,7 +93,7 @@ KEYS = (
     """,
 )
 # Spelled alike, and meant alike.
-ALIKE = {"stopsignal", "Restart", "Sockets", "SocketMode", "User", "UMask", "timeout"}
+ALIKE = {"stopsignal", "Restart", "SocketMode", "Sockets", "User", "UMask", "timeout"}
 
 
 def hint_for(key: str) -> str:
@@ -166,7 +166,7 @@ def test_each_key_has_one_fix_in_its_table_and_none_is_a_key_of_ours() -> None:
 )
 def test_table_of_another_tool_is_written_as_ours(tmp_path: Path, table: str, words: str) -> None:
     for word in words.split():
-        header = f"[[{word}]]" if word == "services" else f"[{word}]"  # of compose, [services] is recognised
+        header = f"[{word}]"
         problem = told(tmp_path, f"{header}\nx = 1\n")
         assert re.search(rf"; write \[+{table}\]+(, with two brackets)?$", problem), problem
     assert load_text(tmp_path, '[[server]]\nname = "a"\ncommand = ["a"]\n').problems == []

@@ -510,6 +510,7 @@ def test_platform_of_the_last_file_wins(tmp_path: Path) -> None:
         ("x.yaml", {"services": {"web": {}}}, "a file of docker compose"),
         ("x.json", {"apps": []}, "an ecosystem file of pm2"),
         ("x.yaml", {"services": []}, ""),
+        ("x.toml", {"services": {"web": {}}}, ""),
         ("x.json", {"apps": {}}, ""),
         ("x.yaml", {"services": {}, "server": []}, ""),
         ("x.yaml", {"services": {}, "pool": {}}, ""),
