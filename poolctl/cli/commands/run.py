@@ -331,7 +331,10 @@ class RunSession:
         render.print_diagnostics(outcome)
 
     def announce_and_wait(self, lifeline: int, signals: StopSignalRaiser) -> int:
-        """Print addresses and problems, wait until the pool has ended, and return 0. Signals raise exceptions."""
+        """Print addresses and problems, and wait until the pool has ended. Signals raise exceptions.
+
+        Returns 0 if a command has ended it; 1 if its processes were killed.
+        """
         expected = [
             item
             for item in self.servers
@@ -349,7 +352,20 @@ class RunSession:
         self.say(f"{line}, Ctrl-C to stop")
         self.flush_diagnostics()  # failures are printed now, while other servers run
         signals.wait_for_closed_pipe(lifeline)  # the keeper holds the other end
-        return DONE
+        if not self._was_killed():
+            return DONE
+        self.say("the pool's supervisor was killed; poolctl stop ends what it has left", "error")
+        return FAILED
+
+    def _was_killed(self) -> bool:
+        """Whether the pool has ended without an order: its socket is then left, and nothing listens on it."""
+        if not os.path.lexists(self.pool.socket):
+            return False
+        try:
+            self.client.ping()
+        except ControlError:
+            return True
+        return False
 
     def flush_diagnostics(self) -> None:
         """Print the problems so far and clear them; with -o json and jsonl keep them for the output at the end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -94,3 +95,22 @@ def test_run_serves_on_while_its_output_file_cannot_grow(real_pool: RealPool) ->
         process.terminate()
         errors = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 0, errors
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_run_fails_if_its_pool_was_killed_and_not_if_it_was_stopped(
+    real_pool: RealPool, killed: bool
+) -> None:
+    real_pool.write_hello("web")
+    with start(real_pool, ["run"], {}, subprocess.DEVNULL) as process:
+        wait_until(lambda: real_pool.items()["web"]["ready"])
+        if killed:
+            info = real_pool.info()
+            for name in ("keeper_pid", "supervisor_pid"):
+                os.kill(info[name], signal.SIGKILL)
+        else:
+            real_pool.ok("stop")
+        errors = process.communicate(timeout=60)[1].decode()
+    assert (process.returncode, "was killed" in errors) == (int(killed), killed), errors
+    real_pool.ok("stop")
+    assert not real_pool.processes()
