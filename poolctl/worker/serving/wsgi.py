@@ -310,13 +310,17 @@ class RequestThreads(Executor):
     def __init__(self, count: int) -> None:
         self._count = count
         self._started = 0
+        self._waiting = 0  # calls for which no thread was idle or could be created
         self._idle = threading.Semaphore(0)
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         weakref.finalize(self, self._calls.put, None).atexit = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run `fn` in a thread. Raises RuntimeError if there is no thread, and the machine refuses one."""
-        if not self._idle.acquire(blocking=False) and self._started < self._count:
+        self._waiting += 1
+        while self._waiting and self._idle.acquire(blocking=False):
+            self._waiting -= 1
+        if self._waiting and self._started < self._count:
             self._start_thread()
         future: Future[Any] = Future()
         call = partial(contextvars.copy_context().run, fn, *args, **kwargs)
@@ -328,8 +332,10 @@ class RequestThreads(Executor):
         try:
             threading.Thread(target=_perform_calls, args=arguments, name="wsgi", daemon=True).start()
             self._started += 1
+            self._waiting -= 1
         except RuntimeError:
             if not self._started:
+                self._waiting = 0
                 raise
 
 

@@ -478,7 +478,7 @@ def test_threads_end_with_their_executor() -> None:
         assert not each.is_alive()
 
 
-def test_call_without_any_thread_fails_and_later_ones_wait_for_the_threads_there_are() -> None:
+def test_call_without_any_thread_fails_and_later_ones_use_the_threads_there_are() -> None:
     threads = RequestThreads(2)
     with no_more_threads(), pytest.raises(RuntimeError):
         threads.submit(int)
@@ -488,6 +488,9 @@ def test_call_without_any_thread_fails_and_later_ones_wait_for_the_threads_there
         waiting = threads.submit(int)
     go.set()
     assert waiting.result(30) == 0
+    both = threading.Barrier(2)
+    calls = [threads.submit(both.wait, 5) for _ in range(2)]  # the second thread can be created again
+    assert {each.result(30) for each in calls} == {0, 1}
 
 
 def test_lack_of_a2wsgi_is_one_warning_that_says_how_to_install_it(
