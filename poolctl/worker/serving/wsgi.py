@@ -97,7 +97,11 @@ def _middleware_class() -> Any:
 
 def _respond(environ: Environ, start_response: Callable[..., Any]) -> Iterator[bytes]:
     """The application that the middlewares call, in the context of the request."""
-    return _request.get().respond(environ, start_response)
+    try:
+        yield from _request.get().respond(environ, start_response)
+    except SystemExit as error:
+        # In the event loop it would end the process, and with it the requests of all other threads.
+        raise RuntimeError(f"the application called sys.exit({error.code!r})") from error
 
 
 class RequestAbandoned(Exception):

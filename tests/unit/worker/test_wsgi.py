@@ -227,8 +227,9 @@ def test_start_response_raises_the_error_when_the_body_has_begun(logged: list[lo
         lambda environ, start_response: [b"no head"],
         lambda environ, start_response: [],
         lambda environ, start_response: start_response("200 OK", TEXT) and start_response("201 OK", TEXT),
+        lambda environ, start_response: sys.exit(3),
     ],
-    ids=["error after start_response", "no start_response", "nothing", "twice"],
+    ids=["error after start_response", "no start_response", "nothing", "twice", "exit"],
 )
 def test_application_that_fails_before_its_body_is_answered_with_500(app: Any) -> None:
     assert [each[0] for each in responses(app, ["GET /"])] == ["500"]
