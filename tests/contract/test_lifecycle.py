@@ -404,8 +404,9 @@ def test_server_on_demand_is_started_by_its_name_or_for_another_one_and_stays_st
         "web": "running", "store": "running", "debug": "stopped",
     }  # fmt: skip
     assert [items[name].get("on_demand") for name in names] == [None, True, True]
-    for command in ("status", "wait", "health"):
+    for command in ("status", "health"):
         real_pool.ok(command)
+    assert real_pool.ok("wait").stdout == "2 servers ready\n"
     assert real_pool.run("wait", "debug", "--timeout", "10ms").code == 124
 
     real_pool.ok("start", "DEBUG")

@@ -14,6 +14,8 @@ from poolctl.exit_codes import TIMED_OUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from poolctl.control.answers import Item, Result
 
 # One stat per interval is cheap, and a new supervisor is noticed without delay.
@@ -64,8 +66,12 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _arrived_line(goal: str, result: Result) -> str:
+    items: Sequence[Item] = result.items
+    if goal in ("ready", "healthy", "running"):
+        # Disabled servers, and those at rest that start on demand, were not waited for.
+        items = [item for item in items if item.state not in ("disabled", "stopped")]
     asleep = 0
     if goal in ("ready", "healthy"):
-        asleep = sum(item.state == "sleeping" and not item.ready for item in result.items)
-    line = f"{server_count_text(len(result.items) - asleep)} {goal}"
+        asleep = sum(item.state == "sleeping" and not item.ready for item in items)
+    line = f"{server_count_text(len(items) - asleep)} {goal}"
     return f"{line} ({asleep} sleeping)" if asleep else line
