@@ -126,7 +126,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._make_parts(hello)
         _, fds = await keeper.call({"op": "get", "name": fd_store.CONTROL})
         await self._begin(socket.socket(fileno=fds[0]))
-        self._runtime_files.try_publish(self._configuration.name)
         for report in self._early_exits:
             self._exit_reported(report)
         if self._terminating:
@@ -135,6 +134,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         with contextlib.suppress(LinkLost):
             await keeper.fetch_missing_entries()
             keeper.send({"op": "adopted"})
+        self._runtime_files.try_publish(self._configuration.name)
         asyncio.get_running_loop().call_later(_FREED_SECONDS, release_freed_memory)
         await self._over.wait()
         if self._replacement is not None:
@@ -779,15 +779,16 @@ class RuntimeFiles:
             await asyncio.sleep(_CHECK_SECONDS)
             if self.withdrawn:
                 return
+            if not self._name:
+                continue  # not published yet
             if self._all_files_exist():
-                if not self._complete and self._name:
+                if not self._complete:
                     self.try_publish(self._name)
                 continue
             try:
                 restore_private_directory(self._directory)
                 listener = self._listen_if_socket_missing()
-                if self._name:
-                    self.try_publish(self._name)
+                self.try_publish(self._name)
             except OSError as error:
                 if str(error) != self._failure:
                     self._failure = str(error)

@@ -56,6 +56,15 @@ def replace_keeper(pool: RealPool, until: Any) -> None:
     whole_again(pool, until, kill_keeper(pool))
 
 
+def kill_keeper_of_new_supervisor(pool: RealPool, until: Any) -> None:
+    killed = pool.info()["supervisor_pid"]
+    os.kill(killed, signal.SIGKILL)
+    # Not `until`, whose pauses are long enough for the new supervisor to learn all that the keeper holds.
+    while pool.info()["supervisor_pid"] == killed:
+        pass
+    whole_again(pool, until, kill_keeper(pool))
+
+
 def start_again(pool: RealPool, until: Any) -> None:
     kill_both(pool, until)
     pool.ok("start")
@@ -66,7 +75,9 @@ def upgrade(pool: RealPool, until: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("happens", [kill_supervisor, replace_keeper, start_again, upgrade])
+@pytest.mark.parametrize(
+    "happens", [kill_supervisor, replace_keeper, kill_keeper_of_new_supervisor, start_again, upgrade]
+)
 def test_input_outlives_the_processes_of_the_pool(pool: RealPool, until: Any, happens: Any) -> None:
     pool.write("pool.toml", POOL)
     pool.ok("start")
