@@ -92,6 +92,7 @@ def test_a_directory_is_the_pool_of_the_file_that_is_found_in_it(real_pool: Real
     real_pool.write("shop/more.toml", '[[server]]\nname = "more"\ncommand = ["sleep", "600"]\n')
     assert "1 added" in real_pool.ok("-c", "shop", "reload").stdout
     (real_pool.directory / "shop" / "more.toml").unlink()
+    real_pool.ok("-c", "shop", "reload")
     (real_pool.directory / "shop" / "pool.toml").unlink()
     stopped = real_pool.ok("-c", "shop", "stop")
     assert "no longer exists" in stopped.stderr
