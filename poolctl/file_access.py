@@ -90,8 +90,8 @@ def _file_obstacle(path: str, search_path: str, cwd: str, scripts_left: int) -> 
             return _NOT_THERE, _INSTALL
         target = os.path.realpath(path)
         return f"is a link to {target}, which is not there", f"install that, or correct the link {path}"
-    except OSError:
-        return _closed_directory(path)
+    except OSError as error:
+        return _closed_directory(path) or (f"cannot be looked at: {error.strerror}", "correct its path")
     if stat.S_ISDIR(status.st_mode):
         return "is a directory", "name a program in it"
     if not os.access(path, os.X_OK):

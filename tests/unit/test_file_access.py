@@ -127,6 +127,8 @@ def test_file_that_is_no_program_is_named(tmp_path: Path) -> None:
     assert why_not_executable("./gone/job", PATH, str(tmp_path)) == why(tmp_path / "gone")
     (tmp_path / "link").symlink_to("/no/such/file")
     assert why(tmp_path / "link")[0] == "is a link to /no/such/file, which is not there"
+    (tmp_path / "loop").symlink_to("loop")
+    assert why(tmp_path / "loop")[0] == "cannot be looked at: Too many levels of symbolic links"
 
 
 def test_name_stands_for_the_first_file_of_the_path_that_can_run(tmp_path: Path) -> None:
