@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from poolctl.keeper.reap import Reaper, Watcher, await_exit, kill_rest_of_group, signal_process
-from poolctl.platform import process_start
+from poolctl.platform import group_members, process_start
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.own_process import run_in_own_process
@@ -333,6 +333,7 @@ def test_processes_left_in_a_kept_group_are_asked_to_end_although_their_leader_i
     os.close(write)
     reaper, start = Reaper(lambda _: True), start_of(pid)
     assert reaper.watch(pid, start) is None
+    wait_until(lambda: [*group_members(pid)])
     os.kill(pid, signal.SIGKILL)
     assert select.select([reaper.watcher], [], [], 60)[0]
     (exited,) = reaper.report_exited()
