@@ -1118,7 +1118,13 @@ def test_import_that_fails_is_explained_once_for_each_server_that_shares_it(tmp_
 
 
 @pytest.mark.slow
-def test_preloaded_import_that_misses_a_module_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_preloaded_import_that_misses_a_module_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not in the tree, whose .venv need not be this interpreter's.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+
     async def work(runner: ProcessRunner) -> None:
         server = preloading(tmp_path, "").replace(app="mian:app")
         await runner.open(server)
