@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import time
 
+# What waits for a time of day looks at the clock again after this long: an event loop's own clock does not know that
+# the machine was suspended, or that its time was set.
+LOOK_SECONDS = 30.0
+
 
 class Clock:
     """The system's time in seconds: `monotonic` for measuring durations, `time` for the date and time of day."""

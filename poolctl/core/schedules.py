@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import lru_cache
 
-from poolctl.clock import Clock
+from poolctl.clock import LOOK_SECONDS, Clock
 from poolctl.runners.runner_protocol import Exit
 from poolctl.time_windows import (
     NO_PERIOD,
@@ -26,14 +26,11 @@ from .decide import ASLEEP, AWAKE, Desired
 from .server_entry import RUN_FAILED, RUN_STOPPED, RUN_SUCCEEDED, Entry
 from .servers import Recorder, ServerRegistry, Workqueue, caused_by
 
-_LOOK_SECONDS = 30.0
-
 
 class _EarliestTimer:
     """One timer for the earliest of several wall-clock times.
 
-    It also fires every 30 seconds: the loop's clock does not know that the machine was suspended, or that its time was
-    set.
+    It also fires every LOOK_SECONDS.
     """
 
     def __init__(self, clock: Clock, fire: Callable[[], None]) -> None:
@@ -45,7 +42,7 @@ class _EarliestTimer:
         if when is None:
             return
         loop = asyncio.get_running_loop()
-        due = loop.time() + min(max(0.0, when - self._clock.time()), _LOOK_SECONDS)
+        due = loop.time() + min(max(0.0, when - self._clock.time()), LOOK_SECONDS)
         if self._handle is None or due < self._handle.when():
             if self._handle is not None:
                 self._handle.cancel()

@@ -24,12 +24,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from poolctl.clock import Clock
+from poolctl.clock import LOOK_SECONDS, Clock
 from poolctl.platform import replace_file
 
 SESSION_SECONDS = 12 * 3600
-# The loop's clock does not know that the machine was suspended, or that its time was set.
-_LOOK_SECONDS = 30.0
 # A browser sends a cookie to every port of a host. The path keeps it from the applications on other ports.
 COOKIE_PATH = "/poolctl"
 MOST_FAILURES = 10
@@ -103,10 +101,10 @@ class Sessions:
         self._next_end = asyncio.Event()
 
     async def wait_until_over(self, session: Session) -> None:
-        """Return once the session has expired or was ended; at most 30 s later if the clock was set or slept."""
+        """Return once the session has expired or was ended; at most LOOK_SECONDS later if the clock was set."""
         while (remaining := self._remaining_seconds(session)) > 0:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(remaining, _LOOK_SECONDS)):
+                async with asyncio.timeout(min(remaining, LOOK_SECONDS)):
                     await self._next_end.wait()
 
     def _remaining_seconds(self, session: Session) -> float:
