@@ -172,7 +172,7 @@ def _unexpected_error(error: BaseException) -> tuple[str, str]:
 
 
 def _replace_streams_by_whole_ones() -> None:
-    """A result is whole or a failure, also in a pipe that does not block, and with PYTHONUNBUFFERED."""
+    """Have output written whole or fail, also in a pipe that does not block, and with PYTHONUNBUFFERED."""
     from poolctl.cli.output import whole_stream
 
     for name in ("stdout", "stderr"):

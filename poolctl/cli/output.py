@@ -45,10 +45,9 @@ class WholeFile(io.FileIO):
 
 def whole_stream(stream: TextIO) -> TextIO:
     """A stream to the same descriptor that is written whole; `stream` itself if it is in memory."""
-    if (descriptor := _descriptor(stream)) < 0:
+    if (file := _file_of(stream)) is None:
         return stream
     stream.flush()
-    file = WholeFile(descriptor)
     unbuffered = isinstance(stream, io.TextIOWrapper) and stream.write_through  # PYTHONUNBUFFERED
     return io.TextIOWrapper(
         file if unbuffered else io.BufferedWriter(file),
@@ -61,9 +60,8 @@ def whole_stream(stream: TextIO) -> TextIO:
 
 def unbuffered_writer(stream: TextIO) -> Callable[[str], object]:
     """A function that writes text whole to the stream's descriptor, without the stream's lock and buffer."""
-    if (descriptor := _descriptor(stream)) < 0:
+    if (file := _file_of(stream)) is None:
         return stream.write
-    file = WholeFile(descriptor)
     return lambda text: file.write(_encoded(text, stream))
 
 
@@ -71,11 +69,12 @@ def _encoded(text: str, stream: TextIO) -> bytes:
     return text.encode(stream.encoding or "utf-8", "backslashreplace")
 
 
-def _descriptor(stream: TextIO) -> int:
+def _file_of(stream: TextIO) -> WholeFile | None:
+    """The file of the stream's descriptor; None if the stream is in memory."""
     try:
-        return stream.fileno()
+        return WholeFile(stream.fileno())
     except (OSError, ValueError, AttributeError):
-        return -1
+        return None
 
 
 class LineOutput:
@@ -86,8 +85,8 @@ class LineOutput:
 
     def __init__(self, stream: TextIO, as_line: Callable[[str], str]) -> None:
         self._stream = stream
-        self._file = WholeFile(_descriptor(stream)) if _descriptor(stream) >= 0 else None
-        # Known before it is gone: a terminal that has hung up is none any longer (isatty(3)).
+        self._file = _file_of(stream)
+        # Asked now, because isatty(3) denies it of a terminal that has hung up.
         self._is_terminal = self._file is not None and self._file.isatty()
         self._as_line = as_line
         self._lost_lines = 0

@@ -177,7 +177,7 @@ def _run(session: RunSession, path: str, signals: StopSignalRaiser) -> int:
             session.stop(code)
             os.close(lifeline)
             wait_for_exit(keeper_pid)  # even if the supervisor was exiting and did not answer
-            if signals.unasked and not session.command:
+            if signals.reader_is_gone and not session.command:
                 code = READER_GONE
             code = INTERRUPTED if signals.interrupted else session.pool_exit_status_or(code)
             session.print_deaths_and_failure_logs()
@@ -502,9 +502,12 @@ class RunSession:
 
     def say(self, text: str, level: str = "info") -> None:
         if not self.request.quiet:
-            if self._objects:
-                text = log_rendering.json_line(LogLine(text, time=stamp(time()), level=level)).rstrip()
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(own_line(text, level, objects=self._objects))
+
+
+def own_line(text: str, level: str = "", *, objects: bool) -> str:
+    """A line of `run` itself, with its line break; with `objects` as a JSON line, like those of the servers."""
+    return log_rendering.json_line(LogLine(text, time=stamp(time()), level=level)) if objects else f"{text}\n"
 
 
 _KINDS = ["lifecycle", "recovery", "pool"]
@@ -676,6 +679,7 @@ class LogPrinter:
 
     def __init__(self, client: Client, pool: PoolRef, *, times: bool, objects: bool) -> None:
         self._objects = objects
+        self._note = partial(own_line, objects=objects)
         self._client = client
         self._pool = pool
         self._times = times
@@ -724,11 +728,6 @@ class LogPrinter:
                 f"the servers' output is not shown any longer, as their logs cannot be read: {error.strerror}"
             )
             sys.stderr.write(self._note(f"[poolctl: {why}]"))
-
-    def _note(self, text: str) -> str:
-        if self._objects:
-            return log_rendering.json_line(LogLine(text, time=stamp(time()), name=""))
-        return f"{text}\n"
 
 
 def command_environment(
@@ -1007,7 +1006,7 @@ class StopSignalRaiser:
 
     def __init__(self) -> None:
         self._stopping = False
-        self.unasked = False  # it stops without a signal from the user, because nobody reads its output
+        self.reader_is_gone = False  # it stops for that reason, and not for a signal
         self._before: dict[int, Handler] = {}
         self.interrupted = False  # SIGINT has already raised
         self.wakeup = -1  # readable when a signal has arrived
@@ -1047,9 +1046,9 @@ class StopSignalRaiser:
         os.kill(os.getpid(), _OUTPUT_LOST)
 
     def _note_or_raise_for_signal(self, number: int, frame: FrameType | None) -> None:
-        unasked, self._stopping = self.unasked, True
-        if unasked and number != signal.SIGALRM:
-            self.unasked = False
+        reader_is_gone, self._stopping = self.reader_is_gone, True
+        if reader_is_gone and number != signal.SIGALRM:
+            self.reader_is_gone = False
             self.interrupted = number == signal.SIGINT
             return
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
@@ -1077,7 +1076,7 @@ class StopSignalRaiser:
 
     def _terminate_for_lost_output(self, number: int, frame: FrameType | None) -> None:
         if not self._stopping:
-            self._stopping = self.unasked = True
+            self._stopping = self.reader_is_gone = True
             raise Terminated
 
 
