@@ -21,7 +21,7 @@ from poolctl.cli.command_line import (
 from poolctl.cli.offline import warning_of_unusable_files
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import coloured, local_time, paint, printable, stdout_fd
+from poolctl.cli.render import coloured, local_time, paint, print_diagnostics, printable, stdout_fd
 from poolctl.cli.supervisor_requests import selected
 from poolctl.control import pool_paths
 from poolctl.control.answers import ErrorEntry, JournalPositionResult, ProgressLine
@@ -59,7 +59,7 @@ def perform(request: CommandRequest) -> Outcome:
         names = [item.name for item in selected(request, pool).items]
     watched = _EventStream(pool, EventFilter(names, request.get("kind") or (), since))
     if watched.warning and not request.quiet:
-        sys.stderr.write(f"warning: {printable(watched.warning)}\n")  # at once: -f does not end
+        print_diagnostics(Outcome(warnings=[watched.warning]))  # at once: -f does not end
     try:
         past = recent(watched.path, watched.wanted, lines)
         write = _writer(request, [*(names or ()), *(each.server for each in past)])
