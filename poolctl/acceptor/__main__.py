@@ -35,7 +35,6 @@ def main() -> None:
     name_process("poolctl-accept")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     raise_descriptor_limit()
     with contextlib.suppress(OSError), wire.socket_from_fd(REQUESTS_FD) as requests:
         serve(requests)

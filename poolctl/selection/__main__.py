@@ -31,8 +31,6 @@ def main() -> None:
     name_process("poolctl-match")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, _end)
-    signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     connection = socket.socket(fileno=0)
     try:
         with connection, connection.makefile("rb") as questions:
