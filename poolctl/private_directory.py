@@ -11,6 +11,10 @@ import errno
 import os
 import stat
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _MODE, _PARENT_MODE = 0o700, 0o755
 _OTHERS, _WRITABLE_BY_OTHERS = 0o077, 0o022
 _MOST_LINKS = 40  # the limit of path_resolution(7)
@@ -32,7 +36,11 @@ def ensure_private_directory(path: str) -> None:
 
     Raises OSError, and UnsafeDirectory like `check_private_directory`.
     """
-    _check_own(path, _follow(path, create=True))
+    _check_parents(path, make_mode=_PARENT_MODE)
+    if not os.path.lexists(path):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, _MODE)
+    _check_own(path)
 
 
 def create_private_directory(path: str) -> None:
@@ -51,42 +59,51 @@ def check_private_directory(path: str, *, closed: bool = False) -> None:
     bit, which protects what is in them from other users. With `closed`, others may not read the directory either.
     Raises OSError if there is no such directory.
     """
-    _check_own(path, _follow(path, create=False), closed=closed)
+    _check_parents(path)
+    _check_own(path, closed=closed)
 
 
-def _follow(path: str, *, create: bool) -> os.stat_result:
-    """Follow the path from the root, and check each directory above the last one, whose status is returned."""
-    there, status = "/", os.lstat("/")
-    left, links = _parts(path), 0
+def path_components(path: str, *, make_mode: int | None = None) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield each component of the absolute `path`, from the top down, with its status (lstat(2)).
+
+    A link is followed by the components of its target (path_resolution(7)). With a `make_mode`, missing directories are
+    created with it. Raises OSError, for example if a component is missing.
+    """
+    here, left, links = "/", _parts(path), 0
     while left:
-        _check_parent(there, status, path)
         name = left.pop(0)
-        below = os.path.dirname(there) if name == ".." else os.path.join(there, name)
+        here = os.path.dirname(here) if name == ".." else os.path.join(here, name)
         try:
-            found = os.lstat(below)
+            status = os.lstat(here)
         except FileNotFoundError:
-            if not create:
+            if make_mode is None:
                 raise
             with contextlib.suppress(FileExistsError):
-                os.mkdir(below, _PARENT_MODE if left else _MODE)
-            found = os.lstat(below)
-        if not (left and stat.S_ISLNK(found.st_mode)):
-            there, status = below, found
-            continue
-        links += 1
-        if links > _MOST_LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-        if not _is_trusted(found.st_uid):
-            raise UnsafeDirectory(below, f"is a link of uid {found.st_uid}, who can change where it leads to")
-        target = os.readlink(below)
-        left = _parts(target) + left
-        if target.startswith("/"):
-            there, status = "/", os.lstat("/")
-    return status
+                os.mkdir(here, make_mode)
+            status = os.lstat(here)
+        yield here, status
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            target = os.readlink(here)
+            left = _parts(target) + left
+            here = "/" if target.startswith("/") else os.path.dirname(here)
 
 
 def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _check_parents(path: str, *, make_mode: int | None = None) -> None:
+    _check_parent("/", os.lstat("/"), path)
+    for above, status in path_components(os.path.dirname(path.rstrip("/")), make_mode=make_mode):
+        if not stat.S_ISLNK(status.st_mode):
+            _check_parent(above, status, path)
+        elif not _is_trusted(status.st_uid):
+            raise UnsafeDirectory(
+                above, f"is a link of uid {status.st_uid}, who can change where it leads to"
+            )
 
 
 def _check_parent(path: str, status: os.stat_result, wanted: str) -> None:
@@ -105,7 +122,8 @@ def _check_parent(path: str, status: os.stat_result, wanted: str) -> None:
     )
 
 
-def _check_own(path: str, status: os.stat_result, *, closed: bool = False) -> None:
+def _check_own(path: str, *, closed: bool = False) -> None:
+    status = os.lstat(path)
     if status.st_uid != os.geteuid():
         # What is closed may be in use: that user's pool has its sockets there.
         can_be_moved = not closed and os.geteuid() in (0, os.stat(os.path.dirname(path)).st_uid)

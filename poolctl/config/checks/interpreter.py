@@ -6,6 +6,7 @@ the server's user. A server whose user is root gets a warning instead. Standard 
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -13,6 +14,7 @@ import stat
 import sys
 
 from poolctl.platform import user_name
+from poolctl.private_directory import path_components
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
     from poolctl.config.model.server_keys import ServerKeys
     from poolctl.config.values.problems import Finding, KeyPath
-
-_MOST_LINKS = 40
 
 
 def interpreter(python: str | None, base_dir: str, env: Mapping[str, str]) -> str:
@@ -94,7 +94,6 @@ class Trusted:
     def __init__(self, users: Iterable[int] = (), groups: Iterable[int] = ()) -> None:
         self._users = {0, os.geteuid(), *users}
         self._groups = {0, *groups}
-        self._safe: set[str] = set()  # components that `replaceable_component` has checked
 
     def others_may_write(self, status: os.stat_result, *, sticky_is_safe: bool = False) -> bool:
         """Whether anyone else may write to the file or directory.
@@ -113,30 +112,10 @@ class Trusted:
 
         If a component is a symbolic link, the components of the link's target are checked too.
         """
-        rest, path = os.path.abspath(path).split("/"), ""
-        links = 0
-        while rest:
-            part = rest.pop(0)
-            if part in ("", "."):
-                continue
-            path = os.path.dirname(path).rstrip("/") if part == ".." else f"{path}/{part}"
-            if path in self._safe:
-                continue
-            try:
-                status = os.lstat(path or "/")
-            except OSError:
-                return ""
-            if self.others_may_write(status, sticky_is_safe=True):
-                return path
-            if stat.S_ISLNK(status.st_mode):
-                links += 1
-                if links > _MOST_LINKS:
-                    return path
-                target = os.readlink(path)
-                rest = [*target.split("/"), *rest]
-                path = "" if target.startswith("/") else os.path.dirname(path).rstrip("/")
-            else:
-                self._safe.add(path)
+        with contextlib.suppress(OSError):
+            for component, status in path_components(os.path.abspath(path)):
+                if self.others_may_write(status, sticky_is_safe=True):
+                    return component
         return ""
 
 
