@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import grp
 import os
 import shlex
 import stat
 import struct
 
-from poolctl.platform import user_name
+from poolctl.platform import group_name, user_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -241,7 +240,7 @@ def _permission_fix(path: str, letters: str) -> str:
     permit = "" if status.st_mode & wanted == wanted else f"chmod g+{letters} {file}"
     if status.st_gid in (os.getegid(), *os.getgroups()):
         return f"{_as_owner(status)}{permit}" if permit else "run as its owner"
-    change = f"chgrp {_group_name(os.getegid())} {file}"
+    change = f"chgrp {group_name(os.getegid())} {file}"
     return f"as root: {' && '.join(filter(None, (change, permit)))}"
 
 
@@ -252,10 +251,3 @@ def _this_user() -> str:
 def _as_owner(status: os.stat_result) -> str:
     """What precedes a command that this process may not run, but the owner of the file may."""
     return "" if os.geteuid() in (0, status.st_uid) else f"as {user_name(status.st_uid)}: "
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)

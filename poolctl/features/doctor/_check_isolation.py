@@ -19,7 +19,7 @@ from poolctl.config import (
     os_users_by_server,
     with_resolved_references,
 )
-from poolctl.platform import user_name
+from poolctl.platform import group_name, user_name
 
 from ._check import CheckContext, CheckResult, ok, problem, warning
 
@@ -128,11 +128,7 @@ def _who_and_fix(path: str, users: Container[int]) -> tuple[str, str]:
         return "any user", f"chmod o-w {quoted}"
     if status.st_uid not in users:
         return f"user {user_name(status.st_uid)}", f"chown -h {user_name(os.geteuid())} {quoted}"
-    try:
-        group = grp.getgrgid(status.st_gid).gr_name
-    except KeyError:
-        group = str(status.st_gid)
-    return f"group {group}", f"chmod g-w {quoted}"
+    return f"group {group_name(status.st_gid)}", f"chmod g-w {quoted}"
 
 
 def _trusted(uids: set[int], users_of_group: Mapping[int, set[int]]) -> Trusted:
