@@ -95,7 +95,7 @@ def accept_queue(listener: socket.socket) -> int:
     """The length of the listener's accept queue; 0 if the kernel does not answer. Does not block."""
     try:
         if listener.family == socket.AF_UNIX:
-            return _unix_number(listener, _SHOW_QUEUE, _QUEUE) or 0
+            return _unix_attribute(listener, _SHOW_QUEUE, _QUEUE) or 0
         info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
         return int(struct.unpack_from("I", info, _UNACKED_AT)[0])
     except (OSError, struct.error):
@@ -119,7 +119,7 @@ def peer_inode(sock: socket.socket) -> int | None:
     """
     try:
         unix = sock.family == socket.AF_UNIX
-        return _unix_number(sock, _SHOW_PEER, _PEER) if unix else _tcp_peer_inode(sock)
+        return _unix_attribute(sock, _SHOW_PEER, _PEER) if unix else _tcp_peer_inode(sock)
     except (OSError, struct.error):
         return None
 
@@ -162,21 +162,16 @@ def bound_inode(sock: socket.socket) -> int | None:
     None if the kernel does not answer, or if the socket is bound to no file.
     """
     try:
-        return _unix_number(sock, _SHOW_FILE, _FILE)
+        return _unix_attribute(sock, _SHOW_FILE, _FILE)
     except (OSError, struct.error):
         return None
 
 
-def _unix_number(sock: socket.socket, show: int, attribute: int) -> int | None:
-    """The first number of an attribute of a Unix socket; None if missing."""
-    found = _unix_attribute(sock, show, attribute)
-    return None if found is None else int(struct.unpack_from("=I", found)[0])
-
-
-def _unix_attribute(sock: socket.socket, show: int, attribute: int) -> bytes | None:
-    """Ask the kernel, with flag `show`, for `attribute` of a Unix socket; None if missing."""
+def _unix_attribute(sock: socket.socket, show: int, attribute: int) -> int | None:
+    """Ask the kernel, with flag `show`, for `attribute` of a Unix socket. Return its first number; None if missing."""
     answer = _query_unix(sock, show)
-    return None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(attribute)
+    found = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(attribute)
+    return None if found is None else int(struct.unpack_from("=I", found)[0])
 
 
 def _query_unix(sock: socket.socket, show: int) -> bytes | None:
