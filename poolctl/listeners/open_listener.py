@@ -232,15 +232,12 @@ def socket_file_identity(key: str) -> Identity | None:
 def remove_socket_file(path: str, only: Identity | None) -> None:
     """Remove the socket file if its identity is `only`. Does nothing if `only` is None. Never raises OSError."""
     name = os.path.basename(path)
-    with contextlib.suppress(OSError):
-        # Checked and removed in the same directory, even if the path is redirected meanwhile.
-        directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            if (status.st_dev, status.st_ino) == only and stat.S_ISSOCK(status.st_mode):
-                os.unlink(name, dir_fd=directory)
-        finally:
-            os.close(directory)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    # Checked and removed in the same directory, even if the path is redirected meanwhile.
+    with contextlib.suppress(OSError), _closing(os.open(os.path.dirname(path), flags)) as directory:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if (status.st_dev, status.st_ino) == only and stat.S_ISSOCK(status.st_mode):
+            os.unlink(name, dir_fd=directory)
 
 
 def is_live(path: str) -> bool:
