@@ -65,10 +65,8 @@ def stated_level(text: str) -> str:
 
 def text_after_level(text: str) -> str:
     """The text without its level, if this comes first, as uvicorn prints it: "it failed" of "ERROR:    it failed"."""
-    word, colon, message = without_control(text[:_LONGEST_HEAD]).partition(":")
-    if not colon or word not in _PREFIXES or not message.startswith(" "):
-        return text
-    return without_control(text).partition(":")[2].lstrip(" ")
+    word, _, message = without_control(text).partition(":")
+    return message.lstrip(" ") if word in _PREFIXES and message.startswith(" ") else text
 
 
 def without_control(text: str) -> str:
