@@ -154,9 +154,9 @@ def _is_trusted(uid: int) -> bool:
 
 
 def _is_outside_namespace(uid: int) -> bool:
-    """Whether this is the uid in place of users whom a sandbox's user namespace does not have (user_namespaces(7)).
+    """Whether this uid stands for all users outside this process's user namespace, a sandbox's for example.
 
-    The machine's root is one of them, and owns "/". No process in the namespace has that uid.
+    The machine's root, who owns "/", is one of them. No process in the namespace has that uid (user_namespaces(7)).
     """
     with open("/proc/sys/kernel/overflowuid", "rb") as shown, open("/proc/self/uid_map", "rb") as mapped:
         if uid != int(shown.read()):
@@ -168,8 +168,8 @@ def _is_outside_namespace(uid: int) -> bool:
 def _is_without_others(gid: int) -> bool:
     """Whether only root and this user are in the group: root's, or a user private group, where a umask of 002 is usual.
 
-    A directory service may not list its users, so that a shared group seems to have none: a private group also has its
-    user's name. (A container's user may have neither a name nor a group with one.)
+    A shared group seems to have no other users if a directory service does not list them, so a private group must also
+    have its user's name. (In a container neither the user nor the group may have a name.)
     """
     import grp  # imported late: few directories are writable for a group
     import pwd

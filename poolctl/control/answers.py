@@ -33,7 +33,7 @@ class Item:
     restarts: int
     tags: tuple[str, ...]
     address: str | None = None  # the address of an inherited socket
-    on_demand: bool | None = None  # True if it starts by its name or for a dependent only; otherwise left out
+    on_demand: bool | None = None  # True if it starts only by name or for a dependent; otherwise left out
     flapping: bool | None = None  # True while its workers die soon after they were ready; otherwise left out
     kept: str | None = None  # "awake" or "asleep" while a window requires it
     kept_until: str | None = None  # ISO 8601
@@ -97,8 +97,8 @@ class Result:
     ended: bool | None = None
     keeper_pid: int | None = None
     dependents: tuple[str, ...] | None = None  # unselected servers that were also stopped or started again
-    # Servers that need not be changed: not running (stop), not disabled (enable), or only restarted by their name, as
-    # jobs with a schedule and servers at rest that start on demand are (restart).
+    # Servers that need not be changed: not running (stop), not disabled (enable), or restarted by name only (restart):
+    # jobs with a schedule, and servers at rest that start on demand.
     unchanged: tuple[str, ...] | None = None
     without_servers: bool | None = None  # in the answer of start: the pool has routes and no server
     gateway: Table | None = None  # a GatewayStatus, if a whole pool is started, listed or measured

@@ -44,7 +44,7 @@ BACKLOG = 512
 def pool_key(first_file: str) -> str:
     """Return the key of the pool whose first file has this absolute path: 12 hexadecimal digits.
 
-    A directory has the key of the file that is found in it when none is named. Looks at the disk.
+    A directory has the key of its default file, if it has one. Reads the directory.
     """
     if os.path.isdir(first_file):
         first_file = default_file(first_file) or first_file
@@ -104,7 +104,7 @@ def pool_dir(env: Mapping[str, str], key: str) -> str:
 def pool_dir_of_file(env: Mapping[str, str], first_file: str) -> str:
     """Return the directory of the pool whose first file has this absolute path, even if it does not exist yet.
 
-    A pool of a directory keeps its key while it runs, also if a file is added that is found when none is named.
+    A running pool of a directory keeps its key, even if a default file is added to the directory.
     """
     found = pool_dir(env, pool_key(first_file))
     directory = directory_of(first_file)
@@ -230,7 +230,7 @@ def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
 
     It is `$POOLCTL_STATE_DIR/KEY`; else in the pool's runtime directory if `$POOLCTL_RUNTIME_DIR` is set; else in
     /var/lib for root, in the user's state directory for others. If not writable, the runtime directory is used.
-    Raises ControlError (exit code 7) if it is there, or may be created, and another user can change or replace it.
+    Raises ControlError (exit code 7) if this user could use the directory, but another one can change or replace it.
     """
     preferred, runtime = _preferred_state_dir(env, key), pool_dir(env, key)
     fallback = f"{runtime}/state"
@@ -256,15 +256,15 @@ def _check_state_dir(path: str, *, create: bool, chosen: bool = True) -> None:
         else:
             check_private_directory(path)
     except UnsafeDirectory as unsafe:
-        if not _can_be_used(path, chosen=chosen):
-            raise
+        if not _would_be_used(path, chosen=chosen):
+            raise  # an OSError like any other: another directory is used
         raise _refused(unsafe, STATE_VARIABLE) from unsafe
 
 
-def _can_be_used(path: str, *, chosen: bool) -> bool:
-    """Whether the directory exists, or this user may create it: not in the home of another user, as with sudo -E.
+def _would_be_used(path: str, *, chosen: bool) -> bool:
+    """Whether state would be kept in the directory if it were safe: this user can write or create it.
 
-    One that exists there, and that no variable has `chosen`, has to be writable for this user.
+    In the home of another user, as with sudo -E, it would not, unless it exists and a variable has `chosen` it.
     """
     if chosen and os.path.lexists(path):
         return True

@@ -87,7 +87,7 @@ class LineFilter:
     A condition that is "" or None passes every line.
 
     A line without a level, such as a line of a traceback, has the level of the line that it continues. A traceback is
-    at least an error. With `levels`, or a level `least`, each line that passes has its `level`, if it is known. Use one
+    at least an error. With `levels` or `least`, the `level` of each line that passes is set, if it is known. Use one
     filter per log.
     """
 

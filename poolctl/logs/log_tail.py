@@ -175,7 +175,7 @@ def _joined(pieces: list[bytes]) -> bytes:
 
 
 _CHANGES = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY, ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE
-# IN_MASK_ADD and MOVED_FROM, MOVED_TO, CREATE, DELETE: not what is written in a file.
+# Entries that come and go, without writes to files: IN_MASK_ADD, MOVED_FROM, MOVED_TO, CREATE, DELETE.
 ENTRIES = 0x20000000 | 0x40 | 0x80 | 0x100 | 0x200
 REMOVALS = 0x200 | 0x400 | 0x800  # IN_DELETE, DELETE_SELF, MOVE_SELF
 _EVENT = struct.Struct("iIII")
@@ -204,7 +204,7 @@ class DirectoryWatch:
         return is_new
 
     def _forget_replaced(self, directory: str) -> None:
-        """Stop watching a directory, and those in it, that have been renamed and have no name that is known."""
+        """Stop watching the directory that had this path before, and those in it: their new paths are not known."""
         for number, path in self._directories.items():
             if path == directory or path.startswith(f"{directory}/"):
                 self._directories[number] = ""
@@ -230,7 +230,7 @@ class DirectoryWatch:
         return found
 
     def wait(self, seconds: float | None) -> bool:
-        """Block until something has changed, or for that long; returns whether something has."""
+        """Block until something has changed, at most for `seconds` (None: without a limit); returns whether it has."""
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
         return bool(poll.poll(None if seconds is None else seconds * 1000))

@@ -1,4 +1,4 @@
-"""Who may connect to Unix sockets, as the keys of a file say it."""
+"""Who may connect to Unix sockets, according to the configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from poolctl.listeners.open_listener import PRIVATE, SocketAccess, change_access
 
 
 def socket_access(mode: str, owner: str | None) -> SocketAccess:
-    """Who may connect to a Unix socket, from the keys of a file: "0660" and "user:group". Raises ServerError."""
+    """Who may connect to a Unix socket, from the keys for its mode, "0660", and owner, "user:group".
+
+    Raises ServerError for an unknown user or group.
+    """
     try:
         ids = None if owner is None else ids_of(owner)
     except KeyError:

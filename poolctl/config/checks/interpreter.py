@@ -122,7 +122,7 @@ class Trusted:
 def find_path_others_may_change(
     interpreter: str, env: Mapping[str, str], trusted: Trusted | None = None
 ) -> str:
-    """The first of the interpreter's paths that others than the `trusted` users may change, or "".
+    """The first of the interpreter's paths that anyone but the `trusted` users may change, or "".
 
     By default root and the current user are trusted. Checks the interpreter, its library, the directories on its import
     path and their direct entries; missing paths are ignored. Reads a few hundred entries: 2 ms.

@@ -45,7 +45,7 @@ def shared_users(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def files_others_may_change(context: CheckContext) -> Iterator[CheckResult]:
-    """What other users can change of the files of the pool, and of those that its servers run and read."""
+    """Files of the pool, and files that its servers run or read, that other users can change."""
     if context.pool is None:
         return
     users_of_group = _users_of_groups()
@@ -121,7 +121,7 @@ def _changeable_path(path: str, trusted: Trusted) -> str:
 
 
 def _who_and_fix(path: str, users: Container[int]) -> tuple[str, str]:
-    """Who, apart from `users`, can change the path, and a command that ends this."""
+    """Who, apart from `users`, can change the path, and a command that prevents it."""
     status = os.lstat(path)
     quoted = shlex.quote(path)
     if status.st_mode & stat.S_IWOTH and not stat.S_ISLNK(status.st_mode):
@@ -137,7 +137,7 @@ def _trusted(uids: set[int], users_of_group: Mapping[int, set[int]]) -> Trusted:
 
 
 def _users_of_groups() -> dict[int, set[int]]:
-    """The user ids by the id of their primary and other groups."""
+    """The uids of the users of each group, by its gid. Users belong to their primary group and to others."""
     accounts = pwd.getpwall()
     uid_of = {account.pw_name: account.pw_uid for account in accounts}
     groups = {each.gr_gid: {uid_of.get(name, -1) for name in each.gr_mem} for each in grp.getgrall()}

@@ -76,7 +76,7 @@ Holder = TypeVar("Holder", bound=TokenHolder)
 
 
 def token_digest(token: bytes) -> bytes:
-    """A value to compare in place of the token: of a fixed length, so that the time does not reveal the token's."""
+    """The SHA-256 of a token, to compare in its place: the time then does not reveal the length of the token."""
     return hashlib.sha256(token).digest()
 
 
