@@ -50,12 +50,14 @@ from .verb import (
     VerbContext,
     disabled_error,
     drained_error,
+    is_named,
     items,
     names_of,
     selected,
     server_problem,
     unhealthy_error,
     warn_and_add_dependents,
+    without_unnamed_on_demand,
 )
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
@@ -79,7 +81,7 @@ class Lifecycle:
     async def start(self, call: Call) -> Result:
         """Start the selected servers and their dependencies; returns when each is ready or has failed."""
         chosen = selected(self._core, call.selector)
-        asked = _without_unnamed_on_demand(chosen, call)
+        asked = without_unnamed_on_demand(chosen, call)
         runnable = [entry for entry in asked if not entry.is_disabled]
         deps = call.options.get("deps", True)
         graph = self._core.servers
@@ -125,13 +127,13 @@ class Lifecycle:
         name: restarting a pool, or a part of it, is not meant to run its nightly jobs.
         """
         chosen = selected(self._core, call.selector)
-        asked = _without_unnamed_on_demand(chosen, call)
+        asked = without_unnamed_on_demand(chosen, call)
         runnable = [entry for entry in asked if not entry.is_disabled]
         refused: list[ServerError] = []
         named = {entry.name for entry in asked}
         left_alone = [entry.name for entry in chosen if not (entry.name in named or entry.is_disabled)]
         for entry in [each for each in runnable if each.config.every is not None]:
-            if not _is_named(entry, call):
+            if not is_named(entry, call):
                 self._core.start(entry)
                 left_alone.append(entry.name)
             elif entry.observed.workers:
@@ -342,7 +344,7 @@ class Lifecycle:
         """
         chosen = self._chosen("enable", call)
         enabled = [entry for entry in chosen if entry.is_disabled]
-        starting = [entry for entry in enabled if not entry.config.on_demand or _is_named(entry, call)]
+        starting = [entry for entry in enabled if not entry.config.on_demand or is_named(entry, call)]
         also = self._core.servers.stopped_along_with(enabled)
         unchanged = names_of([entry for entry in chosen if not (entry.is_disabled or entry in also)])
         for entry in also:
@@ -355,7 +357,7 @@ class Lifecycle:
         )
         operation = Operation(self._core, PoolStartError, [*starting, *also])
         for entry in enabled:
-            self._core.enable_and_start(entry, by_name=_is_named(entry, call))
+            self._core.enable_and_start(entry, by_name=is_named(entry, call))
         result = await operation.wait_for_result(chosen, call)
         return replace(result, dependents=names_of(also), unchanged=unchanged)
 
@@ -439,16 +441,6 @@ class Lifecycle:
             return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
         others = (entry.config for entry in there if not entry.removed)
         return obstacles_to_adding(config, others, self._context.configuration.tables)
-
-
-def _is_named(entry: Entry, call: Call) -> bool:
-    """Whether the user selected this entry by its name or address, not by a pattern."""
-    return call.selector.names(entry.name, entry.config.key)
-
-
-def _without_unnamed_on_demand(chosen: Iterable[Entry], call: Call) -> list[Entry]:
-    """The selected servers without those that rest until they are named, and are selected otherwise."""
-    return [entry for entry in chosen if not entry.rests_until_named or _is_named(entry, call)]
 
 
 def _naming_hint(chosen: Sequence[Entry], call: Call) -> list[str]:

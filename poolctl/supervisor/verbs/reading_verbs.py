@@ -30,7 +30,17 @@ from poolctl.runners.stack_report import Stacks, WorkerStacks
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status, in_words
 
-from .verb import Call, Verb, VerbContext, details, items, reporter, selected, unhealthy_error
+from .verb import (
+    Call,
+    Verb,
+    VerbContext,
+    details,
+    items,
+    reporter,
+    selected,
+    unhealthy_error,
+    without_unnamed_on_demand,
+)
 
 _GOALS = ("ready", "healthy", *(state.value for state in State))
 _EVENTS_SHAPE = f"since as in the journal, lines and after as numbers, kind as a list of {', '.join(KINDS)}"
@@ -110,12 +120,7 @@ class ReadingVerbs:
         }
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
-            entries = [
-                entry
-                for entry in entries
-                if not entry.is_disabled
-                and (not entry.rests_until_named or call.selector.names(entry.name, entry.config.key))
-            ]
+            entries = [entry for entry in without_unnamed_on_demand(entries, call) if not entry.is_disabled]
         late = await wait_and_return_unfinished(
             self._core, entries, test, call.options.get("timeout"), reporter(call, test)
         )

@@ -142,6 +142,16 @@ def selected(core: Core, selector: Selector) -> list[Entry]:
     return [entry for entry in entries if entry.name in names]
 
 
+def is_named(entry: Entry, call: Call) -> bool:
+    """Whether the user selected this entry by its name or address, and not by a pattern."""
+    return call.selector.names(entry.name, entry.config.key)
+
+
+def without_unnamed_on_demand(chosen: Iterable[Entry], call: Call) -> list[Entry]:
+    """The selected servers without those that start on demand, do not run, and were not selected by name."""
+    return [entry for entry in chosen if not entry.rests_until_named or is_named(entry, call)]
+
+
 def reporter(call: Call, is_done: Callable[[Entry], bool]) -> Callable[[Entry], None]:
     """A function that sends a progress line for an entry, if the client wants progress.
 
