@@ -135,6 +135,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             await keeper.fetch_missing_entries()
             keeper.send({"op": "adopted"})
         self._runtime_files.try_publish(self._configuration.name)
+        self._restoring = asyncio.ensure_future(self._restore_runtime_files())
         asyncio.get_running_loop().call_later(_FREED_SECONDS, release_freed_memory)
         await self._over.wait()
         if self._replacement is not None:
@@ -212,7 +213,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self._control.replace_listener(listener)
         self._begun.set()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
-        self._restoring = asyncio.ensure_future(self._restore_runtime_files())
         self._importing = asyncio.ensure_future(self._run_deferred_startup())
         if self._calm:
             self._report_calm_and_schedule_restart()
@@ -769,7 +769,7 @@ class RuntimeFiles:
             self.try_publish(name)
 
     async def restore_when_removed(self) -> AsyncIterator[socket.socket | None]:
-        """Restore files that were removed, until `withdraw`; yields after each restoration.
+        """Restore files that were removed after `try_publish`, until `withdraw`; yields after each restoration.
 
         The yielded value is a new control socket to listen on, or None if the old socket is still there.
         """
@@ -779,8 +779,6 @@ class RuntimeFiles:
             await asyncio.sleep(_CHECK_SECONDS)
             if self.withdrawn:
                 return
-            if not self._name:
-                continue  # not published yet
             if self._all_files_exist():
                 if not self._complete:
                     self.try_publish(self._name)
