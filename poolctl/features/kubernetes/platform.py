@@ -521,12 +521,8 @@ class _ClusterPool:
     def _without_unnamed_on_demand(
         chosen: Sequence[str], found: Mapping[str, Workload], call: VerbArguments
     ) -> list[str]:
-        """The chosen servers without those that rest until they are named, and are selected otherwise."""
-        return [
-            name
-            for name in chosen
-            if not found[name].rests_until_named or call.selector.names(name, found[name].config.key)
-        ]
+        """The chosen servers without those that start on demand, do not run, and were not selected by name."""
+        return [name for name in chosen if not found[name].rests_until_named or _is_named(found[name], call)]
 
     async def restart(self, call: VerbArguments) -> Result:
         """Replace the workers of the selected servers, new ones first."""
@@ -534,13 +530,12 @@ class _ClusterPool:
         chosen = self._selected(call, found)
         asked = self._without_unnamed_on_demand(chosen, found, call)
         scheduled = {name: each for name, each in found.items() if isinstance(each, ScheduledWorkload)}
-        named = {target.casefold() for target in call.selector.targets}
         refused = [
             _error(
                 scheduled[name], PoolRestartError, "runs, and does not run twice at once", _stop_hint(name)
             )
             for name in asked
-            if name in scheduled and name.casefold() in named and scheduled[name].runs_in_progress
+            if name in scheduled and _is_named(scheduled[name], call) and scheduled[name].runs_in_progress
         ]
         busy = {each.name for each in refused}
         able = [name for name in asked if name not in busy]
@@ -550,7 +545,7 @@ class _ClusterPool:
                 job = workload.found["metadata"]["name"]
                 await self._cluster.delete("Job", job)
                 self._objects["Job"].pop(job, None)  # otherwise its result would be that of the next run
-        restart = {name for name in able if name not in scheduled or name.casefold() in named}
+        restart = {name for name in able if name not in scheduled or _is_named(scheduled[name], call)}
         able_and_left = [name for name in chosen if name not in busy]
         result = await self._bring_up(
             call, able_and_left, found, PoolRestartError, asked=able, restart=restart, refused=refused
@@ -1135,6 +1130,11 @@ def _with_default_expose_url(server: ServerConfig) -> ServerConfig:
     if not (server.listens and server.derived_expose):
         return server
     return server.with_values(expose=server.at(parse(f"{server.name}:{server.address.port}")).expose)
+
+
+def _is_named(workload: Workload, call: VerbArguments) -> bool:
+    """Whether the user selected this server by its name or address, and not by a pattern."""
+    return call.selector.names(workload.config.name, workload.config.key)
 
 
 def _is_gone(workload: Workload) -> bool:

@@ -446,12 +446,13 @@ def run_of(name: str, labels: Table) -> Table:
     return {"kind": "Job", "metadata": {"name": name, "labels": labels}, "spec": spec, "status": {}}
 
 
-def test_restart_runs_a_scheduled_job_only_if_it_is_named(stage: Stage) -> None:
+@pytest.mark.parametrize("name", ["REPORT", "job:report"])
+def test_restart_runs_a_scheduled_job_only_if_it_is_named(stage: Stage, name: str) -> None:
     stage.write(HOURLY, API)
     stage.do("start")
     result = stage.do("restart")
     assert (result.unchanged, stage.api.names("Job")) == (("report",), [])
-    result = stage.do("restart", "REPORT")
+    result = stage.do("restart", name)
     assert (result.unchanged, result.errors, result.items[0].last_run["result"]) == (None, (), "succeeded")
     (job,) = stage.api.names("Job")
     found = stage.api.objects["Job", job]
