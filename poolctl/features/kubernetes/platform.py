@@ -802,12 +802,12 @@ class _ClusterPool:
         if not self._has_schedules:  # a server that is no longer in the file may have one
             for each in await self._list_if_allowed("CronJob"):
                 self._objects["CronJob"][each["metadata"]["name"]] = each
-        changes, gone = self._changes_with_removed_names(found)
+        needed = self._resting_dependencies(found)
+        changes, gone = self._changes_with_removed_names(found, needed)
         planned = (*changes, *self._route_changes(await self._list_deployed_routes()))
         if call.options.get("dry_run"):
             return ReloadResult(changes=planned, exit_code=NOT_AS_DESIRED if planned else 0)
         names = [each.name for each in changes if each.change != Kind.REMOVE]
-        needed = self._resting_dependencies(found)
         names += [name for name in needed if name not in names]
         runnable = [name for name in self._with_dependencies(names, found, call) if name in names]
         await self._refuse_foreign(runnable, found)
@@ -834,7 +834,7 @@ class _ClusterPool:
         )
 
     def _resting_dependencies(self, found: Mapping[str, Workload]) -> set[str]:
-        """The servers that start on demand and do not run, on which servers depend that run or that a reload starts."""
+        """The stopped servers that start on demand, and on which a server depends that runs or that a reload starts."""
         needed: set[str] = set()
         open_names = [name for name, workload in found.items() if workload.is_wanted]
         while open_names:
@@ -847,15 +847,17 @@ class _ClusterPool:
         return needed
 
     def _changes_with_removed_names(
-        self, found: Mapping[str, Workload]
+        self, found: Mapping[str, Workload], needed: Collection[str]
     ) -> tuple[list[PlannedChange], list[str]]:
-        """The changes that a reload would make, and the names of the servers that it would remove."""
+        """The changes that a reload would make, and the names of the servers that it would remove.
+
+        `needed` are those that start on demand and that it would start (see `_resting_dependencies`).
+        """
         deployed = dict.fromkeys(
             server_of(each) for kind in _WORKLOADS for each in self._objects[kind].values()
         )
         gone = [name for name in deployed if name and name not in found]
         changes = [_change(Kind.REMOVE, name, "is not in the file any more") for name in gone]
-        needed = self._resting_dependencies(found)
         for name, workload in found.items():
             objects = self.compiled.objects[name]
             rests = workload.rests_until_named and name not in needed
