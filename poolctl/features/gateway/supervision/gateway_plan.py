@@ -206,7 +206,6 @@ class GatewayListeners:
         self.settings: dict[str, ListenerSettings] = {}
         self._open: dict[str, list[socket.socket]] = {}
         self._identities: dict[str, Identity | None] = {}
-        self._access: Mapping[str, SocketAccess] = {}
 
     def of(self, key: str) -> list[socket.socket]:
         """The sockets of this listener, or an empty list if it is not open."""
@@ -241,7 +240,6 @@ class GatewayListeners:
         by key, who may connect to Unix sockets, including those that are open.
         """
         problems: list[ServerError] = []
-        self._access = access
         for key, listener in wanted.items():
             if key in self._open and self.settings[key].dual == listener.dual:
                 if self.settings[key] != listener:
@@ -260,22 +258,24 @@ class GatewayListeners:
             previous = [self.settings[each] for each in outdated]
             await self._close(outdated)
             try:
-                await self._open_one(key, listener)
+                await self._open_one(key, listener, access)
             except ServerError as error:
                 problems.append(error)
                 for each in previous:
                     with contextlib.suppress(ServerError):
-                        await self._open_one(each.key, each)
+                        await self._open_one(each.key, each, access)
         return problems
 
-    async def _open_one(self, key: str, listener: ListenerSettings) -> None:
+    async def _open_one(
+        self, key: str, listener: ListenerSettings, access: Mapping[str, SocketAccess]
+    ) -> None:
         address = parse(listener.bind)
         if listener.dual:
             address = parse(f":{address.port}")
         if listener.protocol == UDP:
             sockets = await self._opener.open_datagram_sockets(address)
         else:
-            sockets = await self._opener.listen(address, access=self._access.get(key, PRIVATE))
+            sockets = await self._opener.listen(address, access=access.get(key, PRIVATE))
         self._open[key] = sockets
         self._identities[key] = socket_file_identity(listener.bind)
         self._store_listener_in_keeper(key, listener)
