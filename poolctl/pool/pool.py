@@ -48,6 +48,7 @@ from poolctl.core.configuration_diff import (
     read_digests_by_key,
     server_changes,
 )
+from poolctl.core.core import Core
 from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Availability, DesiredState, Entry, ObservedState
 from poolctl.errors import (
@@ -750,8 +751,8 @@ class ApplyOperation:
         self._errors: list[ServerError] = []
         self._to_start: list[Server] = []
         self._live: set[Server] = set()  # servers whose running workers apply the change
-        self._certificates: set[Server] = set()
-        self._sockets: set[Server] = set()  # servers whose Unix socket may get another mode or owner
+        self._certificates: list[Server] = []
+        self._sockets: list[Server] = []  # servers whose Unix socket may get another mode or owner
         self._beside: list[Handle] = []
         self._stops: set[concurrent.futures.Future[None]] = set()
         tls = configuration._tls
@@ -769,16 +770,16 @@ class ApplyOperation:
             await StartOperation(self._to_start, None, holds, PoolRestartError, live, self._beside).run()
         except PoolRestartError as error:
             self._errors += error.exceptions
-        for server in {*self._certificates, *self._sockets}:
-            handle = handle_in_process(server)
-            if handle is not None and handle.host is not None and handle.entry is not None:
-                try:
-                    if server in self._sockets:
-                        handle.host.core.change_socket_access(handle.entry)
-                    if server in self._certificates:
-                        await handle.host.core.reload_tls(handle.entry)
-                except ServerError as problem:
-                    self._errors.append(problem)
+        for core, entry in _entries(self._sockets):
+            try:
+                core.change_socket_access(entry)
+            except ServerError as problem:
+                self._errors.append(problem)
+        for core, entry in _entries(self._certificates):
+            try:
+                await core.reload_tls(entry)
+            except ServerError as problem:
+                self._errors.append(problem)
         for future in self._stops:
             try:
                 await asyncio.shield(asyncio.wrap_future(future))
@@ -861,14 +862,22 @@ class ApplyOperation:
             if change.kind is Kind.UPDATE or config.every is not None:
                 self._live.add(server)
             if change.kind is Kind.UPDATE and any(key.partition(".")[0] == "tls" for key in change.keys):
-                self._certificates.add(server)
+                self._certificates.append(server)
             if changes_socket_access(change.keys):
-                self._sockets.add(server)
+                self._sockets.append(server)
         elif not {"disabled", "on_demand"}.isdisjoint(change.keys):
             if self._runs and not config.on_demand:
                 self._to_start.append(server)
         elif change.kind is Kind.RESTART and server.state is State.FAILED:
             self._to_start.append(server)
+
+
+def _entries(servers: Iterable[Server]) -> Iterator[tuple[Core, Entry]]:
+    """The entries of the servers that run in this process, each with its core."""
+    for server in servers:
+        handle = handle_in_process(server)
+        if handle is not None and handle.host is not None and handle.entry is not None:
+            yield handle.host.core, handle.entry
 
 
 def _is_wanted(server: Server) -> bool:

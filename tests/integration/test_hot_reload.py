@@ -79,6 +79,19 @@ def test_unix_socket_gets_another_mode_without_a_new_instance(
     assert f"the mode of {path} cannot be set" in str(caught.value.exceptions[0])
 
 
+def test_unix_sockets_that_cannot_be_changed_are_reported_in_the_order_of_the_servers(
+    pool: Pool, directory: Path, short_path: Path
+) -> None:
+    servers = [config(directory, name, bind=f"unix:{short_path / name}") for name in "abcdef"]
+    pool.apply_sync(servers)
+    pool.start_sync()
+    for server in servers:
+        (short_path / server.name).unlink()
+    with pytest.raises(PoolRestartError) as caught:
+        pool.apply_sync([server.with_values(socket_mode="0600") for server in servers])
+    assert [problem.name for problem in caught.value.exceptions] == list("abcdef")
+
+
 def test_only_servers_that_differ_get_new_instances(pool: Pool, directory: Path) -> None:
     servers = [config(directory, name) for name in ("same", "tagged", "other", "gone")]
     same, tagged, other, gone = servers
