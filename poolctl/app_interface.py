@@ -10,13 +10,13 @@ import functools
 import inspect
 from typing import Any
 
-# How many requests of a WSGI application a worker serves at once, unless `http.threads` is configured.
+# The number of requests of a WSGI application that a worker serves at once, unless `http.threads` is configured.
 THREADS = 10
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def is_wsgi(app: Any) -> bool:
-    """Whether `app` requires two positional arguments, as a WSGI application does, and is no coroutine function.
+    """Whether `app` requires two positional arguments, as a WSGI application does, and is not a coroutine function.
 
     A class also has to be iterable, because its instances are the bodies of responses (PEP 3333).
     """
@@ -38,7 +38,7 @@ def is_factory(app: Any) -> bool:
 
 
 def mismatch(app: Any, interface: str) -> str:
-    """Why no request to `app`, or to what it creates, can succeed by the configured `interface`; "" if some may."""
+    """Why no request to `app` can succeed by the configured `interface`; "" if one may, or if `app` is a factory."""
     if is_factory(app):
         return ""
     is_coroutine = is_coroutine_function(app)

@@ -19,8 +19,6 @@ OLDEST_UVICORN = (0, 53)
 _FORMER_PARTS = {"gateway.haproxy": "features.haproxy", "web": "features.dashboard"}
 # Ignored on purpose, as by nohup(1), and by Python itself.
 _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
-# The keeper does it once it has handlers: signals that came while it replaced itself are still blocked.
-_LATER = "keeper"
 
 
 def reset_inherited_signals() -> None:
@@ -37,7 +35,8 @@ def main() -> None:
     __import__("poolctl")
     del sys.path[0]
     part = sys.argv.pop(1)
-    if part != _LATER:
+    # The keeper does so once it has handlers: signals that arrived while it replaced itself are still blocked.
+    if part != "keeper":
         reset_inherited_signals()
     entry = f"poolctl.{_FORMER_PARTS.get(part, part)}.__main__"
     # Imports create no garbage, and collections would take a tenth of the start.

@@ -178,7 +178,7 @@ async def last_lines(runner: Runner, name: str, lines: int, since: float) -> lis
 async def explain_last_lines(runner: Runner, name: str, since: float, explain: Callable[[list[str]], T]) -> T:
     """Return what `explain` makes of the server's last output lines since a time (epoch).
 
-    It is called in a thread, because these lines are whatever a program prints.
+    `explain` runs in a thread, because a program may print lines that take long to search.
     """
     lines = await last_lines(runner, name, LINES_READ, since)
     return await asyncio.to_thread(explain, lines) if lines else explain(lines)

@@ -555,9 +555,9 @@ class Entry:
 
     @property
     def rests_until_named(self) -> bool:
-        """Whether only its name, or a server that depends on it, starts the server.
+        """Whether the server starts only if it is named, or for a server that depends on it.
 
-        It is `on_demand`, and was not started, was stopped by a command, or has ended with status 0.
+        Such a server is `on_demand`, and was not started, was stopped by a command, or has ended with status 0.
         """
         at_rest = self.desired.state in (Desired.IDLE, Desired.STOPPED, Desired.COMPLETED)
         return self.config.on_demand and at_rest

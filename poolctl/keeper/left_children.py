@@ -1,7 +1,8 @@
 """Reaps a command of the user, and ends the processes that it leaves behind. Standard library only.
 
 A command in the terminal has no process group of its own. The process that runs it is a child subreaper instead (see
-platform.become_subreaper), and so becomes the parent of what is left, whose pids cannot be reused before it reaps them.
+platform.become_subreaper), and so becomes the parent of the processes that are left, whose pids cannot be reused before
+it reaps them.
 
 Likewise the keeper is the parent of the daemons that programs of the pool leave behind. These are only found.
 """

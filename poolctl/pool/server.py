@@ -300,7 +300,7 @@ class StartAndStop:
     async def start(self, *, timeout: Timeout = None) -> None:
         """Start the server, or all enabled servers of a pool, dependencies first; returns when all of them answer.
 
-        Of the servers of a pool that start on demand, only those are started on which others depend.
+        A pool starts a server that starts on demand only if another server depends on it.
         Raises PoolStartError with every failure; failures due to the timeout have a TimeoutError as cause.
         """
         await loop_thread.run(self._start(timeout))
@@ -896,7 +896,7 @@ def seconds(timeout: Timeout) -> float | None:
 
 
 def resting_dependencies(starting: Iterable[Server], members: Iterable[Server]) -> list[Server]:
-    """The `members` that start on demand, do not run, and on which servers in `starting` depend, directly or not.
+    """The `members` that start on demand, do not run, and are needed by servers in `starting`, directly or not.
 
     Jobs that have ended with 0 are left out.
     """

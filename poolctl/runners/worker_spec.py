@@ -41,7 +41,7 @@ def missing_module_hint(missing: str, server: ServerConfig) -> str:
     """What to do about the module `missing`, which the import of the server's application did not find."""
     target = str(server.handlers if server.app is None else server.app)
     if not all(part.isidentifier() for part in missing.split(".")):
-        return f"check {target}"  # the application has chosen the name, as it likes
+        return f"check {target}"  # the application has set the name, to any text
     python = server.python or sys.executable
     problem, fix = missing_module(missing, target.partition(":")[0], server.app_dir, python)
     hint = f"{problem}; {fix}"
@@ -305,7 +305,10 @@ def uvicorn_settings(server: ServerConfig) -> Table:
 
 
 def interface_settings(server: ServerConfig) -> Table:
-    """How the application is called. Defaults are left out, as they are for workers of the oldest supported version."""
+    """The server's interface and threads, without defaults.
+
+    The digests of workers of the oldest supported version have no such keys.
+    """
     settings: Table = {} if server.interface == "auto" else {"interface": server.interface}
     return settings if server.http.threads == THREADS else {**settings, "threads": server.http.threads}
 

@@ -175,7 +175,7 @@ def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:
 def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
     """The environment for the keeper: `env` without systemd's variables that are meant for this process only.
 
-    Relative paths in it are those of this process's directory.
+    Paths that are relative to this process's working directory are made absolute (see `with_absolute_paths`).
     """
     watched = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     unsaid = _LISTEN if watched else (*_LISTEN, "WATCHDOG_USEC")

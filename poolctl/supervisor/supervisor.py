@@ -182,7 +182,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         try:
             return state_dir(os.environ, os.path.basename(self.directory), create=True)
         except ControlError as refused:
-            # The first supervisor is not started then, and a later one is needed: it keeps to its runtime directory.
+            # A pool is not started with such a directory, but one that runs must not lose its supervisor.
             fallback = os.path.join(self.directory, "state")
             logger.error("%s: logs and state are kept in %s; fix: %s", refused, fallback, refused.hint)
             os.makedirs(fallback, mode=0o700, exist_ok=True)

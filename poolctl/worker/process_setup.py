@@ -189,7 +189,7 @@ def _open_endless_input() -> None:
     """Make descriptor 0 a pipe without data and without an end. Raises SetupFailed.
 
     The descriptor reads and writes (fifo(7)): the pipe has a writer as long as it has a reader, whatever happens to
-    other processes. Another user's server could write to a pipe that they shared.
+    other processes. Servers share no pipe, because a server of another user could write to it.
     """
     read, write = os.pipe()
     try:

@@ -296,7 +296,7 @@ def _owner_of_log_directories(server: ServerConfig) -> tuple[int, int] | None:
     """The user and group of the server, which get the directories made for `log.path`; None for the pool's own."""
     if server.log.path is None:
         return None  # in the state directory, which is private
-    with contextlib.suppress(ServerError):  # of a worker that will not start
+    with contextlib.suppress(ServerError):  # reported when the worker is started
         return user_ids(server)
     return None
 

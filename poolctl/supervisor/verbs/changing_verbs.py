@@ -200,7 +200,7 @@ class Lifecycle:
         """Stop the selected servers, their dependents first; without a selection, also end the supervisor.
 
         The option `idle` is for ending an unused pool: nothing is done if a selected server runs or should run. A stop
-        of everything is completed also without its client, which may be a program of the pool.
+        of everything is completed even if its client leaves, which may be a program of the pool.
         """
         if not call.selector.selects_all:
             return await self._stop(call)
@@ -444,7 +444,7 @@ class Lifecycle:
 
 
 def _naming_hint(chosen: Sequence[Entry], call: Call) -> list[str]:
-    """The warning that a selection of servers that start on demand has started none; [] for the whole pool."""
+    """The warning that nothing was started, because all `chosen` servers start on demand; [] for the whole pool."""
     if call.selector.selects_all or not chosen:
         return []
     names = [entry.name for entry in chosen]

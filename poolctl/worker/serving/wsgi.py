@@ -78,7 +78,7 @@ class WsgiApp(HttpApp):
     def _forget(self, served: asyncio.Future[None]) -> None:
         self._abandoned.discard(served)
         if not served.cancelled():
-            served.exception()  # nobody else asks for it, which asyncio would report
+            served.exception()  # asyncio reports an exception that is not retrieved
 
 
 def _middleware_class() -> Any:
@@ -105,7 +105,7 @@ def _respond(environ: Environ, start_response: Callable[..., Any]) -> Iterator[b
 
 
 class RequestAbandoned(Exception):
-    """Raised in the application's thread: nothing of the response is sent any more."""
+    """Raised in the application's thread when no more of the response can be sent."""
 
 
 class WsgiRequest:
@@ -116,7 +116,7 @@ class WsgiRequest:
 
     def __init__(self, app: WsgiApplication, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = {**scope, "headers": list(_headers_for_wsgi(scope["headers"]))}
-        self.gone = False  # no response is sent any more
+        self.gone = False  # no more of the response can be sent
         self.body_is_cut = False
         self.failure: Exception | None = None
         self._app = app
@@ -219,7 +219,7 @@ class WsgiResponse:
     """The response of one request, as PEP 3333 describes it: its head is sent with the first part of the body."""
 
     def __init__(self, check: Callable[[], None]) -> None:
-        self._check = check  # raises an exception if nothing is sent any more
+        self._check = check  # raises an exception if no more of the response can be sent
         self.inner_start: Callable[..., Any] = lambda status, headers: None
         self.headers: list[tuple[bytes, bytes]] = []
         self._head: tuple[str, Headers] | None = None
