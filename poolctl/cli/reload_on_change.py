@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from time import monotonic, sleep
 from typing import TypeVar
 
@@ -290,6 +291,7 @@ class WatchSet:
             if (times := [each.placed_at for each in item.worker_list if each.placed_at is not None])
         }
         referred: list[str] = []
+        links_to_code = cache(_links_to_code)  # servers often share a directory, and it may be large
         for item in items:
             config = item.config
             referred += _referenced_files(config)
@@ -305,7 +307,7 @@ class WatchSet:
                     self._scripts.setdefault(archive, []).append(item.name)
                 else:
                     self._code.setdefault(top, []).append(item.name)
-                    paths += _links_to_code(top)
+                    paths += links_to_code(top)
             if not config.get("job"):
                 patterns = watch.get("include") or ()
                 self._included[item.name] = [_expression(each) for each in patterns]
@@ -551,15 +553,18 @@ def _existing_part(path: str) -> str:
     return path
 
 
-def _links_to_code(top: str) -> Iterator[str]:
+def _links_to_code(top: str) -> list[str]:
     """The symbolic links below the directory that are code, or lead to a directory that may hold code."""
+    found: list[str] = []
     for directory in code_directories(top):
         with suppress(OSError), os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.is_symlink() and (
-                    _is_code(entry.path) or (entry.is_dir() and _may_hold_code(entry.path))
-                ):
-                    yield entry.path
+            found += (
+                entry.path
+                for entry in entries
+                if entry.is_symlink()
+                and (_is_code(entry.path) or (entry.is_dir() and _may_hold_code(entry.path)))
+            )
+    return found
 
 
 def _stamp(path: str) -> Stamp:
