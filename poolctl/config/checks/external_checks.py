@@ -25,6 +25,7 @@ from poolctl.config.files.read_file import EnvFileError, read_env_file, read_env
 from poolctl.config.model.pool_tables import EventsTable, Tables, rules_of
 from poolctl.config.model.section import EnvFile, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.values.normalise import probe_and_hook_commands
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.config.values.problems import Finding, KeyPath
 from poolctl.errors import ServerError
@@ -98,9 +99,9 @@ class ExternalChecks:
             self._check_once(server, self._check_trust, server.python or sys.executable)
         if tls := server.tls if server.tls is not True else self.default_tls:
             self._check_once(server, self._check_certificates, tls)
-        hooks = [(("hooks", hook), words) for hook, words in server.hooks or ()]
-        probes = [(("health", kind, "exec"), probe and probe.exec) for kind, probe in server.health]
-        commands = [each for each in ((("command",), server.command), *hooks, *probes) if each[1]]
+        commands = [*probe_and_hook_commands(server)]
+        if server.command:
+            commands.insert(0, (("command",), server.command))
         env = self._environment_of(server) if commands else {}
         for path, words in commands:
             if finding := interpreter.missing_program(server, env, path, words):
