@@ -67,6 +67,7 @@ class ExternalChecks:
         """Check everything the servers refer to; with `import_apps` also import their apps. Blocks until done."""
         for server in servers:
             self._check_server(server)
+            self._check_programs(server)
         self._check_interpreters(servers)
         if import_apps:
             troubled = {id(server) for server, _ in self.problems}
@@ -99,6 +100,10 @@ class ExternalChecks:
             self._check_once(server, self._check_trust, server.python or sys.executable)
         if tls := server.tls if server.tls is not True else self.default_tls:
             self._check_once(server, self._check_certificates, tls)
+        if server.log.path:
+            self._check_once(server, _check_log, server.log.path)
+
+    def _check_programs(self, server: ServerKeys) -> None:
         commands = [*probe_and_hook_commands(server)]
         if server.command:
             commands.insert(0, (("command",), server.command))
@@ -106,8 +111,6 @@ class ExternalChecks:
         for path, words in commands:
             if finding := interpreter.missing_program(server, env, path, words):
                 self.problems.append((server, finding))
-        if server.log.path:
-            self._check_once(server, _check_log, server.log.path)
 
     def _environment_of(self, server: ServerKeys) -> dict[str, str]:
         own = {**self.env, **server.env}
