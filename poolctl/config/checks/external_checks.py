@@ -233,7 +233,8 @@ def _check_directory(key: str, path: str) -> Found:
 
 
 def _check_import_path(key: str, path: str) -> Found:
-    return ([], []) if _is_in_archive(path) else _check_directory(key, path)
+    found = _check_directory(key, path)
+    return ([], []) if any(found) and _is_in_archive(path) else found
 
 
 def _is_in_archive(path: str) -> bool:
