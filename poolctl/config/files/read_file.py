@@ -223,7 +223,7 @@ _MISSPELT = 0.8
 def _seems_to_be_of_a_pool(path: str) -> bool:
     """Whether a file has a table of a pool, or one that is misspelt. True for an unreadable file, which is reported."""
     from poolctl.config.files.parsers import parse
-    from poolctl.config.model.pool_tables import table_names
+    from poolctl.config.model.pool_tables import file_tables
     from poolctl.config.values.problems import similar
 
     try:
@@ -233,7 +233,7 @@ def _seems_to_be_of_a_pool(path: str) -> bool:
     data = pyproject_section(data) if os.path.basename(path) == PYPROJECT else data
     if not isinstance(data, dict):
         return True
-    known = ("pool", "defaults", "server", *table_names())
+    known = file_tables()
     tables = [key for key in map(str, data) if key in known or similar(key, known, 1, _MISSPELT)]
     return bool(tables) and not foreign_format(path, data)
 
