@@ -39,10 +39,10 @@ _MODULES = {
     "open_files_per_pool_process",
     "edit": "Draft FileChanged server_table",
     "files.assemble": "Document read_documents variables_referenced_without_default",
-    "files.marks": "Marks Stamp changed_files marks_of stamp_of",
+    "files.marks": "Marks changed_files marks_of",
     "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT PROCFILE PYPROJECT SUPERVISORD UNIT "
-    "candidate_files default_env_file default_file directory_of find_config foreign_format missing_file platform_of "
-    "read_env_files read_regular_truncated read_text variables_named_by_env_keys",
+    "Stamp candidate_files default_env_file default_file directory_of find_config foreign_format missing_file "
+    "platform_of read_env_files read_regular_truncated read_text stamp_of variables_named_by_env_keys",
     "loader": "added_server load",
     "model.pool_tables": "EventsTable MetricsTable Tables secret_variable_names routes_of",
     "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import NamedTuple
 
 from poolctl.errors import ServerError
 
-from .read_file import files_of, pyproject_section, read_regular_truncated
-
-# A file written twice within one tick of the kernel's clock keeps its time, so a time this recent proves nothing.
-_TICK_NS = 50_000_000
-# Inode, time of change, time of modification, size; None for a missing file.
-Stamp = tuple[int, int, int, int] | None
+from .read_file import (
+    Stamp,
+    files_of,
+    lasting_stamp_of,
+    pyproject_section,
+    read_regular_truncated,
+    stamp_of,
+)
 
 
 class Mark(NamedTuple):
@@ -26,15 +27,6 @@ class Mark(NamedTuple):
 
 
 Marks = dict[str, Mark]
-
-
-def stamp_of(path: str) -> Stamp:
-    """Inode, change time, modification time and size of a file, following links; None if there is no such file."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size
 
 
 def marks_of(paths: Iterable[str]) -> Marks:
@@ -73,9 +65,7 @@ def _expand_directories_to_files(paths: Iterable[str]) -> dict[str, None]:
 
 
 def _mark(path: str) -> Mark:
-    stamp = stamp_of(path)  # before the content, so that a change in between is found
-    if stamp is not None and time.time_ns() - max(stamp[1:3]) < _TICK_NS:
-        stamp = None
+    stamp = lasting_stamp_of(path)  # before the content, so that a change in between is found
     try:
         content = read_regular_truncated(path)
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from poolctl.config.values.plain import LOCAL
@@ -30,6 +31,12 @@ PLATFORM_VARIABLE = "POOLCTL_PLATFORM"
 SECTION = ("tool", "poolctl")  # of a pyproject.toml
 
 _SECTION = rb"(?m)^[ \t]*\[{1,2}[ \t]*tool[ \t]*\.[ \t]*(?:\"poolctl\"|'poolctl'|poolctl)[ \t]*[.\]]"
+
+
+# A file written twice within one tick of the kernel's clock keeps its time, so a time this recent proves nothing.
+_TICK_NS = 50_000_000
+# Inode, time of change, time of modification, size; None for a missing file.
+Stamp = tuple[int, int, int, int] | None
 
 
 class ConfigNotFound(Exception):
@@ -194,6 +201,21 @@ def kind_of(path: str) -> str:
     return kind
 
 
+def stamp_of(path: str) -> Stamp:
+    """Inode, change time, modification time and size of a file, following links; None if there is no such file."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size
+
+
+def lasting_stamp_of(path: str) -> Stamp:
+    """The stamp of a file; None also if the file is so new that its next change may not change the stamp."""
+    stamp = stamp_of(path)
+    return None if stamp is None or time.time_ns() - max(stamp[1:3]) < _TICK_NS else stamp
+
+
 def files_of(path: str) -> list[str]:
     """The path itself, or for a directory its configuration files in the order of their names. Raises Problem.
 
@@ -218,10 +240,23 @@ def files_of(path: str) -> list[str]:
 
 # How similar an unknown table's name must be to one of ours, to be reported and not taken for another program's.
 _MISSPELT = 0.8
+# By path: the stamp of a file, and whether it seemed to be of a pool.
+_seen_files: dict[str, tuple[Stamp, bool]] = {}
 
 
 def _seems_to_be_of_a_pool(path: str) -> bool:
-    """Whether a file has a table of a pool, or one that is misspelt. True for an unreadable file, which is reported."""
+    """Whether a file has a table of a pool, or one that is misspelt. True for an unreadable file, which is reported.
+
+    An unchanged file is not parsed again: the supervisor asks at each `list`, and the lock file of a package manager is
+    large.
+    """
+    stamp = lasting_stamp_of(path)
+    if stamp is None or path not in _seen_files or _seen_files[path][0] != stamp:
+        _seen_files[path] = stamp, _has_table_of_a_pool(path)
+    return _seen_files[path][1]
+
+
+def _has_table_of_a_pool(path: str) -> bool:
     from poolctl.config.files.parsers import parse
     from poolctl.config.model.pool_tables import file_tables
     from poolctl.config.values.problems import similar

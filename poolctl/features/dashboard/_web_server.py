@@ -18,7 +18,7 @@ import h11
 import uvicorn
 from starlette.types import ASGIApp
 
-from poolctl.config.files.marks import Stamp, stamp_of
+from poolctl.config.files.read_file import Stamp, stamp_of
 from poolctl.json_form import Table
 from poolctl.keeper import wire
 from poolctl.logs.internal_log import InternalLog

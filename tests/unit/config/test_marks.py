@@ -6,7 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from poolctl.config.files.marks import changed_files, marks_of, stamp_of
+from poolctl.config.files.marks import changed_files, marks_of
+from poolctl.config.files.read_file import stamp_of
 from tests.deadline import wait_until
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
+from poolctl.config.files import parsers
 from poolctl.config.files.read_file import (
     LARGEST_BYTES,
     ConfigNotFound,
@@ -28,6 +30,7 @@ from poolctl.config.files.read_file import (
     has_poolctl_section,
     import_command_hint,
     kind_of,
+    lasting_stamp_of,
     missing_file,
     platform_of,
     read_env_file,
@@ -40,6 +43,7 @@ from poolctl.config.model.section import EnvFile
 from poolctl.errors import PoolValidateError, ServerError
 from poolctl.platform import user_name
 from tests.config_files import SERVER, told
+from tests.deadline import wait_until
 from tests.growth import grows_too_fast, repeated
 
 
@@ -234,6 +238,26 @@ def test_directory_with_a_pool_file_has_no_files_of_other_programs(
         (tmp_path / name).write_text(text)
     assert [os.path.basename(file) for file in files_of(str(tmp_path))] == files
     assert find_config([str(tmp_path)]) == [str(tmp_path)], "files that are added later count too"
+
+
+def test_file_beside_a_pool_file_is_parsed_again_only_if_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+
+    def parse(text: str, kind: str) -> object:
+        parsed.append(text)
+        return json.loads(text)
+
+    monkeypatch.setattr(parsers, "parse", parse)
+    (tmp_path / "pool.toml").write_text("")
+    beside = tmp_path / "package.json"
+    for text, files in (("{}", ["pool.toml"]), ('{"server": []}', ["package.json", "pool.toml"])):
+        beside.write_text(text)
+        wait_until(lambda: lasting_stamp_of(str(beside)) is not None)
+        for _ in range(3):
+            assert [os.path.basename(file) for file in files_of(str(tmp_path))] == files
+    assert parsed == ["{}", '{"server": []}']
 
 
 def test_directory_of_files_is_its_own(tmp_path: Path) -> None:
