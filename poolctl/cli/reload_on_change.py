@@ -80,7 +80,7 @@ class PoolWatcher:
             yield from self._apply_configuration()
         yield from self._restart({})
         while True:
-            watch = self._watch_of(self._sources.poll_seconds)
+            watch = self._current_watch()
             watch.wait(None)
             paths = self._wait_until_quiet(watch)
             if over() or not os.path.exists(self._pool.socket):
@@ -135,7 +135,7 @@ class PoolWatcher:
         shown = self._ask_catching_errors(ShowResult, "show", {})
         if shown.items or not shown.errors:  # else the supervisor has not answered
             self._sources = WatchSet(self._files, shown.items, self._sources)
-        watch = self._watch_of(self._sources.poll_seconds)
+        watch = self._current_watch()
         new: list[str] = []
         try:
             for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
@@ -151,21 +151,14 @@ class PoolWatcher:
         self._missed |= self._sources.newer_than_workers(new, self._since)
         return shown
 
-    def _watch_of(self, poll_seconds: float | None) -> DirectoryWatch | PolledDirectories:
-        """The watch with this interval of polling; None stands for inotify. Raises Failure if there is no inotify."""
-        if self._watch is not None and poll_seconds == self._poll_seconds:
-            return self._watch
-        if self._watch is not None:
-            self._watch.close()
-        self._poll_seconds = poll_seconds
-        if poll_seconds is not None:
-            self._watch = PolledDirectories(poll_seconds)
-            return self._watch
-        try:
-            self._watch = DirectoryWatch()
-        except (OSError, AttributeError) as error:
-            hint = f"watching needs inotify(7), a feature of Linux, or {_POLL}"
-            raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
+    def _current_watch(self) -> DirectoryWatch | PolledDirectories:
+        """The watch that the servers ask for. Raises Failure if they ask for inotify, and there is none."""
+        poll_seconds = self._sources.poll_seconds
+        if self._watch is None or poll_seconds != self._poll_seconds:
+            if self._watch is not None:
+                self._watch.close()
+            self._watch = _inotify_watch() if poll_seconds is None else PolledDirectories(poll_seconds)
+            self._poll_seconds = poll_seconds
         return self._watch
 
     def _ask_catching_errors(
@@ -184,12 +177,18 @@ class PoolWatcher:
             return kind(errors=(error(code, failure.message, failure.hint),), exit_code=code)
 
 
-def _add_if_new(
-    watch: DirectoryWatch | PolledDirectories, directory: str, changes: int | None = None
-) -> bool:
+def _inotify_watch() -> DirectoryWatch:
+    try:
+        return DirectoryWatch()
+    except (OSError, AttributeError) as error:
+        hint = f"watching needs inotify(7), a feature of Linux, or {_POLL}"
+        raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
+
+
+def _add_if_new(watch: DirectoryWatch | PolledDirectories, directory: str, *changes: int) -> bool:
     """Watch the directory if it exists; returns whether it is newly watched. Raises OSError if there are too many."""
     try:
-        return watch.add_if_new(directory) if changes is None else watch.add_if_new(directory, changes)
+        return watch.add_if_new(directory, *changes)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             error.filename = directory
