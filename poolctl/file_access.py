@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import stat
@@ -19,7 +20,7 @@ Obstacle = tuple[str, str]
 
 _NOT_THERE, _INSTALL = "is not there", "install it, or write its full path"
 _FIRST_LINE_BYTES = 255  # Linux reads no more of a script (BINPRM_BUF_SIZE)
-_MOST_SCRIPTS = 4  # that are the interpreters of one another, as in execve(2)
+_MOST_SCRIPTS = 4  # scripts whose interpreter is a script, as in execve(2)
 _HEAD_BYTES = 4096
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # They ignore the carriage return behind their options.
@@ -113,7 +114,8 @@ def _file_obstacle(path: str, search_path: str, cwd: str, scripts_left: int) -> 
         fix = rf"sed -i '1s/^\xef\xbb\xbf//' {shlex.quote(path)}"
         return "has a byte order mark before its #!", fix
     if head and b"\0" not in head:
-        fix = f"begin it with a line such as #!/bin/sh, or write the interpreter: {_words('sh', path)}"
+        words = json.dumps(["sh", path], ensure_ascii=False)
+        fix = f"begin it with a line such as #!/bin/sh, or write the interpreter: {words}"
         return "is a script without a #! line, which names its interpreter", fix
     return None
 
@@ -209,10 +211,6 @@ def _loader(head: bytes) -> str:
     return ""
 
 
-def _words(*words: str) -> str:
-    return "[" + ", ".join(f'"{word}"' for word in words) + "]"
-
-
 def _closed_directory(path: str) -> Obstacle | None:
     """The first directory on the way to `path` that this process may not enter, as an obstacle; None without one."""
     directory = ""
@@ -226,9 +224,9 @@ def _closed_directory(path: str) -> Obstacle | None:
 
 
 def _permission_fix(path: str, letters: str) -> str:
-    """The command that gives this process the rights to read (`r`), and to execute or enter (`x`), what is at `path`.
+    """The command that lets this process read (`r`), execute or enter (`x`) the file or directory at `path`.
 
-    A script has to be read, too, by its interpreter.
+    A script is also read, by its interpreter.
     """
     file, wanted = shlex.quote(path), sum({"r": stat.S_IRGRP, "x": stat.S_IXGRP}[each] for each in letters)
     try:
@@ -249,5 +247,5 @@ def _this_user() -> str:
 
 
 def _as_owner(status: os.stat_result) -> str:
-    """What precedes a command that this process may not run, but the owner of the file may."""
+    """The prefix of a command that the file's owner or root has to run: who that is; "" if this process may run it."""
     return "" if os.geteuid() in (0, status.st_uid) else f"as {user_name(status.st_uid)}: "
