@@ -42,7 +42,7 @@ def install_command(python: str, *distributions: str, upgrade: bool = False) -> 
     import shlex  # not needed by processes that only name the libraries
 
     environment = os.path.dirname(os.path.dirname(os.path.abspath(python)))
-    if os.path.exists(os.path.join(environment, "pipx_metadata.json")):
+    if _is_of_pipx(environment):
         name = os.path.basename(environment)
         command = ["pipx", "runpip", name, "install"] if upgrade else ["pipx", "inject", name]
     elif _has_uv_alone(environment):
@@ -66,10 +66,14 @@ def install_module_command(python: str, module: str) -> str:
 def reinstall_command() -> str:
     """The command that installs poolctl itself again, from where it came; "" if that is not known."""
     environment = os.path.dirname(os.path.dirname(sys.executable))
-    if os.path.exists(os.path.join(environment, "pipx_metadata.json")):
+    if _is_of_pipx(environment):
         return f"pipx reinstall {os.path.basename(environment)}"
     source = ["poolctl"] if IS_PUBLISHED else _source()
     return install_command(sys.executable, "--force-reinstall", *source) if source else ""
+
+
+def _is_of_pipx(environment: str) -> bool:
+    return os.path.exists(os.path.join(environment, "pipx_metadata.json"))
 
 
 def _has_uv_alone(environment: str) -> bool:
