@@ -15,7 +15,7 @@ from time import monotonic, sleep
 
 from poolctl import __version__, exit_codes
 from poolctl.control import pool_paths
-from poolctl.control.protocol import OLDEST_PROTOCOL, PROTOCOL
+from poolctl.control.protocol import PROTOCOL
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
 from poolctl.http.messages import BadMessage, ResponseReader, request_head
 
@@ -234,11 +234,12 @@ class Client:
         from poolctl.control.answers import Result, UpgradeResult
 
         before = self.ping()
-        if before.protocol < OLDEST_PROTOCOL:
+        if before.protocol < PROTOCOL:  # a newer pool refuses by itself
+            which = "an earlier build of " if before.version == __version__ else ""
             raise ControlError(
-                f"poolctl {before.version}, which the pool runs, is too old for {__version__} to take over from",
+                f"the pool runs {which}poolctl {before.version}, which is too old for {__version__} to take over",
                 exit_code=exit_codes.CONFLICT,
-                hint="poolctl stop and poolctl start, and the servers pause; or upgrade by a version between",
+                hint=stop_and_start(before.files),
             )
         options = {**upgrade_options(), "force": force}
         result = self.ask(UpgradeResult, "upgrade", {"options": options})
@@ -382,6 +383,14 @@ def upgrade_options() -> Table:
         "keeper": bootstrap.command(sys.executable, "keeper", isolated=True),
         "supervisor": bootstrap.command(sys.executable, "supervisor"),
     }
+
+
+def stop_and_start(files: Sequence[str]) -> str:
+    """Return the commands that move a pool of these files to this version of poolctl where `upgrade` cannot."""
+    import shlex
+
+    options = shlex.join(word for file in files for word in ("-c", file))
+    return f"poolctl stop {options} && poolctl start {options} (the servers pause)"
 
 
 def _request(body: Mapping[str, object]) -> tuple[bytes, list[tuple[str, str]]]:

@@ -1,4 +1,4 @@
-"""Constants of the control protocol: its versions, the verbs that change servers, and options to test an upgrade.
+"""Constants of the control protocol: its version, the verbs that change servers, and options to test an upgrade.
 
 Separate from the module `answers`, because few commands need that module, and its import takes long.
 """
@@ -6,9 +6,9 @@ Separate from the module `answers`, because few commands need that module, and i
 from __future__ import annotations
 
 SCHEMA = 1
-# The version of the messages between two versions of poolctl, as docs/architecture.md lists it. A change that the
-# oldest version does not understand needs another number; that document names the commit of version 1.
-PROTOCOL, OLDEST_PROTOCOL = 3, 1
+# The version of all that two versions of poolctl exchange, as docs/architecture.md lists it. A pool with another number
+# is not taken over: a change that the version before does not understand raises it.
+PROTOCOL = 4
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
 TRY = "--try"  # lets another version take over a small pool
 TRIED = "POOLCTL_TRIED"  # an environment variable: the running version makes the trial

@@ -16,7 +16,9 @@ from poolctl.cli.reload_plan import drift_line
 from poolctl.cli.render import relative_to_cwd
 from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import ServerConfig, interpreter, start_options
+from poolctl.control.client import stop_and_start
 from poolctl.control.gateway_answers import GatewayStatus
+from poolctl.control.protocol import PROTOCOL
 from poolctl.feature import features
 from poolctl.installation import install_command
 from poolctl.json_form import Table, from_json
@@ -166,16 +168,18 @@ def supervisor_version_match(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the versions of this poolctl and the running supervisor match."""
     python = ".".join(map(str, sys.version_info[:3]))
     about = context.about
-    running = about.version if about is not None else ""
-    if running and running != __version__:
-        said = f"{__version__} is installed, the supervisor runs {running}"
-        yield warning("poolctl", said, "poolctl upgrade: the servers keep serving")
+    fix = "poolctl upgrade: the servers keep serving"
+    if about is not None and about.protocol < PROTOCOL:
+        fix = stop_and_start(about.files)
+    if about is not None and about.version != __version__:
+        said = f"{__version__} is installed, the supervisor runs {about.version}"
+        yield warning("poolctl", said, fix)
     elif about is not None and about.build not in ("", installed_build()):
         said = f"another build of {__version__} is installed than the supervisor runs"
-        yield warning("poolctl", said, "poolctl upgrade: the servers keep serving")
+        yield warning("poolctl", said, fix)
     elif about is not None and about.python != python:
         said = f"the supervisor runs on Python {about.python}, poolctl on {python}"
-        yield warning("poolctl", said, "poolctl stop and poolctl start switch it")
+        yield warning("poolctl", said, stop_and_start(about.files))
     else:
         yield ok("poolctl", f"{__version__} on Python {python} ({sys.executable})")
 

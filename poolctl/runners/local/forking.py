@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import os
-import pickle
 import resource
 import socket
 import sys
@@ -148,9 +147,6 @@ def _encoded(given: Mapping[str, LoadedCertificate]) -> bytes:
 
 def _decoded(content: bytes) -> dict[str, LoadedCertificate]:
     """The certificates, by server name, in an earlier supervisor's record. An unknown format raises an exception."""
-    if not content.startswith(b"{"):
-        # Written by a supervisor from before the record had a version.
-        return {name: LoadedCertificate(*each) for name, each in pickle.loads(content).items()}
     record = json.loads(content)
     if record["version"] != _VERSION:
         raise ValueError(f"version {record['version']} of the record is not known")

@@ -5,29 +5,23 @@ The desired state is also written to a file, in case the keeper is killed at the
 The configuration is JSON with a version number. A table is stored as in a configuration file, with only those keys that
 the user has set: a poolctl version with other keys or defaults can read the table like a file. Values that files cannot
 set, such as a server's parsed address, are stored as well.
-
-Supervisors of protocols 1 and 2 stored the configuration as a pickle, which this module still reads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 import os
-import pickle
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from pkgutil import resolve_name
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from poolctl.address import Address
 from poolctl.clock import Clock
 from poolctl.config import Finding, Marks, Section, ServerConfig, Surroundings, Tables
 from poolctl.config.files.marks import Mark
-from poolctl.config.model.pool_tables import model_of_table, table_names
+from poolctl.config.model.pool_tables import model_of_table
 from poolctl.config.model.section import sections_of, validated
 from poolctl.config.values.plain import FrozenDict, Interpolated
 from poolctl.config.values.problems import KeyPath, Tree
@@ -265,9 +259,7 @@ def encoded(configuration: StoredConfiguration) -> bytes:
 def decoded(content: bytes, *, validate: bool = False) -> StoredConfiguration:
     """Decode the configuration; `validate` also checks every value, which needs pydantic. Raises NotUnderstood."""
     try:
-        # Values pickled by an older supervisor are converted to the JSON that is stored today.
-        document = json.loads(content if content.startswith(b"{") else encoded(unpickled(content)))
-        return _configuration(document, _TableDecoder(validate))
+        return _configuration(json.loads(content), _TableDecoder(validate))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise NotUnderstood(f"it cannot be read: {error!r}") from error
 
@@ -379,57 +371,3 @@ def _decode_defaults(tree: Tree, from_environment: Collection[KeyPath], path: Ke
             _decode_defaults(value, from_environment, (*path, index)) for index, value in enumerate(tree)
         )
     return Interpolated(tree) if path in from_environment else tree
-
-
-def unpickled(content: bytes) -> StoredConfiguration:
-    """Decode a pickled configuration, possibly of another version. Raises NotUnderstood."""
-    try:
-        found: Any = _RenamingUnpickler(io.BytesIO(content)).load()
-    except Exception as error:
-        raise NotUnderstood(f"it cannot be read: {error!r}") from error
-    if isinstance(found, tuple):
-        _, found = found  # the version that wrote it
-    if isinstance(found, bytes):
-        return unpickled(found)
-    if not isinstance(found, StoredConfiguration):
-        raise NotUnderstood(f"it is a {type(found).__name__}")
-    return found
-
-
-# New names of renamed classes, by their names in a pickled configuration.
-_RENAMED = {"Patience": "RecoveryBackoff"}
-
-
-class _RenamingUnpickler(pickle.Unpickler):
-    # For a successor of another version, the pickle has the keys that were set, with the class of each table. A class
-    # that has moved to another module since then is found by its name.
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == (resolve_name.__module__, resolve_name.__name__):
-            return lambda path: self.find_class(*path.split(":"))
-        if name == "_made":
-            return _made
-        try:
-            return super().find_class(module, name)
-        except (AttributeError, ModuleNotFoundError):
-            name = _RENAMED.get(name, name)
-            if name not in _classes():
-                raise
-            return _classes()[name]
-
-
-def _made(kind: Any, types: object, values: dict[str, Any]) -> object:
-    return kind.from_values(values, set(values)) if issubclass(kind, Section) else kind(**values)
-
-
-@cache
-def _classes() -> Mapping[str, type]:
-    tables: list[type[Section] | None] = [ServerConfig, *map(model_of_table, table_names())]
-    sections = (each for table in tables if table is not None for each in _with_sections(table))
-    plain = (Address, FrozenDict, Interpolated, Mark, StoredConfiguration, Surroundings, Tables)
-    return {each.__name__: each for each in (*plain, *sections)}
-
-
-def _with_sections(kind: type[Section]) -> Iterator[type[Section]]:
-    yield kind
-    for each in sections_of(kind).values():
-        yield from _with_sections(each)

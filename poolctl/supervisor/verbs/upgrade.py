@@ -9,12 +9,14 @@ import os
 import re
 import sys
 from asyncio.subprocess import PIPE
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poolctl import __version__, bootstrap
 from poolctl.config import changed_files
 from poolctl.control.answers import ErrorEntry, Result, UpgradeResult, failure
-from poolctl.control.protocol import CHECK, OLDEST_PROTOCOL, PROTOCOL, TRIED, TRY
+from poolctl.control.client import stop_and_start
+from poolctl.control.protocol import CHECK, PROTOCOL, TRIED, TRY
 from poolctl.core.configuration_diff import Kind
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
@@ -28,7 +30,6 @@ from .verb import Call, VerbContext, items
 # The trials have time limits of their own; this one is for a trial that hangs before they apply.
 _KILLED_SECONDS = 2.0
 _TRIAL_SECONDS = 90.0
-_STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +57,11 @@ class Upgrade:
     async def upgrade(self, call: Call) -> Result:
         """Hand over to the version that the options of `call` describe, or refuse with the reason."""
         version, python = str(call.options.get("version")), str(call.options.get("python"))
-        if older := refusal_of_older(version, call.options.get("protocol")):
+        if older := refusal_of_older(version, call.options["protocol"], self._files):
             return older
         if python.split(".")[:2] != sys.version.split()[0].split(".")[:2]:
             message = f"the pool runs on Python {sys.version.split()[0]}, poolctl {version} on {python}"
-            return _refused(message, "poolctl stop and poolctl start move it, and its servers pause")
+            return _refused(message, stop_and_start(self._files))
         if not call.options.get("tried"):
             if not call.options.get("force") and await self._build.is_running(
                 call.options.get("build") or ""
@@ -126,23 +127,22 @@ class Upgrade:
         """
         configuration = self._configuration
         if changed := await asyncio.to_thread(changed_files, configuration.marks or {}, self._files):
-            hint = f"undo the change and repeat poolctl upgrade, or {_STOP_AND_START}"
+            hint = f"undo the change and repeat poolctl upgrade, or {stop_and_start(self._files)}"
             return _refused(f"{why}, and {', '.join(changed)} changed since the pool read its files", hint)
         if configuration.missing or any(each.added for each in self._core.entries.values()):
-            return _refused(f"{why}, and servers were added or removed live", _STOP_AND_START)
+            return _refused(f"{why}, and servers were added or removed live", stop_and_start(self._files))
         return None
 
 
-def refusal_of_older(version: str, protocol: object) -> Result | None:
+def refusal_of_older(version: str, protocol: int, files: Sequence[str]) -> Result | None:
     """An error if the next version or its protocol is older, as it may not understand the saved state; else None."""
-    spoken = protocol if isinstance(protocol, int) else OLDEST_PROTOCOL
-    if spoken >= PROTOCOL and _release(version) >= _release(__version__):
+    if protocol >= PROTOCOL and _release(version) >= _release(__version__):
         return None
     which = "this build of " if version == __version__ else ""
     message = (
         f"the pool runs poolctl {__version__}, and {which}poolctl {version} is older: it cannot take over"
     )
-    return _refused(message, f"install {__version__} or a newer one; or {_STOP_AND_START}")
+    return _refused(message, f"install {__version__} or a newer one; or {stop_and_start(files)}")
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -21,6 +21,8 @@ from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import load
 from poolctl.control.answers import ErrorEntry, PingResult
+from poolctl.control.client import stop_and_start
+from poolctl.control.protocol import PROTOCOL
 from poolctl.feature import FEATURES, Feature
 from poolctl.features.doctor import _check_pool
 from poolctl.features.doctor._check import CheckContext, CheckResult
@@ -188,8 +190,8 @@ def running(**changes: Any) -> CheckContext:
     context = CheckContext(None, {})
     python = ".".join(map(str, sys.version_info[:3]))
     members: dict[str, Any] = {
-        "name": "shop", "files": (), "version": poolctl.__version__, "protocol": 1, "python": python,
-        "supervisor_pid": 7, "keeper_pid": 8, "build": installed_build(), **changes,
+        "name": "shop", "files": ("/srv/pool.toml",), "version": poolctl.__version__, "protocol": PROTOCOL,
+        "python": python, "supervisor_pid": 7, "keeper_pid": 8, "build": installed_build(), **changes,
     }  # fmt: skip
     context.about = PingResult(**members)
     return context
@@ -361,7 +363,9 @@ UPGRADE = "poolctl upgrade: the servers keep serving"
         ({"build": "x", "python": "3.1"}, "warning",
          f"another build of {VERSION} is installed than the supervisor runs", UPGRADE),
         ({"python": "3.1"}, "warning", f"the supervisor runs on Python 3.1, poolctl on {PYTHON}",
-         "poolctl stop and poolctl start switch it"),
+         stop_and_start(["/srv/pool.toml"])),
+        ({"build": "x", "protocol": PROTOCOL - 1}, "warning",
+         f"another build of {VERSION} is installed than the supervisor runs", stop_and_start(["/srv/pool.toml"])),
     ],
 )  # fmt: skip
 def test_supervisor_of_another_version_or_build_or_python_is_a_warning(

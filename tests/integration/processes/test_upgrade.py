@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -335,20 +336,26 @@ def name_of(pid: int) -> str:
     return ""
 
 
-def test_pool_of_a_version_that_is_too_old_is_left_alone(pool: RealPool, newer: Path) -> None:
+def test_pool_of_another_protocol_is_left_alone_until_the_commands_of_the_hint_move_it(
+    pool: RealPool, newer: Path
+) -> None:
     protocol = newer / "poolctl/control/protocol.py"
-    text, next_one = protocol.read_text(), PROTOCOL + 1
-    protocol.write_text(re.sub(r"(PROTOCOL, OLDEST_PROTOCOL) = .*", rf"\1 = {next_one}, {next_one}", text))
+    protocol.write_text(f"{protocol.read_text()}\nPROTOCOL = {PROTOCOL + 1}\n")
     pool.write_hello("users")
     pool.ok("start")
     supervisor = pool.info()["supervisor_pid"]
     done = by(newer, pool, "upgrade")
     assert done.code == 8, done
-    assert (
-        f"poolctl {poolctl.__version__}, which the pool runs, is too old for {NEW} to take over from"
-        in done.stderr
-    )
+    message = f"the pool runs poolctl {poolctl.__version__}, which is too old for {NEW} to take over"
+    assert message in done.stderr
     assert pool.info()["supervisor_pid"] == supervisor
+    (hint,) = re.findall(r"hint: (.*) \(the servers pause\)", done.stderr)
+    assert hint in by(newer, pool, "doctor").stdout
+    for command in hint.split(" && "):
+        done = by(newer, pool, *shlex.split(command)[1:])
+        assert done.code == 0, done
+    assert version(pool) == NEW
+    assert pool.items()["users"]["ready"]
 
 
 def test_there_must_be_a_pool(pool: RealPool) -> None:

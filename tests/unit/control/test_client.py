@@ -435,15 +435,21 @@ def test_refused_ping_says_why(path: Path) -> None:
     assert caught.value.exit_code == NOT_PERMITTED
 
 
-def test_pool_of_too_old_a_version_is_not_upgraded(path: Path) -> None:
-    with (
-        stand_in(path, always(version="0.0.1", protocol=0)) as requests,
-        pytest.raises(ControlError) as caught,
-    ):
+@pytest.mark.parametrize(
+    ("version", "which"),
+    [("0.0.1", "poolctl 0.0.1"), (__version__, f"an earlier build of poolctl {__version__}")],
+)
+def test_pool_of_too_old_a_version_is_not_upgraded(path: Path, version: str, which: str) -> None:
+    about = {"version": version, "protocol": PROTOCOL - 1, "files": ["/srv/my pool.toml", "/srv/dev.toml"]}
+    with stand_in(path, always(**about)) as requests, pytest.raises(ControlError) as caught:
         Client(str(path)).upgrade(force=False)
     assert [verb for verb, _ in requests] == ["ping"]
-    assert "poolctl 0.0.1, which the pool runs, is too old for" in caught.value.message
-    assert (caught.value.exit_code, "poolctl stop and poolctl start" in caught.value.hint) == (8, True)
+    assert caught.value.message == (f"the pool runs {which}, which is too old for {__version__} to take over")
+    assert caught.value.exit_code == 8
+    assert caught.value.hint == (
+        "poolctl stop -c '/srv/my pool.toml' -c /srv/dev.toml && "
+        "poolctl start -c '/srv/my pool.toml' -c /srv/dev.toml (the servers pause)"
+    )
 
 
 UPGRADES: list[tuple[dict[str, Any], dict[str, Any], str]] = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pickle
 import resource
 import socket
 import ssl
@@ -150,11 +149,6 @@ def test_record_for_a_successor_is_json_with_a_version(tmp_path: Any) -> None:
     record = asyncio.run(scenario())
     assert json.loads(record)["version"] == 1
     assert recalled(record) == {"web": LoadedCertificate((cert, key, None, None), CONTENTS, None)}
-
-
-def test_record_of_a_supervisor_without_versions_is_read() -> None:
-    record = pickle.dumps({"web": (FILES, CONTENTS, NEVER), "gone": (FILES, CONTENTS, None)})
-    assert recalled(record) == {"web": LoadedCertificate(FILES, CONTENTS, NEVER)}
 
 
 def test_record_of_a_later_version_leaves_the_files_to_be_read(caplog: pytest.LogCaptureFixture) -> None:

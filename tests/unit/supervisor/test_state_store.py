@@ -25,7 +25,6 @@ from poolctl.keeper.keeper import Keeper, Store
 from poolctl.platform import memory_file
 from poolctl.runners.process_link import Link
 from poolctl.supervisor.statistics import Totals
-from poolctl.supervisor.takeover import state_store
 from poolctl.supervisor.takeover.state_store import (
     LATEST_SECONDS,
     SOON_SECONDS,
@@ -435,7 +434,7 @@ def test_values_are_checked_only_if_another_version_may_have_written_them() -> N
 
 
 def test_anything_else_is_not_understood() -> None:
-    for content in (b"", b"{", b"[]", b"\x80\x05\x95", pickle.dumps([]), pickle.dumps(("0.0.1", None))):
+    for content in (b"", b"{", b"[]", b"\x80\x05\x95", pickle.dumps([])):
         with pytest.raises(NotUnderstood):
             decoded(content)
 
@@ -515,47 +514,12 @@ def test_value_that_has_no_form_in_json_is_an_error() -> None:
         encoded(StoredConfiguration("shop", [], environments=environments))
 
 
-class Made:
-    """Pickled as an older supervisor pickled a table: its class, the classes of its values, and the values."""
-
-    def __init__(self, kind: type, **values: Any) -> None:
-        self.kind, self.values = kind, values
-
-    def __reduce__(self) -> Any:
-        return state_store._made, (self.kind, {}, self.values)
-
-
-def test_pickled_configuration_of_an_older_supervisor_is_understood() -> None:
-    server = ServerConfig(name="a", bind=":1", app="a:b")
-    stored = StoredConfiguration("shop", [server], missing=["x"])
-    given, _ = server.__getstate__()
-    made: Any = Made(StoredConfiguration, name="shop", servers=[Made(ServerConfig, **given)], missing=["x"])
-    for content in (stored, ("0.1", stored), ("0.1", pickle.dumps(stored)), made):
-        found = state_store.unpickled(pickle.dumps(content))
-        assert (found.name, found.servers, found.missing) == ("shop", [server], ["x"])
-        assert decoded(pickle.dumps(content)).servers == [server]
-    with pytest.raises(NotUnderstood, match="it is a dict"):
-        state_store.unpickled(pickle.dumps({}))
-    with pytest.raises(NotUnderstood, match="it cannot be read: "):
-        state_store.unpickled(b"no pickle")
-
-
-@pytest.mark.skipif(not set(FEATURES) >= RECORDED_FEATURES, reason="they have tables in the recordings")
-@pytest.mark.parametrize(
-    ("recording", "file"),
-    [
-        ("protocol-1.pickle", "protocol-1.toml"),
-        ("protocol-2.pickle", "protocol-2.toml"),
-        ("protocol-2-same-version.pickle", "protocol-2.toml"),  # of a killed supervisor
-        ("configuration-1.json", "protocol-2.toml"),
-    ],
-)
-def test_configuration_in_force_of_an_earlier_version_is_understood_as_its_file_is_now(
-    recording: str, file: str
-) -> None:
-    config = load(RECORDED_FILE, {"PRELOAD": "true"}, {RECORDED_FILE: (RECORDINGS / file).read_text()})
+@pytest.mark.skipif(not set(FEATURES) >= RECORDED_FEATURES, reason="they have tables in the recording")
+def test_recorded_configuration_in_force_is_understood_as_its_file_is_now() -> None:
+    text = (RECORDINGS / "configuration-1.toml").read_text()
+    config = load(RECORDED_FILE, {"PRELOAD": "true"}, {RECORDED_FILE: text})
     assert config.problems == []
-    recorded = decoded((RECORDINGS / recording).read_bytes(), validate=True)
+    recorded = decoded((RECORDINGS / "configuration-1.json").read_bytes(), validate=True)
     for stored in (recorded, decoded(encoded(recorded))):
         for before, after in zip(config, stored.servers, strict=True):
             assert vars(after) == vars(before) | {"origins": None}
@@ -568,15 +532,4 @@ def test_configuration_in_force_of_an_earlier_version_is_understood_as_its_file_
         assert (stored.missing, stored.environment) == (["gone"], {"HOME": "/srv"})
         assert stored.environments == {"api": {"DEBUG": "1"}}
         assert stored.surroundings.base_dir == "/srv/shop"
-    assert recorded.marks == (
-        None if file == "protocol-1.toml" else {RECORDED_FILE: Mark((1, 2, 3, 4), "ab")}
-    )
-
-
-@pytest.mark.skipif(not set(FEATURES) >= RECORDED_FEATURES, reason="they have tables in the recordings")
-@pytest.mark.parametrize("recording", ["protocol-1", "protocol-2", "protocol-2-same-version"])
-def test_pickled_classes_are_found_although_their_modules_have_moved(recording: str) -> None:
-    content = (RECORDINGS / f"{recording}.pickle").read_bytes()
-    moved = content.replace(b"poolctl.config.", b"poolctl.gnocif.").replace(b".takeover.", b".revoekat.")
-    assert moved != content
-    assert decoded(moved) == decoded(content)
+    assert recorded.marks == {RECORDED_FILE: Mark((1, 2, 3, 4), "ab")}

@@ -13,6 +13,7 @@ import pytest
 
 import poolctl
 from poolctl.control.answers import ErrorEntry, Result
+from poolctl.control.client import stop_and_start
 from poolctl.control.control_server import Request
 from poolctl.control.protocol import PROTOCOL
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
@@ -33,21 +34,22 @@ AFTER = f"{poolctl.__version__}.1"
         (AFTER, PROTOCOL, False),
         (AFTER, PROTOCOL + 1, False),
         ("1000.0rc1", PROTOCOL, False),
-        (poolctl.__version__, None, True),  # protocol 1 did not name its number
         (poolctl.__version__, PROTOCOL - 1, True),
         ("0.0.9", PROTOCOL, True),
         ("", PROTOCOL, True),
     ],
 )
-def test_an_older_version_is_refused_in_words(version: str, protocol: int | None, is_older: bool) -> None:
-    refusal = refusal_of_older(version, protocol)
+def test_an_older_version_is_refused_in_words(version: str, protocol: int, is_older: bool) -> None:
+    refusal = refusal_of_older(version, protocol, ["/srv/pool.toml"])
     assert (refusal is not None) == is_older
     if refusal is not None:
         (error,) = refusal.errors
         assert refusal.exit_code == CONFLICT
         assert f"the pool runs poolctl {poolctl.__version__}, and " in error.message
         assert "is older: it cannot take over" in error.message
-        assert "poolctl stop and poolctl start" in error.hint
+        assert error.hint == (
+            f"install {poolctl.__version__} or a newer one; or {stop_and_start(['/srv/pool.toml'])}"
+        )
 
 
 def test_command_that_cannot_import_names_upgrade_once_another_build_is_installed(
@@ -165,7 +167,7 @@ def test_another_python_is_refused() -> None:
         assert (answer["exit_code"], error["message"]) == (
             CONFLICT, f"the pool runs on Python {sys.version.split()[0]}, poolctl {AFTER} on 3.1.4",
         )  # fmt: skip
-        assert error["hint"] == "poolctl stop and poolctl start move it, and its servers pause"
+        assert error["hint"] == stop_and_start(desk.files.files)
         assert desk.handed == []
         major, minor = sys.version_info[:2]
         await desk.upgrade(python=f"{major}.{minor}.99", tried=True)
