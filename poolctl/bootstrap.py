@@ -15,8 +15,6 @@ import sys
 # The oldest supported versions for workers.
 OLDEST_PYTHON = (3, 11)
 OLDEST_UVICORN = (0, 53)
-# Parts that supervisors of earlier versions start by another name.
-_FORMER_PARTS = {"gateway.haproxy": "features.haproxy", "web": "features.dashboard"}
 # Ignored on purpose, as by nohup(1), and by Python itself.
 _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -38,7 +36,7 @@ def main() -> None:
     # The keeper does so once it has handlers: signals that arrived while it replaced itself are still blocked.
     if part != "keeper":
         reset_inherited_signals()
-    entry = f"poolctl.{_FORMER_PARTS.get(part, part)}.__main__"
+    entry = f"poolctl.{part}.__main__"
     # Imports create no garbage, and collections would take a tenth of the start.
     gc.disable()
     __import__(entry)

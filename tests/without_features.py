@@ -26,7 +26,7 @@ NOT_COPIED = shutil.ignore_patterns(
 )
 LIST = re.compile(r"^FEATURES = \(.*?\)$", re.MULTILINE | re.DOTALL)
 # Files with lines that name features' modules or tests: entry points, public names elsewhere, lists of tests.
-WITH_LINES = (".ci/as-user", "pyproject.toml", "poolctl/gateway/__main__.py", "poolctl/gateway/operator.py")
+WITH_LINES = (".ci/as-user", "pyproject.toml", "poolctl/gateway/operator.py")
 TESTS = ("-m", "not slow", "tests/unit", "tests/contract", "tests/features")
 
 

@@ -14,7 +14,6 @@ import gc
 import os
 import select
 import socket
-import stat
 import sys
 
 from poolctl import __version__, bootstrap
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from poolctl.config import Configuration, Marks, Reading, ServerConfig, Surroundings
     from poolctl.errors import PoolError
 
-_EARLIER_LINK_FD = 3
 # The argument that makes a supervisor read its files.
 READS = "--reads"
 _LENGTH_BYTES = 8
@@ -56,8 +54,7 @@ def main() -> None:
     import pickle
 
     name_process("poolctl-config")
-    # A supervisor of an earlier version passes the link at another descriptor.
-    link = socket.socket(fileno=0 if stat.S_ISSOCK(os.fstat(0).st_mode) else _EARLIER_LINK_FD)
+    link = socket.socket(fileno=0)
     _thread.start_new_thread(_exit_on_hangup, (link.fileno(),))
     # Neither imports nor values create cyclic garbage, and collections take a tenth of the time of the first answer.
     gc.set_threshold(_GARBAGE)

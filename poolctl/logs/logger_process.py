@@ -85,15 +85,11 @@ class OutputSpool:
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
         self.fds: list[int] = []
-        self.use(fds)
+        self.use(fds or [memory_file("poolctl-spool", b""), memory_file("poolctl-taken", b"")])
 
     def use(self, fds: Sequence[int]) -> None:
-        """Close the current files, and use these; without two of them (from an earlier version), use new ones."""
+        """Close the current files, and use these."""
         self.close()
-        if len(fds) != 2:
-            for fd in fds:
-                os.close(fd)
-            fds = [memory_file("poolctl-spool", b""), memory_file("poolctl-taken", b"")]
         self.fds = [*fds]
         self._lines: dict[str, bytes] = {}  # incomplete, by stream
         self._areas: dict[str, int] = {}
@@ -190,9 +186,9 @@ class OutputSpool:
 
     def _read_area(self, area: int) -> tuple[dict[str, Any], bytes]:
         text = os.pread(self.fds[0], _HEADER_BYTES, area * _AREA_BYTES).partition(b"\n")[0].strip(b"\0")
-        header = json.loads(text) if text else None
-        if not isinstance(header, dict):  # a note of an earlier version is a list
+        if not text:
             return {}, b""
+        header = json.loads(text)
         return header, os.pread(self.fds[0], header["size"], area * _AREA_BYTES + _HEADER_BYTES)
 
     def _clear(self, area: int) -> None:

@@ -138,8 +138,7 @@ class _Writer:
             self._add(key, json.dumps(records))
             return
         for path, offsets in records.items():
-            # Workers of an earlier version need "above": whether other paths are below this one, or may be.
-            self._add(f"{PATH}{key}\0{path}", json.dumps({"routes": offsets, "above": True}))
+            self._add(f"{PATH}{key}\0{path}", json.dumps(offsets))
         first = min(offset for offsets in records.values() for offset in offsets)
         self._add(key, json.dumps([depth_of(records), first]))
 
@@ -440,7 +439,7 @@ class RouteTable:
             offset = self._find(f"{PATH}{group.key}\0{prefix}")
             if offset is None:
                 return ()
-            offsets = self._json(offset)["routes"]
+            offsets = self._json(offset)
         routes = [self._route(each) for each in offsets]
         alone = group.alone and sum(not each.redirects_to_https for each in routes) == 1
         found = tuple(_Candidate(each, alone=alone) for each in routes)

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 
-from poolctl.app_interface import THREADS
 from poolctl.config import (
     ServerConfig,
     default_interpreter,
@@ -286,7 +285,7 @@ def stop_seconds(server: ServerConfig) -> float:
 def uvicorn_settings(server: ServerConfig) -> Table:
     """The server's `http` table as uvicorn settings."""
     http = server.http
-    # Left out where it is the default: the digests of workers of the oldest supported version have no such key.
+    # Left out where it is the default, so that the worker leaves the levels to the application.
     log_level = {} if http.log_level == "info" else {"log_level": http.log_level}
     return {
         **log_level,
@@ -305,12 +304,8 @@ def uvicorn_settings(server: ServerConfig) -> Table:
 
 
 def interface_settings(server: ServerConfig) -> Table:
-    """The server's interface and threads, without defaults.
-
-    The digests of workers of the oldest supported version have no such keys.
-    """
-    settings: Table = {} if server.interface == "auto" else {"interface": server.interface}
-    return settings if server.http.threads == THREADS else {**settings, "threads": server.http.threads}
+    """The settings of how the server's application is called."""
+    return {"interface": server.interface, "threads": server.http.threads}
 
 
 def connection_limits(server: ServerConfig) -> Table:

@@ -24,7 +24,7 @@ from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import Any
 
-from ..app_interface import THREADS, accepts, is_asgi3, is_coroutine_function, is_factory, is_wsgi, mismatch
+from ..app_interface import accepts, is_asgi3, is_coroutine_function, is_factory, is_wsgi, mismatch
 from ..json_form import from_json
 from ..routing import registry, route_health
 from ..routing.route import ExcludedRoute, Route, StreamRoute
@@ -212,11 +212,11 @@ def load_app(spec: Spec) -> Any:
 
 
 def _served_application(app: Any, path: str, spec: Spec) -> App:
-    interface = spec.get("interface", "auto")
+    interface = spec["interface"]
     if reason := mismatch(app, interface):
         raise LoadFailed(f"{path} {reason}")
     if interface == "wsgi" or (interface == "auto" and is_wsgi(app)):
-        return WsgiApp(app, spec.get("threads", THREADS))
+        return WsgiApp(app, spec["threads"])
     if (is_asgi3(app) or (interface == "asgi" and accepts(app, 3))) and not is_coroutine_function(app):
         # uvicorn would take it for an application of ASGI 2, and answer every request with 500.
         async def asgi3(scope: Scope, receive: Receive, send: Send) -> None:

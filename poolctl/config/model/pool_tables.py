@@ -84,8 +84,6 @@ class EventsTable(Table):
 
 
 MODELS: dict[str, type[Table]] = {"metrics": MetricsTable, "events": EventsTable}
-# The names of lists in the saved state of earlier versions, which `Tables` still accepts.
-_FORMER_NAMES = {"routes": "route", "streams": "stream"}
 
 
 @cache
@@ -131,9 +129,7 @@ class Tables:
     """The tables of the active configuration, by name. Immutable."""
 
     def __init__(self, **tables: Table | tuple[Table, ...] | None) -> None:
-        self._tables: dict[str, Any] = {
-            _FORMER_NAMES.get(name, name): table for name, table in tables.items() if table
-        }
+        self._tables: dict[str, Any] = {name: table for name, table in tables.items() if table}
 
     @property
     def routes(self) -> int:

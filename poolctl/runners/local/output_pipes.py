@@ -77,11 +77,10 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         reply, kept = await self._keeper.call({"op": "get", "name": fd_store.LOGGER})
         spool: list[int] = []
         try:
-            spool = await self._open_spool(for_new_logger=not kept)
+            spool = await self._open_spool()
             self._link = Link(wire.socket_from_fd(kept.pop()) if kept else await self._spawn(), self)
-            if len(spool) == 2:
-                # Also to a running logger: the keeper has started it without.
-                self._link.send({"t": "underway"}, spool)
+            # Also to a running logger: the keeper has started it without.
+            self._link.send({"t": "underway"}, spool)
         finally:
             for fd in [*kept, *spool]:
                 os.close(fd)
@@ -92,17 +91,15 @@ class OutputPipes(LinkHandler, LogReopenCapability):
             self._link.send(pipe.message, [pipe.read])
         self._ask_reopen()
 
-    async def _open_spool(self, *, for_new_logger: bool) -> list[int]:
+    async def _open_spool(self) -> list[int]:
         """The two files in which a logger keeps output that it has not stored yet, for its successor (see OutputSpool).
 
         Returns their descriptors, which the caller closes. They are taken from the keeper's store, or created and put
-        there. A running logger of an earlier version keeps its own three.
+        there.
         """
         _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
-        if len(kept) == 2 or (kept and not for_new_logger):
+        if kept:
             return kept
-        for fd in kept:
-            os.close(fd)
         fds = [memory_file("poolctl-spool", b""), memory_file("poolctl-taken", b"")]
         self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, fds)
         return fds

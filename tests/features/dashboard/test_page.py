@@ -8,8 +8,6 @@ import json
 import os
 import signal
 import ssl
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,20 +47,6 @@ def test_adopting_a_dead_dashboard_reports_its_exit() -> None:
         assert adopted.up.is_set()
 
     asyncio.run(scenario())
-
-
-@pytest.mark.slow
-def test_supervisor_of_an_earlier_version_starts_the_process_by_its_former_name() -> None:
-    look = """
-import sys
-from poolctl import bootstrap
-from poolctl.features.dashboard import __main__ as process
-process.main = lambda: print("started with", sys.argv[1:])
-sys.argv = ["bootstrap.py", "web"]
-bootstrap.main()
-"""
-    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
-    assert done.stdout == "started with []\n"
 
 
 def settings_with(tmp_path: Path, environment: dict[str, str] | None = None, **keys: Any) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,22 +137,6 @@ def test_route_that_haproxy_serves_is_proxied(stages: list[RoutePool]) -> None:
 def test_successor_is_left_the_choice(tmp_path: Path) -> None:
     tables = load_text(tmp_path, ENGINE + WEB).tables
     assert decoded(encoded(StoredConfiguration("shop", [], tables=tables)), validate=True).tables == tables
-
-
-FORMER = """
-import sys
-from poolctl import bootstrap
-from poolctl.features.haproxy import __main__
-__main__.main = lambda: print("serves")
-sys.argv = ["bootstrap.py", "gateway.haproxy"]
-bootstrap.main()
-"""
-
-
-@pytest.mark.slow
-def test_supervisor_of_an_earlier_version_starts_the_process_by_its_former_name() -> None:
-    done = subprocess.run([sys.executable, "-c", FORMER], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("serves\n", "")
 
 
 def test_haproxy_informs_no_operator() -> None:

@@ -293,11 +293,8 @@ def test_logger_stores_the_pipes_content_when_it_ends(tmp_path: Path) -> None:
     with no_descriptor_left():
         session = Session(tmp_path)
         os.write(session.add("web.0"), b"whole\nunfinished")
-        kept = [os.memfd_create("note"), *os.pipe()]  # as supervisors of earlier versions send it
-        wire.send(session.control, {"t": "underway"}, kept)
+        wire.send(session.control, {"t": "underway"}, session.spool)
         wire.send(session.control, {"t": "end"})
-        for fd in kept:
-            os.close(fd)
         OutputLogger(session.theirs).run()
         assert session.texts() == ["whole", "unfinished"]
         session.close()
@@ -690,16 +687,6 @@ def test_area_of_a_line_that_is_complete_is_used_again(interrupted: Interrupted)
         b"line", b"", b"", b"line",
     ]  # fmt: skip
     assert os.fstat(interrupted.spool.fds[0]).st_size < 5 * 65536
-
-
-def test_files_of_an_earlier_version_are_not_used() -> None:
-    with no_descriptor_left():
-        note = os.memfd_create("note")
-        os.write(note, b'["web.0", "now", 1, 123]\n')
-        spool = OutputSpool([note, *os.pipe()])
-        assert len(spool.fds) == 2
-        assert spool.unfinished_move("web.0") is None
-        spool.close()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL])

@@ -113,7 +113,8 @@ def _import_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def spec(app: str | None = None, **more: Any) -> dict[str, Any]:
-    return {"app": app, "factory": False, "handlers": None, "handler_key": "", **more}
+    usual = {"factory": False, "handlers": None, "handler_key": "", "interface": "auto", "threads": 10}
+    return {"app": app, **usual, **more}
 
 
 @pytest.mark.parametrize(
