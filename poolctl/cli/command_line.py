@@ -46,8 +46,7 @@ class Option:
     """An option with spellings such as "-n, --lines", or an argument, whose only spelling is its key.
 
     `key` is the name of its value in a request; it defaults to the first long spelling. For completion, `words` lists
-    fixed values, and `completes` names the kind of values to look up in the pool or the file system. `old` lists
-    spellings of an earlier release, which are accepted with a note and shown nowhere.
+    fixed values, and `completes` names the kind of values to look up in the pool or the file system.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class Option:
             "", "servers", "targets", "tags", "pools", "backends", "files", "directories"
         ] = "",
         required: bool = False,
-        old: Sequence[str] = (),
     ) -> None:
         given = spellings.split(", ")
         self.key = key or next(each for each in given if each[:1] != "-" or each[:2] == "--")
@@ -75,7 +73,6 @@ class Option:
         self.words = tuple(words)
         self.completes = completes
         self.required = required
-        self.old = tuple(old)
 
     def __repr__(self) -> str:
         return f"<Option {self.key} {' '.join(self.spellings)}>".replace(" >", ">")
@@ -117,9 +114,9 @@ class Command:
         self.fields = tuple(fields)  # fields for -o FIELD,FIELD
 
 
-def flag(spellings: str, help: str, *, key: str = "", old: Sequence[str] = ()) -> Option:
+def flag(spellings: str, help: str, *, key: str = "") -> Option:
     """An option without a value."""
-    return Option(spellings, "", help, key=key, kind="flag", old=old)
+    return Option(spellings, "", help, key=key, kind="flag")
 
 
 COMMON = (
@@ -154,7 +151,7 @@ ALL = flag("--all", "Act on every server of the pool.")
 ALLOW_EMPTY = flag("--allow-empty", "Do not fail when nothing matches.")
 CALLER_ENV = flag("--env", "Use this command's environment instead of the supervisor's.")
 ALLOW_EXPIRED = flag("--allow-expired", "Let expired certificates replace valid ones.", key="force")
-# In an earlier release --force was the name of --allow-expired, whose key is still `force`.
+# The key `force` is that of --allow-expired, which the same commands have.
 TAKE_OVER = flag("--force", "On a cluster, also change fields that another manager has set.", key="take_over")
 REVEAL = flag("--reveal", "Show secrets instead of masking them.")
 WATCH = flag("--watch", "Keep running; reload when the configuration or code changes.")
@@ -456,27 +453,6 @@ def split_option(word: str, table: Mapping[str, Option]) -> tuple[Option | None,
         return table.get(word), word, None
     option = table.get(name)
     return (option, name + equals, value) if option and option.takes_value else (None, word, None)
-
-
-def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command line with old spellings of options replaced by current ones, and a note to print for each."""
-    words = list(args)
-    verb = verb_of(words)
-    command = command_named(verb)
-    renamed = {old: option for option in (command.own if command else ()) for old in option.old}
-    if not (command and renamed):
-        return words, []
-    notes, known = [], by_spelling(command.options)
-    at = words.index(verb) + 1
-    while at < len(words) and words[at] != "--":
-        name, equals, value = words[at].partition("=")
-        option = renamed.get(name) or known.get(name)
-        if name in renamed:
-            new = renamed[name].spellings[0]
-            words[at] = new + equals + value
-            notes.append(f"{verb} {name} is called {new}; the next release does not accept {name}")
-        at += 2 if option and option.takes_value and not equals else 1
-    return words, notes
 
 
 def split_off_user_command(args: Sequence[str]) -> tuple[list[str], Table]:

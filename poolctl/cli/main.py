@@ -81,19 +81,15 @@ def _exit(code: int) -> NoReturn:
 
 def _perform(words: list[str]) -> Outcome:
     global _ctrl_c_raises
-    from poolctl.cli.command_line import current_spellings, parse_simple_command_line, perform
+    from poolctl.cli.command_line import parse_simple_command_line, perform
 
-    words, notes = current_spellings(words)
     request = parse_simple_command_line(words)
     _ctrl_c_raises = True  # lets the command clean up
     if request is None:
         from poolctl.cli.typer_app import perform_args
 
-        outcome = perform_args(words)
-    else:
-        outcome = perform(request)
-    outcome.notes[:0] = notes
-    return outcome
+        return perform_args(words)
+    return perform(request)
 
 
 def _print_outcome(outcome: Outcome) -> int:

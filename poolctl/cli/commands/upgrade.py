@@ -20,7 +20,6 @@ COMMAND = Command(
         "--allow-same-version",
         "Replace keeper and supervisor even if they are of this build.",
         key="force",
-        old=("--force",),
     ),
     section="Machine",
 )

@@ -26,13 +26,7 @@ COMMAND = Command(
         completes="servers",
     ),
     Option("--canary", "SHARE", 'Its share of the traffic. Default: "10%".'),
-    Option(
-        "--promote-after",
-        "DURATION",
-        'When it replaces the others. Default: "5m".',
-        key="duration",
-        old=("--for",),
-    ),
+    Option("--promote-after", "DURATION", 'When it replaces the others. Default: "5m".', key="duration"),
     Option(
         "--abort-on",
         "CONDITION",
@@ -41,9 +35,7 @@ COMMAND = Command(
     ),
     Option("--min-requests", "N", "Minimum requests before a verdict. Default: 100."),
     flag("--pause", "Never promote automatically; use `rollout promote`."),
-    flag(
-        "--allow-larger-share", "Accept more than twice the requested share.", key="force", old=("--force",)
-    ),
+    flag("--allow-larger-share", "Accept more than twice the requested share.", key="force"),
     NO_WAIT,
     OUTPUT,
     section="Lifecycle",

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.command_line import current_spellings
 from tests.stand_in import always
 from tests.unit.cli.conftest import Command, Supervised
 
@@ -27,20 +26,6 @@ def test_end_of_a_rollout_is_printed_once(
         said = poolctl("rollout", "web")
     assert said.code == code
     assert (said.out + said.err).count(REPORT["reason"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("typed", "now"),
-    [
-        ("rollout web --for 5m", "rollout web --promote-after 5m"),
-        ("rollout web --for=5m --force", "rollout web --promote-after=5m --allow-larger-share"),
-        ("-q -c rollout rollout --force", "-q -c rollout rollout --allow-larger-share"),
-    ],
-)
-def test_old_spelling_is_the_new_one_with_a_note(typed: str, now: str) -> None:
-    words, notes = current_spellings(typed.split())
-    assert " ".join(words) == now
-    assert all("the next release does not accept" in note for note in notes)
 
 
 def test_options_of_a_new_rollout_are_sent(poolctl: Command, supervised: Supervised) -> None:
@@ -111,15 +96,3 @@ def test_status_is_a_table_of_both_groups(poolctl: Command, supervised: Supervis
     assert (verb, body["selector"]["targets"]) == ("rollouts", [])
     for cell in ("10 %", "3 of 90 s", "9 / 9", "1 / 1", "12.5 ms / -", "2MiB / -"):
         assert cell in said.out, said.out
-
-
-@pytest.mark.parametrize("words", [["--force"], ["--force", "-qo", "json"], ["--force", "-o=json"]])
-def test_note_goes_to_standard_error_in_both_lanes(
-    poolctl: Command, supervised: Supervised, words: list[str]
-) -> None:
-    with supervised(always()) as requests:
-        said = poolctl("rollout", "web", "--canary", "10%", *words)
-    note = "note: rollout --force is called --allow-larger-share; the next release does not accept --force"
-    assert (said.code, "note" in said.out) == (0, False)
-    assert said.err.splitlines() == ([] if "-qo" in words else [note])
-    assert [body["options"]["force"] for verb, body in requests if verb == "rollout"] == [True]

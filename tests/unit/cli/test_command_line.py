@@ -22,7 +22,6 @@ from poolctl.cli.command_line import (
     Option,
     check_line_format,
     command_named,
-    current_spellings,
     edit_distance,
     help_as_option,
     json_form,
@@ -39,8 +38,6 @@ from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
 from tests.examples import examples
 from tests.unit.cli.typer_lane import slow
-
-from .conftest import Command as Poolctl
 
 
 def test_the_words_are_those_of_the_states() -> None:
@@ -280,22 +277,6 @@ def test_json_is_not_asked_for(args: list[str]) -> None:
     assert json_form(["list", *args]) == ""
 
 
-def test_old_spellings_are_replaced_with_a_note() -> None:
-    commands = {name: command for name in names() if (command := command_named(name)) is not None}
-    renamed = [
-        (verb, old, option) for verb, each in commands.items() for option in each.own for old in option.old
-    ]
-    assert renamed
-    for verb, old, option in renamed:
-        new = option.spellings[0]
-        words, notes = current_spellings(["-q", verb, f"{old}=x", "--", old])
-        assert words == ["-q", verb, f"{new}=x", "--", old]
-        assert notes == [f"{verb} {old} is called {new}; the next release does not accept {old}"]
-        if option.takes_value:
-            assert current_spellings([verb, old, old])[0] == [verb, new, old]
-    assert current_spellings(["list", "--tag", "x"]) == (["list", "--tag", "x"], [])
-
-
 def test_dry_run_of_a_live_change_needs_save() -> None:
     assert should_save(CommandRequest("scale", {"dry_run": True, "save": True})) is True
     assert should_save(CommandRequest("scale", {"save": False})) is False
@@ -481,48 +462,3 @@ def test_the_help_of_poolctl_reads_no_configuration_model() -> None:
     )
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-# Options that were renamed: their old spellings do the same with a note, and are shown nowhere.
-
-RENAMED = [(name, option) for name in names() for option in command_named(name).own if option.old]  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    ("typed", "now"),
-    [
-        ("upgrade --force -o json", "upgrade --allow-same-version -o json"),
-        ("upgrade --force", "upgrade --allow-same-version"),
-    ],
-)
-def test_old_spelling_is_the_new_one_with_a_note(typed: str, now: str) -> None:
-    words, notes = current_spellings(typed.split())
-    assert " ".join(words) == now
-    assert len(notes) == sum(old != new for old, new in zip(typed.split(), now.split(), strict=True))
-    assert all("the next release does not accept" in note for note in notes)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "wait --for stopped",
-        "backends disable users --for 30s",
-        "hosts disable users --for 0",
-        "init --force",
-        "restart --tag --force",  # a value
-        "walk -- deploy --force",
-        "run -- rollout --for",
-        "frobnicate --force",
-        "",
-    ],
-)
-def test_other_words_are_left_as_they_are(line: str) -> None:
-    assert current_spellings(line.split()) == (line.split(), [])
-
-
-def test_old_spellings_are_neither_shown_nor_completed(poolctl: Poolctl) -> None:
-    assert {name for name, _ in RENAMED} >= {"upgrade"}
-    for name, option in RENAMED:
-        assert not {*option.old} & {each for other in command_named(name).options for each in other.spellings}  # type: ignore[union-attr]
-        for spelling in option.old:
-            assert poolctl("__complete", name, spelling).out == ""

@@ -45,7 +45,6 @@ OFFERED = [
     ("completion fish f", set()),
     ("filter na", {"name"}),
     ("restart --no-", {"--no-wait", "--no-deps"}),
-    ("upgrade --force", set()),
     ("--vers", {"--version"}),
     ("list --vers", set()),
     ("hos", set()),
