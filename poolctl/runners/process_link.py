@@ -165,6 +165,10 @@ class LinkLost(Exception):
     """The link is closed: the process at the other end has exited, does not answer, or violated the protocol."""
 
 
+class NoAnswer(LinkLost):
+    """The link was closed at this end, because the process at the other end sends nothing."""
+
+
 class Refused(LinkLost):
     """The process at the other end has answered with an error."""
 
@@ -174,7 +178,7 @@ class LinkHandler:
 
     def received(self, message: Message, fds: list[int]) -> None:
         """Handle a message that is not a reply, and own its descriptors. Raises Malformed for an invalid message."""
-        _close(fds)
+        close_fds(fds)
 
     def on_link_lost(self) -> None:
         """Handle the loss of the other end. Called once, unless the link was closed at this end."""
@@ -259,7 +263,7 @@ class Link:
         """Send a message and return the reply, with its descriptors, which the caller closes.
 
         Raises LinkLost when the other end is gone, Refused when it reports an error. If the other end sends no message
-        at all for `patience_seconds`, the link is closed.
+        at all for `patience_seconds`, the link is closed, and NoAnswer raised.
         """
         if self.sock.fileno() < 0:
             raise LinkLost("the other end is gone")
@@ -274,7 +278,7 @@ class Link:
                 # A timer that fires this late shows that this process was paused, and perhaps the other one too.
                 late = self._loop.time() > asked_at + patience_seconds + _PAUSED_SECONDS
                 if not future.done() and heard == self.heard and not late:
-                    self._end(f"the other end has not answered for {patience_seconds:g} s")
+                    self._end(NoAnswer(f"the other end has not answered for {patience_seconds:g} s"))
             reply, received = await future
         finally:
             self._pending_calls.pop(number, None)
@@ -296,7 +300,7 @@ class Link:
         """Close an untrusted link whose process violated the protocol; `deed` says how, such as "sent no JSON"."""
         if not self._trusted and self.sock.fileno() >= 0:
             self._receiver.on_violation(deed)
-            self._end(f"it {deed}")
+            self._end(LinkLost(f"it {deed}"))
 
     def _queue_message(self, payload: bytes, fds: Sequence[int | HasDescriptor]) -> None:
         if not self._trusted and len(self._outbox) >= MOST_UNREAD:
@@ -360,7 +364,7 @@ class Link:
         if future is None:
             self._deliver_message(message, fds)
         elif future.done():
-            _close(fds)
+            close_fds(fds)
         else:
             future.set_result((message, fds))
 
@@ -372,7 +376,7 @@ class Link:
         except Malformed as error:
             self.cut_off(f"sent {error}")
 
-    def _end(self, reason: str = "the other end is gone") -> None:
+    def _end(self, reason: LinkLost | None = None) -> None:
         if self.sock.fileno() < 0:
             return
         self._loop.remove_reader(self.sock.fileno())
@@ -385,9 +389,10 @@ class Link:
         for _, owners in self._outbox:
             close_duplicates(owners)
         self._outbox.clear()
+        reason = reason or LinkLost("the other end is gone")
         for future in self._pending_calls.values():
             if not future.done():
-                future.set_exception(LinkLost(reason))
+                future.set_exception(type(reason)(*reason.args))
         # Breaks a reference cycle with the owner, so that both are freed without the garbage collector.
         receiver, self._receiver = self._receiver, LinkHandler()
         receiver.on_link_lost()
@@ -412,7 +417,8 @@ async def spawn(
     return int(reply["pid"])
 
 
-def _close(fds: Sequence[int]) -> None:
+def close_fds(fds: Sequence[int]) -> None:
+    """Close these descriptors."""
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)

@@ -47,6 +47,7 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
 from poolctl.listeners.port_ledger import PortLedger
 from poolctl.platform import process_cpu_ns, read_json_object, replace_file
+from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import Link
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
@@ -694,12 +695,13 @@ def _digest(server: ServerConfig) -> str:
 
 
 class SupervisorContext(NamedTuple):
-    """The pool's configuration, its connection to the keeper (the parent process), and its directories."""
+    """The pool's configuration, its connection to the keeper (the parent process), its directories, and its helpers."""
 
     configuration: ActiveConfiguration
     keeper: Link
     directory: str
     state_directory: str
+    helpers: Helpers
 
 
 def _ports(tables: Tables) -> set[int]:

@@ -37,6 +37,7 @@ from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.platform import release_freed_memory, replace_file
+from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import KeeperLink, LinkHandler, LinkLost
 from poolctl.runners.runner_protocol import AdoptedWorker, AdoptionResult, Exit
 from poolctl.runners.runner_registry import RunnerContext, has_orphans, make_runner
@@ -153,6 +154,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         logs = os.path.join(state_directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
         soft, hard = hello["open_files"]
+        self._helpers = Helpers(self._keeper, self.directory)
         environments: dict[str, Mapping[str, str]] = {}
         site = RunnerContext(
             keeper=self._keeper,
@@ -172,7 +174,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self.files, state_directory, self._store, environments, reader
         )
         self._environment = SupervisorContext(
-            self._configuration, self._keeper, self.directory, state_directory
+            self._configuration, self._keeper, self.directory, state_directory, self._helpers
         )
         self.events = EventBus(self._clock)
         self._parts = FeatureParts(self._environment, self.events)
@@ -405,6 +407,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
     def _exit_reported(self, report: wire.Message) -> None:
         """Handle the keeper's report that a child, or the rest of its process group, has exited."""
+        self._helpers.handle_exit_report(report)
         if (takeover := self.runner.capabilities.takeover) is not None:
             takeover.handle_exit_report(report)
 

@@ -41,12 +41,13 @@ WITHIN = {
         "loader": 6, "edit": 7,
     },
     "supervisor": {
-        "launch": 1, "sidecar": 1, "health": 2, "takeover": 2,
+        "launch": 1, "health": 2, "takeover": 2,
         "active_configuration": 3, "verbs": 4, "statistics": 5, "feature_parts": 6, "observers": 7,
     },
     "runners": {
         "withheld_variables": 0, "socket_access": 0, "listener_opener": 0, "process_link": 1, "stack_report": 2,
-        "runner_protocol": 3, "worker_spec": 4, "supervised_process": 4, "runner_registry": 5, "local": 6,
+        "runner_protocol": 3, "worker_spec": 4, "supervised_process": 4, "helper_process": 4,
+        "runner_registry": 5, "local": 6,
     },
     "runners.local": {
         "server_sockets": 0, "output_pipes": 0, "zygotes": 1, "local_worker": 2, "forking": 3, "activation": 3,

@@ -12,12 +12,13 @@ import json
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from poolctl import __version__
 from poolctl.address import parse
+from poolctl.bootstrap import command
 from poolctl.config import Tables
 from poolctl.control.answers import failure
 from poolctl.control.pool_paths import SOCKET_NAME
@@ -26,11 +27,11 @@ from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.json_form import Table
 from poolctl.listeners.open_listener import close_listener, refuse_new_connections, socket_file_identity
 from poolctl.monitor.event_queue import EventBus
+from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess
 from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeaturePart, PartContext
-from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
 from poolctl.supervisor.verbs.verb import Call, Verb
 
 from ._answers import DashboardLinkResult, DashboardLoginLink
@@ -101,97 +102,104 @@ def _failed(message: str, hint: str) -> DashboardLinkResult:
     return DashboardLinkResult(errors=(failure(PoolMonitorError, message, hint),), exit_code=NOT_AS_DESIRED)
 
 
-class DashboardPage(SidecarManager):
+DASHBOARD = HelperKind(
+    name="dashboard",
+    label="the dashboard",
+    argv=(*command(sys.executable, "features.dashboard"),),
+    entry="dashboard link",
+    output="dashboard.log",
+)
+
+
+class DashboardPage(HelperOwner):
     """Runs the dashboard's listener and process as configured; `problem` says why it is not served, else ""."""
 
-    label, entry = "the dashboard", "dashboard link"
-
     def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
-        super().__init__(environment.keeper, events)
         self.table: Dashboard | None = None
+        self._helper = environment.helpers.add(DASHBOARD, self)
+        self._events = events
         self._environment = environment
-        self._directory = environment.directory
         self._opener = Opener()
+        self._settings: PageSettings | None = None
         self._sockets: list[socket.socket] = []
         self._bind = ""
         self._adopted = False
 
+    @property
+    def problem(self) -> str:
+        """Why the dashboard is not served, or ""."""
+        return self._helper.problem
+
     def configure(self, table: Dashboard | None) -> None:
         """Serve the dashboard in the background as `table` specifies; stop serving the dashboard if `table` is None."""
         self.table = table
-        self._on_configured()
+        self._helper.reconcile()
+
+    async def wait_for_opening_attempt(self) -> None:
+        """Wait until the address is open or has failed to open; `problem` has the reason of a failure."""
+        await self._helper.wait_for_attempt()
 
     async def wait_until_served(self) -> PageSettings | None:
         """Wait until the dashboard is served; return its URL and settings, or None if it is not configured or fails."""
-        while self._process is None and not self.problem and self.table is not None:
-            await self._changed.wait()
+        with contextlib.suppress(LinkLost):
+            await self._helper.wait_until_up()
         if self.problem or self.table is None:
             return None
         return await asyncio.to_thread(load_settings, self.table, self._environment)
 
-    async def _reconcile(self) -> None:
-        if not self._adopted:
-            await self._adopt()
-        table = self.table
-        if table is None:
-            await self._shut_down()
-            self._succeeded()
-            return
-        settings = await asyncio.to_thread(load_settings, table, self._environment)
-        mark = f"{__version__} {settings.mark}"
-        before = self._process
-        if before is not None and (self._bind, before.mark) == (settings.bind, mark):
-            self._succeeded()
-            return
-        if self._bind != settings.bind:
-            await self._shut_down()
-            await self._open_listener_held_by_keeper(settings.bind)
-            before = None
-        self._release_opening_waiters()
-        process = await DashboardProcess.spawn(self._keeper, self._directory, mark)
-        begin = {"t": "begin", "directory": self._directory, "settings": settings.values}
-        process.link.send(begin, [sock.fileno() for sock in self._sockets])
-        await process.wait_until_ready(self._directory)
-        self._store_and_watch(process)
-        if before is not None:
-            before.end()
-        self._succeeded()
-        self._events.record(
-            "pool", "dashboard started", message=f"the dashboard serves {settings.url}", url=settings.url
-        )
+    async def aclose(self) -> None:
+        """End the process; from now on connections are refused."""
+        await self._helper.aclose()
+        await self._close_listener()
 
-    async def _adopt(self) -> None:
-        """Take over, from the keeper, the dashboard's sockets and process that the previous supervisor left."""
+    async def settings(self) -> str | None:
+        if not self._adopted:
+            await self._adopt_listener()
+        if self.table is None:
+            await self._close_listener()
+            return None
+        settings = self._settings = await asyncio.to_thread(load_settings, self.table, self._environment)
+        if self._bind != settings.bind:
+            await self._close_listener()
+            await self._open_listener_held_by_keeper(settings.bind)
+        return settings.mark
+
+    def begin(self, process: HelperProcess) -> None:
+        assert self._settings is not None
+        directory = self._environment.directory
+        begin = {"t": "begin", "directory": directory, "settings": self._settings.values}
+        process.link.send(begin, self._sockets)
+
+    def use(self, process: HelperProcess, *, is_new: bool) -> None:
+        if is_new and self._settings is not None:
+            url = self._settings.url
+            self._events.record("pool", "dashboard started", message=f"the dashboard serves {url}", url=url)
+
+    def on_event(self, event: str, message: str, **detail: Any) -> None:
+        self._events.record("pool", event, message=message, **detail)
+
+    async def _adopt_listener(self) -> None:
+        """Take over, from the keeper, the dashboard's sockets that the previous supervisor left."""
+        reply, fds = await self._environment.keeper.call({"op": "get", "name": _LISTENER})
         self._adopted = True
-        reply, fds = await self._keeper.call({"op": "get", "name": _LISTENER})
-        if not fds:
-            return
-        self._bind = str(reply["meta"]["bind"])
-        self._sockets = [socket.socket(fileno=fd) for fd in fds]
-        process = await DashboardProcess.adopt(self._keeper, self.entry)
-        if process is not None:
-            self._manage_process(process)
+        if fds:
+            self._bind = str(reply["meta"]["bind"])
+            self._sockets = [socket.socket(fileno=fd) for fd in fds]
 
     async def _open_listener_held_by_keeper(self, bind: str) -> None:
         self._sockets = await self._opener.listen(parse(bind))
         self._bind = bind
         fds = [sock.fileno() for sock in self._sockets]
-        self._keeper.send({"op": "put", "name": _LISTENER, "meta": {"bind": bind}}, fds)
+        self._environment.keeper.send({"op": "put", "name": _LISTENER, "meta": {"bind": bind}}, fds)
 
-    async def _shut_down(self) -> None:
-        self._end_process()
+    async def _close_listener(self) -> None:
+        self._helper.end_process()
         if self._sockets:
             refuse_new_connections(self._sockets)  # the process that is about to end has them too
             close_listener(self._sockets, socket_file_identity(self._bind))
             self._sockets, self._bind = [], ""
             with contextlib.suppress(LinkLost):
-                await self._keeper.call({"op": "drop", "name": _LISTENER})
-
-
-class DashboardProcess(SidecarProcess):
-    """The process that serves the dashboard."""
-
-    part, label, output = "features.dashboard", "the dashboard", "dashboard.log"
+                await self._environment.keeper.call({"op": "drop", "name": _LISTENER})
 
 
 class PageSettings(NamedTuple):

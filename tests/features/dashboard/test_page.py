@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from poolctl import __version__
 from poolctl.clock import Clock
 from poolctl.errors import ServerError
-from poolctl.features.dashboard.page import DashboardPage, DashboardProcess, load_settings, url_of
+from poolctl.features.dashboard.page import DashboardPage, load_settings, url_of
 from poolctl.features.dashboard.table import Dashboard
-from poolctl.keeper import wire
 from poolctl.monitor.event_queue import EventBus
+from poolctl.runners.helper_process import Helpers
 from tests.certificates import certificate
+from tests.helper_keeper import HelperKeeper
 from tests.http_get import Reply, get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
@@ -35,18 +35,6 @@ def test_certificate_that_cannot_be_used_is_named_with_its_key(tmp_path: Path) -
     with pytest.raises(ServerError) as caught:
         load_settings(table, environment)
     assert caught.value.message == "tls.cert: /nowhere/cert.pem: there is no such file"
-
-
-def test_adopting_a_dead_dashboard_reports_its_exit() -> None:
-    async def scenario() -> None:
-        ours, theirs = wire.pair()
-        theirs.close()
-        adopted = DashboardProcess(ours, {"pid": 1, "start": 1}, "mark")
-        assert not adopted.exited.done(), "the caller does not have it yet"
-        await asyncio.wait_for(adopted.exited, 60)
-        assert adopted.up.is_set()
-
-    asyncio.run(scenario())
 
 
 def settings_with(tmp_path: Path, environment: dict[str, str] | None = None, **keys: Any) -> Any:
@@ -122,38 +110,38 @@ def test_url_is_where_a_browser_on_this_machine_finds_the_page() -> None:
     assert url_of(Dashboard(bind="unix:/run/page")) == "unix:/run/page"
 
 
-class EmptyKeeper:
-    """Holds nothing of a supervisor before."""
-
-    async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-        assert message["op"] == "get", message
-        return {}, []
-
-
 @pytest.mark.parametrize("is_served", [True, False])
 def test_problem_is_over_when_the_former_page_is_wanted_again_or_none(
     is_served: bool, tmp_path: Path
 ) -> None:
     async def scenario() -> None:
         pool = SimpleNamespace(environment={}, name="shop")
+        keeper: Any = HelperKeeper()
         environment: Any = SimpleNamespace(
-            configuration=pool, directory="/run/shop", state_directory=str(tmp_path), keeper=EmptyKeeper()
-        )
+            configuration=pool, directory=str(tmp_path), state_directory=str(tmp_path), keeper=keeper,
+            helpers=Helpers(keeper, str(tmp_path)),
+        )  # fmt: skip
         page = DashboardPage(environment, EventBus(Clock()))
-        table = Dashboard(bind="127.0.0.1:8443")
+        table = Dashboard(bind=f"unix:{tmp_path}/page")
         before = load_settings(table, environment)
         if is_served:
-            process: Any = SimpleNamespace(mark=f"{__version__} {before.mark}")
-            page._bind, page._process = before.bind, process
+            page.configure(table)
+            await page.wait_for_opening_attempt()
+            while not keeper.spawned:
+                await asyncio.sleep(0)
+            await keeper.say({"t": "up"})
+            assert await page.wait_until_served() == before
         page.configure(table.with_values(token_env="TOKEN"))
         await page.wait_for_opening_attempt()
         assert page.problem == "it has no token: the environment variable TOKEN is empty"
         assert await page.wait_until_served() is None
         page.configure(table if is_served else None)
         await page.wait_for_opening_attempt()
+        await keeper.settle()
         assert (page.problem, await page.wait_until_served()) == ("", before if is_served else None)
-        page._process = None
+        assert len(keeper.spawned) == is_served
         await page.aclose()
+        keeper.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 

@@ -32,6 +32,7 @@ from poolctl.features.gateway.table import GatewayConfig
 from poolctl.json_form import Table, to_json
 from poolctl.routing.route import StreamRoute, Target
 from poolctl.routing.route_report import BackendReport
+from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
@@ -472,7 +473,7 @@ class Manager(GatewayManager):
     def __init__(self) -> None:
         self.desk = Desk(web("one"), web("two"))
         keeper: Any = SimpleNamespace(send=lambda *message: None)
-        environment = SupervisorContext(self.desk.files, keeper, "/run", "/state")
+        environment = SupervisorContext(self.desk.files, keeper, "/run", "/state", Helpers(keeper, "/run"))
         super().__init__(environment, self.desk.core, self.desk.events, StateStore(keeper, ""))
 
     @property

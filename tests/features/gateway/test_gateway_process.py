@@ -269,7 +269,7 @@ def test_zygote_is_for_one_mark_and_the_variables_that_are_withheld(monkeypatch:
 
 
 def test_drain_is_the_last_order_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poolctl.supervisor.sidecar.kill", lambda known: None)
+    monkeypatch.setattr("poolctl.features.gateway.supervision.sidecar.kill", lambda known: None)
 
     async def scene(peer: Peer) -> None:
         peer.process.drain(30.0)

@@ -28,6 +28,7 @@ from poolctl.features.gateway.supervision.pool_gateway import GatewayVerbs, Pool
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.json_form import Table, from_json
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
+from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import identity
 from poolctl.runners.runner_protocol import Capabilities
 from poolctl.selection.selector import Selector, SelectorError
@@ -542,7 +543,7 @@ def test_gateway_of_a_changed_file_answers_from_now_on() -> None:
     async def scene(stage: Stage) -> None:
         # It does not answer, and so the gateway does not get any further.
         keeper: Any = SimpleNamespace(send=lambda *message: None, call=lambda message: asyncio.Future())
-        environment = SupervisorContext(stage.files, keeper, "/run", "/state")
+        environment = SupervisorContext(stage.files, keeper, "/run", "/state", Helpers(keeper, "/run"))
         parts = FeatureParts(environment, stage.events)
         stage.part = PoolGateway(stage.site._replace(environment=environment, parts=parts))
         stage.part.apply_tables(Tables(gateway=GatewayConfig()))

@@ -87,7 +87,8 @@ class Pool:
         self.events.subscribe(self._heard.append)
         self.servers = Servers()
         self.keeper = keeper
-        self.environment: Any = SupervisorContext(Environment(env), keeper, "/", "/")  # type: ignore[arg-type]
+        helpers: Any = None
+        self.environment: Any = SupervisorContext(Environment(env), keeper, "/", "/", helpers)  # type: ignore[arg-type]
         self.address = OperatorAddressServer(self.environment, self.events, self.servers)
 
     async def serve(self, table: OperatorTable | None) -> None:

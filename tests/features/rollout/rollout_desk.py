@@ -10,6 +10,7 @@ import pytest
 from poolctl.core.decide import WorkerPhase
 from poolctl.features.rollout._canary_rollout import CanaryRollout
 from poolctl.features.rollout.rollouts import Rollouts
+from poolctl.runners.helper_process import Helpers
 from poolctl.runners.runner_protocol import Capabilities, Placement
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.worker import tally
@@ -48,7 +49,8 @@ class RolloutDesk(Desk):
         monkeypatch.setattr("tests.unit.supervisor.desk.SlowRunner", CountingRunner)
         super().__init__(web(workers=3), web("worker", app=None, command=["sleep", "9"]), **script)
         keeper: Any = None
-        site = part_site(self.core, self.events, SupervisorContext(self.files, keeper, "", ""))
+        context = SupervisorContext(self.files, keeper, "", "", Helpers(keeper, ""))
+        site = part_site(self.core, self.events, context)
         for name, verb in Rollouts(site).verbs.items():
             self.verbs.add(name, verb)
         self.entry = self.core.entries["web"]

@@ -23,7 +23,6 @@ from poolctl.runners.runner_protocol import WorkerRouteTables as RoutesForWorker
 from poolctl.runners.worker_spec import memory_files
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeaturePart
-from poolctl.supervisor.sidecar import SidecarManager
 from poolctl.supervisor.takeover.state_store import StateStore
 
 from ..engines import ExternalEngine, engine_problem, find_external_engine
@@ -35,6 +34,7 @@ from .gateway_plan import GatewayListeners, GatewayPlan, plan_of
 from .gateway_process import GatewayProcess, GatewayZygote
 from .gateway_reports import GatewayMessageHandler, ServerFactsSender, server_of
 from .outside_targets import Activity, MachineSource, TargetProbes
+from .sidecar import SidecarManager
 
 if TYPE_CHECKING:
     from poolctl.monitor.metrics import Family

@@ -16,9 +16,9 @@ from poolctl.platform import parent_and_start, read_file
 from poolctl.routing.route import StreamRoute
 from poolctl.runners.process_link import HasDescriptor, LinkLost, identity
 from poolctl.runners.withheld_variables import withheld_variables
-from poolctl.supervisor.sidecar import UP_SECONDS, SidecarProcess
 
 from ..process.settings import GatewaySettings, ListenerSettings, MachineState, ProbeState, ServerFacts
+from .sidecar import UP_SECONDS, SidecarProcess
 
 # A hung gateway must not delay the stop of a server for longer.
 _WITHDRAW_SECONDS = 1.0

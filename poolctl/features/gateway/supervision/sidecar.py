@@ -1,4 +1,4 @@
-"""Starts, watches, replaces and ends a process next to the supervisor, such as the gateway.
+"""Starts, watches, replaces and ends the gateway's process, next to the supervisor.
 
 The keeper also holds the sockets of the process and the link to it, so that the next supervisor can adopt it.
 """

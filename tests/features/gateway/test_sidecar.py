@@ -12,11 +12,11 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.errors import ServerError
+from poolctl.features.gateway.supervision import sidecar
+from poolctl.features.gateway.supervision.sidecar import SidecarManager, SidecarProcess
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.process_link import Link, LinkHandler, LinkLost, identity
-from poolctl.supervisor import sidecar
-from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
 from tests.manual_clock import ManualClock
 from tests.virtual_loop import VirtualLoop
 

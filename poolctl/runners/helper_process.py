@@ -1,0 +1,581 @@
+"""Keeps the pool's helpers running: processes that are not workers, such as the logger and the dashboard.
+
+A helper is a child of the keeper, and its descriptor 3 is the link to the supervisor. The keeper also holds this link:
+the helper outlives its supervisor, and the next supervisor adopts it. It says `up` when it is ready, answers `ping`,
+and exits when it is ordered to `end` or when keeper and supervisor are both gone.
+
+An owner decides with which settings its helper should run (see HelperOwner); a Helper makes that true, by starting,
+adopting, replacing or ending a process. The pool depends on no helper: no problem of one is raised, but to callers of
+`ask` and `wait_until_up`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+from weakref import WeakSet
+
+from poolctl import __version__
+from poolctl.errors import ServerError
+from poolctl.json_form import Table
+from poolctl.keeper import wire
+from poolctl.units import format_duration
+
+from .process_link import (
+    HasDescriptor,
+    Link,
+    LinkHandler,
+    LinkLost,
+    NoAnswer,
+    ProcessWatchdog,
+    Reply,
+    close_fds,
+    identity,
+    kill,
+    spawn,
+)
+from .runner_protocol import Exit
+
+_STATUS_SECONDS = 5.0
+_CALM_SECONDS = 60.0
+_SECOND_PAUSE_SECONDS = 0.2
+# If this many exits occur within the time below, restarting does not help.
+_UNSTABLE_ENDS = 3
+_UNSTABLE_SECONDS = 600.0
+
+END: wire.Message = {"t": "end"}
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelperKind:
+    """A kind of helper. `name` is one word, used in `status -v` and metrics; `label` names it in messages.
+
+    `argv` is its command, and `entry` the name of its link in the keeper's store. It prints to the file `output` in the
+    pool's directory.
+
+    A kind with `on_demand` is started by the first request to it, and again by the first one after its exit; it ends
+    when it has had no request for `idle_seconds`, if set. Any other kind is started at once, and restarted after its
+    exit, with pauses that grow from `first_pause_seconds` to `longest_pause_seconds`. With `overlaps`, it is replaced
+    without a gap: the next process is up before the current one is ordered to end.
+    """
+
+    name: str
+    label: str
+    argv: tuple[str, ...]
+    entry: str
+    output: str
+    knows_secrets: bool = False  # its environment has the withheld variables, too
+    overlaps: bool = True
+    on_demand: bool = False
+    idle_seconds: float | None = None
+    ready_seconds: float = 30.0
+    end_seconds: float = 10.0
+    first_pause_seconds: float = 0.2
+    longest_pause_seconds: float = 30.0
+
+
+class HelperProcess(LinkHandler):
+    """A process of a helper, controlled over `link`. `known` is its identity, `mark` its version and settings.
+
+    `up` is set when the process is ready, or has exited; `exited` is done when it has exited. Messages that are not
+    about the process itself are passed to `receive`, with their descriptors. A process that hangs is killed.
+    """
+
+    def __init__(self, kind: HelperKind, sock: socket.socket, known: Table, mark: str) -> None:
+        loop = asyncio.get_running_loop()
+        self.kind = kind
+        self.known = known
+        self.mark = mark
+        self.up = asyncio.Event()
+        self.exited: asyncio.Future[None] = loop.create_future()
+        self.began = loop.time()
+        self.receive: Callable[[wire.Message, list[int]], None] = lambda message, fds: close_fds(fds)
+        self._exit: asyncio.Future[Exit] = loop.create_future()
+        self._watchdog: ProcessWatchdog | None = None
+        self.link = Link(sock, self)
+        self._watchdog = ProcessWatchdog(self.link, known, f"{kind.label}'s process")
+
+    @classmethod
+    async def spawn(cls, keeper: Link, directory: str, kind: HelperKind, mark: str) -> Self:
+        """Have the keeper start a process for the pool of this directory. Raises LinkLost, or OSError."""
+        ours, theirs = wire.pair()
+        try:
+            output = os.path.join(directory, kind.output)
+            unset = () if kind.knows_secrets else None
+            pid = await spawn(keeper, kind.argv, output, theirs, unset)
+        except BaseException:
+            ours.close()
+            raise
+        return cls(kind, ours, identity(pid), mark)
+
+    @classmethod
+    async def adopt(cls, keeper: Link, kind: HelperKind) -> Self | None:
+        """The process of this kind whose link the keeper holds; None if it holds none. Raises LinkLost."""
+        reply, fds = await keeper.call({"op": "get", "name": kind.entry})
+        if not fds:
+            return None
+        meta = reply["meta"]
+        known = {"pid": meta["pid"], "start": meta["start"]}
+        # A process that was started with the pool has no mark yet.
+        return cls(kind, wire.socket_from_fd(fds[0]), known, str(meta.get("mark", __version__)))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return int(self.known["pid"])
+
+    def save_to_keeper(self, keeper: Link) -> None:
+        """Put the link into the keeper's store, where the next supervisor finds it."""
+        meta = {**self.known, "mark": self.mark}
+        keeper.send({"op": "put", "name": self.kind.entry, "meta": meta}, [self.link.sock])
+
+    async def wait_until_ready(self, directory: str) -> None:
+        """Wait until the process is up. If it exits or takes too long, end it, and raise LinkLost or TimeoutError."""
+        try:
+            async with asyncio.timeout(self.kind.ready_seconds):
+                await self.up.wait()
+            if self.exited.done():
+                output = os.path.join(directory, self.kind.output)
+                raise LinkLost(f"its process ended at its start; see {output}")
+        except BaseException:
+            self.close()
+            raise
+
+    async def ask(
+        self,
+        message: wire.Message,
+        fds: Sequence[int | HasDescriptor] = (),
+        *,
+        patience_seconds: float | None = None,
+    ) -> Reply:
+        """Send a request, and return the answer with its descriptors. Raises LinkLost, or Refused.
+
+        If the process sends nothing at all for `patience_seconds`, it is killed, and NoAnswer raised.
+        """
+        try:
+            return await self.link.call(message, fds, patience_seconds=patience_seconds)
+        except NoAnswer:
+            kill(self.known)
+            raise
+
+    async def wait_until_performed(self) -> None:
+        """Wait until the process has carried out every order sent so far. Raises LinkLost."""
+        await self.link.call({"t": "performed"})
+
+    async def wait_briefly_for_exit(self) -> Exit | None:
+        """Wait up to five seconds until the keeper reports how the process has exited; None if it does not."""
+        await asyncio.wait({self._exit}, timeout=_STATUS_SECONDS)
+        return self._exit.result() if self._exit.done() else None
+
+    def record_exit(self, exit_: Exit) -> None:
+        """Record how the process has exited."""
+        if not self._exit.done():
+            self._exit.set_result(exit_)
+
+    def order_end(self) -> None:
+        """Send the order to exit."""
+        self.link.send(END)
+
+    def end(self) -> None:
+        """Have the process exit, without waiting. It is killed later if it hangs: it would hold its listeners forever.
+
+        What it still sends is received.
+        """
+        self.stop_watching()
+        self.order_end()
+        asyncio.get_running_loop().call_later(self.kind.end_seconds, self._kill_and_close)
+
+    def close(self) -> None:
+        """Have the process exit like `end`, and close the link now."""
+        self.end()
+        self.link.close()
+
+    async def finish(self) -> None:
+        """Have the process exit; returns when it has, or was killed."""
+        self.end()
+        await asyncio.wait({self.exited}, timeout=self.kind.end_seconds)
+
+    def stop_watching(self) -> None:
+        """Ping the process no more."""
+        if self._watchdog is not None:
+            self._watchdog.stop_watching()
+            self._watchdog = None
+
+    def _kill_and_close(self) -> None:
+        kill(self.known)
+        self.link.close()
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        if self._watchdog is not None:
+            self._watchdog.received(message)
+        if message.get("t") == "up":
+            self.up.set()
+        elif message.get("t") != "pong":
+            self.receive(message, fds)
+
+    def on_link_lost(self) -> None:
+        loop = asyncio.get_running_loop()
+        # Not at once: the link may be found lost by the first message that is sent.
+        loop.call_soon(self._mark_exited)
+        # One that has only closed its link must not stay.
+        loop.call_later(self.kind.end_seconds, kill, self.known)
+
+    def _mark_exited(self) -> None:
+        self.stop_watching()
+        self.up.set()
+        if not self.exited.done():
+            self.exited.set_result(None)
+
+
+class HelperOwner:
+    """Decides how a helper should run, and handles its messages. Each method has a default."""
+
+    async def settings(self) -> str | None:
+        """What the process depends on besides poolctl's version: another one replaces it when this changes.
+
+        None if no process should run now. Raises ServerError if none can run: it is tried again after a pause.
+        """
+        return ""
+
+    def begin(self, process: HelperProcess) -> None:
+        """Send a new process the orders that it needs to become ready."""
+
+    def use(self, process: HelperProcess, *, is_new: bool) -> None:
+        """Send orders to a new process that is up, or to an adopted one. The next supervisor will find it."""
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        """Handle a message of the process, and own its descriptors."""
+        close_fds(fds)
+
+    def on_lost(self, process: HelperProcess) -> None:
+        """Handle the exit of the process in use, which was not ordered."""
+
+    def on_event(self, event: str, message: str, **detail: Any) -> None:
+        """Record an event of the helper, such as "dashboard failed"."""
+
+
+class Helper:
+    """Keeps a helper running as its owner's settings say. `process` is the process in use, None while there is none.
+
+    `problem` is why there is none, or ""; `restarts` counts the exits that were not ordered. Begins with `reconcile`,
+    `adopt` or, on demand, the first request.
+    """
+
+    def __init__(
+        self,
+        keeper: Link,
+        directory: str,
+        kind: HelperKind,
+        owner: HelperOwner,
+        process_type: type[HelperProcess] = HelperProcess,
+    ) -> None:
+        self.kind = kind
+        self.process: HelperProcess | None = None
+        self.problem = ""
+        self.restarts = 0
+        self._keeper = keeper
+        self._directory = directory
+        self._owner = owner
+        self._process_type = process_type
+        self._starting: HelperProcess | None = None
+        self._early_exits: dict[int, Exit] | None = None  # by pid, while a process is being spawned
+        self._processes: WeakSet[HelperProcess] = WeakSet()  # also those that have just ended
+        self._adopted = self._over = False
+        self._is_wanted = True
+        self._again = False
+        self._work: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._pause_seconds = kind.first_pause_seconds
+        self._requests = 0
+        self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
+        self._changed = asyncio.Event()  # set and replaced at each change
+        self._tried = asyncio.Event()
+
+    @property
+    def pid(self) -> int:
+        """The pid of the process in use, or of the one that is starting; 0 if there is none."""
+        process = self.process or self._starting
+        return process.pid if process is not None else 0
+
+    @property
+    def instability(self) -> str:
+        """A message if the process keeps exiting, else ""."""
+        ended = len(self._ends) == _UNSTABLE_ENDS
+        if not ended or asyncio.get_running_loop().time() - self._ends[0] > _UNSTABLE_SECONDS:
+            return ""
+        return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
+
+    def reconcile(self) -> None:
+        """Start, replace or end the process soon, because the owner's settings may have changed."""
+        self._pause_seconds = self.kind.first_pause_seconds
+        self._is_wanted = True
+        self._tried.clear()
+        self._attempt_soon()
+
+    async def adopt(self) -> None:
+        """Use the process that the previous supervisor has left, if there is one. Raises LinkLost."""
+        await self._adopt_once()
+        if self.kind.on_demand and self.process is not None and self.process.mark != await self._mark():
+            self.end_process()
+
+    async def wait_for_attempt(self) -> None:
+        """Wait until it is known whether the process can run with the owner's settings; see `problem`."""
+        await self._tried.wait()
+
+    async def wait_until_up(self) -> HelperProcess:
+        """The process, once it is up; it is started if that is done on demand. Raises LinkLost if it cannot run."""
+        if self.process is None and self.kind.on_demand and (self._work is None or self._work.done()):
+            self.problem = ""
+            self._attempt_soon()
+        while self.process is None and not self.problem and self._is_wanted and not self._over:
+            await self._changed.wait()
+        if self.process is None:
+            raise LinkLost(self.problem or "it does not run")
+        return self.process
+
+    async def ask(
+        self,
+        message: wire.Message,
+        fds: Sequence[int | HasDescriptor] = (),
+        *,
+        patience_seconds: float | None = None,
+    ) -> Reply:
+        """Send the process a request once it is up, and return the answer with its descriptors.
+
+        Raises LinkLost if it cannot run, or exits before it has answered; Refused if it reports an error. A process
+        that sends nothing at all for `patience_seconds` is killed, and NoAnswer raised.
+        """
+        with self._in_use():
+            process = await self.wait_until_up()
+            return await process.ask(message, fds, patience_seconds=patience_seconds)
+
+    def end_process(self) -> None:
+        """Have the process exit, if there is one. It is started again when the helper is next needed."""
+        self._cancel_idle_end()
+        if self.process is not None:
+            process, self.process = self.process, None
+            self._keeper.send({"op": "drop", "name": self.kind.entry})
+            process.end()
+
+    def kill_process(self) -> None:
+        """Kill the process, which works on a request that nobody waits for."""
+        if (process := self.process or self._starting) is not None:
+            kill(process.known)
+
+    def close(self) -> None:
+        """Have the process exit, and start no other."""
+        self._over = True
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._work is not None:
+            self._work.cancel()
+        process = self.process
+        self.end_process()
+        if process is not None:
+            process.link.close()
+        self._notify_changed()
+
+    async def aclose(self) -> None:
+        """Close the helper; returns when its owner is not asked for settings any more."""
+        self.close()
+        if self._work is not None:
+            await asyncio.wait({self._work})
+
+    def handle_exit(self, pid: int, exit_: Exit) -> None:
+        """Record how the process with this pid, a child of the keeper, has exited."""
+        if self._early_exits is not None:
+            self._early_exits[pid] = exit_
+        for process in self._processes:
+            if process.pid == pid:
+                process.record_exit(exit_)
+
+    # Attempts: one at a time, and another one if something has changed meanwhile.
+
+    def _attempt_soon(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._over:
+            return
+        self._again = True
+        if self._work is None or self._work.done():
+            self._work = asyncio.ensure_future(self._attempt_until_current())
+
+    async def _attempt_until_current(self) -> None:
+        while self._again:
+            self._again = False
+            try:
+                await self._attempt()
+            except ServerError as error:
+                self._fail(error.message)
+            except (LinkLost, OSError, TimeoutError) as error:
+                self._fail(str(error) or "its process does not come up")
+            except Exception as error:
+                logger.exception("%s could not be started", self.kind.label)
+                self._fail(repr(error))
+            self._release_attempt_waiters()
+            self._notify_changed()
+
+    async def _attempt(self) -> None:
+        await self._adopt_once()
+        mark = await self._mark()
+        self._is_wanted = mark is not None
+        self._release_attempt_waiters()
+        before = self.process
+        if mark is None:
+            self.end_process()
+        elif before is None or before.mark != mark:
+            if before is not None and not self.kind.overlaps:
+                self.process = None
+                self._keeper.send({"op": "drop", "name": self.kind.entry})
+                await before.finish()
+            process = await self._start(mark)
+            if self.process is not None:
+                self.process.end()
+            self._manage(process, is_new=True)
+        self.problem = ""
+
+    async def _adopt_once(self) -> None:
+        if self._adopted:
+            return
+        self._adopted = True
+        process = await self._process_type.adopt(self._keeper, self.kind)
+        if process is not None:
+            self._processes.add(process)
+            process.receive = self._owner.received
+            self._manage(process, is_new=False)
+
+    async def _mark(self) -> str | None:
+        settings = await self._owner.settings()
+        return None if settings is None else f"{__version__} {settings}".rstrip()
+
+    async def _start(self, mark: str) -> HelperProcess:
+        """Start a process; returns it when it is up, and in the keeper's store. Raises LinkLost or TimeoutError."""
+        self._early_exits = {}
+        try:
+            process = await self._process_type.spawn(self._keeper, self._directory, self.kind, mark)
+            self._processes.add(process)
+            if (early := self._early_exits.get(process.pid)) is not None:
+                process.record_exit(early)
+        finally:
+            self._early_exits = None
+        self._starting = process
+        try:
+            process.receive = self._owner.received
+            self._owner.begin(process)
+            await process.wait_until_ready(self._directory)
+        finally:
+            self._starting = None
+        process.save_to_keeper(self._keeper)
+        return process
+
+    def _manage(self, process: HelperProcess, *, is_new: bool) -> None:
+        self.process = process
+        process.exited.add_done_callback(lambda _: self._on_exited(process))
+        self._owner.use(process, is_new=is_new)
+        self._schedule_idle_end()
+
+    def _on_exited(self, process: HelperProcess) -> None:
+        if self.process is not process:
+            return
+        self.process = None
+        self._cancel_idle_end()
+        self.restarts += 1
+        now = asyncio.get_running_loop().time()
+        self._ends.append(now)
+        self._keeper.send({"op": "drop", "name": self.kind.entry})
+        message = f"{self.kind.label}'s process has ended"
+        if not self.kind.on_demand:
+            message += "; another one is started"
+            if now - process.began > _CALM_SECONDS:
+                self._pause_seconds = self.kind.first_pause_seconds
+        logger.error(message)
+        self._owner.on_event(f"{self.kind.name} ended", message, severity="warning", pid=process.pid)
+        if not self.kind.on_demand:
+            self._retry_later()
+        self._owner.on_lost(process)
+        self._notify_changed()
+
+    def _fail(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            logger.error("%s: %s", self.kind.label, problem)
+            self._owner.on_event(f"{self.kind.name} failed", problem)
+        if not self.kind.on_demand:
+            self._retry_later()
+
+    def _retry_later(self) -> None:
+        if self._over or (self._work is not None and not self._work.done() and self._again):
+            return
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = asyncio.get_running_loop().call_later(self._pause_seconds, self._attempt_soon)
+        longest = self.kind.longest_pause_seconds
+        self._pause_seconds = min(max(self._pause_seconds * 2, _SECOND_PAUSE_SECONDS), longest)
+
+    def _release_attempt_waiters(self) -> None:
+        """Let `wait_for_attempt` return, unless something has changed since the attempt began."""
+        if not self._again:
+            self._tried.set()
+
+    def _notify_changed(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _schedule_idle_end(self) -> None:
+        self._cancel_idle_end()
+        if self.kind.idle_seconds is not None and self.process is not None and not self._requests:
+            loop = asyncio.get_running_loop()
+            self._idle = loop.call_later(self.kind.idle_seconds, self.end_process)
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        self._requests += 1
+        self._cancel_idle_end()
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            self._schedule_idle_end()
+
+    def _cancel_idle_end(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+
+class Helpers:
+    """The helpers of one pool: makes them, lists them, and passes them the exits that the keeper reports."""
+
+    def __init__(self, keeper: Link, directory: str) -> None:
+        self.directory = directory
+        self._keeper = keeper
+        self._helpers: list[Helper] = []
+
+    def __iter__(self) -> Iterator[Helper]:
+        return iter(self._helpers)
+
+    def add(
+        self, kind: HelperKind, owner: HelperOwner, process_type: type[HelperProcess] = HelperProcess
+    ) -> Helper:
+        """Make a helper of this kind."""
+        helper = Helper(self._keeper, self.directory, kind, owner, process_type)
+        self._helpers.append(helper)
+        return helper
+
+    def handle_exit_report(self, report: wire.Message) -> None:
+        """Handle the keeper's report that a child has exited."""
+        if report.get("event") == "exit":
+            exit_ = Exit.from_report(report.get("status"), report.get("signal"))
+            for helper in self._helpers:
+                helper.handle_exit(report["pid"], exit_)
