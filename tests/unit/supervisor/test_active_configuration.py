@@ -20,14 +20,13 @@ import poolctl
 from poolctl import ServerConfig
 from poolctl.child_process import HelperProcess
 from poolctl.config import Reading, Surroundings, Tables
-from poolctl.config.__main__ import encode_request, reader_command
+from poolctl.config.__main__ import reader_command
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.core.core import Core
 from poolctl.errors import PoolValidateError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.keeper import Store
-from poolctl.keeper.spawn import spawn
 from poolctl.platform import read_json_object
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.supervisor.active_configuration import (
@@ -278,22 +277,6 @@ def test_process_that_was_started_before_answers_the_first_request(tmp_path: Pat
         reader.close()
 
     run(scenario())
-
-
-# Python 3.13.0 may crash when coverage, in a process with two threads, saves what it has measured.
-@pytest.mark.slow
-@pytest.mark.unmeasured
-def test_process_of_a_supervisor_of_an_earlier_version_has_its_link_at_descriptor_3(tmp_path: Path) -> None:
-    file = tmp_path / "pool.toml"
-    file.write_text(WEB)
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            pid = spawn(reader_command(), None, [theirs.fileno()], str(tmp_path / "log"), session=False)
-        ours.sendall(encode_request(("read", 1, [str(file)], None, False)))
-        answer = ours.recv(9999)
-        assert answer.startswith(f"poolctl {poolctl.__version__} ".encode())
-    assert os.waitpid(pid, 0) == (pid, 0)
 
 
 @pytest.mark.parametrize(
