@@ -529,10 +529,11 @@ class Http(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """Return the table as it would be written in a file, without `log_level` and `threads` at their defaults."""
+        """Return the table as it would be written in a file, without `log_level` at its default."""
         values = super().to_dict()
-        usual = {"log_level": "info", "threads": THREADS}
-        return {key: value for key, value in values.items() if key not in usual or value != usual[key]}
+        if self.log_level == "info":
+            del values["log_level"]
+        return values
 
 
 class Backoff(Section):
