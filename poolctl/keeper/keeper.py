@@ -57,7 +57,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 2
 
 # Entries of workers, and of the process groups that exited workers have left.
 _WORKERS = (fd_store.WORKER, fd_store.LEFT_GROUP)
@@ -486,7 +485,7 @@ def restore_state_and_file_limits(file: int, store: Store, reaper: Reaper) -> tu
         state["unheard"],
         state["sequence"],
         {int(pid): start for pid, start in state["watched"].items()},
-        state.get("left_groups", []),
+        state["left_groups"],
     )
     return tuple(state["open_files"])
 
@@ -557,7 +556,7 @@ class Keeper:
             self._client.send({"event": "terminate"})
 
     def _hello(self) -> wire.Message:
-        return {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": self._open_files}
+        return {"event": "hello", "pid": os.getpid(), "open_files": self._open_files}
 
     def run(self) -> None:
         """Serve until the pool has ended, or the time limit of its shutdown has passed; then kill what is left."""

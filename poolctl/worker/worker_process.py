@@ -42,7 +42,6 @@ _STACKS = b'{"event":"stacks"}'
 _STARTED = b"INFO:     Application startup complete.\n"
 _ENDED = b"INFO:     Application shutdown complete.\n"
 _NONE_ASKED = 1  # earlier than any heartbeat
-VERSION = 2  # the version of messages from an orphaned worker to a supervisor
 _OUTPUT_CHECK_SECONDS = 0.2
 UNCOUNTED = "POOLCTL_UNCOUNTED"  # an environment variable for benchmarks: nothing is counted
 
@@ -440,7 +439,7 @@ class OrphanListener:
         if connection is None:
             return
         message, fds = self._worker.greeting()
-        about = {"event": "orphan", "version": VERSION, "deaf": output_is_unread(), "pid": os.getpid()}
+        about = {"event": "orphan", "deaf": output_is_unread(), "pid": os.getpid()}
         message = {**about, **self._spec["orphanage"], "likeness": spec_digest(self._spec), **message}
         try:
             wire.send(connection, message, fds)

@@ -26,8 +26,7 @@ from ._answers import HistoryResult
 
 FIGURES = ("requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes", "restarts")
 POOL = ""  # the name of the whole pool; no server has it
-# In the first layout the figures of a slot were at the place of its number, modulo the slots.
-_FIRST_LAYOUT, _LAYOUT = 1, 2
+_LAYOUT = 2  # the version of the saved form
 _STORED = "history"  # the saved figures in the keeper's store
 _DIGITS = 6
 
@@ -165,17 +164,14 @@ class FigureRings:
             spans = [[*each[:3]] for each in head]
         except (ValueError, TypeError):
             return
-        is_known = layout in (_FIRST_LAYOUT, _LAYOUT)
-        if not is_known or (tuple(figures), spans) != (FIGURES, [[*span] for span in SPANS]):
+        if (layout, tuple(figures), spans) != (_LAYOUT, FIGURES, [[*span] for span in SPANS]):
             return
         at = 0
         for name, _, slots, slot, names in head:
             ring, size = self.rings[name], 4 * slots * len(FIGURES)
             ring.slot = slot
             for server in names:
-                values = array("f", rest[at : at + size])
-                newest = slot % slots * len(FIGURES) if layout == _FIRST_LAYOUT else 0
-                ring.values[server] = values[newest:] + values[:newest]
+                ring.values[server] = array("f", rest[at : at + size])
                 at += size
 
 

@@ -126,7 +126,7 @@ class WorkerAdoption:
             with contextlib.suppress(AddressError):
                 server = server.at(parse(key))
         pid = int(meta["pid"])
-        if meta.get("start") is not None:
+        if meta["start"] is not None:
             # The keeper watches its own children already; this is for other processes.
             self.keeper.send({"op": "watch", "pid": pid, "start": meta["start"]})
         placement = Placement.of(
@@ -134,10 +134,10 @@ class WorkerAdoption:
         )
         if hook:
             placement = replace(placement, id=name)
-        output, protocol = str(meta["output"]), meta.get("protocol")
+        output, protocol = str(meta["output"]), meta["protocol"]
         worker = LocalWorker(self.children, self.events, placement, server, output, protocol)
-        worker.start, worker.place, worker.hook = meta.get("start"), meta.get("place"), hook
-        worker.follows_routes = bool(meta.get("follows_routes"))
+        worker.start, worker.place, worker.hook = meta["start"], meta["place"], hook
+        worker.follows_routes = bool(meta["follows_routes"])
         sock = next((socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
         # Set before the worker's exit can be reported.
         worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,24 +120,6 @@ def test_successor_continues_with_a_gap_for_the_time_without_a_supervisor() -> N
         successor.rings["day"].series("web")[FIGURES[0]][-1]
         == rings.rings["day"].series("web")[FIGURES[0]][-1]
     )
-
-
-def test_figures_that_an_earlier_version_has_saved_are_in_their_order() -> None:
-    rings = FigureRings()
-    for minute in range(70):
-        rings.add_and_detect_slot_end(minute * 60, [seen(requests=60 * minute * minute)])
-    head, _, _ = rings.to_bytes().partition(b"\n")
-    _, figures, spans = json.loads(head)
-    parts = []
-    for ring in rings.rings.values():
-        assert ring.slot is not None
-        newest = ring.slot % ring.span.slots * len(FIGURES)
-        parts += [(each[-newest:] + each[:-newest]).tobytes() for each in ring.values.values()]
-    successor = FigureRings()
-    successor.try_restore(json.dumps([1, figures, spans]).encode() + b"\n" + b"".join(parts))
-    for name, ring in rings.rings.items():
-        assert successor.rings[name].series("web") == ring.series("web")
-    assert successor.rings["hour"].series(POOL)[FIGURES[0]][-2:] == [135, 137]
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"[0, [], []]\n", b"[1, [1], [[1]]]\n"])

@@ -29,7 +29,6 @@ from poolctl.keeper.keeper import (
     ANSWER_SECONDS,
     ENDING,
     STOP_SECONDS,
-    VERSION,
     Channel,
     DonorSupervisor,
     Keeper,
@@ -280,7 +279,7 @@ def test_supervisor_is_pinged_and_killed_if_it_does_not_answer(tmp_path: Path) -
         began = time.monotonic()
         keeper._supervisor.record_start(process.pid, began)
         keeper.begin_client_session(ours)
-        hello = {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": [1, 2]}
+        hello = {"event": "hello", "pid": os.getpid(), "open_files": [1, 2]}
         assert received(theirs) == [(hello, 0)]
         keeper._watchdog.received(began)
         while keeper._watchdog.due < began + PING_SECONDS + SILENT_SECONDS + 1:
@@ -464,7 +463,8 @@ def test_next_program_has_the_state_of_the_one_before() -> None:
     entries = f'[["listener:web", {{"key": "tcp"}}, [{read}]]]'
     os.write(
         file,
-        f'{{"entries": {entries}, "unheard": [], "sequence": 7, "watched": {{}}, "open_files": [64, 4096]}}'.encode(),
+        f'{{"entries": {entries}, "unheard": [], "sequence": 7, "watched": {{}}, "left_groups": [],'
+        ' "open_files": [64, 4096]}'.encode(),
     )
     try:
         assert restore_state_and_file_limits(file, store, reaper) == (64, 4096)

@@ -388,6 +388,7 @@ class Adopting:
         facts = {
             "server": server.name, "key": server.key, "generation": 3, "index": 1, "pid": 7, "start": None,
             "ready_at": 1.5, "output": "web.1", "protocol": "plain", "notify": None, "place": None,
+            "follows_routes": False,
         }  # fmt: skip
         return self.put(f"worker:{server.name}.3.1", facts)
 
