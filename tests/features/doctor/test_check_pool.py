@@ -364,7 +364,7 @@ UPGRADE = "poolctl upgrade: the servers keep serving"
          f"another build of {VERSION} is installed than the supervisor runs", UPGRADE),
         ({"python": "3.1"}, "warning", f"the supervisor runs on Python 3.1, poolctl on {PYTHON}",
          stop_and_start(["/srv/pool.toml"])),
-        ({"build": "x", "protocol": PROTOCOL - 1}, "warning",
+        ({"build": "", "protocol": PROTOCOL - 1}, "warning",
          f"another build of {VERSION} is installed than the supervisor runs", stop_and_start(["/srv/pool.toml"])),
     ],
 )  # fmt: skip

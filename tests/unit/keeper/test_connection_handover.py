@@ -258,22 +258,11 @@ def test_descriptors_that_come_with_a_message_that_came_before_are_checked(pair:
 def test_connection_without_a_route_carries_nothing(pair: Pair) -> None:
     client, accepted = socket.socketpair()
     with client, accepted:
-        # As an earlier version sends it.
         wire.send(pair[0], {"t": "conn"}, [accepted.fileno()])
     taken = connection_handover.receive_connection(pair[1])
     assert taken is not None
     with taken:
         assert (taken.routed, taken.received) == (None, b"")
-
-
-def test_message_of_a_route_without_received_bytes_fits_an_earlier_version() -> None:
-    longest = connection_handover.Routed("x" * connection_handover.LONGEST_ALIAS, 2**63, 3)
-    ours, theirs = wire.pair()
-    with ours, theirs:
-        connection_handover.send_connection(ours, theirs.fileno(), {"until": 1e9, "asked": True}, longest)
-        received = wire.receive(theirs, most_bytes=1024)
-        assert received is not None
-        os.close(received[1][0])
 
 
 def test_more_bytes_than_can_be_handed_over_are_an_error(pair: Pair) -> None:
