@@ -944,7 +944,7 @@ class _ClusterPool:
     async def _list_if_allowed(self, kind: str, labels: Mapping[str, str] = EMPTY) -> list[Table]:
         """The pool's objects of this kind; [] if the cluster does not have the kind. Raises ControlError.
 
-        If listing is not permitted, but the pool uses no such object, returns []: an older Role may lack the kind.
+        If listing is not permitted, but the pool uses no such object, returns []: its Role need not have the kind.
         """
         try:
             return (await self._cluster.list(kind, {**self._labels, **labels}))[0]
