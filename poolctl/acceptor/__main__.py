@@ -7,9 +7,9 @@ Uses only the standard library.
 
 A request carries a socket, the operation on it (`accept`, or `take` a handed-over connection), the maximum number of
 connections, the request's number `n` and the server's `key`. Each connection is sent in a separate message.
-The message `done` follows, with the flags `empty` (no connection is left in the socket), `junk` (it held something
-other than connections) and `full` (no descriptor was free). The keeper process holds a duplicate of the supervisor's
-end of the request socket: after a restart of the supervisor, the new one reads the remaining answers.
+The answer follows, with the flags `empty` (no connection is left in the socket), `junk` (it held something other than
+connections) and `full` (no descriptor was free). The keeper process holds a duplicate of the supervisor's end of the
+link: after a restart of the supervisor, the new one reads the remaining answers.
 """
 
 from __future__ import annotations
@@ -19,42 +19,40 @@ import os
 import select
 import signal
 import socket
-import time
 from collections.abc import Iterator
 
 from ..keeper import connection_handover, wire
+from ..keeper.supervisor_link import SupervisorLink
 from ..platform import name_process, raise_descriptor_limit
 
-REQUESTS_FD = 3
 DEADLINE_SECONDS = 0.5
-_IN_FLIGHT_SECONDS = 0.002
 
 
 def main() -> None:
-    """Answer the requests that arrive on descriptor 3, until its other end is closed."""
+    """Answer the supervisor's requests until it orders the end, or keeper and supervisor are gone."""
     name_process("poolctl-accept")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     raise_descriptor_limit()
-    with contextlib.suppress(OSError), wire.socket_from_fd(REQUESTS_FD) as requests:
-        serve(requests)
+    with contextlib.suppress(OSError), contextlib.closing(SupervisorLink.inherited()) as link:
+        serve(link)
 
 
-def serve(requests: socket.socket) -> None:
-    """Answer the supervisor's requests until it closes the connection. Raises OSError if an answer cannot be sent."""
-    _send(requests, {"t": "up"})
-    while (received := wire.receive(requests, wait=True)) is not None:
+def serve(link: SupervisorLink) -> None:
+    """Answer the supervisor's requests until this process should exit. Raises OSError if an answer cannot be sent."""
+    link.send({"t": "up"})
+    while (received := link.wait_and_receive()) is not None:
         message, (fd,) = received
         with socket.socket(fileno=fd) as shared:
-            forward_connections_to_supervisor(requests, message, shared)
+            forward_connections_to_supervisor(link, message, shared)
 
 
 def forward_connections_to_supervisor(
-    requests: socket.socket, message: wire.Message, shared: socket.socket
+    link: SupervisorLink, message: wire.Message, shared: socket.socket
 ) -> None:
-    """Take connections from the application's socket `shared`; send each to the supervisor, and at the end `done`."""
+    """Take connections from the application's socket `shared`; send each to the supervisor, and then the answer."""
     empty = junk = full = False
-    next_one = _accept_nowait if message["op"] == "accept" else connection_handover.receive_connection
+    next_one = _accept_nowait if message["t"] == "accept" else connection_handover.receive_connection
     for _ in range(message["most"]):
         try:
             with _exit_on_timeout():
@@ -69,20 +67,20 @@ def forward_connections_to_supervisor(
         else:
             if found is not None:
                 with found:
-                    _send_connection(requests, message, found)
+                    _send_connection(link, message, found)
                 continue
             empty = True
         break
-    _send(requests, {"t": "done", "n": message["n"], "empty": empty, "junk": junk, "full": full})
+    link.send({"id": message["id"], "empty": empty, "junk": junk, "full": full})
 
 
-def _send_connection(requests: socket.socket, message: wire.Message, found: socket.socket) -> None:
+def _send_connection(link: SupervisorLink, message: wire.Message, found: socket.socket) -> None:
     part: wire.Message = {}
     fds = [found.fileno()]
     if isinstance(found, connection_handover.Connection):
         part, fds = found.to_message()
     try:
-        _send(requests, {"t": "conn", "n": message["n"], "key": message["key"], **part}, fds)
+        link.send({"t": "conn", "n": message["n"], "key": message["key"], **part}, fds)
     finally:
         for fd in fds[1:]:
             os.close(fd)
@@ -108,12 +106,3 @@ def _exit_on_timeout() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _send(requests: socket.socket, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
-    while True:
-        try:
-            wire.send(requests, message, fds, wait=True)
-            return
-        except BlockingIOError:  # too many descriptors are in flight
-            time.sleep(_IN_FLIGHT_SECONDS)

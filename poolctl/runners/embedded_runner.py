@@ -19,6 +19,7 @@ from poolctl.keeper import wire
 from poolctl.keeper.spawn import start_detached
 from poolctl.worker.tally import Counts
 
+from .helper_process import Helpers
 from .local.local_runner import LocalRunner
 from .process_link import KeeperLink, LinkHandler, redirect_parent_fds_to_null, runners_to_forget
 from .runner_protocol import Capabilities, Counters, Placement
@@ -190,6 +191,7 @@ class ProcessRunner(LocalRunner, Counters):
             site = RunnerContext(
                 keeper=keeper,
                 keeper_pid=int(hello["pid"]),
+                helpers=Helpers(keeper, directory),
                 open_files=(soft, hard),
                 directory=directory,
                 logs_directory=logs,

@@ -297,6 +297,7 @@ class Helper:
         self._idle: asyncio.TimerHandle | None = None
         self._pause_seconds = kind.first_pause_seconds
         self._requests = 0
+        self._failure: Exception | None = None  # the cause of `problem`
         self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
         self._changed = asyncio.Event()  # set and replaced at each change
         self._tried = asyncio.Event()
@@ -332,15 +333,23 @@ class Helper:
         """Wait until it is known whether the process can run with the owner's settings; see `problem`."""
         await self._tried.wait()
 
-    async def wait_until_up(self) -> HelperProcess:
-        """The process, once it is up; it is started if that is done on demand. Raises LinkLost if it cannot run."""
-        if self.process is None and self.kind.on_demand and (self._work is None or self._work.done()):
-            self.problem = ""
+    def start(self) -> None:
+        """Begin to start a process that is started on demand, unless it runs or is being started."""
+        if self.process is None and (self._work is None or self._work.done()):
+            self.problem, self._failure = "", None
             self._attempt_soon()
+
+    async def wait_until_up(self) -> HelperProcess:
+        """The process, once it is up; it is started if that is done on demand.
+
+        Raises LinkLost if it cannot run; its cause is then the exception that has prevented it.
+        """
+        if self.kind.on_demand:
+            self.start()
         while self.process is None and not self.problem and self._is_wanted and not self._over:
             await self._changed.wait()
         if self.process is None:
-            raise LinkLost(self.problem or "it does not run")
+            raise LinkLost(self.problem or "it does not run") from self._failure
         return self.process
 
     async def ask(
@@ -417,12 +426,12 @@ class Helper:
             try:
                 await self._attempt()
             except ServerError as error:
-                self._fail(error.message)
+                self._fail(error.message, error)
             except (LinkLost, OSError, TimeoutError) as error:
-                self._fail(str(error) or "its process does not come up")
+                self._fail(str(error) or "its process does not come up", error)
             except Exception as error:
                 logger.exception("%s could not be started", self.kind.label)
-                self._fail(repr(error))
+                self._fail(repr(error), error)
             self._release_attempt_waiters()
             self._notify_changed()
 
@@ -506,7 +515,8 @@ class Helper:
         self._owner.on_lost(process)
         self._notify_changed()
 
-    def _fail(self, problem: str) -> None:
+    def _fail(self, problem: str, error: Exception) -> None:
+        self._failure = error
         if problem != self.problem:
             self.problem = problem
             logger.error("%s: %s", self.kind.label, problem)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from poolctl.keeper.spawn import CompanionSpec
     from poolctl.keeper.wire import Message
 
+    from .helper_process import Helpers
     from .process_link import KeeperLink
     from .runner_protocol import Runner
 
@@ -58,12 +59,13 @@ _MODULES = {"local": "poolctl.runners.local"}
 class RunnerContext:
     """The pool that a runner works for. `open_files` are the soft and hard open-files limits of its processes.
 
-    `directory` contains the pool's runtime files. `environments` holds, by server name, the environments that replace
-    the pool's own (`restart --env`); it changes while the pool runs.
+    A runner adds its helpers to `helpers`. `directory` contains the pool's runtime files. `environments` holds, by
+    server name, the environments that replace the pool's own (`restart --env`); it changes while the pool runs.
     """
 
     keeper: KeeperLink
     keeper_pid: int
+    helpers: Helpers
     open_files: tuple[int, int]
     directory: str
     logs_directory: str

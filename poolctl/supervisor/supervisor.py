@@ -159,6 +159,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         site = RunnerContext(
             keeper=self._keeper,
             keeper_pid=self._keeper_pid,
+            helpers=self._helpers,
             open_files=(soft, hard),
             directory=self.directory,
             logs_directory=logs,

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from signal import SIGKILL
 from typing import NamedTuple
 
 from poolctl.bootstrap import command
@@ -35,13 +34,13 @@ from poolctl.keeper import fd_store, wire
 from poolctl.keeper.connection_handover import Connection, from_message
 from poolctl.platform import close_promptly
 
-from ..process_link import HasDescriptor, Link, LinkHandler, LinkLost, spawn
+from ..helper_process import HelperKind, HelperOwner, HelperProcess, Helpers
+from ..process_link import HasDescriptor, Link, LinkLost, NoAnswer, Refused
 from .local_worker import LocalWorker
 from .server_sockets import AdoptionPairs, Sockets
 
 # Longer than the helper's own limit, for a helper that was stopped or gets no processor time.
 _SILENT_SECONDS = 1.0
-_START_SECONDS = 10.0
 
 ACCEPT, TAKE = "accept", "take"
 # A longer line is left to the application; httptools and h11 have limits of their own.
@@ -79,143 +78,100 @@ class FetchOutcome(NamedTuple):
     blocked: bool = False
 
 
-class AcceptHelper(LinkHandler):
+ACCEPT_HELPER = HelperKind(
+    name="accept",
+    label="the accept helper",
+    argv=(*command(sys.executable, "acceptor", isolated=True),),
+    entry=fd_store.ACCEPTOR,
+    output="helpers.log",
+    on_demand=True,
+    ready_seconds=10.0,
+)
+
+
+class AcceptHelper(HelperOwner):
     """Accepts connections for all servers through one helper process.
 
-    The keeper starts the helper process when it is first needed. The helper process outlives its supervisor, and may
-    send connections that an earlier supervisor requested: `returned` is then called with the server's key and the
-    connection. Must be created on the running loop; no method blocks.
+    The process is started when it is first needed. It outlives its supervisor, and may send connections that an earlier
+    supervisor requested: `returned` is then called with the server's key and the connection. Must be created on the
+    running loop.
     """
 
-    def __init__(self, keeper: Link, directory: str, returned: Callable[[str, Connection], None]) -> None:
-        self._keeper = keeper
+    def __init__(self, helpers: Helpers, returned: Callable[[str, Connection], None]) -> None:
+        self._helper = helpers.add(ACCEPT_HELPER, self)
         self._on_returned = returned
-        self._output = os.path.join(directory, "helpers.log")
         self._numbers = itertools.count(time.monotonic_ns())  # greater than those of an earlier supervisor
         self._requests: dict[int, ConnectionFetch] = {}
-        self._link: Link | None = None
-        self._up = False
-        self._pid: int | None = None
-        self._starting: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._asking: set[asyncio.Task[None]] = set()
+        self._blamed: HelperProcess | None = None
 
     def warm(self) -> None:
-        """Begin to start the helper process, unless it runs or is starting. Without a free descriptor, do nothing."""
-        if self._link is None:
-            try:
-                ours, theirs = wire.pair()
-            except OSError:
-                return
-            self._link = Link(ours, self)
-            self._starting = asyncio.ensure_future(self._spawn_helper(self._link, theirs))
+        """Begin to start the helper process, unless it runs or is starting."""
+        self._helper.start()
 
-    def adopt_helper_process(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
-        """Use the previous supervisor's helper process, through its socket `fd`. Return [the new owner of `fd`]."""
-        self._pid, self._up = int(meta["pid"]), True
-        self._link = Link(wire.socket_from_fd(fd), self)
-        return [self._link.sock]
+    async def adopt(self) -> None:
+        """Use the previous supervisor's helper process, if there is one. Raises LinkLost."""
+        await self._helper.adopt()
 
     def fetch(self, fetch: ConnectionFetch, sock: HasDescriptor, most: int) -> None:
         """Have the helper process take up to `most` connections from `sock`, a listener or one end of a socket pair.
 
-        Calls `fetch.connection_arrived` for each connection, and then `fetch.ended` with the result.
+        Does not wait. Calls `fetch.connection_arrived` for each connection, and then `fetch.ended` with the result.
         """
-        self.warm()
-        if self._link is None:
-            fetch.ended(FetchOutcome(full=True))
-            return
-        number = next(self._numbers)
-        self._requests[number] = fetch
-        self._link.send({"op": fetch.kind, "n": number, "key": fetch.key, "most": most}, [sock])
-        if self._timer is None:
-            self._set_silence_timer()
+        asking = asyncio.ensure_future(self._fetch(fetch, sock, most))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
 
     def close(self) -> None:
         """Let the helper process end. Pending requests get no result."""
-        self._requests.clear()
-        if self._link is not None:
-            self._link.close()
-            self._forget()
+        for asking in self._asking:
+            asking.cancel()
+        self._helper.close()
 
-    async def _spawn_helper(self, link: Link, theirs: socket.socket) -> None:
-        argv = command(sys.executable, "acceptor", isolated=True)
+    async def _fetch(self, fetch: ConnectionFetch, sock: HasDescriptor, most: int) -> None:
+        number = next(self._numbers)
+        self._requests[number] = fetch
         try:
-            pid = await spawn(self._keeper, argv, self._output, theirs)
+            outcome = await self._ask(number, fetch, sock, most)
+        finally:
+            del self._requests[number]
+        fetch.ended(outcome)
+
+    async def _ask(self, number: int, fetch: ConnectionFetch, sock: HasDescriptor, most: int) -> FetchOutcome:
+        try:
+            process = await self._helper.wait_until_up()
+        except LinkLost as error:
+            # Without a free descriptor here it is worth another try.
+            full = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, TimeoutError)
+            return FetchOutcome(full=full, failed=not full)
+        if sock.fileno() < 0:
+            return FetchOutcome(empty=True)  # closed since
+        request = {"t": fetch.kind, "n": number, "key": fetch.key, "most": most}
+        try:
+            found, _ = await process.ask(request, [sock], patience_seconds=_SILENT_SECONDS)
+        except Refused:
+            return FetchOutcome(full=True)  # no descriptor was free there
+        except NoAnswer:
+            return FetchOutcome(failed=True)
         except LinkLost:
-            return  # its exit also closes the link
-        if link is self._link:
-            self._pid = pid
-            self._keeper.send({"op": "put", "name": fd_store.ACCEPTOR, "meta": {"pid": pid}}, [link.sock])
-        else:
-            self._kill(pid)
+            # Most likely ended by its own time limit, while working on the first request.
+            blocked, self._blamed = process is not self._blamed, process
+            return FetchOutcome(failed=True, blocked=blocked)
+        return FetchOutcome(found["empty"], found["junk"], found["full"])
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        request = self._requests.get(message.get("n", 0))
-        self._set_silence_timer()
-        if message["t"] == "up":
-            self._up = True
-        elif message["t"] == "conn":
-            try:
-                sock = from_message(message, fds)
-            except wire.WireError:
-                return  # its client has gone
-            if request is None:
-                self._on_returned(message["key"], sock)
-            else:
-                request.connection_arrived(sock)
-        elif message["t"] == "done" and request is not None:
-            del self._requests[message["n"]]
-            self._set_silence_timer()
-            request.ended(FetchOutcome(message["empty"], message["junk"], message["full"]))
-
-    def _set_silence_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._requests:
-            patience_seconds = _SILENT_SECONDS if self._up else _START_SECONDS
-            self._timer = asyncio.get_running_loop().call_later(
-                patience_seconds, self._kill_and_replace_silent_helper
-            )
-
-    def _kill_and_replace_silent_helper(self) -> None:
-        link, pid = self._link, self._pid
-        assert link is not None
-        heard = link.heard
-        # Read the answers that arrived while this process did not run.
-        link.dispatch_arrived_messages()
-        if link is self._link and self._requests and link.heard == heard:
-            link.close()
-            if pid is not None:
-                self._kill(pid)
-            self._fail_requests_and_replace_helper(blocked=False)
-
-    def _kill(self, pid: int) -> None:
-        self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
-
-    def on_link_lost(self) -> None:
-        # Most likely ended by its own time limit, while working on the first request.
-        self._fail_requests_and_replace_helper(blocked=self._up)
-
-    def _fail_requests_and_replace_helper(self, *, blocked: bool) -> None:
-        """Forget the lost helper process. Pending requests end as failed.
-
-        Starts another helper process if the lost one had become ready. If `blocked` is set, the first pending request
-        is reported as blocked: its socket has probably blocked the lost process.
-        """
-        requests, self._requests = self._requests, {}
-        was_up = self._up
-        self._forget()
-        if was_up:
-            self.warm()
-        for place, request in enumerate(requests.values()):
-            request.ended(FetchOutcome(failed=True, blocked=blocked and place == 0))
-
-    def _forget(self) -> None:
-        self._keeper.send({"op": "drop", "name": fd_store.ACCEPTOR})
-        self._link = None
-        self._up, self._pid = False, None
-        self._set_silence_timer()
+        if message.get("t") != "conn":
+            super().received(message, fds)
+            return
+        try:
+            sock = from_message(message, fds)
+        except wire.WireError:
+            return  # its client has gone
+        request = self._requests.get(message["n"])
+        if request is None:
+            self._on_returned(message["key"], sock)
+        else:
+            request.connection_arrived(sock)
 
 
 class FirstBytesKind(StrEnum):
@@ -387,11 +343,11 @@ class Activator:
     be created on the running loop.
     """
 
-    def __init__(self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, directory: str) -> None:
+    def __init__(self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, helpers: Helpers) -> None:
         self._keeper = keeper
         self._sockets = sockets
         self._adoptions = adoptions
-        self._accept_helper = AcceptHelper(keeper, directory, self._take_inherited_connection)
+        self._accept_helper = AcceptHelper(helpers, self._take_inherited_connection)
         self._numbers = itertools.count(os.getpid() << 32)  # different from a successor's
         self._servers: dict[str, ServerConfig] = {}
         self._sleeping: dict[str, SleepingListener] = {}
@@ -526,12 +482,10 @@ class Activator:
             close_promptly(sock.detach())
         return []
 
-    def adopt_acceptor(
-        self, servers: Mapping[str, ServerConfig], meta: wire.Message, fd: int
-    ) -> list[HasDescriptor]:
+    async def adopt_acceptor(self, servers: Mapping[str, ServerConfig]) -> None:
         """Use the previous supervisor's accept helper, which may still send connections accepted for `servers`."""
         self._servers.update(servers)
-        return self._accept_helper.adopt_helper_process(meta, fd)
+        await self._accept_helper.adopt()
 
     def _take_inherited_connection(self, key: str, sock: Connection) -> None:
         """Take a connection that an earlier supervisor requested. It may wake its server."""

@@ -163,7 +163,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         self._kill_suspended_zygotes()
         self.sockets = Sockets(keeper)
         self.adoptions = AdoptionPairs(keeper)
-        self.activator = Activator(keeper, self.sockets, self.adoptions, site.directory)
+        self.activator = Activator(keeper, self.sockets, self.adoptions, site.helpers)
         self.forker = Forker(
             site,
             self.children,
@@ -339,10 +339,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
                 self.forker.retain_app_zygote(server)
         self.app_zygotes.end_unneeded()
         # Last, because connections that the accept helper has accepted are put into the servers' pairs.
-        reply, fds = await self.keeper.call({"op": "get", "name": fd_store.ACCEPTOR})
-        if fds:
-            owners = self.activator.adopt_acceptor(by_key, reply["meta"], fds[0])
-            self.keeper.remember_entry(fd_store.ACCEPTOR, reply["meta"], owners)
+        await self.activator.adopt_acceptor(by_key)
         await wait_briefly_for_reports(found)
         # Close unused listeners before any server looks for an address that one of them may occupy.
         ours = {server.key for server in servers.values()} | {worker.server.key for worker in found}

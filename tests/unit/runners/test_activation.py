@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
-import select
 import signal
 import socket
 import ssl
@@ -21,12 +21,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl import ServerConfig
+from poolctl import ServerConfig, __version__
 from poolctl.acceptor import __main__ as helper
 from poolctl.bootstrap import command
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection
-from poolctl.keeper.spawn import spawn
+from poolctl.keeper.supervisor_link import SupervisorLink
+from poolctl.runners.helper_process import Helpers
 from poolctl.runners.local import activation as module
 from poolctl.runners.local.activation import (
     ACCEPT,
@@ -42,8 +43,9 @@ from poolctl.runners.local.activation import (
 )
 from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
-from poolctl.runners.process_link import HasDescriptor, Link, LinkLost
+from poolctl.runners.process_link import PING, Link
 from tests.descriptors import no_descriptor_left
+from tests.helper_keeper import ExecutingKeeper, HelperKeeper
 from tests.unit.runners.test_local_runner import config
 from tests.unit.runners.test_process_link import StoringPeer
 from tests.virtual_loop import VirtualLoop
@@ -69,7 +71,7 @@ def run(work: Callable[[House], Coroutine[Any, Any, None]]) -> None:
 class Helper(AcceptHelper):
     """What the accept helper does, in this very process. `fails` says that a call on the socket waits."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # without a process
         self.asked: list[str] = []
         self.fails = False
 
@@ -94,11 +96,11 @@ class Helper(AcceptHelper):
             return
         with ours, theirs:
             helper.forward_connections_to_supervisor(
-                theirs, {"op": fetch.kind, "n": 1, "key": "", "most": most}, shared
+                SupervisorLink(theirs), {"t": fetch.kind, "n": 1, "id": 1, "key": "", "most": most}, shared
             )
             while received := wire.receive(ours):
                 message, fds = received
-                if message["t"] == "done":
+                if "id" in message:
                     break
                 fetch.connection_arrived(connection_handover.from_message(message, fds))
         fetch.ended(FetchOutcome(message["empty"], message["junk"], message["full"]))
@@ -131,7 +133,7 @@ class House:
         self.helper = Helper()
         self.cleared = 0
         this: Any = self
-        self.activator = Activator(this, this, this, "")
+        self.activator = Activator(this, this, this, Helpers(this, ""))
         self.activator._accept_helper = self.helper
 
     def close(self) -> None:
@@ -639,23 +641,6 @@ def test_a_verdict_other_than_to_wait_is_not_changed_by_what_follows(
         assert classify_first_bytes(head + more, tls=tls) is first
 
 
-class Keeper:
-    """Starts and signals as the keeper would; it keeps nothing."""
-
-    def __init__(self) -> None:
-        self.pids: list[int] = []
-
-    async def call(self, message: Any, fds: Sequence[HasDescriptor]) -> tuple[Any, list[int]]:
-        output = message["output"]
-        numbers = [fd.fileno() for fd in fds]
-        self.pids.append(spawn(message["argv"], None, numbers, output, session=message["session"]))
-        return {"pid": self.pids[-1]}, []
-
-    def send(self, message: Any, fds: Sequence[HasDescriptor] = ()) -> None:
-        if message["op"] == "signal":
-            os.kill(message["pid"], message["signal"])
-
-
 class Request:
     """A request for connections, and what came of it."""
 
@@ -676,15 +661,16 @@ class Stage:
     """A helper, a listener that its application has made blocking, and what came of it."""
 
     def __init__(self, directory: Path) -> None:
-        self.keeper = Keeper()
-        self.acceptor = AcceptHelper(cast(Link, self.keeper), str(directory), lambda key, connection: None)
+        self.keeper = ExecutingKeeper()
+        helpers = Helpers(cast(Link, self.keeper), str(directory))
+        self.acceptor = AcceptHelper(helpers, lambda key, connection: None)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.got: list[socket.socket] = []
 
     async def fetch(self, count: int = 1) -> FetchOutcome:
         clients = [socket.create_connection(self.listener.getsockname()) for _ in range(count)]
         done: asyncio.Future[FetchOutcome] = asyncio.get_running_loop().create_future()
-        self.acceptor.fetch(Request(self.got, done), self.listener, 8)
+        self.acceptor.fetch(cast(ConnectionFetch, Request(self.got, done)), self.listener, 8)
         found = await done
         for client in clients:
             client.close()
@@ -695,15 +681,17 @@ class Stage:
         self.listener.close()
         for sock in self.got:
             sock.close()
-        for pid in self.keeper.pids:
-            await asyncio.to_thread(os.waitpid, pid, 0)
+        self.keeper.close()
+        await self.keeper.wait_for_exits()
 
 
 def run_helper(directory: Path, work: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
     async def watched() -> None:
         stage = Stage(directory)
-        async with asyncio.timeout(60):
-            await work(stage)
+        try:
+            async with asyncio.timeout(60):
+                await work(stage)
+        finally:
             await stage.close()
 
     with pytest.MonkeyPatch.context() as patch:
@@ -747,6 +735,24 @@ def test_helper_that_ends_at_a_request_says_that_a_call_has_blocked(tmp_path: Pa
     run_helper(tmp_path, scenario)
 
 
+def test_helper_without_a_free_descriptor_takes_nothing_and_works_again_when_there_are_some(
+    tmp_path: Path,
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        assert (await stage.fetch()).empty
+        (pid,) = stage.keeper.pids
+        numbers = set(os.listdir(f"/proc/{pid}/fd"))
+        free = next(each for each in itertools.count() if str(each) not in numbers)
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, hard))
+        assert await stage.fetch() == FetchOutcome(full=True)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        assert (await stage.fetch()).empty
+        assert stage.keeper.pids == [pid]
+
+    run_helper(tmp_path, scenario)
+
+
 @pytest.mark.parametrize(("limit", "most"), [(8, 1), (320, 20), (335, 20)])
 def test_connections_of_one_turn_are_a_sixteenth_of_the_descriptors(
     monkeypatch: pytest.MonkeyPatch, limit: int, most: int
@@ -755,38 +761,13 @@ def test_connections_of_one_turn_are_a_sixteenth_of_the_descriptors(
     assert module.HeldConnectionLimit().most_at_once == most
 
 
-class FakeKeeper:
-    """Records what it is sent. It starts no process: the test has the helper's end of the link."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[Any, list[int]]] = []
-        self.spawned: list[Any] = []
-        self.ends: list[socket.socket] = []
-        self.started = asyncio.Event()
-        self.started.set()
-        self.lost = False
-
-    async def call(self, message: Any, fds: Sequence[HasDescriptor]) -> tuple[Any, list[int]]:
-        self.spawned.append(message)
-        (fd,) = fds
-        self.ends.append(wire.socket_from_fd(os.dup(fd.fileno())))
-        await self.started.wait()
-        if self.lost:
-            raise LinkLost("the other end is gone")
-        return {"pid": 70 + len(self.spawned)}, []
-
-    def send(self, message: Any, fds: Sequence[HasDescriptor] = ()) -> None:
-        self.sent.append((message, [fd.fileno() for fd in fds]))
-
-
 class AtHelper:
     """An accept helper on a loop whose time passes at once, its keeper, and the results of its requests."""
 
-    def __init__(self, loop: VirtualLoop, directory: Path) -> None:
-        self.loop = loop
-        self.keeper = FakeKeeper()
+    def __init__(self) -> None:
+        self.keeper = HelperKeeper()
         self.returned: list[tuple[str, bytes]] = []
-        self.acceptor = AcceptHelper(cast(Link, self.keeper), str(directory), self._return)
+        self.acceptor = AcceptHelper(Helpers(cast(Link, self.keeper), "/run"), self._return)
         self.sock, self._client = socket.socketpair()
         self.ended: list[tuple[str, FetchOutcome]] = []
         self.arrived: list[str] = []
@@ -800,35 +781,20 @@ class AtHelper:
 
     async def pass_time(self, seconds: float = 0.0) -> None:
         await asyncio.sleep(seconds)
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await self.keeper.settle()
 
-    async def say(self, message: Any, fds: Sequence[int] = (), *, end: int = -1) -> None:
-        wire.send(self.keeper.ends[end], message, list(fds))
+    async def hears(self, *, up: bool = True) -> list[Any]:
+        """The requests that the helper has got, once it is up."""
         await self.pass_time()
-
-    async def hears(self) -> list[Any]:
-        """The messages that the helper has got, without those numbers that nothing depends on."""
-        await self.pass_time()
-        found = []
-        self.keeper.ends[-1].setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while received := wire.receive(self.keeper.ends[-1]):
-                found.append(received[0])
-                for fd in received[1]:
-                    os.close(fd)
-        return found
-
-    @property
-    def orders(self) -> list[Any]:
-        return [message for message, _ in self.keeper.sent]
+        if up:
+            await self.keeper.say({"t": "up"})
+        return self.keeper.heard()
 
     def close(self) -> None:
         self.acceptor.close()
         self.sock.close()
         self._client.close()
-        for end in self.keeper.ends:
-            end.close()
+        self.keeper.close()
 
 
 class Asked:
@@ -848,9 +814,9 @@ class Asked:
         self._at.ended.append((self._name, found))
 
 
-def at_helper(directory: Path, work: Callable[[AtHelper], Coroutine[Any, Any, None]]) -> None:
+def at_helper(work: Callable[[AtHelper], Coroutine[Any, Any, None]]) -> None:
     async def watched() -> None:
-        at = AtHelper(loop, directory)
+        at = AtHelper()
         try:
             await work(at)
         finally:
@@ -863,179 +829,133 @@ def at_helper(directory: Path, work: Callable[[AtHelper], Coroutine[Any, Any, No
         loop.close()
 
 
-DROP = {"op": "drop", "name": "acceptor"}
-
-
-def put(pid: int) -> dict[str, Any]:
-    return {"op": "put", "name": "acceptor", "meta": {"pid": pid}}
-
-
-def kill(pid: int) -> dict[str, Any]:
-    return {"op": "signal", "pid": pid, "signal": signal.SIGKILL, "group": True}
-
-
-def test_helper_is_started_once_and_its_link_put_into_the_keeper(tmp_path: Path) -> None:
+def test_helper_is_started_once_and_gets_the_requests_that_wait_for_it() -> None:
     async def scenario(at: AtHelper) -> None:
         at.acceptor.warm()
         at.acceptor.warm()
         at.fetch()
         (request,) = await at.hears()
-        assert (request["op"], request["key"], request["most"]) == (ACCEPT, "web", 5)
+        assert (request["t"], request["key"], request["most"]) == (ACCEPT, "web", 5)
         (order,) = at.keeper.spawned
-        assert order["argv"] == command(sys.executable, "acceptor", isolated=True)
-        assert (order["output"], order["session"]) == (str(tmp_path / "helpers.log"), True)
-        ((message, fds),) = at.keeper.sent
-        assert (message, len(fds)) == (put(71), 1)
+        assert [*order["argv"]] == command(sys.executable, "acceptor", isolated=True)
+        assert (order["output"], order["session"]) == ("/run/helpers.log", True)
+        assert at.keeper.entries.keys() == {"acceptor"}
 
-    at_helper(tmp_path, scenario)
+    at_helper(scenario)
 
 
-def test_request_without_a_free_descriptor_for_the_helper_may_be_repeated(tmp_path: Path) -> None:
+def test_request_without_a_free_descriptor_for_the_helper_may_be_repeated() -> None:
     async def scenario(at: AtHelper) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
         try:
             at.acceptor.warm()
             at.fetch("one")
+            await at.pass_time()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert at.ended == [("one", FetchOutcome(full=True))]
         at.fetch("two")
         (request,) = await at.hears()
-        assert request["op"] == ACCEPT
+        assert request["t"] == ACCEPT
 
-    at_helper(tmp_path, scenario)
+    at_helper(scenario)
 
 
-def test_helper_that_has_not_started_has_ten_seconds_and_gets_no_successor_until_it_is_needed(
-    tmp_path: Path,
-) -> None:
+def test_listener_that_is_closed_while_the_helper_starts_has_no_connections() -> None:
+    async def scenario(at: AtHelper) -> None:
+        at.fetch()
+        at.sock.close()
+        assert await at.hears() == []
+        assert at.ended == [("one", FetchOutcome(empty=True))]
+
+    at_helper(scenario)
+
+
+def test_helper_that_has_not_started_has_ten_seconds_and_gets_no_successor_until_it_is_needed() -> None:
     async def scenario(at: AtHelper) -> None:
         at.fetch()
         await at.pass_time(9.99)
         assert at.ended == []
         await at.pass_time(0.02)
         assert at.ended == [("one", FetchOutcome(failed=True))]
-        assert at.orders == [put(71), kill(71), DROP]
+        await at.pass_time(1000)
         assert len(at.keeper.spawned) == 1
         at.fetch("two")
         await at.pass_time()
         assert len(at.keeper.spawned) == 2
 
-    at_helper(tmp_path, scenario)
+    at_helper(scenario)
 
 
-def test_helper_that_has_started_may_be_silent_for_a_second_after_each_message(tmp_path: Path) -> None:
+def test_helper_that_has_started_may_be_silent_for_a_second_after_each_message() -> None:
     async def scenario(at: AtHelper) -> None:
         at.fetch("one")
         at.fetch("two")
         first, second = await at.hears()
         assert second["n"] == first["n"] + 1
-        await at.say({"t": "up"})
         for _ in range(3):
-            await at.pass_time(0.99)
-            await at.say({"t": "conn", "n": first["n"], "key": "web"}, [at.sock.fileno()])
-        await at.say({"t": "done", "n": first["n"], "empty": True, "junk": False, "full": True})
-        assert (at.arrived, at.ended) == (["one"] * 3, [("one", FetchOutcome(empty=True, full=True))])
-        await at.pass_time(0.99)
+            await at.pass_time(0.9)
+            await at.keeper.say({"t": "conn", "n": first["n"], "key": "web"}, [at.sock.fileno()])
+        await at.keeper.say({"id": first["id"], "empty": True, "junk": False, "full": False})
+        assert (at.arrived, at.ended) == (["one"] * 3, [("one", FetchOutcome(empty=True, full=False))])
+        await at.pass_time(0.3)
         assert len(at.ended) == 1
-        await at.pass_time(0.02)
+        await at.pass_time(2)
         assert at.ended[1:] == [("two", FetchOutcome(failed=True))]
-        assert at.orders == [put(71), kill(71), DROP, put(72)]
 
-    at_helper(tmp_path, scenario)
-
-
-def test_helper_without_requests_may_be_silent_for_ever(tmp_path: Path) -> None:
-    async def scenario(at: AtHelper) -> None:
-        at.fetch()
-        (request,) = await at.hears()
-        await at.say({"t": "up"})
-        await at.say({"t": "done", "n": request["n"], "empty": False, "junk": True, "full": False})
-        assert at.ended == [("one", FetchOutcome(junk=True))]
-        await at.pass_time(1000)
-        assert at.orders == [put(71)]
-
-    at_helper(tmp_path, scenario)
+    at_helper(scenario)
 
 
 @pytest.mark.parametrize("up", [True, False])
-def test_exit_of_a_helper_that_was_up_blames_the_oldest_request_and_starts_another(
-    tmp_path: Path, up: bool
-) -> None:
+def test_exit_of_a_helper_that_was_up_blames_the_oldest_request(up: bool) -> None:
     async def scenario(at: AtHelper) -> None:
         at.fetch("one")
         at.fetch("two")
-        await at.hears()
-        if up:
-            await at.say({"t": "up"})
-        at.keeper.ends[0].close()
+        await at.hears(up=up)
+        at.keeper.end()
         await at.pass_time()
         assert at.ended == [
             ("one", FetchOutcome(failed=True, blocked=up)),
             ("two", FetchOutcome(failed=True, blocked=False)),
         ]
-        assert at.orders == [put(71), DROP, *([put(72)] if up else [])]
         await at.pass_time(1000)
         assert len(at.ended) == 2
 
-    at_helper(tmp_path, scenario)
+    at_helper(scenario)
 
 
-def test_connection_of_an_earlier_supervisors_request_is_returned_with_its_key(tmp_path: Path) -> None:
+def test_connection_of_an_earlier_supervisors_request_is_returned_with_its_key() -> None:
     async def scenario(at: AtHelper) -> None:
         ours, theirs = wire.pair()
         at.keeper.ends.append(theirs)
-        (sock,) = at.acceptor.adopt_helper_process({"pid": "12"}, ours.detach())
+        at.keeper.hold("acceptor", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
+        await at.acceptor.adopt()
         client, accepted = socket.socketpair()
         client.send(b"request")
         with client, accepted:
-            await at.say({"t": "conn", "n": 3, "key": "api"})  # without its descriptor
-            await at.say({"t": "conn", "n": 3, "key": "api"}, [accepted.fileno()])
-        await at.say({"t": "done", "n": 3, "empty": True, "junk": False, "full": False})
+            await at.keeper.say({"t": "conn", "n": 3, "key": "api"})  # without its descriptor
+            await at.keeper.say({"t": "conn", "n": 3, "key": "api"}, [accepted.fileno()])
+        await at.keeper.say({"id": 3, "empty": True, "junk": False, "full": False})
         assert (at.returned, at.ended, at.keeper.spawned) == ([("api", b"request")], [], [])
-        assert sock.fileno() >= 0
         at.fetch()
-        await at.pass_time(0.99)
-        assert at.ended == []
-        await at.pass_time(0.02)
-        assert at.ended == [("one", FetchOutcome(failed=True))]
-        assert at.orders == [kill(12), DROP, put(71)]
+        (request,) = await at.hears(up=False)
+        assert request["t"] == ACCEPT
 
-    at_helper(tmp_path, scenario)
+    at_helper(scenario)
 
 
-def test_closed_helper_answers_no_request(tmp_path: Path) -> None:
+def test_closed_helper_answers_no_request() -> None:
     async def scenario(at: AtHelper) -> None:
-        at.acceptor.close()
-        assert at.orders == []
         at.fetch()
-        await at.hears()
-        await at.say({"t": "up"})
+        assert len(await at.hears()) == 1
         at.acceptor.close()
         await at.pass_time(1000)
         assert at.ended == []
-        assert at.orders == [put(71), DROP]
-        assert wire.receive(at.keeper.ends[0]) is None
+        assert at.keeper.entries == {}
+        assert at.keeper.heard() == [{"t": "end"}]
 
-    at_helper(tmp_path, scenario)
-
-
-@pytest.mark.parametrize(("lost", "expected"), [(False, [DROP, kill(71)]), (True, [DROP])])
-def test_helper_that_starts_after_it_was_closed_is_killed(
-    tmp_path: Path, lost: bool, expected: list[Any]
-) -> None:
-    async def scenario(at: AtHelper) -> None:
-        at.keeper.started.clear()
-        at.keeper.lost = lost
-        at.acceptor.warm()
-        await at.pass_time()
-        at.acceptor.close()
-        at.keeper.started.set()
-        await at.pass_time()
-        assert at.orders == expected
-
-    at_helper(tmp_path, scenario)
+    at_helper(scenario)
 
 
 def held(*, unseen: bool = True, begun: bool = False) -> HeldConnection:
@@ -1155,7 +1075,8 @@ class Servers:
         self.pairs = AdoptionPairs(self.peer.kept)
         self.sockets = OpenListeners()
         keeper = cast(Link, self.peer.kept)
-        self.activator = Activator(keeper, cast(Sockets, self.sockets), self.pairs, str(directory))
+        self.helpers = Helpers(keeper, str(directory))
+        self.activator = Activator(keeper, cast(Sockets, self.sockets), self.pairs, self.helpers)
         self.woken = 0
         self.clients: list[socket.socket] = []
         self.helper_end: socket.socket | None = None
@@ -1165,13 +1086,27 @@ class Servers:
     def wake(self) -> None:
         self.woken += 1
 
-    def adopt_helper(self) -> None:
+    async def adopt_helper(self) -> None:
         """Have a helper that the test plays; it is what an earlier supervisor left."""
         ours, self.helper_end = wire.pair()
         self.helper_end.setblocking(False)
-        fd = ours.detach()
-        (sock,) = self.activator.adopt_acceptor({self.key: self.server}, {"pid": 12}, fd)
-        assert sock.fileno() == fd
+        meta = {"pid": 1 << 23, "start": 1, "mark": __version__}
+        with ours:
+            self.peer.kept.send({"op": "put", "name": "acceptor", "meta": meta}, [ours.fileno()])
+        await self.activator.adopt_acceptor({self.key: self.server})
+
+    async def asked(self) -> list[Any]:
+        """The requests that the helper has got since."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert self.helper_end is not None
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while received := wire.receive(self.helper_end):
+                if received[0] != PING:
+                    found.append(received[0])
+                    os.close(received[1][0])
+        return found
 
     def connect(self, data: bytes = b"") -> socket.socket:
         client = socket.create_connection(self.sockets.listener.getsockname())
@@ -1259,7 +1194,7 @@ def test_request_of_a_sleeping_server_wakes_it_and_waits_in_its_pair(tmp_path: P
 
 def test_connection_left_by_a_worker_stays_for_the_keep_alive_timeout(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
-        servers.adopt_helper()
+        await servers.adopt_helper()
         servers.activator.arm(servers.server, servers.wake)
         client, theirs = servers.connection()
         with theirs:
@@ -1283,7 +1218,7 @@ def test_connection_that_an_earlier_supervisor_requested_keeps_its_deadline_and_
     tmp_path: Path,
 ) -> None:
     async def scenario(servers: Servers) -> None:
-        servers.adopt_helper()
+        await servers.adopt_helper()
         servers.activator.arm(servers.server, servers.wake)
         assert servers.helper_end is not None
         _, theirs = servers.connection()
@@ -1309,7 +1244,7 @@ def test_connection_that_an_earlier_helper_accepted_goes_to_the_pair_of_an_awake
     tmp_path: Path, key: str | None, expected: list[Any]
 ) -> None:
     async def scenario(servers: Servers) -> None:
-        servers.adopt_helper()
+        await servers.adopt_helper()
         assert servers.helper_end is not None
         client, theirs = servers.connection()
         with theirs:
@@ -1384,7 +1319,7 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
     tmp_path: Path, armed: bool, routed: bool, exited: list[bool], cleared: bool
 ) -> None:
     async def scenario(servers: Servers) -> None:
-        servers.adopt_helper()
+        await servers.adopt_helper()
         assert servers.helper_end is not None
         servers.pairs.open(servers.server)
         if routed:
@@ -1393,14 +1328,10 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
             servers.activator.arm(servers.server, servers.wake)
         workers = cast(list[LocalWorker], [Exited(each) for each in exited])
         servers.activator.close_unused_socket_pair(servers.key, workers)
-        asked = []
-        with contextlib.suppress(BlockingIOError):
-            while received := wire.receive(servers.helper_end):
-                asked.append(received[0])
-                os.close(received[1][0])
-        assert [(each["op"], each["key"]) for each in asked] == [("take", servers.key)] * cleared
+        asked = await servers.asked()
+        assert [(each["t"], each["key"]) for each in asked] == [("take", servers.key)] * cleared
         for request in asked:
-            answer = {"t": "done", "n": request["n"], "empty": True, "junk": False, "full": False}
+            answer = {"id": request["id"], "empty": True, "junk": False, "full": False}
             wire.send(servers.helper_end, answer)
             await servers.until(lambda: servers.pairs.take_end(servers.key) is None)
             assert f"adoption:{servers.key}" not in servers.peer.kept.entries
@@ -1411,7 +1342,7 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
 
 def test_emptied_pair_of_a_server_that_got_a_route_meanwhile_is_kept(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
-        servers.adopt_helper()
+        await servers.adopt_helper()
         servers.activator.watch_pair_if_asleep(servers.key)
         servers.pairs.open(servers.server)
         servers.activator.arm(servers.server, servers.wake)
@@ -1419,17 +1350,14 @@ def test_emptied_pair_of_a_server_that_got_a_route_meanwhile_is_kept(tmp_path: P
         end = servers.helper_end
 
         async def taking() -> dict[str, Any]:
-            await asyncio.get_running_loop().run_in_executor(None, lambda: select.select([end], [], [], 20))
-            message, fds = wire.receive(end) or ({}, [])
-            for fd in fds:
-                os.close(fd)
-            assert message["op"] == "take"
+            (message,) = await servers.asked()
+            assert message["t"] == "take"
             return message
 
         servers.activator.close_unused_socket_pair(servers.key, ())
         asked = await taking()
         servers.pairs.set_routed_servers({servers.key: "web"}, None, None)
-        wire.send(end, {"t": "done", "n": asked["n"], "empty": True, "junk": False, "full": False})
+        wire.send(end, {"id": asked["id"], "empty": True, "junk": False, "full": False})
         _, theirs = servers.connection()
         with theirs:
             assert servers.pairs.give(servers.key, theirs)
@@ -1454,7 +1382,7 @@ def test_program_is_woken_by_a_connection_that_stays_in_its_backlog(tmp_path: Pa
 
 def test_sleeping_server_with_a_route_gets_a_pair_and_another_has_none_yet(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
-        servers.adopt_helper()
+        await servers.adopt_helper()
         servers.activator.arm(servers.server, servers.wake)
         assert servers.pairs.take_end(servers.key) is None
         servers.activator.disarm_and_hand_over(servers.key)
@@ -1469,18 +1397,13 @@ def test_sleeping_server_with_a_route_gets_a_pair_and_another_has_none_yet(tmp_p
 def test_shared_listener_of_a_sleeping_server_is_left_to_the_helper(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
         servers.sockets.is_shared = True
-        servers.adopt_helper()
+        await servers.adopt_helper()
         servers.activator.arm(servers.server, servers.wake)
         servers.connect(REQUEST)
-        end = servers.helper_end
-        assert end is not None
-        received = None
-        while received is None:
-            with contextlib.suppress(BlockingIOError):
-                received = wire.receive(end)
-            await asyncio.sleep(0.001)
-        os.close(received[1][0])
-        assert (received[0]["op"], received[0]["key"], servers.woken) == ("accept", servers.key, 0)
+        received: list[Any] = []
+        while not received:
+            received = await servers.asked()
+        assert (received[0]["t"], received[0]["key"], servers.woken) == ("accept", servers.key, 0)
 
     with_servers(tmp_path, scenario)
 

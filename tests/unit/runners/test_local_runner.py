@@ -20,6 +20,7 @@ from poolctl import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import connection_handover, fd_store, wire
 from poolctl.runners.embedded_runner import ProcessRunner
+from poolctl.runners.helper_process import Helpers
 from poolctl.runners.local import local_runner, zygotes
 from poolctl.runners.local.activation import Activator
 from poolctl.runners.local.local_runner import LocalRunner, RoutePublisher
@@ -368,6 +369,7 @@ class Adopting:
         site = RunnerContext(
             keeper=self.peer.kept,
             keeper_pid=0,
+            helpers=Helpers(self.peer.kept, str(directory)),
             open_files=(1024, 4096),
             directory=str(directory),
             logs_directory=str(directory),

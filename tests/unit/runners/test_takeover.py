@@ -20,6 +20,7 @@ from poolctl.config import ServerConfig
 from poolctl.keeper import pool_files, rendezvous, wire
 from poolctl.platform import group_members, process_start
 from poolctl.runners.embedded_runner import ProcessRunner
+from poolctl.runners.helper_process import Helpers
 from poolctl.runners.local import takeover
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.local.local_worker import LocalWorker
@@ -566,6 +567,7 @@ def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_n
         site = RunnerContext(
             keeper=runner.keeper,
             keeper_pid=runner.children.keeper_pid,
+            helpers=Helpers(runner.keeper, str(tmp_path)),
             open_files=(1024, 4096),
             directory=str(tmp_path),
             logs_directory=str(logs),
