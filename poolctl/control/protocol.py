@@ -6,8 +6,8 @@ Separate from the module `answers`, because few commands need that module, and i
 from __future__ import annotations
 
 SCHEMA = 1
-# The version of all that two versions of poolctl exchange, as docs/architecture.md lists it. A pool with another number
-# is not taken over: a change that the version before does not understand raises it.
+# The version of all that two versions of poolctl exchange, as docs/architecture.md lists it. A change that the version
+# before does not understand raises it: a pool with a lower number is not taken over.
 PROTOCOL = 4
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
 TRY = "--try"  # lets another version take over a small pool

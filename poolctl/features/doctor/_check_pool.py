@@ -168,12 +168,12 @@ def supervisor_version_match(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the versions of this poolctl and the running supervisor match."""
     python = ".".join(map(str, sys.version_info[:3]))
     about = context.about
-    is_too_old = about is not None and about.protocol < PROTOCOL
-    fix = stop_and_start(about.files) if is_too_old else "poolctl upgrade: the servers keep serving"
+    too_old = stop_and_start(about.files) if about is not None and about.protocol < PROTOCOL else ""
+    fix = too_old or "poolctl upgrade: the servers keep serving"
     if about is not None and about.version != __version__:
         said = f"{__version__} is installed, the supervisor runs {about.version}"
         yield warning("poolctl", said, fix)
-    elif about is not None and (is_too_old or about.build not in ("", installed_build())):
+    elif about is not None and (too_old or about.build not in ("", installed_build())):
         said = f"another build of {__version__} is installed than the supervisor runs"
         yield warning("poolctl", said, fix)
     elif about is not None and about.python != python:
