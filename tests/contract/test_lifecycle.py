@@ -416,7 +416,7 @@ def test_server_on_demand_is_started_by_its_name_or_for_another_one_and_stays_st
     until(lambda: real_pool.info()["supervisor_pid"] != supervisor)
     assert real_pool.items()["debug"]["pids"] == before["debug"]["pids"]
     real_pool.ok("stop", "debug")
-    real_pool.ok("upgrade", "--force")
+    real_pool.ok("upgrade", "--allow-same-version")
     real_pool.ok("start")
     assert real_pool.items()["debug"]["state"] == "stopped"
     real_pool.ok("restart", f"127.0.0.1:{ports['debug']}")

@@ -40,7 +40,7 @@ def source(*names: str, route: str = "web", user: str = "root") -> tuple[Sequenc
         )
         for n, name in enumerate(names)
     ]
-    return servers, Tables(gateway=GatewayConfig(), routes=(RouteConfig(to=(route,), alias="first"),))
+    return servers, Tables(gateway=GatewayConfig(), route=(RouteConfig(to=(route,), alias="first"),))
 
 
 class Publisher:
@@ -171,7 +171,7 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
     stream = StreamConfig(alias="db", bind="127.0.0.1:5432", to=("10.0.0.5:5432",))
 
     async def masked_of(routes: RouteTableManager, *given: RouteConfig) -> TableRegistry:
-        tables = Tables(gateway=GatewayConfig(), routes=given, streams=(stream,))
+        tables = Tables(gateway=GatewayConfig(), route=given, stream=(stream,))
         routes.schedule_computation(lambda: (source("web")[0], tables))
         descriptor = await routes.masked_table_descriptor()
         assert descriptor is not None
@@ -237,7 +237,7 @@ def test_connections_of_a_host_are_ended_once_when_its_route_is_removed() -> Non
         other, web = (RouteConfig(to=(name,), host=f"{name}.example") for name in ("other", "web"))
         second = RouteConfig(to=("other",), host="second.example")
         for routes in ((other, web), (other,), (other, second)):
-            tables = Tables(gateway=GatewayConfig(), routes=routes)
+            tables = Tables(gateway=GatewayConfig(), route=routes)
             publisher.published.schedule_computation(lambda tables=tables: (servers, tables))  # type: ignore[misc]
             await publisher.published.wait_until_current()
         assert [servers for servers, _ in publisher.ended] == [{"web"}]
@@ -297,7 +297,7 @@ def test_workers_of_a_supervisor_that_left_no_word_keep_nothing_where_users_diff
     def mixed() -> tuple[Sequence[ServerConfig], Tables]:
         servers, _ = source("web", "other", user="nobody")
         routes = (RouteConfig(to=("web",)), RouteConfig(to=("other",), path="/other"))
-        return servers, Tables(gateway=GatewayConfig(), routes=routes)
+        return servers, Tables(gateway=GatewayConfig(), route=routes)
 
     run(work())
 
@@ -320,7 +320,7 @@ def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) 
         targets = ("web", "other", "third", "http://10.0.0.7:90")
         tables = Tables(
             gateway=GatewayConfig(),
-            routes=tuple(RouteConfig(to=(to,), path=f"/{to[:5]}", alias=to[:5]) for to in targets),
+            route=tuple(RouteConfig(to=(to,), path=f"/{to[:5]}", alias=to[:5]) for to in targets),
         )
         routes.schedule_computation(lambda: (source("web", "third", "other", user="nobody")[0], tables))
         await routes.wait_until_current()

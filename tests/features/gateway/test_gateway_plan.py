@@ -110,7 +110,7 @@ def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> Non
         for mode in ("0666", "0600", "0660"):
             tables = Tables(
                 gateway=GatewayConfig(bind=({"bind": f"unix:{path}", "mode": mode},)),
-                streams=(StreamConfig(bind=f"unix:{path}2", mode=mode, to=("127.0.0.1:1",)),),
+                stream=(StreamConfig(bind=f"unix:{path}2", mode=mode, to=("127.0.0.1:1",)),),
             )
             streams = [StreamRoute(alias="db", bind=f"unix:{path}2")]
             found = plan_of(tables, streams, "/run", "/state", {}, {})

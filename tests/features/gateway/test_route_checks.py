@@ -430,8 +430,8 @@ def test_engine_that_is_missing_is_a_problem_of_the_table_that_turns_the_gateway
     object.__setattr__(alone, "program", "/no/haproxy")
     streams = (StreamConfig(bind=":1", to=("a:1",), index=3),)
     routes = (RouteConfig(to=("web",), index=2),)
-    assert path(gateway=alone, routes=routes, streams=streams) == [("route", 2)]
-    assert path(gateway=alone, streams=streams) == [("stream", 3)]
+    assert path(gateway=alone, route=routes, stream=streams) == [("route", 2)]
+    assert path(gateway=alone, stream=streams) == [("stream", 3)]
 
 
 def test_owner_of_a_socket_that_does_not_exist_is_a_problem_at_its_place(tmp_path: Path) -> None:

@@ -301,8 +301,8 @@ def known_servers(**keys: Any) -> list[ServerConfig]:
 def test_alias_of_an_earlier_route_excludes_a_later_one_of_its_kind_only() -> None:
     tables = Tables(
         gateway=GatewayConfig(),
-        routes=(RouteConfig(alias="a", to=("web",)), RouteConfig(alias="a", to=("web",), path="/x")),
-        streams=(
+        route=(RouteConfig(alias="a", to=("web",)), RouteConfig(alias="a", to=("web",), path="/x")),
+        stream=(
             StreamConfig(alias="a", bind="127.0.0.1:1", to=("10.0.0.5:1",)),
             StreamConfig(alias="a", bind="127.0.0.1:2", to=("10.0.0.5:1",)),
         ),
@@ -325,8 +325,8 @@ def test_route_and_stream_without_a_target_are_excluded_with_all_reasons(
 ) -> None:
     tables = Tables(
         gateway=GatewayConfig(),
-        routes=(RouteConfig(alias="r", to=to, host="a.example"),),
-        streams=(StreamConfig(alias="s", bind="127.0.0.1:1", to=to),),
+        route=(RouteConfig(alias="r", to=to, host="a.example"),),
+        stream=(StreamConfig(alias="s", bind="127.0.0.1:1", to=to),),
     )
     assert routes_of(known_servers(), tables) == (
         ExcludedRoute(alias="r", reason=reason, host="a.example"),
@@ -337,7 +337,7 @@ def test_route_and_stream_without_a_target_are_excluded_with_all_reasons(
 def test_target_that_is_named_twice_is_one_with_its_first_weight() -> None:
     to = [{"to": "tag:api", "weight": 2}, "web", {"to": "http://a:80", "weight": 3}, "http://a:80"]
     (found,) = routes_of(
-        known_servers(), Tables(gateway=GatewayConfig(), routes=(RouteConfig(alias="a", to=to),))
+        known_servers(), Tables(gateway=GatewayConfig(), route=(RouteConfig(alias="a", to=to),))
     )
     assert isinstance(found, Route)
     assert found.to == (Target(server="web", weight=2), Target(url="http://a:80", weight=3))
@@ -349,7 +349,7 @@ def test_stream_has_every_key() -> None:
         bind=":53", to=("10.0.0.5:53",), protocol="udp", policy="first", accept_proxy_protocol=True,
         max_connections=9, timeouts={"connect": 1.0, "idle": 2.0, "total": 3.0}, breaker=breaker,
     )  # fmt: skip
-    assert routes_of([], Tables(gateway=GatewayConfig(), streams=(stream,))) == (
+    assert routes_of([], Tables(gateway=GatewayConfig(), stream=(stream,))) == (
         StreamRoute(
             alias="10.0.0.5:53", bind="0.0.0.0:53", to=(Target(url="10.0.0.5:53"),), protocol="udp", policy="first",
             accept_proxy=True, idle_seconds=2.0, max_connections=9,

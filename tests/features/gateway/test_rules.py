@@ -102,7 +102,7 @@ def test_server_that_is_added_on_an_address_of_the_gateway_is_refused(bind: str,
         desk = Desk(web("a"))
         stream = StreamConfig(bind="127.0.0.1:5432", to="10.0.0.5:5432", alias="db")
         gateway = GatewayConfig(bind=("127.0.0.1:8080", ":8443"))
-        desk.files.tables = Tables(gateway=gateway, streams=(stream,))
+        desk.files.tables = Tables(gateway=gateway, stream=(stream,))
         table = {"name": "new", "bind": bind, "app": "a:b"}
         answer = await desk.ask("add", server=table, base_dir="/")
         assert answer["exit_code"] == 8, answer

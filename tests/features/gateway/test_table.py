@@ -60,7 +60,7 @@ def test_routes_and_streams_count_as_routes_of_a_pool() -> None:
         RouteConfig(to="http://10.0.0.7:80"),
         StreamConfig(bind="0.0.0.0:1", to=("10.0.0.9:5432",)),
     )
-    assert Tables(routes=(route, route), streams=(stream,)).routes == 3
+    assert Tables(route=(route, route), stream=(stream,)).routes == 3
     assert Tables(gateway=GatewayConfig()).routes == 0
 
 
@@ -328,15 +328,15 @@ def test_reload_names_the_routes_that_change() -> None:
 
         gateway = GatewayConfig(bind=":80")
         one, other = RouteConfig(to="a"), RouteConfig(alias="b", path="/b", to="a", index=1)
-        tables = Tables(gateway=gateway, routes=(one, other))
+        tables = Tables(gateway=gateway, route=(one, other))
         assert await changes(tables) == [("[gateway]", ["gateway"]), ("[route]", ["route"])]
         assert await changes(tables) == []
-        tables = Tables(gateway=gateway, routes=(one, RouteConfig(alias="b", path="/c", to="a", index=1)))
+        tables = Tables(gateway=gateway, route=(one, RouteConfig(alias="b", path="/c", to="a", index=1)))
         assert await changes(tables) == [("[route]", ["route.b"])]
         routes = (RouteConfig(alias="b", path="/c", to="a"), RouteConfig(to="a", index=1))
-        tables = Tables(gateway=gateway, routes=routes)
+        tables = Tables(gateway=gateway, route=routes)
         assert await changes(tables) == [("[route]", ["route"])]  # only their order
-        tables = Tables(routes=tables.all(RouteConfig)[1:], gateway=GatewayConfig(bind=":81"))
+        tables = Tables(route=tables.all(RouteConfig)[1:], gateway=GatewayConfig(bind=":81"))
         assert await changes(tables) == [("[gateway]", ["gateway.bind"]), ("[route]", ["route.b"])]
 
     run(scenario())

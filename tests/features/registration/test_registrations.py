@@ -105,7 +105,7 @@ class Registry:
         self.recorded: list[JournalEvent] = []
         events = EventBus(Clock())
         events.subscribe(self.recorded.append)
-        tables = Tables(gateway=GatewayConfig(), routes=ROUTES)
+        tables = Tables(gateway=GatewayConfig(), route=ROUTES)
         self.routes = RouteTableManager(
             self._changed, lambda servers, *, adopted: asyncio.sleep(0), tempfile.mkdtemp()
         )
@@ -817,7 +817,7 @@ TABLES = Tables(
     gateway=GatewayConfig(bind=(":8080", "10.0.0.7:8443", "[::1]:8444")),  # type: ignore[arg-type]
     metrics=MetricsTable(bind="127.0.0.1:9464"),
     registration=RegistrationTable(bind="0.0.0.0:8014", client=()),
-    streams=(StreamConfig(alias="db", bind="127.0.0.1:5432", to=("10.0.0.5:1",)),),  # type: ignore[arg-type]
+    stream=(StreamConfig(alias="db", bind="127.0.0.1:5432", to=("10.0.0.5:1",)),),  # type: ignore[arg-type]
 )
 GATEWAY = "an address of the gateway itself"
 

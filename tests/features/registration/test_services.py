@@ -201,7 +201,7 @@ def service(name: str = "users", url: str = "http://10.0.0.7:9000", **keys: Any)
 
 
 def made(*services: Registered, routes: tuple[RouteConfig, ...]) -> dict[str, Route | ExcludedRoute]:
-    tables = Tables(gateway=GatewayConfig(), routes=routes)
+    tables = Tables(gateway=GatewayConfig(), route=routes)
     found = with_registrations(routes_of([WEB], tables), [WEB], tables, services)
     return {each.alias: each for each in found if isinstance(each, Route | ExcludedRoute)}
 
