@@ -15,7 +15,7 @@ import weakref
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, TimerHandle
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -44,8 +44,8 @@ class HelperProcess:
     `output_start` of the file `output`.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None, output: str = "") -> None:
-        """Execute a program with this environment (default: this process's). Raises OSError.
+    def __init__(self, argv: Sequence[str], output: str = "") -> None:
+        """Execute a program. Raises OSError.
 
         Its output is appended to the file `output`. Without a file, its standard output is discarded, and its standard
         error is this process's.
@@ -62,7 +62,6 @@ class HelperProcess:
                     stdin=theirs.fileno(),
                     stdout=log or subprocess.DEVNULL,
                     stderr=log,
-                    env=env,
                     process_group=0,  # Ctrl-C of a terminal must not reach it
                 )
             except BaseException:

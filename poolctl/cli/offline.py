@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from poolctl import exit_codes
 from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import problem_text, rests_until_named
 from poolctl.config import masked, values_to_mask
@@ -23,7 +19,6 @@ from poolctl.control.answers import ErrorEntry, Item, error_entries, item_from_c
 from poolctl.control.pool_paths import state_dir
 from poolctl.errors import PoolError
 from poolctl.json_form import Table
-from poolctl.selection.regular_expressions import FASTER, LIMIT_SECONDS
 from poolctl.selection.selector import NothingMatched, select
 
 if TYPE_CHECKING:
@@ -68,8 +63,7 @@ def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:
     """The items selected by the request. Raises Failure (exit 4) if nothing matches."""
     selector = request.selector()
     try:
-        with regex_time_limit():
-            return select(items, selector)
+        return select(items, selector)
     except NothingMatched as nothing:
         raise Failure(Outcome.failed(exit_codes.NOTHING_MATCHED, nothing.message, nothing.hint)) from None
 
@@ -192,33 +186,3 @@ def _running_item(server: ServerConfig, its: list[Orphan], restarts: int) -> Ite
         uptime_seconds=round(uptime, 3),
         restarts=restarts,
     )
-
-
-@contextmanager
-def regex_time_limit(problem: str = "", text_number: Callable[[], int | None] = lambda: 0) -> Iterator[None]:
-    """Context manager: raises UsageError with `problem` if regular expressions in the block take too much CPU time.
-
-    By default the limit applies to the whole block. With `text_number`, the limit applies to the search of one text.
-    The function `text_number` must return the number of the text being searched, None if no search is in progress.
-    Outside the main thread there is no limit.
-    """
-    before: int | None = 0
-
-    def late(number: int, frame: FrameType | None) -> None:
-        nonlocal before
-        if before is not None and before == text_number():
-            message = problem or f"a regular expression takes more than {LIMIT_SECONDS:g} s"
-            raise UsageError(message, hint=FASTER)
-        before = text_number()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGVTALRM, late)
-    # A timer of processor time, so that load on the machine does not count; one timer per text would cost more.
-    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS, LIMIT_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-        signal.signal(signal.SIGVTALRM, handler)

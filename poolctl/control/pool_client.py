@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, cast
 
 from poolctl.config.values.path_variables import with_absolute_paths
@@ -127,14 +128,14 @@ class PoolClient:
     ) -> Table:
         """Return the servers whose field equals `pattern`, ignoring case, or contains a match of `regex`.
 
-        Nothing matches when both are empty. `regex` is matched in the caller's thread, without a time limit. Raises
-        PoolParamError if it is invalid.
+        Nothing matches when both are empty. Raises PoolParamError if `regex` is invalid or takes too long.
         """
-        from poolctl.selection.field_filter import compiled_search, parse_field, value_test
+        from poolctl.selection.field_filter import parse_field, value_test, values_with_match
 
         document = self.list(selector={**(selector or {}), "allow_empty": True})
-        matches = value_test(parse_field(field), pattern, compiled_search(regex))
-        return {**document, "items": [item for item in document["items"] if matches(item[field] or "")]}
+        values = [item[field] or "" for item in document["items"]]
+        matches = value_test(parse_field(field), pattern, values_with_match(regex, values))
+        return {**document, "items": [*compress(document["items"], map(matches, values))]}
 
     def walk(self, fn: Callable[[Table], object], *targets: str, selector: Selection = None) -> bool:
         """Call `fn` with each selected server as it is now, in order, until it returns False.

@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TypeVar
 
 from poolctl.runners.runner_protocol import Runner
-from poolctl.selection.matcher_client import close_matcher
 
 # One lock for all pools of the process. It is held for a few dictionary operations only, so sharing it costs nothing;
 # two pools that are merged into each other cannot deadlock; and it is held during a fork, so that a child never
@@ -62,7 +61,6 @@ class LoopThread:
 
     async def _serve(self) -> None:
         await self._over.wait()
-        close_matcher()
 
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
         """Schedule `work` on the loop; returns its future, which can cancel it. The caller must hold LOCK.

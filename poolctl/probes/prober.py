@@ -23,9 +23,14 @@ from poolctl.runners.output_tail import OutputTail
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.withheld_variables import environment_for_programs
 from poolctl.runners.worker_spec import added_environment, probe_argument_vector, user_ids
-from poolctl.selection.matcher_client import TOO_SLOW, matcher
-from poolctl.selection.matcher_client import Answer as Matched
-from poolctl.selection.regular_expressions import is_plain
+from poolctl.selection.regular_expressions import (
+    SLOW,
+    BadExpression,
+    Expression,
+    SlowExpression,
+    is_plain,
+    run_in_turn,
+)
 
 # Called once with the result of a probe: the problem (`Unsent` if it is none of the worker's), or "".
 OnResult = Callable[[str], None]
@@ -442,7 +447,17 @@ class HttpProbeRequest:
     close the connection after the response.
     """
 
-    __slots__ = ("_body", "_head_only", "_label", "_plain", "_slow_until", "_statuses", "payload")
+    __slots__ = (
+        "_body",
+        "_expression",
+        "_head_only",
+        "_judging",
+        "_label",
+        "_plain",
+        "_slow_until",
+        "_statuses",
+        "payload",
+    )
 
     def __init__(self, probe: Probe, *, exposed_url: str, reusable: bool = True) -> None:
         assert probe.http is not None
@@ -451,6 +466,8 @@ class HttpProbeRequest:
         self._statuses = statuses(probe.status)
         self._body = probe.body
         self._plain = probe.body is not None and is_plain(probe.body)
+        self._expression: Expression | None = None
+        self._judging: asyncio.Future[None] | None = None
         self._slow_until = 0.0
         self.payload = request_head(
             probe.method,
@@ -464,7 +481,7 @@ class HttpProbeRequest:
     def judge(self, reply: Reply, on_result: OnResult) -> None:
         """Judge the response, and call `on_result` with the problem, or with "" for a right response.
 
-        If another process has to match a regular expression, `on_result` is called after `judge` has returned.
+        If a regular expression has to be matched, `on_result` is called after `judge` has returned.
         """
         found = f"{self._label}: status {reply.status}"
         if reply.status not in self._statuses:
@@ -475,20 +492,24 @@ class HttpProbeRequest:
             matches = self._body in reply.body.decode(errors="replace")
             on_result("" if matches else self._mismatch(found))
         elif asyncio.get_running_loop().time() < self._slow_until:
-            on_result(f"{found}, body: {TOO_SLOW.problem}")
+            on_result(f"{found}, body: {SLOW}")
         else:
-            text = reply.body.decode(errors="replace")
-            matcher().ask(
-                [self._body], [text], lambda matched: self._on_match_result(matched, found, on_result)
-            )
+            self._judging = asyncio.ensure_future(self._judge_body(reply.body, found, on_result))
 
-    def _on_match_result(self, matched: Matched, found: str, on_result: OnResult) -> None:
-        if matched is TOO_SLOW:
-            self._slow_until = asyncio.get_running_loop().time() + _SLOW_PAUSE_SECONDS
-        if matched.problem:
-            on_result(f"{found}, body: {matched.problem}")
+    async def _judge_body(self, body: bytes, found: str, on_result: OnResult) -> None:
+        try:
+            matches = await run_in_turn(self._is_found, body)
+        except BadExpression as bad:
+            if isinstance(bad, SlowExpression):
+                self._slow_until = asyncio.get_running_loop().time() + _SLOW_PAUSE_SECONDS
+            on_result(f"{found}, body: {bad}")
         else:
-            on_result("" if matched.found else self._mismatch(found))
+            on_result("" if matches else self._mismatch(found))
+
+    def _is_found(self, body: bytes) -> bool:
+        assert self._body is not None
+        self._expression = self._expression or Expression(self._body)
+        return self._expression.is_found(body.decode(errors="replace"))
 
     def _mismatch(self, found: str) -> str:
         return f"{found}, and a body without {self._body!r}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from enum import StrEnum
 from itertools import compress
 from typing import Protocol, TypeVar
 
 from poolctl.address import AddressError, canonical
 from poolctl.errors import PoolParamError
-from poolctl.selection.regular_expressions import BadExpression, compiled
+from poolctl.selection.regular_expressions import BadExpression, matching_texts
 
 
 class Field(StrEnum):
@@ -33,16 +34,17 @@ Member = TypeVar("Member", bound=Filterable)
 def matching(members: dict[str, Member], field: Field | str, pattern: str, regex: str) -> dict[str, Member]:
     """The members, keyed by bind address, whose field equals `pattern` or contains a match of `regex`, in order.
 
-    An empty `pattern` or `regex` matches nothing. The expression is matched in this thread without a time limit. Raises
-    PoolParamError for an unknown field or a bad expression.
+    An empty `pattern` or `regex` matches nothing. Raises PoolParamError for an unknown field, and for an expression
+    that is invalid or takes too long.
     """
     field = parse_field(field)
-    matches = value_test(field, pattern, compiled_search(regex))
-    return dict(compress(members.items(), map(matches, member_values(members, field))))
+    values = [*member_values(members, field)]
+    matches = value_test(field, pattern, values_with_match(regex, values))
+    return dict(compress(members.items(), map(matches, values)))
 
 
-def value_test(field: Field, pattern: str, search: Callable[[str], object] | None) -> Callable[[str], bool]:
-    """Return a function that is true for values equal to `pattern`, and for values in which `search` finds a match.
+def value_test(field: Field, pattern: str, found: AbstractSet[str]) -> Callable[[str], bool]:
+    """Return a function that is true for values equal to `pattern`, and for values in `found`.
 
     The comparison ignores case. `pattern` may spell a bind address differently, and may omit an exposed URL's scheme.
     """
@@ -53,7 +55,7 @@ def value_test(field: Field, pattern: str, search: Callable[[str], object] | Non
         folded = text.casefold()
         if wanted and (folded == wanted or (without_scheme and folded.partition("://")[2] == wanted)):
             return True
-        return search is not None and search(text) is not None
+        return text in found
 
     return matches
 
@@ -85,13 +87,14 @@ def _normalize_pattern(field: Field, pattern: str) -> str:
     return pattern.casefold()
 
 
-def compiled_search(regex: str) -> Callable[[str], object] | None:
-    """The function that searches a text for `regex`, None if it is empty. Raises PoolParamError for an invalid one."""
+def values_with_match(regex: str, values: Iterable[str]) -> frozenset[str]:
+    """The values in which `regex` is found, none if it is empty.
+
+    Raises PoolParamError for an expression that is invalid or takes too long.
+    """
     if not isinstance(regex, str):
         raise PoolParamError(f"a regular expression is a string, and this is {regex!r}")
-    if not regex:
-        return None
     try:
-        return compiled(regex).search
+        return matching_texts([regex], values) if regex else frozenset()
     except BadExpression as bad:
         raise PoolParamError(str(bad), hint=bad.hint) from bad

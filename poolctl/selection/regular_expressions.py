@@ -1,13 +1,22 @@
-"""Regular expressions that users write: the problem of an invalid one, its place, and the fix.
+"""Regular expressions that users write, matched within a limit of time; the place and the fix of an invalid one.
 
-Matching one may take unbounded time; callers that must not wait use `matcher_client`.
+The syntax is that of `re`. They are matched by the library `regex`, which ends a match after a given time, and lets
+other threads run meanwhile.
 """
 
 from __future__ import annotations
 
+import time
+from weakref import WeakValueDictionary
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import re
+    import asyncio
+    from collections.abc import Callable, Iterable
+    from typing import ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
 
 _SPECIAL = frozenset(".^$*+?{}[]\\|()")
 # POSIX classes: grep and Go support them; Python reads `[[:alpha:]]` as a set of the characters in it.
@@ -28,6 +37,9 @@ _ELSEWHERE = {
 
 # CPU time of one match, so that load on the machine does not count; a usual expression takes microseconds.
 LIMIT_SECONDS = 0.25
+_TRIES = (1, 2, 4, 8)
+# A turn is held by those who wait for it: the lock refers to its loop, which would never be freed.
+_turns: WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakValueDictionary()
 SLOW = f"the regular expression takes more than {LIMIT_SECONDS:g} s"
 FASTER = "avoid repeats within repeats, such as (a+)+, and alternatives that begin alike"
 
@@ -43,10 +55,78 @@ class BadExpression(ValueError):
         self.hint = "\n".join(part for part in (shown, fix) if part)
 
 
-def compiled(expression: str) -> re.Pattern[str]:
-    """The compiled expression. Raises BadExpression."""
+class SlowExpression(BadExpression):
+    """The expression takes too long to match."""
+
+    def __init__(self) -> None:
+        ValueError.__init__(self, SLOW)
+        self.hint = self.fix = FASTER
+
+
+class Expression:
+    """A compiled expression. The constructor raises BadExpression."""
+
+    def __init__(self, expression: str) -> None:
+        import regex
+
+        try:
+            self._pattern = regex.compile(_translated(expression), cache_pattern=False)
+        except RecursionError:
+            raise _too_complicated(expression) from None
+
+    def is_found(self, text: str, seconds: float = LIMIT_SECONDS) -> bool:
+        """Whether the text contains a match. Raises SlowExpression after this CPU time of the thread."""
+        end = time.thread_time() + seconds
+        # The clock of a timeout is the CPU time of the process, which other threads may use up.
+        for factor in _TRIES:
+            try:
+                return self._pattern.search(text, timeout=factor * max(seconds, 0.0)) is not None
+            except TimeoutError:
+                if time.thread_time() >= end:
+                    break
+        raise SlowExpression
+
+
+def check(expression: str) -> None:
+    """Raise BadExpression if the expression is invalid."""
+    _translated(expression)
+
+
+def matching_texts(expressions: Iterable[str], texts: Iterable[str]) -> frozenset[str]:
+    """The texts in which any of the expressions is found.
+
+    Raises BadExpression, and SlowExpression if the search in all texts takes too long.
+    """
+    found = [Expression(each) for each in expressions]
+    end = time.thread_time() + LIMIT_SECONDS
+    return frozenset(
+        text for text in texts if any(each.is_found(text, end - time.thread_time()) for each in found)
+    )
+
+
+async def run_in_turn(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that matches expressions in a thread, after the earlier calls; returns its result.
+
+    All such calls of a loop take one thread of its executor at a time, whatever they are given and even if callers are
+    cancelled, because others need the threads too.
+    """
+    import asyncio
+
+    turn = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+
+    async def run() -> T:
+        async with turn:
+            return await asyncio.to_thread(call, *args, **kwargs)
+
+    return await asyncio.shield(asyncio.ensure_future(run()))
+
+
+def _translated(expression: str) -> str:
+    """The valid expression in the syntax of `regex`. Raises BadExpression."""
     import re
     import warnings
+
+    from ._regex_syntax import translated
 
     for name in re.finditer(r"(?<!\\)\[:(\^?)(\w+):\]", expression):
         if name[2] in _CLASSES:
@@ -56,13 +136,17 @@ def compiled(expression: str) -> re.Pattern[str]:
         with warnings.catch_warnings():
             # `[[` and `--` in a set may mean something else in a later Python; here they are characters.
             warnings.simplefilter("ignore", FutureWarning)
-            return re.compile(expression)
+            return translated(expression)
     except re.error as error:
         at = error.pos or 0
         fix = _ELSEWHERE.get(expression[at : at + 2], "")
         raise BadExpression(expression, error.msg, at, fix) from None
-    except (RecursionError, OverflowError):
-        raise BadExpression(expression[:60], "too complicated", fix="use a shorter one") from None
+    except (RecursionError, OverflowError, ValueError):  # a count of more than 4,300 digits is a ValueError
+        raise _too_complicated(expression) from None
+
+
+def _too_complicated(expression: str) -> BadExpression:
+    return BadExpression(expression[:60], "too complicated", fix="use a shorter one")
 
 
 def is_plain(expression: str) -> bool:

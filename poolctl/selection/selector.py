@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from typing import Any, Protocol, TypeVar
 
+    from poolctl.selection.regular_expressions import BadExpression
+
     class Selectable(Protocol):
         """An object with the values by which servers are selected."""
 
@@ -94,7 +96,7 @@ class Selector:
         self.allow_empty = bool(allow_empty)
         self.matched: dict[str, frozenset[str]] | None = None if compiles else {}
         for field in EXPRESSIONS if compiles else ():
-            compile_searches(field, getattr(self, field))
+            check_expressions(field, getattr(self, field))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Selector:
@@ -158,7 +160,7 @@ def select(items: Iterable[Server], selector: Selector) -> list[Server]:
     wanted, unknown = _by_targets(everything, selector.targets)
     if unknown:
         raise _unmatched_targets(unknown, everything)
-    tests = _tests(selector)
+    tests = _tests(selector, everything)
     chosen = [
         item
         for at, item in enumerate(everything)
@@ -210,8 +212,8 @@ def _canonical(target: str) -> str:
         return target
 
 
-def _tests(selector: Selector) -> list[Test]:
-    tests = [_expression_test(selector, field) for field in EXPRESSIONS if getattr(selector, field)]
+def _tests(selector: Selector, items: Sequence[Selectable]) -> list[Test]:
+    tests = [_expression_test(selector, field, items) for field in EXPRESSIONS if getattr(selector, field)]
     if selector.tag:
         tags = set(selector.tag)
         tests.append(lambda item: not tags.isdisjoint(item.tags))
@@ -221,30 +223,46 @@ def _tests(selector: Selector) -> list[Test]:
     return tests
 
 
-def _expression_test(selector: Selector, field: str) -> Test:
+def _expression_test(selector: Selector, field: str, items: Sequence[Selectable]) -> Test:
     if selector.matched is not None:
         return _is_one_of(field, selector.matched.get(field, frozenset()))
-    found = compile_searches(field, getattr(selector, field))
-    return lambda item: any(search(getattr(item, field) or "") for search in found)
+    values = {getattr(item, field) or "" for item in items}
+    found = matching_values(field, getattr(selector, field), values)
+    return lambda item: (getattr(item, field) or "") in found
 
 
 def _is_one_of(field: str, words: AbstractSet[str]) -> Test:
     return lambda item: getattr(item, field) in words
 
 
-def compile_searches(option: str, patterns: Sequence[str]) -> list[Callable[[str], object]]:
-    """Return one function for each regular expression in `patterns`. The function searches a text for the expression.
+def check_expressions(option: str, expressions: Sequence[str]) -> None:
+    """Raise SelectorError, which names `option`, if a regular expression is invalid."""
+    if expressions:
+        from poolctl.selection.regular_expressions import BadExpression, check
 
-    Raises SelectorError, which names `option`, for an invalid expression.
+        try:
+            for expression in expressions:
+                check(expression)
+        except BadExpression as bad:
+            raise expression_error(option, bad) from None
+
+
+def matching_values(option: str, expressions: Sequence[str], values: Iterable[str]) -> frozenset[str]:
+    """The values in which any of the regular expressions is found.
+
+    Raises SelectorError, which names `option`, for an invalid expression, and if they take too long.
     """
-    if not patterns:
-        return []
-    from poolctl.selection.regular_expressions import BadExpression, compiled
+    from poolctl.selection.regular_expressions import BadExpression, matching_texts
 
     try:
-        return [compiled(pattern).search for pattern in patterns]
+        return matching_texts(expressions, values)
     except BadExpression as bad:
-        raise SelectorError(f"{option}: {bad}", hint=bad.hint) from None
+        raise expression_error(option, bad) from None
+
+
+def expression_error(option: str, bad: BadExpression) -> SelectorError:
+    """The error of a regular expression that the option `option` gives."""
+    return SelectorError(f"{option}: {bad}", hint=bad.hint)
 
 
 def _canonical_choice(field: str, word: str) -> str:

@@ -41,7 +41,6 @@ from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import KeeperLink, LinkHandler, LinkLost
 from poolctl.runners.runner_protocol import AdoptedWorker, AdoptionResult, Exit
 from poolctl.runners.runner_registry import RunnerContext, has_orphans, make_runner
-from poolctl.selection.matcher_client import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.states import Status
 from poolctl.units import format_duration
@@ -386,7 +385,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         for part in reversed([*self._parts]):
             await part.aclose()
         self.events.close()
-        close_matcher()
         self._configuration.close()
 
     def _begin_to_stop(self) -> None:

@@ -32,7 +32,6 @@ ASSEMBLED: dict[str, str | bytes] = {
     "poolctl.features.import_foreign._compose._replace_service_hosts": r"(|.*(?://|@))db(?::(\d+))?((?:[/?].*)?)",
     "poolctl.http.messages._values_of": rb"\r\n(?i:x-name):[\t ]*+([^\r\n]*+)",
     "poolctl.http.messages.cookie": rb"(?:^|[;,])[\t ]*+name=([^;,]*+)",
-    "poolctl.selection.regular_expressions.compiled": "a user's, which is matched with a time limit",
     "poolctl.selection.selector._places_of": fnmatch.translate("web-*-[0-9]*.*"),
 }
 # Expressions that are slower: each with the reason why this harms nobody.

@@ -82,6 +82,7 @@ HEAVY = {
     "rich",
     "yaml",
     "tomlkit",
+    "regex",
 }  # click comes with uvicorn
 
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager2", "base"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command_line import FILTERS, OUTPUT, Command, CommandRequest, Option, validate_choice
-from poolctl.cli.offline import regex_time_limit
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import field_text
@@ -13,7 +12,7 @@ from poolctl.cli.supervisor_requests import selected
 from poolctl.control.answers import Item
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.selection.field_filter import Field, value_test
-from poolctl.selection.selector import compile_searches, select
+from poolctl.selection.selector import check_expressions, matching_values, select
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,14 +47,15 @@ def perform(request: CommandRequest) -> Outcome:
             raise UsageError("--target and -o cannot be combined", hint=f"-o {target} prints that field too")
     pattern = request.get("pattern") or ""
     regex = request.get("regex")
-    search = compile_searches("--regex", [regex])[0] if regex else None
-    matches = value_test(Field(field), pattern, search)
+    expressions = [regex] if regex else []
+    check_expressions("--regex", expressions)
     selector = CommandRequest("list", {**request.values, "invert": False, "allow_empty": True}).selector()
     whole = CommandRequest("list", {key: request.get(key) for key in (*_PLACE, "allow_empty")})
     everything = selected(whole, find_pool(request)).items
-    with regex_time_limit():
-        narrowed = select(everything, selector)
-        found = [item for item in narrowed if matches(field_text(item, field))]
+    narrowed = select(everything, selector)
+    matched = matching_values("--regex", expressions, {field_text(item, field) for item in narrowed})
+    matches = value_test(Field(field), pattern, matched)
+    found = [item for item in narrowed if matches(field_text(item, field))]
     if request.get("invert"):
         found = [item for item in everything if item not in found]
     if not found and not request.get("allow_empty"):

@@ -20,7 +20,7 @@ from poolctl.cli.command_line import (
     flag,
     validate_choice,
 )
-from poolctl.cli.offline import load, regex_time_limit
+from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, stdout_fd
@@ -34,8 +34,7 @@ from poolctl.json_form import Table
 from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import follow, merged_tails
-from poolctl.selection.regular_expressions import SLOW
-from poolctl.selection.selector import LISTS, compile_searches
+from poolctl.selection.selector import LISTS, expression_error
 
 GATEWAY = "gateway"  # unless a server has the same name
 # Names shown for other logs; a server cannot have such a name.
@@ -78,24 +77,21 @@ def perform(request: CommandRequest) -> Outcome:
     if request.get("reopen"):
         return _reopen(request)
     lines, since = request.line_limit(), request.log_timestamp("since")
-    search = RegexLineMatcher("--grep", request.get("grep") or [])
-    wanted = _filter(request, search)
+    wanted = _filter(request)
     pool = find_pool(request)
     if pool.platform != LOCAL:
-        with regex_time_limit(f"--grep: {SLOW}", search.text_number):
-            return _print_from_platform(request, pool, lines, since, wanted)
+        return _print_from_platform(request, pool, lines, since, wanted)
     paths, request_ids = _log_files_and_names_with_ids(request, pool)
     text_of = _line_formatter(request, list(paths), request_ids)
 
-    with regex_time_limit(f"--grep: {SLOW}", search.text_number):
-        if request.get("follow"):
-            try:
-                for line in follow(paths, lines=lines, since=since, wanted=wanted, reader=stdout_fd()):
-                    sys.stdout.write(text_of(line))
-                    sys.stdout.flush()
-            except KeyboardInterrupt:
-                return Outcome.of_stream(INTERRUPTED)
-        found = merged_tails(paths, lines, since=since, wanted=wanted)
+    if request.get("follow"):
+        try:
+            for line in follow(paths, lines=lines, since=since, wanted=wanted, reader=stdout_fd()):
+                sys.stdout.write(text_of(line))
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            return Outcome.of_stream(INTERRUPTED)
+    found = merged_tails(paths, lines, since=since, wanted=wanted)
     for line in found:
         sys.stdout.write(text_of(line))
     outcome = Outcome.of_stream()
@@ -142,10 +138,11 @@ def _check_options(request: CommandRequest) -> None:
         raise UsageError("--until and --follow cannot be combined", hint="--until ends before new lines")
 
 
-def _filter(request: CommandRequest, search: RegexLineMatcher) -> LineFilter:
+def _filter(request: CommandRequest) -> LineFilter:
     until, word = request.log_timestamp("until"), request.get("level")
     least = validate_choice("--level", canonical_level(word), LEVELS) if word is not None else ""
-    grep = search if request.get("grep") else None
+    expressions = request.get("grep")
+    grep = _line_search("--grep", expressions) if expressions else None
     return LineFilter(until=until, least=least, matches=grep, levels=request.output.startswith("json"))
 
 
@@ -251,24 +248,22 @@ def _json_line(line: LogLine) -> str:
     return json.dumps(document) + "\n"
 
 
-class RegexLineMatcher:
-    """Callable with a text; returns whether any of the user's regular expressions matches in it.
+def _line_search(option: str, expressions: Sequence[str]) -> Callable[[str], bool]:
+    """A function that returns whether any of the regular expressions is found in a line.
 
-    The constructor raises SelectorError, which names `option`, for an invalid expression.
+    It raises SelectorError, which names `option`, if this takes too long. Raises SelectorError for an invalid one.
     """
+    from poolctl.selection.regular_expressions import BadExpression, Expression
 
-    def __init__(self, option: str, expressions: Sequence[str]) -> None:
-        self._searches = compile_searches(option, expressions)
-        self._texts = 0
-        self._is_searching = False
+    try:
+        compiled = [Expression(each) for each in expressions]
+    except BadExpression as bad:
+        raise expression_error(option, bad) from None
 
-    def __call__(self, text: str) -> bool:
-        self._texts += 1
-        self._is_searching = True
-        found = any(search(text) for search in self._searches)
-        self._is_searching = False
-        return found
+    def is_found(line: str) -> bool:
+        try:
+            return any(each.is_found(line) for each in compiled)
+        except BadExpression as bad:
+            raise expression_error(option, bad) from None
 
-    def text_number(self) -> int | None:
-        """The number of the log line that is being searched, counted from 1; None if no search is in progress."""
-        return self._texts if self._is_searching else None
+    return is_found

@@ -30,7 +30,7 @@ from poolctl.config.values.plain import (
     values_in,
 )
 from poolctl.config.values.problems import Finding, KeyPath, Tree, shown
-from poolctl.selection.regular_expressions import BadExpression, compiled
+from poolctl.selection.regular_expressions import BadExpression, check
 
 DEEPEST_LOOK = 5
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
@@ -735,6 +735,6 @@ def _probe_rules(path: KeyPath, probe: dict[str, Tree]) -> Iterator[Finding]:
             yield Finding((*path, "status"), message, f'write "{most}-{least}"', shown(status))
     if isinstance(body, str):
         try:
-            compiled(body)
+            check(body)
         except BadExpression as bad:
             yield Finding((*path, "body"), str(bad), bad.fix or "correct the regular expression")

@@ -23,8 +23,8 @@ from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.withheld_variables import withheld_values
 from poolctl.runners.worker_spec import logged_requests
-from poolctl.selection.matcher_client import matcher
-from poolctl.selection.selector import EXPRESSIONS, Selector, SelectorError, select
+from poolctl.selection.regular_expressions import run_in_turn
+from poolctl.selection.selector import EXPRESSIONS, Selector, matching_values, select
 from poolctl.states import Status
 
 from ..active_configuration import ActiveConfiguration
@@ -120,17 +120,14 @@ class VerbContext:
 
 
 async def match_expressions(core: Core, selector: Selector) -> None:
-    """Match the selector's regular expressions in another process, and set its `matched`. Raises SelectorError."""
+    """Match the selector's regular expressions in a thread, and set its `matched`. Raises SelectorError."""
     given = [name for name in EXPRESSIONS if getattr(selector, name)]
     if not given or selector.matched is None:
         return
     found = items(core, core.entries.values())
     for name in given:
-        values = sorted({str(getattr(item, name)) for item in found})
-        answer = await matcher().find_matches(getattr(selector, name), values)
-        if answer.problem:
-            raise SelectorError(f"{name}: {answer.problem}", hint=answer.hint)
-        selector.matched[name] = frozenset(values[at] for at in answer.found)
+        values = {str(getattr(item, name)) for item in found}
+        selector.matched[name] = await run_in_turn(matching_values, name, getattr(selector, name), values)
 
 
 def selected(core: Core, selector: Selector) -> list[Entry]:

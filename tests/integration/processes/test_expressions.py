@@ -1,4 +1,4 @@
-"""Regular expressions that backtrack without end, given to a running pool."""
+"""Regular expressions that backtrack without end, or need much memory, given to a running pool."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import poolctl
 from tests.ports import claim_port
 from tests.real_pool import RealPool
+from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
 
-SLOW = "^(a+)+$"
-NAME = "a" * 34 + "b"
+NAME = HOSTILE_TEXT
+BOMB = "(?:(?:(?:a{9999}){9999}){9999}){9999}"
 
 APP = """
 import os
@@ -32,23 +33,28 @@ def test_a_slow_expression_is_refused_while_the_pool_goes_on(
     client = poolctl.connect(real_pool.directory / "pool.toml")
     problems: list[BaseException] = []
 
-    def select_slowly() -> None:
+    def select(expression: str) -> None:
         try:
-            client.stop(selector={"name": [SLOW]})
+            client.stop(selector={"name": [expression]})
         except poolctl.PoolParamError as error:
             problems.append(error)
 
-    threads = [threading.Thread(target=select_slowly) for _ in range(3)]
+    expressions = [SLOW_EXPRESSION, BOMB] * 4
+    threads = [threading.Thread(target=select, args=(each,)) for each in expressions]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
         assert client.ping(), "the supervisor answers meanwhile"
+        assert [*client.events(lines=1)], "which are read in a thread"
     for thread in threads:
         thread.join()
-    assert len(problems) == 3
-    assert "name: the regular expression takes more than" in str(problems[0])
+    assert sorted({str(problem) for problem in problems}) == [
+        f"name: invalid regular expression {BOMB!r}: too complicated",
+        "name: the regular expression takes more than 0.25 s",
+    ]
+    assert len(problems) == len(expressions)
     for verb in ("list", "status", "stop", "show"):
-        done = real_pool.run(verb, "--name", SLOW)
+        done = real_pool.run(verb, "--name", SLOW_EXPRESSION)
         assert (done.code, done.stdout) == (2, ""), done
         assert "avoid repeats within repeats" in done.stderr
     for bad, fix in (("(", "position 0"), ("[[:alpha:]]", "[A-Za-z]")):
@@ -68,10 +74,10 @@ def test_a_slow_body_fails_the_probe_of_that_server_and_of_no_other(real_pool: R
     real_pool.write(
         "pool.toml",
         "[defaults]\napp = 'app:app'\nrestart = 'no'\nstart_timeout = '20s'\n"
-        f"health.readiness = {{ http = '/', body = '{SLOW}', timeout = '30s' }}\n"
+        f"health.readiness = {{ http = '/', body = '{SLOW_EXPRESSION}', timeout = '30s' }}\n"
         + "".join(
             f"[[server]]\nname = '{name}'\nbind = '127.0.0.1:{claim_port()}'\nenv = {{ BODY = '{body}' }}\n"
-            for name, body in (("good", "aaa"), ("slow", "a" * 34 + "b"), ("other", "a"), ("bad", "b"))
+            for name, body in (("good", "aaa"), ("slow", HOSTILE_TEXT), ("other", "a"), ("bad", "b"))
         ),
     )
     started = real_pool.run("start", "-o", "json")
@@ -81,4 +87,4 @@ def test_a_slow_body_fails_the_probe_of_that_server_and_of_no_other(real_pool: R
     }  # fmt: skip
     problems = {error["name"]: error["message"] for error in started.json["errors"]}
     assert "the regular expression takes more than" in problems["slow"]
-    assert f"a body without {SLOW!r}" in problems["bad"]
+    assert f"a body without {SLOW_EXPRESSION!r}" in problems["bad"]

@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.commands.logs import RegexLineMatcher
 from poolctl.cli.log_rendering import terminal_text
 from poolctl.cli.main import main
 from poolctl.control.pool_paths import pool_key
 from poolctl.feature import FEATURES
 from poolctl.logs import log_tail
 from poolctl.logs.log_line import LogLine, stamp
-from poolctl.selection.selector import SelectorError
 from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Supervised
@@ -71,14 +69,6 @@ def test_interrupt_ends_following_with_130(
     followed = log_tail.follow
     monkeypatch.setattr("poolctl.cli.commands.logs.follow", follow)
     assert poolctl("logs", "users", "-f", "-n1") == (130, "users | new users\n", "")
-
-
-def test_search_is_in_no_text_before_and_after_it() -> None:
-    search = RegexLineMatcher("--grep", ["b+"])
-    assert search.text_number() is None
-    assert (search("abc"), search("xyz"), search.text_number()) == (True, False, None)
-    with pytest.raises(SelectorError, match=r"^--grep: "):
-        RegexLineMatcher("--grep", ["b", "("])
 
 
 def test_verbose_lines_carry_their_time(poolctl: Command, logs: Path) -> None:

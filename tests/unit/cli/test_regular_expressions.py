@@ -10,7 +10,6 @@ import pytest
 from .conftest import Command
 
 HAS_END_OF_TEXT = pytest.mark.skipif(sys.version_info >= (3, 14), reason=r"this Python has \z")
-SLOW = "^(a+)+$"
 POOL = f'[[server]]\nname = "{"a" * 34}b"\nbind = "127.0.0.1:8081"\ncommand = ["sleep", "60"]\n'
 
 

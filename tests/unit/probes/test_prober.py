@@ -32,7 +32,7 @@ from poolctl.probes.prober import (
     unverified_context,
 )
 from poolctl.probes.worker_probes import WorkerProbe
-from poolctl.selection.matcher_client import TOO_SLOW, matcher
+from poolctl.selection.regular_expressions import SLOW, matching_texts, run_in_turn
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.processes import is_alive
@@ -352,9 +352,7 @@ def test_body_that_is_judged_late_is_not_the_result_of_the_next_probe() -> None:
             await asyncio.sleep(0)
         probed.prober.cancel()
         probed.prober.start(probed.results.append)
-        judged = asyncio.Event()
-        matcher().ask(["^a+$"], ["a"], lambda _: judged.set())
-        await judged.wait()
+        await run_in_turn(matching_texts, ["^a+$"], ["a"])
         assert probed.results == []
         while len(probed.ends) < 2:
             await asyncio.sleep(0)
@@ -377,7 +375,7 @@ def test_expression_that_takes_too_long_is_not_tried_with_the_next_response() ->
             while not results:
                 await asyncio.sleep(0.01)
         request.judge(reply, results.append)
-        assert results == [f"GET /: status 200, body: {TOO_SLOW.problem}"] * 2
+        assert results == [f"GET /: status 200, body: {SLOW}"] * 2
 
     asyncio.run(scenario())
 

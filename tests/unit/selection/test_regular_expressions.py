@@ -1,10 +1,28 @@
-"""Regular expressions of users: the place and the fix of an invalid one."""
+"""Regular expressions of users: a limit of time, and the place and the fix of an invalid one."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+
 import pytest
 
-from poolctl.selection.regular_expressions import BadExpression, compiled, is_plain
+from poolctl.selection.regular_expressions import (
+    LIMIT_SECONDS,
+    SLOW,
+    BadExpression,
+    Expression,
+    SlowExpression,
+    check,
+    is_plain,
+    matching_texts,
+    run_in_turn,
+)
+from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
 
 
 @pytest.mark.parametrize(
@@ -26,21 +44,25 @@ def test_invalid_expression_has_its_place_and_the_fix(
     expression: str, message: str, hint: str, fix: str
 ) -> None:
     with pytest.raises(BadExpression) as caught:
-        compiled(expression)
+        check(expression)
     assert str(caught.value) == f"invalid regular expression {expression!r}: {message}"
     assert (caught.value.fix, caught.value.hint) == (fix, hint.format(fix))
 
 
 def test_expression_that_is_too_deep_is_shown_by_its_beginning() -> None:
     with pytest.raises(BadExpression) as caught:
-        compiled("(" * 50_000 + ")" * 50_000)
+        check("(" * 50_000 + ")" * 50_000)
     assert str(caught.value) == f"invalid regular expression {'(' * 60!r}: too complicated"
     assert caught.value.hint == "use a shorter one"
 
 
-@pytest.mark.parametrize("expression", [r"\[:alpha:]", "[:alpa:]", "[[a]", "[a||b]", "^a+$"])
-def test_valid_expression_is_compiled_as_it_is(expression: str) -> None:
-    assert compiled(expression).pattern == expression
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [(r"\[:alpha:]", "[:alpha:]"), ("[:alpa:]", "l"), ("[[a]", "["), ("[a||b]", "|"), ("[a&&b]", "&")],
+)
+def test_brackets_that_are_no_posix_class_are_valid_and_give_no_warning(expression: str, text: str) -> None:
+    check(expression)
+    assert Expression(expression).is_found(text)
 
 
 def test_plain_expression_has_no_special_characters() -> None:
@@ -51,3 +73,88 @@ def test_plain_expression_has_no_special_characters() -> None:
         False,
         False,
     ]
+
+
+def test_texts_in_which_one_of_the_expressions_is_found_match() -> None:
+    texts = ["web-1", "WEB", "\ud800", "ü\n", ""]
+    assert matching_texts(["^web", "ü"], texts) == {"web-1", "ü\n"}
+    assert matching_texts([], texts) == frozenset()
+    with pytest.raises(BadExpression):
+        matching_texts(["ok", "("], [])
+
+
+@pytest.mark.slow
+def test_expression_that_takes_too_long_is_given_up() -> None:
+    began = time.thread_time()
+    with pytest.raises(SlowExpression) as caught:
+        Expression(SLOW_EXPRESSION).is_found(HOSTILE_TEXT)
+    assert (str(caught.value), caught.value.fix) == (SLOW, caught.value.hint)
+    assert LIMIT_SECONDS <= time.thread_time() - began < 10 * LIMIT_SECONDS
+
+
+@pytest.mark.slow
+def test_limit_is_that_of_all_texts_together() -> None:
+    texts = [HOSTILE_TEXT[:24] + f"{number}!" for number in range(100)]
+    assert not Expression(SLOW_EXPRESSION).is_found(texts[0])
+    with pytest.raises(SlowExpression):
+        matching_texts([SLOW_EXPRESSION], texts)
+    with pytest.raises(SlowExpression):
+        Expression(SLOW_EXPRESSION).is_found(HOSTILE_TEXT, seconds=-1.0)
+
+
+@pytest.mark.slow
+def test_time_that_other_threads_use_does_not_count() -> None:
+    expression, text = Expression(SLOW_EXPRESSION), HOSTILE_TEXT[:24] + "!"
+    began = time.thread_time()
+    assert not expression.is_found(text)
+    needed = time.thread_time() - began
+    over = threading.Event()
+
+    def calculate() -> None:
+        while not over.is_set():
+            hashlib.sha256(data)
+
+    data = bytes(1 << 20)
+    threads = [threading.Thread(target=calculate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert not expression.is_found(text, seconds=3 * needed)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.slow
+def test_slow_expressions_of_many_clients_take_one_thread_and_the_loop_goes_on() -> None:
+    async def scenario() -> None:
+        asked = [
+            asyncio.ensure_future(run_in_turn(matching_texts, [SLOW_EXPRESSION], [HOSTILE_TEXT]))
+            for _ in range(40)
+        ]
+        innocent = asyncio.ensure_future(run_in_turn(matching_texts, ["^a"], ["a"]))
+        await asyncio.sleep(0)
+        for each in asked[3:]:
+            each.cancel()  # which frees no thread
+        for _ in range(5):
+            await asyncio.to_thread(threading.get_ident)
+        assert not asked[0].done()
+        await asyncio.wait(asked[:1])
+        assert not any(each.done() for each in asked[1:3])
+        assert [type(each) for each in await asyncio.gather(*asked[:3], return_exceptions=True)] == [
+            SlowExpression
+        ] * 3
+        assert not innocent.done()
+        innocent.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_only_expressions_import_the_library() -> None:
+    script = (
+        "import sys; from poolctl.selection.selector import Selector; from types import SimpleNamespace;"
+        "from poolctl.selection.selector import select; Selector(name=['^a']); assert 'regex' not in sys.modules;"
+        "select([SimpleNamespace(name='a', bind='b')], Selector(name=['^a'])); assert 'regex' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-I", "-c", script], timeout=60, check=True)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from poolctl.control.answers import Item
 from poolctl.json_form import from_json
-from poolctl.selection.regular_expressions import compiled
 from poolctl.selection.selector import (
     NothingMatched,
     Selector,
@@ -321,15 +320,9 @@ def test_a_selector_survives_the_wire(selector: Selector) -> None:
     assert Selector.from_dict(selector.to_dict()) == selector
 
 
-@pytest.mark.filterwarnings("ignore:Possible:FutureWarning")  # of regular expressions such as `[[`
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_any_text_is_a_target_or_an_error_and_never_a_crash(target: str, pattern: str) -> None:
     with contextlib.suppress(NothingMatched):
         select(ITEMS, Selector([target]))
     with contextlib.suppress(NothingMatched, SelectorError):
         select(ITEMS, Selector(name=[pattern]))
-
-
-@pytest.mark.parametrize("expression", ["[[a]", "[a||b]", "[a&&b]"])
-def test_expression_whose_meaning_may_change_in_a_newer_python_gives_no_warning(expression: str) -> None:
-    assert compiled(expression).pattern == expression

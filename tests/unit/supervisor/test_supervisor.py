@@ -667,7 +667,7 @@ def test_parts_of_a_pool_end_in_order_when_it_is_stopped(whole: WholeSupervisor)
     whole.pass_time(1)
     assert whole.running.result() == 0
     assert whole.parts[2:] == [
-        "stop serving True", "runner closed", "supervisor ended", "close part", "matcher closed",
+        "stop serving True", "runner closed", "supervisor ended", "close part",
     ]  # fmt: skip
     left = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks(whole.loop)]
     assert left == ["Supervisor._adopt_late"], "which ends with the process"

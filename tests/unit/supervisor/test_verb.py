@@ -111,7 +111,7 @@ def test_selection_is_in_the_order_of_the_file_and_an_empty_one_is_the_answer() 
     assert (caught.value.message, caught.value.hint) == ("no server matches 'aa'", "did you mean 'a'?")
 
 
-def test_expressions_are_matched_in_another_process() -> None:
+def test_expressions_are_matched_before_the_selection() -> None:
     async def work() -> None:
         desk, _ = entries_of(web("users"), web("orders"))
         selector = Selector.from_dict({"name": ["^u"], "bind": ["127"]})

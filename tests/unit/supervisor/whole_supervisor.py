@@ -252,7 +252,6 @@ class WholeSupervisor:
         monkeypatch.setattr(supervisor, "ConfigurationReader", lambda directory, process: self.reader)
         monkeypatch.setattr(supervisor, "KeeperExitWatchdog", lambda *given: self.hangs.append(given))
         monkeypatch.setattr(supervisor, "hand_over_to_new_keeper", replaces)
-        monkeypatch.setattr(supervisor, "close_matcher", lambda: self.parts.append("matcher closed"))
         monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))
         monkeypatch.setattr(supervisor, "import_module", lambda name: self.note(f"import {name}"))
         monkeypatch.setattr(supervisor, "watch_health", lambda core, events: self.note("health watched"))
