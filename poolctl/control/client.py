@@ -42,9 +42,11 @@ _HANDOVER_SECONDS = 30.0
 _REPEATED = ("reload", "rollout")
 _AGAIN = "the supervisor was replaced during the {verb}, and the next one was asked again"
 _STATUS = "status.json"
+# A supervisor whose control socket was removed restores it within a second or two; one that starts opens it.
+_MISSING_SECONDS = 5.0
 # Much longer than a pool needs to exit after its servers have stopped, even on a busy machine.
 END_SECONDS = 30.0
-_LOOK_SECONDS = 0.02  # the pause between two looks at a process that cannot be polled
+_LOOK_SECONDS = 0.02  # the pause between two looks at what cannot be polled
 _STOPPED = ("T", "t")  # states in proc(5): stopped by a signal, or by a debugger
 _DEAD = ("", "Z", "X")
 _LOG_BYTES = 4096
@@ -257,6 +259,23 @@ class Client:
         return replace(result, items=now.items, changed=now.changed)
 
     def _connect(self) -> socket:
+        """Connect to the control socket. If the pool runs without one, wait until it is restored."""
+        deadline = monotonic() + min(_MISSING_SECONDS, self._silence_seconds)
+        while True:
+            try:
+                return self._connect_once()
+            except NoSupervisor:
+                from poolctl.control import pool_lock  # imported late: most commands find the socket
+
+                directory = os.path.dirname(self.socket_path)
+                if not pool_lock.is_held(directory):
+                    raise
+                if monotonic() >= deadline:
+                    raise _missing_socket_error(self.socket_path, pool_lock.holder(directory)) from None
+            # Neither a socket that begins to listen nor a lock that is released is reported to others.
+            sleep(_LOOK_SECONDS)
+
+    def _connect_once(self) -> socket:
         connection = socket(AF_UNIX, SOCK_STREAM)
         # A full backlog blocks connect(2) on a Unix socket just as silence would block recv(2).
         connection.settimeout(self._silence_seconds)
@@ -532,6 +551,15 @@ def wait_for_exit(pid: int, limit_seconds: float = END_SECONDS) -> bool:
         return bool(poll.poll(limit_seconds * 1000))
     finally:
         os.close(process)
+
+
+def _missing_socket_error(socket_path: str, pid: int) -> ControlError:
+    running = f"the pool is running (pid {pid})" if pid else "the pool is running"
+    return ControlError(
+        f"{running}, but its control socket {socket_path} is missing",
+        exit_code=exit_codes.CONFLICT,
+        hint=f"try again in a moment; kill {pid or 'its keeper'} ends the pool",
+    )
 
 
 def _silence_error(socket_path: str, seconds: float) -> ControlError:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 # Descriptors passed to the pool when it starts.
 CONTROL, LIFELINE, INHERITED = "control", "lifeline", "inherited"
+# The pool's lock (see pool_lock), which keeper and supervisor hold by this entry while either runs.
+LOCK = "lock"
 # Links to helper processes, and the record of the logger's move in progress. Zygotes (per interpreter, and per
 # application) belong to the version that started them.
 LOGGER, UNDERWAY = "logger", "logger-underway"

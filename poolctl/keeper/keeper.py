@@ -9,11 +9,13 @@ new supervisor all reports that the old one has not acknowledged. PLAN is a JSON
 - `supervisor`: the supervisor's argument vector
 - `control`: the descriptor of its listener
 - `lifeline`: -1, or a pipe whose end of file requests the shutdown of the pool
+- `lock`: -1, or the descriptor of the pool's lock
 - `inherited`: the names of systemd's sockets
 - `begun`: the names of children started before the keeper; BEGUN holds their pids (see spawn.start_with_companions)
 - `without`: the variables removed from the environment of the other children
 
-Systemd's sockets have the descriptors after `control` and `lifeline`. The links to the `begun` children come last.
+Systemd's sockets have the descriptors after `control`, `lifeline` and `lock`. The links to the `begun` children come
+last.
 
 A supervisor that has lost its keeper gives the new keeper a plan with `supervisor`, `donor` and `donor_process`.
 `donor`: a link over which the supervisor sends everything. `donor_process`: the supervisor's pid and start time.
@@ -126,11 +128,13 @@ def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int
 
     A child whose pid is 0 in the plan could not be started: the store gets no entry for it.
     """
-    control, lifeline, names = plan["control"], plan.get("lifeline", -1), plan["inherited"]
-    first = max(control, lifeline) + 1
+    control, names = plan["control"], plan["inherited"]
+    lifeline, lock = plan.get("lifeline", -1), plan.get("lock", -1)
+    first = max(control, lifeline, lock) + 1
     _keep(store, fd_store.CONTROL, None, [control])
-    if lifeline >= 0:
-        _keep(store, fd_store.LIFELINE, None, [lifeline])
+    for name, fd in ((fd_store.LIFELINE, lifeline), (fd_store.LOCK, lock)):
+        if fd >= 0:
+            _keep(store, name, None, [fd])
     if names:
         _keep(store, fd_store.INHERITED, names, list(range(first, first + len(names))))
     supervisor = None

@@ -18,7 +18,7 @@ from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_by_env_keys
 from poolctl.config.__main__ import READS
 from poolctl.config.values.path_variables import with_absolute_paths
-from poolctl.control import pool_paths
+from poolctl.control import pool_lock, pool_paths
 from poolctl.control.client import clear_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
@@ -41,9 +41,10 @@ class LaunchedKeeper(NamedTuple):
 
 
 def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> LaunchedKeeper:
-    """Start a supervisor for the pool of `files`, unless one is running; on return its control socket is open.
+    """Start a supervisor for the pool of `files`; on return its control socket is open.
 
-    The supervisor's first answer reports whether the files are valid. With `lifeline`, the pool ends when the returned
+    Does nothing if the pool runs or is being started: then the control socket may be missing for a moment. The
+    supervisor's first answer reports whether the files are valid. With `lifeline`, the pool ends when the returned
     descriptor is closed. Raises ControlError with one of these exit codes: 8 if `lifeline` is given and a supervisor is
     already running, 7 for an unusable directory or too few open files, 5 for an unknown runner, 1 if /proc shows no
     processes.
@@ -52,26 +53,38 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
     if problem:
         raise ControlError(f"the pool cannot be started: {problem}", exit_code=FAILED, hint=fix)
     _check_minimum_open_files(files, env)
-    # Of two concurrent starts the second waits here, and then finds the supervisor of the first.
-    key = os.path.basename(pool_paths.pool_dir_of_file(env, files[0]))
-    pool_directory, lock = _lock_pool_directory(env, key)
-    path = f"{pool_directory}/{pool_paths.SOCKET_NAME}"
-    try:
+    pool_directory = pool_paths.pool_dir_of_file(env, files[0])
+    with contextlib.ExitStack() as ours:
+        try:
+            lock = pool_lock.acquire(pool_directory)
+            ours.callback(os.close, lock)
+        except BlockingIOError:
+            return _join(lifeline=lifeline)
+        except OSError:
+            lock = -1  # the supervisor tries again, and logs the problem
+        # Without the pool's lock, of two concurrent starts the second waits here, and finds the first's supervisor.
+        pool_directory, directory_lock = _lock_pool_directory(env, os.path.basename(pool_directory))
+        ours.callback(os.close, directory_lock)
+        path = f"{pool_directory}/{pool_paths.SOCKET_NAME}"
         if pool_paths.listens(path):
-            if lifeline:
-                raise ControlError(
-                    "a supervisor runs for this pool already",
-                    exit_code=CONFLICT,
-                    hint="poolctl stop ends it; poolctl status shows it",
-                )
-            return LaunchedKeeper()
-        pool_paths.state_dir(env, os.path.basename(pool_directory), create=True)  # may be refused
-        clear_exit(pool_directory)
-        return _start_keeper(files, pool_directory, path, env, lifeline)
-    except OSError as error:
-        raise _unusable(pool_directory, error) from error
-    finally:
-        os.close(lock)
+            return _join(lifeline=lifeline)
+        try:
+            pool_paths.state_dir(env, os.path.basename(pool_directory), create=True)  # may be refused
+            clear_exit(pool_directory)
+            return _start_keeper(files, pool_directory, path, env, lifeline=lifeline, lock=lock)
+        except OSError as error:
+            raise _unusable(pool_directory, error) from error
+
+
+def _join(*, lifeline: bool) -> LaunchedKeeper:
+    """The result for a pool that already runs. Raises ControlError (exit code 8) if the pool was to have a lifeline."""
+    if lifeline:
+        raise ControlError(
+            "a supervisor runs for this pool already",
+            exit_code=CONFLICT,
+            hint="poolctl stop ends it; poolctl status shows it",
+        )
+    return LaunchedKeeper()
 
 
 def _lock_pool_directory(env: Mapping[str, str], key: str) -> tuple[str, int]:
@@ -110,7 +123,13 @@ def _required_open_files_text(files: Sequence[str], env: Mapping[str, str]) -> s
 
 
 def _start_keeper(
-    files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
+    files: Sequence[str],
+    pool_directory: str,
+    path: str,
+    env: Mapping[str, str],
+    *,
+    lifeline: bool,
+    lock: int,
 ) -> LaunchedKeeper:
     # A guess, because only the supervisor parses the files: it replaces a zygote that lacks the wrong variables.
     without = sorted({*variables_named_by_env_keys(files), pool_paths.ACCESS_LOG_VARIABLE} & env.keys())
@@ -123,6 +142,8 @@ def _start_keeper(
             ours.callback(os.close, read)
             if_failed.callback(os.close, write)
             fds.append(read)
+        place_of_lock = 3 + len(fds) if lock >= 0 else -1
+        fds += [lock] if lock >= 0 else []
         inherited, names = _inherited(env)
         fds += inherited
         for program in programs.values():
@@ -134,6 +155,7 @@ def _start_keeper(
             "supervisor": supervisor.argv,
             "control": 3,
             "lifeline": 4 if lifeline else -1,
+            "lock": place_of_lock,
             "inherited": names,
             "begun": list(programs),
             "without": without,
@@ -240,7 +262,8 @@ def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
         lock = os.open(f"{pool_directory}/lock", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not pool_paths.listens(f"{pool_directory}/{pool_paths.SOCKET_NAME}"):
+            listens = pool_paths.listens(f"{pool_directory}/{pool_paths.SOCKET_NAME}")
+            if not (listens or pool_lock.is_held(pool_directory)):
                 act(pool_directory)
         finally:
             os.close(lock)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from poolctl import __version__, bootstrap
 from poolctl.clock import Clock
 from poolctl.config import EventsTable, MetricsTable, ServerConfig, Tables, maximum_pool_stop_seconds
+from poolctl.control import pool_lock
 from poolctl.control.answers import PingResult, ProgressLine, Result, SupervisorIdentity
 from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
@@ -38,7 +39,7 @@ from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.platform import release_freed_memory, replace_file
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.process_link import KeeperLink, LinkHandler, LinkLost
+from poolctl.runners.process_link import Duplicate, KeeperLink, LinkHandler, LinkLost
 from poolctl.runners.runner_protocol import AdoptedWorker, AdoptionResult, Exit
 from poolctl.runners.runner_registry import RunnerContext, has_orphans, make_runner
 from poolctl.selection.selector import Selector
@@ -121,6 +122,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         hello = await self._hello
         self._keeper_pid = self._runtime_files.keeper_pid = int(hello["pid"])
         KeeperExitWatchdog(self._keeper_pid, self._replace_keeper_and_exit)
+        self._lock = HeldLock(keeper, self.directory)
+        await self._lock.share_or_acquire()
         with contextlib.suppress(OSError):
             restore_private_directory(self.directory)
         self._make_parts(hello)
@@ -334,7 +337,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             raise
 
     async def _restore_runtime_files(self) -> None:
-        async for listener in self._runtime_files.restore_when_removed():
+        async for listener in self._runtime_files.restore_when_removed(self._lock):
             if listener is not None:
                 self._keeper.send({"op": "put", "name": fd_store.CONTROL}, [listener.fileno()])
                 self._control.replace_listener(listener)
@@ -724,6 +727,45 @@ def _adopt_listeners_and_resume(core: Core, endpoints: Mapping[str, tuple[str, .
         core.resume_adopted_server(entry)
 
 
+class HeldLock:
+    """The pool's lock (see pool_lock), which this process and the keeper hold by an entry of the keeper's store."""
+
+    def __init__(self, keeper: KeeperLink, directory: str) -> None:
+        self._keeper = keeper
+        self._directory = directory
+        self._problem = ""
+
+    async def share_or_acquire(self) -> None:
+        """Hold the keeper's lock. A keeper without one, of an earlier version for example, gets a new lock."""
+        meta, fds = await self._keeper.call({"op": "get", "name": fd_store.LOCK})
+        if fds:
+            self._keeper.remember_entry(fd_store.LOCK, meta, [Duplicate(fd) for fd in fds])
+        else:
+            self._try_acquire()
+
+    def acquire_if_lost(self) -> None:
+        """Acquire the lock if there is none, or if its file was removed: another process would find the lock free."""
+        _, held = self._keeper.entries.get(fd_store.LOCK, (None, []))
+        if not any(pool_lock.is_in_place(each.fileno()) for each in held):
+            self._try_acquire()
+
+    def _try_acquire(self) -> None:
+        try:
+            lock = pool_lock.acquire(self._directory)
+        except OSError as error:
+            is_taken = isinstance(error, BlockingIOError)
+            problem = (
+                "another supervisor runs for this pool" if is_taken else f"the pool has no lock: {error}"
+            )
+            if problem != self._problem:
+                self._problem = problem
+                logger.error(problem)
+            return
+        self._problem = ""
+        self._keeper.send({"op": "put", "name": fd_store.LOCK}, [lock])
+        os.close(lock)
+
+
 class RuntimeFiles:
     """Maintains the control socket, info.json and the symlink `@name` of a pool until `withdraw` removes them."""
 
@@ -770,15 +812,20 @@ class RuntimeFiles:
         if self._name and name != self._name:
             self.try_publish(name)
 
-    async def restore_when_removed(self) -> AsyncIterator[socket.socket | None]:
+    async def restore_when_removed(self, lock: HeldLock) -> AsyncIterator[socket.socket | None]:
         """Restore files that were removed after `try_publish`, until `withdraw`; yields after each restoration.
 
-        The yielded value is a new control socket to listen on, or None if the old socket is still there.
+        The yielded value is a new control socket to listen on, or None if the old socket is still there. The file of
+        `lock` is restored at once.
         """
+        # What was removed under an earlier supervisor is restored at once: clients have been waiting since.
+        pause_seconds = _CHECK_SECONDS if self._all_files_exist() else 0.0
         while True:
             await self._wait_for_file_removal()
+            lock.acquire_if_lost()
             # Wait, because further files may be removed.
-            await asyncio.sleep(_CHECK_SECONDS)
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = _CHECK_SECONDS
             if self.withdrawn:
                 return
             if self._all_files_exist():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -62,6 +63,28 @@ def test_two_starts_at_once_make_one_pool(real_pool: RealPool, http_get: Any) ->
     assert len(real_pool.items()["web"]["pids"]) == 1
     sockets = list(real_pool.runtime.glob("[!@]*/control.sock"))
     assert len(sockets) == 1
+
+
+@pytest.mark.slow
+def test_commands_find_a_pool_whose_socket_was_removed(real_pool: RealPool) -> None:
+    real_pool.write_hello()
+    real_pool.ok("start")
+    before, info = real_pool.items()["web"]["pids"], real_pool.info()
+    (socket,) = real_pool.runtime.glob("[!@]*/control.sock")
+    for line, code in (
+        ("start", 0), ("status", 0), ("scale web 1", 0), ("reload", 0), ("list", 0), ("run", 8), ("upgrade", 0),
+        ("wait --timeout 20", 0),
+    ):  # fmt: skip
+        socket.unlink()
+        assert real_pool.run(*line.split()).code == code, line
+    assert real_pool.items()["web"]["pids"] == before
+    assert real_pool.info()["supervisor_pid"] == info["supervisor_pid"]
+    socket.unlink()
+    real_pool.ok("restart")
+    assert real_pool.items()["web"]["pids"] != before
+    shutil.rmtree(socket.parent)
+    assert "1 server stopped" in real_pool.ok("stop").stdout
+    assert real_pool.processes() == {}
 
 
 @pytest.mark.slow

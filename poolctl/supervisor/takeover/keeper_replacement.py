@@ -191,7 +191,7 @@ _HELLO_SECONDS = 20.0
 _FULL_SECONDS = 0.002
 # A keeper that is silent, or whose socket is full, for this long gets SIGCONT.
 _LATE_SECONDS = 2
-_FIRST = (fd_store.CONTROL, fd_store.WANTED, fd_store.CONFIGURATION)
+_FIRST = (fd_store.LOCK, fd_store.CONTROL, fd_store.WANTED, fd_store.CONFIGURATION)
 # Another process may be replacing the same keeper, or the keeper is about to end.
 _REFUSALS = 5
 
@@ -245,8 +245,8 @@ def _start_new_keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[s
 
 
 def _fill_keeper(link: socket.socket, keeper: Table, entries: Entries, *, stop_pool: bool) -> None:
-    # In this order: if we die here, a keeper that has the control socket continues, and its supervisor must not mistake
-    # a worker for an unwanted worker.
+    # In this order: if we die here, a keeper that has the control socket continues, so it must hold the lock, and its
+    # supervisor must not mistake a worker for an unwanted worker.
     for name in sorted(entries, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
         meta, fds = entries[name]
         _send_until_accepted(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)

@@ -1,10 +1,13 @@
-"""The runtime directory is removed under a running pool: the pool is found again, and loses nothing."""
+"""The runtime directory is removed under a running pool: the pool is found again, loses nothing, and is not doubled."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,117 @@ from tests.real_pool import RealPool
 def directory_of(pool: RealPool) -> Path:
     (found,) = [path for path in pool.runtime.iterdir() if path.is_dir() and not path.is_symlink()]
     return found
+
+
+def remove_socket(directory: Path) -> None:
+    (directory / "control.sock").unlink()
+
+
+REMOVALS = pytest.mark.parametrize("remove", [remove_socket, shutil.rmtree], ids=["socket", "directory"])
+Removal = Callable[[Path], None]
+
+
+def write_program(pool: RealPool) -> None:
+    """A program without a port: nothing but the pool's lock keeps it from running twice."""
+    pool.write("once.py", "import time\ntime.sleep(1000)\n")
+    pool.write("pool.toml", '[[server]]\nname = "once"\ncommand = ["python3", "once.py"]\n')
+
+
+def programs(pool: RealPool) -> list[int]:
+    return [pid for pid, line in pool.processes().items() if line.endswith("once.py")]
+
+
+@pytest.mark.capability
+@REMOVALS
+def test_start_joins_a_pool_whose_runtime_files_were_removed(pool: RealPool, remove: Removal) -> None:
+    write_program(pool)
+    pool.ok("start")
+    before = programs(pool)
+    remove(directory_of(pool))
+    pool.ok("start")
+    assert programs(pool) == before
+    pool.ok("stop")
+    assert programs(pool) == []
+
+
+def holders(pool: RealPool) -> set[int]:
+    """The pids of the pool's processes that hold its lock."""
+    found = set()
+    for pid in pool.processes():
+        for descriptor in Path(f"/proc/{pid}/fdinfo").glob("*"):
+            with contextlib.suppress(OSError):
+                if "OFDLCK" in descriptor.read_text():
+                    found.add(pid)
+    return found
+
+
+def managers(pool: RealPool) -> set[int]:
+    info = pool.info()
+    return {info["keeper_pid"], info["supervisor_pid"]}
+
+
+# Prints the files that it has inherited; the last descriptor is that of the listing.
+SEES = "import os; print(*(os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')[:-1]))"
+
+
+def test_lock_is_held_by_keeper_and_supervisor_and_closed_in_whatever_they_start(
+    pool: RealPool, until: Any
+) -> None:
+    pool.write("sees.py", f"{SEES}\n")
+    pool.write_hello("web", "asleep", "preloaded")
+    with (pool.directory / "pool.toml").open("a") as file:
+        file.write("preload = true\n")
+        file.write(
+            '[[server]]\nname = "program"\ncommand = ["python3", "-c", "import time; time.sleep(1000)"]\n'
+            'hooks = { before_start = ["sh", "-c", "python3 sees.py > hook.txt"] }\n'
+            'health = { readiness = { exec = ["sh", "-c", "python3 sees.py > probe.txt"] } }\n'
+        )
+    pool.ok("start")
+    until(lambda: len(pool.processes()) > len(managers(pool)) + 4)
+    assert holders(pool) == managers(pool)
+    seen = [(pool.directory / name).read_text() for name in ("hook.txt", "probe.txt")]
+    seen.append(pool.ok("walk", "program", "--", sys.executable, "sees.py").stdout)
+    assert all(files.strip() for files in seen)
+    assert not any(word.endswith("/lock") for files in seen for word in files.split())
+
+
+@pytest.mark.slow
+def test_lock_passes_to_every_successor_of_keeper_and_supervisor(pool: RealPool, until: Any) -> None:
+    write_program(pool)
+    pool.ok("start")
+    before = programs(pool)
+    for name in ("supervisor_pid", "keeper_pid"):
+        pid = pool.info()[name]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: not is_alive(pid) and pid not in managers(pool))
+        pool.ok("status")
+        until(lambda: holders(pool) == managers(pool))
+    replaced = pool.info()["supervisor_pid"]
+    pool.ok("upgrade", "--allow-same-version")
+    until(lambda: pool.info()["supervisor_pid"] != replaced)
+    until(lambda: holders(pool) == managers(pool))
+    kill_both(pool, until)
+    assert holders(pool) == set()
+    pool.ok("start")
+    assert holders(pool) == managers(pool)
+    assert programs(pool) == before
+
+
+@pytest.mark.slow
+def test_start_refuses_a_pool_whose_socket_does_not_come_back(pool: RealPool) -> None:
+    write_program(pool)
+    pool.ok("start")
+    info = pool.info()
+    os.kill(info["supervisor_pid"], signal.SIGSTOP)
+    remove_socket(directory_of(pool))
+    for command in ("start", "stop"):
+        done = pool.run(command)
+        assert done.code == 8
+        assert f"pid {info['keeper_pid']}" in done.stderr
+        assert f"kill {info['keeper_pid']}" in done.stderr
+    assert len(programs(pool)) == 1
+    os.kill(info["supervisor_pid"], signal.SIGCONT)
+    pool.ok("stop")
 
 
 def test_a_directory_that_is_removed_is_made_again(pool: RealPool, until: Any) -> None:

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl import __version__, bootstrap
+from poolctl.control import pool_lock
 from poolctl.control.answers import PingResult, ProgressLine, Result
 from poolctl.control.client import (
     Client,
@@ -76,6 +78,26 @@ def test_no_socket_and_a_stale_socket_both_mean_no_supervisor(path: Path) -> Non
         stale.bind(str(path))
     with pytest.raises(NoSupervisor):
         Client(str(path)).call("list")
+
+
+def test_missing_socket_of_a_pool_that_runs_is_waited_for_and_then_a_conflict(path: Path) -> None:
+    lock = pool_lock.acquire(str(path.parent))
+    with pytest.raises(ControlError) as caught:
+        Client(str(path), silence_seconds=0.05).ping()
+    assert (caught.value.exit_code, caught.value.message) == (
+        8, f"the pool is running (pid {os.getpid()}), but its control socket {path} is missing",
+    )  # fmt: skip
+    assert caught.value.hint == f"try again in a moment; kill {os.getpid()} ends the pool"
+    waiting = Client(str(path))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(waiting.call, "list")
+        with stand_in(path, always(item("web"))):
+            assert answer.result(timeout=30)["items"] == [item("web")]
+    path.unlink(missing_ok=True)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(waiting.call, "list")
+        os.close(lock)
+        assert isinstance(answer.exception(timeout=30), NoSupervisor)
 
 
 def test_unusable_socket_path_means_no_supervisor(tmp_path: Path) -> None:

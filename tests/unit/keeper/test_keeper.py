@@ -514,9 +514,9 @@ def planned(count: int) -> list[int]:
 
 def test_store_holds_what_the_command_opened_and_started_before_the_keeper_ran() -> None:
     store = Store()
-    control, lifeline, web, api, zygote, logger, supervisor = planned(7)
+    control, lifeline, lock, web, api, zygote, logger, supervisor = planned(8)
     plan = {
-        "control": control, "lifeline": lifeline, "inherited": ["web", "api"], "without": ["SECRET"],
+        "control": control, "lifeline": lifeline, "lock": lock, "inherited": ["web", "api"], "without": ["SECRET"],
         "begun": ["zygote /bin/python", "logger", "supervisor"], "pids": [os.getpid(), os.getppid(), 17],
     }  # fmt: skip
     try:
@@ -525,6 +525,7 @@ def test_store_holds_what_the_command_opened_and_started_before_the_keeper_ran()
         assert store.rows() == [
             ("control", None, [control]),
             ("lifeline", None, [lifeline]),
+            ("lock", None, [lock]),
             ("inherited", ["web", "api"], [web, api]),
             ("zygote /bin/python", of_zygote, [zygote]),
             ("logger", None, [logger]),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.control import pool_paths
+from poolctl.control import pool_lock, pool_paths
 from poolctl.control.pool_paths import listens, pool_key
 from poolctl.errors import ControlError
 from poolctl.keeper import pool_files
@@ -101,6 +101,7 @@ def test_keeper_gets_the_control_socket_and_links_to_its_companions(pool: Pool, 
     plan = keeper.plan
     assert keeper.argv[-2] == str(pool.directory)
     assert (plan["control"], plan["lifeline"], plan["inherited"], plan["without"]) == (3, -1, [], [])
+    assert (plan["lock"], os.path.basename(keeper.kinds.pop(1))) == (4, "lock")
     assert plan["supervisor"][-2:] == [str(pool.directory), str(pool.file)]
     assert plan["begun"][0] == "supervisor"
     supervisor = keeper.companions[0]
@@ -110,12 +111,14 @@ def test_keeper_gets_the_control_socket_and_links_to_its_companions(pool: Pool, 
     assert keeper.kinds == ["socket"] * (1 + len(plan["begun"]))
     assert set(os.listdir("/proc/self/fd")) == before, "everything is closed here"
     assert not is_locked(pool.directory)
+    assert not pool_lock.is_held(str(pool.directory))
     assert pool.socket.stat().st_mode & 0o777 == 0o600
 
 
 def test_lifeline_is_open_here_and_ends_with_the_caller(pool: Pool, keeper: Keeper) -> None:
     launched = pool.launch(lifeline=True)
-    assert (keeper.plan["control"], keeper.plan["lifeline"], keeper.kinds[1]) == (3, 4, "pipe")
+    assert (keeper.plan["control"], keeper.plan["lifeline"], keeper.plan["lock"]) == (3, 4, 5)
+    assert keeper.kinds[1] == "pipe"
     assert launched.lifeline >= 0
     os.close(launched.lifeline)
 
@@ -146,6 +149,37 @@ def test_supervisor_that_runs_already_is_enough_unless_a_lifeline_is_wanted(
     assert not is_locked(pool.directory)
 
 
+def test_pool_that_runs_without_its_socket_is_not_started_again(pool: Pool, keeper: Keeper) -> None:
+    lock = pool_lock.acquire(str(pool.directory))
+    assert pool.launch() == LaunchedKeeper(0, -1)
+    with pytest.raises(ControlError) as caught:
+        pool.launch(lifeline=True)
+    assert (caught.value.exit_code, keeper.argv) == (8, [])
+    assert not pool.directory.exists()
+    os.close(lock)
+    assert pool.launch().keeper_pid == 4711
+
+
+def test_pool_whose_lock_can_be_kept_nowhere_is_started(
+    pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_lock, "_directories", list)
+    assert pool.launch() == LaunchedKeeper(4711, -1)
+    assert keeper.plan["lock"] == -1
+    assert keeper.kinds == ["socket"] * (1 + len(keeper.plan["begun"]))
+
+
+def test_files_of_a_pool_that_runs_without_its_socket_are_kept(pool: Pool) -> None:
+    pool.make()
+    pool_files.write_left_state(str(pool.directory), b'{"servers": {}}')
+    lock = pool_lock.acquire(str(pool.directory))
+    forget_servers_to_run(str(pool.directory))
+    assert (pool.directory / pool_files.DESIRED).exists()
+    os.close(lock)
+    forget_servers_to_run(str(pool.directory))
+    assert not (pool.directory / pool_files.DESIRED).exists()
+
+
 def test_sockets_of_systemd_are_passed_on_with_their_names_and_its_variables_are_not(
     pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +202,7 @@ def test_sockets_of_systemd_are_passed_on_with_their_names_and_its_variables_are
         "WATCHDOG_USEC": "9",
     }
     pool.launch()
-    assert (keeper.plan["inherited"], keeper.fds[1]) == (["web"], 0)
+    assert (keeper.plan["inherited"], keeper.fds[2]) == (["web"], 0)
     assert not {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID"} & keeper.env.keys()
     assert keeper.env["WATCHDOG_USEC"] == "9"
     pool.env["WATCHDOG_PID"] = "1"

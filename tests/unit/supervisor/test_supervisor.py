@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing, closing, suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -24,6 +24,7 @@ from poolctl import ServerConfig, __version__, bootstrap
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.config.model.section import Health, Probe
+from poolctl.control import pool_lock
 from poolctl.control.answers import Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, messages_async, read_exit
 from poolctl.control.control_server import Request
@@ -32,12 +33,14 @@ from poolctl.core.core import Core
 from poolctl.core.decide import Desired, ListenerState
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.feature import features
-from poolctl.keeper import pool_files
+from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.keeper.keeper import Store
 from poolctl.platform import memory_file
+from poolctl.runners.process_link import KeeperLink
 from poolctl.runners.runner_protocol import AdoptedWorker, AdoptionResult, Capabilities, Exit, Placement
 from poolctl.supervisor import feature_parts, supervisor
 from poolctl.supervisor.supervisor import (
+    HeldLock,
     RuntimeFiles,
     import_slowly,
     restore_and_adopt_workers,
@@ -393,6 +396,14 @@ async def appears(caplog: pytest.LogCaptureFixture, text: str) -> None:
             await asyncio.sleep(0.001)
 
 
+async def with_lock(place: Place, work: Callable[[HeldLock], Coroutine[Any, Any, None]]) -> None:
+    """Do the work with the lock of a supervisor whose keeper does not answer."""
+    ours, theirs = wire.pair()
+    keeper = KeeperLink(ours)
+    with theirs, closing(keeper):
+        await work(HeldLock(keeper, str(place.directory)))
+
+
 @pytest.mark.parametrize("lost", ["directory", "socket", "info"])
 def test_runtime_files_that_vanish_are_restored(
     place: Place, lost: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -401,8 +412,8 @@ def test_runtime_files_that_vanish_are_restored(
     listener = place.listen()
     place.files.try_publish("shop")
 
-    async def work() -> None:
-        restored = place.files.restore_when_removed()
+    async def work(lock: HeldLock) -> None:
+        restored = place.files.restore_when_removed(lock)
         waiting = asyncio.ensure_future(anext(restored))
         await turns(50)
         assert not waiting.done()
@@ -424,7 +435,7 @@ def test_runtime_files_that_vanish_are_restored(
         place.files.withdraw()
         assert await asyncio.wait_for(again, 30) == "over"
 
-    run(work())
+    run(with_lock(place, work))
     listener.close()
 
 
@@ -435,8 +446,8 @@ def test_directory_that_cannot_be_restored_is_reported_once_for_each_cause(
     listener = place.listen()
     place.files.try_publish("shop")
 
-    async def work() -> None:
-        restored = asyncio.ensure_future(anext(place.files.restore_when_removed()))
+    async def work(lock: HeldLock) -> None:
+        restored = asyncio.ensure_future(anext(place.files.restore_when_removed(lock)))
         shutil.rmtree(place.directory)
         place.directory.write_text("a file in its place")
         await appears(caplog, "cannot be restored")
@@ -447,7 +458,7 @@ def test_directory_that_cannot_be_restored_is_reported_once_for_each_cause(
         found.close()
         assert caplog.text.count("cannot be restored") == 1
 
-    run(work())
+    run(with_lock(place, work))
     listener.close()
 
 
@@ -471,11 +482,12 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
     assert [each.stat().st_mode & 0o777 for each in (whole.directory, whole.state / "logs")] == [0o700] * 2
     assert whole.runner.events is whole.supervisor
     assert whole.keeper.orders == [
-        {"op": "get", "name": "control"}, {"op": "get", "name": "configuration"},
+        {"op": "get", "name": "lock"}, {"op": "get", "name": "control"},
+        {"op": "get", "name": "configuration"},
         {"op": "put", "name": "configuration"}, {"op": "get", "name": "totals"},
         *({"op": "get", "name": each.process.entry} for each in features() if each.process),
         {"op": "get", "name": "wanted"}, {"op": "get", "name": "metrics"},
-        {"op": "list", "after": ""}, {"op": "get", "name": "control"}, {"op": "list", "after": "control"},
+        {"op": "list", "after": ""}, {"op": "get", "name": "control"}, {"op": "list", "after": "lock"},
         {"op": "adopted"},
     ]  # fmt: skip
     assert [pid for pid, _ in whole.hangs] == [KEEPER_PID]
@@ -490,6 +502,43 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
     assert whole.keeper.orders == [{"op": "pong"}]
     assert whole.end() == 0
     assert whole.problems == []
+
+
+def test_keeper_of_an_earlier_version_gets_a_lock(whole: WholeSupervisor) -> None:
+    whole.keeper.keeper.store.drop(fd_store.LOCK)
+    assert not pool_lock.is_held(str(whole.directory))
+    whole.begin()
+    assert whole.keeper.keeper.store.get(fd_store.LOCK) is not None
+    assert pool_lock.is_held(str(whole.directory))
+    assert whole.end() == 0
+
+
+def test_lock_whose_file_was_removed_is_acquired_again(
+    whole: WholeSupervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_lock, "_directories", lambda: [str(tmp_path / "locks")])
+    whole.keeper.keeper.store.drop(fd_store.LOCK)
+    whole.begin()
+    whole.pass_time()
+    shutil.rmtree(tmp_path / "locks")
+    whole.path.unlink()
+    whole.pass_time(1.5)
+    assert pool_lock.is_held(str(whole.directory))
+    assert whole.end() == 0
+
+
+def test_pool_without_a_place_for_its_lock_runs_and_logs_that_once(
+    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool_lock, "_directories", lambda: ["/proc/none"])
+    whole.keeper.keeper.store.drop(fd_store.LOCK)
+    whole.begin()
+    whole.pass_time()
+    whole.path.unlink()
+    whole.pass_time(1.5)
+    assert caplog.text.count("the pool has no lock: ") == 1
+    assert whole.path.exists()
+    assert whole.end() == 0
 
 
 def test_successor_takes_the_configuration_over_and_its_workers(
@@ -906,7 +955,7 @@ def test_supervisor_without_its_keeper_gives_everything_to_a_new_one(
     ((directory, command, held, terminate),) = whole.replaced
     assert (directory, terminate) == (str(whole.directory), False)
     assert command == bootstrap.command(sys.executable, "supervisor", directory, "/srv/pool.toml")
-    assert {"control", "configuration", "wanted"} <= held.keys()
+    assert {"control", "lock", "configuration", "wanted"} <= held.keys()
     assert [len(fds) for _, fds in held.values()] == [1] * len(held)
     assert "the keeper is gone; another one is started" in caplog.text
     assert "not everything is known" not in caplog.text

@@ -21,6 +21,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import Reading, Tables
+from poolctl.control import pool_lock
 from poolctl.control.answers import Result
 from poolctl.control.client import messages_async
 from poolctl.keeper import fd_store, wire
@@ -201,6 +202,7 @@ class WholeSupervisor:
         self.keeper = KeeperEnd(str(self.directory))
         listener = listen(str(self.path))
         self.keeper.keeper.store.put(fd_store.CONTROL, None, [listener.detach()])
+        self.keeper.keeper.store.put(fd_store.LOCK, None, [pool_lock.acquire(str(self.directory))])
         self.clock = ManualClock()
         self._monkeypatch, self._is_closing = monkeypatch, False
         self._patch(monkeypatch)

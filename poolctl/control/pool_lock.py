@@ -1,0 +1,164 @@
+"""The lock that keeper and supervisor hold while a pool runs, so that no second supervisor is started for it.
+
+The control socket cannot serve as the lock, because cleaners remove it with the runtime directory, and the supervisor
+restores it only a moment later. So the lock lies elsewhere: in the file `lock` of the user's state directory, whatever
+the environment says, or of /tmp/poolctl-UID if that directory is not usable.
+
+- Not an abstract socket: these belong to a network namespace, and any user can take any name. Only this user can open
+  the file (0600, in a directory that passes `check_private_directory`).
+- The file is empty and shared by all pools of the user. Each locks a single byte, at a position derived from the
+  machine's boot, the PID namespace, the runtime directory and the pool's key: a home directory may be shared by
+  machines and containers, which have no processes in common. No pool removes the file, which has others' locks.
+- An open file description lock (fcntl_locking(2), F_OFD_SETLK) belongs to the open file, not to a process: keeper and
+  supervisor pass the descriptor on (see fd_store), and the kernel releases the lock when the last of them has exited.
+  Nothing stale can be left. The descriptor is closed in every program that they start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+from hashlib import sha256
+
+from poolctl.control.pool_paths import runtime_root_candidates
+from poolctl.platform import boot_identity, process_table
+from poolctl.private_directory import check_private_directory, ensure_private_directory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NAME = "lock"
+_FLOCK = "hhqqi0q"  # struct flock: type, whence, start, length, pid
+
+
+def acquire(pool_directory: str) -> int:
+    """Lock the pool of this runtime directory, which need not exist; returns the lock's descriptor.
+
+    Raises BlockingIOError if the pool runs or is being started, and OSError if the lock can be kept nowhere.
+    """
+    if is_held(pool_directory):  # also in a directory that comes later, used while the first was not usable
+        raise BlockingIOError
+    position = _position(pool_directory)
+    problem = None
+    for directory in _directories():
+        try:
+            return _acquire_in(directory, position)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            problem = problem or error
+    raise problem or FileNotFoundError
+
+
+def _acquire_in(directory: str, position: int) -> int:
+    while True:
+        ensure_private_directory(directory)
+        descriptor = os.open(
+            _path_in(directory), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _byte(fcntl.F_WRLCK, position))
+            if _is_at(descriptor, _path_in(directory)):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The file has been removed meanwhile.
+        os.close(descriptor)
+
+
+def is_held(pool_directory: str) -> bool:
+    """Whether the pool of this runtime directory, which need not exist, runs or is being started."""
+    with contextlib.suppress(OSError):
+        position = _position(pool_directory)
+        return any(_is_locked(directory, position) for directory in _directories())
+    return False
+
+
+def _is_locked(directory: str, position: int) -> bool:
+    try:
+        check_private_directory(directory)
+        descriptor = os.open(_path_in(directory), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        kind, *_ = struct.unpack(
+            _FLOCK, fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _byte(fcntl.F_WRLCK, position))
+        )
+        return bool(kind != fcntl.F_UNLCK)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def is_in_place(descriptor: int) -> bool:
+    """Whether the file of this lock still has its path. If it has been removed, the lock is free for others."""
+    return any(_is_at(descriptor, _path_in(directory)) for directory in _directories())
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def holder(pool_directory: str) -> int:
+    """The pid of the process that holds the pool's lock, which is the keeper while it runs; 0 if it is not known.
+
+    Slow, because it reads about every descriptor of this user's processes. The kernel tells of no owner of the lock.
+    """
+    position, processes = _position(pool_directory), process_table()
+    holders = {pid for pid in processes if any(_locks_of(pid, position))}
+    # The supervisor is the keeper's child.
+    return min((pid for pid in holders if processes[pid][0] not in holders), default=0)
+
+
+def _locks_of(pid: int, position: int) -> Iterator[bytes]:
+    """The lines about locks at this position in proc(5), fdinfo; none if the process belongs to another user."""
+    end = b" %d %d\n" % (position, position)
+    with contextlib.suppress(OSError):
+        for descriptor in os.listdir(f"/proc/{pid}/fdinfo"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/fdinfo/{descriptor}", "rb") as lines:
+                yield from (line for line in lines if line.startswith(b"lock:") and line.endswith(end))
+
+
+def _directories() -> list[str]:
+    """The directories that may hold the lock, the preferred one first.
+
+    They depend on the user alone: commands of one pool may be called with different environments.
+    """
+    last = runtime_root_candidates({})[-1]
+    if os.geteuid() == 0:
+        return ["/var/lib/poolctl", last]
+    import pwd
+
+    try:
+        return [f"{pwd.getpwuid(os.geteuid()).pw_dir}/.local/state/poolctl", last]
+    except KeyError:
+        return [last]
+
+
+def _path_in(directory: str) -> str:
+    return f"{directory}/{_NAME}"
+
+
+def _position(pool_directory: str) -> int:
+    """The position of the pool's byte in the file. Raises OSError if /proc shows no namespaces."""
+    root, key = os.path.split(pool_directory)
+    root = os.path.realpath(root)
+    if root in map(os.path.realpath, runtime_root_candidates({})):
+        root = ""  # the default: which one is usable changes, with a logout for example
+    namespace = os.stat("/proc/self/ns/pid").st_ino
+    identity = "\0".join(map(str, (boot_identity()[0], namespace, root, key)))
+    return (
+        int.from_bytes(sha256(os.fsencode(identity)).digest()[:8]) >> 2
+    )  # positions are signed, and have ends
+
+
+def _byte(kind: int, position: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, position, 1, 0)
