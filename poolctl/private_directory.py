@@ -52,6 +52,15 @@ def create_private_directory(path: str) -> None:
         ensure_private_directory(path)
 
 
+def recreate_pool_directory(path: str) -> None:
+    """Create the directory of a running pool, and the runtime directory that holds it, if they were removed.
+
+    Raises OSError.
+    """
+    create_private_directory(os.path.dirname(path))
+    create_private_directory(path)
+
+
 def check_private_directory(path: str, *, closed: bool = False) -> None:
     """Raise UnsafeDirectory unless the directory belongs to this user, and only this user and root can change it.
 

@@ -2,7 +2,7 @@
 
 The control socket cannot serve as the lock, because cleaners remove it with the runtime directory, and the supervisor
 restores it only a moment later. So the lock lies elsewhere: in the file `lock` of the user's state directory, whatever
-the environment says, or of /tmp/poolctl-UID if that directory is not usable.
+the environment says, or of /tmp/poolctl-UID.lock if that directory is not usable.
 
 - Not an abstract socket: these belong to a network namespace, and any user can take any name. Only this user can open
   the file (0600, in a directory that passes `check_private_directory`).
@@ -132,7 +132,7 @@ def _directories() -> list[str]:
 
     They depend on the user alone: commands of one pool may be called with different environments.
     """
-    last = runtime_root_candidates({})[-1]
+    last = f"/tmp/poolctl-{os.geteuid()}.lock"
     if os.geteuid() == 0:
         return ["/var/lib/poolctl", last]
     import pwd

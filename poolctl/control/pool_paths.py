@@ -20,6 +20,7 @@ from poolctl.private_directory import (
     check_private_directory,
     create_private_directory,
     ensure_private_directory,
+    recreate_pool_directory,
 )
 
 TYPE_CHECKING = False
@@ -286,12 +287,13 @@ def _preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
 
 
 def restore_private_directory(path: str) -> None:
-    """Create the directory, or make it private (0700) if it belongs to this user. Raises OSError."""
+    """Create the pool's directory, or make it private (0700) if it belongs to this user. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         status = os.lstat(path)
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
             # The directory had vanished, and the logger has created it again to write a log in it.
             os.chmod(path, 0o700)
+    recreate_pool_directory(path)
     ensure_private_directory(path)
 
 

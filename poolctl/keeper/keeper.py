@@ -50,7 +50,7 @@ from ..platform import (
     raise_descriptor_limit,
     read_file,
 )
-from ..private_directory import create_private_directory
+from ..private_directory import recreate_pool_directory
 from . import fd_store, pool_files, wire
 from .reap import KILLED_SECONDS, Reaper, is_child, signal_process, wait_or_kill_children
 from .spawn import log_failure, spawn
@@ -288,7 +288,7 @@ class SupervisorProcess:
                 ours, theirs = wire.pair()
                 if_failed.enter_context(ours)
                 with theirs:
-                    create_private_directory(os.path.dirname(self._log))
+                    recreate_pool_directory(os.path.dirname(self._log))
                     command = [*self.command, fd_store.CALM] if self.calm else self.command
                     self.pid = spawn(command, None, [theirs.fileno()], self._log, session=False)
             except OSError as error:

@@ -7,7 +7,6 @@ SO_PEERCRED); the caller checks that process's answer.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
@@ -15,6 +14,7 @@ import time
 from collections.abc import Collection
 
 from ..platform import peer_credentials
+from ..private_directory import recreate_pool_directory
 from . import wire
 from .pool_files import find_listeners
 
@@ -30,8 +30,7 @@ def bind_new_socket(directory: str, kind: str) -> tuple[socket.socket, str]:
     path = f"{directory}/{kind}.{os.urandom(4).hex()}"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
-        with contextlib.suppress(OSError):
-            os.mkdir(directory, 0o700)  # the directory was removed meanwhile
+        recreate_pool_directory(directory)
         sock.bind(path)
     except BaseException:
         sock.close()

@@ -26,7 +26,7 @@ from poolctl.keeper import fd_store, wire
 from poolctl.keeper.spawn import start_detached
 from poolctl.monitor.event_queue import EventBus
 from poolctl.platform import continue_periodically, continue_when_parent_ends
-from poolctl.private_directory import create_private_directory
+from poolctl.private_directory import recreate_pool_directory
 from poolctl.runners.process_link import KeeperLink, identity, kill
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -231,7 +231,7 @@ def hand_over_to_new_keeper(
 @contextlib.contextmanager
 def _start_new_keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, Table]]:
     """Context manager: start a new keeper and wait for its first message; yields the link to it and its identity."""
-    create_private_directory(directory)
+    recreate_pool_directory(directory)
     plan = json.dumps({"supervisor": supervisor, "donor": 3, "donor_process": identity(os.getpid())})
     argv = bootstrap.command(sys.executable, "keeper", directory, plan, isolated=True)
     ours, theirs = wire.pair()

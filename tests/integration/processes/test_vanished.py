@@ -135,6 +135,28 @@ def test_start_refuses_a_pool_whose_socket_does_not_come_back(pool: RealPool) ->
     pool.ok("stop")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "killed", [(), ("supervisor_pid",), ("keeper_pid",), ("supervisor_pid", "keeper_pid")]
+)
+def test_runtime_directory_that_is_removed_is_private_again(
+    pool: RealPool, until: Any, killed: tuple[str, ...]
+) -> None:
+    """As root's /run/poolctl has to be: commands refuse it otherwise."""
+    write_program(pool)
+    pool.ok("start")
+    before, info = programs(pool), pool.info()
+    shutil.rmtree(pool.runtime)
+    for name in killed:
+        os.kill(info[name], signal.SIGKILL)
+    until(lambda: not any(is_alive(info[name]) for name in killed))
+    until(lambda: pool.run("start").code == 0)
+    assert pool.runtime.stat().st_mode & 0o777 == 0o700
+    assert directory_of(pool).stat().st_mode & 0o777 == 0o700
+    assert programs(pool) == before
+    pool.ok("stop")
+
+
 def test_a_directory_that_is_removed_is_made_again(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.ok("start")

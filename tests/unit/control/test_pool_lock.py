@@ -209,6 +209,6 @@ def test_place_of_the_lock_depends_on_the_user_alone(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, "/elsewhere")
     assert pool_lock._directories() == before
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert pool_lock._directories() == ["/var/lib/poolctl", "/tmp/poolctl-0"]
+    assert pool_lock._directories() == ["/var/lib/poolctl", "/tmp/poolctl-0.lock"]
     monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
-    assert pool_lock._directories() == ["/tmp/poolctl-4000000"], "a user without a name"
+    assert pool_lock._directories() == ["/tmp/poolctl-4000000.lock"], "a user without a name"

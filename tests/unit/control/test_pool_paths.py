@@ -160,7 +160,7 @@ def test_state_directory_is_the_systems_without_variables(monkeypatch: pytest.Mo
 def test_directory_of_a_pool_becomes_private_again(short_path: Path) -> None:
     made = short_path / "a" / "pool"
     restore_private_directory(str(made))
-    assert made.stat().st_mode & 0o777 == 0o700
+    assert [each.stat().st_mode & 0o777 for each in (made, made.parent)] == [0o700, 0o700]
     made.chmod(0o755)
     restore_private_directory(str(made))
     assert made.stat().st_mode & 0o777 == 0o700

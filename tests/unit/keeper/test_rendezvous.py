@@ -22,11 +22,12 @@ def listening(directory: Path, kind: str = pool_files.WORKER) -> tuple[socket.so
 
 
 def test_directory_that_has_vanished_is_made_again_for_its_owner_alone(tmp_path: Path) -> None:
-    sock, path = rendezvous.bind_new_socket(str(tmp_path / "gone"), pool_files.WORKER)
+    gone = tmp_path / "root" / "gone"
+    sock, path = rendezvous.bind_new_socket(str(gone), pool_files.WORKER)
     sock.close()
-    assert (tmp_path / "gone").stat().st_mode & 0o777 == 0o700
+    assert [each.stat().st_mode & 0o777 for each in (gone, gone.parent)] == [0o700, 0o700]
     pool_files.unlink_quietly(path)
-    assert list((tmp_path / "gone").iterdir()) == []
+    assert list(gone.iterdir()) == []
 
 
 def test_sockets_are_asked_at_once_and_silent_ones_cost_one_deadline(tmp_path: Path) -> None:
