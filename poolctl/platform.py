@@ -18,7 +18,7 @@ from signal import SIGCONT, SIGKILL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Set
     from typing import Any
 
 LINUX = sys.platform.startswith("linux")
@@ -321,10 +321,40 @@ def process_variable(pid: int, name: str) -> str:
     return next((row.removeprefix(f"{name}=") for row in rows if row.startswith(f"{name}=")), "")
 
 
-def process_table() -> dict[int, tuple[int, int]]:
-    """The parent pid and the session of each process, by pid (proc(5), stat)."""
-    fields = ((pid, _stat_fields(pid)) for pid in _pids())
-    return {pid: (int(each[1]), int(each[3])) for pid, each in fields if each}
+def processes_by_leader(leaders: Set[int]) -> dict[int | None, list[int]]:
+    """The pids of all processes by the session leader, one of `leaders`, to which they belong; None has all others.
+
+    A process belongs to the leader of its session. A session that a descendant has begun (setsid(2)) belongs to the
+    leader of the parent's, as long as that is the parent. All lists are empty if /proc cannot be read.
+    """
+    sessions: dict[int, int] = {}  # by pid
+    members: dict[int, list[int]] = {}
+    for pid in _pids():
+        with contextlib.suppress(OSError):  # it has ended
+            # A child that has just been forked leads no session yet.
+            session = sessions[pid] = pid if pid in leaders else os.getsid(pid)
+            members.setdefault(session, []).append(pid)
+    owners: dict[int | None, int | None] = {None: None, **{leader: leader for leader in leaders}}
+    found: dict[int | None, list[int]] = {leader: [] for leader in owners}
+    for session, pids in members.items():
+        above: int | None = session
+        passed = []
+        while above not in owners:
+            assert above is not None
+            owners[above] = None  # ends a circle, which there may be if pids are reused meanwhile
+            passed.append(above)
+            tops = [above] if above in sessions else members[above]
+            parents = (sessions.get(_parent(pid)) for pid in tops)
+            above = next((each for each in parents if each not in (None, above)), None)
+        for each in passed:
+            owners[each] = owners[above]
+        found[owners[session]] += pids
+    return found
+
+
+def _parent(pid: int) -> int:
+    fields = _stat_fields(pid)
+    return int(fields[1]) if fields else 0
 
 
 def socket_inodes(pid: int) -> set[int] | None:
@@ -356,16 +386,33 @@ def boot_identity() -> list[object]:
 def memory_bytes(pid: int) -> int | None:
     """The memory of a process in bytes, with shared pages divided among their users (PSS; proc(5), smaps_rollup).
 
-    Slow, because the kernel walks the whole memory. None if the process has exited, or belongs to another user.
+    Where that may not be read, as of another user's process, all pages that no file backs (RssAnon and RssShmem;
+    proc(5), status). 0 for a process that has exited and not been waited for; None if unknown, or if there is none.
+    Slow, because the kernel walks the whole memory.
     """
     rows = _read_quietly(f"/proc/{pid}/smaps_rollup").splitlines()
-    return next((int(row.split()[1]) * 1024 for row in rows if row.startswith(b"Pss:")), None)
+    size = next((int(row.split()[1]) for row in rows if row.startswith(b"Pss:")), None)
+    if size is None and (status := status_of(pid)):
+        size = sum(int(status.get(name, b"0 kB").split()[0]) for name in (b"RssAnon", b"RssShmem"))
+    return None if size is None else size * 1024
 
 
-def cpu_seconds(pid: int) -> float | None:
-    """The processor time that a process has used (proc(5), stat); None if there is no such process."""
-    fields = _stat_fields(pid)
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else None
+def process_figures(pid: int) -> tuple[int, float, float, int] | None:
+    """The start of a process (see process_start), its processor time, its ended children's, and its resident bytes.
+
+    The times are in seconds: of all its threads, and of the children that it has waited for, with theirs. Resident
+    memory counts shared pages in full. See proc(5), stat. None if there is no such process. Raises PermissionError if
+    /proc hides it (proc(5), hidepid).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            fields = file.read(4096).rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    user, system, waited_user, waited_system = map(int, fields[11:15])
+    ticks = os.sysconf("SC_CLK_TCK")
+    own, waited = (user + system) / ticks, (waited_user + waited_system) / ticks
+    return int(fields[19]), own, waited, int(fields[21]) * resource.getpagesize()
 
 
 def age_seconds(pid: int) -> float:

@@ -6,7 +6,7 @@ Metrics are rendered in two formats that Prometheus reads: text format 0.0.4 and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import truediv
 from typing import NamedTuple, TypeVar
@@ -15,8 +15,7 @@ from poolctl import __version__
 from poolctl.config import masked_text
 from poolctl.core.decide import LEAVING
 from poolctl.core.server_entry import Availability, Entry, Worker
-from poolctl.platform import age_seconds, cpu_seconds, memory_bytes
-from poolctl.runners.runner_protocol import Counters
+from poolctl.runners.runner_protocol import Counters, Usage, Usages
 from poolctl.states import State, Status
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
@@ -27,7 +26,6 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 Labels = Mapping[str, str]
 INTERVAL_SECONDS = 2.0
 BOUNDS_SECONDS = tuple(map(truediv, tally.BOUNDS_NS, repeat(1e9)))
-_MEMORY_SECONDS = 8.0  # rarely, because the kernel walks through the process's memory
 
 Figure = float | None
 
@@ -133,49 +131,29 @@ def _number(value: float) -> str:
     return "NaN" if math.isnan(value) else repr(float(value))
 
 
-class Usage:
-    """The CPU and memory usage of one process."""
-
-    __slots__ = ("_memory_at", "_seen_at", "_spent", "cpu_percent", "memory_bytes")
-
-    def __init__(self) -> None:
-        self.cpu_percent = 0.0
-        self.memory_bytes = 0
-        self._memory_at = float("-inf")
-        self._seen_at = float("-inf")
-        self._spent = 0.0
-
-    def measure_if_due(self, pid: int, now: float, *, memory: bool = True) -> None:
-        """Measure the process `pid` at `now` (monotonic seconds) if the values are old; without `memory`, only CPU."""
-        if now - self._seen_at >= INTERVAL_SECONDS / 2:
-            spent = cpu_seconds(pid) or 0.0
-            # The first measurement is the average since the start of the process, as in ps(1).
-            is_first = self._seen_at == float("-inf")
-            seconds = age_seconds(pid) if is_first else now - self._seen_at
-            self.cpu_percent = max(0.0, 100 * (spent - self._spent) / seconds) if seconds > 0 else 0.0
-            self._seen_at, self._spent = now, spent
-        if memory and now - self._memory_at >= _MEMORY_SECONDS:
-            self.memory_bytes, self._memory_at = memory_bytes(pid) or 0, now
-
-
-WorkerUsage = tuple[Worker, Counts | None, Usage | None]
+WorkerUsage = tuple[Worker, Counts | None, Usage]
 
 
 class ServerSnapshot:
-    """The counts and usage of a server and its workers. The server's usage is None if a worker's is unknown."""
+    """The counts and usage of a server and its workers. A figure of the server is None if a worker's is unknown."""
 
     def __init__(self, entry: Entry, total: Counts, workers: list[WorkerUsage], *, counts: bool) -> None:
         self.entry = entry
         self.total = total
         self.counted = counts and not entry.config.command
         self.workers = workers
-        usages = [usage for _, _, usage in workers if usage is not None]
-        known = len(usages) == len(workers)
-        self.memory_bytes = sum(usage.memory_bytes for usage in usages) if known else None
-        self.cpu_percent = round(sum(usage.cpu_percent for usage in usages), 2) if known else None
+        memory = _sum_if_known(usage.memory_bytes for _, _, usage in workers)
+        self.memory_bytes = None if memory is None else int(memory)
+        percent = _sum_if_known(usage.cpu_percent for _, _, usage in workers)
+        self.cpu_percent = None if percent is None else round(percent, 2)
         self.loop_lag_seconds = max(
             (lag for _, counts, _ in workers if (lag := loop_lag_seconds(counts)) is not None), default=None
         )
+
+
+def _sum_if_known(figures: Iterable[Figure]) -> Figure:
+    found = list(figures)
+    return None if None in found else sum(filter(None, found))
 
 
 # Receives the time of a sample, and the sample of all servers.
@@ -185,20 +163,12 @@ GiveSamples = Callable[[TakeSample | None], None]
 
 
 def measure_server(
-    entry: Entry,
-    total_from_ended: Counts,
-    counters: Counters | None,
-    usages: MutableMapping[int, Usage],
-    now: float,
-    *,
-    memory: bool = True,
-    own_pid: int | None = None,
+    entry: Entry, total_from_ended: Counts, counters: Counters | None, usages: Usages | None
 ) -> ServerSnapshot:
-    """Return a server's statistics at the monotonic time `now`. If `memory` is false, memory use is not measured.
+    """Return a server's current statistics, with the memory and processor time that were measured last.
 
     `total_from_ended` holds the counts of the server's exited workers; the counts of its current workers are added to
-    `total_from_ended`. `usages` holds the usage of each process by its pid; the caller passes the same mapping to each
-    call. Workers inside the process `own_pid` have no usage of their own.
+    `total_from_ended`.
     """
     workers: list[WorkerUsage] = []
     for worker in entry.observed.workers.values():
@@ -208,12 +178,14 @@ def measure_server(
         counts = counters.counts(placement) if counters is not None else None
         if counts is not None:
             tally.add(total_from_ended, counts)
-        usage = None
-        if placement.pid is not None and placement.pid != own_pid:
-            usage = usages.setdefault(placement.pid, Usage())
-            usage.measure_if_due(placement.pid, now, memory=memory)
-        workers.append((worker, counts, usage))
+        workers.append((worker, counts, usages.of(placement.pid) if usages is not None else Usage()))
     return ServerSnapshot(entry, total_from_ended, workers, counts=counters is not None)
+
+
+def worker_pids(entries: Iterable[Entry]) -> list[int | None]:
+    """The pids of all workers of these servers; None for a worker that is not a process."""
+    workers = (worker for entry in entries for worker in entry.observed.workers.values())
+    return [worker.placement.pid for worker in workers if worker.placement is not None]
 
 
 def loop_lag_seconds(counts: Counts | None) -> Figure:
@@ -242,7 +214,7 @@ class ObservedServer(NamedTuple):
 class _WorkerSnapshot(NamedTuple):
     worker: Worker
     counts: tally.Counts | None
-    usage: Usage | None
+    usage: Usage
 
     @property
     def pid(self) -> int | None:
@@ -263,7 +235,7 @@ _SERVER: Sequence[Row[ServerSnapshot]] = (
      lambda each: int(each.entry.flapping)),
     ("poolctl_server_failures", "counter", "How often a start or a stop of the server has failed.",
      lambda each: each.entry.observed.failures),
-    ("poolctl_server_memory_bytes", "gauge", "Memory (PSS) of the server's workers.", lambda each: each.memory_bytes),
+    ("poolctl_server_memory_bytes", "gauge", "Memory (PSS) of the server's processes.", lambda each: each.memory_bytes),
     ("poolctl_certificate_expiration_timestamp_seconds", "gauge",
      "When the certificate that the server uses expires, in seconds since 1970 (UTC).",
      lambda each: each.entry.observed.certificate_ends if each.entry.observed.workers else None),
@@ -299,10 +271,10 @@ _ERRORS = {
     "malformed": tally.MALFORMED,
 }
 _WORKER: Sequence[Row[_WorkerSnapshot]] = (
-    ("poolctl_worker_memory_bytes", "gauge", "Memory (PSS) of the worker.",
-     lambda each: None if each.usage is None else each.usage.memory_bytes),
-    ("poolctl_worker_cpu_seconds", "counter", "Processor time of the worker.",
-     lambda each: None if each.usage is None or each.pid is None else cpu_seconds(each.pid)),
+    ("poolctl_worker_memory_bytes", "gauge", "Memory (PSS) of the worker's processes.",
+     lambda each: each.usage.memory_bytes),
+    ("poolctl_worker_cpu_seconds", "counter", "Processor time of the worker's processes.",
+     lambda each: each.usage.cpu_seconds),
     ("poolctl_worker_event_loop_lag_seconds", "gauge", "How late the worker's event loop was at its newest heartbeat.",
      lambda each: loop_lag_seconds(each.counts)),
     ("poolctl_worker_requests", "counter", "Requests received by the worker.",

@@ -65,7 +65,7 @@ from poolctl.errors import (
 from poolctl.json_form import Table
 from poolctl.monitor import metrics
 from poolctl.routing import route_health
-from poolctl.runners.runner_protocol import Placement, Runner
+from poolctl.runners.runner_protocol import Placement, Runner, Usages
 from poolctl.runners.stack_report import PYTHON, Stacks, WorkerStacks, find_main_thread_hang, parse
 from poolctl.selection.field_filter import Field, matching, member_values, parse_field
 from poolctl.states import State
@@ -588,6 +588,8 @@ class Pool(Mapping[str, Server], StartAndStop):
         the pool has neither. Blocks until the loop thread has answered; does not block if called on that thread,
         as the pool's own applications may do.
         """
+        for usages, pids in loop_thread.call(lambda: _pids_by_usages(self.values())).items():
+            usages.measure_now(pids)  # here, because it may take long for many processes
         observed = loop_thread.call(lambda: list(_observed(self.values())))
         families = metrics.pool_families("", platform.python_version(), observed)
         parts = (family for part in metrics.PARTS for family in part(observed))
@@ -648,6 +650,18 @@ def _numbered(servers: Iterable[Server]) -> Iterator[tuple[str, Server]]:
         yield server.name if number == 1 else f"{server.name}~{number}", server
 
 
+def _pids_by_usages(servers: Iterable[Server]) -> dict[Usages, builtins.list[int | None]]:
+    """The pids of the servers' workers, by the object that measures their memory and processor time."""
+    found: dict[Usages, builtins.list[int | None]] = {}
+    for server in servers:
+        handle = handle_in_process(server)
+        if handle is not None and handle.host is not None and handle.entry is not None:
+            usages = handle.host.core.runner.capabilities.usages
+            if usages is not None:
+                found.setdefault(usages, []).extend(metrics.worker_pids([handle.entry]))
+    return found
+
+
 def _observed(servers: Iterable[Server]) -> Iterable[metrics.ObservedServer]:
     for name, server in _numbered(servers):
         handle = handle_in_process(server)
@@ -664,13 +678,8 @@ def _observed(servers: Iterable[Server]) -> Iterable[metrics.ObservedServer]:
 def _snapshot(server: Server, handle: Handle | None) -> metrics.ServerSnapshot:
     if handle is None or handle.host is None or handle.entry is None:
         return _snapshot_at_rest(server, handle)
-    counters, now = handle.host.core.runner.capabilities.counters, handle.host.core.clock.monotonic()
-    found = metrics.measure_server(
-        handle.entry, [*handle.ended], counters, handle.usages, now, own_pid=os.getpid()
-    )
-    pids = {worker.placement.pid for worker, _, _ in found.workers if worker.placement is not None}
-    handle.usages = {pid: usage for pid, usage in handle.usages.items() if pid in pids}
-    return found
+    capabilities = handle.host.core.runner.capabilities
+    return metrics.measure_server(handle.entry, [*handle.ended], capabilities.counters, capabilities.usages)
 
 
 def _snapshot_at_rest(server: Server, handle: Handle | None) -> metrics.ServerSnapshot:

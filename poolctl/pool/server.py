@@ -36,7 +36,6 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.listeners.port_ledger import is_free
-from poolctl.monitor.metrics import Usage
 from poolctl.runners.runner_protocol import Runner
 from poolctl.states import TRANSITIONAL, State, Status
 from poolctl.units import parse_duration
@@ -568,7 +567,6 @@ class Handle:
         # Totals for metrics, from forgotten entries and ended workers.
         self.restarts = self.failures = self.wakes = 0
         self.ended = [0] * tally.COUNTED
-        self.usages: dict[int, Usage] = {}  # the resource usage by pid
         self._clock = server._shared.clock
 
     def __repr__(self) -> str:

@@ -22,6 +22,7 @@ from poolctl.worker.tally import Counts
 from .helper_process import Helpers
 from .local.local_runner import LocalRunner
 from .process_link import KeeperLink, LinkHandler, redirect_parent_fds_to_null, runners_to_forget
+from .process_usage import ProcessUsages
 from .runner_protocol import Capabilities, Counters, Placement
 from .runner_registry import RunnerContext
 from .withheld_variables import withhold_variables
@@ -54,6 +55,7 @@ class ProcessRunner(LocalRunner, Counters):
         self._replacing: asyncio.Task[None] | None = None
         self._directory: str | None = None
         self.add_up: Callable[[str, str, Counts], None] | None = None  # see Counters
+        self.usages = ProcessUsages()
         runners_to_forget.add(self)
 
     def __repr__(self) -> str:
@@ -62,7 +64,7 @@ class ProcessRunner(LocalRunner, Counters):
     @property
     def capabilities(self) -> Capabilities:
         """Return the optional abilities. Takeover is not among them, because workers end when this program ends."""
-        return Capabilities(sleep=self, stacks=self, logs=self, hooks=self, counters=self)
+        return Capabilities(sleep=self, stacks=self, counters=self, usages=self.usages, logs=self, hooks=self)
 
     # The methods of Counters. They use `tallies`, which LocalRunner.__init__ creates (see `_start`).
 

@@ -6,14 +6,15 @@ there is one. Everything beyond serving is optional (see Capabilities). Standard
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # More concurrent imports would only wait for each other.
 IMPORTS_PER_CPU = 2
+
+# Figures of memory and processor time are measured again after this time.
+USAGE_SECONDS = 8.0
 
 # The values of a pool's context for scope["state"], set around `place`. Another process gets only JSON values.
 app_state: ContextVar[Mapping[str, object]] = ContextVar("poolctl_app_state", default=MappingProxyType({}))
@@ -178,6 +182,37 @@ class Backlogs(Protocol):
         """The number of connections in listen backlogs, or handed over but not yet taken by a worker. Never blocks."""
 
 
+class Usage(NamedTuple):
+    """What a worker uses of memory and processor, with all of its processes; None for a figure that is unknown.
+
+    `memory_bytes` is PSS: shared pages are divided among the processes that share them. `cpu_seconds` is the processor
+    time since its start, measured at the monotonic time `measured_at`, and `cpu_percent` the recent share of a core.
+    """
+
+    memory_bytes: int | None = None
+    cpu_seconds: float | None = None
+    cpu_percent: float | None = None
+    measured_at: float = -math.inf
+
+
+class Usages(Protocol):
+    """Optional ability: the memory and processor time of workers, by their pids. None for a pid is ignored."""
+
+    def of(self, pid: int | None) -> Usage:
+        """The newest measured figures of a worker; all are None if it was not measured. Does not block."""
+
+    async def measure(
+        self, pids: Iterable[int | None], *, memory: bool = True, max_age_seconds: float = USAGE_SECONDS
+    ) -> None:
+        """Return when no figure of these workers is older than `max_age_seconds`; measure them if necessary.
+
+        Without `memory`, only processor time, which costs much less.
+        """
+
+    def measure_now(self, pids: Iterable[int | None]) -> None:
+        """Do the same as `measure` with its defaults, but block meanwhile. Called from any thread."""
+
+
 class Logs(Protocol):
     """Optional ability: the output of workers, for reports of failures."""
 
@@ -273,6 +308,7 @@ class Capabilities:
     stacks: Stacks | None = None
     counters: Counters | None = None
     backlogs: Backlogs | None = None
+    usages: Usages | None = None
     logs: Logs | None = None
     hooks: Hooks | None = None
     log_files: LogReopenCapability | None = None

@@ -20,7 +20,7 @@ from heapq import heappop, heappush
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from poolctl.clock import Clock, next_aligned_time
+from poolctl.clock import next_aligned_time
 from poolctl.core.core import Core
 from poolctl.core.decide import WorkerPhase
 from poolctl.core.perform import last_lines
@@ -28,8 +28,7 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import EventBus
-from poolctl.platform import memory_bytes
-from poolctl.runners.runner_protocol import Heartbeats
+from poolctl.runners.runner_protocol import USAGE_SECONDS, Heartbeats, Usages
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.states import Status
 from poolctl.units import format_duration, format_size
@@ -41,10 +40,6 @@ LAST_LINES = 10
 _MOST_STACKS = 3  # the number of stacks in the report about workers recovered together
 LIVENESS, HEARTBEAT, MEMORY = "liveness", "heartbeat", "memory"
 FIRST_SECONDS = 2.0
-INTERVAL_SECONDS = 30.0
-# A worker near its limit is measured more often.
-NEAR_SECONDS = 5.0
-_NEAR = 0.75
 # Workers due within this time get their heartbeats together, because a wake-up costs more than a heartbeat.
 TOGETHER_SECONDS = 0.5
 # A timer that fires later than this shows that this process, or the machine, was paused.
@@ -56,7 +51,9 @@ def watch_health(core: Core, events: EventBus) -> None:
     """From now on, check the core's workers and recover them; continue the recoveries of the previous supervisor."""
     recovery = WorkerRecovery(core, events)
     recovery.resume(core.entries.values())
-    checks = [MemoryLimit(core.clock, recovery).entry_changed]
+    checks = []
+    if (usages := core.runner.capabilities.usages) is not None:
+        checks.append(MemoryLimit(usages, recovery).entry_changed)
     if (heartbeats := core.runner.capabilities.heartbeats) is not None:
         checks.append(HeartbeatMonitor(heartbeats, core, events, recovery).entry_changed)
     core.observers |= set(checks)
@@ -407,12 +404,15 @@ class WorkerRecovery:
 
 
 class MemoryLimit:
-    """Measures the memory of workers whose servers have a memory limit; reports workers above it to `recovery`."""
+    """Measures the memory of ready workers whose servers have a memory limit; reports those above it to `recovery`.
 
-    def __init__(self, clock: Clock, recovery: WorkerRecovery) -> None:
-        self._clock = clock
+    All are measured together, the first time soon after the first of them is ready.
+    """
+
+    def __init__(self, usages: Usages, recovery: WorkerRecovery) -> None:
+        self._usages = usages
         self._recovery = recovery
-        self._due: dict[str, tuple[float, Entry, Worker]] = {}  # by worker id
+        self._limited: dict[str, tuple[Entry, Worker]] = {}  # by worker id
         self._timer: asyncio.TimerHandle | None = None
         self._measuring: asyncio.Task[None] | None = None
 
@@ -421,59 +421,38 @@ class MemoryLimit:
         if entry.config.limits.memory is None:
             return
         for worker in entry.observed.workers.values():
-            known = self._due.get(worker.id)
-            if _should_check_memory(entry, worker) and (known is None or known[2] is not worker):
-                self._due[worker.id] = (self._clock.monotonic() + FIRST_SECONDS, entry, worker)
-                self._set_timer()
+            if _has_memory_limit(entry, worker):
+                self._limited[worker.id] = entry, worker
+        if self._limited and self._timer is None and self._measuring is None:
+            self._measure_after(FIRST_SECONDS)
 
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._due and self._measuring is None:
-            delay = min(due for due, _, _ in self._due.values()) - self._clock.monotonic()
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, delay), self._begin)
+    def _measure_after(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._begin)
 
     def _begin(self) -> None:
-        self._measuring = asyncio.ensure_future(self.measure_due())
-        self._measuring.add_done_callback(self._measured)
+        self._timer = None
+        self._limited = {name: each for name, each in self._limited.items() if _has_memory_limit(*each)}
+        if self._limited:
+            self._measuring = asyncio.ensure_future(self.measure_and_report())
+            self._measuring.add_done_callback(self._on_measured)
 
-    def _measured(self, task: asyncio.Task[None]) -> None:
+    def _on_measured(self, _: asyncio.Task[None]) -> None:
         self._measuring = None
-        self._set_timer()
+        self._measure_after(USAGE_SECONDS)
 
-    async def measure_due(self) -> None:
-        """Measure, in a thread, the memory of workers whose next measurement is due; report those above their limit."""
-        now = self._clock.monotonic()
-        self._due = {name: each for name, each in self._due.items() if _should_check_memory(each[1], each[2])}
-        pids = {
-            name: worker.placement.pid
-            for name, (due, _, worker) in self._due.items()
-            if due <= now and worker.placement is not None and worker.placement.pid is not None
-        }
-        for name in pids:
-            # Before the measurement, so that one that fails is not repeated at once.
-            self._due[name] = (now + INTERVAL_SECONDS, *self._due[name][1:])
-        found = await asyncio.to_thread(self.measure, list(pids.values()))
-        for name, pid in pids.items():
-            due, entry, worker = self._due[name]
-            if worker.placement is None or worker.placement.pid != pid:
-                continue
-            limit, size = entry.config.limits.memory, found[pid]
-            near = limit is not None and size is not None and size >= limit * _NEAR
-            self._due[name] = (now + NEAR_SECONDS if near else due, entry, worker)
-            if (
-                limit is not None
-                and size is not None
-                and size > limit
-                and _should_check_memory(entry, worker)
-            ):
-                seen = f"worker {name} (pid {pid}) uses {format_size(size)}, and limits.memory is {format_size(limit)}"
+    async def measure_and_report(self) -> None:
+        """Measure the memory of the workers, and report those above their limit."""
+        limited = [*self._limited.values()]
+        await self._usages.measure(
+            worker.placement.pid for _, worker in limited if worker.placement is not None
+        )
+        for entry, worker in limited:
+            pid = worker.placement.pid if worker.placement is not None else None
+            limit, size = entry.config.limits.memory, self._usages.of(pid).memory_bytes
+            if limit is not None and size is not None and size > limit and _has_memory_limit(entry, worker):
+                used = f"worker {worker.id} (pid {pid}) uses {format_size(size)}"
+                seen = f"{used}, and limits.memory is {format_size(limit)}"
                 self._recovery.report_worker_problem(entry, worker, MEMORY, seen)
-
-    def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
-        """The memory of each process in bytes; None for a process that has exited. Blocks."""
-        return {pid: memory_bytes(pid) for pid in pids}
 
 
 def _recoveries_of(entry: Entry, worker: Worker) -> list[float]:
@@ -546,10 +525,9 @@ def _cancel_timer(state: RecoveryState) -> None:
         state.timer = None
 
 
-def _should_check_memory(entry: Entry, worker: Worker) -> bool:
+def _has_memory_limit(entry: Entry, worker: Worker) -> bool:
     there = entry.observed.workers.get(worker.id) is worker and worker.phase is WorkerPhase.READY
-    known = worker.placement is not None and worker.placement.pid is not None
-    return there and known and entry.config.limits.memory is not None
+    return there and worker.placement is not None and entry.config.limits.memory is not None
 
 
 class HeartbeatState:

@@ -19,7 +19,8 @@ from poolctl.keeper import fd_store
 from poolctl.monitor import metrics
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
-from poolctl.monitor.metrics import BOUNDS_SECONDS, INTERVAL_SECONDS, Figure, ServerSnapshot, Usage
+from poolctl.monitor.metrics import BOUNDS_SECONDS, INTERVAL_SECONDS, Figure, ServerSnapshot, worker_pids
+from poolctl.runners.runner_protocol import Usage
 from poolctl.states import Status
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
@@ -33,8 +34,6 @@ KEPT = 60
 SETTLED_SECONDS = 0.015
 WATCHED_SECONDS = 60.0
 _WINDOW = 5  # the number of intervals over which current rates and latencies are computed
-# Maximum time that one sample spends on reading memory; remaining processes are read in the next sample.
-_SAMPLE_SECONDS = 0.02
 # Figures that are unknown for programs, because poolctl does not see their requests, and if the runner counts nothing.
 _UNCOUNTED: Table = dict.fromkeys(
     ("requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
@@ -191,7 +190,8 @@ class Statistics:
         self._core = core
         self.totals = totals
         self._counters = core.runner.capabilities.counters
-        self._usage: dict[int, Usage] = {}
+        self._usages = core.runner.capabilities.usages
+        self._measuring: asyncio.Task[None] | None = None
         self._histories: dict[str, ServerHistory] = {}
         self._asked_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
@@ -249,10 +249,10 @@ class Statistics:
         if take is not None:
             self.keep_sampling()
 
-    def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
-        """Return the server's current statistics. Without `memory`, its memory usage may be some seconds old."""
-        ended, now = self.totals.counts_of_ended_workers(entry), self._core.clock.monotonic()
-        return metrics.measure_server(entry, ended, self._counters, self._usage, now, memory=memory)
+    def of(self, entry: Entry) -> ServerSnapshot:
+        """Return the server's current statistics, with the memory and processor time that were measured last."""
+        ended = self.totals.counts_of_ended_workers(entry)
+        return metrics.measure_server(entry, ended, self._counters, self._usages)
 
     def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> server_answers.ServerStats:
         """The statistics that the verb `stats` reports, from this snapshot; error rates only if `with_errors`."""
@@ -294,8 +294,10 @@ class Statistics:
             )
         return stats if counted else replace(stats, **_UNCOUNTED)
 
-    async def measure(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
+    async def measure(self, entries: Sequence[Entry]) -> list[ServerSnapshot]:
         """Take a snapshot of each server, one by one; other tasks of the event loop run in between."""
+        if self._usages is not None:
+            await self._usages.measure(worker_pids(entries))
         # Wait, because workers write the counts of requests up to now a moment later.
         await asyncio.sleep(SETTLED_SECONDS)
         found = []
@@ -308,22 +310,21 @@ class Statistics:
         now = self._core.clock.monotonic()
         if self._take is None and now - self._asked_at > WATCHED_SECONDS:
             self._timer = None
-            self._usage.clear()
             self._histories.clear()
             return
         # Set before the sample is taken, so that intervals are exact.
         self._timer = asyncio.get_running_loop().call_later(INTERVAL_SECONDS, self._sample)
-        pids, found = set(), []
-        clock = self._core.clock
+        found = []
         for entry in self._core.entries.values():
-            seen = self.of(entry, memory=clock.monotonic() - now < _SAMPLE_SECONDS)
+            seen = self.of(entry)
             self._histories.setdefault(entry.name, ServerHistory()).add_sample(now, seen)
             found.append(seen)
-            pids |= {worker.placement.pid for worker, _, _ in seen.workers if worker.placement is not None}
         if self._take is not None:
             self._take(now, found)
-        for gone in self._usage.keys() - pids:
-            del self._usage[gone]
+        if self._usages is not None:
+            # For the next sample: this one does not wait, so that intervals are exact.
+            pids = worker_pids(self._core.entries.values())
+            self._measuring = asyncio.ensure_future(self._usages.measure(pids))
         for name in self._histories.keys() - self._core.entries.keys():
             del self._histories[name]
 
@@ -354,13 +355,13 @@ def _rounded(rates: Iterable[float], *, counted: bool) -> tuple[Figure, ...]:
     return tuple(round(each, 3) if counted else None for each in rates)
 
 
-def _worker_stats(worker: Worker, counts: Counts | None, usage: Usage | None) -> server_answers.WorkerStats:
+def _worker_stats(worker: Worker, counts: Counts | None, usage: Usage) -> server_answers.WorkerStats:
     return server_answers.WorkerStats(
         id=worker.id,
         pid=worker.placement.pid if worker.placement is not None else None,
         phase=worker.phase.value,
-        memory_bytes=None if usage is None else usage.memory_bytes,
-        cpu_percent=None if usage is None else round(usage.cpu_percent, 2),
+        memory_bytes=usage.memory_bytes,
+        cpu_percent=None if usage.cpu_percent is None else round(usage.cpu_percent, 2),
         loop_lag_seconds=metrics.loop_lag_seconds(counts),
         requests_total=None if counts is None else counts[tally.STARTED],
         errors_total=None if counts is None else errors(counts),

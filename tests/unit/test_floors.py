@@ -46,7 +46,7 @@ WITHIN = {
     },
     "runners": {
         "withheld_variables": 0, "socket_access": 0, "listener_opener": 0, "process_link": 1, "stack_report": 2,
-        "runner_protocol": 3, "worker_spec": 4, "supervised_process": 4, "helper_process": 4,
+        "runner_protocol": 3, "worker_spec": 4, "process_usage": 4, "supervised_process": 4, "helper_process": 4,
         "runner_registry": 5, "local": 6,
     },
     "runners.local": {

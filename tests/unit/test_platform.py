@@ -127,7 +127,7 @@ def test_process_is_identified_by_its_start_parent_and_users(process: subprocess
 
 def test_process_that_is_gone_has_no_figures() -> None:
     figures = (
-        linux.process_start, linux.parent_and_start, linux.process_users, linux.memory_bytes, linux.cpu_seconds,
+        linux.process_start, linux.parent_and_start, linux.process_users, linux.memory_bytes, linux.process_figures,
         linux.process_cpu_ns,
     )  # fmt: skip
     assert [each(GONE) for each in figures] == [None] * len(figures)
@@ -137,14 +137,97 @@ def test_process_that_is_gone_has_no_figures() -> None:
 
 
 def test_processor_time_of_a_process_grows_while_it_works() -> None:
-    before, before_ns = linux.cpu_seconds(os.getpid()), linux.process_cpu_ns(os.getpid())
+    before, before_ns = linux.process_figures(os.getpid()), linux.process_cpu_ns(os.getpid())
     assert before is not None
     assert before_ns is not None
-    assert before == pytest.approx(sum(os.times()[:2]), abs=0.1)
+    assert before[1] == pytest.approx(sum(os.times()[:2]), abs=0.1)
     assert before_ns == pytest.approx(time.process_time_ns(), abs=500_000_000)
     while time.process_time_ns() < before_ns + 50_000_000:
         pass
     assert (linux.process_cpu_ns(os.getpid()) or 0) >= before_ns + 50_000_000
+
+
+def test_processor_time_of_an_ended_child_is_its_parents_once_that_has_waited() -> None:
+    script = """
+import os, subprocess, sys
+from poolctl.platform import process_figures
+subprocess.run([sys.executable, "-c", "import time\\nwhile time.process_time() < 0.15: pass"])
+start, own, waited, resident = process_figures(os.getpid())
+print(waited >= 0.1, own + waited <= sum(os.times()[:4]) + 0.02, resident > 1_000_000)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True True True\n", done.stderr
+
+
+FAMILY = """
+import os, signal, sys, time
+
+def child(*names, leads_session=False):
+    if os.fork():
+        return
+    if leads_session:
+        os.setsid()
+    print(names[0], os.getpid(), flush=True)
+    if names[1:]:
+        child(*names[1:])
+    time.sleep(60)
+    os._exit(0)
+
+child("child", "grandchild")
+child("in its own session", "its child", leads_session=True)
+if not os.fork():
+    child("daemon", "daemon's child", leads_session=True)
+    os._exit(0)
+os.wait()
+time.sleep(60)
+"""
+
+
+def test_processes_belong_to_the_leader_of_their_session_or_of_their_parents() -> None:
+    command = [sys.executable, "-c", FAMILY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as leader:
+        try:
+            assert leader.stdout is not None
+            family = {}
+            for _ in range(6):
+                name, _, pid = leader.stdout.readline().strip().rpartition(" ")
+                family[name] = int(pid)
+            daemons = {family.pop("daemon"), family.pop("daemon's child")}
+            wait_until(lambda: daemons.issubset(linux.processes_by_leader({leader.pid})[None]))
+            found = linux.processes_by_leader({leader.pid})
+            assert sorted(found[leader.pid]) == sorted([leader.pid, *family.values()])
+            assert os.getpid() in found[None]
+            inner = family["in its own session"]
+            found = linux.processes_by_leader({leader.pid, inner})
+            assert sorted(found[inner]) == sorted([inner, family["its child"]])
+            assert len(found[leader.pid]) == 3
+        finally:
+            for pid in [*family.values(), *daemons, leader.pid]:
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_memory_of_another_users_process_is_that_which_no_file_backs() -> None:
+    script = """
+import os, sys
+from poolctl.platform import memory_bytes, status_of
+os.setresgid(65534, 65534, 65534), os.setresuid(65534, 65534, 65534)
+try:
+    open(f"/proc/{os.getppid()}/smaps_rollup").read()
+except PermissionError:
+    size = memory_bytes(os.getppid())
+    print(size // 1024 in range(1024, int(status_of(os.getppid())[b"VmRSS"].split()[0])))
+"""
+    if os.getuid():
+        pytest.skip("only root can be another user")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_process_that_has_exited_and_was_not_waited_for_uses_no_memory() -> None:
+    with subprocess.Popen(["true"]) as process:
+        wait_until(lambda: linux.status_of(process.pid).get(b"State", b"").startswith(b"Z"))
+        assert linux.memory_bytes(process.pid) == 0
+        assert linux.process_figures(process.pid) is not None
 
 
 def test_memory_of_a_process_is_in_bytes() -> None:

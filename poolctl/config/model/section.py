@@ -667,7 +667,8 @@ class Limits(Section):
     """Resources that a worker may use."""
 
     memory: Size | None = field(
-        None, "Maximum memory of a worker (PSS); a worker that exceeds it is replaced."
+        None,
+        "Maximum memory of a worker with all of its processes (PSS); a worker that exceeds it is replaced.",
     )
     open_files: OpenFiles | None = field(
         None,

@@ -13,8 +13,8 @@ from poolctl.core.server_entry import Canary, Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import to_json
 from poolctl.monitor.event_queue import EventBus
-from poolctl.platform import memory_bytes
-from poolctl.runners.runner_protocol import Counters
+from poolctl.monitor.metrics import worker_pids
+from poolctl.runners.runner_protocol import Counters, Usages
 from poolctl.supervisor.statistics import errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
@@ -59,12 +59,14 @@ class CanaryRollout:
         self._core = core
         self._events = events
         self._counters = counters
+        self._usages = core.runner.capabilities.usages
         self._workers = entry.size
         self._state = STARTING
         self.is_paused = plan.is_paused  # it is not promoted automatically, but may still be withdrawn
         self._began_at = core.clock.monotonic()
         self._final: RolloutReport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._judging: asyncio.Task[None] | None = None
         # The generation of the other workers, and of their replacements.
         self._base = self._target = entry.desired.generation
         self._figures: tuple[WorkerMeter, WorkerMeter] | None = None
@@ -206,14 +208,26 @@ class CanaryRollout:
             self.begun.set()
 
     def _schedule(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(JUDGE_SECONDS, self.apply_verdict)
+        self._timer = asyncio.get_running_loop().call_later(JUDGE_SECONDS, self._begin_judging)
 
-    def apply_verdict(self) -> None:
+    def _begin_judging(self) -> None:
+        if self._state == RUNNING:
+            self._schedule()
+            self._judging = asyncio.ensure_future(self.judge())
+
+    async def judge(self) -> None:
         """Withdraw, promote or continue the canary, depending on the measurements so far. Called periodically."""
-        if self._state != RUNNING:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
+        await self.measure_memory()
+        if self._state == RUNNING:
+            self._apply_verdict()
+
+    async def measure_memory(self) -> None:
+        """Measure the memory that `report` states, unless it was measured in the last second."""
+        if self._usages is not None:
+            pids = worker_pids([self.entry])
+            await self._usages.measure(pids, max_age_seconds=JUDGE_SECONDS)
+
+    def _apply_verdict(self) -> None:
         if self.plan.apart is not None and self._core.split_obstacle(self.entry.name) != "":
             self.withdraw("requests for the server do not come through the gateway any more")
             return
@@ -226,16 +240,14 @@ class CanaryRollout:
             self.withdraw(reason)
         elif found is Verdict.PROMOTE:
             self.begin_promotion(reason)
-        else:
-            self._schedule()
 
     def _start_measuring(self) -> None:
         """Start measuring the canary's generation and that of the other workers, unless they are measured already."""
         if self._figures is None:
             entry, counters = self.entry, self._counters
             self._figures = (
-                WorkerMeter(entry, self._is_of_canary, counters),
-                WorkerMeter(entry, self._is_of_others, counters),
+                WorkerMeter(entry, self._is_of_canary, counters, self._usages),
+                WorkerMeter(entry, self._is_of_others, counters, self._usages),
             )
 
     def _is_of_canary(self, worker: Worker) -> bool:
@@ -275,13 +287,22 @@ class CanaryRollout:
 class WorkerMeter:
     """Measures the workers for which `is_measured` is true, from the creation of this object on, by request counters.
 
+    Their memory is the one that `usages` measured last.
+
     Workers that have ended stay counted with their figures from the last `measure`.
     """
 
-    def __init__(self, entry: Entry, is_measured: Callable[[Worker], bool], counters: Counters) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        is_measured: Callable[[Worker], bool],
+        counters: Counters,
+        usages: Usages | None,
+    ) -> None:
         self._entry = entry
         self._is_measured = is_measured
         self._counters = counters
+        self._usages = usages
         self._began: dict[str, Counts] = {}
         for worker in self._workers():
             if (counts := self._counts(worker)) is not None:
@@ -296,14 +317,14 @@ class WorkerMeter:
                 self._now[worker.id] = counts
         began, now = _sum(self._began.values()), _sum(self._now.values())
         pids = [worker.placement.pid for worker in workers if worker.placement is not None]
-        memory = [used for pid in pids if pid is not None and (used := memory_bytes(pid)) is not None]
+        found = [] if self._usages is None else [self._usages.of(pid).memory_bytes for pid in pids]
         return GenerationFigures(
             workers=len(workers),
             requests=now[tally.STARTED] - began[tally.STARTED],
             errors=errors(now) - errors(began),
             latency_p50_seconds=latency_seconds(now, began, 0.5),
             latency_p99_seconds=latency_seconds(now, began, 0.99),
-            memory_bytes=max(memory, default=None),
+            memory_bytes=max((each for each in found if each is not None), default=None),
         )
 
     def _workers(self) -> Iterable[Worker]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from poolctl.config import ServerConfig
@@ -21,7 +21,7 @@ from poolctl.supervisor.verbs.verb import Call, Verb, selected
 
 from . import _verdict
 from ._canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
-from ._verdict import RolloutResult
+from ._verdict import RolloutReport, RolloutResult
 
 _OPTIONS_HINT = "op is begin, promote, abort, pause or resume; share, seconds and min_requests are numbers"
 # Keys shared by all workers of a server: its socket, and who may use the connections passed to it.
@@ -74,13 +74,14 @@ class Rollouts(FeaturePart):
                 each.is_paused = operation == "pause"
         if operation in ("promote", "abort"):
             return await self._await_outcome(running, call, aborted=operation == "abort")
-        return RolloutResult(items=tuple(each.report() for each in running))
+        return RolloutResult(items=await _reports(running))
 
     async def rollouts(self, call: Call) -> RolloutResult:
         """The current or last rollout of each selected server; servers that had no rollout are omitted."""
         names = {entry.name for entry in selected(self._core, call.selector)}
-        reports = (each.report() for name, each in self._rollouts.items() if name in names)
-        return RolloutResult(items=tuple(reports))
+        return RolloutResult(
+            items=await _reports([each for name, each in self._rollouts.items() if name in names])
+        )
 
     async def _run_rollout(self, call: Call) -> Result:
         chosen = selected(self._core, call.selector)
@@ -203,7 +204,7 @@ class Rollouts(FeaturePart):
         wait = call.options.get("wait", True)
         for each in rollouts:
             await (each.over if wait else each.begun).wait()
-        reports = tuple(each.report() for each in rollouts)
+        reports = await _reports(rollouts)
         failed = [each for each in reports if each.state == "withdrawn" and not aborted]
         errors = tuple(
             replace(
@@ -213,6 +214,13 @@ class Rollouts(FeaturePart):
             for each in failed
         )
         return RolloutResult(items=reports, errors=errors, exit_code=FAILED if failed else 0)
+
+
+async def _reports(rollouts: Sequence[CanaryRollout]) -> tuple[RolloutReport, ...]:
+    for each in rollouts:
+        if not each.is_over:
+            await each.measure_memory()
+    return tuple(each.report() for each in rollouts)
 
 
 class _RolloutRefused(Exception):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry
 from poolctl.monitor.metrics import BOUNDS_SECONDS
-from poolctl.platform import cpu_seconds
-from poolctl.runners.runner_protocol import Capabilities
+from poolctl.runners.runner_protocol import Capabilities, Usage
 from poolctl.supervisor.statistics import quantile
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
@@ -126,33 +126,59 @@ class RequestsPerSecond(Trigger):
 
 
 class Cpu(Trigger):
-    """The trigger whose figure is the CPU cores in use, measured every half second under load, else every second."""
+    """The trigger whose figure is the CPU cores in use, measured every half second under load, else every second.
+
+    `measure` requests the next measurement, and returns the figure from those that are complete.
+    """
 
     def __init__(self, capabilities: Capabilities) -> None:
         super().__init__(capabilities)
-        self._seconds: dict[int, float] = {}  # by pid
-        self._at = float("-inf")
+        self._seen: dict[
+            int, tuple[float, float]
+        ] = {}  # by pid: when it was measured, and the processor time then
+        self._noted_at = float("-inf")
+        self._requested_at = float("-inf")
+        self._measuring: asyncio.Task[None] | None = None
         self._cores: float | None = None
 
     def measure(self, sample: Sample) -> Part:
-        elapsed = sample.now - self._at
+        usages = self.capabilities.usages
+        if usages is None:
+            return Part(None)
+        pids = _pids_of_ready_workers(sample.entry)
+        self._note_measured({pid: usages.of(pid) for pid in pids})
         is_busy = sample.counted[tally.STARTED] or sample.in_flight
-        if elapsed >= (_CPU_SECONDS if is_busy else _CPU_SECONDS_WITHOUT_REQUESTS):
-            before, self._seconds, self._at = self._seconds, _processor_seconds(sample.entry), sample.now
-            # Processor time used before a worker was ready belongs to its start.
-            used = [spent - before[pid] for pid, spent in self._seconds.items() if pid in before]
-            self._cores = max(0.0, sum(used)) / elapsed if used else None
+        seconds = _CPU_SECONDS if is_busy else _CPU_SECONDS_WITHOUT_REQUESTS
+        if pids and sample.now - self._requested_at >= seconds:
+            self._requested_at = sample.now
+            self._measuring = asyncio.ensure_future(
+                usages.measure(pids, memory=False, max_age_seconds=_CPU_SECONDS)
+            )
         return Part(self._cores)
 
+    def _note_measured(self, usages: Mapping[int, Usage]) -> None:
+        found = {
+            pid: (each.measured_at, each.cpu_seconds)
+            for pid, each in usages.items()
+            if each.cpu_seconds is not None
+        }
+        if found and max(found.values())[0] - self._noted_at < _CPU_SECONDS / 2:
+            return  # not measured again yet
+        # Processor time used before a worker was ready belongs to its start.
+        used = [
+            (spent - self._seen[pid][1]) / (at - self._seen[pid][0])
+            for pid, (at, spent) in found.items()
+            if pid in self._seen and at > self._seen[pid][0]
+        ]
+        self._cores = max(0.0, sum(used)) if used else None
+        self._seen, self._noted_at = found, max(found.values(), default=(float("-inf"),))[0]
 
-def _processor_seconds(entry: Entry) -> dict[int, float]:
-    pids = [
-        worker.placement.pid
-        for worker in entry.observed.workers.values()
-        if worker.phase is WorkerPhase.READY and worker.placement is not None
+
+def _pids_of_ready_workers(entry: Entry) -> list[int]:
+    placements = [
+        worker.placement for worker in entry.observed.workers.values() if worker.phase is WorkerPhase.READY
     ]
-    found = {pid: cpu_seconds(pid) for pid in pids if pid is not None}
-    return {pid: spent for pid, spent in found.items() if spent is not None}
+    return [each.pid for each in placements if each is not None and each.pid is not None]
 
 
 class LatencyQuantile(Trigger):

@@ -20,6 +20,7 @@ from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import is_stopped
 
 from ..process_link import Message
+from ..process_usage import ProcessUsages
 from ..runner_protocol import (
     AdoptionResult,
     Backlogs,
@@ -179,6 +180,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         self.tallies = Tallies(
             keeper, self._workers, lambda *why: self.events.record_impossible_counts_event(*why)
         )
+        self.usages = ProcessUsages()
         self._left_groups = LeftGroups(keeper, self.children)
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
@@ -193,6 +195,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             stacks=self,
             counters=self.tallies,
             backlogs=self,
+            usages=self.usages,
             logs=self,
             hooks=self,
             log_files=self.output,

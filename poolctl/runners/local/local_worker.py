@@ -546,7 +546,7 @@ class LocalWorker(LinkHandler):
 
     def _waits_for_events(self) -> bool:
         """Whether a process of this worker waits for events (see platform.waits_for_events). Blocks."""
-        return any(map(waits_for_events, _processes_by_worker({self.process.pid})[self.process.pid]))
+        return any(map(waits_for_events, platform.processes_by_leader({self.process.pid})[self.process.pid]))
 
     async def _wait_for_own(self, probes: Sequence[socket.socket]) -> socket.socket | None:
         """The first of the connections that this worker accepts; None if others have accepted all of them."""
@@ -831,34 +831,11 @@ def _accepts_only_data(listener: socket.socket) -> bool:
     return listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) > 0
 
 
-def _processes_by_worker(workers: Set[int]) -> dict[int | None, list[int]]:
-    """The pids of each worker's processes: those of its session, and their descendants. Blocks.
-
-    `workers` are the pids of workers, which lead sessions. The entry None is for all other processes of the machine.
-    """
-    table = platform.process_table()
-
-    def worker_of(pid: int) -> int | None:
-        seen: set[int] = set()  # a pid may be reused while the table is read
-        while pid in table and pid not in seen:
-            seen.add(pid)
-            parent, session = table[pid]
-            if found := {pid, session} & workers:
-                return found.pop()
-            pid = parent
-        return None
-
-    processes: dict[int | None, list[int]] = {worker: [] for worker in (*workers, None)}
-    for pid in table:
-        processes[worker_of(pid)].append(pid)
-    return processes
-
-
 def _worker_has_socket(
     worker: ProcessIdentity, peers: Set[int], inodes: Set[int], *, strictly: bool
 ) -> bool | None:
     """See LocalWorker._has_socket; `peers` are the pids of the other workers. Blocks."""
-    processes = _processes_by_worker({worker.pid, *peers})
+    processes = platform.processes_by_leader({worker.pid, *peers})
     own = [platform.socket_inodes(pid) for pid in processes.pop(worker.pid)]
     if any(found and not found.isdisjoint(inodes) for found in own):
         return True

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -37,7 +37,7 @@ from poolctl.monitor.metrics import (
     render,
     wants_openmetrics,
 )
-from poolctl.platform import cpu_seconds, memory_bytes
+from poolctl.platform import memory_bytes, process_cpu_ns
 from poolctl.routing.route_health import (
     DEPTHS,
     FULL,
@@ -100,8 +100,13 @@ class PoolMetrics:
             )
             for seen in await self._statistics.measure(entries)
         ]
-        families: list[Family] = []
-        for part in (self._pool, *PARTS):
+        about = self._identity()
+        families: list[Family] = [*pool_families(about.name, about.python, servers)]
+        pids = {"supervisor": os.getpid(), "keeper": about.keeper_pid}
+        for feature in self._parts:
+            pids |= feature.pids
+        families += await asyncio.to_thread(_own_processes, pids)
+        for part in PARTS:
             families += part(servers)
             await asyncio.sleep(0)
         if selector is None or selector.selects_all:
@@ -110,19 +115,16 @@ class PoolMetrics:
         # In a thread, because a thousand servers have four megabytes of metrics.
         return await asyncio.to_thread(render, families, openmetrics=openmetrics)
 
-    def _pool(self, servers: Sequence[ObservedServer]) -> Iterable[Family]:
-        memory = Family("poolctl_process_memory_bytes", "gauge", "Memory (PSS) of the pool's own processes.")
-        spent = Family(
-            "poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes."
-        )
-        about = self._identity()
-        pids = {"supervisor": os.getpid(), "keeper": about.keeper_pid}
-        for part in self._parts:
-            pids |= part.pids
-        for process, pid in pids.items():
-            memory.add(memory_bytes(pid), process=process)
-            spent.add(cpu_seconds(pid), process=process)
-        return *pool_families(about.name, about.python, servers), memory, spent
+
+def _own_processes(pids: Mapping[str, int]) -> Iterable[Family]:
+    """The metrics of the pool's own processes, each without its children; `pids` by their names. Blocks."""
+    memory = Family("poolctl_process_memory_bytes", "gauge", "Memory (PSS) of the pool's own processes.")
+    spent = Family("poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes.")
+    for process, pid in pids.items():
+        used_ns = process_cpu_ns(pid)
+        memory.add(memory_bytes(pid), process=process)
+        spent.add(None if used_ns is None else used_ns / 1e9, process=process)
+    return memory, spent
 
 
 class HealthSnapshot(NamedTuple):

@@ -23,6 +23,7 @@ from poolctl.features.dashboard._figure_rings import (
 )
 from poolctl.monitor.metrics import ServerSnapshot
 from poolctl.runners.process_link import LinkLost
+from poolctl.runners.runner_protocol import Usage
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor import statistics as statistics_module
 from poolctl.supervisor.statistics import ServerHistory
@@ -49,9 +50,8 @@ def seen(
     entry: Any = SimpleNamespace(
         name=name, observed=SimpleNamespace(restarts=restarts), config=SimpleNamespace(command=None)
     )
-    usage: Any = None if memory is None else SimpleNamespace(memory_bytes=memory, cpu_percent=0.0)
     worker: Any = None
-    return ServerSnapshot(entry, total, [(worker, None, usage)], counts=True)
+    return ServerSnapshot(entry, total, [(worker, None, Usage(memory))], counts=True)
 
 
 def last(ring: FigureRing, name: str = "web") -> list[float | None]:

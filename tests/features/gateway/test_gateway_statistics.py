@@ -37,6 +37,7 @@ from tests.needs import needs
 from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk, part_site
+from tests.unit.supervisor.whole_supervisor import InTheSameThread
 from tests.virtual_loop import VirtualLoop
 
 
@@ -323,6 +324,7 @@ def test_samples_are_taken_while_there_is_a_gateway() -> None:
 
 def test_samples_are_taken_every_ten_seconds_and_dropped_while_the_gateway_is_hung() -> None:
     loop = VirtualLoop()
+    loop.set_default_executor(InTheSameThread())
 
     async def rate() -> Any:
         return (await stage.gateway("status"))["stats"]["requests_per_second"]

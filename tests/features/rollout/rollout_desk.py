@@ -15,7 +15,7 @@ from poolctl.runners.runner_protocol import Capabilities, Placement
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import turns, web
-from tests.unit.runners.scripted_runner import SlowRunner
+from tests.unit.runners.scripted_runner import ScriptedUsages, SlowRunner
 from tests.unit.supervisor.desk import Desk, part_site
 
 ABORT_ON = ["errors > 1%"]
@@ -27,10 +27,11 @@ class CountingRunner(SlowRunner):
     def __init__(self, **script: str) -> None:
         super().__init__(**script)
         self.requests: dict[str, tuple[int, int]] = {}
+        self.usages = ScriptedUsages()
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(sleep=self, counters=self)  # type: ignore[arg-type]
+        return Capabilities(sleep=self, counters=self, usages=self.usages)  # type: ignore[arg-type]
 
     add_up = None
 
@@ -65,7 +66,7 @@ class RolloutDesk(Desk):
         """What a second does."""
         for each in self.core.observers:
             if isinstance(rollout := getattr(each, "__self__", None), CanaryRollout):
-                rollout.apply_verdict()
+                await rollout.judge()
                 break
         await turns()
 

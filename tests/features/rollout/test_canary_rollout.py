@@ -8,7 +8,7 @@ import pytest
 
 from poolctl.features.gateway.supervision.gateway_reports import facts_of
 from poolctl.monitor.journal import JournalEvent
-from poolctl.runners.runner_protocol import Exit
+from poolctl.runners.runner_protocol import Exit, Usage
 from tests.features.rollout.rollout_desk import RolloutDesk, Split, apart
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
@@ -284,11 +284,9 @@ def test_canary_is_withdrawn_when_the_gateway_cannot_send_it_requests_any_more(
     run(work())
 
 
-def test_report_and_events_have_the_plan_and_the_figures_of_both_generations(
-    desk: RolloutDesk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_report_and_events_have_the_plan_and_the_figures_of_both_generations(desk: RolloutDesk) -> None:
     async def work() -> None:
-        monkeypatch.setattr("poolctl.features.rollout._canary_rollout.memory_bytes", lambda pid: pid and 7)
+        desk.runner.usages.figures = {1001: Usage(5), 1002: Usage(7)}
         await desk.started()
         seen: list[JournalEvent] = []
         desk.events.subscribe(seen.append)
@@ -306,6 +304,7 @@ def test_report_and_events_have_the_plan_and_the_figures_of_both_generations(
         }  # fmt: skip
         served = {"canary": {**nothing, "requests": 199, "errors": 1},
                   "before": {**nothing, "workers": 3, "requests": 200, "errors": 2}}  # fmt: skip
+        assert [running[key]["memory_bytes"] for key in ("before", "canary")] == [5, 7]
         assert without_memory(running) == {**without_memory(begun), "elapsed_seconds": 29.5, **served}
         desk.clock.advance(0.5)
         await desk.look()

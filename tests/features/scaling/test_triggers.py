@@ -12,13 +12,13 @@ import pytest
 
 from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
-from poolctl.features.scaling import _triggers
 from poolctl.features.scaling._triggers import TRIGGERS, Cpu, MovingAverage, MovingQuantile, Part, Sample
 from poolctl.features.scaling.keys import Triggers
 from poolctl.monitor.metrics import BOUNDS_SECONDS
-from poolctl.runners.runner_protocol import Capabilities, Placement
+from poolctl.runners.runner_protocol import Capabilities, Placement, Usage
 from poolctl.worker import tally
-from tests.unit.core.ordered_core import web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.runners.scripted_runner import ScriptedUsages
 
 PID = os.getpid()
 
@@ -40,51 +40,61 @@ def sample_of(entry: Entry, now: float = 0.0, *, in_flight: int = 0, **counted: 
     return Sample(entry, now, 0.25, in_flight, counts)
 
 
-@pytest.fixture
-def processor_seconds(monkeypatch: pytest.MonkeyPatch) -> dict[int, float | None]:
-    """The processor time of processes by their pids, as the kernel reports it."""
-    found: dict[int, float | None] = {PID: 10.0}
-    monkeypatch.setattr(_triggers, "cpu_seconds", found.get)
+def capabilities_with(usages: ScriptedUsages) -> Capabilities:
+    return Capabilities(usages=usages)
+
+
+async def measured(cpu: Cpu, sample: Sample) -> float | None:
+    """The cores in use according to the trigger, once it has also begun the measurement that is due."""
+    found = cpu.measure(sample).amount
+    await turns()
     return found
 
 
 def test_processor_time_counts_from_the_second_measurement() -> None:
-    cpu = Cpu(Capabilities())
-    busy = sample_of(entry_of(WorkerPhase.READY), in_flight=1)
-    assert cpu.measure(busy) == Part(None)
-    assert cpu.measure(busy._replace(now=0.25)) == Part(None)
-    spent = os.times().user
-    while os.times().user < spent + 0.05:
-        continue
-    found = cpu.measure(busy._replace(now=0.5)).amount
-    assert found is not None
-    assert found >= 0.05
+    async def work() -> None:
+        usages = ScriptedUsages({PID: Usage(cpu_seconds=10.0, measured_at=1.0)})
+        cpu, busy = Cpu(capabilities_with(usages)), sample_of(entry_of(WorkerPhase.READY), in_flight=1)
+        assert [await measured(cpu, busy._replace(now=at)) for at in (1.0, 1.25)] == [None, None]
+        usages.figures[PID] = Usage(cpu_seconds=10.5, measured_at=1.5)
+        assert [await measured(cpu, busy._replace(now=at)) for at in (1.5, 1.75)] == [1.0, 1.0]
+
+    run(work())
 
 
-def test_processor_time_is_the_cores_in_use_between_two_measurements(
-    processor_seconds: dict[int, float | None],
-) -> None:
-    cpu, entry = Cpu(Capabilities()), entry_of(WorkerPhase.READY, WorkerPhase.STARTING)
-    cpu.measure(sample_of(entry, 1.0, in_flight=1))
-    processor_seconds[PID] = 11.0
-    assert cpu.measure(sample_of(entry, 1.5, in_flight=1)) == Part(2.0)
-    processor_seconds[PID] = 0.0  # another process has its pid
-    assert cpu.measure(sample_of(entry, 2.0, in_flight=1)) == Part(0.0)
+def test_processor_time_is_the_cores_that_all_ready_workers_use_between_two_measurements() -> None:
+    async def work() -> None:
+        usages = ScriptedUsages({PID: Usage(cpu_seconds=10.0, measured_at=1.0)})
+        cpu, entry = Cpu(capabilities_with(usages)), entry_of(WorkerPhase.READY, WorkerPhase.STARTING)
+        await measured(cpu, sample_of(entry, 1.0, in_flight=1))
+        usages.figures[PID] = Usage(cpu_seconds=11.0, measured_at=1.5)
+        assert await measured(cpu, sample_of(entry, 1.5, in_flight=1)) == 2.0
+        usages.figures[PID] = Usage(cpu_seconds=11.1, measured_at=1.6)  # too soon to tell
+        assert await measured(cpu, sample_of(entry, 1.75, in_flight=1)) == 2.0
+        usages.figures[PID] = Usage(cpu_seconds=0.0, measured_at=2.0)  # another process has its pid
+        assert await measured(cpu, sample_of(entry, 2.0, in_flight=1)) == 0.0
+
+    run(work())
 
 
 @pytest.mark.parametrize(
-    ("load", "seconds", "measured"),
+    ("load", "seconds", "is_measured"),
     [
         ({"in_flight": 1}, 0.44, False), ({"in_flight": 1}, 0.45, True), ({"STARTED": 1}, 0.45, True),
         ({}, 0.94, False), ({}, 0.95, True),
     ],
 )  # fmt: skip
 def test_processor_time_of_an_idle_server_is_measured_less_often(
-    processor_seconds: dict[int, float | None], load: dict[str, int], seconds: float, measured: bool
+    load: dict[str, int], seconds: float, is_measured: bool
 ) -> None:
-    cpu, entry = Cpu(Capabilities()), entry_of(WorkerPhase.READY)
-    cpu.measure(sample_of(entry))
-    assert (cpu.measure(sample_of(entry, seconds, **load)).amount is not None) is measured
+    async def work() -> None:
+        usages = ScriptedUsages()
+        cpu, entry = Cpu(capabilities_with(usages)), entry_of(WorkerPhase.READY)
+        await measured(cpu, sample_of(entry))
+        await measured(cpu, sample_of(entry, seconds, **load))
+        assert usages.requested == [[PID]] * (2 if is_measured else 1)
+
+    run(work())
 
 
 @pytest.mark.parametrize(
@@ -97,12 +107,20 @@ def test_processor_time_of_an_idle_server_is_measured_less_often(
     ids=["starting", "without a process", "ended"],
 )
 def test_worker_that_has_no_process_or_is_not_ready_uses_no_known_processor_time(
-    processor_seconds: dict[int, float | None], entry: Entry, spent: float | None
+    entry: Entry, spent: float | None
 ) -> None:
-    processor_seconds[PID] = spent
-    cpu = Cpu(Capabilities())
-    cpu.measure(sample_of(entry))
-    assert cpu.measure(sample_of(entry, 2.0)) == Part(None)
+    async def work() -> None:
+        usages = ScriptedUsages()
+        cpu = Cpu(capabilities_with(usages))
+        for at in (1.0, 3.0, 5.0):
+            usages.figures[PID] = Usage(cpu_seconds=spent, measured_at=at)
+            assert await measured(cpu, sample_of(entry, at)) is None
+
+    run(work())
+
+
+def test_processor_time_is_unknown_if_the_runner_does_not_measure_it() -> None:
+    assert Cpu(Capabilities()).measure(sample_of(entry_of(WorkerPhase.READY))) == Part(None)
 
 
 def test_figures_of_workers_are_those_of_the_sample() -> None:

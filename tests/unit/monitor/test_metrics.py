@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,16 +20,17 @@ from poolctl.monitor.metrics import (
     Family,
     ObservedServer,
     ServerSnapshot,
-    Usage,
     loop_lag_seconds,
     measure_server,
     pool_families,
     render,
     wants_openmetrics,
+    worker_pids,
 )
-from poolctl.runners.runner_protocol import Placement
+from poolctl.runners.runner_protocol import Placement, Usage
 from poolctl.worker import tally
 from tests.serving import blank_page
+from tests.unit.runners.scripted_runner import ScriptedUsages
 
 NASTY = 'a "quoted"\\name\nwith a line'
 
@@ -162,9 +162,7 @@ def worker_of(
 
 
 def used(memory: int, cpu: float = 0.0) -> Usage:
-    usage = Usage()
-    usage.memory_bytes, usage.cpu_percent = memory, cpu
-    return usage
+    return Usage(memory, 60.5, cpu, 1.0)
 
 
 REQUESTS = {
@@ -218,6 +216,7 @@ poolctl_websockets_total{server="web"} 8
 poolctl_worker_info{server="web",worker="0",pid="71",generation="1"} 1
 poolctl_worker_memory_bytes{server="web",worker="0"} 1000
 poolctl_worker_memory_bytes{server="web",worker="1"} 2000
+poolctl_worker_cpu_seconds_total{server="web",worker="0"} 60.5
 poolctl_worker_event_loop_lag_seconds{server="web",worker="0"} 0.0025
 poolctl_worker_requests_total{server="web",worker="0"} 20
 poolctl_worker_requests_in_flight{server="web",worker="0"} 3
@@ -285,7 +284,7 @@ poolctl_server_workers gauge How many workers the server has.
 poolctl_server_restarts_total counter How often the server was restarted, ordered or not.
 poolctl_server_flapping gauge Whether its workers die soon after they were ready, again and again.
 poolctl_server_failures_total counter How often a start or a stop of the server has failed.
-poolctl_server_memory_bytes gauge Memory (PSS) of the server's workers.
+poolctl_server_memory_bytes gauge Memory (PSS) of the server's processes.
 poolctl_certificate_expiration_timestamp_seconds gauge When the certificate that the server uses expires, in seconds since 1970 (UTC).
 poolctl_monitor_status gauge 1 for the status of the server: ok, warn, ko, or unknown while it is off.
 poolctl_monitor_latency_seconds gauge How long the newest probe of the server took.
@@ -307,7 +306,8 @@ poolctl_connections_total counter Connections that a worker has accepted, or tak
 poolctl_open_websockets gauge WebSockets that are open.
 poolctl_websockets_total counter Connections that became WebSockets.
 poolctl_worker_info gauge The process of the worker.
-poolctl_worker_memory_bytes gauge Memory (PSS) of the worker.
+poolctl_worker_memory_bytes gauge Memory (PSS) of the worker's processes.
+poolctl_worker_cpu_seconds_total counter Processor time of the worker's processes.
 poolctl_worker_event_loop_lag_seconds gauge How late the worker's event loop was at its newest heartbeat.
 poolctl_worker_requests_total counter Requests received by the worker.
 poolctl_worker_requests_in_flight gauge Requests that the worker is answering.
@@ -323,19 +323,21 @@ def test_each_metric_says_what_it_is_in_this_order() -> None:
         if first.startswith("# HELP")
         for name, text in [first.removeprefix("# HELP ").split(" ", 1)]
     ]
-    assert [head for head in heads if "worker_cpu" not in head] == HELP.splitlines()
+    assert heads == HELP.splitlines()
     openmetrics = render([family for part in PARTS for family in part(shop())], openmetrics=True)
     units = {line.split()[3] for line in openmetrics.splitlines() if line.startswith("# UNIT")}
     assert units == {"seconds", "bytes", "ratio"}
 
 
-def test_processor_time_of_a_worker_is_that_of_its_process() -> None:
+def test_unknown_memory_and_processor_time_are_left_out() -> None:
     entry = entry_of("web")
-    worker = worker_of(entry, 1, 0, pid=os.getpid())
-    seen = ServerSnapshot(entry, blank_page().tolist(), [(worker, None, Usage())], counts=True)
+    seen = ServerSnapshot(
+        entry, blank_page().tolist(), [(worker_of(entry, 1, 0), None, Usage())], counts=True
+    )
     text = text_of([ObservedServer("web", "running", seen, Availability(), None, 0)])
-    (line,) = [each for each in text.splitlines() if each.startswith("poolctl_worker_cpu_seconds_total{")]
-    assert float(line.split()[1]) > 0
+    assert "poolctl_worker_info{" in text
+    for name in ("server_memory_bytes", "worker_memory_bytes", "worker_cpu_seconds_total"):
+        assert f"poolctl_{name}{{" not in text
 
 
 def test_requests_of_a_server_that_does_not_count_are_not_shown() -> None:
@@ -354,8 +356,8 @@ def test_during_a_replacement_the_worker_that_stays_is_shown_for_its_index() -> 
     for leaving, staying in ((1, 2), (2, 1)):
         entry.observed.workers.clear()
         workers = [
-            (worker_of(entry, leaving, 0, WorkerPhase.DRAINING, pid=7), None, None),
-            (worker_of(entry, staying, 0, pid=8), None, None),
+            (worker_of(entry, leaving, 0, WorkerPhase.DRAINING, pid=7), None, Usage()),
+            (worker_of(entry, staying, 0, pid=8), None, Usage()),
         ]
         for order in (workers, workers[::-1]):
             seen = ServerSnapshot(entry, blank_page().tolist(), [*order], counts=True)
@@ -386,7 +388,7 @@ def test_usage_of_a_server_is_unknown_while_that_of_one_worker_is() -> None:
         entry, zeros, [(one, late, used(1, 1.234)), (other, soon, used(2, 2.345))], counts=True
     )
     assert (known.memory_bytes, known.cpu_percent, known.loop_lag_seconds) == (3, 3.58, 0.007)
-    unknown = ServerSnapshot(entry, zeros, [(one, zeros, used(1, 1.2)), (other, None, None)], counts=True)
+    unknown = ServerSnapshot(entry, zeros, [(one, zeros, used(1, 1.2)), (other, None, Usage())], counts=True)
     assert (unknown.memory_bytes, unknown.cpu_percent, unknown.loop_lag_seconds) == (None, None, None)
 
 
@@ -404,41 +406,18 @@ class Counted:
 
 def test_snapshot_adds_the_running_workers_to_those_that_have_ended() -> None:
     entry = entry_of("web")
-    for index, pid in ((0, os.getpid()), (1, os.getppid()), (2, None)):
+    for index, pid in ((0, 71), (1, 72), (2, None)):
         worker_of(entry, 1, index, pid=pid)
     worker_of(entry, 1, 3).placement = None
-    usages: dict[int, Usage] = {}
-    seen = measure_server(entry, counts_of({tally.STARTED: 2}), Counted(), usages, 100.0, own_pid=os.getpid())
-    assert (seen.total[tally.STARTED], seen.counted, [*usages]) == (7, True, [os.getppid()])
-    assert [(worker.index, counts is not None, usage is not None) for worker, counts, usage in seen.workers] == [
-        (0, True, False), (1, False, True), (2, False, False),
+    usages = ScriptedUsages({72: used(3)})
+    seen = measure_server(entry, counts_of({tally.STARTED: 2}), Counted(), usages)
+    assert (seen.total[tally.STARTED], seen.counted) == (7, True)
+    assert [(worker.index, counts is not None, usage) for worker, counts, usage in seen.workers] == [
+        (0, True, Usage()), (1, False, used(3)), (2, False, Usage()),
     ]  # fmt: skip
-    assert usages[os.getppid()].memory_bytes > 0
-    assert not measure_server(entry, blank_page().tolist(), None, usages, 100.0).counted
-
-
-def test_memory_is_measured_rarely_and_only_if_it_is_asked_for() -> None:
-    usage = Usage()
-    usage.measure_if_due(os.getpid(), 100.0, memory=False)
-    assert usage.memory_bytes == 0
-    usage.measure_if_due(os.getpid(), 100.0)
-    assert usage.memory_bytes > 1_000_000
-    for now, measured in ((107.9, False), (108.0, True)):
-        usage.memory_bytes = 1
-        usage.measure_if_due(os.getpid(), now)
-        assert (usage.memory_bytes > 1) is measured
-
-
-def test_processor_time_is_measured_again_after_a_second_as_a_share_of_the_time_between() -> None:
-    usage = Usage()
-    usage.measure_if_due(os.getpid(), 100.0)
-    for now, measured in ((100.9, False), (101.0, True)):
-        usage.cpu_percent = -1.0
-        usage.measure_if_due(os.getpid(), now)
-        assert (usage.cpu_percent >= 0) is measured
-    assert usage.cpu_percent < 100
-    usage.measure_if_due(10**9, 103.0)
-    assert usage.cpu_percent == 0.0
+    assert worker_pids([entry]) == [71, 72, None]
+    without = measure_server(entry, blank_page().tolist(), None, None)
+    assert (without.counted, without.memory_bytes, without.cpu_percent) == (False, None, None)
 
 
 def test_loop_lag_is_in_seconds_and_unknown_without_a_heartbeat() -> None:
@@ -450,10 +429,3 @@ def test_loop_lag_is_in_seconds_and_unknown_without_a_heartbeat() -> None:
 def test_unknown_parameter_of_an_accepted_type_may_have_any_value() -> None:
     assert wants_openmetrics('application/openmetrics-text;version="1.0.0";x=a=b')
     assert not wants_openmetrics("text/plain;x=a=b")
-
-
-def test_process_that_has_just_been_started_or_is_gone_has_used_no_processor() -> None:
-    usage = Usage()
-    assert (usage.cpu_percent, usage.memory_bytes) == (0.0, 0)
-    usage.measure_if_due(10**9, 100.0)
-    assert (usage.cpu_percent, usage.memory_bytes) == (0.0, 0)

@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from poolctl import ServerConfig, ServerError
 from poolctl.address import overlaps, parse
 from poolctl.runners.runner_protocol import (
+    USAGE_SECONDS,
     Backlogs,
     Capabilities,
     Counters,
     Exit,
     Placement,
     RunnerEventHandler,
+    Usage,
+    Usages,
     WorkerFailed,
     app_state,
 )
+
+
+class ScriptedUsages:
+    """The figures that a test has given to pids; `requested` are the pids of each measurement."""
+
+    def __init__(self, figures: Mapping[int, Usage] | None = None) -> None:
+        self.figures = dict(figures or {})
+        self.requested: list[list[int]] = []
+
+    def of(self, pid: int | None) -> Usage:
+        return self.figures.get(pid or 0, Usage())
+
+    async def measure(
+        self, pids: Iterable[int | None], *, memory: bool = True, max_age_seconds: float = USAGE_SECONDS
+    ) -> None:
+        self.measure_now(pids)
+
+    def measure_now(self, pids: Iterable[int | None]) -> None:
+        self.requested.append([pid for pid in pids if pid is not None])
+
 
 READY, NEVER, FAILS, BREAKS = "ready", "never", "fails", "breaks"
 
@@ -29,6 +52,7 @@ class ScriptedRunner:
     events = RunnerEventHandler()
     counters: Counters | None = None
     backlogs: Backlogs | None = None
+    usages: Usages | None = None
 
     def __init__(self, **script: str) -> None:
         self.script = script
@@ -52,7 +76,7 @@ class ScriptedRunner:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(sleep=self, counters=self.counters, backlogs=self.backlogs)
+        return Capabilities(sleep=self, counters=self.counters, backlogs=self.backlogs, usages=self.usages)
 
     async def open(self, server: ServerConfig) -> tuple[str, ...]:
         if server.name in self.unopenable:

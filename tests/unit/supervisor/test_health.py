@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
@@ -15,22 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
-from poolctl.clock import Clock
 from poolctl.config import Recovery, RecoveryBackoff
 from poolctl.core import perform
 from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
-from poolctl.platform import memory_bytes
-from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
+from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, Usage
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
 from poolctl.supervisor.health import (
-    FIRST_SECONDS,
     HEARTBEAT,
-    INTERVAL_SECONDS,
     LIVENESS,
     MEMORY,
-    NEAR_SECONDS,
     Decision,
     HeartbeatMonitor,
     MemoryLimit,
@@ -43,7 +37,7 @@ from poolctl.supervisor.health import (
     within,
 )
 from tests.unit.core.ordered_core import run, turns, web
-from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
+from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedUsages, SlowRunner
 from tests.virtual_loop import VirtualLoop
 
 from .desk import Desk, Fixed
@@ -493,39 +487,25 @@ def test_worker_that_is_not_ready_in_time_leaves_its_stacks() -> None:
 MIB = 1024 * 1024
 
 
-class Measured(MemoryLimit):
-    def __init__(self, clock: Clock, scenario: MemoryScenario) -> None:
-        super().__init__(clock, scenario)
-        self._scenario = scenario
-
-    def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
-        return self._scenario.measure(pids)
-
-
 class MemoryScenario:
-    """Servers whose workers all weigh `size`; `weighed` has the pids of each look."""
+    """Servers with memory limits, whose workers' memory is in `usages`."""
 
     def __init__(self, **keys: Any) -> None:
         self.desk = Desk(web(**keys), web("other"))
-        self.size: int | None = 10 * MIB
-        self.weighed: list[list[int]] = []
+        self.usages = ScriptedUsages()
         self.reported: list[str] = []
-        self.limit = Measured(self.desk.clock, self)
+        self.limit = MemoryLimit(self.usages, self)  # type: ignore[arg-type]
         self.desk.core.observers.add(self.limit.entry_changed)
 
     def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         self.reported.append(f"{kind}: {seen}")
 
-    def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
-        self.weighed.append(list(pids))
-        return dict.fromkeys(self.weighed[-1], self.size)
-
-    async def pass_by(self, seconds: float) -> int:
-        """How many were weighed when so much time had passed."""
-        self.weighed.clear()
-        self.desk.clock.advance(seconds)
-        await self.limit.measure_due()
-        return sum(map(len, self.weighed))
+    async def measure(self, size: int | None) -> list[str]:
+        """Measure workers that use this much memory; return what is reported."""
+        self.usages.figures = {1001: Usage(size)}
+        self.reported.clear()
+        await self.limit.measure_and_report()
+        return self.reported
 
 
 async def begun(**keys: Any) -> MemoryScenario:
@@ -538,91 +518,44 @@ async def begun(**keys: Any) -> MemoryScenario:
 def test_server_without_a_memory_limit_is_not_measured() -> None:
     async def scenario() -> None:
         it = await begun()
-        assert await it.pass_by(1000) == 0
+        assert await it.measure(1000 * MIB) == []
+        assert it.usages.requested == [[]]
         assert it.limit._timer is None, "nothing ticks"
 
     run(scenario())
 
 
-def test_worker_is_measured_soon_after_its_start_then_seldom_and_near_its_limit_often() -> None:
+def test_worker_above_its_memory_limit_is_reported_and_one_of_unknown_memory_is_not() -> None:
     async def scenario() -> None:
         it = await begun(limits={"memory": "100MiB"})
-        assert await it.pass_by(FIRST_SECONDS / 2) == 0
-        assert await it.pass_by(FIRST_SECONDS) == 1
-        assert await it.pass_by(NEAR_SECONDS) == 0
-        it.size = 80 * MIB
-        assert await it.pass_by(INTERVAL_SECONDS) == 1
-        assert await it.pass_by(NEAR_SECONDS) == 1
-        assert it.reported == []
-        it.size = 101 * MIB
-        assert await it.pass_by(NEAR_SECONDS) == 1
-        assert it.reported == ["memory: worker web.1.0 (pid 1001) uses 101MiB, and limits.memory is 100MiB"]
+        assert await it.measure(100 * MIB) == []
+        assert await it.measure(None) == []
+        assert await it.measure(101 * MIB) == [
+            "memory: worker web.1.0 (pid 1001) uses 101MiB, and limits.memory is 100MiB"
+        ]
+        assert it.usages.requested == [[1001]] * 3
 
     run(scenario())
 
 
-def test_measurement_that_fails_is_not_repeated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario() -> None:
-        it = await begun(limits={"memory": "100MiB"})
-
-        def fail(pids: Iterable[int]) -> dict[int, int | None]:
-            raise RuntimeError("can't start new thread")
-
-        with monkeypatch.context() as patched:
-            patched.setattr(it.limit, "measure", fail)
-            with pytest.raises(RuntimeError):
-                await it.pass_by(FIRST_SECONDS)
-        assert await it.pass_by(NEAR_SECONDS) == 0
-        assert await it.pass_by(INTERVAL_SECONDS) == 1
-
-    run(scenario())
-
-
-def test_worker_that_is_gone_when_measured_is_no_error() -> None:
+def test_worker_that_has_ended_when_its_memory_is_known_is_not_reported() -> None:
     async def scenario() -> None:
         it = await begun(limits={"memory": 1})
-        it.size = None
-        assert await it.pass_by(FIRST_SECONDS) == 1
         await it.desk.ask("stop", "web")
-        assert await it.pass_by(INTERVAL_SECONDS) == 0
-        assert it.reported == []
+        assert await it.measure(MIB) == []
 
     run(scenario())
 
 
-def test_worker_whose_process_is_not_known_is_not_measured() -> None:
-    async def scenario() -> None:
-        it = MemoryScenario(limits={"memory": "100MiB"})
-        place = it.desk.runner.place
-
-        async def placed_elsewhere(*given: Any) -> Placement:
-            return replace(await place(*given), pid=None)
-
-        it.desk.runner.place = placed_elsewhere  # type: ignore[method-assign]
-        await it.desk.ask("start")
-        assert await it.pass_by(FIRST_SECONDS) == 0
-        it.limit._set_timer()
-        assert it.limit._timer is None, "nothing ticks"
-
-    run(scenario())
-
-
-def test_a_reload_brings_a_limit_and_takes_it_away() -> None:
+def test_a_reload_brings_a_memory_limit_and_takes_it_away() -> None:
     async def scenario() -> None:
         it = await begun()
-        for limits, count in (({"memory": "1GiB"}, 1), ({}, 0)):
+        for limits, count in (({"memory": "1GiB"}, 0), ({"memory": "1MiB"}, 1), ({}, 0)):
             it.desk.files.written = [web(limits=limits), web("other")]
             assert (await it.desk.ask("reload"))["exit_code"] == 0
-            assert await it.pass_by(INTERVAL_SECONDS + FIRST_SECONDS) == count
+            assert len(await it.measure(2 * MIB)) == count
 
     run(scenario())
-
-
-def test_the_memory_of_a_process_is_known_while_it_is_there() -> None:
-    size = memory_bytes(os.getpid())
-    assert size is not None
-    assert size > MIB
-    assert memory_bytes(2**22 + 1) is None
 
 
 @pytest.mark.parametrize(
@@ -1243,54 +1176,63 @@ def test_successor_that_continues_a_recovery_records_when_the_server_is_healthy_
         assert recorded == [("ko", "the event loop of web.1.0 is stuck"), ("ok", "is healthy again")]
 
 
-def memory_of(monkeypatch: pytest.MonkeyPatch, it: Watched, sizes: dict[int, int | None]) -> list[float]:
-    """When the memory of processes is measured, which is then as in `sizes`."""
-    moments: list[float] = []
-    monkeypatch.setattr(
-        "poolctl.supervisor.health.memory_bytes",
-        lambda pid: moments.append(round(it.loop.time(), 3)) or sizes.get(pid),
-    )
-    return moments
+class MeasuredRunner(SlowRunner):
+    """A runner whose workers use as much memory as a test says; `moments` are the times of measurements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.usages = ScriptedUsages()
 
 
-def test_memory_is_measured_after_two_seconds_and_every_thirty_or_five(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with closing(Watched(web(limits={"memory": "100MiB"}), web("other"))) as it:
-        sizes: dict[int, int | None] = {1001: 75 * MIB - 1}
-        moments = memory_of(monkeypatch, it, sizes)
+def test_memory_is_measured_two_seconds_after_the_start_and_then_every_eight() -> None:
+    runner = MeasuredRunner()
+    with closing(Watched(web(limits={"memory": "100MiB"}), web("other"), runner=runner)) as it:
+        runner.usages.figures[1001] = Usage(100 * MIB)
         it.begin()
-        it.loop.pass_time(33)
-        assert moments == [2, 32]
-        sizes[1001] = 75 * MIB
-        it.loop.pass_time(40)
-        assert moments == [2, 32, 62, 67, 72]
-        sizes[1001] = 100 * MIB
-        it.loop.pass_time(5)
-        assert (moments[5:], it.events()) == ([77], [])
-        sizes[1001] = None
-        it.loop.pass_time(34)
-        assert moments[6:] == [82, 112]
-        sizes[1001] = 100 * MIB + 1
-        it.loop.pass_time(30)
+        it.loop.pass_time(1.9)
+        assert runner.usages.requested == []
+        it.loop.pass_time(0.2)
+        assert runner.usages.requested == [[1001]]
+        it.loop.pass_time(7.8)
+        assert len(runner.usages.requested) == 1
+        it.loop.pass_time(0.2)
+        assert (len(runner.usages.requested), it.events()) == (2, [])
+        runner.usages.figures[1001] = Usage(100 * MIB + 1)
+        it.loop.pass_time(9)
         (event,) = it.events()
         assert (event["cause"], event["done"], event["seen"]) == (
             "memory", "replaced", ["worker web.1.0 (pid 1001) uses 100MiB, and limits.memory is 100MiB"],
         )  # fmt: skip
 
 
-def test_memory_is_not_measured_of_a_stopped_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(Watched(web(limits={"memory": "100MiB"}))) as it:
-        moments = memory_of(monkeypatch, it, {})
+def test_measurement_that_fails_is_repeated_after_eight_seconds() -> None:
+    runner = MeasuredRunner()
+
+    async def fail(pids: Iterable[int | None]) -> None:
+        runner.usages.measure_now(pids)
+        raise RuntimeError("can't start new thread")
+
+    with closing(Watched(web(limits={"memory": "100MiB"}), runner=runner)) as it:
+        runner.usages.measure = fail  # type: ignore[method-assign, assignment]
+        it.loop.set_exception_handler(lambda loop, context: None)
         it.begin()
-        it.loop.pass_time(10)
+        it.loop.pass_time(9)
+        assert len(runner.usages.requested) == 1
+        it.loop.pass_time(2)
+        assert len(runner.usages.requested) == 2
+
+
+def test_memory_is_not_measured_of_a_stopped_server() -> None:
+    runner = MeasuredRunner()
+    with closing(Watched(web(limits={"memory": "100MiB"}), runner=runner)) as it:
+        it.begin()
+        it.loop.pass_time(3)
         it.loop.run_until_complete(it.desk.ask("stop"))
         it.loop.pass_time(100)
-        assert moments == [2]
+        assert runner.usages.requested == [[1001]]
         it.loop.run_until_complete(it.desk.ask("start"))
-        started_at = it.loop.time()
-        it.loop.pass_time(10)
-        assert moments[1:] == [round(started_at + 2, 3)]
+        it.loop.pass_time(3)
+        assert runner.usages.requested == [[1001], [1001]]
 
 
 def test_hung_worker_is_recorded_recovered_and_recorded_again() -> None:

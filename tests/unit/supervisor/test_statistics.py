@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +13,8 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.decide import Desired
 from poolctl.keeper.keeper import Store
-from poolctl.monitor.metrics import ServerSnapshot, Usage
-from poolctl.runners.runner_protocol import Placement
+from poolctl.monitor.metrics import ServerSnapshot
+from poolctl.runners.runner_protocol import Placement, Usage
 from poolctl.supervisor.statistics import (
     Statistics,
     Totals,
@@ -31,7 +28,7 @@ from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
 from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, turns, web
-from tests.unit.runners.scripted_runner import SlowRunner
+from tests.unit.runners.scripted_runner import ScriptedUsages, SlowRunner
 from tests.virtual_loop import VirtualLoop
 
 from .desk import Desk
@@ -40,20 +37,11 @@ from .test_state_store import StoreLink
 BOUNDS = (1.0, 2.0, 4.0)
 
 
-def test_cpu_at_the_first_look_is_the_average_since_the_process_was_started() -> None:
-    until = time.process_time() + 0.05
-    while time.process_time() < until:
-        pass
-    usage = Usage()
-    usage.measure_if_due(os.getpid(), time.monotonic())
-    assert usage.cpu_percent > 0
-
-
 @pytest.mark.parametrize(("command", "known"), [(None, True), (("nginx",), False)])
 def test_requests_of_a_program_are_unknown_not_0(command: Any, known: bool) -> None:
     core: Any = SimpleNamespace(
         clock=SimpleNamespace(monotonic=lambda: 7.0),
-        runner=SimpleNamespace(capabilities=SimpleNamespace(counters=object())),
+        runner=SimpleNamespace(capabilities=SimpleNamespace(counters=object(), usages=None)),
     )
     totals: Any = SimpleNamespace(wakes=lambda entry: 0)
     worker: Any = SimpleNamespace(
@@ -64,7 +52,7 @@ def test_requests_of_a_program_are_unknown_not_0(command: Any, known: bool) -> N
     )
     zeros = [0] * tally.COUNTED
     page = blank_page().tolist()
-    seen = ServerSnapshot(entry, zeros, [(worker, page, Usage())], counts=True)
+    seen = ServerSnapshot(entry, zeros, [(worker, page, Usage(0, 0.0, 0.0))], counts=True)
     stats = Statistics(core, totals).figures(seen, with_errors=True)
     one = stats.workers[0]
     found = (
@@ -153,14 +141,12 @@ class Counting:
 
 
 class Counted(SlowRunner):
-    """A runner whose workers count; their processes are those of this test."""
+    """A runner whose workers count, and use memory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counters = Counting()
-
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
-        return replace(await super().place(server, generation, index), pid=os.getpid())
+        self.usages = ScriptedUsages({1001: Usage(2_000_000, 5.0, 1.25)})
 
 
 class Shop:
@@ -226,13 +212,13 @@ def test_statistics_of_a_server_are_those_of_all_its_workers_and_of_each() -> No
         assert found["responses_total"] == {"1xx": 0, "2xx": 11, "3xx": 0, "4xx": 0, "5xx": 1}
         assert 0 < found["latency_p50_seconds"] <= 0.00025
         assert 5 < found["latency_p99_seconds"] <= 10
-        assert found["memory_bytes"] > 2_000_000
+        assert (found["memory_bytes"], found["cpu_percent"]) == (4_000_000, 2.5)
         first, second = found["workers"]
-        assert (first["id"], first["pid"], first["phase"]) == ("web.1.0", os.getpid(), "ready")
+        assert (first["id"], first["pid"], first["phase"]) == ("web.1.0", 1001, "ready")
         names = ("requests_total", "errors_total", "in_flight", "connections", "loop_lag_seconds")
         assert [first[name] for name in names] == [10, 2, 1, 2, 0.002]
         assert [second[name] for name in names] == [5, 0, 0, 1, None]
-        assert first["memory_bytes"] > 1_000_000
+        assert (first["memory_bytes"], first["cpu_percent"]) == (2_000_000, 1.25)
         assert found.get("errors_per_second") is None
         assert found["history"].get("errors_per_second") is None
         shop.link.end()
@@ -263,7 +249,7 @@ def test_rates_are_those_of_the_last_intervals_and_the_history_is_as_long_as_it_
         2.0, [10.0], [5.0],
     )  # fmt: skip
     assert history["latency_p99_seconds"][0] > 1
-    assert history["memory_bytes"][0] > 1_000_000
+    assert history["memory_bytes"] == [2_000_000]
     for _ in range(5):
         after(2.0, started=120, ok=110, failed=10, fast=100, slow=20)
     found = loop.run_until_complete(shop.stats(errors=True))
@@ -272,7 +258,9 @@ def test_rates_are_those_of_the_last_intervals_and_the_history_is_as_long_as_it_
     assert found["latency_p50_seconds"] is None
     for _ in range(33):
         after(2.0, started=120)
-    assert shop.statistics._usage == {}
+    measured = len(shop.runner.usages.requested)
+    after(20.0, started=120)
+    assert len(shop.runner.usages.requested) == measured, "nothing asks for figures"
     assert loop.run_until_complete(shop.stats())["history"]["requests_per_second"] == [], "it was not watched"
     after(2.0, started=140)
     assert loop.run_until_complete(shop.stats())["history"]["requests_per_second"] == [10.0]
@@ -501,20 +489,20 @@ def test_samples_of_ended_workers_and_removed_servers_are_forgotten() -> None:
     async def order(verb: str, name: str) -> None:
         await shop.desk.ask(verb, name)
 
-    def sample() -> tuple[set[str], int]:
+    def sample() -> tuple[set[str], list[int]]:
         shop.desk.clock.advance(2.0)
         loop.pass_time(2.0)
-        return set(shop.statistics._histories), len(shop.statistics._usage)
+        return set(shop.statistics._histories), shop.runner.usages.requested[-1]
 
     async def take() -> None:
         shop.statistics.send_samples_to(lambda now, found: None)
 
     loop.run_until_complete(take())
-    assert sample() == ({"web", "gone"}, 1)
+    assert sample() == ({"web", "gone"}, [1001, 1001])
     loop.run_until_complete(order("remove", "gone"))
-    assert sample() == ({"web"}, 1)
+    assert sample() == ({"web"}, [1001])
     loop.run_until_complete(order("stop", "web"))
-    assert sample() == ({"web"}, 0)
+    assert sample() == ({"web"}, [])
     shop.statistics.send_samples_to(None)
     shop.link.end()
     loop.run_until_complete(shop.runner.aclose())

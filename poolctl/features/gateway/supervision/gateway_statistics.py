@@ -11,7 +11,6 @@ from typing import NamedTuple
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.core.core import Core
 from poolctl.json_form import Table, from_json
-from poolctl.monitor.metrics import Usage
 from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
 from poolctl.routing.route_health import ERROR, HEALTHY, UNKNOWN, RouteHealth, route_health
@@ -25,6 +24,7 @@ from poolctl.routing.route_report import (
 )
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.process_link import LinkLost
+from poolctl.runners.process_usage import ProcessUsages
 from poolctl.supervisor.observers.metrics_server import health_reported_for_route
 from poolctl.supervisor.statistics import Totals, errors, latency_seconds
 from poolctl.worker import tally
@@ -70,7 +70,7 @@ class GatewayStatistics:
         self._manager = manager
         self._core = core
         self._totals = totals
-        self._usage: tuple[int, Usage] | None = None  # the pid of the measured process, and its usage
+        self._usages = ProcessUsages(core.clock)
         self._program_pid: int | None = None  # set if the gateway's process runs another program that serves
         self._samples: deque[_Sample] = deque(maxlen=3)
         self._sampling: asyncio.Task[None] | None = None
@@ -120,7 +120,9 @@ class GatewayStatistics:
         before = recent[-1] if recent else older[0] if older else None
         if not self._samples or now.at - self._samples[-1].at >= SAMPLE_SECONDS / 2:
             self._samples.append(now)
-        usage = self._measure_usage()
+        pid = self.serving_pid
+        await self._usages.measure([pid])
+        usage = self._usages.of(pid)
         seconds = now.at - before.at if before is not None else 0.0
         slots = before.slots if before is not None else _NONE
         return GatewayStats(
@@ -134,8 +136,8 @@ class GatewayStatistics:
             latency_p50_seconds=latency_seconds(now.slots, slots, 0.5),
             latency_p99_seconds=latency_seconds(now.slots, slots, 0.99),
             connections=now.connections,
-            memory_bytes=None if usage is None else usage.memory_bytes,
-            cpu_percent=None if usage is None else round(usage.cpu_percent, 2),
+            memory_bytes=usage.memory_bytes,
+            cpu_percent=None if usage.cpu_percent is None else round(usage.cpu_percent, 2),
         )
 
     async def _sample_often(self) -> None:
@@ -145,7 +147,7 @@ class GatewayStatistics:
                 self._samples.clear()
             else:
                 self._samples.append(sample)
-                self._measure_usage(memory=False)
+                await self._usages.measure([self.serving_pid], memory=False)
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def _sample(self) -> _Sample | None:
@@ -181,16 +183,6 @@ class GatewayStatistics:
                 for counts in worker_counts(self._core, entry):
                     total.update(tally.by_route_mark(counts))
         return {mark: count for mark, count in total.items() if tally.is_of_requests(mark)}
-
-    def _measure_usage(self, *, memory: bool = True) -> Usage | None:
-        pid = self.serving_pid
-        if pid is None:
-            return None
-        if self._usage is None or self._usage[0] != pid:
-            self._usage = pid, Usage()
-        usage = self._usage[1]
-        usage.measure_if_due(pid, self._core.clock.monotonic(), memory=memory)
-        return usage
 
 
 def _url(listener: ListenerSettings) -> str:

@@ -1,0 +1,224 @@
+"""Measures the memory and processor time of workers, each with all of its processes.
+
+A program is often several processes: a shell and what it has started, npm and node, a master and its workers. Counted
+are all processes of the worker's session, and those that its processes have started in sessions of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import NamedTuple
+
+from poolctl import platform
+from poolctl.clock import Clock
+
+from .runner_protocol import USAGE_SECONDS, Usage
+
+# A share of a core is computed over at least this time.
+_LEAST_SHARE_SECONDS = 1.0
+# Memory that has not grown or shrunk is read again after this time: fewer processes may share it.
+_UNCHANGED_SECONDS = 60.0
+# Maximum processor time that a pass spends on reading memory again; a small process takes 0.4 ms.
+_READING_SECONDS = 0.1
+
+_ProcessId = tuple[int, int]  # a pid and the start of the process
+
+
+class ProcessFigures(NamedTuple):
+    """A process's processor time in seconds, that of the ended children for which it has waited, and its memory.
+
+    `waited_seconds` includes the time of the children's children. `resident_bytes` counts shared pages in full.
+    """
+
+    own_seconds: float
+    waited_seconds: float
+    resident_bytes: int
+
+
+_NEW = ProcessFigures(0.0, 0.0, 0)
+
+
+def processor_seconds_between(
+    before: Mapping[_ProcessId, ProcessFigures], now: Mapping[_ProcessId, ProcessFigures]
+) -> float:
+    """The processor time that a worker's processes have used between two looks at them; never negative.
+
+    The time of an ended process moves to the process that has waited for it, and counts once. If none has waited for
+    it, as where SIGCHLD is ignored, it counts as it was last seen.
+    """
+    own = waited = 0.0
+    for process, figures in now.items():
+        earlier = before.get(process, _NEW)
+        own += figures.own_seconds - earlier.own_seconds
+        waited += figures.waited_seconds - earlier.waited_seconds
+    ended = sum(each.own_seconds + each.waited_seconds for key, each in before.items() if key not in now)
+    return own + max(0.0, waited - ended)
+
+
+class _ReadMemory(NamedTuple):
+    """The memory of a process as it was read at a time, and its resident memory then."""
+
+    size_bytes: int | None
+    resident_bytes: int
+    at: float
+
+
+class _MeasuredWorker:
+    """A worker and its processes as they were last seen. `began_at` is the monotonic time of its start."""
+
+    def __init__(self, began_at: float) -> None:
+        self.usage = Usage()
+        self.memory_at = -math.inf  # when its memory was measured
+        self.processes: dict[_ProcessId, ProcessFigures] = {}
+        self.memory: dict[_ProcessId, _ReadMemory] = {}
+        self._spent_seconds = 0.0
+        # As in ps(1), the first share of a core is the average since the start.
+        self._share_since = began_at, 0.0
+
+    @classmethod
+    def of_unknown_usage(cls, now: float) -> _MeasuredWorker:
+        """A worker whose processes /proc hides at the time `now`."""
+        worker = cls(now)
+        worker.usage, worker.memory_at = Usage(measured_at=now), now
+        return worker
+
+    def note_figures(self, processes: dict[_ProcessId, ProcessFigures], now: float) -> None:
+        """Note the processes that the worker has at the time `now`."""
+        self._spent_seconds += processor_seconds_between(self.processes, processes)
+        self.processes = processes
+        percent, (at, spent_seconds) = self.usage.cpu_percent, self._share_since
+        if percent is None or now - at >= _LEAST_SHARE_SECONDS:
+            percent = 100 * (self._spent_seconds - spent_seconds) / (now - at) if now > at else 0.0
+            self._share_since = now, self._spent_seconds
+        self.usage = Usage(self.usage.memory_bytes, self._spent_seconds, percent, now)
+
+    def note_memory(self, now: float) -> None:
+        """Note that the memory of its processes has been read at the time `now`."""
+        self.memory = {each: self.memory[each] for each in self.processes}
+        sizes = [each.size_bytes for each in self.memory.values()]
+        known = [size for size in sizes if size is not None]
+        self.usage = self.usage._replace(memory_bytes=sum(known) if len(known) == len(sizes) else None)
+        self.memory_at = now
+
+
+class _Request(NamedTuple):
+    """A request for figures of a worker that were measured after `since`."""
+
+    since: float
+    memory: bool
+
+    def together_with(self, other: _Request) -> _Request:
+        return _Request(max(self.since, other.since), self.memory or other.memory)
+
+    def is_met_by(self, worker: _MeasuredWorker) -> bool:
+        measured_at = worker.usage.measured_at
+        return self.since < (min(measured_at, worker.memory_at) if self.memory else measured_at)
+
+
+class ProcessUsages:
+    """Measures workers that are processes of this machine, each the leader of a session (see Usages).
+
+    Whatever is requested at the same time is measured in one pass over /proc, in a thread.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self._workers: dict[int, _MeasuredWorker] = {}  # by pid
+        self._requests: dict[int, _Request] = {}
+        self._next_pass: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self._measuring = threading.Lock()
+
+    def of(self, pid: int | None) -> Usage:
+        worker = self._workers.get(pid) if pid is not None else None
+        return Usage() if worker is None else worker.usage
+
+    async def measure(
+        self, pids: Iterable[int | None], *, memory: bool = True, max_age_seconds: float = USAGE_SECONDS
+    ) -> None:
+        request = _Request(self._clock.monotonic() - max_age_seconds, memory)
+        due = self._due({pid: request for pid in pids if pid is not None})
+        if not due:
+            return
+        for pid in due:
+            self._requests[pid] = request.together_with(self._requests.get(pid, request))
+        if self._next_pass is None:
+            self._next_pass = asyncio.ensure_future(self._measure_in_turn())
+        await asyncio.shield(self._next_pass)
+
+    def measure_now(self, pids: Iterable[int | None]) -> None:
+        request = _Request(self._clock.monotonic() - USAGE_SECONDS, memory=True)
+        self._measure({pid: request for pid in pids if pid is not None})
+
+    async def _measure_in_turn(self) -> None:
+        async with self._turn:  # what is requested until then is measured too
+            requests, self._requests, self._next_pass = self._requests, {}, None
+            await asyncio.to_thread(self._measure, requests)
+
+    def _due(self, requests: Mapping[int, _Request]) -> dict[int, _Request]:
+        """The requests that are not met by figures measured earlier."""
+        known = self._workers
+        return {
+            pid: each for pid, each in requests.items() if pid not in known or not each.is_met_by(known[pid])
+        }
+
+    def _measure(self, requests: Mapping[int, _Request]) -> None:
+        with self._measuring:
+            requests = self._due(requests)
+            if not requests:
+                return
+            found = platform.processes_by_leader(self._workers.keys() | requests.keys())
+            self._workers = {pid: each for pid, each in self._workers.items() if found[pid]}
+            for pid in requests:
+                if found[pid]:
+                    self._read_figures(pid, found[pid])
+            workers = [self._workers[pid] for pid, each in requests.items() if each.memory and found[pid]]
+            self._read_memory([each for each in workers if each.processes])
+
+    def _read_figures(self, pid: int, members: Iterable[int]) -> None:
+        """Read the processor time of the worker with this pid, whose processes are `members`."""
+        now = self._clock.monotonic()
+        processes = {}
+        try:
+            for member in members:
+                if (found := platform.process_figures(member)) is not None:
+                    start, own_seconds, waited_seconds, resident_bytes = found
+                    processes[member, start] = ProcessFigures(own_seconds, waited_seconds, resident_bytes)
+        except PermissionError:
+            self._workers[pid] = _MeasuredWorker.of_unknown_usage(now)
+            return
+        worker = self._workers.get(pid)
+        leader = next((each for each in processes if each[0] == pid), None)
+        if worker is None or (leader is not None and leader not in worker.processes):
+            worker = self._workers[pid] = _MeasuredWorker(now - platform.age_seconds(pid))
+        worker.note_figures(processes, now)
+
+    def _read_memory(self, workers: Sequence[_MeasuredWorker]) -> None:
+        """Read the memory of the workers' processes; first of those whose resident memory has changed most.
+
+        If that takes too long, the rest keeps the memory that was read earlier.
+        """
+        now = self._clock.monotonic()
+        order: list[tuple[float, float, _MeasuredWorker, _ProcessId]] = []
+        for worker in workers:
+            for process, figures in worker.processes.items():
+                read = worker.memory.get(process)
+                change = math.inf if read is None else abs(figures.resident_bytes - read.resident_bytes)
+                if change or (read is not None and now - read.at >= _UNCHANGED_SECONDS):
+                    order.append((-change, read.at if read is not None else now, worker, process))
+        order.sort(key=itemgetter(0, 1))
+        until = time.thread_time() + _READING_SECONDS
+        for change, _, worker, process in order:
+            if change > -math.inf and time.thread_time() >= until:
+                break
+            size = platform.memory_bytes(process[0])
+            if size is None and platform.process_start(process[0]) != process[1]:
+                size = 0  # it has ended meanwhile
+            worker.memory[process] = _ReadMemory(size, worker.processes[process].resident_bytes, now)
+        for worker in workers:
+            worker.note_memory(now)
