@@ -21,6 +21,7 @@ GROUPS = {
     "scaling": "servers with triggers: how long until a new worker answers, and what watching a hundred costs",
     "preload": "start, wake and crash of servers of a heavy framework that is imported once",
     "probing": "what it costs the supervisor to probe a thousand times a second",
+    "usage": "what it costs the supervisor to know what a thousand workers use",
     "counting": "what it costs a request to be counted",
     "serving": "what a request costs a worker beside stock uvicorn",
     "evenness": "long-lived connections on four workers: how many the busiest and the emptiest worker have",
