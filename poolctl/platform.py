@@ -289,7 +289,7 @@ def group_members(group: int) -> Iterator[int]:
 
     Empty if /proc cannot be read.
     """
-    for pid in _pids():
+    for pid in processes():
         try:
             is_member = pid != group and os.getpgid(pid) == group
         except ProcessLookupError:
@@ -298,7 +298,7 @@ def group_members(group: int) -> Iterator[int]:
             yield pid
 
 
-def _pids() -> list[int]:
+def processes() -> list[int]:
     """The pids of all processes; empty if /proc cannot be read."""
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
@@ -329,7 +329,7 @@ def processes_by_leader(leaders: Set[int]) -> dict[int | None, list[int]]:
     """
     sessions: dict[int, int] = {}  # by pid
     members: dict[int, list[int]] = {}
-    for pid in _pids():
+    for pid in processes():
         with contextlib.suppress(OSError):  # it has ended
             # A child that has just been forked leads no session yet.
             session = sessions[pid] = pid if pid in leaders else os.getsid(pid)

@@ -23,7 +23,7 @@ import struct
 from hashlib import sha256
 
 from poolctl.control.pool_paths import runtime_root_candidates
-from poolctl.platform import boot_identity, process_table
+from poolctl.platform import boot_identity, parent_and_start, processes
 from poolctl.private_directory import check_private_directory, ensure_private_directory
 
 TYPE_CHECKING = False
@@ -112,10 +112,10 @@ def holder(pool_directory: str) -> int:
 
     Slow, because it reads about every descriptor of this user's processes. The kernel tells of no owner of the lock.
     """
-    position, processes = _position(pool_directory), process_table()
-    holders = {pid for pid in processes if any(_locks_of(pid, position))}
+    position = _position(pool_directory)
+    parents = {pid: parent_and_start(pid) for pid in processes() if any(_locks_of(pid, position))}
     # The supervisor is the keeper's child.
-    return min((pid for pid in holders if processes[pid][0] not in holders), default=0)
+    return min((pid for pid, found in parents.items() if found and found[0] not in parents), default=0)
 
 
 def _locks_of(pid: int, position: int) -> Iterator[bytes]:
