@@ -589,7 +589,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         as the pool's own applications may do.
         """
         for usages, pids in loop_thread.call(lambda: _pids_by_usages(self.values())).items():
-            usages.measure_now(pids)  # here, because it may take long for many processes
+            usages.measure_now(pids)  # not on the loop thread, because many processes take long
         observed = loop_thread.call(lambda: list(_observed(self.values())))
         families = metrics.pool_families("", platform.python_version(), observed)
         parts = (family for part in metrics.PARTS for family in part(observed))

@@ -26,6 +26,10 @@ _UNCHANGED_SECONDS = 60.0
 # Maximum processor time that a pass spends on reading memory again; a small process takes 0.4 ms.
 _READING_SECONDS = 0.1
 
+# Maximum time that a request waits: the kernel waits for the lock on a process's memory, which a thread may hold for as
+# long as the file system of a mapped file hangs.
+_PATIENCE_SECONDS = 5.0
+
 _ProcessId = tuple[int, int]  # a pid and the start of the process
 
 
@@ -95,7 +99,7 @@ class _MeasuredWorker:
         if percent is None or now - at >= _LEAST_SHARE_SECONDS:
             percent = 100 * (self._spent_seconds - spent_seconds) / (now - at) if now > at else 0.0
             self._share_since = now, self._spent_seconds
-        self.usage = Usage(self.usage.memory_bytes, self._spent_seconds, percent, now)
+        self.usage = Usage(self.usage.memory_bytes, round(self._spent_seconds, 3), percent, now)
 
     def note_memory(self, now: float) -> None:
         """Note that the memory of its processes has been read at the time `now`."""
@@ -149,7 +153,7 @@ class ProcessUsages:
             self._requests[pid] = request.together_with(self._requests.get(pid, request))
         if self._next_pass is None:
             self._next_pass = asyncio.ensure_future(self._measure_in_turn())
-        await asyncio.shield(self._next_pass)
+        await asyncio.wait([self._next_pass], timeout=_PATIENCE_SECONDS)
 
     def measure_now(self, pids: Iterable[int | None]) -> None:
         request = _Request(self._clock.monotonic() - USAGE_SECONDS, memory=True)

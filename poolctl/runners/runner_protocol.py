@@ -206,7 +206,8 @@ class Usages(Protocol):
     ) -> None:
         """Return when no figure of these workers is older than `max_age_seconds`; measure them if necessary.
 
-        Without `memory`, only processor time, which costs much less.
+        Without `memory`, only processor time, which costs much less. If the kernel does not answer, returns after some
+        seconds without having measured.
         """
 
     def measure_now(self, pids: Iterable[int | None]) -> None:

@@ -162,7 +162,8 @@ class Cpu(Trigger):
             for pid, each in usages.items()
             if each.cpu_seconds is not None
         }
-        if found and max(found.values())[0] - self._noted_at < _CPU_SECONDS / 2:
+        newest_at = max((at for at, _ in found.values()), default=float("-inf"))
+        if found and newest_at - self._noted_at < _CPU_SECONDS / 2:
             return  # not measured again yet
         # Processor time used before a worker was ready belongs to its start.
         used = [
@@ -171,7 +172,7 @@ class Cpu(Trigger):
             if pid in self._seen and at > self._seen[pid][0]
         ]
         self._cores = max(0.0, sum(used)) if used else None
-        self._seen, self._noted_at = found, max(found.values(), default=(float("-inf"),))[0]
+        self._seen, self._noted_at = found, newest_at
 
 
 def _pids_of_ready_workers(entry: Entry) -> list[int]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from poolctl.runners.process_usage import ProcessFigures, ProcessUsages, process
 from poolctl.runners.runner_protocol import USAGE_SECONDS, Usage
 from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
+from tests.virtual_loop import VirtualLoop
 
 MIB = 1024 * 1024
 GONE = 2**22 + 1
@@ -203,6 +205,21 @@ def test_request_that_is_cancelled_does_not_cancel_those_of_others() -> None:
 
     with worker("cat") as process:
         asyncio.run(scenario(process.pid))
+
+
+def test_request_ends_with_the_known_figures_if_the_memory_of_a_process_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended, loop = threading.Event(), VirtualLoop()
+    monkeypatch.setattr(platform, "memory_bytes", lambda pid: ended.wait(60) and 7)
+    with worker("cat") as process:
+        usages = ProcessUsages(ManualClock())
+        loop.run_until_complete(usages.measure([process.pid]))
+        assert usages.of(process.pid).memory_bytes is None
+        ended.set()
+        wait_until(lambda: usages.of(process.pid).memory_bytes == 7)
+        loop.pass_time(1)
+        loop.close()
 
 
 def test_figures_of_a_worker_that_does_not_run_are_unknown() -> None:
