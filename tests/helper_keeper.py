@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolctl.keeper import wire
 from poolctl.keeper.spawn import spawn
-from poolctl.runners.process_link import LinkLost
+from poolctl.runners.helper_process import Helpers
+from poolctl.runners.process_link import Refused
 
 
 class HelperKeeper:
@@ -117,7 +120,7 @@ class ExecutingKeeper(HelperKeeper):
         super().__init__()
         self.pids: list[int] = []
         self.report: Callable[[wire.Message], None] = lambda report: None
-        self._reaping: list[asyncio.Task[None]] = []
+        self._reaping: list[asyncio.Future[None]] = []
 
     def start(self, message: wire.Message, fds: Sequence[Any]) -> int:
         argv, numbers = [*message["argv"]], [fd.fileno() for fd in fds]
@@ -125,22 +128,38 @@ class ExecutingKeeper(HelperKeeper):
         try:
             pid = spawn(argv, None, numbers, message["output"], session=message["session"], without=unset)
         except OSError as error:
-            raise LinkLost(str(error)) from error
+            refused = Refused(str(error))
+            refused.errno = error.errno
+            raise refused from error
         self.pids.append(pid)
-        self._reaping.append(asyncio.ensure_future(self._reap(pid)))
+        loop = asyncio.get_running_loop()
+        reaped = loop.create_future()
+        self._reaping.append(reaped)
+        threading.Thread(target=self._reap, args=(pid, loop, reaped), daemon=True).start()
         return pid
 
-    async def _reap(self, pid: int) -> None:
-        _, status = await asyncio.to_thread(os.waitpid, pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        self.report(
-            {
-                "event": "exit", "pid": pid, "status": code if code >= 0 else None,
-                "signal": -code if code < 0 else None,
-            }
-        )  # fmt: skip
+    def _reap(self, pid: int, loop: asyncio.AbstractEventLoop, reaped: asyncio.Future[None]) -> None:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        status, number = (code, None) if code >= 0 else (None, -code)
+        report = {"event": "exit", "pid": pid, "status": status, "signal": number}
+
+        def tell() -> None:
+            self.report(report)
+            reaped.set_result(None)
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell)
 
     async def wait_for_exits(self) -> None:
         """Wait until every process has exited."""
         if self._reaping:
             await asyncio.wait(self._reaping)
+
+
+def executing_helpers(directory: str) -> Helpers:
+    """The helpers of a pool in this directory, whose keeper is this process."""
+    keeper = ExecutingKeeper()
+    link: Any = keeper
+    helpers = Helpers(link, directory)
+    keeper.report = helpers.handle_exit_report
+    return helpers

@@ -13,17 +13,16 @@ import contextlib
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, NoReturn
+from types import ModuleType
+from typing import NoReturn
 
-from poolctl import bootstrap, child_process
-from poolctl.config import __main__ as config_reader
+from poolctl import bootstrap
+from poolctl.config_reader import __main__ as config_reader
 from poolctl.keeper import spawn
 from poolctl.logs import logger_process
 from poolctl.supervisor import __main__ as supervisor
@@ -56,7 +55,7 @@ def import_all() -> None:
 
 
 def fork_supervisors() -> None:
-    """From now on this process forks what `_FORKED` lists, and supervisors fork their readers."""
+    """From now on this process forks what `_FORKED` lists."""
     spawn.spawn = _spawn_or_fork
 
 
@@ -114,11 +113,6 @@ def _run(
     main()
 
 
-def _supervise() -> None:
-    child_process.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _FirstReader})  # type: ignore[assignment]
-    supervisor.main()
-
-
 def _run_zygote() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
@@ -129,32 +123,11 @@ def _run_zygote() -> None:
 
 # The main functions of forked processes, by the beginning of the command that would execute them.
 _FORKED = (
-    (bootstrap.command(sys.executable, "supervisor"), _supervise),
+    (bootstrap.command(sys.executable, "supervisor"), supervisor.main),
+    (bootstrap.command(sys.executable, "config_reader"), config_reader.main),
     (bootstrap.command(sys.executable, "worker", "zygote"), _run_zygote),
     (bootstrap.command(sys.executable, "logs", isolated=True), logger_process.main),
 )
-
-
-class _FirstReader(subprocess.Popen[bytes]):
-    """The first process that a supervisor starts by `subprocess`: its reader. It is forked."""
-
-    def _execute_child(self, args: Sequence[str], *options: Any) -> None:  # type: ignore[override]
-        child_process.subprocess = subprocess
-        assert list(args) == config_reader.reader_command()
-        streams = options[9], options[12], options[14]
-        self._child_created = True
-        self.pid = os.fork()
-        if self.pid == 0:
-            _exit_after(lambda: _run_reader(args, streams))
-
-
-def _run_reader(argv: Sequence[str], streams: Sequence[int]) -> None:
-    os.setpgid(0, 0)
-    for number, fd in enumerate(streams):
-        os.dup2(fd, number)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    become(argv, dict(os.environ))
-    config_reader.main()
 
 
 def _exit_after(run: Callable[[], None]) -> NoReturn:

@@ -147,7 +147,7 @@ def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int
         else:
             # Workers inherit a zygote's environment: the supervisor decides whether it matches.
             meta = {"without": plan.get("without", []), "pid": pid, "start": process_start(pid)}
-            _keep(store, name, meta if name.startswith(fd_store.ZYGOTE) else None, [link])
+            _keep(store, name, meta, [link])
     return supervisor
 
 

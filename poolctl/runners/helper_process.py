@@ -98,6 +98,7 @@ class HelperProcess(LinkHandler):
         self.up = asyncio.Event()
         self.exited: asyncio.Future[None] = loop.create_future()
         self.began = loop.time()
+        self.output_start = 0  # its output begins at this position of the file, or later
         self.receive: Callable[[wire.Message, list[int]], None] = lambda message, fds: close_fds(fds)
         self._exit: asyncio.Future[Exit] = loop.create_future()
         self._watchdog: ProcessWatchdog | None = None
@@ -110,12 +111,15 @@ class HelperProcess(LinkHandler):
         ours, theirs = wire.pair()
         try:
             output = os.path.join(directory, kind.output)
+            output_start = _size_of(output)
             unset = () if kind.knows_secrets else None
             pid = await spawn(keeper, kind.argv, output, theirs, unset)
         except BaseException:
             ours.close()
             raise
-        return cls(kind, ours, identity(pid), mark)
+        process = cls(kind, ours, identity(pid), mark)
+        process.output_start = output_start
+        return process
 
     @classmethod
     async def adopt(cls, keeper: Link, kind: HelperKind) -> Self | None:
@@ -143,7 +147,7 @@ class HelperProcess(LinkHandler):
         try:
             async with asyncio.timeout(self.kind.ready_seconds):
                 await self.up.wait()
-            if self.exited.done():
+            if self.link.sock.fileno() < 0:
                 output = os.path.join(directory, self.kind.output)
                 raise LinkLost(f"its process ended at its start; see {output}")
         except BaseException:
@@ -236,6 +240,12 @@ class HelperProcess(LinkHandler):
             self.exited.set_result(None)
 
 
+def _size_of(path: str) -> int:
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_size
+    return 0
+
+
 class HelperOwner:
     """Decides how a helper should run, and handles its messages. Each method has a default."""
 
@@ -286,8 +296,11 @@ class Helper:
         self._directory = directory
         self._owner = owner
         self._process_type = process_type
-        self._starting: HelperProcess | None = None
-        self._early_exits: dict[int, Exit] | None = None  # by pid, while a process is being spawned
+        self.latest: HelperProcess | None = (
+            None  # the process started or adopted last, also if it has ended by itself
+        )
+        # By pid, while a process is being spawned, or may have been started with the pool and exited since.
+        self._early_exits: dict[int, Exit] | None = {}
         self._processes: WeakSet[HelperProcess] = WeakSet()  # also those that have just ended
         self._adopted = self._over = False
         self._is_wanted = True
@@ -305,8 +318,8 @@ class Helper:
     @property
     def pid(self) -> int:
         """The pid of the process in use, or of the one that is starting; 0 if there is none."""
-        process = self.process or self._starting
-        return process.pid if process is not None else 0
+        process = self.process or self.latest
+        return process.pid if process is not None and not process.exited.done() else 0
 
     @property
     def instability(self) -> str:
@@ -372,13 +385,13 @@ class Helper:
         """Have the process exit, if there is one. It is started again when the helper is next needed."""
         self._cancel_idle_end()
         if self.process is not None:
-            process, self.process = self.process, None
+            process, self.process, self.latest = self.process, None, None
             self._keeper.send({"op": "drop", "name": self.kind.entry})
             process.end()
 
     def kill_process(self) -> None:
         """Kill the process, which works on a request that nobody waits for."""
-        if (process := self.process or self._starting) is not None:
+        if (process := self.process or self.latest) is not None:
             kill(process.known)
 
     def close(self) -> None:
@@ -460,9 +473,9 @@ class Helper:
         self._adopted = True
         process = await self._process_type.adopt(self._keeper, self.kind)
         if process is not None:
-            self._processes.add(process)
-            process.receive = self._owner.received
+            self._register(process)
             self._manage(process, is_new=False)
+        self._early_exits = None
 
     async def _mark(self) -> str | None:
         settings = await self._owner.settings()
@@ -473,23 +486,23 @@ class Helper:
         self._early_exits = {}
         try:
             process = await self._process_type.spawn(self._keeper, self._directory, self.kind, mark)
-            self._processes.add(process)
-            if (early := self._early_exits.get(process.pid)) is not None:
-                process.record_exit(early)
+            self._register(process)
         finally:
             self._early_exits = None
-        self._starting = process
-        try:
-            process.receive = self._owner.received
-            self._owner.begin(process)
-            await process.wait_until_ready(self._directory)
-        finally:
-            self._starting = None
+        self.latest = process
+        self._owner.begin(process)
+        await process.wait_until_ready(self._directory)
         process.save_to_keeper(self._keeper)
         return process
 
+    def _register(self, process: HelperProcess) -> None:
+        process.receive = self._owner.received
+        self._processes.add(process)
+        if self._early_exits is not None and (early := self._early_exits.get(process.pid)) is not None:
+            process.record_exit(early)
+
     def _manage(self, process: HelperProcess, *, is_new: bool) -> None:
-        self.process = process
+        self.process = self.latest = process
         process.exited.add_done_callback(lambda _: self._on_exited(process))
         self._owner.use(process, is_new=is_new)
         self._schedule_idle_end()

@@ -170,7 +170,9 @@ class NoAnswer(LinkLost):
 
 
 class Refused(LinkLost):
-    """The process at the other end has answered with an error."""
+    """The process at the other end has answered with an error; `errno` is its number (errno(3)), if it has one."""
+
+    errno: int | None = None
 
 
 class LinkHandler:
@@ -283,7 +285,9 @@ class Link:
         finally:
             self._pending_calls.pop(number, None)
         if reply.get("error") is not None:
-            raise Refused(sanitize_and_truncate_text(str(reply["error"])))
+            refused = Refused(sanitize_and_truncate_text(str(reply["error"])))
+            refused.errno = reply.get("errno")
+            raise refused
         return reply, received
 
     def dispatch_arrived_messages(self) -> None:

@@ -9,9 +9,7 @@ import gc
 import os
 import sys
 
-from poolctl.child_process import HelperProcess
 from poolctl.config import disable_pydantic_plugins
-from poolctl.config.__main__ import READS, reader_command
 from poolctl.control.protocol import CHECK, TRY
 from poolctl.keeper.fd_store import CALM
 from poolctl.platform import grow_descriptor_table, name_process
@@ -30,10 +28,8 @@ def main() -> None:
         )
     # Imports create no garbage, and collection would take a tenth of their time.
     gc.disable()
-    directory, *files = (argument for argument in sys.argv[1:] if argument not in (CALM, READS))
+    directory, *files = (argument for argument in sys.argv[1:] if argument != CALM)
     log = os.path.join(directory, "supervisor.log")
-    # Started first, so that it loads its libraries while this process loads the rest of its own.
-    reader = HelperProcess(reader_command(), output=log) if READS in sys.argv else None
     grow_descriptor_table()
     import asyncio
     import logging
@@ -49,7 +45,7 @@ def main() -> None:
     gc.freeze()
     name_process("poolctl-superv.")
     logging.basicConfig(handlers=[InternalLog(log)], level=logging.INFO)
-    supervisor = Supervisor(directory, files, calm=CALM in sys.argv, reader=reader)
+    supervisor = Supervisor(directory, files, calm=CALM in sys.argv)
     threads = create_pool()
 
     async def run_and_exit() -> None:

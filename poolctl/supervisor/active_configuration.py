@@ -1,25 +1,25 @@
 """The configuration that the pool runs with: read from files or taken over, and saved for the next supervisor.
 
-Files are read, and servers validated, in a separate process (poolctl/config/__main__.py). The process is started with
-the supervisor or when it is needed, and ends when it has not been used for a while.
+Files are read, and servers validated, in a separate process (poolctl/config_reader/__main__.py). The process is started
+with the pool or when it is needed, and ends when it has not been used for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 import os
 import pickle
 import re
+import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from poolctl import __version__
-from poolctl.child_process import ChildEnded, ChildOnDemand, HelperProcess
+from poolctl.bootstrap import command
 from poolctl.config import (
     Finding,
     Marks,
@@ -36,7 +36,7 @@ from poolctl.config import (
     secret_variable_names,
     with_resolved_references,
 )
-from poolctl.config.__main__ import MOST_KEPT, encode_request, reader_command
+from poolctl.config_reader.__main__ import MOST_BYTES, MOST_KEPT
 from poolctl.control.answers import ErrorEntry, Result, failure
 from poolctl.control.client import failure_reason
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
@@ -45,22 +45,30 @@ from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolStartError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
+from poolctl.keeper import fd_store, wire
 from poolctl.listeners.port_ledger import PortLedger
-from poolctl.platform import process_cpu_ns, read_json_object, replace_file
-from poolctl.runners.helper_process import Helpers
-from poolctl.runners.process_link import Link
+from poolctl.platform import memory_file, process_cpu_ns, read_json_object, read_sealed_file, replace_file
+from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess, Helpers
+from poolctl.runners.process_link import Link, LinkLost, Refused, close_fds
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
 from .takeover.state_store import SavedDesiredState, StateStore, StoredConfiguration
 
-_IDLE_SECONDS = 10.0
+CONFIG_READER = HelperKind(
+    name="config",
+    label="the configuration reader",
+    argv=(*command(sys.executable, "config_reader"),),
+    entry=fd_store.CONFIG_READER,
+    output="supervisor.log",
+    knows_secrets=True,  # ${VAR} in a file
+    on_demand=True,
+    idle_seconds=10.0,
+)
 # Time limit of operations that do not depend on the user's disk.
 _ADD_SECONDS = 30.0
 _STALLED_SECONDS = 20.0
 _STALLED_CHECKS = 20
-_LONGEST_LINE = 200
-_LINE = re.compile(rb"poolctl ([0-9A-Za-z.+?-]+) ([0-9]{1,9})")  # nine digits: less than a gigabyte
 
 ExternalFindings = tuple[list[dict[str, Any]], list[str]]
 _USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
@@ -90,35 +98,13 @@ def _digests(reading: Reading) -> dict[str, str]:
     return {path: mark.digest for path, mark in reading.marks.items()}
 
 
-async def _receive_answer(process: HelperProcess) -> Any:
-    """Wait for the answer to the last request; returns it. Raises ChildEnded, or ReaderFailed if it is unusable."""
-    line = await process.read_line_truncated(_LONGEST_LINE)
-    match = _LINE.fullmatch(line)
-    if match is None:
-        said = line[:60].decode(errors="replace")
-        raise ReaderFailed(f"the process that reads the files answered {said!r}", f"see {process.output}")
-    installed = match[1].decode()
-    if installed != __version__:
-        message = f"poolctl {installed} is installed, and this pool runs {__version__}"
-        raise ReaderFailed(message, "poolctl upgrade", installed)
-    content = await process.read_exactly(int(match[2]))
-    try:
-        # In a thread, so that the event loop is not blocked.
-        return await asyncio.to_thread(_unpickled, content)
-    except Exception as error:
-        hint = "if poolctl is being installed at this moment, try again"
-        raise ReaderFailed(f"what was read from the files cannot be taken over: {error!r}", hint) from error
+def _read_and_unpickle(fd: int) -> Any:
+    return pickle.loads(read_sealed_file(fd, wire.SEALS, MOST_BYTES))
 
 
-def _unpickled(content: bytes) -> Any:
-    file = io.BytesIO(content)
-    value = pickle.load(file)
-    if file.tell() != len(content):
-        raise ValueError("more than one value")
-    return value
-
-
-async def _wait_unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds: float) -> Any:
+async def _wait_unless_stalled(
+    answer: Awaitable[Any], pid_of_reader: Callable[[], int], stalled_seconds: float
+) -> Any:
     """Wait for the answer; returns it. Raises _Stalled if the process uses no processor time for `stalled_seconds`."""
     answering = asyncio.ensure_future(answer)
     used_ns, stalled_checks = None, 0
@@ -128,6 +114,7 @@ async def _wait_unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds
             await asyncio.wait({answering}, timeout=stalled_seconds / _STALLED_CHECKS)
             if answering.done():
                 return answering.result()
+            pid = pid_of_reader()
             before_ns, used_ns = used_ns, process_cpu_ns(pid)
             stalled_checks = stalled_checks + 1 if used_ns == before_ns else 0
         message = f"the process that does it (pid {pid}) has used no processor time"
@@ -137,40 +124,29 @@ async def _wait_unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds
         await asyncio.wait({answering})
 
 
-def _exit_reason(ended: ChildEnded) -> str:
-    process, status = ended.process, ended.status
-    if status is None:
-        how = "has closed its link"
-    else:
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    why = failure_reason(process.output, process.output_start)
-    return f"{how}: {why}" if why else how
-
-
-class ConfigurationReader:
-    """Runs a process that reads configuration files. Must be used on the running event loop.
+class ConfigurationReader(HelperOwner):
+    """Has configuration files read by a helper process. Must be used on the running event loop.
 
     Requests are answered one after another; cancelling one ends the process. If the process is killed during a request,
     for example because memory is exhausted, the request is repeated once in a new process.
-    The process logs its errors in `directory`. `process` already runs; with None, one is started when needed.
+    The process logs its errors in the supervisor's log.
     """
 
     def __init__(
-        self,
-        directory: str,
-        process: HelperProcess | None = None,
-        *,
-        command: Sequence[str] = (),
-        idle_seconds: float = _IDLE_SECONDS,
-        stalled_seconds: float = _STALLED_SECONDS,
+        self, helpers: Helpers, kind: HelperKind = CONFIG_READER, *, stalled_seconds: float = _STALLED_SECONDS
     ) -> None:
-        self._log = os.path.join(directory, "supervisor.log")
-        self._command = list(command) or reader_command()
+        self._helper = helpers.add(kind, self)
+        self._log = os.path.join(helpers.directory, kind.output)
         self._stalled_seconds = stalled_seconds
-        self._child = ChildOnDemand(self._start, idle_seconds, process)
+        self._turn = asyncio.Lock()
+        self._answered: HelperProcess | None = None  # the process that has answered a request last
         self._number = 0
         # By number: the requests whose results the process keeps, and the contents of the files at that time.
         self._readings: dict[int, tuple[tuple[object, ...], dict[str, str]]] = {}
+
+    async def adopt(self) -> None:
+        """Use the process that was started with the pool, or left by an earlier supervisor. Raises LinkLost."""
+        await self._helper.adopt()
 
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
@@ -241,43 +217,93 @@ class ConfigurationReader:
         found = await self._ask("origins", [*files], env and dict(env), marks, [*names])
         return found
 
+    def end(self) -> None:
+        """End the reader process, if there is one; it is started again when it is needed."""
+        self._helper.end_process()
+
     def close(self) -> None:
-        """End the reader process, if there is one."""
-        self._child.close()
+        """End the reader process, if there is one, for good."""
+        self._helper.close()
 
     async def _ask(
         self, *request: object, seconds: float | None = None, stalled_seconds: float | None = None
     ) -> Any:
-        async def exchange(process: HelperProcess) -> Any:
-            async with asyncio.timeout(seconds):
-                await process.send(encode_request(request))
-                answer = _receive_answer(process)
-                if stalled_seconds is not None:
-                    answer = _wait_unless_stalled(answer, process.pid, stalled_seconds)
-                return await answer
-
+        content = pickle.dumps(request)
         was_killed = False
-        while True:
-            try:
-                return await self._child.ask(exchange)
-            except TimeoutError:
-                silent = f"the process that reads the files has not answered for {seconds:g} s"
-                raise ReaderFailed(silent, f"try again; see {self._log}") from None
-            except ChildEnded as ended:
-                # A process that has answered earlier requests may have ended long ago, which is no failure.
-                if not ended.process.has_answered:
-                    killed = ended.status is not None and ended.status < 0
-                    if was_killed or not killed:
-                        failed = f"the files cannot be read: the process that does it {_exit_reason(ended)}"
-                        raise ReaderFailed(failed, f"see {self._log}") from None
-                    was_killed = True
+        async with self._turn:
+            while True:
+                try:
+                    async with asyncio.timeout(seconds):
+                        answer = self._exchange(content)
+                        if stalled_seconds is not None:
+                            answer = _wait_unless_stalled(answer, lambda: self._helper.pid, stalled_seconds)
+                        return await answer
+                except TimeoutError:
+                    self._helper.kill_process()
+                    silent = f"the process that reads the files has not answered for {seconds:g} s"
+                    raise ReaderFailed(silent, f"try again; see {self._log}") from None
+                except (_Stalled, asyncio.CancelledError):
+                    self._helper.kill_process()
+                    raise
+                except LinkLost as lost:
+                    was_killed = await self._repeat_or_fail(lost, was_killed=was_killed)
 
-    def _start(self) -> HelperProcess:
+    async def _repeat_or_fail(self, lost: LinkLost, *, was_killed: bool) -> bool:
+        """Return if the request should be repeated, with whether its process was killed. Raises ReaderFailed."""
+        process, cause = self._helper.latest, lost.__cause__
+        if isinstance(lost, Refused):
+            raise ReaderFailed(f"the files cannot be read: {lost}", "try again") from None
+        if process is None or isinstance(cause, Refused) or (isinstance(cause, OSError) and cause.errno):
+            why = (
+                os.strerror(cause.errno)
+                if isinstance(cause, Refused | OSError) and cause.errno
+                else str(lost)
+            )
+            failed = f"the files cannot be read: {self._helper.kind.argv[0]} cannot be run: {why}"
+            raise ReaderFailed(failed, "is poolctl being installed at this moment? Try again") from lost
+        if process is self._answered:
+            self._answered = None
+            return was_killed  # it may have ended long ago, which is no failure
+        exit_ = await process.wait_briefly_for_exit()
+        if exit_ is not None and exit_.signal is not None and not was_killed:
+            return True
+        if exit_ is None:
+            how = "has closed its link"
+        elif exit_.signal is not None:
+            how = f"was killed by signal {exit_.signal}"
+        else:
+            how = f"ended with status {exit_.status}"
+        why = failure_reason(self._log, process.output_start)
+        failed = f"the files cannot be read: the process that does it {how}{f': {why}' if why else ''}"
+        raise ReaderFailed(failed, f"see {self._log}") from None
+
+    async def _exchange(self, content: bytes) -> Any:
+        """Send a request, and return the answer. Raises LinkLost, or ReaderFailed if the answer is unusable."""
         try:
-            return HelperProcess(self._command, output=self._log)
+            file = memory_file("poolctl-request", content, wire.SEALS)
         except OSError as error:
-            failed = f"the files cannot be read: {self._command[0]} cannot be run: {error.strerror or error}"
-            raise ReaderFailed(failed, "is poolctl being installed at this moment? Try again") from error
+            raise ReaderFailed(f"the files cannot be read: {error.strerror or error}", "try again") from error
+        try:
+            reply, fds = await self._helper.ask({"t": "request"}, [file])
+        finally:
+            os.close(file)
+        self._answered = self._helper.process
+        try:
+            installed = str(reply.get("version"))
+            if installed != __version__:
+                message = f"poolctl {installed} is installed, and this pool runs {__version__}"
+                raise ReaderFailed(message, "poolctl upgrade", installed)
+            # In a thread, so that the event loop is not blocked.
+            return await asyncio.to_thread(_read_and_unpickle, *fds)
+        except ReaderFailed:
+            raise
+        except Exception as error:
+            hint = "if poolctl is being installed at this moment, try again"
+            raise ReaderFailed(
+                f"what was read from the files cannot be taken over: {error!r}", hint
+            ) from error
+        finally:
+            close_fds(fds)
 
 
 @dataclass
@@ -321,7 +347,7 @@ class ActiveConfiguration:
         state_directory: str,
         store: StateStore,
         environments: dict[str, Mapping[str, str]],
-        reader: ConfigurationReader | None = None,
+        reader: ConfigurationReader,
     ) -> None:
         self.files = list(files)
         self.name = default_name(files[0])
@@ -341,7 +367,7 @@ class ActiveConfiguration:
         self._not_overlapping = ProgramsFile(os.path.join(state_directory, "no-overlap.json"))
         self._warned = os.path.join(state_directory, "warned.json")
         self._store = store
-        self._reader = reader or ConfigurationReader(store.directory)
+        self._reader = reader
         self._environment: Mapping[str, str] | None = None
         self._surroundings = Surroundings()
         self._port_range = (0, 0)
@@ -350,10 +376,11 @@ class ActiveConfiguration:
 
     async def take_over(self) -> list[ServerConfig] | None:
         """Take over the previous supervisor's configuration; returns its servers, or None if none was stored."""
+        await self._reader.adopt()
         stored = await self._store.configuration()
         if stored is None:
             return None
-        self.close()  # only a first start needs the reading process
+        self._reader.end()  # only a first start needs it now
         self.name, self.placed, self.missing = stored.name, stored.placed, set(stored.missing)
         self._surroundings, self._port_range = stored.surroundings, stored.port_range
         self._environment = stored.environment

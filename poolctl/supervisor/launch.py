@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_by_env_keys
-from poolctl.config.__main__ import READS
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.control import pool_lock, pool_paths
 from poolctl.control.client import clear_exit
@@ -161,7 +160,6 @@ def _start_keeper(
             "without": without,
         }
         keeper = bootstrap.command(sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True)
-        supervisor.argv = [*supervisor.argv, READS]  # its successors adopt the configuration that it has read
         keeper_pid = start_with_companions(keeper, _for_the_keeper(env), fds, [*programs.values()])
         if_failed.pop_all()
         return LaunchedKeeper(keeper_pid, write)
@@ -170,13 +168,18 @@ def _start_keeper(
 def _programs(
     files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, CompanionSpec]:
-    """Return the commands of the supervisor and of the runner's processes, such as the logger, by process name.
+    """Return the commands of the supervisor, its reader and the runner's processes, such as the logger, by their names.
 
     The environment variables `without` are not passed to the runner's processes.
     """
+    log = f"{pool_directory}/supervisor.log"
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     programs = {
-        fd_store.SUPERVISOR: CompanionSpec(supervisor, f"{pool_directory}/supervisor.log", session=False),
+        fd_store.SUPERVISOR: CompanionSpec(supervisor, log, session=False),
+        # So that it loads its libraries while the supervisor loads its own.
+        fd_store.CONFIG_READER: CompanionSpec(
+            bootstrap.command(sys.executable, "config_reader"), log, session=True
+        ),
     }
     try:
         return programs | companions(env, files, pool_directory, without)

@@ -63,8 +63,6 @@ from .verbs.verbs import AUDITED, Verbs
 if TYPE_CHECKING:
     from types import FrameType
 
-    from poolctl.child_process import HelperProcess
-
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
 _END_SECONDS = 15.0
@@ -89,15 +87,11 @@ logger = logging.getLogger("poolctl.supervisor")
 class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     """Runs one pool: the core that controls its servers, the commands, the health checks and the observers.
 
-    A `calm` supervisor, started after repeated crashes, only adopts the running workers and serves commands. `reader`
-    is the process that reads the files, or None if it has not been started.
+    A `calm` supervisor, started after repeated crashes, only adopts the running workers and serves commands.
     """
 
-    def __init__(
-        self, directory: str, files: Sequence[str], *, calm: bool, reader: HelperProcess | None
-    ) -> None:
+    def __init__(self, directory: str, files: Sequence[str], *, calm: bool) -> None:
         self._calm = calm
-        self._reader = reader
         self.directory = directory
         self.files = list(files)
         self._runtime_files = RuntimeFiles(directory, files)
@@ -157,6 +151,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         os.makedirs(logs, mode=0o700, exist_ok=True)
         soft, hard = hello["open_files"]
         self._helpers = Helpers(self._keeper, self.directory)
+        for report in self._early_exits:
+            self._helpers.handle_exit_report(report)
         environments: dict[str, Mapping[str, str]] = {}
         site = RunnerContext(
             keeper=self._keeper,
@@ -172,7 +168,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._clock = Clock()
         self._store = StateStore(self._keeper, self.directory)
         self._save_timer = SaveTimer(self._save_changes)
-        reader = ConfigurationReader(self.directory, self._reader)
+        reader = ConfigurationReader(self._helpers)
         self._configuration = ActiveConfiguration(
             self.files, state_directory, self._store, environments, reader
         )

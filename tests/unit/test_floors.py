@@ -26,6 +26,7 @@ FLOORS = {
     "json_form": 0, "feature": 0, "app_interface": 0, "file_access": 0, "installation": 0,
     "config": 1, "http": 1, "selection": 1, "routing": 1,
     "listeners": 2, "keeper": 2, "worker": 2, "logs": 2, "runners": 2, "probes": 2, "acceptor": 2,
+    "config_reader": 2,
     "core": 3,
     "pool": 4, "control": 4, "monitor": 4, "gateway": 4,
     "supervisor": 5,

@@ -14,14 +14,14 @@ from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from tests.deadline import wait_until
 from tests.integration.processes.test_both_killed import kill_both
-from tests.processes import children, descriptors, stat
+from tests.processes import children, command_line, descriptors, stat
 from tests.real_pool import RealPool
 
 # The process that the first supervisor starts works until a file appears.
 SLOW = """
 import os, sys, time
 
-if "config" in sys.orig_argv:
+if "config_reader" in sys.orig_argv:
     while not os.path.exists({gate!r}):
         time.sleep(0.01)
 """
@@ -176,7 +176,8 @@ def test_start_whose_supervisor_is_killed_during_the_reading_fails_and_leaves_no
 @pytest.mark.heavy
 def test_start_whose_reader_is_killed_at_work_reads_once_more(slow: SlowPool) -> None:
     starting = slow.spawn("start")
-    (reader,) = children(slow.supervisor())
+    keeper = stat(slow.supervisor()).parent
+    (reader,) = [pid for pid in children(keeper) if "config_reader" in command_line(pid)]
     os.kill(reader, signal.SIGKILL)
     slow.open()
     code, said = ended(starting)

@@ -528,7 +528,7 @@ def test_store_holds_what_the_command_opened_and_started_before_the_keeper_ran()
             ("lock", None, [lock]),
             ("inherited", ["web", "api"], [web, api]),
             ("zygote /bin/python", of_zygote, [zygote]),
-            ("logger", None, [logger]),
+            ("logger", {**of_zygote, "pid": os.getppid(), "start": process_start(os.getppid())}, [logger]),
         ]
         assert not any(os.get_inheritable(fd) for _, _, fds in store.rows() for fd in fds)
     finally:

@@ -27,6 +27,7 @@ from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call, VerbContext
 from poolctl.supervisor.verbs.verbs import Verbs
+from tests.helper_keeper import executing_helpers
 from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import SlowRunner
 
@@ -38,7 +39,7 @@ class Files(ActiveConfiguration):
         keeper: Any = None
         directory = tempfile.mkdtemp()  # for the log of a reader, which `add` starts
         weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
-        reader = ConfigurationReader(directory)
+        reader = ConfigurationReader(executing_helpers(directory))
         super().__init__(["/nowhere/pool.toml"], "/nowhere", StateStore(keeper, ""), {}, reader)
         self.written = list(servers)
         self.wrong: list[ErrorEntry] = []

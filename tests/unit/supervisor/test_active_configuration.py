@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,7 @@ import pytest
 
 import poolctl
 from poolctl import ServerConfig
-from poolctl.child_process import HelperProcess
 from poolctl.config import Reading, Surroundings, Tables
-from poolctl.config.__main__ import reader_command
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.core.core import Core
 from poolctl.errors import PoolValidateError
@@ -28,8 +27,11 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.keeper import Store
 from poolctl.platform import read_json_object
+from poolctl.runners.helper_process import HelperProcess
+from poolctl.runners.process_link import PING
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.supervisor.active_configuration import (
+    CONFIG_READER,
     ActiveConfiguration,
     ConfigurationLoadResult,
     ConfigurationReader,
@@ -42,6 +44,7 @@ from poolctl.supervisor.active_configuration import (
 )
 from poolctl.supervisor.takeover.state_store import StateStore, encoded
 from tests.deadline import wait_until
+from tests.helper_keeper import executing_helpers
 from tests.manual_clock import ManualClock
 from tests.processes import children, command_line, is_alive
 from tests.unit.core.ordered_core import RecordedEvents
@@ -49,6 +52,7 @@ from tests.unit.runners.scripted_runner import SlowRunner
 
 from .test_state_store import StoreLink
 
+ANSWER = f"{{'id': next_request(), 'version': '{poolctl.__version__}'}}"
 WEB = '[[server]]\nname = "web"\nbind = "127.0.0.1:9001"\napp = "any:app"\ntags = ["${TAG:-none}"]\n'
 
 
@@ -60,9 +64,27 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(bounded())
 
 
-def program(text: str) -> list[str]:
-    """A program in the place of the process; `link` is its socket."""
-    return [sys.executable, "-c", f"import os, signal, socket, sys\nlink = socket.socket(fileno=0)\n{text}"]
+def reader_in(
+    directory: Path, argv: Sequence[str] = CONFIG_READER.argv, *, idle_seconds: float = 10.0, **options: Any
+) -> ConfigurationReader:
+    """A reader whose keeper is this process."""
+    kind = replace(CONFIG_READER, argv=(*argv,), idle_seconds=idle_seconds)
+    return ConfigurationReader(executing_helpers(str(directory)), kind, **options)
+
+
+def program(text: str, *, up: bool = True) -> list[str]:
+    """A program in the place of the process; `link` is its end of the link, and `next_request()` waits for one."""
+    setup = (
+        "import os, pickle, signal, sys\n"
+        "from poolctl.keeper import wire\n"
+        "from poolctl.platform import memory_file\n"
+        "link = wire.socket_from_fd(3)\n"
+        "def next_request():\n"
+        "    while 'id' not in (message := wire.receive(link, wait=True)[0]): pass\n"
+        "    return message['id']\n"
+        f"if {up}: wire.send(link, {{'t': 'up'}})\n"
+    )
+    return [sys.executable, "-c", setup + text, "config"]
 
 
 async def read(reader: ConfigurationReader, *files: Path, env: dict[str, str] | None = None) -> Reading:
@@ -74,7 +96,7 @@ def failure(directory: Path, command: list[str]) -> ReaderFailed:
     """How a request fails with this program in the place of the process."""
 
     async def scenario() -> ReaderFailed:
-        reader = ConfigurationReader(str(directory), command=command)
+        reader = reader_in(directory, command)
         with pytest.raises(ReaderFailed) as failed:
             await read(reader, directory / "pool.toml")
         assert failed.value.result.exit_code == 8
@@ -110,7 +132,7 @@ def test_files_are_read_with_the_variables_given_and_problems_have_their_places(
     bad.write_text("[[server]]\nbinf = 1\n")
 
     async def scenario() -> None:
-        reader = ConfigurationReader(str(tmp_path))
+        reader = reader_in(tmp_path)
         reading = await read(reader, good, env={"TAG": "secret"})
         assert ([each.name for each in reading.servers], reading.problems) == (["web"], [])
         assert reading.servers[0].tags == ("secret",)
@@ -133,7 +155,7 @@ def test_of_several_files_the_one_of_each_server_is_named(tmp_path: Path) -> Non
     other.write_text(WEB.replace("web", "api").replace("9001", "9002"))
 
     async def scenario() -> None:
-        reader = ConfigurationReader(str(tmp_path))
+        reader = reader_in(tmp_path)
         assert (await read(reader, one, other)).files == {"web": str(one), "api": str(other)}
         assert (await read(reader, one)).files == {}
         reader.close()
@@ -147,7 +169,7 @@ def test_what_is_outside_is_looked_at_for_the_reading_that_is_asked_about(tmp_pa
     file.write_text(WEB + 'env_file = "missing.env"\n')
 
     async def scenario() -> None:
-        reader = ConfigurationReader(str(tmp_path))
+        reader = reader_in(tmp_path)
         number, _ = await reader.read([str(file)], None, access_log=False)
         await read(reader, file)
         problems, warnings = await reader.check_external(number, ["web"])
@@ -156,7 +178,7 @@ def test_what_is_outside_is_looked_at_for_the_reading_that_is_asked_about(tmp_pa
         os.kill(readers()[0], signal.SIGKILL)
         assert await reader.check_external(number, ["web"]) == (problems, warnings), "it reads them again"
         file.write_text(WEB)
-        reader.close()
+        reader.end()
         with pytest.raises(ReaderFailed, match="have changed since they were read"):
             await reader.check_external(number, ["web"])
         reader.close()
@@ -169,7 +191,7 @@ def test_server_that_is_added_gets_the_defaults_of_the_files_and_its_problems_ar
     tmp_path: Path,
 ) -> None:
     async def scenario() -> None:
-        reader = ConfigurationReader(str(tmp_path))
+        reader = reader_in(tmp_path)
         around = Surroundings({"tags": ["all"]}, str(tmp_path))
         table = {"name": "new", "bind": "127.0.0.1:9002", "app": "any:app"}
         assert (await reader.server_of_table(around, table, str(tmp_path), None)).tags == ("all",)
@@ -188,7 +210,7 @@ def test_places_of_keys_are_known_until_the_file_changes(tmp_path: Path) -> None
     file.write_text(WEB)
 
     async def scenario() -> None:
-        reader = ConfigurationReader(str(tmp_path))
+        reader = reader_in(tmp_path)
         marks = (await read(reader, file)).marks
         found = await reader.origins([str(file)], None, marks, ["web", "added"])
         assert found.keys() == {"web"}
@@ -206,7 +228,7 @@ def test_process_ends_when_it_is_not_used_and_another_one_is_started(tmp_path: P
     file.write_text(WEB)
 
     async def scenario() -> None:
-        reader = ConfigurationReader(str(tmp_path), idle_seconds=0.05)
+        reader = reader_in(tmp_path, idle_seconds=0.05)
         await read(reader, file)
         while readers():
             await asyncio.sleep(0.01)
@@ -222,7 +244,7 @@ def test_process_that_was_killed_since_is_replaced_unnoticed(tmp_path: Path) -> 
     file.write_text(WEB)
 
     async def scenario() -> None:
-        reader = ConfigurationReader(str(tmp_path))
+        reader = reader_in(tmp_path)
         await read(reader, file)
         (before,) = readers()
         os.kill(before, signal.SIGKILL)
@@ -241,7 +263,7 @@ def test_process_that_is_killed_while_it_reads_is_replaced_once(tmp_path: Path, 
     trace.touch()
     text = f"""
 import os, signal
-import poolctl.config.__main__ as part
+import poolctl.config_reader.__main__ as part
 with open({str(trace)!r}, "a") as trace:
     trace.write("x")
     trace.flush()
@@ -252,7 +274,7 @@ part.main()
     command = [sys.executable, "-c", text, "config"]
 
     async def scenario() -> None:
-        reader = ConfigurationReader(str(tmp_path), command=command)
+        reader = reader_in(tmp_path, command)
         if times == 1:
             assert len((await read(reader, file)).servers) == 1
         else:
@@ -265,13 +287,18 @@ part.main()
 
 
 @pytest.mark.slow
-def test_process_that_was_started_before_answers_the_first_request(tmp_path: Path) -> None:
+def test_process_that_was_started_with_the_pool_answers_the_first_request(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB)
 
     async def scenario() -> None:
-        process = HelperProcess(reader_command(), output=str(tmp_path / "log"))
-        reader = ConfigurationReader(str(tmp_path), process)
+        first, helpers = executing_helpers(str(tmp_path)), executing_helpers(str(tmp_path))
+        process = await HelperProcess.spawn(first._keeper, str(tmp_path), CONFIG_READER, "")
+        keeper: Any = helpers._keeper
+        keeper.hold(fd_store.CONFIG_READER, process.known, process.link.sock.dup())
+        process.link.close()
+        reader = ConfigurationReader(helpers)
+        await reader.adopt()
         assert len((await read(reader, file)).servers) == 1
         assert readers() == [process.pid]
         reader.close()
@@ -284,10 +311,11 @@ def test_process_that_was_started_before_answers_the_first_request(tmp_path: Pat
     [
         ("sys.exit('no library here')", "ended with status 1: no library here"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by signal 9"),
-        ("link.recv(9); link.send(b'poolctl'); sys.exit(3)", "ended with status 3"),
-        ("link.recv(9); link.send(b'Hello, world\\n'); link.recv(9999)", "answered 'Hello, world'"),
-        (f"link.send(b'poolctl {poolctl.__version__} 2\\nno'); link.recv(9999)", "cannot be taken over"),
-        (f"link.send(b'poolctl {poolctl.__version__} 999\\nno')", "ended with status 0"),
+        ("next_request(); sys.exit(3)", "ended with status 3"),
+        ("wire.send(link, {'id': next_request(), 'error': 'no room'}); next_request()", "no room"),
+        (f"wire.send(link, {ANSWER}, [memory_file('', b'no', wire.SEALS)]); next_request()", "taken over"),
+        (f"wire.send(link, {ANSWER}, [memory_file('', pickle.dumps(1))]); next_request()", "taken over"),
+        (f"wire.send(link, {ANSWER}); next_request()", "taken over"),
     ],
 )
 def test_process_that_does_not_answer_is_an_error_with_the_reason(
@@ -301,7 +329,7 @@ def test_process_that_does_not_answer_is_an_error_with_the_reason(
 
 def test_process_that_ends_by_itself_before_it_has_answered_is_not_started_again(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    found = failure(tmp_path, program(f"open({str(trace)!r}, 'a').write('x')"))
+    found = failure(tmp_path, program(f"open({str(trace)!r}, 'a').write('x')", up=False))
     assert "ended with status 0" in str(found)
     assert trace.read_text() == "x"
 
@@ -311,16 +339,18 @@ def test_process_that_cannot_be_run_is_an_error(tmp_path: Path) -> None:
 
 
 def test_answer_of_another_version_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
-    found = failure(tmp_path, program("link.send(b'poolctl 99.1.2 5\\n12345'); link.recv(9999)"))
+    found = failure(
+        tmp_path, program("wire.send(link, {'id': next_request(), 'version': '99.1.2'}); next_request()")
+    )
     assert str(found) == f"poolctl 99.1.2 is installed, and this pool runs {poolctl.__version__}"
     assert (found.installed, found.hint) == ("99.1.2", "poolctl upgrade")
 
 
-def first_failure(directory: Path, text: str, stalled_seconds: float) -> str:
+def first_failure(directory: Path, argv: Sequence[str], stalled_seconds: float) -> str:
     """How the first reading of a pool fails with this program in the place of the process."""
 
     async def scenario() -> str:
-        reader = ConfigurationReader(str(directory), command=program(text), stalled_seconds=stalled_seconds)
+        reader = reader_in(directory, argv, stalled_seconds=stalled_seconds)
         with pytest.raises(ReaderFailed) as failed:
             await reader.read(["pool.toml", "more.toml"], None, access_log=False, first=True)
         wait_until(lambda: not readers(), what="the process is ended")
@@ -330,15 +360,17 @@ def first_failure(directory: Path, text: str, stalled_seconds: float) -> str:
     return found
 
 
-def test_first_reading_ends_when_its_process_uses_no_processor_time(tmp_path: Path) -> None:
-    said = first_failure(tmp_path, "signal.pause()  # config", 0.5)
+@pytest.mark.parametrize("up", [True, False])
+def test_first_reading_ends_when_its_process_uses_no_processor_time(tmp_path: Path, up: bool) -> None:
+    said = first_failure(tmp_path, program("signal.pause()", up=up), 0.5)
     assert said.startswith("pool.toml and more.toml cannot be read: the process that does it (pid ")
     assert said.endswith(") has used no processor time for 0.5 s")
 
 
 def test_first_reading_goes_on_for_as_long_as_its_process_works(tmp_path: Path) -> None:
     works = "import time\nend = time.monotonic() + 4.5\nwhile time.monotonic() < end: time.sleep(0.01)\n"
-    said = first_failure(tmp_path, f"{works}link.send(b'poolctl 99.1.2 0\\n')  # config", 3.0)
+    answer = "wire.send(link, {'id': next_request(), 'version': '99.1.2'})\n"
+    said = first_failure(tmp_path, program(works + answer), 3.0)
     assert said.startswith("poolctl 99.1.2 is installed")
 
 
@@ -348,41 +380,51 @@ def test_request_that_is_cancelled_ends_the_process_and_the_next_one_is_answered
     file.write_text(WEB)
 
     async def scenario() -> None:
-        reader = ConfigurationReader(str(tmp_path), command=program("signal.pause()  # config"))
+        go = tmp_path / "go"
+        hangs = f"if not os.path.exists({str(go)!r}): signal.pause()\n"
+        serves = "from poolctl.config_reader.__main__ import main\nmain()"
+        reader = reader_in(tmp_path, [sys.executable, "-c", f"import os, signal\n{hangs}{serves}", "config"])
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await read(reader, file)
         wait_until(lambda: not readers())
-        reader._command = reader_command()
+        go.touch()
         assert len((await read(reader, file)).servers) == 1
         reader.close()
 
     run(scenario())
 
 
-def test_process_ends_with_the_supervisor_in_the_middle_of_a_read(tmp_path: Path) -> None:
+def test_process_answers_pings_in_the_middle_of_a_read_and_ends_then_with_keeper_and_supervisor(
+    tmp_path: Path,
+) -> None:
     hangs = (
-        "import signal, poolctl.config.__main__ as part\n"
+        "import signal, poolctl.config_reader.__main__ as part\n"
         "part.ConfigRequestHandler.read = lambda *given: (print('hangs', flush=True), signal.pause())\n"
         "part.main()"
     )
-    log = tmp_path / "log"
-    supervisor = (
-        "import asyncio, os, signal\n"
-        "from poolctl.child_process import HelperProcess\n"
-        "from poolctl.config.__main__ import encode_request\n"
-        f"process = HelperProcess([{sys.executable!r}, '-c', {hangs!r}], output={str(log)!r})\n"
-        "print(process.pid, flush=True)\n"
-        "asyncio.run(process.send(encode_request(('read', 1, ['pool.toml'], None, False))))\n"
-        "signal.pause()"
-    )
-    with subprocess.Popen([sys.executable, "-c", supervisor], stdout=subprocess.PIPE) as asker:
-        assert asker.stdout is not None
-        pid = int(asker.stdout.readline())
-        wait_until(lambda: log.read_text() == "hangs\n")
-        assert is_alive(pid)
-        asker.kill()
-    wait_until(lambda: not is_alive(pid))
+
+    async def scenario() -> None:
+        reader = reader_in(tmp_path, [sys.executable, "-c", hangs, "config"])
+        reading = asyncio.ensure_future(read(reader, tmp_path / "pool.toml"))
+        log = tmp_path / "supervisor.log"
+        while not log.exists() or log.read_text() != "hangs\n":
+            await asyncio.sleep(0.01)
+        process = reader._helper.process
+        assert process is not None
+        heard = process.link.heard
+        process.link.send(PING)
+        while process.link.heard == heard:
+            await asyncio.sleep(0.01)
+        keeper: Any = reader._helper._keeper
+        keeper.close()
+        process.link.close()
+        wait_until(lambda: not is_alive(process.pid))
+        reading.cancel()
+        await asyncio.wait({reading})
+        reader.close()
+
+    run(scenario())
 
 
 @pytest.mark.slow
@@ -415,7 +457,8 @@ class Pool:
     def configuration(self) -> ActiveConfiguration:
         """That of another supervisor."""
         store = StateStore(self.link, str(self.runtime))
-        return ActiveConfiguration([str(self.file)], str(self.directory), store, self.environments)
+        reader = reader_in(self.runtime)
+        return ActiveConfiguration([str(self.file)], str(self.directory), store, self.environments, reader)
 
     def scenario(self, work: Callable[[ActiveConfiguration], Coroutine[Any, Any, None]]) -> None:
         async def whole() -> None:
@@ -548,7 +591,7 @@ def test_stop_during_the_first_reading_is_its_result_and_later_it_does_nothing(t
 
 def test_files_that_no_process_can_read_are_a_conflict(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
-        configuration._reader = ConfigurationReader(str(tmp_path), command=["/nowhere/python"])
+        configuration._reader = reader_in(tmp_path, ["/nowhere/python"])
         assert await configuration.try_read_first_servers() == []
         assert configuration.exit_code == CONFLICT
         assert "/nowhere/python cannot be run" in configuration.problems[0].message
@@ -709,7 +752,7 @@ def test_places_of_keys_are_empty_before_the_files_are_read_and_for_no_server(tm
         assert found is not None
         assert found["bind"].endswith("pool.toml:3")
         configuration.close()
-        configuration._reader = ConfigurationReader(str(tmp_path), command=["/nowhere/python"])
+        configuration._reader = reader_in(tmp_path, ["/nowhere/python"])
         assert await configuration.key_origins(["web"]) == {}
 
     Pool(tmp_path).scenario(work)

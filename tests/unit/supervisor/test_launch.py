@@ -105,7 +105,7 @@ def test_keeper_gets_the_control_socket_and_links_to_its_companions(pool: Pool, 
     assert plan["supervisor"][-2:] == [str(pool.directory), str(pool.file)]
     assert plan["begun"][0] == "supervisor"
     supervisor = keeper.companions[0]
-    assert supervisor.argv == [*plan["supervisor"], launching.READS]
+    assert supervisor.argv == plan["supervisor"]
     assert len(keeper.companions) == len(plan["begun"])
     assert all(len(each.fds) == 1 for each in keeper.companions)
     assert keeper.kinds == ["socket"] * (1 + len(plan["begun"]))

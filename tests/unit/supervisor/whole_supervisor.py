@@ -80,6 +80,12 @@ class Reader:
     async def origins(self, *given: Any) -> dict[str, Any]:
         return {}
 
+    async def adopt(self) -> None:
+        pass
+
+    def end(self) -> None:
+        self.is_closed = True
+
     def close(self) -> None:
         self.is_closed = True
 
@@ -251,7 +257,7 @@ class WholeSupervisor:
         monkeypatch.setattr(logging, "shutdown", lambda: self.note("log closed"))
         monkeypatch.setattr(supervisor, "FeatureParts", Parts)
         monkeypatch.setattr(supervisor, "Clock", lambda: self.clock)
-        monkeypatch.setattr(supervisor, "ConfigurationReader", lambda directory, process: self.reader)
+        monkeypatch.setattr(supervisor, "ConfigurationReader", lambda helpers: self.reader)
         monkeypatch.setattr(supervisor, "KeeperExitWatchdog", lambda *given: self.hangs.append(given))
         monkeypatch.setattr(supervisor, "hand_over_to_new_keeper", replaces)
         monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))
@@ -276,7 +282,7 @@ class WholeSupervisor:
 
         self.loop.run_until_complete(start())
         self._monkeypatch.setattr(supervisor, "KEEPER_FD", ours.detach())
-        self.supervisor = Supervisor(str(self.directory), ["/srv/pool.toml"], calm=calm, reader=None)
+        self.supervisor = Supervisor(str(self.directory), ["/srv/pool.toml"], calm=calm)
         self.running = self.loop.create_task(self.supervisor.run())
         if hello:
             self.keeper.send("hello", pid=KEEPER_PID, open_files=[100, 200])

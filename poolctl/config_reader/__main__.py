@@ -1,10 +1,10 @@
-"""Runs the process `poolctl-config`, which reads configuration files for the supervisor and exits with the supervisor.
+"""Runs the process `poolctl-config`, which reads configuration files for the supervisor.
 
 The process is separate from the supervisor because validation needs memory and libraries that load slowly.
 
-The standard input is a socket to the supervisor, from a socket pair that only the pool has. A request is a length
-(8 bytes) and a pickled tuple: the name of a method of the class Reader, and the method's arguments. An answer is a
-line, `poolctl VERSION LENGTH`, and a pickled value of LENGTH bytes.
+A request has a file in memory with a pickled tuple: the name of a method of the class ConfigRequestHandler, and the
+method's arguments. An answer names the `version` of poolctl on disk, and has such a file with the pickled result,
+unless that version is another one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 import _thread
 import gc
 import os
-import select
-import socket
-import sys
+from queue import SimpleQueue
 
 from poolctl import __version__, bootstrap
 from poolctl.config import disable_pydantic_plugins
-from poolctl.platform import name_process
+from poolctl.keeper import wire
+from poolctl.keeper.supervisor_link import SupervisorLink
+from poolctl.platform import memory_file, name_process, read_sealed_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,67 +28,67 @@ if TYPE_CHECKING:
     from poolctl.config import Configuration, Marks, Reading, ServerConfig, Surroundings
     from poolctl.errors import PoolError
 
-# The argument that makes a supervisor read its files.
-READS = "--reads"
-_LENGTH_BYTES = 8
+    Requests = SimpleQueue[tuple[wire.Message, list[int]]]
+
+MOST_BYTES = 1 << 30
 # Maximum number of readings kept for later requests about their files, users and programs.
 MOST_KEPT = 3
 _GARBAGE = 200_000
 
 
-def reader_command() -> list[str]:
-    """The command that starts the process that reads configuration files."""
-    return bootstrap.command(sys.executable, "config")
-
-
-def encode_request(request: tuple[object, ...]) -> bytes:
-    """Pickle a request, and put the length of the result (8 bytes, big-endian) before it."""
-    import pickle  # slow, and not needed by the command that starts the pool
-
-    content = pickle.dumps(request)
-    return len(content).to_bytes(_LENGTH_BYTES, "big") + content
-
-
 def main() -> None:
-    """Answer the supervisor's requests until it closes its end of the socket."""
-    import pickle
-
+    """Answer the supervisor's requests until it orders the end, or keeper and supervisor are gone."""
     name_process("poolctl-config")
-    link = socket.socket(fileno=0)
-    _thread.start_new_thread(_exit_on_hangup, (link.fileno(),))
+    link = SupervisorLink.inherited()
+    requests: Requests = SimpleQueue()
+    _thread.start_new_thread(_receive_requests, (link, requests))
+    link.try_send({"t": "up"})
     # Neither imports nor values create cyclic garbage, and collections take a tenth of the time of the first answer.
     gc.set_threshold(_GARBAGE)
     disable_pydantic_plugins()
     from poolctl.config import Surroundings
 
-    reader = ConfigRequestHandler()
+    handler = ConfigRequestHandler()
     # Imports the validation and builds its models before the first request arrives.
-    reader.added(Surroundings(), {}, "/", {})
-    try:
-        with link, link.makefile("rb") as requests:
-            while len(size := requests.read(_LENGTH_BYTES)) == _LENGTH_BYTES:
-                request = requests.read(int.from_bytes(size, "big"))
-                try:
-                    name, *arguments = pickle.loads(request)
-                except (ImportError, AttributeError):
-                    content = b""  # a supervisor of another version names modules that are missing here
-                else:
-                    content = pickle.dumps(getattr(reader, name)(*arguments))
-                # This process may have read files of two versions.
-                version = bootstrap.installed_version()
-                # Neither version can use values made by a mixture of both.
-                content = content if version == __version__ else b""
-                link.sendall(b"poolctl %s %d\n%s" % (version.encode(), len(content), content))
-    except OSError:
-        pass  # the supervisor has ended
+    handler.added(Surroundings(), {}, "/", {})
+    while True:
+        message, fds = requests.get()
+        answer(handler, link, message, fds)
 
 
-def _exit_on_hangup(link: int) -> None:
-    """Exit as soon as the supervisor closes its end of the socket `link`, even while another thread is blocked."""
-    poll = select.poll()
-    poll.register(link, 0)  # a hang-up is always reported
-    poll.poll()
+def _receive_requests(link: SupervisorLink, requests: Requests) -> None:
+    """Receive requests, and answer pings, while the main thread may be blocked; then exit, whatever it is doing."""
+    while (received := link.wait_and_receive()) is not None:
+        requests.put(received)
     os._exit(0)
+
+
+def answer(
+    handler: ConfigRequestHandler, link: SupervisorLink, message: wire.Message, fds: Sequence[int]
+) -> None:
+    """Answer one request. Raises OSError if there is no supervisor."""
+    import pickle  # slow, and so after the first request has been asked for
+
+    (file,) = fds
+    try:
+        request = read_sealed_file(file, wire.SEALS, MOST_BYTES)
+    finally:
+        os.close(file)
+    content = b""
+    try:
+        name, *arguments = pickle.loads(request)
+    except (ImportError, AttributeError):
+        pass  # a supervisor of another version names modules that are missing here
+    else:
+        content = pickle.dumps(getattr(handler, name)(*arguments))
+    # This process may have read files of two versions, and neither version can use values made by a mixture of both.
+    version = bootstrap.installed_version()
+    found = [memory_file("poolctl-answer", content, wire.SEALS)] if version == __version__ and content else []
+    try:
+        link.send({"id": message["id"], "version": version}, found)
+    finally:
+        for each in found:
+            os.close(each)
 
 
 class ConfigRequestHandler:

@@ -1,0 +1,1 @@
+"""The process that reads configuration files, and validates servers, for the supervisor."""
