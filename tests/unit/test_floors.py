@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     "errors": 0, "exit_codes": 0, "states": 0, "clock": 0, "units": 0, "address": 0, "platform": 0, "bootstrap": 0,
-    "safe_open": 0, "private_directory": 0, "child_process": 0, "daemon_threads": 0, "time_windows": 0,
+    "safe_open": 0, "private_directory": 0, "daemon_threads": 0, "time_windows": 0,
     "json_form": 0, "feature": 0, "app_interface": 0, "file_access": 0, "installation": 0,
     "config": 1, "http": 1, "selection": 1, "routing": 1,
     "listeners": 2, "keeper": 2, "worker": 2, "logs": 2, "runners": 2, "probes": 2, "acceptor": 2,
@@ -69,7 +69,7 @@ ALIASES = {"gateway/operator.py"}
 
 STANDARD_LIBRARY_ONLY = [
     "keeper", "acceptor", "logs", "platform", "errors", "exit_codes", "states", "clock", "address", "units",
-    "json_form", "child_process", "feature", "file_access", "installation", "selection", "http", "routing",
+    "json_form", "feature", "file_access", "installation", "selection", "http", "routing",
     "gateway.routes", "gateway.operator", "private_directory",
 ]  # fmt: skip
 LIGHT = [
