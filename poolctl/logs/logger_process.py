@@ -49,6 +49,7 @@ from .log_line import as_json, stamp, with_timestamp_prefix
 
 CONTROL_DESCRIPTOR = 3
 _REPORT_EVERY_SECONDS = 1.0
+_ORPHAN_CHECK_SECONDS = 0.2
 _SYNC_BYTES = 4 * 1024 * 1024
 _SHORTEST_AGE_CHECK_SECONDS, _LONGEST_AGE_CHECK_SECONDS = 0.05, 3600.0
 # Maximum bytes per read of one pipe, so that a server that floods its output does not starve the others. Longer lines
@@ -327,12 +328,13 @@ class OutputLogger:
                     self._receive_orders()
                     if not self._open:
                         self._epoll.unregister(fd)
-                        self._listen_for_takeover()
                 elif self._handover is not None and self._handover.has(fd):
                     streams = list(self._streams.values())
                     self._end_ordered = self._handover.serve(fd, streams, self._spool.fds)
                 elif fd in self._streams:
                     self._pump_and_may_have_more(self._streams[fd])
+            if not self._open:
+                self._listen_for_takeover()
             self._rotate_old()
             self._report_dropped_if_due()
             self._send_reports()
@@ -349,14 +351,22 @@ class OutputLogger:
         self._spool.close()
 
     def _listen_for_takeover(self) -> None:
-        """Listen for a new pool to take over the servers' pipes, after supervisor and keeper have exited."""
-        if self._directory is not None and self._streams:
-            with contextlib.suppress(OSError):
+        """Listen for a new pool to take over the servers' pipes, after supervisor and keeper have exited.
+
+        Called repeatedly, because the listener's file may be removed: no pool would find this process.
+        """
+        if self._directory is None or not self._streams:
+            return
+        with contextlib.suppress(OSError):
+            if self._handover is None:
                 self._handover = PipeHandover(self._directory, self._epoll)
+            else:
+                self._handover.listen_again_if_removed()
 
     def _timeout(self) -> float:
         times = [] if self._age_at is None else [self._age_at]
         times += [self._report_at] if self._streams_with_loss else []
+        times += [] if self._open else [time.monotonic() + _ORPHAN_CHECK_SECONDS]
         return max(0.0, min(times) - time.monotonic()) if times else -1
 
     def _rotate_old(self) -> None:
@@ -519,10 +529,22 @@ class PipeHandover:
     def __init__(self, directory: str, epoll: select.epoll) -> None:
         self.taken = self.spool_taken = False
         self._epoll = epoll
-        self._listener, self._path = rendezvous.bind_new_socket(directory, pool_files.LOGGER)
-        self._listener.listen()
+        self._directory = directory
         self._connections: dict[int, socket.socket] = {}
-        epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._listen()
+
+    def _listen(self) -> None:
+        self._listener, self._path = rendezvous.bind_new_socket(self._directory, pool_files.LOGGER)
+        self._listener.listen()
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+
+    def listen_again_if_removed(self) -> None:
+        """Listen at a new path if the listener's file was removed. Raises OSError; then the listener is unchanged."""
+        if not os.path.lexists(self._path):
+            before = self._listener
+            self._listen()
+            self._epoll.unregister(before.fileno())
+            before.close()
 
     def has(self, fd: int) -> bool:
         """Whether the descriptor is the listener or one of its connections."""

@@ -82,16 +82,22 @@ class SupervisedProcess(LinkHandler):
         """Begin to listen on a socket of this kind in the pool's directory, where a supervisor can adopt this process.
 
         Does not wait. A supervisor that connects is sent the messages of `messages_for_adopter`. Binding the socket is
-        repeated if it fails.
+        repeated if it fails, and when the socket's file was removed.
         """
         loop = asyncio.get_running_loop()
-        try:
-            self._orphan_listener, self._orphan_path = rendezvous.bind_new_socket(directory, kind)
-        except OSError:
-            self._bind_again = loop.call_later(_BIND_AGAIN_SECONDS, self.listen_for_adoption, directory, kind)
+        self._bind_again = loop.call_later(_BIND_AGAIN_SECONDS, self.listen_for_adoption, directory, kind)
+        if self._orphan_listener is not None and os.path.lexists(self._orphan_path):
             return
-        self._orphan_listener.listen()
-        loop.add_reader(self._orphan_listener.fileno(), self._accept_adopter, self._orphan_listener)
+        try:
+            listener, self._orphan_path = rendezvous.bind_new_socket(directory, kind)
+        except OSError:
+            return
+        if self._orphan_listener is not None:
+            loop.remove_reader(self._orphan_listener.fileno())
+            self._orphan_listener.close()
+        self._orphan_listener = listener
+        listener.listen()
+        loop.add_reader(listener.fileno(), self._accept_adopter, listener)
 
     def messages_for_adopter(self) -> AdoptionMessages:
         """The messages, with sockets, that give an adopting supervisor the state that it cannot recreate."""

@@ -42,7 +42,7 @@ _STACKS = b'{"event":"stacks"}'
 _STARTED = b"INFO:     Application startup complete.\n"
 _ENDED = b"INFO:     Application shutdown complete.\n"
 _NONE_ASKED = 1  # earlier than any heartbeat
-_OUTPUT_CHECK_SECONDS = 0.2
+_ORPHAN_CHECK_SECONDS = 0.2
 UNCOUNTED = "POOLCTL_UNCOUNTED"  # an environment variable for benchmarks: nothing is counted
 
 
@@ -408,10 +408,9 @@ class OrphanListener:
         self._path = ""
         if bound is None:
             bound, self._path = rendezvous.bind_new_socket(spec["orphanage"]["directory"], pool_files.WORKER)
-        self._listener, self._needs_another = bound, not self._path
-        self._listener.listen()
-        self._loop.add_reader(self._listener.fileno(), self._accept_and_send_greeting)
-        self._discard_output_once_closed()
+        self._needs_another = not self._path
+        self._listen(bound)
+        self._check_repeatedly()
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -427,12 +426,29 @@ class OrphanListener:
         if self._path:
             pool_files.unlink_quietly(self._path)
 
-    def _discard_output_once_closed(self) -> None:
-        # Checked repeatedly, because the logger may exit later, or may not have closed the pipe yet.
+    def _listen(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._listener.listen()
+        self._loop.add_reader(self._listener.fileno(), self._accept_and_send_greeting)
+
+    def _check_repeatedly(self) -> None:
+        # The logger may exit later, or may not have closed the pipe yet.
         if output_is_unread():
             # An application that prints must not fail because the logger has been killed too.
             process_setup.discard_output()
-        self._checking = self._loop.call_later(_OUTPUT_CHECK_SECONDS, self._discard_output_once_closed)
+        if self._path and not os.path.lexists(self._path):
+            with contextlib.suppress(OSError):
+                self._listen_at_new_path()
+        self._checking = self._loop.call_later(_ORPHAN_CHECK_SECONDS, self._check_repeatedly)
+
+    def _listen_at_new_path(self) -> None:
+        """Replace the listener, whose file was removed: no supervisor would find this worker."""
+        listener, self._path = rendezvous.bind_new_socket(
+            self._spec["orphanage"]["directory"], pool_files.WORKER
+        )
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._listen(listener)
 
     def _accept_and_send_greeting(self) -> None:
         connection = rendezvous.accept(self._listener, self._uids)

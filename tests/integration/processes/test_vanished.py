@@ -157,6 +157,31 @@ def test_runtime_directory_that_is_removed_is_private_again(
     pool.ok("stop")
 
 
+@pytest.mark.slow
+def test_what_outlives_keeper_and_supervisor_is_found_after_its_directory_was_removed(
+    pool: RealPool, until: Any
+) -> None:
+    pool.write_hello()
+    with (pool.directory / "pool.toml").open("a") as file:
+        file.write(
+            '[[server]]\nname = "program"\ncommand = ["python3", "-c", "import time; time.sleep(1000)"]\n'
+        )
+    pool.ok("start")
+    before = {name: item["pids"] for name, item in pool.items().items()}
+    kill_both(pool, until)
+
+    def all_listen() -> bool:
+        """The worker and the logger, which knows the program."""
+        return {path.name[0] for path in pool.runtime.glob("*/[wl].*")} == {"w", "l"}
+
+    until(all_listen)
+    shutil.rmtree(pool.runtime)
+    until(all_listen)
+    pool.ok("start")
+    assert {name: item["pids"] for name, item in pool.items().items()} == before
+    pool.ok("stop")
+
+
 def test_a_directory_that_is_removed_is_made_again(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.ok("start")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Coroutine
@@ -204,6 +205,27 @@ def test_orphan_that_cannot_listen_tries_again(tmp_path: Path, monkeypatch: pyte
         await introduced(sock)
         sock.close()
         await stage.close()
+
+    run(scenario())
+
+
+def test_orphan_whose_socket_was_removed_listens_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised_process, "_BIND_AGAIN_SECONDS", 0.001)
+    directory = tmp_path / "root" / "pool"
+
+    async def scenario() -> None:
+        stage = Stage(directory)
+        stage.supervisor.close()
+        before = await connected(directory)
+        shutil.rmtree(directory.parent)
+        sock = await connected(directory)
+        await introduced(sock)
+        sock.close()
+        before.close()
+        await stage.close()
+        assert os.listdir(directory) == []
 
     run(scenario())
 
