@@ -103,14 +103,14 @@ def is_in_place(descriptor: int) -> bool:
 def _is_at(descriptor: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
 def holder(pool_directory: str) -> int:
     """The pid of the process that holds the pool's lock, which is the keeper while it runs; 0 if it is not known.
 
-    Slow, because it reads about every descriptor of this user's processes. The kernel tells of no owner of the lock.
+    Slow: the kernel does not report the owner of such a lock, so the descriptors of this user's processes are searched.
     """
     position = _position(pool_directory)
     parents = {pid: parent_and_start(pid) for pid in processes() if any(_locks_of(pid, position))}
@@ -148,16 +148,14 @@ def _path_in(directory: str) -> str:
 
 
 def _position(pool_directory: str) -> int:
-    """The position of the pool's byte in the file. Raises OSError if /proc shows no namespaces."""
+    """The position of the pool's byte in the file, below 2**62. Raises OSError if /proc shows no namespaces."""
     root, key = os.path.split(pool_directory)
     root = os.path.realpath(root)
     if root in map(os.path.realpath, runtime_root_candidates({})):
         root = ""  # the default: which one is usable changes, with a logout for example
     namespace = os.stat("/proc/self/ns/pid").st_ino
     identity = "\0".join(map(str, (boot_identity()[0], namespace, root, key)))
-    return (
-        int.from_bytes(sha256(os.fsencode(identity)).digest()[:8]) >> 2
-    )  # positions are signed, and have ends
+    return int.from_bytes(sha256(os.fsencode(identity)).digest()[:8]) >> 2
 
 
 def _byte(kind: int, position: int) -> bytes:

@@ -366,7 +366,8 @@ class OutputLogger:
     def _timeout(self) -> float:
         times = [] if self._age_at is None else [self._age_at]
         times += [self._report_at] if self._streams_with_loss else []
-        times += [] if self._open else [time.monotonic() + _ORPHAN_CHECK_SECONDS]
+        if not self._open and self._directory is not None:
+            times.append(time.monotonic() + _ORPHAN_CHECK_SECONDS)
         return max(0.0, min(times) - time.monotonic()) if times else -1
 
     def _rotate_old(self) -> None:

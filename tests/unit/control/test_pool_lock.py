@@ -145,6 +145,9 @@ def test_file_that_was_removed_holds_no_lock(places: list[Path]) -> None:
     assert not is_in_place(lock)
     again = acquire(POOL)
     assert is_in_place(again)
+    shutil.rmtree(places[0])
+    places[0].write_text("in the way")
+    assert not is_in_place(again)
     assert free_again(lock, again)
 
 
