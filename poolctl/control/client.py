@@ -1,8 +1,8 @@
 """Clients of a running supervisor: one HTTP request over its control socket, JSON lines back.
 
-`Client` blocks; `ask_async` and `messages_async` are for an event loop. Other functions observe the processes of a pool
-from outside: whether and why they have exited, or why the supervisor does not answer. Standard library only: the fast
-commands import this module.
+`Client` blocks; `AsyncClient` is for an event loop. Other functions observe the processes of a pool from outside:
+whether and why they have exited, or why the supervisor does not answer. Standard library only: the fast commands import
+this module.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from poolctl.http.messages import BadMessage, ResponseReader, request_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
     from typing import Protocol, TypeVar
 
@@ -36,6 +37,7 @@ FORBIDDEN = 403
 SILENCE_SECONDS = 10.0
 # The supervisor enforces the command's timeout and reports late servers; the grace is for a supervisor that hangs.
 GRACE_SECONDS = 5.0
+_READ_BYTES = 256 * 1024
 _HANDOVER_SECONDS = 30.0
 # Commands that may take minutes and can be repeated, because they compare desired and actual state: they are sent
 # again if supervisor or keeper is killed meanwhile.
@@ -131,26 +133,15 @@ class Client:
         nothing listens, and ControlError: exit code 124 after the timeout, 8 if the supervisor is silent, or if it ends
         and the command is not sent again.
         """
-        end = None if timeout is None else monotonic() + timeout
-        request: Table = {**(body or {})}
-        generation = None
-        for is_last in (verb not in _REPEATED, True):
-            left = None if end is None else max(0.0, end - monotonic())
+        call = _Call(verb, body, on_progress, timeout)
+        while True:
             try:
-                for message in self.messages(verb, request, left):
-                    if "result" in message:
-                        result: Table = message["result"]
+                for message in self.messages(verb, call.request, call.left_seconds()):
+                    if (result := call.receive(message)) is not None:
                         return result
-                    generation = message.get("generation", generation)
-                    if on_progress is not None:
-                        on_progress(message)
             except SupervisorEnded:
-                if is_last:
+                if not call.prepare_repetition():
                     raise
-            if on_progress is not None:
-                on_progress({"warning": _AGAIN.format(verb=verb)})
-            request["options"] = {**(request.get("options") or {}), "again": generation}
-        raise SupervisorEnded(self.socket_path)
 
     def check_supported(self, command: str) -> None:
         """Accept every `command`: a supervisor supports all commands, and only other platforms refuse some."""
@@ -186,7 +177,9 @@ class Client:
 
     def open(self, verb: str, body: Mapping[str, object]) -> socket:
         """Send a request, and return its connection, on which the caller reads the answer. Raises as `call` does."""
-        connection = self._connect()
+        attempts = _ConnectionAttempts(self.socket_path, self._silence_seconds)
+        while (connection := attempts.connect(self._silence_seconds)) is None:
+            sleep(_LOOK_SECONDS)
         try:
             _send(connection, verb, body)
         except BaseException:
@@ -212,7 +205,7 @@ class Client:
         connection = self.open("ping", {})
         try:
             connection.settimeout(limit)
-            for message in read_messages("ping", iter(lambda: connection.recv(65536), b"")):
+            for message in read_messages("ping", iter(lambda: connection.recv(_READ_BYTES), b"")):
                 if "result" in message:  # otherwise a notice, for example about a keeper that does not answer
                     return value_of(PingResult, message["result"])
         except TimeoutError:
@@ -258,52 +251,6 @@ class Client:
         now = self.ask(Result, "list", {"options": {"counts": True}})
         return replace(result, items=now.items, changed=now.changed)
 
-    def _connect(self) -> socket:
-        """Connect to the control socket. If the pool runs without one, wait until it is restored."""
-        deadline = monotonic() + min(_MISSING_SECONDS, self._silence_seconds)
-        while True:
-            try:
-                return self._connect_once()
-            except NoSupervisor:
-                from poolctl.control import pool_lock  # imported late: most commands find the socket
-
-                directory = os.path.dirname(self.socket_path)
-                if not pool_lock.is_held(directory):
-                    raise
-                if monotonic() >= deadline:
-                    raise _missing_socket_error(self.socket_path, pool_lock.holder(directory)) from None
-            # Neither a socket that begins to listen nor a lock that is released is reported to others.
-            sleep(_LOOK_SECONDS)
-
-    def _connect_once(self) -> socket:
-        connection = socket(AF_UNIX, SOCK_STREAM)
-        # A full backlog blocks connect(2) on a Unix socket just as silence would block recv(2).
-        connection.settimeout(self._silence_seconds)
-        try:
-            connection.connect(self.socket_path)
-        except OSError as error:
-            connection.close()
-            raise self._cannot_connect(error) from None
-        return connection
-
-    def _cannot_connect(self, error: OSError) -> ControlError:
-        if isinstance(error, (TimeoutError, BlockingIOError)):
-            message = "the supervisor accepts no commands: too many are waiting already"
-            return ControlError(
-                message, exit_code=exit_codes.CONFLICT, hint="the servers keep serving; try again"
-            )
-        if isinstance(error, PermissionError):
-            hint = "run poolctl as the user who started the pool"
-            if os.environ.get(pool_paths.RUNTIME_VARIABLE):
-                hint += f", or set {pool_paths.RUNTIME_VARIABLE} to a directory of your own"
-            message = f"not permitted to use {self.socket_path}"
-            return ControlError(message, exit_code=exit_codes.NOT_PERMITTED, hint=hint)
-        # An error without a number: the path is too long for a socket, so nothing can listen there.
-        absent = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)
-        if isinstance(error, absent) or error.errno is None:
-            return NoSupervisor()
-        return ControlError(f"cannot use {self.socket_path}: {error}", exit_code=exit_codes.CONFLICT, hint="")
-
     def _receive_chunks_with_liveness_checks(
         self, connection: socket, deadline: float | None
     ) -> Iterator[bytes]:
@@ -312,13 +259,7 @@ class Client:
         Raises ControlError (exit code 124) at the deadline, and the errors of `ping`.
         """
         while True:
-            wait = self._silence_seconds
-            if deadline is not None:
-                wait = min(wait, deadline - monotonic())
-                if wait <= 0:
-                    raise ControlError(
-                        "timed out", exit_code=exit_codes.TIMED_OUT, hint="give it more time with --timeout"
-                    )
+            wait = _wait_seconds(self._silence_seconds, deadline)
             try:
                 if self._output >= 0 or self._wakeup >= 0:
                     from poolctl.platform import await_readable
@@ -326,7 +267,7 @@ class Client:
                     if not await_readable(connection.fileno(), wait, self._output, self._wakeup):
                         raise TimeoutError
                 connection.settimeout(wait)
-                chunk = connection.recv(262144)
+                chunk = connection.recv(_READ_BYTES)
             except TimeoutError:
                 if deadline is None or monotonic() < deadline:
                     self.ping()
@@ -338,42 +279,130 @@ class Client:
             yield chunk
 
 
-async def messages_async(
-    socket_path: str, verb: str, body: Mapping[str, object] | None = None
-) -> AsyncGenerator[Table]:
-    """Yield the messages as they arrive: progress, and finally {"result": …}. Close the generator to disconnect.
+class AsyncClient:
+    """Sends verbs to one running supervisor from an event loop; a call can be cancelled.
 
-    Raises NoSupervisor when nothing listens, SupervisorEnded when the connection ends before the result.
+    Results and errors are those of `Client`. While no data arrives for `silence_seconds`, pings check that the
+    supervisor lives; with None nothing limits a wait but the call's own timeout.
     """
-    from poolctl.http.http_client import NoResponse, exchange
 
-    payload, fields = _request(body or {})
-    rest = b""
-    try:
-        async with exchange(socket_path, "POST", f"/v1/{verb}", fields, payload, version="1.0") as response:
-            if response.status != OK:
-                raise SupervisorEnded(socket_path)
-            async for piece in response.body():
-                *lines, rest = (rest + piece).split(b"\n")
-                for line in lines:
-                    message = json.loads(line)
+    def __init__(self, socket_path: str, *, silence_seconds: float | None = SILENCE_SECONDS) -> None:
+        self.socket_path = socket_path
+        self._silence_seconds = silence_seconds
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient {self.socket_path}>"
+
+    async def call(
+        self,
+        verb: str,
+        body: Mapping[str, object] | None = None,
+        on_progress: Callable[[Table], None] | None = None,
+        timeout: float | None = None,
+    ) -> Table:
+        """As `Client.call`."""
+        import contextlib
+
+        call = _Call(verb, body, on_progress, timeout)
+        while True:
+            try:
+                async with contextlib.aclosing(
+                    self.messages(verb, call.request, call.left_seconds())
+                ) as messages:
+                    async for message in messages:
+                        if (result := call.receive(message)) is not None:
+                            return result
+            except SupervisorEnded:
+                if not call.prepare_repetition():
+                    raise
+
+    async def ask(
+        self,
+        kind: type[Answer],
+        verb: str,
+        body: Mapping[str, object] | None = None,
+        on_progress: Callable[[ProgressLine], None] | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """As `Client.ask`."""
+        given = None if on_progress is None else lambda line: on_progress(progress_line(line))
+        return value_of(kind, await self.call(verb, body, given, timeout))
+
+    async def messages(
+        self, verb: str, body: Mapping[str, object] | None = None, timeout: float | None = None
+    ) -> AsyncGenerator[Table]:
+        """As `Client.messages`. Close the generator to disconnect."""
+        import asyncio
+        import contextlib
+
+        deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
+        attempts = _ConnectionAttempts(self.socket_path, self._silence_seconds)
+        # A connection of a Unix socket is made at once, or the backlog is full.
+        while (connection := attempts.connect(0.0)) is None:
+            await asyncio.sleep(_LOOK_SECONDS)
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        try:
+            writer.write(_request(verb, body or {}))
+            answer = AnswerReader(verb)
+            while chunk := await self._receive_chunk_with_liveness_checks(reader, deadline):
+                for message in answer.feed(chunk):
                     yield message
                     if "result" in message:
                         return
-    except (NoResponse, BadMessage, ValueError):
-        raise SupervisorEnded(socket_path) from None
-    except OSError:
-        raise NoSupervisor from None
-    raise SupervisorEnded(socket_path)
+        finally:
+            # Not close(), which would wait for a supervisor that does not read.
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        raise SupervisorEnded(self.socket_path)
+
+    async def ping(self) -> PingResult:
+        """As `Client.ping`."""
+        from poolctl.control.answers import PingResult
+
+        limit = self._silence_seconds or SILENCE_SECONDS
+        for is_last in (False, True):
+            try:
+                return await ask_async(PingResult, self.socket_path, "ping", {}, timeout_seconds=limit)
+            except TimeoutError:
+                raise _silence_error(self.socket_path, limit) from None
+            except SupervisorEnded:
+                if is_last:
+                    raise
+        raise SupervisorEnded(self.socket_path)
+
+    async def _receive_chunk_with_liveness_checks(
+        self, reader: asyncio.StreamReader, deadline: float | None
+    ) -> bytes:
+        """Return data as it arrives, b"" at the end. Raises as `Client` does."""
+        import asyncio
+
+        while True:
+            try:
+                async with asyncio.timeout(_wait_seconds(self._silence_seconds, deadline)):
+                    return await reader.read(_READ_BYTES)
+            except TimeoutError:
+                if deadline is None or monotonic() < deadline:
+                    await self.ping()
+            except OSError:  # reset, because the supervisor was killed
+                return b""
+
+
+def messages_async(
+    socket_path: str, verb: str, body: Mapping[str, object] | None = None
+) -> AsyncGenerator[Table]:
+    """Return an iterator of the messages as they arrive: progress, and finally {"result": …}.
+
+    Close the generator to disconnect. Raises NoSupervisor when nothing listens, SupervisorEnded when the connection
+    ends before the result, and ControlError for a refusal and an answer that is not understood.
+    """
+    return AsyncClient(socket_path, silence_seconds=None).messages(verb, body)
 
 
 async def ask_async(
     kind: type[Answer], socket_path: str, verb: str, body: Mapping[str, object], *, timeout_seconds: float
 ) -> Answer:
-    """Return the supervisor's result for `verb`.
-
-    Raises TimeoutError, ControlError for an answer that is not understood, and the errors of `messages_async`.
-    """
+    """Return the supervisor's result for `verb`. Raises TimeoutError, and the errors of `messages_async`."""
     import asyncio
     import contextlib
 
@@ -385,6 +414,48 @@ async def ask_async(
         async for message in messages:
             last = message
     return value_of(kind, last["result"])  # the last message, or an error was raised
+
+
+class _Call:
+    """The requests of one call: a second one, to the successor, if the supervisor ends during a verb of _REPEATED."""
+
+    def __init__(
+        self,
+        verb: str,
+        body: Mapping[str, object] | None,
+        on_progress: Callable[[Table], None] | None,
+        timeout: float | None,
+    ) -> None:
+        self._verb = verb
+        self.request: Table = {**(body or {})}
+        self._on_progress = on_progress
+        self._end = None if timeout is None else monotonic() + timeout
+        self._generation: object = None
+        self._is_last = verb not in _REPEATED
+
+    def left_seconds(self) -> float | None:
+        """The time left for the request, None without a timeout."""
+        return None if self._end is None else max(0.0, self._end - monotonic())
+
+    def receive(self, message: Table) -> Table | None:
+        """Return the result if the message is it; else pass the message on."""
+        if "result" in message:
+            result: Table = message["result"]
+            return result
+        self._generation = message.get("generation", self._generation)
+        if self._on_progress is not None:
+            self._on_progress(message)
+        return None
+
+    def prepare_repetition(self) -> bool:
+        """Whether to send the request, changed for this purpose, once more after the supervisor has ended."""
+        if self._is_last:
+            return False
+        self._is_last = True
+        if self._on_progress is not None:
+            self._on_progress({"warning": _AGAIN.format(verb=self._verb)})
+        self.request["options"] = {**(self.request.get("options") or {}), "again": self._generation}
+        return True
 
 
 def upgrade_options() -> Table:
@@ -412,22 +483,94 @@ def stop_and_start(files: Sequence[str]) -> str:
     return f"poolctl stop {options} && poolctl start {options} (the servers pause)"
 
 
-def _request(body: Mapping[str, object]) -> tuple[bytes, list[tuple[str, str]]]:
+def _request(verb: str, body: Mapping[str, object]) -> bytes:
     payload = json.dumps(body).encode()
-    return payload, [*_FIELDS, ("Content-Length", str(len(payload)))]
+    # HTTP/1.0, so that the lines arrive unchunked.
+    fields = [*_FIELDS, ("Content-Length", str(len(payload)))]
+    return request_head("POST", f"/v1/{verb}", fields, version="1.0") + payload
 
 
 def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
-    payload, fields = _request(body)
     try:
-        # HTTP/1.0, so that the lines arrive unchunked.
-        connection.sendall(request_head("POST", f"/v1/{verb}", fields, version="1.0") + payload)
+        connection.sendall(_request(verb, body))
     except (BrokenPipeError, ConnectionResetError):
         pass  # the supervisor's answer, sent before it closed the connection, can still be read
     except TimeoutError:
         raise ControlError(
             "the supervisor accepts no commands", exit_code=exit_codes.CONFLICT, hint="try again"
         ) from None
+
+
+class _ConnectionAttempts:
+    """The attempts of a request to connect: while the pool runs without its control socket, that will be restored.
+
+    Neither a socket that begins to listen nor a lock that is released is reported to others, so the caller looks again
+    after _LOOK_SECONDS.
+    """
+
+    def __init__(self, socket_path: str, silence_seconds: float | None) -> None:
+        self._socket_path = socket_path
+        self._end = monotonic() + min(_MISSING_SECONDS, silence_seconds or _MISSING_SECONDS)
+
+    def connect(self, wait_seconds: float) -> socket | None:
+        """Return the connection, or None if it is to be tried again.
+
+        A full backlog may take `wait_seconds`. Raises NoSupervisor if the pool does not run, and ControlError.
+        """
+        try:
+            return _connect(self._socket_path, wait_seconds)
+        except NoSupervisor:
+            from poolctl.control import pool_lock  # imported late: most commands find the socket
+
+            directory = os.path.dirname(self._socket_path)
+            if not pool_lock.is_held(directory):
+                raise
+            if monotonic() >= self._end:
+                raise _missing_socket_error(self._socket_path, pool_lock.holder(directory)) from None
+        return None
+
+
+def _connect(socket_path: str, timeout_seconds: float) -> socket:
+    connection = socket(AF_UNIX, SOCK_STREAM)
+    # A full backlog blocks connect(2) on a Unix socket just as silence would block recv(2).
+    connection.settimeout(timeout_seconds)
+    try:
+        connection.connect(socket_path)
+    except OSError as error:
+        connection.close()
+        raise _connect_error(socket_path, error) from None
+    return connection
+
+
+def _connect_error(socket_path: str, error: OSError) -> ControlError:
+    if isinstance(error, (TimeoutError, BlockingIOError)):
+        message = "the supervisor accepts no commands: too many are waiting already"
+        return ControlError(
+            message, exit_code=exit_codes.CONFLICT, hint="the servers keep serving; try again"
+        )
+    if isinstance(error, PermissionError):
+        hint = "run poolctl as the user who started the pool"
+        if os.environ.get(pool_paths.RUNTIME_VARIABLE):
+            hint += f", or set {pool_paths.RUNTIME_VARIABLE} to a directory of your own"
+        message = f"not permitted to use {socket_path}"
+        return ControlError(message, exit_code=exit_codes.NOT_PERMITTED, hint=hint)
+    # An error without a number: the path is too long for a socket, so nothing can listen there.
+    absent = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)
+    if isinstance(error, absent) or error.errno is None:
+        return NoSupervisor()
+    return ControlError(f"cannot use {socket_path}: {error}", exit_code=exit_codes.CONFLICT, hint="")
+
+
+def _wait_seconds(silence_seconds: float | None, deadline: float | None) -> float | None:
+    """How long to wait for data, None without a limit. Raises ControlError (exit code 124) at the deadline."""
+    if deadline is None:
+        return silence_seconds
+    left = deadline - monotonic()
+    if left <= 0:
+        raise ControlError(
+            "timed out", exit_code=exit_codes.TIMED_OUT, hint="give it more time with --timeout"
+        )
+    return left if silence_seconds is None else min(silence_seconds, left)
 
 
 class AnswerReader:

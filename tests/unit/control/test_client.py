@@ -21,9 +21,11 @@ from poolctl import __version__, bootstrap
 from poolctl.control import pool_lock
 from poolctl.control.answers import PingResult, ProgressLine, Result
 from poolctl.control.client import (
+    AsyncClient,
     Client,
     NoSupervisor,
     SupervisorEnded,
+    _connect_error,
     ask_async,
     clear_exit,
     failure_reason,
@@ -49,7 +51,23 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("s") / "control.sock"
 
 
-def test_a_call_returns_the_result_and_reports_progress_on_the_way(path: Path) -> None:
+class OnLoop:
+    """An AsyncClient that blocks: each call has a loop of its own."""
+
+    of = AsyncClient
+
+    def __init__(self, path: str, **options: Any) -> None:
+        self._client = self.of(path, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **named: asyncio.run(getattr(self._client, name)(*args, **named))
+
+
+on_both_clients = pytest.mark.parametrize("kind", [Client, OnLoop])
+
+
+@on_both_clients
+def test_a_call_returns_the_result_and_reports_progress_on_the_way(kind: Any, path: Path) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
         send({"progress": {"name": "web", "state": "starting"}})
         send({"warning": "slow"})
@@ -57,38 +75,41 @@ def test_a_call_returns_the_result_and_reports_progress_on_the_way(path: Path) -
 
     seen: list[dict[str, Any]] = []
     with stand_in(path, answer) as requests:
-        document = Client(str(path)).call("start", {"options": {"timeout": 3}}, seen.append, timeout=60)
+        document = kind(str(path)).call("start", {"options": {"timeout": 3}}, seen.append, timeout=60)
     assert document["items"][0]["name"] == "web"
     assert [next(iter(message)) for message in seen] == ["progress", "warning"]
     assert requests == [("start", {"options": {"timeout": 3}})]
 
 
+@on_both_clients
 @pytest.mark.slow
-def test_an_answer_larger_than_one_read_arrives_whole(path: Path) -> None:
+def test_an_answer_larger_than_one_read_arrives_whole(kind: Any, path: Path) -> None:
     many = [item(f"server-{number}", number) for number in range(5000)]
     with stand_in(path, always(*many)):
-        assert len(Client(str(path)).call("list")["items"]) == 5000
+        assert len(kind(str(path)).call("list")["items"]) == 5000
 
 
-def test_no_socket_and_a_stale_socket_both_mean_no_supervisor(path: Path) -> None:
+@on_both_clients
+def test_no_socket_and_a_stale_socket_both_mean_no_supervisor(kind: Any, path: Path) -> None:
     with pytest.raises(NoSupervisor) as caught:
-        Client(str(path)).call("list")
+        kind(str(path)).call("list")
     assert caught.value.exit_code == 6
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     with pytest.raises(NoSupervisor):
-        Client(str(path)).call("list")
+        kind(str(path)).call("list")
 
 
-def test_missing_socket_of_a_pool_that_runs_is_waited_for_and_then_a_conflict(path: Path) -> None:
+@on_both_clients
+def test_missing_socket_of_a_pool_that_runs_is_waited_for_and_then_a_conflict(kind: Any, path: Path) -> None:
     lock = pool_lock.acquire(str(path.parent))
     with pytest.raises(ControlError) as caught:
-        Client(str(path), silence_seconds=0.05).ping()
+        kind(str(path), silence_seconds=0.05).call("list")
     assert (caught.value.exit_code, caught.value.message) == (
         8, f"the pool is running (pid {os.getpid()}), but its control socket {path} is missing",
     )  # fmt: skip
     assert caught.value.hint == f"try again in a moment; kill {os.getpid()} ends the pool"
-    waiting = Client(str(path))
+    waiting = kind(str(path))
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(waiting.call, "list")
         with stand_in(path, always(item("web"))):
@@ -100,27 +121,30 @@ def test_missing_socket_of_a_pool_that_runs_is_waited_for_and_then_a_conflict(pa
         assert isinstance(answer.exception(timeout=30), NoSupervisor)
 
 
-def test_unusable_socket_path_means_no_supervisor(tmp_path: Path) -> None:
+@on_both_clients
+def test_unusable_socket_path_means_no_supervisor(kind: Any, tmp_path: Path) -> None:
     for path in (tmp_path / ("x" * 120), tmp_path / "missing" / "control.sock"):
         with pytest.raises(NoSupervisor):
-            Client(str(path)).call("list")
+            kind(str(path)).call("list")
 
 
+@on_both_clients
 @pytest.mark.parametrize("sent", [None, b'HTTP/1.1 200 OK\r\n\r\n{"result": {"it'])
 def test_a_supervisor_that_hangs_up_without_a_whole_answer_is_said_to_have_ended(
-    path: Path, sent: bytes | None
+    kind: Any, path: Path, sent: bytes | None
 ) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> bytes | None:
         return sent
 
     with stand_in(path, answer), pytest.raises(SupervisorEnded):
-        Client(str(path)).call("start")
+        kind(str(path)).call("start")
 
 
+@on_both_clients
 @pytest.mark.parametrize("verb", ["reload", "rollout"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_reload_and_rollout_are_asked_again_once_when_the_supervisor_ends(
-    path: Path, verb: str, times: int
+    kind: Any, path: Path, verb: str, times: int
 ) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
         if len(requests) <= times:
@@ -132,16 +156,17 @@ def test_reload_and_rollout_are_asked_again_once_when_the_supervisor_ends(
     with stand_in(path, answer) as requests:
         if times == 1:
             given = {"selector": {}, "options": {"share": 0.1}}
-            assert Client(str(path)).call(verb, given, seen.append, timeout=60)["items"]
+            assert kind(str(path)).call(verb, given, seen.append, timeout=60)["items"]
             again = {**given, "options": {"share": 0.1, "again": 7}}
             assert requests == [(verb, given), (verb, again)]
             assert [next(iter(message)) for message in seen] == ["notice", "warning"]
         else:
             with pytest.raises(SupervisorEnded):
-                Client(str(path)).call(verb)
+                kind(str(path)).call(verb)
             assert len(requests) == 2
 
 
+@on_both_clients
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
@@ -151,12 +176,12 @@ def test_reload_and_rollout_are_asked_again_once_when_the_supervisor_ends(
         (b"HTTP/1.1 200 OK\r\n\r\n[1]\n", 8),
     ],
 )
-def test_refusal_is_reported_with_its_reason(path: Path, sent: bytes, code: int) -> None:
+def test_refusal_is_reported_with_its_reason(kind: Any, path: Path, sent: bytes, code: int) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> bytes:
         return sent
 
     with stand_in(path, answer), pytest.raises(ControlError) as caught:
-        Client(str(path)).call("fly")
+        kind(str(path)).call("fly")
     assert caught.value.exit_code == code
     assert caught.value.message
 
@@ -168,7 +193,14 @@ class Patient(Client):
         return super().ping(60.0)
 
 
-def test_a_silent_supervisor_that_still_answers_a_ping_is_waited_for(path: Path) -> None:
+class PatientOnLoop(OnLoop):
+    class of(AsyncClient):
+        async def ping(self) -> PingResult:
+            return await AsyncClient(self.socket_path, silence_seconds=60.0).ping()
+
+
+@pytest.mark.parametrize("kind", [Patient, PatientOnLoop])
+def test_a_silent_supervisor_that_still_answers_a_ping_is_waited_for(path: Path, kind: Any) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
         if verb == "ping":
             pinged.set()
@@ -178,16 +210,17 @@ def test_a_silent_supervisor_that_still_answers_a_ping_is_waited_for(path: Path)
 
     pinged = asyncio.Event()
     with stand_in(path, answer) as requests:
-        assert Patient(str(path), silence_seconds=0.05).call("start")["items"]
+        assert kind(str(path), silence_seconds=0.05).call("start")["items"]
     assert ("ping", {}) in requests
 
 
-def test_a_supervisor_that_does_not_answer_a_ping_is_a_conflict(path: Path) -> None:
+@on_both_clients
+def test_a_supervisor_that_does_not_answer_a_ping_is_a_conflict(kind: Any, path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(8)  # accepts in the backlog, and never answers
         with pytest.raises(ControlError) as caught:
-            Client(str(path), silence_seconds=0.05).call("list")
+            kind(str(path), silence_seconds=0.05).call("list")
     assert caught.value.exit_code == 8
     assert "servers keep serving" in caught.value.hint
 
@@ -230,24 +263,25 @@ def test_silence_is_explained_by_the_states_of_supervisor_and_keeper(
     assert hint.format(**pids) in caught.value.hint
 
 
-def test_a_full_backlog_is_a_conflict(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
+@on_both_clients
+def test_a_full_backlog_is_a_conflict(kind: Any, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
         listener.bind(str(path))
         listener.listen(0)
-        first = Client(str(path), silence_seconds=0.05)._connect()
-        with pytest.raises(ControlError) as caught:
-            Client(str(path), silence_seconds=0.05).call("list")
-        first.close()
+        waiting.connect(str(path))
+        with pytest.raises(ControlError, match="accepts no commands") as caught:
+            kind(str(path), silence_seconds=0.05).call("list")
     assert caught.value.exit_code == 8
 
 
-def test_late_answer_fails_with_exit_code_124(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_both_clients
+def test_late_answer_fails_with_exit_code_124(kind: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr("poolctl.control.client.GRACE_SECONDS", 0.05)
     with stand_in(path, answer), pytest.raises(ControlError) as caught:
-        Client(str(path)).call("wait", timeout=0.0)
+        kind(str(path)).call("wait", timeout=0.0)
     assert caught.value.exit_code == 124
 
 
@@ -415,8 +449,9 @@ def test_ping_gives_up_after_its_own_limit(path: Path) -> None:
         assert time.monotonic() - begun < 8
 
 
+@on_both_clients
 @pytest.mark.parametrize("ended", [1, 2])
-def test_ping_asks_the_next_supervisor_if_the_first_ends(path: Path, ended: int) -> None:
+def test_ping_asks_the_next_supervisor_if_the_first_ends(kind: Any, path: Path, ended: int) -> None:
     def serve(listener: socket.socket) -> None:
         for turn in range(2):
             with listener.accept()[0] as connection:
@@ -432,10 +467,10 @@ def test_ping_asks_the_next_supervisor_if_the_first_ends(path: Path, ended: int)
         server = threading.Thread(target=serve, args=[listener], daemon=True)
         server.start()
         if ended == 1:
-            assert Client(str(path)).ping().version == "1.2.3"
+            assert kind(str(path)).ping().version == "1.2.3"
         else:
             with pytest.raises(SupervisorEnded):
-                Client(str(path)).ping()
+                kind(str(path)).ping()
         server.join(10)
         assert not server.is_alive()
 
@@ -564,29 +599,6 @@ def test_messages_arrive_on_a_loop_as_they_do_in_a_thread(path: Path) -> None:
     assert requests == [("start", {"options": {"a": 1}}), ("list", {})]
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
-        None,
-        b'HTTP/1.1 403 Forbidden\r\n\r\n{"result": {}}\n',
-        b"no http\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n\r\nno json\n",
-    ],
-)
-def test_answer_without_a_result_means_on_a_loop_that_the_supervisor_has_ended(
-    path: Path, sent: bytes | None
-) -> None:
-    async def answer(verb: str, body: dict[str, Any], send: Send) -> bytes | None:
-        return sent
-
-    async def work() -> None:
-        with pytest.raises(SupervisorEnded):
-            await ask_async(Result, str(path), "list", {}, timeout_seconds=20)
-
-    with stand_in(path, answer):
-        run(work())
-
-
 def test_missing_and_silent_supervisors_are_told_apart_on_a_loop(path: Path) -> None:
     async def work() -> None:
         with pytest.raises(NoSupervisor):
@@ -632,7 +644,7 @@ def test_error_of_a_connection_names_its_cause_and_the_remedy(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("POOLCTL_RUNTIME_DIR", raising=False)
-    client, own = Client(str(path)), "run poolctl as the user who started the pool"
+    own = "run poolctl as the user who started the pool"
     busy = "the supervisor accepts no commands: too many are waiting already"
     cases: list[tuple[OSError, str, int, str]] = [
         (TimeoutError(), busy, 8, "the servers keep serving; try again"),
@@ -645,10 +657,10 @@ def test_error_of_a_connection_names_its_cause_and_the_remedy(
         (OSError(24, "too many"), f"cannot use {path}: [Errno 24] too many", 8, ""),
     ]
     for error, message, code, hint in cases:
-        found = client._cannot_connect(error)
+        found = _connect_error(str(path), error)
         assert (found.message, found.exit_code, found.hint) == (message, code, hint)
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", "/run/x")
-    assert client._cannot_connect(PermissionError()).hint == (
+    assert _connect_error(str(path), PermissionError()).hint == (
         f"{own}, or set POOLCTL_RUNTIME_DIR to a directory of your own"
     )
 
@@ -685,15 +697,16 @@ def test_answer_of_another_form_is_not_understood(document: Any) -> None:
         value_of(PingResult, document)
 
 
-def test_typed_answer_comes_with_typed_progress(path: Path) -> None:
+@on_both_clients
+def test_typed_answer_comes_with_typed_progress(kind: Any, path: Path) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
         send({"warning": "slow"})
         return result(item("web"))
 
     seen: list[ProgressLine] = []
     with stand_in(path, answer) as requests:
-        found = Client(str(path)).ask(Result, "list", {"options": {"a": 1}}, seen.append)
-        assert Client(str(path)).ask(Result, "list").items == found.items
+        found = kind(str(path)).ask(Result, "list", {"options": {"a": 1}}, seen.append)
+        assert kind(str(path)).ask(Result, "list").items == found.items
     assert ([each.name for each in found.items], seen) == (["web"], [ProgressLine(warning="slow")])
     assert requests == [("list", {"options": {"a": 1}}), ("list", {})]
 
@@ -739,11 +752,12 @@ def test_answer_that_was_sent_before_the_request_was_read_is_returned(path: Path
     assert error.message == "the supervisor refused 'list': too large"
 
 
-def test_silence_is_reported_by_its_own_message(path: Path) -> None:
+@on_both_clients
+def test_silence_is_reported_by_its_own_message(kind: Any, path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        error = caught_by(Client(str(path), silence_seconds=0.02))
+        error = caught_by(kind(str(path), silence_seconds=0.02))
     assert (error.message, error.exit_code) == ("the supervisor has not answered for 0.02 s", 8)
     assert error.hint == f"the servers keep serving; check the process that listens on {path}"
 
