@@ -18,7 +18,7 @@ from signal import SIGCONT, SIGKILL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Set
+    from collections.abc import Iterable, Iterator, Set
     from typing import Any
 
 LINUX = sys.platform.startswith("linux")
@@ -27,6 +27,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGEV_SIGNAL = 0
 _SIGEVENT_BYTES = 64
+_SIGSET_BYTES = 128  # with glibc and musl
 _PIDFD_GETFD = 438  # the same on every architecture
 _CPU_CLOCK = 2  # CPUCLOCK_SCHED, below the inverted pid: the time of all threads
 _WAITS_FOR_EVENTS = (b"ep_poll", b"epoll_wait", b"epoll_pwait")  # by kernel version
@@ -250,23 +251,34 @@ def group_name(gid: int) -> str:
         return str(gid)
 
 
-def await_readable(fd: int, timeout_seconds: float | None, reader: int, wakeup: int = -1) -> bool:
-    """Wait until `fd` is readable; returns True. If the timeout passes or a signal arrives first, returns False.
+def await_readable(fd: int, timeout_seconds: float | None, reader: int) -> bool:
+    """Wait until `fd` is readable; returns True. If the timeout passes first, returns False.
 
     `reader` is a pipe or socket for output, or -1. BrokenPipeError is raised when its other end has been closed.
-    `wakeup` is the pipe to which signal.set_wakeup_fd() writes, or -1 if signals need not end the wait.
     """
     poll = select.poll()
-    # A close is always reported (POLLERR, POLLHUP). A signal just before poll(2) would not interrupt it.
-    for each, events in ((fd, select.POLLIN), (reader, 0), (wakeup, select.POLLIN)):
+    # A close is always reported (POLLERR, POLLHUP).
+    for each, events in ((fd, select.POLLIN), (reader, 0)):
         if each >= 0:
             poll.register(each, events)
     ready = [each for each, _ in poll.poll(None if timeout_seconds is None else timeout_seconds * 1000)]
     if reader in ready:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-    if wakeup in ready:
-        os.read(wakeup, 512)
     return fd in ready
+
+
+def signal_descriptor(numbers: Iterable[int]) -> int:
+    """A descriptor that is readable while one of these signals, which are blocked, is pending (signalfd(2)).
+
+    The signals that are pending in the thread that waits count, too. Raises OSError.
+    """
+    import ctypes
+
+    library, mask = c_library(), ctypes.create_string_buffer(_SIGSET_BYTES)
+    checked(library.sigemptyset(mask))
+    for number in numbers:
+        checked(library.sigaddset(mask, int(number)))
+    return checked(library.signalfd(-1, mask, os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def process_start(pid: int) -> int | None:

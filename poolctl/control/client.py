@@ -98,22 +98,14 @@ class Client:
     """Sends verbs to one running supervisor, over a new connection for each call; usable from any thread.
 
     `output` is a descriptor that the caller writes to, such as a pipe: a call raises BrokenPipeError once its reader is
-    gone. `wakeup` is the pipe given to signal.set_wakeup_fd(). With it, an exception raised by a signal handler ends
-    the call at once, even if the signal arrives just before the call begins to wait. Only the main thread may use a
-    client with `wakeup`.
+    gone.
     """
 
     def __init__(
-        self,
-        socket_path: str,
-        *,
-        silence_seconds: float = SILENCE_SECONDS,
-        output: int = -1,
-        wakeup: int = -1,
+        self, socket_path: str, *, silence_seconds: float = SILENCE_SECONDS, output: int = -1
     ) -> None:
         self.socket_path = socket_path
         self._output = output
-        self._wakeup = wakeup
         self._silence_seconds = silence_seconds
 
     def __repr__(self) -> str:
@@ -261,10 +253,10 @@ class Client:
         while True:
             wait = _wait_seconds(self._silence_seconds, deadline)
             try:
-                if self._output >= 0 or self._wakeup >= 0:
+                if self._output >= 0:
                     from poolctl.platform import await_readable
 
-                    if not await_readable(connection.fileno(), wait, self._output, self._wakeup):
+                    if not await_readable(connection.fileno(), wait, self._output):
                         raise TimeoutError
                 connection.settimeout(wait)
                 chunk = connection.recv(_READ_BYTES)

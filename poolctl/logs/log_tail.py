@@ -12,7 +12,7 @@ import select
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from poolctl.platform import await_readable, c_library, checked
 from poolctl.safe_open import UnsafePath, open_file
@@ -370,14 +370,19 @@ class Follower:
         """The descriptor that is readable when there may be new lines; -1 without inotify."""
         return self._watch.fd if self._watch else -1
 
+    @property
+    def poll_seconds(self) -> float | None:
+        """The interval at which to call `read`; None if `fileno` reports every change."""
+        return None if self._watch is not None and not self._missing else _POLL_SECONDS
+
     def wait_for_new_lines(self, timeout_seconds: float | None, *, reader: int) -> bool:
         """Wait up to `timeout_seconds` for new lines; returns whether there may be any.
 
         Raises BrokenPipeError when nothing reads from the pipe or socket `reader` any longer.
         """
-        if self._watch is not None and not self._missing:
-            return await_readable(self._watch.fd, timeout_seconds, reader)
-        seconds = _POLL_SECONDS if timeout_seconds is None else min(_POLL_SECONDS, timeout_seconds)
+        if self.poll_seconds is None:
+            return await_readable(self.fileno(), timeout_seconds, reader)
+        seconds = self.poll_seconds if timeout_seconds is None else min(self.poll_seconds, timeout_seconds)
         await_readable(-1, seconds, reader)
         return True
 
@@ -446,29 +451,24 @@ def follow(
     lines: int | None = 0,
     since: str = "",
     wanted: LineFilter | None = None,
-    until: Callable[[], bool] | None = None,
     reader: int = -1,
 ) -> Iterator[LogLine]:
     """Yield the last `lines` lines of each log, then every new line, if they pass `wanted`. Blocks between lines.
 
-    Ends when `until` returns true (it is called ten times a second) and all lines so far have been yielded; without
-    `until`, never. Raises BrokenPipeError when nothing reads from the pipe or socket `reader` any longer.
+    Never ends. Raises BrokenPipeError when nothing reads from the pipe or socket `reader` any longer.
     """
     follower = Follower(paths, lines=lines, since=since, wanted=wanted)
     merge = LogReorderBuffer()
     try:
         # While one file was read, an earlier line may have been added to another.
         yield from follower.first if len(paths) < 2 else merge.hold_back(follower.first)
-        over = False
-        while not over:
-            over = until is not None and until()
+        while True:
             fresh = follower.read()
             yield from fresh if len(paths) < 2 else merge.hold_back(fresh)
             if merge.holds:
                 time.sleep(SETTLE_SECONDS)
-            elif not over:
-                follower.wait_for_new_lines(None if until is None else _POLL_SECONDS, reader=reader)
-        yield from merge.hold_back([])
+            else:
+                follower.wait_for_new_lines(None, reader=reader)
     finally:
         follower.close()
 

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -406,42 +407,53 @@ def test_too_many_changes_to_tell_are_all_changes(tmp_path: Path) -> None:
     watch.close()
 
 
-def test_following_gives_the_last_lines_then_new_ones_until_it_is_ended(path: Path) -> None:
+def test_following_gives_the_last_lines_then_new_ones(path: Path) -> None:
     path.write_bytes(at(1, "a", "b"))
-    over = threading.Event()
     found = []
-    for line in follow({"web": str(path)}, lines=1, until=over.is_set):
+    lines = follow({"web": str(path)}, lines=1)
+    for line, new in zip(lines, ("c", "d", ""), strict=False):
         found.append(line.text)
-        if line.text == "b":
-            with open(path, "ab") as file:
-                file.write(at(2, "c"))
-        if line.text == "c":
-            over.set()
-            with open(path, "ab") as file:
-                file.write(at(2, "d"))
+        with open(path, "ab") as file:
+            file.write(at(2, new))
+    lines.close()
     assert found == ["b", "c", "d"]
 
 
-def test_following_begins_with_new_lines_unless_earlier_ones_are_asked_for(path: Path) -> None:
+def writing(monkeypatch: pytest.MonkeyPatch, *writes: tuple[Path, bytes]) -> None:
+    """Have each reading of a follower begin with one of the writes."""
+    left = iter(writes)
+
+    class Writing(Follower):
+        def read(self) -> list[LogLine]:
+            for path, content in islice(left, 1):
+                with path.open("ab") as file:
+                    file.write(content)
+            return super().read()
+
+    monkeypatch.setattr(log_tail, "Follower", Writing)
+
+
+def test_following_begins_with_new_lines_unless_earlier_ones_are_asked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path.write_bytes(at(1, "old"))
+    writing(monkeypatch, (path, at(2, "new")))
     with no_descriptor_left():
-        assert list(follow({"web": str(path)}, until=lambda: True)) == []
+        lines = follow({"web": str(path)})
+        assert next(lines).text == "new"
+        lines.close()
 
 
 def test_line_that_is_written_to_another_log_during_a_reading_is_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_tail, "SETTLE_SECONDS", 0)
-    written = iter([("b", 2), ("a", 1), ("b", 3)])
-
-    def until() -> bool:
-        name, second = next(written)
-        with (tmp_path / name).open("ab") as file:
-            file.write(at(second, str(second)))
-        return second == 3
-
-    paths = {name: str(tmp_path / name) for name in ("a", "b")}
-    assert texts(list(follow(paths, until=until))) == ["1", "2", "3"]
+    writing(monkeypatch, (tmp_path / "b", at(2, "2")), (tmp_path / "a", at(1, "1")))
+    lines = follow({name: str(tmp_path / name) for name in ("a", "b")})
+    assert texts(list(islice(lines, 2))) == ["1", "2"]
+    (tmp_path / "b").write_bytes(at(2, "2") + at(3, "3"))
+    assert next(lines).text == "3"
+    lines.close()
 
 
 def test_a_line_that_is_read_late_still_comes_before_a_newer_one(tmp_path: Path) -> None:
@@ -458,19 +470,18 @@ def test_a_line_that_is_read_late_still_comes_before_a_newer_one(tmp_path: Path)
 
 def test_several_logs_are_followed_in_the_order_of_time(tmp_path: Path) -> None:
     paths = {name: str(tmp_path / name) for name in ("a", "b")}
-    over = threading.Event()
-    lines = follow(paths, lines=None, until=over.is_set)
+    lines = follow(paths, lines=None)
 
     def write() -> None:
         for second in range(200):
             with open(paths["ab"[second % 2]], "ab") as file:
                 file.write(at(second, str(second)))
-        over.set()
 
     writer = threading.Thread(target=write)
     writer.start()
-    assert texts(list(lines)) == [str(second) for second in range(200)]
+    assert texts(list(islice(lines, 200))) == [str(second) for second in range(200)]
     writer.join()
+    lines.close()
 
 
 def test_lines_that_come_while_the_next_log_is_opened_are_in_their_place(tmp_path: Path) -> None:
@@ -484,7 +495,9 @@ def test_lines_that_come_while_the_next_log_is_opened_are_in_their_place(tmp_pat
             yield "b", str(second)
 
     paths = Paths(a="", b="")
-    assert texts(list(follow(paths, lines=None, until=lambda: True))) == ["one", "two"]
+    lines = follow(paths, lines=None)
+    assert texts(list(islice(lines, 2))) == ["one", "two"]
+    lines.close()
 
 
 def test_a_gap_between_rotated_files_is_passed(path: Path) -> None:

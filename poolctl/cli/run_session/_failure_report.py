@@ -1,0 +1,102 @@
+"""What `run -- CMD` prints at its end about servers that failed: their deaths, and the last lines of their logs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from time import time
+
+from poolctl.cli import log_rendering, render
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.control.client import AsyncClient
+from poolctl.control.server_answers import ShowResult
+from poolctl.errors import ControlError
+from poolctl.logs.line_filter import LineFilter
+from poolctl.logs.log_line import LogLine, stamp
+from poolctl.logs.log_tail import tail
+
+from ._pool_events import Death
+
+_LINES = 20
+_MOST_SERVERS = 10
+
+
+async def find_logs(client: AsyncClient, pool: PoolRef, names: Iterable[str]) -> dict[str, str]:
+    """The log files of the servers by name, of at most ten servers. The pool may have ended."""
+    chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
+    try:
+        items = (await client.ask(ShowResult, "show")).items
+    except ControlError:
+        paths = {name: f"{pool.logs_directory}/{name}.log" for name in chosen}
+    else:
+        readable = [item for item in items if item.log_files is not False]
+        paths = log_rendering.log_paths(readable, pool.logs_directory)
+    return {name: paths[name] for name in chosen if name in paths}
+
+
+def last_lines(
+    paths: Mapping[str, str], died: Mapping[str, Sequence[Death]], begun: float, *, objects: bool
+) -> dict[str, list[LogLine]]:
+    """The last lines of each log since the pool was started at `begun`, or since the last but one death. Blocks.
+
+    With `objects` each line has its level.
+    """
+    wanted = LineFilter(levels=True) if objects else None
+    return {
+        name: tail(
+            path, _LINES, since=_start_of_last_attempt(died.get(name, ()), begun), name=name, wanted=wanted
+        )
+        for name, path in paths.items()
+    }
+
+
+def death_lines(
+    died: Mapping[str, Sequence[Death]], command: str, logs: Mapping[str, Sequence[LogLine]]
+) -> Iterator[str]:
+    """Yield one line for each server that died while `command` ran, with the reason for its last exit.
+
+    What the reason quotes of the output is left out if the `logs`, which are printed below, have it.
+    """
+    for name, deaths in died.items():
+        times = f" {len(deaths)} times" if len(deaths) > 1 else ""
+        reason = deaths[-1].reason
+        if any(reason.endswith(f": {line.text.strip()}") for line in logs.get(name, ())):
+            reason = reason.partition(": ")[0]
+        yield render.printable(f"{name} died{times} while {command} ran: {reason}")
+
+
+def _start_of_last_attempt(deaths: Sequence[Death], begun: float) -> str:
+    """When the output of the process that died last begins: after the death before, or when the pool was started."""
+    return deaths[-2].time if len(deaths) > 1 else stamp(begun)
+
+
+def log_sections(
+    logs: Mapping[str, Sequence[LogLine]], env: Mapping[str, str] = os.environ, *, objects: bool
+) -> str:
+    """The lines of each log that has any, under a heading that GitHub and GitLab can fold.
+
+    With `objects` they are JSON lines, without headings.
+    """
+    texts: list[str] = []
+    for name, lines in logs.items():
+        if lines:
+            texts += (
+                map(log_rendering.json_line, lines) if objects else _foldable_log_section(name, lines, env)
+            )
+    return "".join(texts)
+
+
+def _foldable_log_section(name: str, lines: Sequence[LogLine], env: Mapping[str, str]) -> Iterator[str]:
+    count = len(lines)
+    head = f"last {count} lines of {name}" if count > 1 else f"last line of {name}"
+    before, after = f"{head}:\n", ""
+    if env.get("GITHUB_ACTIONS") == "true":
+        before, after = f"::group::{head}\n", "::endgroup::\n"
+    elif env.get("GITLAB_CI") == "true":
+        moment, section = int(time()), f"poolctl_{name}"
+        before = f"\x1b[0Ksection_start:{moment}:{section}[collapsed=true]\r\x1b[0K{head}\n"
+        after = f"\x1b[0Ksection_end:{moment}:{section}\r\x1b[0K\n"
+    yield before
+    # The name at the beginning of each line also prevents output from being taken as GitHub workflow commands.
+    yield from (f"{name} | {log_rendering.terminal_text(line.text, colours=False)}\n" for line in lines)
+    yield after

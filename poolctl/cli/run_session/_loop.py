@@ -1,0 +1,83 @@
+"""What the session's loop waits for: signals, the end of a pipe, and calls that may block."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, TypeVar
+
+from poolctl.daemon_threads import DaemonThreads
+from poolctl.platform import signal_descriptor
+
+T = TypeVar("T")
+
+# One each for the servers' output, the watch of --watch, what the session does, and what it has given up.
+_THREADS = 4
+
+
+@contextlib.contextmanager
+def received_signals(
+    numbers: Collection[int], receive: Callable[[signal.struct_siginfo], object]
+) -> Iterator[None]:
+    """Context manager: the signals are blocked, and `receive` is called with each of them.
+
+    They are read one at a time: if the first one ends the block, the next one stays pending for the next block. Not
+    loop.add_signal_handler(): only siginfo says whether the terminal has sent a signal, and so to the user's command
+    as well.
+    """
+    loop = asyncio.get_running_loop()
+
+    def receive_one() -> None:
+        if (came := signal.sigtimedwait(numbers, 0)) is not None:
+            receive(came)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    descriptor = signal_descriptor(numbers)
+    loop.add_reader(descriptor, receive_one)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def until_closed(pipe: int) -> None:
+    """Wait until the other end of the pipe is closed."""
+    loop, closed = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(pipe, closed.set)  # an error, which is always reported (POLLERR)
+    try:
+        await closed.wait()
+    finally:
+        loop.remove_reader(pipe)
+
+
+async def in_thread(call: Callable[..., T], *args: Any) -> T:
+    """The result of a call that may block: it looks at files, waits for a process, or writes output.
+
+    Output is written in threads, too. The loop could write to a terminal or a pipe that does not block. But O_NONBLOCK
+    belongs to the open file description (fcntl(2)), which the user's command and other programs share: their own writes
+    would fail. Files are never reported as not ready.
+
+    The threads are daemons: a call that hangs keeps no process from exiting. If the wait is cancelled, the call
+    continues.
+    """
+    return await asyncio.get_running_loop().run_in_executor(_threads(), call, *args)
+
+
+@functools.cache
+def _threads() -> DaemonThreads:
+    return daemon_threads(_THREADS)
+
+
+def daemon_threads(count: int) -> DaemonThreads:
+    """Threads that block all signals: the kernel delivers a signal to any thread that does not block it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        return DaemonThreads(count)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

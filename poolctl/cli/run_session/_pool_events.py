@@ -1,0 +1,94 @@
+"""The problems of a pool's servers, from the events that its supervisors send."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from poolctl.control.answers import JournalPositionResult, ProgressLine
+from poolctl.control.client import AsyncClient
+from poolctl.errors import ControlError
+from poolctl.json_form import Table
+from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
+
+_KINDS = ["lifecycle", "recovery", "pool"]
+# The pause between attempts while the supervisor is replaced.
+_RETRY_SECONDS = 0.2
+_LAST_SECONDS = 2.0
+
+
+class Death(NamedTuple):
+    """The end of a process that was not ordered: when it was recorded, and the reason."""
+
+    time: str
+    reason: str
+
+
+class PoolEventFollower:
+    """Follows the pool's events, and calls `report` once for each problem: with the event, a line and its level.
+
+    With `brief` a line does not repeat the reason of a death that an earlier line has.
+    """
+
+    def __init__(
+        self, socket_path: str, report: Callable[[JournalEvent, str, str], None], *, brief: bool = False
+    ) -> None:
+        self._client = AsyncClient(socket_path)
+        # No pings are needed, because the keeper replaces a hung supervisor.
+        self._patient_client = AsyncClient(socket_path, silence_seconds=None)
+        self._report = report
+        self._brief = brief
+        self._last = 0
+        self._following: asyncio.Task[None] | None = None
+        self.died: dict[str, list[Death]] = {}  # by server name, in the order of the first death
+
+    def start(self) -> None:
+        """Follow new events from now on; returns at once."""
+        self._following = asyncio.create_task(self._follow())
+
+    async def finish(self) -> None:
+        """Report all events up to now, then stop."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+        with contextlib.suppress(ControlError):  # the supervisor has reported its end
+            await self._ask(self._client, {"after": self._last, "lines": MOST_LINES}, _LAST_SECONDS)
+
+    async def _follow(self) -> None:
+        options: Table = {"lines": 0}
+        while True:
+            with contextlib.suppress(ControlError):
+                await self._ask(self._patient_client, options | {"follow": True})
+            options = {"after": self._last, "lines": MOST_LINES}
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _ask(self, client: AsyncClient, options: Table, timeout_seconds: float | None = None) -> None:
+        body = {"options": options | {"kind": _KINDS}}
+        await client.ask(JournalPositionResult, "events", body, self._report_event, timeout_seconds)
+
+    def _report_event(self, line: ProgressLine) -> None:
+        if line.event is None:
+            return
+        event = JournalEvent.from_json(line.event)
+        if event.seq <= self._last:
+            return
+        self._last = event.seq
+        if event.next_step:
+            deaths = self.died.setdefault(event.server, [])
+            reason = event.cause or event.message
+            is_known = self._brief and deaths and deaths[-1].reason == reason
+            said = "died again for the same reason" if is_known else reason
+            deaths.append(Death(event.time, reason))
+            final = ": poolctl logs" in event.next_step
+            self._report(event, f"{event.server}: {said}; {event.next_step}", ERROR if final else WARNING)
+        elif event.kind != "lifecycle" and event.severity != INFO:
+            who = f"{event.server}: " if event.server else ""
+            self._report(event, f"{who}{self.without_known_reasons(event.sentence)}", event.severity)
+
+    def without_known_reasons(self, text: str) -> str:
+        """The text; with `brief` without the reasons that the lines of deaths have."""
+        for deaths in self.died.values() if self._brief else ():
+            text = text.replace(f": {deaths[-1].reason}", "")
+        return text

@@ -1,0 +1,73 @@
+"""Process 1 of a container around `poolctl run`: reaps orphans, passes signals on, and exits in time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from time import monotonic
+
+from poolctl.keeper.left_children import SI_KERNEL, shell_status
+
+from .signals import FORWARDED_SIGNALS
+
+# Docker kills the container after ten.
+STOP_SECONDS = 8.0
+_WATCHED = (signal.SIGCHLD, *FORWARDED_SIGNALS)
+
+
+def continue_in_child(limit_seconds: float) -> None:
+    """Fork, and return only in the child. The parent passes signals on to the child, and exits with the child's status.
+
+    At the latest, the parent exits `limit_seconds` after SIGTERM or SIGINT; the kernel then kills the whole container.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    child = os.fork()
+    if child:
+        os._exit(_InitProcess(child, limit_seconds).forward_signals_until_exit())
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _InitProcess:
+    def __init__(self, child: int, limit_seconds: float) -> None:
+        self._child = child
+        self._limit_seconds = limit_seconds
+        self._due: float | None = None
+        self._status: int | None = None
+
+    def forward_signals_until_exit(self) -> int:
+        """Return the child's exit status once it has exited and, if it was killed, once its pool has ended, too.
+
+        Wait at most `limit_seconds` after SIGTERM, SIGINT or the child's exit; return 137 if the child still runs then.
+        """
+        while True:
+            patience = 3600.0 if self._due is None else self._due - monotonic()
+            came = signal.sigtimedwait(_WATCHED, max(0.0, patience))
+            if self._due is not None and monotonic() >= self._due:
+                return 128 + signal.SIGKILL if self._status is None else self._status
+            if came is not None and came.si_signo != signal.SIGCHLD:
+                self._forward(came)
+            alone = self._reap_and_check_childless()
+            if self._status is not None and (alone or self._status <= 128):
+                return self._status
+
+    def _forward(self, came: signal.struct_siginfo) -> None:
+        # The terminal sends its signals to the child as well.
+        if came.si_code != SI_KERNEL and self._status is None:
+            os.kill(self._child, came.si_signo)
+        if came.si_signo in (signal.SIGTERM, signal.SIGINT):
+            self._end_soon()
+
+    def _end_soon(self) -> None:
+        if self._due is None:
+            self._due = monotonic() + self._limit_seconds
+
+    def _reap_and_check_childless(self) -> bool:
+        """Reap children; returns whether no child is left."""
+        try:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == self._child:
+                    self._status = shell_status(os.waitstatus_to_exitcode(ended[1]))
+                    self._end_soon()
+        except ChildProcessError:
+            return True
+        return False

@@ -1,0 +1,380 @@
+"""The session of `poolctl run`: starts the servers of a launched pool, waits for its end, and stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from time import time
+from typing import TYPE_CHECKING
+
+from poolctl.cli import render
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.offline import no_server_outcome
+from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
+from poolctl.cli.pool_ref import PoolRef, same_name_warning
+from poolctl.cli.reload_on_change import PoolWatcher
+from poolctl.cli.reload_plan import change_lines
+from poolctl.cli.supervisor_requests import Progress, await_exit_if_pool_ends, is_empty, startup_failure
+from poolctl.control import sd_notify
+from poolctl.control.answers import Item, ReloadResult, Result
+from poolctl.control.client import (
+    AsyncClient,
+    Client,
+    NoSupervisor,
+    SupervisorEnded,
+    read_exit,
+    wait_for_exit,
+)
+from poolctl.errors import ControlError
+from poolctl.exit_codes import DONE, FAILED, INTERRUPTED, READER_GONE
+from poolctl.monitor.journal import JournalEvent
+
+from ._failure_report import death_lines, find_logs, last_lines, log_sections
+from ._loop import in_thread, until_closed
+from ._pool_events import PoolEventFollower
+from ._server_output import ServerOutput, own_line
+from ._standard_error import StandardError
+from ._stop_orders import StopOrdered, StopOrders
+from ._user_command import command_environment, run_to_end
+from .signals import TERMINATED, status_after
+
+if TYPE_CHECKING:
+    from poolctl.json_form import Table
+    from poolctl.supervisor.launch import LaunchedKeeper
+
+# Remaining time of the stop timeout when the remaining processes are killed.
+_KILLING_SECONDS = 1.0
+# Maximum wait until messages are written, before the user's command writes its own, and at the end.
+_PATIENCE_SECONDS = 0.5
+_LAST_SECONDS = 2.0
+_ALIVE = ("running", "starting", "backoff", "draining")
+
+
+class RunSession:
+    """One invocation of `poolctl run`. Its pool ends when `keeper.lifeline` is closed.
+
+    `command` is the user's, empty without one, and `path` its program. `numbers` are the signals that stop the pool,
+    which are blocked. `limit_seconds` limits the time to stop it. With `objects`, lines are JSON objects.
+    `prints_logs` adds the servers' output.
+    """
+
+    def __init__(
+        self,
+        request: CommandRequest,
+        pool: PoolRef,
+        keeper: LaunchedKeeper,
+        *,
+        command: Sequence[str] = (),
+        path: str = "",
+        numbers: Sequence[int] = (),
+        limit_seconds: float | None = None,
+        objects: bool = False,
+        prints_logs: bool = False,
+    ) -> None:
+        self.outcome = Outcome()
+        self._request = request
+        self._pool = pool
+        self._keeper = keeper
+        self._command = list(command)
+        self._path = path
+        self._limit_seconds = limit_seconds
+        self._objects = objects
+        self._begun = time()
+        self._client = AsyncClient(pool.socket)
+        # Under a service manager SIGHUP is not the hangup of a terminal, but the order to reload (systemd.service(5)).
+        self._orders = StopOrders(numbers, self._begin_reload if sd_notify.enabled(os.environ) else None)
+        self._stderr = StandardError(sys.stderr)
+        self._events = PoolEventFollower(pool.socket, self._print_event, brief=bool(command))
+        self._output: ServerOutput | None = None
+        if prints_logs:
+            lost = self._orders.add_lost_reader
+            self._output = ServerOutput(pool, lost, times=request.verbose, objects=objects)
+        self._servers: Sequence[Item] = ()
+        self._gateway: Table | None = None
+        self._failures: dict[str, str] = {}  # the reasons of the servers that did not start
+        self._is_starting = bool(command)
+        self._held_events: list[tuple[JournalEvent, str, str]] = []
+        self._has_run = False
+        self._last_logs: dict[str, str] = {}  # of the servers that explain a failure
+        self._is_ending = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self, noted: Sequence[int], log_start: int) -> Outcome:
+        """Start the servers, wait until the pool, the user's command or a signal ends the session, and stop the pool.
+
+        `noted` are signals that have arrived already. The supervisor's log begins at `log_start`.
+        """
+        for number in noted:
+            self._orders.add_signal(number)
+        with redirect_stderr(self._stderr):
+            code = await self._start_and_wait(log_start)
+            self.outcome.exit_code = await self._stop_and_report(code)
+            self._flush_diagnostics()
+            await self._stderr.await_written(_LAST_SECONDS)
+        return self.outcome
+
+    async def _start_and_wait(self, log_start: int) -> int:
+        """Start the servers, and wait until the pool, the user's command or an order ends; returns the exit code."""
+        try:
+            if not await self._orders.unless_ordered(self._start()):
+                self._flush_diagnostics()
+                return self.outcome.exit_code
+            if self._request.get("watch"):
+                await self._orders.unless_ordered(self._start_watch())
+            if self._command:
+                return await self._run_command()
+            return await self._orders.unless_ordered(self._announce_and_wait())
+        except StopOrdered as order:
+            return status_after(order.number, has_command=bool(self._command))
+        except (ControlError, Failure) as failure:
+            if isinstance(failure, (NoSupervisor, SupervisorEnded)):
+                failure = startup_failure(failure, self._pool, log_start)
+            self.outcome = outcome_of(failure) or self.outcome
+            return self.outcome.exit_code
+
+    async def _start(self) -> bool:
+        """Start the selected servers and set `outcome`; returns whether to continue.
+
+        After a failed start, it continues only if no user's command is given and at least one server is alive.
+        """
+        request = self._request
+        body = {"selector": request.selector().to_dict(), "options": request.verb_options()}
+        if self._output is not None:
+            self._output.start()
+        self._events.start()
+        quiet = request.quiet or not self._command  # without a command, the logs show the progress
+        with Progress("start", quiet=quiet) as progress:
+            result = await self._client.ask(Result, "start", body, progress, request.seconds("timeout"))
+        self.outcome, self._servers, self._gateway = Outcome.of(result), result.items, result.gateway
+        self._failures = {each.name: each.message for each in result.errors if each.name}
+        self._print_held_events()
+        await in_thread(await_exit_if_pool_ends, result)
+        self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
+        if warning := same_name_warning(self._pool):
+            self.outcome.warnings.append(warning)
+        if not self.outcome.exit_code:
+            if is_empty(result) and not request.get("allow_empty"):
+                self.outcome = no_server_outcome(self._pool)
+            return not self.outcome.exit_code
+        alive = any(item.state in _ALIVE for item in self._servers)
+        return alive and self.outcome.exit_code == FAILED and not self._command
+
+    async def _announce_and_wait(self) -> int:
+        """Print addresses and problems, and wait until the pool has ended.
+
+        Returns 0 if a command has ended it; 1 if its processes were killed.
+        """
+        expected = [
+            item
+            for item in self._servers
+            if item.state not in ("disabled", "sleeping") and not render.rests_until_named(item)
+        ]
+        ready = sum(item.ready for item in expected)
+        line = f"{render.server_count_text(ready, len(expected))} ready"
+        if not (self._request.output or self._objects):
+            for address in render.address_lines(self._servers):
+                self._say(address)
+        if self._gateway is not None and (serves := render.serves_line(self._gateway)):
+            self._say(serves)
+        if not self.outcome.exit_code:  # before the next line, at which a user may ask for a reload
+            sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
+        self._say(f"{line}, Ctrl-C to stop")
+        self._flush_diagnostics()  # failures are printed now, while other servers run
+        await until_closed(self._keeper.lifeline)  # the keeper holds the other end
+        if not await in_thread(self._was_killed):
+            return DONE
+        self._say("the pool's supervisor was killed; poolctl stop ends what it has left", "error")
+        return FAILED
+
+    def _was_killed(self) -> bool:
+        """Whether the pool has ended without an order: its socket is then left, and nothing listens on it. Blocks."""
+        if not os.path.lexists(self._pool.socket):
+            return False
+        try:
+            Client(self._pool.socket).ping()
+        except ControlError:
+            return True
+        return False
+
+    async def _run_command(self) -> int:
+        """Run the user's command; returns its exit code. With -o its output goes to standard error."""
+        environment = await self._orders.unless_ordered(self._prepare_command())
+        return await run_to_end(
+            self._path,
+            self._command,
+            environment,
+            stdout=self._stderr.fileno() if self._request.output else None,
+            lifeline=self._keeper.lifeline,
+            unwanted=lambda: bool(read_exit(self._pool.directory)),  # it has ended by itself
+        )
+
+    async def _prepare_command(self) -> dict[str, str]:
+        listed = await self._client.ask(Result, "list")
+        environment = command_environment(self._pool, listed.items)
+        self._has_run = True
+        self._events.died.clear()  # the start has reported its own failures
+        await self._stderr.await_written(_PATIENCE_SECONDS)
+        return environment
+
+    # Changes while the pool runs.
+
+    async def _start_watch(self) -> None:
+        """Begin to apply changes of files. The watch is made in a thread, because directories may be slow."""
+        watcher = await in_thread(PoolWatcher, self._request, self._pool, self._say, self._begun)
+        self._tasks.append(asyncio.create_task(self._apply_changes(watcher)))
+
+    async def _apply_changes(self, watcher: PoolWatcher) -> None:
+        results = watcher.apply_changes(lambda: self._is_ending)
+        try:
+            while (result := await in_thread(next, results, None)) is not None:
+                self._print_change(result)
+        except Failure as failure:  # further paths cannot be watched; the pool keeps running
+            self._explain(failure.outcome)
+
+    def _begin_reload(self) -> None:
+        self._tasks.append(asyncio.create_task(self._reload()))
+
+    async def _reload(self) -> None:
+        """Apply the changed files, and print the outcome."""
+        sd_notify.notify(os.environ, *sd_notify.reloading())
+        try:
+            result = await self._client.ask(ReloadResult, "reload")
+        except ControlError as wrong:
+            entry = error(wrong.exit_code, wrong.message, wrong.hint)
+            result = ReloadResult(errors=(entry,), exit_code=wrong.exit_code)
+        self._print_change(result)
+        sd_notify.notify(os.environ, sd_notify.READY)
+
+    def _print_change(self, result: Result) -> None:
+        """Print the outcome of a change of the files, between the servers' output."""
+        for line in change_lines(result, render.coloured(sys.stderr) and not self._objects):
+            self._say(line)
+        self._explain(Outcome.of(result))
+
+    # The end.
+
+    async def _stop_and_report(self, code: int) -> int:
+        """Stop everything, and print what has failed; returns the exit code. `code` is that before the stop."""
+        try:
+            await self._stop(code)
+            os.close(self._keeper.lifeline)
+            return await self._orders.unless_ordered(self._await_end_and_report(code))
+        except StopOrdered:
+            return (
+                code  # the third signal: the lifeline closes with this process, and the keeper stops the rest
+            )
+
+    async def _stop(self, code: int) -> None:
+        """Stop everything. An order meanwhile, or the timeout, kills the remaining processes at once."""
+        self._is_ending = True
+        sd_notify.notify(os.environ, sd_notify.STOPPING)
+        if self._limit_seconds is not None:
+            patience = max(self._limit_seconds - _KILLING_SECONDS, self._limit_seconds / 2)
+            asyncio.get_running_loop().call_later(patience, self._orders.add_end_of_time)
+        try:
+            await self._orders.unless_ordered(self._end_events_and_stop(code))
+        except StopOrdered:
+            self._say("killing the remaining processes")
+            await self._orders.unless_ordered(self._order_stop({"kill": True, "deps": False}))
+        finally:
+            if self._output is not None:
+                await self._output.finish()
+
+    async def _end_events_and_stop(self, code: int) -> None:
+        await self._events.finish()
+        self._print_held_events()  # the start may have been interrupted
+        names = [*self._events.died, *self._failures]
+        has_failed = bool(names) or code not in (DONE, INTERRUPTED, TERMINATED)
+        if self._command and has_failed:
+            names = names or [item.name for item in self._servers]
+            self._last_logs = await find_logs(self._client, self._pool, names)
+        await self._order_stop({})
+
+    async def _order_stop(self, options: dict[str, object]) -> None:
+        try:
+            # The servers' last lines show the progress.
+            with Progress("stop", quiet=self._request.quiet or self._output is not None) as progress:
+                result = await self._client.ask(Result, "stop", {"options": options}, progress)
+        except ControlError:
+            return  # it has ended already
+        if self.outcome.items and result.items:
+            names = {item.name for item in self._servers}
+            self.outcome.items = [item for item in result.items if item.name in names]
+        await in_thread(await_exit_if_pool_ends, result)
+
+    async def _await_end_and_report(self, code: int) -> int:
+        # Even if the supervisor was exiting and did not answer.
+        await in_thread(wait_for_exit, self._keeper.keeper_pid)
+        if self._orders.reader_is_gone:
+            code = READER_GONE
+        code = INTERRUPTED if self._orders.interrupted else await self._pool_exit_status_or(code)
+        if self._command:
+            await self._print_deaths_and_failure_logs()
+            if self._stderr.isatty():
+                self._say("the pool has stopped")  # not visible from the end of CMD
+        return code
+
+    async def _pool_exit_status_or(self, code: int) -> int:
+        """The pool's own exit status if it has ended by itself, because a mandatory server failed; else `code`."""
+        left = read_exit(self._pool.directory)
+        if not left:
+            return code
+        await in_thread(wait_for_exit, left["keeper_pid"])
+        self._say(f"the pool has ended: {self._events.without_known_reasons(str(left['reason']))}", "error")
+        return int(left["status"])
+
+    async def _print_deaths_and_failure_logs(self) -> None:
+        """Print which servers died while the user's command ran, and the last lines of logs that explain a failure.
+
+        These are the logs of servers that died or did not start. If no server failed but the command did, they are
+        the logs of all servers.
+        """
+        died = self._events.died
+        logs = await in_thread(lambda: last_lines(self._last_logs, died, self._begun, objects=self._objects))
+        if self._has_run:
+            for line in death_lines(died, os.path.basename(self._command[0]), logs):
+                self._say(line, "error")
+        if not self._request.quiet:
+            sys.stderr.write(log_sections(logs, objects=self._objects))
+
+    # Messages.
+
+    def _flush_diagnostics(self) -> None:
+        """Print the problems so far and clear them; with -o json and jsonl keep them for the output at the end."""
+        if self._request.output not in ("json", "jsonl"):
+            self._explain(self.outcome)
+            self.outcome.errors, self.outcome.warnings = [], []
+
+    def _explain(self, outcome: Outcome) -> None:
+        outcome.quiet = self._request.quiet
+        render.print_diagnostics(outcome)
+
+    def _print_held_events(self) -> None:
+        """Print the events of a start that a command waits for, and from now on every event at once."""
+        self._is_starting = False
+        while self._held_events:
+            self._print_event(*self._held_events.pop(0))
+
+    def _print_event(self, event: JournalEvent, text: str, level: str) -> None:
+        if self._is_starting:  # the result of the start may have the same cause
+            self._held_events.append((event, text, level))
+            return
+        if self._request.quiet or self._is_reported(event):
+            return
+        if self._objects:
+            document = {"time": event.time, "server": event.server, "message": text, "level": level}
+            text = json.dumps(document)
+        sys.stderr.write(f"{render.printable(text)}\n")
+
+    def _is_reported(self, event: JournalEvent) -> bool:
+        """Whether the failed start, which ends a pool with a command, has reported this death."""
+        failure = self._failures.get(event.server, "")  # it may also have the place in the code
+        return bool(self._command and event.next_step) and failure.startswith(event.cause or event.message)
+
+    def _say(self, text: str, level: str = "info") -> None:
+        if not self._request.quiet:
+            sys.stderr.write(own_line(text, level, objects=self._objects))

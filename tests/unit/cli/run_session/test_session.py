@@ -1,0 +1,481 @@
+"""The pool in the foreground: its signals, its output, its events, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.cli.main import main
+from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.control.answers import Result
+from poolctl.control.client import write_exit
+from poolctl.control.pool_paths import pool_key
+from poolctl.json_form import from_json
+from poolctl.supervisor.launch import LaunchedKeeper
+from tests.deadline import wait_until
+from tests.notify_socket import NotifySocket
+from tests.stand_in import Send, result, stand_in
+from tests.stand_in import item as item_of
+
+
+class Launched:
+    """What `run` launches: a stand-in for the supervisor, which ends when the test or an answer ends it."""
+
+    def __init__(self, directory: Path, answers: dict[str, Any]) -> None:
+        self.place = directory / "run" / pool_key(str(directory / "pool.toml"))
+        self.answers = answers
+        self.launches: list[tuple[list[str], dict[str, str]]] = []
+        self.error = io.StringIO()
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self._stack = ExitStack()
+        self._reads = -1
+
+    def launch(self, files: list[str], env: Any, *, lifeline: bool) -> LaunchedKeeper:
+        assert lifeline
+        self.launches.append((files, dict(env)))
+        self.place.mkdir(parents=True, mode=0o700)
+        self.requests = self._stack.enter_context(stand_in(self.place / "control.sock", self._answer))
+        self._reads, writes = os.pipe()
+        return LaunchedKeeper(0, writes)
+
+    async def _answer(self, verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        found = self.answers.get(verb, result())
+        if inspect.iscoroutinefunction(found):
+            found = await found(body, send)
+        elif callable(found):
+            found = found(body)
+        return found if isinstance(found, dict) else None
+
+    def end(self) -> None:
+        os.close(self._reads)
+        self._reads = -1
+
+    def close(self) -> None:
+        if self._reads >= 0:
+            self.end()
+        self._stack.close()
+
+    @property
+    def orders(self) -> list[tuple[str, Any]]:
+        """The verbs that change something, with their options."""
+        ordered = ("start", "stop", "reload")
+        return [(verb, body.get("options")) for verb, body in self.requests if verb in ordered]
+
+    def when_ready(self, act: Callable[[], object], *, said: str = "Ctrl-C to stop") -> threading.Thread:
+        """Act in a thread once the pool stays, or once something else is said."""
+
+        def wait() -> None:
+            wait_until(lambda: said in self.error.getvalue())
+            act()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        return thread
+
+
+Launching = Callable[..., Launched]
+
+
+@pytest.fixture
+def launching(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launching]:
+    """`launching(verb=answer, …)`: what the next `run` launches; a function of the request may answer.
+
+    An async function also gets the function that sends what comes before the answer.
+    """
+    made: list[Launched] = []
+
+    def prepare(**answers: Any) -> Launched:
+        launched = Launched(directory, answers)
+        made.append(launched)
+        monkeypatch.setattr("poolctl.supervisor.launch.launch", launched.launch)
+        monkeypatch.setattr(sys, "stderr", launched.error)
+        return launched
+
+    yield prepare
+    for each in made:
+        each.close()
+
+
+def interrupt(number: int = signal.SIGINT) -> None:
+    """A signal to the main thread: other threads of the test runner do not block it."""
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+WEB = item_of("web")
+
+
+def test_run_names_the_addresses_and_ends_with_its_pool(launching: Launching, directory: Path) -> None:
+    gateway = {"state": "running", "addresses": ["http://127.0.0.1:80"], "problem": "", "routes": 1}
+    launched = launching(start=result(WEB, gateway=gateway))
+    thread = launched.when_ready(launched.end)
+    assert main(["run"]) == 0
+    thread.join()
+    assert launched.error.getvalue() == (
+        "web  http://127.0.0.1:8081\nthe gateway serves http://127.0.0.1:80\n1 server ready, Ctrl-C to stop\n"
+    )
+    ((files, env),) = launched.launches
+    assert (files, env) == ([str(directory / "pool.toml")], dict(os.environ))
+    assert [verb for verb, _ in launched.orders] == ["start", "stop"]
+    assert launched.orders[1] == ("stop", {})
+    verbs = [verb for verb, _ in launched.requests]
+    assert verbs.count("events") >= 1
+    assert verbs.count("show") == 1
+
+
+@pytest.mark.parametrize(
+    ("items", "line"),
+    [
+        ([WEB, item_of("off", state="disabled", ready=False), item_of("x", state="sleeping", ready=False)],
+         "1 server ready, Ctrl-C to stop"),
+        ([WEB, item_of("tool", state="stopped", ready=False, on_demand=True)], "1 server ready, Ctrl-C to stop"),
+        ([WEB, item_of("slow", ready=False)], "1 of 2 servers ready, Ctrl-C to stop"),
+    ],
+)  # fmt: skip
+def test_ready_line_counts_the_servers_that_should_run(
+    launching: Launching, items: list[dict[str, Any]], line: str
+) -> None:
+    launched = launching(start=result(*items))
+    thread = launched.when_ready(launched.end)
+    assert main(["run", "-o", "json"]) == 0
+    thread.join()
+    assert launched.error.getvalue() == f"{line}\n"
+
+
+def test_exit_code_is_that_of_a_pool_that_ended_itself(launching: Launching) -> None:
+    launched = launching(start=result(WEB))
+
+    def end() -> None:
+        write_exit(str(launched.place), status=9, reason="web has failed", keeper_pid=0)
+        launched.end()
+
+    thread = launched.when_ready(end)
+    assert main(["run"]) == 9
+    thread.join()
+    assert launched.error.getvalue().splitlines()[-1] == "the pool has ended: web has failed"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
+def test_signal_stops_the_pool(launching: Launching, number: int, code: int) -> None:
+    launched = launching(start=result(WEB))
+    thread = launched.when_ready(lambda: interrupt(number))
+    assert main(["run"]) == code
+    thread.join()
+    assert launched.orders[1:] == [("stop", {})]
+
+
+def test_second_signal_kills_the_remaining_processes(launching: Launching) -> None:
+    def stop(body: dict[str, Any]) -> dict[str, Any] | None:
+        if body["options"]:
+            return result()
+        interrupt()
+        return None
+
+    launched = launching(start=result(WEB), stop=stop)
+    thread = launched.when_ready(interrupt)
+    assert main(["run"]) == 130
+    thread.join()
+    assert launched.orders[1:] == [("stop", {}), ("stop", {"kill": True, "deps": False})]
+    assert launched.error.getvalue().splitlines()[-1] == "killing the remaining processes"
+
+
+def test_third_signal_leaves_the_rest_to_the_keeper(launching: Launching) -> None:
+    def stop(body: dict[str, Any]) -> None:
+        interrupt(signal.SIGTERM)
+
+    launched = launching(start=result(WEB), stop=stop)
+    thread = launched.when_ready(interrupt)
+    assert main(["run"]) == 130
+    thread.join()
+    assert launched.orders[1:] == [("stop", {}), ("stop", {"kill": True, "deps": False})]
+
+
+def test_stop_that_takes_too_long_ends_in_a_kill(launching: Launching) -> None:
+    launched = launching(start=result(WEB))
+
+    async def stop(body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if not body["options"]:
+            await asyncio.Event().wait()
+        return result()
+
+    launched.answers["stop"] = stop
+    thread = launched.when_ready(launched.end)
+    begun = time.monotonic()
+    assert main(["run", "--stop-timeout", "500ms"]) == 0
+    thread.join()
+    assert 0.25 <= time.monotonic() - begun < 30
+    assert launched.orders[1:] == [("stop", {}), ("stop", {"kill": True, "deps": False})]
+
+
+def test_start_that_fails_is_reported_and_everything_is_stopped(launching: Launching) -> None:
+    error = {"code": 1, "error": "E", "name": "web", "message": "exited with status 3"}
+    launched = launching(start=result(item_of("web", state="failed"), exit_code=1, errors=[error]))
+    assert main(["run"]) == 1
+    assert launched.error.getvalue() == "error: web: exited with status 3\n"
+    assert launched.orders[1:] == [("stop", {})]
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "code"),
+    [(signal.SIGINT, (), 130), (signal.SIGTERM, (), 0), (signal.SIGTERM, ("--", "true"), 143)],
+)
+def test_signal_during_the_launch_stops_the_pool_once_it_is_launched(
+    launching: Launching, monkeypatch: pytest.MonkeyPatch, number: int, words: tuple[str, ...], code: int
+) -> None:
+    launched = launching()
+    before = signal.getsignal(number)
+
+    def launch(files: list[str], env: Any, *, lifeline: bool) -> LaunchedKeeper:
+        interrupt(number)
+        return launched.launch(files, env, lifeline=lifeline)
+
+    monkeypatch.setattr("poolctl.supervisor.launch.launch", launch)
+    assert main(["run", *words]) == code
+    assert launched.orders == [("stop", {})]
+    assert signal.getsignal(number) is before
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_reason_of_a_supervisor_that_did_not_start_is_what_it_wrote(
+    launching: Launching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = launching(start=lambda body: None)
+
+    def launch(files: list[str], env: Any, *, lifeline: bool) -> LaunchedKeeper:
+        found = launched.launch(files, env, lifeline=lifeline)
+        (launched.place / "supervisor.log").write_text("it is broken\n")
+        return found
+
+    monkeypatch.setattr("poolctl.supervisor.launch.launch", launch)
+    assert main(["run"]) == 8
+    assert launched.error.getvalue().startswith("error: the supervisor could not start: it is broken\n")
+
+
+def test_hangup_reloads_under_a_service_manager(
+    launching: Launching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notified = NotifySocket(tmp_path)
+    monkeypatch.setenv("NOTIFY_SOCKET", notified.path)
+    change = {"name": "web", "bind": "", "change": "restart", "keys": ["app"], "message": ""}
+    launched = launching(start=result(WEB), reload=result(WEB, changes=[change]))
+
+    def hang_up() -> None:
+        interrupt(signal.SIGHUP)
+        notified.await_line("READY=1", times=2)
+        launched.end()
+
+    thread = launched.when_ready(hang_up)
+    assert main(["run"]) == 0
+    thread.join()
+    assert [line.partition("=")[0] for line in notified.lines] == [
+        "READY", "STATUS", "RELOADING", "MONOTONIC_USEC", "READY", "STOPPING",
+    ]  # fmt: skip
+    assert "STATUS=1 server ready" in notified.lines
+    notified.close()
+    assert [verb for verb, _ in launched.orders] == ["start", "reload", "stop"]
+    assert launched.error.getvalue().splitlines()[-2:] == ["~ web: app", "1 restarted"]
+
+
+def test_reload_that_is_not_answered_is_reported(
+    launching: Launching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notified = NotifySocket(tmp_path)
+    monkeypatch.setenv("NOTIFY_SOCKET", notified.path)
+    launched = launching(start=result(WEB), reload=lambda body: None)
+    threads = [
+        launched.when_ready(lambda: interrupt(signal.SIGHUP)),
+        launched.when_ready(launched.end, said="error: the supervisor ended before it answered\n"),
+    ]
+    assert main(["run"]) == 0
+    for thread in threads:
+        thread.join()
+    notified.close()
+
+
+class Watcher:
+    """Reports one change of the code, then fails to watch."""
+
+    def __init__(self, request: Any, pool: PoolRef, say: Callable[[str], None], since: float) -> None:
+        self.say = say
+
+    def apply_changes(self, over: Callable[[], bool]) -> Iterator[Result]:
+        assert not over()
+        self.say("app.py has changed")
+        yield from_json(Result, result(WEB))
+        raise Failure(Outcome.failed(1, "too many directories"))
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_changes_are_watched_and_printed_if_this_is_wanted(
+    launching: Launching, monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    monkeypatch.setattr("poolctl.cli.run_session.session.PoolWatcher", Watcher)
+    launched = launching(start=result(WEB))
+    thread = launched.when_ready(launched.end, said="too many directories\n")
+    assert main(["run", "--watch", *(["-q"] if quiet else [])]) == 0
+    thread.join()
+    said = launched.error.getvalue().splitlines()
+    assert ("app.py has changed" in said) is ("~ web: code" in said) is not quiet
+    assert "error: too many directories" in said
+
+
+def test_files_that_cannot_be_watched_end_it(launching: Launching, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise Failure(Outcome.failed(1, "no inotify"))
+
+    monkeypatch.setattr("poolctl.cli.run_session.session.PoolWatcher", fail)
+    launched = launching(start=result(WEB))
+    assert main(["run", "--watch"]) == 1
+    assert launched.error.getvalue() == "error: no inotify\n"
+    assert launched.orders[1:] == [("stop", {})]
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "objects"),
+    [
+        ((), "", False),
+        ((), "json", True),
+        (("--log-format", "text"), "json", False),
+        (("--log-format", "json"), "", True),
+    ],
+)
+def test_form_of_the_lines_is_that_of_the_option_before_that_of_the_environment(
+    launching: Launching, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], env: str, objects: bool
+) -> None:
+    monkeypatch.setenv("POOLCTL_LOG_FORMAT", env)
+    launched = launching(start=result(WEB))
+    thread = launched.when_ready(launched.end)
+    assert main(["run", *words]) == 0
+    thread.join()
+    said = launched.error.getvalue().splitlines()[-1]
+    assert (json.loads(said)["message"] if objects else said) == "1 server ready, Ctrl-C to stop"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words", "stays", "code"),
+    [
+        ({"items": [item_of("web")]}, (), True, 0),
+        ({"items": []}, (), False, 5),
+        ({"items": []}, ("--allow-empty",), True, 0),
+        ({"items": [], "without_servers": True}, (), True, 0),
+        ({"items": [item_of("web", state="failed")], "exit_code": 1}, (), False, 1),
+        ({"items": [item_of("web"), item_of("api", state="failed")], "exit_code": 1}, (), True, 0),
+        ({"items": [item_of("web", state="backoff")], "exit_code": 1}, (), True, 0),
+        ({"items": [item_of("web")], "exit_code": 4}, (), False, 4),
+    ],
+)
+def test_pool_stays_if_there_is_something_to_wait_for(
+    launching: Launching, answer: dict[str, Any], words: tuple[str, ...], stays: bool, code: int
+) -> None:
+    launched = launching(start={**result(), **answer})
+    thread = launched.when_ready(launched.end) if stays else None
+    assert main(["run", *words]) == code
+    assert ("Ctrl-C to stop" in launched.error.getvalue()) is stays
+    if thread is not None:
+        thread.join()
+
+
+def test_command_does_not_run_if_a_server_has_failed_and_its_failure_is_reported_once(
+    launching: Launching,
+) -> None:
+    died = {"event": "worker ended", "time": "2026-01-31T12:00:00Z", "message": "", "severity": "info"}
+
+    async def start(body: dict[str, Any], send: Send) -> dict[str, Any]:
+        errors = [{"code": 1, "error": "E", "name": "api", "message": "no disk (app.py, line 3)"}]
+        return result(item_of("web"), item_of("api", state="failed"), exit_code=1, errors=errors)
+
+    async def events(body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        for seq, (server, cause) in enumerate([("api", "no disk"), ("web", "no memory")], 1):
+            send(
+                {
+                    "event": {
+                        **died,
+                        "seq": seq,
+                        "kind": "lifecycle",
+                        "server": server,
+                        "cause": cause,
+                        "next": "n",
+                    }
+                }
+            )
+        return None if body["options"].get("follow") else result()
+
+    launched = launching(start=start, events=events)
+    assert main(["run", "--", "touch", "ran"]) == 1
+    said = launched.error.getvalue()
+    assert said.splitlines().count("error: api: no disk (app.py, line 3)") == 1
+    assert "api: no disk; n" not in said
+    assert said.splitlines().count("web: no memory; n") == 1
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("-o", "json")])
+def test_problems_are_reported_when_they_come_and_json_has_them_at_the_end(
+    launching: Launching, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    errors = [{"code": 1, "error": "E", "name": "api", "message": "exited"}]
+    stopped = [item_of("web", state="stopped"), item_of("other", state="stopped")]
+
+    async def start(body: dict[str, Any], send: Send) -> dict[str, Any]:
+        send({"warning": "slow"})
+        return result(WEB, exit_code=1, errors=errors, warnings=["slow", "old"])
+
+    launched = launching(start=start, stop=result(*stopped))
+    thread = launched.when_ready(launched.end, said="Ctrl-C to stop" if words else "error: api: exited\n")
+    assert main(["run", *words]) == 0
+    thread.join()
+    if not words:
+        assert "warning: slow\nwarning: old\nerror: api: exited\n" in launched.error.getvalue()
+        return
+    assert launched.error.getvalue().startswith("1 server ready, Ctrl-C to stop\n")
+    document = json.loads(capsys.readouterr().out)
+    assert ([each["message"] for each in document["errors"]], document["warnings"]) == (
+        ["exited"],
+        ["slow", "old"],
+    )
+    assert [(each["name"], each["state"]) for each in document["items"]] == [("web", "stopped")]
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        ((), "web: killed\\x1b; restarting"),
+        (("--quiet",), ""),
+        (("--log-format", "json"), {"time": "2026-01-31T12:00:00Z", "server": "web",
+                                    "message": "web: killed\x1b; restarting", "level": "warning"}),
+    ],
+)  # fmt: skip
+def test_problem_of_a_server_is_printed_between_its_output(
+    launching: Launching, words: tuple[str, ...], printed: Any
+) -> None:
+    event = {
+        "seq": 1, "kind": "lifecycle", "server": "web", "event": "worker ended", "time": "2026-01-31T12:00:00Z",
+        "message": "", "severity": "info", "cause": "killed\x1b", "next": "restarting",
+    }  # fmt: skip
+
+    async def events(body: dict[str, Any], send: Send) -> dict[str, Any]:
+        send({"event": event})
+        if body["options"].get("follow"):
+            launched.end()
+            await asyncio.Event().wait()
+        return result()
+
+    launched = launching(start=result(WEB), events=events)
+    assert main(["run", *words]) == 0
+    said = [line for line in launched.error.getvalue().splitlines() if "killed" in line]
+    assert [json.loads(line) if isinstance(printed, dict) else line for line in said] == [printed] * bool(
+        printed
+    )
