@@ -14,7 +14,7 @@ import struct
 import sys
 import termios
 import time
-from signal import SIGCONT, SIGKILL
+from signal import SIG_BLOCK, SIG_SETMASK, SIGCONT, SIGKILL, pthread_sigmask, valid_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -265,6 +265,20 @@ def await_readable(fd: int, timeout_seconds: float | None, reader: int) -> bool:
     if reader in ready:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
     return fd in ready
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Context manager: all signals are blocked, and stay blocked in the threads that are started in it.
+
+    The kernel delivers a signal to any thread that does not block it: not necessarily to the one whose wait it should
+    end, and never to one that blocks it in order to read it from a descriptor.
+    """
+    before = pthread_sigmask(SIG_BLOCK, valid_signals())
+    try:
+        yield
+    finally:
+        pthread_sigmask(SIG_SETMASK, before)
 
 
 def signal_descriptor(numbers: Iterable[int]) -> int:

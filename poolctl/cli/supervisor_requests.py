@@ -25,7 +25,7 @@ from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from threading import Thread, Timer
+    from threading import Timer
     from typing import Any, TypeVar
 
     from rich.status import Status
@@ -315,9 +315,12 @@ class Progress:
         if self._enabled:
             from threading import Timer
 
+            from poolctl.platform import signals_blocked
+
             self._timer = Timer(DELAY_SECONDS, self._start_status_display)
             self._timer.daemon = True
-            start_with_signals_blocked(self._timer)
+            with signals_blocked():
+                self._timer.start()
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -365,18 +368,3 @@ class Progress:
 
     def __rich__(self) -> str:
         return self.line()
-
-
-def start_with_signals_blocked(thread: Thread) -> None:
-    """Start the thread with all signals blocked, in it and in threads that it starts.
-
-    The kernel delivers a signal to any thread that does not block it: a signal for which the main thread waits with
-    sigwaitinfo(2) could be taken by the thread that draws a progress display.
-    """
-    import signal as signals
-
-    before = signals.pthread_sigmask(signals.SIG_BLOCK, signals.valid_signals())
-    try:
-        thread.start()
-    finally:
-        signals.pthread_sigmask(signals.SIG_SETMASK, before)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from poolctl import platform as linux
-from poolctl.platform import age_seconds, await_readable, readable_bytes, signal_descriptor
+from poolctl.platform import age_seconds, await_readable, readable_bytes, signal_descriptor, signals_blocked
 from tests.deadline import wait_until
 
 
@@ -89,6 +89,17 @@ def test_descriptor_of_signals_is_readable_while_one_of_them_is_pending() -> Non
     finally:
         os.close(descriptor)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_thread_that_is_started_with_signals_blocked_takes_none_and_its_starter_all_of_them() -> None:
+    blocked: list[set[int]] = []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    thread = threading.Thread(target=lambda: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    with signals_blocked():
+        thread.start()
+    thread.join()
+    assert {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD} <= blocked[0]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_wait_says_whether_there_is_something_to_read_and_raises_when_the_reader_has_gone() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 from poolctl.daemon_threads import DaemonThreads
-from poolctl.platform import signal_descriptor
+from poolctl.platform import signal_descriptor, signals_blocked
 
 T = TypeVar("T")
 
@@ -71,13 +71,5 @@ async def in_thread(call: Callable[..., T], *args: Any) -> T:
 
 @functools.cache
 def _threads() -> DaemonThreads:
-    return daemon_threads(_THREADS)
-
-
-def daemon_threads(count: int) -> DaemonThreads:
-    """Threads that block all signals: the kernel delivers a signal to any thread that does not block it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        return DaemonThreads(count)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with signals_blocked():
+        return DaemonThreads(_THREADS)

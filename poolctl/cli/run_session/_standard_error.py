@@ -8,8 +8,8 @@ import threading
 from typing import Any, TextIO
 
 from poolctl.cli.output import unbuffered_writer
-
-from ._loop import daemon_threads
+from poolctl.daemon_threads import DaemonThreads
+from poolctl.platform import signals_blocked
 
 MOST_TEXTS = 1000
 
@@ -24,7 +24,8 @@ class StandardError:
         self._stream = stream
         # Not by the stream: while a write blocks, a flush elsewhere would wait for its lock.
         self._write = unbuffered_writer(stream)
-        self._thread = daemon_threads(1)
+        with signals_blocked():
+            self._thread = DaemonThreads(1)
         self._room = threading.Semaphore(MOST_TEXTS)
 
     def __getattr__(self, name: str) -> Any:

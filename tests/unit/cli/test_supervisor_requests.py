@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -30,7 +29,6 @@ from poolctl.cli.supervisor_requests import (
     notify_systemd_of_keeper_pid,
     refuse_without_linux,
     selected,
-    start_with_signals_blocked,
     startup_failure,
     supervisor_log_size,
 )
@@ -464,16 +462,6 @@ def test_steps_are_wanted_by_a_terminal_and_by_verbose_alone(monkeypatch: pytest
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert Progress("start").wanted
     assert not Progress("start", quiet=True).wanted
-
-
-def test_thread_of_a_progress_display_takes_no_signal_and_its_starter_all_of_them() -> None:
-    blocked: list[set[int]] = []
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    thread = threading.Thread(target=lambda: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
-    start_with_signals_blocked(thread)
-    thread.join()
-    assert {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD} <= blocked[0]
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_the_supervisors_own_words_about_usage_are_passed_on(
