@@ -74,10 +74,10 @@ def perform(request: CommandRequest) -> Outcome:
     form = request.get("log_format") or os.environ.get(FORMAT_VARIABLE) or "text"
     objects = validate_choice("--log-format", form, ("text", "json")) == "json"
     _refuse_running(pool)
-    numbers, log_start = stopping_signals(os.environ), supervisor_log_size(pool)
-    with blocked_signals(numbers):
+    stop_signals, log_start = stopping_signals(os.environ), supervisor_log_size(pool)
+    with blocked_signals(stop_signals):
         # Before there are threads, which `launch` must not find. Nothing could wait for a half-launched pool.
-        with noted_signals(numbers, partial(status_after, has_command=bool(command))) as noted:
+        with noted_signals(stop_signals, partial(status_after, has_command=bool(command))) as noted:
             from poolctl.supervisor.launch import launch
 
             keeper = launch(pool.files, supervisor_environment(request), lifeline=True)
@@ -91,7 +91,7 @@ def perform(request: CommandRequest) -> Outcome:
             keeper,
             command=command,
             path=path,
-            numbers=numbers,
+            stop_signals=stop_signals,
             limit_seconds=limit_seconds,
             objects=objects,
             prints_logs=prints_logs(request),

@@ -57,9 +57,8 @@ _ALIVE = ("running", "starting", "backoff", "draining")
 class RunSession:
     """One invocation of `poolctl run`. Its pool ends when `keeper.lifeline` is closed.
 
-    `command` is the user's, empty without one, and `path` its program. `numbers` are the signals that stop the pool,
-    which are blocked. `limit_seconds` limits the time to stop it. With `objects`, lines are JSON objects.
-    `prints_logs` adds the servers' output.
+    `command` is the user's, empty without one, and `path` its program. `stop_signals` are blocked. `limit_seconds`
+    limits the time to stop the pool. With `objects`, lines are JSON objects. `prints_logs` adds the servers' output.
     """
 
     def __init__(
@@ -68,25 +67,25 @@ class RunSession:
         pool: PoolRef,
         keeper: LaunchedKeeper,
         *,
-        command: Sequence[str] = (),
-        path: str = "",
-        numbers: Sequence[int] = (),
-        limit_seconds: float | None = None,
-        objects: bool = False,
-        prints_logs: bool = False,
+        command: list[str],
+        path: str,
+        stop_signals: Sequence[int],
+        limit_seconds: float | None,
+        objects: bool,
+        prints_logs: bool,
     ) -> None:
         self.outcome = Outcome()
         self._request = request
         self._pool = pool
         self._keeper = keeper
-        self._command = list(command)
+        self._command = command
         self._path = path
         self._limit_seconds = limit_seconds
         self._objects = objects
         self._begun = time()
         self._client = AsyncClient(pool.socket)
         # Under a service manager SIGHUP is not the hangup of a terminal, but the order to reload (systemd.service(5)).
-        self._orders = StopOrders(numbers, self._begin_reload if sd_notify.enabled(os.environ) else None)
+        self._orders = StopOrders(stop_signals, self._begin_reload if sd_notify.enabled(os.environ) else None)
         self._stderr = StandardError(sys.stderr)
         self._events = PoolEventFollower(pool.socket, self._print_event, brief=bool(command))
         self._output: ServerOutput | None = None
