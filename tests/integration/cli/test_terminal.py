@@ -211,6 +211,21 @@ def test_the_users_command_reads_from_the_terminal(pool: RealPool) -> None:
     assert "/dev/" in terminal.shown
 
 
+def test_ctrl_z_suspends_the_users_command_with_run_and_fg_continues_both(pool: RealPool) -> None:
+    script = "echo asks; read x; echo read-$x; exit 5"
+    shell = f"set -m; poolctl run -- sh -c '{script}'; echo suspended $?; fg; echo ended $?"
+    with Terminal(pool, shell=shell) as terminal:
+        terminal.until(lambda shown: "asks" in shown)
+        terminal.press("\x1a")
+        terminal.until(lambda shown: "suspended 148" in shown)
+        terminal.press("word\n")
+        assert terminal.end() == 0
+    assert "read-word" in terminal.shown
+    assert "the pool has stopped" in terminal.shown
+    assert terminal.shown.rstrip().endswith("ended 5")
+    assert pool.processes() == {}
+
+
 def test_ctrl_c_before_the_users_command_keeps_it_from_running(pool: RealPool) -> None:
     app = pool.directory / "hello.py"
     app.write_text("import time\nopen('importing', 'w').close()\ntime.sleep(60)\n" + app.read_text())
