@@ -153,7 +153,7 @@ class RunSession:
         self._print_held_events()
         await in_thread(await_exit_if_pool_ends, result)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
-        if warning := same_name_warning(self._pool):
+        if warning := await in_thread(same_name_warning, self._pool):
             self.outcome.warnings.append(warning)
         if not self.outcome.exit_code:
             if is_empty(result) and not request.get("allow_empty"):
@@ -263,9 +263,8 @@ class RunSession:
             os.close(self._keeper.lifeline)
             return await self._orders.unless_ordered(self._await_end_and_report(code))
         except StopOrdered:
-            return (
-                code  # the third signal: the lifeline closes with this process, and the keeper stops the rest
-            )
+            # The third signal: the lifeline closes with this process, and the keeper stops the rest.
+            return code
 
     async def _stop(self, code: int) -> None:
         """Stop everything. An order meanwhile, or the timeout, kills the remaining processes at once."""
