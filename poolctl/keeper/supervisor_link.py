@@ -43,7 +43,7 @@ class SupervisorLink:
             except BlockingIOError:
                 raise
             except wire.WireError as error:
-                self.try_send({"id": error.number, "error": str(error)})
+                self.try_send({"t": "error", "id": error.number, "error": str(error)})
                 continue
             except OSError:
                 received = None

@@ -9,11 +9,10 @@ Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object w
   0 means no limit. For a known `id` with the same pipe and path only the limits and the pid change; otherwise the new
   stream replaces the old one.
 - `reopen`: close every file, so that the next line opens it by its path again (after logrotate).
-- `sync`: answer `synced`, with the same `token`, once the current content of all pipes has been stored.
-- `ping`: answer `pong` with the logger's pid.
+- `performed`: answer, with the same `id`, once the current content of all pipes has been stored.
 - `end`: store the pipes' content, then exit.
 
-The logger sends these reports:
+The logger sends `up` when it has begun, answers pings, and sends these reports:
 
 - `eof` with `id`: all writers have closed the pipe, and its output has been stored.
 - `dropped` with `id`, `bytes` and `error`: this much output could not be stored. At most once a second.
@@ -42,12 +41,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from poolctl.keeper import pool_files, rendezvous, wire
+from poolctl.keeper.supervisor_link import SupervisorLink
 from poolctl.platform import memory_file, name_process, raise_descriptor_limit
 
 from .log_file import LogFile
 from .log_line import as_json, stamp, with_timestamp_prefix
 
-CONTROL_DESCRIPTOR = 3
 _REPORT_EVERY_SECONDS = 1.0
 _ORPHAN_CHECK_SECONDS = 0.2
 _SYNC_BYTES = 4 * 1024 * 1024
@@ -294,15 +293,15 @@ def _with_line_break(lines: bytes) -> bytes:
 
 
 class OutputLogger:
-    """Executes the orders from a control socket, and stores output. One thread, which sleeps until an event occurs."""
+    """Executes the supervisor's orders, and stores output. One thread, which sleeps until an event occurs."""
 
-    def __init__(self, control: socket.socket, directory: str | None = None) -> None:
+    def __init__(self, link: SupervisorLink, directory: str | None = None) -> None:
         self._directory = directory
         self._handover: PipeHandover | None = None
-        self._control = control
-        self._control.setblocking(False)
+        self._link = link
+        self._control = link.sock
         self._epoll = select.epoll()
-        self._epoll.register(control.fileno(), select.EPOLLIN)
+        self._epoll.register(self._control.fileno(), select.EPOLLIN)
         self._streams: dict[int, OutputStream] = {}
         self._by_id: dict[str, OutputStream] = {}
         self._files: dict[str, LogFile] = {}
@@ -311,7 +310,6 @@ class OutputLogger:
         self._streams_with_loss: set[OutputStream] = set()
         self._age_at: float | None = None  # when to check for files old enough to rotate
         self._spool = OutputSpool()
-        self._open = True
         self._end_ordered = False
 
     def __repr__(self) -> str:
@@ -319,14 +317,14 @@ class OutputLogger:
 
     def run(self) -> None:
         """Run until the order `end`, or until the socket and all pipes are closed; then store the remaining output."""
-        while (self._open or self._streams) and not self._end_ordered:
+        while (not self._link.is_lost or self._streams) and not self._end_ordered:
             # Orders first: output written after an order must not be moved before the order is carried out.
             for fd, _ in sorted(
                 self._epoll.poll(self._timeout()), key=lambda event: event[0] != self._control.fileno()
             ):
                 if fd == self._control.fileno():
                     self._receive_orders()
-                    if not self._open:
+                    if self._link.is_lost:
                         self._epoll.unregister(fd)
                 elif self._handover is not None and self._handover.has(fd):
                     streams = list(self._streams.values())
@@ -347,7 +345,7 @@ class OutputLogger:
         if self._handover is not None:
             self._handover.stop_listening()
         self._epoll.close()
-        self._control.close()
+        self._link.close()
         self._spool.close()
 
     def _listen_for_takeover(self) -> None:
@@ -380,41 +378,26 @@ class OutputLogger:
         self._age_at = time.monotonic() + min([*pauses, _LONGEST_AGE_CHECK_SECONDS]) if pauses else None
 
     def _receive_orders(self) -> None:
-        while self._open:
-            try:
-                order = wire.receive(self._control)
-            except BlockingIOError:
-                return
-            except wire.WireError as error:
-                self._reports.append({"t": "error", "message": str(error)})
-                continue
-            except OSError:
-                order = None
-            if order is None:
-                self._open = False
-                return
-            message, fds = order
-            self._carry_out(message, fds)
+        with contextlib.suppress(BlockingIOError):
+            while (order := self._link.receive()) is not None:
+                self._carry_out(*order)
+            self._end_ordered = not self._link.is_lost
 
     def _carry_out(self, message: wire.Message, fds: list[int]) -> None:
         kind = message.get("t")
         try:
             if kind == "add":
                 self._add(message, fds)
-            elif kind == "ping":
-                self._reports.append({"t": "pong", "pid": os.getpid()})
             elif kind == "underway":
                 self._spool.use(fds)
                 fds = []
             elif kind == "reopen":
                 for file in self._files.values():
                     file.close_for_reopen()
-            elif kind == "end":
-                self._end_ordered = True
-            elif kind == "sync":
+            elif kind == "performed":
                 for stream in list(self._streams.values()):
                     self._pump_backlog(stream)
-                self._reports.append({"t": "synced", "token": message.get("token")})
+                self._reports.append({"t": "performed", "id": message["id"]})
             else:
                 raise ValueError(f"unknown order {kind!r}")
         except (KeyError, IndexError, TypeError, ValueError, OSError) as error:
@@ -504,7 +487,7 @@ class OutputLogger:
 
     def _send_reports(self) -> None:
         """Send queued reports, but never wait for a hung supervisor: reports that the socket refuses stay queued."""
-        if not self._open:
+        if self._link.is_lost:
             return
         try:
             while self._reports:
@@ -591,7 +574,7 @@ class PipeHandover:
 
 
 def main() -> None:
-    """Run the logger, with its control socket at descriptor 3, until it is ordered to end or has nothing to read.
+    """Run the logger until it is ordered to end, or has no supervisor and nothing to read.
 
     Signals that terminate a process group or a session are ignored, because the servers write their last output later.
     """
@@ -600,4 +583,6 @@ def main() -> None:
     name_process("poolctl-logger")
     raise_descriptor_limit()
     directory = sys.argv[1] if len(sys.argv) > 1 else None
-    OutputLogger(socket.socket(fileno=CONTROL_DESCRIPTOR), directory).run()
+    link = SupervisorLink.inherited()
+    link.try_send({"t": "up"})
+    OutputLogger(link, directory).run()

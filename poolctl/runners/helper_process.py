@@ -220,7 +220,7 @@ class HelperProcess(LinkHandler):
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         if self._watchdog is not None:
-            self._watchdog.received(message)
+            self._watchdog.received()
         if message.get("t") == "up":
             self.up.set()
         elif message.get("t") != "pong":

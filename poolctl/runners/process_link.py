@@ -17,7 +17,7 @@ import socket
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from poolctl.clock import HungProcessDetector, RateLimit
@@ -521,8 +521,7 @@ class ProcessWatchdog:
     Any message passed to `received` counts as an answer. A process that is waiting for events is not pinged. `name` is
     for the log; `watchdog` sets the interval of the pings and the time limit for an answer.
 
-    `known` is the process's pid and start time (see `identity`), or empty if they are unknown. In that case the process
-    sends its pid with a pong, and `found` is called with its identity. Until the pid is known, nothing is killed.
+    `known` is the process's pid and start time (see `identity`).
     """
 
     def __init__(
@@ -530,24 +529,19 @@ class ProcessWatchdog:
         link: Link,
         known: wire.Message,
         name: str,
-        found: Callable[[wire.Message], None] = lambda known: None,
         watchdog: HungProcessDetector | None = None,
     ) -> None:
         self._link = link
         self._known = known
         self._name = name
-        self._found = found
         self._loop = asyncio.get_running_loop()
         self._watchdog = watchdog or HungProcessDetector(self._loop.time())
         self._timer: asyncio.TimerHandle | None = None
         link.send(PING)
         self._set_timer()
 
-    def received(self, message: wire.Message) -> None:
+    def received(self) -> None:
         """Record that the process has sent a message, and so does not hang."""
-        if message.get("t") == "pong" and "pid" not in self._known:
-            self._known = identity(int(message["pid"]))
-            self._found(self._known)
         self._watchdog.received(self._loop.time())
         if self._timer is not None:
             self._timer.cancel()

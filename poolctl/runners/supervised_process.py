@@ -66,7 +66,7 @@ class SupervisedProcess(LinkHandler):
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         if message == PING:
-            self.link.send({"t": "pong", "pid": os.getpid()})
+            self.link.send({"t": "pong"})
         elif message.get("t") == "end":
             self.over.set()
         elif message.get("t") == "performed":

@@ -157,7 +157,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         self._turns = ImportLimit()
         self.zygotes = Zygotes(keeper, self.children, site.directory)
         self.output = OutputPipes(
-            keeper, site.directory, site.logs_directory, self._current_events, adoption_directory
+            keeper, site.helpers, site.logs_directory, self._current_events, adoption_directory
         )
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self._stopped: set[ProcessIdentity] = set()  # the zygotes that the last check found stopped

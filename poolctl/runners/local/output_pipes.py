@@ -1,4 +1,4 @@
-"""Connects workers' output pipes to the logger process, and restarts the logger when it exits."""
+"""Connects workers' output pipes to the logger, the helper that moves their content into files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from poolctl.bootstrap import command
@@ -20,11 +20,22 @@ from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
 from poolctl.platform import memory_file
 
-from ..process_link import Descriptor, Link, LinkHandler, LinkLost, ProcessWatchdog, spawn
+from ..helper_process import HelperKind, HelperOwner, HelperProcess, Helpers
+from ..process_link import Descriptor, Link, LinkLost
 from ..runner_protocol import LogReopenCapability, RunnerEventHandler
 from ..worker_spec import user_ids
 
-_RETRY_SECONDS = 0.2
+LOGGER = HelperKind(
+    name="logger",
+    label="the logger",
+    argv=(*command(sys.executable, "logs", isolated=True),),
+    entry=fd_store.LOGGER,
+    output="logger.log",
+    overlaps=False,  # two would share the lines of a pipe
+    # Workers block once they have filled their pipes (64 KiB).
+    first_pause_seconds=0.0,
+    longest_pause_seconds=0.2,
+)
 _APPEND_SECONDS = 1.0
 _FILES_OF_A_REPORT = 3
 _LONGEST_LINE = 4096
@@ -38,7 +49,7 @@ class _Pipe(NamedTuple):
     finished: asyncio.Event
 
 
-class OutputPipes(LinkHandler, LogReopenCapability):
+class OutputPipes(HelperOwner, LogReopenCapability):
     """The output pipes of all workers; the logger process copies what arrives in them into files.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
@@ -49,71 +60,38 @@ class OutputPipes(LinkHandler, LogReopenCapability):
     def __init__(
         self,
         keeper: Link,
-        directory: str,
+        helpers: Helpers,
         logs_directory: str,
         events: Callable[[], RunnerEventHandler],
         adoption_directory: str | None = None,
     ) -> None:
         self._keeper = keeper
-        self._adoption_directory = [] if adoption_directory is None else [adoption_directory]
-        self._diagnostics = os.path.join(directory, "logger.log")
-        self._log_rotation = InternalLogRotator(directory)
+        directories = () if adoption_directory is None else (adoption_directory,)
+        self._helper = helpers.add(replace(LOGGER, argv=(*LOGGER.argv, *directories)), self)
+        self._log_rotation = InternalLogRotator(helpers.directory)
         self.logs_directory = logs_directory
         self._events = events
         self.paths: dict[str, str] = {}  # the log file of each server that has had a worker
         self._pipes: dict[str, _Pipe] = {}
-        self._link: Link | None = None
-        self._watched: ProcessWatchdog | None = None
-        self._reopened: asyncio.Event | None = None
+        # The two files in which a logger keeps output that it has not stored yet, for the next one (see OutputSpool).
+        self._spool: list[Descriptor] = []
         self._numbers = itertools.count(1)
-        self._restarting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the logger, or adopt the running logger, and pass it every pipe.
-
-        Raises LinkLost if it cannot be started.
-        """
-        # The keeper holds this end too, so a logger gets end of file only when keeper and supervisor are both gone.
-        reply, kept = await self._keeper.call({"op": "get", "name": fd_store.LOGGER})
-        spool: list[int] = []
-        try:
-            spool = await self._open_spool()
-            self._link = Link(wire.socket_from_fd(kept.pop()) if kept else await self._spawn(), self)
-            # Also to a running logger: the keeper has started it without.
-            self._link.send({"t": "underway"}, spool)
-        finally:
-            for fd in [*kept, *spool]:
-                os.close(fd)
-        self._watched = ProcessWatchdog(
-            self._link, reply.get("meta") or {}, "the logger", self._store_identity
-        )
-        for pipe in self._pipes.values():
-            self._link.send(pipe.message, [pipe.read])
-        self._ask_reopen()
-
-    async def _open_spool(self) -> list[int]:
-        """The two files in which a logger keeps output that it has not stored yet, for its successor (see OutputSpool).
-
-        Returns their descriptors, which the caller closes. They are taken from the keeper's store, or created and put
-        there.
-        """
+        """Adopt the running logger, or have one started, which gets every pipe. Raises LinkLost."""
         _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
-        if kept:
-            return kept
-        fds = [memory_file("poolctl-spool", b""), memory_file("poolctl-taken", b"")]
-        self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, fds)
-        return fds
+        fds = kept or [memory_file("poolctl-spool", b""), memory_file("poolctl-taken", b"")]
+        self._spool = [Descriptor(fd) for fd in fds]
+        if not kept:
+            self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, self._spool)
+        await self._helper.adopt()
+        self._helper.reconcile()
 
-    async def _spawn(self) -> socket.socket:
-        ours, theirs = wire.pair()
-        argv = command(sys.executable, "logs", *self._adoption_directory, isolated=True)
-        try:
-            await spawn(self._keeper, argv, self._diagnostics, theirs)
-        except BaseException:
-            ours.close()
-            raise
-        self._keeper.send({"op": "put", "name": fd_store.LOGGER}, [ours])
-        return ours
+    def use(self, process: HelperProcess, *, is_new: bool) -> None:
+        # Also to a running logger: the keeper has started it without.
+        process.link.send({"t": "underway"}, self._spool)
+        for pipe in self._pipes.values():
+            process.link.send(pipe.message, [pipe.read])
 
     def path(self, server: ServerConfig) -> str:
         """The path of the server's log file."""
@@ -175,8 +153,8 @@ class OutputPipes(LinkHandler, LogReopenCapability):
         if start is not None:
             message["start"] = start
         self._keeper.send({"op": "put", "name": f"{fd_store.OUTPUT}{key}", "meta": message}, [read])
-        if self._link is not None:
-            self._link.send(message, [read])
+        if self._helper.process is not None:
+            self._helper.process.link.send(message, [read])
 
     def discard(self, key: str) -> None:
         """Close and forget a pipe whose worker could not be created."""
@@ -211,82 +189,39 @@ class OutputPipes(LinkHandler, LogReopenCapability):
                     await self._pipes[key].finished.wait()
 
     async def reopen_logs(self) -> None:
-        if self._reopened is None:
-            self._reopened = asyncio.Event()
-            self._ask_reopen()
-        await self._reopened.wait()
-
-    def _ask_reopen(self) -> None:
         # Without a logger no file is open, and the next logger opens the files itself.
-        if self._link is not None and self._reopened is not None:
-            self._link.send({"t": "reopen"})
-            self._link.send({"t": "sync"})
+        if (process := self._helper.process) is not None:
+            process.link.send({"t": "reopen"})
+            with contextlib.suppress(LinkLost):
+                await process.wait_until_performed()
 
     def shut_down(self) -> None:
         """Close this process's output pipes, and order the logger to store their content and exit. Does not wait.
 
         Output that workers write later is lost, unless a later supervisor starts another logger.
         """
-        if self._restarting is not None:
-            self._restarting.cancel()
-        self._stop_watchdog()
-        if self._link is not None:
-            self._link.send({"t": "end"})
-            self._link.close()
-            self._link = None
-            self._keeper.send({"op": "drop", "name": fd_store.LOGGER})
+        self._helper.close()
+        if self._spool:
             self._keeper.send({"op": "drop", "name": fd_store.UNDERWAY})
-        for pipe in self._pipes.values():
-            pipe.read.close()
+        for descriptor in [*self._spool, *(pipe.read for pipe in self._pipes.values())]:
+            descriptor.close()
+        self._spool.clear()
         self._pipes.clear()
         self._log_rotation.close()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
+        super().received(message, fds)
         key = str(message.get("id"))
-        if self._watched is not None:
-            self._watched.received(message)
         if message.get("t") == "eof" and key in self._pipes:
             pipe = self._pipes.pop(key)
             pipe.read.close()
             pipe.finished.set()
             self._keeper.send({"op": "drop", "name": f"{fd_store.OUTPUT}{key}"})
-        elif message.get("t") == "synced" and self._reopened is not None:
-            self._reopened.set()
-            self._reopened = None
         elif message.get("t") == "dropped" and key in self._pipes:
             server, path = (str(self._pipes[key].message[each]) for each in ("name", "path"))
             self._events().output_lost(
                 server, int(message.get("bytes", 0)), path, str(message.get("error") or "")
             )
-
-    def on_link_lost(self) -> None:
-        # Not at once: the link may be found lost by the first of several messages that are being sent.
-        asyncio.get_running_loop().call_soon(self._replace_logger, self._link)
-
-    def _replace_logger(self, lost: Link | None) -> None:
-        if self._link is not lost or lost is None:
-            return
-        # Without a pause, because workers block once they have filled their pipes (64 KiB).
-        self._link = None
-        self._stop_watchdog()
-        self._keeper.send({"op": "drop", "name": fd_store.LOGGER})
-        self._restarting = asyncio.ensure_future(self._restart_until_up())
-
-    def _store_identity(self, identity: wire.Message) -> None:
-        """Store the logger's pid and start time in the keeper, for the next supervisor."""
-        self._keeper.send({"op": "note", "name": fd_store.LOGGER, "meta": identity})
-
-    def _stop_watchdog(self) -> None:
-        if self._watched is not None:
-            self._watched.stop_watching()
-            self._watched = None
-
-    async def _restart_until_up(self) -> None:
-        while self._link is None:
-            try:
-                await self.start()
-            except (LinkLost, OSError):
-                await asyncio.sleep(_RETRY_SECONDS)
 
 
 def _owner_of_log_directories(server: ServerConfig) -> tuple[int, int] | None:

@@ -20,6 +20,7 @@ import pytest
 
 from poolctl.bootstrap import command
 from poolctl.keeper import pool_files, rendezvous, wire
+from poolctl.keeper.supervisor_link import SupervisorLink
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp, with_timestamp_prefix
 from poolctl.logs.log_tail import tail
@@ -66,9 +67,9 @@ class Session:
 
     def sync(self) -> list[wire.Message]:
         """The reports until the content of the pipes is stored."""
-        wire.send(self.control, {"t": "sync", "token": 7})
+        wire.send(self.control, {"t": "performed", "id": 7})
         reports = [self.report()]
-        while reports[-1] != {"t": "synced", "token": 7}:
+        while reports[-1] != {"t": "performed", "id": 7}:
             reports.append(self.report())
         return reports[:-1]
 
@@ -91,7 +92,7 @@ class Session:
 def session(tmp_path: Path) -> Iterator[Session]:
     """A session with a logger in a thread; it must end when no supervisor and no server is left."""
     session = Session(tmp_path)
-    logger = OutputLogger(session.theirs)
+    logger = OutputLogger(SupervisorLink(session.theirs))
     assert repr(logger) == "<Logger of 0 streams into 0 files>"
     thread = threading.Thread(target=logger.run)
     thread.start()
@@ -295,7 +296,7 @@ def test_logger_stores_the_pipes_content_when_it_ends(tmp_path: Path) -> None:
         os.write(session.add("web.0"), b"whole\nunfinished")
         wire.send(session.control, {"t": "underway"}, session.spool)
         wire.send(session.control, {"t": "end"})
-        OutputLogger(session.theirs).run()
+        OutputLogger(SupervisorLink(session.theirs)).run()
         assert session.texts() == ["whole", "unfinished"]
         session.close()
 
@@ -304,7 +305,7 @@ def test_logger_without_a_supervisor_goes_on_for_its_writers(tmp_path: Path) -> 
     session = Session(tmp_path)
     write = session.add("web.0")
     session.control.close()
-    thread = threading.Thread(target=OutputLogger(session.theirs).run)
+    thread = threading.Thread(target=OutputLogger(SupervisorLink(session.theirs)).run)
     thread.start()
     for number in range(3):
         os.write(write, b"line %d\n" % number)
@@ -448,7 +449,7 @@ def test_the_logger_raises_its_own_limit_of_open_files(tmp_path: Path) -> None:
     session.theirs.close()
     for number in range(80):
         os.write(session.add(f"web.{number}", file=f"{number}.log"), b"here\n")
-    assert session.sync() == []
+    assert session.sync() == [{"t": "up"}]
     assert session.texts("79.log") == ["here"]
     session.close()
     assert logger.wait(DEADLINE_SECONDS) == 0
@@ -717,7 +718,7 @@ def test_empty_pipe_and_ended_pipe_are_distinguished(interrupted: Interrupted) -
 
 def test_ping_is_answered_with_the_loggers_pid(session: Session) -> None:
     wire.send(session.control, {"t": "ping"})
-    assert session.report() == {"t": "pong", "pid": os.getpid()}
+    assert session.report() == {"t": "pong"}
 
 
 @pytest.mark.parametrize(
@@ -758,7 +759,7 @@ class Orphan(Session):
         self.add("web.0")
         self.add("api.0", file="api.log")
         self.control.close()
-        self.logger = OutputLogger(self.theirs, self.runtime)
+        self.logger = OutputLogger(SupervisorLink(self.theirs), self.runtime)
         self.thread = threading.Thread(target=self.logger.run)
         self.thread.start()
         self.path: str = wait_until(lambda: pool_files.find_listeners(self.runtime, pool_files.LOGGER))[0]
@@ -835,7 +836,7 @@ def test_logger_goes_on_when_a_new_pool_does_not_take_its_pipes(orphan: Orphan, 
 def test_logger_without_streams_or_directory_waits_for_no_new_pool(tmp_path: Path) -> None:
     session = Session(tmp_path)
     session.control.close()
-    OutputLogger(session.theirs, str(tmp_path / "run")).run()
+    OutputLogger(SupervisorLink(session.theirs), str(tmp_path / "run")).run()
     assert not (tmp_path / "run").exists()
     session.close()
 

@@ -365,7 +365,7 @@ class Adopting:
     def __init__(self, directory: Path, **options: Any) -> None:
         self.peer = StoringPeer()
         self.told = Told()
-        self.logger = self.put(fd_store.LOGGER, {})
+        self.logger = self.put(fd_store.LOGGER, {"pid": 1 << 23, "start": 1})
         site = RunnerContext(
             keeper=self.peer.kept,
             keeper_pid=0,
@@ -587,9 +587,10 @@ def test_log_files_are_reopened_once_the_logger_says_so(tmp_path: Path) -> None:
         orders(it.logger)
         reopening = asyncio.ensure_future(it.runner.output.reopen_logs())
         await asyncio.sleep(0)
-        assert orders(it.logger) == [({"t": "reopen"}, 0), ({"t": "sync"}, 0)]
+        (reopen, _), (performed, _) = orders(it.logger)
+        assert (reopen, performed["t"]) == ({"t": "reopen"}, "performed")
         assert not reopening.done()
-        wire.send(it.logger, {"t": "synced"})
+        wire.send(it.logger, {"t": "performed", "id": performed["id"]})
         await reopening
 
     adopting(work, tmp_path)

@@ -16,10 +16,12 @@ from poolctl import ServerConfig
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
 from poolctl.logs.log_line import stamp
+from poolctl.runners.helper_process import Helpers
 from poolctl.runners.local.output_pipes import OutputPipes, last_lines
 from poolctl.runners.process_link import Link, LinkLost
 from poolctl.runners.runner_protocol import RunnerEventHandler
 from tests.descriptors import no_descriptor_left
+from tests.helper_keeper import HelperKeeper
 from tests.unit.runners.test_process_link import same
 from tests.virtual_loop import VirtualLoop
 
@@ -28,49 +30,20 @@ def server(**keys: Any) -> ServerConfig:
     return ServerConfig(**{"name": "web", "bind": "127.0.0.1:8080", "app": "web:app"} | keys)
 
 
-class Keeper:
-    """Holds the link to a running logger, or starts one; records its orders."""
+class Keeper(HelperKeeper):
+    """Records the values that it is sent."""
 
     def __init__(self) -> None:
-        self.orders: list[wire.Message] = []
-        self.spawned: list[wire.Message] = []
-        self.entries: dict[str, list[int]] = {}
-        self.loggers: list[socket.socket] = []  # the loggers' ends of their links
-        self.refusals = 0
-        self.refused = ""  # the operation of the calls that are refused, "" for each
+        super().__init__()
+        self.messages: list[wire.Message] = []
 
     def send(self, message: wire.Message, fds: Sequence[Any] = ()) -> None:
-        self.orders.append(message)
-        if message["op"] == "put":
-            self._drop_or_abort(message["name"])
-            self.entries[message["name"]] = [os.dup(fd if isinstance(fd, int) else fd.fileno()) for fd in fds]
-        elif message["op"] == "drop":
-            self._drop_or_abort(message["name"])
-
-    async def call(self, message: wire.Message, fds: Sequence[Any] = ()) -> tuple[wire.Message, list[int]]:
-        if self.refusals and message["op"].startswith(self.refused):
-            self.refusals -= 1
-            raise LinkLost
-        if message["op"] == "get":
-            return {"meta": None}, [os.dup(fd) for fd in self.entries.get(message["name"], ())]
-        assert message["op"] == "spawn"
-        self.spawned.append(message)
-        self.loggers.append(socket.socket(fileno=os.dup(fds[0].fileno())))
-        return {"pid": 7}, []
-
-    def _drop_or_abort(self, name: str) -> None:
-        for fd in self.entries.pop(name, ()):
-            os.close(fd)
+        self.messages.append(message)
+        super().send(message, fds)
 
     def values(self, operation: str) -> dict[str, Any]:
         """The values that were sent with this operation, by name."""
-        return {each["name"]: each.get("meta") for each in self.orders if each["op"] == operation}
-
-    def close(self) -> None:
-        for name in list(self.entries):
-            self._drop_or_abort(name)
-        for sock in self.loggers:
-            sock.close()
+        return {each["name"]: each.get("meta") for each in self.messages if each["op"] == operation}
 
 
 class Events:
@@ -90,9 +63,10 @@ class Stage:
         self.directory = directory
         self.keeper = Keeper()
         self.events = Events()
+        keeper = cast(Link, self.keeper)
         self.output = OutputPipes(
-            cast(Link, self.keeper),
-            str(directory),
+            keeper,
+            Helpers(keeper, str(directory)),
             str(directory / "logs"),
             lambda: cast(RunnerEventHandler, self.events),
             adoption_directory,
@@ -100,26 +74,23 @@ class Stage:
 
     @property
     def logger(self) -> socket.socket:
-        return self.keeper.loggers[-1]
+        return self.keeper.ends[-1]
+
+    async def start(self) -> None:
+        """Start the logger, which is up at once."""
+        await self.output.start()
+        await self.up()
+
+    async def up(self) -> None:
+        await self.settled()
+        await self.keeper.say({"t": "up"})
 
     async def received(self, kind: str) -> tuple[wire.Message, list[int]]:
         """The next message of this kind that the current logger gets."""
-        for _ in range(1000):
-            try:
-                found = wire.receive(self.logger)
-            except BlockingIOError:
-                await asyncio.sleep(0)
-                continue
-            assert found is not None
-            if found[0]["t"] == kind:
-                return found
-            for fd in found[1]:
-                os.close(fd)
-        raise AssertionError(f"no message {kind!r}")
+        return await self.keeper.heard_next(kind)
 
     async def settled(self) -> None:
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await self.keeper.settle()
 
     def close(self) -> None:
         self.output.shut_down()
@@ -135,14 +106,14 @@ def test_logger_is_started_with_the_directory_in_which_it_can_be_adopted(tmp_pat
     async def work() -> None:
         for directory in (None, "/run/pool"):
             stage = Stage(tmp_path, directory)
-            await stage.output.start()
+            await stage.start()
             (spawned,) = stage.keeper.spawned
             arguments = [] if directory is None else [directory]
-            assert spawned["argv"] == command(sys.executable, "logs", *arguments, isolated=True)
+            assert [*spawned["argv"]] == command(sys.executable, "logs", *arguments, isolated=True)
             assert spawned["output"] == str(tmp_path / "logger.log")
             assert stage.keeper.entries.keys() == {"logger", "logger-underway"}
             _, fds = await stage.received("underway")
-            assert all(map(same, fds, stage.keeper.entries["logger-underway"]))
+            assert all(map(same, fds, stage.keeper.entries["logger-underway"][1]))
             assert len(fds) == 2
             for fd in fds:
                 os.close(fd)
@@ -157,16 +128,14 @@ def test_running_logger_gets_the_spool(tmp_path: Path, files: int) -> None:
     async def work() -> None:
         stage = Stage(tmp_path)
         ours, theirs = wire.pair()
-        stage.keeper.entries["logger"] = [ours.detach()]
-        stage.keeper.loggers.append(theirs)
+        stage.keeper.hold("logger", {"pid": 1 << 23, "start": 1}, ours)
+        stage.keeper.ends.append(theirs)
         if files:
-            stage.keeper.entries["logger-underway"] = [os.memfd_create("file") for _ in range(files)]
+            stage.keeper.entries["logger-underway"] = None, [os.memfd_create("file") for _ in range(files)]
         await stage.output.start()
-        received = wire.receive(theirs)
-        assert received is not None
-        kind, fds = received[0]["t"], received[1]
-        assert (kind, len(fds), len(stage.keeper.entries["logger-underway"])) == ("underway", 2, 2)
-        assert all(map(same, fds, stage.keeper.entries["logger-underway"]))
+        _, fds = await stage.received("underway")
+        assert (len(fds), len(stage.keeper.entries["logger-underway"][1])) == (2, 2)
+        assert all(map(same, fds, stage.keeper.entries["logger-underway"][1]))
         for fd in fds:
             os.close(fd)
         stage.close()
@@ -178,8 +147,8 @@ def test_running_logger_is_used_and_gets_the_pipes_that_were_adopted(tmp_path: P
     async def work() -> None:
         stage = Stage(tmp_path)
         ours, theirs = wire.pair()
-        stage.keeper.entries["logger"] = [ours.detach()]
-        stage.keeper.loggers.append(theirs)
+        stage.keeper.hold("logger", {"pid": 1 << 23, "start": 1}, ours)
+        stage.keeper.ends.append(theirs)
         read, write = os.pipe()
         message = {"t": "add", "id": "web.1", "name": "web", "path": "/logs/web.log"}
         (descriptor,) = stage.output.adopt("web.1", message, [read])
@@ -201,7 +170,7 @@ def test_running_logger_is_used_and_gets_the_pipes_that_were_adopted(tmp_path: P
 def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: Path) -> None:
     async def work() -> None:
         stage = Stage(tmp_path)
-        await stage.output.start()
+        await stage.start()
         key, write = stage.output.create_pipe(server())
         other, other_write = stage.output.create_pipe(server())
         assert key != other
@@ -279,50 +248,52 @@ def test_pipe_of_a_worker_that_was_not_created_is_closed(tmp_path: Path) -> None
     run(work())
 
 
-def test_next_logger_gets_every_pipe_and_reopens_the_files(tmp_path: Path) -> None:
+def test_next_logger_gets_every_pipe(tmp_path: Path) -> None:
     async def work() -> None:
         stage = Stage(tmp_path)
-        await stage.output.start()
+        await stage.start()
         key, write = stage.output.create_pipe(server())
         stage.output.register_pipe(key, 42)
-        reopening = asyncio.ensure_future(stage.output.reopen_logs())
-        again = asyncio.ensure_future(stage.output.reopen_logs())
-        await stage.received("reopen")
-        await stage.received("sync")
-        stage.keeper.refusals = 2
-        stage.logger.close()
+        stage.keeper.end()
         await asyncio.sleep(1)
+        await stage.up()
         assert len(stage.keeper.spawned) == 2
         message, (fd,) = await stage.received("add")
         assert message["id"] == key
         os.close(fd)
-        await stage.received("reopen")
-        await stage.received("sync")
-        wire.send(stage.logger, {"t": "eof", "id": "unknown"})
-        await stage.settled()
-        assert not reopening.done()
-        wire.send(stage.logger, {"t": "synced"})
-        await reopening
-        await again
-        wire.send(stage.logger, {"t": "synced"})
-        await stage.settled()
-        third = asyncio.ensure_future(stage.output.reopen_logs())
-        await stage.received("reopen")
-        assert not third.done()
-        third.cancel()
         os.close(write)
         stage.close()
 
     run(work())
 
 
-@pytest.mark.parametrize("operation", ["", "spawn"])
-def test_logger_that_cannot_be_started_is_started_every_200_ms(tmp_path: Path, operation: str) -> None:
+def test_files_are_reopened_once_the_logger_says_so_or_has_ended(tmp_path: Path) -> None:
     async def work() -> None:
         stage = Stage(tmp_path)
-        await stage.output.start()
-        stage.keeper.refusals, stage.keeper.refused = 3, operation
-        stage.logger.close()
+        await stage.output.reopen_logs()
+        await stage.start()
+        for ends in (False, True):
+            reopening = [asyncio.ensure_future(stage.output.reopen_logs()) for _ in range(2)]
+            for each in reopening:
+                await stage.received("reopen")
+                question, _ = await stage.received("performed")
+                assert not each.done()
+                if not ends:
+                    await stage.keeper.say({"t": "performed", "id": question["id"]})
+            if ends:
+                stage.keeper.end()
+            await asyncio.gather(*reopening)
+        stage.close()
+
+    run(work())
+
+
+def test_logger_that_cannot_be_started_is_started_every_200_ms(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.start()
+        stage.keeper.refusals = [LinkLost()] * 3
+        stage.keeper.end()
         while len(stage.keeper.spawned) < 2:
             await asyncio.sleep(0.01)
         assert 0.6 <= asyncio.get_running_loop().time() < 0.65
@@ -334,11 +305,11 @@ def test_logger_that_cannot_be_started_is_started_every_200_ms(tmp_path: Path, o
 def test_output_that_is_closed_starts_no_logger(tmp_path: Path) -> None:
     async def work() -> None:
         stage = Stage(tmp_path)
-        await stage.output.start()
-        stage.keeper.refusals = 1
-        stage.logger.close()
+        await stage.start()
+        stage.keeper.refusals = [LinkLost()]
+        stage.keeper.end()
         await asyncio.sleep(0.1)
-        assert stage.keeper.refusals == 0
+        assert stage.keeper.refusals == []
         stage.output.shut_down()
         await asyncio.sleep(1)
         assert len(stage.keeper.spawned) == 1
@@ -350,7 +321,7 @@ def test_output_that_is_closed_starts_no_logger(tmp_path: Path) -> None:
 def test_logger_gets_no_order_once_the_output_is_closed_and_each_pipe_is_closed(tmp_path: Path) -> None:
     async def work() -> None:
         stage = Stage(tmp_path)
-        await stage.output.start()
+        await stage.start()
         key, write = stage.output.create_pipe(server())
         stage.output.shut_down()
         stage.output.register_pipe(key, 4711)
@@ -367,7 +338,7 @@ def test_logger_gets_no_order_once_the_output_is_closed_and_each_pipe_is_closed(
 def test_lost_output_is_reported_with_its_server_and_file(tmp_path: Path) -> None:
     async def work() -> None:
         stage = Stage(tmp_path)
-        await stage.output.start()
+        await stage.start()
         key, write = stage.output.create_pipe(server())
         for message in (
             {"id": key, "bytes": 5, "error": "No space left on device"},
@@ -384,23 +355,10 @@ def test_lost_output_is_reported_with_its_server_and_file(tmp_path: Path) -> Non
     run(work())
 
 
-def test_hung_logger_is_pinged_and_its_identity_stored(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.output.start()
-        await stage.received("ping")
-        wire.send(stage.logger, {"t": "pong", "pid": os.getpid()})
-        await stage.settled()
-        assert stage.keeper.values("note")["logger"]["pid"] == os.getpid()
-        stage.close()
-
-    run(work())
-
-
 def test_lines_of_the_pool_are_written_to_the_pipe_and_awaited_for_a_second(tmp_path: Path) -> None:
     async def work() -> None:
         stage = Stage(tmp_path)
-        await stage.output.start()
+        await stage.start()
         saying = asyncio.ensure_future(stage.output.append_lines(server(), ["one", "two"]))
         message, (fd,) = await stage.received("add")
         assert message["pid"] == os.getpid()

@@ -708,17 +708,13 @@ async def asked(
     *,
     answers: int,
     most: int = 1000,
-    pid: int = 0,
     until_end_of: subprocess.Popen[bytes] | None = None,
     silence_seconds: float = 0.1,
 ) -> int:
     """How often a process that answers so many times was asked, until that process ended or it was asked `most` times.
 
     Half a second is enough for a process that is not to be asked again.
-
-    `pid` is what it says to be its own.
     """
-    named = [identity(pid)] if pid else []
     ours, theirs = wire.pair()
     theirs.setblocking(False)
     count = 0
@@ -729,7 +725,7 @@ async def asked(
         assert received == (PING, [])
         count += 1
         if count <= answers:
-            wire.send(theirs, {"t": "pong", "pid": pid})
+            wire.send(theirs, {"t": "pong"})
         if count == most:
             watched.stop_watching()
 
@@ -738,13 +734,10 @@ async def asked(
 
     class Answers(LinkHandler):
         def received(self, message: wire.Message, fds: list[int]) -> None:
-            watched.received(message)
+            watched.received()
 
     link = Link(ours, Answers())
-    found: list[dict[str, Any]] = []
-    watched = ProcessWatchdog(
-        link, known, "it", found.append, HungProcessDetector(loop.time(), 0.02, silence_seconds)
-    )
+    watched = ProcessWatchdog(link, known, "it", HungProcessDetector(loop.time(), 0.02, silence_seconds))
     deadline = loop.time() + (30 if until_end_of or answers == most else 0.5)
     while loop.time() < deadline and count < most and not (until_end_of and until_end_of.poll() is not None):
         await asyncio.sleep(0.01)
@@ -752,7 +745,6 @@ async def asked(
     loop.remove_reader(theirs.fileno())
     link.close()
     theirs.close()
-    assert found == named
     return count
 
 
@@ -767,11 +759,6 @@ def test_process_that_stops_answering_is_killed(
 def test_process_that_answers_is_pinged_again(process: subprocess.Popen[bytes]) -> None:
     assert asyncio.run(asked(identity(process.pid), answers=10, most=10, silence_seconds=20)) == 10
     assert process.poll() is None
-
-
-def test_process_that_another_supervisor_started_sends_its_pid(process: subprocess.Popen[bytes]) -> None:
-    assert asyncio.run(asked({}, answers=2, pid=process.pid, until_end_of=process)) == 3
-    assert process.wait(60) == -9
 
 
 def test_process_that_does_not_know_pings_is_left_alone() -> None:

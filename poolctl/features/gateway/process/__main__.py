@@ -58,7 +58,7 @@ def _serve_fork_requests() -> bool:
                 return False
             message, fds = received
             if message == PING:
-                wire.send(link, {"t": "pong", "pid": os.getpid()}, wait=True)
+                wire.send(link, {"t": "pong"}, wait=True)
             elif message.get("t") == "fork" and _fork_and_is_child(link, message):
                 (fd,) = fds
                 break

@@ -114,7 +114,7 @@ class SidecarProcess(LinkHandler):
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         if self._watched is not None:
-            self._watched.received(message)
+            self._watched.received()
         if message.get("t") == "up":
             self.up.set()
 
