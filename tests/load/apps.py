@@ -15,7 +15,10 @@ EVENT_PAUSE_SECONDS = 0.05
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """`/` says the query again, a POST its body; `/stream` and `/events` take their time; WebSockets echo."""
+    """`/` says the query again, a POST its body; `/stream` and `/events` take their time; WebSockets echo.
+
+    `If-None-Match: "load"` is answered with 304.
+    """
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
     elif scope["type"] == "websocket":
@@ -24,8 +27,11 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await stream(scope["query_string"], send)
     elif scope["path"] == "/events":
         await events(receive, send)
+    elif (b"if-none-match", b'"load"') in scope["headers"]:
+        await send({"type": "http.response.start", "status": 304, "headers": [(b"etag", b'"load"')]})
+        await send({"type": "http.response.body", "body": b""})
     else:
-        body = scope["query_string"] if scope["method"] == "GET" else await whole_body(receive)
+        body = scope["query_string"] if scope["method"] in ("GET", "HEAD") else await whole_body(receive)
         length = (b"content-length", b"%d" % len(body))
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
         await send({"type": "http.response.body", "body": body})

@@ -192,6 +192,35 @@ class Bodies(Exchange):
         return (b"%012d " % number * (self.settings.body_bytes // 13 + 1))[: self.settings.body_bytes]
 
 
+class Chunked(Bodies):
+    """Requests with a body of chunks, which comes back whole."""
+
+    CHUNK_BYTES = 4096
+
+    def request(self, number: int) -> bytes:
+        head = f"POST {self.settings.path} HTTP/1.1\r\nHost: load\r\nTransfer-Encoding: chunked\r\n\r\n"
+        body = self._body(number)
+        parts = [body[at : at + self.CHUNK_BYTES] for at in range(0, len(body), self.CHUNK_BYTES)]
+        return head.encode() + b"".join(b"%x\r\n%s\r\n" % (len(each), each) for each in [*parts, b""])
+
+
+class Bodiless(Exchange):
+    """GET, HEAD, and a GET that is answered with 304, in turn."""
+
+    def request(self, number: int) -> bytes:
+        way = number % 3
+        self.responses.bodiless = way == 1
+        method, more = ("HEAD", "") if way == 1 else ("GET", 'If-None-Match: "load"\r\n' * (way == 2))
+        return f"{method} {self.settings.path}?n={number:012} HTTP/1.1\r\nHost: load\r\n{more}\r\n".encode()
+
+    def fault(self, number: int, response: Response) -> str:
+        way = number % 3
+        if way == 0:
+            return super().fault(number, response)
+        wanted = 200 if way == 1 else 304
+        return "" if response.status == wanted and not response.body else f"status {response.status}"
+
+
 class Streams(Exchange):
     """Chunked responses that take their time."""
 

@@ -50,7 +50,7 @@ class Generator:
         self.settings = settings
         self.tally = Tally()
         self.epoll = select.epoll()
-        self.tls = _any_certificate() if settings.tls else None
+        self.tls = _any_certificate(settings.mode) if settings.tls else None
         self.stopping = False
         self.numbers = itertools.count(1)
         self.live: set[Any] = set()  # conversations that have not ended
@@ -111,8 +111,9 @@ class Generator:
         return min(LOOK_SECONDS, max(0.0, self._timers[0][0] - time.monotonic()))
 
 
-def _any_certificate() -> ssl.SSLContext:
+def _any_certificate(mode: str) -> ssl.SSLContext:
     context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2" if mode == "http2" else "http/1.1"])
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .exchanges import Bodies, Exchange, NewConnection, Pipelined, Streams
+from .exchanges import Bodies, Bodiless, Chunked, Exchange, NewConnection, Pipelined, Streams
+from .http2 import Http2
 from .sessions import Events, WebSocket
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ MODES: dict[str, Callable[[Generator, str], Any]] = {
     "new_connection": NewConnection,
     "pipelined": Pipelined,
     "bodies": Bodies,
+    "chunked": Chunked,
+    "bodiless": Bodiless,
+    "http2": Http2,
     "stream": Streams,
     "websocket": WebSocket,
     "sse": Events,

@@ -27,9 +27,13 @@ class _Head(NamedTuple):
 
 
 class Responses:
-    """Bytes in, complete responses out; `partial` is the body so far of one that is not complete."""
+    """Bytes in, complete responses out; `partial` is the body so far of one that is not complete.
+
+    With `bodiless` the next response is one to HEAD, which has a length and no body.
+    """
 
     def __init__(self) -> None:
+        self.bodiless = False
         self.partial = bytearray()
         self.head: _Head | None = None
         self._bytes = bytearray()
@@ -101,7 +105,7 @@ class Responses:
             found.append(Response(101, head.headers, b"", False))
             return False
         if head.status >= 200:
-            self.head = head
+            self.head = head._replace(length=0, chunked=False) if self.bodiless else head
         return True
 
     def _next_chunk(self, found: list[Response]) -> bool:
