@@ -608,6 +608,8 @@ def gateway_line(gateway: Table, width: int = 0) -> str:
         words += [_counted(stats["requests_total"], "request"), _counted(stats["errors_total"], "error")]
         if stats["refused_total"]:
             words.append(f"{stats['refused_total']} refused")
+        if replaced := stats.get("replaced_processes"):
+            words.append("1 replaced process" if replaced == 1 else f"{replaced} replaced processes")
     lines = [words[0]]
     for word in words[1:]:
         if width and len(lines[-1]) + len(word) + 3 > width:

@@ -95,7 +95,8 @@ class GatewayStats:
 
     Passed requests are those on client connections that the gateway has handed to a worker, which answers them
     directly. Connections of a stream count as proxied requests. Refused requests include those without a route.
-    Latencies are of proxied requests; rates are over the last seconds.
+    Latencies are of proxied requests; rates are over the last seconds. `replaced_processes` of HAProxy have been
+    replaced, and still serve connections that they have.
     """
 
     requests_total: int
@@ -110,6 +111,7 @@ class GatewayStats:
     connections: int | None
     memory_bytes: int | None
     cpu_percent: float | None
+    replaced_processes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

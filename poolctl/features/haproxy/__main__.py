@@ -7,11 +7,12 @@ import asyncio
 from poolctl.platform import name_process, raise_descriptor_limit
 
 from ._gateway import HaproxyGateway
+from ._program import PROCESS_NAME
 
 
 def main() -> None:
     """Serve until the supervisor orders this process to end."""
-    name_process("poolctl-haproxy")
+    name_process(PROCESS_NAME)
     raise_descriptor_limit()
     asyncio.run(HaproxyGateway().serve_supervisor())
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -40,6 +40,8 @@ _is_host_name = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 # In place of names, for a certificate that has no names: no client asks for this one.
 _NO_NAME = "-"
 READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
+# HAProxy closes the connections of idle clients at random moments of this time after SIGUSR1.
+CLOSE_SPREAD_SECONDS = 1.0
 # With one of these lines a backend gets no servers at run time: HAProxy knows neither their cookie nor their place.
 _FIXED = ("    cookie ", "    balance first")
 
@@ -462,7 +464,7 @@ _NORMALIZATIONS = (
     "percent-to-uppercase strict", "percent-decode-unreserved strict", "path-strip-dot", "path-strip-dotdot full",
 )  # fmt: skip
 _IP_ADDRESS = r"(^\[|(^|\.)[0-9]+$)"
-NO_ROUTE = "no-route"
+_FRONTEND, NO_ROUTE = "gateway", "no-route"
 # Up to this number it is as fast to try one route after the other, and the configuration is one file.
 _FEW_ROUTES = 16
 _MAP = "routes.map"
@@ -487,12 +489,14 @@ def configuration_of(
     lines = [*_global(settings, resumes=resumes), *_defaults(settings, ordered)]
     mapped = _mapped_aliases(ordered) if fronts else frozenset[str]()
     if fronts:
-        lines += ["", "frontend gateway"]
+        lines += ["", f"frontend {_FRONTEND}"]
         lines += [line for each in fronts for line in each.bind_lines(http2=settings.http2)]
         lines += _proxy_protocol_rules(fronts, settings.trusted_proxies)
-        # A client may send its next request at the moment of a reload: it is answered, and then the connection closed.
+        # After SIGUSR1, as if the process that runs HAProxy is killed, a client may send its next request: it is
+        # answered, and then the connection closed. `close-spread-time` alone leaves that to chance. A WebSocket stays.
         lines += [
             "    option idle-close-on-response",
+            "    http-after-response set-header Connection close if { stopping } !{ status 101 }",
             *_request_rules_before_routing(settings, fronts, ordered),
         ]
         if mapped:
@@ -554,7 +558,7 @@ def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
     yield "    no strict-limits"
     if settings.max_connections:
         yield f"    maxconn {settings.max_connections}"
-    yield f"    hard-stop-after {_duration(settings.drain_seconds)}"
+    yield f"    close-spread-time {_duration(CLOSE_SPREAD_SECONDS)}"
     yield "    ssl-default-bind-options ssl-min-ver TLSv1.2"
     if not resumes:
         yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
@@ -690,6 +694,22 @@ class HaproxySetup(NamedTuple):
         return self.configuration.text(place for place, state in self.states.items() if state != READY)
 
     @property
+    def frontends(self) -> list[str]:
+        """The names of the sections that accept connections."""
+        streams = [each.name for each in self.configuration.backends if each.is_stream]
+        return [_FRONTEND, *streams] if f"frontend {_FRONTEND}" in self.configuration.lines else streams
+
+    @property
+    def used_targets(self) -> frozenset[str]:
+        """The keys of the targets that get requests."""
+        return frozenset(
+            server.key
+            for backend in self.configuration.backends
+            for server in backend.servers
+            if self.states[backend.name, server.name] != MAINTENANCE
+        )
+
+    @property
     def descriptor_numbers(self) -> list[int]:
         """The numbers of the descriptors in the `bind` lines."""
         return [number for number, _ in self.descriptors]
@@ -721,12 +741,10 @@ def setup_of(
     routes: Sequence[Route],
     servers: Mapping[str, ServerFacts],
     backends: Backends,
-    withdrawn: Collection[str],
 ) -> HaproxySetup:
     """Build the setup by which HAProxy serves these listeners and routes.
 
-    The keys of `certificates` are a listener's address and the certificate's host names. The servers in `withdrawn` get
-    no new requests.
+    The keys of `certificates` are a listener's address and the certificate's host names.
     """
     bundles: dict[str, bytes] = {}
     authorities: dict[str, bytes] = {}
@@ -739,7 +757,7 @@ def setup_of(
     streams = [each.route for each in held if each.route is not None]
     endpoints = {name: _endpoint(facts) for name, facts in servers.items()}
     made = configuration_of(settings, listeners, routes, streams, endpoints)
-    states = _states(made, routes, streams, backends, withdrawn)
+    states = _states(made, routes, streams, backends)
     numbers = [sock.fileno() for each in held for sock in each.sockets]
     descriptors = tuple((number, os.fstat(number).st_ino) for number in numbers)
     return HaproxySetup(made, states, bundles, authorities, descriptors)
@@ -772,7 +790,6 @@ def _states(
     routes: Sequence[Route],
     streams: Sequence[StreamRoute],
     backends: Backends,
-    withdrawn: Collection[str],
 ) -> Mapping[tuple[str, str], str]:
     """HAProxy states by (backend, server). A backend uses its ready servers, else starting ones, else sleeping ones."""
     known: dict[tuple[bool, str], Route | StreamRoute] = {(False, each.alias): each for each in routes}
@@ -780,13 +797,9 @@ def _states(
     states = {}
     for section in configuration.backends:
         members = backends.of(known[section.is_stream, section.alias]).members
-        usable = {
-            each.key: each.backend
-            for each in members
-            if each.backend.blocked is None and each.key not in withdrawn
-        }
+        usable = {each.key: each.backend for each in members if each.backend.blocked is None}
         best = min((backend.rank for backend in usable.values()), default=0)
-        draining = {each.key for each in members if each.backend.draining and each.key not in withdrawn}
+        draining = {each.key for each in members if each.backend.draining}
         for server in section.servers:
             backend = usable.get(server.key)
             state = READY if backend is not None and backend.rank == best else MAINTENANCE
@@ -827,7 +840,12 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
         known = MAINTENANCE if place in added else before.states.get(place)
         if known != state:
             commands.append(_state_command(place, state))
-    return commands
+    # A server gets traffic before another loses it: a request between two commands needs one that can serve.
+    return sorted(commands, key=_takes_traffic_away)
+
+
+def _takes_traffic_away(command: str) -> bool:
+    return command.startswith("del server ") or command.endswith((f" state {MAINTENANCE}", f" state {DRAIN}"))
 
 
 def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> list[str] | None:

@@ -38,7 +38,6 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
 
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
-        self._withdrawn: set[str] = set()
         self._certificates: dict[tuple[str, tuple[str, ...]], CertificateContents] = {}
         self._routes: tuple[Route, ...] = ()
         self._work: set[asyncio.Task[None]] = set()
@@ -46,8 +45,11 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         self._behind = self._ending = False
 
     def confirm_performed(self, message: wire.Message) -> None:
-        """Answer the supervisor's `message` once HAProxy has applied all orders received before it."""
-        self._reply_when_applied({"t": "performed", "id": message["id"]})
+        """Answer the supervisor's `message` once HAProxy has applied all orders received before it.
+
+        If the message has a server as `unused`, replaced processes that send it requests have no idle clients then.
+        """
+        self._reply_when_applied({"t": "performed", "id": message["id"]}, str(message.get("unused", "")))
 
     async def end_service(self) -> None:
         self._ending = True
@@ -70,6 +72,8 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         self.statistics = HaproxyStatisticsAccumulator(self.counts)
         directory = os.path.join(self.settings.directory, "haproxy")
         self.haproxy = HaproxyProcessManager(self.settings.program, directory)
+        self.haproxy.on_too_many = self._record_ended_process
+        self.haproxy.adopt_left_processes()
 
     def configure(self) -> None:
         self.hosts.configure(self.settings.traffic_re_enable_seconds, self.settings.header_for_host)
@@ -89,16 +93,14 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
             os.close(fd)
         facts = from_json(ServerFacts, message["facts"])
         self._stale.discard(("forget", facts.name))
-        self._withdrawn.discard(facts.name)
         self._servers[facts.name] = facts
 
     def _forget(self, message: wire.Message, fds: list[int]) -> None:
         self._servers.pop(message["server"], None)
 
     def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
-        """Stop sending requests to a server that is about to stop; replies once that is in effect."""
-        self._withdrawn.add(message["server"])
-        self._reply_when_applied({"t": "withdrawn", "id": message["id"]})
+        """Confirm that no connection is passed over a socket of the server; HAProxy's connections are its own."""
+        self.link.send({"t": "withdrawn", "id": message["id"]})
 
     def _certificate(self, message: wire.Message, fds: list[int]) -> None:
         contents = [read_file(fd) for fd in fds]
@@ -155,12 +157,17 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         task.add_done_callback(self._work.discard)
         return task
 
-    def _reply_when_applied(self, reply: wire.Message) -> None:
-        """Start a task that sends `reply` once HAProxy has applied all orders received from the supervisor."""
+    def _reply_when_applied(self, reply: wire.Message, unused: str = "") -> None:
+        """Start a task that sends `reply` once HAProxy has applied all orders received from the supervisor.
+
+        With a server as `unused`, `reply` is sent when replaced processes begin no requests to it either.
+        """
 
         async def send() -> None:
             while self._following is not None:
                 await asyncio.wait([self._following])
+            if unused and self._has_settings:
+                await self.haproxy.wait_until_unused(unused)
             self.link.send(reply)
 
         self._spawn_task(send())
@@ -194,7 +201,6 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
             self._routes,
             self._servers,
             self.backends,
-            self._withdrawn,
         )
         await self._update_counts()
         await self.haproxy.apply(setup)
@@ -202,6 +208,10 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         if process is not None and process is not before:
             self.statistics.begin_process()
             process.exited.add_done_callback(lambda _: self._exit_if_haproxy_ended(process))
+
+    def _record_ended_process(self, pid: int) -> None:
+        message = f"the oldest replaced HAProxy (pid {pid}) is ended with its connections: there are too many"
+        self.link.send({"t": "event", "kind": "gateway connections ended", "data": {"message": message}})
 
     def _exit_if_haproxy_ended(self, process: object) -> None:
         """Exit, because HAProxy has exited unexpectedly: the supervisor then starts another gateway."""
@@ -250,6 +260,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
             "streamed": sum(each["accepted"] for each in streams),
             "stream_errors": sum(each["failed"] for each in streams),
             "program_pid": None if self.haproxy.process is None else self.haproxy.process.pid,
+            "replaced": len(self.haproxy.replaced_pids),
         }
         self.link.send({"t": "figures", "id": number, **figures})
 

@@ -1,4 +1,13 @@
-"""Manages HAProxy processes: checks the program, starts it on the pool's sockets, changes, replaces and stops it."""
+"""Manages HAProxy processes: checks the program, starts it on the pool's sockets, changes, replaces and stops it.
+
+A replaced process keeps its connections, and ends with the last of them:
+
+- `shutdown frontend` on its runtime socket: it accepts no more, and closes each connection with its next response
+  (HTTP/2: GOAWAY), which the client is told.
+- After the time for that, SIGUSR1: connections that were idle all the time are closed within `close-spread-time`.
+  Closing them at once would lose requests that are on their way: up to 3 of 100 busy connections.
+- What is left are long responses, WebSockets and streams.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +20,31 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from poolctl.platform import read_file, replace_file
+from poolctl.keeper.reap import signal_process
+from poolctl.platform import (
+    parent_and_start,
+    process_name,
+    process_start,
+    process_table,
+    read_file,
+    replace_file,
+)
 from poolctl.private_directory import create_private_directory
 
 from . import _launch
-from ._configuration import HaproxySetup, runtime_commands
+from ._configuration import CLOSE_SPREAD_SECONDS, HaproxySetup, runtime_commands
 
-MAIN_FILE, SOCKET_FILE = "haproxy.cfg", "haproxy.sock"
+MAIN_FILE, RUNTIME_FILE, SOCKET_FILE = "haproxy.cfg", "runtime.cfg", "haproxy.sock"
+PROCESS_NAME = "poolctl-haproxy"  # of the process that runs HAProxy
 _ANSWER_SECONDS = 20.0
 _EXIT_SECONDS = 5.0
 _POLL_SECONDS = 0.1
+# How long the clients of a replaced process may use a connection before it counts as idle.
+_ANNOUNCES_SECONDS = 1.0
+_MOST_REPLACED = 8
 _MOST_ALERTS = 3
 # HAProxy's responses to a performed command; anything else is a refusal.
 _PERFORMED = re.compile(
@@ -41,11 +62,11 @@ class HaproxyRefusal(Exception):
 class HaproxyProcess:
     """A HAProxy process; the future `exited` is done when it has ended."""
 
-    def __init__(self, process: asyncio.subprocess.Process, socket_path: str) -> None:
-        self.pid = process.pid
+    def __init__(self, pid: int, exited: asyncio.Future[int], socket_path: str = "") -> None:
+        self.pid = pid
         self.socket_path = socket_path
-        self.exited = asyncio.ensure_future(process.wait())
-        self._process = process
+        self.exited = exited
+        self._start = process_start(pid) or 0
 
     @classmethod
     async def start(
@@ -66,12 +87,27 @@ class HaproxyProcess:
             # In its own session, so that it is not killed with our group and finishes its requests.
             start_new_session=True,
         )
-        return cls(process, socket_path)
+        return cls(process.pid, asyncio.ensure_future(process.wait()), socket_path)
+
+    @classmethod
+    def of_other_parent(cls, pid: int) -> HaproxyProcess:
+        """The running process with this pid, which is no child of this process. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        exited: asyncio.Future[int] = loop.create_future()
+        fd = os.pidfd_open(pid)
+
+        def ended() -> None:
+            loop.remove_reader(fd)
+            os.close(fd)
+            exited.set_result(0)
+
+        loop.add_reader(fd, ended)
+        return cls(pid, exited)
 
     def signal(self, number: int) -> None:
         """Send the process a signal, unless it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+        if not self.exited.done():
+            signal_process(self.pid, self._start, number)
 
     async def ask(self, command: str) -> str:
         """Send a command to the runtime socket and return the response. Raises HaproxyRefusal if there is none."""
@@ -92,18 +128,29 @@ class HaproxyProcess:
         """A row of figures for each frontend, backend and server of a backend. Raises HaproxyRefusal."""
         return [*csv.DictReader((await self.ask("show stat")).lstrip("# ").splitlines())]
 
-    async def await_listeners_closed(self) -> None:
-        """Wait until the process has closed its listeners after SIGUSR1. Its runtime socket is closed last."""
-        with contextlib.suppress(HaproxyRefusal, TimeoutError):
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                while await self.ask("show info"):
-                    pass
+    async def stop_accepting(self, frontends: Sequence[str]) -> bool:
+        """Stop accepting on these frontends; returns whether clients are connected. Raises HaproxyRefusal."""
+        for name in frontends:
+            await self.ask(f"shutdown frontend {name}")
+        rows = await self.statistics()
+        return any(int(row["scur"] or 0) for row in rows if row["svname"] == "FRONTEND")
+
+
+class Replaced(NamedTuple):
+    """A replaced process: `targets` are the keys of the servers to which it may send requests of its clients.
+
+    `closing` is done when no idle client is connected to it, so that it begins no further requests.
+    """
+
+    targets: frozenset[str]
+    closing: asyncio.Task[None]
 
 
 class HaproxyProcessManager:
-    """Keeps one HAProxy process running with the latest setup; replaced processes finish their requests.
+    """Keeps one HAProxy process running with the latest setup; replaced processes end with their last connection.
 
-    `directory` is for its files, including private keys: only the pool's user may read it.
+    `directory` is for its files, including private keys: only the pool's user may read it. `on_too_many` is called with
+    the pid of a replaced process that is ended although it has connections, because there are too many of them.
     """
 
     def __init__(self, program: str, directory: str) -> None:
@@ -111,7 +158,13 @@ class HaproxyProcessManager:
         self.directory = directory
         self.process: HaproxyProcess | None = None
         self.setup: HaproxySetup | None = None
-        self._draining: set[HaproxyProcess] = set()
+        self.on_too_many: Callable[[int], None] = lambda pid: None
+        self._replaced: dict[HaproxyProcess, Replaced] = {}  # the oldest first
+
+    @property
+    def replaced_pids(self) -> list[int]:
+        """The pids of the replaced processes that still have connections."""
+        return [each.pid for each in self._replaced]
 
     @property
     def socket_path(self) -> str:
@@ -138,12 +191,11 @@ class HaproxyProcessManager:
 
     async def _replace(self, setup: HaproxySetup) -> None:
         await self._write_and_validate(setup)
-        before = self.process
+        before, setup_before = self.process, self.setup
         self.process, self.setup = await self._start(setup), setup
         if before is not None:
-            self._retire(before)
             # Until its listeners are closed, both processes accept connections, each with its own routes.
-            await before.await_listeners_closed()
+            await self._retire(before, setup_before)
         os.rename(self.process.socket_path, self.socket_path)
         self.process.socket_path = self.socket_path
 
@@ -186,12 +238,12 @@ class HaproxyProcessManager:
             listener.listen()
             listener.setblocking(False)
             # Each process has its own runtime socket, while the listeners are shared.
-            runtime = self._write_file(
-                "runtime.cfg", f"global\n    stats socket fd@{listener.fileno()} level admin\n".encode()
+            self._write_file(
+                RUNTIME_FILE, f"global\n    stats socket fd@{listener.fileno()} level admin\n".encode()
             )
             # Quiet: it would log each change of a server for ever.
             argv = [sys.executable, "-IS", _launch.__file__, str(os.getpid())]
-            argv += [self.program, "-db", "-q", "-f", os.path.join(self.directory, MAIN_FILE), "-f", runtime]
+            argv += [self.program, *self._arguments]
             descriptors = [*setup.descriptor_numbers, listener.fileno()]
             process = await HaproxyProcess.start(argv, descriptors, socket_path=path)
         try:
@@ -214,31 +266,78 @@ class HaproxyProcessManager:
             raise HaproxyRefusal(f"it ended at its start with status {await process.exited}")
         await answer
 
-    def _retire(self, process: HaproxyProcess) -> None:
-        """Let the process finish its requests, within the time that its own configuration allows."""
+    @property
+    def _arguments(self) -> list[str]:
+        main, runtime = (os.path.join(self.directory, name) for name in (MAIN_FILE, RUNTIME_FILE))
+        return ["-db", "-q", "-f", main, "-f", runtime]
+
+    def adopt_left_processes(self) -> None:
+        """Regard the processes as replaced that a killed predecessor of this process has left, with SIGUSR1."""
+        for pid in _pids_with_arguments(self._arguments):
+            parent, _ = parent_and_start(pid) or (0, 0)
+            if process_name(parent) != PROCESS_NAME:
+                with contextlib.suppress(OSError):  # it has ended
+                    left = HaproxyProcess.of_other_parent(pid)
+                    self._add_replaced(left, frozenset(), self._await_idle_closed(left))
+
+    async def _retire(self, process: HaproxyProcess, setup: HaproxySetup | None) -> None:
+        """Have the process accept no more; it then closes idle connections, and ends with its last connection."""
+        names, targets = ((), frozenset()) if setup is None else (setup.frontends, setup.used_targets)
+        try:
+            has_clients = await process.stop_accepting(names)
+        except HaproxyRefusal:
+            has_clients = False
+        self._add_replaced(process, targets, self._close_idle(process, _ANNOUNCES_SECONDS * has_clients))
+
+    def _add_replaced(
+        self, process: HaproxyProcess, targets: frozenset[str], closing: Coroutine[Any, Any, None]
+    ) -> None:
+        self._replaced[process] = Replaced(targets, asyncio.ensure_future(closing))
+        process.exited.add_done_callback(lambda _: self._replaced.pop(process, None))
+        if len(self._replaced) > _MOST_REPLACED:
+            oldest = next(iter(self._replaced))
+            oldest.signal(signal.SIGTERM)
+            self.on_too_many(oldest.pid)
+
+    async def _close_idle(self, process: HaproxyProcess, announces_seconds: float) -> None:
+        await asyncio.wait([process.exited], timeout=announces_seconds)
         process.signal(signal.SIGUSR1)
-        self._draining.add(process)
-        process.exited.add_done_callback(lambda _: self._draining.discard(process))
+        await self._await_idle_closed(process)
+
+    @staticmethod
+    async def _await_idle_closed(process: HaproxyProcess) -> None:
+        await asyncio.wait([process.exited], timeout=CLOSE_SPREAD_SECONDS)
+
+    async def wait_until_unused(self, target: str) -> None:
+        """Wait until no replaced process begins a request to this target: at most two seconds."""
+        closing = [each.closing for each in self._replaced.values() if target in each.targets]
+        if closing:
+            await asyncio.wait(closing)
 
     async def drain(self, seconds: float) -> None:
         """Stop accepting; return when the last requests have ended, or were ended after `seconds`."""
         if self.process is not None:
             process, self.process = self.process, None
-            self._retire(process)
-        if self._draining:
-            await asyncio.wait([each.exited for each in self._draining], timeout=seconds)
+            await self._retire(process, self.setup)
+        await self._await_replaced(seconds)
         await self.stop_immediately()
+
+    async def _await_replaced(self, seconds: float) -> None:
+        if self._replaced:
+            await asyncio.wait([each.exited for each in self._replaced], timeout=seconds)
 
     async def end_after_last_request(self, seconds: float) -> None:
         """End HAProxy once no requests are in progress, or after `seconds`; no other process takes over.
 
-        Streams and idle connections are closed as well.
+        Streams and idle connections are closed as well, but those of replaced processes, which do not tell what they
+        have, stay for as long.
         """
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(seconds):
                 # HAProxy reports no event when its last request ends.
                 while self.process is not None and await self._has_requests(self.process):
                     await asyncio.sleep(_POLL_SECONDS)
+                await self._await_replaced(seconds)
         await self.stop_immediately()
 
     async def _has_requests(self, process: HaproxyProcess) -> bool:
@@ -254,7 +353,7 @@ class HaproxyProcessManager:
 
     async def stop_immediately(self) -> None:
         """End all HAProxy processes immediately."""
-        processes = [*self._draining, *([self.process] if self.process is not None else [])]
+        processes = [*self._replaced, *([self.process] if self.process is not None else [])]
         self.process = None
         for number in (signal.SIGTERM, signal.SIGKILL):
             for each in processes:
@@ -262,6 +361,15 @@ class HaproxyProcessManager:
             left = [each.exited for each in processes if not each.exited.done()]
             if left:
                 await asyncio.wait(left, timeout=_EXIT_SECONDS)
+
+
+def _pids_with_arguments(arguments: Sequence[str]) -> Iterator[int]:
+    """Yield the pids of the processes of any program whose last arguments are these."""
+    wanted = [os.fsencode(each) for each in arguments]
+    for pid in process_table():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            if file.read().rstrip(b"\0").split(b"\0")[-len(wanted) :] == wanted:
+                yield pid
 
 
 def _alerts(output: str) -> list[str]:

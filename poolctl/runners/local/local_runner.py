@@ -408,7 +408,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         """Order the worker to stop accepting, and wait until it has. A command may go on accepting until it exits."""
         if worker := self._workers.get(placement.id):
             if not replaced:
-                await self.adoptions.notify_gateway_of_workers_exit(worker.server.key)
+                await self.adoptions.notify_gateway_of_workers_exit(worker.server)
             await worker.stop_accepting(self._receivers(worker, replaced))
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -420,7 +420,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         if worker is None:
             return Exit(message="has ended before")
         if timeout_seconds and not replaced:
-            await self.adoptions.notify_gateway_of_workers_exit(worker.server.key)
+            await self.adoptions.notify_gateway_of_workers_exit(worker.server)
         return await worker.stop(timeout_seconds, self._receivers(worker, replaced))
 
     def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:

@@ -206,12 +206,15 @@ class AdoptionPairs:
         if give is not None and self._gateway is not None:
             self._run_in_background(self._gateway.withdraw_passing_socket(self.routed[key], give))
 
-    async def notify_gateway_of_workers_exit(self, key: str) -> None:
-        """Tell the gateway that workers of this server exit without replacement; return when it has confirmed."""
+    async def notify_gateway_of_workers_exit(self, server: ServerConfig) -> None:
+        """Tell the gateway that workers of this server exit without replacement; return when it has confirmed.
+
+        A server that has lost its route may still get requests.
+        """
         if self._published is not None:
             await self._published.wait()
-        if self._gateway is not None and key in self.routed:
-            await self._gateway.announce_workers_exit(self.routed[key])
+        if self._gateway is not None:
+            await self._gateway.announce_workers_exit(self.routed.get(server.key, server.name))
 
     def return_to_gateway(self, key: str) -> None:
         """Give the gateway back the connections waiting in the server's adoption pair. No effect without a gateway."""

@@ -642,8 +642,8 @@ class Orders(Gateway):
         if self.performs is not None:
             await self.performs()
 
-    async def wait_briefly_until_applied(self) -> None:
-        self.sent.append(("applied", ()))
+    async def wait_briefly_until_unused(self, server: str) -> None:
+        self.sent.append(("unused", server))
 
     async def finish(self, seconds: float) -> None:
         self.sent.append(("finish", seconds))
@@ -660,8 +660,8 @@ class Orders(Gateway):
     ("server", "engine", "orders", "seconds"),
     [
         ("one", "poolctl", [], 0.0),
-        pytest.param("one", "haproxy", ["forget", "forget", "applied"], 0.0, marks=needs("haproxy")),
-        ("canary", "poolctl", ["forget", "forget", "applied"], 0.05),
+        pytest.param("one", "haproxy", ["forget", "forget", "unused"], 0.05, marks=needs("haproxy")),
+        ("canary", "poolctl", ["forget", "forget", "unused"], 0.05),
     ],
 )
 def test_gateway_knows_of_workers_that_leave_where_it_sends_them_requests_itself(

@@ -238,14 +238,15 @@ def test_events_and_requests_of_the_process_are_reported_and_nothing_else() -> N
     with_peer(scene)
 
 
-def test_silent_process_holds_up_a_stop_for_a_second_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_process, "_WITHDRAW_SECONDS", 0.001)
+def test_silent_process_holds_up_a_stop_for_seconds_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_WITHDRAW_SECONDS", "_UNUSED_SECONDS"):
+        monkeypatch.setattr(gateway_process, name, 0.001)
 
     async def scene(peer: Peer) -> None:
         give, take = wire.pair()
         peer.process.report_server(ServerFacts(name="web"), give)
         await peer.process.withdraw_passing_socket("web", give)
-        await peer.process.wait_briefly_until_applied()
+        await peer.process.wait_briefly_until_unused("web")
         assert peer.kinds() == ["server", "withdraw", "performed"]
         assert peer.process.servers == set()
         give.close()

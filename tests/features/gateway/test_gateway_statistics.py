@@ -186,7 +186,7 @@ def test_status_has_all_figures() -> None:
         assert 0.0005 < latencies[0] < latencies[1] <= 0.001
         assert found == {
             "requests_total": 15, "passed_total": 7, "proxied_total": 6, "refused_total": 2, "errors_total": 3,
-            "requests_per_second": None, "errors_per_second": None, "connections": 5,
+            "requests_per_second": None, "errors_per_second": None, "connections": 5, "replaced_processes": 0,
         }  # fmt: skip
 
     run(scenario())

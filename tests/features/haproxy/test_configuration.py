@@ -812,6 +812,21 @@ CHECKED = "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-err
         ),
         (
             setup(ONE),
+            setup(TWO),
+            [
+                "add server route:r/two 127.0.0.1:8082",
+                "set server route:r/two state ready",
+                "set server route:r/one state maint",
+                "del server route:r/one",
+            ],
+        ),
+        (
+            setup(ONE, TWO, states={"two": "maint"}),
+            setup(ONE, TWO, states={"one": "maint"}),
+            ["set server route:r/two state ready", "set server route:r/one state maint"],
+        ),
+        (
+            setup(ONE),
             setup(ONE, bundle=b"C\n\nD\n"),
             ["set ssl cert c.pem <<\nC\nD\n", "commit ssl cert c.pem"],
         ),
@@ -920,16 +935,22 @@ class Held:
         for each in self.sockets:
             each.close()
 
-    def made(self, *withdrawn: str) -> HaproxySetup:
+    def made(self) -> HaproxySetup:
         self.backends.apply([*self.routes, self.stream], self.servers)
         return setup_of(
             GatewaySettings(directory="/tmp"), self.listeners, self.certificates, self.routes, self.servers,
-            self.backends, withdrawn,
+            self.backends,
         )  # fmt: skip
 
-    def states(self, *withdrawn: str) -> list[str]:
+    def states(self, *disabled: str) -> list[str]:
         """The states of the route's servers one, two, gone and of the URL, and of the stream's."""
-        return [*self.made(*withdrawn).states.values()]
+        for each in disabled:
+            self.hosts.disable(each)
+        try:
+            return [*self.made().states.values()]
+        finally:
+            for each in disabled:
+                self.hosts.enable(each)
 
 
 def _rules(client_auth: str = "none", min_version: str = "1.2", ciphers: str | None = None) -> dict[str, Any]:
@@ -972,6 +993,9 @@ def test_setup_has_the_sockets_and_certificates_of_its_listeners(held: Held) -> 
         GatewaySettings(directory="/tmp"), listeners, held.routes, [held.stream], endpoints
     )
     assert found.text == found.configuration.text([("route:r", "two"), ("route:r", "gone")])
+    assert found.frontends == ["gateway", "stream:pg"]
+    del held.listeners[0]
+    assert held.made().frontends == ["stream:pg"]
 
 
 def test_best_servers_that_are_available_get_the_traffic(held: Held) -> None:
@@ -985,6 +1009,6 @@ def test_best_servers_that_are_available_get_the_traffic(held: Held) -> None:
     assert held.states("one", "two", URL.url) == ["maint", "maint", "maint", "maint", "ready"]
     held.hosts.drain("one")
     assert held.states() == ["drain", "maint", "maint", "ready", "ready"]
-    assert held.states("one") == ["maint", "maint", "maint", "ready", "ready"]
+    assert held.made().used_targets == {"one", URL.url, "10.0.0.5:5432"}
     held.hosts.disable("10.0.0.5:5432")
     assert held.states() == ["drain", "maint", "maint", "ready", "maint"]

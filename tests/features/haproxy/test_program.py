@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -35,6 +36,8 @@ listener = socket.socket(fileno=int(re.search(r"fd@(\\d+)", runtime)[1]))
 listener.setblocking(True)
 
 def leave(number, frame):
+    if "ignores" in answers():
+        return
     if "stays" not in answers() or number == signal.SIGTERM:
         os._exit(0)
     listener.close()
@@ -53,6 +56,7 @@ while True:
     connection.close()
 """
 STATISTICS = "# pxname,svname,scur\nroute:r,one,0\nroute:r,BACKEND,{}\nstream:s,BACKEND,7\n"
+CLIENTS = "# pxname,svname,scur\ngateway,FRONTEND,{}\nroute:r,BACKEND,0\n"
 
 
 def setup(
@@ -65,7 +69,7 @@ def setup(
     )
     return SimpleNamespace(
         text=text, name=name, descriptor_numbers=numbers, drain_commands=lambda: drained,
-        bundles={"c.pem": b"pem"}, authorities={},
+        bundles={"c.pem": b"pem"}, authorities={}, frontends=["gateway", "stream:s"], used_targets={"one"},
         configuration=SimpleNamespace(files={"map": "a b\n"}, backends=backends),
     )  # fmt: skip
 
@@ -168,9 +172,10 @@ def test_change_that_no_command_makes_is_made_by_another_process(play: Play, why
         after = setup(name="two")
         await stage.program.apply(after)
         assert (stage.pid != before.pid, stage.program.setup) == (True, after)
+        assert stage.commands()[-2:] == ["shutdown frontend gateway", "shutdown frontend stream:s"]
         assert await before.exited == 0
         await asyncio.sleep(0)  # callbacks run after the awaited result is there
-        assert not stage.program._draining
+        assert not stage.program.replaced_pids
 
     play(scene)
 
@@ -244,7 +249,8 @@ def test_process_without_a_runtime_socket_answers_nothing(play: Play) -> None:
         os.unlink(process.socket_path)
         with pytest.raises(HaproxyRefusal, match="its runtime socket does not answer: "):
             await process.ask("show info")
-        await process.await_listeners_closed()
+        await stage.program.drain(60.0)
+        assert await process.exited == 0, "it was asked to end at once"
 
     play(scene)
 
@@ -276,11 +282,73 @@ def test_drain_lets_the_last_request_end_by_itself(play: Play) -> None:
         process = stage.program.process
         assert process is not None
         draining = asyncio.ensure_future(stage.program.drain(60.0))
-        await process.await_listeners_closed()
+        with contextlib.suppress(HaproxyRefusal):
+            while await process.ask("show info"):
+                pass
         assert not draining.done()
         stage.says()
         await draining
         assert await process.exited == 7, "it was not ended"
+
+    play(scene)
+
+
+@pytest.mark.slow
+def test_clients_of_a_replaced_process_have_a_second_before_idle_connections_are_closed(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.says(**{"show stat": CLIENTS.format(1)}, stays=True)
+        await stage.program.apply(setup())
+        before = stage.program.process
+        assert before is not None
+        stage.changes = None
+        began = asyncio.get_running_loop().time()
+        await stage.program.apply(setup(name="two"))
+        await stage.program.wait_until_unused("another server")
+        assert asyncio.get_running_loop().time() - began < 1.0
+        await stage.program.wait_until_unused("one")
+        assert asyncio.get_running_loop().time() - began >= 2.0
+        assert stage.program.replaced_pids == [before.pid], "it has connections"
+        stage.says()
+        assert await before.exited == 7
+
+    play(scene)
+
+
+def test_oldest_replaced_process_is_ended_when_there_are_too_many(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_program, "_MOST_REPLACED", 2)
+
+    async def scene(stage: Stage) -> None:
+        ended: list[int] = []
+        stage.program.on_too_many = ended.append
+        stage.says(stays=True)
+        stage.changes = None
+        pids = []
+        for number in range(4):
+            await stage.program.apply(setup(name=str(number)))
+            pids.append(stage.pid)
+        assert ended == pids[:1]
+        while len(stage.program.replaced_pids) > 2:
+            await asyncio.sleep(0.001)
+        assert stage.program.replaced_pids == pids[1:3]
+
+    play(scene)
+
+
+def test_processes_that_a_killed_predecessor_has_left_count_as_replaced(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.program.apply(setup())
+        left = stage.program.process
+        assert left is not None
+        successor = HaproxyProcessManager(stage.program.program, stage.program.directory)
+        successor.adopt_left_processes()
+        assert successor.replaced_pids == [left.pid]
+        other = HaproxyProcessManager(stage.program.program, "/other")
+        other.adopt_left_processes()
+        assert other.replaced_pids == []
+        await successor.drain(0.01)
+        assert (await left.exited, successor.replaced_pids) == (0, [])
 
     play(scene)
 
@@ -322,7 +390,7 @@ def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.
         await stage.program.apply(setup())
         process = stage.program.process
         assert process is not None
-        os.kill(process.pid, signal.SIGSTOP)  # it handles no other signal
+        stage.says(ignores=True)
         await stage.program.stop_immediately()
         assert await process.exited == -signal.SIGKILL
         assert stage.program.process is None

@@ -360,6 +360,9 @@ def test_line_has_what_is_known() -> None:
     )
     refused = gateway_line(to_json(replace(STATUS, stats=replace(STATS, refused_total=7))))
     assert refused.endswith("3 errors, 7 refused")
+    for count, words in ((1, "1 replaced process"), (2, "2 replaced processes")):
+        replaced = gateway_line(to_json(replace(STATUS, stats=replace(STATS, replaced_processes=count))))
+        assert replaced.endswith(f"3 errors, {words}")
     starting = replace(STATUS, state="starting", pid=None, addresses=(), routes=1, uptime_seconds=0.0)
     assert gateway_line(to_json(starting)) == "[gateway] starting, 1 route"
     assert "1 restart" in gateway_line(to_json(replace(STATUS, restarts=1)))

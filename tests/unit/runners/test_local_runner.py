@@ -527,8 +527,8 @@ def test_gateway_is_told_before_a_worker_that_is_not_replaced_is_stopped_in_good
         (found,) = (await it.runner.adopt_workers_and_end_others({"web": config()})).workers
         told: list[str] = []
 
-        async def announce_workers_exit(key: str) -> None:
-            told.append(key)
+        async def announce_workers_exit(server: ServerConfig) -> None:
+            told.append(server.key)
 
         it.runner.adoptions.notify_gateway_of_workers_exit = announce_workers_exit  # type: ignore[method-assign]
         await order(it.runner, found.placement)

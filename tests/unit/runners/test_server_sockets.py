@@ -63,14 +63,15 @@ def test_connections_that_no_worker_has_taken_from_the_pair_yet_are_counted() ->
     run(work())
 
 
-def test_gateway_hears_of_workers_that_leave_a_routed_server_and_no_other() -> None:
+def test_gateway_hears_of_workers_that_leave_also_from_a_server_that_has_no_route_now() -> None:
     async def work() -> None:
         stage = Stage()
-        await stage.pairs.notify_gateway_of_workers_exit(config().key)
-        stage.publish(config())
-        await stage.pairs.notify_gateway_of_workers_exit(config().key)
-        await stage.pairs.notify_gateway_of_workers_exit("127.0.0.1:1")
-        assert stage.gateway.left == ["web"]
+        await stage.pairs.notify_gateway_of_workers_exit(config())
+        stage.publish(config(name="routed"))
+        await stage.pairs.notify_gateway_of_workers_exit(config())
+        assert stage.gateway.left == ["routed"]
+        await stage.pairs.notify_gateway_of_workers_exit(config(name="other", bind="127.0.0.1:1"))
+        assert stage.gateway.left == ["routed", "other"]
         stage.gateway.let_go.set()
         await stage.pairs.close_all()
         stage.close()
@@ -565,7 +566,7 @@ def test_gateway_of_an_earlier_supervisor_counts_as_gone_after_two_seconds_witho
         loop = asyncio.get_running_loop()
         stage.pairs.open(config())
         stage.pairs.assume_gateway_passes_to_all()
-        await stage.pairs.notify_gateway_of_workers_exit(config().key)
+        await stage.pairs.notify_gateway_of_workers_exit(config())
         assert loop.time() == 2.0
         await stage.pairs.close(config().key)
         assert loop.time() == 2.0

@@ -129,6 +129,11 @@ class RouteTableManager:
         """Whether an HTTP route with this alias is served."""
         return any(each.alias == alias for each in self.routes.http)
 
+    @property
+    def are_current(self) -> bool:
+        """Whether every computation that was requested is done, or has failed (see `problem`)."""
+        return self._answered == self._asked
+
     async def wait_until_current(self) -> None:
         """Wait until the computations requested before this call are done, or have failed (see `problem`)."""
         asked = self._asked

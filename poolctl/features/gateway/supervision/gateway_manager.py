@@ -43,7 +43,7 @@ _SERVES_SECONDS = 10.0
 # Maximum time that a command waits until its changes are in force: longer than a gateway needs to start on a busy
 # machine.
 _IN_FORCE_SECONDS = 20.0
-# A connection that was on its way to a canary has arrived after this time.
+# A connection that was on its way to a server has arrived after this time.
 _ARRIVES_SECONDS = 0.05
 # How long the keeper may take to reap a killed worker.
 _KILLED_SECONDS = 5.0
@@ -169,6 +169,7 @@ class GatewayManager(SidecarManager):
     def apply_tables(self, tables: Tables) -> None:
         """Start to apply these tables, and return at once."""
         self.tables = tables
+        self._servers.engine_retries = self._external_engine is not None
         self.probes.apply_tables(tables)
         self._schedule_recomputation()
         self._on_configured()
@@ -220,7 +221,7 @@ class GatewayManager(SidecarManager):
         return {row.host: Activity(row.requests, row.in_flight + row.waiting) for row in rows}
 
     async def announce_workers_exit(self, server: str) -> None:
-        """Tell the gateway that workers of `server` will stop; return when it has applied that, or at a timeout.
+        """Tell the gateway that workers of `server` will stop; return when it sends them nothing, or at a timeout.
 
         Return at once, without a notice, if `server` is not the name of a canary and the engine is poolctl's own: then
         the server's other workers accept the connections in the backlog.
@@ -229,12 +230,12 @@ class GatewayManager(SidecarManager):
         process = await self.wait_briefly_until_serving() if is_canary else self.gateway
         if process is None or not (is_canary or self._external_engine):
             return
+        # The new routes of a reload come first: those in force may be to a server that the reload removes.
+        await self.routes.wait_until_current()
         self._report(server)
-        await process.wait_briefly_until_applied()
-        if is_canary:
-            # A request that was dispatched before is on its way to the canary's backlog, from which no other worker
-            # accepts.
-            await asyncio.sleep(_ARRIVES_SECONDS)
+        await process.wait_briefly_until_unused(server)
+        # A request that was dispatched before is on its way to the backlog, from which no other worker accepts.
+        await asyncio.sleep(_ARRIVES_SECONDS)
 
     def why_unsplittable_if_routed(self, server: str) -> str | None:
         """Why the server's requests cannot be split between versions; "" if they can, None if it has no route."""
@@ -338,6 +339,8 @@ class GatewayManager(SidecarManager):
             await asyncio.wait([task], timeout=_KILLED_SECONDS)
 
     def _report(self, server: str) -> None:
+        if self._external_engine and not self.routes.are_current:
+            return  # sent with the new routes, which may be to another server than the one that leaves
         if (process := self.gateway) is not None:
             self._servers.send(process, server)
 

@@ -22,6 +22,8 @@ from .sidecar import UP_SECONDS, SidecarProcess
 
 # A hung gateway must not delay the stop of a server for longer.
 _WITHDRAW_SECONDS = 1.0
+# Likewise, while clients of a replaced HAProxy may still send requests to the server.
+_UNUSED_SECONDS = 3.0
 _REPORT_SECONDS = 5.0
 # Additional time to close the remaining connections, WebSockets with a close frame.
 _CLOSES_SECONDS = 5.0
@@ -150,11 +152,14 @@ class GatewayProcess(SidecarProcess):
             async with asyncio.timeout(_WITHDRAW_SECONDS):
                 await self.link.call(message)
 
-    async def wait_briefly_until_applied(self) -> None:
-        """Wait until the process has applied what was sent so far, has exited, or a timeout has passed."""
+    async def wait_briefly_until_unused(self, server: str) -> None:
+        """Wait until the process has applied what was sent so far, and nothing sends the server further requests.
+
+        Returns without that when the process has exited, or a timeout has passed.
+        """
         with contextlib.suppress(LinkLost, TimeoutError):
-            async with asyncio.timeout(_WITHDRAW_SECONDS):
-                await self.wait_until_performed()
+            async with asyncio.timeout(_UNUSED_SECONDS):
+                await self.link.call({"t": "performed", "unused": server})
 
     async def fetch_report(self) -> Table:
         """The current counts of routes, hosts and connections, from the process. Raises LinkLost or TimeoutError."""

@@ -56,14 +56,17 @@ def _share_of_canary(entry: Entry) -> float:
     return canary.share if any(each.phase is WorkerPhase.READY and not each.ko for each in workers) else 0.0
 
 
-def facts_of(core: Core, entry: Entry) -> ServerFacts:
-    """The facts that the gateway needs about a server: its state, its current address, and its canary."""
+def facts_of(core: Core, entry: Entry, *, retries: bool = False) -> ServerFacts:
+    """The facts that the gateway needs about a server: its state, its current address, and its canary.
+
+    With `retries` the gateway tries a refused connection again, after a second.
+    """
     config, state = entry.config, entry.state
     endpoints = core.endpoints(config)
     if entry.listener.armed is not None:
         # Even while its last worker is still draining: a connection wakes the server.
         state = State.SLEEPING
-    elif state is State.STARTING and not endpoints:
+    elif state is State.STARTING and not endpoints and not retries:
         # The address is not open yet: a connection would be refused.
         state = State.STOPPED
     share = _share_of_canary(entry)
@@ -105,6 +108,7 @@ class ServerFactsSender:
 
     def __init__(self, core: Core, routes: RouteTableManager) -> None:
         self.pairs: dict[str, socket.socket] = {}
+        self.engine_retries = False  # whether the gateway's engine tries a refused connection again
         self._core = core
         self._routes = routes
         self._canaries: dict[str, ServerConfig | None] = {}  # the canaries found by the last check, by server
@@ -140,7 +144,7 @@ class ServerFactsSender:
         canary = canary_facts(entry)
         if canary is not None:
             process.report_server(canary, self.pairs.get(canary.name))
-        facts = facts_of(self._core, entry)
+        facts = facts_of(self._core, entry, retries=self.engine_retries)
         if self._core.runner.capabilities.routing is not None and not entry.config.command:
             facts = replace(facts, context_key=self._routes.context_keys.get(server, ""))
         process.report_server(facts, self.pairs.get(server))

@@ -72,6 +72,7 @@ class GatewayStatistics:
         self._totals = totals
         self._usages = ProcessUsages(core.clock)
         self._program_pid: int | None = None  # set if the gateway's process runs another program that serves
+        self._replaced_processes = 0  # of that program
         self._samples: deque[_Sample] = deque(maxlen=3)
         self._sampling: asyncio.Task[None] | None = None
 
@@ -138,6 +139,7 @@ class GatewayStatistics:
             connections=now.connections,
             memory_bytes=usage.memory_bytes,
             cpu_percent=None if usage.cpu_percent is None else round(usage.cpu_percent, 2),
+            replaced_processes=self._replaced_processes,
         )
 
     async def _sample_often(self) -> None:
@@ -158,7 +160,7 @@ class GatewayStatistics:
             found = await process.fetch_request_totals()
         except (LinkLost, TimeoutError):
             return None
-        self._program_pid = found.get("program_pid")
+        self._program_pid, self._replaced_processes = found.get("program_pid"), found.get("replaced", 0)
         sample = _Sample(
             self._core.clock.monotonic(),
             found["slots"],
