@@ -10,7 +10,8 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import ssl
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import ceil
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -234,6 +235,29 @@ class HaproxyConfiguration(NamedTuple):
             ]
         return "\n".join([*found, ""])
 
+    def servers_by_line_number(self) -> Iterator[tuple[int, RefusableServer]]:
+        """Yield each server with the number of its line in `text`."""
+        number = len(self.lines)
+        for backend in self.backends:
+            number += 1 + len(backend.lines)
+            for server in backend.servers:
+                number += 1
+                yield number, (backend.name, server)
+
+    def without(self, refused: Collection[RefusableServer]) -> HaproxyConfiguration:
+        """A copy without these servers."""
+        backends = (
+            backend._replace(
+                servers=tuple(each for each in backend.servers if (backend.name, each) not in refused)
+            )
+            for backend in self.backends
+        )
+        return self._replace(backends=tuple(backends))
+
+
+# A backend's name and one of its servers.
+RefusableServer = tuple[str, HaproxyServer]
+
 
 def _unique_name(text: str, taken: set[str]) -> str:
     """Return a name that HAProxy allows, resembles the text and is not in `taken`; adds it to `taken`."""
@@ -447,9 +471,15 @@ def _options(endpoint: Endpoint | None) -> Iterator[str]:
     if endpoint.tls and endpoint.server_name:
         name = endpoint.server_name
         sni = "" if match.is_ip_address(name) or ":" in name else f" sni str({name}) check-sni {name}"
-        yield f"ssl verify required ca-file @system-ca{sni} verifyhost {name}"
+        yield f"ssl verify required ca-file {_quoted(_authorities_file())}{sni} verifyhost {name}"
     elif endpoint.tls:
         yield "ssl verify none"
+
+
+def _authorities_file() -> str:
+    """The file or directory of the system's CA certificates: not every HAProxy finds them by itself (@system-ca)."""
+    known = ssl.get_default_verify_paths()
+    return known.cafile or known.capath or known.openssl_cafile
 
 
 # Header fields in which applications expect a proxy's report.
@@ -692,6 +722,14 @@ class HaproxySetup(NamedTuple):
     def text(self) -> str:
         """The main configuration file, in which servers that are not ready get no traffic."""
         return self.configuration.text(place for place, state in self.states.items() if state != READY)
+
+    def without(self, refused: Collection[RefusableServer]) -> HaproxySetup:
+        """A copy without these servers."""
+        if not refused:
+            return self
+        places = {(backend, server.name) for backend, server in refused}
+        states = {place: state for place, state in self.states.items() if place not in places}
+        return self._replace(configuration=self.configuration.without(refused), states=states)
 
     @property
     def frontends(self) -> list[str]:

@@ -73,6 +73,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         directory = os.path.join(self.settings.directory, "haproxy")
         self.haproxy = HaproxyProcessManager(self.settings.program, directory)
         self.haproxy.on_too_many = self._record_ended_process
+        self.haproxy.on_refused_server = self._record_refused_server
         self.haproxy.adopt_left_processes()
 
     def configure(self) -> None:
@@ -212,6 +213,11 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
     def _record_ended_process(self, pid: int) -> None:
         message = f"the oldest replaced HAProxy (pid {pid}) is ended with its connections: there are too many"
         self.link.send({"t": "event", "kind": "gateway connections ended", "data": {"message": message}})
+
+    def _record_refused_server(self, target: str, why: str) -> None:
+        message = f"{target} gets no requests, as HAProxy does not accept it: {why}"
+        logger.error("%s", message)
+        self.link.send({"t": "event", "kind": "backend refused", "data": {"message": message}})
 
     def _exit_if_haproxy_ended(self, process: object) -> None:
         """Exit, because HAProxy has exited unexpectedly: the supervisor then starts another gateway."""

@@ -35,7 +35,7 @@ from poolctl.platform import (
 from poolctl.private_directory import create_private_directory
 
 from . import _launch
-from ._configuration import CLOSE_SPREAD_SECONDS, HaproxySetup, runtime_commands
+from ._configuration import CLOSE_SPREAD_SECONDS, HaproxySetup, RefusableServer, runtime_commands
 
 MAIN_FILE, RUNTIME_FILE, SOCKET_FILE = "haproxy.cfg", "runtime.cfg", "haproxy.sock"
 PROCESS_NAME = "poolctl-haproxy"  # of the process that runs HAProxy
@@ -151,6 +151,7 @@ class HaproxyProcessManager:
 
     `directory` is for its files, including private keys: only the pool's user may read it. `on_too_many` is called with
     the pid of a replaced process that is ended although it has connections, because there are too many of them.
+    `on_refused_server` is called with a target, and the reason why HAProxy does not accept it; the others are served.
     """
 
     def __init__(self, program: str, directory: str) -> None:
@@ -159,6 +160,10 @@ class HaproxyProcessManager:
         self.process: HaproxyProcess | None = None
         self.setup: HaproxySetup | None = None
         self.on_too_many: Callable[[int], None] = lambda pid: None
+        self.on_refused_server: Callable[[str, str], None] = lambda target, why: None
+        self._refused: dict[
+            RefusableServer, str
+        ] = {}  # servers that the running process does not have, and why
         self._replaced: dict[HaproxyProcess, Replaced] = {}  # the oldest first
 
     @property
@@ -173,10 +178,11 @@ class HaproxyProcessManager:
 
     async def apply(self, setup: HaproxySetup) -> None:
         """Apply this setup: by runtime commands if they suffice, else with a new process. Raises HaproxyRefusal."""
+        whole, setup = setup, setup.without(self._refused)
         process, before = self.process, self.setup
         commands = None if process is None or before is None else runtime_commands(before, setup)
         if process is None or commands is None:
-            await self._replace(setup)
+            await self._replace(whole)
             return
         try:
             for command in commands:
@@ -187,10 +193,10 @@ class HaproxyProcessManager:
             self.setup = setup
         except HaproxyRefusal as refusal:
             logger.warning("HAProxy is started again: %s", refusal)
-            await self._replace(setup)
+            await self._replace(whole)
 
     async def _replace(self, setup: HaproxySetup) -> None:
-        await self._write_and_validate(setup)
+        setup = await self._write_and_validate(setup)
         before, setup_before = self.process, self.setup
         self.process, self.setup = await self._start(setup), setup
         if before is not None:
@@ -199,7 +205,22 @@ class HaproxyProcessManager:
         os.rename(self.process.socket_path, self.socket_path)
         self.process.socket_path = self.socket_path
 
-    async def _write_and_validate(self, setup: HaproxySetup) -> None:
+    async def _write_and_validate(self, setup: HaproxySetup) -> HaproxySetup:
+        """Write the files of this setup, without the servers that HAProxy does not accept, and return that setup."""
+        whole, refused = setup, dict[RefusableServer, str]()
+        while alerts := await self._write_and_list_alerts(setup):
+            found = dict(_refused_servers(setup, alerts))
+            if not found:
+                raise HaproxyRefusal("; ".join(alerts[:_MOST_ALERTS]) or "it does not say why")
+            refused |= found
+            setup = whole.without(refused)
+        known, self._refused = self._refused, refused
+        for server, why in refused.items():
+            if server not in known:
+                self.on_refused_server(server[1].key, why)
+        return setup
+
+    async def _write_and_list_alerts(self, setup: HaproxySetup) -> list[str]:
         create_private_directory(self.directory)
         files = {
             MAIN_FILE: setup.text.encode(errors="surrogateescape"),
@@ -216,9 +237,9 @@ class HaproxyProcessManager:
         try:
             command = [self.program, "-c", "-f", path]
             checker = await HaproxyProcess.start(command, setup.descriptor_numbers, stderr=output)
-            if await checker.exited:
-                alerts = _alerts(read_file(output).decode("utf-8", "replace"))
-                raise HaproxyRefusal("; ".join(alerts[:_MOST_ALERTS]) or "it does not say why")
+            if not await checker.exited:
+                return []
+            return _alerts(read_file(output).decode("utf-8", "replace")) or [""]
         finally:
             os.close(output)
 
@@ -376,3 +397,12 @@ def _alerts(output: str) -> list[str]:
     """The alerts in HAProxy's output, each as one line. HAProxy 3 continues an alert on lines without a level."""
     messages = re.split(r"^(?=\[[A-Z]+\])", output, flags=re.MULTILINE)
     return [" ".join(each.partition(" : ")[2].split()) for each in messages if each.startswith("[ALERT]")]
+
+
+def _refused_servers(setup: HaproxySetup, alerts: Sequence[str]) -> Iterator[tuple[RefusableServer, str]]:
+    """Yield the servers in whose lines of the main file HAProxy has found faults, each with the alert."""
+    servers = dict(setup.configuration.servers_by_line_number())
+    for alert in alerts:
+        place = re.search(rf"\[[^\]]*{re.escape(MAIN_FILE)}:(\d+)\]\s*:?\s*(.*)", alert)
+        if place is not None and (server := servers.get(int(place[1]))) is not None:
+            yield server, place[2]

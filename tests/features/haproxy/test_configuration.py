@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -47,6 +48,7 @@ from tests.manual_clock import ManualClock
 from tests.programs import program
 
 WEB = (Target(server="web"),)
+AUTHORITIES = str(ssl.get_default_verify_paths().cafile)
 ANY = HaproxyListener(("127.0.0.1:8080",))
 LOCAL = {"web": Endpoint("tcp", "127.0.0.1", 8081)}
 
@@ -141,7 +143,7 @@ RULES = [
     ),
     (
         Route(alias="a", to=(Target(url="https://[::1]:8443"),), breaker=BreakerRule(failures=0, rate=0.0)),
-        ["server _::1_:8443 ipv6@::1:8443 ssl verify required ca-file @system-ca verifyhost ::1"],
+        [f"server _::1_:8443 ipv6@::1:8443 ssl verify required ca-file {AUTHORITIES} verifyhost ::1"],
     ),
     (Route(alias="a", to=(Target(url="unix:/run/a b"),)), ["'unix@/run/a b'"]),
 ]
@@ -287,7 +289,8 @@ def every_rule() -> HaproxyConfiguration:
 
 def test_configuration_of_a_pool_with_every_rule_is_written_as_a_whole() -> None:
     found = every_rule()
-    assert found.text() == Path(__file__).with_name("every_rule.cfg").read_text()
+    text = Path(__file__).with_name("every_rule.cfg").read_text()
+    assert found.text() == text.replace("AUTHORITIES", AUTHORITIES)
     assert found.files == {
         "t": "a.pem [ssl-min-ver TLSv1.2] a.example\n"
         "b.pem [ssl-min-ver TLSv1.2 verify required ca-file ca.pem] b.example *.b.example\n",
@@ -409,7 +412,7 @@ def test_weights_stay_in_proportion_up_to_the_heaviest_that_haproxy_knows(
         (Endpoint("unix", path="/run/w.sock"), "server web unix@/run/w.sock"),
         (
             Endpoint("tcp", "10.0.0.1", 443, tls=True, server_name="10.0.0.1"),
-            "server web 10.0.0.1:443 ssl verify required ca-file @system-ca verifyhost 10.0.0.1",
+            f"server web 10.0.0.1:443 ssl verify required ca-file {AUTHORITIES} verifyhost 10.0.0.1",
         ),
     ],
 )
@@ -898,6 +901,18 @@ def test_start_rests_servers_that_are_not_ready_and_drains_those_that_are_to_be(
     assert "server two 127.0.0.1:8082 disabled" in made.text
     assert made.drain_commands() == ["set server route:r/two state drain"]
     assert made.descriptor_numbers == [3]
+
+
+def test_servers_are_found_by_the_numbers_of_their_lines_and_can_be_left_out() -> None:
+    whole = setup(ONE, TWO, URL)
+    lines = whole.text.splitlines()
+    found = dict(whole.configuration.servers_by_line_number())
+    assert [lines[number - 1].split()[:2] for number in found] == [
+        ["server", "one"], ["server", "two"], ["server", "10.0.0.7:9000"],
+    ]  # fmt: skip
+    two = next(server for server in found.values() if server[1].name == "two")
+    assert whole.without([two]) == setup(ONE, URL)
+    assert whole.without([]) is whole
 
 
 class Held:

@@ -328,6 +328,35 @@ def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_stays
     run(work())
 
 
+def test_target_that_haproxy_refuses_is_left_out_and_reported_and_the_others_serve(short: Path) -> None:
+    bad = Target(url=f"unix:/{'a' * 100}")
+
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first = stage.haproxy.process
+            routes = [replace(BOTH, to=(*BOTH.to, bad)), Route(alias="bad", path="/bad", to=(bad,))]
+            stage.publish(2, *routes)
+            await stage.process.wait_until_performed()
+            assert stage.haproxy.process is not first
+            assert (await stage.answers(), await stage.get("/bad")) == ({"one", "two"}, "503")
+            events = [each["data"]["message"] for each in stage.reports if each["t"] == "event"]
+            assert len(events) == 2, "of both routes"
+            assert all(
+                each.startswith(f"{bad.url} gets no requests, as HAProxy does not accept it: ")
+                for each in events
+            )
+            assert "too long" in events[0]
+            # Other changes need no other process, and report nothing again.
+            second = stage.haproxy.process
+            stage.report(replace(stage.facts["one"], ready=False, state="stopping"))
+            stage.publish(3, replace(routes[0], to=(Target(server="two"), bad)), routes[1])
+            await stage.process.wait_until_performed()
+            assert (await stage.answers(), stage.haproxy.process) == ({"two"}, second)
+            assert len([each for each in stage.reports if each["t"] == "event"]) == 2
+
+    run(work())
+
+
 def test_process_is_over_when_haproxy_refuses_its_first_configuration_and_its_log_says_why(
     short: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

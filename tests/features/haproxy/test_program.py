@@ -67,11 +67,15 @@ def setup(
         SimpleNamespace(name="stream:s", is_stream=True),
         SimpleNamespace(name="route:r", is_stream=False),
     )
-    return SimpleNamespace(
+    made = SimpleNamespace(
         text=text, name=name, descriptor_numbers=numbers, drain_commands=lambda: drained,
         bundles={"c.pem": b"pem"}, authorities={}, frontends=["gateway", "stream:s"], used_targets={"one"},
-        configuration=SimpleNamespace(files={"map": "a b\n"}, backends=backends),
+        configuration=SimpleNamespace(
+            files={"map": "a b\n"}, backends=backends, servers_by_line_number=lambda: ()
+        ),
     )  # fmt: skip
+    made.without = lambda refused: made
+    return made
 
 
 class Stage:

@@ -172,9 +172,10 @@ def test_reload_of_routes_and_servers_loses_no_request_of_any_kind_of_client(cli
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(900)
 def test_no_change_loses_a_request_of_any_kind_of_client(clients: Clients) -> None:
     with clients.asking(connections=2, pause=0.003):
-        for _ in range(6):
+        for _ in range(3):
             clients.reload_routes()
             clients.replace_server()
             clients.command("scale", clients.server, "2")
