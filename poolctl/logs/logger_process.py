@@ -331,7 +331,7 @@ class OutputLogger:
                     self._end_ordered = self._handover.serve(fd, streams, self._spool.fds)
                 elif fd in self._streams:
                     self._pump_and_may_have_more(self._streams[fd])
-            if not self._open:
+            if self._link.is_lost:
                 self._listen_for_takeover()
             self._rotate_old()
             self._report_dropped_if_due()
@@ -364,7 +364,7 @@ class OutputLogger:
     def _timeout(self) -> float:
         times = [] if self._age_at is None else [self._age_at]
         times += [self._report_at] if self._streams_with_loss else []
-        if not self._open and self._directory is not None:
+        if self._link.is_lost and self._directory is not None:
             times.append(time.monotonic() + _ORPHAN_CHECK_SECONDS)
         return max(0.0, min(times) - time.monotonic()) if times else -1
 

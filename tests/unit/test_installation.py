@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def test_extras_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     assert {
-        name: tuple(each.partition(">=")[0] for each in needed) for name, needed in extras.items()
+        name: tuple(re.split(">=|;", each)[0] for each in needed) for name, needed in extras.items()
     } == EXTRAS
 
 

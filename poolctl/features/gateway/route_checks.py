@@ -599,7 +599,7 @@ def check_engine_and_certificates(
 ) -> tuple[list[Finding], list[Finding]]:
     """Return errors and warnings about the gateway's engine and certificates, with full key paths. Blocks on files."""
     problems = [*engine_startup_findings(tables)]
-    warnings: list[Finding] = []
+    warnings = [*_wheel_warnings(tables)]
     names: dict[str, list[str]] = {}  # of the certificates of each listener
     gateway = tables.get(GatewayConfig)
     for index, listener in enumerate(gateway.bind if gateway else ()):
@@ -633,6 +633,22 @@ def engine_startup_findings(tables: Tables) -> Iterator[Finding]:
             listed = [*(("route", each.index) for each in tables.all(RouteConfig))]
             path = [*listed, *(("stream", each.index) for each in tables.all(StreamConfig)), path][0]
         yield Finding(path, *problem)
+
+
+def _wheel_warnings(tables: Tables) -> Iterator[Finding]:
+    """Report TLS that is terminated by a program from a wheel."""
+    gateway = tables.get(GatewayConfig)
+    engine = None if gateway is None else find_external_engine(gateway.engine)
+    if gateway is None or engine is None or engine.program_path(gateway.program) != engine.program_of_wheel:
+        return
+    for index, listener in enumerate(gateway.bind):
+        if listener.tls:
+            message = (
+                f"TLS is terminated by {engine.label} of the wheel {engine.wheel[1]}, "
+                "with an OpenSSL that updates of the system do not reach"
+            )
+            yield Finding(("gateway", "bind", index, "tls"), message, engine.install)
+            return
 
 
 def _names_of(tls: TLSConfig) -> list[str]:

@@ -28,7 +28,7 @@ from poolctl.platform import (
     parent_and_start,
     process_name,
     process_start,
-    process_table,
+    processes,
     read_file,
     replace_file,
 )
@@ -387,7 +387,7 @@ class HaproxyProcessManager:
 def _pids_with_arguments(arguments: Sequence[str]) -> Iterator[int]:
     """Yield the pids of the processes of any program whose last arguments are these."""
     wanted = [os.fsencode(each) for each in arguments]
-    for pid in process_table():
+    for pid in processes():
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
             if file.read().rstrip(b"\0").split(b"\0")[-len(wanted) :] == wanted:
                 yield pid

