@@ -41,6 +41,10 @@ _is_host_name = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 # In place of names, for a certificate that has no names: no client asks for this one.
 _NO_NAME = "-"
 READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
+# The address of a server whose address is not known: nothing listens there.
+_NOWHERE = "ipv4@127.0.0.1:1"
+# A name that cannot be resolved must not keep the others from being served.
+_RESOLVED_AT_START = "init-addr last,libc,none"
 # HAProxy closes the connections of idle clients at random moments of this time after SIGUSR1.
 CLOSE_SPREAD_SECONDS = 1.0
 # With one of these lines a backend gets no servers at run time: HAProxy knows neither their cookie nor their place.
@@ -191,6 +195,15 @@ class HaproxyServer(NamedTuple):
     weight: int
     cookie: str
 
+    def with_address(self, addresses: Mapping[str, str]) -> HaproxyServer:
+        """A copy with the address of its host name, if it has one that HAProxy would resolve when it starts."""
+        if not self.options.startswith(_RESOLVED_AT_START):
+            return self
+        name, _, port = self.address.rpartition(":")
+        endpoint = Endpoint("tcp", addresses[name], int(port)) if name in addresses else None
+        options = self.options.removeprefix(_RESOLVED_AT_START).lstrip()
+        return self._replace(address=_address_of(endpoint), options=options)
+
     def line(self, *, disabled: bool) -> str:
         """The line of the server in its backend."""
         words = ["    server", self.name, self.address, self.arguments]
@@ -243,6 +256,14 @@ class HaproxyConfiguration(NamedTuple):
             for server in backend.servers:
                 number += 1
                 yield number, (backend.name, server)
+
+    def with_addresses(self, addresses: Mapping[str, str]) -> HaproxyConfiguration:
+        """A copy in which servers have these addresses of their host names, or one at which nothing listens."""
+        backends = (
+            backend._replace(servers=tuple(each.with_address(addresses) for each in backend.servers))
+            for backend in self.backends
+        )
+        return self._replace(backends=tuple(backends))
 
     def without(self, refused: Collection[RefusableServer]) -> HaproxyConfiguration:
         """A copy without these servers."""
@@ -458,7 +479,7 @@ def _address_of(endpoint: Endpoint | None) -> str:
     if endpoint is not None and endpoint.kind == "unix":
         return _quoted(f"unix@{endpoint.path}")
     if endpoint is None or not endpoint.port:
-        return "ipv4@127.0.0.1:1"
+        return _NOWHERE
     family = "ipv6@" if ":" in endpoint.host else ""
     return f"{family}{endpoint.host.strip('[]')}:{endpoint.port}"
 
@@ -466,14 +487,18 @@ def _address_of(endpoint: Endpoint | None) -> str:
 def _options(endpoint: Endpoint | None) -> Iterator[str]:
     if endpoint is None:
         return
-    if re.search(r"[A-Za-z]", endpoint.host) and ":" not in endpoint.host:
-        yield "init-addr last,libc,none"  # a name that cannot be resolved now must not keep the others from serving
+    if _has_host_name(endpoint):
+        yield _RESOLVED_AT_START
     if endpoint.tls and endpoint.server_name:
         name = endpoint.server_name
         sni = "" if match.is_ip_address(name) or ":" in name else f" sni str({name}) check-sni {name}"
         yield f"ssl verify required ca-file {_quoted(_authorities_file())}{sni} verifyhost {name}"
     elif endpoint.tls:
         yield "ssl verify none"
+
+
+def _has_host_name(endpoint: Endpoint) -> bool:
+    return bool(re.search(r"[A-Za-z]", endpoint.host)) and ":" not in endpoint.host
 
 
 def _authorities_file() -> str:
@@ -779,10 +804,12 @@ def setup_of(
     routes: Sequence[Route],
     servers: Mapping[str, ServerFacts],
     backends: Backends,
+    addresses: Mapping[str, str],
 ) -> HaproxySetup:
     """Build the setup by which HAProxy serves these listeners and routes.
 
-    The keys of `certificates` are a listener's address and the certificate's host names.
+    The keys of `certificates` are a listener's address and the certificate's host names. `addresses` are those of the
+    `host_names`, as far as they are known; HAProxy itself would resolve a name when it starts, and wait for the answer.
     """
     bundles: dict[str, bytes] = {}
     authorities: dict[str, bytes] = {}
@@ -794,11 +821,18 @@ def setup_of(
         listeners.append(_listener(each, of_listener, bundles, authorities))
     streams = [each.route for each in held if each.route is not None]
     endpoints = {name: _endpoint(facts) for name, facts in servers.items()}
-    made = configuration_of(settings, listeners, routes, streams, endpoints)
+    made = configuration_of(settings, listeners, routes, streams, endpoints).with_addresses(addresses)
     states = _states(made, routes, streams, backends)
     numbers = [sock.fileno() for each in held for sock in each.sockets]
     descriptors = tuple((number, os.fstat(number).st_ino) for number in numbers)
     return HaproxySetup(made, states, bundles, authorities, descriptors)
+
+
+def host_names(routes: Iterable[Route | StreamRoute], servers: Mapping[str, ServerFacts]) -> frozenset[str]:
+    """The host names in the addresses of these servers, and of the routes' targets outside the pool."""
+    endpoints = [_endpoint(facts) for facts in servers.values()]
+    endpoints += [Endpoint.of_url(target.url) for route in routes for target in route.to if target.url]
+    return frozenset(each.host for each in endpoints if each is not None and _has_host_name(each))
 
 
 def _listener(
@@ -840,7 +874,8 @@ def _states(
         draining = {each.key for each in members if each.backend.draining}
         for server in section.servers:
             backend = usable.get(server.key)
-            state = READY if backend is not None and backend.rank == best else MAINTENANCE
+            usable_now = backend is not None and backend.rank == best and server.address != _NOWHERE
+            state = READY if usable_now else MAINTENANCE
             states[section.name, server.name] = DRAIN if server.key in draining else state
     return states
 

@@ -7,10 +7,11 @@ same sockets, and the previous one finishes its requests. When this process exit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from poolctl.features.gateway.process.backends.backends import Backends
@@ -23,14 +24,71 @@ from poolctl.keeper import wire
 from poolctl.platform import read_file
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
+from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.supervised_process import LINK_FD
 from poolctl.worker import tally
 
-from ._configuration import NO_ROUTE, CertificateContents, HaproxyBackend, HeldListener, setup_of
+from ._configuration import (
+    NO_ROUTE,
+    CertificateContents,
+    HaproxyBackend,
+    HeldListener,
+    host_names,
+    setup_of,
+)
 from ._program import HaproxyProcessManager, HaproxyRefusal
 from .engine import HAPROXY
 
+# How long a change of routes waits for the addresses of new names, and when they are asked for again.
+_RESOLVES_SECONDS, _RESOLVES_AGAIN_SECONDS = 1.0, 10.0
+
 logger = logging.getLogger("poolctl.gateway")
+
+
+class HostNames:
+    """The addresses of host names, asked for again and again; `changed` is called when one of them has changed.
+
+    A name server that does not answer holds up nothing but its names.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.addresses: dict[str, str] = {}
+        self._changed = changed
+        self._following: dict[str, asyncio.Task[None]] = {}
+
+    async def follow(self, names: frozenset[str]) -> None:
+        """Follow these names, and no others; returns when new ones are known, or after a second."""
+        for gone in self._following.keys() - names:
+            self._following.pop(gone).cancel()
+            self.addresses.pop(gone, None)
+        new = {name: asyncio.Event() for name in names - self._following.keys()}
+        for name, tried in new.items():
+            self._following[name] = asyncio.ensure_future(self._follow(name, tried))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RESOLVES_SECONDS):
+                for tried in new.values():
+                    await tried.wait()
+
+    async def _follow(self, name: str, tried: asyncio.Event) -> None:
+        while True:
+            with contextlib.suppress(OSError, RuntimeError, UnicodeError):
+                found = await in_daemon_thread(lambda: _resolve(name))
+                if self.addresses.get(name) not in found:
+                    self.addresses[name] = found[0]
+                    self._changed()
+            tried.set()
+            await asyncio.sleep(_RESOLVES_AGAIN_SECONDS)
+
+    def close(self) -> None:
+        """Follow no name."""
+        for task in self._following.values():
+            task.cancel()
+        self._following.clear()
+
+
+def _resolve(name: str) -> list[str]:
+    """The addresses of a host name. Blocks; raises OSError."""
+    return [str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
 
 
 class HaproxyGateway(SupervisedGateway[HeldListener]):
@@ -57,6 +115,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
             task.cancel()
         if self._has_settings:
             self.stop_expiry()
+            self._names.close()
             await self.haproxy.stop_immediately()
         for listener in self._listeners.values():
             _close(listener.sockets)
@@ -71,6 +130,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         self.hosts.subscribe(lambda *_: self._schedule_apply())
         self.statistics = HaproxyStatisticsAccumulator(self.counts)
         directory = os.path.join(self.settings.directory, "haproxy")
+        self._names = HostNames(self._schedule_apply)
         self.haproxy = HaproxyProcessManager(self.settings.program, directory)
         self.haproxy.on_too_many = self._record_ended_process
         self.haproxy.on_refused_server = self._record_refused_server
@@ -195,6 +255,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
             await self.haproxy.stop_immediately()
             return
         before = self.haproxy.process
+        await self._names.follow(host_names([*self._routes, *streams], self._servers))
         setup = setup_of(
             self.settings,
             list(self._listeners.values()),
@@ -202,6 +263,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
             self._routes,
             self._servers,
             self.backends,
+            self._names.addresses,
         )
         await self._update_counts()
         await self.haproxy.apply(setup)

@@ -28,6 +28,7 @@ from poolctl.features.haproxy._configuration import (
     HaproxySetup,
     HeldListener,
     configuration_of,
+    host_names,
     runtime_commands,
     setup_of,
 )
@@ -945,6 +946,7 @@ class Held:
         clock = ManualClock()
         self.hosts = HostStates(clock.monotonic, wall=clock.time)
         self.backends = Backends(self.hosts, clock.monotonic)
+        self.addresses: dict[str, str] = {}
 
     def close(self) -> None:
         for each in self.sockets:
@@ -954,7 +956,7 @@ class Held:
         self.backends.apply([*self.routes, self.stream], self.servers)
         return setup_of(
             GatewaySettings(directory="/tmp"), self.listeners, self.certificates, self.routes, self.servers,
-            self.backends,
+            self.backends, self.addresses,
         )  # fmt: skip
 
     def states(self, *disabled: str) -> list[str]:
@@ -1011,6 +1013,28 @@ def test_setup_has_the_sockets_and_certificates_of_its_listeners(held: Held) -> 
     assert found.frontends == ["gateway", "stream:pg"]
     del held.listeners[0]
     assert held.made().frontends == ["stream:pg"]
+
+
+def test_server_with_a_host_name_is_reached_at_the_address_that_is_known(held: Held) -> None:
+    held.routes = [
+        Route(alias="r", to=(Target(url="https://a.example:8443"), Target(url="http://b.example")))
+    ]
+    held.stream = replace(held.stream, to=(Target(url="[::1]:1"),))
+    assert host_names([*held.routes, held.stream], held.servers) == {"a.example", "b.example"}
+    held.addresses = {"b.example": "fd00::1"}
+    a, b, _ = (server for section in held.made().configuration.backends for server in section.servers)
+    assert (a.address, b.address) == ("ipv4@127.0.0.1:1", "ipv6@fd00::1:80")
+    assert a.options.startswith("ssl verify required ")
+    assert a.options.endswith(
+        "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-error mark-down"
+    )
+    assert held.states()[:2] == ["maint", "ready"]
+    before = held.made()
+    held.addresses = {"a.example": "10.0.0.1", "b.example": "fd00::1"}
+    assert runtime_commands(before, held.made()) == [
+        "set server route:r/a.example:8443 addr 10.0.0.1 port 8443",
+        "set server route:r/a.example:8443 state ready",
+    ]
 
 
 def test_best_servers_that_are_available_get_the_traffic(held: Held) -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from poolctl.features.gateway.process.settings import GatewaySettings, ListenerS
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.features.gateway.table import GatewayConfig
+from poolctl.features.haproxy import _gateway
 from poolctl.features.haproxy._configuration import HaproxyBackend, HaproxyServer
 from poolctl.features.haproxy._gateway import HaproxyGateway, HaproxyStatisticsAccumulator
 from poolctl.keeper import wire
@@ -353,6 +355,40 @@ def test_target_that_haproxy_refuses_is_left_out_and_reported_and_the_others_ser
             await stage.process.wait_until_performed()
             assert (await stage.answers(), stage.haproxy.process) == ({"two"}, second)
             assert len([each for each in stage.reports if each["t"] == "event"]) == 2
+
+    run(work())
+
+
+def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_need_it(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, resolve = threading.Event(), _gateway._resolve
+
+    def slow(name: str) -> list[str]:
+        if name == "slow.example":
+            answers.wait(DEADLINE_SECONDS)
+            return ["127.0.0.1"]
+        return resolve(name)
+
+    monkeypatch.setattr(_gateway, "_resolve", slow)
+
+    async def work() -> None:
+        async with gateway(short) as stage:
+            port = stage.facts["one"].bind.rpartition(":")[2]
+            names = ("slow.example", "localhost", "no.such.name.invalid")
+            routes = [
+                Route(alias=name, path=f"/{name}", to=(Target(url=f"http://{name}:{port}"),))
+                for name in names
+            ]
+            stage.publish(2, BOTH, *routes)
+            await stage.process.wait_until_performed()
+            assert await stage.answers() == {"one", "two"}
+            assert [await stage.get(f"/{name}") for name in names] == ["503", "one", "503"]
+            before = stage.haproxy.process
+            answers.set()
+            while await stage.get("/slow.example") != "one":
+                pass
+            assert stage.haproxy.process is before
 
     run(work())
 
