@@ -26,11 +26,14 @@ from poolctl.routing.route import HTTPS, Route, StreamRoute, Timeouts, TrafficLi
 
 from .engine import POLICIES
 
+# How long the first byte of a body may take whose size is not known.
+_BODY_BEGINS = "10s"
 # The longest time that HAProxy supports, in place of no limit.
 _NO_LIMIT = "24d"
 # Responses that HAProxy itself sends.
 _TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
 _UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
+_LENGTH_REQUIRED = "status 411 content-type text/plain string 'Length Required'"
 _MISDIRECTED = "status 421 content-type text/plain string 'Misdirected Request'"
 # The end of a certificate's key (see `_identifier_of_certificates`) if the certificate asks for a client certificate.
 _DEMANDS = "+"
@@ -321,6 +324,7 @@ def _route_backend(route: Route, names: set[str], endpoints: Mapping[str, Endpoi
     lines = [
         f"backend {name}",
         *_access_and_redirect_rules(route),
+        *_body_limit(route.max_body_bytes),
         *_client_limit(route.client_limit, name),
         *_balance(route.policy),
     ]
@@ -334,7 +338,7 @@ def _route_backend(route: Route, names: set[str], endpoints: Mapping[str, Endpoi
     ]
     lines += [
         *_route_limit(route.limit),
-        *_queue_timeout(route.backend_limit),
+        *_queue_limit(route.backend_limit, len(route.to)),
         *_retries(route),
         *_http_rewrite_rules(route),
     ]
@@ -415,10 +419,26 @@ def _route_limit(limit: TrafficLimits | None) -> Iterator[str]:
         yield f"{refuse} if {{ be_sess_rate gt {max(1, round(limit.requests_per_second))} }}"
 
 
-def _queue_timeout(limit: TrafficLimits | None) -> Iterator[str]:
-    """The `timeout queue` line: how long a request waits for a busy backend; nothing without a concurrency limit."""
-    if limit is not None and limit.concurrency:
-        yield f"    timeout queue {_duration(limit.queue_seconds if limit.queue else 0.001)}"
+def _queue_limit(limit: TrafficLimits | None, backends: int) -> Iterator[str]:
+    """Lines that limit how many requests wait for busy backends, and how long; nothing without a concurrency limit.
+
+    HAProxy's `maxqueue` refuses none: what does not fit into a server's queue waits in that of all servers.
+    """
+    if limit is None or not limit.concurrency:
+        return
+    yield f"    timeout queue {_duration(limit.queue_seconds if limit.queue else 0.001)}"
+    if limit.queue:
+        refuse = f"    http-request return {_UNAVAILABLE} hdr retry-after 1"
+        yield f"{refuse} if {{ queue ge {limit.queue * backends} }}"
+
+
+def _body_limit(most_bytes: int) -> Iterator[str]:
+    """Rules that refuse a larger body, and one whose head does not have its size, as HAProxy does not count it."""
+    if most_bytes:
+        unknown = "!{ req.fhdr(content-length) -m found }"
+        yield f"    http-request deny deny_status 413 if {{ req.body_size gt {most_bytes} }}"
+        yield f"    http-request wait-for-body time {_BODY_BEGINS} at-least 1 if {unknown}"
+        yield f"    http-request return {_LENGTH_REQUIRED} if {unknown} {{ req.body_len gt 0 }}"
 
 
 def _retries(route: Route) -> Iterator[str]:

@@ -28,7 +28,6 @@ KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("waiting_page",), "HAProxy shows no waiting page: its clients wait"),
     (("probe_responses",), "HAProxy does not answer probes for a sleeping server"),
     (("context_headers",), "HAProxy does not send the route's context"),
-    (("max_body_size",), "HAProxy does not limit the size of bodies"),
     (("timeouts", "total"), "HAProxy has no limit for a whole request"),
     (("breaker", "statuses"), "HAProxy's breaker counts connections that fail, and no answers"),
     (("limit", "queue"), "HAProxy has queues for backends, not for routes"),

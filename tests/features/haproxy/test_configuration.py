@@ -134,7 +134,21 @@ RULES = [
     ),
     (
         Route(alias="a", to=WEB, backend_limit=TrafficLimits(concurrency=4, queue=9, queue_seconds=2.0)),
-        ["timeout queue 2000ms", "server web 127.0.0.1:8081 maxconn 4 maxqueue 9"],
+        ["timeout queue 2000ms", "{ queue ge 9 }", "server web 127.0.0.1:8081 maxconn 4 maxqueue 9"],
+    ),
+    (
+        Route(
+            alias="a", to=(*WEB, Target(server="new")), backend_limit=TrafficLimits(concurrency=4, queue=9)
+        ),
+        ["{ queue ge 18 }"],
+    ),
+    (
+        Route(alias="a", to=WEB, max_body_bytes=1000),
+        [
+            "http-request deny deny_status 413 if { req.body_size gt 1000 }",
+            "http-request wait-for-body time 10s at-least 1 if !{ req.fhdr(content-length) -m found }",
+            "'Length Required' if !{ req.fhdr(content-length) -m found } { req.body_len gt 0 }",
+        ],
     ),
     (
         Route(alias="a", to=(Target(url="http://10.0.0.7:9000"),), breaker=BreakerRule(failures=3)),
@@ -265,8 +279,9 @@ def every_rule() -> HaproxyConfiguration:
             allow=("10.0.0.0/8",),
             retries=2,
             limit=TrafficLimits(concurrency=9, requests_per_second=2.5),
-            backend_limit=TrafficLimits(concurrency=4, queue=0),
+            backend_limit=TrafficLimits(concurrency=4, queue=5, queue_seconds=0.001),
             client_limit=TrafficLimits(concurrency=3, requests_per_second=0.4),
+            max_body_bytes=2000,
             timeouts=Timeouts(connect=0.0001, head=0.0, idle=5.0),
             sticky_cookie="c",
         ),
@@ -365,7 +380,10 @@ def test_clients_are_refused_and_redirected_first(
         ({"limit": TrafficLimits(requests_per_second=0.2)}, ["{ be_sess_rate gt 1 }"]),
         ({"limit": TrafficLimits(requests_per_second=7.0)}, ["{ be_sess_rate gt 7 }"]),
         ({"backend_limit": TrafficLimits(requests_per_second=7.0, queue=3)}, []),
-        ({"backend_limit": TrafficLimits(concurrency=1, queue=1, queue_seconds=0.0)}, ["timeout queue 24d"]),
+        (
+            {"backend_limit": TrafficLimits(concurrency=1, queue=1, queue_seconds=0.0)},
+            ["timeout queue 24d", "{ queue ge 1 }"],
+        ),
         ({"backend_limit": TrafficLimits(concurrency=1)}, ["timeout queue 1ms"]),
     ],
 )

@@ -42,7 +42,6 @@ def problems(directory: Path, text: str) -> str:
         ("waiting_page = true", "route[0].waiting_page: HAProxy shows no waiting page"),
         ('probe_responses = ["/health"]', "route[0].probe_responses: HAProxy does not answer probes"),
         ("context_headers = true", "route[0].context_headers: HAProxy does not send the route's context"),
-        ('max_body_size = "1M"', "route[0].max_body_size: HAProxy does not limit the size of bodies"),
         ('timeouts = { total = "1s" }', "route[0].timeouts.total: HAProxy has no limit for a whole request"),
         ("breaker = { statuses = [500] }", "route[0].breaker.statuses: HAProxy's breaker counts connections"),
         ("limit = { concurrency = 3, queue = 1 }", "route[0].limit.queue: HAProxy has queues for backends"),

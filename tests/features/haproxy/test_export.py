@@ -78,7 +78,6 @@ def test_written_files_are_accepted_once_the_named_commands_have_run(
     warnings = done.err
     for part in (
         "gateway.access_log: HAProxy does not write this log",
-        "route[0].max_body_size: HAProxy does not limit",
         "route[0].limit.queue: HAProxy has queues for backends",
         "server[0].labels.route.mode: mode",
         "stream[0].protocol: HAProxy has no streams of UDP",

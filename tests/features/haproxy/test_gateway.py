@@ -32,7 +32,7 @@ from poolctl.features.haproxy._configuration import HaproxyBackend, HaproxyServe
 from poolctl.features.haproxy._gateway import HaproxyGateway, HaproxyStatisticsAccumulator
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import EventBus
-from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
+from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target, TrafficLimits
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
 from poolctl.supervisor.takeover.state_store import StateStore
@@ -389,6 +389,77 @@ def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_need_it
             while await stage.get("/slow.example") != "one":
                 pass
             assert stage.haproxy.process is before
+
+    run(work())
+
+
+def test_body_over_the_limit_or_of_unknown_size_is_refused(short: Path) -> None:
+    async def status(stage: Stage, request: str) -> str:
+        reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
+        writer.write(request.encode())
+        line = await reader.readline()
+        writer.close()
+        return line.decode().split()[1]
+
+    async def work() -> None:
+        async with gateway(short) as stage:
+            stage.publish(2, replace(BOTH, max_body_bytes=10))
+            await stage.process.wait_until_performed()
+            post = "POST / HTTP/1.1\r\nHost: localhost\r\n"
+            chunked = post + "Transfer-Encoding: chunked\r\n\r\n"
+            asked = {
+                post + "Content-Length: 10\r\n\r\n0123456789": "200",
+                post + "Content-Length: 11\r\n\r\n": "413",
+                post + "\r\n": "200",
+                "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n": "200",
+                chunked + "1\r\nx\r\n0\r\n\r\n": "411",
+                chunked + "0\r\n\r\n": "200",
+            }
+            assert {request: await status(stage, request) for request in asked} == asked
+
+    run(work())
+
+
+def test_request_that_does_not_fit_into_the_queue_is_refused_at_once(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            held: list[asyncio.StreamWriter] = []
+
+            async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await reader.readuntil(b"\r\n\r\n")
+                held.append(writer)
+
+            slow = await asyncio.start_server(hold, "127.0.0.1", 0)
+            stage.backends.append(slow)
+            port = slow.sockets[0].getsockname()[1]
+            limit = TrafficLimits(concurrency=1, queue=1, queue_seconds=DEADLINE_SECONDS)
+            stage.publish(
+                2, Route(alias="slow", to=(Target(url=f"http://127.0.0.1:{port}"),), backend_limit=limit)
+            )
+            await stage.process.wait_until_performed()
+            process = stage.haproxy.process
+
+            async def waiting(count: int) -> None:
+                while True:
+                    rows = await process.statistics()
+                    (row,) = (
+                        each for each in rows if (each["pxname"], each["svname"]) == ("route:slow", "BACKEND")
+                    )
+                    if (int(row["qcur"]), len(held)) == (count, 1):
+                        return
+
+            first = asyncio.ensure_future(stage.get())
+            await waiting(0)
+            second = asyncio.ensure_future(stage.get())
+            await waiting(1)
+            assert await stage.get() == "503"
+            for answer in (first, second):
+                while not held:
+                    await asyncio.sleep(0.001)
+                writer = held.pop()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
+                writer.close()
+                assert await answer == "late"
 
     run(work())
 
