@@ -143,6 +143,15 @@ class PingResult(SupervisorIdentity):
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnProcess:
+    """A process of the pool itself, such as the keeper or a helper. `memory_bytes` is None if it cannot be read."""
+
+    name: str
+    pid: int
+    memory_bytes: int | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary(SupervisorIdentity):
     """The pool, and the number of its servers in each state and health."""
@@ -152,6 +161,7 @@ class Summary(SupervisorIdentity):
     ready: int
     states: dict[str, int]
     health: dict[str, int]
+    processes: tuple[OwnProcess, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

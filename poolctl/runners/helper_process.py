@@ -588,6 +588,11 @@ class Helpers:
     def __iter__(self) -> Iterator[Helper]:
         return iter(self._helpers)
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """The pids of the helpers that run, by their names."""
+        return {helper.kind.name: helper.pid for helper in self._helpers if helper.pid}
+
     def add(
         self, kind: HelperKind, owner: HelperOwner, process_type: type[HelperProcess] = HelperProcess
     ) -> Helper:

@@ -274,7 +274,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._verbs = Verbs(context)
         self._verbs.add("stats", self._statistics.stats)
         self._verbs.add("monitor", self._statistics.monitor)
-        metrics = PoolMetrics(self.core, self._statistics, self.identity, self._parts)
+        metrics = PoolMetrics(self.core, self._statistics, self.identity, self.own_processes, self._parts)
         health = HealthReporter(self.core, self._parts.route_healths)
         self._verbs.add("metrics", metrics.verb)
         self._verbs.add("health", health.answer_health_verb)
@@ -516,6 +516,13 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             keeper_problem=self._watch.problem or None,
             not_served=not_served or None,
         )
+
+    def own_processes(self) -> dict[str, int]:
+        """The pids of the pool's own processes, by their names in `status` and metrics."""
+        found = {"keeper": self._keeper_pid, "supervisor": os.getpid(), **self._helpers.pids}
+        for part in self._parts:
+            found |= part.pids
+        return found
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         """Handle a message from the keeper."""

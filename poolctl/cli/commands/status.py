@@ -19,6 +19,7 @@ from poolctl.cli.render import (
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask, ask_for
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import NOT_AS_DESIRED
+from poolctl.units import format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def _status(request: CommandRequest) -> Outcome:
     outcome.extra["summary"] = summary
     outcome.message = "\n".join(_summary_lines(result.items, summary))
     if request.verbose and not request.output:
+        outcome.message += "".join(f"\n    {line}" for line in _process_lines(summary))
         outcome.message += "".join(f"\n    {line}" for line in _stacks_of_hung(request, pool, result.items))
     if result.gateway is not None:
         outcome.extra["gateway"] = result.gateway
@@ -90,6 +92,20 @@ def _status(request: CommandRequest) -> Outcome:
         outcome.warnings.append(problem)
     outcome.warnings += summary.get("not_served") or ()
     return outcome
+
+
+def _process_lines(summary: Table) -> list[str]:
+    """A line for each of the pool's own processes, with its pid and its memory."""
+    rows = [
+        (
+            each["name"],
+            f"pid {each['pid']}",
+            format_size(each["memory_bytes"]) if each.get("memory_bytes") else "-",
+        )
+        for each in summary.get("processes") or ()
+    ]
+    names, pids = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
+    return [f"{name.ljust(names)}  {pid.ljust(pids)}  {memory}" for name, pid, memory in rows]
 
 
 def _stacks_of_hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item]) -> list[str]:

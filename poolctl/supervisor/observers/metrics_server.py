@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
@@ -64,15 +63,20 @@ RouteHealths = Callable[[], Awaitable[Mapping[str, RouteHealth]]]
 
 
 class PoolMetrics:
-    """Collects the metrics of one pool; `identity` returns the current identity of its supervisor."""
+    """Collects the metrics of one pool.
+
+    `identity` returns the current identity of its supervisor, `processes` the pids of the pool's own processes by name.
+    """
 
     def __init__(
         self,
         core: Core,
         statistics: Statistics,
         identity: Callable[[], SupervisorIdentity],
+        processes: Callable[[], Mapping[str, int]],
         parts: FeatureParts,
     ) -> None:
+        self._processes = processes
         self._parts = parts
         self._core = core
         self._statistics = statistics
@@ -102,10 +106,7 @@ class PoolMetrics:
         ]
         about = self._identity()
         families: list[Family] = [*pool_families(about.name, about.python, servers)]
-        pids = {"supervisor": os.getpid(), "keeper": about.keeper_pid}
-        for feature in self._parts:
-            pids |= feature.pids
-        families += await asyncio.to_thread(_own_processes, pids)
+        families += await asyncio.to_thread(_own_processes, self._processes())
         for part in PARTS:
             families += part(servers)
             await asyncio.sleep(0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from poolctl.control.answers import (
     ErrorEntry,
     JournalPositionResult,
+    OwnProcess,
     ProgressLine,
     Result,
     StatusResult,
@@ -26,6 +27,7 @@ from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.json_form import Table
 from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter_or_none, recent
+from poolctl.platform import memory_bytes
 from poolctl.runners.stack_report import Stacks, WorkerStacks
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status, in_words
@@ -72,6 +74,8 @@ class ReadingVerbs:
 
     async def status(self, call: Call) -> Result:
         """Every selected server, and a summary; exit code 3 if a server that should run is not ready."""
+        # Measured first, so that the rest is from one moment.
+        processes = await asyncio.to_thread(_measured, self._context.daemon.own_processes())
         entries = selected(self._core, call.selector)
         should_run = [entry for entry in entries if entry.should_run]
         missing = [entry for entry in entries if entry.is_missing]
@@ -82,6 +86,7 @@ class ReadingVerbs:
             ready=sum(entry.ready for entry in should_run),
             states=dict(Counter(entry.state for entry in entries)),
             health=dict(Counter(entry.health.value for entry in entries)),
+            processes=processes,
         )
         failed_runs = [
             f"{entry.name}: {failed}" for entry in entries if (failed := failed_run_message(entry))
@@ -224,6 +229,12 @@ async def _stacks_of(stacks: Stacks, worker: Worker, turn: asyncio.Semaphore) ->
         return None
     async with turn:
         return await stacks.stacks(worker.placement.id, _STACKS_SECONDS)
+
+
+def _measured(processes: Mapping[str, int]) -> tuple[OwnProcess, ...]:
+    return tuple(
+        OwnProcess(name=name, pid=pid, memory_bytes=memory_bytes(pid)) for name, pid in processes.items()
+    )
 
 
 def expiry_warning(entry: Entry, now: float) -> str:

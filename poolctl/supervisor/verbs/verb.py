@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -38,6 +38,9 @@ class Daemon(Protocol):
 
     def identity(self) -> SupervisorIdentity:
         """The answer to a ping, and part of `status`: the pool's name and files, versions and pids."""
+
+    def own_processes(self) -> Mapping[str, int]:
+        """The pids of the pool's own processes, such as keeper and helpers, by their names."""
 
     async def await_effects_and_extend_result(self, verb: str, call: Call, result: Result) -> Result:
         """Return the verb's result, with the fields that features add to it, such as the gateway's status.

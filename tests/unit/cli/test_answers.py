@@ -12,6 +12,7 @@ from poolctl.config import Place, Problem
 from poolctl.control.answers import (
     ErrorEntry,
     Item,
+    OwnProcess,
     PlannedChange,
     ReloadResult,
     Result,
@@ -86,8 +87,9 @@ FIELDS: dict[type[object], list[str]] = {
     ErrorEntry: ["code", "error", "name", "bind", "message", "hint"],
     Summary: [
         "name", "files", "version", "protocol", "python", "supervisor_pid", "keeper_pid", "servers", "should_run",
-        "ready", "states", "health",
+        "ready", "states", "health", "processes",
     ],
+    OwnProcess: ["name", "pid", "memory_bytes"],
     PlannedChange: ["name", "bind", "change", "keys", "message"],
     RouteReport: [
         "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests",

@@ -101,6 +101,19 @@ def test_status_counts_servers_at_rest_apart_and_names_the_cluster(
         )
 
 
+def test_verbose_status_names_the_pools_own_processes(poolctl: Command, supervised: Supervised) -> None:
+    processes = [
+        {"name": "keeper", "pid": 7, "memory_bytes": 3 << 20},
+        {"name": "dashboard", "pid": 4711, "memory_bytes": None},
+    ]
+    with supervised(always(item("a"), summary=SUMMARY | {"processes": processes})):
+        assert poolctl("status", "-v").out.splitlines()[1:] == [
+            "    keeper     pid 7     3MiB", "    dashboard  pid 4711  -",
+        ]  # fmt: skip
+        assert "keeper" not in poolctl("status").out
+        assert poolctl("status", "-o", "json").json["summary"]["processes"] == processes
+
+
 def test_verbose_status_has_the_stacks_of_servers_that_are_not_ready(
     poolctl: Command, supervised: Supervised
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 import weakref
@@ -90,6 +91,9 @@ class Desk:
 
     def identity(self) -> SupervisorIdentity:
         return from_json(SupervisorIdentity, {"keeper_pid": 1})
+
+    def own_processes(self) -> Mapping[str, int]:
+        return {"keeper": os.getpid()}
 
     async def await_effects_and_extend_result(self, verb: str, call: Call, result: Result) -> Result:
         return result

@@ -193,15 +193,19 @@ class Figures:
         self.desk = Desk(*(servers or (web("web"), web("api"))), runner=Counted())
         totals = Totals(self.desk.core, self.desk.events, StateStore(StoreLink(Store()), "/nowhere"))
         self.asked = 0
-        parts: Any = [SimpleNamespace(pids={"gateway": os.getppid()}, metrics=self._of_feature)]
+        parts: Any = [SimpleNamespace(metrics=self._of_feature)]
         self.name = "shop"
-        self.metrics = PoolMetrics(self.desk.core, Statistics(self.desk.core, totals), self._identity, parts)
+        statistics = Statistics(self.desk.core, totals)
+        self.metrics = PoolMetrics(self.desk.core, statistics, self._identity, self._processes, parts)
         self.server = MetricsServer(self.metrics, HealthReporter(self.desk.core, Routes().healths))
         self.server.path = "/figures"
 
     def _identity(self) -> SupervisorIdentity:
         about = {"name": self.name, "python": "3.11.7", "keeper_pid": os.getpid()}
         return from_json(SupervisorIdentity, about)
+
+    def _processes(self) -> dict[str, int]:
+        return {"keeper": os.getpid(), "supervisor": os.getpid(), "gateway": os.getppid()}
 
     async def _of_feature(self) -> list[Family]:
         self.asked += 1
