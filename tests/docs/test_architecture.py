@@ -47,3 +47,48 @@ def test_glossary_names_nothing_twice() -> None:
     words = re.findall(r"^\| ([a-z ]+) \|", ARCHITECTURE.partition("## Glossary")[2], re.MULTILINE)[1:]
     assert words
     assert len(words) == len(set(words))
+
+
+def section(heading: str) -> str:
+    return ARCHITECTURE.partition(f"\n{heading}\n")[2].partition("\n#")[0]
+
+
+def test_every_package_that_is_run_as_a_process_is_in_the_table_with_its_owner() -> None:
+    package = ROOT / "poolctl"
+    run = {".".join(path.parent.relative_to(package).parts) for path in package.rglob("__main__.py")} - {""}
+    table = (
+        section("## Processes").partition("| process | package | kept running by |")[2].partition("\n\n")[0]
+    )
+    rows = [row.split(" | ") for row in table.splitlines()[2:]]
+    assert {name for _, packages, _ in rows for name in re.findall(r"`([\w.]+)`", packages)} == run
+    assert all("`" in owner for *_, owner in rows[:-1])
+
+
+# How a module takes part in a protocol: it receives packets, or follows the messages of a link.
+_RECEIVES = re.compile(
+    r"wire\.receive\(|rendezvous\.(?:accept|connect|receive)|SupervisorLink\.inherited"
+    r"|^class .*\b(?:LinkHandler|HelperOwner|HelperProcess|SupervisedProcess|SupervisedGateway)\b",
+    re.MULTILINE,
+)
+
+
+def test_every_module_that_receives_messages_is_in_the_table_of_protocols() -> None:
+    modules = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "poolctl").rglob("*.py")
+        if _RECEIVES.search(path.read_text())
+    }
+    named = set(re.findall(r"`(poolctl/[\w/]+\.py)`", section("### Protocols")))
+    assert sorted(modules - named) == []
+
+
+def test_every_module_that_serves_http_is_named_with_the_protocols() -> None:
+    serves = re.compile(r"\bHttpServer\(|^class \w+\(.*HttpAddressServer\b|uvicorn\.Server\)", re.MULTILINE)
+    modules = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "poolctl").rglob("*.py")
+        if serves.search(path.read_text()) and "worker" not in path.parts
+    }
+    named = set(re.findall(r"`(poolctl/[\w/]+\.py)`", section("### Protocols")))
+    # The base class of the address servers, and the class that `serve` and `run --debug` serve with.
+    assert sorted(modules - named - {"poolctl/supervisor/observers/held_address.py"}) == []
