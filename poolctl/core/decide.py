@@ -129,6 +129,7 @@ class WorkerView:
     stuck: bool = False  # its event loop does not answer
     resting: bool = False  # ready, but leaves accepting to other workers
     ko: bool = False  # its probes fail, or its event loop is stuck
+    may_accept: bool = False  # draining, but it has not confirmed yet that it accepts no more
 
 
 @dataclass(slots=True)
@@ -390,6 +391,8 @@ def _retire_then_close(view: ServerView) -> list[Action]:
         return []
     if view.staying:
         return [_retire(worker) for worker in view.staying]
+    if any(worker.may_accept for worker in view.workers):
+        return []  # a gateway may still send it requests
     # No worker accepts any longer, so new connections need not wait for draining workers.
     return _close(view, Close())
 

@@ -439,7 +439,7 @@ class Entry:
             workers=tuple(
                 decide.WorkerView(
                     each.id, each.generation, each.index, each.phase, each.out, each.idle, each.stuck,
-                    each.resting, each.ko,
+                    each.resting, each.ko, each.phase is WorkerPhase.DRAINING and not each.stopped_accepting,
                 )
                 for each in self.observed.workers.values()
             ),

@@ -161,9 +161,8 @@ class HaproxyProcessManager:
         self.setup: HaproxySetup | None = None
         self.on_too_many: Callable[[int], None] = lambda pid: None
         self.on_refused_server: Callable[[str, str], None] = lambda target, why: None
-        self._refused: dict[
-            RefusableServer, str
-        ] = {}  # servers that the running process does not have, and why
+        # The servers that the running process does not have, and why.
+        self._refused: dict[RefusableServer, str] = {}
         self._replaced: dict[HaproxyProcess, Replaced] = {}  # the oldest first
 
     @property
@@ -294,12 +293,10 @@ class HaproxyProcessManager:
 
     def adopt_left_processes(self) -> None:
         """Regard the processes as replaced that a killed predecessor of this process has left, with SIGUSR1."""
-        for pid in _pids_with_arguments(self._arguments):
-            parent, _ = parent_and_start(pid) or (0, 0)
-            if process_name(parent) != PROCESS_NAME:
-                with contextlib.suppress(OSError):  # it has ended
-                    left = HaproxyProcess.of_other_parent(pid)
-                    self._add_replaced(left, frozenset(), self._await_idle_closed(left))
+        for pid in _orphans_with_arguments(self._arguments):
+            with contextlib.suppress(OSError):  # it has ended
+                left = HaproxyProcess.of_other_parent(pid)
+                self._add_replaced(left, frozenset(), self._await_idle_closed(left))
 
     async def _retire(self, process: HaproxyProcess, setup: HaproxySetup | None) -> None:
         """Have the process accept no more; it then closes idle connections, and ends with its last connection."""
@@ -315,19 +312,23 @@ class HaproxyProcessManager:
     ) -> None:
         self._replaced[process] = Replaced(targets, asyncio.ensure_future(closing))
         process.exited.add_done_callback(lambda _: self._replaced.pop(process, None))
-        if len(self._replaced) > _MOST_REPLACED:
-            oldest = next(iter(self._replaced))
-            oldest.signal(signal.SIGTERM)
-            self.on_too_many(oldest.pid)
 
     async def _close_idle(self, process: HaproxyProcess, announces_seconds: float) -> None:
         await asyncio.wait([process.exited], timeout=announces_seconds)
         process.signal(signal.SIGUSR1)
         await self._await_idle_closed(process)
 
-    @staticmethod
-    async def _await_idle_closed(process: HaproxyProcess) -> None:
+    async def _await_idle_closed(self, process: HaproxyProcess) -> None:
         await asyncio.wait([process.exited], timeout=CLOSE_SPREAD_SECONDS)
+        if not process.exited.done():
+            self._end_oldest_if_too_many()
+
+    def _end_oldest_if_too_many(self) -> None:
+        # Those that still close idle connections do not count: most of them end by that.
+        with_streams = [each for each, replaced in self._replaced.items() if replaced.closing.done()]
+        if len(with_streams) >= _MOST_REPLACED:
+            with_streams[0].signal(signal.SIGTERM)
+            self.on_too_many(with_streams[0].pid)
 
     async def wait_until_unused(self, target: str) -> None:
         """Wait until no replaced process begins a request to this target: at most two seconds."""
@@ -350,8 +351,8 @@ class HaproxyProcessManager:
     async def end_after_last_request(self, seconds: float) -> None:
         """End HAProxy once no requests are in progress, or after `seconds`; no other process takes over.
 
-        Streams and idle connections are closed as well, but those of replaced processes, which do not tell what they
-        have, stay for as long.
+        Streams and idle connections are closed as well. A replaced process cannot be asked for its requests: it has the
+        same time to end.
         """
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(seconds):
@@ -384,12 +385,17 @@ class HaproxyProcessManager:
                 await asyncio.wait(left, timeout=_EXIT_SECONDS)
 
 
-def _pids_with_arguments(arguments: Sequence[str]) -> Iterator[int]:
-    """Yield the pids of the processes of any program whose last arguments are these."""
+def _orphans_with_arguments(arguments: Sequence[str]) -> Iterator[int]:
+    """Yield the pids of HAProxy processes with these last arguments whose parent is no process that runs HAProxy."""
     wanted = [os.fsencode(each) for each in arguments]
     for pid in processes():
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-            if file.read().rstrip(b"\0").split(b"\0")[-len(wanted) :] == wanted:
+            found = file.read().rstrip(b"\0").split(b"\0")[-len(wanted) :]
+            if (
+                found == wanted
+                and (status := parent_and_start(pid))
+                and process_name(status[0]) != PROCESS_NAME
+            ):
                 yield pid
 
 

@@ -322,6 +322,7 @@ def test_oldest_replaced_process_is_ended_when_there_are_too_many(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_program, "_MOST_REPLACED", 2)
+    monkeypatch.setattr(_program, "CLOSE_SPREAD_SECONDS", 0.01)
 
     async def scene(stage: Stage) -> None:
         ended: list[int] = []
@@ -331,6 +332,7 @@ def test_oldest_replaced_process_is_ended_when_there_are_too_many(
         pids = []
         for number in range(4):
             await stage.program.apply(setup(name=str(number)))
+            await stage.program.wait_until_unused("one")
             pids.append(stage.pid)
         assert ended == pids[:1]
         while len(stage.program.replaced_pids) > 2:

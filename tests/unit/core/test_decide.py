@@ -201,6 +201,9 @@ EXAMPLES = {
     "closes a listener that is to be vacated before its worker has drained": (
         view(worker(phase=WorkerPhase.DRAINING), vacates=True), [Close()],
     ),
+    "keeps the listener of what is removed while its worker may accept": (
+        view(replace(worker(phase=WorkerPhase.DRAINING), may_accept=True), desired=Desired.REMOVED), [],
+    ),
     "drains what is removed": (view(worker(), desired=Desired.REMOVED), [Drain("w.1.0")]),
     "drains what is removed before it is ready": (
         view(worker(phase=WorkerPhase.STARTING), desired=Desired.REMOVED), [Drain("w.1.0")],

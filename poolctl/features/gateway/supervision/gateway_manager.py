@@ -43,6 +43,8 @@ _SERVES_SECONDS = 10.0
 # Maximum time that a command waits until its changes are in force: longer than a gateway needs to start on a busy
 # machine.
 _IN_FORCE_SECONDS = 20.0
+# How long a server that is to stop waits for new routes. They may wait for the end of its own workers.
+_ROUTES_SECONDS = 2.0
 # A connection that was on its way to a server has arrived after this time.
 _ARRIVES_SECONDS = 0.05
 # How long the keeper may take to reap a killed worker.
@@ -231,7 +233,9 @@ class GatewayManager(SidecarManager):
         if process is None or not (is_canary or self._external_engine):
             return
         # The new routes of a reload come first: those in force may be to a server that the reload removes.
-        await self.routes.wait_until_current()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ROUTES_SECONDS):
+                await self.routes.wait_until_current()
         self._report(server)
         await process.wait_briefly_until_unused(server)
         # A request that was dispatched before is on its way to the backlog, from which no other worker accepts.
