@@ -91,6 +91,7 @@ class Feature:
     verbs: tuple[str, ...] = ()  # verbs handled by this part
     process: DetachedProcessSpec | None = None  # started by this part
     changing: tuple[str, ...] = ()  # verbs that change the pool: completed even if the caller leaves
+    web: str = ""  # the class of what is served at the address of its table: see web.site.Site
     # The class of its part of the gateway's process: see features.gateway.process.edge.EdgePart.
     gateway: str = ""
     # Engines of the gateway, by name: see features.gateway.engines.Engine.

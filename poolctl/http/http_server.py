@@ -1,7 +1,7 @@
 """A small asyncio server that reads whole requests, and writes responses whole or piece by piece.
 
-It serves the pool's own endpoints, such as commands and metrics. No client can block it: time and bytes of a request
-are limited, and a refused connection is closed in a way that lets the client read the reason.
+It serves commands, and the health of `poolctl serve`. No client can block it: time and bytes of a request are limited,
+and a refused connection is closed in a way that lets the client read the reason.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import logging
 import math
 import socket
-import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,15 +40,11 @@ class ClientGone(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class ReceivedRequest:
-    """A complete request, and the socket it was received on.
-
-    `certified`: the client has presented a certificate signed by an authority of the server's TLS context.
-    """
+    """A complete request, and the socket it was received on."""
 
     head: RequestHead
     body: bytes
     sock: socket.socket
-    certified: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +144,7 @@ class HttpServer:
 
     `what` names the requests in the log; `reserve` is a context manager that is entered for each connection. With
     `watch`, a request is cancelled when its client disconnects; each connection then serves one request, because bytes
-    that arrive meanwhile are discarded. With `tls`, new connections use TLS.
+    that arrive meanwhile are discarded.
     """
 
     def __init__(
@@ -160,18 +155,12 @@ class HttpServer:
         what: str,
         watch: bool = False,
         reserve: contextlib.AbstractContextManager[None] | None = None,
-        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.tls = tls
         self._handler = handler
         self._limits = limits
         self._what = what
         self._watch = watch
         self._reserve = reserve or contextlib.nullcontext()
-        self._tls_limits = {
-            "ssl_handshake_timeout": limits.request_seconds,
-            "ssl_shutdown_timeout": _LINGER_SECONDS,
-        }
         self._listeners: list[socket.socket] = []
         # Oldest first; each with its socket until a transport owns it.
         self._connections: dict[asyncio.Task[None], socket.socket | None] = {}
@@ -241,11 +230,8 @@ class HttpServer:
             if (task := asyncio.current_task()) in self._connections:
                 self._connections[task] = None
             try:
-                limits = {} if self.tls is None else self._tls_limits
-                transport, _ = await loop.connect_accepted_socket(
-                    lambda: protocol, sock, ssl=self.tls, **limits
-                )
-            except OSError:  # ssl.SSLError is one
+                transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+            except OSError:
                 return
             writer = asyncio.StreamWriter(transport, protocol, stream, loop)
             try:
@@ -281,11 +267,7 @@ class HttpServer:
             persistent = limits.keep_alive_seconds > 0 and not self._watch
             keep_alive = head.keep_alive and head.http_1_1 and persistent
             response = Responder(head, writer, limits, keep_alive=keep_alive)
-            tls = writer.get_extra_info("ssl_object")
-            certified = tls is not None and bool(tls.getpeercert())
-            await self._answer_or_cancel(
-                ReceivedRequest(head, message.body, sock, certified), response, stream
-            )
+            await self._answer_or_cancel(ReceivedRequest(head, message.body, sock), response, stream)
             if not response.keep_alive:
                 return
             seconds, rest = limits.keep_alive_seconds, message.rest

@@ -21,15 +21,16 @@ OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)
 LISTENER, ADOPTION, OUTPUT = "listener:", "adoption:", "output:"
 WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
 LEFT_GROUP = "group:"
-# State that a supervisor leaves to its successor, and its own endpoints.
+# State that a supervisor leaves to its successor.
 CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
 CERTIFICATES = "certificates"
-METRICS, OPERATOR = "metrics", "operator"
+# The pool's own addresses by table, and the link to the process that serves them.
+WEB_LISTENER, WEB_LINK = "web listener ", "web link"
 # The gateway: links to its process and its zygote, its adoption pair, the states of backend hosts, registered
 # services, and its listeners by key.
 GATEWAY_LINK, GATEWAY_PAIR, GATEWAY_HOSTS = "gateway link", "gateway pair", "gateway hosts"
 GATEWAY_ZYGOTE = "gateway zygote"
-REGISTRATIONS, REGISTRATION_ADDRESS = "registrations", "registration"
+REGISTRATIONS = "registrations"
 GATEWAY_LISTENER = "gateway listener "
 
 # Listed in the plan like an entry, but not stored: the supervisor is the keeper's client.

@@ -20,9 +20,6 @@ from poolctl.states import State, Status
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-
 Labels = Mapping[str, str]
 INTERVAL_SECONDS = 2.0
 BOUNDS_SECONDS = tuple(map(truediv, tally.BOUNDS_NS, repeat(1e9)))
@@ -81,24 +78,6 @@ def render(families: Iterable[Family], *, openmetrics: bool = False) -> str:
     if openmetrics:
         lines.append("# EOF")
     return "\n".join([*lines, ""])
-
-
-def wants_openmetrics(accept: str) -> bool:
-    """Whether a client's Accept header prefers OpenMetrics (RFC 9110 §12.5.1)."""
-    ours, others = 0.0, 0.0
-    for part in accept.lower().replace(" ", "").split(","):
-        kind, *pairs = part.split(";")
-        parameters = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-        try:
-            quality = float(parameters.get("q", 1))
-        except ValueError:
-            continue
-        if kind in ("text/plain", "text/*", "*/*"):
-            others = max(others, quality)
-        elif kind == "application/openmetrics-text":
-            known = parameters.get("version", "1.0.0").strip('"') in ("1.0.0", "0.0.1")
-            ours = max(ours, quality if known else 0.0)
-    return ours > 0 and ours >= others
 
 
 def _head(family: Family, openmetrics: bool) -> list[str]:

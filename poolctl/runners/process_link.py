@@ -547,6 +547,11 @@ class ProcessWatchdog:
             self._timer.cancel()
             self._set_timer()
 
+    @property
+    def unanswered_seconds(self) -> float:
+        """How long the process has not answered the last ping; 0 if it has."""
+        return self._watchdog.waited_seconds
+
     def stop_watching(self) -> None:
         """Stop watching: send no more pings, and never kill the process. Does not close `link`."""
         if self._timer is not None:

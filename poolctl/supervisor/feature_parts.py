@@ -22,6 +22,7 @@ from .statistics import Totals
 from .takeover.state_store import StateStore
 from .verbs.verb import Call, Verb
 from .verbs.verbs import Verbs
+from .web_addresses import WebServer
 
 if TYPE_CHECKING:
     from poolctl.monitor.metrics import Family
@@ -42,6 +43,7 @@ class PartContext(NamedTuple):
     totals: Totals
     store: StateStore
     parts: FeatureParts
+    web: WebServer
     over: asyncio.Event  # set when the supervisor ends, which ends streamed answers
 
 
@@ -135,11 +137,11 @@ class FeatureParts:
         return iter([*self._parts.values()])
 
     def create_initial_parts(
-        self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore
+        self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore, web: WebServer
     ) -> None:
         """Create the FeaturePart of each feature that adds keys to [[server]]; others are created when first needed."""
         self._site = PartContext(
-            self._environment, core, self._events, samples, totals, store, self, self.over
+            self._environment, core, self._events, samples, totals, store, self, web, self.over
         )
         for feature in _features():
             if feature.sections:

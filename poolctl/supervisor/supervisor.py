@@ -52,13 +52,14 @@ from .feature_parts import OPENING_VERBS, FeatureParts
 from .health import watch_health
 from .launch import listen
 from .observers.event_recorder import EventRecorder, LostOutputReporter
-from .observers.metrics_server import HealthReporter, MetricsAddressServer, PoolMetrics
+from .observers.pool_metrics import HealthReporter, PoolMetrics, metrics_address
 from .statistics import Statistics, Totals
 from .systemd import SystemdNotifier
 from .takeover.keeper_replacement import KeeperExitWatchdog, KeeperWatch, hand_over_to_new_keeper
 from .takeover.state_store import SaveTimer, StateStore
 from .verbs.verb import Call, Daemon, VerbContext
 from .verbs.verbs import AUDITED, Verbs
+from .web_addresses import WebAddress, WebServer
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -100,7 +101,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         # The commands of the keeper and supervisor that take over when this process ends.
         self._replacement: tuple[list[str], list[str]] | None = None
         self._orders: set[asyncio.Task[object]] = set()  # commands of clients that left too early
-        self._metrics: MetricsAddressServer | None = None
+        self._metrics: WebAddress[MetricsTable] | None = None
         self._is_recording = False
         self._notifier: SystemdNotifier | None = None
 
@@ -176,6 +177,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self._configuration, self._keeper, self.directory, state_directory, self._helpers
         )
         self.events = EventBus(self._clock)
+        self._web = WebServer(self._environment, self.events)
         self._parts = FeatureParts(self._environment, self.events)
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
 
@@ -231,7 +233,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         await self._totals.resume()
         self._statistics = Statistics(self.core, self._totals)
         self._parts.create_initial_parts(
-            self.core, self._statistics.send_samples_to, self._totals, self._store
+            self.core, self._statistics.send_samples_to, self._totals, self._store, self._web
         )
 
     async def _adopt_workers_and_start_recording(self, servers: list[ServerConfig]) -> None:
@@ -279,7 +281,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._verbs.add("metrics", metrics.verb)
         self._verbs.add("health", health.answer_health_verb)
         self._parts.add_to(self._verbs)
-        address = self._metrics = MetricsAddressServer(self._environment, self.events, metrics, health)
+        address = self._metrics = metrics_address(self._web)
         self._configuration.subscribe_and_notify(lambda tables: address.serve_table(tables.get(MetricsTable)))
         await address.wait_for_opening_attempt()
         self._perform: Handler = self._verbs.handle
@@ -377,6 +379,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             await part.stop_serving()
         if self._metrics is not None:
             await self._metrics.close()
+        await self._web.aclose()
         await self.runner.aclose()
         if self._is_recording:
             self.events.record("pool", "supervisor ended", pid=os.getpid())

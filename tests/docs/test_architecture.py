@@ -83,12 +83,12 @@ def test_every_module_that_receives_messages_is_in_the_table_of_protocols() -> N
 
 
 def test_every_module_that_serves_http_is_named_with_the_protocols() -> None:
-    serves = re.compile(r"\bHttpServer\(|^class \w+\(.*HttpAddressServer\b|uvicorn\.Server\)", re.MULTILINE)
+    serves = re.compile(r"\bHttpServer\(|^class \w+\((?:Endpoint)?Site\)|uvicorn\.Server\)", re.MULTILINE)
     modules = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "poolctl").rglob("*.py")
         if serves.search(path.read_text()) and "worker" not in path.parts
     }
     named = set(re.findall(r"`(poolctl/[\w/]+\.py)`", section("### Protocols")))
-    # The base class of the address servers, and the class that `serve` and `run --debug` serve with.
-    assert sorted(modules - named - {"poolctl/supervisor/observers/held_address.py"}) == []
+    # The base class of sites that answer at one path.
+    assert sorted(modules - named - {"poolctl/web/site.py"}) == []

@@ -29,7 +29,7 @@ FLOORS = {
     "config_reader": 2,
     "core": 3,
     "pool": 4, "control": 4, "monitor": 4, "gateway": 4,
-    "supervisor": 5,
+    "supervisor": 5, "web": 5,
     "cli": 6,
     "features": 7,
     "__main__": 7, "__init__": 7,
@@ -43,7 +43,7 @@ WITHIN = {
     },
     "supervisor": {
         "launch": 1, "health": 2, "takeover": 2,
-        "active_configuration": 3, "verbs": 4, "statistics": 5, "feature_parts": 6, "observers": 7,
+        "active_configuration": 3, "web_addresses": 4, "verbs": 4, "statistics": 5, "feature_parts": 6, "observers": 7,
     },
     "runners": {
         "withheld_variables": 0, "socket_access": 0, "listener_opener": 0, "process_link": 1, "stack_report": 2,
@@ -73,8 +73,8 @@ STANDARD_LIBRARY_ONLY = [
     "gateway.routes", "gateway.operator", "private_directory",
 ]  # fmt: skip
 LIGHT = [
-    *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.files.read_file", "control.pool_paths", "control.client",
-    "cli.main", "cli.command_line", "cli.render",
+    *STANDARD_LIBRARY_ONLY, "worker", "web", "bootstrap", "config.files.read_file", "control.pool_paths",
+    "control.client", "cli.main", "cli.command_line", "cli.render",
 ]  # fmt: skip
 HEAVY = {
     "pydantic",

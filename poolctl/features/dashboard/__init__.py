@@ -1,4 +1,4 @@
-"""The dashboard: a web page about the pool, served by a process that queries the supervisor's control socket."""
+"""The dashboard: a web page about the pool."""
 
 from poolctl.feature import Feature, UpgradeRehearsal
 
@@ -7,6 +7,7 @@ FEATURE = Feature(
     commands={"dashboard": "command"},
     tables={"dashboard": "table:Dashboard"},
     supervisor="page:DashboardPart",
+    web="site:DashboardSite",
     verbs=("dashboard", "history"),
     trial=UpgradeRehearsal(tables={"dashboard": {"bind": "unix:dashboard.sock"}}, verb="dashboard"),
 )

@@ -174,8 +174,6 @@ class GlobalLoginThrottle:
 class HostAndOriginGuard:
     """Refuses requests with an unknown `Host` header, and state-changing requests from pages of other sites.
 
-    An ASGI application for HTTP alone: WebServer asks it for neither lifespan nor WebSockets.
-
     The `Host` check prevents DNS rebinding, in which an attacker's DNS name resolves to this machine. IP addresses and
     `localhost` are always accepted, other names only if they are in `hosts`.
     """

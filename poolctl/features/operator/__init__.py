@@ -6,5 +6,7 @@ FEATURE = Feature(
     package=__name__,
     tables={"operator": "table:OperatorTable"},
     supervisor="pool_operator:PoolOperator",
+    web="site:OperatorSite",
     gateway="client:RequestReporter",
+    verbs=("report_requests",),
 )

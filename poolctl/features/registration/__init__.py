@@ -7,6 +7,7 @@ FEATURE = Feature(
     commands={"register": "register", "unregister": "unregister"},
     tables={"registration": "table:RegistrationTable"},
     supervisor="registrations:TargetRegistration",
+    web="site:RegistrationSite",
     needed_with=("gateway",),  # services register over the control socket, too
     verbs=("register", "unregister"),
 )

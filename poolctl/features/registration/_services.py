@@ -144,6 +144,42 @@ def _hysteresis(settings: RegistrationRequest, state: str) -> Hysteresis | None:
     return Hysteresis(settings.probe, known.get(state, Status.UNKNOWN))
 
 
+class HeartbeatClock(Clock):
+    """A clock for times-to-live: it stands still while no service can send a heartbeat."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._behind_seconds = 0.0  # without the time since it was stopped
+        self._stopped_at: float | None = None
+
+    def monotonic(self) -> float:
+        now = self._clock.monotonic() if self._stopped_at is None else self._stopped_at
+        return now - self._behind_seconds
+
+    def time(self) -> float:
+        return self._clock.time()
+
+    @property
+    def stood_still_seconds(self) -> float:
+        """How long it has stood still so far, for `resume` in the next supervisor."""
+        return self._clock.monotonic() - self.monotonic()
+
+    def resume(self, stood_still_seconds: float) -> None:
+        """Go on from the clock of the previous supervisor, in whose time the deadlines are."""
+        self._behind_seconds += stood_still_seconds
+
+    def stop(self, silent_seconds: float = 0.0) -> None:
+        """Stand still from now on; heartbeats may have been lost for `silent_seconds` already. May be repeated."""
+        if self._stopped_at is None:
+            self._stopped_at = self._clock.monotonic() - silent_seconds
+
+    def go_on(self) -> None:
+        """Run again. May be repeated."""
+        if self._stopped_at is not None:
+            self._behind_seconds += self._clock.monotonic() - self._stopped_at
+            self._stopped_at = None
+
+
 class Registrations:
     """The registered services by name and URL, limited in number. A heartbeat only extends a service's deadline."""
 

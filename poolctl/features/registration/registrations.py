@@ -1,9 +1,8 @@
 """Manages services that register as backends of routes: the verbs, the events, and the state for the next supervisor.
 
 A service that leaves, becomes silent or fails is taken out of the gateway's route table at once. A heartbeat does not
-change the route table. Services register by HTTP at the address that the table [registration] configures. Each request
-has the token of a client, and a client may register services for its configured routes only. Limits apply before any
-input is trusted: on heads, bodies, connections, requests per second, services, and attempts with a wrong token.
+change the route table. Services register by a command or at the address of [registration], which the process `web`
+serves (`site.py`). No time-to-live runs while that process cannot take heartbeats.
 """
 
 from __future__ import annotations
@@ -16,54 +15,41 @@ import math
 import os
 import socket
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from poolctl.address import Address, parse
-from poolctl.clock import Clock, RateLimit, ReportLimit
 from poolctl.config import Finding, Tables, named_addresses
 from poolctl.control.answers import Result, failure
 from poolctl.control.pool_paths import SOCKET_NAME
 from poolctl.daemon_threads import run_in_daemon_thread
 from poolctl.errors import PoolParamError, PoolValidateError, ServerError
-from poolctl.exit_codes import CONFLICT, DONE, INVALID_CONFIGURATION, NOTHING_MATCHED
+from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
 from poolctl.features.gateway.supervision.outside_targets import UrlProbes, WithServices
 from poolctl.features.gateway.supervision.pool_gateway import no_gateway_to_change
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
-from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
-from poolctl.http.messages import BadMessage
-from poolctl.json_form import Table, to_json
+from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
-from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import Family
 from poolctl.platform import replace_file
 from poolctl.routing.route import REGISTRATION
 from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegisteredServiceReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
-from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import PartContext
-from poolctl.supervisor.observers.bearer_tokens import (
-    Ip,
-    Peer,
-    Refused,
-    TokenCheck,
-    peer_of,
-    token_digest,
-    unmapped,
-)
-from poolctl.supervisor.observers.held_address import HttpAddressServer, HttpEndpoint
 from poolctl.supervisor.verbs.verb import Call, Verb
+from poolctl.supervisor.web_addresses import Order, SiteSettings, WebAddress, WebServer, tls_settings
+from poolctl.web.bearer_tokens import Ip, unmapped
 
 from . import _services
 from ._answers import RegistrationChangeResult
-from ._services import REGISTERED, RegisteredService, registration_of
+from ._services import REGISTERED, HeartbeatClock, RegisteredService, registration_of
 from .table import RegistrationTable
 
 # Options of every request, not of the service.
@@ -79,20 +65,6 @@ _AT_ONCE = 100
 
 logger = logging.getLogger("poolctl.supervisor")
 
-LIMITS = ServerLimits(
-    head_bytes=16 * 1024,
-    body_bytes=16 * 1024,
-    request_seconds=10.0,
-    keep_alive_seconds=60.0,
-    connections=64,
-)
-# A service on another machine may vanish without unregistering.
-DEFAULT_TTL = "1m"
-# Limit for one client: enough for more than its maximum of services, each with a heartbeat every ten seconds.
-_REQUESTS_PER_SECOND, _BURST = 100, 200
-_OPTIONS = {"register": ("name", "to", "ttl", "weight", "probe"), "unregister": ("name", "to")}
-_STATUSES = {DONE: 200, INVALID_CONFIGURATION: 400, NOTHING_MATCHED: 404, CONFLICT: 409}
-
 
 class TargetRegistration(GatewayPart):
     """Manages the registered services of a gateway."""
@@ -100,26 +72,34 @@ class TargetRegistration(GatewayPart):
     def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         environment = site.environment
-        self.services = _services.Registrations(site.core.clock)
-        self._clock = site.core.clock
+        self._clock = HeartbeatClock(site.core.clock)
+        self.services = _services.Registrations(self._clock)
         self._events = site.events
         self._store = site.store
         self._directory = environment.directory
         self._path = os.path.join(environment.state_directory, _FILE)
-        self._address = RegistrationAddressServer(environment, site.events, self)
+        self._address = RegistrationAddress(
+            site.web, environment, self._clock, self._schedule_next_expiry_check
+        )
         self._table: RegistrationTable | None = None
         self._gateway: GatewayManager | None = None
         self._probes = UrlProbes(self._record_probe)
         self._expiry: asyncio.TimerHandle | None = None
         self._saving: asyncio.TimerHandle | None = None
+        self._expiring: set[asyncio.Task[None]] = set()
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
-        return {"register": self.register, "unregister": self.unregister}
+        return {
+            "register": partial(_perform_for_owner, self.register),
+            "unregister": partial(_perform_for_owner, self.unregister),
+        }
 
     def apply_tables(self, tables: Tables) -> None:
         """Serve the address that [registration] configures, and apply its settings."""
         self._table = tables.get(RegistrationTable) if tables.get(GatewayConfig) is not None else None
+        if self._table is None:
+            self._clock.go_on()
         self._serve()
 
     def connect(self, gateway: GatewayManager) -> None:
@@ -159,6 +139,8 @@ class TargetRegistration(GatewayPart):
         for timer in (self._expiry, self._saving):
             if timer is not None:
                 timer.cancel()
+        for task in self._expiring:
+            task.cancel()
         self._save_for_next_start()
 
     # The services for the gateway's routes (ServiceSource).
@@ -320,8 +302,19 @@ class TargetRegistration(GatewayPart):
                 self._expiry.cancel()
             self._expiry = loop.call_at(at, self._expire)
 
+    def _schedule_next_expiry_check(self) -> None:
+        self._schedule_expiry_check(self.services.due)
+
     def _expire(self) -> None:
         self._expiry = None
+        task = asyncio.ensure_future(self._expire_if_reachable())
+        self._expiring.add(task)
+        task.add_done_callback(self._expiring.discard)
+
+    async def _expire_if_reachable(self) -> None:
+        """Take out services whose time-to-live has passed. If none could send a heartbeat, wait until they can."""
+        if not await self._address.takes_heartbeats():
+            return
         silent, forgotten = self.services.mark_silent_and_remove_expired()
         for each in silent:
             self._probes.forget(each)
@@ -331,7 +324,7 @@ class TargetRegistration(GatewayPart):
             self._record("pool", "forgotten", each, cause=each.why)
         if silent or forgotten:
             self._publish_and_save_change()
-        self._schedule_expiry_check(self.services.due)
+        self._schedule_next_expiry_check()
 
     def _forget(self, services: Iterable[RegisteredService]) -> None:
         for each in services:
@@ -356,21 +349,21 @@ class TargetRegistration(GatewayPart):
         content = await self._store.read(fd_store.REGISTRATIONS)
         stopped = _pop_saved_services(self._path)
         if content is not None:
-            saved, stopped = json.loads(content), []
-        elif (
-            saved := pool_files.read_left_state(self._directory, pool_files.REGISTRATIONS).get("services")
-            or ()
-        ):
-            stopped = []
-        for number, each in enumerate(saved or stopped):
-            self.services.restore_service(each, renew_ttl=content is None, pool_was_stopped=bool(stopped))
+            saved = json.loads(content)
+        else:
+            saved = pool_files.read_left_state(self._directory, pool_files.REGISTRATIONS)
+        was_stopped = content is None and not saved.get("services")
+        saved = stopped if was_stopped else saved
+        self._clock.resume(float(saved.get("stood_still_seconds") or 0.0))
+        for number, each in enumerate(saved.get("services") or ()):
+            self.services.restore_service(each, renew_ttl=content is None, pool_was_stopped=was_stopped)
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         for service in self.services:
             self._update_record(service)
             if service.state != SILENT:
                 self._probes.watch(service, service.settings.probe)
-        self._schedule_expiry_check(self.services.due)
+        self._schedule_next_expiry_check()
         if len(self.services):
             self._save()
 
@@ -384,9 +377,7 @@ class TargetRegistration(GatewayPart):
     def _save(self) -> None:
         content = self._save_to_keeper()
         try:
-            pool_files.write_left_state(
-                self._directory, b'{"services": %s}' % content, pool_files.REGISTRATIONS
-            )
+            pool_files.write_left_state(self._directory, content, pool_files.REGISTRATIONS)
         except OSError as error:
             logger.warning("if keeper and supervisor are killed together, registrations are lost: %s", error)
 
@@ -400,7 +391,8 @@ class TargetRegistration(GatewayPart):
 
     @property
     def _content(self) -> bytes:
-        return b"[%s]" % b",".join(each.record for each in self.services)
+        services = b",".join(each.record for each in self.services)
+        return b'{"stood_still_seconds": %f, "services": [%s]}' % (self._clock.stood_still_seconds, services)
 
     def _save_to_keeper(self) -> bytes:
         if self._saving is not None:
@@ -411,15 +403,27 @@ class TargetRegistration(GatewayPart):
         return content
 
 
-def _pop_saved_services(path: str) -> list[Table]:
-    """Remove this file and return the services in it; [] if it cannot be read or removed."""
+def _pop_saved_services(path: str) -> Table:
+    """Remove this file and return its content, whose `services` are a list; {} if it cannot be read or removed."""
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
         os.unlink(path)
     except (OSError, ValueError):
-        return []
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+        return {}
+    services = found.get("services") if isinstance(found, dict) else None
+    are_valid = isinstance(services, list) and all(isinstance(each, dict) for each in services)
+    return found if are_valid else {}
+
+
+async def _perform_for_owner(perform: Callable[[Call, str], Awaitable[Result]], call: Call) -> Result:
+    """Perform a verb; the option `owner` names the client of [registration] for which the process `web` asks."""
+    options = {**call.options}
+    owner = str(options.pop("owner", ""))
+    if owner:
+        by = {"user": owner, "command": "registration", "address": call.by().get("address", "")}
+        call = call._replace(options=options, by=lambda: by)
+    return await perform(call, owner)
 
 
 def _preload_validation() -> None:
@@ -444,176 +448,52 @@ def _refusal(code: int, message: str, hint: str) -> RegistrationChangeResult:
 # The address [registration].
 
 
-class AuthorizedClient:
-    """A client of [registration]: its token's digest, routes, and networks; without networks any address is allowed."""
-
-    def __init__(self, name: str, token: str, routes: tuple[str, ...], allow: tuple[str, ...] = ()) -> None:
-        self.name = name
-        self.digest = token_digest(token.encode())
-        self.routes = frozenset(routes)
-        self.networks: tuple[IPv4Network | IPv6Network, ...] = ()
-        if "*" not in allow:
-            self.networks = tuple(ip_network(each, strict=False) for each in allow)
-        self.requests = RateLimit(_BURST, _REQUESTS_PER_SECOND)
-
-    def allows(self, ip: Ip) -> bool:
-        """Whether the client may send requests from this address, and register services at it."""
-        return not self.networks or any(ip in network for network in self.networks)
-
-    def target_problem(self, url: str, peer: Peer) -> str:
-        """Why the client may not register this URL; "" if it may. Invalid URLs are refused elsewhere."""
-        _, separator, place = url.partition("://")
-        if not separator:
-            return "a Unix socket is of this machine: register it there" if ":" in url else ""
-        try:
-            host = parse(place if _has_port(place) else f"{place}:80").host
-        except ValueError:
-            return ""
-        try:
-            ip = unmapped(ip_address(host.partition("%")[0]))
-        except ValueError:
-            return f"{host} is a name, which may lead elsewhere later: register the IP address"
-        if not self.allows(ip):
-            return f"{ip} is not in the networks that {self.name} may register"
-        if ip.is_loopback and not peer.is_local and not self.networks:
-            return f"{ip} is this machine's own, and the client is elsewhere: register its own address"
-        return ""
-
-
-class RegistrationEndpoint(HttpEndpoint):
-    """Answers `POST /v1/register` and `/v1/unregister`. `clients` may be changed at any time."""
-
-    def __init__(self, services: TargetRegistration, events: EventBus) -> None:
-        super().__init__(LIMITS, "registrations")
-        self.clients: tuple[AuthorizedClient, ...] = ()
-        self.clock = Clock()
-        self._services = services
-        self._events = events
-        self._tokens = TokenCheck()
-        self._refusals = ReportLimit()
-
-    def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
-        return error.status, "application/json", _message(f"not a request: {error}")
-
-    async def handle(self, request: ReceivedRequest, response: Responder) -> None:
-        fields = [("content-type", "application/json")]
-        try:
-            status, body = await self._answer(request)
-        except Refused as refused:
-            status, body = refused.status, _message(str(refused))
-            fields += refused.fields
-        await response.send(status, fields, body)
-
-    async def _answer(self, request: ReceivedRequest) -> tuple[int, bytes]:
-        """Status and body of the answer to the request. Raises Refused."""
-        peer = peer_of(request.sock)
-        client = self._authenticate(request, peer)
-        if not client.requests.take(1, self.clock.monotonic()):
-            raise Refused(429, "too many requests", retry_after="1")
-        head = request.head
-        path = head.path.decode()
-        verb = path.removeprefix("/v1/")
-        if verb not in _OPTIONS or not path.startswith("/v1/"):
-            raise Refused(404, "the endpoints are /v1/register and /v1/unregister")
-        if head.method != b"POST":
-            raise Refused(405, "only POST", allow="POST")
-        options = read_options(request.body, verb)
-        if options["name"] not in client.routes:
-            raise Refused(403, f"{client.name} may not register for the route {options['name'][:200]!r}")
-        if problem := client.target_problem(options["to"], peer) if "to" in options else "":
-            raise Refused(403, problem)
-        by = {"user": client.name, "command": "registration", "address": str(peer.ip or "")}
-        call = Call(Selector(), options, lambda line: None, lambda: by)
-        if verb == "register":
-            call.options.setdefault("ttl", DEFAULT_TTL)
-            result = await self._services.register(call, client.name)
-        else:
-            result = await self._services.unregister(call, client.name)
-        return _STATUSES.get(result.exit_code, 500), json.dumps({"result": to_json(result)}).encode() + b"\n"
-
-    def _authenticate(self, request: ReceivedRequest, peer: Peer) -> AuthorizedClient:
-        """The client that sent the request. Raises Refused."""
-        try:
-            found = self._tokens.holder_of_token(request, peer, self.clients, self.clock.monotonic())
-        except Refused as refused:
-            if refused.status == 401:
-                self._report_refusal(peer, str(refused))
-            raise
-        if peer.ip is not None and not found.allows(peer.ip):
-            self._report_refusal(peer, f"{found.name} may not use it from there")
-            raise Refused(403, f"{found.name} may not register from {peer.ip}")
-        return found
-
-    def _report_refusal(self, peer: Peer, why: str) -> None:
-        """Count a refusal; the refusals are recorded as at most one event a minute."""
-        if count := self._refusals.count_to_report(self.clock.monotonic()):
-            where = peer.ip or "a Unix socket"
-            message = f"{count} registrations refused, the last one from {where}: {why}"
-            self._events.record("audit", "registration client refused", message=message, severity="warning")
-
-
-class RegistrationAddressServer(HttpAddressServer[RegistrationEndpoint, RegistrationTable]):
-    """Listens on the address in [registration], and serves a RegistrationEndpoint there."""
+class RegistrationAddress(WebAddress[RegistrationTable]):
+    """The address in [registration]. While it is not served, `heartbeats` stands still; then `on_served` is called."""
 
     def __init__(
-        self, environment: SupervisorContext, events: EventBus, services: TargetRegistration
+        self,
+        web: WebServer,
+        environment: SupervisorContext,
+        heartbeats: HeartbeatClock,
+        on_served: Callable[[], None],
     ) -> None:
-        super().__init__(environment, events, fd_store.REGISTRATION_ADDRESS, "registration")
-        self._services = services
+        super().__init__(
+            web, "registration", lambda table: site_settings(table, environment.configuration.environment)
+        )
+        self._heartbeats = heartbeats
+        self._on_served = on_served
 
-    def make_server(self) -> RegistrationEndpoint:
-        return RegistrationEndpoint(self._services, self._events)
+    def on_attempted(self, order: Order, *, changed: bool) -> None:
+        super().on_attempted(order, changed=changed)
+        self._heartbeats.go_on()
+        self._on_served()
 
-    async def set_up_server(
-        self, server: RegistrationEndpoint, table: RegistrationTable, env: Mapping[str, str]
-    ) -> None:
-        clients = authorized_clients(table, env)
-        await self.use_certificate(server, table.tls, env, mtls_required=True)
-        server.clients = clients
+    def on_unserved(self, silent_seconds: float) -> None:
+        self._heartbeats.stop(silent_seconds)
+
+    async def takes_heartbeats(self) -> bool:
+        """Whether services can send heartbeats now; waits for the answer of a process that is slow or frozen."""
+        if self.table is None:
+            return True
+        if not await self.web.is_answering(self._heartbeats.stop):
+            return False
+        self._heartbeats.go_on()
+        return True
 
 
-def authorized_clients(table: RegistrationTable, env: Mapping[str, str]) -> tuple[AuthorizedClient, ...]:
-    """The clients with their tokens. Raises ServerError for a missing token."""
-    found = []
+def site_settings(table: RegistrationTable, env: Mapping[str, str]) -> SiteSettings:
+    """The settings of the address, with the clients and their tokens. Raises ServerError for a missing token."""
+    clients = []
     for each in table.client:
         token = env.get(each.token_env, "").strip()
         if not token:
             message = f"the environment variable {each.token_env} is not set"
             raise ServerError(message, hint=f"export {each.token_env}=… before poolctl start")
-        found.append(AuthorizedClient(each.label, token, each.routes, each.allow))
-    return tuple(found)
-
-
-def read_options(body: bytes, verb: str) -> Table:
-    """The options of a request. Raises Refused."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refused(400, "the body is no JSON") from None
-    options = document.get("options") if isinstance(document, dict) else None
-    if not isinstance(options, dict):
-        raise Refused(400, 'the body is not {"options": {…}}')
-    options = {key: value for key, value in options.items() if value is not None}
-    if other := options.keys() - set(_OPTIONS[verb]):
-        known = ", ".join(_OPTIONS[verb])
-        raise Refused(400, f"{min(other)[:60]!r} cannot be given here; the options are {known}")
-    needed = ("name", "to") if verb == "register" else ("name",)
-    for key in needed:
-        if not isinstance(options.get(key), str):
-            raise Refused(400, f"{key!r} is missing")
-    if not isinstance(options.get("to", ""), str):
-        raise Refused(400, "'to' is no URL")
-    if "ttl" in options and options["ttl"] in (0, "0", "0s"):
-        raise Refused(400, "a service that is elsewhere needs a ttl")
-    return options
-
-
-def _has_port(place: str) -> bool:
-    return ":" in (place.rpartition("]")[2] if place.startswith("[") else place)
-
-
-def _message(text: str) -> bytes:
-    return json.dumps({"error": text}).encode() + b"\n"
+        routes, allow = [*each.routes], [*map(str, each.allow)]
+        clients.append({"name": each.label, "token": token, "routes": routes, "allow": allow})
+    tls = tls_settings(table.tls, env, is_optional=False) if table.tls else None
+    return SiteSettings({"clients": clients}, tls)
 
 
 HINT = "name the service's own address"

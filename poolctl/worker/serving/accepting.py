@@ -174,7 +174,8 @@ class ConnectionsAwaitingProtocol:
 
     def __init__(self, server_state: PoolServerState) -> None:
         self._server_state = server_state
-        self._waiting: dict[_Work, asyncio.Future[object]] = {}  # by coroutine: the future that it awaits
+        # By coroutine: the future that it awaits, and the protocol object of a connection in a TLS handshake.
+        self._waiting: dict[_Work, tuple[asyncio.Future[object], asyncio.Protocol | None]] = {}
 
     def __len__(self) -> int:
         """The number of connections without a protocol object, except those in a TLS handshake."""
@@ -199,8 +200,15 @@ class ConnectionsAwaitingProtocol:
 
     def cancel(self) -> None:
         """Close the connections whose protocol object is not attached yet, such as those in a TLS handshake."""
-        for waits in list(self._waiting.values()):
+        for waits, _ in list(self._waiting.values()):
             waits.cancel()
+
+    def cancel_handshake(self, protocol: object) -> None:
+        """Close the connection in a TLS handshake that would get this protocol object."""
+        for waits, expected in self._waiting.values():
+            if expected is protocol:
+                waits.cancel()
+                return
 
     def _connect_accepted_socket(
         self, make: Callable[[], Any], sock: socket.socket, expected: asyncio.Protocol | None, **tls: Any
@@ -215,7 +223,8 @@ class ConnectionsAwaitingProtocol:
             self._end(expected)
 
     def _await(self, work: _Work, expected: asyncio.Protocol | None) -> None:
-        waits = self._waiting[work] = work.send(None)
+        waits = work.send(None)
+        self._waiting[work] = waits, expected
         waits.add_done_callback(functools.partial(self._continue, work, expected))
 
     def _continue(self, work: _Work, expected: asyncio.Protocol | None, _: object) -> None:

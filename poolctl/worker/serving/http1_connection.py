@@ -31,7 +31,7 @@ import uvicorn
 from poolctl.keeper.connection_handover import Routed, unread_bytes
 
 from ..tally import MALFORMED, STARTED, STATUS
-from .connection_state import Drainable, PoolServerState, send_away
+from .connection_state import Drainable, Header, PoolServerState, send_away
 from .request_records import RequestCounts, send_counted
 from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, ZttpProtocol
 
@@ -41,10 +41,11 @@ _LAST_PAUSE_SECONDS = 0.05
 CLOSE = (b"connection", b"close")
 # A read of at most this size cannot exceed the limit, because `http.max_head_size` is never smaller.
 SMALL_BYTES = 4096
-_READ_ON_SECONDS = 2.0
+_READ_ON_SECONDS, _READ_ON_BYTES = 2.0, 1024 * 1024
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _END_BYTES = 4
 _REFUSALS = {
+    400: b"Bad Request",
     408: b"Request Timeout",
     421: b"Misdirected Request",
     431: b"Request Header Fields Too Large",
@@ -391,13 +392,13 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def refuse(self, status: int) -> None:
         """Answer a request with this error status; close the connection when the client has had time to read it."""
-        transport, phrase = self.transport, _REFUSALS[status]
-        lines = [b"HTTP/1.1 %d %b" % (status, phrase)]
-        length = (b"content-length", b"%d" % len(phrase))
-        more = _NOT_MALFORMED.get(status, ())
+        transport, (headers, body) = self.transport, self.refusal(status)
+        lines = [b"HTTP/1.1 %d %b" % (status, _REFUSALS[status])]
+        length = (b"content-length", b"%d" % len(body))
+        more = (*_NOT_MALFORMED.get(status, ()), *headers)
         for name, value in (*self.server_state.default_headers, *more, length, CLOSE_HEADER):
             lines.append(name + b": " + value)
-        transport.write(b"\r\n".join([*lines, b"", phrase]))
+        transport.write(b"\r\n".join([*lines, b"", body]))
         self.cancel_head_timeout()
         self.cancel_close_when_quiet()
         if self.counts is not None:
@@ -409,6 +410,10 @@ class Http1Connection(Drainable, Http1Protocol):
         transport.resume_reading()
         transport.set_protocol(DataDiscardingProtocol(self))
         self.loop.call_later(_READ_ON_SECONDS, transport.close)
+
+    def refusal(self, status: int) -> tuple[list[Header], bytes]:
+        """Headers, besides those of every response, and body of the answer to a request refused with this status."""
+        return [], _REFUSALS[status]
 
     def close_when_quiet(self, seconds: float) -> None:
         """Set the timer that closes the connection if no byte arrives within this time."""
@@ -586,10 +591,16 @@ class TransferableWebSocketRequest:
 
 
 class DataDiscardingProtocol(asyncio.Protocol):
-    """A protocol that discards further data from a client that has got its last response."""
+    """A protocol that discards further data, up to a limit, from a client that has got its last response."""
 
     def __init__(self, before: Http1Connection) -> None:
         self._before = before
+        self._left_bytes = _READ_ON_BYTES
+
+    def data_received(self, data: bytes) -> None:
+        self._left_bytes -= len(data)
+        if self._left_bytes < 0:
+            self._before.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._before.connection_lost(exc)

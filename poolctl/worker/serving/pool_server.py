@@ -57,6 +57,8 @@ def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]
     There is none if poolctl does not know the class, or if the class lacks a member that poolctl uses. Then requests
     are not counted, and a drain closes connections, so that requests in transit may be lost.
     """
+    if issubclass(protocol, Http1Connection):
+        return protocol
     for ours, parts in _CLASSES:
         if issubclass(ours, protocol) and not any(each.missing(protocol) for each in parts):
             return ours

@@ -12,8 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from poolctl.features.dashboard._app import DashboardSettings, make_app
-from poolctl.features.dashboard._web_server import WebServer
+from poolctl.features.dashboard.site import DashboardSite
+from poolctl.web.site import SupervisorClient
+from poolctl.web.web_process import ServedAddress
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.ports import claim_port
 from tests.stand_in import stand_in
@@ -49,19 +50,22 @@ class Stage:
             self._socket.unlink(missing_ok=True)
 
     def begin(self) -> None:
-        settings = DashboardSettings(
-            str(self._socket), str(self.logs), "0123456789ab", self.pool.name, TOKEN,
-            hosts=(), tls=self.tls, ended_path=str(self.logs / "dashboard.ended"),
-        )  # fmt: skip
+        settings = {
+            "logs_directory": str(self.logs), "key": "0123456789ab", "name": self.pool.name, "token": TOKEN,
+            "hosts": (), "secure": self.tls is not None, "ended_path": str(self.logs / "dashboard.ended"),
+        }  # fmt: skip
         begun = threading.Event()
 
         async def serve() -> None:
             self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+            servers: set[asyncio.Task[None]] = set()
+            address = ServedAddress(DashboardSite(SupervisorClient(str(self._socket))), servers)
             listener = socket.create_server(("127.0.0.1", self.port))
-            server = WebServer(make_app(settings, self._over), self._over, settings.tls)
-            serving = asyncio.ensure_future(server.serve([listener]))
+            await address.serve(settings, self.tls, [listener], lambda problem, changed: None)
             begun.set()
-            await serving
+            await self._over.wait()
+            await address.close(drains=False)
+            await asyncio.gather(*servers)
 
         self._thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
         self._thread.start()

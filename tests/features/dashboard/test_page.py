@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import os
@@ -15,14 +14,11 @@ from typing import Any
 
 import pytest
 
-from poolctl.clock import Clock
 from poolctl.errors import ServerError
-from poolctl.features.dashboard.page import DashboardPage, load_settings, url_of
+from poolctl.features.dashboard.page import load_settings, url_of
 from poolctl.features.dashboard.table import Dashboard
-from poolctl.monitor.event_queue import EventBus
-from poolctl.runners.helper_process import Helpers
+from poolctl.supervisor.web_addresses import SiteSettings
 from tests.certificates import certificate
-from tests.helper_keeper import HelperKeeper
 from tests.http_get import Reply, get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
@@ -37,7 +33,7 @@ def test_certificate_that_cannot_be_used_is_named_with_its_key(tmp_path: Path) -
     assert caught.value.message == "tls.cert: /nowhere/cert.pem: there is no such file"
 
 
-def settings_with(tmp_path: Path, environment: dict[str, str] | None = None, **keys: Any) -> Any:
+def settings_with(tmp_path: Path, environment: dict[str, str] | None = None, **keys: Any) -> SiteSettings:
     pool = SimpleNamespace(environment=environment or {}, name="shop")
     given: Any = SimpleNamespace(configuration=pool, directory="/run/shop", state_directory=str(tmp_path))
     return load_settings(Dashboard(**{"bind": "127.0.0.1:8443"} | keys), given)
@@ -49,8 +45,7 @@ def test_settings_have_the_token_from_the_environment_or_the_file(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "own").write_text(f"{'y' * 40}\n")
     assert settings_with(tmp_path, token_file=str(tmp_path / "own")).values["token"] == "y" * 40
-    assert from_environment.values["tls"] is None
-    assert from_environment.values["socket_path"].startswith("/run/shop/")
+    assert (from_environment.tls, from_environment.values["secure"]) == (None, False)
 
 
 def test_token_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
@@ -59,8 +54,8 @@ def test_token_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> No
     assert first.values["token"] == again.values["token"] == made.read_text().strip()
     assert len(first.values["token"]) >= 32
     assert made.stat().st_mode & 0o777 == 0o600
-    assert first.mark == again.mark
-    assert settings_with(tmp_path, hosts=["a.example"]).mark != first.mark
+    assert first == again
+    assert settings_with(tmp_path, hosts=["a.example"]) != first
 
 
 def test_missing_or_empty_token_is_an_error_with_its_fix(tmp_path: Path) -> None:
@@ -86,12 +81,16 @@ def test_missing_or_empty_token_is_an_error_with_its_fix(tmp_path: Path) -> None
 def test_settings_have_the_certificate_with_its_password_from_the_environment(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     files = {"cert": str(cert), "key": str(key)}
-    made = settings_with(tmp_path, tls=files).values["tls"]
+    settings = settings_with(tmp_path, tls=files)
+    assert settings.values["secure"]
+    made = settings.tls
+    assert made is not None
     assert {name: made[name] for name in ("cert", "key", "ca", "ciphers", "password")} == {
         **files, "ca": None, "ciphers": None, "password": "",
     }  # fmt: skip
     settings = settings_with(tmp_path, {"SECRET": "open"}, tls={**files, "password_env": "SECRET"})
-    assert settings.values["tls"]["password"] == "open"
+    assert settings.tls is not None
+    assert settings.tls["password"] == "open"
 
 
 def test_hosts_are_the_configured_ones_and_the_address(tmp_path: Path) -> None:
@@ -108,42 +107,6 @@ def test_url_is_where_a_browser_on_this_machine_finds_the_page() -> None:
         url_of(Dashboard(bind="0.0.0.0:8443", tls={"cert": "/c", "key": "/k"})) == "https://127.0.0.1:8443/"
     )
     assert url_of(Dashboard(bind="unix:/run/page")) == "unix:/run/page"
-
-
-@pytest.mark.parametrize("is_served", [True, False])
-def test_problem_is_over_when_the_former_page_is_wanted_again_or_none(
-    is_served: bool, tmp_path: Path
-) -> None:
-    async def scenario() -> None:
-        pool = SimpleNamespace(environment={}, name="shop")
-        keeper: Any = HelperKeeper()
-        environment: Any = SimpleNamespace(
-            configuration=pool, directory=str(tmp_path), state_directory=str(tmp_path), keeper=keeper,
-            helpers=Helpers(keeper, str(tmp_path)),
-        )  # fmt: skip
-        page = DashboardPage(environment, EventBus(Clock()))
-        table = Dashboard(bind=f"unix:{tmp_path}/page")
-        before = load_settings(table, environment)
-        if is_served:
-            page.configure(table)
-            await page.wait_for_opening_attempt()
-            while not keeper.spawned:
-                await asyncio.sleep(0)
-            await keeper.say({"t": "up"})
-            assert await page.wait_until_served() == before
-        page.configure(table.with_values(token_env="TOKEN"))
-        await page.wait_for_opening_attempt()
-        assert page.problem == "it has no token: the environment variable TOKEN is empty"
-        assert await page.wait_until_served() is None
-        page.configure(table if is_served else None)
-        await page.wait_for_opening_attempt()
-        await keeper.settle()
-        assert (page.problem, await page.wait_until_served()) == ("", before if is_served else None)
-        assert len(keeper.spawned) == is_served
-        await page.aclose()
-        keeper.close()
-
-    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 Until = Callable[..., Any]
@@ -181,11 +144,7 @@ class Page:
 
     def process(self) -> int | None:
         """The pid of the dashboard's process."""
-        found = [
-            pid
-            for pid, line in self.pool.processes().items()
-            if line.endswith("bootstrap.py features.dashboard")
-        ]
+        found = [pid for pid, line in self.pool.processes().items() if line.endswith("bootstrap.py web")]
         return found[0] if len(found) == 1 else None
 
     def logger(self) -> int:

@@ -23,7 +23,7 @@ from poolctl.monitor.metrics import render
 from poolctl.routing.route import BreakerRule, Route, Target
 from poolctl.routing.route_health import STATUSES, RouteHealth
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.observers.metrics_server import HealthReporter
+from poolctl.supervisor.observers.pool_metrics import HealthReporter
 from poolctl.supervisor.verbs.verb import Call
 from tests.features.gateway.test_gateway_statistics import RoutePool
 from tests.unit.core.ordered_core import run

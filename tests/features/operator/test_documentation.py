@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.features.operator.pool_operator import ANSWER, read_report
+from poolctl.features.operator.site import ANSWER, read_report
 from poolctl.features.operator.table import OperatorTable
 from poolctl.gateway.operator import OperatorSettings
 from poolctl.units import format_duration

@@ -18,20 +18,22 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
-from poolctl.features.operator import FEATURE, pool_operator
+from poolctl.features.operator import FEATURE
 from poolctl.features.operator.client import OperatorClient, OperatorSettings
-from poolctl.features.operator.pool_operator import OperatorAddressServer, PoolOperator
+from poolctl.features.operator.pool_operator import PoolOperator
+from poolctl.features.operator.site import OperatorSite
 from poolctl.features.operator.table import OperatorTable
-from poolctl.http.http_server import ServerLimits
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import render
-from poolctl.supervisor.active_configuration import SupervisorContext
-from poolctl.supervisor.observers.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS
+from poolctl.supervisor import web_addresses
+from poolctl.supervisor.web_addresses import WebServer
+from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.ports import claim_port
 from tests.unit.supervisor.desk import part_site
+from tests.unit.web.web_stage import Spawner, WebStage
 
 DEADLINE = 30.0
 TOKEN = {"POOL_TOKEN": "s3cret"}
@@ -42,6 +44,7 @@ class Servers:
 
     def __init__(self) -> None:
         self.demanded: list[tuple[str, int]] = []
+        self.clock = ManualClock(100.0)
 
     def wake_and_count_planned_workers(self, server_name: str, requests: int) -> int:
         workers = {"users": 2, "stopped": 0}[server_name]
@@ -49,72 +52,53 @@ class Servers:
         return workers
 
 
-class Keeper:
-    """Holds entries as a keeper does; descriptors are duplicated, as messages do."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, tuple[Any, list[int]]] = {}
-
-    async def call(self, message: dict[str, Any], fds: Any = ()) -> tuple[dict[str, Any], list[int]]:
-        if message["op"] == "drop":
-            for fd in self.entries.pop(message["name"], (None, []))[1]:
-                os.close(fd)
-            return {}, []
-        meta, held = self.entries.get(message["name"], (None, []))
-        return {"meta": meta}, [os.dup(fd) for fd in held]
-
-    def send(self, message: dict[str, Any], fds: Any = ()) -> None:
-        assert message["op"] == "put"
-        self.entries[message["name"]] = message["meta"], [os.dup(fd) for fd in fds]
-
-    def close(self) -> None:
-        for _, fds in self.entries.values():
-            for fd in fds:
-                os.close(fd)
-
-
-class Environment(NamedTuple):
-    environment: dict[str, str]
-    name: str = "shop"
-
-
 class Pool:
     """A pool that is an operator: its address, its servers and its events."""
 
-    def __init__(self, env: dict[str, str], keeper: Keeper) -> None:
+    def __init__(self, env: dict[str, str], keeper: Spawner | None = None) -> None:
         self.events = EventBus(Clock())
         self._heard: list[JournalEvent] = []
         self.events.subscribe(self._heard.append)
         self.servers = Servers()
-        self.keeper = keeper
-        helpers: Any = None
-        self.environment: Any = SupervisorContext(Environment(env), keeper, "/", "/", helpers)  # type: ignore[arg-type]
-        self.address = OperatorAddressServer(self.environment, self.events, self.servers)
+        self.stage = WebStage(self.events, env, keeper)
+        self.part = self.another_part()
+        self.stage.verbs |= self.part.verbs
+        self.address = self.part._address
+
+    def another_part(self) -> PoolOperator:
+        core: Any = self.servers
+        return PoolOperator(part_site(core, self.events, self.stage.environment)._replace(web=self.stage.web))
 
     async def serve(self, table: OperatorTable | None) -> None:
-        self.address.serve_table(table)
+        self.part.apply_tables(Tables() if table is None else Tables(operator=table))
         async with asyncio.timeout(DEADLINE):
-            await self.address.wait_for_opening_attempt()
+            await self.address.wait_until_served()
 
     @property
     def recorded(self) -> list[tuple[str, str, str]]:
         self.events.flush()
         return [(each.event, each.server, each.message) for each in self._heard]
 
+    async def has_recorded(self, *events: tuple[str, str, str]) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while self.recorded != [*events]:
+                await asyncio.sleep(0.001)
+
     @property
-    def endpoint(self) -> Any:
-        return self.address._server
+    def endpoint(self) -> OperatorSite:
+        found = self.stage.keeper.site("operator")
+        assert isinstance(found, OperatorSite)
+        return found
 
 
 def play(test: Callable[[Pool], Coroutine[Any, Any, None]], env: dict[str, str] = TOKEN) -> None:
     async def run() -> None:
-        keeper = Keeper()
-        pool = Pool(env, keeper)
+        pool = Pool(env)
         try:
             await test(pool)
         finally:
-            await pool.address.close()
-            keeper.close()
+            await pool.part.stop_serving()
+            await pool.stage.close()
             for _ in range(3):
                 await asyncio.sleep(0)
 
@@ -243,7 +227,7 @@ def test_address_that_is_not_trusted_is_refused_before_anything_else() -> None:
             assert (await ask(bind, data)).status == 403
         assert pool.servers.demanded == []
         message = "1 reports of requests refused, the last one from 127.0.0.1"
-        assert pool.recorded == [("operator client refused", "", message)]
+        await pool.has_recorded(("operator client refused", "", message))
 
     play(test)
 
@@ -374,22 +358,23 @@ def test_unix_socket_has_the_mode_whatever_the_umask(tmp_path: Path, mode: str) 
     play(test)
 
 
-def test_successor_continues_with_the_listener_that_the_keeper_holds(tmp_path: Path) -> None:
+def test_successor_continues_with_the_listener_and_the_process(tmp_path: Path) -> None:
     async def test(pool: Pool) -> None:
         path = tmp_path / "operator.sock"
         table = OperatorTable(bind=f"unix:{path}")
         await pool.serve(table)
         inode = path.stat().st_ino
-        successor = Pool({}, pool.keeper)
-        await successor.serve(table)
+        async with asyncio.timeout(DEADLINE):
+            while pool.stage.web.process is None:
+                await asyncio.sleep(0.001)
+        successor = pool.another_part()
+        successor.site._replace(web=WebServer(pool.stage.environment, pool.events))
+        successor.apply_tables(Tables(operator=table))
+        await successor._address.wait_until_served()
         assert path.stat().st_ino == inode
-        # The predecessor has ended: the next client is the successor's.
-        pool.endpoint.http.abort()
         assert (await ask(f"unix:{path}", request())).status == 200
-        assert successor.servers.demanded == [("users", 1)]
-        await successor.serve(OperatorTable(bind=f"unix:{path}", mode="0660"))
-        assert stat.S_IMODE(path.stat().st_mode) == 0o660
-        await successor.address.close()
+        assert pool.servers.demanded == [("users", 1)]
+        await successor.stop_serving()
 
     play(test)
 
@@ -425,7 +410,7 @@ def test_slow_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
             writer.close()
 
-    monkeypatch.setattr(pool_operator, "LIMITS", ServerLimits(request_seconds=0.5))
+    monkeypatch.setattr(OperatorSite, "limits", OperatorSite.limits._replace(request_seconds=0.5))
     play(test)
 
 
@@ -441,7 +426,7 @@ def test_client_that_begins_no_handshake_is_cut_off(tmp_path: Path, monkeypatch:
                 assert await reader.read() == b""
             writer.close()
 
-    monkeypatch.setattr(pool_operator, "LIMITS", ServerLimits(request_seconds=0.05))
+    monkeypatch.setattr(OperatorSite, "limits", OperatorSite.limits._replace(request_seconds=0.05))
     play(test)
 
 
@@ -473,7 +458,9 @@ def test_slow_clients_give_way_to_another_one(monkeypatch: pytest.MonkeyPatch) -
         for _, writer in clients:
             writer.close()
 
-    monkeypatch.setattr(pool_operator, "LIMITS", ServerLimits(request_seconds=600.0, connections=2))
+    monkeypatch.setattr(
+        OperatorSite, "limits", OperatorSite.limits._replace(request_seconds=600.0, connections=2)
+    )
     play(test)
 
 
@@ -481,7 +468,7 @@ def test_events_are_bounded_and_their_counts_are_whole() -> None:
     async def test(pool: Pool) -> None:
         table, bind = trusted()
         await pool.serve(table)
-        clock = pool.endpoint.clock = ManualClock(100.0)
+        clock = pool.servers.clock
         async with connected(bind) as asking:
             for _ in range(20):
                 await asking(request({**REPORT, "count": 5}))
@@ -501,10 +488,13 @@ def test_events_are_bounded_and_their_counts_are_whole() -> None:
     play(test)
 
 
-def test_pool_serves_the_address_of_its_table_and_closes_it_without_one() -> None:
+def test_pool_serves_the_address_of_its_table_and_closes_it_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(web_addresses, "_RETRY_SECONDS", 0.01)
+
     async def test(pool: Pool) -> None:
-        core: Any = pool.servers
-        part = PoolOperator(part_site(core, pool.events, pool.environment))
+        part = pool.part
         part.apply_tables(Tables())
         await part.wait_for_opening_attempt()
         assert [*part.problems] == []
@@ -515,24 +505,20 @@ def test_pool_serves_the_address_of_its_table_and_closes_it_without_one() -> Non
                 await part.wait_for_opening_attempt()
                 (problem,) = part.problems
                 assert problem.startswith("[operator]: operator cannot be served: ")
-            part.apply_tables(Tables(operator=table))
             while [*part.problems]:
                 await asyncio.sleep(0.001)
             assert (await ask(bind, request())).status == 200
             part.apply_tables(Tables(operator=OperatorTable(url="http://127.0.0.1:1")))
-            while pool.keeper.entries:
-                await asyncio.sleep(0.001)
+            await part.wait_for_opening_attempt()
             with pytest.raises(ConnectionRefusedError):
                 await ask(bind, request())
-            await part.stop_serving()
 
     play(test)
 
 
 def test_gateway_gets_the_settings_of_the_operator_that_it_informs() -> None:
     async def test(pool: Pool) -> None:
-        core: Any = pool.servers
-        part = PoolOperator(part_site(core, pool.events, pool.environment))
+        part = pool.part
         gateway: Any = SimpleNamespace(process_parts={})
         part.connect(gateway)
         (settings,) = gateway.process_parts.values()
@@ -546,15 +532,13 @@ def test_gateway_gets_the_settings_of_the_operator_that_it_informs() -> None:
         assert settings() == {
             **whole, "namespace": "shop", "ca": "", "cert": "", "key": "", "key_password": "",
         }  # fmt: skip
-        await part.stop_serving()
 
     play(test)
 
 
 def test_reports_to_an_operator_have_figures_where_there_is_one() -> None:
     async def test(pool: Pool) -> None:
-        core: Any = pool.servers
-        part = PoolOperator(part_site(core, pool.events, pool.environment))
+        part = pool.part
         report = {"delivered": 7, "unsent": {"users": 2, "mail": 1}, "failing": {"mail": "it answers 404"}}
         text = render(part.gateway_metrics({FEATURE.package: report}))
         for line in ("requests_total 7", "unsent_requests 3", "failing_services 1"):

@@ -14,7 +14,7 @@ from poolctl.cli.command_line import parse_simple_command_line
 from poolctl.control.pool_client import PoolClient
 from poolctl.features.gateway.table import RouteConfig
 from poolctl.features.registration._services import registration_of
-from poolctl.features.registration.registrations import read_options
+from poolctl.features.registration.site import read_options
 from poolctl.features.registration.table import RegistrationTable
 from poolctl.routing import route_report
 from tests.certificates import certificate

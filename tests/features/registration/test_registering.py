@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import subprocess
+import time
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from tests.features.gateway.test_gateway_manager import backend
 from tests.http_get import get
 from tests.ports import claim_port
 from tests.programs import program
+from tests.real_pool import RealPool
 
 
 def curl(socket: str, verb: str, **options: object) -> Any:
@@ -206,6 +209,59 @@ def test_service_elsewhere_registers_over_tls_with_its_token_and_is_recorded(gat
     pool.ok("reload")
     connect = [program("curl"), "-sk", f"https://localhost:{port}/"]
     gateway.until(lambda: subprocess.run(connect, check=False).returncode == 7)
+
+
+@pytest.mark.capability
+def test_service_outlasts_a_process_that_takes_no_heartbeats_for_longer_than_its_time_to_live(
+    gateway: GatewayPool,
+) -> None:
+    pool = gateway.pool
+    port = claim_port()
+    pool.env |= {"REG_TOKEN": "0123456789abcdef"}
+    gateway.write(
+        f'[registration]\nbind = "127.0.0.1:{port}"\n'
+        '[[registration.client]]\ntoken_env = "REG_TOKEN"\nroutes = ["users"]\n'
+        '[[route]]\nalias = "users"\nregister = true\n'
+    )
+    pool.ok("start")
+    (found,) = pool.runtime.rglob("control.sock")
+    client = PoolClient(Client(str(found)))
+
+    def state() -> str:
+        (route,) = (each for each in client.routes()["items"] if each["alias"] == "users")
+        return str(route["registrations"][0]["state"])
+
+    body = json.dumps({"options": {"name": "users", "to": "http://10.0.0.7:9000", "ttl": "1s"}})
+    fields = {"Authorization": "Bearer 0123456789abcdef"}
+    assert post(port, "/v1/register", body, fields) == 200
+    process = web_process(pool)
+    os.kill(process, signal.SIGSTOP)
+    frozen_at = time.monotonic()
+    while time.monotonic() < frozen_at + 2.5:
+        assert state() == "serving"
+    os.kill(process, signal.SIGCONT)
+    gateway.until(lambda: state() == "silent")
+    assert post(port, "/v1/register", body, fields) == 200
+    os.kill(process, signal.SIGKILL)
+    # It waits for the next process.
+    assert post(port, "/v1/register", body, fields) == 200
+    assert web_process(pool) != process
+    assert state() == "serving"
+
+
+def web_process(pool: RealPool) -> int:
+    """The pid of the process that serves the pool's own addresses."""
+    (pid,) = (pid for pid, line in pool.processes().items() if line.endswith("bootstrap.py web"))
+    return pid
+
+
+def post(port: int, path: str, body: str, fields: dict[str, str]) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("POST", path, body, fields)
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 ENVIRONMENT_APP = """

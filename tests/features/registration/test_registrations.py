@@ -9,7 +9,8 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,14 +26,10 @@ from poolctl.errors import ServerError
 from poolctl.features.gateway.supervision.computed_routes import RouteTableManager
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.features.registration import registrations
+from poolctl.features.registration import site as registration_site
 from poolctl.features.registration._services import FORGOTTEN_SECONDS, registration_of
-from poolctl.features.registration.registrations import (
-    AuthorizedClient,
-    RegistrationEndpoint,
-    TargetRegistration,
-    authorized_clients,
-    target_problem,
-)
+from poolctl.features.registration.registrations import TargetRegistration, site_settings, target_problem
+from poolctl.features.registration.site import AuthorizedClient, RegistrationSite
 from poolctl.features.registration.table import RegistrationClient, RegistrationTable
 from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, pool_files
@@ -40,15 +37,21 @@ from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
+from poolctl.runners.helper_process import Helpers
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.observers.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS, Peer
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
+from poolctl.supervisor.web_addresses import WebServer
+from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS, Peer
+from poolctl.web.site_server import SiteServer
 from tests.features.gateway.proxy_stage import Backend, Stage, Wire, play
 from tests.manual_clock import ManualClock
+from tests.ports import claim_port
 from tests.unit.supervisor.desk import part_site
+from tests.unit.web.greeter import Direct
+from tests.unit.web.web_stage import WebStage
 
 ROUTES = (RouteConfig(alias="users", path="/users", register=True),)
 FAST = {
@@ -67,8 +70,15 @@ class Keeper:
     def __init__(self) -> None:
         self.entries: dict[str, bytes] = {}
 
-    def send(self, message: dict[str, Any], fds: list[int]) -> None:
-        self.entries[message["name"]] = read_file(fds[0])
+    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        if message["op"] == "put":
+            self.entries[message["name"]] = read_file(fds[0])
+
+    @property
+    def services(self) -> list[Any]:
+        """The services that were saved last."""
+        found: list[Any] = json.loads(self.entries[fd_store.REGISTRATIONS])["services"]
+        return found
 
     async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         if message["name"] not in self.entries:
@@ -113,11 +123,16 @@ class Registry:
         gateway: Any = self
         self.gateway: Any = None
         self.late = ""
+        link: Any = self.keeper
         environment: Any = SimpleNamespace(
-            keeper=self.keeper, directory=self.directory, state_directory=self.state_directory
+            keeper=link,
+            directory=self.directory,
+            state_directory=self.state_directory,
+            helpers=Helpers(link, self.directory),
         )
         core: Any = SimpleNamespace(clock=clock or Clock())
-        site = part_site(core, events, environment)
+        self.web = WebServer(environment, events)
+        site = part_site(core, events, environment)._replace(web=self.web)
         keeper_link: Any = self.keeper
         self.manager = TargetRegistration(site._replace(store=StateStore(keeper_link, self.directory)))
         self.manager.connect(gateway)
@@ -148,6 +163,7 @@ class Registry:
 
     async def close(self) -> None:
         await self.manager.stop_serving()
+        await self.web.aclose()
         self.routes.close()
         for directory in (self.directory, self.state_directory):
             shutil.rmtree(directory, ignore_errors=True)
@@ -222,7 +238,7 @@ def test_service_without_a_heartbeat_is_taken_out_when_its_time_has_passed() -> 
         await until(lambda: ("pool", "backend expired") in registry.trail)
         await registry.routes.wait_until_current()
         assert await asked(stage) == b"503"
-        (saved,) = json.loads(registry.keeper.entries[fd_store.REGISTRATIONS])
+        (saved,) = registry.keeper.services
         assert saved["state"] == "silent"
         assert registry.manager.reports("users")[0].state == "silent"
         (family,) = registry.manager.gateway_metrics({})
@@ -230,9 +246,55 @@ def test_service_without_a_heartbeat_is_taken_out_when_its_time_has_passed() -> 
         assert registry.manager._expiry is not None
         clock.advance(FORGOTTEN_SECONDS + 1)
         registry.manager._expire()
-        assert (await registry.urls(), registry.trail[-1]) == ([], ("pool", "backend forgotten"))
-        assert json.loads(registry.keeper.entries[fd_store.REGISTRATIONS]) == []
+        await until(lambda: registry.trail[-1] == ("pool", "backend forgotten"))
+        assert (await registry.urls(), registry.keeper.services) == ([], [])
         await registry.close()
+
+    play(work)
+
+
+def test_no_time_to_live_runs_while_the_address_is_not_served() -> None:
+    async def work(stage: Stage) -> None:
+        clock = ManualClock()
+        registry = Registry(stage, clock=clock)
+        web = WebStage(registry.events, {"WEB": TOKEN})
+        await registry.manager.stop_serving()
+        site = registry.manager.site._replace(web=web.web, environment=web.environment)
+        manager = registry.manager = TargetRegistration(site)
+        manager.connect(registry)  # type: ignore[arg-type]
+        web.verbs |= manager.verbs
+        client = RegistrationClient(token_env="WEB", routes=("users",))
+        table = RegistrationTable(bind=f"127.0.0.1:{claim_port()}", client=(client,))
+        manager.apply_tables(Tables(gateway=GatewayConfig(), registration=table, routes=ROUTES))
+        assert await manager._address.wait_until_served() == ""
+        await until(lambda: web.web.process is not None)
+        backend = await stage.backend(Health().script)
+        await registry.ask("register", name="users", to=backend.url, ttl=10)
+
+        def left() -> float | None:
+            return manager.reports("users")[0].left_seconds
+
+        clock.advance(4)
+        assert left() == 6
+        web.keeper.refuses = "no process can be created"
+        web.keeper.kill()
+        await until(lambda: web.web.process is None)
+        for _ in range(3):
+            clock.advance(1000)
+            manager._expire()
+            await asyncio.sleep(0)
+        assert left() == 6
+        saved = json.loads(manager._content)["stood_still_seconds"]
+        assert saved == 3000
+        web.keeper.refuses = ""
+        web.web._helper.reconcile()
+        assert await manager._address.wait_until_served() == ""
+        assert left() == 6
+        clock.advance(6)
+        manager._expire()
+        await until(lambda: ("pool", "backend expired") in registry.trail)
+        await registry.close()
+        await web.close()
 
     play(work)
 
@@ -341,7 +403,7 @@ def test_service_of_another_client_is_neither_changed_nor_removed() -> None:
     play(work)
 
 
-@pytest.mark.parametrize("content", ["[", '{"name": "users"}', '["users"]'])
+@pytest.mark.parametrize("content", ["[", '{"name": "users"}', '["users"]', '{"services": ["users"]}'])
 def test_stopped_registrations_that_are_no_list_of_services_are_ignored(content: str, tmp_path: Path) -> None:
     (tmp_path / "stopped-registrations.json").write_text(content)
 
@@ -404,7 +466,7 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
             (item,) = (await registry.ask("register", **options))["items"]
         assert (registry.routes.generation, computed) == (generation, [])
         assert 29 < item["left_seconds"] <= 30
-        saved = json.loads(registry.keeper.entries[fd_store.REGISTRATIONS])
+        saved = registry.keeper.services
         assert [(each["settings"]["to"], each["state"]) for each in saved] == [
             ("http://10.0.0.7:9000", "serving")
         ]
@@ -423,7 +485,7 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         match = stage.edge.table.find("any", "/users")
         assert match is not None
         assert [each.url for each in match.route.to] == ["http://10.0.0.7:9000"]
-        (again,) = json.loads(registry.keeper.entries[fd_store.REGISTRATIONS])
+        (again,) = registry.keeper.services
         assert (again["settings"]["to"], again["state"]) == (url, "serving")
         for each in (killed, started, successor):
             await each.close()
@@ -539,20 +601,24 @@ class Services:
 
 
 class Endpoint:
+    """The site of [registration] on a port of its own, whose supervisor has the verbs of `services`."""
+
     def __init__(self) -> None:
-        self.events = EventBus(Clock())
-        self.recorded: list[JournalEvent] = []
-        self.events.subscribe(self.recorded.append)
         self.services = Services()
-        self.endpoint = RegistrationEndpoint(self.services, self.events)
-        self.endpoint.clock = self.clock = ManualClock()
-        self.endpoint.clients = (
-            AuthorizedClient("web", TOKEN, ("users", "reports")),
-            AuthorizedClient("far", OTHER, ("users",), ("10.0.0.0/8",)),
-        )
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.port = listener.getsockname()[1]
-        self.endpoint.http.listen(listener, 16)
+        verbs = {
+            "register": partial(registrations._perform_for_owner, self.services.register),
+            "unregister": partial(registrations._perform_for_owner, self.services.unregister),
+        }
+        self.supervisor = Direct(verbs)
+        self.port = 0
+        self.clock = ManualClock()
+        self.endpoint = RegistrationSite(self.supervisor, self.clock)
+        self.endpoint.configure({
+            "clients": [
+                {"name": "web", "token": TOKEN, "routes": ["users", "reports"], "allow": []},
+                {"name": "far", "token": OTHER, "routes": ["users"], "allow": ["10.0.0.0/8"]},
+            ]
+        })  # fmt: skip
 
     async def send(self, data: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -579,12 +645,17 @@ class Endpoint:
 
 def play_over_http(test: Callable[[Endpoint], Coroutine[Any, Any, None]]) -> None:
     async def run() -> None:
-        stage = Endpoint()
-        try:
-            await asyncio.wait_for(test(stage), 60)
-        finally:
-            stage.endpoint.http.abort()
-            await asyncio.sleep(0)
+        stage, ready = Endpoint(), asyncio.Event()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            stage.port = listener.getsockname()[1]
+            server = SiteServer(stage.endpoint)
+            serving = asyncio.ensure_future(server.serve_site([listener], ready.set))
+            await ready.wait()
+            try:
+                await asyncio.wait_for(test(stage), 60)
+            finally:
+                server.stop()
+                await serving
 
     asyncio.run(run())
 
@@ -658,7 +729,7 @@ def test_other_requests_are_refused_with_the_reason(
         ({"token": None}, b"401", b"www-authenticate: Bearer"),
         ({"method": "GET"}, b"405", b"allow: POST"),
         ({"wrong": MOST_WRONG_TOKENS}, b"429", b"retry-after: 7"),
-        ({"requests": registrations._BURST}, b"429", b"retry-after: 1"),
+        ({"requests": registration_site._BURST}, b"429", b"retry-after: 1"),
     ],
 )
 def test_refusal_names_what_is_needed_in_a_field(given: dict[str, Any], status: bytes, field: bytes) -> None:
@@ -690,8 +761,7 @@ def test_request_that_is_no_http_gets_the_reason_as_json() -> None:
 
 def test_endpoint_without_clients_refuses_every_token() -> None:
     async def work(stage: Endpoint) -> None:
-        other = RegistrationEndpoint(stage.services, stage.events)
-        stage.endpoint.clients, stage.endpoint.clock = other.clients, other.clock
+        stage.endpoint.configure({"clients": []})
         assert (await stage.ask(HERE))[0] == 401
 
     play_over_http(work)
@@ -705,7 +775,9 @@ def test_each_client_has_its_token_its_routes_and_its_networks() -> None:
             RegistrationClient(token_env="FAR", routes=("a", "b"), allow=("10.0.0.0/8",)),
         ),
     )
-    web, far = authorized_clients(table, {"WEB": f" {TOKEN}\n", "FAR": OTHER})
+    site = RegistrationSite(Direct({}))
+    site.configure(site_settings(table, {"WEB": f" {TOKEN}\n", "FAR": OTHER}).values)
+    web, far = site.clients
     assert (web.name, web.digest, web.routes) == ("web", AuthorizedClient("", TOKEN, ()).digest, {"users"})
     assert (far.name, far.digest, far.routes) == ("FAR", AuthorizedClient("", OTHER, ()).digest, {"a", "b"})
     assert (web.allows(AWAY.ip), web.allows(NEAR.ip), far.allows(AWAY.ip), far.allows(NEAR.ip)) == (
@@ -716,30 +788,8 @@ def test_each_client_has_its_token_its_routes_and_its_networks() -> None:
     )
     for env in ({"WEB": TOKEN}, {"WEB": TOKEN, "FAR": " "}):
         with pytest.raises(ServerError, match="variable FAR is not set") as raised:
-            authorized_clients(table, env)
+            site_settings(table, env)
         assert raised.value.hint == "export FAR=… before poolctl start"
-
-
-def test_address_of_the_table_serves_its_clients() -> None:
-    async def work(stage: Stage) -> None:
-        registry = Registry(stage)
-        address = registry.manager._address
-        table = RegistrationTable(
-            bind="127.0.0.1:8014", client=(RegistrationClient(token_env="WEB", routes=("users",)),)
-        )
-        endpoint = address.make_server()
-        await address.set_up_server(endpoint, table, {"WEB": TOKEN})
-        assert [each.name for each in endpoint.clients] == ["WEB"]
-        lost = RegistrationTable(
-            bind="127.0.0.1:8014", tls={"cert": "/none/cert.pem", "key": "/none/key.pem"}, client=()
-        )
-        for other in (table, lost):
-            with pytest.raises(ServerError):
-                await address.set_up_server(endpoint, other, {})
-        assert [each.name for each in endpoint.clients] == ["WEB"]
-        await registry.close()
-
-    play(work)
 
 
 AWAY, NEAR = Peer(ip_address("10.0.0.9"), "10.0.0.9"), Peer(ip_address("127.0.0.1"), "127.0.0.1")
@@ -790,8 +840,7 @@ def test_wrong_tokens_of_an_address_are_few_and_are_recorded_once_a_minute() -> 
         assert (await stage.ask(HERE))[0] == 200
         stage.clock.advance(60)
         assert (await stage.ask(HERE, token="guess"))[0] == 401
-        stage.events.flush()
-        assert [each.message for each in stage.recorded] == [
+        assert [each["message"] for each in stage.supervisor.reports] == [
             "1 registrations refused, the last one from 127.0.0.1: token missing or wrong",
             f"{MOST_WRONG_TOKENS + 1} registrations refused, the last one from 127.0.0.1: token missing or wrong",
         ]
@@ -805,7 +854,7 @@ def test_requests_of_a_client_are_limited_and_so_are_heads_and_bodies() -> None:
         assert (await stage.send(large)).split()[1] == b"413"
         head = b"POST /v1/register HTTP/1.1\r\nX: " + b"x" * 20000
         assert (await stage.send(head)).split()[1] == b"431"
-        stage.endpoint.clients[0].requests.take(registrations._BURST, stage.clock.monotonic())
+        stage.endpoint.clients[0].requests.take(registration_site._BURST, stage.clock.monotonic())
         assert (await stage.ask(HERE))[0] == 429
         stage.clock.advance(1)
         assert (await stage.ask(HERE))[0] == 200

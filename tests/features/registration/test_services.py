@@ -13,6 +13,7 @@ from poolctl.features.gateway.routes import routes_of
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.features.registration._services import (
     FORGOTTEN_SECONDS,
+    HeartbeatClock,
     Registered,
     RegistrationRefused,
     RegistrationRequest,
@@ -564,3 +565,24 @@ def test_own_route_is_excluded_where_another_route_is(
         assert found == ExcludedRoute(alias="own", reason=excluded, host=host, provider="registration")
     else:
         assert isinstance(found, Route)
+
+
+def test_clock_of_heartbeats_stands_still_while_it_is_stopped() -> None:
+    real = ManualClock(100.0)
+    clock = HeartbeatClock(real)
+    assert (clock.monotonic(), clock.time(), clock.stood_still_seconds) == (100.0, real.time(), 0.0)
+    real.advance(5)
+    clock.stop(2.0)  # of which it is known now only
+    clock.stop()
+    assert clock.monotonic() == 103.0
+    real.advance(50)
+    assert (clock.monotonic(), clock.stood_still_seconds) == (103.0, 52.0)
+    clock.go_on()
+    clock.go_on()
+    real.advance(1)
+    assert (clock.monotonic(), clock.stood_still_seconds) == (104.0, 52.0)
+    successor = HeartbeatClock(real)
+    successor.stop()
+    successor.resume(52.0)
+    successor.go_on()
+    assert successor.monotonic() == clock.monotonic()

@@ -144,8 +144,8 @@ FLAWS = {
         "    raise RuntimeError('a flaw')",
     ),
     "logger": ("logs/logger_process.py", "def main() -> None:", "def main() -> None:\n    exit('a flaw')"),
-    "dashboard": (
-        "features/dashboard/_web_server.py",
+    "web": (
+        "web/web_process.py",
         "def main() -> None:",
         "def main() -> None:\n    exit('a flaw')",
     ),
@@ -157,7 +157,7 @@ FLAWS = {
     "parts",
     [
         ("keeper", "the application's interpreter"),
-        pytest.param(("worker", "logger", "dashboard"), marks=pytest.mark.heavy),
+        pytest.param(("worker", "logger", "web"), marks=pytest.mark.heavy),
     ],
     ids="-".join,
 )

@@ -103,7 +103,7 @@ def test_no_server_program_probe_or_helper_is_given_what_a_key_names(pool: RealP
         "supervisor": True,
         "worker": False,
         "logs": False,
-        "features.dashboard": False,
+        "web": False,
     }
     wait_until(lambda: with_token() == expected, what=lambda: str(with_token()))
     for options in ([], ["--env"]):

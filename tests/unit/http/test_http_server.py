@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import socket
-import ssl
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 from poolctl.http import http_server
 from poolctl.http.http_server import ClientGone, HttpServer, ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
-from tests.certificates import certificate
 from tests.virtual_loop import VirtualLoop
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -37,10 +35,8 @@ class Handler:
         self.refused = ""
         self.failures: list[str] = []
         self.pieces = 0
-        self.certified: list[bool] = []
 
     async def handle(self, request: ReceivedRequest, response: Responder) -> None:
-        self.certified.append(request.certified)
         if request.head.path == b"/fail":
             raise RuntimeError("not thought of")
         if request.head.path == b"/wait":
@@ -106,12 +102,9 @@ async def served(
     *,
     watch: bool = False,
     reserve: contextlib.AbstractContextManager[None] | None = None,
-    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Handler]:
     handler = Handler()
-    server = handler.server = HttpServer(
-        handler, limits, what="requests", watch=watch, reserve=reserve, tls=tls
-    )
+    server = handler.server = HttpServer(handler, limits, what="requests", watch=watch, reserve=reserve)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     server.listen(listener, 16)
@@ -503,31 +496,5 @@ def test_descriptor_is_sent_with_its_piece_of_the_answer(tmp_path: Path, version
                 for each in descriptors:
                     os.close(each)
                 assert handler.failures == []
-
-    asyncio.run(scenario())
-
-
-def test_request_is_certified_if_its_client_has_shown_a_certificate(tmp_path: Path) -> None:
-    pair = certificate(tmp_path)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(*pair)
-    tls.load_verify_locations(pair[0])
-    tls.verify_mode = ssl.CERT_OPTIONAL
-    unknown, known = (ssl.create_default_context(cafile=pair[0]) for _ in range(2))
-    known.load_cert_chain(*pair)
-
-    async def scenario() -> None:
-        async with served(tmp_path / "plain") as handler:
-            assert b"<>" in await everything(tmp_path / "plain", ONCE)
-            assert handler.certified == [False]
-        async with served(tmp_path / "s", tls=tls) as handler:
-            for context in (unknown, known):
-                stream, writer = await asyncio.open_unix_connection(
-                    str(tmp_path / "s"), ssl=context, server_hostname="localhost"
-                )
-                writer.write(ONCE)
-                assert b"<>" in await stream.read()
-                writer.close()
-            assert handler.certified == [False, True]
 
     asyncio.run(scenario())

@@ -24,7 +24,6 @@ from poolctl.monitor.metrics import (
     measure_server,
     pool_families,
     render,
-    wants_openmetrics,
     worker_pids,
 )
 from poolctl.runners.runner_protocol import Placement, Usage
@@ -110,35 +109,6 @@ def test_infinity_and_nan_are_written_as_the_formats_require() -> None:
         assert read["odd", "minus"] == -math.inf
         assert math.isnan(read["odd", "nan"])
         assert read["odd", "tiny"] == 1e-7
-
-
-_PROMETHEUS = (
-    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
-    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
-)
-
-
-@pytest.mark.parametrize(
-    ("accept", "wanted"),
-    [
-        ("", False),
-        ("*/*", False),
-        ("text/plain", False),
-        ("application/openmetrics-text", True),
-        (_PROMETHEUS, True),
-        ("application/openmetrics-text;version=2.0.0", False),
-        ("application/openmetrics-text;q=0.1, text/plain", False),
-        ("application/openmetrics-text;q=0", False),
-        ("application/openmetrics-text;q=1, text/plain", True),
-        ("application/openmetrics-text;q=0.9, */*", False),
-        ("application/openmetrics-text;q=much", False),
-        ("application/openmetrics-text;q=0.1", True),
-        ("application/openmetrics-text;q=0.5, text/*;q=0.5", True),
-        ("application/openmetrics-text;version=0.0.1;q=0.4, text/html", True),
-    ],
-)  # fmt: skip
-def test_openmetrics_is_chosen_for_clients_that_prefer_it(accept: str, wanted: bool) -> None:
-    assert wants_openmetrics(accept) is wanted
 
 
 def counts_of(slots: Mapping[int, int]) -> list[int]:
@@ -424,8 +394,3 @@ def test_loop_lag_is_in_seconds_and_unknown_without_a_heartbeat() -> None:
     assert loop_lag_seconds(None) is None
     assert loop_lag_seconds(counts_of({tally.BEAT_LAG_NS: 5})) is None
     assert loop_lag_seconds(counts_of({tally.BEAT_ANSWERED_NS: 1, tally.BEAT_LAG_NS: 1_500_000_000})) == 1.5
-
-
-def test_unknown_parameter_of_an_accepted_type_may_have_any_value() -> None:
-    assert wants_openmetrics('application/openmetrics-text;version="1.0.0";x=a=b')
-    assert not wants_openmetrics("text/plain;x=a=b")

@@ -60,7 +60,9 @@ class Files(ActiveConfiguration):
 def part_site(core: Core, events: EventBus, environment: Any = None) -> PartContext:
     """The objects that a feature's part is made with; those that are not given are not there."""
     absent: Any = None
-    return PartContext(environment, core, events, lambda take: None, absent, absent, absent, asyncio.Event())
+    return PartContext(
+        environment, core, events, lambda take: None, absent, absent, absent, absent, asyncio.Event()
+    )
 
 
 class Fixed(Random):

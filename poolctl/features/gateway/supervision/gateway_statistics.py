@@ -25,7 +25,7 @@ from poolctl.routing.route_report import (
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.process_link import LinkLost
 from poolctl.runners.process_usage import ProcessUsages
-from poolctl.supervisor.observers.metrics_server import health_reported_for_route
+from poolctl.supervisor.observers.pool_metrics import health_reported_for_route
 from poolctl.supervisor.statistics import Totals, errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from poolctl.supervisor.observers.bearer_tokens import (
+from poolctl.web.bearer_tokens import (
     MOST_ADDRESSES,
     MOST_WRONG_TOKENS,
     WRONG_TOKEN_SECONDS,
@@ -38,14 +38,13 @@ HERE, THERE = Peer(ip_address("127.0.0.1"), "127.0.0.1"), Peer(ip_address("10.0.
 
 def asked(check: TokenCheck, authorization: str, peer: Peer = HERE, now: float = 0.0) -> object:
     """The name of the holder, or the status and the fields with which the request is refused."""
-    request: Any = SimpleNamespace(head={b"authorization": authorization.encode()})
     try:
-        return check.holder_of_token(request, peer, HOLDERS, now).name
+        return check.holder_of_token(authorization, peer, HOLDERS, now).name
     except Refused as refused:
         return refused.status, refused.fields
 
 
-UNKNOWN = 401, [("www-authenticate", "Bearer")]
+UNKNOWN = 401, {"www_authenticate": "Bearer"}
 
 
 @pytest.mark.parametrize(
@@ -62,13 +61,13 @@ def test_a_client_is_known_by_its_token(authorization: str, found: object) -> No
 def test_after_ten_wrong_tokens_an_address_waits_before_each_other_one() -> None:
     check = TokenCheck()
     assert [asked(check, "Bearer guess") for _ in range(MOST_WRONG_TOKENS)] == [UNKNOWN] * MOST_WRONG_TOKENS
-    late = 429, [("retry-after", "7")]
+    late = 429, {"retry_after": "7"}
     assert asked(check, "Bearer guess") == late
     assert asked(check, "Bearer one") == late, "an answer would tell which guess is right"
     assert asked(check, "Bearer one", THERE) == "web"
     later = WRONG_TOKEN_SECONDS + 0.1
     assert asked(check, "Bearer guess", now=later) == UNKNOWN
-    assert asked(check, "Bearer one", now=later) == (429, [("retry-after", "6")])
+    assert asked(check, "Bearer one", now=later) == (429, {"retry_after": "6"})
     assert asked(check, "Bearer one", now=2 * later) == "web"
 
 
@@ -83,18 +82,46 @@ def test_what_is_known_of_addresses_with_wrong_tokens_is_bounded() -> None:
     assert wrong.wait_seconds("other", 1.0) == 0
 
 
+class Transport:
+    """A connection with these facts."""
+
+    def __init__(self, **facts: Any) -> None:
+        self._facts = facts
+
+    def get_extra_info(self, name: str) -> Any:
+        return self._facts.get(name)
+
+
+def peer_with(**facts: Any) -> Peer | None:
+    transport: Any = Transport(**facts)
+    return peer_of(transport)
+
+
 def test_peer_is_its_address_or_its_user() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        peer = peer_of(ours)
-        assert (peer, peer.is_local) == (Peer(None, f"uid {os.getuid()}"), True)
+        peer = peer_with(socket=ours)
+    assert peer is not None
+    assert (peer, peer.is_local) == (Peer(None, f"uid {os.getuid()}"), True)
     fields: dict[str, tuple[str, ...]] = {"10.0.0.9": ("10.0.0.9", "10.0.0.9")}
     fields["::ffff:10.0.0.9"] = ("10.0.0.9", "10.0.0.9")
     fields["fd00::1:2:3:4%eth0"] = ("fd00::1:2:3:4", "fd00::/64")
-    for name, (ip, key) in fields.items():
-        sock: Any = SimpleNamespace(family=socket.AF_INET6, getpeername=lambda name=name: (name, 1))
-        peer = peer_of(sock)
-        assert (peer, peer.is_local) == (Peer(ip_address(ip), key), False)
-    with socket.socket() as left, pytest.raises(Refused, match="the client has left") as refused:
-        peer_of(left)
-    assert refused.value.status == 400
+    with socket.socket() as sock:
+        for name, (ip, key) in fields.items():
+            peer = peer_with(socket=sock, peername=(name, 1))
+            assert peer == Peer(ip_address(ip), key)
+            assert not peer.is_local
+        for mapped in ("127.9.9.9", "::1", "::ffff:127.0.0.1"):
+            peer = peer_with(socket=sock, peername=(mapped, 1))
+            assert peer is not None
+            assert peer.is_local
+        assert peer_with(socket=sock) is None, "it has left"
+
+
+def test_peer_is_certified_by_the_certificate_that_it_has_presented() -> None:
+    with socket.socket() as sock:
+        for presented in ({}, {"subject": ()}):
+            tls = SimpleNamespace(getpeercert=lambda presented=presented: presented)
+            peer = peer_with(socket=sock, peername=("10.0.0.9", 1), ssl_object=tls)
+            assert peer is not None
+            assert peer.certified is bool(presented)

@@ -1,10 +1,11 @@
-"""The clients of the supervisor's own HTTP addresses: their tokens, and how many wrong ones an address may send.
+"""The clients of the pool's own addresses: where they are, their tokens, and how many wrong ones they may send.
 
 A token is sent as `Authorization: Bearer TOKEN` (RFC 6750 §2.1).
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import socket
@@ -13,50 +14,55 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import NamedTuple, Protocol, TypeVar
 
-from poolctl.http.http_server import ReceivedRequest
 from poolctl.platform import peer_credentials
 
 # Limit for one address: wrong tokens in a burst, and the interval between later ones.
 MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS = 10, 6.0
 MOST_ADDRESSES = 4096
-_BEARER = b"bearer "
+_BEARER = "bearer "
 
 Ip = IPv4Address | IPv6Address
 
 
 class Refused(Exception):
-    """A request is refused: it is answered with this status, message and header fields."""
+    """A request is refused: it is answered with this status, message and header fields ("_" in a name is "-")."""
 
     def __init__(self, status: int, message: str, **fields: str) -> None:
         super().__init__(message)
         self.status = status
-        self.fields = [(name.replace("_", "-"), value) for name, value in fields.items()]
+        self.fields = fields
 
 
 class Peer(NamedTuple):
-    """The sender of a request: its address, or None over a Unix socket. Wrong tokens are counted by `key`."""
+    """The sender of a request: its address, or None over a Unix socket. Wrong tokens are counted by `key`.
+
+    `certified`: it has presented a certificate signed by an authority of the address's TLS context.
+    """
 
     ip: Ip | None
     key: str
+    certified: bool = False
 
     @property
     def is_local(self) -> bool:
         return self.ip is None or self.ip.is_loopback
 
 
-def peer_of(sock: socket.socket) -> Peer:
-    """Return the IP address and the key of the sender on this connection. Raises Refused if the sender has left.
+def peer_of(transport: asyncio.BaseTransport) -> Peer | None:
+    """Return the client of this connection; None if it has left.
 
-    IPv6 senders in the same /64 network, which may be one machine, share a key.
+    IPv6 clients in the same /64 network, which may be one machine, share a key.
     """
+    sock = transport.get_extra_info("socket")
     if sock.family == socket.AF_UNIX:
         return Peer(None, f"uid {peer_credentials(sock)[1]}")
-    try:
-        ip = unmapped(ip_address(str(sock.getpeername()[0]).partition("%")[0]))
-    except (OSError, ValueError):
-        raise Refused(400, "the client has left") from None
+    address = transport.get_extra_info("peername")
+    if not address:
+        return None
+    ip = unmapped(ip_address(str(address[0]).partition("%")[0]))
     key = str(ip_network((ip, 64), strict=False)) if isinstance(ip, IPv6Address) else str(ip)
-    return Peer(ip, key)
+    tls = transport.get_extra_info("ssl_object")
+    return Peer(ip, key, certified=tls is not None and bool(tls.getpeercert()))
 
 
 def unmapped(ip: Ip) -> Ip:
@@ -87,15 +93,17 @@ class TokenCheck:
         self._wrong = WrongTokens()
 
     def holder_of_token(
-        self, request: ReceivedRequest, peer: Peer, holders: Iterable[Holder], now: float
+        self, authorization: str, peer: Peer, holders: Iterable[Holder], now: float
     ) -> Holder:
-        """The holder of the request's token. Raises Refused: 401, or 429 while the peer has to wait."""
+        """The holder of the token in this field of the peer's request.
+
+        Raises Refused: 401, or 429 while the peer has to wait.
+        """
         if wait := self._wrong.wait_seconds(peer.key, now):
             raise Refused(429, "too many wrong tokens", retry_after=str(int(wait) + 1))
-        given = request.head.get(b"authorization")
         found = None
-        if given[:7].lower() == _BEARER:
-            digest = token_digest(given[7:].strip())
+        if authorization[:7].lower() == _BEARER:
+            digest = token_digest(authorization[7:].strip().encode("latin-1"))
             # Compare all of them, so that the time reveals nothing.
             for each in holders:
                 if hmac.compare_digest(digest, each.digest):

@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
 
 from poolctl.cli.log_rendering import log_paths, record_lines
 from poolctl.clock import Clock
@@ -30,6 +29,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import Follower
+from poolctl.web.site import Site, SiteLimits
 
 from ._access import COOKIE_PATH, SESSION_SECONDS, GlobalLoginThrottle, HostAndOriginGuard, Session, Sessions
 from ._answers import HistoryResult, RolloutResult
@@ -48,7 +48,6 @@ _DETAILS = (
     "name", "worker_list", "failure", "complaint", "overrides", "endpoints", "generation", "preload_problem",
 )  # fmt: skip
 _LONGEST_SECONDS = 300.0
-_MOST_BYTES = 256 * 1024
 # Maximum routes and maximum hosts: more would make the page slow.
 _MOST_ROWS = 500
 # The polling interval for log files that do not exist yet, and on systems without inotify.
@@ -59,18 +58,17 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class DashboardSettings(NamedTuple):
-    """The dashboard process's settings, sent by the supervisor; `key` and `name` identify the pool.
+    """The page's settings, sent by the supervisor; `key` and `name` identify the pool.
 
-    `tls` holds the paths `cert` and `key`, and the key's password. Logged-out sessions are stored in `ended_path`.
+    `secure`: the page is served with TLS. Logged-out sessions are stored in `ended_path`.
     """
 
-    socket_path: str
     logs_directory: str
     key: str
     name: str
     token: str
     hosts: tuple[str, ...]
-    tls: Table | None
+    secure: bool
     ended_path: str
 
 
@@ -79,20 +77,34 @@ def _is_name(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch(NAME_PATTERN, text) is not None
 
 
-def make_app(settings: DashboardSettings, over: asyncio.Event, clock: Clock | None = None) -> ASGIApp:
-    """The ASGI application of a dashboard. It queries the supervisor at `settings.socket_path`.
+class DashboardSite(Site):
+    """The page, and what it asks for. Its streams end when its settings change, so that they end with their token."""
 
-    Its streams end when `over` is set.
-    """
-    page = _DashboardEndpoints(settings, over, clock or Clock())
-    handlers = {ControlError: _service_unavailable, TimeoutError: _service_unavailable}
-    return HostAndOriginGuard(Starlette(routes=page.routes(), exception_handlers=handlers), settings.hosts)
+    limits = SiteLimits(connections=256, keep_alive_seconds=30, head_bytes=32 * 1024, body_bytes=256 * 1024)
+
+    _over: asyncio.Event | None = None
+
+    def configure(self, settings: Table) -> None:
+        self.close()
+        over = self._over = asyncio.Event()
+        given = DashboardSettings(**settings)
+        page = _DashboardEndpoints(given, self.supervisor.socket_path, over, self.clock)
+        handlers = {ControlError: _service_unavailable, TimeoutError: _service_unavailable}
+        self.app = HostAndOriginGuard(
+            Starlette(routes=page.routes(), exception_handlers=handlers), given.hosts
+        )
+
+    def close(self) -> None:
+        if self._over is not None:
+            self._over.set()
 
 
 class _DashboardEndpoints:
-    def __init__(self, settings: DashboardSettings, over: asyncio.Event, clock: Clock) -> None:
+    def __init__(
+        self, settings: DashboardSettings, socket_path: str, over: asyncio.Event, clock: Clock
+    ) -> None:
         self._settings = settings
-        self._hub = Hub(settings.socket_path, clock)
+        self._hub = Hub(socket_path, clock)
         self._sessions = Sessions(settings.token, settings.key, clock, settings.ended_path)
         self._attempts = GlobalLoginThrottle(clock)
         self._over = over
@@ -160,7 +172,7 @@ class _DashboardEndpoints:
             cookie,
             max_age=SESSION_SECONDS,
             path=COOKIE_PATH,
-            secure=self._settings.tls is not None,
+            secure=self._settings.secure,
             httponly=True,
             samesite="strict",
         )
@@ -277,13 +289,8 @@ def _bearer(request: Request) -> str:
 
 async def _json_body_or_empty(request: Request) -> Table:
     """The JSON object of the request's body; an empty one for anything else."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MOST_BYTES:
-            return {}
     try:
-        document = json.loads(body)
+        document = json.loads(await request.body())
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

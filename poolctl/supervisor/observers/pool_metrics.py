@@ -1,18 +1,11 @@
-"""Serves metrics and the pool's health over HTTP on one address; the keeper holds its listener for a successor.
-
-Slow or hostile clients cannot delay the answers to others.
-"""
+"""The metrics and the health of the pool, for commands and for the address of [metrics]."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
-from ipaddress import ip_address
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 from poolctl.config import MetricsTable
 from poolctl.control.answers import SupervisorIdentity
@@ -21,42 +14,31 @@ from poolctl.core.core import Core
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import NOT_AS_DESIRED
-from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
-from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, from_json
-from poolctl.keeper import fd_store
-from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import (
-    OPENMETRICS,
     PARTS,
-    TEXT,
     Family,
     ObservedServer,
     pool_families,
     render,
-    wants_openmetrics,
 )
 from poolctl.platform import memory_bytes, process_cpu_ns
 from poolctl.routing.route_health import (
     DEPTHS,
     FULL,
     SIMPLE,
-    SUMMARY,
     RouteHealth,
     health_at_depth,
     server_health,
 )
 from poolctl.selection.selector import Selector, SelectorError
 
-from ..active_configuration import SupervisorContext
 from ..feature_parts import FeatureParts
 from ..statistics import Statistics
 from ..verbs.verb import Call, complaint_of, selected
-from .held_address import HttpAddressServer, HttpEndpoint
+from ..web_addresses import SiteSettings, WebAddress, WebServer
 
 ROUTE, SERVER = "route", "server"
-
-Fresh = TypeVar("Fresh")
 
 # The health of each route, by its name.
 RouteHealths = Callable[[], Awaitable[Mapping[str, RouteHealth]]]
@@ -208,96 +190,6 @@ def _health_if_should_run(core: Core, entry: Entry) -> RouteHealth:
     return replace(health, detail=failed) if (failed := failed_run_message(entry)) else health
 
 
-class MetricsAddressServer(HttpAddressServer["MetricsServer", MetricsTable]):
-    """Serves metrics and health over HTTP at the address in the table [metrics]."""
-
-    def __init__(
-        self, environment: SupervisorContext, events: EventBus, metrics: PoolMetrics, health: HealthReporter
-    ) -> None:
-        super().__init__(environment, events, fd_store.METRICS, "metrics")
-        self._metrics = metrics
-        self._health = health
-
-    def make_server(self) -> MetricsServer:
-        return MetricsServer(self._metrics, self._health)
-
-    async def set_up_server(self, server: MetricsServer, table: MetricsTable, env: Mapping[str, str]) -> None:
-        server.path = table.path
-
-
-LIMITS = ServerLimits(
-    head_bytes=16 * 1024,
-    body_bytes=16 * 1024,
-    request_seconds=10.0,
-    keep_alive_seconds=120.0,  # Prometheus scrapes every minute, by default, and keeps its connection
-    connections=32,
-)
-_FRESH_SECONDS = 0.5  # every client gets the same text for this time
-
-
-# The depth of the health report by path. The status is 503 if a route or server that should serve does not.
-HEALTH = {"/health": SIMPLE, "/health/summary": SUMMARY, "/health/full": FULL}
-
-
-class MetricsServer(HttpEndpoint):
-    """Answers `GET path` with the metrics, and the paths in `HEALTH` with the pool's health."""
-
-    def __init__(self, metrics: PoolMetrics, health: HealthReporter) -> None:
-        super().__init__(LIMITS, "scrapes of the metrics")
-        self.path = ""
-        self._metrics = metrics
-        self._health = health
-        self._latest: dict[str, tuple[float, Any]] = {}
-        self._rendering = asyncio.Lock()
-
-    def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
-        return error.status, "text/plain", f"not a request: {error}\n".encode()
-
-    async def handle(self, request: ReceivedRequest, response: Responder) -> None:
-        """Answer a request for metrics or health."""
-        head = request.head
-        path = head.path.decode()
-        plain = ("content-type", "text/plain")
-        if head.method not in (b"GET", b"HEAD"):
-            await response.send(405, [("allow", "GET, HEAD"), plain], b"only GET\n")
-        elif path != self.path and path in HEALTH:
-            await self._send_health(HEALTH[path], request, response)
-        elif path != self.path:
-            await response.send(404, [plain], f"the metrics are at {self.path}\n".encode())
-        else:
-            openmetrics = wants_openmetrics(head.get(b"accept").decode("latin-1"))
-            kind = OPENMETRICS if openmetrics else TEXT
-            text = await self._cached_or_new(kind, partial(self._metrics.text, openmetrics))
-            await response.send(200, [("content-type", kind), ("vary", "accept")], text.encode())
-
-    async def _send_health(self, depth: str, request: ReceivedRequest, response: Responder) -> None:
-        if depth == FULL and not _is_local(request.sock):
-            message = (
-                b"addresses and errors are shown to clients of this machine alone: see /health/summary\n"
-            )
-            await response.send(403, [("content-type", "text/plain")], message)
-            return
-        found = await self._cached_or_new("health", self._health.health)
-        body = json.dumps(found.in_depth(depth)).encode() + b"\n"
-        fields = [("content-type", "application/json"), ("cache-control", "no-store")]
-        await response.send(200 if found.serves else 503, fields, body)
-
-    async def _cached_or_new(self, what: str, make: Callable[[], Awaitable[Fresh]]) -> Fresh:
-        # Clients that ask at the same time get the same answer.
-        async with self._rendering:
-            loop = asyncio.get_running_loop()
-            at, found = self._latest.get(what, (float("-inf"), None))
-            if at + _FRESH_SECONDS <= loop.time():
-                found = await make()
-                self._latest[what] = loop.time(), found
-            return cast(Fresh, found)
-
-
-def _is_local(sock: socket.socket) -> bool:
-    if sock.family == socket.AF_UNIX:
-        return True
-    try:
-        client = ip_address(sock.getpeername()[0].partition("%")[0])
-    except (OSError, ValueError):
-        return False
-    return (getattr(client, "ipv4_mapped", None) or client).is_loopback
+def metrics_address(web: WebServer) -> WebAddress[MetricsTable]:
+    """The address in the table [metrics]."""
+    return WebAddress(web, "metrics", lambda table: SiteSettings({"path": table.path}))

@@ -1,0 +1,423 @@
+"""The pool's own addresses, such as those of [dashboard] and [metrics], and the one process that serves them.
+
+The supervisor opens each address, and the keeper holds its listeners and the link to the process for the next
+supervisor. A client that connects while the process is replaced waits in the backlog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from poolctl.address import parse
+from poolctl.bootstrap import command
+from poolctl.clock import PING_SECONDS
+from poolctl.config import TLSConfig
+from poolctl.errors import ServerError
+from poolctl.json_form import Table
+from poolctl.keeper import fd_store, wire
+from poolctl.listeners.open_listener import (
+    PRIVATE,
+    Identity,
+    SocketAccess,
+    close_listener,
+    refuse_new_connections,
+    socket_file_identity,
+)
+from poolctl.monitor.event_queue import EventBus
+from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess
+from poolctl.runners.listener_opener import Opener, in_daemon_thread
+from poolctl.runners.process_link import LinkLost
+
+from .active_configuration import SupervisorContext
+
+_RETRY_SECONDS = 5.0
+# A process that does not answer within this time may be frozen.
+_PROMPT_SECONDS = 1.0
+# How long the process may need to close a listener; one that hangs is replaced later.
+_CLOSED_SECONDS = 2.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class WebTable(Protocol):
+    """A table of the configuration with an address. It may have the `mode` of a Unix socket."""
+
+    @property
+    def bind(self) -> str | None: ...
+
+
+OfTable = TypeVar("OfTable", bound=WebTable)
+
+
+class SiteSettings(NamedTuple):
+    """The settings of a table's site, and of its TLS (see worker.serving.uvicorn_parts.ssl_context) with its files."""
+
+    values: Table
+    tls: Table | None = None
+
+
+def tls_settings(tls: TLSConfig, env: Mapping[str, str], *, is_optional: bool | None = None) -> Table:
+    """The settings for this certificate and, by its `client_auth`, for the certificates of clients.
+
+    With `is_optional`, clients may present a certificate in any case if there is a `ca`; with False they have to.
+    """
+    client_auth = tls.client_auth
+    if is_optional is not None and tls.ca:
+        client_auth = "optional" if is_optional and client_auth != "required" else "required"
+    # Without a password OpenSSL would ask for one on the terminal.
+    password = env.get(tls.password_env, "") if tls.password_env else ""
+    files = {"cert": tls.cert, "key": tls.key, "ca": tls.ca, "password": password}
+    return {**files, "min_version": tls.min_version, "ciphers": tls.ciphers, "client_auth": client_auth}
+
+
+class AddressOwner(Protocol):
+    """The owner of an address is informed of what the process reports about it."""
+
+    def on_attempted(self, order: Order, *, changed: bool) -> None:
+        """The process serves the address, or cannot because of the order's problem; `changed`: it did not before."""
+
+    def on_unserved(self, silent_seconds: float) -> None:
+        """No process serves the address now, and perhaps none did in the last `silent_seconds`."""
+
+
+@dataclass(eq=False)
+class Order:
+    """What the process has to serve for a table. `attempted` is set once it does so, or no process can be started."""
+
+    number: int
+    owner: AddressOwner
+    settings: SiteSettings
+    listeners: list[socket.socket]
+    attempted: asyncio.Event = field(default_factory=asyncio.Event)
+    problem: str = ""  # why the process cannot serve it
+
+
+WEB = HelperKind(
+    name="web",
+    label="the web server",
+    argv=(*command(sys.executable, "web"),),
+    entry=fd_store.WEB_LINK,
+    output="web.log",
+    # Longer than it needs to finish its requests, and to wait until its connections are quiet.
+    end_seconds=15.0,
+)
+
+
+class WebProcess(HelperProcess):
+    """The process that serves the addresses. `sent` has the numbers of the orders that were sent to it, by table.
+
+    `silent_seconds` is how long it may have been frozen before it ended.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        self.sent: dict[str, int] = {}
+        self.silent_seconds = 0.0
+        super().__init__(*arguments)
+
+    def on_link_lost(self) -> None:
+        if self._watchdog is not None and self._watchdog.unanswered_seconds >= _PROMPT_SECONDS:
+            # Before the ping that it has not answered, none was sent for some time.
+            self.silent_seconds = PING_SECONDS + self._watchdog.unanswered_seconds
+        super().on_link_lost()
+
+
+class WebServer(HelperOwner):
+    """Keeps the process running while there is an address to serve, and sends it what to serve there."""
+
+    def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
+        self.keeper, self.events = environment.keeper, events
+        self._directory = environment.directory
+        self._helper = environment.helpers.add(WEB, self, WebProcess)
+        self._orders: dict[str, Order] = {}  # by table
+        self._closed: set[str] = set()  # the tables that were served or might have been
+        self._numbers = itertools.count(1)
+
+    @property
+    def problem(self) -> str:
+        """Why the process does not run, or ""."""
+        return self._helper.problem
+
+    @property
+    def process(self) -> WebProcess | None:
+        """The process in use."""
+        process = self._helper.process
+        return process if isinstance(process, WebProcess) else None
+
+    def serve(
+        self, table: str, owner: AddressOwner, settings: SiteSettings, listeners: list[socket.socket]
+    ) -> Order:
+        """Have the table's site served on these listeners from now on, in the background."""
+        before = self._orders.get(table)
+        order = self._orders[table] = Order(next(self._numbers), owner, settings, listeners)
+        if before is not None:
+            before.attempted.set()
+        if (process := self.process) is not None:
+            self._send_orders(process)
+        else:
+            owner.on_unserved(0.0)
+            self._helper.reconcile()
+        return order
+
+    async def close(self, table: str) -> None:
+        """Have the table's listeners closed in the process. Waits for it, but not for one that hangs."""
+        order = self._orders.pop(table, None)
+        if order is not None:
+            order.attempted.set()
+        self._closed.add(table)
+        if (process := self.process) is not None:
+            process.sent.setdefault(table, 0)
+            self._send_orders(process)
+            with contextlib.suppress(LinkLost, TimeoutError):
+                async with asyncio.timeout(_CLOSED_SECONDS):
+                    await process.wait_until_performed()
+
+    def end_if_unused(self) -> None:
+        """End the process, in the background, if it has nothing to serve."""
+        self._helper.reconcile()
+
+    async def aclose(self) -> None:
+        """End the process."""
+        await self._helper.aclose()
+
+    async def is_answering(self, on_silent: Callable[[float], None]) -> bool:
+        """Ask the process whether it runs, and wait for the answer; False if there is no process, or it ends.
+
+        If the answer does not come at once, `on_silent` gets the seconds for which the process may have been frozen.
+        """
+        if (process := self.process) is None:
+            return False
+        answer = asyncio.ensure_future(process.wait_until_performed())
+        await asyncio.wait({answer}, timeout=_PROMPT_SECONDS)
+        if not answer.done():
+            on_silent(PING_SECONDS + _PROMPT_SECONDS)
+        try:
+            await answer
+        except LinkLost:
+            return False
+        return True
+
+    # The helper's owner.
+
+    async def settings(self) -> str | None:
+        return "" if self._orders else None
+
+    def begin(self, process: HelperProcess) -> None:
+        assert isinstance(process, WebProcess)
+        process.link.send({"t": "begin", "directory": self._directory})
+        self._send_orders(process)
+
+    def use(self, process: HelperProcess, *, is_new: bool) -> None:
+        assert isinstance(process, WebProcess)
+        if not is_new:
+            process.sent |= dict.fromkeys(self._closed, 0)
+        self._send_orders(process)
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        table = str(message.get("table"))
+        order = self._orders.get(table)
+        if message.get("t") == "refused":
+            self.events.record(
+                "audit", f"{table} client refused", message=str(message["message"]), severity="warning"
+            )
+        elif message.get("t") == "served" and order is not None and message["number"] == order.number:
+            order.problem = str(message["problem"])
+            order.attempted.set()
+            order.owner.on_attempted(order, changed=message["changed"] is True)
+
+    def on_lost(self, process: HelperProcess) -> None:
+        assert isinstance(process, WebProcess)
+        for order in self._orders.values():
+            order.attempted.clear()
+            order.owner.on_unserved(process.silent_seconds)
+
+    def on_event(self, event: str, message: str, **detail: Any) -> None:
+        self.events.record("pool", event, message=message, **detail)
+        if self.problem:
+            for order in self._orders.values():
+                order.attempted.set()
+
+    def _send_orders(self, process: WebProcess) -> None:
+        """Send what the process has not got yet."""
+        for table in process.sent.keys() - self._orders.keys():
+            del process.sent[table]
+            process.link.send({"t": "close", "table": table})
+        for table, order in self._orders.items():
+            if process.sent.get(table) != order.number:
+                process.sent[table] = order.number
+                settings = order.settings
+                message = {
+                    "t": "serve", "table": table, "number": order.number,
+                    "settings": settings.values, "tls": settings.tls,
+                }  # fmt: skip
+                process.link.send(message, order.listeners)
+
+
+class WebAddress(Generic[OfTable]):
+    """The address in a table of the configuration: open as the table says, and served by the process of `web`.
+
+    `table` is the table's name. `settings_of` makes the settings of its site; it may block, and raise ServerError or
+    OSError. If it does, or the address cannot be opened, that is tried again.
+    """
+
+    def __init__(self, web: WebServer, table: str, settings_of: Callable[[OfTable], SiteSettings]) -> None:
+        self.table: OfTable | None = None
+        self.events = web.events
+        self.web = web
+        self._name = table
+        self._settings_of = settings_of
+        self._entry = f"{fd_store.WEB_LISTENER}{table}"
+        self._opener = Opener()
+        self._failure = ""  # why it cannot be opened, or its settings cannot be made
+        self._noted = ""  # the problem of which there is an event
+        self._open: str | None = None
+        self._identity: Identity | None = None
+        self._listeners: list[socket.socket] = []
+        self._order: Order | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._tried = asyncio.Event()
+
+    @property
+    def problem(self) -> str:
+        """Why the address is not served, or "". With a bad certificate, it is served with the one before."""
+        order = self._order
+        problem = self._failure or ((order.problem or self.web.problem) if order is not None else "")
+        return self.sentence(problem) if problem else ""
+
+    def sentence(self, problem: str) -> str:
+        """The problem in words for the log, events and warnings."""
+        return f"{self._name} cannot be served: {problem}"
+
+    def record_problem(self, sentence: str) -> None:
+        """Record the event that the address is not served."""
+        self.events.record("config", f"{self._name} not served", message=sentence)
+
+    async def wait_for_opening_attempt(self) -> None:
+        """Wait until clients can connect, or the first attempt since `serve_table` has failed.
+
+        With TLS, wait until it is known whether the certificate can be used, too.
+        """
+        if self._work is not None:
+            await self._tried.wait()
+
+    async def wait_until_served(self) -> str:
+        """Wait until the address is served, or a problem prevents that, which is returned; otherwise return ""."""
+        await self.wait_for_opening_attempt()
+        while not self.problem and (order := self._order) is not None and not order.attempted.is_set():
+            await order.attempted.wait()
+        return self.problem
+
+    def serve_table(self, table: OfTable | None) -> None:
+        """Serve the address of `table` with its settings from now on; with None, or without one, stop serving."""
+        self.table = table
+        self._tried.clear()
+        self._changed.set()
+        if self._work is None:
+            self._work = asyncio.ensure_future(self._serve())
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.wait({self._work})
+        await self._shut()
+
+    def on_attempted(self, order: Order, *, changed: bool) -> None:
+        self._note(order.problem)
+
+    def on_unserved(self, silent_seconds: float) -> None:
+        pass
+
+    async def _serve(self) -> None:
+        """Serve as the table set by `serve_table` says, until cancelled; try again after a failure."""
+        await self._adopt()
+        while True:
+            self._changed.clear()
+            pause = None
+            try:
+                await self._apply_table(self.table)
+            except Exception as error:
+                if not isinstance(error, (ServerError, OSError)):
+                    logger.exception("%s: not expected", self._name)
+                pause = _RETRY_SECONDS
+                self._failure = str(getattr(error, "message", error))
+                self._note(self._failure)
+            if not self._changed.is_set():
+                self._tried.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
+
+    def _note(self, problem: str) -> None:
+        """Record a problem, unless it is known already."""
+        if problem and problem != self._noted:
+            sentence = self.sentence(problem)
+            logger.error(sentence)
+            self.record_problem(sentence)
+        self._noted = problem
+
+    async def _adopt(self) -> None:
+        reply, fds = await self.web.keeper.call({"op": "get", "name": self._entry})
+        if fds:
+            self._open = str(reply["meta"])
+            self._listeners = [socket.socket(fileno=fd) for fd in fds]
+            self._identity = socket_file_identity(_bind_of(self._open))
+
+    async def _apply_table(self, table: OfTable | None) -> None:
+        if table is None or table.bind is None:
+            await self._shut()
+            self.web.end_if_unused()
+            self._failure = ""
+            return
+        bind, written = parse(table.bind).key, getattr(table, "mode", "")
+        mode = int(written, 8) if bind.startswith("unix:") and written else None
+        wanted = bind if mode is None else f"{mode:04o} {bind}"
+        if wanted != self._open:
+            await self._shut()
+        if self._open is None:
+            access = PRIVATE if mode is None else SocketAccess(mode)
+            self._listeners = await self._opener.listen(parse(bind), access=access)
+            self._open, self._identity = wanted, socket_file_identity(bind)
+            fds = [sock.fileno() for sock in self._listeners]
+            self.web.keeper.send({"op": "put", "name": self._entry, "meta": wanted}, fds)
+        settings = await in_daemon_thread(lambda: self._settings_of(table))
+        # With TLS also sent unchanged, so that a reload uses renewed files at once.
+        if (order := self._order) is None or settings != order.settings or settings.tls is not None:
+            order = self._order = self.web.serve(self._name, self, settings, self._listeners)
+        self._failure = ""
+        if settings.tls is not None:
+            await self._wait_for_attempt_or_change(order)
+
+    async def _wait_for_attempt_or_change(self, order: Order) -> None:
+        if self.web.problem:
+            return
+        waiting = {asyncio.ensure_future(each.wait()) for each in (order.attempted, self._changed)}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+
+    async def _shut(self) -> None:
+        if self._open is not None:
+            self._order = None
+            await self.web.close(self._name)
+            refuse_new_connections(self._listeners)  # a process that hangs still has them
+            close_listener(self._listeners, self._identity)
+            self._open, self._listeners = None, []
+            with contextlib.suppress(LinkLost):
+                await self.web.keeper.call({"op": "drop", "name": self._entry})
+
+
+def _bind_of(held: str) -> str:
+    """The address in a value of the keeper's store, which has the form `[mode ]address`."""
+    mode, _, bind = held.partition(" ")
+    return bind if mode.isdigit() else held

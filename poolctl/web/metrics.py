@@ -1,0 +1,96 @@
+"""What is served at the address of [metrics]: metrics and the pool's health. The supervisor makes both."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from poolctl.clock import Clock
+from poolctl.json_form import Table
+from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY
+
+from .bearer_tokens import Peer, Refused
+from .site import EndpointSite, SiteLimits, SupervisorClient, path_of, response
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+# The depth of the health report by path. The status is 503 if a route or server that should serve does not.
+HEALTH = {"/health": SIMPLE, "/health/summary": SUMMARY, "/health/full": FULL}
+_FRESH_SECONDS = 0.5  # every client gets the same answer for this time
+
+
+class MetricsSite(EndpointSite):
+    """Answers `GET path` with the metrics, and the paths in `HEALTH` with the pool's health."""
+
+    # Prometheus scrapes every minute, by default, and keeps its connection.
+    limits = SiteLimits(connections=32, keep_alive_seconds=120)
+
+    _path = ""
+
+    def __init__(self, supervisor: SupervisorClient, clock: Clock | None = None) -> None:
+        super().__init__(supervisor, clock)
+        # By kind of answer: when it was asked for, and the answer.
+        self._latest: dict[str, tuple[float, asyncio.Future[Table]]] = {}
+
+    def configure(self, settings: Table) -> None:
+        self._path = str(settings["path"])
+
+    async def answer(self, request: Request, peer: Peer) -> Response:
+        path = path_of(request)
+        if request.method not in ("GET", "HEAD"):
+            raise Refused(405, "only GET", allow="GET, HEAD")
+        if path == self._path:
+            openmetrics = wants_openmetrics(request.headers.get("accept", ""))
+            kind = OPENMETRICS if openmetrics else TEXT
+            found = await self._known_or_new(kind, "metrics", {"openmetrics": openmetrics})
+            return response(200, kind, str(found["text"]).encode(), vary="accept")
+        if path not in HEALTH:
+            raise Refused(404, f"the metrics are at {self._path}")
+        depth = HEALTH[path]
+        if depth == FULL and not peer.is_local:
+            message = "addresses and errors are shown to clients of this machine alone: see /health/summary"
+            raise Refused(403, message)
+        found = await self._known_or_new(depth, "health", {"depth": depth})
+        body = json.dumps(health_by_name(found, depth)).encode() + b"\n"
+        return response(
+            503 if found["exit_code"] else 200, "application/json", body, cache_control="no-store"
+        )
+
+    async def _known_or_new(self, what: str, verb: str, options: Table) -> Table:
+        # Clients that ask at the same time get the same answer.
+        now = self.clock.monotonic()
+        asked_at, answer = self._latest.get(what, (now, None))
+        if answer is None or (answer.done() and asked_at + _FRESH_SECONDS <= now):
+            answer = asyncio.ensure_future(self.supervisor.ask(verb, options))
+            self._latest[what] = now, answer
+        return await asyncio.shield(answer)
+
+
+def health_by_name(result: Table, depth: str) -> Table:
+    """The health of each route and server, from the result of the verb `health`."""
+    found = {each.pop("name"): each for each in map(dict, result["items"])}
+    for each in found.values():
+        del each["kind"]
+    return {name: each["status"] for name, each in found.items()} if depth == SIMPLE else found
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether a client's Accept header prefers OpenMetrics (RFC 9110 §12.5.1)."""
+    ours, others = 0.0, 0.0
+    for part in accept.lower().replace(" ", "").split(","):
+        kind, *pairs = part.split(";")
+        parameters = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        try:
+            quality = float(parameters.get("q", 1))
+        except ValueError:
+            continue
+        if kind in ("text/plain", "text/*", "*/*"):
+            others = max(others, quality)
+        elif kind == "application/openmetrics-text":
+            known = parameters.get("version", "1.0.0").strip('"') in ("1.0.0", "0.0.1")
+            ours = max(ours, quality if known else 0.0)
+    return ours > 0 and ours >= others

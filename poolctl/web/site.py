@@ -1,0 +1,129 @@
+"""What an address of the pool serves: the base class of all sites, their limits, and their way to the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import request_response
+from starlette.types import ASGIApp
+
+from poolctl.clock import Clock
+from poolctl.control.client import NoSupervisor, SupervisorEnded, messages_async
+from poolctl.errors import ControlError
+from poolctl.json_form import Table
+
+from .bearer_tokens import Peer, Refused
+
+# How long a request waits for the supervisor, which may be being replaced.
+SUPERVISOR_SECONDS = 30.0
+_AGAIN_SECONDS = 0.05
+
+
+class SiteLimits(NamedTuple):
+    """Limits for the clients of an address.
+
+    `request_seconds` is for the head of a request, and again for its body. Above `connections`, the client that has
+    waited longest without a request has to leave.
+    """
+
+    connections: int
+    keep_alive_seconds: float
+    head_bytes: int = 16 * 1024
+    body_bytes: int = 16 * 1024
+    request_seconds: float = 10.0
+
+
+class SupervisorClient:
+    """Asks the supervisor of the pool at `socket_path`, and reports refused clients to it by `send`."""
+
+    def __init__(self, socket_path: str, send: Callable[[Table], None] = lambda message: None) -> None:
+        self.socket_path = socket_path
+        self._send = send
+
+    async def ask(self, verb: str, options: Mapping[str, object], address: str = "") -> Table:
+        """Return the supervisor's result for `verb` as JSON; `address` is the client's, for events.
+
+        While the supervisor is replaced, the request waits for the next one. Raises TimeoutError.
+        """
+        body = {"options": options, "by": {"address": address}}
+        async with asyncio.timeout(SUPERVISOR_SECONDS):
+            while True:
+                with contextlib.suppress(NoSupervisor, SupervisorEnded):
+                    async with contextlib.aclosing(messages_async(self.socket_path, verb, body)) as messages:
+                        async for message in messages:
+                            if "result" in message:
+                                result: Table = message["result"]
+                                return result
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    def report_refusal(self, table: str, message: str) -> None:
+        """Have the supervisor record that clients of this table's address were refused."""
+        self._send({"t": "refused", "table": table, "message": message})
+
+
+class Site:
+    """Base class of what is served at the address of a table.
+
+    `app` is an ASGI application for HTTP alone. It finds the client in the state of a request (`peer`), which is None
+    if the client has left. It is not called before a request's body has arrived.
+    """
+
+    limits: ClassVar[SiteLimits]
+    app: ASGIApp
+
+    def __init__(self, supervisor: SupervisorClient, clock: Clock | None = None) -> None:
+        self.supervisor = supervisor
+        self.clock = clock or Clock()
+
+    def configure(self, settings: Table) -> None:
+        """Serve according to these settings from now on. Called before the first request, and after each change."""
+        raise NotImplementedError
+
+    def error_body(self, message: str) -> tuple[str, bytes]:
+        """Content type and body of an error response."""
+        return "text/plain", f"{message}\n".encode()
+
+    def close(self) -> None:
+        """End the responses that do not end by themselves."""
+
+
+class EndpointSite(Site):
+    """Base class of sites with one function for all requests: `answer`."""
+
+    def __init__(self, supervisor: SupervisorClient, clock: Clock | None = None) -> None:
+        super().__init__(supervisor, clock)
+        self.app = request_response(self._answer_or_refuse)
+
+    async def answer(self, request: Request, peer: Peer) -> Response:
+        """Answer the request of this client. Raises Refused, TimeoutError and ControlError."""
+        raise NotImplementedError
+
+    async def _answer_or_refuse(self, request: Request) -> Response:
+        try:
+            if (peer := request.state.peer) is None:
+                raise Refused(400, "the client has left")
+            return await self.answer(request, peer)
+        except Refused as refused:
+            kind, body = self.error_body(str(refused))
+            return response(refused.status, kind, body, **refused.fields)
+        except (TimeoutError, ControlError) as error:
+            kind, body = self.error_body(str(error) or "the supervisor does not answer")
+            return response(503, kind, body)
+
+
+def response(status: int, kind: str, body: bytes, **fields: str) -> Response:
+    """A response whose content type is `kind` as it is; Starlette would add the charset of text."""
+    named = {name.replace("_", "-"): value for name, value in fields.items()}
+    return Response(body, status, {"content-type": kind, **named})
+
+
+def path_of(request: Request) -> str:
+    """The path as the client has sent it, which may be part of a URL (RFC 9112 §3.2.2)."""
+    sent: str = request.scope["raw_path"].decode("ascii")
+    return sent if sent.startswith("/") else urlsplit(sent).path or "/"

@@ -1,0 +1,277 @@
+"""The process itself: gets addresses and settings from the supervisor, and serves a site at each address."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from importlib import import_module
+
+from poolctl.config.files.read_file import Stamp, stamp_of
+from poolctl.control.pool_paths import SOCKET_NAME
+from poolctl.feature import features
+from poolctl.json_form import Table
+from poolctl.keeper import wire
+from poolctl.logs.internal_log import InternalLog
+from poolctl.platform import name_process
+from poolctl.runners.supervised_process import LINK_FD, SupervisedProcess
+from poolctl.worker.serving.uvicorn_parts import ssl_context
+
+from .site import Site, SupervisorClient
+from .site_server import SiteServer
+
+LOG = "web.log"
+# The intervals of checks for certificate files that other programs have renewed, or still have to repair.
+RENEWAL_SECONDS = 30.0
+RETRY_SECONDS = 5.0
+# The site of the only table that is not a feature's.
+_METRICS = "metrics:MetricsSite"
+
+logger = logging.getLogger("poolctl.web")
+
+Report = Callable[[str, bool], None]
+
+
+class WebServerProcess(SupervisedProcess):
+    """Serves each address that the message `serve` brings, until the message `close` or the end of the process.
+
+    The first message is `begin`, with the pool's `directory`. `serve` has the `table` whose site is served, the site's
+    `settings`, the settings of its `tls` or None, and the listeners. It is answered with `served`: its `number`, the
+    `problem` or "", and whether anything has `changed`. At the end, addresses that were not closed are drained: another
+    process serves them.
+    """
+
+    _supervisor: SupervisorClient
+
+    def __init__(self, fd: int = LINK_FD) -> None:
+        super().__init__(fd)
+        self._addresses: dict[str, ServedAddress] = {}
+        self._orders: set[asyncio.Task[None]] = set()
+        self._servers: set[asyncio.Task[None]] = set()
+
+    async def end_service(self) -> None:
+        await asyncio.gather(*self._orders, return_exceptions=True)
+        for address in self._addresses.values():
+            await address.close(drains=True)
+        if self._servers:
+            await asyncio.wait(self._servers)
+
+    def perform(self, message: wire.Message, fds: list[int]) -> None:
+        match message.get("t"):
+            case "begin":
+                directory = str(message["directory"])
+                log = InternalLog(os.path.join(directory, LOG))
+                logging.basicConfig(handlers=[log], level=logging.WARNING)
+                self._supervisor = SupervisorClient(os.path.join(directory, SOCKET_NAME), self.link.send)
+                self.link.send({"t": "up"})
+            case "serve":
+                self._start(self._serve(message, [socket.socket(fileno=fd) for fd in fds]))
+            case "close":
+                self._start(self._close(str(message["table"])))
+
+    def confirm_performed(self, message: wire.Message) -> None:
+        waiting = asyncio.gather(*self._orders, return_exceptions=True)
+        waiting.add_done_callback(lambda _: SupervisedProcess.confirm_performed(self, message))
+
+    def _start(self, order: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(order)
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
+
+    async def _serve(self, message: Table, listeners: list[socket.socket]) -> None:
+        table, number = str(message["table"]), message["number"]
+
+        def report(problem: str, changed: bool) -> None:
+            served = {"t": "served", "table": table, "number": number}
+            self.link.send({**served, "problem": problem, "changed": changed})
+
+        try:
+            address = self._addresses.get(table)
+            if address is None:
+                site = site_class(table)(self._supervisor)
+                address = self._addresses[table] = ServedAddress(site, self._servers)
+            await address.serve(message["settings"], message["tls"], listeners, report)
+        except Exception as error:
+            logger.exception("[%s] cannot be served", table)
+            report(str(error) or repr(error), True)
+
+    async def _close(self, table: str) -> None:
+        if address := self._addresses.pop(table, None):
+            await address.close(drains=False)
+
+
+def site_class(table: str) -> type[Site]:
+    """The class of what is served at the address of this table."""
+    for feature in features():
+        if table in feature.tables and feature.web:
+            found: type[Site] = feature.load(feature.web)
+            return found
+    module, _, name = _METRICS.partition(":")
+    return getattr(import_module(f"{__package__}.{module}"), name)  # type: ignore[no-any-return]
+
+
+class ServedAddress:
+    """A site with its listeners, its server and its certificate, all of which may be replaced at any time.
+
+    `servers` has the tasks of all servers of the process that are not over yet.
+    """
+
+    def __init__(self, site: Site, servers: set[asyncio.Task[None]]) -> None:
+        self._site = site
+        self._servers = servers
+        self._server: SiteServer | None = None
+        self._left = asyncio.Event()  # set when the server has closed its listeners
+        self._listeners: list[socket.socket] = []
+        self._settings: Table | None = None
+        self._certificate = Certificate(None)
+        self._renewing: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+
+    async def serve(
+        self, settings: Table, tls: Table | None, listeners: list[socket.socket], report: Report
+    ) -> None:
+        """Serve with these settings; calls `report` with the problem or "", again whenever it changes.
+
+        `report` also gets whether anything has changed. While the certificate is unusable, the address is served as
+        before. Takes over `listeners`.
+        """
+        async with self._turn:
+            self._cancel_renewal()
+            before = self._server, self._settings, self._certificate
+            if _are_same(listeners, self._listeners):
+                _close(listeners)
+            else:
+                self._stop(drains=False)
+                _close(self._listeners)
+                self._listeners = listeners
+            certificate = self._certificate if self._certificate.tls == tls else Certificate(tls)
+            problem = await self._apply(settings, certificate)
+            report(problem, before != (self._server, self._settings, self._certificate))
+            if tls is not None:
+                self._renewing = asyncio.ensure_future(self._renew(settings, certificate, report))
+
+    async def close(self, *, drains: bool) -> None:
+        """Stop accepting. Requests in progress are finished, and with `drains` connections are kept until quiet."""
+        async with self._turn:
+            self._cancel_renewal()
+            self._site.close()
+            if self._server is not None:
+                self._stop(drains=drains)
+                await self._left.wait()
+            _close(self._listeners)
+
+    async def _renew(self, settings: Table, certificate: Certificate, report: Report) -> None:
+        """Use renewed certificate files for new connections. Never returns."""
+        while True:
+            known = certificate.problem
+            await asyncio.sleep(RETRY_SECONDS if known else RENEWAL_SECONDS)
+            async with self._turn:
+                problem = await self._apply(settings, certificate)
+            if problem != known:
+                report(problem, True)
+
+    async def _apply(self, settings: Table, certificate: Certificate) -> str:
+        """Serve with these settings and the certificate if it is usable; returns its problem."""
+        await certificate.load_if_changed()
+        if certificate.tls is not None and certificate.context is None:
+            return certificate.problem
+        self._certificate = certificate
+        if settings != self._settings:
+            self._site.configure(settings)
+            self._settings = settings
+        if self._server is None:
+            self._server = await self._begin()
+        self._server.config.ssl = certificate.context
+        return certificate.problem
+
+    async def _begin(self) -> SiteServer:
+        server = SiteServer(self._site)
+        server.config.load()
+        server.config.ssl = self._certificate.context
+        left = self._left = asyncio.Event()
+        server.on_left = left.set
+        ready = asyncio.Event()
+        serving = asyncio.ensure_future(server.serve_site(self._listeners, ready.set))
+        self._servers.add(serving)
+        serving.add_done_callback(self._servers.discard)
+        serving.add_done_callback(lambda _: ready.set())
+        await ready.wait()
+        if serving.done():
+            serving.result()
+        return server
+
+    def _stop(self, *, drains: bool) -> None:
+        if self._server is not None:
+            self._server.drain() if drains else self._server.stop()
+            self._server = None
+
+    def _cancel_renewal(self) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
+            self._renewing = None
+
+
+class Certificate:
+    """The TLS context of an address, made from the files that `tls` names; without `tls` there is none.
+
+    `problem` says why the files cannot be used now, or "". The previous context then stays in use.
+    """
+
+    def __init__(self, tls: Table | None) -> None:
+        self.tls = tls
+        self.context: ssl.SSLContext | None = None
+        self.problem = ""
+        self._known: list[Stamp] | None = None
+
+    async def load_if_changed(self) -> None:
+        """Make a new context if the files have changed, or could not be used before."""
+        if self.tls is None:
+            return
+        found = await asyncio.to_thread(self._stamps)
+        if found == self._known:
+            return
+        try:
+            self.context = await asyncio.to_thread(self._load)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            self.problem, self._known = f"its certificate cannot be used: {error}", None
+        else:
+            self.problem, self._known = "", found
+
+    def _load(self) -> ssl.SSLContext:
+        assert self.tls is not None
+        with self._opened() as fds:
+            return ssl_context(self.tls, fds)
+
+    def _stamps(self) -> list[Stamp]:
+        return [stamp_of(path) for path in self._paths]
+
+    @property
+    def _paths(self) -> Sequence[str]:
+        tls = self.tls or {}
+        return [path for path in (tls["cert"], tls["key"] or tls["cert"], tls["ca"]) if path]
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[list[int]]:
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(open(path, "rb")).fileno() for path in self._paths]
+
+
+def _are_same(listeners: Sequence[socket.socket], others: Sequence[socket.socket]) -> bool:
+    """Whether these are duplicates of the same sockets, in the same order."""
+    return [os.fstat(each.fileno()).st_ino for each in listeners] == [
+        os.fstat(each.fileno()).st_ino for each in others
+    ]
+
+
+def _close(listeners: Sequence[socket.socket]) -> None:
+    for each in listeners:
+        each.close()
+
+
+def main() -> None:
+    name_process("poolctl-web")
+    asyncio.run(WebServerProcess().serve_supervisor())

@@ -1,0 +1,189 @@
+"""The site of [metrics]: its paths, its forms, and who may ask for what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from poolctl.routing.route_health import DEPTHS, ERROR, RouteHealth
+from poolctl.web import metrics
+from poolctl.web.bearer_tokens import Peer
+from poolctl.web.metrics import OPENMETRICS, TEXT, MetricsSite, health_by_name, wants_openmetrics
+from tests.manual_clock import ManualClock
+from tests.unit.core.ordered_core import run
+from tests.unit.supervisor.test_pool_metrics import WELL, Figures
+from tests.unit.web.greeter import Answer, Direct, served
+
+_PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+
+
+class Pages:
+    """The site of a pool with these figures; `ask` is a client."""
+
+    def __init__(self, figures: Figures) -> None:
+        self.figures = figures
+        verbs = {"metrics": figures.metrics.verb, "health": figures.health.answer_health_verb}
+        self.clock = ManualClock()
+        self.site = MetricsSite(Direct(verbs), self.clock)
+        self.site.configure({"path": "/figures"})
+
+    async def ask(self, path: str, method: str = "GET", **fields: str) -> Answer:
+        async with served(self.site) as client:
+            return await client(path, method, **fields)
+
+
+def test_metrics_are_served_at_their_path_in_the_form_that_the_client_prefers() -> None:
+    async def work() -> None:
+        pages = Pages(Figures())
+        status, fields, body = await pages.ask("/figures")
+        assert (status, fields["content-type"], fields["vary"]) == (200, TEXT, "accept")
+        assert 'poolctl_build_info{pool="shop"' in body
+        status, fields, body = await pages.ask("/figures", Accept="application/openmetrics-text")
+        assert (status, fields["content-type"], body[-6:]) == (200, OPENMETRICS, "# EOF\n")
+        status, fields, body = await pages.ask("/figures", "HEAD")
+        assert (status, body) == (200, "")
+        assert (await pages.ask("http://pool.example/figures?x"))[0] == 200
+        assert kind_and_body(await pages.ask("/metrics")) == (
+            404,
+            "text/plain",
+            "the metrics are at /figures\n",
+        )
+        assert (await pages.ask("/figur%65s"))[0] == 404
+        status, fields, body = await pages.ask("/figures", "POST")
+        assert (status, fields["allow"], fields["content-type"], body) == (
+            405,
+            "GET, HEAD",
+            "text/plain",
+            "only GET\n",
+        )
+        status, fields, _ = await pages.ask("/health")
+        assert (status, fields["content-type"], fields["cache-control"]) == (
+            503,
+            "application/json",
+            "no-store",
+        )
+        pages.site.configure({"path": "/health"})
+        assert "poolctl_build_info" in (await pages.ask("/health"))[2]
+
+    run(work())
+
+
+def kind_and_body(answer: Answer) -> tuple[int, str, str]:
+    status, fields, body = answer
+    return status, fields["content-type"], body
+
+
+def test_health_is_served_in_three_depths_and_its_status_is_for_a_load_balancer() -> None:
+    async def work() -> None:
+        figures = Figures()
+        routes = figures.routes
+        pages = Pages(figures)
+        await figures.desk.ask("start")
+        routes.found = {"users": WELL}
+        status, _, body = await pages.ask("/health")
+        assert (status, json.loads(body)) == (200, {"users": "healthy", "web": "healthy", "api": "healthy"})
+        pages.clock.advance(1)
+        routes.found = {"users": WELL, "old": RouteHealth(status=ERROR, detail="why")}
+        assert (await pages.ask("/health"))[0] == 503
+        status, _, body = await pages.ask("/health/summary")
+        assert status == 503
+        found = json.loads(body)
+        assert found["users"] == {"status": "healthy", "uptime_seconds": 3.0, "latency_seconds": 0.01}
+        assert found["old"] == {"status": "error", "uptime_seconds": 0.0, "latency_seconds": None}
+        full = json.loads((await pages.ask("/health/full"))[2])
+        assert full["old"] == {**found["old"], "detail": "why"}
+        assert (await pages.ask("/health/other"))[0] == 404
+
+    run(work())
+
+
+def test_health_is_reported_as_the_supervisor_knows_it() -> None:
+    async def work() -> None:
+        figures = Figures()
+        figures.routes.found = {"users": WELL, "web": RouteHealth(status=ERROR, detail="why")}
+        snapshot = await figures.health.health()
+        for depth in DEPTHS:
+            supervisor = Direct({"health": figures.health.answer_health_verb})
+            result = await supervisor.ask("health", {"depth": depth})
+            assert health_by_name(result, depth) == snapshot.in_depth(depth)
+
+    run(work())
+
+
+def test_clients_that_ask_at_the_same_time_get_the_same_answer() -> None:
+    async def work() -> None:
+        figures = Figures()
+        pages = Pages(figures)
+        async with served(pages.site) as client:
+            texts = {body for _, _, body in await asyncio.gather(*(client("/figures") for _ in range(3)))}
+            assert (len(texts), figures.asked) == (1, 1)
+            pages.clock.advance(metrics._FRESH_SECONDS)
+            await client("/figures")
+        assert figures.asked == 2
+
+    run(work())
+
+
+def test_supervisor_that_does_not_answer_is_a_503() -> None:
+    class Silent(Direct):
+        async def ask(self, *given: Any, **more: Any) -> Any:
+            raise TimeoutError
+
+    async def work() -> None:
+        site = MetricsSite(Silent({}))
+        site.configure({"path": "/figures"})
+        async with served(site) as client:
+            assert kind_and_body(await client("/figures")) == (
+                503,
+                "text/plain",
+                "the supervisor does not answer\n",
+            )
+
+    run(work())
+
+
+def test_detailed_health_is_refused_to_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Peer, "is_local", False)
+
+    async def work() -> None:
+        pages = Pages(Figures())
+        assert kind_and_body(await pages.ask("/health/full")) == (
+            403, "text/plain", "addresses and errors are shown to clients of this machine alone: see /health/summary\n",
+        )  # fmt: skip
+        assert (await pages.ask("/health/summary"))[0] == 503
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/plain", False),
+        ("application/openmetrics-text", True),
+        (_PROMETHEUS, True),
+        ("application/openmetrics-text;version=2.0.0", False),
+        ("application/openmetrics-text;q=0.1, text/plain", False),
+        ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text;q=1, text/plain", True),
+        ("application/openmetrics-text;q=0.9, */*", False),
+        ("application/openmetrics-text;q=much", False),
+        ("application/openmetrics-text;q=0.1", True),
+        ("application/openmetrics-text;q=0.5, text/*;q=0.5", True),
+        ("application/openmetrics-text;version=0.0.1;q=0.4, text/html", True),
+    ],
+)  # fmt: skip
+def test_openmetrics_is_chosen_for_clients_that_prefer_it(accept: str, wanted: bool) -> None:
+    assert wants_openmetrics(accept) is wanted
+
+
+def test_unknown_parameter_of_an_accepted_type_may_have_any_value() -> None:
+    assert wants_openmetrics('application/openmetrics-text;version="1.0.0";x=a=b')
+    assert not wants_openmetrics("text/plain;x=a=b")
