@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.run_session._user_command import command_environment, run_to_end
 from poolctl.control.answers import Item
 from tests.deadline import wait_until
+from tests.other_user import AS_OTHER_USER, python_for_others
+from tests.programs import program
 
 
 def item(name: str, bind: str, expose: str, **more: Any) -> Item:
@@ -111,6 +115,26 @@ def test_a_signal_sent_to_us_reaches_the_command(tmp_path: Path, number: signal.
     wait_until((tmp_path / "up").exists)
     ours.send_signal(number)
     assert ours.wait(60) == 9
+
+
+@pytest.mark.slow
+def test_command_that_may_not_be_signalled_is_waited_for() -> None:
+    """As sudo(8): it runs as root, for another user."""
+    python = python_for_others()
+    with tempfile.TemporaryDirectory() as place:
+        sudo = shutil.copy(program("setpriv"), place)
+        os.chmod(place, 0o755)
+        os.chmod(sudo, 0o4755)
+        command = [sudo, "--reuid=0", "--clear-groups", "sh", "-c", "echo up; cat; exit 3"]
+        with subprocess.Popen(
+            [*AS_OTHER_USER.split(), python, "-c", RUN.format(None, ""), *command],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/",
+        ) as ours:  # fmt: skip
+            assert ours.stdout is not None
+            assert ours.stdout.readline() == "up\n"
+            ours.send_signal(signal.SIGTERM)
+            assert ours.communicate("more\n", timeout=60) == ("more\n", "")
+    assert ours.returncode == 3
 
 
 @pytest.mark.parametrize(("unwanted", "code"), [(True, 143), (False, 0)])
