@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from poolctl.clock import Clock
-from poolctl.runners.process_usage import ProcessUsages
-from poolctl.runners.runner_protocol import USAGE_SECONDS
+from poolctl.runners.process_usage import USAGE_SECONDS, ProcessUsages
 
 from .report import Row
 

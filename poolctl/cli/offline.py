@@ -24,7 +24,7 @@ from poolctl.selection.selector import NothingMatched, select
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
     from poolctl.control.server_answers import ServerDescription
-    from poolctl.runners.runner_registry import Orphan
+    from poolctl.runners.local.takeover import LocalOrphan
 
 Server = TypeVar("Server", bound=Item)
 
@@ -139,13 +139,13 @@ def _with_routes(items: list[ServerDescription], config: Configuration) -> list[
 def items_of_unsupervised_pool(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     """The servers with their state: stopped or disabled, or served by workers that have survived their supervisor."""
     from poolctl.keeper import pool_files
-    from poolctl.runners.runner_registry import find_orphans, has_orphans
+    from poolctl.runners.local import find_orphans, has_orphans
 
-    if not has_orphans(os.environ, ref.directory):
+    if not has_orphans(ref.directory):
         return [item_from_config(server) for server in servers]
     from poolctl.runners.worker_spec import usable_user_id
 
-    found = find_orphans(os.environ, ref.directory)
+    found = find_orphans(ref.directory)
     records = pool_files.read_left_state(ref.directory).get("servers") or {}
     items = []
     for server in servers:
@@ -173,7 +173,7 @@ def summary_of(items: list[Item], ref: PoolRef) -> Table:
     }
 
 
-def _running_item(server: ServerConfig, its: list[Orphan], restarts: int) -> Item:
+def _running_item(server: ServerConfig, its: list[LocalOrphan], restarts: int) -> Item:
     ready = [each.said.get("ready_at") for each in its if not server.job]
     since = [float(at) for at in ready if at is not None]
     uptime = time.monotonic() - min(since) if since else 0.0

@@ -141,11 +141,11 @@ def _is_missing(path: str) -> bool:
 def _is_running_or_orphaned(pool: PoolRef) -> bool:
     """Whether the pool runs, even if its control socket was removed, or workers have survived its supervisor."""
     from poolctl.control import pool_lock
-    from poolctl.runners.runner_registry import has_orphans
+    from poolctl.runners.local import has_orphans
 
     if pool_paths.listens(pool.socket) or pool_lock.is_held(pool.directory):
         return True
-    return os.path.isdir(pool.directory) and has_orphans(os.environ, pool.directory)
+    return os.path.isdir(pool.directory) and has_orphans(pool.directory)
 
 
 def _warn_of_missing(files: list[str], request: CommandRequest) -> None:

@@ -68,8 +68,7 @@ class Core:
         self.reason = ""  # why the whole pool is being stopped, "" for a command
         self._queue = Workqueue(self._process_batch)
         self._addresses = AddressRegistry(self._queue)
-        can_watch = runner.capabilities.sleep is not None
-        self.servers = ServerRegistry(servers, self._addresses, can_watch=can_watch)
+        self.servers = ServerRegistry(servers, self._addresses)
         self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
         self.stacks = StackRecorder(runner, recorder)

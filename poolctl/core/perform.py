@@ -166,12 +166,9 @@ def logged_exceptions(consequence: str) -> Iterator[None]:
 
 async def last_lines(runner: Runner, name: str, lines: int, since: float) -> list[str]:
     """The server's last output lines since a time (epoch); empty if its runner keeps no output, or is slow."""
-    logs = runner.capabilities.logs
-    if logs is None:
-        return []
     with logged_exceptions(f"{name}: its output cannot be read"), contextlib.suppress(TimeoutError, OSError):
         async with asyncio.timeout(LOGS_SECONDS):
-            return await logs.logs(name, lines, since)
+            return await runner.logs(name, lines, since)
     return []
 
 
@@ -252,7 +249,7 @@ _MOST_STACKS, _MOST_FRAMES = 20, 20
 
 
 class StackRecorder:
-    """Reads the stacks of workers from the runner, if it supports that."""
+    """Reads the stacks of workers from the runner."""
 
     def __init__(self, runner: Runner, recorder: Recorder) -> None:
         self._runner = runner
@@ -260,16 +257,17 @@ class StackRecorder:
 
     async def record_stacks(self, entry: Entry, worker: Worker) -> WorkerStacks | None:
         """The worker's stacks, or None if they are unknown. Takes at most a second, and never raises."""
-        stacks = self._runner.capabilities.stacks
-        if stacks is None or worker.placement is None:
+        if worker.placement is None:
             return None
         try:
             async with asyncio.timeout(_STACKS_SECONDS):
-                found = await stacks.stacks(worker.placement.id, _STACKS_SECONDS * _ANSWER_SHARE)
+                found = await self._runner.stacks(worker.placement.id, _STACKS_SECONDS * _ANSWER_SHARE)
         except TimeoutError:
             return None
         except Exception:
             logger.exception("the stacks of worker %s cannot be taken", worker.id)
+            return None
+        if found is None:
             return None
         entry.observed.stacks = found.shortened(_MOST_STACKS, _MOST_FRAMES)
         return entry.observed.stacks
@@ -294,9 +292,6 @@ class StackRecorder:
             stacks=[to_json(stacks)],
         )
         return message
-
-
-_NO_HOOKS_HINT = "its runner makes no processes: run the pool with `poolctl start`, or leave `hooks` out"
 
 
 # An interpreter may take 30 s until it can fork.
@@ -329,7 +324,6 @@ class Executor:
         recorder: Recorder,
     ) -> None:
         self._runner = runner
-        self._sleep = runner.capabilities.sleep
         self._clock = clock
         self._queue = queue
         self._addresses = addresses
@@ -472,8 +466,8 @@ class Executor:
         await self._close_unless_claimed(entry, held)
         entry.listener.state, entry.listener.bound, entry.listener.vacates = ListenerState.CLOSED, None, False
         self._queue.touch(entry, progressed=True)
-        if refuses and held.address.kind == "fd" and self._sleep is not None:
-            self._sleep.close_arriving(held)
+        if refuses and held.address.kind == "fd":
+            self._runner.close_arriving(held)
 
     async def _close_unless_claimed(self, entry: Entry, held: ServerConfig) -> None:
         if self._addresses.release_unless_claimed(entry, held):
@@ -487,16 +481,14 @@ class Executor:
     # Sleep: the runner watches the listener, and the first request wakes the server.
 
     def _prepare_wake_on_request(self, entry: Entry) -> None:
-        assert self._sleep is not None, "entries are sleepy only with a runner that can watch listeners"
         entry.listener.armed = entry.config
-        self._sleep.arm(entry.config, partial(self._on_request, entry))
+        self._runner.arm(entry.config, partial(self._on_request, entry))
         self.preload(entry)
 
     def stop_watching_listener(self, entry: Entry) -> None:
         """Stop watching for a request. The next workers take the waiting connections."""
         if entry.listener.armed is not None:
-            if self._sleep is not None:
-                self._sleep.disarm(entry.listener.armed.key)
+            self._runner.disarm(entry.listener.armed.key)
             entry.listener.armed = None
 
     def wake(self, entry: Entry) -> None:
@@ -512,8 +504,8 @@ class Executor:
         """Have the entry's workers report when they have had no traffic for this number of seconds."""
         for worker in entry.observed.workers.values():
             worker.idle = False
-            if self._sleep is not None and worker.placement is not None:
-                self._sleep.watch_idleness(worker.placement, seconds)
+            if worker.placement is not None:
+                self._runner.watch_idleness(worker.placement, seconds)
 
     def _fall_asleep(self, entry: Entry) -> None:
         # The activator, or the next worker, takes over the connections of the ready workers.
@@ -560,8 +552,7 @@ class Executor:
             if worker.phase in (WorkerPhase.PLACING, WorkerPhase.STARTING):
                 self._queue.run(self._close_connections_after_failed_start(entry, worker, newest))
                 return
-        if self._sleep is not None:
-            self._sleep.close_waiting(entry.config.key)
+        self._runner.close_waiting(entry.config.key)
 
     async def _close_connections_after_failed_start(self, entry: Entry, worker: Worker, newest: int) -> None:
         assert worker.task is not None
@@ -627,14 +618,11 @@ class Executor:
         limit = config.start_timeout if is_start else config.stop_timeout
         if not is_start and entry.desired.stop_seconds is not None:
             limit = min(limit, entry.desired.stop_seconds)
-        hooks = self._runner.capabilities.hooks
         if hook.placement is None:
             if config.hooks is None or not getattr(config.hooks, hook.name):
                 # A reload removed the hook while the start or the stop waited.
                 return Exit.from_returncode(0), ""
-            if hooks is None:
-                return Exit(message="cannot be run"), _NO_HOOKS_HINT
-            hook.placement = await hooks.begin_hook(config, hook.name)
+            hook.placement = await self._runner.begin_hook(config, hook.name)
         exit_ = await self._wait_or_kill_hook(entry, hook, hook.placement, limit)
         hint = f"poolctl logs {entry.name}"
         if exit_.status is None and exit_.signal is None:

@@ -261,7 +261,6 @@ class ServerListener:
     vacates: bool = transient(False)  # its workers must end before it can be opened again
     withdrawn: Canary | None = transient(None)  # the last canary that had an address of its own
     armed: ServerConfig | None = transient(None)  # the configuration of a listener watched for a request
-    can_watch: bool = transient(True)  # its runner can watch listeners
 
 
 @dataclass(slots=True)
@@ -448,9 +447,7 @@ class Entry:
     @property
     def sleepy(self) -> bool:
         """Whether the server may have no workers while there are no requests for it."""
-        return (
-            self.listener.can_watch and not self.config.scale.min and self.desired.overrides.workers is None
-        )
+        return not self.config.scale.min and self.desired.overrides.workers is None
 
     @property
     def window_demand(self) -> str:

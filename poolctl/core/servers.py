@@ -18,7 +18,7 @@ from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 
 from .decide import LEAVING, Desired, ListenerState
-from .server_entry import Cause, Entry, ServerListener
+from .server_entry import Cause, Entry
 
 BATCH = 8
 
@@ -358,16 +358,10 @@ def abandoned_listeners(entry: Entry) -> list[ServerConfig]:
 
 
 class ServerRegistry:
-    """The servers of a pool, including those being removed. Starts and stops nothing.
+    """The servers of a pool, including those being removed. Starts and stops nothing."""
 
-    `can_watch` means that the runner can watch a listener for requests, so that a server without workers can sleep.
-    """
-
-    def __init__(
-        self, servers: Iterable[ServerConfig], addresses: AddressRegistry, *, can_watch: bool
-    ) -> None:
+    def __init__(self, servers: Iterable[ServerConfig], addresses: AddressRegistry) -> None:
         self._addresses = addresses
-        self._can_watch = can_watch
         self.entries: dict[str, Entry] = {}
         self.removed: dict[str, Entry] = {}
         self.revision = 0  # the number of changes of servers' configurations
@@ -390,7 +384,7 @@ class ServerRegistry:
         return self._insert(config)
 
     def _insert(self, config: ServerConfig) -> Entry:
-        entry = Entry(config, listener=ServerListener(can_watch=self._can_watch))
+        entry = Entry(config)
         self.entries[entry.name] = entry
         self._add_to_indexes(entry)
         return entry

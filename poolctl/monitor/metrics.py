@@ -15,7 +15,8 @@ from poolctl import __version__
 from poolctl.config import masked_text
 from poolctl.core.decide import LEAVING
 from poolctl.core.server_entry import Availability, Entry, Worker
-from poolctl.runners.runner_protocol import Counters, Usage, Usages
+from poolctl.runners.process_usage import Usage
+from poolctl.runners.runner_protocol import Runner
 from poolctl.states import State, Status
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
@@ -141,9 +142,7 @@ TakeSample = Callable[[float, Sequence[ServerSnapshot]], None]
 GiveSamples = Callable[[TakeSample | None], None]
 
 
-def measure_server(
-    entry: Entry, total_from_ended: Counts, counters: Counters | None, usages: Usages | None
-) -> ServerSnapshot:
+def measure_server(entry: Entry, total_from_ended: Counts, runner: Runner) -> ServerSnapshot:
     """Return a server's current statistics, with the memory and processor time that were measured last.
 
     `total_from_ended` holds the counts of the server's exited workers; the counts of its current workers are added to
@@ -154,11 +153,11 @@ def measure_server(
         placement = worker.placement
         if placement is None:
             continue
-        counts = counters.counts(placement) if counters is not None else None
+        counts = runner.counts(placement)
         if counts is not None:
             tally.add(total_from_ended, counts)
-        workers.append((worker, counts, usages.of(placement.pid) if usages is not None else Usage()))
-    return ServerSnapshot(entry, total_from_ended, workers, counts=counters is not None)
+        workers.append((worker, counts, runner.usages.of(placement.pid)))
+    return ServerSnapshot(entry, total_from_ended, workers, counts=not runner.in_this_process)
 
 
 def worker_pids(entries: Iterable[Entry]) -> list[int | None]:

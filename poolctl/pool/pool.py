@@ -65,8 +65,9 @@ from poolctl.errors import (
 from poolctl.json_form import Table
 from poolctl.monitor import metrics
 from poolctl.routing import route_health
-from poolctl.runners.runner_protocol import Placement, Runner, Usages
-from poolctl.runners.stack_report import PYTHON, Stacks, WorkerStacks, find_main_thread_hang, parse
+from poolctl.runners.process_usage import ProcessUsages
+from poolctl.runners.runner_protocol import Placement, Runner
+from poolctl.runners.stack_report import PYTHON, WorkerStacks, find_main_thread_hang, parse
 from poolctl.selection.field_filter import Field, matching, member_values, parse_field
 from poolctl.states import State
 from poolctl.worker.tally import describe_stacks
@@ -650,15 +651,15 @@ def _numbered(servers: Iterable[Server]) -> Iterator[tuple[str, Server]]:
         yield server.name if number == 1 else f"{server.name}~{number}", server
 
 
-def _pids_by_usages(servers: Iterable[Server]) -> dict[Usages, builtins.list[int | None]]:
+def _pids_by_usages(servers: Iterable[Server]) -> dict[ProcessUsages, builtins.list[int | None]]:
     """The pids of the servers' workers, by the object that measures their memory and processor time."""
-    found: dict[Usages, builtins.list[int | None]] = {}
+    found: dict[ProcessUsages, builtins.list[int | None]] = {}
     for server in servers:
         handle = handle_in_process(server)
         if handle is not None and handle.host is not None and handle.entry is not None:
-            usages = handle.host.core.runner.capabilities.usages
-            if usages is not None:
-                found.setdefault(usages, []).extend(metrics.worker_pids([handle.entry]))
+            runner = handle.host.core.runner
+            if not runner.in_this_process:
+                found.setdefault(runner.usages, []).extend(metrics.worker_pids([handle.entry]))
     return found
 
 
@@ -678,8 +679,7 @@ def _observed(servers: Iterable[Server]) -> Iterable[metrics.ObservedServer]:
 def _snapshot(server: Server, handle: Handle | None) -> metrics.ServerSnapshot:
     if handle is None or handle.host is None or handle.entry is None:
         return _snapshot_at_rest(server, handle)
-    capabilities = handle.host.core.runner.capabilities
-    return metrics.measure_server(handle.entry, [*handle.ended], capabilities.counters, capabilities.usages)
+    return metrics.measure_server(handle.entry, [*handle.ended], handle.host.core.runner)
 
 
 def _snapshot_at_rest(server: Server, handle: Handle | None) -> metrics.ServerSnapshot:
@@ -694,20 +694,20 @@ def _snapshot_at_rest(server: Server, handle: Handle | None) -> metrics.ServerSn
 
 def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
     found: list[WorkerStacks] = []
-    asked: list[tuple[Stacks, ServerConfig, Placement]] = []
+    asked: list[tuple[Runner, ServerConfig, Placement]] = []
     for server in servers:
         handle = handle_in_process(server)
         host, entry = (None, None) if handle is None else (handle.host, handle.entry)
         if host is None or entry is None:
             continue
-        stacks = host.core.runner.capabilities.stacks
+        runner = host.core.runner
         for worker in list(entry.observed.workers.values()):
             if worker.placement is None:
                 continue
-            if stacks is None:
+            if runner.in_this_process:
                 found.append(_stacks_of_this_process(host.loop_thread, server.config, worker.placement))
             else:
-                asked.append((stacks, server.config, worker.placement))
+                asked.append((runner, server.config, worker.placement))
     return found + _stacks_of_others(asked) if asked else found
 
 
@@ -726,9 +726,9 @@ def _stacks_of_this_process(
     )
 
 
-def _stacks_of_others(asked: list[tuple[Stacks, ServerConfig, Placement]]) -> list[WorkerStacks]:
-    async def ask() -> list[WorkerStacks]:
-        return await asyncio.gather(*(stacks.stacks(each.id, _STACK_SECONDS) for stacks, _, each in asked))
+def _stacks_of_others(asked: list[tuple[Runner, ServerConfig, Placement]]) -> list[WorkerStacks]:
+    async def ask() -> list[WorkerStacks | None]:
+        return await asyncio.gather(*(runner.stacks(each.id, _STACK_SECONDS) for runner, _, each in asked))
 
     loop_thread.refuse_own_thread()
     future = loop_thread.submit(ask())
@@ -738,7 +738,8 @@ def _stacks_of_others(asked: list[tuple[Stacks, ServerConfig, Placement]]) -> li
         future.cancel()
         problem = "this process's own loop does not answer"
         return [_unknown_stacks(config, each, problem) for _, config, each in asked]
-    return [replace(each, name=config.name) for each, (_, config, _) in zip(found, asked, strict=True)]
+    pairs = zip(found, asked, strict=True)
+    return [replace(each, name=config.name) for each, (_, config, _) in pairs if each is not None]
 
 
 def _unknown_stacks(config: ServerConfig, placement: Placement, problem: str) -> WorkerStacks:

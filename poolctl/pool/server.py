@@ -659,10 +659,8 @@ class CoreHost(RunnerEventForwarder):
         self._handles: dict[str, Handle] = {}  # by their names in the core
         self.core.observers.add(self._changed)
         runner.events = self
-        if runner.capabilities.counters is not None:
-            runner.capabilities.counters.add_up = self._add_up
 
-    def _add_up(self, worker: str, server: str, counts: tally.Counts) -> None:
+    def add_up_counts(self, server: str, worker: str, counts: tally.Counts) -> None:
         if handle := self._handles.get(server):
             tally.add(handle.ended, counts)
 

@@ -1,4 +1,4 @@
-"""Runners create, drain and end workers: one protocol (`runner_protocol`), several implementations.
+"""Runners create, drain and end workers: one protocol (`runner_protocol`), two implementations.
 
 This package imports nothing, so that importing the protocol loads no runner.
 """

@@ -17,14 +17,14 @@ from poolctl.config import ServerConfig
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.keeper import wire
 from poolctl.keeper.spawn import start_detached
-from poolctl.worker.tally import Counts
 
 from .helper_process import Helpers
+from .local.forking import RunnerContext
 from .local.local_runner import LocalRunner
+from .local.local_worker import LocalWorker
 from .process_link import KeeperLink, LinkHandler, redirect_parent_fds_to_null, runners_to_forget
 from .process_usage import ProcessUsages
-from .runner_protocol import Capabilities, Counters, Placement
-from .runner_registry import RunnerContext
+from .runner_protocol import Exit, Placement
 from .withheld_variables import withhold_variables
 from .worker_spec import hook_id
 
@@ -37,7 +37,7 @@ _REPLACEMENT_PAUSES_SECONDS = (0.0, 0.2, 1.0, 5.0, 10.0, 30.0)
 logger = logging.getLogger("poolctl")
 
 
-class ProcessRunner(LocalRunner, Counters):
+class ProcessRunner(LocalRunner):
     """Runs each worker as a process; workers end when this program ends. Linux only.
 
     A helper process, the keeper, starts the workers. It is started when the first server is opened, and ends some
@@ -54,34 +54,11 @@ class ProcessRunner(LocalRunner, Counters):
         self._idle: asyncio.TimerHandle | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._directory: str | None = None
-        self.add_up: Callable[[str, str, Counts], None] | None = None  # see Counters
         self.usages = ProcessUsages()
         runners_to_forget.add(self)
 
     def __repr__(self) -> str:
         return f"<ProcessRunner {'started' if self._started else 'not started'}>"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Return the optional abilities. Takeover is not among them, because workers end when this program ends."""
-        return Capabilities(sleep=self, stacks=self, counters=self, usages=self.usages, logs=self, hooks=self)
-
-    # The methods of Counters. They use `tallies`, which LocalRunner.__init__ creates (see `_start`).
-
-    def counts(self, placement: Placement) -> Counts | None:
-        return self.tallies.counts(placement)
-
-    def _add_up_counts(self, worker: str, server: str, counts: Counts) -> None:
-        if self.add_up is not None:
-            self.add_up(worker, server, counts)
-        self.tallies.discard_saved_counts()  # no other supervisor adds them up again
-
-    @property
-    def unsaved_workers(self) -> list[str]:
-        return []
-
-    def discard_saved_counts(self) -> None:
-        """Do nothing: the counts of an exited worker are released as soon as they have been reported."""
 
     async def open(self, server: ServerConfig) -> tuple[str, ...]:
         if server.tls and server.tls is not True and server.tls.password_env:
@@ -140,8 +117,12 @@ class ProcessRunner(LocalRunner, Counters):
             self._ending = asyncio.ensure_future(self._end_keeper())
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """The last lines of the server's output (see Logs); empty if no keeper has been started yet."""
+        """The last lines of the server's output; empty if no keeper has been started yet."""
         return await super().logs(name, lines, since) if hasattr(self, "output") else []
+
+    def _handle_worker_exit(self, worker: LocalWorker, exit_: Exit) -> None:
+        super()._handle_worker_exit(worker, exit_)
+        self.tallies.discard_saved_counts()  # no other supervisor adds them up again
 
     async def aclose(self) -> None:
         """End every worker and the keeper. A server that is opened afterwards starts another keeper."""
@@ -200,7 +181,6 @@ class ProcessRunner(LocalRunner, Counters):
                 environments={},
             )
             super().__init__(site)
-            self.tallies.add_up = self._add_up_counts
             receiver.on_lost = lambda: self._on_keeper_lost(directory)
             await self.output.start()
             if_failed.pop_all()

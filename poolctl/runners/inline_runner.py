@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolctl.config import ServerConfig, default_env_file, default_interpreter
@@ -22,14 +22,13 @@ from poolctl.worker.serving.accepting import stop_reading
 from .inline_worker import InlineWorker
 from .listener_opener import Opener
 from .process_link import redirect_parent_fds_to_null, runners_to_forget
+from .process_usage import ProcessUsages
 from .runner_protocol import (
     IMPORTS_PER_CPU,
-    Capabilities,
     Exit,
     Placement,
     Runner,
     RunnerEventHandler,
-    SleepCapability,
     WorkerFailed,
     app_state,
 )
@@ -42,12 +41,14 @@ _KILL_SIGNAL = 9
 _NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file", "hooks")
 
 
-class InlineRunner(Runner, SleepCapability):
+class InlineRunner(Runner):
     """Runs workers as tasks of this process, with real sockets and uvicorn servers."""
 
     events = RunnerEventHandler()
+    in_this_process = True
 
     def __init__(self) -> None:
+        self.usages = ProcessUsages()
         self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}
         self._opener = Opener()
         self._workers: dict[str, InlineWorker] = {}
@@ -57,10 +58,6 @@ class InlineRunner(Runner, SleepCapability):
 
     def __repr__(self) -> str:
         return f"<InlineRunner {len(self._workers)} workers on {len(self._listeners)} listeners>"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(sleep=self)
 
     async def open(self, server: ServerConfig) -> tuple[str, ...]:
         _refuse_what_needs_a_process(server)
@@ -83,6 +80,10 @@ class InlineRunner(Runner, SleepCapability):
             # A forked child of the embedding program may hold them.
             open_listener.refuse_new_connections(sockets)
         open_listener.close_listener(sockets, path)
+
+    async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
+        """Raise ServerError: a hook is a command, which needs a process of its own."""
+        raise _refusal(server, ["hooks"])
 
     async def preload_application(self, server: ServerConfig, since: float) -> str:
         """Return "" (success): this process imports a module only once, so there is nothing to prepare."""
@@ -184,6 +185,16 @@ class InlineRunner(Runner, SleepCapability):
     def close_waiting(self, key: str) -> None:
         """Do nothing: without a worker this runner accepts no connections."""
 
+    def counts(self, placement: Placement) -> None:
+        """Return None: workers in this process do not count requests."""
+
+    async def stacks(self, worker: str, seconds: float) -> None:
+        """Return None: the program's own stacks are read without the loop, which may hang."""
+
+    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+        """Return nothing: the output is the program's own."""
+        return []
+
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """Stop the worker and return its exit. After the timeout it is cancelled, and its connections are reset."""
         worker = self._workers.get(placement.id)
@@ -234,13 +245,16 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
     if server.python and server.python not in _usual_interpreters(server):
         used.append("python")
     if used:
-        raise ServerError(
-            f"{', '.join(f'`{key}`' for key in used)} cannot be honoured inside this process",
-            name=server.name,
-            bind=server.key,
-            hint="run the pool with `poolctl start`, or "
-            "Pool(…, runner=poolctl.runners.embedded_runner.ProcessRunner())",
-        )
+        raise _refusal(server, used)
+
+
+def _refusal(server: ServerConfig, used: Sequence[str]) -> ServerError:
+    return ServerError(
+        f"{', '.join(f'`{key}`' for key in used)} cannot be honoured inside this process",
+        name=server.name,
+        bind=server.key,
+        hint="run the pool with `poolctl start`, or Pool(…, runner=poolctl.runners.embedded_runner.ProcessRunner())",
+    )
 
 
 def _usual_interpreters(server: ServerConfig) -> tuple[str, str]:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from poolctl import platform
 from poolctl.clock import Clock
 
-from .runner_protocol import USAGE_SECONDS, Usage
-
+# Figures are measured again after this time.
+USAGE_SECONDS = 8.0
 # A share of a core is computed over at least this time.
 _LEAST_SHARE_SECONDS = 1.0
 # Memory that has not grown or shrunk is read again after this time: fewer processes may share it.
@@ -31,6 +31,19 @@ _READING_SECONDS = 0.1
 _PATIENCE_SECONDS = 5.0
 
 _ProcessId = tuple[int, int]  # a pid and the start of the process
+
+
+class Usage(NamedTuple):
+    """What a worker uses of memory and processor, with all of its processes; None for a figure that is unknown.
+
+    `memory_bytes` is PSS: shared pages are divided among the processes that share them. `cpu_seconds` is the processor
+    time since its start, measured at the monotonic time `measured_at`, and `cpu_percent` the recent share of a core.
+    """
+
+    memory_bytes: int | None = None
+    cpu_seconds: float | None = None
+    cpu_percent: float | None = None
+    measured_at: float = -math.inf
 
 
 class ProcessFigures(NamedTuple):
@@ -125,7 +138,7 @@ class _Request(NamedTuple):
 
 
 class ProcessUsages:
-    """Measures workers that are processes of this machine, each the leader of a session (see Usages).
+    """Measures workers that are processes of this machine, each the leader of a session. None for a pid is ignored.
 
     Whatever is requested at the same time is measured in one pass over /proc, in a thread.
     """
@@ -139,12 +152,18 @@ class ProcessUsages:
         self._measuring = threading.Lock()
 
     def of(self, pid: int | None) -> Usage:
+        """The newest measured figures of a worker; all are None if it was not measured. Does not block."""
         worker = self._workers.get(pid) if pid is not None else None
         return Usage() if worker is None else worker.usage
 
     async def measure(
         self, pids: Iterable[int | None], *, memory: bool = True, max_age_seconds: float = USAGE_SECONDS
     ) -> None:
+        """Return when no figure of these workers is older than `max_age_seconds`; measure them if necessary.
+
+        Without `memory`, only processor time, which costs much less. If the kernel does not answer, returns after some
+        seconds without having measured.
+        """
         request = _Request(self._clock.monotonic() - max_age_seconds, memory)
         due = self._due({pid: request for pid in pids if pid is not None})
         if not due:
@@ -156,6 +175,7 @@ class ProcessUsages:
         await asyncio.wait([self._next_pass], timeout=_PATIENCE_SECONDS)
 
     def measure_now(self, pids: Iterable[int | None]) -> None:
+        """Do the same as `measure` with its defaults, but block meanwhile. Called from any thread."""
         request = _Request(self._clock.monotonic() - USAGE_SECONDS, memory=True)
         self._measure({pid: request for pid in pids if pid is not None})
 

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 PYTHON, FAULTHANDLER = "python", "faulthandler"
 _MOST_STACKS, _MOST_FRAMES = 100, 100
@@ -118,16 +117,6 @@ class WorkerStacks:
             facts.append(each.syscall and f"system call {each.syscall}")
             yield f"kernel, thread {each.tid} {each.name}: {', '.join(filter(None, facts))}"
             yield from (f"  {function}" for function in each.stack)
-
-
-class Stacks(Protocol):
-    """Optional ability: reading the stacks of workers."""
-
-    async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
-        """The stacks of the worker with this id, which continues to run.
-
-        If it did not answer in time, the report says so.
-        """
 
 
 def parse(

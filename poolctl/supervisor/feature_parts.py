@@ -16,6 +16,7 @@ from poolctl.feature import DetachedProcessSpec, Feature, features
 from poolctl.keeper import pool_files
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import GiveSamples
+from poolctl.runners.local.local_runner import LocalRunner
 
 from .active_configuration import SupervisorContext
 from .statistics import Totals
@@ -38,6 +39,7 @@ class PartContext(NamedTuple):
 
     environment: SupervisorContext
     core: Core
+    runner: LocalRunner
     events: EventBus
     samples: GiveSamples
     totals: Totals
@@ -137,11 +139,17 @@ class FeatureParts:
         return iter([*self._parts.values()])
 
     def create_initial_parts(
-        self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore, web: WebServer
+        self,
+        core: Core,
+        runner: LocalRunner,
+        samples: GiveSamples,
+        totals: Totals,
+        store: StateStore,
+        web: WebServer,
     ) -> None:
         """Create the FeaturePart of each feature that adds keys to [[server]]; others are created when first needed."""
         self._site = PartContext(
-            self._environment, core, self._events, samples, totals, store, self, web, self.over
+            self._environment, core, runner, self._events, samples, totals, store, self, web, self.over
         )
         for feature in _features():
             if feature.sections:

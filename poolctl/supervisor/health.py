@@ -28,7 +28,9 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import EventBus
-from poolctl.runners.runner_protocol import USAGE_SECONDS, Heartbeats, Usages
+from poolctl.runners.local.local_runner import LocalRunner
+from poolctl.runners.local.local_worker import WorkerHeartbeats
+from poolctl.runners.process_usage import USAGE_SECONDS, ProcessUsages
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.states import Status
 from poolctl.units import format_duration, format_size
@@ -47,15 +49,14 @@ _PAUSED_SECONDS = 1.0
 _NS = 1_000_000_000
 
 
-def watch_health(core: Core, events: EventBus) -> None:
+def watch_health(core: Core, runner: LocalRunner, events: EventBus) -> None:
     """From now on, check the core's workers and recover them; continue the recoveries of the previous supervisor."""
     recovery = WorkerRecovery(core, events)
     recovery.resume(core.entries.values())
-    checks = []
-    if (usages := core.runner.capabilities.usages) is not None:
-        checks.append(MemoryLimit(usages, recovery).entry_changed)
-    if (heartbeats := core.runner.capabilities.heartbeats) is not None:
-        checks.append(HeartbeatMonitor(heartbeats, core, events, recovery).entry_changed)
+    checks = (
+        MemoryLimit(runner.usages, recovery).entry_changed,
+        HeartbeatMonitor(runner.heartbeats, core, events, recovery).entry_changed,
+    )
     core.observers |= set(checks)
     for entry in core.entries.values():
         for look in checks:
@@ -355,11 +356,10 @@ class WorkerRecovery:
         if taken := [to_json(each.stacks) for each in problems if each.stacks is not None]:
             report["stacks"] = taken[:_MOST_STACKS]
             report["sentences"] = [each.sentence for each in problems]
-        if self._core.runner.capabilities.logs is not None:
-            # Read during the recovery; its event is recorded once they have been read.
-            reading = asyncio.ensure_future(last_lines(self._core.runner, entry.name, LAST_LINES, placed_at))
-            self._reading[id(report)] = reading
-            reading.add_done_callback(lambda _: self._take_lines(entry, report, reading))
+        # Read during the recovery; its event is recorded once they have been read.
+        reading = asyncio.ensure_future(last_lines(self._core.runner, entry.name, LAST_LINES, placed_at))
+        self._reading[id(report)] = reading
+        reading.add_done_callback(lambda _: self._take_lines(entry, report, reading))
         return report
 
     def _take_lines(self, entry: Entry, report: Table, reading: asyncio.Task[list[str]]) -> None:
@@ -409,7 +409,7 @@ class MemoryLimit:
     All are measured together, the first time soon after the first of them is ready.
     """
 
-    def __init__(self, usages: Usages, recovery: WorkerRecovery) -> None:
+    def __init__(self, usages: ProcessUsages, recovery: WorkerRecovery) -> None:
         self._usages = usages
         self._recovery = recovery
         self._limited: dict[str, tuple[Entry, Worker]] = {}  # by worker id
@@ -547,7 +547,7 @@ class HeartbeatMonitor:
 
     def __init__(
         self,
-        beats: Heartbeats,
+        beats: WorkerHeartbeats,
         core: Core,
         events: EventBus,
         recovery: WorkerRecovery,

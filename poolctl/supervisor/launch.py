@@ -20,11 +20,11 @@ from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.control import pool_lock, pool_paths
 from poolctl.control.client import clear_exit
 from poolctl.errors import ControlError, PoolError
-from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
+from poolctl.exit_codes import CONFLICT, FAILED, NOT_PERMITTED
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.keeper.spawn import CompanionSpec, start_with_companions
 from poolctl.platform import proc_problem
-from poolctl.runners.runner_registry import VARIABLE, UnknownRunner, companions
+from poolctl.runners.local import companions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -45,8 +45,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
     Does nothing if the pool runs or is being started: then the control socket may be missing for a moment. The
     supervisor's first answer reports whether the files are valid. With `lifeline`, the pool ends when the returned
     descriptor is closed. Raises ControlError with one of these exit codes: 8 if `lifeline` is given and a supervisor is
-    already running, 7 for an unusable directory or too few open files, 5 for an unknown runner, 1 if /proc shows no
-    processes.
+    already running, 7 for an unusable directory or too few open files, 1 if /proc shows no processes.
     """
     problem, fix = proc_problem()
     if problem:
@@ -181,11 +180,7 @@ def _programs(
             bootstrap.command(sys.executable, "config_reader"), log, session=True
         ),
     }
-    try:
-        return programs | companions(env, files, pool_directory, without)
-    except UnknownRunner as error:
-        hint = f"unset {VARIABLE}, or name a module that the supervisor can import"
-        raise ControlError(str(error), exit_code=INVALID_CONFIGURATION, hint=hint) from error
+    return programs | companions(files, pool_directory, env, without)
 
 
 def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:

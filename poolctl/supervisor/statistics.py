@@ -20,7 +20,8 @@ from poolctl.monitor import metrics
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import BOUNDS_SECONDS, INTERVAL_SECONDS, Figure, ServerSnapshot, worker_pids
-from poolctl.runners.runner_protocol import Usage
+from poolctl.runners.local.local_worker import Tallies
+from poolctl.runners.process_usage import Usage
 from poolctl.states import Status
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
@@ -34,7 +35,7 @@ KEPT = 60
 SETTLED_SECONDS = 0.015
 WATCHED_SECONDS = 60.0
 _WINDOW = 5  # the number of intervals over which current rates and latencies are computed
-# Figures that are unknown for programs, because poolctl does not see their requests, and if the runner counts nothing.
+# Figures that are unknown for programs, because poolctl does not see their requests.
 _UNCOUNTED: Table = dict.fromkeys(
     ("requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
      "connections", "connections_total", "websockets"),
@@ -44,12 +45,12 @@ _UNCOUNTED: Table = dict.fromkeys(
 class Totals:
     """Totals of each server over all workers, including exited ones, so that no counter ever decreases.
 
-    They are saved for the next supervisor after each change.
+    They are saved for the next supervisor after each change. `tallies` keeps the counts of exited workers until then.
     """
 
-    def __init__(self, core: Core, events: EventBus, store: StateStore) -> None:
+    def __init__(self, core: Core, tallies: Tallies, events: EventBus, store: StateStore) -> None:
         self._core = core
-        self._counters = counters = core.runner.capabilities.counters
+        self._tallies = tallies
         self._store = store
         self._counts: dict[str, Counts] = {}
         self._passed: dict[str, dict[int, int]] = {}  # requests by route (see tally.by_route_mark)
@@ -57,8 +58,6 @@ class Totals:
         self._added: set[str] = set()
         self._availability: dict[str, Availability] = {}
         self._changed = False
-        if counters is not None:
-            counters.add_up = self._add_up
         events.subscribe(self._note_health_event)
 
     async def resume(self) -> None:
@@ -119,11 +118,10 @@ class Totals:
             "wakes": self._wakes,
             "availability": {name: to_json(each) for name, each in self._availability.items()},
             # The pages of ended workers are kept until the totals are stored, so that a crash adds nothing twice.
-            "added": self._counters.unsaved_workers if self._counters is not None else [],
+            "added": self._tallies.unsaved_workers,
         }
         self._store.store_for_successor(fd_store.TOTALS, json.dumps(totals).encode())
-        if self._counters is not None:
-            self._counters.discard_saved_counts()
+        self._tallies.discard_saved_counts()
         self._added.clear()
 
     def _note_health_event(self, event: JournalEvent) -> None:
@@ -132,10 +130,11 @@ class Totals:
             known.note(self._core.clock.monotonic(), health=event.state)
             self._changed = True
 
-    def _add_up(self, name: str, server: str, counts: Counts) -> None:
-        if name in self._added:
+    def add_up(self, server: str, worker: str, counts: Counts) -> None:
+        """Add the final counts of a worker that has exited, unless they have been added."""
+        if worker in self._added:
             return
-        self._added.add(name)
+        self._added.add(worker)
         self._changed = True
         tally.add(self._counts.setdefault(server, [0] * tally.COUNTED), counts)
         for mark, count in tally.by_route_mark(counts).items():
@@ -189,8 +188,6 @@ class Statistics:
         self._take: metrics.TakeSample | None = None
         self._core = core
         self.totals = totals
-        self._counters = core.runner.capabilities.counters
-        self._usages = core.runner.capabilities.usages
         self._measuring: asyncio.Task[None] | None = None
         self._histories: dict[str, ServerHistory] = {}
         self._asked_at = float("-inf")
@@ -252,7 +249,7 @@ class Statistics:
     def of(self, entry: Entry) -> ServerSnapshot:
         """Return the server's current statistics, with the memory and processor time that were measured last."""
         ended = self.totals.counts_of_ended_workers(entry)
-        return metrics.measure_server(entry, ended, self._counters, self._usages)
+        return metrics.measure_server(entry, ended, self._core.runner)
 
     def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> server_answers.ServerStats:
         """The statistics that the verb `stats` reports, from this snapshot; error rates only if `with_errors`."""
@@ -296,8 +293,7 @@ class Statistics:
 
     async def measure(self, entries: Sequence[Entry]) -> list[ServerSnapshot]:
         """Take a snapshot of each server, one by one; other tasks of the event loop run in between."""
-        if self._usages is not None:
-            await self._usages.measure(worker_pids(entries))
+        await self._core.runner.usages.measure(worker_pids(entries))
         # Wait, because workers write the counts of requests up to now a moment later.
         await asyncio.sleep(SETTLED_SECONDS)
         found = []
@@ -321,10 +317,9 @@ class Statistics:
             found.append(seen)
         if self._take is not None:
             self._take(now, found)
-        if self._usages is not None:
-            # For the next sample: this one does not wait, so that intervals are exact.
-            pids = worker_pids(self._core.entries.values())
-            self._measuring = asyncio.ensure_future(self._usages.measure(pids))
+        # For the next sample: this one does not wait, so that intervals are exact.
+        pids = worker_pids(self._core.entries.values())
+        self._measuring = asyncio.ensure_future(self._core.runner.usages.measure(pids))
         for name in self._histories.keys() - self._core.entries.keys():
             del self._histories[name]
 

@@ -39,12 +39,16 @@ from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.platform import release_freed_memory, replace_file
 from poolctl.runners.helper_process import Helpers
+from poolctl.runners.local import has_orphans
+from poolctl.runners.local.forking import RunnerContext
+from poolctl.runners.local.local_runner import LocalRunner
+from poolctl.runners.local.local_worker import AdoptedWorker
 from poolctl.runners.process_link import Duplicate, KeeperLink, LinkHandler, LinkLost
-from poolctl.runners.runner_protocol import AdoptedWorker, AdoptionResult, Exit
-from poolctl.runners.runner_registry import RunnerContext, has_orphans, make_runner
+from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import Selector
 from poolctl.states import Status
 from poolctl.units import format_duration
+from poolctl.worker.tally import Counts
 
 from . import feature_parts
 from .active_configuration import ActiveConfiguration, ConfigurationReader, SupervisorContext
@@ -164,7 +168,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             logs_directory=logs,
             environments=environments,
         )
-        self.runner = make_runner(os.environ, site)
+        self.runner = LocalRunner(site, self.directory)
         self.runner.events = self
         self._clock = Clock()
         self._store = StateStore(self._keeper, self.directory)
@@ -206,7 +210,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         await self._create_core_with_parts(servers)
         await self._adopt_workers_and_start_recording(servers)
         if not self._calm:
-            watch_health(self.core, self.events)
+            watch_health(self.core, self.runner, self.events)
         self.core.observers.add(self._on_entry_changed)
         for entry in self.core.entries.values():
             # Adopted workers may differ from the record, and the core may already have reported that.
@@ -229,11 +233,11 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         trace = DecisionLogger.configured(os.environ)
         self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutputReporter(self.core, self.events)
-        self._totals = Totals(self.core, self.events, self._store)
+        self._totals = Totals(self.core, self.runner.tallies, self.events, self._store)
         await self._totals.resume()
         self._statistics = Statistics(self.core, self._totals)
         self._parts.create_initial_parts(
-            self.core, self._statistics.send_samples_to, self._totals, self._store, self._web
+            self.core, self.runner, self._statistics.send_samples_to, self._totals, self._store, self._web
         )
 
     async def _adopt_workers_and_start_recording(self, servers: list[ServerConfig]) -> None:
@@ -242,7 +246,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         if searched is not None:
             await self._parts.hand_survivors_to_keeper()
         adopted = await restore_and_adopt_workers(
-            self.core, self._store, self._configuration.placed, searched
+            self.core, self.runner, self._store, self._configuration.placed, searched
         )
         if adopted:
             logger.info("adopted %d workers", adopted)
@@ -272,7 +276,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self.events.write_to(Journal.configured(tables.get(EventsTable), path))
 
     async def _register_verbs_and_serve_metrics(self) -> None:
-        context = VerbContext(self.core, self.events, self, self._configuration, self._parts.over)
+        context = VerbContext(
+            self.core, self.runner, self.events, self, self._configuration, self._parts.over
+        )
         self._verbs = Verbs(context)
         self._verbs.add("stats", self._statistics.stats)
         self._verbs.add("monitor", self._statistics.monitor)
@@ -322,7 +328,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
         If the request is to stop the whole pool, reading is cancelled, unless workers of a killed pool still run.
         """
-        if _stops_everything(request) and not has_orphans(os.environ, self.directory):
+        if _stops_everything(request) and not has_orphans(self.directory):
             self._configuration.cancel_first_read()
         try:
             await self._begun.wait()
@@ -343,7 +349,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self._save_timer.save_now()
 
     async def _adopt_late(self) -> None:
-        if await store_late_orphans(self.core):
+        if await store_late_orphans(self.core, self.runner):
             self._exit_for_successor()
 
     def _exit_for_successor(self) -> None:
@@ -409,8 +415,10 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     def _exit_reported(self, report: wire.Message) -> None:
         """Handle the keeper's report that a child, or the rest of its process group, has exited."""
         self._helpers.handle_exit_report(report)
-        if (takeover := self.runner.capabilities.takeover) is not None:
-            takeover.handle_exit_report(report)
+        self.runner.handle_exit_report(report)
+
+    def add_up_counts(self, server: str, worker: str, counts: Counts) -> None:
+        self._totals.add_up(server, worker, counts)
 
     def _end_if_mandatory_failed(self, entry: Entry) -> None:
         """If this server is mandatory and has failed, begin to end the pool; record the status for `poolctl run`.
@@ -460,8 +468,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     async def finish(self) -> None:
         for part in self._parts:
             await part.finish()
-        if (takeover := self.runner.capabilities.takeover) is not None:
-            await takeover.end_left_groups()
+        await self.runner.end_left_groups()
 
     @property
     def _metrics_problems(self) -> list[str]:
@@ -635,6 +642,7 @@ def _stops_everything(request: Request) -> bool:
 
 async def restore_and_adopt_workers(
     core: Core,
+    runner: LocalRunner,
     store: StateStore,
     placed: Mapping[str, ServerConfig],
     searched: Mapping[str, ServerConfig] | None,
@@ -645,17 +653,10 @@ async def restore_and_adopt_workers(
     running server without a recorded state is kept running. Orphans, whose keeper and supervisor have died, are adopted
     too for the servers in `searched`, and replaced if their configuration has changed.
     """
-    takeover = core.runner.capabilities.takeover
-    orphans = (
-        await takeover.rescue_orphans_and_check_outdated(searched)
-        if takeover is not None and searched is not None
-        else {}
-    )
+    orphans = {} if searched is None else await runner.rescue_orphans_and_check_outdated(searched)
     recorded = await store.restore_and_get_recorded_names(core.entries)
     servers = {name: entry.config for name, entry in core.entries.items()}
-    adopted = (
-        AdoptionResult() if takeover is None else await takeover.adopt_workers_and_end_others(servers, placed)
-    )
+    adopted = await runner.adopt_workers_and_end_others(servers, placed)
     running = {each.placement.server for each in adopted.workers if not each.leaving}
     unknown = (running | set(orphans)) - recorded
     for name in unknown:
@@ -673,15 +674,12 @@ async def restore_and_adopt_workers(
     return len(adopted.workers)
 
 
-async def store_late_orphans(core: Core) -> bool:
+async def store_late_orphans(core: Core, runner: LocalRunner) -> bool:
     """Search for two minutes for orphans (workers whose keeper and supervisor died) that did not answer earlier.
 
     Return True as soon as orphans are found: their sockets are then in the keeper's store, and the caller exits so that
     its successor adopts them. Return False if none is found. An orphan whose server already runs again is stopped.
     """
-    takeover = core.runner.capabilities.takeover
-    if takeover is None:
-        return False
     for pause in _LATE_PAUSES_SECONDS:
         await asyncio.sleep(pause)
         waiting = {
@@ -689,7 +687,7 @@ async def store_late_orphans(core: Core) -> bool:
             for name, entry in core.entries.items()
             if not entry.observed.workers and not core.endpoints(entry.config)
         }
-        names = await takeover.rescue_orphans_and_check_outdated(waiting, late=True)
+        names = await runner.rescue_orphans_and_check_outdated(waiting, late=True)
         for name in names:
             # The server may have failed because these workers had its address, or have been removed meanwhile.
             if entry := core.entries.get(name):

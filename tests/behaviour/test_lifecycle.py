@@ -170,7 +170,7 @@ def test_several_workers_share_one_address_and_are_all_replaced(make_pool: Any, 
 def test_a_server_that_may_sleep_wakes_at_a_request_and_sleeps_again_where_that_saves_a_process(
     make_pool: Any, site: Site
 ) -> None:
-    pool = make_pool(site.server("web", scale={"min": 0, "idle": "200ms"}), sleep=True)
+    pool = make_pool(site.server("web", scale={"min": 0, "idle": "200ms"}))
     assert pool.start() == {}
     assert pool.item("web")["state"] == "sleeping"
     assert site.instance("web")

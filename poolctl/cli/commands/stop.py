@@ -21,7 +21,7 @@ from poolctl.json_form import Table, from_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poolctl.runners.runner_registry import Orphan
+    from poolctl.runners.local.takeover import LocalOrphan
 
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
@@ -89,10 +89,10 @@ def _from_files(
 
 def _stop_without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
     """Stop selected servers whose workers still run; without a selection, all of them and the features' processes."""
-    from poolctl.runners.runner_registry import has_orphans
+    from poolctl.runners.local import has_orphans
     from poolctl.supervisor.launch import forget_servers_to_run, remove_stale_files
 
-    if has_orphans(os.environ, pool.directory):
+    if has_orphans(pool.directory):
         return _stop_orphans(request, pool)
     everything = request.selector().selects_all
     # Without a selection the servers are only printed with -o: no file has to be read.
@@ -105,11 +105,11 @@ def _stop_without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
 def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     # Apart from _without_supervisor, because this imports asyncio, and most pools leave nothing behind.
     from poolctl.feature import features
-    from poolctl.runners.runner_registry import find_orphans
+    from poolctl.runners.local import find_orphans
     from poolctl.supervisor.launch import forget_servers_to_run, remove_stale_files
 
     everything = request.selector().selects_all
-    found = find_orphans(os.environ, pool.directory)
+    found = find_orphans(pool.directory)
     running = dict.fromkeys(str(each.said["server"]) for each in found)
     known = [from_json(Item, {"name": name}) for name in running if name]
     items, warnings = _from_files(request, pool, known)
@@ -138,7 +138,7 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     return Outcome(items, warnings=warnings, message=message)
 
 
-def _stop_or_kill(chosen: list[Orphan], limit_seconds: float) -> list[str]:
+def _stop_or_kill(chosen: list[LocalOrphan], limit_seconds: float) -> list[str]:
     """Ask the workers to stop, and kill those that exceed the limit; returns a warning for each killed one."""
     for orphan in chosen:
         orphan.ask_to_end()

@@ -24,7 +24,7 @@ from poolctl.exit_codes import NOT_PERMITTED
 from poolctl.listeners.listen_errors import name_holders
 from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener, is_live, open_listener
 from poolctl.platform import LINUX, copy_descriptor, proc_problem, user_name
-from poolctl.runners.runner_registry import has_orphans
+from poolctl.runners.local import has_orphans
 
 from ._check import CheckContext, CheckResult, ok, problem, read_number, read_text_or_empty, warning
 
@@ -455,7 +455,7 @@ def _leftovers(root: str, context: CheckContext) -> Iterator[CheckResult]:
             if not os.path.exists(socket):
                 yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
         elif os.path.isdir(path) and not is_live(socket):
-            if has_orphans(context.env, path):
+            if has_orphans(path):
                 said = f"{path}: its supervisor is gone, its processes still serve"
                 yield problem("leftovers", said, "poolctl start adopts them, poolctl stop stops them")
             elif os.path.lexists(socket):

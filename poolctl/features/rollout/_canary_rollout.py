@@ -14,7 +14,7 @@ from poolctl.core.servers import caused_by
 from poolctl.json_form import to_json
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import worker_pids
-from poolctl.runners.runner_protocol import Counters, Usages
+from poolctl.runners.runner_protocol import Runner
 from poolctl.supervisor.statistics import errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
@@ -49,17 +49,13 @@ class RolloutPlan(NamedTuple):
 class CanaryRollout:
     """Manages one canary until `is_over`. `begun` is set once the canary is ready, or the rollout is over."""
 
-    def __init__(
-        self, core: Core, events: EventBus, entry: Entry, counters: Counters, plan: RolloutPlan
-    ) -> None:
+    def __init__(self, core: Core, events: EventBus, entry: Entry, plan: RolloutPlan) -> None:
         self.begun, self.over = asyncio.Event(), asyncio.Event()
         self.entry = entry
         self.plan = plan
         self.reason = ""
         self._core = core
         self._events = events
-        self._counters = counters
-        self._usages = core.runner.capabilities.usages
         self._workers = entry.size
         self._state = STARTING
         self.is_paused = plan.is_paused  # it is not promoted automatically, but may still be withdrawn
@@ -223,9 +219,8 @@ class CanaryRollout:
 
     async def measure_memory(self) -> None:
         """Measure the memory that `report` states, unless it was measured in the last second."""
-        if self._usages is not None:
-            pids = worker_pids([self.entry])
-            await self._usages.measure(pids, max_age_seconds=JUDGE_SECONDS)
+        pids = worker_pids([self.entry])
+        await self._core.runner.usages.measure(pids, max_age_seconds=JUDGE_SECONDS)
 
     def _apply_verdict(self) -> None:
         if self.plan.apart is not None and self._core.split_obstacle(self.entry.name) != "":
@@ -244,10 +239,9 @@ class CanaryRollout:
     def _start_measuring(self) -> None:
         """Start measuring the canary's generation and that of the other workers, unless they are measured already."""
         if self._figures is None:
-            entry, counters = self.entry, self._counters
             self._figures = (
-                WorkerMeter(entry, self._is_of_canary, counters, self._usages),
-                WorkerMeter(entry, self._is_of_others, counters, self._usages),
+                WorkerMeter(self.entry, self._is_of_canary, self._core.runner),
+                WorkerMeter(self.entry, self._is_of_others, self._core.runner),
             )
 
     def _is_of_canary(self, worker: Worker) -> bool:
@@ -287,22 +281,14 @@ class CanaryRollout:
 class WorkerMeter:
     """Measures the workers for which `is_measured` is true, from the creation of this object on, by request counters.
 
-    Their memory is the one that `usages` measured last.
-
-    Workers that have ended stay counted with their figures from the last `measure`.
+    Their memory is the one that was measured last. Workers that have ended stay counted with their figures from the
+    last `measure`.
     """
 
-    def __init__(
-        self,
-        entry: Entry,
-        is_measured: Callable[[Worker], bool],
-        counters: Counters,
-        usages: Usages | None,
-    ) -> None:
+    def __init__(self, entry: Entry, is_measured: Callable[[Worker], bool], runner: Runner) -> None:
         self._entry = entry
         self._is_measured = is_measured
-        self._counters = counters
-        self._usages = usages
+        self._runner = runner
         self._began: dict[str, Counts] = {}
         for worker in self._workers():
             if (counts := self._counts(worker)) is not None:
@@ -317,7 +303,7 @@ class WorkerMeter:
                 self._now[worker.id] = counts
         began, now = _sum(self._began.values()), _sum(self._now.values())
         pids = [worker.placement.pid for worker in workers if worker.placement is not None]
-        found = [] if self._usages is None else [self._usages.of(pid).memory_bytes for pid in pids]
+        found = [self._runner.usages.of(pid).memory_bytes for pid in pids]
         return GenerationFigures(
             workers=len(workers),
             requests=now[tally.STARTED] - began[tally.STARTED],
@@ -331,7 +317,7 @@ class WorkerMeter:
         return filter(self._is_measured, self._entry.observed.workers.values())
 
     def _counts(self, worker: Worker) -> Counts | None:
-        return None if worker.placement is None else self._counters.counts(worker.placement)
+        return None if worker.placement is None else self._runner.counts(worker.placement)
 
 
 def _sum(pages: Iterable[Counts]) -> Counts:

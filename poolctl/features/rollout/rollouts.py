@@ -97,9 +97,6 @@ class Rollouts(FeaturePart):
                 f"{entry.name}: its last canary has not left yet", f"poolctl status {entry.name}"
             )
         self._refuse_unfit(entry)
-        counters = self._core.runner.capabilities.counters
-        if counters is None:
-            raise _RolloutRefused("the pool's runner counts no requests", "poolctl restart")
         resolved = await self._configuration.read_without_activating(
             call.options.get("env"), keep=self._core.entries
         )
@@ -109,7 +106,7 @@ class Rollouts(FeaturePart):
         written = next((each for each in resolved.servers if each.name == entry.name), entry.config)
         plan = _plan_for_file_changes(entry, written, plan)
         plan = await self._try_open_canary_address(entry, plan, force=bool(call.options.get("force")))
-        rollout = CanaryRollout(self._core, self._events, entry, counters, plan)
+        rollout = CanaryRollout(self._core, self._events, entry, plan)
         self._rollouts[entry.name] = rollout
         others = "" if plan.apart is None else f"; {entry.config.key} itself is served by the others"
         notice = f"{entry.name}: {rollout.share_in_words}, {plan.what}{others}"

@@ -9,7 +9,8 @@ from typing import ClassVar, NamedTuple
 from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry
 from poolctl.monitor.metrics import BOUNDS_SECONDS
-from poolctl.runners.runner_protocol import Capabilities, Usage
+from poolctl.runners.local.local_runner import LocalRunner
+from poolctl.runners.process_usage import Usage
 from poolctl.supervisor.statistics import quantile
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
@@ -88,8 +89,8 @@ class Trigger:
     is_latency: ClassVar[bool] = False  # the target is for the responses of the whole server instead
     counts_demand: ClassVar[bool] = False  # requests that wait elsewhere for the server count as well
 
-    def __init__(self, capabilities: Capabilities) -> None:
-        self.capabilities = capabilities
+    def __init__(self, runner: LocalRunner) -> None:
+        self.runner = runner
 
     @classmethod
     def new_accumulator(cls) -> MovingAverage | MovingQuantile:
@@ -114,8 +115,7 @@ class QueuedConnections(Trigger):
     counts_demand = True
 
     def measure(self, sample: Sample) -> Part:
-        backlogs = self.capabilities.backlogs
-        return Part(0 if backlogs is None else backlogs.queued_connections(sample.entry.config))
+        return Part(self.runner.queued_connections(sample.entry.config))
 
 
 class RequestsPerSecond(Trigger):
@@ -131,8 +131,8 @@ class Cpu(Trigger):
     `measure` requests the next measurement, and returns the figure from those that are complete.
     """
 
-    def __init__(self, capabilities: Capabilities) -> None:
-        super().__init__(capabilities)
+    def __init__(self, runner: LocalRunner) -> None:
+        super().__init__(runner)
         self._seen: dict[
             int, tuple[float, float]
         ] = {}  # by pid: when it was measured, and the processor time then
@@ -142,10 +142,7 @@ class Cpu(Trigger):
         self._cores: float | None = None
 
     def measure(self, sample: Sample) -> Part:
-        usages = self.capabilities.usages
-        if usages is None:
-            return Part(None)
-        pids = _pids_of_ready_workers(sample.entry)
+        usages, pids = self.runner.usages, _pids_of_ready_workers(sample.entry)
         self._note_measured({pid: usages.of(pid) for pid in pids})
         is_busy = sample.counted[tally.STARTED] or sample.in_flight
         seconds = _CPU_SECONDS if is_busy else _CPU_SECONDS_WITHOUT_REQUESTS

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from poolctl.core.core import Core
 from poolctl.core.decide import Desired, WorkerPhase
 from poolctl.core.server_entry import Entry
 from poolctl.core.servers import NO_CAUSE
 from poolctl.json_form import Table
+from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.verbs.changing_verbs import TooManyOpenFiles, check_open_file_limit
 from poolctl.units import format_duration
@@ -28,10 +28,9 @@ _AT_ONCE = 32
 class LoadSampler:
     """A sampler of one server's load, as `triggers` measure it. The first sample covers the time since `now`."""
 
-    def __init__(self, core: Core, triggers: Iterable[str], now: float) -> None:
-        capabilities = core.runner.capabilities
-        self._counters = capabilities.counters
-        self._triggers = {name: TRIGGERS[name](capabilities) for name in triggers}
+    def __init__(self, runner: LocalRunner, triggers: Iterable[str], now: float) -> None:
+        self._runner = runner
+        self._triggers = {name: TRIGGERS[name](runner) for name in triggers}
         self._seen: dict[str, Counts] = {}  # by worker id
         self._at = now
 
@@ -41,10 +40,10 @@ class LoadSampler:
         counted = [0] * tally.COUNTED
         in_flight, serves = 0, False
         for worker in entry.observed.workers.values():
-            if worker.phase is not WorkerPhase.READY or worker.placement is None or self._counters is None:
+            if worker.phase is not WorkerPhase.READY or worker.placement is None:
                 continue
             serves = serves or not worker.ko
-            found = self._counters.counts(worker.placement)
+            found = self._runner.counts(worker.placement)
             if found is None:
                 continue
             seen[worker.id] = counts = found[: tally.COUNTED]
@@ -64,10 +63,10 @@ class LoadSampler:
 class _ScaledServer:
     """A server whose number of workers is decided from samples of its load, by its table `scale`."""
 
-    def __init__(self, core: Core, entry: Entry, scale: Scale, now: float) -> None:
+    def __init__(self, runner: LocalRunner, entry: Entry, scale: Scale, now: float) -> None:
         self.entry = entry
         self.scale = scale
-        self.load = LoadSampler(core, scale.triggers.targets, now)
+        self.load = LoadSampler(runner, scale.triggers.targets, now)
         self.autoscale = Autoscale(scale, now)
         self.is_refused = False  # more workers were needed than the limit of open files allows
 
@@ -108,12 +107,8 @@ class Autoscaler(FeaturePart):
             return
         known = self._servers.get(entry.name)
         if known is None or known.entry is not entry or known.scale != scale:
-            self._servers[entry.name] = _ScaledServer(self._core, entry, scale, self._core.clock.monotonic())
-            if self._core.runner.capabilities.counters is None:
-                message = "scale.triggers have no effect, because its runner counts no requests"
-                self._core.add_command_warning(
-                    entry, f"{entry.name}: {message}; write workers = N, or take triggers out"
-                )
+            now = self._core.clock.monotonic()
+            self._servers[entry.name] = _ScaledServer(self.site.runner, entry, scale, now)
         else:
             known.scale = scale
         if self._timer is None:

@@ -1,4 +1,7 @@
-"""The functions that `runner_registry` calls for the local runner, whose workers are processes of this machine."""
+"""The local runner, whose workers are processes of this machine.
+
+The functions here are for programs that start a supervisor, or look for what one has left, without an event loop.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 
 from poolctl import bootstrap
 from poolctl.config import default_interpreter, directory_of
+from poolctl.feature import features
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.spawn import CompanionSpec
 
@@ -14,22 +18,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..runner_registry import RunnerContext
-    from .local_runner import LocalRunner
     from .takeover import LocalOrphan
-
-
-def make(site: RunnerContext) -> LocalRunner:
-    """Create the local runner for a supervisor (see runner_registry)."""
-    from .local_runner import LocalRunner
-
-    return LocalRunner(site, site.directory)
 
 
 def companions(
     files: Sequence[str], directory: str, env: Mapping[str, str], withheld_variables: Sequence[str]
 ) -> dict[str, CompanionSpec]:
-    """The programs to start with the keeper (see runner_registry): the logger and the default interpreter's zygote."""
+    """Return the programs to start with a pool's keeper, by name: the logger and the default interpreter's zygote.
+
+    The keeper stores a socket to each program under the program's name. `files` are the pool's configuration files.
+    Variables in `withheld_variables` are removed from the programs' environments.
+    """
     interpreter = default_interpreter(directory_of(files[0]), env)
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", directory, isolated=True)
@@ -45,13 +44,17 @@ def companions(
     return programs
 
 
-def orphans_exist(directory: str) -> bool:
-    """Whether workers or a logger of the pool in this directory run without keeper and supervisor."""
-    return any(pool_files.find_listeners(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER))
+def has_orphans(directory: str) -> bool:
+    """Whether workers, the logger or a feature's process of this directory's pool run without keeper and supervisor."""
+    processes = [each.process.socket for each in features() if each.process is not None]
+    kinds = (*processes, pool_files.WORKER, pool_files.LOGGER)
+    return any(pool_files.find_listeners(directory, kind) for kind in kinds)
 
 
 def find_orphans(directory: str) -> list[LocalOrphan]:
     """The orphaned workers of the pool in this directory; the caller closes them. Blocks."""
+    if not has_orphans(directory):
+        return []
     from .takeover import find_orphans_and_pipes
 
     found, pipes = find_orphans_and_pipes(directory)

@@ -24,9 +24,9 @@ from poolctl.keeper import fd_store, pool_files, rendezvous, wire
 from poolctl.platform import memory_file, read_file
 
 from .. import worker_spec
-from ..process_link import HasDescriptor, Link
+from ..helper_process import Helpers
+from ..process_link import HasDescriptor, KeeperLink, Link
 from ..runner_protocol import Placement, RunnerEventHandler
-from ..runner_registry import RunnerContext
 from ..worker_spec import Spec
 from .local_worker import LocalWorker, NotifySocket, Tally
 from .output_pipes import OutputPipes
@@ -42,6 +42,23 @@ _Files = tuple[str | None, ...]
 # Maximum descriptors in use while a worker is created: its sockets, pipe and page, and files passed to it.
 _DESCRIPTORS_OF_ONE = 16
 _PATIENCE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerContext:
+    """The pool that a runner works for. `open_files` are the soft and hard open-files limits of its processes.
+
+    A runner adds its helpers to `helpers`. `directory` contains the pool's runtime files. `environments` holds, by
+    server name, the environments that replace the pool's own (`restart --env`); it changes while the pool runs.
+    """
+
+    keeper: KeeperLink
+    keeper_pid: int
+    helpers: Helpers
+    open_files: tuple[int, int]
+    directory: str
+    logs_directory: str
+    environments: Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)

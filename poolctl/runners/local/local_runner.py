@@ -18,37 +18,22 @@ from poolctl.keeper.reap import signal_process
 from poolctl.listeners.open_listener import duplicate_inherited_listeners
 from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import is_stopped
+from poolctl.worker.tally import Counts
 
 from ..process_link import Message
 from ..process_usage import ProcessUsages
-from ..runner_protocol import (
-    AdoptionResult,
-    Backlogs,
-    Capabilities,
-    Exit,
-    Gateway,
-    Hooks,
-    Logs,
-    Placement,
-    Routing,
-    Runner,
-    RunnerEventHandler,
-    SleepCapability,
-    Takeover,
-    WorkerFailed,
-    WorkerRouteTables,
-)
-from ..runner_registry import RunnerContext
-from ..stack_report import Stacks, WorkerStacks
+from ..runner_protocol import Exit, Placement, Runner, RunnerEventHandler, WorkerFailed
+from ..stack_report import WorkerStacks
 from ..worker_spec import hook_config
 from .activation import Activator
-from .forking import Forker
+from .forking import Forker, RunnerContext
 from .left_groups import LeftGroups
 from .local_worker import LocalWorker, RoutesMessage, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats
 from .output_pipes import OutputPipes, last_lines
-from .server_sockets import AdoptionPairs, Sockets
+from .server_sockets import AdoptionPairs, Gateway, Sockets, WorkerRouteTables
 from .takeover import (
     Adopter,
+    AdoptionResult,
     WorkerAdoption,
     rescue_orphans_and_check_outdated,
     systemd_sockets,
@@ -63,8 +48,11 @@ _LAST_OUTPUT_SECONDS = 3.0
 _LAST_WORDS_SECONDS = 0.2  # short for a worker that was ready, whose replacement should start soon
 
 
-class RoutePublisher(Routing):
-    """Sends the route table to workers of servers that have a route, and lets the gateway pass connections to them."""
+class RoutePublisher:
+    """Sends the route table to workers of servers that have a route, and lets the gateway pass connections to them.
+
+    A gateway tells it which servers have routes.
+    """
 
     def __init__(
         self,
@@ -84,6 +72,13 @@ class RoutePublisher(Routing):
     def publish(
         self, servers: Collection[ServerConfig], routes: WorkerRouteTables | None, gateway: Gateway
     ) -> None:
+        """Send the workers of these servers their route tables. `routes` is None if the gateway has ended.
+
+        Workers started or adopted later get their table too, and workers of servers that no longer have a route are
+        updated. The gateway is given a socket for each server, to pass connections to its workers (see
+        Gateway.use_passing_socket). A server whose listeners are not open yet gets its socket when they are opened.
+        Does not block.
+        """
         # A program has no pair: its requests are proxied.
         passed = [each for each in servers if not each.command]
         before, names = self._adoptions.routed, {each.key: each.name for each in passed}
@@ -101,17 +96,24 @@ class RoutePublisher(Routing):
             self.send_routes(worker)
 
     def set_releasing_servers(self, servers: Collection[str]) -> None:
+        """Set the servers whose workers return each connection to the gateway before the connection's next request.
+
+        Workers of all other servers keep their connections. The gateway must not pass connections to the given servers.
+        Does not block; `list_unconfirmed_servers_after` waits for the workers.
+        """
         before, self._releasing = self._releasing, frozenset(servers)
         for worker in self._workers.values():
             if worker.server.name in before ^ self._releasing:
                 self.send_routes(worker)
 
     def return_queued_connections(self, servers: Collection[str]) -> None:
+        """Give the gateway back all connections that wait for a worker of the named servers. Does not block."""
         for key, name in self._adoptions.routed.items():
             if name in servers:
                 self._adoptions.return_to_gateway(key)
 
     async def list_unconfirmed_servers_after(self, limit_seconds: float) -> list[str]:
+        """Wait until all workers have confirmed their latest routes; returns the servers whose workers have not."""
         waiting = {worker: it for worker in self._workers.values() if (it := worker.unconfirmed) is not None}
         if waiting:
             await asyncio.wait(waiting.values(), timeout=limit_seconds)
@@ -142,14 +144,17 @@ class RoutePublisher(Routing):
             worker.assign_routes(RoutesMessage(self._routes, name, keeps=name not in self._releasing))
 
 
-class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeover):
+class LocalRunner(Runner):
     """Runs each worker as a process of this machine, forked by a zygote of the keeper.
+
+    Workers outlive their supervisor, as children of the keeper.
 
     The keeper's exit reports must be passed to `handle_exit_report`. If the keeper and this process have both died,
     workers listen on sockets in `adoption_directory`; if that is None, workers exit.
     """
 
     events = RunnerEventHandler()
+    in_this_process = False
 
     def __init__(self, site: RunnerContext, adoption_directory: str | None = None) -> None:
         keeper = self.keeper = site.keeper
@@ -177,31 +182,14 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         )
         self._adoption_directory = adoption_directory
         self._workers = RunnerWorkers()
-        self.tallies = Tallies(
-            keeper, self._workers, lambda *why: self.events.record_impossible_counts_event(*why)
-        )
+        self.tallies = Tallies(keeper, self._workers, self._current_events)
+        self.heartbeats = WorkerHeartbeats(self._workers)
         self.usages = ProcessUsages()
         self._left_groups = LeftGroups(keeper, self.children)
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._last_outputs: dict[str, str] = {}  # by server: the output of the worker that exited last
-        self._routed = RoutePublisher(self.adoptions, self.sockets, self.activator, self._workers)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(
-            sleep=self,
-            heartbeats=WorkerHeartbeats(self._workers),
-            stacks=self,
-            counters=self.tallies,
-            backlogs=self,
-            usages=self.usages,
-            logs=self,
-            hooks=self,
-            log_files=self.output,
-            takeover=self,
-            routing=self._routed,
-        )
+        self.routing = RoutePublisher(self.adoptions, self.sockets, self.activator, self._workers)
 
     def _current_events(self) -> RunnerEventHandler:
         # `events` is set after the parts of this runner are made.
@@ -266,7 +254,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             sockets = self.sockets.share_with_worker(server)
             worker = await self.forker.fork(server, generation, index, sockets, woken=woken)
             self._register(worker)
-        self._routed.send_routes(worker)
+        self.routing.send_routes(worker)
         if server.command or worker.preloaded:
             worker.order_to_begin()
         else:
@@ -304,7 +292,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
 
     def _save_state_and_update_passing(self, worker: LocalWorker) -> None:
         """Record the worker's state in the keeper's store, and decide again whether the gateway may use its server."""
-        self._routed.update_gateway_passing_permission(worker.server.key)
+        self.routing.update_gateway_passing_permission(worker.server.key)
         if not worker.exited.done():
             self.keeper.send(
                 {"op": "note", "name": f"{fd_store.WORKER}{worker.placement.id}", "meta": worker.meta()}
@@ -313,6 +301,11 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
     async def adopt_workers_and_end_others(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
     ) -> AdoptionResult:
+        """Adopt the workers and listeners of these servers, and end all other workers that the keeper holds.
+
+        `placed` are the configurations, by worker id, of workers whose configuration differs from their server's.
+        Called once, before a listener is opened or a worker is started.
+        """
         self.sockets.inherited = await systemd_sockets(self.keeper)
         await self.forker.certificates.load_saved(servers)
         by_key = {server.key: server for server in servers.values()}
@@ -359,6 +352,12 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
     async def rescue_orphans_and_check_outdated(
         self, servers: Mapping[str, ServerConfig], *, late: bool = False
     ) -> dict[str, bool]:
+        """Put orphans, workers whose keeper has died, under this pool's keeper. Stop those of unknown servers.
+
+        A later call of `adopt_workers_and_end_others` then adopts the orphans. Set `late` if that call has already been
+        made: the next supervisor adopts the orphans instead. Returns, by name of each server with orphans, whether one
+        of its orphans has an outdated configuration.
+        """
         if self._adoption_directory is None:
             return {}
         return await rescue_orphans_and_check_outdated(
@@ -446,10 +445,14 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         self._workers.remove(worker)
         return exit_
 
+    def counts(self, placement: Placement) -> Counts | None:
+        return self.tallies.counts(placement)
+
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
         return await self._stacks.stacks(worker, seconds)
 
     def queued_connections(self, server: ServerConfig) -> int:
+        """The number of connections in listen backlogs, or handed over but not yet taken by a worker. Never blocks."""
         return sum(map(accept_queue, self.sockets.of(server))) + self.adoptions.queued_connections(server.key)
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
@@ -506,6 +509,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         )
 
     def handle_exit_report(self, report: Message) -> None:
+        """Handle the keeper's report that a child has exited, or that the rest of its process group has."""
         pid = report["pid"]
         if report.get("event") == "gone":
             self._left_groups.handle_gone(pid)
@@ -527,6 +531,7 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
         self.children.forget(report["pid"])
 
     async def end_left_groups(self) -> None:
+        """End the processes that programs have left behind in their process groups, each within its stop_timeout."""
         await self._left_groups.end_all()
 
     def _handle_worker_exit(self, worker: LocalWorker, exit_: Exit) -> None:
@@ -543,5 +548,5 @@ class LocalRunner(Runner, SleepCapability, Stacks, Backlogs, Logs, Hooks, Takeov
             )
             worker.tally = None
         self.activator.close_unused_socket_pair(worker.server.key, self._workers.of(worker.server.key))
-        self._routed.update_gateway_passing_permission(worker.server.key)
+        self.routing.update_gateway_passing_permission(worker.server.key)
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{worker.placement.id}"})

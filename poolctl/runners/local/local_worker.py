@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
 
 from poolctl import platform
 from poolctl.config import ServerConfig, masked_text
@@ -40,26 +41,17 @@ from poolctl.worker.tally import ASK, ASK_AGAIN, COUNTED, Counts, final_counts
 from .. import process_link
 from ..listener_opener import in_daemon_thread
 from ..process_link import Descriptor, HasDescriptor, Link, LinkHandler, Message, sanitized_text_or_empty
-from ..runner_protocol import (
-    AdoptedWorker,
-    Counters,
-    Exit,
-    Heartbeats,
-    Placement,
-    RunnerEventHandler,
-    WorkerFailed,
-    WorkerRouteTables,
-)
+from ..runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
 from ..stack_report import (
     FAULTHANDLER,
     PYTHON,
     KernelThread,
-    Stacks,
     WorkerStacks,
     find_main_thread_hang,
     parse,
 )
 from ..worker_spec import memory_files, missing_module_hint, tls_settings
+from .server_sockets import WorkerRouteTables
 from .zygotes import Children, ProcessIdentity
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -282,6 +274,19 @@ class RoutesMessage:
         """Send the message to a worker, unless newer routes have replaced it and its descriptors are closed."""
         if all(fd.fileno() >= 0 for fd in self._fds):
             control.send(self._message, self._fds)
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedWorker:
+    """A worker that a previous supervisor started, with the state that the worker has reported."""
+
+    placement: Placement
+    server: ServerConfig
+    ready_at: float | None = None  # on the system's monotonic clock
+    leaving: bool = False  # it was asked to drain or to stop
+    idle: bool = False
+    resting: str = ""  # why it does not accept: "new" (never ordered to) or "told" (ordered not to)
+    expired: bool = False  # it has served its `max_requests`
 
 
 class LocalWorker(LinkHandler):
@@ -905,21 +910,19 @@ class RunnerWorkers(dict[str, LocalWorker]):
         return [each for each in self.of(worker.server.key) if each is not worker and not each.exited.done()]
 
 
-class Tallies(Counters):
-    """Reads the request counts of running `workers`, and adds up the counts of exited workers (see Counters).
+class Tallies:
+    """Reads the request counts of running `workers`, and reports the final counts of exited workers.
 
     Each worker counts on a page of memory. The keeper holds an exited worker's page until its counts are saved, for a
-    successor of this supervisor to add them up. `on_refused` is called once for each worker whose counts are
-    no longer trusted, with its server, its name and the reason.
+    successor of this supervisor to add them up. `events` returns the receiver of the reports.
     """
 
     def __init__(
-        self, keeper: Link, workers: Mapping[str, LocalWorker], on_refused: Callable[[str, str, str], None]
+        self, keeper: Link, workers: Mapping[str, LocalWorker], events: Callable[[], RunnerEventHandler]
     ) -> None:
         self._keeper = keeper
         self._workers = workers
-        self._on_refused = on_refused
-        self.add_up: Callable[[str, str, Counts], None] | None = None
+        self._events = events
         self._open: set[str] = set()
 
     def counts(self, placement: Placement) -> Counts | None:
@@ -933,58 +936,59 @@ class Tallies(Counters):
         believed = not tally.refused
         counts = tally.counts()
         if believed and tally.refused:
-            self._on_refused(server, name, tally.refused)
+            self._events().record_impossible_counts_event(server, name, tally.refused)
         return counts
 
     def collect_final_counts(self, server: str, name: str, tally: Tally) -> None:
-        """Pass an exited worker's final counts to `add_up`; the keeper holds them until `discard_saved_counts`."""
+        """Report an exited worker's final counts; the keeper holds them until `discard_saved_counts`."""
         counts = self._read(server, name, tally)
-        if counts is not None and self.add_up is not None:
-            left = final_counts(counts)
-            if any(left):
-                entry = {"op": "put", "name": f"{fd_store.TALLY}{name}", "meta": {"server": server}}
-                self._keeper.send(entry, [tally.fileno()])
-                self._open.add(name)
-                self.add_up(name, server, left)
+        if counts is not None and any(left := final_counts(counts)):
+            entry = {"op": "put", "name": f"{fd_store.TALLY}{name}", "meta": {"server": server}}
+            self._keeper.send(entry, [tally.fileno()])
+            self._open.add(name)
+            self._events().add_up_counts(server, name, left)
         tally.close()
 
     def add_up_unsaved_counts(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
-        """Add up an exited worker's counts, which an earlier supervisor did not save. Close `fds`, and return []."""
+        """Report an exited worker's counts, which an earlier supervisor did not save. Close `fds`, and return []."""
         tally = Tally(fds[0])
         counts = tally.counts()
         tally.close()
         self._open.add(name)
-        if counts is not None and self.add_up is not None:
-            self.add_up(name, meta["server"], final_counts(counts))
+        if counts is not None:
+            self._events().add_up_counts(meta["server"], name, final_counts(counts))
         return []
 
     def discard_saved_counts(self) -> None:
-        """Let the keeper drop the counts of exited workers, because all of them have been saved."""
+        """Let the keeper drop the counts of exited workers, because all that were reported so far have been saved."""
         for name in self._open:
             self._keeper.send({"op": "drop", "name": f"{fd_store.TALLY}{name}"})
         self._open.clear()
 
     @property
     def unsaved_workers(self) -> list[str]:
-        """The names of exited workers whose final counts are not saved yet, sorted."""
+        """The names of exited workers whose counts are not saved yet, sorted; the next supervisor gets them again."""
         return sorted(self._open)
 
 
-class WorkerHeartbeats(Heartbeats):
-    """Requests heartbeats from the `workers`, by id (see Heartbeats)."""
+class WorkerHeartbeats:
+    """Requests heartbeats from the `workers`, by id. A worker answers while its event loop runs. Never blocks."""
 
     def __init__(self, workers: Mapping[str, LocalWorker]) -> None:
         self._workers = workers
 
     def request_beat(self, placement: Placement, asked_ns: int) -> bool:
+        """Request a heartbeat from a worker at the time `asked_ns`. Returns False if it cannot be asked now."""
         worker = self._workers.get(placement.id)
         return worker is not None and worker.request_beat(asked_ns)
 
     def last_beat_ns(self, placement: Placement) -> int:
+        """The `asked_ns` of the heartbeat that the worker answered last; 0 if it does not answer heartbeats (yet)."""
         worker = self._workers.get(placement.id)
         return worker.tally.last_beat_ns() if worker is not None and worker.tally is not None else 0
 
     def idle_since_answer(self, placement: Placement) -> bool:
+        """Whether the worker has only waited in its event loop since its last heartbeat; False if that is unknown."""
         worker = self._workers.get(placement.id)
         if worker is None or worker.tally is None or placement.pid is None:
             return False
@@ -1027,7 +1031,7 @@ class EventLoopIdleDetector:
         return self._idle_at_ns is not None
 
 
-class StackReader(Stacks):
+class StackReader:
     """Reads the Python and kernel stacks of `workers`, which are given by worker id."""
 
     def __init__(self, children: Children, workers: Mapping[str, LocalWorker]) -> None:
@@ -1037,7 +1041,7 @@ class StackReader(Stacks):
         self._reading = asyncio.Semaphore(_MOST_READING)
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
-        """The worker's stacks (see Stacks); concurrent requests share one answer."""
+        """The worker's stacks; concurrent requests share one answer."""
         found = self._workers.get(worker)
         if found is None or found.exited.done():
             name = worker.rsplit(".", 2)[0]

@@ -22,7 +22,7 @@ from poolctl.platform import memory_file
 
 from ..helper_process import HelperKind, HelperOwner, HelperProcess, Helpers
 from ..process_link import Descriptor, Link, LinkLost
-from ..runner_protocol import LogReopenCapability, RunnerEventHandler
+from ..runner_protocol import RunnerEventHandler
 from ..worker_spec import user_ids
 
 LOGGER = HelperKind(
@@ -49,7 +49,7 @@ class _Pipe(NamedTuple):
     finished: asyncio.Event
 
 
-class OutputPipes(HelperOwner, LogReopenCapability):
+class OutputPipes(HelperOwner):
     """The output pipes of all workers; the logger process copies what arrives in them into files.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
@@ -189,6 +189,7 @@ class OutputPipes(HelperOwner, LogReopenCapability):
                     await self._pipes[key].finished.wait()
 
     async def reopen_logs(self) -> None:
+        """Reopen the log files. On return, files that were moved away are no longer written to."""
         # Without a logger no file is open, and the next logger opens the files itself.
         if (process := self._helper.process) is not None:
             process.link.send({"t": "reopen"})

@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
@@ -23,14 +24,45 @@ from poolctl.listeners.open_listener import Inherited
 from poolctl.platform import close_promptly, readable_bytes
 
 from ..listener_opener import Opener
-from ..process_link import Link, LinkLost
-from ..runner_protocol import Gateway
+from ..process_link import HasDescriptor, Link, LinkLost
 from ..socket_access import change_server_socket_access, server_socket_access
 
 # Time until a supervisor that took over a gateway publishes its first table; longer than a gateway may take
 # to release a pair.
 _PUBLISHED_SECONDS = 2.0
 _MOST_IN_A_PAIR = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRouteTables:
+    """The route tables for workers, and the socket through which workers return connections to the gateway.
+
+    `tables` maps server names to in-memory files (see `route_table`); the entry "" is for servers that no longer have a
+    route. The publisher closes old files after publishing new ones. A worker sends a connection through `give_back` if
+    the connection's next request is for another server. A proxied request names its route, and a worker trusts the name
+    only if it is authenticated with a secret key: the key of the worker's server in `context_keys`.
+    """
+
+    generation: int
+    tables: Mapping[str, HasDescriptor]
+    give_back: socket.socket
+    context_keys: Mapping[str, str] = field(default_factory=dict)
+
+
+class Gateway(Protocol):
+    """The gateway as seen by the runner: it passes accepted connections to workers of servers that have a route."""
+
+    def use_passing_socket(self, server: str, give: socket.socket) -> None:
+        """Let the gateway send the server's connections to its workers through the socket `give`. Repeatable."""
+
+    async def withdraw_passing_socket(self, server: str, give: socket.socket) -> None:
+        """Have the gateway stop using the socket `give`; return when it has, or after a time limit."""
+
+    async def announce_workers_exit(self, server: str) -> None:
+        """Tell the gateway that workers of the server will exit; return when it has confirmed, or after a time limit.
+
+        Returns at once if other workers take over the waiting connections.
+        """
 
 
 class Sockets:

@@ -38,7 +38,7 @@ from ..process_link import (
 )
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import hook_config, usable_user_id, user_ids, worker_digest
-from .local_worker import LocalWorker, NotifySocket, Tally
+from .local_worker import AdoptedWorker, LocalWorker, NotifySocket, Tally
 from .output_pipes import OutputPipes
 from .zygotes import Children
 
@@ -52,6 +52,19 @@ Adopter = Callable[[str, wire.Message, list[int]], Sequence[HasDescriptor]]
 _ANSWER_SECONDS = 2.0
 _SILENCE = "nothing that can be read"
 _LISTENER_FD = 3  # the number at which a program gets its listener (sd_listen_fds(3))
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptionResult:
+    """The processes and listeners taken over from an earlier supervisor.
+
+    `hooks` has an item for each server whose hook is running: the name of the hook, and the placement of its process.
+    `endpoints` maps the key of a server to the addresses of its open listeners.
+    """
+
+    workers: Sequence[AdoptedWorker] = ()
+    hooks: Mapping[str, tuple[str, Placement]] = field(default_factory=dict)
+    endpoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list[str]:

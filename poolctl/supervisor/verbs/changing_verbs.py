@@ -110,15 +110,9 @@ class Lifecycle:
         warned = await configuration.remember_and_get_previously_warned(entry.config for entry in all_of_them)
         warnings = asyncio.ensure_future(startup_warnings(servers, names, configuration.tables, warned))
         result = await operation.wait_for_result(chosen, call)
-        sleepless = [
-            f"{entry.name}: scale.min = 0 has no effect, because its runner cannot let servers sleep; "
-            "set scale.min = 1, or leave `scale` out"
-            for entry in all_of_them
-            if not (entry.listener.can_watch or entry.config.scale.min)
-        ]
         asleep = kept_asleep_warnings(chosen, self._core.clock.time()) if call.selector.targets else []
         left = [] if asked else _naming_hint(chosen, call)
-        return replace(result, warnings=(*result.warnings, *await warnings, *sleepless, *asleep, *left))
+        return replace(result, warnings=(*result.warnings, *await warnings, *asleep, *left))
 
     async def restart(self, call: Call) -> Result:
         """Replace the processes of the selected servers; old processes stop when the new ones are ready.

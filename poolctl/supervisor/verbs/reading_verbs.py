@@ -28,7 +28,8 @@ from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.json_form import Table
 from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter_or_none, recent
 from poolctl.platform import memory_bytes
-from poolctl.runners.stack_report import Stacks, WorkerStacks
+from poolctl.runners.local.local_runner import LocalRunner
+from poolctl.runners.stack_report import WorkerStacks
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status, in_words
 
@@ -145,20 +146,16 @@ class ReadingVerbs:
     async def reopen(self, call: Call) -> Result:
         """Reopen the log files of all servers, also of those that are not selected; return the selected servers."""
         entries = selected(self._core, call.selector)
-        if (log_files := self._core.runner.capabilities.log_files) is not None:
-            await log_files.reopen_logs()
+        await self._context.runner.output.reopen_logs()
         return Result(items=items(self._core, entries))
 
     async def stacks(self, call: Call) -> StacksResult:
         """The current stacks of each worker of the selected servers. The workers continue to run."""
         chosen = selected(self._core, call.selector)
-        stacks = self._core.runner.capabilities.stacks
-        if stacks is None:
-            return StacksResult(warnings=("the workers of this pool cannot be asked for their stacks",))
         warnings = [f"{entry.name}: has no worker" for entry in chosen if not entry.observed.workers]
         turn = asyncio.Semaphore(_STACKS_AT_ONCE)
         workers = [worker for entry in chosen for worker in entry.observed.workers.values()]
-        found = await asyncio.gather(*(_stacks_of(stacks, worker, turn) for worker in workers))
+        found = await asyncio.gather(*(_stacks_of(self._context.runner, worker, turn) for worker in workers))
         return StacksResult(
             items=tuple(each for each in found if each is not None),
             warnings=tuple(warnings) if call.selector.targets else (),
@@ -224,11 +221,11 @@ class ReadingVerbs:
         return f"is {in_words(entry.state)}, not {goal}{f': {why}' if why else ''}"
 
 
-async def _stacks_of(stacks: Stacks, worker: Worker, turn: asyncio.Semaphore) -> WorkerStacks | None:
+async def _stacks_of(runner: LocalRunner, worker: Worker, turn: asyncio.Semaphore) -> WorkerStacks | None:
     if worker.placement is None:
         return None
     async with turn:
-        return await stacks.stacks(worker.placement.id, _STACKS_SECONDS)
+        return await runner.stacks(worker.placement.id, _STACKS_SECONDS)
 
 
 def _measured(processes: Mapping[str, int]) -> tuple[OwnProcess, ...]:

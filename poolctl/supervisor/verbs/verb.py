@@ -21,6 +21,7 @@ from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import FAILED, TIMED_OUT
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import EventBus
+from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.withheld_variables import withheld_values
 from poolctl.runners.worker_spec import logged_requests
 from poolctl.selection.regular_expressions import run_in_turn
@@ -115,6 +116,7 @@ class VerbContext:
     """The pool that verbs act on."""
 
     core: Core
+    runner: LocalRunner
     events: EventBus
     daemon: Daemon
     configuration: ActiveConfiguration
@@ -319,7 +321,6 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
         config=table if reveal else masked(table, hidden=withheld_values()),
         origin=origin,
         stacks=None if entry.observed.stacks is None else to_json(entry.observed.stacks),
-        log_files=False if core.runner.capabilities.log_files is None else None,
     )
 
 

@@ -23,7 +23,7 @@ from poolctl.features.dashboard._figure_rings import (
 )
 from poolctl.monitor.metrics import ServerSnapshot
 from poolctl.runners.process_link import LinkLost
-from poolctl.runners.runner_protocol import Usage
+from poolctl.runners.process_usage import Usage
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor import statistics as statistics_module
 from poolctl.supervisor.statistics import ServerHistory

@@ -804,7 +804,7 @@ def test_entries_of_the_runtime_directory_that_belong_to_no_pool_are_leftovers(
     (run / "orphans" / "control.sock").touch()
     (run / "@shop").symlink_to("gone")
     (run / "@lost").symlink_to("nowhere")
-    monkeypatch.setattr(_check_machine, "has_orphans", lambda env, path: path == f"{run}/orphans")
+    monkeypatch.setattr(_check_machine, "has_orphans", lambda path: path == f"{run}/orphans")
     results = list(_check_machine.leftovers(machine.context))
     assert [(each.status, each.message, each.fix) for each in results] == [
         ("warning", f"{run}/@lost is a dangling link", f"rm {run}/@lost"),

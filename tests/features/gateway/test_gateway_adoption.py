@@ -20,9 +20,8 @@ from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, pool_files, rendezvous
 from poolctl.keeper.reap import await_exit
 from poolctl.platform import process_start
-from poolctl.runners import runner_registry
+from poolctl.runners.local import find_orphans, has_orphans
 from poolctl.runners.process_link import Link
-from poolctl.runners.runner_registry import find_orphans, has_orphans
 from tests.features.gateway.test_gateway_server import Stage, orphans, patient, run
 from tests.unit.runners.test_process_link import StoringPeer
 
@@ -164,15 +163,14 @@ def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_re
     run(work())
 
 
-def test_orphaned_gateway_is_an_orphan_whatever_the_runner(tmp_path: Path) -> None:
-    for env in ({}, {runner_registry.VARIABLE: "not.there"}):
-        sock, path = rendezvous.bind_new_socket(str(tmp_path), pool_files.GATEWAY)
-        with sock:
-            assert has_orphans(env, str(tmp_path)) is False, "it does not listen yet"
-            sock.listen()
-            assert has_orphans(env, str(tmp_path)) is True
-            assert find_orphans(env, str(tmp_path)) == [], "no worker"
-        pool_files.unlink_quietly(path)
+def test_orphaned_gateway_is_an_orphan_but_no_worker(tmp_path: Path) -> None:
+    sock, path = rendezvous.bind_new_socket(str(tmp_path), pool_files.GATEWAY)
+    with sock:
+        assert has_orphans(str(tmp_path)) is False, "it does not listen yet"
+        sock.listen()
+        assert has_orphans(str(tmp_path)) is True
+        assert find_orphans(str(tmp_path)) == []
+    pool_files.unlink_quietly(path)
 
 
 def test_process_of_another_user_is_no_orphan_and_its_connection_is_closed(

@@ -465,6 +465,16 @@ class Gateway:
         self.sent.append((f"withdraw {server}", give))
 
 
+class Routing:
+    """Takes the routes for workers, and has no workers."""
+
+    def publish(self, *routes: Any) -> None: ...
+
+    def set_releasing_servers(self, servers: Any) -> None: ...
+
+    def return_queued_connections(self, servers: Any) -> None: ...
+
+
 class Manager(GatewayManager):
     """The manager of a pool, without a keeper; its process is the one that a test makes."""
 
@@ -474,7 +484,8 @@ class Manager(GatewayManager):
         self.desk = Desk(web("one"), web("two"))
         keeper: Any = SimpleNamespace(send=lambda *message: None)
         environment = SupervisorContext(self.desk.files, keeper, "/run", "/state", Helpers(keeper, "/run"))
-        super().__init__(environment, self.desk.core, self.desk.events, StateStore(keeper, ""))
+        routing: Any = Routing()
+        super().__init__(environment, self.desk.core, routing, self.desk.events, StateStore(keeper, ""))
 
     @property
     def gateway(self) -> Any:

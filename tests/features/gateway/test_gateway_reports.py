@@ -61,7 +61,7 @@ class Stage:
     def __init__(self) -> None:
         self.desk = Desk(web(), web("other"))
         self.entry: Entry = self.desk.core.entries["web"]
-        self.routes: Any = SimpleNamespace(routes=RouteSet(servers=frozenset({"web"})))
+        self.routes: Any = SimpleNamespace(routes=RouteSet(servers=frozenset({"web"})), context_keys={})
         self.reports = ServerFactsSender(self.desk.core, cast(RouteTableManager, self.routes))
         self.process: Any = Process()
         self.pair, self._other = socket.socketpair()
@@ -159,15 +159,13 @@ def test_connections_of_a_server_are_those_of_its_workers_that_are_placed() -> N
     page[tally.OPEN_CONNECTIONS] = 3
     pages = {"a": page, "b": page, "c": None}
 
-    def count(counters: Any, *placements: str | None) -> int:
+    def count(*placements: str | None) -> int:
         workers = {number: SimpleNamespace(placement=each) for number, each in enumerate(placements)}
-        core: Any = SimpleNamespace(runner=SimpleNamespace(capabilities=SimpleNamespace(counters=counters)))
+        core: Any = SimpleNamespace(runner=SimpleNamespace(counts=lambda placement: pages[placement]))
         entry: Any = SimpleNamespace(observed=SimpleNamespace(workers=workers))
         return connections_of(core, entry)
 
-    counters = SimpleNamespace(counts=lambda placement: pages[placement])
-    assert count(counters, "a", None, "b", "c") == 6
-    assert count(None, "a") == 0
+    assert count("a", None, "b", "c") == 6
 
 
 class Keeper:
@@ -284,23 +282,15 @@ def test_server_without_a_route_is_forgotten_with_its_canary(stage: Stage) -> No
     run(work())
 
 
-@pytest.mark.parametrize(
-    ("command", "routing", "key"), [(None, True, "k"), (None, False, ""), (["x"], True, "")]
-)
+@pytest.mark.parametrize(("command", "key"), [(None, "k"), (["x"], "")])
 def test_key_of_the_route_context_is_for_apps_whose_workers_check_it(
-    stage: Stage, command: list[str] | None, routing: bool, key: str
+    stage: Stage, command: list[str] | None, key: str
 ) -> None:
     async def work() -> None:
         stage.routes.context_keys = {"web": "k"}
-        core: Any = stage.desk.core
         if command:
             stage.entry.config = web(app=None, command=command)
-        runner = SimpleNamespace(capabilities=SimpleNamespace(routing=object() if routing else None))
-        core.runner, runner_before = runner, core.runner
-        try:
-            stage.send()
-        finally:
-            core.runner = runner_before
+        stage.send()
         assert stage.process.known["web"][0].context_key == key
 
     run(work())

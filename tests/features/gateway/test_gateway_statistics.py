@@ -278,8 +278,7 @@ def test_passed_requests_are_those_of_ended_and_of_running_workers() -> None:
         stage.manager.routes.routes = routes._replace(servers=frozenset({"removed", "web"}))
         await stage.ask("start")
         assert (await stage.gateway("status"))["stats"]["passed_total"] == 7
-        counters: Any = SimpleNamespace(counts=lambda placement: pages.get(placement.id))
-        stage.runner.counters = counters
+        stage.runner.counts = lambda placement: pages.get(placement.id)
         assert (await stage.gateway("status"))["stats"]["passed_total"] == 16
         assert await stage.statistics.passed_requests_by_route_mark() == {
             1: 7, tally.route_mark("shop"): 4, tally.route_mark("news"): 5,
@@ -424,14 +423,13 @@ class RoutePool:
             health=Status.OK, ready=self.ready, name="web", uptime_seconds=lambda now: 1.0,
             rests_until_named=self.rests,
         )  # fmt: skip
-        counters = SimpleNamespace(counts=self.workers.get) if self.workers else None
         core: Any = SimpleNamespace(
             clock=ManualClock(),
             health=SimpleNamespace(
                 latency_seconds=lambda entry: self.latency, first_worker_problem=lambda entry: ""
             ),
             entries={"web": entry},
-            runner=SimpleNamespace(capabilities=SimpleNamespace(counters=counters)),
+            runner=SimpleNamespace(counts=self.workers.get),
         )
         totals: Any = SimpleNamespace(
             counts_of_ended_workers=lambda entry: self.counted[: tally.COUNTED],

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +29,6 @@ from poolctl.json_form import Table, from_json
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import identity
-from poolctl.runners.runner_protocol import Capabilities
 from poolctl.selection.selector import Selector, SelectorError
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeatureParts
@@ -207,14 +205,10 @@ class Workers(SlowRunner):
     def __init__(self) -> None:
         super().__init__()
         self.late: list[str] = []
+        self.routing = self
 
     async def list_unconfirmed_servers_after(self, seconds: float) -> list[str]:
         return self.late
-
-    @property
-    def capabilities(self) -> Capabilities:
-        routing: Any = self
-        return replace(super().capabilities, routing=routing)
 
 
 class Stage(Desk):
@@ -233,6 +227,7 @@ class Stage(Desk):
         self.manager: Any = Manager()
         self.process: Process = self.manager.gateway
         self.gateway = GatewayVerbs(self.site)
+        self.manager.routing = self.workers
         self.gateway.gateway = self.manager
         self.gateway.statistics = GatewayStatistics(self.manager, self.core, totals)
         self.part._verbs = self.gateway

@@ -215,7 +215,9 @@ def test_leaving_server_gets_nothing_after_another_supervisor_has_adopted_the_pr
             environment: Any = SimpleNamespace(keeper=None, directory="", state_directory="")
             # Which has no longer an entry for the server.
             core: Any = SimpleNamespace(observers=set(), entries={}, servers=SimpleNamespace(revision=0))
-            manager = GatewayManager(environment, core, EventBus(Clock()), StateStore(environment.keeper, ""))
+            manager = GatewayManager(
+                environment, core, environment, EventBus(Clock()), StateStore(environment.keeper, "")
+            )
             manager.tables = Tables(gateway=GatewayConfig(engine="haproxy"))
             manager._process = stage.process
             await manager.announce_workers_exit("one")

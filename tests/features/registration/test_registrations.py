@@ -130,7 +130,7 @@ class Registry:
             state_directory=self.state_directory,
             helpers=Helpers(link, self.directory),
         )
-        core: Any = SimpleNamespace(clock=clock or Clock())
+        core: Any = SimpleNamespace(clock=clock or Clock(), runner=None)
         self.web = WebServer(environment, events)
         site = part_site(core, events, environment)._replace(web=self.web)
         keeper_link: Any = self.keeper

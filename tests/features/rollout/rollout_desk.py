@@ -11,11 +11,11 @@ from poolctl.core.decide import WorkerPhase
 from poolctl.features.rollout._canary_rollout import CanaryRollout
 from poolctl.features.rollout.rollouts import Rollouts
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.runner_protocol import Capabilities, Placement
+from poolctl.runners.runner_protocol import Placement
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import turns, web
-from tests.unit.runners.scripted_runner import ScriptedUsages, SlowRunner
+from tests.unit.runners.scripted_runner import SlowRunner
 from tests.unit.supervisor.desk import Desk, part_site
 
 ABORT_ON = ["errors > 1%"]
@@ -27,13 +27,6 @@ class CountingRunner(SlowRunner):
     def __init__(self, **script: str) -> None:
         super().__init__(**script)
         self.requests: dict[str, tuple[int, int]] = {}
-        self.usages = ScriptedUsages()
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(sleep=self, counters=self, usages=self.usages)  # type: ignore[arg-type]
-
-    add_up = None
 
     def counts(self, placement: Placement) -> list[int]:
         counts = [0] * tally.COUNTED

@@ -8,7 +8,8 @@ import pytest
 
 from poolctl.features.gateway.supervision.gateway_reports import facts_of
 from poolctl.monitor.journal import JournalEvent
-from poolctl.runners.runner_protocol import Exit, Usage
+from poolctl.runners.process_usage import Usage
+from poolctl.runners.runner_protocol import Exit
 from tests.features.rollout.rollout_desk import RolloutDesk, Split, apart
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER

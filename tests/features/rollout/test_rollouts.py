@@ -13,7 +13,6 @@ from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.features.gateway.supervision.gateway_reports import facts_of
 from poolctl.features.rollout import rollouts
 from poolctl.json_form import from_json
-from poolctl.runners.runner_protocol import Capabilities
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.verbs.verbs import AUDITED
 from tests.features.rollout.rollout_desk import RolloutDesk, Split, apart
@@ -159,19 +158,6 @@ def test_server_whose_generations_may_not_overlap_has_no_rollout(desk: RolloutDe
         answer = await desk.rollout()
         assert answer["exit_code"] == 8
         assert answer["errors"][0]["message"] == "web: two generations of it may not run at once"
-
-    run(work())
-
-
-def test_runner_that_counts_no_requests_has_no_rollout(
-    desk: RolloutDesk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def work() -> None:
-        await desk.started()
-        monkeypatch.setattr(type(desk.runner), "capabilities", Capabilities())
-        answer = await desk.rollout()
-        assert (answer["exit_code"], answer["errors"][0]["hint"]) == (8, "poolctl restart")
-        assert answer["errors"][0]["message"] == "the pool's runner counts no requests"
 
     run(work())
 

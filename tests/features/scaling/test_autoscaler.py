@@ -21,7 +21,7 @@ from poolctl.features.scaling.autoscaler import INTERVAL_SECONDS, Autoscaler, Lo
 from poolctl.json_form import from_json
 from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.local.local_worker import Tallies, Tally
-from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
+from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler
 from poolctl.supervisor.observers.event_recorder import EventRecorder
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import run, turns, web
@@ -34,7 +34,7 @@ class Load:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self.in_flight = self.backlog = 0
-        desk.runner.counters = desk.runner.backlogs = self  # type: ignore[assignment]
+        desk.runner.counts, desk.runner.queued_connections = self.counts, self.queued_connections
 
     def counts(self, placement: Placement) -> tally.Counts:
         mine = [each for each in sorted(self._desk.runner.running) if each.startswith(f"{placement.server}.")]
@@ -313,21 +313,6 @@ def test_a_canary_keeps_its_share_while_fewer_workers_would_do() -> None:
     run(scenario())
 
 
-def test_start_warns_of_triggers_where_the_runner_counts_nothing() -> None:
-    async def scenario() -> None:
-        desk = Desk(scaled())
-        scaling = autoscaler(desk)
-        answer = await desk.ask("start")
-        await scaling.aclose()
-        assert (answer["exit_code"], len(answer["warnings"])) == (0, 1)
-        assert (
-            "web: scale.triggers have no effect, because its runner counts no requests"
-            in answer["warnings"][0]
-        )
-
-    run(scenario())
-
-
 class Pages:
     """Workers of one server, each with a page that the test writes."""
 
@@ -336,11 +321,8 @@ class Pages:
         self.workers: dict[str, Any] = {}
         self.written: dict[str, memoryview] = {}
         keeper: Any = None
-        self.core: Any = SimpleNamespace(
-            runner=SimpleNamespace(
-                capabilities=Capabilities(counters=Tallies(keeper, self.workers, lambda *why: None))
-            )
-        )
+        tallies = Tallies(keeper, self.workers, RunnerEventHandler)
+        self.runner: Any = SimpleNamespace(counts=tallies.counts)
 
     def add(self, phase: WorkerPhase = WorkerPhase.READY) -> str:
         placement = Placement.of("web", 1, len(self.workers), pid=os.getpid())
@@ -368,7 +350,7 @@ def pages() -> Iterator[Pages]:
 
 def test_a_sample_has_the_requests_since_the_one_before_over_all_ready_workers(pages: Pages) -> None:
     first, second, starting = pages.add(), pages.add(), pages.add(WorkerPhase.STARTING)
-    load = LoadSampler(pages.core, ["in_flight", "requests_per_second", "p99"], 10.0)
+    load = LoadSampler(pages.runner, ["in_flight", "requests_per_second", "p99"], 10.0)
     # An adopted worker has counted before: those are no new requests.
     pages.count(first, started=1000, answered=995)
     sample = load.sample(pages.entry, 10.25)
@@ -389,7 +371,7 @@ def test_a_sample_has_the_requests_since_the_one_before_over_all_ready_workers(p
 
 def test_counts_that_an_application_has_overwritten_do_no_harm(pages: Pages) -> None:
     worker = pages.add()
-    load = LoadSampler(pages.core, ["in_flight", "requests_per_second"], 0.0)
+    load = LoadSampler(pages.runner, ["in_flight", "requests_per_second"], 0.0)
     pages.count(worker, started=2**64 - 1, answered=0)
     assert load.sample(pages.entry, 0.25).figures["in_flight"] == Part(0)
     pages.written[worker][tally.STARTED] = 0
@@ -398,4 +380,4 @@ def test_counts_that_an_application_has_overwritten_do_no_harm(pages: Pages) -> 
 
 def test_unhealthy_workers_serve_nothing(pages: Pages) -> None:
     pages.entry.observed.workers[pages.add()].stuck = True
-    assert not LoadSampler(pages.core, ["in_flight"], 0.0).sample(pages.entry, 1.0).serves
+    assert not LoadSampler(pages.runner, ["in_flight"], 0.0).sample(pages.entry, 1.0).serves

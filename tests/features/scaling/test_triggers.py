@@ -15,7 +15,8 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.features.scaling._triggers import TRIGGERS, Cpu, MovingAverage, MovingQuantile, Part, Sample
 from poolctl.features.scaling.keys import Triggers
 from poolctl.monitor.metrics import BOUNDS_SECONDS
-from poolctl.runners.runner_protocol import Capabilities, Placement, Usage
+from poolctl.runners.process_usage import Usage
+from poolctl.runners.runner_protocol import Placement
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import ScriptedUsages
@@ -40,8 +41,11 @@ def sample_of(entry: Entry, now: float = 0.0, *, in_flight: int = 0, **counted: 
     return Sample(entry, now, 0.25, in_flight, counts)
 
 
-def capabilities_with(usages: ScriptedUsages) -> Capabilities:
-    return Capabilities(usages=usages)
+def runner_with(usages: ScriptedUsages) -> Any:
+    return SimpleNamespace(usages=usages)
+
+
+ANY: Any = SimpleNamespace()
 
 
 async def measured(cpu: Cpu, sample: Sample) -> float | None:
@@ -54,7 +58,7 @@ async def measured(cpu: Cpu, sample: Sample) -> float | None:
 def test_processor_time_counts_from_the_second_measurement() -> None:
     async def work() -> None:
         usages = ScriptedUsages({PID: Usage(cpu_seconds=10.0, measured_at=1.0)})
-        cpu, busy = Cpu(capabilities_with(usages)), sample_of(entry_of(WorkerPhase.READY), in_flight=1)
+        cpu, busy = Cpu(runner_with(usages)), sample_of(entry_of(WorkerPhase.READY), in_flight=1)
         assert [await measured(cpu, busy._replace(now=at)) for at in (1.0, 1.25)] == [None, None]
         usages.figures[PID] = Usage(cpu_seconds=10.5, measured_at=1.5)
         assert [await measured(cpu, busy._replace(now=at)) for at in (1.5, 1.75)] == [1.0, 1.0]
@@ -65,7 +69,7 @@ def test_processor_time_counts_from_the_second_measurement() -> None:
 def test_processor_time_is_the_cores_that_all_ready_workers_use_between_two_measurements() -> None:
     async def work() -> None:
         usages = ScriptedUsages({PID: Usage(cpu_seconds=10.0, measured_at=1.0)})
-        cpu, entry = Cpu(capabilities_with(usages)), entry_of(WorkerPhase.READY, WorkerPhase.STARTING)
+        cpu, entry = Cpu(runner_with(usages)), entry_of(WorkerPhase.READY, WorkerPhase.STARTING)
         await measured(cpu, sample_of(entry, 1.0, in_flight=1))
         usages.figures[PID] = Usage(cpu_seconds=11.0, measured_at=1.5)
         assert await measured(cpu, sample_of(entry, 1.5, in_flight=1)) == 2.0
@@ -89,7 +93,7 @@ def test_processor_time_of_an_idle_server_is_measured_less_often(
 ) -> None:
     async def work() -> None:
         usages = ScriptedUsages()
-        cpu, entry = Cpu(capabilities_with(usages)), entry_of(WorkerPhase.READY)
+        cpu, entry = Cpu(runner_with(usages)), entry_of(WorkerPhase.READY)
         await measured(cpu, sample_of(entry))
         await measured(cpu, sample_of(entry, seconds, **load))
         assert usages.requested == [[PID]] * (2 if is_measured else 1)
@@ -111,7 +115,7 @@ def test_worker_that_has_no_process_or_is_not_ready_uses_no_known_processor_time
 ) -> None:
     async def work() -> None:
         usages = ScriptedUsages()
-        cpu = Cpu(capabilities_with(usages))
+        cpu = Cpu(runner_with(usages))
         for at in (1.0, 3.0, 5.0):
             usages.figures[PID] = Usage(cpu_seconds=spent, measured_at=at)
             assert await measured(cpu, sample_of(entry, at)) is None
@@ -119,26 +123,21 @@ def test_worker_that_has_no_process_or_is_not_ready_uses_no_known_processor_time
     run(work())
 
 
-def test_processor_time_is_unknown_if_the_runner_does_not_measure_it() -> None:
-    assert Cpu(Capabilities()).measure(sample_of(entry_of(WorkerPhase.READY))) == Part(None)
-
-
 def test_figures_of_workers_are_those_of_the_sample() -> None:
     sample = sample_of(entry_of(), in_flight=7, STARTED=3)
-    assert TRIGGERS["in_flight"](Capabilities()).measure(sample) == Part(7)
-    assert TRIGGERS["requests_per_second"](Capabilities()).measure(sample) == Part(3, 0.25)
+    assert TRIGGERS["in_flight"](ANY).measure(sample) == Part(7)
+    assert TRIGGERS["requests_per_second"](ANY).measure(sample) == Part(3, 0.25)
 
 
-def test_queue_is_the_backlog_and_zero_where_it_cannot_be_read() -> None:
-    backlogs: Any = SimpleNamespace(queued_connections=lambda config: 4 if config.name == "web" else 0)
+def test_queue_is_the_backlog() -> None:
+    runner: Any = SimpleNamespace(queued_connections=lambda config: 4 if config.name == "web" else 0)
     sample = sample_of(entry_of())
-    assert TRIGGERS["queue"](Capabilities(backlogs=backlogs)).measure(sample) == Part(4)
-    assert TRIGGERS["queue"](Capabilities()).measure(sample) == Part(0)
+    assert TRIGGERS["queue"](runner).measure(sample) == Part(4)
     assert [name for name, kind in TRIGGERS.items() if kind.counts_demand] == ["queue"]
 
 
 def test_latency_is_the_number_of_responses_by_their_time() -> None:
-    p50 = TRIGGERS["p50"](Capabilities())
+    p50 = TRIGGERS["p50"](ANY)
     assert p50.measure(sample_of(entry_of(), STARTED=9)) == ()
     assert p50.measure(sample_of(entry_of(), BUCKETS=2)) == [2] + [0] * (tally.COUNTED - tally.BUCKETS - 1)
     assert [name for name, kind in TRIGGERS.items() if kind.is_latency] == ["p50", "p99"]

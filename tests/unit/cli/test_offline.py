@@ -15,7 +15,7 @@ from poolctl.cli.outcome import Failure
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.feature import FEATURES
 from poolctl.keeper import pool_files
-from poolctl.runners import runner_registry
+from poolctl.runners import local
 from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
 from tests.stand_in import always, server
 
@@ -97,8 +97,8 @@ def left(monkeypatch: pytest.MonkeyPatch) -> Left:
     """`left(*workers)`: these have lost their keeper and supervisor."""
 
     def leave(*workers: Worker) -> list[Worker]:
-        monkeypatch.setattr(runner_registry, "has_orphans", lambda env, directory: True)
-        monkeypatch.setattr(runner_registry, "find_orphans", lambda env, directory: [*workers])
+        monkeypatch.setattr(local, "has_orphans", lambda directory: True)
+        monkeypatch.setattr(local, "find_orphans", lambda directory: [*workers])
         return [*workers]
 
     return leave

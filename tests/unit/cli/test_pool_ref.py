@@ -19,7 +19,7 @@ from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.pool_paths import pool_key
 from poolctl.errors import ControlError
 from poolctl.feature import FEATURES
-from poolctl.runners import runner_registry
+from poolctl.runners import local
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -258,7 +258,7 @@ def test_workers_that_are_left_behind_are_a_running_pool(
     place.mkdir(parents=True, mode=0o700)
     with pytest.raises(ConfigNotFound):
         find_pool(request_of("list"))
-    monkeypatch.setattr(runner_registry, "has_orphans", lambda env, found: found == str(place))
+    monkeypatch.setattr(local, "has_orphans", lambda found: found == str(place))
     assert find_pool(request_of("list")).directory == str(place)
     assert capsys.readouterr().err == "warning: pool.toml no longer exists, but its pool is running\n"
     assert find_pool(request_of("list"), missing_ok=True).directory == str(place)

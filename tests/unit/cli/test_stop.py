@@ -14,7 +14,7 @@ from poolctl import feature
 from poolctl.control.pool_paths import pool_key, state_dir
 from poolctl.feature import DetachedProcessSpec, Feature
 from poolctl.keeper import pool_files
-from poolctl.runners import runner_registry
+from poolctl.runners import local
 from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Supervised
@@ -154,8 +154,8 @@ def left(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
     (place / "info.json").write_text("{}")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(place / "control.sock"))
-    monkeypatch.setattr(runner_registry, "has_orphans", lambda env, found: found == str(place))
-    monkeypatch.setattr(runner_registry, "find_orphans", lambda env, found: workers)
+    monkeypatch.setattr(local, "has_orphans", lambda found: found == str(place))
+    monkeypatch.setattr(local, "find_orphans", lambda found: workers)
     return workers
 
 
@@ -241,7 +241,7 @@ def test_stop_ends_the_processes_of_features_after_the_workers(
 def test_stop_without_anything_that_serves_forgets_what_was_desired(
     poolctl: Command, directory: Path, left: list[Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_registry, "has_orphans", lambda env, found: False)
+    monkeypatch.setattr(local, "has_orphans", lambda found: False)
     assert poolctl("stop", "users").out == "nothing is running\n"
     assert desired_of(directory) == {"users": "stopped", "orders": "running"}
     (place,) = (directory / "run").iterdir()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from poolctl import ServerConfig, ServerError
-from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, WorkerFailed
+from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
 from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import ScriptedRunner
 
@@ -116,10 +116,6 @@ class SteppedRunner(ScriptedRunner):
             raise TimeoutError
         self.end(placement.id, Exit.from_returncode(0))
         return ended.result()
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(super().capabilities, hooks=self)
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
         name = f"{server.name}.{hook}"

@@ -31,7 +31,7 @@ from poolctl.core.perform import (
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.errors import PoolRestartError, PoolStopError, ServerError
-from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, WorkerFailed
+from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
 from poolctl.units import format_duration
@@ -1335,10 +1335,6 @@ class StackRunner(ScriptedRunner):
         self.found = found
         self.asked_for: list[tuple[str, float]] = []
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(super().capabilities, stacks=self)
-
     async def stacks(self, worker: str, timeout_seconds: float) -> WorkerStacks:
         self.asked_for.append((worker, timeout_seconds))
         if isinstance(self.found, Exception):
@@ -1408,10 +1404,6 @@ class LoggedRunner(ScriptedRunner):
     """Keeps the output of a server's workers."""
 
     printed = ("Traceback (most recent call last):", "  File 'x.py', line 3", "KeyError: 'db'")
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(super().capabilities, logs=self)
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         return list(self.printed)
@@ -2524,12 +2516,12 @@ def test_listener_of_a_sleeping_server_is_no_longer_watched_when_it_is_stopped()
     run(scenario())
 
 
-def test_hook_of_a_server_whose_runner_makes_no_processes_fails_the_start_with_a_hint() -> None:
+def test_hook_that_the_runner_cannot_run_fails_the_start_with_the_reason_and_its_hint() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web(hooks=BOTH))
         (problem,) = await pool.start()
-        assert problem.message == "hooks.before_start cannot be run"
-        assert problem.hint.startswith("its runner makes no processes: run the pool with `poolctl start`")
+        assert problem.message == "hooks.before_start cannot be run: no process can be made"
+        assert problem.hint == "look"
         assert pool.states() == {"web": "failed"}
 
     run(scenario())

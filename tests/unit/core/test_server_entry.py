@@ -534,7 +534,6 @@ def test_server_stops_until_its_last_hook_has_run() -> None:
         ("a window that keeps it asleep, and a dependent", False),
         ("a start hook", False),
         ("a number of workers by command", False),
-        ("a runner that cannot watch", False),
         ("a worker", False),
         ("a leaving worker", True),
     ],
@@ -549,7 +548,6 @@ def test_server_with_scale_min_0_sleeps_unless_something_wakes_it(cause: str, sl
     server.hooks.before_start_due = cause == "a start hook"
     if cause.startswith("a number"):
         server.desired.overrides = Overrides(workers=1)
-    server.listener.can_watch = cause != "a runner that cannot watch"
     if cause.endswith("worker"):
         add_worker(server, WorkerPhase.STOPPING if "leaving" in cause else WorkerPhase.STARTING)
     assert (server.should_sleep, server.is_asleep) == (sleeps, sleeps)

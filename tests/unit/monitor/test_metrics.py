@@ -26,10 +26,12 @@ from poolctl.monitor.metrics import (
     render,
     worker_pids,
 )
-from poolctl.runners.runner_protocol import Placement, Usage
+from poolctl.runners.inline_runner import InlineRunner
+from poolctl.runners.process_usage import Usage
+from poolctl.runners.runner_protocol import Placement
 from poolctl.worker import tally
 from tests.serving import blank_page
-from tests.unit.runners.scripted_runner import ScriptedUsages
+from tests.unit.runners.scripted_runner import ScriptedRunner, ScriptedUsages
 
 NASTY = 'a "quoted"\\name\nwith a line'
 
@@ -362,16 +364,11 @@ def test_usage_of_a_server_is_unknown_while_that_of_one_worker_is() -> None:
     assert (unknown.memory_bytes, unknown.cpu_percent, unknown.loop_lag_seconds) == (None, None, None)
 
 
-class Counted:
-    """Counters of which only the first worker's are there."""
-
-    add_up: Any = None
-    unsaved: tuple[str, ...] = ()
+class Counted(ScriptedRunner):
+    """A runner of whose workers only the first counts."""
 
     def counts(self, placement: Placement) -> list[int] | None:
         return counts_of({tally.STARTED: 5}) if placement.index == 0 else None
-
-    def discard_saved_counts(self) -> None: ...
 
 
 def test_snapshot_adds_the_running_workers_to_those_that_have_ended() -> None:
@@ -379,14 +376,15 @@ def test_snapshot_adds_the_running_workers_to_those_that_have_ended() -> None:
     for index, pid in ((0, 71), (1, 72), (2, None)):
         worker_of(entry, 1, index, pid=pid)
     worker_of(entry, 1, 3).placement = None
-    usages = ScriptedUsages({72: used(3)})
-    seen = measure_server(entry, counts_of({tally.STARTED: 2}), Counted(), usages)
+    runner = Counted()
+    runner.usages = ScriptedUsages({72: used(3)})
+    seen = measure_server(entry, counts_of({tally.STARTED: 2}), runner)
     assert (seen.total[tally.STARTED], seen.counted) == (7, True)
     assert [(worker.index, counts is not None, usage) for worker, counts, usage in seen.workers] == [
         (0, True, Usage()), (1, False, used(3)), (2, False, Usage()),
     ]  # fmt: skip
     assert worker_pids([entry]) == [71, 72, None]
-    without = measure_server(entry, blank_page().tolist(), None, None)
+    without = measure_server(entry, blank_page().tolist(), InlineRunner())
     assert (without.counted, without.memory_bytes, without.cpu_percent) == (False, None, None)
 
 

@@ -8,7 +8,6 @@ import re
 import threading
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ from poolctl import (
 )
 from poolctl.address import canonical, overlaps, parse
 from poolctl.pool.server import Monitor
-from poolctl.runners.runner_protocol import Capabilities
 from poolctl.runners.stack_report import WorkerStacks
 from tests.asgi_apps import hello
 from tests.certificates import certificate
@@ -784,10 +782,6 @@ def test_metrics_count_what_a_server_has_done_while_it_runs_and_afterwards() -> 
 
 class StackRunner(ScriptedRunner):
     """Knows where each of its workers is."""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(super().capabilities, stacks=self)
 
     async def stacks(self, placement_id: str, timeout_seconds: float) -> WorkerStacks:
         return WorkerStacks(name="its", worker=placement_id, pid=7, place=f"within {timeout_seconds > 0}")

@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -1227,26 +1227,12 @@ def test_server_that_is_stopped_or_being_stopped_is_dropped_without_a_warning() 
     assert runner.log.count("stop b.1.0 10") == 1
 
 
-class EndedCounts:
-    """Counts of workers that have ended; no others."""
-
-    add_up: Any = None
-    unsaved: ClassVar[list[str]] = []
-
-    def counts(self, placement: Placement) -> None:
-        return None
-
-    def discard_saved_counts(self) -> None:
-        return None
-
-
 def test_counts_of_ended_workers_are_added_to_those_of_their_server() -> None:
     runner = ScriptedRunner()
-    counters = runner.counters = EndedCounts()
     pool = made(runner, config("a"), config("b"))
     pool.start_sync()
     for server in ("a", "a", "gone"):
-        counters.add_up("worker", server, [1] * tally.COUNTED)
+        runner.events.add_up_counts(server, "worker", [1] * tally.COUNTED)
     ended = [server._handle.ended[1] for server in pool.values() if server._handle is not None]
     assert ended == [2, 0]
     pool.stop_sync()

@@ -1,4 +1,4 @@
-"""A runner without sockets: a third implementation of the protocol, whose workers do what a test tells them to."""
+"""A runner without sockets, for tests of the core and of a supervisor: its workers do what a test tells them to."""
 
 from __future__ import annotations
 
@@ -9,22 +9,13 @@ from typing import Any
 
 from poolctl import ServerConfig, ServerError
 from poolctl.address import overlaps, parse
-from poolctl.runners.runner_protocol import (
-    USAGE_SECONDS,
-    Backlogs,
-    Capabilities,
-    Counters,
-    Exit,
-    Placement,
-    RunnerEventHandler,
-    Usage,
-    Usages,
-    WorkerFailed,
-    app_state,
-)
+from poolctl.runners.local.takeover import AdoptionResult
+from poolctl.runners.process_usage import USAGE_SECONDS, ProcessUsages, Usage
+from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed, app_state
+from poolctl.runners.stack_report import WorkerStacks
 
 
-class ScriptedUsages:
+class ScriptedUsages(ProcessUsages):
     """The figures that a test has given to pids; `requested` are the pids of each measurement."""
 
     def __init__(self, figures: Mapping[int, Usage] | None = None) -> None:
@@ -43,6 +34,18 @@ class ScriptedUsages:
         self.requested.append([pid for pid in pids if pid is not None])
 
 
+class ScriptedTallies:
+    """The counts of ended workers that are still to be saved; `saves` counts how often they were."""
+
+    def __init__(self) -> None:
+        self.unsaved_workers: list[str] = []
+        self.saves = 0
+
+    def discard_saved_counts(self) -> None:
+        self.saves += 1
+        self.unsaved_workers = []
+
+
 READY, NEVER, FAILS, BREAKS = "ready", "never", "fails", "breaks"
 
 
@@ -50,12 +53,16 @@ class ScriptedRunner:
     """Workers become ready at once unless `script` says otherwise, by id or by server; `log` tells what happened."""
 
     events = RunnerEventHandler()
-    counters: Counters | None = None
-    backlogs: Backlogs | None = None
-    usages: Usages | None = None
+    in_this_process = False
+    # What only a supervisor uses, if the test does.
+    heartbeats: Any = None
+    output: Any = None
+    routing: Any = None
 
     def __init__(self, **script: str) -> None:
         self.script = script
+        self.usages = ScriptedUsages()
+        self.tallies: Any = ScriptedTallies()
         self.log: list[str] = []
         self.values: list[Mapping[str, Any]] = []
         self.opened: set[str] = set()
@@ -73,10 +80,6 @@ class ScriptedRunner:
         self.may_stop: asyncio.Event | None = None
         self.asked: list[tuple[str, str, socket.socket]] = []
         self.replaced: list[str] = []  # workers ordered to end that hand their connections over
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(sleep=self, counters=self.counters, backlogs=self.backlogs, usages=self.usages)
 
     async def open(self, server: ServerConfig) -> tuple[str, ...]:
         if server.name in self.unopenable:
@@ -169,6 +172,18 @@ class ScriptedRunner:
         self.log.append(f"arm {server.name}")
         self.armed[server.name] = on_request
 
+    def counts(self, placement: Placement) -> list[int] | None:
+        return None
+
+    async def stacks(self, worker: str, seconds: float) -> WorkerStacks | None:
+        return None
+
+    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+        return []
+
+    async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
+        raise ServerError("no process can be made", hint="look")
+
     def ring(self, name: str) -> None:
         """Somebody asks for a server that sleeps."""
         self.armed.pop(name)()
@@ -206,6 +221,22 @@ class ScriptedRunner:
         if ended is not None:
             return await asyncio.shield(ended)
         return self.ended.get(placement.id, Exit(message="has ended before"))
+
+    async def adopt_workers_and_end_others(
+        self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] | None = None
+    ) -> AdoptionResult:
+        return AdoptionResult()
+
+    async def rescue_orphans_and_check_outdated(
+        self, servers: Mapping[str, ServerConfig], *, late: bool = False
+    ) -> dict[str, bool]:
+        return {}
+
+    async def end_left_groups(self) -> None:
+        self.log.append("end left groups")
+
+    def handle_exit_report(self, report: Any) -> None:
+        raise AssertionError("no keeper reports to it")
 
     async def aclose(self) -> None:
         for placement_id in list(self.running):

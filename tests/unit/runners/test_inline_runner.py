@@ -47,6 +47,21 @@ def refuses(config: ServerConfig) -> bool:
         return sock.connect_ex(("127.0.0.1", config.address.port or 0)) != 0
 
 
+def test_hook_is_refused_and_counts_stacks_and_output_of_a_worker_are_unknown() -> None:
+    async def scenario() -> None:
+        runner = InlineRunner()
+        config = server()
+        with pytest.raises(ServerError, match="`hooks` cannot be honoured inside this process") as caught:
+            await runner.begin_hook(config, "before_start")
+        assert "ProcessRunner()" in caught.value.hint
+        placement = await placed(runner, config)
+        assert (runner.counts(placement), await runner.stacks(placement.id, 1.0)) == (None, None)
+        assert await runner.logs("web", 10) == []
+        await runner.aclose()
+
+    run(scenario())
+
+
 def test_listener_is_opened_once_and_closed_with_its_path() -> None:
     async def scenario(directory: str) -> None:
         runner = InlineRunner()

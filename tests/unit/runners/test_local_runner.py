@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Coroutine, ValuesView
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,19 +22,13 @@ from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.local import local_runner, zygotes
 from poolctl.runners.local.activation import Activator
+from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.local.local_runner import LocalRunner, RoutePublisher
-from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
-from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
+from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers, Tally
+from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets, WorkerRouteTables
+from poolctl.runners.local.takeover import AdoptionResult
 from poolctl.runners.process_link import Descriptor
-from poolctl.runners.runner_protocol import (
-    AdoptionResult,
-    Exit,
-    Placement,
-    RunnerEventHandler,
-    WorkerFailed,
-    WorkerRouteTables,
-)
-from poolctl.runners.runner_registry import RunnerContext
+from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.worker import tally
 from tests.certificates import certificate
@@ -420,10 +413,7 @@ def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_s
     (tmp_path / "web.log").write_text("hello\n")
 
     async def work(it: Adopting) -> None:
-        kept, added = it.peer.kept, []
-        it.runner.tallies.add_up = lambda name, server, counts: added.append(
-            (name, server, counts[tally.STARTED])
-        )
+        kept = it.peer.kept
         servers = []
         for name in ("web", "gone"):
             with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -451,7 +441,8 @@ def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_s
         web, gone = servers
         adopted = await it.runner.adopt_workers_and_end_others({"web": web})
         assert adopted == AdoptionResult([], {}, {web.key: (web.bind,)})
-        assert added == [("web.1.0:5", "web", 3)]
+        ((kind, *ended, counts),) = it.told.events
+        assert (kind, ended, counts[tally.STARTED]) == ("add_up_counts", ["web", "web.1.0:5"], 3)
         assert await it.runner.logs("web", 5) == ["hello"]
         assert (pipe, 1) in orders(it.logger)
         assert it.runner.adoptions.handover_group(web.key) == "plain"
@@ -570,13 +561,12 @@ def test_runner_passes_on_what_its_logger_and_its_workers_pages_report(tmp_path:
         key, write = it.runner.output.create_pipe(config())
         os.close(write)
         it.runner.output.received({"t": "dropped", "id": key, "bytes": 3, "error": "disk full"}, [])
-        it.runner.tallies._on_refused("web", "web.1.0", "slot 1")
-        assert it.told.events == [
-            ("output_lost", "web", 3, str(tmp_path / "web.log"), "disk full"),
-            ("record_impossible_counts_event", "web", "web.1.0", "slot 1"),
-        ]
-        abilities = it.runner.capabilities
-        assert all(getattr(abilities, each.name) is not None for each in fields(abilities))
+        fd = tally.create_tally_page()
+        tally.map_page(fd)[tally.STARTED] = 1 << 63
+        it.runner.tallies.collect_final_counts("web", "web.1.0", Tally(fd))
+        lost, impossible = it.told.events
+        assert lost == ("output_lost", "web", 3, str(tmp_path / "web.log"), "disk full")
+        assert impossible[:3] == ("record_impossible_counts_event", "web", "web.1.0")
 
     adopting(work, tmp_path)
 

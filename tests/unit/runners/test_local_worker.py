@@ -30,6 +30,7 @@ from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import process_start
 from poolctl.runners.local import local_worker as module
 from poolctl.runners.local.local_worker import (
+    AdoptedWorker,
     LocalWorker,
     NotifySocket,
     RoutesMessage,
@@ -40,16 +41,10 @@ from poolctl.runners.local.local_worker import (
     WorkerHeartbeats,
     wait_until_listening,
 )
+from poolctl.runners.local.server_sockets import WorkerRouteTables
 from poolctl.runners.local.zygotes import Children, ProcessIdentity
 from poolctl.runners.process_link import Descriptor, Malformed
-from poolctl.runners.runner_protocol import (
-    AdoptedWorker,
-    Exit,
-    Placement,
-    RunnerEventHandler,
-    WorkerFailed,
-    WorkerRouteTables,
-)
+from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.runners.worker_spec import added_environment, argument_vector
 from poolctl.worker import tally
@@ -316,8 +311,11 @@ class Pool:
         self.ended: list[tally.Counts] = []
         keeper: Any = SimpleNamespace(send=lambda message, fds=(): None)
         worker: Any = SimpleNamespace(tally=self.tally)
-        self.tallies = Tallies(keeper, {PLACEMENT.id: worker}, lambda *why: self.refused.append(why))
-        self.tallies.add_up = lambda name, server, counts: self.ended.append(counts)
+        events: Any = SimpleNamespace(
+            record_impossible_counts_event=lambda *why: self.refused.append(why),
+            add_up_counts=lambda server, name, counts: self.ended.append(counts),
+        )
+        self.tallies = Tallies(keeper, {PLACEMENT.id: worker}, lambda: events)
 
     def counts(self) -> tally.Counts:
         counts = self.tallies.counts(PLACEMENT)
@@ -1817,8 +1815,8 @@ def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -
     keeper = SentToKeeper()
     workers: dict[str, LocalWorker] = {}
     added: list[tuple[str, str, tally.Counts]] = []
-    tallies = Tallies(cast(Any, keeper), workers, lambda *_: None)
-    tallies.add_up = lambda name, server, counts: added.append((name, server, counts))
+    events: Any = SimpleNamespace(add_up_counts=lambda *ended: added.append(ended))
+    tallies = Tallies(cast(Any, keeper), workers, lambda: events)
     with no_descriptor_left():
         for name, requests in (("web.1.1", 3), ("web.1.0", 2), ("web.1.2", 0)):
             fd = tally.create_tally_page()
@@ -1832,7 +1830,7 @@ def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -
             )
             keeper.sent.clear()
             del page
-        assert [(name, server, counts[tally.STARTED]) for name, server, counts in added] == [
+        assert [(name, server, counts[tally.STARTED]) for server, name, counts in added] == [
             ("web.1.1", "web", 3),
             ("web.1.0", "web", 2),
         ]
@@ -1842,7 +1840,7 @@ def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -
         page[tally.STARTED] = page[tally.BUCKETS] = 4
         assert tallies.add_up_unsaved_counts("api.1.0", {"server": "api"}, [fd]) == []
         del page
-        assert (added[-1][:2], added[-1][2][tally.STARTED]) == (("api.1.0", "api"), 4)
+        assert (added[-1][:2], added[-1][2][tally.STARTED]) == (("api", "api.1.0"), 4)
         assert tallies.unsaved_workers == ["api.1.0", "web.1.0", "web.1.1"]
         tallies.discard_saved_counts()
         dropped = sorted(message["name"] for message, _ in keeper.sent if message["op"] == "drop")

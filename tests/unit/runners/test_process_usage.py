@@ -14,8 +14,13 @@ from contextlib import contextmanager
 import pytest
 
 from poolctl import platform
-from poolctl.runners.process_usage import ProcessFigures, ProcessUsages, processor_seconds_between
-from poolctl.runners.runner_protocol import USAGE_SECONDS, Usage
+from poolctl.runners.process_usage import (
+    USAGE_SECONDS,
+    ProcessFigures,
+    ProcessUsages,
+    Usage,
+    processor_seconds_between,
+)
 from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
 from tests.virtual_loop import VirtualLoop

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-from dataclasses import fields
 
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.runners.runner_protocol import (
-    AdoptedWorker,
-    AdoptionResult,
-    Capabilities,
-    Exit,
-    Placement,
-    WorkerFailed,
-    app_state,
-)
+from poolctl.runners.local.local_worker import AdoptedWorker
+from poolctl.runners.local.takeover import AdoptionResult
+from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed, app_state
 
 
 def test_a_placement_is_named_by_server_generation_and_index() -> None:
@@ -93,8 +86,7 @@ def test_placement_and_exit_tell_what_is_unknown_by_none() -> None:
     assert (Exit.from_signal(9).status, Exit.from_returncode(-9).signal) == (None, 9)
 
 
-def test_runner_has_no_optional_ability_and_adopts_nothing_unless_it_says_so() -> None:
-    assert all(getattr(Capabilities(), each.name) is None for each in fields(Capabilities))
+def test_nothing_is_adopted_by_default() -> None:
     assert (AdoptionResult().workers, AdoptionResult().hooks, AdoptionResult().endpoints) == ((), {}, {})
     worker = AdoptedWorker(Placement.of("users", 3, 1), ServerConfig(name="users", bind=":1", app="any:app"))
     assert (worker.ready_at, worker.leaving, worker.idle, worker.resting) == (None, False, False, "")

@@ -22,6 +22,7 @@ from poolctl.platform import group_members, process_start
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.local import takeover
+from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.takeover import (
@@ -32,7 +33,6 @@ from poolctl.runners.local.takeover import (
     wait_briefly_for_reports,
 )
 from poolctl.runners.process_link import Malformed
-from poolctl.runners.runner_registry import RunnerContext
 from poolctl.runners.worker_spec import worker_digest
 from poolctl.worker import tally
 from tests.deadline import wait_until

@@ -60,8 +60,9 @@ class Files(ActiveConfiguration):
 def part_site(core: Core, events: EventBus, environment: Any = None) -> PartContext:
     """The objects that a feature's part is made with; those that are not given are not there."""
     absent: Any = None
+    runner: Any = core.runner
     return PartContext(
-        environment, core, events, lambda take: None, absent, absent, absent, absent, asyncio.Event()
+        environment, core, runner, events, lambda take: None, absent, absent, absent, absent, asyncio.Event()
     )
 
 
@@ -82,14 +83,16 @@ class Desk:
         runner: SlowRunner | None = None,
         **script: str,
     ) -> None:
-        self.runner = runner or SlowRunner(**script)
+        self.runner: Any = runner or SlowRunner(**script)
         self.clock = ManualClock()
         self.events = EventBus(self.clock)
         self.core = Core(servers, self.runner, self.clock, self.events, trace=trace)
         self.over = False
         self.files = Files(servers)
         self.supervisor_over = asyncio.Event()
-        self.verbs = Verbs(VerbContext(self.core, self.events, self, self.files, self.supervisor_over))
+        self.verbs = Verbs(
+            VerbContext(self.core, self.runner, self.events, self, self.files, self.supervisor_over)
+        )
 
     def identity(self) -> SupervisorIdentity:
         return from_json(SupervisorIdentity, {"keeper_pid": 1})

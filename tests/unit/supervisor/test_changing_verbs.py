@@ -1013,7 +1013,7 @@ class AddingFiles(Files):
 def adding(*servers: ServerConfig, **script: str) -> tuple[Desk, AddingFiles]:
     desk, files = Desk(*servers, **script), AddingFiles(servers)
     desk.files = files
-    desk.verbs = Verbs(VerbContext(desk.core, desk.events, desk, files, asyncio.Event()))
+    desk.verbs = Verbs(VerbContext(desk.core, desk.runner, desk.events, desk, files, asyncio.Event()))
     return desk, files
 
 
@@ -1112,7 +1112,7 @@ def test_change_that_needs_too_many_open_files_is_refused_and_changes_nothing(
     run(scenario())
 
 
-def test_start_says_which_servers_cannot_sleep_or_are_kept_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_says_which_servers_are_kept_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         desk = Desk(web("a", scale={"min": 0}), web("b"))
         monkeypatch.setattr(
@@ -1122,13 +1122,6 @@ def test_start_says_which_servers_cannot_sleep_or_are_kept_asleep(monkeypatch: p
         )
         assert (await desk.ask("start", "a", "b"))["warnings"] == ["a sleeps", "b sleeps"]
         assert (await desk.ask("start"))["warnings"] == []
-        for entry in desk.core.entries.values():
-            entry.listener.can_watch = False
-        (warning,) = (await desk.ask("start"))["warnings"]
-        assert warning == (
-            "a: scale.min = 0 has no effect, because its runner cannot let servers sleep; set scale.min = 1, "
-            "or leave `scale` out"
-        )
 
     run(scenario())
 

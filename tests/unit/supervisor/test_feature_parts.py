@@ -94,7 +94,7 @@ class Supervised:
         environment: Any = SimpleNamespace(directory=str(directory), keeper=self.link)
         self.parts = FeatureParts(environment, self.desk.events)
         absent: Any = None
-        self.parts.create_initial_parts(self.desk.core, absent, absent, absent, absent)
+        self.parts.create_initial_parts(self.desk.core, absent, absent, absent, absent, absent)
 
 
 Make = Callable[..., Supervised]

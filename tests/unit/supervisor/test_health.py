@@ -18,7 +18,8 @@ from poolctl.config import Recovery, RecoveryBackoff
 from poolctl.core import perform
 from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
-from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, Usage
+from poolctl.runners.process_usage import Usage
+from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
 from poolctl.supervisor.health import (
@@ -355,10 +356,6 @@ class AskedRunner(SlowRunner):
         super().__init__()
         self.may_answer = asyncio.Event()
         self.fails = False
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(super().capabilities, stacks=self)
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
         self.log.append(f"stacks {worker}")
@@ -1016,18 +1013,6 @@ def test_permanently_unhealthy_worker_is_recovered_as_often_as_the_limit_allows(
     assert times
 
 
-class BeatenRunner(SlowRunner):
-    """A runner whose workers answer heartbeats as `bodies` says."""
-
-    def __init__(self, **script: str) -> None:
-        super().__init__(**script)
-        self.bodies = Bodies()
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(super().capabilities, heartbeats=self.bodies)
-
-
 class Watched:
     """A core whose health is watched, in a loop whose time passes at once and is the clock of everything."""
 
@@ -1035,6 +1020,7 @@ class Watched:
         self.loop = VirtualLoop()
         self.loop.set_default_executor(InTheSameThread())
         self.runner = runner or SlowRunner()
+        self.runner.heartbeats = self.bodies = Bodies()
         self.loop.run_until_complete(self._begin(servers))
 
     async def _begin(self, servers: tuple[ServerConfig, ...]) -> None:
@@ -1060,7 +1046,7 @@ class Watched:
         self.loop.pass_time()
 
     async def watch(self) -> None:
-        watch_health(self.core, self.desk.events)
+        watch_health(self.core, self.runner, self.desk.events)  # type: ignore[arg-type]
 
     def begin(self) -> None:
         self.start()
@@ -1176,16 +1162,8 @@ def test_successor_that_continues_a_recovery_records_when_the_server_is_healthy_
         assert recorded == [("ko", "the event loop of web.1.0 is stuck"), ("ok", "is healthy again")]
 
 
-class MeasuredRunner(SlowRunner):
-    """A runner whose workers use as much memory as a test says; `moments` are the times of measurements."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.usages = ScriptedUsages()
-
-
 def test_memory_is_measured_two_seconds_after_the_start_and_then_every_eight() -> None:
-    runner = MeasuredRunner()
+    runner = SlowRunner()
     with closing(Watched(web(limits={"memory": "100MiB"}), web("other"), runner=runner)) as it:
         runner.usages.figures[1001] = Usage(100 * MIB)
         it.begin()
@@ -1206,7 +1184,7 @@ def test_memory_is_measured_two_seconds_after_the_start_and_then_every_eight() -
 
 
 def test_measurement_that_fails_is_repeated_after_eight_seconds() -> None:
-    runner = MeasuredRunner()
+    runner = SlowRunner()
 
     async def fail(pids: Iterable[int | None]) -> None:
         runner.usages.measure_now(pids)
@@ -1223,7 +1201,7 @@ def test_measurement_that_fails_is_repeated_after_eight_seconds() -> None:
 
 
 def test_memory_is_not_measured_of_a_stopped_server() -> None:
-    runner = MeasuredRunner()
+    runner = SlowRunner()
     with closing(Watched(web(limits={"memory": "100MiB"}), runner=runner)) as it:
         it.begin()
         it.loop.pass_time(3)
@@ -1236,13 +1214,12 @@ def test_memory_is_not_measured_of_a_stopped_server() -> None:
 
 
 def test_hung_worker_is_recorded_recovered_and_recorded_again() -> None:
-    runner = BeatenRunner()
     server = web(recovery=QUICK | {"strategy": "notify", "heartbeat": 5, "stuck_after": 15})
-    with closing(Watched(server, runner=runner)) as it:
+    with closing(Watched(server)) as it:
         it.begin()
         it.loop.pass_time(20)
-        assert 3 <= len(runner.bodies.asked) <= 5
-        runner.bodies.dead.add("web.1.0")
+        assert 3 <= len(it.bodies.asked) <= 5
+        it.bodies.dead.add("web.1.0")
         it.loop.pass_time(25)
         lost, report = it.events()
         assert lost == {
@@ -1254,7 +1231,7 @@ def test_hung_worker_is_recorded_recovered_and_recorded_again() -> None:
             "notified", "the event loop of worker web.1.0 (pid 1001) has been stuck for 15s", "heartbeat",
         )  # fmt: skip
         assert it.entry.observed.workers["web.1.0"].stuck
-        runner.bodies.answered["web.1.0"] = int(it.loop.time() * 1e9)
+        it.bodies.answered["web.1.0"] = int(it.loop.time() * 1e9)
         it.loop.pass_time(6)
         back = it.events()[2]
         assert back == {
@@ -1297,10 +1274,6 @@ class PrintingRunner(SlowRunner):
         super().__init__()
         self.may_answer = asyncio.Event()
         self.asked_for_lines: list[tuple[str, int, float]] = []
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(super().capabilities, logs=self)
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         self.asked_for_lines.append((name, lines, since))

@@ -219,15 +219,6 @@ def test_variables_of_secrets_are_withheld_from_companions(pool: Pool, keeper: K
     assert keeper.plan["without"] == sorted(["KEY", pool_paths.ACCESS_LOG_VARIABLE])
 
 
-def test_unknown_runner_is_refused(pool: Pool, keeper: Keeper) -> None:
-    pool.env["POOLCTL_RUNNER"] = "no.such.runner"
-    with pytest.raises(ControlError) as caught:
-        pool.launch()
-    assert caught.value.exit_code == 5
-    assert "no.such.runner" in caught.value.message
-    assert caught.value.hint == "unset POOLCTL_RUNNER, or name a module that the supervisor can import"
-
-
 def test_pool_needs_a_proc_that_shows_processes(
     pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:

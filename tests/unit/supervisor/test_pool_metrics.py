@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ from poolctl.json_form import from_json, to_json
 from poolctl.keeper.keeper import Store
 from poolctl.monitor.metrics import Family
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
-from poolctl.runners.runner_protocol import Capabilities
+from poolctl.runners.runner_protocol import Placement
 from poolctl.selection.selector import Selector, SelectorError
 from poolctl.supervisor.observers.pool_metrics import (
     HealthReporter,
@@ -118,12 +117,8 @@ def test_servers_and_routes_are_shown_together_and_their_names_do_not_collide() 
 class Counted(SlowRunner):
     """A runner whose workers have all counted seven requests."""
 
-    @property
-    def capabilities(self) -> Capabilities:
-        counters: Any = SimpleNamespace(
-            add_up=None, counts=lambda placement: SEVEN, unsettled=[], settled=lambda: None
-        )
-        return replace(super().capabilities, counters=counters)
+    def counts(self, placement: Placement) -> list[int]:
+        return SEVEN
 
 
 SEVEN = blank_page().tolist()
@@ -135,7 +130,12 @@ class Figures:
 
     def __init__(self, *servers: ServerConfig) -> None:
         self.desk = Desk(*(servers or (web("web"), web("api"))), runner=Counted())
-        totals = Totals(self.desk.core, self.desk.events, StateStore(StoreLink(Store()), "/nowhere"))
+        totals = Totals(
+            self.desk.core,
+            self.desk.runner.tallies,
+            self.desk.events,
+            StateStore(StoreLink(Store()), "/nowhere"),
+        )
         self.asked = 0
         parts: Any = [SimpleNamespace(metrics=self._of_feature)]
         self.name = "shop"

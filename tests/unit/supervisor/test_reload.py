@@ -414,7 +414,7 @@ class DeskWithFiles(Desk):
         files.activate(resolved)
         desk = cls(*resolved.servers, runner=runner)
         desk.files, desk.file = files, file
-        desk.verbs = Verbs(VerbContext(desk.core, desk.events, desk, files, asyncio.Event()))
+        desk.verbs = Verbs(VerbContext(desk.core, desk.runner, desk.events, desk, files, asyncio.Event()))
         return desk
 
     file: Path
@@ -905,7 +905,7 @@ class WithOutside(Files):
 def desk_with_outside(*servers: ServerConfig) -> tuple[Desk, WithOutside]:
     desk, files = Desk(*servers), WithOutside([*servers])
     desk.files = files
-    desk.verbs = Verbs(VerbContext(desk.core, desk.events, desk, files, asyncio.Event()))
+    desk.verbs = Verbs(VerbContext(desk.core, desk.runner, desk.events, desk, files, asyncio.Event()))
     return desk, files
 
 

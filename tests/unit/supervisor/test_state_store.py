@@ -283,7 +283,7 @@ class Kept(StateStore):
 
 
 async def _resumed(desk: Desk, directory: Path, kept: dict[str, Any]) -> Totals:
-    totals = Totals(desk.core, desk.events, Kept(directory, kept))
+    totals = Totals(desk.core, desk.runner.tallies, desk.events, Kept(directory, kept))
     await totals.resume()
     return totals
 
@@ -303,7 +303,7 @@ def test_each_successor_continues_the_totals_of_every_server(tmp_path: Path, see
             for step in range(6):
                 name = chance.choice(names)
                 expected[name] += 1
-                totals._add_up(f"{name}.{life}.{step}", name, ONE)
+                totals.add_up(name, f"{name}.{life}.{step}", ONE)
                 totals.record_state_change(
                     desk.core.entries[name], "sleeping", chance.choice(("running", "failed"))
                 )
@@ -323,12 +323,12 @@ def test_figures_of_a_removed_server_are_saved_no_more(tmp_path: Path) -> None:
         kept: dict[str, Any] = {}
         totals = await _resumed(desk, tmp_path, kept)
         for name in "ab":
-            totals._add_up(f"{name}.1", name, ONE)
+            totals.add_up(name, f"{name}.1", ONE)
         totals.save()
         assert kept["counts"].keys() == {"a", "b"}
         desk.core.forget(desk.core.entries["b"])
         # Its last worker is reported after that.
-        totals._add_up("b.2", "b", ONE)
+        totals.add_up("b", "b.2", ONE)
         totals.save()
         assert kept["counts"].keys() == {"a"}
 

@@ -14,7 +14,8 @@ from poolctl import ServerConfig
 from poolctl.core.decide import Desired
 from poolctl.keeper.keeper import Store
 from poolctl.monitor.metrics import ServerSnapshot
-from poolctl.runners.runner_protocol import Placement, Usage
+from poolctl.runners.process_usage import Usage
+from poolctl.runners.runner_protocol import Placement
 from poolctl.supervisor.statistics import (
     Statistics,
     Totals,
@@ -41,7 +42,7 @@ BOUNDS = (1.0, 2.0, 4.0)
 def test_requests_of_a_program_are_unknown_not_0(command: Any, known: bool) -> None:
     core: Any = SimpleNamespace(
         clock=SimpleNamespace(monotonic=lambda: 7.0),
-        runner=SimpleNamespace(capabilities=SimpleNamespace(counters=object(), usages=None)),
+        runner=SlowRunner(),
     )
     totals: Any = SimpleNamespace(wakes=lambda entry: 0)
     worker: Any = SimpleNamespace(
@@ -122,31 +123,16 @@ def test_latency_counts_only_the_responses_since_then() -> None:
     assert latency_seconds(before, after, 1.0) is None
 
 
-class Counting:
-    """Counters of a runner whose workers have counted this much, by the index of the worker."""
-
-    add_up: Any = None
-
-    def __init__(self) -> None:
-        self.pages: dict[int, list[int]] = {}
-        self.unsaved_workers: list[str] = []
-        self.settlements = 0
-
-    def counts(self, placement: Placement) -> list[int] | None:
-        return self.pages.get(placement.index)
-
-    def discard_saved_counts(self) -> None:
-        self.settlements += 1
-        self.unsaved_workers = []
-
-
 class Counted(SlowRunner):
-    """A runner whose workers count, and use memory."""
+    """A runner whose workers use memory, and have counted what is in `pages`, by the index of the worker."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.counters = Counting()
+        self.pages: dict[int, list[int]] = {}
         self.usages = ScriptedUsages({1001: Usage(2_000_000, 5.0, 1.25)})
+
+    def counts(self, placement: Placement) -> list[int] | None:
+        return self.pages.get(placement.index)
 
 
 class Shop:
@@ -156,13 +142,15 @@ class Shop:
         self.runner = Counted()
         self.desk = Desk(*(servers or (web(),)), runner=self.runner)
         self.link = StoreLink(store or Store())
-        self.totals = Totals(self.desk.core, self.desk.events, StateStore(self.link, "/nowhere"))
+        self.totals = Totals(
+            self.desk.core, self.runner.tallies, self.desk.events, StateStore(self.link, "/nowhere")
+        )
         self.statistics = Statistics(self.desk.core, self.totals)
         self.desk.verbs.add("stats", self.statistics.stats)
         self.desk.verbs.add("monitor", self.statistics.monitor)
 
     def count(self, index: int = 0, **slots: int) -> None:
-        self.runner.counters.pages[index] = page(**slots)
+        self.runner.pages[index] = page(**slots)
 
     async def stats(self, **options: Any) -> dict[str, Any]:
         (item,) = (await self.desk.ask("stats", "web", **options))["items"]
@@ -309,11 +297,11 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         counts = page(started=10, failed=2)
         counts[tally.ROUTES], counts[tally.ROUTES + 1] = mark, 4
         for name in ("one", "one", "two"):
-            shop.runner.counters.add_up(name, "web", counts)
-        shop.runner.counters.add_up("three", "gone", counts)
+            shop.totals.add_up("web", name, counts)
+        shop.totals.add_up("gone", "three", counts)
         assert shop.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
         assert shop.totals.counts_by_route_of_ended_workers(entry) == {mark: 8}
-        shop.runner.counters.unsaved_workers = ["two"]
+        shop.runner.tallies.unsaved_workers = ["two"]
         del shop.desk.core.entries["gone"]
         shop.totals.record_state_change(entry, "sleeping", "starting")
         entry.observed.called = True
@@ -323,7 +311,7 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         assert shop.totals.wakes(entry) == 1
         shop.totals.save()
         shop.totals.save()
-        assert shop.runner.counters.settlements == 1
+        assert shop.runner.tallies.saves == 1
         shop.desk.clock.advance(5)
 
         after = Shop(web(), web("gone"), store=store)
@@ -333,11 +321,11 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         assert after.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
         assert (after.totals.wakes(entry), after.totals.wakes(gone)) == (1, 0)
         assert after.totals.counts_by_route_of_ended_workers(entry) == {mark: 8}
-        after.runner.counters.add_up("two", "web", counts)
+        after.totals.add_up("web", "two", counts)
         assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20, (
             "its counts are in what was saved"
         )
-        after.runner.counters.add_up("four", "web", counts)
+        after.totals.add_up("web", "four", counts)
         assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 30
         for each in (shop, after):
             each.link.end()
@@ -410,11 +398,11 @@ def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path)
         page = blank_page()
         page[tally.claim_route_slot(page, "shop")] += 3
         page[tally.STARTED] += 3
-        before = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
+        before = Totals(desk.core, desk.runner.tallies, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
         for worker in ("web.1", "web.2"):
-            before._add_up(worker, "web", tally.final_counts(page.tolist()))
+            before.add_up("web", worker, tally.final_counts(page.tolist()))
         before.save()
-        after = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
+        after = Totals(desk.core, desk.runner.tallies, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
         await after.resume()
         entry = desk.core.entries["web"]
         assert after.counts_by_route_of_ended_workers(entry) == {tally.route_mark("shop"): 6}
@@ -428,7 +416,7 @@ def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> N
         shop = Shop(web(), web("other"), web("gone"), store=store)
         for name in ("web", "other", "gone"):
             entry = shop.desk.core.entries[name]
-            shop.runner.counters.add_up(name, name, page(started=5))
+            shop.totals.add_up(name, name, page(started=5))
             entry.observed.called = True
             entry.set_desired(Desired.RUN)
             shop.totals.record_state_change(entry, "sleeping", "running")
@@ -446,7 +434,7 @@ def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> N
         await after.totals.resume()
         after.totals.save()
         assert writes == [], "nothing has changed"
-        after.runner.counters.add_up("new", "web", page(started=1))
+        after.totals.add_up("web", "new", page(started=1))
         after.totals.save()
         (written,) = writes
         assert {name: counts[tally.STARTED] for name, counts in written["counts"].items()} == {
@@ -465,13 +453,13 @@ def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> N
 def test_totals_of_a_server_that_was_removed_are_forgotten_at_the_next_save() -> None:
     async def work() -> None:
         shop = Shop(web(), web("gone"))
-        shop.runner.counters.add_up("one", "gone", page(started=5))
-        shop.runner.counters.add_up("two", "web", page(started=5))
+        shop.totals.add_up("gone", "one", page(started=5))
+        shop.totals.add_up("web", "two", page(started=5))
         shop.totals.save()
         gone = shop.desk.core.entries["gone"]
         await shop.desk.ask("remove", "gone")
         await turns()
-        shop.runner.counters.add_up("three", "web", page(started=5))
+        shop.totals.add_up("web", "three", page(started=5))
         shop.totals.save()
         assert shop.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
         found = json.loads(await shop.totals._store.read("totals") or b"")

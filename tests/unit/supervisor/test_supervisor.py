@@ -36,8 +36,10 @@ from poolctl.feature import features
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.keeper.keeper import Store
 from poolctl.platform import memory_file
+from poolctl.runners.local.local_worker import AdoptedWorker
+from poolctl.runners.local.takeover import AdoptionResult
 from poolctl.runners.process_link import KeeperLink
-from poolctl.runners.runner_protocol import AdoptedWorker, AdoptionResult, Capabilities, Exit, Placement
+from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.supervisor import feature_parts, supervisor
 from poolctl.supervisor.supervisor import (
     HeldLock,
@@ -70,10 +72,6 @@ class Survivors(SlowRunner):
         self.searched: list[tuple[list[str], bool]] = []
         self.moments: list[float] = []
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(super().capabilities, takeover=self)
-
     async def adopt_workers_and_end_others(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] | None = None
     ) -> AdoptionResult:
@@ -88,12 +86,6 @@ class Survivors(SlowRunner):
         self.moments.append(asyncio.get_running_loop().time())
         return self.found.pop(0) if self.found else {}
 
-    async def end_left_groups(self) -> None:
-        self.log.append("end left groups")
-
-    def handle_exit_report(self, report: Any) -> None:
-        raise AssertionError("no keeper reports to it")
-
 
 def survivor(server: ServerConfig, *, ready_at: float | None = 1.0, **more: Any) -> AdoptedWorker:
     return AdoptedWorker(Placement.of(server.name, 1, 0, pid=4711), server, ready_at, **more)
@@ -103,13 +95,16 @@ class Succession:
     """A supervisor of these servers that adopts what the runner has, without its process."""
 
     def __init__(self, directory: Path, runner: Survivors, *servers: ServerConfig) -> None:
+        self.runner: Any = runner
         self.core = Core(servers, runner, ManualClock(), RecordedEvents())
         self.link = StoreLink(Store())
         self.store = StateStore(self.link, str(directory))
         self.servers = {each.name: each for each in servers}
 
     async def adopt(self, *, search: bool = True) -> int:
-        return await restore_and_adopt_workers(self.core, self.store, {}, self.servers if search else None)
+        return await restore_and_adopt_workers(
+            self.core, self.runner, self.store, {}, self.servers if search else None
+        )
 
     def state(self, name: str = "web") -> str:
         return self.core.entries[name].state
@@ -221,7 +216,7 @@ def test_workers_that_were_busy_are_looked_for_again_for_two_minutes(tmp_path: P
     loop = VirtualLoop()
     runner = Survivors()
     after = Succession(tmp_path, runner, web(), web("other"))
-    assert loop.run_until_complete(store_late_orphans(after.core)) is False
+    assert loop.run_until_complete(store_late_orphans(after.core, after.runner)) is False
     assert runner.searched == [(["other", "web"], True)] * 9
     assert runner.moments == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 31.0, 61.0, 121.0]
     after.link.end()
@@ -232,7 +227,7 @@ def test_worker_found_late_is_left_to_a_successor_and_its_server_is_wanted(tmp_p
     loop = VirtualLoop()
     runner = Survivors(found=({}, {"removed": False, "web": False}))
     after = Succession(tmp_path, runner, web(), web("other"))
-    assert loop.run_until_complete(store_late_orphans(after.core)) is True
+    assert loop.run_until_complete(store_late_orphans(after.core, after.runner)) is True
     assert len(runner.searched) == 2
     assert [each.wanted for each in after.core.entries.values()] == [True, False]
     loop.run_until_complete(after.end())
@@ -246,19 +241,11 @@ def test_server_that_serves_again_is_not_looked_for(tmp_path: Path) -> None:
     after = Succession(tmp_path, runner, server, web("other"))
     loop.run_until_complete(after.adopt())
     runner.searched.clear()
-    looking = loop.create_task(store_late_orphans(after.core))
+    looking = loop.create_task(store_late_orphans(after.core, after.runner))
     loop.pass_time(0.6)
     assert runner.searched == [(["other"], True)]
     looking.cancel()
     loop.run_until_complete(after.end())
-    loop.close()
-
-
-def test_runner_without_takeover_has_nothing_to_look_for(tmp_path: Path) -> None:
-    loop = VirtualLoop()
-    core = Core([web()], SlowRunner(), ManualClock(), RecordedEvents())
-    assert loop.run_until_complete(store_late_orphans(core)) is False
-    assert loop.time() == 0
     loop.close()
 
 
@@ -613,7 +600,7 @@ def test_stop_of_everything_ends_the_reading_unless_workers_were_left_behind(
     whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch, orphans: bool
 ) -> None:
     sought: list[Any] = []
-    monkeypatch.setattr(supervisor, "has_orphans", lambda env, place: sought.append(place) or orphans)
+    monkeypatch.setattr(supervisor, "has_orphans", lambda place: sought.append(place) or orphans)
     whole.reader.may_read = asyncio.Event()
     whole.begin()
     partial = whole.loop.create_task(whole.asking("stop", {"selector": {"targets": ["web"]}}))

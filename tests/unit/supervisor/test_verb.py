@@ -295,7 +295,7 @@ def test_details_have_overrides_workers_and_the_failure() -> None:
             "it has no gunicorn",
             "1970-01-01T00:01:00Z",
         )
-        assert (found.stacks, found.log_files, found.complaint) == (None, False, "")
+        assert (found.stacks, found.log_files, found.complaint) == (None, None, "")
         assert found.endpoints == (entry.config.key,)
         await desk.ask("drain", "a")
         assert details(desk.core, entry, None, reveal=False).overrides.drained is True

@@ -8,13 +8,12 @@ import logging
 import os
 import resource
 import socket
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -27,8 +26,8 @@ from poolctl.control.client import messages_async
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.keeper import Keeper
 from poolctl.monitor.journal import JournalEvent, newest_first
+from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.process_link import Link, LinkHandler
-from poolctl.runners.runner_registry import VARIABLE, RunnerContext
 from poolctl.supervisor import supervisor
 from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartContext
 from poolctl.supervisor.launch import listen
@@ -237,10 +236,9 @@ class WholeSupervisor:
                 super().add_to(verbs)
                 verbs.add("scale-web", pool.part.scale_web)
 
-        module: Any = ModuleType("scripted_pool")
-        module.make = lambda site: self.sites.append(site) or self.runner
-        monkeypatch.setitem(sys.modules, "scripted_pool", module)
-        monkeypatch.setenv(VARIABLE, "scripted_pool")
+        monkeypatch.setattr(
+            supervisor, "LocalRunner", lambda site, directory: self.sites.append(site) or self.runner
+        )
         monkeypatch.setenv("POOLCTL_STATE_DIR", str(self.state.parent))
         monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(self.directory.parent))
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
@@ -262,7 +260,9 @@ class WholeSupervisor:
         monkeypatch.setattr(supervisor, "hand_over_to_new_keeper", replaces)
         monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))
         monkeypatch.setattr(supervisor, "import_module", lambda name: self.note(f"import {name}"))
-        monkeypatch.setattr(supervisor, "watch_health", lambda core, events: self.note("health watched"))
+        monkeypatch.setattr(
+            supervisor, "watch_health", lambda core, runner, events: self.note("health watched")
+        )
 
     def note(self, what: str) -> None:
         self.late.append((what, round(self.loop.time(), 3)))

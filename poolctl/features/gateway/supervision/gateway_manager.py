@@ -18,8 +18,9 @@ from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.route_report import BackendReport
 from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.runners.local.local_runner import RoutePublisher
+from poolctl.runners.local.server_sockets import WorkerRouteTables as RoutesForWorkers
 from poolctl.runners.process_link import LinkLost
-from poolctl.runners.runner_protocol import WorkerRouteTables as RoutesForWorkers
 from poolctl.runners.worker_spec import memory_files
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeaturePart
@@ -57,14 +58,19 @@ _ZYGOTE_SECONDS, _FAILED_ZYGOTE_SECONDS = 1.0, 60.0
 
 
 class GatewayManager(SidecarManager):
-    """Runs the gateway configured by the tables passed to `follow`. Implements the `Gateway` protocol of runners."""
+    """Runs the gateway configured by the tables passed to `follow`. Implements the runner's protocol `Gateway`."""
 
     label, entry = "the gateway", fd_store.GATEWAY_LINK
     # Restarted at once: meanwhile connections wait in the backlog.
     first_pause_seconds, calm_seconds = 0.0, 1.0
 
     def __init__(
-        self, environment: SupervisorContext, core: Core, events: EventBus, store: StateStore
+        self,
+        environment: SupervisorContext,
+        core: Core,
+        routing: RoutePublisher,
+        events: EventBus,
+        store: StateStore,
     ) -> None:
         super().__init__(environment.keeper, events)
         self.tables = Tables()
@@ -73,6 +79,7 @@ class GatewayManager(SidecarManager):
         self.process_parts: dict[str, Callable[[], Table | None]] = {}
         self._environment = environment
         self._core = core
+        self.routing = routing
         self.reports = GatewayMessageHandler(store, core, events)
         self.reports.on_hosts = self._update_connection_release
         self.probes = TargetProbes(self._report_probes)
@@ -272,13 +279,13 @@ class GatewayManager(SidecarManager):
             self.machines.set_routes(self.routes.routes.served)
 
     def _publish_routes_to_workers(self) -> None:
-        routing, tables = self._core.runner.capabilities.routing, self.routes.worker_tables
-        if routing is None or not tables or self._own is None:
+        tables = self.routes.worker_tables
+        if not tables or self._own is None:
             return
         keys = self.routes.context_keys
         routes = RoutesForWorkers(self.routes.generation, tables, self._own[0], keys)
         self._update_connection_release()
-        routing.publish(self._servers.routed_and_canary_configs, routes, self)
+        self.routing.publish(self._servers.routed_and_canary_configs, routes, self)
 
     def _update_connection_release(self) -> None:
         """Tell workers whether to give connections without TLS back to the gateway after each request.
@@ -286,10 +293,9 @@ class GatewayManager(SidecarManager):
         Workers of all routed servers do, if the next request may be for another user's server. Otherwise only workers
         of disabled and drained hosts do.
         """
-        if (routing := self._core.runner.capabilities.routing) is not None:
-            routes = self.routes.routes
-            servers = self.reports.unavailable_hosts if routes.kept.user else routes.servers
-            routing.set_releasing_servers(servers)
+        routes = self.routes.routes
+        servers = self.reports.unavailable_hosts if routes.kept.user else routes.servers
+        self.routing.set_releasing_servers(servers)
 
     async def _replace_workers_to_end_connections(
         self, servers: frozenset[str], *, only_adopted: bool
@@ -305,8 +311,7 @@ class GatewayManager(SidecarManager):
                 break
             except LinkLost:
                 await asyncio.wait([process.exited])
-        if (routing := self._core.runner.capabilities.routing) is not None:
-            routing.return_queued_connections(servers)
+        self.routing.return_queued_connections(servers)
         entries = [entry for each in sorted(servers) if (entry := self._core.entries.get(each)) is not None]
         old = [
             (entry, worker)
@@ -605,9 +610,8 @@ class GatewayManager(SidecarManager):
         self._end_zygote()
         self._end_process()
         self._current, self._served = None, ()
-        routing = self._core.runner.capabilities.routing
-        if routing is not None and self._own is not None:
-            routing.publish((), None, self)
+        if self._own is not None:
+            self.routing.publish((), None, self)
         await self._listeners.close_others(())
         if self._own is not None:
             for end in self._own:

@@ -87,10 +87,8 @@ def facts_of(core: Core, entry: Entry, *, retries: bool = False) -> ServerFacts:
 
 def worker_counts(core: Core, entry: Entry) -> Iterator[tally.Counts]:
     """Yield each worker's counts of requests and connections; skip workers without counts, such as commands."""
-    if (counters := core.runner.capabilities.counters) is None:
-        return
     for worker in entry.observed.workers.values():
-        if worker.placement is not None and (counts := counters.counts(worker.placement)) is not None:
+        if worker.placement is not None and (counts := core.runner.counts(worker.placement)) is not None:
             yield counts
 
 
@@ -145,7 +143,7 @@ class ServerFactsSender:
         if canary is not None:
             process.report_server(canary, self.pairs.get(canary.name))
         facts = facts_of(self._core, entry, retries=self.engine_retries)
-        if self._core.runner.capabilities.routing is not None and not entry.config.command:
+        if not entry.config.command:
             facts = replace(facts, context_key=self._routes.context_keys.get(server, ""))
         process.report_server(facts, self.pairs.get(server))
         if canary is None:

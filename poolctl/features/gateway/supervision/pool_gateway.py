@@ -55,7 +55,9 @@ class GatewayVerbs:
     """The control commands of the gateway, answered from its process's reports and the workers' counts."""
 
     def __init__(self, site: PartContext) -> None:
-        self.gateway = GatewayManager(site.environment, site.core, site.events, site.store)
+        self.gateway = GatewayManager(
+            site.environment, site.core, site.runner.routing, site.events, site.store
+        )
         self.statistics = GatewayStatistics(self.gateway, site.core, site.totals)
         self._core = site.core
         self._totals = site.totals
@@ -216,8 +218,7 @@ class GatewayVerbs:
             return HostsResult(errors=errors, exit_code=NOTHING_MATCHED)
         result = await self.hosts(call)
         result = replace(result, items=tuple(each for each in result.items if each.host in answer["hosts"]))
-        routing = self._core.runner.capabilities.routing
-        late = [] if routing is None else await routing.list_unconfirmed_servers_after(_CONFIRMATION_SECONDS)
+        late = await self.gateway.routing.list_unconfirmed_servers_after(_CONFIRMATION_SECONDS)
         if slow := [each for each in late if each in answer["hosts"]]:
             warning = f"workers of {', '.join(slow)} have not confirmed yet that they give connections back"
             result = replace(result, warnings=(*result.warnings, warning))
@@ -381,8 +382,7 @@ class PoolGateway(FeaturePart):
 
     async def _unconfirmed_workers_warning(self) -> str:
         """A warning about workers that have not yet confirmed the route table, or ""."""
-        routing = self.site.core.runner.capabilities.routing
-        servers = [] if routing is None else await routing.list_unconfirmed_servers_after(_CONFIRMED_SECONDS)
+        servers = await self.site.runner.routing.list_unconfirmed_servers_after(_CONFIRMED_SECONDS)
         listed = ", ".join(servers[:_SERVERS_NAMED]) + (" …" if len(servers) > _SERVERS_NAMED else "")
         return f"[gateway]: workers of {listed} have not confirmed the new routes yet" if servers else ""
 
