@@ -28,8 +28,7 @@ from poolctl.cli.supervisor_requests import ask, ask_or_read_files
 from poolctl.config import LOCAL
 from poolctl.control import pool_paths
 from poolctl.control.client import NoSupervisor
-from poolctl.control.server_answers import ServerDescription, ServerDetails
-from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
+from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
 from poolctl.json_form import Table
 from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level
 from poolctl.logs.log_line import LogLine, parse_record
@@ -166,7 +165,7 @@ def _files_and_names_with_ids(request: CommandRequest, pool: PoolRef) -> tuple[d
         hint = "a [gateway] or a [[route]] in the file adds one"
         raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
     servers = not gateway or not request.selector().selects_all
-    items = _require_servers_with_log_files(request, pool) if servers else ()
+    items = ask_or_read_files(request, pool)[0] if servers else ()
     paths = log_rendering.log_paths(items, pool.logs_directory)
     if gateway:
         state = pool_paths.state_dir(os.environ, pool.key)
@@ -221,21 +220,6 @@ def _reopen(request: CommandRequest) -> Outcome:
     except NoSupervisor:
         return Outcome(message="nothing is running")
     return Outcome.of(result, "" if result.exit_code else "log files reopened")
-
-
-def _require_servers_with_log_files(request: CommandRequest, pool: PoolRef) -> Sequence[ServerDescription]:
-    """The selected servers with their configuration.
-
-    Raises Failure if nothing is selected, or if a server has no log files on this machine.
-    """
-    items, _ = ask_or_read_files(request, pool)
-    for item in items:
-        if isinstance(item, ServerDetails) and item.log_files is False:
-            places = ", ".join(sorted({worker.where for worker in item.worker_list if worker.where}))
-            hint = f"read its output where it runs ({places})" if places else "start it, and read it there"
-            message = f"{item.name}: its runner keeps no log files on this machine"
-            raise Failure(Outcome.failed(FAILED, message, hint))
-    return items
 
 
 def _json_line(line: LogLine) -> str:

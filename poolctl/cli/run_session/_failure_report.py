@@ -29,8 +29,7 @@ async def find_logs(client: AsyncClient, pool: PoolRef, names: Iterable[str]) ->
     except ControlError:
         paths = {name: f"{pool.logs_directory}/{name}.log" for name in chosen}
     else:
-        readable = [item for item in items if item.log_files is not False]
-        paths = log_rendering.log_paths(readable, pool.logs_directory)
+        paths = log_rendering.log_paths(items, pool.logs_directory)
     return {name: paths[name] for name in chosen if name in paths}
 
 

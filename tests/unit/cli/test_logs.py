@@ -320,24 +320,6 @@ def test_pool_without_a_gateway_says_how_it_gets_one(poolctl: Command, logs: Pat
 
 
 @pytest.mark.parametrize(
-    ("workers", "hint"),
-    [
-        ([], "start it, and read it there"),
-        (["b", "a", "b", ""], "read its output where it runs (a, b)"),
-    ],
-)
-def test_server_without_log_files_here_is_a_failure_with_the_places_of_its_workers(
-    poolctl: Command, supervised: Supervised, workers: list[str], hint: str
-) -> None:
-    rest = {"pid": 1, "phase": "ready", "health": "ok", "resting": False, "probes": []}
-    listed = [{"id": str(at), "where": where, **rest} for at, where in enumerate(workers)]
-    with supervised(always(item("users", config={}, log_files=False, worker_list=listed))):
-        said = poolctl("logs")
-    message = "users: its runner keeps no log files on this machine"
-    assert (said.code, said.err) == (1, f"error: {message}\n  hint: {hint}\n")
-
-
-@pytest.mark.parametrize(
     ("args", "message"),
     [
         (["-f", "--until", "1m"], "--until and --follow cannot be combined\n  hint: --until ends before new lines"),

@@ -71,14 +71,13 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> PoolRef:
     return PoolRef(["/a/pool.toml"], str(tmp_path_factory.mktemp("p")))
 
 
-def test_logs_are_those_that_the_servers_have_and_this_machine_can_read(pool: PoolRef) -> None:
+def test_logs_are_those_that_the_servers_have(pool: PoolRef) -> None:
     shown = [
         item("web", config={"log": {"path": "/var/log/web.log"}}),
         item("api", config={}),
-        item("remote", config={}, log_files=False),
     ]
     with stand_in(Path(pool.socket), always(*shown)):
-        found = asyncio.run(find_logs(AsyncClient(pool.socket), pool, ["api", "web", "remote", "api"]))
+        found = asyncio.run(find_logs(AsyncClient(pool.socket), pool, ["api", "web", "gone", "api"]))
     assert found == {"api": f"{pool.logs_directory}/api.log", "web": "/var/log/web.log"}
 
 
