@@ -163,7 +163,7 @@ class WebServer(HelperOwner):
             self._send_orders(process)
         else:
             owner.on_unserved(0.0)
-            self._helper.reconcile()
+            self.reconcile()
         return order
 
     async def close(self, table: str) -> None:
@@ -179,8 +179,8 @@ class WebServer(HelperOwner):
                 async with asyncio.timeout(_CLOSED_SECONDS):
                     await process.wait_until_performed()
 
-    def end_if_unused(self) -> None:
-        """End the process, in the background, if it has nothing to serve."""
+    def reconcile(self) -> None:
+        """Start the process, replace one of another version, or end one that has nothing to serve; does not wait."""
         self._helper.reconcile()
 
     async def aclose(self) -> None:
@@ -374,7 +374,7 @@ class WebAddress(Generic[OfTable]):
     async def _apply_table(self, table: OfTable | None) -> None:
         if table is None or table.bind is None:
             await self._shut()
-            self.web.end_if_unused()
+            self.web.reconcile()
             self._failure = ""
             return
         bind, written = parse(table.bind).key, getattr(table, "mode", "")

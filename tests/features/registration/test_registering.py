@@ -20,7 +20,6 @@ from tests.features.gateway.test_gateway_manager import backend
 from tests.http_get import get
 from tests.ports import claim_port
 from tests.programs import program
-from tests.real_pool import RealPool
 
 
 def curl(socket: str, verb: str, **options: object) -> Any:
@@ -211,57 +210,85 @@ def test_service_elsewhere_registers_over_tls_with_its_token_and_is_recorded(gat
     gateway.until(lambda: subprocess.run(connect, check=False).returncode == 7)
 
 
+class Registering:
+    """A pool at whose address of [registration] a service registers for a second."""
+
+    def __init__(self, gateway: GatewayPool) -> None:
+        self.gateway = gateway
+        self.pool = gateway.pool
+        self._port = claim_port()
+        self.pool.env |= {"REG_TOKEN": "0123456789abcdef"}
+        gateway.write(
+            f'[registration]\nbind = "127.0.0.1:{self._port}"\n'
+            '[[registration.client]]\ntoken_env = "REG_TOKEN"\nroutes = ["users"]\n'
+            '[[route]]\nalias = "users"\nregister = true\n'
+        )
+        self.pool.ok("start")
+        (found,) = self.pool.runtime.rglob("control.sock")
+        self._client = PoolClient(Client(str(found)))
+
+    def heartbeat(self) -> int:
+        """The status of the answer."""
+        body = json.dumps({"options": {"name": "users", "to": "http://10.0.0.7:9000", "ttl": "1s"}})
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        try:
+            connection.request("POST", "/v1/register", body, {"Authorization": "Bearer 0123456789abcdef"})
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    def state(self) -> str:
+        (route,) = (each for each in self._client.routes()["items"] if each["alias"] == "users")
+        return str(route["registrations"][0]["state"])
+
+    def process(self) -> int:
+        """The pid of the process that serves the address."""
+        found = [pid for pid, line in self.pool.processes().items() if line.endswith("bootstrap.py web")]
+        return found[0] if len(found) == 1 else 0
+
+
 @pytest.mark.capability
 def test_service_outlasts_a_process_that_takes_no_heartbeats_for_longer_than_its_time_to_live(
     gateway: GatewayPool,
 ) -> None:
-    pool = gateway.pool
-    port = claim_port()
-    pool.env |= {"REG_TOKEN": "0123456789abcdef"}
-    gateway.write(
-        f'[registration]\nbind = "127.0.0.1:{port}"\n'
-        '[[registration.client]]\ntoken_env = "REG_TOKEN"\nroutes = ["users"]\n'
-        '[[route]]\nalias = "users"\nregister = true\n'
-    )
-    pool.ok("start")
-    (found,) = pool.runtime.rglob("control.sock")
-    client = PoolClient(Client(str(found)))
-
-    def state() -> str:
-        (route,) = (each for each in client.routes()["items"] if each["alias"] == "users")
-        return str(route["registrations"][0]["state"])
-
-    body = json.dumps({"options": {"name": "users", "to": "http://10.0.0.7:9000", "ttl": "1s"}})
-    fields = {"Authorization": "Bearer 0123456789abcdef"}
-    assert post(port, "/v1/register", body, fields) == 200
-    process = web_process(pool)
+    pool = Registering(gateway)
+    assert pool.heartbeat() == 200
+    process = pool.process()
     os.kill(process, signal.SIGSTOP)
     frozen_at = time.monotonic()
     while time.monotonic() < frozen_at + 2.5:
-        assert state() == "serving"
+        assert pool.state() == "serving"
     os.kill(process, signal.SIGCONT)
-    gateway.until(lambda: state() == "silent")
-    assert post(port, "/v1/register", body, fields) == 200
+    gateway.until(lambda: pool.state() == "silent")
+    assert pool.heartbeat() == 200
     os.kill(process, signal.SIGKILL)
-    # It waits for the next process.
-    assert post(port, "/v1/register", body, fields) == 200
-    assert web_process(pool) != process
-    assert state() == "serving"
+    assert pool.heartbeat() == 200, "it waits for the next process"
+    assert pool.process() not in (0, process)
+    assert pool.state() == "serving"
 
 
-def web_process(pool: RealPool) -> int:
-    """The pid of the process that serves the pool's own addresses."""
-    (pid,) = (pid for pid, line in pool.processes().items() if line.endswith("bootstrap.py web"))
-    return pid
+@pytest.mark.heavy
+@pytest.mark.slow  # it is asked every five seconds, and has ten to answer
+def test_service_outlasts_a_process_that_hangs_until_it_is_replaced(gateway: GatewayPool) -> None:
+    pool = Registering(gateway)
+    assert pool.heartbeat() == 200
+    process = pool.process()
+    os.kill(process, signal.SIGSTOP)
+    while pool.process() in (0, process):
+        assert pool.state() == "serving"
+    assert pool.heartbeat() == 200
+    gateway.until(lambda: pool.state() == "silent")
 
 
-def post(port: int, path: str, body: str, fields: dict[str, str]) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request("POST", path, body, fields)
-        return connection.getresponse().status
-    finally:
-        connection.close()
+@pytest.mark.heavy
+def test_no_heartbeat_fails_while_the_supervisor_is_replaced(gateway: GatewayPool) -> None:
+    pool = Registering(gateway)
+    supervisor = pool.pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    answers = 0
+    while pool.pool.info()["supervisor_pid"] == supervisor or answers < 3:
+        assert pool.heartbeat() == 200
+        answers += 1
 
 
 ENVIRONMENT_APP = """

@@ -72,7 +72,8 @@ class StoreLink(Link):
         self._keeper.store = store
 
     def send(self, message: dict[str, Any], fds: Any = ()) -> None:
-        self._keeper.answer(message, [os.dup(fd) for fd in fds])
+        owned = [os.dup(fd if isinstance(fd, int) else fd.fileno()) for fd in fds]
+        self._keeper.answer(message, owned)
 
     async def call(self, message: dict[str, Any], fds: Any = (), **more: Any) -> Any:
         reply, found = self._keeper.answer(message, [*fds])
