@@ -585,6 +585,20 @@ def test_pair_that_was_replaced_is_not_forgotten_with_the_one_before() -> None:
     with_manager(scene)
 
 
+def test_socket_of_a_server_that_loses_its_route_is_not_used_for_one_of_its_name_again() -> None:
+    async def scene(manager: Manager) -> None:
+        for name in ("one", "two", canary_name("two")):
+            give, take = socket.socketpair()
+            manager.use_passing_socket(name, give)
+            give.close()
+            take.close()
+        manager.routes.routes = RouteSet(servers=frozenset({"two"}))
+        manager._on_routes_computed()
+        assert [manager.passes_to(name) for name in ("one", "two", canary_name("two"))] == [False, True, True]
+
+    with_manager(scene)
+
+
 def test_gateway_that_has_failed_is_not_waited_for() -> None:
     async def scene(manager: Manager) -> None:
         assert await manager.wait_briefly_until_serving() is None, "there is no table"

@@ -271,6 +271,7 @@ class GatewayManager(SidecarManager):
         )
 
     def _on_routes_computed(self) -> None:
+        self._servers.drop_pairs_of_unrouted_servers()
         if self.gateway is not None:
             self._sync(self.gateway)
         self._publish_routes_to_workers()

@@ -155,6 +155,11 @@ class ServerFactsSender:
             if server in self._core.entries:
                 self.send(process, server)
 
+    def drop_pairs_of_unrouted_servers(self) -> None:
+        """Stop using the socket pairs of servers without a route: their owner closes them without a withdrawal."""
+        for name in [each for each in self.pairs if server_of(each) not in self._routes.routes.servers]:
+            del self.pairs[name]
+
     def forget_unrouted_servers(self, process: GatewayProcess) -> None:
         """Tell the process to forget the servers that no longer have a route."""
         for name in process.servers:
