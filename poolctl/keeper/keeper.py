@@ -41,6 +41,7 @@ import sys
 import time
 from collections import deque
 
+from .. import __version__
 from ..clock import HungProcessDetector
 from ..platform import (
     become_subreaper,
@@ -146,7 +147,8 @@ def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int
             supervisor = pid, link
         else:
             # Workers inherit a zygote's environment: the supervisor decides whether it matches.
-            meta = {"without": plan.get("without", []), "pid": pid, "start": process_start(pid)}
+            without = plan.get("without", [])
+            meta = {"without": without, "pid": pid, "start": process_start(pid), "mark": __version__}
             _keep(store, name, meta, [link])
     return supervisor
 

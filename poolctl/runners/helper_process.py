@@ -88,6 +88,9 @@ class HelperProcess(LinkHandler):
 
     `up` is set when the process is ready, or has exited; `exited` is done when it has exited. Messages that are not
     about the process itself are passed to `receive`, with their descriptors. A process that hangs is killed.
+
+    A program that does not follow the link holds it open: its exit is noticed, too. A subclass for it overrides
+    `make_watchdog`, `wait_until_ready` and `order_end`.
     """
 
     def __init__(self, kind: HelperKind, sock: socket.socket, known: Table, mark: str) -> None:
@@ -103,7 +106,7 @@ class HelperProcess(LinkHandler):
         self._exit: asyncio.Future[Exit] = loop.create_future()
         self._watchdog: ProcessWatchdog | None = None
         self.link = Link(sock, self)
-        self._watchdog = ProcessWatchdog(self.link, known, f"{kind.label}'s process")
+        self._watchdog = self.make_watchdog()
 
     @classmethod
     async def spawn(cls, keeper: Link, directory: str, kind: HelperKind, mark: str) -> Self:
@@ -129,8 +132,11 @@ class HelperProcess(LinkHandler):
             return None
         meta = reply["meta"]
         known = {"pid": meta["pid"], "start": meta["start"]}
-        # A process that was started with the pool has no mark yet.
-        return cls(kind, wire.socket_from_fd(fds[0]), known, str(meta.get("mark", __version__)))
+        return cls(kind, wire.socket_from_fd(fds[0]), known, meta["mark"])
+
+    def make_watchdog(self) -> ProcessWatchdog | None:
+        """What kills the process when it hangs."""
+        return ProcessWatchdog(self.link, self.known, f"{self.kind.label}'s process")
 
     @property
     def pid(self) -> int:
@@ -296,9 +302,8 @@ class Helper:
         self._directory = directory
         self._owner = owner
         self._process_type = process_type
-        self.latest: HelperProcess | None = (
-            None  # the process started or adopted last, also if it has ended by itself
-        )
+        # The process that was started or adopted last, also if it has ended by itself.
+        self.latest: HelperProcess | None = None
         # By pid, while a process is being spawned, or may have been started with the pool and exited since.
         self._early_exits: dict[int, Exit] | None = {}
         self._processes: WeakSet[HelperProcess] = WeakSet()  # also those that have just ended
@@ -359,10 +364,13 @@ class Helper:
         """
         if self.kind.on_demand:
             self.start()
+        before = self.restarts
         while self.process is None and not self.problem and self._is_wanted and not self._over:
+            if self.kind.on_demand and self.restarts != before:
+                break  # it was up, and has ended since
             await self._changed.wait()
         if self.process is None:
-            raise LinkLost(self.problem or "it does not run") from self._failure
+            raise LinkLost(self.problem or "its process has ended") from self._failure
         return self.process
 
     async def ask(
@@ -465,7 +473,7 @@ class Helper:
             if self.process is not None:
                 self.process.end()
             self._manage(process, is_new=True)
-        self.problem = ""
+        self.problem, self._failure = "", None
 
     async def _adopt_once(self) -> None:
         if self._adopted:

@@ -19,6 +19,7 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import integers, sampled_from
 
+from poolctl import __version__
 from poolctl.bootstrap import command
 from poolctl.clock import PING_SECONDS, SILENT_SECONDS, HungProcessDetector
 from poolctl.keeper import keeper as keeper_module
@@ -521,7 +522,9 @@ def test_store_holds_what_the_command_opened_and_started_before_the_keeper_ran()
     }  # fmt: skip
     try:
         assert fill_and_find_supervisor(store, plan) == (17, supervisor)
-        of_zygote = {"without": ["SECRET"], "pid": os.getpid(), "start": process_start(os.getpid())}
+        of_zygote = {
+            "without": ["SECRET"], "pid": os.getpid(), "start": process_start(os.getpid()), "mark": __version__,
+        }  # fmt: skip
         assert store.rows() == [
             ("control", None, [control]),
             ("lifeline", None, [lifeline]),

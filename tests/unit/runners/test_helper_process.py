@@ -330,14 +330,11 @@ def test_three_ends_within_ten_minutes_are_reported_as_instability() -> None:
     staged(work)
 
 
-@pytest.mark.parametrize(
-    "meta", [{"pid": 1 << 23, "start": 1}, {"pid": 1 << 23, "start": 1, "mark": __version__}]
-)
-def test_process_of_an_earlier_supervisor_or_of_the_start_is_adopted(meta: Any) -> None:
+def test_process_of_an_earlier_supervisor_or_of_the_start_is_adopted() -> None:
     async def work(stage: Stage) -> None:
         ours, theirs = wire.pair()
         stage.keeper.ends.append(theirs)
-        stage.keeper.hold("page link", meta, ours)
+        stage.keeper.hold("page link", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
         stage.helper.reconcile()
         await stage.keeper.settle()
         assert (stage.keeper.spawned, stage.helper.pid) == ([], 1 << 23)
@@ -415,6 +412,19 @@ def test_requests_to_a_process_that_cannot_be_started_or_ends_fail() -> None:
     staged(work, ASKED)
 
 
+def test_request_to_a_process_that_ends_as_soon_as_it_is_up_fails() -> None:
+    async def work(stage: Stage) -> None:
+        asked = asyncio.ensure_future(stage.helper.ask({"t": "question"}))
+        await stage.keeper.settle()
+        wire.send(stage.keeper.ends[0], {"t": "up"})
+        await asyncio.sleep(0)
+        stage.keeper.end()
+        (failure,) = await asyncio.gather(asked, return_exceptions=True)
+        assert isinstance(failure, LinkLost)
+
+    staged(work, ASKED)
+
+
 def test_unused_process_ends_so_long_after_its_last_request() -> None:
     async def work(stage: Stage) -> None:
         asked = asyncio.ensure_future(stage.helper.ask({"t": "question"}))
@@ -438,7 +448,7 @@ def test_adopted_process_that_nobody_needs_ends_too() -> None:
     async def work(stage: Stage) -> None:
         ours, theirs = wire.pair()
         stage.keeper.ends.append(theirs)
-        stage.keeper.hold("page link", {"pid": 1 << 23, "start": 1}, ours)
+        stage.keeper.hold("page link", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
         await stage.helper.adopt()
         assert stage.helper.pid == 1 << 23
         await asyncio.sleep(10.1)

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from poolctl import ServerConfig
+from poolctl import ServerConfig, __version__
 from poolctl.errors import ServerError
 from poolctl.keeper import connection_handover, fd_store, wire
 from poolctl.runners.embedded_runner import ProcessRunner
@@ -358,7 +358,7 @@ class Adopting:
     def __init__(self, directory: Path, **options: Any) -> None:
         self.peer = StoringPeer()
         self.told = Told()
-        self.logger = self.put(fd_store.LOGGER, {"pid": 1 << 23, "start": 1})
+        self.logger = self.put(fd_store.LOGGER, {"pid": 1 << 23, "start": 1, "mark": __version__})
         site = RunnerContext(
             keeper=self.peer.kept,
             keeper_pid=0,

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from poolctl import ServerConfig
+from poolctl import ServerConfig, __version__
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
 from poolctl.logs.log_line import stamp
@@ -128,7 +128,7 @@ def test_running_logger_gets_the_spool(tmp_path: Path, files: int) -> None:
     async def work() -> None:
         stage = Stage(tmp_path)
         ours, theirs = wire.pair()
-        stage.keeper.hold("logger", {"pid": 1 << 23, "start": 1}, ours)
+        stage.keeper.hold("logger", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
         stage.keeper.ends.append(theirs)
         if files:
             stage.keeper.entries["logger-underway"] = None, [os.memfd_create("file") for _ in range(files)]
@@ -147,7 +147,7 @@ def test_running_logger_is_used_and_gets_the_pipes_that_were_adopted(tmp_path: P
     async def work() -> None:
         stage = Stage(tmp_path)
         ours, theirs = wire.pair()
-        stage.keeper.hold("logger", {"pid": 1 << 23, "start": 1}, ours)
+        stage.keeper.hold("logger", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
         stage.keeper.ends.append(theirs)
         read, write = os.pipe()
         message = {"t": "add", "id": "web.1", "name": "web", "path": "/logs/web.log"}

@@ -295,7 +295,9 @@ def test_process_that_was_started_with_the_pool_answers_the_first_request(tmp_pa
         first, helpers = executing_helpers(str(tmp_path)), executing_helpers(str(tmp_path))
         process = await HelperProcess.spawn(first._keeper, str(tmp_path), CONFIG_READER, "")
         keeper: Any = helpers._keeper
-        keeper.hold(fd_store.CONFIG_READER, process.known, process.link.sock.dup())
+        keeper.hold(
+            fd_store.CONFIG_READER, process.known | {"mark": poolctl.__version__}, process.link.sock.dup()
+        )
         process.link.close()
         reader = ConfigurationReader(helpers)
         await reader.adopt()
