@@ -60,7 +60,7 @@ class Files(ActiveConfiguration):
 def part_site(core: Core, events: EventBus, environment: Any = None) -> PartContext:
     """The objects that a feature's part is made with; those that are not given are not there."""
     absent: Any = None
-    runner: Any = core.runner
+    runner: Any = getattr(core, "runner", None)
     return PartContext(
         environment, core, runner, events, lambda take: None, absent, absent, absent, absent, asyncio.Event()
     )
