@@ -180,7 +180,7 @@ def nothing_is_refused(it: FullPool) -> Iterator[None]:
     def ask(port: int) -> None:
         while not ended.wait(0.01):
             try:
-                get(port)
+                get(port, timeout_seconds=20)
             except ConnectionRefusedError:
                 refused.append(port)
             except Exception:
@@ -192,7 +192,6 @@ def nothing_is_refused(it: FullPool) -> Iterator[None]:
         each.start()
     try:
         yield
-        # None waits for an answer that never comes.
         before = dict(counts)
         wait_until(lambda: all(counts[port] > before[port] for port in counts), what="each address answers")
     finally:
