@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from poolctl import __version__
 from poolctl.address import parse
 from poolctl.bootstrap import command
 from poolctl.clock import PING_SECONDS
@@ -147,9 +148,9 @@ class WebServer(HelperOwner):
 
     @property
     def process(self) -> WebProcess | None:
-        """The process in use."""
+        """The process in use; None while there is only one of another version, which is about to be replaced."""
         process = self._helper.process
-        return process if isinstance(process, WebProcess) else None
+        return process if isinstance(process, WebProcess) and process.mark == __version__ else None
 
     def serve(
         self, table: str, owner: AddressOwner, settings: SiteSettings, listeners: list[socket.socket]
@@ -218,7 +219,8 @@ class WebServer(HelperOwner):
         assert isinstance(process, WebProcess)
         if not is_new:
             process.sent |= dict.fromkeys(self._closed, 0)
-        self._send_orders(process)
+        if process is self.process:
+            self._send_orders(process)
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         table = str(message.get("table"))
@@ -373,8 +375,9 @@ class WebAddress(Generic[OfTable]):
 
     async def _apply_table(self, table: OfTable | None) -> None:
         if table is None or table.bind is None:
-            await self._shut()
-            self.web.reconcile()
+            if self._open is not None:
+                await self._shut()
+                self.web.reconcile()
             self._failure = ""
             return
         bind, written = parse(table.bind).key, getattr(table, "mode", "")

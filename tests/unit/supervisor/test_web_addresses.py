@@ -214,12 +214,16 @@ def test_next_supervisor_adopts_the_listener_and_the_process(free_port: Ports, t
         await before.kill()
         after = Supervisor(store, tmp_path)
         after.hello._opener = Occupied(1000)  # nothing else is opened
+        unused = Hello(after.web, "unused")
+        assert await unused.served(None) == ""
+        await after.keeper.settle()
         assert await after.hello.served(f"127.0.0.1:{port}") == ""
         assert (after.hello.noted, after.keeper.processes) == ([("", False)], [])
         assert await greeted(port) == "hello"
         after.hello.word = "successor"
         assert await after.hello.served(f"127.0.0.1:{port}") == ""
         assert await greeted(port) == "successor"
+        await unused.close()
         await after.over()
         await asyncio.wait(before.keeper.running)
         before.keeper.end()

@@ -44,6 +44,11 @@ class Spawner(StoreLink):
         self.running.append(asyncio.ensure_future(process.serve_supervisor()))
         return {"pid": (1 << 22) + len(self.processes)}, []  # more than any Linux system has
 
+    async def settle(self) -> None:
+        """Let everything happen that follows from what has happened."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
     def kill(self) -> None:
         """End the newest process, which nobody has ordered."""
         self.processes[-1].over.set()
