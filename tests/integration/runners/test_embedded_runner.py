@@ -157,12 +157,6 @@ def test_keeper_that_could_not_be_started_is_started_by_the_next_server(
     asyncio.run(scenario())
 
 
-def test_process_runner_can_be_imported_from_its_earlier_module() -> None:
-    from poolctl.runners import process
-
-    assert process.ProcessRunner is ProcessRunner
-
-
 # A killed keeper.
 
 PIDS_APP = """
