@@ -357,8 +357,9 @@ def test_hooks_are_refused_in_this_process(pool: Pool) -> None:
     with pytest.raises(PoolStartError) as caught:
         pool.start_sync()
     before, after = caught.value.exceptions
-    assert before.message == "hooks.before_start cannot be run"
-    assert after.message == "`hooks` cannot be honoured inside this process"
+    reason = "`hooks` cannot be honoured inside this process"
+    assert before.message == f"hooks.before_start cannot be run: {reason}"
+    assert after.message == reason
     assert "poolctl start" in before.hint
     assert "poolctl start" in after.hint
 
