@@ -158,9 +158,6 @@ class InlineRunner(Runner):
             worker.begin_shutdown(drain=True)
             await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
 
-    def force_certificate(self, name: str, generation: int) -> None:
-        """Do nothing: workers in this process read the certificate files themselves."""
-
     def watch_idleness(self, placement: Placement, seconds: float) -> None:
         """Do nothing: an idle worker has no process that could be ended."""
 

@@ -235,12 +235,6 @@ class Runner(Protocol):
         Raises ServerError for a file that cannot be read.
         """
 
-    def force_certificate(self, name: str, generation: int) -> None:
-        """Give workers of this generation of server `name` the certificate in its files, even if it has expired.
-
-        By default, an expired certificate is not used while the previous certificate is still valid.
-        """
-
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
         """Let the worker accept connections or, with False, leave them to the server's other workers where possible.
 

@@ -239,6 +239,10 @@ class LocalRunner(Runner):
         await self.forker.check_worker_prerequisites(server)
 
     def force_certificate(self, name: str, generation: int) -> None:
+        """Give workers of this generation of server `name` the certificate in its files, even if it has expired.
+
+        By default, an expired certificate is not used while the previous certificate is still valid.
+        """
         self.forker.certificates.force(name, generation)
 
     async def preload_application(self, server: ServerConfig, since: float) -> str:

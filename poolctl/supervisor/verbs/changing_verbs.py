@@ -165,7 +165,7 @@ class Lifecycle:
             else:
                 self._core.restart(entry, ignore_dependencies=not deps)
             if call.options.get("force"):
-                self._core.runner.force_certificate(entry.name, entry.desired.generation)
+                self._context.runner.force_certificate(entry.name, entry.desired.generation)
         operation.problems += [
             disabled_error(entry) for entry in chosen if entry.is_disabled and call.selector.targets
         ]

@@ -41,6 +41,7 @@ from poolctl.core.servers import CURRENT_CAUSE
 from poolctl.errors import PoolParamError, PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED, TIMED_OUT
 from poolctl.json_form import to_json
+from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.selection.selector import NothingMatched, Selector, select
 
@@ -81,6 +82,7 @@ class Reload:
 
     def __init__(self, context: VerbContext) -> None:
         self._core = context.core
+        self._runner = context.runner
         self._events = context.events
         self._configuration = context.configuration
 
@@ -103,7 +105,7 @@ class Reload:
                     items=self._all_items(), exit_code=code, warnings=tuple(resolved.remarks), changes=lines
                 )
             check_pool_file_limit(self._core, resolved.servers)
-            applied = _ReloadRun(self._core, changes, resolved.servers)
+            applied = _ReloadRun(self._core, self._runner, changes, resolved.servers)
             applied.apply_to_core(allow_expired=force)
             self._record(lines)
             previous = self._configuration.marks
@@ -132,7 +134,7 @@ class Reload:
             if found.problems:
                 return ReloadResult(errors=tuple(found.problems), exit_code=INVALID_CONFIGURATION)
             of_servers = [each for each in found.changes if not each.name.startswith("[")]
-            applied = _ReloadRun(self._core, of_servers, resolved.servers)
+            applied = _ReloadRun(self._core, self._runner, of_servers, resolved.servers)
             applied.apply_to_core(allow_expired=False, starts=False)
             self._record(found.changes)
             self._activate_and_list_withheld_variables(resolved, None, applied)
@@ -252,8 +254,15 @@ class Reload:
 
 
 class _ReloadRun:
-    def __init__(self, core: Core, changes: Iterable[PlannedChange], servers: Iterable[ServerConfig]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        runner: LocalRunner,
+        changes: Iterable[PlannedChange],
+        servers: Iterable[ServerConfig],
+    ) -> None:
         self._core = core
+        self._runner = runner
         self._servers = {server.name: server for server in servers}
         self._kinds: dict[str, set[Kind]] = {}
         self._keys: dict[str, set[str]] = {}
@@ -287,7 +296,7 @@ class _ReloadRun:
         self._stopping = Operation(core, PoolStopError, [*gone, *stopping])
         for name in self._kinds if allow_expired else ():
             if (changed := core.entries.get(name)) is not None:
-                core.runner.force_certificate(name, changed.desired.generation)
+                self._runner.force_certificate(name, changed.desired.generation)
 
     def _add_or_change_server(self, server: ServerConfig, starts: bool) -> Entry:
         entry = self._core.entries.get(server.name)
