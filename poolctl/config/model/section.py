@@ -529,11 +529,10 @@ class Http(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """Return the table as it would be written in a file, without `log_level` at its default."""
+        """Return the table as it would be written in a file, without `log_level` and `threads` at their defaults."""
         values = super().to_dict()
-        if self.log_level == "info":
-            del values["log_level"]
-        return values
+        usual = {"log_level": "info", "threads": THREADS}
+        return {key: value for key, value in values.items() if key not in usual or value != usual[key]}
 
 
 class Backoff(Section):

@@ -374,9 +374,9 @@ def test_keys_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
     assert {key: value for key, value in server.to_dict().items() if key not in tables} == {
         "name": "web", "app": "a:b", "bind": "127.0.0.1:1", "expose": "http://127.0.0.1:1", "factory": False,
         "app_dir": "/app", "socket": "pool", "notify": False, "job": False, "overlap": True, "handler_key": "",
-        "interface": "auto", "env": {}, "env_file": [], "cwd": "/app", "preload": False, "tags": [], "labels": {},
-        "disabled": False, "on_demand": False, "mandatory": False, "depends_on": [], "tls": False,
-        "start_timeout": 30.0, "stop_timeout": 10.0, "drain_timeout": 30.0,
+        "env": {}, "env_file": [], "cwd": "/app", "preload": False, "tags": [], "labels": {}, "disabled": False,
+        "on_demand": False, "mandatory": False, "depends_on": [], "tls": False, "start_timeout": 30.0,
+        "stop_timeout": 10.0, "drain_timeout": 30.0,
     }  # fmt: skip
 
 
