@@ -132,9 +132,10 @@ class PoolClient:
         """
         from poolctl.selection.field_filter import parse_field, value_test, values_with_match
 
+        field = parse_field(field)
         document = self.list(selector={**(selector or {}), "allow_empty": True})
         values = [item[field] or "" for item in document["items"]]
-        matches = value_test(parse_field(field), pattern, values_with_match(regex, values))
+        matches = value_test(field, pattern, values_with_match(regex, values))
         return {**document, "items": [*compress(document["items"], map(matches, values))]}
 
     def walk(self, fn: Callable[[Table], object], *targets: str, selector: Selection = None) -> bool:

@@ -382,7 +382,7 @@ def test_gateway_is_found_although_its_directory_was_removed_when_it_became_an_o
             shutil.rmtree(tmp_path / "parent")
             stage.process.link.close()
             assert await stage.get() == b"HTTP/1.1 200 OK | ok"
-            directory.mkdir(parents=True)
+            directory.mkdir(parents=True, exist_ok=True)  # it may have made it again itself
             (orphan,) = await orphans(directory)
             stage.supervise(orphan.sock.dup())
             orphan.close()
