@@ -105,6 +105,7 @@ FIELDS: dict[type[object], list[str]] = {
     GatewayStats: [
         "requests_total", "passed_total", "proxied_total", "refused_total", "errors_total", "requests_per_second",
         "errors_per_second", "latency_p50_seconds", "latency_p99_seconds", "connections", "memory_bytes", "cpu_percent",
+        "replaced_processes",
     ],
     WorkerStacks: ["name", "worker", "pid", "source", "problem", "place", "threads", "tasks", "kernel"],
     ThreadStack: ["name", "main", "frames"],
