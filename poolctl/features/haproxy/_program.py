@@ -409,6 +409,6 @@ def _refused_servers(setup: HaproxySetup, alerts: Sequence[str]) -> Iterator[tup
     """Yield the servers in whose lines of the main file HAProxy has found faults, each with the alert."""
     servers = dict(setup.configuration.servers_by_line_number())
     for alert in alerts:
-        place = re.search(rf"\[[^\]]*{re.escape(MAIN_FILE)}:(\d+)\]\s*:?\s*(.*)", alert)
+        place = re.search(rf"\[[^][]*{re.escape(MAIN_FILE)}:(\d+)\]\s*:?\s*(.*)", alert)
         if place is not None and (server := servers.get(int(place[1]))) is not None:
             yield server, place[2]
