@@ -8,6 +8,7 @@ import stat
 from itertools import pairwise
 
 from poolctl.clock import Clock
+from poolctl.private_directory import recreate_pool_directory
 from poolctl.safe_open import open_file, open_parent_directory
 
 from .log_line import parse_line, seconds_of, stamp
@@ -26,9 +27,10 @@ class LogFile:
     """Appends blocks of whole lines to `path`; old files are `path.1` (the newest) to `path.keep`.
 
     If `path` is a symbolic link, the link stays as it is, and the old files are next to the file to which it leads.
-    Missing directories are made, and belong to `owner` (uid, gid), by default to this process's user. 0 for
-    `max_size_bytes` or `max_age_seconds` means no limit. No method raises OSError: the return value says how
-    much was written, and `error` why the rest was not. Every append tries again.
+    Missing directories are made, and belong to `owner` (uid, gid), by default to this process's user; `pool_directory`,
+    if the file is in it, is made as the pool's directories are. 0 for `max_size_bytes` or `max_age_seconds` means no
+    limit. No method raises OSError: the return value says how much was written, and `error` why the rest was not. Every
+    append tries again.
     """
 
     def __init__(
@@ -39,10 +41,13 @@ class LogFile:
         keep: int = 0,
         max_age_seconds: float = 0,
         owner: tuple[int, int] | None = None,
+        pool_directory: str | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.path = path
         self._owner = owner
+        is_in_pool = pool_directory is not None and path.startswith(f"{pool_directory}/")
+        self._pool_directory = pool_directory if is_in_pool else None
         self.error = ""
         self.users = 0
         self.lost_bytes = 0  # bytes not stored since the last successful append
@@ -134,6 +139,8 @@ class LogFile:
 
     def _try_open(self) -> None:
         try:
+            if self._pool_directory is not None:
+                recreate_pool_directory(self._pool_directory)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
             self._fd = open_file(self.path, flags, _FILE_MODE, owner=self._owner)
             status = os.fstat(self._fd)

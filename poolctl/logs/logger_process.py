@@ -415,7 +415,9 @@ class OutputLogger:
         max_size, keep = int(order.get("max_size") or 0), int(order.get("keep") or 0)
         max_age = float(order.get("max_age") or 0)
         owner = order.get("owner")  # of directories that are made for the file
-        file = self._files.get(path) or LogFile(path, owner=(int(owner[0]), int(owner[1])) if owner else None)
+        file = self._files.get(path) or LogFile(
+            path, owner=(int(owner[0]), int(owner[1])) if owner else None, pool_directory=self._directory
+        )
         stream = OutputStream(order, fd, file, self._spool)
         # Nothing has changed so far: an invalid order has raised an error above.
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)

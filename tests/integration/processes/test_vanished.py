@@ -71,6 +71,12 @@ def managers(pool: RealPool) -> set[int]:
     return {info["keeper_pid"], info["supervisor_pid"]}
 
 
+def logger_of(pool: RealPool) -> int | None:
+    """The pid of the pool's logger, if it has one."""
+    found = pool.ok("status", "-o", "json").json["summary"]["processes"]
+    return next((each["pid"] for each in found if each["name"] == "logger"), None)
+
+
 # Prints the files that it has inherited; the last descriptor is that of the listing.
 SEES = "import os; print(*(os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')[:-1]))"
 
@@ -107,10 +113,12 @@ def test_lock_passes_to_every_successor_of_keeper_and_supervisor(pool: RealPool,
         until(lambda pid=pid: not is_alive(pid) and pid not in managers(pool))
         pool.ok("status")
         until(lambda: holders(pool) == managers(pool))
-    replaced = pool.info()["supervisor_pid"]
+    replaced, before_upgrade = pool.info()["supervisor_pid"], logger_of(pool)
     pool.ok("upgrade", "--allow-same-version")
     until(lambda: pool.info()["supervisor_pid"] != replaced)
     until(lambda: holders(pool) == managers(pool))
+    # By the logger, the next start finds the program.
+    until(lambda: logger_of(pool) not in (None, before_upgrade))
     kill_both(pool, until)
     assert holders(pool) == set()
     pool.ok("start")
