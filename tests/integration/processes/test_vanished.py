@@ -121,6 +121,7 @@ def test_lock_passes_to_every_successor_of_keeper_and_supervisor(pool: RealPool,
     until(lambda: logger_of(pool) not in (None, before_upgrade))
     kill_both(pool, until)
     assert holders(pool) == set()
+    until(lambda: [*directory_of(pool).glob("l.*")])
     pool.ok("start")
     assert holders(pool) == managers(pool)
     assert programs(pool) == before
