@@ -698,6 +698,8 @@ def test_parts_of_a_pool_end_in_order_when_it_is_stopped(whole: WholeSupervisor)
     assert whole.runner.log[-3:] == ["stop web.1.0 10", "close 127.0.0.1:9318", "end left groups"]
     assert [*whole.directory.parent.glob("@*")] == [*whole.directory.glob("*.sock")] == []
     assert pool_files.read_left_state(str(whole.directory)) == {}
+    with pytest.raises(FileNotFoundError), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(whole.path))
     whole.pass_time(1)
     assert whole.running.result() == 0
     assert whole.parts[2:] == [
