@@ -21,7 +21,7 @@ from .report import Row
 
 WORKERS = 1000
 PASSES = 10
-# An idle server's share of memory, and what it has while it works.
+# The memory of an idle worker, and of a worker under load.
 WORKER_BYTES = (4 * 1024 * 1024, 5 * 1024 * 1024)
 _PERCENT = 100 / USAGE_SECONDS
 
