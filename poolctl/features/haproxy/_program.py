@@ -375,12 +375,12 @@ class HaproxyProcessManager:
 
     async def stop_immediately(self) -> None:
         """End all HAProxy processes immediately."""
-        processes = [*self._replaced, *([self.process] if self.process is not None else [])]
+        running = [*self._replaced, *([self.process] if self.process is not None else [])]
         self.process = None
         for number in (signal.SIGTERM, signal.SIGKILL):
-            for each in processes:
+            for each in running:
                 each.signal(number)
-            left = [each.exited for each in processes if not each.exited.done()]
+            left = [each.exited for each in running if not each.exited.done()]
             if left:
                 await asyncio.wait(left, timeout=_EXIT_SECONDS)
 
@@ -389,13 +389,10 @@ def _orphans_with_arguments(arguments: Sequence[str]) -> Iterator[int]:
     """Yield the pids of HAProxy processes with these last arguments whose parent is no process that runs HAProxy."""
     wanted = [os.fsencode(each) for each in arguments]
     for pid in processes():
+        parent, _ = parent_and_start(pid) or (0, 0)
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
             found = file.read().rstrip(b"\0").split(b"\0")[-len(wanted) :]
-            if (
-                found == wanted
-                and (status := parent_and_start(pid))
-                and process_name(status[0]) != PROCESS_NAME
-            ):
+            if found == wanted and process_name(parent) != PROCESS_NAME:
                 yield pid
 
 
