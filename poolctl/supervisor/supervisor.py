@@ -129,7 +129,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         _, fds = await keeper.call({"op": "get", "name": fd_store.CONTROL})
         await self._begin(socket.socket(fileno=fds[0]))
         for report in self._early_exits:
-            self._exit_reported(report)
+            self.runner.handle_exit_report(report)
         if self._terminating:
             self._confirm_termination_and_stop()
         # From now on this process knows everything that a replacement of the keeper needs.
@@ -156,8 +156,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         os.makedirs(logs, mode=0o700, exist_ok=True)
         soft, hard = hello["open_files"]
         self._helpers = Helpers(self._keeper, self.directory)
-        for report in self._early_exits:
-            self._helpers.handle_exit_report(report)
         environments: dict[str, Mapping[str, str]] = {}
         site = RunnerContext(
             keeper=self._keeper,
@@ -184,6 +182,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._web = WebServer(self._environment, self.events)
         self._parts = FeatureParts(self._environment, self.events)
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
+        for report in self._early_exits:
+            self._helpers.handle_exit_report(report)
 
     def _ensure_state_directory(self) -> str:
         try:

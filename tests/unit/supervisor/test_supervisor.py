@@ -36,11 +36,13 @@ from poolctl.feature import features
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.keeper.keeper import Store
 from poolctl.platform import memory_file
+from poolctl.runners.helper_process import Helper, HelperOwner, Helpers
 from poolctl.runners.local.local_worker import AdoptedWorker
 from poolctl.runners.local.takeover import AdoptionResult
 from poolctl.runners.process_link import KeeperLink
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.supervisor import feature_parts, supervisor
+from poolctl.supervisor.active_configuration import CONFIG_READER
 from poolctl.supervisor.supervisor import (
     HeldLock,
     RuntimeFiles,
@@ -888,6 +890,38 @@ def test_exits_that_the_keeper_reports_reach_the_runner_in_order(whole: WholeSup
     whole.keeper.send("exit", pid=3)
     whole.pass_time()
     assert reported == [1, 2, 3]
+    assert whole.end() == 0
+
+
+def test_exit_reported_before_the_helpers_are_made_is_known_while_the_files_are_read(
+    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = KEEPER_PID + 1
+    link, theirs = wire.pair()
+    meta = {"pid": pid, "start": None, "mark": __version__}
+    whole.keeper.keeper.store.put(CONFIG_READER.entry, meta, [link.detach()])
+    made: list[Helper] = []
+    whole.runner.handle_exit_report = lambda report: None
+
+    def make_reader(helpers: Helpers) -> Reader:
+        made.append(helpers.add(CONFIG_READER, HelperOwner()))
+        monkeypatch.setattr(whole.reader, "adopt", made[0].adopt)
+        return whole.reader
+
+    monkeypatch.setattr(supervisor, "ConfigurationReader", make_reader)
+    whole.reader.may_read = asyncio.Event()
+    whole.begin(hello=False)
+    whole.keeper.send("exit", pid=pid, status=None, signal=signal.SIGKILL)
+    whole.keeper.send("hello", pid=KEEPER_PID, open_files=[100, 200])
+    whole.pass_time()
+    process = made[0].process
+    assert process is not None
+    found = whole.loop.run_until_complete(process.wait_briefly_for_exit())
+    assert found is not None
+    assert found.signal == signal.SIGKILL
+    theirs.close()
+    whole.reader.may_read.set()
+    whole.pass_time()
     assert whole.end() == 0
 
 
