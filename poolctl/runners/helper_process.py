@@ -16,7 +16,6 @@ import contextlib
 import logging
 import os
 import socket
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -26,7 +25,6 @@ from poolctl import __version__
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.keeper import wire
-from poolctl.units import format_duration
 
 from .process_link import (
     HasDescriptor,
@@ -46,9 +44,6 @@ from .runner_protocol import Exit
 _STATUS_SECONDS = 5.0
 _CALM_SECONDS = 60.0
 _SECOND_PAUSE_SECONDS = 0.2
-# If this many exits occur within the time below, restarting does not help.
-_UNSTABLE_ENDS = 3
-_UNSTABLE_SECONDS = 600.0
 
 END: wire.Message = {"t": "end"}
 
@@ -316,7 +311,6 @@ class Helper:
         self._pause_seconds = kind.first_pause_seconds
         self._requests = 0
         self._failure: Exception | None = None  # the cause of `problem`
-        self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
         self._changed = asyncio.Event()  # set and replaced at each change
         self._tried = asyncio.Event()
 
@@ -325,14 +319,6 @@ class Helper:
         """The pid of the process in use, or of the one that is starting; 0 if there is none."""
         process = self.process or self.latest
         return process.pid if process is not None and not process.exited.done() else 0
-
-    @property
-    def instability(self) -> str:
-        """A message if the process keeps exiting, else ""."""
-        ended = len(self._ends) == _UNSTABLE_ENDS
-        if not ended or asyncio.get_running_loop().time() - self._ends[0] > _UNSTABLE_SECONDS:
-            return ""
-        return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
 
     def reconcile(self) -> None:
         """Start, replace or end the process soon, because the owner's settings may have changed."""
@@ -521,13 +507,11 @@ class Helper:
         self.process = None
         self._cancel_idle_end()
         self.restarts += 1
-        now = asyncio.get_running_loop().time()
-        self._ends.append(now)
         self._keeper.send({"op": "drop", "name": self.kind.entry})
         message = f"{self.kind.label}'s process has ended"
         if not self.kind.on_demand:
             message += "; another one is started"
-            if now - process.began > _CALM_SECONDS:
+            if asyncio.get_running_loop().time() - process.began > _CALM_SECONDS:
                 self._pause_seconds = self.kind.first_pause_seconds
         logger.error(message)
         self._owner.on_event(f"{self.kind.name} ended", message, severity="warning", pid=process.pid)

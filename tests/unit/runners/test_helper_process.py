@@ -311,25 +311,6 @@ def test_process_that_ends_at_its_start_names_its_log_and_one_that_is_late_is_en
     staged(work)
 
 
-def test_three_ends_within_ten_minutes_are_reported_as_instability() -> None:
-    async def work(stage: Stage) -> None:
-        found = []
-        stage.helper.reconcile()
-        for _ in range(3):
-            await asyncio.sleep(1)
-            await stage.up()
-            stage.keeper.end()
-            await stage.keeper.settle()
-            found.append(stage.helper.instability)
-        assert found == ["", "", "its process has ended 3 times within 10m"]
-        stage.owner.wanted = [None]
-        stage.helper.reconcile()
-        await asyncio.sleep(601)
-        assert stage.helper.instability == ""
-
-    staged(work)
-
-
 def test_process_of_an_earlier_supervisor_or_of_the_start_is_adopted() -> None:
     async def work(stage: Stage) -> None:
         ours, theirs = wire.pair()
