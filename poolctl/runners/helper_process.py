@@ -45,8 +45,6 @@ _STATUS_SECONDS = 5.0
 _CALM_SECONDS = 60.0
 _SECOND_PAUSE_SECONDS = 0.2
 
-END: wire.Message = {"t": "end"}
-
 logger = logging.getLogger("poolctl.supervisor")
 
 
@@ -83,9 +81,6 @@ class HelperProcess(LinkHandler):
 
     `up` is set when the process is ready, or has exited; `exited` is done when it has exited. Messages that are not
     about the process itself are passed to `receive`, with their descriptors. A process that hangs is killed.
-
-    A program that does not follow the link holds it open: its exit is noticed, too. A subclass for it overrides
-    `make_watchdog`, `wait_until_ready` and `order_end`.
     """
 
     def __init__(self, kind: HelperKind, sock: socket.socket, known: Table, mark: str) -> None:
@@ -101,7 +96,7 @@ class HelperProcess(LinkHandler):
         self._exit: asyncio.Future[Exit] = loop.create_future()
         self._watchdog: ProcessWatchdog | None = None
         self.link = Link(sock, self)
-        self._watchdog = self.make_watchdog()
+        self._watchdog = ProcessWatchdog(self.link, known, f"{kind.label}'s process")
 
     @classmethod
     async def spawn(cls, keeper: Link, directory: str, kind: HelperKind, mark: str) -> Self:
@@ -128,10 +123,6 @@ class HelperProcess(LinkHandler):
         meta = reply["meta"]
         known = {"pid": meta["pid"], "start": meta["start"]}
         return cls(kind, wire.socket_from_fd(fds[0]), known, meta["mark"])
-
-    def make_watchdog(self) -> ProcessWatchdog | None:
-        """What kills the process when it hangs."""
-        return ProcessWatchdog(self.link, self.known, f"{self.kind.label}'s process")
 
     @property
     def pid(self) -> int:
@@ -186,17 +177,13 @@ class HelperProcess(LinkHandler):
         if not self._exit.done():
             self._exit.set_result(exit_)
 
-    def order_end(self) -> None:
-        """Send the order to exit."""
-        self.link.send(END)
-
     def end(self) -> None:
         """Have the process exit, without waiting. It is killed later if it hangs: it would hold its listeners forever.
 
         What it still sends is received.
         """
         self.stop_watching()
-        self.order_end()
+        self.link.send({"t": "end"})
         asyncio.get_running_loop().call_later(self.kind.end_seconds, self._kill_and_close)
 
     def close(self) -> None:
