@@ -346,21 +346,14 @@ class Helper:
             raise LinkLost(self.problem or "its process has ended") from self._failure
         return self.process
 
-    async def ask(
-        self,
-        message: wire.Message,
-        fds: Sequence[int | HasDescriptor] = (),
-        *,
-        patience_seconds: float | None = None,
-    ) -> Reply:
+    async def ask(self, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()) -> Reply:
         """Send the process a request once it is up, and return the answer with its descriptors.
 
-        Raises LinkLost if it cannot run, or exits before it has answered; Refused if it reports an error. A process
-        that sends nothing at all for `patience_seconds` is killed, and NoAnswer raised.
+        Raises LinkLost if it cannot run, or exits before it has answered; Refused if it reports an error.
         """
         with self._in_use():
             process = await self.wait_until_up()
-            return await process.ask(message, fds, patience_seconds=patience_seconds)
+            return await process.ask(message, fds)
 
     def end_process(self) -> None:
         """Have the process exit, if there is one. It is started again when the helper is next needed."""
