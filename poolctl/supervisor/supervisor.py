@@ -472,8 +472,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
     @property
     def _metrics_problems(self) -> list[str]:
-        metrics = self._metrics
-        return [f"[metrics]: {metrics.problem}"] if metrics is not None and metrics.problem else []
+        return self._metrics.warnings if self._metrics is not None else []
 
     def schedule_shutdown_and_get_keeper_pid(self) -> int:
         if not self._ending:

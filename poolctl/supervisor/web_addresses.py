@@ -294,6 +294,11 @@ class WebAddress(Generic[OfTable]):
         problem = self._failure or ((order.problem or self.web.problem) if order is not None else "")
         return self.sentence(problem) if problem else ""
 
+    @property
+    def warnings(self) -> list[str]:
+        """The problem as a warning of `status`, if there is one."""
+        return [f"[{self._name}]: {self.problem}"] if self.problem else []
+
     def sentence(self, problem: str) -> str:
         """The problem in words for the log, events and warnings."""
         return f"{self._name} cannot be served: {problem}"

@@ -58,7 +58,7 @@ class DashboardPart(FeaturePart):
 
     @property
     def problems(self) -> Sequence[str]:
-        return [f"[dashboard]: {self._address.problem}"] if self._address.problem else []
+        return self._address.warnings
 
     async def stop_serving(self) -> None:
         await self._address.close()

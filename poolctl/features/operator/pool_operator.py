@@ -41,8 +41,8 @@ class PoolOperator(GatewayPart):
 
     def apply_tables(self, tables: Tables) -> None:
         """Serve the address that [operator] configures, and apply its settings."""
-        table = self._table = tables.get(OperatorTable)
-        self._address.serve_table(table if table is not None and table.bind is not None else None)
+        self._table = tables.get(OperatorTable)
+        self._address.serve_table(self._table)
 
     def connect(self, gateway: GatewayManager) -> None:
         gateway.process_parts[_PACKAGE] = self._reporter_settings
@@ -88,7 +88,7 @@ class PoolOperator(GatewayPart):
 
     @property
     def problems(self) -> Iterable[str]:
-        return [f"[operator]: {self._address.problem}"] if self._address.problem else []
+        return self._address.warnings
 
     async def wait_for_opening_attempt(self) -> None:
         """Wait until the endpoint's address is open, or could not be opened; returns at once if none is configured."""

@@ -115,7 +115,7 @@ class TargetRegistration(GatewayPart):
 
     @property
     def not_served(self) -> Iterable[str]:
-        return [f"[registration]: {self._address.problem}"] if self._address.problem else []
+        return self._address.warnings
 
     async def wait_for_opening_attempt(self) -> None:
         """Wait until the endpoint's address is open, or could not be opened; returns at once without a gateway."""
