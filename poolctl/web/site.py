@@ -14,7 +14,7 @@ from starlette.routing import request_response
 from starlette.types import ASGIApp
 
 from poolctl.clock import Clock
-from poolctl.control.client import NoSupervisor, SupervisorEnded, messages_async
+from poolctl.control.client import AsyncClient, NoSupervisor, SupervisorEnded
 from poolctl.errors import ControlError
 from poolctl.json_form import Table
 
@@ -44,6 +44,7 @@ class SupervisorClient:
 
     def __init__(self, socket_path: str, send: Callable[[Table], None] = lambda message: None) -> None:
         self.socket_path = socket_path
+        self._client = AsyncClient(socket_path, silence_seconds=None)
         self._send = send
 
     async def ask(self, verb: str, options: Mapping[str, object], address: str = "") -> Table:
@@ -55,11 +56,7 @@ class SupervisorClient:
         async with asyncio.timeout(SUPERVISOR_SECONDS):
             while True:
                 with contextlib.suppress(NoSupervisor, SupervisorEnded):
-                    async with contextlib.aclosing(messages_async(self.socket_path, verb, body)) as messages:
-                        async for message in messages:
-                            if "result" in message:
-                                result: Table = message["result"]
-                                return result
+                    return await self._client.call(verb, body)
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     def report_refusal(self, table: str, message: str) -> None:
