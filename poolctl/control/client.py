@@ -185,13 +185,12 @@ class Client:
         Raises ControlError (exit code 8) after `timeout` seconds, and SupervisorEnded if the successor ends too.
         """
         limit = self._silence_seconds if timeout is None else timeout
-        answer = self._ping_unless_ended(limit) or self._ping_unless_ended(limit)
-        if answer is None:
-            raise SupervisorEnded(self.socket_path)
-        return answer
+        try:
+            return self._ping_once(limit)
+        except SupervisorEnded:
+            return self._ping_once(limit)
 
-    def _ping_unless_ended(self, limit: float) -> PingResult | None:
-        """Send a ping; returns the answer, None if the supervisor ends first. ControlError after `limit` seconds."""
+    def _ping_once(self, limit: float) -> PingResult:
         from poolctl.control.answers import PingResult
 
         connection = self.open("ping", {})
@@ -206,7 +205,7 @@ class Client:
             pass  # reset, because the supervisor was killed
         finally:
             connection.close()
-        return None
+        raise SupervisorEnded(self.socket_path)
 
     def upgrade(self, *, force: bool) -> UpgradeResult:
         """Replace supervisor and keeper by those of this version; the servers' processes keep running.
@@ -350,18 +349,19 @@ class AsyncClient:
 
     async def ping(self) -> PingResult:
         """As `Client.ping`."""
+        limit = self._silence_seconds or SILENCE_SECONDS
+        try:
+            return await self._ping_once(limit)
+        except SupervisorEnded:
+            return await self._ping_once(limit)
+
+    async def _ping_once(self, limit: float) -> PingResult:
         from poolctl.control.answers import PingResult
 
-        limit = self._silence_seconds or SILENCE_SECONDS
-        for is_last in (False, True):
-            try:
-                return await ask_async(PingResult, self.socket_path, "ping", {}, timeout_seconds=limit)
-            except TimeoutError:
-                raise _silence_error(self.socket_path, limit) from None
-            except SupervisorEnded:
-                if is_last:
-                    raise
-        raise SupervisorEnded(self.socket_path)
+        try:
+            return await ask_async(PingResult, self.socket_path, "ping", {}, timeout_seconds=limit)
+        except TimeoutError:
+            raise _silence_error(self.socket_path, limit) from None
 
     async def _receive_chunk_with_liveness_checks(
         self, reader: asyncio.StreamReader, deadline: float | None
