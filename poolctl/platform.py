@@ -370,17 +370,12 @@ def processes_by_leader(leaders: Set[int]) -> dict[int | None, list[int]]:
             owners[above] = None  # ends a circle, which there may be if pids are reused meanwhile
             passed.append(above)
             tops = [above] if above in sessions else members[above]
-            parents = (sessions.get(_parent(pid)) for pid in tops)
+            parents = (sessions.get(each[0]) for each in map(parent_and_start, tops) if each)
             above = next((each for each in parents if each not in (None, above)), None)
         for each in passed:
             owners[each] = owners[above]
         found[owners[session]] += pids
     return found
-
-
-def _parent(pid: int) -> int:
-    fields = _stat_fields(pid)
-    return int(fields[1]) if fields else 0
 
 
 def socket_inodes(pid: int) -> set[int] | None:
