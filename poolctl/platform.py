@@ -350,8 +350,8 @@ def process_variable(pid: int, name: str) -> str:
 def processes_by_leader(leaders: Set[int]) -> dict[int | None, list[int]]:
     """The pids of all processes by the session leader, one of `leaders`, to which they belong; None has all others.
 
-    A process belongs to the leader of its session. A session that a descendant has begun (setsid(2)) belongs to the
-    leader of the parent's, as long as that is the parent. All lists are empty if /proc cannot be read.
+    A process belongs to the leader of its session. A session begun by a descendant (setsid(2)) belongs to the leader of
+    its parent's session, as long as that parent lives. All lists are empty if /proc cannot be read.
     """
     sessions: dict[int, int] = {}  # by pid
     members: dict[int, list[int]] = {}
@@ -407,9 +407,9 @@ def boot_identity() -> list[object]:
 def memory_bytes(pid: int) -> int | None:
     """The memory of a process in bytes, with shared pages divided among their users (PSS; proc(5), smaps_rollup).
 
-    Where that may not be read, as of another user's process, all pages that no file backs (RssAnon and RssShmem;
-    proc(5), status). 0 for a process that has exited and not been waited for; None if unknown, or if there is none.
-    Slow, because the kernel walks the whole memory.
+    If that may not be read, for example of another user's process: all pages that no file backs (RssAnon and RssShmem;
+    proc(5), status). 0 for a process that has exited and was not waited for; None if unknown, or if there is no such
+    process. Slow, because the kernel walks the whole memory.
     """
     rows = _read_quietly(f"/proc/{pid}/smaps_rollup").splitlines()
     size = next((int(row.split()[1]) for row in rows if row.startswith(b"Pss:")), None)

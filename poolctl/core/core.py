@@ -227,7 +227,7 @@ class Core:
     def start_dependencies_on_demand(
         self, entry: Entry, *, retries: bool = True, after_stop: bool = False
     ) -> None:
-        """Start the servers on demand that this one depends on and that do not run, unless it ignores dependencies.
+        """Start the dependencies of this server that start on demand and do not run, unless it ignores dependencies.
 
         A job that has completed does not run again. `retries` and `after_stop`: see `start`.
         """

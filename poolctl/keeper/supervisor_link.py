@@ -1,6 +1,6 @@
 """A helper's end of the link to its supervisor, for helpers that may block. Standard library only.
 
-`runners.supervised_process` is the same for helpers with an event loop.
+`runners.supervised_process` is the counterpart for helpers with an event loop.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class SupervisorLink:
         return cls(wire.socket_from_fd(LINK_FD))
 
     def receive(self) -> tuple[wire.Message, list[int]] | None:
-        """The next order with its descriptors, or None if this process should exit. Raises BlockingIOError.
+        """The next order with its descriptors, or None if this process should exit.
 
-        An order whose descriptors could not be received, because none was free, is answered with an error.
+        Raises BlockingIOError if no order has arrived. An order whose descriptors could not be received, because none
+        was free, is answered with an error.
         """
         while not self.is_lost:
             try:
@@ -78,7 +79,7 @@ class SupervisorLink:
                 time.sleep(_IN_FLIGHT_SECONDS)
 
     def try_send(self, message: wire.Message) -> None:
-        """Send a message unless there is no room: then the supervisor has others to read."""
+        """Send a message without waiting; it is dropped if the supervisor has too many unread ones, or is gone."""
         with contextlib.suppress(OSError):
             wire.send(self.sock, message)
 

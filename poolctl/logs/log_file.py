@@ -27,10 +27,10 @@ class LogFile:
     """Appends blocks of whole lines to `path`; old files are `path.1` (the newest) to `path.keep`.
 
     If `path` is a symbolic link, the link stays as it is, and the old files are next to the file to which it leads.
-    Missing directories are made, and belong to `owner` (uid, gid), by default to this process's user; `pool_directory`,
-    if the file is in it, is made as the pool's directories are. 0 for `max_size_bytes` or `max_age_seconds` means no
-    limit. No method raises OSError: the return value says how much was written, and `error` why the rest was not. Every
-    append tries again.
+    Missing directories are created, and belong to `owner` (uid, gid), by default to this process's user. If the file is
+    in `pool_directory`, that directory is created private (see recreate_pool_directory). 0 for `max_size_bytes` or
+    `max_age_seconds` means no limit. No method raises OSError: the return value says how much was written, and `error`
+    why the rest was not. Every append tries again.
     """
 
     def __init__(

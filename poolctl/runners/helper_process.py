@@ -5,8 +5,8 @@ the helper outlives its supervisor, and the next supervisor adopts it. It says `
 and exits when it is ordered to `end` or when keeper and supervisor are both gone.
 
 An owner decides with which settings its helper should run (see HelperOwner); a Helper makes that true, by starting,
-adopting, replacing or ending a process. The pool depends on no helper: no problem of one is raised, but to callers of
-`ask` and `wait_until_up`.
+adopting, replacing or ending a process. The pool does not depend on helpers: their problems are logged, and raised only
+to callers of `ask` and `wait_until_up`.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class HelperProcess(LinkHandler):
         await asyncio.wait({self.exited}, timeout=self.kind.end_seconds)
 
     def stop_watching(self) -> None:
-        """Ping the process no more."""
+        """Stop pinging the process; it is no longer killed if it hangs."""
         if self._watchdog is not None:
             self._watchdog.stop_watching()
             self._watchdog = None
@@ -216,9 +216,9 @@ class HelperProcess(LinkHandler):
 
     def on_link_lost(self) -> None:
         loop = asyncio.get_running_loop()
-        # Not at once: the link may be found lost by the first message that is sent.
+        # Deferred, because the first message that is sent may already find the link lost.
         loop.call_soon(self._mark_exited)
-        # One that has only closed its link must not stay.
+        # A process that has closed its link without exiting must not stay.
         loop.call_later(self.kind.end_seconds, kill, self.known)
 
     def _mark_exited(self) -> None:
@@ -238,9 +238,9 @@ class HelperOwner:
     """Decides how a helper should run, and handles its messages. Each method has a default."""
 
     async def settings(self) -> str | None:
-        """What the process depends on besides poolctl's version: another one replaces it when this changes.
+        """The settings on which the process depends; it is replaced when they, or poolctl's version, change.
 
-        None if no process should run now. Raises ServerError if none can run: it is tried again after a pause.
+        None if no process should run now. Raises ServerError if none can run; they are asked for again after a pause.
         """
         return ""
 
@@ -364,7 +364,7 @@ class Helper:
             process.end()
 
     def kill_process(self) -> None:
-        """Kill the process, which works on a request that nobody waits for."""
+        """Kill the process, because the request on which it works was given up."""
         if (process := self.process or self.latest) is not None:
             kill(process.known)
 
@@ -382,7 +382,7 @@ class Helper:
         self._notify_changed()
 
     async def aclose(self) -> None:
-        """Close the helper; returns when its owner is not asked for settings any more."""
+        """Close the helper; returns once its owner is no longer asked for settings."""
         self.close()
         if self._work is not None:
             await asyncio.wait({self._work})

@@ -140,7 +140,7 @@ class _Request(NamedTuple):
 class ProcessUsages:
     """Measures workers that are processes of this machine, each the leader of a session. None for a pid is ignored.
 
-    Whatever is requested at the same time is measured in one pass over /proc, in a thread.
+    Requests made at the same time are served by one pass over /proc, in a thread.
     """
 
     def __init__(self, clock: Clock | None = None) -> None:

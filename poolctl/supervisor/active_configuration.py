@@ -128,8 +128,8 @@ class ConfigurationReader(HelperOwner):
     """Has configuration files read by a helper process. Must be used on the running event loop.
 
     Requests are answered one after another; cancelling one ends the process. If the process is killed during a request,
-    for example because memory is exhausted, the request is repeated once in a new process.
-    The process logs its errors in the supervisor's log.
+    for example because memory is exhausted, the request is repeated once in a new process. The process logs its errors
+    in the supervisor's log.
     """
 
     def __init__(

@@ -739,7 +739,7 @@ class HeldLock:
         self._problem = ""
 
     async def share_or_acquire(self) -> None:
-        """Hold the keeper's lock. A keeper without one, of an earlier version for example, gets a new lock."""
+        """Hold the keeper's lock. A keeper that was started without one, because of a problem, gets a new lock."""
         meta, fds = await self._keeper.call({"op": "get", "name": fd_store.LOCK})
         if fds:
             self._keeper.remember_entry(fd_store.LOCK, meta, [Duplicate(fd) for fd in fds])

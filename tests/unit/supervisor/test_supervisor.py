@@ -493,7 +493,7 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
     assert whole.problems == []
 
 
-def test_keeper_of_an_earlier_version_gets_a_lock(whole: WholeSupervisor) -> None:
+def test_keeper_that_was_started_without_a_lock_gets_one(whole: WholeSupervisor) -> None:
     whole.keeper.keeper.store.drop(fd_store.LOCK)
     assert not pool_lock.is_held(str(whole.directory))
     whole.begin()
