@@ -253,12 +253,9 @@ class ConfigurationReader(HelperOwner):
         process, cause = self._helper.latest, lost.__cause__
         if isinstance(lost, Refused):
             raise ReaderFailed(f"the files cannot be read: {lost}", "try again") from None
-        if process is None or isinstance(cause, Refused) or (isinstance(cause, OSError) and cause.errno):
-            why = (
-                os.strerror(cause.errno)
-                if isinstance(cause, Refused | OSError) and cause.errno
-                else str(lost)
-            )
+        number = cause.errno if isinstance(cause, Refused | OSError) else None  # None for a TimeoutError
+        if process is None or isinstance(cause, Refused) or number:
+            why = os.strerror(number) if number else str(lost)
             failed = f"the files cannot be read: {self._helper.kind.argv[0]} cannot be run: {why}"
             raise ReaderFailed(failed, "is poolctl being installed at this moment? Try again") from lost
         if process is self._answered:
