@@ -17,7 +17,9 @@ from poolctl.control.pool_paths import listens, pool_key
 from poolctl.errors import ControlError
 from poolctl.keeper import pool_files
 from poolctl.keeper.spawn import CompanionSpec
+from poolctl.runners.local.output_pipes import LOGGER
 from poolctl.supervisor import launch as launching
+from poolctl.supervisor.active_configuration import CONFIG_READER
 from poolctl.supervisor.launch import (
     LaunchedKeeper,
     forget_servers_to_run,
@@ -113,6 +115,18 @@ def test_keeper_gets_the_control_socket_and_links_to_its_companions(pool: Pool, 
     assert not is_locked(pool.directory)
     assert not pool_lock.is_held(str(pool.directory))
     assert pool.socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_helpers_that_the_keeper_starts_run_like_those_that_replace_them(pool: Pool, keeper: Keeper) -> None:
+    pool.env[pool_paths.ACCESS_LOG_VARIABLE] = "1"
+    pool.launch()
+    started = dict(zip(keeper.plan["begun"], keeper.companions, strict=True))
+    for kind, arguments in ((CONFIG_READER, []), (LOGGER, [str(pool.directory)])):
+        companion = started[kind.entry]
+        assert companion.argv == [*kind.argv, *arguments]
+        assert companion.output == f"{pool.directory}/{kind.output}"
+        assert companion.session
+        assert [*companion.without] == ([] if kind.knows_secrets else [pool_paths.ACCESS_LOG_VARIABLE])
 
 
 def test_lifeline_is_open_here_and_ends_with_the_caller(pool: Pool, keeper: Keeper) -> None:
