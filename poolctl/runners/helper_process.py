@@ -1,4 +1,4 @@
-"""Keeps the pool's helpers running: processes that are not workers, such as the logger and the dashboard.
+"""Keeps the pool's helpers running: the logger, and the processes `accept`, `config` and `web`.
 
 A helper is a child of the keeper, and its descriptor 3 is the link to the supervisor. The keeper also holds this link:
 the helper outlives its supervisor, and the next supervisor adopts it. It says `up` when it is ready, answers `ping`,
