@@ -291,7 +291,7 @@ def restore_private_directory(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         status = os.lstat(path)
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
-            # The directory had vanished, and the logger has created it again to write a log in it.
+            # The directory had vanished, and was created again for a file of events in it (see state_dir).
             os.chmod(path, 0o700)
     recreate_pool_directory(path)
     ensure_private_directory(path)
