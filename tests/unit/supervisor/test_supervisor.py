@@ -16,7 +16,7 @@ from contextlib import aclosing, closing, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -1091,7 +1091,7 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
     class Address:
         """An address of metrics that is in use."""
 
-        problem = "127.0.0.1:9100 is in use"
+        warnings: ClassVar = ["[metrics]: 127.0.0.1:9100 is in use"]
 
         def __init__(self, *given: Any) -> None:
             self.done: list[Any] = []

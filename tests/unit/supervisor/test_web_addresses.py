@@ -200,7 +200,7 @@ def test_attempt_at_an_earlier_address_says_nothing_about_the_current_one(
         pool.hello.serve_table(SimpleNamespace(bind=f"127.0.0.1:{free_port()}"))
         goes_on.set()
         await pool.hello.wait_for_opening_attempt()
-        assert pool.hello.problem == ""
+        assert (pool.hello.problem, pool.hello.warnings) == ("", [])
         await pool.over()
 
     run(work())
@@ -395,6 +395,7 @@ def test_address_in_use_is_one_problem_until_it_is_free(
         pool.hello.serve_table(SimpleNamespace(bind=f"127.0.0.1:{port}"))
         await pool.hello.wait_for_opening_attempt()
         assert pool.hello.problem == "greet cannot be served: the address is in use"
+        assert pool.hello.warnings == [f"[greet]: {pool.hello.problem}"]
         await until(lambda: not pool.hello.problem)
         assert await greeted(port) == "hello"
         pool.events.flush()
