@@ -151,7 +151,7 @@ ALL = flag("--all", "Act on every server of the pool.")
 ALLOW_EMPTY = flag("--allow-empty", "Do not fail when nothing matches.")
 CALLER_ENV = flag("--env", "Use this command's environment instead of the supervisor's.")
 ALLOW_EXPIRED = flag("--allow-expired", "Let expired certificates replace valid ones.", key="force")
-# The key `force` is that of --allow-expired, which the same commands have.
+# The key is not `force`, because --allow-expired, an option of the same commands, has that key.
 TAKE_OVER = flag("--force", "On a cluster, also change fields that another manager has set.", key="take_over")
 REVEAL = flag("--reveal", "Show secrets instead of masking them.")
 WATCH = flag("--watch", "Keep running; reload when the configuration or code changes.")

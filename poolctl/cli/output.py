@@ -86,7 +86,7 @@ class LineOutput:
     def __init__(self, stream: TextIO, as_line: Callable[[str], str]) -> None:
         self._stream = stream
         self._file = _file_of(stream)
-        # Asked now, because isatty(3) denies it of a terminal that has hung up.
+        # Checked now, because isatty(3) returns false for a terminal that has hung up.
         self._is_terminal = self._file is not None and self._file.isatty()
         self._as_line = as_line
         self._lost_lines = 0

@@ -152,7 +152,7 @@ class PoolWatcher:
         return shown
 
     def _current_watch(self) -> DirectoryWatch | PolledDirectories:
-        """The watch that the servers ask for. Raises Failure if they ask for inotify, and there is none."""
+        """The watch that the servers' configuration calls for: polling, or inotify. Raises Failure without inotify."""
         poll_seconds = self._sources.poll_seconds
         if self._watch is None or poll_seconds != self._poll_seconds:
             if self._watch is not None:

@@ -48,7 +48,7 @@ _STATUS = "status.json"
 _MISSING_SECONDS = 5.0
 # Much longer than a pool needs to exit after its servers have stopped, even on a busy machine.
 END_SECONDS = 30.0
-_LOOK_SECONDS = 0.02  # the pause between two looks at what cannot be polled
+_LOOK_SECONDS = 0.02  # the interval of checks for changes that the kernel does not report
 _STOPPED = ("T", "t")  # states in proc(5): stopped by a signal, or by a debugger
 _DEAD = ("", "Z", "X")
 _LOG_BYTES = 4096
@@ -274,7 +274,7 @@ class AsyncClient:
     """Sends verbs to one running supervisor from an event loop; a call can be cancelled.
 
     Results and errors are those of `Client`. While no data arrives for `silence_seconds`, pings check that the
-    supervisor lives; with None nothing limits a wait but the call's own timeout.
+    supervisor lives; with None only the call's own timeout limits a wait.
     """
 
     def __init__(self, socket_path: str, *, silence_seconds: float | None = SILENCE_SECONDS) -> None:
@@ -328,7 +328,7 @@ class AsyncClient:
 
         deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
         attempts = _ConnectionAttempts(self.socket_path, self._silence_seconds)
-        # A connection of a Unix socket is made at once, or the backlog is full.
+        # A Unix socket connects at once, unless the backlog is full.
         while (connection := attempts.connect(0.0)) is None:
             await asyncio.sleep(_LOOK_SECONDS)
         reader, writer = await asyncio.open_unix_connection(sock=connection)
@@ -494,9 +494,9 @@ def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
 
 
 class _ConnectionAttempts:
-    """The attempts of a request to connect: while the pool runs without its control socket, that will be restored.
+    """Connects a request, again and again while the pool runs without its control socket, which will be restored.
 
-    Neither a socket that begins to listen nor a lock that is released is reported to others, so the caller looks again
+    The kernel reports neither a socket that begins to listen nor a lock that is released, so the caller tries again
     after _LOOK_SECONDS.
     """
 
@@ -505,9 +505,10 @@ class _ConnectionAttempts:
         self._end = monotonic() + min(_MISSING_SECONDS, silence_seconds or _MISSING_SECONDS)
 
     def connect(self, wait_seconds: float) -> socket | None:
-        """Return the connection, or None if it is to be tried again.
+        """Return the connection, or None if the caller has to try again.
 
-        A full backlog may take `wait_seconds`. Raises NoSupervisor if the pool does not run, and ControlError.
+        Waits up to `wait_seconds` for room in a full backlog. Raises NoSupervisor if the pool does not run, and
+        ControlError.
         """
         try:
             return _connect(self._socket_path, wait_seconds)

@@ -1,7 +1,7 @@
 """Translates a regular expression of Python into one that means the same to the library `regex`.
 
 Most mean the same to both, but `regex` reads `a{e}` as a fuzzy match and `[[:x:]]` as a POSIX class, and its `\\w`,
-`\\s` and `\\b` differ outside ASCII. What Python's own parser has understood cannot be understood differently. These
+`\\s` and `\\b` differ outside ASCII. The translation is therefore made from the result of Python's own parser. These
 differences remain: characters of a newer Unicode than Python's; `(?i)i` does not match a dotless i; `(?ai)` ignores the
 case of letters outside ASCII too; `\\B` matches in an empty text, as it does from Python 3.14 on.
 """
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-# `regex` copies what is repeated once for each repetition that is required, also for `+`, and so on within it: it would
-# need 273 MB for a{1000000}, and more than a machine has for a{9999} within {9999}, with the interpreter's lock held.
+# `regex` copies a repeated item once for each required repetition, also for `+`, and multiplies the copies of nested
+# repeats. With the interpreter's lock held, it would need 273 MB for a{1000000}, and more than a machine has for
+# (a{9999}){9999}.
 _MOST_ITEMS = 10_000
 _SUFFIXES = {_constants.MAX_REPEAT: "", _constants.MIN_REPEAT: "?", _constants.POSSESSIVE_REPEAT: "+"}
 _PLACES = {

@@ -38,7 +38,7 @@ _ELSEWHERE = {
 # CPU time of one match, so that load on the machine does not count; a usual expression takes microseconds.
 LIMIT_SECONDS = 0.25
 _TRIES = (1, 2, 4, 8)
-# A turn is held by those who wait for it: the lock refers to its loop, which would never be freed.
+# Only the calls that wait or run hold the lock: it refers to its loop, which otherwise would never be freed.
 _turns: WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakValueDictionary()
 SLOW = f"the regular expression takes more than {LIMIT_SECONDS:g} s"
 FASTER = "avoid repeats within repeats, such as (a+)+, and alternatives that begin alike"
@@ -77,7 +77,7 @@ class Expression:
     def is_found(self, text: str, seconds: float = LIMIT_SECONDS) -> bool:
         """Whether the text contains a match. Raises SlowExpression after this CPU time of the thread."""
         end = time.thread_time() + seconds
-        # The clock of a timeout is the CPU time of the process, which other threads may use up.
+        # A timeout of `regex` counts the CPU time of the whole process, which other threads may use up.
         for factor in _TRIES:
             try:
                 return self._pattern.search(text, timeout=factor * max(seconds, 0.0)) is not None
@@ -107,8 +107,8 @@ def matching_texts(expressions: Iterable[str], texts: Iterable[str]) -> frozense
 async def run_in_turn(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function that matches expressions in a thread, after the earlier calls; returns its result.
 
-    All such calls of a loop take one thread of its executor at a time, whatever they are given and even if callers are
-    cancelled, because others need the threads too.
+    Together, all such calls of a loop use one thread of its executor, even if callers are cancelled, because others
+    need the threads too.
     """
     import asyncio
 

@@ -91,7 +91,10 @@ class AddressOwner(Protocol):
 
 @dataclass(eq=False)
 class Order:
-    """What the process has to serve for a table. `attempted` is set once it does so, or no process can be started."""
+    """The site that the process should serve for a table.
+
+    `attempted` is set once the process has tried to, or no process can be started.
+    """
 
     number: int
     owner: AddressOwner
@@ -131,7 +134,7 @@ class WebProcess(HelperProcess):
 
 
 class WebServer(HelperOwner):
-    """Keeps the process running while there is an address to serve, and sends it what to serve there."""
+    """Keeps the process running while there is an address to serve, and sends it orders and listeners."""
 
     def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
         self.keeper, self.events = environment.keeper, events
@@ -247,7 +250,7 @@ class WebServer(HelperOwner):
                 order.attempted.set()
 
     def _send_orders(self, process: WebProcess) -> None:
-        """Send what the process has not got yet."""
+        """Send the orders that the process does not have yet."""
         for table in process.sent.keys() - self._orders.keys():
             del process.sent[table]
             process.link.send({"t": "close", "table": table})
@@ -266,7 +269,7 @@ class WebAddress(Generic[OfTable]):
     """The address in a table of the configuration: open as the table says, and served by the process of `web`.
 
     `table` is the table's name. `settings_of` makes the settings of its site; it may block, and raise ServerError or
-    OSError. If it does, or the address cannot be opened, that is tried again.
+    OSError. After such an error, and after a failure to open the address, WebAddress tries again.
     """
 
     def __init__(self, web: WebServer, table: str, settings_of: Callable[[OfTable], SiteSettings]) -> None:

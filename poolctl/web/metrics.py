@@ -1,4 +1,4 @@
-"""What is served at the address of [metrics]: metrics and the pool's health. The supervisor makes both."""
+"""The site of [metrics]: metrics and the pool's health, both made by the supervisor."""
 
 from __future__ import annotations
 

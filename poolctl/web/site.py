@@ -1,4 +1,4 @@
-"""What an address of the pool serves: the base class of all sites, their limits, and their way to the supervisor."""
+"""Sites, which answer the requests at an address of the pool: base classes, limits, and the way to the supervisor."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SupervisorClient:
 
 
 class Site:
-    """Base class of what is served at the address of a table.
+    """Base class of the sites: each answers the requests at the address of a table.
 
     `app` is an ASGI application for HTTP alone. It finds the client in the state of a request (`peer`), which is None
     if the client has left. It is not called before a request's body has arrived.

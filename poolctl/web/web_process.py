@@ -105,7 +105,7 @@ class WebServerProcess(SupervisedProcess):
 
 
 def site_class(table: str) -> type[Site]:
-    """The class of what is served at the address of this table."""
+    """The class of the site at the address of this table."""
     for feature in features():
         if table in feature.tables and feature.web:
             found: type[Site] = feature.load(feature.web)

@@ -235,7 +235,8 @@ def _json_line(line: LogLine) -> str:
 def _line_search(option: str, expressions: Sequence[str]) -> Callable[[str], bool]:
     """A function that returns whether any of the regular expressions is found in a line.
 
-    It raises SelectorError, which names `option`, if this takes too long. Raises SelectorError for an invalid one.
+    Raises SelectorError, which names `option`, for an invalid expression; the function raises it for one that takes too
+    long.
     """
     from poolctl.selection.regular_expressions import BadExpression, Expression
 

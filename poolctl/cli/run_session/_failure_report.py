@@ -1,4 +1,4 @@
-"""What `run -- CMD` prints at its end about servers that failed: their deaths, and the last lines of their logs."""
+"""The report about failed servers at the end of `run -- CMD`: their deaths, and the last lines of their logs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_SERVERS = 10
 
 
 async def find_logs(client: AsyncClient, pool: PoolRef, names: Iterable[str]) -> dict[str, str]:
-    """The log files of the servers by name, of at most ten servers. The pool may have ended."""
+    """The log files of the first ten of these servers, by server name. The pool may have ended."""
     chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
     try:
         items = (await client.ask(ShowResult, "show")).items
@@ -36,7 +36,7 @@ async def find_logs(client: AsyncClient, pool: PoolRef, names: Iterable[str]) ->
 def last_lines(
     paths: Mapping[str, str], died: Mapping[str, Sequence[Death]], begun: float, *, objects: bool
 ) -> dict[str, list[LogLine]]:
-    """The last lines of each log since the pool was started at `begun`, or since the last but one death. Blocks.
+    """The last lines of each log since the last but one death, or since the pool was started at `begun`. Blocks.
 
     With `objects` each line has its level.
     """
@@ -54,7 +54,7 @@ def death_lines(
 ) -> Iterator[str]:
     """Yield one line for each server that died while `command` ran, with the reason for its last exit.
 
-    What the reason quotes of the output is left out if the `logs`, which are printed below, have it.
+    Output that the reason quotes is omitted if it is in `logs`, which are printed below.
     """
     for name, deaths in died.items():
         times = f" {len(deaths)} times" if len(deaths) > 1 else ""
@@ -65,7 +65,7 @@ def death_lines(
 
 
 def _start_of_last_attempt(deaths: Sequence[Death], begun: float) -> str:
-    """When the output of the process that died last begins: after the death before, or when the pool was started."""
+    """When the last process that died began: after the death before, or when the pool was started at `begun`."""
     return deaths[-2].time if len(deaths) > 1 else stamp(begun)
 
 

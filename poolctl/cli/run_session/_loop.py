@@ -1,4 +1,4 @@
-"""What the session's loop waits for: signals, the end of a pipe, and calls that may block."""
+"""Waits on the session's loop: for signals, the end of a pipe, and calls that may block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from poolctl.platform import signal_descriptor, signals_blocked
 
 T = TypeVar("T")
 
-# One each for the servers' output, the watch of --watch, what the session does, and what it has given up.
+# One each for the servers' output, --watch, the session's current call, and an earlier call that still blocks although
+# its wait was cancelled.
 _THREADS = 4
 
 

@@ -27,9 +27,9 @@ class Death(NamedTuple):
 
 
 class PoolEventFollower:
-    """Follows the pool's events, and calls `report` once for each problem: with the event, a line and its level.
+    """Follows the pool's events, and calls `report` with the event, a line and its level, once for each problem.
 
-    With `brief` a line does not repeat the reason of a death that an earlier line has.
+    With `brief`, a line does not repeat the reason of a death that an earlier line has given.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class PoolEventFollower:
             self._report(event, f"{who}{self.without_known_reasons(event.sentence)}", event.severity)
 
     def without_known_reasons(self, text: str) -> str:
-        """The text; with `brief` without the reasons that the lines of deaths have."""
+        """The text; with `brief`, without the reasons of deaths, which earlier lines have given."""
         for deaths in self.died.values() if self._brief else ():
             text = text.replace(f": {deaths[-1].reason}", "")
         return text

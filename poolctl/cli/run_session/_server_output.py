@@ -25,7 +25,7 @@ LAST_OUTPUT_SECONDS = 2.0
 
 
 def own_line(text: str, level: str = "", *, objects: bool) -> str:
-    """A line of `run` itself, with its line break; with `objects` as a JSON line, like those of the servers."""
+    """A message of `run` itself as an output line; with `objects`, as a JSON line in the form of the servers' lines."""
     return log_rendering.json_line(LogLine(text, time=stamp(time()), level=level)) if objects else f"{text}\n"
 
 

@@ -1,4 +1,4 @@
-"""The messages of `run`."""
+"""Standard error of `run`, whose reader may stop reading."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MOST_TEXTS = 1000
 
 
 class StandardError:
-    """A text stream that is written in a thread of its own, so that a reader that has stopped reading stops nothing.
+    """A text stream with a thread of its own for writing, so that a reader that stops reading does not block `run`.
 
-    `write` may be called from any thread, and only queues the text. While MOST_TEXTS wait, texts are dropped.
+    `write` may be called from any thread, and only queues the text. While MOST_TEXTS are queued, texts are dropped.
     """
 
     def __init__(self, stream: TextIO) -> None:

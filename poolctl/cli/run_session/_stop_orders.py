@@ -1,4 +1,4 @@
-"""What ends `run`: signals, output that has lost its reader, and the end of the time for the stop."""
+"""The reasons to stop `run`: signals, the loss of the reader of its output, and the end of the stop timeout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class StopOrdered(Exception):
-    """An order has ended what was being done. `number` is the signal's, or that of another order of StopOrders."""
+    """An order has interrupted the work in progress. `number` is the order's signal number (see StopOrders)."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -21,11 +21,11 @@ class StopOrdered(Exception):
 
 
 class StopOrders:
-    """Orders to stop, each of which ends what is being done. They are numbers of signals.
+    """Orders to stop, each of which interrupts the work in progress. Each order has the number of a signal.
 
-    Output that has lost its reader is SIGPIPE, and the end of the time for the stop is SIGALRM. The user's Ctrl-C often
-    ends the reader as well (`run | tee run.log`). A lost reader is therefore an order only if it is the first one, and
-    the first signal after it is no further order: it becomes the reason for the stop.
+    The loss of the reader of the output is SIGPIPE, and the end of the stop timeout is SIGALRM. The user's Ctrl-C often
+    ends the reader as well (`run | tee run.log`). The loss is therefore an order only if it is the first one, and the
+    first signal after it is not another order: it becomes the reason for the stop.
     """
 
     def __init__(self, numbers: Collection[int], reload: Callable[[], object] | None = None) -> None:
@@ -34,7 +34,7 @@ class StopOrders:
         self._reload = reload
         self._orders: asyncio.Queue[int] = asyncio.Queue()
         self._is_stopping = False
-        self.reader_is_gone = False  # and no signal came after that
+        self.reader_is_gone = False  # and no signal has arrived since
         self.interrupted = False  # by SIGINT, after the reader was gone
 
     def add_signal(self, number: int) -> None:
@@ -53,7 +53,7 @@ class StopOrders:
             self._add(signal.SIGPIPE)
 
     def add_end_of_time(self) -> None:
-        """End what takes too long."""
+        """Interrupt the work in progress, because the stop takes too long."""
         self._add(signal.SIGALRM)
 
     def _add(self, number: int) -> None:
@@ -63,7 +63,7 @@ class StopOrders:
     async def unless_ordered(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`. An order cancels the work, and raises StopOrdered.
 
-        Orders and signals that come between two calls are those of the second one.
+        Orders and signals that arrive between two calls apply to the second one.
         """
         if not self._orders.empty():
             work.close()

@@ -257,7 +257,7 @@ class RunSession:
     # The end.
 
     async def _stop_and_report(self, code: int) -> int:
-        """Stop everything, and print what has failed; returns the exit code. `code` is that before the stop."""
+        """Stop everything, and print what has failed; returns the exit code, given the one before the stop."""
         try:
             await self._stop(code)
             os.close(self._keeper.lifeline)

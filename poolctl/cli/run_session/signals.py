@@ -26,7 +26,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 def stopping_signals(env: Mapping[str, str]) -> list[int]:
-    """The signals that stop `run`, without those that its caller has it ignore (nohup).
+    """The signals that stop `run`, without those that the caller has set to be ignored (nohup).
 
     Under a service manager SIGHUP is not ignored, because it means a reload.
     """
@@ -39,7 +39,7 @@ def stopping_signals(env: Mapping[str, str]) -> list[int]:
 
 
 def status_after(number: int, *, has_command: bool) -> int:
-    """The exit status of `run` that has stopped for a signal, while no command of the user was running."""
+    """The exit status of `run` after a signal that arrived while no command of the user was running."""
     if number == signal.SIGINT:
         return INTERRUPTED
     return TERMINATED if has_command else DONE
@@ -61,7 +61,7 @@ def blocked_signals(numbers: Collection[int]) -> Iterator[None]:
 def noted_signals(numbers: Collection[int], status: Callable[[int], int]) -> Iterator[list[int]]:
     """Context manager: the first of these blocked signals is noted in the list, and a second one ends this process.
 
-    For what should not be left half done, but may block. `status` returns the exit status for a signal.
+    For work that should be completed, but may block. `status` returns the exit status for a signal.
     """
     noted: list[int] = []
 

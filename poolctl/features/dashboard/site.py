@@ -78,7 +78,7 @@ def _is_name(text: object) -> bool:
 
 
 class DashboardSite(Site):
-    """The page, and what it asks for. Its streams end when its settings change, so that they end with their token."""
+    """The page and its endpoints. Streams end when the settings change, so that no stream outlives its token."""
 
     limits = SiteLimits(connections=256, keep_alive_seconds=30, head_bytes=32 * 1024, body_bytes=256 * 1024)
 

@@ -1,4 +1,4 @@
-"""What is served at `bind` of [operator]: an endpoint to which clients report requests for a service.
+"""The site of [operator]: an endpoint to which clients report requests for a service.
 
 The endpoint is compatible with KubeElasti's. Permission to report is checked for each request.
 """

@@ -1,4 +1,4 @@
-"""What is served at the address of [registration]: services on other machines and in containers register here.
+"""The site of [registration]: services on other machines and in containers register here.
 
 Each request has the token of a client, and a client may register services for its configured routes only. Limits apply
 before any input is trusted: on heads, bodies, connections, requests per second, and attempts with a wrong token.
