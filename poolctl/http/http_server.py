@@ -300,8 +300,7 @@ class HttpServer:
         status, kind, body = self._handler.error_response(error)
         response = Responder(None, writer, self._limits, keep_alive=False)
         await response.send(status, [("content-type", kind)], body)
-        if writer.can_write_eof():
-            writer.write_eof()
+        writer.write_eof()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_SECONDS):
                 await _await_disconnect(stream, self._limits.head_bytes if status == 431 else _LINGER_BYTES)
