@@ -149,11 +149,11 @@ class HeartbeatClock(Clock):
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._behind_seconds = 0.0  # without the time since it was stopped
-        self._stopped_at: float | None = None
+        self._behind_seconds = 0.0  # without the time since it was paused
+        self._paused_at: float | None = None
 
     def monotonic(self) -> float:
-        now = self._clock.monotonic() if self._stopped_at is None else self._stopped_at
+        now = self._clock.monotonic() if self._paused_at is None else self._paused_at
         return now - self._behind_seconds
 
     def time(self) -> float:
@@ -161,23 +161,23 @@ class HeartbeatClock(Clock):
 
     @property
     def stood_still_seconds(self) -> float:
-        """How long it has stood still so far, for `resume` in the next supervisor."""
+        """How long it has stood still so far, for `restore` in the next supervisor."""
         return self._clock.monotonic() - self.monotonic()
 
-    def resume(self, stood_still_seconds: float) -> None:
-        """Go on from the clock of the previous supervisor, in whose time the deadlines are."""
+    def restore(self, stood_still_seconds: float) -> None:
+        """Continue the clock of the previous supervisor, by which the deadlines were set."""
         self._behind_seconds += stood_still_seconds
 
-    def stop(self, silent_seconds: float = 0.0) -> None:
+    def pause(self, silent_seconds: float = 0.0) -> None:
         """Stand still from now on; heartbeats may have been lost for `silent_seconds` already. May be repeated."""
-        if self._stopped_at is None:
-            self._stopped_at = self._clock.monotonic() - silent_seconds
+        if self._paused_at is None:
+            self._paused_at = self._clock.monotonic() - silent_seconds
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Run again. May be repeated."""
-        if self._stopped_at is not None:
-            self._behind_seconds += self._clock.monotonic() - self._stopped_at
-            self._stopped_at = None
+        if self._paused_at is not None:
+            self._behind_seconds += self._clock.monotonic() - self._paused_at
+            self._paused_at = None
 
 
 class Registrations:

@@ -99,7 +99,7 @@ class TargetRegistration(GatewayPart):
         """Serve the address that [registration] configures, and apply its settings."""
         self._table = tables.get(RegistrationTable) if tables.get(GatewayConfig) is not None else None
         if self._table is None:
-            self._clock.go_on()
+            self._clock.resume()
         self._serve()
 
     def connect(self, gateway: GatewayManager) -> None:
@@ -354,7 +354,7 @@ class TargetRegistration(GatewayPart):
             saved = pool_files.read_left_state(self._directory, pool_files.REGISTRATIONS)
         was_stopped = content is None and not saved.get("services")
         saved = stopped if was_stopped else saved
-        self._clock.resume(float(saved.get("stood_still_seconds") or 0.0))
+        self._clock.restore(float(saved.get("stood_still_seconds") or 0.0))
         for number, each in enumerate(saved.get("services") or ()):
             self.services.restore_service(each, renew_ttl=content is None, pool_was_stopped=was_stopped)
             if number % _AT_ONCE == _AT_ONCE - 1:
@@ -466,19 +466,19 @@ class RegistrationAddress(WebAddress[RegistrationTable]):
 
     def on_attempted(self, order: Order, *, changed: bool) -> None:
         super().on_attempted(order, changed=changed)
-        self._heartbeats.go_on()
+        self._heartbeats.resume()
         self._on_served()
 
     def on_unserved(self, silent_seconds: float) -> None:
-        self._heartbeats.stop(silent_seconds)
+        self._heartbeats.pause(silent_seconds)
 
     async def takes_heartbeats(self) -> bool:
         """Whether services can send heartbeats now; waits for the answer of a process that is slow or frozen."""
         if self.table is None:
             return True
-        if not await self.web.is_answering(self._heartbeats.stop):
+        if not await self.web.is_answering(self._heartbeats.pause):
             return False
-        self._heartbeats.go_on()
+        self._heartbeats.resume()
         return True
 
 

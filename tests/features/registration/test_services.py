@@ -567,22 +567,22 @@ def test_own_route_is_excluded_where_another_route_is(
         assert isinstance(found, Route)
 
 
-def test_clock_of_heartbeats_stands_still_while_it_is_stopped() -> None:
+def test_clock_of_heartbeats_stands_still_while_it_is_paused() -> None:
     real = ManualClock(100.0)
     clock = HeartbeatClock(real)
     assert (clock.monotonic(), clock.time(), clock.stood_still_seconds) == (100.0, real.time(), 0.0)
     real.advance(5)
-    clock.stop(2.0)  # of which it is known now only
-    clock.stop()
+    clock.pause(2.0)  # of which it is known now only
+    clock.pause()
     assert clock.monotonic() == 103.0
     real.advance(50)
     assert (clock.monotonic(), clock.stood_still_seconds) == (103.0, 52.0)
-    clock.go_on()
-    clock.go_on()
+    clock.resume()
+    clock.resume()
     real.advance(1)
     assert (clock.monotonic(), clock.stood_still_seconds) == (104.0, 52.0)
     successor = HeartbeatClock(real)
-    successor.stop()
-    successor.resume(52.0)
-    successor.go_on()
+    successor.pause()
+    successor.restore(52.0)
+    successor.resume()
     assert successor.monotonic() == clock.monotonic()
