@@ -44,6 +44,11 @@ class Peer(NamedTuple):
     certified: bool = False
 
     @property
+    def address(self) -> str:
+        """Its address as text; "" over a Unix socket."""
+        return "" if self.ip is None else str(self.ip)
+
+    @property
     def is_local(self) -> bool:
         return self.ip is None or self.ip.is_loopback
 

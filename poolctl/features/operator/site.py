@@ -34,7 +34,7 @@ class Access(NamedTuple):
 
     def needs_token(self, peer: Peer) -> bool:
         """Whether the client may report requests only with a token."""
-        known = is_within(str(peer.ip or ""), self.trusted)
+        known = is_within(peer.address, self.trusted)
         return not (self.open_to_all or peer.certified or known)
 
     @property
@@ -76,8 +76,7 @@ class OperatorSite(EndpointSite):
     async def answer(self, request: Request, peer: Peer) -> Response:
         self._authorize(request, peer)
         report = self._read(request, await request.body())
-        address = "" if peer.ip is None else str(peer.ip)
-        result = await self.supervisor.ask("report_requests", report._asdict(), address)
+        result = await self.supervisor.ask("report_requests", report._asdict(), peer.address)
         if result["exit_code"] == NOTHING_MATCHED:
             raise Refused(404, f"unknown service: {report.service[:200]!r}")
         return response(200, "application/json", _message(ANSWER))

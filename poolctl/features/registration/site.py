@@ -98,8 +98,7 @@ class RegistrationSite(EndpointSite):
             raise Refused(403, problem)
         if verb == "register":
             options.setdefault("ttl", DEFAULT_TTL)
-        address = "" if peer.ip is None else str(peer.ip)
-        result = await self.supervisor.ask(verb, {**options, "owner": client.name}, address)
+        result = await self.supervisor.ask(verb, {**options, "owner": client.name}, peer.address)
         status = _STATUSES.get(result["exit_code"], 500)
         return response(status, "application/json", json.dumps({"result": result}).encode() + b"\n")
 
@@ -120,7 +119,7 @@ class RegistrationSite(EndpointSite):
     def _report_refusal(self, peer: Peer, why: str) -> None:
         """Count a refusal; the refusals are recorded as at most one event a minute."""
         if count := self._refusals.count_to_report(self.clock.monotonic()):
-            where = peer.ip or "a Unix socket"
+            where = peer.address or "a Unix socket"
             message = f"{count} registrations refused, the last one from {where}: {why}"
             self.supervisor.report_refusal("registration", message)
 
