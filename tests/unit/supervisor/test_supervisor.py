@@ -16,7 +16,7 @@ from contextlib import aclosing, closing, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -1091,9 +1091,8 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
     class Address:
         """An address of metrics that is in use."""
 
-        warnings: ClassVar = ["[metrics]: 127.0.0.1:9100 is in use"]
-
         def __init__(self, *given: Any) -> None:
+            self.warnings = ["[metrics]: 127.0.0.1:9100 is in use"]
             self.done: list[Any] = []
             addresses.append(self)
 
@@ -1125,7 +1124,7 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
     assert whole.ask("restart")["warnings"] == ["extended restart", *expected[1:]]
     assert whole.ask("reload", dry_run=True)["warnings"] == ["extended reload"]
     assert whole.ask("stop", wait=False)["warnings"] == ["extended stop"]
-    address.problem = ""
+    address.warnings = []
     assert whole.ask("start")["warnings"] == expected[:2]
     assert whole.ask("ping")["not_served"][0::1] != found
     whole.reader.reading = replace(whole.reader.reading, tables=Tables())
