@@ -82,8 +82,8 @@ class OutputPipes(HelperOwner):
         _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
         fds = kept or [memory_file("poolctl-spool", b""), memory_file("poolctl-taken", b"")]
         self._spool = [Descriptor(fd) for fd in fds]
-        if not kept:
-            self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, self._spool)
+        # Also if the keeper has them: otherwise its link would keep duplicates of its own for the next keeper.
+        self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, self._spool)
         await self._helper.adopt()
         self._helper.reconcile()
 

@@ -136,6 +136,7 @@ def test_running_logger_gets_the_spool(tmp_path: Path, files: int) -> None:
         _, fds = await stage.received("underway")
         assert (len(fds), len(stage.keeper.entries["logger-underway"][1])) == (2, 2)
         assert all(map(same, fds, stage.keeper.entries["logger-underway"][1]))
+        assert "logger-underway" in stage.keeper.values("put"), "the link to the keeper has no other copy"
         for fd in fds:
             os.close(fd)
         stage.close()
