@@ -12,7 +12,6 @@ import re
 import socket
 import ssl
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from math import ceil
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -24,25 +23,12 @@ from poolctl.routing import match
 from poolctl.routing.decision import EVERY
 from poolctl.routing.route import HTTPS, Route, StreamRoute, Timeouts, TrafficLimits
 
+from ._forwarding import client_address_rules, forwarding_rules
+from ._limits import UNAVAILABLE, body_limit_rules, client_limit_rules, queue_limit_lines, route_limit_rules
+from ._listeners import HaproxyCertificate, HaproxyListener, misdirected_request_rules, proxy_protocol_rules
+from ._syntax import duration, literal, longest_duration, network_groups, quoted, unique_name
 from .engine import POLICIES
 
-# How long the first byte of a body may take whose size is not known.
-_BODY_BEGINS = "10s"
-# The longest time that HAProxy supports, in place of no limit.
-_NO_LIMIT = "24d"
-# Responses that HAProxy itself sends.
-_TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
-_UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
-_LENGTH_REQUIRED = "status 411 content-type text/plain string 'Length Required'"
-_MISDIRECTED = "status 421 content-type text/plain string 'Misdirected Request'"
-# The end of a certificate's key (see `_identifier_of_certificates`) if the certificate asks for a client certificate.
-_DEMANDS = "+"
-_NETWORKS_A_LINE = 20
-# Part of the names of binds on which trusted proxies report their clients.
-_REPORTING = "accept-proxy-protocol"
-_is_host_name = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
-# In place of names, for a certificate that has no names: no client asks for this one.
-_NO_NAME = "-"
 READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
 # The address of a server whose address is not known: nothing listens there.
 _NOWHERE = "ipv4@127.0.0.1:1"
@@ -52,140 +38,6 @@ _RESOLVED_AT_START = "init-addr last,libc,none"
 CLOSE_SPREAD_SECONDS = 1.0
 # With one of these lines a backend gets no servers at run time: HAProxy knows neither their cookie nor their place.
 _FIXED = ("    cookie ", "    balance first")
-
-
-class HaproxyCertificate(NamedTuple):
-    """A listener's TLS certificate: the file with certificate and key, and the rules for client certificates.
-
-    `names` are the host names in the certificate. HAProxy reads them from `file` itself, unless a certificate of the
-    same listener asks for a client certificate.
-    """
-
-    file: str
-    ca_file: str = ""
-    client_auth: str = "none"
-    min_version: str = "1.2"
-    ciphers: str = ""
-    names: tuple[str, ...] = ()
-
-    @property
-    def asks_for_certificate(self) -> bool:
-        """Whether clients are asked for a certificate."""
-        return self.client_auth != "none"
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """The host names for which this certificate is presented (SNI); IP addresses are excluded (RFC 6066 §3)."""
-        given = dict.fromkeys(name.lower().rstrip(".") for name in self.names)
-        found = [name for name in given if _is_host_name(name) and not name.replace(".", "").isdigit()]
-        return (*found,) or (_NO_NAME,)
-
-    @property
-    def crt_list_line(self) -> str:
-        """The certificate's line in a crt-list file."""
-        options = [f"ssl-min-ver TLSv{self.min_version}"]
-        if self.asks_for_certificate:
-            options.append(f"verify {self.client_auth} ca-file {self.ca_file}")
-        if self.ciphers:
-            options.append(f"ciphers {self.ciphers}")
-        return f"{self.file} [{' '.join(options)}]"
-
-
-class HaproxyListener(NamedTuple):
-    """An address where HAProxy accepts connections, in HAProxy's syntax.
-
-    For a stream's listener `alias` is the alias of its route. The file `crt_list` is generated from `certificates`.
-    """
-
-    binds: tuple[str, ...]
-    alias: str = ""
-    crt_list: str = ""
-    certificates: tuple[HaproxyCertificate, ...] = ()
-    accept_proxy: bool = False
-
-    @property
-    def asks_for_certificate(self) -> bool:
-        """Whether clients are asked for a certificate, at least for some hosts."""
-        return any(each.asks_for_certificate for each in self.certificates)
-
-    @property
-    def name(self) -> str:
-        """The name in the listener's `bind` lines, by which rules select this listener; "" if no rule needs it."""
-        return "-".join([_REPORTING] * self.accept_proxy + [self.crt_list] * self.asks_for_certificate)
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        """The contents of the files that the listener's binds read, by file name."""
-        if not self.certificates:
-            return {}
-        if not self.asks_for_certificate:
-            return {self.crt_list: "".join(f"{each.crt_list_line}\n" for each in self.certificates)}
-        # A line with names of its own does not apply to the names that HAProxy finds in the certificate, so that the
-        # rules find the certificate that was shown to the client.
-        lines = [f"{each.crt_list_line} {' '.join(each.hosts)}\n" for each in self.certificates]
-        shown: dict[str, list[int]] = {}
-        for number, each in enumerate(self.certificates):
-            for name in each.hosts:
-                shown.setdefault(name, []).append(number)
-        found = "".join(
-            f"{name} {self._identifier_of_certificates(numbers)}\n" for name, numbers in shown.items()
-        )
-        return {self.crt_list: "".join(lines), f"{self.crt_list}.map": found}
-
-    def bind_lines(self, *, http2: bool = False) -> Iterator[str]:
-        """The listener's `bind` lines; with `http2`, clients that speak TLS may choose HTTP/2."""
-        protocols = "h2,http/1.1" if http2 else "http/1.1"
-        tls = f" ssl crt-list {self.crt_list} alpn {protocols}" if self.certificates else ""
-        # In TLS 1.3 a session could be resumed for another name without a check of the client's certificate.
-        tls += " no-tls-tickets" if self.asks_for_certificate else ""
-        for bind in self.binds:
-            yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
-
-    def sni_mismatch_variable_rules(self) -> Iterator[str]:
-        """Yield rules that set txn.shown and txn.wanted; none if no certificate asks for a client certificate.
-
-        txn.shown identifies the certificate for the host in the TLS handshake, txn.wanted the one for the host of the
-        request. If the latter asks for a client certificate and the two differ, a rule elsewhere refuses the request:
-        a client could avoid the demand by naming another host in the handshake (RFC 9110 §7.4).
-        """
-        if not self.asks_for_certificate:
-            return
-        here = f"{{ so_name {self.name} }}"
-        by_name = f"map_str({self.crt_list}.map)"
-        by_pattern = _quoted(
-            f"regsub(^[^.]*,*),map_str({self.crt_list}.map,{self._identifier_of_certificates([0])})"
-        )
-        # HAProxy compares the name as it was sent, including a final dot.
-        for variable, name in (("shown", "ssl_fc_sni,lower"), ("wanted", "var(txn.host)")):
-            known = f"{{ var(txn.{variable}) -m found }}"
-            yield f"    http-request set-var(txn.{variable}) {name},{by_name} if {here}"
-            yield f"    http-request set-var(txn.{variable}) {name},{by_pattern} if {here} !{known}"
-            default = self._identifier_of_certificates([0])
-            yield f"    http-request set-var(txn.{variable}) str({default}) if {here} !{known}"
-
-    def _identifier_of_certificates(self, numbers: Sequence[int]) -> str:
-        """Return the text that identifies, in HAProxy's rules, the certificates with these indexes in `certificates`.
-
-        The text is the numbers joined by ".". It ends in "+" if one of the certificates asks for a client certificate.
-        """
-        demands = any(self.certificates[number].asks_for_certificate for number in numbers)
-        return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
-
-
-def _proxy_protocol_rules(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> Iterator[str]:
-    """Rules that expect the PROXY protocol from trusted proxies, on the listeners that accept it."""
-    names = dict.fromkeys(each.name for each in listeners if each.accept_proxy)
-    for networks in _network_groups(trusted) if names else ():
-        here = f"{{ so_name {' '.join(names)} }}"
-        yield f"    tcp-request connection expect-proxy layer4 if {here} {{ src {networks} }}"
-
-
-def _network_groups(networks: Sequence[str]) -> Iterator[str]:
-    """The networks, separated by spaces, in groups of at most _NETWORKS_A_LINE."""
-    if EVERY in networks:
-        networks = ("0.0.0.0/0", "::/0")
-    for start in range(0, len(networks), _NETWORKS_A_LINE):
-        yield " ".join(networks[start : start + _NETWORKS_A_LINE])
 
 
 class HaproxyServer(NamedTuple):
@@ -283,62 +135,29 @@ class HaproxyConfiguration(NamedTuple):
 RefusableServer = tuple[str, HaproxyServer]
 
 
-def _unique_name(text: str, taken: set[str]) -> str:
-    """Return a name that HAProxy allows, resembles the text and is not in `taken`; adds it to `taken`."""
-    wanted = found = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
-    number = 1
-    while found in taken:
-        number += 1
-        found = f"{wanted}:{number}"
-    taken.add(found)
-    return found
-
-
-def _quoted(text: str) -> str:
-    """The text as one word of a configuration, quoted if necessary. It must not contain line breaks."""
-    return text if re.fullmatch(r"[A-Za-z0-9_./:@=,+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
-
-
-def _literal(text: str) -> str:
-    """The text, escaped for places where HAProxy expands formats."""
-    return text.replace("%", "%%")
-
-
-def _duration(seconds: float) -> str:
-    """The time in HAProxy's syntax; 0 means no limit."""
-    return f"{max(1, round(seconds * 1000))}ms" if seconds else _NO_LIMIT
-
-
-def _longest_duration(times: Iterable[float]) -> str:
-    """The longest of several time limits in HAProxy's syntax; a limit of 0 means no limit."""
-    found = [*times]
-    return _duration(0.0 if 0.0 in found else max(found))
-
-
 _HEAVIEST = 256
-_MOST_CLIENTS = 32_768
 
 
 def _route_backend(route: Route, names: set[str], endpoints: Mapping[str, Endpoint | None]) -> HaproxyBackend:
-    name = _unique_name(f"route:{route.alias}", names)
+    name = unique_name(f"route:{route.alias}", names)
     lines = [
         f"backend {name}",
         *_access_and_redirect_rules(route),
-        *_body_limit(route.max_body_bytes),
-        *_client_limit(route.client_limit, name),
+        *body_limit_rules(route.max_body_bytes),
+        *client_limit_rules(route.client_limit, name),
         *_balance(route.policy),
     ]
     if route.sticky_cookie:
         lines.append(f"    cookie {route.sticky_cookie} insert indirect nocache httponly attr SameSite=Lax")
     times = route.timeouts
     lines += [
-        f"    timeout connect {_duration(times.connect)}",
-        f"    timeout server {_longest_duration((times.head, times.idle))}",
-        f"    timeout tunnel {_duration(times.idle)}",
+        f"    timeout connect {duration(times.connect)}",
+        f"    timeout server {longest_duration((times.head, times.idle))}",
+        f"    timeout tunnel {duration(times.idle)}",
     ]
     lines += [
-        *_route_limit(route.limit),
-        *_queue_limit(route.backend_limit, len(route.to)),
+        *route_limit_rules(route.limit),
+        *queue_limit_lines(route.backend_limit, len(route.to)),
         *_retries(route),
         *_http_rewrite_rules(route),
     ]
@@ -353,20 +172,20 @@ def _stream_backend(
     endpoints: Mapping[str, Endpoint | None],
     trusted: Sequence[str] = (),
 ) -> HaproxyBackend:
-    name = _unique_name(f"stream:{route.alias}", names)
+    name = unique_name(f"stream:{route.alias}", names)
     lines = [
         f"listen {name}",
         "    mode tcp",
         *listener.bind_lines(),
-        *_proxy_protocol_rules([listener], trusted),
+        *proxy_protocol_rules([listener], trusted),
     ]
     lines += _balance(route.policy)
     if route.max_connections:
         lines.append(f"    maxconn {route.max_connections}")
     lines += [
-        f"    timeout connect {_duration(route.timeouts.connect)}",
-        f"    timeout client {_duration(route.idle_seconds)}",
-        f"    timeout server {_duration(route.idle_seconds)}",
+        f"    timeout connect {duration(route.timeouts.connect)}",
+        f"    timeout client {duration(route.idle_seconds)}",
+        f"    timeout server {duration(route.idle_seconds)}",
     ]
     return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, endpoints, None))
 
@@ -380,65 +199,18 @@ def _balance(policy: str) -> Iterator[str]:
 def _access_and_redirect_rules(route: Route) -> Iterator[str]:
     """Rules that refuse clients outside `route.allow`, and that redirect requests if the route is a redirect."""
     if route.allow and EVERY not in route.allow:
-        for networks in _network_groups(route.allow):
+        for networks in network_groups(route.allow):
             yield f"    acl client_is_allowed var(txn.client) -m ip {networks}"
         yield "    http-request deny deny_status 403 unless client_is_allowed"
     if route.redirect is not None:
         to, status = route.redirect.to, route.redirect.status
-        where = _literal(to)
+        where = literal(to)
         if route.redirects_to_https:
             yield "    http-request deny deny_status 400 unless { var(txn.host) -m found }"
             where = "https://%[var(txn.host)]%[pathq]"
         elif not (parts := urlsplit(to)).path and not parts.query:
             where += "%[pathq]"
-        yield f"    http-request redirect location {_quoted(where)} code {status}"
-
-
-def _client_limit(limit: TrafficLimits | None, table: str) -> Iterator[str]:
-    """Rules that limit each client, by IPv4 address or /64 IPv6 network. Refused requests are not counted."""
-    if limit is None:
-        return
-    client = "var(txn.client),ipmask(32,64)"
-    refuse = f"    http-request return {_TOO_MANY} hdr retry-after 1"
-    rate = limit.requests_per_second
-    seconds = ceil(1 / rate) if 0 < rate < 1 else 1
-    stored = f"expire {seconds + 1}s store http_req_rate({seconds}s),conn_cur"
-    yield f"    stick-table type ipv6 size {_MOST_CLIENTS} {stored}"
-    if limit.concurrency:
-        yield f"{refuse} if {{ {client},table_conn_cur({table}) ge {limit.concurrency} }}"
-    if rate:
-        yield f"{refuse} if {{ {client},table_http_req_rate({table}) ge {max(1, round(rate * seconds))} }}"
-    yield f"    http-request track-sc0 {client}"
-
-
-def _route_limit(limit: TrafficLimits | None) -> Iterator[str]:
-    refuse = f"    http-request return {_UNAVAILABLE} hdr retry-after 1"
-    if limit is not None and limit.concurrency:
-        yield f"{refuse} if {{ be_conn gt {limit.concurrency} }}"
-    if limit is not None and limit.requests_per_second:
-        yield f"{refuse} if {{ be_sess_rate gt {max(1, round(limit.requests_per_second))} }}"
-
-
-def _queue_limit(limit: TrafficLimits | None, backends: int) -> Iterator[str]:
-    """Lines that limit how many requests wait for busy backends, and how long; nothing without a concurrency limit.
-
-    HAProxy's `maxqueue` refuses none: what does not fit into a server's queue waits in that of all servers.
-    """
-    if limit is None or not limit.concurrency:
-        return
-    yield f"    timeout queue {_duration(limit.queue_seconds if limit.queue else 0.001)}"
-    if limit.queue:
-        refuse = f"    http-request return {_UNAVAILABLE} hdr retry-after 1"
-        yield f"{refuse} if {{ queue ge {limit.queue * backends} }}"
-
-
-def _body_limit(most_bytes: int) -> Iterator[str]:
-    """Rules that refuse a larger body, and one whose head does not have its size, as HAProxy does not count it."""
-    if most_bytes:
-        unknown = "!{ req.fhdr(content-length) -m found }"
-        yield f"    http-request deny deny_status 413 if {{ req.body_size gt {most_bytes} }}"
-        yield f"    http-request wait-for-body time {_BODY_BEGINS} at-least 1 if {unknown}"
-        yield f"    http-request return {_LENGTH_REQUIRED} if {unknown} {{ req.body_len gt 0 }}"
+        yield f"    http-request redirect location {quoted(where)} code {status}"
 
 
 def _retries(route: Route) -> Iterator[str]:
@@ -455,17 +227,17 @@ def _retries(route: Route) -> Iterator[str]:
 
 def _http_rewrite_rules(route: Route) -> Iterator[str]:
     if route.strip_path and route.path != "/":
-        prefix = _quoted(f"^{re.escape(route.path)}/?(.*)$")
+        prefix = quoted(f"^{re.escape(route.path)}/?(.*)$")
         yield f"    http-request replace-path {prefix} '/\\1'"
     if route.host_header:
-        yield f"    http-request set-header Host {_quoted(_literal(route.host_header))}"
+        yield f"    http-request set-header Host {quoted(literal(route.host_header))}"
     for name in (*(header.name for header in route.set_headers), *route.remove_headers):
         alike = re.sub(r"[-_]", "[-_]", re.escape(name).replace(r"\-", "-"))
-        yield f"    http-request del-header {_quoted(f'^{alike}$')} -m reg"
+        yield f"    http-request del-header {quoted(f'^{alike}$')} -m reg"
     for header in (*route.set_headers, *route.add_headers):
-        yield f"    http-request add-header {_quoted(header.name)} {_quoted(_literal(header.value))}"
+        yield f"    http-request add-header {quoted(header.name)} {quoted(literal(header.value))}"
     for header in route.response_headers:
-        yield f"    http-after-response set-header {_quoted(header.name)} {_quoted(_literal(header.value))}"
+        yield f"    http-after-response set-header {quoted(header.name)} {quoted(literal(header.value))}"
 
 
 def _servers(
@@ -483,10 +255,10 @@ def _servers(
             # Only connections are observed: answers could take out the last server, since HAProxy does not limit the
             # share of servers that are taken out.
             options.append(
-                f"check inter {_duration(route.breaker.open_seconds)} fall 2 rise 1 observe layer4 "
+                f"check inter {duration(route.breaker.open_seconds)} fall 2 rise 1 observe layer4 "
                 f"error-limit {route.breaker.failures} on-error mark-down"
             )
-        name = _unique_name(target.key.partition("://")[2] or target.key, names)
+        name = unique_name(target.key.partition("://")[2] or target.key, names)
         sticky = sticky_value(target.key) if isinstance(route, Route) and route.sticky_cookie else ""
         servers.append(
             HaproxyServer(name, target.key, _address_of(endpoint), " ".join(options), scaled, sticky)
@@ -497,7 +269,7 @@ def _servers(
 def _address_of(endpoint: Endpoint | None) -> str:
     """The address of a server in HAProxy's syntax; if it is not known yet, one at which nothing listens."""
     if endpoint is not None and endpoint.kind == "unix":
-        return _quoted(f"unix@{endpoint.path}")
+        return quoted(f"unix@{endpoint.path}")
     if endpoint is None or not endpoint.port:
         return _NOWHERE
     family = "ipv6@" if ":" in endpoint.host else ""
@@ -512,7 +284,7 @@ def _options(endpoint: Endpoint | None) -> Iterator[str]:
     if endpoint.tls and endpoint.server_name:
         name = endpoint.server_name
         sni = "" if match.is_ip_address(name) or ":" in name else f" sni str({name}) check-sni {name}"
-        yield f"ssl verify required ca-file {_quoted(_authorities_file())}{sni} verifyhost {name}"
+        yield f"ssl verify required ca-file {quoted(_authorities_file())}{sni} verifyhost {name}"
     elif endpoint.tls:
         yield "ssl verify none"
 
@@ -527,14 +299,9 @@ def _authorities_file() -> str:
     return known.cafile or known.capath or known.openssl_cafile
 
 
-# Header fields in which applications expect a proxy's report.
-_REPORTS = "^(forwarded|proxy|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip)$"  # see http.client_report
-# Header fields that are removed even if a trusted proxy has sent them.
-_NEVER_BELIEVED = "^(proxy|x_forwarded[-_].*|x-forwarded_.*|x[-_]poolctl[-_].*|x[-_]real[-_]ip)$"
 # Paths that backends read in two ways, and characters that no path may contain.
 _AMBIGUOUS = r"//|;|%2f|%5c"
 _FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
-_MOST_PROXIES = 8  # on the way from a client
 _NORMALIZATIONS = (
     "percent-to-uppercase strict", "percent-decode-unreserved strict", "path-strip-dot", "path-strip-dotdot full",
 )  # fmt: skip
@@ -566,7 +333,7 @@ def configuration_of(
     if fronts:
         lines += ["", f"frontend {_FRONTEND}"]
         lines += [line for each in fronts for line in each.bind_lines(http2=settings.http2)]
-        lines += _proxy_protocol_rules(fronts, settings.trusted_proxies)
+        lines += proxy_protocol_rules(fronts, settings.trusted_proxies)
         # After SIGUSR1, as if the process that runs HAProxy is killed, a client may send its next request: it is
         # answered, and then the connection closed. `close-spread-time` alone leaves that to chance. A WebSocket stays.
         lines += [
@@ -633,7 +400,7 @@ def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
     yield "    no strict-limits"
     if settings.max_connections:
         yield f"    maxconn {settings.max_connections}"
-    yield f"    close-spread-time {_duration(CLOSE_SPREAD_SECONDS)}"
+    yield f"    close-spread-time {duration(CLOSE_SPREAD_SECONDS)}"
     yield "    ssl-default-bind-options ssl-min-ver TLSv1.2"
     if not resumes:
         yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
@@ -645,79 +412,36 @@ def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
 def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
     yield from ("", "defaults", "    mode http", "    option redispatch 1", "    retries 3")
     yield "    option abortonclose"  # as our own engine gives up the request of a client that has left
-    yield f"    timeout http-request {_duration(settings.head_seconds)}"
+    yield f"    timeout http-request {duration(settings.head_seconds)}"
     if settings.keep_alive_seconds:
-        yield f"    timeout http-keep-alive {_duration(settings.keep_alive_seconds)}"
+        yield f"    timeout http-keep-alive {duration(settings.keep_alive_seconds)}"
     else:
         yield "    option httpclose"
-    yield f"    timeout client {_longest_duration([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
-    yield f"    timeout connect {_duration(Timeouts().connect)}"
-    yield f"    timeout server {_duration(Timeouts().idle)}"
-    yield f"    http-error {_UNAVAILABLE} hdr retry-after 5"
+    yield f"    timeout client {longest_duration([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
+    yield f"    timeout connect {duration(Timeouts().connect)}"
+    yield f"    timeout server {duration(Timeouts().idle)}"
+    yield f"    http-error {UNAVAILABLE} hdr retry-after 5"
 
 
 def _request_rules_before_routing(
     settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
 ) -> Iterator[str]:
     """Rules that refuse invalid requests and set the variables for routing: host, the host's first label, and path."""
-    yield f"    http-request deny deny_status 400 if {{ path -m reg -i {_quoted(_FORBIDDEN)} }}"
+    yield f"    http-request deny deny_status 400 if {{ path -m reg -i {quoted(_FORBIDDEN)} }}"
     for step in _NORMALIZATIONS:
         yield f"    http-request normalize-uri {step}"
     if any(each.path != "/" for each in routes):
-        yield f"    http-request deny deny_status 404 if {{ path -m reg -i {_quoted(_AMBIGUOUS)} }}"
+        yield f"    http-request deny deny_status 404 if {{ path -m reg -i {quoted(_AMBIGUOUS)} }}"
     field = settings.header_for_host.lower()
-    no_dot = _quoted(r"regsub(\.$,)")
+    no_dot = quoted(r"regsub(\.$,)")
     yield f"    http-request set-var(txn.host) req.fhdr({field}),host_only,lower,{no_dot}"
-    if any(each.asks_for_certificate for each in fronts):
-        yield from (line for each in fronts for line in each.sni_mismatch_variable_rules())
-        same = "{ var(txn.wanted),strcmp(txn.shown) eq 0 }"
-        yield f"    http-request return {_MISDIRECTED} if {{ var(txn.wanted) -m end {_DEMANDS} }} !{same}"
-    yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {_quoted(_IP_ADDRESS)} }}"
+    yield from misdirected_request_rules(fronts)
+    yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {quoted(_IP_ADDRESS)} }}"
     yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     yield "    http-request set-var(txn.path) path,concat(/)"
-    yield from _forwarding_headers(settings.trusted_proxies)
+    yield from forwarding_rules(settings.trusted_proxies)
     if any(each.allow or each.client_limit for each in routes):
-        yield from _client_address(settings.trusted_proxies)
-
-
-def _forwarding_headers(trusted: Sequence[str]) -> Iterator[str]:
-    """Rules that replace forwarding headers sent by clients, and extend those sent by trusted proxies."""
-    for networks in _network_groups(trusted):
-        yield f"    http-request set-var(txn.trusted) bool(true) if {{ src {networks} }}"
-    unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
-    yield f"    http-request del-header {_quoted(_REPORTS)} -m reg{unless}"
-    if trusted:
-        yield f"    http-request del-header {_quoted(_NEVER_BELIEVED)} -m reg"
-    yield "    http-request add-header X-Forwarded-For '%[src]' if { src -m found }"
-    values = (
-        ("X-Forwarded-Proto", "https", "{ ssl_fc }"),
-        ("X-Forwarded-Proto", "http", "!{ ssl_fc }"),
-        ("X-Forwarded-Host", "%[req.fhdr(host)]", "{ req.fhdr(host) -m found }"),
-    )
-    for name, value, condition in values:
-        there = f" !{{ req.fhdr({name.lower()}) -m found }}" if trusted else ""
-        yield f"    http-request set-header {name} '{value}' if {condition}{there}"
-    yield "    http-request set-var(txn.node) src"
-    yield """    http-request set-var-fmt(txn.node) '"[%[src]]"' if { src -m sub : }"""
-    yield "    http-request set-var(txn.node) str(unknown) unless { src -m found }"
-    yield "    http-request set-var(txn.scheme) str(http)"
-    yield "    http-request set-var(txn.scheme) str(https) if { ssl_fc }"
-    host = _quoted('regsub("[^][A-Za-z0-9._:-]",,g)')
-    yield f"    http-request set-var(txn.said) req.fhdr(host),{host}"
-    forwarded = 'for=%[var(txn.node)];proto=%[var(txn.scheme)];host="%[var(txn.said)]"'
-    yield f"    http-request add-header Forwarded {_quoted(forwarded)}"
-
-
-def _client_address(trusted: Sequence[str]) -> Iterator[str]:
-    """Rules that set txn.client to the client's address: the peer's, or the one that trusted proxies report."""
-    yield "    http-request set-var(txn.client) src"
-    if EVERY in trusted:
-        return  # otherwise any client could claim an address
-    for networks in _network_groups(trusted):
-        yield f"    acl client_is_proxy var(txn.client) -m ip {networks}"
-    for hop in range(2, _MOST_PROXIES + 2) if trusted else ():
-        # The last address belongs to this connection's peer.
-        yield f"    http-request set-var(txn.client) req.hdr_ip(x-forwarded-for,-{hop}) if client_is_proxy"
+        yield from client_address_rules(settings.trusted_proxies)
 
 
 def _condition(route: Route) -> str:
@@ -746,7 +470,7 @@ def _condition(route: Route) -> str:
 
 
 def _test(fetch: str, method: str, *values: str) -> str:
-    return f"{{ {fetch} -m {method} -- {' '.join(map(_quoted, values))} }}"
+    return f"{{ {fetch} -m {method} -- {' '.join(map(quoted, values))} }}"
 
 
 class HaproxySetup(NamedTuple):

@@ -19,7 +19,8 @@ from poolctl.features.gateway.supervision.gateway_plan import settings_of
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener, StreamConfig
 from poolctl.routing.route import Route, StreamRoute
 
-from ._configuration import HaproxyCertificate, HaproxyListener, configuration_of
+from ._configuration import configuration_of
+from ._listeners import HaproxyCertificate, HaproxyListener
 from .engine import haproxy_problems
 
 _MADE_BY = "Made by `poolctl export haproxy`."

@@ -22,9 +22,7 @@ from poolctl.features.gateway.process.backends.hosts import HostStates
 from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.features.haproxy._configuration import (
     CertificateContents,
-    HaproxyCertificate,
     HaproxyConfiguration,
-    HaproxyListener,
     HaproxySetup,
     HeldListener,
     configuration_of,
@@ -32,6 +30,7 @@ from poolctl.features.haproxy._configuration import (
     runtime_commands,
     setup_of,
 )
+from poolctl.features.haproxy._listeners import HaproxyCertificate, HaproxyListener
 from poolctl.routing.match import explain, normal_host
 from poolctl.routing.normal_path import normal_path
 from poolctl.routing.route import (
