@@ -66,12 +66,16 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Time limits in seconds, 0 for none: to connect, until the response's head, between bytes of a body, in total."""
+    """Time limits in seconds, 0 for none: to connect, until the response's head, between bytes of a body, in total.
+
+    `keep_alive` is how long an idle connection to a backend is kept, unless the backend is an application of the pool.
+    """
 
     connect: float = 5.0
     head: float = 60.0
     idle: float = 60.0
     total: float = 0.0
+    keep_alive: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,7 @@ class Route:
     client_limit: TrafficLimits | None = None  # for each client; its requests do not wait
     context_headers: bool = False  # the backend receives the route's context as headers
     max_body_bytes: int = 0
+    buffer_requests: bool = False  # the backend is connected when the whole request has arrived
     redirect: Redirect | None = None  # instead of targets
     # Settings for passed and proxied requests.
     allow: tuple[str, ...] = ()  # networks of clients; empty for all

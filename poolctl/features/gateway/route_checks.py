@@ -547,6 +547,8 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
             yield locate_finding(each, Finding(("to",), message, "enable a server, or name another target"))
         for finding in _no_effect_warnings(each.config, known):
             yield locate_finding(each, finding)
+        for finding in _approximate_limit_warnings(each.config, gateway.threads):
+            yield locate_finding(each, finding)
         secure = [
             server.name for server in known.servers_of(each.config) if server.tls and not server.disabled
         ]
@@ -555,6 +557,17 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
             message = f"{name} speaks TLS, and no address of [gateway] does: its requests are proxied"
             hint = "give an address of [gateway] tls, or take tls from the server: the gateway then passes connections"
             yield locate_finding(each, Finding(("to",), message, hint))
+
+
+def _approximate_limit_warnings(route: RouteConfig, threads: int) -> Iterator[Finding]:
+    limits: dict[KeyPath, ClientLimit] = {
+        ("limit",): route.limit,
+        ("limit", "per_client"): route.limit.per_client,
+    }
+    for path, limit in limits.items():
+        if threads > 1 and limit.requests_per_second:
+            message = f"with threads = {threads} the limit is approximate: it may admit more"
+            yield Finding((*path, "requests_per_second"), message, "take threads out of [gateway]")
 
 
 def _no_effect_warnings(route: RouteConfig, known: ServerIndex) -> Iterator[Finding]:

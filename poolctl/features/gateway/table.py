@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         StreamPolicy,
         StreamTargetText,
         TargetText,
+        Threads,
         UrlPaths,
         Weight,
     )
@@ -106,6 +107,9 @@ class RouteTimeouts(Section):
     head: Duration = field(60.0, "Maximum time until the head of the response has arrived; 0 is no limit.")
     idle: Duration = field(60.0, "Maximum time without data in a body or a WebSocket; 0 is no limit.")
     total: Duration = field(0.0, "Maximum time for the whole request; 0 is no limit.")
+    keep_alive: Duration = field(
+        1.0, "How long HAProxy keeps an idle connection to a backend that is no `app`; 0 closes it at once."
+    )
 
 
 class ClientLimit(Section):
@@ -195,6 +199,10 @@ class GatewayConfig(_WithAbsoluteSocketPaths):
     )
     program: FilePath | None = field(
         None, "The path of that other program. Left out: looked up in $PATH, /usr/sbin and /usr/local/sbin."
+    )
+    threads: Threads = field(
+        1,
+        "Number of threads of that other program. With more than one, limits of requests a second are approximate.",
     )
     http2: Truth | None = field(
         None,
@@ -333,6 +341,10 @@ class RouteConfig(_WithAbsoluteSocketPaths):
         None, "Redirect clients to a URL instead of forwarding them."
     )
     allow: Proxies = field((), "Addresses or networks of clients that may use the route; others get 403.")
+    buffer_requests: Truth = field(
+        False,
+        "Receive the whole request before a backend is connected, for synchronous servers of slow clients.",
+    )
     context_headers: Truth = field(False, "Send the route's context to the backend as headers.")
     retries: Retries = field(
         0, "Maximum number of times that a failed request is tried on another backend, if it may be repeated."

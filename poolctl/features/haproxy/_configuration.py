@@ -24,7 +24,7 @@ from poolctl.routing.decision import EVERY
 from poolctl.routing.route import HTTPS, Route, StreamRoute, Timeouts, TrafficLimits
 
 from ._forwarding import client_address_rules, forwarding_rules
-from ._limits import UNAVAILABLE, body_limit_rules, client_limit_rules, queue_limit_lines, route_limit_rules
+from ._limits import UNAVAILABLE, body_rules, limit_rules, queue_rules, route_table
 from ._listeners import HaproxyCertificate, HaproxyListener, misdirected_request_rules, proxy_protocol_rules
 from ._syntax import duration, literal, longest_duration, network_groups, quoted, unique_name
 from .engine import POLICIES
@@ -138,15 +138,25 @@ RefusableServer = tuple[str, HaproxyServer]
 _HEAVIEST = 256
 
 
-def _route_backend(route: Route, names: set[str], endpoints: Mapping[str, Endpoint | None]) -> HaproxyBackend:
+def _route_backend(
+    route: Route, names: set[str], endpoints: Mapping[str, Endpoint | None], applications: Collection[str]
+) -> HaproxyBackend:
     name = unique_name(f"route:{route.alias}", names)
     lines = [
         f"backend {name}",
         *_access_and_redirect_rules(route),
-        *body_limit_rules(route.max_body_bytes),
-        *client_limit_rules(route.client_limit, name),
+        *body_rules(route.max_body_bytes),
+        *queue_rules(route.backend_limit, len(route.to)),
+        *limit_rules(route, name),
         *_balance(route.policy),
+        *_reuse(route, applications),
     ]
+    if route.buffer_requests:
+        # The time for the request's head would otherwise be the time for what is buffered of its body, too.
+        lines += [
+            "    option http-buffer-request",
+            f"    timeout http-request {duration(route.timeouts.idle)}",
+        ]
     if route.sticky_cookie:
         lines.append(f"    cookie {route.sticky_cookie} insert indirect nocache httponly attr SameSite=Lax")
     times = route.timeouts
@@ -156,12 +166,10 @@ def _route_backend(route: Route, names: set[str], endpoints: Mapping[str, Endpoi
         f"    timeout tunnel {duration(times.idle)}",
     ]
     lines += [
-        *route_limit_rules(route.limit),
-        *queue_limit_lines(route.backend_limit, len(route.to)),
         *_retries(route),
         *_http_rewrite_rules(route),
     ]
-    servers = _servers(route, endpoints, route.backend_limit)
+    servers = _servers(route, endpoints, route.backend_limit, applications)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
 
 
@@ -194,6 +202,16 @@ def _balance(policy: str) -> Iterator[str]:
     yield f"    balance {POLICIES[policy]}"
     if policy == "ip-hash":
         yield "    hash-type consistent"
+
+
+def _reuse(route: Route, applications: Collection[str]) -> Iterator[str]:
+    """The line that lets any request use an idle connection, if no target of the route closes idle ones by itself.
+
+    Otherwise, as by default, the first request of a client is sent on a new connection or an established one that has
+    served several: if it cannot be repeated, it must not meet a connection that the backend is closing.
+    """
+    if route.to and all(target.server in applications for target in route.to):
+        yield "    http-reuse always"
 
 
 def _access_and_redirect_rules(route: Route) -> Iterator[str]:
@@ -241,7 +259,10 @@ def _http_rewrite_rules(route: Route) -> Iterator[str]:
 
 
 def _servers(
-    route: Route | StreamRoute, endpoints: Mapping[str, Endpoint | None], limit: TrafficLimits | None
+    route: Route | StreamRoute,
+    endpoints: Mapping[str, Endpoint | None],
+    limit: TrafficLimits | None,
+    applications: Collection[str] = (),
 ) -> tuple[HaproxyServer, ...]:
     names, servers = set[str](), []
     heaviest = max((target.weight for target in route.to), default=1)
@@ -258,6 +279,8 @@ def _servers(
                 f"check inter {duration(route.breaker.open_seconds)} fall 2 rise 1 observe layer4 "
                 f"error-limit {route.breaker.failures} on-error mark-down"
             )
+        if isinstance(route, Route) and target.server not in applications:
+            options.append(_idle_connections(route.timeouts))
         name = unique_name(target.key.partition("://")[2] or target.key, names)
         sticky = sticky_value(target.key) if isinstance(route, Route) and route.sticky_cookie else ""
         servers.append(
@@ -287,6 +310,11 @@ def _options(endpoint: Endpoint | None) -> Iterator[str]:
         yield f"ssl verify required ca-file {quoted(_authorities_file())}{sni} verifyhost {name}"
     elif endpoint.tls:
         yield "ssl verify none"
+
+
+def _idle_connections(times: Timeouts) -> str:
+    # HAProxy closes half of the idle connections in each interval, from the third one on.
+    return f"pool-purge-delay {round(times.keep_alive * 1000 / 8)}ms"
 
 
 def _has_host_name(endpoint: Endpoint) -> bool:
@@ -322,10 +350,15 @@ def configuration_of(
     routes: Iterable[Route],
     streams: Iterable[StreamRoute],
     endpoints: Mapping[str, Endpoint | None],
+    applications: Collection[str] = (),
 ) -> HaproxyConfiguration:
-    """The configuration for these routes. `endpoints` are the endpoints of the pool's servers, by name."""
+    """The configuration for these routes.
+
+    `endpoints` are the endpoints of the pool's servers, by name. `applications` are those whose workers end no idle
+    connection.
+    """
     ordered, names = match.in_order(routes), set[str]()
-    backends = [(route, _route_backend(route, names, endpoints)) for route in ordered]
+    backends = [(route, _route_backend(route, names, endpoints, applications)) for route in ordered]
     fronts = [each for each in listeners if not each.alias]
     resumes = not any(each.asks_for_certificate for each in listeners)
     lines = [*_global(settings, resumes=resumes), *_defaults(settings, ordered)]
@@ -354,6 +387,9 @@ def configuration_of(
             f"backend {NO_ROUTE}",
             "    http-request return status 404 content-type text/plain string 'Not Found'",
         ]
+    for route, section in backends:
+        if table := [*route_table(route, section.name)]:
+            lines += ["", *table]
     sections = [section for _, section in backends]
     binds = {each.alias: each for each in listeners if each.alias}
     sections += [
@@ -395,6 +431,7 @@ def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
     yield "    # normalize-uri is experimental in all versions so far."
     yield "    expose-experimental-directives"
     yield "    default-path config"
+    yield f"    nbthread {settings.threads}"
     # HAProxy allocates memory for each descriptor that it may open, and some systems do not limit their number.
     yield "    fd-hard-limit 500000"
     yield "    no strict-limits"
@@ -565,7 +602,9 @@ def setup_of(
         listeners.append(_listener(each, of_listener, bundles, authorities))
     streams = [each.route for each in held if each.route is not None]
     endpoints = {name: _endpoint(facts) for name, facts in servers.items()}
-    made = configuration_of(settings, listeners, routes, streams, endpoints).with_addresses(addresses)
+    applications = [name for name, facts in servers.items() if facts.is_app]
+    made = configuration_of(settings, listeners, routes, streams, endpoints, applications)
+    made = made.with_addresses(addresses)
     states = _states(made, routes, streams, backends)
     numbers = [sock.fileno() for each in held for sock in each.sockets]
     descriptors = tuple((number, os.fstat(number).st_ino) for number in numbers)

@@ -1,49 +1,136 @@
-"""The limits of a route in HAProxy's rules: requests in flight, requests a second, queued requests, sizes of bodies."""
+"""The limits of a route in HAProxy's rules: requests in flight, requests a second, queued requests, sizes of bodies.
+
+The requests of each second are limited by GCRA, as redis-cell does: a stick table holds the time at which the whole
+burst is available again, in `gpt0`. A request is counted only if no limit refuses it. HAProxy reads and writes the
+table in two steps, so the limit is exact with one thread only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from math import ceil
+from typing import NamedTuple
 
-from poolctl.routing.route import TrafficLimits
+from poolctl.routing.route import Route, TrafficLimits
 
 from ._syntax import duration
 
-# How long the first byte of a body may take whose size is not known.
-_BODY_BEGINS = "10s"
-# Responses that HAProxy itself sends.
+# Responses by which HAProxy refuses a request.
 _TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
 UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
 _LENGTH_REQUIRED = "status 411 content-type text/plain string 'Length Required'"
+# How long the first byte of a body may take whose size is not known.
+_BODY_BEGINS = "10s"
 _MOST_CLIENTS = 32_768
+# An IPv6 client has its own /64 network, and may use any address in it (RFC 6177).
+_CLIENT = "var(txn.client),ipmask(32,64)"
+# gpt0 has 32 bits: the highest tells a time from no time, the others are the time, which starts again at 0.
+_HAS_TIME = 1 << 31
+_TIME = _HAS_TIME - 1
+_LARGEST_FACTOR = 4000  # with which microseconds since 1970 fit into 64 bits until 2043
+_LONGEST_EXPIRY_SECONDS = 24 * 86_400
 
 
-def client_limit_rules(limit: TrafficLimits | None, table: str) -> Iterator[str]:
-    """Rules that limit each client, by IPv4 address or /64 IPv6 network. Refused requests are not counted."""
-    if limit is None:
-        return
-    client = "var(txn.client),ipmask(32,64)"
-    refuse = f"    http-request return {_TOO_MANY} hdr retry-after 1"
-    rate = limit.requests_per_second
-    seconds = ceil(1 / rate) if 0 < rate < 1 else 1
-    stored = f"expire {seconds + 1}s store http_req_rate({seconds}s),conn_cur"
-    yield f"    stick-table type ipv6 size {_MOST_CLIENTS} {stored}"
-    if limit.concurrency:
-        yield f"{refuse} if {{ {client},table_conn_cur({table}) ge {limit.concurrency} }}"
-    if rate:
-        yield f"{refuse} if {{ {client},table_http_req_rate({table}) ge {max(1, round(rate * seconds))} }}"
-    yield f"    http-request track-sc0 {client}"
+class _RateLimit(NamedTuple):
+    """A limit of requests a second for each `key`; `name` is part of variables, `table` the stick table's section.
+
+    Times are in units, of which the interval between two requests at the limit has a whole number, `interval`.
+    """
+
+    name: str
+    limit: TrafficLimits
+    key: str
+    table: str
+    refusal: str
+
+    @property
+    def burst(self) -> float:
+        """How many requests may begin at once: as given, else the requests of one second; at least 1."""
+        return max(1.0, self.limit.burst or self.limit.requests_per_second)
+
+    @property
+    def interval(self) -> int:
+        return min(1000, int((1 << 29) / (self.burst + self.limit.requests_per_second)))
+
+    @property
+    def expiry_seconds(self) -> int:
+        """When an entry means the same as none."""
+        return min(_LONGEST_EXPIRY_SECONDS, ceil(self.burst / self.limit.requests_per_second) + 1)
+
+    def refusing_rules(self) -> Iterator[str]:
+        """Rules that refuse a request above the limit, and set variables for `counting_rules`."""
+        now, due, ahead = (f"txn.{self.name}_{word}" for word in ("now", "due", "ahead"))
+        rate = self.limit.requests_per_second
+        units = Fraction(rate * self.interval / 1_000_000)
+        units = units.limit_denominator(max(1, int(_LARGEST_FACTOR / units)))
+        yield f"    http-request set-var({now}) date(0,us),mul({units.numerator}),div({units.denominator})"
+        yield f"    http-request set-var({due}) {self.key},table_gpt0({self.table})"
+        yield f"    http-request set-var({ahead}) var({due}),sub({now}),and({_TIME})"
+        # What is further ahead than the burst is a time of the past.
+        most = int(self.burst * self.interval)
+        past = f"{{ var({due}) -m int lt {_HAS_TIME} }} or {{ var({ahead}) -m int gt {most} }}"
+        yield f"    http-request set-var({ahead}) int(0) if {past}"
+        retry = ceil(1 / rate)
+        yield f"{_return(self.refusal, retry)} if {{ var({ahead}) -m int gt {most - self.interval} }}"
+
+    def counting_rule(self, counter: int) -> str:
+        """The rule that counts a request which no limit refuses, with the key tracked by this counter."""
+        ahead = f"add(txn.{self.name}_ahead),add({self.interval})"
+        return (
+            f"    http-request sc-set-gpt0({counter}) var(txn.{self.name}_now),{ahead},"
+            f"and({_TIME}),or({_HAS_TIME})"
+        )
 
 
-def route_limit_rules(limit: TrafficLimits | None) -> Iterator[str]:
-    refuse = f"    http-request return {UNAVAILABLE} hdr retry-after 1"
-    if limit is not None and limit.concurrency:
-        yield f"{refuse} if {{ be_conn gt {limit.concurrency} }}"
-    if limit is not None and limit.requests_per_second:
-        yield f"{refuse} if {{ be_sess_rate gt {max(1, round(limit.requests_per_second))} }}"
+def _return(refusal: str, retry_seconds: int = 1) -> str:
+    return f"    http-request return {refusal} hdr retry-after {retry_seconds}"
 
 
-def queue_limit_lines(limit: TrafficLimits | None, backends: int) -> Iterator[str]:
+def _rate_of_route(route: Route, section: str) -> _RateLimit | None:
+    if route.limit is None or not route.limit.requests_per_second:
+        return None
+    return _RateLimit("route", route.limit, "int(1)", f"rate:{section}", UNAVAILABLE)
+
+
+def route_table(route: Route, section: str) -> Iterator[str]:
+    """The section with the stick table for the whole route, if its rate is limited.
+
+    `section` is the name of the route's backend, which has the table for each client: a section has only one.
+    """
+    if (rate := _rate_of_route(route, section)) is not None:
+        yield f"backend {rate.table}"
+        yield f"    stick-table type integer size 1 expire {rate.expiry_seconds}s store gpt0"
+
+
+def limit_rules(route: Route, section: str) -> Iterator[str]:
+    """The rules of the route's backend, called `section`, that refuse requests above the limits."""
+    clients, rates = route.client_limit, list[_RateLimit]()
+    if clients is not None:
+        expiry, stored = 1, "conn_cur"
+        if clients.requests_per_second:
+            rates.append(_RateLimit("client", clients, _CLIENT, section, _TOO_MANY))
+            expiry, stored = rates[0].expiry_seconds, "gpt0,conn_cur"
+        yield f"    stick-table type ipv6 size {_MOST_CLIENTS} expire {expiry}s store {stored}"
+        if clients.concurrency:
+            yield (
+                f"{_return(_TOO_MANY)} if {{ {_CLIENT},table_conn_cur({section}) ge {clients.concurrency} }}"
+            )
+    if route.limit is not None and route.limit.concurrency:
+        yield f"{_return(UNAVAILABLE)} if {{ be_conn gt {route.limit.concurrency} }}"
+    if (rate_of_route := _rate_of_route(route, section)) is not None:
+        rates.append(rate_of_route)
+    for rate in rates:
+        yield from rate.refusing_rules()
+    if clients is not None:
+        yield f"    http-request track-sc0 {_CLIENT}"
+    if rate_of_route is not None:
+        yield f"    http-request track-sc1 {rate_of_route.key} table {rate_of_route.table}"
+    for rate in rates:
+        yield rate.counting_rule(int(rate is rate_of_route))
+
+
+def queue_rules(limit: TrafficLimits | None, backends: int) -> Iterator[str]:
     """Lines that limit how many requests wait for busy backends, and how long; nothing without a concurrency limit.
 
     HAProxy's `maxqueue` refuses none: what does not fit into a server's queue waits in that of all servers.
@@ -52,11 +139,10 @@ def queue_limit_lines(limit: TrafficLimits | None, backends: int) -> Iterator[st
         return
     yield f"    timeout queue {duration(limit.queue_seconds if limit.queue else 0.001)}"
     if limit.queue:
-        refuse = f"    http-request return {UNAVAILABLE} hdr retry-after 1"
-        yield f"{refuse} if {{ queue ge {limit.queue * backends} }}"
+        yield f"{_return(UNAVAILABLE)} if {{ queue ge {limit.queue * backends} }}"
 
 
-def body_limit_rules(most_bytes: int) -> Iterator[str]:
+def body_rules(most_bytes: int) -> Iterator[str]:
     """Rules that refuse a larger body, and one whose head does not have its size, as HAProxy does not count it."""
     if most_bytes:
         unknown = "!{ req.fhdr(content-length) -m found }"

@@ -31,8 +31,6 @@ KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("timeouts", "total"), "HAProxy has no limit for a whole request"),
     (("breaker", "statuses"), "HAProxy's breaker counts connections that fail, and no answers"),
     (("limit", "queue"), "HAProxy has queues for backends, not for routes"),
-    (("limit", "burst"), "HAProxy has no bursts: it counts the requests of the last second"),
-    (("limit", "per_client", "burst"), "HAProxy has no bursts: it counts the requests of the last second"),
     (("backend_limit", "requests_per_second"), "HAProxy does not limit the rate of requests to one backend"),
 )
 

@@ -55,6 +55,7 @@ def files(request: CommandRequest) -> Files:
         [each for each in routes if isinstance(each, Route)],
         streams,
         {name: Endpoint.of_server(each.address.key, bool(each.tls)) for name, each in servers.items()},
+        [name for name, each in servers.items() if each.app is not None],
     )
     warnings = [str(each) for each in config.located(haproxy_problems(config, config.tables))]
     if commands and not directory:

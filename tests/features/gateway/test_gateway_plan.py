@@ -196,12 +196,12 @@ def test_settings_are_those_of_the_table() -> None:
     table = GatewayConfig(
         bind=(":8080",), header_for_host="X-Host", traffic_re_enable=11.0, trusted_proxies=("10.0.0.0/8",),
         drain_timeout=12.0, head_timeout=13.0, keep_alive=14.0, max_head_size=20_000, max_connections=15,
-        http2=False, access_log=True,
+        http2=False, access_log=True, threads=3,
     )  # fmt: skip
     assert settings_of(table, "/run", "/state") == GatewaySettings(
         directory="/run", header_for_host="X-Host", traffic_re_enable_seconds=11.0, trusted_proxies=("10.0.0.0/8",),
         drain_seconds=12.0, head_seconds=13.0, keep_alive_seconds=14.0, max_head_bytes=20_000, max_connections=15,
-        http2=False, access_log="/state/gateway-access.log", engine="poolctl", program="",
+        http2=False, access_log="/state/gateway-access.log", engine="poolctl", program="", threads=3,
     )  # fmt: skip
     found = settings_of(GatewayConfig(bind=(":8080",)), "/run", "/state")
     assert (found.max_connections, found.http2, found.access_log) == (0, True, "")

@@ -572,6 +572,18 @@ def test_server_with_tls_behind_plain_addresses_is_a_warning(tmp_path: Path) -> 
     assert warned(tmp_path, SECURE + BOTH + route(to="safe")) == []
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rate_is_approximate_with_more_than_one_thread(tmp_path: Path, threads: int) -> None:
+    limit = "limit = { requests_per_second = 3, per_client = { requests_per_second = 1 } }"
+    text = f'[gateway]\nthreads = {threads}\n{WEB}[[route]]\nto = "web"\n{limit}\n'
+    found = [str(each) for each in load_text(tmp_path, text).warnings if "approximate" in str(each)]
+    places = ["route[0].limit.requests_per_second", "route[0].limit.per_client.requests_per_second"]
+    assert len(found) == (len(places) if threads == 2 else 0)
+    assert all(
+        place in line and "with threads = 2" in line for place, line in zip(places, found, strict=False)
+    )
+
+
 def test_label_of_a_route_without_a_gateway_is_a_warning(tmp_path: Path) -> None:
     text = server("a", bind=":2", app="a:b", labels={"route.host": "a", "x": "y"})
     (warning,) = warned(tmp_path, text)

@@ -46,7 +46,7 @@ def route(directory: Path, text: str) -> Route:
     return found
 
 
-TIMEOUTS = {"connect": 5.0, "head": 60.0, "idle": 60.0, "total": 0.0}
+TIMEOUTS = {"connect": 5.0, "head": 60.0, "idle": 60.0, "total": 0.0, "keep_alive": 1.0}
 RATES = {"concurrency": 0, "requests_per_second": 0.0, "burst": 0}
 LIMIT = {**RATES, "queue": 0, "queue_timeout": 5.0}
 STREAM_BREAKER = {
@@ -75,7 +75,8 @@ def test_keys_that_are_left_out_have_their_defaults() -> None:
         {"bind": ":8080", "mode": "0666", "owner": None, "tls": False, "accept_proxy_protocol": False}
     ]
     assert gateway == {
-        "engine": "poolctl", "program": None, "http2": None, "header_for_host": "Host", "traffic_re_enable": 30.0,
+        "engine": "poolctl", "program": None, "threads": 1, "http2": None, "header_for_host": "Host",
+        "traffic_re_enable": 30.0,
         "trusted_proxies": (), "head_timeout": 10.0, "max_head_size": 65536, "max_connections": None,
         "keep_alive": 75.0, "drain_timeout": 30.0, "access_log": False, "mode": "auto", "timeouts": TIMEOUTS,
         "backend_limit": LIMIT, "breaker": BREAKER,
@@ -86,7 +87,7 @@ def test_keys_that_are_left_out_have_their_defaults() -> None:
         "alias": None, "host": "", "path": "/", "methods": (), "headers": {}, "register": False,
         "policy": "round-robin", "mode": "auto", "sticky": "", "strip_path": False, "host_header": "",
         "add_headers": {}, "set_headers": {}, "remove_headers": (), "response_headers": {}, "redirect": None,
-        "allow": (), "context_headers": False, "retries": 0, "max_body_size": None,
+        "allow": (), "buffer_requests": False, "context_headers": False, "retries": 0, "max_body_size": None,
         "limit": {**LIMIT, "per_client": RATES}, "backend_limit": LIMIT, "timeouts": TIMEOUTS, "breaker": BREAKER,
         "health": None, "waiting_page": False, "probe_responses": (), "index": 0,
     }  # fmt: skip

@@ -48,6 +48,8 @@ from tests.manual_clock import ManualClock
 from tests.programs import program
 
 WEB = (Target(server="web"),)
+# Servers of the pool that serve an application.
+APPLICATIONS = ("a", "b", "new", "one", "two", "web")
 AUTHORITIES = str(ssl.get_default_verify_paths().cafile)
 ANY = HaproxyListener(("127.0.0.1:8080",))
 LOCAL = {"web": Endpoint("tcp", "127.0.0.1", 8081)}
@@ -61,7 +63,7 @@ def made(
     endpoints: dict[str, Endpoint] = LOCAL,
 ) -> HaproxyConfiguration:
     return configuration_of(
-        settings or GatewaySettings(directory="/tmp"), listeners, routes, streams, endpoints
+        settings or GatewaySettings(directory="/tmp"), listeners, routes, streams, endpoints, APPLICATIONS
     )
 
 
@@ -372,36 +374,6 @@ def test_clients_are_refused_and_redirected_first(
 
 
 @pytest.mark.parametrize(
-    ("rules", "lines"),
-    [
-        ({}, []),
-        ({"limit": TrafficLimits(concurrency=3)}, ["{ be_conn gt 3 }"]),
-        ({"limit": TrafficLimits(requests_per_second=0.2)}, ["{ be_sess_rate gt 1 }"]),
-        ({"limit": TrafficLimits(requests_per_second=7.0)}, ["{ be_sess_rate gt 7 }"]),
-        ({"backend_limit": TrafficLimits(requests_per_second=7.0, queue=3)}, []),
-        (
-            {"backend_limit": TrafficLimits(concurrency=1, queue=1, queue_seconds=0.0)},
-            ["timeout queue 24d", "{ queue ge 1 }"],
-        ),
-        ({"backend_limit": TrafficLimits(concurrency=1)}, ["timeout queue 1ms"]),
-    ],
-)
-def test_limit_of_a_route_and_of_its_backends(rules: dict[str, Any], lines: list[str]) -> None:
-    found = section_lines(Route(alias="a", to=WEB, **rules))
-    begin, end = found.index("timeout tunnel 60000ms") + 1, found.index("retries 1")
-    assert [each.rpartition(" if ")[2] for each in found[begin:end]] == lines
-    for line in found[begin:end]:
-        assert line in lines or line.startswith(
-            "http-request return status 503 content-type text/plain string 'Service Unavailable' hdr retry-after 1"
-        )
-    server = "server web 127.0.0.1:8081"
-    limit = rules.get("backend_limit")
-    if limit is not None and limit.concurrency:
-        server += " maxconn 1 maxqueue 1"
-    assert found[-1] == server
-
-
-@pytest.mark.parametrize(
     ("weights", "scaled"),
     [
         ((1, 1), ("", "")),
@@ -569,10 +541,14 @@ async def haproxy(
         )
         try:
             port = listener.getsockname()[1]
-            await _until_it_serves(port)
+            serving = asyncio.ensure_future(_until_it_serves(port))
+            ended = asyncio.ensure_future(process.wait())
+            await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+            assert not ended.done(), "HAProxy does not accept the configuration"
             yield port
         finally:
-            process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
             await process.wait()
             backend.close()
 
@@ -738,24 +714,6 @@ def test_trusted_proxies_may_use_the_proxy_protocol_where_it_is_accepted(
     assert "expect-proxy" not in section(configuration, "listen stream:my")
 
 
-@pytest.mark.parametrize(
-    ("limit", "stored", "refused"),
-    [
-        (TrafficLimits(requests_per_second=5.0), "expire 2s store http_req_rate(1s),conn_cur", ["ge 5 }"]),
-        (TrafficLimits(requests_per_second=0.25), "expire 5s store http_req_rate(4s),conn_cur", ["ge 1 }"]),
-        (TrafficLimits(concurrency=3), "expire 2s store http_req_rate(1s),conn_cur", ["ge 3 }"]),
-        (TrafficLimits(concurrency=3, requests_per_second=5.0), "expire 2s store", ["ge 3 }", "ge 5 }"]),
-    ],
-)
-def test_limit_of_a_client_is_counted_over_whole_seconds(
-    limit: TrafficLimits, stored: str, refused: list[str]
-) -> None:
-    text = made(Route(alias="a", to=WEB, client_limit=limit)).text(())
-    assert stored in text
-    lines = [line for line in text.splitlines() if "txn.client" in line and "table_" in line]
-    assert ["ge " + line.partition(" ge ")[2] for line in lines] == refused
-
-
 ONE, TWO = Target(server="one"), Target(server="two")
 
 
@@ -778,14 +736,14 @@ def setup(
         endpoints["one"] = Endpoint("unix", path="/run/one.sock")
     route = Route(alias="r", to=targets, **rules)
     made = configuration_of(
-        GatewaySettings(directory=""), [HaproxyListener(("fd@3",))], [route], [], endpoints
+        GatewaySettings(directory=""), [HaproxyListener(("fd@3",))], [route], [], endpoints, APPLICATIONS
     )
     names = [server.name for section in made.backends for server in section.servers]
     all_states = {("route:r", name): (states or {}).get(name, "ready") for name in names}
     return HaproxySetup(made, all_states, {"c.pem": bundle}, {}, ((3, inode),))
 
 
-URL = Target(url="http://10.0.0.7:9000")
+URL, OTHER_URL = Target(url="http://10.0.0.7:9000"), Target(url="http://10.0.0.8:9000")
 
 
 CHECKED = "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-error mark-down"
@@ -818,14 +776,16 @@ CHECKED = "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-err
             ["add server route:r/two 127.0.0.1:8082", "set server route:r/two state ready"],
         ),
         (
-            setup(ONE),
-            setup(ONE, URL),
+            setup(ONE, OTHER_URL),
+            setup(ONE, OTHER_URL, URL),
             [
-                f"add server route:r/10.0.0.7:9000 10.0.0.7:9000 {CHECKED}",
+                f"add server route:r/10.0.0.7:9000 10.0.0.7:9000 {CHECKED} pool-purge-delay 125ms",
                 "enable health route:r/10.0.0.7:9000",
                 "set server route:r/10.0.0.7:9000 state ready",
             ],
         ),
+        # Connections to a URL, which may end when they are idle, are not for every request.
+        (setup(ONE), setup(ONE, URL), None),
         (
             setup(ONE, TWO),
             setup(TWO),
@@ -1042,9 +1002,7 @@ def test_server_with_a_host_name_is_reached_at_the_address_that_is_known(held: H
     a, b, _ = (server for section in held.made().configuration.backends for server in section.servers)
     assert (a.address, b.address) == ("ipv4@127.0.0.1:1", "ipv6@fd00::1:80")
     assert a.options.startswith("ssl verify required ")
-    assert a.options.endswith(
-        "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-error mark-down"
-    )
+    assert a.options.endswith(f" {CHECKED} pool-purge-delay 125ms")
     assert held.states()[:2] == ["maint", "ready"]
     before = held.made()
     held.addresses = {"a.example": "10.0.0.1", "b.example": "fd00::1"}

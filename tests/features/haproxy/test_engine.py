@@ -45,7 +45,6 @@ def problems(directory: Path, text: str) -> str:
         ('timeouts = { total = "1s" }', "route[0].timeouts.total: HAProxy has no limit for a whole request"),
         ("breaker = { statuses = [500] }", "route[0].breaker.statuses: HAProxy's breaker counts connections"),
         ("limit = { concurrency = 3, queue = 1 }", "route[0].limit.queue: HAProxy has queues for backends"),
-        ("limit = { requests_per_second = 3, burst = 9 }", "route[0].limit.burst: HAProxy has no bursts"),
         (
             "backend_limit = { requests_per_second = 3 }",
             "route[0].backend_limit.requests_per_second: HAProxy does not limit the rate",

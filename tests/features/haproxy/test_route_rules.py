@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.routing.route import Redirect, Route
+from poolctl.routing.route import Redirect, Route, Timeouts
 from tests.features.gateway.passing_stage import Serve
-from tests.features.gateway.proxy_stage import DEADLINE, Wire
+from tests.features.gateway.proxy_stage import DEADLINE, Backend, Wire
 from tests.features.gateway.test_route_admission import (
     IN_PIECES,
     ONLY_THAT,
+    answering,
     asked,
     gateway,
     status_of,
@@ -66,6 +67,31 @@ def test_connection_goes_on_after_a_redirect_and_closes_after_a_refusal(tmp_path
                 assert (await asked(wire)).status == 308
                 assert (await asked(wire, host="c.test")).status == 200
                 assert (await asked(wire, host="b.test")).status == 403
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_backend_is_connected_when_a_buffered_request_has_arrived(tmp_path: Path, version: str) -> None:
+    async def work() -> None:
+        connected = asyncio.Event()
+
+        async def script(backend: Backend, wire: Wire) -> None:
+            connected.set()
+            await answering(backend, wire)
+
+        route = Route(alias="a", buffer_requests=True, timeouts=Timeouts(idle=20.0))
+        async with gateway(haproxy, tmp_path, route, script=script, head_seconds=0.2) as port:
+            wire = Wire(*await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), DEADLINE))
+            with closing(wire):
+                await wire.send(
+                    f"POST / HTTP/{version}\r\nHost: a.test\r\nContent-Length: 4\r\n\r\nab".encode()
+                )
+                with pytest.raises(TimeoutError):  # longer than the head may take
+                    await asyncio.wait_for(connected.wait(), 0.4)
+                await wire.send(b"cd")
+                head, _ = await wire.response()
+                assert head.split()[1] == b"200"
 
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 

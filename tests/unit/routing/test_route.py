@@ -138,7 +138,7 @@ def test_streams_are_not_sent_the_headers_of_a_proxy_unless_they_are_asked_for()
     assert StreamRoute(alias="a", bind="b", accept_proxy=True) != StreamRoute(alias="a", bind="b")
 
 
-TIMEOUTS = {"connect": 5.0, "head": 60.0, "idle": 60.0, "total": 0.0}
+TIMEOUTS = {"connect": 5.0, "head": 60.0, "idle": 60.0, "total": 0.0, "keep_alive": 1.0}
 BREAKER = {
     "failures": 5, "rate": 0.5, "minimum_requests": 20, "window_seconds": 10.0, "open_seconds": 10.0, "probes": 1,
     "statuses": [], "max_open": 0.5,
@@ -155,7 +155,8 @@ BREAKER = {
                 "to": [], "host": "", "path": "/", "methods": [], "headers": [], "policy": "round-robin",
                 "mode": "auto", "provider": "file", "strip_path": False, "host_header": "", "add_headers": [],
                 "set_headers": [], "remove_headers": [], "response_headers": [], "sticky_cookie": "", "retries": 0,
-                "context_headers": False, "max_body_bytes": 0, "allow": [], "timeouts": TIMEOUTS, "breaker": BREAKER,
+                "context_headers": False, "max_body_bytes": 0, "buffer_requests": False, "allow": [],
+                "timeouts": TIMEOUTS, "breaker": BREAKER,
                 "waiting_page": False, "probe_responses": [], "registers": False, "other_user": "",
                 "other_user_tls": "",
             },

@@ -46,10 +46,11 @@ class ListenerSettings:
 class GatewaySettings:
     """The table [gateway] as the process needs it.
 
-    `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")
-    are trusted to forward a client's address. `access_log` is the path of the access log, or "". `program` is the path
-    of the `engine`'s executable, "" for poolctl's own. `http2`: HTTP/2 is offered to clients that use TLS. `parts` has
-    the settings of each feature's EdgePart, by the feature's package; the settings may hold secrets.
+    `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8") are
+    trusted to forward a client's address. `access_log` is the path of the access log, or "". `program` is the path of
+    the `engine`'s executable, "" for poolctl's own, and `threads` the number of its threads. `http2`: HTTP/2 is offered
+    to clients that use TLS. `parts` has the settings of each feature's EdgePart, by the feature's package; the settings
+    may hold secrets.
     """
 
     directory: str
@@ -65,6 +66,7 @@ class GatewaySettings:
     access_log: str = ""
     engine: str = "poolctl"
     program: str = ""
+    threads: int = 1
     http2: bool = True
     parts: dict[str, Table] = field(default_factory=dict, repr=False)
 
@@ -118,7 +120,8 @@ class ServerFacts:
     `bind` is its address. `asleep_until` is the time before which requests do not wake it, in seconds since 1970; with
     0 they never wake it, with None they always do. `canary` is the name of its canary's socket pair, "" without a
     canary; the canary listens at `canary_bind` and gets `canary_share` of the server's requests. `context_key`
-    authenticates the route context sent to its workers; it is "" for a server that gets no context.
+    authenticates the route context sent to its workers; it is "" for a server that gets no context. `is_app`: its
+    workers serve an application, and end no connection that is idle.
     """
 
     name: str
@@ -133,6 +136,7 @@ class ServerFacts:
     canary_bind: str = ""
     canary_share: float = 0.0
     context_key: str = ""
+    is_app: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

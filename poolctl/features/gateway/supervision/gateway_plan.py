@@ -168,6 +168,7 @@ def settings_of(gateway: Any, directory: str = "", state_directory: str = "") ->
         max_connections=gateway.max_connections or 0,
         engine=gateway.engine,
         program=engine.program_path(gateway.program) if engine else "",
+        threads=gateway.threads,
         http2=gateway.http2 is not False,
         access_log=os.path.join(state_directory, GATEWAY_ACCESS_LOG) if gateway.access_log else "",
     )

@@ -82,6 +82,7 @@ def facts_of(core: Core, entry: Entry, *, retries: bool = False) -> ServerFacts:
         canary="" if canary is None else canary.name,
         canary_bind="" if canary is None else canary.bind,
         canary_share=share,
+        is_app=config.app is not None,
     )
 
 
