@@ -42,7 +42,8 @@ def passable_tls_host_match(host: str, table: RouteTable) -> Match | None:
     return match if match is not None and match.whole_host and passable(match.route, tls=True) else None
 
 
-EVERY = "*"
+# In place of a network: every peer; the peers on Unix sockets, which have no address.
+EVERY, UNIX_PEERS = "*", "unix"
 
 
 @lru_cache(maxsize=4096)
@@ -54,7 +55,7 @@ def is_within(address: str, networks: tuple[str, ...]) -> bool:
         return False
     if isinstance(given, IPv6Address):
         given = given.ipv4_mapped or given
-    return EVERY in networks or any(given in network for network in map(_network, networks))
+    return EVERY in networks or any(given in _network(each) for each in networks if each != UNIX_PEERS)
 
 
 @lru_cache(maxsize=1024)

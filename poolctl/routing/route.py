@@ -9,8 +9,9 @@ from ..json_form import Table, to_json
 PASS, PROXY, AUTO = "pass", "proxy", "auto"
 # Where a route comes from.
 FILE, SERVER, REGISTRATION, INVENTORY = "file", "server", "registration", "inventory"
+IP_HASH = "ip-hash"
 STICKY = "sticky"  # by a cookie, which a stream does not have
-POLICIES = ("round-robin", "weighted", "least-connections", "ip-hash", "random-two", "first", STICKY)
+POLICIES = ("round-robin", "weighted", "least-connections", IP_HASH, "random-two", "first", STICKY)
 # The keys of a route in a file that need the proxy, and the reason in words.
 NEEDS_PROXY = {
     "methods": "it has conditions",
@@ -154,6 +155,8 @@ class Route:
     remove_headers: tuple[str, ...] = ()  # their names, in lower case
     response_headers: tuple[Header, ...] = ()  # in the place of the backend's
     sticky_cookie: str = ""
+    sticky_secure: bool = False  # the cookie is sent within TLS only
+    sticky_same_site: str = "Lax"  # or "Strict", "None"
     retries: int = 0
     limit: TrafficLimits | None = None
     backend_limit: TrafficLimits | None = None

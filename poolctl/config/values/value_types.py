@@ -94,7 +94,8 @@ def _request_log(value: Tree) -> Tree:
     return "errors"
 
 
-def _proxies(value: Tree) -> Tree:
+def checked_networks(value: Tree) -> Tree:
+    """The value, if it is a list of addresses, networks and "*". Raises BadValue."""
     if not isinstance(value, (list, tuple)):
         return value
     from ipaddress import ip_network
@@ -220,7 +221,7 @@ FilePath = Annotated[
     AfterValidator(_file_path),
     Field(json_schema_extra={"format": "path"}),
 ]
-Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
+Proxies = Annotated[tuple[Text, ...], BeforeValidator(checked_networks)]
 Windows = Annotated[tuple[Text, ...], BeforeValidator(_validated_windows)]
 Schedule = Annotated[Text, AfterValidator(_schedule_times)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
@@ -403,7 +404,8 @@ SHORT_FORMS = {
     "restart": '"no", "on-failure", "always", or a table',
     "recovery": '"restart", "replace", "disable", "notify", "none", or a table',
     "health": 'a path such as "/ready", or a table',
-    "redirect": '"https", a URL, or a table such as { to = "https://example.com", status = 301 }',
+    "redirect": '"https", a URL, a path, or a table such as { to = "https://example.com", status = 301 }',
+    "sticky": 'the name of a cookie, or a table such as { cookie = "backend", secure = true }',
     "timeouts": 'a table such as { connect = "5s", idle = "60s" }',
     "limit": "a table such as { concurrency = 100 }",
     "backend_limit": "a table such as { concurrency = 100 }",

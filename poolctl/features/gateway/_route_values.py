@@ -12,7 +12,7 @@ from poolctl.routing.normal_path import normal_path
 TARGET_ALLOWED = 'a server\'s name, "tag:TAG", "http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
 STREAM_TARGET_ALLOWED = 'a server\'s name, "tag:TAG" or "HOST:PORT"'
 HOST_ALLOWED = '"users.example.com", "*.example.com", a first label such as "users", or "" for every host'
-REDIRECT_ALLOWED = '"https", "https://HOST" or "https://HOST/PATH"'
+REDIRECT_ALLOWED = '"https", "https://HOST", "https://HOST/PATH" or "/PATH"'
 PATH_ALLOWED = 'a path such as "/v1"'
 TAG, UNIX = "tag:", "unix:"
 _label = re.compile(r"[a-z0-9_*](?:[a-z0-9_*-]{0,61}[a-z0-9_*])?")
@@ -100,9 +100,13 @@ def canonical_target(text: str) -> str:
 
 
 def canonical_redirect_target(text: str) -> str:
-    """The target of a redirect in its canonical form: "https", or an absolute URL as given."""
+    """The target of a redirect in its canonical form: "https", or an absolute URL or a path as given."""
     if text.lower() == "https":
         return "https"
+    if text.startswith("/") and not text.startswith("//"):
+        if not re.fullmatch(r"[!-~]+", text):
+            raise BadValue(f"{shown(text)} has characters that no URL has", REDIRECT_ALLOWED)
+        return text
     scheme, separator, rest = text.partition("://")
     host = re.split(r"[/?#]", rest)[0]
     if not separator or scheme.lower() not in PORTS or not host:

@@ -97,7 +97,12 @@ def route_problems(
         [each for each in served if not _all_servers_disabled(each[1], known)]
     )
     for each, config in served:
-        of_proxy = *_limit_problems(config), *_header_change_problems(config), *_redirect_problems(config)
+        of_proxy = (
+            *_limit_problems(config),
+            *_header_change_problems(config),
+            *_redirect_problems(config),
+            *_sticky_problems(config),
+        )
         for finding in (*of_proxy, *_mode_problems(config, known, gateway)):
             yield locate_finding(each, finding)
     yield from _pass_mode_user_problems(served, known)
@@ -295,6 +300,12 @@ def _redirect_problems(route: RouteConfig) -> Iterator[Finding]:
             if getattr(route, key):
                 message = f"a route that redirects asks no server, and {key} has no effect"
                 yield Finding((key,), message, "take one of them out, or make two routes of it")
+
+
+def _sticky_problems(route: RouteConfig) -> Iterator[Finding]:
+    if route.sticky and route.sticky.same_site == "none" and not route.sticky.secure:
+        message = "browsers drop a cookie with SameSite=None that is not secure"
+        yield Finding(("sticky", "same_site"), message, "add secure = true")
 
 
 def _duplicate_alias_problems(

@@ -39,6 +39,7 @@ from .table import (
     RouteBreaker,
     RouteConfig,
     RouteLimit,
+    RouteSticky,
     RouteTarget,
     StreamBreaker,
     StreamConfig,
@@ -286,7 +287,9 @@ def _route_of(written: WrittenRoute, known: ServerIndex) -> Route | ExcludedRout
 
 def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider: str) -> Route:
     """Create the route that `config` describes, with these resolved targets."""
-    cookie = config.sticky or (DEFAULT_COOKIE if config.policy == STICKY else "")
+    sticky = config.sticky
+    if sticky is None and config.policy == STICKY:
+        sticky = RouteSticky(cookie=DEFAULT_COOKIE)
     times = config.timeouts
     return Route(
         alias=alias,
@@ -304,7 +307,9 @@ def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provide
         set_headers=_headers(config.set_headers),
         remove_headers=tuple(name.lower() for name in config.remove_headers),
         response_headers=_headers(config.response_headers),
-        sticky_cookie=cookie,
+        sticky_cookie=sticky.cookie if sticky else "",
+        sticky_secure=sticky is not None and sticky.secure,
+        sticky_same_site=sticky.same_site.capitalize() if sticky else "Lax",
         retries=config.retries,
         limit=_limit(config.limit),
         backend_limit=_limit(config.backend_limit),

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         LISTENERS,
         PATH_OF_PROBE,
         REDIRECT,
+        STICKY_COOKIE,
         STREAM_TARGETS,
         TARGETS,
         TRUTH_OR_CERTIFICATES,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         StreamTargetText,
         TargetText,
         Threads,
+        TrustedPeers,
         UrlPaths,
         Weight,
     )
@@ -137,11 +139,21 @@ class RouteRedirect(Section):
     """Redirects clients to a URL; a plain string sets only `to`."""
 
     to: RedirectText = required(
-        description='"https" for the same URL with https, or a URL; a URL without a path gets the path of the '
-        "request."
+        description='"https" for the same URL with https, a URL, or a path on the same host; a URL without a path '
+        "gets the path of the request."
     )
     status: Literal[301, 308] = field(
         308, "The status of the redirect: 308 keeps the method of the request, 301 may not."
+    )
+
+
+class RouteSticky(Section):
+    """The cookie that keeps a client with its backend; a plain string sets only `cookie`."""
+
+    cookie: CookieName = required(description="The name of the cookie.")
+    secure: Truth = field(False, "The client sends the cookie with https only.")
+    same_site: Literal["lax", "strict", "none"] = field(
+        "lax", "Whether requests from pages of other sites have the cookie; none needs secure."
     )
 
 
@@ -216,8 +228,10 @@ class GatewayConfig(_WithAbsoluteSocketPaths):
     traffic_re_enable: Positive = field(
         30.0, "How long a backend stays disabled before it gets traffic again."
     )
-    trusted_proxies: Proxies = field(
-        (), "Addresses or networks of proxies whose X-Forwarded-* and Forwarded headers are trusted."
+    trusted_proxies: TrustedPeers = field(
+        (),
+        "Addresses or networks of proxies whose X-Forwarded-* and Forwarded headers are trusted. unix: those that "
+        "connect to Unix sockets; *: all.",
     )
     head_timeout: Positive = field(
         10.0, "Maximum time until the head of a request has arrived, with the TLS handshake."
@@ -324,7 +338,9 @@ class RouteConfig(_WithAbsoluteSocketPaths):
         "pass hands the connection itself to a worker, proxy forwards requests and responses, auto passes"
         " where it can.",
     )
-    sticky: CookieName = field("", "The name of the cookie that keeps a client with its backend.")
+    sticky: Annotated[RouteSticky | None, STICKY_COOKIE] = field(
+        None, "The cookie that keeps a client with its backend: its name, or a table."
+    )
     strip_path: Truth = field(False, "Remove the route's prefix from the path before the backend sees it.")
     host_header: HostHeader = field(
         "", "The Host header that the backend gets. Left out: as the client sent it."

@@ -10,6 +10,7 @@ from pydantic_core import CoreSchema, core_schema
 from poolctl.config.values import value_types
 from poolctl.config.values.plain import BadValue, number_if_interpolated
 from poolctl.config.values.problems import Tree, shown
+from poolctl.routing.decision import UNIX_PEERS
 from poolctl.routing.route import POLICIES, STICKY
 
 from . import _route_values
@@ -66,6 +67,17 @@ def _redirect(value: Tree) -> Tree:
     return {"to": value} if isinstance(value, str) else value
 
 
+def _sticky(value: Tree) -> Tree:
+    return ({"cookie": value} if value else None) if isinstance(value, str) else value
+
+
+def _trusted_peers(value: Tree) -> Tree:
+    if isinstance(value, (list, tuple)):
+        value_types.checked_networks([each for each in value if each != UNIX_PEERS])
+        return tuple(value)
+    return value
+
+
 _from_text = BeforeValidator(number_if_interpolated)
 Host = Annotated[str, AfterValidator(_route_values.canonical_route_host)]
 RoutePath = Annotated[str, AfterValidator(_route_values.canonical_route_path)]
@@ -84,4 +96,6 @@ Methods = Annotated[tuple[value_types.Method, ...], Strict(False)]
 UrlPaths = Annotated[tuple[value_types.UrlPath, ...], Strict(False)]
 RedirectText = Annotated[str, AfterValidator(_route_values.canonical_redirect_target)]
 REDIRECT = BeforeValidator(_redirect)
+STICKY_COOKIE = BeforeValidator(_sticky)
+TrustedPeers = Annotated[tuple[value_types.Text, ...], BeforeValidator(_trusted_peers)]
 PATH_OF_PROBE = BeforeValidator(_expand_probe_shorthand)

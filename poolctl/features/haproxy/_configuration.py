@@ -21,9 +21,9 @@ from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings,
 from poolctl.json_form import Table
 from poolctl.routing import match
 from poolctl.routing.decision import EVERY
-from poolctl.routing.route import HTTPS, Route, StreamRoute, Timeouts, TrafficLimits
+from poolctl.routing.route import HTTPS, IP_HASH, Route, StreamRoute, Timeouts, TrafficLimits
 
-from ._forwarding import client_address_rules, forwarding_rules
+from ._forwarding import forwarding_rules
 from ._limits import UNAVAILABLE, body_rules, limit_rules, queue_rules, route_table
 from ._listeners import HaproxyCertificate, HaproxyListener, misdirected_request_rules, proxy_protocol_rules
 from ._syntax import duration, literal, longest_duration, network_groups, quoted, unique_name
@@ -148,7 +148,7 @@ def _route_backend(
         *body_rules(route.max_body_bytes),
         *queue_rules(route.backend_limit, len(route.to)),
         *limit_rules(route, name),
-        *_balance(route.policy),
+        *_balance(route),
         *_reuse(route, applications),
     ]
     if route.buffer_requests:
@@ -158,7 +158,9 @@ def _route_backend(
             f"    timeout http-request {duration(route.timeouts.idle)}",
         ]
     if route.sticky_cookie:
-        lines.append(f"    cookie {route.sticky_cookie} insert indirect nocache httponly attr SameSite=Lax")
+        secure = " secure" if route.sticky_secure else ""
+        same_site = f"attr SameSite={route.sticky_same_site}"
+        lines.append(f"    cookie {route.sticky_cookie} insert indirect nocache httponly{secure} {same_site}")
     times = route.timeouts
     lines += [
         f"    timeout connect {duration(times.connect)}",
@@ -187,7 +189,7 @@ def _stream_backend(
         *listener.bind_lines(),
         *proxy_protocol_rules([listener], trusted),
     ]
-    lines += _balance(route.policy)
+    lines += _balance(route)
     if route.max_connections:
         lines.append(f"    maxconn {route.max_connections}")
     lines += [
@@ -198,9 +200,11 @@ def _stream_backend(
     return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, endpoints, None))
 
 
-def _balance(policy: str) -> Iterator[str]:
-    yield f"    balance {POLICIES[policy]}"
-    if policy == "ip-hash":
+def _balance(route: Route | StreamRoute) -> Iterator[str]:
+    # A stream knows no client but its peer.
+    by_client = "hash var(txn.client)" if isinstance(route, Route) and route.policy == IP_HASH else ""
+    yield f"    balance {by_client or POLICIES[route.policy]}"
+    if route.policy == IP_HASH:
         yield "    hash-type consistent"
 
 
@@ -247,6 +251,7 @@ def _http_rewrite_rules(route: Route) -> Iterator[str]:
     if route.strip_path and route.path != "/":
         prefix = quoted(f"^{re.escape(route.path)}/?(.*)$")
         yield f"    http-request replace-path {prefix} '/\\1'"
+        yield from _prefix_rules(route.path)
     if route.host_header:
         yield f"    http-request set-header Host {quoted(literal(route.host_header))}"
     for name in (*(header.name for header in route.set_headers), *route.remove_headers):
@@ -256,6 +261,32 @@ def _http_rewrite_rules(route: Route) -> Iterator[str]:
         yield f"    http-request add-header {quoted(header.name)} {quoted(literal(header.value))}"
     for header in route.response_headers:
         yield f"    http-after-response set-header {quoted(header.name)} {quoted(literal(header.value))}"
+
+
+def _prefix_rules(prefix: str) -> Iterator[str]:
+    """Rules that tell the backend the prefix that it does not see, and give it back to the backend's Location.
+
+    A Location with the prefix is from an application that knows it; one on another host is none of the route's.
+    """
+    told = quoted(f"%[req.fhdr(x-forwarded-prefix)]{literal(prefix)}")
+    yield f"    http-request set-header X-Forwarded-Prefix {told}"
+    yield "    http-request set-var(txn.authority) req.fhdr(host)"
+    place = "res.fhdr(location)"
+    path, host = _quoted_converter("^https?://[^/?#]*"), f"{_quoted_converter('^https?://')},field(1,/)"
+    has_prefix = _test(f"{place},{path}", "reg", f"^{re.escape(prefix)}([/?#]|$)")
+    same_host = f"{{ {place},{host},strcmp(txn.authority) eq 0 }}"
+    added = literal(prefix)
+    for pattern, value, condition in (
+        ("^(/.*)$", rf"{added}\1", _test(place, "reg", "^/([^/]|$)")),
+        ("^(https?://[^/?#]+)(.*)$", rf"\1{added}\2", same_host),
+    ):
+        change = f"replace-header Location {quoted(pattern)} {quoted(value)}"
+        yield f"    http-response {change} if {condition} !{has_prefix}"
+
+
+def _quoted_converter(pattern: str) -> str:
+    """The converter that removes what matches."""
+    return quoted(f'regsub("{pattern}",)')
 
 
 def _servers(
@@ -476,9 +507,8 @@ def _request_rules_before_routing(
     yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {quoted(_IP_ADDRESS)} }}"
     yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     yield "    http-request set-var(txn.path) path,concat(/)"
-    yield from forwarding_rules(settings.trusted_proxies)
-    if any(each.allow or each.client_limit for each in routes):
-        yield from client_address_rules(settings.trusted_proxies)
+    needs_client = any(each.allow or each.client_limit or each.policy == IP_HASH for each in routes)
+    yield from forwarding_rules(settings.trusted_proxies, needs_client=needs_client)
 
 
 def _condition(route: Route) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from poolctl.routing.decision import EVERY
+from poolctl.routing.decision import EVERY, UNIX_PEERS
 
 # The longest time that HAProxy supports, in place of no limit.
 _NO_LIMIT = "24d"
@@ -45,7 +45,8 @@ def longest_duration(times: Iterable[float]) -> str:
 
 
 def network_groups(networks: Sequence[str]) -> Iterator[str]:
-    """The networks, separated by spaces, in groups of at most _NETWORKS_A_LINE."""
+    """The networks, separated by spaces, in groups of at most _NETWORKS_A_LINE; UNIX_PEERS is none."""
+    networks = [each for each in networks if each != UNIX_PEERS]
     if EVERY in networks:
         networks = ("0.0.0.0/0", "::/0")
     for start in range(0, len(networks), _NETWORKS_A_LINE):

@@ -32,6 +32,17 @@ from tests.features.gateway.test_table import MORE, WEB, route, routes
 ROUTE = '[[route]]\nto = "web"\n'
 
 
+def test_sticky_cookie_may_have_a_table(tmp_path: Path) -> None:
+    def cookie(line: str) -> tuple[str, bool, str]:
+        config = load_text(tmp_path, f'{server("web", bind="127.0.0.1:9001")}[[route]]\nto = "web"\n{line}\n')
+        (route,) = (each for each in routes_of(config, config.tables) if isinstance(each, Route))
+        return route.sticky_cookie, route.sticky_secure, route.sticky_same_site
+
+    assert cookie('sticky = "c"') == ("c", False, "Lax")
+    assert cookie('sticky = { cookie = "c", secure = true, same_site = "none" }') == ("c", True, "None")
+    assert cookie('policy = "sticky"') == ("poolctl_backend", False, "Lax")
+
+
 def test_pool_without_these_tables_has_no_routes(tmp_path: Path) -> None:
     text = server(
         "web", bind=":80", app="a:b", expose="https://example.org", labels={"route.host": "example.org"}

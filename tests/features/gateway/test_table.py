@@ -85,7 +85,7 @@ def test_keys_that_are_left_out_have_their_defaults() -> None:
     assert [values(each) for each in route.pop("to")] == [{"to": "web", "weight": 1, "health": None}]
     assert route == {
         "alias": None, "host": "", "path": "/", "methods": (), "headers": {}, "register": False,
-        "policy": "round-robin", "mode": "auto", "sticky": "", "strip_path": False, "host_header": "",
+        "policy": "round-robin", "mode": "auto", "sticky": None, "strip_path": False, "host_header": "",
         "add_headers": {}, "set_headers": {}, "remove_headers": (), "response_headers": {}, "redirect": None,
         "allow": (), "buffer_requests": False, "context_headers": False, "retries": 0, "max_body_size": None,
         "limit": {**LIMIT, "per_client": RATES}, "backend_limit": LIMIT, "timeouts": TIMEOUTS, "breaker": BREAKER,
@@ -293,13 +293,15 @@ def test_saved_change_of_a_server_keeps_the_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('redirect = "www"', "'www' is no URL; allowed is \"https\", \"https://HOST\" or \"https://HOST/PATH\""),
+        ('redirect = "www"', "'www' is no URL; allowed is \"https\", \"https://HOST\", \"https://HOST/"),
+        ('redirect = "/new path"', "'/new path' has characters that no URL has"),
+        ('redirect = "//b.example"', "is no URL"),
         ('redirect = "https://a b"', "'https://a b' has characters that no URL has, or credentials"),
         ('redirect = "https://a\\r\\nX: y"', "has characters that no URL has"),
         ('redirect = "https://me@a.example"', "or credentials"),
         ('redirect = "ftp://a.example"', "is no URL"),
         ('redirect = { to = "https", status = 302 }', "route[0].redirect.status: "),
-        ('redirect = true', '"https", a URL, or a table'),
+        ('redirect = true', '"https", a URL, a path, or a table'),
         ('redirect = "https"\nto = "web"', "a route that redirects asks no server, and to has no effect; take one of"),
         ('to = "web"\nallow = ["10.0.0.0/33"]', "'10.0.0.0/33' is neither an IP address nor a network"),
         ('host = "x"', "'to' is missing; add to = …, or register = true for services that register themselves, or"),
@@ -307,6 +309,26 @@ def test_saved_change_of_a_server_keeps_the_tables(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_redirect_or_network_that_cannot_be_one_is_a_problem(tmp_path: Path, line: str, problem: str) -> None:
     assert problem in told(tmp_path, f"{WEB}[[route]]\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[[route]]\nto = "web"\nsticky = "a b"\n', "route[0].sticky: 'a b' is not allowed here"),
+        ('[[route]]\nto = "web"\nsticky = { secure = true }\n', "route[0].sticky"),
+        (
+            '[[route]]\nto = "web"\nsticky = { cookie = "c", same_site = "none" }\n',
+            "route[0].sticky.same_site: browsers drop a cookie with SameSite=None that is not secure; add secure",
+        ),
+        ('[gateway]\ntrusted_proxies = ["unix", "x"]\n', "'x' is neither an IP address nor a network"),
+        ('[[route]]\nto = "web"\nallow = ["unix"]\n', "'unix' is neither an IP address nor a network"),
+        ("[gateway]\nthreads = 65\n", "gateway.threads: "),
+    ],
+)
+def test_cookie_peer_or_number_of_threads_that_cannot_be_one_is_a_problem(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    assert problem in told(tmp_path, WEB + text)
 
 
 def test_successor_is_left_the_tables(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def check(configuration: HaproxyConfiguration, directory: Path) -> None:
 
 BALANCE = {
     "round-robin": "roundrobin", "weighted": "roundrobin", "sticky": "roundrobin", "least-connections": "leastconn",
-    "ip-hash": "source", "random-two": "random(2)", "first": "first",
+    "ip-hash": "hash", "random-two": "random(2)", "first": "first",
 }  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_unknown_policy_is_no_other_one_silently() -> None:
 RULES = [
     (Route(alias="a", to=WEB), ["balance roundrobin", "server web 127.0.0.1:8081"]),
     (Route(alias="a", to=WEB, policy="least-connections"), ["balance leastconn"]),
-    (Route(alias="a", to=WEB, policy="ip-hash"), ["balance source", "hash-type consistent"]),
+    (Route(alias="a", to=WEB, policy="ip-hash"), ["balance hash var(txn.client)", "hash-type consistent"]),
     (Route(alias="a", to=WEB, policy="random-two"), ["balance random(2)"]),
     (
         Route(alias="a", to=(Target(server="web", weight=1000), Target(server="new"))),
@@ -113,6 +113,10 @@ RULES = [
     (
         Route(alias="a", to=WEB, sticky_cookie="c"),
         ["cookie c insert indirect nocache httponly attr SameSite=Lax"],
+    ),
+    (
+        Route(alias="a", to=WEB, sticky_cookie="c", sticky_secure=True, sticky_same_site="None"),
+        ["cookie c insert indirect nocache httponly secure attr SameSite=None"],
     ),
     (
         Route(alias="a", to=WEB, path="/v1", strip_path=True),
@@ -523,14 +527,24 @@ REQUESTS: list[tuple[str, str, str, dict[str, str]]] = [
 
 @contextlib.asynccontextmanager
 async def haproxy(
-    directory: Path, routes: Iterable[Route], *, accept_proxy: bool = False, **settings: Any
+    directory: Path,
+    routes: Iterable[Route],
+    *,
+    accept_proxy: bool = False,
+    socket_file: str = "",
+    **settings: Any,
 ) -> AsyncIterator[int]:
-    """The port of the real program, before a backend that repeats in JSON what it is asked."""
+    """The port of the real program, before a backend that repeats in JSON what it is asked.
+
+    It serves on a Unix socket too, if a name for the file is given.
+    """
     executable = program("haproxy")  # skips before there are sockets to close
     backend = await asyncio.start_server(_repeat, "127.0.0.1", 0)
     endpoints = {"web": Endpoint("tcp", *backend.sockets[0].getsockname())}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listeners = [HaproxyListener((f"fd@{listener.fileno()}",), accept_proxy=accept_proxy)]
+        if socket_file:
+            listeners.append(HaproxyListener((f"unix@{directory / socket_file}",)))
         given = GatewaySettings(directory=str(directory), **settings)
         configuration = made(*routes, settings=given, listeners=listeners, endpoints=endpoints)
         path = directory / "haproxy.cfg"
@@ -575,10 +589,13 @@ async def _repeat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def ask(
-    port: int, method: str, host: str, path: str, headers: dict[str, str]
+    port: int | Path, method: str, host: str, path: str, headers: dict[str, str]
 ) -> tuple[int, dict[str, Any]]:
     """The status, and what the backend was asked."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    if isinstance(port, Path):
+        reader, writer = await asyncio.open_unix_connection(port)
+    else:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", "Content-Length: 0"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     writer.write("\r\n".join([*lines, "", ""]).encode())
@@ -676,7 +693,7 @@ def test_trusted_proxy_is_believed_in_the_fields_that_proxies_set_alone(tmp_path
                 for each in got["headers"]
                 if each[0].startswith(("x-r", "x-p", "x-forwarded-f", "x_", "p"))
             ]
-            assert found == [["x-forwarded-for", "192.0.2.1"], ["x-forwarded-for", "127.0.0.1"]]
+            assert found == [["x-forwarded-for", "192.0.2.1, 127.0.0.1"]]
 
     asyncio.run(asyncio.wait_for(work(), 60))
 

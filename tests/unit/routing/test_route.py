@@ -154,7 +154,8 @@ BREAKER = {
             {
                 "to": [], "host": "", "path": "/", "methods": [], "headers": [], "policy": "round-robin",
                 "mode": "auto", "provider": "file", "strip_path": False, "host_header": "", "add_headers": [],
-                "set_headers": [], "remove_headers": [], "response_headers": [], "sticky_cookie": "", "retries": 0,
+                "set_headers": [], "remove_headers": [], "response_headers": [], "sticky_cookie": "",
+                "sticky_secure": False, "sticky_same_site": "Lax", "retries": 0,
                 "context_headers": False, "max_body_bytes": 0, "buffer_requests": False, "allow": [],
                 "timeouts": TIMEOUTS, "breaker": BREAKER,
                 "waiting_page": False, "probe_responses": [], "registers": False, "other_user": "",
