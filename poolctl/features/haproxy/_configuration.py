@@ -12,10 +12,13 @@ import re
 import socket
 import ssl
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.backends.route_backends import READY as RANK_READY
+from poolctl.features.gateway.process.backends.route_backends import SLEEPING as RANK_SLEEPING
 from poolctl.features.gateway.process.backends.route_backends import sticky_value
 from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.json_form import Table
@@ -26,6 +29,7 @@ from poolctl.routing.route import HTTPS, IP_HASH, Route, StreamRoute, Timeouts, 
 from ._forwarding import forwarding_rules
 from ._limits import UNAVAILABLE, body_rules, limit_rules, queue_rules, route_table
 from ._listeners import HaproxyCertificate, HaproxyListener, misdirected_request_rules, proxy_protocol_rules
+from ._sleeping import ASLEEP, PAGE, PAGE_FILE, SLEEPING, STARTS, WAKING, answers_for_sleeping, sleeping_rules
 from ._syntax import duration, literal, longest_duration, network_groups, quoted, unique_name
 from .engine import POLICIES
 
@@ -41,7 +45,10 @@ _FIXED = ("    cookie ", "    balance first")
 
 
 class HaproxyServer(NamedTuple):
-    """A server of a backend: `key` is the key of its target, `address` and `options` are in HAProxy's syntax."""
+    """A server of a backend: `key` is the key of its target, `address` and `options` are in HAProxy's syntax.
+
+    A server's canary has the same key; `canary` is its own name.
+    """
 
     name: str
     key: str
@@ -49,6 +56,7 @@ class HaproxyServer(NamedTuple):
     options: str
     weight: int
     cookie: str
+    canary: str = ""
 
     def with_address(self, addresses: Mapping[str, str]) -> HaproxyServer:
         """A copy with the address of its host name, if it has one that HAProxy would resolve when it starts."""
@@ -83,11 +91,15 @@ class HaproxyBackend(NamedTuple):
 
 
 class HaproxyConfiguration(NamedTuple):
-    """A configuration in its parts: `lines` come before the backends; `files` are crt-lists and maps by file name."""
+    """A configuration in its parts: `lines` come before the backends; `files` are crt-lists and maps by file name.
+
+    `canary_shares` are the entries of the map CANARIES.
+    """
 
     lines: tuple[str, ...]
     backends: tuple[HaproxyBackend, ...]
     files: Mapping[str, str]
+    canary_shares: Mapping[str, str] = MappingProxyType({})
 
     def text(self, disabled: Iterable[tuple[str, str]] = ()) -> str:
         """The text of the main file.
@@ -136,15 +148,32 @@ RefusableServer = tuple[str, HaproxyServer]
 
 
 _HEAVIEST = 256
+CANARIES = "canaries.map"
+
+
+class Canary(NamedTuple):
+    """A server's canary: its name, where it listens, and the share of the server's requests that it gets."""
+
+    name: str
+    endpoint: Endpoint
+    share: float
+
+
+NO_CANARIES: Mapping[str, Canary] = MappingProxyType({})
 
 
 def _route_backend(
-    route: Route, names: set[str], endpoints: Mapping[str, Endpoint | None], applications: Collection[str]
+    route: Route,
+    names: set[str],
+    endpoints: Mapping[str, Endpoint | None],
+    applications: Collection[str],
+    canaries: Mapping[str, Canary],
 ) -> HaproxyBackend:
     name = unique_name(f"route:{route.alias}", names)
     lines = [
         f"backend {name}",
         *_access_and_redirect_rules(route),
+        *sleeping_rules(route, name),
         *body_rules(route.max_body_bytes),
         *queue_rules(route.backend_limit, len(route.to)),
         *limit_rules(route, name),
@@ -170,8 +199,9 @@ def _route_backend(
     lines += [
         *_retries(route),
         *_http_rewrite_rules(route),
+        *_canary_rules(route, name, canaries),
     ]
-    servers = _servers(route, endpoints, route.backend_limit, applications)
+    servers = _servers(route, endpoints, route.backend_limit, applications, canaries)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
 
 
@@ -198,6 +228,34 @@ def _stream_backend(
         f"    timeout server {duration(route.idle_seconds)}",
     ]
     return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, endpoints, None))
+
+
+def _canary_name(server: str) -> str:
+    return unique_name(f"{server}:canary", set())
+
+
+def _canary_rules(route: Route, section: str, canaries: Mapping[str, Canary]) -> Iterator[str]:
+    """Lines that send a share of the requests to canaries: the map CANARIES has how many of a thousand.
+
+    A client with a sticky cookie stays where it is. HAProxy skips the rule while the canary is in maintenance.
+    """
+    kept = f" !{{ req.cook({route.sticky_cookie}) -m found }}" if route.sticky_cookie else ""
+    names = [_canary_name(target.server) for target in route.to if target.server in canaries]
+    for number, name in enumerate(names):
+        share = f"str({section}/{name}),map_str_int({CANARIES},0)"
+        yield f"    http-request set-var(txn.share_{number}) {share}"
+    for number, name in enumerate(names):
+        yield f"    use-server {name} if {{ rand(1000),sub(txn.share_{number}) lt 0 }}{kept}"
+
+
+def _canary_shares(route: Route, section: str, canaries: Mapping[str, Canary]) -> Iterator[tuple[str, str]]:
+    """The entries of the map CANARIES for this route. A rule decides about what the rules before it have left."""
+    total, left = sum(target.weight for target in route.to), 1.0
+    for target in route.to:
+        if (canary := canaries.get(target.server)) is not None:
+            share = canary.share * target.weight / total
+            yield f"{section}/{_canary_name(target.server)}", str(round(1000 * share / left))
+            left -= share
 
 
 def _balance(route: Route | StreamRoute) -> Iterator[str]:
@@ -294,11 +352,18 @@ def _servers(
     endpoints: Mapping[str, Endpoint | None],
     limit: TrafficLimits | None,
     applications: Collection[str] = (),
+    canaries: Mapping[str, Canary] = NO_CANARIES,
 ) -> tuple[HaproxyServer, ...]:
     names, servers = set[str](), []
     heaviest = max((target.weight for target in route.to), default=1)
+    # With fine weights, the server of a canary can leave the canary its share beside other servers.
+    is_shared = len(route.to) > 1 and any(target.server in canaries for target in route.to)
     for target in route.to:
-        scaled = target.weight if heaviest <= _HEAVIEST else max(1, target.weight * _HEAVIEST // heaviest)
+        fits = heaviest <= _HEAVIEST and not is_shared
+        scaled = target.weight if fits else max(1, target.weight * _HEAVIEST // heaviest)
+        canary = canaries.get(target.server)
+        if canary is not None and is_shared:
+            scaled = round(scaled * (1 - canary.share))
         endpoint = endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
         options = [*_options(endpoint)]
         if limit is not None and limit.concurrency:
@@ -317,6 +382,14 @@ def _servers(
         servers.append(
             HaproxyServer(name, target.key, _address_of(endpoint), " ".join(options), scaled, sticky)
         )
+        if canary is not None:
+            options = [*_options(canary.endpoint), *options[len([*_options(endpoint)]) :]]
+            cookie = sticky_value(canary.name) if sticky else ""
+            address, words = _address_of(canary.endpoint), " ".join(options)
+            # Without weight it gets only the requests that its rule sends to it.
+            servers.append(
+                HaproxyServer(_canary_name(target.server), target.key, address, words, 0, cookie, canary.name)
+            )
     return tuple(servers)
 
 
@@ -382,14 +455,15 @@ def configuration_of(
     streams: Iterable[StreamRoute],
     endpoints: Mapping[str, Endpoint | None],
     applications: Collection[str] = (),
+    canaries: Mapping[str, Canary] = NO_CANARIES,
 ) -> HaproxyConfiguration:
     """The configuration for these routes.
 
     `endpoints` are the endpoints of the pool's servers, by name. `applications` are those whose workers end no idle
-    connection.
+    connection. `canaries` are by server.
     """
     ordered, names = match.in_order(routes), set[str]()
-    backends = [(route, _route_backend(route, names, endpoints, applications)) for route in ordered]
+    backends = [(route, _route_backend(route, names, endpoints, applications, canaries)) for route in ordered]
     fronts = [each for each in listeners if not each.alias]
     resumes = not any(each.asks_for_certificate for each in listeners)
     lines = [*_global(settings, resumes=resumes), *_defaults(settings, ordered)]
@@ -433,7 +507,16 @@ def configuration_of(
         files[_MAP] = "".join(
             f"{_map_key(route)} {section.name}\n" for route, section in backends if route.alias in mapped
         )
-    return HaproxyConfiguration(tuple(lines), tuple(sections), files)
+    if any(map(answers_for_sleeping, ordered)):
+        files[SLEEPING] = ""
+    if any(route.waiting_page for route in ordered):
+        files |= {WAKING: "", PAGE_FILE: PAGE}
+    shares = dict(
+        pair for route, section in backends for pair in _canary_shares(route, section.name, canaries)
+    )
+    if shares:
+        files[CANARIES] = ""
+    return HaproxyConfiguration(tuple(lines), tuple(sections), files, shares)
 
 
 def _mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
@@ -545,7 +628,7 @@ class HaproxySetup(NamedTuple):
 
     `states` are by backend and server name. `bundles` (certificates with keys) and `authorities` (CA certificates) are
     by file name. `descriptors` are the sockets in the `bind` lines as pairs of descriptor number and inode, because a
-    number may be reused for another socket.
+    number may be reused for another socket. `maps` are the entries of the maps that change at run time, by file name.
     """
 
     configuration: HaproxyConfiguration
@@ -553,6 +636,23 @@ class HaproxySetup(NamedTuple):
     bundles: Mapping[str, bytes]
     authorities: Mapping[str, bytes]
     descriptors: tuple[tuple[int, int], ...]
+    maps: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+
+    @property
+    def shows_waiting_page(self) -> bool:
+        """Whether requests for the waiting page may have to wake a server."""
+        return WAKING in self.configuration.files and ASLEEP in self.maps.get(SLEEPING, {}).values()
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The contents of all files but the main one, by file name."""
+        entries = {
+            name: "".join(f"{key} {value}\n" for key, value in found.items())
+            for name, found in self.maps.items()
+        }
+        texts = {**self.configuration.files, **entries}
+        encoded = {name: text.encode(errors="surrogateescape") for name, text in texts.items()}
+        return {**encoded, **self.bundles, **self.authorities}
 
     @property
     def text(self) -> str:
@@ -575,9 +675,9 @@ class HaproxySetup(NamedTuple):
 
     @property
     def used_targets(self) -> frozenset[str]:
-        """The keys of the targets that get requests."""
+        """The keys of the targets that get requests, and the names of canaries that do."""
         return frozenset(
-            server.key
+            server.canary or server.key
             for backend in self.configuration.backends
             for server in backend.servers
             if self.states[backend.name, server.name] != MAINTENANCE
@@ -633,12 +733,19 @@ def setup_of(
     streams = [each.route for each in held if each.route is not None]
     endpoints = {name: _endpoint(facts) for name, facts in servers.items()}
     applications = [name for name, facts in servers.items() if facts.is_app]
-    made = configuration_of(settings, listeners, routes, streams, endpoints, applications)
+    canaries = {
+        name: Canary(facts.canary, Endpoint.of_server(facts.canary_bind, facts.tls), facts.canary_share)
+        for name, facts in servers.items()
+        if facts.canary
+    }
+    made = configuration_of(settings, listeners, routes, streams, endpoints, applications, canaries)
     made = made.with_addresses(addresses)
     states = _states(made, routes, streams, backends)
+    maps = {SLEEPING: _sleeping_sections(made, routes, backends), CANARIES: made.canary_shares}
+    maps = {name: entries for name, entries in maps.items() if name in made.files}
     numbers = [sock.fileno() for each in held for sock in each.sockets]
     descriptors = tuple((number, os.fstat(number).st_ino) for number in numbers)
-    return HaproxySetup(made, states, bundles, authorities, descriptors)
+    return HaproxySetup(made, states, bundles, authorities, descriptors, maps)
 
 
 def host_names(routes: Iterable[Route | StreamRoute], servers: Mapping[str, ServerFacts]) -> frozenset[str]:
@@ -689,8 +796,28 @@ def _states(
             backend = usable.get(server.key)
             usable_now = backend is not None and backend.rank == best and server.address != _NOWHERE
             state = READY if usable_now else MAINTENANCE
-            states[section.name, server.name] = DRAIN if server.key in draining else state
+            # A rule sends requests to a draining canary, too.
+            drained = MAINTENANCE if server.canary else DRAIN
+            states[section.name, server.name] = drained if server.key in draining else state
     return states
+
+
+def _sleeping_sections(
+    configuration: HaproxyConfiguration, routes: Sequence[Route], backends: Backends
+) -> Mapping[str, str]:
+    """The entries of the map SLEEPING: the sections whose best servers sleep or start."""
+    known = {each.alias: each for each in routes}
+    found = {}
+    for section in configuration.backends:
+        if section.is_stream or not answers_for_sleeping(known[section.alias]):
+            continue
+        members = backends.of(known[section.alias]).members
+        best = min(
+            (each.backend.rank for each in members if each.backend.blocked is None), default=RANK_READY
+        )
+        if best != RANK_READY:
+            found[section.name] = ASLEEP if best == RANK_SLEEPING else STARTS
+    return found
 
 
 def _endpoint(facts: ServerFacts) -> Endpoint | None:
@@ -714,6 +841,8 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
     for name, content in after.bundles.items():
         if before.bundles[name] != content:
             commands += _certificate_commands(name, content)
+    for name, entries in after.maps.items():
+        commands += _map_commands(name, before.maps.get(name, {}), entries)
     added: set[tuple[str, str]] = set()
     for previous, backend in zip(old.backends, new.backends, strict=True):
         found = _backend_update_commands(previous, backend)
@@ -728,6 +857,14 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
             commands.append(_state_command(place, state))
     # A server gets traffic before another loses it: a request between two commands needs one that can serve.
     return sorted(commands, key=_takes_traffic_away)
+
+
+def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
+    for key, value in after.items():
+        if before.get(key) != value:
+            yield f"{'set' if key in before else 'add'} map {name} {key} {value}"
+    for key in before.keys() - after.keys():
+        yield f"del map {name} {key}"
 
 
 def _takes_traffic_away(command: str) -> bool:

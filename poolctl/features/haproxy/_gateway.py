@@ -16,6 +16,7 @@ from typing import Any
 
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostStates
+from poolctl.features.gateway.process.backends.route_backends import SLEEPING
 from poolctl.features.gateway.process.counts import Traffic, TrafficCounts
 from poolctl.features.gateway.process.gateway_orders import SupervisedGateway
 from poolctl.features.gateway.process.settings import ListenerSettings, ServerFacts
@@ -41,6 +42,8 @@ from .engine import HAPROXY
 
 # How long a change of routes waits for the addresses of new names, and when they are asked for again.
 _RESOLVES_SECONDS, _RESOLVES_AGAIN_SECONDS = 1.0, 10.0
+# HAProxy reports no event when it shows a waiting page.
+_WAKES_SECONDS = 0.2
 
 logger = logging.getLogger("poolctl.gateway")
 
@@ -101,6 +104,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         self._work: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
         self._behind = self._ending = False
+        self._waking: asyncio.Task[None] | None = None
 
     def confirm_performed(self, message: wire.Message) -> None:
         """Answer the supervisor's `message` once HAProxy has applied all orders received before it.
@@ -267,10 +271,35 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         )
         await self._update_counts()
         await self.haproxy.apply(setup)
+        if setup.shows_waiting_page and self._waking is None:
+            self._waking = self._spawn_task(self._wake_for_waiting_pages())
         process = self.haproxy.process
         if process is not None and process is not before:
             self.statistics.begin_process()
             process.exited.add_done_callback(lambda _: self._exit_if_haproxy_ended(process))
+
+    async def _wake_for_waiting_pages(self) -> None:
+        """Wake the servers whose waiting page HAProxy has shown, as long as it may show one."""
+        try:
+            while (
+                (process := self.haproxy.process)
+                and (setup := self.haproxy.setup)
+                and setup.shows_waiting_page
+            ):
+                known = {each.name: each for each in setup.configuration.backends}
+                with contextlib.suppress(HaproxyRefusal):  # it is being replaced
+                    for name in await process.sections_to_wake():
+                        self._wake(known[name].alias)
+                await asyncio.sleep(_WAKES_SECONDS)
+        finally:
+            self._waking = None
+
+    def _wake(self, alias: str) -> None:
+        (route,) = (each for each in self._routes if each.alias == alias)
+        for member in self.backends.of(route).members:
+            if member.backend.rank == SLEEPING and member.backend.blocked is None:
+                self.link.send({"t": "wake", "server": member.key})
+                return
 
     def _record_ended_process(self, pid: int) -> None:
         message = f"the oldest replaced HAProxy (pid {pid}) is ended with its connections: there are too many"

@@ -36,6 +36,7 @@ from poolctl.private_directory import create_private_directory
 
 from . import _launch
 from ._configuration import CLOSE_SPREAD_SECONDS, HaproxySetup, RefusableServer, runtime_commands
+from ._sleeping import WAKING
 
 MAIN_FILE, RUNTIME_FILE, SOCKET_FILE = "haproxy.cfg", "runtime.cfg", "haproxy.sock"
 PROCESS_NAME = "poolctl-haproxy"  # of the process that runs HAProxy
@@ -127,6 +128,14 @@ class HaproxyProcess:
     async def statistics(self) -> list[dict[str, str]]:
         """A row of figures for each frontend, backend and server of a backend. Raises HaproxyRefusal."""
         return [*csv.DictReader((await self.ask("show stat")).lstrip("# ").splitlines())]
+
+    async def sections_to_wake(self) -> list[str]:
+        """The sections whose waiting page was requested since the last call. Raises HaproxyRefusal."""
+        lines = (await self.ask(f"show map {WAKING}")).splitlines()
+        found = [line.split()[1] for line in lines if len(line.split()) == 3]
+        if found:
+            await self.ask(f"clear map {WAKING}")
+        return found
 
     async def stop_accepting(self, frontends: Sequence[str]) -> bool:
         """Stop accepting on these frontends; returns whether clients are connected. Raises HaproxyRefusal."""
@@ -223,12 +232,7 @@ class HaproxyProcessManager:
         create_private_directory(self.directory)
         files = {
             MAIN_FILE: setup.text.encode(errors="surrogateescape"),
-            **{
-                name: text.encode(errors="surrogateescape")
-                for name, text in setup.configuration.files.items()
-            },
-            **setup.bundles,
-            **setup.authorities,
+            **setup.files,
         }
         for name, content in files.items():
             self._write_file(name, content)

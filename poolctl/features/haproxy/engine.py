@@ -25,8 +25,6 @@ POLICIES = {
 }
 # Keys of routes that HAProxy does not support, and why; the last key of each path may be a table.
 KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("waiting_page",), "HAProxy shows no waiting page: its clients wait"),
-    (("probe_responses",), "HAProxy does not answer probes for a sleeping server"),
     (("context_headers",), "HAProxy does not send the route's context"),
     (("timeouts", "total"), "HAProxy has no limit for a whole request"),
     (("breaker", "statuses"), "HAProxy's breaker counts connections that fail, and no answers"),

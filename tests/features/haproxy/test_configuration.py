@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostStates
 from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.features.haproxy._configuration import (
+    CANARIES,
+    Canary,
     CertificateContents,
     HaproxyConfiguration,
     HaproxySetup,
@@ -525,46 +528,88 @@ REQUESTS: list[tuple[str, str, str, dict[str, str]]] = [
 ]
 
 
+class HaproxyProgram:
+    """The real program on a port, and the number of requests that its backends have got, by their port."""
+
+    def __init__(self, port: int, runtime_socket: Path) -> None:
+        self.port = port
+        self.canary_port = 0
+        self.requests: Counter[int] = Counter()
+        self._runtime_socket = runtime_socket
+
+    async def command(self, command: str) -> str:
+        """The answer to a command on the runtime socket."""
+        reader, writer = await asyncio.open_unix_connection(self._runtime_socket)
+        writer.write(f"{command}\n".encode())
+        answer = await reader.read()
+        writer.close()
+        return answer.decode()
+
+
 @contextlib.asynccontextmanager
-async def haproxy(
+async def haproxy(directory: Path, routes: Iterable[Route], **settings: Any) -> AsyncIterator[int]:
+    """The port of the real program; see `haproxy_program`."""
+    async with haproxy_program(directory, routes, **settings) as running:
+        yield running.port
+
+
+@contextlib.asynccontextmanager
+async def haproxy_program(
     directory: Path,
     routes: Iterable[Route],
     *,
     accept_proxy: bool = False,
     socket_file: str = "",
+    canary_share: float = 0.0,
     **settings: Any,
-) -> AsyncIterator[int]:
-    """The port of the real program, before a backend that repeats in JSON what it is asked.
+) -> AsyncIterator[HaproxyProgram]:
+    """The real program, before a backend that repeats in JSON what it is asked.
 
-    It serves on a Unix socket too, if a name for the file is given.
+    It serves on a Unix socket too, if a name for the file is given. With a share the backend has a canary.
     """
     executable = program("haproxy")  # skips before there are sockets to close
-    backend = await asyncio.start_server(_repeat, "127.0.0.1", 0)
+    running = HaproxyProgram(0, directory / "runtime.sock")
+
+    async def repeat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _repeat(reader, writer, running)
+
+    backend = await asyncio.start_server(repeat, "127.0.0.1", 0)
+    canary = await asyncio.start_server(repeat, "127.0.0.1", 0)
     endpoints = {"web": Endpoint("tcp", *backend.sockets[0].getsockname())}
+    running.canary_port = canary.sockets[0].getsockname()[1]
+    canaries = {
+        "web": Canary("web (canary)", Endpoint("tcp", *canary.sockets[0].getsockname()), canary_share)
+    }
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listeners = [HaproxyListener((f"fd@{listener.fileno()}",), accept_proxy=accept_proxy)]
         if socket_file:
             listeners.append(HaproxyListener((f"unix@{directory / socket_file}",)))
         given = GatewaySettings(directory=str(directory), **settings)
-        configuration = made(*routes, settings=given, listeners=listeners, endpoints=endpoints)
+        configuration = configuration_of(
+            given, listeners, routes, (), endpoints, APPLICATIONS, canaries if canary_share else {}
+        )
         path = directory / "haproxy.cfg"
-        for name, text in {path.name: configuration.text(), **configuration.files}.items():
+        runtime = f"global\n    stats socket {directory / 'runtime.sock'} level admin\n"
+        shares = "".join(f"{key} {value}\n" for key, value in configuration.canary_shares.items())
+        files = {path.name: configuration.text(), "runtime.cfg": runtime, **configuration.files}
+        for name, text in (files | ({CANARIES: shares} if shares else {})).items():
             (directory / name).write_text(text)
         process = await asyncio.create_subprocess_exec(
-            executable, "-f", str(path), pass_fds=[listener.fileno()]
+            executable, "-f", str(path), "-f", str(directory / "runtime.cfg"), pass_fds=[listener.fileno()]
         )
         try:
-            port = listener.getsockname()[1]
+            running.port = port = listener.getsockname()[1]
             serving = asyncio.ensure_future(_until_it_serves(port))
             ended = asyncio.ensure_future(process.wait())
             await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
             assert not ended.done(), "HAProxy does not accept the configuration"
-            yield port
+            yield running
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             await process.wait()
             backend.close()
+            canary.close()
 
 
 async def _until_it_serves(port: int) -> None:
@@ -576,11 +621,14 @@ async def _until_it_serves(port: int) -> None:
     writer.close()
 
 
-async def _repeat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _repeat(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, running: HaproxyProgram
+) -> None:
     try:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+                running.requests[writer.get_extra_info("sockname")[1]] += 1
                 headers = [line.partition(": ")[::2] for line in lines]
                 body = json.dumps({"target": first.split()[1], "headers": headers}).encode()
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
@@ -602,7 +650,7 @@ async def ask(
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     status = int(head.split()[1])
-    return status, json.loads(body) if status == 200 else {}
+    return status, json.loads(body) if body.startswith(b"{") else {}
 
 
 # So many that exact hosts are looked up in a map.
@@ -800,6 +848,11 @@ CHECKED = "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-err
                 "enable health route:r/10.0.0.7:9000",
                 "set server route:r/10.0.0.7:9000 state ready",
             ],
+        ),
+        (
+            setup(ONE)._replace(maps={"m.map": {"a": "1", "b": "2"}}),
+            setup(ONE)._replace(maps={"m.map": {"b": "3", "c": "4"}}),
+            ["set map m.map b 3", "add map m.map c 4", "del map m.map a"],
         ),
         # Connections to a URL, which may end when they are idle, are not for every request.
         (setup(ONE), setup(ONE, URL), None),
@@ -1043,3 +1096,31 @@ def test_best_servers_that_are_available_get_the_traffic(held: Held) -> None:
     assert held.made().used_targets == {"one", URL.url, "10.0.0.5:5432"}
     held.hosts.disable("10.0.0.5:5432")
     assert held.states() == ["drain", "maint", "maint", "ready", "maint"]
+
+
+def test_servers_that_sleep_or_start_are_in_the_map(held: Held) -> None:
+    held.routes = [Route(alias="r", to=(ONE, TWO), waiting_page=True), Route(alias="other", to=(TWO,))]
+    assert (held.made().maps, held.made().shows_waiting_page) == ({"sleeping.map": {}}, False)
+    held.servers["one"] = replace(held.servers["one"], state="stopped", ready=False)
+    made = held.made()
+    assert (made.maps, made.shows_waiting_page) == ({"sleeping.map": {"route:r": "asleep"}}, True)
+    assert made.files["sleeping.map"] == b"route:r asleep\n"
+    held.servers["two"] = replace(held.servers["two"], state="starting")
+    assert (held.made().maps, held.made().shows_waiting_page) == (
+        {"sleeping.map": {"route:r": "starts"}},
+        False,
+    )
+
+
+def test_canary_drains_by_maintenance(held: Held) -> None:
+    held.servers["one"] = replace(
+        held.servers["one"], canary="one (canary)", canary_bind="127.0.0.1:9081", canary_share=0.25
+    )
+    held.routes = [Route(alias="r", to=(ONE,))]
+    made = held.made()
+    assert made.maps == {"canaries.map": {"route:r/one:canary": "250"}}
+    assert made.files["canaries.map"] == b"route:r/one:canary 250\n"
+    assert {made.states["route:r", name] for name in ("one", "one:canary")} == {"ready"}
+    assert {"one", "one (canary)"} <= made.used_targets
+    held.hosts.drain("one")
+    assert [held.made().states["route:r", name] for name in ("one", "one:canary")] == ["drain", "maint"]

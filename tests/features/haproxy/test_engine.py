@@ -39,8 +39,6 @@ def problems(directory: Path, text: str) -> str:
             'mode = "pass"',
             'route[0].mode: mode = "pass", and HAProxy proxies every connection; write mode = "auto"',
         ),
-        ("waiting_page = true", "route[0].waiting_page: HAProxy shows no waiting page"),
-        ('probe_responses = ["/health"]', "route[0].probe_responses: HAProxy does not answer probes"),
         ("context_headers = true", "route[0].context_headers: HAProxy does not send the route's context"),
         ('timeouts = { total = "1s" }', "route[0].timeouts.total: HAProxy has no limit for a whole request"),
         ("breaker = { statuses = [500] }", "route[0].breaker.statuses: HAProxy's breaker counts connections"),

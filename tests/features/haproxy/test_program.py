@@ -69,10 +69,8 @@ def setup(
     )
     made = SimpleNamespace(
         text=text, name=name, descriptor_numbers=numbers, drain_commands=lambda: drained,
-        bundles={"c.pem": b"pem"}, authorities={}, frontends=["gateway", "stream:s"], used_targets={"one"},
-        configuration=SimpleNamespace(
-            files={"map": "a b\n"}, backends=backends, servers_by_line_number=lambda: ()
-        ),
+        files={"map": b"a b\n", "c.pem": b"pem"}, frontends=["gateway", "stream:s"], used_targets={"one"},
+        configuration=SimpleNamespace(backends=backends, servers_by_line_number=lambda: ()),
     )  # fmt: skip
     made.without = lambda refused: made
     return made
