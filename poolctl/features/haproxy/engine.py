@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 
 from poolctl.config.model.pool_tables import Located, Tables
@@ -60,11 +61,10 @@ def _unsupported_in_gateway(gateway: GatewayConfig) -> Iterator[Finding]:
             message = "HAProxy terminates TLS, and passes no connections: it needs a certificate"
             yield Finding(place, message, "write tls = { cert = …, key = … }")
         for number, tls in enumerate(() if isinstance(listener.tls, bool) else listener.tls):
-            if tls.password_env:
-                message = "HAProxy cannot read a key with a password at the start of a pool"
-                yield Finding(
-                    (*place, number, "password_env"), message, "store the key without one, mode 0600"
-                )
+            if tls.password_env and shutil.which("openssl") is None:
+                message = "openssl, which decrypts the key for HAProxy, is not installed"
+                hint = "install it, or store the key without a password, mode 0600"
+                yield Finding((*place, number, "password_env"), message, hint)
 
 
 def _unsupported_in_route(route: RouteConfig) -> Iterator[Finding]:

@@ -92,7 +92,9 @@ def _listener_with_shell_commands(
         if tls.key is not None and tls.key != tls.cert:
             file = f"{name}-{number}.pem"
             path = os.path.join(directory, file)
-            commands.append(f"cat {shlex.quote(tls.cert)} {shlex.quote(tls.key)} > {shlex.quote(path)}")
+            cert, key = shlex.quote(tls.cert), shlex.quote(tls.key)
+            parts = f"{{ cat {cert}; openssl pkey -in {key}; }}" if tls.password_env else f"cat {cert} {key}"
+            commands.append(f"{parts} > {shlex.quote(path)}")
         certificates.append(
             HaproxyCertificate(
                 file,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import stat
+import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from poolctl.routing.route import StreamRoute, Target
 from tests.certificates import certificate
 from tests.needs import needs
 from tests.ports import claim_port
+from tests.programs import program
 from tests.unit.core.ordered_core import run
 
 
@@ -234,6 +237,41 @@ def test_plan_has_a_listener_for_each_address_and_stream() -> None:
     assert (found.certificates, found.certificate_names_by_listener) == ((), {})
     assert found.settings.parts == {"cache": {"size": 1}}
     assert plan_of(Tables(), (), "/run", "/state", {}, {}) is None
+
+
+@needs("haproxy")
+@pytest.mark.parametrize("in_one_file", [False, True])
+def test_key_with_a_password_is_decrypted_for_another_program(tmp_path: Path, in_one_file: bool) -> None:
+    cert, key = certificate(tmp_path)
+    locked = tmp_path / "locked.key"
+    command = [
+        program("openssl"),
+        "pkey",
+        "-in",
+        str(key),
+        "-aes256",
+        "-passout",
+        'pass:s e"c',
+        "-out",
+        str(locked),
+    ]
+    subprocess.run(command, check=True)
+    if in_one_file:
+        locked.write_bytes(cert.read_bytes() + locked.read_bytes())
+    tls = TLSConfig(cert=str(locked if in_one_file else cert), key=str(locked), password_env="SECRET")
+    listener = GatewayListener(bind="127.0.0.1:8443", tls=(tls,))
+    tables = Tables(gateway=GatewayConfig(bind=(listener,), engine="haproxy"))
+    plan = plan_of(tables, (), "/run", "/state", {"SECRET": 's e"c'}, {})
+    assert plan is not None
+    (found,) = plan.certificates
+    assert found.contents[0] == cert.read_bytes()
+    assert (found.settings["password"], b"ENCRYPTED" in b"".join(found.contents)) == ("", False)
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(b"".join(found.contents))
+    ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(bundle)
+    with pytest.raises(ServerError, match=r"cannot decrypt the key .*locked\.key") as wrong:
+        plan_of(tables, (), "/run", "/state", {"SECRET": "wrong"}, {})
+    assert "password_env" in wrong.value.hint
 
 
 def test_plan_has_the_contents_of_certificates(tmp_path: Path) -> None:

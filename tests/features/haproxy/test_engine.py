@@ -64,10 +64,6 @@ def test_rule_of_a_route_that_haproxy_lacks_is_a_problem(tmp_path: Path, rule: s
             "gateway.bind.tls: HAProxy terminates TLS, and passes no connections: it needs a certificate",
         ),
         (
-            ENGINE + 'bind = { bind = ":8443", tls = { cert = "c", password_env = "P" } }\n' + WEB,
-            "bind.tls.password_env: HAProxy cannot read a key with a password",
-        ),
-        (
             ENGINE + '[[stream]]\nbind = ":53"\nprotocol = "udp"\nto = "10.0.0.1:53"\n',
             "stream[0].protocol: HAProxy has no streams of UDP",
         ),
@@ -90,6 +86,15 @@ def test_rule_of_a_route_that_haproxy_lacks_is_a_problem(tmp_path: Path, rule: s
 )
 def test_table_that_haproxy_cannot_serve_is_a_problem(tmp_path: Path, text: str, problem: str) -> None:
     assert problem in problems(tmp_path, text)
+
+
+def test_key_with_a_password_needs_openssl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = ENGINE + 'bind = { bind = ":8443", tls = { cert = "c", password_env = "P" } }\n' + WEB
+    assert "openssl" not in problems(tmp_path, text)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "bind.tls.password_env: openssl, which decrypts the key for HAProxy, is not installed" in problems(
+        tmp_path, text
+    )
 
 
 def test_missing_program_is_found_by_validate_and_needs_no_library(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import socket
+import subprocess
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -186,9 +188,13 @@ def _read_certificates(gateway: Any, env: Mapping[str, str]) -> Iterable[Certifi
                 except OSError as error:
                     message = f"cannot read {path}: {error.strerror or error}"
                     raise ServerError(message, hint="check `tls` of [gateway]") from error
+            # Never None: OpenSSL would prompt on a terminal.
+            password = env.get(tls.password_env, "") if tls.password_env else ""
+            if password and find_external_engine(gateway.engine):
+                plain = _decrypted(tls.key or tls.cert, contents[1], password)
+                contents[:2], password = [_without_keys(contents[0]), plain], ""
             settings: Table = {
-                # Never None: OpenSSL would prompt on a terminal.
-                "password": env.get(tls.password_env, "") if tls.password_env else "",
+                "password": password,
                 "client_auth": tls.client_auth,
                 "min_version": tls.min_version,
                 "ciphers": tls.ciphers,
@@ -196,6 +202,24 @@ def _read_certificates(gateway: Any, env: Mapping[str, str]) -> Iterable[Certifi
             digest = hashlib.sha256(repr((settings, contents)).encode()).hexdigest()
             names = tuple(certificate_names(contents[0].decode("ascii", "replace")))
             yield Certificate(parse(listener.bind).key, names, settings, tuple(contents), digest)
+
+
+def _without_keys(pem: bytes) -> bytes:
+    return re.sub(
+        rb"-----BEGIN ([A-Z ]*)PRIVATE KEY-----.*?-----END \1PRIVATE KEY-----\n?", b"", pem, flags=re.DOTALL
+    )
+
+
+def _decrypted(path: str, key: bytes, password: str) -> bytes:
+    """The key of the file at `path`, as PEM without a password: a program in the background cannot ask for one."""
+    command, env = ["openssl", "pkey", "-passin", "env:PASSWORD"], {**os.environ, "PASSWORD": password}
+    try:
+        return subprocess.run(command, input=key, env=env, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        message = f"cannot decrypt the key {path}: {error}"
+        raise ServerError(
+            message, hint="check `password_env` of `tls`; openssl has to be installed"
+        ) from error
 
 
 class GatewayListeners:
