@@ -82,7 +82,10 @@ def parse_line(raw: bytes, name: str = "") -> LogLine:
     if raw.startswith(b'{"time": '):
         try:
             found = json.loads(raw)
-            line, time = found["line"], found["time"]
+            time = found["time"]
+            if "line" not in found and _is_stamp(time):  # of the gateway's access log
+                return LogLine(raw.decode("utf-8", "backslashreplace"), time=time, name=name)
+            line = found["line"]
             if isinstance(line, str) and _is_stamp(time):
                 return LogLine(line, time=time, name=name or str(found["name"]), pid=found["pid"])
         except (ValueError, KeyError, RecursionError):

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         STREAM_TARGETS,
         TARGETS,
         TRUTH_OR_CERTIFICATES,
+        AccessLog,
         CookieName,
         Engine,
         HeaderNames,
@@ -249,8 +250,9 @@ class GatewayConfig(_WithAbsoluteSocketPaths):
     drain_timeout: Duration = field(
         30.0, "Maximum time for proxied connections to end when the gateway is replaced."
     )
-    access_log: Truth = field(
-        False, "Log a line for each proxied request to gateway-access.log in the state directory."
+    access_log: AccessLog = field(
+        False,
+        "Log a line for each proxied request to gateway-access.log in the state directory; json: an object.",
     )
     mode: MODES = field("auto", "The default mode of routes.")
     timeouts: RouteTimeouts = field(

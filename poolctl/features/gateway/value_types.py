@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandle
 from pydantic_core import CoreSchema, core_schema
 
 from poolctl.config.values import value_types
-from poolctl.config.values.plain import BadValue, number_if_interpolated
+from poolctl.config.values.plain import BadValue, number_if_interpolated, truth_if_interpolated
 from poolctl.config.values.problems import Tree, shown
 from poolctl.routing.decision import UNIX_PEERS
 from poolctl.routing.route import POLICIES, STICKY
@@ -63,6 +63,13 @@ def _expand_probe_shorthand(value: Tree) -> Tree:
     return {"http": value} if isinstance(value, str) else value
 
 
+def _access_log(value: Tree) -> Tree:
+    value = truth_if_interpolated(value)
+    if not isinstance(value, bool) and value != "json":
+        raise BadValue(f"{shown(value)} is not allowed here", 'true, false, or "json"')
+    return value
+
+
 def _redirect(value: Tree) -> Tree:
     return {"to": value} if isinstance(value, str) else value
 
@@ -79,6 +86,7 @@ def _trusted_peers(value: Tree) -> Tree:
 
 
 _from_text = BeforeValidator(number_if_interpolated)
+AccessLog = Annotated[bool | Literal["json"], BeforeValidator(_access_log)]
 Host = Annotated[str, AfterValidator(_route_values.canonical_route_host)]
 RoutePath = Annotated[str, AfterValidator(_route_values.canonical_route_path)]
 TargetText = Annotated[str, AfterValidator(_route_values.canonical_target)]

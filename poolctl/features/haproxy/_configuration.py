@@ -26,6 +26,7 @@ from poolctl.routing import match
 from poolctl.routing.decision import EVERY
 from poolctl.routing.route import HTTPS, IP_HASH, Route, StreamRoute, Timeouts, TrafficLimits
 
+from ._access_log import access_log_rules
 from ._forwarding import forwarding_rules
 from ._limits import UNAVAILABLE, body_rules, limit_rules, queue_rules, route_table
 from ._listeners import HaproxyCertificate, HaproxyListener, misdirected_request_rules, proxy_protocol_rules
@@ -456,11 +457,12 @@ def configuration_of(
     endpoints: Mapping[str, Endpoint | None],
     applications: Collection[str] = (),
     canaries: Mapping[str, Canary] = NO_CANARIES,
+    log_target: str = "stdout",
 ) -> HaproxyConfiguration:
     """The configuration for these routes.
 
     `endpoints` are the endpoints of the pool's servers, by name. `applications` are those whose workers end no idle
-    connection. `canaries` are by server.
+    connection. `canaries` are by server. The access log, if there is one, is written to `log_target`.
     """
     ordered, names = match.in_order(routes), set[str]()
     backends = [(route, _route_backend(route, names, endpoints, applications, canaries)) for route in ordered]
@@ -472,6 +474,8 @@ def configuration_of(
         lines += ["", f"frontend {_FRONTEND}"]
         lines += [line for each in fronts for line in each.bind_lines(http2=settings.http2)]
         lines += proxy_protocol_rules(fronts, settings.trusted_proxies)
+        if settings.access_log:
+            lines += access_log_rules(log_target, as_json=settings.access_log_as_json)
         # After SIGUSR1, as if the process that runs HAProxy is killed, a client may send its next request: it is
         # answered, and then the connection closed. `close-spread-time` alone leaves that to chance. A WebSocket stays.
         lines += [
@@ -590,7 +594,9 @@ def _request_rules_before_routing(
     yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {quoted(_IP_ADDRESS)} }}"
     yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     yield "    http-request set-var(txn.path) path,concat(/)"
-    needs_client = any(each.allow or each.client_limit or each.policy == IP_HASH for each in routes)
+    needs_client = bool(settings.access_log) or any(
+        each.allow or each.client_limit or each.policy == IP_HASH for each in routes
+    )
     yield from forwarding_rules(settings.trusted_proxies, needs_client=needs_client)
 
 
@@ -716,11 +722,13 @@ def setup_of(
     servers: Mapping[str, ServerFacts],
     backends: Backends,
     addresses: Mapping[str, str],
+    log_descriptor: int | None = None,
 ) -> HaproxySetup:
     """Build the setup by which HAProxy serves these listeners and routes.
 
     The keys of `certificates` are a listener's address and the certificate's host names. `addresses` are those of the
     `host_names`, as far as they are known; HAProxy itself would resolve a name when it starts, and wait for the answer.
+    `log_descriptor` is where it writes the access log.
     """
     bundles: dict[str, bytes] = {}
     authorities: dict[str, bytes] = {}
@@ -738,12 +746,16 @@ def setup_of(
         for name, facts in servers.items()
         if facts.canary
     }
-    made = configuration_of(settings, listeners, routes, streams, endpoints, applications, canaries)
+    log_target = f"fd@{log_descriptor}"
+    made = configuration_of(
+        settings, listeners, routes, streams, endpoints, applications, canaries, log_target
+    )
     made = made.with_addresses(addresses)
     states = _states(made, routes, streams, backends)
     maps = {SLEEPING: _sleeping_sections(made, routes, backends), CANARIES: made.canary_shares}
     maps = {name: entries for name, entries in maps.items() if name in made.files}
     numbers = [sock.fileno() for each in held for sock in each.sockets]
+    numbers += [] if log_descriptor is None else [log_descriptor]
     descriptors = tuple((number, os.fstat(number).st_ino) for number in numbers)
     return HaproxySetup(made, states, bundles, authorities, descriptors, maps)
 

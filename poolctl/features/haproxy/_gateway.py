@@ -29,6 +29,7 @@ from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.supervised_process import LINK_FD
 from poolctl.worker import tally
 
+from ._access_log import AccessLogPipe
 from ._configuration import (
     NO_ROUTE,
     CertificateContents,
@@ -97,6 +98,8 @@ def _resolve(name: str) -> list[str]:
 class HaproxyGateway(SupervisedGateway[HeldListener]):
     """The gateway process that runs HAProxy. See SupervisedGateway for its methods."""
 
+    ORDERS = (*SupervisedGateway.ORDERS, "reopen")
+
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
         self._certificates: dict[tuple[str, tuple[str, ...]], CertificateContents] = {}
@@ -105,6 +108,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         self._following: asyncio.Task[None] | None = None
         self._behind = self._ending = False
         self._waking: asyncio.Task[None] | None = None
+        self._access_log: AccessLogPipe | None = None
 
     def confirm_performed(self, message: wire.Message) -> None:
         """Answer the supervisor's `message` once HAProxy has applied all orders received before it.
@@ -142,6 +146,11 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
 
     def configure(self) -> None:
         self.hosts.configure(self.settings.traffic_re_enable_seconds, self.settings.header_for_host)
+        before, path = self._access_log, self.settings.access_log
+        if before is None or before.path != path:
+            self._access_log = AccessLogPipe(path) if path else None
+            if before is not None:
+                before.close()
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         """Carry out an order; HAProxy's configuration is updated soon afterwards."""
@@ -209,6 +218,10 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
         self._begun = True
         self._reply_when_applied({"t": "up"})
 
+    def _reopen(self, message: wire.Message, fds: list[int]) -> None:
+        # The access log looks by itself whether its path is another file's.
+        self.link.send({"t": "reopened", "id": message["id"]})
+
     # HAProxy.
 
     def _schedule_apply(self) -> None:
@@ -268,6 +281,7 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
             self._servers,
             self.backends,
             self._names.addresses,
+            None if self._access_log is None else self._access_log.descriptor,
         )
         await self._update_counts()
         await self.haproxy.apply(setup)

@@ -53,8 +53,6 @@ def haproxy_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[
 
 
 def _unsupported_in_gateway(gateway: GatewayConfig) -> Iterator[Finding]:
-    if gateway.access_log:
-        yield Finding(("gateway", "access_log"), "HAProxy does not write this log", _TAKE_OUT)
     for index, listener in enumerate(gateway.bind):
         place = ("gateway", "bind", index, "tls")
         if listener.tls is True:

@@ -323,6 +323,7 @@ def test_redirect_or_network_that_cannot_be_one_is_a_problem(tmp_path: Path, lin
         ('[gateway]\ntrusted_proxies = ["unix", "x"]\n', "'x' is neither an IP address nor a network"),
         ('[[route]]\nto = "web"\nallow = ["unix"]\n', "'unix' is neither an IP address nor a network"),
         ("[gateway]\nthreads = 65\n", "gateway.threads: "),
+        ('[gateway]\naccess_log = "errors"\n', "gateway.access_log: 'errors' is not allowed here"),
     ],
 )
 def test_cookie_peer_or_number_of_threads_that_cannot_be_one_is_a_problem(

@@ -561,6 +561,7 @@ async def haproxy_program(
     accept_proxy: bool = False,
     socket_file: str = "",
     canary_share: float = 0.0,
+    log_descriptor: int | None = None,
     **settings: Any,
 ) -> AsyncIterator[HaproxyProgram]:
     """The real program, before a backend that repeats in JSON what it is asked.
@@ -586,16 +587,18 @@ async def haproxy_program(
             listeners.append(HaproxyListener((f"unix@{directory / socket_file}",)))
         given = GatewaySettings(directory=str(directory), **settings)
         configuration = configuration_of(
-            given, listeners, routes, (), endpoints, APPLICATIONS, canaries if canary_share else {}
-        )
+            given, listeners, routes, (), endpoints, APPLICATIONS,
+            canaries if canary_share else {}, f"fd@{log_descriptor}",
+        )  # fmt: skip
         path = directory / "haproxy.cfg"
         runtime = f"global\n    stats socket {directory / 'runtime.sock'} level admin\n"
         shares = "".join(f"{key} {value}\n" for key, value in configuration.canary_shares.items())
         files = {path.name: configuration.text(), "runtime.cfg": runtime, **configuration.files}
         for name, text in (files | ({CANARIES: shares} if shares else {})).items():
             (directory / name).write_text(text)
+        descriptors = [listener.fileno(), *([] if log_descriptor is None else [log_descriptor])]
         process = await asyncio.create_subprocess_exec(
-            executable, "-f", str(path), "-f", str(directory / "runtime.cfg"), pass_fds=[listener.fileno()]
+            executable, "-f", str(path), "-f", str(directory / "runtime.cfg"), pass_fds=descriptors
         )
         try:
             running.port = port = listener.getsockname()[1]

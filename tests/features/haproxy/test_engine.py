@@ -58,7 +58,6 @@ def test_rule_of_a_route_that_haproxy_lacks_is_a_problem(tmp_path: Path, rule: s
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (ENGINE + "access_log = true\n" + WEB, "gateway.access_log: HAProxy does not write this log"),
         (
             ENGINE + 'bind = { bind = ":8443", tls = true }\n' + WEB,
             "gateway.bind.tls: HAProxy terminates TLS, and passes no connections: it needs a certificate",

@@ -64,6 +64,7 @@ class GatewaySettings:
     max_head_bytes: int = 64 * 1024
     max_connections: int = 0
     access_log: str = ""
+    access_log_as_json: bool = False
     engine: str = "poolctl"
     program: str = ""
     threads: int = 1

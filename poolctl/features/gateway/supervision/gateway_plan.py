@@ -173,6 +173,7 @@ def settings_of(gateway: Any, directory: str = "", state_directory: str = "") ->
         threads=gateway.threads,
         http2=gateway.http2 is not False,
         access_log=os.path.join(state_directory, GATEWAY_ACCESS_LOG) if gateway.access_log else "",
+        access_log_as_json=gateway.access_log == "json",
     )
 
 

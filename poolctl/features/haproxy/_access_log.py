@@ -1,0 +1,106 @@
+"""The access log: HAProxy writes each line whole into a pipe, from which a thread copies the lines to the file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+
+from poolctl.logs.log_file import LogFile
+
+from ._syntax import quoted
+
+# The same values as the defaults of a server's log.
+_MAX_SIZE_BYTES, _KEEP = 10 * 1024 * 1024, 5
+# What HAProxy may write before it drops lines, for which it does not wait.
+_PIPE_BYTES = 1024 * 1024
+# A pipe takes so much at once or nothing (PIPE_BUF, pipe(7)): no line of this log becomes longer.
+_LONGEST_LINE_BYTES = 4096
+_LONGEST_TARGET_BYTES, _LONGEST_METHOD_BYTES, _MESSAGE_BYTES = 900, 32, 100
+
+_TIME = "%[date,utime(%Y-%m-%dT%H:%M:%S)].%[date(0,us),mod(1000000),add(1000000),regsub(^1,)]Z"
+_METHOD = f"%[capture.req.method,bytes(0,{_LONGEST_METHOD_BYTES})]"
+_TARGET = f"var(txn.target),bytes(0,{_LONGEST_TARGET_BYTES})"
+_STATUS, _ID = "%[var(txn.status)]", "%[var(txn.id)]"
+_MEMBERS = {
+    "time": f'"{_TIME}"',
+    "level": '"INFO"',
+    "message": f'"{_METHOD} %[var(txn.target),bytes(0,{_MESSAGE_BYTES}),json(utf8s)] {_STATUS}"',
+    "request_id": f'"{_ID}"',
+    "client": '"%[var(txn.client)]"',
+    "method": f'"{_METHOD}"',
+    "target": f'"%[{_TARGET},json(utf8s)]"',
+    "http_version": '"%[var(txn.version)]"',
+    "status": _STATUS,
+    "duration_seconds": "%Ta%[str(e-3)]",
+}
+# A request that could not be read has a client and a status alone.
+_UNREAD_MEMBERS = {
+    "time": _MEMBERS["time"],
+    "level": _MEMBERS["level"],
+    "message": '"no valid request %ST"',
+    "client": '"%ci"',
+    "status": "%ST",
+}
+# HAProxy makes several blanks of a format one.
+_LEVEL = 'INFO:%[str("     ")]'
+_TEXT = (
+    f'{_TIME} {_LEVEL}%[var(txn.client)] - "{_METHOD} %{{+E}}[{_TARGET}] HTTP/%[var(txn.version)]" '
+    f"{_STATUS} %Ta%[str(ms)] {_ID}"
+)
+_UNREAD_TEXT = f'{_TIME} {_LEVEL}%ci - "no valid request" %ST'
+# IDs of clients that are logged, and sent on.
+_PRINTABLE_ID = "^[A-Za-z0-9._~:/+=@-]{1,128}$"
+
+
+def access_log_rules(target: str, *, as_json: bool) -> Iterator[str]:
+    """The frontend's lines that log each request to this target of HAProxy's directive `log`.
+
+    They come first, because the request is logged as the client has sent it.
+    """
+    yield f"    log {target} len {_LONGEST_LINE_BYTES} format raw local0"
+    whole, unread = (_object(_MEMBERS), _object(_UNREAD_MEMBERS)) if as_json else (_TEXT, _UNREAD_TEXT)
+    yield f"    log-format {quoted(whole)}"
+    yield f"    error-log-format {quoted(unread)}"
+    yield "    option dontlognull"
+    yield "    http-request set-var(txn.client) src"
+    yield "    http-request set-var(txn.target) pathq"
+    yield "    http-request set-var(txn.version) req.ver"
+    # 499, nginx's status for a client that has left: then there is no response, or HAProxy's own 400.
+    yield "    http-request set-var(txn.status) int(499)"
+    yield "    http-response set-var(txn.answered) bool(true)"
+    yield "    http-after-response set-var(txn.status) status"
+    left = "{ status 400 } { srv_id gt 0 } !{ var(txn.answered) -m bool }"
+    yield f"    http-after-response set-var(txn.status) int(499) if {left}"
+    given = "req.fhdr(x-request-id)"
+    is_one = "{ req.fhdr_cnt(x-request-id) eq 1 }"
+    yield f"    http-request set-var(txn.id) {given} if {is_one} {{ {given} -m reg {quoted(_PRINTABLE_ID)} }}"
+    yield "    http-request set-var(txn.id) uuid,regsub(-,,g) if !{ var(txn.id) -m found }"
+    yield f"    http-request set-header X-Request-ID '{_ID}'"
+
+
+def _object(members: dict[str, str]) -> str:
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in members.items()) + "}"
+
+
+class AccessLogPipe:
+    """Copies the lines that HAProxy writes to `descriptor` into the file at `path`, which is rotated."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._file = LogFile(path, max_size_bytes=_MAX_SIZE_BYTES, keep=_KEEP)
+        self._source, self.descriptor = os.pipe()
+        fcntl.fcntl(self.descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        threading.Thread(target=self._copy, name="access-log", daemon=True).start()
+
+    def _copy(self) -> None:
+        rest = b""
+        while data := os.read(self._source, _PIPE_BYTES):
+            lines, end, rest = (rest + data).rpartition(b"\n")
+            self._file.append_and_count_written(lines + end)
+        os.close(self._source)
+
+    def close(self) -> None:
+        """Write what HAProxy processes still log, until the last of them has ended."""
+        os.close(self.descriptor)
