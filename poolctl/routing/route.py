@@ -28,6 +28,7 @@ NEEDS_PROXY = {
     "limit": "it has a limit",
     "backend_limit": "it has a limit",
     "context_headers": "it sends its context as headers",
+    "buffer_requests": "it buffers requests",
     "max_body_size": "it limits the size of bodies",
     "waiting_page": "it has a waiting page",
 }

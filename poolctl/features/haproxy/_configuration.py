@@ -12,6 +12,7 @@ import re
 import socket
 import ssl
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings,
 from poolctl.json_form import Table
 from poolctl.routing import match
 from poolctl.routing.decision import EVERY
-from poolctl.routing.route import HTTPS, IP_HASH, Route, StreamRoute, Timeouts, TrafficLimits
+from poolctl.routing.route import HTTPS, IP_HASH, Route, StreamRoute, Timeouts, TrafficLimits, passable
 
 from ._access_log import access_log_rules
 from ._forwarding import forwarding_rules
@@ -82,13 +83,17 @@ class HaproxyServer(NamedTuple):
 
 
 class HaproxyBackend(NamedTuple):
-    """The `backend` section of an HTTP route or a TCP stream; `lines` has the section without its `server` lines."""
+    """The `backend` section of an HTTP route or a TCP stream; `lines` has the section without its `server` lines.
+
+    An HTTP route whose TLS is passed to its servers has a second section, with `passes_tls`.
+    """
 
     name: str
     alias: str
     is_stream: bool
     lines: tuple[str, ...]
     servers: tuple[HaproxyServer, ...]
+    passes_tls: bool = False
 
 
 class HaproxyConfiguration(NamedTuple):
@@ -204,6 +209,56 @@ def _route_backend(
     ]
     servers = _servers(route, endpoints, route.backend_limit, applications, canaries)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
+
+
+def _passing_backend(
+    route: Route, names: set[str], endpoints: Mapping[str, Endpoint | None]
+) -> HaproxyBackend | None:
+    """The section that passes TLS to the route's servers; None if they have none, or a rule needs to see requests."""
+    found = [endpoints.get(target.server) for target in route.to]
+    if not passable(route, tls=True) or not all(each is not None and each.tls for each in found):
+        return None
+    name = unique_name(f"tls:{route.alias}", names)
+    lines = [f"backend {name}", "    mode tcp", f"    balance {POLICIES[route.policy]}"]
+    if route.allow and EVERY not in route.allow:
+        lines += [f"    acl client_is_allowed src {networks}" for networks in network_groups(route.allow)]
+        lines.append("    tcp-request content reject unless client_is_allowed")
+    lines += [
+        f"    timeout connect {duration(route.timeouts.connect)}",
+        f"    timeout server {duration(route.timeouts.idle)}",
+    ]
+    plain = {key: each and each._replace(tls=False) for key, each in endpoints.items()}
+    servers = _servers(
+        replace(route, backend_limit=None), plain, None, [target.server for target in route.to]
+    )
+    return HaproxyBackend(name, route.alias, False, tuple(lines), servers, passes_tls=True)
+
+
+def _passing_frontend(
+    settings: GatewaySettings,
+    listeners: Iterable[HaproxyListener],
+    routes: Sequence[Route],
+    sections: Mapping[str, HaproxyBackend],
+) -> Iterator[str]:
+    """The frontend that passes TLS by the server name in the ClientHello (SNI), and closes all other connections."""
+    yield from ("", f"frontend {_PASSING}", "    mode tcp")
+    yield from (line for each in listeners for line in each.bind_lines())
+    yield f"    timeout client {longest_duration([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
+    yield f"    tcp-request inspect-delay {duration(settings.head_seconds)}"
+    host = quoted(r"regsub(\.$,)")
+    yield f"    tcp-request content set-var(sess.host) req.ssl_sni,lower,{host}"
+    yield "    tcp-request content set-var(sess.name) var(sess.host)"
+    yield "    tcp-request content set-var(sess.label) var(sess.host),field(1,.)"
+    yield "    tcp-request content accept if { req.ssl_hello_type 1 }"
+    yield "    tcp-request content reject"
+    for route in routes:
+        # A host of which another route takes a part is not passed.
+        section = sections.get(route.alias)
+        whole = replace(route, path="/", methods=(), headers=(), redirect=None)
+        if not route.redirects_to_https:
+            yield f"    use_backend {section.name if section else _NOT_PASSED}{_condition(whole, 'sess')}"
+    yield f"    default_backend {_NOT_PASSED}"
+    yield from ("", f"backend {_NOT_PASSED}", "    mode tcp")
 
 
 def _stream_backend(
@@ -440,6 +495,7 @@ _NORMALIZATIONS = (
 )  # fmt: skip
 _IP_ADDRESS = r"(^\[|(^|\.)[0-9]+$)"
 _FRONTEND, NO_ROUTE = "gateway", "no-route"
+_PASSING, _NOT_PASSED = "passing", "not-passed"
 # Up to this number it is as fast to try one route after the other, and the configuration is one file.
 _FEW_ROUTES = 16
 _MAP = "routes.map"
@@ -466,7 +522,9 @@ def configuration_of(
     """
     ordered, names = match.in_order(routes), set[str]()
     backends = [(route, _route_backend(route, names, endpoints, applications, canaries)) for route in ordered]
-    fronts = [each for each in listeners if not each.alias]
+    fronts = [each for each in listeners if not (each.alias or each.passes_tls)]
+    passing = [each for each in listeners if each.passes_tls]
+    passed = [_passing_backend(route, names, endpoints) for route in ordered] if passing else []
     resumes = not any(each.asks_for_certificate for each in listeners)
     lines = [*_global(settings, resumes=resumes), *_defaults(settings, ordered)]
     mapped = _mapped_aliases(ordered) if fronts else frozenset[str]()
@@ -496,10 +554,13 @@ def configuration_of(
             f"backend {NO_ROUTE}",
             "    http-request return status 404 content-type text/plain string 'Not Found'",
         ]
+    if passing:
+        by_alias = {each.alias: each for each in passed if each is not None}
+        lines += _passing_frontend(settings, passing, ordered, by_alias)
     for route, section in backends:
         if table := [*route_table(route, section.name)]:
             lines += ["", *table]
-    sections = [section for _, section in backends]
+    sections = [section for _, section in backends] + [each for each in passed if each is not None]
     binds = {each.alias: each for each in listeners if each.alias}
     sections += [
         _stream_backend(stream, binds[stream.alias], names, endpoints, settings.trusted_proxies)
@@ -600,19 +661,22 @@ def _request_rules_before_routing(
     yield from forwarding_rules(settings.trusted_proxies, needs_client=needs_client)
 
 
-def _condition(route: Route) -> str:
+def _condition(route: Route, scope: str = "txn") -> str:
     """Return the condition " if …" that a request must meet to take the route, or "" if every request may take it."""
     tests = []
     pattern = match.host_pattern(route.host)
     if pattern.tier == match.EXACT:
-        tests.append(_test("var(txn.host)", "str", pattern.text))
+        tests.append(_test(f"var({scope}.host)", "str", pattern.text))
     elif pattern.tier == match.LABEL:
-        tests.append(_test("var(txn.label)", "str", pattern.text))
+        tests.append(_test(f"var({scope}.label)", "str", pattern.text))
     elif pattern.tier == match.DOMAIN:
-        tests += [_test("var(txn.name)", "end", f".{pattern.text}"), "!" + _test("var(txn.name)", "beg", ".")]
+        tests += [
+            _test(f"var({scope}.name)", "end", f".{pattern.text}"),
+            "!" + _test(f"var({scope}.name)", "beg", "."),
+        ]
     elif pattern.tier != match.DEFAULT:
         expression = ".+".join(map(re.escape, pattern.text.split("*")))
-        tests.append(_test("var(txn.host)", "reg", f"^{expression}$"))
+        tests.append(_test(f"var({scope}.host)", "reg", f"^{expression}$"))
     if (prefix := match.normal_prefix(route.path)) != "/":
         tests.append(_test("var(txn.path)", "beg", f"{prefix}/"))
     if route.redirects_to_https:
@@ -677,7 +741,8 @@ class HaproxySetup(NamedTuple):
     def frontends(self) -> list[str]:
         """The names of the sections that accept connections."""
         streams = [each.name for each in self.configuration.backends if each.is_stream]
-        return [_FRONTEND, *streams] if f"frontend {_FRONTEND}" in self.configuration.lines else streams
+        known = [name for name in (_FRONTEND, _PASSING) if f"frontend {name}" in self.configuration.lines]
+        return [*known, *streams]
 
     @property
     def used_targets(self) -> frozenset[str]:
@@ -786,7 +851,10 @@ def _listener(
     numbers = [sock.fileno() for sock in held.sockets]
     binds = tuple(f"fd@{number}" for number in numbers)
     crt_list = f"listener-{numbers[0]}.crt-list"
-    return HaproxyListener(binds, held.settings.alias, crt_list, tuple(found), held.settings.accept_proxy)
+    passes_tls = held.settings.tls and not found
+    return HaproxyListener(
+        binds, held.settings.alias, crt_list, tuple(found), held.settings.accept_proxy, passes_tls
+    )
 
 
 def _states(

@@ -59,6 +59,7 @@ class HaproxyListener(NamedTuple):
     """An address where HAProxy accepts connections, in HAProxy's syntax.
 
     For a stream's listener `alias` is the alias of its route. The file `crt_list` is generated from `certificates`.
+    `passes_tls`: TLS is not terminated, but passed to servers that have certificates.
     """
 
     binds: tuple[str, ...]
@@ -66,6 +67,7 @@ class HaproxyListener(NamedTuple):
     crt_list: str = ""
     certificates: tuple[HaproxyCertificate, ...] = ()
     accept_proxy: bool = False
+    passes_tls: bool = False
 
     @property
     def asks_for_certificate(self) -> bool:

@@ -369,7 +369,9 @@ class HaproxyProcessManager:
     async def _has_requests(self, process: HaproxyProcess) -> bool:
         """Whether the process has requests in flight to the backends of routes."""
         streams = (
-            {each.name for each in self.setup.configuration.backends if each.is_stream} if self.setup else ()
+            {each.name for each in self.setup.configuration.backends if each.is_stream or each.passes_tls}
+            if self.setup
+            else ()
         )
         return any(
             int(row["scur"] or 0)

@@ -55,9 +55,6 @@ def haproxy_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[
 def _unsupported_in_gateway(gateway: GatewayConfig) -> Iterator[Finding]:
     for index, listener in enumerate(gateway.bind):
         place = ("gateway", "bind", index, "tls")
-        if listener.tls is True:
-            message = "HAProxy terminates TLS, and passes no connections: it needs a certificate"
-            yield Finding(place, message, "write tls = { cert = …, key = … }")
         for number, tls in enumerate(() if isinstance(listener.tls, bool) else listener.tls):
             if tls.password_env and shutil.which("openssl") is None:
                 message = "openssl, which decrypts the key for HAProxy, is not installed"

@@ -110,6 +110,7 @@ def _listener_with_shell_commands(
         crt_list=f"{name}.crt-list",
         certificates=tuple(certificates),
         accept_proxy=listener.accept_proxy_protocol,
+        passes_tls=listener.tls is True,
     )
     return made, commands
 

@@ -59,10 +59,6 @@ def test_rule_of_a_route_that_haproxy_lacks_is_a_problem(tmp_path: Path, rule: s
     ("text", "problem"),
     [
         (
-            ENGINE + 'bind = { bind = ":8443", tls = true }\n' + WEB,
-            "gateway.bind.tls: HAProxy terminates TLS, and passes no connections: it needs a certificate",
-        ),
-        (
             ENGINE + '[[stream]]\nbind = ":53"\nprotocol = "udp"\nto = "10.0.0.1:53"\n',
             "stream[0].protocol: HAProxy has no streams of UDP",
         ),

@@ -67,6 +67,7 @@ def test_written_files_are_accepted_once_the_named_commands_have_run(
     assert "bind 0.0.0.0:8080\n" in text
     assert "server web 127.0.0.1:8081\n" in text
     assert "listen stream:postgres" in text
+    assert "log stdout len 4096 format raw local0\n" in text
     assert ":5353" not in text
     commands = done.out.partition("next: ")[2].strip()
     assert commands.endswith("haproxy -c -f 'its files/haproxy.cfg'")
@@ -77,7 +78,6 @@ def test_written_files_are_accepted_once_the_named_commands_have_run(
     assert checked.returncode == 0, checked.stderr
     warnings = done.err
     for part in (
-        "gateway.access_log: HAProxy does not write this log",
         "route[0].limit.queue: HAProxy has queues for backends",
         "server[0].labels.route.mode: mode",
         "stream[0].protocol: HAProxy has no streams of UDP",

@@ -64,8 +64,8 @@ def setup(
 ) -> Any:
     """What the program needs of a setup; `name` distinguishes it from others."""
     backends = (
-        SimpleNamespace(name="stream:s", is_stream=True),
-        SimpleNamespace(name="route:r", is_stream=False),
+        SimpleNamespace(name="stream:s", is_stream=True, passes_tls=False),
+        SimpleNamespace(name="route:r", is_stream=False, passes_tls=False),
     )
     made = SimpleNamespace(
         text=text, name=name, descriptor_numbers=numbers, drain_commands=lambda: drained,
