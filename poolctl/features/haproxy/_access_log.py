@@ -59,7 +59,10 @@ def access_log_rules(target: str, *, as_json: bool) -> Iterator[str]:
 
     They come first, because the request is logged as the client has sent it.
     """
-    yield f"    log {target} len {_LONGEST_LINE_BYTES} format raw local0"
+    # HAProxy's own messages, such as the one that it stops, are less severe than errors.
+    yield f"    log {target} len {_LONGEST_LINE_BYTES} format raw local0 err"
+    yield "    option log-separate-errors"
+    yield "    http-request set-log-level err"
     whole, unread = (_object(_MEMBERS), _object(_UNREAD_MEMBERS)) if as_json else (_TEXT, _UNREAD_TEXT)
     yield f"    log-format {quoted(whole)}"
     yield f"    error-log-format {quoted(unread)}"

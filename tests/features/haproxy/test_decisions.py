@@ -33,7 +33,7 @@ MANY = [
 ]
 Request = tuple[str, str, str, dict[str, str]]
 
-requests = st.integers(0, 100_000).map(lambda seed: Random(seed).sample(REQUESTS, 60))
+requests = st.integers(0, 100_000).map(lambda seed: Random(seed).sample(REQUESTS, 40))
 tables_of_any_size = st.tuples(tables, st.sampled_from([[], [], MANY])).map(lambda both: both[0] + both[1])
 
 
@@ -82,8 +82,9 @@ def test_haproxy_decides_as_it_is_explained(routes: list[Route], asked: list[Req
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @given(tables_of_any_size, requests)
-@examples(400)
+@examples(80)
 def test_haproxy_decides_as_it_is_explained_for_many_tables(
     routes: list[Route], asked: list[Request]
 ) -> None:

@@ -67,7 +67,7 @@ def test_written_files_are_accepted_once_the_named_commands_have_run(
     assert "bind 0.0.0.0:8080\n" in text
     assert "server web 127.0.0.1:8081\n" in text
     assert "listen stream:postgres" in text
-    assert "log stdout len 4096 format raw local0\n" in text
+    assert "log stdout len 4096 format raw local0 err\n" in text
     assert ":5353" not in text
     commands = done.out.partition("next: ")[2].strip()
     assert commands.endswith("haproxy -c -f 'its files/haproxy.cfg'")

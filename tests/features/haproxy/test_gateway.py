@@ -38,6 +38,7 @@ from poolctl.runners.process_link import Descriptor
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
 from tests.certificates import certificate
+from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
 from tests.programs import program
 
@@ -132,10 +133,12 @@ class Stage:
         """The bodies of the responses to so many requests on connections of their own."""
         return {await self.get(**options) for _ in range(count)}
 
-    async def get(self, path: str = "/", **options: Any) -> str:
+    async def get(self, path: str = "/", *, accept: str = "*/*", **options: Any) -> str:
         """The body, or the status of a response without one."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **options)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n\r\n".encode()
+        )
         head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
         writer.close()
         return body if " 200 " in head else head.split()[1]
@@ -222,6 +225,59 @@ def test_leaving_server_gets_nothing_after_another_supervisor_has_adopted_the_pr
             manager._process = stage.process
             await manager.announce_workers_exit("one")
             assert await stage.answers() == {"two"}
+
+    run(work())
+
+
+@pytest.mark.capability
+def test_page_that_is_shown_wakes_the_server_and_ends_without_another_haproxy(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            stage.publish(2, Route(alias="paged", to=(Target(server="one"),), waiting_page=True))
+            await stage.process.wait_until_performed()
+            pid, one = stage.haproxy.process.pid, stage.facts["one"]
+            stage.report(replace(one, ready=False, state="sleeping"))
+            await stage.process.wait_until_performed()
+            assert await stage.get(accept="text/html") == "503"
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                while not (woken := [each for each in stage.reports if each["t"] == "wake"]):
+                    await asyncio.sleep(0.01)
+            assert [each["server"] for each in woken] == ["one"]
+            stage.report(replace(one, ready=False, state="starting"))
+            await stage.process.wait_until_performed()
+            assert await stage.get(accept="text/html") == "503"
+            stage.report(one)
+            await stage.process.wait_until_performed()
+            assert await stage.get(accept="text/html") == "one"
+            assert stage.haproxy.process.pid == pid
+            assert len([each for each in stage.reports if each["t"] == "wake"]) == 1
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_access_log_has_the_requests_to_each_haproxy_in_its_turn(short: Path) -> None:
+    async def work() -> None:
+        log = short / "access.log"
+
+        def logged(count: int) -> list[str]:
+            wait_until(lambda: log.exists() and log.read_bytes().count(b"\n") >= count)
+            return [line.split('"')[1] for line in log.read_text().splitlines()]
+
+        async with gateway(short) as stage:
+            for number in range(2):
+                stage.settings = replace(stage.settings, access_log=str(log))
+                stage.process.configure(stage.settings)
+                stage.publish(number + 2, replace(BOTH, path=f"/{number}"))
+                await stage.process.wait_until_performed()
+                assert await stage.get(f"/{number}/x") in ("one", "two")
+                found = await asyncio.to_thread(logged, number + 1)
+                assert found == [f"GET /{each}/x HTTP/1.1" for each in range(number + 1)]
+            stage.process.configure(replace(stage.settings, access_log=""))
+            stage.publish(9, BOTH)
+            await stage.process.wait_until_performed()
+            await stage.get("/2")
+        assert len(logged(2)) == 2
 
     run(work())
 
