@@ -250,9 +250,9 @@ class GatewayManager(SidecarManager):
 
     def why_unsplittable_if_routed(self, server: str) -> str | None:
         """Why the server's requests cannot be split between versions; "" if they can, None if it has no route."""
-        if self.tables.get(GatewayConfig) is None or server not in self.routes.routes.servers:
-            return None
-        return f"{self._external_engine.label} serves its routes" if self._external_engine else ""
+        return (
+            None if self.tables.get(GatewayConfig) is None or server not in self.routes.routes.servers else ""
+        )
 
     # Servers and routes.
 
