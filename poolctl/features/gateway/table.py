@@ -361,7 +361,8 @@ class RouteConfig(_WithAbsoluteSocketPaths):
     allow: Proxies = field((), "Addresses or networks of clients that may use the route; others get 403.")
     buffer_requests: Truth = field(
         False,
-        "Receive the whole request before a backend is connected, for synchronous servers of slow clients.",
+        "Receive a request, as much of it as fits into a buffer, before a backend is connected: slow clients then "
+        "hold up no synchronous server.",
     )
     context_headers: Truth = field(False, "Send the route's context to the backend as headers.")
     retries: Retries = field(

@@ -325,8 +325,8 @@ def _balance(route: Route | StreamRoute) -> Iterator[str]:
 def _reuse(route: Route, applications: Collection[str]) -> Iterator[str]:
     """The line that lets any request use an idle connection, if no target of the route closes idle ones by itself.
 
-    Otherwise, as by default, the first request of a client is sent on a new connection or an established one that has
-    served several: if it cannot be repeated, it must not meet a connection that the backend is closing.
+    Otherwise, as by default, the first request of a client's connection is sent on a new one: if it cannot be repeated,
+    it must not meet a connection that the backend is closing.
     """
     if route.to and all(target.server in applications for target in route.to):
         yield "    http-reuse always"

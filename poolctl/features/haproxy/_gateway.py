@@ -300,16 +300,17 @@ class HaproxyGateway(SupervisedGateway[HeldListener]):
                 and (setup := self.haproxy.setup)
                 and setup.shows_waiting_page
             ):
-                known = {each.name: each for each in setup.configuration.backends}
                 with contextlib.suppress(HaproxyRefusal):  # it is being replaced
-                    for name in await process.sections_to_wake():
-                        self._wake(known[name].alias)
+                    shown = await process.sections_to_wake()
+                    aliases = {each.alias for each in setup.configuration.backends if each.name in shown}
+                    for route in self._routes:
+                        if route.alias in aliases:
+                            self._wake(route)
                 await asyncio.sleep(_WAKES_SECONDS)
         finally:
             self._waking = None
 
-    def _wake(self, alias: str) -> None:
-        (route,) = (each for each in self._routes if each.alias == alias)
+    def _wake(self, route: Route) -> None:
         for member in self.backends.of(route).members:
             if member.backend.rank == SLEEPING and member.backend.blocked is None:
                 self.link.send({"t": "wake", "server": member.key})

@@ -250,9 +250,8 @@ class GatewayManager(SidecarManager):
 
     def why_unsplittable_if_routed(self, server: str) -> str | None:
         """Why the server's requests cannot be split between versions; "" if they can, None if it has no route."""
-        return (
-            None if self.tables.get(GatewayConfig) is None or server not in self.routes.routes.servers else ""
-        )
+        is_routed = self.tables.get(GatewayConfig) is not None and server in self.routes.routes.servers
+        return "" if is_routed else None
 
     # Servers and routes.
 
