@@ -18,7 +18,7 @@ from poolctl.routing.route import Redirect, Route
 from tests.deadline import wait_until
 from tests.features.haproxy.test_configuration import WEB, ask, haproxy
 
-DEADLINE = 60.0
+DEADLINE = 240.0
 APP = Route(alias="a", to=WEB)
 
 
