@@ -15,16 +15,28 @@ from typing import Any
 
 from poolctl.config import escaped, needs_shell
 
-from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, user_and_group
+from ._foreign_pool import (
+    PORT,
+    ForeignPool,
+    ForeignServer,
+    Keys,
+    Unreadable,
+    bind_address,
+    in_seconds,
+    user_and_group,
+)
+from ._known_servers import apply_known_server, apply_known_server_of_script, program_of
+from ._launchers import SHELLS, CommandLine, without_launchers
 
-PORT = "{port}"
 DEFAULT_PORT = "8000"  # of uvicorn and gunicorn
 ASGI_WORKERS = ("uvicorn.workers.", "uvicorn_worker.", "asgi")
 _CLIENT_AUTH = {"0": "none", "1": "optional", "2": "required"}
-_assignment = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
-_python = re.compile(r"python[0-9.]*")
 _call = re.compile(r"([^()]+)\((.*)\)", re.DOTALL)
 _umask = re.compile("(?:0o?)?[0-7]{1,3}")
+
+
+class _NeedsLaunchers(Exception):
+    """The command line becomes a command, not an app."""
 
 
 class _NotParsed(Exception):
@@ -34,7 +46,7 @@ class _NotParsed(Exception):
 def pool_of_command(words: Sequence[str]) -> ForeignPool:
     """The pool of one command line, as in `poolctl import -- gunicorn …`. Raises Unreadable."""
     pool = ForeignPool()
-    own, _ = _split_command_prefix(list(words))
+    own = without_launchers(words).words
     if not own:
         raise Unreadable("there is no command", "poolctl import -- gunicorn app:app --bind :8000")
     modules = (word for word in own[1:] if re.fullmatch(r"[A-Za-z_][\w.]*:[\w.()]+", word))
@@ -49,26 +61,61 @@ def apply_command_words(server: ForeignServer, words: list[str], port: str = "")
 
     `port` is the one that the other tool assigns, "" if none; `{port}` in the words stands for it.
     """
-    words, variables = _split_command_prefix(words)
-    for name, value in variables.items():
+    line = without_launchers(words, server.keys.get("env", {}).get("PORT", ""))
+    for name, value in line.env.items():
         server.keys.setdefault("env", {})[name] = value
-    program, python, arguments = _program_python_and_arguments(words)
-    reader = {"uvicorn": _apply_uvicorn_options, "gunicorn": _apply_gunicorn_options}.get(program)
-    if reader is not None:
-        known, remarks = dict(server.keys), list(server.remarks)
-        try:
-            reader(server, words, arguments, port)
-        except (_NotParsed, argparse.ArgumentError, ValueError) as problem:
-            server.keys, server.remarks = known, remarks
-            server.remark(f"{program}: {problem}: taken over as a program like any other")
-        else:
-            if python and "app" in server.keys:
-                server.set("python", python)
-            return
-    server.set("command", words)
-    if port and any(PORT in word for word in words):
-        everywhere = any(f"0.0.0.0:{PORT}" in word or word == "0.0.0.0" for word in words)
+    if line.user:
+        server.set("user", line.user)
+    server.directory = line.directory
+    if _apply_as_app(server, line, port) or not line.words:
+        return
+    if os.path.basename(line.words[0]) in SHELLS and len(line.words) > 2:
+        server.set("command", line.argv)
+        apply_known_server_of_script(server, line.words[-1], port)
+    else:
+        apply_known_server(server, line, port)
+    if port and "bind" not in server.keys and any(PORT in word for word in line.words):
+        everywhere = any(f"0.0.0.0:{PORT}" in word or word == "0.0.0.0" for word in line.words)
         server.set("bind", f"{'' if everywhere else '127.0.0.1'}:{port}")
+
+
+def _apply_as_app(server: ForeignServer, line: CommandLine, port: str) -> bool:
+    """Apply a command line of uvicorn or gunicorn; False for another one, or one that needs its launchers."""
+    program = program_of(line.words)
+    reader = {"uvicorn": _apply_uvicorn_options, "gunicorn": _apply_gunicorn_options}.get(program.name)
+    if reader is None or (line.launchers and not line.python_launcher):
+        return False
+    known, remarks = dict(server.keys), list(server.remarks)
+    try:
+        reader(server, line.words, line.words[program.first :], port)
+        if line.launchers and "app" not in server.keys:
+            raise _NeedsLaunchers
+    except _NeedsLaunchers:
+        server.keys, server.remarks = known, remarks
+        return False
+    except (_NotParsed, argparse.ArgumentError, ValueError) as problem:
+        server.keys, server.remarks = known, remarks
+        server.remark(f"{program.name}: {problem}: taken over as a program like any other")
+        server.set("command", line.argv)
+        return True
+    if "app" in server.keys:
+        _set_python(server, line)
+    return True
+
+
+def _set_python(server: ForeignServer, line: CommandLine) -> None:
+    program = program_of(line.words)
+    beside = os.path.dirname(program.interpreter or line.words[0])
+    if beside:
+        name = program.interpreter or os.path.join(beside, "python3")
+        server.set("python", os.path.join(line.directory, name))
+    elif line.python:
+        server.set("python", line.python)
+    elif line.python_launcher and line.python_launcher != "uv run":
+        server.remark(f"{line.python_launcher}: name its environment as `python`, unless it is .venv")
+    for flag in program.flags:
+        if flag != "-u":  # output is not kept back
+            server.remark(f"{program.interpreter} {flag}: no equivalent")
 
 
 def apply_quoted_command(server: ForeignServer, text: str) -> None:
@@ -96,36 +143,8 @@ def apply_shell_command(server: ForeignServer, text: str, port: str = "") -> Non
         server.leave_out(f"the shell cannot read its command ({problem})")
         return
     if needs_shell(with_port):
-        server.set("command", ["sh", "-c", escaped(with_port)])
-        if port and PORT in with_port:
-            server.set("bind", f"{'' if f'0.0.0.0:{PORT}' in with_port else '127.0.0.1'}:{port}")
-        return
+        words = ["sh", "-c", with_port]
     apply_command_words(server, [escaped(word) for word in words], port)
-
-
-def _split_command_prefix(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The words without a leading `exec`, `env NAME=value` or `uv run`, and the variables set there."""
-    words = list(words)
-    variables: dict[str, str] = {}
-    while words:
-        if words[0] == "exec" or (words[0] == "env" and len(words) > 1 and _assignment.fullmatch(words[1])):
-            del words[0]
-        elif words[:2] == ["uv", "run"] and len(words) > 2 and not words[2].startswith("-"):
-            del words[:2]  # poolctl runs an app in the same environment by default
-        elif _assignment.fullmatch(words[0]):
-            name, _, variables[name] = words.pop(0).partition("=")
-        else:
-            break
-    return words, variables
-
-
-def _program_python_and_arguments(words: list[str]) -> tuple[str, str, list[str]]:
-    """The name of the program or `-m` module, its Python interpreter ("" if unknown), and the arguments."""
-    first = words[0] if words else ""
-    directory, name = os.path.split(first)
-    if _python.fullmatch(name) and words[1:2] == ["-m"] and len(words) > 2:
-        return words[2], first if directory else "", words[3:]
-    return name, os.path.join(directory, "python3") if directory else "", words[1:]
 
 
 def _parse_known_options(
@@ -388,14 +407,6 @@ def _bind(text: str) -> str:
     if not colon or text.endswith("]"):
         return bind_address(text, DEFAULT_PORT)
     return bind_address(host, port)
-
-
-def bind_address(host: str, port: str) -> str:
-    """The value of `bind` for this host and port: `:PORT` if the host stands for all interfaces."""
-    host = host.strip("[]")
-    if host in ("", "0.0.0.0", "*"):
-        return f":{port}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 WEB = "web"

@@ -13,8 +13,16 @@ from typing import Any, NamedTuple
 from poolctl.config import Document, escaped, read_text
 from poolctl.config.values.problems import Problem
 
-from ._command_lines import PORT, apply_command_words, apply_shell_command, bind_address
-from ._foreign_pool import ForeignPool, ForeignServer, Keys, drop_mistyped_values, signal_name
+from ._command_lines import apply_command_words, apply_shell_command
+from ._foreign_pool import (
+    PORT,
+    ForeignPool,
+    ForeignServer,
+    Keys,
+    bind_address,
+    drop_mistyped_values,
+    signal_name,
+)
 
 _CONDITIONS = {
     "service_started": "started", "service_healthy": "ready", "service_completed_successfully": "completed",

@@ -15,6 +15,8 @@ from poolctl.errors import ServerError
 
 # The key of a pool.toml for another tool's setting, and the conversion of the value.
 Keys = Mapping[str, tuple[str, Callable[[str], Any]]]
+# Placeholders for what the pool knows of an address. In braces a word is the other tool's own.
+PORT, HOST, FD = "\ue000port\ue001", "\ue000host\ue001", "\ue000fd\ue001"
 _invalid_characters = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -45,6 +47,7 @@ class ForeignServer:
         self.keys: dict[str, Tree] = {}
         self.lines: dict[str, int] = {}  # by key
         self.remarks: list[Remark] = []
+        self.directory = ""  # entered by the command, from `cwd`
         self.unusable = ""  # the reason for writing it only as a comment
 
     def __repr__(self) -> str:
@@ -125,6 +128,14 @@ def user_and_group(user: str, group: str) -> str:
     return f"{user}:{group}" if user and group else user
 
 
+def bind_address(host: str, port: str) -> str:
+    """The value of `bind` for this host and port: `:PORT` if the host stands for all interfaces."""
+    host = host.strip("[]")
+    if host in ("", "0.0.0.0", "*"):
+        return f":{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def signal_name(text: str) -> str:
     """The name of a signal: `QUIT`, `SIGQUIT` and `3` become `SIGQUIT`."""
     if text.isdigit() and int(text) in {each.value for each in Signals}:
@@ -137,6 +148,12 @@ ESSENTIAL = ("name", "bind", "app", "command")
 ORDER = ("bind", "app", "command")
 MOST_ROUNDS = 20
 
+# Words in braces that would be placeholders; `${port}` is a variable, and `$${port}` no variable.
+_WORD = r"(?<!\{)(?<!(?<!\$)\$)(\{+)(%s)(\}+)"
+_word_of_command = re.compile(_WORD % "port|host|bind|name|fd")
+_word_of_probe = re.compile(_WORD % "port|host|bind|name")
+_word_of_env = re.compile(_WORD % "port|host|bind")
+_no_word = re.compile(r"(?!)")
 _place = re.compile(r"server\[(\d+)\](?:\.(\w+))?")
 
 
@@ -167,6 +184,11 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Ren
         for server in pool.servers:
             server.keys.setdefault("env_file", env_file)
     for server in pool.servers:
+        _enter_directory(server)
+        bind = str(server.keys.get("bind", ""))
+        if bind.startswith(":") and any(FD in word for word in server.keys.get("command", ())):
+            server.keys["bind"] = f"0.0.0.0{bind}"  # the socket of IPv6 would be another descriptor
+        server.keys = _with_placeholders(server)
         server.keys = relocated(server.keys, base_dir, directory)
     for _ in range(MOST_ROUNDS):
         _drop_missing_dependencies(pool)
@@ -190,6 +212,45 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Ren
         unset=unset,
         missing=[] if unset else [str(problem) for problem in config.check_external()],
     )
+
+
+def _enter_directory(server: ForeignServer) -> None:
+    """Let the server's paths begin at its working directory, and that be the one that its command enters."""
+    base = server.keys.get("cwd", "")
+    if "/" in (python := server.keys.get("python", "")):
+        server.keys["python"] = os.path.join(base, python)
+    if server.directory:
+        server.keys["cwd"] = os.path.join(base, server.directory)
+        if "app" in server.keys:
+            server.keys.setdefault("app_dir", server.keys["cwd"])
+
+
+def _with_placeholders(server: ForeignServer) -> dict[str, Tree]:
+    """The keys with the placeholders of a pool.toml; words in braces that look like one are escaped."""
+    words = {
+        "command": _word_of_command,
+        "env": _word_of_env,
+        "health": _word_of_probe,
+        "hooks": _word_of_probe,
+    }
+    if "command" not in server.keys:
+        del words["env"]
+    return {key: _placed(value, words.get(key, _no_word)) for key, value in server.keys.items()}
+
+
+def _placed(value: Tree, word: re.Pattern[str]) -> Tree:
+    if isinstance(value, dict):
+        return {key: _placed(inner, word) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_placed(inner, word) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return word.sub(_doubled, value).replace("\ue000", "{").replace("\ue001", "}")
+
+
+def _doubled(match: re.Match[str]) -> str:
+    pairs = min(len(match[1]), len(match[3]))
+    return f"{'{' * pairs}{match[0]}{'}' * pairs}"
 
 
 def _comment_out_invalid_keys(servers: Sequence[ForeignServer], problems: Sequence[ServerError]) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 from poolctl.config import Document, escaped
 
-from ._command_lines import PORT, apply_command_words
+from ._command_lines import apply_command_words
 from ._foreign_pool import (
+    PORT,
     ForeignPool,
     ForeignServer,
     Unreadable,

@@ -184,9 +184,9 @@ def test_gunicorn_with_a_certificate_is_reached_by_https(imported: Import, bind:
 @pytest.mark.parametrize(
     ("line", "keys"),
     [
-        ("cd app && node s.js --port $PORT", {"bind": "127.0.0.1:5000"}),
-        ("cd app && node s.js --listen 0.0.0.0:${PORT}", {"bind": ":5000"}),
-        ("cd app && node s.js", {}),
+        ("./build && node s.js --port $PORT", {"bind": "127.0.0.1:5000"}),
+        ("./build && node s.js --listen 0.0.0.0:${PORT}", {"bind": ":5000"}),
+        ("./build && node s.js", {}),
     ],
 )
 def test_line_for_a_shell_listens_where_it_names_its_port(
@@ -206,13 +206,13 @@ def test_line_that_no_shell_can_read_is_left_out_with_a_remark(imported: Import)
 @pytest.mark.parametrize(
     ("line", "name", "keys", "remarks"),
     [
-        ("exec -a", "a", {"command": ["-a"]}, []),
+        ("exec -a", "exec", {"command": ["exec", "-a"]}, []),
         ("uvicorn a:b --reloa", "a", {"bind": "127.0.0.1:8000", "app": "a:b"}, ["--reloa: no equivalent"]),
         ("uvicorn a:b -h", "a", {"bind": "127.0.0.1:8000", "app": "a:b"}, ["-h: no equivalent"]),
         ("env", "env", {"command": ["env"]}, []),
         ("uv run", "uv", {"command": ["uv", "run"]}, []),
-        ("uv run -x y", "uv", {"command": ["uv", "run", "-x", "y"]}, []),
-        ("uv run x", "x", {"command": ["x"]}, []),
+        ("uv run -x y", "y", {"command": ["uv", "run", "-x", "y"]}, []),
+        ("uv run x", "x", {"command": ["uv", "run", "x"]}, []),
         ("python -m", "python", {"command": ["python", "-m"]}, []),
         ("python3 x.py", "python3", {"command": ["python3", "x.py"]}, []),
         ("F=1 /opt/python3.11 -m uvicorn a.b:c", "b",
@@ -337,6 +337,8 @@ def test_line_that_cannot_be_taken_over_is_refused(
         ('A=1 ./serve "c|d" ${x}', {"command": ["sh", "-c", 'A=1 ./serve "c|d" $${x}']}),
         (r"./serve \$x \; a\ b", {"command": ["./serve", "$x", ";", "a b"]}),
         ("cd x", {"command": ["sh", "-c", "cd x"]}),
+        ("cd x && ./serve -b $PORT", {"bind": "127.0.0.1:5000", "command": ["./serve", "-b", "{port}"], "cwd": "x"}),
+        ("cd x && uvicorn b:app", {"bind": "127.0.0.1:8000", "app": "b:app", "cwd": "x", "app_dir": "x"}),
         ("cdx y", {"command": ["cdx", "y"]}),
         (". x", {"command": ["sh", "-c", ". x"]}),
         ("source x", {"command": ["sh", "-c", "source x"]}),

@@ -48,6 +48,8 @@ def test_procfile_is_started(shop: RealPool) -> None:
         web: uvicorn hello:app --port {(web := claim_port())}
         static: python3 -m http.server --bind 127.0.0.1 $PORT
         legacy: gunicorn -b 127.0.0.1:{claim_port()} -w 2 legacy
+        nice: nice -n 1 gunicorn -b 127.0.0.1:{claim_port()} legacy
+        shell: cd . && exec uvicorn hello:app --port {(shell := claim_port())}
         worker: while sleep 1; do :; done
         release: touch released
         """,
@@ -60,8 +62,14 @@ def test_procfile_is_started(shop: RealPool) -> None:
     items = shop.items()
     assert items["worker"]["ready"]
     assert (shop.directory / "released").exists()
-    found = {name: get(items[name]["bind"]).text for name in ("web", "static", "legacy")}
-    assert found == {"web": f"hello from {web}", "static": "static", "legacy": "wsgi"}
+    found = {name: item for name, item in items.items() if item["expose"]}
+    assert {name: get(item["bind"]).text for name, item in found.items()} == {
+        "web": f"hello from {web}",
+        "static": "static",
+        "legacy": "wsgi",
+        "nice": "wsgi",
+        "shell": f"hello from {shell}",
+    }
 
 
 def test_supervisord_conf_is_started(shop: RealPool) -> None:

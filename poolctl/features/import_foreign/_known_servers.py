@@ -1,0 +1,303 @@
+"""Where servers listen that run as programs: hypercorn, `flask run`, `next start` and others, by their options."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ._foreign_pool import FD, HOST, PORT, ForeignServer, bind_address
+from ._launchers import CommandLine, shell_steps, without_launchers
+
+
+class KnownServer(NamedTuple):
+    """The options of a server for its address, several names of one separated by spaces.
+
+    `default` is its address without them, and "" if that is in another file; `variables` are read before that.
+    """
+
+    host: str = ""
+    port: str = ""
+    address: str = ""  # with host and port in one value
+    path: str = ""  # of a Unix socket
+    tls: str = ""
+    fd: tuple[
+        str, ...
+    ] = ()  # makes it take the pool's socket; of IPv4, if there is an own option for a `path`
+    config: str = ""  # a file that may set the address
+    default: str = ""
+    host_variable: str = ""
+    port_variable: str = ""
+    is_positional: bool = False  # the address is an argument
+
+
+_DJANGO = KnownServer(default="127.0.0.1:8000", is_positional=True)
+_FLASK = KnownServer("-h --host", "-p --port", tls="--cert --certfile", default="127.0.0.1:5000",
+                     host_variable="FLASK_RUN_HOST", port_variable="FLASK_RUN_PORT")  # fmt: skip
+_NEXT = KnownServer(
+    "-H --hostname", "-p --port", default=":3000", host_variable="HOSTNAME", port_variable="PORT"
+)
+_RAILS = KnownServer("-b --binding", "-p --port", default="127.0.0.1:3000", port_variable="PORT")
+_JUPYTER = KnownServer("--ip --ServerApp.ip", "--port --ServerApp.port", default="127.0.0.1:8888")
+_MLFLOW = KnownServer("-h --host", "-p --port", default="127.0.0.1:5000")
+# By program and subcommand, which is "" for a program without one, and "-" where there may be one but is none.
+_KNOWN: dict[tuple[str, str], KnownServer] = {
+    ("uvicorn", ""): KnownServer("--host", "--port", path="--uds", tls="--ssl-certfile", fd=("--fd", FD),
+                                 default="127.0.0.1:8000", host_variable="UVICORN_HOST", port_variable="UVICORN_PORT"),
+    ("gunicorn", ""): KnownServer(address="-b --bind", tls="--certfile", config="-c --config",
+                                  default="127.0.0.1:8000"),
+    ("hypercorn", ""): KnownServer(address="-b --bind", tls="--certfile", fd=("--bind", f"fd://{FD}"),
+                                   config="-c --config", default="127.0.0.1:8000"),
+    ("daphne", ""): KnownServer("-b --bind", "-p --port", path="-u --unix-socket", fd=("--fd", FD),
+                                default="127.0.0.1:8000"),
+    ("granian", ""): KnownServer("--host", "--port", path="--uds", tls="--ssl-certificate", default="127.0.0.1:8000",
+                                 host_variable="GRANIAN_HOST", port_variable="GRANIAN_PORT"),
+    ("fastapi", "run"): KnownServer("--host", "--port", default=":8000"),
+    ("fastapi", "dev"): KnownServer("--host", "--port", default="127.0.0.1:8000"),
+    ("flask", "run"): _FLASK,
+    ("quart", "run"): _FLASK._replace(host_variable="", port_variable=""),
+    ("litestar", "run"): KnownServer("-H --host", "-p --port", path="-U --uds", tls="--ssl-certfile",
+                                     default="127.0.0.1:8000", host_variable="LITESTAR_HOST",
+                                     port_variable="LITESTAR_PORT"),
+    ("sanic", ""): KnownServer("-H --host", "-p --port", path="-u --unix", tls="--cert", default="127.0.0.1:8000"),
+    ("waitress-serve", ""): KnownServer("--host", "--port", "--listen", path="--unix-socket", default=":8080"),
+    ("waitress", ""): KnownServer("--host", "--port", "--listen", path="--unix-socket", default=":8080"),
+    ("uwsgi", ""): KnownServer(address="--http --http-socket --https --https-socket --uwsgi-socket --socket -s"),
+    ("manage.py", "runserver"): _DJANGO,
+    ("manage.py", "runserver_plus"): _DJANGO,
+    ("django-admin", "runserver"): _DJANGO,
+    ("django", "runserver"): _DJANGO,
+    ("http.server", ""): KnownServer("-b --bind", default=":8000", is_positional=True),
+    ("streamlit", "run"): KnownServer("--server.address", "--server.port", default=":8501",
+                                      host_variable="STREAMLIT_SERVER_ADDRESS", port_variable="STREAMLIT_SERVER_PORT"),
+    ("jupyter", "lab"): _JUPYTER,
+    ("jupyter", "notebook"): _JUPYTER,
+    ("jupyter", "server"): _JUPYTER,
+    ("jupyter-lab", ""): _JUPYTER,
+    ("mlflow", "server"): _MLFLOW,
+    ("bokeh", "serve"): KnownServer("--address", "--port", default=":5006"),
+    ("celery", "flower"): KnownServer("--address", "--port", default=":5555"),
+    ("vllm", "serve"): KnownServer("--host", "--port", default=":8000"),
+    ("mkdocs", "serve"): KnownServer(address="-a --dev-addr", default="127.0.0.1:8000"),
+    ("next", "start"): _NEXT,
+    ("next", "dev"): _NEXT,
+    ("nuxt", "start"): KnownServer("-H --host", "-p --port", default="127.0.0.1:3000", port_variable="PORT"),
+    ("nuxt", "dev"): KnownServer("-H --host", "-p --port", default="127.0.0.1:3000", port_variable="PORT"),
+    ("vite", "-"): KnownServer("--host", "--port", default="127.0.0.1:5173"),
+    ("vite", "dev"): KnownServer("--host", "--port", default="127.0.0.1:5173"),
+    ("vite", "preview"): KnownServer("--host", "--port", default="127.0.0.1:4173"),
+    ("ng", "serve"): KnownServer("--host", "--port", default="127.0.0.1:4200"),
+    ("http-server", ""): KnownServer("-a", "-p --port", default=":8080", port_variable="PORT"),
+    ("puma", ""): KnownServer("", "-p --port", "-b --bind", config="-C --config", default=":9292",
+                              port_variable="PORT"),
+    ("rails", "server"): _RAILS,
+    ("rails", "s"): _RAILS,
+    ("rackup", ""): KnownServer("-o --host", "-p --port", default="127.0.0.1:9292"),
+    ("php", "-S"): KnownServer(address="-S"),
+    ("artisan", "serve"): KnownServer("--host", "--port", default="127.0.0.1:8000", port_variable="SERVER_PORT"),
+    ("redis-server", "-"): KnownServer("--bind", "--port", default="127.0.0.1:6379"),
+}  # fmt: skip
+_interpreter = re.compile(r"python[0-9.]*|pypy[0-9.]*|node|ruby|php|bun|deno")
+_ENDS_FLAGS = ("-c", "-e", "-S")  # of interpreters: no file follows
+_WITH_VALUE = ("-W", "-X", "-r", "--require")
+_WITH_NUMBER = ("-v", "--verbosity")  # options of Django with a number
+_socket_path = re.compile(r"(?:unix:(?://)?)?((?:\.{0,2}/|@).+)")
+_host_and_port = re.compile(r"(?P<scheme>(?:[a-z]+:)?//)?(?:(?P<host>\[[^\]]*\]|[^:/]*):)?(?P<port>[^:/]+)?")
+_port = re.compile(rf"[0-9]+|\$\{{[^{{}}]*\}}|{PORT}")
+_argument = re.compile(rf"(?:(?:\[[^\]]*\]|[\w.-]+):)?(?:[0-9]+|\$\{{[^{{}}]*\}}|{PORT})")
+
+
+class Program(NamedTuple):
+    """The name of the program or module that a command line runs, and the index of its first argument.
+
+    `interpreter` and `flags` are the words before the program's own, such as `python3` and `-u`.
+    """
+
+    name: str
+    first: int
+    interpreter: str
+    flags: list[str]
+
+
+def program_of(words: Sequence[str]) -> Program:
+    """The program of a command line without launchers: uvicorn for `python3 -u -m uvicorn` and `venv/bin/uvicorn`."""
+    name = os.path.basename(words[0]) if words else ""
+    if not _interpreter.fullmatch(name):
+        return Program(name, 1, "", [])
+    at = 1
+    while at < len(words) and words[at].startswith("-") and words[at] not in ("-m", *_ENDS_FLAGS):
+        at += 2 if words[at] in _WITH_VALUE else 1
+    if at >= len(words) or words[at] in _ENDS_FLAGS or words[at:] == ["-m"]:
+        return Program(name, 1, "", [])
+    if words[at] == "-m":
+        return Program(words[at + 1], at + 2, words[0], list(words[1:at]))
+    return Program(os.path.basename(words[at]), at + 1, words[0], list(words[1:at]))
+
+
+def apply_known_server(server: ForeignServer, line: CommandLine, port: str) -> None:
+    """Set `command` to the line, and `bind` if its program is known to listen; its address becomes placeholders.
+
+    `port` is the one that the other tool assigns, "" if none; PORT in the words stands for it.
+    """
+    server.set("command", line.argv)
+    if (found := _known(line.words)) is None:
+        return
+    known, first = found
+    address = _Address(known, line.words, first, server.keys.get("env", {}))
+    if program_of(line.words).name == "uwsgi" and "--die-on-term" not in line.words:
+        server.set("stop_signal", "SIGINT")  # it reloads at SIGTERM
+    if address.unknown:
+        server.remark(f'{address.unknown}: write where it listens as bind, with socket = "program"')
+    elif address.path and (line.launchers or known.path or not known.fd):
+        server.remark(
+            f"{address.path}: the program opens this socket itself; write bind once it takes one ({{fd}})"
+        )
+    elif address.path:
+        server.set("bind", f"unix:{address.path}")
+        server.set("command", [*address.words_without(), *known.fd])
+    else:
+        server.set("bind", bind_address(address.host, address.port.replace(PORT, port)))
+        takes = known.fd and not (line.launchers or address.others or ":" in address.host)
+        words = [*address.words_without(), *known.fd] if takes else address.words_with_placeholders()
+        server.set("command", [*line.launchers, *words])
+        if known.tls and any(True for _ in _values(line.words, first, known.tls)):
+            server.set("expose", "https://" + bind_address("localhost", address.port.replace(PORT, port)))
+    for other in address.others:
+        server.remark(f"{other}: a server has one address")
+
+
+def apply_known_server_of_script(server: ForeignServer, script: str, port: str) -> None:
+    """Set `bind` of a server whose command is a script of a shell, if a known server is started at its end.
+
+    The text of the script keeps all but the number of the port. Where that is not in it, the program binds by itself.
+    """
+    for text, _ in reversed(shell_steps(script)):
+        try:
+            line = without_launchers(shlex.split(text))
+        except ValueError:
+            continue
+        if (found := _known(line.words)) is None:
+            continue
+        address = _Address(found[0], line.words, found[1], server.keys.get("env", {}))
+        if not (address.unknown or address.path):
+            whole = re.compile(rf"(?<![\w.]){re.escape(address.port)}(?![\w.])")
+            server.set("bind", bind_address(address.host, address.port.replace(PORT, port)))
+            if address.port != PORT and len(whole.findall(script)) == 1:
+                server.set("command", [*server.keys["command"][:-1], whole.sub(PORT, script)])
+            elif address.port != PORT:
+                server.set("socket", "program")
+        return
+
+
+def _known(words: Sequence[str]) -> tuple[KnownServer, int] | None:
+    """The known server that the words start, and the index of its first argument."""
+    program = program_of(words)
+    arguments = words[program.first :]
+    for word in arguments:
+        if known := _KNOWN.get((program.name, word)):
+            return known, program.first
+    if (not arguments or arguments[0].startswith("-")) and (known := _KNOWN.get((program.name, "-"))):
+        return known, program.first
+    known = _KNOWN.get((program.name, ""))
+    return (known, program.first) if known else None
+
+
+def _values(words: Sequence[str], first: int, names: str) -> Iterator[tuple[int, str, str]]:
+    """For each of these options the index of the word with its value, the value, and what precedes it in the word."""
+    for index in range(first, len(words)):
+        word = words[index]
+        for name in names.split():
+            if word == name and index + 1 < len(words):
+                yield index + 1, words[index + 1], ""
+            elif word.startswith(f"{name}="):
+                yield index, word[len(name) + 1 :], f"{name}="
+            elif len(name) == 2 and word.startswith(name) and len(word) > 2:
+                yield index, word[2:], name
+
+
+class _Address:
+    """Where a known server listens: `host` and `port`, the `path` of a Unix socket, or what it is `unknown` from."""
+
+    def __init__(self, known: KnownServer, words: Sequence[str], first: int, env: Mapping[str, str]) -> None:
+        self._known, self._words = known, list(words)
+        self._placeholders: dict[int, str] = {}  # words with them, by index
+        self.path = self.unknown = ""
+        self.others: list[str] = []
+        default = _host_and_port.fullmatch(known.default)
+        self.host = env.get(known.host_variable) or (default["host"] if default else "")
+        self.port = env.get(known.port_variable) or (default["port"] if default else "")
+        self._read_address(first)
+        for index, value, before in _values(words, first, known.path):
+            self.path = value
+            self._placeholders[index] = before
+        for index, value, before in _values(words, first, known.host):
+            self.host = value
+            self._placeholders[index] = f"{before}{HOST}"
+        for index, value, before in _values(words, first, known.port):
+            self.port = value
+            self._placeholders[index] = f"{before}{PORT}"
+        if not self.path and not _port.fullmatch(self.port or ""):
+            self.unknown = self.port or os.path.basename(self._words[0])
+        if known.config and not self._placeholders:
+            self.unknown = next((value for _, value, _ in _values(words, first, known.config)), self.unknown)
+
+    def _read_address(self, first: int) -> None:
+        values = list(_values(self._words, first, self._known.address))
+        if self._known.is_positional:
+            values += [
+                (index, word, "")
+                for index, word in enumerate(self._words[first:], first)
+                if _argument.fullmatch(word) and self._words[index - 1] not in _WITH_NUMBER
+            ]
+        for index, value, before in values:
+            found = _host_and_port.fullmatch(value)
+            if self._placeholders:
+                self.others.append(value)
+            elif path := _socket_path.fullmatch(value):
+                self.path = path[1]
+                self._placeholders[index] = before
+            elif found is None:
+                self.unknown = value
+            elif found["host"] is None and not _port.fullmatch(found["port"] or ""):
+                self.host = found["port"] or ""  # a host alone
+                self._placeholders[index] = f"{before}{found['scheme'] or ''}{HOST}:{PORT}"
+            else:
+                self.host = (
+                    self.host if found["host"] is None else "" if found["host"] == "0" else found["host"]
+                )
+                self.port = found["port"] or self.port
+                host = found["host"] if "[" in self.host else f"{HOST}"
+                alone = self._known.host and self._known.is_positional and found["host"] is None
+                self._placeholders[index] = (
+                    f"{before}{found['scheme'] or ''}{'' if alone else f'{host}:'}{PORT}"
+                )
+
+    def words_without(self) -> list[str]:
+        """The words without the options of the address."""
+        dropped = set(self._placeholders)
+        # An option and its value may be two words.
+        dropped |= {index - 1 for index in dropped if self._words[index - 1] in self._option_names()}
+        return [word for index, word in enumerate(self._words) if index not in dropped]
+
+    def words_with_placeholders(self) -> list[str]:
+        """The words with placeholders as values of the options of the address; those that are missing are added."""
+        known = self._known
+        words = [self._placeholders.get(index, word) for index, word in enumerate(self._words)]
+        given = " ".join(self._placeholders.values())
+        if PORT not in given:
+            if known.port:
+                words += [known.port.split()[-1], PORT]
+            elif known.is_positional:
+                words += [PORT if known.host else f"{HOST}:{PORT}"]
+            else:
+                words += [known.address.split()[-1], f"{HOST}:{PORT}"]
+                return words
+        if HOST not in given and known.host:
+            words += [known.host.split()[-1], HOST]
+        return words
+
+    def _option_names(self) -> list[str]:
+        known = self._known
+        return f"{known.host} {known.port} {known.address} {known.path}".split()

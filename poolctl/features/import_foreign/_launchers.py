@@ -1,0 +1,261 @@
+"""What stands before the program of a command line: `env NAME=value`, `nice`, `poetry run`, `bash -c "… exec …"`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from poolctl.config import needs_shell
+
+SHELLS = ("sh", "bash", "dash", "ash", "zsh")
+# Have no effect here: the pool is the parent that reaps processes and passes signals on, and there is no terminal.
+# After a `setsid`, it could not stop the program.
+_WITHOUT_EFFECT = ("exec", "dumb-init", "tini", "catatonit", "nohup", "setsid")
+_RUN_AS_USER = ("gosu", "su-exec")
+# Choose the environment of Python. For an app, `python` does that.
+_OF_PYTHON = (("uv", "run"), ("poetry", "run"), ("pipenv", "run"), ("pdm", "run"), ("rye", "run"))
+# Flags of these that have no effect on a program that is already installed.
+_INSTALLER_FLAGS = ("--frozen", "--locked", "--no-sync", "--no-dev", "--offline", "--quiet", "-q", "-n", "--")
+
+
+class Launcher(NamedTuple):
+    """The options of a launcher that have a value, and the number of words between its options and the program."""
+
+    values: str = ""
+    words: int = 0
+
+
+_LAUNCHERS: dict[tuple[str, ...], Launcher] = {
+    ("env",): Launcher("-u --unset -C --chdir"),
+    ("nice",): Launcher("-n"),
+    ("ionice",): Launcher("-c -n"),
+    ("chrt",): Launcher("-T -P -D", 1),
+    ("taskset",): Launcher("", 1),
+    ("numactl",): Launcher("-i -N -m -C -l -p"),
+    ("stdbuf",): Launcher("-i -o -e"),
+    ("timeout",): Launcher("-k -s", 1),
+    ("time",): Launcher("-f -o"),
+    ("sudo",): Launcher("-u -g -C -D -h -p -R -r -t -T -U"),
+    ("runuser",): Launcher("-u -g -G"),
+    ("setpriv",): Launcher(),
+    ("chpst",): Launcher("-u -U -b -/ -C -P -n -l -L -m -d -o -p -f -c -r -t"),
+    ("authbind",): Launcher(),
+    ("xvfb-run",): Launcher("-e -f -n -p -s -w"),
+    ("dumb-init",): Launcher("-r"),
+    ("tini",): Launcher("-p -e"),
+    ("wait-for-it",): Launcher("-h -p -t", 1),
+    ("wait-for-it.sh",): Launcher("-h -p -t", 1),
+    ("wait-for",): Launcher("-t", 1),
+    ("dockerize",): Launcher("-wait -timeout -template -stdout -stderr -wait-retry-interval -delims"),
+    ("opentelemetry-instrument",): Launcher("--traces_exporter --metrics_exporter --logs_exporter --service_name"),
+    ("ddtrace-run",): Launcher(),
+    ("newrelic-admin", "run-program"): Launcher(),
+    ("uv", "run"): Launcher("--with --extra --group --only-group --env-file --directory --project -p --python -w"),
+    ("poetry", "run"): Launcher("-C --directory -P --project"),
+    ("pipenv", "run"): Launcher(),
+    ("pdm", "run"): Launcher("-p --project --venv"),
+    ("rye", "run"): Launcher(),
+    ("hatch", "run"): Launcher(),
+    ("conda", "run"): Launcher("-n --name -p --prefix --cwd"),
+    ("mamba", "run"): Launcher("-n --name -p --prefix --cwd"),
+    ("micromamba", "run"): Launcher("-n --name -p --prefix --cwd"),
+    ("dotenv", "run"): Launcher("-f --file"),
+    ("doppler", "run"): Launcher("-p --project -c --config -t --token"),
+    ("bundle", "exec"): Launcher(),
+    ("npx",): Launcher("-p --package -w --workspace"),
+    ("bunx",): Launcher(),
+    ("npm", "exec"): Launcher(),
+    ("pnpm", "exec"): Launcher("-C --dir"),
+    ("yarn", "exec"): Launcher(),
+}  # fmt: skip
+
+_assignment = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
+_reference = re.compile(r"(?<!\$)\$\{[^{}]*\}")  # of poolctl, not of the shell, where it is written $${NAME}
+_step = re.compile(r"""((?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^'"\\;&|\n])+)|(&&|\|\||[;&|\n])""", re.DOTALL)
+_port = re.compile(r"\$PORT\b|\$\$\{PORT(?::?-([0-9]+))?\}")
+_activate = re.compile(r"(.+)/bin/activate")
+_taken_into_shell = re.compile(r"-(?=[a-z]*c)[ceuxo]+")
+
+
+@dataclass
+class CommandLine:
+    """A command line without what stands before the program.
+
+    `launchers` stay before the program; `python_launcher` is one of them that only chooses the environment of Python.
+    """
+
+    words: list[str]
+    launchers: list[str] = field(default_factory=list)
+    python_launcher: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    directory: str = ""
+    python: str = ""
+    user: str = ""
+
+    def __repr__(self) -> str:
+        return f"<CommandLine {shlex.join([*self.launchers, *self.words])}>"
+
+    @property
+    def argv(self) -> list[str]:
+        """The launchers and the program with its arguments."""
+        return [*self.launchers, *self.words]
+
+
+def without_launchers(words: Sequence[str], port: str = "") -> CommandLine:
+    """The command line split into its launchers, what they set, and the program.
+
+    `port` is the value of PORT in its environment, "" if unknown.
+    """
+    line = CommandLine(list(words))
+    while _take_launcher(line, port):
+        pass
+    return line
+
+
+def _take_launcher(line: CommandLine, port: str) -> bool:
+    """Take one launcher from the front of the words. Returns whether there was one, and a program after it."""
+    words = line.words
+    if len(words) < 2 and not (words and _assignment.fullmatch(words[0])):
+        return False
+    name = os.path.basename(words[0])
+    following = words[2:] if words[1:2] == ["--"] else words[1:]
+    if _assignment.fullmatch(words[0]):
+        variable, _, line.env[variable] = words.pop(0).partition("=")
+    elif name == "env" and not words[1].startswith("-"):
+        del words[0]
+    elif name in _WITHOUT_EFFECT and following and not following[0].startswith("-"):
+        line.words = following
+    elif name in _RUN_AS_USER and len(words) > 2:
+        line.user, line.words = words[1], words[2:]
+    elif name in SHELLS and (script := _script(words)) is not None:
+        return _take_shell(line, _with_port(script, line.env.get("PORT", port)))
+    else:
+        return _take_known_launcher(line, name)
+    return True
+
+
+def _take_known_launcher(line: CommandLine, name: str) -> bool:
+    words = line.words
+    of_two = (name, words[1])
+    key = of_two if of_two in _LAUNCHERS else (name,) if (name,) in _LAUNCHERS else ()
+    if not key:
+        return False
+    launcher, at = _LAUNCHERS[key], len(key)
+    first_option = at
+    while at < len(words) and words[at].startswith("-") and words[at] not in ("--", "-m"):
+        at += 2 if words[at] in launcher.values.split() else 1
+    options = words[first_option:at]
+    if launcher.words and "--" in words[at:]:
+        at = words.index("--", at)
+    else:
+        at += launcher.words
+    if words[at : at + 1] == ["--"]:
+        at += 1
+    if key in (("env",), ("sudo",)):
+        at = next((index for index in range(at, len(words)) if "=" not in words[index]), at)
+    if at >= len(words):
+        return False
+    if key in _OF_PYTHON and all(each in _INSTALLER_FLAGS for each in options):
+        line.python_launcher = " ".join(key)
+    if words[at] == "-m":  # `uv run -m uvicorn`
+        words = [*words[:at], "python", *words[at:]]
+    line.launchers += words[:at]
+    line.words = words[at:]
+    return True
+
+
+def _script(words: Sequence[str]) -> str | None:
+    """The line of `sh -c LINE`, None for other arguments, or a shell that reads the user's profile first."""
+    options = words[1:-1]
+    if not options or not _taken_into_shell.fullmatch(options[-1]):
+        # `-o pipefail -c`
+        return None
+    others = [each for each in options[:-1] if each != "pipefail"]
+    return words[-1] if all(re.fullmatch("-[eux]*o?", each) for each in others) else None
+
+
+def _take_shell(line: CommandLine, script: str) -> bool:
+    """Take the shell away if its script is one command after steps such as `cd`, that have keys here."""
+    steps = shell_steps(script)
+    *before, last = steps or [("", "")]
+    if not last[0].strip() or last[1] or needs_shell(_without_references(last[0])):
+        return False
+    found = CommandLine([])
+    for text, operator in before:
+        if operator not in ("&&", ";", "\n") or not _apply_step(found, text.strip()):
+            return False
+    line.words = shlex.split(last[0])
+    line.env |= found.env
+    line.python = os.path.join(line.directory, found.python) if found.python else line.python
+    if found.python:
+        directory = (
+            found.python
+            if os.path.isabs(found.python)
+            else os.path.relpath(found.python, found.directory or ".")
+        )
+        line.env["PATH"] = f"{directory}/bin:${{PATH}}"
+    line.directory = os.path.join(line.directory, found.directory)
+    return bool(line.words)
+
+
+def _with_port(script: str, port: str) -> str:
+    """The script with the value of its `$PORT`, which is `port`, or else the default of the reference."""
+    return _port.sub(lambda found: port or found[1] or found[0], script)
+
+
+def shell_steps(script: str) -> list[tuple[str, str]]:
+    """The commands of a line for a shell, each with the operator that follows it, "" at the end.
+
+    [] if it has no such form, for example because a quote is not closed.
+    """
+    pieces, at = [], 0
+    while at < len(script):
+        found = _step.match(script, at)
+        if found is None:
+            return []
+        pieces.append(found)
+        at = found.end()
+    steps: list[tuple[str, str]] = []
+    text = ""
+    for piece in pieces:
+        if piece[1] is not None:
+            text = piece[1]
+        elif text.strip() or piece[2] not in (";", "\n"):
+            steps.append((text, piece[2]))
+            text = ""
+    if text.strip():
+        steps.append((text, ""))
+    elif steps and steps[-1][1] in (";", "\n"):
+        steps[-1] = (steps[-1][0], "")
+    return steps
+
+
+def _apply_step(line: CommandLine, text: str) -> bool:
+    """Take over a step before the program; False if it has to be run by a shell."""
+    plain = _without_references(text)
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return False
+    if "$" in plain or "`" in plain or not words:
+        return not words
+    name, *others = words
+    if name == "cd" and len(others) == 1 and not re.match("[-~]", others[0]):
+        line.directory = os.path.join(line.directory, others[0])
+    elif name == "set" and all(re.fullmatch("-[eux]*o?|pipefail", each) for each in others):
+        pass
+    elif name == "export" and others and all(map(_assignment.fullmatch, others)):
+        line.env |= dict(each.split("=", 1) for each in others)
+    elif name in ("source", ".") and len(others) == 1 and (environment := _activate.fullmatch(others[0])):
+        line.python = os.path.join(line.directory, environment[1])
+    else:
+        return False
+    return True
+
+
+def _without_references(text: str) -> str:
+    return _reference.sub("x", text)
