@@ -27,6 +27,7 @@ from ._foreign_pool import (
 )
 from ._known_servers import apply_known_server, apply_known_server_of_script, program_of
 from ._launchers import SHELLS, CommandLine, without_launchers
+from ._settings import Meaningless, Settings, shown
 
 DEFAULT_PORT = "8000"  # of uvicorn and gunicorn
 ASGI_WORKERS = ("uvicorn.workers.", "uvicorn_worker.", "asgi")
@@ -66,7 +67,10 @@ def apply_command_words(server: ForeignServer, words: list[str], port: str = "")
         server.keys.setdefault("env", {})[name] = value
     if line.user:
         server.set("user", line.user)
-    server.directory = line.directory
+    if line.python:
+        line.python = _resolved(server, line.python)
+    if line.directory:
+        server.set("cwd", _resolved(server, line.directory))
     if _apply_as_app(server, line, port) or not line.words:
         return
     if os.path.basename(line.words[0]) in SHELLS and len(line.words) > 2:
@@ -99,16 +103,18 @@ def _apply_as_app(server: ForeignServer, line: CommandLine, port: str) -> bool:
         server.set("command", line.argv)
         return True
     if "app" in server.keys:
-        _set_python(server, line)
+        _set_paths(server, line)
     return True
 
 
-def _set_python(server: ForeignServer, line: CommandLine) -> None:
-    program = program_of(line.words)
-    beside = os.path.dirname(program.interpreter or line.words[0])
-    if beside:
-        name = program.interpreter or os.path.join(beside, "python3")
-        server.set("python", os.path.join(line.directory, name))
+def _set_paths(server: ForeignServer, line: CommandLine) -> None:
+    """Set the app's interpreter and directory; relative paths of its options start from its working directory.
+
+    uvicorn and gunicorn look for the app in the working directory, poolctl beside its file.
+    """
+    cwd, program = server.keys.get("cwd", ""), program_of(line.words)
+    if directory := os.path.dirname(program.interpreter or line.words[0]):
+        server.set("python", _resolved(server, program.interpreter or os.path.join(directory, "python3")))
     elif line.python:
         server.set("python", line.python)
     elif line.python_launcher and line.python_launcher != "uv run":
@@ -116,6 +122,15 @@ def _set_python(server: ForeignServer, line: CommandLine) -> None:
     for flag in program.flags:
         if flag != "-u":  # output is not kept back
             server.remark(f"{program.interpreter} {flag}: no equivalent")
+    if app_dir := server.keys.get("app_dir", "") or cwd:
+        server.set("app_dir", cwd if app_dir == cwd else _resolved(server, app_dir))
+    for key in ("cert", "key", "ca"):
+        if key in server.keys.get("tls", {}):
+            server.set(f"tls.{key}", _resolved(server, server.keys["tls"][key]))
+
+
+def _resolved(server: ForeignServer, path: str) -> str:
+    return path if path.startswith("${") else os.path.join(server.keys.get("cwd", ""), path)
 
 
 def apply_quoted_command(server: ForeignServer, text: str) -> None:
@@ -147,15 +162,16 @@ def apply_shell_command(server: ForeignServer, text: str, port: str = "") -> Non
     apply_command_words(server, [escaped(word) for word in words], port)
 
 
-def _parse_known_options(
+def _parse_options(
+    server: ForeignServer,
     arguments: list[str],
     values: Iterable[str],
     *,
     repeated: Iterable[str] = (),
     flags: Iterable[str] = (),
     switches: Iterable[str] = (),
-) -> tuple[dict[str, Any], list[str]]:
-    """Return ({long name: value}, unknown options); the key `app` has the first positional argument.
+) -> Settings:
+    """The options by their long names, unknown ones included; `app` is the first positional argument.
 
     Options in `values` and `repeated` take a value; those in `repeated` form a list. `switches` also exist as `--no-…`.
     Raises argparse.ArgumentError.
@@ -169,8 +185,9 @@ def _parse_known_options(
             parser.add_argument(*names, dest=names[-1], action=action, default=None)
     parser.add_argument("app", nargs="?")
     found, unknown = parser.parse_known_args(arguments)
-    given = {key: value for key, value in vars(found).items() if value is not None}
-    return given, [each for each in unknown if each.startswith("-")]
+    given = {word.partition("=")[0]: word.partition("=")[2] or True for word in unknown}
+    given |= {key: value for key, value in vars(found).items() if value is not None}
+    return Settings(server, given, lambda *_: server.at, sign=" ")
 
 
 def _proxies(value: str) -> list[str]:
@@ -203,22 +220,18 @@ _OF_UVICORN: Keys = {
     **_OF_BOTH,
     **{f"--ssl-{option}": key for option, key in _OF_TLS.items()},
     "--app-dir": ("app_dir", str),
-    "--env-file": ("env_file", str),
     "--loop": ("http.loop", str),
     "--http": ("http.implementation", str),
+    "--http2": ("http.http2", bool),
     "--ws": ("http.websocket", str),
     "--limit-concurrency": ("http.max_concurrency", int),
     "--limit-max-requests": ("http.max_requests", int),
     "--timeout-keep-alive": ("http.keep_alive", in_seconds),
     "--timeout-graceful-shutdown": ("stop_timeout", _stop_timeout),
     "--h11-max-incomplete-event-size": ("http.max_head_size", int),
+    "--factory": ("factory", bool),
+    "--access-log": ("http.access_log", lambda value: value == "true"),
 }
-_UVICORN_UNSUPPORTED = (
-    *("--fd", "--backlog", "--lifespan", "--log-config", "--header", "--reload-dir"),
-    *("--reload-include", "--reload-exclude", "--reload-delay", "--ws-max-size", "--ws-max-queue"),
-    *("--ws-ping-interval", "--ws-ping-timeout", "--ws-per-message-deflate", "--timeout-worker-healthcheck"),
-    *("--ssl-version", "--ssl-keyfile-password", "--limit-max-requests-jitter"),
-)
 _SECRET = ("--ssl-keyfile-password",)
 _OF_GUNICORN: Keys = {
     **_OF_BOTH,
@@ -232,113 +245,200 @@ _OF_GUNICORN: Keys = {
 }
 _OF_ASGI_WORKERS: Keys = {
     **_OF_GUNICORN,
-    "--pythonpath": ("app_dir", lambda value: value.partition(",")[0]),
     "--preload": ("preload", bool),
-    "--access-log": ("http.access_log", bool),
     "--timeout": ("recovery", _recovery),
 }
-_GUNICORN_UNSUPPORTED = (
-    *("--config", "--backlog", "--threads", "--max-requests-jitter", "--limit-request-line"),
-    *("--limit-request-fields", "--limit-request-field_size", "--worker-tmp-dir", "--error-logfile"),
-    *("--access-logformat", "--log-config", "--log-config-json", "--log-syslog-to", "--logger-class"),
-    *("--statsd-host", "--statsd-prefix", "--pid", "--paste", "--ssl-version", "--asgi-loop"),
-    *("--asgi-lifespan", "--reload-engine", "--reload-extra-file", "--control-socket"),
+# Options that take a value, switches with --no-…, and flags. An unknown option's value would be taken for the app.
+_UVICORN_OPTIONS = (
+    *(
+        "--host",
+        "--port",
+        "--uds",
+        "--fd",
+        "--reload-dir",
+        "--reload-include",
+        "--reload-exclude",
+        "--reload-delay",
+    ),
+    *(
+        "--ws-max-size",
+        "--ws-max-queue",
+        "--ws-ping-interval",
+        "--ws-ping-timeout",
+        "--ws-per-message-deflate",
+    ),
+    *(
+        "--env-file",
+        "--lifespan",
+        "--interface",
+        "--log-config",
+        "--backlog",
+        "--limit-max-requests-jitter",
+        "--header",
+    ),
+    *("--timeout-worker-healthcheck", "--ssl-keyfile-password", "--ssl-version"),
+)
+_UVICORN_SWITCHES = ("--access-log", "--use-colors", "--proxy-headers", "--server-header", "--date-header")
+_UVICORN_FLAGS = ("--reload", "--http2", "--reset-contextvars", "--version", "--factory")
+_GUNICORN_OPTIONS = (
+    *("-c --config", "--backlog", "-k --worker-class", "--threads", "--max-requests-jitter", "-t --timeout"),
+    *("--limit-request-line", "--limit-request-fields", "--limit-request-field_size", "--reload-engine"),
+    *("-p --pid", "--worker-tmp-dir", "-u --user", "-g --group", "--access-logfile", "--access-logformat"),
+    *("--log-file --error-logfile", "--logger-class", "--log-config", "--log-config-json", "--log-syslog-to"),
+    *("--log-syslog-prefix", "--log-syslog-facility", "--statsd-host", "--dogstatsd-tags", "--statsd-prefix"),
+    *(
+        "-n --name",
+        "--pythonpath",
+        "--paster --paste",
+        "--proxy-allow-from",
+        "--protocol",
+        "--uwsgi-allow-from",
+    ),
+    *("--ssl-version", "--http-protocols", "--http2-cleartext", "--http2-max-concurrent-streams"),
+    *(
+        "--http2-initial-window-size",
+        "--http2-max-frame-size",
+        "--http2-max-header-list-size",
+        "--forwarder-headers",
+    ),
+    *("--header-map", "--asgi-loop", "--asgi-lifespan", "--asgi-disconnect-grace-period", "--http-parser"),
+    *("--websocket-max-message-size", "--dirty-workers", "--dirty-timeout", "--dirty-threads"),
+    *("--dirty-graceful-timeout", "--control-socket", "--control-socket-mode"),
+)
+_GUNICORN_LISTS = ("-b --bind", "-e --env", "--reload-extra-file", "--paste-global", "--dirty-app")
+_GUNICORN_FLAGS = (
+    *("--reload", "--spew", "--check-config", "--print-config", "--preload", "--no-sendfile", "--reuse-port"),
+    *(
+        "-D --daemon",
+        "--initgroups",
+        "--disable-redirect-access-to-syslog",
+        "--capture-output",
+        "--log-syslog",
+    ),
+    *("-R --enable-stdio-inheritance", "--enable-backlog-metric", "--suppress-ragged-eofs"),
+    *("--do-handshake-on-connect", "--permit-obsolete-folding", "--strip-header-spaces"),
+    *(
+        "--permit-unconventional-http-method",
+        "--permit-unconventional-http-version",
+        "--casefold-http-method",
+    ),
+    "--no-control-socket",
 )
 _DEFAULTS = {  # values that change nothing
-    "--error-logfile": "-", "--pid": None, "--asgi-loop": "auto", "--lifespan": "auto", "--asgi-lifespan": "auto",
+    "--error-logfile": "-", "--asgi-loop": "auto", "--lifespan": "auto", "--asgi-lifespan": "auto",
+    "--date-header": True, "--server-header": True, "--forwarder-headers": "SCRIPT_NAME,PATH_INFO",
+    "--interface": "auto",
 }  # fmt: skip
-_FLAGS_OF_UVICORN = ("--date-header", "--server-header", "--use-colors")
-_GUNICORN_OPTIONS = (
-    "-k --worker-class", "-t --timeout", "-u --user", "-g --group", "-n --name", "--pythonpath",
-    "--access-logfile --access-log",
-)  # fmt: skip
-_FLAGS_OF_GUNICORN = (
-    "--preload", "--reload", "-D --daemon", "-R --enable-stdio-inheritance", "--capture-output", "--no-sendfile",
-    "--strip-header-spaces",
-)  # fmt: skip
+MEANINGLESS: Meaningless = {
+    "--use-colors": "the output of a server goes to its log",
+    "--name": "poolctl names its processes after their servers",
+    "--enable-stdio-inheritance": "the log of a server has all that its processes print",
+    "--capture-output": "the log of a server has all that its processes print",
+    "--worker-tmp-dir": "of gunicorn's heartbeat: poolctl's is not a file",
+    "--no-control-socket": "of gunicorn's master process: there is none",
+    "--control-socket*": "of gunicorn's master process: there is none",
+    "--check-config": "gunicorn would end after it",
+    "--print-config": "gunicorn would end after it",
+}
 _SHORT = {"--workers": "-w", "--config": "-c", "--pid": "-p", "--umask": "-m"}
 # Removed, with this number of values, from a gunicorn that poolctl runs as a program with its own workers.
 _OVERRIDDEN_OPTIONS = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "--pid": 1, "--reload": 0}
 
 
 def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
-    given, unknown = _parse_known_options(
+    given = _parse_options(
+        server,
         arguments,
-        (*_OF_UVICORN, *_UVICORN_UNSUPPORTED, "--host", "--port", "--uds", "--interface"),
-        flags=("--factory", "--reload"),
-        switches=("--proxy-headers", "--access-log", *_FLAGS_OF_UVICORN),
+        {*_OF_UVICORN, *_UVICORN_OPTIONS} - {*_UVICORN_SWITCHES, *_UVICORN_FLAGS},
+        flags=_UVICORN_FLAGS,
+        switches=_UVICORN_SWITCHES,
     )
-    if given.get("--interface") == "asgi2":
+    interface = given.take("--interface") or "auto"
+    if interface == "asgi2":
         raise _NotParsed("--interface asgi2")
-    _set_app(server, given.get("app", ""), "", factory=bool(given.get("--factory")))
-    host, own_port = given.get("--host", "127.0.0.1"), given.get("--port", DEFAULT_PORT)
-    own_address = bind_address(host, own_port.replace(PORT, port))
-    server.set("bind", f"unix:{given['--uds']}" if "--uds" in given else own_address)
-    _set_given(server, given, _OF_UVICORN)
-    if given.get("--proxy-headers") and "--forwarded-allow-ips" not in given:
+    _set_app(server, given.take("app") or "", "")
+    host, own_port = given.take("--host") or "127.0.0.1", given.take("--port") or DEFAULT_PORT
+    socket = given.take("--uds")
+    server.set("bind", f"unix:{socket}" if socket else bind_address(host, own_port.replace(PORT, port)))
+    given.carry(server, _OF_UVICORN)
+    if file := given.take("--env-file"):
+        # Variables that are set already win over it, as do those of later files here.
+        server.set("env_file", [_resolved(server, file), *server.keys.get("env_file", [])])
+    trusts_proxies = given.take("--proxy-headers")
+    if trusts_proxies and "--forwarded-allow-ips" not in given:
         server.set("http.trusted_proxies", ["127.0.0.1"])
-    if given.get("--proxy-headers", True) and "trusted_proxies" in server.keys.get("http", {}):
+    if trusts_proxies is not False and "trusted_proxies" in server.keys.get("http", {}):
         server.set("http.proxy_headers", True)
-    if given.get("--access-log"):
-        server.set("http.access_log", True)
-    if (interface := given.get("--interface", "auto")) != "auto":
+    if interface != "auto":
         server.set("interface", interface.removesuffix("3"))
-    _remark_unsupported_options(server, given, (*_UVICORN_UNSUPPORTED, *_FLAGS_OF_UVICORN), unknown)
+    _remark_unread(server, given)
 
 
 def _apply_gunicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
-    given, unknown = _parse_known_options(
+    given = _parse_options(
+        server,
         arguments,
-        [
-            f"{_SHORT.get(each, '')} {each}"
-            for each in (*_OF_GUNICORN, *_GUNICORN_UNSUPPORTED, *_GUNICORN_OPTIONS)
-        ],
-        repeated=("-b --bind", "-e --env"),
-        flags=_FLAGS_OF_GUNICORN,
+        [*(f"{_SHORT.get(each, '')} {each}" for each in _OF_GUNICORN), *_GUNICORN_OPTIONS],
+        repeated=_GUNICORN_LISTS,
+        flags=_GUNICORN_FLAGS,
     )
-    binds = [each.replace(PORT, port or DEFAULT_PORT) for each in given.get("--bind", [])]
+    binds = [each.replace(PORT, port or DEFAULT_PORT) for each in given.take("--bind") or []]
     # Without --bind, gunicorn listens on $PORT if it is set.
     server.set("bind", _bind(binds[0]) if binds else f":{port}" if port else f"127.0.0.1:{DEFAULT_PORT}")
     for other in binds[1:]:
         server.remark(f"--bind {other}: a server has one address")
+    umask = given.take("--umask") or ""
     is_socket = server.keys["bind"].startswith("unix:")
-    if is_socket and _umask.fullmatch(str(given.get("--umask", ""))):
-        server.set("socket_mode", f"{0o666 & ~int(given['--umask'], 8):04o}")
-    if str(given.get("--worker-class", "")).startswith(ASGI_WORKERS):
-        _apply_asgi_gunicorn_options(server, given)
-        _remark_unsupported_options(server, given, ("--daemon", *_GUNICORN_UNSUPPORTED), unknown)
+    if is_socket and _umask.fullmatch(umask):
+        server.set("socket_mode", f"{0o666 & ~int(umask, 8):04o}")
+    owner = user_and_group(given.take("--user") or "", given.take("--group") or "")
+    worker_class = given.take("--worker-class") or ""
+    if worker_class.startswith(ASGI_WORKERS):
+        if owner:
+            server.set("user", owner)
+        _apply_asgi_gunicorn_options(server, given, worker_class)
         return
+    # The options are its own, except those that poolctl does instead.
     server.set("command", _without_options(words, _OVERRIDDEN_OPTIONS))
-    if is_socket and (owner := user_and_group(given.get("--user", ""), given.get("--group", ""))):
+    if is_socket and owner:
         server.set("socket_owner", owner)
-    if "--certfile" in given:
+    if given.take("--certfile"):
         server.set("expose", "https://" + bind_address("localhost", server.keys["bind"].rpartition(":")[2]))
-    if "--graceful-timeout" in given:
-        server.set("stop_timeout", in_seconds(str(int(given["--graceful-timeout"]) + 5)))
-    if "--config" in given and not binds:
-        server.remark(f"{given['--config']}: where it has a bind, write that one here")
+    if limit := given.take("--graceful-timeout"):
+        server.set("stop_timeout", in_seconds(str(int(limit) + 5)))
+    if not binds and (config := given.take("--config")):
+        server.remark(f"{config}: where it has a bind, write that one here")
     for option in ("--daemon", "--pid", "--reload"):
-        if option in given:
+        if given.take(option):
             server.remark(_unsupported_option_text(option, ""))
 
 
-def _apply_asgi_gunicorn_options(server: ForeignServer, given: dict[str, Any]) -> None:
-    _set_app(server, given.get("app", ""), "application", factory=False)
+def _apply_asgi_gunicorn_options(server: ForeignServer, given: Settings, worker_class: str) -> None:
+    _set_app(server, given.take("app") or "", "application")
+    cwd = server.keys.get("cwd", "")
+    given.carry(server, _OF_ASGI_WORKERS)
     if "--chdir" in given:
-        server.set("app_dir", given["--chdir"])
-    _set_given(server, given, _OF_ASGI_WORKERS)
-    if given["--worker-class"].endswith("H11Worker"):
+        server.keys["cwd"] = os.path.join(cwd, server.keys["cwd"])
+    for index, path in enumerate((given.take("--pythonpath") or "").split(",")):
+        if index:
+            server.remark(f"--pythonpath {path}: app_dir is one directory")
+        elif path:
+            server.set("app_dir", path)
+    if access_log := given.take("--access-logfile"):
+        server.set("http.access_log", True)
+        if access_log != "-":
+            server.remark(f"--access-logfile {access_log}: the log of a server has its requests too")
+    if worker_class.endswith("H11Worker"):
         server.set("http.implementation", "h11")
     if "trusted_proxies" in server.keys.get("http", {}):
         server.set("http.proxy_headers", True)
-    if user := user_and_group(given.get("--user", ""), given.get("--group", "")):
-        server.set("user", user)
-    for assignment in given.get("--env", []):
+    for assignment in given.take("--env") or []:
         name, _, value = assignment.partition("=")
         server.keys.setdefault("env", {})[name] = value
+    _remark_unread(server, given)
 
 
-def _set_app(server: ForeignServer, text: str, attribute: str, *, factory: bool) -> None:
+def _set_app(server: ForeignServer, text: str, attribute: str) -> None:
     called = _call.fullmatch(text)
     if called and called[2].strip():
         raise _NotParsed(f"{text}: an app that is called with arguments")
@@ -348,27 +448,15 @@ def _set_app(server: ForeignServer, text: str, attribute: str, *, factory: bool)
     if not app or ":" not in app:
         raise _NotParsed("no module:attribute among its arguments")
     server.set("app", app)
-    if factory or called:
+    if called:
         server.set("factory", True)
 
 
-def _set_given(server: ForeignServer, given: Mapping[str, Any], keys: Keys) -> None:
-    for option, (key, convert) in keys.items():
-        if option in given:
-            server.set(key, convert(given[option]))
-
-
-def _remark_unsupported_options(
-    server: ForeignServer, given: Mapping[str, Any], options: Sequence[str], unknown: list[str]
-) -> None:
-    """Add a remark for each of the `options` that was given, and each `unknown` one: they have no equivalent."""
-    for option in (*options, "--reload"):
-        if option in given and _DEFAULTS.get(option, option) not in (given[option], None):
-            value = given[option]
-            shown = "" if value is True or option in _SECRET else f" {'no' if value is False else value}"
-            server.remark(_unsupported_option_text(option, shown))
-    for word in unknown:
-        server.remark(_unsupported_option_text(word.partition("=")[0], ""))
+def _remark_unread(server: ForeignServer, given: Settings) -> None:
+    """Add a remark for each option without an equivalent; the value of one that is a secret is not written."""
+    for option, value, _, _ in given.unread(MEANINGLESS, _DEFAULTS):
+        text = "" if value is True or option in _SECRET else f" {'no' if value is False else shown(value)}"
+        server.remark(_unsupported_option_text(option, text))
 
 
 def _unsupported_option_text(option: str, value: str) -> str:

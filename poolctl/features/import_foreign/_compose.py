@@ -7,38 +7,31 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from poolctl.config import Document, escaped, read_text
 from poolctl.config.values.problems import Problem
 
 from ._command_lines import apply_command_words, apply_shell_command
-from ._foreign_pool import (
-    PORT,
-    ForeignPool,
-    ForeignServer,
-    Keys,
-    bind_address,
-    drop_mistyped_values,
-    signal_name,
-)
+from ._foreign_pool import PORT, ForeignPool, ForeignServer, Keys, bind_address, signal_name
+from ._settings import Meaningless, Settings, text_of
 
 _CONDITIONS = {
     "service_started": "started", "service_healthy": "ready", "service_completed_successfully": "completed",
 }  # fmt: skip
 _RESTART = {"always": "always", "unless-stopped": "always", "on-failure": "on-failure", "no": "no"}
-TYPES: dict[str, tuple[type, ...]] = {
-    "command": (str, list), "entrypoint": (str, list), "image": (str,), "build": (str, dict), "ports": (list,),
-    "environment": (dict, list), "depends_on": (dict, list), "healthcheck": (dict,), "deploy": (dict,),
-    "labels": (dict, list), "profiles": (list,),
-}  # fmt: skip
-# Keys that need no remark: they are read together with others, or poolctl always behaves that way.
-READ = (
-    "command", "entrypoint", "build", "image", "ports", "environment", "env_file", "depends_on", "healthcheck",
-    "restart", "deploy", "scale", "stop_grace_period", "stop_signal", "user", "labels", "profiles", "expose",
-    "mem_limit", "container_name", "init", "tty", "networks",
-)  # fmt: skip
+MEANINGLESS: Meaningless = {
+    "x-*": "an extension, which compose ignores as well",
+    "*.x-*": "an extension, which compose ignores as well",
+    "version": "compose ignores it",
+    "name": "of the project: poolctl names a pool after its directory",
+    "networks": "servers share the network of this machine",
+    "expose": "of networks between containers: here servers reach each other at 127.0.0.1",
+    "init": "the keeper reaps the processes that a program leaves behind",
+    "tty": "the output of a server goes to its log",
+}
+DEFAULTS = {"deploy.mode": "replicated"}  # values that change nothing
 # Variables of a Dockerfile that concern the container itself.
 OF_CONTAINERS = ("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "DEBIAN_FRONTEND", "VIRTUAL_ENV", "HOME")
 _variable = re.compile(r"\$(?:\$\{?|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-?+])([^}]*))?\})")
@@ -56,46 +49,63 @@ class _Reader:
 
     def read(self) -> ForeignPool:
         """The pool with a server for each service; a service without a command is marked as left out."""
-        data = self.document.data
+        file = Settings(self.pool, self.document.data, self.line)
+        tables = file.table("services")
         services = {}
-        for name, service in data["services"].items():
-            server = self.pool.add(str(name), self.line("services", name))
-            of_service = functools.partial(self.line, "services", name)
-            table = service if isinstance(service, dict) else {}
-            services[server.name] = drop_mistyped_values(server, table, TYPES, of_service)
-            self._apply_service(server, name, services[server.name])
-        for key in data:
-            if key not in ("services", "version", "name", "networks") and not str(key).startswith("x-"):
-                self.pool.remark(f"{key}: no equivalent", self.line(key))
+        for name in tables:
+            server = self.pool.add(name, self.line("services", name))
+            values = tables.take(name, dict) or {}
+            line = functools.partial(self.line, "services", name)
+            services[server.name] = Settings(server, values, line)
+            self._apply_service(server, services[server.name])
         for server in self.pool.servers:
-            self._apply_dependencies(server, services.get(server.name, {}))
+            self._apply_dependencies(server, services[server.name])
+            services[server.name].remark_unread(MEANINGLESS, defaults=DEFAULTS)
             self._replace_service_hosts(server)
+        file.remark_unread(MEANINGLESS)
         return self.pool
 
-    def _apply_service(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> None:
-        path = ("services", name)
-        inner = self._apply_command_returning_port(server, name, service)
-        for key, value in service.items():
-            server.at = self.line(*path, key)
-            self._convert_key(server, key, value)
-        server.at = self.line(*path, "ports")
-        self._ports(server, service.get("ports"), inner)
-        if isinstance(service.get("healthcheck"), dict):
-            server.at = self.line(*path, "healthcheck")
-            self._health(server, service["healthcheck"], inner)
+    def _apply_service(self, server: ForeignServer, service: Settings) -> None:
+        inner = self._apply_command_returning_port(server, service)
+        service.carry(server, _KEYS)
+        self._environment(server, service.take("environment", dict, list))
+        if files := service.take("env_file", str, list, dict):
+            self._env_files(server, files)
+        if (restart := service.take("restart")) is not None:
+            policy, _, limit = ("no" if restart is False else str(restart)).partition(":")
+            server.set("restart", {"policy": _RESTART.get(policy, "on-failure")})
+            if limit.isdigit():
+                server.set("restart.limit", int(limit))
+        self._apply_deploy(server, service)
+        self._labels(server, service.take("labels", dict, list))
+        if service.take("stdin_open") and "command" in server.keys:
+            server.set("stdin", "open")
+        if profiles := service.take("profiles", list):
+            server.set("tags", [re.sub(r"[\s,]+", "-", str(each)) for each in profiles])
+            server.set("on_demand", True)
+        networks = service.table("networks")
+        for name in networks:
+            networks.table(name)
+        self._ports(server, service.take("ports", list), inner)
+        self._health(server, service.table("healthcheck"), inner)
 
-    def _apply_command_returning_port(
-        self, server: ForeignServer, name: str, service: Mapping[str, Any]
-    ) -> str:
+    def _apply_command_returning_port(self, server: ForeignServer, service: Settings) -> str:
         """Set the server's app or command; returns the port that it has within the container, "" if unknown."""
-        words = [*_words(service.get("entrypoint")), *_words(service.get("command"))]
-        server.at = self.line("services", name, "command" if service.get("command") else "entrypoint")
-        image, build = service.get("image"), service.get("build")
-        if build and not service.get("entrypoint"):
-            words = self._image_words_applying_env(server, build, words)
+        entrypoint, command = service.take("entrypoint", str, list), service.take("command", str, list)
+        build = service.table("build")
+        context = (
+            service.take("build", str) or build.take("context", str) or ("." if "build" in service else "")
+        )
+        dockerfile = build.take("dockerfile", str) or "Dockerfile"
+        target = build.take("target", str) or ""
+        image = service.take("image", str)
+        server.at = service.line("command" if command else "entrypoint")
+        words = [*_words(entrypoint), *_words(command)]
+        if context and not entrypoint:
+            words = self._image_words_applying_env(server, os.path.join(context, dockerfile), target, words)
         if not words or words[0].startswith("-"):
             of_image = f"the command of the image {image}" if image else "one"
-            what = "the CMD of its Dockerfile" if build else of_image
+            what = "the CMD of its Dockerfile" if context else of_image
             server.set("command", ["…"])
             server.leave_out(f"no command: write {what}, if that program is on this machine")
             return ""
@@ -103,24 +113,20 @@ class _Reader:
             apply_shell_command(server, words[2].replace("$${", "${"))
         else:
             apply_command_words(server, words)
-        if image and "build" not in service:
-            line = self.line("services", name, "image")
-            server.remark(f"image: {image}: its programs have to be on this machine", line)
-        build = service.get("build")
-        context = build.get("context", ".") if isinstance(build, dict) else build
-        if isinstance(context, str) and "://" not in context:
+        if image and not context:
+            server.remark(f"image: {image}: its programs have to be on this machine", service.line("image"))
+        if context and "://" not in context:
             for key in ("cwd", "app_dir") if "app" in server.keys else ("cwd",):
                 server.keys.setdefault(key, _converted_variables(context))
         bind = str(server.keys.get("bind", ""))
         return bind.rpartition(":")[2] if bind and not bind.startswith("unix:") else ""
 
-    def _image_words_applying_env(self, server: ForeignServer, build: Any, command: list[str]) -> list[str]:
+    def _image_words_applying_env(
+        self, server: ForeignServer, dockerfile: str, target: str, command: list[str]
+    ) -> list[str]:
         """The Dockerfile's ENTRYPOINT, and `command` or else its CMD; adds the variables of its ENV to the server."""
-        table = build if isinstance(build, dict) else {"context": build}
-        file = os.path.join(str(table.get("context", ".")), str(table.get("dockerfile", "Dockerfile")))
-        entrypoint, own, env = read_dockerfile(
-            os.path.join(self.document.base_dir, file), str(table.get("target", ""))
-        )
+        path = os.path.join(self.document.base_dir, dockerfile)
+        entrypoint, own, env = read_dockerfile(path, target)
         for variable, text in env.items():
             if variable not in OF_CONTAINERS and "$" not in text:
                 server.add_env(variable, text)
@@ -147,50 +153,21 @@ class _Reader:
             server.set("bind", f"127.0.0.1:{inner}")  # it was reachable only from other containers
         self.published[server.name] = {target: published for _, published, target in found}
 
-    def _convert_key(self, server: ForeignServer, key: str, value: Any) -> None:
-        if key in _KEYS:
-            name, convert = _KEYS[key]
-            server.set(name, convert(str(value)))
-        elif key == "environment":
-            self._environment(server, value)
-        elif key == "env_file":
-            self._env_files(server, value)
-        elif key == "restart":
-            policy, _, limit = str("no" if value is False else value).partition(":")
-            server.set("restart", {"policy": _RESTART.get(policy, "on-failure")})
-            if limit.isdigit():
-                server.set("restart.limit", int(limit))
-        elif key in ("deploy", "scale"):
-            self._apply_deploy(server, value if isinstance(value, dict) else {"replicas": value})
-        elif key == "user" and re.fullmatch(r"[A-Za-z_].*", str(value)):
-            server.set("user", _converted_variables(str(value)))
-        elif key == "labels":
-            pairs = value.items() if isinstance(value, dict) else map(_pair, value)
-            labels = {str(name): _converted_variables(str(each or "")) for name, each in pairs}
-            for name in [name for name in labels if name.startswith(("traefik.", "com.docker."))]:
-                if name.startswith("traefik."):
-                    server.remark(f"{name}={labels[name]}: [gateway] and [[route]] do this here")
-                del labels[name]
-            if labels:
-                server.set("labels", labels)
-        elif key == "stdin_open":
-            if value is True and "command" in server.keys:
-                server.set("stdin", "open")
-        elif key == "profiles":
-            server.set("tags", [re.sub(r"[\s,]+", "-", str(each)) for each in value])
-            server.set("on_demand", True)
-        elif key not in READ or (key == "user"):
-            server.remark(f"{key}: {_shown(value)}: no equivalent")
+    def _labels(self, server: ForeignServer, value: Any) -> None:
+        labels = {name: _converted_variables(text or "") for name, text in _pairs(value)}
+        for name in [name for name in labels if name.startswith(("traefik.", "com.docker."))]:
+            if name.startswith("traefik."):
+                server.remark(f"{name}={labels[name]}: [gateway] and [[route]] do this here")
+            del labels[name]
+        if labels:
+            server.set("labels", labels)
 
     def _environment(self, server: ForeignServer, value: Any) -> None:
-        pairs = value.items() if isinstance(value, dict) else map(_pair, value)
         env = {}
-        for name, text in pairs:
-            if text is None or str(text) in (f"${name}", f"${{{name}}}"):
+        for name, text in _pairs(value):
+            if text is None or text in (f"${name}", f"${{{name}}}"):
                 continue  # it is in the environment of the pool, or in .env
-            env[str(name)] = _converted_variables(
-                "true" if text is True else "false" if text is False else str(text)
-            )
+            env[name] = _converted_variables(text)
         if env:
             server.set("env", {**server.keys.get("env", {}), **env})
 
@@ -220,25 +197,22 @@ class _Reader:
                 files.append({"path": path, "expand": False} if is_raw else path)
         server.set("env_file", files)
 
-    def _apply_deploy(self, server: ForeignServer, deploy: Mapping[str, Any]) -> None:
-        replicas = deploy.get("replicas")
-        if replicas == 0:
-            server.set("disabled", True)
-        elif isinstance(replicas, int):
-            server.set("workers", replicas)
-        limits = (deploy.get("resources") or {}).get("limits") or {}
-        for name, limit in limits.items():
-            if name == "memory":
-                server.set("limits.memory", _size(limit))
-            else:
-                server.remark(f"deploy.resources.limits.{name}: {limit}: no equivalent")
-        for key in deploy:
-            if key not in ("replicas", "resources", "mode"):
-                server.remark(f"deploy.{key}: no equivalent")
+    def _apply_deploy(self, server: ForeignServer, service: Settings) -> None:
+        deploy = service.table("deploy")
+        for replicas in (service.take("scale", int), deploy.take("replicas", int)):
+            if replicas == 0:
+                server.set("disabled", True)
+            elif replicas is not None:
+                server.set("workers", replicas)
+        deploy.table("resources").table("limits").carry(server, {"memory": ("limits.memory", _size)})
 
-    def _health(self, server: ForeignServer, check: Mapping[str, Any], inner: str) -> None:
-        test = check.get("test")
-        if check.get("disable") or test in (None, "NONE", ["NONE"]):
+    def _health(self, server: ForeignServer, check: Settings, inner: str) -> None:
+        disabled, test = check.take("disable"), check.take("test", str, list)
+        times = {
+            key: text_of(value) for key in ("interval", "timeout") if (value := check.take(key)) is not None
+        }
+        retries = check.take("retries", int)
+        if disabled or test in (None, "NONE", ["NONE"]):
             return
         words = test if isinstance(test, list) else ["CMD-SHELL", str(test)]
         line, shell = " ".join(map(str, words[1:])), words[0] == "CMD-SHELL"
@@ -253,34 +227,32 @@ class _Reader:
                 if shell
                 else [_converted_variables(str(each)) for each in words[1:]]
             }
-        for key in ("interval", "timeout"):
-            if check.get(key) is not None:
-                probe[key] = str(check[key])
-        if isinstance(check.get("retries"), int):
-            probe["fall_count_ko"] = check["retries"]
+        probe |= times
+        if retries is not None:
+            probe["fall_count_ko"] = retries
         server.set("health", {"readiness": probe})
 
-    def _apply_dependencies(self, server: ForeignServer, service: Mapping[str, Any]) -> None:
-        value = service.get("depends_on") or []
-        wanted = value.items() if isinstance(value, dict) else ((name, {}) for name in value)
+    def _apply_dependencies(self, server: ForeignServer, service: Settings) -> None:
+        names = [str(name) for name in service.take("depends_on", list) or []]
+        table = service.table("depends_on")
         found = []
-        server.at = self.line("services", server.name, "depends_on")
-        for each, how in wanted:
-            name = str(each)
-            given = how.get("condition", "service_started") if isinstance(how, dict) else ""
-            condition = _CONDITIONS.get(given, "started")
+        for name in (*names, *table):
+            given = table.table(name).take("condition", str)
+            condition = _CONDITIONS.get(given or "", "started")
             if condition == "completed":
                 for other in self.pool.servers:
                     if other.name == name:
                         other.set("job", True)
             found.append({"name": name, "condition": condition})
         if found:
+            server.at = service.line("depends_on")
             server.set("depends_on", found)
 
 
 _KEYS: Keys = {
     "stop_grace_period": ("stop_timeout", str),
     "stop_signal": ("stop_signal", signal_name),
+    "user": ("user", lambda value: _converted_variables(value) if re.match("[A-Za-z_]", value) else ""),
     "mem_limit": ("limits.memory", lambda value: _size(value)),
 }
 
@@ -321,9 +293,14 @@ def _replace_container_port(server: ForeignServer, host: str, published: str, ta
     return True
 
 
-def _pair(entry: Any) -> tuple[str, str | None]:
-    name, equals, value = str(entry).partition("=")
-    return name, value if equals else None
+def _pairs(value: dict[Any, Any] | list[Any] | None) -> Iterator[tuple[str, str | None]]:
+    """The names and texts of a table, or of a list of `NAME=VALUE`; None for a name alone."""
+    for entry in value or ():
+        name, equals, text = str(entry).partition("=")
+        if isinstance(value, dict):
+            yield str(entry), None if value[entry] is None else text_of(value[entry])
+        else:
+            yield name, text if equals else None
 
 
 def _converted_variables(text: str) -> str:
@@ -366,10 +343,6 @@ def _size(value: Any) -> str:
         return str(value)
     unit = found[2].upper().strip("B")
     return f"{found[1]}{unit}iB" if unit else f"{found[1]}B"
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (dict, list)) else str(value)
 
 
 _instruction = re.compile(r"(?i)(FROM|CMD|ENTRYPOINT|ENV)\s+(.*)", re.DOTALL)

@@ -37,17 +37,27 @@ class Remark(NamedTuple):
     text: str
 
 
-class ForeignServer:
+class Remarked:
+    """What remarks are about: a server, or the whole file. `at` is the line being read."""
+
+    def __init__(self, line: int = 0) -> None:
+        self.at = line
+        self.remarks: list[Remark] = []
+
+    def remark(self, text: str, line: int | None = None) -> None:
+        """Add a remark about `line`, by default the line being read."""
+        self.remarks.append(Remark(self.at if line is None else line, text))
+
+
+class ForeignServer(Remarked):
     """A server to be written: `keys` are its keys in pool.toml, with strings escaped (`$${` means a literal `${`)."""
 
     def __init__(self, name: str, line: int) -> None:
+        super().__init__(line)
         self.name = _invalid_characters.sub("-", name).strip("-")[:200] or "server"
         self.line = line
-        self.at = line  # the line being read
         self.keys: dict[str, Tree] = {}
         self.lines: dict[str, int] = {}  # by key
-        self.remarks: list[Remark] = []
-        self.directory = ""  # entered by the command, from `cwd`
         self.unusable = ""  # the reason for writing it only as a comment
 
     def __repr__(self) -> str:
@@ -71,21 +81,17 @@ class ForeignServer:
         """Add a variable with the value that the program should see."""
         self.set("env", {**self.keys.get("env", {}), name: escaped(text)})
 
-    def remark(self, text: str, line: int | None = None) -> None:
-        """Add a remark about `line`, by default the line being read."""
-        self.remarks.append(Remark(self.at if line is None else line, text))
-
     def leave_out(self, why: str) -> None:
         """Mark the server to be written only as a comment, which shows the first reason given."""
         self.unusable = self.unusable or why
 
 
-class ForeignPool:
+class ForeignPool(Remarked):
     """All servers of a file or command line, and remarks that concern no single server."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.servers: list[ForeignServer] = []
-        self.remarks: list[Remark] = []
         self.env_file = ""  # the other tool reads it automatically
 
     def add(self, name: str, line: int) -> ForeignServer:
@@ -97,25 +103,6 @@ class ForeignPool:
             server.name, number = f"{plain}-{number}", number + 1
         self.servers.append(server)
         return server
-
-    def remark(self, text: str, line: int) -> None:
-        self.remarks.append(Remark(line, text))
-
-
-def drop_mistyped_values(
-    server: ForeignServer,
-    table: Mapping[str, Tree],
-    types: Mapping[str, tuple[type, ...]],
-    line: Callable[[str], int],
-) -> dict[str, Tree]:
-    """Return `table` without nulls and values of a wrong type. For each wrong type, add a remark to `server`."""
-    found = {}
-    for key, value in table.items():
-        if isinstance(value, types.get(key, (object,))):
-            found[key] = value
-        elif value is not None:
-            server.remark(f"{key}: a value of another type than expected", line(key))
-    return found
 
 
 def in_seconds(text: str | float) -> str:
@@ -184,7 +171,6 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Ren
         for server in pool.servers:
             server.keys.setdefault("env_file", env_file)
     for server in pool.servers:
-        _enter_directory(server)
         bind = str(server.keys.get("bind", ""))
         if bind.startswith(":") and any(FD in word for word in server.keys.get("command", ())):
             server.keys["bind"] = f"0.0.0.0{bind}"  # the socket of IPv6 would be another descriptor
@@ -212,17 +198,6 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Ren
         unset=unset,
         missing=[] if unset else [str(problem) for problem in config.check_external()],
     )
-
-
-def _enter_directory(server: ForeignServer) -> None:
-    """Let the server's paths begin at its working directory, and that be the one that its command enters."""
-    base = server.keys.get("cwd", "")
-    if "/" in (python := server.keys.get("python", "")):
-        server.keys["python"] = os.path.join(base, python)
-    if server.directory:
-        server.keys["cwd"] = os.path.join(base, server.directory)
-        if "app" in server.keys:
-            server.keys.setdefault("app_dir", server.keys["cwd"])
 
 
 def _with_placeholders(server: ForeignServer) -> dict[str, Tree]:

@@ -2,38 +2,79 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import pwd
 import re
 import shlex
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from poolctl.config import escaped, read_text
 from poolctl.config.values.problems import Problem
 
-from ._command_lines import apply_quoted_command
+from ._command_lines import apply_command_words, apply_quoted_command
 from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, signal_name, user_and_group
+from ._settings import NO_EQUIVALENT, Meaningless, Settings, is_meaningless, shown
 
-_RESTART = {
-    "no": "no", "always": "always", "on-failure": "on-failure", "on-abnormal": "on-failure",
-    "on-abort": "on-failure", "on-watchdog": "on-failure", "on-success": "always",
+MEANINGLESS: Meaningless = {
+    "X-*": "systemd ignores it as well",
+    "Description": "of systemctl's pages: a server is called by its name",
+    "Documentation": "of systemctl's pages: a server is called by its name",
+    "NotifyAccess": "each process of a server may notify",
+    "RemainAfterExit": "a job stays completed, and so is done for the servers that wait for it",
+    "SyslogIdentifier": "poolctl logs names the server of each line",
+}
+MEANINGLESS_SECTIONS: Meaningless = {
+    "X-*": "systemd ignores it as well",
+    "Install": "a server starts with its pool, of which `poolctl export systemd` makes a unit",
+}
+MEANINGLESS_OF_SOCKET: Meaningless = {
+    "X-*": "systemd ignores it as well",
+    "Service": "the unit that was imported",
+}
+DEFAULTS_OF_SOCKET = {"Accept": "no"}
+DEFAULTS = {  # values that change nothing
+    "StandardInput": "null", "SendSIGKILL": "yes", "MemoryMax": "infinity", "MemoryHigh": "infinity",
+    "StartLimitIntervalSec": "0", "StartLimitInterval": "0", "StartLimitBurst": "0",
 }  # fmt: skip
-# Settings that need no remark: poolctl always behaves that way, or has no use for them.
-IMPLIED = (
-    "Description", "Documentation", "WantedBy", "ExecReload", "NotifyAccess", "RemainAfterExit",
-)  # fmt: skip
+ADVICE = {"ExecReload": "poolctl restart replaces the process, poolctl reload applies this file"}
+_RESTART = {"no": "no", "always": "always", "on-failure": "on-failure"}
+# poolctl restarts after more exits than these name.
+_WIDER_RESTART = {
+    "on-success": "always", "on-abnormal": "on-failure", "on-abort": "on-failure", "on-watchdog": "on-failure",
+}  # fmt: skip
+_STOP_TIMEOUT = "90s"  # DefaultTimeoutStopSec
+_START_LIMIT = {"limit": 5, "window": "10s"}  # DefaultStartLimitBurst, DefaultStartLimitIntervalSec
+_NO_LIMIT = "24h"  # stands for infinity
+_INSTANCE = "${INSTANCE}"  # of a template
 # With `mixed` the main process gets the signal, and the others are killed when it has ended (systemd.kill(5)): here
 # they get the signal before that.
 _STOP_GROUPS = {"control-group": "together", "process": "leader", "mixed": "after"}
 _HOOKS = {"ExecStartPre": "before_start", "ExecStopPost": "after_stop"}
+_DEPENDENCIES = ("After", "Requires", "Wants", "BindsTo", "PartOf", "Sockets")
+_TO_JOURNAL = (
+    "",
+    "inherit",
+    "journal",
+    "journal+console",
+    "syslog",
+    "syslog+console",
+    "kmsg",
+    "kmsg+console",
+)
+_output_file = re.compile("(?:append|file|truncate):(.+)")
 _PREFIXES = "-@:+!|"  # prefixes of a command
 NETWORK = re.compile(r".*\.(target|socket|slice|mount)|systemd-.*|dbus\.service")
-_entry = re.compile(r"([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*)", re.DOTALL)
+_entry = re.compile(r"([A-Za-z][A-Za-z0-9-]*)\s*=\s*(.*)", re.DOTALL)
 _variable = re.compile(r"(?<!\$)\$[A-Za-z_{]")
+_word_of_variable = re.compile(r"\$[A-Za-z_]\w*")
+_variable_in_word = re.compile(r"(?<!\$)(\$\{\w+\})")
 _time = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 _UNITS = {
     "": "s", "s": "s", "sec": "s", "second": "s", "seconds": "s", "ms": "ms", "msec": "ms", "m": "m", "min": "m",
-    "minute": "m", "minutes": "m", "h": "h", "hr": "h", "hour": "h", "hours": "h",
+    "minute": "m", "minutes": "m", "h": "h", "hr": "h", "hour": "h", "hours": "h", "d": "d", "day": "d", "days": "d",
 }  # fmt: skip
 _size = re.compile(r"(\d+)([KMGT]?)")
 
@@ -47,37 +88,32 @@ class Setting(NamedTuple):
     line: int
 
 
-def pool_of_unit(text: str, name: str) -> ForeignPool:
+def pool_of_unit(text: str, path: str) -> ForeignPool:
     """The pool of one unit; the server is named after the unit. Raises Unreadable."""
     pool = ForeignPool()
-    settings = list(_parse_settings(text))
-    starts: list[Setting] = []
-    for each in settings:
-        if each.name == "ExecStart":
-            starts = [*starts, each] if each.value else []  # as systemd does
+    sections: dict[str, list[Setting]] = {}
+    for each in _parse_settings(text):
+        sections.setdefault(each.section, []).append(each)
+    starts = _assigned(sections.get("Service", ())).get("ExecStart", [])
     if not starts:
         raise Unreadable("there is no ExecStart in it", "is this the unit of a service?", 1)
-    stem = os.path.basename(name).removesuffix(".service").rstrip("@")
-    server = pool.add(stem, starts[0].line)
-    server.set("cwd", "/")
-    of_type = next((each.value for each in settings if each.name == "Type"), "simple")
-    if of_type == "oneshot":
-        server.set("job", True)
-    if len(starts) > 1:
-        server.remark(f"ExecStart={starts[1].value}: a server has one command", starts[1].line)
-    _set_start(server, starts[0].value, stem)
-    user = group = ""
-    for each in settings:
-        server.at = each.line
-        if each.name == "User":
-            user = each.value
-        elif each.name == "Group":
-            group = each.value
-        elif each.name != "ExecStart":
-            _apply_setting(server, each, stem, os.path.dirname(name))
-    if user or group:
-        server.set("user", _expand_specifiers(user_and_group(user or "root", group), stem))
+    name = os.path.basename(path).removesuffix(".service")
+    server = pool.add(name.rstrip("@"), starts[0].line)
+    _UnitReader(server, sections, name, os.path.dirname(path)).read()
+    for section, settings in sections.items():
+        if section not in ("Unit", "Service") and not is_meaningless(section, MEANINGLESS_SECTIONS):
+            pool.remark(f"[{section}]: not a section of a service", settings[0].line)
+    for file in sorted(glob.glob(f"{glob.escape(path)}.d/*.conf")):
+        pool.remark(f"{file} was not read: write its settings into the unit", starts[0].line)
     return pool
+
+
+def _assigned(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
+    """The assignments of each setting, in order; an empty value clears those before it, as in systemd."""
+    found: dict[str, list[Setting]] = {}
+    for each in settings:
+        found[each.name] = [*found.get(each.name, ()), each] if each.value else []
+    return found
 
 
 def _parse_settings(text: str) -> Iterator[Setting]:
@@ -100,121 +136,331 @@ def _parse_settings(text: str) -> Iterator[Setting]:
             raise Unreadable(f"{content!r} is not NAME=VALUE", "is this a systemd unit?", start)
 
 
-def _set_start(server: ForeignServer, start: str, stem: str) -> None:
-    line = start.lstrip(_PREFIXES)
-    if "@" in start[: len(start) - len(line)]:
-        server.remark("ExecStart=@…: the program has its own name as its first argument")
-    if _variable.search(line):
-        # systemd expands variables of the unit's environment; here a shell does that.
-        server.set("command", ["sh", "-c", f"exec {_for_shell(line, stem)}"])
-        return
-    apply_quoted_command(server, _expand_specifiers(line.replace("$$", "$"), stem))
+class _Section:
+    """The settings of a section, each of which may be assigned several times."""
+
+    def __init__(self, server: ForeignServer, settings: Iterable[Setting]) -> None:
+        self._server = server
+        self._assigned = {name: found for name, found in _assigned(settings).items() if found}
+        values = {
+            name: found[-1].value
+            if name in _OF_ONE_VALUE or len(found) == 1
+            else [each.value for each in found]
+            for name, found in self._assigned.items()
+        }
+        self.settings = Settings(server, values, lambda name: self._assigned[name][-1].line, sign="=")
+
+    def each(self, name: str) -> Iterator[Setting]:
+        """Take the assignments of a setting one by one."""
+        self.settings.take(name)
+        for setting in self._assigned.get(name, ()):
+            self._server.at = setting.line
+            yield setting
+
+    def last(self, name: str) -> str:
+        """Take the last value of a setting; "" if there is none."""
+        self.settings.take(name)
+        return self._assigned[name][-1].value if name in self._assigned else ""
 
 
-def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory: str) -> None:
-    name, value = setting.name, _expand_specifiers(setting.value, stem)
-    try:
-        words = shlex.split(value) if name == "Environment" or name in _HOOKS else []
-    except ValueError as problem:
-        server.remark(f"{name}={value}: it cannot be read ({problem})")
-        return
-    if name in _KEYS and (converted := _KEYS[name][1](value)):
-        server.set(_KEYS[name][0], converted)
-    elif name == "TimeoutSec" and (limit := _duration(value)):
-        server.set("stop_timeout", limit)
-        server.set("start_timeout", limit)
-    elif name == "Environment":
-        for assignment in words:
-            variable, _, text = assignment.partition("=")
-            server.keys.setdefault("env", {})[variable] = text
-    elif name == "EnvironmentFile":
-        files = server.keys.setdefault("env_file", [])
-        path = value.removeprefix("-")
-        if value.startswith("-") and not os.path.exists(path):
-            server.remark(f"EnvironmentFile={value}: the file does not exist here")
+class _UnitReader:
+    def __init__(
+        self, server: ForeignServer, sections: Mapping[str, list[Setting]], name: str, directory: str
+    ) -> None:
+        self.server = server
+        self.unit = _Section(server, sections.get("Unit", ()))
+        self.service = _Section(server, sections.get("Service", ()))
+        self.directory = directory
+        default_instance = _Section(server, sections.get("Install", ())).last("DefaultInstance")
+        self.specifiers = _specifiers(name, default_instance, directory)
+        self.sockets: list[str] = []
+        self.is_listening = False
+
+    def read(self) -> None:
+        server, service = self.server, self.service
+        self._user_and_directory()
+        self._environment()
+        starts = list(service.each("ExecStart"))
+        self._start(starts[0])
+        for other in starts[1:]:
+            server.remark(f"ExecStart={other.value}: a server has one command", other.line)
+        self._type()
+        self._stop()
+        self._restart()
+        service.settings.carry(server, _KEYS)
+        for name in ("MemoryMax", "MemoryLimit", "MemoryHigh"):
+            if "memory" not in server.keys.get("limits", {}):
+                service.settings.carry(server, {name: ("limits.memory", _memory)})
+        self._output()
+        for name in _HOOKS:
+            for setting in service.each(name):
+                self._hook(setting)
+        for section in (self.unit, service):
+            for name in _DEPENDENCIES:
+                for setting in section.each(name):
+                    self._dependency(setting)
+            section.settings.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=ADVICE)
+        server.at = starts[0].line
+        activating = f"{self.specifiers['N']}.socket"
+        if activating not in self.sockets and os.path.exists(os.path.join(self.directory, activating)):
+            self._socket(activating, activating)
+
+    def _expanded(self, setting: Setting, text: str) -> str:
+        """The text escaped for pool.toml, with its specifiers replaced; a remark names those that are not known."""
+
+        def replaced(match: re.Match[str]) -> str:
+            value = self.specifiers.get(match[1])
+            if value is None or value == _INSTANCE:
+                why = NO_EQUIVALENT if value is None else "INSTANCE has to be set, or written here"
+                self.server.remark(f"{setting.name}={setting.value}: {match[0]}: {why}", setting.line)
+            return match[0] if value is None else value
+
+        return re.sub("%(.)", replaced, str(escaped(text)))
+
+    def _last(self, name: str) -> str:
+        """The last value of a setting of the service, with its specifiers replaced; "" if there is none."""
+        found = list(self.service.each(name))
+        return self._expanded(found[-1], found[-1].value) if found else ""
+
+    def _user_and_directory(self) -> None:
+        server, user, group = self.server, self._last("User"), self._last("Group")
+        if user or group:
+            server.set("user", user_and_group(user or "root", group))
+        server.set("cwd", self._last("WorkingDirectory").removeprefix("-") or "/")
+        if server.keys["cwd"] == "~" and user:
+            try:
+                server.set("cwd", pwd.getpwnam(user).pw_dir)
+            except KeyError:
+                server.set("cwd", f"/home/{user}")
+                server.remark(f"WorkingDirectory=~: there is no user {user} here whose home it is")
+
+    def _environment(self) -> None:
+        server = self.server
+        for setting in self.service.each("Environment"):
+            try:
+                words = shlex.split(self._expanded(setting, setting.value))
+            except ValueError as problem:
+                server.remark(f"Environment={setting.value}: it cannot be read ({problem})")
+                continue
+            for assignment in words:
+                variable, _, text = assignment.partition("=")
+                server.set("env", {**server.keys.get("env", {}), variable: text})
+        files = []
+        for setting in self.service.each("EnvironmentFile"):
+            path = self._expanded(setting, setting.value.removeprefix("-"))
+            if setting.value.startswith("-") and not os.path.exists(path):
+                server.remark(f"EnvironmentFile={setting.value}: the file does not exist here")
+            else:
+                files.append({"path": path, "expand": False})
+        if files:
+            server.set("env_file", files)
+
+    def _start(self, setting: Setting) -> None:
+        server = self.server
+        prefixes, line = _split_prefixes(setting.value)
+        server.at = setting.line
+        if "@" in prefixes:
+            server.remark("ExecStart=@…: the program has its own name as its first argument")
+        if other := "".join(each for each in prefixes if each in "-+!|"):
+            server.remark(f"ExecStart={other}…: no equivalent of {other}")
+        if _variable.search(line) and ":" not in prefixes:
+            # systemd expands variables of the unit's environment; here a shell does that.
+            command_line = self._shell_line(setting, line)
+            if command_line is not None:
+                apply_command_words(server, ["sh", "-c", f"exec {command_line}"])
+                return
+        apply_quoted_command(
+            server, self._expanded(setting, line if ":" in prefixes else line.replace("$$", "$"))
+        )
+
+    def _shell_line(self, setting: Setting, line: str) -> str | None:
+        """The command line for a shell, which does nothing but expand its variables; None if it cannot be split."""
+        try:
+            words = shlex.split(line)
+        except ValueError:
+            return None
+        return self._expanded(setting, " ".join(map(_shell_word, words)))
+
+    def _type(self) -> None:
+        server, value = self.server, self.service.last("Type")
+        if value == "oneshot":
+            server.set("job", True)
+        elif value in ("notify", "notify-reload"):
+            if "command" in server.keys:
+                server.set("notify", True)
+        elif value == "forking":
+            server.remark("Type=forking: have the program stay in the foreground")
+        elif value not in ("", "simple", "exec", "idle"):
+            self.service.settings.remark("Type", NO_EQUIVALENT)
+
+    def _stop(self) -> None:
+        server, settings = self.server, self.service.settings
+        if "stop_timeout" not in server.keys:  # which a server's own option may have set
+            server.set("stop_timeout", _STOP_TIMEOUT)
+        for name, key in (
+            ("TimeoutSec", "stop_timeout"),
+            ("TimeoutSec", "start_timeout"),
+            ("TimeoutStopSec", "stop_timeout"),
+            ("TimeoutStartSec", "start_timeout"),
+        ):
+            settings.carry(server, {name: (key, _duration)})
+        mode = self.service.last("KillMode") or "control-group"
+        if mode in _STOP_GROUPS:
+            server.set_stop_group(_STOP_GROUPS[mode])
         else:
-            files.append({"path": path, "expand": False})
-        if not files:
-            del server.keys["env_file"]
-    elif name in _HOOKS:
-        _apply_hook(server, setting, stem)
-    elif name == "Type":
-        _apply_type(server, value)
-    elif name == "KillMode" and value in _STOP_GROUPS:
-        server.set_stop_group(_STOP_GROUPS[value])
-    elif name in ("After", "Requires", "Wants", "BindsTo", "PartOf"):
-        others = [each for each in value.split() if not NETWORK.fullmatch(each)]
-        sockets = [each for each in value.split() if each.endswith(".socket")]
-        for unit in sockets:
-            listening = _read_socket_unit(os.path.join(directory, unit))
-            for key, found in listening.items():
-                server.set(key, found)
-            if not listening:
-                server.remark(f"{name}={unit}: write its ListenStream as bind")
+            settings.remark("KillMode", NO_EQUIVALENT)
+
+    def _restart(self) -> None:
+        server = self.server
+        value = self.service.last("Restart") or "no"
+        server.set("restart.policy", _RESTART.get(value, _WIDER_RESTART.get(value, "no")))
+        if value not in _RESTART:
+            why = "poolctl restarts it after other exits, too" if value in _WIDER_RESTART else NO_EQUIVALENT
+            self.service.settings.remark("Restart", why)
+        for key in ("restart.backoff.initial", "restart.backoff.max"):
+            self.service.settings.carry(server, {"RestartSec": (key, _duration)})
+        for section in (self.service, self.unit):
+            section.settings.carry(server, _START_LIMITS)
+        restart = server.keys["restart"]
+        if restart.keys() & _START_LIMIT.keys():
+            server.set("restart", {**_START_LIMIT, **restart})
+
+    def _output(self) -> None:
+        for name in ("StandardOutput", "StandardError"):
+            value = self._last(name)
+            file = _output_file.fullmatch(value)
+            log = self.server.keys.get("log", {})
+            if file and log.get("path", file[1]) == file[1]:
+                self.server.set("log.path", file[1])
+            elif value not in _TO_JOURNAL:
+                self.service.settings.remark(name, "a server has one log, of both streams")
+
+    def _hook(self, setting: Setting) -> None:
+        """Set a hook from ExecStartPre or ExecStopPost. If the hook is already set, only add a remark."""
+        server, hook = self.server, _HOOKS[setting.name]
+        prefixes, line = _split_prefixes(setting.value)
+        what = f"{setting.name}={setting.value}"
+        if hook in server.keys.get("hooks", {}):
+            server.remark(f"{what}: hooks.{hook} is one command; put all of them into a script")
+            return
+        if set(prefixes) & set("@+!|"):
+            server.remark(f"{what}: no equivalent of {prefixes}")
+            return
+        script = self._shell_line(setting, line)
+        if script is None:
+            server.remark(f"{what}: it cannot be read")
+        elif "-" in prefixes:
+            server.set(f"hooks.{hook}", ["sh", "-c", f"{script} || true"])
+        elif _variable.search(line) and ":" not in prefixes:
+            server.set(f"hooks.{hook}", ["sh", "-c", f"exec {script}"])
+        else:
+            words = shlex.split(self._expanded(setting, line.replace("$$", "$")))
+            server.set(f"hooks.{hook}", words)
+
+    def _dependency(self, setting: Setting) -> None:
+        units = setting.value.split()
+        for unit in units:
+            if unit.endswith(".socket"):
+                self._socket(unit, f"{setting.name}={unit}")
+        others = [each for each in units if not NETWORK.fullmatch(each)]
         if others:
-            server.remark(f"{name}={' '.join(others)}: depends_on, once it is a server of this file")
-    elif name not in IMPLIED and setting.section in ("Service", "Unit"):
-        server.remark(f"{name}={value}: no equivalent")
+            what = f"{setting.name}={' '.join(others)}"
+            self.server.remark(f"{what}: depends_on, once it is a server of this file")
+
+    def _socket(self, unit: str, what: str) -> None:
+        """Set the address from a socket unit beside the service's, once."""
+        server = self.server
+        if unit in self.sockets:
+            return
+        self.sockets.append(unit)
+        try:
+            text = read_text(os.path.join(self.directory, unit))
+            settings = [each._replace(line=server.at) for each in _parse_settings(text)]
+        except (Problem, Unreadable):
+            settings = []
+        section = _Section(server, (each for each in settings if each.section == "Socket"))
+        listening = list(section.each("ListenStream"))
+        if not listening:
+            server.remark(f"{what}: write its ListenStream as bind")
+            return
+        if self.is_listening:
+            server.remark(f"{what}: a server has one address")
+            return
+        self.is_listening = True
+        address, *others = (self._expanded(each, each.value) for each in listening)
+        for other in others:
+            server.remark(f"{unit}: ListenStream={other}: a server has one address")
+        if address.startswith(("/", "${")):
+            server.set("bind", f"unix:{address}")
+            mode, user, group = (section.last(f"Socket{each}") for each in ("Mode", "User", "Group"))
+            if mode:
+                server.set("socket_mode", mode)
+            if mode or user or group:
+                server.set("socket_owner", user_and_group(user or "root", group))
+        else:
+            server.set("bind", f":{address}" if address.isdigit() else address)
+        for name, value, _, why in section.settings.unread(MEANINGLESS_OF_SOCKET, DEFAULTS_OF_SOCKET):
+            server.remark(f"{unit}: {name}={shown(value)}: {why}")
 
 
-def _apply_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
-    """Set a hook from ExecStartPre or ExecStopPost. If the hook is already set, only add a remark to `server`."""
-    hook, line = _HOOKS[setting.name], setting.value.lstrip(_PREFIXES)
-    prefixes = setting.value[: len(setting.value) - len(line)]
-    what = f"{setting.name}={_expand_specifiers(setting.value, stem)}"
-    if not line:
-        server.keys.get("hooks", {}).pop(hook, None)  # as systemd does
-        if not server.keys.get("hooks", True):
-            del server.keys["hooks"]
-    elif hook in server.keys.get("hooks", {}):
-        server.remark(f"{what}: hooks.{hook} is one command; put all of them into a script")
-    elif set(prefixes) & set("@+!|"):
-        server.remark(f"{what}: no equivalent of {prefixes}")
-    elif "-" in prefixes:
-        server.set(f"hooks.{hook}", ["sh", "-c", f"{_for_shell(line, stem)} || true"])
-    elif _variable.search(line) and ":" not in prefixes:
-        server.set(f"hooks.{hook}", ["sh", "-c", f"exec {_for_shell(line, stem)}"])
-    else:
-        server.set(f"hooks.{hook}", shlex.split(_expand_specifiers(line.replace("$$", "$"), stem)))
+def _specifiers(name: str, default_instance: str, directory: str) -> dict[str, str]:
+    """What `%n` and similar stand for in the unit `name` (systemd.unit(5)), by letter."""
+    prefix, at, instance = name.partition("@")
+    if at:
+        instance = instance or default_instance or _INSTANCE
+    full, host = f"{prefix}{at}{instance}", socket.gethostname()
+    last = prefix.rpartition("-")[2]
+    return {
+        "%": "%", "n": f"{full}.service", "N": full, "p": prefix, "P": _unescaped(prefix), "j": last,
+        "J": _unescaped(last), "i": instance, "I": _unescaped(instance), "H": host, "l": host.partition(".")[0],
+        "Y": directory, "h": "${HOME}", "u": "${USER}", "s": "${SHELL:-/bin/sh}", "t": "${XDG_RUNTIME_DIR:-/run}",
+        "S": "${XDG_STATE_HOME:-/var/lib}", "C": "${XDG_CACHE_HOME:-/var/cache}", "L": "/var/log",
+        "E": "${XDG_CONFIG_HOME:-/etc}", "T": "${TMPDIR:-/tmp}", "V": "${TMPDIR:-/var/tmp}",
+    }  # fmt: skip
 
 
-def _apply_type(server: ForeignServer, value: str) -> None:
-    if value in ("notify", "notify-reload"):
-        if "command" in server.keys:
-            server.set("notify", True)
-    elif value == "forking":
-        server.remark("Type=forking: have the program stay in the foreground")
-    elif value not in ("simple", "exec", "oneshot", "idle"):
-        server.remark(f"Type={value}: no equivalent")
+def _unescaped(name: str) -> str:
+    """The name without the escapes of systemd-escape(1)."""
+    if name == _INSTANCE:
+        return name
+    return re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), name.replace("-", "/"))
 
 
-def _read_socket_unit(path: str) -> dict[str, str]:
-    """The address of a socket unit as keys of a server; {} if the file cannot be read or has no ListenStream."""
-    try:
-        found = {each.name: each.value for each in _parse_settings(read_text(path)) if each.value}
-    except Problem:
-        return {}
-    listen = found.get("ListenStream", "")
-    if not listen.startswith("/"):
-        return {"bind": f":{listen}" if listen.isdigit() else listen} if listen else {}
-    keys = {"bind": f"unix:{listen}"}
-    if "SocketMode" in found:
-        keys["socket_mode"] = found["SocketMode"]
-    if found.keys() & {"SocketMode", "SocketUser", "SocketGroup"}:
-        keys["socket_owner"] = user_and_group(found.get("SocketUser", "root"), found.get("SocketGroup", ""))
-    return keys
+def _split_prefixes(command: str) -> tuple[str, str]:
+    """The prefixes of a command, such as `-`, and the command line behind them."""
+    line = command.lstrip(_PREFIXES)
+    return command[: len(command) - len(line)], line
+
+
+def _shell_word(word: str) -> str:
+    """The word for a shell: `$NAME` is split at spaces, `${NAME}` is not, and all else is literal."""
+    if _word_of_variable.fullmatch(word):
+        return word
+    parts = _variable_in_word.split(word)
+    quoted = (
+        f'"{part}"' if index % 2 else shlex.quote(part.replace("$$", "$"))
+        for index, part in enumerate(parts)
+        if part
+    )
+    return "".join(quoted) or "''"
 
 
 def _duration(text: str) -> str:
-    """A time span (systemd.time(7)) as a duration; "" for `infinity` and any other text."""
+    """A time span (systemd.time(7)) as a duration; "" for any other text."""
+    if text == "infinity":
+        return _NO_LIMIT
     parts = _time.findall(text)
     if not parts or _time.sub("", text) or any(unit not in _UNITS for _, unit in parts):
         return ""
     return "".join(f"{number}{_UNITS[unit]}" for number, unit in parts)
 
 
+def _window(text: str) -> str:
+    return "" if text == "0" else _duration(text)
+
+
 def _number(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdigit() and int(text) else None
 
 
 def _memory(text: str) -> str:
@@ -224,36 +470,16 @@ def _memory(text: str) -> str:
 
 # A setting whose value is not understood (converted to "" or None) becomes a remark.
 _KEYS: Keys = {
-    "WorkingDirectory": ("cwd", lambda value: value.removeprefix("-")),
-    "Restart": ("restart.policy", lambda value: _RESTART.get(value, "on-failure")),
-    "RestartSec": ("restart.backoff.initial", _duration),
-    "StartLimitBurst": ("restart.limit", _number),
-    "StartLimitIntervalSec": ("restart.window", _duration),
-    "StartLimitInterval": ("restart.window", _duration),
-    "TimeoutStopSec": ("stop_timeout", _duration),
-    "TimeoutStartSec": ("start_timeout", _duration),
     "KillSignal": ("stop_signal", signal_name),
     "UMask": ("umask", str),
     "LimitNOFILE": ("limits.open_files", _number),
-    "MemoryMax": ("limits.memory", _memory),
-    "MemoryLimit": ("limits.memory", _memory),
-    "MemoryHigh": ("limits.memory", _memory),
 }
-
-
-def _for_shell(line: str, stem: str) -> str:
-    """The command line for `sh -c`: `$$`, a dollar sign in systemd but the process id in a shell, is escaped."""
-    return _expand_specifiers(line.replace("$$", r"\$"), stem)
-
-
-def _expand_specifiers(text: str, stem: str) -> str:
-    """The text escaped for pool.toml; replaces specifiers whose values are known, such as %n (systemd.unit(5))."""
-    known = {
-        "%": "%",
-        "n": f"{stem}.service",
-        "N": stem,
-        "p": stem,
-        "h": "${HOME}",
-        "t": "${XDG_RUNTIME_DIR:-/run}",
-    }
-    return re.sub("%([%nNpht])", lambda match: known[match[1]], escaped(text))
+_START_LIMITS: Keys = {
+    "StartLimitBurst": ("restart.limit", _number),
+    "StartLimitIntervalSec": ("restart.window", _window),
+    "StartLimitInterval": ("restart.window", _window),
+}
+_OF_ONE_VALUE = (
+    *(*_KEYS, *_START_LIMITS, "MemoryMax", "MemoryLimit", "MemoryHigh", "RestartSec"),
+    *("TimeoutSec", "TimeoutStopSec", "TimeoutStartSec"),
+)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from poolctl.cli.main import main
+from poolctl.features.import_foreign._command_lines import apply_command_words
+from poolctl.features.import_foreign._foreign_pool import ForeignServer
 
 from .conftest import Import
 
@@ -24,7 +26,7 @@ from .conftest import Import
         (
             "python3 -m uvicorn main:app --uds /run/app.sock --app-dir src --env-file prod.env",
             "main",
-            {"bind": "unix:/run/app.sock", "app": "main:app", "app_dir": "src", "env_file": "prod.env"},
+            {"bind": "unix:/run/app.sock", "app": "main:app", "app_dir": "src", "env_file": ["prod.env"]},
         ),
         (
             "uvicorn main:app --ssl-certfile c.pem --ssl-keyfile k.pem --ssl-ca-certs ca.pem --ssl-cert-reqs 2",
@@ -223,8 +225,9 @@ def test_line_that_no_shell_can_read_is_left_out_with_a_remark(imported: Import)
         ("uvicorn a:b --no-proxy-headers --forwarded-allow-ips ::1,,10.0.0.1", "a",
          {"bind": "127.0.0.1:8000", "app": "a:b", "http": {"trusted_proxies": ["::1", "10.0.0.1"]}}, []),
         ("uvicorn a:b --forwarded-allow-ips ::1 --no-access-log --no-date-header --use-colors", "a",
-         {"bind": "127.0.0.1:8000", "app": "a:b", "http": {"trusted_proxies": ["::1"], "proxy_headers": True}},
-         ["--date-header no: no equivalent", "--use-colors: no equivalent"]),
+         {"bind": "127.0.0.1:8000", "app": "a:b",
+          "http": {"trusted_proxies": ["::1"], "proxy_headers": True, "access_log": False}},
+         ["--date-header no: no equivalent"]),
         ("uvicorn a:b --lifespan auto --log-level DEBUG --ws none --ssl-certfile c --ssl-cert-reqs 0", "a",
          {"bind": "127.0.0.1:8000", "app": "a:b", "http": {"log_level": "debug", "websocket": "none"},
           "tls": {"cert": "c", "client_auth": "none"}}, []),
@@ -254,7 +257,8 @@ def test_line_that_no_shell_can_read_is_left_out_with_a_remark(imported: Import)
           "--reload: poolctl run --watch reloads the code"]),
         ("gunicorn a:b -b h:80 --config x.py --reload --pid=x --error-logfile - -k asgi", "a",
          {"bind": "h:80", "app": "a:b"},
-         ["--config x.py: its settings were not read", "--reload: poolctl run --watch reloads the code"]),
+         ["--config x.py: its settings were not read", "--pid x: poolctl list -o name,pids shows the pids",
+          "--reload: poolctl run --watch reloads the code"]),
         ("gunicorn a:b -b [::1] --error-logfile x -k asgi --asgi-loop auto --asgi-lifespan off -R", "a",
          {"bind": "[::1]:8000", "app": "a:b"},
          ["--asgi-lifespan off: no equivalent", "--error-logfile x: no equivalent"]),
@@ -262,7 +266,12 @@ def test_line_that_no_shell_can_read_is_left_out_with_a_remark(imported: Import)
          {"bind": "127.0.0.1:8000", "app": "a:application", "factory": True, "env": {"A": "1", "B": "2=3"}}, []),
         ("gunicorn a:b --pythonpath x,y -k asgi --max-requests 5 --worker-connections 6 --umask 022", "a",
          {"bind": "127.0.0.1:8000", "app": "a:b", "http": {"max_requests": 5, "max_connections": 6}, "umask": "022",
-          "app_dir": "x"}, []),
+          "app_dir": "x"}, ["--pythonpath y: app_dir is one directory"]),
+        ("gunicorn a:b -k asgi --log-file - --access-logfile /x --name a --capture-output", "a",
+         {"bind": "127.0.0.1:8000", "app": "a:b", "http": {"access_log": True}},
+         ["--access-logfile /x: the log of a server has its requests too"]),
+        ("uvicorn a:b --workers x other", "a", {"bind": "127.0.0.1:8000", "app": "a:b"},
+         ["--workers x: no equivalent", "other: no equivalent"]),
         ("gunicorn a:b -b unix:/run/a -k asgi -m 007 -u web", "a",
          {"bind": "unix:/run/a", "app": "a:b", "umask": "007", "socket_mode": "0660", "user": "web"}, []),
         ("gunicorn a:b -b unix:/run/a -m 077 -u x -g y", "a",
@@ -288,7 +297,6 @@ def test_each_word_of_a_line_is_taken_over_or_remarked(
         ("uvicorn", "no module:attribute among its arguments"),
         ("uvicorn a", "no module:attribute among its arguments"),
         ("uvicorn a:b --port", "argument --port: expected one argument"),
-        ("uvicorn a:b --workers x", "invalid literal for int() with base 10: 'x'"),
         ("uvicorn a:b(x)", "a:b(x): an app that is called with arguments"),
         ("uvicorn a:b --interface asgi2", "--interface asgi2"),
         ("gunicorn a:b --graceful-timeout x", "invalid literal for int() with base 10: 'x'"),
@@ -362,3 +370,24 @@ def test_file_without_a_process_is_no_procfile(imported: Import) -> None:
     said = imported("# a comment\n", "Procfile", valid=False)
     error = "error: Procfile:1: no line of it is NAME: COMMAND\n  hint: is this a Procfile?\n"
     assert (said.code, said.err) == (5, error)
+
+
+@pytest.mark.parametrize(
+    ("line", "keys"),
+    [
+        ("uvicorn a:b", {"app_dir": "srv"}),
+        ("venv/bin/uvicorn a:b --app-dir src --env-file e", {"python": "srv/venv/bin/python3", "app_dir": "srv/src",
+                                                             "env_file": ["srv/e"]}),
+        ("uvicorn a:b --app-dir /src --ssl-certfile c --ssl-keyfile ${K}",
+         {"app_dir": "/src", "tls": {"cert": "srv/c", "key": "${K}"}}),
+        ("gunicorn -k asgi --chdir x a:b", {"cwd": "srv/x", "app_dir": "srv/x"}),
+        ("gunicorn -k asgi --chdir /x --pythonpath y a:b", {"cwd": "/x", "app_dir": "/x/y"}),
+    ],
+)  # fmt: skip
+def test_app_and_files_of_a_line_are_found_in_its_working_directory(line: str, keys: dict[str, Any]) -> None:
+    server = ForeignServer("web", 1)
+    server.set("cwd", "srv")
+    apply_command_words(server, line.split())
+    assert {key: value for key, value in server.keys.items() if key not in ("bind", "app")} == {
+        "cwd": "srv", **keys,
+    }  # fmt: skip

@@ -145,7 +145,7 @@ def test_size_of_memory_is_a_limit(imported: Import, value: str, size: str) -> N
         ("replicas: 3", {"workers": 3}),
         ("replicas: 1", {}),
         ("replicas: 0", {"disabled": True}),
-        ("mode: global", {}),
+        ("mode: replicated", {}),
     ],
 )
 def test_replicas_are_workers(imported: Import, deploy: str, keys: dict[str, object]) -> None:
@@ -252,7 +252,7 @@ def test_stage_of_an_image_continues_the_one_before(imported: Import, tmp_path: 
         ("command: serve, user: 1000", {"command": ["serve"]}, ["user: 1000: no equivalent"]),
         ("command: serve, labels: {traefik.enable: true, com.docker.a: 1, team: $TEAM, note: }",
          {"command": ["serve"], "labels": {"team": "${TEAM:-}", "note": ""}},
-         ["traefik.enable=True: [gateway] and [[route]] do this here"]),
+         ["traefik.enable=true: [gateway] and [[route]] do this here"]),
         ("command: serve, labels: [a=1, traefik.b=2, c], tty: true",
          {"command": ["serve"], "labels": {"a": "1", "c": ""}},
          ["traefik.b=2: [gateway] and [[route]] do this here"]),
@@ -263,7 +263,7 @@ def test_stage_of_an_image_continues_the_one_before(imported: Import, tmp_path: 
         ("command: serve, profiles: [dev tools, b]",
          {"command": ["serve"], "tags": ["dev-tools", "b"], "on_demand": True}, []),
         ("command: serve, privileged: true, cap_add: [A, B]", {"command": ["serve"]},
-         ["cap_add: A, B: no equivalent", "privileged: True: no equivalent"]),
+         ["cap_add: A, B: no equivalent", "privileged: true: no equivalent"]),
         ("command: serve, mem_limit: 1g, scale: 3, stop_signal: INT, stop_grace_period: 10s",
          {"command": ["serve"], "limits": {"memory": "1GiB"}, "workers": 3, "stop_signal": "SIGINT",
           "stop_timeout": "10s"}, []),
@@ -275,7 +275,8 @@ def test_stage_of_an_image_continues_the_one_before(imported: Import, tmp_path: 
         ("command: serve, env_file: $DIR/a.env", {"command": ["serve"], "env_file": ["${DIR:-}/a.env"]}, []),
         ("command: serve, deploy: {replicas: two, placement: {a: b}, resources: {limits: {cpus: '0.5', pids: 5}}}",
          {"command": ["serve"]},
-         ["deploy.placement: no equivalent", "deploy.resources.limits.cpus: 0.5: no equivalent",
+         ["deploy.placement: a: b: no equivalent", "deploy.replicas: two: a value of another type than expected",
+          "deploy.resources.limits.cpus: 0.5: no equivalent",
           "deploy.resources.limits.pids: 5: no equivalent"]),
         ("command: serve, deploy: {resources: {limits: {memory: lots}}}", {"command": ["serve"]},
          [f"limits = {{ memory = \"lots\" }}: 'lots' is not a size; {A_SIZE}"]),
@@ -321,8 +322,8 @@ def test_service_without_a_readable_command_is_left_out(imported: Import, servic
 
 
 def test_tables_beside_the_services_are_remarks(imported: Import) -> None:
-    text = 'version: "3"\nname: shop\nnetworks: {}\nsecrets: {}\nx-more: 1\nservices: {a: {command: serve}}\n'
-    assert imported(text, "compose.yml").remarks == ["compose.yml:4: secrets: no equivalent"]
+    text = 'version: "3"\nname: shop\nnetworks: {}\nsecrets: {a: b}\nx-more: 1\nservices: {a: {command: serve}}\n'
+    assert imported(text, "compose.yml").remarks == ["compose.yml:4: secrets: a: b: no equivalent"]
 
 
 def test_host_in_a_variable_that_is_a_service_is_this_machine(imported: Import) -> None:

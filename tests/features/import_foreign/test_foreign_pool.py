@@ -12,7 +12,6 @@ from poolctl.features.import_foreign._foreign_pool import (
     ForeignPool,
     ForeignServer,
     RenderedPoolFile,
-    drop_mistyped_values,
     in_seconds,
     pool_text,
     signal_name,
@@ -55,9 +54,17 @@ def test_two_servers_with_one_address_are_not_both_written(imported: Import, tmp
 @pytest.mark.parametrize(
     ("name", "text", "remark"),
     [
-        ("compose.yml", "services: {a: {command: sleep 1, ports: 80}}", "1: ports: a value of another type"),
-        ("compose.yml", "services: {a: {command: sleep 1, labels: 5}}", "1: labels: a value of another type"),
-        ("e.json", '{"apps": [{"script": "a.js", "env": []}]}', "1: env: a value of another type"),
+        (
+            "compose.yml",
+            "services: {a: {command: sleep 1, ports: 80}}",
+            "1: ports: 80: a value of another type",
+        ),
+        (
+            "compose.yml",
+            "services: {a: {command: sleep 1, labels: 5}}",
+            "1: labels: 5: a value of another type",
+        ),
+        ("e.json", '{"apps": [{"script": "a.js", "env": 5}]}', "1: env: 5: a value of another type"),
         (
             "a.service",
             "[Service]\nExecStart=/bin/a\nEnvironment='a\n",
@@ -195,14 +202,6 @@ def test_file_of_variables_that_the_tool_reads_is_named_if_it_is_elsewhere(
     server.keys.pop("env_file", None)
     pool_text(pool, "Procfile", str(source), str(source / "pool.toml"))
     assert "env_file" not in server.keys, "poolctl reads that of its own directory"
-
-
-def test_value_of_another_type_is_a_remark_and_null_is_nothing() -> None:
-    server = ForeignServer("web", 1)
-    types = {"env": (dict,), "ports": (list, str), "name": (str,)}
-    table = {"env": [], "ports": "80", "name": None, "other": 5}
-    assert drop_mistyped_values(server, table, types, lambda key: len(key)) == {"ports": "80", "other": 5}
-    assert server.remarks == [(3, "env: a value of another type than expected")]
 
 
 @pytest.mark.parametrize(

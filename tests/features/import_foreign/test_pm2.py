@@ -34,7 +34,7 @@ def test_ecosystem_of_pm2(imported: Import) -> None:
     assert (
         "ecosystem.json:7: instances: max: workers, once the program takes the socket ({fd})" in said.remarks
     )
-    assert "ecosystem.json:20: watch: poolctl run --watch" in said.remarks
+    assert "ecosystem.json:20: watch: true: poolctl run --watch" in said.remarks
 
 
 def test_remark_about_a_script_is_at_its_line(imported: Import) -> None:
@@ -61,15 +61,17 @@ def test_remark_about_a_script_is_at_its_line(imported: Import) -> None:
         ({"kill_timeout": "5s"}, {"stop_timeout": "5s"}, []),
         ({"treekill": True}, {"stop_group": "together"}, []),
         ({"treekill": False}, {"stop_group": "leader"}, []),
-        ({"log_file": "/dev/null", "out": "${HOME}/x.log", "output": "y.log"}, {"log": {"path": "$${HOME}/x.log"}}, []),
-        ({"out_file": "NULL"}, {}, []),
+        ({"log_file": "y.log", "out": "${HOME}/x.log"}, {"log": {"path": "$${HOME}/x.log"}},
+         ["log_file: y.log: a server has one log, of both streams"]),
+        ({"out_file": "NULL"}, {}, ["out_file: NULL: a server has one log, of both streams"]),
         ({"env_file": "${E}"}, {"env_file": "$${E}"}, []),
         ({"cwd": "${D}"}, {"cwd": "$${D}"}, []),
         ({"autostart": False}, {"on_demand": True}, []),
         ({"autostart": True}, {}, []),
         ({"max_restarts": 3, "restart_delay": 100},
          {"restart": {"policy": "always", "limit": 3, "backoff": {"initial": "100ms"}}}, []),
-        ({"max_restarts": "3", "restart_delay": 0}, {}, []),
+        ({"max_restarts": "3", "restart_delay": 0}, {"restart": {"policy": "always", "limit": 3}}, []),
+        ({"max_restarts": "few"}, {}, ["max_restarts: few: no equivalent"]),
         ({"restart_delay": "1s"}, {"restart": {"policy": "always", "backoff": {"initial": "1s"}}}, []),
         ({"autorestart": False}, {"restart": "no"}, []),
         ({"instances": 1}, {}, []),
@@ -80,16 +82,18 @@ def test_remark_about_a_script_is_at_its_line(imported: Import) -> None:
         ({"instances": 2, "env": {"PORT": 80}}, {"bind": ":80", "env": {"PORT": "{port}"}},
          ["instances: 2: workers, once the program takes the socket ({fd})"]),
         ({"wait_ready": True}, {},
-         ["wait_ready: notify = true waits for READY=1 on NOTIFY_SOCKET, not for process.send"]),
+         ["wait_ready: true: notify = true waits for READY=1 on NOTIFY_SOCKET, not for process.send"]),
         ({"cron_restart": "0 0 * * *"}, {}, ["cron_restart: 0 0 * * *: `poolctl restart a` in a crontab"]),
         ({"cron_restart": 0}, {}, []),
-        ({"watch": True}, {}, ["watch: poolctl run --watch"]),
+        ({"watch": True}, {}, ["watch: true: poolctl run --watch"]),
         ({"watch": False}, {}, []),
         ({"namespace": "n"}, {}, ["namespace: n: no equivalent"]),
         ({"ignore_watch": []}, {}, []),
         ({"env_": 1}, {}, ["env_: 1: no equivalent"]),
-        ({"env_x": {}}, {}, ["env_x: a second file with these, given by another -c, wins over this one"]),
-        ({"error_file": "x", "merge_logs": True, "listen_timeout": 5}, {}, []),
+        ({"env_x": {"A": 1}}, {}, ["env_x: A: 1: a second file with these, given by another -c, wins over this one"]),
+        ({"error_file": "x", "merge_logs": True, "listen_timeout": 5}, {},
+         ["error_file: x: a server has one log, of both streams",
+          "listen_timeout: 5: start_timeout limits how long a start takes"]),
     ],
 )  # fmt: skip
 def test_key_of_an_app_is_a_key_or_a_remark(
@@ -108,7 +112,7 @@ def test_app_without_a_script_is_left_out_and_its_neighbours_are_not(imported: I
         {"script": "m.rb", "name": "a/b"}, 5, {"script": "b"}, {"name": "d", "script": " ", "instances": "many"},
         {"script": "uvicorn", "args": "m:app --port 90", "interpreter": "none", "instances": 3, "env": {"PORT": "1"}},
     ]  # fmt: skip
-    said = imported(json.dumps({"apps": apps, "deploy": {}}), "ecosystem.json")
+    said = imported(json.dumps({"apps": apps, "deploy": {"a": 1}}), "ecosystem.json")
     assert said.servers == {
         "a-b": {"command": ["ruby", "m.rb"], "restart": "always"},
         "b": {"command": ["b"], "restart": "always"},
@@ -117,11 +121,12 @@ def test_app_without_a_script_is_left_out_and_its_neighbours_are_not(imported: I
         },
     }  # fmt: skip
     assert said.remarks == [
-        "ecosystem.json:1: deploy: no equivalent",
+        "ecosystem.json:1: deploy: a: 1: no equivalent",
         "ecosystem.json:1: left out: it has no script",
         "[[server]]",
         'name = "d"',
         'restart = "always"',
+        "ecosystem.json:1: instances: many: no equivalent",
     ]
 
 
@@ -134,11 +139,11 @@ def test_remark_is_at_the_line_of_its_key(imported: Import) -> None:
 {"script": "b",
 "autorestart": true,
 "restart_delay": "soon"}],
-"deploy": {}}"""
+"deploy": {"a": 1}}"""
     places = [each.split()[0] + each.split()[1] for each in imported(text, "ecosystem.json").remarks]
     assert places == [
-        "ecosystem.json:9:deploy:", "ecosystem.json:2:restart", "ecosystem.json:3:instances:",
-        "ecosystem.json:4:watch:", "ecosystem.json:7:restart",
+        "ecosystem.json:9:deploy:", "ecosystem.json:3:instances:", "ecosystem.json:4:watch:",
+        "ecosystem.json:5:restart", "ecosystem.json:8:restart",
     ]  # fmt: skip
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pwd
+import socket
 from pathlib import Path
 
 import pytest
 
 from .conftest import Import, assert_valid
 
+# systemd's defaults, where poolctl's are others.
+DEFAULTS = {"restart": "no", "stop_timeout": "90s", "stop_group": "together"}
 UNIT = """\
 [Unit]
 Description=Shop
@@ -44,14 +48,17 @@ def test_systemd_unit(imported: Import, tmp_path: Path) -> None:
             "bind": "unix:/run/shop.sock",
             "command": ["/srv/shop/bin/serve", "--name", "shop.service", "--cost", "100%"],
             "cwd": "/srv/shop",
-            "restart": {"limit": 3, "policy": "always", "backoff": {"initial": "500ms"}},
+            "restart": {
+                "limit": 3, "window": "10s", "policy": "always", "backoff": {"initial": "500ms", "max": "500ms"},
+            },
             "notify": True,
             "env": {"LEVEL": "debug", "MODE": "a b"},
             "stop_timeout": "1m30s",
+            "stop_group": "together",
             "limits": {"open_files": 65536, "memory": "512MiB"},
             "user": "shop:www-data",
         }
-    }
+    }  # fmt: skip
     assert said.remarks == [
         "shop.service:3: After=postgresql.service: depends_on, once it is a server of this file",
         "shop.service:13: EnvironmentFile=-/etc/default/there-is-no-such-file: the file does not exist here",
@@ -81,14 +88,19 @@ def test_mode_that_kills_no_process_has_no_equivalent(imported: Import) -> None:
     ("line", "command"),
     [
         ("-/bin/sleep 5", ["/bin/sleep", "5"]),
-        ("/bin/serve $OPTIONS ${MORE}", ["sh", "-c", "exec /bin/serve $OPTIONS $${MORE}"]),
+        ("/bin/serve $OPTIONS ${MORE}", ["sh", "-c", 'exec /bin/serve $OPTIONS "$${MORE}"']),
         ("/bin/serve '$$5'", ["/bin/serve", "$5"]),
-        ("/bin/serve $$5 $MORE", ["sh", "-c", r"exec /bin/serve \$5 $MORE"]),
+        ("/bin/serve $$5 $MORE", ["sh", "-c", "exec /bin/serve '$5' $MORE"]),
+        (
+            "/bin/serve --x=${X}:${Y} a;b '' $MORE",
+            ["sh", "-c", """exec /bin/serve --x="$${X}":"$${Y}" 'a;b' '' $MORE"""],
+        ),
+        (":/bin/serve $X ${Y}", ["/bin/serve", "$X", "$${Y}"]),
     ],
 )
 def test_command_of_a_unit(imported: Import, line: str, command: list[str]) -> None:
     servers = imported(f"[Service]\nExecStart={line}\n", "one.service").servers
-    assert servers["one"] == {"cwd": "/", "command": command}
+    assert servers["one"] == {**DEFAULTS, "cwd": "/", "command": command}
 
 
 def test_commands_around_a_unit_are_hooks(imported: Import, tmp_path: Path) -> None:
@@ -108,7 +120,7 @@ def test_commands_around_a_unit_are_hooks(imported: Import, tmp_path: Path) -> N
     assert_valid(tmp_path, said.text)
     of_variables = "[Service]\nExecStart=/bin/a\nExecStartPre=/bin/mkdir ${HOME}/x\n"
     hooks = imported(of_variables, "a.service").servers["a"]["hooks"]
-    assert hooks == {"before_start": ["sh", "-c", "exec /bin/mkdir $${HOME}/x"]}, "a file's ${ is $${"
+    assert hooks == {"before_start": ["sh", "-c", 'exec /bin/mkdir "$${HOME}"/x']}, "a file's ${ is $${"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +136,8 @@ def test_rights_of_a_socket_unit_are_those_of_the_server(
 ) -> None:
     (tmp_path / "a.socket").write_text(f"[Socket]\nListenStream=/run/a.sock\n{lines}\n")
     said = imported("[Unit]\nRequires=a.socket\n[Service]\nExecStart=/bin/a\n", "a.service")
-    assert said.servers["a"] == {"command": ["/bin/a"], "cwd": "/", "bind": "unix:/run/a.sock", **keys}
+    server = {"command": ["/bin/a"], "cwd": "/", "bind": "unix:/run/a.sock"}
+    assert said.servers["a"] == {**DEFAULTS, **server, **keys}
 
 
 def test_settings_of_a_unit_are_keys_or_remarks(
@@ -177,13 +190,14 @@ Also=b.service
     assert said.servers == {
         "a": {
             "bind": ":8080",
-            "command": ["/bin/serve", "a.service", "a", "a", home, run, "%i", "%"],
+            "command": ["/bin/serve", "a.service", "a", "a", home, run, "%"],
+            "stop_group": "together",
             "cwd": "/srv/a",
             "notify": True,
             "umask": "0077",
-            "restart": {"policy": "on-failure", "window": "1h"},
+            "restart": {"policy": "on-failure", "limit": 5, "window": "1h"},
             "stop_timeout": "1m",
-            "start_timeout": "1m",
+            "start_timeout": "24h",
             "stop_signal": "SIGINT",
             "env": {"A": "a.service", "B": "", "C": "x=y", "D": "1"},
             "env_file": [{"path": "/etc/default/a", "expand": False}, {"path": "e.env", "expand": False}],
@@ -200,10 +214,11 @@ Also=b.service
             "5: PartOf=d.socket: write its ListenStream as bind",
             "7: ConditionPathExists=/x: no equivalent",
             "10: ExecStart=@…: the program has its own name as its first argument",
+            "14: Restart=on-watchdog: poolctl restarts it after other exits, too",
             "16: StartLimitBurst=many: no equivalent",
-            "18: TimeoutStartSec=infinity: no equivalent",
-            "24: EnvironmentFile=-${HOME}/none: the file does not exist here",
+            "24: EnvironmentFile=-%h/none: the file does not exist here",
             "26: LimitNOFILE=infinity: no equivalent",
+            "27: ExecReload=/bin/kill: poolctl restart replaces the process, poolctl reload applies this file",
             "29: ExecStartPre=!/bin/prepare: no equivalent of !",
             "30: TimeoutStopSec=2x: no equivalent",
             "31: MemoryMax=1.5G: no equivalent",
@@ -226,9 +241,32 @@ Also=b.service
         (["User=%p", "Group=g"], {"user": "a:g"}, []),
         (["EnvironmentFile=-/nowhere"], {}, ["3: EnvironmentFile=-/nowhere: the file does not exist here"]),
         (["LimitNOFILE=1024"], {"limits": {"open_files": 1024}}, []),
-        (["RestartSec=1 minute 2.5 sec 20msec"], {"restart": {"backoff": {"initial": "1m2.5s20ms"}}}, []),
-        (["RestartSec=2hours 5"], {"restart": {"backoff": {"initial": "2h5s"}}}, []),
-        (["Restart=sometimes"], {"restart": "on-failure"}, []),
+        (["RestartSec=1 minute 2.5 sec 20msec"],
+         {"restart": {"policy": "no", "backoff": {"initial": "1m2.5s20ms", "max": "1m2.5s20ms"}}}, []),
+        (["Restart=on-success"], {"restart": "always"},
+         ["3: Restart=on-success: poolctl restarts it after other exits, too"]),
+        (["StartLimitBurst=0", "StartLimitIntervalSec=0"], {}, []),
+        (["StartLimitBurst=3"], {"restart": {"policy": "no", "limit": 3, "window": "10s"}}, []),
+        (["TimeoutStopSec=infinity"], {"stop_timeout": "24h"}, []),
+        (["KillMode=mixed"], {"stop_group": "after"}, []),
+        (["MemoryHigh=1G", "MemoryMax=2G"], {"limits": {"memory": "2GiB"}}, ["3: MemoryHigh=1G: no equivalent"]),
+        (["SystemCallFilter=@system-service", "SystemCallFilter=~@privileged"], {},
+         ["4: SystemCallFilter=@system-service, ~@privileged: no equivalent"]),
+        (["Environment=A=%H-%m"], {"env": {"A": f"{socket.gethostname()}-%m"}},
+         ["3: Environment=A=%H-%m: %m: no equivalent"]),
+        (["StandardOutput=append:/var/log/%p.log", "StandardError=append:/var/log/a.log"],
+         {"log": {"path": "/var/log/a.log"}}, []),
+        (["StandardOutput=file:/o", "StandardError=file:/e"], {"log": {"path": "/o"}},
+         ["4: StandardError=file:/e: a server has one log, of both streams"]),
+        (["StandardOutput=null", "StandardError=journal"], {},
+         ["3: StandardOutput=null: a server has one log, of both streams"]),
+        (["WorkingDirectory=~"], {"cwd": "~"}, []),
+        (["WorkingDirectory=~", "User=root"], {"cwd": pwd.getpwnam("root").pw_dir, "user": "root"}, []),
+        (["ExecStart=", "ExecStart=-/bin/b"], {"command": ["/bin/b"]}, ["4: ExecStart=-…: no equivalent of -"]),
+        (["X-Own=1", "Description=a", "RemainAfterExit=yes"], {}, []),
+        (["[Install]", "WantedBy=x.target", "Alias=b.service", "[X-Own]", "A=1", "[Timer]", "OnCalendar=daily"], {},
+         ["9: [Timer]: not a section of a service"]),
+        (["Restart=sometimes"], {}, ["3: Restart=sometimes: no equivalent"]),
         (["Wants=x.socket"], {"bind": "127.0.0.1:9000"}, []),
         (["ExecStopPost=/bin/b", "ExecStopPost="], {}, []),
         (["ExecStopPost="], {}, []),
@@ -240,7 +278,7 @@ def test_setting_of_a_service_is_a_key_or_a_remark(
 ) -> None:
     (tmp_path / "x.socket").write_text("[Socket]\nListenStream=127.0.0.1:9000\n")
     said = imported("\n".join(["[Service]", "ExecStart=/bin/a", *lines, ""]), "a.service")
-    assert said.servers == {"a": {"command": ["/bin/a"], "cwd": "/", **keys}}
+    assert said.servers == {"a": {"command": ["/bin/a"], "cwd": "/", **DEFAULTS, **keys}}
     assert said.remarks == [f"a.service:{each}" for each in remarks]
 
 
@@ -249,7 +287,7 @@ def test_first_command_since_the_last_empty_one_is_taken_over(imported: Import, 
     starts = "ExecStart=/bin/one\nExecStart=\nExecStart=/bin/two\nExecStart=/bin/three\n"
     said = imported(f"[Service]\nType={kind}\n{starts}", "b@.service")
     job = {"job": True} if kind == "oneshot" else {}
-    assert said.servers == {"b": {"command": ["/bin/two"], "cwd": "/", **job}}
+    assert said.servers == {"b": {"command": ["/bin/two"], "cwd": "/", **DEFAULTS, **job}}
     assert said.remarks == ["b@.service:6: ExecStart=/bin/three: a server has one command"]
 
 
@@ -269,3 +307,64 @@ def test_unit_that_cannot_be_taken_over_is_refused(
 ) -> None:
     said = imported(text, "a.service", valid=False)
     assert (said.code, said.err) == (code, f"error: {message}\n  hint: {hint}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "command", "remarks"),
+    [
+        ("w@3.service", "%i %N %n %p", ["3", "w@3", "w@3.service", "w"], []),
+        ("w@a-b\\x2dc.service", "%I", ["a/b-c"], []),
+        ("w@.service", "%i", ["1"], []),
+        ("w-x@.service", "--n=%j", ["--n=x"], []),
+    ],
+)
+def test_instance_of_a_template_is_known_from_its_name_or_its_default(
+    imported: Import, name: str, line: str, command: list[str], remarks: list[str]
+) -> None:
+    said = imported(f"[Service]\nExecStart=/bin/a {line}\n[Install]\nDefaultInstance=1\n", name)
+    (server,) = said.servers.values()
+    assert (server["command"], said.remarks) == (["/bin/a", *command], remarks)
+
+
+def test_instance_of_a_template_without_one_is_a_variable(imported: Import) -> None:
+    said = imported("[Service]\nExecStart=/bin/a\nEnvironment=N=%i\n", "w@.service")
+    assert said.servers["w"]["env"] == {"N": "${INSTANCE}"}
+    assert said.remarks == ["w@.service:3: Environment=N=%i: %i: INSTANCE has to be set, or written here"]
+    assert "it refers to variables that are not set here: INSTANCE" in said.err
+
+
+def test_stop_of_an_app_is_limited_by_its_own_option_unless_the_unit_has_one(imported: Import) -> None:
+    unit = "[Service]\nExecStart=/bin/uvicorn a:b --timeout-graceful-shutdown 8\n"
+    assert imported(unit, "a.service").servers["a"]["stop_timeout"] == "10s"
+    assert imported(unit + "TimeoutStopSec=20\n", "a.service").servers["a"]["stop_timeout"] == "20s"
+
+
+def test_app_of_a_unit_is_found_in_its_working_directory(imported: Import) -> None:
+    unit = "[Service]\nExecStart=/venv/bin/uvicorn a:b --env-file e\nWorkingDirectory=/srv/a\nEnvironmentFile=/f\n"
+    server = imported(unit, "a.service").servers["a"]
+    assert server["env_file"] == ["/srv/a/e", {"path": "/f", "expand": False}]
+    assert (server["cwd"], server["app_dir"], server["python"]) == ("/srv/a", "/srv/a", "/venv/bin/python3")
+
+
+def test_socket_that_activates_a_unit_is_the_one_of_its_name(imported: Import, tmp_path: Path) -> None:
+    lines = "ListenStream=%t/a.sock\nListenStream=80\nBacklog=5\nAccept=no\nService=a.service\n"
+    (tmp_path / "a.socket").write_text(f"[Unit]\nDescription=x\n[Socket]\n{lines}")
+    (tmp_path / "b.socket").write_text("[Socket]\nListenStream=81\n")
+    unit = "[Service]\nExecStart=/bin/a\nSockets=a.socket b.socket\n"
+    for text in (unit, unit.replace("Sockets=a.socket b.socket", "Nice=1")):
+        said = imported(text, "a.service")
+        assert said.servers["a"]["bind"] == "unix:${XDG_RUNTIME_DIR:-/run}/a.sock"
+        assert [
+            each.partition(" ")[2] for each in said.remarks if "Nice" not in each and "b.socket" not in each
+        ] == [
+            "a.socket: Backlog=5: no equivalent",
+            "a.socket: ListenStream=80: a server has one address",
+        ]
+    assert "a.service:3: Sockets=b.socket: a server has one address" in imported(unit, "a.service").remarks
+
+
+def test_files_that_change_a_unit_are_named(imported: Import, tmp_path: Path) -> None:
+    (tmp_path / "a.service.d").mkdir()
+    (file := tmp_path / "a.service.d" / "override.conf").touch()
+    said = imported("[Service]\nExecStart=/bin/a\n", "a.service")
+    assert said.remarks == [f"a.service:2: {file} was not read: write its settings into the unit"]

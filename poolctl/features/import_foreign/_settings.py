@@ -1,0 +1,154 @@
+"""The settings of another tool's file, counted: each is converted, becomes a remark, or is known to mean nothing here.
+
+A reader takes the settings that it knows from `Settings`. Those that no reader took become remarks, except the ones
+that the module of the format lists with the reason why poolctl needs no word about them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from ._foreign_pool import ForeignServer, Keys, Remarked
+
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+NO_EQUIVALENT = "no equivalent"
+OF_ANOTHER_TYPE = "a value of another type than expected"
+# The reasons why a setting needs no remark, by the pattern of its path, such as `deploy.x-*`.
+Meaningless = Mapping[str, str]
+
+
+class Unread(NamedTuple):
+    """A setting that was not taken: its path, such as `deploy.mode`, its value, its line, and why it was not taken."""
+
+    path: str
+    value: Any
+    line: int
+    why: str
+
+
+class Settings:
+    """A table of settings that knows which of them were taken. A setting with an empty value is none.
+
+    `about` is what the settings describe: it gets the remarks, and the line of the setting that was taken last.
+    `line` returns the line of a path in the table, and `sign` is written between the name and the value of a setting.
+    """
+
+    def __init__(
+        self,
+        about: Remarked,
+        values: Mapping[Any, Any],
+        line: Callable[..., int],
+        *,
+        sign: str = ": ",
+        prefix: str = "",
+    ) -> None:
+        self._about = about
+        self._values = {str(key): value for key, value in values.items()}
+        self._line = line
+        self._sign = sign
+        self._prefix = prefix
+        self._taken: set[str] = set()
+        self._mistyped: set[str] = set()
+        self._tables: dict[str, Settings] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __repr__(self) -> str:
+        return f"<Settings {', '.join(self._values)}; taken: {', '.join(sorted(self._taken)) or 'none'}>"
+
+    def line(self, key: str) -> int:
+        """The line of `key`."""
+        return self._line(key)
+
+    def take(self, key: str, *types: type) -> Any:
+        """The value of `key`; None, and the setting is not taken, if it is missing or has none of the `types`."""
+        value = self._values.get(key)
+        if value in _EMPTY:
+            return None
+        if types and not isinstance(value, types):
+            self._mistyped.add(key)
+            return None
+        self._taken.add(key)
+        self._about.at = self._line(key)
+        return value
+
+    def table(self, key: str) -> Settings:
+        """The settings in the table `key`, to be taken one by one; none if there is no such table."""
+        if key not in self._tables:
+            values = self.take(key, dict) or {}
+            line = functools.partial(self._line, key)
+            prefix = f"{self._prefix}{key}."
+            self._tables[key] = Settings(self._about, values, line, sign=self._sign, prefix=prefix)
+        return self._tables[key]
+
+    def carry(self, server: ForeignServer, keys: Keys) -> None:
+        """Set the keys of pool.toml that correspond to settings one by one.
+
+        A setting whose value cannot be converted (to "" or None, or with a ValueError) is not taken.
+        """
+        for name, (key, convert) in keys.items():
+            converted = _converted(convert, self._values[name]) if name in self._values else None
+            if converted not in ("", None):
+                self.take(name)
+                server.set(key, converted)
+
+    def remark(self, key: str, why: str) -> None:
+        """Take the setting, and add a remark with its value, if it is there."""
+        value = self.take(key)
+        if value is not None:
+            self._about.remark(f"{self._prefix}{key}{self._sign}{shown(value)}: {why}")
+
+    def unread(self, meaningless: Meaningless, defaults: Mapping[str, object]) -> Iterator[Unread]:
+        """The settings that were not taken, without those that are `meaningless` or have their default value."""
+        for key, value in self._values.items():
+            path = self._prefix + key
+            if value in _EMPTY:
+                continue
+            if key in self._taken:
+                if key in self._tables:
+                    yield from self._tables[key].unread(meaningless, defaults)
+            elif defaults.get(path) != value and not is_meaningless(path, meaningless):
+                why = OF_ANOTHER_TYPE if key in self._mistyped else NO_EQUIVALENT
+                yield Unread(path, value, self._line(key), why)
+
+    def remark_unread(
+        self,
+        meaningless: Meaningless,
+        *,
+        defaults: Mapping[str, object] = {},
+        advice: Mapping[str, str] = {},
+    ) -> None:
+        """Add a remark for each setting of `unread`, with the `advice` on it, if any, and its value."""
+        for path, value, line, why in self.unread(meaningless, defaults):
+            self._about.remark(f"{path}{self._sign}{shown(value)}: {advice.get(path, why)}", line)
+
+
+def is_meaningless(path: str, meaningless: Meaningless) -> bool:
+    """Whether a pattern of `meaningless` matches the path."""
+    return any(fnmatchcase(path, pattern) for pattern in meaningless)
+
+
+def _converted(convert: Callable[[str], Any], value: Any) -> Any:
+    try:
+        return convert(text_of(value))
+    except ValueError:
+        return None
+
+
+def text_of(value: Any) -> str:
+    """The value as the file has it: `true`, not `True`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def shown(value: Any) -> str:
+    """The value of a setting for a remark."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {shown(each)}" for key, each in value.items())
+    return ", ".join(map(shown, value)) if isinstance(value, (list, tuple)) else text_of(value)
