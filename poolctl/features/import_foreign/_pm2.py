@@ -13,8 +13,9 @@ from ._command_lines import apply_command_words
 from ._foreign_pool import PORT, ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, user_and_group
 from ._settings import Meaningless, Settings, text_of
 
-_INTERPRETERS = {
-    ".js": "node", ".cjs": "node", ".mjs": "node", ".py": "python3", ".rb": "ruby", ".sh": "bash",
+_INTERPRETERS = {  # pm2's interpreter.json
+    ".js": "node", ".cjs": "node", ".mjs": "node", ".py": "python3", ".rb": "ruby", ".sh": "bash", ".php": "php",
+    ".pl": "perl", ".coffee": "coffee", ".ls": "lsc", ".ts": "bun", ".tsx": "bun",
 }  # fmt: skip
 MEANINGLESS: Meaningless = {
     "merge_logs": "a server has one log, of all its processes",
@@ -52,16 +53,16 @@ def pool_of_pm2(document: Document) -> ForeignPool:
             stem = os.path.splitext(os.path.basename(str(values.get("script", ""))))[0]
             server = pool.add(str(values.get("name") or stem), document.place(path).line)
             app = Settings(server, values, lambda *inner, path=path: document.place((*path, *inner)).line)
-            _apply_app(server, app)
+            _apply_app(server, app, document.base_dir)
     file.remark_unread({})
     if not pool.servers:
         raise Unreadable("there is no app in it", "is this an ecosystem file of pm2?", 1)
     return pool
 
 
-def _apply_app(server: ForeignServer, app: Settings) -> None:
+def _apply_app(server: ForeignServer, app: Settings, directory: str) -> None:
     app.take("name")
-    _apply_script(server, app)
+    _apply_script(server, app, directory)
     app.carry(server, _KEYS)
     for key in _LOGS:
         if "log" not in server.keys:
@@ -80,7 +81,8 @@ def _apply_app(server: ForeignServer, app: Settings) -> None:
     app.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=advice)
 
 
-def _apply_script(server: ForeignServer, app: Settings) -> None:
+def _apply_script(server: ForeignServer, app: Settings, directory: str) -> None:
+    """Set the app or command; `directory` is that of the file."""
     interpreter = app.take("interpreter", str) or app.take("exec_interpreter", str)
     options = app.take("interpreter_args", str, list) or app.take("node_args", str, list)
     arguments = app.take("args", str, list)
@@ -96,9 +98,14 @@ def _apply_script(server: ForeignServer, app: Settings) -> None:
         return
     words = _as_words(script)
     if interpreter is None:
-        interpreter = _INTERPRETERS.get(os.path.splitext(words[0])[1], "none")
+        file = os.path.join(directory, cwd or "", words[0])
+        interpreter = _INTERPRETERS.get(os.path.splitext(words[0])[1]) or _interpreter_of_file(file, words[0])
+        if interpreter == "bun":
+            server.remark(f"script: {script}: run by bun, as in pm2 6; ts-node and tsx are others")
     if interpreter != "none":
         words = [interpreter, *_as_words(options), *words]
+    elif options:
+        server.remark(f"interpreter_args: {' '.join(_as_words(options))}: {script} has no interpreter")
     apply_command_words(server, [escaped(word) for word in [*words, *_as_words(arguments)]])
     if port.isdigit() and "bind" not in server.keys:
         # The program reads PORT and binds the port itself.
@@ -107,6 +114,15 @@ def _apply_script(server: ForeignServer, app: Settings) -> None:
     elif port:
         server.add_env("PORT", port)
     _instances(server, app)
+
+
+def _interpreter_of_file(file: str, script: str) -> str:
+    """Return `node`, by which pm2 runs a file of another extension, such as bin/www; `none` for a binary or command."""
+    try:
+        with open(file, "rb") as opened:
+            return "none" if b"\0" in opened.read(1024) else "node"
+    except OSError:
+        return "node" if "/" in script and not os.path.isabs(script) else "none"
 
 
 def _instances(server: ForeignServer, app: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,7 +54,8 @@ def test_remark_about_a_script_is_at_its_line(imported: Import) -> None:
         ({"args": "y 'z"}, {"command": ["bash", "a.sh", "x", "y 'z"]}, []),
         ({"interpreter_args": "-w 'x y'"}, {"command": ["bash", "-w", "x y", "a.sh", "x"]}, []),
         ({"node_args": ["--x"]}, {"command": ["bash", "--x", "a.sh", "x"]}, []),
-        ({"interpreter": "none", "node_args": "--x"}, {"command": ["a.sh", "x"]}, []),
+        ({"interpreter": "none", "node_args": "--x"}, {"command": ["a.sh", "x"]},
+         ["interpreter_args: --x: a.sh x has no interpreter"]),
         ({"exec_interpreter": "zsh"}, {"command": ["zsh", "a.sh", "x"]}, []),
         ({"max_memory_restart": 1000}, {"limits": {"memory": 1000}}, []),
         ({"max_memory_restart": "1000"}, {"limits": {"memory": 1000}}, []),
@@ -151,3 +153,26 @@ def test_file_without_an_app_is_refused(imported: Import) -> None:
     said = imported('{"apps": [5]}', "ecosystem.json", valid=False)
     hint = "is this an ecosystem file of pm2?"
     assert (said.code, said.err) == (5, f"error: ecosystem.json:1: there is no app in it\n  hint: {hint}\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "interpreter"),
+    [
+        ("./bin/www", "node"), ("www", "node"), ("src/index.ts", "bun"), ("./a.php", "php"), ("./a.pl", "perl"),
+        ("bin/serve", ""), ("worker", ""), ("/usr/local/bin/worker", ""),
+    ],
+)  # fmt: skip
+def test_script_has_the_interpreter_of_pm2(
+    imported: Import, tmp_path: Path, script: str, interpreter: str
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "serve").write_bytes(b"\x7fELF\0")
+    (tmp_path / "www").write_text("#!/usr/bin/env node\n")
+    said = imported(
+        json.dumps({"apps": [{"name": "a", "script": script, "node_args": "-x"}]}), "ecosystem.json"
+    )
+    words = [interpreter, "-x", script] if interpreter else [script]
+    assert said.servers["a"]["command"] == words
+    assert [each for each in said.remarks if "bun" in each] == [
+        "ecosystem.json:1: script: src/index.ts: run by bun, as in pm2 6; ts-node and tsx are others"
+    ] * (interpreter == "bun")
